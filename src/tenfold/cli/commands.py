@@ -1,0 +1,2 @@
+"""Brings every room's commands onto the command line."""
+

@@ -1,0 +1,50 @@
+"""Accelerators: peak rates, memory, links, power, as published."""
+
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+
+from tenfold.spec.errors import TenfoldError, nearest
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """One accelerator's data sheet. Rates are dense (no sparsity); `None` is unknown.
+
+    `measured_bf16_tflops` is the best matrix product that anybody measured on it: the honest ceiling.
+    """
+
+    key: str
+    name: str
+    memory_gb: float
+    memory_gb_per_s: float
+    source: str
+    bf16_tflops: float
+    fp8_tflops: float | None = None
+    fp4_tflops: float | None = None
+    scaleup_gb_per_s: float | None = None
+    tdp_w: float | None = None
+    measured_bf16_tflops: float | None = None
+
+    def peak_flops(self, dtype: str = "bf16") -> float:
+        """Peak FLOP/s in `bf16`, `fp8` or `fp4`. Raises TenfoldError where the part has no such unit."""
+        tflops = {"bf16": self.bf16_tflops, "fp8": self.fp8_tflops, "fp4": self.fp4_tflops}.get(dtype)
+        if tflops is None:
+            raise TenfoldError(f"{self.name} has no published {dtype} rate: choose bf16.")
+        return tflops * 1e12
+
+
+@cache
+def accelerators() -> dict[str, Accelerator]:
+    """All known accelerators by key (`h100`, `mi300x`, ...), from `spec/data/accelerators.toml`."""
+    text = resources.files("tenfold.spec").joinpath("data/accelerators.toml").read_text()
+    return {key: Accelerator(key=key, **fields) for key, fields in tomllib.loads(text).items()}
+
+
+def accelerator(key: str) -> Accelerator:
+    """One accelerator. Raises TenfoldError with the nearest key where it is unknown."""
+    known = accelerators()
+    if key.lower() not in known:
+        raise TenfoldError(f"There is no accelerator {key!r}{nearest(key, known)}.")
+    return known[key.lower()]

@@ -1,0 +1,191 @@
+"""The shape of a model, and everything that follows from the shape alone: parameters, FLOPs, bytes.
+
+One set of formulas for the planner, the trainer and the server. Matrix products count two FLOPs per
+multiply-add, the backward pass twice the forward pass. Norms, activations, RoPE, the softmax and the
+embedding look-up (a gather) are not counted, as in every convention below.
+"""
+
+import tomllib
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib import resources
+from typing import Literal
+
+from tenfold.spec.errors import TenfoldError, nearest
+
+Convention = Literal["exact", "full_attention", "6n"]
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3.1's stretch of the rotary frequencies (llama-models `apply_scaling`)."""
+
+    factor: float = 8.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_context: int = 8192
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Counts of weights. `active` are those that one token multiplies with; `matrix` leaves out norms and,
+    where it is only looked up, the embedding table."""
+
+    total: int
+    active: int
+    embedding: int
+    matrix_active: int
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Shape of a Llama 3 or Llama 4 text model.
+
+    A dense model has `n_experts = 0`. With experts, every `moe_every`-th layer routes each token to
+    `experts_per_token` of `n_experts` feed-forward blocks of width `expert_ffn_dim`, beside
+    `n_shared_experts` that every token passes through.
+    """
+
+    name: str
+    dim: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    ffn_dim: int
+    vocab_size: int
+    head_dim: int = 0
+    tied: bool = False
+    context: int = 8192
+    rope_theta: float = 500_000.0
+    rope_scaling: RopeScaling | None = None
+    norm_eps: float = 1e-5
+    family: str = "llama3"
+    n_experts: int = 0
+    experts_per_token: int = 1
+    n_shared_experts: int = 1
+    expert_ffn_dim: int = 0
+    moe_every: int = 1
+    attention_chunk: int = 0
+    nope_every: int = 0
+    qk_norm: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.head_dim:
+            object.__setattr__(self, "head_dim", self.dim // self.n_heads)
+        if self.n_heads % self.n_kv_heads:
+            raise TenfoldError(
+                f"{self.name}: n_heads {self.n_heads} must be a multiple of n_kv_heads {self.n_kv_heads}."
+            )
+        if self.head_dim % 2:
+            raise TenfoldError(f"{self.name}: head_dim {self.head_dim} must be even for rotary positions.")
+        if min(self.dim, self.n_layers, self.ffn_dim, self.vocab_size, self.context) < 1:
+            raise TenfoldError(f"{self.name}: every dimension must be at least 1.")
+        if self.n_experts and not self.expert_ffn_dim:
+            raise TenfoldError(f"{self.name}: a model with experts needs expert_ffn_dim.")
+
+    @property
+    def attention_weights(self) -> int:
+        """Weights of the four attention projections of one layer."""
+        return self.dim * self.head_dim * (2 * self.n_heads + 2 * self.n_kv_heads)
+
+    @property
+    def n_expert_layers(self) -> int:
+        """Layers whose feed-forward is routed: layer i (from 0) where (i + 1) % moe_every == 0."""
+        return self.n_layers // self.moe_every if self.n_experts else 0
+
+    def _expert_layer_weights(self, experts: int) -> int:
+        swiglu = 3 * self.dim * self.expert_ffn_dim
+        return swiglu * (experts + self.n_shared_experts) + self.dim * self.n_experts
+
+    def parameters(self) -> Parameters:
+        """Exact counts, as the checkpoint holds them (tied weights once)."""
+        embedding = self.vocab_size * self.dim
+        dense_layers = self.n_layers - self.n_expert_layers
+        shared = self.n_layers * self.attention_weights + dense_layers * 3 * self.dim * self.ffn_dim
+        experts_total = self.n_expert_layers * self._expert_layer_weights(self.n_experts)
+        experts_active = self.n_expert_layers * self._expert_layer_weights(self.experts_per_token)
+        norms = (2 * self.n_layers + 1) * self.dim
+        head = 0 if self.tied else embedding
+        return Parameters(
+            total=shared + experts_total + norms + embedding + head,
+            active=shared + experts_active + norms + embedding + head,
+            embedding=embedding,
+            matrix_active=shared + experts_active + embedding,
+        )
+
+    def attended(self, seq_len: int, layer: int, causal: bool = True) -> float:
+        """Mean number of keys that a query of `layer` attends to in a sequence of `seq_len` tokens.
+
+        Causal: (T + 1) / 2, or less where a layer attends within chunks. Not causal: T (or the chunk).
+        """
+        span = seq_len
+        if self.attention_chunk and not (self.nope_every and (layer + 1) % self.nope_every == 0):
+            span = min(seq_len, self.attention_chunk)
+        if not causal:
+            return float(span)
+        whole, rest = divmod(seq_len, span)
+        return (whole * span * (span + 1) / 2 + rest * (rest + 1) / 2) / seq_len
+
+    def attention_flops_per_token(self, seq_len: int, causal: bool = True) -> float:
+        """Forward FLOPs per token of the two attention products (scores and values)."""
+        keys = sum(self.attended(seq_len, layer, causal) for layer in range(self.n_layers))
+        return 4.0 * self.n_heads * self.head_dim * keys
+
+    def forward_flops_per_token(self, seq_len: int, convention: Convention = "exact") -> float:
+        """Forward FLOPs per token at sequence length `seq_len`.
+
+        - `exact`: every matrix product incl. the output head, causal attention halved. Used by Tenfold,
+          MaxText, and the Llama 3 paper's model FLOPs.
+        - `full_attention`: the same with the whole square of scores (PaLM appendix B, Megatron-LM,
+          torchtitan, nanochat).
+        - `6n`: two per parameter of the whole model, no attention (Kaplan, Chinchilla's C = 6ND, model cards).
+        """
+        if convention == "6n":
+            return 2.0 * self.parameters().active
+        return 2.0 * self.parameters().matrix_active + self.attention_flops_per_token(
+            seq_len, causal=convention == "exact"
+        )
+
+    def train_flops_per_token(self, seq_len: int, convention: Convention = "exact") -> float:
+        """Training FLOPs per token: three forward passes' worth (one forward, two backward)."""
+        return 3.0 * self.forward_flops_per_token(seq_len, convention)
+
+    def kv_bytes_per_token(self, bytes_per_value: float = 2.0) -> float:
+        """Bytes of keys and values that one token adds to the cache over all layers."""
+        return 2.0 * self.n_layers * self.n_kv_heads * self.head_dim * bytes_per_value
+
+    def kv_cache_bytes(self, seq_len: int, bytes_per_value: float = 2.0) -> float:
+        """Bytes of cache of one sequence; layers that attend within chunks keep one chunk."""
+        per_layer = 2.0 * self.n_kv_heads * self.head_dim * bytes_per_value
+        kept = 0
+        for layer in range(self.n_layers):
+            local = self.attention_chunk and not (self.nope_every and (layer + 1) % self.nope_every == 0)
+            kept += min(seq_len, self.attention_chunk) if local else seq_len
+        return per_layer * kept
+
+
+@cache
+def published_models() -> dict[str, ModelSpec]:
+    """Published shapes by name, from `spec/data/models.toml` (each with its source there)."""
+    text = resources.files("tenfold.spec").joinpath("data/models.toml").read_text()
+    models = {}
+    for name, fields in tomllib.loads(text).items():
+        fields.pop("source")
+        scaling = fields.pop("rope_scaling", None)
+        models[name] = ModelSpec(
+            name=name, rope_scaling=RopeScaling(**scaling) if scaling else None, **fields
+        )
+    return models
+
+
+def published_model(name: str) -> ModelSpec:
+    """One published shape. Raises TenfoldError with the nearest name where it is unknown."""
+    models = published_models()
+    if name.lower() not in models:
+        raise TenfoldError(f"There is no published model {name!r}{nearest(name, models)}.")
+    return models[name.lower()]
+
+
+def with_depth(spec: ModelSpec, n_layers: int) -> ModelSpec:
+    """The same widths at another depth."""
+    return replace(spec, n_layers=n_layers)
