@@ -1,0 +1,176 @@
+"""Llama 3 in PyTorch: the block's mathematics, top to bottom. It knows nothing of parallelism or training.
+
+    h = x + Attention(RMSNorm(x));   out = h + FeedForward(RMSNorm(h))
+
+Reference: llama-models `models/llama3/model.py`. Rotary positions turn neighbouring pairs, as there; Hugging Face
+checkpoints split each head in halves instead, so their rows are permuted on the way in and out.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tenfold.model.loss import cross_entropy
+from tenfold.spec.model import ModelSpec
+
+
+EMBEDDING_STD = 0.1
+
+
+def rope_frequencies(spec: ModelSpec) -> Tensor:
+    """Inverse wavelengths in radians per position, float32 [head_dim / 2], with Llama 3.1's stretch if any.
+
+    The stretch follows llama-models `apply_scaling`: long wavelengths are divided by `factor`, short ones kept,
+    and those between blended linearly in the inverse wavelength.
+    """
+    exponents = torch.arange(0, spec.head_dim, 2, dtype=torch.int64).float() / spec.head_dim
+    frequencies = 1.0 / (spec.rope_theta**exponents)
+    s = spec.rope_scaling
+    if s is None:
+        return frequencies
+    wavelengths = 2 * math.pi / frequencies
+    long = s.original_context / s.low_freq_factor
+    short = s.original_context / s.high_freq_factor
+    stretched = torch.where(wavelengths > long, frequencies / s.factor, frequencies)
+    if s.high_freq_factor == s.low_freq_factor:
+        return stretched
+    smooth = (s.original_context / wavelengths - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)
+    blended = (1 - smooth) * frequencies / s.factor + smooth * frequencies
+    return torch.where((wavelengths <= long) & (wavelengths >= short), blended, stretched)
+
+
+def rope_table(spec: ModelSpec, positions: Tensor) -> Tensor:
+    """Cosine and sine of every angle for `positions` [T]: float32 [T, head_dim / 2, 2]."""
+    angles = positions.float()[:, None] * rope_frequencies(spec).to(positions.device)
+    return torch.stack((angles.cos(), angles.sin()), -1)
+
+
+def document_mask(document: Tensor) -> Tensor:
+    """Causal attention within each document: bool [B, 1, T, T] from document numbers [B, T]; True attends."""
+    T = document.shape[1]
+    causal = torch.ones(T, T, dtype=torch.bool, device=document.device).tril()
+    return ((document[:, :, None] == document[:, None, :]) & causal)[:, None]
+
+
+def rotate(x: Tensor, rope: Tensor) -> Tensor:
+    """Turn neighbouring pairs of x [B, T, ..., head_dim] by the angles in `rope` [T, head_dim / 2, 2] (cos, sin)."""
+    while rope.ndim < x.ndim:
+        rope = rope.unsqueeze(1)
+    pairs = x.unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling() or x.dtype != torch.float32:
+        a, b = pairs.float().unbind(-1)
+        cos, sin = rope.unbind(-1)
+        return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2).to(x.dtype)
+    # Eagerly, one complex product is a quarter of the passes over memory.
+    return torch.view_as_real(torch.view_as_complex(pairs.contiguous()) * torch.view_as_complex(rope)).flatten(-2)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions.
+
+    Queries, keys and values come from one product: `wqkv` [n_kv_heads, group + 2, head_dim, dim] holds, for each
+    key-value head, the weights of the queries that share it, then its key, then its value. Cutting the first
+    dimension cuts whole groups of heads.
+    """
+
+    def __init__(self, spec: ModelSpec):
+        super().__init__()
+        self.group = spec.n_heads // spec.n_kv_heads
+        self.wqkv = nn.Parameter(torch.empty(spec.n_kv_heads, self.group + 2, spec.head_dim, spec.dim))
+        self.wo = nn.Parameter(torch.empty(spec.dim, spec.n_heads * spec.head_dim))
+
+    def forward(self, x: Tensor, rope: Tensor, mask: Tensor | None) -> Tensor:
+        """x [B, T, dim]; rope [T, head_dim / 2, 2]; mask [B, 1, T, T] or None for plain causal."""
+        qkv = F.linear(x, self.wqkv.flatten(0, 2)).unflatten(-1, self.wqkv.shape[:3])
+        qk, v = qkv.split((self.group + 1, 1), dim=3)
+        q, k = rotate(qk, rope).split((self.group, 1), dim=3)
+        q, k, v = (t.flatten(2, 3).transpose(1, 2) for t in (q, k, v))
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=self.group > 1
+        )
+        return F.linear(out.transpose(1, 2).flatten(2), self.wo)
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: w2(silu(w1 x) * w3 x), with w1 and w3 stacked in `w13` [2, hidden, dim]."""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.w13 = nn.Parameter(torch.empty(2, hidden, dim))
+        self.w2 = nn.Parameter(torch.empty(dim, hidden))
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = F.linear(x, self.w13.flatten(0, 1)).chunk(2, -1)
+        return F.linear(F.silu(gate) * up, self.w2)
+
+
+class Block(nn.Module):
+    def __init__(self, spec: ModelSpec):
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(spec.dim, eps=spec.norm_eps)
+        self.attention = Attention(spec)
+        self.ffn_norm = nn.RMSNorm(spec.dim, eps=spec.norm_eps)
+        self.ffn = FeedForward(spec.dim, spec.ffn_dim)
+
+    def forward(self, x: Tensor, rope: Tensor, mask: Tensor | None) -> Tensor:
+        h = x + self.attention(self.attention_norm(x), rope, mask)
+        return h + self.ffn(self.ffn_norm(h))
+
+
+def initialise(model: nn.Module, spec: ModelSpec) -> None:
+    """Draw the weights from the global generator by one rule for every size.
+
+    Matrices have variance 1 / fan-in; those that write to the residual stream are divided by sqrt(2 layers), so
+    that its size does not grow with depth; the head starts at zero spread over 1 / dim (maximal-update: Yang et
+    al., arXiv 2203.03466, table 8), so that first logits are small at every width.
+    """
+    for name, p in model.named_parameters():
+        if p.ndim == 1:
+            nn.init.ones_(p)
+        elif name.startswith("embedding"):
+            nn.init.normal_(p, std=EMBEDDING_STD if not spec.tied else spec.dim**-0.5)
+        elif name.startswith("head"):
+            nn.init.normal_(p, std=1.0 / spec.dim)
+        else:
+            residual = name.endswith(("wo", "w2"))
+            nn.init.normal_(p, std=p.shape[-1] ** -0.5 / ((2 * spec.n_layers) ** 0.5 if residual else 1.0))
+
+
+class Llama(nn.Module):
+    """The decoder. `forward` gives logits; `loss` never holds them all at once."""
+
+    def __init__(self, spec: ModelSpec):
+        super().__init__()
+        self.spec = spec
+        self.embedding = nn.Embedding(spec.vocab_size, spec.dim)
+        self.blocks = nn.ModuleList([Block(spec) for _ in range(spec.n_layers)])
+        self.norm = nn.RMSNorm(spec.dim, eps=spec.norm_eps)
+        self.head = nn.Linear(spec.dim, spec.vocab_size, bias=False)
+        if spec.tied:
+            self.head.weight = self.embedding.weight
+        initialise(self, spec)
+
+    def hidden(self, tokens: Tensor, document: Tensor | None = None) -> Tensor:
+        """Normed last hidden state [B, T, dim] for tokens [B, T]; attention stays within each document."""
+        rope = rope_table(self.spec, torch.arange(tokens.shape[1], device=tokens.device))
+        mask = None if document is None else document_mask(document)
+        x = self.embedding(tokens)
+        for block in self.blocks:
+            x = block(x, rope, mask)
+        return self.norm(x)
+
+    def forward(self, tokens: Tensor, document: Tensor | None = None) -> Tensor:
+        """Logits float32 [B, T, vocab]."""
+        return self.head(self.hidden(tokens, document)).float()
+
+    def loss(
+        self, tokens: Tensor, targets: Tensor, document: Tensor | None = None, z_loss: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """Sums over the targets that are not -100: negative log-likelihood in nats, and z-loss term.
+
+        The z-loss is `z_loss` times the squared log-partition (PaLM, section 5).
+        """
+        hidden = self.hidden(tokens, document)
+        return cross_entropy(hidden.flatten(0, 1), self.head.weight, targets.flatten(), z_loss)
