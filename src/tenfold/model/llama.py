@@ -70,40 +70,39 @@ def rotate(x: Tensor, rope: Tensor) -> Tensor:
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions.
 
-    Queries, keys and values come from one product: `wqkv` [n_kv_heads, group + 2, head_dim, dim] holds, for each
-    key-value head, the weights of the queries that share it, then its key, then its value. Cutting the first
-    dimension cuts whole groups of heads.
+    Queries, keys and values come from one product: the rows of `wqkv` are, for each key-value head, the queries that
+    share it, then its key, then its value, `head_dim` rows each. Cutting the rows in equal parts cuts whole groups.
     """
 
     def __init__(self, spec: ModelSpec):
         super().__init__()
-        self.group = spec.n_heads // spec.n_kv_heads
-        self.wqkv = nn.Parameter(torch.empty(spec.n_kv_heads, self.group + 2, spec.head_dim, spec.dim))
-        self.wo = nn.Parameter(torch.empty(spec.dim, spec.n_heads * spec.head_dim))
+        self.group, self.head_dim = spec.n_heads // spec.n_kv_heads, spec.head_dim
+        self.wqkv = nn.Linear(spec.dim, spec.n_kv_heads * (self.group + 2) * spec.head_dim, bias=False)
+        self.wo = nn.Linear(spec.n_heads * spec.head_dim, spec.dim, bias=False)
 
     def forward(self, x: Tensor, rope: Tensor, mask: Tensor | None) -> Tensor:
         """x [B, T, dim]; rope [T, head_dim / 2, 2]; mask [B, 1, T, T] or None for plain causal."""
-        qkv = F.linear(x, self.wqkv.flatten(0, 2)).unflatten(-1, self.wqkv.shape[:3])
+        qkv = self.wqkv(x).unflatten(-1, (-1, self.group + 2, self.head_dim))
         qk, v = qkv.split((self.group + 1, 1), dim=3)
         q, k = rotate(qk, rope).split((self.group, 1), dim=3)
         q, k, v = (t.flatten(2, 3).transpose(1, 2) for t in (q, k, v))
         out = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=self.group > 1
         )
-        return F.linear(out.transpose(1, 2).flatten(2), self.wo)
+        return self.wo(out.transpose(1, 2).flatten(2))
 
 
 class FeedForward(nn.Module):
-    """SwiGLU: w2(silu(w1 x) * w3 x), with w1 and w3 stacked in `w13` [2, hidden, dim]."""
+    """SwiGLU: w2(silu(w1 x) * w3 x)."""
 
     def __init__(self, dim: int, hidden: int):
         super().__init__()
-        self.w13 = nn.Parameter(torch.empty(2, hidden, dim))
-        self.w2 = nn.Parameter(torch.empty(dim, hidden))
+        self.w1 = nn.Linear(dim, hidden, bias=False)
+        self.w2 = nn.Linear(hidden, dim, bias=False)
+        self.w3 = nn.Linear(dim, hidden, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = F.linear(x, self.w13.flatten(0, 1)).chunk(2, -1)
-        return F.linear(F.silu(gate) * up, self.w2)
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))
 
 
 class Block(nn.Module):
@@ -134,7 +133,7 @@ def initialise(model: nn.Module, spec: ModelSpec) -> None:
         elif name.startswith("head"):
             nn.init.normal_(p, std=1.0 / spec.dim)
         else:
-            residual = name.endswith(("wo", "w2"))
+            residual = ".wo." in name or ".w2." in name
             nn.init.normal_(p, std=p.shape[-1] ** -0.5 / ((2 * spec.n_layers) ** 0.5 if residual else 1.0))
 
 

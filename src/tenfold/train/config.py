@@ -1,0 +1,124 @@
+"""A run, as a person writes it down. Everything left out is derived from the compute and printed with its reason."""
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import tomli_w
+
+from tenfold.spec.errors import TenfoldError, nearest
+from tenfold.spec.model import ModelSpec, RopeScaling, published_model
+from tenfold.spec.shapes import llama_shape, shape_for_flops
+
+
+class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`run.toml`. One of `flops` and `tokens` is needed; `None` means derived.
+
+    `model` is a published name (`"llama-3.2-1b"`), a table of ModelSpec's fields, `{ width = 256 }`, or left out, and
+    then chosen for the compute. `batch_size` counts sequences of `seq_len` tokens a step; `micro_batch` those that go
+    through the model at once. Times are in seconds.
+    """
+
+    flops: float | None = None
+    tokens: int | None = None
+    model: str | dict[str, Any] | None = None
+    corpus: str = "stdlib"
+    vocab_size: int = 1024
+    seq_len: int = 256
+    seed: int = 0
+    max_epochs: float = 4.0
+    batch_size: int | None = None
+    micro_batch: int | None = None
+    optimiser: Literal["adamw", "muon"] = "adamw"
+    learning_rate: float | None = None
+    weight_decay: float | None = None
+    beta2: float | None = None
+    schedule: Literal["wsd", "cosine"] = "wsd"
+    warmup: float = 0.1
+    decay: float = 0.4
+    clip: float = 1.0
+    z_loss: float = 0.0
+    max_skipped: int = 20
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
+    log_every: int = 10
+    evaluate_every: int = 0
+    evaluate_tokens: int | None = None
+    checkpoint_every_s: float = 60.0
+    keep: int = 2
+    tensorboard: bool = False
+    wandb: str | None = None
+
+
+def read_config(path: Path) -> RunConfig:
+    """Read `run.toml`. Raises TenfoldError for a missing file, bad TOML, an unknown key (with the nearest) or value."""
+    try:
+        fields = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise TenfoldError(f"There is no run file {path}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise TenfoldError(f"{path} is not valid TOML: {error}.") from None
+    return config_from_fields(fields, str(path))
+
+
+def config_from_fields(fields: dict[str, Any], where: str) -> RunConfig:
+    """A RunConfig from plain values. Raises TenfoldError that names `where` and the offending key."""
+    known = RunConfig.__struct_fields__
+    for key in fields:
+        if key not in known:
+            raise TenfoldError(f"{where} has no setting {key!r}{nearest(key, known)}.")
+    try:
+        config = msgspec.convert(fields, RunConfig)
+    except msgspec.ValidationError as error:
+        raise TenfoldError(f"{where}: {str(error).replace('`$.', '`')}.") from None
+    if config.flops is None and config.tokens is None:
+        raise TenfoldError(f"{where} must give flops or tokens.")
+    if config.flops is not None and config.tokens is not None:
+        raise TenfoldError(f"{where} gives both flops and tokens: keep one, the other follows from the model.")
+    for key in ("flops", "tokens", "seq_len", "vocab_size", "batch_size", "micro_batch", "log_every", "keep"):
+        value = getattr(config, key)
+        if value is not None and value <= 0:
+            raise TenfoldError(f"{where}: {key} must be positive, not {value}.")
+    return config
+
+
+def write_config(config: RunConfig, path: Path) -> None:
+    """Write the settings that differ from `None` as TOML."""
+    fields = {k: v for k, v in msgspec.to_builtins(config).items() if v is not None}
+    path.write_text(tomli_w.dumps(fields))
+
+
+def resolve_model(config: RunConfig, vocab_size: int) -> tuple[ModelSpec, int]:
+    """The model and the number of training tokens that a config asks for, with the corpus's vocabulary."""
+    if config.model is None:
+        if config.flops is None:
+            raise TenfoldError("A run that gives tokens must give the model too.")
+        return shape_for_flops(config.flops, vocab_size, config.seq_len)
+    if isinstance(config.model, str):
+        spec = published_model(config.model)
+        fields = {name: getattr(spec, name) for name in spec.__dataclass_fields__}
+        spec = ModelSpec(**{**fields, "vocab_size": vocab_size})
+    elif "width" in config.model:
+        spec = llama_shape(int(config.model["width"]), vocab_size)
+    else:
+        spec = _spec_from_fields(config.model, vocab_size)
+    if config.tokens is not None:
+        return spec, config.tokens
+    assert config.flops is not None
+    return spec, max(1, round(config.flops / spec.train_flops_per_token(config.seq_len)))
+
+
+def _spec_from_fields(fields: dict[str, Any], vocab_size: int) -> ModelSpec:
+    known = ModelSpec.__dataclass_fields__
+    for key in fields:
+        if key not in known:
+            raise TenfoldError(f"The table [model] has no setting {key!r}{nearest(key, known)}.")
+    values = {"name": "custom", "vocab_size": vocab_size, **fields}
+    if isinstance(values.get("rope_scaling"), dict):
+        values["rope_scaling"] = RopeScaling(**values["rope_scaling"])
+    try:
+        return ModelSpec(**values)
+    except TypeError as error:
+        raise TenfoldError(f"The table [model] is incomplete: {error}.") from None

@@ -1,0 +1,84 @@
+"""One rule that gives every size its batch, learning rates and weight decay, with the reason for each.
+
+Widths: maximal-update parametrisation for Adam (Yang et al., arXiv 2203.03466, table 8), without multipliers in the
+model, so that checkpoints stay plain Llama. Depth: the matrices that write to the residual stream learn as 1 / layers
+(CompleteP, arXiv 2505.01618). Horizon: the learning rate falls with the number of tokens (Bjorck et al., arXiv
+2409.19913). Batch: tokens^0.383 (nanochat), learning rate by its square root. Weight decay: a fixed share of every
+run's own time scale (Wang and Aitchison, arXiv 2405.13698), so that batch / (rate * decay * tokens) is constant.
+
+The reference point was measured by `bench/transfer.py`; what it found is in `bench/results/transfer.json`.
+"""
+
+import math
+from dataclasses import dataclass
+
+from tenfold.spec.model import ModelSpec
+
+BASE_WIDTH = 128
+BASE_LAYERS = 3
+BASE_TOKENS = 1e6
+BASE_BATCH_TOKENS = 2048.0
+BASE_LEARNING_RATE = 6e-3
+BATCH_EXPONENT = 0.383
+HORIZON_EXPONENT = 0.3
+DECAY_TIME_SCALE = 1.0
+BASE_BETA2 = 0.98
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """What a run trains with. `learning_rate` is that of a hidden matrix of the base width; `reasons` says why."""
+
+    batch_size: int
+    steps: int
+    learning_rate: float
+    weight_decay: float
+    beta1: float
+    beta2: float
+    reasons: dict[str, str]
+
+
+def derive(
+    spec: ModelSpec,
+    tokens: int,
+    seq_len: int,
+    *,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    weight_decay: float | None = None,
+    beta2: float | None = None,
+) -> Hyperparameters:
+    """Hyperparameters for `tokens` of training; what is given is kept.
+
+    `weight_decay` is the share of a matrix that is forgotten per step at peak learning rate (independent of it).
+    """
+    reasons = {}
+    if batch_size is None:
+        batch_tokens = BASE_BATCH_TOKENS * (tokens / BASE_TOKENS) ** BATCH_EXPONENT
+        batch_size = max(1, round(batch_tokens / seq_len))
+        reasons["batch_size"] = f"{BASE_BATCH_TOKENS:.0f} tokens x (tokens / 1M)^{BATCH_EXPONENT}"
+    steps = max(1, round(tokens / (batch_size * seq_len)))
+    if learning_rate is None:
+        batch = math.sqrt(batch_size * seq_len / BASE_BATCH_TOKENS)
+        horizon = (BASE_TOKENS / tokens) ** HORIZON_EXPONENT
+        learning_rate = BASE_LEARNING_RATE * batch * horizon
+        reasons["learning_rate"] = f"{BASE_LEARNING_RATE:g} x sqrt(batch) {batch:.2f} x horizon {horizon:.2f}"
+    if weight_decay is None:
+        weight_decay = 1.0 / (DECAY_TIME_SCALE * steps)
+        reasons["weight_decay"] = f"1 / ({DECAY_TIME_SCALE:g} x {steps} steps)"
+    if beta2 is None:
+        beta2 = min(0.999, max(0.9, BASE_BETA2 ** (batch_size * seq_len / BASE_BATCH_TOKENS)))
+        reasons["beta2"] = "a constant half-life in tokens, within 0.9 and 0.999"
+    return Hyperparameters(batch_size, steps, learning_rate, weight_decay, 0.9, beta2, reasons)
+
+
+def learning_rate_scale(name: str, shape: tuple[int, ...], spec: ModelSpec) -> float:
+    """How a parameter's learning rate relates to the base one: 1 for vectors and look-ups, base / fan-in for matrices."""
+    if len(shape) == 1 or name.startswith("embedding"):
+        return 1.0
+    scale = BASE_WIDTH / shape[-1]
+    if ".w2." in name:
+        scale *= spec.ffn_dim / spec.dim
+    if ".wo." in name or ".w2." in name:
+        scale *= BASE_LAYERS / spec.n_layers
+    return scale

@@ -1,0 +1,43 @@
+"""AdamW and Muon from PyTorch, with each parameter's learning rate and decay by the one rule."""
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from tenfold.spec.model import ModelSpec
+from tenfold.train.hyperparameters import Hyperparameters, learning_rate_scale
+
+
+def make_optimisers(model: nn.Module, spec: ModelSpec, h: Hyperparameters, kind: str) -> list[Optimizer]:
+    """AdamW for all, or Muon for the hidden matrices and AdamW for the rest.
+
+    Every group keeps its peak in `peak_lr`; matrices decay by `weight_decay` per step at the peak.
+    """
+    adam: dict[tuple[float, bool], list[Tensor]] = {}
+    muon: list[Tensor] = []
+    for name, p in model.named_parameters():
+        matrix = p.ndim > 1 and not name.startswith("embedding")
+        scale = learning_rate_scale(name, tuple(p.shape), spec)
+        if kind == "muon" and matrix and not name.startswith("head"):
+            muon.append(p)
+        else:
+            adam.setdefault((scale, matrix), []).append(p)
+    groups = []
+    for (scale, matrix), params in adam.items():
+        lr = h.learning_rate * scale
+        groups.append(
+            {"params": params, "lr": lr, "peak_lr": lr, "weight_decay": h.weight_decay / lr if matrix else 0.0}
+        )
+    optimisers: list[Optimizer] = [torch.optim.AdamW(groups, betas=(h.beta1, h.beta2), eps=1e-8, fused=True)]
+    if muon:
+        lr = h.learning_rate
+        group = {"params": muon, "lr": lr, "peak_lr": lr, "weight_decay": h.weight_decay / lr}
+        optimisers.append(torch.optim.Muon([group], adjust_lr_fn="match_rms_adamw"))
+    return optimisers
+
+
+def set_learning_rate(optimisers: list[Optimizer], share: float) -> None:
+    """Set every group to `share` of its peak."""
+    for optimiser in optimisers:
+        for group in optimiser.param_groups:
+            group["lr"] = group["peak_lr"] * share
