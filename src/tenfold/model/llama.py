@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from tenfold.model.loss import cross_entropy
 from tenfold.spec.model import ModelSpec
 
-
 EMBEDDING_STD = 0.1
 
 

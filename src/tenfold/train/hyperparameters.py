@@ -19,6 +19,7 @@ BASE_LAYERS = 3
 BASE_TOKENS = 1e6
 BASE_BATCH_TOKENS = 2048.0
 BASE_LEARNING_RATE = 6e-3
+BASE_MUON_LEARNING_RATE = 0.02
 BATCH_EXPONENT = 0.383
 HORIZON_EXPONENT = 0.3
 DECAY_TIME_SCALE = 1.0
@@ -32,6 +33,7 @@ class Hyperparameters:
     batch_size: int
     steps: int
     learning_rate: float
+    muon_learning_rate: float
     weight_decay: float
     beta1: float
     beta2: float
@@ -69,11 +71,12 @@ def derive(
     if beta2 is None:
         beta2 = min(0.999, max(0.9, BASE_BETA2 ** (batch_size * seq_len / BASE_BATCH_TOKENS)))
         reasons["beta2"] = "a constant half-life in tokens, within 0.9 and 0.999"
-    return Hyperparameters(batch_size, steps, learning_rate, weight_decay, 0.9, beta2, reasons)
+    muon = learning_rate * BASE_MUON_LEARNING_RATE / BASE_LEARNING_RATE
+    return Hyperparameters(batch_size, steps, learning_rate, muon, weight_decay, 0.9, beta2, reasons)
 
 
 def learning_rate_scale(name: str, shape: tuple[int, ...], spec: ModelSpec) -> float:
-    """How a parameter's learning rate relates to the base one: 1 for vectors and look-ups, base / fan-in for matrices."""
+    """A parameter's learning rate beside the base one: 1 for vectors and look-ups, base / fan-in for matrices."""
     if len(shape) == 1 or name.startswith("embedding"):
         return 1.0
     scale = BASE_WIDTH / shape[-1]

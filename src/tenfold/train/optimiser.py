@@ -30,9 +30,10 @@ def make_optimisers(model: nn.Module, spec: ModelSpec, h: Hyperparameters, kind:
         )
     optimisers: list[Optimizer] = [torch.optim.AdamW(groups, betas=(h.beta1, h.beta2), eps=1e-8, fused=True)]
     if muon:
-        lr = h.learning_rate
+        # "original" scales each step to the spectral norm that keeps its effect the same at every width.
+        lr = h.muon_learning_rate
         group = {"params": muon, "lr": lr, "peak_lr": lr, "weight_decay": h.weight_decay / lr}
-        optimisers.append(torch.optim.Muon([group], adjust_lr_fn="match_rms_adamw"))
+        optimisers.append(torch.optim.Muon([group], adjust_lr_fn="original"))
     return optimisers
 
 

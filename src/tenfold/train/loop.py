@@ -1,0 +1,309 @@
+"""The training loop: one for the CPU and one GPU. A run is a directory that goes on from where it was.
+
+The batches are a pure function of (seed, step), the weights of the seed; so two runs are equal to the bit on one
+machine, and so is a run that was killed and resumed.
+"""
+
+import json
+import math
+import platform
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tenfold.data.batches import Batch, train_batch, validation_batches, validation_bytes
+from tenfold.data.corpus import Corpus, require_tokens
+from tenfold.model.huggingface import write_model
+from tenfold.model.llama import Llama
+from tenfold.spec.errors import TenfoldError
+from tenfold.spec.model import ModelSpec
+from tenfold.train import checkpoint
+from tenfold.train.config import RunConfig, resolve_model, write_config
+from tenfold.train.energy import EnergyMeter
+from tenfold.train.hyperparameters import Hyperparameters, derive
+from tenfold.train.memory import peak_memory_bytes
+from tenfold.train.metrics import MetricsWriter
+from tenfold.train.optimiser import make_optimisers, set_learning_rate
+from tenfold.train.precision import choose_dtype, peak_flops
+from tenfold.train.progress import TrainingProgress
+from tenfold.train.schedule import schedule
+from tenfold.train.signals import stop_on_signals
+
+EXPLODING = 30.0  # a gradient this many times the usual norm is skipped
+COMPILE_SECONDS = 40.0  # what compiling a model costs on two cores
+COMPILE_GAIN = 0.2  # the share of a step that it saves on a CPU
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run came to. `loss` is in nats per token of the validation text, `seconds` is training alone."""
+
+    directory: Path
+    finished: bool
+    step: int
+    loss: float
+    bits_per_byte: float
+    parameters: int
+    tokens: int
+    flops: float
+    seconds: float
+    tokens_per_s: float
+    mfu: float
+    energy_kwh: float
+    energy_source: str
+    peak_memory_gib: float
+    skipped_steps: int
+
+
+@dataclass
+class _State:
+    """What, beside weights and optimiser, a run carries from step to step (and through its checkpoints)."""
+
+    step: int = 0
+    seconds: float = 0.0
+    energy_j: float = 0.0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    usual_norm: float = 0.0
+
+
+def train(config: RunConfig, corpus: Corpus, directory: Path, *, title: str = "train", quiet: bool = False) -> RunResult:
+    """Train what `config` says in `directory`, going on from its newest good checkpoint if there is one.
+
+    Writes `run.toml`, `run.jsonl`, `checkpoint/` and, when finished, `model/` in Hugging Face layout. Returns with
+    `finished` False after SIGTERM or Ctrl-C, with a checkpoint saved. Raises TenfoldError for a corpus too small,
+    a loss that is not a number, or a disk that is full.
+    """
+    device = torch.device(_device(config.device))
+    dtype = choose_dtype(device) if config.dtype == "auto" else getattr(torch, config.dtype)
+    spec, tokens = resolve_model(config, corpus.vocab_size)
+    h = derive(
+        spec,
+        tokens,
+        config.seq_len,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        beta2=config.beta2,
+    )
+    require_tokens(corpus, h.steps * h.batch_size * config.seq_len, config.max_epochs)
+    directory.mkdir(parents=True, exist_ok=True)
+    write_config(config, directory / "run.toml")
+
+    torch.manual_seed(config.seed)
+    with device:
+        model = Llama(spec)
+    optimisers = make_optimisers(model, spec, h, config.optimiser)
+    state = _State()
+    saved = checkpoint.restore_latest(directory / "checkpoint", model, optimisers)
+    if saved is not None:
+        state = _State(**saved["state"])
+    flops_per_token = spec.train_flops_per_token(config.seq_len)
+    peak, peak_source = peak_flops(device, dtype)
+    compiled = _compile(model, config, device, h.steps * h.batch_size * config.seq_len * flops_per_token / peak)
+    autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
+    meter = EnergyMeter()
+    meter.start()
+
+    with (
+        MetricsWriter(
+            directory, tensorboard=config.tensorboard, wandb_project=config.wandb, resume_step=state.step
+        ) as metrics,
+        TrainingProgress(h.steps, title, enabled=False if quiet else None) as progress,
+        stop_on_signals() as stop,
+        autocast,
+    ):
+        if saved is None:
+            metrics.write("start", **_facts(config, corpus, spec, h, tokens, device, dtype, compiled, peak_source))
+        else:
+            metrics.write("resume", step=state.step)
+        last_save = last_log = time.monotonic()
+        logged_step, energy_before = state.step, state.energy_j
+        while state.step < h.steps and not stop.requested:
+            began = time.perf_counter()
+            batch = train_batch(
+                corpus, state.step, batch_size=h.batch_size, seq_len=config.seq_len, seed=config.seed
+            )
+            loss, norm = _step(model, optimisers, batch, config, h, state, device)
+            state.seconds += time.perf_counter() - began
+            state.step += 1
+            if state.step % config.log_every == 0 or state.step == h.steps:
+                now = time.monotonic()
+                rate = (state.step - logged_step) * h.batch_size * config.seq_len / (now - last_log)
+                energy = meter.read()
+                state.energy_j = energy_before + energy.joules
+                mfu = rate * flops_per_token / peak
+                metrics.write(
+                    "step", step=state.step, loss=loss, grad_norm=norm, tokens_per_s=rate, mfu=mfu, watts=energy.watts,
+                    learning_rate=optimisers[0].param_groups[0]["lr"], tokens=state.step * h.batch_size * config.seq_len,
+                )  # fmt: skip
+                progress.update(state.step, loss, rate, mfu, energy.watts)
+                last_log, logged_step = now, state.step
+            if config.evaluate_every and state.step % config.evaluate_every == 0 and state.step < h.steps:
+                nats, bits = evaluate(model, corpus, config, device)
+                metrics.write("evaluation", step=state.step, loss=nats, bits_per_byte=bits)
+                last_log, logged_step = time.monotonic(), state.step
+            if time.monotonic() - last_save > config.checkpoint_every_s:
+                _save(directory, model, optimisers, state, config.keep)
+                last_save = time.monotonic()
+        finished = state.step >= h.steps
+        if not finished or saved is None or state.step > saved["state"]["step"]:
+            _save(directory, model, optimisers, state, config.keep)
+        if not finished:
+            metrics.write("stopped", step=state.step)
+            loss_nats, bits = math.nan, math.nan
+        else:
+            loss_nats, bits = evaluate(model, corpus, config, device)
+        seen = state.step * h.batch_size * config.seq_len
+        tokens_per_s = seen / state.seconds if state.seconds else 0.0
+        result = RunResult(
+            directory=directory,
+            finished=finished,
+            step=state.step,
+            loss=loss_nats,
+            bits_per_byte=bits,
+            parameters=spec.parameters().matrix_active,
+            tokens=seen,
+            flops=seen * flops_per_token,
+            seconds=state.seconds,
+            tokens_per_s=tokens_per_s,
+            mfu=tokens_per_s * flops_per_token / peak,
+            energy_kwh=state.energy_j / 3.6e6,
+            energy_source=meter.read().source,
+            peak_memory_gib=peak_memory_bytes(device) / 2**30,
+            skipped_steps=state.skipped,
+        )
+        if finished:
+            write_model(model, directory / "model", tokenizer_directory=corpus.directory)
+            metrics.write("end", **{**asdict(result), "directory": str(directory)})
+    return result
+
+
+def _step(
+    model: Llama, optimisers: list, batch: Batch, config: RunConfig, h: Hyperparameters, state: _State, device
+) -> tuple[float, float]:
+    """One optimiser step. Returns the mean loss in nats per target and the norm of the gradient."""
+    set_learning_rate(optimisers, schedule(config.schedule, state.step, h.steps, config.warmup, config.decay))
+    targets_total = max(1, int((batch.targets >= 0).sum()))
+    micro = config.micro_batch or h.batch_size
+    nats = 0.0
+    for start in range(0, h.batch_size, micro):
+        tokens, targets, document = _tensors(batch, slice(start, start + micro), device)
+        total, z_term = model.loss(tokens, targets, document, config.z_loss)
+        ((total + z_term) / targets_total).backward()
+        nats += total.item()
+    loss = nats / targets_total
+    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip))
+    usual = state.usual_norm
+    if math.isfinite(norm) and math.isfinite(loss) and not (state.step > 20 and norm > EXPLODING * usual):
+        for optimiser in optimisers:
+            optimiser.step()
+        state.usual_norm = norm if usual == 0 else 0.95 * usual + 0.05 * norm
+        state.skipped_in_a_row = 0
+    else:
+        state.skipped += 1
+        state.skipped_in_a_row += 1
+        if state.skipped_in_a_row >= config.max_skipped:
+            raise TenfoldError(
+                f"The run stopped at step {state.step}: {state.skipped_in_a_row} steps in a row had a loss or gradient "
+                f"that is not finite or exploded (last loss {loss:.4g}); lower learning_rate ({h.learning_rate:.3g})."
+            )
+    for optimiser in optimisers:
+        optimiser.zero_grad(set_to_none=True)
+    return loss, norm
+
+
+def _tensors(batch: Batch, rows: slice, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
+    tokens, targets = torch.from_numpy(batch.tokens[rows]), torch.from_numpy(batch.targets[rows])
+    several = (batch.document[rows] != batch.document[rows][:, :1]).any()
+    document = torch.from_numpy(batch.document[rows]).to(device) if several else None
+    return tokens.to(device), targets.to(device), document
+
+
+@torch.no_grad()
+def evaluate(model: Llama, corpus: Corpus, config: RunConfig, device: torch.device) -> tuple[float, float]:
+    """Validation loss in nats per token, and in bits per byte of the same text."""
+    nats, count = 0.0, 0
+    for batch in validation_batches(
+        corpus, batch_size=16, seq_len=config.seq_len, limit_tokens=config.evaluate_tokens
+    ):
+        tokens, targets, document = _tensors(batch, slice(None), device)
+        nats += model.loss(tokens, targets, document)[0].item()
+        count += int((batch.targets >= 0).sum())
+    size = validation_bytes(corpus, seq_len=config.seq_len, limit_tokens=config.evaluate_tokens)
+    return nats / max(1, count), nats / math.log(2) / max(1, size)
+
+
+def _save(directory: Path, model: Llama, optimisers: list, state: _State, keep: int) -> None:
+    checkpoint.save(directory / "checkpoint", state.step, model, optimisers, {"state": asdict(state)}, keep)
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise TenfoldError("This machine has no CUDA GPU that PyTorch can use: say device = \"cpu\".")
+    return name
+
+
+def _compile(model: Llama, config: RunConfig, device: torch.device, ideal_seconds: float) -> str:
+    """Compile the blocks where it pays; returns what was done and why, in words."""
+    if config.compile == "off":
+        return "eager, as asked"
+    if device.type == "cpu":
+        if shutil.which("g++") is None and shutil.which("clang++") is None:
+            return "eager: no C++ compiler was found"
+        if config.compile == "auto" and 2 * ideal_seconds * COMPILE_GAIN < COMPILE_SECONDS:
+            return "eager: the run is too short for compiling to pay"
+    model.hidden = torch.compile(model.hidden)  # type: ignore[method-assign]
+    return "compiled"
+
+
+def _facts(
+    config: RunConfig,
+    corpus: Corpus,
+    spec: ModelSpec,
+    h: Hyperparameters,
+    tokens: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    compiled: str,
+    peak_source: str,
+) -> dict[str, Any]:
+    return {
+        "model": asdict(spec),
+        "parameters": asdict(spec.parameters()),
+        "tokens_planned": tokens,
+        "flops_per_token": spec.train_flops_per_token(config.seq_len),
+        "hyperparameters": asdict(h),
+        "corpus": str(corpus.directory),
+        "device": str(device),
+        "dtype": str(dtype).removeprefix("torch."),
+        "compile": compiled,
+        "mfu_of": peak_source,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def read_result(directory: Path) -> RunResult | None:
+    """The result of a finished run in `directory`, or None."""
+    path = directory / "run.jsonl"
+    if not path.exists():
+        return None
+    for line in reversed(path.read_text().splitlines()):
+        if line.startswith("{") and '"event": "end"' in line:
+            fields = json.loads(line)
+            return RunResult(**{k: fields[k] for k in RunResult.__dataclass_fields__ if k != "directory"}, directory=directory)
+    return None
+
+
+Trainer = Callable[[RunConfig, Corpus, Path], RunResult]
