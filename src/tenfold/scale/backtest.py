@@ -1,0 +1,90 @@
+"""Back-tests: hide the upper part of the points, forecast it, and count how often the intervals held."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from tenfold.scale.law import LEVELS, MINIMUM_POINTS, fit_law
+from tenfold.scale.points import Point
+from tenfold.spec.errors import TenfoldError
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One hidden point: what was forecast, what came, whether each interval held."""
+
+    params: float
+    tokens: float
+    flops: float
+    loss: float
+    forecast: float
+    error_pct: float
+    inside: dict[int, bool]
+
+
+@dataclass(frozen=True)
+class Backtest:
+    fitted_points: int
+    fitted_up_to_flops: float
+    predictions: list[Prediction]
+
+    def summary(self) -> dict[str, Any]:
+        """Mean, worst and largest-run error in percent, and the share of points inside each interval."""
+        errors = np.array([p.error_pct for p in self.predictions])
+        largest = max(self.predictions, key=lambda p: p.flops)
+        return {
+            "fitted_points": self.fitted_points,
+            "fitted_up_to_flops": self.fitted_up_to_flops,
+            "held_out_points": len(self.predictions),
+            "mean_abs_error_pct": float(np.abs(errors).mean()),
+            "worst_error_pct": float(errors[np.abs(errors).argmax()]),
+            "largest_run_error_pct": largest.error_pct,
+            **{f"inside_{level}": float(np.mean([p.inside[level] for p in self.predictions])) for level in LEVELS},
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**self.summary(), "predictions": [asdict(p) for p in self.predictions]}
+
+
+def backtest(points: Sequence[Point], holdout: float, *, seed: int = 0) -> Backtest:
+    """Fit the points of at most 1 / `holdout` of the largest compute and predict the others."""
+    if holdout <= 1:
+        raise TenfoldError(f"--holdout must be more than 1 (10 hides the last factor of ten), not {holdout:g}.")
+    edge = max(p.flops for p in points) / holdout * 1.0001
+    below = [p for p in points if p.flops <= edge]
+    above = [p for p in points if p.flops > edge]
+    if len(below) < MINIMUM_POINTS:
+        raise TenfoldError(
+            f"Only {len(below)} points lie below 1/{holdout:g} of the largest compute and a law needs {MINIMUM_POINTS}: "
+            "hold out less or add smaller runs."
+        )
+    law = fit_law(below, seed=seed)
+    predictions = []
+    for p in above:
+        forecast = law.predict(p.params, p.tokens)
+        inside = {level: low <= p.loss <= high for level, (low, high) in forecast.intervals.items()}
+        error = 100 * (forecast.median / p.loss - 1)
+        predictions.append(Prediction(p.params, p.tokens, p.flops, p.loss, forecast.median, error, inside))
+    return Backtest(len(below), max(p.flops for p in below), predictions)
+
+
+def rung_by_rung(points: Sequence[Point], *, seed: int = 0) -> list[Backtest]:
+    """For every budget that leaves enough below it: drop it and all above, and predict that budget."""
+    budgets = sorted({_budget(p.flops) for p in points})
+    found = []
+    for budget in budgets:
+        below = [p for p in points if _budget(p.flops) < budget]
+        rung = [p for p in points if _budget(p.flops) == budget]
+        if len(below) < MINIMUM_POINTS or max(p.flops for p in below) / min(p.flops for p in below) < 2:
+            continue
+        edge = max(p.flops for p in below)
+        holdout = max(p.flops for p in rung) / edge
+        found.append(backtest([*below, *rung], holdout * 0.999, seed=seed))
+    return found
+
+
+def _budget(flops: float) -> float:
+    """Runs within about 12 % of each other's compute are one rung."""
+    return round(np.log10(flops) * 10) / 10

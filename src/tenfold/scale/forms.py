@@ -1,0 +1,123 @@
+"""Functional forms of the law L(N, D), each with its derivative, and one robust fit for all of them.
+
+Every form gives log L from u = log N and v = log D, both centred on the points. All parameters are free real numbers
+(logarithms of the positive quantities), so that a fit needs no bounds.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+# Prior in log space: exponents near 0.35 within a factor e^0.5 or so, as every published law has them.
+EXPONENT_PRIOR = (np.log(0.35), 0.5)
+
+
+@dataclass(frozen=True)
+class Form:
+    """`value(theta [..., P], u, v)` gives log L [..., n] and its Jacobian [..., n, P]."""
+
+    name: str
+    parameters: tuple[str, ...]
+    value: Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+def _mix(terms: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """log of the sum of exponentials, and each term's share of it."""
+    total = np.logaddexp.reduce(terms)
+    return total, [np.exp(t - total) for t in terms]
+
+
+def _chinchilla(theta: np.ndarray, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    e, a, b, log_alpha, log_beta = (theta[..., i, None] for i in range(5))
+    alpha, beta = np.exp(log_alpha), np.exp(log_beta)
+    log_l, (pe, pa, pb) = _mix([e + 0 * u, a - alpha * u, b - beta * v])
+    return log_l, np.stack([pe, pa, pb, -pa * alpha * u, -pb * beta * v], -1)
+
+
+def _tied(theta: np.ndarray, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    log_l, jacobian = _chinchilla(np.concatenate([theta, theta[..., 3:]], -1), u, v)
+    return log_l, np.concatenate([jacobian[..., :3], jacobian[..., 3:].sum(-1, keepdims=True)], -1)
+
+
+def _kaplan(theta: np.ndarray, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    e, a, b, log_alpha, log_beta = (theta[..., i, None] for i in range(5))
+    alpha, beta = np.exp(log_alpha), np.exp(log_beta)
+    inner, (qa, qb) = _mix([a - alpha / beta * u, b - v])
+    log_l, (pe, pt) = _mix([e + 0 * u, beta * inner])
+    d_alpha, d_beta = -alpha * u * qa, beta * inner + alpha * u * qa
+    return log_l, np.stack([pe, pt * beta * qa, pt * beta * qb, pt * d_alpha, pt * d_beta], -1)
+
+
+FORMS = {
+    # Hoffmann et al. (arXiv 2203.15556), approach 3: E + A / N^alpha + B / D^beta
+    "chinchilla": Form("chinchilla", ("E", "A", "B", "alpha", "beta"), _chinchilla),
+    # The same with alpha = beta
+    "tied": Form("tied", ("E", "A", "B", "alpha"), _tied),
+    # Kaplan et al. (arXiv 2001.08361), equation 1.5, with an asymptote: E + ((A / N)^(alpha / beta) + B / D)^beta
+    "kaplan": Form("kaplan", ("E", "A", "B", "alpha", "beta"), _kaplan),
+}
+
+
+def starts(form: Form, log_loss: np.ndarray) -> np.ndarray:
+    """Starting points [S, P]: shares of the lowest loss for the asymptote, and exponents."""
+    found = []
+    for share in (0.3, 0.6, 0.85):
+        for alpha in (0.2, 0.4, 0.7):
+            for beta in (0.2, 0.4, 0.7) if len(form.parameters) == 5 else (alpha,):
+                e = np.log(share) + log_loss.min()
+                rest = np.log(np.exp(np.median(log_loss)) - np.exp(e)) - np.log(2)
+                scale = 1 / beta if form.name == "kaplan" else 1.0
+                found.append([e, rest * scale, rest * scale, np.log(alpha), np.log(beta)][: len(form.parameters)])
+    return np.array(found)
+
+
+def fit(
+    form: Form,
+    u: np.ndarray,
+    v: np.ndarray,
+    log_loss: np.ndarray,
+    weight: np.ndarray,
+    theta: np.ndarray,
+    *,
+    delta: float = 1e-3,
+    prior: float = 0.0,
+    iterations: int = 80,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Minimise the weighted Huber loss of log L from several starts at once by Levenberg-Marquardt.
+
+    weight [S, n], theta [S, P]. `prior` is the weight of `EXPONENT_PRIOR` in units of squared relative error.
+    Returns theta [S, P] and the objective [S] (mean weighted Huber loss over delta, plus prior).
+    """
+    centre, width = EXPONENT_PRIOR
+    exponents = slice(3, len(form.parameters))
+    total = weight.sum(-1, keepdims=True)
+
+    def objective(t: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        value, jacobian = form.value(t, u, v)
+        r = value - log_loss
+        size = np.abs(r)
+        huber = np.where(size <= delta, 0.5 * r**2 / delta, size - 0.5 * delta)
+        pull = prior * 0.5 * (((t[:, exponents] - centre) / width) ** 2).sum(-1)
+        return (weight * huber).sum(-1) / total[:, 0] + pull, r, jacobian
+
+    theta = theta.copy()
+    damping = np.full(len(theta), 1e-3)
+    best, r, jacobian = objective(theta)
+    for _ in range(iterations):
+        w = weight / total / np.maximum(np.abs(r), delta)
+        gradient = np.einsum("sn,snp->sp", w * r, jacobian)
+        hessian = np.einsum("sn,snp,snq->spq", w, jacobian, jacobian)
+        gradient[:, exponents] += prior * (theta[:, exponents] - centre) / width**2
+        diagonal = np.arange(theta.shape[1])
+        hessian[:, diagonal[exponents], diagonal[exponents]] += prior / width**2
+        scaled = hessian.copy()
+        scaled[:, diagonal, diagonal] += damping[:, None] * hessian[:, diagonal, diagonal] + 1e-10
+        step = np.clip(np.linalg.solve(scaled, gradient[..., None])[..., 0], -1.0, 1.0)
+        trial = theta - step
+        value, trial_r, trial_jacobian = objective(trial)
+        better = value < best
+        theta[better], best[better] = trial[better], value[better]
+        r[better], jacobian[better] = trial_r[better], trial_jacobian[better]
+        damping = np.where(better, damping * 0.4, damping * 5).clip(1e-9, 1e6)
+    return theta, best

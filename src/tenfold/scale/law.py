@@ -1,0 +1,243 @@
+"""The law L(N, D), fitted as an ensemble, and what it forecasts with intervals.
+
+An ensemble has a member for each functional form and each weighting of the points by their compute. Members are
+weighted by how well they predicted the upper part of the points from the lower part, so that the choice is made by
+the points given and by nothing else. The intervals come from a bootstrap over runs within every member, from the
+members' disagreement, and from what the same procedure got wrong on the points' own upper parts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from tenfold.scale.forms import FORMS, Form, fit, starts
+from tenfold.scale.points import Point, arrays, fingerprint
+from tenfold.spec.errors import TenfoldError
+
+COMPUTE_WEIGHTS = (0.25, 0.5, 1.0)  # a point of a tenth of the compute counts 10^-w
+PRIOR = 1e-4
+CUTS = (3.0, 10.0)  # inner back-tests predict what lies above a third and a tenth of the compute
+MINIMUM_POINTS = 6
+LEVELS = (50, 80, 95)
+DRAWS = 4000
+
+
+@dataclass(frozen=True)
+class Member:
+    """One fit: `theta` [bootstrap, P], the first row that of all points; `weight` its share in the ensemble."""
+
+    form: str
+    compute_weight: float
+    weight: float
+    inner_error: float
+    theta: np.ndarray
+
+
+@dataclass(frozen=True)
+class LossForecast:
+    """A loss with its intervals (percent -> (low, high)), in the unit of the points' loss."""
+
+    median: float
+    intervals: dict[int, tuple[float, float]]
+    by_form: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Law:
+    """The fitted ensemble. `flops_per_nd` is the points' own C / (N D); `noise` the relative spread of one run."""
+
+    members: list[Member]
+    log_n: float
+    log_d: float
+    flops_per_nd: float
+    noise: float
+    drift_per_decade: float
+    largest_flops: float
+    n_points: int
+    points_sha256: str
+    seed: int = 0
+    loss_range: tuple[float, float] = field(default=(0.0, 0.0))
+
+    def predict(self, params: float, tokens: float) -> LossForecast:
+        """The loss of one run of `params` and `tokens`, with the noise that one run has."""
+        u, v = np.array([np.log(params) - self.log_n]), np.array([np.log(tokens) - self.log_d])
+        rng = np.random.default_rng(self.seed)
+        centre = float(np.exp(sum(m.weight * _value(m, u, v)[0] for m in self.members)))
+        draws = np.concatenate(
+            [
+                rng.choice(_value(m, u, v), size=max(1, round(DRAWS * m.weight)))
+                for m in self.members
+                if round(DRAWS * m.weight)
+            ]
+        )
+        # A bootstrap with few runs has outliers that say nothing about the world: they are drawn in.
+        middle = np.median(draws)
+        draws = np.clip(draws, middle - 0.5, middle + 0.5)
+        decades = max(0.0, np.log10(self.flops_per_nd * params * tokens / self.largest_flops))
+        spread = np.hypot(self.noise, self.drift_per_decade * decades)
+        draws = draws - middle + np.log(centre) + spread * rng.standard_t(5, size=len(draws))
+        intervals = {}
+        for level in LEVELS:
+            low, high = np.quantile(draws, [0.5 - level / 200, 0.5 + level / 200])
+            intervals[level] = (float(np.exp(low)), float(np.exp(high)))
+        by_form = {
+            name: float(np.exp(_mean([(m.weight, m.theta[0]) for m in self.members if m.form == name], FORMS[name], u, v)))
+            for name in {m.form for m in self.members}
+        }
+        return LossForecast(centre, intervals, by_form)
+
+    def optimum(self, flops: float) -> tuple[float, float, dict[int, tuple[float, float]]]:
+        """Compute-optimal (params, tokens) at `flops`, and intervals of params over the ensemble."""
+        log_n = np.linspace(-12, 12, 481) + 0.5 * (np.log(flops / self.flops_per_nd) + self.log_n - self.log_d)
+        u = log_n - self.log_n
+        v = np.log(flops / self.flops_per_nd) - log_n - self.log_d
+        best: list[np.ndarray] = []
+        for m in self.members:
+            values, _ = FORMS[m.form].value(m.theta, u, v)
+            count = max(1, round(400 * m.weight))
+            best.append(np.resize(log_n[values.argmin(-1)], count))
+        found = np.concatenate(best)
+        n = float(np.exp(np.median(found)))
+        intervals = {
+            level: tuple(float(x) for x in np.exp(np.quantile(found, [0.5 - level / 200, 0.5 + level / 200])))
+            for level in LEVELS
+        }
+        return n, flops / self.flops_per_nd / n, intervals  # type: ignore[return-value]
+
+    def coefficients(self, form: str = "chinchilla") -> dict[str, tuple[float, float]]:
+        """Each coefficient of the best-weighted member of `form` with its bootstrap standard error, in real units."""
+        member = max((m for m in self.members if m.form == form), key=lambda m: m.weight)
+        theta = member.theta
+        alpha, beta = np.exp(theta[:, 3]), np.exp(theta[:, -1])
+        real = {
+            "E": np.exp(theta[:, 0]),
+            "A": np.exp(theta[:, 1] + alpha * self.log_n),
+            "B": np.exp(theta[:, 2] + beta * self.log_d),
+            "alpha": alpha,
+            "beta": beta,
+        }
+        return {name: (float(x[0]), _spread(x)) for name, x in real.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON object that `from_dict` reads."""
+        plain = asdict(self)
+        plain["members"] = [{**asdict(m), "theta": m.theta.tolist()} for m in self.members]
+        return plain
+
+    @staticmethod
+    def from_dict(plain: dict[str, Any]) -> "Law":
+        members = [Member(**{**m, "theta": np.array(m["theta"])}) for m in plain["members"]]
+        return Law(**{**plain, "members": members, "loss_range": tuple(plain["loss_range"])})
+
+
+def fit_law(points: Sequence[Point], *, seed: int = 0, bootstrap: int = 100) -> Law:
+    """Fit the ensemble. Raises TenfoldError for too few points, too few budgets or impossible losses."""
+    n, d, c, loss = arrays(points)
+    _check(points, c, loss)
+    members, residual = [], []
+    errors = {}
+    inner: dict[tuple[str, float], list[np.ndarray]] = {}
+    for name, form in FORMS.items():
+        for power in COMPUTE_WEIGHTS:
+            inner[name, power] = list(_inner_errors(form, power, n, d, c, loss))
+            sizes = [np.abs(e).mean() for e in inner[name, power]]
+            errors[name, power] = float(np.mean(sizes)) if sizes else 1.0
+    total = sum(e**-2 for e in errors.values())
+    rng = np.random.default_rng(seed)
+    draws = rng.multinomial(len(points), np.full(len(points), 1 / len(points)), size=bootstrap).astype(float)
+    u, v = np.log(n) - np.log(n).mean(), np.log(d) - np.log(d).mean()
+    for (name, power), error in errors.items():
+        form = FORMS[name]
+        weight = (c / c.max()) ** power
+        best = _best(form, u, v, np.log(loss), weight)
+        theta, _ = fit(form, u, v, np.log(loss), draws * weight + 1e-9, np.tile(best, (bootstrap, 1)), prior=PRIOR)
+        members.append(Member(name, power, error**-2 / total, error, np.vstack([best, theta])))
+        near = weight >= np.median(weight)
+        residual.append((form.value(best, u, v)[0] - np.log(loss))[near])
+    shares = np.array([m.weight for m in members])
+    residuals = shares @ np.array([r if len(r) == len(residual[0]) else residual[0] for r in residual])
+    noise = 1.2533 * float(np.abs(residuals).mean()) * np.sqrt(len(points) / max(1, len(points) - 5))
+    return Law(
+        members=members,
+        log_n=float(np.log(n).mean()),
+        log_d=float(np.log(d).mean()),
+        flops_per_nd=float(np.exp(np.median(np.log(c / n / d)))),
+        noise=noise,
+        drift_per_decade=_drift(inner, errors, noise),
+        largest_flops=float(c.max()),
+        n_points=len(points),
+        points_sha256=fingerprint(points),
+        seed=seed,
+        loss_range=(float(loss.min()), float(loss.max())),
+    )
+
+
+def _check(points: Sequence[Point], c: np.ndarray, loss: np.ndarray) -> None:
+    if len(points) < MINIMUM_POINTS:
+        raise TenfoldError(
+            f"A law needs at least {MINIMUM_POINTS} points at two or more budgets; there are {len(points)}: train more rungs."
+        )
+    if not (np.isfinite(loss).all() and (loss > 0).all()):
+        raise TenfoldError("A law can only be fitted to losses that are positive numbers: leave the others out.")
+    if c.max() / c.min() < 2:
+        raise TenfoldError("All points have nearly the same compute: a law needs budgets that differ by a factor of two.")
+
+
+def _best(
+    form: Form, u: np.ndarray, v: np.ndarray, log_loss: np.ndarray, weight: np.ndarray, prior: float = PRIOR
+) -> np.ndarray:
+    first = starts(form, log_loss)
+    theta, value = fit(form, u, v, log_loss, np.tile(weight, (len(first), 1)), first, prior=prior)
+    return theta[value.argmin()]
+
+
+def _inner_errors(form: Form, power: float, n: np.ndarray, d: np.ndarray, c: np.ndarray, loss: np.ndarray):
+    """Signed relative errors on the points above each cut, predicted from those below it."""
+    for cut in CUTS:
+        below = c <= c.max() / cut * 1.0001
+        if below.sum() < MINIMUM_POINTS or below.all() or c[below].max() / c[below].min() < 1.5:
+            continue
+        u, v = np.log(n), np.log(d)
+        mu, mv = u[below].mean(), v[below].mean()
+        theta = _best(form, u[below] - mu, v[below] - mv, np.log(loss[below]), (c[below] / c[below].max()) ** power)
+        value, _ = form.value(theta, u[~below] - mu, v[~below] - mv)
+        yield value - np.log(loss[~below])
+
+
+def _drift(inner: dict, errors: dict, noise: float) -> float:
+    """Relative error per decade of extrapolation that the ensemble made on the points' own upper parts, less noise."""
+    weight = {key: e**-2 for key, e in errors.items()}
+    total = sum(weight.values())
+    found = []
+    for i, cut in enumerate(CUTS):
+        if all(len(v) > i for v in inner.values()):
+            mixed = sum(weight[key] / total * inner[key][i] for key in inner)
+            excess = max(0.0, float(np.mean(mixed**2)) - noise**2)
+            found.append(np.sqrt(excess) / max(0.5, np.log10(cut)))
+    return float(np.mean(found)) if found else 0.01
+
+
+def _value(member: Member, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    return FORMS[member.form].value(member.theta, u, v)[0][:, 0]
+
+
+def _mean(parts: list[tuple[float, np.ndarray]], form: Form, u: np.ndarray, v: np.ndarray) -> float:
+    total = sum(w for w, _ in parts)
+    return sum(w / total * form.value(theta, u, v)[0][0] for w, theta in parts)
+
+
+def _spread(x: np.ndarray) -> float:
+    low, high = np.quantile(x[1:], [0.16, 0.84])
+    return float(high - low) / 2
+
+
+def classic_fit(points: Sequence[Point]) -> dict[str, float]:
+    """The plain refit of E + A / N^alpha + B / D^beta (Besiroglu et al., arXiv 2404.10102): Huber loss, all points alike."""
+    n, d, _, loss = arrays(points)
+    u, v = np.log(n) - np.log(n).mean(), np.log(d) - np.log(d).mean()
+    theta = _best(FORMS["chinchilla"], u, v, np.log(loss), np.ones(len(loss)), prior=0.0)
+    alpha, beta = np.exp(theta[3:])
+    a, b = np.exp(theta[1] + alpha * np.log(n).mean()), np.exp(theta[2] + beta * np.log(d).mean())
+    return {"E": float(np.exp(theta[0])), "A": float(a), "B": float(b), "alpha": float(alpha), "beta": float(beta)}
