@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from tenfold.scale.isoflop import rungs
 from tenfold.scale.law import LEVELS, MINIMUM_POINTS, fit_law
 from tenfold.scale.points import Point
 from tenfold.spec.errors import TenfoldError
@@ -72,19 +73,12 @@ def backtest(points: Sequence[Point], holdout: float, *, seed: int = 0) -> Backt
 
 def rung_by_rung(points: Sequence[Point], *, seed: int = 0) -> list[Backtest]:
     """For every budget that leaves enough below it: drop it and all above, and predict that budget."""
-    budgets = sorted({_budget(p.flops) for p in points})
+    groups = rungs(points)
     found = []
-    for budget in budgets:
-        below = [p for p in points if _budget(p.flops) < budget]
-        rung = [p for p in points if _budget(p.flops) == budget]
-        if len(below) < MINIMUM_POINTS or max(p.flops for p in below) / min(p.flops for p in below) < 2:
+    for i, (_, rung) in enumerate(groups):
+        below = [p for _, group in groups[:i] for p in group]
+        if len(below) < MINIMUM_POINTS or max(p.flops for p in below) / min(p.flops for p in below) < 1.5:
             continue
-        edge = max(p.flops for p in below)
-        holdout = max(p.flops for p in rung) / edge
-        found.append(backtest([*below, *rung], holdout * 0.999, seed=seed))
+        holdout = max(p.flops for p in rung) / max(p.flops for p in below)
+        found.append(backtest([*below, *rung], holdout * 0.9999, seed=seed))
     return found
-
-
-def _budget(flops: float) -> float:
-    """Runs within about 12 % of each other's compute are one rung."""
-    return round(np.log10(flops) * 10) / 10

@@ -181,8 +181,8 @@ def _check(points: Sequence[Point], c: np.ndarray, loss: np.ndarray) -> None:
         )
     if not (np.isfinite(loss).all() and (loss > 0).all()):
         raise TenfoldError("A law can only be fitted to losses that are positive numbers: leave the others out.")
-    if c.max() / c.min() < 2:
-        raise TenfoldError("All points have nearly the same compute: a law needs budgets that differ by a factor of two.")
+    if c.max() / c.min() < 1.5:
+        raise TenfoldError("All points have nearly the same compute: a law needs budgets that differ by half or more.")
 
 
 def _best(

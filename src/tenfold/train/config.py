@@ -24,13 +24,13 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     tokens: int | None = None
     model: str | dict[str, Any] | None = None
     corpus: str = "stdlib"
-    vocab_size: int = 1024
+    vocab_size: int = 2048
     seq_len: int = 256
     seed: int = 0
     max_epochs: float = 4.0
     batch_size: int | None = None
     micro_batch: int | None = None
-    optimiser: Literal["adamw", "muon"] = "adamw"
+    optimiser: Literal["muon", "adamw"] = "muon"
     learning_rate: float | None = None
     weight_decay: float | None = None
     beta2: float | None = None

@@ -9,7 +9,6 @@ import math
 import platform
 import shutil
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -74,33 +73,30 @@ class _State:
     usual_norm: float = 0.0
 
 
-def train(config: RunConfig, corpus: Corpus, directory: Path, *, title: str = "train", quiet: bool = False) -> RunResult:
+def train(
+    config: RunConfig,
+    corpus: Corpus,
+    directory: Path,
+    *,
+    title: str = "train",
+    quiet: bool = False,
+    keep_model: bool = True,
+    notes: dict[str, Any] | None = None,
+) -> RunResult:
     """Train what `config` says in `directory`, going on from its newest good checkpoint if there is one.
 
     Writes `run.toml`, `run.jsonl`, `checkpoint/` and, when finished, `model/` in Hugging Face layout. Returns with
     `finished` False after SIGTERM or Ctrl-C, with a checkpoint saved. Raises TenfoldError for a corpus too small,
-    a loss that is not a number, or a disk that is full.
+    a loss that is not a number, or a disk that is full. Without
+    `keep_model` only the metrics stay when the run has finished. `notes` go into the first event of `run.jsonl`.
     """
-    device = torch.device(_device(config.device))
-    dtype = choose_dtype(device) if config.dtype == "auto" else getattr(torch, config.dtype)
-    spec, tokens = resolve_model(config, corpus.vocab_size)
-    h = derive(
-        spec,
-        tokens,
-        config.seq_len,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        beta2=config.beta2,
-    )
+    device, dtype, spec, tokens, h = _resolve(config, corpus)
     require_tokens(corpus, h.steps * h.batch_size * config.seq_len, config.max_epochs)
     directory.mkdir(parents=True, exist_ok=True)
     write_config(config, directory / "run.toml")
 
     torch.manual_seed(config.seed)
-    with device:
-        model = Llama(spec)
-    optimisers = make_optimisers(model, spec, h, config.optimiser)
+    model, optimisers = _build(spec, h, config, device)
     state = _State()
     saved = checkpoint.restore_latest(directory / "checkpoint", model, optimisers)
     if saved is not None:
@@ -121,7 +117,8 @@ def train(config: RunConfig, corpus: Corpus, directory: Path, *, title: str = "t
         autocast,
     ):
         if saved is None:
-            metrics.write("start", **_facts(config, corpus, spec, h, tokens, device, dtype, compiled, peak_source))
+            facts = _facts(config, corpus, spec, h, tokens, device, dtype, compiled, peak_source)
+            metrics.write("start", **facts, **(notes or {}))
         else:
             metrics.write("resume", step=state.step)
         last_save = last_log = time.monotonic()
@@ -154,7 +151,7 @@ def train(config: RunConfig, corpus: Corpus, directory: Path, *, title: str = "t
                 _save(directory, model, optimisers, state, config.keep)
                 last_save = time.monotonic()
         finished = state.step >= h.steps
-        if not finished or saved is None or state.step > saved["state"]["step"]:
+        if keep_model or not finished:
             _save(directory, model, optimisers, state, config.keep)
         if not finished:
             metrics.write("stopped", step=state.step)
@@ -180,10 +177,55 @@ def train(config: RunConfig, corpus: Corpus, directory: Path, *, title: str = "t
             peak_memory_gib=peak_memory_bytes(device) / 2**30,
             skipped_steps=state.skipped,
         )
+        if finished and not keep_model:
+            shutil.rmtree(directory / "checkpoint", ignore_errors=True)
         if finished:
-            write_model(model, directory / "model", tokenizer_directory=corpus.directory)
+            if keep_model:
+                write_model(model, directory / "model", tokenizer_directory=corpus.directory)
             metrics.write("end", **{**asdict(result), "directory": str(directory)})
     return result
+
+
+def probe(config: RunConfig, corpus: Corpus, steps: int) -> tuple[list[float], int, float, str]:
+    """Train a throw-away copy for a few steps. Returns seconds of each step, tokens a step, watts, their source."""
+    device, dtype, spec, _, h = _resolve(config, corpus)
+    torch.manual_seed(config.seed)
+    model, optimisers = _build(spec, h, config, device)
+    autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
+    state, seconds, meter = _State(), [], EnergyMeter()
+    with autocast:
+        for step in range(steps + 3):
+            if step == 3:
+                meter.start()
+            began = time.perf_counter()
+            batch = train_batch(corpus, step, batch_size=h.batch_size, seq_len=config.seq_len, seed=config.seed)
+            _step(model, optimisers, batch, config, h, state, device)
+            seconds.append(time.perf_counter() - began)
+    return seconds[3:], h.batch_size * config.seq_len, meter.read().watts, meter.source
+
+
+def _resolve(
+    config: RunConfig, corpus: Corpus
+) -> tuple[torch.device, torch.dtype, ModelSpec, int, Hyperparameters]:
+    device = torch.device(_device(config.device))
+    dtype = choose_dtype(device) if config.dtype == "auto" else getattr(torch, config.dtype)
+    spec, tokens = resolve_model(config, corpus.vocab_size)
+    h = derive(
+        spec,
+        tokens,
+        config.seq_len,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        beta2=config.beta2,
+    )
+    return device, dtype, spec, tokens, h
+
+
+def _build(spec: ModelSpec, h: Hyperparameters, config: RunConfig, device: torch.device) -> tuple[Llama, list]:
+    with device:
+        model = Llama(spec)
+    return model, make_optimisers(model, spec, h, config.optimiser)
 
 
 def _step(
@@ -304,6 +346,3 @@ def read_result(directory: Path) -> RunResult | None:
             fields = json.loads(line)
             return RunResult(**{k: fields[k] for k in RunResult.__dataclass_fields__ if k != "directory"}, directory=directory)
     return None
-
-
-Trainer = Callable[[RunConfig, Corpus, Path], RunResult]

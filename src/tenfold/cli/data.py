@@ -1,0 +1,58 @@
+"""`tenfold data`: make a corpus, and look at one."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tenfold.cli import AsJson, app, print_json
+
+data_app = typer.Typer(help="Prepare text: clean, find copies, tokenise.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+
+@data_app.command("build")
+def build(
+    source: Annotated[str, typer.Argument(help="A folder or file of text, or stdlib, torch-headers, docstrings.")],
+    out: Annotated[Path, typer.Option(help="Where the corpus is written.")],
+    vocab_size: Annotated[int, typer.Option(help="Tokens in the vocabulary.")] = 2048,
+    text_column: Annotated[str, typer.Option(help="The column of jsonl and Parquet files that holds the text.")] = "text",
+    as_json: AsJson = False,
+) -> None:
+    """Make a corpus: clean documents, a tokeniser, memory-mapped tokens.
+
+    Example: tenfold data build ~/texts --out corpora/texts --vocab-size 8192
+    """
+    from tenfold.data.corpus import build as build_corpus
+
+    build_corpus(source, out, vocab_size=vocab_size, text_column=text_column, quiet=as_json)
+    show(out, as_json=as_json)
+
+
+@data_app.command("show")
+def show(
+    directory: Annotated[Path, typer.Argument(help="A corpus.")],
+    verify: Annotated[bool, typer.Option(help="Check every checksum.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """What a corpus holds, and what was left out of it and why.
+
+    Example: tenfold data show generations/corpus-stdlib-2048 --verify
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from tenfold.data.corpus import open_corpus
+    from tenfold.spec.units import si
+
+    manifest = open_corpus(directory, verify=verify).manifest
+    if as_json:
+        print_json(manifest)
+        return
+    console = Console()
+    for name, split in manifest["splits"].items():
+        console.print(f"{name}: {split['documents']} documents, {si(split['bytes'], 'B')}, {si(split['tokens'], 'tokens')}")
+    table = Table("left out", "documents", "bytes", "for example")
+    for reason, entry in manifest["cleaning"]["dropped"].items():
+        table.add_row(reason, str(entry["documents"]), si(entry["bytes"], "B"), entry["example"])
+    console.print(table)

@@ -1,0 +1,114 @@
+"""`tenfold train`, `tenfold resume`, `tenfold sample`: one run, from a file."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tenfold.cli import AsJson, app, print_json
+
+
+@app.command("train")
+def train(
+    config: Annotated[Path, typer.Argument(help="A run file, for example with `flops = 1e12`.")],
+    out: Annotated[Path | None, typer.Option(help="The run's directory; by default generations/NAME of the run file.")] = None,
+    home: Annotated[Path, typer.Option(help="Where corpora and runs are kept.")] = Path("generations"),
+    as_json: AsJson = False,
+) -> None:
+    """Train one model as a run file says; everything left out is derived from the compute and printed with its reason.
+
+    Example: echo 'flops = 1e12' > run.toml && tenfold train run.toml
+    """
+    from tenfold.train.config import read_config
+
+    _run(read_config(config), out or home / config.stem, home, as_json)
+
+
+@app.command("resume")
+def resume(
+    generation: Annotated[Path, typer.Argument(help="The directory of a run that was stopped.")],
+    home: Annotated[Path | None, typer.Option(help="Where the corpora are kept; by default beside the run.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Go on with a run from its newest checkpoint, to the very same weights as without the stop.
+
+    Example: tenfold resume generations/run
+    """
+    from tenfold.spec.errors import TenfoldError
+    from tenfold.train.config import read_config
+    from tenfold.train.loop import read_result
+
+    if not (generation / "run.toml").exists():
+        raise TenfoldError(f"{generation} is no run: it has no run.toml.")
+    if read_result(generation) is not None:
+        raise TenfoldError(f"The run in {generation} has finished; there is nothing to resume.")
+    _run(read_config(generation / "run.toml"), generation, home or generation.parent, as_json)
+
+
+def _run(config: Any, directory: Path, home: Path, as_json: bool) -> None:
+    from rich.console import Console
+
+    from tenfold.data.corpus import build
+    from tenfold.spec.errors import TenfoldError
+    from tenfold.spec.units import duration, si
+    from tenfold.train.config import resolve_model
+    from tenfold.train.hyperparameters import derive
+    from tenfold.train.loop import train as train_run
+
+    console = Console(stderr=as_json)
+    corpus = build(config.corpus, home / f"corpus-{Path(config.corpus).name}-{config.vocab_size}", vocab_size=config.vocab_size)
+    spec, tokens = resolve_model(config, corpus.vocab_size)
+    h = derive(
+        spec,
+        tokens,
+        config.seq_len,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        beta2=config.beta2,
+    )
+    flops = tokens * spec.train_flops_per_token(config.seq_len)
+    console.print(
+        f"{spec.name}: {spec.dim} wide, {spec.n_layers} layers, {si(spec.parameters().total, 'parameters')}; "
+        f"{si(tokens, 'tokens')}, {si(flops, 'FLOPs')}, {h.steps} steps of {h.batch_size} x {config.seq_len} tokens.",
+        highlight=False,
+    )
+    for name, reason in h.reasons.items():
+        console.print(f"  {name} = {getattr(h, name):.4g}: {reason}", highlight=False)
+    result = train_run(config, corpus, directory, title=directory.name, quiet=as_json)
+    if not result.finished:
+        raise TenfoldError(f"Stopped and saved at step {result.step}: `tenfold resume {directory}` goes on from there.")
+    if as_json:
+        print_json(asdict(result))
+        return
+    console.print(
+        f"Validation: {result.bits_per_byte:.4f} bits per byte ({result.loss:.4f} nats per token). {duration(result.seconds)}, "
+        f"{si(result.tokens_per_s, 'tokens/s')}, MFU {result.mfu:.0%}, {result.energy_kwh * 1000:.2f} Wh ({result.energy_source}), "
+        f"peak memory {result.peak_memory_gib:.2f} GiB.",
+        highlight=False,
+    )
+
+
+@app.command("sample")
+def sample(
+    generation: Annotated[Path, typer.Argument(help="A generation, or any Hugging Face directory or GGUF file of a Llama.")],
+    prompt: Annotated[str, typer.Argument(help="What the text begins with.")] = "def ",
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to write.")] = 200,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token every time.")] = 0.7,
+    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens that hold this share.")] = 0.95,
+    seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Let a model write.
+
+    Example: tenfold sample generations/g1 "def " --temperature 0.5
+    """
+    from tenfold.model.sample import complete
+
+    path = generation / "model" if (generation / "model").is_dir() else generation
+    text = complete(path, prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    if as_json:
+        print_json({"prompt": prompt, "text": text})
+    else:
+        print(text)

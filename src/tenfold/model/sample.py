@@ -1,0 +1,75 @@
+"""Text from a model, one sequence at a time, with a cache of keys and values."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from tenfold.model.huggingface import read_model
+from tenfold.model.llama import Llama, rope_table, rotate
+from tenfold.spec.errors import TenfoldError
+
+
+@torch.no_grad()
+def generate(
+    model: Llama, tokens: list[int], max_new_tokens: int, *, temperature: float = 1.0, top_p: float = 1.0, seed: int = 0
+) -> Iterator[int]:
+    """Yield up to `max_new_tokens` tokens that follow `tokens`. Temperature 0 takes the likeliest each time."""
+    generator = torch.Generator().manual_seed(seed)
+    cache: list[tuple[Tensor, Tensor]] = []
+    new, start = torch.tensor([tokens]), 0
+    for _ in range(max_new_tokens):
+        logits = _forward(model, new, start, cache)
+        start += new.shape[1]
+        token = _draw(logits, temperature, top_p, generator)
+        yield token
+        new = torch.tensor([[token]])
+
+
+def _forward(model: Llama, tokens: Tensor, start: int, cache: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Logits [vocab] of the last of `tokens` [1, T], which stand at `start`; the cache grows by their keys and values."""
+    T = tokens.shape[1]
+    rope = rope_table(model.spec, torch.arange(start, start + T))
+    mask = torch.ones(T, start + T, dtype=torch.bool).tril(start)
+    x = model.embedding(tokens)
+    for i, block in enumerate(model.blocks):
+        attention = block.attention
+        qkv = attention.wqkv(block.attention_norm(x)).unflatten(-1, (-1, attention.group + 2, attention.head_dim))
+        q, k = rotate(qkv[:, :, :, :-1], rope).split((attention.group, 1), dim=3)
+        q, k, v = (t.flatten(2, 3).transpose(1, 2) for t in (q, k, qkv[:, :, :, -1:]))
+        if i < len(cache):
+            k, v = torch.cat((cache[i][0], k), 2), torch.cat((cache[i][1], v), 2)
+            cache[i] = (k, v)
+        else:
+            cache.append((k, v))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=attention.group > 1)
+        h = x + attention.wo(out.transpose(1, 2).flatten(2))
+        x = h + block.ffn(block.ffn_norm(h))
+    return model.head(model.norm(x[:, -1:])).float()[0, 0]
+
+
+def _draw(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
+    if temperature == 0:
+        return int(logits.argmax())
+    probabilities, order = (logits / temperature).softmax(-1).sort(descending=True)
+    keep = probabilities.cumsum(-1) - probabilities < top_p
+    return int(order[torch.multinomial(probabilities * keep, 1, generator=generator)])
+
+
+def complete(path: Path, prompt: str, *, max_new_tokens: int, temperature: float, top_p: float, seed: int) -> str:
+    """`prompt` and what the model in `path` writes after it, up to the end of the text."""
+    model = read_model(path)
+    file = path / "tokenizer.json"
+    if not file.exists():
+        raise TenfoldError(f"{path} has no tokenizer.json: copy the model's tokeniser there.")
+    tokenizer = Tokenizer.from_file(str(file))
+    tokens = tokenizer.encode(prompt).ids
+    ends = {i for i in (tokenizer.token_to_id(t) for t in ("<|end_of_text|>", "<|eot_id|>", "<|im_end|>")) if i is not None}
+    for token in generate(model, tokens, max_new_tokens, temperature=temperature, top_p=top_p, seed=seed):
+        if token in ends:
+            break
+        tokens.append(token)
+    return tokenizer.decode(tokens)

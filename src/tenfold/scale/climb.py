@@ -1,0 +1,228 @@
+"""The climb: ladder, law, forecast, run, score. Every step finds what is already done and goes on from there.
+
+    generations/
+      corpus-stdlib-2048/
+      g1/  climb.json  ladder/*/run.jsonl  points.csv  law.json  forecast.json  run.jsonl  model/  score.json  report.html
+"""
+
+import csv
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tenfold.data.corpus import Corpus, build, require_tokens
+from tenfold.scale.forecast import Speed, make_forecast, score, write_forecast
+from tenfold.scale.ladder import Rung, nearest_shape, plan_ladder
+from tenfold.scale.law import Law, fit_law
+from tenfold.scale.points import Point
+from tenfold.spec.errors import TenfoldError
+from tenfold.train.config import RunConfig
+from tenfold.train.loop import RunResult, probe, read_result, train
+
+EVALUATE_TOKENS = 131_072
+PROBE_STEPS = 12
+
+
+@dataclass(frozen=True)
+class ClimbSettings:
+    """What a climb is asked for. `top_flops` is the compute of the model at the top, the one that is forecast."""
+
+    corpus: str = "stdlib"
+    top_flops: float = 1e13
+    vocab_size: int = 2048
+    seq_len: int = 256
+    seed: int = 0
+    device: str = "auto"
+    optimiser: str = "muon"
+    family: str = "llama3"
+
+
+Say = Callable[[str], None]
+
+
+def climb(settings: ClimbSettings, home: Path, *, say: Say, quiet: bool = False) -> Path:
+    """Climb once in `home`; returns the generation's directory. Raises TenfoldError; Ctrl-C loses nothing."""
+    generation = _unfinished(home, settings) or _new(home, settings)
+    return climb_in(generation, settings, home, say=say, quiet=quiet)
+
+
+def again(home: Path, *, say: Say, quiet: bool = False) -> Path:
+    """Take the newest finished generation as the top rung, and climb to ten times its compute."""
+    last = newest(home)
+    if last is None or not (last / "score.json").exists():
+        raise TenfoldError(f"There is no finished generation in {home} to climb from: run `tenfold climb` first.")
+    settings = read_settings(last)
+    higher = replace(settings, top_flops=10 * settings.top_flops)
+    generation = _new(home, higher, parent=last.name)
+    points = [*read_points_file(last), _point(_need(read_result(last)))]
+    _write_points(points, generation)
+    return climb_in(generation, higher, home, say=say, quiet=quiet)
+
+
+def climb_in(generation: Path, settings: ClimbSettings, home: Path, *, say: Say, quiet: bool) -> Path:
+    """All steps of one climb in its directory."""
+    corpus = open_or_build(settings, home, say=say, quiet=quiet)
+    if not (generation / "points.csv").exists():
+        _train_ladder(generation, settings, corpus, say=say, quiet=quiet)
+    points = read_points_file(generation)
+    law_file = generation / "law.json"
+    if not law_file.exists():
+        law = fit_law(points, seed=settings.seed)
+        law_file.write_text(json.dumps(law.to_dict()))
+    law = Law.from_dict(json.loads(law_file.read_text()))
+    if not (generation / "forecast.json").exists():
+        _forecast(generation, settings, corpus, law, say=say)
+    forecast = json.loads((generation / "forecast.json").read_text())
+    if read_result(generation) is None:
+        low, high = forecast["loss_bits_per_byte"]["intervals"]["80"]
+        say(
+            f"Forecast, frozen: {forecast['loss_bits_per_byte']['median']:.4f} bits per byte (80 %: {low:.4f} to "
+            f"{high:.4f}) for {forecast['params'] / 1e6:.2f}M parameters and {forecast['tokens'] / 1e6:.1f}M tokens."
+        )
+        from tenfold.scale.forecast import file_sha256
+
+        notes = {"forecast_sha256": file_sha256(generation / "forecast.json")}
+        config = _config(settings, forecast["width"], forecast["tokens"], settings.seed)
+        result = train(config, corpus, generation, title=generation.name, quiet=quiet, notes=notes)
+        if not result.finished:
+            raise TenfoldError(f"The climb was stopped at step {result.step}: `tenfold climb` goes on from there.")
+    (generation / "score.json").write_text(json.dumps(score(generation), indent=1) + "\n")
+    return generation
+
+
+def open_or_build(settings: ClimbSettings, home: Path, *, say: Say, quiet: bool) -> Corpus:
+    """The climb's corpus, made once and shared by the generations in `home`."""
+    name = Path(settings.corpus).name or "corpus"
+    out = home / f"corpus-{name}-{settings.vocab_size}"
+    if not out.exists():
+        say(f"Preparing the corpus {settings.corpus!r}: cleaning, finding copies, tokenising ...")
+    corpus = build(settings.corpus, out, vocab_size=settings.vocab_size, quiet=quiet)
+    splits = corpus.manifest["splits"]
+    say(f"Corpus: {splits['train']['tokens'] / 1e6:.1f}M tokens of training text ({splits['train']['bytes'] / 1e6:.0f} MB).")
+    return corpus
+
+
+def _train_ladder(generation: Path, settings: ClimbSettings, corpus: Corpus, *, say: Say, quiet: bool) -> None:
+    ladder = plan_ladder(settings.top_flops / 10, corpus.vocab_size, settings.seq_len)
+    top_tokens = max(r.tokens for r in ladder)
+    require_tokens(corpus, top_tokens, RunConfig(tokens=1).max_epochs)
+    total = sum(r.flops for r in ladder)
+    say(f"Ladder: {len(ladder)} runs at {len({r.flops for r in ladder})} budgets, {total:.2g} FLOPs in all.")
+    results = []
+    for i, rung in enumerate(ladder):
+        directory = generation / "ladder" / rung.name
+        result = read_result(directory)
+        if result is None:
+            config = _config(settings, rung.width, rung.tokens, settings.seed + 1000 * (i + 1))
+            result = train(config, corpus, directory, title=f"rung {i + 1}/{len(ladder)}", quiet=quiet, keep_model=False)
+            if not result.finished:
+                raise TenfoldError(f"The climb was stopped in rung {i + 1}: `tenfold climb` goes on from there.")
+        results.append(result)
+        say(_rung_line(i, len(ladder), rung, result))
+    _write_points([_point(r) for r in results], generation)
+
+
+def _forecast(generation: Path, settings: ClimbSettings, corpus: Corpus, law: Law, *, say: Say) -> None:
+    params, _, _ = law.optimum(settings.top_flops)
+    spec = nearest_shape(params, corpus.vocab_size)
+    tokens = round(settings.top_flops / spec.train_flops_per_token(settings.seq_len))
+    config = _config(settings, spec.dim, tokens, settings.seed)
+    require_tokens(corpus, tokens, config.max_epochs)
+    speed = Speed(*probe(config, corpus, PROBE_STEPS))
+    forecast = make_forecast(
+        law,
+        flops=settings.top_flops,
+        params=spec.parameters().matrix_active,
+        tokens=tokens,
+        width=spec.dim,
+        speed=speed,
+    )
+    write_forecast(forecast, generation / "forecast.json")
+
+
+def _config(settings: ClimbSettings, width: int, tokens: int, seed: int) -> RunConfig:
+    return msgspec.convert(
+        {
+            "tokens": tokens,
+            "model": {"width": width},
+            "corpus": settings.corpus,
+            "vocab_size": settings.vocab_size,
+            "seq_len": settings.seq_len,
+            "seed": seed,
+            "optimiser": settings.optimiser,
+            "device": settings.device,
+            "evaluate_tokens": EVALUATE_TOKENS,
+            "keep": 1,
+        },
+        RunConfig,
+    )
+
+
+def _rung_line(i: int, count: int, rung: Rung, result: RunResult) -> str:
+    return (
+        f"  {i + 1:>2}/{count}  {rung.flops:.1e} FLOPs  {rung.params / 1e6:6.3f}M parameters  {rung.tokens / 1e6:6.2f}M tokens  "
+        f"{result.bits_per_byte:.4f} bits/byte  {result.flops / result.seconds / 1e9:4.0f} GFLOP/s  {result.seconds:5.1f} s"
+    )
+
+
+def _point(result: RunResult) -> Point:
+    return Point(result.parameters, result.tokens, result.flops, result.bits_per_byte)
+
+
+def _write_points(points: list[Point], generation: Path) -> None:
+    with (generation / "points.csv").open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, [f.name for f in fields(Point)])
+        writer.writeheader()
+        writer.writerows(asdict(p) for p in points)
+
+
+def read_points_file(generation: Path) -> list[Point]:
+    with (generation / "points.csv").open(newline="") as stream:
+        return [Point(**{k: float(v) for k, v in row.items()}) for row in csv.DictReader(stream)]
+
+
+def generations(home: Path) -> list[Path]:
+    """The generations in `home`, oldest first."""
+    found = [p for p in home.glob("g*") if p.name[1:].isdigit() and (p / "climb.json").exists()]
+    return sorted(found, key=lambda p: int(p.name[1:]))
+
+
+def newest(home: Path) -> Path | None:
+    return (generations(home) or [None])[-1]  # type: ignore[list-item]
+
+
+def read_settings(generation: Path) -> ClimbSettings:
+    facts = json.loads((generation / "climb.json").read_text())
+    return ClimbSettings(**{f.name: facts[f.name] for f in fields(ClimbSettings)})
+
+
+def _unfinished(home: Path, settings: ClimbSettings) -> Path | None:
+    last = newest(home)
+    if last is None or (last / "score.json").exists():
+        return None
+    if read_settings(last) != settings:
+        raise TenfoldError(
+            f"{last} was begun with other settings: give the same ones, delete it, or choose another --home."
+        )
+    return last
+
+
+def _new(home: Path, settings: ClimbSettings, parent: str | None = None) -> Path:
+    last = newest(home)
+    generation = home / f"g{int(last.name[1:]) + 1 if last else 1}"
+    generation.mkdir(parents=True)
+    facts: dict[str, Any] = {**asdict(settings), "parent": parent, "created": time.time()}
+    (generation / "climb.json").write_text(json.dumps(facts, indent=1) + "\n")
+    return generation
+
+
+def _need(result: RunResult | None) -> RunResult:
+    if result is None or not math.isfinite(result.bits_per_byte):
+        raise TenfoldError("The generation to climb from has no finished run.")
+    return result

@@ -1,0 +1,125 @@
+"""The forecast: written before the run, never changed, scored when the run ends."""
+
+import hashlib
+import json
+import statistics
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tenfold.scale.law import LEVELS, Law
+from tenfold.spec.errors import TenfoldError
+
+# Relative spread of a machine's speed from one quarter of an hour to the next, beside what the probe saw itself.
+SPEED_DRIFT = 0.04
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A forecast number: its median and its intervals (percent -> [low, high])."""
+
+    median: float
+    intervals: dict[str, list[float]]
+
+    def inside(self, level: int, value: float) -> bool:
+        low, high = self.intervals[str(level)]
+        return low <= value <= high
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a short probe of the model on this machine measured: seconds of each step, and watts."""
+
+    step_seconds: list[float]
+    tokens_per_step: int
+    watts: float
+    energy_source: str
+
+
+def make_forecast(law: Law, *, flops: float, params: int, tokens: int, width: int, speed: Speed) -> dict[str, Any]:
+    """The forecast of one run as a JSON object. Loss in the law's unit (bits per byte), time of training alone."""
+    loss = law.predict(params, tokens)
+    optimal_n, optimal_d, n_intervals = law.optimum(flops)
+    step = statistics.median(speed.step_seconds)
+    deviations = np.abs(np.array(speed.step_seconds) / step - 1)
+    spread = float(np.hypot(SPEED_DRIFT, 1.4826 * np.median(deviations) / len(speed.step_seconds) ** 0.5))
+    tokens_per_s = speed.tokens_per_step / step
+    seconds = tokens / tokens_per_s
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "flops": flops,
+        "width": width,
+        "params": params,
+        "tokens": tokens,
+        "optimal_params": asdict(Quantity(optimal_n, {str(k): list(v) for k, v in n_intervals.items()})),
+        "optimal_tokens": optimal_d,
+        "loss_bits_per_byte": asdict(Quantity(loss.median, {str(k): list(v) for k, v in loss.intervals.items()})),
+        "loss_by_form": loss.by_form,
+        "tokens_per_s": asdict(_around(tokens_per_s, spread)),
+        "seconds": asdict(_around(seconds, spread)),
+        "energy_kwh": asdict(_around(speed.watts * seconds / 3.6e6, float(np.hypot(spread, 0.03)))),
+        "energy_source": speed.energy_source,
+        "points": law.n_points,
+        "points_sha256": law.points_sha256,
+        "ladder_top_flops": law.largest_flops,
+    }
+
+
+def _around(median: float, relative_spread: float) -> Quantity:
+    """A log-normal quantity."""
+    sigma = {50: 0.674, 80: 1.282, 95: 1.96}
+    return Quantity(
+        median,
+        {str(k): [median * float(np.exp(s * sigma[k] * relative_spread)) for s in (-1, 1)] for k in LEVELS},
+    )
+
+
+def write_forecast(forecast: dict[str, Any], path: Path) -> str:
+    """Write and freeze: the file is made read-only, and its SHA-256 is returned to be kept with the run."""
+    if path.exists():
+        raise TenfoldError(f"{path} is already written; a forecast is never changed.")
+    path.write_text(json.dumps(forecast, indent=1) + "\n")
+    path.chmod(0o444)
+    return file_sha256(path)
+
+
+def file_sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def quantity(forecast: dict[str, Any], name: str) -> Quantity:
+    return Quantity(**forecast[name])
+
+
+def score(directory: Path) -> dict[str, Any]:
+    """Compare `forecast.json` with the run in the same generation.
+
+    Raises TenfoldError where the run has not ended, or the forecast is not the one that stood when it began.
+    """
+    path = directory / "forecast.json"
+    events = [json.loads(line) for line in (directory / "run.jsonl").read_text().splitlines()]
+    start = next(e for e in events if e["event"] == "start")
+    end = next((e for e in reversed(events) if e["event"] == "end"), None)
+    if end is None:
+        raise TenfoldError(f"The run in {directory} has not ended: resume it before scoring its forecast.")
+    if start.get("forecast_sha256") != file_sha256(path):
+        raise TenfoldError(f"{path} was changed after the run began: its forecast cannot be scored.")
+    forecast = json.loads(path.read_text())
+    rows = {}
+    for name, measured in (
+        ("loss_bits_per_byte", end["bits_per_byte"]),
+        ("tokens_per_s", end["tokens_per_s"]),
+        ("seconds", end["seconds"]),
+        ("energy_kwh", end["energy_kwh"]),
+    ):
+        q = quantity(forecast, name)
+        rows[name] = {
+            "forecast": q.median,
+            "measured": measured,
+            "error_pct": 100 * (q.median / measured - 1),
+            **{f"inside_{level}": q.inside(level, measured) for level in LEVELS},
+        }
+    return {"forecast_sha256": start["forecast_sha256"], "scores": rows}
