@@ -9,7 +9,7 @@ from tenfold.model import loss
 
 @pytest.mark.parametrize("z_loss", [0.0, 1e-2])
 def test_value_and_gradients_equal_the_plain_loss(monkeypatch, z_loss):
-    monkeypatch.setattr(loss, "CHUNK_BYTES", 128 * 4 * 50)
+    monkeypatch.setattr(loss, "CHUNK_BYTES", {"cpu": 128 * 4 * 50})
     torch.manual_seed(0)
     hidden = torch.randn(300, 16).requires_grad_()
     weight = torch.randn(50, 16).requires_grad_()

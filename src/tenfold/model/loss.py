@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_BYTES = 32 * 2**20
+CHUNK_BYTES = {"cpu": 2 * 2**20, "cuda": 512 * 2**20}  # a CPU's second-level cache; a share of a GPU's memory
 
 
 def _rows(weight: Tensor) -> int:
     """Tokens whose float32 logits fill one chunk."""
-    return max(128, CHUNK_BYTES // (4 * weight.shape[0]))
+    return max(128, CHUNK_BYTES.get(weight.device.type, 2**25) // (4 * weight.shape[0]))
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -27,21 +27,29 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         z_term = torch.zeros((), device=hidden.device)
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+        ignored = targets < 0
+        index = targets.clamp(min=0)[:, None]
+        minus_one = torch.full((1, 1), -1.0, device=hidden.device)
         for start in range(0, hidden.shape[0], rows):
-            h, t = hidden[start : start + rows], targets[start : start + rows]
-            counted = (t >= 0)[:, None]
-            index = t.clamp(min=0)[:, None]
+            chunk = slice(start, start + rows)
+            h, skip = hidden[chunk], ignored[chunk]
             logits = F.linear(h, weight).float()
-            log_z = logits.logsumexp(-1, keepdim=True)
-            nats += ((log_z - logits.gather(1, index)) * counted).sum()
-            grad = logits.sub_(log_z).exp_()  # softmax, in the memory of the logits
+            log_p = F.log_softmax(logits, -1)
+            nats -= log_p.gather(1, index[chunk]).masked_fill_(skip[:, None], 0.0).sum()
             if z_loss:
-                z_term += z_loss * (log_z.square() * counted).sum()
+                log_z = (logits[:, :1] - log_p[:, :1]).masked_fill_(skip[:, None], 0.0)
+                z_term += z_loss * log_z.square().sum()
+            grad = log_p.exp_()  # the softmax, in the memory of its logarithm
+            if z_loss:
                 grad *= 1 + 2 * z_loss * log_z
-            grad.scatter_add_(1, index, torch.full_like(log_z, -1.0))
-            grad = (grad * counted).to(h.dtype)
-            grad_hidden[start : start + rows] = grad @ weight.to(h.dtype)
-            grad_weight += grad.T @ h
+            grad.scatter_add_(1, index[chunk], minus_one.expand(len(h), 1))
+            grad.masked_fill_(skip[:, None], 0.0)
+            grad = grad.to(h.dtype)
+            torch.mm(grad, weight, out=grad_hidden[chunk])
+            if grad_weight.dtype == grad.dtype:
+                grad_weight.addmm_(grad.T, h)
+            else:
+                grad_weight += grad.T @ h
         ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
         return nats, z_term
 

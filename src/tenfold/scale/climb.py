@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from tenfold.data.corpus import Corpus, build, require_tokens
 from tenfold.scale.forecast import Speed, make_forecast, score, write_forecast
+from tenfold.scale.isoflop import minimum, rungs
 from tenfold.scale.ladder import Rung, nearest_shape, plan_ladder
 from tenfold.scale.law import Law, fit_law
 from tenfold.scale.points import Point
@@ -25,7 +27,7 @@ from tenfold.spec.errors import TenfoldError
 from tenfold.train.config import RunConfig
 from tenfold.train.loop import RunResult, probe, read_result, train
 
-EVALUATE_TOKENS = 131_072
+EVALUATE_TOKENS = 98_304
 PROBE_STEPS = 12
 
 
@@ -34,7 +36,7 @@ class ClimbSettings:
     """What a climb is asked for. `top_flops` is the compute of the model at the top, the one that is forecast."""
 
     corpus: str = "stdlib"
-    top_flops: float = 1e13
+    top_flops: float = 2e12
     vocab_size: int = 2048
     seq_len: int = 256
     seed: int = 0
@@ -77,7 +79,7 @@ def climb_in(generation: Path, settings: ClimbSettings, home: Path, *, say: Say,
         law_file.write_text(json.dumps(law.to_dict()))
     law = Law.from_dict(json.loads(law_file.read_text()))
     if not (generation / "forecast.json").exists():
-        _forecast(generation, settings, corpus, law, say=say)
+        _forecast(generation, settings, corpus, law, points)
     forecast = json.loads((generation / "forecast.json").read_text())
     if read_result(generation) is None:
         low, high = forecast["loss_bits_per_byte"]["intervals"]["80"]
@@ -119,7 +121,7 @@ def _train_ladder(generation: Path, settings: ClimbSettings, corpus: Corpus, *, 
         directory = generation / "ladder" / rung.name
         result = read_result(directory)
         if result is None:
-            config = _config(settings, rung.width, rung.tokens, settings.seed + 1000 * (i + 1))
+            config = _config(settings, rung.width, rung.tokens, settings.seed)
             result = train(config, corpus, directory, title=f"rung {i + 1}/{len(ladder)}", quiet=quiet, keep_model=False)
             if not result.finished:
                 raise TenfoldError(f"The climb was stopped in rung {i + 1}: `tenfold climb` goes on from there.")
@@ -128,8 +130,8 @@ def _train_ladder(generation: Path, settings: ClimbSettings, corpus: Corpus, *, 
     _write_points([_point(r) for r in results], generation)
 
 
-def _forecast(generation: Path, settings: ClimbSettings, corpus: Corpus, law: Law, *, say: Say) -> None:
-    params, _, _ = law.optimum(settings.top_flops)
+def _forecast(generation: Path, settings: ClimbSettings, corpus: Corpus, law: Law, points: list[Point]) -> None:
+    params = choose_params(law, points, settings.top_flops)
     spec = nearest_shape(params, corpus.vocab_size)
     tokens = round(settings.top_flops / spec.train_flops_per_token(settings.seq_len))
     config = _config(settings, spec.dim, tokens, settings.seed)
@@ -144,6 +146,18 @@ def _forecast(generation: Path, settings: ClimbSettings, corpus: Corpus, law: La
         speed=speed,
     )
     write_forecast(forecast, generation / "forecast.json")
+
+
+def choose_params(law: Law, points: list[Point], flops: float) -> float:
+    """Parameters for `flops`: the law's optimum, but no further from the ladder's own best size than published laws go.
+
+    From the best size of the top rung, N* may grow as C^0.4 to C^0.6 (Chinchilla: 0.46 to 0.50; Llama 3: 0.46).
+    """
+    top_flops, top = rungs(points)[-1]
+    best = minimum(top)
+    size = best.params if best else min(top, key=lambda p: p.loss).params
+    ratio = flops / top_flops
+    return float(np.clip(law.optimum(flops)[0], size * ratio**0.4, size * ratio**0.6))
 
 
 def _config(settings: ClimbSettings, width: int, tokens: int, seed: int) -> RunConfig:

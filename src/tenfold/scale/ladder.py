@@ -8,7 +8,7 @@ from tenfold.spec.model import ModelSpec
 from tenfold.spec.shapes import TOKENS_PER_PARAMETER, llama_shape, widths
 
 STEP = 2.0  # between the computes of neighbouring rungs
-RUNGS = 4
+RUNGS = 3
 SIZES = 5
 
 

@@ -3,19 +3,19 @@
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec
 
-WIDTH_STEP = 16
+HEAD_DIMS = ((64, 8), (128, 16), (512, 32), (2048, 64), (10**9, 128))  # (widest model, dimensions of its heads)
 WIDTH_PER_LAYER = 40
 TOKENS_PER_PARAMETER = 20.0
 
 
 def llama_shape(width: int, vocab_size: int, context: int = 2048, tied: bool = False) -> ModelSpec:
-    """The Llama-3-shaped model of a width (a multiple of 16): heads of 16 to width 128, 32 to 512, 64 to 2048, then 128.
+    """The Llama-3-shaped model of a width, which must be a multiple of its heads' dimensions (`HEAD_DIMS`).
 
     Depth follows width at `WIDTH_PER_LAYER` (published Llamas: 128; nanochat: 64; the smallest models want to be
-    deeper), at least 2, so that a ladder has one dimension. The feed-forward is 8/3 of the width, to a multiple of 16.
+    deeper), at least 2, so that a ladder has one dimension. The feed-forward is 8/3 of the width, to a multiple of 8.
     """
-    head_dim = next(size for limit, size in ((128, 16), (512, 32), (2048, 64), (10**9, 128)) if width <= limit)
-    if width < WIDTH_STEP or width % head_dim:
+    head_dim = next(size for widest, size in HEAD_DIMS if width <= widest)
+    if width < 8 or width % head_dim:
         raise TenfoldError(f"A width near {width} must be a multiple of {head_dim}.")
     return ModelSpec(
         name=f"width-{width}",
@@ -24,7 +24,7 @@ def llama_shape(width: int, vocab_size: int, context: int = 2048, tied: bool = F
         n_heads=width // head_dim,
         n_kv_heads=width // head_dim,
         head_dim=head_dim,
-        ffn_dim=round(width * 8 / 3 / 16) * 16,
+        ffn_dim=round(width * 8 / 3 / 8) * 8,
         vocab_size=vocab_size,
         tied=tied,
         context=context,
@@ -33,7 +33,7 @@ def llama_shape(width: int, vocab_size: int, context: int = 2048, tied: bool = F
 
 def widths() -> list[int]:
     """The widths that a ladder may use: steps of about a fifth, from 16 to 8192."""
-    small = list(range(16, 129, 16)) + list(range(160, 257, 32)) + list(range(320, 513, 64))
+    small = list(range(16, 65, 8)) + list(range(80, 129, 16)) + list(range(160, 257, 32)) + list(range(320, 513, 64))
     return small + list(range(640, 1025, 128)) + list(range(1280, 2049, 256)) + list(range(2560, 8193, 512))
 
 

@@ -1,0 +1,74 @@
+"""Climbs over corpora and seeds: how far the forecasts were off, and how often their intervals held.
+
+    python bench/climbs.py --corpora stdlib torch-headers docstrings --seeds 0 1 2 3 --jobs 2
+
+Each climb is a process of its own with one thread a job; what is measured already is not measured again.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+from results_file import RESULTS, write_results
+
+
+def climb(corpus: str, seed: int, top: str, home: Path, threads: int) -> dict:
+    """One climb with its own generations; the corpus is shared by a link."""
+    own = home / f"{corpus}-{top}-{seed}"
+    own.mkdir(parents=True, exist_ok=True)
+    shared = home / f"corpus-{corpus}-2048"
+    link = own / shared.name
+    if shared.exists() and not link.exists():
+        link.symlink_to(shared.resolve())
+    command = [Path(sys.executable).with_name("tenfold"), "climb", "--home", own, "--corpus", corpus, "--top", top]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(
+        [str(c) for c in command] + ["--seed", str(seed), "--json"], env=environment, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise SystemExit(f"{corpus}, seed {seed}: {done.stderr[-500:]}")
+    scores = json.loads(done.stdout)["scores"]
+    loss = scores["loss_bits_per_byte"]
+    return {
+        "corpus": corpus,
+        "seed": seed,
+        "top_flops": float(top),
+        "forecast_bits_per_byte": loss["forecast"],
+        "measured_bits_per_byte": loss["measured"],
+        "error_pct": loss["error_pct"],
+        "inside_50": loss["inside_50"],
+        "inside_80": loss["inside_80"],
+        "inside_95": loss["inside_95"],
+        "tokens_per_s_error_pct": scores["tokens_per_s"]["error_pct"],
+        "seconds_error_pct": scores["seconds"]["error_pct"],
+        "energy_error_pct": scores["energy_kwh"]["error_pct"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpora", nargs="+", default=["stdlib", "torch-headers", "docstrings"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3])
+    parser.add_argument("--top", default="2e12")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--home", type=Path, default=Path("build/climbs"))
+    given = parser.parse_args()
+    kept = RESULTS / "climbs.json"
+    rows = json.loads(kept.read_text())["rows"] if kept.exists() else []
+    done = {(r["corpus"], r["seed"], r["top_flops"]) for r in rows}
+    wanted = [(c, s) for s in given.seeds for c in given.corpora if (c, s, float(given.top)) not in done]
+    threads = max(1, len(os.sched_getaffinity(0)) // given.jobs)
+    with ThreadPoolExecutor(given.jobs) as pool:
+        futures = [pool.submit(climb, c, s, given.top, given.home, threads) for c, s in wanted]
+        for future in as_completed(futures):
+            rows.append(future.result())
+            write_results("climbs", rows)
+            print(json.dumps(rows[-1]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
