@@ -22,7 +22,8 @@ def quality_problem(text: str) -> str:
     if len(text) < MINIMUM_CHARACTERS:
         return "too short"
     lines = text.splitlines()
-    if len(text) / max(1, len(lines)) > 1000:
+    # A paragraph may be long, but prose has a space every few letters.
+    if len(text) / max(1, len(lines)) > 1000 and text.count(" ") < 0.08 * len(text):
         return "lines too long (minified or data)"
     if sum(map(str.isalpha, text[:20000])) < 0.25 * min(len(text), 20000):
         return "too few letters"

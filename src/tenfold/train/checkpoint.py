@@ -12,11 +12,12 @@ import json
 import os
 import shutil
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch.distributed.checkpoint as dcp
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.optim import Optimizer
 
@@ -78,22 +79,35 @@ def _state(model: nn.Module, optimisers: list[Optimizer]) -> dict[str, Any]:
 
 
 def _write(state: dict[str, Any], scratch: Path) -> None:
+    size = sum(t.nbytes for t in _tensors(state))
     try:
-        dcp.save(state, storage_writer=dcp.FileSystemWriter(scratch, sync_files=True), no_dist=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+            dcp.save(state, storage_writer=dcp.FileSystemWriter(scratch, sync_files=True), no_dist=True)
     except dcp.api.CheckpointException as error:
-        # The engine wraps what went wrong in its own exception; a person wants the cause.
+        # The engine wraps what went wrong in its own exception, and its zip writer hides a full disk in another.
         for cause, _ in error.failures.values():
             if isinstance(cause, OSError):
                 raise cause from None
-            if "No space left" in str(cause) or "file write failed" in str(cause):
-                raise OSError(errno.ENOSPC, "the disk is full") from None
+        if shutil.disk_usage(scratch).free < size:
+            raise OSError(errno.ENOSPC, "the disk is full") from None
         raise
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from _tensors(inner)
 
 
 def _load(path: Path, model: nn.Module, optimisers: list[Optimizer]) -> None:
     state = _state(model, optimisers)
     try:
-        dcp.load(state, checkpoint_id=path, no_dist=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+            dcp.load(state, checkpoint_id=path, no_dist=True)
         set_state_dict(model, optimisers, model_state_dict=state["model"], optim_state_dict=state["optimiser"])
     except (dcp.api.CheckpointException, RuntimeError, KeyError, ValueError) as error:
         first = str(error).strip().splitlines()[0][:200]

@@ -1,0 +1,37 @@
+"""A small real corpus: parts of the standard library, made once for all tests."""
+
+import shutil
+import sysconfig
+from pathlib import Path
+
+import pytest
+import torch
+
+from tenfold.data.corpus import build
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def text_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text")
+    stdlib = Path(sysconfig.get_path("stdlib"))
+    for name in ("json", "email", "logging", "asyncio", "unittest", "http", "xml", "importlib", "concurrent", "urllib"):
+        for file in sorted((stdlib / name).rglob("*.py")):
+            target = folder / file.relative_to(stdlib)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def corpus(text_folder, tmp_path_factory):
+    return build(text_folder, tmp_path_factory.mktemp("corpora") / "small", vocab_size=400, quiet=True)
+
+
+@pytest.fixture
+def published():
+    folder = Path(__file__).parents[2] / "shared" / "published"
+    if not folder.exists():
+        pytest.skip("the published tables are not beside this checkout")
+    return folder

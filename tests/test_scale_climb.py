@@ -1,0 +1,107 @@
+"""A whole climb on a small corpus, as a person types it, and what becomes of a forecast that was touched."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tenfold.scale.forecast import score
+from tenfold.scale.ladder import plan_ladder
+from tenfold.spec.errors import TenfoldError
+
+TENFOLD = Path(sys.executable).with_name("tenfold")
+
+
+def tenfold(*arguments, **options):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+    command = [str(TENFOLD), *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, **options)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory, text_folder):
+    home = tmp_path_factory.mktemp("generations")
+    done = tenfold("climb", "--corpus", text_folder, "--top", "4e10", "--vocab-size", 300, "--seq-len", 32, "--home", home, "--json")
+    assert done.returncode == 0, done.stderr
+    (home / "said.json").write_text(done.stdout)
+    return home
+
+
+def test_the_climb_leaves_what_the_design_says(home):
+    generation = home / "g1"
+    said = json.loads((home / "said.json").read_text())
+    loss = said["scores"]["loss_bits_per_byte"]
+    assert loss["measured"] > 0 and abs(loss["error_pct"]) < 25
+    for name in ("forecast.json", "run.jsonl", "run.toml", "points.csv", "law.json", "score.json", "report.html", "model/config.json"):
+        assert (generation / name).exists(), name
+    forecast = json.loads((generation / "forecast.json").read_text())
+    assert forecast["flops"] == pytest.approx(10 * forecast["ladder_top_flops"], rel=0.05)
+    for name in ("loss_bits_per_byte", "tokens_per_s", "seconds", "energy_kwh"):
+        q = forecast[name]
+        edges = [q["intervals"][level][i] for i, level in ((0, "95"), (0, "80"), (0, "50"), (1, "50"), (1, "80"), (1, "95"))]
+        assert edges == sorted(edges) and edges[2] <= q["median"] <= edges[3]
+    start = json.loads((generation / "run.jsonl").read_text().splitlines()[0])
+    assert start["forecast_sha256"] == said["forecast_sha256"]
+
+
+def test_a_forecast_that_was_changed_is_not_scored(home, tmp_path):
+    copy = tmp_path / "g1"
+    shutil.copytree(home / "g1", copy)
+    assert score(copy) == {k: json.loads((home / "said.json").read_text())[k] for k in ("forecast_sha256", "scores")}
+    file = copy / "forecast.json"
+    file.chmod(0o644)
+    forecast = json.loads(file.read_text())
+    forecast["loss_bits_per_byte"]["median"] += 1e-6
+    file.write_text(json.dumps(forecast, indent=1) + "\n")
+    with pytest.raises(TenfoldError, match="changed after the run began"):
+        score(copy)
+    refused = tenfold("score", copy)
+    assert refused.returncode == 1 and refused.stderr.count("\n") == 1 and "Traceback" not in refused.stderr
+
+
+def test_sample_writes_text(home):
+    done = tenfold("sample", home / "g1", "def ", "--max-new-tokens", 20, "--json")
+    assert json.loads(done.stdout)["text"].startswith("def ")
+
+
+def test_law_commands_read_the_climbs_points(home):
+    done = tenfold("law", "fit", home / "g1" / "points.csv", "--json")
+    assert json.loads(done.stdout)["points"] == 15
+    done = tenfold("law", "backtest", home / "g1" / "points.csv", "--holdout", 1.9, "--json")
+    assert json.loads(done.stdout)["held_out_points"] == 5
+
+
+def test_a_generation_is_not_continued_with_other_settings(home, tmp_path):
+    copy = tmp_path / "home"
+    shutil.copytree(home, copy)
+    (copy / "g1" / "score.json").unlink()
+    done = tenfold("climb", "--home", copy, "--top", "5e10")
+    assert done.returncode == 1 and "begun with other settings" in done.stderr
+
+
+def test_errors_are_one_sentence(tmp_path):
+    for arguments, sentence in (
+        (("climb", "--corpus", tmp_path / "nothing", "--home", tmp_path / "h"), "There is no corpus"),
+        (("climb", "--top", "much", "--home", tmp_path / "h"), "--top must be a positive number"),
+        (("climb", "--again", "--home", tmp_path / "h2"), "no finished generation"),
+        (("resume", tmp_path), "is no run"),
+        (("sample", tmp_path), "no config.json"),
+        (("law", "fit", tmp_path / "x.csv"), "There is no file"),
+    ):
+        done = tenfold(*arguments)
+        assert done.returncode == 1 and sentence in done.stderr.replace("\n", " "), done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_ladder_too_low_is_refused():
+    with pytest.raises(TenfoldError, match="climb higher"):
+        plan_ladder(1e8, 2048, 256)
+
+
+def test_help_has_examples():
+    for command in (("climb",), ("train",), ("resume",), ("sample",), ("law", "fit"), ("law", "backtest"), ("data", "build")):
+        assert "Example" in tenfold(*command, "--help").stdout, command
