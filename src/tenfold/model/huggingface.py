@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tenfold.model.gguf import read_gguf
 from tenfold.model.llama import Llama
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec, RopeScaling
@@ -126,7 +127,7 @@ def _write_shards(shards: list[dict[str, Tensor]], directory: Path) -> None:
     if len(shards) == 1:
         save_file(shards[0], directory / "model.safetensors", metadata={"format": "pt"})
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i, shard in enumerate(shards, 1):
         file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
         save_file(shard, directory / file, metadata={"format": "pt"})
@@ -152,8 +153,6 @@ def read_model(path: Path, dtype: torch.dtype = torch.float32) -> Llama:
     Raises TenfoldError, naming the tensor, where one is missing, too many, or of another shape.
     """
     if path.suffix == ".gguf":
-        from tenfold.model.gguf import read_gguf
-
         spec, tensors = read_gguf(path)
     else:
         spec, tensors = read_spec(path), _stored(path)
@@ -226,7 +225,7 @@ def _slots(model: Llama) -> dict[str, _Slot]:
     spec = model.spec
     group = spec.n_heads // spec.n_kv_heads
     slots = {"model.embed_tokens.weight": _Slot(model.embedding.weight.data)}
-    for i, block in enumerate(model.blocks):
+    for i, block in enumerate(model.layers):
         rows = block.attention.wqkv.weight.data.view(spec.n_kv_heads, group + 2, spec.head_dim, spec.dim)
         slots |= {
             f"model.layers.{i}.self_attn.q_proj.weight": _Slot(rows[:, :group], halves=True),

@@ -7,6 +7,7 @@ checkpoints split each head in halves instead, so their rows are permuted on the
 """
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -150,12 +151,17 @@ class Llama(nn.Module):
             self.head.weight = self.embedding.weight
         initialise(self, spec)
 
+    @property
+    def layers(self) -> list[Block]:
+        """The blocks, as what they are."""
+        return cast(list[Block], list(self.blocks))
+
     def hidden(self, tokens: Tensor, document: Tensor | None = None) -> Tensor:
         """Normed last hidden state [B, T, dim] for tokens [B, T]; attention stays within each document."""
         rope = rope_table(self.spec, torch.arange(tokens.shape[1], device=tokens.device))
         mask = None if document is None else document_mask(document)
         x = self.embedding(tokens)
-        for block in self.blocks:
+        for block in self.layers:
             x = block(x, rope, mask)
         return self.norm(x)
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from tenfold.model.gguf import read_gguf_tokenizer
 from tenfold.model.huggingface import read_model
 from tenfold.model.llama import Llama, rope_table, rotate
 from tenfold.spec.errors import TenfoldError
@@ -35,7 +36,7 @@ def _forward(model: Llama, tokens: Tensor, start: int, cache: list[tuple[Tensor,
     rope = rope_table(model.spec, torch.arange(start, start + T))
     mask = torch.ones(T, start + T, dtype=torch.bool).tril(start)
     x = model.embedding(tokens)
-    for i, block in enumerate(model.blocks):
+    for i, block in enumerate(model.layers):
         attention = block.attention
         qkv = attention.wqkv(block.attention_norm(x)).unflatten(-1, (-1, attention.group + 2, attention.head_dim))
         q, k = rotate(qkv[:, :, :, :-1], rope).split((attention.group, 1), dim=3)
@@ -59,13 +60,20 @@ def _draw(logits: Tensor, temperature: float, top_p: float, generator: torch.Gen
     return int(order[torch.multinomial(probabilities * keep, 1, generator=generator)])
 
 
-def complete(path: Path, prompt: str, *, max_new_tokens: int, temperature: float, top_p: float, seed: int) -> str:
-    """`prompt` and what the model in `path` writes after it, up to the end of the text."""
-    model = read_model(path)
+def read_tokenizer(path: Path) -> Tokenizer:
+    """The tokeniser of a Hugging Face directory or a GGUF file."""
+    if path.suffix == ".gguf":
+        return read_gguf_tokenizer(path)
     file = path / "tokenizer.json"
     if not file.exists():
         raise TenfoldError(f"{path} has no tokenizer.json: copy the model's tokeniser there.")
-    tokenizer = Tokenizer.from_file(str(file))
+    return Tokenizer.from_file(str(file))
+
+
+def complete(path: Path, prompt: str, *, max_new_tokens: int, temperature: float, top_p: float, seed: int) -> str:
+    """`prompt` and what the model in `path` writes after it, up to the end of the text."""
+    model = read_model(path)
+    tokenizer = read_tokenizer(path)
     tokens = tokenizer.encode(prompt).ids
     ends = {i for i in (tokenizer.token_to_id(t) for t in ("<|end_of_text|>", "<|eot_id|>", "<|im_end|>")) if i is not None}
     for token in generate(model, tokens, max_new_tokens, temperature=temperature, top_p=top_p, seed=seed):
