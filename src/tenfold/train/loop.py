@@ -110,7 +110,10 @@ def train(
 
     with (
         MetricsWriter(
-            directory, tensorboard=config.tensorboard, wandb_project=config.wandb, resume_step=state.step
+            directory,
+            tensorboard=config.tensorboard,
+            wandb_project=config.wandb,
+            resume_step=None if saved is None else state.step,
         ) as metrics,
         TrainingProgress(h.steps, title, enabled=False if quiet else None) as progress,
         stop_on_signals() as stop,

@@ -1,6 +1,9 @@
 """Metrics as JSON lines, and to TensorBoard or Weights & Biases where asked for."""
 
+import errno
 import json
+import math
+import os
 import time
 from pathlib import Path
 from types import TracebackType
@@ -12,27 +15,52 @@ from tenfold.spec.errors import TenfoldError
 class MetricsWriter:
     """Appends events to `directory/run.jsonl`, one JSON object a line, each with `event` and `time` (Unix seconds).
 
-    On resume, lines past `resume_step` are dropped, so that the file reads as one run.
+    Without `resume_step` the file begins anew. With it, lines past that step (and an earlier end of the run) are
+    dropped, so that the file reads as one run. A number that is not finite is written as null, since JSON has none.
     """
 
-    def __init__(self, directory: Path, *, tensorboard: bool = False, wandb_project: str | None = None, resume_step=0):
-        path = directory / "run.jsonl"
-        kept = [row for row in read_metrics(path) if row.get("step", 0) <= resume_step] if resume_step else []
-        self._file = path.open("w")
-        for row in kept:
-            self._file.write(json.dumps(row) + "\n")
-        self._board = _tensorboard(directory) if tensorboard else None
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        tensorboard: bool = False,
+        wandb_project: str | None = None,
+        resume_step: int | None = None,
+    ):
+        self._path = directory / "run.jsonl"
+        kept = [] if resume_step is None else read_metrics(self._path)
+        kept = [row for row in kept if (row.get("step") or 0) <= (resume_step or 0) and row.get("event") != "end"]
+        try:
+            _rewrite(self._path, kept)
+            # Unbuffered: a line is in the file when `write` returns, and a full disk is known at once.
+            self._file = self._path.open("ab", buffering=0)
+        except OSError as error:
+            raise self._unwritable(error) from None
+        self._board = _tensorboard(directory, resume_step) if tensorboard else None
         self._wandb = _wandb(wandb_project, directory) if wandb_project else None
 
     def write(self, event: str, **fields: Any) -> None:
-        self._file.write(json.dumps({"event": event, "time": round(time.time(), 3), **fields}, default=str) + "\n")
-        self._file.flush()
-        numbers = {k: v for k, v in fields.items() if isinstance(v, int | float) and k != "step"}
-        if "step" in fields and self._board is not None:
+        """Append one event; with a `step` among the fields its numbers also go to TensorBoard and W&B.
+
+        Raises TenfoldError where the disk is full.
+        """
+        fields = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}
+        try:
+            self._file.write(_line({"event": event, "time": round(time.time(), 3), **fields}))
+        except OSError as error:
+            raise self._unwritable(error) from None
+        if "step" not in fields:
+            return
+        numbers = {f"{event}/{k}": v for k, v in fields.items() if isinstance(v, int | float) and k != "step"}
+        if self._board is not None:
             for name, value in numbers.items():
-                self._board.add_scalar(f"{event}/{name}", value, fields["step"])
-        if "step" in fields and self._wandb is not None:
-            self._wandb.log({f"{event}/{k}": v for k, v in numbers.items()}, step=fields["step"])
+                self._board.add_scalar(name, value, fields["step"])
+        if self._wandb is not None:
+            self._wandb.log(numbers, step=fields["step"])
+
+    def _unwritable(self, error: OSError) -> TenfoldError:
+        why = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
+        return TenfoldError(f"{self._path} could not be written: {why}; free some room and resume.")
 
     def __enter__(self) -> "MetricsWriter":
         return self
@@ -50,20 +78,36 @@ class MetricsWriter:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All events of a `run.jsonl`; a line torn by a kill is left out."""
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in path.read_bytes().split(b"\n") if path.exists() else ():
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError:
             continue
+        if isinstance(row, dict):
+            rows.append(row)
     return rows
 
 
-def _tensorboard(directory: Path) -> Any:
+def _line(row: dict[str, Any]) -> bytes:
+    return json.dumps(row, default=str).encode() + b"\n"
+
+
+def _rewrite(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Replace the file in one move: a kill leaves either the old lines or the new ones."""
+    scratch = path.with_name(f".{path.name}")
+    with scratch.open("wb") as stream:
+        stream.writelines(map(_line, rows))
+        stream.flush()
+        os.fsync(stream.fileno())
+    scratch.replace(path)
+
+
+def _tensorboard(directory: Path, resume_step: int | None) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise TenfoldError("TensorBoard is not installed: pip install 'tenfold[tensorboard]'.") from None
-    return SummaryWriter(directory / "tensorboard")
+    return SummaryWriter(directory / "tensorboard", purge_step=None if resume_step is None else resume_step + 1)
 
 
 def _wandb(project: str, directory: Path) -> Any:
@@ -71,4 +115,7 @@ def _wandb(project: str, directory: Path) -> Any:
         import wandb
     except ImportError:
         raise TenfoldError("Weights & Biases is not installed: pip install 'tenfold[wandb]'.") from None
-    return wandb.init(project=project, dir=directory, name=directory.name, resume="allow")
+    name = directory / "wandb-id"  # under which the run goes on after it was stopped
+    if not name.exists():
+        name.write_text(os.urandom(4).hex())
+    return wandb.init(project=project, dir=directory, name=directory.name, id=name.read_text().strip(), resume="allow")
