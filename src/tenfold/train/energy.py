@@ -1,7 +1,8 @@
 """Energy of a run: measured where the machine tells (NVML, RAPL), otherwise estimated and said so.
 
-The libraries that cover both (codecarbon, zeus) bring pandas or scikit-learn along; what is needed of RAPL is one
-number in a file.
+NVML is read through NVIDIA's own binding. For RAPL, pyRAPL and pyJoules have had no release since 2019 and 2020, and
+the libraries that are kept up (codecarbon, zeus, perun) bring pandas, MPI or a server along; what is needed of it is
+one number in a file of the kernel (https://docs.kernel.org/power/powercap/powercap.html).
 """
 
 import os
@@ -9,15 +10,15 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
-WATTS_PER_CORE = 6.0  # a busy server core with its share of package and memory (SPECpower-like, 205 W / 32 cores)
-IDLE_SHARE = 0.4  # of that, drawn by a core that does nothing
+# Watts of one logical processor in a cloud server, idle and busy, whole-server SPECpower results shared out over
+# them: Cloud Carbon Footprint, AWS averages (https://www.cloudcarbonfootprint.org/docs/methodology/). Memory is extra.
+IDLE_WATTS = 0.74
+BUSY_WATTS = 3.5
 
 
 @dataclass(frozen=True)
 class Energy:
-    """Joules since the start, watts since the last reading, and `source`: nvml, rapl, nvml+rapl or estimated."""
+    """Joules since the start, watts since the last reading, and `source`: nvml, rapl and estimated, joined by `+`."""
 
     joules: float
     watts: float
@@ -25,74 +26,94 @@ class Energy:
 
 
 class EnergyMeter:
-    """Reads the energy used since `start`, by all visible GPUs and the processor package."""
+    """The energy that this machine's visible GPUs and its processors used since `start` (or since it was made).
 
-    def __init__(self) -> None:
+    GPUs and RAPL packages are counted whole, whoever uses them; so let one process of a machine hold the meter. Where
+    no package can be read (a virtual machine, no permission), the processors' part is estimated: each logical
+    processor that this process may use draws `IDLE_WATTS`, and the CPU time of this process draws up to `BUSY_WATTS`.
+    Read it every few minutes at least: a RAPL counter wraps around within 20 minutes of full load on some machines.
+    """
+
+    def __init__(self, powercap: Path = Path("/sys/class/powercap")) -> None:
         self._gpus = _nvml_devices()
-        self._packages = _rapl_packages()
-        self.source = "+".join(n for n, found in (("nvml", self._gpus), ("rapl", self._packages)) if found) or "estimated"
+        self._packages = _rapl_packages(powercap)
+        self._processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.source = ("nvml+" if self._gpus else "") + ("rapl" if self._packages else "estimated")
+        self.start()
 
     def start(self) -> None:
-        self._began = self._last_time = time.monotonic()
+        """Count from now on."""
         self._joules = 0.0
-        self._last_cpu_s = _cpu_seconds()
-        self._last_gpu_j = [self._gpu_joules(gpu) for gpu in self._gpus]
-        self._last_rapl_uj = [_number(path / "energy_uj") for path in self._packages]
+        self._last_time, self._last_cpu_s = time.monotonic(), time.process_time()
+        self._last_gpu_j = [_gpu_joules(gpu) for gpu in self._gpus]
+        self._last_rapl_uj = [_number(package / "energy_uj") for package in self._packages]
 
     def read(self) -> Energy:
+        """The energy up to now."""
         now = time.monotonic()
-        span = max(1e-9, now - self._last_time)
-        added = 0.0
-        for i, gpu in enumerate(self._gpus):
-            joules = self._gpu_joules(gpu)
-            added += joules - self._last_gpu_j[i]
-            self._last_gpu_j[i] = joules
-        for i, path in enumerate(self._packages):
-            micro = _number(path / "energy_uj")
-            step = micro - self._last_rapl_uj[i]
-            added += (step if step >= 0 else step + _number(path / "max_energy_range_uj")) / 1e6
-            self._last_rapl_uj[i] = micro
-        if self.source == "estimated":
-            cpu = _cpu_seconds()
-            cores = len(os.sched_getaffinity(0))
-            added = WATTS_PER_CORE * (IDLE_SHARE * cores * span + (1 - IDLE_SHARE) * (cpu - self._last_cpu_s))
-            self._last_cpu_s = cpu
+        seconds = max(1e-9, now - self._last_time)
+        added = self._gpus_added_joules()
+        added += self._packages_added_joules() if self._packages else self._estimated_joules(seconds)
         self._joules += added
         self._last_time = now
-        return Energy(self._joules, added / span, self.source)
+        return Energy(self._joules, added / seconds, self.source)
 
-    @staticmethod
-    def _gpu_joules(gpu: object) -> float:
-        import pynvml
+    def _gpus_added_joules(self) -> float:
+        before, self._last_gpu_j = self._last_gpu_j, [_gpu_joules(gpu) for gpu in self._gpus]
+        return sum(self._last_gpu_j) - sum(before)
 
-        return pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu) / 1e3
+    def _packages_added_joules(self) -> float:
+        before, self._last_rapl_uj = self._last_rapl_uj, [_number(p / "energy_uj") for p in self._packages]
+        added = 0
+        for package, last, now in zip(self._packages, before, self._last_rapl_uj, strict=True):
+            added += now - last if now >= last else now - last + _number(package / "max_energy_range_uj")
+        return added / 1e6
+
+    def _estimated_joules(self, seconds: float) -> float:
+        before, self._last_cpu_s = self._last_cpu_s, time.process_time()
+        idle = IDLE_WATTS * self._processors * seconds
+        return idle + (BUSY_WATTS - IDLE_WATTS) * (self._last_cpu_s - before)
 
 
 def _nvml_devices() -> list:
+    """NVML handles of the GPUs that CUDA_VISIBLE_DEVICES leaves visible, if all of them count their energy."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if visible is None:
+            handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        else:
+            names = [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
+            handles = [
+                pynvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdigit() else pynvml.nvmlDeviceGetHandleByUUID(name)
+                for name in names
+            ]
         for handle in handles:
-            pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+            _gpu_joules(handle)
         return handles
-    except Exception:  # not installed, no driver, or a GPU too old to count energy
+    except Exception:  # not installed, no driver, a slice of a GPU, or one too old to count energy
         return []
 
 
-def _rapl_packages(root: Path = Path("/sys/class/powercap")) -> list[Path]:
+def _gpu_joules(gpu: object) -> float:
+    import pynvml
+
+    return pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu) / 1e3
+
+
+def _rapl_packages(powercap: Path) -> list[Path]:
+    """The readable package domains; `psys` and the domains inside a package would count the same energy twice."""
     packages = []
-    for path in sorted(root.glob("intel-rapl:*")):
-        if path.name.count(":") == 1 and os.access(path / "energy_uj", os.R_OK):
-            packages.append(path)
+    for zone in sorted(powercap.glob("intel-rapl:*")):  # AMD's are listed under the same name
+        try:
+            if (zone / "name").read_text().startswith("package") and _number(zone / "energy_uj") >= 0:
+                packages.append(zone)
+        except (OSError, ValueError):
+            continue
     return packages
 
 
 def _number(path: Path) -> int:
     return int(path.read_text())
-
-
-def _cpu_seconds() -> float:
-    times = psutil.Process().cpu_times()
-    return times.user + times.system
