@@ -1,41 +1,98 @@
 """Which number format to train in, and the machine's own limit in it: asked of the machine, not assumed."""
 
+import re
 import time
+from collections.abc import Callable
 from functools import cache
 
 import torch
 
-from tenfold.spec.accelerator import accelerators
+from tenfold.spec.accelerator import Accelerator, accelerators
 
 WORTH_IT = 1.5  # bfloat16 must be this much faster than float32 on a CPU
-
-
-def choose_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 on a GPU, and on a CPU whose matrix products are faster in it (AMX); float32 otherwise."""
-    if device.type == "cuda":
-        return torch.bfloat16
-    faster = cpu_matmul_flops(torch.bfloat16) / cpu_matmul_flops(torch.float32)
-    return torch.bfloat16 if faster > WORTH_IT else torch.float32
-
-
-def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
-    """FLOP/s that MFU is a share of, and where the figure is from."""
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device).lower()
-        for key, chip in sorted(accelerators().items(), key=lambda item: -len(item[0])):
-            if key.split("-")[0] in name.replace(" ", ""):
-                return chip.peak_flops("bf16"), f"{chip.name}'s published dense bf16 rate"
-    return cpu_matmul_flops(dtype), f"this machine's own 1024-cubed {str(dtype).removeprefix('torch.')} product"
+PROBE_SIZE = 512
+PROBE_SECONDS = 0.05
+CPU_SIZES = (512, 1024, 2048)
+GPU_SIZES = (4096, 8192)
+SIZE_SECONDS = 0.1
 
 
 @cache
-def cpu_matmul_flops(dtype: torch.dtype, size: int = 1024) -> float:
-    """FLOP/s of the fastest of a few square matrix products (about 0.2 s)."""
-    a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
-    best, end = float("inf"), time.perf_counter() + 0.2
-    a @ b
-    while time.perf_counter() < end:
-        began = time.perf_counter()
-        a @ b
-        best = min(best, time.perf_counter() - began)
-    return 2.0 * size**3 / best
+def choose_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 on a GPU that has it, and on a CPU whose matrix products are much faster in it (AMX); else float32.
+
+    On a CPU it is measured once a process, in about `PROBE_SECONDS`.
+    """
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float32
+    plain, half = (_product(PROBE_SIZE, device, dtype) for dtype in (torch.float32, torch.bfloat16))
+    plain_s, half_s, end = _seconds(plain), _seconds(half), time.perf_counter() + PROBE_SECONDS
+    while time.perf_counter() < end:  # in turns, so that a disturbance hits both
+        plain_s, half_s = min(plain_s, _seconds(plain)), min(half_s, _seconds(half))
+    return torch.bfloat16 if plain_s > WORTH_IT * half_s else torch.float32
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
+    """FLOP/s that MFU is a share of, and where the figure is from.
+
+    The published dense rate of a known GPU in bfloat16; otherwise the best matrix product measured on this device,
+    once a process, in about 0.3 s.
+    """
+    if device.type == "cuda" and dtype == torch.bfloat16:
+        chip = published(torch.cuda.get_device_name(device))
+        if chip is not None:
+            return chip.peak_flops("bf16"), f"{chip.name}'s published dense bf16 rate"
+    flops, size = _measured_flops(device, dtype, torch.get_num_threads())
+    return flops, f"this machine's own {size}-cubed {str(dtype).removeprefix('torch.')} product"
+
+
+def published(device_name: str) -> Accelerator | None:
+    """The data sheet for a name that the driver gives ("NVIDIA H100 80GB HBM3"), or None where none is known.
+
+    All words of a sheet's key must stand in the name; NVL cards and MIG slices have rates of their own.
+    """
+    words = set(re.split(r"[^a-z0-9]+", device_name.lower()))
+    if words & {"nvl", "mig"}:
+        return None
+    fitting = [key for key in accelerators() if set(key.split("-")) <= words]
+    return accelerators()[max(fitting, key=len)] if fitting else None
+
+
+@cache
+def _measured_flops(device: torch.device, dtype: torch.dtype, threads: int) -> tuple[float, int]:
+    """The best FLOP/s over a few sizes of square matrix products, and the size that gave it."""
+    best = (0.0, 0)
+    for size in GPU_SIZES if device.type == "cuda" else CPU_SIZES:
+        flops = 2.0 * size**3
+        if best[0] and flops / best[0] > SIZE_SECONDS:
+            break  # a machine so slow has shown its best already
+        product = _product(size, device, dtype)
+        _seconds(product)
+        end = time.perf_counter() + SIZE_SECONDS
+        while True:
+            best = max(best, (flops / _seconds(product), size))
+            if time.perf_counter() > end:
+                break
+    return best
+
+
+def _product(size: int, device: torch.device, dtype: torch.dtype) -> Callable[[], None]:
+    # A generator of its own: measuring must not move the one that a run draws from.
+    draw = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(size, size, generator=draw).to(device, dtype) for _ in range(2))
+    out = torch.empty_like(a)
+
+    def multiply() -> None:
+        torch.mm(a, b, out=out)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return multiply
+
+
+def _seconds(work: Callable[[], None]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began

@@ -1,5 +1,6 @@
-"""What a person sees while a run trains: a bar on a terminal, a line now and then elsewhere."""
+"""What a person sees while a run trains, on standard error: a bar on a terminal, a line now and then elsewhere."""
 
+import sys
 import time
 from types import TracebackType
 
@@ -12,12 +13,17 @@ LINE_EVERY_S = 30.0
 
 
 class TrainingProgress:
-    """Loss, tokens/s, MFU, watts and time left. `enabled` None: a bar on a terminal, else a line every half minute."""
+    """Loss, tokens/s, MFU, watts and time left.
 
-    def __init__(self, steps: int, title: str, enabled: bool | None = None):
+    `enabled` None or True: a bar on a terminal, elsewhere a plain line at most every `LINE_EVERY_S` (so that a short
+    run is silent); False: nothing.
+    """
+
+    def __init__(self, total_steps: int, description: str, enabled: bool | None = None):
         console = Console(stderr=True)
-        self._steps, self._title = steps, title
-        self._lines = enabled is None and not console.is_terminal
+        shown = enabled is not False
+        self._total_steps, self._description = total_steps, description
+        self._lines = shown and not console.is_terminal
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -25,19 +31,27 @@ class TrainingProgress:
             TimeRemainingColumn(),
             console=console,
             transient=True,
-            disable=enabled is False or not console.is_terminal,
+            disable=not shown or not console.is_terminal,
         )
-        self._task = self._bar.add_task(title, total=steps, text="")
+        self._task = self._bar.add_task(description, total=total_steps, text="")
         self._began = self._last_line = time.monotonic()
+        self._first_step: int | None = None
 
     def update(self, step: int, loss: float, tokens_per_s: float, mfu: float, watts: float) -> None:
+        """Show where the run is. The first call sets where it goes on from, so that a resumed run's time left is right."""
         text = f"loss {loss:.3f}  {si(tokens_per_s, 'tokens/s')}  MFU {mfu:.0%}  {watts:.0f} W"
-        self._bar.update(self._task, completed=step, text=text)
         now = time.monotonic()
-        if self._lines and now - self._last_line > LINE_EVERY_S:
+        if self._first_step is None:
+            self._first_step, self._began = step, now
+            self._bar.reset(self._task, completed=step, text=text)
+        self._bar.update(self._task, completed=step, text=text)
+        if self._lines and now - self._last_line >= LINE_EVERY_S:
             self._last_line = now
-            left = (now - self._began) * (self._steps - step) / step
-            print(f"{self._title}: step {step}/{self._steps}  {text}  {duration(left)} left", flush=True)
+            line = f"{self._description}: step {step}/{self._total_steps}  {text}"
+            if step > self._first_step:
+                left_s = (now - self._began) * (self._total_steps - step) / (step - self._first_step)
+                line += f"  {duration(left_s)} left"
+            print(line, file=sys.stderr, flush=True)
 
     def __enter__(self) -> "TrainingProgress":
         self._bar.start()

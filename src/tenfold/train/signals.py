@@ -7,29 +7,42 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
+SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
+
 
 @dataclass
 class Stop:
+    """What the loop polls: whether, and by which signal (its name), a stop was asked for."""
+
     requested: bool = False
+    by: str = ""
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """Within it, a signal sets `requested`; a second Ctrl-C interrupts as usual. Outside the main thread it does nothing."""
+    """Within it, a signal sets `requested`; a second Ctrl-C raises KeyboardInterrupt. Before's handlers come back.
+
+    Python gives signals to the main thread alone; in another thread nothing is installed and the flag stays down.
+    """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
+    interrupted = False
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and stop.requested:
+        nonlocal interrupted
+        if number == signal.SIGINT and interrupted:
             raise KeyboardInterrupt
-        stop.requested = True
+        interrupted = interrupted or number == signal.SIGINT
+        stop.requested, stop.by = True, stop.by or signal.Signals(number).name
 
-    numbers = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
-    before = {number: signal.signal(number, handle) for number in numbers}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
+        for number in SIGNALS:
+            signal.signal(number, handle)
         yield stop
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            # None stands for a handler that was not installed from Python and cannot be put back from it.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
