@@ -33,11 +33,12 @@ def build(
 def show(
     directory: Annotated[Path, typer.Argument(help="A corpus.")],
     verify: Annotated[bool, typer.Option(help="Check every checksum.")] = False,
+    examples: Annotated[int, typer.Option(help="Print so many validation documents.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """What a corpus holds, and what was left out of it and why.
 
-    Example: tenfold data show generations/corpus-stdlib-2048 --verify
+    Example: tenfold data show generations/corpus-stdlib-2048 --verify --examples 2
     """
     from rich.console import Console
     from rich.table import Table
@@ -45,14 +46,19 @@ def show(
     from tenfold.data.corpus import open_corpus
     from tenfold.spec.units import si
 
-    manifest = open_corpus(directory, verify=verify).manifest
+    corpus = open_corpus(directory, verify=verify)
+    manifest = corpus.manifest
     if as_json:
         print_json(manifest)
         return
     console = Console()
     for name, split in manifest["splits"].items():
         console.print(f"{name}: {split['documents']} documents, {si(split['bytes'], 'B')}, {si(split['tokens'], 'tokens')}")
+    console.print(f"tokenised at {manifest['tokenise_mb_per_s']:.1f} MB/s, made in {manifest['seconds']:.0f} s")
     table = Table("left out", "documents", "bytes", "for example")
     for reason, entry in manifest["cleaning"]["dropped"].items():
         table.add_row(reason, str(entry["documents"]), si(entry["bytes"], "B"), entry["example"])
     console.print(table)
+    for number in range(min(examples, manifest["splits"]["validation"]["documents"])):
+        console.rule(f"validation document {number}")
+        console.print(corpus.text("validation", number), markup=False, highlight=False)

@@ -1,8 +1,10 @@
 """From text to a corpus on disk: clean documents, a tokeniser, and memory-mapped tokens.
 
-    manifest.json  tokenizer.json  tokenizer_config.json  token_bytes.npy  train.bin  validation.bin
+    manifest.json  tokenizer.json  tokenizer_config.json  token_bytes.npy
+    train-00000.bin ...  train-documents.bin  validation-00000.bin ...  validation-documents.bin
 
-Each document is its tokens between <|begin_of_text|> and <|end_of_text|>; a document goes to validation by its hash.
+Each document is its tokens between <|begin_of_text|> and <|end_of_text|>. Documents stand in the order of their hashes,
+so that neighbours have nothing in common, and those with the smallest hashes are the validation split.
 """
 
 import hashlib
@@ -14,26 +16,28 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-import zstandard
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from tokenizers import Tokenizer
 
-from tenfold.data.filters import CopyFinder, quality_problem
-from tenfold.data.sources import Document, read_documents
+from tenfold.data.copies import copies, near_copies
+from tenfold.data.filters import quality_problem
+from tenfold.data.shards import SHARD_TOKENS, Shards, ShardWriter, open_shards
+from tenfold.data.sources import read_documents
+from tenfold.data.spool import Spool
 from tenfold.data.tokenizer import fast_encoder, save_tokenizer, token_bytes, train_tokenizer
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.units import si
 
-FORMAT = 1
+FORMAT = 2
 VALIDATION_SHARE = 0.03
 TOKENIZER_SAMPLE_BYTES = 16 * 2**20
 BATCH_BYTES = 8 * 2**20
+SPLITS = ("train", "validation")
 
 
 @dataclass(frozen=True)
@@ -63,14 +67,18 @@ class Corpus:
     def token_bytes(self) -> np.ndarray:
         return np.load(self.directory / "token_bytes.npy")
 
-    def tokens(self, split: str) -> np.ndarray:
+    def tokens(self, split: str) -> Shards:
         """The memory-mapped tokens of `train` or `validation`."""
-        return self._maps[split]
+        return self._shards[split]
+
+    def text(self, split: str, document: int) -> str:
+        """The text of a document."""
+        return self.tokenizer.decode(self.tokens(split).document(document)[1:-1].tolist())
 
     @cached_property
-    def _maps(self) -> dict[str, np.ndarray]:
-        dtype = np.dtype(self.manifest["dtype"])
-        return {s: np.memmap(self.directory / f"{s}.bin", dtype, "r") for s in ("train", "validation")}
+    def _shards(self) -> dict[str, Shards]:
+        facts = self.manifest
+        return {split: open_shards(self.directory, split, facts["dtype"], facts["shard_tokens"]) for split in SPLITS}
 
 
 def build(
@@ -79,12 +87,15 @@ def build(
     *,
     vocab_size: int = 1024,
     text_column: str = "text",
+    shard_tokens: int = SHARD_TOKENS,
     quiet: bool = False,
 ) -> Corpus:
     """Clean, deduplicate, tokenise and write `source` to `out`; a corpus that is there already is opened.
 
     `source` is a folder, a file, or the name of a corpus that every machine has (`data.sources.NAMED`). Nothing is
-    left at `out` unless all went well. Raises TenfoldError where nothing usable is found or the disk is full.
+    left at `out` unless all went well. Memory does not grow with the text, but for about 60 bytes a document; the disk
+    holds the clean text once beside the tokens while it runs. Raises TenfoldError where nothing usable is found or the
+    disk is full.
     """
     if (out / "manifest.json").exists():
         corpus = open_corpus(out)
@@ -99,7 +110,7 @@ def build(
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        _write(source, scratch, vocab_size, text_column, quiet)
+        _write(source, scratch, vocab_size, text_column, shard_tokens, quiet)
         scratch.replace(out)
     except OSError as error:
         raise TenfoldError(f"The corpus could not be written to {out}: {error.strerror or error}.") from None
@@ -115,14 +126,26 @@ def open_corpus(directory: Path, verify: bool = False) -> Corpus:
         raise TenfoldError(f"{directory} holds no corpus: make one with `tenfold data build`.")
     try:
         manifest = json.loads(path.read_text())
-        files = manifest["files"]
-    except (ValueError, KeyError):
+        written, files = manifest["format"], manifest["files"]
+    except (ValueError, KeyError, TypeError):
         raise TenfoldError(f"{path} is damaged: delete {directory} and build the corpus again.") from None
+    if written != FORMAT:
+        raise TenfoldError(f"{directory} has format {written} and not {FORMAT}: delete it and build the corpus again.")
     for name, facts in files.items():
-        file = directory / name
-        if not file.exists() or file.stat().st_size != facts["bytes"] or (verify and _sha256(file) != facts["sha256"]):
-            raise TenfoldError(f"The shard {file} is damaged: delete {directory} and build the corpus again.")
+        problem = _damage(directory / name, facts, verify)
+        if problem:
+            raise TenfoldError(f"The shard {directory / name} {problem}: delete {directory} and build the corpus again.")
     return Corpus(directory, manifest)
+
+
+def _damage(file: Path, facts: dict[str, Any], verify: bool) -> str:
+    if not file.exists():
+        return "is missing"
+    if file.stat().st_size != facts["bytes"]:
+        return f"is damaged (it has {file.stat().st_size} bytes and not {facts['bytes']})"
+    if verify and _facts(file) != facts:
+        return "is damaged (its checksum is another)"
+    return ""
 
 
 def require_tokens(corpus: Corpus, needed: float, max_epochs: float) -> float:
@@ -138,143 +161,141 @@ def require_tokens(corpus: Corpus, needed: float, max_epochs: float) -> float:
     return epochs
 
 
-def _write(source: str | Path, scratch: Path, vocab_size: int, text_column: str, quiet: bool) -> None:
+def _write(source: str | Path, scratch: Path, vocab_size: int, text_column: str, shard_tokens: int, quiet: bool) -> None:
     began = time.perf_counter()
-    kept = scratch / "kept.zst"
-    report = _clean(source, kept, text_column, quiet)
-    tokenizer = train_tokenizer(_sample(kept), vocab_size)
-    if tokenizer.get_vocab_size() < vocab_size:
-        raise TenfoldError(
-            f"The corpus {str(source)!r} is too small for a vocabulary of {vocab_size}: only "
-            f"{tokenizer.get_vocab_size()} tokens were found; add text or ask for fewer."
-        )
-    save_tokenizer(tokenizer, scratch)
-    np.save(scratch / "token_bytes.npy", token_bytes(tokenizer))
-    dtype = "uint16" if vocab_size <= 2**16 else "uint32"
-    splits, rate = _tokenise(kept, tokenizer, scratch, dtype, report["kept_bytes"], quiet)
-    kept.unlink()
-    names = ["tokenizer.json", "token_bytes.npy", "train.bin", "validation.bin"]
+    spooled = scratch / "spool"
+    spooled.mkdir()
+    with Spool(spooled) as spool:
+        report = _clean(source, spool, text_column, quiet)
+        documents, report["dropped"] = _without_copies(spool, report["dropped"])
+        report |= {"kept_documents": len(documents), "kept_bytes": int(documents["bytes"].sum(dtype=np.int64))}
+        splits = _split(source, documents, report["dropped"])
+        tokenizer = train_tokenizer(_sample(spool, splits["train"]), vocab_size)
+        if tokenizer.get_vocab_size() < vocab_size:
+            raise TenfoldError(
+                f"The corpus {str(source)!r} is too small for a vocabulary of {vocab_size}: only "
+                f"{tokenizer.get_vocab_size()} tokens were found; add text or ask for fewer."
+            )
+        save_tokenizer(tokenizer, scratch)
+        np.save(scratch / "token_bytes.npy", token_bytes(tokenizer))
+        dtype = "uint16" if vocab_size <= 2**16 else "uint32"
+        sizes, files, rate = _tokenise(spool, splits, tokenizer, scratch, dtype, shard_tokens, quiet)
+    shutil.rmtree(spooled)
     manifest = {
         "format": FORMAT,
         "source": str(source),
         "vocab_size": vocab_size,
         "dtype": dtype,
-        "splits": splits,
+        "shard_tokens": shard_tokens,
+        "splits": sizes,
         "cleaning": report,
         "tokenise_mb_per_s": rate,
         "seconds": time.perf_counter() - began,
-        "files": {n: {"bytes": (scratch / n).stat().st_size, "sha256": _sha256(scratch / n)} for n in names},
+        "files": {n: _facts(scratch / n) for n in ("tokenizer.json", "tokenizer_config.json", "token_bytes.npy")} | files,
     }
     (scratch / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
 
 
-def _clean(source: str | Path, kept: Path, text_column: str, quiet: bool) -> dict[str, Any]:
-    """Write the documents worth keeping to `kept`; returns how many were dropped for each reason, with an example."""
-    copies = CopyFinder()
+def _clean(source: str | Path, spool: Spool, text_column: str, quiet: bool) -> dict[str, Any]:
+    """Put the documents of good quality in the spool; returns how many were read, and dropped for each reason."""
     dropped: dict[str, dict[str, Any]] = {}
-    counts = {"documents": 0, "bytes": 0, "kept_documents": 0, "kept_bytes": 0}
-    validation = 0
-    with kept.open("wb") as file, zstandard.ZstdCompressor(level=1).stream_writer(file) as stream, _bar(quiet) as bar:
+    documents = size = 0
+    began = time.perf_counter()
+    with _bar(quiet) as bar:
         task = bar.add_task("cleaning", total=None, speed="")
         for document in read_documents(source, text_column):
-            size = len(document.text.encode("utf-8", "replace"))
-            counts["documents"] += 1
-            counts["bytes"] += size
-            bar.update(task, description=f"cleaning {counts['bytes'] / 1e6:.0f} MB")
-            problem = document.problem
-            usable = not problem or problem.endswith("cut")
-            if usable:
-                problem = quality_problem(document.text) or copies.problem(document.text) or problem
-                usable = not problem or problem.endswith("cut")
+            text = document.text.encode("utf-8", "replace")
+            documents += 1
+            size += len(text)
+            rate = size / 1e6 / (time.perf_counter() - began)
+            bar.update(task, description=f"cleaning {size / 1e6:.0f} MB", speed=f"{rate:.1f} MB/s")
+            problem = document.problem or quality_problem(document.text)
             if problem:
-                entry = dropped.setdefault(problem, {"documents": 0, "bytes": 0, "example": document.name})
-                entry["documents"] += 1
-                entry["bytes"] += size
-            if usable:
-                data = document.text.encode("utf-8", "replace")
-                split = _is_validation(data)
-                validation += split
-                counts["kept_documents"] += 1
-                counts["kept_bytes"] += len(data)
-                stream.write(bytes([split]) + len(data).to_bytes(4, "little") + data)
-    if not counts["kept_documents"]:
-        why = ", ".join(f"{v['documents']} {k}" for k, v in dropped.items()) or "it has no files"
+                _drop(dropped, problem, len(text), document.name)
+            else:
+                spool.add(document.name, text)
+    return {"documents": documents, "bytes": size, "dropped": dropped}
+
+
+def _without_copies(spool: Spool, dropped: dict[str, dict[str, Any]]) -> tuple[np.ndarray, dict[str, dict[str, Any]]]:
+    """The records of the documents that are no copies, sorted by key, and `dropped` with the copies."""
+    records = spool.records()
+    exact = copies(records["key"])
+    near = near_copies(spool.signatures, ~exact)
+    for problem, found in (("exact copy", exact), ("near copy", near)):
+        if found.any():
+            first = records[np.argmax(found)]
+            size = int(records["bytes"][found].sum(dtype=np.int64))
+            dropped[problem] = {"documents": int(found.sum()), "bytes": size, "example": spool.name(first)}
+    kept = records[~(exact | near)]
+    return kept[np.argsort(kept["key"], kind="stable")], dropped
+
+
+def _split(source: str | Path, documents: np.ndarray, dropped: dict[str, dict[str, Any]]) -> dict[str, np.ndarray]:
+    """The records of each split: validation has the smallest keys, `VALIDATION_SHARE` of all but at least one."""
+    if not len(documents):
+        why = ", ".join(f"{entry['documents']} {problem}" for problem, entry in dropped.items()) or "it has no files"
         raise TenfoldError(f"The corpus {str(source)!r} has no usable text: {why}.")
-    if not 0 < validation < counts["kept_documents"]:
+    if len(documents) < 2:
         raise TenfoldError(
-            f"The corpus {str(source)!r} has only {counts['kept_documents']} usable documents, too few to keep some for "
-            "validation: add documents, or cut long ones in parts."
+            f"The corpus {str(source)!r} has only one usable document, too few to keep some for validation: add documents, "
+            "or cut long ones in parts."
         )
-    return {**counts, "dropped": dropped}
+    validation = max(1, int(np.searchsorted(documents["key"], int(VALIDATION_SHARE * 2**64))))
+    validation = min(validation, len(documents) - 1)
+    return {"train": documents[validation:], "validation": documents[:validation]}
 
 
-def _is_validation(data: bytes) -> bool:
-    return int.from_bytes(hashlib.sha256(b"split" + data).digest()[:4], "little") < VALIDATION_SHARE * 2**32
+def _drop(dropped: dict[str, dict[str, Any]], problem: str, size: int, name: str) -> None:
+    entry = dropped.setdefault(problem, {"documents": 0, "bytes": 0, "example": name})
+    entry["documents"] += 1
+    entry["bytes"] += size
 
 
-def _documents(kept: Path) -> Iterator[tuple[bool, bytes]]:
-    with kept.open("rb") as file, zstandard.ZstdDecompressor().stream_reader(file) as stream:
-        while header := _read(stream, 5):
-            yield bool(header[0]), _read(stream, int.from_bytes(header[1:], "little"))
-
-
-def _read(stream: BinaryIO | zstandard.ZstdDecompressionReader, size: int) -> bytes:
-    parts = []
-    while size and (part := stream.read(size)):
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts)
-
-
-def _sample(kept: Path) -> Iterator[str]:
-    """Training documents for the tokeniser, evenly over the corpus, up to `TOKENIZER_SAMPLE_BYTES`."""
-    total = sum(len(data) for _, data in _documents(kept))
-    share, due, given = min(1.0, TOKENIZER_SAMPLE_BYTES / total), 0.0, 0
-    for validation, data in _documents(kept):
-        due += share * len(data)
-        if not validation and given < due:
-            given += len(data)
-            yield data.decode("utf-8")
+def _sample(spool: Spool, documents: np.ndarray) -> Iterator[str]:
+    """Text that the tokeniser is trained on: the first documents, which are a random sample, as they are sorted by hash."""
+    given = 0
+    for text in spool.texts(documents):
+        yield text.decode("utf-8")
+        given += len(text)
+        if given >= TOKENIZER_SAMPLE_BYTES:
+            return
 
 
 def _tokenise(
-    kept: Path, tokenizer: Tokenizer, scratch: Path, dtype: str, total_bytes: int, quiet: bool
-) -> tuple[dict[str, dict[str, int]], float]:
-    """Write both splits with all cores (the encoder's own threads). Returns their sizes and MB/s."""
+    spool: Spool, splits: dict[str, np.ndarray], tokenizer: Tokenizer, scratch: Path, dtype: str, size: int, quiet: bool
+) -> tuple[dict[str, dict[str, int]], dict[str, dict[str, Any]], float]:
+    """Write both splits with all cores (the encoder's own threads). Returns their sizes, the files, and MB/s."""
     encoder, threads = fast_encoder(tokenizer), len(os.sched_getaffinity(0))
     begin, end = 0, 1
-    splits = {name: {"documents": 0, "tokens": 0, "bytes": 0} for name in ("train", "validation")}
-    began = time.perf_counter()
-    done = 0
-    with (
-        (scratch / "train.bin").open("wb") as train,
-        (scratch / "validation.bin").open("wb") as validation,
-        _bar(quiet) as bar,
-    ):
-        task = bar.add_task("tokenising", total=total_bytes, speed="")
-        files = {"train": train, "validation": validation}
-        for group in _groups(_documents(kept)):
-            encoded = encoder.encode_ordinary_batch([d.decode("utf-8") for _, d in group], num_threads=threads)
-            for (is_validation, data), ids in zip(group, encoded, strict=True):
-                name = "validation" if is_validation else "train"
-                tokens = np.array([begin, *ids, end], dtype=dtype)
-                tokens.tofile(files[name])
-                splits[name]["documents"] += 1
-                splits[name]["tokens"] += len(tokens)
-                splits[name]["bytes"] += len(data)
-                done += len(data)
-            rate = done / 1e6 / (time.perf_counter() - began)
-            bar.update(task, completed=done, speed=f"{rate:.1f} MB/s")
-    return splits, done / 1e6 / (time.perf_counter() - began)
+    sizes: dict[str, dict[str, int]] = {}
+    files: dict[str, dict[str, Any]] = {}
+    total = sum(int(documents["bytes"].sum(dtype=np.int64)) for documents in splits.values())
+    began, done, rate = time.perf_counter(), 0, 0.0
+    with _bar(quiet) as bar:
+        task = bar.add_task("tokenising", total=total, speed="")
+        for split, documents in splits.items():
+            before = done
+            with ShardWriter(scratch, split, dtype, size) as writer:
+                for group in _groups(spool.texts(documents)):
+                    texts = [text.decode("utf-8") for text in group]
+                    for ids in encoder.encode_ordinary_batch(texts, num_threads=threads):
+                        writer.write(np.array([begin, *ids, end], dtype=dtype))
+                    done += sum(map(len, group))
+                    rate = done / 1e6 / (time.perf_counter() - began)
+                    bar.update(task, completed=done, speed=f"{rate:.1f} MB/s")
+            sizes[split] = {"documents": writer.documents, "tokens": writer.tokens, "bytes": done - before}
+            files |= writer.files
+    return sizes, files, rate
 
 
-def _groups(documents: Iterator[tuple[bool, bytes]]) -> Iterator[list[tuple[bool, bytes]]]:
-    """Documents in groups of about `BATCH_BYTES`, enough for every core."""
-    group: list[tuple[bool, bytes]] = []
+def _groups(texts: Iterator[bytes]) -> Iterator[list[bytes]]:
+    """Texts in groups of about `BATCH_BYTES`, enough for every core."""
+    group: list[bytes] = []
     size = 0
-    for document in documents:
-        group.append(document)
-        size += len(document[1])
+    for text in texts:
+        group.append(text)
+        size += len(text)
         if size >= BATCH_BYTES:
             yield group
             group, size = [], 0
@@ -288,20 +309,6 @@ def _bar(quiet: bool) -> Progress:
     return Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal)
 
 
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
+def _facts(file: Path) -> dict[str, Any]:
     with file.open("rb") as stream:
-        while chunk := stream.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def examples(corpus: Corpus, count: int = 3) -> list[Document]:
-    """The first validation documents, decoded."""
-    tokens = corpus.tokens("validation")
-    ends = islice(np.flatnonzero(tokens == 1), count)
-    start, found = 0, []
-    for end in ends:
-        found.append(Document(f"validation:{start}", corpus.tokenizer.decode(tokens[start:end].tolist())))
-        start = int(end) + 1
-    return found
+        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}

@@ -1,7 +1,6 @@
 """Where text comes from: folders, files and the corpora that are on every machine. Everything streams."""
 
 import ast
-import gzip
 import io
 import json
 import site
@@ -9,13 +8,15 @@ import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, cast
 
 from tenfold.spec.errors import TenfoldError, nearest
 
 NAMED = ("stdlib", "torch-headers", "docstrings")
 _DOCUMENTED = ("torch", "numpy", "scipy", "sympy", "networkx", "matplotlib", "pyarrow")  # what the project installs
-MAX_DOCUMENT_BYTES = 8 * 2**20
-_STRUCTURED = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+MAX_DOCUMENT_BYTES = 2**20  # more tokens than the longest context that is trained
+MAX_LINE_BYTES = 16 * 2**20
+_COMPRESSION = {".jsonl": None, ".jsonl.gz": "gzip", ".jsonl.zst": "zstd"}
 _SKIPPED_FOLDERS = {".git", "__pycache__", "node_modules", ".venv"}
 
 
@@ -32,8 +33,9 @@ def read_documents(source: str | Path, text_column: str = "text") -> Iterator[Do
     """Stream the documents of a named corpus, a file or a folder, in a fixed order.
 
     A folder gives its files, sorted by path: structured ones (`.jsonl`, `.jsonl.gz`, `.jsonl.zst`, `.parquet`) a
-    document a row, all others one each. Binary files and text that is not UTF-8 come as documents with a problem, and
-    so do longer ones than `MAX_DOCUMENT_BYTES`, after being cut there.
+    document a row, all others one each. A text longer than `MAX_DOCUMENT_BYTES` becomes several documents, parted at a
+    blank line, else a line, else a space; put together they are the text. What cannot be read (binary files, text that
+    is not UTF-8, damaged archives) comes as a document with a problem, and all before it is kept.
     """
     if str(source) in NAMED:
         yield from _named(str(source))
@@ -46,25 +48,30 @@ def read_documents(source: str | Path, text_column: str = "text") -> Iterator[Do
         )
     for file in _files(path):
         name = file.name.lower()
+        ending = next((e for e in _COMPRESSION if name.endswith(e)), None)
         try:
-            if name.endswith(".parquet"):
+            if file.is_dir():
+                yield Document(str(file), "", "unreadable folder")
+            elif name.endswith(".parquet"):
                 yield from _parquet(file, text_column)
-            elif name.endswith(_STRUCTURED):
-                yield from _jsonl(file, text_column)
+            elif ending:
+                yield from _jsonl(file, _COMPRESSION[ending], text_column)
             else:
-                yield _text(file)
+                yield from _text_file(file)
         except OSError as error:
             yield Document(str(file), "", f"unreadable ({error.strerror or error})")
 
 
 def _files(path: Path) -> Iterator[Path]:
-    if path.is_file():
+    """The files below `path`, sorted; a folder that cannot be listed comes itself."""
+    if not path.is_dir():
         yield path
         return
     try:
         entries = sorted(path.iterdir())
-    except OSError as error:
-        raise TenfoldError(f"The folder {path} cannot be read: {error.strerror}.") from None
+    except OSError:
+        yield path
+        return
     for entry in entries:
         if entry.is_symlink() or entry.name in _SKIPPED_FOLDERS:
             continue
@@ -74,87 +81,109 @@ def _files(path: Path) -> Iterator[Path]:
             yield entry
 
 
-def _text(file: Path) -> Document:
+def _text_file(file: Path) -> Iterator[Document]:
     with file.open("rb") as stream:
-        data = stream.read(MAX_DOCUMENT_BYTES + 1)
-    if b"\0" in data[:8192]:
-        return Document(str(file), "", "binary")
-    return _decoded(str(file), data)
+        if b"\0" in stream.read(8192):
+            yield Document(str(file), "", "binary")
+            return
+        stream.seek(0)
+        yield from _pieces(str(file), stream)
 
 
-def _decoded(name: str, data: bytes) -> Document:
-    cut = len(data) > MAX_DOCUMENT_BYTES
-    data = data[:MAX_DOCUMENT_BYTES]
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        # A character may be cut in two at the end of a document that is too long; anything else is not UTF-8.
-        if not (cut and error.start > len(data) - 4):
-            return Document(name, "", "not UTF-8")
-        text = data[: error.start].decode("utf-8")
-    return Document(name, text, "too long, cut" if cut else "")
+def _pieces(name: str, stream: BinaryIO) -> Iterator[Document]:
+    """The text of a stream as documents of at most `MAX_DOCUMENT_BYTES`, without ever holding more."""
+    data = stream.read(MAX_DOCUMENT_BYTES + 1)
+    part = 1
+    while True:
+        last = len(data) <= MAX_DOCUMENT_BYTES
+        end = len(data) if last else _boundary(data)
+        numbered = name if last and part == 1 else f"{name} part {part}"
+        try:
+            yield Document(numbered, data[:end].decode("utf-8"))
+        except UnicodeDecodeError:
+            yield Document(numbered, "", "not UTF-8")
+            return
+        if last:
+            return
+        data = data[end:] + stream.read(end)
+        part += 1
 
 
-def _jsonl(file: Path, column: str) -> Iterator[Document]:
-    with file.open("rb") as raw:
-        stream: io.BufferedIOBase
-        if file.name.endswith(".gz"):
-            stream = gzip.GzipFile(fileobj=raw)
-        elif file.name.endswith(".zst"):
-            import zstandard
+def _boundary(data: bytes) -> int:
+    """Where to part a text that is too long: after a blank line, else a line, else a space, else between characters."""
+    for mark in (b"\n\n", b"\n", b" "):
+        found = data.rfind(mark, MAX_DOCUMENT_BYTES // 2, MAX_DOCUMENT_BYTES)
+        if found >= 0:
+            return found + len(mark)
+    end = MAX_DOCUMENT_BYTES
+    while end > MAX_DOCUMENT_BYTES - 3 and data[end] & 0xC0 == 0x80:  # inside a character
+        end -= 1
+    return end
 
-            stream = io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw))
-        else:
-            stream = raw
+
+def _jsonl(file: Path, compression: str | None, column: str) -> Iterator[Document]:
+    import pyarrow
+
+    # Arrow's streams read several archives behind one another, and raise where one ends too soon; a small buffer then
+    # loses little of what came before.
+    with pyarrow.input_stream(str(file), compression=compression) as raw:
+        stream = io.BufferedReader(cast(io.RawIOBase, raw), 8192)
         number = 0
         while True:
+            name = f"{file}:{number + 1}"
             try:
-                line = stream.readline(2 * MAX_DOCUMENT_BYTES)
-            except Exception as error:  # gzip, zlib and zstandard each raise their own
-                yield Document(f"{file}:{number + 1}", "", f"damaged archive ({type(error).__name__})")
+                line = stream.readline(MAX_LINE_BYTES)
+                too_long = len(line) == MAX_LINE_BYTES and not line.endswith(b"\n")
+                while too_long and line and not line.endswith(b"\n"):
+                    line = stream.readline(MAX_LINE_BYTES)
+            except OSError as error:
+                yield Document(name, "", "damaged or cut archive" if compression else f"unreadable ({error})")
                 return
-            if not line:
+            if not line and not too_long:
                 return
             number += 1
-            name = f"{file}:{number}"
-            if not line.endswith(b"\n") and len(line) == 2 * MAX_DOCUMENT_BYTES:
-                while line and not line.endswith(b"\n"):
-                    line = stream.readline(2 * MAX_DOCUMENT_BYTES)
-                yield Document(name, "", "line too long")
+            if too_long:
+                yield Document(name, "", f"a line longer than {MAX_LINE_BYTES // 2**20} MiB")
+                continue
+            if not line.strip():
                 continue
             try:
                 row = json.loads(line)
-            except ValueError:
+            except UnicodeDecodeError:
+                yield Document(name, "", "not UTF-8")
+                continue
+            except (ValueError, RecursionError):
                 yield Document(name, "", "not JSON")
                 continue
-            text = row.get(column) if isinstance(row, dict) else None
-            if isinstance(text, str):
-                yield _decoded(name, text.encode("utf-8", "replace"))
-            else:
-                yield Document(name, "", f"no text in {column!r}")
+            yield from _row(name, row.get(column) if isinstance(row, dict) else None, column)
+
+
+def _row(name: str, text: object, column: str) -> Iterator[Document]:
+    if isinstance(text, str):
+        yield from _pieces(name, io.BytesIO(text.encode("utf-8", "replace")))
+    else:
+        yield Document(name, "", f"no text in {column!r}")
 
 
 def _parquet(file: Path, column: str) -> Iterator[Document]:
     import pyarrow
     import pyarrow.parquet as parquet
 
-    try:
-        table = parquet.ParquetFile(file)
-    except pyarrow.ArrowInvalid:
-        yield Document(str(file), "", "damaged Parquet")
-        return
-    if column not in table.schema_arrow.names:
-        names = table.schema_arrow.names
-        raise TenfoldError(
-            f"{file} has no column {column!r}{nearest(column, names)}: it has {', '.join(names[:8])}; say --text-column."
-        )
     number = 0
-    for batch in table.iter_batches(batch_size=256, columns=[column]):
-        for value in batch.column(0):
-            number += 1
-            text = value.as_py()
-            if isinstance(text, str):
-                yield _decoded(f"{file}:{number}", text.encode("utf-8", "replace"))
+    try:
+        with parquet.ParquetFile(file) as table:
+            names = table.schema_arrow.names
+            if column not in names:
+                raise TenfoldError(
+                    f"{file} has no column {column!r}{nearest(column, names)}: it has {', '.join(names[:8])}; "
+                    "say --text-column."
+                )
+            for batch in table.iter_batches(batch_size=256, columns=[column]):
+                for value in batch.column(0):
+                    number += 1
+                    yield from _row(f"{file}:{number}", value.as_py(), column)
+    except (pyarrow.ArrowInvalid, OSError):
+        yield Document(f"{file}:{number + 1}", "", "damaged or cut Parquet")
 
 
 def _named(name: str) -> Iterator[Document]:
@@ -163,22 +192,22 @@ def _named(name: str) -> Iterator[Document]:
     if name == "stdlib":
         for file in _files(stdlib):
             if file.suffix == ".py" and "site-packages" not in file.parts:
-                yield _text(file)
+                yield from _text_file(file)
     elif name == "torch-headers":
         for folder in packages:
             for file in _files(folder / "torch" / "include") if (folder / "torch" / "include").exists() else ():
                 if file.suffix in (".h", ".hpp", ".cuh"):
-                    yield _text(file)
+                    yield from _text_file(file)
     else:
         for folder in [stdlib, *(package / library for package in packages for library in _DOCUMENTED)]:
             for file in _files(folder) if folder.exists() else ():
                 if file.suffix == ".py" and not (folder == stdlib and "site-packages" in file.parts):
-                    prose = _docstrings(_text(file).text)
+                    prose = _docstrings(file.read_bytes())
                     if prose:
-                        yield Document(str(file), prose)
+                        yield from _pieces(str(file), io.BytesIO(prose.encode()))
 
 
-def _docstrings(code: str) -> str:
+def _docstrings(code: bytes) -> str:
     """The docstrings of a Python file, each under the name that it describes."""
     try:
         tree = ast.parse(code)
