@@ -3,7 +3,7 @@
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec
 
-HEAD_DIMS = ((64, 8), (128, 16), (512, 32), (2048, 64), (10**9, 128))  # (widest model, dimensions of its heads)
+HEAD_DIMS = ((128, 16), (512, 32), (2048, 64), (10**9, 128))  # (widest model, dimensions of its heads)
 WIDTH_PER_LAYER = 40
 TOKENS_PER_PARAMETER = 20.0
 
@@ -15,7 +15,7 @@ def llama_shape(width: int, vocab_size: int, context: int = 2048, tied: bool = F
     deeper), at least 2, so that a ladder has one dimension. The feed-forward is 8/3 of the width, to a multiple of 8.
     """
     head_dim = next(size for widest, size in HEAD_DIMS if width <= widest)
-    if width < 8 or width % head_dim:
+    if width < 16 or width % head_dim:
         raise TenfoldError(f"A width near {width} must be a multiple of {head_dim}.")
     return ModelSpec(
         name=f"width-{width}",
@@ -32,8 +32,8 @@ def llama_shape(width: int, vocab_size: int, context: int = 2048, tied: bool = F
 
 
 def widths() -> list[int]:
-    """The widths that a ladder may use: steps of about a fifth, from 16 to 8192."""
-    small = list(range(16, 65, 8)) + list(range(80, 129, 16)) + list(range(160, 257, 32)) + list(range(320, 513, 64))
+    """The widths that a ladder may use: sixteenths of a power of two or more apart, from 16 to 8192."""
+    small = list(range(16, 129, 16)) + list(range(160, 257, 32)) + list(range(320, 513, 64))
     return small + list(range(640, 1025, 128)) + list(range(1280, 2049, 256)) + list(range(2560, 8193, 512))
 
 
