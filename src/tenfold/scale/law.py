@@ -17,6 +17,7 @@ from tenfold.scale.points import Point, arrays, fingerprint
 from tenfold.spec.errors import TenfoldError
 
 COMPUTE_WEIGHTS = (0.25, 0.5, 1.0)  # a point of a tenth of the compute counts 10^-w
+RATIO_DECADES = 1.5
 PRIOR = 1e-4
 CUTS = (3.0, 10.0)  # inner back-tests predict what lies above a third and a tenth of the compute
 MINIMUM_POINTS = 6
@@ -150,7 +151,7 @@ def fit_law(points: Sequence[Point], *, seed: int = 0, bootstrap: int = 100) -> 
     u, v = np.log(n) - np.log(n).mean(), np.log(d) - np.log(d).mean()
     for (name, power), error in errors.items():
         form = FORMS[name]
-        weight = (c / c.max()) ** power
+        weight = _weight(n, d, c, power)
         best = _best(form, u, v, np.log(loss), weight)
         theta, _ = fit(form, u, v, np.log(loss), draws * weight + 1e-9, np.tile(best, (bootstrap, 1)), prior=PRIOR)
         members.append(Member(name, power, error**-2 / total, error, np.vstack([best, theta])))
@@ -185,6 +186,13 @@ def _check(points: Sequence[Point], c: np.ndarray, loss: np.ndarray) -> None:
         raise TenfoldError("All points have nearly the same compute: a law needs budgets that differ by half or more.")
 
 
+def _weight(n: np.ndarray, d: np.ndarray, c: np.ndarray, power: float) -> np.ndarray:
+    """What each point counts: more with more compute, less far from the usual tokens per parameter, where no model is
+    trained and a sum of two terms fits worst."""
+    ratio = np.log10(d / n)
+    return (c / c.max()) ** power * np.exp(-0.5 * ((ratio - np.median(ratio)) / RATIO_DECADES) ** 2)
+
+
 def _best(
     form: Form, u: np.ndarray, v: np.ndarray, log_loss: np.ndarray, weight: np.ndarray, prior: float = PRIOR
 ) -> np.ndarray:
@@ -201,7 +209,7 @@ def _inner_errors(form: Form, power: float, n: np.ndarray, d: np.ndarray, c: np.
             continue
         u, v = np.log(n), np.log(d)
         mu, mv = u[below].mean(), v[below].mean()
-        theta = _best(form, u[below] - mu, v[below] - mv, np.log(loss[below]), (c[below] / c[below].max()) ** power)
+        theta = _best(form, u[below] - mu, v[below] - mv, np.log(loss[below]), _weight(n[below], d[below], c[below], power))
         value, _ = form.value(theta, u[~below] - mu, v[~below] - mv)
         yield value - np.log(loss[~below])
 
