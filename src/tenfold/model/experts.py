@@ -79,7 +79,7 @@ class Experts(nn.Module):
         """x [..., dim]."""
         rows = x.flatten(0, -2)
         expert, gate, load = self.route(rows)
-        in_order, order = expert.flatten().sort(stable=True)
+        order = expert.flatten().argsort(stable=True)
         ends = load.cumsum(0).int()
         inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
         copies = rows.repeat_interleave(self.per_token, 0) if self.per_token > 1 else rows
