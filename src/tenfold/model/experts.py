@@ -21,18 +21,37 @@ from tenfold.model.llama import FeedForward
 from tenfold.spec.model import ModelSpec
 
 
-class _Permute(torch.autograd.Function):
-    """Rows of x in another order; the backward pass reads in the opposite order instead of adding up."""
+class _Dispatch(torch.autograd.Function):
+    """gate * row of each (row, choice) in the order of the experts; keeps the rows as they came, not a sorted copy."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(inverse, order)
-        return x.index_select(0, order)
+    def forward(ctx: Any, rows: Tensor, gate: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, gate, order, inverse)
+        return rows.index_select(0, order // gate.shape[1]) * gate.flatten().index_select(0, order)[:, None]
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
-        inverse, order = ctx.saved_tensors
-        return _Permute.apply(grad_outputs[0], inverse, order), None, None
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        rows, gate, order, inverse = ctx.saved_tensors
+        (grad,) = grad_outputs
+        to_gate = (grad * rows.index_select(0, order // gate.shape[1])).sum(-1).index_select(0, inverse)
+        to_rows = grad.index_select(0, inverse).unflatten(0, gate.shape) * gate[..., None]
+        return to_rows.sum(1), to_gate.view_as(gate), None, None
+
+
+class _Combine(torch.autograd.Function):
+    """The sum over its choices of what each row's experts gave, in the order of the rows."""
+
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, order: Tensor, inverse: Tensor, per_token: int) -> Tensor:
+        ctx.save_for_backward(order)
+        ctx.per_token = per_token
+        back = out.index_select(0, inverse)
+        return back if per_token == 1 else back.unflatten(0, (-1, per_token)).sum(1)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
+        (order,) = ctx.saved_tensors
+        return grad_outputs[0].index_select(0, order // ctx.per_token), None, None, None
 
 
 class GroupedLinear(nn.Module):
@@ -82,21 +101,17 @@ class Experts(nn.Module):
         order = expert.flatten().argsort(stable=True)
         ends = load.cumsum(0).int()
         inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-        copies = rows.repeat_interleave(self.per_token, 0) if self.per_token > 1 else rows
-        routed = _Permute.apply(copies, order, inverse) * _Permute.apply(gate.flatten(0, 1), order, inverse)
+        routed = _Dispatch.apply(rows, gate, order, inverse)
         hidden = F.silu(self.w1(routed, ends)) * self.w3(routed, ends)
-        out = _Permute.apply(self.w2(hidden, ends), inverse, order)
-        if self.per_token > 1:
-            out = out.unflatten(0, (-1, self.per_token)).sum(1)
-        out = out.view(x.shape)
+        out = _Combine.apply(self.w2(hidden, ends), order, inverse, self.per_token).view(x.shape)
         return out if self.shared is None else out + self.shared(x)
 
     def route(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """For rows [N, dim]: experts [N, k], the factors [N, k, 1] of their inputs, and the load [experts]."""
+        """For rows [N, dim]: experts [N, k], the factors [N, k] of their inputs, and the load [experts]."""
         with torch.autocast(rows.device.type, enabled=False):
             scores = F.linear(rows.float(), self.router.weight.float())
         expert = (scores.detach() + self.bias).topk(self.per_token, -1, sorted=False).indices
-        gate = scores.gather(-1, expert).sigmoid().to(rows.dtype)[..., None]
+        gate = scores.gather(-1, expert).sigmoid().to(rows.dtype)
         load = torch.zeros_like(self.load).scatter_add_(0, expert.flatten(), torch.ones_like(expert.flatten()))
         if torch.is_grad_enabled():  # an evaluation moves nothing
             self.load += load

@@ -21,6 +21,7 @@ from tenfold.model.gguf import read_gguf
 from tenfold.model.huggingface_config import config_from_spec, spec_from_config
 from tenfold.model.llama import Attention, FeedForward, Llama
 from tenfold.model.llama4 import Llama4, make_model
+from tenfold.model.vision import Vision
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec
 
@@ -99,7 +100,7 @@ def assemble(spec: ModelSpec, tensors: Iterator[tuple[str, Tensor]], path: Path,
         model.head.weight = model.embedding.weight
     slots = _slots(model)
     for name, tensor in tensors:
-        if name == "lm_head.weight" and spec.tied:
+        if name.endswith("lm_head.weight") and spec.tied:
             continue
         if name not in slots:
             raise TenfoldError(f"{path} has a tensor {name!r} that a model of this config does not have.")
@@ -185,6 +186,8 @@ def _slots(model: Llama) -> dict[str, _Slot | _Stack]:
     slots["model.norm.weight"] = _Slot(model.norm.weight.data)
     if not model.spec.tied:
         slots["lm_head.weight"] = _Slot(model.head.weight.data)
+    if isinstance(model, Llama4) and model.vision is not None:
+        return {f"language_model.{name}": slot for name, slot in slots.items()} | _vision_slots(model.vision)
     return slots
 
 
@@ -214,3 +217,30 @@ def _ffn_slots(name: str, ffn: nn.Module) -> dict[str, _Slot | _Stack]:
         f"{name}.up_proj.weight": _Slot(ffn.w3.weight.data),
         f"{name}.down_proj.weight": _Slot(ffn.w2.weight.data),
     }
+
+
+def _vision_slots(vision: Vision) -> dict[str, _Slot | _Stack]:
+    ours = {
+        "vision_model.class_embedding": vision.last,
+        "vision_model.positional_embedding_vlm": vision.positions,
+        "vision_model.patch_embedding.linear.weight": vision.patch.weight,
+        "vision_model.vision_adapter.mlp.fc1.weight": vision.adapter1.weight,
+        "vision_model.vision_adapter.mlp.fc2.weight": vision.adapter2.weight,
+        "multi_modal_projector.linear_1.weight": vision.projection.weight,
+    }
+    modules: dict[str, nn.Module] = {"layernorm_pre": vision.norm_before, "layernorm_post": vision.norm_after}
+    for i, block in enumerate(vision.layers):
+        layer = f"model.layers.{i}"
+        modules |= {
+            f"{layer}.input_layernorm": block.attention_norm,
+            f"{layer}.post_attention_layernorm": block.ffn_norm,
+            f"{layer}.self_attn.o_proj": block.wo,
+            f"{layer}.mlp.fc1": block.w1,
+            f"{layer}.mlp.fc2": block.w2,
+        }
+        for part in ("weight", "bias"):
+            rows = getattr(block.wqkv, part).chunk(3)
+            ours |= {f"vision_model.{layer}.self_attn.{n}_proj.{part}": r for n, r in zip("qkv", rows, strict=True)}
+    for name, module in modules.items():
+        ours |= {f"vision_model.{name}.{part}": p for part, p in module.named_parameters()}
+    return {name: _Slot(p.data) for name, p in ours.items()}

@@ -6,6 +6,7 @@ import torch
 
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec, RopeScaling
+from tenfold.spec.vision import VisionSpec
 
 
 def spec_from_config(config: dict[str, Any], name: str = "model") -> ModelSpec:
@@ -15,7 +16,12 @@ def spec_from_config(config: dict[str, Any], name: str = "model") -> ModelSpec:
         raise TenfoldError(f"{name} is a {family!r} model: only Llama 3 ('llama') and Llama 4 ('llama4') can be read.")
     try:
         text = config["text_config"] if family == "llama4" else config
-        return ModelSpec(name=name, **_shared_fields(text, name), **(_llama4_fields(text, name) if family != "llama" else {}))
+        fields = _shared_fields(text, name)
+        if family != "llama":
+            fields |= _llama4_fields(text, name)
+        if family == "llama4":
+            fields["vision"] = _vision_spec(config["vision_config"], config.get("image_token_index", 200092))
+        return ModelSpec(name=name, **fields)
     except KeyError as error:
         raise TenfoldError(f"The config.json of {name} lacks {error}.") from None
 
@@ -51,7 +57,8 @@ def config_from_spec(spec: ModelSpec, dtype: torch.dtype = torch.float32) -> dic
         "dtype": str(dtype).removeprefix("torch."),
     }
     if spec.family == "llama4":
-        return {"architectures": ["Llama4ForCausalLM"], "model_type": "llama4_text", **shared, **_llama4_config(spec)}
+        text = {"architectures": ["Llama4ForCausalLM"], "model_type": "llama4_text", **shared, **_llama4_config(spec)}
+        return text if spec.vision is None else _with_pictures(text, spec.vision)
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -130,6 +137,55 @@ def _llama4_config(spec: ModelSpec) -> dict[str, Any]:
         "attn_temperature_tuning": bool(spec.temperature_floor),
         "floor_scale": spec.temperature_floor or 8192,
         "attn_scale": spec.temperature_scale,
+    }
+
+
+def _vision_spec(config: dict[str, Any], patch_token: int) -> VisionSpec:
+    shuffle = round(1 / config.get("pixel_shuffle_ratio", 0.5))
+    spec = VisionSpec(
+        image_size=config["image_size"],
+        patch_size=config["patch_size"],
+        dim=config["hidden_size"],
+        n_layers=config["num_hidden_layers"],
+        n_heads=config["num_attention_heads"],
+        shuffle=shuffle,
+        adapter_dim=config["projector_output_dim"],
+        rope_theta=float((config.get("rope_parameters") or config).get("rope_theta", 10_000.0)),
+        patch_token=patch_token,
+    )
+    if config["intermediate_size"] != spec.mlp_dim or config["projector_input_dim"] != spec.adapter_dim:
+        raise TenfoldError(
+            f"The picture encoder's intermediate_size must be {spec.mlp_dim}, its width times {shuffle**2}, and its "
+            "projector_input_dim its projector_output_dim: other shapes are not known."
+        )
+    return spec
+
+
+def _with_pictures(text: dict[str, Any], vision: VisionSpec) -> dict[str, Any]:
+    return {
+        "architectures": ["Llama4ForConditionalGeneration"],
+        "model_type": "llama4",
+        "text_config": text,
+        "vision_config": {
+            "model_type": "llama4_vision_model",
+            "image_size": vision.image_size,
+            "patch_size": vision.patch_size,
+            "hidden_size": vision.dim,
+            "intermediate_size": vision.mlp_dim,
+            "num_hidden_layers": vision.n_layers,
+            "num_attention_heads": vision.n_heads,
+            "pixel_shuffle_ratio": 1 / vision.shuffle,
+            "projector_input_dim": vision.adapter_dim,
+            "projector_output_dim": vision.adapter_dim,
+            "vision_output_dim": vision.adapter_dim,
+            "rope_parameters": {"rope_type": "default", "rope_theta": vision.rope_theta},
+            "norm_eps": 1e-5,
+        },
+        "image_token_index": vision.patch_token,
+        "tie_word_embeddings": text["tie_word_embeddings"],
+        "bos_token_id": text["bos_token_id"],
+        "eos_token_id": text["eos_token_id"],
+        "dtype": text["dtype"],
     }
 
 

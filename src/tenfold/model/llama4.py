@@ -12,6 +12,8 @@ from torch import Tensor
 
 from tenfold.model.experts import Experts, expert_layers
 from tenfold.model.llama import Block, FeedForward, Llama, document_mask, rope_table
+from tenfold.model.loss import cross_entropy
+from tenfold.model.vision import Vision
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec
 
@@ -52,12 +54,38 @@ class Llama4(Llama):
 
     balance_weight = 0.0
 
+    def __init__(self, spec: ModelSpec):
+        super().__init__(spec)
+        self.vision = Vision(spec.vision, spec.dim) if spec.vision else None
+
     def block(self, layer: int) -> Block:
         return Block(self.spec, Experts(self.spec) if self.spec.has_experts(layer) else None)
 
-    def hidden(self, tokens: Tensor, document: Tensor | None = None) -> Tensor:
-        """Normed last hidden state [B, T, dim] for tokens [B, T]; attention stays within each document."""
-        return self.decode(self.embedding(tokens), document)
+    def hidden(self, tokens: Tensor, document: Tensor | None = None, pixels: Tensor | None = None) -> Tensor:
+        """Normed last hidden state [B, T, dim] for tokens [B, T]; attention stays within each document.
+
+        `pixels` [tiles, 3, S, S] are the tiles of all pictures in the order of their patch tokens. Raises TenfoldError
+        where there are more or fewer patch tokens than the tiles give.
+        """
+        x = self.embedding(tokens)
+        return self.decode(x if pixels is None else self.see(x, tokens, pixels), document)
+
+    def see(self, x: Tensor, tokens: Tensor, pixels: Tensor) -> Tensor:
+        """x [B, T, dim] with what the encoder saw in place of the patch tokens."""
+        if self.vision is None:
+            raise TenfoldError(f"{self.spec.name} has no picture encoder: give it text alone.")
+        here = tokens == self.vision.spec.patch_token
+        seen = self.vision(pixels).flatten(0, 1)
+        if int(here.sum()) != len(seen):
+            raise TenfoldError(
+                f"The text has {int(here.sum())} patch tokens, but {len(pixels)} tiles of pictures give {len(seen)}: write "
+                f"{self.vision.spec.tokens_per_tile} for each tile."
+            )
+        return x.masked_scatter(here[..., None], seen.to(x.dtype))
+
+    def forward(self, tokens: Tensor, document: Tensor | None = None, pixels: Tensor | None = None) -> Tensor:
+        """Logits float32 [B, T, vocab]."""
+        return self.head(self.hidden(tokens, document, pixels)).float()
 
     def decode(self, x: Tensor, document: Tensor | None) -> Tensor:
         """Normed last hidden state [B, T, dim] for embedded tokens x [B, T, dim]."""
@@ -76,9 +104,15 @@ class Llama4(Llama):
         return self.norm(x)
 
     def loss(
-        self, tokens: Tensor, targets: Tensor, document: Tensor | None = None, z_loss: float = 0.0
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        document: Tensor | None = None,
+        z_loss: float = 0.0,
+        pixels: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        nats, z_term = super().loss(tokens, targets, document, z_loss)
+        hidden = self.hidden(tokens, document, pixels)
+        nats, z_term = cross_entropy(hidden.flatten(0, 1), self.head.weight, targets.flatten(), z_loss)
         if self.balance_weight and torch.is_grad_enabled():
             losses = [layer.balance_loss for layer in expert_layers(self) if layer.balance_loss is not None]
             z_term = z_term + self.balance_weight * (targets >= 0).sum() * torch.stack(losses).mean()

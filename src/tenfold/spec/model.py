@@ -12,6 +12,7 @@ from importlib import resources
 from typing import Literal
 
 from tenfold.spec.errors import TenfoldError, nearest
+from tenfold.spec.vision import VisionSpec
 
 FAMILIES = ("llama3", "llama4")
 Convention = Literal["exact", "full_attention", "6n"]
@@ -46,7 +47,8 @@ class ModelSpec:
     `experts_per_token` of `n_experts` feed-forward blocks of width `expert_ffn_dim`, beside
     `n_shared_experts` that every token passes through. Every `nope_every`-th layer sees the whole sequence and no
     positions, the others `attention_chunk` tokens at a time; 0 turns each of these off. Past `temperature_floor`
-    positions (0: never) queries of the layers without positions grow by `temperature_scale` per e-fold.
+    positions (0: never) queries of the layers without positions grow by `temperature_scale` per e-fold. `vision` is the
+    picture encoder in front, which the counts below leave out.
     """
 
     name: str
@@ -73,6 +75,7 @@ class ModelSpec:
     qk_norm: bool = False
     temperature_floor: int = 0
     temperature_scale: float = 0.1
+    vision: VisionSpec | None = None
 
     def __post_init__(self) -> None:
         if not self.head_dim:
@@ -87,9 +90,9 @@ class ModelSpec:
             raise TenfoldError(f"{self.name}: every dimension must be at least 1.")
         if self.family not in FAMILIES:
             raise TenfoldError(f"{self.name}: there is no family {self.family!r}{nearest(self.family, FAMILIES)}.")
-        if self.family == "llama3" and (self.n_experts or self.attention_chunk or self.nope_every or self.qk_norm):
+        if self.family == "llama3" and (self.n_experts or self.attention_chunk or self.nope_every or self.qk_norm or self.vision):
             raise TenfoldError(
-                f"{self.name}: experts, chunked attention, layers without positions and qk_norm need family = 'llama4'."
+                f"{self.name}: experts, chunked attention, layers without positions, qk_norm and vision need family = 'llama4'."
             )
         if self.n_experts and self.expert_ffn_dim < 1:
             raise TenfoldError(f"{self.name}: a model with experts needs expert_ffn_dim.")

@@ -17,7 +17,7 @@ def make_optimisers(model: nn.Module, spec: ModelSpec, h: Hyperparameters, kind:
     adam: dict[tuple[float, bool], list[Tensor]] = {}
     muon: list[Tensor] = []
     for name, p in model.named_parameters():
-        matrix = p.ndim > 1 and not name.startswith("embedding")
+        matrix = p.ndim > 1 and not name.startswith(("embedding", "vision.positions"))
         scale = learning_rate_scale(name, tuple(p.shape), spec)
         if kind == "muon" and matrix and not name.startswith("head") and ".router." not in name:
             muon.append(p)
