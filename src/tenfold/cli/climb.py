@@ -20,6 +20,7 @@ def climb(
     seed: Annotated[int, typer.Option(help="Seed of weights and data order.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     optimiser: Annotated[str, typer.Option(help="muon or adamw.")] = "muon",
+    family: Annotated[str, typer.Option(help="llama3 (dense) or llama4 (16 experts, one a token).")] = "llama3",
     home: Home = Path("generations"),
     again: Annotated[bool, typer.Option("--again", help="Climb on from the newest generation, to ten times its compute.")] = False,
     as_json: AsJson = False,
@@ -31,6 +32,8 @@ def climb(
       tenfold climb
 
       tenfold climb --corpus ~/texts --top 1e15 --device cuda
+
+      tenfold climb --family llama4
 
       tenfold climb --again
     """
@@ -56,6 +59,7 @@ def climb(
             seed=seed,
             device=device,
             optimiser=optimiser,
+            family=family,
         )
         generation = climbing.climb(settings, home, say=say, quiet=as_json)
     text = sample_of(generation, home)

@@ -112,7 +112,7 @@ def open_or_build(settings: ClimbSettings, home: Path, *, say: Say, quiet: bool)
 
 
 def _train_ladder(generation: Path, settings: ClimbSettings, corpus: Corpus, *, say: Say, quiet: bool) -> None:
-    ladder = plan_ladder(settings.top_flops / 10, corpus.vocab_size, settings.seq_len)
+    ladder = plan_ladder(settings.top_flops / 10, corpus.vocab_size, settings.seq_len, family=settings.family)
     top_tokens = max(r.tokens for r in ladder)
     require_tokens(corpus, top_tokens, RunConfig(tokens=1).max_epochs)
     total = sum(r.flops for r in ladder)
@@ -137,7 +137,7 @@ def _train_ladder(generation: Path, settings: ClimbSettings, corpus: Corpus, *, 
 
 def _forecast(generation: Path, settings: ClimbSettings, corpus: Corpus, law: Law, points: list[Point]) -> None:
     params = choose_params(law, points, settings.top_flops)
-    spec = nearest_shape(params, corpus.vocab_size)
+    spec = nearest_shape(params, corpus.vocab_size, settings.family)
     tokens = round(settings.top_flops / spec.train_flops_per_token(settings.seq_len))
     config = _config(settings, spec.dim, tokens, settings.seed)
     require_tokens(corpus, tokens, config.max_epochs)
@@ -169,7 +169,7 @@ def _config(settings: ClimbSettings, width: int, tokens: int, seed: int) -> RunC
     return msgspec.convert(
         {
             "tokens": tokens,
-            "model": {"width": width},
+            "model": {"width": width, "family": settings.family},
             "corpus": settings.corpus,
             "vocab_size": settings.vocab_size,
             "seq_len": settings.seq_len,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec
-from tenfold.spec.shapes import TOKENS_PER_PARAMETER, llama_shape, widths
+from tenfold.spec.shapes import TOKENS_PER_PARAMETER, shape_of, widths
 
 STEP = 2.0  # between the computes of neighbouring rungs
 RUNGS = 3
@@ -26,7 +26,9 @@ class Rung:
         return f"{self.flops:.2e}-w{self.width}".replace("+", "")
 
 
-def plan_ladder(top_flops: float, vocab_size: int, seq_len: int, *, rungs: int = RUNGS, sizes: int = SIZES) -> list[Rung]:
+def plan_ladder(
+    top_flops: float, vocab_size: int, seq_len: int, *, rungs: int = RUNGS, sizes: int = SIZES, family: str = "llama3"
+) -> list[Rung]:
     """Runs up to `top_flops`, cheapest first: `rungs` budgets a factor of `STEP` apart, each with the `sizes` widths
     whose tokens per parameter lie nearest to `TOKENS_PER_PARAMETER` (in the logarithm).
 
@@ -35,7 +37,7 @@ def plan_ladder(top_flops: float, vocab_size: int, seq_len: int, *, rungs: int =
     ladder = []
     for i in reversed(range(rungs)):
         budget = top_flops / STEP**i
-        shapes = [shape_at(width, vocab_size) for width in widths()]
+        shapes = [shape_of(family, width, vocab_size) for width in widths()]
         shapes.sort(key=lambda s: abs(math.log(_ratio(s, budget, seq_len) / TOKENS_PER_PARAMETER)))
         for spec in sorted(shapes[:sizes], key=lambda s: s.dim):
             tokens = round(budget / spec.train_flops_per_token(seq_len))
@@ -47,14 +49,10 @@ def plan_ladder(top_flops: float, vocab_size: int, seq_len: int, *, rungs: int =
     return ladder
 
 
-def shape_at(width: int, vocab_size: int) -> ModelSpec:
-    return llama_shape(width, vocab_size)
-
-
-def nearest_shape(params: float, vocab_size: int) -> ModelSpec:
+def nearest_shape(params: float, vocab_size: int, family: str = "llama3") -> ModelSpec:
     """The shape of the family whose matrix parameters lie nearest to `params`."""
     return min(
-        (shape_at(width, vocab_size) for width in widths()),
+        (shape_of(family, width, vocab_size) for width in widths()),
         key=lambda spec: abs(math.log(spec.parameters().matrix_active / params)),
     )
 

@@ -77,7 +77,7 @@ def derive(
 
 def learning_rate_scale(name: str, shape: tuple[int, ...], spec: ModelSpec) -> float:
     """A parameter's learning rate beside the base one: 1 for vectors and look-ups, base / fan-in for matrices."""
-    if len(shape) == 1 or name.startswith("embedding"):
+    if len(shape) == 1 or name.startswith(("embedding", "vision.positions")):
         return 1.0
     scale = BASE_WIDTH / shape[-1]
     if ".w2." in name:
