@@ -13,7 +13,7 @@ from tenfold.spec.shapes import llama4_shape, llama_shape
 from tenfold.train.config import RunConfig
 from tenfold.train.loop import train
 from tenfold.train.metrics import read_metrics
-from tenfold.train.muon import StackedMuon
+from tenfold.train.muon import Muon
 
 
 def experts_of(n_experts: int, per_token: int, seed: int = 0, dim: int = 16) -> Experts:
@@ -111,7 +111,7 @@ def test_muon_on_a_stack_is_muon_on_each_matrix(shape):
     torch.manual_seed(0)
     stack = torch.nn.Parameter(torch.randn(shape))
     single = [torch.nn.Parameter(m.clone()) for m in stack.data]
-    ours = StackedMuon([stack], lr=0.1, weight_decay=0.2)
+    ours = Muon([stack], lr=0.1, weight_decay=0.2)
     theirs = torch.optim.Muon(single, lr=0.1, weight_decay=0.2, adjust_lr_fn="original")
     for _ in range(3):
         stack.grad = torch.randn(shape)

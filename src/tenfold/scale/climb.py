@@ -37,7 +37,7 @@ class ClimbSettings:
     """What a climb is asked for. `top_flops` is the compute of the model at the top, the one that is forecast."""
 
     corpus: str = "stdlib"
-    top_flops: float = 2e12
+    top_flops: float = 5e12
     vocab_size: int = 2048
     seq_len: int = 256
     seed: int = 0
@@ -125,7 +125,9 @@ def _train_ladder(generation: Path, settings: ClimbSettings, corpus: Corpus, *, 
     results = [read_result(directory) for directory in directories]
     # The longest first, so that none is left over at the end; at equal compute the narrowest is the slowest.
     missing = sorted((i for i, r in enumerate(results) if r is None), key=lambda i: (-ladder[i].flops, ladder[i].width))
-    runs = [(_config(settings, ladder[i].width, ladder[i].tokens, settings.seed), directories[i]) for i in missing]
+    # Each run has a seed of its own: the luck of one draw must not lean on all points alike.
+    seeds = [settings.seed * 1000 + i + 1 for i in range(len(ladder))]
+    runs = [(_config(settings, ladder[i].width, ladder[i].tokens, seeds[i]), directories[i]) for i in missing]
     for done, (k, result) in enumerate(train_side_by_side(runs, corpus, at_once, quiet=quiet)):
         i = missing[k]
         if not result.finished:

@@ -19,7 +19,7 @@ from tenfold.spec.errors import TenfoldError
 COMPUTE_WEIGHTS = (0.25, 0.5, 1.0)  # a point of a tenth of the compute counts 10^-w
 RATIO_DECADES = 1.5
 PRIOR = 1e-4
-CUTS = (3.0, 10.0)  # inner back-tests predict what lies above a third and a tenth of the compute
+CUTS = (1.5, 3.0, 10.0)  # inner back-tests predict what lies above such a part of the largest compute
 MINIMUM_POINTS = 6
 LEVELS = (50, 80, 95)
 DRAWS = 4000

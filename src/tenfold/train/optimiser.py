@@ -1,4 +1,4 @@
-"""AdamW and Muon from PyTorch, with each parameter's learning rate and decay by the one rule."""
+"""AdamW and Muon, with each parameter's learning rate and decay by the one rule."""
 
 import torch
 from torch import Tensor, nn
@@ -6,7 +6,7 @@ from torch.optim import Optimizer
 
 from tenfold.spec.model import ModelSpec
 from tenfold.train.hyperparameters import Hyperparameters, learning_rate_scale
-from tenfold.train.muon import StackedMuon
+from tenfold.train.muon import Muon
 
 
 def make_optimisers(model: nn.Module, spec: ModelSpec, h: Hyperparameters, kind: str) -> list[Optimizer]:
@@ -30,13 +30,9 @@ def make_optimisers(model: nn.Module, spec: ModelSpec, h: Hyperparameters, kind:
             {"params": params, "lr": lr, "peak_lr": lr, "weight_decay": h.weight_decay / lr if matrix else 0.0}
         )
     optimisers: list[Optimizer] = [torch.optim.AdamW(groups, betas=(h.beta1, h.beta2), eps=1e-8, fused=True)]
-    lr = h.muon_learning_rate
-    rest = {"lr": lr, "peak_lr": lr, "weight_decay": h.weight_decay / lr}
-    if matrices := [p for p in muon if p.ndim == 2]:
-        # "original" scales each step to the spectral norm that keeps its effect the same at every width.
-        optimisers.append(torch.optim.Muon([{"params": matrices, **rest}], adjust_lr_fn="original"))
-    if stacks := [p for p in muon if p.ndim == 3]:
-        optimisers.append(StackedMuon([{"params": stacks, **rest}], lr=lr))
+    if muon:
+        lr = h.muon_learning_rate
+        optimisers.append(Muon([{"params": muon, "lr": lr, "peak_lr": lr, "weight_decay": h.weight_decay / lr}], lr=lr))
     return optimisers
 
 
