@@ -29,7 +29,7 @@ from tenfold.train.config import RunConfig
 from tenfold.train.loop import RunResult, probe, read_result, train
 
 EVALUATE_TOKENS = 98_304
-PROBE_STEPS = 12
+PROBE_SECONDS = 8.0
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class ClimbSettings:
     """What a climb is asked for. `top_flops` is the compute of the model at the top, the one that is forecast."""
 
     corpus: str = "stdlib"
-    top_flops: float = 5e12
+    top_flops: float = 1e13
     vocab_size: int = 2048
     seq_len: int = 256
     seed: int = 0
@@ -143,7 +143,7 @@ def _forecast(generation: Path, settings: ClimbSettings, corpus: Corpus, law: La
     tokens = round(settings.top_flops / spec.train_flops_per_token(settings.seq_len))
     config = _config(settings, spec.dim, tokens, settings.seed)
     require_tokens(corpus, tokens, config.max_epochs)
-    speed = Speed(*probe(config, corpus, PROBE_STEPS))
+    speed = Speed(*probe(config, corpus, PROBE_SECONDS))
     forecast = make_forecast(
         law,
         flops=settings.top_flops,

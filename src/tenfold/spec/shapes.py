@@ -61,8 +61,8 @@ def shape_of(family: str, width: int, vocab_size: int) -> ModelSpec:
 
 
 def widths() -> list[int]:
-    """The widths that a ladder may use: sixteenths of a power of two or more apart, from 16 to 8192."""
-    small = list(range(16, 129, 16)) + list(range(160, 257, 32)) + list(range(320, 513, 64))
+    """The widths that a ladder may use: sixteenths of a power of two or more apart, from 32 to 8192."""
+    small = list(range(32, 129, 16)) + list(range(160, 257, 32)) + list(range(320, 513, 64))
     return small + list(range(640, 1025, 128)) + list(range(1280, 2049, 256)) + list(range(2560, 8193, 512))
 
 

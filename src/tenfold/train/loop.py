@@ -38,6 +38,7 @@ from tenfold.train.schedule import schedule
 from tenfold.train.signals import stop_on_signals
 
 EXPLODING = 30.0  # a gradient this many times the usual norm is skipped
+PROBE_FIRST = 5
 COMPILE_SECONDS = 40.0  # what compiling a model costs on two cores
 COMPILE_GAIN = 0.2  # the share of a step that it saves on a CPU
 
@@ -196,22 +197,25 @@ def train(
     return result
 
 
-def probe(config: RunConfig, corpus: Corpus, steps: int) -> tuple[list[float], int, float, str]:
-    """Train a throw-away copy for a few steps. Returns seconds of each step, tokens a step, watts, their source."""
+def probe(config: RunConfig, corpus: Corpus, seconds: float) -> tuple[list[float], int, float, str]:
+    """Train a throw-away copy for `seconds`. Returns seconds of each step, tokens a step, watts, and their source.
+
+    The first steps, in which memory is laid out, are left out; at least twelve are taken.
+    """
     device, dtype, spec, _, h = _resolve(config, corpus)
     torch.manual_seed(config.seed)
     model, optimisers = _build(spec, h, config, device)
     autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
-    state, seconds, meter = _State(), [], EnergyMeter()
+    state, taken, meter = _State(), [], EnergyMeter()
     with autocast:
-        for step in range(steps + 3):
-            if step == 3:
+        while len(taken) < PROBE_FIRST + 12 or sum(taken) < seconds:
+            if len(taken) == PROBE_FIRST:
                 meter.start()
             began = time.perf_counter()
-            batch = train_batch(corpus, step, batch_size=h.batch_size, seq_len=config.seq_len, seed=config.seed)
+            batch = train_batch(corpus, len(taken), batch_size=h.batch_size, seq_len=config.seq_len, seed=config.seed)
             _step(model, optimisers, batch, config, h, state, device)
-            seconds.append(time.perf_counter() - began)
-    return seconds[3:], h.batch_size * config.seq_len, meter.read().watts, meter.source
+            taken.append(time.perf_counter() - began)
+    return taken[PROBE_FIRST:], h.batch_size * config.seq_len, meter.read().watts, meter.source
 
 
 def _resolve(
