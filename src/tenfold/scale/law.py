@@ -155,11 +155,11 @@ def fit_law(points: Sequence[Point], *, seed: int = 0, bootstrap: int = 100) -> 
         best = _best(form, u, v, np.log(loss), weight)
         theta, _ = fit(form, u, v, np.log(loss), draws * weight + 1e-9, np.tile(best, (bootstrap, 1)), prior=PRIOR)
         members.append(Member(name, power, error**-2 / total, error, np.vstack([best, theta])))
-        near = weight >= np.median(weight)
-        residual.append((form.value(best, u, v)[0] - np.log(loss))[near])
+        residual.append(form.value(best, u, v)[0] - np.log(loss))
     shares = np.array([m.weight for m in members])
-    residuals = shares @ np.array([r if len(r) == len(residual[0]) else residual[0] for r in residual])
-    noise = 1.2533 * float(np.abs(residuals).mean()) * np.sqrt(len(points) / max(1, len(points) - 5))
+    # From the mean size of the residuals, as a normal distribution would have it, with five parameters spent.
+    size = float(np.average(np.abs(shares @ np.array(residual)), weights=_weight(n, d, c, 0.0)))
+    noise = 1.2533 * size * np.sqrt(len(points) / max(1, len(points) - 5))
     return Law(
         members=members,
         log_n=float(np.log(n).mean()),
