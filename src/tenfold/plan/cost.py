@@ -79,6 +79,7 @@ def run_cost(
     prices, own = price(part), {k: Range.of(v) for k, v in facts()["own"].items() if k != "source"}
     hours = (n_gpus + spare_gpus) * wall_hours
     rent = Range.of(rent_usd_per_h) if rent_usd_per_h is not None else prices.rent_usd_per_h
+    wall_years = wall_hours / HOURS_PER_YEAR
     years = hours / HOURS_PER_YEAR / own["in_use"]
     servers = prices.purchase_usd * (1 + own["server"])
     capital = servers * (1 + own["network"])
@@ -89,7 +90,7 @@ def run_cost(
         "network and storage": servers * own["network"] / own["years"] * years,
         "interest": capital * own["capital_per_year"] * 0.5 * years,
         "people and repair": capital * own["operation_per_year"] * years,
-        "building": power.peak_mw * own["facility_usd_per_mw"] / own["facility_years"] * (wall_hours / HOURS_PER_YEAR) / own["in_use"],
+        "building": power.peak_mw * own["facility_usd_per_mw"] / own["facility_years"] * wall_years / own["in_use"],
         "electricity": 1e3 * power.energy_mwh * kwh_price,
     }
     whole = total(list(parts.values()))
