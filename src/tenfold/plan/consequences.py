@@ -86,7 +86,7 @@ def consequences(workload: Workload, around: Surroundings | None = None) -> Cons
         recovery_s=around.recovery_s,
     )
     wall_days = workload.days / failures.effective_share
-    hours = 24 * wall_days.mid
+    hours = 24 * wall_days
     power = run_power(
         workload.accelerator,
         workload.gpus,
@@ -97,7 +97,7 @@ def consequences(workload: Workload, around: Surroundings | None = None) -> Cons
         spare_gpus=failures.spare_gpus,
     )
     start_hour = (around.start.timetuple().tm_yday - 1) * 24 if around.start else None
-    hourly_price = over_run(read_prices(around.price_csv), hours, start_hour) if around.price_csv else None
+    hourly_price = over_run(read_prices(around.price_csv), hours.mid, start_hour) if around.price_csv else None
     held = workload.gpus + failures.spare_gpus
     return Consequences(
         site=place,

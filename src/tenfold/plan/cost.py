@@ -28,7 +28,7 @@ class Price:
 class RunCost:
     """USD of one run. Rent holds everything; owning is the sum of its parts."""
 
-    gpu_hours: float
+    gpu_hours: Range
     rent_usd: Range
     own_usd: Range
     own_parts_usd: dict[str, Range]
@@ -64,7 +64,7 @@ def _known_or_scaled(table: str, part: Accelerator) -> tuple[Range, str, bool]:
 def run_cost(
     part: Accelerator,
     n_gpus: int,
-    wall_hours: float,
+    wall_hours: Range | float,
     power: RunPower,
     site: Site,
     *,
@@ -77,6 +77,7 @@ def run_cost(
     `rent_usd_per_h` replaces the market's rent; `usd_per_kwh` the site's price (a mean over hourly prices, say).
     """
     prices, own = price(part), {k: Range.of(v) for k, v in facts()["own"].items() if k != "source"}
+    wall_hours = Range.of(wall_hours)
     hours = (n_gpus + spare_gpus) * wall_hours
     rent = Range.of(rent_usd_per_h) if rent_usd_per_h is not None else prices.rent_usd_per_h
     wall_years = wall_hours / HOURS_PER_YEAR
@@ -100,7 +101,7 @@ def run_cost(
         own_usd=whole,
         own_parts_usd=parts,
         rent_usd_per_gpu_hour=rent,
-        own_usd_per_gpu_hour=whole / hours,
+        own_usd_per_gpu_hour=whole / hours.mid,
         usd_per_kwh=kwh_price,
         assumed=prices.assumed,
         source=prices.source,

@@ -46,7 +46,7 @@ def run_footprint(
     power: RunPower,
     site: Site,
     n_gpus: int,
-    wall_hours: float,
+    wall_hours: Range | float,
     *,
     gpus_per_node: int = 8,
     clean_share: float = 0.0,
@@ -62,8 +62,9 @@ def run_footprint(
     """
     if not 0 <= clean_share <= 1:
         raise TenfoldError(f"The clean share must lie between 0 and 1, not {clean_share}.")
-    intensity = over_run(carbon.kgco2_per_kwh, wall_hours, start_hour) if carbon else site.kgco2_per_kwh
-    on_site = over_run(wue(weather, cooling), wall_hours, start_hour) if weather else site.wue_l_per_kwh
+    wall_hours = Range.of(wall_hours)
+    intensity = over_run(carbon.kgco2_per_kwh, wall_hours.mid, start_hour) if carbon else site.kgco2_per_kwh
+    on_site = over_run(wue(weather, cooling), wall_hours.mid, start_hour) if weather else site.wue_l_per_kwh
     off_site = water_of_fuels(carbon.fuels) if carbon and carbon.fuels else site.water_off_site_l_per_kwh
     location = power.energy_mwh * intensity
     return Footprint(
@@ -80,7 +81,7 @@ def run_footprint(
     )
 
 
-def _embodied(n_gpus: int, gpus_per_node: int, wall_hours: float) -> Range:
+def _embodied(n_gpus: int, gpus_per_node: int, wall_hours: Range) -> Range:
     table = facts()["embodied"]
     per_gpu = Range.of(table["kgco2e_per_accelerator"]) + Range.of(table["kgco2e_per_server"]) / gpus_per_node
     return 1e-3 * n_gpus * per_gpu * (wall_hours / HOURS_PER_YEAR) / Range.of(table["years"])

@@ -64,7 +64,7 @@ def board_w(accelerator: Accelerator, computing: float) -> Range:
 def run_power(
     accelerator: Accelerator,
     n_gpus: int,
-    wall_hours: float,
+    wall_hours: Range | float,
     *,
     pue: Range | float,
     computing: float,
@@ -76,7 +76,7 @@ def run_power(
     `computing` is the share of a step in which kernels run (the rest is exposed communication and bubble; see
     `computing_share`), `effective_share` the share of wall-clock time in which steps run at all. Spares stand idle.
     """
-    table, pue = facts(), Range.of(pue)
+    table, pue, wall_hours = facts(), Range.of(pue), Range.of(wall_hours)
     board = board_w(accelerator, computing * effective_share)
     tdp = accelerator.tdp_w or 0.0
     host = tdp * Range.of(table["host"]["mean"])
