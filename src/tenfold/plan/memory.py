@@ -1,9 +1,9 @@
 """Bytes on the fullest GPU, by part: the first stage holds most micro-batches, the last one the scores of the vocabulary."""
 
 import math
-from functools import lru_cache
 
 from tenfold.plan.machine import Machine
+from tenfold.plan.step_time import gpu_weights
 from tenfold.plan.workload import GIB, Layout, Memory
 from tenfold.spec.model import ModelSpec
 
@@ -32,19 +32,11 @@ def activation_bytes(spec: ModelSpec, layout: Layout, expert: bool) -> tuple[flo
     return kept, everything
 
 
-@lru_cache(maxsize=10_000)
-def _weights(spec: ModelSpec, tp: int, ep: int) -> tuple[float, float]:
-    """(mean weights of a layer that are shared by data parallel ranks, mean weights of its experts) on one GPU."""
-    p = spec.parameters()
-    experts = spec.n_expert_layers * spec.n_experts * 3 * spec.dim * spec.expert_ffn_dim
-    tables = p.embedding * (1 if spec.tied else 2)
-    return (p.total - tables - experts) / spec.n_layers / tp, experts / spec.n_layers / tp / ep
-
-
 def memory(spec: ModelSpec, layout: Layout, machine: Machine) -> Memory:
     """Memory of the fullest GPU. Sharding by data parallel ranks as `layout.zero` says; experts over `ep` first."""
     layers = math.ceil(spec.n_layers / layout.pp)
-    dense, expert = _weights(spec, layout.tp, layout.ep)
+    dense, expert = (weights / spec.n_layers for weights in gpu_weights(spec, layout.tp, layout.ep))
+    dense -= spec.parameters().embedding * (1 if spec.tied else 2) / layout.tp / spec.n_layers
     table = spec.vocab_size * spec.dim / layout.tp
     tables = table * (1 if spec.tied or layout.pp > 1 else 2)
     own, routed = layers * dense + tables, layers * expert
@@ -55,7 +47,6 @@ def memory(spec: ModelSpec, layout: Layout, machine: Machine) -> Memory:
         sharded = layout.zero >= from_zero
         return bytes_each * (own / (ranks if sharded else 1) + routed / (expert_ranks if sharded else 1))
 
-    # FSDP keeps its sharded weights in fp32: they are the master copy
     parameters = held(2.0, 3)
     gradients = held(machine.stack.gradient_bytes, 2)
     optimiser = held(OPTIMISER_BYTES, 1)

@@ -177,10 +177,11 @@ def step_time(spec: ModelSpec, layout: Layout, machine: Machine) -> StepTime:
     bubble = slots * (body + hop)
     work = {name: micro_batches * value for name, value in per_stage.items()}
 
-    shard_weights = spec.parameters().total / layout.tp / layout.pp
+    dense, routed = (weights / layout.pp for weights in gpu_weights(spec, layout.tp, layout.ep))
     compute = micro_batches * body
-    data_parallel = _data_parallel_s(spec, layout, machine, shard_weights, compute)
-    held = shard_weights / (layout.shard or layout.replicas if layout.zero >= 1 else 1)
+    data_parallel = _data_parallel_s(spec, layout, machine, dense, routed, compute)
+    ranks = (layout.shard or layout.replicas) if layout.zero >= 1 else 1
+    held = dense / ranks + routed / max(1, ranks // layout.ep)
     optimiser = held * stack.optimiser_bytes / machine.memory_bytes_per_s + stack.step_s
     partial = StepTime(
         matmul_s=work["matmul"],
@@ -201,25 +202,36 @@ def step_time(spec: ModelSpec, layout: Layout, machine: Machine) -> StepTime:
     return replace(partial, straggler_s=partial.total_s * stack.straggler * doublings)
 
 
-def _data_parallel_s(spec: ModelSpec, layout: Layout, machine: Machine, weights: float, compute_s: float) -> float:
+@lru_cache(maxsize=10_000)
+def gpu_weights(spec: ModelSpec, tp: int, ep: int) -> tuple[float, float]:
+    """(weights that all data parallel ranks share, weights of routed experts) that one GPU would hold without a pipeline."""
+    experts = spec.n_expert_layers * spec.n_experts * 3 * spec.dim * spec.expert_ffn_dim
+    return (spec.parameters().total - experts) / tp, experts / tp / ep
+
+
+def _data_parallel_s(
+    spec: ModelSpec, layout: Layout, machine: Machine, dense: float, routed: float, compute_s: float
+) -> float:
     """Seconds of gradient and parameter traffic that compute does not hide."""
     stack = machine.stack
     ranks = layout.shard or layout.replicas
     if layout.replicas <= 1:
         return 0.0
-    stride = layout.tp
-    reduce = ring_s(stack.gradient_bytes * weights, ranks, stride, machine)
-    gather = ring_s(2.0 * weights, ranks, stride, machine)
+
+    def ring(bytes_each: float) -> float:
+        alone = ring_s(bytes_each * dense, ranks, layout.tp, machine)
+        return alone + ring_s(bytes_each * routed, max(1, ranks // layout.ep), layout.tp * layout.ep, machine)
+
+    reduce, gather = ring(stack.gradient_bytes), ring(2.0)
     if layout.zero == 0:
         seconds = 2 * reduce
     elif layout.zero < 3:
         seconds = reduce + gather
     else:
-        calls = spec.n_layers / layout.pp - 1
-        latency = ring_s(0.0, ranks, stride, machine) * calls
+        latency = ring_s(0.0, ranks, layout.tp, machine) * (spec.n_layers / layout.pp - 1)
         seconds = layout.micro_batches * (reduce + 2 * gather + 3 * latency)
     if layout.shard and layout.shard < layout.replicas:
-        seconds += 2 * ring_s(stack.gradient_bytes * weights / layout.shard, layout.replicas // layout.shard, stride * layout.shard, machine)
+        owned = stack.gradient_bytes * (dense + routed) / layout.shard
+        seconds += 2 * ring_s(owned, layout.replicas // layout.shard, layout.tp * layout.shard, machine)
     behind = compute_s if layout.zero == 3 else compute_s * 0.6 / layout.micro_batches
-    hidden = min(stack.hidden_dp * seconds, behind)
-    return seconds - hidden
+    return seconds - min(stack.hidden_dp * seconds, behind)
