@@ -43,7 +43,8 @@ def fused_attention_s(heads: float, queries: float, keys: float, head_dim: int, 
     The backward pass does five products to the forward's two. Half a block more is computed than the diagonal needs.
     """
     flops = 4.0 * heads * queries * (keys + BLOCK / 2) * head_dim
-    rate = machine.accelerator.peak_flops("bf16") * machine.constants.attention_efficiency * min(1.0, (head_dim / 128) ** 0.5)
+    rate = machine.accelerator.peak_flops("bf16") * machine.constants.attention_efficiency * machine.stack.attention
+    rate *= min(1.0, (head_dim / 128) ** 0.5)
     moved = 8 * heads * queries * head_dim / machine.memory_bytes_per_s
     forward = max(flops / rate, moved) + machine.constants.kernel_s
     return forward, 2.5 * flops / (rate * 0.85) + 2 * machine.constants.kernel_s

@@ -39,7 +39,8 @@ class Stack:
 
     `fused_attention`: no score matrix in memory. `sequence_parallel`: tensor parallel ranks also share norms and
     residuals. `pointwise`: bytes moved by element-wise kernels, relative to one kernel per operation. `dispatch_s`: host
-    time per kernel. `hidden_*`: share of a collective that runs behind compute where there is enough of it.
+    time per kernel. `attention` and `grouped`: rate of its attention kernel and of its products over many experts, relative
+    to the best known on the accelerator. `hidden_*`: share of a collective that runs behind compute where there is enough of it.
     `gradient_bytes`: bytes per gradient that is reduced. `step_s`: host work per step. `straggler`: share of the step
     lost each time the number of GPUs doubles beyond a node.
     """
@@ -47,6 +48,8 @@ class Stack:
     fused_attention: bool = True
     sequence_parallel: bool = True
     pointwise: float = 1.0
+    attention: float = 1.0
+    grouped: float = 0.8
     dispatch_s: float = 6e-6
     hidden_tp: float = 0.0
     hidden_dp: float = 0.9
@@ -105,11 +108,12 @@ def machine(name: str, stack_name: str = "tenfold", **changes: Any) -> Machine:
 
     An accelerator without constants of its own takes those that `constants.toml` gives for all, and says so.
     """
-    part = accelerator(name)
+    sheet = {f.name for f in fields(Accelerator)}
+    part = replace(accelerator(name), **{k: v for k, v in changes.items() if k in sheet})
     own = _file()["accelerators"].get(part.key, {})
     merged = {**_file()["accelerators"]["any"], **own, **changes}
     names = {f.name for f in fields(Constants)}
     constants = Constants(**{k: v for k, v in merged.items() if k in names})
-    if "units" in merged and "limit_w" in merged and part.tdp_w:
+    if "limit_w" in merged and part.tdp_w:  # dynamic power goes with the cube of the clock
         constants = replace(constants, matmul_efficiency=constants.matmul_efficiency * (merged["limit_w"] / part.tdp_w) ** (1 / 3))
     return Machine(part, constants, stack(stack_name), str(merged.get("source", "")))

@@ -74,8 +74,8 @@ def layer_time(
         f, b = _products([(rows, 2 * _share(spec.expert_ffn_dim, tp), h), (rows, h, _share(spec.expert_ffn_dim, tp))], machine, dtype)
         grouped = 2 * (local - 1) * machine.constants.kernel_s  # one grouped kernel for all experts of a rank
         router_f, router_b = _products([(tokens, spec.n_experts, h)], machine, "bf16")
-        forward += local * f - grouped + router_f
-        backward += local * b - 2 * grouped + router_b
+        forward += local * f / stack.grouped - grouped + router_f
+        backward += local * b / stack.grouped - 2 * grouped + router_b
         width += EXPERT_IMBALANCE * spec.experts_per_token * spec.expert_ffn_dim / tp
         sent_experts = routed * h * 2.0 / (tp if stack.sequence_parallel else 1)
 
