@@ -144,7 +144,8 @@ def draw_split(plan: Document) -> str:
     energy = {**plan["power"]["parts_mwh"], "in all": plan["power"]["energy_mwh"]}
     _ranges(right, {name: _scaled(r, 1e-3) for name, r in energy.items()}, "GWh")
     left.set_title(f"Cost: electricity at $ {plan['cost']['usd_per_kwh']['mid']:.3f} per kWh", fontsize=9, loc="left")
-    right.set_title(f"Energy: mean {plan['power']['mean_mw']['mid']:.3g} MW, peak {plan['power']['peak_mw']['mid']:.3g} MW", fontsize=9, loc="left")
+    mean, peak = (plan["power"][name]["mid"] for name in ("mean_mw", "peak_mw"))
+    right.set_title(f"Energy: mean {mean:.3g} MW, peak {peak:.3g} MW", fontsize=9, loc="left")
     return as_svg(figure)
 
 

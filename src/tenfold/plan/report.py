@@ -15,7 +15,6 @@ from rich.table import Table
 from rich.text import Text
 
 from tenfold.plan.consequences import Consequences
-from tenfold.plan.ranges import Range
 from tenfold.plan.workload import Workload
 from tenfold.spec.units import duration, si
 
@@ -189,8 +188,3 @@ def html(plan: Document) -> str:
         duration=duration,
         pictures={name: draw(plan) for name, draw in pictures.ALL.items()},
     )
-
-
-def as_range(value: dict[str, float]) -> Range:
-    """A range out of a kept document."""
-    return Range(value["low"], value["mid"], value["high"])
