@@ -9,6 +9,8 @@ from typing import Any
 from tenfold.spec.accelerator import Accelerator, accelerator
 from tenfold.spec.errors import TenfoldError, nearest
 
+H100_MEASURED_SHARE = 794.5 / 989  # of the data sheet's rate, accelerators.csv
+
 
 @dataclass(frozen=True)
 class Constants:
@@ -114,6 +116,10 @@ def machine(name: str, stack_name: str = "tenfold", **changes: Any) -> Machine:
     merged = {**_file()["accelerators"]["any"], **own, **changes}
     names = {f.name for f in fields(Constants)}
     constants = Constants(**{k: v for k, v in merged.items() if k in names})
-    if "limit_w" in merged and part.tdp_w:  # dynamic power goes with the cube of the clock
-        constants = replace(constants, matmul_efficiency=constants.matmul_efficiency * (merged["limit_w"] / part.tdp_w) ** (1 / 3))
+    share = constants.matmul_efficiency
+    if "matmul_efficiency" not in {**own, **changes} and part.measured_bf16_tflops:
+        share *= part.measured_bf16_tflops / part.bf16_tflops / H100_MEASURED_SHARE
+    if "limit_w" in changes and part.tdp_w:
+        share *= (changes["limit_w"] / part.tdp_w) ** (1 / 3)  # dynamic power goes with the cube of the clock
+    constants = replace(constants, matmul_efficiency=min(1.0, share))
     return Machine(part, constants, stack(stack_name), str(merged.get("source", "")))

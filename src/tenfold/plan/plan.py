@@ -6,12 +6,14 @@ from typing import Any
 
 from tenfold.plan.layout import Search, search
 from tenfold.plan.machine import Machine
-from tenfold.plan.shape import Shape, batch_tokens
+from tenfold.plan.shape import Request, Shape, batch_tokens, resolve
 from tenfold.plan.workload import DAY_S, Layout, Memory, StepTime, Workload
 from tenfold.spec.errors import TenfoldError
 
 __all__ = ["Layout", "Memory", "Plan", "StepTime", "Workload", "gpus_for_days", "make_plan"]
 
+GOODPUT = 0.9  # of rented hours, where failures are not reckoned yet
+BUDGET_DAYS = 30.0  # how long a budget is spent over where neither --days nor --gpus says
 GOOD_MFU = 0.6  # nobody has trained a large model faster than this share of the peak
 
 
@@ -105,3 +107,57 @@ def _tidy(gpus: float, domain: int) -> int:
     while step * 32 <= gpus:
         step *= 2
     return math.ceil(gpus / step) * step
+
+
+@dataclass(frozen=True)
+class GpuRequest:
+    """What is fixed: the number of GPUs, the days, or the money for rent; what is None is solved for."""
+
+    gpus: int | None = None
+    days: float | None = None
+    budget_usd: float | None = None
+
+
+def solve(
+    asked: Request, fixed: GpuRequest, machine: Machine, *, seq_len: int = 8192, global_batch: int = 0, dtype: str = "bf16"
+) -> Plan:
+    """The plan for a request: compute from a parent, FLOPs or a budget; GPUs as given, or as the days need.
+
+    Raises TenfoldError where flags contradict each other or nothing fixes the plan.
+    """
+    if fixed.budget_usd and (asked.flops or asked.after):
+        named = "--flops" if asked.flops else "--after"
+        raise TenfoldError(f"--budget-usd and {named} both fix the compute: say one of them.")
+    if not (fixed.gpus or fixed.days or fixed.budget_usd):
+        raise TenfoldError("Nothing fixes the machines: say --gpus, --days or --budget-usd.")
+    if not fixed.budget_usd:
+        shape = resolve(asked)
+        gpus = fixed.gpus or gpus_for_days(
+            shape, fixed.days or 90.0, machine, seq_len=seq_len, global_batch=global_batch, dtype=dtype
+        )
+        return make_plan(shape, gpus, machine, seq_len=seq_len, global_batch=global_batch, dtype=dtype, days=fixed.days)
+    return _within_budget(asked, fixed, machine, seq_len=seq_len, global_batch=global_batch, dtype=dtype)
+
+
+def _within_budget(
+    asked: Request, fixed: GpuRequest, machine: Machine, *, seq_len: int, global_batch: int, dtype: str
+) -> Plan:
+    """The most compute that the money rents: the MFU that the plan finds sets the FLOPs, which set the plan."""
+    from tenfold.plan.cost import price
+
+    budget = fixed.budget_usd or 0.0
+    if budget <= 0:
+        raise TenfoldError(f"--budget-usd must be above zero, not {budget:g}.")
+    rent = price(machine.accelerator).rent_usd_per_h.mid
+    peak, mfu = machine.accelerator.peak_flops(dtype), 0.4
+    for _ in range(4):
+        hours = budget * GOODPUT / rent
+        shape = resolve(asked, flops=hours * 3600 * peak * mfu)
+        gpus = fixed.gpus or _tidy(hours / 24 / (fixed.days or BUDGET_DAYS), machine.constants.domain_gpus)
+        plan = make_plan(shape, gpus, machine, seq_len=seq_len, global_batch=global_batch, dtype=dtype)
+        spent = plan.workload.gpu_hours / hours
+        if abs(spent - 1) < 0.01:
+            break
+        mfu /= spent
+    note = f"Budget: ${budget:,.0f} rents {budget / rent:,.0f} GPU-hours at ${rent:.2f}; {GOODPUT:.0%} of them are taken to train."
+    return Plan(plan.workload, plan.search, machine, (note, *plan.notes))

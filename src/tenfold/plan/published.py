@@ -35,6 +35,7 @@ PARTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
 )
 # (pattern in the table's source and notes, software)
 STACKS = (
+    (r"llama 3 paper", "megatron"),
     (r"vtrain|narayanan|tr11|bigscience", "megatron-2021"),
     (r"torchtitan.*compile|compile.*torchtitan", "fsdp-compiled"),
     (r"torchtitan", "fsdp-compiled"),

@@ -174,3 +174,75 @@ def batch_tokens(flops: float) -> float:
     """Tokens per step, grown from Llama 3 405B's with the cube root of compute."""
     row = facts()["batch"]
     return row["tokens"] * (flops / row["flops"]) ** row["exponent"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a person asked for: a parent and a factor, or FLOPs, or a shape of one's own; and how to shape it."""
+
+    after: str | None = None
+    times: float = 10.0
+    flops: float | None = None
+    model: Path | None = None
+    tokens: float | None = None
+    law: str = "llama3"
+    experts: int = 0
+    experts_per_token: int = 0
+    shared: int = 1
+    interleave: int = 1
+    unique_tokens: float | None = None
+
+
+def resolve(asked: Request, flops: float | None = None) -> Shape:
+    """The shape of a request; `flops` (what a budget buys) stands in for its compute.
+
+    Raises TenfoldError for flags that contradict each other, or where nothing says how large.
+    """
+    if asked.after and asked.flops:
+        raise TenfoldError("--after and --flops both fix the compute: say one of them.")
+    if asked.model and asked.experts:
+        raise TenfoldError("--model already says how many experts there are: leave --experts out.")
+    if asked.times <= 0:
+        raise TenfoldError(f"--times must be above zero, not {asked.times:g}.")
+    name = "plan"
+    if asked.after:
+        parent, parents = parent_flops(asked.after)
+        flops, name = asked.times * parents, f"{parent.name} x{asked.times:g}"
+    flops = asked.flops or flops
+    if asked.model:
+        return _own_shape(asked, flops)
+    if not flops:
+        raise TenfoldError("Nothing says how large: give --after MODEL, --flops, --model with --tokens, or --budget-usd.")
+    return shape_for(
+        flops,
+        asked.law,
+        experts=asked.experts,
+        experts_per_token=asked.experts_per_token,
+        shared=asked.shared,
+        interleave=asked.interleave,
+        tokens=asked.tokens,
+        unique_tokens=asked.unique_tokens,
+        name=name,
+    )
+
+
+def _own_shape(asked: Request, flops: float | None) -> Shape:
+    path = asked.model
+    assert path is not None
+    if path.exists():
+        try:
+            plain = tomllib.loads(path.read_text())
+            spec = ModelSpec(**{"name": path.stem, **{k: v for k, v in plain.items() if k != "source"}})
+        except (tomllib.TOMLDecodeError, TypeError) as error:
+            raise TenfoldError(f"{path} is no model: {error}; it needs the fields of a shape, as dim, n_layers, n_heads.") from error
+    else:
+        try:
+            spec = published_model(str(path))
+        except TenfoldError as error:
+            raise TenfoldError(f"There is no file {path}, and {str(error)[0].lower()}{str(error)[1:]}") from error
+    active = spec.parameters().active
+    tokens = asked.tokens or (flops / 6 / active if flops else None)
+    if tokens is None:
+        raise TenfoldError("A --model needs --tokens, --flops or --budget-usd beside it, to say how long it trains.")
+    note = f"Shape: {spec.name} as given, {si(active)} active parameters."
+    return Shape(spec, tokens, 6 * active * tokens, (note, data_note(tokens, asked.unique_tokens)))
