@@ -87,13 +87,15 @@ def _embodied(n_gpus: int, gpus_per_node: int, wall_hours: Range) -> Range:
     return 1e-3 * n_gpus * per_gpu * (wall_hours / HOURS_PER_YEAR) / Range.of(table["years"])
 
 
-def card_tco2e(family: str, gpu_hours: float, board_w: float) -> float:
-    """Tonnes of CO2e as the model cards of `family` (`llama-3.1`, ...) reckon them: hours x board power x PUE x grid.
+def card_tco2e(
+    family: str, gpu_hours: float, board_w: float, pue: float | None = None, kgco2_per_kwh: float | None = None
+) -> float:
+    """Tonnes of CO2e as the model cards of `family` (`Llama 3.1`, ...) reckon them: hours x board power x PUE x grid.
 
-    Raises TenfoldError with the nearest name where no rule of that family is known.
+    `pue` and `kgco2_per_kwh` replace the family's rule. Raises TenfoldError with the nearest name where neither is known.
     """
-    rules = facts()["rules"]
-    if family.lower() not in rules:
-        raise TenfoldError(f"There is no carbon rule for the family {family!r}{nearest(family, rules)}.")
-    rule = rules[family.lower()]
-    return 1e-6 * gpu_hours * board_w * rule["pue"] * rule["kgco2_per_kwh"]
+    rules, key = facts()["rules"], family.lower().replace(" ", "-")
+    if key not in rules and (pue is None or kgco2_per_kwh is None):
+        raise TenfoldError(f"There is no carbon rule for the family {family!r}{nearest(key, rules)}: give PUE and kg CO2 per kWh.")
+    rule = rules.get(key, {})
+    return 1e-6 * gpu_hours * board_w * (pue or rule["pue"]) * (kgco2_per_kwh or rule["kgco2_per_kwh"])

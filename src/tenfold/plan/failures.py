@@ -179,16 +179,17 @@ def effective_time(
             f"A checkpoint takes {write.mid:.0f} s to write, longer than the {interval:.0f} s between two: raise the "
             f"interval or the storage bandwidth."
         )
-    share = Range(
-        effective_share(interval, stall.high, write.high, recovery.high, mtti_s.low),
-        effective_share(interval, stall.mid, write.mid, recovery.mid, mtti_s.mid),
-        effective_share(interval, stall.low, write.low, recovery.low, mtti_s.high),
-    )
-    if share.mid < 0.01:
+    mid = effective_share(interval, stall.mid, write.mid, recovery.mid, mtti_s.mid)
+    if mid < 0.01:
         raise TenfoldError(
             f"{n_gpus} accelerators are interrupted every {mtti_s.mid / 60:.1f} min and need {recovery.mid / 60:.1f} min to "
             f"come back: use fewer, or restart faster."
         )
+    share = Range(
+        max(0.01 * mid, effective_share(interval, stall.high, write.high, recovery.high, mtti_s.low)),
+        mid,
+        effective_share(interval, stall.low, write.low, recovery.low, mtti_s.high),
+    )
     table = facts()["components"]["counts"]
     repairs_per_day = n_nodes * sum(rate for name, rate in rates.items() if table[name]["needs_repair"])
     return Failures(

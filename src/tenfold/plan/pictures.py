@@ -4,6 +4,7 @@ import io
 import math
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import matplotlib
@@ -107,6 +108,8 @@ def _replica(axes: Axes, layout: dict[str, Any], model: dict[str, Any]) -> None:
         title = f"First {width} of {dp} GPUs, {part}"
     else:
         title = f"One replica: {pp} stages x {cp} context x {tp} tensor ranks (number: GPU)"
+    if model["n_experts"]:
+        title += f", {model['n_experts'] // layout['ep']} of {model['n_experts']} experts a GPU"
     axes.set_title(title, fontsize=9, loc="left")
 
 
@@ -168,7 +171,7 @@ def draw_failures(plan: Document) -> str:
     """Interruptions of one simulated run, summed up by component, and where wall-clock time goes."""
     kept = plan["failures"]
     ranges = {k: Range(**v) for k, v in kept.items() if isinstance(v, dict) and set(v) == {"low", "mid", "high"}}
-    known = Failures(**{**kept, **ranges})
+    known = Failures(**{f.name: ranges.get(f.name, kept[f.name]) for f in fields(Failures)})
     run = simulate(known, plan["time"]["training_days"] * 86_400)
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), width_ratios=[2, 1], constrained_layout=True)
     often = [name for name, _ in Counter(name for _, name in run.interruptions).most_common(5)]

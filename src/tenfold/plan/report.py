@@ -79,7 +79,7 @@ def document(
             "wall_days": asdict(after.wall_days),
             "gpu_hours": asdict(after.gpu_hours),
         },
-        "failures": asdict(after.failures),
+        "failures": {**asdict(after.failures), "simulated_share": asdict(after.simulated_share)},
         "power": asdict(after.power),
         "cost": asdict(after.cost),
         "footprint": asdict(after.footprint),
@@ -149,7 +149,8 @@ def bottom_lines(plan: Document) -> list[str]:
         + ", ".join(f"{name.replace('_', ' ')} {100 * s / step['step_s']:.0f} %" for name, s in longest)
         + ".",
         f"Checkpoint of {si(failures['checkpoint_bytes'], 'B')} every {duration(failures['checkpoint_interval_s'])}, "
-        f"stall {duration(failures['checkpoint_stall_s'])}. Lost: {lost}.",
+        f"stall {duration(failures['checkpoint_stall_s'])}. Lost: {lost}. "
+        f"Effective in simulated runs: {100 * failures['simulated_share']['mid']:.1f} %.",
         f"* {plan['power']['year']}.",
     ]
 
