@@ -12,7 +12,6 @@ from tenfold.plan.power import RunPower, run_power
 from tenfold.plan.profiles import over_run, read_carbon, read_prices, read_weather
 from tenfold.plan.ranges import Range
 from tenfold.plan.site import Site, site
-from tenfold.plan.water import Cooling
 from tenfold.plan.workload import DAY_S, StepTime, Workload
 
 # Parts of a step in which no kernel of the model runs on the board; the rest are kernels.
@@ -36,7 +35,7 @@ class Surroundings:
     region: str = "US"
     pue: float | None = None
     wue_l_per_kwh: float | None = None
-    cooling: Cooling = "tower"
+    cooling: str = "tower"
     clean_share: float = 0.0
     rent_usd_per_h: float | None = None
     storage_gb_per_s: float | None = None

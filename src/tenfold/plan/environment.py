@@ -10,7 +10,7 @@ from tenfold.plan.power import RunPower
 from tenfold.plan.profiles import Carbon, Weather, over_run
 from tenfold.plan.ranges import Range
 from tenfold.plan.site import Site, water_of_fuels
-from tenfold.plan.water import Cooling, wue
+from tenfold.plan.water import wue
 from tenfold.spec.errors import TenfoldError, nearest
 
 HOURS_PER_YEAR = 8766.0
@@ -52,7 +52,7 @@ def run_footprint(
     clean_share: float = 0.0,
     carbon: Carbon | None = None,
     weather: Weather | None = None,
-    cooling: Cooling = "tower",
+    cooling: str = "tower",
     start_hour: int | None = None,
 ) -> Footprint:
     """Carbon and water of the energy in `power`, and of `n_gpus` (spares included) made for it.

@@ -4,13 +4,12 @@ Psychrometrics after ASHRAE Fundamentals (chapter 1): saturation by Magnus' form
 Eskridge 1996, wet-bulb temperature by Stull 2011 (doi 10.1175/JAMC-D-11-0143.1), good to about 0.3 K.
 """
 
-from typing import Literal
-
 import numpy as np
 
 from tenfold.plan.profiles import Weather
+from tenfold.spec.errors import TenfoldError, nearest
 
-Cooling = Literal["closed", "outside-air", "tower"]
+COOLING = ("closed", "outside-air", "tower")
 
 AIR_KJ_PER_KG_K = 1.006
 VAPOUR_KJ_PER_KG_K = 1.86
@@ -45,13 +44,15 @@ def enthalpy(temperature_c: np.ndarray, ratio: np.ndarray) -> np.ndarray:
     return AIR_KJ_PER_KG_K * temperature_c + ratio * (LATENT_KJ_PER_KG + VAPOUR_KJ_PER_KG_K * temperature_c)
 
 
-def wue(weather: Weather, cooling: Cooling) -> np.ndarray:
+def wue(weather: Weather, cooling: str) -> np.ndarray:
     """Litres on site per kWh of heat, hour by hour.
 
     `closed`: dry coolers, none. `outside-air`: outside air blown through, cooled by evaporation in hot hours alone.
     `tower`: an evaporative tower takes all heat; its air leaves saturated above the wet bulb, and what evaporates is
-    the vapour that it takes along, plus blow-down.
+    the vapour that it takes along, plus blow-down. Raises TenfoldError where the cooling is none of the three.
     """
+    if cooling not in COOLING:
+        raise TenfoldError(f"There is no cooling {cooling!r}{nearest(cooling, COOLING)}: choose {', '.join(COOLING)}.")
     t, rh, p = weather.dry_bulb_c, weather.humidity, weather.pressure_pa
     if cooling == "closed":
         return np.zeros_like(t)
