@@ -7,6 +7,7 @@ import time
 from dataclasses import asdict
 
 from results_file import write_results
+
 from tenfold.plan.layout import search
 from tenfold.plan.machine import machine
 from tenfold.plan.shape import expert_shape
@@ -33,7 +34,9 @@ def search_rows() -> list[dict]:
 def import_row() -> dict:
     """Seconds until the plan's rooms are imported, in a fresh interpreter."""
     code = "import time; t = time.process_time(); import tenfold.plan.plan; print(time.process_time() - t)"
-    cpu = min(float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) for _ in range(3))
+    cpu = min(
+        float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) for _ in range(3)
+    )
     return {"what": "import", "cpu_s": cpu}
 
 

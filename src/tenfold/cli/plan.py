@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 from typer.core import TyperGroup
 
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 class PlanGroup(TyperGroup):
     """`tenfold plan --after X` is `tenfold plan make --after X`."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] != "--help":
             args = ["make", *args]
         return super().parse_args(ctx, args)
@@ -64,7 +63,16 @@ def make(
     dtype: Dtype = "bf16",
     data_tokens: Annotated[str | None, typer.Option(help="Unique tokens at hand, as 15T.")] = None,
     network_gb_per_s: Annotated[float | None, typer.Option(help="Scale-out network, GB/s per GPU and direction.")] = None,
-    explain: Annotated[str | None, typer.Option(help="step_time, memory, days, mfu, layout or shape: the formula, numbers put in.")] = None,
+    pue: Annotated[float | None, typer.Option(help="Of the building.")] = None,
+    wue: Annotated[float | None, typer.Option(help="Litres of water on site per IT kWh.")] = None,
+    clean_share: Annotated[float, typer.Option(help="Part of the energy matched by clean contracts, 0 to 1.")] = 0.0,
+    carbon_csv: Annotated[Path | None, typer.Option(help="Hourly grid carbon: a column avg_CI, g CO2/kWh.")] = None,
+    price_csv: Annotated[Path | None, typer.Option(help="Hourly prices: a column in USD/MWh.")] = None,
+    weather_epw: Annotated[Path | None, typer.Option(help="Hourly weather, EnergyPlus format: water by wet bulb.")] = None,
+    cooling: Annotated[str, typer.Option(help="With weather: closed, outside-air or tower.")] = "tower",
+    explain: Annotated[
+        str | None, typer.Option(help="step_time, memory, days, mfu, layout or shape: the formula, numbers put in.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Directory for plan.json and plan.html.")] = None,
     home: Home = Path("generations"),
     as_json: AsJson = False,
@@ -105,8 +113,22 @@ def make(
         return
     notes = [*([calibrated] if calibrated else []), *plan.notes]
     request = {k: v for k, v in _given(locals()).items() if v is not None}
+    around = Surroundings(
+        region=region,
+        pue=pue,
+        wue_l_per_kwh=wue,
+        clean_share=clean_share,
+        carbon_csv=carbon_csv,
+        price_csv=price_csv,
+        weather_epw=weather_epw,
+        cooling=cooling,
+    )
     whole = document(
-        plan.workload, consequences(plan.workload, Surroundings(region=region)), alternatives=plan.alternatives, notes=notes, request=request
+        plan.workload,
+        consequences(plan.workload, around),
+        alternatives=plan.alternatives,
+        notes=notes,
+        request=request,
     )
     if out:
         import json
@@ -135,7 +157,7 @@ def _machine(name: str, home: Path, network_gb_per_s: float | None) -> tuple[Any
     from tenfold.plan.machine import machine
     from tenfold.spec.errors import TenfoldError
 
-    changes = {"scaleout_gb_per_s": network_gb_per_s} if network_gb_per_s else {}
+    changes: dict[str, Any] = {"scaleout_gb_per_s": network_gb_per_s} if network_gb_per_s else {}
     try:
         known = machine(name, **changes)
     except TenfoldError:

@@ -42,7 +42,10 @@ def calibrate(run: Path) -> Calibration:
     layout = Layout(micro_batch=int(config.get("micro_batch") or batch), global_batch=batch, seq_len=seq_len, zero=0)
     measured = layout.tokens_per_step / end["tokens_per_s"]
     base = _machine_of(start, end)
-    low, high = 1e-3, 1 / max(base.constants.matmul_efficiency, base.constants.memory_efficiency, base.constants.attention_efficiency)
+    low, high = (
+        1e-3,
+        1 / max(base.constants.matmul_efficiency, base.constants.memory_efficiency, base.constants.attention_efficiency),
+    )
     planned = step_time(spec, layout, base).total_s
     for _ in range(60):
         factor = (low * high) ** 0.5
@@ -94,7 +97,8 @@ def _machine_of(start: dict[str, Any], end: dict[str, Any]) -> Machine:
         if start["mfu_of"].startswith(part.name):
             return machine(part.key)
     own = Accelerator(
-        key=str(start["device"]).split(":")[0], name=f"this {start['device']}", memory_gb=16.0, memory_gb_per_s=max(20.0, peak / 1e11),
+        key=str(start["device"]).split(":")[0], name=f"this "
+        f"{start['device']}", memory_gb=16.0, memory_gb_per_s=max(20.0, peak / 1e11),
         source=f"{start['mfu_of']}, measured by the run", bf16_tflops=peak / 1e12,
     )  # fmt: skip
     return replace(machine("h100"), accelerator=own, source=own.source)
@@ -121,5 +125,6 @@ def calibrated(part: Machine | None, key: str, home: Path) -> tuple[Machine | No
     constants = Constants(**{f.name: kept["constants"][f.name] for f in fields(Constants)})
     base = part or replace(machine("h100"), accelerator=Accelerator(**kept["accelerator"]))
     software = replace(base.stack, dispatch_s=base.stack.dispatch_s / kept["factor"], step_s=base.stack.step_s / kept["factor"])
-    words = f"Calibrated by {kept['run']}: rates x {kept['factor']:.3g} (measured {kept['measured_step_s']:.3g} s a step, planned {kept['planned_step_s']:.3g})."
+    words = f"Calibrated by {kept['run']}: rates x {kept['factor']:.3g} (measured {kept['measured_step_s']:.3g} s a step, "
+    f"planned {kept['planned_step_s']:.3g})."
     return replace(base, constants=constants, stack=software, source=f"calibrated by {kept['run']}"), words

@@ -31,9 +31,12 @@ def _step_time(plan: Plan) -> list[str]:
         f"step = sum of the parts below = {t.total_s:.4g} s for {si(lay.tokens_per_step)} tokens",
         f"micro-batches = {lay.global_batch} / (DP {lay.dp} x {lay.micro_batch}) = {micro}; layers a stage = {layers}; "
         f"tokens a micro-batch and GPU = {tokens}",
-        f"matmul = micro-batches x layers x products, each max(waves x tile / rate, bytes / bandwidth) + {c.kernel_s * 1e6:.1f} us; "
-        f"rate = {peak / 1e12:.0f} TFLOP/s x {c.matmul_efficiency:.3f} = {peak * c.matmul_efficiency / 1e12:.0f} TFLOP/s: {t.matmul_s:.4g} s",
-        f"attention = 4 x heads x queries x keys x head_dim / (peak x {c.attention_efficiency:.3f}), backward 2.5 times: {t.attention_s:.4g} s",
+        f"matmul = micro-batches x layers x products, each max(waves x tile / rate, bytes / bandwidth) + "
+        f"{c.kernel_s * 1e6:.1f} us; "
+        f"rate = {peak / 1e12:.0f} TFLOP/s x {c.matmul_efficiency:.3f} = {peak * c.matmul_efficiency / 1e12:.0f} TFLOP/s: "
+        f"{t.matmul_s:.4g} s",
+        f"attention = 4 x heads x queries x keys x head_dim / (peak x {c.attention_efficiency:.3f}), backward 2.5 times: "
+        f"{t.attention_s:.4g} s",
         f"pointwise = bytes / ({m.accelerator.memory_gb_per_s:.0f} GB/s x {c.memory_efficiency:.2f}): {t.pointwise_s:.4g} s",
         f"recompute ({lay.recompute}): {t.recompute_s:.4g} s; output head: {t.head_s:.4g} s; host launches: {t.launch_s:.4g} s",
         f"tensor parallel = micro-batches x layers x 4 all-reduces of {message / 1e6:.1f} MB over {lay.tp}, each 2 x "
@@ -49,8 +52,10 @@ def _step_time(plan: Plan) -> list[str]:
         )
     lines += [
         f"data parallel = gradients and weights of {si(dense + routed)} parameters over {lay.shard or lay.replicas} ranks at "
-        f"{c.scaleout_gb_per_s * c.scaleout_efficiency:.1f} GB/s a GPU, hidden up to {m.stack.hidden_dp:.0%}: {t.data_parallel_s:.4g} s",
-        f"optimiser = {m.stack.optimiser_bytes:.0f} B a parameter held / bandwidth + {m.stack.step_s * 1e3:.1f} ms: {t.optimiser_s:.4g} s",
+        f"{c.scaleout_gb_per_s * c.scaleout_efficiency:.1f} GB/s a GPU, hidden up to {m.stack.hidden_dp:.0%}: "
+        f"{t.data_parallel_s:.4g} s",
+        f"optimiser = {m.stack.optimiser_bytes:.0f} B a parameter held / bandwidth + {m.stack.step_s * 1e3:.1f} ms: "
+        f"{t.optimiser_s:.4g} s",
         f"stragglers = {m.stack.straggler:.2%} of the step for each doubling beyond {c.domain_gpus} GPUs: {t.straggler_s:.4g} s",
         f"constants: {m.source}",
     ]
@@ -63,17 +68,21 @@ def _memory(plan: Plan) -> list[str]:
     return [
         f"weights on a GPU before sharding = {si(weights)} (TP {lay.tp}, PP {lay.pp}, EP {lay.ep}); ZeRO-{lay.zero} over "
         f"{lay.shard or lay.replicas} ranks",
-        f"parameters 2 B each: {n.parameters_gib:.2f} GiB; gradients: {n.gradients_gib:.2f} GiB; optimiser 12 B each: {n.optimiser_gib:.2f} GiB",
-        f"activations (recompute {lay.recompute}, up to {min(lay.micro_batches, lay.pp)} micro-batches in flight): {n.activations_gib:.2f} GiB",
+        f"parameters 2 B each: {n.parameters_gib:.2f} GiB; gradients: {n.gradients_gib:.2f} GiB; optimiser 12 B each: "
+        f"{n.optimiser_gib:.2f} GiB",
+        f"activations (recompute {lay.recompute}, up to {min(lay.micro_batches, lay.pp)} micro-batches in flight): "
+        f"{n.activations_gib:.2f} GiB",
         f"buffers: {n.buffers_gib:.2f} GiB",
-        f"sum {n.total_gib:.2f} of {n.capacity_gib:.2f} GiB ({plan.workload.accelerator.memory_gb * 1e9 / GIB:.1f} less the driver's share)",
+        f"sum {n.total_gib:.2f} of {n.capacity_gib:.2f} GiB ({plan.workload.accelerator.memory_gb * 1e9 / GIB:.1f} less the "
+        f"driver's share)",
     ]
 
 
 def _days(plan: Plan) -> list[str]:
     w = plan.workload
     return [
-        f"days = tokens / tokens a step x step / 86400 = {si(w.tokens)} / {si(w.layout.tokens_per_step)} x {w.step_s:.4g} s / 86400 "
+        f"days = tokens / tokens a step x step / 86400 = {si(w.tokens)} / {si(w.layout.tokens_per_step)} x {w.step_s:.4g} s "
+        f"/ 86400 "
         f"= {w.days:.4g}",
         "Failures come on top (see the plan's wall-clock days).",
     ]
@@ -98,6 +107,8 @@ def _layout(plan: Plan) -> list[str]:
 def _shape(plan: Plan) -> list[str]:
     p = plan.workload.spec.parameters()
     s = plan.workload.spec
-    return [*plan.notes[:2], f"{s.n_layers} layers of width {s.dim}, {s.n_heads} heads ({s.n_kv_heads} KV), feed-forward {s.ffn_dim}"
-            + (f", {s.n_experts} experts of {s.expert_ffn_dim}, {s.experts_per_token} active, {s.n_shared_experts} shared" if s.n_experts else ""),
+    return [*plan.notes[:2], f"{s.n_layers} layers of width {s.dim}, {s.n_heads} heads ({s.n_kv_heads} KV), feed-forward "
+    f"{s.ffn_dim}"
+            + (f", {s.n_experts} experts of {s.expert_ffn_dim}, {s.experts_per_token} active, {s.n_shared_experts} "
+            f"shared" if s.n_experts else ""),
             f"parameters: {si(p.total)} in all, {si(p.active)} active"]  # fmt: skip

@@ -99,9 +99,7 @@ def least_recompute(spec: ModelSpec, layout: Layout, machine: Machine) -> tuple[
     return chosen, needed
 
 
-def search(
-    spec: ModelSpec, gpus: int, machine: Machine, *, seq_len: int, global_batch: int, dtype: str = "bf16"
-) -> Search:
+def search(spec: ModelSpec, gpus: int, machine: Machine, *, seq_len: int, global_batch: int, dtype: str = "bf16") -> Search:
     """The fastest layouts of `spec` on `gpus`. Raises TenfoldError that says what binds where none fits."""
     machine.accelerator.peak_flops(dtype)
     tried, fitting, nearest_miss = 0, [], None
@@ -170,11 +168,13 @@ def _second_wins_if(best: Candidate, others: list[Candidate]) -> str:
 def _what_binds(spec: ModelSpec, gpus: int, machine: Machine, layout: Layout, needed: Memory) -> str:
     state = needed.parameters_gib + needed.gradients_gib + needed.optimiser_gib
     if state > needed.activations_gib:
-        fix = f"at least {math.ceil(gpus * state / max(1.0, needed.capacity_gib - needed.buffers_gib)):,} GPUs, or parts with more memory"
+        fix = f"at least {math.ceil(gpus * state / max(1.0, needed.capacity_gib - needed.buffers_gib)):,} GPUs, or parts "
+        "with more memory"
     else:
         fix = "a shorter sequence, more context parallel ranks (more GPUs), or parts with more memory"
     return (
         f"{spec.name} does not fit on {gpus} {machine.accelerator.name}: even {layout.words()} is short by "
-        f"{needed.short_gib:.0f} GiB of {needed.capacity_gib:.0f} ({'its state' if state > needed.activations_gib else 'its activations'} "
+        f"{needed.short_gib:.0f} GiB of {needed.capacity_gib:.0f} "
+        f"({'its state' if state > needed.activations_gib else 'its activations'} "
         f"bind); take {fix}."
     )

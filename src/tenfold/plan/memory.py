@@ -27,7 +27,9 @@ def activation_bytes(spec: ModelSpec, layout: Layout, expert: bool) -> tuple[flo
         dispatched = spec.experts_per_token * spec.dim
     width = 1.0 if layout.dtype == "fp8" else 2.0  # inputs of products are kept in their dtype
     products = 2.0 * (spec.dim + queries + 2 * values) + width * queries + 4.0 * ffn + 2.0 * spec.dim + width * dispatched
-    everything = 2.0 * (2 * spec.dim + queries + 2 * values) + width * (2 * spec.dim + queries + 2 * dispatched) + (6.0 + width) * ffn
+    everything = (
+        2.0 * (2 * spec.dim + queries + 2 * values) + width * (2 * spec.dim + queries + 2 * dispatched) + (6.0 + width) * ffn
+    )
     kept = {"none": everything, "selective": products, "full": 2.0 * spec.dim}[layout.recompute]
     return kept, everything
 
@@ -66,7 +68,7 @@ def memory(spec: ModelSpec, layout: Layout, machine: Machine) -> Memory:
     if not machine.stack.fused_attention:
         squares = 5.0 * spec.n_heads / layout.tp * layout.seq_len  # scores, probabilities and the dropout mask, per token
         kept += squares if layout.recompute == "none" else 0.0
-    in_flight = min(layout.micro_batches, layout.pp)
+    in_flight = float(min(layout.micro_batches, layout.pp))
     if layout.virtual_stages > 1:
         in_flight = min(layout.micro_batches, layout.pp * (1 + (layout.pp - 1) / (layout.pp * layout.virtual_stages)))
     first = in_flight * layers * kept * tokens

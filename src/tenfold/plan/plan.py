@@ -139,9 +139,7 @@ def solve(
     return _within_budget(asked, fixed, machine, seq_len=seq_len, global_batch=global_batch, dtype=dtype)
 
 
-def _within_budget(
-    asked: Request, fixed: GpuRequest, machine: Machine, *, seq_len: int, global_batch: int, dtype: str
-) -> Plan:
+def _within_budget(asked: Request, fixed: GpuRequest, machine: Machine, *, seq_len: int, global_batch: int, dtype: str) -> Plan:
     """The most compute that the money rents: the MFU that the plan finds sets the FLOPs, which set the plan."""
     from tenfold.plan.cost import price
 

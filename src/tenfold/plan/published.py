@@ -82,12 +82,15 @@ def _number(text: str | None) -> float | None:
 def _spec(row: dict[str, str], seq_len: int) -> ModelSpec | None:
     plain = row["model"].lower().replace("_", "-").replace(" ", "-")
     for name, spec in published_models().items():
-        if plain == name or (plain.startswith("llama") and name.startswith("llama-3.1") and plain.endswith("-" + name.rsplit("-", 1)[1])):
+        if plain == name or (
+            plain.startswith("llama") and name.startswith("llama-3.1") and plain.endswith("-" + name.rsplit("-", 1)[1])
+        ):
             return replace(spec, context=seq_len)
     for name, fields in _shapes().items():
         if row["model"].lower().startswith(name.lower()):
             if "gpt" in fields:
-                return gpt(name, *fields["gpt"], context=seq_len)
+                dim, layers, heads, vocab_size = fields["gpt"]
+                return gpt(name, dim, layers, heads, vocab_size, seq_len)
             return ModelSpec(name=name, **{k: v for k, v in fields.items() if k != "source"})
     if _number(row["hidden"]) and _number(row["layers"]) and _number(row["heads"]):
         vocab = 131072 if "131072" in row.get("notes", "") or "h100" in row["gpu"].lower() else 51200
@@ -151,7 +154,11 @@ def _layout(row: dict[str, str], seq_len: int) -> Layout | None:
 
 def fill_in(spec: ModelSpec, layout: Layout, part: Machine, recompute_known: bool) -> Layout:
     """The layout with what its table left out (micro-batch, virtual stages, recompute) as this plan would choose it."""
-    micro = [layout.micro_batch] if layout.micro_batch else [m for m in (1, 2, 4, 8) if layout.global_batch % (m * layout.dp) == 0] or [1]
+    micro = (
+        [layout.micro_batch]
+        if layout.micro_batch
+        else [m for m in (1, 2, 4, 8) if layout.global_batch % (m * layout.dp) == 0] or [1]
+    )
     stages = -(-spec.n_layers // layout.pp)
     virtual = [layout.virtual_stages] if layout.virtual_stages else [v for v in divisors(stages) if layout.pp > 1 or v == 1]
     best: tuple[float, Layout] | None = None
@@ -172,7 +179,7 @@ def fill_in(spec: ModelSpec, layout: Layout, part: Machine, recompute_known: boo
 
 def read_layouts(path: Path | None = None) -> tuple[list[Row], int]:
     """(rows, rows that could not be read) of a table with the columns of layouts.csv; the package's own copy by default."""
-    text = (path or DATA.joinpath("layouts.csv")).read_text()  # type: ignore[union-attr]
+    text = (path or DATA.joinpath("layouts.csv")).read_text()
     rows, unread = [], 0
     for row in csv.DictReader(text.splitlines()):
         found = None
@@ -208,7 +215,7 @@ def read_vtrain(path: Path | None = None) -> Iterator[Row]:
     """Rows of vTrain's tables (A100, Megatron): `single` keeps activations, `multi` recomputes every layer."""
     files = [path] if path else [DATA.joinpath("vtrain_single.csv"), DATA.joinpath("vtrain_multi.csv")]
     for file in files:
-        text = file.read_text(encoding="utf-8-sig")  # type: ignore[union-attr]
+        text = file.read_text(encoding="utf-8-sig")
         for row in csv.DictReader(text.splitlines()):
             get = {k.strip().lower(): float(v) for k, v in row.items()}
             several = "parameters (billion)" in get

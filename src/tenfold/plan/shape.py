@@ -149,13 +149,14 @@ def shape_for(
     if active < 1e6:
         raise TenfoldError(f"{flops:.2g} FLOPs make a model of {active:.2g} parameters: ask for at least 1e16.")
     if experts:
-        spec = expert_shape(
-            active, experts, experts_per_token=experts_per_token, shared=shared, interleave=interleave, name=name
-        )
+        spec = expert_shape(active, experts, experts_per_token=experts_per_token, shared=shared, interleave=interleave, name=name)
     else:
         spec = dense_shape(active, name)
     tokens = flops / 6 / spec.parameters().active
-    notes = [f"Shape: {si(active)} active parameters and {si(tokens)} tokens by {law if source != 'tokens as asked' else source} ({source})."]
+    notes = [
+        f"Shape: {si(active)} active parameters and {si(tokens)} tokens by {law if source != 'tokens as asked' else source} "
+        f"({source})."
+    ]
     return Shape(spec, tokens, flops, (*notes, data_note(tokens, unique_tokens)))
 
 
@@ -234,7 +235,9 @@ def _own_shape(asked: Request, flops: float | None) -> Shape:
             plain = tomllib.loads(path.read_text())
             spec = ModelSpec(**{"name": path.stem, **{k: v for k, v in plain.items() if k != "source"}})
         except (tomllib.TOMLDecodeError, TypeError) as error:
-            raise TenfoldError(f"{path} is no model: {error}; it needs the fields of a shape, as dim, n_layers, n_heads.") from error
+            raise TenfoldError(
+                f"{path} is no model: {error}; it needs the fields of a shape, as dim, n_layers, n_heads."
+            ) from error
     else:
         try:
             spec = published_model(str(path))

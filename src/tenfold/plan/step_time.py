@@ -71,7 +71,9 @@ def layer_time(
         routed = EXPERT_IMBALANCE * tokens * spec.experts_per_token
         local = max(1, spec.n_experts // ep)
         rows = max(1, round(routed / local))
-        f, b = _products([(rows, 2 * _share(spec.expert_ffn_dim, tp), h), (rows, h, _share(spec.expert_ffn_dim, tp))], machine, dtype)
+        f, b = _products(
+            [(rows, 2 * _share(spec.expert_ffn_dim, tp), h), (rows, h, _share(spec.expert_ffn_dim, tp))], machine, dtype
+        )
         grouped = 2 * (local - 1) * machine.constants.kernel_s  # one grouped kernel for all experts of a rank
         router_f, router_b = _products([(tokens, spec.n_experts, h)], machine, "bf16")
         forward += local * f / stack.grouped - grouped + router_f
@@ -103,7 +105,10 @@ def layer_time(
         tensor_parallel=(tensor, tensor),
         context_parallel=(max(0.0, context - hidden), max(0.0, 2 * context - 2.5 * hidden)),
         expert_parallel=(exchanged, exchanged),
-        kernels=(KERNELS_FORWARD + 12 * expert + KERNELS_COLLECTIVE * (tp > 1), KERNELS_BACKWARD + 20 * expert + KERNELS_COLLECTIVE * (tp > 1)),
+        kernels=(
+            KERNELS_FORWARD + 12 * expert + KERNELS_COLLECTIVE * (tp > 1),
+            KERNELS_BACKWARD + 20 * expert + KERNELS_COLLECTIVE * (tp > 1),
+        ),
     )
 
 
@@ -172,7 +177,8 @@ def step_time(spec: ModelSpec, layout: Layout, machine: Machine) -> StepTime:
     hop = 0.0
     if layout.pp > 1:
         sent = 2.0 * layout.micro_batch * layout.seq_len / layout.cp * spec.dim / (layout.tp if stack.sequence_parallel else 1)
-        hop = 2 * layout.virtual_stages * point_to_point_s(sent, layout.tp * layout.replicas, machine) * (1 - stack.hidden_pp)
+        each = point_to_point_s(sent, layout.tp * layout.replicas, machine) + KERNELS_COLLECTIVE * stack.dispatch_s
+        hop = 2 * layout.virtual_stages * each * (1 - stack.hidden_pp)
     slots = (layout.pp - 1) / layout.virtual_stages
     bubble = slots * (body + hop)
     work = {name: micro_batches * value for name, value in per_stage.items()}
@@ -209,9 +215,7 @@ def gpu_weights(spec: ModelSpec, tp: int, ep: int) -> tuple[float, float]:
     return (spec.parameters().total - experts) / tp, experts / tp / ep
 
 
-def _data_parallel_s(
-    spec: ModelSpec, layout: Layout, machine: Machine, dense: float, routed: float, compute_s: float
-) -> float:
+def _data_parallel_s(spec: ModelSpec, layout: Layout, machine: Machine, dense: float, routed: float, compute_s: float) -> float:
     """Seconds of gradient and parameter traffic that compute does not hide."""
     stack = machine.stack
     ranks = layout.shard or layout.replicas
