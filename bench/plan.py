@@ -1,4 +1,4 @@
-"""The plan against published measurements, its constants against rows held out of the fit, and its speed."""
+"""The plan against published measurements, and its speed."""
 
 import argparse
 import subprocess
