@@ -163,7 +163,7 @@ def test_a_stopped_run_with_experts_goes_on_to_the_same_weights(corpus, tmp_path
     assert all(torch.equal(whole[k], stopped[k]) for k in whole)
 
 
-@pytest.mark.parametrize("width", [16, 64, 128, 512, 2048])
+@pytest.mark.parametrize("width", [32, 64, 128, 512, 2048])
 def test_the_shape_with_experts_computes_as_much_as_the_dense_one(width):
     dense, routed = llama_shape(width, 2048), llama4_shape(width, 2048)
     ratio = routed.train_flops_per_token(256) / dense.train_flops_per_token(256)
