@@ -206,7 +206,8 @@ def probe(config: RunConfig, corpus: Corpus, seconds: float) -> tuple[list[float
     torch.manual_seed(config.seed)
     model, optimisers = _build(spec, h, config, device)
     autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
-    state, taken, meter = _State(), [], EnergyMeter()
+    taken: list[float] = []
+    state, meter = _State(), EnergyMeter()
     with autocast:
         while len(taken) < PROBE_FIRST + 12 or sum(taken) < seconds:
             if len(taken) == PROBE_FIRST:
