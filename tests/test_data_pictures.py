@@ -17,7 +17,7 @@ from tenfold.spec.errors import TenfoldError
 
 
 def drawing(width: int, height: int) -> Image.Image:
-    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    x, y = np.meshgrid(np.linspace(40, 255, width), np.linspace(40, 255, height))
     return Image.fromarray(np.stack((x, y, (x + y) / 2), -1).astype(np.uint8))
 
 

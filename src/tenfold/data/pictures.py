@@ -59,8 +59,11 @@ def tiles_of(picture: Image.Image, size: int, max_tiles: int = 16) -> tuple[np.n
     height, width = rows * size, columns * size
     # A picture smaller than its grid is not enlarged beyond one tile's size.
     target_h, target_w = min(max(picture.height, size), height), min(max(picture.width, size), width)
-    scale = min(target_h / picture.height, target_w / picture.width)
-    shape = max(1, min(int(picture.width * scale), target_w)), max(1, min(int(picture.height * scale), target_h))
+    by_width, by_height = target_w / picture.width, target_h / picture.height
+    if by_width < by_height:
+        shape = target_w, max(1, min(int(picture.height * by_width), target_h))
+    else:
+        shape = max(1, min(int(picture.width * by_height), target_w)), target_h
     canvas = Image.new("RGB", (width, height))
     canvas.paste(picture.resize(shape, Image.Resampling.BILINEAR))
     tiles = _pixels(canvas).reshape(3, rows, size, columns, size).transpose(1, 3, 0, 2, 4).reshape(-1, 3, size, size)
