@@ -10,6 +10,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from results_file import write_results
@@ -169,15 +170,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20)
     rounds = parser.parse_args().rounds
-    rows = [
-        memory_row(512, 4096),
-        *(layer_row(dim, tokens, rounds) for dim, tokens in ((128, 8192), (256, 4096), (512, 4096))),
-        step_row(128, 8, 256, max(3, rounds // 2)),
-        step_row(256, 8, 256, max(3, rounds // 4)),
+    cases: list[Callable[[], dict]] = [
+        lambda: memory_row(512, 4096),
+        *(partial(layer_row, dim, tokens, rounds) for dim, tokens in ((128, 8192), (256, 4096), (512, 4096))),
+        lambda: step_row(128, 8, 256, max(3, rounds // 2)),
+        lambda: step_row(256, 8, 256, max(3, rounds // 4)),
     ]
-    for row in rows:
-        print(row)
-    write_results("experts", rows)
+    rows = []
+    for case in cases:
+        rows.append(case())
+        print(rows[-1], flush=True)
+        write_results("experts", rows)
 
 
 if __name__ == "__main__":
