@@ -1,7 +1,7 @@
 """Ranges, power and money against measured systems and by property."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tenfold.plan import cost, power
@@ -19,6 +19,7 @@ def within(r, share):
     return min(r.high, max(r.low, r.low + share * (r.high - r.low)))
 
 
+@settings(deadline=None)
 @given(ranges, ranges, inside, inside)
 def test_arithmetic_holds_for_every_value_inside(a, b, s, t):
     x, y = within(a, s), within(b, t)
@@ -28,6 +29,7 @@ def test_arithmetic_holds_for_every_value_inside(a, b, s, t):
         assert found.mid == pytest.approx(mid)
 
 
+@settings(deadline=None)
 @given(ranges, st.lists(st.floats(0.01, 1e3), min_size=3, max_size=3), inside, inside, st.booleans())
 def test_division_holds_for_every_value_inside(a, ends, s, t, negative):
     b = Range(*sorted(-v if negative else v for v in ends))
@@ -67,6 +69,7 @@ def test_a_hundred_thousand_h100s_take_150_megawatts():
     assert run.peak_mw.mid == pytest.approx(150, rel=0.1)
 
 
+@settings(deadline=None)
 @given(st.floats(0, 1), st.floats(0, 1), st.integers(8, 100_000))
 def test_power_rises_with_work_and_adds_up(low, high, n):
     low, high = sorted((low, high))

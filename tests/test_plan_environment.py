@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import brentq
 
@@ -97,6 +97,7 @@ def test_carbon_of_texas_by_emissions_over_generation():
     assert site("TX").kgco2_per_kwh.low < kg < site("TX").kgco2_per_kwh.high
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=60), st.integers(1, 150), st.integers(0, 59))
 def test_the_mean_over_a_run_by_adding_hours(hourly, hours, start):
     values = np.array(hourly)
@@ -118,6 +119,7 @@ def test_profiles_say_what_is_missing(tmp_path):
     assert profiles.read_carbon(path).fuels["gas"] == 1
 
 
+@settings(deadline=None)
 @given(st.floats(0, 45), st.floats(0.1, 0.98))
 def test_wet_bulb_by_the_psychrometric_equation(t, rh):
     """Stull's fit against e = e_s(Tw) - 6.66e-4 p (T - Tw), solved; his own error bound is -1.0 to +0.65 C."""
@@ -134,6 +136,7 @@ def hours_of(t, rh):
     return profiles.Weather(np.array([t]), np.array([rh]), np.array([101_325.0]))
 
 
+@settings(deadline=None)
 @given(st.floats(-10, 45), st.floats(0.05, 1.0))
 def test_water_keeps_to_what_heat_can_evaporate(t, rh):
     """No cooling evaporates more than all heat as latent heat and blow-down; a closed loop none."""

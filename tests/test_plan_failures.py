@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 
@@ -95,6 +95,7 @@ def test_simulated_interruptions_are_as_many_as_expected():
     assert faulty / seen == pytest.approx(148 / 419, abs=0.02)
 
 
+@settings(deadline=None)
 @given(st.floats(1, 1e4), st.floats(0.1, 500), st.floats(0, 3000), st.floats(500, 1e6))
 def test_one_segment_is_dalys_where_writes_are_at_once(work, stall, recovery, mtti):
     """Daly 2006: exp(R/M) M (exp((tau + delta)/M) - 1)."""
@@ -102,6 +103,7 @@ def test_one_segment_is_dalys_where_writes_are_at_once(work, stall, recovery, mt
     assert failures.segment_s(work, stall, 0.0, recovery, mtti) == pytest.approx(expected, rel=1e-9)
 
 
+@settings(deadline=None)
 @given(st.floats(10, 1000), st.floats(0.1, 50), st.floats(0, 500), st.floats(200, 1e5))
 def test_first_attempt_by_integration(work, stall, recovery, mtti):
     """The first term, the mean length of an attempt cut short, by numerical integration."""
@@ -113,6 +115,7 @@ def test_first_attempt_by_integration(work, stall, recovery, mtti):
     assert failures.segment_s(work, stall, 7.0, recovery, mtti) == pytest.approx(expected, rel=1e-6)
 
 
+@settings(deadline=None)
 @given(st.floats(0.5, 100), st.floats(60, 1200), st.floats(1800, 1e6))
 def test_best_interval_is_best_and_near_young_and_daly(stall, recovery, mtti):
     best = failures.best_interval(stall, 0.0, recovery, mtti)
@@ -123,8 +126,10 @@ def test_best_interval_is_best_and_near_young_and_daly(stall, recovery, mtti):
     assert best == pytest.approx(failures.young_interval(stall, mtti), rel=0.25)
 
 
-@given(st.integers(8, 200_000), st.floats(1, 100))
+@settings(deadline=None)
+@given(st.integers(1024, 200_000), st.floats(1, 100))
 def test_time_adds_up_and_more_gpus_never_help(gpus, days):
+    """From 1,024 on: with fewer, the time to read the checkpoint back counts, and more nodes read faster."""
     job = failures.effective_time(gpus, days * DAY_S, STATE_405B, storage_gb_per_s=2000)
     assert sum(job.shares.values()) == pytest.approx(1, abs=1e-9)
     assert min(job.shares.values()) >= 0
