@@ -15,6 +15,8 @@ from pathlib import Path
 
 from results_file import RESULTS, write_results
 
+TENFOLD = Path(sys.executable).with_name("tenfold")
+
 
 def climb(corpus: str, seed: int, top: str, home: Path, threads: int) -> dict:
     """One climb with its own generations; the corpus is shared by a link."""
@@ -22,9 +24,9 @@ def climb(corpus: str, seed: int, top: str, home: Path, threads: int) -> dict:
     own.mkdir(parents=True, exist_ok=True)
     shared = home / f"corpus-{corpus}-2048"
     link = own / shared.name
-    if shared.exists() and not link.exists():
+    if not link.exists():
         link.symlink_to(shared.resolve())
-    command = [Path(sys.executable).with_name("tenfold"), "climb", "--home", own, "--corpus", corpus, "--top", top]
+    command = [TENFOLD, "climb", "--home", own, "--corpus", corpus, "--top", top]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(
         [str(c) for c in command] + ["--seed", str(seed), "--json"], env=environment, capture_output=True, text=True
@@ -53,7 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpora", nargs="+", default=["stdlib", "torch-headers", "docstrings"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3])
-    parser.add_argument("--top", default="2e12")
+    parser.add_argument("--top", default="5e12")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--home", type=Path, default=Path("build/climbs"))
     given = parser.parse_args()
@@ -61,6 +63,9 @@ def main() -> None:
     rows = json.loads(kept.read_text())["rows"] if kept.exists() else []
     done = {(r["corpus"], r["seed"], r["top_flops"]) for r in rows}
     wanted = [(c, s) for s in given.seeds for c in given.corpora if (c, s, float(given.top)) not in done]
+    for corpus in given.corpora:
+        out = given.home / f"corpus-{corpus}-2048"
+        subprocess.run([str(TENFOLD), "data", "build", corpus, "--out", str(out), "--json"], check=True, stdout=subprocess.DEVNULL)
     threads = max(1, len(os.sched_getaffinity(0)) // given.jobs)
     with ThreadPoolExecutor(given.jobs) as pool:
         futures = [pool.submit(climb, c, s, given.top, given.home, threads) for c, s in wanted]

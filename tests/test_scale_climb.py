@@ -3,10 +3,13 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tenfold.scale.forecast import score
@@ -16,16 +19,19 @@ from tenfold.spec.errors import TenfoldError
 TENFOLD = Path(sys.executable).with_name("tenfold")
 
 
-def tenfold(*arguments, **options):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+SMALL = ("--top", "6e10", "--vocab-size", "300", "--seq-len", "16", "--json")
+
+
+def tenfold(*arguments, threads=1):
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "COLUMNS": "120"}
     command = [str(TENFOLD), *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, **options)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory, text_folder):
     home = tmp_path_factory.mktemp("generations")
-    done = tenfold("climb", "--corpus", text_folder, "--top", "4e10", "--vocab-size", 300, "--seq-len", 32, "--home", home, "--json")
+    done = tenfold("climb", "--corpus", text_folder, *SMALL, "--home", home)
     assert done.returncode == 0, done.stderr
     (home / "said.json").write_text(done.stdout)
     return home
@@ -63,6 +69,36 @@ def test_a_forecast_that_was_changed_is_not_scored(home, tmp_path):
     assert refused.returncode == 1 and refused.stderr.count("\n") == 1 and "Traceback" not in refused.stderr
 
 
+def test_a_climb_stopped_and_killed_gives_the_same_points_side_by_side(home, text_folder, tmp_path):
+    command = [str(TENFOLD), "climb", "--corpus", str(text_folder), *SMALL, "--home", str(tmp_path)]
+    for number in (signal.SIGINT, signal.SIGKILL):
+        child = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "2"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        begun = set(tmp_path.glob("g1/ladder/*/run.jsonl"))
+        deadline = time.monotonic() + 120
+        while not set(tmp_path.glob("g1/ladder/*/run.jsonl")) - begun and time.monotonic() < deadline:
+            time.sleep(0.02)
+        workers = psutil.Process(child.pid).children(recursive=True)
+        child.send_signal(number)
+        _, said = child.communicate(timeout=60)
+        assert child.returncode in (130, -signal.SIGKILL) and b"Traceback" not in said
+        assert not psutil.wait_procs(workers, timeout=30)[1], "processes of the ladder were left behind"
+    done = tenfold("climb", "--corpus", text_folder, *SMALL, "--home", tmp_path, threads=2)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "g1" / "points.csv").read_text() == (home / "g1" / "points.csv").read_text()
+
+
+def test_again_climbs_from_the_generation_that_was_trained(home, tmp_path):
+    copy = tmp_path / "home"
+    shutil.copytree(home, copy)
+    settings = json.loads((copy / "g1" / "climb.json").read_text())
+    (copy / "g1" / "climb.json").write_text(json.dumps(settings | {"top_flops": 6e9}))  # ten times the real one takes long
+    done = tenfold("climb", "--again", "--home", copy, "--json")
+    assert done.returncode == 0, done.stderr
+    forecast = json.loads((copy / "g2" / "forecast.json").read_text())
+    assert forecast["flops"] == pytest.approx(6e10) and forecast["points"] == 13
+    assert "loss_bits_per_byte" in json.loads(done.stdout)["scores"]
+
+
 def test_sample_writes_text(home):
     done = tenfold("sample", home / "g1", "def ", "--max-new-tokens", 20, "--json")
     assert json.loads(done.stdout)["text"].startswith("def ")
@@ -70,16 +106,16 @@ def test_sample_writes_text(home):
 
 def test_law_commands_read_the_climbs_points(home):
     done = tenfold("law", "fit", home / "g1" / "points.csv", "--json")
-    assert json.loads(done.stdout)["points"] == 15
+    assert json.loads(done.stdout)["points"] == 12
     done = tenfold("law", "backtest", home / "g1" / "points.csv", "--holdout", 1.9, "--json")
-    assert json.loads(done.stdout)["held_out_points"] == 5
+    assert json.loads(done.stdout)["held_out_points"] == 3
 
 
 def test_a_generation_is_not_continued_with_other_settings(home, tmp_path):
     copy = tmp_path / "home"
     shutil.copytree(home, copy)
     (copy / "g1" / "score.json").unlink()
-    done = tenfold("climb", "--home", copy, "--top", "5e10")
+    done = tenfold("climb", "--home", copy, "--top", "5e11")
     assert done.returncode == 1 and "begun with other settings" in done.stderr
 
 

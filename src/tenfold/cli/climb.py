@@ -14,12 +14,13 @@ Home = Annotated[Path, typer.Option(help="Where the generations are kept.")]
 @app.command("climb")
 def climb(
     corpus: Annotated[str, typer.Option(help="A folder or file of text, or stdlib, torch-headers, docstrings.")] = "stdlib",
-    top: Annotated[str, typer.Option(help="FLOPs of the model at the top, the one that is forecast.")] = "2e12",
+    top: Annotated[str, typer.Option(help="FLOPs of the model at the top, the one that is forecast.")] = "1e13",
     vocab_size: Annotated[int, typer.Option(help="Tokens in the vocabulary.")] = 2048,
     seq_len: Annotated[int, typer.Option(help="Tokens in a sequence.")] = 256,
     seed: Annotated[int, typer.Option(help="Seed of weights and data order.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     optimiser: Annotated[str, typer.Option(help="muon or adamw.")] = "muon",
+    family: Annotated[str, typer.Option(help="llama3 (dense) or llama4 (16 experts, one a token).")] = "llama3",
     home: Home = Path("generations"),
     again: Annotated[bool, typer.Option("--again", help="Climb on from the newest generation, to ten times its compute.")] = False,
     as_json: AsJson = False,
@@ -32,6 +33,8 @@ def climb(
 
       tenfold climb --corpus ~/texts --top 1e15 --device cuda
 
+      tenfold climb --family llama4
+
       tenfold climb --again
     """
     from rich.console import Console
@@ -43,7 +46,7 @@ def climb(
     console = Console(stderr=as_json)
 
     def say(text: str) -> None:
-        console.print(text, highlight=False)
+        console.print(text, highlight=False, soft_wrap=True)
 
     if again:
         generation = climbing.again(home, say=say, quiet=as_json)
@@ -56,6 +59,7 @@ def climb(
             seed=seed,
             device=device,
             optimiser=optimiser,
+            family=family,
         )
         generation = climbing.climb(settings, home, say=say, quiet=as_json)
     text = sample_of(generation, home)

@@ -49,10 +49,13 @@ def train_batch(
 def validation_batches(
     corpus: Corpus, *, batch_size: int, seq_len: int, limit_tokens: int | None = None
 ) -> Iterator[Batch]:
-    """All validation rows once, in order, up to `limit_tokens`."""
-    rows = _validation_rows(corpus, seq_len, limit_tokens)
-    for start in range(0, rows, batch_size):
-        yield _rows(corpus, "validation", np.arange(start, min(start + batch_size, rows)), seq_len)
+    """All validation rows once, in order; with `limit_tokens` as many as it allows, evenly spread over all."""
+    rows = row_count(corpus, "validation", seq_len)
+    index = np.arange(rows)
+    if limit_tokens is not None and limit_tokens < rows * seq_len:
+        index = np.linspace(0, rows, max(1, limit_tokens // seq_len), endpoint=False).astype(np.int64)
+    for start in range(0, len(index), batch_size):
+        yield _rows(corpus, "validation", index[start : start + batch_size], seq_len)
 
 
 def validation_bytes(corpus: Corpus, *, seq_len: int, limit_tokens: int | None = None) -> int:
@@ -69,11 +72,6 @@ def row_count(corpus: Corpus, split: str, seq_len: int) -> int:
     if rows < 1:
         raise TenfoldError(f"The {split} text is shorter than one sequence of {seq_len} tokens: add text.")
     return rows
-
-
-def _validation_rows(corpus: Corpus, seq_len: int, limit_tokens: int | None) -> int:
-    rows = row_count(corpus, "validation", seq_len)
-    return rows if limit_tokens is None else max(1, min(rows, limit_tokens // seq_len))
 
 
 def _rows(corpus: Corpus, split: str, index: np.ndarray, seq_len: int) -> Batch:

@@ -1,7 +1,8 @@
 """Llama checkpoints in the layout that every other tool reads: `config.json`, `*.safetensors`, the tokeniser's files.
 
-Hugging Face's rotary embedding turns the first half of a head with the second; ours turns neighbours, as the
-reference code does. So the rows of each query and key head are reordered on the way in and out.
+Hugging Face's rotary embedding of Llama 3 turns the first half of a head with the second; ours turns neighbours, as
+the reference code does. So the rows of each query and key head are reordered on the way in and out. That of Llama 4
+turns neighbours too, but its experts' matrices stand transposed.
 """
 
 import json
@@ -9,94 +10,23 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from tenfold.model.experts import Experts
 from tenfold.model.gguf import read_gguf
-from tenfold.model.llama import Llama
+from tenfold.model.huggingface_config import config_from_spec, spec_from_config
+from tenfold.model.llama import Attention, FeedForward, Llama
+from tenfold.model.llama4 import Llama4, make_model
+from tenfold.model.vision import Vision
 from tenfold.spec.errors import TenfoldError
-from tenfold.spec.model import ModelSpec, RopeScaling
+from tenfold.spec.model import ModelSpec
 
 SHARD_BYTES = 4 * 2**30
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
-
-
-def spec_from_config(config: dict[str, Any], name: str = "model") -> ModelSpec:
-    """The shape that a Hugging Face `config.json` describes. Raises TenfoldError for another family than Llama."""
-    family = config.get("model_type")
-    if family != "llama":
-        raise TenfoldError(f"{name} is a {family!r} model: only Llama 3 ('llama') can be read.")
-    try:
-        # transformers 5 keeps both under rope_parameters, earlier ones rope_theta and rope_scaling apart.
-        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind not in ("default", "llama3"):
-            raise TenfoldError(f"{name} stretches its rotary positions by {kind!r}: only 'llama3' is known.")
-        heads = config["num_attention_heads"]
-        return ModelSpec(
-            name=name,
-            dim=config["hidden_size"],
-            n_layers=config["num_hidden_layers"],
-            n_heads=heads,
-            n_kv_heads=config.get("num_key_value_heads") or heads,
-            head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-            ffn_dim=config["intermediate_size"],
-            vocab_size=config["vocab_size"],
-            tied=config.get("tie_word_embeddings", False),
-            context=config.get("max_position_embeddings", 2048),
-            rope_theta=float(rope.get("rope_theta") or config.get("rope_theta", 10000.0)),
-            rope_scaling=RopeScaling(
-                factor=rope["factor"],
-                low_freq_factor=rope["low_freq_factor"],
-                high_freq_factor=rope["high_freq_factor"],
-                original_context=rope["original_max_position_embeddings"],
-            )
-            if kind == "llama3"
-            else None,
-            norm_eps=config.get("rms_norm_eps", 1e-6),
-        )
-    except KeyError as error:
-        raise TenfoldError(f"The config.json of {name} lacks {error}.") from None
-
-
-def config_from_spec(spec: ModelSpec, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    """The `config.json` of a shape."""
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": spec.rope_theta}
-    if s := spec.rope_scaling:
-        rope |= {
-            "rope_type": "llama3",
-            "factor": s.factor,
-            "low_freq_factor": s.low_freq_factor,
-            "high_freq_factor": s.high_freq_factor,
-            "original_max_position_embeddings": s.original_context,
-        }
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": spec.dim,
-        "intermediate_size": spec.ffn_dim,
-        "num_hidden_layers": spec.n_layers,
-        "num_attention_heads": spec.n_heads,
-        "num_key_value_heads": spec.n_kv_heads,
-        "head_dim": spec.head_dim,
-        "vocab_size": spec.vocab_size,
-        "max_position_embeddings": spec.context,
-        "rms_norm_eps": spec.norm_eps,
-        "rope_theta": spec.rope_theta,
-        "rope_parameters": rope,
-        "rope_scaling": rope if spec.rope_scaling else None,
-        "tie_word_embeddings": spec.tied,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
-        "bos_token_id": 0,
-        "eos_token_id": 1,
-        "dtype": str(dtype).removeprefix("torch."),
-    }
 
 
 def write_model(
@@ -162,16 +92,18 @@ def read_model(path: Path, dtype: torch.dtype = torch.float32) -> Llama:
 def assemble(spec: ModelSpec, tensors: Iterator[tuple[str, Tensor]], path: Path, dtype: torch.dtype) -> Llama:
     """A model of `spec` from tensors under their Hugging Face names."""
     with torch.device("meta"):
-        model = Llama(spec)
+        model = make_model(spec)
     model = model.to(dtype).to_empty(device="cpu")
+    for buffer in model.buffers():
+        buffer.zero_()
     if spec.tied:
         model.head.weight = model.embedding.weight
     slots = _slots(model)
     for name, tensor in tensors:
-        if name == "lm_head.weight" and spec.tied:
+        if name.endswith("lm_head.weight") and spec.tied:
             continue
         if name not in slots:
-            raise TenfoldError(f"{path} has a tensor {name!r} that a Llama of this config does not have.")
+            raise TenfoldError(f"{path} has a tensor {name!r} that a model of this config does not have.")
         slot = slots.pop(name)
         if slot.shape != tuple(tensor.shape):
             raise TenfoldError(f"{path}: {name} has shape {tuple(tensor.shape)}, its config says {slot.shape}.")
@@ -220,25 +152,95 @@ class _Slot:
         self.view.copy_(rows)
 
 
-def _slots(model: Llama) -> dict[str, _Slot]:
+@dataclass(frozen=True)
+class _Stack:
+    """The experts' matrices [experts, out, in] that Hugging Face keeps side by side as one [experts, in, sum of out]."""
+
+    views: tuple[Tensor, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        experts, _, fan_in = self.views[0].shape
+        return experts, fan_in, sum(v.shape[1] for v in self.views)
+
+    def get(self) -> Tensor:
+        return torch.cat([v.mT for v in self.views], -1)
+
+    def set(self, tensor: Tensor) -> None:
+        for view, part in zip(self.views, tensor.split([v.shape[1] for v in self.views], -1), strict=True):
+            view.copy_(part.mT)
+
+
+def _slots(model: Llama) -> dict[str, _Slot | _Stack]:
     """Every weight under its Hugging Face name."""
-    spec = model.spec
-    group = spec.n_heads // spec.n_kv_heads
-    slots = {"model.embed_tokens.weight": _Slot(model.embedding.weight.data)}
+    routed = isinstance(model, Llama4)
+    slots: dict[str, _Slot | _Stack] = {"model.embed_tokens.weight": _Slot(model.embedding.weight.data)}
     for i, block in enumerate(model.layers):
-        rows = block.attention.wqkv.weight.data.view(spec.n_kv_heads, group + 2, spec.head_dim, spec.dim)
+        layer = f"model.layers.{i}"
         slots |= {
-            f"model.layers.{i}.self_attn.q_proj.weight": _Slot(rows[:, :group], halves=True),
-            f"model.layers.{i}.self_attn.k_proj.weight": _Slot(rows[:, group : group + 1], halves=True),
-            f"model.layers.{i}.self_attn.v_proj.weight": _Slot(rows[:, group + 1 :]),
-            f"model.layers.{i}.self_attn.o_proj.weight": _Slot(block.attention.wo.weight.data),
-            f"model.layers.{i}.mlp.gate_proj.weight": _Slot(block.ffn.w1.weight.data),
-            f"model.layers.{i}.mlp.up_proj.weight": _Slot(block.ffn.w3.weight.data),
-            f"model.layers.{i}.mlp.down_proj.weight": _Slot(block.ffn.w2.weight.data),
-            f"model.layers.{i}.input_layernorm.weight": _Slot(block.attention_norm.weight.data),
-            f"model.layers.{i}.post_attention_layernorm.weight": _Slot(block.ffn_norm.weight.data),
+            f"{layer}.input_layernorm.weight": _Slot(block.attention_norm.weight.data),
+            f"{layer}.post_attention_layernorm.weight": _Slot(block.ffn_norm.weight.data),
+            **_attention_slots(f"{layer}.self_attn", block.attention, model.spec, halves=not routed),
+            **_ffn_slots(f"{layer}.feed_forward" if routed else f"{layer}.mlp", block.ffn),
         }
     slots["model.norm.weight"] = _Slot(model.norm.weight.data)
-    if not spec.tied:
+    if not model.spec.tied:
         slots["lm_head.weight"] = _Slot(model.head.weight.data)
+    if isinstance(model, Llama4) and model.vision is not None:
+        return {f"language_model.{name}": slot for name, slot in slots.items()} | _vision_slots(model.vision)
     return slots
+
+
+def _attention_slots(name: str, attention: Attention, spec: ModelSpec, halves: bool) -> dict[str, _Slot]:
+    group = spec.n_heads // spec.n_kv_heads
+    rows = attention.wqkv.weight.data.view(spec.n_kv_heads, group + 2, spec.head_dim, spec.dim)
+    return {
+        f"{name}.q_proj.weight": _Slot(rows[:, :group], halves),
+        f"{name}.k_proj.weight": _Slot(rows[:, group : group + 1], halves),
+        f"{name}.v_proj.weight": _Slot(rows[:, group + 1 :]),
+        f"{name}.o_proj.weight": _Slot(attention.wo.weight.data),
+    }
+
+
+def _ffn_slots(name: str, ffn: nn.Module) -> dict[str, _Slot | _Stack]:
+    if isinstance(ffn, Experts):
+        assert ffn.shared is not None  # the config of a model without one is refused
+        return {
+            f"{name}.router.weight": _Slot(ffn.router.weight.data),
+            f"{name}.experts.gate_up_proj": _Stack((ffn.w1.weight.data, ffn.w3.weight.data)),
+            f"{name}.experts.down_proj": _Stack((ffn.w2.weight.data,)),
+            **_ffn_slots(f"{name}.shared_expert", ffn.shared),
+        }
+    assert isinstance(ffn, FeedForward)
+    return {
+        f"{name}.gate_proj.weight": _Slot(ffn.w1.weight.data),
+        f"{name}.up_proj.weight": _Slot(ffn.w3.weight.data),
+        f"{name}.down_proj.weight": _Slot(ffn.w2.weight.data),
+    }
+
+
+def _vision_slots(vision: Vision) -> dict[str, _Slot | _Stack]:
+    ours = {
+        "vision_model.class_embedding": vision.last,
+        "vision_model.positional_embedding_vlm": vision.positions,
+        "vision_model.patch_embedding.linear.weight": vision.patch.weight,
+        "vision_model.vision_adapter.mlp.fc1.weight": vision.adapter1.weight,
+        "vision_model.vision_adapter.mlp.fc2.weight": vision.adapter2.weight,
+        "multi_modal_projector.linear_1.weight": vision.projection.weight,
+    }
+    modules: dict[str, nn.Module] = {"layernorm_pre": vision.norm_before, "layernorm_post": vision.norm_after}
+    for i, block in enumerate(vision.layers):
+        layer = f"model.layers.{i}"
+        modules |= {
+            f"{layer}.input_layernorm": block.attention_norm,
+            f"{layer}.post_attention_layernorm": block.ffn_norm,
+            f"{layer}.self_attn.o_proj": block.wo,
+            f"{layer}.mlp.fc1": block.w1,
+            f"{layer}.mlp.fc2": block.w2,
+        }
+        for part in ("weight", "bias"):
+            rows = getattr(block.wqkv, part).chunk(3)
+            ours |= {f"vision_model.{layer}.self_attn.{n}_proj.{part}": r for n, r in zip("qkv", rows, strict=True)}
+    for name, module in modules.items():
+        ours |= {f"vision_model.{name}.{part}": p for part, p in module.named_parameters()}
+    return {name: _Slot(p.data) for name, p in ours.items()}

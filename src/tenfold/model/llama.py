@@ -77,18 +77,38 @@ class Attention(nn.Module):
     def __init__(self, spec: ModelSpec):
         super().__init__()
         self.group, self.head_dim = spec.n_heads // spec.n_kv_heads, spec.head_dim
+        self.qk_norm, self.norm_eps = spec.qk_norm, spec.norm_eps
         self.wqkv = nn.Linear(spec.dim, spec.n_kv_heads * (self.group + 2) * spec.head_dim, bias=False)
         self.wo = nn.Linear(spec.n_heads * spec.head_dim, spec.dim, bias=False)
 
-    def forward(self, x: Tensor, rope: Tensor, mask: Tensor | None) -> Tensor:
-        """x [B, T, dim]; rope [T, head_dim / 2, 2]; mask [B, 1, T, T] or None for plain causal."""
+    def forward(
+        self, x: Tensor, rope: Tensor | None, mask: Tensor | None, temperature: Tensor | None = None
+    ) -> Tensor:
+        """x [B, T, dim]; rope [T, head_dim / 2, 2]; mask [B, 1, T, T] or None for plain causal; temperature [B, T]."""
+        q, k, v = self.qkv(x, rope, temperature)
+        return self.mix(q, k, v, mask)
+
+    def qkv(self, x: Tensor, rope: Tensor | None, temperature: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, heads, T, head_dim], keys and values [B, kv heads, T, head_dim] of x [B, T, dim].
+
+        Without `rope` the positions stay unknown (Llama 4's global layers); where `spec.qk_norm`, queries and keys
+        that were turned are then divided by their root mean square; `temperature` scales the queries.
+        """
         qkv = self.wqkv(x).unflatten(-1, (-1, self.group + 2, self.head_dim))
         qk, v = qkv.split((self.group + 1, 1), dim=3)
-        q, k = rotate(qk, rope).split((self.group, 1), dim=3)
+        if rope is not None:
+            qk = rotate(qk, rope)
+            if self.qk_norm:
+                qk = F.rms_norm(qk.float(), (self.head_dim,), eps=self.norm_eps).to(v.dtype)
+        q, k = qk.split((self.group, 1), dim=3)
+        if temperature is not None:
+            q = (q * temperature[:, :, None, None, None]).to(v.dtype)
         q, k, v = (t.flatten(2, 3).transpose(1, 2) for t in (q, k, v))
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=self.group > 1
-        )
+        return q, k, v
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """What each query takes from the values, [B, T, dim]; `mask` None is plain causal."""
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=self.group > 1)
         return self.wo(out.transpose(1, 2).flatten(2))
 
 
@@ -106,15 +126,19 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, spec: ModelSpec):
+    """One layer; `ffn` is a FeedForward of the spec's width unless another is given."""
+
+    def __init__(self, spec: ModelSpec, ffn: nn.Module | None = None):
         super().__init__()
         self.attention_norm = nn.RMSNorm(spec.dim, eps=spec.norm_eps)
         self.attention = Attention(spec)
         self.ffn_norm = nn.RMSNorm(spec.dim, eps=spec.norm_eps)
-        self.ffn = FeedForward(spec.dim, spec.ffn_dim)
+        self.ffn = FeedForward(spec.dim, spec.ffn_dim) if ffn is None else ffn
 
-    def forward(self, x: Tensor, rope: Tensor, mask: Tensor | None) -> Tensor:
-        h = x + self.attention(self.attention_norm(x), rope, mask)
+    def forward(
+        self, x: Tensor, rope: Tensor | None, mask: Tensor | None, temperature: Tensor | None = None
+    ) -> Tensor:
+        h = x + self.attention(self.attention_norm(x), rope, mask, temperature)
         return h + self.ffn(self.ffn_norm(h))
 
 
@@ -144,12 +168,16 @@ class Llama(nn.Module):
         super().__init__()
         self.spec = spec
         self.embedding = nn.Embedding(spec.vocab_size, spec.dim)
-        self.blocks = nn.ModuleList([Block(spec) for _ in range(spec.n_layers)])
+        self.blocks = nn.ModuleList([self.block(layer) for layer in range(spec.n_layers)])
         self.norm = nn.RMSNorm(spec.dim, eps=spec.norm_eps)
         self.head = nn.Linear(spec.dim, spec.vocab_size, bias=False)
         if spec.tied:
             self.head.weight = self.embedding.weight
         initialise(self, spec)
+
+    def block(self, layer: int) -> Block:
+        """A new block for `layer`."""
+        return Block(self.spec)
 
     @property
     def layers(self) -> list[Block]:

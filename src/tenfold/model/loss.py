@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_BYTES = {"cpu": 2 * 2**20, "cuda": 512 * 2**20}  # a CPU's second-level cache; a share of a GPU's memory
+CHUNK_BYTES = {"cpu": 2**20, "cuda": 512 * 2**20}  # a CPU's second-level cache; a share of a GPU's memory
 
 
 def _rows(weight: Tensor) -> int:
@@ -43,9 +43,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if z_loss:
                 grad *= 1 + 2 * z_loss * log_z
             grad.scatter_add_(1, index[chunk], minus_one.expand(len(h), 1))
-            grad.masked_fill_(skip[:, None], 0.0)
             grad = grad.to(h.dtype)
-            torch.mm(grad, weight, out=grad_hidden[chunk])
+            # What is ignored is taken out of both products by their narrow side: the logits are the wide one.
+            torch.mm(grad, weight, out=grad_hidden[chunk]).masked_fill_(skip[:, None], 0.0)
+            h = h.masked_fill(skip[:, None], 0.0)
             if grad_weight.dtype == grad.dtype:
                 grad_weight.addmm_(grad.T, h)
             else:

@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from tenfold.model.gguf import read_gguf_tokenizer
 from tenfold.model.huggingface import read_model
-from tenfold.model.llama import Llama, rope_table, rotate
+from tenfold.model.llama import Llama, rope_table
+from tenfold.model.llama4 import attention_temperature
 from tenfold.spec.errors import TenfoldError
 
 
@@ -32,22 +32,22 @@ def generate(
 
 def _forward(model: Llama, tokens: Tensor, start: int, cache: list[tuple[Tensor, Tensor]]) -> Tensor:
     """Logits [vocab] of the last of `tokens` [1, T], which stand at `start`; the cache grows by their keys and values."""
-    T = tokens.shape[1]
-    rope = rope_table(model.spec, torch.arange(start, start + T))
-    mask = torch.ones(T, start + T, dtype=torch.bool).tril(start)
+    spec, queries, keys = model.spec, torch.arange(start, start + tokens.shape[1]), torch.arange(start + tokens.shape[1])
+    rope = rope_table(spec, queries)
+    temperature = attention_temperature(spec, queries[None])
+    everywhere = nearby = keys <= queries[:, None]
+    if chunk := spec.attention_chunk:
+        nearby = everywhere & (keys // chunk == queries[:, None] // chunk)
     x = model.embedding(tokens)
     for i, block in enumerate(model.layers):
-        attention = block.attention
-        qkv = attention.wqkv(block.attention_norm(x)).unflatten(-1, (-1, attention.group + 2, attention.head_dim))
-        q, k = rotate(qkv[:, :, :, :-1], rope).split((attention.group, 1), dim=3)
-        q, k, v = (t.flatten(2, 3).transpose(1, 2) for t in (q, k, qkv[:, :, :, -1:]))
+        local = spec.is_local(i)
+        q, k, v = block.attention.qkv(block.attention_norm(x), rope if local else None, None if local else temperature)
         if i < len(cache):
             k, v = torch.cat((cache[i][0], k), 2), torch.cat((cache[i][1], v), 2)
             cache[i] = (k, v)
         else:
             cache.append((k, v))
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=attention.group > 1)
-        h = x + attention.wo(out.transpose(1, 2).flatten(2))
+        h = x + block.attention.mix(q, k, v, nearby if local else everywhere)
         x = h + block.ffn(block.ffn_norm(h))
     return model.head(model.norm(x[:, -1:])).float()[0, 0]
 

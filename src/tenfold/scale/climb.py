@@ -23,12 +23,13 @@ from tenfold.scale.isoflop import minimum, rungs
 from tenfold.scale.ladder import Rung, nearest_shape, plan_ladder
 from tenfold.scale.law import Law, fit_law
 from tenfold.scale.points import Point
+from tenfold.scale.side_by_side import train_side_by_side, workers
 from tenfold.spec.errors import TenfoldError
 from tenfold.train.config import RunConfig
 from tenfold.train.loop import RunResult, probe, read_result, train
 
 EVALUATE_TOKENS = 98_304
-PROBE_STEPS = 12
+PROBE_SECONDS = 8.0
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class ClimbSettings:
     """What a climb is asked for. `top_flops` is the compute of the model at the top, the one that is forecast."""
 
     corpus: str = "stdlib"
-    top_flops: float = 2e12
+    top_flops: float = 1e13
     vocab_size: int = 2048
     seq_len: int = 256
     seed: int = 0
@@ -111,32 +112,38 @@ def open_or_build(settings: ClimbSettings, home: Path, *, say: Say, quiet: bool)
 
 
 def _train_ladder(generation: Path, settings: ClimbSettings, corpus: Corpus, *, say: Say, quiet: bool) -> None:
-    ladder = plan_ladder(settings.top_flops / 10, corpus.vocab_size, settings.seq_len)
+    ladder = plan_ladder(settings.top_flops / 10, corpus.vocab_size, settings.seq_len, family=settings.family)
     top_tokens = max(r.tokens for r in ladder)
     require_tokens(corpus, top_tokens, RunConfig(tokens=1).max_epochs)
     total = sum(r.flops for r in ladder)
-    say(f"Ladder: {len(ladder)} runs at {len({r.flops for r in ladder})} budgets, {total:.2g} FLOPs in all.")
-    results = []
-    for i, rung in enumerate(ladder):
-        directory = generation / "ladder" / rung.name
-        result = read_result(directory)
-        if result is None:
-            config = _config(settings, rung.width, rung.tokens, settings.seed)
-            result = train(config, corpus, directory, title=f"rung {i + 1}/{len(ladder)}", quiet=quiet, keep_model=False)
-            if not result.finished:
-                raise TenfoldError(f"The climb was stopped in rung {i + 1}: `tenfold climb` goes on from there.")
-        results.append(result)
-        say(_rung_line(i, len(ladder), rung, result))
-    _write_points([_point(r) for r in results], generation)
+    at_once = workers(settings.device)
+    say(
+        f"Ladder: {len(ladder)} runs at {len({r.flops for r in ladder})} budgets, {total:.2g} FLOPs in all"
+        + (f", {at_once} side by side." if at_once > 1 else ".")
+    )
+    directories = [generation / "ladder" / rung.name for rung in ladder]
+    results = [read_result(directory) for directory in directories]
+    # The longest first, so that none is left over at the end; at equal compute the narrowest is the slowest.
+    missing = sorted((i for i, r in enumerate(results) if r is None), key=lambda i: (-ladder[i].flops, ladder[i].width))
+    # Each run has a seed of its own: the luck of one draw must not lean on all points alike.
+    seeds = [settings.seed * 1000 + i + 1 for i in range(len(ladder))]
+    runs = [(_config(settings, ladder[i].width, ladder[i].tokens, seeds[i]), directories[i]) for i in missing]
+    for done, (k, result) in enumerate(train_side_by_side(runs, corpus, at_once, quiet=quiet)):
+        i = missing[k]
+        if not result.finished:
+            raise TenfoldError("The climb was stopped in its ladder: the same command goes on from there.")
+        results[i] = result
+        say(_rung_line(len(ladder) - len(missing) + done + 1, len(ladder), ladder[i], result))
+    _write_points([_point(_need(r)) for r in results], generation)
 
 
 def _forecast(generation: Path, settings: ClimbSettings, corpus: Corpus, law: Law, points: list[Point]) -> None:
     params = choose_params(law, points, settings.top_flops)
-    spec = nearest_shape(params, corpus.vocab_size)
+    spec = nearest_shape(params, corpus.vocab_size, settings.family)
     tokens = round(settings.top_flops / spec.train_flops_per_token(settings.seq_len))
     config = _config(settings, spec.dim, tokens, settings.seed)
     require_tokens(corpus, tokens, config.max_epochs)
-    speed = Speed(*probe(config, corpus, PROBE_STEPS))
+    speed = Speed(*probe(config, corpus, PROBE_SECONDS))
     forecast = make_forecast(
         law,
         flops=settings.top_flops,
@@ -164,7 +171,7 @@ def _config(settings: ClimbSettings, width: int, tokens: int, seed: int) -> RunC
     return msgspec.convert(
         {
             "tokens": tokens,
-            "model": {"width": width},
+            "model": {"width": width, "family": settings.family},
             "corpus": settings.corpus,
             "vocab_size": settings.vocab_size,
             "seq_len": settings.seq_len,
@@ -178,9 +185,9 @@ def _config(settings: ClimbSettings, width: int, tokens: int, seed: int) -> RunC
     )
 
 
-def _rung_line(i: int, count: int, rung: Rung, result: RunResult) -> str:
+def _rung_line(done: int, count: int, rung: Rung, result: RunResult) -> str:
     return (
-        f"  {i + 1:>2}/{count}  {rung.flops:.1e} FLOPs  {rung.params / 1e6:6.3f}M parameters  {rung.tokens / 1e6:6.2f}M tokens  "
+        f"  {done:>2}/{count}  {rung.flops:.1e} FLOPs  {rung.params / 1e6:6.3f}M parameters  {rung.tokens / 1e6:6.2f}M tokens  "
         f"{result.bits_per_byte:.4f} bits/byte  {result.flops / result.seconds / 1e9:4.0f} GFLOP/s  {result.seconds:5.1f} s"
     )
 

@@ -43,7 +43,7 @@ def make_forecast(law: Law, *, flops: float, params: int, tokens: int, width: in
     """The forecast of one run as a JSON object. Loss in the law's unit (bits per byte), time of training alone."""
     loss = law.predict(params, tokens)
     optimal_n, optimal_d, n_intervals = law.optimum(flops)
-    step = statistics.median(speed.step_seconds)
+    step = statistics.fmean(speed.step_seconds)  # a run has its slow steps, too
     deviations = np.abs(np.array(speed.step_seconds) / step - 1)
     spread = float(np.hypot(SPEED_DRIFT, 1.4826 * np.median(deviations) / len(speed.step_seconds) ** 0.5))
     tokens_per_s = speed.tokens_per_step / step

@@ -17,8 +17,9 @@ from tenfold.scale.points import Point, arrays, fingerprint
 from tenfold.spec.errors import TenfoldError
 
 COMPUTE_WEIGHTS = (0.25, 0.5, 1.0)  # a point of a tenth of the compute counts 10^-w
+RATIO_DECADES = 1.5
 PRIOR = 1e-4
-CUTS = (3.0, 10.0)  # inner back-tests predict what lies above a third and a tenth of the compute
+CUTS = (1.5, 3.0, 10.0)  # inner back-tests predict what lies above such a part of the largest compute
 MINIMUM_POINTS = 6
 LEVELS = (50, 80, 95)
 DRAWS = 4000
@@ -150,15 +151,15 @@ def fit_law(points: Sequence[Point], *, seed: int = 0, bootstrap: int = 100) -> 
     u, v = np.log(n) - np.log(n).mean(), np.log(d) - np.log(d).mean()
     for (name, power), error in errors.items():
         form = FORMS[name]
-        weight = (c / c.max()) ** power
+        weight = _weight(n, d, c, power)
         best = _best(form, u, v, np.log(loss), weight)
         theta, _ = fit(form, u, v, np.log(loss), draws * weight + 1e-9, np.tile(best, (bootstrap, 1)), prior=PRIOR)
         members.append(Member(name, power, error**-2 / total, error, np.vstack([best, theta])))
-        near = weight >= np.median(weight)
-        residual.append((form.value(best, u, v)[0] - np.log(loss))[near])
+        residual.append(form.value(best, u, v)[0] - np.log(loss))
     shares = np.array([m.weight for m in members])
-    residuals = shares @ np.array([r if len(r) == len(residual[0]) else residual[0] for r in residual])
-    noise = 1.2533 * float(np.abs(residuals).mean()) * np.sqrt(len(points) / max(1, len(points) - 5))
+    # From the mean size of the residuals, as a normal distribution would have it, with five parameters spent.
+    size = float(np.average(np.abs(shares @ np.array(residual)), weights=_weight(n, d, c, 0.0)))
+    noise = 1.2533 * size * np.sqrt(len(points) / max(1, len(points) - 5))
     return Law(
         members=members,
         log_n=float(np.log(n).mean()),
@@ -185,6 +186,13 @@ def _check(points: Sequence[Point], c: np.ndarray, loss: np.ndarray) -> None:
         raise TenfoldError("All points have nearly the same compute: a law needs budgets that differ by half or more.")
 
 
+def _weight(n: np.ndarray, d: np.ndarray, c: np.ndarray, power: float) -> np.ndarray:
+    """What each point counts: more with more compute, less far from the usual tokens per parameter, where no model is
+    trained and a sum of two terms fits worst."""
+    ratio = np.log10(d / n)
+    return (c / c.max()) ** power * np.exp(-0.5 * ((ratio - np.median(ratio)) / RATIO_DECADES) ** 2)
+
+
 def _best(
     form: Form, u: np.ndarray, v: np.ndarray, log_loss: np.ndarray, weight: np.ndarray, prior: float = PRIOR
 ) -> np.ndarray:
@@ -201,7 +209,7 @@ def _inner_errors(form: Form, power: float, n: np.ndarray, d: np.ndarray, c: np.
             continue
         u, v = np.log(n), np.log(d)
         mu, mv = u[below].mean(), v[below].mean()
-        theta = _best(form, u[below] - mu, v[below] - mv, np.log(loss[below]), (c[below] / c[below].max()) ** power)
+        theta = _best(form, u[below] - mu, v[below] - mv, np.log(loss[below]), _weight(n[below], d[below], c[below], power))
         value, _ = form.value(theta, u[~below] - mu, v[~below] - mv)
         yield value - np.log(loss[~below])
 

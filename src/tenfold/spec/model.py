@@ -12,7 +12,9 @@ from importlib import resources
 from typing import Literal
 
 from tenfold.spec.errors import TenfoldError, nearest
+from tenfold.spec.vision import VisionSpec
 
+FAMILIES = ("llama3", "llama4")
 Convention = Literal["exact", "full_attention", "6n"]
 
 
@@ -43,7 +45,10 @@ class ModelSpec:
 
     A dense model has `n_experts = 0`. With experts, every `moe_every`-th layer routes each token to
     `experts_per_token` of `n_experts` feed-forward blocks of width `expert_ffn_dim`, beside
-    `n_shared_experts` that every token passes through.
+    `n_shared_experts` that every token passes through. Every `nope_every`-th layer sees the whole sequence and no
+    positions, the others `attention_chunk` tokens at a time; 0 turns each of these off. Past `temperature_floor`
+    positions (0: never) queries of the layers without positions grow by `temperature_scale` per e-fold. `vision` is the
+    picture encoder in front, which the counts below leave out.
     """
 
     name: str
@@ -68,6 +73,9 @@ class ModelSpec:
     attention_chunk: int = 0
     nope_every: int = 0
     qk_norm: bool = False
+    temperature_floor: int = 0
+    temperature_scale: float = 0.1
+    vision: VisionSpec | None = None
 
     def __post_init__(self) -> None:
         if not self.head_dim:
@@ -80,13 +88,36 @@ class ModelSpec:
             raise TenfoldError(f"{self.name}: head_dim {self.head_dim} must be even for rotary positions.")
         if min(self.dim, self.n_layers, self.ffn_dim, self.vocab_size, self.context) < 1:
             raise TenfoldError(f"{self.name}: every dimension must be at least 1.")
-        if self.n_experts and not self.expert_ffn_dim:
+        if self.family not in FAMILIES:
+            raise TenfoldError(f"{self.name}: there is no family {self.family!r}{nearest(self.family, FAMILIES)}.")
+        if self.family == "llama3" and (self.n_experts or self.attention_chunk or self.nope_every or self.qk_norm or self.vision):
+            raise TenfoldError(
+                f"{self.name}: experts, chunked attention, layers without positions, qk_norm and vision need family = 'llama4'."
+            )
+        if self.n_experts and self.expert_ffn_dim < 1:
             raise TenfoldError(f"{self.name}: a model with experts needs expert_ffn_dim.")
+        if self.n_experts and not 1 <= self.experts_per_token <= self.n_experts:
+            raise TenfoldError(
+                f"{self.name}: experts_per_token {self.experts_per_token} must lie between 1 and n_experts {self.n_experts}."
+            )
+        if self.n_experts and not 1 <= self.moe_every <= self.n_layers:
+            raise TenfoldError(
+                f"{self.name}: moe_every {self.moe_every} must lie between 1 and n_layers {self.n_layers}, or no layer has "
+                "experts."
+            )
 
     @property
     def attention_weights(self) -> int:
         """Weights of the four attention projections of one layer."""
         return self.dim * self.head_dim * (2 * self.n_heads + 2 * self.n_kv_heads)
+
+    def is_local(self, layer: int) -> bool:
+        """Whether `layer` (from 0) turns positions and attends within chunks, rather than globally without positions."""
+        return not (self.nope_every and (layer + 1) % self.nope_every == 0)
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether the feed-forward of `layer` (from 0) is routed."""
+        return bool(self.n_experts) and (layer + 1) % self.moe_every == 0
 
     @property
     def n_expert_layers(self) -> int:
@@ -119,7 +150,7 @@ class ModelSpec:
         Causal: (T + 1) / 2, or less where a layer attends within chunks. Not causal: T (or the chunk).
         """
         span = seq_len
-        if self.attention_chunk and not (self.nope_every and (layer + 1) % self.nope_every == 0):
+        if self.attention_chunk and self.is_local(layer):
             span = min(seq_len, self.attention_chunk)
         if not causal:
             return float(span)
@@ -159,7 +190,7 @@ class ModelSpec:
         per_layer = 2.0 * self.n_kv_heads * self.head_dim * bytes_per_value
         kept = 0
         for layer in range(self.n_layers):
-            local = self.attention_chunk and not (self.nope_every and (layer + 1) % self.nope_every == 0)
+            local = self.attention_chunk and self.is_local(layer)
             kept += min(seq_len, self.attention_chunk) if local else seq_len
         return per_layer * kept
 

@@ -1,11 +1,14 @@
-"""Shapes of the ladder: one family of small Llama models, each given by its width alone."""
+"""Shapes of the ladder: small models of each family, each given by its width alone."""
 
-from tenfold.spec.errors import TenfoldError
+from dataclasses import replace
+
+from tenfold.spec.errors import TenfoldError, nearest
 from tenfold.spec.model import ModelSpec
 
-HEAD_DIMS = ((64, 8), (128, 16), (512, 32), (2048, 64), (10**9, 128))  # (widest model, dimensions of its heads)
+HEAD_DIMS = ((128, 16), (512, 32), (2048, 64), (10**9, 128))  # (widest model, dimensions of its heads)
 WIDTH_PER_LAYER = 40
 TOKENS_PER_PARAMETER = 20.0
+EXPERTS = 16
 
 
 def llama_shape(width: int, vocab_size: int, context: int = 2048, tied: bool = False) -> ModelSpec:
@@ -15,7 +18,7 @@ def llama_shape(width: int, vocab_size: int, context: int = 2048, tied: bool = F
     deeper), at least 2, so that a ladder has one dimension. The feed-forward is 8/3 of the width, to a multiple of 8.
     """
     head_dim = next(size for widest, size in HEAD_DIMS if width <= widest)
-    if width < 8 or width % head_dim:
+    if width < 16 or width % head_dim:
         raise TenfoldError(f"A width near {width} must be a multiple of {head_dim}.")
     return ModelSpec(
         name=f"width-{width}",
@@ -31,19 +34,51 @@ def llama_shape(width: int, vocab_size: int, context: int = 2048, tied: bool = F
     )
 
 
+def llama4_shape(width: int, vocab_size: int, context: int = 2048, tied: bool = False) -> ModelSpec:
+    """The Llama-4-shaped model of a width: `llama_shape` with the feed-forward of every layer cut in a shared half and
+    one of `EXPERTS` routed halves (as Scout's and Maverick's are), so that a token's compute stays what it was."""
+    dense = llama_shape(width, vocab_size, context, tied)
+    return replace(
+        dense,
+        family="llama4",
+        n_experts=EXPERTS,
+        expert_ffn_dim=round(dense.ffn_dim / 2 / 8) * 8,
+        attention_chunk=8192,
+        nope_every=4,
+        qk_norm=True,
+        temperature_floor=8192,
+    )
+
+
+SHAPES = {"llama3": llama_shape, "llama4": llama4_shape}
+
+
+def shape_of(family: str, width: int, vocab_size: int) -> ModelSpec:
+    """The model of a family and width. Raises TenfoldError where there is no such family or width."""
+    if family not in SHAPES:
+        raise TenfoldError(f"There is no family {family!r}{nearest(family, SHAPES)}.")
+    return SHAPES[family](width, vocab_size)
+
+
 def widths() -> list[int]:
-    """The widths that a ladder may use: steps of about a fifth, from 16 to 8192."""
-    small = list(range(16, 65, 8)) + list(range(80, 129, 16)) + list(range(160, 257, 32)) + list(range(320, 513, 64))
+    """The widths that a ladder may use: sixteenths of a power of two or more apart, from 32 to 8192."""
+    small = list(range(32, 129, 16)) + list(range(160, 257, 32)) + list(range(320, 513, 64))
     return small + list(range(640, 1025, 128)) + list(range(1280, 2049, 256)) + list(range(2560, 8193, 512))
 
 
-def shape_for_flops(flops: float, vocab_size: int, seq_len: int, tokens_per_parameter: float = TOKENS_PER_PARAMETER):
+def shape_for_flops(
+    flops: float,
+    vocab_size: int,
+    seq_len: int,
+    tokens_per_parameter: float = TOKENS_PER_PARAMETER,
+    family: str = "llama3",
+) -> tuple[ModelSpec, int]:
     """The shape and tokens whose training FLOPs are `flops` at nearly `tokens_per_parameter` (matrix parameters).
 
     Returns (ModelSpec, tokens).
     """
     best = min(
-        (llama_shape(width, vocab_size) for width in widths()),
+        (shape_of(family, width, vocab_size) for width in widths()),
         key=lambda spec: abs(
             flops / spec.train_flops_per_token(seq_len) / spec.parameters().matrix_active / tokens_per_parameter - 1
         ),

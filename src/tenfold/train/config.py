@@ -9,15 +9,17 @@ import tomli_w
 
 from tenfold.spec.errors import TenfoldError, nearest
 from tenfold.spec.model import ModelSpec, RopeScaling, published_model
-from tenfold.spec.shapes import llama_shape, shape_for_flops
+from tenfold.spec.shapes import shape_for_flops, shape_of
 
 
 class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`run.toml`. One of `flops` and `tokens` is needed; `None` means derived.
 
     `model` is a published name (`"llama-3.2-1b"`), a table of ModelSpec's fields, `{ width = 256 }`, or left out, and
-    then chosen for the compute. `batch_size` counts sequences of `seq_len` tokens a step; `micro_batch` those that go
-    through the model at once. Times are in seconds.
+    then chosen for the compute; `{ width = 256, family = "llama4" }` and `{ family = "llama4" }` have experts.
+    `balance` says what keeps their load even: a `bias` on the choice that learns at `balance_rate` and fades as the
+    learning rate does, a `loss` of weight `balance_rate`, or nothing. `batch_size` counts sequences of `seq_len` tokens a
+    step; `micro_batch` those that go through the model at once. Times are in seconds.
     """
 
     flops: float | None = None
@@ -40,6 +42,8 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     clip: float = 1.0
     z_loss: float = 0.0
     max_skipped: int = 20
+    balance: Literal["bias", "loss", "none"] = "bias"
+    balance_rate: float = 0.01
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
@@ -92,16 +96,17 @@ def write_config(config: RunConfig, path: Path) -> None:
 
 def resolve_model(config: RunConfig, vocab_size: int) -> tuple[ModelSpec, int]:
     """The model and the number of training tokens that a config asks for, with the corpus's vocabulary."""
-    if config.model is None:
+    family = config.model.get("family", "llama3") if isinstance(config.model, dict) else "llama3"
+    if config.model is None or set(config.model) == {"family"}:
         if config.flops is None:
             raise TenfoldError("A run that gives tokens must give the model too.")
-        return shape_for_flops(config.flops, vocab_size, config.seq_len)
+        return shape_for_flops(config.flops, vocab_size, config.seq_len, family=family)
     if isinstance(config.model, str):
         spec = published_model(config.model)
         fields = {name: getattr(spec, name) for name in spec.__dataclass_fields__}
         spec = ModelSpec(**{**fields, "vocab_size": vocab_size})
     elif "width" in config.model:
-        spec = llama_shape(int(config.model["width"]), vocab_size)
+        spec = shape_of(family, int(config.model["width"]), vocab_size)
     else:
         spec = _spec_from_fields(config.model, vocab_size)
     if config.tokens is not None:

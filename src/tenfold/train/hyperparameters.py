@@ -17,13 +17,13 @@ from tenfold.spec.model import ModelSpec
 BASE_WIDTH = 128
 BASE_LAYERS = 3
 BASE_TOKENS = 1e6
-BASE_BATCH_TOKENS = 2048.0
-BASE_LEARNING_RATE = 0.03
-BASE_MUON_LEARNING_RATE = 0.016
+BASE_BATCH_TOKENS = 768.0
+BASE_LEARNING_RATE = 0.025
+BASE_MUON_LEARNING_RATE = 0.0133
 BATCH_EXPONENT = 0.383
 HORIZON_EXPONENT = 0.0
 DECAY_TIME_SCALE = 1.0
-BASE_BETA2 = 0.98
+BASE_BETA2 = 0.99
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def derive(
 
 def learning_rate_scale(name: str, shape: tuple[int, ...], spec: ModelSpec) -> float:
     """A parameter's learning rate beside the base one: 1 for vectors and look-ups, base / fan-in for matrices."""
-    if len(shape) == 1 or name.startswith("embedding"):
+    if len(shape) == 1 or name.startswith(("embedding", "vision.positions")):
         return 1.0
     scale = BASE_WIDTH / shape[-1]
     if ".w2." in name:

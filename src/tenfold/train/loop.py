@@ -19,8 +19,10 @@ from torch import Tensor
 
 from tenfold.data.batches import Batch, train_batch, validation_batches, validation_bytes
 from tenfold.data.corpus import Corpus, require_tokens
+from tenfold.model.experts import balance_bias, expert_layers, router_statistics
 from tenfold.model.huggingface import write_model
 from tenfold.model.llama import Llama
+from tenfold.model.llama4 import Llama4, make_model
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec
 from tenfold.train import checkpoint
@@ -36,6 +38,7 @@ from tenfold.train.schedule import schedule
 from tenfold.train.signals import stop_on_signals
 
 EXPLODING = 30.0  # a gradient this many times the usual norm is skipped
+PROBE_FIRST = 5
 COMPILE_SECONDS = 40.0  # what compiling a model costs on two cores
 COMPILE_GAIN = 0.2  # the share of a step that it saves on a CPU
 
@@ -124,6 +127,7 @@ def train(
             metrics.write("start", **facts, **(notes or {}))
         else:
             metrics.write("resume", step=state.step)
+        loads = [torch.zeros_like(layer.load) for layer in expert_layers(model)]
         last_save = last_log = time.monotonic()
         logged_step, energy_before = state.step, state.energy_j
         while state.step < h.steps and not stop.requested:
@@ -134,6 +138,7 @@ def train(
             loss, norm = _step(model, optimisers, batch, config, h, state, device)
             state.seconds += time.perf_counter() - began
             state.step += 1
+            _balance(model, config, state.step, h.steps, loads)
             if state.step % config.log_every == 0 or state.step == h.steps:
                 now = time.monotonic()
                 rate = (state.step - logged_step) * h.batch_size * config.seq_len / (now - last_log)
@@ -143,7 +148,10 @@ def train(
                 metrics.write(
                     "step", step=state.step, loss=loss, grad_norm=norm, tokens_per_s=rate, mfu=mfu, watts=energy.watts,
                     learning_rate=optimisers[0].param_groups[0]["lr"], tokens=state.step * h.batch_size * config.seq_len,
+                    **router_statistics(loads),
                 )  # fmt: skip
+                for load in loads:
+                    load.zero_()
                 progress.update(state.step, loss, rate, mfu, energy.watts)
                 last_log, logged_step = now, state.step
             if config.evaluate_every and state.step % config.evaluate_every == 0 and state.step < h.steps:
@@ -189,22 +197,26 @@ def train(
     return result
 
 
-def probe(config: RunConfig, corpus: Corpus, steps: int) -> tuple[list[float], int, float, str]:
-    """Train a throw-away copy for a few steps. Returns seconds of each step, tokens a step, watts, their source."""
+def probe(config: RunConfig, corpus: Corpus, seconds: float) -> tuple[list[float], int, float, str]:
+    """Train a throw-away copy for `seconds`. Returns seconds of each step, tokens a step, watts, and their source.
+
+    The first steps, in which memory is laid out, are left out; at least twelve are taken.
+    """
     device, dtype, spec, _, h = _resolve(config, corpus)
     torch.manual_seed(config.seed)
     model, optimisers = _build(spec, h, config, device)
     autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
-    state, seconds, meter = _State(), [], EnergyMeter()
+    taken: list[float] = []
+    state, meter = _State(), EnergyMeter()
     with autocast:
-        for step in range(steps + 3):
-            if step == 3:
+        while len(taken) < PROBE_FIRST + 12 or sum(taken) < seconds:
+            if len(taken) == PROBE_FIRST:
                 meter.start()
             began = time.perf_counter()
-            batch = train_batch(corpus, step, batch_size=h.batch_size, seq_len=config.seq_len, seed=config.seed)
+            batch = train_batch(corpus, len(taken), batch_size=h.batch_size, seq_len=config.seq_len, seed=config.seed)
             _step(model, optimisers, batch, config, h, state, device)
-            seconds.append(time.perf_counter() - began)
-    return seconds[3:], h.batch_size * config.seq_len, meter.read().watts, meter.source
+            taken.append(time.perf_counter() - began)
+    return taken[PROBE_FIRST:], h.batch_size * config.seq_len, meter.read().watts, meter.source
 
 
 def _resolve(
@@ -227,7 +239,9 @@ def _resolve(
 
 def _build(spec: ModelSpec, h: Hyperparameters, config: RunConfig, device: torch.device) -> tuple[Llama, list]:
     with device:
-        model = Llama(spec)
+        model = make_model(spec)
+    if isinstance(model, Llama4) and config.balance == "loss":
+        model.use_balance_loss(config.balance_rate)
     return model, make_optimisers(model, spec, h, config.optimiser)
 
 
@@ -263,6 +277,19 @@ def _step(
     for optimiser in optimisers:
         optimiser.zero_grad(set_to_none=True)
     return loss, norm
+
+
+def _balance(model: Llama, config: RunConfig, step: int, steps: int, loads: list[Tensor]) -> None:
+    """After the step that made it `step` of `steps`: add the experts' loads to `loads`, and move their biases.
+
+    The bias fades to nothing over the end of the run, as the learning rate does.
+    """
+    left, fade = steps - step, config.decay * steps
+    if config.balance == "bias":
+        balance_bias(model, config.balance_rate, keep=left / (left + 1) if left < fade else 1.0)
+    for total, layer in zip(loads, expert_layers(model), strict=True):
+        total += layer.load
+        layer.load.zero_()
 
 
 def _tensors(batch: Batch, rows: slice, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:

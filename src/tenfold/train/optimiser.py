@@ -1,4 +1,4 @@
-"""AdamW and Muon from PyTorch, with each parameter's learning rate and decay by the one rule."""
+"""AdamW and Muon, with each parameter's learning rate and decay by the one rule."""
 
 import torch
 from torch import Tensor, nn
@@ -6,19 +6,20 @@ from torch.optim import Optimizer
 
 from tenfold.spec.model import ModelSpec
 from tenfold.train.hyperparameters import Hyperparameters, learning_rate_scale
+from tenfold.train.muon import Muon
 
 
 def make_optimisers(model: nn.Module, spec: ModelSpec, h: Hyperparameters, kind: str) -> list[Optimizer]:
-    """AdamW for all, or Muon for the hidden matrices and AdamW for the rest.
+    """AdamW for all, or Muon for the hidden matrices (experts' too) and AdamW for the rest, routers among them.
 
     Every group keeps its peak in `peak_lr`; matrices decay by `weight_decay` per step at the peak.
     """
     adam: dict[tuple[float, bool], list[Tensor]] = {}
     muon: list[Tensor] = []
     for name, p in model.named_parameters():
-        matrix = p.ndim > 1 and not name.startswith("embedding")
+        matrix = p.ndim > 1 and not name.startswith(("embedding", "vision.positions"))
         scale = learning_rate_scale(name, tuple(p.shape), spec)
-        if kind == "muon" and matrix and not name.startswith("head"):
+        if kind == "muon" and matrix and not name.startswith("head") and ".router." not in name:
             muon.append(p)
         else:
             adam.setdefault((scale, matrix), []).append(p)
@@ -30,10 +31,8 @@ def make_optimisers(model: nn.Module, spec: ModelSpec, h: Hyperparameters, kind:
         )
     optimisers: list[Optimizer] = [torch.optim.AdamW(groups, betas=(h.beta1, h.beta2), eps=1e-8, fused=True)]
     if muon:
-        # "original" scales each step to the spectral norm that keeps its effect the same at every width.
         lr = h.muon_learning_rate
-        group = {"params": muon, "lr": lr, "peak_lr": lr, "weight_decay": h.weight_decay / lr}
-        optimisers.append(torch.optim.Muon([group], adjust_lr_fn="original"))
+        optimisers.append(Muon([{"params": muon, "lr": lr, "peak_lr": lr, "weight_decay": h.weight_decay / lr}], lr=lr))
     return optimisers
 
 

@@ -1,0 +1,132 @@
+"""Pictures as Llama 4 takes them: cut in tiles, and written in the text as the tokens that stand for them.
+
+The tiles follow llama-models `models/llama4/preprocess.py`: of all grids of at most `max_tiles` square tiles, the one
+that shrinks the picture least, or if it fits, enlarges it least; the picture keeps its proportions, the rest is black,
+and a view of the whole comes last where there is more than one tile.
+"""
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from tenfold.spec.errors import TenfoldError
+
+LARGEST_SIDE = 16_384
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
+
+
+def open_picture(source: Path | bytes, name: str = "") -> Image.Image:
+    """A picture in RGB, on white where it is transparent.
+
+    Raises TenfoldError where it cannot be read, is cut short, or has a side longer than `LARGEST_SIDE`.
+    """
+    name = name or (str(source) if isinstance(source, Path) else "The picture")
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as stored:
+            if max(stored.size) > LARGEST_SIDE:
+                raise TenfoldError(
+                    f"{name} is {stored.width} x {stored.height} pixels: make it smaller than {LARGEST_SIDE} on each side."
+                )
+            picture = stored.convert("RGBA")
+    except FileNotFoundError:
+        raise TenfoldError(f"There is no picture {name}.") from None
+    except (UnidentifiedImageError, Image.DecompressionBombError):
+        raise TenfoldError(f"{name} is no picture that can be read: give PNG, JPEG, WebP, GIF or BMP.") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise TenfoldError(f"{name} is damaged or cut short: {error}.") from None
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+
+
+def grid_for(height: int, width: int, size: int, max_tiles: int = 16) -> tuple[int, int]:
+    """Rows and columns of tiles of `size` pixels for a picture of height x width."""
+    grids = [(n // c, c) for n in range(max_tiles, 0, -1) for c in range(n, 0, -1) if n % c == 0]
+
+    def scale(grid: tuple[int, int]) -> float:
+        return min(grid[0] * size / height, grid[1] * size / width)
+
+    enough = [scale(g) for g in grids if scale(g) >= 1]
+    wanted = min(enough) if enough else max(map(scale, grids))
+    return min((g for g in grids if scale(g) == wanted), key=lambda g: g[0] * g[1])
+
+
+def tiles_of(picture: Image.Image, size: int, max_tiles: int = 16) -> tuple[np.ndarray, int, int]:
+    """Tiles float32 [tiles, 3, size, size] between -1 and 1, row by row and then the whole, with rows and columns."""
+    rows, columns = grid_for(picture.height, picture.width, size, max_tiles)
+    height, width = rows * size, columns * size
+    # A picture smaller than its grid is not enlarged beyond one tile's size.
+    target_h, target_w = min(max(picture.height, size), height), min(max(picture.width, size), width)
+    by_width, by_height = target_w / picture.width, target_h / picture.height
+    if by_width < by_height:
+        shape = target_w, max(1, min(int(picture.height * by_width), target_h))
+    else:
+        shape = max(1, min(int(picture.width * by_height), target_w)), target_h
+    canvas = Image.new("RGB", (width, height))
+    canvas.paste(picture.resize(shape, Image.Resampling.BILINEAR))
+    tiles = _pixels(canvas).reshape(3, rows, size, columns, size).transpose(1, 3, 0, 2, 4).reshape(-1, 3, size, size)
+    if len(tiles) > 1:
+        whole = _pixels(picture.resize((size, size), Image.Resampling.BILINEAR))
+        tiles = np.concatenate((tiles, whole[None]))
+    return np.ascontiguousarray(tiles), rows, columns
+
+
+def _pixels(picture: Image.Image) -> np.ndarray:
+    return (np.asarray(picture, dtype=np.float32) / 127.5 - 1).transpose(2, 0, 1)
+
+
+def picture_text(rows: int, columns: int, tokens_per_tile: int) -> str:
+    """What stands for a picture of rows x columns tiles in the text (llama-models `chat_format.py`, `_encode_image`)."""
+    tile = "<|patch|>" * tokens_per_tile
+    grid = ("<|tile_x_separator|>".join([tile] * columns) + "<|tile_y_separator|>") * rows if rows * columns > 1 else ""
+    return f"<|image_start|>{grid}<|image|>{tile}<|image_end|>"
+
+
+def read_pictures(source: Path) -> Iterator[tuple[Image.Image, str]]:
+    """Pictures and their words from a folder (`x.png` beside `x.txt`), a Parquet file or jsonl.
+
+    Parquet has columns `image` (bytes, or a struct with `bytes`) and `text`; a line of jsonl has `image`, a path from
+    the file's folder, and `text`. Raises TenfoldError, naming the picture, where one has no words.
+    """
+    if source.is_dir():
+        for path in sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES):
+            words = path.with_suffix(".txt")
+            yield open_picture(path), _words(words.read_text() if words.exists() else "", str(path))
+    elif source.suffix == ".parquet":
+        yield from _read_parquet(source)
+    elif source.suffix == ".jsonl":
+        for number, line in enumerate(filter(str.strip, source.read_text().splitlines()), 1):
+            try:
+                row = json.loads(line)
+                path = source.parent / row["image"]
+            except (ValueError, KeyError, TypeError):
+                raise TenfoldError(f"Line {number} of {source} is no JSON object with an image and a text.") from None
+            yield open_picture(path), _words(row.get("text"), str(path))
+    else:
+        raise TenfoldError(f"{source} holds no pictures that can be read: give a folder, a .parquet or a .jsonl file.")
+
+
+def _read_parquet(source: Path) -> Iterator[tuple[Image.Image, str]]:
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(source)
+    for column in ("image", "text"):
+        if column not in file.schema_arrow.names:
+            raise TenfoldError(f"{source} has no column {column!r}: pictures need the columns image and text.")
+    number = 0
+    for batch in file.iter_batches(batch_size=64, columns=["image", "text"]):
+        for row in batch.to_pylist():
+            number += 1
+            name = f"Picture {number} of {source}"
+            image = row["image"]["bytes"] if isinstance(row["image"], dict) else row["image"]
+            if not image:
+                raise TenfoldError(f"{name} is empty.")
+            yield open_picture(image, name), _words(row["text"], name)
+
+
+def _words(text: str | None, name: str) -> str:
+    if not text or not text.strip():
+        raise TenfoldError(f"{name} has no words: give it a text, or leave it out.")
+    return text.strip()

@@ -1,0 +1,271 @@
+"""How often a job of N accelerators is interrupted, what that costs, and what keeps the cost small.
+
+Failures come at a constant rate per node-day. The job writes a checkpoint every so often: it stalls while the state is
+copied to host memory, then goes on while the copy travels to storage. A failure is noticed, the job restarts on a spare
+node from the last checkpoint that reached storage, and does the work since then again.
+"""
+
+import math
+import tomllib
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.stats import poisson
+
+from tenfold.plan.ranges import Range
+from tenfold.spec.errors import TenfoldError
+
+DAY_S, HOUR_S = 86_400.0, 3_600.0
+SPARES_SUFFICE = 0.99  # the probability that the spare nodes cover all that are away for repair
+
+
+@cache
+def facts() -> dict[str, Any]:
+    """`plan/data/reliability.toml`: interruptions by component, whole fleets, times to recover, checkpoint speeds."""
+    return tomllib.loads(resources.files("tenfold.plan").joinpath("data/reliability.toml").read_text())
+
+
+@dataclass(frozen=True)
+class Failures:
+    """Interruptions of one job and the time they take. Shares are of wall-clock time and sum to 1."""
+
+    n_gpus: int
+    n_nodes: int
+    gpus_per_node: int
+    per_1000_node_days: Range
+    by_component_per_day: dict[str, float]
+    mean_time_to_interruption_h: Range
+    interruptions: Range
+    checkpoint_bytes: float
+    checkpoint_stall_s: float
+    checkpoint_write_s: float
+    checkpoint_interval_s: float
+    young_interval_s: float
+    daly_interval_s: float
+    detection_s: float
+    restart_s: float
+    spare_nodes: int
+    effective_share: Range
+    shares: dict[str, float] = field(default_factory=dict)
+    source: str = ""
+
+    @property
+    def spare_gpus(self) -> int:
+        return self.spare_nodes * self.gpus_per_node
+
+
+def component_rates(gpus_per_node: int = 8) -> dict[str, float]:
+    """Interruptions per node-day by component (Llama 3's table), for nodes of `gpus_per_node` accelerators."""
+    table = facts()["components"]
+    node_days = table["nodes"] * table["days"]
+    per_gpu = gpus_per_node / table["gpus_per_node"]
+    return {
+        name: row["count"] / node_days * (per_gpu if row["scales_with"] == "gpu" else 1.0)
+        for name, row in table["counts"].items()
+    }
+
+
+def rate_per_node_day(gpus_per_node: int = 8) -> Range:
+    """Interruptions per node-day: Llama 3's table, and the two fleets of RSC as low and high end."""
+    mid = sum(component_rates(gpus_per_node).values())
+    bounds = {row["bound"]: row["per_1000_node_days"] for row in facts()["fleets"].values() if "bound" in row}
+    scale = mid / (1e-3 * facts()["fleets"]["Llama 3 405B"]["per_1000_node_days"])
+    return Range(1e-3 * bounds["low"] * scale, mid, 1e-3 * bounds["high"] * scale)
+
+
+def young_interval(stall_s: float, mtti_s: float) -> float:
+    """Young 1974: work between checkpoints, sqrt(2 x stall x mean time to interruption), in seconds."""
+    return math.sqrt(2 * stall_s * mtti_s)
+
+
+def daly_interval(stall_s: float, mtti_s: float) -> float:
+    """Daly 2006 (eq. 37), the higher order: as Young's, with two more terms of the series, in seconds."""
+    if stall_s >= 2 * mtti_s:
+        return mtti_s
+    x = stall_s / (2 * mtti_s)
+    return math.sqrt(2 * stall_s * mtti_s) * (1 + math.sqrt(x) / 3 + x / 9) - stall_s
+
+
+def segment_s(work_s: float, stall_s: float, write_s: float, recovery_s: float, mtti_s: float) -> float:
+    """Expected wall-clock seconds from one durable checkpoint to the next, `work_s` of work apart. Exact.
+
+    Interruptions are Poisson and may also hit a recovery. A checkpoint is durable `write_s` after its stall; until then
+    a failure goes back to the one before. So the first attempt needs `work + stall` seconds without interruption, each
+    further one `recovery + work + stall + write`. With `write_s = 0` this is Daly's
+    exp(R / M) M (exp((work + stall) / M) - 1). Infinite where it overflows.
+    """
+    length = work_s + stall_s
+    again = (recovery_s + length + write_s) / mtti_s
+    if again > 700:
+        return math.inf
+    interrupted = -math.expm1(-length / mtti_s)
+    return mtti_s * interrupted * (1 + math.expm1(again))
+
+
+def effective_share(work_s: float, stall_s: float, write_s: float, recovery_s: float, mtti_s: float) -> float:
+    """Useful work over wall-clock time, as an expectation (see `segment_s`)."""
+    return work_s / segment_s(work_s, stall_s, write_s, recovery_s, mtti_s)
+
+
+def best_interval(stall_s: float, write_s: float, recovery_s: float, mtti_s: float) -> float:
+    """Seconds of work between checkpoints that make `effective_share` largest; never shorter than a write."""
+    low = max(write_s, 0.01 * stall_s, 1e-3)
+    high = max(10 * low, 10 * mtti_s)
+    found = minimize_scalar(
+        lambda x: -effective_share(math.exp(x), stall_s, write_s, recovery_s, mtti_s),
+        bounds=(math.log(low), math.log(high)),
+        method="bounded",
+        options={"xatol": 1e-6},
+    )
+    return math.exp(found.x)
+
+
+def checkpoint_times(
+    state_bytes: float, n_gpus: int, n_nodes: int, storage_gb_per_s: float | None = None
+) -> tuple[Range, Range]:
+    """(seconds that the job stalls, seconds until the checkpoint is safe in storage).
+
+    Every accelerator copies its share to host memory; the nodes then write at `storage_gb_per_s` in all (given by the
+    file system), or at the file's rate per node.
+    """
+    table = facts()["checkpoint"]
+    copy = state_bytes / (1e9 * n_gpus * Range.of(table["host_copy_gb_per_s_per_gpu"]))
+    rate = Range.of(storage_gb_per_s) if storage_gb_per_s else n_nodes * Range.of(table["storage_gb_per_s_per_node"])
+    return copy + Range.of(table["coordination_s"]), state_bytes / (1e9 * rate)
+
+
+def spare_nodes(repairs_per_day: float, repair_h: float, suffice: float = SPARES_SUFFICE) -> int:
+    """Nodes to hold ready, so that those away for repair (Poisson) are covered with probability `suffice`."""
+    return int(poisson.ppf(suffice, repairs_per_day * repair_h / 24))
+
+
+def effective_time(
+    n_gpus: int,
+    work_s: float,
+    state_bytes: float,
+    *,
+    gpus_per_node: int = 8,
+    storage_gb_per_s: float | None = None,
+    interval_s: float | None = None,
+    per_1000_node_days: float | None = None,
+    recovery_s: float | None = None,
+) -> Failures:
+    """What failures do to `work_s` seconds of training on `n_gpus`, with a checkpoint of `state_bytes`.
+
+    `interval_s` (work between checkpoints), `per_1000_node_days` and `recovery_s` (detection and restart) replace the
+    plan's own. Divide `work_s` by `effective_share` for the wall-clock time. Raises TenfoldError where failures come so
+    fast that the job never gets from one checkpoint to the next.
+    """
+    n_nodes = math.ceil(n_gpus / gpus_per_node)
+    rates = component_rates(gpus_per_node)
+    per_node_day = rate_per_node_day(gpus_per_node)
+    if per_1000_node_days is not None:
+        scale = 1e-3 * per_1000_node_days / per_node_day.mid
+        rates = {name: rate * scale for name, rate in rates.items()}
+        per_node_day = Range.of(1e-3 * per_1000_node_days)
+    mtti_s = DAY_S / (n_nodes * per_node_day)
+    stall, write = checkpoint_times(state_bytes, n_gpus, n_nodes, storage_gb_per_s)
+    detection, restart = (Range.of(facts()["recovery"][key]) for key in ("detection_s", "restart_s"))
+    reload = state_bytes / (1e9 * n_nodes * Range.of(facts()["checkpoint"]["storage_gb_per_s_per_node"]))
+    recovery = Range.of(recovery_s) if recovery_s is not None else detection + restart + reload
+    best = best_interval(stall.mid, write.mid, recovery.mid, mtti_s.mid)
+    interval = interval_s or best
+    if interval < write.mid:
+        raise TenfoldError(
+            f"A checkpoint takes {write.mid:.0f} s to write, longer than the {interval:.0f} s between two: raise the "
+            f"interval or the storage bandwidth."
+        )
+    mid = effective_share(interval, stall.mid, write.mid, recovery.mid, mtti_s.mid)
+    if mid < 0.01:
+        raise TenfoldError(
+            f"{n_gpus} accelerators are interrupted every {mtti_s.mid / 60:.1f} min and need {recovery.mid / 60:.1f} min to "
+            f"come back: use fewer, or restart faster."
+        )
+    share = Range(
+        max(0.01 * mid, effective_share(interval, stall.high, write.high, recovery.high, mtti_s.low)),
+        mid,
+        effective_share(interval, stall.low, write.low, recovery.low, mtti_s.high),
+    )
+    table = facts()["components"]["counts"]
+    repairs_per_day = n_nodes * sum(rate for name, rate in rates.items() if table[name]["needs_repair"])
+    return Failures(
+        n_gpus=n_gpus,
+        n_nodes=n_nodes,
+        gpus_per_node=gpus_per_node,
+        per_1000_node_days=1e3 * per_node_day,
+        by_component_per_day={name: n_nodes * rate for name, rate in rates.items()},
+        mean_time_to_interruption_h=mtti_s / HOUR_S,
+        interruptions=work_s / (share * mtti_s),
+        checkpoint_bytes=state_bytes,
+        checkpoint_stall_s=stall.mid,
+        checkpoint_write_s=write.mid,
+        checkpoint_interval_s=interval,
+        young_interval_s=young_interval(stall.mid, mtti_s.mid),
+        daly_interval_s=daly_interval(stall.mid, mtti_s.mid),
+        detection_s=min(detection.mid, recovery.mid),
+        restart_s=max(0.0, recovery.mid - detection.mid),
+        spare_nodes=spare_nodes(repairs_per_day, facts()["recovery"]["repair_h"][1]),
+        effective_share=share,
+        shares=_shares(share.mid, interval, stall.mid, recovery.mid, mtti_s.mid),
+        source=facts()["components"]["source"],
+    )
+
+
+def _shares(effective: float, interval_s: float, stall_s: float, recovery_s: float, mtti_s: float) -> dict[str, float]:
+    """Where wall-clock time goes. A recovery is cut short by the next interruption, so it takes 1 - exp(-R / M)."""
+    checkpoints = effective * stall_s / interval_s
+    recovery = -math.expm1(-recovery_s / mtti_s)
+    return {
+        "training": effective,
+        "checkpoints": checkpoints,
+        "recovery": recovery,
+        "work done again": max(0.0, 1 - effective - checkpoints - recovery),
+    }
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """One simulated run: its length, its effective share, and each interruption as (hours since the start, component)."""
+
+    wall_s: float
+    effective_share: float
+    interruptions: list[tuple[float, str]]
+
+
+def simulate(failures: Failures, work_s: float, seed: int = 0) -> Simulated:
+    """One run with random interruptions, the Monte Carlo beside the expectation of `effective_time`.
+
+    Interruptions come one after another; between two of them the job recovers, then alternates work and stalls, and
+    a checkpoint counts once its write is through.
+    """
+    random = np.random.default_rng(seed)
+    names = list(failures.by_component_per_day)
+    rates = np.array(list(failures.by_component_per_day.values()))
+    interval, stall, write = failures.checkpoint_interval_s, failures.checkpoint_stall_s, failures.checkpoint_write_s
+    recovery = failures.detection_s + failures.restart_s
+    saved = now = starts = 0.0  # work in storage; the time; when the job computes again
+    times: list[float] = []
+    while True:
+        for gap in random.exponential(DAY_S / rates.sum(), 1000).tolist():
+            left = work_s - saved
+            finish = starts + left + stall * (left // interval)
+            now += gap
+            if finish <= now:
+                causes = random.choice(names, len(times), p=rates / rates.sum())
+                return Simulated(finish, work_s / finish, [(t / HOUR_S, str(c)) for t, c in zip(times, causes, strict=True)])
+            times.append(now)
+            durable = max(0.0, (now - starts - write) // (interval + stall))
+            saved = min(work_s, saved + durable * interval)
+            starts = now + recovery
+
+
+def monte_carlo(failures: Failures, work_s: float, runs: int = 200, seed: int = 0) -> Range:
+    """The 5th percentile, mean and 95th percentile of the effective share over `runs` simulated runs."""
+    shares = np.array([simulate(failures, work_s, seed + i).effective_share for i in range(runs)])
+    low, high = np.quantile(shares, [0.05, 0.95])
+    mean = float(shares.mean())
+    return Range(min(float(low), mean), mean, max(float(high), mean))

@@ -1,0 +1,87 @@
+"""Bytes on the fullest GPU, by part: the first stage holds most micro-batches, the last one the scores of the vocabulary."""
+
+import math
+
+from tenfold.plan.machine import Machine
+from tenfold.plan.step_time import gpu_weights
+from tenfold.plan.workload import GIB, Layout, Memory
+from tenfold.spec.model import ModelSpec
+
+OPTIMISER_BYTES = 12.0  # fp32 master weight and two moments of Adam
+SCORE_BYTES = 12.0  # bf16 scores, their fp32 copy, and the gradients of both
+CONTEXT_GIB = 1.5  # CUDA context, NCCL and the allocator's slack
+RESERVED = 0.03  # share of memory that the driver keeps
+
+
+def activation_bytes(spec: ModelSpec, layout: Layout, expert: bool) -> tuple[float, float]:
+    """(kept until the backward pass, working set while it runs) of one layer and token, over all TP ranks, in bytes.
+
+    Kept: without recompute everything that a gradient needs, with attention fused (no score matrix); `selective` keeps
+    the results of matrix products and attention alone; `full` keeps the layer's input.
+    """
+    queries, values = spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim
+    ffn = spec.ffn_dim
+    dispatched = 0
+    if expert:
+        ffn = spec.expert_ffn_dim * (spec.n_shared_experts + spec.experts_per_token)
+        dispatched = spec.experts_per_token * spec.dim
+    width = 1.0 if layout.dtype == "fp8" else 2.0  # inputs of products are kept in their dtype
+    products = 2.0 * (spec.dim + queries + 2 * values) + width * queries + 4.0 * ffn + 2.0 * spec.dim + width * dispatched
+    everything = (
+        2.0 * (2 * spec.dim + queries + 2 * values) + width * (2 * spec.dim + queries + 2 * dispatched) + (6.0 + width) * ffn
+    )
+    kept = {"none": everything, "selective": products, "full": 2.0 * spec.dim}[layout.recompute]
+    return kept, everything
+
+
+def memory(spec: ModelSpec, layout: Layout, machine: Machine) -> Memory:
+    """Memory of the fullest GPU. Sharding by data parallel ranks as `layout.zero` says; experts over `ep` first."""
+    layers = math.ceil(spec.n_layers / layout.pp)
+    dense, expert = (weights / spec.n_layers for weights in gpu_weights(spec, layout.tp, layout.ep))
+    dense -= spec.parameters().embedding * (1 if spec.tied else 2) / layout.tp / spec.n_layers
+    table = spec.vocab_size * spec.dim / layout.tp
+    tables = table * (1 if spec.tied or layout.pp > 1 else 2)
+    own, routed = layers * dense + tables, layers * expert
+    ranks = layout.shard or layout.replicas
+    expert_ranks = max(1, ranks // layout.ep)
+
+    def held(bytes_each: float, from_zero: int) -> float:
+        sharded = layout.zero >= from_zero
+        return bytes_each * (own / (ranks if sharded else 1) + routed / (expert_ranks if sharded else 1))
+
+    parameters = held(2.0, 3)
+    gradients = held(machine.stack.gradient_bytes, 2)
+    optimiser = held(OPTIMISER_BYTES, 1)
+    gathered = 0.0
+    if layout.zero >= 3:
+        gathered = (2.0 + machine.stack.gradient_bytes) * max(dense + expert, tables / 2) + 2.0 * (dense + expert)
+
+    tokens = layout.micro_batch * math.ceil(layout.seq_len / layout.cp)
+    routed_share = spec.n_expert_layers / spec.n_layers
+    kept_dense, working_dense = activation_bytes(spec, layout, False)
+    kept_expert, working_expert = activation_bytes(spec, layout, True) if routed_share else (0.0, 0.0)
+    # without sequence parallel the residual stream is whole on every TP rank
+    residual = 4.0 * spec.dim * (1 - 1 / layout.tp) if not machine.stack.sequence_parallel else 0.0
+    kept = ((1 - routed_share) * kept_dense + routed_share * kept_expert) / layout.tp + residual
+    working = max(working_dense, working_expert) / layout.tp + residual
+    squares = 0.0
+    if not machine.stack.fused_attention:
+        squares = 5.0 * spec.n_heads / layout.tp * layout.seq_len  # scores, probabilities and the dropout mask, per token
+        kept += squares if layout.recompute == "none" else 0.0
+    in_flight = float(min(layout.micro_batches, layout.pp))
+    if layout.virtual_stages > 1:
+        in_flight = min(layout.micro_batches, layout.pp * (1 + (layout.pp - 1) / (layout.pp * layout.virtual_stages)))
+    first = in_flight * layers * kept * tokens
+    scores = SCORE_BYTES * tokens * spec.vocab_size / layout.tp
+    last = layers * kept * tokens + scores
+    activations = first if layout.pp > 1 and first > last else last
+    if layout.recompute == "full":
+        activations += (working + squares) * tokens * 2  # one layer is worked out again, with its gradients beside it
+    return Memory(
+        parameters_gib=parameters / GIB,
+        gradients_gib=gradients / GIB,
+        optimiser_gib=optimiser / GIB,
+        activations_gib=activations / GIB,
+        buffers_gib=gathered / GIB + CONTEXT_GIB,
+        capacity_gib=machine.accelerator.memory_gb * 1e9 * (1 - RESERVED) / GIB,
+    )

@@ -1,0 +1,122 @@
+"""Power and energy of a run: boards by what they do, hosts, network, the building; peak, mean and total."""
+
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from tenfold.plan.ranges import Range
+from tenfold.spec.accelerator import Accelerator
+from tenfold.spec.errors import TenfoldError
+
+
+@dataclass(frozen=True)
+class RunPower:
+    """Watts are per running accelerator; megawatts and megawatt-hours are of the whole site, cooling included."""
+
+    board_w: Range
+    host_w: Range
+    network_w: Range
+    it_w: Range
+    pue: Range
+    computing_share: float
+    mean_mw: Range
+    peak_mw: Range
+    it_energy_mwh: Range
+    energy_mwh: Range
+    parts_mwh: dict[str, Range]
+    share_of_year_pct: Range
+    year: str
+
+
+@cache
+def facts() -> dict[str, Any]:
+    """`plan/data/power.toml`: shares of the board's TDP while computing, waiting, idle, at peak; hosts; network."""
+    return tomllib.loads(resources.files("tenfold.plan").joinpath("data/power.toml").read_text())
+
+
+def computing_share(mfu: float, accelerator: Accelerator) -> float:
+    """The share of a step in which kernels run, for a run of which only the MFU (0 to 1, bf16) is known.
+
+    Matrix products run at best at the rate that was measured for the part; other kernels take their fixed share.
+    """
+    table = facts()["computing"]
+    best = table["best_matrix_share_of_peak"]
+    if accelerator.measured_bf16_tflops:
+        best = accelerator.measured_bf16_tflops / accelerator.bf16_tflops
+    return min(1.0, mfu / best / table["matrix_share_of_kernels"])
+
+
+def board_w(accelerator: Accelerator, computing: float) -> Range:
+    """Mean watts of one board that computes for a share `computing` of the time and otherwise waits.
+
+    Raises TenfoldError where the part's board power is not published.
+    """
+    if not 0 <= computing <= 1:
+        raise TenfoldError(f"The share of time spent computing must lie between 0 and 1, not {computing}.")
+    if accelerator.tdp_w is None:
+        raise TenfoldError(f"{accelerator.name} has no published board power: choose another accelerator.")
+    table = facts()["board"]
+    return accelerator.tdp_w * (Range.of(table["computing"]) * computing + Range.of(table["waiting"]) * (1 - computing))
+
+
+def run_power(
+    accelerator: Accelerator,
+    n_gpus: int,
+    wall_hours: Range | float,
+    *,
+    pue: Range | float,
+    computing: float,
+    effective_share: float = 1.0,
+    spare_gpus: int = 0,
+) -> RunPower:
+    """Power and energy of `n_gpus` over `wall_hours`, which include the time lost to failures.
+
+    `computing` is the share of a step in which kernels run (the rest is exposed communication and bubble; see
+    `computing_share`), `effective_share` the share of wall-clock time in which steps run at all. Spares stand idle.
+    """
+    table, pue, wall_hours = facts(), Range.of(pue), Range.of(wall_hours)
+    board = board_w(accelerator, computing * effective_share)
+    tdp = accelerator.tdp_w or 0.0
+    host = tdp * Range.of(table["host"]["mean"])
+    share = Range.of(table["network"]["share"])
+    network = _network(board + host, share)
+    spare = spare_gpus * tdp * (Range.of(table["board"]["idle"]) + Range.of(table["host"]["mean"]))
+    it_w = board + host + network
+    it_mw = 1e-6 * (n_gpus * it_w + spare)
+    at_peak = tdp * (Range.of(table["board"]["peak"]) + Range.of(table["host"]["peak"]))
+    peak_mw = 1e-6 * (n_gpus * (at_peak + _network(at_peak, share)) + spare) * pue
+    it_mwh = it_mw * wall_hours
+    energy = it_mwh * pue
+    mwh = 1e-6 * n_gpus * wall_hours
+    return RunPower(
+        board_w=board,
+        host_w=host,
+        network_w=network,
+        it_w=it_w,
+        pue=pue,
+        computing_share=computing * effective_share,
+        mean_mw=it_mw * pue,
+        peak_mw=peak_mw,
+        it_energy_mwh=it_mwh,
+        energy_mwh=energy,
+        parts_mwh={
+            "accelerators": board * mwh,
+            "hosts": host * mwh,
+            "network and storage": network * mwh,
+            "spare nodes": 1e-6 * spare * wall_hours,
+            "cooling and losses": it_mwh * (pue - 1),
+        },
+        share_of_year_pct=100 / table["year"]["mwh"] * energy,
+        year=table["year"]["what"],
+    )
+
+
+def _network(others: Range, share: Range) -> Range:
+    """Watts of a part that is `share` of the whole, beside `others`."""
+    return Range(*(w * s / (1 - s) for w, s in zip(_ends(others), _ends(share), strict=True)))
+
+
+def _ends(r: Range) -> tuple[float, float, float]:
+    return r.low, r.mid, r.high

@@ -1,0 +1,191 @@
+"""A plan as a person reads it: one screen in the terminal, `plan.json`, and `plan.html` with pictures.
+
+Everything is drawn from the JSON document, so a plan that was kept can be shown again. docs/plan.md describes it.
+"""
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from functools import cache
+from importlib import metadata, resources
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tenfold.plan.consequences import Consequences
+from tenfold.plan.workload import Workload
+from tenfold.spec.units import duration, si
+
+SCHEMA = 1
+Document = dict[str, Any]
+
+
+@cache
+def published_runs() -> dict[str, dict[str, Any]]:
+    """`plan/data/published_runs.toml`: compute and hours of published models."""
+    return tomllib.loads(resources.files("tenfold.plan").joinpath("data/published_runs.toml").read_text())["runs"]
+
+
+def document(
+    workload: Workload,
+    after: Consequences,
+    *,
+    alternatives: Sequence[dict[str, Any]] = (),
+    notes: Sequence[str] = (),
+    request: dict[str, Any] | None = None,
+) -> Document:
+    """The plan as plain JSON values, quantities with units in their names, ranges as `{low, mid, high}`.
+
+    `alternatives` are rows of `layout` (words), `step_s`, `reason` (why it loses); `notes` are sentences: assumptions,
+    data limits, calibration. `request` is what was asked for, kept as it was.
+    """
+    spec, parameters, layout = workload.spec, workload.spec.parameters(), workload.layout
+    tokens_per_s = layout.tokens_per_step / workload.step_s
+    model_flops_per_s = tokens_per_s * spec.train_flops_per_token(layout.seq_len)
+    return {
+        "schema": SCHEMA,
+        "tenfold": metadata.version("tenfold"),
+        "request": request or {},
+        "model": {
+            **{f.name: getattr(spec, f.name) for f in fields(spec) if f.name != "rope_scaling"},
+            "parameters_total": parameters.total,
+            "parameters_active": parameters.active,
+            "tokens": workload.tokens,
+            "flops": workload.flops,
+        },
+        "machine": {
+            "accelerator": workload.accelerator.key,
+            "name": workload.accelerator.name,
+            "gpus": workload.gpus,
+            "gpus_per_node": after.failures.gpus_per_node,
+            "nodes": after.failures.n_nodes,
+            "spare_nodes": after.failures.spare_nodes,
+            "region": after.site.key,
+            "region_name": after.site.name,
+        },
+        "layout": {**asdict(layout), "micro_batches": layout.micro_batches, "words": layout.words()},
+        "memory": {**asdict(workload.memory), "total_gib": workload.memory.total_gib},
+        "step": {
+            "step_s": workload.step_s,
+            "parts_s": workload.step_time.parts(),
+            "mfu": workload.mfu,
+            "tokens_per_s": tokens_per_s,
+            "tflops_per_gpu": model_flops_per_s / workload.gpus / 1e12,
+        },
+        "time": {
+            "training_days": workload.days,
+            "wall_days": asdict(after.wall_days),
+            "gpu_hours": asdict(after.gpu_hours),
+        },
+        "failures": {**asdict(after.failures), "simulated_share": asdict(after.simulated_share)},
+        "power": asdict(after.power),
+        "cost": asdict(after.cost),
+        "footprint": asdict(after.footprint),
+        "alternatives": [dict(row) for row in alternatives],
+        "notes": list(notes),
+    }
+
+
+def usd(value: float) -> str:
+    """Dollars as a person says them: `"$ 61.2 M"`, `"$ 1.84 bn"`, `"$ 930"`."""
+    for size, name in ((1e9, " bn"), (1e6, " M"), (1e3, " k")):
+        if abs(value) >= size:
+            return f"$ {value / size:.3g}{name}"
+    return f"$ {value:.3g}"
+
+
+def count(value: float) -> str:
+    """A figure of three digits with thin grouping: `"26,400"`, `"0.169"`."""
+    return f"{float(f'{value:.3g}'):,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def headline(plan: Document) -> list[str]:
+    """Three lines: the model, the machines, the layout."""
+    model, machine, layout, step = plan["model"], plan["machine"], plan["layout"], plan["step"]
+    experts = f", {model['n_experts']} experts, {si(model['parameters_active'])} active" if model["n_experts"] else ""
+    return [
+        f"{si(model['parameters_total'])} parameters{experts}, {si(model['tokens'], 'tokens')}, {model['flops']:.3g} FLOPs: "
+        f"{model['n_layers']} layers of {model['dim']}",
+        f"{machine['gpus']:,} x {machine['name']} in {machine['region_name']}, {machine['spare_nodes']} spare nodes",
+        layout["words"],
+        f"step {step['step_s']:.3g} s, {step['tflops_per_gpu']:.0f} TFLOP/s a GPU, {100 * step['mfu']:.1f} % of peak, "
+        f"{si(step['tokens_per_s'], 'tokens/s')}",
+    ]
+
+
+def rows(plan: Document) -> list[tuple[str, str, str, str]]:
+    """What the plan takes, each as (name, low, mid, high). The terminal and the page print the same rows."""
+    time, failures, power, cost, foot = (plan[k] for k in ("time", "failures", "power", "cost", "footprint"))
+    million_hours = {k: v / 1e6 for k, v in time["gpu_hours"].items()}
+    table = [
+        ("days, failures included", time["wall_days"], count),
+        ("million GPU-hours", million_hours, count),
+        ("interruptions", failures["interruptions"], count),
+        ("hours between interruptions", failures["mean_time_to_interruption_h"], count),
+        ("effective training time", failures["effective_share"], lambda v: f"{100 * v:.1f} %"),
+        ("cost, rented", cost["rent_usd"], usd),
+        ("cost, owned", cost["own_usd"], usd),
+        ("peak power, MW", power["peak_mw"], count),
+        ("energy, MWh", power["energy_mwh"], count),
+        ("share of a year's data centres *", power["share_of_year_pct"], lambda v: f"{v:.2g} %"),
+        ("t CO2e, by location", foot["location_tco2e"], count),
+        ("t CO2e, by contract", foot["market_tco2e"], count),
+        ("t CO2e, making the machines", foot["embodied_tco2e"], count),
+        ("water on site, m3", foot["water_on_site_m3"], count),
+        ("water at power stations, m3", foot["water_off_site_m3"], count),
+    ]
+    return [(name, *(say(r[end]) for end in ("low", "mid", "high"))) for name, r, say in table]  # type: ignore[misc]
+
+
+def bottom_lines(plan: Document) -> list[str]:
+    """Sentences under the table: memory, checkpoints, time lost, the year that energy is compared with."""
+    memory, failures, step = plan["memory"], plan["failures"], plan["step"]
+    lost = ", ".join(f"{k} {100 * v:.1f} %" for k, v in failures["shares"].items() if k != "training")
+    longest = sorted(step["parts_s"].items(), key=lambda part: -part[1])[:4]
+    return [
+        f"Memory {memory['total_gib']:.1f} of {memory['capacity_gib']:.1f} GiB. Step: "
+        + ", ".join(f"{name.replace('_', ' ')} {100 * s / step['step_s']:.0f} %" for name, s in longest)
+        + ".",
+        f"Checkpoint of {si(failures['checkpoint_bytes'], 'B')} every {duration(failures['checkpoint_interval_s'])}, "
+        f"stall {duration(failures['checkpoint_stall_s'])}. Lost: {lost}. "
+        f"Effective in simulated runs: {100 * failures['simulated_share']['mid']:.1f} %.",
+        f"* {plan['power']['year']}.",
+    ]
+
+
+def terminal(plan: Document) -> RenderableType:
+    """The plan on one screen of 80 columns: headline, table, what binds, the next best layouts."""
+    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
+    table.add_column("", min_width=32)
+    for name in ("low", "mid", "high"):
+        table.add_column(name, justify="right", style="bold" if name == "mid" else "dim", min_width=12, no_wrap=True)
+    for row in rows(plan):
+        table.add_row(*row)
+    first, *others = headline(plan)
+    parts: list[RenderableType] = [Text(first, style="bold"), *(Text(line) for line in others), Text(), table, Text()]
+    parts += [Text(line, style="dim") for line in bottom_lines(plan)]
+    if plan["alternatives"]:
+        second = plan["alternatives"][0]
+        parts.append(Text(f"Next: {second['layout']}: {second['reason']}"))
+    parts += [Text(note, style="yellow") for note in plan["notes"][:3]]
+    return Group(*parts)
+
+
+def html(plan: Document) -> str:
+    """The plan as one page that needs no other file, its pictures inside as SVG."""
+    import jinja2
+
+    from tenfold.plan import pictures
+
+    template = resources.files("tenfold.plan").joinpath("plan.html.jinja").read_text()
+    page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template)
+    return page.render(
+        plan=plan,
+        headline=headline(plan),
+        rows=rows(plan),
+        bottom=bottom_lines(plan),
+        duration=duration,
+        pictures={name: draw(plan) for name, draw in pictures.ALL.items()},
+    )

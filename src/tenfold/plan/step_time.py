@@ -1,0 +1,241 @@
+"""The time of one optimiser step, by part, from the shape of the model, the layout and the machine."""
+
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from tenfold.plan.kernels import (
+    all_to_all_s,
+    fused_attention_s,
+    matmul_s,
+    moved_s,
+    point_to_point_s,
+    ring_s,
+    unfused_attention_s,
+)
+from tenfold.plan.machine import Machine
+from tenfold.plan.workload import Layout, StepTime
+from tenfold.spec.model import ModelSpec
+
+KERNELS_FORWARD = 22  # kernels of one dense layer: 6 products, 2 norms, rotations, residuals, activation, attention
+KERNELS_BACKWARD = 40
+KERNELS_COLLECTIVE = 8  # host work of two collectives, in kernels
+EXPERT_IMBALANCE = 1.1  # the fullest rank's share of tokens over the mean, with a balancing loss
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """Seconds of one layer and micro-batch on one GPU, forward and backward."""
+
+    matmul: tuple[float, float]
+    attention: tuple[float, float]
+    pointwise: tuple[float, float]
+    tensor_parallel: tuple[float, float]
+    context_parallel: tuple[float, float]
+    expert_parallel: tuple[float, float]
+    kernels: tuple[int, int]
+
+    def device(self, way: int) -> float:
+        return self.matmul[way] + self.attention[way] + self.pointwise[way]
+
+
+def _products(shapes: list[tuple[int, int, int]], machine: Machine, dtype: str) -> tuple[float, float]:
+    """(forward, backward) seconds of matrix products (tokens, outputs, inputs): backward by input and by weight."""
+    forward = sum(matmul_s(m, n, k, machine, dtype) for m, n, k in shapes)
+    backward = sum(matmul_s(m, k, n, machine, dtype) + matmul_s(k, n, m, machine, dtype) for m, n, k in shapes)
+    return forward, backward
+
+
+def _share(value: int, ranks: int) -> int:
+    return math.ceil(value / ranks)
+
+
+@lru_cache(maxsize=20_000)
+def layer_time(
+    spec: ModelSpec, expert: bool, keys: float, tp: int, cp: int, ep: int, micro_batch: int, seq_len: int, dtype: str,
+    machine: Machine,
+) -> LayerTime:  # fmt: skip
+    """One layer, `keys` attended per query on average; `expert` where its feed-forward is routed."""
+    stack = machine.stack
+    tokens = micro_batch * _share(seq_len, cp)
+    heads, kv_heads = _share(spec.n_heads, tp), _share(spec.n_kv_heads, tp)
+    h, d = spec.dim, spec.head_dim
+    shapes = [(tokens, (heads + 2 * kv_heads) * d, h), (tokens, h, heads * d)]
+    ffn = spec.ffn_dim if not expert else spec.expert_ffn_dim * spec.n_shared_experts
+    if ffn:
+        shapes += [(tokens, 2 * _share(ffn, tp), h), (tokens, h, _share(ffn, tp))]
+    forward, backward = _products(shapes, machine, dtype)
+    width = ffn / tp
+    sent_experts = 0.0
+    if expert:
+        routed = EXPERT_IMBALANCE * tokens * spec.experts_per_token
+        local = max(1, spec.n_experts // ep)
+        rows = max(1, round(routed / local))
+        f, b = _products(
+            [(rows, 2 * _share(spec.expert_ffn_dim, tp), h), (rows, h, _share(spec.expert_ffn_dim, tp))], machine, dtype
+        )
+        grouped = 2 * (local - 1) * machine.constants.kernel_s  # one grouped kernel for all experts of a rank
+        router_f, router_b = _products([(tokens, spec.n_experts, h)], machine, "bf16")
+        forward += local * f / stack.grouped - grouped + router_f
+        backward += local * b / stack.grouped - 2 * grouped + router_b
+        width += EXPERT_IMBALANCE * spec.experts_per_token * spec.expert_ffn_dim / tp
+        sent_experts = routed * h * 2.0 / (tp if stack.sequence_parallel else 1)
+
+    if stack.fused_attention:
+        attention = fused_attention_s(micro_batch * heads, seq_len / cp, keys, d, machine)
+    else:
+        attention = unfused_attention_s(micro_batch * heads, seq_len, d, machine)
+
+    whole = 22 * h / (tp if stack.sequence_parallel else 1) + 16 * (heads + kv_heads) * d + 6 * width
+    if expert:
+        whole += 2 * 4 * EXPERT_IMBALANCE * spec.experts_per_token * h  # tokens are put in order for the experts and back
+    bytes_moved = stack.pointwise * tokens * whole
+    pointwise = moved_s(bytes_moved, machine, 8), moved_s(1.6 * bytes_moved, machine, 14)
+
+    gathered = 2 * ring_s(2.0 * tokens * h, tp, 1, machine)  # an all-reduce, or an all-gather and a reduce-scatter
+    tensor = (1 - stack.hidden_tp) * 2 * gathered
+    kv_bytes = 4.0 * micro_batch * seq_len * kv_heads * d
+    context = ring_s(kv_bytes, cp, tp, machine)
+    hidden = attention[0] * 0.8
+    exchanged = 2 * all_to_all_s(sent_experts, ep, tp, machine) if expert else 0.0
+    return LayerTime(
+        matmul=(forward, backward),
+        attention=attention,
+        pointwise=pointwise,
+        tensor_parallel=(tensor, tensor),
+        context_parallel=(max(0.0, context - hidden), max(0.0, 2 * context - 2.5 * hidden)),
+        expert_parallel=(exchanged, exchanged),
+        kernels=(
+            KERNELS_FORWARD + 12 * expert + KERNELS_COLLECTIVE * (tp > 1),
+            KERNELS_BACKWARD + 20 * expert + KERNELS_COLLECTIVE * (tp > 1),
+        ),
+    )
+
+
+@lru_cache(maxsize=20_000)
+def head_time(spec: ModelSpec, tp: int, cp: int, micro_batch: int, seq_len: int, machine: Machine) -> tuple[float, float]:
+    """(forward, backward) seconds of the output head and the loss of one micro-batch."""
+    tokens = micro_batch * _share(seq_len, cp)
+    columns = _share(spec.vocab_size, tp)
+    forward, backward = _products([(tokens, columns, spec.dim)], machine, "bf16")
+    scores = tokens * columns
+    return forward + moved_s(10.0 * scores, machine, 4), backward + moved_s(8.0 * scores, machine, 4)
+
+
+@lru_cache(maxsize=1000)
+def layer_kinds(spec: ModelSpec, seq_len: int) -> tuple[tuple[bool, float, int], ...]:
+    """(routed, keys attended, how many) of the layers that differ in time."""
+    kinds: dict[tuple[bool, float], int] = {}
+    for layer in range(spec.n_layers):
+        key = (bool(spec.n_experts) and (layer + 1) % spec.moe_every == 0, spec.attended(seq_len, layer))
+        kinds[key] = kinds.get(key, 0) + 1
+    return tuple((expert, keys, count) for (expert, keys), count in kinds.items())
+
+
+def _slower_of(host_s: float, device_s: float) -> float:
+    """Host and device work side by side; kernels are long here and short there, so neither hides the other wholly."""
+    return (host_s**3 + device_s**3) ** (1 / 3)
+
+
+def step_time(spec: ModelSpec, layout: Layout, machine: Machine) -> StepTime:
+    """Seconds of one optimiser step by part.
+
+    A pipeline of p stages and v virtual stages takes m + (p - 1) / v times as long as its slowest stage needs for one
+    micro-batch (Narayanan et al. 2021, section 2.2); the head makes the last stage slower.
+    """
+    c, stack = machine.constants, machine.stack
+    micro_batches = layout.micro_batches
+    layers = 0.0
+    sums = dict.fromkeys(("matmul", "attention", "pointwise", "recompute", "launch", "tp", "cp", "ep"), 0.0)
+    device_forward = 0.0
+    for expert, keys, count in layer_kinds(spec, layout.seq_len):
+        t = layer_time(
+            spec, expert, keys, layout.tp, layout.cp, layout.ep, layout.micro_batch, layout.seq_len, layout.dtype, machine
+        )
+        again = {"none": 0.0, "selective": 1.0, "full": 1.0}[layout.recompute]
+        once_more = t.attention[0] if layout.recompute == "selective" else t.device(0)
+        if layout.recompute == "selective" and stack.fused_attention:
+            once_more = 0.3 * t.matmul[0] + t.pointwise[0]
+        kernels = t.kernels[0] + t.kernels[1] + (t.kernels[0] if layout.recompute == "full" else 0)
+        device = t.device(0) + t.device(1) + again * once_more
+        comm = [sum(x) for x in (t.tensor_parallel, t.context_parallel, t.expert_parallel)]
+        if layout.recompute == "full":
+            comm = [c_ + x[0] for c_, x in zip(comm, (t.tensor_parallel, t.context_parallel, t.expert_parallel), strict=True)]
+        sums["matmul"] += count * sum(t.matmul)
+        sums["attention"] += count * sum(t.attention)
+        sums["pointwise"] += count * sum(t.pointwise)
+        sums["recompute"] += count * again * once_more
+        sums["launch"] += count * (_slower_of(kernels * stack.dispatch_s, device + sum(comm)) - device - sum(comm))
+        for name, seconds in zip(("tp", "cp", "ep"), comm, strict=True):
+            sums[name] += count * seconds
+        layers += count
+        device_forward += count * t.device(0)
+    per_stage = {name: value * math.ceil(layers / layout.pp) / layers for name, value in sums.items()}
+    head = sum(head_time(spec, layout.tp, layout.cp, layout.micro_batch, layout.seq_len, machine))
+    body = sum(per_stage.values())
+
+    hop = 0.0
+    if layout.pp > 1:
+        sent = 2.0 * layout.micro_batch * layout.seq_len / layout.cp * spec.dim / (layout.tp if stack.sequence_parallel else 1)
+        each = point_to_point_s(sent, layout.tp * layout.replicas, machine) + KERNELS_COLLECTIVE * stack.dispatch_s
+        hop = 2 * layout.virtual_stages * each * (1 - stack.hidden_pp)
+    slots = (layout.pp - 1) / layout.virtual_stages
+    bubble = slots * (body + hop)
+    work = {name: micro_batches * value for name, value in per_stage.items()}
+
+    dense, routed = (weights / layout.pp for weights in gpu_weights(spec, layout.tp, layout.ep))
+    compute = micro_batches * body
+    data_parallel = _data_parallel_s(spec, layout, machine, dense, routed, compute)
+    ranks = (layout.shard or layout.replicas) if layout.zero >= 1 else 1
+    held = dense / ranks + routed / max(1, ranks // layout.ep)
+    optimiser = held * stack.optimiser_bytes / machine.memory_bytes_per_s + stack.step_s
+    partial = StepTime(
+        matmul_s=work["matmul"],
+        attention_s=work["attention"],
+        pointwise_s=work["pointwise"],
+        recompute_s=work["recompute"],
+        launch_s=work["launch"],
+        tensor_parallel_s=work["tp"],
+        context_parallel_s=work["cp"],
+        expert_parallel_s=work["ep"],
+        head_s=micro_batches * head,
+        pipeline_s=micro_batches * hop,
+        bubble_s=bubble,
+        data_parallel_s=data_parallel,
+        optimiser_s=optimiser,
+    )
+    doublings = max(0.0, math.log2(layout.gpus / c.domain_gpus))
+    return replace(partial, straggler_s=partial.total_s * stack.straggler * doublings)
+
+
+@lru_cache(maxsize=10_000)
+def gpu_weights(spec: ModelSpec, tp: int, ep: int) -> tuple[float, float]:
+    """(weights that all data parallel ranks share, weights of routed experts) that one GPU would hold without a pipeline."""
+    experts = spec.n_expert_layers * spec.n_experts * 3 * spec.dim * spec.expert_ffn_dim
+    return (spec.parameters().total - experts) / tp, experts / tp / ep
+
+
+def _data_parallel_s(spec: ModelSpec, layout: Layout, machine: Machine, dense: float, routed: float, compute_s: float) -> float:
+    """Seconds of gradient and parameter traffic that compute does not hide."""
+    stack = machine.stack
+    ranks = layout.shard or layout.replicas
+    if layout.replicas <= 1:
+        return 0.0
+
+    def ring(bytes_each: float) -> float:
+        alone = ring_s(bytes_each * dense, ranks, layout.tp, machine)
+        return alone + ring_s(bytes_each * routed, max(1, ranks // layout.ep), layout.tp * layout.ep, machine)
+
+    reduce, gather = ring(stack.gradient_bytes), ring(2.0)
+    if layout.zero == 0:
+        seconds = 2 * reduce
+    elif layout.zero < 3:
+        seconds = reduce + gather
+    else:
+        latency = ring_s(0.0, ranks, layout.tp, machine) * (spec.n_layers / layout.pp - 1)
+        seconds = layout.micro_batches * (reduce + 2 * gather + 3 * latency)
+    if layout.shard and layout.shard < layout.replicas:
+        owned = stack.gradient_bytes * (dense + routed) / layout.shard
+        seconds += 2 * ring_s(owned, layout.replicas // layout.shard, layout.tp * layout.shard, machine)
+    behind = compute_s if layout.zero == 3 else compute_s * 0.6 / layout.micro_batches
+    return seconds - min(stack.hidden_dp * seconds, behind)

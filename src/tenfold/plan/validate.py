@@ -1,0 +1,155 @@
+"""What this plan gets wrong on published runs: step time, ranking, memory, GPU-hours."""
+
+import csv
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, median
+
+from tenfold.plan.failures import effective_time
+from tenfold.plan.machine import machine
+from tenfold.plan.memory import memory
+from tenfold.plan.plan import make_plan
+from tenfold.plan.published import DATA, Row, read_layouts, read_vtrain
+from tenfold.plan.shape import Shape, dense_shape
+from tenfold.plan.step_time import step_time
+from tenfold.plan.workload import DAY_S
+from tenfold.spec.errors import TenfoldError
+
+NEAR_BEST = 1.03
+HOURS_BATCH_TOKENS = 4e6  # of every model in the table of GPU-hours, where its own is not used
+HOURS_GPUS = 1024  # where the number is not given
+PARTS = (("h800", "h800"), ("h100", "h100"), ("a100", "a100"), ("v100", "v100"), ("tpuv4", "tpu-v4"))
+
+
+@dataclass(frozen=True)
+class Error:
+    """Errors of one kind on one source, in percent of the measured value."""
+
+    kind: str
+    source: str
+    rows: int
+    mean_abs_pct: float
+    median_abs_pct: float
+    bias_pct: float
+    worst: str
+    worst_pct: float
+
+
+def _summary(kind: str, source: str, errors: Iterable[tuple[str, float]]) -> Error:
+    pairs = list(errors)
+    worst = max(pairs, key=lambda pair: abs(pair[1]))
+    sizes = [abs(e) for _, e in pairs]
+    return Error(kind, source, len(pairs), mean(sizes), median(sizes), mean(e for _, e in pairs), *worst)
+
+
+def _short(source: str) -> str:
+    head, _, tail = source.partition("[")
+    return (head.split("(")[0].strip()[:40] + (" [" + tail if tail else ""))[:75]
+
+
+def step_errors(rows: Iterable[Row]) -> dict[tuple[str, str], list[tuple[Row, float]]]:
+    """(source, precision) -> rows with the error of their step time in percent."""
+    found = defaultdict(list)
+    for row in rows:
+        predicted = step_time(row.spec, row.layout, row.machine).total_s
+        found[_short(row.source), row.precision].append((row, 100 * (predicted / row.step_s - 1)))
+    return dict(found)
+
+
+def ranking(rows: Iterable[Row]) -> tuple[int, int, list[str]]:
+    """(groups whose favourite is within 3 % of the measured best, groups, the misses in words)."""
+    groups = defaultdict(list)
+    for row in rows:
+        groups[row.group].append(row)
+    several = [g for g in groups.values() if len({r.layout for r in g}) > 1]
+    misses = []
+    for group in several:
+        favourite = min(group, key=lambda r: step_time(r.spec, r.layout, r.machine).total_s)
+        best = min(group, key=lambda r: r.step_s)
+        if favourite.step_s > NEAR_BEST * best.step_s:
+            loss = 100 * (favourite.step_s / best.step_s - 1)
+            misses.append(f"{favourite.name} on {favourite.layout.gpus}: {favourite.layout.words()} is {loss:.0f} % behind")
+    return len(several) - len(misses), len(several), misses
+
+
+def memory_errors(rows: Iterable[Row]) -> list[tuple[Row, float]]:
+    """Rows that report memory, with the error in percent."""
+    return [
+        (row, 100 * (memory(row.spec, row.layout, row.machine).total_gib / row.memory_gib - 1)) for row in rows if row.memory_gib
+    ]
+
+
+def hours_errors(path: Path | None = None) -> list[tuple[str, float, float]]:
+    """(model, reported GPU-hours, planned GPU-hours) from parameters, tokens and the number of GPUs alone.
+
+    The plan takes a Llama shape of the same (active) parameters, a batch of 4M tokens, the best layout, and the time
+    that failures cost.
+    """
+    text = (path or DATA.joinpath("training_runs.csv")).read_text()
+    found = []
+    for row in csv.DictReader(text.splitlines()):
+        part = next((key for pattern, key in PARTS if pattern in row["gpu_model"].lower().replace(" ", "")), None)
+        if not (part and row["gpu_hours"] and row["tokens"]) or "3.2" in row["family"]:
+            continue  # Llama 3.2's models are pruned and distilled: their hours are not those of 6ND
+        params = float(row["params_active"] or row["params_total"])
+        tokens, hours = float(row["tokens"]), float(row["gpu_hours"])
+        digits = row["n_gpus"].split("-")[-1]
+        gpus = int(digits) if digits.isdigit() else HOURS_GPUS
+        seq_len = int(row["sequence_length"] or 4096)
+        shape = Shape(dense_shape(params, row["model"], 32000), tokens, 6 * params * tokens, ())
+        batch = max(gpus if params > 1e11 else 1, round(HOURS_BATCH_TOKENS / seq_len))
+        while gpus > 8 and batch / gpus < 0.1:
+            gpus //= 2
+        try:
+            plan = make_plan(shape, gpus, machine(part, "megatron"), seq_len=seq_len, global_batch=batch)
+        except TenfoldError:
+            continue
+        share = effective_time(gpus, plan.workload.days * DAY_S, 14 * params).effective_share.mid
+        found.append((row["model"], hours, plan.workload.gpu_hours / share))
+    return found
+
+
+def with_overhead(hours: list[tuple[str, float, float]]) -> list[tuple[str, float, float]]:
+    """The same with what reported hours hold beside steps and failures (evaluation, ablations, annealing, slow starts).
+
+    One factor, the median over all other models: no model's hours stand behind its own figure.
+    """
+    ratios = [told / planned for _, told, planned in hours]
+    return [(name, told, planned * median(ratios[:i] + ratios[i + 1 :])) for i, (name, told, planned) in enumerate(hours)]
+
+
+def _hours_pct(hours: list[tuple[str, float, float]]) -> list[tuple[str, float]]:
+    return [(name, 100 * (planned / told - 1)) for name, told, planned in hours]
+
+
+def validate(layouts: Path | None = None, runs: Path | None = None) -> tuple[list[Error], list[str]]:
+    """(the error table, remarks). Tables of the same columns replace the package's own copies."""
+    rows, unread = read_layouts(layouts)
+    single_and_multi = [] if layouts else list(read_vtrain())
+    table, remarks = [], []
+    by_source = step_errors([*rows, *single_and_multi])
+    for (source, precision), errors in by_source.items():
+        named = [(f"{row.name}, {row.layout.words()}", e) for row, e in errors]
+        table.append(_summary(f"step time, {precision}", source, named))
+    sixteen = [(r.name, e) for (_, p), errors in by_source.items() if p == "bf16" for r, e in errors if "vTrain" not in r.source]
+    if sixteen:
+        table.append(_summary("step time, bf16", "all of layouts.csv", sixteen))
+    remembered = [(row.name, e) for row, e in memory_errors(rows)]
+    if remembered:
+        table.append(_summary("memory", "all that report it", remembered))
+    hours = hours_errors(runs)
+    if hours:
+        table.append(_summary("GPU-hours, steps and failures", "training runs", _hours_pct(hours)))
+        if len(hours) > 2:
+            table.append(_summary("GPU-hours, all that is reported", "training runs", _hours_pct(with_overhead(hours))))
+    held, groups, misses = ranking([*rows, *single_and_multi])
+    if groups:
+        remarks.append(
+            f"Ranking: the favourite is within 3 % of the measured best in {held} of {groups} groups ({held / groups:.0%})."
+        )
+        remarks += misses
+    if unread:
+        remarks.append(f"{unread} rows were not read: no shape, no figure, or a precision that is not modelled (FP4).")
+    return table, remarks

@@ -1,0 +1,60 @@
+"""The shape of Llama 4's picture encoder."""
+
+from dataclasses import dataclass
+
+from tenfold.spec.errors import TenfoldError
+
+
+@dataclass(frozen=True)
+class VisionSpec:
+    """A transformer over the patches of one square tile, whose neighbouring outputs are then joined.
+
+    Defaults are Scout's and Maverick's (llama-models `models/llama4/vision`). `shuffle` x `shuffle` neighbours become
+    one token of the text model; `adapter_dim` is the width between. `patch_token` is the id of `<|patch|>`, the place
+    of one such token in the text.
+    """
+
+    image_size: int = 336
+    patch_size: int = 14
+    dim: int = 1408
+    n_layers: int = 34
+    n_heads: int = 16
+    shuffle: int = 2
+    adapter_dim: int = 4096
+    rope_theta: float = 10_000.0
+    patch_token: int = 200092
+
+    def __post_init__(self) -> None:
+        if self.image_size % (self.patch_size * self.shuffle):
+            raise TenfoldError(
+                f"A picture of {self.image_size} pixels must be a multiple of patch_size x shuffle = "
+                f"{self.patch_size * self.shuffle}."
+            )
+        if self.dim % (4 * self.n_heads):
+            raise TenfoldError(f"The picture encoder's width {self.dim} must be a multiple of 4 x n_heads = {4 * self.n_heads}.")
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side of a tile."""
+        return self.image_size // self.patch_size
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.n_heads
+
+    @property
+    def mlp_dim(self) -> int:
+        """Hidden width of the MLPs: also that of joined neighbours, which Hugging Face's config takes for granted."""
+        return self.dim * self.shuffle**2
+
+    @property
+    def tokens_per_tile(self) -> int:
+        return (self.grid // self.shuffle) ** 2
+
+    def parameters(self, text_dim: int) -> int:
+        """All weights of encoder, adapter and projection to a text model of width `text_dim`."""
+        patch = 3 * self.patch_size**2 * self.dim
+        places = (self.grid**2 + 2) * self.dim
+        block = 4 * self.dim * (self.dim + 1) + 2 * self.dim * self.mlp_dim + self.mlp_dim + self.dim + 4 * self.dim
+        adapter = self.mlp_dim * self.adapter_dim + self.adapter_dim**2 + self.adapter_dim * text_dim
+        return patch + places + self.n_layers * block + 4 * self.dim + adapter

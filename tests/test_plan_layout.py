@@ -1,0 +1,169 @@
+"""The search, memory, shapes, and what is said about bad input."""
+
+import json
+import math
+
+import pytest
+
+from tenfold.plan.explain import NAMES, explain
+from tenfold.plan.layout import divisors, search
+from tenfold.plan.machine import machine
+from tenfold.plan.memory import memory
+from tenfold.plan.plan import GpuRequest, gpus_for_days, make_plan, solve
+from tenfold.plan.published import read_layouts
+from tenfold.plan.shape import Request, dense_shape, expert_shape, optimum, resolve, shape_for
+from tenfold.plan.workload import Layout
+from tenfold.spec.errors import TenfoldError
+from tenfold.spec.model import published_model
+
+
+def test_memory_of_torchtitan():
+    rows = [row for row in read_layouts()[0] if row.memory_gib]
+    errors = [memory(r.spec, r.layout, r.machine).total_gib / r.memory_gib - 1 for r in rows]
+    assert len(rows) == 10
+    assert sum(map(abs, errors)) / len(errors) <= 0.12
+
+
+def test_state_without_sharding_is_18_bytes_a_parameter():
+    spec, part = published_model("llama-3.1-8b"), machine("h100")
+    needed = memory(spec, Layout(seq_len=128, zero=0), part)
+    state = needed.parameters_gib + needed.gradients_gib + needed.optimiser_gib
+    assert state * 2**30 == pytest.approx(18 * spec.parameters().total, rel=0.01)
+    sharded = memory(spec, Layout(dp=64, global_batch=64, seq_len=128, zero=3), part)
+    assert sharded.optimiser_gib == pytest.approx(needed.optimiser_gib / 64, rel=0.01)
+    assert not needed.fits
+
+
+@pytest.fixture(scope="module")
+def llama_405b():
+    return search(published_model("llama-3.1-405b"), 16_384, machine("h100"), seq_len=8192, global_batch=2048)
+
+
+def test_the_search_keeps_its_promises(llama_405b):
+    found = [llama_405b.best, *llama_405b.others]
+    assert len(found) == 10
+    assert all(c.memory.fits and c.layout.gpus == 16_384 for c in found)
+    assert all(c.layout.global_batch % (c.layout.dp * c.layout.micro_batch) == 0 for c in found)
+    assert [c.slower_pct for c in found] == sorted(c.slower_pct for c in found)
+    assert all(c.loses_by for c in llama_405b.others)
+    assert llama_405b.best.layout.words() not in llama_405b.second_wins_if
+
+
+def test_the_search_beats_what_meta_ran(llama_405b):
+    from tenfold.plan.step_time import step_time
+
+    spec, part = published_model("llama-3.1-405b"), machine("h100")
+    theirs = Layout(
+        tp=8, pp=16, dp=128, micro_batch=1, global_batch=2048, seq_len=8192, virtual_stages=8, zero=2, recompute="selective"
+    )
+    assert memory(spec, theirs, part).fits
+    assert llama_405b.best.tokens_per_s >= theirs.tokens_per_step / step_time(spec, theirs, part).total_s
+
+
+def test_laws_agree_with_their_papers():
+    params, tokens, _ = optimum(3.8e25, "llama3")
+    assert (params, tokens) == (pytest.approx(402e9, rel=0.05), pytest.approx(16.55e12, rel=0.02))
+    params, tokens, _ = optimum(5.76e23, "chinchilla")
+    assert 6 * params * tokens == pytest.approx(5.76e23)
+    # approach 3 of the paper's table A3: 40B parameters at Gopher's compute
+    assert params == pytest.approx(40e9, rel=0.25)
+
+
+@pytest.mark.parametrize("name", ["llama-3-8b", "llama-3-70b", "llama-3.1-405b"])
+def test_dense_shapes_find_the_family_again(name):
+    published = published_model(name)
+    shape = dense_shape(published.parameters().total)
+    assert shape.dim == published.dim
+    assert shape.parameters().total == pytest.approx(published.parameters().total, rel=0.03)
+
+
+def test_experts_keep_the_active_parameters():
+    spec = expert_shape(17e9, 16, experts_per_token=1)
+    assert spec.parameters().active == pytest.approx(17e9, rel=0.1)
+    assert spec.parameters().total > 4 * spec.parameters().active
+
+
+def test_gpus_for_days_hold_the_days():
+    shape, part = shape_for(1e23), machine("h100")
+    gpus = gpus_for_days(shape, 20, part)
+    assert gpus % 8 == 0
+    plan = make_plan(shape, gpus, part)
+    assert plan.workload.days <= 20 < 2 * plan.workload.days
+    assert plan.workload.mfu < 1
+    for name in NAMES:
+        assert explain(plan, name)
+
+
+@pytest.mark.parametrize(
+    ("asked", "fixed", "says"),
+    [
+        (Request(after="llama-3.1-405x"), GpuRequest(gpus=8), "llama-3.1-405b"),
+        (Request(after="llama-3.1-8b", flops=1e22), GpuRequest(gpus=8), "--after and --flops"),
+        (Request(flops=1e24, law="chinchila"), GpuRequest(gpus=8), "chinchilla"),
+        (Request(flops=1e24), GpuRequest(), "--gpus, --days or --budget-usd"),
+        (Request(), GpuRequest(gpus=8), "how large"),
+        (Request(after="llama-3.1-405b"), GpuRequest(gpus=64), "GiB"),
+        (Request(after="llama-3.1-405b"), GpuRequest(gpus=16384, days=10), "need .* days, not 10"),
+        (Request(flops=1e24), GpuRequest(gpus=8, budget_usd=1e6), "--budget-usd and --flops"),
+        (Request(flops=1e24), GpuRequest(gpus=0, days=-1), "--days"),
+    ],
+)
+def test_bad_requests_say_what_binds(asked, fixed, says):
+    with pytest.raises(TenfoldError, match=says):
+        solve(asked, fixed, machine("h100"))
+
+
+def test_a_repeated_corpus_is_said():
+    notes = " ".join(shape_for(1e26, unique_tokens=1e12).notes)
+    assert "beyond 4 epochs" in notes
+
+
+def test_a_budget_is_spent_and_not_passed():
+    plan = solve(Request(), GpuRequest(budget_usd=2e6), machine("h100"))
+    assert 0.7 * 2e6 < plan.workload.gpu_hours * 2.95 < 1.1 * 2e6
+
+
+def test_a_model_of_ones_own(tmp_path):
+    path = tmp_path / "my.toml"
+    path.write_text("dim = 2048\nn_layers = 16\nn_heads = 16\nn_kv_heads = 8\nffn_dim = 8192\nvocab_size = 32000\n")
+    shape = resolve(Request(model=path, tokens=1e11))
+    assert (shape.spec.dim, shape.tokens) == (2048, 1e11)
+    path.write_text("dim = 'wide'\nlayers = 3\n")
+    with pytest.raises(TenfoldError, match="is no model"):
+        resolve(Request(model=path, tokens=1e11))
+
+
+def test_divisors():
+    assert divisors(36) == [d for d in range(1, 37) if 36 % d == 0]
+
+
+def test_calibration_finds_the_machine_again(tmp_path):
+    from dataclasses import asdict
+
+    from tenfold.plan.calibrate import calibrate, calibrated, write
+    from tenfold.plan.step_time import step_time
+    from tenfold.spec.shapes import llama_shape
+
+    spec, part = llama_shape(1024, 32000), machine("h100")
+    layout = Layout(micro_batch=8, global_batch=8, seq_len=1024, zero=0)
+    slow = 1.7 * step_time(spec, layout, part).total_s
+    per_token = spec.train_flops_per_token(1024)
+    rate = layout.tokens_per_step / slow
+    start = {
+        "event": "start", "model": asdict(spec), "hyperparameters": {"batch_size": 8}, "device": "cuda",
+        "flops_per_token": per_token, "mfu_of": "H100 SXM's published dense bf16 rate",
+    }  # fmt: skip
+    end = {"event": "end", "tokens_per_s": rate, "mfu": rate * per_token / 989e12}
+    (tmp_path / "run.jsonl").write_text(json.dumps(start) + "\n" + json.dumps(end) + "\n")
+    (tmp_path / "run.toml").write_text("seq_len = 1024\n")
+    found = calibrate(tmp_path)
+    write(found, tmp_path / "home")
+    again, words = calibrated(part, "h100", tmp_path / "home")
+    assert again is not None and "Calibrated by" in words
+    assert step_time(spec, layout, again).total_s == pytest.approx(slow, rel=0.01)
+    assert math.isclose(found.measured_step_s, slow, rel_tol=1e-6)
+    unfinished = tmp_path / "cut"
+    unfinished.mkdir()
+    (unfinished / "run.jsonl").write_text(json.dumps(start) + '\n{"event": "st')
+    with pytest.raises(TenfoldError, match="not finished"):
+        calibrate(unfinished)

@@ -1,0 +1,163 @@
+"""The report: one screen, a document that is plain JSON, pictures that show the plan's own figures."""
+
+import io
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from tenfold.plan import pictures, report
+from tenfold.plan.consequences import Surroundings, computing_of, consequences
+from tenfold.plan.workload import Layout, Memory, StepTime, Workload
+from tenfold.spec.accelerator import accelerator
+from tenfold.spec.model import published_model
+
+STEP = StepTime(matmul_s=2.6, attention_s=0.4, pointwise_s=0.4, tensor_parallel_s=0.5, bubble_s=0.3, data_parallel_s=0.1, optimiser_s=0.05)
+LLAMA = Workload(
+    spec=published_model("llama-3.1-405b"),
+    tokens=15.6e12,
+    accelerator=accelerator("h100"),
+    gpus=16384,
+    layout=Layout(tp=8, pp=16, dp=128, global_batch=2048, micro_batch=1),
+    memory=Memory(6, 12, 5, 30, 4, 74.5),
+    step_time=STEP,
+    step_s=STEP.total_s,
+    days=54.0,
+    mfu=0.41,
+)
+SHARDED = replace(LLAMA, gpus=64, layout=Layout(dp=64, global_batch=64, zero=3), days=20.0)
+EXPERTS = replace(
+    LLAMA, spec=published_model("llama-4-maverick"), gpus=65536, layout=Layout(tp=8, pp=32, cp=2, ep=8, dp=128, global_batch=2048, virtual_stages=2)
+)
+
+
+def made(workload=LLAMA, **changes):
+    rows = [{"layout": f"TP {tp}, PP 16", "step_s": 5.0, "reason": "memory short by 11 GiB"} for tp in (1, 2, 4)]
+    plan = report.document(workload, consequences(workload, Surroundings("TX", **changes)), alternatives=rows, notes=["Tokens <repeat>."])
+    return json.loads(json.dumps(plan, allow_nan=False))
+
+
+@pytest.mark.parametrize("workload", [LLAMA, SHARDED, EXPERTS], ids=["pipeline", "sharded", "experts"])
+def test_the_terminal_shows_it_on_one_screen(workload):
+    console = Console(width=80, file=io.StringIO(), force_terminal=False)
+    console.print(report.terminal(made(workload)))
+    lines = console.file.getvalue().splitlines()
+    assert len(lines) <= 38
+    assert max(map(len, lines)) <= 80
+    assert any("memory short by 11 GiB" in line for line in lines)
+
+
+def test_the_document_agrees_with_its_parts():
+    plan = made()
+    assert plan["model"]["flops"] == LLAMA.flops
+    assert plan["step"]["tflops_per_gpu"] == pytest.approx(
+        LLAMA.spec.train_flops_per_token(8192) * 2048 * 8192 / STEP.total_s / 16384 / 1e12
+    )
+    time, power = plan["time"], plan["power"]
+    assert time["wall_days"]["low"] < time["wall_days"]["mid"] < time["wall_days"]["high"]
+    assert time["wall_days"]["mid"] == pytest.approx(54 / plan["failures"]["effective_share"]["mid"])
+    assert power["energy_mwh"]["mid"] == pytest.approx(power["mean_mw"]["mid"] * 24 * time["wall_days"]["mid"])
+    assert power["share_of_year_pct"]["mid"] == pytest.approx(100 * power["energy_mwh"]["mid"] / 14_975_435)
+    simulated = plan["failures"]["simulated_share"]
+    assert simulated["mid"] == pytest.approx(plan["failures"]["effective_share"]["mid"], abs=5e-3)
+    assert 0 < computing_of(STEP) < 1
+    assert computing_of(STEP) == pytest.approx(1 - 0.9 / STEP.total_s)
+
+
+def test_every_quantity_is_a_range_that_rises():
+    plan = made()
+    seen = 0
+    for part in ("time", "power", "cost", "footprint"):
+        for name, value in plan[part].items():
+            if isinstance(value, dict) and set(value) == {"low", "mid", "high"}:
+                assert value["low"] <= value["mid"] <= value["high"], name
+                seen += 1
+    assert seen >= 24
+
+
+def test_every_field_is_documented():
+    text = (Path(__file__).parents[1] / "docs" / "plan.md").read_text()
+    plan = made()
+    assert all(f"`{key}`" in text for key in plan)
+    for part in ("memory", "step", "time", "power", "cost", "footprint", "layout"):
+        short = {"rent_usd_per_gpu_hour", "own_usd_per_gpu_hour"}  # "per GPU-hour too"
+        assert [key for key in plan[part] if f"`{key}`" not in text and key not in short] == [], part
+
+
+class Page(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.open, self.links = [], []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in ("meta", "br", "img"):
+            self.open.append(tag)
+        self.links += [value for name, value in attrs if name in ("src", "href") and not (value or "").startswith("#")]
+
+    def handle_startendtag(self, tag, attrs):
+        pass
+
+    def handle_endtag(self, tag):
+        while self.open and self.open.pop() != tag:
+            pass
+
+
+def test_the_page_stands_alone():
+    text = report.html(made())
+    page = Page()
+    page.feed(text)
+    assert page.links == []
+    assert text.count("<svg") == len(pictures.ALL)
+    assert "Tokens &lt;repeat&gt;." in text
+    assert "memory short by 11 GiB" in text
+
+
+def words(svg):
+    return " ".join("".join(e.itertext()) for e in ElementTree.fromstring(svg).iter() if e.tag.endswith("}text"))
+
+
+def test_the_layout_map_numbers_gpus_as_ranks_lie():
+    """Tensor ranks innermost, then context, data, pipeline (Megatron's order): stage 1 of 128 replicas of 8 begins at 1,024."""
+    drawn = words(pictures.draw_layout(made()))
+    assert "stage 15: layers 118 to 125, head" in drawn
+    numbers = {int(n) for n in re.findall(r"\b\d+\b", drawn)}
+    assert {7, 1024, 15 * 1024 + 7} <= numbers
+    assert "First 8 of 64 GPUs, each with 1/64 of the state" in words(pictures.draw_layout(made(SHARDED)))
+    experts = words(pictures.draw_layout(made(EXPERTS)))
+    assert "32 stages x 2 context x 8 tensor ranks" in experts and "16 of 128 experts a GPU" in experts
+
+
+def test_pictures_show_the_figures():
+    plan = made()
+    assert "activations 30 GiB" in words(pictures.draw_memory(plan))
+    assert "tensor parallel 0.5 s" in words(pictures.draw_step(plan))
+    assert "this plan" in words(pictures.draw_compute(plan)) and "Llama 3.1 405B" in words(pictures.draw_compute(plan))
+    interruptions = int(re.search(r"(\d+) interruptions", words(pictures.draw_failures(plan)))[1])
+    assert interruptions == pytest.approx(plan["failures"]["interruptions"]["mid"], rel=0.2)
+    assert "rented, in all" in words(pictures.draw_split(plan))
+
+
+@pytest.mark.parametrize(("value", "said"), [(61.2e6, "$ 61.2 M"), (1.84e9, "$ 1.84 bn"), (930, "$ 930"), (1200, "$ 1.2 k")])
+def test_dollars(value, said):
+    assert report.usd(value) == said
+
+
+def test_hourly_profiles_change_the_plan():
+    shared = Path(__file__).parents[2] / "shared" / "traces"
+    if not shared.exists():
+        pytest.skip("no traces here")
+    hourly = made(
+        carbon_csv=shared / "carbon" / "TX_NG_avgCI.csv",
+        price_csv=shared / "power_price" / "US-TEX-ERCO_electricity_prices_2023.csv",
+        weather_epw=shared / "carbon" / "USA_TX_Dallas-Fort.Worth.epw",
+        cooling="outside-air",
+    )
+    yearly = made()
+    assert hourly["cost"]["usd_per_kwh"]["high"] > hourly["cost"]["usd_per_kwh"]["mid"] > hourly["cost"]["usd_per_kwh"]["low"]
+    assert hourly["footprint"]["water_on_site_m3"]["mid"] < yearly["footprint"]["water_on_site_m3"]["mid"]
+    assert hourly["footprint"]["location_tco2e"]["mid"] == pytest.approx(yearly["footprint"]["location_tco2e"]["mid"], rel=0.02)

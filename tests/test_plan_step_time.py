@@ -1,0 +1,85 @@
+"""The step time against what others measured, and what must hold whatever the numbers."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tenfold.plan.kernels import matmul_s, ring_s
+from tenfold.plan.machine import Constants, machine, stacks
+from tenfold.plan.published import read_layouts, read_vtrain
+from tenfold.plan.step_time import step_time
+from tenfold.plan.workload import Layout
+from tenfold.spec.accelerator import accelerators
+from tenfold.spec.model import published_model
+
+
+def errors(rows):
+    return np.array([step_time(r.spec, r.layout, r.machine).total_s / r.step_s - 1 for r in rows])
+
+
+@pytest.fixture(scope="module")
+def sixteen_bit():
+    return [row for row in read_layouts()[0] if row.precision == "bf16"]
+
+
+def test_layouts_in_16_bit(sixteen_bit):
+    assert len(sixteen_bit) > 200
+    assert np.abs(errors(sixteen_bit)).mean() <= 0.08
+
+
+@pytest.mark.parametrize("source", ["Llama 3 paper", "Megatron-LM images/model_table", "Narayanan", "llm-foundry", "torchtitan"])
+def test_no_source_of_dense_models_is_far_off(sixteen_bit, source):
+    rows = [row for row in sixteen_bit if source in row.source]
+    assert rows and np.abs(errors(rows)).mean() <= 0.12
+
+
+def test_vtrain():
+    rows = list(read_vtrain())
+    one = [row for row in rows if "one node" in row.source]
+    several = [row for row in rows if "one node" not in row.source]
+    assert (len(one), len(several)) == (1440, 109)
+    assert np.abs(errors(one)).mean() <= 0.0837
+    assert np.abs(errors(several)).mean() <= 0.12
+
+
+@pytest.mark.parametrize("key", accelerators())
+def test_no_accelerator_passes_its_peak(key):
+    part = machine(key)
+    c = part.constants
+    assert len(Constants.__dataclass_fields__) <= 12
+    assert max(c.matmul_efficiency, c.attention_efficiency, c.memory_efficiency, c.scaleup_efficiency, c.scaleout_efficiency) <= 1
+    seconds = matmul_s(16384, 16384, 16384, part)
+    assert 2 * 16384**3 / seconds <= part.accelerator.peak_flops("bf16")
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from([1, 2, 4, 8]), st.sampled_from([1, 2, 4, 8]), st.sampled_from([1, 2, 4]),
+    st.sampled_from(["none", "selective", "full"]), st.sampled_from(sorted(stacks())),
+)  # fmt: skip
+def test_mfu_stays_below_the_peak_and_parts_are_not_negative(tp, pp, micro, recompute, stack):
+    spec, part = published_model("llama-3.1-8b"), machine("h100", stack)
+    layout = Layout(tp=tp, pp=pp, dp=8, micro_batch=micro, global_batch=256, seq_len=8192, recompute=recompute)
+    t = step_time(spec, layout, part)
+    assert min(t.parts().values()) >= 0
+    flops = layout.tokens_per_step * spec.train_flops_per_token(8192)
+    assert flops / t.total_s / layout.gpus < part.accelerator.peak_flops("bf16")
+
+
+def test_recompute_costs_a_forward_pass():
+    spec, part = published_model("llama-3.1-70b"), machine("h100")
+    base = Layout(tp=8, dp=8, micro_batch=1, global_batch=64, seq_len=8192)
+    none, full = (step_time(spec, replace(base, recompute=r), part) for r in ("none", "full"))
+    forward_share = full.recompute_s / (none.matmul_s + none.attention_s + none.pointwise_s)
+    assert 0.28 < forward_share < 0.4
+
+
+def test_a_ring_moves_what_the_textbook_says():
+    part = machine("h100")
+    whole = 8e9
+    assert ring_s(whole, 8, 1, part) == pytest.approx(whole * 7 / 8 / part.scaleup_bytes_per_s, rel=0.01)
+    assert ring_s(whole, 1, 1, part) == 0
+    assert ring_s(whole, 16, 8, part) > ring_s(whole, 16, 1, part)
