@@ -20,7 +20,7 @@ climb: setup
 	$(BIN)/tenfold climb
 
 test: setup lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n logical --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check src tests bench
