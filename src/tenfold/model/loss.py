@@ -22,7 +22,7 @@ def _rows(weight: Tensor) -> int:
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
-        rows = _rows(weight)
+        rows = min(_rows(weight), hidden.shape[0])
         nats = torch.zeros((), device=hidden.device)
         z_term = torch.zeros((), device=hidden.device)
         grad_hidden = torch.empty_like(hidden)
@@ -30,20 +30,22 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         ignored = targets < 0
         index = targets.clamp(min=0)[:, None]
         minus_one = torch.full((1, 1), -1.0, device=hidden.device)
+        buffer = torch.empty(rows, weight.shape[0], dtype=hidden.dtype, device=hidden.device)
         for start in range(0, hidden.shape[0], rows):
             chunk = slice(start, start + rows)
             h, skip = hidden[chunk], ignored[chunk]
-            logits = F.linear(h, weight).float()
-            log_p = F.log_softmax(logits, -1)
-            nats -= log_p.gather(1, index[chunk]).masked_fill_(skip[:, None], 0.0).sum()
+            logits = torch.mm(h, weight.T, out=buffer[: len(h)]).float()
+            target, largest = logits.gather(1, index[chunk]), logits.amax(-1, keepdim=True)
+            p = torch.softmax(logits, -1, out=logits)
+            # The largest probability is at least 1 / vocab, so its logarithm is exact where the target's may not be.
+            log_z = largest - p.amax(-1, keepdim=True).log()
+            nats += (log_z - target).masked_fill_(skip[:, None], 0.0).sum()
             if z_loss:
-                log_z = (logits[:, :1] - log_p[:, :1]).masked_fill_(skip[:, None], 0.0)
+                log_z = log_z.masked_fill(skip[:, None], 0.0)
                 z_term += z_loss * log_z.square().sum()
-            grad = log_p.exp_()  # the softmax, in the memory of its logarithm
-            if z_loss:
-                grad *= 1 + 2 * z_loss * log_z
-            grad.scatter_add_(1, index[chunk], minus_one.expand(len(h), 1))
-            grad = grad.to(h.dtype)
+                p *= 1 + 2 * z_loss * log_z
+            p.scatter_add_(1, index[chunk], minus_one.expand(len(h), 1))
+            grad = p.to(h.dtype)
             # What is ignored is taken out of both products by their narrow side: the logits are the wide one.
             torch.mm(grad, weight, out=grad_hidden[chunk]).masked_fill_(skip[:, None], 0.0)
             h = h.masked_fill(skip[:, None], 0.0)
