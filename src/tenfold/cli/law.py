@@ -10,6 +10,9 @@ from tenfold.cli import AsJson, app, print_json
 law_app = typer.Typer(help="Fit scaling laws and back-test them.", no_args_is_help=True)
 app.add_typer(law_app, name="law")
 
+BitsPerByte = Annotated[
+    bool, typer.Option("--bits-per-byte", help="Losses are in bits per byte: what is known of their lowest value is used.")
+]
 Columns = Annotated[str, typer.Option(help="Column names, as params=n,tokens=d,flops=c,loss=l.")]
 
 
@@ -17,6 +20,7 @@ Columns = Annotated[str, typer.Option(help="Column names, as params=n,tokens=d,f
 def fit(
     points: Annotated[Path, typer.Argument(help="A CSV file with params, tokens and/or flops, and loss.")],
     columns: Columns = "",
+    bits_per_byte: BitsPerByte = False,
     flops: Annotated[float | None, typer.Option(help="Also forecast the best run of this compute.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the law as JSON.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the points and the law.")] = None,
@@ -31,11 +35,11 @@ def fit(
     from rich.console import Console
     from rich.table import Table
 
-    from tenfold.scale.law import classic_fit, fit_law
+    from tenfold.scale.law import BITS_PER_BYTE, classic_fit, fit_law
     from tenfold.scale.points import parse_columns, read_points
 
     found, unusable = read_points(points, parse_columns(columns))
-    law = fit_law(found)
+    law = fit_law(found, asymptote=BITS_PER_BYTE if bits_per_byte else None)
     classic = classic_fit(found)
     target = flops or 10 * law.largest_flops
     n, d, _ = law.optimum(target)
@@ -89,6 +93,7 @@ def backtest(
     points: Annotated[Path, typer.Argument(help="A CSV file with params, tokens and/or flops, and loss.")],
     holdout: Annotated[float, typer.Option(help="Hide all points above 1/HOLDOUT of the largest compute.")] = 10.0,
     columns: Columns = "",
+    bits_per_byte: BitsPerByte = False,
     as_json: AsJson = False,
 ) -> None:
     """Hide the largest runs, forecast them, and count how often the intervals held.
@@ -100,11 +105,13 @@ def backtest(
 
     from tenfold.scale.backtest import backtest as hide_and_predict
     from tenfold.scale.backtest import rung_by_rung
+    from tenfold.scale.law import BITS_PER_BYTE
     from tenfold.scale.points import parse_columns, read_points
 
     found, unusable = read_points(points, parse_columns(columns))
-    result = hide_and_predict(found, holdout)
-    rungs = rung_by_rung(found) if len({round(p.flops, -1) for p in found}) <= 40 else []
+    asymptote = BITS_PER_BYTE if bits_per_byte else None
+    result = hide_and_predict(found, holdout, asymptote=asymptote)
+    rungs = rung_by_rung(found, asymptote=asymptote) if len({round(p.flops, -1) for p in found}) <= 40 else []
     if as_json:
         print_json({**result.to_dict(), "unusable_rows": unusable, "rungs": [r.summary() for r in rungs]})
         return

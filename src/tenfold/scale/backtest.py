@@ -49,8 +49,10 @@ class Backtest:
         return {**self.summary(), "predictions": [asdict(p) for p in self.predictions]}
 
 
-def backtest(points: Sequence[Point], holdout: float, *, seed: int = 0) -> Backtest:
-    """Fit the points of at most 1 / `holdout` of the largest compute and predict the others."""
+def backtest(
+    points: Sequence[Point], holdout: float, *, asymptote: tuple[float, float] | None = None, seed: int = 0
+) -> Backtest:
+    """Fit the points of at most 1 / `holdout` of the largest compute and predict the others; `asymptote` as in `fit_law`."""
     if holdout <= 1:
         raise TenfoldError(f"--holdout must be more than 1 (10 hides the last factor of ten), not {holdout:g}.")
     edge = max(p.flops for p in points) / holdout * 1.0001
@@ -61,7 +63,7 @@ def backtest(points: Sequence[Point], holdout: float, *, seed: int = 0) -> Backt
             f"Only {len(below)} points lie below 1/{holdout:g} of the largest compute and a law needs {MINIMUM_POINTS}: "
             "hold out less or add smaller runs."
         )
-    law = fit_law(below, seed=seed)
+    law = fit_law(below, asymptote=asymptote, seed=seed)
     predictions = []
     for p in above:
         forecast = law.predict(p.params, p.tokens)
@@ -71,7 +73,9 @@ def backtest(points: Sequence[Point], holdout: float, *, seed: int = 0) -> Backt
     return Backtest(len(below), max(p.flops for p in below), predictions)
 
 
-def rung_by_rung(points: Sequence[Point], *, seed: int = 0) -> list[Backtest]:
+def rung_by_rung(
+    points: Sequence[Point], *, asymptote: tuple[float, float] | None = None, seed: int = 0
+) -> list[Backtest]:
     """For every budget that leaves enough below it: drop it and all above, and predict that budget."""
     groups = rungs(points)
     found = []
@@ -80,5 +84,5 @@ def rung_by_rung(points: Sequence[Point], *, seed: int = 0) -> list[Backtest]:
         if len(below) < MINIMUM_POINTS or max(p.flops for p in below) / min(p.flops for p in below) < 1.5:
             continue
         holdout = max(p.flops for p in rung) / max(p.flops for p in below)
-        found.append(backtest([*below, *rung], holdout * 0.9999, seed=seed))
+        found.append(backtest([*below, *rung], holdout * 0.9999, asymptote=asymptote, seed=seed))
     return found

@@ -14,18 +14,17 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from tenfold.data.corpus import Corpus, build, require_tokens
 from tenfold.scale.forecast import Speed, make_forecast, score, write_forecast
 from tenfold.scale.isoflop import minimum, rungs
 from tenfold.scale.ladder import Rung, nearest_shape, plan_ladder
-from tenfold.scale.law import Law, fit_law
+from tenfold.scale.law import BITS_PER_BYTE, Law, fit_law
 from tenfold.scale.points import Point
 from tenfold.scale.side_by_side import train_side_by_side, workers
 from tenfold.spec.errors import TenfoldError
-from tenfold.train.config import RunConfig
+from tenfold.train.config import RunConfig, config_from_fields
 from tenfold.train.loop import RunResult, probe, read_result, train
 
 EVALUATE_TOKENS = 98_304
@@ -39,7 +38,7 @@ class ClimbSettings:
     corpus: str = "stdlib"
     top_flops: float = 1e13
     vocab_size: int = 2048
-    seq_len: int = 256
+    seq_len: int = 128
     seed: int = 0
     device: str = "auto"
     optimiser: str = "muon"
@@ -76,7 +75,7 @@ def climb_in(generation: Path, settings: ClimbSettings, home: Path, *, say: Say,
     points = read_points_file(generation)
     law_file = generation / "law.json"
     if not law_file.exists():
-        law = fit_law(points, seed=settings.seed)
+        law = fit_law(points, asymptote=BITS_PER_BYTE, seed=settings.seed)
         law_file.write_text(json.dumps(law.to_dict()))
     law = Law.from_dict(json.loads(law_file.read_text()))
     if not (generation / "forecast.json").exists():
@@ -168,7 +167,7 @@ def choose_params(law: Law, points: list[Point], flops: float) -> float:
 
 
 def _config(settings: ClimbSettings, width: int, tokens: int, seed: int) -> RunConfig:
-    return msgspec.convert(
+    return config_from_fields(
         {
             "tokens": tokens,
             "model": {"width": width, "family": settings.family},
@@ -181,7 +180,7 @@ def _config(settings: ClimbSettings, width: int, tokens: int, seed: int) -> RunC
             "evaluate_tokens": EVALUATE_TOKENS,
             "keep": 1,
         },
-        RunConfig,
+        "The climb",
     )
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Prior in log space: exponents near 0.35 within a factor e^0.5 or so, as every published law has them.
-EXPONENT_PRIOR = (np.log(0.35), 0.5)
+# Prior of the logarithm of an exponent, (mean, standard deviation): published ones lie between 0.08 (Kaplan) and 0.37.
+EXPONENT_PRIOR = (np.log(0.25), 0.5)
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,15 @@ def starts(form: Form, log_loss: np.ndarray) -> np.ndarray:
     return np.array(found)
 
 
+def precision(form: Form, asymptote: tuple[float, float] | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """A prior over theta as (centre [P], 1 / variance [P]): `EXPONENT_PRIOR`, and where given that of log E."""
+    centre, inverse = np.zeros(len(form.parameters)), np.zeros(len(form.parameters))
+    centre[3:], inverse[3:] = EXPONENT_PRIOR[0], EXPONENT_PRIOR[1] ** -2
+    if asymptote is not None:
+        centre[0], inverse[0] = asymptote[0], asymptote[1] ** -2
+    return centre, inverse
+
+
 def fit(
     form: Form,
     u: np.ndarray,
@@ -81,16 +90,17 @@ def fit(
     theta: np.ndarray,
     *,
     delta: float = 1e-3,
-    prior: float = 0.0,
+    prior: tuple[np.ndarray, np.ndarray] | None = None,
+    prior_weight: float = 0.0,
     iterations: int = 80,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Minimise the weighted Huber loss of log L from several starts at once by Levenberg-Marquardt.
 
-    weight [S, n], theta [S, P]. `prior` is the weight of `EXPONENT_PRIOR` in units of squared relative error.
+    weight [S, n], theta [S, P]. `prior` is (centre [P], 1 / variance [P]); it counts `prior_weight` in the objective.
     Returns theta [S, P] and the objective [S] (mean weighted Huber loss over delta, plus prior).
     """
-    centre, width = EXPONENT_PRIOR
-    exponents = slice(3, len(form.parameters))
+    centre, inverse = prior if prior is not None else (np.zeros(theta.shape[1]), np.zeros(theta.shape[1]))
+    inverse = prior_weight * inverse
     total = weight.sum(-1, keepdims=True)
 
     def objective(t: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -98,19 +108,18 @@ def fit(
         r = value - log_loss
         size = np.abs(r)
         huber = np.where(size <= delta, 0.5 * r**2 / delta, size - 0.5 * delta)
-        pull = prior * 0.5 * (((t[:, exponents] - centre) / width) ** 2).sum(-1)
+        pull = 0.5 * (inverse * (t - centre) ** 2).sum(-1)
         return (weight * huber).sum(-1) / total[:, 0] + pull, r, jacobian
 
     theta = theta.copy()
     damping = np.full(len(theta), 1e-3)
+    diagonal = np.arange(theta.shape[1])
     best, r, jacobian = objective(theta)
     for _ in range(iterations):
         w = weight / total / np.maximum(np.abs(r), delta)
-        gradient = np.einsum("sn,snp->sp", w * r, jacobian)
+        gradient = np.einsum("sn,snp->sp", w * r, jacobian) + inverse * (theta - centre)
         hessian = np.einsum("sn,snp,snq->spq", w, jacobian, jacobian)
-        gradient[:, exponents] += prior * (theta[:, exponents] - centre) / width**2
-        diagonal = np.arange(theta.shape[1])
-        hessian[:, diagonal[exponents], diagonal[exponents]] += prior / width**2
+        hessian[:, diagonal, diagonal] += inverse
         scaled = hessian.copy()
         scaled[:, diagonal, diagonal] += damping[:, None] * hessian[:, diagonal, diagonal] + 1e-10
         step = np.clip(np.linalg.solve(scaled, gradient[..., None])[..., 0], -1.0, 1.0)

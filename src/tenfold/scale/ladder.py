@@ -2,16 +2,19 @@
 
 import math
 from dataclasses import dataclass
+from statistics import median
 
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec
-from tenfold.spec.shapes import TOKENS_PER_PARAMETER, shape_of, widths
+from tenfold.spec.shapes import shape_of, widths
 
 STEP = 2.0  # between the computes of neighbouring rungs
 RUNGS = 4
 SIZES = 5
-LEAST_SIZES = 3
-LEAST_RATIO = 0.5  # tokens per parameter below which a run says nothing of trained models
+CENTRE = 10.0  # tokens per parameter around which a rung's sizes lie, so that its minimum is among them
+# Copying (induction) heads form at 100 to 300 thousand tokens, whatever the size; before that the loss falls along another
+# curve, which says nothing of the one to be forecast.
+LEAST_TOKENS = 300_000
 
 
 @dataclass(frozen=True)
@@ -31,26 +34,32 @@ class Rung:
 def plan_ladder(
     top_flops: float, vocab_size: int, seq_len: int, *, rungs: int = RUNGS, sizes: int = SIZES, family: str = "llama3"
 ) -> list[Rung]:
-    """Runs up to `top_flops`, cheapest first: `rungs` budgets a factor of `STEP` apart, each with at most `sizes` widths,
-    those whose tokens per parameter lie nearest to `TOKENS_PER_PARAMETER` (in the logarithm); past the first
-    `LEAST_SIZES` only where they are above `LEAST_RATIO`.
+    """Runs up to `top_flops`, cheapest first: `rungs` budgets a factor of `STEP` apart, each with the `sizes` widths whose
+    tokens per parameter lie nearest to `CENTRE` (in the logarithm).
 
-    Raises TenfoldError where the compute is too small for the smallest models to see enough steps.
+    Runs of fewer than `LEAST_TOKENS` tokens are left out; where the top rung itself has little more, the floor is a quarter
+    of its median. Raises TenfoldError where the compute is too small for the smallest models to see enough steps.
     """
-    ladder = []
-    for i in reversed(range(rungs)):
-        budget = top_flops / STEP**i
-        shapes = [shape_of(family, width, vocab_size) for width in widths()]
-        shapes.sort(key=lambda s: abs(math.log(_ratio(s, budget, seq_len) / TOKENS_PER_PARAMETER)))
-        kept = shapes[:LEAST_SIZES] + [s for s in shapes[LEAST_SIZES:sizes] if _ratio(s, budget, seq_len) >= LEAST_RATIO]
-        for spec in sorted(kept, key=lambda s: s.dim):
-            tokens = round(budget / spec.train_flops_per_token(seq_len))
-            ladder.append(Rung(budget, spec.dim, spec.parameters().matrix_active, tokens))
+    budgets = [top_flops / STEP**i for i in reversed(range(rungs))]
+    rows = [_sizes(budget, vocab_size, seq_len, sizes, family) for budget in budgets]
+    least = min(LEAST_TOKENS, median(r.tokens for r in rows[-1]) / 4)
+    ladder = [rung for row in rows for rung in row if rung.tokens >= least]
     if min(r.tokens for r in ladder) < 64 * seq_len:
         raise TenfoldError(
             f"A ladder below {top_flops:.2g} FLOPs leaves fewer than 64 sequences for its smallest run: climb higher."
         )
     return ladder
+
+
+def _sizes(budget: float, vocab_size: int, seq_len: int, sizes: int, family: str) -> list[Rung]:
+    """The runs of one budget, narrowest first."""
+    found = []
+    for width in widths():
+        spec = shape_of(family, width, vocab_size)
+        tokens = round(budget / spec.train_flops_per_token(seq_len))
+        found.append(Rung(budget, width, spec.parameters().matrix_active, tokens))
+    found.sort(key=lambda r: abs(math.log(max(1, r.tokens) / r.params / CENTRE)))
+    return sorted(found[:sizes], key=lambda r: r.width)
 
 
 def nearest_shape(params: float, vocab_size: int, family: str = "llama3") -> ModelSpec:
@@ -59,7 +68,3 @@ def nearest_shape(params: float, vocab_size: int, family: str = "llama3") -> Mod
         (shape_of(family, width, vocab_size) for width in widths()),
         key=lambda spec: abs(math.log(spec.parameters().matrix_active / params)),
     )
-
-
-def _ratio(spec: ModelSpec, flops: float, seq_len: int) -> float:
-    return flops / spec.train_flops_per_token(seq_len) / spec.parameters().matrix_active

@@ -12,14 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from tenfold.scale.forms import FORMS, Form, fit, starts
+from tenfold.scale.forms import FORMS, Form, fit, precision, starts
 from tenfold.scale.points import Point, arrays, fingerprint
 from tenfold.spec.errors import TenfoldError
 
 COMPUTE_WEIGHTS = (0.25, 0.5, 1.0)  # a point of a tenth of the compute counts 10^-w
 RATIO_DECADES = 1.5
-PRIOR = 1e-4
+AS_MANY = 20  # points that a member's likelihood counts at most
+HUBER = 0.5  # residuals past so many times the noise count linearly: points read off figures have outliers
 CUTS = (1.5, 3.0, 10.0)  # inner back-tests predict what lies above such a part of the largest compute
+USUAL_DRIFT = 0.01  # relative error at ten times the compute of plain refits of published points; a ladder shows few of its own
+# What is known of the loss that no model goes below, before any point: (mean, standard deviation) of the logarithm of bits
+# per byte. Large published models reach 0.3 on code to 0.7 on prose (recalled: Chinchilla, arXiv 2203.15556, table A5).
+BITS_PER_BYTE = (float(np.log(0.35)), 0.3)
 MINIMUM_POINTS = 6
 LEVELS = (50, 80, 95)
 DRAWS = 4000
@@ -133,46 +138,86 @@ class Law:
         return Law(**{**plain, "members": members, "loss_range": tuple(plain["loss_range"])})
 
 
-def fit_law(points: Sequence[Point], *, seed: int = 0, bootstrap: int = 100) -> Law:
-    """Fit the ensemble. Raises TenfoldError for too few points, too few budgets or impossible losses."""
+@dataclass(frozen=True)
+class Fit:
+    """How every member is fitted: the prior of log E (mean, standard deviation) if any, and the noise of one run."""
+
+    asymptote: tuple[float, float] | None
+    noise: float
+
+    def best(
+        self, form: Form, u: np.ndarray, v: np.ndarray, log_loss: np.ndarray, weight: np.ndarray
+    ) -> tuple[np.ndarray, float]:
+        """theta [P] of the lowest objective over all starts, and how likely it makes the points: up to `AS_MANY` of them
+        count, since what is wrong with a form is wrong at all points alike."""
+        first = starts(form, log_loss)
+        theta, value = fit(form, u, v, log_loss, np.tile(weight, (len(first), 1)), first, **self.options(form, len(u)))
+        scale = max(1e-3, HUBER * self.noise) / self.noise**2
+        return theta[value.argmin()], float(np.exp(-min(len(u), AS_MANY) * scale * value.min()))
+
+    def options(self, form: Form, count: int) -> dict[str, Any]:
+        """Huber's threshold, and the weight at which the prior counts as in Bayes' rule beside `count` points."""
+        delta = max(1e-3, HUBER * self.noise)
+        return {"delta": delta, "prior": precision(form, self.asymptote), "prior_weight": self.noise**2 / (count * delta)}
+
+
+def fit_law(
+    points: Sequence[Point], *, asymptote: tuple[float, float] | None = None, seed: int = 0, bootstrap: int = 100
+) -> Law:
+    """Fit the ensemble. `asymptote` is what is known of E beforehand: (mean, standard deviation) of its logarithm.
+
+    Raises TenfoldError for too few points, too few budgets or impossible losses.
+    """
     n, d, c, loss = arrays(points)
     _check(points, c, loss)
+    u, v = np.log(n) - np.log(n).mean(), np.log(d) - np.log(d).mean()
+    even = _weight(n, d, c, 0.0)
+    first = Fit(asymptote, 0.003)
+    how = Fit(asymptote, min(_noise(form.value(first.best(form, u, v, np.log(loss), even)[0], u, v)[0] - np.log(loss), even)
+                             for form in FORMS.values()))  # fmt: skip
     members, residual = [], []
-    errors = {}
+    errors, shares = {}, {}
+    best: dict[tuple[str, float], np.ndarray] = {}
     inner: dict[tuple[str, float], list[np.ndarray]] = {}
     for name, form in FORMS.items():
         for power in COMPUTE_WEIGHTS:
-            inner[name, power] = list(_inner_errors(form, power, n, d, c, loss))
+            inner[name, power] = list(_inner_errors(how, form, power, n, d, c, loss))
             sizes = [np.abs(e).mean() for e in inner[name, power]]
             errors[name, power] = float(np.mean(sizes)) if sizes else 1.0
-    total = sum(e**-2 for e in errors.values())
+            best[name, power], likelihood = how.best(form, u, v, np.log(loss), _weight(n, d, c, power))
+            shares[name, power] = likelihood / errors[name, power] ** 2
+    total = sum(shares.values())
+    shares = {key: share / total for key, share in shares.items()}
     rng = np.random.default_rng(seed)
     draws = rng.multinomial(len(points), np.full(len(points), 1 / len(points)), size=bootstrap).astype(float)
-    u, v = np.log(n) - np.log(n).mean(), np.log(d) - np.log(d).mean()
-    for (name, power), error in errors.items():
+    for (name, power), theta in best.items():
         form = FORMS[name]
-        weight = _weight(n, d, c, power)
-        best = _best(form, u, v, np.log(loss), weight)
-        theta, _ = fit(form, u, v, np.log(loss), draws * weight + 1e-9, np.tile(best, (bootstrap, 1)), prior=PRIOR)
-        members.append(Member(name, power, error**-2 / total, error, np.vstack([best, theta])))
-        residual.append(form.value(best, u, v)[0] - np.log(loss))
-    shares = np.array([m.weight for m in members])
-    # From the mean size of the residuals, as a normal distribution would have it, with five parameters spent.
-    size = float(np.average(np.abs(shares @ np.array(residual)), weights=_weight(n, d, c, 0.0)))
-    noise = 1.2533 * size * np.sqrt(len(points) / max(1, len(points) - 5))
+        start = np.tile(theta, (bootstrap, 1))
+        weight = draws * _weight(n, d, c, power) + 1e-9
+        redrawn, _ = fit(form, u, v, np.log(loss), weight, start, **how.options(form, len(points)))
+        members.append(Member(name, power, shares[name, power], errors[name, power], np.vstack([theta, redrawn])))
+        residual.append(form.value(theta, u, v)[0] - np.log(loss))
+    noise = _noise(np.array(list(shares.values())) @ np.array(residual), even)
     return Law(
         members=members,
         log_n=float(np.log(n).mean()),
         log_d=float(np.log(d).mean()),
         flops_per_nd=float(np.exp(np.median(np.log(c / n / d)))),
         noise=noise,
-        drift_per_decade=_drift(inner, errors, noise),
+        drift_per_decade=_drift(inner, shares, noise),
         largest_flops=float(c.max()),
         n_points=len(points),
         points_sha256=fingerprint(points),
         seed=seed,
         loss_range=(float(loss.min()), float(loss.max())),
     )
+
+
+def _noise(residual: np.ndarray, weight: np.ndarray) -> float:
+    """Standard deviation from the mean size of the residuals, as a normal distribution would have it, with five
+    parameters spent."""
+    size = float(np.average(np.abs(residual), weights=weight))
+    return 1.2533 * size * float(np.sqrt(len(residual) / max(1, len(residual) - 5)))
 
 
 def _check(points: Sequence[Point], c: np.ndarray, loss: np.ndarray) -> None:
@@ -193,15 +238,7 @@ def _weight(n: np.ndarray, d: np.ndarray, c: np.ndarray, power: float) -> np.nda
     return (c / c.max()) ** power * np.exp(-0.5 * ((ratio - np.median(ratio)) / RATIO_DECADES) ** 2)
 
 
-def _best(
-    form: Form, u: np.ndarray, v: np.ndarray, log_loss: np.ndarray, weight: np.ndarray, prior: float = PRIOR
-) -> np.ndarray:
-    first = starts(form, log_loss)
-    theta, value = fit(form, u, v, log_loss, np.tile(weight, (len(first), 1)), first, prior=prior)
-    return theta[value.argmin()]
-
-
-def _inner_errors(form: Form, power: float, n: np.ndarray, d: np.ndarray, c: np.ndarray, loss: np.ndarray):
+def _inner_errors(how: Fit, form: Form, power: float, n: np.ndarray, d: np.ndarray, c: np.ndarray, loss: np.ndarray):
     """Signed relative errors on the points above each cut, predicted from those below it."""
     for cut in CUTS:
         below = c <= c.max() / cut * 1.0001
@@ -209,22 +246,21 @@ def _inner_errors(form: Form, power: float, n: np.ndarray, d: np.ndarray, c: np.
             continue
         u, v = np.log(n), np.log(d)
         mu, mv = u[below].mean(), v[below].mean()
-        theta = _best(form, u[below] - mu, v[below] - mv, np.log(loss[below]), _weight(n[below], d[below], c[below], power))
+        weight = _weight(n[below], d[below], c[below], power)
+        theta, _ = how.best(form, u[below] - mu, v[below] - mv, np.log(loss[below]), weight)
         value, _ = form.value(theta, u[~below] - mu, v[~below] - mv)
         yield value - np.log(loss[~below])
 
 
-def _drift(inner: dict, errors: dict, noise: float) -> float:
+def _drift(inner: dict, shares: dict, noise: float) -> float:
     """Relative error per decade of extrapolation that the ensemble made on the points' own upper parts, less noise."""
-    weight = {key: e**-2 for key, e in errors.items()}
-    total = sum(weight.values())
     found = []
     for i, cut in enumerate(CUTS):
         if all(len(v) > i for v in inner.values()):
-            mixed = sum(weight[key] / total * inner[key][i] for key in inner)
+            mixed = sum(shares[key] * inner[key][i] for key in inner)
             excess = max(0.0, float(np.mean(mixed**2)) - noise**2)
             found.append(np.sqrt(excess) / max(0.5, np.log10(cut)))
-    return float(np.mean(found)) if found else 0.01
+    return float(np.mean([*found, USUAL_DRIFT]))
 
 
 def _value(member: Member, u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -245,7 +281,9 @@ def classic_fit(points: Sequence[Point]) -> dict[str, float]:
     """The plain refit of E + A / N^alpha + B / D^beta (Besiroglu et al., arXiv 2404.10102): Huber loss, all points alike."""
     n, d, _, loss = arrays(points)
     u, v = np.log(n) - np.log(n).mean(), np.log(d) - np.log(d).mean()
-    theta = _best(FORMS["chinchilla"], u, v, np.log(loss), np.ones(len(loss)), prior=0.0)
+    form, first = FORMS["chinchilla"], starts(FORMS["chinchilla"], np.log(loss))
+    found, value = fit(form, u, v, np.log(loss), np.ones((len(first), len(loss))), first)
+    theta = found[value.argmin()]
     alpha, beta = np.exp(theta[3:])
     a, b = np.exp(theta[1] + alpha * np.log(n).mean()), np.exp(theta[2] + beta * np.log(d).mean())
     return {"E": float(np.exp(theta[0])), "A": float(a), "B": float(b), "alpha": float(alpha), "beta": float(beta)}

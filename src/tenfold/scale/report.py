@@ -9,7 +9,7 @@ import jinja2
 
 from tenfold.scale.backtest import rung_by_rung
 from tenfold.scale.climb import read_points_file, read_settings
-from tenfold.scale.law import Law
+from tenfold.scale.law import BITS_PER_BYTE, Law
 from tenfold.scale.pictures import draw_climb, draw_run
 from tenfold.train.metrics import read_metrics
 
@@ -33,7 +33,7 @@ def write_report(generation: Path, sample: str = "") -> Path:
     draw_run(events, generation / "run.png")
     template = resources.files("tenfold.scale").joinpath("report.html.jinja").read_text()
     page = jinja2.Environment(autoescape=True).from_string(template)
-    tests = [{**t.summary(), "flops": max(p.flops for p in t.predictions)} for t in rung_by_rung(points)]
+    tests = [{**t.summary(), "flops": max(p.flops for p in t.predictions)} for t in rung_by_rung(points, asymptote=BITS_PER_BYTE)]
     path = generation / "report.html"
     path.write_text(
         page.render(

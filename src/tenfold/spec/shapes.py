@@ -5,28 +5,29 @@ from dataclasses import replace
 from tenfold.spec.errors import TenfoldError, nearest
 from tenfold.spec.model import ModelSpec
 
-HEAD_DIMS = ((128, 16), (512, 32), (2048, 64), (10**9, 128))  # (widest model, dimensions of its heads)
+HEAD_DIMS = ((128, 16), (512, 32), (2048, 64), (10**9, 128))  # (widest model, dimensions of its heads, nearly)
 WIDTH_PER_LAYER = 40
 TOKENS_PER_PARAMETER = 20.0
 EXPERTS = 16
 
 
 def llama_shape(width: int, vocab_size: int, context: int = 2048, tied: bool = False) -> ModelSpec:
-    """The Llama-3-shaped model of a width, which must be a multiple of its heads' dimensions (`HEAD_DIMS`).
+    """The Llama-3-shaped model of a width, which must divide into heads of nearly `HEAD_DIMS` and of an even size.
 
     Depth follows width at `WIDTH_PER_LAYER` (published Llamas: 128; nanochat: 64; the smallest models want to be
     deeper), at least 2, so that a ladder has one dimension. The feed-forward is 8/3 of the width, to a multiple of 8.
     """
     head_dim = next(size for widest, size in HEAD_DIMS if width <= widest)
-    if width < 16 or width % head_dim:
+    n_heads = max(1, round(width / head_dim))
+    if width < 16 or width % (2 * n_heads):
         raise TenfoldError(f"A width near {width} must be a multiple of {head_dim}.")
     return ModelSpec(
         name=f"width-{width}",
         dim=width,
         n_layers=max(2, round(width / WIDTH_PER_LAYER)),
-        n_heads=width // head_dim,
-        n_kv_heads=width // head_dim,
-        head_dim=head_dim,
+        n_heads=n_heads,
+        n_kv_heads=n_heads,
+        head_dim=width // n_heads,
         ffn_dim=round(width * 8 / 3 / 8) * 8,
         vocab_size=vocab_size,
         tied=tied,
@@ -61,8 +62,8 @@ def shape_of(family: str, width: int, vocab_size: int) -> ModelSpec:
 
 
 def widths() -> list[int]:
-    """The widths that a ladder may use: sixteenths of a power of two or more apart, from 32 to 8192."""
-    small = list(range(32, 129, 16)) + list(range(160, 257, 32)) + list(range(320, 513, 64))
+    """The widths that a ladder may use: sixteenths of a power of two or more apart, from 24 to 8192."""
+    small = list(range(24, 49, 8)) + list(range(64, 129, 16)) + list(range(160, 257, 32)) + list(range(320, 513, 64))
     return small + list(range(640, 1025, 128)) + list(range(1280, 2049, 256)) + list(range(2560, 8193, 512))
 
 

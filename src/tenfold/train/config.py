@@ -27,7 +27,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     model: str | dict[str, Any] | None = None
     corpus: str = "stdlib"
     vocab_size: int = 2048
-    seq_len: int = 256
+    seq_len: int = 128
     seed: int = 0
     max_epochs: float = 4.0
     batch_size: int | None = None
