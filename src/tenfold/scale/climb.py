@@ -36,7 +36,7 @@ class ClimbSettings:
     """What a climb is asked for. `top_flops` is the compute of the model at the top, the one that is forecast."""
 
     corpus: str = "stdlib"
-    top_flops: float = 1e13
+    top_flops: float = 5e12
     vocab_size: int = 2048
     seq_len: int = 128
     seed: int = 0
