@@ -37,12 +37,12 @@ def plan_ladder(
     """Runs up to `top_flops`, cheapest first: `rungs` budgets a factor of `STEP` apart, each with the `sizes` widths whose
     tokens per parameter lie nearest to `CENTRE` (in the logarithm).
 
-    Runs of fewer than `LEAST_TOKENS` tokens are left out; where the top rung itself has little more, the floor is a quarter
-    of its median. Raises TenfoldError where the compute is too small for the smallest models to see enough steps.
+    Runs of fewer than `LEAST_TOKENS` tokens are left out; where the top rung itself has little more, the floor is half of
+    its median. Raises TenfoldError where the compute is too small for the smallest models to see enough steps.
     """
     budgets = [top_flops / STEP**i for i in reversed(range(rungs))]
     rows = [_sizes(budget, vocab_size, seq_len, sizes, family) for budget in budgets]
-    least = min(LEAST_TOKENS, median(r.tokens for r in rows[-1]) / 4)
+    least = min(LEAST_TOKENS, median(r.tokens for r in rows[-1]) / 2)
     ladder = [rung for row in rows for rung in row if rung.tokens >= least]
     if min(r.tokens for r in ladder) < 64 * seq_len:
         raise TenfoldError(
