@@ -19,7 +19,9 @@ from tenfold.spec.model import ModelSpec
 
 KERNELS_FORWARD = 22  # kernels of one dense layer: 6 products, 2 norms, rotations, residuals, activation, attention
 KERNELS_BACKWARD = 40
-KERNELS_COLLECTIVE = 8  # host work of two collectives, in kernels
+KERNELS_HEAD = 40  # embedding, last norm, output head and loss, both ways
+KERNELS_COLLECTIVE = 5  # host work of two collectives, in kernels
+TIE = 8  # sharpness of the maximum of host and device time
 EXPERT_IMBALANCE = 1.1  # the fullest rank's share of tokens over the mean, with a balancing loss
 
 
@@ -133,8 +135,8 @@ def layer_kinds(spec: ModelSpec, seq_len: int) -> tuple[tuple[bool, float, int],
 
 
 def _slower_of(host_s: float, device_s: float) -> float:
-    """Host and device work side by side; kernels are long here and short there, so neither hides the other wholly."""
-    return (host_s**3 + device_s**3) ** (1 / 3)
+    """Seconds of a stage that the host feeds while the device works: the slower of both, and a little more near a tie."""
+    return (host_s**TIE + device_s**TIE) ** (1 / TIE)
 
 
 def step_time(spec: ModelSpec, layout: Layout, machine: Machine) -> StepTime:
@@ -145,34 +147,30 @@ def step_time(spec: ModelSpec, layout: Layout, machine: Machine) -> StepTime:
     """
     c, stack = machine.constants, machine.stack
     micro_batches = layout.micro_batches
-    layers = 0.0
-    sums = dict.fromkeys(("matmul", "attention", "pointwise", "recompute", "launch", "tp", "cp", "ep"), 0.0)
-    device_forward = 0.0
+    layers, kernels = 0, 0
+    sums = dict.fromkeys(("matmul", "attention", "pointwise", "recompute", "tp", "cp", "ep"), 0.0)
     for expert, keys, count in layer_kinds(spec, layout.seq_len):
         t = layer_time(
             spec, expert, keys, layout.tp, layout.cp, layout.ep, layout.micro_batch, layout.seq_len, layout.dtype, machine
         )
-        again = {"none": 0.0, "selective": 1.0, "full": 1.0}[layout.recompute]
-        once_more = t.attention[0] if layout.recompute == "selective" else t.device(0)
+        full = layout.recompute == "full"
+        once_more = {"none": 0.0, "selective": t.attention[0], "full": t.device(0)}[layout.recompute]
         if layout.recompute == "selective" and stack.fused_attention:
             once_more = 0.3 * t.matmul[0] + t.pointwise[0]
-        kernels = t.kernels[0] + t.kernels[1] + (t.kernels[0] if layout.recompute == "full" else 0)
-        device = t.device(0) + t.device(1) + again * once_more
-        comm = [sum(x) for x in (t.tensor_parallel, t.context_parallel, t.expert_parallel)]
-        if layout.recompute == "full":
-            comm = [c_ + x[0] for c_, x in zip(comm, (t.tensor_parallel, t.context_parallel, t.expert_parallel), strict=True)]
         sums["matmul"] += count * sum(t.matmul)
         sums["attention"] += count * sum(t.attention)
         sums["pointwise"] += count * sum(t.pointwise)
-        sums["recompute"] += count * again * once_more
-        sums["launch"] += count * (_slower_of(kernels * stack.dispatch_s, device + sum(comm)) - device - sum(comm))
-        for name, seconds in zip(("tp", "cp", "ep"), comm, strict=True):
-            sums[name] += count * seconds
+        sums["recompute"] += count * once_more
+        for name, way in (("tp", t.tensor_parallel), ("cp", t.context_parallel), ("ep", t.expert_parallel)):
+            sums[name] += count * (sum(way) + way[0] * full)
+        kernels += count * (sum(t.kernels) + t.kernels[0] * full)
         layers += count
-        device_forward += count * t.device(0)
-    per_stage = {name: value * math.ceil(layers / layout.pp) / layers for name, value in sums.items()}
+    stage = math.ceil(layers / layout.pp) / layers
+    per_stage = {name: value * stage for name, value in sums.items()}
+    body, host = sum(per_stage.values()), kernels * stage * stack.dispatch_s
     head = sum(head_time(spec, layout.tp, layout.cp, layout.micro_batch, layout.seq_len, machine))
-    body = sum(per_stage.values())
+    middle = _slower_of(host, body)  # a stage without the head
+    launch = _slower_of(host + KERNELS_HEAD * stack.dispatch_s, body + head) - body - head
 
     hop = 0.0
     if layout.pp > 1:
@@ -180,11 +178,11 @@ def step_time(spec: ModelSpec, layout: Layout, machine: Machine) -> StepTime:
         each = point_to_point_s(sent, layout.tp * layout.replicas, machine) + KERNELS_COLLECTIVE * stack.dispatch_s
         hop = 2 * layout.virtual_stages * each * (1 - stack.hidden_pp)
     slots = (layout.pp - 1) / layout.virtual_stages
-    bubble = slots * (body + hop)
-    work = {name: micro_batches * value for name, value in per_stage.items()}
+    bubble = slots * (middle + hop)
+    work = {name: micro_batches * value for name, value in {**per_stage, "launch": launch}.items()}
 
     dense, routed = (weights / layout.pp for weights in gpu_weights(spec, layout.tp, layout.ep))
-    compute = micro_batches * body
+    compute = micro_batches * middle
     data_parallel = _data_parallel_s(spec, layout, machine, dense, routed, compute)
     ranks = (layout.shard or layout.replicas) if layout.zero >= 1 else 1
     held = dense / ranks + routed / max(1, ranks // layout.ep)

@@ -1,0 +1,170 @@
+"""Fits the constants of `plan/data/constants.toml` that no data sheet gives, and prints them; the file is edited by hand.
+
+Least squares of log step times over published rows, with a weak prior on every constant (its start, and how far it may
+plausibly be off), so that what the rows do not show stays where measurements elsewhere put it. A source weighs as the
+square root of its rows. `--half` fits on half of the groups (model, GPUs, batch), chosen by hash, and reports the other half too.
+"""
+
+import argparse
+import hashlib
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import mean
+
+import numpy as np
+from scipy.optimize import least_squares
+
+from tenfold.plan.machine import Machine, stack, stacks
+from tenfold.plan.published import Row, read_layouts, read_vtrain
+from tenfold.plan.step_time import step_time
+from tenfold.plan.validate import ranking
+
+# (where, constant, relative standard deviation of the prior, largest value); where: accelerators or software
+HOPPER, AMPERE = ("h100",), ("a100",)
+NEWER = ("gb200", "gb300", "b200", "b300")
+EVERY = (*HOPPER, *AMPERE, *NEWER)
+OLD = ("megatron-2021", "megatron-2021-node")
+FITTED: tuple[tuple[Sequence[str], str, float, float], ...] = (
+    (HOPPER, "matmul_efficiency", 0.1, 0.95),
+    (AMPERE, "matmul_efficiency", 0.1, 0.95),
+    ((*HOPPER, *NEWER), "attention_efficiency", 0.3, 0.8),
+    (AMPERE, "attention_efficiency", 0.3, 0.8),
+    (EVERY, "fill_k", 0.5, 300.0),
+    (EVERY, "memory_efficiency", 0.1, 0.95),
+    (EVERY, "kernel_s", 0.5, 1e-4),
+    (EVERY, "scaleup_efficiency", 0.15, 0.95),
+    (EVERY, "scaleup_latency_s", 0.5, 1e-4),
+    (EVERY, "scaleout_efficiency", 0.15, 0.95),
+    (EVERY, "scaleout_latency_s", 0.5, 1e-4),
+    (("megatron",), "pointwise", 0.3, 4.0),
+    (("megatron-2025",), "pointwise", 0.3, 4.0),
+    (("megatron-2025",), "grouped", 0.3, 1.0),
+    (OLD, "pointwise", 0.3, 4.0),
+    (("fsdp",), "pointwise", 0.3, 4.0),
+    (("fsdp-compiled",), "pointwise", 0.3, 4.0),
+    (("fsdp", "fsdp-compiled"), "attention", 0.3, 1.0),
+    (("fsdp", "fsdp-compiled"), "hidden_dp", 0.5, 1.0),
+    (("megatron-2021",), "dispatch_s", 0.5, 1e-3),
+    (("megatron-2021-node",), "dispatch_s", 0.5, 1e-3),
+    (("fsdp",), "dispatch_s", 0.5, 1e-3),
+    (("megatron", "megatron-2025", "fsdp-compiled"), "dispatch_s", 0.5, 1e-3),
+    (("megatron-2021",), "step_s", 0.5, 1.0),
+    (("fsdp", "fsdp-compiled", "megatron", "megatron-2025"), "step_s", 0.5, 1.0),
+)  # fmt: skip
+SCALE = 0.06  # log errors beyond this count less than their square
+
+
+def name_of(machine: Machine) -> str:
+    """The name of the machine's software."""
+    return next(name for name, known in stacks().items() if known == machine.stack)
+
+
+def changed(row: Row, software: str, values: np.ndarray) -> Machine:
+    """The row's machine with the fitted constants put in; a capped board keeps its share of the rate."""
+    constants, new = row.machine.constants, {}
+    own = stack(software)
+    for (where, field, *_), value in zip(FITTED, values, strict=True):
+        if software in where:
+            own = replace(own, **{field: value})
+        elif row.machine.accelerator.key in where:
+            new[field] = value * (getattr(constants, field) / base(row, field) if field == "matmul_efficiency" else 1)
+    return replace(row.machine, constants=replace(constants, **new), stack=own)
+
+
+def base(row: Row, field: str) -> float:
+    from tenfold.plan.machine import machine
+
+    return float(getattr(machine(row.machine.accelerator.key).constants, field))
+
+
+def start() -> np.ndarray:
+    """The constants as they stand in the file."""
+    from tenfold.plan.machine import machine
+
+    return np.array(
+        [
+            getattr(stack(where[0]) if where[0] in stacks() else machine(where[0]).constants, field)
+            for where, field, *_ in FITTED
+        ]
+    )
+
+
+def in_first_half(row: Row) -> bool:
+    return hashlib.sha256(repr(row.group).encode()).digest()[0] < 128
+
+
+def log_errors(rows: list[Row], names: list[str], values: np.ndarray) -> np.ndarray:
+    machines: dict[tuple[str, Machine], Machine] = {}
+    found = []
+    for row, name in zip(rows, names, strict=True):
+        key = (name, row.machine)
+        if key not in machines:
+            machines[key] = changed(row, name, values)
+        found.append(math.log(step_time(row.spec, row.layout, machines[key]).total_s / row.step_s))
+    return np.array(found)
+
+
+def fit(rows: list[Row], evaluations: int) -> np.ndarray:
+    """Fitted constants, in the order of `FITTED`."""
+    names = [name_of(row.machine) for row in rows]
+    sizes: dict[str, int] = defaultdict(int)
+    for row in rows:
+        sizes[row.source] += 1
+    weights = np.array([sizes[row.source] ** -0.25 for row in rows])
+    prior, first = np.array([sigma for _, _, sigma, _ in FITTED]), start()
+    first = np.maximum(first, 1e-9)
+
+    def residuals(logs: np.ndarray) -> np.ndarray:
+        return np.concatenate([weights * log_errors(rows, names, np.exp(logs)) / SCALE, (logs - np.log(first)) / prior])
+
+    def jacobian(logs: np.ndarray) -> np.ndarray:
+        now, columns = log_errors(rows, names, np.exp(logs)), []
+        for i, (where, *_) in enumerate(FITTED):
+            touched = [k for k, r in enumerate(rows) if names[k] in where or r.machine.accelerator.key in where]
+            moved = logs.copy()
+            moved[i] += 0.01
+            column = np.zeros(len(rows) + len(logs))
+            new = log_errors([rows[k] for k in touched], [names[k] for k in touched], np.exp(moved))
+            column[touched] = weights[touched] * (new - now[touched]) / 0.01 / SCALE
+            column[len(rows) + i] = 1 / prior[i]
+            columns.append(column)
+        return np.array(columns).T
+
+    upper = np.log([top for *_, top in FITTED])
+    lower = np.log(first) - 3
+    begin = np.clip(np.log(first), lower + 1e-6, upper - 1e-6)
+    found = least_squares(residuals, begin, jac=jacobian, bounds=(lower, upper), loss="soft_l1", max_nfev=evaluations)
+    return np.exp(found.x)
+
+
+def report(title: str, rows: list[Row], values: np.ndarray) -> None:
+    rows = [replace(row, machine=changed(row, name_of(row.machine), values)) for row in rows]
+    by_source: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        by_source[row.source.split("(")[0][:60]].append(100 * (step_time(row.spec, row.layout, row.machine).total_s / row.step_s - 1))
+    print(title)
+    for source, errors in by_source.items():
+        print(f"  {source:60} {len(errors):5} rows  mean {mean(map(abs, errors)):5.1f} %  bias {mean(errors):+5.1f} %")
+    held, groups, _ = ranking(rows)
+    print(f"  favourites within 3 % of the best: {held} of {groups}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--half", action="store_true", help="fit on half of the groups, report the other")
+    parser.add_argument("--evaluations", type=int, default=12)
+    asked = parser.parse_args()
+    rows = [row for row in [*read_layouts()[0], *read_vtrain()] if row.precision == "bf16"]
+    seen = [row for row in rows if not asked.half or in_first_half(row)]
+    values = fit(seen, asked.evaluations)
+    for (where, field, *_), before, after in zip(FITTED, start(), values, strict=True):
+        print(f"{', '.join(where):45} {field:22} {before:10.4g} -> {after:10.4g}")
+    report("rows fitted", seen, values)
+    if asked.half:
+        report("rows held out", [row for row in rows if not in_first_half(row)], values)
+
+
+if __name__ == "__main__":
+    main()
