@@ -53,6 +53,8 @@ class Stack:
     attention: float = 1.0
     grouped: float = 0.8
     dispatch_s: float = 6e-6
+    gap_s: float = 0.0
+    skew_s: float = 0.0
     hidden_tp: float = 0.0
     hidden_dp: float = 0.9
     hidden_pp: float = 0.5

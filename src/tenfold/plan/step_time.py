@@ -13,7 +13,7 @@ from tenfold.plan.kernels import (
     ring_s,
     unfused_attention_s,
 )
-from tenfold.plan.machine import Machine
+from tenfold.plan.machine import Machine, Stack
 from tenfold.plan.workload import Layout, StepTime
 from tenfold.spec.model import ModelSpec
 
@@ -95,7 +95,7 @@ def layer_time(
     pointwise = moved_s(bytes_moved, machine, 8), moved_s(1.6 * bytes_moved, machine, 14)
 
     gathered = 2 * ring_s(2.0 * tokens * h, tp, 1, machine)  # an all-reduce, or an all-gather and a reduce-scatter
-    tensor = (1 - stack.hidden_tp) * 2 * gathered
+    tensor = 2 * ((1 - stack.hidden_tp) * gathered + stack.skew_s * math.log2(tp))
     kv_bytes = 4.0 * micro_batch * seq_len * kv_heads * d
     context = ring_s(kv_bytes, cp, tp, machine)
     hidden = attention[0] * 0.8
@@ -134,8 +134,9 @@ def layer_kinds(spec: ModelSpec, seq_len: int) -> tuple[tuple[bool, float, int],
     return tuple((expert, keys, count) for (expert, keys), count in kinds.items())
 
 
-def _slower_of(host_s: float, device_s: float) -> float:
-    """Seconds of a stage that the host feeds while the device works: the slower of both, and a little more near a tie."""
+def _fed(device_s: float, kernels: float, stack: Stack) -> float:
+    """Seconds of a stage whose kernels the host launches: the slower of host and device, and a little more near a tie."""
+    host_s, device_s = kernels * stack.dispatch_s, device_s + kernels * stack.gap_s
     return (host_s**TIE + device_s**TIE) ** (1 / TIE)
 
 
@@ -167,10 +168,10 @@ def step_time(spec: ModelSpec, layout: Layout, machine: Machine) -> StepTime:
         layers += count
     stage = math.ceil(layers / layout.pp) / layers
     per_stage = {name: value * stage for name, value in sums.items()}
-    body, host = sum(per_stage.values()), kernels * stage * stack.dispatch_s
+    body, kernels = sum(per_stage.values()), kernels * stage
     head = sum(head_time(spec, layout.tp, layout.cp, layout.micro_batch, layout.seq_len, machine))
-    middle = _slower_of(host, body)  # a stage without the head
-    launch = _slower_of(host + KERNELS_HEAD * stack.dispatch_s, body + head) - body - head
+    middle = _fed(body, kernels, stack)  # a stage without the head
+    launch = _fed(body + head, kernels + KERNELS_HEAD, stack) - body - head
 
     hop = 0.0
     if layout.pp > 1:
