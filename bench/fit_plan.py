@@ -113,7 +113,7 @@ def log_errors(rows: list[Row], names: list[str], values: np.ndarray) -> np.ndar
     return np.array(found)
 
 
-def fit(rows: list[Row], evaluations: int) -> np.ndarray:
+def fit(rows: list[Row], evaluations: int, loss: str = "soft_l1") -> np.ndarray:
     """Fitted constants, in the order of `FITTED`."""
     names = [name_of(row.machine) for row in rows]
     sizes: dict[str, int] = defaultdict(int)
@@ -142,7 +142,7 @@ def fit(rows: list[Row], evaluations: int) -> np.ndarray:
     upper = np.log([top for *_, top in FITTED])
     lower = np.log(first) - 3
     begin = np.clip(np.log(first), lower + 1e-6, upper - 1e-6)
-    found = least_squares(residuals, begin, jac=jacobian, bounds=(lower, upper), loss="soft_l1", max_nfev=evaluations)
+    found = least_squares(residuals, begin, jac=jacobian, bounds=(lower, upper), loss=loss, max_nfev=evaluations)
     return np.exp(found.x)
 
 
@@ -162,11 +162,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--half", action="store_true", help="fit on half of the groups, report the other")
     parser.add_argument("--evaluations", type=int, default=12)
+    parser.add_argument("--loss", default="soft_l1")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     rows = [row for row in [*read_layouts()[0], *read_vtrain()] if row.precision == "bf16"]
     seen = [row for row in rows if not asked.half or in_first_half(row)]
-    values = fit(seen, asked.evaluations)
+    values = fit(seen, asked.evaluations, asked.loss)
     for (where, field, *_), before, after in zip(FITTED, start(), values, strict=True):
         print(f"{', '.join(where):45} {field:22} {before:10.4g} -> {after:10.4g}")
     report("rows fitted", seen, values)

@@ -21,8 +21,7 @@ from tenfold.spec.model import ModelSpec
 KERNELS_FORWARD = 22  # kernels of one dense layer: 6 products, 2 norms, rotations, residuals, activation, attention
 KERNELS_BACKWARD = 40
 KERNELS_HEAD = 40  # embedding, last norm, output head and loss, both ways
-KERNELS_COLLECTIVE = 5  # host work of two collectives, in kernels
-TIE = 8  # sharpness of the maximum of host and device time
+KERNELS_COLLECTIVE = 2  # one launch each of the two collectives of a layer and way
 EXPERT_IMBALANCE = 1.1  # the fullest rank's share of tokens over the mean, with a balancing loss
 
 
@@ -142,9 +141,8 @@ def layer_kinds(spec: ModelSpec, seq_len: int) -> tuple[tuple[bool, float, int],
 
 
 def _fed(device_s: float, kernels: float, stack: Stack) -> float:
-    """Seconds of a stage whose kernels the host launches: the slower of host and device, and a little more near a tie."""
-    host_s, device_s = kernels * stack.dispatch_s, device_s + kernels * stack.gap_s
-    return (host_s**TIE + device_s**TIE) ** (1 / TIE)
+    """Seconds of a stage whose kernels the host launches one after the other: the slower of host and device."""
+    return max(kernels * stack.dispatch_s, device_s + kernels * stack.gap_s)
 
 
 def step_time(spec: ModelSpec, layout: Layout, machine: Machine) -> StepTime:
