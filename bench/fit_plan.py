@@ -31,7 +31,7 @@ OLD = ("megatron-2021", "megatron-2021-node")
 FITTED: tuple[tuple[Sequence[str], str, float, float], ...] = (
     (HOPPER, "matmul_efficiency", 0.1, 0.95),
     (AMPERE, "matmul_efficiency", 0.1, 0.95),
-    ((*HOPPER, *NEWER), "attention_efficiency", 0.3, 0.8),
+    ((*HOPPER, *NEWER), "attention_efficiency", 0.15, 0.8),
     (AMPERE, "attention_efficiency", 0.3, 0.8),
     (EVERY, "fill_k", 0.3, 300.0),
     (EVERY, "memory_efficiency", 0.1, 0.95),
@@ -43,6 +43,7 @@ FITTED: tuple[tuple[Sequence[str], str, float, float], ...] = (
     (("megatron",), "pointwise", 0.3, 4.0),
     (("megatron-2025",), "pointwise", 0.3, 4.0),
     (("megatron-2025",), "grouped", 0.3, 1.0),
+    (("megatron-2025",), "hidden_ep", 0.5, 1.0),
     (OLD, "pointwise", 0.3, 4.0),
     (("fsdp",), "pointwise", 0.3, 4.0),
     (("fsdp-compiled",), "pointwise", 0.3, 4.0),
@@ -118,8 +119,8 @@ def fit(rows: list[Row], evaluations: int, loss: str = "soft_l1") -> np.ndarray:
     names = [name_of(row.machine) for row in rows]
     sizes: dict[str, int] = defaultdict(int)
     for row in rows:
-        sizes[row.source] += 1
-    weights = np.array([sizes[row.source] ** -0.25 for row in rows])
+        sizes[row.source.split("[")[0]] += 1
+    weights = np.array([sizes[row.source.split("[")[0]] ** -0.25 for row in rows])
     prior, first = np.array([sigma for _, _, sigma, _ in FITTED]), start()
     first = np.maximum(first, 1e-9)
 
@@ -150,7 +151,7 @@ def report(title: str, rows: list[Row], values: np.ndarray) -> None:
     rows = [replace(row, machine=changed(row, name_of(row.machine), values)) for row in rows]
     by_source: dict[str, list[float]] = defaultdict(list)
     for row in rows:
-        by_source[row.source.split("(")[0][:60]].append(100 * (step_time(row.spec, row.layout, row.machine).total_s / row.step_s - 1))
+        by_source[row.source.split("(")[0][:52] + f" {row.layout.dtype}"].append(100 * (step_time(row.spec, row.layout, row.machine).total_s / row.step_s - 1))
     print(title)
     for source, errors in by_source.items():
         print(f"  {source:60} {len(errors):5} rows  mean {mean(map(abs, errors)):5.1f} %  bias {mean(errors):+5.1f} %")
@@ -165,7 +166,7 @@ def main() -> None:
     parser.add_argument("--loss", default="soft_l1")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
-    rows = [row for row in [*read_layouts()[0], *read_vtrain()] if row.precision == "bf16"]
+    rows = [row for row in [*read_layouts()[0], *read_vtrain()]]
     seen = [row for row in rows if not asked.half or in_first_half(row)]
     values = fit(seen, asked.evaluations, asked.loss)
     for (where, field, *_), before, after in zip(FITTED, start(), values, strict=True):

@@ -56,6 +56,7 @@ class Stack:
     gap_s: float = 0.0
     skew_s: float = 0.0
     hidden_tp: float = 0.0
+    hidden_ep: float = 0.0
     hidden_dp: float = 0.9
     hidden_pp: float = 0.5
     gradient_bytes: float = 4.0

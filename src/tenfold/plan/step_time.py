@@ -105,7 +105,7 @@ def layer_time(
     kv_bytes = 4.0 * micro_batch * seq_len * kv_heads * d
     context = ring_s(kv_bytes, cp, tp, machine)
     hidden = attention[0] * 0.8
-    exchanged = 2 * all_to_all_s(sent_experts, ep, tp, machine) if expert else 0.0
+    exchanged = 2 * (1 - stack.hidden_ep) * all_to_all_s(sent_experts, ep, tp, machine) if expert else 0.0
     return LayerTime(
         matmul=(forward, backward),
         attention=attention,
