@@ -22,6 +22,7 @@ KERNELS_FORWARD = 22  # kernels of one dense layer: 6 products, 2 norms, rotatio
 KERNELS_BACKWARD = 40
 KERNELS_HEAD = 40  # embedding, last norm, output head and loss, both ways
 KERNELS_COLLECTIVE = 2  # one launch each of the two collectives of a layer and way
+CAST_BYTES = 4.0  # a value read in 16 bits and written in 8, once by rows and once by columns
 EXPERT_IMBALANCE = 1.1  # the fullest rank's share of tokens over the mean, with a balancing loss
 
 
@@ -45,6 +46,9 @@ def _products(shapes: list[tuple[int, int, int]], machine: Machine, dtype: str) 
     """(forward, backward) seconds of matrix products (tokens, outputs, inputs): backward by input and by weight."""
     forward = sum(matmul_s(m, n, k, machine, dtype) for m, n, k in shapes)
     backward = sum(matmul_s(m, k, n, machine, dtype) + matmul_s(k, n, m, machine, dtype) for m, n, k in shapes)
+    if dtype == "fp8":
+        forward += moved_s(CAST_BYTES * sum(m * k for m, _, k in shapes), machine)
+        backward += moved_s(CAST_BYTES * sum(m * n for m, n, _ in shapes), machine)
     return forward, backward
 
 
