@@ -22,8 +22,8 @@ KERNELS_FORWARD = 22  # kernels of one dense layer: 6 products, 2 norms, rotatio
 KERNELS_BACKWARD = 40
 KERNELS_HEAD = 40  # embedding, last norm, output head and loss, both ways
 KERNELS_COLLECTIVE = 2  # one launch each of the two collectives of a layer and way
+HIDES = 0.5  # share of the products that an exchange between experts may run beside
 CAST_BYTES = 4.0  # a value read in 16 bits and written in 8, once by rows and once by columns
-EXPERT_IMBALANCE = 1.1  # the fullest rank's share of tokens over the mean, with a balancing loss
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,9 @@ def layer_time(
     width = ffn / tp
     sent_experts = 0.0
     if expert:
-        routed = EXPERT_IMBALANCE * tokens * spec.experts_per_token
         local = max(1, spec.n_experts // ep)
+        fullest = 1 + stack.imbalance * last_of(ep) / local**0.5  # the fullest rank's tokens over the mean
+        routed = fullest * tokens * spec.experts_per_token
         rows = max(1, round(routed / local))
         f, b = _products(
             [(rows, 2 * _share(spec.expert_ffn_dim, tp), h), (rows, h, _share(spec.expert_ffn_dim, tp))], machine, dtype
@@ -90,7 +91,7 @@ def layer_time(
         router_f, router_b = _products([(tokens, spec.n_experts, h)], machine, "bf16")
         forward += local * f / stack.grouped - grouped + router_f
         backward += local * b / stack.grouped - 2 * grouped + router_b
-        width += EXPERT_IMBALANCE * spec.experts_per_token * spec.expert_ffn_dim / tp
+        width += fullest * spec.experts_per_token * spec.expert_ffn_dim / tp
         sent_experts = routed * h * 2.0 / (tp if stack.sequence_parallel else 1)
 
     if stack.fused_attention:
@@ -100,7 +101,7 @@ def layer_time(
 
     whole = 22 * h / (tp if stack.sequence_parallel else 1) + 16 * (heads + kv_heads) * d + 6 * width
     if expert:
-        whole += 2 * 4 * EXPERT_IMBALANCE * spec.experts_per_token * h  # tokens are put in order for the experts and back
+        whole += 2 * 4 * fullest * spec.experts_per_token * h  # tokens are put in order for the experts and back
     bytes_moved = stack.pointwise * tokens * whole
     pointwise = moved_s(bytes_moved, machine, 8), moved_s(1.6 * bytes_moved, machine, 14)
 
@@ -109,14 +110,15 @@ def layer_time(
     kv_bytes = 4.0 * micro_batch * seq_len * kv_heads * d
     context = ring_s(kv_bytes, cp, tp, machine)
     hidden = attention[0] * 0.8
-    exchanged = 2 * (1 - stack.hidden_ep) * all_to_all_s(sent_experts, ep, tp, machine) if expert else 0.0
+    exchanged = 2 * all_to_all_s(sent_experts, ep, tp, machine, spec.experts_per_token) if expert else 0.0
+    hidden_ep = [min(stack.hidden_ep * exchanged, HIDES * stack.hidden_ep * x) for x in (forward, backward)]
     return LayerTime(
         matmul=(forward, backward),
         attention=attention,
         pointwise=pointwise,
         tensor_parallel=(tensor, tensor),
         context_parallel=(max(0.0, context - hidden), max(0.0, 2 * context - 2.5 * hidden)),
-        expert_parallel=(exchanged, exchanged),
+        expert_parallel=(exchanged - hidden_ep[0], exchanged - hidden_ep[1]),
         kernels=(
             KERNELS_FORWARD + 12 * expert + KERNELS_COLLECTIVE * (tp > 1),
             KERNELS_BACKWARD + 20 * expert + KERNELS_COLLECTIVE * (tp > 1),
