@@ -1,4 +1,4 @@
-"""Fits the constants of `plan/data/constants.toml` that no data sheet gives, and prints them; the file is edited by hand.
+"""Fits the constants of `plan/data/constants.toml` that no data sheet gives, and writes them there with `--write`.
 
 Least squares of log step times over published rows, with a weak prior on every constant (its start, and how far it may
 plausibly be off), so that what the rows do not show stays where measurements elsewhere put it. A source weighs as the
@@ -9,41 +9,41 @@ import argparse
 import hashlib
 import json
 import math
+import tomllib
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from statistics import mean
 
 import numpy as np
 from scipy.optimize import least_squares
 
+import tenfold.plan
 from tenfold.plan.machine import Machine, stack, stacks
 from tenfold.plan.published import Row, read_layouts, read_vtrain
 from tenfold.plan.step_time import step_time
 from tenfold.plan.validate import ranking
 
-# (where, constant, relative standard deviation of the prior, largest value); where: accelerators or software
-HOPPER, AMPERE = ("h100",), ("a100",)
-NEWER = ("gb200", "gb300", "b200", "b300")
-EVERY = (*HOPPER, *AMPERE, *NEWER)
+# (tables of the file, constant, relative standard deviation of the prior, largest value)
 OLD = ("megatron-2021", "megatron-2021-node")
-FITTED: tuple[tuple[Sequence[str], str, float, float], ...] = (
-    (HOPPER, "matmul_efficiency", 0.1, 0.95),
-    (AMPERE, "matmul_efficiency", 0.1, 0.95),
+FSDP = ("fsdp", "fsdp-compiled")
+FITTED: tuple[tuple[tuple[str, ...], str, float, float], ...] = (
+    (("any",), "matmul_efficiency", 0.1, 0.95),
+    (("a100",), "matmul_efficiency", 0.1, 0.95),
     (("gb200",), "matmul_efficiency", 0.1, 0.95),
     (("gb300",), "matmul_efficiency", 0.1, 0.95),
     (("b200",), "matmul_efficiency", 0.1, 0.95),
     (("b300",), "matmul_efficiency", 0.1, 0.95),
-    ((*HOPPER, *NEWER), "attention_efficiency", 0.15, 0.8),
-    (AMPERE, "attention_efficiency", 0.3, 0.8),
-    (EVERY, "fill_k", 0.3, 300.0),
-    (EVERY, "memory_efficiency", 0.1, 0.95),
-    (EVERY, "kernel_s", 0.3, 1e-4),
-    (EVERY, "scaleup_efficiency", 0.15, 0.95),
-    (EVERY, "scaleup_latency_s", 0.5, 1e-4),
-    (EVERY, "scaleout_efficiency", 0.15, 0.95),
-    (EVERY, "scaleout_latency_s", 0.5, 1e-4),
+    (("any",), "attention_efficiency", 0.15, 0.8),
+    (("a100",), "attention_efficiency", 0.15, 0.8),
+    (("any",), "fill_k", 0.3, 300.0),
+    (("any",), "memory_efficiency", 0.1, 0.95),
+    (("any",), "kernel_s", 0.3, 1e-4),
+    (("any",), "scaleup_efficiency", 0.15, 0.95),
+    (("any",), "scaleup_latency_s", 0.5, 1e-4),
+    (("any",), "scaleout_efficiency", 0.15, 0.95),
+    (("any",), "scaleout_latency_s", 0.5, 1e-4),
     (("megatron",), "pointwise", 0.3, 4.0),
     (("megatron-2025",), "pointwise", 0.3, 4.0),
     (("megatron-2025",), "grouped", 0.3, 1.0),
@@ -52,8 +52,8 @@ FITTED: tuple[tuple[Sequence[str], str, float, float], ...] = (
     (OLD, "pointwise", 0.3, 4.0),
     (("fsdp",), "pointwise", 0.3, 4.0),
     (("fsdp-compiled",), "pointwise", 0.3, 4.0),
-    (("fsdp", "fsdp-compiled"), "attention", 0.3, 1.0),
-    (("fsdp", "fsdp-compiled"), "hidden_dp", 0.5, 1.0),
+    (FSDP, "attention", 0.3, 1.0),
+    (FSDP, "hidden_dp", 0.5, 1.0),
     (("megatron-2021",), "dispatch_s", 0.5, 1e-3),
     (("megatron-2021-node",), "dispatch_s", 0.5, 1e-3),
     (("fsdp",), "dispatch_s", 0.5, 1e-3),
@@ -61,11 +61,11 @@ FITTED: tuple[tuple[Sequence[str], str, float, float], ...] = (
     (("megatron-2021",), "gap_s", 1.0, 1e-3),
     (("megatron-2021-node",), "gap_s", 1.0, 1e-3),
     (("fsdp",), "gap_s", 1.0, 1e-3),
-    (("megatron-2021",), "skew_s", 1.0, 1e-2),
-    (("megatron-2021-node",), "skew_s", 1.0, 1e-2),
-    (("megatron-2021",), "step_s", 0.5, 1.0),
-    (("fsdp", "fsdp-compiled", "megatron", "megatron-2025"), "step_s", 0.5, 1.0),
-)  # fmt: skip
+    (OLD, "skew_s", 1.0, 1e-2),
+    (("megatron-2021", "megatron", "megatron-2025", *FSDP), "step_s", 0.5, 1.0),
+)
+FILE = Path(tenfold.plan.__file__).parent / "data/constants.toml"
+CONSTANTS = tomllib.loads(FILE.read_text())
 SCALE = 0.06  # log errors beyond this count less than their square
 
 
@@ -74,34 +74,44 @@ def name_of(machine: Machine) -> str:
     return next(name for name, known in stacks().items() if known == machine.stack)
 
 
+def own_table(key: str, field: str) -> str:
+    """The table that gives an accelerator this constant: its own, or `any`."""
+    return key if field in CONSTANTS["accelerators"].get(key, {}) else "any"
+
+
+def concerns(row: Row, software: str, where: tuple[str, ...], field: str) -> bool:
+    return software in where or own_table(row.machine.accelerator.key, field) in where
+
+
 def changed(row: Row, software: str, values: np.ndarray) -> Machine:
-    """The row's machine with the fitted constants put in; a capped board keeps its share of the rate."""
-    constants, new = row.machine.constants, {}
-    own = stack(software)
-    for (where, field, *_), value in zip(FITTED, values, strict=True):
+    """The row's machine with the fitted constants put in; where a share is scaled (a capped board), it stays so."""
+    constants, own, new = row.machine.constants, stack(software), {}
+    for (where, field, *_), value, before in zip(FITTED, values, start(), strict=True):
         if software in where:
             own = replace(own, **{field: value})
-        elif row.machine.accelerator.key in where:
-            new[field] = value * (getattr(constants, field) / base(row, field) if field == "matmul_efficiency" else 1)
+        elif concerns(row, software, where, field):
+            new[field] = min(1.0, getattr(constants, field) * value / before)
     return replace(row.machine, constants=replace(constants, **new), stack=own)
 
 
-def base(row: Row, field: str) -> float:
-    from tenfold.plan.machine import machine
-
-    return float(getattr(machine(row.machine.accelerator.key).constants, field))
-
-
+@cache
 def start() -> np.ndarray:
     """The constants as they stand in the file."""
-    from tenfold.plan.machine import machine
+    tables = {**CONSTANTS["accelerators"], **CONSTANTS["stacks"]}
+    return np.array([tables[where[0]][field] for where, field, *_ in FITTED])
 
-    return np.array(
-        [
-            getattr(stack(where[0]) if where[0] in stacks() else machine(where[0]).constants, field)
-            for where, field, *_ in FITTED
-        ]
-    )
+
+def write(values: np.ndarray) -> None:
+    """The fitted constants into the file, three digits each, comments kept."""
+    lines, table = FILE.read_text().splitlines(), ""
+    rounded = {(name, field): float(f"{v:.3g}") for (where, field, *_), v in zip(FITTED, values, strict=True) for name in where}
+    for i, line in enumerate(lines):
+        if line.startswith("["):
+            table = line.strip("[]").split(".")[1]
+        name, _, rest = line.partition(" = ")
+        if (table, name) in rounded:
+            lines[i] = f"{name} = {rounded[table, name]!r}" + (" #" + rest.split("#", 1)[1] if "#" in rest else "")
+    FILE.write_text("\n".join(lines) + "\n")
 
 
 def in_first_half(row: Row) -> bool:
@@ -124,18 +134,17 @@ def fit(rows: list[Row], evaluations: int, loss: str = "soft_l1") -> np.ndarray:
     names = [name_of(row.machine) for row in rows]
     sizes: dict[str, int] = defaultdict(int)
     for row in rows:
-        sizes[row.source.split("[")[0]] += 1
-    weights = np.array([sizes[row.source.split("[")[0]] ** -0.25 for row in rows])
+        sizes[row.source.split("[")[0] + row.layout.dtype] += 1
+    weights = np.array([sizes[row.source.split("[")[0] + row.layout.dtype] ** -0.25 for row in rows])
     prior, first = np.array([sigma for _, _, sigma, _ in FITTED]), start()
-    first = np.maximum(first, 1e-9)
 
     def residuals(logs: np.ndarray) -> np.ndarray:
         return np.concatenate([weights * log_errors(rows, names, np.exp(logs)) / SCALE, (logs - np.log(first)) / prior])
 
     def jacobian(logs: np.ndarray) -> np.ndarray:
         now, columns = log_errors(rows, names, np.exp(logs)), []
-        for i, (where, *_) in enumerate(FITTED):
-            touched = [k for k, r in enumerate(rows) if names[k] in where or r.machine.accelerator.key in where]
+        for i, (where, field, *_) in enumerate(FITTED):
+            touched = [k for k, r in enumerate(rows) if concerns(r, names[k], where, field)]
             moved = logs.copy()
             moved[i] += 0.01
             column = np.zeros(len(rows) + len(logs))
@@ -169,6 +178,7 @@ def main() -> None:
     parser.add_argument("--half", action="store_true", help="fit on half of the groups, report the other")
     parser.add_argument("--evaluations", type=int, default=12)
     parser.add_argument("--loss", default="soft_l1")
+    parser.add_argument("--write", action="store_true", help="put the constants into the file")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     rows = [row for row in [*read_layouts()[0], *read_vtrain()]]
@@ -177,6 +187,8 @@ def main() -> None:
     for (where, field, *_), before, after in zip(FITTED, start(), values, strict=True):
         print(f"{', '.join(where):45} {field:22} {before:10.4g} -> {after:10.4g}")
     report("rows fitted", seen, values)
+    if asked.write:
+        write(values)
     if asked.out:
         asked.out.write_text(json.dumps(list(values)))
     if asked.half:

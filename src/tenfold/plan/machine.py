@@ -52,6 +52,7 @@ class Stack:
     pointwise: float = 1.0
     attention: float = 1.0
     grouped: float = 0.8
+    products_again: float = 0.0
     imbalance: float = 0.15
     dispatch_s: float = 6e-6
     gap_s: float = 0.0

@@ -168,7 +168,7 @@ def step_time(spec: ModelSpec, layout: Layout, machine: Machine) -> StepTime:
         full = layout.recompute == "full"
         once_more = {"none": 0.0, "selective": t.attention[0], "full": t.device(0)}[layout.recompute]
         if layout.recompute == "selective" and stack.fused_attention:
-            once_more = 0.3 * t.matmul[0] + t.pointwise[0]
+            once_more = stack.products_again * t.matmul[0] + t.pointwise[0]
         sums["matmul"] += count * sum(t.matmul)
         sums["attention"] += count * sum(t.attention)
         sums["pointwise"] += count * sum(t.pointwise)
