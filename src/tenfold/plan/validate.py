@@ -44,9 +44,9 @@ def _summary(kind: str, source: str, errors: Iterable[tuple[str, float]]) -> Err
     return Error(kind, source, len(pairs), mean(sizes), median(sizes), mean(e for _, e in pairs), *worst)
 
 
-def _short(source: str) -> str:
-    head, _, tail = source.partition("[")
-    return (head.split("(")[0].strip()[:40] + (" [" + tail if tail else ""))[:75]
+def short(source: str) -> str:
+    """The publication alone: no release, no table within it."""
+    return source.split("[")[0].split("(")[0].split(" = ")[0].split(";")[0].strip()[:48]
 
 
 def step_errors(rows: Iterable[Row]) -> dict[tuple[str, str], list[tuple[Row, float]]]:
@@ -54,7 +54,7 @@ def step_errors(rows: Iterable[Row]) -> dict[tuple[str, str], list[tuple[Row, fl
     found = defaultdict(list)
     for row in rows:
         predicted = step_time(row.spec, row.layout, row.machine).total_s
-        found[_short(row.source), row.precision].append((row, 100 * (predicted / row.step_s - 1)))
+        found[short(row.source), row.layout.dtype].append((row, 100 * (predicted / row.step_s - 1)))
     return dict(found)
 
 
