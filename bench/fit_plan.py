@@ -1,7 +1,8 @@
 """Fits the constants of `plan/data/constants.toml` that no data sheet gives, and writes them there with `--write`.
 
-Least squares of log step times over published rows, with a weak prior on every constant, so that what the rows do not show stays where measurements elsewhere put it. A source weighs as the
-square root of its rows. `--half` fits on half of the rows and keeps the errors on the other half too.
+Least squares of log step times over published rows, with a weak prior on every constant, so that what the rows do not show
+stays where measurements elsewhere put it. A source weighs as the square root of its rows. `--half` fits on half of the rows
+and keeps the errors on the other half too.
 """
 
 import argparse

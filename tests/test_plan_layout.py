@@ -2,6 +2,7 @@
 
 import json
 import math
+from statistics import median
 
 import pytest
 
@@ -12,6 +13,7 @@ from tenfold.plan.memory import memory
 from tenfold.plan.plan import GpuRequest, gpus_for_days, make_plan, solve
 from tenfold.plan.published import read_layouts
 from tenfold.plan.shape import Request, dense_shape, expert_shape, optimum, resolve, shape_for
+from tenfold.plan.validate import hours_errors, hours_misses, with_overhead
 from tenfold.plan.workload import Layout
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import published_model
@@ -22,6 +24,15 @@ def test_memory_of_torchtitan():
     errors = [memory(r.spec, r.layout, r.machine).total_gib / r.memory_gib - 1 for r in rows]
     assert len(rows) == 10
     assert sum(map(abs, errors)) / len(errors) <= 0.12
+
+
+def test_gpu_hours_of_published_runs():
+    hours = hours_errors()
+    errors = [abs(planned / told - 1) for _, told, planned in with_overhead(hours)]
+    assert len(hours) == 20
+    assert median(errors) <= 0.20
+    assert len(hours_misses(hours)) == sum(e > 0.2 for e in errors)
+    assert all(planned < told for _, told, planned in hours)  # reported hours hold the steps, and more
 
 
 def test_state_without_sharding_is_18_bytes_a_parameter():

@@ -273,7 +273,7 @@ def validate(
         )  # fmt: skip
     console = Console()
     console.print(table)
-    for remark in remarks[:6]:
+    for remark in remarks:
         console.print(remark)
 
 

@@ -40,11 +40,14 @@ class Stack:
     """What the training software does, whatever the accelerator.
 
     `fused_attention`: no score matrix in memory. `sequence_parallel`: tensor parallel ranks also share norms and
-    residuals. `pointwise`: bytes moved by element-wise kernels, relative to one kernel per operation. `dispatch_s`: host
-    time per kernel. `attention` and `grouped`: rate of its attention kernel and of its products over many experts, relative
-    to the best known on the accelerator. `hidden_*`: share of a collective that runs behind compute where there is enough of it.
-    `gradient_bytes`: bytes per gradient that is reduced. `step_s`: host work per step. `straggler`: share of the step
-    lost each time the number of GPUs doubles beyond a node.
+    residuals. `pointwise`: bytes moved by element-wise kernels, relative to one kernel per operation. `attention` and
+    `grouped`: rate of its attention kernel and of its products over many experts, relative to the best known on the
+    accelerator. `products_again`: share of the matrix products that selective recompute works out again. `imbalance`:
+    relative spread of the tokens of an expert. `dispatch_s`: host time per kernel. `gap_s`: time between two kernels in
+    which the device waits all the same. `skew_s`: spread of the times at which tensor parallel ranks come to a collective.
+    `hidden_*`: share of a collective that runs behind compute where there is enough of it. `gradient_bytes`: bytes per
+    gradient that is reduced. `step_s`: host work per step. `straggler`: share of the step lost each time the number of GPUs
+    doubles beyond a node.
     """
 
     fused_attention: bool = True

@@ -146,9 +146,10 @@ def layer_kinds(spec: ModelSpec, seq_len: int) -> tuple[tuple[bool, float, int],
     return tuple((expert, keys, count) for (expert, keys), count in kinds.items())
 
 
-def _fed(device_s: float, kernels: float, stack: Stack) -> float:
-    """Seconds of a stage whose kernels the host launches one after the other: the slower of host and device."""
-    return max(kernels * stack.dispatch_s, device_s + kernels * stack.gap_s)
+def _waiting_s(device_s: float, kernels: float, stack: Stack) -> float:
+    """Seconds that a stage takes beyond its device's work: the gaps between kernels, or the host that launches them."""
+    gaps = kernels * stack.gap_s
+    return max(gaps, kernels * stack.dispatch_s - device_s)
 
 
 def step_time(spec: ModelSpec, layout: Layout, machine: Machine) -> StepTime:
@@ -179,10 +180,10 @@ def step_time(spec: ModelSpec, layout: Layout, machine: Machine) -> StepTime:
         layers += count
     stage = math.ceil(layers / layout.pp) / layers
     per_stage = {name: value * stage for name, value in sums.items()}
-    body, kernels = sum(per_stage.values()), kernels * stage
+    body, launches = sum(per_stage.values()), kernels * stage
     head = sum(head_time(spec, layout.tp, layout.cp, layout.micro_batch, layout.seq_len, machine))
-    middle = _fed(body, kernels, stack)  # a stage without the head
-    launch = _fed(body + head, kernels + KERNELS_HEAD, stack) - body - head
+    middle = body + _waiting_s(body, launches, stack)  # a stage without the head
+    launch = _waiting_s(body + head, launches + KERNELS_HEAD, stack)
 
     hop = 0.0
     if layout.pp > 1:
