@@ -32,10 +32,10 @@ plan_app = typer.Typer(
 app.add_typer(plan_app, name="plan")
 
 After = Annotated[str | None, typer.Option(help="A published model to follow.")]
-Times = Annotated[float, typer.Option(help="How many times its compute.")]
+Times = Annotated[float | None, typer.Option(help="How many times its compute (10 where not said).")]
 Flops = Annotated[str | None, typer.Option(help="Training compute, as 3.8e26.")]
 Experts = Annotated[int, typer.Option(help="Experts of a mixture (0: dense).")]
-LawName = Annotated[str, typer.Option(help="llama3, chinchilla, besiroglu, or a law.json of `tenfold law fit`.")]
+LawName = Annotated[str | None, typer.Option(help="llama3 (where not said), chinchilla, besiroglu, or a law.json of `tenfold law fit`.")]
 SeqLen = Annotated[int, typer.Option(help="Tokens of a sequence.")]
 Dtype = Annotated[str, typer.Option(help="bf16 or fp8.")]
 Home = Annotated[Path, typer.Option(help="Where generations and calibrations are kept.")]
@@ -44,7 +44,7 @@ Home = Annotated[Path, typer.Option(help="Where generations and calibrations are
 @plan_app.command("make")
 def make(
     after: After = None,
-    times: Times = 10.0,
+    times: Times = None,
     flops: Flops = None,
     model: Annotated[Path | None, typer.Option(help="A shape of one's own, as TOML (fields of ModelSpec).")] = None,
     tokens: Annotated[str | None, typer.Option(help="Tokens to train on, as 15T, in place of the law's.")] = None,
@@ -53,7 +53,7 @@ def make(
     days: Annotated[float | None, typer.Option(help="Days of training, failures apart.")] = None,
     budget_usd: Annotated[float | None, typer.Option(help="Money for rent: the compute follows from it.")] = None,
     region: Annotated[str, typer.Option(help="A US state, as TX, or US.")] = "US",
-    law: LawName = "llama3",
+    law: LawName = None,
     experts: Experts = 0,
     active_experts: Annotated[int, typer.Option(help="Experts per token (0: one in 32).")] = 0,
     shared_experts: Annotated[int, typer.Option(help="Experts that every token passes.")] = 1,
@@ -71,7 +71,7 @@ def make(
     weather_epw: Annotated[Path | None, typer.Option(help="Hourly weather, EnergyPlus format: water by wet bulb.")] = None,
     cooling: Annotated[str, typer.Option(help="With weather: closed, outside-air or tower.")] = "tower",
     explain: Annotated[
-        str | None, typer.Option(help="step_time, memory, days, mfu, layout or shape: the formula, numbers put in.")
+        str | None, typer.Option(help="step_time, memory, layout, failures, cost, ...: the formula, numbers put in.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Directory for plan.json and plan.html.")] = None,
     home: Home = Path("generations"),
@@ -108,9 +108,6 @@ def make(
         unique_tokens=parse_quantity(data_tokens, "--data-tokens") if data_tokens else None,
     )
     plan = solve(asked, GpuRequest(gpus, days, budget_usd), part, seq_len=seq_len, global_batch=global_batch, dtype=dtype)
-    if explain:
-        _explain(plan, explain, as_json)
-        return
     notes = [*([calibrated] if calibrated else []), *plan.notes]
     request = {k: v for k, v in _given(locals()).items() if v is not None}
     around = Surroundings(
@@ -123,6 +120,9 @@ def make(
         weather_epw=weather_epw,
         cooling=cooling,
     )
+    if explain:
+        _explain(plan, explain, around, as_json)
+        return
     whole = document(
         plan.workload,
         consequences(plan.workload, around),
@@ -168,10 +168,10 @@ def _machine(name: str, home: Path, network_gb_per_s: float | None) -> tuple[Any
     return calibrated(known, name, home)
 
 
-def _explain(plan: "Plan", name: str, as_json: bool) -> None:
+def _explain(plan: "Plan", name: str, around: Any, as_json: bool) -> None:
     from tenfold.plan.explain import explain
 
-    lines = explain(plan, name)
+    lines = explain(plan, name, around)
     if as_json:
         print_json({"name": name, "lines": lines, "parts_s": plan.workload.step_time.parts()})
         return
@@ -182,12 +182,12 @@ def _explain(plan: "Plan", name: str, as_json: bool) -> None:
 def compare(
     accelerators: Annotated[list[str], typer.Argument(help="Accelerators to compare.")],
     after: After = None,
-    times: Times = 10.0,
+    times: Times = None,
     flops: Flops = None,
     gpus: Annotated[int | None, typer.Option(help="How many of each.")] = None,
     days: Annotated[float | None, typer.Option(help="Days of training; 90 where --gpus is not given.")] = None,
     region: Annotated[str, typer.Option(help="A US state, as TX, or US.")] = "US",
-    law: LawName = "llama3",
+    law: LawName = None,
     experts: Experts = 0,
     seq_len: SeqLen = 8192,
     dtype: Dtype = "bf16",

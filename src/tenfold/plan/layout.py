@@ -111,9 +111,13 @@ def search(spec: ModelSpec, gpus: int, machine: Machine, *, seq_len: int, global
         elif nearest_miss is None or needed.short_gib < nearest_miss[1].short_gib:
             nearest_miss = (layout, needed)
     if not tried:
+        domain, most = machine.constants.domain_gpus, int(global_batch * (1 + BATCH_MAY_CHANGE))
+        if gpus > domain and gpus % domain:
+            fix = f"take {gpus // domain * domain:,}, whole servers of {domain}"
+        else:
+            fix = f"take a number with more divisors, or a larger --global-batch (at most {most:,} data parallel ranks can share it)"
         raise TenfoldError(
-            f"{gpus} GPUs cannot share a batch of {global_batch} sequences: no TP x PP x CP x DP of {spec.name} divides both; "
-            f"take a multiple of {machine.constants.domain_gpus} GPUs, or a larger batch."
+            f"{gpus:,} GPUs cannot share a batch of {global_batch:,} sequences: no TP x PP x CP x DP of {spec.name} divides both; {fix}."
         )
     if not fitting:
         assert nearest_miss is not None
@@ -124,8 +128,17 @@ def search(spec: ModelSpec, gpus: int, machine: Machine, *, seq_len: int, global
         timed.append(Candidate(layout, needed, t, layout.tokens_per_step / t.total_s))
     timed.sort(key=lambda c: -c.tokens_per_s)
     best = timed[0]
-    others = [_against(best, other) for other in timed[1:10]]
+    others = [_against(best, other) for other in _different(timed)[1:10]]
     return Search(best, others, _second_wins_if(best, others), tried, len(fitting))
+
+
+def _different(candidates: list[Candidate]) -> list[Candidate]:
+    """The first of those that differ by no more than recompute and what is sharded of the same parallel ranks."""
+    first: dict[Layout, Candidate] = {}
+    for candidate in candidates:
+        zero = 3 if candidate.layout.zero == 3 else 1
+        first.setdefault(replace(candidate.layout, recompute="none", zero=zero), candidate)
+    return list(first.values())
 
 
 def _per_token(candidate: Candidate) -> dict[str, float]:
@@ -166,15 +179,16 @@ def _second_wins_if(best: Candidate, others: list[Candidate]) -> str:
 
 
 def _what_binds(spec: ModelSpec, gpus: int, machine: Machine, layout: Layout, needed: Memory) -> str:
+    """Which part of memory is short, by how much, and what would fix it."""
     state = needed.parameters_gib + needed.gradients_gib + needed.optimiser_gib
     if state > needed.activations_gib:
-        fix = f"at least {math.ceil(gpus * state / max(1.0, needed.capacity_gib - needed.buffers_gib)):,} GPUs, or parts "
-        "with more memory"
+        binds = "its state binds"
+        least = math.ceil(gpus * state / max(1.0, needed.capacity_gib - needed.buffers_gib - needed.activations_gib))
+        fix = f"at least {least:,} GPUs, or parts with more memory"
     else:
+        binds = "its activations bind"
         fix = "a shorter sequence, more context parallel ranks (more GPUs), or parts with more memory"
     return (
-        f"{spec.name} does not fit on {gpus} {machine.accelerator.name}: even {layout.words()} is short by "
-        f"{needed.short_gib:.0f} GiB of {needed.capacity_gib:.0f} "
-        f"({'its state' if state > needed.activations_gib else 'its activations'} "
-        f"bind); take {fix}."
+        f"{spec.name} does not fit on {gpus:,} {machine.accelerator.name}: even {layout.words()} is short by "
+        f"{needed.short_gib:.0f} GiB of {needed.capacity_gib:.0f} ({binds}); take {fix}."
     )
