@@ -35,7 +35,7 @@ After = Annotated[str | None, typer.Option(help="A published model to follow.")]
 Times = Annotated[float | None, typer.Option(help="How many times its compute (10 where not said).")]
 Flops = Annotated[str | None, typer.Option(help="Training compute, as 3.8e26.")]
 Experts = Annotated[int, typer.Option(help="Experts of a mixture (0: dense).")]
-LawName = Annotated[str | None, typer.Option(help="llama3 (where not said), chinchilla, besiroglu, or a law.json of `tenfold law fit`.")]
+LawName = Annotated[str | None, typer.Option(help="llama3 (unless said), chinchilla, besiroglu, or a law.json of `tenfold law fit`.")]
 SeqLen = Annotated[int, typer.Option(help="Tokens of a sequence.")]
 Dtype = Annotated[str, typer.Option(help="bf16 or fp8.")]
 Home = Annotated[Path, typer.Option(help="Where generations and calibrations are kept.")]
@@ -63,6 +63,8 @@ def make(
     dtype: Dtype = "bf16",
     data_tokens: Annotated[str | None, typer.Option(help="Unique tokens at hand, as 15T.")] = None,
     network_gb_per_s: Annotated[float | None, typer.Option(help="Scale-out network, GB/s per GPU and direction.")] = None,
+    buildings: Annotated[int, typer.Option(help="Buildings that share the GPUs evenly.")] = 1,
+    between_gb_per_s: Annotated[float, typer.Option(help="Between buildings, GB/s per GPU and direction.")] = 0.0,
     pue: Annotated[float | None, typer.Option(help="Of the building.")] = None,
     wue: Annotated[float | None, typer.Option(help="Litres of water on site per IT kWh.")] = None,
     clean_share: Annotated[float, typer.Option(help="Part of the energy matched by clean contracts, 0 to 1.")] = 0.0,
@@ -87,6 +89,8 @@ def make(
 
     tenfold plan --model my.toml --budget-usd 2e6 --law law.json
     """
+    from dataclasses import replace
+
     from tenfold.plan.consequences import Surroundings, consequences
     from tenfold.plan.plan import GpuRequest, solve
     from tenfold.plan.report import document, html, terminal
@@ -94,6 +98,7 @@ def make(
     from tenfold.spec.units import parse_quantity
 
     part, calibrated = _machine(accelerator, home, network_gb_per_s)
+    part = replace(part, buildings=buildings, between_gb_per_s=between_gb_per_s)
     asked = Request(
         after=after,
         times=times,
@@ -147,7 +152,7 @@ def make(
 def _given(values: dict[str, Any]) -> dict[str, Any]:
     names = (
         "after", "times", "flops", "model", "tokens", "accelerator", "gpus", "days", "budget_usd", "region", "law", "experts",
-        "seq_len", "dtype",
+        "seq_len", "dtype", "buildings",
     )  # fmt: skip
     return {name: str(values[name]) if isinstance(values[name], Path) else values[name] for name in names}
 

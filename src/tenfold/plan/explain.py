@@ -12,6 +12,7 @@ from tenfold.plan.workload import GIB
 from tenfold.spec.errors import TenfoldError, nearest
 from tenfold.spec.units import duration, si
 
+
 def explain(plan: Plan, name: str, around: Surroundings | None = None) -> list[str]:
     """Lines that explain `name` (one of `NAMES`). Raises TenfoldError with the nearest where it is unknown."""
     if name in OF_PLAN:
@@ -55,7 +56,8 @@ def _step_time(plan: Plan) -> list[str]:
     lines += [
         f"data parallel = gradients and weights of {si(dense + routed)} parameters over {lay.shard or lay.replicas} ranks at "
         f"{c.scaleout_gb_per_s * c.scaleout_efficiency:.1f} GB/s a GPU, hidden up to {m.stack.hidden_dp:.0%}: "
-        f"{t.data_parallel_s:.4g} s",
+        f"{t.data_parallel_s:.4g} s"
+        + (f", {m.buildings} buildings at {m.between_gb_per_s:g} GB/s a GPU between them" if m.buildings > 1 else ""),
         f"optimiser = {m.stack.optimiser_bytes:.0f} B a parameter held / bandwidth + {m.stack.step_s * 1e3:.1f} ms: "
         f"{t.optimiser_s:.4g} s",
         f"stragglers = {m.stack.straggler:.2%} of the step for each doubling beyond {c.domain_gpus} GPUs: {t.straggler_s:.4g} s",
@@ -127,7 +129,8 @@ def _failures(plan: Plan, after: Consequences) -> list[str]:
     components = ", ".join(f"{name} {rate:.3g}" for name, rate in sorted(f.by_component_per_day.items(), key=lambda x: -x[1])[:5])
     shares = ", ".join(f"{name} {share:.2%}" for name, share in f.shares.items())
     return [
-        f"interruptions a day = nodes x rate per node-day = {f.n_nodes:,} x {_said(f.per_1000_node_days, 1e-3)}; most by {components}",
+        f"interruptions a day = nodes x rate per node-day = {f.n_nodes:,} x {_said(f.per_1000_node_days, 1e-3)}; "
+        f"most by {components}",
         f"mean time to interruption = 24 h / that = {_said(f.mean_time_to_interruption_h, 1, 'h')}",
         f"checkpoint = 14 B a parameter = {si(f.checkpoint_bytes, 'B')}: stall {f.checkpoint_stall_s:.3g} s, safe in storage after "
         f"{f.checkpoint_write_s:.3g} s",
@@ -145,10 +148,11 @@ def _failures(plan: Plan, after: Consequences) -> list[str]:
 def _power(plan: Plan, after: Consequences) -> list[str]:
     p, w = after.power, plan.workload
     return [
-        f"board = TDP x its share while computing ({p.computing_share:.1%} of the time) and while waiting = {_said(p.board_w, 1, 'W')} "
-        f"of {w.accelerator.tdp_w:.0f} W",
+        f"board = TDP x its share while computing ({p.computing_share:.1%} of the time) and while waiting = "
+        f"{_said(p.board_w, 1, 'W')} of {w.accelerator.tdp_w:.0f} W",
         f"IT = board + host {_said(p.host_w)} + network {_said(p.network_w)} = {_said(p.it_w, 1, 'W')} an accelerator",
-        f"mean = accelerators x IT x PUE {_said(p.pue)} = {_said(p.mean_mw, 1, 'MW')}; all at their peak at once: {_said(p.peak_mw, 1, 'MW')}",
+        f"mean = accelerators x IT x PUE {_said(p.pue)} = {_said(p.mean_mw, 1, 'MW')}; "
+        f"all at their peak at once: {_said(p.peak_mw, 1, 'MW')}",
         f"energy = mean x {_said(after.wall_days, 24, 'h')} = {_said(p.energy_mwh, 1, 'MWh')}",
         "of it " + ", ".join(f"{name} {part.mid:,.4g} MWh" for name, part in p.parts_mwh.items()),
     ]
@@ -156,10 +160,11 @@ def _power(plan: Plan, after: Consequences) -> list[str]:
 
 def _cost(plan: Plan, after: Consequences) -> list[str]:
     c = after.cost
+    parts = " + ".join(f"{name} {part.mid / 1e6:,.4g}" for name, part in c.own_parts_usd.items())
     return [
         f"accelerator-hours = (accelerators + spares) x wall-clock hours = {_said(c.gpu_hours)}",
         f"rent = accelerator-hours x {_said(c.rent_usd_per_gpu_hour)} USD = {_said(c.rent_usd, 1e-6, 'M USD')}",
-        f"own = {_said(c.own_usd, 1e-6, 'M USD')} = " + " + ".join(f"{name} {part.mid / 1e6:,.4g}" for name, part in c.own_parts_usd.items()),
+        f"own = {_said(c.own_usd, 1e-6, 'M USD')} = {parts}",
         f"electricity = {_said(after.power.energy_mwh, 1, 'MWh')} x {_said(c.usd_per_kwh)} USD/kWh",
         f"prices: {c.source}{' (assumed)' if c.assumed else ''}",
     ]
@@ -178,9 +183,10 @@ def _carbon(plan: Plan, after: Consequences) -> list[str]:
 def _water(plan: Plan, after: Consequences) -> list[str]:
     f, p = after.footprint, after.power
     return [
-        f"on site = IT energy x WUE = {_said(p.it_energy_mwh, 1, 'MWh')} x {_said(f.wue_l_per_kwh)} l/kWh = {_said(f.water_on_site_m3, 1, 'm3')}",
-        f"at power stations = energy x what its fuels evaporate = {_said(p.energy_mwh, 1, 'MWh')} x {_said(f.off_site_l_per_kwh)} l/kWh = "
-        f"{_said(f.water_off_site_m3, 1, 'm3')}",
+        f"on site = IT energy x WUE = {_said(p.it_energy_mwh, 1, 'MWh')} x {_said(f.wue_l_per_kwh)} l/kWh = "
+        f"{_said(f.water_on_site_m3, 1, 'm3')}",
+        f"at power stations = energy x what its fuels evaporate = {_said(p.energy_mwh, 1, 'MWh')} x "
+        f"{_said(f.off_site_l_per_kwh)} l/kWh = {_said(f.water_off_site_m3, 1, 'm3')}",
         f"sources: {f.source}",
     ]
 

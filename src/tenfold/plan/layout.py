@@ -60,7 +60,7 @@ def layouts(
                 if rest % cp or (cp > 1 and seq_len // cp < 2048):
                     continue
                 dp = rest // cp
-                if dp > global_batch * (1 + BATCH_MAY_CHANGE):
+                if dp > global_batch * (1 + BATCH_MAY_CHANGE) or dp % machine.buildings:
                     continue
                 yield from _batches(spec, Layout(tp, pp, cp, 1, dp, seq_len=seq_len, dtype=dtype), domain, global_batch)
 
@@ -111,13 +111,9 @@ def search(spec: ModelSpec, gpus: int, machine: Machine, *, seq_len: int, global
         elif nearest_miss is None or needed.short_gib < nearest_miss[1].short_gib:
             nearest_miss = (layout, needed)
     if not tried:
-        domain, most = machine.constants.domain_gpus, int(global_batch * (1 + BATCH_MAY_CHANGE))
-        if gpus > domain and gpus % domain:
-            fix = f"take {gpus // domain * domain:,}, whole servers of {domain}"
-        else:
-            fix = f"take a number with more divisors, or a larger --global-batch (at most {most:,} data parallel ranks can share it)"
         raise TenfoldError(
-            f"{gpus:,} GPUs cannot share a batch of {global_batch:,} sequences: no TP x PP x CP x DP of {spec.name} divides both; {fix}."
+            f"{gpus:,} GPUs cannot share a batch of {global_batch:,} sequences: no TP x PP x CP x DP of {spec.name} divides both; "
+            f"{_what_divides(gpus, machine, global_batch)}."
         )
     if not fitting:
         assert nearest_miss is not None
@@ -176,6 +172,16 @@ def _second_wins_if(best: Candidate, others: list[Candidate]) -> str:
         return f"{second.layout.words()} ties within {second.slower_pct:.2f} %: measure both."
     factor = theirs[part] / (theirs[part] - behind)
     return f"{second.layout.words()} would win if {lever} were {factor:.2f} times as fast for it."
+
+
+def _what_divides(gpus: int, machine: Machine, global_batch: int) -> str:
+    domain, buildings = machine.constants.domain_gpus, machine.buildings
+    if buildings > 1:
+        return f"take a multiple of {domain * buildings} GPUs, so that each of {buildings} buildings holds whole replicas"
+    if gpus > domain and gpus % domain:
+        return f"take {gpus // domain * domain:,}, whole servers of {domain}"
+    most = int(global_batch * (1 + BATCH_MAY_CHANGE))
+    return f"take a number with more divisors, or a larger --global-batch (at most {most:,} data parallel ranks share it)"
 
 
 def _what_binds(spec: ModelSpec, gpus: int, machine: Machine, layout: Layout, needed: Memory) -> str:

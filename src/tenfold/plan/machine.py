@@ -72,12 +72,17 @@ class Stack:
 
 @dataclass(frozen=True)
 class Machine:
-    """An accelerator, its constants, and the software that drives it."""
+    """An accelerator, its constants, and the software that drives it.
+
+    `buildings` share the GPUs evenly; only data parallel ranks meet across them, at `between_gb_per_s` per GPU and direction.
+    """
 
     accelerator: Accelerator
     constants: Constants
     stack: Stack
     source: str = ""
+    buildings: int = 1
+    between_gb_per_s: float = 0.0
 
     def matmul_flops(self, dtype: str) -> float:
         """FLOP/s of a large matrix product."""

@@ -89,6 +89,10 @@ def _check(gpus: int, machine: Machine, seq_len: int, global_batch: int, dtype: 
         raise TenfoldError(f"--dtype must be {' or '.join(DTYPES)}, not {dtype!r}{nearest(dtype, DTYPES)}.")
     if machine.constants.scaleout_gb_per_s <= 0:
         raise TenfoldError(f"--network-gb-per-s must be above zero, not {machine.constants.scaleout_gb_per_s:g}.")
+    if machine.buildings < 1:
+        raise TenfoldError(f"--buildings must be at least one, not {machine.buildings}.")
+    if machine.buildings > 1 and machine.between_gb_per_s <= 0:
+        raise TenfoldError("--buildings needs --between-gb-per-s above zero: what a GPU can send to another building.")
 
 
 def gpus_for_days(

@@ -229,9 +229,9 @@ def gpu_weights(spec: ModelSpec, tp: int, ep: int) -> tuple[float, float]:
 def _data_parallel_s(spec: ModelSpec, layout: Layout, machine: Machine, dense: float, routed: float, compute_s: float) -> float:
     """Seconds of gradient and parameter traffic that compute does not hide."""
     stack = machine.stack
-    ranks = layout.shard or layout.replicas
     if layout.replicas <= 1:
         return 0.0
+    ranks = (layout.shard or layout.replicas) // (machine.buildings if not layout.shard else 1)
 
     def ring(bytes_each: float) -> float:
         alone = ring_s(bytes_each * dense, ranks, layout.tp, machine)
@@ -248,5 +248,9 @@ def _data_parallel_s(spec: ModelSpec, layout: Layout, machine: Machine, dense: f
     if layout.shard and layout.shard < layout.replicas:
         owned = stack.gradient_bytes * (dense + routed) / layout.shard
         seconds += 2 * ring_s(owned, layout.replicas // layout.shard, layout.tp * layout.shard, machine)
+    if machine.buildings > 1:
+        others = (machine.buildings - 1) / machine.buildings
+        owned = (dense / ranks + routed / max(1, ranks // layout.ep)) * (stack.gradient_bytes + 2.0)
+        seconds += owned * others / (machine.between_gb_per_s * 1e9)
     behind = compute_s if layout.zero == 3 else compute_s * 0.6 / layout.micro_batches
     return seconds - min(stack.hidden_dp * seconds, behind)
