@@ -2,6 +2,8 @@
 
 import json
 import math
+from dataclasses import replace
+from statistics import median
 
 import pytest
 
@@ -12,6 +14,7 @@ from tenfold.plan.memory import memory
 from tenfold.plan.plan import GpuRequest, gpus_for_days, make_plan, solve
 from tenfold.plan.published import read_layouts
 from tenfold.plan.shape import Request, dense_shape, expert_shape, optimum, resolve, shape_for
+from tenfold.plan.validate import hours_errors, hours_misses, with_overhead
 from tenfold.plan.workload import Layout
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import published_model
@@ -22,6 +25,15 @@ def test_memory_of_torchtitan():
     errors = [memory(r.spec, r.layout, r.machine).total_gib / r.memory_gib - 1 for r in rows]
     assert len(rows) == 10
     assert sum(map(abs, errors)) / len(errors) <= 0.12
+
+
+def test_gpu_hours_of_published_runs():
+    hours = hours_errors()
+    errors = [abs(planned / told - 1) for _, told, planned in with_overhead(hours)]
+    assert len(hours) == 20
+    assert median(errors) <= 0.20
+    assert len(hours_misses(hours)) == sum(e > 0.2 for e in errors)
+    assert all(planned < told for _, told, planned in hours)  # reported hours hold the steps, and more
 
 
 def test_state_without_sharding_is_18_bytes_a_parameter():
@@ -106,11 +118,26 @@ def test_gpus_for_days_hold_the_days():
         (Request(after="llama-3.1-405b"), GpuRequest(gpus=16384, days=10), "need .* days, not 10"),
         (Request(flops=1e24), GpuRequest(gpus=8, budget_usd=1e6), "--budget-usd and --flops"),
         (Request(flops=1e24), GpuRequest(gpus=0, days=-1), "--days"),
+        (Request(flops=1e24), GpuRequest(gpus=1009), "take 1,008, whole servers"),
+        (Request(flops=1e24, times=5), GpuRequest(gpus=64), "--after"),
+        (Request(flops=1e24, experts_per_token=2), GpuRequest(gpus=64), "--experts"),
+        (Request(after="llama-3.1-405b"), GpuRequest(gpus=64), "at least [0-9,]+ GPUs, or parts with more memory"),
     ],
 )
 def test_bad_requests_say_what_binds(asked, fixed, says):
     with pytest.raises(TenfoldError, match=says):
         solve(asked, fixed, machine("h100"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [({"seq_len": 0}, "--seq-len"), ({"global_batch": -2}, "--global-batch"), ({"dtype": "fp9"}, "did you mean 'fp8'")],
+)
+def test_impossible_flags_are_named(flags, says):
+    with pytest.raises(TenfoldError, match=says):
+        solve(Request(flops=1e24), GpuRequest(gpus=64), machine("h100"), **flags)
+    with pytest.raises(TenfoldError, match=says):
+        solve(Request(flops=1e24), GpuRequest(days=30), machine("h100"), **flags)
 
 
 def test_a_repeated_corpus_is_said():
@@ -167,3 +194,32 @@ def test_calibration_finds_the_machine_again(tmp_path):
     (unfinished / "run.jsonl").write_text(json.dumps(start) + '\n{"event": "st')
     with pytest.raises(TenfoldError, match="not finished"):
         calibrate(unfinished)
+
+
+def test_every_part_can_be_explained():
+    plan = make_plan(shape_for(1e24), 512, machine("h100"))
+    for name in NAMES:
+        assert all(isinstance(line, str) and line for line in explain(plan, name))
+    days = plan.workload.days
+    assert f"{days:.4g}" in " ".join(explain(plan, "failures"))
+
+
+def test_alternatives_are_different_layouts(llama_405b):
+    ranks = [replace(c.layout, recompute="none", zero=3 * (c.layout.zero == 3)) for c in llama_405b.others]
+    assert len(set(ranks)) == len(ranks)
+
+
+def test_buildings_only_cost_where_data_parallel_ranks_meet():
+    from tenfold.plan.step_time import step_time
+
+    shape, near = shape_for(1e24), machine("h100")
+    layout = Layout(tp=8, pp=2, dp=32, global_batch=256, seq_len=8192)
+    far, further = (replace(near, buildings=2, between_gb_per_s=rate) for rate in (10.0, 0.5))
+    one, two, slow = (step_time(shape.spec, layout, part) for part in (near, far, further))
+    assert slow.data_parallel_s > two.data_parallel_s
+    assert slow.total_s > one.total_s
+    assert slow.matmul_s == one.matmul_s and slow.tensor_parallel_s == one.tensor_parallel_s
+    with pytest.raises(TenfoldError, match="--between-gb-per-s"):
+        make_plan(shape, 512, replace(near, buildings=2))
+    with pytest.raises(TenfoldError, match="buildings"):
+        make_plan(shape, 8 * 125, replace(near, buildings=3, between_gb_per_s=1.0))

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tenfold.plan.kernels import matmul_s, ring_s
+from tenfold.plan.kernels import all_to_all_s, matmul_s, ring_s
 from tenfold.plan.machine import Constants, machine, stacks
 from tenfold.plan.published import read_layouts, read_vtrain
-from tenfold.plan.step_time import step_time
+from tenfold.plan.step_time import last_of, step_time
+from tenfold.plan.validate import ranking, step_errors
 from tenfold.plan.workload import Layout
 from tenfold.spec.accelerator import accelerators
 from tenfold.spec.model import published_model
@@ -30,10 +31,17 @@ def test_layouts_in_16_bit(sixteen_bit):
     assert np.abs(errors(sixteen_bit)).mean() <= 0.08
 
 
-@pytest.mark.parametrize("source", ["Llama 3 paper", "Megatron-LM images/model_table", "Narayanan", "llm-foundry", "torchtitan"])
-def test_no_source_of_dense_models_is_far_off(sixteen_bit, source):
-    rows = [row for row in sixteen_bit if source in row.source]
-    assert rows and np.abs(errors(rows)).mean() <= 0.12
+def test_no_source_is_far_off(sixteen_bit):
+    by_source = step_errors(sixteen_bit)
+    assert len(by_source) >= 8
+    assert max(np.mean([abs(e) for _, e in found]) for found in by_source.values()) <= 12
+
+
+def test_layouts_in_8_bit():
+    """No bar was set; the constants are of both widths, and mixtures of experts are most of these rows."""
+    rows = [row for row in read_layouts()[0] if row.layout.dtype == "fp8"]
+    assert len(rows) > 100
+    assert np.abs(errors(rows)).mean() <= 0.15
 
 
 def test_vtrain():
@@ -41,8 +49,23 @@ def test_vtrain():
     one = [row for row in rows if "one node" in row.source]
     several = [row for row in rows if "one node" not in row.source]
     assert (len(one), len(several)) == (1440, 109)
-    assert np.abs(errors(one)).mean() <= 0.0837
+    assert np.abs(errors(one)).mean() <= 0.08
     assert np.abs(errors(several)).mean() <= 0.12
+
+
+def test_the_favourite_layout_is_nearly_the_best_measured(sixteen_bit):
+    held, groups, misses = ranking([*sixteen_bit, *read_vtrain()])
+    assert groups >= 28 and len(misses) == groups - held
+    assert held >= 0.85 * groups
+
+
+def test_ranking_counts_what_it_should(sixteen_bit):
+    """Of two layouts measured, the slower is the favourite: one group, one miss."""
+    row = next(r for r in sixteen_bit if r.layout.tp > 1)
+    slow = replace(row, layout=replace(row.layout, recompute="none"), step_s=2 * row.step_s)
+    fast = replace(row, layout=replace(row.layout, recompute="full"))
+    assert ranking([slow, fast])[:2] == (0, 1)
+    assert ranking([replace(slow, step_s=row.step_s), replace(fast, step_s=2 * row.step_s)])[:2] == (1, 1)
 
 
 @pytest.mark.parametrize("key", accelerators())
@@ -83,3 +106,30 @@ def test_a_ring_moves_what_the_textbook_says():
     assert ring_s(whole, 8, 1, part) == pytest.approx(whole * 7 / 8 / part.scaleup_bytes_per_s, rel=0.01)
     assert ring_s(whole, 1, 1, part) == 0
     assert ring_s(whole, 16, 8, part) > ring_s(whole, 16, 1, part)
+
+
+def test_the_last_of_many_comes_later():
+    """Expected maximum of n standard normals: 0.564 of two, 1.029 of four, 1.424 of eight (Harter 1961)."""
+    assert [last_of(n) for n in (1, 2, 4, 8)] == pytest.approx([0, 0.564, 1.029, 1.424], abs=0.03)
+
+
+def test_copies_for_one_domain_leave_it_once():
+    part = machine("h100")
+    alone = all_to_all_s(8e8, 16, 1, part)
+    assert alone == pytest.approx(8e8 / 2 / part.scaleout_bytes_per_s, rel=0.01)
+    # eight copies of a token, half of the experts elsewhere: without merging eight halves leave, with it nearly one half
+    assert all_to_all_s(8e8, 16, 1, part, 8) < alone / 3
+
+
+def test_a_slow_host_bounds_the_step():
+    spec, part = published_model("llama-3.1-8b"), machine("h100")
+    layout = Layout(tp=8, micro_batch=1, global_batch=8, seq_len=512, zero=0)
+    hosts = [replace(part, stack=replace(part.stack, dispatch_s=us * 1e-6)) for us in (200, 400)]
+    one, two = (step_time(spec, layout, host).total_s for host in hosts)
+    assert two == pytest.approx(2 * one, rel=0.1)
+
+
+def test_more_ranks_of_experts_are_less_even():
+    spec, part = published_model("llama-4-maverick"), machine("gb200")
+    few, many = (Layout(ep=ep, dp=64, micro_batch=32, global_batch=2048, seq_len=4096) for ep in (8, 64))
+    assert step_time(spec, many, part).matmul_s > step_time(spec, few, part).matmul_s

@@ -32,10 +32,10 @@ plan_app = typer.Typer(
 app.add_typer(plan_app, name="plan")
 
 After = Annotated[str | None, typer.Option(help="A published model to follow.")]
-Times = Annotated[float, typer.Option(help="How many times its compute.")]
+Times = Annotated[float | None, typer.Option(help="How many times its compute (10 where not said).")]
 Flops = Annotated[str | None, typer.Option(help="Training compute, as 3.8e26.")]
 Experts = Annotated[int, typer.Option(help="Experts of a mixture (0: dense).")]
-LawName = Annotated[str, typer.Option(help="llama3, chinchilla, besiroglu, or a law.json of `tenfold law fit`.")]
+LawName = Annotated[str | None, typer.Option(help="llama3 (unless said), chinchilla, besiroglu, or a law.json of `tenfold law fit`.")]
 SeqLen = Annotated[int, typer.Option(help="Tokens of a sequence.")]
 Dtype = Annotated[str, typer.Option(help="bf16 or fp8.")]
 Home = Annotated[Path, typer.Option(help="Where generations and calibrations are kept.")]
@@ -44,7 +44,7 @@ Home = Annotated[Path, typer.Option(help="Where generations and calibrations are
 @plan_app.command("make")
 def make(
     after: After = None,
-    times: Times = 10.0,
+    times: Times = None,
     flops: Flops = None,
     model: Annotated[Path | None, typer.Option(help="A shape of one's own, as TOML (fields of ModelSpec).")] = None,
     tokens: Annotated[str | None, typer.Option(help="Tokens to train on, as 15T, in place of the law's.")] = None,
@@ -53,7 +53,7 @@ def make(
     days: Annotated[float | None, typer.Option(help="Days of training, failures apart.")] = None,
     budget_usd: Annotated[float | None, typer.Option(help="Money for rent: the compute follows from it.")] = None,
     region: Annotated[str, typer.Option(help="A US state, as TX, or US.")] = "US",
-    law: LawName = "llama3",
+    law: LawName = None,
     experts: Experts = 0,
     active_experts: Annotated[int, typer.Option(help="Experts per token (0: one in 32).")] = 0,
     shared_experts: Annotated[int, typer.Option(help="Experts that every token passes.")] = 1,
@@ -63,6 +63,8 @@ def make(
     dtype: Dtype = "bf16",
     data_tokens: Annotated[str | None, typer.Option(help="Unique tokens at hand, as 15T.")] = None,
     network_gb_per_s: Annotated[float | None, typer.Option(help="Scale-out network, GB/s per GPU and direction.")] = None,
+    buildings: Annotated[int, typer.Option(help="Buildings that share the GPUs evenly.")] = 1,
+    between_gb_per_s: Annotated[float, typer.Option(help="Between buildings, GB/s per GPU and direction.")] = 0.0,
     pue: Annotated[float | None, typer.Option(help="Of the building.")] = None,
     wue: Annotated[float | None, typer.Option(help="Litres of water on site per IT kWh.")] = None,
     clean_share: Annotated[float, typer.Option(help="Part of the energy matched by clean contracts, 0 to 1.")] = 0.0,
@@ -71,7 +73,7 @@ def make(
     weather_epw: Annotated[Path | None, typer.Option(help="Hourly weather, EnergyPlus format: water by wet bulb.")] = None,
     cooling: Annotated[str, typer.Option(help="With weather: closed, outside-air or tower.")] = "tower",
     explain: Annotated[
-        str | None, typer.Option(help="step_time, memory, days, mfu, layout or shape: the formula, numbers put in.")
+        str | None, typer.Option(help="step_time, memory, layout, failures, cost, ...: the formula, numbers put in.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Directory for plan.json and plan.html.")] = None,
     home: Home = Path("generations"),
@@ -87,6 +89,8 @@ def make(
 
     tenfold plan --model my.toml --budget-usd 2e6 --law law.json
     """
+    from dataclasses import replace
+
     from tenfold.plan.consequences import Surroundings, consequences
     from tenfold.plan.plan import GpuRequest, solve
     from tenfold.plan.report import document, html, terminal
@@ -94,6 +98,7 @@ def make(
     from tenfold.spec.units import parse_quantity
 
     part, calibrated = _machine(accelerator, home, network_gb_per_s)
+    part = replace(part, buildings=buildings, between_gb_per_s=between_gb_per_s)
     asked = Request(
         after=after,
         times=times,
@@ -108,9 +113,6 @@ def make(
         unique_tokens=parse_quantity(data_tokens, "--data-tokens") if data_tokens else None,
     )
     plan = solve(asked, GpuRequest(gpus, days, budget_usd), part, seq_len=seq_len, global_batch=global_batch, dtype=dtype)
-    if explain:
-        _explain(plan, explain, as_json)
-        return
     notes = [*([calibrated] if calibrated else []), *plan.notes]
     request = {k: v for k, v in _given(locals()).items() if v is not None}
     around = Surroundings(
@@ -123,6 +125,9 @@ def make(
         weather_epw=weather_epw,
         cooling=cooling,
     )
+    if explain:
+        _explain(plan, explain, around, as_json)
+        return
     whole = document(
         plan.workload,
         consequences(plan.workload, around),
@@ -147,7 +152,7 @@ def make(
 def _given(values: dict[str, Any]) -> dict[str, Any]:
     names = (
         "after", "times", "flops", "model", "tokens", "accelerator", "gpus", "days", "budget_usd", "region", "law", "experts",
-        "seq_len", "dtype",
+        "seq_len", "dtype", "buildings",
     )  # fmt: skip
     return {name: str(values[name]) if isinstance(values[name], Path) else values[name] for name in names}
 
@@ -168,10 +173,10 @@ def _machine(name: str, home: Path, network_gb_per_s: float | None) -> tuple[Any
     return calibrated(known, name, home)
 
 
-def _explain(plan: "Plan", name: str, as_json: bool) -> None:
+def _explain(plan: "Plan", name: str, around: Any, as_json: bool) -> None:
     from tenfold.plan.explain import explain
 
-    lines = explain(plan, name)
+    lines = explain(plan, name, around)
     if as_json:
         print_json({"name": name, "lines": lines, "parts_s": plan.workload.step_time.parts()})
         return
@@ -182,12 +187,12 @@ def _explain(plan: "Plan", name: str, as_json: bool) -> None:
 def compare(
     accelerators: Annotated[list[str], typer.Argument(help="Accelerators to compare.")],
     after: After = None,
-    times: Times = 10.0,
+    times: Times = None,
     flops: Flops = None,
     gpus: Annotated[int | None, typer.Option(help="How many of each.")] = None,
     days: Annotated[float | None, typer.Option(help="Days of training; 90 where --gpus is not given.")] = None,
     region: Annotated[str, typer.Option(help="A US state, as TX, or US.")] = "US",
-    law: LawName = "llama3",
+    law: LawName = None,
     experts: Experts = 0,
     seq_len: SeqLen = 8192,
     dtype: Dtype = "bf16",
@@ -273,7 +278,7 @@ def validate(
         )  # fmt: skip
     console = Console()
     console.print(table)
-    for remark in remarks[:6]:
+    for remark in remarks:
         console.print(remark)
 
 

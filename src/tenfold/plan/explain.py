@@ -1,22 +1,25 @@
 """A figure of the plan as its formula, then with the numbers put in."""
 
 import math
+from collections.abc import Callable
 
+from tenfold.plan.consequences import SIMULATED_RUNS, Consequences, Surroundings, consequences
 from tenfold.plan.kernels import point_to_point_s, ring_s
 from tenfold.plan.plan import Plan
+from tenfold.plan.ranges import Range
 from tenfold.plan.step_time import gpu_weights
 from tenfold.plan.workload import GIB
 from tenfold.spec.errors import TenfoldError, nearest
-from tenfold.spec.units import si
-
-NAMES = ("step_time", "memory", "days", "mfu", "layout", "shape")
+from tenfold.spec.units import duration, si
 
 
-def explain(plan: Plan, name: str) -> list[str]:
+def explain(plan: Plan, name: str, around: Surroundings | None = None) -> list[str]:
     """Lines that explain `name` (one of `NAMES`). Raises TenfoldError with the nearest where it is unknown."""
-    if name not in NAMES:
-        raise TenfoldError(f"There is nothing to explain called {name!r}{nearest(name, NAMES)}: name {', '.join(NAMES)}.")
-    return {"step_time": _step_time, "memory": _memory, "days": _days, "mfu": _mfu, "layout": _layout, "shape": _shape}[name](plan)
+    if name in OF_PLAN:
+        return OF_PLAN[name](plan)
+    if name in OF_RUN:
+        return OF_RUN[name](plan, consequences(plan.workload, around))
+    raise TenfoldError(f"There is nothing to explain called {name!r}{nearest(name, NAMES)}: name {', '.join(NAMES)}.")
 
 
 def _step_time(plan: Plan) -> list[str]:
@@ -53,7 +56,8 @@ def _step_time(plan: Plan) -> list[str]:
     lines += [
         f"data parallel = gradients and weights of {si(dense + routed)} parameters over {lay.shard or lay.replicas} ranks at "
         f"{c.scaleout_gb_per_s * c.scaleout_efficiency:.1f} GB/s a GPU, hidden up to {m.stack.hidden_dp:.0%}: "
-        f"{t.data_parallel_s:.4g} s",
+        f"{t.data_parallel_s:.4g} s"
+        + (f", {m.buildings} buildings at {m.between_gb_per_s:g} GB/s a GPU between them" if m.buildings > 1 else ""),
         f"optimiser = {m.stack.optimiser_bytes:.0f} B a parameter held / bandwidth + {m.stack.step_s * 1e3:.1f} ms: "
         f"{t.optimiser_s:.4g} s",
         f"stragglers = {m.stack.straggler:.2%} of the step for each doubling beyond {c.domain_gpus} GPUs: {t.straggler_s:.4g} s",
@@ -112,3 +116,85 @@ def _shape(plan: Plan) -> list[str]:
             + (f", {s.n_experts} experts of {s.expert_ffn_dim}, {s.experts_per_token} active, {s.n_shared_experts} "
             f"shared" if s.n_experts else ""),
             f"parameters: {si(p.total)} in all, {si(p.active)} active"]  # fmt: skip
+
+
+def _said(r: Range, scale: float = 1.0, unit: str = "") -> str:
+    """`1.2 (0.9 to 1.6) kW`."""
+    low, mid, high = (f"{scale * v:,.4g}" for v in (r.low, r.mid, r.high))
+    return f"{mid} ({low} to {high})" + (f" {unit}" if unit else "")
+
+
+def _failures(plan: Plan, after: Consequences) -> list[str]:
+    f = after.failures
+    components = ", ".join(f"{name} {rate:.3g}" for name, rate in sorted(f.by_component_per_day.items(), key=lambda x: -x[1])[:5])
+    shares = ", ".join(f"{name} {share:.2%}" for name, share in f.shares.items())
+    return [
+        f"interruptions a day = nodes x rate per node-day = {f.n_nodes:,} x {_said(f.per_1000_node_days, 1e-3)}; "
+        f"most by {components}",
+        f"mean time to interruption = 24 h / that = {_said(f.mean_time_to_interruption_h, 1, 'h')}",
+        f"checkpoint = 14 B a parameter = {si(f.checkpoint_bytes, 'B')}: stall {f.checkpoint_stall_s:.3g} s, safe in storage after "
+        f"{f.checkpoint_write_s:.3g} s",
+        f"interval that makes the expected effective time largest = {duration(f.checkpoint_interval_s)} (Young: sqrt(2 x stall x "
+        f"mean time) = {duration(f.young_interval_s)}, Daly {duration(f.daly_interval_s)})",
+        f"recovery = detection {duration(f.detection_s)} + restart {duration(f.restart_s)}",
+        f"effective time = interval / expected time from one safe checkpoint to the next = {_said(f.effective_share, 100, '%')}; "
+        f"in {SIMULATED_RUNS} simulated runs {after.simulated_share.mid:.1%}; {shares}",
+        f"wall-clock days = {plan.workload.days:.4g} / effective time = {_said(after.wall_days)}",
+        f"spare nodes = those away for repair, 99 times in 100: {f.spare_nodes}",
+        f"rates: {f.source}",
+    ]
+
+
+def _power(plan: Plan, after: Consequences) -> list[str]:
+    p, w = after.power, plan.workload
+    return [
+        f"board = TDP x its share while computing ({p.computing_share:.1%} of the time) and while waiting = "
+        f"{_said(p.board_w, 1, 'W')} of {w.accelerator.tdp_w:.0f} W",
+        f"IT = board + host {_said(p.host_w)} + network {_said(p.network_w)} = {_said(p.it_w, 1, 'W')} an accelerator",
+        f"mean = accelerators x IT x PUE {_said(p.pue)} = {_said(p.mean_mw, 1, 'MW')}; "
+        f"all at their peak at once: {_said(p.peak_mw, 1, 'MW')}",
+        f"energy = mean x {_said(after.wall_days, 24, 'h')} = {_said(p.energy_mwh, 1, 'MWh')}",
+        "of it " + ", ".join(f"{name} {part.mid:,.4g} MWh" for name, part in p.parts_mwh.items()),
+    ]
+
+
+def _cost(plan: Plan, after: Consequences) -> list[str]:
+    c = after.cost
+    parts = " + ".join(f"{name} {part.mid / 1e6:,.4g}" for name, part in c.own_parts_usd.items())
+    return [
+        f"accelerator-hours = (accelerators + spares) x wall-clock hours = {_said(c.gpu_hours)}",
+        f"rent = accelerator-hours x {_said(c.rent_usd_per_gpu_hour)} USD = {_said(c.rent_usd, 1e-6, 'M USD')}",
+        f"own = {_said(c.own_usd, 1e-6, 'M USD')} = {parts}",
+        f"electricity = {_said(after.power.energy_mwh, 1, 'MWh')} x {_said(c.usd_per_kwh)} USD/kWh",
+        f"prices: {c.source}{' (assumed)' if c.assumed else ''}",
+    ]
+
+
+def _carbon(plan: Plan, after: Consequences) -> list[str]:
+    f, energy = after.footprint, _said(after.power.energy_mwh, 1, "MWh")
+    return [
+        f"by location = energy x grid = {energy} x {_said(f.kgco2_per_kwh)} kg/kWh = {_said(f.location_tco2e, 1, 't CO2e')}",
+        f"by contract = (1 - {f.clean_share:g} matched) x energy x the residual mix = {_said(f.market_tco2e, 1, 't CO2e')}",
+        f"making the machines = each one's carbon x its hours here over its years of use = {_said(f.embodied_tco2e, 1, 't CO2e')}",
+        f"sources: {f.source}",
+    ]
+
+
+def _water(plan: Plan, after: Consequences) -> list[str]:
+    f, p = after.footprint, after.power
+    return [
+        f"on site = IT energy x WUE = {_said(p.it_energy_mwh, 1, 'MWh')} x {_said(f.wue_l_per_kwh)} l/kWh = "
+        f"{_said(f.water_on_site_m3, 1, 'm3')}",
+        f"at power stations = energy x what its fuels evaporate = {_said(p.energy_mwh, 1, 'MWh')} x "
+        f"{_said(f.off_site_l_per_kwh)} l/kWh = {_said(f.water_off_site_m3, 1, 'm3')}",
+        f"sources: {f.source}",
+    ]
+
+
+OF_PLAN: dict[str, Callable[[Plan], list[str]]] = {
+    "step_time": _step_time, "memory": _memory, "days": _days, "mfu": _mfu, "layout": _layout, "shape": _shape,
+}  # fmt: skip
+OF_RUN: dict[str, Callable[[Plan, Consequences], list[str]]] = {
+    "failures": _failures, "power": _power, "cost": _cost, "carbon": _carbon, "water": _water,
+}  # fmt: skip
+NAMES = (*OF_PLAN, *OF_RUN)

@@ -81,15 +81,20 @@ def ring_s(bytes_whole: float, ranks: int, stride: int, machine: Machine) -> flo
     return bytes_whole * (ranks - 1) / ranks / rate + latency
 
 
-def all_to_all_s(bytes_sent: float, ranks: int, stride: int, machine: Machine) -> float:
-    """Seconds in which every rank sends `bytes_sent` in equal parts to all: what leaves the domain goes by its own card."""
+def all_to_all_s(bytes_sent: float, ranks: int, stride: int, machine: Machine, copies: int = 1) -> float:
+    """Seconds in which every rank sends `bytes_sent` in equal parts to all: what leaves the domain goes by its own card.
+
+    Where a token is sent in `copies`, those for one domain leave as one and part within it.
+    """
     if ranks <= 1:
         return 0.0
     c = machine.constants
     local = max(1, min(ranks, c.domain_gpus // stride))
-    inside = bytes_sent * (local - 1) / ranks / machine.scaleup_bytes_per_s
-    outside = bytes_sent * (ranks - local) / ranks / machine.scaleout_bytes_per_s
-    return max(inside, outside) + c.scaleup_latency_s + (c.scaleout_latency_s if ranks > local else 0.0)
+    domains = math.ceil(ranks / local)
+    distinct = domains * (1 - (1 - 1 / domains) ** copies) / copies
+    inside = bytes_sent * (local - 1) / local / machine.scaleup_bytes_per_s
+    outside = bytes_sent * distinct * (domains - 1) / domains / machine.scaleout_bytes_per_s
+    return max(inside, outside) + c.scaleup_latency_s + (c.scaleout_latency_s if domains > 1 else 0.0)
 
 
 def point_to_point_s(bytes_sent: float, stride: int, machine: Machine) -> float:

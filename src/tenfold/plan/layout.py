@@ -60,7 +60,7 @@ def layouts(
                 if rest % cp or (cp > 1 and seq_len // cp < 2048):
                     continue
                 dp = rest // cp
-                if dp > global_batch * (1 + BATCH_MAY_CHANGE):
+                if dp > global_batch * (1 + BATCH_MAY_CHANGE) or dp % machine.buildings:
                     continue
                 yield from _batches(spec, Layout(tp, pp, cp, 1, dp, seq_len=seq_len, dtype=dtype), domain, global_batch)
 
@@ -112,8 +112,8 @@ def search(spec: ModelSpec, gpus: int, machine: Machine, *, seq_len: int, global
             nearest_miss = (layout, needed)
     if not tried:
         raise TenfoldError(
-            f"{gpus} GPUs cannot share a batch of {global_batch} sequences: no TP x PP x CP x DP of {spec.name} divides both; "
-            f"take a multiple of {machine.constants.domain_gpus} GPUs, or a larger batch."
+            f"{gpus:,} GPUs cannot share a batch of {global_batch:,} sequences: no TP x PP x CP x DP of {spec.name} divides both; "
+            f"{_what_divides(gpus, machine, global_batch)}."
         )
     if not fitting:
         assert nearest_miss is not None
@@ -124,8 +124,17 @@ def search(spec: ModelSpec, gpus: int, machine: Machine, *, seq_len: int, global
         timed.append(Candidate(layout, needed, t, layout.tokens_per_step / t.total_s))
     timed.sort(key=lambda c: -c.tokens_per_s)
     best = timed[0]
-    others = [_against(best, other) for other in timed[1:10]]
+    others = [_against(best, other) for other in _different(timed)[1:10]]
     return Search(best, others, _second_wins_if(best, others), tried, len(fitting))
+
+
+def _different(candidates: list[Candidate]) -> list[Candidate]:
+    """The first of those that differ by no more than recompute and what is sharded of the same parallel ranks."""
+    first: dict[Layout, Candidate] = {}
+    for candidate in candidates:
+        zero = 3 if candidate.layout.zero == 3 else 1
+        first.setdefault(replace(candidate.layout, recompute="none", zero=zero), candidate)
+    return list(first.values())
 
 
 def _per_token(candidate: Candidate) -> dict[str, float]:
@@ -165,16 +174,27 @@ def _second_wins_if(best: Candidate, others: list[Candidate]) -> str:
     return f"{second.layout.words()} would win if {lever} were {factor:.2f} times as fast for it."
 
 
+def _what_divides(gpus: int, machine: Machine, global_batch: int) -> str:
+    domain, buildings = machine.constants.domain_gpus, machine.buildings
+    if buildings > 1:
+        return f"take a multiple of {domain * buildings} GPUs, so that each of {buildings} buildings holds whole replicas"
+    if gpus > domain and gpus % domain:
+        return f"take {gpus // domain * domain:,}, whole servers of {domain}"
+    most = int(global_batch * (1 + BATCH_MAY_CHANGE))
+    return f"take a number with more divisors, or a larger --global-batch (at most {most:,} data parallel ranks share it)"
+
+
 def _what_binds(spec: ModelSpec, gpus: int, machine: Machine, layout: Layout, needed: Memory) -> str:
+    """Which part of memory is short, by how much, and what would fix it."""
     state = needed.parameters_gib + needed.gradients_gib + needed.optimiser_gib
     if state > needed.activations_gib:
-        fix = f"at least {math.ceil(gpus * state / max(1.0, needed.capacity_gib - needed.buffers_gib)):,} GPUs, or parts "
-        "with more memory"
+        binds = "its state binds"
+        least = math.ceil(gpus * state / max(1.0, needed.capacity_gib - needed.buffers_gib - needed.activations_gib))
+        fix = f"at least {least:,} GPUs, or parts with more memory"
     else:
+        binds = "its activations bind"
         fix = "a shorter sequence, more context parallel ranks (more GPUs), or parts with more memory"
     return (
-        f"{spec.name} does not fit on {gpus} {machine.accelerator.name}: even {layout.words()} is short by "
-        f"{needed.short_gib:.0f} GiB of {needed.capacity_gib:.0f} "
-        f"({'its state' if state > needed.activations_gib else 'its activations'} "
-        f"bind); take {fix}."
+        f"{spec.name} does not fit on {gpus:,} {machine.accelerator.name}: even {layout.words()} is short by "
+        f"{needed.short_gib:.0f} GiB of {needed.capacity_gib:.0f} ({binds}); take {fix}."
     )

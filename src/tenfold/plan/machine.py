@@ -40,11 +40,14 @@ class Stack:
     """What the training software does, whatever the accelerator.
 
     `fused_attention`: no score matrix in memory. `sequence_parallel`: tensor parallel ranks also share norms and
-    residuals. `pointwise`: bytes moved by element-wise kernels, relative to one kernel per operation. `dispatch_s`: host
-    time per kernel. `attention` and `grouped`: rate of its attention kernel and of its products over many experts, relative
-    to the best known on the accelerator. `hidden_*`: share of a collective that runs behind compute where there is enough of it.
-    `gradient_bytes`: bytes per gradient that is reduced. `step_s`: host work per step. `straggler`: share of the step
-    lost each time the number of GPUs doubles beyond a node.
+    residuals. `pointwise`: bytes moved by element-wise kernels, relative to one kernel per operation. `attention` and
+    `grouped`: rate of its attention kernel and of its products over many experts, relative to the best known on the
+    accelerator. `products_again`: share of the matrix products that selective recompute works out again. `imbalance`:
+    relative spread of the tokens of an expert. `dispatch_s`: host time per kernel. `gap_s`: time between two kernels in
+    which the device waits all the same. `skew_s`: spread of the times at which tensor parallel ranks come to a collective.
+    `hidden_*`: share of a collective that runs behind compute where there is enough of it. `gradient_bytes`: bytes per
+    gradient that is reduced. `step_s`: host work per step. `straggler`: share of the step lost each time the number of GPUs
+    doubles beyond a node.
     """
 
     fused_attention: bool = True
@@ -52,8 +55,13 @@ class Stack:
     pointwise: float = 1.0
     attention: float = 1.0
     grouped: float = 0.8
+    products_again: float = 0.0
+    imbalance: float = 0.15
     dispatch_s: float = 6e-6
+    gap_s: float = 0.0
+    skew_s: float = 0.0
     hidden_tp: float = 0.0
+    hidden_ep: float = 0.0
     hidden_dp: float = 0.9
     hidden_pp: float = 0.5
     gradient_bytes: float = 4.0
@@ -64,12 +72,17 @@ class Stack:
 
 @dataclass(frozen=True)
 class Machine:
-    """An accelerator, its constants, and the software that drives it."""
+    """An accelerator, its constants, and the software that drives it.
+
+    `buildings` share the GPUs evenly; only data parallel ranks meet across them, at `between_gb_per_s` per GPU and direction.
+    """
 
     accelerator: Accelerator
     constants: Constants
     stack: Stack
     source: str = ""
+    buildings: int = 1
+    between_gb_per_s: float = 0.0
 
     def matmul_flops(self, dtype: str) -> float:
         """FLOP/s of a large matrix product."""

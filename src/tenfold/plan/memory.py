@@ -13,11 +13,11 @@ CONTEXT_GIB = 1.5  # CUDA context, NCCL and the allocator's slack
 RESERVED = 0.03  # share of memory that the driver keeps
 
 
-def activation_bytes(spec: ModelSpec, layout: Layout, expert: bool) -> tuple[float, float]:
+def activation_bytes(spec: ModelSpec, layout: Layout, expert: bool, products_again: float = 0.0) -> tuple[float, float]:
     """(kept until the backward pass, working set while it runs) of one layer and token, over all TP ranks, in bytes.
 
     Kept: without recompute everything that a gradient needs, with attention fused (no score matrix); `selective` keeps
-    the results of matrix products and attention alone; `full` keeps the layer's input.
+    the results of matrix products (but for the share `products_again`) and attention alone; `full` keeps the layer's input.
     """
     queries, values = spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim
     ffn = spec.ffn_dim
@@ -26,7 +26,8 @@ def activation_bytes(spec: ModelSpec, layout: Layout, expert: bool) -> tuple[flo
         ffn = spec.expert_ffn_dim * (spec.n_shared_experts + spec.experts_per_token)
         dispatched = spec.experts_per_token * spec.dim
     width = 1.0 if layout.dtype == "fp8" else 2.0  # inputs of products are kept in their dtype
-    products = 2.0 * (spec.dim + queries + 2 * values) + width * queries + 4.0 * ffn + 2.0 * spec.dim + width * dispatched
+    results = 2.0 * (spec.dim + queries + 2 * values) + 4.0 * ffn  # of products
+    products = (1 - products_again) * results + width * queries + 2.0 * spec.dim + width * dispatched
     everything = (
         2.0 * (2 * spec.dim + queries + 2 * values) + width * (2 * spec.dim + queries + 2 * dispatched) + (6.0 + width) * ffn
     )
@@ -58,8 +59,8 @@ def memory(spec: ModelSpec, layout: Layout, machine: Machine) -> Memory:
 
     tokens = layout.micro_batch * math.ceil(layout.seq_len / layout.cp)
     routed_share = spec.n_expert_layers / spec.n_layers
-    kept_dense, working_dense = activation_bytes(spec, layout, False)
-    kept_expert, working_expert = activation_bytes(spec, layout, True) if routed_share else (0.0, 0.0)
+    kept_dense, working_dense = activation_bytes(spec, layout, False, machine.stack.products_again)
+    kept_expert, working_expert = activation_bytes(spec, layout, True, machine.stack.products_again) if routed_share else (0.0, 0.0)
     # without sequence parallel the residual stream is whole on every TP rank
     residual = 4.0 * spec.dim * (1 - 1 / layout.tp) if not machine.stack.sequence_parallel else 0.0
     kept = ((1 - routed_share) * kept_dense + routed_share * kept_expert) / layout.tp + residual
@@ -75,8 +76,8 @@ def memory(spec: ModelSpec, layout: Layout, machine: Machine) -> Memory:
     scores = SCORE_BYTES * tokens * spec.vocab_size / layout.tp
     last = layers * kept * tokens + scores
     activations = first if layout.pp > 1 and first > last else last
-    if layout.recompute == "full":
-        activations += (working + squares) * tokens * 2  # one layer is worked out again, with its gradients beside it
+    if layout.recompute != "none":  # one layer is worked out again, with its gradients beside it
+        activations += ((working + squares) * 2 - (kept if layout.recompute == "selective" else 0.0)) * tokens
     return Memory(
         parameters_gib=parameters / GIB,
         gradients_gib=gradients / GIB,

@@ -8,10 +8,11 @@ from tenfold.plan.layout import Search, search
 from tenfold.plan.machine import Machine
 from tenfold.plan.shape import Request, Shape, batch_tokens, resolve
 from tenfold.plan.workload import DAY_S, Layout, Memory, StepTime, Workload
-from tenfold.spec.errors import TenfoldError
+from tenfold.spec.errors import TenfoldError, nearest
 
 __all__ = ["Layout", "Memory", "Plan", "StepTime", "Workload", "gpus_for_days", "make_plan"]
 
+DTYPES = ("bf16", "fp8")
 GOODPUT = 0.9  # of rented hours, where failures are not reckoned yet
 BUDGET_DAYS = 30.0  # how long a budget is spent over where neither --days nor --gpus says
 GOOD_MFU = 0.6  # nobody has trained a large model faster than this share of the peak
@@ -52,8 +53,7 @@ def make_plan(
     days: float | None = None,
 ) -> Plan:
     """The best plan for a shape on so many GPUs. Raises TenfoldError where it does not fit, or not in `days`."""
-    if gpus < 1:
-        raise TenfoldError(f"A plan needs at least one GPU, not {gpus}.")
+    _check(gpus, machine, seq_len, global_batch, dtype)
     batch = global_batch or max(1, round(batch_tokens(shape.flops) / seq_len))
     found = search(shape.spec, gpus, machine, seq_len=seq_len, global_batch=batch, dtype=dtype)
     best = found.best
@@ -77,12 +77,31 @@ def make_plan(
     return Plan(workload, found, machine, tuple(notes))
 
 
+def _check(gpus: int, machine: Machine, seq_len: int, global_batch: int, dtype: str) -> None:
+    """Raises TenfoldError where a flag has an impossible value."""
+    if gpus < 1:
+        raise TenfoldError(f"A plan needs at least one GPU, not {gpus}.")
+    if seq_len < 1:
+        raise TenfoldError(f"--seq-len must be at least one token, not {seq_len}.")
+    if global_batch < 0:
+        raise TenfoldError(f"--global-batch must be at least one sequence, or 0 to follow the compute, not {global_batch}.")
+    if dtype not in DTYPES:
+        raise TenfoldError(f"--dtype must be {' or '.join(DTYPES)}, not {dtype!r}{nearest(dtype, DTYPES)}.")
+    if machine.constants.scaleout_gb_per_s <= 0:
+        raise TenfoldError(f"--network-gb-per-s must be above zero, not {machine.constants.scaleout_gb_per_s:g}.")
+    if machine.buildings < 1:
+        raise TenfoldError(f"--buildings must be at least one, not {machine.buildings}.")
+    if machine.buildings > 1 and machine.between_gb_per_s <= 0:
+        raise TenfoldError("--buildings needs --between-gb-per-s above zero: what a GPU can send to another building.")
+
+
 def gpus_for_days(
     shape: Shape, days: float, machine: Machine, *, seq_len: int = 8192, global_batch: int = 0, dtype: str = "bf16"
 ) -> int:
     """The least number of GPUs (whole domains, or tidy multiples of them) that trains the shape within `days`."""
     if days <= 0:
         raise TenfoldError(f"--days must be above zero, not {days:g}.")
+    _check(1, machine, seq_len, global_batch, dtype)
     peak, domain = machine.accelerator.peak_flops(dtype), machine.constants.domain_gpus
     needed, reason = shape.flops / (peak * GOOD_MFU * days * DAY_S), ""
     for _ in range(16):
@@ -95,9 +114,10 @@ def gpus_for_days(
         if took <= days:
             return gpus
         needed = max(gpus + 1, gpus * min(2.0, 1.01 * took / days))
+    least = shape.flops / (peak * days * DAY_S)
     raise TenfoldError(
-        f"No number of GPUs trains {shape.spec.name} in {days:g} days: with more than {gpus:,} the batch is cut too small"
-        f"{': ' + reason if reason else '; take more days.'}"
+        f"No number of {machine.accelerator.name} trains {shape.spec.name} in {days:g} days: {least:,.0f} would at 100 % of their "
+        f"peak, and the most tried, {gpus:,}, fail: {reason or 'they are too slow'} Take more days or another accelerator."
     )
 
 

@@ -57,11 +57,11 @@ class Row:
     precision: str
     memory_gib: float | None = None
 
-    @property
-    def group(self) -> tuple[Any, ...]:
-        """Rows of one group are layouts of the same model, GPUs, sequence and batch."""
+    def group(self, same_batch: bool) -> tuple[Any, ...]:
+        """Rows of one group are layouts of the same model, GPUs and sequence, and of the same global batch where asked."""
         lay = self.layout
-        return self.source, self.spec, lay.gpus, self.machine.accelerator.key, lay.seq_len, lay.global_batch, self.precision
+        batch = lay.global_batch if same_batch else None
+        return self.source, self.spec, lay.gpus, self.machine.accelerator.key, lay.seq_len, self.precision, batch
 
 
 @cache

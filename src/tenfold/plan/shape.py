@@ -14,6 +14,8 @@ from tenfold.spec.model import ModelSpec, published_model
 from tenfold.spec.units import si
 
 HEAD_DIM = 128
+TIMES = 10.0  # a generation, where not said
+LAW = "llama3"
 VOCABULARY = 128_256  # Llama 3's
 EXPERTS_PER_ACTIVE = 32  # sparser models exist (Llama 4 Maverick: 128), but not at ten times their compute
 FAMILY = ((2048, 16), (4096, 32), (8192, 80), (16384, 126))  # (width, layers) of Llama 3: 1B, 8B, 70B, 405B
@@ -131,7 +133,7 @@ def parent_flops(parent: str) -> tuple[ModelSpec, float]:
 
 def shape_for(
     flops: float,
-    law: str = "llama3",
+    law: str = LAW,
     *,
     experts: int = 0,
     experts_per_token: int = 0,
@@ -182,11 +184,11 @@ class Request:
     """What a person asked for: a parent and a factor, or FLOPs, or a shape of one's own; and how to shape it."""
 
     after: str | None = None
-    times: float = 10.0
+    times: float | None = None
     flops: float | None = None
     model: Path | None = None
     tokens: float | None = None
-    law: str = "llama3"
+    law: str | None = None
     experts: int = 0
     experts_per_token: int = 0
     shared: int = 1
@@ -203,12 +205,19 @@ def resolve(asked: Request, flops: float | None = None) -> Shape:
         raise TenfoldError("--after and --flops both fix the compute: say one of them.")
     if asked.model and asked.experts:
         raise TenfoldError("--model already says how many experts there are: leave --experts out.")
-    if asked.times <= 0:
-        raise TenfoldError(f"--times must be above zero, not {asked.times:g}.")
+    if asked.times is not None and not asked.after:
+        raise TenfoldError("--times multiplies the compute of a parent: name it by --after.")
+    times = TIMES if asked.times is None else asked.times
+    if times <= 0:
+        raise TenfoldError(f"--times must be above zero, not {times:g}.")
+    if asked.tokens and asked.model and (asked.flops or asked.after or flops):
+        raise TenfoldError("--model with --tokens fixes the compute: leave out --flops, --after or --budget-usd.")
+    if asked.experts_per_token and not (asked.experts or asked.model):
+        raise TenfoldError("--active-experts needs --experts: say how many there are.")
     name = "plan"
     if asked.after:
         parent, parents = parent_flops(asked.after)
-        flops, name = asked.times * parents, f"{parent.name} x{asked.times:g}"
+        flops, name = times * parents, f"{parent.name} x{times:g}"
     flops = asked.flops or flops
     if asked.model:
         return _own_shape(asked, flops)
@@ -216,7 +225,7 @@ def resolve(asked: Request, flops: float | None = None) -> Shape:
         raise TenfoldError("Nothing says how large: give --after MODEL, --flops, --model with --tokens, or --budget-usd.")
     return shape_for(
         flops,
-        asked.law,
+        asked.law or LAW,
         experts=asked.experts,
         experts_per_token=asked.experts_per_token,
         shared=asked.shared,
@@ -248,4 +257,7 @@ def _own_shape(asked: Request, flops: float | None) -> Shape:
     if tokens is None:
         raise TenfoldError("A --model needs --tokens, --flops or --budget-usd beside it, to say how long it trains.")
     note = f"Shape: {spec.name} as given, {si(active)} active parameters."
+    if asked.law:
+        params, best, source = optimum(6 * active * tokens, asked.law)
+        note += f" For as many FLOPs, {source} takes {si(params)} parameters and {si(best)} tokens, not {si(tokens)}."
     return Shape(spec, tokens, 6 * active * tokens, (note, data_note(tokens, asked.unique_tokens)))

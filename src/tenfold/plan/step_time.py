@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from statistics import NormalDist
 
 from tenfold.plan.kernels import (
     all_to_all_s,
@@ -13,14 +14,16 @@ from tenfold.plan.kernels import (
     ring_s,
     unfused_attention_s,
 )
-from tenfold.plan.machine import Machine
+from tenfold.plan.machine import Machine, Stack
 from tenfold.plan.workload import Layout, StepTime
 from tenfold.spec.model import ModelSpec
 
 KERNELS_FORWARD = 22  # kernels of one dense layer: 6 products, 2 norms, rotations, residuals, activation, attention
 KERNELS_BACKWARD = 40
-KERNELS_COLLECTIVE = 8  # host work of two collectives, in kernels
-EXPERT_IMBALANCE = 1.1  # the fullest rank's share of tokens over the mean, with a balancing loss
+KERNELS_HEAD = 40  # embedding, last norm, output head and loss, both ways
+KERNELS_COLLECTIVE = 2  # one launch each of the two collectives of a layer and way
+HIDES = 0.5  # share of the products that an exchange between experts may run beside
+CAST_BYTES = 4.0  # a value read in 16 bits and written in 8, once by rows and once by columns
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,16 @@ def _products(shapes: list[tuple[int, int, int]], machine: Machine, dtype: str) 
     """(forward, backward) seconds of matrix products (tokens, outputs, inputs): backward by input and by weight."""
     forward = sum(matmul_s(m, n, k, machine, dtype) for m, n, k in shapes)
     backward = sum(matmul_s(m, k, n, machine, dtype) + matmul_s(k, n, m, machine, dtype) for m, n, k in shapes)
+    if dtype == "fp8":
+        forward += moved_s(CAST_BYTES * sum(m * k for m, _, k in shapes), machine)
+        backward += moved_s(CAST_BYTES * sum(m * n for m, n, _ in shapes), machine)
     return forward, backward
+
+
+@lru_cache(maxsize=100)
+def last_of(ranks: int) -> float:
+    """How much later than the mean the last of `ranks` comes, in standard deviations of a normal spread (Blom 1958)."""
+    return NormalDist().inv_cdf((ranks - 0.375) / (ranks + 0.25))
 
 
 def _share(value: int, ranks: int) -> int:
@@ -68,8 +80,9 @@ def layer_time(
     width = ffn / tp
     sent_experts = 0.0
     if expert:
-        routed = EXPERT_IMBALANCE * tokens * spec.experts_per_token
         local = max(1, spec.n_experts // ep)
+        fullest = 1 + stack.imbalance * last_of(ep) / local**0.5  # the fullest rank's tokens over the mean
+        routed = fullest * tokens * spec.experts_per_token
         rows = max(1, round(routed / local))
         f, b = _products(
             [(rows, 2 * _share(spec.expert_ffn_dim, tp), h), (rows, h, _share(spec.expert_ffn_dim, tp))], machine, dtype
@@ -78,7 +91,7 @@ def layer_time(
         router_f, router_b = _products([(tokens, spec.n_experts, h)], machine, "bf16")
         forward += local * f / stack.grouped - grouped + router_f
         backward += local * b / stack.grouped - 2 * grouped + router_b
-        width += EXPERT_IMBALANCE * spec.experts_per_token * spec.expert_ffn_dim / tp
+        width += fullest * spec.experts_per_token * spec.expert_ffn_dim / tp
         sent_experts = routed * h * 2.0 / (tp if stack.sequence_parallel else 1)
 
     if stack.fused_attention:
@@ -88,23 +101,24 @@ def layer_time(
 
     whole = 22 * h / (tp if stack.sequence_parallel else 1) + 16 * (heads + kv_heads) * d + 6 * width
     if expert:
-        whole += 2 * 4 * EXPERT_IMBALANCE * spec.experts_per_token * h  # tokens are put in order for the experts and back
+        whole += 2 * 4 * fullest * spec.experts_per_token * h  # tokens are put in order for the experts and back
     bytes_moved = stack.pointwise * tokens * whole
     pointwise = moved_s(bytes_moved, machine, 8), moved_s(1.6 * bytes_moved, machine, 14)
 
     gathered = 2 * ring_s(2.0 * tokens * h, tp, 1, machine)  # an all-reduce, or an all-gather and a reduce-scatter
-    tensor = (1 - stack.hidden_tp) * 2 * gathered
+    tensor = 2 * ((1 - stack.hidden_tp) * gathered + stack.skew_s * last_of(tp))
     kv_bytes = 4.0 * micro_batch * seq_len * kv_heads * d
     context = ring_s(kv_bytes, cp, tp, machine)
     hidden = attention[0] * 0.8
-    exchanged = 2 * all_to_all_s(sent_experts, ep, tp, machine) if expert else 0.0
+    exchanged = 2 * all_to_all_s(sent_experts, ep, tp, machine, spec.experts_per_token) if expert else 0.0
+    hidden_ep = [min(stack.hidden_ep * exchanged, HIDES * stack.hidden_ep * x) for x in (forward, backward)]
     return LayerTime(
         matmul=(forward, backward),
         attention=attention,
         pointwise=pointwise,
         tensor_parallel=(tensor, tensor),
         context_parallel=(max(0.0, context - hidden), max(0.0, 2 * context - 2.5 * hidden)),
-        expert_parallel=(exchanged, exchanged),
+        expert_parallel=(exchanged - hidden_ep[0], exchanged - hidden_ep[1]),
         kernels=(
             KERNELS_FORWARD + 12 * expert + KERNELS_COLLECTIVE * (tp > 1),
             KERNELS_BACKWARD + 20 * expert + KERNELS_COLLECTIVE * (tp > 1),
@@ -132,9 +146,10 @@ def layer_kinds(spec: ModelSpec, seq_len: int) -> tuple[tuple[bool, float, int],
     return tuple((expert, keys, count) for (expert, keys), count in kinds.items())
 
 
-def _slower_of(host_s: float, device_s: float) -> float:
-    """Host and device work side by side; kernels are long here and short there, so neither hides the other wholly."""
-    return (host_s**3 + device_s**3) ** (1 / 3)
+def _waiting_s(device_s: float, kernels: float, stack: Stack) -> float:
+    """Seconds that a stage takes beyond its device's work: the gaps between kernels, or the host that launches them."""
+    gaps = kernels * stack.gap_s
+    return max(gaps, kernels * stack.dispatch_s - device_s)
 
 
 def step_time(spec: ModelSpec, layout: Layout, machine: Machine) -> StepTime:
@@ -145,34 +160,30 @@ def step_time(spec: ModelSpec, layout: Layout, machine: Machine) -> StepTime:
     """
     c, stack = machine.constants, machine.stack
     micro_batches = layout.micro_batches
-    layers = 0.0
-    sums = dict.fromkeys(("matmul", "attention", "pointwise", "recompute", "launch", "tp", "cp", "ep"), 0.0)
-    device_forward = 0.0
+    layers, kernels = 0, 0
+    sums = dict.fromkeys(("matmul", "attention", "pointwise", "recompute", "tp", "cp", "ep"), 0.0)
     for expert, keys, count in layer_kinds(spec, layout.seq_len):
         t = layer_time(
             spec, expert, keys, layout.tp, layout.cp, layout.ep, layout.micro_batch, layout.seq_len, layout.dtype, machine
         )
-        again = {"none": 0.0, "selective": 1.0, "full": 1.0}[layout.recompute]
-        once_more = t.attention[0] if layout.recompute == "selective" else t.device(0)
+        full = layout.recompute == "full"
+        once_more = {"none": 0.0, "selective": t.attention[0], "full": t.device(0)}[layout.recompute]
         if layout.recompute == "selective" and stack.fused_attention:
-            once_more = 0.3 * t.matmul[0] + t.pointwise[0]
-        kernels = t.kernels[0] + t.kernels[1] + (t.kernels[0] if layout.recompute == "full" else 0)
-        device = t.device(0) + t.device(1) + again * once_more
-        comm = [sum(x) for x in (t.tensor_parallel, t.context_parallel, t.expert_parallel)]
-        if layout.recompute == "full":
-            comm = [c_ + x[0] for c_, x in zip(comm, (t.tensor_parallel, t.context_parallel, t.expert_parallel), strict=True)]
+            once_more = stack.products_again * t.matmul[0] + t.pointwise[0]
         sums["matmul"] += count * sum(t.matmul)
         sums["attention"] += count * sum(t.attention)
         sums["pointwise"] += count * sum(t.pointwise)
-        sums["recompute"] += count * again * once_more
-        sums["launch"] += count * (_slower_of(kernels * stack.dispatch_s, device + sum(comm)) - device - sum(comm))
-        for name, seconds in zip(("tp", "cp", "ep"), comm, strict=True):
-            sums[name] += count * seconds
+        sums["recompute"] += count * once_more
+        for name, way in (("tp", t.tensor_parallel), ("cp", t.context_parallel), ("ep", t.expert_parallel)):
+            sums[name] += count * (sum(way) + way[0] * full)
+        kernels += count * (sum(t.kernels) + t.kernels[0] * full)
         layers += count
-        device_forward += count * t.device(0)
-    per_stage = {name: value * math.ceil(layers / layout.pp) / layers for name, value in sums.items()}
+    stage = math.ceil(layers / layout.pp) / layers
+    per_stage = {name: value * stage for name, value in sums.items()}
+    body, launches = sum(per_stage.values()), kernels * stage
     head = sum(head_time(spec, layout.tp, layout.cp, layout.micro_batch, layout.seq_len, machine))
-    body = sum(per_stage.values())
+    middle = body + _waiting_s(body, launches, stack)  # a stage without the head
+    launch = _waiting_s(body + head, launches + KERNELS_HEAD, stack)
 
     hop = 0.0
     if layout.pp > 1:
@@ -180,11 +191,11 @@ def step_time(spec: ModelSpec, layout: Layout, machine: Machine) -> StepTime:
         each = point_to_point_s(sent, layout.tp * layout.replicas, machine) + KERNELS_COLLECTIVE * stack.dispatch_s
         hop = 2 * layout.virtual_stages * each * (1 - stack.hidden_pp)
     slots = (layout.pp - 1) / layout.virtual_stages
-    bubble = slots * (body + hop)
-    work = {name: micro_batches * value for name, value in per_stage.items()}
+    bubble = slots * (middle + hop)
+    work = {name: micro_batches * value for name, value in {**per_stage, "launch": launch}.items()}
 
     dense, routed = (weights / layout.pp for weights in gpu_weights(spec, layout.tp, layout.ep))
-    compute = micro_batches * body
+    compute = micro_batches * middle
     data_parallel = _data_parallel_s(spec, layout, machine, dense, routed, compute)
     ranks = (layout.shard or layout.replicas) if layout.zero >= 1 else 1
     held = dense / ranks + routed / max(1, ranks // layout.ep)
@@ -218,9 +229,9 @@ def gpu_weights(spec: ModelSpec, tp: int, ep: int) -> tuple[float, float]:
 def _data_parallel_s(spec: ModelSpec, layout: Layout, machine: Machine, dense: float, routed: float, compute_s: float) -> float:
     """Seconds of gradient and parameter traffic that compute does not hide."""
     stack = machine.stack
-    ranks = layout.shard or layout.replicas
     if layout.replicas <= 1:
         return 0.0
+    ranks = (layout.shard or layout.replicas) // (machine.buildings if not layout.shard else 1)
 
     def ring(bytes_each: float) -> float:
         alone = ring_s(bytes_each * dense, ranks, layout.tp, machine)
@@ -237,5 +248,9 @@ def _data_parallel_s(spec: ModelSpec, layout: Layout, machine: Machine, dense: f
     if layout.shard and layout.shard < layout.replicas:
         owned = stack.gradient_bytes * (dense + routed) / layout.shard
         seconds += 2 * ring_s(owned, layout.replicas // layout.shard, layout.tp * layout.shard, machine)
+    if machine.buildings > 1:
+        others = (machine.buildings - 1) / machine.buildings
+        owned = (dense / ranks + routed / max(1, ranks // layout.ep)) * (stack.gradient_bytes + 2.0)
+        seconds += owned * others / (machine.between_gb_per_s * 1e9)
     behind = compute_s if layout.zero == 3 else compute_s * 0.6 / layout.micro_batches
     return seconds - min(stack.hidden_dp * seconds, behind)
