@@ -1,6 +1,7 @@
 """The expert layer beside the same active compute dense, and a training step beside transformers' Llama 4.
 
     python bench/experts.py --rounds 20
+    python bench/experts.py --rounds 20 --threads 1 --clock cpu     # on a machine that others use
 
 Both sides of a comparison take turns in one process, so that a disturbance hits both; a row has the median of each
 and the quartiles of their ratio. Also: how many bytes routing adds to an expert layer's saved activations and weights.
@@ -22,6 +23,8 @@ from tenfold.model.llama4 import Llama4
 from tenfold.spec.model import ModelSpec
 from tenfold.spec.shapes import llama4_shape
 
+CLOCK: Callable[[], float] = time.perf_counter
+
 
 def take_turns(a: Callable[[], None], b: Callable[[], None], rounds: int) -> tuple[float, float, list[float]]:
     """Median seconds of both, and the quartiles of seconds(b) / seconds(a) of neighbouring turns."""
@@ -29,11 +32,11 @@ def take_turns(a: Callable[[], None], b: Callable[[], None], rounds: int) -> tup
         work()
     seconds: list[tuple[float, float]] = []
     for _ in range(rounds):
-        began = time.perf_counter()
+        began = CLOCK()
         a()
-        middle = time.perf_counter()
+        middle = CLOCK()
         b()
-        seconds.append((middle - began, time.perf_counter() - middle))
+        seconds.append((middle - began, CLOCK() - middle))
     ratios = statistics.quantiles([y / x for x, y in seconds], n=4)
     return statistics.median(x for x, _ in seconds), statistics.median(y for _, y in seconds), ratios
 
@@ -167,9 +170,18 @@ def memory_row(dim: int, tokens: int) -> dict:
 
 
 def main() -> None:
+    global CLOCK
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: the process's own seconds, one thread")
+    given = parser.parse_args()
+    rounds = given.rounds
+    torch.set_num_threads(given.threads)
+    if given.clock == "cpu":
+        if given.threads != 1:
+            raise SystemExit("CPU seconds of several threads are no time: say --threads 1.")
+        CLOCK = time.process_time
     cases: list[Callable[[], dict]] = [
         lambda: memory_row(512, 4096),
         *(partial(layer_row, dim, tokens, rounds) for dim, tokens in ((128, 8192), (256, 4096), (512, 4096))),
@@ -178,7 +190,7 @@ def main() -> None:
     ]
     rows = []
     for case in cases:
-        rows.append(case())
+        rows.append(case() | {"threads": given.threads, "clock": given.clock})
         print(rows[-1], flush=True)
         write_results("experts", rows)
 

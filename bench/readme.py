@@ -60,13 +60,46 @@ def speeds() -> list[tuple[str, str]]:
 
 
 def transfer() -> list[tuple[str, str]]:
-    from transfer import best_share
+    from transfer import best_share, case_of
 
     rows = [r for r in rows_of("transfer") if r["case"] == "optimum"]
     found = []
-    for case in sorted({(r["optimiser"], r["width"], r["tokens"]) for r in rows}):
-        best = best_share([r for r in rows if (r["optimiser"], r["width"], r["tokens"]) == case])
-        found.append((f"best learning rate beside the rule's, width {case[1]}, {case[2] / 1e6:g}M tokens", f"{best:.2f}x"))
+    for case in sorted({case_of(r) for r in rows}):
+        best = best_share([r for r in rows if case_of(r) == case])
+        kind = ", experts" if case[0] == "llama4" else ""
+        found.append((f"best learning rate beside the rule's, width {case[2]}, {case[3] / 1e6:g}M tokens{kind}", f"{best:.2f}x"))
+    return found
+
+
+def experts() -> list[tuple[str, str]]:
+    found = []
+    for r in rows_of("experts"):
+        if r["case"] == "layer":
+            low, high = r["expert_over_dense_quartiles"]
+            what = f"expert layer, width {r['dim']}, tokens/s beside the same active compute dense"
+            found.append((what, f"{r['expert_over_dense']:.2f}x ({low:.2f} to {high:.2f})"))
+        elif r["case"] == "training step":
+            low, high = r["ours_over_transformers_quartiles"]
+            what = f"training step beside `transformers`' Llama 4, width {r['width']}"
+            found.append((what, f"{r['ours_over_transformers']:.1f}x ({low:.1f} to {high:.1f})"))
+        else:
+            found.append(("memory of routing beside expert weights and activations", f"{r['routing_share']:.1%}"))
+    for r in rows_of("expert_climbs"):
+        if r["case"] == "over seeds" and r["interval_95"]:
+            low, high = r["interval_95"]
+            what = f"experts beside dense at {r['top_flops']:.0e} FLOPs, bits per byte, {len(r['seeds'])} climbs of each"
+            found.append((what, f"{r['experts_beside_dense_pct']:+.2f} % (95 %: {low:+.2f} to {high:+.2f} %)"))
+            found.append(("the same: error of the experts' forecast, mean", f"{r['mean_abs_forecast_error_pct_experts']:.2f} %"))
+    for r in rows_of("expert_runs"):
+        if r.get("interval_95"):
+            low, high = r["interval_95"]
+            what = f"{r['case']}, {r['asked_flops']:.0e} FLOPs, bits per byte, {len(r['seeds'])} seeds"
+            found.append((what, f"{r['difference_pct']:+.2f} % (95 %: {low:+.2f} to {high:+.2f} %)"))
+    for r in rows_of("pictures"):
+        low, high = r["margin_over_shuffled_interval_95"]
+        what = f"naming {r['drawings_asked']} held-out drawings among 20 names (chance 5 %), seed {r['seed']}"
+        figure = f"{r['choice_of_20']:.0%}; trained on shuffled pictures {r['trained_shuffled']:.0%}"
+        found.append((what, f"{figure}; margin 95 %: {100 * low:.0f} to {100 * high:.0f} points, p {r['p_against_shuffled']:.1g}"))
     return found
 
 
@@ -80,7 +113,7 @@ def others() -> list[tuple[str, str]]:
 
 
 def main() -> None:
-    rows = climbs() + laws() + transfer() + speeds() + others()
+    rows = climbs() + laws() + transfer() + speeds() + experts() + others()
     results = sorted(p.name for p in RESULTS.glob("*.json"))
     machines = sorted({json.loads((RESULTS / name).read_text())["machine"] for name in results})
     table = ["| what | figure |", "|---|---|", *(f"| {what} | {figure} |" for what, figure in rows)]

@@ -2,6 +2,7 @@
 
     python bench/transfer.py coordinates     # sizes of activations and logits over widths, after 0 to 8 steps
     python bench/transfer.py optimum         # loss over learning rate at two widths, and at two horizons
+    python bench/transfer.py optimum --family llama4     # the same for models with experts
 
 Writes `bench/results/transfer.json` and `docs/coordinates.png`, `docs/optimum.png`. Runs that are measured already
 are kept. Each run has one thread; as many run side by side as there are cores.
@@ -86,22 +87,22 @@ def _rms(x) -> float:
     return float(x.float().square().mean().sqrt())
 
 
-def run(corpus_directory: str, optimiser: str, width: int, tokens: int, share: float, seed: int) -> dict:
+def run(corpus_directory: str, optimiser: str, width: int, tokens: int, share: float, seed: int, family: str) -> dict:
     """Validation loss of one run at `share` of the rule's learning rate."""
     import torch
 
     from tenfold.data.corpus import open_corpus
-    from tenfold.spec.shapes import llama_shape
+    from tenfold.spec.shapes import shape_of
     from tenfold.train.config import RunConfig
     from tenfold.train.hyperparameters import derive
     from tenfold.train.loop import train
 
     torch.set_num_threads(1)
     corpus = open_corpus(Path(corpus_directory))
-    rule = derive(llama_shape(width, corpus.vocab_size), tokens, 256)
+    rule = derive(shape_of(family, width, corpus.vocab_size), tokens, 256)
     config = RunConfig(
         tokens=tokens,
-        model={"width": width},
+        model={"width": width, "family": family},
         seq_len=256,
         optimiser=optimiser,
         seed=seed,
@@ -114,6 +115,7 @@ def run(corpus_directory: str, optimiser: str, width: int, tokens: int, share: f
     return {
         "case": "optimum",
         "optimiser": optimiser,
+        "family": family,
         "width": width,
         "tokens": tokens,
         "share": share,
@@ -121,6 +123,11 @@ def run(corpus_directory: str, optimiser: str, width: int, tokens: int, share: f
         "loss": result.loss,
         "learning_rate": config.learning_rate,
     }
+
+
+def case_of(row: dict) -> tuple[str, str, int, int]:
+    """What a row's learning rate is swept for; rows without a family are dense."""
+    return row.get("family", "llama3"), row["optimiser"], row["width"], row["tokens"]
 
 
 def best_share(rows: list[dict]) -> float:
@@ -156,13 +163,14 @@ def draw_optimum(rows: list[dict]) -> None:
     import matplotlib.pyplot as plt
 
     figure, axis = plt.subplots(figsize=(7, 4), constrained_layout=True)
-    cases = sorted({(r["optimiser"], r["width"], r["tokens"]) for r in rows})
-    for i, (optimiser, width, tokens) in enumerate(cases):
-        here = [r for r in rows if (r["optimiser"], r["width"], r["tokens"]) == (optimiser, width, tokens)]
+    for i, case in enumerate(sorted({case_of(r) for r in rows})):
+        family, optimiser, width, tokens = case
+        here = [r for r in rows if case_of(r) == case]
         shares = sorted({r["share"] for r in here})
         loss = [np.mean([r["loss"] for r in here if r["share"] == s]) for s in shares]
         best = best_share(here)
-        label = f"{optimiser}, width {width}, {tokens / 1e6:g}M tokens: best at {best:.2f}x"
+        kind = "experts" if family == "llama4" else "dense"
+        label = f"{kind}, {optimiser}, width {width}, {tokens / 1e6:g}M tokens: best at {best:.2f}x"
         axis.plot(shares, np.array(loss) / min(loss), "o-", label=label, color=f"C{i}")
         axis.axvline(best, color=f"C{i}", lw=0.8, ls=":")
     axis.set(xscale="log", xlabel="learning rate, beside the rule's", ylabel="validation loss, beside the lowest", ylim=(0.998, 1.08))  # noqa: E501
@@ -176,6 +184,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["coordinates", "optimum", "draw"])
     parser.add_argument("--corpus", default="stdlib")
+    parser.add_argument("--family", default="llama3", help="llama3 (dense) or llama4 (experts)")
     parser.add_argument("--cases", nargs="+", default=["muon:48:500000", "muon:128:500000", "muon:48:2000000"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--home", type=Path, default=Path("build/transfer"))
@@ -196,21 +205,25 @@ def main() -> None:
                 rows += found
             write_results("transfer", rows, command)
         elif given.what == "optimum":
-            done = {tuple(r[k] for k in ("optimiser", "width", "tokens", "share", "seed")) for r in rows if r["case"] == "optimum"}
-            cases = [case.split(":") for case in given.cases]
-            jobs = [(o, int(w), int(float(t)), share, seed) for o, w, t in cases for seed in given.seeds for share in SHARES]
-            futures = [pool.submit(run, directory, *job) for job in jobs if job not in done]
+            done = {(case_of(r), r["share"], r["seed"]) for r in rows if r["case"] == "optimum"}
+            cases = [(o, int(w), int(float(t))) for o, w, t in (case.split(":") for case in given.cases)]
+            jobs = [(case, share, seed) for case in cases for seed in given.seeds for share in SHARES]
+            futures = [
+                pool.submit(run, directory, *case, share, seed, given.family)
+                for case, share, seed in jobs
+                if ((given.family, *case), share, seed) not in done
+            ]
             for future in futures:
                 rows.append(future.result())
                 write_results("transfer", rows, command)
-                print({k: rows[-1][k] for k in ("optimiser", "width", "tokens", "share", "seed", "loss")}, flush=True)
+                print({k: rows[-1][k] for k in ("family", "optimiser", "width", "tokens", "share", "seed", "loss")}, flush=True)
     PICTURES.mkdir(exist_ok=True)
     if seen := [r for r in rows if r["case"] == "coordinates"]:
         draw_coordinates(seen)
     if seen := [r for r in rows if r["case"] == "optimum"]:
         draw_optimum(seen)
-        for case in sorted({(r["optimiser"], r["width"], r["tokens"]) for r in seen}):
-            print(case, round(best_share([r for r in seen if (r["optimiser"], r["width"], r["tokens"]) == case]), 3))
+        for case in sorted({case_of(r) for r in seen}):
+            print(case, round(best_share([r for r in seen if case_of(r) == case]), 3))
 
 
 if __name__ == "__main__":

@@ -82,7 +82,8 @@ def test_bad_pictures_are_one_sentence(tmp_path):
     for content, sentence in (
         (whole[:-200], "cut.png is damaged or cut short"),
         (b"no picture at all", "cut.png is no picture that can be read"),
-        (png(Image.new("1", (20_000, 2))), "cut.png is 20000 x 2 pixels: make it smaller than 16384"),
+        (png(Image.new("1", (20_000, 2))), "cut.png is 20000 x 2 pixels: make it at most 8192"),
+        (png(Image.new("1", (20_000, 20_000))), "cut.png has too many pixels: make it at most 8192"),
     ):
         (tmp_path / "cut.png").write_bytes(content)
         with pytest.raises(TenfoldError, match=sentence):
@@ -98,5 +99,6 @@ def test_bad_pictures_are_one_sentence(tmp_path):
     pq.write_table(pa.table({"image": [whole]}), tmp_path / "x.parquet")
     with pytest.raises(TenfoldError, match="has no column 'text'"):
         list(read_pictures(tmp_path / "x.parquet"))
+    (tmp_path / "x.csv").write_text("image,text")
     with pytest.raises(TenfoldError, match="holds no pictures"):
         list(read_pictures(tmp_path / "x.csv"))

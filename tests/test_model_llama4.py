@@ -165,7 +165,7 @@ def test_upcycling_refuses_what_does_not_divide():
     odd = Llama(ModelSpec("odd", dim=64, n_layers=1, n_heads=4, n_kv_heads=2, ffn_dim=97, vocab_size=300))
     with pytest.raises(TenfoldError, match="must divide into a shared and a routed half"):
         upcycle(odd, 8)
-    with pytest.raises(TenfoldError, match="has experts already"):
+    with pytest.raises(TenfoldError, match="only a dense Llama 3 can be made into experts"):
         upcycle(random_model(), 8)
 
 

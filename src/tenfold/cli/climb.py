@@ -33,7 +33,7 @@ def climb(
 
       tenfold climb --corpus ~/texts --top 1e15 --device cuda
 
-      tenfold climb --family llama4
+      tenfold climb --family llama4        (after a dense climb in the same home: also compares the two)
 
       tenfold climb --again
     """
@@ -69,6 +69,8 @@ def climb(
         print_json({"generation": str(generation), "report": str(report), **scored, "sample": text})
         return
     console.print(score_table(generation, scored))
+    for line in beside_lines(generation):
+        console.print(line, highlight=False)
     console.print(f"\nWhat it writes after [bold]{PROMPT!r}[/bold]:\n", highlight=False)
     console.print(text, highlight=False, markup=False)
     console.print(f"\nReport: {report}")
@@ -82,6 +84,22 @@ def sample_of(generation: Path, home: Path) -> str:
     from tenfold.model.sample import complete
 
     return complete(generation / "model", PROMPT, max_new_tokens=160, temperature=0.7, top_p=0.95, seed=0)
+
+
+def beside_lines(generation: Path) -> list[str]:
+    """How a generation compares with the newest of the other family and equal compute in its home; empty without one."""
+    from tenfold.scale.beside import comparison, other_family
+
+    other = other_family(generation)
+    if other is None:
+        return []
+    found = comparison(generation, other)
+    lines = [f"Experts ({found['experts']}) beside dense ({found['dense']}) at equal compute, bits per byte:"]
+    for what in ("forecast", "measured"):
+        difference = found[f"{what}_difference"]
+        low, high = difference["interval_80"]
+        lines.append(f"  {what} {difference['pct']:+.2f} % (80 %: {low:+.2f} to {high:+.2f} %)")
+    return lines
 
 
 def score_table(generation: Path, scored: dict[str, Any]) -> Any:

@@ -21,6 +21,9 @@ def fit(
     points: Annotated[Path, typer.Argument(help="A CSV file with params, tokens and/or flops, and loss.")],
     columns: Columns = "",
     bits_per_byte: BitsPerByte = False,
+    total: Annotated[
+        str | None, typer.Option(help="A column of total parameters, where models have experts: fits what idle ones count.")
+    ] = None,
     flops: Annotated[float | None, typer.Option(help="Also forecast the best run of this compute.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the law as JSON.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the points and the law.")] = None,
@@ -39,6 +42,9 @@ def fit(
     from tenfold.scale.points import parse_columns, read_points
 
     found, unusable = read_points(points, parse_columns(columns))
+    if total is not None:
+        _fit_sparsity(points, columns, total, as_json)
+        return
     law = fit_law(found, asymptote=BITS_PER_BYTE if bits_per_byte else None)
     classic = classic_fit(found)
     target = flops or 10 * law.largest_flops
@@ -86,6 +92,26 @@ def fit(
     )
     if unusable:
         console.print(f"{unusable} rows could not be used.")
+
+
+def _fit_sparsity(points: Path, columns: str, total: str, as_json: bool) -> None:
+    from tenfold.scale.points import parse_columns, read_points
+    from tenfold.scale.sparsity import fit_sparsity
+    from tenfold.spec.errors import TenfoldError
+
+    named = parse_columns(columns)
+    active, whole = read_points(points, named)[0], read_points(points, {**named, "params": total})[0]
+    if len(active) != len(whole):
+        raise TenfoldError(f"{points} has rows without a number in {total!r}: give the total parameters of every run.")
+    found = fit_sparsity(active, [p.params for p in whole])
+    if as_json:
+        print_json({"points": len(active), "gamma": found.gamma, "interval_80": found.interval_80, "noise": found.law.noise})
+        return
+    low, high = found.interval_80
+    print(
+        f"A model of N active and M total parameters counts as a dense one of N (M/N)^{found.gamma:.2f} (80 %: {low:.2f} to "
+        f"{high:.2f}), {len(active)} points, which the law leaves {found.law.noise:.2%} apart."
+    )
 
 
 @law_app.command("backtest")

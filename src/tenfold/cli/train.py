@@ -93,7 +93,8 @@ def _run(config: Any, directory: Path, home: Path, as_json: bool) -> None:
 @app.command("sample")
 def sample(
     generation: Annotated[Path, typer.Argument(help="A generation, or any Hugging Face directory or GGUF file of a Llama.")],
-    prompt: Annotated[str, typer.Argument(help="What the text begins with.")] = "def ",
+    prompt: Annotated[str | None, typer.Argument(help="What the text begins with: 'def ', or nothing after a picture.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="A picture that stands before the text, for a model that sees.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to write.")] = 200,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token every time.")] = 0.7,
     top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens that hold this share.")] = 0.95,
@@ -102,13 +103,37 @@ def sample(
 ) -> None:
     """Let a model write.
 
-    Example: tenfold sample generations/g1 "def " --temperature 0.5
+    Examples:
+
+      tenfold sample generations/g1 "def " --temperature 0.5
+
+      tenfold sample generations/drawings --picture cat.png
     """
     from tenfold.model.sample import complete
 
     path = generation / "model" if (generation / "model").is_dir() else generation
-    text = complete(path, prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    if prompt is None:
+        prompt = "" if picture else "def "
+    before, pixels = _shown(path, picture) if picture else ("", None)
+    text = complete(
+        path, before + prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, pixels=pixels
+    )
     if as_json:
         print_json({"prompt": prompt, "text": text})
     else:
         print(text)
+
+
+def _shown(path: Path, picture: Path) -> tuple[str, Any]:
+    """What stands for a picture in the text, and its tiles."""
+    import torch
+
+    from tenfold.data.pictures import open_picture, picture_text, tiles_of
+    from tenfold.model.huggingface import read_spec
+    from tenfold.spec.errors import TenfoldError
+
+    vision = None if path.suffix == ".gguf" else read_spec(path).vision
+    if vision is None:
+        raise TenfoldError(f"The model in {path} has no picture encoder: leave --picture out, or train one with pictures.")
+    tiles, rows, columns = tiles_of(open_picture(picture), vision.image_size, max_tiles=1)
+    return picture_text(rows, columns, vision.tokens_per_tile), torch.from_numpy(tiles)

@@ -20,11 +20,17 @@ ROUNDS = 4
 
 @dataclass(frozen=True)
 class Batch:
-    """`tokens` and `targets` int64 [rows, T], with target -100 where there is none; `document` int32 [rows, T]."""
+    """`tokens` and `targets` int64 [rows, T], with target -100 where there is none; `document` int32 [rows, T].
+
+    With pictures: `tiles` uint8 [tiles, 3, S, S] in the order of their patch tokens, and `tile_ends` int64 [rows], the
+    tiles up to the end of each row.
+    """
 
     tokens: np.ndarray
     targets: np.ndarray
     document: np.ndarray
+    tiles: np.ndarray | None = None
+    tile_ends: np.ndarray | None = None
 
 
 def train_batch(
@@ -36,14 +42,18 @@ def train_batch(
     """
     if batch_size % world:
         raise TenfoldError(f"A batch of {batch_size} sequences cannot be shared equally by {world} processes.")
-    rows = row_count(corpus, "train", seq_len)
     mine = batch_size // world
     sample = np.arange(mine, dtype=np.int64) + step * batch_size + rank * mine
+    return text_rows(corpus, "train", shuffled(sample, row_count(corpus, "train", seq_len), seed), seq_len)
+
+
+def shuffled(sample: np.ndarray, rows: int, seed: int) -> np.ndarray:
+    """Which of `rows` rows each sample (counted from the run's first) is: every epoch all of them, in another order."""
     index = np.empty_like(sample)
     for epoch in np.unique(sample // rows):
         inside = sample // rows == epoch
         index[inside] = permute(sample[inside] % rows, rows, seed, int(epoch))
-    return _rows(corpus, "train", index, seq_len)
+    return index
 
 
 def validation_batches(
@@ -55,7 +65,7 @@ def validation_batches(
     if limit_tokens is not None and limit_tokens < rows * seq_len:
         index = np.linspace(0, rows, max(1, limit_tokens // seq_len), endpoint=False).astype(np.int64)
     for start in range(0, len(index), batch_size):
-        yield _rows(corpus, "validation", index[start : start + batch_size], seq_len)
+        yield text_rows(corpus, "validation", index[start : start + batch_size], seq_len)
 
 
 def validation_bytes(corpus: Corpus, *, seq_len: int, limit_tokens: int | None = None) -> int:
@@ -74,7 +84,8 @@ def row_count(corpus: Corpus, split: str, seq_len: int) -> int:
     return rows
 
 
-def _rows(corpus: Corpus, split: str, index: np.ndarray, seq_len: int) -> Batch:
+def text_rows(corpus: Corpus, split: str, index: np.ndarray, seq_len: int) -> Batch:
+    """The rows of text numbered `index`."""
     stream = corpus.tokens(split)
     window = stream[index[:, None] * seq_len + np.arange(seq_len + 1)].astype(np.int64)
     tokens, targets = window[:, :-1], window[:, 1:].copy()

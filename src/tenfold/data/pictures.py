@@ -15,7 +15,8 @@ from PIL import Image, UnidentifiedImageError
 
 from tenfold.spec.errors import TenfoldError
 
-LARGEST_SIDE = 16_384
+LARGEST_SIDE = 8192  # below what Pillow warns of as a bomb
+_SMALLER = f"make it at most {LARGEST_SIDE} on each side."
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 
 
@@ -28,13 +29,13 @@ def open_picture(source: Path | bytes, name: str = "") -> Image.Image:
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as stored:
             if max(stored.size) > LARGEST_SIDE:
-                raise TenfoldError(
-                    f"{name} is {stored.width} x {stored.height} pixels: make it smaller than {LARGEST_SIDE} on each side."
-                )
+                raise TenfoldError(f"{name} is {stored.width} x {stored.height} pixels: {_SMALLER}")
             picture = stored.convert("RGBA")
     except FileNotFoundError:
         raise TenfoldError(f"There is no picture {name}.") from None
-    except (UnidentifiedImageError, Image.DecompressionBombError):
+    except Image.DecompressionBombError:
+        raise TenfoldError(f"{name} has too many pixels: {_SMALLER}") from None
+    except UnidentifiedImageError:
         raise TenfoldError(f"{name} is no picture that can be read: give PNG, JPEG, WebP, GIF or BMP.") from None
     except (OSError, SyntaxError, ValueError) as error:
         raise TenfoldError(f"{name} is damaged or cut short: {error}.") from None
@@ -55,6 +56,17 @@ def grid_for(height: int, width: int, size: int, max_tiles: int = 16) -> tuple[i
 
 def tiles_of(picture: Image.Image, size: int, max_tiles: int = 16) -> tuple[np.ndarray, int, int]:
     """Tiles float32 [tiles, 3, size, size] between -1 and 1, row by row and then the whole, with rows and columns."""
+    tiles, rows, columns = cut(picture, size, max_tiles)
+    return normalised(tiles), rows, columns
+
+
+def normalised(tiles: np.ndarray) -> np.ndarray:
+    """uint8 pixels as float32 between -1 and 1."""
+    return tiles.astype(np.float32) / 127.5 - 1
+
+
+def cut(picture: Image.Image, size: int, max_tiles: int = 16) -> tuple[np.ndarray, int, int]:
+    """What `tiles_of` gives, as uint8."""
     rows, columns = grid_for(picture.height, picture.width, size, max_tiles)
     height, width = rows * size, columns * size
     # A picture smaller than its grid is not enlarged beyond one tile's size.
@@ -74,7 +86,7 @@ def tiles_of(picture: Image.Image, size: int, max_tiles: int = 16) -> tuple[np.n
 
 
 def _pixels(picture: Image.Image) -> np.ndarray:
-    return (np.asarray(picture, dtype=np.float32) / 127.5 - 1).transpose(2, 0, 1)
+    return np.asarray(picture, dtype=np.uint8).transpose(2, 0, 1)
 
 
 def picture_text(rows: int, columns: int, tokens_per_tile: int) -> str:
@@ -90,6 +102,8 @@ def read_pictures(source: Path) -> Iterator[tuple[Image.Image, str]]:
     Parquet has columns `image` (bytes, or a struct with `bytes`) and `text`; a line of jsonl has `image`, a path from
     the file's folder, and `text`. Raises TenfoldError, naming the picture, where one has no words.
     """
+    if not source.exists():
+        raise TenfoldError(f"There are no pictures at {source}: give a folder, a .parquet or a .jsonl file.")
     if source.is_dir():
         for path in sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES):
             words = path.with_suffix(".txt")

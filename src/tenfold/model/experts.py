@@ -10,6 +10,7 @@ dropped, whatever the load. `balance_bias` and the `balance_loss` of a layer kee
 may be used.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -55,10 +56,11 @@ class _Combine(torch.autograd.Function):
 
 
 class GroupedLinear(nn.Module):
-    """One matrix for each group of rows: `weight` [groups, out, in], no bias."""
+    """One matrix for each group of rows: `weight` [groups, out, in], no bias. `product` multiplies."""
 
     def __init__(self, groups: int, fan_in: int, fan_out: int):
         super().__init__()
+        self.product: Callable[..., Tensor] = torch._grouped_mm
         self.weight = nn.Parameter(torch.empty(groups, fan_out, fan_in))
         nn.init.normal_(self.weight, std=fan_in**-0.5)
 
@@ -68,7 +70,7 @@ class GroupedLinear(nn.Module):
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             x, weight = x.to(dtype), weight.to(dtype)
-        return torch._grouped_mm(x, weight.transpose(-2, -1), offs=ends)
+        return self.product(x, weight.transpose(-2, -1), offs=ends)
 
 
 class Experts(nn.Module):

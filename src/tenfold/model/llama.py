@@ -7,7 +7,7 @@ checkpoints split each head in halves instead, so their rows are permuted on the
 """
 
 import math
-from typing import cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from tenfold.model.loss import cross_entropy
 from tenfold.spec.model import ModelSpec
+
+if TYPE_CHECKING:
+    from tenfold.model.ahead import Ahead
 
 EMBEDDING_STD = 0.1
 
@@ -162,11 +165,15 @@ def initialise(model: nn.Module, spec: ModelSpec) -> None:
 
 
 class Llama(nn.Module):
-    """The decoder. `forward` gives logits; `loss` never holds them all at once."""
+    """The decoder. `forward` gives logits; `loss` never holds them all at once.
+
+    `ahead`, where a run sets it, also trains on the tokens after the next (`tenfold.model.ahead`).
+    """
 
     def __init__(self, spec: ModelSpec):
         super().__init__()
         self.spec = spec
+        self.ahead: Ahead | None = None
         self.embedding = nn.Embedding(spec.vocab_size, spec.dim)
         self.blocks = nn.ModuleList([self.block(layer) for layer in range(spec.n_layers)])
         self.norm = nn.RMSNorm(spec.dim, eps=spec.norm_eps)
@@ -198,11 +205,21 @@ class Llama(nn.Module):
         return self.head(self.hidden(tokens, document)).float()
 
     def loss(
-        self, tokens: Tensor, targets: Tensor, document: Tensor | None = None, z_loss: float = 0.0
+        self, tokens: Tensor, targets: Tensor, document: Tensor | None = None, z_loss: float = 0.0, **inputs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Sums over the targets that are not -100: negative log-likelihood in nats, and z-loss term.
+        """Sums over the targets that are not -100: negative log-likelihood in nats, and what training adds to it.
 
-        The z-loss is `z_loss` times the squared log-partition (PaLM, section 5).
+        That is the z-loss, `z_loss` times the squared log-partition (PaLM, section 5), and `auxiliary_loss`. `inputs`
+        are what `hidden` takes beside.
         """
-        hidden = self.hidden(tokens, document)
-        return cross_entropy(hidden.flatten(0, 1), self.head.weight, targets.flatten(), z_loss)
+        hidden = self.hidden(tokens, document, **inputs)
+        nats, extra = cross_entropy(hidden.flatten(0, 1), self.head.weight, targets.flatten(), z_loss)
+        if torch.is_grad_enabled():
+            extra = extra + self.auxiliary_loss(hidden, tokens, targets, document)
+        return nats, extra
+
+    def auxiliary_loss(self, hidden: Tensor, tokens: Tensor, targets: Tensor, document: Tensor | None) -> Tensor:
+        """What is trained on beside the next token, as a sum over the targets; `hidden` is that of all tokens."""
+        if self.ahead is None:
+            return torch.zeros((), device=hidden.device)
+        return self.ahead.loss(hidden, tokens, targets, document, self.embedding, self.head)

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from tenfold.model.experts import Experts, expert_layers
 from tenfold.model.llama import Block, FeedForward, Llama, document_mask, rope_table
-from tenfold.model.loss import cross_entropy
 from tenfold.model.vision import Vision
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec
@@ -103,26 +102,30 @@ class Llama4(Llama):
             x = block(x, rope, nearby) if self.spec.is_local(layer) else block(x, None, everywhere, temperature)
         return self.norm(x)
 
-    def loss(
-        self,
-        tokens: Tensor,
-        targets: Tensor,
-        document: Tensor | None = None,
-        z_loss: float = 0.0,
-        pixels: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        hidden = self.hidden(tokens, document, pixels)
-        nats, z_term = cross_entropy(hidden.flatten(0, 1), self.head.weight, targets.flatten(), z_loss)
-        if self.balance_weight and torch.is_grad_enabled():
+    def auxiliary_loss(self, hidden: Tensor, tokens: Tensor, targets: Tensor, document: Tensor | None) -> Tensor:
+        extra = super().auxiliary_loss(hidden, tokens, targets, document)
+        if self.balance_weight:
             losses = [layer.balance_loss for layer in expert_layers(self) if layer.balance_loss is not None]
-            z_term = z_term + self.balance_weight * (targets >= 0).sum() * torch.stack(losses).mean()
-        return nats, z_term
+            extra = extra + self.balance_weight * (targets >= 0).sum() * torch.stack(losses).mean()
+        return extra
 
     def use_balance_loss(self, weight: float) -> None:
         """Add `weight` times the balance loss to the training loss; 0 leaves it out."""
         self.balance_weight = weight
         for layer in expert_layers(self):
             layer.wants_balance_loss = bool(weight)
+
+
+def upcycled_spec(old: ModelSpec, n_experts: int) -> ModelSpec:
+    """The shape that a dense Llama 3 of shape `old` is upcycled to. Raises TenfoldError where it cannot be."""
+    if old.family != "llama3":
+        raise TenfoldError(f"{old.name} is of family {old.family}: only a dense Llama 3 can be made into experts.")
+    if n_experts < 1 or old.ffn_dim % 2:
+        raise TenfoldError(
+            f"{old.name} cannot be made into {n_experts} experts: its feed-forward of {old.ffn_dim} must divide into a "
+            "shared and a routed half, and there must be at least one expert."
+        )
+    return replace(old, family="llama4", n_experts=n_experts, expert_ffn_dim=old.ffn_dim // 2)
 
 
 @torch.no_grad()
@@ -133,16 +136,8 @@ def upcycle(dense: Llama, n_experts: int, router_std: float = 1e-3, seed: int = 
     become the shared expert, the other half every routed one. A fresh router gives nearly 1/2 to every token, which
     the routed experts' first weights, doubled, undo. Raises TenfoldError where the feed-forward has no half.
     """
-    old = dense.spec
-    if old.family != "llama3":
-        raise TenfoldError(f"{old.name} has experts already: only a dense Llama 3 can be made into experts.")
-    if old.ffn_dim % 2 or n_experts < 1:
-        raise TenfoldError(
-            f"{old.name} cannot be made into {n_experts} experts: its feed-forward of {old.ffn_dim} must divide into a "
-            "shared and a routed half, and there must be at least one expert."
-        )
-    half = old.ffn_dim // 2
-    new = Llama4(replace(old, family="llama4", n_experts=n_experts, expert_ffn_dim=half)).to(dense.embedding.weight.dtype)
+    new = Llama4(upcycled_spec(dense.spec, n_experts)).to(dense.embedding.weight.dtype)
+    half = new.spec.expert_ffn_dim
     generator = torch.Generator().manual_seed(seed)
     ours = dict(new.named_parameters())
     for name, p in dense.named_parameters():

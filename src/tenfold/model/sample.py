@@ -10,27 +10,39 @@ from torch import Tensor
 from tenfold.model.gguf import read_gguf_tokenizer
 from tenfold.model.huggingface import read_model
 from tenfold.model.llama import Llama, rope_table
-from tenfold.model.llama4 import attention_temperature
+from tenfold.model.llama4 import Llama4, attention_temperature
 from tenfold.spec.errors import TenfoldError
 
 
 @torch.no_grad()
 def generate(
-    model: Llama, tokens: list[int], max_new_tokens: int, *, temperature: float = 1.0, top_p: float = 1.0, seed: int = 0
+    model: Llama,
+    tokens: list[int],
+    max_new_tokens: int,
+    *,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    pixels: Tensor | None = None,
 ) -> Iterator[int]:
-    """Yield up to `max_new_tokens` tokens that follow `tokens`. Temperature 0 takes the likeliest each time."""
+    """Yield up to `max_new_tokens` tokens that follow `tokens`. Temperature 0 takes the likeliest each time.
+
+    `pixels` [tiles, 3, S, S] are the tiles of the pictures whose patch tokens stand in `tokens`.
+    """
     generator = torch.Generator().manual_seed(seed)
     cache: list[tuple[Tensor, Tensor]] = []
     new, start = torch.tensor([tokens]), 0
     for _ in range(max_new_tokens):
-        logits = _forward(model, new, start, cache)
+        logits = _forward(model, new, start, cache, pixels if start == 0 else None)
         start += new.shape[1]
         token = _draw(logits, temperature, top_p, generator)
         yield token
         new = torch.tensor([[token]])
 
 
-def _forward(model: Llama, tokens: Tensor, start: int, cache: list[tuple[Tensor, Tensor]]) -> Tensor:
+def _forward(
+    model: Llama, tokens: Tensor, start: int, cache: list[tuple[Tensor, Tensor]], pixels: Tensor | None = None
+) -> Tensor:
     """Logits [vocab] of the last of `tokens` [1, T], which stand at `start`; the cache grows by their keys and values."""
     spec, queries, keys = model.spec, torch.arange(start, start + tokens.shape[1]), torch.arange(start + tokens.shape[1])
     rope = rope_table(spec, queries)
@@ -39,6 +51,9 @@ def _forward(model: Llama, tokens: Tensor, start: int, cache: list[tuple[Tensor,
     if chunk := spec.attention_chunk:
         nearby = everywhere & (keys // chunk == queries[:, None] // chunk)
     x = model.embedding(tokens)
+    if pixels is not None:
+        assert isinstance(model, Llama4)
+        x = model.see(x, tokens, pixels)
     for i, block in enumerate(model.layers):
         local = spec.is_local(i)
         q, k, v = block.attention.qkv(block.attention_norm(x), rope if local else None, None if local else temperature)
@@ -70,13 +85,18 @@ def read_tokenizer(path: Path) -> Tokenizer:
     return Tokenizer.from_file(str(file))
 
 
-def complete(path: Path, prompt: str, *, max_new_tokens: int, temperature: float, top_p: float, seed: int) -> str:
-    """`prompt` and what the model in `path` writes after it, up to the end of the text."""
+def complete(
+    path: Path, prompt: str, *, max_new_tokens: int, temperature: float, top_p: float, seed: int, pixels: Tensor | None = None
+) -> str:
+    """`prompt` and what the model in `path` writes after it, up to the end of the text; `pixels` as in `generate`.
+
+    Tokens that stand for pictures are not in the text.
+    """
     model = read_model(path)
     tokenizer = read_tokenizer(path)
     tokens = tokenizer.encode(prompt).ids
     ends = {i for i in (tokenizer.token_to_id(t) for t in ("<|end_of_text|>", "<|eot_id|>", "<|im_end|>")) if i is not None}
-    for token in generate(model, tokens, max_new_tokens, temperature=temperature, top_p=top_p, seed=seed):
+    for token in generate(model, tokens, max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, pixels=pixels):
         if token in ends:
             break
         tokens.append(token)

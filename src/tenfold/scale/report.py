@@ -8,6 +8,7 @@ from pathlib import Path
 import jinja2
 
 from tenfold.scale.backtest import rung_by_rung
+from tenfold.scale.beside import comparison, other_family
 from tenfold.scale.climb import read_points_file, read_settings
 from tenfold.scale.law import BITS_PER_BYTE, Law
 from tenfold.scale.pictures import draw_climb, draw_run
@@ -34,6 +35,7 @@ def write_report(generation: Path, sample: str = "") -> Path:
     template = resources.files("tenfold.scale").joinpath("report.html.jinja").read_text()
     page = jinja2.Environment(autoescape=True).from_string(template)
     tests = [{**t.summary(), "flops": max(p.flops for p in t.predictions)} for t in rung_by_rung(points, asymptote=BITS_PER_BYTE)]
+    other = other_family(generation)
     path = generation / "report.html"
     path.write_text(
         page.render(
@@ -45,6 +47,7 @@ def write_report(generation: Path, sample: str = "") -> Path:
             start=start,
             end=end,
             backtests=tests,
+            beside=comparison(generation, other) if other else None,
             sample=sample,
             climb_png=base64.b64encode((generation / "climb.png").read_bytes()).decode(),
             run_png=base64.b64encode((generation / "run.png").read_bytes()).decode(),

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from tenfold.spec.errors import TenfoldError
 
+PATCH = "<|patch|>"
+PICTURE_TOKENS = ("<|image_start|>", "<|image_end|>", "<|image|>", PATCH, "<|tile_x_separator|>", "<|tile_y_separator|>")
 
 @dataclass(frozen=True)
 class VisionSpec:
@@ -58,3 +60,17 @@ class VisionSpec:
         block = 4 * self.dim * (self.dim + 1) + 2 * self.dim * self.mlp_dim + self.mlp_dim + self.dim + 4 * self.dim
         adapter = self.mlp_dim * self.adapter_dim + self.adapter_dim**2 + self.adapter_dim * text_dim
         return patch + places + self.n_layers * block + 4 * self.dim + adapter
+
+    def forward_flops_per_tile(self, text_dim: int) -> float:
+        """FLOPs of the matrix products that turn one tile into tokens of a text model of width `text_dim`."""
+        places, joined = self.grid**2 + 1, self.tokens_per_tile
+        block = 4 * self.dim**2 + 2 * self.dim * self.mlp_dim + 2 * places * self.dim
+        adapter = self.mlp_dim * self.adapter_dim + self.adapter_dim**2 + self.adapter_dim * text_dim
+        return 2.0 * (self.grid**2 * 3 * self.patch_size**2 * self.dim + places * self.n_layers * block + joined * adapter)
+
+
+def small_vision(text_dim: int, n_layers: int) -> VisionSpec:
+    """The encoder of a small text model: as wide and as deep as it, 16 tokens for a tile of 64 pixels."""
+    heads = max(1, text_dim // 32)
+    dim = round(text_dim / (4 * heads)) * 4 * heads
+    return VisionSpec(image_size=64, patch_size=8, dim=dim, n_layers=n_layers, n_heads=heads, adapter_dim=2 * dim)

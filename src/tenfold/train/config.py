@@ -1,6 +1,7 @@
 """A run, as a person writes it down. Everything left out is derived from the compute and printed with its reason."""
 
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ import tomli_w
 from tenfold.spec.errors import TenfoldError, nearest
 from tenfold.spec.model import ModelSpec, RopeScaling, published_model
 from tenfold.spec.shapes import shape_for_flops, shape_of
+from tenfold.spec.vision import PATCH, PICTURE_TOKENS, VisionSpec, small_vision
 
 
 class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -20,11 +22,18 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     `balance` says what keeps their load even: a `bias` on the choice that learns at `balance_rate` and fades as the
     learning rate does, a `loss` of weight `balance_rate`, or nothing. `batch_size` counts sequences of `seq_len` tokens a
     step; `micro_batch` those that go through the model at once. Times are in seconds.
+
+    `start_from` is a Hugging Face directory whose shape and weights the run begins from. `ahead` further tokens are
+    predicted beside the next one, with the weight `ahead_weight` (multi-token prediction; 0 is none). `fp8` trains
+    linear and expert layers in 8 bits where the GPU can, and says so where it cannot. `pictures` is a folder, a Parquet
+    file or jsonl of pictures with words, `picture_share` the share of the sequences that show them (the others are text
+    of the corpus), `vision` what differs from the encoder that is derived from the width; they need family "llama4".
     """
 
     flops: float | None = None
     tokens: int | None = None
     model: str | dict[str, Any] | None = None
+    start_from: str | None = None
     corpus: str = "stdlib"
     vocab_size: int = 2048
     seq_len: int = 128
@@ -44,6 +53,12 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     max_skipped: int = 20
     balance: Literal["bias", "loss", "none"] = "bias"
     balance_rate: float = 0.01
+    ahead: int = 0
+    ahead_weight: float = 0.3
+    fp8: bool = False
+    pictures: str | None = None
+    picture_share: float = 0.5
+    vision: dict[str, Any] | None = None
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
@@ -85,6 +100,14 @@ def config_from_fields(fields: dict[str, Any], where: str) -> RunConfig:
         value = getattr(config, key)
         if value is not None and value <= 0:
             raise TenfoldError(f"{where}: {key} must be positive, not {value}.")
+    if config.ahead < 0:
+        raise TenfoldError(f"{where}: ahead counts tokens and cannot be {config.ahead}.")
+    if not 0 < config.picture_share <= 1:
+        raise TenfoldError(f"{where}: picture_share must be above 0 and at most 1, not {config.picture_share:g}.")
+    if config.vision is not None and config.pictures is None:
+        raise TenfoldError(f"{where} describes a picture encoder (vision) but names no pictures: add pictures, or leave it out.")
+    if config.model is not None and config.start_from is not None:
+        raise TenfoldError(f"{where} gives both model and start_from: keep one, the shape is that of the weights.")
     return config
 
 
@@ -95,24 +118,54 @@ def write_config(config: RunConfig, path: Path) -> None:
 
 
 def resolve_model(config: RunConfig, vocab_size: int) -> tuple[ModelSpec, int]:
-    """The model and the number of training tokens that a config asks for, with the corpus's vocabulary."""
+    """The model and the number of training tokens that a config asks for, with the corpus's vocabulary.
+
+    With pictures the vocabulary grows by `PICTURE_TOKENS`, and the model has an encoder.
+    """
+    text_vocab = vocab_size
+    vocab_size += len(PICTURE_TOKENS) if config.pictures else 0
     family = config.model.get("family", "llama3") if isinstance(config.model, dict) else "llama3"
-    if config.model is None or set(config.model) == {"family"}:
+    if config.start_from is not None:
+        spec = _stored_spec(config.start_from, vocab_size)
+    elif config.model is None or set(config.model) == {"family"}:
         if config.flops is None:
             raise TenfoldError("A run that gives tokens must give the model too.")
-        return shape_for_flops(config.flops, vocab_size, config.seq_len, family=family)
-    if isinstance(config.model, str):
-        spec = published_model(config.model)
-        fields = {name: getattr(spec, name) for name in spec.__dataclass_fields__}
-        spec = ModelSpec(**{**fields, "vocab_size": vocab_size})
+        spec, _ = shape_for_flops(config.flops, vocab_size, config.seq_len, family=family)
+    elif isinstance(config.model, str):
+        spec = replace(published_model(config.model), vocab_size=vocab_size)
     elif "width" in config.model:
         spec = shape_of(family, int(config.model["width"]), vocab_size)
     else:
         spec = _spec_from_fields(config.model, vocab_size)
+    if config.pictures and config.start_from is None:
+        patch_token = text_vocab + PICTURE_TOKENS.index(PATCH)
+        spec = replace(spec, vision=_vision_spec(config.vision or {}, spec, patch_token))
     if config.tokens is not None:
         return spec, config.tokens
     assert config.flops is not None
     return spec, max(1, round(config.flops / spec.train_flops_per_token(config.seq_len)))
+
+
+def _stored_spec(directory: str, vocab_size: int) -> ModelSpec:
+    from tenfold.model.huggingface import read_spec
+
+    spec = read_spec(Path(directory))
+    if spec.vocab_size != vocab_size:
+        raise TenfoldError(
+            f"The model in {directory} has a vocabulary of {spec.vocab_size} and the run one of {vocab_size}: train it on the "
+            "corpus that its tokeniser was made with."
+        )
+    return spec
+
+
+def _vision_spec(fields: dict[str, Any], spec: ModelSpec, patch_token: int) -> VisionSpec:
+    known = VisionSpec.__dataclass_fields__
+    for key in fields:
+        if key not in known or key == "patch_token":
+            raise TenfoldError(f"The table [vision] has no setting {key!r}{nearest(key, known)}.")
+    if spec.vision is not None:
+        return replace(spec.vision, **fields, patch_token=patch_token)
+    return replace(small_vision(spec.dim, spec.n_layers), **fields, patch_token=patch_token)
 
 
 def _spec_from_fields(fields: dict[str, Any], vocab_size: int) -> ModelSpec:

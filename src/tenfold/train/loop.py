@@ -19,8 +19,11 @@ from torch import Tensor
 
 from tenfold.data.batches import Batch, train_batch, validation_batches, validation_bytes
 from tenfold.data.corpus import Corpus, require_tokens
+from tenfold.data.picture_corpus import PictureCorpus, build_pictures, mixed_batch, picture_batches
+from tenfold.data.pictures import normalised
+from tenfold.model.ahead import ahead_weights, predict_ahead
 from tenfold.model.experts import balance_bias, expert_layers, router_statistics
-from tenfold.model.huggingface import write_model
+from tenfold.model.huggingface import read_model, write_model
 from tenfold.model.llama import Llama
 from tenfold.model.llama4 import Llama4, make_model
 from tenfold.spec.errors import TenfoldError
@@ -28,6 +31,7 @@ from tenfold.spec.model import ModelSpec
 from tenfold.train import checkpoint
 from tenfold.train.config import RunConfig, resolve_model, write_config
 from tenfold.train.energy import EnergyMeter
+from tenfold.train.fp8 import use_fp8
 from tenfold.train.hyperparameters import Hyperparameters, derive
 from tenfold.train.memory import peak_memory_bytes
 from tenfold.train.metrics import MetricsWriter
@@ -71,6 +75,7 @@ class _State:
     step: int = 0
     seconds: float = 0.0
     energy_j: float = 0.0
+    flops: float = 0.0
     skipped: int = 0
     skipped_in_a_row: int = 0
     usual_norm: float = 0.0
@@ -94,17 +99,21 @@ def train(
     `keep_model` only the metrics stay when the run has finished. `notes` go into the first event of `run.jsonl`.
     """
     device, dtype, spec, tokens, h = _resolve(config, corpus)
-    require_tokens(corpus, h.steps * h.batch_size * config.seq_len, config.max_epochs)
+    text_share = 1 - config.picture_share if config.pictures else 1.0
+    require_tokens(corpus, text_share * h.steps * h.batch_size * config.seq_len, config.max_epochs)
+    pictures = _pictures(config, corpus, spec, directory.parent)
     directory.mkdir(parents=True, exist_ok=True)
     write_config(config, directory / "run.toml")
 
     torch.manual_seed(config.seed)
-    model, optimisers = _build(spec, h, config, device)
+    model = _build(spec, config, corpus, device)
+    fp8 = use_fp8(model, device, dtype) if config.fp8 else ""
+    optimisers = make_optimisers(model, spec, h, config.optimiser)
     state = _State()
     saved = checkpoint.restore_latest(directory / "checkpoint", model, optimisers)
     if saved is not None:
         state = _State(**saved["state"])
-    flops_per_token = spec.train_flops_per_token(config.seq_len)
+    flops_per_token = spec.train_flops_per_token(config.seq_len) + 6.0 * ahead_weights(spec, config.ahead)
     peak, peak_source = peak_flops(device, dtype)
     compiled = _compile(model, config, device, h.steps * h.batch_size * config.seq_len * flops_per_token / peak)
     autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
@@ -124,27 +133,28 @@ def train(
     ):
         if saved is None:
             facts = _facts(config, corpus, spec, h, tokens, device, dtype, compiled, peak_source)
+            facts |= {"fp8": fp8} if fp8 else {}
             metrics.write("start", **facts, **(notes or {}))
         else:
             metrics.write("resume", step=state.step)
         loads = [torch.zeros_like(layer.load) for layer in expert_layers(model)]
         last_save = last_log = time.monotonic()
         logged_step, energy_before = state.step, state.energy_j
+        logged_flops = state.flops
         while state.step < h.steps and not stop.requested:
             began = time.perf_counter()
-            batch = train_batch(
-                corpus, state.step, batch_size=h.batch_size, seq_len=config.seq_len, seed=config.seed
-            )
+            batch = _batch(config, corpus, pictures, state.step, h.batch_size)
             loss, norm = _step(model, optimisers, batch, config, h, state, device)
             state.seconds += time.perf_counter() - began
             state.step += 1
+            state.flops += batch.tokens.size * flops_per_token + _tile_flops(spec, batch)
             _balance(model, config, state.step, h.steps, loads)
             if state.step % config.log_every == 0 or state.step == h.steps:
                 now = time.monotonic()
                 rate = (state.step - logged_step) * h.batch_size * config.seq_len / (now - last_log)
                 energy = meter.read()
                 state.energy_j = energy_before + energy.joules
-                mfu = rate * flops_per_token / peak
+                mfu = (state.flops - logged_flops) / (now - last_log) / peak
                 metrics.write(
                     "step", step=state.step, loss=loss, grad_norm=norm, tokens_per_s=rate, mfu=mfu, watts=energy.watts,
                     learning_rate=optimisers[0].param_groups[0]["lr"], tokens=state.step * h.batch_size * config.seq_len,
@@ -153,11 +163,13 @@ def train(
                 for load in loads:
                     load.zero_()
                 progress.update(state.step, loss, rate, mfu, energy.watts)
-                last_log, logged_step = now, state.step
+                last_log, logged_step, logged_flops = now, state.step, state.flops
             if config.evaluate_every and state.step % config.evaluate_every == 0 and state.step < h.steps:
                 nats, bits = evaluate(model, corpus, config, device)
                 metrics.write("evaluation", step=state.step, loss=nats, bits_per_byte=bits)
-                last_log, logged_step = time.monotonic(), state.step
+                if pictures:
+                    metrics.write("pictures", step=state.step, **evaluate_pictures(model, pictures, config, device))
+                last_log, logged_step, logged_flops = time.monotonic(), state.step, state.flops
             if time.monotonic() - last_save > config.checkpoint_every_s:
                 _save(directory, model, optimisers, state, config.keep)
                 last_save = time.monotonic()
@@ -169,6 +181,8 @@ def train(
             loss_nats, bits = math.nan, math.nan
         else:
             loss_nats, bits = evaluate(model, corpus, config, device)
+            if pictures:
+                metrics.write("pictures", step=state.step, **evaluate_pictures(model, pictures, config, device))
         seen = state.step * h.batch_size * config.seq_len
         tokens_per_s = seen / state.seconds if state.seconds else 0.0
         result = RunResult(
@@ -179,10 +193,10 @@ def train(
             bits_per_byte=bits,
             parameters=spec.parameters().matrix_active,
             tokens=seen,
-            flops=seen * flops_per_token,
+            flops=state.flops,
             seconds=state.seconds,
             tokens_per_s=tokens_per_s,
-            mfu=tokens_per_s * flops_per_token / peak,
+            mfu=state.flops / state.seconds / peak if state.seconds else 0.0,
             energy_kwh=state.energy_j / 3.6e6,
             energy_source=meter.read().source,
             peak_memory_gib=peak_memory_bytes(device) / 2**30,
@@ -192,7 +206,8 @@ def train(
             shutil.rmtree(directory / "checkpoint", ignore_errors=True)
         if finished:
             if keep_model:
-                write_model(model, directory / "model", tokenizer_directory=corpus.directory)
+                source = pictures.directory if pictures else corpus.directory
+                write_model(model, directory / "model", tokenizer_directory=source)
             metrics.write("end", **{**asdict(result), "directory": str(directory)})
     return result
 
@@ -204,7 +219,8 @@ def probe(config: RunConfig, corpus: Corpus, seconds: float) -> tuple[list[float
     """
     device, dtype, spec, _, h = _resolve(config, corpus)
     torch.manual_seed(config.seed)
-    model, optimisers = _build(spec, h, config, device)
+    model = _build(spec, config, corpus, device)
+    optimisers = make_optimisers(model, spec, h, config.optimiser)
     autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
     taken: list[float] = []
     state, meter = _State(), EnergyMeter()
@@ -237,12 +253,50 @@ def _resolve(
     return device, dtype, spec, tokens, h
 
 
-def _build(spec: ModelSpec, h: Hyperparameters, config: RunConfig, device: torch.device) -> tuple[Llama, list]:
-    with device:
-        model = make_model(spec)
+def _build(spec: ModelSpec, config: RunConfig, corpus: Corpus, device: torch.device) -> Llama:
+    if config.start_from is not None:
+        model = _stored_model(Path(config.start_from), corpus).to(device)
+    else:
+        with device:
+            model = make_model(spec)
     if isinstance(model, Llama4) and config.balance == "loss":
         model.use_balance_loss(config.balance_rate)
-    return model, make_optimisers(model, spec, h, config.optimiser)
+    if config.ahead:
+        predict_ahead(model, config.ahead, config.ahead_weight)
+    return model
+
+
+def _stored_model(directory: Path, corpus: Corpus) -> Llama:
+    own, theirs = (d / "tokenizer.json" for d in (corpus.directory, directory))
+    if theirs.exists() and own.read_bytes() != theirs.read_bytes():
+        raise TenfoldError(
+            f"The model in {directory} has another tokeniser than the corpus {corpus.directory}: train it on the corpus that its "
+            "tokeniser was made with."
+        )
+    return read_model(directory)
+
+
+def _pictures(config: RunConfig, corpus: Corpus, spec: ModelSpec, home: Path) -> PictureCorpus | None:
+    if config.pictures is None:
+        return None
+    assert spec.vision is not None
+    source = Path(config.pictures)
+    name = f"pictures-{source.stem}-{spec.vision.image_size}-{spec.vision.tokens_per_tile}-{corpus.directory.name}"
+    return build_pictures(source, home / name, corpus, spec.vision)
+
+
+def _batch(config: RunConfig, corpus: Corpus, pictures: PictureCorpus | None, step: int, batch_size: int) -> Batch:
+    rows: dict[str, Any] = {"batch_size": batch_size, "seq_len": config.seq_len, "seed": config.seed}
+    if pictures is None:
+        return train_batch(corpus, step, **rows)
+    return mixed_batch(corpus, pictures, step, share=config.picture_share, **rows)
+
+
+def _tile_flops(spec: ModelSpec, batch: Batch) -> float:
+    """Training FLOPs of the picture encoder for a batch."""
+    if batch.tiles is None or spec.vision is None:
+        return 0.0
+    return 3.0 * len(batch.tiles) * spec.vision.forward_flops_per_tile(spec.dim)
 
 
 def _step(
@@ -254,9 +308,9 @@ def _step(
     micro = config.micro_batch or h.batch_size
     nats = 0.0
     for start in range(0, h.batch_size, micro):
-        tokens, targets, document = _tensors(batch, slice(start, start + micro), device)
-        total, z_term = model.loss(tokens, targets, document, config.z_loss)
-        ((total + z_term) / targets_total).backward()
+        tokens, targets, document, seen = _tensors(batch, start, start + micro, device)
+        total, extra = model.loss(tokens, targets, document, config.z_loss, **seen)
+        ((total + extra) / targets_total).backward()
         nats += total.item()
     loss = nats / targets_total
     norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip))
@@ -292,11 +346,32 @@ def _balance(model: Llama, config: RunConfig, step: int, steps: int, loads: list
         layer.load.zero_()
 
 
-def _tensors(batch: Batch, rows: slice, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
+def _tensors(
+    batch: Batch, start: int, stop: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor | None, dict[str, Tensor]]:
+    """Tokens, targets, documents (None where each row is one) and pixels, if any, of the rows `start` to `stop`."""
+    rows = slice(start, stop)
     tokens, targets = torch.from_numpy(batch.tokens[rows]), torch.from_numpy(batch.targets[rows])
     several = (batch.document[rows] != batch.document[rows][:, :1]).any()
     document = torch.from_numpy(batch.document[rows]).to(device) if several else None
-    return tokens.to(device), targets.to(device), document
+    seen = {}
+    if batch.tiles is not None and batch.tile_ends is not None:
+        tiles = batch.tiles[int(batch.tile_ends[start - 1]) if start else 0 : int(batch.tile_ends[rows][-1])]
+        seen = {"pixels": torch.from_numpy(normalised(tiles)).to(device)} if len(tiles) else {}
+    return tokens.to(device), targets.to(device), document, seen
+
+
+@torch.no_grad()
+def evaluate_pictures(model: Llama, pictures: PictureCorpus, config: RunConfig, device: torch.device) -> dict[str, float]:
+    """Bits per byte of the words of the validation pictures: beside their own, and beside one another's, pictures."""
+    size = int(pictures.documents["bytes"][pictures.documents["validation"]].sum())
+    nats = {"bits_per_byte": 0.0, "bits_per_byte_shuffled": 0.0}
+    for batch in picture_batches(pictures, batch_size=16, seq_len=config.seq_len):
+        tokens, targets, document, seen = _tensors(batch, 0, len(batch.tokens), device)
+        nats["bits_per_byte"] += model.loss(tokens, targets, document, 0.0, **seen)[0].item()
+        others = {"pixels": seen["pixels"].roll(1, 0)}
+        nats["bits_per_byte_shuffled"] += model.loss(tokens, targets, document, 0.0, **others)[0].item()
+    return {name: total / math.log(2) / size for name, total in nats.items()}
 
 
 @torch.no_grad()
@@ -306,7 +381,7 @@ def evaluate(model: Llama, corpus: Corpus, config: RunConfig, device: torch.devi
     for batch in validation_batches(
         corpus, batch_size=16, seq_len=config.seq_len, limit_tokens=config.evaluate_tokens
     ):
-        tokens, targets, document = _tensors(batch, slice(None), device)
+        tokens, targets, document, _ = _tensors(batch, 0, len(batch.tokens), device)
         nats += model.loss(tokens, targets, document)[0].item()
         count += int((batch.targets >= 0).sum())
     size = validation_bytes(corpus, seq_len=config.seq_len, limit_tokens=config.evaluate_tokens)

@@ -1,0 +1,162 @@
+"""Training on pictures among text: which rows come when, what is learned, and what is refused."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from tenfold.cli.train import sample
+from tenfold.data.batches import train_batch
+from tenfold.data.picture_corpus import build_pictures, mixed_batch, picture_batches
+from tenfold.data.pictures import tiles_of
+from tenfold.model.huggingface import read_model
+from tenfold.spec.errors import TenfoldError
+from tenfold.spec.vision import PATCH, PICTURE_TOKENS, VisionSpec
+from tenfold.train.config import RunConfig, config_from_fields, resolve_model
+from tenfold.train.loop import train
+from tenfold.train.metrics import read_metrics
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (40, 70, 220), "black": (10, 10, 10)}
+VISION = {"image_size": 16, "patch_size": 4, "dim": 32, "n_layers": 1, "n_heads": 2}
+CONFIG = {"model": {"width": 32, "family": "llama4"}, "seq_len": 48, "batch_size": 8, "evaluate_tokens": 2048, "vision": VISION}
+
+
+def shape(name: str, colour: str, seed: int) -> Image.Image:
+    draw = np.random.default_rng(seed)
+    picture = Image.new("RGB", (16, 16), "white")
+    x, y, r = draw.integers(3, 7), draw.integers(3, 7), draw.integers(5, 8)
+    pen = ImageDraw.Draw(picture)
+    (pen.ellipse if name == "circle" else pen.rectangle)((x, y, x + r, y + r), fill=COLOURS[colour])
+    return picture
+
+
+@pytest.fixture(scope="module")
+def drawings(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("drawings")
+    for i in range(160):
+        name, colour = ("circle", "square")[i % 2], list(COLOURS)[i // 2 % 4]
+        shape(name, colour, i).save(folder / f"{i:03}.png")
+        (folder / f"{i:03}.txt").write_text(f"a {colour} {name}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(drawings, corpus, tmp_path_factory):
+    spec, _ = resolve_model(RunConfig(tokens=1, pictures=str(drawings), **CONFIG), corpus.vocab_size)
+    return build_pictures(drawings, tmp_path_factory.mktemp("home") / "pictures", corpus, spec.vision)
+
+
+def test_a_row_holds_whole_documents_and_learns_their_words_alone(pictures, drawings, corpus):
+    tokenizer = pictures.directory / "tokenizer.json"
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(tokenizer))
+    assert [tokenizer.token_to_id(t) for t in PICTURE_TOKENS] == list(range(corpus.vocab_size, corpus.vocab_size + 6))
+    patch = tokenizer.token_to_id(PATCH)
+    seen = []
+    for split in ("train", "validation"):
+        for batch in picture_batches(pictures, batch_size=7, seq_len=48, split=split):
+            assert (batch.tokens == patch).sum() == 4 * len(batch.tiles) and batch.tile_ends[-1] == len(batch.tiles)
+            tile = 0
+            for row in range(len(batch.tokens)):
+                for document in np.unique(batch.document[row]):
+                    own = batch.document[row] == document
+                    learned = batch.targets[row][own & (batch.targets[row] >= 0)]
+                    if (batch.tokens[row][own] == patch).sum() == 0:
+                        assert not len(learned)  # what fills the row
+                        continue
+                    assert learned[-1] == tokenizer.token_to_id("<|end_of_text|>")
+                    seen.append((batch.tiles[tile].tobytes(), tokenizer.decode(learned.tolist())))
+                    tile += 1
+    files = sorted(drawings.glob("*.png"))
+    given = [(np.uint8(np.rint((tiles_of(Image.open(f), 16, 1)[0] + 1) * 127.5)).tobytes(), f.with_suffix(".txt").read_text()) for f in files]
+    assert sorted(seen) == sorted(given)
+
+
+def test_rows_with_pictures_come_in_their_share_and_each_once_an_epoch(pictures, corpus):
+    rows = {"batch_size": 4, "seq_len": 48, "seed": 3}
+    count = len(pictures.packed("train", 48))
+    shown, texts = [], []
+    for step in range(count):
+        batch = mixed_batch(corpus, pictures, step, share=0.25, **rows)
+        again = mixed_batch(corpus, pictures, step, share=0.25, **rows)
+        assert np.array_equal(batch.tokens, again.tokens) and np.array_equal(batch.tiles, again.tiles)
+        counts = np.diff(batch.tile_ends, prepend=0)
+        assert (counts > 0).sum() == 1
+        assert [(row >= corpus.vocab_size).sum() > 0 for row in batch.tokens] == (counts > 0).tolist()
+        shown.append(batch.tokens[counts > 0][0].tobytes() + batch.tiles.tobytes())
+        texts += list(batch.tokens[counts == 0])
+    assert len(set(shown)) == count
+    plain = np.concatenate([train_batch(corpus, step, **rows).tokens for step in range(count)])
+    assert np.array_equal(np.array(texts), plain[: len(texts)])
+    assert mixed_batch(corpus, pictures, 0, share=0.01, **rows).tiles is None
+
+
+def test_a_run_learns_to_see_and_micro_batches_do_not_change_it(drawings, corpus, tmp_path, capsys):
+    config = {"tokens": 100_000, "pictures": str(drawings), "picture_share": 1.0, **CONFIG}
+    train(RunConfig(**config), corpus, tmp_path / "run", quiet=True)
+    found = [e for e in read_metrics(tmp_path / "run" / "run.jsonl") if e["event"] == "pictures"][-1]
+    # Two words of eight and two: seen, they cost almost nothing; with another's picture they are wrong.
+    assert found["bits_per_byte"] < 0.15 < found["bits_per_byte_shuffled"]
+    model = read_model(tmp_path / "run" / "model")
+    assert model.spec.vision.image_size == 16 and model.spec.vocab_size == corpus.vocab_size + 6
+    shape("square", "blue", 999).save(tmp_path / "new.png")
+    sample(tmp_path / "run", picture=tmp_path / "new.png", temperature=0.0)
+    assert capsys.readouterr().out.strip() == "a blue square"
+
+    losses = []
+    for micro in (None, 3):
+        short = RunConfig(**{**config, "tokens": 4_000, "picture_share": 0.5}, micro_batch=micro)
+        losses.append(train(short, corpus, tmp_path / f"micro-{micro}", quiet=True).loss)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_what_cannot_be_trained_on_is_one_sentence(drawings, corpus, tmp_path):
+    for changes, sentence in (
+        ({"model": {"width": 32}}, "vision need family = 'llama4'"),
+        ({"seq_len": 8}, "are 1. tokens, and a row has 8"),
+        ({"vision": {"sise": 3}}, r"\[vision\] has no setting 'sise'"),
+        ({"vision": VISION | {"image_size": 18}}, "must be a multiple of patch_size x shuffle = 8"),
+        ({"pictures": str(tmp_path / "none")}, "There are no pictures at .*none"),
+    ):
+        config = RunConfig(**({"tokens": 2000, "pictures": str(drawings), **CONFIG} | changes))
+        with pytest.raises(TenfoldError, match=sentence):
+            train(config, corpus, tmp_path / "run", quiet=True)
+    train(RunConfig(tokens=2000, model={"width": 16}, seq_len=48), corpus, tmp_path / "blind", quiet=True)
+    with pytest.raises(TenfoldError, match="has no picture encoder: leave --picture out"):
+        sample(tmp_path / "blind", picture=drawings / "000.png")
+    with pytest.raises(TenfoldError, match="picture_share must be above 0"):
+        config_from_fields({"tokens": 5, "picture_share": 0.0}, "run.toml")
+    with pytest.raises(TenfoldError, match="names no pictures"):
+        config_from_fields({"tokens": 5, "vision": {}}, "run.toml")
+    (tmp_path / "one").mkdir()
+    shape("circle", "red", 0).save(tmp_path / "one" / "a.png")
+    (tmp_path / "one" / "a.txt").write_text("a circle")
+    with pytest.raises(TenfoldError, match="at least two are needed"):
+        build_pictures(tmp_path / "one", tmp_path / "out", corpus, VisionSpec(image_size=16, patch_size=4, dim=32, n_heads=2))
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
+
+
+def test_a_truncated_picture_stops_the_command_with_one_sentence(drawings, text_folder, tmp_path):
+    stream = io.BytesIO()
+    Image.effect_noise((64, 64), 90).save(stream, "PNG")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "cut.png").write_bytes(stream.getvalue()[:-800])
+    (tmp_path / "bad" / "cut.txt").write_text("noise")
+    run = {"tokens": 2000, "vocab_size": 300, "corpus": str(text_folder), "pictures": str(tmp_path / "bad"), **CONFIG}
+    (tmp_path / "run.toml").write_text("\n".join(f"{k} = {_toml(v)}" for k, v in run.items()))
+    command = [Path(sys.executable).with_name("tenfold"), "train", tmp_path / "run.toml", "--home", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith(f"tenfold: {tmp_path}/bad/cut.png is damaged or cut short")
+    assert "Traceback" not in done.stderr
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{k} = {_toml(v)}" for k, v in value.items()) + " }"
+    return json.dumps(value)
