@@ -136,7 +136,7 @@ def test_more_ranks_of_experts_are_less_even():
 
 
 def test_vtrains_node_table_is_made_of_few_layers():
-    """For one width, TP and micro-batch all times without a pipeline are affine in layers and micro-batches (docs/plan.md)."""
+    """For one width, TP and micro-batch all times without a pipeline are affine in layers and micro-batches."""
     cells = {}
     for row in read_vtrain():
         lay = row.layout
