@@ -119,7 +119,7 @@ def hours_errors(path: Path | None = None) -> list[tuple[str, float, float]]:
 
 
 def card_errors(path: Path | None = None) -> list[tuple[str, float]]:
-    """(model, error in percent) of t CO2e by the rule of the model cards, from GPU-hours and board power (measured where it was)."""
+    """(model, error in percent) of t CO2e by the rule of the model cards, from GPU-hours and board power."""
     known, found = cards()["rules"], []
     for row in table("training_runs.csv", path):
         hours, watts, told = row["gpu_hours"], row["tdp_w_assumed"], row["tco2e_location"]
