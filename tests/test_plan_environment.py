@@ -13,6 +13,7 @@ from scipy.optimize import brentq
 from tenfold.plan import environment, power, profiles, water
 from tenfold.plan.ranges import Range
 from tenfold.plan.site import facts, site, water_of_fuels
+from tenfold.plan.validate import card_errors
 from tenfold.spec.accelerator import accelerator
 from tenfold.spec.errors import TenfoldError
 
@@ -53,6 +54,12 @@ def test_all_model_cards_in_the_table():
                 assert abs(found - published) <= max(bar * published, 0.5), row["model"]
                 tried += 1
     assert tried >= 15
+
+
+def test_model_cards_of_the_own_table():
+    errors = dict(card_errors())
+    assert len(errors) >= 12
+    assert all(abs(e) <= (1 if "Llama 2" in name else 3) for name, e in errors.items())
 
 
 def test_unknown_names_suggest_the_nearest():

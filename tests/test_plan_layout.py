@@ -33,6 +33,9 @@ def test_gpu_hours_of_published_runs():
     assert len(hours) == 20
     assert median(errors) <= 0.20
     assert len(hours_misses(hours)) == sum(e > 0.2 for e in errors)
+    # one model alone is judged by the factor of the others
+    alone = with_overhead(hours[:1], hours)
+    assert alone == with_overhead(hours)[:1]
     assert all(planned < told for _, told, planned in hours)  # reported hours hold the steps, and more
 
 
@@ -189,6 +192,7 @@ def test_calibration_finds_the_machine_again(tmp_path):
     assert again is not None and "Calibrated by" in words
     assert step_time(spec, layout, again).total_s == pytest.approx(slow, rel=0.01)
     assert math.isclose(found.measured_step_s, slow, rel_tol=1e-6)
+    assert found.calibrated_step_s == pytest.approx(slow, rel=0.01)
     unfinished = tmp_path / "cut"
     unfinished.mkdir()
     (unfinished / "run.jsonl").write_text(json.dumps(start) + '\n{"event": "st')

@@ -133,3 +133,18 @@ def test_more_ranks_of_experts_are_less_even():
     spec, part = published_model("llama-4-maverick"), machine("gb200")
     few, many = (Layout(ep=ep, dp=64, micro_batch=32, global_batch=2048, seq_len=4096) for ep in (8, 64))
     assert step_time(spec, many, part).matmul_s > step_time(spec, few, part).matmul_s
+
+
+def test_vtrains_node_table_is_made_of_few_layers():
+    """For one width, TP and micro-batch all times without a pipeline are affine in layers and micro-batches."""
+    cells = {}
+    for row in read_vtrain():
+        lay = row.layout
+        if "one node" in row.source and lay.pp == 1 and lay.micro_batch < 8:
+            cell = cells.setdefault((row.spec.dim, lay.tp, lay.micro_batch, lay.dp), [])
+            cell.append((1, row.spec.n_layers, lay.micro_batches, lay.micro_batches * row.spec.n_layers, row.step_s))
+    assert len(cells) > 20
+    for cell in cells.values():
+        known, seconds = np.split(np.array(cell, float), [4], axis=1)
+        found = known @ np.linalg.lstsq(known / seconds, np.ones_like(seconds), rcond=None)[0]
+        assert np.abs(found / seconds - 1).max() < 0.01

@@ -35,7 +35,7 @@ After = Annotated[str | None, typer.Option(help="A published model to follow.")]
 Times = Annotated[float | None, typer.Option(help="How many times its compute (10 where not said).")]
 Flops = Annotated[str | None, typer.Option(help="Training compute, as 3.8e26.")]
 Experts = Annotated[int, typer.Option(help="Experts of a mixture (0: dense).")]
-LawName = Annotated[str | None, typer.Option(help="llama3 (unless said), chinchilla, besiroglu, or a law.json of `law fit`.")]
+LawName = Annotated[str | None, typer.Option(help="llama3, chinchilla, besiroglu, or a law.json of `tenfold law fit`.")]
 SeqLen = Annotated[int, typer.Option(help="Tokens of a sequence.")]
 Dtype = Annotated[str, typer.Option(help="bf16 or fp8.")]
 Home = Annotated[Path, typer.Option(help="Where generations and calibrations are kept.")]
@@ -306,3 +306,8 @@ def calibrate(
         f"{found.accelerator.name}: measured {found.measured_step_s:.4g} s a step, planned {found.planned_step_s:.4g} s; "
         f"rates x {found.factor:.3f}. Kept in {path}; plans for --accelerator {found.accelerator.key} use it."
     )
+    if abs(found.calibrated_step_s / found.measured_step_s - 1) > 0.02:
+        print(
+            f"No rates within the peak make the step that long: with these it is planned at {found.calibrated_step_s:.4g} s. "
+            "Calibrate by a larger run."
+        )

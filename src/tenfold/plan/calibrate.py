@@ -1,12 +1,13 @@
 """Constants of a machine from a run that was trained on it: the measured step over the planned one."""
 
 import json
+import os
 import tomllib
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from tenfold.plan.machine import Constants, Machine, machine
+from tenfold.plan.machine import Constants, Machine, Stack, machine
 from tenfold.plan.step_time import step_time
 from tenfold.plan.workload import Layout
 from tenfold.spec.accelerator import Accelerator, accelerators
@@ -25,6 +26,7 @@ class Calibration:
     factor: float
     planned_step_s: float
     measured_step_s: float
+    calibrated_step_s: float
     tokens_per_s: float
     mfu: float
     run: str
@@ -53,8 +55,17 @@ def calibrate(run: Path) -> Calibration:
             low = factor
         else:
             high = factor
+    scaled = _scaled(base, factor)
     return Calibration(
-        base.accelerator, _scaled(base, factor).constants, factor, planned, measured, end["tokens_per_s"], end["mfu"], str(run)
+        accelerator=base.accelerator,
+        constants=scaled.constants,
+        factor=factor,
+        planned_step_s=planned,
+        measured_step_s=measured,
+        calibrated_step_s=step_time(spec, layout, scaled).total_s,
+        tokens_per_s=end["tokens_per_s"],
+        mfu=end["mfu"],
+        run=str(run),
     )
 
 
@@ -68,8 +79,12 @@ def _scaled(base: Machine, factor: float) -> Machine:
         memory_efficiency=min(1.0, c.memory_efficiency * factor),
         kernel_s=c.kernel_s / factor,
     )
-    software = replace(base.stack, dispatch_s=base.stack.dispatch_s / factor, step_s=base.stack.step_s / factor)
-    return replace(base, constants=scaled, stack=software)
+    return replace(base, constants=scaled, stack=_host(base.stack, factor))
+
+
+def _host(software: Stack, factor: float) -> Stack:
+    """The software with the host's times divided by `factor`."""
+    return replace(software, dispatch_s=software.dispatch_s / factor, step_s=software.step_s / factor)
 
 
 def _events(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -97,11 +112,14 @@ def _machine_of(start: dict[str, Any], end: dict[str, Any]) -> Machine:
         if start["mfu_of"].startswith(part.name):
             return machine(part.key)
     own = Accelerator(
-        key=str(start["device"]).split(":")[0], name=f"this "
-        f"{start['device']}", memory_gb=16.0, memory_gb_per_s=max(20.0, peak / 1e11),
+        key=str(start["device"]).split(":")[0], name=f"this {start['device']}",
+        memory_gb=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, memory_gb_per_s=max(20.0, peak / 1e11),
         source=f"{start['mfu_of']}, measured by the run", bf16_tflops=peak / 1e12,
+        tdp_w=3.6e6 * end["energy_kwh"] / end["seconds"] if end.get("energy_kwh") and end.get("seconds") else None,
     )  # fmt: skip
-    return replace(machine("h100"), accelerator=own, source=own.source)
+    known = machine("h100")
+    # one unit: a product's tiles are not dealt to processors in waves
+    return replace(known, accelerator=own, constants=replace(known.constants, units=1, domain_gpus=1), source=own.source)
 
 
 def write(calibration: Calibration, home: Path) -> Path:
@@ -124,7 +142,9 @@ def calibrated(part: Machine | None, key: str, home: Path) -> tuple[Machine | No
         return part, ""
     constants = Constants(**{f.name: kept["constants"][f.name] for f in fields(Constants)})
     base = part or replace(machine("h100"), accelerator=Accelerator(**kept["accelerator"]))
-    software = replace(base.stack, dispatch_s=base.stack.dispatch_s / kept["factor"], step_s=base.stack.step_s / kept["factor"])
-    words = f"Calibrated by {kept['run']}: rates x {kept['factor']:.3g} (measured {kept['measured_step_s']:.3g} s a step, "
-    f"planned {kept['planned_step_s']:.3g})."
+    software = _host(base.stack, kept["factor"])
+    words = (
+        f"Calibrated by {kept['run']}: rates x {kept['factor']:.3g} (measured {kept['measured_step_s']:.3g} s a step, "
+        f"planned {kept['planned_step_s']:.3g})."
+    )
     return replace(base, constants=constants, stack=software, source=f"calibrated by {kept['run']}"), words

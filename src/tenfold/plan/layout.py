@@ -195,6 +195,6 @@ def _what_binds(spec: ModelSpec, gpus: int, machine: Machine, layout: Layout, ne
         binds = "its activations bind"
         fix = "a shorter sequence, more context parallel ranks (more GPUs), or parts with more memory"
     return (
-        f"{spec.name} does not fit on {gpus:,} {machine.accelerator.name}: even {layout.words()} is short by "
+        f"{spec.name} does not fit on {gpus:,} x {machine.accelerator.name}: even {layout.words()} is short by "
         f"{needed.short_gib:.0f} GiB of {needed.capacity_gib:.0f} ({binds}); take {fix}."
     )

@@ -104,6 +104,7 @@ def gpus_for_days(
     _check(1, machine, seq_len, global_batch, dtype)
     peak, domain = machine.accelerator.peak_flops(dtype), machine.constants.domain_gpus
     needed, reason = shape.flops / (peak * GOOD_MFU * days * DAY_S), ""
+    fastest: tuple[float, int] | None = None
     for _ in range(16):
         gpus = _tidy(needed, domain)
         try:
@@ -113,11 +114,13 @@ def gpus_for_days(
             continue
         if took <= days:
             return gpus
+        fastest = min(fastest or (took, gpus), (took, gpus))
         needed = max(gpus + 1, gpus * min(2.0, 1.01 * took / days))
     least = shape.flops / (peak * days * DAY_S)
+    tried = f"the fastest tried, {fastest[1]:,}, need {fastest[0]:.3g} days" if fastest else f"none tried works: {reason}"
     raise TenfoldError(
         f"No number of {machine.accelerator.name} trains {shape.spec.name} in {days:g} days: {least:,.0f} would at 100 % of their "
-        f"peak, and the most tried, {gpus:,}, fail: {reason or 'they are too slow'} Take more days or another accelerator."
+        f"peak, but {tried.rstrip('.')}; take more days or another accelerator."
     )
 
 

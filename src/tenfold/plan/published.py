@@ -177,16 +177,25 @@ def fill_in(spec: ModelSpec, layout: Layout, part: Machine, recompute_known: boo
     return best[1] if best else replace(layout, micro_batch=1, virtual_stages=1)
 
 
+def table(name: str, path: Path | None = None) -> list[dict[str, str]]:
+    """The rows of `path`, or of the package's own copy of `name`. Raises TenfoldError where columns of that are missing."""
+    own = csv.DictReader(DATA.joinpath(name).read_text().splitlines())
+    if path is None:
+        return list(own)
+    if not path.is_file():
+        raise TenfoldError(f"There is no table at {path}.")
+    given = csv.DictReader(path.read_text().splitlines())
+    missing = [column for column in own.fieldnames or () if column not in (given.fieldnames or ())]
+    if missing:
+        raise TenfoldError(f"{path} has no column {', '.join(missing)}: it needs those of {name}.")
+    return list(given)
+
+
 def read_layouts(path: Path | None = None) -> tuple[list[Row], int]:
     """(rows, rows that could not be read) of a table with the columns of layouts.csv; the package's own copy by default."""
-    text = (path or DATA.joinpath("layouts.csv")).read_text()
     rows, unread = [], 0
-    for row in csv.DictReader(text.splitlines()):
-        found = None
-        try:
-            found = _read(row)
-        except KeyError as error:
-            raise TenfoldError(f"{path} has no column {error}: it needs those of layouts.csv.") from error
+    for row in table("layouts.csv", path):
+        found = _read(row)
         if found is None:
             unread += 1
         else:

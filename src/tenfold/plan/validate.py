@@ -1,6 +1,5 @@
 """What this plan gets wrong on published runs: step time, ranking, memory, GPU-hours."""
 
-import csv
 import tomllib
 from collections import defaultdict
 from collections.abc import Iterable
@@ -11,11 +10,13 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+from tenfold.plan.environment import card_tco2e
+from tenfold.plan.environment import facts as cards
 from tenfold.plan.failures import effective_time
 from tenfold.plan.machine import machine
 from tenfold.plan.memory import memory
 from tenfold.plan.plan import make_plan
-from tenfold.plan.published import DATA, Row, read_layouts, read_vtrain
+from tenfold.plan.published import Row, read_layouts, read_vtrain, table
 from tenfold.plan.shape import Shape, dense_shape
 from tenfold.plan.step_time import step_time
 from tenfold.plan.workload import DAY_S
@@ -94,9 +95,8 @@ def hours_errors(path: Path | None = None) -> list[tuple[str, float, float]]:
     The plan takes a Llama shape of the same (active) parameters, a batch of 4M tokens, the best layout, and the time
     that failures cost.
     """
-    text = (path or DATA.joinpath("training_runs.csv")).read_text()
     found = []
-    for row in csv.DictReader(text.splitlines()):
+    for row in table("training_runs.csv", path):
         part = next((key for pattern, key in PARTS if pattern in row["gpu_model"].lower().replace(" ", "")), None)
         if not (part and row["gpu_hours"] and row["tokens"]) or "3.2" in row["family"]:
             continue  # Llama 3.2's models are pruned and distilled: their hours are not those of 6ND
@@ -118,21 +118,36 @@ def hours_errors(path: Path | None = None) -> list[tuple[str, float, float]]:
     return found
 
 
-def with_overhead(hours: list[tuple[str, float, float]]) -> list[tuple[str, float, float]]:
+def card_errors(path: Path | None = None) -> list[tuple[str, float]]:
+    """(model, error in percent) of t CO2e by the rule of the model cards, from GPU-hours and board power."""
+    known, found = cards()["rules"], []
+    for row in table("training_runs.csv", path):
+        hours, watts, told = row["gpu_hours"], row["tdp_w_assumed"], row["tco2e_location"]
+        rule = known.get(row["family"].lower().replace(" ", "-"))
+        if rule and hours and watts and told:
+            tonnes = card_tco2e(row["family"], float(hours), rule.get("board_w", float(watts)))
+            found.append((row["model"], 100 * (tonnes / float(told) - 1)))
+    return found
+
+
+def with_overhead(
+    hours: list[tuple[str, float, float]], known: list[tuple[str, float, float]] | None = None
+) -> list[tuple[str, float, float]]:
     """The same with what reported hours hold beside steps and failures (evaluation, ablations, annealing, slow starts).
 
-    One factor, the median over all other models: no model's hours stand behind its own figure.
+    One factor, the median over all other models (`known`, where another table is judged): no model's hours stand behind
+    its own figure.
     """
-    ratios = [told / planned for _, told, planned in hours]
-    return [(name, told, planned * median(ratios[:i] + ratios[i + 1 :])) for i, (name, told, planned) in enumerate(hours)]
+    ratios = [(name, told / planned) for name, told, planned in known or hours]
+    return [(name, told, planned * median(r for other, r in ratios if other != name)) for name, told, planned in hours]
 
 
-def hours_misses(hours: list[tuple[str, float, float]]) -> list[str]:
+def hours_misses(hours: list[tuple[str, float, float]], known: list[tuple[str, float, float]] | None = None) -> list[str]:
     """A sentence for every model that misses by more than 20 % with the common factor: how far, and why."""
     ratios = {name: told / planned for name, told, planned in hours}
-    middle, reasons = median(ratios.values()), facts()["hours"]
+    middle, reasons = median(told / planned for _, told, planned in known or hours), facts()["hours"]
     found = []
-    for name, error in _hours_pct(with_overhead(hours)):
+    for name, error in _hours_pct(with_overhead(hours, known)):
         if abs(error) > HOURS_BAR_PCT:
             more = "more" if ratios[name] > middle else "less"
             reason = reasons.get(name, f"reported hours hold {more} beside the steps than those of most models")
@@ -152,26 +167,29 @@ def _hours_pct(hours: list[tuple[str, float, float]]) -> list[tuple[str, float]]
 
 
 def validate(layouts: Path | None = None, runs: Path | None = None) -> tuple[list[Error], list[str]]:
-    """(the error table, remarks). Tables of the same columns replace the package's own copies."""
-    rows, unread = read_layouts(layouts)
-    single_and_multi = [] if layouts else list(read_vtrain())
-    table, remarks = [], []
+    """(the error table, remarks) on published runs; on `layouts` and `runs`, of the same columns, where one is given."""
+    rows, unread = read_layouts(layouts) if layouts or not runs else ([], 0)
+    single_and_multi = [] if layouts or runs else list(read_vtrain())
+    found, remarks = [], []
     by_source = step_errors([*rows, *single_and_multi])
     for (source, precision), errors in by_source.items():
         named = [(f"{row.name}, {row.layout.words()}", e) for row, e in errors]
-        table.append(_summary(f"step time, {precision}", source, named))
+        found.append(_summary(f"step time, {precision}", source, named))
     sixteen = [(r.name, e) for (_, p), errors in by_source.items() if p == "bf16" for r, e in errors if "vTrain" not in r.source]
     if sixteen:
-        table.append(_summary("step time, bf16", "all of layouts.csv", sixteen))
+        found.append(_summary("step time, bf16", "all of layouts.csv", sixteen))
     remembered = [(row.name, e) for row, e in memory_errors(rows)]
     if remembered:
-        table.append(_summary("memory", "all that report it", remembered))
-    hours = hours_errors(runs)
-    if hours:
-        table.append(_summary("GPU-hours, steps and failures", "training runs", _hours_pct(hours)))
-        if len(hours) > 2:
-            table.append(_summary("GPU-hours, all that is reported", "training runs", _hours_pct(with_overhead(hours))))
-        remarks += hours_misses(hours)
+        found.append(_summary("memory", "all that report it", remembered))
+    if runs or not layouts:
+        hours, known = hours_errors(runs), hours_errors() if runs else None
+        if hours:
+            found.append(_summary("GPU-hours, steps and failures", "training runs", _hours_pct(hours)))
+            found.append(_summary("GPU-hours, all that is reported", "training runs", _hours_pct(with_overhead(hours, known))))
+            remarks += hours_misses(hours, known)
+        tonnes = card_errors(runs)
+        if tonnes:
+            found.append(_summary("t CO2e of model cards", "training runs", tonnes))
     for same_batch, of_what in ((False, "model and GPUs"), (True, "model, GPUs and global batch")):
         held, groups, misses = ranking([*rows, *single_and_multi], same_batch)
         if groups:
@@ -180,4 +198,4 @@ def validate(layouts: Path | None = None, runs: Path | None = None) -> tuple[lis
             remarks += misses[:SHOWN] + [f"... and {len(misses) - SHOWN} more groups."] * (len(misses) > SHOWN)
     if unread:
         remarks.append(f"{unread} rows were not read: no shape, no figure, or a precision that is not modelled (FP4).")
-    return table, remarks
+    return found, remarks
