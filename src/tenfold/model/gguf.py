@@ -1,6 +1,7 @@
 """GGUF files in: shape, weights and tokeniser (llama.cpp's format; read with the package `gguf`)."""
 
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,14 @@ def read_gguf_tokenizer(path: Path) -> Tokenizer:
     return tokenizer
 
 
+def read_gguf_text_fields(path: Path) -> dict[str, Any]:
+    """What a GGUF file says of text besides its vocabulary: chat template, the tokens that begin and end a text."""
+    fields = _open(path).fields
+    names = ("chat_template", "bos_token_id", "eos_token_id", "add_bos_token")
+    return {n: fields[f"tokenizer.{key}{n}"].contents() for n in names for key in ("", "ggml.") if f"tokenizer.{key}{n}" in fields}
+
+
+@lru_cache(maxsize=2)  # parsing a vocabulary of 50,000 takes seconds
 def _open(path: Path) -> Any:
     try:
         from gguf import GGUFReader
