@@ -86,7 +86,7 @@ def test_compiled_results_depend_on_nothing_else_in_the_batch_to_the_bit(model, 
     first = runner.hidden(Rows(a[:17] + b, [*range(17), *range(30)], [17, 30], [[8, 4, 6], [10, 11]]))[:17]
     rest = [
         runner.hidden(Rows([*b[:n], a[i]], [*range(n), i], [n, 1], [[20, 21], [8, 4, 6]]))[-1:]
-        for n, i in zip(range(1, 24), range(17, 40))
+        for n, i in zip(range(1, 24), range(17, 40), strict=True)
     ]
     assert torch.equal(torch.cat((first, *rest)), alone)
     assert torch.equal(runner.logits(alone)[7], runner.logits(alone[7:8])[0])

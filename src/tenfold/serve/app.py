@@ -277,6 +277,8 @@ class Gate:
             scope["tenfold_owner"] = owner
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self.body_bytes:
+            while (await receive()).get("more_body"):  # a client reads no answer while it still sends
+                pass
             return await self._refuse(send, 413, f"The request has {int(length)} bytes: at most {self.body_bytes} are taken.")
         read = 0
 

@@ -46,6 +46,7 @@ async def prepare(models: Models, body: ChatRequest, owner: str) -> Conversation
     if body.tool_choice == "none":
         tools = []
     tokens = await models.prompt(lambda: _tokens(model.text, messages, tools))
+    models.check_tokens(model, body.logit_bias or (), "logit_bias")
     wanted = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     sampling = body.sampling(
         max_tokens=models.admit(model, tokens, wanted),

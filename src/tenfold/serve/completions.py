@@ -5,6 +5,7 @@ import base64
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -41,15 +42,8 @@ def _prompts(value: Any, what: str) -> list[str | list[int]]:
     return prompts
 
 
-def _encode(model: ServedModel, prompts: list[str | list[int]], what: str) -> list[list[int]]:
-    vocab = model.text.tokenizer.get_vocab_size()
-    found = []
-    for prompt in prompts:
-        tokens = model.text.encode(prompt) if isinstance(prompt, str) else prompt
-        if not all(0 <= t < vocab for t in tokens):
-            raise ApiError(400, f"{what} has a token outside the vocabulary of {vocab}.", param=what)
-        found.append(tokens)
-    return found
+def _encode(model: ServedModel, prompts: list[str | list[int]]) -> list[list[int]]:
+    return [model.text.encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
 
 
 async def prepare(models: Models, body: CompletionRequest) -> Completion:
@@ -60,7 +54,9 @@ async def prepare(models: Models, body: CompletionRequest) -> Completion:
         raise ApiError(400, "suffix is not supported: these models do not fill in the middle.", param="suffix")
     model = await models.get(body.model)
     prompts = _prompts(body.prompt, "prompt")
-    encoded = await models.prompt(lambda: _encode(model, prompts, "prompt"))
+    encoded = await models.prompt(lambda: _encode(model, prompts))
+    models.check_tokens(model, chain.from_iterable(encoded), "prompt")
+    models.check_tokens(model, body.logit_bias or (), "logit_bias")
     grammar = None
     if body.guided_regex is not None:
         grammar = await asyncio.to_thread(grammar_from, None, body.guided_regex)
@@ -178,7 +174,8 @@ async def embeddings(models: Models, body: EmbeddingRequest) -> dict[str, Any]:
     """The mean of the last hidden states over each text, of length 1."""
     model = await models.get(body.model)
     inputs = _prompts(body.input, "input")
-    encoded = await models.prompt(lambda: _encode(model, inputs, "input"))
+    encoded = await models.prompt(lambda: _encode(model, inputs))
+    models.check_tokens(model, chain.from_iterable(encoded), "input")
     for tokens in encoded:
         models.admit(model, tokens, None, answers=False)
     requests = [Request(new_id("embd"), tokens, Sampling(), embed=True) for tokens in encoded]

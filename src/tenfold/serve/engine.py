@@ -2,6 +2,7 @@
 
 import os
 import time
+import traceback
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -165,8 +166,11 @@ class Engine:
                 if output.finish_reason or token != guess:
                     break
                 accepted += 1
-        except TenfoldError as error:
+        except Exception as error:  # whatever it is, the others go on
             output.finish_reason, output.error = "error", str(error)
+            if not isinstance(error, TenfoldError):
+                traceback.print_exc()
+                output.error = "The engine failed on this request."
         if self.speculator and draft:
             self.speculator.learn(s, len(draft), accepted)
         self.scheduler.computed(s, w.count - w.drafted + accepted)

@@ -72,4 +72,7 @@ def answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http_error(_: Request, error: HTTPException) -> JSONResponse:
-        return JSONResponse(error_body(error.status_code, str(error.detail)), error.status_code, error.headers)
+        said = (
+            "The request's body cannot be read: send JSON in UTF-8" if error.status_code == 400 else str(error.detail).rstrip(".")
+        )
+        return JSONResponse(error_body(error.status_code, f"{said}."), error.status_code, error.headers)

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -114,7 +114,7 @@ class Models:
     async def _load(self, name: str, options: EngineOptions) -> ServedModel:
         engine = EngineProcess(options)
         text, _ = await asyncio.gather(asyncio.to_thread(read_text_side, options.path), engine.start())
-        return ServedModel(name, options, text, engine)
+        return ServedModel(name, options, replace(text, limit=engine.context), engine)
 
     async def _make_room(self) -> None:
         """Unload the least recently used models that answer nobody; wait where all do."""
@@ -141,6 +141,12 @@ class Models:
             return await asyncio.wait_for(asyncio.to_thread(make), _RENDER_SECONDS)
         except TimeoutError:
             raise ApiError(400, f"The prompt could not be made into tokens within {_RENDER_SECONDS:.0f} seconds.") from None
+
+    def check_tokens(self, model: ServedModel, tokens: Iterable[int], what: str) -> None:
+        """Raises ApiError where a token is not in the model's vocabulary."""
+        vocab = model.text.tokenizer.get_vocab_size()
+        if not all(0 <= token < vocab for token in tokens):
+            raise ApiError(400, f"{what} has a token outside the vocabulary of {vocab}.", param=what)
 
     def admit(self, model: ServedModel, tokens: list[int], wanted: int | None, answers: bool = True) -> int:
         """How many tokens an answer may have: `wanted`, or all that fit. Raises ApiError where the prompt or the queue is full."""

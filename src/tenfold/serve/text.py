@@ -33,10 +33,12 @@ class TextSide:
     stop_tokens: frozenset[int]
     special: dict[str, str]  # bos_token and the like, for the template
     begin: list[int]  # tokens before every text that is not a chat
+    longest: int  # characters of the longest token
+    limit: int = 0  # tokens above which a text is not even read; 0 for none
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a text of its own, with the mark that begins one where the model has it."""
-        ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+        ids = self._ids(text)
         return ids if ids[: len(self.begin)] == self.begin else self.begin + ids
 
     def render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None, **more: Any) -> str:
@@ -52,7 +54,14 @@ class TextSide:
 
     def encode_chat(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None, **more: Any) -> list[int]:
         """Tokens of a rendered conversation; the template itself writes every special token."""
-        return self.tokenizer.encode(self.render(messages, tools, **more), add_special_tokens=False).ids
+        return self._ids(self.render(messages, tools, **more))
+
+    def _ids(self, text: str) -> list[int]:
+        if self.limit and (least := len(text) // self.longest) > self.limit:
+            raise TenfoldError(
+                f"The prompt has at least {least} tokens: {least - self.limit} or more too many for the context of {self.limit}."
+            )
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     @property
     def knows_tools(self) -> bool:
@@ -91,10 +100,11 @@ def read_text_side(path: Path) -> TextSide:
     probe = tokenizer.encode("").ids
     bos = tokenizer.token_to_id(special["bos_token"]) if "bos_token" in special else None
     begin = [bos] if bos is not None and (probe[:1] == [bos] or config.get("add_bos_token")) else []
+    longest = max(map(len, tokenizer.get_vocab()))
     template = config.get("chat_template") or PLAIN_TEMPLATE
     if isinstance(template, list):  # several, by name
         template = next((t["template"] for t in template if t["name"] == "default"), template[0]["template"])
-    return TextSide(tokenizer, template, frozenset(e for e in ends if e is not None), special, begin)
+    return TextSide(tokenizer, template, frozenset(e for e in ends if e is not None), special, begin, longest)
 
 
 def _content(token: Any) -> str:
