@@ -266,15 +266,16 @@ def make_runner(options: EngineOptions) -> tuple[Runner, int]:
     The compiled step where it fits and a compiler is there, else PyTorch. Raises TenfoldError for what cannot be read.
     """
     threads = options.threads or len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads)
     model = read_model(options.path, torch.float32 if options.device == "cpu" else torch.bfloat16).to(options.device)
     dtype = model.embedding.weight.dtype
     n_blocks = int(options.cache_gib * 2**30 / cache_block_bytes(model.spec, dtype))
     if n_blocks < 2:
         raise TenfoldError(f"A cache of {options.cache_gib} GiB holds no two blocks of {model.spec.name}: allow more.")
     if options.device == "cpu" and options.compiled and native.fits(model.spec) and native.library():
+        runner = native.NativeRunner(model, n_blocks, options.weights, threads)
         torch.set_num_threads(1)  # two pools of threads would fight for the cores
-        return native.NativeRunner(model, n_blocks, options.weights, threads), n_blocks
-    torch.set_num_threads(threads)
+        return runner, n_blocks
     return TorchRunner(model, n_blocks), n_blocks
 
 

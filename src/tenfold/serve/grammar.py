@@ -1,6 +1,7 @@
 """Text of a given form: JSON schemas and regular expressions by the library llguidance, one mask over the vocabulary a token."""
 
 import json
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -36,12 +37,17 @@ def _first_line(error: object) -> str:
 
 
 class GrammarTokenizer:
-    """The tokeniser as llguidance needs it, made once for a model."""
+    """The tokeniser as llguidance needs it, made when first asked for."""
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, stop_tokens: list[int]):
+        self._made_of = tokenizer, vocab_size, stop_tokens
+
+    @cached_property
+    def _tokenizer(self) -> Any:  # seconds of work, which most servers never need
         from llguidance import LLTokenizer
 
-        self._tokenizer = LLTokenizer(tokenizer.to_str(), n_vocab=vocab_size, eos_token=stop_tokens or None)
+        tokenizer, vocab_size, stop_tokens = self._made_of
+        return LLTokenizer(tokenizer.to_str(), n_vocab=vocab_size, eos_token=stop_tokens or None)
 
     def matcher(self, grammar: str) -> "Matcher":
         return Matcher(self._tokenizer, grammar)
