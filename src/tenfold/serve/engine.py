@@ -1,0 +1,293 @@
+"""The engine: requests in, tokens out, one step at a time. It runs in whatever process calls `step`."""
+
+import os
+import time
+import traceback
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tenfold.model.huggingface import read_model
+from tenfold.serve import native, sampling
+from tenfold.serve.blocks import BlockManager
+from tenfold.serve.grammar import GrammarTokenizer
+from tenfold.serve.request import FinishReason, Output, Request, Sequence
+from tenfold.serve.runner import BLOCK, Rows, Runner, TorchRunner, cache_block_bytes
+from tenfold.serve.scheduler import Scheduler, Work
+from tenfold.serve.speculate import Speculator
+from tenfold.spec.errors import TenfoldError
+
+FREE_ROWS = 4  # a step of so many rows takes about as long as a step of one: what guesses may fill
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How a model is served. `weights` is exact, float32, bfloat16, int8 or int4; `context` 0 is the model's own."""
+
+    path: Path
+    weights: str = "exact"
+    context: int = 0
+    cache_gib: float = 1.0
+    token_budget: int = 128
+    max_running: int = 64
+    threads: int = 0
+    speculate: bool = True
+    compiled: bool = True
+    device: str = "cpu"
+
+
+@dataclass
+class Step:
+    """What happened in the steps since the last report, and how things stand."""
+
+    outputs: list[Output] = field(default_factory=list)
+    stats: dict[str, float] = field(default_factory=dict)
+
+
+class Engine:
+    """Continuous batching over one model. Not for several threads at once."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        n_blocks: int,
+        *,
+        token_budget: int = 128,
+        max_running: int = 64,
+        context: int = 0,
+        speculate: bool = True,
+        grammars: GrammarTokenizer | None = None,
+    ):
+        self.runner, self.grammars = runner, grammars
+        self.blocks = BlockManager(n_blocks, BLOCK)
+        self.scheduler = Scheduler(self.blocks, token_budget, max_running)
+        self.context = min(context or runner.spec.context, runner.spec.context, n_blocks * BLOCK)
+        self.speculator = Speculator() if speculate else None
+        self._siblings: dict[str, list[Sequence]] = {}
+        self._finished: list[Output] = []
+        self._sums: dict[str, Tensor] = {}  # of hidden states, for embeddings
+        self._counters: defaultdict[str, float] = defaultdict(float)
+
+    def add(self, request: Request) -> None:
+        """Queue a request. One that can never run is answered with an error by the next step."""
+        if not request.tokens:
+            return self._refuse(request, "The prompt is empty: give at least one token.")
+        if (over := len(request.tokens) + (not request.embed) - self.context) > 0:
+            return self._refuse(
+                request,
+                f"The prompt has {len(request.tokens)} tokens: {over} too many for the context of {self.context} and an answer.",
+            )
+        if request.sampling.max_tokens == 0 and not request.embed:
+            self._finished += [Output(request.id, i, finish_reason="length") for i in range(request.sampling.n)]
+            return None
+        fallback = int(torch.randint(2**62, ()))
+        sequences = [Sequence(request, i, arrived=time.monotonic()) for i in range(1 if request.embed else request.sampling.n)]
+        for sequence in sequences:
+            sequence.state = sampling.start(sequence, fallback)
+            if request.sampling.grammar is not None:
+                assert self.grammars is not None
+                sequence.state.matcher = self.grammars.matcher(request.sampling.grammar)
+        self.scheduler.add(sequences[0])
+        if len(sequences) > 1:  # they find the prompt in the cache once the first has computed it
+            self._siblings[request.id] = sequences[1:]
+        return None
+
+    def cancel(self, request_id: str) -> None:
+        """Drop a request; its blocks are free when this returns."""
+        self._siblings.pop(request_id, None)
+        self._sums.pop(request_id, None)
+        for sequence in self.scheduler.cancel(request_id):
+            self._forget(sequence)
+
+    @property
+    def has_work(self) -> bool:
+        return self.scheduler.has_work or bool(self._finished)
+
+    @torch.inference_mode()
+    def step(self) -> list[Output]:
+        """Compute one batch and give what came of it."""
+        outputs, self._finished = self._finished, []
+        work = self.scheduler.step()
+        if not work:
+            return outputs
+        now = time.monotonic()
+        for w in work:
+            w.sequence.first_scheduled = w.sequence.first_scheduled or now
+        hidden = self.runner.hidden(_rows(work))
+        outputs += self._continue(work, hidden)
+        self._counters["steps"] += 1
+        self._counters["rows"] += sum(w.count for w in work)
+        self._propose()
+        return outputs
+
+    def _continue(self, work: list[Work], hidden: Tensor) -> list[Output]:
+        """Draw what follows the sequences whose last token was computed."""
+        chosen: list[int] = []
+        complete: list[tuple[Work, int]] = []
+        at = 0
+        outputs = []
+        for w in work:
+            s = w.sequence
+            if s.request.embed:
+                self._sums[s.request.id] = self._sums.get(s.request.id, 0) + hidden[at : at + w.count].sum(0)
+            if s.computed + w.count - w.drafted < len(s.tokens):
+                self.scheduler.computed(s, w.count)
+            elif s.request.embed:
+                self.scheduler.computed(s, w.count)
+                outputs.append(self._embedding(s))
+            else:
+                complete.append((w, len(chosen)))
+                chosen += range(at + w.count - w.drafted - 1, at + w.count)
+            at += w.count
+        if complete:
+            logits = self.runner.logits(hidden[chosen]).cpu()
+            best = logits.argmax(-1).tolist()
+            for w, first in complete:
+                rows = slice(first, first + w.drafted + 1)
+                outputs.append(self._advance(w, logits[rows], best[rows]))
+        return outputs
+
+    def _advance(self, w: Work, logits: Tensor, best: list[int]) -> Output:
+        """Draw one token, and one more for each guess that it agreed with. logits [1 + drafted, vocab]."""
+        s, p = w.sequence, w.sequence.request.sampling
+        output = Output(s.request.id, s.index, cached_tokens=s.cached_tokens)
+        draft, s.draft = s.draft[: w.drafted], []
+        accepted = 0
+        try:
+            for row, guess in enumerate([*draft, None]):
+                token = self._draw(logits[row], best[row], s)
+                output.finish_reason = self._take(s, token, output)
+                if p.logprobs is not None and output.tokens and output.finish_reason != "stop":
+                    output.logprobs.append(sampling.logprob(logits[row], token, p.logprobs))
+                if output.finish_reason or token != guess:
+                    break
+                accepted += 1
+        except Exception as error:  # whatever it is, the others go on
+            output.finish_reason, output.error = "error", str(error)
+            if not isinstance(error, TenfoldError):
+                traceback.print_exc()
+                output.error = "The engine failed on this request."
+        if self.speculator and draft:
+            self.speculator.learn(s, len(draft), accepted)
+        self.scheduler.computed(s, w.count - w.drafted + accepted)
+        for sibling in self._siblings.pop(s.request.id, ()):
+            sibling.cached_tokens = 0
+            self.scheduler.add(sibling)
+        if output.finish_reason:
+            self._leave(s)
+        return output
+
+    def _draw(self, logits: Tensor, best: int, s: Sequence) -> int:
+        p, state = s.request.sampling, s.state
+        plain = not (p.logit_bias or p.presence_penalty or p.frequency_penalty or p.repetition_penalty != 1 or p.min_tokens)
+        if plain and state.matcher is None and p.temperature < 1e-5:
+            return best
+        logits = logits if plain else sampling.adjust(logits, s, state)
+        if state.matcher is not None:
+            logits = state.matcher.mask(logits)
+        return sampling.draw(logits, p, state)
+
+    def _take(self, s: Sequence, token: int, output: Output) -> FinishReason | None:
+        """Append a token to its sequence and, unless it ends it, to the output."""
+        p = s.request.sampling
+        s.tokens.append(token)
+        s.state.counts[token] += 1
+        over = s.state.matcher is not None and s.state.matcher.accept(token)
+        if token in p.stop_tokens and not p.ignore_stop:
+            return "stop"
+        output.tokens.append(token)
+        if over:
+            return "stop"
+        return "length" if s.n_output >= p.max_tokens or len(s.tokens) >= self.context else None
+
+    def _embedding(self, s: Sequence) -> Output:
+        mean = self._sums.pop(s.request.id).float() / s.n_prompt
+        self._leave(s)
+        return Output(s.request.id, 0, finish_reason="stop", embedding=(mean / mean.norm().clamp(min=1e-12)).tolist())
+
+    def _propose(self) -> None:
+        running = self.scheduler.running
+        room = FREE_ROWS // max(1, len(running)) - 1
+        if self.speculator is None or room <= 0:
+            return
+        for s in running:
+            left = min(s.request.sampling.max_tokens - s.n_output, self.context - len(s.tokens)) - 1
+            if s.computed == len(s.tokens) - 1 and left > 0 and s.n_output and s.state.matcher is None:
+                s.draft = self.speculator.propose(s)[: min(room, left)]
+
+    def _refuse(self, request: Request, reason: str) -> None:
+        self._finished.append(Output(request.id, 0, finish_reason="error", error=reason))
+
+    def _leave(self, s: Sequence) -> None:
+        self.scheduler.finish(s)
+        self._forget(s)
+
+    def _forget(self, s: Sequence) -> None:
+        if self.speculator:
+            self.speculator.forget(s)
+
+    def stats(self) -> dict[str, float]:
+        """How things stand, for the metrics."""
+        scheduler, speculator = self.scheduler, self.speculator
+        return {
+            "running": len(scheduler.running),
+            "waiting": len(scheduler.waiting) + sum(map(len, self._siblings.values())),
+            "blocks": self.blocks.n_blocks,
+            "free_blocks": self.blocks.n_free,
+            "preemptions": scheduler.preemptions,
+            "prefix_queries": scheduler.prefix_queries,
+            "prefix_hits": scheduler.prefix_hits,
+            "drafted": speculator.drafted if speculator else 0,
+            "accepted": speculator.accepted if speculator else 0,
+            "steps": self._counters["steps"],
+            "rows": self._counters["rows"],
+        }
+
+
+def _rows(work: list[Work]) -> Rows:
+    rows = Rows([], [], [], [])
+    for w in work:
+        s, begin = w.sequence, w.sequence.computed
+        certain = w.count - w.drafted
+        rows.tokens += s.tokens[begin : begin + certain] + s.draft[: w.drafted]
+        rows.positions += range(begin, begin + w.count)
+        rows.counts.append(w.count)
+        rows.tables.append(s.blocks)
+    return rows
+
+
+def make_runner(options: EngineOptions) -> tuple[Runner, int]:
+    """The model of `options` ready to run, and how many blocks its cache has.
+
+    The compiled step where it fits and a compiler is there, else PyTorch. Raises TenfoldError for what cannot be read.
+    """
+    threads = options.threads or len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads)
+    model = read_model(options.path, torch.float32 if options.device == "cpu" else torch.bfloat16).to(options.device)
+    dtype = model.embedding.weight.dtype
+    n_blocks = int(options.cache_gib * 2**30 / cache_block_bytes(model.spec, dtype))
+    if n_blocks < 2:
+        raise TenfoldError(f"A cache of {options.cache_gib} GiB holds no two blocks of {model.spec.name}: allow more.")
+    if options.device == "cpu" and options.compiled and native.fits(model.spec) and native.library():
+        runner = native.NativeRunner(model, n_blocks, options.weights, threads)
+        torch.set_num_threads(1)  # two pools of threads would fight for the cores
+        return runner, n_blocks
+    return TorchRunner(model, n_blocks), n_blocks
+
+
+def make_engine(options: EngineOptions, grammars: Any = None) -> Engine:
+    """An engine for `options`."""
+    runner, n_blocks = make_runner(options)
+    return Engine(
+        runner,
+        n_blocks,
+        token_budget=options.token_budget,
+        max_running=options.max_running,
+        context=options.context,
+        speculate=options.speculate,
+        grammars=grammars,
+    )

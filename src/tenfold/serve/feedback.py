@@ -1,0 +1,167 @@
+"""What people say of answers, kept append-only in SQLite or any database that SQLAlchemy knows, and only with consent.
+
+An answer is stored when its request says `store: true`; judgements are taken only of stored answers. Users are known by a
+keyed hash alone, and all that a user gave can be deleted.
+"""
+
+import hashlib
+import hmac
+import secrets
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Integer,
+    MetaData,
+    Row,
+    String,
+    Table,
+    Text,
+    create_engine,
+    event,
+    select,
+)
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+
+from tenfold.spec.errors import TenfoldError
+
+WINNERS = ("a", "b", "tie", "both_bad")
+metadata = MetaData()
+settings = Table("settings", metadata, Column("name", String(40), primary_key=True), Column("value", String(200)))
+responses = Table(
+    "responses",
+    metadata,
+    Column("id", String(80), primary_key=True),
+    Column("created", Float, nullable=False),
+    Column("user_hash", String(64), index=True, nullable=False),
+    Column("model", String(200), nullable=False),
+    Column("checkpoint", String(64), nullable=False),
+    Column("messages", JSON, nullable=False),
+    Column("text", Text, nullable=False),
+    Column("token_ids", JSON, nullable=False),
+    Column("logprobs", JSON),
+    Column("sampling", JSON, nullable=False),
+    Column("finish_reason", String(20), nullable=False),
+    Column("prompt_tokens", Integer, nullable=False),
+    Column("ttft_ms", Float),
+)
+
+
+def _judgement(name: str, *columns: Column[Any]) -> Table:
+    return Table(
+        name,
+        metadata,
+        Column("id", Integer, primary_key=True),
+        Column("created", Float, nullable=False),
+        Column("user_hash", String(64), index=True, nullable=False),
+        *columns,
+    )
+
+
+def _response(name: str) -> Column[Any]:
+    return Column(name, String(80), ForeignKey("responses.id", ondelete="CASCADE"), index=True, nullable=False)
+
+
+ratings = _judgement(
+    "ratings", _response("response_id"), Column("value", Integer), Column("reasons", JSON), Column("comment", Text)
+)
+corrections = _judgement("corrections", _response("response_id"), Column("text", Text, nullable=False))
+pairs = _judgement(
+    "pairs",
+    _response("a_response_id"),
+    _response("b_response_id"),
+    Column("winner", String(10), nullable=False),
+    Column("blind", Boolean, nullable=False),
+    Column("position_swapped", Boolean, nullable=False),
+)
+
+
+class Feedback:
+    """One database. A method that returns has written to the disk what it was given."""
+
+    def __init__(self, url: str):
+        """Open or create the tables at an SQLAlchemy `url`. Raises TenfoldError where that cannot be done."""
+        try:
+            self._engine = create_engine(url)
+            if self._engine.dialect.name == "sqlite":
+                event.listen(self._engine, "connect", _durable_sqlite)
+            metadata.create_all(self._engine)
+            self._salt = self._read_salt()
+        except (SQLAlchemyError, ImportError) as error:
+            raise TenfoldError(f"The feedback database {url} cannot be opened: {str(error).splitlines()[0]}.") from None
+
+    def _read_salt(self) -> bytes:
+        with self._engine.begin() as connection:
+            known = connection.scalar(select(settings.c.value).where(settings.c.name == "salt"))
+            if known is None:
+                known = secrets.token_hex(32)
+                connection.execute(settings.insert().values(name="salt", value=known))
+        return bytes.fromhex(known)
+
+    def user_hash(self, user: str) -> str:
+        """What stands for a user; it cannot be turned back without this database's salt."""
+        return hmac.new(self._salt, user.encode(errors="replace"), hashlib.sha256).hexdigest()
+
+    def add_response(self, row: dict[str, Any], user: str) -> None:
+        """Store an answer; `row` has the columns of `responses` but for the user and the time."""
+        with self._engine.begin() as connection:
+            connection.execute(responses.insert().values(created=time.time(), user_hash=self.user_hash(user), **row))
+
+    def rate(self, response_id: str, user: str, value: int, reasons: list[str], comment: str | None) -> None:
+        """A thumb up (1) or down (-1). The latest of a user counts."""
+        self._judge(ratings, user, response_id=response_id, value=value, reasons=reasons, comment=comment)
+
+    def correct(self, response_id: str, user: str, text: str) -> None:
+        """What the answer should have been."""
+        self._judge(corrections, user, response_id=response_id, text=text)
+
+    def compare(self, a: str, b: str, user: str, winner: str, blind: bool, position_swapped: bool) -> None:
+        """Which of two answers to the same conversation is better: a, b, tie or both_bad."""
+        with self._engine.connect() as connection:
+            rows = connection.execute(select(responses.c.messages).where(responses.c.id.in_((a, b)))).all()
+        if len(rows) == 2 and rows[0].messages != rows[1].messages:
+            raise TenfoldError("The two answers are not answers to the same conversation.")
+        chosen = {"a_response_id": a, "b_response_id": b, "winner": winner}
+        self._judge(pairs, user, **chosen, blind=blind, position_swapped=position_swapped)
+
+    def _judge(self, table: Table, user: str, **values: Any) -> None:
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(table.insert().values(created=time.time(), user_hash=self.user_hash(user), **values))
+        except IntegrityError:
+            raise TenfoldError("There is no such stored answer: ask for it with `store: true` first.") from None
+
+    def delete_user(self, user: str) -> int:
+        """Delete all answers to a user, every judgement of them and by the user; how many rows went."""
+        who, gone = self.user_hash(user), 0
+        with self._engine.begin() as connection:
+            theirs = select(responses.c.id).where(responses.c.user_hash == who)
+            for table, columns in (
+                (ratings, (ratings.c.response_id,)),
+                (corrections, (corrections.c.response_id,)),
+                (pairs, (pairs.c.a_response_id, pairs.c.b_response_id)),
+            ):
+                gone += connection.execute(table.delete().where(table.c.user_hash == who)).rowcount
+                for column in columns:
+                    gone += connection.execute(table.delete().where(column.in_(theirs))).rowcount
+            gone += connection.execute(responses.delete().where(responses.c.user_hash == who)).rowcount
+        return gone
+
+    def rows(self, table: Table) -> Iterator[Row[Any]]:
+        """Every row of a table, oldest first."""
+        order = (table.c.created, table.c.id)
+        with self._engine.connect() as connection:
+            yield from connection.execution_options(yield_per=500).execute(select(table).order_by(*order))
+
+
+def _durable_sqlite(connection: Any, _: Any) -> None:
+    cursor = connection.cursor()
+    for setting in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000", "secure_delete=ON"):
+        cursor.execute(f"PRAGMA {setting}")
+    cursor.close()

@@ -1,0 +1,66 @@
+"""Keys: who may ask, kept as hashes alone, and how often each may."""
+
+import hashlib
+import hmac
+import json
+import secrets
+import time
+from collections import defaultdict, deque
+from pathlib import Path
+
+from tenfold.spec.errors import TenfoldError
+
+
+class Keys:
+    """A JSON file of names and SHA-256 hashes of keys. The keys are random 256-bit numbers, so a plain hash is enough."""
+
+    def __init__(self, hashes: dict[str, str], requests_per_minute: int = 0):
+        self._hashes, self._limit = hashes, requests_per_minute
+        self._recent: defaultdict[str, deque[float]] = defaultdict(deque)
+
+    @classmethod
+    def read(cls, file: Path, requests_per_minute: int = 0) -> "Keys":
+        """Raises TenfoldError where the file is damaged; one that does not exist has no keys."""
+        if not file.exists():
+            return cls({}, requests_per_minute)
+        try:
+            return cls(dict(json.loads(file.read_text())), requests_per_minute)
+        except (ValueError, TypeError):
+            raise TenfoldError(f"{file} is not a file of keys: make a new one with `tenfold serve-key`.") from None
+
+    def __bool__(self) -> bool:
+        return bool(self._hashes)
+
+    def owner(self, key: str) -> str | None:
+        """The name that a key belongs to."""
+        digest = _digest(key)
+        found = None
+        for name, known in self._hashes.items():  # all of them, so that time tells nothing
+            found = name if hmac.compare_digest(known, digest) else found
+        return found
+
+    def wait(self, owner: str) -> float:
+        """Count a request of `owner`: 0 where it may go on, else the seconds until the next may come."""
+        if not self._limit:
+            return 0
+        now, recent = time.monotonic(), self._recent[owner]
+        while recent and recent[0] < now - 60:
+            recent.popleft()
+        if len(recent) >= self._limit:
+            return recent[0] + 60 - now
+        recent.append(now)
+        return 0
+
+
+def make_key(file: Path, name: str) -> str:
+    """Add a key for `name` to `file` and return it; it cannot be had again."""
+    known = dict(json.loads(file.read_text())) if file.exists() else {}
+    key = f"tf-{secrets.token_urlsafe(32)}"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({**known, name: _digest(key)}, indent=1))
+    file.chmod(0o600)
+    return key
+
+
+def _digest(key: str) -> str:
+    return hashlib.sha256(key.encode(errors="replace")).hexdigest()

@@ -1,0 +1,114 @@
+"""What is asked of the engine, what it answers, and a sequence on its way from one to the other."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from tenfold.spec.errors import TenfoldError
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn. `top_k` 0 and `top_p` 1 leave nothing out; `logprobs` None gives none, k the k likeliest.
+
+    `stop_tokens` end the sequence and are not part of the text. `grammar` is what the text must match (`serve.grammar`).
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    max_tokens: int = 16
+    min_tokens: int = 0
+    stop_tokens: frozenset[int] = frozenset()
+    ignore_stop: bool = False
+    logprobs: int | None = None
+    n: int = 1
+    grammar: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("temperature", 0, 2),
+            ("top_p", 0, 1),
+            ("min_p", 0, 1),
+            ("presence_penalty", -2, 2),
+            ("frequency_penalty", -2, 2),
+            ("repetition_penalty", 0.01, 10),
+            ("max_tokens", 0, float("inf")),
+            ("top_k", -1, float("inf")),
+            ("n", 1, 128),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise TenfoldError(f"{name} must lie between {low} and {high}, not be {value}.")
+        if self.logprobs is not None and not 0 <= self.logprobs <= 20:
+            raise TenfoldError(f"At most 20 logprobs can be had for a token, not {self.logprobs}.")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt and how to go on from it. `embed` asks for the mean of the last hidden states instead of text."""
+
+    id: str
+    tokens: list[int]
+    sampling: Sampling
+    embed: bool = False
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A token, its log-probability before any filter, and the likeliest tokens with theirs."""
+
+    token: int
+    logprob: float
+    top: list[tuple[int, float]]
+
+
+@dataclass
+class Output:
+    """New tokens of sequence `index` of a request; the last output of a sequence has a finish reason."""
+
+    request_id: str
+    index: int
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    cached_tokens: int = 0
+    embedding: list[float] | None = None
+    error: str | None = None
+
+
+@dataclass(eq=False)
+class Sequence:
+    """One of a request's continuations. Keys and values of the first `computed` of `tokens` are in `blocks`."""
+
+    request: Request
+    index: int = 0
+    tokens: list[int] = field(default_factory=list)
+    computed: int = 0
+    blocks: list[int] = field(default_factory=list)
+    hashes: list[bytes] = field(default_factory=list)
+    draft: list[int] = field(default_factory=list)
+    cached_tokens: int = 0
+    preemptions: int = 0
+    arrived: float = 0.0
+    first_scheduled: float = 0.0
+    state: Any = None  # the sampler's
+
+    def __post_init__(self) -> None:
+        if not self.tokens:
+            self.tokens = list(self.request.tokens)
+
+    @property
+    def n_prompt(self) -> int:
+        return len(self.request.tokens)
+
+    @property
+    def n_output(self) -> int:
+        return len(self.tokens) - len(self.request.tokens)

@@ -1,0 +1,105 @@
+"""Matrices as the compiled step reads them: panels of 16 outputs, in the smallest of four formats that loses nothing.
+
+    float32, bfloat16      as they are
+    int8                   w = scale * q                  one scale for 32 inputs of an output
+    int4                   w = scale * q + least          one scale and one least for 32 inputs of an output
+
+A checkpoint in bfloat16 is exact in bfloat16; GGUF's Q8_0 and Q4_1 are exact in int8 and int4, which have the same groups.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PANEL, GROUP = 16, 32
+FORMATS = ("float32", "bfloat16", "int8", "int4")  # by the numbers that native.cpp knows them by
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A matrix [outputs, inputs], outputs padded to whole panels; `bytes` is what one product with a row reads."""
+
+    format: str
+    outputs: int
+    inputs: int
+    data: Tensor
+    scales: Tensor | None = None
+    leasts: Tensor | None = None
+
+    @property
+    def bytes(self) -> int:
+        return sum(t.nbytes for t in (self.data, self.scales, self.leasts) if t is not None)
+
+    def in_panels(self) -> "Packed":
+        """The same in panels [outputs / 16, inputs, 16], int4 two inputs a byte."""
+        data = _panels(self.data)
+        if self.format == "int4":
+            data = data[:, 0::2] | (data[:, 1::2] << 4)
+        scales, leasts = (None if t is None else _panels(t) for t in (self.scales, self.leasts))
+        return replace(self, data=data, scales=scales, leasts=leasts)
+
+
+def pack(weight: Tensor, format: str = "exact") -> Packed:
+    """`weight` [outputs, inputs] in `format`, one of FORMATS, or "exact": the smallest that keeps every weight."""
+    weight = F.pad(weight.detach().float(), (0, 0, 0, -weight.shape[0] % PANEL))
+    if format == "exact":
+        few = weight[:: max(1, len(weight) // 64)]  # most formats fail on any rows
+        for smallest in ("int4", "int8", "bfloat16"):
+            if _is_exact(few, _packed(few, smallest)) and _is_exact(weight, packed := _packed(weight, smallest)):
+                return packed.in_panels()
+        format = "float32"
+    return _packed(weight, format).in_panels()
+
+
+def _packed(weight: Tensor, format: str) -> Packed:
+    """Row by row still, int4 one number a byte."""
+    outputs, inputs = weight.shape
+    if format == "int4":
+        return Packed(format, outputs, inputs, *_int4(weight))
+    if format == "int8":
+        return Packed(format, outputs, inputs, *_int8(weight))
+    return Packed(format, outputs, inputs, weight.to(getattr(torch, format)))
+
+
+def _is_exact(weight: Tensor, packed: Packed) -> bool:
+    """Whether the packed weights are the weights, to float32's rounding."""
+    again = packed.data.float()
+    if packed.scales is not None:
+        again = _groups(again) * packed.scales.float()[..., None]
+        if packed.leasts is not None:
+            again += packed.leasts.float()[..., None]
+        again = again.flatten(1)[:, : weight.shape[1]]
+    return bool(((again - weight).abs() <= 4e-7 * weight.abs().amax(1, keepdim=True)).all())
+
+
+def _groups(weight: Tensor) -> Tensor:
+    """[outputs, groups, 32]; a short last group is filled with its last weight."""
+    short = -weight.shape[1] % GROUP
+    if short:
+        weight = torch.cat((weight, weight[:, -1:].expand(-1, short)), 1)
+    return weight.unflatten(1, (-1, GROUP))
+
+
+def _int8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Integers [outputs, inputs] and scales float16 [outputs, groups]."""
+    groups = _groups(weight)
+    scales = (groups.abs().amax(-1) / 127).half()
+    q = (groups / scales.float()[..., None]).nan_to_num(0).round().clamp(-127, 127)
+    return q.to(torch.int8).flatten(1)[:, : weight.shape[1]], scales
+
+
+def _int4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Integers 0 ... 15 [outputs, inputs], scales and leasts float16 [outputs, groups]."""
+    groups = _groups(weight)
+    least, most = groups.aminmax(dim=-1)
+    leasts = least.half()
+    scales = ((most - leasts.float()) / 15).half()
+    q = ((groups - leasts.float()[..., None]) / scales.float()[..., None]).nan_to_num(0).round().clamp(0, 15)
+    return q.to(torch.uint8).flatten(1)[:, : weight.shape[1]], scales, leasts
+
+
+def _panels(rows: Tensor) -> Tensor:
+    """[outputs, n] as [outputs / 16, n, 16]."""
+    return rows.unflatten(0, (-1, PANEL)).transpose(1, 2).contiguous()
