@@ -10,6 +10,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogFormatterSciNotation
 
 from tenfold.scale.isoflop import minimum, rungs
 from tenfold.scale.law import Law
@@ -60,6 +61,7 @@ def _frontier(axes: Axes, points: Sequence[Point], law: Law, forecast: dict[str,
     if result is not None:
         axes.plot(result["flops"], result["bits_per_byte"], "*", color=MEASURED, ms=13, label="measured")
     axes.set(xscale="log", xlabel="training compute (FLOPs)", ylabel="validation bits per byte")
+    axes.xaxis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(0.5, 0.2)))
     axes.set_title("The forecast, written before the run", fontsize=10)
     axes.legend(fontsize=8, frameon=False)
 
