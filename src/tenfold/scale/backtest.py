@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tenfold.scale.isoflop import rungs
-from tenfold.scale.law import LEVELS, MINIMUM_POINTS, fit_law
+from tenfold.scale.law import LEVELS, fit_law, minimum_points
 from tenfold.scale.points import Point
 from tenfold.spec.errors import TenfoldError
 
@@ -58,9 +58,10 @@ def backtest(
     edge = max(p.flops for p in points) / holdout * 1.0001
     below = [p for p in points if p.flops <= edge]
     above = [p for p in points if p.flops > edge]
-    if len(below) < MINIMUM_POINTS:
+    minimum = minimum_points(asymptote)
+    if len(below) < minimum:
         raise TenfoldError(
-            f"Only {len(below)} points lie below 1/{holdout:g} of the largest compute and a law needs {MINIMUM_POINTS}: "
+            f"Only {len(below)} points lie below 1/{holdout:g} of the largest compute and a law needs {minimum}: "
             "hold out less or add smaller runs."
         )
     law = fit_law(below, asymptote=asymptote, seed=seed)
@@ -81,7 +82,7 @@ def rung_by_rung(
     found = []
     for i, (_, rung) in enumerate(groups):
         below = [p for _, group in groups[:i] for p in group]
-        if len(below) < MINIMUM_POINTS or max(p.flops for p in below) / min(p.flops for p in below) < 1.5:
+        if len(below) < minimum_points(asymptote) or max(p.flops for p in below) / min(p.flops for p in below) < 1.5:
             continue
         holdout = max(p.flops for p in rung) / max(p.flops for p in below)
         found.append(backtest([*below, *rung], holdout * 0.9999, asymptote=asymptote, seed=seed))

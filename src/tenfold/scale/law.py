@@ -26,6 +26,7 @@ USUAL_DRIFT = 0.01  # relative error at ten times the compute of plain refits of
 # per byte. Large published models reach 0.3 on code to 0.7 on prose (recalled: Chinchilla, arXiv 2203.15556, table A5).
 BITS_PER_BYTE = (float(np.log(0.35)), 0.3)
 MINIMUM_POINTS = 6
+MINIMUM_WITH_ASYMPTOTE = 4  # where something is known of E beforehand
 LEVELS = (50, 80, 95)
 DRAWS = 4000
 
@@ -169,7 +170,7 @@ def fit_law(
     Raises TenfoldError for too few points, too few budgets or impossible losses.
     """
     n, d, c, loss = arrays(points)
-    _check(points, c, loss)
+    _check(points, c, loss, minimum_points(asymptote))
     u, v = np.log(n) - np.log(n).mean(), np.log(d) - np.log(d).mean()
     even = _weight(n, d, c, 0.0)
     first = Fit(asymptote, 0.003)
@@ -213,6 +214,11 @@ def fit_law(
     )
 
 
+def minimum_points(asymptote: tuple[float, float] | None) -> int:
+    """How many points a law needs."""
+    return MINIMUM_POINTS if asymptote is None else MINIMUM_WITH_ASYMPTOTE
+
+
 def _noise(residual: np.ndarray, weight: np.ndarray) -> float:
     """Standard deviation from the mean size of the residuals, as a normal distribution would have it, with five
     parameters spent."""
@@ -220,10 +226,10 @@ def _noise(residual: np.ndarray, weight: np.ndarray) -> float:
     return 1.2533 * size * float(np.sqrt(len(residual) / max(1, len(residual) - 5)))
 
 
-def _check(points: Sequence[Point], c: np.ndarray, loss: np.ndarray) -> None:
-    if len(points) < MINIMUM_POINTS:
+def _check(points: Sequence[Point], c: np.ndarray, loss: np.ndarray, minimum: int) -> None:
+    if len(points) < minimum:
         raise TenfoldError(
-            f"A law needs at least {MINIMUM_POINTS} points at two or more budgets; there are {len(points)}: train more rungs."
+            f"A law needs at least {minimum} points at two or more budgets; there are {len(points)}: train more rungs."
         )
     if not (np.isfinite(loss).all() and (loss > 0).all()):
         raise TenfoldError("A law can only be fitted to losses that are positive numbers: leave the others out.")

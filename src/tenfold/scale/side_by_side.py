@@ -50,17 +50,18 @@ def train_side_by_side(
                 i, (config, directory) = waiting.pop(0)
                 here, there = context.Pipe(duplex=False)
                 process = context.Process(target=_run, args=(there, config, corpus.directory, directory))
+                running[here] = i, process  # before it starts: Ctrl-C in between must not leave it behind
                 process.start()
                 there.close()
-                running[here] = i, process
             for link in wait(list(running)):
                 assert isinstance(link, Connection)
                 i, ended = running.pop(link)
                 yield i, _outcome(link, ended)
     finally:
-        for _, left in running.values():
+        alive = [left for _, left in running.values() if left.is_alive()]
+        for left in alive:
             left.terminate()  # a run that gets SIGTERM saves and leaves
-        for _, left in running.values():
+        for left in alive:
             left.join()
 
 
