@@ -1,8 +1,8 @@
 """Attention, one function for every mask; masks are data, made once a pass and shared by all layers.
 
 A mask is None (plain causal), a tensor [B, 1, T, T] where True attends, or blocks: which tiles of the square hold
-anything at all, so that a kernel passes over the others. Blocks need a GPU to be fast (FlexAttention, Dong et al., arXiv
-2412.05496); on a CPU they are computed in full, which is for tests.
+anything at all, so that a kernel passes over the others (FlexAttention, Dong et al., arXiv 2412.05496). That kernel trains
+on GPUs alone; on a CPU blocks are made into a tensor again, which is for tests.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, create_mask, flex_attention
 
 Mask = Tensor | BlockMask | None
 
@@ -68,9 +68,17 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     """What each query takes from the values, [B, heads, T, head_dim]; keys and values may have fewer heads."""
     grouped = q.shape[1] != k.shape[1]
     if isinstance(mask, BlockMask):
-        attention = _compiled_flex() if q.is_cuda else flex_attention
-        return attention(q, k, v, block_mask=mask, enable_gqa=grouped)
+        if q.is_cuda:
+            return _compiled_flex()(q, k, v, block_mask=mask, enable_gqa=grouped)
+        mask = dense(mask)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
+
+
+def dense(blocks: BlockMask) -> Tensor:
+    """Blocks as bool [B, 1, T, T]: what the kernel would look at, and not mask out there."""
+    looked_at = blocks.to_dense().bool().repeat_interleave(BLOCK, 2).repeat_interleave(BLOCK, 3)
+    B, H, Q, KV = looked_at.shape
+    return looked_at & create_mask(blocks.mask_mod, B, H, Q, KV, str(looked_at.device))
 
 
 @cache

@@ -22,6 +22,7 @@ from tenfold.data.corpus import Corpus, require_tokens
 from tenfold.data.picture_corpus import PictureCorpus, build_pictures, mixed_batch, picture_batches
 from tenfold.data.pictures import normalised
 from tenfold.model.ahead import ahead_weights, predict_ahead
+from tenfold.model.attention import fastest_attention
 from tenfold.model.experts import balance_bias, expert_layers, router_statistics
 from tenfold.model.huggingface import read_model, write_model
 from tenfold.model.llama import Llama
@@ -35,6 +36,7 @@ from tenfold.train.fp8 import use_fp8
 from tenfold.train.hyperparameters import Hyperparameters, derive
 from tenfold.train.memory import peak_memory_bytes
 from tenfold.train.metrics import MetricsWriter
+from tenfold.train.one_gpu import DeviceGuard, compile_blocks, recompute, to_device, use_document_blocks
 from tenfold.train.optimiser import make_optimisers, set_learning_rate
 from tenfold.train.precision import choose_dtype, peak_flops
 from tenfold.train.progress import TrainingProgress
@@ -107,6 +109,9 @@ def train(
 
     torch.manual_seed(config.seed)
     model = _build(spec, config, corpus, device)
+    recompute(model, config.recompute)
+    if device.type == "cuda":
+        use_document_blocks(model, config.seq_len)
     fp8 = use_fp8(model, device, dtype) if config.fp8 else ""
     optimisers = make_optimisers(model, spec, h, config.optimiser)
     state = _State()
@@ -117,6 +122,7 @@ def train(
     peak, peak_source = peak_flops(device, dtype)
     compiled = _compile(model, config, device, h.steps * h.batch_size * config.seq_len * flops_per_token / peak)
     autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
+    guard = DeviceGuard(device, EXPLODING, state) if device.type == "cuda" and config.optimiser == "adamw" else None
     meter = EnergyMeter()
     meter.start()
 
@@ -130,6 +136,7 @@ def train(
         TrainingProgress(h.steps, title, enabled=False if quiet else None) as progress,
         stop_on_signals() as stop,
         autocast,
+        fastest_attention(device),
     ):
         if saved is None:
             facts = _facts(config, corpus, spec, h, tokens, device, dtype, compiled, peak_source)
@@ -144,7 +151,11 @@ def train(
         while state.step < h.steps and not stop.requested:
             began = time.perf_counter()
             batch = _batch(config, corpus, pictures, state.step, h.batch_size)
-            loss, norm = _step(model, optimisers, batch, config, h, state, device)
+            loss, norm = _step(model, optimisers, batch, config, h, state, device, guard)
+            if guard is not None and ((state.step + 1) % config.log_every == 0 or state.step + 1 == h.steps):
+                loss, norm = float(loss), float(norm)
+                guard.read_into(state)
+                _stop_where_skipped(state, config, h, loss)
             state.seconds += time.perf_counter() - began
             state.step += 1
             state.flops += batch.tokens.size * flops_per_token + _tile_flops(spec, batch)
@@ -171,9 +182,13 @@ def train(
                     metrics.write("pictures", step=state.step, **evaluate_pictures(model, pictures, config, device))
                 last_log, logged_step, logged_flops = time.monotonic(), state.step, state.flops
             if time.monotonic() - last_save > config.checkpoint_every_s:
+                if guard is not None:
+                    guard.read_into(state)
                 _save(directory, model, optimisers, state, config.keep)
                 last_save = time.monotonic()
         finished = state.step >= h.steps
+        if guard is not None:
+            guard.read_into(state)
         if keep_model or not finished:
             _save(directory, model, optimisers, state, config.keep)
         if not finished:
@@ -300,20 +315,30 @@ def _tile_flops(spec: ModelSpec, batch: Batch) -> float:
 
 
 def _step(
-    model: Llama, optimisers: list, batch: Batch, config: RunConfig, h: Hyperparameters, state: _State, device
-) -> tuple[float, float]:
-    """One optimiser step. Returns the mean loss in nats per target and the norm of the gradient."""
+    model: Llama, optimisers: list, batch: Batch, config: RunConfig, h: Hyperparameters, state: _State, device,
+    guard: DeviceGuard | None = None,
+) -> tuple[float | Tensor, float | Tensor]:
+    """One optimiser step. Returns the mean loss in nats per target and the norm of the gradient.
+
+    With `guard` both stay on the device, which decides by itself whether the step counts; `state` is then behind.
+    """
     set_learning_rate(optimisers, schedule(config.schedule, state.step, h.steps, config.warmup, config.decay))
     targets_total = max(1, int((batch.targets >= 0).sum()))
     micro = config.micro_batch or h.batch_size
-    nats = 0.0
+    nats: Any = 0.0
     for start in range(0, h.batch_size, micro):
         tokens, targets, document, seen = _tensors(batch, start, start + micro, device)
         total, extra = model.loss(tokens, targets, document, config.z_loss, **seen)
         ((total + extra) / targets_total).backward()
-        nats += total.item()
+        nats += total.item() if guard is None else total.detach()
     loss = nats / targets_total
-    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip))
+    gradient_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+    if guard is not None:
+        guard.take(optimisers, loss, gradient_norm)
+        for optimiser in optimisers:
+            optimiser.zero_grad(set_to_none=True)
+        return loss, gradient_norm
+    norm = float(gradient_norm)
     usual = state.usual_norm
     if math.isfinite(norm) and math.isfinite(loss) and not (state.step > 20 and norm > EXPLODING * usual):
         for optimiser in optimisers:
@@ -323,14 +348,18 @@ def _step(
     else:
         state.skipped += 1
         state.skipped_in_a_row += 1
-        if state.skipped_in_a_row >= config.max_skipped:
-            raise TenfoldError(
-                f"The run stopped at step {state.step}: {state.skipped_in_a_row} steps in a row had a loss or gradient "
-                f"that is not finite or exploded (last loss {loss:.4g}); lower learning_rate ({h.learning_rate:.3g})."
-            )
+        _stop_where_skipped(state, config, h, loss)
     for optimiser in optimisers:
         optimiser.zero_grad(set_to_none=True)
     return loss, norm
+
+
+def _stop_where_skipped(state: _State, config: RunConfig, h: Hyperparameters, loss: float) -> None:
+    if state.skipped_in_a_row >= config.max_skipped:
+        raise TenfoldError(
+            f"The run stopped at step {state.step}: {state.skipped_in_a_row} steps in a row had a loss or gradient "
+            f"that is not finite or exploded (last loss {loss:.4g}); lower learning_rate ({h.learning_rate:.3g})."
+        )
 
 
 def _balance(model: Llama, config: RunConfig, step: int, steps: int, loads: list[Tensor]) -> None:
@@ -351,14 +380,14 @@ def _tensors(
 ) -> tuple[Tensor, Tensor, Tensor | None, dict[str, Tensor]]:
     """Tokens, targets, documents (None where each row is one) and pixels, if any, of the rows `start` to `stop`."""
     rows = slice(start, stop)
-    tokens, targets = torch.from_numpy(batch.tokens[rows]), torch.from_numpy(batch.targets[rows])
+    tokens, targets = to_device(batch.tokens[rows], device), to_device(batch.targets[rows], device)
     several = (batch.document[rows] != batch.document[rows][:, :1]).any()
-    document = torch.from_numpy(batch.document[rows]).to(device) if several else None
+    document = to_device(batch.document[rows], device) if several else None
     seen = {}
     if batch.tiles is not None and batch.tile_ends is not None:
         tiles = batch.tiles[int(batch.tile_ends[start - 1]) if start else 0 : int(batch.tile_ends[rows][-1])]
         seen = {"pixels": torch.from_numpy(normalised(tiles)).to(device)} if len(tiles) else {}
-    return tokens.to(device), targets.to(device), document, seen
+    return tokens, targets, document, seen
 
 
 @torch.no_grad()
@@ -409,6 +438,9 @@ def _compile(model: Llama, config: RunConfig, device: torch.device, ideal_second
             return "eager: no C++ compiler was found"
         if config.compile == "auto" and 2 * ideal_seconds * COMPILE_GAIN < COMPILE_SECONDS:
             return "eager: the run is too short for compiling to pay"
+    if device.type == "cuda":
+        compile_blocks(model)
+        return "compiled block by block"
     model.hidden = torch.compile(model.hidden)  # type: ignore[method-assign]
     return "compiled"
 

@@ -66,12 +66,13 @@ class DeviceGuard:
     """Decides on the device whether a step counts, by the rule of the loop, so that the host need not wait for it.
 
     A step is skipped where its loss or gradient norm is not finite, or, past the first 20, where the norm is `exploding`
-    times the usual one. Only for optimisers that take `found_inf`, as PyTorch's fused ones do. `read` waits.
+    times the usual one. Only for optimisers that take `found_inf`, as PyTorch's fused ones do. `state` is the loop's: it has
+    `step`, `usual_norm`, `skipped` and `skipped_in_a_row`.
     """
 
-    def __init__(self, device: torch.device, exploding: float, step: int, usual_norm: float, skipped: int, in_a_row: int):
+    def __init__(self, device: torch.device, exploding: float, state: Any):
         self.exploding = exploding
-        values = (step, usual_norm, skipped, in_a_row)
+        values = (state.step, state.usual_norm, state.skipped, state.skipped_in_a_row)
         self._step, self._usual, self._skipped, self._in_a_row = (
             torch.tensor(float(v), dtype=torch.float64, device=device) for v in values
         )
@@ -92,10 +93,10 @@ class DeviceGuard:
             optimiser.found_inf = found_inf  # type: ignore[attr-defined]
             optimiser.step()
 
-    def read(self) -> dict[str, float]:
-        """`usual_norm`, `skipped` and `skipped_in_a_row` as they are now; waits for the device."""
+    def read_into(self, state: Any) -> None:
+        """Set `usual_norm`, `skipped` and `skipped_in_a_row` of `state` to what they are now; waits for the device."""
         usual, skipped, in_a_row = torch.stack((self._usual, self._skipped, self._in_a_row)).tolist()
-        return {"usual_norm": usual, "skipped": int(skipped), "skipped_in_a_row": int(in_a_row)}
+        state.usual_norm, state.skipped, state.skipped_in_a_row = usual, int(skipped), int(in_a_row)
 
 
 def to_device(values: Any, device: torch.device) -> Tensor:
