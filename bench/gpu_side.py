@@ -1,11 +1,13 @@
-"""One side of `bench/gpu.py` in a process of its own: builds a model, takes steps, prints one JSON object as its last line.
+"""One side of `bench/gpu.py`, in a process of its own: builds a model, takes steps, prints one JSON object as its last line.
 
     python bench/gpu_side.py '{"what": "limit", "device": "cpu", "size": 256}'
 
 It needs PyTorch, and `transformers` or `torchao` only for the sides that are made of them.
 """
 
+import itertools
 import json
+import math
 import random
 import statistics
 import sys
@@ -14,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -21,14 +24,17 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
+from tenfold.model.attention import fastest_attention
 from tenfold.spec.model import ModelSpec, published_model, with_depth
 from tenfold.train.energy import EnergyMeter
 from tenfold.train.hyperparameters import derive
 from tenfold.train.memory import peak_memory_bytes, reset_peak_memory
+from tenfold.train.one_gpu import DeviceGuard
 from tenfold.train.optimiser import make_optimisers
 
 WARM_STEPS, LEAST_STEPS = 3, 4
 MEAN_DOCUMENT = 1000
+USABLE = 0.96  # of a GPU's memory, beside what the driver and fragments take
 
 
 @dataclass(frozen=True)
@@ -42,9 +48,11 @@ class Job:
     weights: str = "float32"
     compiled: bool = True
     fp8: str = ""
+    recompute: str = "none"
     documents: bool = False
     batch: int = 4
     micro_batch: int = 0
+    most_rows: int = 64
     seq_len: int = 8192
     seconds: float = 6.0
     size: int = 8192
@@ -102,13 +110,14 @@ def clocked(work: Callable[[], Any], rounds: int, device: torch.device, warm: in
         work()
         mark.record()
     torch.cuda.synchronize()
-    for before, after in zip(marks, marks[1:], strict=False):
+    for before, after in itertools.pairwise(marks):
         yield before.elapsed_time(after) / 1e3
 
 
 def tenfold_model(job: Job, spec: ModelSpec) -> tuple[nn.Module, list[torch.optim.Optimizer], Callable]:
     """Our model, its optimisers as the trainer makes them, and the loss of some rows."""
     from tenfold.model.llama import Llama
+    from tenfold.train.one_gpu import compile_blocks, recompute, use_document_blocks
 
     device = torch.device(job.device)
     with device:
@@ -120,10 +129,12 @@ def tenfold_model(job: Job, spec: ModelSpec) -> tuple[nn.Module, list[torch.opti
 
         if reason := why_not(device, torch.bfloat16):
             raise TenfoldError(f"fp8 does nothing here: {reason}.")
-        convert(model, emulate=False)
+        convert(model, emulate=False, recipe=job.fp8)
+    recompute(model, job.recompute)
+    if device.type == "cuda":
+        use_document_blocks(model, job.seq_len)
     if job.compiled:
-        for block in model.layers:
-            block.compile(**compile_options(job))
+        compile_blocks(model, **compile_options(job))
     optimisers = make_optimisers(model, spec, derive(spec, 10**9, job.seq_len, batch_size=job.batch), "adamw")
 
     def loss(tokens: Tensor, targets: Tensor, document: Tensor | None) -> Tensor:
@@ -176,7 +187,7 @@ def compile_options(job: Job) -> dict[str, Any]:
 
 
 class Side:
-    """One system at work on one case. A batch goes through in parts of `micro_batch` rows."""
+    """One system at work on one case. A batch goes through in parts of `micro` rows."""
 
     def __init__(self, job: Job):
         self.job, self.device = job, torch.device(job.device)
@@ -184,11 +195,18 @@ class Side:
         self.spec = shape(job.case)
         make = tenfold_model if job.system == "tenfold" else transformers_model
         self.model, self.optimisers, self.loss = make(job, self.spec)
+        self.guard = None
+        if job.system == "tenfold" and self.device.type == "cuda":
+            self.guard = DeviceGuard(self.device, 30.0, SimpleNamespace(step=0, usual_norm=0.0, skipped=0, skipped_in_a_row=0))
+        self.load(job.batch)
         self.micro = job.micro_batch or job.batch
-        draw = random.Random(0)
-        mean = min(MEAN_DOCUMENT, job.seq_len // 8)
-        self.rows = [document_lengths(job.seq_len, mean, draw) if job.documents else [job.seq_len] for _ in range(job.batch)]
-        tokens = torch.randint(0, self.spec.vocab_size, (job.batch, job.seq_len + 1))
+
+    def load(self, rows: int) -> None:
+        """A batch of that many rows of random tokens, in documents where the case has them."""
+        self.micro, draw, length = rows, random.Random(0), self.job.seq_len
+        mean = min(MEAN_DOCUMENT, length // 8)
+        self.rows = [document_lengths(length, mean, draw) if self.job.documents else [length] for _ in range(rows)]
+        tokens = torch.randint(0, self.spec.vocab_size, (rows, length + 1))
         numbers = [torch.repeat_interleave(torch.arange(len(row)), torch.tensor(row)) for row in self.rows]
         self.batch = [tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), torch.stack(numbers).int()]
         if self.device.type == "cuda":
@@ -198,16 +216,20 @@ class Side:
         """One optimiser step on the batch; the mean loss, left on the device."""
         half = self.device.type == "cuda" and self.job.weights == "float32"
         total = torch.zeros((), device=self.device)
-        for start in range(0, self.job.batch, self.micro):
+        for start in range(0, len(self.rows), self.micro):
             part = (t[start : start + self.micro].to(self.device, non_blocking=True) for t in self.batch)
             tokens, targets, document = part
-            with torch.autocast(self.device.type, torch.bfloat16) if half else nullcontext():
+            with torch.autocast(self.device.type, torch.bfloat16) if half else nullcontext(), fastest_attention(self.device):
                 nats = self.loss(tokens, targets, document if self.job.documents else None) / self.batch[1].numel()
             nats.backward()
             total += nats.detach()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        if self.guard is not None:
+            self.guard.take(self.optimisers, total, norm)
+        else:
+            for optimiser in self.optimisers:
+                optimiser.step()
         for optimiser in self.optimisers:
-            optimiser.step()
             optimiser.zero_grad(set_to_none=True)
         return total
 
@@ -224,7 +246,32 @@ class Side:
                 optimiser.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
 
+    def largest(self) -> None:
+        """Load the largest batch that goes through at once: from the memory of one and of two rows, then tried."""
+        peaks = []
+        for rows in (1, 2):
+            self.load(rows)
+            self.step()  # the first also makes the optimiser's moments
+            reset_peak_memory(self.device)
+            self.step().item()
+            peaks.append(peak_memory_bytes(self.device))
+        room = torch.cuda.get_device_properties(0).total_memory * USABLE if self.device.type == "cuda" else math.inf
+        rows = int(min(self.job.most_rows, 1 + (room - peaks[0]) // max(1, peaks[1] - peaks[0])))
+        while rows > 1:
+            try:
+                self.load(rows)
+                self.step().item()
+                return
+            except torch.OutOfMemoryError:
+                rows -= 1
+            for optimiser in self.optimisers:
+                optimiser.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+        self.load(1)
+
     def measure(self) -> dict[str, Any]:
+        if self.job.what == "largest":
+            self.largest()
         first_loss = self.first_step()
         first_step_s = time.time() - self.job.began
         second = min(clocked(self.step, 1, self.device, warm=1))
@@ -238,6 +285,7 @@ class Side:
             "step_s": taken,
             "tokens": tokens,
             "flops": step_flops(self.spec, self.rows),
+            "batch": len(self.rows),
             "micro_batch": self.micro,
             "peak_gib": peak_memory_bytes(self.device) / 2**30,
             "joules_per_token": energy.joules / (rounds * tokens),

@@ -53,9 +53,7 @@ def document_blocks(document: Tensor) -> BlockMask:
         row = b if B > 1 else b * 0  # one row of documents is that of every row
         return (q >= kv) & (document[row, q] == document[row, kv])
 
-    return BlockMask.from_kv_blocks(
-        *_listed(mixed), *_listed(full), BLOCK_SIZE=BLOCK, mask_mod=attends, seq_lengths=(T, T)
-    )
+    return BlockMask.from_kv_blocks(*_listed(mixed), *_listed(full), BLOCK_SIZE=BLOCK, mask_mod=attends, seq_lengths=(T, T))
 
 
 def _listed(tiles: Tensor) -> tuple[Tensor, Tensor]:
