@@ -10,12 +10,14 @@ and with documents only what is attended within each. Medians over the steps of 
 
 `vs_transformers` is beside the faster of its eager and compiled form, both with bf16 weights, which is the fastest they can be
 had. Ours keeps float32 weights and moments under autocast, as the trainer does; `bf16 weights` is the like for like.
+Rows of cases that are not measured again stay, if they are of the same kind of GPU; so cases can be measured one by one.
 The first round compiles into an empty cache; `first_step_cached_s` is that of a later round, from the start of the process.
 """
 
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -24,7 +26,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from results_file import write_results
+from results_file import RESULTS, write_results
 
 SIDE = Path(__file__).with_name("gpu_side.py")
 COLUMNS = ("case", "system", "tokens_per_s", "tflops", "share_of_limit", "vs_transformers", "peak_gib", "joules_per_token")
@@ -66,16 +68,28 @@ def cases(tiny: bool) -> dict[str, list[tuple[str, Job]]]:
 def run_side(job: Job, seconds: float, cache: str) -> dict[str, Any]:
     """What one process found, or `reason` in words why there is nothing."""
     command = [sys.executable, str(SIDE), json.dumps(job | {"began": time.time()})]
-    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache, "TRITON_CACHE_DIR": str(Path(cache) / "triton")}
+    environment = os.environ | {
+        "TORCHINDUCTOR_CACHE_DIR": cache,
+        "TRITON_CACHE_DIR": str(Path(cache) / "triton"),
+        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+    }
+    # A session of its own, so that the compiler's processes end with it.
+    side = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environment, check=False)
+        out, err = side.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         return {"reason": f"took more than {seconds:.0f} s"}
-    said = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode == 0 and said:
+    finally:
+        if side.poll() is None:
+            os.killpg(side.pid, signal.SIGKILL)
+            side.wait()
+    said = [line for line in out.splitlines() if line.startswith("{")]
+    if side.returncode == 0 and said:
         return json.loads(said[-1])
-    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    return {"reason": (lines[-1] if lines else f"ended with {done.returncode} and said nothing")[:300]}
+    lines = [line.strip() for line in err.splitlines() if line.strip()]
+    return {"reason": (lines[-1] if lines else f"ended with {side.returncode} and said nothing")[:300]}
 
 
 def row(case: str, system: str, found: list[dict[str, Any]]) -> dict[str, Any]:
@@ -110,11 +124,18 @@ def row(case: str, system: str, found: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def compared(rows: list[dict[str, Any]], limit: float) -> list[dict[str, Any]]:
+def earlier(name: str, gpu: str, again: set[tuple[str, str]]) -> list[dict[str, Any]]:
+    """Rows of the file as it is that were measured on the same kind of GPU and are not measured `again`."""
+    path = RESULTS / f"{name}.json"
+    old = json.loads(path.read_text())["rows"] if path.exists() else []
+    return [r for r in old if r.get("gpu") == gpu and (r["case"], r["system"]) not in again]
+
+
+def compared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows with what they are beside the limit, `transformers` and one another."""
     measured = [r for r in rows if "tokens_per_s" in r]
     for r in measured:
-        r["share_of_limit"] = r["tflops"] * 1e12 / limit
+        r["share_of_limit"] = r["tflops"] / r["limit_tflops"]
         theirs = [o for o in measured if o["case"] == r["case"] and o["system"].startswith("transformers")]
         if theirs:
             fastest = max(theirs, key=lambda o: o["tokens_per_s"])
@@ -173,9 +194,10 @@ def main() -> None:
         good = [one for one in limits if "reason" not in one]
         if not good:
             return [{"case": "limit", "system": "matrix product", "reason": limits[-1]["reason"]}]
-        limit = statistics.median(one["limit"]["median"] for one in good)
-        first = {"case": f"limit, {size}-cubed product", "system": "matrix product", "tflops": limit / 1e12, "of": good[-1]}
-        return [first, *compared([row(c, system, f) for (c, system), f in found.items()], limit)]
+        limit, of = statistics.median(one["limit"]["median"] for one in good), good[-1]
+        first = {"case": f"limit, {size}-cubed product", "system": "matrix product", "tflops": limit / 1e12, "of": of}
+        new = [row(c, system, f) | {"limit_tflops": limit / 1e12, "gpu": of["gpu"]} for (c, system), f in found.items()]
+        return [first, *compared([*earlier(given.name, of["gpu"], set(found)), *new])]
 
     measure_limit()
     for turn in range(rounds):

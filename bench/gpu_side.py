@@ -219,9 +219,10 @@ class Side:
         for start in range(0, len(self.rows), self.micro):
             part = (t[start : start + self.micro].to(self.device, non_blocking=True) for t in self.batch)
             tokens, targets, document = part
-            with torch.autocast(self.device.type, torch.bfloat16) if half else nullcontext(), fastest_attention(self.device):
-                nats = self.loss(tokens, targets, document if self.job.documents else None) / self.batch[1].numel()
-            nats.backward()
+            with fastest_attention(self.device):  # around both passes: what is worked out again must take the same kernel
+                with torch.autocast(self.device.type, torch.bfloat16) if half else nullcontext():
+                    nats = self.loss(tokens, targets, document if self.job.documents else None) / self.batch[1].numel()
+                nats.backward()
             total += nats.detach()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         if self.guard is not None:

@@ -2,10 +2,12 @@
 
 import copy
 import math
+import shutil
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention.flex_attention import flex_attention
 
 from tenfold.model import loss
@@ -150,9 +152,29 @@ def test_recompute_counts_the_load_of_experts_once():
     assert [int(block.ffn.load.sum()) for block in model.layers] == [2 * 64] * 2
 
 
-def test_masks_of_new_documents_compile_nothing_new():
-    from torch._dynamo.testing import CompileCounterWithBackend
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_the_compiled_kernel_skips_what_the_blocks_leave_out_and_is_compiled_once():
+    counter = CompileCounterWithBackend("inductor")
+    kernel = torch.compile(lambda q, k, v, mask: flex_attention(q, k, v, block_mask=mask), backend=counter, dynamic=False)
+    with torch.no_grad():
+        for seed in range(3):
+            document = documents(2, 256, 40, seed)
+            q, k, v = torch.randn(3, 2, 2, 256, 16, generator=torch.Generator().manual_seed(seed))
+            expected = attend(q, k, v, document_mask(document))
+            torch.testing.assert_close(kernel(q, k, v, document_blocks(document)), expected, rtol=1e-5, atol=1e-5)
+    assert counter.frame_count == 1
 
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_the_compiled_loss_is_the_loss():
+    logits = 3 * torch.randn(64, 50, generator=torch.Generator().manual_seed(0))
+    index, ignored = torch.arange(64)[:, None] % 50, torch.arange(64) % 7 == 0
+    compiled = loss._compiled_gradient()(logits, index, ignored, 1e-3)
+    for a, b in zip(compiled, loss.fused_gradient(logits, index, ignored, 1e-3), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_masks_of_new_documents_compile_nothing_new():
     torch.manual_seed(0)
     model, counter = Llama(SPEC), CompileCounterWithBackend("eager")
     use_document_blocks(model, 256)

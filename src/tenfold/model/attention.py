@@ -67,7 +67,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     grouped = q.shape[1] != k.shape[1]
     if isinstance(mask, BlockMask):
         if q.is_cuda:
-            return _compiled_flex()(q, k, v, block_mask=mask, enable_gqa=grouped)
+            kernel = flex_attention if torch.compiler.is_compiling() else _compiled_flex()
+            return kernel(q, k, v, block_mask=mask, enable_gqa=grouped)
         mask = dense(mask)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
 

@@ -46,9 +46,12 @@ def convert(model: nn.Module, *, emulate: bool, recipe: str = "rowwise") -> tupl
     in linear layers. `emulate` computes in float32 what fp8 would, linear layers only: for tests on a machine without
     the units."""
     logging.getLogger("torchao").setLevel(logging.ERROR)
+    grouped = [] if emulate else [m for m in model.modules() if isinstance(m, GroupedLinear)]
     try:
         from torchao.float8 import Float8LinearConfig, convert_to_float8_training
-        from torchao.prototype.moe_training.fp8_grouped_mm import _to_fp8_rowwise_then_scaled_grouped_mm as scaled_grouped_mm
+
+        if grouped:
+            from torchao.prototype.moe_training.fp8_grouped_mm import _to_fp8_rowwise_then_scaled_grouped_mm as scaled_grouped_mm
     except ImportError:
         raise TenfoldError("fp8 needs torchao: pip install 'tenfold[fp8]', or leave fp8 out.") from None
 
@@ -63,7 +66,6 @@ def convert(model: nn.Module, *, emulate: bool, recipe: str = "rowwise") -> tupl
 
     config: Any = Float8LinearConfig(emulate=True) if emulate else Float8LinearConfig.from_recipe_name(recipe)
     convert_to_float8_training(model, module_filter_fn=fits, config=config)
-    grouped = [] if emulate else [m for m in model.modules() if isinstance(m, GroupedLinear)]
     for layer in grouped:
         layer.product = partial(_by_rows, scaled_grouped_mm)
     return len(swapped), len(grouped)

@@ -173,7 +173,7 @@ def train(
                 )  # fmt: skip
                 for load in loads:
                     load.zero_()
-                progress.update(state.step, loss, rate, mfu, energy.watts)
+                progress.update(state.step, float(loss), rate, mfu, energy.watts)
                 last_log, logged_step, logged_flops = now, state.step, state.flops
             if config.evaluate_every and state.step % config.evaluate_every == 0 and state.step < h.steps:
                 nats, bits = evaluate(model, corpus, config, device)

@@ -27,13 +27,13 @@ def use_document_blocks(model: Llama, seq_len: int) -> bool:
 
 
 def compile_blocks(model: Llama, **options: Any) -> None:
-    """Compile each block by itself: all of one kind share one graph, so that time does not grow with depth.
+    """Compile each block, and the last norm, by itself: all of one kind share one graph, so that time does not grow with depth.
 
     What was compiled is kept between runs, in `~/.cache/tenfold/compiled` unless TORCHINDUCTOR_CACHE_DIR says where.
     """
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "tenfold" / "compiled"))
-    for block in model.layers:
-        block.compile(**options)
+    for module in (*model.layers, model.norm):
+        module.compile(**options)
 
 
 def recompute(model: Llama, what: Recompute) -> None:
@@ -50,7 +50,7 @@ def recompute(model: Llama, what: Recompute) -> None:
         elif what == "block":
             block.attention.forward = _again(block.attention.forward)  # type: ignore[method-assign]
         elif what == "feed-forward" and not routed:
-            block.ffn.forward = _again(block.ffn.forward)  # type: ignore[method-assign]
+            block.ffn.forward = _again(block.ffn.forward)
 
 
 def _again(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
