@@ -38,6 +38,15 @@ KINDS = {
     ),
 }
 REST = "bound by memory"
+MARKS = (
+    "ProfilerStep",
+    "Optimizer.",
+    "cuda",
+    "##",
+    "Torch-Compiled",
+    "CompiledF",
+    "AOTDispatcher",
+)  # spans over kernels, not kernels
 
 
 def kind_of(name: str) -> str:
@@ -85,7 +94,8 @@ def kernels(side: Side, steps: int) -> list[tuple[str, float]]:
     found = []
     for event in profile.key_averages():
         microseconds = event.self_device_time_total if gpu else event.self_cpu_time_total
-        if microseconds > 0 and not event.key.startswith(("ProfilerStep", "Optimizer.step#", "cuda")):
+        marked = getattr(event, "is_user_annotation", False) or event.key.startswith(MARKS)
+        if microseconds > 0 and not marked:
             found.append((event.key, microseconds / 1e6 / steps))
     return found
 

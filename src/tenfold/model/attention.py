@@ -8,6 +8,7 @@ on GPUs alone; on a CPU blocks are made into a tensor again, which is for tests.
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -67,8 +68,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     grouped = q.shape[1] != k.shape[1]
     if isinstance(mask, BlockMask):
         if q.is_cuda:
-            kernel = flex_attention if torch.compiler.is_compiling() else _compiled_flex()
-            return kernel(q, k, v, block_mask=mask, enable_gqa=grouped)
+            return _flex_kernel()(q, k, v, block_mask=mask, enable_gqa=grouped)
         mask = dense(mask)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
 
@@ -80,8 +80,12 @@ def dense(blocks: BlockMask) -> Tensor:
     return looked_at & create_mask(blocks.mask_mod, B, H, Q, KV, str(looked_at.device))
 
 
+def _flex_kernel() -> Callable[..., Any]:
+    return flex_attention if torch.compiler.is_compiling() else _compiled_flex()
+
+
 @cache
-def _compiled_flex() -> Callable[..., Tensor]:
+def _compiled_flex() -> Callable[..., Any]:
     return torch.compile(flex_attention, dynamic=False)
 
 
