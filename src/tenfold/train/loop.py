@@ -24,7 +24,7 @@ from tenfold.data.pictures import normalised
 from tenfold.model.ahead import ahead_weights, predict_ahead
 from tenfold.model.experts import balance_bias, expert_layers, router_statistics
 from tenfold.model.huggingface import read_model, write_model
-from tenfold.model.llama import Llama
+from tenfold.model.llama import Llama, begin_as_identity
 from tenfold.model.llama4 import Llama4, make_model
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec
@@ -259,6 +259,7 @@ def _build(spec: ModelSpec, config: RunConfig, corpus: Corpus, device: torch.dev
     else:
         with device:
             model = make_model(spec)
+            begin_as_identity(model)
     if isinstance(model, Llama4) and config.balance == "loss":
         model.use_balance_loss(config.balance_rate)
     if config.ahead:
