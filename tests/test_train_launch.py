@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -95,6 +96,12 @@ def cluster(tmp_path):
     }  # fmt: skip
 
 
+def free_port():
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        return taken.getsockname()[1]
+
+
 def small_run(path, text_folder, tokens):
     path.write_text(
         f'tokens = {tokens}\nmodel = {{ width = 32 }}\nvocab_size = 300\nseq_len = 16\nbatch_size = 4\nmax_epochs = 1e9\n'
@@ -114,8 +121,8 @@ def wait_for_steps(directory, process):
 
 def test_ahead_of_the_limit_the_run_saves_and_the_job_is_queued_again(cluster, text_folder, tmp_path):
     home = tmp_path / "home"
-    run = small_run(tmp_path / "small.toml", text_folder, 10**8)
-    path = write_job(Launch(run, 1, gpus_per_node=0, home=str(home)), "slurm", tmp_path)
+    run = small_run(tmp_path / "small.toml", text_folder / "json", 10**8)
+    path = write_job(Launch(run, 1, gpus_per_node=0, home=str(home), port=free_port()), "slurm", tmp_path)
     with subprocess.Popen(["bash", path], env=cluster, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as job:
         try:
             wait_for_steps(home / "small", job)
@@ -131,7 +138,7 @@ def test_ahead_of_the_limit_the_run_saves_and_the_job_is_queued_again(cluster, t
 
 
 def test_a_job_that_ends_by_itself_gives_its_exit_status(cluster, text_folder, tmp_path):
-    run = small_run(tmp_path / "small.toml", text_folder, 256)
+    run = small_run(tmp_path / "small.toml", text_folder / "json", 256)
     path = write_job(Launch(run, 1, gpus_per_node=0, home=str(tmp_path / "home")), "slurm", tmp_path)
     for status in (0, 3, 143):
         (tmp_path / "stubs" / "srun").write_text(f"#!/bin/bash\nexit {status}\n")

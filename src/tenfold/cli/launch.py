@@ -22,6 +22,7 @@ def launch(
     account: Annotated[str | None, typer.Option(help="Slurm's account.")] = None,
     image: Annotated[str | None, typer.Option(help="The container image, for Kubernetes.")] = None,
     claim: Annotated[str, typer.Option(help="The volume claim that --home is on, for Kubernetes.")] = "tenfold",
+    port: Annotated[int, typer.Option(help="Where the nodes meet on the first; other jobs on it need another.")] = 29400,
     out: Annotated[Path, typer.Option(help="Where the job file is written.")] = Path(),
     submit: Annotated[bool, typer.Option("--submit", help="Submit it too.")] = False,
     as_json: AsJson = False,
@@ -36,7 +37,7 @@ def launch(
     """
     from tenfold.train import launch as launching
 
-    asked = launching.Launch(run, nodes, gpus_per_node, least_nodes, limit, save_s, home, partition, account, image, claim)
+    asked = launching.Launch(run, nodes, gpus_per_node, least_nodes, limit, save_s, home, partition, account, image, claim, port)
     path = launching.write_job(asked, on, out)
     answer = launching.submit(path, on, save_s) if submit else None
     if as_json:

@@ -1,7 +1,7 @@
 """Job files that run `tenfold train` on a cluster: an sbatch script, a Kubernetes manifest, a Ray job.
 
-A node runs one `torchrun` (`python -m torch.distributed.run`), whose workers meet at the first node. The files are made from `templates/`, which are meant
-to be read.
+A node runs one `torchrun` (`python -m torch.distributed.run`), whose workers meet at the first node. The files are made
+from `templates/`, which are meant to be read.
 """
 
 import json
@@ -20,7 +20,6 @@ from tenfold.train.config import read_config
 
 SYSTEMS = {"slurm": "slurm.sh", "kubernetes": "kubernetes.yaml", "ray": "ray.py"}
 PROGRAMS = {"slurm": "sbatch", "kubernetes": "kubectl", "ray": "ray"}
-PORT = 29400
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,8 @@ class Launch:
     """What a job file is made for. `run` is the run file; `least_nodes` how few may go on when others are lost.
 
     `limit` is the time that is asked for (`HH:MM:SS`; Slurm), and `save_s` how many seconds ahead of it, or after SIGTERM,
-    the run has to save. `home` is on a file system that all nodes share; on Kubernetes it comes from the volume `claim`.
+    the run has to save. `home` is on a file system that all nodes share; on Kubernetes it comes from the volume `claim`. The
+    nodes meet at `port` of the first.
     """
 
     run: Path
@@ -42,6 +42,7 @@ class Launch:
     account: str | None = None
     image: str | None = None
     claim: str = "tenfold"
+    port: int = 29400
 
     @property
     def name(self) -> str:
@@ -115,7 +116,7 @@ def _render(launch: Launch, system: str) -> str:
         return _torchrun(launch, python, run, rendezvous_id, endpoint)
 
     template = environment.get_template(f"{SYSTEMS[system]}.jinja")
-    facts = {**asdict(launch), "run": run, "name": launch.name, "port": PORT, "run_text": launch.run.read_text()}
+    facts = {**asdict(launch), "run": run, "name": launch.name, "run_text": launch.run.read_text()}
     return template.render(**facts, torchrun=torchrun) + "\n"
 
 
@@ -124,7 +125,8 @@ def _torchrun(launch: Launch, python: str, run: str, rendezvous_id: str, endpoin
     least = launch.least_nodes or launch.nodes
     directory = Path(launch.home) / launch.run.stem
     return (
-        f"{python} -m torch.distributed.run --nnodes={least}:{launch.nodes} --nproc-per-node={launch.gpus_per_node or 1} --max-restarts=100 "
+        f"{python} -m torch.distributed.run --nnodes={least}:{launch.nodes} "
+        f"--nproc-per-node={launch.gpus_per_node or 1} --max-restarts=100 "
         f"--rdzv-backend=c10d --rdzv-id={rendezvous_id} --rdzv-endpoint={endpoint} "
         f"--signals-to-handle=SIGTERM,SIGINT,SIGUSR1 --shutdown-timeout={max(1, launch.save_s - 20)} "
         f"-m tenfold train {shlex.quote(run)} --out {shlex.quote(str(directory))} --home {shlex.quote(launch.home)}"
