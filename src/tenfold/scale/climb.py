@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from tenfold.data.corpus import Corpus, build, require_tokens
+from tenfold.data.remote import is_remote, open_remote
 from tenfold.scale.forecast import Speed, make_forecast, score, write_forecast
 from tenfold.scale.isoflop import minimum, rungs
 from tenfold.scale.ladder import Rung, nearest_shape, plan_ladder
@@ -102,9 +103,12 @@ def open_or_build(settings: ClimbSettings, home: Path, *, say: Say, quiet: bool)
     """The climb's corpus, made once and shared by the generations in `home`."""
     name = Path(settings.corpus).name or "corpus"
     out = home / f"corpus-{name}-{settings.vocab_size}"
-    if not out.exists():
-        say(f"Preparing the corpus {settings.corpus!r}: cleaning, finding copies, tokenising ...")
-    corpus = build(settings.corpus, out, vocab_size=settings.vocab_size, quiet=quiet)
+    if is_remote(settings.corpus):
+        corpus: Corpus = open_remote(settings.corpus, home)
+    else:
+        if not out.exists():
+            say(f"Preparing the corpus {settings.corpus!r}: cleaning, finding copies, tokenising ...")
+        corpus = build(settings.corpus, out, vocab_size=settings.vocab_size, quiet=quiet)
     splits = corpus.manifest["splits"]
     say(f"Corpus: {splits['train']['tokens'] / 1e6:.1f}M tokens of training text ({splits['train']['bytes'] / 1e6:.0f} MB).")
     return corpus
