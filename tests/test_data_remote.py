@@ -17,7 +17,7 @@ from tenfold.data import remote
 from tenfold.data.batches import row_count, train_batch, validation_batches
 from tenfold.data.corpus import build
 from tenfold.data.prefetch import Prefetch
-from tenfold.data.remote import MirroredShards, RemoteShards, open_remote, upload
+from tenfold.data.remote import MirroredShards, open_remote, upload
 from tenfold.spec.errors import TenfoldError
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import fsspec
 import numpy as np
+from fsspec.implementations.local import LocalFileSystem
 
 from tenfold.data.corpus import Corpus, open_corpus
 from tenfold.data.shards import Shards
@@ -94,6 +95,8 @@ def upload(directory: Path, url: str) -> None:
     corpus = open_corpus(directory)
     with _explained(url):
         filesystem, root = _filesystem(url.rstrip("/"))
+        if isinstance(filesystem, LocalFileSystem):  # elsewhere this would make a bucket
+            filesystem.makedirs(root, exist_ok=True)
         for name in [*corpus.manifest["files"], "manifest.json"]:
             filesystem.put_file(str(directory / name), f"{root}/{name}")
 
@@ -242,10 +245,7 @@ class Store:
 
 
 def _filesystem(url: str) -> tuple[Any, str]:
-    protocol = url.split("://")[0]
-    options: dict[str, Any] = {"s3": {"config_kwargs": {"max_pool_connections": CONNECTIONS}}, "file": {"auto_mkdir": True}}.get(
-        protocol, {}
-    )
+    options = {"config_kwargs": {"max_pool_connections": CONNECTIONS}} if url.startswith("s3://") else {}
     return fsspec.core.url_to_fs(url, **options)
 
 

@@ -14,7 +14,7 @@ from tenfold.spec.shapes import shape_for_flops, shape_of
 from tenfold.spec.vision import PATCH, PICTURE_TOKENS, VisionSpec, small_vision
 
 
-class MixedCorpus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class MixedCorpus(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A `[[mixture]]` of `run.toml`: a corpus, and its weight: a number, or pairs [step, weight from that step on]."""
 
     corpus: str
