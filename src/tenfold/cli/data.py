@@ -30,6 +30,26 @@ def build(
     show(out, as_json=as_json)
 
 
+@data_app.command("clean")
+def clean(
+    source: Annotated[Path, typer.Argument(help="A folder of files of text, on all nodes alike.")],
+    out: Annotated[Path, typer.Option(help="Where stages and result are kept; the clean text comes to OUT/clean.")],
+    on: Annotated[str, typer.Option(help="local, slurm or ray.")] = "local",
+    tasks: Annotated[int, typer.Option(help="Tasks that a stage is cut into.")] = 1,
+    text_column: Annotated[str, typer.Option(help="The column of jsonl and Parquet files that holds the text.")] = "text",
+    partition: Annotated[str, typer.Option(help="Slurm's partition.")] = "",
+    limit: Annotated[str, typer.Option(help="Slurm's time limit of a stage.")] = "24:00:00",
+) -> None:
+    """Clean and deduplicate text that is too much for one machine, before `tenfold data build OUT/clean`.
+
+    Example: tenfold data clean /shared/web --out /shared/web-clean --on slurm --tasks 2000 --partition cpu
+    """
+    from tenfold.data.big import clean_big
+
+    clean_big(source, out, on=on, tasks=tasks, text_column=text_column, partition=partition, limit=limit)
+    print(f"The clean text comes to {out / 'clean'}." if on == "slurm" else f"The clean text is in {out / 'clean'}.")
+
+
 @data_app.command("upload")
 def upload(
     directory: Annotated[Path, typer.Argument(help="A corpus.")],
