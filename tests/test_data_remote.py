@@ -19,6 +19,9 @@ from tenfold.data.corpus import build
 from tenfold.data.prefetch import Prefetch
 from tenfold.data.remote import MirroredShards, open_remote, upload
 from tenfold.spec.errors import TenfoldError
+from tenfold.train.config import config_from_fields
+from tenfold.train.loop import train
+from tenfold.train.text import open_text
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +96,16 @@ def test_a_corpus_goes_to_another_process_by_its_address(small, s3, tmp_path):
     copy = pickle.loads(pickle.dumps(corpus))
     assert len(pickle.dumps(corpus)) < 1000 and copy.directory == corpus.directory
     assert np.array_equal(copy.tokens("train")[:5000], small.tokens("train")[:5000])
+
+
+@pytest.mark.parametrize("cache_gib", [1.0, 0.0])
+def test_a_run_from_a_bucket_has_the_loss_of_one_from_disk(small, s3, tmp_path, cache_gib):
+    fields = {"tokens": 64 * 12, "model": {"width": 32}, "seq_len": 16, "batch_size": 4, "device": "cpu", "evaluate_tokens": 1000}
+    results = []
+    for name, source in (("bucket", "s3://texts/corpora/small"), ("disk", str(small.directory))):
+        config = config_from_fields(fields | {"corpus": source, "cache_gib": cache_gib}, "the test")
+        results.append(train(config, open_text(config, tmp_path, quiet=True), tmp_path / name, quiet=True, keep_model=False))
+    assert results[0].loss == results[1].loss and results[0].step == 12
 
 
 def test_prefetched_batches_are_those_of_their_steps_whatever_the_order(small):

@@ -119,6 +119,8 @@ def config_from_fields(fields: dict[str, Any], where: str) -> RunConfig:
         raise TenfoldError(f"{where}: picture_share must be above 0 and at most 1, not {config.picture_share:g}.")
     if config.vision is not None and config.pictures is None:
         raise TenfoldError(f"{where} describes a picture encoder (vision) but names no pictures: add pictures, or leave it out.")
+    if not 0 <= config.cache_gib < float("inf"):
+        raise TenfoldError(f"{where}: cache_gib must be 0 or more, not {config.cache_gib:g}.")
     if config.mixture is not None and config.pictures is not None:
         raise TenfoldError(f"{where} gives both a mixture and pictures: keep one.")
     if config.model is not None and config.start_from is not None:
