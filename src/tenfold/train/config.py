@@ -12,6 +12,7 @@ from tenfold.spec.errors import TenfoldError, nearest
 from tenfold.spec.model import ModelSpec, RopeScaling, published_model
 from tenfold.spec.shapes import shape_for_flops, shape_of
 from tenfold.spec.vision import PATCH, PICTURE_TOKENS, VisionSpec, small_vision
+from tenfold.train.layout import LayoutConfig
 
 
 class MixedCorpus(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -82,6 +83,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     keep: int = 2
     tensorboard: bool = False
     wandb: str | None = None
+    layout: LayoutConfig = LayoutConfig()
 
 
 def read_config(path: Path) -> RunConfig:
