@@ -216,9 +216,9 @@ def test_a_run_that_the_device_decides_in_is_the_run_that_the_host_decides_in(co
     fields = {"tokens": 10_000, "model": {"width": 16}, "seq_len": 64, "batch_size": 4, "evaluate_tokens": 2048, "dtype": "float32"}
     plain_step, results = loop._step, []
 
-    def with_guard(model, optimisers, batch, config, h, state, device, guard=None):
+    def with_guard(model, optimisers, batch, config, h, state, device, place, guard=None):
         made = with_guard.__dict__.setdefault("guard", DeviceGuard(device, loop.EXPLODING, state))
-        loss, norm = plain_step(model, optimisers, batch, config, h, state, device, made)
+        loss, norm = plain_step(model, optimisers, batch, config, h, state, device, place, made)
         return float(loss), float(norm)
 
     for step in (plain_step, with_guard):

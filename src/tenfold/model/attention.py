@@ -80,7 +80,7 @@ def dense(blocks: BlockMask) -> Tensor:
     return looked_at & create_mask(blocks.mask_mod, B, H, Q, KV, str(looked_at.device))
 
 
-def _flex_kernel() -> Callable[..., Any]:
+def _flex_kernel() -> Any:
     return flex_attention if torch.compiler.is_compiling() else _compiled_flex()
 
 

@@ -1,4 +1,4 @@
-"""The training loop: one for the CPU and one GPU. A run is a directory that goes on from where it was.
+"""The training loop: one for a CPU, a GPU, and many processes in any layout. A run is a directory that goes on from where it was.
 
 The batches are a pure function of (seed, step), the weights of the seed; so two runs are equal to the bit on one
 machine, and so is a run that was killed and resumed.
@@ -16,16 +16,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from tenfold.data.batches import Batch, train_batch, validation_batches, validation_bytes
 from tenfold.data.corpus import Corpus, require_tokens
+from tenfold.data.mixture import Mixture, parts
 from tenfold.data.picture_corpus import PictureCorpus, build_pictures, mixed_batch, picture_batches
 from tenfold.data.pictures import normalised
+from tenfold.data.prefetch import AHEAD, Prefetch
 from tenfold.model.ahead import ahead_weights, predict_ahead
 from tenfold.model.attention import fastest_attention
 from tenfold.model.experts import balance_bias, expert_layers, router_statistics
 from tenfold.model.huggingface import read_model, write_model
-from tenfold.model.llama import Llama
+from tenfold.model.llama import Llama, begin_as_identity
 from tenfold.model.llama4 import Llama4, make_model
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec
@@ -34,6 +37,7 @@ from tenfold.train.config import RunConfig, resolve_model, write_config
 from tenfold.train.energy import EnergyMeter
 from tenfold.train.fp8 import use_fp8
 from tenfold.train.hyperparameters import Hyperparameters, derive
+from tenfold.train.layout import Place, clip_gradient, padded, spread, start_processes
 from tenfold.train.memory import peak_memory_bytes
 from tenfold.train.metrics import MetricsWriter
 from tenfold.train.one_gpu import DeviceGuard, compile_blocks, recompute, to_device, use_document_blocks
@@ -85,7 +89,7 @@ class _State:
 
 def train(
     config: RunConfig,
-    corpus: Corpus,
+    corpus: Corpus | Mixture,
     directory: Path,
     *,
     title: str = "train",
@@ -100,18 +104,26 @@ def train(
     a loss that is not a number, or a disk that is full. Without
     `keep_model` only the metrics stay when the run has finished. `notes` go into the first event of `run.jsonl`.
     """
+    start_processes()
     device, dtype, spec, tokens, h = _resolve(config, corpus)
     text_share = 1 - config.picture_share if config.pictures else 1.0
-    require_tokens(corpus, text_share * h.steps * h.batch_size * config.seq_len, config.max_epochs)
-    pictures = _pictures(config, corpus, spec, directory.parent)
-    directory.mkdir(parents=True, exist_ok=True)
-    write_config(config, directory / "run.toml")
-
+    rows: dict[str, Any] = {"batch_size": h.batch_size, "seq_len": config.seq_len, "seed": config.seed}
+    pictures = None
+    if isinstance(corpus, Mixture):
+        corpus.require_rows(h.steps, **rows, max_epochs=config.max_epochs)
+    else:
+        require_tokens(corpus, text_share * h.steps * h.batch_size * config.seq_len, config.max_epochs)
+        pictures = _pictures(config, corpus, spec, directory.parent)
     torch.manual_seed(config.seed)
     model = _build(spec, config, corpus, device)
     recompute(model, config.recompute)
-    if device.type == "cuda":
+    place = spread(model, config.layout, device, config.seq_len, h.batch_size)
+    if device.type == "cuda" and place.alone:
         use_document_blocks(model, config.seq_len)
+    # Every process keeps a record of its own; the first one's is the run's.
+    record = directory if place.rank == 0 else directory / "ranks" / str(place.rank)
+    record.mkdir(parents=True, exist_ok=True)
+    write_config(config, record / "run.toml")
     fp8 = use_fp8(model, device, dtype) if config.fp8 else ""
     optimisers = make_optimisers(model, spec, h, config.optimiser)
     state = _State()
@@ -120,21 +132,27 @@ def train(
         state = _State(**saved["state"])
     flops_per_token = spec.train_flops_per_token(config.seq_len) + 6.0 * ahead_weights(spec, config.ahead)
     peak, peak_source = peak_flops(device, dtype)
-    compiled = _compile(model, config, device, h.steps * h.batch_size * config.seq_len * flops_per_token / peak)
+    compiled = _compile(model, config, device, place, h.steps * h.batch_size * config.seq_len * flops_per_token / peak)
     autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
-    guard = DeviceGuard(device, EXPLODING, state) if device.type == "cuda" and config.optimiser == "adamw" else None
+    late = device.type == "cuda" and config.optimiser == "adamw" and place.alone
+    guard = DeviceGuard(device, EXPLODING, state) if late else None
     meter = EnergyMeter()
     meter.start()
 
     with (
         MetricsWriter(
-            directory,
-            tensorboard=config.tensorboard,
-            wandb_project=config.wandb,
+            record,
+            tensorboard=config.tensorboard and place.rank == 0,
+            wandb_project=config.wandb if place.rank == 0 else None,
             resume_step=None if saved is None else state.step,
         ) as metrics,
-        TrainingProgress(h.steps, title, enabled=False if quiet else None) as progress,
+        TrainingProgress(h.steps, title, enabled=False if quiet or place.rank else None) as progress,
         stop_on_signals() as stop,
+        Prefetch(
+            lambda step: _batch(config, corpus, pictures, step, rows),
+            h.steps,
+            ahead=AHEAD if corpus.is_remote else 0,
+        ) as batches,
         autocast,
         fastest_attention(device),
     ):
@@ -148,10 +166,11 @@ def train(
         last_save = last_log = time.monotonic()
         logged_step, energy_before = state.step, state.energy_j
         logged_flops = state.flops
-        while state.step < h.steps and not stop.requested:
+        save_now = stopped = False
+        while state.step < h.steps and not stopped:
             began = time.perf_counter()
-            batch = _batch(config, corpus, pictures, state.step, h.batch_size)
-            loss, norm = _step(model, optimisers, batch, config, h, state, device, guard)
+            batch = batches(state.step)
+            loss, norm = _step(model, optimisers, batch, config, h, state, device, place, guard)
             if guard is not None and ((state.step + 1) % config.log_every == 0 or state.step + 1 == h.steps):
                 loss, norm = float(loss), float(norm)
                 guard.read_into(state)
@@ -169,19 +188,21 @@ def train(
                 metrics.write(
                     "step", step=state.step, loss=loss, grad_norm=norm, tokens_per_s=rate, mfu=mfu, watts=energy.watts,
                     learning_rate=optimisers[0].param_groups[0]["lr"], tokens=state.step * h.batch_size * config.seq_len,
-                    **router_statistics(loads),
+                    **router_statistics(loads), **_drawn(corpus, state.step, rows),
                 )  # fmt: skip
                 for load in loads:
                     load.zero_()
                 progress.update(state.step, float(loss), rate, mfu, energy.watts)
                 last_log, logged_step, logged_flops = now, state.step, state.flops
             if config.evaluate_every and state.step % config.evaluate_every == 0 and state.step < h.steps:
-                nats, bits = evaluate(model, corpus, config, device)
+                nats, bits = evaluate(model, corpus, config, device, place)
                 metrics.write("evaluation", step=state.step, loss=nats, bits_per_byte=bits)
                 if pictures:
                     metrics.write("pictures", step=state.step, **evaluate_pictures(model, pictures, config, device))
                 last_log, logged_step, logged_flops = time.monotonic(), state.step, state.flops
-            if time.monotonic() - last_save > config.checkpoint_every_s:
+            due = time.monotonic() - last_save > config.checkpoint_every_s
+            save_now, stopped = place.agree(due, stop.requested)
+            if save_now:
                 if guard is not None:
                     guard.read_into(state)
                 _save(directory, model, optimisers, state, config.keep)
@@ -195,7 +216,7 @@ def train(
             metrics.write("stopped", step=state.step)
             loss_nats, bits = math.nan, math.nan
         else:
-            loss_nats, bits = evaluate(model, corpus, config, device)
+            loss_nats, bits = evaluate(model, corpus, config, device, place)
             if pictures:
                 metrics.write("pictures", step=state.step, **evaluate_pictures(model, pictures, config, device))
         seen = state.step * h.batch_size * config.seq_len
@@ -217,12 +238,14 @@ def train(
             peak_memory_gib=peak_memory_bytes(device) / 2**30,
             skipped_steps=state.skipped,
         )
-        if finished and not keep_model:
+        if finished and not keep_model and place.rank == 0:
             shutil.rmtree(directory / "checkpoint", ignore_errors=True)
         if finished:
             if keep_model:
                 source = pictures.directory if pictures else corpus.directory
-                write_model(model, directory / "model", tokenizer_directory=source)
+                whole = _gathered(model, place)
+                if whole is not None:
+                    write_model(whole, directory / "model", tokenizer_directory=source)
             metrics.write("end", **{**asdict(result), "directory": str(directory)})
     return result
 
@@ -251,7 +274,7 @@ def probe(config: RunConfig, corpus: Corpus, seconds: float) -> tuple[list[float
 
 
 def _resolve(
-    config: RunConfig, corpus: Corpus
+    config: RunConfig, corpus: Corpus | Mixture
 ) -> tuple[torch.device, torch.dtype, ModelSpec, int, Hyperparameters]:
     device = torch.device(_device(config.device))
     dtype = choose_dtype(device) if config.dtype == "auto" else getattr(torch, config.dtype)
@@ -268,12 +291,13 @@ def _resolve(
     return device, dtype, spec, tokens, h
 
 
-def _build(spec: ModelSpec, config: RunConfig, corpus: Corpus, device: torch.device) -> Llama:
+def _build(spec: ModelSpec, config: RunConfig, corpus: Corpus | Mixture, device: torch.device) -> Llama:
     if config.start_from is not None:
         model = _stored_model(Path(config.start_from), corpus).to(device)
     else:
         with device:
             model = make_model(spec)
+            begin_as_identity(model)
     if isinstance(model, Llama4) and config.balance == "loss":
         model.use_balance_loss(config.balance_rate)
     if config.ahead:
@@ -281,7 +305,7 @@ def _build(spec: ModelSpec, config: RunConfig, corpus: Corpus, device: torch.dev
     return model
 
 
-def _stored_model(directory: Path, corpus: Corpus) -> Llama:
+def _stored_model(directory: Path, corpus: Corpus | Mixture) -> Llama:
     own, theirs = (d / "tokenizer.json" for d in (corpus.directory, directory))
     if theirs.exists() and own.read_bytes() != theirs.read_bytes():
         raise TenfoldError(
@@ -300,11 +324,22 @@ def _pictures(config: RunConfig, corpus: Corpus, spec: ModelSpec, home: Path) ->
     return build_pictures(source, home / name, corpus, spec.vision)
 
 
-def _batch(config: RunConfig, corpus: Corpus, pictures: PictureCorpus | None, step: int, batch_size: int) -> Batch:
-    rows: dict[str, Any] = {"batch_size": batch_size, "seq_len": config.seq_len, "seed": config.seed}
+def _batch(
+    config: RunConfig, corpus: Corpus | Mixture, pictures: PictureCorpus | None, step: int, rows: dict[str, Any]
+) -> Batch:
+    if isinstance(corpus, Mixture):
+        return corpus.batch(step, **rows)
     if pictures is None:
         return train_batch(corpus, step, **rows)
     return mixed_batch(corpus, pictures, step, share=config.picture_share, **rows)
+
+
+def _drawn(corpus: Corpus | Mixture, step: int, rows: dict[str, Any]) -> dict[str, Any]:
+    """Tokens that each source of a mixture has given before `step`."""
+    if isinstance(corpus, Corpus):
+        return {}
+    drawn = corpus.drawn(step, rows["batch_size"], rows["seed"])
+    return {"sources": {name: count * rows["seq_len"] for name, count in drawn.items()}}
 
 
 def _tile_flops(spec: ModelSpec, batch: Batch) -> float:
@@ -316,7 +351,7 @@ def _tile_flops(spec: ModelSpec, batch: Batch) -> float:
 
 def _step(
     model: Llama, optimisers: list, batch: Batch, config: RunConfig, h: Hyperparameters, state: _State, device,
-    guard: DeviceGuard | None = None,
+    place: Place = Place(), guard: DeviceGuard | None = None,
 ) -> tuple[float | Tensor, float | Tensor]:
     """One optimiser step. Returns the mean loss in nats per target and the norm of the gradient.
 
@@ -324,21 +359,28 @@ def _step(
     """
     set_learning_rate(optimisers, schedule(config.schedule, state.step, h.steps, config.warmup, config.decay))
     targets_total = max(1, int((batch.targets >= 0).sum()))
-    micro = config.micro_batch or h.batch_size
+    first, end, most = place.rows(h.batch_size)
+    micro = config.micro_batch or most
     nats: Any = 0.0
-    for start in range(0, h.batch_size, micro):
-        tokens, targets, document, seen = _tensors(batch, start, start + micro, device)
-        total, extra = model.loss(tokens, targets, document, config.z_loss, **seen)
+    for offset in range(0, most, micro):
+        start = first + offset
+        tokens, targets, document, seen = _tensors(batch, start, min(start + micro, end), device)
+        if len(tokens) < min(micro, most - offset):
+            rows = min(micro, most - offset)
+            tokens, targets = padded(tokens, rows, 0), padded(targets, rows, -100)
+            document = None if document is None else padded(document, rows, 0)
+        total, extra = model.loss(tokens, place.positions(targets), document, config.z_loss, **seen)
         ((total + extra) / targets_total).backward()
         nats += total.item() if guard is None else total.detach()
-    loss = nats / targets_total
-    gradient_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
     if guard is not None:
+        loss = nats / targets_total
+        gradient_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
         guard.take(optimisers, loss, gradient_norm)
         for optimiser in optimisers:
             optimiser.zero_grad(set_to_none=True)
         return loss, gradient_norm
-    norm = float(gradient_norm)
+    loss = place.total(nats)[0] / targets_total
+    norm = clip_gradient(model, config.clip, place)
     usual = state.usual_norm
     if math.isfinite(norm) and math.isfinite(loss) and not (state.step > 20 and norm > EXPLODING * usual):
         for optimiser in optimisers:
@@ -381,7 +423,7 @@ def _tensors(
     """Tokens, targets, documents (None where each row is one) and pixels, if any, of the rows `start` to `stop`."""
     rows = slice(start, stop)
     tokens, targets = to_device(batch.tokens[rows], device), to_device(batch.targets[rows], device)
-    several = (batch.document[rows] != batch.document[rows][:, :1]).any()
+    several = bool((batch.document[rows] != batch.document[rows][:, :1]).any())
     document = to_device(batch.document[rows], device) if several else None
     seen = {}
     if batch.tiles is not None and batch.tile_ends is not None:
@@ -403,16 +445,31 @@ def evaluate_pictures(model: Llama, pictures: PictureCorpus, config: RunConfig, 
     return {name: total / math.log(2) / size for name, total in nats.items()}
 
 
+def evaluate(
+    model: Llama, corpus: Corpus | Mixture, config: RunConfig, device: torch.device, place: Place = Place()
+) -> tuple[float, float]:
+    """Validation loss in nats per token, and in bits per byte of the same text; every data rank reads all of it.
+
+    Of a mixture, the mean over its corpora, weighted with their shares at the end of the run.
+    """
+    results = [(share, _evaluate(model, part, config, device, place)) for _, part, share in parts(corpus)]
+    total = sum(share for share, _ in results)
+    nats, bits = (sum(share * result[i] for share, result in results) / total for i in (0, 1))
+    return nats, bits
+
+
 @torch.no_grad()
-def evaluate(model: Llama, corpus: Corpus, config: RunConfig, device: torch.device) -> tuple[float, float]:
-    """Validation loss in nats per token, and in bits per byte of the same text."""
+def _evaluate(
+    model: Llama, corpus: Corpus, config: RunConfig, device: torch.device, place: Place
+) -> tuple[float, float]:
     nats, count = 0.0, 0
     for batch in validation_batches(
         corpus, batch_size=16, seq_len=config.seq_len, limit_tokens=config.evaluate_tokens
     ):
         tokens, targets, document, _ = _tensors(batch, 0, len(batch.tokens), device)
-        nats += model.loss(tokens, targets, document)[0].item()
+        nats += model.loss(tokens, place.positions(targets), document)[0].item()
         count += int((batch.targets >= 0).sum())
+    nats = place.total(nats)[0] / place.data
     size = validation_bytes(corpus, seq_len=config.seq_len, limit_tokens=config.evaluate_tokens)
     return nats / max(1, count), nats / math.log(2) / max(1, size)
 
@@ -429,10 +486,25 @@ def _device(name: str) -> str:
     return name
 
 
-def _compile(model: Llama, config: RunConfig, device: torch.device, ideal_seconds: float) -> str:
+def _gathered(model: Llama, place: Place) -> Llama | None:
+    """The whole model in the first process, None in the others."""
+    if place.alone:
+        return model
+    weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if place.rank:
+        return None
+    with torch.device("meta"):
+        whole = make_model(model.spec)
+    whole.load_state_dict({k: v for k, v in weights.items() if not k.startswith("ahead.")}, assign=True)
+    return whole
+
+
+def _compile(model: Llama, config: RunConfig, device: torch.device, place: Place, ideal_seconds: float) -> str:
     """Compile the blocks where it pays; returns what was done and why, in words."""
     if config.compile == "off":
         return "eager, as asked"
+    if not place.alone:
+        return "eager: the model lies on several processes"
     if device.type == "cpu":
         if shutil.which("g++") is None and shutil.which("clang++") is None:
             return "eager: no C++ compiler was found"
@@ -447,7 +519,7 @@ def _compile(model: Llama, config: RunConfig, device: torch.device, ideal_second
 
 def _facts(
     config: RunConfig,
-    corpus: Corpus,
+    corpus: Corpus | Mixture,
     spec: ModelSpec,
     h: Hyperparameters,
     tokens: int,

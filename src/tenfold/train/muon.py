@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, Replicate
 from torch.optim import Optimizer
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # those of torch.optim.Muon
@@ -31,6 +32,8 @@ def orthogonalise(g: Tensor, eps: float = 1e-7) -> Tensor:
 class Muon(Optimizer):
     """The step of `torch.optim.Muon` (adjust_lr_fn "original") for each matrix of parameters [(groups,) out, in].
 
+    A matrix that several processes share is gathered, and each works out the step of the whole.
+
     "original" scales each step to the spectral norm that keeps its effect the same at every width.
     """
 
@@ -49,7 +52,7 @@ class Muon(Optimizer):
                 directions = orthogonalise(torch.cat([self._direction(p, group["momentum"]) for p in params]))
                 for p, direction in zip(params, directions.split([p.numel() // (rows * columns) for p in params]), strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.add_(direction.view_as(p).to(p.dtype), alpha=-step_size)
+                    p.add_(_placed_as(p, direction.view(p.shape).to(p.dtype)), alpha=-step_size)
 
     def _direction(self, p: Tensor, momentum: float) -> Tensor:
         """Nesterov's momentum of the gradient, as [matrices, rows, columns]."""
@@ -57,4 +60,14 @@ class Muon(Optimizer):
         if "momentum_buffer" not in self.state[p]:
             self.state[p]["momentum_buffer"] = torch.zeros_like(p.grad)
         buffer = self.state[p]["momentum_buffer"].lerp_(p.grad, 1 - momentum)
-        return p.grad.lerp(buffer, momentum).view(-1, *p.shape[-2:])
+        direction = p.grad.lerp(buffer, momentum)
+        whole = direction.full_tensor() if isinstance(direction, DTensor) else direction
+        return whole.view(-1, *p.shape[-2:])
+
+
+def _placed_as(p: Tensor, whole: Tensor) -> Tensor:
+    """A whole matrix that all processes hold, placed as p is: each keeps its own part."""
+    if not isinstance(p, DTensor):
+        return whole
+    everywhere = DTensor.from_local(whole, p.device_mesh, [Replicate()] * p.device_mesh.ndim, run_check=False)
+    return everywhere.redistribute(placements=p.placements)

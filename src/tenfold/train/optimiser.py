@@ -1,5 +1,7 @@
 """AdamW and Muon, with each parameter's learning rate and decay by the one rule."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -14,7 +16,7 @@ def make_optimisers(model: nn.Module, spec: ModelSpec, h: Hyperparameters, kind:
 
     Every group keeps its peak in `peak_lr`; matrices decay by `weight_decay` per step at the peak.
     """
-    adam: dict[tuple[float, bool], list[Tensor]] = {}
+    adam: dict[tuple[float, bool, Any], list[Tensor]] = {}
     muon: list[Tensor] = []
     for name, p in model.named_parameters():
         matrix = p.ndim > 1 and not name.startswith(("embedding", "vision.positions"))
@@ -22,9 +24,9 @@ def make_optimisers(model: nn.Module, spec: ModelSpec, h: Hyperparameters, kind:
         if kind == "muon" and matrix and not name.startswith("head") and ".router." not in name:
             muon.append(p)
         else:
-            adam.setdefault((scale, matrix), []).append(p)
+            adam.setdefault((scale, matrix, getattr(p, "device_mesh", None)), []).append(p)  # one kernel takes one mesh
     groups = []
-    for (scale, matrix), params in adam.items():
+    for (scale, matrix, _), params in adam.items():
         lr = h.learning_rate * scale
         groups.append(
             {"params": params, "lr": lr, "peak_lr": lr, "weight_decay": h.weight_decay / lr if matrix else 0.0}

@@ -1,0 +1,241 @@
+"""How a run lies on several processes: the recipe that is applied to a model from outside, top to bottom.
+
+    world = replicate x shard x context x tensor      (neighbouring ranks share a tensor group)
+
+Rows of the batch are divided over `replicate` and `shard`, positions of a row over `context` and `tensor`. So each process
+holds the loss of its own rows and positions, and gradients are sums over all of them: never a mean that depends on the layout.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+from torch.distributed.tensor.parallel import ColwiseParallel, PrepareModuleInput, RowwiseParallel, parallelize_module
+
+from tenfold.model.experts import expert_layers
+from tenfold.model.llama import FeedForward, Llama
+from tenfold.spec.errors import TenfoldError
+
+
+class LayoutConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The table `[layout]` of a run file.
+
+    `shard` processes share one copy of weights and optimiser (FSDP; 0 takes what the others leave), `replicate` such
+    copies run beside each other (HSDP), `context` divides each row's positions, `tensor` the matrices of each layer.
+    """
+
+    replicate: int = 1
+    shard: int = 0
+    context: int = 1
+    tensor: int = 1
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process stands: which part of the rows and of the positions is its own. The default is one process alone."""
+
+    rank: int = 0
+    data: int = 1
+    data_rank: int = 0
+    sequence: int = 1
+    sequence_rank: int = 0
+    shard_group: Any = None
+    tensor_group: Any = None
+
+    @property
+    def alone(self) -> bool:
+        return self.data * self.sequence == 1
+
+    def rows(self, batch_size: int) -> tuple[int, int, int]:
+        """First row, the row after the last, and the most rows that any process has: shares differ by one at most."""
+        first, end = (batch_size * r // self.data for r in (self.data_rank, self.data_rank + 1))
+        return first, end, -(-batch_size // self.data)
+
+    def positions(self, rows: Tensor) -> Tensor:
+        """The part of rows [B, T, ...] that is this process's own."""
+        return rows.chunk(self.sequence, 1)[self.sequence_rank].contiguous()
+
+    def total(self, *values: float) -> list[float]:
+        """Each value summed over all processes."""
+        if self.alone:
+            return list(values)
+        summed = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(summed)
+        return summed.tolist()
+
+    def agree(self, *flags: bool) -> list[bool]:
+        """Each flag as all processes then have it: up where it is up in any."""
+        return [value > 0 for value in self.total(*map(float, flags))]
+
+
+def start_processes() -> None:
+    """Join the other processes where `torchrun` started this one. Raises TenfoldError where they cannot be reached."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        return
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    except (dist.DistError, ValueError) as error:
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise TenfoldError(f"The other processes cannot be reached at {where}: {str(error).splitlines()[0]}.") from None
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def sizes(layout: LayoutConfig, world: int) -> tuple[int, int, int, int]:
+    """(replicate, shard, context, tensor) for `world` processes. Raises TenfoldError where they do not multiply to it."""
+    if min(layout.replicate, layout.context, layout.tensor) < 1 or layout.shard < 0:
+        raise TenfoldError("Every size in [layout] must be at least 1 (shard may be 0: what the others leave).")
+    others = layout.replicate * layout.context * layout.tensor
+    shard = layout.shard or max(1, world // others)
+    if others * shard != world:
+        raise TenfoldError(
+            f"[layout] needs replicate {layout.replicate} x shard {shard} x context {layout.context} x tensor {layout.tensor} = "
+            f"{others * shard} processes, but there are {world}: start as many, or change one of the four."
+        )
+    return layout.replicate, shard, layout.context, layout.tensor
+
+
+def spread(model: Llama, layout: LayoutConfig, device: torch.device, seq_len: int, batch_size: int) -> Place:
+    """Spread `model` over all processes, in place, and say where this one stands. Raises TenfoldError for what does not divide."""
+    world = dist.get_world_size() if dist.is_initialized() else 1
+    replicate, shard, context, tensor = sizes(layout, world)
+    if world == 1:
+        return Place()
+    _check(model, replicate * shard, context, tensor, shard * context, seq_len, batch_size)
+    mesh = init_device_mesh(device.type, (replicate, shard * context, tensor), mesh_dim_names=("replicate", "shard", "tensor"))
+    fine = init_device_mesh(
+        device.type, (replicate, shard, context, tensor), mesh_dim_names=("replicate", "shard", "context", "tensor")
+    )
+    r, s, c, t = (fine.get_local_rank(name) for name in ("replicate", "shard", "context", "tensor"))
+    place = Place(
+        rank=dist.get_rank(),
+        data=replicate * shard,
+        data_rank=r * shard + s,
+        sequence=context * tensor,
+        sequence_rank=c * tensor + t,
+        shard_group=mesh.get_group("shard"),
+        tensor_group=mesh.get_group("tensor") if tensor > 1 else None,
+    )
+    if place.sequence > 1:
+        model.layers[0].register_forward_pre_hook(lambda block, args: (place.positions(args[0]), *args[1:]))
+    if tensor > 1:
+        for block in model.layers:
+            _divide_matrices(block, mesh["tensor"])
+    if context > 1:
+        for block in model.layers:
+            _divide_context(block.attention, fine["context"])
+    sharded_over = mesh["replicate", "shard"] if replicate > 1 else mesh["shard"]
+    for module in [*model.layers, model]:
+        fully_shard(module, mesh=sharded_over, shard_placement_fn=_across)
+        module.set_gradient_divide_factor(1.0)  # type: ignore[operator]
+        module.set_force_sum_reduction_for_comms(True)  # type: ignore[operator]
+    register_fsdp_forward_method(model, "loss")
+    return place
+
+
+def _check(model: Llama, data: int, context: int, tensor: int, shards: int, seq_len: int, batch_size: int) -> None:
+    spec = model.spec
+    for what, value, ranks in (
+        ("seq_len", seq_len, context * tensor),
+        ("n_kv_heads", spec.n_kv_heads, tensor),
+        ("ffn_dim", spec.ffn_dim, tensor),
+        ("dim", spec.dim, shards if tensor > 1 else 1),
+    ):
+        if value % ranks:
+            raise TenfoldError(f"[layout] cannot divide {what} {value} by {ranks}: change the layout, or {what}.")
+    if batch_size < data:
+        raise TenfoldError(f"[layout] divides {batch_size} rows a step over {data} processes: use fewer, or raise batch_size.")
+    if expert_layers(model) and batch_size % data:
+        raise TenfoldError(f"A model with experts needs a batch_size that {data} data parallel processes divide, not {batch_size}.")
+    if model.ahead is not None and context * tensor > 1:
+        raise TenfoldError("Tokens ahead are trained on whole rows: set ahead = 0, or context and tensor to 1.")
+    if getattr(model, "balance_weight", 0.0):
+        raise TenfoldError('A balance loss depends on what one process sees: say balance = "bias" on several processes.')
+    if getattr(model, "vision", None) is not None:
+        raise TenfoldError("Pictures are trained on one process: leave [layout] out.")
+
+
+def _divide_matrices(block: nn.Module, mesh: DeviceMesh) -> None:
+    """Tensor and sequence parallel: between the matrices of a layer every process holds its part of the positions."""
+    gather = PrepareModuleInput(input_layouts=(Shard(1), None, None, None), desired_input_layouts=(Replicate(), None, None, None))
+    plan: dict[str, Any] = {
+        "attention": gather,
+        "attention.wqkv": ColwiseParallel(),
+        "attention.wo": RowwiseParallel(output_layouts=Shard(1)),
+    }
+    if isinstance(block.ffn, FeedForward):  # experts see their tokens where these are
+        plan["ffn"] = PrepareModuleInput(input_layouts=(Shard(1),), desired_input_layouts=(Replicate(),))
+        plan |= {"ffn.w1": ColwiseParallel(), "ffn.w3": ColwiseParallel(), "ffn.w2": RowwiseParallel(output_layouts=Shard(1))}
+    parallelize_module(block, mesh, plan)
+
+
+def _divide_context(attention: Any, mesh: DeviceMesh) -> None:
+    """Context parallel as in Llama 3 (arXiv 2407.21783, section 3.3.2): own queries, everyone's keys and values."""
+    ranks, rank = mesh.size(), mesh.get_local_rank()
+
+    def own(module: nn.Module, args: tuple) -> tuple:
+        x, rope, mask, temperature = (*args, None)[:4]
+        rope = None if rope is None else rope.chunk(ranks)[rank]
+        T = x.shape[1] * ranks
+        whole = torch.ones(T, T, dtype=torch.bool, device=x.device).tril()[None, None] if mask is None else mask
+        return x, rope, whole.chunk(ranks, 2)[rank], temperature
+
+    def everyones(part: Tensor) -> Tensor:
+        gathered = DTensor.from_local(part, mesh, [Shard(2)], run_check=False).redistribute(placements=[Replicate()])
+        return gathered.to_local(grad_placements=[Partial()])  # each process has the gradient of its own queries
+
+    mix: Callable[..., Tensor] = attention.mix
+
+    def mix_all(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        return mix(q, everyones(k), everyones(v), mask)
+
+    attention.register_forward_pre_hook(own)
+    attention.mix = mix_all
+
+
+def _across(p: nn.Parameter) -> Shard:
+    """A matrix whose rows are divided by tensor parallel is sharded by columns, so that no dimension is cut twice."""
+    return Shard(1) if isinstance(p, DTensor) and p.placements[-1] == Shard(0) else Shard(0)
+
+
+def local(t: Tensor) -> Tensor:
+    """The part of a tensor that this process holds."""
+    return t.to_local() if isinstance(t, DTensor) else t
+
+
+def clip_gradient(model: nn.Module, limit: float, place: Place) -> float:
+    """Sum what tensor parallel left to sum, scale all gradients to a norm of at most `limit`; returns the norm before."""
+    if place.alone:
+        return float(nn.utils.clip_grad_norm_(model.parameters(), limit))
+    squares = torch.zeros(2, dtype=torch.float64)
+    gradients = []
+    for p in model.parameters():
+        if p.grad is None:
+            continue
+        gradient = local(p.grad)
+        divided = isinstance(p, DTensor) and "tensor" in (p.device_mesh.mesh_dim_names or ())
+        if place.tensor_group is not None and not divided:
+            dist.all_reduce(gradient, group=place.tensor_group)
+        squares[int(divided)] += gradient.double().square().sum().cpu()
+        gradients.append(gradient)
+    dist.all_reduce(squares, group=place.shard_group)
+    if place.tensor_group is not None:
+        dist.all_reduce(squares[1:], group=place.tensor_group)
+    norm = float(squares.sum().sqrt())
+    for gradient in gradients:
+        gradient.mul_(min(1.0, limit / (norm + 1e-6)))
+    return norm
+
+
+def padded(rows: Tensor, count: int, value: int) -> Tensor:
+    """Rows [B, ...] with rows of `value` behind them, `count` in all: every process runs the same number."""
+    return F.pad(rows, (0, 0, 0, count - len(rows)), value=value)

@@ -1,0 +1,138 @@
+"""Layouts: on several processes a run has the losses, gradients and weights of one process, and resumes in another layout."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from unittest.mock import patch
+
+import pytest
+from safetensors.torch import load_file
+
+from tenfold.spec.errors import TenfoldError
+from tenfold.train import loop
+from tenfold.train.config import config_from_fields
+from tenfold.train.layout import LayoutConfig, Place, sizes
+from tenfold.train.metrics import read_metrics
+
+DENSE = {
+    "name": "tiny", "dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 4, "ffn_dim": 64, "vocab_size": 400,
+}  # fmt: skip
+ROUTED = {**DENSE, "family": "llama4", "n_experts": 4, "expert_ffn_dim": 32, "attention_chunk": 32, "nope_every": 2, "qk_norm": True}
+RUN = {
+    "seq_len": 64, "batch_size": 8, "tokens": 20 * 8 * 64, "evaluate_tokens": 2048, "log_every": 1, "z_loss": 1e-4, "dtype": "float32",
+    "device": "cpu", "compile": "off",
+}  # fmt: skip
+MODELS = {
+    "dense": {**RUN, "model": DENSE},
+    "adamw": {**RUN, "model": DENSE, "optimiser": "adamw", "micro_batch": 2},
+    "uneven": {**RUN, "model": DENSE, "batch_size": 7, "tokens": 20 * 7 * 64, "micro_batch": 2},
+    "routed": {**RUN, "model": ROUTED},
+}
+LAYOUTS = {
+    "fsdp": {"shard": 4},
+    "hsdp": {"replicate": 2, "shard": 2},
+    "ddp": {"replicate": 4, "shard": 1},
+    "context": {"context": 4},
+    "tensor": {"tensor": 4},
+    "fsdp-context": {"shard": 2, "context": 2},
+    "fsdp-tensor": {"shard": 2, "tensor": 2},
+    "replicate-context": {"replicate": 2, "context": 2},
+    "replicate-tensor": {"replicate": 2, "tensor": 2},
+    "context-tensor": {"context": 2, "tensor": 2},
+}
+CASES = [(m, name) for m in MODELS for name in LAYOUTS]
+QUICK = [
+    ("dense", "fsdp-tensor"), ("dense", "context-tensor"), ("adamw", "fsdp-tensor"), ("uneven", "hsdp"), ("uneven", "fsdp-context"),
+    ("routed", "context"), ("routed", "replicate-tensor"),
+]  # fmt: skip
+
+PROCESS = """
+import json, sys
+from dataclasses import replace
+from pathlib import Path
+import torch
+from tenfold.data.corpus import open_corpus
+from tenfold.train import loop
+from tenfold.train import loop
+from tenfold.train.config import config_from_fields
+torch.set_num_threads(1)
+loop.begin_as_identity = lambda model: None
+corpus, folder = open_corpus(Path(sys.argv[1])), Path(sys.argv[2])
+for name, fields in json.loads(sys.argv[3]):
+    loop.train(config_from_fields(fields, name), corpus, folder / name, quiet=True)
+"""
+
+
+def run_on(processes, corpus, folder, jobs):
+    """Start one set of processes and train all `jobs` [(name, fields)] in it, one after another."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = os.environ | {"OMP_NUM_THREADS": "1", "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, "-c", PROCESS, str(corpus.directory), str(folder), json.dumps(jobs)]
+    started = [
+        subprocess.Popen(command, env=shared | {"RANK": str(r), "LOCAL_RANK": str(r)}, stderr=subprocess.PIPE, text=True)
+        for r in range(processes)
+    ]
+    try:
+        for process in started:
+            _, said = process.communicate(timeout=250)
+            assert process.returncode == 0, said
+    finally:
+        for process in started:
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def alone(corpus, tmp_path_factory):
+    # From a random start: where blocks begin as the identity the first gradients are hardly more than rounding, and that
+    # is what AdamW would follow.
+    folder = tmp_path_factory.mktemp("alone")
+    with patch.object(loop, "begin_as_identity", lambda model: None):
+        for name, fields in MODELS.items():
+            loop.train(config_from_fields(fields, name), corpus, folder / name, quiet=True)
+    return folder
+
+
+def check(one, many):
+    a, b = ([e for e in read_metrics(d / "run.jsonl") if e["event"] == "step"] for d in (one, many))
+    assert len(a) == len(b) == 20
+    for x, y in zip(a, b, strict=True):
+        assert y["loss"] == pytest.approx(x["loss"], rel=1e-5)
+        assert y["grad_norm"] == pytest.approx(x["grad_norm"], rel=1e-3)
+    assert a[-1]["loss"] < a[0]["loss"] - 0.1
+    x, y = (load_file(d / "model" / "model.safetensors") for d in (one, many))
+    assert x.keys() == y.keys()
+    for name in x:
+        assert (x[name] - y[name]).norm() <= 1e-3 * x[name].norm(), name
+
+
+@pytest.mark.parametrize("cases", [QUICK, pytest.param([c for c in CASES if c not in QUICK], marks=pytest.mark.slow)], ids=["few", "all"])
+def test_every_layout_has_the_numbers_of_one_process(corpus, alone, tmp_path, cases):
+    jobs = [(f"{m}-{name}", {**MODELS[m], "layout": LAYOUTS[name]}) for m, name in cases]
+    run_on(4, corpus, tmp_path, jobs)
+    for m, name in cases:
+        check(alone / m, tmp_path / f"{m}-{name}")
+
+
+@pytest.mark.parametrize(
+    "layout, says",
+    [
+        ({"shard": 3}, "= 3 processes, but there are 4"),
+        ({"tensor": 3}, "= 3 processes, but there are 4"),
+        ({"replicate": 0}, "at least 1"),
+    ],
+)
+def test_a_layout_that_does_not_fit_the_world_is_one_sentence(layout, says):
+    with pytest.raises(TenfoldError, match=says) as raised:
+        sizes(LayoutConfig(**layout), 4)
+    assert "\n" not in str(raised.value)
+
+
+def test_the_rows_of_all_places_are_the_batch_once():
+    for batch, data in ((8, 4), (7, 4), (5, 2), (3, 3)):
+        parts = [Place(data=data, data_rank=r).rows(batch) for r in range(data)]
+        assert [row for first, end, _ in parts for row in range(first, end)] == list(range(batch))
+        assert all(0 < end - first <= most for first, end, most in parts)
