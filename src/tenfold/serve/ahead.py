@@ -35,6 +35,7 @@ class AheadEngine(Engine):
     def __init__(self, runner: CudaRunner, n_blocks: int, **options: Any):
         super().__init__(runner, n_blocks, **{**options, "speculate": False})
         self._flight: Flight | None = None
+        self.waited = 0.0  # seconds that the host had nothing to do in
 
     @torch.inference_mode()
     def step(self) -> list[Output]:
@@ -90,8 +91,10 @@ class AheadEngine(Engine):
         flight, self._flight = self._flight, None
         if flight is None:
             return []
-        outputs = []
-        for (s, at, late), token in zip(flight.sequences, flight.drawn.tokens(), strict=True):
+        outputs, begin = [], time.perf_counter()
+        tokens = flight.drawn.tokens()
+        self.waited += time.perf_counter() - begin
+        for (s, at, late), token in zip(flight.sequences, tokens, strict=True):
             if s not in self.scheduler.running:  # over, or cancelled, while the step was under way
                 continue
             s.tokens[at : at + 1] = [token]

@@ -86,7 +86,7 @@ def draw(logits: Tensor, seeds: Tensor, positions: Tensor, temperatures: Tensor)
     """
     noise = torch.zeros_like(logits, dtype=torch.float32)
     for i in (temperatures > 0).nonzero().flatten().tolist():
-        generator = torch.Generator().manual_seed((int(seeds[i]) << 31) + int(positions[i]))
+        generator = torch.Generator().manual_seed((int(seeds[i]) * 1_000_003 + int(positions[i])) % 2**32)
         noise[i] = -torch.empty(logits.shape[1]).exponential_(generator=generator).log()
     scaled = logits.float() / torch.where(temperatures > 0, temperatures, 1)[:, None] + noise
     return scaled.argmax(-1).int()
