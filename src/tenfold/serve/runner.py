@@ -25,7 +25,7 @@ class Rows:
     tokens: list[int]
     positions: list[int]
     counts: list[int]
-    tables: Sequence[Sequence[int]]
+    tables: list[Sequence[int]]
 
 
 class Runner(Protocol):

@@ -6,13 +6,14 @@ prefix may still be found in the cache).
 """
 
 from collections import deque
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from tenfold.serve.blocks import BlockManager
 from tenfold.serve.request import Sequence
 
 
-class Work(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Work:
     """The next `count` tokens of a sequence, of which the last `drafted` are guesses."""
 
     sequence: Sequence
