@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 BENCH = Path(__file__).parents[1] / "bench"
 sys.path.insert(0, str(BENCH))
 
 import gpu  # noqa: E402
+import gpu_check  # noqa: E402
 import gpu_side  # noqa: E402
 import step_account  # noqa: E402
 
@@ -91,3 +93,16 @@ def test_the_account_adds_up_and_is_drawn(tmp_path):
     assert (parts[0]["floor_s"] + parts[1]["floor_s"]) * 1e11 == pytest.approx(flops)
     step_account.draw(rows, "a step", tmp_path / "step.png")
     assert (tmp_path / "step.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_checked_on_a_gpu_holds_on_a_cpu_as_far_as_it_goes_there():
+    torch.manual_seed(0)
+    for name, (check, allowed) in gpu_check.checks(torch.device("cpu")).items():
+        assert check() <= allowed, name
+
+
+def test_a_wrong_or_missing_number_never_passes():
+    good = torch.ones(3)
+    assert gpu_check.error([good], [good]) == 0
+    assert gpu_check.error([good, good * 1.5], [good, good]) == pytest.approx(0.5)
+    assert gpu_check.error([good * float("nan")], [good]) == float("inf")
