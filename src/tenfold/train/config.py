@@ -50,7 +50,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     corpus: str = "stdlib"
     mixture: list[MixedCorpus] | None = None
     cache_gib: float = 16.0
-    vocab_size: int = 4096
+    vocab_size: int = 2048
     seq_len: int = 128
     seed: int = 0
     max_epochs: float = 4.0
