@@ -22,7 +22,8 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     then chosen for the compute; `{ width = 256, family = "llama4" }` and `{ family = "llama4" }` have experts.
     `balance` says what keeps their load even: a `bias` on the choice that learns at `balance_rate` and fades as the
     learning rate does, a `loss` of weight `balance_rate`, or nothing. `batch_size` counts sequences of `seq_len` tokens a
-    step; `micro_batch` those that go through the model at once. Times are in seconds.
+    step; `micro_batch` those that go through the model at once. Times are in seconds. `upload_to` is a folder that fsspec can
+    reach (`s3://bucket/run`): every checkpoint is copied there, and a run with none of its own goes on from there.
 
     `start_from` is a Hugging Face directory whose shape and weights the run begins from. `ahead` further tokens are
     predicted beside the next one, with the weight `ahead_weight` (multi-token prediction; 0 is none). `fp8` trains
@@ -68,6 +69,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     evaluate_tokens: int | None = None
     checkpoint_every_s: float = 60.0
     keep: int = 2
+    upload_to: str | None = None
     tensorboard: bool = False
     wandb: str | None = None
     layout: LayoutConfig = LayoutConfig()

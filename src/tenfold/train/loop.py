@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from tenfold.data.batches import Batch, train_batch, validation_batches, validation_bytes
 from tenfold.data.corpus import Corpus, require_tokens
@@ -32,6 +31,7 @@ from tenfold.spec.model import ModelSpec
 from tenfold.train import checkpoint
 from tenfold.train.config import RunConfig, resolve_model, write_config
 from tenfold.train.energy import EnergyMeter
+from tenfold.train.export import export_model
 from tenfold.train.fp8 import use_fp8
 from tenfold.train.hyperparameters import Hyperparameters, derive
 from tenfold.train.layout import Place, clip_gradient, padded, spread, start_processes
@@ -115,7 +115,7 @@ def train(
     fp8 = use_fp8(model, device, dtype) if config.fp8 else ""
     optimisers = make_optimisers(model, spec, h, config.optimiser)
     state = _State()
-    saved = checkpoint.restore_latest(directory / "checkpoint", model, optimisers)
+    saved = checkpoint.restore_latest(directory / "checkpoint", model, optimisers, config.upload_to)
     if saved is not None:
         state = _State(**saved["state"])
     flops_per_token = spec.train_flops_per_token(config.seq_len) + 6.0 * ahead_weights(spec, config.ahead)
@@ -134,6 +134,7 @@ def train(
         ) as metrics,
         TrainingProgress(h.steps, title, enabled=False if quiet or place.rank else None) as progress,
         stop_on_signals() as stop,
+        checkpoint.Saver(directory / "checkpoint", config.keep, config.upload_to) as saver,
         autocast,
     ):
         if saved is None:
@@ -179,11 +180,12 @@ def train(
             due = time.monotonic() - last_save > config.checkpoint_every_s
             save_now, stopped = place.agree(due, stop.requested)
             if save_now:
-                _save(directory, model, optimisers, state, config.keep)
+                saver.save(state.step, model, optimisers, {"state": asdict(state)})
                 last_save = time.monotonic()
         finished = state.step >= h.steps
         if keep_model or not finished:
-            _save(directory, model, optimisers, state, config.keep)
+            saver.save(state.step, model, optimisers, {"state": asdict(state)})
+            saver.finish()
         if not finished:
             metrics.write("stopped", step=state.step)
             loss_nats, bits = math.nan, math.nan
@@ -215,9 +217,12 @@ def train(
         if finished:
             if keep_model:
                 source = pictures.directory if pictures else corpus.directory
-                whole = _gathered(model, place)
-                if whole is not None:
-                    write_model(whole, directory / "model", tokenizer_directory=source)
+                if place.alone:
+                    write_model(model, directory / "model", tokenizer_directory=source)
+                elif place.rank == 0:
+                    newest = checkpoint.latest(directory / "checkpoint")
+                    assert newest is not None
+                    export_model(newest, spec, directory / "model", tokenizer_directory=source)
             metrics.write("end", **{**asdict(result), "directory": str(directory)})
     return result
 
@@ -408,29 +413,12 @@ def evaluate(
     return nats / max(1, count), nats / math.log(2) / max(1, size)
 
 
-def _save(directory: Path, model: Llama, optimisers: list, state: _State, keep: int) -> None:
-    checkpoint.save(directory / "checkpoint", state.step, model, optimisers, {"state": asdict(state)}, keep)
-
-
 def _device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise TenfoldError("This machine has no CUDA GPU that PyTorch can use: say device = \"cpu\".")
     return name
-
-
-def _gathered(model: Llama, place: Place) -> Llama | None:
-    """The whole model in the first process, None in the others."""
-    if place.alone:
-        return model
-    weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    if place.rank:
-        return None
-    with torch.device("meta"):
-        whole = make_model(model.spec)
-    whole.load_state_dict({k: v for k, v in weights.items() if not k.startswith("ahead.")}, assign=True)
-    return whole
 
 
 def _compile(model: Llama, config: RunConfig, device: torch.device, place: Place, ideal_seconds: float) -> str:
