@@ -22,6 +22,7 @@ def climb(
     optimiser: Annotated[str, typer.Option(help="muon or adamw.")] = "muon",
     family: Annotated[str, typer.Option(help="llama3 (dense) or llama4 (16 experts, one a token).")] = "llama3",
     home: Home = Path("generations"),
+    on: Annotated[str | None, typer.Option(help="ray: the rungs as tasks of the cluster at RAY_ADDRESS, or here.")] = None,
     again: Annotated[bool, typer.Option("--again", help="Climb on from the newest generation, to ten times its compute.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -41,15 +42,19 @@ def climb(
 
     from tenfold.scale import climb as climbing
     from tenfold.scale.report import write_report
+    from tenfold.spec.errors import TenfoldError
     from tenfold.spec.units import parse_quantity
 
     console = Console(stderr=as_json)
+    if on not in (None, "ray"):
+        raise TenfoldError(f"There is no way to climb on {on!r}: say --on ray, or leave it out.")
+    home = home.resolve() if on else home  # the tasks run in other folders
 
     def say(text: str) -> None:
         console.print(text, highlight=False, soft_wrap=True)
 
     if again:
-        generation = climbing.again(home, say=say, quiet=as_json)
+        generation = climbing.again(home, say=say, quiet=as_json, on=on)
     else:
         settings = climbing.ClimbSettings(
             corpus=corpus,
@@ -61,7 +66,7 @@ def climb(
             optimiser=optimiser,
             family=family,
         )
-        generation = climbing.climb(settings, home, say=say, quiet=as_json)
+        generation = climbing.climb(settings, home, say=say, quiet=as_json, on=on)
     text = sample_of(generation, home)
     report = write_report(generation, sample=text)
     scored = json.loads((generation / "score.json").read_text())

@@ -17,6 +17,7 @@ def build(
     out: Annotated[Path, typer.Option(help="Where the corpus is written.")],
     vocab_size: Annotated[int, typer.Option(help="Tokens in the vocabulary.")] = 2048,
     text_column: Annotated[str, typer.Option(help="The column of jsonl and Parquet files that holds the text.")] = "text",
+    tokenizer_from: Annotated[Path | None, typer.Option(help="Take the tokeniser of this corpus, to mix the two.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a corpus: clean documents, a tokeniser, memory-mapped tokens.
@@ -25,8 +26,43 @@ def build(
     """
     from tenfold.data.corpus import build as build_corpus
 
-    build_corpus(source, out, vocab_size=vocab_size, text_column=text_column, quiet=as_json)
+    build_corpus(source, out, vocab_size=vocab_size, text_column=text_column, tokenizer_from=tokenizer_from, quiet=as_json)
     show(out, as_json=as_json)
+
+
+@data_app.command("clean")
+def clean(
+    source: Annotated[Path, typer.Argument(help="A folder of files of text, on all nodes alike.")],
+    out: Annotated[Path, typer.Option(help="Where stages and result are kept; the clean text comes to OUT/clean.")],
+    on: Annotated[str, typer.Option(help="local, slurm or ray.")] = "local",
+    tasks: Annotated[int, typer.Option(help="Tasks that a stage is cut into.")] = 1,
+    text_column: Annotated[str, typer.Option(help="The column of jsonl and Parquet files that holds the text.")] = "text",
+    partition: Annotated[str, typer.Option(help="Slurm's partition.")] = "",
+    limit: Annotated[str, typer.Option(help="Slurm's time limit of a stage.")] = "24:00:00",
+) -> None:
+    """Clean and deduplicate text that is too much for one machine, before `tenfold data build OUT/clean`.
+
+    Example: tenfold data clean /shared/web --out /shared/web-clean --on slurm --tasks 2000 --partition cpu
+    """
+    from tenfold.data.big import clean_big
+
+    clean_big(source, out, on=on, tasks=tasks, text_column=text_column, partition=partition, limit=limit)
+    print(f"The clean text comes to {out / 'clean'}." if on == "slurm" else f"The clean text is in {out / 'clean'}.")
+
+
+@data_app.command("upload")
+def upload(
+    directory: Annotated[Path, typer.Argument(help="A corpus.")],
+    address: Annotated[str, typer.Argument(help="Where it goes: s3://bucket/folder, gs://..., or any that fsspec knows.")],
+) -> None:
+    """Copy a corpus to an object store; a run reads it from there with `corpus = "s3://bucket/folder"`.
+
+    Example: tenfold data upload corpora/texts s3://bucket/texts
+    """
+    from tenfold.data.remote import upload as upload_corpus
+
+    upload_corpus(directory, address)
+    print(f"{directory} is at {address}.")
 
 
 @data_app.command("show")

@@ -49,15 +49,15 @@ def resume(
 def _run(config: Any, directory: Path, home: Path, as_json: bool) -> None:
     from rich.console import Console
 
-    from tenfold.data.corpus import build
     from tenfold.spec.errors import TenfoldError
     from tenfold.spec.units import duration, si
     from tenfold.train.config import resolve_model
     from tenfold.train.hyperparameters import derive
     from tenfold.train.loop import train as train_run
+    from tenfold.train.text import open_text
 
     console = Console(stderr=as_json)
-    corpus = build(config.corpus, home / f"corpus-{Path(config.corpus).name}-{config.vocab_size}", vocab_size=config.vocab_size)
+    corpus = open_text(config, home)
     spec, tokens = resolve_model(config, corpus.vocab_size)
     h = derive(
         spec,

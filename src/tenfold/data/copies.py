@@ -22,9 +22,14 @@ def signature(text: bytes) -> np.ndarray:
 
     A word is a run of ASCII letters, digits, underscores and non-ASCII bytes. Signatures are equal on every machine.
     """
-    hashes = _shingles(_words(np.frombuffer(text, dtype=np.uint8)))
+    hashes = word_shingles(text)
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(hashes, [0, len(hashes)], PERMUTATIONS, 1)
     return np.array(matrix.to_rows()[0], dtype=np.uint32)
+
+
+def word_shingles(text: bytes) -> np.ndarray:
+    """Hashes of all word 5-grams of a text, uint64, repeated ones too."""
+    return _shingles(_words(np.frombuffer(text, dtype=np.uint8)))
 
 
 def copies(keys: np.ndarray) -> np.ndarray:

@@ -29,7 +29,7 @@ from tenfold.data.filters import quality_problem
 from tenfold.data.shards import SHARD_TOKENS, Shards, ShardWriter, open_shards
 from tenfold.data.sources import read_documents
 from tenfold.data.spool import Spool
-from tenfold.data.tokenizer import fast_encoder, save_tokenizer, token_bytes, train_tokenizer
+from tenfold.data.tokenizer import BEGIN, END, fast_encoder, save_tokenizer, token_bytes, train_tokenizer
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.units import si
 
@@ -47,9 +47,18 @@ class Corpus:
     directory: Path
     manifest: dict[str, Any]
 
+    def __reduce__(self) -> Any:
+        """Another process opens the corpus again, and is sent no tokens."""
+        return open_corpus, (self.directory,)
+
     @property
     def vocab_size(self) -> int:
         return self.manifest["vocab_size"]
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether tokens may have to come from an object store."""
+        return False
 
     @property
     def train_tokens(self) -> int:
@@ -88,17 +97,23 @@ def build(
     vocab_size: int = 1024,
     text_column: str = "text",
     shard_tokens: int = SHARD_TOKENS,
+    tokenizer_from: Path | None = None,
     quiet: bool = False,
 ) -> Corpus:
     """Clean, deduplicate, tokenise and write `source` to `out`; a corpus that is there already is opened.
 
-    `source` is a folder, a file, or the name of a corpus that every machine has (`data.sources.NAMED`). Nothing is
-    left at `out` unless all went well. Memory does not grow with the text, but for about 60 bytes a document; the disk
-    holds the clean text once beside the tokens while it runs. Raises TenfoldError where nothing usable is found or the
+    `source` is a folder, a file, or the name of a corpus that every machine has (`data.sources.NAMED`). With
+    `tokenizer_from`, the folder of another corpus, its tokeniser is used and none is trained. Nothing is left at `out`
+    unless all went well. Memory does not grow with the text, but for about 60 bytes a document; the disk holds the clean
+    text once beside the tokens while it runs. Raises TenfoldError where nothing usable is found or the
     disk is full.
     """
+    if tokenizer_from is not None:
+        vocab_size = open_tokenizer(tokenizer_from).get_vocab_size()
     if (out / "manifest.json").exists():
         corpus = open_corpus(out)
+        if tokenizer_from is not None and not same_tokenizer(out, tokenizer_from):
+            raise TenfoldError(f"{out} holds a corpus with another tokeniser than {tokenizer_from}: choose another folder.")
         if corpus.vocab_size == vocab_size and corpus.manifest["source"] == str(source):
             return corpus
         raise TenfoldError(
@@ -110,7 +125,7 @@ def build(
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        _write(source, scratch, vocab_size, text_column, shard_tokens, quiet)
+        _write(source, scratch, vocab_size, text_column, shard_tokens, tokenizer_from, quiet)
         scratch.replace(out)
     except OSError as error:
         raise TenfoldError(f"The corpus could not be written to {out}: {error.strerror or error}.") from None
@@ -161,7 +176,31 @@ def require_tokens(corpus: Corpus, needed: float, max_epochs: float) -> float:
     return epochs
 
 
-def _write(source: str | Path, scratch: Path, vocab_size: int, text_column: str, shard_tokens: int, quiet: bool) -> None:
+def open_tokenizer(directory: Path) -> Tokenizer:
+    """The tokeniser of a corpus. Raises TenfoldError where there is none of Tenfold's."""
+    path = directory / "tokenizer.json"
+    if not path.exists():
+        raise TenfoldError(f"{directory} holds no tokenizer.json: name the folder of a corpus.")
+    tokenizer = Tokenizer.from_file(str(path))
+    if [tokenizer.token_to_id(token) for token in (BEGIN, END)] != [0, 1]:
+        raise TenfoldError(f"The tokeniser in {path} is not one of a corpus: {BEGIN} and {END} must be its first tokens.")
+    return tokenizer
+
+
+def same_tokenizer(one: Path, other: Path) -> bool:
+    """Whether two corpora have the same tokeniser, to the byte."""
+    return (one / "tokenizer.json").read_bytes() == (other / "tokenizer.json").read_bytes()
+
+
+def _write(
+    source: str | Path,
+    scratch: Path,
+    vocab_size: int,
+    text_column: str,
+    shard_tokens: int,
+    tokenizer_from: Path | None,
+    quiet: bool,
+) -> None:
     began = time.perf_counter()
     spooled = scratch / "spool"
     spooled.mkdir()
@@ -170,7 +209,8 @@ def _write(source: str | Path, scratch: Path, vocab_size: int, text_column: str,
         documents, report["dropped"] = _without_copies(spool, report["dropped"])
         report |= {"kept_documents": len(documents), "kept_bytes": int(documents["bytes"].sum(dtype=np.int64))}
         splits = _split(source, documents, report["dropped"])
-        tokenizer = train_tokenizer(_sample(spool, splits["train"]), vocab_size)
+        sample = _sample(spool, splits["train"])
+        tokenizer = open_tokenizer(tokenizer_from) if tokenizer_from else train_tokenizer(sample, vocab_size)
         if tokenizer.get_vocab_size() < vocab_size:
             raise TenfoldError(
                 f"The corpus {str(source)!r} is too small for a vocabulary of {vocab_size}: only "

@@ -46,7 +46,7 @@ def read_documents(source: str | Path, text_column: str = "text") -> Iterator[Do
             f"There is no corpus {str(source)!r}: give a folder, a file, or one of {', '.join(NAMED)}"
             f"{nearest(str(source), NAMED)}."
         )
-    for file in _files(path):
+    for file in files_of(path):
         name = file.name.lower()
         ending = next((e for e in _COMPRESSION if name.endswith(e)), None)
         try:
@@ -62,7 +62,7 @@ def read_documents(source: str | Path, text_column: str = "text") -> Iterator[Do
             yield Document(str(file), "", f"unreadable ({error.strerror or error})")
 
 
-def _files(path: Path) -> Iterator[Path]:
+def files_of(path: Path) -> Iterator[Path]:
     """The files below `path`, sorted; a folder that cannot be listed comes itself."""
     if not path.is_dir():
         yield path
@@ -76,7 +76,7 @@ def _files(path: Path) -> Iterator[Path]:
         if entry.is_symlink() or entry.name in _SKIPPED_FOLDERS:
             continue
         if entry.is_dir():
-            yield from _files(entry)
+            yield from files_of(entry)
         elif entry.is_file():
             yield entry
 
@@ -190,17 +190,17 @@ def _named(name: str) -> Iterator[Document]:
     stdlib = Path(sysconfig.get_path("stdlib"))
     packages = [Path(folder) for folder in site.getsitepackages()]
     if name == "stdlib":
-        for file in _files(stdlib):
+        for file in files_of(stdlib):
             if file.suffix == ".py" and "site-packages" not in file.parts:
                 yield from _text_file(file)
     elif name == "torch-headers":
         for folder in packages:
-            for file in _files(folder / "torch" / "include") if (folder / "torch" / "include").exists() else ():
+            for file in files_of(folder / "torch" / "include") if (folder / "torch" / "include").exists() else ():
                 if file.suffix in (".h", ".hpp", ".cuh"):
                     yield from _text_file(file)
     else:
         for folder in [stdlib, *(package / library for package in packages for library in _DOCUMENTED)]:
-            for file in _files(folder) if folder.exists() else ():
+            for file in files_of(folder) if folder.exists() else ():
                 if file.suffix == ".py" and not (folder == stdlib and "site-packages" in file.parts):
                     prose = _docstrings(file.read_bytes())
                     if prose:

@@ -164,6 +164,16 @@ def initialise(model: nn.Module, spec: ModelSpec) -> None:
             nn.init.normal_(p, std=p.shape[-1] ** -0.5 / ((2 * spec.n_layers) ** 0.5 if residual else 1.0))
 
 
+@torch.no_grad()
+def begin_as_identity(model: nn.Module) -> None:
+    """Set to zero what writes to the residual stream, and the head: every block begins as the identity, and the first
+    loss is log(vocabulary) whatever was drawn (as in Fixup, arXiv 1901.09321; what it brings is in `docs/LOG.md`). A head
+    that is tied to the embedding stays, and so does a picture encoder, which has a way of its own to start."""
+    for name, p in model.named_parameters():
+        if not name.startswith("vision.") and (".wo." in name or ".w2." in name or name.startswith("head")):
+            p.zero_()
+
+
 class Llama(nn.Module):
     """The decoder. `forward` gives logits; `loss` never holds them all at once.
 

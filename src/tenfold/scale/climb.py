@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from tenfold.data.corpus import Corpus, build, require_tokens
+from tenfold.data.remote import is_remote, open_remote
 from tenfold.scale.forecast import Speed, make_forecast, score, write_forecast
 from tenfold.scale.isoflop import minimum, rungs
 from tenfold.scale.ladder import Rung, nearest_shape, plan_ladder
@@ -48,13 +49,16 @@ class ClimbSettings:
 Say = Callable[[str], None]
 
 
-def climb(settings: ClimbSettings, home: Path, *, say: Say, quiet: bool = False) -> Path:
-    """Climb once in `home`; returns the generation's directory. Raises TenfoldError; Ctrl-C loses nothing."""
+def climb(settings: ClimbSettings, home: Path, *, say: Say, quiet: bool = False, on: str | None = None) -> Path:
+    """Climb once in `home`; returns the generation's directory. Raises TenfoldError; Ctrl-C loses nothing.
+
+    `on` "ray" trains the rungs of the ladder as Ray tasks; the points are the same.
+    """
     generation = _unfinished(home, settings) or _new(home, settings)
-    return climb_in(generation, settings, home, say=say, quiet=quiet)
+    return climb_in(generation, settings, home, say=say, quiet=quiet, on=on)
 
 
-def again(home: Path, *, say: Say, quiet: bool = False) -> Path:
+def again(home: Path, *, say: Say, quiet: bool = False, on: str | None = None) -> Path:
     """Take the newest finished generation as the top rung, and climb to ten times its compute."""
     last = newest(home)
     if last is None or not (last / "score.json").exists():
@@ -64,14 +68,16 @@ def again(home: Path, *, say: Say, quiet: bool = False) -> Path:
     generation = _new(home, higher, parent=last.name)
     points = [*read_points_file(last), _point(_need(read_result(last)))]
     _write_points(points, generation)
-    return climb_in(generation, higher, home, say=say, quiet=quiet)
+    return climb_in(generation, higher, home, say=say, quiet=quiet, on=on)
 
 
-def climb_in(generation: Path, settings: ClimbSettings, home: Path, *, say: Say, quiet: bool) -> Path:
+def climb_in(
+    generation: Path, settings: ClimbSettings, home: Path, *, say: Say, quiet: bool, on: str | None = None
+) -> Path:
     """All steps of one climb in its directory."""
     corpus = open_or_build(settings, home, say=say, quiet=quiet)
     if not (generation / "points.csv").exists():
-        _train_ladder(generation, settings, corpus, say=say, quiet=quiet)
+        _train_ladder(generation, settings, corpus, say=say, quiet=quiet, on=on)
     points = read_points_file(generation)
     law_file = generation / "law.json"
     if not law_file.exists():
@@ -102,23 +108,28 @@ def open_or_build(settings: ClimbSettings, home: Path, *, say: Say, quiet: bool)
     """The climb's corpus, made once and shared by the generations in `home`."""
     name = Path(settings.corpus).name or "corpus"
     out = home / f"corpus-{name}-{settings.vocab_size}"
-    if not out.exists():
-        say(f"Preparing the corpus {settings.corpus!r}: cleaning, finding copies, tokenising ...")
-    corpus = build(settings.corpus, out, vocab_size=settings.vocab_size, quiet=quiet)
+    if is_remote(settings.corpus):
+        corpus: Corpus = open_remote(settings.corpus, home)
+    else:
+        if not out.exists():
+            say(f"Preparing the corpus {settings.corpus!r}: cleaning, finding copies, tokenising ...")
+        corpus = build(settings.corpus, out, vocab_size=settings.vocab_size, quiet=quiet)
     splits = corpus.manifest["splits"]
     say(f"Corpus: {splits['train']['tokens'] / 1e6:.1f}M tokens of training text ({splits['train']['bytes'] / 1e6:.0f} MB).")
     return corpus
 
 
-def _train_ladder(generation: Path, settings: ClimbSettings, corpus: Corpus, *, say: Say, quiet: bool) -> None:
+def _train_ladder(
+    generation: Path, settings: ClimbSettings, corpus: Corpus, *, say: Say, quiet: bool, on: str | None
+) -> None:
     ladder = plan_ladder(settings.top_flops / 10, corpus.vocab_size, settings.seq_len, family=settings.family)
     top_tokens = max(r.tokens for r in ladder)
     require_tokens(corpus, top_tokens, RunConfig(tokens=1).max_epochs)
     total = sum(r.flops for r in ladder)
-    at_once = workers(settings.device)
+    at_once = workers(settings.device) if on is None else len(ladder)
+    where = {None: f", {at_once} side by side." if at_once > 1 else ".", "ray": ", on Ray."}[on]
     say(
-        f"Ladder: {len(ladder)} runs at {len({r.flops for r in ladder})} budgets, {total:.2g} FLOPs in all"
-        + (f", {at_once} side by side." if at_once > 1 else ".")
+        f"Ladder: {len(ladder)} runs at {len({r.flops for r in ladder})} budgets, {total:.2g} FLOPs in all{where}"
     )
     directories = [generation / "ladder" / rung.name for rung in ladder]
     results = [read_result(directory) for directory in directories]
@@ -127,7 +138,13 @@ def _train_ladder(generation: Path, settings: ClimbSettings, corpus: Corpus, *, 
     # Each run has a seed of its own: the luck of one draw must not lean on all points alike.
     seeds = [settings.seed * 1000 + i + 1 for i in range(len(ladder))]
     runs = [(_config(settings, ladder[i].width, ladder[i].tokens, seeds[i]), directories[i]) for i in missing]
-    for done, (k, result) in enumerate(train_side_by_side(runs, corpus, at_once, quiet=quiet)):
+    if on == "ray":
+        from tenfold.scale.on_ray import train_on_ray
+
+        results_of_runs = train_on_ray(runs, corpus)
+    else:
+        results_of_runs = train_side_by_side(runs, corpus, at_once, quiet=quiet)
+    for done, (k, result) in enumerate(results_of_runs):
         i = missing[k]
         if not result.finished:
             raise TenfoldError("The climb was stopped in its ladder: the same command goes on from there.")

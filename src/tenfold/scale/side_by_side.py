@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from tenfold.data.corpus import Corpus, open_corpus
+from tenfold.data.corpus import Corpus
 from tenfold.spec.errors import TenfoldError
 from tenfold.train.config import RunConfig
 from tenfold.train.loop import RunResult, train
@@ -49,7 +49,7 @@ def train_side_by_side(
             while waiting and len(running) < at_once:
                 i, (config, directory) = waiting.pop(0)
                 here, there = context.Pipe(duplex=False)
-                process = context.Process(target=_run, args=(there, config, corpus.directory, directory))
+                process = context.Process(target=_run, args=(there, config, corpus, directory))
                 running[here] = i, process  # before it starts: Ctrl-C in between must not leave it behind
                 process.start()
                 there.close()
@@ -79,14 +79,14 @@ def _outcome(link: Connection, process: BaseProcess) -> RunResult:
     return outcome
 
 
-def _run(link: Connection, config: RunConfig, corpus_directory: Path, directory: Path) -> None:
+def _run(link: Connection, config: RunConfig, corpus: Corpus, directory: Path) -> None:
     """In a process of its own. Ctrl-C is the parent's to pass on; when the parent is gone, save and leave."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_follow_parent, daemon=True).start()
     outcome: RunResult | TenfoldError
     try:
-        outcome = train(config, open_corpus(corpus_directory), directory, quiet=True, keep_model=False)
+        outcome = train(config, corpus, directory, quiet=True, keep_model=False)
     except TenfoldError as error:
         outcome = error
     with suppress(BrokenPipeError):  # where the parent is gone, all that counts is on disk

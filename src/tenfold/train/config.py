@@ -15,6 +15,14 @@ from tenfold.spec.vision import PATCH, PICTURE_TOKENS, VisionSpec, small_vision
 from tenfold.train.layout import LayoutConfig
 
 
+class MixedCorpus(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A `[[mixture]]` of `run.toml`: a corpus, and its weight: a number, or pairs [step, weight from that step on]."""
+
+    corpus: str
+    weight: float | list[tuple[int, float]] = 1.0
+    name: str | None = None
+
+
 class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`run.toml`. One of `flops` and `tokens` is needed; `None` means derived.
 
@@ -30,6 +38,9 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     linear and expert layers in 8 bits where the GPU can, and says so where it cannot. `pictures` is a folder, a Parquet
     file or jsonl of pictures with words, `picture_share` the share of the sequences that show them (the others are text
     of the corpus), `vision` what differs from the encoder that is derived from the width; they need family "llama4".
+
+    `corpus` is text (a folder, a file, a name), the folder of a corpus, or the address of one in an object store; `mixture`
+    takes its place where there are several. `cache_gib` is what each corpus of a store may occupy on local disk.
     """
 
     flops: float | None = None
@@ -37,6 +48,8 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     model: str | dict[str, Any] | None = None
     start_from: str | None = None
     corpus: str = "stdlib"
+    mixture: list[MixedCorpus] | None = None
+    cache_gib: float = 16.0
     vocab_size: int = 2048
     seq_len: int = 128
     seed: int = 0
@@ -110,6 +123,10 @@ def config_from_fields(fields: dict[str, Any], where: str) -> RunConfig:
         raise TenfoldError(f"{where}: picture_share must be above 0 and at most 1, not {config.picture_share:g}.")
     if config.vision is not None and config.pictures is None:
         raise TenfoldError(f"{where} describes a picture encoder (vision) but names no pictures: add pictures, or leave it out.")
+    if not 0 <= config.cache_gib < float("inf"):
+        raise TenfoldError(f"{where}: cache_gib must be 0 or more, not {config.cache_gib:g}.")
+    if config.mixture is not None and config.pictures is not None:
+        raise TenfoldError(f"{where} gives both a mixture and pictures: keep one.")
     if config.model is not None and config.start_from is not None:
         raise TenfoldError(f"{where} gives both model and start_from: keep one, the shape is that of the weights.")
     return config

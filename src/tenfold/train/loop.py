@@ -19,12 +19,14 @@ from torch import Tensor
 
 from tenfold.data.batches import Batch, train_batch, validation_batches, validation_bytes
 from tenfold.data.corpus import Corpus, require_tokens
+from tenfold.data.mixture import Mixture, parts
 from tenfold.data.picture_corpus import PictureCorpus, build_pictures, mixed_batch, picture_batches
 from tenfold.data.pictures import normalised
+from tenfold.data.prefetch import AHEAD, Prefetch
 from tenfold.model.ahead import ahead_weights, predict_ahead
 from tenfold.model.experts import balance_bias, expert_layers, router_statistics
 from tenfold.model.huggingface import read_model, write_model
-from tenfold.model.llama import Llama
+from tenfold.model.llama import Llama, begin_as_identity
 from tenfold.model.llama4 import Llama4, make_model
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec
@@ -85,7 +87,7 @@ class _State:
 
 def train(
     config: RunConfig,
-    corpus: Corpus,
+    corpus: Corpus | Mixture,
     directory: Path,
     *,
     title: str = "train",
@@ -103,8 +105,13 @@ def train(
     start_processes()
     device, dtype, spec, tokens, h = _resolve(config, corpus)
     text_share = 1 - config.picture_share if config.pictures else 1.0
-    require_tokens(corpus, text_share * h.steps * h.batch_size * config.seq_len, config.max_epochs)
-    pictures = _pictures(config, corpus, spec, directory.parent)
+    rows: dict[str, Any] = {"batch_size": h.batch_size, "seq_len": config.seq_len, "seed": config.seed}
+    pictures = None
+    if isinstance(corpus, Mixture):
+        corpus.require_rows(h.steps, **rows, max_epochs=config.max_epochs)
+    else:
+        require_tokens(corpus, text_share * h.steps * h.batch_size * config.seq_len, config.max_epochs)
+        pictures = _pictures(config, corpus, spec, directory.parent)
     torch.manual_seed(config.seed)
     model = _build(spec, config, corpus, device)
     place = spread(model, config.layout, device, config.seq_len, h.batch_size)
@@ -135,6 +142,11 @@ def train(
         TrainingProgress(h.steps, title, enabled=False if quiet or place.rank else None) as progress,
         stop_on_signals() as stop,
         checkpoint.Saver(directory / "checkpoint", config.keep, config.upload_to) as saver,
+        Prefetch(
+            lambda step: _batch(config, corpus, pictures, step, rows),
+            h.steps,
+            ahead=AHEAD if corpus.is_remote else 0,
+        ) as batches,
         autocast,
     ):
         if saved is None:
@@ -150,7 +162,7 @@ def train(
         save_now = stopped = False
         while state.step < h.steps and not stopped:
             began = time.perf_counter()
-            batch = _batch(config, corpus, pictures, state.step, h.batch_size)
+            batch = batches(state.step)
             loss, norm = _step(model, optimisers, batch, config, h, state, device, place)
             state.seconds += time.perf_counter() - began
             state.step += 1
@@ -165,7 +177,7 @@ def train(
                 metrics.write(
                     "step", step=state.step, loss=loss, grad_norm=norm, tokens_per_s=rate, mfu=mfu, watts=energy.watts,
                     learning_rate=optimisers[0].param_groups[0]["lr"], tokens=state.step * h.batch_size * config.seq_len,
-                    **router_statistics(loads),
+                    **router_statistics(loads), **_drawn(corpus, state.step, rows),
                 )  # fmt: skip
                 for load in loads:
                     load.zero_()
@@ -251,7 +263,7 @@ def probe(config: RunConfig, corpus: Corpus, seconds: float) -> tuple[list[float
 
 
 def _resolve(
-    config: RunConfig, corpus: Corpus
+    config: RunConfig, corpus: Corpus | Mixture
 ) -> tuple[torch.device, torch.dtype, ModelSpec, int, Hyperparameters]:
     device = torch.device(_device(config.device))
     dtype = choose_dtype(device) if config.dtype == "auto" else getattr(torch, config.dtype)
@@ -268,12 +280,13 @@ def _resolve(
     return device, dtype, spec, tokens, h
 
 
-def _build(spec: ModelSpec, config: RunConfig, corpus: Corpus, device: torch.device) -> Llama:
+def _build(spec: ModelSpec, config: RunConfig, corpus: Corpus | Mixture, device: torch.device) -> Llama:
     if config.start_from is not None:
         model = _stored_model(Path(config.start_from), corpus).to(device)
     else:
         with device:
             model = make_model(spec)
+            begin_as_identity(model)
     if isinstance(model, Llama4) and config.balance == "loss":
         model.use_balance_loss(config.balance_rate)
     if config.ahead:
@@ -281,7 +294,7 @@ def _build(spec: ModelSpec, config: RunConfig, corpus: Corpus, device: torch.dev
     return model
 
 
-def _stored_model(directory: Path, corpus: Corpus) -> Llama:
+def _stored_model(directory: Path, corpus: Corpus | Mixture) -> Llama:
     own, theirs = (d / "tokenizer.json" for d in (corpus.directory, directory))
     if theirs.exists() and own.read_bytes() != theirs.read_bytes():
         raise TenfoldError(
@@ -300,11 +313,22 @@ def _pictures(config: RunConfig, corpus: Corpus, spec: ModelSpec, home: Path) ->
     return build_pictures(source, home / name, corpus, spec.vision)
 
 
-def _batch(config: RunConfig, corpus: Corpus, pictures: PictureCorpus | None, step: int, batch_size: int) -> Batch:
-    rows: dict[str, Any] = {"batch_size": batch_size, "seq_len": config.seq_len, "seed": config.seed}
+def _batch(
+    config: RunConfig, corpus: Corpus | Mixture, pictures: PictureCorpus | None, step: int, rows: dict[str, Any]
+) -> Batch:
+    if isinstance(corpus, Mixture):
+        return corpus.batch(step, **rows)
     if pictures is None:
         return train_batch(corpus, step, **rows)
     return mixed_batch(corpus, pictures, step, share=config.picture_share, **rows)
+
+
+def _drawn(corpus: Corpus | Mixture, step: int, rows: dict[str, Any]) -> dict[str, Any]:
+    """Tokens that each source of a mixture has given before `step`."""
+    if isinstance(corpus, Corpus):
+        return {}
+    drawn = corpus.drawn(step, rows["batch_size"], rows["seed"])
+    return {"sources": {name: count * rows["seq_len"] for name, count in drawn.items()}}
 
 
 def _tile_flops(spec: ModelSpec, batch: Batch) -> float:
@@ -396,11 +420,23 @@ def evaluate_pictures(model: Llama, pictures: PictureCorpus, config: RunConfig, 
     return {name: total / math.log(2) / size for name, total in nats.items()}
 
 
-@torch.no_grad()
 def evaluate(
-    model: Llama, corpus: Corpus, config: RunConfig, device: torch.device, place: Place = Place()
+    model: Llama, corpus: Corpus | Mixture, config: RunConfig, device: torch.device, place: Place = Place()
 ) -> tuple[float, float]:
-    """Validation loss in nats per token, and in bits per byte of the same text; every data rank reads all of it."""
+    """Validation loss in nats per token, and in bits per byte of the same text; every data rank reads all of it.
+
+    Of a mixture, the mean over its corpora, weighted with their shares at the end of the run.
+    """
+    results = [(share, _evaluate(model, part, config, device, place)) for _, part, share in parts(corpus)]
+    total = sum(share for share, _ in results)
+    nats, bits = (sum(share * result[i] for share, result in results) / total for i in (0, 1))
+    return nats, bits
+
+
+@torch.no_grad()
+def _evaluate(
+    model: Llama, corpus: Corpus, config: RunConfig, device: torch.device, place: Place
+) -> tuple[float, float]:
     nats, count = 0.0, 0
     for batch in validation_batches(
         corpus, batch_size=16, seq_len=config.seq_len, limit_tokens=config.evaluate_tokens
@@ -438,7 +474,7 @@ def _compile(model: Llama, config: RunConfig, device: torch.device, place: Place
 
 def _facts(
     config: RunConfig,
-    corpus: Corpus,
+    corpus: Corpus | Mixture,
     spec: ModelSpec,
     h: Hyperparameters,
     tokens: int,
