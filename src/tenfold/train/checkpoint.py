@@ -15,9 +15,10 @@ import json
 import os
 import re
 import shutil
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -61,8 +62,8 @@ class Saver:
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
         pinned = torch.cuda.is_available()
         self._stager = DefaultStager(StagingOptions(pinned, False, False, pinned))
-        self._pool = ThreadPoolExecutor(1, "checkpoint")
-        self._running: Future[None] | None = None
+        self._running: threading.Thread | None = None
+        self._error: Exception | None = None
 
     def save(self, step: int, model: nn.Module, optimiser: Optimisers, extra: dict[str, Any]) -> None:
         """Begin to save; returns when weights and state are copied. Raises what the save before ended with."""
@@ -71,40 +72,45 @@ class Saver:
         staged = self._stager.stage(state)
         assert isinstance(staged, dict)
         facts = {"step": step, "unused_optimisers": unused, "extra": extra}
-        self._running = self._pool.submit(self._write, facts, staged)
+        # A daemon: where another process is lost it may wait for that one forever, and must not keep this one alive.
+        self._running = threading.Thread(target=self._write, args=(facts, staged), name="checkpoint", daemon=True)
+        self._running.start()
 
     def finish(self) -> None:
         """Wait for the save in progress. Raises TenfoldError where it failed."""
-        running, self._running = self._running, None
-        if running is not None:
-            running.result()
+        if self._running is not None:
+            self._running.join()
+        error, self._running, self._error = self._error, None, None
+        if error is not None:
+            raise error
 
     def _write(self, facts: dict[str, Any], state: dict[str, Any]) -> None:
-        path = _save(self._directory, facts, state, self._keep, self._group)
-        if self._upload_to is not None:
-            target = self._upload_to
-            _on_first_process(lambda: store.upload(path, target, self._keep), self._group)
+        try:
+            path = _save(self._directory, facts, state, self._keep, self._group)
+            if self._upload_to is not None:
+                target = self._upload_to
+                on_first_process(lambda: store.upload(path, target, self._keep), self._group)
+        except Exception as error:  # whatever it is, the loop raises it
+            self._error = error
 
     def __enter__(self) -> "Saver":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        # After an error the others may be gone, and waiting for them could take forever.
-        self._pool.shutdown(wait=error is None, cancel_futures=error is not None)
-        self._stager.close()
-        if error is None:
+        if error is None:  # else the others may be gone, and waiting for them could take forever
             self.finish()
+            self._stager.close()
 
 
 def _save(directory: Path, facts: dict[str, Any], state: dict[str, Any], keep: int, group: Any) -> Path:
     step = facts["step"]
     final, scratch = directory / f"step-{step:08d}", directory / f".step-{step:08d}"
     try:
-        _on_first_process(lambda: _empty(scratch), group)
+        on_first_process(lambda: _empty(scratch), group)
         _write(state, scratch, group)
-        files = _on_first_process(lambda: sorted(file.name for file in scratch.iterdir()), group)
+        files = on_first_process(lambda: sorted(file.name for file in scratch.iterdir()), group)
         checksums = _checksums(scratch, files, group)
-        _on_first_process(lambda: _seal(scratch, final, {**facts, "files": checksums}), group)
+        on_first_process(lambda: _seal(scratch, final, {**facts, "files": checksums}), group)
     except OSError as error:
         shutil.rmtree(scratch, ignore_errors=True)
         why = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
@@ -112,7 +118,7 @@ def _save(directory: Path, facts: dict[str, Any], state: dict[str, Any], keep: i
             f"The checkpoint of step {step} could not be saved in {directory}: {why}; earlier ones are kept, free some "
             "room and resume."
         ) from None
-    _on_first_process(lambda: _drop(_steps(directory)[: -max(1, keep)]), group)
+    on_first_process(lambda: _drop(_steps(directory)[: -max(1, keep)]), group)
     return final
 
 
@@ -146,9 +152,9 @@ def restore_latest(
     if uploaded_to is not None:
         newest = latest(directory)
         after = -1 if newest is None else int(newest.name.removeprefix("step-"))
-        if _on_first_process(lambda: store.download(uploaded_to, directory, after)):
+        if on_first_process(lambda: store.download(uploaded_to, directory, after)):
             _settle(directory)
-    candidates = _on_first_process(lambda: _steps(directory))
+    candidates = on_first_process(lambda: _steps(directory))
     for path in reversed(candidates):
         manifest = _verified(path)
         if manifest is not None:
@@ -218,10 +224,10 @@ def _promote(scratch: Path, final: Path) -> None:
 
 def _settle(directory: Path) -> None:
     """Finish a save that a kill interrupted just before its rename, and drop one that it interrupted earlier."""
-    for scratch in _on_first_process(lambda: sorted(directory.glob(".step-*"))):
+    for scratch in on_first_process(lambda: sorted(directory.glob(".step-*"))):
         whole = _verified(scratch) is not None
         final = directory / scratch.name.removeprefix(".")
-        _on_first_process(lambda: _promote(scratch, final) if whole else _drop([scratch]))  # noqa: B023
+        on_first_process(lambda: _promote(scratch, final) if whole else _drop([scratch]))  # noqa: B023
 
 
 def _empty(scratch: Path) -> None:
@@ -280,7 +286,7 @@ def _steps(directory: Path) -> list[Path]:
 
 def _verified(path: Path) -> dict[str, Any] | None:
     """The manifest of a checkpoint whose every file is what it was when it was saved, else None."""
-    manifest = _on_first_process(lambda: _manifest(path))
+    manifest = on_first_process(lambda: _manifest(path))
     if manifest is None or manifest["files"] != _checksums(path, sorted(manifest["files"]), None):
         return None
     return manifest
@@ -328,7 +334,7 @@ def _sync(directory: Path) -> None:
         os.close(handle)
 
 
-def _on_first_process(work: Callable[[], T], group: Any = None) -> T:
+def on_first_process(work: Callable[[], T], group: Any = None) -> T:
     """Do `work` in the first process and give its result, or its error, to all."""
     if not dist.is_initialized():
         return work()

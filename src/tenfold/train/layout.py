@@ -9,6 +9,7 @@ holds the loss of its own rows and positions, and gradients are sums over all of
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import msgspec
@@ -37,6 +38,10 @@ class LayoutConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     shard: int = 0
     context: int = 1
     tensor: int = 1
+
+
+class ProcessLost(TenfoldError):
+    """Another process of the run is gone or cannot be reached: started anew, the run goes on from its last checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -77,15 +82,23 @@ class Place:
         return [value > 0 for value in self.total(*map(float, flags))]
 
 
-def start_processes() -> None:
-    """Join the other processes where `torchrun` started this one. Raises TenfoldError where they cannot be reached."""
+def start_processes(patience_s: float = 900.0) -> None:
+    """Join the other processes where `torchrun` started this one. Raises ProcessLost where they cannot be reached."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         return
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-    except (dist.DistError, ValueError) as error:
+        store, rank, world = next(dist.rendezvous("env://", timeout=timedelta(seconds=patience_s)))
+        if os.environ.get("GROUP_WORLD_SIZE") == "1":
+            # A node's agent keeps one store over all starts, with the addresses of processes that are gone.
+            store = dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store)
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world)
+    except (RuntimeError, ValueError) as error:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        raise TenfoldError(f"The other processes cannot be reached at {where}: {str(error).splitlines()[0]}.") from None
+        raise ProcessLost(
+            f"The other processes cannot be reached at {where} ({str(error).splitlines()[0][:200]}): see that all were started, "
+            "and that this address can be reached from here."
+        ) from None
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from tenfold.data.batches import Batch, train_batch, validation_batches, validation_bytes
@@ -35,8 +36,9 @@ from tenfold.train.config import RunConfig, resolve_model, write_config
 from tenfold.train.energy import EnergyMeter
 from tenfold.train.export import export_model
 from tenfold.train.fp8 import use_fp8
+from tenfold.train.goodput import Clock, read_goodput
 from tenfold.train.hyperparameters import Hyperparameters, derive
-from tenfold.train.layout import Place, clip_gradient, padded, spread, start_processes
+from tenfold.train.layout import Place, ProcessLost, clip_gradient, padded, spread, start_processes
 from tenfold.train.memory import peak_memory_bytes
 from tenfold.train.metrics import MetricsWriter
 from tenfold.train.optimiser import make_optimisers, set_learning_rate
@@ -44,6 +46,7 @@ from tenfold.train.precision import choose_dtype, peak_flops
 from tenfold.train.progress import TrainingProgress
 from tenfold.train.schedule import schedule
 from tenfold.train.signals import stop_on_signals
+from tenfold.train.watchdog import Watchdog
 
 EXPLODING = 30.0  # a gradient this many times the usual norm is skipped
 PROBE_FIRST = 5
@@ -95,6 +98,32 @@ def train(
     keep_model: bool = True,
     notes: dict[str, Any] | None = None,
 ) -> RunResult:
+    """`run_steps`, on as many processes as were started; one that is lost ends the others, with ProcessLost.
+
+    `torchrun` then starts all again, and the run goes on from its last checkpoint, with fewer processes if it has to.
+    """
+    try:
+        with Watchdog(config.hang_after_s) as watchdog:
+            start_processes(config.hang_after_s)
+            return run_steps(config, corpus, directory, watchdog, title=title, quiet=quiet, keep_model=keep_model, notes=notes)
+    except RuntimeError as error:
+        said = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        if not dist.is_initialized() or not any(word in said.lower() for word in ("connection", "gloo", "nccl", "timed out")):
+            raise
+        raise ProcessLost(f"Another process of the run was lost ({said}): it goes on from its last checkpoint.") from None
+
+
+def run_steps(
+    config: RunConfig,
+    corpus: Corpus | Mixture,
+    directory: Path,
+    watchdog: Watchdog,
+    *,
+    title: str,
+    quiet: bool,
+    keep_model: bool,
+    notes: dict[str, Any] | None,
+) -> RunResult:
     """Train what `config` says in `directory`, going on from its newest good checkpoint if there is one.
 
     Writes `run.toml`, `run.jsonl`, `checkpoint/` and, when finished, `model/` in Hugging Face layout. Returns with
@@ -102,7 +131,6 @@ def train(
     a loss that is not a number, or a disk that is full. Without
     `keep_model` only the metrics stay when the run has finished. `notes` go into the first event of `run.jsonl`.
     """
-    start_processes()
     device, dtype, spec, tokens, h = _resolve(config, corpus)
     text_share = 1 - config.picture_share if config.pictures else 1.0
     rows: dict[str, Any] = {"batch_size": h.batch_size, "seq_len": config.seq_len, "seed": config.seed}
@@ -112,8 +140,10 @@ def train(
     else:
         require_tokens(corpus, text_share * h.steps * h.batch_size * config.seq_len, config.max_epochs)
         pictures = _pictures(config, corpus, spec, directory.parent)
+    watchdog.beat()
     torch.manual_seed(config.seed)
     model = _build(spec, config, corpus, device)
+    watchdog.beat()
     place = spread(model, config.layout, device, config.seq_len, h.batch_size)
     # Every process keeps a record of its own; the first one's is the run's.
     record = directory if place.rank == 0 else directory / "ranks" / str(place.rank)
@@ -122,7 +152,9 @@ def train(
     fp8 = use_fp8(model, device, dtype) if config.fp8 else ""
     optimisers = make_optimisers(model, spec, h, config.optimiser)
     state = _State()
+    watchdog.beat()
     saved = checkpoint.restore_latest(directory / "checkpoint", model, optimisers, config.upload_to)
+    watchdog.beat()
     if saved is not None:
         state = _State(**saved["state"])
     flops_per_token = spec.train_flops_per_token(config.seq_len) + 6.0 * ahead_weights(spec, config.ahead)
@@ -155,6 +187,7 @@ def train(
             metrics.write("start", **facts, **(notes or {}))
         else:
             metrics.write("resume", step=state.step)
+        clock = Clock(directory / "time.jsonl" if place.rank == 0 else None, state.step)
         loads = [torch.zeros_like(layer.load) for layer in expert_layers(model)]
         last_save = last_log = time.monotonic()
         logged_step, energy_before = state.step, state.energy_j
@@ -162,10 +195,12 @@ def train(
         save_now = stopped = False
         while state.step < h.steps and not stopped:
             began = time.perf_counter()
-            batch = batches(state.step)
-            loss, norm = _step(model, optimisers, batch, config, h, state, device, place)
+            with clock.time("stepping"):
+                batch = batches(state.step)
+                loss, norm = _step(model, optimisers, batch, config, h, state, device, place)
             state.seconds += time.perf_counter() - began
             state.step += 1
+            watchdog.beat(state.step)
             state.flops += batch.tokens.size * flops_per_token + _tile_flops(spec, batch)
             _balance(model, config, state.step, h.steps, loads)
             if state.step % config.log_every == 0 or state.step == h.steps:
@@ -182,9 +217,11 @@ def train(
                 for load in loads:
                     load.zero_()
                 progress.update(state.step, loss, rate, mfu, energy.watts)
+                clock.write(state.step)
                 last_log, logged_step, logged_flops = now, state.step, state.flops
             if config.evaluate_every and state.step % config.evaluate_every == 0 and state.step < h.steps:
-                nats, bits = evaluate(model, corpus, config, device, place)
+                with clock.time("evaluating"):
+                    nats, bits = evaluate(model, corpus, config, device, place)
                 metrics.write("evaluation", step=state.step, loss=nats, bits_per_byte=bits)
                 if pictures:
                     metrics.write("pictures", step=state.step, **evaluate_pictures(model, pictures, config, device))
@@ -192,19 +229,28 @@ def train(
             due = time.monotonic() - last_save > config.checkpoint_every_s
             save_now, stopped = place.agree(due, stop.requested)
             if save_now:
-                saver.save(state.step, model, optimisers, {"state": asdict(state)})
+                clock.write(state.step)  # where a failure would come back to
+                with clock.time("saving"):
+                    saver.save(state.step, model, optimisers, {"state": asdict(state)})
                 last_save = time.monotonic()
         finished = state.step >= h.steps
         if keep_model or not finished:
-            saver.save(state.step, model, optimisers, {"state": asdict(state)})
-            saver.finish()
+            clock.write(state.step)
+            with clock.time("saving"):
+                saver.save(state.step, model, optimisers, {"state": asdict(state)})
+                saver.finish()
         if not finished:
             metrics.write("stopped", step=state.step)
             loss_nats, bits = math.nan, math.nan
         else:
-            loss_nats, bits = evaluate(model, corpus, config, device, place)
+            with clock.time("evaluating"):
+                loss_nats, bits = evaluate(model, corpus, config, device, place)
             if pictures:
                 metrics.write("pictures", step=state.step, **evaluate_pictures(model, pictures, config, device))
+        watchdog.beat(state.step)
+        clock.write(state.step, finished)
+        if place.rank == 0:
+            metrics.write("goodput", step=state.step, **read_goodput(directory / "time.jsonl"))
         seen = state.step * h.batch_size * config.seq_len
         tokens_per_s = seen / state.seconds if state.seconds else 0.0
         result = RunResult(
