@@ -15,6 +15,9 @@ from pathlib import Path
 
 from results_file import RESULTS, write_results
 
+from tenfold.scale.climb import ClimbSettings
+
+VOCABULARY = ClimbSettings().vocab_size
 TENFOLD = Path(sys.executable).with_name("tenfold")
 
 
@@ -22,7 +25,7 @@ def climb(corpus: str, seed: int, top: str, home: Path, threads: int) -> dict:
     """One climb with its own generations; the corpus is shared by a link."""
     own = home / f"{corpus}-{top}-{seed}"
     own.mkdir(parents=True, exist_ok=True)
-    shared = home / f"corpus-{corpus}-2048"
+    shared = home / f"corpus-{corpus}-{VOCABULARY}"
     link = own / shared.name
     if not link.exists():
         link.symlink_to(shared.resolve())
@@ -64,7 +67,7 @@ def main() -> None:
     done = {(r["corpus"], r["seed"], r["top_flops"]) for r in rows}
     wanted = [(c, s) for s in given.seeds for c in given.corpora if (c, s, float(given.top)) not in done]
     for corpus in given.corpora:
-        out = given.home / f"corpus-{corpus}-2048"
+        out = given.home / f"corpus-{corpus}-{VOCABULARY}"
         subprocess.run([str(TENFOLD), "data", "build", corpus, "--out", str(out), "--json"], check=True, stdout=subprocess.DEVNULL)
     threads = max(1, len(os.sched_getaffinity(0)) // given.jobs)
     with ThreadPoolExecutor(given.jobs) as pool:

@@ -121,7 +121,7 @@ def main() -> None:
 
     from tenfold.data.corpus import build
 
-    corpus = build("stdlib", given.home / "corpus-stdlib-2048", vocab_size=2048)
+    corpus = build("stdlib", given.home / "corpus-stdlib-4096", vocab_size=4096)
     kept = RESULTS / "expert_runs.json"
     rows = [r for r in json.loads(kept.read_text())["rows"] if "seed" in r] if kept.exists() else []
     rows = [r | {"asked_flops": r.get("asked_flops", given.flops)} for r in rows]

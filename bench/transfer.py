@@ -195,7 +195,7 @@ def main() -> None:
     kept = RESULTS / "transfer.json"
     rows = json.loads(kept.read_text())["rows"] if kept.exists() else []
     command = "python bench/transfer.py coordinates; python bench/transfer.py optimum"
-    corpus = build(given.corpus, given.home / f"corpus-{given.corpus}", vocab_size=2048)
+    corpus = build(given.corpus, given.home / f"corpus-{given.corpus}-4096", vocab_size=4096)
     directory = str(corpus.directory)
     os.environ["OMP_NUM_THREADS"] = "1"
     with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=get_context("spawn")) as pool:

@@ -221,6 +221,23 @@ def test_responses_and_their_memory(client):
         client.responses.retrieve(first.id)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_responses_call_functions_and_read_what_they_gave(client, stream):
+    ask = {"model": "tiny", "input": "hello", "tools": [{"type": "function", **WEATHER["function"]}], "tool_choice": "required"}
+    if stream:
+        events = list(client.responses.create(**ask, stream=True))
+        assert [e.sequence_number for e in events] == list(range(len(events)))
+        response = events[-1].response
+        assert [e.arguments for e in events if e.type == "response.function_call_arguments.done"] == [response.output[0].arguments]
+    else:
+        response = client.responses.create(**ask)
+    (call,) = response.output
+    assert (call.type, call.name) == ("function_call", "weather") and json.loads(call.arguments)["city"] in ("Paris", "Rome")
+    given = [{"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}]
+    again = client.responses.create(model="tiny", input=given, previous_response_id=response.id, max_output_tokens=3)
+    assert again.usage.input_tokens > client.responses.input_tokens.count(model="tiny", input="hello").input_tokens
+
+
 def test_models_embeddings_tokens_and_the_page(client, server):
     assert [m.id for m in client.models.list()] == ["tiny", "other"]
     assert client.models.retrieve("other").id == "other"

@@ -68,7 +68,7 @@ def test_everyone_is_answered_and_every_block_comes_back(asked, n_blocks, budget
         assert len(s.running) <= running
         check(s)
         if chance.random() < 0.05 and s.running:
-            name = chance.choice(s.running).request.id
+            name = chance.choice(list(s.running)).request.id
             gone.add(name)
             s.cancel(name)
             check(s)

@@ -15,7 +15,7 @@ Home = Annotated[Path, typer.Option(help="Where the generations are kept.")]
 def climb(
     corpus: Annotated[str, typer.Option(help="A folder or file of text, or stdlib, torch-headers, docstrings.")] = "stdlib",
     top: Annotated[str, typer.Option(help="FLOPs of the model at the top, the one that is forecast.")] = "5e12",
-    vocab_size: Annotated[int, typer.Option(help="Tokens in the vocabulary.")] = 2048,
+    vocab_size: Annotated[int, typer.Option(help="Tokens in the vocabulary.")] = 4096,
     seq_len: Annotated[int, typer.Option(help="Tokens in a sequence.")] = 128,
     seed: Annotated[int, typer.Option(help="Seed of weights and data order.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",

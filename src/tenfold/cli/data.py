@@ -15,7 +15,7 @@ app.add_typer(data_app, name="data")
 def build(
     source: Annotated[str, typer.Argument(help="A folder or file of text, or stdlib, torch-headers, docstrings.")],
     out: Annotated[Path, typer.Option(help="Where the corpus is written.")],
-    vocab_size: Annotated[int, typer.Option(help="Tokens in the vocabulary.")] = 2048,
+    vocab_size: Annotated[int, typer.Option(help="Tokens in the vocabulary.")] = 4096,
     text_column: Annotated[str, typer.Option(help="The column of jsonl and Parquet files that holds the text.")] = "text",
     tokenizer_from: Annotated[Path | None, typer.Option(help="Take the tokeniser of this corpus, to mix the two.")] = None,
     as_json: AsJson = False,
@@ -74,7 +74,7 @@ def show(
 ) -> None:
     """What a corpus holds, and what was left out of it and why.
 
-    Example: tenfold data show generations/corpus-stdlib-2048 --verify --examples 2
+    Example: tenfold data show generations/corpus-stdlib-4096 --verify --examples 2
     """
     from rich.console import Console
     from rich.table import Table

@@ -11,7 +11,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from tenfold.model.llama import Block, Llama, document_mask, initialise, rope_table
+from tenfold.model.attention import Mask, document_mask
+from tenfold.model.llama import Block, Llama, initialise, rope_table
 from tenfold.model.loss import cross_entropy
 from tenfold.spec.model import ModelSpec
 
@@ -27,7 +28,7 @@ class Depth(nn.Module):
         self.block = Block(spec)
         self.norm = nn.RMSNorm(spec.dim, eps=spec.norm_eps)
 
-    def forward(self, hidden: Tensor, following: Tensor, rope: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, hidden: Tensor, following: Tensor, rope: Tensor, mask: Mask) -> Tensor:
         """hidden and `following`, the embeddings of the tokens to come, both [B, T, dim]."""
         x = self.join(torch.cat((self.hidden_norm(hidden), self.token_norm(following)), -1))
         return self.norm(self.block(x, rope, mask))

@@ -7,12 +7,14 @@ checkpoints split each head in halves instead, so their rows are permuted on the
 """
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tenfold.model.attention import Mask, attend, document_mask
 from tenfold.model.loss import cross_entropy
 from tenfold.spec.model import ModelSpec
 
@@ -50,13 +52,6 @@ def rope_table(spec: ModelSpec, positions: Tensor) -> Tensor:
     return torch.stack((angles.cos(), angles.sin()), -1)
 
 
-def document_mask(document: Tensor) -> Tensor:
-    """Causal attention within each document: bool [B, 1, T, T] from document numbers [B, T]; True attends."""
-    T = document.shape[1]
-    causal = torch.ones(T, T, dtype=torch.bool, device=document.device).tril()
-    return ((document[:, :, None] == document[:, None, :]) & causal)[:, None]
-
-
 def rotate(x: Tensor, rope: Tensor) -> Tensor:
     """Turn neighbouring pairs of x [B, T, ..., head_dim] by the angles in `rope` [T, head_dim / 2, 2] (cos, sin)."""
     while rope.ndim < x.ndim:
@@ -85,9 +80,9 @@ class Attention(nn.Module):
         self.wo = nn.Linear(spec.n_heads * spec.head_dim, spec.dim, bias=False)
 
     def forward(
-        self, x: Tensor, rope: Tensor | None, mask: Tensor | None, temperature: Tensor | None = None
+        self, x: Tensor, rope: Tensor | None, mask: Mask, temperature: Tensor | None = None
     ) -> Tensor:
-        """x [B, T, dim]; rope [T, head_dim / 2, 2]; mask [B, 1, T, T] or None for plain causal; temperature [B, T]."""
+        """x [B, T, dim]; rope [T, head_dim / 2, 2]; mask None for plain causal; temperature [B, T]."""
         q, k, v = self.qkv(x, rope, temperature)
         return self.mix(q, k, v, mask)
 
@@ -109,10 +104,9 @@ class Attention(nn.Module):
         q, k, v = (t.flatten(2, 3).transpose(1, 2) for t in (q, k, v))
         return q, k, v
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
         """What each query takes from the values, [B, T, dim]; `mask` None is plain causal."""
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=self.group > 1)
-        return self.wo(out.transpose(1, 2).flatten(2))
+        return self.wo(attend(q, k, v, mask).transpose(1, 2).flatten(2))
 
 
 class FeedForward(nn.Module):
@@ -139,7 +133,7 @@ class Block(nn.Module):
         self.ffn = FeedForward(spec.dim, spec.ffn_dim) if ffn is None else ffn
 
     def forward(
-        self, x: Tensor, rope: Tensor | None, mask: Tensor | None, temperature: Tensor | None = None
+        self, x: Tensor, rope: Tensor | None, mask: Mask, temperature: Tensor | None = None
     ) -> Tensor:
         h = x + self.attention(self.attention_norm(x), rope, mask, temperature)
         return h + self.ffn(self.ffn_norm(h))
@@ -177,8 +171,11 @@ def begin_as_identity(model: nn.Module) -> None:
 class Llama(nn.Module):
     """The decoder. `forward` gives logits; `loss` never holds them all at once.
 
-    `ahead`, where a run sets it, also trains on the tokens after the next (`tenfold.model.ahead`).
+    `ahead`, where a run sets it, also trains on the tokens after the next (`tenfold.model.ahead`). `document_mask` makes
+    the mask of the documents [B, T] of a batch; a run on a GPU sets another one.
     """
+
+    document_mask: Callable[[Tensor], Mask] = staticmethod(document_mask)
 
     def __init__(self, spec: ModelSpec):
         super().__init__()
@@ -201,11 +198,17 @@ class Llama(nn.Module):
         """The blocks, as what they are."""
         return cast(list[Block], list(self.blocks))
 
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Embedded tokens [B, T, dim]."""
+        x = self.embedding(tokens)
+        # On a GPU the residual stream is kept in the format of the products: half the traffic between them.
+        return x.to(torch.get_autocast_dtype("cuda")) if x.is_cuda and torch.is_autocast_enabled("cuda") else x
+
     def hidden(self, tokens: Tensor, document: Tensor | None = None) -> Tensor:
         """Normed last hidden state [B, T, dim] for tokens [B, T]; attention stays within each document."""
         rope = rope_table(self.spec, torch.arange(tokens.shape[1], device=tokens.device))
-        mask = None if document is None else document_mask(document)
-        x = self.embedding(tokens)
+        mask = None if document is None else self.document_mask(document)
+        x = self.embed(tokens)
         for block in self.layers:
             x = block(x, rope, mask)
         return self.norm(x)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tenfold.model.experts import Experts, expert_layers
-from tenfold.model.llama import Block, FeedForward, Llama, document_mask, rope_table
+from tenfold.model.llama import Block, FeedForward, Llama, rope_table
 from tenfold.model.vision import Vision
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec
@@ -66,7 +66,7 @@ class Llama4(Llama):
         `pixels` [tiles, 3, S, S] are the tiles of all pictures in the order of their patch tokens. Raises TenfoldError
         where there are more or fewer patch tokens than the tiles give.
         """
-        x = self.embedding(tokens)
+        x = self.embed(tokens)
         return self.decode(x if pixels is None else self.see(x, tokens, pixels), document)
 
     def see(self, x: Tensor, tokens: Tensor, pixels: Tensor) -> Tensor:
@@ -95,8 +95,8 @@ class Llama4(Llama):
             document, everywhere = torch.zeros_like(index)[None], None
             position = index[None]
         else:
-            everywhere, position = document_mask(document), positions_within(document)
-        nearby = document_mask(chunk_numbers(document, position, chunk)) if 0 < chunk < T else everywhere
+            everywhere, position = self.document_mask(document), positions_within(document)
+        nearby = self.document_mask(chunk_numbers(document, position, chunk)) if 0 < chunk < T else everywhere
         temperature = None if self.training else attention_temperature(self.spec, position)
         for layer, block in enumerate(self.layers):
             x = block(x, rope, nearby) if self.spec.is_local(layer) else block(x, None, everywhere, temperature)

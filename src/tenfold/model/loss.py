@@ -5,18 +5,67 @@ of Liger Kernel and torchtune); the backward pass only scales it. Peak memory is
 three copies of all of them.
 """
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_BYTES = {"cpu": 2**20, "cuda": 512 * 2**20}  # a CPU's second-level cache; a share of a GPU's memory
+CHUNK_BYTES = {"cpu": 2**20, "cuda": 2**30}  # a CPU's second-level cache; a share of a GPU's memory
 
 
 def _rows(weight: Tensor) -> int:
-    """Tokens whose float32 logits fill one chunk."""
-    return max(128, CHUNK_BYTES.get(weight.device.type, 2**25) // (4 * weight.shape[0]))
+    """Tokens whose logits fill one chunk: in float32, or as they come where float32 ones are never stored."""
+    size = weight.element_size() if weight.is_cuda else 4
+    return max(128, CHUNK_BYTES.get(weight.device.type, 2**25) // (size * weight.shape[0]))
+
+
+def fused_gradient(logits: Tensor, index: Tensor, ignored: Tensor, z_loss: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums of negative log-likelihood and z-loss over rows, and the gradient of both: [rows, vocab] like `logits`.
+
+    index int64 [rows, 1] the targets, ignored bool [rows] those that do not count. Written to be compiled into two
+    passes that read `logits` and one that writes the gradient, whatever stands between in float32.
+    """
+    x, counted = logits.float(), (~ignored).float()[:, None]
+    log_z = x.logsumexp(-1, keepdim=True)
+    nats = ((log_z - x.gather(1, index)) * counted).sum()
+    z_term = z_loss * (log_z.square() * counted).sum()
+    target = torch.arange(logits.shape[1], device=logits.device) == index
+    grad = ((x - log_z).exp() * (1 + 2 * z_loss * log_z) - target.float()) * counted
+    return nats, z_term, grad.to(logits.dtype)
+
+
+@cache
+def _compiled_gradient() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    return torch.compile(fused_gradient, dynamic=False)
+
+
+class _FusedCrossEntropy(torch.autograd.Function):
+    """The same as `_ChunkedCrossEntropy` for devices where a pass over the logits costs more than a kernel's start."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
+        gradient = _compiled_gradient() if hidden.is_cuda else fused_gradient
+        chunks = -(-hidden.shape[0] // _rows(weight))
+        nats, z_term = (torch.zeros((), device=hidden.device) for _ in range(2))
+        grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight, dtype=torch.float32)
+        ignored, index = targets < 0, targets.clamp(min=0)[:, None]
+        # In parts of nearly one size: few shapes to compile for, and no small last one.
+        for h, i, skip, out in zip(*(t.chunk(chunks) for t in (hidden, index, ignored, grad_hidden)), strict=True):
+            part, z_part, grad = gradient(h @ weight.T, i, skip, z_loss)
+            nats += part
+            z_term += z_part
+            torch.mm(grad, weight, out=out)
+            grad_weight += grad.T @ h
+        ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
+        return nats, z_term
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return grad_hidden * grad_outputs[0], grad_weight * grad_outputs[0], None, None
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -77,4 +126,5 @@ def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float
         for h, t in zip(hidden.split(_rows(weight)), targets.split(_rows(weight)), strict=True):
             nats += F.cross_entropy(F.linear(h, weight).float(), t, ignore_index=-100, reduction="sum")
         return nats, torch.zeros_like(nats)
-    return _ChunkedCrossEntropy.apply(hidden, weight, targets, z_loss)
+    method = _FusedCrossEntropy if hidden.is_cuda else _ChunkedCrossEntropy
+    return method.apply(hidden, weight, targets, z_loss)

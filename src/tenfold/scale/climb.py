@@ -1,7 +1,7 @@
 """The climb: ladder, law, forecast, run, score. Every step finds what is already done and goes on from there.
 
     generations/
-      corpus-stdlib-2048/
+      corpus-stdlib-4096/
       g1/  climb.json  ladder/*/run.jsonl  points.csv  law.json  forecast.json  run.jsonl  model/  score.json  report.html
 """
 
@@ -38,7 +38,7 @@ class ClimbSettings:
 
     corpus: str = "stdlib"
     top_flops: float = 5e12
-    vocab_size: int = 2048
+    vocab_size: int = 4096
     seq_len: int = 128
     seed: int = 0
     device: str = "auto"

@@ -8,8 +8,8 @@ from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec
 from tenfold.spec.shapes import shape_of, widths
 
-STEP = 2.0  # between the computes of neighbouring rungs
-RUNGS = 4
+STEP = 2**0.5  # between the computes of neighbouring rungs
+RUNGS = 6
 SIZES = 5
 CENTRE = 10.0  # tokens per parameter around which a rung's sizes lie, so that its minimum is among them
 # Copying (induction) heads form at 100 to 300 thousand tokens, whatever the size; before that the loss falls along another

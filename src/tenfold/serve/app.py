@@ -120,6 +120,11 @@ def make_app(models: Models, options: ServerOptions) -> FastAPI:
             return await stream(responses.events(models, body, conversation, remembered), named=True)
         return JSONResponse(await until_disconnect(request, responses.answer(models, body, conversation, remembered)))
 
+    @app.post("/v1/responses/input_tokens", response_model=None)
+    async def count_input(body: ResponsesRequest, who: Owner) -> Response:
+        conversation = await responses.prepare(models, body, remembered, who)
+        return JSONResponse({"object": "response.input_tokens", "input_tokens": len(conversation.request.tokens)})
+
     @app.get("/v1/responses/{name}", response_model=None)
     async def get_response(name: str) -> Response:
         return JSONResponse(remembered.get(name)[0])

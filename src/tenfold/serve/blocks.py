@@ -24,17 +24,17 @@ class BlockManager:
         """Blocks that nobody uses, whether they still hold something or not."""
         return len(self._unused)
 
-    def extend_hashes(self, hashes: list[bytes], tokens: list[int]) -> None:
-        """Append to `hashes`, which belong to the first blocks of `tokens`, those of the other full blocks."""
+    def extend_hashes(self, hashes: list[bytes], tokens: list[int], n_tokens: int | None = None) -> None:
+        """Append to `hashes`, which belong to the first blocks of `tokens`, those of the full blocks up to `n_tokens`."""
         size = self.block_size
-        for i in range(len(hashes), len(tokens) // size):
+        for i in range(len(hashes), (len(tokens) if n_tokens is None else n_tokens) // size):
             before = hashes[-1] if hashes else b""
             block = array("q", tokens[i * size : (i + 1) * size]).tobytes()
             hashes.append(hashlib.blake2b(before + block, digest_size=16).digest())
 
-    def take_known(self, hashes: list[bytes]) -> list[int]:
+    def take_known(self, hashes: list[bytes]) -> "array[int]":
         """The longest run of blocks that hold these hashes from the first on, each with one more reference."""
-        found = []
+        found = array("i")
         for digest in hashes:
             block = self._by_hash.get(digest)
             if block is None:
@@ -45,7 +45,7 @@ class BlockManager:
             found.append(block)
         return found
 
-    def grow(self, blocks: list[int], n_tokens: int) -> bool:
+    def grow(self, blocks: "array[int]", n_tokens: int) -> bool:
         """Append blocks until `n_tokens` fit. False, and nothing taken, where too few are free."""
         missing = -(-n_tokens // self.block_size) - len(blocks)
         if missing > len(self._unused):
@@ -64,7 +64,7 @@ class BlockManager:
             self._by_hash[digest] = block
             self._hash_of[block] = digest
 
-    def release(self, blocks: list[int]) -> None:
+    def release(self, blocks: "array[int]") -> None:
         """Give up one reference to each block and empty the list. The ends of sequences are forgotten first."""
         for block in reversed(blocks):
             self._references[block] -= 1
@@ -72,7 +72,7 @@ class BlockManager:
                 self._unused[block] = None
                 if block not in self._hash_of:
                     self._unused.move_to_end(block, last=False)
-        blocks.clear()
+        del blocks[:]
 
     def forget(self) -> None:
         """Let nobody find any block again (the weights changed)."""

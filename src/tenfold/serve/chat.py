@@ -34,8 +34,7 @@ class Conversation:
 
 async def prepare(models: Models, body: ChatRequest, owner: str) -> Conversation:
     """Check a chat request and make its prompt. Raises ApiError or TenfoldError in one sentence."""
-    if body.stream_options is not None and not body.stream:
-        raise ApiError(400, "stream_options needs stream: true.", param="stream_options")
+    body.check_stream_options()
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs: true.", param="top_logprobs")
     model = await models.get(body.model)
@@ -143,18 +142,19 @@ async def answer(models: Models, chat: Conversation, feedback: Feedback | None) 
     await keep(chat, gathered, feedback)
     choices = []
     for i, g in enumerate(gathered):
-        message, finish = _message(chat, g)
+        said, finish = message(chat, g)
         logprobs = chat_logprobs(chat.model.text, g.logprobs, chat)
-        choices.append({"index": i, "message": message, "logprobs": logprobs, "finish_reason": finish})
+        choices.append({"index": i, "message": said, "logprobs": logprobs, "finish_reason": finish})
     return {**_head(chat, "chat.completion"), "choices": choices, "usage": usage(chat.request, gathered, cached)}
 
 
-def _message(chat: Conversation, g: Gathered) -> tuple[dict[str, Any], str | None]:
+def message(chat: Conversation, g: Gathered) -> tuple[dict[str, Any], str | None]:
+    """What a finished continuation says, its calls apart, and why it ended."""
     content, calls = find_calls(g.text, chat.tools) if chat.tools else (g.text, [])
-    message: dict[str, Any] = {"role": "assistant", "content": content or None if calls else content, "refusal": None}
+    said: dict[str, Any] = {"role": "assistant", "content": content or None if calls else content, "refusal": None}
     if not calls:
-        return message, g.finish_reason
-    return {**message, "tool_calls": calls}, "stop" if chat.must_call else "tool_calls"
+        return said, g.finish_reason
+    return {**said, "tool_calls": calls}, "stop" if chat.must_call else "tool_calls"
 
 
 async def chunks(models: Models, chat: Conversation, feedback: Feedback | None) -> AsyncGenerator[dict[str, Any], None]:
@@ -173,13 +173,13 @@ async def chunks(models: Models, chat: Conversation, feedback: Feedback | None) 
         cached = max(cached, piece.cached_tokens)
         text, finish = piece.text, piece.finish_reason
         if chat.tools:
-            text, held[i] = _sayable(held[i] + text, g, finish)
+            text, held[i] = sayable(held[i] + text, g, finish)
         if text or (piece.logprobs and not chat.tools):
             yield {**head, "choices": [_choice(i, {"content": text}, None, chat_logprobs(chat.model.text, piece.logprobs, chat))]}
         if not finish:
             continue
-        message, reason = _message(chat, g)
-        if calls := message.get("tool_calls"):
+        said, reason = message(chat, g)
+        if calls := said.get("tool_calls"):
             yield {**head, "choices": [_choice(i, {"tool_calls": [{"index": k, **call} for k, call in enumerate(calls)]})]}
         elif held[i]:
             yield {**head, "choices": [_choice(i, {"content": held[i]})]}
@@ -189,7 +189,7 @@ async def chunks(models: Models, chat: Conversation, feedback: Feedback | None) 
         yield {**head, "choices": [], "usage": usage(chat.request, gathered, cached)}
 
 
-def _sayable(text: str, g: Gathered, finish: str | None) -> tuple[str, str]:
+def sayable(text: str, g: Gathered, finish: str | None) -> tuple[str, str]:
     """What of `text` can be said now, and what may become a call and is held back."""
     if g.text.lstrip().startswith("{"):
         return "", text

@@ -27,6 +27,7 @@ class Completion:
 
     body: CompletionRequest
     model: ServedModel
+    prompts: list[str | list[int]]
     requests: list[Request]
     id: str
     created: int
@@ -42,19 +43,17 @@ def _prompts(value: Any, what: str) -> list[str | list[int]]:
     return prompts
 
 
-def _encode(model: ServedModel, prompts: list[str | list[int]]) -> list[list[int]]:
-    return [model.text.encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+def _encode(model: ServedModel, prompts: list[str | list[int]], suffix: str | None = None) -> list[list[int]]:
+    encoded = [model.text.encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+    return [model.text.between(tokens, suffix) for tokens in encoded] if suffix else encoded
 
 
 async def prepare(models: Models, body: CompletionRequest) -> Completion:
     """Check a completion request. Raises ApiError or TenfoldError in one sentence."""
-    if body.stream_options is not None and not body.stream:
-        raise ApiError(400, "stream_options needs stream: true.", param="stream_options")
-    if body.suffix:
-        raise ApiError(400, "suffix is not supported: these models do not fill in the middle.", param="suffix")
+    body.check_stream_options()
     model = await models.get(body.model)
     prompts = _prompts(body.prompt, "prompt")
-    encoded = await models.prompt(lambda: _encode(model, prompts))
+    encoded = await models.prompt(lambda: _encode(model, prompts, body.suffix))
     models.check_tokens(model, chain.from_iterable(encoded), "prompt")
     models.check_tokens(model, body.logit_bias or (), "logit_bias")
     grammar = None
@@ -71,7 +70,7 @@ async def prepare(models: Models, body: CompletionRequest) -> Completion:
             grammar=grammar,
         )
         requests.append(Request(f"{name}-{i}", tokens, sampling))
-    return Completion(body, model, requests, name, int(time.time()))
+    return Completion(body, model, prompts, requests, name, int(time.time()))
 
 
 async def _all(models: Models, completion: Completion) -> AsyncGenerator[tuple[int, Piece], None]:
@@ -136,7 +135,8 @@ async def chunks(models: Models, completion: Completion) -> AsyncGenerator[dict[
 def _echo(completion: Completion, number: int) -> str:
     if not completion.body.echo:
         return ""
-    return completion.model.text.tokenizer.decode(completion.requests[number].tokens)
+    prompt = completion.prompts[number]
+    return prompt if isinstance(prompt, str) else completion.model.text.tokenizer.decode(prompt)
 
 
 def _head(completion: Completion) -> dict[str, Any]:

@@ -117,7 +117,7 @@ class Engine:
         now = time.monotonic()
         for w in work:
             w.sequence.first_scheduled = w.sequence.first_scheduled or now
-        hidden = self.runner.hidden(_rows(work))
+        hidden = self.runner.hidden(make_rows(work))
         outputs += self._continue(work, hidden)
         self._counters["steps"] += 1
         self._counters["rows"] += sum(w.count for w in work)
@@ -144,8 +144,9 @@ class Engine:
                 chosen += range(at + w.count - w.drafted - 1, at + w.count)
             at += w.count
         if complete:
-            logits = self.runner.logits(hidden[chosen]).cpu()
-            best = logits.argmax(-1).tolist()
+            logits = self.runner.logits(hidden[chosen])
+            best = self._best(logits, complete)
+            logits = logits.cpu()
             for w, first in complete:
                 rows = slice(first, first + w.drafted + 1)
                 outputs.append(self._advance(w, logits[rows], best[rows]))
@@ -181,12 +182,18 @@ class Engine:
             self._leave(s)
         return output
 
+    def _best(self, logits: Tensor, complete: list[tuple[Work, int]]) -> list[int]:
+        """A token for each row, which is the draw where `_is_settled` says so."""
+        return logits.argmax(-1).tolist()
+
+    def _is_settled(self, request: Request) -> bool:
+        return request.sampling.is_plain and request.sampling.temperature < 1e-5
+
     def _draw(self, logits: Tensor, best: int, s: Sequence) -> int:
         p, state = s.request.sampling, s.state
-        plain = not (p.logit_bias or p.presence_penalty or p.frequency_penalty or p.repetition_penalty != 1 or p.min_tokens)
-        if plain and state.matcher is None and p.temperature < 1e-5:
+        if self._is_settled(s.request):
             return best
-        logits = logits if plain else sampling.adjust(logits, s, state)
+        logits = sampling.adjust(logits, s, state)
         if state.matcher is not None:
             logits = state.matcher.mask(logits)
         return sampling.draw(logits, p, state)
@@ -248,7 +255,8 @@ class Engine:
         }
 
 
-def _rows(work: list[Work]) -> Rows:
+def make_rows(work: list[Work]) -> Rows:
+    """What a runner computes of some work."""
     rows = Rows([], [], [], [])
     for w in work:
         s, begin = w.sequence, w.sequence.computed

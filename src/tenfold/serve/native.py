@@ -126,7 +126,7 @@ class NativeRunner:
         x = self.embedding[torch.tensor(rows.tokens)].float()
         lengths = np.array([len(t) for t in rows.tables], dtype=np.int32)
         starts = np.repeat(np.cumsum(lengths, dtype=np.int32) - lengths, rows.counts)
-        tables = np.array([block for table in rows.tables for block in table], dtype=np.int32)
+        tables = np.concatenate([np.asarray(table, dtype=np.int32) for table in rows.tables])
         positions = np.array(rows.positions, dtype=np.int32)
         per_row = spec.dim + (2 * spec.n_heads + 2 * spec.n_kv_heads) * spec.head_dim + 2 * self.ffn
         scratch = torch.empty(n * per_row)

@@ -2,13 +2,22 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from tenfold.serve.errors import ApiError
 from tenfold.serve.request import Sampling
 
 Text = Annotated[str, Field(max_length=10_000_000)]
 Stop = Annotated[str, Field(max_length=1000)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+def _without_zeros(bias: Any) -> Any:
+    """A bias of 0 says nothing, whatever it stands at."""
+    return {token: value for token, value in bias.items() if value != 0} if isinstance(bias, dict) else bias
+
+
+Bias = dict[Annotated[int, Field(ge=0, lt=2**31)], Annotated[Finite, Field(ge=-100, le=100)]]
 
 
 class Body(BaseModel):
@@ -30,7 +39,7 @@ class SamplingFields(Body):
     top_p: Annotated[Finite, Field(ge=0, le=1)] | None = None
     presence_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = None
-    logit_bias: dict[Annotated[int, Field(ge=0, lt=2**31)], Annotated[Finite, Field(ge=-100, le=100)]] | None = None
+    logit_bias: Annotated[Bias | None, BeforeValidator(_without_zeros)] = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
@@ -46,6 +55,11 @@ class SamplingFields(Body):
     guided_regex: str | None = None
     guided_json: dict[str, Any] | None = None
     guided_grammar: str | None = None
+
+    def check_stream_options(self) -> None:
+        """Raises ApiError for options of a stream that nobody asked for; one that is turned off keeps its options."""
+        if self.stream_options is not None and self.stream is None:
+            raise ApiError(400, "stream_options needs stream: true.", param="stream_options")
 
     @property
     def stops(self) -> list[str]:
@@ -135,7 +149,7 @@ class EmbeddingRequest(Body):
 
 class ResponsesRequest(Body):
     model: str = ""
-    input: Text | list[dict[str, Any]] = ""
+    input: Text | list[dict[str, Any]] | None = None
     instructions: str | None = None
     max_output_tokens: Annotated[int, Field(ge=1, le=2**31)] | None = None
     temperature: Annotated[Finite, Field(ge=0, le=2)] | None = None
@@ -143,7 +157,11 @@ class ResponsesRequest(Body):
     stream: bool | None = None
     store: bool | None = None
     previous_response_id: str | None = None
+    conversation: str | dict[str, Any] | None = None
+    background: bool | None = None
     text: dict[str, Any] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
     metadata: dict[str, str] | None = None
     user: str | None = None
 

@@ -1,6 +1,8 @@
 """What is asked of the engine, what it answers, and a sequence on its way from one to the other."""
 
+from array import array
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from tenfold.spec.errors import TenfoldError
@@ -50,6 +52,12 @@ class Sampling:
         if self.logprobs is not None and not 0 <= self.logprobs <= 20:
             raise TenfoldError(f"At most 20 logprobs can be had for a token, not {self.logprobs}.")
 
+    @cached_property
+    def is_plain(self) -> bool:
+        """Whether a draw depends on nothing but the logits: not on the text so far, nor on a grammar."""
+        penalties = self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1
+        return not (penalties or self.logit_bias or self.min_tokens or self.grammar is not None)
+
 
 @dataclass(frozen=True)
 class Request:
@@ -59,6 +67,11 @@ class Request:
     tokens: list[int]
     sampling: Sampling
     embed: bool = False
+
+    @cached_property
+    def is_plain(self) -> bool:
+        """Whether tokens are all that is asked for, and nothing but logits is needed to draw them."""
+        return self.sampling.is_plain and self.sampling.logprobs is None and not self.embed
 
 
 @dataclass(frozen=True)
@@ -92,7 +105,7 @@ class Sequence:
     index: int = 0
     tokens: list[int] = field(default_factory=list)
     computed: int = 0
-    blocks: list[int] = field(default_factory=list)
+    blocks: "array[int]" = field(default_factory=lambda: array("i"))
     hashes: list[bytes] = field(default_factory=list)
     draft: list[int] = field(default_factory=list)
     cached_tokens: int = 0

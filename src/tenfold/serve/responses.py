@@ -5,9 +5,11 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator
 from typing import Any
 
+from pydantic import ValidationError
+
 from tenfold.serve import chat
 from tenfold.serve.errors import ApiError
-from tenfold.serve.protocol import ChatRequest, JsonSchemaFormat, Message, ResponseFormat, ResponsesRequest
+from tenfold.serve.protocol import ChatRequest, ResponsesRequest
 from tenfold.serve.service import Models, new_id
 
 _KEPT = 1000
@@ -35,46 +37,71 @@ class Remembered:
         del self._kept[name]
 
 
-def _turns(value: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
-    if isinstance(value, str):
-        return [{"role": "user", "content": value}]
-    turns = []
+def _turns(value: str | list[dict[str, Any]] | None) -> list[dict[str, Any]]:
+    """Chat messages of an input; none at all is an empty turn."""
+    if not isinstance(value, list):
+        return [{"role": "user", "content": value or ""}]
+    turns: list[dict[str, Any]] = []
     for item in value:
-        if item.get("type", "message") != "message":
-            raise ApiError(400, f"Input of type {item.get('type')!r} cannot be read: send messages.", param="input")
-        if item.get("role") not in ("system", "developer", "user", "assistant"):
+        kind = item.get("type") or "message"
+        if kind == "function_call":
+            call = {"name": str(item.get("name", "")), "arguments": str(item.get("arguments", ""))}
+            turns.append(_calling([{"id": str(item.get("call_id", "")), "type": "function", "function": call}]))
+        elif kind == "function_call_output":
+            turns.append({"role": "tool", "tool_call_id": str(item.get("call_id", "")), "content": item.get("output") or ""})
+        elif kind != "message":
+            raise ApiError(400, f"Input of type {kind!r} cannot be read: send messages.", param="input")
+        elif item.get("role") not in ("system", "developer", "user", "assistant"):
             known = "system, developer, user or assistant"
             raise ApiError(400, f"A message's role must be {known}, not {item.get('role')!r}.", param="input")
-        turns.append({"role": item["role"], "content": item.get("content") or ""})
+        else:
+            turns.append({"role": item["role"], "content": item.get("content") or ""})
     return turns
 
 
+def _calling(calls: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"role": "assistant", "content": "", "tool_calls": calls}
+
+
+def _tools(tools: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+    """Functions as chat completions have them."""
+    for tool in tools or ():
+        if tool.get("type") != "function" or not tool.get("name"):
+            raise ApiError(400, f"Tools must be functions with a name, not {tool.get('type')!r}.", param="tools")
+    return [{"type": "function", "function": tool} for tool in tools] if tools else None
+
+
 async def prepare(models: Models, body: ResponsesRequest, kept: Remembered, owner: str) -> chat.Conversation:
-    """The chat request of a response."""
+    """The chat request of a response. Raises ApiError or TenfoldError in one sentence."""
+    if body.conversation is not None:
+        raise ApiError(404, "Conversations are not stored here: send the messages, or previous_response_id.", param="conversation")
+    if body.background:
+        raise ApiError(400, "Responses are not made in the background here: leave background out.", param="background")
     messages = kept.get(body.previous_response_id)[1] if body.previous_response_id else []
     messages = messages + _turns(body.input)
-    if not messages:
-        raise ApiError(400, "input is empty: give a text or messages.", param="input")
     told = [{"role": "system", "content": body.instructions}] if body.instructions else []
     form = (body.text or {}).get("format") or {}
-    response_format = None
-    if form.get("type") == "json_schema":
-        response_format = ResponseFormat(type="json_schema", json_schema=JsonSchemaFormat(schema=form.get("schema")))
-    elif form.get("type") == "json_object":
-        response_format = ResponseFormat(type="json_object")
+    choice = body.tool_choice
+    if isinstance(choice, dict) and "name" in choice:
+        choice = {"type": "function", "function": {"name": choice["name"]}}
+    wanted = {
+        "model": body.model,
+        "messages": told + messages,
+        "max_completion_tokens": body.max_output_tokens,
+        "temperature": body.temperature,
+        "top_p": body.top_p,
+        "tools": _tools(body.tools),
+        "tool_choice": choice,
+        "user": body.user,
+    }
+    if isinstance(form, dict) and form.get("type") in ("json_schema", "json_object"):
+        wanted["response_format"] = {"type": form["type"], "json_schema": {"schema": form.get("schema")}}
     try:
-        turns = [Message.model_validate(m) for m in told + messages]
-    except ValueError:
-        raise ApiError(400, "A message's content must be text or a list of parts.", param="input") from None
-    request = ChatRequest(
-        model=body.model,
-        messages=turns,
-        max_completion_tokens=body.max_output_tokens,
-        temperature=body.temperature,
-        top_p=body.top_p,
-        response_format=response_format,
-        user=body.user,
-    )
+        request = ChatRequest.model_validate(wanted)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ApiError(400, f"The input cannot be read ({where}: {first['msg']}).", param="input") from None
     conversation = await chat.prepare(models, request, owner)
     conversation.messages = messages
     return conversation
@@ -95,12 +122,12 @@ def _object(body: ResponsesRequest, conversation: chat.Conversation, status: str
         "metadata": body.metadata or {},
         "model": conversation.model.name,
         "output": output,
-        "parallel_tool_calls": False,
+        "parallel_tool_calls": bool(body.tools),
         "previous_response_id": body.previous_response_id,
         "temperature": sampling.temperature,
         "text": body.text or {"format": {"type": "text"}},
-        "tool_choice": "auto",
-        "tools": [],
+        "tool_choice": body.tool_choice or "auto",
+        "tools": [{"parameters": None, "strict": None, **tool} for tool in body.tools or ()],
         "top_p": sampling.top_p,
         "truncation": "disabled",
         "usage": usage,
@@ -128,33 +155,68 @@ async def events(
     models: Models, body: ResponsesRequest, conversation: chat.Conversation, kept: Remembered
 ) -> AsyncGenerator[dict[str, Any], None]:
     """Every event of a streamed response; the last carries the whole."""
-    g, cached, number, name = chat.Gathered(), 0, 0, new_id("msg")
+    g, cached, number, held, spoken = chat.Gathered(), 0, 0, "", ""
+    name = new_id("msg")
 
     def event(kind: str, **more: Any) -> dict[str, Any]:
         nonlocal number
         number += 1
         return {"type": kind, "sequence_number": number - 1, **more}
 
+    def opening() -> list[dict[str, Any]]:
+        part = {"type": "output_text", "text": "", "annotations": []}
+        return [
+            event("response.output_item.added", output_index=0, item=_item(name, None, "in_progress")),
+            event("response.content_part.added", **here, part=part),
+        ]
+
     here = {"item_id": name, "output_index": 0, "content_index": 0}
     begun = _object(body, conversation, "in_progress", [], None)
     yield event("response.created", response=begun)
     yield event("response.in_progress", response=begun)
-    yield event("response.output_item.added", output_index=0, item=_item(name, None, "in_progress"))
-    yield event("response.content_part.added", **here, part={"type": "output_text", "text": "", "annotations": []})
+    is_open = not conversation.tools  # with tools it may turn out that there is no message, only calls
+    for opened in opening() if is_open else ():
+        yield opened
     async for piece in models.generate(conversation.model, conversation.request, []):
         g.add(piece)
         cached = max(cached, piece.cached_tokens)
-        if piece.text:
-            yield event("response.output_text.delta", **here, delta=piece.text, logprobs=[])
+        text = piece.text
+        if conversation.tools:
+            text, held = chat.sayable(held + text, g, piece.finish_reason)
+        for opened in opening() if text and not is_open else ():
+            yield opened
+        if text:
+            is_open, spoken = True, spoken + text
+            yield event("response.output_text.delta", **here, delta=text, logprobs=[])
+    said, _ = chat.message(conversation, g)
+    calls = said.get("tool_calls") or []
+    if not calls and held:
+        for opened in () if is_open else opening():
+            yield opened
+        is_open, spoken = True, spoken + held
+        yield event("response.output_text.delta", **here, delta=held, logprobs=[])
     status = "incomplete" if g.finish_reason == "length" else "completed"
-    item = _item(name, g.text, status)
-    yield event("response.output_text.done", **here, text=g.text, logprobs=[])
-    yield event("response.content_part.done", **here, part=item["content"][0])
-    yield event("response.output_item.done", output_index=0, item=item)
-    whole = _object(body, conversation, status, [item], _counts(conversation, g, cached))
-    if body.store is not False:
-        kept.add(whole, [*conversation.messages, {"role": "assistant", "content": g.text}])
+    output = []
+    if is_open:
+        item = _item(name, spoken, status)
+        yield event("response.output_text.done", **here, text=spoken, logprobs=[])
+        yield event("response.content_part.done", **here, part=item["content"][0])
+        yield event("response.output_item.done", output_index=0, item=item)
+        output.append(item)
+    for call in calls:
+        function, at = call["function"], len(output)
+        item = {"id": new_id("fc"), "type": "function_call", "call_id": call["id"], "status": "completed", **function}
+        there = {"item_id": item["id"], "output_index": at}
+        yield event("response.output_item.added", output_index=at, item={**item, "arguments": "", "status": "in_progress"})
+        yield event("response.function_call_arguments.delta", **there, delta=function["arguments"])
+        yield event("response.function_call_arguments.done", **there, **function)
+        yield event("response.output_item.done", output_index=at, item=item)
+        output.append(item)
+    whole = _object(body, conversation, status, output, _counts(conversation, g, cached))
     whole["completed_at"] = time.time() if status == "completed" else None
+    if body.store is not False:
+        turn = {**_calling(calls), "content": spoken} if calls else {"role": "assistant", "content": spoken}
+        kept.add(whole, [*conversation.messages, turn])
     yield event(f"response.{status}", response=whole)
 
 

@@ -3,6 +3,7 @@
 Keys and values stand in blocks of `BLOCK` tokens; a sequence's table says which blocks are its own, in order.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,7 +25,7 @@ class Rows:
     tokens: list[int]
     positions: list[int]
     counts: list[int]
-    tables: list[list[int]]
+    tables: list[Sequence[int]]
 
 
 class Runner(Protocol):
@@ -100,7 +101,7 @@ class TorchRunner:
             ends.append(rows.positions[at - 1] + 1)
         return ends
 
-    def _slots(self, table: list[int], context: int) -> Tensor:
+    def _slots(self, table: Sequence[int], context: int) -> Tensor:
         """Where each of the first `context` tokens of a sequence stands in the cache."""
         blocks = torch.tensor(table, device=self.device)
         return (blocks[:, None] * BLOCK + torch.arange(BLOCK, device=self.device)).flatten()[:context]

@@ -17,6 +17,7 @@ class SamplerState:
     """What is remembered of a sequence: its generator, how often it wrote each token, where it stands in its grammar."""
 
     generator: torch.Generator
+    seed: int = 0  # of 31 bits
     counts: Counter[int] = field(default_factory=Counter)
     matcher: Matcher | None = None
 
@@ -25,7 +26,8 @@ def start(sequence: Sequence, fallback_seed: int) -> SamplerState:
     """The state before the first token; continuation i of a request draws as a request of seed + i would."""
     seed = sequence.request.sampling.seed
     seed = fallback_seed if seed is None else seed
-    return SamplerState(torch.Generator().manual_seed((seed + sequence.index) % 2**63))
+    seed = (seed + sequence.index) % 2**63
+    return SamplerState(torch.Generator().manual_seed(seed), seed % 2**31)
 
 
 def adjust(logits: Tensor, sequence: Sequence, state: SamplerState) -> Tensor:

@@ -12,7 +12,7 @@ from tenfold.serve.blocks import BlockManager
 from tenfold.serve.request import Sequence
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Work:
     """The next `count` tokens of a sequence, of which the last `drafted` are guesses."""
 
@@ -27,7 +27,7 @@ class Scheduler:
     def __init__(self, blocks: BlockManager, token_budget: int, max_running: int):
         self.blocks, self.token_budget, self.max_running = blocks, token_budget, max_running
         self.waiting: deque[Sequence] = deque()
-        self.running: list[Sequence] = []
+        self.running: dict[Sequence, None] = {}  # in the order of their coming
         self.preemptions = self.prefix_queries = self.prefix_hits = 0
 
     @property
@@ -50,7 +50,7 @@ class Scheduler:
             if not self._admit(self.waiting[0]):
                 break
             sequence = self.waiting.popleft()
-            self.running.append(sequence)
+            self.running[sequence] = None
             piece = Work(sequence, min(budget, len(sequence.tokens) - sequence.computed))
             if not self.blocks.grow(sequence.blocks, sequence.computed + piece.count):
                 self._preempt(sequence)
@@ -63,6 +63,8 @@ class Scheduler:
     def _piece(self, sequence: Sequence, budget: int, work: list[Work]) -> Work | None:
         """The next tokens of a running sequence, for which later ones may lose their blocks."""
         left = len(sequence.tokens) - sequence.computed
+        if not left:  # its last token is on its way
+            return None
         drafted = min(len(sequence.draft), budget - left) if left <= budget else 0
         count = min(left, budget) + max(drafted, 0)
         while not self.blocks.grow(sequence.blocks, sequence.computed + count):
@@ -93,16 +95,22 @@ class Scheduler:
 
     def computed(self, sequence: Sequence, count: int) -> None:
         """`count` more tokens of a sequence have keys and values; blocks that became full can be found by others."""
-        size, before = self.blocks.block_size, sequence.computed // self.blocks.block_size
+        self.publish(sequence, sequence.computed, sequence.computed + count)
         sequence.computed += count
-        self.blocks.extend_hashes(sequence.hashes, sequence.tokens)
-        for i in range(before, sequence.computed // size):
+
+    def publish(self, sequence: Sequence, begin: int, end: int) -> None:
+        """Tokens `begin` to `end` are known now, those before `begin` were: let others find the blocks that are full."""
+        size = self.blocks.block_size
+        if begin // size == end // size:
+            return
+        self.blocks.extend_hashes(sequence.hashes, sequence.tokens, end)
+        for i in range(begin // size, end // size):
             self.blocks.publish(sequence.blocks[i], sequence.hashes[i])
 
     def finish(self, sequence: Sequence) -> None:
         """A sequence that runs or waits leaves, and its blocks are free at once."""
         if sequence in self.running:
-            self.running.remove(sequence)
+            del self.running[sequence]
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
         self.blocks.release(sequence.blocks)
@@ -115,7 +123,7 @@ class Scheduler:
         return gone
 
     def _preempt(self, sequence: Sequence) -> None:
-        self.running.remove(sequence)
+        del self.running[sequence]
         self.blocks.release(sequence.blocks)
         sequence.computed = 0
         sequence.draft = []

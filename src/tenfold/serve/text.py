@@ -21,6 +21,8 @@ PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ message['role']|capitalize }}: {{ message['content'] }}\n\n{% endfor %}"
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
+# Marks before what stands before, after and in the middle (StarCoder and others; Qwen).
+_MIDDLE = (("<fim_prefix>", "<fim_suffix>", "<fim_middle>"), ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"))
 _ENDS = ("<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|endoftext|>", "<|eot|>", "</s>")
 
 
@@ -40,6 +42,15 @@ class TextSide:
         """Tokens of a text of its own, with the mark that begins one where the model has it."""
         ids = self._ids(text)
         return ids if ids[: len(self.begin)] == self.begin else self.begin + ids
+
+    def between(self, tokens: list[int], suffix: str) -> list[int]:
+        """The prompt for what stands between `tokens` and `suffix`. Raises TenfoldError where the model has no marks for it."""
+        for marks in _MIDDLE:
+            ids = [i for mark in marks if (i := self.tokenizer.token_to_id(mark)) is not None]
+            if len(ids) == len(marks):
+                begin = self.begin if tokens[: len(self.begin)] == self.begin else []
+                return [*begin, ids[0], *tokens[len(begin) :], ids[1], *self._ids(suffix), ids[2]]
+        raise TenfoldError("suffix needs a model that was taught to fill in the middle, and this one has no marks for it.")
 
     def render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None, **more: Any) -> str:
         """The prompt of a conversation. Raises TenfoldError where the template refuses it or fails."""

@@ -36,7 +36,8 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     `start_from` is a Hugging Face directory whose shape and weights the run begins from. `ahead` further tokens are
     predicted beside the next one, with the weight `ahead_weight` (multi-token prediction; 0 is none). `fp8` trains
-    linear and expert layers in 8 bits where the GPU can, and says so where it cannot. `pictures` is a folder, a Parquet
+    linear and expert layers in 8 bits where the GPU can, and says so where it cannot. `recompute` works out again, rather
+    than keep for the backward pass, what is inside of every feed-forward or every block. `pictures` is a folder, a Parquet
     file or jsonl of pictures with words, `picture_share` the share of the sequences that show them (the others are text
     of the corpus), `vision` what differs from the encoder that is derived from the width; they need family "llama4".
 
@@ -51,7 +52,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     corpus: str = "stdlib"
     mixture: list[MixedCorpus] | None = None
     cache_gib: float = 16.0
-    vocab_size: int = 2048
+    vocab_size: int = 4096
     seq_len: int = 128
     seed: int = 0
     max_epochs: float = 4.0
@@ -72,6 +73,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     ahead: int = 0
     ahead_weight: float = 0.3
     fp8: bool = False
+    recompute: Literal["none", "feed-forward", "block"] = "none"
     pictures: str | None = None
     picture_share: float = 0.5
     vision: dict[str, Any] | None = None

@@ -41,13 +41,17 @@ def use_fp8(model: nn.Module, device: torch.device, dtype: torch.dtype) -> str:
     return f"fp8 in {converted} linear and {grouped} expert matrices, scaled by rows (torchao)."
 
 
-def convert(model: nn.Module, *, emulate: bool) -> tuple[int, int]:
-    """Swap the layers; returns how many matrices of each kind. `emulate` computes in float32 what fp8 would, linear
-    layers only: for tests on a machine without the units."""
+def convert(model: nn.Module, *, emulate: bool, recipe: str = "rowwise") -> tuple[int, int]:
+    """Swap the layers; returns how many matrices of each kind. `recipe` is torchao's name for what is scaled together
+    in linear layers. `emulate` computes in float32 what fp8 would, linear layers only: for tests on a machine without
+    the units."""
     logging.getLogger("torchao").setLevel(logging.ERROR)
+    grouped = [] if emulate else [m for m in model.modules() if isinstance(m, GroupedLinear)]
     try:
         from torchao.float8 import Float8LinearConfig, convert_to_float8_training
-        from torchao.prototype.moe_training.fp8_grouped_mm import _to_fp8_rowwise_then_scaled_grouped_mm as scaled_grouped_mm
+
+        if grouped:
+            from torchao.prototype.moe_training.fp8_grouped_mm import _to_fp8_rowwise_then_scaled_grouped_mm as scaled_grouped_mm
     except ImportError:
         raise TenfoldError("fp8 needs torchao: pip install 'tenfold[fp8]', or leave fp8 out.") from None
 
@@ -60,9 +64,8 @@ def convert(model: nn.Module, *, emulate: bool) -> tuple[int, int]:
         swapped.extend([name] if taken else [])
         return taken
 
-    config: Any = Float8LinearConfig(emulate=True) if emulate else Float8LinearConfig.from_recipe_name("rowwise")
+    config: Any = Float8LinearConfig(emulate=True) if emulate else Float8LinearConfig.from_recipe_name(recipe)
     convert_to_float8_training(model, module_filter_fn=fits, config=config)
-    grouped = [] if emulate else [m for m in model.modules() if isinstance(m, GroupedLinear)]
     for layer in grouped:
         layer.product = partial(_by_rows, scaled_grouped_mm)
     return len(swapped), len(grouped)

@@ -18,13 +18,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tenfold.data.batches import Batch, train_batch, validation_batches, validation_bytes
+from tenfold.data.batches import Batch, train_batch
 from tenfold.data.corpus import Corpus, require_tokens
-from tenfold.data.mixture import Mixture, parts
-from tenfold.data.picture_corpus import PictureCorpus, build_pictures, mixed_batch, picture_batches
-from tenfold.data.pictures import normalised
+from tenfold.data.mixture import Mixture
+from tenfold.data.picture_corpus import PictureCorpus, build_pictures, mixed_batch
 from tenfold.data.prefetch import AHEAD, Prefetch
 from tenfold.model.ahead import ahead_weights, predict_ahead
+from tenfold.model.attention import fastest_attention
 from tenfold.model.experts import balance_bias, expert_layers, router_statistics
 from tenfold.model.huggingface import read_model, write_model
 from tenfold.model.llama import Llama, begin_as_identity
@@ -34,6 +34,7 @@ from tenfold.spec.model import ModelSpec
 from tenfold.train import checkpoint
 from tenfold.train.config import RunConfig, resolve_model, write_config
 from tenfold.train.energy import EnergyMeter
+from tenfold.train.evaluate import evaluate, evaluate_pictures, tensors
 from tenfold.train.export import export_model
 from tenfold.train.fp8 import use_fp8
 from tenfold.train.goodput import Clock, read_goodput
@@ -41,6 +42,7 @@ from tenfold.train.hyperparameters import Hyperparameters, derive
 from tenfold.train.layout import Place, ProcessLost, clip_gradient, padded, spread, start_processes
 from tenfold.train.memory import peak_memory_bytes
 from tenfold.train.metrics import MetricsWriter
+from tenfold.train.one_gpu import DeviceGuard, compile_blocks, recompute, use_document_blocks
 from tenfold.train.optimiser import make_optimisers, set_learning_rate
 from tenfold.train.precision import choose_dtype, peak_flops
 from tenfold.train.progress import TrainingProgress
@@ -143,8 +145,11 @@ def run_steps(
     watchdog.beat()
     torch.manual_seed(config.seed)
     model = _build(spec, config, corpus, device)
+    recompute(model, config.recompute)
     watchdog.beat()
     place = spread(model, config.layout, device, config.seq_len, h.batch_size)
+    if device.type == "cuda" and place.alone:
+        use_document_blocks(model, config.seq_len)
     # Every process keeps a record of its own; the first one's is the run's.
     record = directory if place.rank == 0 else directory / "ranks" / str(place.rank)
     record.mkdir(parents=True, exist_ok=True)
@@ -161,6 +166,8 @@ def run_steps(
     peak, peak_source = peak_flops(device, dtype)
     compiled = _compile(model, config, device, place, h.steps * h.batch_size * config.seq_len * flops_per_token / peak)
     autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
+    late = device.type == "cuda" and config.optimiser == "adamw" and place.alone
+    guard = DeviceGuard(device, EXPLODING, state) if late else None
     meter = EnergyMeter()
     meter.start()
 
@@ -180,6 +187,7 @@ def run_steps(
             ahead=AHEAD if corpus.is_remote else 0,
         ) as batches,
         autocast,
+        fastest_attention(device),
     ):
         if saved is None:
             facts = _facts(config, corpus, spec, h, tokens, device, dtype, compiled, peak_source)
@@ -197,7 +205,11 @@ def run_steps(
             began = time.perf_counter()
             with clock.time("stepping"):
                 batch = batches(state.step)
-                loss, norm = _step(model, optimisers, batch, config, h, state, device, place)
+                loss, norm = _step(model, optimisers, batch, config, h, state, device, place, guard)
+                if guard is not None and ((state.step + 1) % config.log_every == 0 or state.step + 1 == h.steps):
+                    loss, norm = float(loss), float(norm)
+                    guard.read_into(state)
+                    _stop_where_skipped(state, config, h, loss)
             state.seconds += time.perf_counter() - began
             state.step += 1
             watchdog.beat(state.step)
@@ -216,12 +228,12 @@ def run_steps(
                 )  # fmt: skip
                 for load in loads:
                     load.zero_()
-                progress.update(state.step, loss, rate, mfu, energy.watts)
+                progress.update(state.step, float(loss), rate, mfu, energy.watts)
                 clock.write(state.step)
                 last_log, logged_step, logged_flops = now, state.step, state.flops
             if config.evaluate_every and state.step % config.evaluate_every == 0 and state.step < h.steps:
                 with clock.time("evaluating"):
-                    nats, bits = evaluate(model, corpus, config, device, place)
+                    nats, bits = evaluate(model, corpus, config, device, place, watchdog.beat)
                 metrics.write("evaluation", step=state.step, loss=nats, bits_per_byte=bits)
                 if pictures:
                     metrics.write("pictures", step=state.step, **evaluate_pictures(model, pictures, config, device))
@@ -229,11 +241,15 @@ def run_steps(
             due = time.monotonic() - last_save > config.checkpoint_every_s
             save_now, stopped = place.agree(due, stop.requested)
             if save_now:
+                if guard is not None:
+                    guard.read_into(state)
                 clock.write(state.step)  # where a failure would come back to
                 with clock.time("saving"):
                     saver.save(state.step, model, optimisers, {"state": asdict(state)})
                 last_save = time.monotonic()
         finished = state.step >= h.steps
+        if guard is not None:
+            guard.read_into(state)
         if keep_model or not finished:
             clock.write(state.step)
             with clock.time("saving"):
@@ -244,10 +260,10 @@ def run_steps(
             loss_nats, bits = math.nan, math.nan
         else:
             with clock.time("evaluating"):
-                loss_nats, bits = evaluate(model, corpus, config, device, place)
+                loss_nats, bits = evaluate(model, corpus, config, device, place, watchdog.beat)
             if pictures:
                 metrics.write("pictures", step=state.step, **evaluate_pictures(model, pictures, config, device))
-        watchdog.beat(state.step)
+        watchdog.end()
         clock.write(state.step, finished)
         if place.rank == 0:
             metrics.write("goodput", step=state.step, **read_goodput(directory / "time.jsonl"))
@@ -386,24 +402,34 @@ def _tile_flops(spec: ModelSpec, batch: Batch) -> float:
 
 def _step(
     model: Llama, optimisers: list, batch: Batch, config: RunConfig, h: Hyperparameters, state: _State, device,
-    place: Place = Place(),
-) -> tuple[float, float]:
-    """One optimiser step. Returns the mean loss in nats per target and the norm of the gradient."""
+    place: Place = Place(), guard: DeviceGuard | None = None,
+) -> tuple[float | Tensor, float | Tensor]:
+    """One optimiser step. Returns the mean loss in nats per target and the norm of the gradient.
+
+    With `guard` both stay on the device, which decides by itself whether the step counts; `state` is then behind.
+    """
     set_learning_rate(optimisers, schedule(config.schedule, state.step, h.steps, config.warmup, config.decay))
     targets_total = max(1, int((batch.targets >= 0).sum()))
     first, end, most = place.rows(h.batch_size)
     micro = config.micro_batch or most
-    nats = 0.0
+    nats: Any = 0.0
     for offset in range(0, most, micro):
         start = first + offset
-        tokens, targets, document, seen = _tensors(batch, start, min(start + micro, end), device)
+        tokens, targets, document, seen = tensors(batch, start, min(start + micro, end), device)
         if len(tokens) < min(micro, most - offset):
             rows = min(micro, most - offset)
             tokens, targets = padded(tokens, rows, 0), padded(targets, rows, -100)
             document = None if document is None else padded(document, rows, 0)
         total, extra = model.loss(tokens, place.positions(targets), document, config.z_loss, **seen)
         ((total + extra) / targets_total).backward()
-        nats += total.item()
+        nats += total.item() if guard is None else total.detach()
+    if guard is not None:
+        loss = nats / targets_total
+        gradient_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+        guard.take(optimisers, loss, gradient_norm)
+        for optimiser in optimisers:
+            optimiser.zero_grad(set_to_none=True)
+        return loss, gradient_norm
     loss = place.total(nats)[0] / targets_total
     norm = clip_gradient(model, config.clip, place)
     usual = state.usual_norm
@@ -415,14 +441,18 @@ def _step(
     else:
         state.skipped += 1
         state.skipped_in_a_row += 1
-        if state.skipped_in_a_row >= config.max_skipped:
-            raise TenfoldError(
-                f"The run stopped at step {state.step}: {state.skipped_in_a_row} steps in a row had a loss or gradient "
-                f"that is not finite or exploded (last loss {loss:.4g}); lower learning_rate ({h.learning_rate:.3g})."
-            )
+        _stop_where_skipped(state, config, h, loss)
     for optimiser in optimisers:
         optimiser.zero_grad(set_to_none=True)
     return loss, norm
+
+
+def _stop_where_skipped(state: _State, config: RunConfig, h: Hyperparameters, loss: float) -> None:
+    if state.skipped_in_a_row >= config.max_skipped:
+        raise TenfoldError(
+            f"The run stopped at step {state.step}: {state.skipped_in_a_row} steps in a row had a loss or gradient "
+            f"that is not finite or exploded (last loss {loss:.4g}); lower learning_rate ({h.learning_rate:.3g})."
+        )
 
 
 def _balance(model: Llama, config: RunConfig, step: int, steps: int, loads: list[Tensor]) -> None:
@@ -436,63 +466,6 @@ def _balance(model: Llama, config: RunConfig, step: int, steps: int, loads: list
     for total, layer in zip(loads, expert_layers(model), strict=True):
         total += layer.load
         layer.load.zero_()
-
-
-def _tensors(
-    batch: Batch, start: int, stop: int, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor | None, dict[str, Tensor]]:
-    """Tokens, targets, documents (None where each row is one) and pixels, if any, of the rows `start` to `stop`."""
-    rows = slice(start, stop)
-    tokens, targets = torch.from_numpy(batch.tokens[rows]), torch.from_numpy(batch.targets[rows])
-    several = bool((batch.document[rows] != batch.document[rows][:, :1]).any())
-    document = torch.from_numpy(batch.document[rows]).to(device) if several else None
-    seen = {}
-    if batch.tiles is not None and batch.tile_ends is not None:
-        tiles = batch.tiles[int(batch.tile_ends[start - 1]) if start else 0 : int(batch.tile_ends[rows][-1])]
-        seen = {"pixels": torch.from_numpy(normalised(tiles)).to(device)} if len(tiles) else {}
-    return tokens.to(device), targets.to(device), document, seen
-
-
-@torch.no_grad()
-def evaluate_pictures(model: Llama, pictures: PictureCorpus, config: RunConfig, device: torch.device) -> dict[str, float]:
-    """Bits per byte of the words of the validation pictures: beside their own, and beside one another's, pictures."""
-    size = int(pictures.documents["bytes"][pictures.documents["validation"]].sum())
-    nats = {"bits_per_byte": 0.0, "bits_per_byte_shuffled": 0.0}
-    for batch in picture_batches(pictures, batch_size=16, seq_len=config.seq_len):
-        tokens, targets, document, seen = _tensors(batch, 0, len(batch.tokens), device)
-        nats["bits_per_byte"] += model.loss(tokens, targets, document, 0.0, **seen)[0].item()
-        others = {"pixels": seen["pixels"].roll(1, 0)}
-        nats["bits_per_byte_shuffled"] += model.loss(tokens, targets, document, 0.0, **others)[0].item()
-    return {name: total / math.log(2) / size for name, total in nats.items()}
-
-
-def evaluate(
-    model: Llama, corpus: Corpus | Mixture, config: RunConfig, device: torch.device, place: Place = Place()
-) -> tuple[float, float]:
-    """Validation loss in nats per token, and in bits per byte of the same text; every data rank reads all of it.
-
-    Of a mixture, the mean over its corpora, weighted with their shares at the end of the run.
-    """
-    results = [(share, _evaluate(model, part, config, device, place)) for _, part, share in parts(corpus)]
-    total = sum(share for share, _ in results)
-    nats, bits = (sum(share * result[i] for share, result in results) / total for i in (0, 1))
-    return nats, bits
-
-
-@torch.no_grad()
-def _evaluate(
-    model: Llama, corpus: Corpus, config: RunConfig, device: torch.device, place: Place
-) -> tuple[float, float]:
-    nats, count = 0.0, 0
-    for batch in validation_batches(
-        corpus, batch_size=16, seq_len=config.seq_len, limit_tokens=config.evaluate_tokens
-    ):
-        tokens, targets, document, _ = _tensors(batch, 0, len(batch.tokens), device)
-        nats += model.loss(tokens, place.positions(targets), document)[0].item()
-        count += int((batch.targets >= 0).sum())
-    nats = place.total(nats)[0] / place.data
-    size = validation_bytes(corpus, seq_len=config.seq_len, limit_tokens=config.evaluate_tokens)
-    return nats / max(1, count), nats / math.log(2) / max(1, size)
 
 
 def _device(name: str) -> str:
@@ -514,6 +487,9 @@ def _compile(model: Llama, config: RunConfig, device: torch.device, place: Place
             return "eager: no C++ compiler was found"
         if config.compile == "auto" and 2 * ideal_seconds * COMPILE_GAIN < COMPILE_SECONDS:
             return "eager: the run is too short for compiling to pay"
+    if device.type == "cuda":
+        compile_blocks(model)
+        return "compiled block by block"
     model.hidden = torch.compile(model.hidden)  # type: ignore[method-assign]
     return "compiled"
 

@@ -30,6 +30,10 @@ class Watchdog:
         """Say that the run is alive, with `step` steps done if that has changed."""
         self._step, self._last = self._step if step is None else step, time.monotonic()
 
+    def end(self) -> None:
+        """Watch no more: what comes now may take its time."""
+        self._over.set()
+
     def _watch(self) -> None:
         while not self._over.wait(min(1.0, self._seconds / 4)):
             if time.monotonic() - self._last > self._seconds:
@@ -48,4 +52,4 @@ class Watchdog:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None or not self._to_the_end:
-            self._over.set()
+            self.end()

@@ -1,0 +1,316 @@
+"""One side of `bench/gpu.py`, in a process of its own: builds a model, takes steps, prints one JSON object as its last line.
+
+    python bench/gpu_side.py '{"what": "limit", "device": "cpu", "size": 256}'
+
+It needs PyTorch, and `transformers` or `torchao` only for the sides that are made of them.
+"""
+
+import itertools
+import json
+import math
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
+
+from tenfold.model.attention import fastest_attention
+from tenfold.spec.model import ModelSpec, published_model, with_depth
+from tenfold.train.energy import EnergyMeter
+from tenfold.train.hyperparameters import derive
+from tenfold.train.memory import peak_memory_bytes, reset_peak_memory
+from tenfold.train.one_gpu import DeviceGuard
+from tenfold.train.optimiser import make_optimisers
+
+WARM_STEPS, LEAST_STEPS = 3, 4
+MEAN_DOCUMENT = 1000
+USABLE = 0.96  # of a GPU's memory, beside what the driver and fragments take
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a side does. `system` is tenfold or transformers; `weights` the format that weights are kept in."""
+
+    what: str = "step"
+    device: str = "cuda"
+    case: str = "1b"
+    system: str = "tenfold"
+    weights: str = "float32"
+    compiled: bool = True
+    fp8: str = ""
+    recompute: str = "none"
+    documents: bool = False
+    batch: int = 4
+    micro_batch: int = 0
+    most_rows: int = 64
+    seq_len: int = 8192
+    seconds: float = 6.0
+    size: int = 8192
+    began: float = 0.0
+
+
+def shape(case: str) -> ModelSpec:
+    """The model of a case: Llama 3.2 1B's shape, eight layers of Llama 3.1 8B's, or a toy for machines without a GPU."""
+    if case == "tiny":
+        return ModelSpec("tiny", dim=64, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=192, vocab_size=512)
+    return published_model("llama-3.2-1b") if case == "1b" else with_depth(published_model("llama-3.1-8b"), 8)
+
+
+def document_lengths(seq_len: int, mean: int, draw: random.Random) -> list[int]:
+    """Lengths of the documents of one row, exponentially distributed, cut where the row ends."""
+    lengths: list[int] = []
+    while (left := seq_len - sum(lengths)) > 0:
+        lengths.append(min(left, max(1, round(draw.expovariate(1 / mean)))))
+    return lengths
+
+
+def step_flops(spec: ModelSpec, rows: list[list[int]]) -> float:
+    """Training FLOPs of rows of documents of these lengths: every matrix product, causal attention within each document."""
+    return sum(length * spec.train_flops_per_token(length) for row in rows for length in row)
+
+
+class Limit:
+    """The rate of square matrix products on this machine."""
+
+    def __init__(self, job: Job):
+        self.size, self.device = job.size, torch.device(job.device)
+        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        self.a, self.b = (torch.randn(self.size, self.size, device=self.device, dtype=dtype) for _ in range(2))
+
+    def flops_per_s(self, rounds: int = 40) -> dict[str, float]:
+        """Median, slowest and fastest."""
+        taken = list(clocked(lambda: torch.mm(self.a, self.b), rounds, self.device))
+        flops = 2.0 * self.size**3
+        return {"median": flops / statistics.median(taken), "least": flops / max(taken), "most": flops / min(taken)}
+
+
+def clocked(work: Callable[[], Any], rounds: int, device: torch.device, warm: int = 3) -> Iterator[float]:
+    """Seconds of each call of `work`, back to back: on a GPU between its own marks, so that the host may run ahead."""
+    for _ in range(warm):
+        work()
+    if device.type != "cuda":
+        for _ in range(rounds):
+            began = time.perf_counter()
+            work()
+            yield time.perf_counter() - began
+        return
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(rounds + 1)]
+    marks[0].record()
+    for mark in marks[1:]:
+        work()
+        mark.record()
+    torch.cuda.synchronize()
+    for before, after in itertools.pairwise(marks):
+        yield before.elapsed_time(after) / 1e3
+
+
+def tenfold_model(job: Job, spec: ModelSpec) -> tuple[nn.Module, list[torch.optim.Optimizer], Callable]:
+    """Our model, its optimisers as the trainer makes them, and the loss of some rows."""
+    from tenfold.model.llama import Llama
+    from tenfold.train.one_gpu import compile_blocks, recompute, use_document_blocks
+
+    device = torch.device(job.device)
+    with device:
+        model = Llama(spec)
+    model.to(getattr(torch, job.weights))
+    if job.fp8:
+        from tenfold.spec.errors import TenfoldError
+        from tenfold.train.fp8 import convert, why_not
+
+        if reason := why_not(device, torch.bfloat16):
+            raise TenfoldError(f"fp8 does nothing here: {reason}.")
+        convert(model, emulate=False, recipe=job.fp8)
+    recompute(model, job.recompute)
+    if device.type == "cuda":
+        use_document_blocks(model, job.seq_len)
+    if job.compiled:
+        compile_blocks(model, **compile_options(job))
+    optimisers = make_optimisers(model, spec, derive(spec, 10**9, job.seq_len, batch_size=job.batch), "adamw")
+
+    def loss(tokens: Tensor, targets: Tensor, document: Tensor | None) -> Tensor:
+        return model.loss(tokens, targets, document)[0]
+
+    return model, optimisers, loss
+
+
+def transformers_model(job: Job, spec: ModelSpec) -> tuple[nn.Module, list[torch.optim.Optimizer], Callable]:
+    """The same shape in `transformers`, with PyTorch's fused AdamW, and the loss of some rows."""
+    import transformers
+
+    scaling = spec.rope_scaling
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": spec.rope_theta}
+    if scaling is not None:
+        rope |= {
+            "rope_type": "llama3", "factor": scaling.factor, "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor, "original_max_position_embeddings": scaling.original_context,
+        }  # fmt: skip
+    config = transformers.LlamaConfig(
+        hidden_size=spec.dim,
+        num_hidden_layers=spec.n_layers,
+        num_attention_heads=spec.n_heads,
+        num_key_value_heads=spec.n_kv_heads,
+        head_dim=spec.head_dim,
+        intermediate_size=spec.ffn_dim,
+        vocab_size=spec.vocab_size,
+        tie_word_embeddings=spec.tied,
+        max_position_embeddings=max(spec.context, job.seq_len),
+        rms_norm_eps=spec.norm_eps,
+        rope_parameters=rope,
+        use_cache=False,
+        attn_implementation="sdpa",
+    )
+    with torch.device(job.device):
+        model = transformers.LlamaForCausalLM(config)
+    model.to(getattr(torch, job.weights)).train()
+    forward = torch.compile(model, **compile_options(job)) if job.compiled else model
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+    def loss(tokens: Tensor, targets: Tensor, document: Tensor | None) -> Tensor:
+        return forward(input_ids=tokens, labels=targets, shift_labels=targets).loss * targets.numel()
+
+    return model, [optimiser], loss
+
+
+def compile_options(job: Job) -> dict[str, Any]:
+    # Without a GPU the graphs are captured and run as they are: a C++ compiler is another benchmark's matter.
+    return {"dynamic": False} if job.device == "cuda" else {"backend": "eager"}
+
+
+class Side:
+    """One system at work on one case. A batch goes through in parts of `micro` rows."""
+
+    def __init__(self, job: Job):
+        self.job, self.device = job, torch.device(job.device)
+        torch.manual_seed(0)
+        self.spec = shape(job.case)
+        make = tenfold_model if job.system == "tenfold" else transformers_model
+        self.model, self.optimisers, self.loss = make(job, self.spec)
+        self.guard = None
+        if job.system == "tenfold" and self.device.type == "cuda":
+            self.guard = DeviceGuard(self.device, 30.0, SimpleNamespace(step=0, usual_norm=0.0, skipped=0, skipped_in_a_row=0))
+        self.load(job.batch)
+        self.micro = job.micro_batch or job.batch
+
+    def load(self, rows: int) -> None:
+        """A batch of that many rows of random tokens, in documents where the case has them."""
+        self.micro, draw, length = rows, random.Random(0), self.job.seq_len
+        mean = min(MEAN_DOCUMENT, length // 8)
+        self.rows = [document_lengths(length, mean, draw) if self.job.documents else [length] for _ in range(rows)]
+        tokens = torch.randint(0, self.spec.vocab_size, (rows, length + 1))
+        numbers = [torch.repeat_interleave(torch.arange(len(row)), torch.tensor(row)) for row in self.rows]
+        self.batch = [tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), torch.stack(numbers).int()]
+        if self.device.type == "cuda":
+            self.batch = [part.pin_memory() for part in self.batch]
+
+    def step(self) -> Tensor:
+        """One optimiser step on the batch; the mean loss, left on the device."""
+        half = self.device.type == "cuda" and self.job.weights == "float32"
+        total = torch.zeros((), device=self.device)
+        for start in range(0, len(self.rows), self.micro):
+            part = (t[start : start + self.micro].to(self.device, non_blocking=True) for t in self.batch)
+            tokens, targets, document = part
+            with fastest_attention(self.device):  # around both passes: what is worked out again must take the same kernel
+                with torch.autocast(self.device.type, torch.bfloat16) if half else nullcontext():
+                    nats = self.loss(tokens, targets, document if self.job.documents else None) / self.batch[1].numel()
+                nats.backward()
+            total += nats.detach()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        if self.guard is not None:
+            self.guard.take(self.optimisers, total, norm)
+        else:
+            for optimiser in self.optimisers:
+                optimiser.step()
+        for optimiser in self.optimisers:
+            optimiser.zero_grad(set_to_none=True)
+        return total
+
+    def first_step(self) -> float:
+        """The first step, in smaller and smaller parts until it fits in memory; its loss, in nats per token."""
+        while True:
+            try:
+                return self.step().item()
+            except torch.OutOfMemoryError:
+                if self.micro == 1:
+                    raise
+            self.micro //= 2
+            for optimiser in self.optimisers:
+                optimiser.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+
+    def largest(self) -> None:
+        """Load the largest batch that goes through at once: from the memory of one and of two rows, then tried."""
+        peaks = []
+        for rows in (1, 2):
+            self.load(rows)
+            self.step()  # the first also makes the optimiser's moments
+            reset_peak_memory(self.device)
+            self.step().item()
+            peaks.append(peak_memory_bytes(self.device))
+        room = torch.cuda.get_device_properties(0).total_memory * USABLE if self.device.type == "cuda" else math.inf
+        rows = int(min(self.job.most_rows, 1 + (room - peaks[0]) // max(1, peaks[1] - peaks[0])))
+        while rows > 1:
+            try:
+                self.load(rows)
+                self.step().item()
+                return
+            except torch.OutOfMemoryError:
+                rows -= 1
+            for optimiser in self.optimisers:
+                optimiser.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+        self.load(1)
+
+    def measure(self) -> dict[str, Any]:
+        if self.job.what == "largest":
+            self.largest()
+        first_loss = self.first_step()
+        first_step_s = time.time() - self.job.began
+        second = min(clocked(self.step, 1, self.device, warm=1))
+        reset_peak_memory(self.device)
+        rounds = max(LEAST_STEPS, int(self.job.seconds / second))
+        meter = EnergyMeter()
+        taken = list(clocked(self.step, rounds, self.device, warm=0))
+        energy = meter.read()
+        tokens = self.batch[0].numel()
+        return {
+            "step_s": taken,
+            "tokens": tokens,
+            "flops": step_flops(self.spec, self.rows),
+            "batch": len(self.rows),
+            "micro_batch": self.micro,
+            "peak_gib": peak_memory_bytes(self.device) / 2**30,
+            "joules_per_token": energy.joules / (rounds * tokens),
+            "energy_source": energy.source,
+            "first_step_s": first_step_s,
+            "first_loss": first_loss,
+            "last_loss": self.step().item(),
+            "parameters": self.spec.parameters().total,
+        }
+
+
+def machine(job: Job) -> dict[str, Any]:
+    """The limit, and what the figures were taken on."""
+    gpu = torch.cuda.get_device_name() if job.device == "cuda" else ""
+    return {"limit": Limit(job).flops_per_s(), "gpu": gpu, "torch": torch.__version__, "cuda": torch.version.cuda}
+
+
+def main() -> None:
+    job = Job(**json.loads(sys.argv[1]))
+    job = replace(job, began=job.began or time.time())
+    torch.set_float32_matmul_precision("high" if job.device == "cuda" else "highest")
+    result = machine(job) if job.what == "limit" else Side(job).measure()
+    print(json.dumps({"job": asdict(job)} | result), flush=True)
+
+
+if __name__ == "__main__":
+    main()

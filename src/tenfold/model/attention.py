@@ -1,0 +1,94 @@
+"""Attention, one function for every mask; masks are data, made once a pass and shared by all layers.
+
+A mask is None (plain causal), a tensor [B, 1, T, T] where True attends, or blocks: which tiles of the square hold
+anything at all, so that a kernel passes over the others (FlexAttention, Dong et al., arXiv 2412.05496). That kernel trains
+on GPUs alone; on a CPU blocks are made into a tensor again, which is for tests.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import BlockMask, create_mask, flex_attention
+
+Mask = Tensor | BlockMask | None
+
+BLOCK = 128  # tokens on each side of a tile
+FASTEST_FIRST = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+
+
+def document_mask(document: Tensor) -> Tensor:
+    """Causal attention within each document: bool [B, 1, T, T] from document numbers [B, T]; True attends."""
+    T = document.shape[1]
+    causal = torch.ones(T, T, dtype=torch.bool, device=document.device).tril()
+    return ((document[:, :, None] == document[:, None, :]) & causal)[:, None]
+
+
+def document_blocks(document: Tensor) -> BlockMask:
+    """The same mask as blocks; T must be a multiple of `BLOCK`.
+
+    Which tiles are empty, full or mixed follows from the least and largest document number in each `BLOCK` tokens, so
+    the square of T by T is never made.
+    """
+    B, T = document.shape
+    number = document.unflatten(1, (T // BLOCK, BLOCK))
+    least, largest = number.amin(-1), number.amax(-1)
+    index = torch.arange(T // BLOCK, device=document.device)
+    before = index[:, None] > index
+    meets = (least[:, :, None] <= largest[:, None, :]) & (least[:, None, :] <= largest[:, :, None])
+    one = (least == largest)[:, :, None] & (least == largest)[:, None, :]
+    full = before & one & (least[:, :, None] == least[:, None, :])
+    mixed = (before | (index[:, None] == index)) & meets & ~full
+
+    def attends(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
+        row = b if B > 1 else b * 0  # one row of documents is that of every row
+        return (q >= kv) & (document[row, q] == document[row, kv])
+
+    return BlockMask.from_kv_blocks(*_listed(mixed), *_listed(full), BLOCK_SIZE=BLOCK, mask_mod=attends, seq_lengths=(T, T))
+
+
+def _listed(tiles: Tensor) -> tuple[Tensor, Tensor]:
+    """How many tiles of each row of bool [B, rows, columns] are set, and a permutation of its columns, those first."""
+    first = tiles.int().argsort(stable=True, dim=-1, descending=True)
+    return tiles.sum(-1, dtype=torch.int32)[:, None], first.int()[:, None]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
+    """What each query takes from the values, [B, heads, T, head_dim]; keys and values may have fewer heads."""
+    grouped = q.shape[1] != k.shape[1]
+    if isinstance(mask, BlockMask):
+        if q.is_cuda:
+            return _flex_kernel()(q, k, v, block_mask=mask, enable_gqa=grouped)
+        mask = dense(mask)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
+
+
+def dense(blocks: BlockMask) -> Tensor:
+    """Blocks as bool [B, 1, T, T]: what the kernel would look at, and not mask out there."""
+    looked_at = blocks.to_dense().bool().repeat_interleave(BLOCK, 2).repeat_interleave(BLOCK, 3)
+    B, H, Q, KV = looked_at.shape
+    return looked_at & create_mask(blocks.mask_mod, B, H, Q, KV, str(looked_at.device))
+
+
+def _flex_kernel() -> Any:
+    return flex_attention if torch.compiler.is_compiling() else _compiled_flex()
+
+
+@cache
+def _compiled_flex() -> Callable[..., Any]:
+    return torch.compile(flex_attention, dynamic=False)
+
+
+def fastest_attention(device: torch.device) -> AbstractContextManager:
+    """Within it, PyTorch's attention tries cuDNN's kernel first: on Hopper it is faster than FlashAttention 2."""
+    return sdpa_kernel(FASTEST_FIRST, set_priority=True) if device.type == "cuda" else nullcontext()
