@@ -80,7 +80,7 @@ def test_a_climb_stopped_and_killed_gives_the_same_points_side_by_side(home, tex
             time.sleep(0.02)
         workers = psutil.Process(child.pid).children(recursive=True)
         child.send_signal(number)
-        _, said = child.communicate(timeout=60)
+        _, said = child.communicate(timeout=240)
         assert child.returncode in (130, -signal.SIGKILL) and b"Traceback" not in said
         assert not psutil.wait_procs(workers, timeout=30)[1], "processes of the ladder were left behind"
     done = tenfold("climb", "--corpus", text_folder, *SMALL, "--home", tmp_path, threads=2)
