@@ -34,7 +34,7 @@ def train_here(
     """
     open_text(config, home, quiet=quiet)  # made once, before there are several
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # else a start may read where the processes before it were
-    multiprocessing.set_forkserver_preload(["tenfold.train.loop"])
+    multiprocessing.set_forkserver_preload(["tenfold.train.loop", "torch._dynamo"])  # FSDP imports the latter when first used
     launch = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=uuid.uuid4().hex, rdzv_backend="c10d",
         rdzv_endpoint="localhost:0", max_restarts=RESTARTS, monitor_interval=0.1, start_method="forkserver",

@@ -18,7 +18,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, PrepareModuleInput, RowwiseParallel, parallelize_module
 
@@ -117,8 +117,13 @@ def sizes(layout: LayoutConfig, world: int) -> tuple[int, int, int, int]:
     return layout.replicate, shard, layout.context, layout.tensor
 
 
-def spread(model: Llama, layout: LayoutConfig, device: torch.device, seq_len: int, batch_size: int) -> Place:
-    """Spread `model` over all processes, in place, and say where this one stands. Raises TenfoldError for what does not divide."""
+def spread(
+    model: Llama, layout: LayoutConfig, device: torch.device, seq_len: int, batch_size: int, dtype: torch.dtype = torch.float32
+) -> Place:
+    """Spread `model` over all processes, in place, and say where this one stands. Raises TenfoldError for what does not divide.
+
+    Weights are gathered in `dtype`, that of the products; every process keeps its share, and sums gradients, in float32.
+    """
     world = dist.get_world_size() if dist.is_initialized() else 1
     replicate, shard, context, tensor = sizes(layout, world)
     if world == 1:
@@ -147,8 +152,10 @@ def spread(model: Llama, layout: LayoutConfig, device: torch.device, seq_len: in
         for block in model.layers:
             _divide_context(block.attention, fine["context"])
     sharded_over = mesh["replicate", "shard"] if replicate > 1 else mesh["shard"]
+    half = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    policy = MixedPrecisionPolicy() if dtype == torch.float32 else half
     for module in [*model.layers, model]:
-        fully_shard(module, mesh=sharded_over, shard_placement_fn=_across)
+        fully_shard(module, mesh=sharded_over, shard_placement_fn=_across, mp_policy=policy)
         module.set_gradient_divide_factor(1.0)  # type: ignore[operator]
         module.set_force_sum_reduction_for_comms(True)  # type: ignore[operator]
     register_fsdp_forward_method(model, "loss")
@@ -225,12 +232,16 @@ def local(t: Tensor) -> Tensor:
     return t.to_local() if isinstance(t, DTensor) else t
 
 
-def clip_gradient(model: nn.Module, limit: float, place: Place) -> float:
-    """Sum what tensor parallel left to sum, scale all gradients to a norm of at most `limit`; returns the norm before."""
-    if place.alone:
-        return float(nn.utils.clip_grad_norm_(model.parameters(), limit))
-    squares = torch.zeros(2, dtype=torch.float64)
-    gradients = []
+def add_across_copies(model: Llama, now: bool) -> None:
+    """Whether the next backward pass also sums gradients over `replicate`: once a step is enough, after its last part."""
+    for module in (*model.layers, model):
+        if isinstance(module, FSDPModule):
+            module.set_requires_all_reduce(now, recurse=False)
+
+
+def gradients(model: nn.Module, place: Place) -> list[tuple[Tensor, bool]]:
+    """What this process holds of every gradient, and whether tensor parallel divides it; sums what that left to sum."""
+    found = []
     for p in model.parameters():
         if p.grad is None:
             continue
@@ -238,13 +249,23 @@ def clip_gradient(model: nn.Module, limit: float, place: Place) -> float:
         divided = isinstance(p, DTensor) and "tensor" in (p.device_mesh.mesh_dim_names or ())
         if place.tensor_group is not None and not divided:
             dist.all_reduce(gradient, group=place.tensor_group)
+        found.append((gradient, divided))
+    return found
+
+
+def clip_gradient(model: nn.Module, limit: float, place: Place) -> float:
+    """Sum what tensor parallel left to sum, scale all gradients to a norm of at most `limit`; returns the norm before."""
+    if place.alone:
+        return float(nn.utils.clip_grad_norm_(model.parameters(), limit))
+    squares = torch.zeros(2, dtype=torch.float64)
+    held = gradients(model, place)
+    for gradient, divided in held:
         squares[int(divided)] += gradient.double().square().sum().cpu()
-        gradients.append(gradient)
     dist.all_reduce(squares, group=place.shard_group)
     if place.tensor_group is not None:
         dist.all_reduce(squares[1:], group=place.tensor_group)
     norm = float(squares.sum().sqrt())
-    for gradient in gradients:
+    for gradient, _ in held:
         gradient.mul_(min(1.0, limit / (norm + 1e-6)))
     return norm
 

@@ -39,7 +39,7 @@ from tenfold.train.export import export_model
 from tenfold.train.fp8 import use_fp8
 from tenfold.train.goodput import Clock, read_goodput
 from tenfold.train.hyperparameters import Hyperparameters, derive
-from tenfold.train.layout import Place, ProcessLost, clip_gradient, padded, spread, start_processes
+from tenfold.train.layout import Place, ProcessLost, add_across_copies, clip_gradient, padded, spread, start_processes
 from tenfold.train.memory import peak_memory_bytes
 from tenfold.train.metrics import MetricsWriter
 from tenfold.train.one_gpu import DeviceGuard, compile_blocks, recompute, use_document_blocks
@@ -147,7 +147,7 @@ def run_steps(
     model = _build(spec, config, corpus, device)
     recompute(model, config.recompute)
     watchdog.beat()
-    place = spread(model, config.layout, device, config.seq_len, h.batch_size)
+    place = spread(model, config.layout, device, config.seq_len, h.batch_size, dtype)
     if device.type == "cuda" and place.alone:
         use_document_blocks(model, config.seq_len)
     # Every process keeps a record of its own; the first one's is the run's.
@@ -420,6 +420,8 @@ def _step(
             rows = min(micro, most - offset)
             tokens, targets = padded(tokens, rows, 0), padded(targets, rows, -100)
             document = None if document is None else padded(document, rows, 0)
+        if not place.alone:
+            add_across_copies(model, offset + micro >= most)
         total, extra = model.loss(tokens, place.positions(targets), document, config.z_loss, **seen)
         ((total + extra) / targets_total).backward()
         nats += total.item() if guard is None else total.detach()

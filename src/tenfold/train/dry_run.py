@@ -1,0 +1,186 @@
+"""What processes of a run would hold and send, found without them: one of each kind on fake tensors in a fake group.
+
+The very recipe of `layout.spread` and the model's own passes run, on tensors that have a shape and no memory; PyTorch's trackers
+count what would be allocated and what would be sent. Beside it stands what the planner reckons from its formulas.
+"""
+
+import math
+import multiprocessing
+import time
+from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.fake_collectives import CollectiveOp, collective_ops
+from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tenfold.model.llama4 import make_model
+from tenfold.plan.machine import Machine
+from tenfold.plan.memory import memory
+from tenfold.plan.traffic import traffic
+from tenfold.plan.workload import GIB, Layout
+from tenfold.spec.errors import TenfoldError
+from tenfold.spec.model import ModelSpec, published_model
+from tenfold.train.config import RunConfig, resolve_model
+from tenfold.train.hyperparameters import Hyperparameters, derive
+from tenfold.train.layout import Place, add_across_copies, gradients, sizes, spread
+from tenfold.train.one_gpu import recompute
+from tenfold.train.optimiser import make_optimisers
+
+DIMENSIONS = ("tensor", "context", "shard", "replicate")
+# What PyTorch's tracker calls things, in the planner's words.
+PARTS = {
+    "Sharded Param": "parameters", "Sharded Grad": "gradients", "OptState": "optimiser", "Activation": "activations",
+    "Temp": "activations", "Inputs": "activations", "Unsharded Param": "gathered", "Unsharded Grad": "gathered",
+    "All Gather": "gathered", "Reduce Scatter": "gathered",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Rank:
+    """One process: bytes at its fullest moment, by part, and bytes it sends in a step, by dimension of the layout."""
+
+    rank: int
+    memory_gib: float
+    parts_gib: dict[str, float]
+    sent_gib: dict[str, float]
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """Ranks of every kind (the first has the largest shares, the last the smallest), and the planner's figures.
+
+    `difference_pct` is how far the planner's sums are from the first rank's.
+    """
+
+    world: int
+    layout: dict[str, int]
+    ranks: list[Rank]
+    plan_parts_gib: dict[str, float]
+    plan_memory_gib: float
+    plan_sent_gib: dict[str, float]
+    difference_pct: dict[str, float]
+    seconds: float
+
+
+def dry_run(config: RunConfig, world: int, machine: Machine) -> DryRun:
+    """Run a step of the first and the last of `world` processes on fake tensors; nothing is allocated, nothing sent.
+
+    The vocabulary is that of the published model, or the run file's. Products are in bfloat16, rows are one document. Raises
+    TenfoldError for a layout that does not fit.
+    """
+    if dist.is_initialized():
+        raise TenfoldError("A dry run is made by one process: start it without torchrun.")
+    began = time.perf_counter()
+    published = isinstance(config.model, str)
+    spec, tokens = resolve_model(config, published_model(config.model).vocab_size if published else config.vocab_size)
+    h = derive(spec, tokens, config.seq_len, batch_size=config.batch_size)
+    replicate, shard, context, tensor = sizes(config.layout, world)
+    kinds = sorted({0, world - 1})
+    # Each in a process of its own: what PyTorch remembers of one rank's groups stands in the way of another's.
+    with ProcessPoolExecutor(len(kinds), multiprocessing.get_context("spawn")) as pool:
+        ranks = list(pool.map(partial(_rank, config, spec, h, world), kinds))
+    planned = _as_planned(config, h, replicate, shard, context, tensor)
+    needed, sent = memory(spec, planned, machine), traffic(spec, planned, machine)
+    parts = {
+        name: getattr(needed, f"{name}_gib") for name in ("parameters", "gradients", "optimiser", "activations")
+    } | {"gathered": needed.buffers_gib}
+    plan_sent = {name: value / GIB for name, value in sent.items()}
+    return DryRun(
+        world=world,
+        layout={"replicate": replicate, "shard": shard, "context": context, "tensor": tensor},
+        ranks=ranks,
+        plan_parts_gib=parts,
+        plan_memory_gib=needed.total_gib,
+        plan_sent_gib=plan_sent,
+        difference_pct={
+            "memory": _difference(needed.total_gib, ranks[0].memory_gib),
+            "sent": _difference(sum(plan_sent.values()), sum(ranks[0].sent_gib.values())),
+        },
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _difference(planned: float, found: float) -> float:
+    return 100 * (planned / found - 1) if found else 0.0
+
+
+def _as_planned(config: RunConfig, h: Hyperparameters, replicate: int, shard: int, context: int, tensor: int) -> Layout:
+    """The run's layout as the planner knows it."""
+    data = replicate * shard
+    whole = math.ceil(h.batch_size / data)
+    again: dict[str, Any] = {"none": "none", "feed-forward": "selective", "block": "full"}
+    return Layout(
+        tp=tensor, cp=context, dp=data, micro_batch=config.micro_batch or whole, global_batch=h.batch_size, seq_len=config.seq_len,
+        recompute=again[config.recompute], zero=3, shard=shard * context if replicate > 1 else 0,
+    )  # fmt: skip
+
+
+def _rank(config: RunConfig, spec: ModelSpec, h: Hyperparameters, world: int, rank: int) -> Rank:
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
+    torch.set_num_threads(1)
+    try:
+        fake = FakeTensorMode(allow_non_fake_inputs=True)
+        with fake:
+            model = make_model(spec)
+        recompute(model, config.recompute)
+        model.forward = model.loss  # the tracker follows calls of the module itself
+        # The mesh itself is real; what is made of fake weights is fake.
+        place = spread(model, config.layout, torch.device("cpu"), config.seq_len, h.batch_size, torch.bfloat16)
+        with fake:
+            optimisers = make_optimisers(model, spec, h, config.optimiser)
+            return _step(model, optimisers, config, h, place, rank)
+    finally:
+        dist.destroy_process_group()
+
+
+def _step(model: Any, optimisers: list, config: RunConfig, h: Hyperparameters, place: Place, rank: int) -> Rank:
+    *_, most = place.rows(h.batch_size)
+    micro = config.micro_batch or most
+    parts = math.ceil(most / micro)
+    tokens = torch.zeros(micro, config.seq_len, dtype=torch.int64)
+    tracker, sent = FSDPMemTracker(model, None), Sent()
+    sent_in_part = {}
+    with tracker, sent, torch.autocast("cpu", torch.bfloat16):
+        for part in range(min(parts, 3)):  # the first finds no gradients, the last sums over copies; all others are alike
+            tracker.reset_mod_stats()
+            before = dict(sent.bytes)
+            add_across_copies(model, part == min(parts, 3) - 1)
+            total, extra = model(tokens, place.positions(tokens), None, config.z_loss)
+            (total + extra).backward()
+            sent_in_part = {name: sent.bytes[name] - before.get(name, 0.0) for name in sent.bytes} if part == 1 else sent_in_part
+        gradients(model, place)
+        for optimiser in optimisers:
+            optimiser.step()
+    for name, more in sent_in_part.items():
+        sent.bytes[name] += max(0, parts - 3) * more
+    held = next(iter(tracker.get_tracker_snapshot("peak").values()))
+    total = held.pop("Total")
+    named: dict[str, float] = defaultdict(float)
+    for kind, size in held.items():
+        named[PARTS.get(getattr(kind, "value", str(kind)), "activations")] += size / GIB
+    return Rank(rank, total / GIB, dict(named), {name: size / GIB for name, size in sent.bytes.items()})
+
+
+class Sent(TorchDispatchMode):
+    """Counts `bytes` that this process sends by ring collectives, by the dimension of the mesh that they go over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes: dict[str, float] = defaultdict(float)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in collective_ops and "wait" not in str(func) and "barrier" not in str(func):
+            group = CollectiveOp.get_process_group(func, args)
+            whole = CollectiveOp.get_comm_tensor_size(func, result, args, kwargs)
+            ways = 2 if "allreduce" in str(func).replace("_", "") else 1
+            self.bytes[group.group_desc.removeprefix("mesh_")] += ways * whole * (group.size() - 1) / group.size()
+        return result
