@@ -149,7 +149,7 @@ def recoveries(path: Path, kills: list[float]) -> list[float]:
     """Seconds from each kill to the next step that any process finished."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     firsts = [(b["began"], a["time"]) for b, a in itertools.pairwise(rows) if "began" in b and "began" not in a]
-    return [round(min(done for began, done in firsts if began > kill) - kill, 2) for kill in sorted(kills)]
+    return [round(min((done for began, done in firsts if began > kill), default=kill) - kill, 2) for kill in sorted(kills)]
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ def test_the_watchdog_ends_a_process_that_stands_still_and_no_other():
         for what in ("hang", "not", "end")
     }
     assert done["hang"].returncode == 75 and "through" not in done["hang"].stdout
-    assert "after step 7" in done["hang"].stderr and 'File "<string>", line 9' in done["hang"].stderr
+    assert "after step 7" in done["hang"].stderr and 'File "<string>", line 10' in done["hang"].stderr
     assert done["not"].stdout == done["end"].stdout == "through\n" and not done["not"].returncode + done["end"].returncode
 
 
@@ -141,7 +141,7 @@ def test_a_layout_that_does_not_fit_is_said_once_and_not_tried_again(text_folder
 
 
 def test_a_checkpoint_of_another_model_is_one_sentence(text_folder, undisturbed):
-    with pytest.raises(TenfoldError, match="another model") as raised:
+    with pytest.raises(TenfoldError, match="does not fit this run.s model") as raised:
         run(undisturbed.parent, text_folder, "undisturbed", {}, model={**RUN["model"], "dim": 32})
     assert "\n" not in str(raised.value)
 

@@ -43,7 +43,7 @@ class Goodput:
 class Clock:
     """Times the parts of the loop. `path` None (a process that is not the first) keeps nothing.
 
-    A file whose run has ended is begun anew.
+    A run that begins again after it has ended begins its file anew.
     """
 
     def __init__(self, path: Path | None, step: int):
@@ -52,7 +52,7 @@ class Clock:
         self._stream = None
         if path is not None:
             rows = _read(path)
-            self._stream = path.open("w" if rows and rows[-1].get("finished") else "a")
+            self._stream = path.open("w" if step == 0 and rows and rows[-1].get("finished") else "a")
             self._line({"began": psutil.Process().create_time(), "time": time.time(), "step": step})
 
     @contextmanager
