@@ -19,8 +19,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.fake_collectives import CollectiveOp, collective_ops
 from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from tenfold.model import loss
 from tenfold.model.llama4 import make_model
 from tenfold.plan.machine import Machine
 from tenfold.plan.memory import CONTEXT_GIB, memory
@@ -80,8 +80,8 @@ def dry_run(config: RunConfig, world: int, machine: Machine) -> DryRun:
     if dist.is_initialized():
         raise TenfoldError("A dry run is made by one process: start it without torchrun.")
     began = time.perf_counter()
-    published = isinstance(config.model, str)
-    spec, tokens = resolve_model(config, published_model(config.model).vocab_size if published else config.vocab_size)
+    vocabulary = published_model(config.model).vocab_size if isinstance(config.model, str) else config.vocab_size
+    spec, tokens = resolve_model(config, vocabulary)
     h = derive(spec, tokens, config.seq_len, batch_size=config.batch_size)
     replicate, shard, context, tensor = sizes(config.layout, world)
     kinds = sorted({0, world - 1})
@@ -127,12 +127,13 @@ def _as_planned(config: RunConfig, h: Hyperparameters, replicate: int, shard: in
 def _rank(config: RunConfig, spec: ModelSpec, h: Hyperparameters, world: int, rank: int) -> Rank:
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
     torch.set_num_threads(1)
+    _lose_as_on_a_gpu()
     try:
         fake = FakeTensorMode(allow_non_fake_inputs=True)
         with fake:
             model = make_model(spec)
         recompute(model, config.recompute)
-        model.forward = model.loss  # the tracker follows calls of the module itself
+        model.forward = model.loss  # type: ignore[method-assign, assignment]  # the tracker follows calls of the module itself
         # The mesh itself is real; what is made of fake weights is fake.
         place = spread(model, config.layout, torch.device("cpu"), config.seq_len, h.batch_size, torch.bfloat16)
         with fake:
@@ -142,52 +143,74 @@ def _rank(config: RunConfig, spec: ModelSpec, h: Hyperparameters, world: int, ra
         dist.destroy_process_group()
 
 
+def _lose_as_on_a_gpu() -> None:
+    """Let the loss take chunks of a GPU's size and, as its compiled kernel does, nothing but the gradient beside the logits."""
+    loss.CHUNK_BYTES["cpu"] = 2 * loss.CHUNK_BYTES["cuda"]  # counted in float32 there, in bfloat16 here
+    loss._ChunkedCrossEntropy = loss._FusedCrossEntropy  # type: ignore[misc, assignment]
+    loss.fused_gradient = lambda logits, *_: (logits.new_zeros(()), logits.new_zeros(()), torch.empty_like(logits))
+
+
 def _step(model: Any, optimisers: list, config: RunConfig, h: Hyperparameters, place: Place, rank: int) -> Rank:
     *_, most = place.rows(h.batch_size)
     micro = config.micro_batch or most
     parts = math.ceil(most / micro)
     tokens = torch.zeros(micro, config.seq_len, dtype=torch.int64)
-    tracker, sent = FSDPMemTracker(model, None), Sent()
+    # A dimension that takes in all processes has their group, which knows no name; context's cannot be told from shard's then.
+    alone = next((name for name in ("replicate", "tensor") if getattr(config.layout, name) == dist.get_world_size()), "shard")
+    tracker = Tracker(model, alone)
     for p in model.parameters():  # a step before, so that the optimisers have their state
         p.grad = torch.zeros_like(p)
     for optimiser in optimisers:
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
     tracker.track_inputs(tuple(value for optimiser in optimisers for state in optimiser.state.values() for value in state.values()))
-    sent_in_part = {}
-    with tracker, sent, torch.autocast("cpu", torch.bfloat16):
+    sent_in_part: dict[str, float] = {}
+    with tracker, torch.autocast("cpu", torch.bfloat16):
         for part in range(min(parts, 3)):  # the first finds no gradients, the last sums over copies; all others are alike
             tracker.reset_mod_stats()
-            before = dict(sent.bytes)
+            before = dict(tracker.bytes)
             add_across_copies(model, part == min(parts, 3) - 1)
             total, extra = model(tokens, place.positions(tokens), None, config.z_loss)
             (total + extra).backward()
-            sent_in_part = {name: sent.bytes[name] - before.get(name, 0.0) for name in sent.bytes} if part == 1 else sent_in_part
+            if part == 1:
+                sent_in_part = {name: tracker.bytes[name] - before.get(name, 0.0) for name in tracker.bytes}
         gradients(model, place)
         for optimiser in optimisers:
             optimiser.step()
     for name, more in sent_in_part.items():
-        sent.bytes[name] += max(0, parts - 3) * more
+        tracker.bytes[name] += max(0, parts - 3) * more
     held = next(iter(tracker.get_tracker_snapshot("peak").values()))
     total = held.pop("Total")
     named: dict[str, float] = defaultdict(float)
     for kind, size in held.items():
         named[PARTS.get(getattr(kind, "value", str(kind)), "activations")] += size / GIB
-    return Rank(rank, total / GIB, dict(named), {name: size / GIB for name, size in sent.bytes.items()})
+    return Rank(rank, total / GIB, dict(named), {name: size / GIB for name, size in tracker.bytes.items()})
 
 
-class Sent(TorchDispatchMode):
-    """Counts `bytes` that this process sends by ring collectives, by the dimension of the mesh that they go over."""
+class Tracker(FSDPMemTracker):
+    """PyTorch's tracker of memory, which also counts the `bytes` that ring collectives send, by the dimension that they go over.
 
-    def __init__(self) -> None:
-        super().__init__()
+    `everyone` is the name of the group of all processes.
+    """
+
+    def __init__(self, model: Any, everyone: str) -> None:
+        super().__init__(model, None)
+        self.everyone = everyone
         self.bytes: dict[str, float] = defaultdict(float)
 
+    def _update_peak_stats(self, peak_state: Any) -> None:
+        # That of the run alone: a peak of every module, as PyTorch keeps, takes minutes for a deep model.
+        for device, now in self._curr_mem_snap.items():
+            if self._peak_mem.get(device, 0) < now["Total"]:
+                self._peak_mem[device] = now["Total"]
+                self._peak_mem_snap[device] = dict(now)
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func in collective_ops and "wait" not in str(func) and "barrier" not in str(func):
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        if func in collective_ops and result is not NotImplemented and "wait" not in str(func) and "barrier" not in str(func):
             group = CollectiveOp.get_process_group(func, args)
             whole = CollectiveOp.get_comm_tensor_size(func, result, args, kwargs)
             ways = 2 if "allreduce" in str(func).replace("_", "") else 1
-            self.bytes[group.group_desc.removeprefix("mesh_")] += ways * whole * (group.size() - 1) / group.size()
+            name = self.everyone if group.group_desc == "default_pg" else group.group_desc.removeprefix("mesh_")
+            self.bytes[name] += ways * whole * (group.size() - 1) / group.size()
         return result
