@@ -5,6 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+import tenfold.cli.commands  # noqa: F401
 from tenfold.cli import app
 from tenfold.plan.machine import machine
 from tenfold.spec.errors import TenfoldError
@@ -43,7 +44,8 @@ def test_copies_are_summed_once_a_step_and_hold_the_same():
 
 
 def test_tensor_and_context_parallel_divide_activations_and_send_them():
-    alone, tensor, context = (run(2, batch_size=2, micro_batch=2, layout=layout).ranks[0] for layout in ({"shard": 2}, {"tensor": 2}, {"context": 2}))
+    layouts = ({"shard": 2}, {"tensor": 2}, {"context": 2})
+    alone, tensor, context = (run(2, batch_size=2, micro_batch=2, layout=layout).ranks[0] for layout in layouts)
     assert not alone.sent_gib.get("tensor") and not alone.sent_gib.get("context")
     activations = 2 * 2 * 64 * 64  # bfloat16 rows, positions, width
     ways = SPEC.n_layers * 4 * 2 / 2  # into and out of attention and feed-forward, forward and backward, half of it sent
