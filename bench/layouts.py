@@ -2,8 +2,8 @@
 
     python bench/layouts.py
 
-A row per layout and model says how far 10 steps are from those of one process. A row per pair of layouts says whether the
-second, on the same processes, loads weights and optimisers of the first to the bit.
+A row per layout and model says how far 10 steps are from those of one process (weights as they are exported, in float32). A row
+per pair of layouts says whether the second, on the same processes, loads weights and optimisers of the first to the bit.
 """
 
 import argparse
