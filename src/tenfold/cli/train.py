@@ -1,5 +1,6 @@
 """`tenfold train`, `tenfold resume`, `tenfold sample`: one run, from a file."""
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,15 +15,71 @@ def train(
     config: Annotated[Path, typer.Argument(help="A run file, for example with `flops = 1e12`.")],
     out: Annotated[Path | None, typer.Option(help="The run's directory; by default generations/NAME of the run file.")] = None,
     home: Annotated[Path, typer.Option(help="Where corpora and runs are kept.")] = Path("generations"),
+    launch: Annotated[str | None, typer.Option(help="local:N starts N processes here, and again when some are lost.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what each process would hold and send, and end.")] = False,
+    world: Annotated[int | None, typer.Option(help="The number of processes of a dry run.")] = None,
+    machine: Annotated[str, typer.Option(help="The accelerator that the planner's figures beside a dry run are for.")] = "h100",
     as_json: AsJson = False,
 ) -> None:
     """Train one model as a run file says; everything left out is derived from the compute and printed with its reason.
 
-    Example: echo 'flops = 1e12' > run.toml && tenfold train run.toml
+    Examples:
+
+      echo 'flops = 1e12' > run.toml && tenfold train run.toml
+
+      tenfold train run.toml --launch local:8
+
+      torchrun --nproc-per-node 8 -m tenfold train run.toml
+
+      tenfold train run.toml --dry-run --world 16384
     """
+    from tenfold.spec.errors import TenfoldError
     from tenfold.train.config import read_config
 
-    _run(read_config(config), out or home / config.stem, home, as_json)
+    if dry_run or world is not None:
+        if not dry_run or world is None or world < 1:
+            raise TenfoldError("A dry run needs both --dry-run and --world N, the number of processes.")
+        _dry_run(read_config(config), world, machine, as_json)
+        return
+    _run(read_config(config), out or home / config.stem, home, as_json, _processes(launch))
+
+
+def _dry_run(config: Any, world: int, machine_name: str, as_json: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from tenfold.plan.machine import machine
+    from tenfold.train.dry_run import dry_run
+
+    found = dry_run(config, world, machine(machine_name))
+    if as_json:
+        print_json(asdict(found))
+        return
+    table = Table("GiB of one process", *(f"rank {rank.rank:,}" for rank in found.ranks), "planner")
+    for name, planned in found.plan_parts_gib.items():
+        table.add_row(name, *(f"{rank.parts_gib.get(name, 0.0):.2f}" for rank in found.ranks), f"{planned:.2f}")
+    table.add_row("memory", *(f"{r.memory_gib:.2f}" for r in found.ranks), f"{found.plan_memory_gib:.2f}", end_section=True)
+    for name, planned in found.plan_sent_gib.items():
+        table.add_row(f"sent, {name}", *(f"{rank.sent_gib.get(name, 0.0):.2f}" for rank in found.ranks), f"{planned:.2f}")
+    console = Console()
+    console.print(f"{world:,} processes: " + ", ".join(f"{name} {size}" for name, size in found.layout.items()), highlight=False)
+    console.print(table)
+    console.print(
+        f"The planner is {found.difference_pct['memory']:+.1f} % off in memory and {found.difference_pct['sent']:+.1f} % in what "
+        f"is sent in a step. {found.seconds:.0f} s.",
+        highlight=False,
+    )
+
+
+def _processes(launch: str | None) -> int | None:
+    from tenfold.spec.errors import TenfoldError
+
+    if launch is None:
+        return None
+    where, _, number = launch.partition(":")
+    if where != "local" or not number.isdecimal() or int(number) < 1:
+        raise TenfoldError(f"--launch takes local:N, such as local:8, not {launch!r}; for a cluster use `tenfold launch`.")
+    return int(number)
 
 
 @app.command("resume")
@@ -46,18 +103,24 @@ def resume(
     _run(read_config(generation / "run.toml"), generation, home or generation.parent, as_json)
 
 
-def _run(config: Any, directory: Path, home: Path, as_json: bool) -> None:
+def _run(config: Any, directory: Path, home: Path, as_json: bool, processes: int | None = None) -> None:
     from rich.console import Console
 
     from tenfold.spec.errors import TenfoldError
     from tenfold.spec.units import duration, si
+    from tenfold.train.checkpoint import on_first_process
     from tenfold.train.config import resolve_model
+    from tenfold.train.elastic import train_here
     from tenfold.train.hyperparameters import derive
+    from tenfold.train.layout import start_processes
     from tenfold.train.loop import train as train_run
     from tenfold.train.text import open_text
 
-    console = Console(stderr=as_json)
-    corpus = open_text(config, home)
+    start_processes()
+    first = int(os.environ.get("RANK", "0")) == 0
+    console = Console(stderr=as_json, quiet=not first)
+    on_first_process(lambda: open_text(config, home) and None)  # the others find it made
+    corpus = open_text(config, home, quiet=True)
     spec, tokens = resolve_model(config, corpus.vocab_size)
     h = derive(
         spec,
@@ -76,11 +139,15 @@ def _run(config: Any, directory: Path, home: Path, as_json: bool) -> None:
     )
     for name, reason in h.reasons.items():
         console.print(f"  {name} = {getattr(h, name):.4g}: {reason}", highlight=False)
-    result = train_run(config, corpus, directory, title=directory.name, quiet=as_json)
+    if processes is None:
+        result = train_run(config, corpus, directory, title=directory.name, quiet=as_json)
+    else:
+        result = train_here(config, directory, home, processes, quiet=as_json)
     if not result.finished:
         raise TenfoldError(f"Stopped and saved at step {result.step}: `tenfold resume {directory}` goes on from there.")
     if as_json:
-        print_json(asdict(result))
+        if first:
+            print_json(asdict(result))
         return
     console.print(
         f"Validation: {result.bits_per_byte:.4f} bits per byte ({result.loss:.4f} nats per token). {duration(result.seconds)}, "

@@ -7,7 +7,7 @@ turns neighbours too, but its experts' matrices stand transposed.
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,19 +33,41 @@ def write_model(
     model: Llama, directory: Path, tokenizer_directory: Path | None = None, dtype: torch.dtype = torch.float32
 ) -> None:
     """Write weights in shards of at most 4 GiB, `config.json`, and copies of the tokeniser's files."""
+    tensors = ((name, slot.get()) for name, slot in _slots(model).items())
+    _write(model.spec, tensors, directory, tokenizer_directory, dtype)
+
+
+def write_parts(
+    spec: ModelSpec, fill: Callable[[str, nn.Module], None], directory: Path, tokenizer_directory: Path | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> None:  # fmt: skip
+    """Write a model that is never whole in memory: `fill` gets the name of one part after another, and sets its weights.
+
+    A part is a block, or a module beside the blocks; the names are those of `named_parameters`.
+    """
+    _write(spec, _filled(spec, fill), directory, tokenizer_directory, dtype)
+
+
+def _filled(spec: ModelSpec, fill: Callable[[str, nn.Module], None]) -> Iterator[tuple[str, Tensor]]:
+    with torch.device("meta"):
+        model = make_model(spec)
+    if spec.tied:
+        model.head.weight = model.embedding.weight
+    parts = [(name, part) for name, part in model.named_children() if name != "blocks" and not (spec.tied and name == "head")]
+    for name, part in parts + [(f"blocks.{i}", block) for i, block in enumerate(model.layers)]:
+        part.to_empty(device="cpu")
+        fill(name, part)
+        yield from ((name, slot.get()) for name, slot in _slots(model).items() if not slot.is_meta)
+        part.to("meta")
+
+
+def _write(
+    spec: ModelSpec, tensors: Iterator[tuple[str, Tensor]], directory: Path, tokenizer_directory: Path | None, dtype: torch.dtype
+) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     try:
-        (directory / "config.json").write_text(json.dumps(config_from_spec(model.spec, dtype), indent=2) + "\n")
-        shards: list[dict[str, Tensor]] = [{}]
-        size = 0
-        for name, slot in _slots(model).items():
-            tensor = slot.get().to("cpu", dtype).contiguous()
-            if size + tensor.nbytes > SHARD_BYTES and shards[-1]:
-                shards.append({})
-                size = 0
-            shards[-1][name] = tensor
-            size += tensor.nbytes
-        _write_shards(shards, directory)
+        (directory / "config.json").write_text(json.dumps(config_from_spec(spec, dtype), indent=2) + "\n")
+        _write_shards(((name, tensor.to("cpu", dtype).contiguous()) for name, tensor in tensors), directory)
         for file in _TOKENIZER_FILES:
             if tokenizer_directory is not None and (tokenizer_directory / file).exists():
                 shutil.copyfile(tokenizer_directory / file, directory / file)
@@ -53,16 +75,32 @@ def write_model(
         raise TenfoldError(f"The model could not be written to {directory}: {error}.") from None
 
 
-def _write_shards(shards: list[dict[str, Tensor]], directory: Path) -> None:
+def _write_shards(tensors: Iterator[tuple[str, Tensor]], directory: Path) -> None:
+    """Write shards as they fill; they have their names when their number is known."""
+    shards: list[list[str]] = []
+    sizes: list[int] = []
+
+    def close(shard: dict[str, Tensor]) -> None:
+        save_file(shard, directory / f".shard-{len(shards)}", metadata={"format": "pt"})
+        shards.append(list(shard))
+        sizes.append(sum(t.nbytes for t in shard.values()))
+
+    open_shard: dict[str, Tensor] = {}
+    for name, tensor in tensors:
+        if open_shard and sum(t.nbytes for t in open_shard.values()) + tensor.nbytes > SHARD_BYTES:
+            close(open_shard)
+            open_shard = {}
+        open_shard[name] = tensor
+    close(open_shard)
     if len(shards) == 1:
-        save_file(shards[0], directory / "model.safetensors", metadata={"format": "pt"})
+        (directory / ".shard-0").replace(directory / "model.safetensors")
         return
     weight_map: dict[str, str] = {}
-    for i, shard in enumerate(shards, 1):
-        file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        save_file(shard, directory / file, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(shard, file)
-    index = {"metadata": {"total_size": sum(t.nbytes for s in shards for t in s.values())}, "weight_map": weight_map}
+    for i, names in enumerate(shards):
+        file = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
+        (directory / f".shard-{i}").replace(directory / file)
+        weight_map |= dict.fromkeys(names, file)
+    index = {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
 
 
@@ -138,6 +176,10 @@ class _Slot:
     def shape(self) -> tuple[int, ...]:
         return tuple(self.view.shape) if self.view.ndim < 3 else (self.view[..., 0].numel(), self.view.shape[-1])
 
+    @property
+    def is_meta(self) -> bool:
+        return self.view.is_meta
+
     def get(self) -> Tensor:
         """The tensor as Hugging Face has it."""
         rows = self.view
@@ -162,6 +204,10 @@ class _Stack:
     def shape(self) -> tuple[int, ...]:
         experts, _, fan_in = self.views[0].shape
         return experts, fan_in, sum(v.shape[1] for v in self.views)
+
+    @property
+    def is_meta(self) -> bool:
+        return self.views[0].is_meta
 
     def get(self) -> Tensor:
         return torch.cat([v.mT for v in self.views], -1)

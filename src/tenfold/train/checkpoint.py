@@ -1,11 +1,12 @@
-"""Checkpoints on `torch.distributed.checkpoint`: atomic, checked by checksum, the last few kept.
+"""Checkpoints on `torch.distributed.checkpoint`: one format for every layout, atomic, checked by checksum, the last few kept.
 
     checkpoint/step-00001200/{manifest.json, *.distcp, .metadata}
 
 A checkpoint is written beside its final name and renamed when all of it is on disk, so that a kill at any moment
 leaves the ones before it whole. Without a process group one process writes all; with one (on a file system that all
-processes share) each writes its own shards, and the first seals them. Checksums find damage, not malice: load only
-checkpoints that you trust.
+processes share) each writes and checks its own shards, and the first seals them. Every value stands under its
+parameter's name, never under a process's, so what one layout saved any other loads. Checksums find damage, not malice:
+load only checkpoints that you trust.
 """
 
 import errno
@@ -14,22 +15,27 @@ import json
 import os
 import re
 import shutil
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.optim import Optimizer
 
 from tenfold.spec.errors import TenfoldError
+from tenfold.train import store
 
 T = TypeVar("T")
 Optimisers = Optimizer | list[Optimizer]
+BY_NAME = StateDictOptions(flatten_optimizer_state_dict=True)  # layouts differ in how they group parameters
 
 
 def save(
@@ -40,15 +46,71 @@ def save(
     Training is not disturbed: not a bit of model or optimisers changes. Raises TenfoldError where the disk is full or
     cannot be written; earlier checkpoints then stay.
     """
+    state, unused = _state_of(model, _listed(optimiser))
+    return _save(directory, {"step": step, "unused_optimisers": unused, "extra": extra}, state, keep, None)
+
+
+class Saver:
+    """Saves in the background: the loop waits for a copy in memory alone. `upload_to` is a folder that fsspec can reach.
+
+    Made by all processes at the same point; saves follow one another. Use it as a context: leaving it ends the last save.
+    """
+
+    def __init__(self, directory: Path, keep: int, upload_to: str | None = None):
+        self._directory, self._keep, self._upload_to = directory, keep, upload_to
+        # Saves have a group of their own, so that their messages do not meet those of the steps meanwhile.
+        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        pinned = torch.cuda.is_available()
+        self._stager = DefaultStager(StagingOptions(pinned, False, False, pinned))
+        self._running: threading.Thread | None = None
+        self._error: Exception | None = None
+
+    def save(self, step: int, model: nn.Module, optimiser: Optimisers, extra: dict[str, Any]) -> None:
+        """Begin to save; returns when weights and state are copied. Raises what the save before ended with."""
+        self.finish()
+        state, unused = _state_of(model, _listed(optimiser))
+        staged = self._stager.stage(state)
+        assert isinstance(staged, dict)
+        facts = {"step": step, "unused_optimisers": unused, "extra": extra}
+        # A daemon: where another process is lost it may wait for that one forever, and must not keep this one alive.
+        self._running = threading.Thread(target=self._write, args=(facts, staged), name="checkpoint", daemon=True)
+        self._running.start()
+
+    def finish(self) -> None:
+        """Wait for the save in progress. Raises TenfoldError where it failed."""
+        if self._running is not None:
+            self._running.join()
+        error, self._running, self._error = self._error, None, None
+        if error is not None:
+            raise error
+
+    def _write(self, facts: dict[str, Any], state: dict[str, Any]) -> None:
+        try:
+            path = _save(self._directory, facts, state, self._keep, self._group)
+            if self._upload_to is not None:
+                target = self._upload_to
+                on_first_process(lambda: store.upload(path, target, self._keep), self._group)
+        except Exception as error:  # whatever it is, the loop raises it
+            self._error = error
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if error is None:  # else the others may be gone, and waiting for them could take forever
+            self.finish()
+            self._stager.close()
+
+
+def _save(directory: Path, facts: dict[str, Any], state: dict[str, Any], keep: int, group: Any) -> Path:
+    step = facts["step"]
     final, scratch = directory / f"step-{step:08d}", directory / f".step-{step:08d}"
-    optimisers = _listed(optimiser)
-    # An optimiser that has not stepped is left out: asking PyTorch for its state would step it, and so count one.
-    unused = [i for i, o in enumerate(optimisers) if not o.state]
-    used = [o for o in optimisers if o.state]
     try:
-        _on_first_process(lambda: _empty(scratch))
-        _write(_state(model, used), scratch)
-        _on_first_process(lambda: _seal(scratch, final, {"step": step, "unused_optimisers": unused, "extra": extra}))
+        on_first_process(lambda: _empty(scratch), group)
+        _write(state, scratch, group)
+        files = on_first_process(lambda: sorted(file.name for file in scratch.iterdir()), group)
+        checksums = _checksums(scratch, files, group)
+        on_first_process(lambda: _seal(scratch, final, {**facts, "files": checksums}), group)
     except OSError as error:
         shutil.rmtree(scratch, ignore_errors=True)
         why = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
@@ -56,7 +118,7 @@ def save(
             f"The checkpoint of step {step} could not be saved in {directory}: {why}; earlier ones are kept, free some "
             "room and resume."
         ) from None
-    _on_first_process(lambda: _drop(_steps(directory)[: -max(1, keep)]))
+    on_first_process(lambda: _drop(_steps(directory)[: -max(1, keep)]), group)
     return final
 
 
@@ -71,23 +133,30 @@ def load(path: Path, model: nn.Module, optimiser: Optimisers) -> dict[str, Any]:
     The learning rate of an optimiser that had not stepped is not in the checkpoint and stays as it is. Raises
     TenfoldError where the checkpoint is damaged or belongs to another model or optimiser.
     """
-    manifest = _on_first_process(lambda: _verified(path))
+    manifest = _verified(path)
     if manifest is None:
         raise TenfoldError(f"The checkpoint {path} is damaged: its files do not match their checksums; use an earlier one.")
     return _load(path, manifest, model, _listed(optimiser))
 
 
-def restore_latest(directory: Path, model: nn.Module, optimiser: Optimisers) -> dict[str, Any] | None:
+def restore_latest(
+    directory: Path, model: nn.Module, optimiser: Optimisers, uploaded_to: str | None = None
+) -> dict[str, Any] | None:
     """Load the newest whole checkpoint into model and optimisers; returns its `extra`, or None where there is none.
 
-    A damaged one is passed over with a warning. Raises TenfoldError where all are damaged, or where the newest whole
-    one belongs to another model or optimiser. Only the process that trains in `directory` may call it, for it clears
-    away what an interrupted save left.
+    A damaged one is passed over with a warning; one that was `uploaded_to` a store is fetched where it is newer. Raises
+    TenfoldError where all are damaged, or where the newest whole one belongs to another model or optimiser. Only the
+    run that trains in `directory` may call it, for it clears away what an interrupted save left.
     """
-    _on_first_process(lambda: _settle(directory))
-    candidates = _on_first_process(lambda: _steps(directory))
+    _settle(directory)
+    if uploaded_to is not None:
+        newest = latest(directory)
+        after = -1 if newest is None else int(newest.name.removeprefix("step-"))
+        if on_first_process(lambda: store.download(uploaded_to, directory, after)):
+            _settle(directory)
+    candidates = on_first_process(lambda: _steps(directory))
     for path in reversed(candidates):
-        manifest = _on_first_process(lambda path=path: _verified(path))  # type: ignore[misc]
+        manifest = _verified(path)
         if manifest is not None:
             return _load(path, manifest, model, _listed(optimiser))
         warnings.warn(f"The checkpoint {path} is damaged; an earlier one is used.", stacklevel=2)
@@ -100,18 +169,25 @@ def _listed(optimiser: Optimisers) -> list[Optimizer]:
     return [optimiser] if isinstance(optimiser, Optimizer) else list(optimiser)
 
 
+def _state_of(model: nn.Module, optimisers: list[Optimizer]) -> tuple[dict[str, Any], list[int]]:
+    """What is saved, and which optimisers are not in it."""
+    # An optimiser that has not stepped is left out: asking PyTorch for its state would step it, and so count one.
+    unused = [i for i, o in enumerate(optimisers) if not o.state]
+    return _state(model, [o for o in optimisers if o.state]), unused
+
+
 def _state(model: nn.Module, optimisers: list[Optimizer]) -> dict[str, Any]:
-    weights, optimiser = get_state_dict(model, optimisers)
+    weights, optimiser = get_state_dict(model, optimisers, options=BY_NAME)
     return {"model": weights, "optimiser": optimiser}
 
 
-def _write(state: dict[str, Any], scratch: Path) -> None:
+def _write(state: dict[str, Any], scratch: Path, group: Any) -> None:
     size = sum(t.nbytes for t in _tensors(state))
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")
             writer = dcp.FileSystemWriter(scratch, sync_files=True)
-            dcp.save(state, storage_writer=writer, no_dist=not dist.is_initialized())
+            dcp.save(state, storage_writer=writer, process_group=group, no_dist=not dist.is_initialized())
     except dcp.api.CheckpointException as error:
         # The engine wraps what went wrong in its own exception, and its zip writer hides a full disk in another.
         cause = _cause(error)
@@ -130,9 +206,8 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(inner)
 
 
-def _seal(scratch: Path, final: Path, facts: dict[str, Any]) -> None:
+def _seal(scratch: Path, final: Path, manifest: dict[str, Any]) -> None:
     """Put the manifest beside the shards, see that all of it is on disk, and give it its final name."""
-    manifest = {**facts, "files": _sha256_of_all(sorted(scratch.iterdir()))}
     with (scratch / "manifest.json").open("w") as stream:
         json.dump({**manifest, "sha256": _sha256_of_json(manifest)}, stream)
         stream.flush()
@@ -149,11 +224,10 @@ def _promote(scratch: Path, final: Path) -> None:
 
 def _settle(directory: Path) -> None:
     """Finish a save that a kill interrupted just before its rename, and drop one that it interrupted earlier."""
-    for scratch in directory.glob(".step-*"):
-        if _verified(scratch) is not None:
-            _promote(scratch, directory / scratch.name.removeprefix("."))
-        else:
-            shutil.rmtree(scratch, ignore_errors=True)
+    for scratch in on_first_process(lambda: sorted(directory.glob(".step-*"))):
+        whole = _verified(scratch) is not None
+        final = directory / scratch.name.removeprefix(".")
+        on_first_process(lambda: _promote(scratch, final) if whole else _drop([scratch]))  # noqa: B023
 
 
 def _empty(scratch: Path) -> None:
@@ -174,7 +248,7 @@ def _load(path: Path, manifest: dict[str, Any], model: nn.Module, optimisers: li
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")
             dcp.load(state, checkpoint_id=path, no_dist=not dist.is_initialized())
-        set_state_dict(model, used, model_state_dict=state["model"], optim_state_dict=state["optimiser"])
+        set_state_dict(model, used, model_state_dict=state["model"], optim_state_dict=state["optimiser"], options=BY_NAME)
     except (dcp.api.CheckpointException, RuntimeError, KeyError, ValueError) as error:
         raise TenfoldError(
             f"The checkpoint {path} does not fit this run's model or optimiser ({_first_line(_cause(error))}): resume "
@@ -183,6 +257,16 @@ def _load(path: Path, manifest: dict[str, Any], model: nn.Module, optimisers: li
     for i in unused:
         optimisers[i].state.clear()
     return manifest["extra"]
+
+
+def read_weights(path: Path, weights: dict[str, Tensor]) -> None:
+    """Fill `weights`, by parameter name, from the shards of a checkpoint, whatever layout saved it; one process alone."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+            dcp.load({"model": weights}, checkpoint_id=path, no_dist=True)
+    except (dcp.api.CheckpointException, RuntimeError, KeyError, ValueError, OSError) as error:
+        raise TenfoldError(f"The checkpoint {path} does not hold this model ({_first_line(_cause(error))}).") from None
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -202,10 +286,16 @@ def _steps(directory: Path) -> list[Path]:
 
 def _verified(path: Path) -> dict[str, Any] | None:
     """The manifest of a checkpoint whose every file is what it was when it was saved, else None."""
+    manifest = on_first_process(lambda: _manifest(path))
+    if manifest is None or manifest["files"] != _checksums(path, sorted(manifest["files"]), None):
+        return None
+    return manifest
+
+
+def _manifest(path: Path) -> dict[str, Any] | None:
     try:
         manifest = json.loads((path / "manifest.json").read_text())
-        digest, files = manifest.pop("sha256"), manifest["files"]
-        whole = digest == _sha256_of_json(manifest) and files == _sha256_of_all([path / name for name in files])
+        whole = manifest.pop("sha256") == _sha256_of_json(manifest) and isinstance(manifest["files"], dict)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return manifest if whole else None
@@ -215,14 +305,24 @@ def _sha256_of_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _sha256_of_all(files: list[Path]) -> dict[str, str]:
+def _checksums(folder: Path, files: list[str], group: Any) -> dict[str, str]:
+    """SHA-256 by name, empty where a file cannot be read; every process reads its share of them."""
+    together = dist.is_initialized()
+    mine = files[dist.get_rank() :: dist.get_world_size()] if together else files
     with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter's lock
-        return dict(zip([file.name for file in files], pool.map(_sha256, files), strict=True))
+        shares = [dict(zip(mine, pool.map(_sha256, [folder / name for name in mine]), strict=True))]
+    if together:
+        shares *= dist.get_world_size()
+        dist.all_gather_object(shares, shares[0], group=group)
+    return {name: digest for share in shares for name, digest in share.items()}
 
 
 def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    try:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError:
+        return ""
 
 
 def _sync(directory: Path) -> None:
@@ -234,7 +334,7 @@ def _sync(directory: Path) -> None:
         os.close(handle)
 
 
-def _on_first_process(work: Callable[[], T]) -> T:
+def on_first_process(work: Callable[[], T], group: Any = None) -> T:
     """Do `work` in the first process and give its result, or its error, to all."""
     if not dist.is_initialized():
         return work()
@@ -244,7 +344,7 @@ def _on_first_process(work: Callable[[], T]) -> T:
             outcome[0] = work()
         except Exception as error:  # whatever it is, the others must not wait for it
             outcome[1] = error
-    dist.broadcast_object_list(outcome, src=0)
+    dist.broadcast_object_list(outcome, src=0, group=group)
     if outcome[1] is not None:
         raise outcome[1]
     return outcome[0]

@@ -30,7 +30,9 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     then chosen for the compute; `{ width = 256, family = "llama4" }` and `{ family = "llama4" }` have experts.
     `balance` says what keeps their load even: a `bias` on the choice that learns at `balance_rate` and fades as the
     learning rate does, a `loss` of weight `balance_rate`, or nothing. `batch_size` counts sequences of `seq_len` tokens a
-    step; `micro_batch` those that go through the model at once. Times are in seconds.
+    step; `micro_batch` those that go through the model at once. Times are in seconds. `upload_to` is a folder that fsspec can
+    reach (`s3://bucket/run`): every checkpoint is copied there, and a run with none of its own goes on from there.
+    A process that does nothing for `hang_after_s` ends itself, so that its elastic agent starts the run again.
 
     `start_from` is a Hugging Face directory whose shape and weights the run begins from. `ahead` further tokens are
     predicted beside the next one, with the weight `ahead_weight` (multi-token prediction; 0 is none). `fp8` trains
@@ -83,6 +85,8 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     evaluate_tokens: int | None = None
     checkpoint_every_s: float = 60.0
     keep: int = 2
+    upload_to: str | None = None
+    hang_after_s: float = 900.0
     tensorboard: bool = False
     wandb: str | None = None
     layout: LayoutConfig = LayoutConfig()
@@ -113,7 +117,7 @@ def config_from_fields(fields: dict[str, Any], where: str) -> RunConfig:
         raise TenfoldError(f"{where} must give flops or tokens.")
     if config.flops is not None and config.tokens is not None:
         raise TenfoldError(f"{where} gives both flops and tokens: keep one, the other follows from the model.")
-    for key in ("flops", "tokens", "seq_len", "vocab_size", "batch_size", "micro_batch", "log_every", "keep"):
+    for key in ("flops", "tokens", "seq_len", "vocab_size", "batch_size", "micro_batch", "log_every", "keep", "hang_after_s"):
         value = getattr(config, key)
         if value is not None and value <= 0:
             raise TenfoldError(f"{where}: {key} must be positive, not {value}.")

@@ -124,8 +124,9 @@ def _torchrun(launch: Launch, python: str, run: str, rendezvous_id: str, endpoin
     """The command of one node. A signal that torchrun gets goes to its workers, which then have `save_s` to save."""
     least = launch.least_nodes or launch.nodes
     directory = Path(launch.home) / launch.run.stem
+    # Of its own accord an agent keeps one store over all starts, where a start may read the addresses of the one before.
     return (
-        f"{python} -m torch.distributed.run --nnodes={least}:{launch.nodes} "
+        f"env TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 {python} -m torch.distributed.run --nnodes={least}:{launch.nodes} "
         f"--nproc-per-node={launch.gpus_per_node or 1} --max-restarts=100 "
         f"--rdzv-backend=c10d --rdzv-id={rendezvous_id} --rdzv-endpoint={endpoint} "
         f"--signals-to-handle=SIGTERM,SIGINT,SIGUSR1 --shutdown-timeout={max(1, launch.save_s - 20)} "

@@ -9,6 +9,7 @@ holds the loss of its own rows and positions, and gradients are sums over all of
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import msgspec
@@ -17,7 +18,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, PrepareModuleInput, RowwiseParallel, parallelize_module
 
@@ -37,6 +38,10 @@ class LayoutConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     shard: int = 0
     context: int = 1
     tensor: int = 1
+
+
+class ProcessLost(TenfoldError):
+    """Another process of the run is gone or cannot be reached: started anew, the run goes on from its last checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -77,15 +82,23 @@ class Place:
         return [value > 0 for value in self.total(*map(float, flags))]
 
 
-def start_processes() -> None:
-    """Join the other processes where `torchrun` started this one. Raises TenfoldError where they cannot be reached."""
+def start_processes(patience_s: float = 900.0) -> None:
+    """Join the other processes where `torchrun` started this one. Raises ProcessLost where they cannot be reached."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         return
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-    except (dist.DistError, ValueError) as error:
+        store, rank, world = next(dist.rendezvous("env://", timeout=timedelta(seconds=patience_s)))
+        if os.environ.get("GROUP_WORLD_SIZE") == "1":
+            # A node's agent keeps one store over all starts, with the addresses of processes that are gone.
+            store = dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store)
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world)
+    except (RuntimeError, ValueError) as error:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        raise TenfoldError(f"The other processes cannot be reached at {where}: {str(error).splitlines()[0]}.") from None
+        raise ProcessLost(
+            f"The other processes cannot be reached at {where} ({str(error).splitlines()[0][:200]}): see that all were started, "
+            "and that this address can be reached from here."
+        ) from None
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
 
@@ -104,8 +117,13 @@ def sizes(layout: LayoutConfig, world: int) -> tuple[int, int, int, int]:
     return layout.replicate, shard, layout.context, layout.tensor
 
 
-def spread(model: Llama, layout: LayoutConfig, device: torch.device, seq_len: int, batch_size: int) -> Place:
-    """Spread `model` over all processes, in place, and say where this one stands. Raises TenfoldError for what does not divide."""
+def spread(
+    model: Llama, layout: LayoutConfig, device: torch.device, seq_len: int, batch_size: int, dtype: torch.dtype = torch.float32
+) -> Place:
+    """Spread `model` over all processes, in place, and say where this one stands. Raises TenfoldError for what does not divide.
+
+    Weights are gathered in `dtype`, that of the products; every process keeps its share, and sums gradients, in float32.
+    """
     world = dist.get_world_size() if dist.is_initialized() else 1
     replicate, shard, context, tensor = sizes(layout, world)
     if world == 1:
@@ -134,8 +152,10 @@ def spread(model: Llama, layout: LayoutConfig, device: torch.device, seq_len: in
         for block in model.layers:
             _divide_context(block.attention, fine["context"])
     sharded_over = mesh["replicate", "shard"] if replicate > 1 else mesh["shard"]
+    half = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    policy = MixedPrecisionPolicy() if dtype == torch.float32 else half
     for module in [*model.layers, model]:
-        fully_shard(module, mesh=sharded_over, shard_placement_fn=_across)
+        fully_shard(module, mesh=sharded_over, shard_placement_fn=_across, mp_policy=policy)
         module.set_gradient_divide_factor(1.0)  # type: ignore[operator]
         module.set_force_sum_reduction_for_comms(True)  # type: ignore[operator]
     register_fsdp_forward_method(model, "loss")
@@ -212,12 +232,16 @@ def local(t: Tensor) -> Tensor:
     return t.to_local() if isinstance(t, DTensor) else t
 
 
-def clip_gradient(model: nn.Module, limit: float, place: Place) -> float:
-    """Sum what tensor parallel left to sum, scale all gradients to a norm of at most `limit`; returns the norm before."""
-    if place.alone:
-        return float(nn.utils.clip_grad_norm_(model.parameters(), limit))
-    squares = torch.zeros(2, dtype=torch.float64)
-    gradients = []
+def add_across_copies(model: Llama, now: bool) -> None:
+    """Whether the next backward pass also sums gradients over `replicate`: once a step is enough, after its last part."""
+    for module in (*model.layers, model):
+        if isinstance(module, FSDPModule):
+            module.set_requires_all_reduce(now, recurse=False)
+
+
+def gradients(model: nn.Module, place: Place) -> list[tuple[Tensor, bool]]:
+    """What this process holds of every gradient, and whether tensor parallel divides it; sums what that left to sum."""
+    found = []
     for p in model.parameters():
         if p.grad is None:
             continue
@@ -225,13 +249,23 @@ def clip_gradient(model: nn.Module, limit: float, place: Place) -> float:
         divided = isinstance(p, DTensor) and "tensor" in (p.device_mesh.mesh_dim_names or ())
         if place.tensor_group is not None and not divided:
             dist.all_reduce(gradient, group=place.tensor_group)
+        found.append((gradient, divided))
+    return found
+
+
+def clip_gradient(model: nn.Module, limit: float, place: Place) -> float:
+    """Sum what tensor parallel left to sum, scale all gradients to a norm of at most `limit`; returns the norm before."""
+    if place.alone:
+        return float(nn.utils.clip_grad_norm_(model.parameters(), limit))
+    squares = torch.zeros(2, dtype=torch.float64)
+    held = gradients(model, place)
+    for gradient, divided in held:
         squares[int(divided)] += gradient.double().square().sum().cpu()
-        gradients.append(gradient)
     dist.all_reduce(squares, group=place.shard_group)
     if place.tensor_group is not None:
         dist.all_reduce(squares[1:], group=place.tensor_group)
     norm = float(squares.sum().sqrt())
-    for gradient in gradients:
+    for gradient, _ in held:
         gradient.mul_(min(1.0, limit / (norm + 1e-6)))
     return norm
 

@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from tenfold.data.batches import Batch, train_batch, validation_batches, validation_bytes
+from tenfold.data.batches import Batch, train_batch
 from tenfold.data.corpus import Corpus, require_tokens
-from tenfold.data.mixture import Mixture, parts
-from tenfold.data.picture_corpus import PictureCorpus, build_pictures, mixed_batch, picture_batches
-from tenfold.data.pictures import normalised
+from tenfold.data.mixture import Mixture
+from tenfold.data.picture_corpus import PictureCorpus, build_pictures, mixed_batch
 from tenfold.data.prefetch import AHEAD, Prefetch
 from tenfold.model.ahead import ahead_weights, predict_ahead
 from tenfold.model.attention import fastest_attention
@@ -35,17 +34,21 @@ from tenfold.spec.model import ModelSpec
 from tenfold.train import checkpoint
 from tenfold.train.config import RunConfig, resolve_model, write_config
 from tenfold.train.energy import EnergyMeter
+from tenfold.train.evaluate import evaluate, evaluate_pictures, tensors
+from tenfold.train.export import export_model
 from tenfold.train.fp8 import use_fp8
+from tenfold.train.goodput import Clock, read_goodput
 from tenfold.train.hyperparameters import Hyperparameters, derive
-from tenfold.train.layout import Place, clip_gradient, padded, spread, start_processes
+from tenfold.train.layout import Place, ProcessLost, add_across_copies, clip_gradient, padded, spread, start_processes
 from tenfold.train.memory import peak_memory_bytes
 from tenfold.train.metrics import MetricsWriter
-from tenfold.train.one_gpu import DeviceGuard, compile_blocks, recompute, to_device, use_document_blocks
+from tenfold.train.one_gpu import DeviceGuard, compile_blocks, recompute, use_document_blocks
 from tenfold.train.optimiser import make_optimisers, set_learning_rate
 from tenfold.train.precision import choose_dtype, peak_flops
 from tenfold.train.progress import TrainingProgress
 from tenfold.train.schedule import schedule
 from tenfold.train.signals import stop_on_signals
+from tenfold.train.watchdog import Watchdog
 
 EXPLODING = 30.0  # a gradient this many times the usual norm is skipped
 PROBE_FIRST = 5
@@ -97,6 +100,32 @@ def train(
     keep_model: bool = True,
     notes: dict[str, Any] | None = None,
 ) -> RunResult:
+    """`run_steps`, on as many processes as were started; one that is lost ends the others, with ProcessLost.
+
+    `torchrun` then starts all again, and the run goes on from its last checkpoint, with fewer processes if it has to.
+    """
+    try:
+        with Watchdog(config.hang_after_s) as watchdog:
+            start_processes(config.hang_after_s)
+            return run_steps(config, corpus, directory, watchdog, title=title, quiet=quiet, keep_model=keep_model, notes=notes)
+    except RuntimeError as error:
+        said = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        if not dist.is_initialized() or not any(word in said.lower() for word in ("connection", "gloo", "nccl", "timed out")):
+            raise
+        raise ProcessLost(f"Another process of the run was lost ({said}): it goes on from its last checkpoint.") from None
+
+
+def run_steps(
+    config: RunConfig,
+    corpus: Corpus | Mixture,
+    directory: Path,
+    watchdog: Watchdog,
+    *,
+    title: str,
+    quiet: bool,
+    keep_model: bool,
+    notes: dict[str, Any] | None,
+) -> RunResult:
     """Train what `config` says in `directory`, going on from its newest good checkpoint if there is one.
 
     Writes `run.toml`, `run.jsonl`, `checkpoint/` and, when finished, `model/` in Hugging Face layout. Returns with
@@ -104,7 +133,6 @@ def train(
     a loss that is not a number, or a disk that is full. Without
     `keep_model` only the metrics stay when the run has finished. `notes` go into the first event of `run.jsonl`.
     """
-    start_processes()
     device, dtype, spec, tokens, h = _resolve(config, corpus)
     text_share = 1 - config.picture_share if config.pictures else 1.0
     rows: dict[str, Any] = {"batch_size": h.batch_size, "seq_len": config.seq_len, "seed": config.seed}
@@ -114,10 +142,12 @@ def train(
     else:
         require_tokens(corpus, text_share * h.steps * h.batch_size * config.seq_len, config.max_epochs)
         pictures = _pictures(config, corpus, spec, directory.parent)
+    watchdog.beat()
     torch.manual_seed(config.seed)
     model = _build(spec, config, corpus, device)
     recompute(model, config.recompute)
-    place = spread(model, config.layout, device, config.seq_len, h.batch_size)
+    watchdog.beat()
+    place = spread(model, config.layout, device, config.seq_len, h.batch_size, dtype)
     if device.type == "cuda" and place.alone:
         use_document_blocks(model, config.seq_len)
     # Every process keeps a record of its own; the first one's is the run's.
@@ -127,7 +157,9 @@ def train(
     fp8 = use_fp8(model, device, dtype) if config.fp8 else ""
     optimisers = make_optimisers(model, spec, h, config.optimiser)
     state = _State()
-    saved = checkpoint.restore_latest(directory / "checkpoint", model, optimisers)
+    watchdog.beat()
+    saved = checkpoint.restore_latest(directory / "checkpoint", model, optimisers, config.upload_to)
+    watchdog.beat()
     if saved is not None:
         state = _State(**saved["state"])
     flops_per_token = spec.train_flops_per_token(config.seq_len) + 6.0 * ahead_weights(spec, config.ahead)
@@ -148,6 +180,7 @@ def train(
         ) as metrics,
         TrainingProgress(h.steps, title, enabled=False if quiet or place.rank else None) as progress,
         stop_on_signals() as stop,
+        checkpoint.Saver(directory / "checkpoint", config.keep, config.upload_to) as saver,
         Prefetch(
             lambda step: _batch(config, corpus, pictures, step, rows),
             h.steps,
@@ -162,6 +195,7 @@ def train(
             metrics.write("start", **facts, **(notes or {}))
         else:
             metrics.write("resume", step=state.step)
+        clock = Clock(directory / "time.jsonl" if place.rank == 0 else None, state.step)
         loads = [torch.zeros_like(layer.load) for layer in expert_layers(model)]
         last_save = last_log = time.monotonic()
         logged_step, energy_before = state.step, state.energy_j
@@ -169,14 +203,16 @@ def train(
         save_now = stopped = False
         while state.step < h.steps and not stopped:
             began = time.perf_counter()
-            batch = batches(state.step)
-            loss, norm = _step(model, optimisers, batch, config, h, state, device, place, guard)
-            if guard is not None and ((state.step + 1) % config.log_every == 0 or state.step + 1 == h.steps):
-                loss, norm = float(loss), float(norm)
-                guard.read_into(state)
-                _stop_where_skipped(state, config, h, loss)
+            with clock.time("stepping"):
+                batch = batches(state.step)
+                loss, norm = _step(model, optimisers, batch, config, h, state, device, place, guard)
+                if guard is not None and ((state.step + 1) % config.log_every == 0 or state.step + 1 == h.steps):
+                    loss, norm = float(loss), float(norm)
+                    guard.read_into(state)
+                    _stop_where_skipped(state, config, h, loss)
             state.seconds += time.perf_counter() - began
             state.step += 1
+            watchdog.beat(state.step)
             state.flops += batch.tokens.size * flops_per_token + _tile_flops(spec, batch)
             _balance(model, config, state.step, h.steps, loads)
             if state.step % config.log_every == 0 or state.step == h.steps:
@@ -193,9 +229,11 @@ def train(
                 for load in loads:
                     load.zero_()
                 progress.update(state.step, float(loss), rate, mfu, energy.watts)
+                clock.write(state.step)
                 last_log, logged_step, logged_flops = now, state.step, state.flops
             if config.evaluate_every and state.step % config.evaluate_every == 0 and state.step < h.steps:
-                nats, bits = evaluate(model, corpus, config, device, place)
+                with clock.time("evaluating"):
+                    nats, bits = evaluate(model, corpus, config, device, place, watchdog.beat)
                 metrics.write("evaluation", step=state.step, loss=nats, bits_per_byte=bits)
                 if pictures:
                     metrics.write("pictures", step=state.step, **evaluate_pictures(model, pictures, config, device))
@@ -205,20 +243,30 @@ def train(
             if save_now:
                 if guard is not None:
                     guard.read_into(state)
-                _save(directory, model, optimisers, state, config.keep)
+                clock.write(state.step)  # where a failure would come back to
+                with clock.time("saving"):
+                    saver.save(state.step, model, optimisers, {"state": asdict(state)})
                 last_save = time.monotonic()
         finished = state.step >= h.steps
         if guard is not None:
             guard.read_into(state)
         if keep_model or not finished:
-            _save(directory, model, optimisers, state, config.keep)
+            clock.write(state.step)
+            with clock.time("saving"):
+                saver.save(state.step, model, optimisers, {"state": asdict(state)})
+                saver.finish()
         if not finished:
             metrics.write("stopped", step=state.step)
             loss_nats, bits = math.nan, math.nan
         else:
-            loss_nats, bits = evaluate(model, corpus, config, device, place)
+            with clock.time("evaluating"):
+                loss_nats, bits = evaluate(model, corpus, config, device, place, watchdog.beat)
             if pictures:
                 metrics.write("pictures", step=state.step, **evaluate_pictures(model, pictures, config, device))
+        watchdog.end()
+        clock.write(state.step, finished)
+        if place.rank == 0:
+            metrics.write("goodput", step=state.step, **read_goodput(directory / "time.jsonl"))
         seen = state.step * h.batch_size * config.seq_len
         tokens_per_s = seen / state.seconds if state.seconds else 0.0
         result = RunResult(
@@ -243,9 +291,12 @@ def train(
         if finished:
             if keep_model:
                 source = pictures.directory if pictures else corpus.directory
-                whole = _gathered(model, place)
-                if whole is not None:
-                    write_model(whole, directory / "model", tokenizer_directory=source)
+                if place.alone:
+                    write_model(model, directory / "model", tokenizer_directory=source)
+                elif place.rank == 0:
+                    newest = checkpoint.latest(directory / "checkpoint")
+                    assert newest is not None
+                    export_model(newest, spec, directory / "model", tokenizer_directory=source)
             metrics.write("end", **{**asdict(result), "directory": str(directory)})
     return result
 
@@ -364,11 +415,13 @@ def _step(
     nats: Any = 0.0
     for offset in range(0, most, micro):
         start = first + offset
-        tokens, targets, document, seen = _tensors(batch, start, min(start + micro, end), device)
+        tokens, targets, document, seen = tensors(batch, start, min(start + micro, end), device)
         if len(tokens) < min(micro, most - offset):
             rows = min(micro, most - offset)
             tokens, targets = padded(tokens, rows, 0), padded(targets, rows, -100)
             document = None if document is None else padded(document, rows, 0)
+        if not place.alone:
+            add_across_copies(model, offset + micro >= most)
         total, extra = model.loss(tokens, place.positions(targets), document, config.z_loss, **seen)
         ((total + extra) / targets_total).backward()
         nats += total.item() if guard is None else total.detach()
@@ -417,86 +470,12 @@ def _balance(model: Llama, config: RunConfig, step: int, steps: int, loads: list
         layer.load.zero_()
 
 
-def _tensors(
-    batch: Batch, start: int, stop: int, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor | None, dict[str, Tensor]]:
-    """Tokens, targets, documents (None where each row is one) and pixels, if any, of the rows `start` to `stop`."""
-    rows = slice(start, stop)
-    tokens, targets = to_device(batch.tokens[rows], device), to_device(batch.targets[rows], device)
-    several = bool((batch.document[rows] != batch.document[rows][:, :1]).any())
-    document = to_device(batch.document[rows], device) if several else None
-    seen = {}
-    if batch.tiles is not None and batch.tile_ends is not None:
-        tiles = batch.tiles[int(batch.tile_ends[start - 1]) if start else 0 : int(batch.tile_ends[rows][-1])]
-        seen = {"pixels": torch.from_numpy(normalised(tiles)).to(device)} if len(tiles) else {}
-    return tokens, targets, document, seen
-
-
-@torch.no_grad()
-def evaluate_pictures(model: Llama, pictures: PictureCorpus, config: RunConfig, device: torch.device) -> dict[str, float]:
-    """Bits per byte of the words of the validation pictures: beside their own, and beside one another's, pictures."""
-    size = int(pictures.documents["bytes"][pictures.documents["validation"]].sum())
-    nats = {"bits_per_byte": 0.0, "bits_per_byte_shuffled": 0.0}
-    for batch in picture_batches(pictures, batch_size=16, seq_len=config.seq_len):
-        tokens, targets, document, seen = _tensors(batch, 0, len(batch.tokens), device)
-        nats["bits_per_byte"] += model.loss(tokens, targets, document, 0.0, **seen)[0].item()
-        others = {"pixels": seen["pixels"].roll(1, 0)}
-        nats["bits_per_byte_shuffled"] += model.loss(tokens, targets, document, 0.0, **others)[0].item()
-    return {name: total / math.log(2) / size for name, total in nats.items()}
-
-
-def evaluate(
-    model: Llama, corpus: Corpus | Mixture, config: RunConfig, device: torch.device, place: Place = Place()
-) -> tuple[float, float]:
-    """Validation loss in nats per token, and in bits per byte of the same text; every data rank reads all of it.
-
-    Of a mixture, the mean over its corpora, weighted with their shares at the end of the run.
-    """
-    results = [(share, _evaluate(model, part, config, device, place)) for _, part, share in parts(corpus)]
-    total = sum(share for share, _ in results)
-    nats, bits = (sum(share * result[i] for share, result in results) / total for i in (0, 1))
-    return nats, bits
-
-
-@torch.no_grad()
-def _evaluate(
-    model: Llama, corpus: Corpus, config: RunConfig, device: torch.device, place: Place
-) -> tuple[float, float]:
-    nats, count = 0.0, 0
-    for batch in validation_batches(
-        corpus, batch_size=16, seq_len=config.seq_len, limit_tokens=config.evaluate_tokens
-    ):
-        tokens, targets, document, _ = _tensors(batch, 0, len(batch.tokens), device)
-        nats += model.loss(tokens, place.positions(targets), document)[0].item()
-        count += int((batch.targets >= 0).sum())
-    nats = place.total(nats)[0] / place.data
-    size = validation_bytes(corpus, seq_len=config.seq_len, limit_tokens=config.evaluate_tokens)
-    return nats / max(1, count), nats / math.log(2) / max(1, size)
-
-
-def _save(directory: Path, model: Llama, optimisers: list, state: _State, keep: int) -> None:
-    checkpoint.save(directory / "checkpoint", state.step, model, optimisers, {"state": asdict(state)}, keep)
-
-
 def _device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise TenfoldError("This machine has no CUDA GPU that PyTorch can use: say device = \"cpu\".")
     return name
-
-
-def _gathered(model: Llama, place: Place) -> Llama | None:
-    """The whole model in the first process, None in the others."""
-    if place.alone:
-        return model
-    weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    if place.rank:
-        return None
-    with torch.device("meta"):
-        whole = make_model(model.spec)
-    whole.load_state_dict({k: v for k, v in weights.items() if not k.startswith("ahead.")}, assign=True)
-    return whole
 
 
 def _compile(model: Llama, config: RunConfig, device: torch.device, place: Place, ideal_seconds: float) -> str:

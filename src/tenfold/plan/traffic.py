@@ -1,0 +1,35 @@
+"""Bytes that one GPU sends in an optimiser step, by what they are sent for: the volumes behind `step_time`'s seconds."""
+
+import math
+
+from tenfold.plan.machine import Machine
+from tenfold.plan.step_time import gpu_weights
+from tenfold.plan.workload import Layout
+from tenfold.spec.model import ModelSpec
+
+
+def traffic(spec: ModelSpec, layout: Layout, machine: Machine) -> dict[str, float]:
+    """Bytes sent by a GPU of a middle stage for `tensor`, `context`, `shard` and `replicate` parallel, with ring collectives.
+
+    A ring of n sends (n - 1) / n of what it gathers or reduces. Experts' exchanges and pipelines are not in it.
+    """
+
+    def ring(whole: float, ranks: int) -> float:
+        return whole * (ranks - 1) / ranks
+
+    layers = math.ceil(spec.n_layers / layout.pp)
+    tokens = layout.micro_batch * math.ceil(layout.seq_len / layout.cp)
+    passes = layout.micro_batches * layers
+    ways = 3 if layout.recompute == "full" else 2  # forward, backward, and once more
+    keys_values = 4.0 * layout.micro_batch * layout.seq_len * math.ceil(spec.n_kv_heads / layout.tp) * spec.head_dim
+    weights = sum(gpu_weights(spec, layout.tp, layout.ep)) / layout.pp
+    ranks = layout.shard or layout.replicas
+    gathers = 2 * layout.micro_batches if layout.zero == 3 else 1
+    reduces = layout.micro_batches if layout.zero >= 2 else 1
+    gradient = machine.stack.gradient_bytes
+    return {
+        "tensor": passes * ways * 2 * 2 * ring(2.0 * tokens * spec.dim, layout.tp),
+        "context": passes * (1 + ways) * ring(keys_values, layout.cp),
+        "shard": ring((gathers * 2.0 + reduces * gradient) * weights, ranks),
+        "replicate": 2 * ring(gradient * weights / ranks, layout.replicas // ranks),
+    }

@@ -1,0 +1,216 @@
+"""What processes of a run would hold and send, found without them: one of each kind on fake tensors in a fake group.
+
+The very recipe of `layout.spread` and the model's own passes run, on tensors that have a shape and no memory; PyTorch's trackers
+count what would be allocated and what would be sent. Beside it stands what the planner reckons from its formulas.
+"""
+
+import math
+import multiprocessing
+import time
+from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.fake_collectives import CollectiveOp, collective_ops
+from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from tenfold.model import loss
+from tenfold.model.llama4 import make_model
+from tenfold.plan.machine import Machine
+from tenfold.plan.memory import CONTEXT_GIB, memory
+from tenfold.plan.traffic import traffic
+from tenfold.plan.workload import GIB, Layout
+from tenfold.spec.errors import TenfoldError
+from tenfold.spec.model import ModelSpec, published_model
+from tenfold.train.config import RunConfig, resolve_model
+from tenfold.train.hyperparameters import Hyperparameters, derive
+from tenfold.train.layout import Place, add_across_copies, gradients, sizes, spread
+from tenfold.train.one_gpu import recompute
+from tenfold.train.optimiser import make_optimisers
+
+DIMENSIONS = ("tensor", "context", "shard", "replicate")
+# What PyTorch's tracker calls things, in the planner's words.
+PARTS = {
+    "Sharded Param": "parameters", "Sharded Grad": "gradients", "OptState": "optimiser", "Activation": "activations",
+    "Temp": "activations", "Inputs": "optimiser", "Unsharded Param": "gathered", "Unsharded Grad": "gathered",
+    "All Gather": "gathered", "Reduce Scatter": "gathered",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Rank:
+    """One process: bytes at its fullest moment, by part, and bytes it sends in a step, by dimension of the layout."""
+
+    rank: int
+    memory_gib: float
+    parts_gib: dict[str, float]
+    sent_gib: dict[str, float]
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """Ranks of every kind (the first has the largest shares, the last the smallest), and the planner's figures.
+
+    `difference_pct` is how far the planner's sums are from the first rank's. The 1.5 GiB that the planner adds for CUDA's context
+    and the allocator are left out: fake tensors need neither.
+    """
+
+    world: int
+    layout: dict[str, int]
+    ranks: list[Rank]
+    plan_parts_gib: dict[str, float]
+    plan_memory_gib: float
+    plan_sent_gib: dict[str, float]
+    difference_pct: dict[str, float]
+    seconds: float
+
+
+def dry_run(config: RunConfig, world: int, machine: Machine) -> DryRun:
+    """Run a step of the first and the last of `world` processes on fake tensors; nothing is allocated, nothing sent.
+
+    The vocabulary is that of the published model, or the run file's. Products are in bfloat16, rows are one document. Raises
+    TenfoldError for a layout that does not fit.
+    """
+    if dist.is_initialized():
+        raise TenfoldError("A dry run is made by one process: start it without torchrun.")
+    began = time.perf_counter()
+    vocabulary = published_model(config.model).vocab_size if isinstance(config.model, str) else config.vocab_size
+    spec, tokens = resolve_model(config, vocabulary)
+    h = derive(spec, tokens, config.seq_len, batch_size=config.batch_size)
+    replicate, shard, context, tensor = sizes(config.layout, world)
+    kinds = sorted({0, world - 1})
+    # Each in a process of its own: what PyTorch remembers of one rank's groups stands in the way of another's.
+    with ProcessPoolExecutor(len(kinds), multiprocessing.get_context("fork")) as pool:
+        ranks = list(pool.map(partial(_rank, config, spec, h, world), kinds))
+    planned = _as_planned(config, h, replicate, shard, context, tensor)
+    needed, sent = memory(spec, planned, machine), traffic(spec, planned, machine)
+    parts = {
+        name: getattr(needed, f"{name}_gib") for name in ("parameters", "gradients", "optimiser", "activations")
+    } | {"gathered": needed.buffers_gib - CONTEXT_GIB}
+    plan_sent = {name: value / GIB for name, value in sent.items()}
+    return DryRun(
+        world=world,
+        layout={"replicate": replicate, "shard": shard, "context": context, "tensor": tensor},
+        ranks=ranks,
+        plan_parts_gib=parts,
+        plan_memory_gib=sum(parts.values()),
+        plan_sent_gib=plan_sent,
+        difference_pct={
+            "memory": _difference(sum(parts.values()), ranks[0].memory_gib),
+            "sent": _difference(sum(plan_sent.values()), sum(ranks[0].sent_gib.values())),
+        },
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _difference(planned: float, found: float) -> float:
+    return 100 * (planned / found - 1) if found else 0.0
+
+
+def _as_planned(config: RunConfig, h: Hyperparameters, replicate: int, shard: int, context: int, tensor: int) -> Layout:
+    """The run's layout as the planner knows it."""
+    data = replicate * shard
+    whole = math.ceil(h.batch_size / data)
+    again: dict[str, Any] = {"none": "none", "feed-forward": "selective", "block": "full"}
+    return Layout(
+        tp=tensor, cp=context, dp=data, micro_batch=config.micro_batch or whole, global_batch=h.batch_size, seq_len=config.seq_len,
+        recompute=again[config.recompute], zero=3, shard=shard * context if replicate > 1 else 0,
+    )  # fmt: skip
+
+
+def _rank(config: RunConfig, spec: ModelSpec, h: Hyperparameters, world: int, rank: int) -> Rank:
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
+    torch.set_num_threads(1)
+    _lose_as_on_a_gpu()
+    try:
+        fake = FakeTensorMode(allow_non_fake_inputs=True)
+        with fake:
+            model = make_model(spec)
+        recompute(model, config.recompute)
+        model.forward = model.loss  # type: ignore[method-assign, assignment]  # the tracker follows calls of the module itself
+        # The mesh itself is real; what is made of fake weights is fake.
+        place = spread(model, config.layout, torch.device("cpu"), config.seq_len, h.batch_size, torch.bfloat16)
+        with fake:
+            optimisers = make_optimisers(model, spec, h, config.optimiser)
+            return _step(model, optimisers, config, h, place, rank)
+    finally:
+        dist.destroy_process_group()
+
+
+def _lose_as_on_a_gpu() -> None:
+    """Let the loss take chunks of a GPU's size and, as its compiled kernel does, nothing but the gradient beside the logits."""
+    loss.CHUNK_BYTES["cpu"] = 2 * loss.CHUNK_BYTES["cuda"]  # counted in float32 there, in bfloat16 here
+    loss._ChunkedCrossEntropy = loss._FusedCrossEntropy  # type: ignore[misc, assignment]
+    loss.fused_gradient = lambda logits, *_: (logits.new_zeros(()), logits.new_zeros(()), torch.empty_like(logits))
+
+
+def _step(model: Any, optimisers: list, config: RunConfig, h: Hyperparameters, place: Place, rank: int) -> Rank:
+    *_, most = place.rows(h.batch_size)
+    micro = config.micro_batch or most
+    parts = math.ceil(most / micro)
+    tokens = torch.zeros(micro, config.seq_len, dtype=torch.int64)
+    # A dimension that takes in all processes has their group, which knows no name; context's cannot be told from shard's then.
+    alone = next((name for name in ("replicate", "tensor") if getattr(config.layout, name) == dist.get_world_size()), "shard")
+    tracker = Tracker(model, alone)
+    for p in model.parameters():  # a step before, so that the optimisers have their state
+        p.grad = torch.zeros_like(p)
+    for optimiser in optimisers:
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+    tracker.track_inputs(tuple(value for optimiser in optimisers for state in optimiser.state.values() for value in state.values()))
+    sent_in_part: dict[str, float] = {}
+    with tracker, torch.autocast("cpu", torch.bfloat16):
+        for part in range(min(parts, 3)):  # the first finds no gradients, the last sums over copies; all others are alike
+            tracker.reset_mod_stats()
+            before = dict(tracker.bytes)
+            add_across_copies(model, part == min(parts, 3) - 1)
+            total, extra = model(tokens, place.positions(tokens), None, config.z_loss)
+            (total + extra).backward()
+            if part == 1:
+                sent_in_part = {name: tracker.bytes[name] - before.get(name, 0.0) for name in tracker.bytes}
+        gradients(model, place)
+        for optimiser in optimisers:
+            optimiser.step()
+    for name, more in sent_in_part.items():
+        tracker.bytes[name] += max(0, parts - 3) * more
+    held = next(iter(tracker.get_tracker_snapshot("peak").values()))
+    total = held.pop("Total")
+    named: dict[str, float] = defaultdict(float)
+    for kind, size in held.items():
+        named[PARTS.get(getattr(kind, "value", str(kind)), "activations")] += size / GIB
+    return Rank(rank, total / GIB, dict(named), {name: size / GIB for name, size in tracker.bytes.items()})
+
+
+class Tracker(FSDPMemTracker):
+    """PyTorch's tracker of memory, which also counts the `bytes` that ring collectives send, by the dimension that they go over.
+
+    `everyone` is the name of the group of all processes.
+    """
+
+    def __init__(self, model: Any, everyone: str) -> None:
+        super().__init__(model, None)
+        self.everyone = everyone
+        self.bytes: dict[str, float] = defaultdict(float)
+
+    def _update_peak_stats(self, peak_state: Any) -> None:
+        # That of the run alone: a peak of every module, as PyTorch keeps, takes minutes for a deep model.
+        for device, now in self._curr_mem_snap.items():
+            if self._peak_mem.get(device, 0) < now["Total"]:
+                self._peak_mem[device] = now["Total"]
+                self._peak_mem_snap[device] = dict(now)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        if func in collective_ops and result is not NotImplemented and "wait" not in str(func) and "barrier" not in str(func):
+            group = CollectiveOp.get_process_group(func, args)
+            whole = CollectiveOp.get_comm_tensor_size(func, result, args, kwargs)
+            ways = 2 if "allreduce" in str(func).replace("_", "") else 1
+            name = self.everyone if group.group_desc == "default_pg" else group.group_desc.removeprefix("mesh_")
+            self.bytes[name] += ways * whole * (group.size() - 1) / group.size()
+        return result

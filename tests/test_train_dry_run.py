@@ -1,0 +1,72 @@
+"""Dry runs: what fake processes hold and send is what arithmetic says, and the planner's figures stand beside it."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+import tenfold.cli.commands  # noqa: F401
+from tenfold.cli import app
+from tenfold.plan.machine import machine
+from tenfold.spec.errors import TenfoldError
+from tenfold.spec.model import ModelSpec
+from tenfold.train.config import config_from_fields
+from tenfold.train.dry_run import dry_run
+
+MODEL = {"name": "small", "dim": 64, "n_layers": 3, "n_heads": 4, "n_kv_heads": 4, "ffn_dim": 128}
+RUN = {"tokens": 10**6, "model": MODEL, "seq_len": 64, "batch_size": 32, "micro_batch": 1, "optimiser": "adamw", "vocab_size": 256}
+SPEC = ModelSpec(vocab_size=256, **MODEL)
+GIB = 2**30
+
+
+def run(world, **fields):
+    return dry_run(config_from_fields({**RUN, **fields}, "the test"), world, machine("h100"))
+
+
+def test_sharded_weights_are_gathered_and_reduced_as_often_as_the_batch_has_parts():
+    total, tables = SPEC.parameters().total, 2 * 256 * 64 + 64  # FSDP keeps the tables and the last norm over a step's part
+    for batch, parts in ((4, 1), (8, 2), (32, 8)):
+        found = run(4, batch_size=batch, layout={"shard": 4})
+        rank = found.ranks[0]
+        gathers, reduces = 2 * (2 * total - tables), 4 * total  # in bfloat16, in float32
+        assert rank.sent_gib["shard"] * GIB == pytest.approx(parts * (gathers + reduces) * 3 / 4, rel=0.01)
+        assert rank.parts_gib["parameters"] * GIB == pytest.approx(4 * total / 4, rel=0.01)
+        assert rank.parts_gib["optimiser"] * GIB == pytest.approx(8 * total / 4, rel=0.01)
+        assert found.plan_sent_gib["shard"] == pytest.approx(rank.sent_gib["shard"], rel=0.15)
+
+
+def test_copies_are_summed_once_a_step_and_hold_the_same():
+    one, many = (run(8, batch_size=batch, layout={"replicate": 2, "shard": 4}).ranks[0] for batch in (8, 64))
+    owned = 4 * SPEC.parameters().total / 4
+    assert one.sent_gib["replicate"] * GIB == pytest.approx(2 * owned / 2, rel=0.01)
+    assert many.sent_gib["replicate"] == pytest.approx(one.sent_gib["replicate"])
+    assert many.sent_gib["shard"] == pytest.approx(8 * one.sent_gib["shard"])
+
+
+def test_tensor_and_context_parallel_divide_activations_and_send_them():
+    layouts = ({"shard": 2}, {"tensor": 2}, {"context": 2})
+    alone, tensor, context = (run(2, batch_size=2, micro_batch=2, layout=layout).ranks[0] for layout in layouts)
+    assert not alone.sent_gib.get("tensor") and not alone.sent_gib.get("context")
+    activations = 2 * 2 * 64 * 64  # bfloat16 rows, positions, width
+    ways = SPEC.n_layers * 4 * 2 / 2  # into and out of attention and feed-forward, forward and backward, half of it sent
+    assert tensor.sent_gib["tensor"] * GIB > 0.9 * ways * activations
+    # Everyone's keys and values: gathered once, and their gradients scattered. All of the world is one group, named shard.
+    more = (context.sent_gib["shard"] - alone.sent_gib["shard"]) * GIB
+    assert more == pytest.approx(SPEC.n_layers * 2 * 2 * activations / 2, rel=0.1)
+
+
+def test_recompute_trades_memory_and_the_fullest_rank_is_the_first():
+    kept, again = (run(4, batch_size=32, micro_batch=8, recompute=what) for what in ("none", "block"))
+    assert again.ranks[0].memory_gib < kept.ranks[0].memory_gib
+    assert [rank.rank for rank in kept.ranks] == [0, 3]
+    assert kept.ranks[0].memory_gib >= kept.ranks[1].memory_gib
+
+
+def test_the_command_prints_json_and_says_what_it_needs(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text('tokens = 1000000\nmodel = { width = 64 }\nseq_len = 64\nbatch_size = 8\noptimiser = "adamw"\n[layout]\nshard = 2\n')
+    done = CliRunner().invoke(app, ["train", str(path), "--dry-run", "--world", "2", "--json"])
+    found = json.loads(done.stdout)
+    assert found["world"] == 2 and found["ranks"][0]["memory_gib"] > 0 and set(found["difference_pct"]) == {"memory", "sent"}
+    with pytest.raises(TenfoldError, match="= 2 processes, but there are 3"):
+        run(3, layout={"shard": 2})

@@ -1,0 +1,106 @@
+"""Checkpoints between layouts: what any layout saved, any other loads to the bit: weights, optimisers, step."""
+
+import torch
+import torch.distributed as dist
+from processes import run_together
+from safetensors.torch import load_file
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
+
+from tenfold.model.huggingface import write_model
+from tenfold.model.llama4 import make_model
+from tenfold.spec.model import ModelSpec
+from tenfold.train import checkpoint, layout
+from tenfold.train.export import export_model
+from tenfold.train.hyperparameters import derive
+from tenfold.train.optimiser import make_optimisers
+
+LAYOUTS = {
+    "fsdp": {"shard": 4},
+    "hsdp": {"replicate": 2, "shard": 2},
+    "tensor": {"tensor": 4},
+    "fsdp-tensor": {"shard": 2, "tensor": 2},
+    "context-tensor": {"context": 2, "tensor": 2},
+}
+
+SPEC = ModelSpec("tiny", dim=32, n_layers=2, n_heads=4, n_kv_heads=4, ffn_dim=64, vocab_size=96)
+
+
+def made(seed, fields):
+    """A model with optimisers, alone or in a layout."""
+    torch.manual_seed(seed)
+    model = make_model(SPEC)
+    place = layout.spread(model, layout.LayoutConfig(**fields), torch.device("cpu"), 16, 8) if fields else None
+    optimisers = make_optimisers(model, SPEC, derive(SPEC, 10**5, 64), "muon")
+    return (model, optimisers, place) if fields else (model, optimisers)
+
+
+def whole(model, optimisers):
+    """Every tensor of weights and optimisers by name, each whole and a copy, and every setting of the optimisers."""
+    weights, state = get_state_dict(model, optimisers, options=StateDictOptions(flatten_optimizer_state_dict=True))
+    both = {**weights, **state}
+    return {
+        k: (v.full_tensor() if hasattr(v, "full_tensor") else v).clone() if isinstance(v, torch.Tensor) else v for k, v in both.items()
+    }
+
+
+def train(model, optimisers, place, steps):
+    for step in range(steps):
+        tokens = torch.randint(0, SPEC.vocab_size, (8, 16), generator=torch.Generator().manual_seed(step))
+        first, end, _ = place.rows(8)
+        model.loss(tokens[first:end], place.positions(tokens.roll(-1, 1)[first:end]))[0].backward()
+        layout.clip_gradient(model, 1.0, place)
+        for optimiser in optimisers:
+            optimiser.step()
+            optimiser.zero_grad()
+
+
+def save_and_load_in_every_layout(folder):
+    layout.start_processes()
+    states = {"one": torch.load(folder / "one.pt")}
+    for name, fields in LAYOUTS.items():
+        model, optimisers, place = made(1, fields)
+        train(model, optimisers, place, 2)
+        with checkpoint.Saver(folder / name, keep=1) as saver:
+            saver.save(2, model, optimisers, {"step": 2})
+            states[name] = whole(model, optimisers)
+            train(model, optimisers, place, 1)  # goes on while the save does
+    if dist.get_rank() == 0:
+        torch.save(states, folder / "states.pt")
+    for target, fields in LAYOUTS.items():
+        model, optimisers, place = made(2, fields)
+        for source, want in states.items():
+            assert checkpoint.restore_latest(folder / source, model, optimisers) == {"step": 2}
+            have = whole(model, optimisers)
+            assert have.keys() == want.keys(), (source, target, have.keys() ^ want.keys())
+            for key, value in want.items():
+                same = torch.equal(value, have[key]) if isinstance(value, torch.Tensor) else value == have[key]
+                assert same, (source, target, key)
+            if dist.get_rank() == 0:
+                (folder / f"{source}-{target}.same").touch()
+            train(model, optimisers, place, 1)  # so that the next load has something to change
+    dist.barrier()
+
+
+def test_any_layout_loads_what_any_other_saved_to_the_bit_and_one_process_too(tmp_path):
+    model, optimisers = made(3, None)
+    for step in range(2):
+        for p in model.parameters():
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(step))
+        for optimiser in optimisers:
+            optimiser.step()
+    checkpoint.save(tmp_path / "one", 2, model, optimisers, {"step": 2})
+    torch.save(whole(model, optimisers), tmp_path / "one.pt")
+    run_together(4, save_and_load_in_every_layout, tmp_path)
+    assert len(list(tmp_path.glob("*.same"))) == len(LAYOUTS) * (len(LAYOUTS) + 1)
+    states = torch.load(tmp_path / "states.pt")
+    for name in LAYOUTS:
+        model, optimisers = made(4, None)
+        assert checkpoint.restore_latest(tmp_path / name, model, optimisers) == {"step": 2}
+        have = whole(model, optimisers)
+        assert have.keys() == states[name].keys()
+        assert all(torch.equal(torch.as_tensor(have[k]), torch.as_tensor(v)) for k, v in states[name].items() if not isinstance(v, list | tuple))
+    write_model(model, tmp_path / "whole")
+    export_model(checkpoint.latest(tmp_path / name), SPEC, tmp_path / "parts")
+    a, b = (load_file(tmp_path / folder / "model.safetensors") for folder in ("whole", "parts"))
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    assert (tmp_path / "whole" / "config.json").read_text() == (tmp_path / "parts" / "config.json").read_text()
