@@ -202,8 +202,8 @@ def make_app(models: Models, options: ServerOptions) -> FastAPI:
     @app.get("/health", response_model=None, responses={**_gives(Health), 503: {"model": Health}})
     async def health() -> Response:
         lost = [m.name for m in models.loaded.values() if not m.engine.is_alive]
-        if models.draining or lost or not models.loaded:
-            why = "shutting down" if models.draining else f"engine of {lost[0]} ended" if lost else "loading"
+        if models.draining or lost:
+            why = "shutting down" if models.draining else f"engine of {lost[0]} ended"
             return JSONResponse({"status": why}, 503)
         return JSONResponse({"status": "ok", "feedback": feedback is not None})
 
