@@ -14,6 +14,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
+import urllib.request
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ def main() -> None:
     options = ("--cache-gib", "0.02", "--threads", "1", "--any-name", "--feedback", f"sqlite:///{home / 'feedback.db'}")
     rows: list[dict[str, Any]] = []
     with serving(small_model(home / "small", 128), *options, log=home / "log") as (url, process):
+        urllib.request.urlopen(f"{url}/openapi.json", timeout=300).read()  # made when first asked for
         for mode in ("positive", "negative"):
             report = home / f"{mode}.xml"
             done = run(url, report, mode, given.examples, given.seed)

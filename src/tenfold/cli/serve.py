@@ -1,7 +1,7 @@
 """`tenfold serve`, `tenfold chat`, `tenfold feedback`: answer with a model, and keep what people say of it."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -12,6 +12,7 @@ app.add_typer(feedback_app, name="feedback")
 
 ModelPath = Annotated[Path, typer.Argument(help="A generation, a Hugging Face directory, or a GGUF file of a Llama.")]
 Weights = Annotated[str, typer.Option(help="exact, float32, bfloat16, int8 or int4; exact takes the smallest that loses nothing.")]
+Backend = Literal["tenfold", "llamacpp", "vllm"]
 KEYS, FEEDBACK = Path("serve-keys.json"), "sqlite:///feedback.db"
 
 
@@ -35,6 +36,7 @@ def serve(
     speculate: Annotated[bool, typer.Option(help="Guess tokens from the text so far.")] = True,
     draft: Annotated[Path | None, typer.Option(help="A smaller model of the same vocabulary that guesses instead.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    backend: Annotated[Backend, typer.Option(help="What computes: this engine, llama.cpp (GGUF), or a vLLM server.")] = "tenfold",
     max_loaded: Annotated[int, typer.Option(help="Models kept in memory; the least recently used goes first.")] = 1,
     max_queue: Annotated[int, typer.Option(help="Unfinished requests before 429.")] = 256,
     timeout_seconds: Annotated[float, typer.Option(help="Longest that an answer may take; then 504.")] = 600,
@@ -60,7 +62,7 @@ def serve(
     options = {
         model_name(model_path(path)): _options(
             path, weights=weights, context=context, cache_gib=cache_gib, token_budget=token_budget, threads=threads,
-            speculate=speculate, draft=draft and model_path(draft), device=device,
+            speculate=speculate, draft=draft and model_path(draft), device=device, backend=backend,
         )
         for path in model
     }  # fmt: skip

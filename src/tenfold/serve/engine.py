@@ -4,7 +4,7 @@ import os
 import time
 import traceback
 from collections import defaultdict
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ FREE_ROWS = 4  # a step of so many rows takes about as long as a step of one: wh
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How a model is served. `weights` is exact, float32, bfloat16, int8 or int4.
+    """How a model is served. `weights` is exact, float32, bfloat16, int8 or int4; `backend` tenfold, llamacpp or vllm.
 
     `context` 0 is the model's own; `token_budget` 0 is `TOKEN_BUDGET` of the device; `draft` is a smaller model that guesses.
     """
@@ -43,14 +43,7 @@ class EngineOptions:
     draft: Path | None = None
     compiled: bool = True
     device: str = "cpu"
-
-
-@dataclass
-class Step:
-    """What happened in the steps since the last report, and how things stand."""
-
-    outputs: list[Output] = field(default_factory=list)
-    stats: dict[str, float] = field(default_factory=dict)
+    backend: str = "tenfold"
 
 
 class Engine:

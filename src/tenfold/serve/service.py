@@ -14,6 +14,7 @@ from tenfold.serve.errors import ApiError
 from tenfold.serve.metrics import Metrics
 from tenfold.serve.request import FinishReason, Request, TokenLogprob
 from tenfold.serve.text import TextSide, TextStream, read_text_side
+from tenfold.serve.vllm import VllmServer
 from tenfold.serve.worker import EngineProcess
 
 T = TypeVar("T")
@@ -29,7 +30,7 @@ class ServedModel:
     name: str
     options: EngineOptions
     text: TextSide
-    engine: EngineProcess
+    engine: EngineProcess | VllmServer
     leaving: bool = False
     used: float = field(default_factory=time.monotonic)
     _checkpoint: str = ""
@@ -144,7 +145,7 @@ class Models:
         return new
 
     async def _load(self, name: str, options: EngineOptions) -> ServedModel:
-        engine = EngineProcess(options)
+        engine = VllmServer(options) if options.backend == "vllm" else EngineProcess(options)
         text, _ = await asyncio.gather(asyncio.to_thread(read_text_side, options.path), engine.start())
         return ServedModel(name, options, replace(text, limit=engine.context), engine)
 
