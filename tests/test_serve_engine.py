@@ -1,5 +1,7 @@
 """The engine against transformers on real weights, and against itself: batches, prefixes, preemption, guesses."""
 
+import copy
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -8,10 +10,14 @@ import torch
 
 from tenfold.model.llama import Llama
 from tenfold.serve import native, sampling
-from tenfold.serve.engine import Engine, EngineOptions, make_runner
+from tenfold.serve.ahead import AheadEngine
+from tenfold.serve.cuda import CudaRunner
+from tenfold.serve.engine import Engine, EngineOptions, make_engine, make_runner
 from tenfold.serve.request import Request, Sampling, Sequence
 from tenfold.serve.runner import Rows, TorchRunner
+from tenfold.serve.speculate import DraftSpeculator
 from tenfold.serve.weights import pack
+from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec, RopeScaling
 
 SPEC = ModelSpec(
@@ -232,6 +238,59 @@ def test_an_embedding_is_the_mean_of_the_last_hidden_states(runner, model):
     with torch.inference_mode():
         mean = model.hidden(torch.tensor([prompt(1, 50)]))[0].mean(0)
     torch.testing.assert_close(torch.tensor(found), mean / mean.norm(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("draft", ["itself", "another"])
+def test_a_draft_model_changes_nothing_but_the_number_of_steps(model, draft):
+    torch.manual_seed(5)
+    smaller = model if draft == "itself" else Llama(replace(SPEC, n_layers=1))
+    asked = [request("a", prompt(1, 150), max_tokens=60), request("b", prompt(2), max_tokens=60, temperature=1.0, seed=3)]
+    for one in asked:  # alone, so that there is room for guesses
+        plain = engine_of(TorchRunner(model, 64), speculate=False)
+        expected = run(plain, one)
+        speculator = DraftSpeculator(TorchRunner(smaller, 64), 64)
+        engine = engine_of(TorchRunner(model, 64), speculator=speculator)
+        assert run(engine, one) == expected
+        assert speculator.blocks.n_free == 64 and speculator.drafted > 0
+        if draft == "another":
+            assert speculator.drafted < 40  # it gave up
+        elif one.id == "a":
+            assert speculator.accepted > 0.9 * speculator.drafted
+            assert engine.stats()["steps"] < 0.5 * plain.stats()["steps"]
+
+
+def test_a_draft_model_must_share_the_vocabulary(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("tenfold.serve.engine.read_model", lambda path, _: Llama(replace(SPEC, vocab_size=int(path.name))))
+    options = EngineOptions(Path("300"), cache_gib=0.001, threads=1, draft=Path("200"))
+    with pytest.raises(TenfoldError, match="the model 300: they must share"):
+        make_engine(options)
+
+
+# Which runner
+
+
+def test_a_gpu_gets_its_own_runner_and_an_engine_that_runs_ahead(model, monkeypatch):
+    monkeypatch.setattr("tenfold.serve.engine.read_model", lambda *_: copy.deepcopy(model))
+    with pytest.raises(TenfoldError, match="no GPU"):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        make_engine(EngineOptions(Path("m"), device="cuda"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(Llama, "to", lambda self, _: self)  # there is none here
+    engine = make_engine(EngineOptions(Path("m"), device="cuda", cache_gib=0.01, threads=1))
+    assert type(engine) is AheadEngine and type(engine.runner) is CudaRunner and engine.scheduler.token_budget == 2048
+    asked = [request("a", prompt(1, 50)), request("b", prompt(2))]
+    assert run(engine, *asked) == run(engine_of(TorchRunner(model, 64)), *asked)
+    for options, message in (({"weights": "int8"}, "are for CPUs"), ({"draft": Path("d")}, "are for CPUs")):
+        with pytest.raises(TenfoldError, match=message):
+            make_engine(EngineOptions(Path("m"), device="cuda", cache_gib=0.01, threads=1, **options))
+
+
+@needs_compiler
+def test_a_cpu_gets_the_compiled_step_where_it_fits(model, monkeypatch):
+    monkeypatch.setattr("tenfold.serve.engine.read_model", lambda *_: model)
+    for compiled, kind in ((True, native.NativeRunner), (False, TorchRunner)):
+        engine = make_engine(EngineOptions(Path("m"), cache_gib=0.01, threads=1, compiled=compiled))
+        assert type(engine) is Engine and type(engine.runner) is kind and engine.scheduler.token_budget == 128
 
 
 # Sampling

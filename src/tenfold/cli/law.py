@@ -77,9 +77,7 @@ def fit(
     console = Console()
     table = Table("", "E", "A", "B", "alpha", "beta", title=f"L(N, D) = E + A/N^alpha + B/D^beta, {len(found)} points")
     table.add_row("plain refit", *(f"{classic[k]:.4g}" for k in ("E", "A", "B", "alpha", "beta")))
-    table.add_row(
-        "weighted", *(f"{v:.4g} ± {s:.2g}" for v, s in (law.coefficients()[k] for k in ("E", "A", "B", "alpha", "beta")))
-    )
+    table.add_row("weighted", *(f"{v:.4g} ± {s:.2g}" for v, s in (law.coefficients()[k] for k in ("E", "A", "B", "alpha", "beta"))))
     console.print(table)
     import math
 
@@ -87,8 +85,7 @@ def fit(
     low, high = forecast.intervals[80]
     console.print(f"N* grows as C^{exponent:.2f}, D* as C^{1 - exponent:.2f}.")
     console.print(
-        f"At {target:.3g} FLOPs: {n:.3g} parameters, {d:.3g} tokens, loss {forecast.median:.4f} "
-        f"(80 %: {low:.4f} to {high:.4f})."
+        f"At {target:.3g} FLOPs: {n:.3g} parameters, {d:.3g} tokens, loss {forecast.median:.4f} (80 %: {low:.4f} to {high:.4f})."
     )
     if unusable:
         console.print(f"{unusable} rows could not be used.")

@@ -1,7 +1,7 @@
 """`tenfold serve`, `tenfold chat`, `tenfold feedback`: answer with a model, and keep what people say of it."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -12,6 +12,7 @@ app.add_typer(feedback_app, name="feedback")
 
 ModelPath = Annotated[Path, typer.Argument(help="A generation, a Hugging Face directory, or a GGUF file of a Llama.")]
 Weights = Annotated[str, typer.Option(help="exact, float32, bfloat16, int8 or int4; exact takes the smallest that loses nothing.")]
+Backend = Literal["tenfold", "llamacpp", "vllm"]
 KEYS, FEEDBACK = Path("serve-keys.json"), "sqlite:///feedback.db"
 
 
@@ -30,12 +31,16 @@ def serve(
     weights: Weights = "exact",
     context: Annotated[int, typer.Option(help="Longest prompt and answer together, in tokens; 0 is the model's own.")] = 0,
     cache_gib: Annotated[float, typer.Option(help="Memory for keys and values.")] = 1.0,
-    token_budget: Annotated[int, typer.Option(help="Tokens computed in one step; long prompts take several.")] = 128,
+    token_budget: Annotated[int, typer.Option(help="Tokens computed in one step; 0 is what suits the device.")] = 0,
     threads: Annotated[int, typer.Option(help="Threads; 0 is one per core.")] = 0,
     speculate: Annotated[bool, typer.Option(help="Guess tokens from the text so far.")] = True,
+    draft: Annotated[Path | None, typer.Option(help="A smaller model of the same vocabulary that guesses instead.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    backend: Annotated[Backend, typer.Option(help="What computes: this engine, llama.cpp (GGUF), or a vLLM server.")] = "tenfold",
     max_loaded: Annotated[int, typer.Option(help="Models kept in memory; the least recently used goes first.")] = 1,
     max_queue: Annotated[int, typer.Option(help="Unfinished requests before 429.")] = 256,
+    timeout_seconds: Annotated[float, typer.Option(help="Longest that an answer may take; then 504.")] = 600,
+    drain_seconds: Annotated[float, typer.Option(help="How long SIGTERM waits for answers that are under way.")] = 60,
     keys: Annotated[Path | None, typer.Option(help="File of keys, made with `tenfold serve-key`.")] = None,
     requests_per_minute: Annotated[int, typer.Option(help="Limit for each key; 0 for none.")] = 0,
     feedback: Annotated[str, typer.Option(help="Database URL for answers and feedback; '' keeps none.")] = FEEDBACK,
@@ -57,17 +62,18 @@ def serve(
     options = {
         model_name(model_path(path)): _options(
             path, weights=weights, context=context, cache_gib=cache_gib, token_budget=token_budget, threads=threads,
-            speculate=speculate, device=device,
+            speculate=speculate, draft=draft and model_path(draft), device=device, backend=backend,
         )
         for path in model
     }  # fmt: skip
     Console().print(f"{', '.join(options)}: chat at http://{host}:{port}/, API at http://{host}:{port}/v1", highlight=False)
     server = ServerOptions(
-        Limits(max_queue, max_loaded),
+        Limits(max_queue, max_loaded, timeout_seconds),
         Keys.read(keys, requests_per_minute) if keys else None,
         feedback or None,
         any_name,
         allow_origin or [],
+        drain_seconds,
     )
     run(options, server, host, port)
 

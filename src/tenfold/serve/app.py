@@ -3,16 +3,18 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import Depends, FastAPI, Request
-from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from openai.types import Completion, CreateEmbeddingResponse, Model
 from openai.types.chat import ChatCompletion
+from openai.types.responses import InputTokenCountResponse
+from openai.types.responses import Response as ResponsesAnswer
 from pydantic import BaseModel, Field
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -23,9 +25,17 @@ from tenfold.serve.keys import Keys
 from tenfold.serve.protocol import (
     ChatRequest,
     CompletionRequest,
+    Deleted,
+    DeletedRows,
+    Detokenized,
     DetokenizeRequest,
     EmbeddingRequest,
+    Health,
+    Kept,
+    ModelList,
     ResponsesRequest,
+    Swapped,
+    Tokenized,
     TokenizeRequest,
 )
 from tenfold.serve.service import Limits, Models
@@ -95,41 +105,41 @@ def make_app(models: Models, options: ServerOptions) -> FastAPI:
 
     Owner = Annotated[str, Depends(owner)]
 
-    @app.post("/v1/chat/completions", response_model=None, responses={200: {"model": ChatCompletion}})
+    @app.post("/v1/chat/completions", response_model=None, responses=_streamed(ChatCompletion))
     async def chat_completions(body: ChatRequest, request: Request, who: Owner) -> Response:
         conversation = await until_disconnect(request, chat.prepare(models, body, who))
         if body.stream:
             return await stream(chat.chunks(models, conversation, feedback))
         return JSONResponse(await until_disconnect(request, chat.answer(models, conversation, feedback)))
 
-    @app.post("/v1/completions", response_model=None, responses={200: {"model": Completion}})
+    @app.post("/v1/completions", response_model=None, responses=_streamed(Completion))
     async def plain_completions(body: CompletionRequest, request: Request) -> Response:
         completion = await until_disconnect(request, completions.prepare(models, body))
         if body.stream:
             return await stream(completions.chunks(models, completion))
         return JSONResponse(await until_disconnect(request, completions.answer(models, completion)))
 
-    @app.post("/v1/embeddings", response_model=None, responses={200: {"model": CreateEmbeddingResponse}})
+    @app.post("/v1/embeddings", response_model=None, responses=_gives(CreateEmbeddingResponse))
     async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
         return JSONResponse(await until_disconnect(request, completions.embeddings(models, body)))
 
-    @app.post("/v1/responses", response_model=None)
+    @app.post("/v1/responses", response_model=None, responses=_streamed(ResponsesAnswer))
     async def create_response(body: ResponsesRequest, request: Request, who: Owner) -> Response:
         conversation = await until_disconnect(request, responses.prepare(models, body, remembered, who))
         if body.stream:
             return await stream(responses.events(models, body, conversation, remembered), named=True)
         return JSONResponse(await until_disconnect(request, responses.answer(models, body, conversation, remembered)))
 
-    @app.post("/v1/responses/input_tokens", response_model=None)
+    @app.post("/v1/responses/input_tokens", response_model=None, responses=_gives(InputTokenCountResponse))
     async def count_input(body: ResponsesRequest, who: Owner) -> Response:
         conversation = await responses.prepare(models, body, remembered, who)
         return JSONResponse({"object": "response.input_tokens", "input_tokens": len(conversation.request.tokens)})
 
-    @app.get("/v1/responses/{name}", response_model=None)
+    @app.get("/v1/responses/{name}", response_model=None, responses=_gives(ResponsesAnswer))
     async def get_response(name: str) -> Response:
         return JSONResponse(remembered.get(name)[0])
 
-    @app.delete("/v1/responses/{name}", response_model=None)
+    @app.delete("/v1/responses/{name}", response_model=None, responses=_gives(Deleted))
     async def delete_response(name: str) -> Response:
         remembered.delete(name)
         return JSONResponse({"id": name, "object": "response", "deleted": True})
@@ -137,21 +147,21 @@ def make_app(models: Models, options: ServerOptions) -> FastAPI:
     def described(name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": models.created, "owned_by": "tenfold"}
 
-    @app.get("/v1/models", response_model=None)
+    @app.get("/v1/models", response_model=None, responses=_gives(ModelList))
     async def list_models() -> Response:
         return JSONResponse({"object": "list", "data": [described(name) for name in models.options]})
 
-    @app.get("/v1/models/{name:path}", response_model=None, responses={200: {"model": Model}})
+    @app.get("/v1/models/{name:path}", response_model=None, responses=_gives(Model))
     async def get_model(name: str) -> Response:
         models.resolve(name)
         return JSONResponse(described(name))
 
-    @app.post("/v1/models/swap", response_model=None)
+    @app.post("/v1/models/swap", response_model=None, responses=_gives(Swapped))
     async def swap(body: Swap) -> Response:
         swapped = await models.swap(body.model, Path(body.path))
         return JSONResponse({**described(swapped.name), "path": body.path})
 
-    @app.post("/tokenize", response_model=None)
+    @app.post("/tokenize", response_model=None, responses=_gives(Tokenized))
     async def tokenize(body: TokenizeRequest) -> Response:
         model = await models.get(body.model)
         if body.messages is not None:
@@ -161,12 +171,12 @@ def make_app(models: Models, options: ServerOptions) -> FastAPI:
             tokens = await models.prompt(lambda: model.text.encode(body.prompt or ""))
         return JSONResponse({"tokens": tokens, "count": len(tokens), "max_model_len": model.engine.context})
 
-    @app.post("/detokenize", response_model=None)
+    @app.post("/detokenize", response_model=None, responses=_gives(Detokenized))
     async def detokenize(body: DetokenizeRequest) -> Response:
         model = await models.get(body.model)
         return JSONResponse({"prompt": model.text.tokenizer.decode(body.tokens, skip_special_tokens=False)})
 
-    @app.post("/v1/feedback", response_model=None)
+    @app.post("/v1/feedback", response_model=None, responses=_gives(Kept))
     async def judge(body: Judgement, who: Owner) -> Response:
         kept = _needed(feedback)
         if not body.consent:
@@ -185,19 +195,19 @@ def make_app(models: Models, options: ServerOptions) -> FastAPI:
             raise ApiError(400, "There is nothing to keep: give a rating, a correction or a winner.")
         return JSONResponse({"kept": True})
 
-    @app.delete("/v1/feedback/users/{user}", response_model=None)
+    @app.delete("/v1/feedback/users/{user}", response_model=None, responses=_gives(DeletedRows))
     async def forget(user: str) -> Response:
         return JSONResponse({"deleted_rows": await asyncio.to_thread(_needed(feedback).delete_user, user)})
 
-    @app.get("/health", response_model=None)
+    @app.get("/health", response_model=None, responses={**_gives(Health), 503: {"model": Health}})
     async def health() -> Response:
         lost = [m.name for m in models.loaded.values() if not m.engine.is_alive]
-        if models.draining or lost or not models.loaded:
-            why = "shutting down" if models.draining else f"engine of {lost[0]} ended" if lost else "loading"
+        if models.draining or lost:
+            why = "shutting down" if models.draining else f"engine of {lost[0]} ended"
             return JSONResponse({"status": why}, 503)
         return JSONResponse({"status": "ok", "feedback": feedback is not None})
 
-    @app.get("/metrics", response_model=None)
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         for model in models.loaded.values():
             models.metrics.update(model.name, model.engine.stats)
@@ -207,7 +217,32 @@ def make_app(models: Models, options: ServerOptions) -> FastAPI:
     async def page() -> str:
         return resources.files("tenfold.serve").joinpath("chat.html").read_text()
 
+    app.openapi = _document(app)  # type: ignore[method-assign]
     return app
+
+
+def _gives(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """What the document says of an answer that is no error."""
+    return {200: {"model": model}}
+
+
+def _streamed(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """The same where `stream: true` gives server-sent events instead."""
+    return {200: {"model": model, "content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+
+
+def _document(app: FastAPI) -> Callable[[], dict[str, Any]]:
+    """FastAPI's document without the 422 that this application never answers: what it cannot read is 400."""
+    written = app.openapi
+
+    def document() -> dict[str, Any]:
+        made = written()
+        for operations in made["paths"].values():
+            for operation in operations.values():
+                operation["responses"].pop("422", None)
+        return made
+
+    return document
 
 
 def _needed(feedback: Feedback | None) -> Feedback:

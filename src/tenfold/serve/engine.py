@@ -4,7 +4,7 @@ import os
 import time
 import traceback
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,40 +12,38 @@ import torch
 from torch import Tensor
 
 from tenfold.model.huggingface import read_model
-from tenfold.serve import native, sampling
+from tenfold.serve import cuda, native, sampling
 from tenfold.serve.blocks import BlockManager
 from tenfold.serve.grammar import GrammarTokenizer
 from tenfold.serve.request import FinishReason, Output, Request, Sequence
 from tenfold.serve.runner import BLOCK, Rows, Runner, TorchRunner, cache_block_bytes
 from tenfold.serve.scheduler import Scheduler, Work
-from tenfold.serve.speculate import Speculator
+from tenfold.serve.speculate import DraftSpeculator, Speculator
 from tenfold.spec.errors import TenfoldError
 
+TOKEN_BUDGET = {"cpu": 128, "cuda": 2048}  # a step this large takes some tens of milliseconds
 FREE_ROWS = 4  # a step of so many rows takes about as long as a step of one: what guesses may fill
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How a model is served. `weights` is exact, float32, bfloat16, int8 or int4; `context` 0 is the model's own."""
+    """How a model is served. `weights` is exact, float32, bfloat16, int8 or int4; `backend` tenfold, llamacpp or vllm.
+
+    `context` 0 is the model's own; `token_budget` 0 is `TOKEN_BUDGET` of the device; `draft` is a smaller model that guesses.
+    """
 
     path: Path
     weights: str = "exact"
     context: int = 0
     cache_gib: float = 1.0
-    token_budget: int = 128
+    token_budget: int = 0
     max_running: int = 64
     threads: int = 0
     speculate: bool = True
+    draft: Path | None = None
     compiled: bool = True
     device: str = "cpu"
-
-
-@dataclass
-class Step:
-    """What happened in the steps since the last report, and how things stand."""
-
-    outputs: list[Output] = field(default_factory=list)
-    stats: dict[str, float] = field(default_factory=dict)
+    backend: str = "tenfold"
 
 
 class Engine:
@@ -60,13 +58,14 @@ class Engine:
         max_running: int = 64,
         context: int = 0,
         speculate: bool = True,
+        speculator: Speculator | None = None,
         grammars: GrammarTokenizer | None = None,
     ):
         self.runner, self.grammars = runner, grammars
         self.blocks = BlockManager(n_blocks, BLOCK)
         self.scheduler = Scheduler(self.blocks, token_budget, max_running)
         self.context = min(context or runner.spec.context, runner.spec.context, n_blocks * BLOCK)
-        self.speculator = Speculator() if speculate else None
+        self.speculator = (speculator or Speculator()) if speculate else None
         self._siblings: dict[str, list[Sequence]] = {}
         self._finished: list[Output] = []
         self._sums: dict[str, Tensor] = {}  # of hidden states, for embeddings
@@ -271,15 +270,23 @@ def make_rows(work: list[Work]) -> Rows:
 def make_runner(options: EngineOptions) -> tuple[Runner, int]:
     """The model of `options` ready to run, and how many blocks its cache has.
 
-    The compiled step where it fits and a compiler is there, else PyTorch. Raises TenfoldError for what cannot be read.
+    On a GPU its own kernels, on a CPU the compiled step, where they fit the model and can be had; else PyTorch. Raises
+    TenfoldError for what cannot be read or run.
     """
     threads = options.threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
-    model = read_model(options.path, torch.float32 if options.device == "cpu" else torch.bfloat16).to(options.device)
-    dtype = model.embedding.weight.dtype
+    on_gpu = options.device.startswith("cuda")
+    if on_gpu and not torch.cuda.is_available():
+        raise TenfoldError("There is no GPU that PyTorch can use: serve with --device cpu.")
+    if on_gpu and options.weights not in ("exact", "bfloat16", "float32"):
+        raise TenfoldError(f"Weights in {options.weights} are for CPUs: leave --weights out on a GPU.")
+    dtype = torch.bfloat16 if options.device != "cpu" and options.weights != "float32" else torch.float32
+    model = read_model(options.path, dtype).to(options.device)
     n_blocks = int(options.cache_gib * 2**30 / cache_block_bytes(model.spec, dtype))
     if n_blocks < 2:
         raise TenfoldError(f"A cache of {options.cache_gib} GiB holds no two blocks of {model.spec.name}: allow more.")
+    if on_gpu and options.compiled and cuda.fits(model.spec):
+        return cuda.CudaRunner(model, n_blocks, options.max_running, options.context), n_blocks
     if options.device == "cpu" and options.compiled and native.fits(model.spec) and native.library():
         runner = native.NativeRunner(model, n_blocks, options.weights, threads)
         torch.set_num_threads(1)  # two pools of threads would fight for the cores
@@ -288,14 +295,29 @@ def make_runner(options: EngineOptions) -> tuple[Runner, int]:
 
 
 def make_engine(options: EngineOptions, grammars: Any = None) -> Engine:
-    """An engine for `options`."""
+    """An engine for `options`: one step ahead where the runner draws tokens itself. Raises TenfoldError as `make_runner`."""
+    from tenfold.serve.ahead import AheadEngine  # it is made of this module's Engine
+
     runner, n_blocks = make_runner(options)
-    return Engine(
-        runner,
-        n_blocks,
-        token_budget=options.token_budget,
-        max_running=options.max_running,
-        context=options.context,
-        speculate=options.speculate,
-        grammars=grammars,
-    )
+    settings: dict[str, Any] = {
+        "token_budget": options.token_budget or TOKEN_BUDGET.get(options.device.split(":")[0], 128),
+        "max_running": options.max_running,
+        "context": options.context,
+        "speculate": options.speculate,
+        "grammars": grammars,
+    }
+    if isinstance(runner, cuda.CudaRunner):
+        if options.draft is not None:
+            raise TenfoldError("Draft models are for CPUs: leave --draft out on a GPU.")
+        return AheadEngine(runner, n_blocks, **settings)
+    if options.draft is not None:
+        settings["speculator"] = _draft_of(options, runner.spec.vocab_size)
+    return Engine(runner, n_blocks, **settings)
+
+
+def _draft_of(options: EngineOptions, vocab_size: int) -> DraftSpeculator:
+    assert options.draft is not None
+    draft, n_blocks = make_runner(replace(options, path=options.draft, cache_gib=options.cache_gib / 4))
+    if draft.spec.vocab_size != vocab_size:
+        raise TenfoldError(f"The draft model has {draft.spec.vocab_size} tokens and the model {vocab_size}: they must share them.")
+    return DraftSpeculator(draft, n_blocks)

@@ -1,7 +1,11 @@
-"""What clients may send. Fields that OpenAI knows and this server does not are accepted and ignored where that is harmless."""
+"""What clients may send, and what they get where OpenAI has no type for it.
+
+Fields that OpenAI knows and this server does not are accepted and ignored where that is harmless.
+"""
 
 from typing import Annotated, Any, Literal
 
+from openai.types import Model
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from tenfold.serve.errors import ApiError
@@ -175,3 +179,41 @@ class TokenizeRequest(Body):
 class DetokenizeRequest(Body):
     model: str = ""
     tokens: list[Annotated[int, Field(ge=0, lt=2**31)]]
+
+
+class ModelList(BaseModel):
+    object: Literal["list"]
+    data: list[Model]
+
+
+class Swapped(Model):
+    path: str
+
+
+class Tokenized(BaseModel):
+    tokens: list[int]
+    count: int
+    max_model_len: int
+
+
+class Detokenized(BaseModel):
+    prompt: str
+
+
+class Deleted(BaseModel):
+    id: str
+    object: str
+    deleted: bool
+
+
+class Kept(BaseModel):
+    kept: bool
+
+
+class DeletedRows(BaseModel):
+    deleted_rows: int
+
+
+class Health(BaseModel):
+    status: str
+    feedback: bool | None = None

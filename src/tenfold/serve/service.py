@@ -14,10 +14,13 @@ from tenfold.serve.errors import ApiError
 from tenfold.serve.metrics import Metrics
 from tenfold.serve.request import FinishReason, Request, TokenLogprob
 from tenfold.serve.text import TextSide, TextStream, read_text_side
+from tenfold.serve.vllm import VllmServer
 from tenfold.serve.worker import EngineProcess
 
 T = TypeVar("T")
 _RENDER_SECONDS = 30.0
+_UNUSED_SECONDS = 1.0  # a request that asked for a model has sent it its prompt by then
+_PATIENCE_SECONDS = 10.0  # how long a model that is not loaded waits for another to fall idle before that takes nothing new
 
 
 @dataclass
@@ -27,9 +30,15 @@ class ServedModel:
     name: str
     options: EngineOptions
     text: TextSide
-    engine: EngineProcess
-    loaded: float = field(default_factory=time.time)
+    engine: EngineProcess | VllmServer
+    leaving: bool = False
+    used: float = field(default_factory=time.monotonic)
     _checkpoint: str = ""
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody waits for its answer, or is about to."""
+        return not self.engine.in_flight and time.monotonic() - self.used > _UNUSED_SECONDS
 
     async def checkpoint(self) -> str:
         """SHA-256 over the weights' files, read once."""
@@ -76,7 +85,8 @@ class Models:
         self.loaded: dict[str, ServedModel] = {}  # the least recently used first
         self.created = int(time.time())
         self.draining = False
-        self._lock = asyncio.Lock()
+        self._loading = asyncio.Lock()
+        self._waiting = 0
 
     def resolve(self, name: str) -> str:
         """The name of the model that answers to `name`. Raises ApiError 404."""
@@ -90,41 +100,70 @@ class Models:
         )
 
     async def get(self, name: str) -> ServedModel:
-        """The model, loaded now where it is not. Raises ApiError for an unknown one or a server that is closing."""
+        """The model, loaded now where it is not: one at a time, while those that are loaded go on answering.
+
+        Raises ApiError for an unknown one, too many that wait for one to load, or a server that is closing.
+        """
         if self.draining:
             raise ApiError(503, "The server is shutting down and takes no new requests.", retry_after=10)
         name = self.resolve(name)
-        async with self._lock:
-            found = self.loaded.pop(name, None)
-            if found is None or not found.engine.is_alive:
-                await self._make_room()
-                found = await self._load(name, self.options[name])
-            self.loaded[name] = found
+        if (found := self._ready(name)) is not None:
+            return found
+        if self._waiting >= self.limits.max_queue:
+            self.metrics.rejections.labels(name).inc()
+            raise ApiError(429, f"{self._waiting} requests wait for models to load: try again later.", retry_after=10)
+        self._waiting += 1
+        try:
+            async with self._loading:
+                if (found := self._ready(name)) is None:
+                    await self._make_room()
+                    found = self.loaded[name] = await self._load(name, self.options[name])
+                return found
+        finally:
+            self._waiting -= 1
+
+    def _ready(self, name: str) -> ServedModel | None:
+        """The model if it can take a request now; it counts as the most recently used from here on."""
+        found = self.loaded.get(name)
+        if found is None or found.leaving:
+            return None
+        if not found.engine.is_alive:
+            del self.loaded[name]
+            return None
+        found.used = time.monotonic()
+        self.loaded[name] = self.loaded.pop(name)
         return found
 
     async def swap(self, name: str, path: Path) -> ServedModel:
         """Serve `name` from another path from now on; what the old one is answering it answers in full."""
         name = self.resolve(name)
-        new = await self._load(name, replace(self.options[name], path=path))
-        old, self.loaded[name], self.options[name] = self.loaded.get(name), new, new.options
+        async with self._loading:
+            new = await self._load(name, replace(self.options[name], path=path))
+            old, self.loaded[name], self.options[name] = self.loaded.get(name), new, new.options
         if old is not None:
             self._retiring = asyncio.create_task(_stop_when_idle(old))
         return new
 
     async def _load(self, name: str, options: EngineOptions) -> ServedModel:
-        engine = EngineProcess(options)
+        engine = VllmServer(options) if options.backend == "vllm" else EngineProcess(options)
         text, _ = await asyncio.gather(asyncio.to_thread(read_text_side, options.path), engine.start())
         return ServedModel(name, options, replace(text, limit=engine.context), engine)
 
     async def _make_room(self) -> None:
-        """Unload the least recently used models that answer nobody; wait where all do."""
+        """Unload what is over the limit: the least recently used that is idle, and after some patience whether idle or not.
+
+        That one then answers what it has begun; who asks for it anew waits for its turn, as this one did.
+        """
+        patient_until = time.monotonic() + _PATIENCE_SECONDS
         while len(self.loaded) >= self.limits.max_loaded:
-            idle = next((m for m in self.loaded.values() if not m.engine.in_flight), None)
-            if idle is None:
-                await asyncio.sleep(0.05)
-            else:
-                del self.loaded[idle.name]
-                await asyncio.to_thread(idle.engine.stop)
+            gone = next((m for m in self.loaded.values() if m.idle or not m.engine.is_alive), None)
+            if gone is not None:
+                del self.loaded[gone.name]
+                await asyncio.to_thread(gone.engine.stop)
+                continue
+            if time.monotonic() > patient_until:
+                next(iter(self.loaded.values())).leaving = True
+            await asyncio.sleep(0.05)
 
     async def drain(self, seconds: float) -> None:
         """Take nothing new, wait for what is in flight, and stop all engines."""

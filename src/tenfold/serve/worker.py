@@ -12,6 +12,7 @@ from typing import Any
 
 from tenfold.serve.engine import Engine, EngineOptions, make_engine
 from tenfold.serve.grammar import GrammarTokenizer
+from tenfold.serve.llamacpp import make_llamacpp_engine
 from tenfold.serve.request import Output, Request
 from tenfold.serve.text import read_text_side
 from tenfold.spec.errors import TenfoldError
@@ -125,7 +126,7 @@ def _run(connection: Connection, options: EngineOptions) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # threads that wait longer than this should sleep
     try:
-        engine = make_engine(options)
+        engine = make_llamacpp_engine(options) if options.backend == "llamacpp" else make_engine(options)
         text = read_text_side(options.path)
         engine.grammars = GrammarTokenizer(text.tokenizer, engine.runner.spec.vocab_size, sorted(text.stop_tokens))
     except Exception as error:
