@@ -39,36 +39,11 @@ def train(
     if dry_run or world is not None:
         if not dry_run or world is None or world < 1:
             raise TenfoldError("A dry run needs both --dry-run and --world N, the number of processes.")
-        _dry_run(read_config(config), world, machine, as_json)
+        from tenfold.cli.dry_run import show_dry_run
+
+        show_dry_run(read_config(config), world, machine, as_json)
         return
     _run(read_config(config), out or home / config.stem, home, as_json, _processes(launch))
-
-
-def _dry_run(config: Any, world: int, machine_name: str, as_json: bool) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from tenfold.plan.machine import machine
-    from tenfold.train.dry_run import dry_run
-
-    found = dry_run(config, world, machine(machine_name))
-    if as_json:
-        print_json(asdict(found))
-        return
-    table = Table("GiB of one process", *(f"rank {rank.rank:,}" for rank in found.ranks), "planner")
-    for name, planned in found.plan_parts_gib.items():
-        table.add_row(name, *(f"{rank.parts_gib.get(name, 0.0):.2f}" for rank in found.ranks), f"{planned:.2f}")
-    table.add_row("memory", *(f"{r.memory_gib:.2f}" for r in found.ranks), f"{found.plan_memory_gib:.2f}", end_section=True)
-    for name, planned in found.plan_sent_gib.items():
-        table.add_row(f"sent, {name}", *(f"{rank.sent_gib.get(name, 0.0):.2f}" for rank in found.ranks), f"{planned:.2f}")
-    console = Console()
-    console.print(f"{world:,} processes: " + ", ".join(f"{name} {size}" for name, size in found.layout.items()), highlight=False)
-    console.print(table)
-    console.print(
-        f"The planner is {found.difference_pct['memory']:+.1f} % off in memory and {found.difference_pct['sent']:+.1f} % in what "
-        f"is sent in a step. {found.seconds:.0f} s.",
-        highlight=False,
-    )
 
 
 def _processes(launch: str | None) -> int | None:

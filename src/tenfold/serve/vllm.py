@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator
 from importlib.util import find_spec
 from typing import Any
 
-import httpx
+import httpx2
 
 from tenfold.serve.engine import EngineOptions
 from tenfold.serve.request import FinishReason, Output, Request, Sampling, TokenLogprob
@@ -58,9 +58,9 @@ class VllmServer:
             port = free.getsockname()[1]
         # A session of its own: a signal to this process's group must not end it before what is in flight is answered.
         self._process = subprocess.Popen(vllm_command(self.options, port), start_new_session=True)
-        limits = httpx.Limits(max_connections=None)
-        self._client = httpx.AsyncClient(
-            base_url=f"http://127.0.0.1:{port}", timeout=httpx.Timeout(None, connect=10), limits=limits
+        limits = httpx2.Limits(max_connections=None)
+        self._client = httpx2.AsyncClient(
+            base_url=f"http://127.0.0.1:{port}", timeout=httpx2.Timeout(None, connect=10), limits=limits
         )
         end = time.monotonic() + _START_SECONDS
         while True:
@@ -70,7 +70,7 @@ class VllmServer:
             try:
                 if (await self._client.get("/health")).is_success:
                     break
-            except httpx.TransportError:
+            except httpx2.TransportError:
                 pass
             await asyncio.sleep(0.2)
         served = (await self._client.get("/v1/models")).json()["data"][0]
@@ -94,7 +94,7 @@ class VllmServer:
                     if line.startswith("data: {"):
                         for choice in json.loads(line[6:]).get("choices", ()):
                             yield output_of(request, choice)
-        except httpx.TransportError:
+        except httpx2.TransportError:
             raise EngineGone from None
         finally:
             self.in_flight -= 1

@@ -1,7 +1,7 @@
 """What processes of a run would hold and send, found without them: one of each kind on fake tensors in a fake group.
 
 The very recipe of `layout.spread` and the model's own passes run, on tensors that have a shape and no memory; PyTorch's trackers
-count what would be allocated and what would be sent. Beside it stands what the planner reckons from its formulas.
+count what would be allocated and what would be sent.
 """
 
 import math
@@ -22,10 +22,6 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from tenfold.model import loss
 from tenfold.model.llama4 import make_model
-from tenfold.plan.machine import Machine
-from tenfold.plan.memory import CONTEXT_GIB, memory
-from tenfold.plan.traffic import traffic
-from tenfold.plan.workload import GIB, Layout
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec, published_model
 from tenfold.train.config import RunConfig, resolve_model
@@ -34,6 +30,7 @@ from tenfold.train.layout import Place, add_across_copies, gradients, sizes, spr
 from tenfold.train.one_gpu import recompute
 from tenfold.train.optimiser import make_optimisers
 
+GIB = 2**30
 DIMENSIONS = ("tensor", "context", "shard", "replicate")
 # What PyTorch's tracker calls things, in the planner's words.
 PARTS = {
@@ -55,23 +52,20 @@ class Rank:
 
 @dataclass(frozen=True)
 class DryRun:
-    """Ranks of every kind (the first has the largest shares, the last the smallest), and the planner's figures.
+    """Ranks of every kind: the first has the largest shares, the last the smallest. `batch_size` is in rows a step.
 
-    `difference_pct` is how far the planner's sums are from the first rank's. The 1.5 GiB that the planner adds for CUDA's context
-    and the allocator are left out: fake tensors need neither.
+    CUDA's context and what its allocator keeps are left out: fake tensors need neither.
     """
 
     world: int
     layout: dict[str, int]
+    spec: ModelSpec
+    batch_size: int
     ranks: list[Rank]
-    plan_parts_gib: dict[str, float]
-    plan_memory_gib: float
-    plan_sent_gib: dict[str, float]
-    difference_pct: dict[str, float]
     seconds: float
 
 
-def dry_run(config: RunConfig, world: int, machine: Machine) -> DryRun:
+def dry_run(config: RunConfig, world: int) -> DryRun:
     """Run a step of the first and the last of `world` processes on fake tensors; nothing is allocated, nothing sent.
 
     The vocabulary is that of the published model, or the run file's. Products are in bfloat16, rows are one document. Raises
@@ -88,40 +82,8 @@ def dry_run(config: RunConfig, world: int, machine: Machine) -> DryRun:
     # Each in a process of its own: what PyTorch remembers of one rank's groups stands in the way of another's.
     with ProcessPoolExecutor(len(kinds), multiprocessing.get_context("fork")) as pool:
         ranks = list(pool.map(partial(_rank, config, spec, h, world), kinds))
-    planned = _as_planned(config, h, replicate, shard, context, tensor)
-    needed, sent = memory(spec, planned, machine), traffic(spec, planned, machine)
-    parts = {
-        name: getattr(needed, f"{name}_gib") for name in ("parameters", "gradients", "optimiser", "activations")
-    } | {"gathered": needed.buffers_gib - CONTEXT_GIB}
-    plan_sent = {name: value / GIB for name, value in sent.items()}
-    return DryRun(
-        world=world,
-        layout={"replicate": replicate, "shard": shard, "context": context, "tensor": tensor},
-        ranks=ranks,
-        plan_parts_gib=parts,
-        plan_memory_gib=sum(parts.values()),
-        plan_sent_gib=plan_sent,
-        difference_pct={
-            "memory": _difference(sum(parts.values()), ranks[0].memory_gib),
-            "sent": _difference(sum(plan_sent.values()), sum(ranks[0].sent_gib.values())),
-        },
-        seconds=time.perf_counter() - began,
-    )
-
-
-def _difference(planned: float, found: float) -> float:
-    return 100 * (planned / found - 1) if found else 0.0
-
-
-def _as_planned(config: RunConfig, h: Hyperparameters, replicate: int, shard: int, context: int, tensor: int) -> Layout:
-    """The run's layout as the planner knows it."""
-    data = replicate * shard
-    whole = math.ceil(h.batch_size / data)
-    again: dict[str, Any] = {"none": "none", "feed-forward": "selective", "block": "full"}
-    return Layout(
-        tp=tensor, cp=context, dp=data, micro_batch=config.micro_batch or whole, global_batch=h.batch_size, seq_len=config.seq_len,
-        recompute=again[config.recompute], zero=3, shard=shard * context if replicate > 1 else 0,
-    )  # fmt: skip
+    layout = {"replicate": replicate, "shard": shard, "context": context, "tensor": tensor}
+    return DryRun(world, layout, spec, h.batch_size, ranks, time.perf_counter() - began)
 
 
 def _rank(config: RunConfig, spec: ModelSpec, h: Hyperparameters, world: int, rank: int) -> Rank:

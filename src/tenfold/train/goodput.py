@@ -43,7 +43,7 @@ class Goodput:
 class Clock:
     """Times the parts of the loop. `path` None (a process that is not the first) keeps nothing.
 
-    A run that begins again after it has ended begins its file anew.
+    A run that begins again after it has ended begins its file anew. A context manager, which closes the file.
     """
 
     def __init__(self, path: Path | None, step: int):
@@ -54,6 +54,13 @@ class Clock:
             rows = _read(path)
             self._stream = path.open("w" if step == 0 and rows and rows[-1].get("finished") else "a")
             self._line({"began": psutil.Process().create_time(), "time": time.time(), "step": step})
+
+    def __enter__(self) -> "Clock":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._stream is not None:
+            self._stream.close()
 
     @contextmanager
     def time(self, part: str) -> Iterator[None]:

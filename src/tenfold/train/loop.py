@@ -180,6 +180,7 @@ def run_steps(
         ) as metrics,
         TrainingProgress(h.steps, title, enabled=False if quiet or place.rank else None) as progress,
         stop_on_signals() as stop,
+        Clock(directory / "time.jsonl" if place.rank == 0 else None, state.step) as clock,
         checkpoint.Saver(directory / "checkpoint", config.keep, config.upload_to) as saver,
         Prefetch(
             lambda step: _batch(config, corpus, pictures, step, rows),
@@ -195,7 +196,6 @@ def run_steps(
             metrics.write("start", **facts, **(notes or {}))
         else:
             metrics.write("resume", step=state.step)
-        clock = Clock(directory / "time.jsonl" if place.rank == 0 else None, state.step)
         loads = [torch.zeros_like(layer.load) for layer in expert_layers(model)]
         last_save = last_log = time.monotonic()
         logged_step, energy_before = state.step, state.energy_j

@@ -1,0 +1,77 @@
+"""`tenfold train --dry-run`: what fake processes hold and send, beside what the planner reckons from its formulas."""
+
+import math
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tenfold.cli import print_json
+from tenfold.plan.machine import machine
+from tenfold.plan.memory import CONTEXT_GIB, memory
+from tenfold.plan.traffic import traffic
+from tenfold.plan.workload import GIB, Layout
+from tenfold.train.config import RunConfig
+from tenfold.train.dry_run import DryRun, dry_run
+
+
+def show_dry_run(config: RunConfig, world: int, machine_name: str, as_json: bool) -> None:
+    """Make the dry run and print it; as JSON, `beside_the_plan` with the fields of `train.dry_run.DryRun`."""
+    found = dry_run(config, world)
+    plan = beside_the_plan(found, config, machine_name)
+    if as_json:
+        print_json({**asdict(found), **plan})
+        return
+    table = Table("GiB of one process", *(f"rank {rank.rank:,}" for rank in found.ranks), "planner")
+    for name, planned in plan["plan_parts_gib"].items():
+        table.add_row(name, *(f"{rank.parts_gib.get(name, 0.0):.2f}" for rank in found.ranks), f"{planned:.2f}")
+    table.add_row("memory", *(f"{r.memory_gib:.2f}" for r in found.ranks), f"{plan['plan_memory_gib']:.2f}", end_section=True)
+    for name, planned in plan["plan_sent_gib"].items():
+        table.add_row(f"sent, {name}", *(f"{rank.sent_gib.get(name, 0.0):.2f}" for rank in found.ranks), f"{planned:.2f}")
+    console = Console()
+    console.print(f"{world:,} processes: " + ", ".join(f"{name} {size}" for name, size in found.layout.items()), highlight=False)
+    console.print(table)
+    console.print(
+        f"The planner is {plan['difference_pct']['memory']:+.1f} % off in memory and {plan['difference_pct']['sent']:+.1f} % in "
+        f"what is sent in a step. {found.seconds:.0f} s.",
+        highlight=False,
+    )
+
+
+def beside_the_plan(found: DryRun, config: RunConfig, machine_name: str) -> dict[str, Any]:
+    """The planner's figures for the same run, and how far its sums are from the first rank's in per cent.
+
+    The 1.5 GiB that the planner adds for CUDA's context and the allocator are left out.
+    """
+    layout, on = _as_planned(found, config), machine(machine_name)
+    needed, sent = memory(found.spec, layout, on), traffic(found.spec, layout, on)
+    names = ("parameters", "gradients", "optimiser", "activations")
+    parts = {name: getattr(needed, f"{name}_gib") for name in names} | {"gathered": needed.buffers_gib - CONTEXT_GIB}
+    sent_gib = {name: value / GIB for name, value in sent.items()}
+    first = found.ranks[0]
+    return {
+        "plan_parts_gib": parts,
+        "plan_memory_gib": sum(parts.values()),
+        "plan_sent_gib": sent_gib,
+        "difference_pct": {
+            "memory": _difference(sum(parts.values()), first.memory_gib),
+            "sent": _difference(sum(sent_gib.values()), sum(first.sent_gib.values())),
+        },
+    }
+
+
+def _difference(planned: float, found: float) -> float:
+    return 100 * (planned / found - 1) if found else 0.0
+
+
+def _as_planned(found: DryRun, config: RunConfig) -> Layout:
+    """The run's layout as the planner knows it."""
+    replicate, shard, context, tensor = (found.layout[name] for name in ("replicate", "shard", "context", "tensor"))
+    data = replicate * shard
+    again: dict[str, Any] = {"none": "none", "feed-forward": "selective", "block": "full"}
+    return Layout(
+        tp=tensor, cp=context, dp=data, micro_batch=config.micro_batch or math.ceil(found.batch_size / data),
+        global_batch=found.batch_size, seq_len=config.seq_len, recompute=again[config.recompute], zero=3,
+        shard=shard * context if replicate > 1 else 0,
+    )  # fmt: skip
