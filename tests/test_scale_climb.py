@@ -73,7 +73,13 @@ def test_a_forecast_that_was_changed_is_not_scored(home, tmp_path):
 def test_a_climb_stopped_and_killed_gives_the_same_points_side_by_side(home, text_folder, tmp_path):
     command = [str(TENFOLD), "climb", "--corpus", str(text_folder), *SMALL, "--home", str(tmp_path)]
     for number in (signal.SIGINT, signal.SIGKILL):
-        child = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "2"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        child = subprocess.Popen(
+            command,
+            env=os.environ | {"OMP_NUM_THREADS": "2"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where the tests run in the background
+        )
         begun = set(tmp_path.glob("g1/ladder/*/run.jsonl"))
         deadline = time.monotonic() + 120
         while not set(tmp_path.glob("g1/ladder/*/run.jsonl")) - begun and time.monotonic() < deadline:

@@ -7,6 +7,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 
 from tenfold.serve.worker import EngineGone
 from tenfold.spec.errors import TenfoldError
@@ -71,8 +72,12 @@ def answer_errors(app: FastAPI) -> None:
         return JSONResponse(error_body(400, f"{where or 'The request'}: {first['msg']}.", param=where or None), 400)
 
     @app.exception_handler(HTTPException)
-    async def http_error(_: Request, error: HTTPException) -> JSONResponse:
+    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        headers = dict(error.headers or {})
+        if error.status_code == 405:  # the first route of a path knows its own methods only
+            found = (r for r in app.routes if isinstance(r, Route) and r.matches(request.scope)[0] != Match.NONE)
+            headers["Allow"] = ", ".join(sorted({method for route in found for method in route.methods or ()}))
         said = (
             "The request's body cannot be read: send JSON in UTF-8" if error.status_code == 400 else str(error.detail).rstrip(".")
         )
-        return JSONResponse(error_body(error.status_code, f"{said}."), error.status_code, error.headers)
+        return JSONResponse(error_body(error.status_code, f"{said}."), error.status_code, headers)
