@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tenfold.model.huggingface import read_model
 from tenfold.spec.errors import TenfoldError
 from tenfold.train import checkpoint, loop
 from tenfold.train.config import RunConfig, config_from_fields, read_config
@@ -50,6 +51,13 @@ def test_two_runs_of_one_seed_are_equal_to_the_bit_and_another_seed_is_not(corpu
         train(RunConfig(tokens=6000, seed=seed, optimiser=optimiser, **SMALL), corpus, tmp_path / name, quiet=True)
     assert equal(weights(tmp_path / "a"), weights(tmp_path / "b"))
     assert not equal(weights(tmp_path / "a"), weights(tmp_path / "c"))
+
+
+def test_a_bfloat16_run_is_scored_with_the_weights_that_it_leaves(corpus, tmp_path):
+    config = RunConfig(tokens=60_000, dtype="bfloat16", **SMALL)
+    result = train(config, corpus, tmp_path, quiet=True)
+    read = loop.evaluate(read_model(tmp_path / "model"), corpus, config, torch.device("cpu"))[0]
+    assert result.loss == pytest.approx(read, rel=0.01)
 
 
 def test_a_run_learns_and_writes_what_a_planner_needs(corpus, tmp_path):

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tenfold.train import precision, progress
-from tenfold.train.precision import choose_dtype, peak_flops, published
+from tenfold.train.precision import choose_dtype, fastest_dtype, peak_flops, published
 from tenfold.train.progress import TrainingProgress
 from tenfold.train.signals import stop_on_signals
 
@@ -98,19 +98,19 @@ def test_peak_memory_agrees_with_the_systems_own_figure_and_can_start_again():
 def test_bfloat16_is_chosen_where_it_is_half_as_fast_again(monkeypatch, gain, want):
     monkeypatch.setattr(precision, "_product", lambda size, device, dtype: dtype)
     monkeypatch.setattr(precision, "_seconds", lambda dtype: 1.0 if dtype == torch.float32 else 1.0 / gain)
-    choose_dtype.cache_clear()
-    assert choose_dtype(CPU) == want
+    fastest_dtype.cache_clear()
+    assert fastest_dtype(CPU) == want and choose_dtype(CPU, 512) == want and choose_dtype(CPU, 64) == torch.float32
     monkeypatch.setattr(precision, "_seconds", None)  # and is not measured again
-    assert choose_dtype(CPU) == want
-    choose_dtype.cache_clear()
+    assert fastest_dtype(CPU) == want
+    fastest_dtype.cache_clear()
 
 
 def test_measuring_leaves_the_random_state_alone_and_agrees_with_numpy():
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    choose_dtype.cache_clear()
+    fastest_dtype.cache_clear()
     precision._measured_flops.cache_clear()
-    choose_dtype(CPU)
+    fastest_dtype(CPU)
     flops, source = peak_flops(CPU, torch.float32)
     assert torch.equal(before, torch.get_rng_state())
     assert "float32" in source and "this machine" in source

@@ -9,7 +9,6 @@ import math
 import platform
 import shutil
 import time
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +43,7 @@ from tenfold.train.memory import peak_memory_bytes
 from tenfold.train.metrics import MetricsWriter
 from tenfold.train.one_gpu import DeviceGuard, compile_blocks, recompute, use_document_blocks
 from tenfold.train.optimiser import make_optimisers, set_learning_rate
-from tenfold.train.precision import choose_dtype, peak_flops
+from tenfold.train.precision import autocast, choose_dtype, peak_flops
 from tenfold.train.progress import TrainingProgress
 from tenfold.train.schedule import schedule
 from tenfold.train.signals import stop_on_signals
@@ -165,7 +164,6 @@ def run_steps(
     flops_per_token = spec.train_flops_per_token(config.seq_len) + 6.0 * ahead_weights(spec, config.ahead)
     peak, peak_source = peak_flops(device, dtype)
     compiled = _compile(model, config, device, place, h.steps * h.batch_size * config.seq_len * flops_per_token / peak)
-    autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
     late = device.type == "cuda" and config.optimiser == "adamw" and place.alone
     guard = DeviceGuard(device, EXPLODING, state) if late else None
     meter = EnergyMeter()
@@ -187,7 +185,7 @@ def run_steps(
             h.steps,
             ahead=AHEAD if corpus.is_remote else 0,
         ) as batches,
-        autocast,
+        autocast(device, dtype),
         fastest_attention(device),
     ):
         if saved is None:
@@ -310,10 +308,9 @@ def probe(config: RunConfig, corpus: Corpus, seconds: float) -> tuple[list[float
     torch.manual_seed(config.seed)
     model = _build(spec, config, corpus, device)
     optimisers = make_optimisers(model, spec, h, config.optimiser)
-    autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
     taken: list[float] = []
     state, meter = _State(), EnergyMeter()
-    with autocast:
+    with autocast(device, dtype):
         while len(taken) < PROBE_FIRST + 12 or sum(taken) < seconds:
             if len(taken) == PROBE_FIRST:
                 meter.start()
@@ -328,8 +325,8 @@ def _resolve(
     config: RunConfig, corpus: Corpus | Mixture
 ) -> tuple[torch.device, torch.dtype, ModelSpec, int, Hyperparameters]:
     device = torch.device(_device(config.device))
-    dtype = choose_dtype(device) if config.dtype == "auto" else getattr(torch, config.dtype)
     spec, tokens = resolve_model(config, corpus.vocab_size)
+    dtype = choose_dtype(device, spec.dim) if config.dtype == "auto" else getattr(torch, config.dtype)
     h = derive(
         spec,
         tokens,

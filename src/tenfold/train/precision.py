@@ -10,6 +10,7 @@ import torch
 from tenfold.spec.accelerator import Accelerator, accelerators
 
 WORTH_IT = 1.5  # bfloat16 must be this much faster than float32 on a CPU
+NARROW = 160  # below this width casts cost a CPU more than its products gain: with AMX 0.7x at width 128, 1.3x at 192
 PROBE_SIZE = 512
 PROBE_SECONDS = 0.05
 CPU_SIZES = (512, 1024, 2048)
@@ -17,8 +18,15 @@ GPU_SIZES = (4096, 8192)
 SIZE_SECONDS = 0.1
 
 
+def choose_dtype(device: torch.device, width: int) -> torch.dtype:
+    """What a model of this width trains in: bfloat16 on a GPU that has it, and on a CPU whose products gain by it; else float32."""
+    if device.type == "cpu" and width < NARROW:
+        return torch.float32
+    return fastest_dtype(device)
+
+
 @cache
-def choose_dtype(device: torch.device) -> torch.dtype:
+def fastest_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 on a GPU that has it, and on a CPU whose matrix products are much faster in it (AMX); else float32.
 
     On a CPU it is measured once a process, in about `PROBE_SECONDS`.
@@ -32,6 +40,15 @@ def choose_dtype(device: torch.device) -> torch.dtype:
     while time.perf_counter() < end:  # in turns, so that a disturbance hits both
         plain_s, half_s = min(plain_s, _seconds(plain)), min(half_s, _seconds(half))
     return torch.bfloat16 if plain_s > WORTH_IT * half_s else torch.float32
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Products in `dtype`, weights kept in float32.
+
+    Weights are cast anew at every use: autocast's own cache is emptied only where the context ends, so that one around several
+    steps would go on with the weights of the first.
+    """
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False)
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
