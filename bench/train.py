@@ -8,12 +8,13 @@ the faster for it on this machine. `compiled` cases compile both.
 """
 
 import argparse
+import json
 import statistics
 import time
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 
-from results_file import write_results
+from results_file import RESULTS, write_results
 
 TURNS, STEPS = 5, 4
 
@@ -142,9 +143,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--compiled", action="store_true", help="also with torch.compile on both sides")
+    parser.add_argument("--cases", nargs="+", help="these alone; the rows of the others stay")
     given = parser.parse_args()
-    rows: list[dict] = []
-    for case in cases():
+    asked = [case for case in cases() if given.cases is None or case["case"] in given.cases]
+    earlier = json.loads((RESULTS / "train.json").read_text())["rows"] if given.cases else []
+    rows = [row for row in earlier if row["case"] not in given.cases]
+    for case in asked:
         for compiled in (False, True) if given.compiled else (False,):
             found = []
             for dtype in given.dtypes:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
-from openai.types import Completion, CreateEmbeddingResponse, Model
+from openai.types import Completion, Model
 from openai.types.chat import ChatCompletion
 from openai.types.responses import InputTokenCountResponse
 from openai.types.responses import Response as ResponsesAnswer
@@ -30,6 +30,7 @@ from tenfold.serve.protocol import (
     Detokenized,
     DetokenizeRequest,
     EmbeddingRequest,
+    Embeddings,
     Health,
     Kept,
     ModelList,
@@ -119,7 +120,7 @@ def make_app(models: Models, options: ServerOptions) -> FastAPI:
             return await stream(completions.chunks(models, completion))
         return JSONResponse(await until_disconnect(request, completions.answer(models, completion)))
 
-    @app.post("/v1/embeddings", response_model=None, responses=_gives(CreateEmbeddingResponse))
+    @app.post("/v1/embeddings", response_model=None, responses=_gives(Embeddings))
     async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
         return JSONResponse(await until_disconnect(request, completions.embeddings(models, body)))
 
@@ -228,7 +229,9 @@ def _gives(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
 
 def _streamed(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     """The same where `stream: true` gives server-sent events instead."""
-    return {200: {"model": model, "content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+    text = {"type": "string"}
+    event = {"type": "object", "properties": {"event": text, "data": text}, "required": ["data"]}
+    return {200: {"model": model, "content": {"text/event-stream": {"itemSchema": event}}}}
 
 
 def _document(app: FastAPI) -> Callable[[], dict[str, Any]]:

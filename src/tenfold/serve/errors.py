@@ -74,9 +74,10 @@ def answer_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
         headers = dict(error.headers or {})
-        if error.status_code == 405:  # the first route of a path knows its own methods only
-            found = (r for r in app.routes if isinstance(r, Route) and r.matches(request.scope)[0] != Match.NONE)
-            headers["Allow"] = ", ".join(sorted({method for route in found for method in route.methods or ()}))
+        if error.status_code == 405:  # the first route that fits knows neither the others of its path nor a more exact path
+            found = [r for r in app.routes if isinstance(r, Route) and r.matches(request.scope)[0] != Match.NONE]
+            exact = min(found, key=lambda route: len(route.param_convertors)).path
+            headers["Allow"] = ", ".join(sorted({m for route in found if route.path == exact for m in route.methods or ()}))
         said = (
             "The request's body cannot be read: send JSON in UTF-8" if error.status_code == 400 else str(error.detail).rstrip(".")
         )

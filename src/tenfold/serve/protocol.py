@@ -5,7 +5,7 @@ Fields that OpenAI knows and this server does not are accepted and ignored where
 
 from typing import Annotated, Any, Literal
 
-from openai.types import Model
+from openai.types import CreateEmbeddingResponse, Embedding, Model
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from tenfold.serve.errors import ApiError
@@ -184,6 +184,14 @@ class DetokenizeRequest(Body):
 class ModelList(BaseModel):
     object: Literal["list"]
     data: list[Model]
+
+
+class WrittenEmbedding(Embedding):
+    embedding: list[float] | str  # type: ignore[assignment]  # in base64 where that is asked for
+
+
+class Embeddings(CreateEmbeddingResponse):
+    data: list[WrittenEmbedding]  # type: ignore[assignment]
 
 
 class Swapped(Model):
