@@ -28,13 +28,6 @@ CASES = {
     "8b-64-none": (64, {**SMALL, "layout": {"shard": 8, "context": 8}}),
     "70b-1024": (1024, {**MEDIUM, "recompute": "block", "layout": {"replicate": 2, "shard": 64, "tensor": 8}}),
     "405b-16384": (16_384, {**LARGE, "recompute": "block", "layout": {"replicate": 16, "shard": 128, "tensor": 8}}),
-    "405b-16384-context": (
-        16_384,
-        {
-            **LARGE, "seq_len": 131_072, "batch_size": 128, "recompute": "block",
-            "layout": {"shard": 128, "context": 16, "tensor": 8},
-        },
-    ),
 }
 
 

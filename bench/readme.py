@@ -118,6 +118,67 @@ def plans() -> list[tuple[str, str]]:
     return found
 
 
+def scaled_out() -> list[tuple[str, str]]:
+    found = []
+    layouts = rows_of("layouts")
+    losses = [r for r in layouts if "loss_difference" in r]
+    if losses:
+        worst = max(r["loss_difference"] for r in losses)
+        what = f"{len(losses)} layouts of 4 or 8 processes beside one, float64: largest difference of the loss"
+        pairs = [r["same_to_the_bit"] for r in layouts if "same_to_the_bit" in r]
+        found += [
+            (what, f"{worst:.0e}"),
+            ("checkpoints resharded between two layouts, equal to the bit", f"{sum(pairs)} of {len(pairs)} pairs"),
+        ]
+    for r in rows_of("faults"):
+        equal = "equal to the bit" if r["losses_equal"] and r["weights_equal"] else "not equal"
+        shares = f"goodput {r['disturbed']['goodput']:.0%}, undisturbed {r['undisturbed']['goodput']:.0%}"
+        found.append((f"{r['case']}: losses and weights beside an undisturbed run", f"{equal}; {shares}"))
+    for r in rows_of("dry_run"):
+        memory, sent = r["ranks"][0]["memory_gib"], sum(r["ranks"][0]["sent_gib"].values())
+        planned = f"{r['plan_memory_gib']:.0f} and {sum(r['plan_sent_gib'].values()):.0f}"
+        figure = f"{r['wall_s']:.0f} s; {memory:.0f} GiB held, {sent:.0f} GiB sent a step (planner {planned})"
+        found.append((f"dry run, {r['case']}", figure))
+    for r in rows_of("save_stall"):
+        found.append((f"{r['case']}: time that saving takes from the steps", f"{r['stall_pct']:.1f} %"))
+    for r in rows_of("loader"):
+        if r["step_ms"] and r["store"] == "s3":
+            what = f"loader behind {r['latency_ms']} ms, S3, {r['kept']}, steps of {r['step_ms']} ms: of the local throughput"
+            found.append((what, f"{r['share_of_local']:.0%}"))
+    return found
+
+
+def served() -> list[tuple[str, str]]:
+    found = []
+    speed = {(r["system"], r["case"]): r["tokens_per_s"] for r in rows_of("serve") if "tokens_per_s" in r}
+    for case in sorted({case for _, case in speed}):
+        others = {"transformers": max((v for (s, c), v in speed.items() if c == case and "transformers" in s), default=0)}
+        others["llama.cpp"] = speed.get(("llama.cpp", case), 0)
+        for system in ("tenfold", "tenfold int8"):
+            if (ours := speed.get((system, case))) is not None:
+                beside = ", ".join(f"{ours / theirs:.1f}x {name}" for name, theirs in others.items() if theirs)
+                found.append((f"{system}, SmolLM2-135M, {case}, tokens/s", f"{ours:.0f}; {beside}"))
+    found += [("from the command to the first token", f"{r['seconds']} s") for r in rows_of("serve") if "seconds" in r]
+    for r in rows_of("greedy"):
+        if "of" in r:
+            found.append(("greedy answers equal to those of `transformers`, token for token", f"{r['equal']} of {r['of']}"))
+    for r in rows_of("load"):
+        what = f"{r['clients']} clients, {r['seconds']:.0f} s, a quarter cancelling: failed; p99 between tokens; growth of memory"
+        found.append((what, f"{r['failed']} of {r['finished']}; {r['between_tokens_p99_ms']} ms; {r['memory_growth_pct']} %"))
+    for r in rows_of("durable"):
+        what = f"{r['kills']} kills while feedback is written: acknowledged and lost"
+        found.append((what, f"{r['lost']} of {r['acknowledged']}"))
+    for r in rows_of("openapi"):
+        if "operations" in r:
+            found.append((f"schemathesis, {r['examples']} examples of each operation and mode: failures", f"{r['failures']}"))
+    tests = [r for r in rows_of("conformance") if "passed" in r]
+    if tests:
+        passed, run = sum(r["passed"] for r in tests), sum(r["passed"] + r["failed"] for r in tests)
+        what = "tests of OpenAI's own client that pass (the others need stored objects: docs/serve.md)"
+        found.append((what, f"{passed} of {run}"))
+    return found
+
+
 def others() -> list[tuple[str, str]]:
     found = []
     for r in rows_of("data"):
@@ -129,7 +190,7 @@ def others() -> list[tuple[str, str]]:
 
 
 def main() -> None:
-    rows = climbs() + laws() + plans() + transfer() + speeds() + experts() + others()
+    rows = climbs() + laws() + plans() + transfer() + speeds() + experts() + scaled_out() + served() + others()
     results = sorted(p.name for p in RESULTS.glob("*.json"))
     machines = sorted({json.loads((RESULTS / name).read_text())["machine"] for name in results})
     table = ["| what | figure |", "|---|---|", *(f"| {what} | {figure} |" for what, figure in rows)]
