@@ -38,11 +38,15 @@ LAYOUTS = {
     "replicate-context": {"replicate": 2, "context": 2},
     "replicate-tensor": {"replicate": 2, "tensor": 2},
     "context-tensor": {"context": 2, "tensor": 2},
+    "expert": {"shard": 4, "expert": 2},
+    "all-expert": {"shard": 4, "expert": 4},
+    "hsdp-expert": {"replicate": 2, "shard": 2, "expert": 2},
+    "context-expert": {"shard": 2, "context": 2, "expert": 2},
 }
-CASES = [(m, name) for m in MODELS for name in LAYOUTS]
+CASES = [(m, name) for m in MODELS for name in LAYOUTS if m == "routed" or "expert" not in name]
 QUICK = [
     ("dense", "fsdp-tensor"), ("dense", "context-tensor"), ("adamw", "fsdp-tensor"), ("uneven", "hsdp"), ("uneven", "fsdp-context"),
-    ("routed", "context"), ("routed", "replicate-tensor"),
+    ("routed", "replicate-tensor"), ("routed", "context-expert"), ("routed", "hsdp-expert"),
 ]  # fmt: skip
 
 PROCESS = """

@@ -101,12 +101,15 @@ class Experts(nn.Module):
         rows = x.flatten(0, -2)
         expert, gate, load = self.route(rows)
         order = expert.flatten().argsort(stable=True)
-        ends = load.cumsum(0).int()
         inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
         routed = _Dispatch.apply(rows, gate, order, inverse)
-        hidden = F.silu(self.w1(routed, ends)) * self.w3(routed, ends)
-        out = _Combine.apply(self.w2(hidden, ends), order, inverse, self.per_token).view(x.shape)
+        out = _Combine.apply(self.through(routed, load), order, inverse, self.per_token).view(x.shape)
         return out if self.shared is None else out + self.shared(x)
+
+    def through(self, routed: Tensor, load: Tensor) -> Tensor:
+        """What the experts make of rows [N, dim] sorted by expert, of which each has `load` [experts]."""
+        ends = load.cumsum(0).int()
+        return self.w2(F.silu(self.w1(routed, ends)) * self.w3(routed, ends), ends)
 
     def route(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """For rows [N, dim]: experts [N, k], the factors [N, k] of their inputs, and the load [experts]."""

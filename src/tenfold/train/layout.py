@@ -1,6 +1,7 @@
 """How a run lies on several processes: the recipe that is applied to a model from outside, top to bottom.
 
     world = replicate x shard x context x tensor      (neighbouring ranks share a tensor group)
+    shard x context = rest x expert                   (of neighbours that share the experts)
 
 Rows of the batch are divided over `replicate` and `shard`, positions of a row over `context` and `tensor`. So each process
 holds the loss of its own rows and positions, and gradients are sums over all of them: never a mean that depends on the layout.
@@ -25,19 +26,22 @@ from torch.distributed.tensor.parallel import ColwiseParallel, PrepareModuleInpu
 from tenfold.model.experts import expert_layers
 from tenfold.model.llama import FeedForward, Llama
 from tenfold.spec.errors import TenfoldError
+from tenfold.train.expert_parallel import divide_experts, matrices
 
 
 class LayoutConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The table `[layout]` of a run file.
 
     `shard` processes share one copy of weights and optimiser (FSDP; 0 takes what the others leave), `replicate` such
-    copies run beside each other (HSDP), `context` divides each row's positions, `tensor` the matrices of each layer.
+    copies run beside each other (HSDP), `context` divides each row's positions, `tensor` the matrices of each layer. Of
+    the processes that share a copy, every `expert` neighbours divide the experts of each layer among them.
     """
 
     replicate: int = 1
     shard: int = 0
     context: int = 1
     tensor: int = 1
+    expert: int = 1
 
 
 class ProcessLost(TenfoldError):
@@ -129,6 +133,7 @@ def spread(
     if world == 1:
         return Place()
     _check(model, replicate * shard, context, tensor, shard * context, seq_len, batch_size)
+    _check_experts(model, layout.expert, tensor, shard * context)
     mesh = init_device_mesh(device.type, (replicate, shard * context, tensor), mesh_dim_names=("replicate", "shard", "tensor"))
     fine = init_device_mesh(
         device.type, (replicate, shard, context, tensor), mesh_dim_names=("replicate", "shard", "context", "tensor")
@@ -154,8 +159,16 @@ def spread(
     sharded_over = mesh["replicate", "shard"] if replicate > 1 else mesh["shard"]
     half = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     policy = MixedPrecisionPolicy() if dtype == torch.float32 else half
-    for module in [*model.layers, model]:
-        fully_shard(module, mesh=sharded_over, shard_placement_fn=_across, mp_policy=policy)
+    parts: list[tuple[nn.Module, DeviceMesh]] = [(module, sharded_over) for module in (*model.layers, model)]
+    if layout.expert > 1:
+        names = ("replicate", "rest", "expert")
+        wide = init_device_mesh(device.type, (replicate, shard * context // layout.expert, layout.expert), mesh_dim_names=names)
+        for experts in expert_layers(model):
+            divide_experts(experts, wide["expert"])
+            rest = wide["replicate", "rest"] if replicate > 1 else wide["rest"]
+            parts = [*((stack, rest) for stack in matrices(experts)), *parts]
+    for module, over in parts:
+        fully_shard(module, mesh=over, shard_placement_fn=_across, mp_policy=policy)
         module.set_gradient_divide_factor(1.0)  # type: ignore[operator]
         module.set_force_sum_reduction_for_comms(True)  # type: ignore[operator]
     register_fsdp_forward_method(model, "loss")
@@ -182,6 +195,24 @@ def _check(model: Llama, data: int, context: int, tensor: int, shards: int, seq_
         raise TenfoldError('A balance loss depends on what one process sees: say balance = "bias" on several processes.')
     if getattr(model, "vision", None) is not None:
         raise TenfoldError("Pictures are trained on one process: leave [layout] out.")
+
+
+def _check_experts(model: Llama, expert: int, tensor: int, shards: int) -> None:
+    if expert == 1:
+        return
+    spec = model.spec
+    if expert < 1 or not expert_layers(model):
+        raise TenfoldError(f"[layout] has expert = {expert}: it must be at least 1, and only a model with experts divides them.")
+    if tensor > 1:
+        raise TenfoldError("[layout] divides either matrices or experts: set tensor = 1, or expert = 1.")
+    for what, value, ranks in (
+        ("n_experts", spec.n_experts, expert),
+        ("shard x context", shards, expert),
+        ("dim", spec.dim, shards // expert),
+        ("expert_ffn_dim", spec.expert_ffn_dim, shards // expert),
+    ):
+        if value % ranks:
+            raise TenfoldError(f"[layout] with expert = {expert} cannot divide {what} {value} by {ranks}: change one of the two.")
 
 
 def _divide_matrices(block: nn.Module, mesh: DeviceMesh) -> None:
@@ -234,7 +265,7 @@ def local(t: Tensor) -> Tensor:
 
 def add_across_copies(model: Llama, now: bool) -> None:
     """Whether the next backward pass also sums gradients over `replicate`: once a step is enough, after its last part."""
-    for module in (*model.layers, model):
+    for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_requires_all_reduce(now, recurse=False)
 
