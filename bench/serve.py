@@ -5,8 +5,9 @@
 
 Every system does every case once a round, in turn, so that a busy machine is busy for all; figures are medians. A
 case is a prompt of 512 tokens, an answer at batch 1, or eight answers at once; prompts differ between rounds, so that no
-cache helps. Transformers reads the same weights, expanded, in float32 and bfloat16, and the better counts. Guesses
-(speculation) are off, but for the rows that say so, which repeat a text that the prompt holds.
+cache helps. "tenfold" computes as exactly as float32, "bfloat16" and "int8" with rounded weights. Transformers reads the
+same weights, expanded, in float32 and bfloat16, and the better counts. Guesses (speculation) are off, but for the rows
+that say so, which repeat a text that the prompt holds.
 """
 
 import argparse
@@ -25,7 +26,7 @@ import torch
 from results_file import write_results
 
 from tenfold.model.huggingface import read_model, write_model
-from tenfold.serve.engine import Engine, EngineOptions, make_runner
+from tenfold.serve.engine import EngineOptions, make_engine
 from tenfold.serve.request import Request, Sampling
 
 PROMPT, CONCURRENT = 512, 8
@@ -46,9 +47,7 @@ class Ours:
     """The engine in this process, no HTTP between."""
 
     def __init__(self, path: Path, weights: str, speculate: bool = False):
-        runner, n_blocks = make_runner(EngineOptions(path, weights=weights, cache_gib=0.5))
-        self.engine = Engine(runner, n_blocks, speculate=speculate)
-        self.formats = getattr(runner, "formats", {})
+        self.engine = make_engine(EngineOptions(path, weights=weights, cache_gib=0.5, speculate=speculate))
 
     def run(self, prompts: list[list[int]], new: int) -> tuple[float, float]:
         """Seconds to the first token of all, and from there to the last."""
@@ -156,6 +155,7 @@ def main() -> None:
     write_model(read_model(path), expanded)
     systems: dict[str, Any] = {
         "tenfold": Ours(path, "exact"),
+        "tenfold bfloat16": Ours(path, "bfloat16"),
         "tenfold int8": Ours(path, "int8"),
         "tenfold, guesses": Ours(path, "exact", speculate=True),
         "transformers float32": Transformers(expanded, torch.float32),

@@ -72,30 +72,41 @@ def request(name, tokens, **values):
     return Request(name, tokens, Sampling(**{"temperature": 0, "max_tokens": 12, **values}))
 
 
-def test_hidden_states_are_the_models_own_however_the_prompt_is_cut(runner, model):
+@pytest.mark.parametrize("of_prompt", [0, 50, 70])
+def test_hidden_states_are_the_models_own_however_the_prompt_is_cut(runner, model, of_prompt):
     tokens, table = prompt(1, 70), [5, 3, 9, 1, 7]
     with torch.inference_mode():
         whole = model(torch.tensor([tokens]))[0]
     parts = []
     for begin, end in ((0, 33), (33, 34), (34, 70)):
-        rows = Rows(tokens[begin:end], list(range(begin, end)), [end - begin], [table])
+        count = end - begin
+        rows = Rows(tokens[begin:end], list(range(begin, end)), [count], [table], [min(count, max(0, of_prompt - begin))])
         parts.append(runner.logits(runner.hidden(rows)))
     torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=2e-5 * float(whole.abs().max()))
 
 
 @needs_compiler
 @pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8", "int4"])
-def test_compiled_results_depend_on_nothing_else_in_the_batch_to_the_bit(model, weights):
+@pytest.mark.parametrize("of_prompt", [0, 25, 40])
+def test_compiled_results_depend_on_nothing_else_in_the_batch_to_the_bit(model, weights, of_prompt):
     runner = native.NativeRunner(model, 64, weights, threads=2)
     a, b = prompt(1, 40), prompt(2, 30)
-    alone = runner.hidden(Rows(a, list(range(40)), [40], [[0, 1, 2]]))
-    first = runner.hidden(Rows(a[:17] + b, [*range(17), *range(30)], [17, 30], [[8, 4, 6], [10, 11]]))[:17]
+    alone = runner.hidden(Rows(a, list(range(40)), [40], [[0, 1, 2]], [of_prompt]))
+    cut = Rows(a[:17] + b, [*range(17), *range(30)], [17, 30], [[8, 4, 6], [10, 11]], [min(17, of_prompt), 30])
+    first = runner.hidden(cut)[:17]
     rest = [
-        runner.hidden(Rows([*b[:n], a[i]], [*range(n), i], [n, 1], [[20, 21], [8, 4, 6]]))[-1:]
+        runner.hidden(Rows([*b[:n], a[i]], [*range(n), i], [n, 1], [[20, 21], [8, 4, 6]], [n // 2, int(i < of_prompt)]))[-1:]
         for n, i in zip(range(1, 24), range(17, 40), strict=True)
     ]
     assert torch.equal(torch.cat((first, *rest)), alone)
     assert torch.equal(runner.logits(alone)[7], runner.logits(alone[7:8])[0])
+
+
+@needs_compiler
+def test_rounded_weights_may_round_a_prompts_rows_too_but_hardly(model):
+    exact, rounded = (native.NativeRunner(model, 64, weights, threads=1) for weights in ("exact", "bfloat16"))
+    rows = Rows(prompt(1, 40), list(range(40)), [40], [[0, 1, 2]], [40])
+    torch.testing.assert_close(rounded.hidden(rows), exact.hidden(rows), rtol=0, atol=0.05)
 
 
 @pytest.mark.parametrize("format", ["float32", "bfloat16", "int8", "int4"])

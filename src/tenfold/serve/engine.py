@@ -22,6 +22,7 @@ from tenfold.serve.speculate import DraftSpeculator, Speculator
 from tenfold.spec.errors import TenfoldError
 
 TOKEN_BUDGET = {"cpu": 128, "cuda": 2048}  # a step this large takes some tens of milliseconds
+PROMPT_BUDGET = {"cpu": 256, "cuda": 0}  # of one in which nobody is being answered
 FREE_ROWS = 4  # a step of so many rows takes about as long as a step of one: what guesses may fill
 
 
@@ -55,6 +56,7 @@ class Engine:
         n_blocks: int,
         *,
         token_budget: int = 128,
+        prompt_budget: int = 0,
         max_running: int = 64,
         context: int = 0,
         speculate: bool = True,
@@ -63,7 +65,7 @@ class Engine:
     ):
         self.runner, self.grammars = runner, grammars
         self.blocks = BlockManager(n_blocks, BLOCK)
-        self.scheduler = Scheduler(self.blocks, token_budget, max_running)
+        self.scheduler = Scheduler(self.blocks, token_budget, max_running, prompt_budget)
         self.context = min(context or runner.spec.context, runner.spec.context, n_blocks * BLOCK)
         self.speculator = (speculator or Speculator()) if speculate else None
         self._siblings: dict[str, list[Sequence]] = {}
@@ -263,6 +265,7 @@ def make_rows(work: list[Work]) -> Rows:
         rows.tokens += s.tokens[begin : begin + certain] + s.draft[: w.drafted]
         rows.positions += range(begin, begin + w.count)
         rows.counts.append(w.count)
+        rows.prompts.append(min(w.count, max(0, s.n_prompt - begin)))
         rows.tables.append(s.blocks)
     return rows
 
@@ -299,8 +302,10 @@ def make_engine(options: EngineOptions, grammars: Any = None) -> Engine:
     from tenfold.serve.ahead import AheadEngine  # it is made of this module's Engine
 
     runner, n_blocks = make_runner(options)
+    device = options.device.split(":")[0]
     settings: dict[str, Any] = {
-        "token_budget": options.token_budget or TOKEN_BUDGET.get(options.device.split(":")[0], 128),
+        "token_budget": options.token_budget or TOKEN_BUDGET.get(device, 128),
+        "prompt_budget": 0 if options.token_budget else PROMPT_BUDGET.get(device, 0),
         "max_running": options.max_running,
         "context": options.context,
         "speculate": options.speculate,

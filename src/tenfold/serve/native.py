@@ -1,4 +1,8 @@
-"""The same step, compiled once for this machine's CPU from native.cpp; needs a C++ compiler, Llama 3 and even sizes."""
+"""The same step, compiled once for this machine's CPU from native.cpp; needs a C++ compiler, Llama 3 and even sizes.
+
+Where the processor has a matrix unit (AMX), rows of prompts are multiplied on it: by three products of bfloat16 halves, about as
+exact as float32, or by one where `weights` were rounded on request. Rows of replies are always computed in float32.
+"""
 
 import ctypes
 import hashlib
@@ -17,16 +21,16 @@ from torch import Tensor
 
 from tenfold.model.llama import FeedForward, Llama, rope_table
 from tenfold.serve.runner import BLOCK, Rows
-from tenfold.serve.weights import FORMATS, PANEL, Packed, pack
+from tenfold.serve.weights import FORMATS, GROUP, PANEL, Packed, pack
 from tenfold.spec.model import ModelSpec
 
-_SOURCE = Path(__file__).with_name("native.cpp")
+_SOURCES = [Path(__file__).with_name(name) for name in ("native.cpp", "tiles.h", "products.h")]
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=c++17")
 
 
 def fits(spec: ModelSpec) -> bool:
     """Whether the compiled step knows this shape."""
-    return spec.family == "llama3" and spec.head_dim % PANEL == 0 and spec.dim % PANEL == 0
+    return spec.family == "llama3" and spec.dim % PANEL == 0 and spec.head_dim in range(PANEL, 257, PANEL)
 
 
 @cache
@@ -36,7 +40,7 @@ def library() -> ctypes.CDLL | None:
     if compiler is None:
         return None
     version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
-    key = hashlib.sha256(b"".join((_SOURCE.read_bytes(), version, " ".join(_FLAGS).encode(), _processor())))
+    key = hashlib.sha256(b"".join((*(s.read_bytes() for s in _SOURCES), version, " ".join(_FLAGS).encode(), _processor())))
     home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tenfold"
     file = home / f"native-{key.hexdigest()[:16]}.so"
     try:
@@ -44,7 +48,7 @@ def library() -> ctypes.CDLL | None:
             home.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=home) as scratch:
                 built = Path(scratch) / "native.so"
-                subprocess.run([compiler, *_FLAGS, "-o", str(built), str(_SOURCE)], capture_output=True, check=True)
+                subprocess.run([compiler, *_FLAGS, "-o", str(built), str(_SOURCES[0])], capture_output=True, check=True)
                 built.replace(file)
         found = ctypes.CDLL(str(file))
     except (OSError, subprocess.CalledProcessError):
@@ -61,6 +65,13 @@ def _processor() -> bytes:
         return platform.processor().encode()
 
 
+def _of_prompt(rows: Rows) -> np.ndarray:
+    """Which rows are of prompts: the first of each sequence's."""
+    ends = np.cumsum(rows.counts)
+    within = np.arange(len(rows.tokens)) - np.repeat(ends - rows.counts, rows.counts)
+    return within < np.repeat(np.array(rows.prompts or [0] * len(rows.counts)), rows.counts)
+
+
 class _Matrix(ctypes.Structure):
     _fields_ = [(n, ctypes.c_void_p) for n in ("data", "scales", "leasts")] + [
         (n, ctypes.c_int32) for n in ("format", "outputs", "inputs")
@@ -75,7 +86,7 @@ class _Layer(ctypes.Structure):
 
 class _Model(ctypes.Structure):
     _fields_ = [
-        *[(n, ctypes.c_int32) for n in ("dim", "layers", "heads", "kv_heads", "head_dim", "ffn", "block")],
+        *[(n, ctypes.c_int32) for n in ("dim", "layers", "heads", "kv_heads", "head_dim", "ffn", "block", "products")],
         ("eps", ctypes.c_float),
         ("layer", ctypes.POINTER(_Layer)),
         *[(n, ctypes.c_void_p) for n in ("norm", "rope")],
@@ -93,6 +104,9 @@ class NativeRunner:
         assert found is not None and fits(model.spec)
         self._library, self.spec = found, model.spec
         self.threads = threads or len(os.sched_getaffinity(0))
+        products = (3 if weights in ("exact", "float32") else 1) if found.tenfold_tiles() else 0
+        self.tiles = products > 0
+        self._rows = 0
         self._kept: list[Any] = []  # what the structures point to
         self.embedding = model.embedding.weight.detach()
         self.formats: dict[str, int] = dict.fromkeys(FORMATS, 0)
@@ -113,8 +127,8 @@ class NativeRunner:
         # Four bits cost a head more than they cost a layer: it keeps eight.
         head = pack(model.head.weight, "int8" if weights == "int4" else weights)
         self._model = _Model(
-            spec.dim, spec.n_layers, spec.n_heads, spec.n_kv_heads, spec.head_dim, self.ffn, BLOCK, spec.norm_eps,
-            layers, self._pointer(model.norm.weight.detach().float()),
+            spec.dim, spec.n_layers, spec.n_heads, spec.n_kv_heads, spec.head_dim, self.ffn, BLOCK, products,
+            spec.norm_eps, layers, self._pointer(model.norm.weight.detach().float()),
             self._pointer(rope_table(spec, torch.arange(spec.context))), self._matrix(head),
             self._pointer(torch.zeros(spec.n_layers * size)), self._pointer(torch.zeros(spec.n_layers * size)), size,
         )  # fmt: skip
@@ -123,16 +137,32 @@ class NativeRunner:
 
     def hidden(self, rows: Rows) -> Tensor:
         n, spec = len(rows.tokens), self.spec
-        x = self.embedding[torch.tensor(rows.tokens)].float()
         lengths = np.array([len(t) for t in rows.tables], dtype=np.int32)
         starts = np.repeat(np.cumsum(lengths, dtype=np.int32) - lengths, rows.counts)
         tables = np.concatenate([np.asarray(table, dtype=np.int32) for table in rows.tables])
-        positions = np.array(rows.positions, dtype=np.int32)
-        per_row = spec.dim + (2 * spec.n_heads + 2 * spec.n_kv_heads) * spec.head_dim + 2 * self.ffn
-        scratch = torch.empty(n * per_row)
-        addresses = [x.data_ptr(), *(a.ctypes.data for a in (positions, tables, starts)), scratch.data_ptr()]
-        self._library.tenfold_forward(ctypes.byref(self._model), n, *map(ctypes.c_void_p, addresses), self.threads)
-        return x
+        tokens, positions = np.array(rows.tokens), np.array(rows.positions, dtype=np.int32)
+        of_prompt = _of_prompt(rows) if self.tiles else np.zeros(n, dtype=bool)
+        replies = n - int(of_prompt.sum())
+        order = None
+        if 0 < replies < n:
+            order = of_prompt.argsort(kind="stable")
+            tokens, positions, starts = tokens[order], positions[order], starts[order]
+        x = torch.empty(n + PANEL - 1, spec.dim)
+        x[:n] = self.embedding[torch.from_numpy(tokens)]
+        addresses = [x.data_ptr(), *(a.ctypes.data for a in (positions, tables, starts)), *(t.data_ptr() for t in self._room(n))]
+        self._library.tenfold_forward(ctypes.byref(self._model), n, replies, *map(ctypes.c_void_p, addresses), self.threads)
+        return x[:n] if order is None else x[np.argsort(order)]
+
+    def _room(self, rows: int) -> tuple[Tensor, ...]:
+        """Memory for a step of so many rows, kept for the next: new pages would be cleared first."""
+        if rows > self._rows:
+            spec = self.spec
+            mixed, room = spec.n_heads * spec.head_dim, rows + PANEL - 1
+            per_row = spec.dim + 2 * (spec.n_kv_heads * spec.head_dim + mixed + self.ffn) + 4 * PANEL * self.threads
+            packed = 2 * (room + 1) * (max(spec.dim, mixed, self.ffn) + GROUP) if self.tiles else 0
+            self._scratch = torch.empty(room * per_row), *torch.empty(2, packed, dtype=torch.bfloat16)
+            self._rows = rows
+        return self._scratch
 
     def logits(self, hidden: Tensor) -> Tensor:
         hidden = hidden.contiguous()

@@ -4,7 +4,7 @@ Keys and values stand in blocks of `BLOCK` tokens; a sequence's table says which
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -20,12 +20,16 @@ BLOCK = 16
 
 @dataclass
 class Rows:
-    """The tokens of one step: sequence i has `counts[i]` rows, one after another, and the blocks `tables[i]`."""
+    """The tokens of one step: sequence i has `counts[i]` rows, one after another, and the blocks `tables[i]`.
+
+    The first `prompts[i]` of its rows are of its prompt; a runner may compute those in another way.
+    """
 
     tokens: list[int]
     positions: list[int]
     counts: list[int]
     tables: list[Sequence[int]]
+    prompts: list[int] = field(default_factory=list)
 
 
 class Runner(Protocol):

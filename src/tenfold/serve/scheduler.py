@@ -22,10 +22,14 @@ class Work:
 
 
 class Scheduler:
-    """Sequences wait, run and leave. At most `token_budget` tokens a step, `max_running` sequences at once."""
+    """Sequences wait, run and leave. At most `token_budget` tokens a step, `max_running` sequences at once.
 
-    def __init__(self, blocks: BlockManager, token_budget: int, max_running: int):
+    Steps in which nobody is being answered may be longer: `prompt_budget`, where it is given.
+    """
+
+    def __init__(self, blocks: BlockManager, token_budget: int, max_running: int, prompt_budget: int = 0):
         self.blocks, self.token_budget, self.max_running = blocks, token_budget, max_running
+        self.prompt_budget = max(token_budget, prompt_budget)
         self.waiting: deque[Sequence] = deque()
         self.running: dict[Sequence, None] = {}  # in the order of their coming
         self.preemptions = self.prefix_queries = self.prefix_hits = 0
@@ -39,7 +43,7 @@ class Scheduler:
 
     def step(self) -> list[Work]:
         """What to compute now. Blocks for all of it are taken."""
-        budget = self.token_budget
+        budget = self.token_budget if any(s.n_output for s in self.running) else self.prompt_budget
         work: list[Work] = []
         turn = sorted(self.running, key=lambda s: len(s.tokens) - s.computed > 1)  # stable: replies before prompts
         for sequence in turn:

@@ -1,0 +1,194 @@
+// Products of rows with matrices that stand in panels of 16 outputs, [panels][inputs][16], in one of four formats; groups of 32
+// inputs share a scale. In float32, on vectors: weights are read about as fast as memory gives them.
+
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+constexpr int PANEL = 16, GROUP = 32;
+#ifdef __AVX512F__
+constexpr int LANES = 16, MAX_ROWS = 12;
+#else
+constexpr int LANES = 8, MAX_ROWS = 6;
+#endif
+constexpr int PARTS = PANEL / LANES;
+
+typedef float vec __attribute__((vector_size(LANES * 4), aligned(4)));
+typedef int32_t ints __attribute__((vector_size(LANES * 4), aligned(4)));
+
+inline vec load(const float* p) { return *(const vec*)p; }
+inline void store(float* p, vec v) { *(vec*)p = v; }
+
+// LANES small numbers from memory as integers or floats. Compilers make poor code of the portable form on x86.
+#if defined(__AVX512F__)
+inline ints widen(const int8_t* p) { return (ints)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)); }
+inline ints widen(const uint8_t* p) { return (ints)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)); }
+inline ints widen(const uint16_t* p) { return (ints)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)); }
+inline vec widen(const _Float16* p) { return (vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
+#elif defined(__AVX2__) && defined(__F16C__)
+inline ints widen(const int8_t* p) { return (ints)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
+inline ints widen(const uint8_t* p) { return (ints)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
+inline ints widen(const uint16_t* p) { return (ints)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)); }
+inline vec widen(const _Float16* p) { return (vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
+#else
+template <class T, class Wide = ints>
+inline Wide widen_lanes(const T* p) {
+    typedef T few __attribute__((vector_size(LANES * sizeof(T)), aligned(1)));
+    return __builtin_convertvector(*(const few*)p, Wide);
+}
+inline ints widen(const int8_t* p) { return widen_lanes(p); }
+inline ints widen(const uint8_t* p) { return widen_lanes(p); }
+inline ints widen(const uint16_t* p) { return widen_lanes(p); }
+inline vec widen(const _Float16* p) { return widen_lanes<_Float16, vec>(p); }
+#endif
+inline vec to_float(ints q) { return __builtin_convertvector(q, vec); }
+
+// Each format gives 16 weights of input k of a panel as PARTS vectors; `begin` reads what the group of k shares. Inputs come
+// in pairs, of which ODD is the second.
+struct Float32 {
+    const float* w;
+    Float32() = default;
+    Float32(const void* data, const void*, const void*, int panel, int k_size) : w((const float*)data + (size_t)panel * k_size * PANEL) {}
+    void begin(int) {}
+    template <int ODD>
+    vec at(int k, int part) const { return load(w + (size_t)k * PANEL + part * LANES); }
+};
+
+struct BFloat16 {
+    const uint16_t* w;
+    BFloat16() = default;
+    BFloat16(const void* data, const void*, const void*, int panel, int k_size)
+        : w((const uint16_t*)data + (size_t)panel * k_size * PANEL) {}
+    void begin(int) {}
+    template <int ODD>
+    vec at(int k, int part) const {
+        return (vec)(widen(w + (size_t)k * PANEL + part * LANES) << 16);
+    }
+};
+
+struct Int8 {
+    const int8_t* w;
+    const _Float16* scales;
+    vec scale[PARTS];
+    Int8() = default;
+    Int8(const void* data, const void* scale_data, const void*, int panel, int k_size)
+        : w((const int8_t*)data + (size_t)panel * k_size * PANEL),
+          scales((const _Float16*)scale_data + (size_t)panel * ((k_size + GROUP - 1) / GROUP) * PANEL) {}
+    void begin(int group) {
+        for (int i = 0; i < PARTS; i++) scale[i] = widen(scales + group * PANEL + i * LANES);
+    }
+    template <int ODD>
+    vec at(int k, int part) const {
+        return to_float(widen(w + (size_t)k * PANEL + part * LANES)) * scale[part];
+    }
+};
+
+struct Int4 {  // two inputs in a byte, the even one low; weight = scale * q + least
+    const uint8_t* w;
+    const _Float16 *scales, *leasts;
+    vec scale[PARTS], least[PARTS];
+    Int4() = default;
+    Int4(const void* data, const void* scale_data, const void* least_data, int panel, int k_size)
+        : w((const uint8_t*)data + (size_t)panel * (k_size / 2) * PANEL),
+          scales((const _Float16*)scale_data + (size_t)panel * ((k_size + GROUP - 1) / GROUP) * PANEL),
+          leasts((const _Float16*)least_data + (size_t)panel * ((k_size + GROUP - 1) / GROUP) * PANEL) {}
+    void begin(int group) {
+        for (int i = 0; i < PARTS; i++) {
+            scale[i] = widen(scales + group * PANEL + i * LANES);
+            least[i] = widen(leasts + group * PANEL + i * LANES);
+        }
+    }
+    template <int ODD>
+    vec at(int k, int part) const {
+        ints two = widen(w + (size_t)(k / 2) * PANEL + part * LANES);
+        return to_float(ODD ? two >> 4 : two & 15) * scale[part] + least[part];
+    }
+};
+
+template <int ODD, class Format, int ROWS, int PANELS>
+__attribute__((always_inline)) inline void add_input(
+    const float* x, int x_stride, const Format (&w)[PANELS], int k, vec (&sum)[ROWS][PANELS][PARTS]) {
+    vec weight[PANELS][PARTS];
+#pragma GCC unroll 4
+    for (int p = 0; p < PANELS; p++)
+#pragma GCC unroll 4
+        for (int i = 0; i < PARTS; i++) weight[p][i] = w[p].template at<ODD>(k, i);
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 4
+        for (int p = 0; p < PANELS; p++)
+#pragma GCC unroll 4
+            for (int i = 0; i < PARTS; i++) sum[r][p][i] += x[(size_t)r * x_stride + k] * weight[p][i];
+}
+
+// out[r][16 * p + i] for ROWS rows and PANELS panels; every output is summed in the order of k.
+template <class Format, int ROWS, int PANELS>
+void tile(const float* x, int x_stride, const Format* formats, int k_size, float* out, int out_stride, bool add) {
+    Format w[PANELS];
+    for (int p = 0; p < PANELS; p++) w[p] = formats[p];
+    vec sum[ROWS][PANELS][PARTS] = {};
+    for (int begin = 0; begin < k_size; begin += GROUP) {
+        for (int p = 0; p < PANELS; p++) w[p].begin(begin / GROUP);
+        int end = begin + GROUP < k_size ? begin + GROUP : k_size;
+        for (int k = begin; k < end; k += 2) {
+            add_input<0>(x, x_stride, w, k, sum);
+            add_input<1>(x, x_stride, w, k + 1, sum);
+        }
+    }
+    for (int r = 0; r < ROWS; r++)
+        for (int p = 0; p < PANELS; p++)
+            for (int i = 0; i < PARTS; i++) {
+                float* to = out + (size_t)r * out_stride + p * PANEL + i * LANES;
+                store(to, add ? load(to) + sum[r][p][i] : sum[r][p][i]);
+            }
+}
+
+template <class Format, int ROWS>
+void rows_of(const float* x, int x_stride, const Format* w, int panels, int k_size, float* out, int out_stride, bool add) {
+    constexpr int AT_ONCE = ROWS == 1 ? 4 : ROWS <= MAX_ROWS / 2 ? 2 : 1;
+    int p = 0;
+    for (; p + AT_ONCE <= panels; p += AT_ONCE)
+        tile<Format, ROWS, AT_ONCE>(x, x_stride, w + p, k_size, out + p * PANEL, out_stride, add);
+    for (; p < panels; p++) tile<Format, ROWS, 1>(x, x_stride, w + p, k_size, out + p * PANEL, out_stride, add);
+}
+
+template <class Format, int ROWS = MAX_ROWS>
+void few_rows(int rows, const float* x, int x_stride, const Format* w, int panels, int k_size, float* out, int out_stride, bool add) {
+    if constexpr (ROWS > 0) {
+        if (rows == ROWS) return rows_of<Format, ROWS>(x, x_stride, w, panels, k_size, out, out_stride, add);
+        few_rows<Format, ROWS - 1>(rows, x, x_stride, w, panels, k_size, out, out_stride, add);
+    }
+}
+
+struct Matrix {
+    const void *data, *scales, *leasts;
+    int32_t format, outputs, inputs;  // outputs padded to whole panels
+};
+
+template <class Format>
+void panels_of(const Matrix& m, const float* x, int rows, int first, int count, float* out, int out_stride, bool add) {
+    Format w[4];
+    for (int p = 0; p < count; p++) w[p] = Format(m.data, m.scales, m.leasts, first + p, m.inputs);
+    int tiles = (rows + MAX_ROWS - 1) / MAX_ROWS;
+    for (int t = 0, r = 0; t < tiles; t++) {
+        int here = (rows - r + tiles - t - 1) / (tiles - t);
+        few_rows<Format>(here, x + (size_t)r * m.inputs, m.inputs, w, count, m.inputs, out + (size_t)r * out_stride + first * PANEL, out_stride, add);
+        r += here;
+    }
+}
+
+// out [rows, out_stride] (+)= x [rows, inputs] times panels first ... first + count (at most 4) of m.
+void multiply(const Matrix& m, const float* x, int rows, int first, int count, float* out, int out_stride, bool add) {
+    if (m.format == 0) panels_of<Float32>(m, x, rows, first, count, out, out_stride, add);
+    if (m.format == 1) panels_of<BFloat16>(m, x, rows, first, count, out, out_stride, add);
+    if (m.format == 2) panels_of<Int8>(m, x, rows, first, count, out, out_stride, add);
+    if (m.format == 3) panels_of<Int4>(m, x, rows, first, count, out, out_stride, add);
+}
+
+}  // namespace
