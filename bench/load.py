@@ -25,7 +25,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-import httpx
+import httpx2
 import psutil
 from results_file import write_results
 from server import serving, small_model
@@ -44,7 +44,7 @@ class Seen:
     memory_mib: list[float] = field(default_factory=list)
 
 
-async def ask(client: httpx.AsyncClient, chance: random.Random, shared: list[int], seen: Seen) -> None:
+async def ask(client: httpx2.AsyncClient, chance: random.Random, shared: list[int], seen: Seen) -> None:
     """One request, read to its end or given up."""
     prompt = [chance.randrange(10, 250) for _ in range(chance.randrange(10, 400))]
     if chance.random() < 0.3:
@@ -108,11 +108,11 @@ async def load(url: str, pid: int, clients: int, seconds: float) -> Seen:
 
     async def go_on(number: int) -> None:
         chance = random.Random(number)
-        async with httpx.AsyncClient(base_url=url, timeout=300, limits=httpx.Limits(max_connections=1)) as client:
+        async with httpx2.AsyncClient(base_url=url, timeout=300, limits=httpx2.Limits(max_connections=1)) as client:
             while time.monotonic() < end:
                 try:
                     await ask(client, chance, shared, seen)
-                except httpx.HTTPError as error:
+                except httpx2.HTTPError as error:
                     seen.failed.append(repr(error))
 
     watcher = asyncio.create_task(watch(pid, seen))
