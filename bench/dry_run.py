@@ -1,4 +1,4 @@
-"""The dry run of Llama 3.1 405B on 16,384 processes, and of smaller ones, beside the planner.
+"""The dry runs of Llama 3.1 405B on 16,384 processes, of a 2T expert model on 131,072, and of smaller ones, beside the planner.
 
     python bench/dry_run.py
 
@@ -22,12 +22,22 @@ LARGE = {
     "optimiser": "adamw",
 }  # fmt: skip
 MEDIUM = {**LARGE, "model": "llama-3.1-70b", "batch_size": 1024}
+EXPERTS = {
+    **LARGE, "batch_size": 8192,
+    "model": {
+        "name": "2t-16e", "family": "llama4", "dim": 12288, "n_layers": 96, "n_heads": 96, "n_kv_heads": 8, "ffn_dim": 65536,
+        "n_experts": 16, "expert_ffn_dim": 32768, "attention_chunk": 8192, "nope_every": 4, "qk_norm": True,
+    },
+    "vocab_size": 202_048,
+}  # fmt: skip
 SMALL = {**LARGE, "model": "llama-3.1-8b", "batch_size": 512}
+ROUTED = {"replicate": 64, "shard": 128, "context": 16, "expert": 16}
 CASES = {
     "8b-64": (64, {**SMALL, "recompute": "block", "layout": {"shard": 64}}),
     "8b-64-none": (64, {**SMALL, "layout": {"shard": 8, "context": 8}}),
     "70b-1024": (1024, {**MEDIUM, "recompute": "block", "layout": {"replicate": 2, "shard": 64, "tensor": 8}}),
     "405b-16384": (16_384, {**LARGE, "recompute": "block", "layout": {"replicate": 16, "shard": 128, "tensor": 8}}),
+    "2t-131072": (131_072, {**EXPERTS, "recompute": "block", "layout": ROUTED}),
 }
 
 

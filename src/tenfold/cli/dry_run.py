@@ -13,7 +13,7 @@ from tenfold.plan.memory import CONTEXT_GIB, memory
 from tenfold.plan.traffic import traffic
 from tenfold.plan.workload import GIB, Layout
 from tenfold.train.config import RunConfig
-from tenfold.train.dry_run import DryRun, dry_run
+from tenfold.train.dry_run import DIMENSIONS, DryRun, dry_run
 
 
 def show_dry_run(config: RunConfig, world: int, machine_name: str, as_json: bool) -> None:
@@ -67,11 +67,11 @@ def _difference(planned: float, found: float) -> float:
 
 def _as_planned(found: DryRun, config: RunConfig) -> Layout:
     """The run's layout as the planner knows it."""
-    replicate, shard, context, tensor = (found.layout[name] for name in ("replicate", "shard", "context", "tensor"))
+    replicate, shard, context, tensor, expert = (found.layout[name] for name in DIMENSIONS)
     data = replicate * shard
     again: dict[str, Any] = {"none": "none", "feed-forward": "selective", "block": "full"}
     return Layout(
-        tp=tensor, cp=context, dp=data, micro_batch=config.micro_batch or math.ceil(found.batch_size / data),
+        tp=tensor, cp=context, ep=expert, dp=data, micro_batch=config.micro_batch or math.ceil(found.batch_size / data),
         global_batch=found.batch_size, seq_len=config.seq_len, recompute=again[config.recompute], zero=3,
         shard=shard * context if replicate > 1 else 0,
     )  # fmt: skip

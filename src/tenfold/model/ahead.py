@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tenfold.model.attention import Mask, document_mask
 from tenfold.model.llama import Block, Llama, initialise, rope_table
 from tenfold.model.loss import cross_entropy
+from tenfold.model.norm import RMSNorm
 from tenfold.spec.model import ModelSpec
 
 
@@ -22,11 +23,11 @@ class Depth(nn.Module):
 
     def __init__(self, spec: ModelSpec):
         super().__init__()
-        self.hidden_norm = nn.RMSNorm(spec.dim, eps=spec.norm_eps)
-        self.token_norm = nn.RMSNorm(spec.dim, eps=spec.norm_eps)
+        self.hidden_norm = RMSNorm(spec.dim, eps=spec.norm_eps)
+        self.token_norm = RMSNorm(spec.dim, eps=spec.norm_eps)
         self.join = nn.Linear(2 * spec.dim, spec.dim, bias=False)
         self.block = Block(spec)
-        self.norm = nn.RMSNorm(spec.dim, eps=spec.norm_eps)
+        self.norm = RMSNorm(spec.dim, eps=spec.norm_eps)
 
     def forward(self, hidden: Tensor, following: Tensor, rope: Tensor, mask: Mask) -> Tensor:
         """hidden and `following`, the embeddings of the tokens to come, both [B, T, dim]."""

@@ -8,8 +8,10 @@ turns neighbours too, but its experts' matrices stand transposed.
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -49,6 +51,13 @@ def write_parts(
 
 
 def _filled(spec: ModelSpec, fill: Callable[[str, nn.Module], None]) -> Iterator[tuple[str, Tensor]]:
+    for name, part, slots in _parts(spec):
+        fill(name, part)
+        yield from ((stored, slot.get()) for stored, slot in slots.items())
+
+
+def _parts(spec: ModelSpec) -> Iterator[tuple[str, nn.Module, dict[str, "_Slot | _Stack"]]]:
+    """Each part of a model in turn, the only one that has memory then: its name, itself, its weights by Hugging Face's names."""
     with torch.device("meta"):
         model = make_model(spec)
     if spec.tied:
@@ -56,8 +65,7 @@ def _filled(spec: ModelSpec, fill: Callable[[str, nn.Module], None]) -> Iterator
     parts = [(name, part) for name, part in model.named_children() if name != "blocks" and not (spec.tied and name == "head")]
     for name, part in parts + [(f"blocks.{i}", block) for i, block in enumerate(model.layers)]:
         part.to_empty(device="cpu")
-        fill(name, part)
-        yield from ((name, slot.get()) for name, slot in _slots(model).items() if not slot.is_meta)
+        yield name, part, {stored: slot for stored, slot in _slots(model).items() if not slot.is_meta}
         part.to("meta")
 
 
@@ -142,27 +150,56 @@ def assemble(spec: ModelSpec, tensors: Iterator[tuple[str, Tensor]], path: Path,
             continue
         if name not in slots:
             raise TenfoldError(f"{path} has a tensor {name!r} that a model of this config does not have.")
-        slot = slots.pop(name)
-        if slot.shape != tuple(tensor.shape):
-            raise TenfoldError(f"{path}: {name} has shape {tuple(tensor.shape)}, its config says {slot.shape}.")
-        slot.set(tensor)
+        _set(slots.pop(name), tensor, name, path)
     if slots:
         raise TenfoldError(f"{path} lacks the tensor {next(iter(slots))!r} ({len(slots)} in all).")
     return model.requires_grad_(True)
 
 
+def _set(slot: "_Slot | _Stack", tensor: Tensor, name: str, path: Path) -> None:
+    if slot.shape != tuple(tensor.shape):
+        raise TenfoldError(f"{path}: {name} has shape {tuple(tensor.shape)}, its config says {slot.shape}.")
+    slot.set(tensor)
+
+
 def _stored(path: Path) -> Iterator[tuple[str, Tensor]]:
-    index = path / "model.safetensors.index.json"
-    files = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else ["model.safetensors"]
-    for file in files:
-        if not (path / file).exists():
-            raise TenfoldError(f"{path} lacks {file}: copy the missing shard there.")
+    for file in _files(path):
         try:
             with safe_open(path / file, framework="pt") as stored:
                 for name in stored.keys():  # noqa: SIM118 (not a dict)
                     yield name, stored.get_tensor(name)
         except SafetensorError as error:
             raise TenfoldError(f"{path / file} is damaged or cut short: {error}.") from None
+
+
+def _files(path: Path) -> list[str]:
+    index = path / "model.safetensors.index.json"
+    files = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else ["model.safetensors"]
+    for file in files:
+        if not (path / file).exists():
+            raise TenfoldError(f"{path} lacks {file}: copy the missing shard there.")
+    return files
+
+
+def read_parts(path: Path) -> Iterator[tuple[str, nn.Module]]:
+    """The model in a Hugging Face directory, never whole in memory: the name and weights of one part after another, in float32.
+
+    A part is as in `write_parts`; it is gone when the next is asked for. Raises TenfoldError as `read_model` does.
+    """
+    with ExitStack() as opened:
+        place: dict[str, Any] = {}
+        for file in _files(path):
+            try:
+                stored = opened.enter_context(safe_open(path / file, framework="pt"))
+            except SafetensorError as error:
+                raise TenfoldError(f"{path / file} is damaged or cut short: {error}.") from None
+            place |= dict.fromkeys(stored.keys(), stored)
+        for name, part, slots in _parts(read_spec(path)):
+            for key, slot in slots.items():
+                if key not in place:
+                    raise TenfoldError(f"{path} lacks the tensor {key!r}.")
+                _set(slot, place[key].get_tensor(key), key, path)
+            yield name, part
 
 
 @dataclass(frozen=True)

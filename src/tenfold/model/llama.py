@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tenfold.model.attention import Mask, attend, document_mask
 from tenfold.model.loss import cross_entropy
+from tenfold.model.norm import RMSNorm
 from tenfold.spec.model import ModelSpec
 
 if TYPE_CHECKING:
@@ -57,12 +58,13 @@ def rotate(x: Tensor, rope: Tensor) -> Tensor:
     while rope.ndim < x.ndim:
         rope = rope.unsqueeze(1)
     pairs = x.unflatten(-1, (-1, 2))
-    if torch.compiler.is_compiling() or x.dtype != torch.float32:
+    if torch.compiler.is_compiling() or x.is_cuda:
         a, b = pairs.float().unbind(-1)
         cos, sin = rope.unbind(-1)
         return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2).to(x.dtype)
     # Eagerly, one complex product is a quarter of the passes over memory.
-    return torch.view_as_real(torch.view_as_complex(pairs.contiguous()) * torch.view_as_complex(rope)).flatten(-2)
+    turned = torch.view_as_complex(pairs.float().contiguous()) * torch.view_as_complex(rope)
+    return torch.view_as_real(turned).flatten(-2).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -127,9 +129,9 @@ class Block(nn.Module):
 
     def __init__(self, spec: ModelSpec, ffn: nn.Module | None = None):
         super().__init__()
-        self.attention_norm = nn.RMSNorm(spec.dim, eps=spec.norm_eps)
+        self.attention_norm = RMSNorm(spec.dim, eps=spec.norm_eps)
         self.attention = Attention(spec)
-        self.ffn_norm = nn.RMSNorm(spec.dim, eps=spec.norm_eps)
+        self.ffn_norm = RMSNorm(spec.dim, eps=spec.norm_eps)
         self.ffn = FeedForward(spec.dim, spec.ffn_dim) if ffn is None else ffn
 
     def forward(
@@ -140,22 +142,27 @@ class Block(nn.Module):
 
 
 def initialise(model: nn.Module, spec: ModelSpec) -> None:
-    """Draw the weights from the global generator by one rule for every size.
+    """Draw the weights from the global generator by one rule for every size, in the order of their names."""
+    for name, p in model.named_parameters():
+        draw(name, p, spec)
+
+
+def draw(name: str, p: Tensor, spec: ModelSpec) -> None:
+    """Draw the weight `name` of a model.
 
     Matrices have variance 1 / fan-in; those that write to the residual stream are divided by sqrt(2 layers), so
     that its size does not grow with depth; the head starts at zero spread over 1 / dim (maximal-update: Yang et
     al., arXiv 2203.03466, table 8), so that first logits are small at every width.
     """
-    for name, p in model.named_parameters():
-        if p.ndim == 1:
-            nn.init.ones_(p)
-        elif name.startswith("embedding"):
-            nn.init.normal_(p, std=EMBEDDING_STD if not spec.tied else spec.dim**-0.5)
-        elif name.startswith("head"):
-            nn.init.normal_(p, std=1.0 / spec.dim)
-        else:
-            residual = ".wo." in name or ".w2." in name
-            nn.init.normal_(p, std=p.shape[-1] ** -0.5 / ((2 * spec.n_layers) ** 0.5 if residual else 1.0))
+    if p.ndim == 1:
+        nn.init.ones_(p)
+    elif name.startswith("embedding"):
+        nn.init.normal_(p, std=EMBEDDING_STD if not spec.tied else spec.dim**-0.5)
+    elif name.startswith("head"):
+        nn.init.normal_(p, std=1.0 / spec.dim)
+    else:
+        residual = ".wo." in name or ".w2." in name
+        nn.init.normal_(p, std=p.shape[-1] ** -0.5 / ((2 * spec.n_layers) ** 0.5 if residual else 1.0))
 
 
 @torch.no_grad()
@@ -164,8 +171,13 @@ def begin_as_identity(model: nn.Module) -> None:
     loss is log(vocabulary) whatever was drawn (as in Fixup, arXiv 1901.09321; what it brings is in `docs/LOG.md`). A head
     that is tied to the embedding stays, and so does a picture encoder, which has a way of its own to start."""
     for name, p in model.named_parameters():
-        if not name.startswith("vision.") and (".wo." in name or ".w2." in name or name.startswith("head")):
+        if begins_at_zero(name):
             p.zero_()
+
+
+def begins_at_zero(name: str) -> bool:
+    """Whether `begin_as_identity` sets the weight `name` to zero."""
+    return not name.startswith("vision.") and (".wo." in name or ".w2." in name or name.startswith("head"))
 
 
 class Llama(nn.Module):
@@ -183,7 +195,7 @@ class Llama(nn.Module):
         self.ahead: Ahead | None = None
         self.embedding = nn.Embedding(spec.vocab_size, spec.dim)
         self.blocks = nn.ModuleList([self.block(layer) for layer in range(spec.n_layers)])
-        self.norm = nn.RMSNorm(spec.dim, eps=spec.norm_eps)
+        self.norm = RMSNorm(spec.dim, eps=spec.norm_eps)
         self.head = nn.Linear(spec.dim, spec.vocab_size, bias=False)
         if spec.tied:
             self.head.weight = self.embedding.weight

@@ -14,12 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK_BYTES = {"cpu": 2**20, "cuda": 2**30}  # a CPU's second-level cache; a share of a GPU's memory
+FEWEST = 128  # rows of a product worth its weights
+BEYOND_CACHE = 2**28  # what a chunk may take where no cache would hold its logits anyway
 
 
 def _rows(weight: Tensor) -> int:
     """Tokens whose logits fill one chunk: in float32, or as they come where float32 ones are never stored."""
-    size = weight.element_size() if weight.is_cuda else 4
-    return max(128, CHUNK_BYTES.get(weight.device.type, 2**25) // (size * weight.shape[0]))
+    row = (weight.element_size() if weight.is_cuda else 4) * weight.shape[0]
+    rows = CHUNK_BYTES.get(weight.device.type, 2**25) // row
+    return rows if rows >= FEWEST else max(FEWEST, BEYOND_CACHE // row)
 
 
 def fused_gradient(logits: Tensor, index: Tensor, ignored: Tensor, z_loss: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -75,7 +78,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         nats = torch.zeros((), device=hidden.device)
         z_term = torch.zeros((), device=hidden.device)
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+        grad_weight: Tensor | None = None
         ignored = targets < 0
         index = targets.clamp(min=0)[:, None]
         minus_one = torch.full((1, 1), -1.0, device=hidden.device)
@@ -98,11 +101,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             # What is ignored is taken out of both products by their narrow side: the logits are the wide one.
             torch.mm(grad, weight, out=grad_hidden[chunk]).masked_fill_(skip[:, None], 0.0)
             h = h.masked_fill(skip[:, None], 0.0)
-            if grad_weight.dtype == grad.dtype:
+            if grad_weight is None:
+                grad_weight = grad.T @ h
+                grad_weight = grad_weight if rows == len(hidden) else grad_weight.float()  # it is the sum of several
+            elif grad_weight.dtype == grad.dtype:
                 grad_weight.addmm_(grad.T, h)
             else:
                 grad_weight += grad.T @ h
-        ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
+        ctx.save_for_backward(grad_hidden, torch.zeros_like(weight) if grad_weight is None else grad_weight.to(weight.dtype))
         return nats, z_term
 
     @staticmethod

@@ -31,7 +31,7 @@ from tenfold.train.one_gpu import recompute
 from tenfold.train.optimiser import make_optimisers
 
 GIB = 2**30
-DIMENSIONS = ("tensor", "context", "shard", "replicate")
+DIMENSIONS = ("replicate", "shard", "context", "tensor", "expert")
 # What PyTorch's tracker calls things, in the planner's words.
 PARTS = {
     "Sharded Param": "parameters", "Sharded Grad": "gradients", "OptState": "optimiser", "Activation": "activations",
@@ -77,12 +77,11 @@ def dry_run(config: RunConfig, world: int) -> DryRun:
     vocabulary = published_model(config.model).vocab_size if isinstance(config.model, str) else config.vocab_size
     spec, tokens = resolve_model(config, vocabulary)
     h = derive(spec, tokens, config.seq_len, batch_size=config.batch_size)
-    replicate, shard, context, tensor = sizes(config.layout, world)
+    layout = dict(zip(DIMENSIONS, (*sizes(config.layout, world), config.layout.expert), strict=True))
     kinds = sorted({0, world - 1})
     # Each in a process of its own: what PyTorch remembers of one rank's groups stands in the way of another's.
     with ProcessPoolExecutor(len(kinds), multiprocessing.get_context("fork")) as pool:
         ranks = list(pool.map(partial(_rank, config, spec, h, world), kinds))
-    layout = {"replicate": replicate, "shard": shard, "context": context, "tensor": tensor}
     return DryRun(world, layout, spec, h.batch_size, ranks, time.perf_counter() - began)
 
 
@@ -174,5 +173,6 @@ class Tracker(FSDPMemTracker):
             whole = CollectiveOp.get_comm_tensor_size(func, result, args, kwargs)
             ways = 2 if "allreduce" in str(func).replace("_", "") else 1
             name = self.everyone if group.group_desc == "default_pg" else group.group_desc.removeprefix("mesh_")
+            name = "shard" if name == "rest" else name  # of the shards of experts
             self.bytes[name] += ways * whole * (group.size() - 1) / group.size()
         return result

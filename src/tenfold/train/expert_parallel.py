@@ -33,7 +33,7 @@ def divide_experts(experts: Experts, mesh: DeviceMesh) -> None:
         theirs = torch.empty_like(load)
         dist.all_to_all_single(theirs, load, group=group)
         counts = theirs.view(processes, -1)  # rows that each process has for each expert here
-        send, receive = _splits(load.view(processes, -1), counts)
+        send, receive = _splits(load.view(processes, -1), counts, len(routed))
         arrived = _Exchange.apply(routed, send, receive, group)
         label = torch.arange(counts.numel(), device=load.device).remainder(counts.shape[1])
         order = label.repeat_interleave(theirs, output_size=len(arrived)).argsort(stable=True)
@@ -68,10 +68,11 @@ def _exchange(rows: Tensor, send: list[int], receive: list[int], group: Any) -> 
     return out
 
 
-def _splits(own: Tensor, theirs: Tensor) -> tuple[list[int], list[int]]:
-    """Rows to send to, and to receive from, each process, from rows for each expert [processes, experts]."""
+def _splits(own: Tensor, theirs: Tensor, rows: int) -> tuple[list[int], list[int]]:
+    """How many of `rows` go to, and how many come from, each process, by their numbers for each expert [processes, experts]."""
     if isinstance(own, FakeTensor):  # a dry run knows no loads: it takes even ones
-        raise NotImplementedError
+        even = [rows // len(own) + (i < rows % len(own)) for i in range(len(own))]
+        return even, even
     send, receive = torch.stack((own.sum(1), theirs.sum(1))).tolist()
     return send, receive
 

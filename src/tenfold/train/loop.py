@@ -22,12 +22,11 @@ from tenfold.data.corpus import Corpus, require_tokens
 from tenfold.data.mixture import Mixture
 from tenfold.data.picture_corpus import PictureCorpus, build_pictures, mixed_batch
 from tenfold.data.prefetch import AHEAD, Prefetch
-from tenfold.model.ahead import ahead_weights, predict_ahead
+from tenfold.model.ahead import ahead_weights
 from tenfold.model.attention import fastest_attention
 from tenfold.model.experts import balance_bias, expert_layers, router_statistics
-from tenfold.model.huggingface import read_model, write_model
-from tenfold.model.llama import Llama, begin_as_identity
-from tenfold.model.llama4 import Llama4, make_model
+from tenfold.model.huggingface import write_model
+from tenfold.model.llama import Llama
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec
 from tenfold.train import checkpoint
@@ -47,6 +46,7 @@ from tenfold.train.precision import autocast, choose_dtype, peak_flops
 from tenfold.train.progress import TrainingProgress
 from tenfold.train.schedule import schedule
 from tenfold.train.signals import stop_on_signals
+from tenfold.train.start import build, give_shares
 from tenfold.train.watchdog import Watchdog
 
 EXPLODING = 30.0  # a gradient this many times the usual norm is skipped
@@ -143,10 +143,14 @@ def run_steps(
         pictures = _pictures(config, corpus, spec, directory.parent)
     watchdog.beat()
     torch.manual_seed(config.seed)
-    model = _build(spec, config, corpus, device)
+    # On several processes a model is spread before it has weights; further heads know no shares yet.
+    in_shares = dist.is_initialized() and dist.get_world_size() > 1 and not config.ahead
+    model = build(spec, config, corpus, torch.device("meta") if in_shares else device)
     recompute(model, config.recompute)
     watchdog.beat()
     place = spread(model, config.layout, device, config.seq_len, h.batch_size, dtype)
+    if in_shares:
+        give_shares(model, config.start_from, device)
     if device.type == "cuda" and place.alone:
         use_document_blocks(model, config.seq_len)
     # Every process keeps a record of its own; the first one's is the run's.
@@ -306,7 +310,7 @@ def probe(config: RunConfig, corpus: Corpus, seconds: float) -> tuple[list[float
     """
     device, dtype, spec, _, h = _resolve(config, corpus)
     torch.manual_seed(config.seed)
-    model = _build(spec, config, corpus, device)
+    model = build(spec, config, corpus, device)
     optimisers = make_optimisers(model, spec, h, config.optimiser)
     taken: list[float] = []
     state, meter = _State(), EnergyMeter()
@@ -337,30 +341,6 @@ def _resolve(
         beta2=config.beta2,
     )
     return device, dtype, spec, tokens, h
-
-
-def _build(spec: ModelSpec, config: RunConfig, corpus: Corpus | Mixture, device: torch.device) -> Llama:
-    if config.start_from is not None:
-        model = _stored_model(Path(config.start_from), corpus).to(device)
-    else:
-        with device:
-            model = make_model(spec)
-            begin_as_identity(model)
-    if isinstance(model, Llama4) and config.balance == "loss":
-        model.use_balance_loss(config.balance_rate)
-    if config.ahead:
-        predict_ahead(model, config.ahead, config.ahead_weight)
-    return model
-
-
-def _stored_model(directory: Path, corpus: Corpus | Mixture) -> Llama:
-    own, theirs = (d / "tokenizer.json" for d in (corpus.directory, directory))
-    if theirs.exists() and own.read_bytes() != theirs.read_bytes():
-        raise TenfoldError(
-            f"The model in {directory} has another tokeniser than the corpus {corpus.directory}: train it on the corpus that its "
-            "tokeniser was made with."
-        )
-    return read_model(directory)
 
 
 def _pictures(config: RunConfig, corpus: Corpus, spec: ModelSpec, home: Path) -> PictureCorpus | None:
