@@ -17,7 +17,7 @@ import torch
 from tenfold.data.tokenizer import save_tokenizer, train_tokenizer
 from tenfold.model.huggingface import write_model
 from tenfold.model.llama import Llama
-from tenfold.serve.app import ServerOptions
+from tenfold.serve.app import ServerOptions, _event
 from tenfold.serve.keys import Keys, make_key
 from tenfold.serve.server import serve
 from tenfold.spec.errors import TenfoldError
@@ -355,6 +355,12 @@ def test_keys_are_limited_a_full_queue_refuses_and_sigterm_finishes_what_runs(di
     server.process.send_signal(signal.SIGTERM)
     assert [c.choices[0].finish_reason for c in stream][-1] == "length"
     assert "Traceback" not in server.process.communicate(timeout=60)[0]
+
+
+def test_an_event_is_one_line_however_a_client_splits_them():
+    text = "".join(map(chr, range(0x20, 0x3000)))
+    name, data, *rest = _event({"type": "delta", "text": text}, named=True).splitlines()
+    assert name == "event: delta" and rest == [""] and json.loads(data.removeprefix("data: "))["text"] == text
 
 
 def test_a_host_that_others_can_reach_needs_keys():

@@ -26,6 +26,8 @@ MODELS = {
     "adamw": {**RUN, "model": DENSE, "optimiser": "adamw", "micro_batch": 2},
     "uneven": {**RUN, "model": DENSE, "batch_size": 7, "tokens": 20 * 7 * 64, "micro_batch": 2},
     "routed": {**RUN, "model": ROUTED},
+    "deep": {**RUN, "model": {**DENSE, "n_layers": 5}},
+    "deep-uneven": {**RUN, "model": {**DENSE, "n_layers": 4}, "batch_size": 7, "tokens": 20 * 7 * 64, "micro_batch": 2},
 }
 LAYOUTS = {
     "fsdp": {"shard": 4},
@@ -38,15 +40,27 @@ LAYOUTS = {
     "replicate-context": {"replicate": 2, "context": 2},
     "replicate-tensor": {"replicate": 2, "tensor": 2},
     "context-tensor": {"context": 2, "tensor": 2},
+    "pipeline": {"pipeline": 4},
+    "pipeline-fsdp": {"pipeline": 2, "shard": 2},
+    "pipeline-ddp": {"pipeline": 2, "replicate": 2, "shard": 1},
+    "pipeline-context": {"pipeline": 2, "context": 2},
+    "pipeline-tensor": {"pipeline": 2, "tensor": 2},
+    "interleaved-fsdp": {"pipeline": 2, "shard": 2, "schedule": "interleaved"},
+    "interleaved-tensor": {"pipeline": 2, "tensor": 2, "schedule": "interleaved"},
+    "zero-bubble-fsdp": {"pipeline": 2, "shard": 2, "schedule": "zero-bubble"},
+    "zero-bubble-context": {"pipeline": 2, "context": 2, "schedule": "zero-bubble"},
     "expert": {"shard": 4, "expert": 2},
     "all-expert": {"shard": 4, "expert": 4},
     "hsdp-expert": {"replicate": 2, "shard": 2, "expert": 2},
     "context-expert": {"shard": 2, "context": 2, "expert": 2},
 }
-CASES = [(m, name) for m in MODELS for name in LAYOUTS if m == "routed" or "expert" not in name]
+LINES = [name for name in LAYOUTS if "pipeline" in LAYOUTS[name]]
+CASES = [(m, name) for m in MODELS for name in LAYOUTS if name not in LINES and (m == "routed" or "expert" not in name)]
+CASES += [(m, name) for m in ("deep", "deep-uneven") for name in LINES]
 QUICK = [
     ("dense", "fsdp-tensor"), ("dense", "context-tensor"), ("adamw", "fsdp-tensor"), ("uneven", "hsdp"), ("uneven", "fsdp-context"),
-    ("routed", "replicate-tensor"), ("routed", "context-expert"), ("routed", "hsdp-expert"),
+    ("routed", "replicate-tensor"), ("routed", "context-expert"), ("routed", "hsdp-expert"), ("deep", "pipeline-fsdp"),
+    ("deep-uneven", "pipeline-tensor"), ("deep", "interleaved-fsdp"), ("deep-uneven", "zero-bubble-context"),
 ]  # fmt: skip
 
 PROCESS = """
@@ -124,6 +138,7 @@ def test_every_layout_has_the_numbers_of_one_process(corpus, alone, tmp_path, ca
         ({"shard": 3}, "= 3 processes, but there are 4"),
         ({"tensor": 3}, "= 3 processes, but there are 4"),
         ({"replicate": 0}, "at least 1"),
+        ({"pipeline": 3}, "pipeline 3 x .* = 3 processes, but there are 4"),
     ],
 )
 def test_a_layout_that_does_not_fit_the_world_is_one_sentence(layout, says):

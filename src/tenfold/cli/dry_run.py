@@ -67,7 +67,7 @@ def _difference(planned: float, found: float) -> float:
 
 def _as_planned(found: DryRun, config: RunConfig) -> Layout:
     """The run's layout as the planner knows it."""
-    replicate, shard, context, tensor, expert = (found.layout[name] for name in DIMENSIONS)
+    _, replicate, shard, context, tensor, expert = (found.layout[name] for name in DIMENSIONS)
     data = replicate * shard
     again: dict[str, Any] = {"none": "none", "feed-forward": "selective", "block": "full"}
     return Layout(

@@ -208,7 +208,7 @@ class Llama(nn.Module):
     @property
     def layers(self) -> list[Block]:
         """The blocks, as what they are."""
-        return cast(list[Block], list(self.blocks))
+        return cast(list[Block], list(self.blocks.children()))
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Embedded tokens [B, T, dim]."""
@@ -218,12 +218,20 @@ class Llama(nn.Module):
 
     def hidden(self, tokens: Tensor, document: Tensor | None = None) -> Tensor:
         """Normed last hidden state [B, T, dim] for tokens [B, T]; attention stays within each document."""
-        rope = rope_table(self.spec, torch.arange(tokens.shape[1], device=tokens.device))
+        return self.norm(self.through(self.embed(tokens), document))
+
+    def through(
+        self, x: Tensor, document: Tensor | None, blocks: list[tuple[int, Block]] | None = None, length: int | None = None
+    ) -> Tensor:
+        """Embedded tokens x [B, T, dim] after all blocks, or after some, given with the numbers of their layers.
+
+        Rows are `length` tokens long, T where it is not given: x may hold a part of their positions.
+        """
+        rope = rope_table(self.spec, torch.arange(length or x.shape[1], device=x.device))
         mask = None if document is None else self.document_mask(document)
-        x = self.embed(tokens)
-        for block in self.layers:
+        for _, block in blocks or enumerate(self.layers):
             x = block(x, rope, mask)
-        return self.norm(x)
+        return x
 
     def forward(self, tokens: Tensor, document: Tensor | None = None) -> Tensor:
         """Logits float32 [B, T, vocab]."""

@@ -67,7 +67,7 @@ class Llama4(Llama):
         where there are more or fewer patch tokens than the tiles give.
         """
         x = self.embed(tokens)
-        return self.decode(x if pixels is None else self.see(x, tokens, pixels), document)
+        return self.norm(self.through(x if pixels is None else self.see(x, tokens, pixels), document))
 
     def see(self, x: Tensor, tokens: Tensor, pixels: Tensor) -> Tensor:
         """x [B, T, dim] with what the encoder saw in place of the patch tokens."""
@@ -86,9 +86,11 @@ class Llama4(Llama):
         """Logits float32 [B, T, vocab]."""
         return self.head(self.hidden(tokens, document, pixels)).float()
 
-    def decode(self, x: Tensor, document: Tensor | None) -> Tensor:
-        """Normed last hidden state [B, T, dim] for embedded tokens x [B, T, dim]."""
-        T, chunk = x.shape[1], self.spec.attention_chunk
+    def through(
+        self, x: Tensor, document: Tensor | None, blocks: list[tuple[int, Block]] | None = None, length: int | None = None
+    ) -> Tensor:
+        """Embedded tokens x [B, T, dim] after all blocks, or after some, as in Llama 3."""
+        T, chunk = length or x.shape[1], self.spec.attention_chunk
         index = torch.arange(T, device=x.device)
         rope = rope_table(self.spec, index)
         if document is None:
@@ -98,9 +100,9 @@ class Llama4(Llama):
             everywhere, position = self.document_mask(document), positions_within(document)
         nearby = self.document_mask(chunk_numbers(document, position, chunk)) if 0 < chunk < T else everywhere
         temperature = None if self.training else attention_temperature(self.spec, position)
-        for layer, block in enumerate(self.layers):
+        for layer, block in blocks or enumerate(self.layers):
             x = block(x, rope, nearby) if self.spec.is_local(layer) else block(x, None, everywhere, temperature)
-        return self.norm(x)
+        return x
 
     def auxiliary_loss(self, hidden: Tensor, tokens: Tensor, targets: Tensor, document: Tensor | None) -> Tensor:
         extra = super().auxiliary_loss(hidden, tokens, targets, document)

@@ -44,6 +44,8 @@ from tenfold.serve.worker import EngineGone
 from tenfold.spec.errors import TenfoldError
 
 _OPEN = ("/", "/health", "/metrics")  # answered without a key
+# Many clients take these for the ends of lines, which in a stream of events they are not.
+_LINE_ENDS = {ord(c): f"\\u{ord(c):04x}" for c in "\x85\u2028\u2029"}
 
 
 @dataclass
@@ -297,7 +299,7 @@ async def stream(items: AsyncGenerator[dict[str, Any]], named: bool = False) -> 
 
 def _event(item: dict[str, Any], named: bool) -> str:
     head = f"event: {item['type']}\n" if named else ""
-    return f"{head}data: {json.dumps(item, ensure_ascii=False, separators=(',', ':'))}\n\n"
+    return f"{head}data: {json.dumps(item, ensure_ascii=False, separators=(',', ':')).translate(_LINE_ENDS)}\n\n"
 
 
 class Gate:

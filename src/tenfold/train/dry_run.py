@@ -31,7 +31,7 @@ from tenfold.train.one_gpu import recompute
 from tenfold.train.optimiser import make_optimisers
 
 GIB = 2**30
-DIMENSIONS = ("replicate", "shard", "context", "tensor", "expert")
+DIMENSIONS = ("pipeline", "replicate", "shard", "context", "tensor", "expert")
 # What PyTorch's tracker calls things, in the planner's words.
 PARTS = {
     "Sharded Param": "parameters", "Sharded Grad": "gradients", "OptState": "optimiser", "Activation": "activations",
@@ -73,6 +73,8 @@ def dry_run(config: RunConfig, world: int) -> DryRun:
     """
     if dist.is_initialized():
         raise TenfoldError("A dry run is made by one process: start it without torchrun.")
+    if config.layout.pipeline > 1:
+        raise TenfoldError("A dry run knows no pipelines yet: set pipeline = 1 in [layout].")
     began = time.perf_counter()
     vocabulary = published_model(config.model).vocab_size if isinstance(config.model, str) else config.vocab_size
     spec, tokens = resolve_model(config, vocabulary)

@@ -74,7 +74,11 @@ def _evaluate(
         corpus, batch_size=16, seq_len=config.seq_len, limit_tokens=config.evaluate_tokens
     ):
         tokens, targets, document, _ = tensors(batch, 0, len(batch.tokens), device)
-        nats += model.loss(tokens, place.positions(targets), document)[0].item()
+        targets = place.positions(targets)
+        if place.pipeline is None:
+            nats += model.loss(tokens, targets, document)[0].item()
+        else:
+            nats += place.pipeline.loss(tokens, targets, document)
         count += int((batch.targets >= 0).sum())
         beat()
     nats = place.total(nats)[0] / place.data

@@ -1,10 +1,11 @@
 """How a run lies on several processes: the recipe that is applied to a model from outside, top to bottom.
 
-    world = replicate x shard x context x tensor      (neighbouring ranks share a tensor group)
-    shard x context = rest x expert                   (of neighbours that share the experts)
+    world = pipeline x replicate x shard x context x tensor      (neighbouring ranks share a tensor group)
+    shard x context = rest x expert                              (of neighbours that share the experts)
 
-Rows of the batch are divided over `replicate` and `shard`, positions of a row over `context` and `tensor`. So each process
-holds the loss of its own rows and positions, and gradients are sums over all of them: never a mean that depends on the layout.
+Layers are divided over `pipeline`, rows of the batch over `replicate` and `shard`, positions of a row over `context` and
+`tensor`. So each process holds the loss of its own rows and positions, and gradients are sums over all of them: never a mean that
+depends on the layout.
 """
 
 import os
@@ -27,6 +28,7 @@ from tenfold.model.experts import expert_layers
 from tenfold.model.llama import FeedForward, Llama
 from tenfold.spec.errors import TenfoldError
 from tenfold.train.expert_parallel import divide_experts, matrices
+from tenfold.train.pipeline import Pipeline, Schedule, cut
 
 
 class LayoutConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -34,9 +36,12 @@ class LayoutConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     `shard` processes share one copy of weights and optimiser (FSDP; 0 takes what the others leave), `replicate` such
     copies run beside each other (HSDP), `context` divides each row's positions, `tensor` the matrices of each layer. Of
-    the processes that share a copy, every `expert` neighbours divide the experts of each layer among them.
+    the processes that share a copy, every `expert` neighbours divide the experts of each layer among them. `pipeline` divides the
+    layers, and `schedule` is the order of its passes.
     """
 
+    pipeline: int = 1
+    schedule: Schedule = "1f1b"
     replicate: int = 1
     shard: int = 0
     context: int = 1
@@ -59,10 +64,11 @@ class Place:
     sequence_rank: int = 0
     shard_group: Any = None
     tensor_group: Any = None
+    pipeline: Pipeline | None = None
 
     @property
     def alone(self) -> bool:
-        return self.data * self.sequence == 1
+        return self.data * self.sequence == 1 and self.pipeline is None
 
     def rows(self, batch_size: int) -> tuple[int, int, int]:
         """First row, the row after the last, and the most rows that any process has: shares differ by one at most."""
@@ -107,18 +113,19 @@ def start_processes(patience_s: float = 900.0) -> None:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
 
 
-def sizes(layout: LayoutConfig, world: int) -> tuple[int, int, int, int]:
-    """(replicate, shard, context, tensor) for `world` processes. Raises TenfoldError where they do not multiply to it."""
-    if min(layout.replicate, layout.context, layout.tensor) < 1 or layout.shard < 0:
+def sizes(layout: LayoutConfig, world: int) -> tuple[int, int, int, int, int]:
+    """(pipeline, replicate, shard, context, tensor) for `world` processes. Raises TenfoldError where they do not multiply to it."""
+    if min(layout.pipeline, layout.replicate, layout.context, layout.tensor) < 1 or layout.shard < 0:
         raise TenfoldError("Every size in [layout] must be at least 1 (shard may be 0: what the others leave).")
-    others = layout.replicate * layout.context * layout.tensor
+    others = layout.pipeline * layout.replicate * layout.context * layout.tensor
     shard = layout.shard or max(1, world // others)
     if others * shard != world:
+        first = f"pipeline {layout.pipeline} x " if layout.pipeline > 1 else ""
         raise TenfoldError(
-            f"[layout] needs replicate {layout.replicate} x shard {shard} x context {layout.context} x tensor {layout.tensor} = "
-            f"{others * shard} processes, but there are {world}: start as many, or change one of the four."
+            f"[layout] needs {first}replicate {layout.replicate} x shard {shard} x context {layout.context} x tensor "
+            f"{layout.tensor} = {others * shard} processes, but there are {world}: start as many, or change one of them."
         )
-    return layout.replicate, shard, layout.context, layout.tensor
+    return layout.pipeline, layout.replicate, shard, layout.context, layout.tensor
 
 
 def spread(
@@ -129,16 +136,18 @@ def spread(
     Weights are gathered in `dtype`, that of the products; every process keeps its share, and sums gradients, in float32.
     """
     world = dist.get_world_size() if dist.is_initialized() else 1
-    replicate, shard, context, tensor = sizes(layout, world)
+    stages, replicate, shard, context, tensor = sizes(layout, world)
     if world == 1:
         return Place()
     _check(model, replicate * shard, context, tensor, shard * context, seq_len, batch_size)
     _check_experts(model, layout.expert, tensor, shard * context)
-    mesh = init_device_mesh(device.type, (replicate, shard * context, tensor), mesh_dim_names=("replicate", "shard", "tensor"))
-    fine = init_device_mesh(
-        device.type, (replicate, shard, context, tensor), mesh_dim_names=("replicate", "shard", "context", "tensor")
-    )
+    _check_pipeline(model, stages)
+    line = {"pipeline": stages} if stages > 1 else {}
+    mesh = _mesh(device, **line, replicate=replicate, shard=shard * context, tensor=tensor)
+    fine = _mesh(device, **line, replicate=replicate, shard=shard, context=context, tensor=tensor)
     r, s, c, t = (fine.get_local_rank(name) for name in ("replicate", "shard", "context", "tensor"))
+    sharded_over = mesh["replicate", "shard"] if replicate > 1 else mesh["shard"]
+    own = cut(model, stages, fine.get_local_rank("pipeline"), layout.schedule) if stages > 1 else {}
     place = Place(
         rank=dist.get_rank(),
         data=replicate * shard,
@@ -147,8 +156,9 @@ def spread(
         sequence_rank=c * tensor + t,
         shard_group=mesh.get_group("shard"),
         tensor_group=mesh.get_group("tensor") if tensor > 1 else None,
+        pipeline=Pipeline(model, own, layout.schedule, mesh.get_group("pipeline"), device, context * tensor) if own else None,
     )
-    if place.sequence > 1:
+    if place.sequence > 1 and (not own or 0 in own):
         model.layers[0].register_forward_pre_hook(lambda block, args: (place.positions(args[0]), *args[1:]))
     if tensor > 1:
         for block in model.layers:
@@ -156,23 +166,27 @@ def spread(
     if context > 1:
         for block in model.layers:
             _divide_context(block.attention, fine["context"])
-    sharded_over = mesh["replicate", "shard"] if replicate > 1 else mesh["shard"]
     half = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     policy = MixedPrecisionPolicy() if dtype == torch.float32 else half
-    parts: list[tuple[nn.Module, DeviceMesh]] = [(module, sharded_over) for module in (*model.layers, model)]
+    parts: list[tuple[nn.Module, DeviceMesh]] = [(part, sharded_over) for part in (*model.layers, *(own.values() or [model]))]
     if layout.expert > 1:
-        names = ("replicate", "rest", "expert")
-        wide = init_device_mesh(device.type, (replicate, shard * context // layout.expert, layout.expert), mesh_dim_names=names)
+        wide = _mesh(device, replicate=replicate, rest=shard * context // layout.expert, expert=layout.expert)
         for experts in expert_layers(model):
             divide_experts(experts, wide["expert"])
             rest = wide["replicate", "rest"] if replicate > 1 else wide["rest"]
             parts = [*((stack, rest) for stack in matrices(experts)), *parts]
-    for module, over in parts:
-        fully_shard(module, mesh=over, shard_placement_fn=_across, mp_policy=policy)
-        module.set_gradient_divide_factor(1.0)  # type: ignore[operator]
-        module.set_force_sum_reduction_for_comms(True)  # type: ignore[operator]
-    register_fsdp_forward_method(model, "loss")
+    for part, over in parts:
+        # In a pipeline weights are gathered once a step, not for each of its parts: zero bubbles work on what was gathered.
+        fully_shard(part, mesh=over, shard_placement_fn=_across, mp_policy=policy, reshard_after_forward=False if own else None)
+        part.set_gradient_divide_factor(1.0)  # type: ignore[operator]
+        part.set_force_sum_reduction_for_comms(True)  # type: ignore[operator]
+    if not own:
+        register_fsdp_forward_method(model, "loss")
     return place
+
+
+def _mesh(device: torch.device, **dimensions: int) -> DeviceMesh:
+    return init_device_mesh(device.type, tuple(dimensions.values()), mesh_dim_names=tuple(dimensions))
 
 
 def _check(model: Llama, data: int, context: int, tensor: int, shards: int, seq_len: int, batch_size: int) -> None:
@@ -213,6 +227,14 @@ def _check_experts(model: Llama, expert: int, tensor: int, shards: int) -> None:
     ):
         if value % ranks:
             raise TenfoldError(f"[layout] with expert = {expert} cannot divide {what} {value} by {ranks}: change one of the two.")
+
+
+def _check_pipeline(model: Llama, stages: int) -> None:
+    if stages > 1 and (model.spec.tied or expert_layers(model) or model.ahead is not None):
+        raise TenfoldError(
+            "[layout] with a pipeline trains dense models with a head that is not tied to the embedding, and ahead = 0: set "
+            "pipeline = 1."
+        )
 
 
 def _divide_matrices(block: nn.Module, mesh: DeviceMesh) -> None:
@@ -295,6 +317,8 @@ def clip_gradient(model: nn.Module, limit: float, place: Place) -> float:
     dist.all_reduce(squares, group=place.shard_group)
     if place.tensor_group is not None:
         dist.all_reduce(squares[1:], group=place.tensor_group)
+    if place.pipeline is not None:
+        dist.all_reduce(squares, group=place.pipeline.group)
     norm = float(squares.sum().sqrt())
     for gradient, _ in held:
         gradient.mul_(min(1.0, limit / (norm + 1e-6)))

@@ -388,15 +388,18 @@ def _step(
     set_learning_rate(optimisers, schedule(config.schedule, state.step, h.steps, config.warmup, config.decay))
     targets_total = max(1, int((batch.targets >= 0).sum()))
     first, end, most = place.rows(h.batch_size)
-    micro = config.micro_batch or most
     nats: Any = 0.0
-    for offset in range(0, most, micro):
+    if place.pipeline is not None:
+        micro = config.micro_batch or max(1, most // place.pipeline.processes)
+        parts = -(-most // (micro * place.pipeline.processes)) * place.pipeline.processes
+        tokens, targets, document, _ = tensors(batch, first, end, device)
+        tokens, targets, document = _filled(tokens, targets, document, parts * micro)
+        nats, most = place.pipeline.step(tokens, place.positions(targets), document, config.z_loss, micro, targets_total), 0
+    micro = config.micro_batch or most
+    for offset in range(0, most, micro or 1):
         start = first + offset
         tokens, targets, document, seen = tensors(batch, start, min(start + micro, end), device)
-        if len(tokens) < min(micro, most - offset):
-            rows = min(micro, most - offset)
-            tokens, targets = padded(tokens, rows, 0), padded(targets, rows, -100)
-            document = None if document is None else padded(document, rows, 0)
+        tokens, targets, document = _filled(tokens, targets, document, min(micro, most - offset))
         if not place.alone:
             add_across_copies(model, offset + micro >= most)
         total, extra = model.loss(tokens, place.positions(targets), document, config.z_loss, **seen)
@@ -424,6 +427,13 @@ def _step(
     for optimiser in optimisers:
         optimiser.zero_grad(set_to_none=True)
     return loss, norm
+
+
+def _filled(tokens: Tensor, targets: Tensor, document: Tensor | None, rows: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """So many rows, the last of which may count for nothing."""
+    if len(tokens) == rows:
+        return tokens, targets, document
+    return padded(tokens, rows, 0), padded(targets, rows, -100), None if document is None else padded(document, rows, 0)
 
 
 def _stop_where_skipped(state: _State, config: RunConfig, h: Hyperparameters, loss: float) -> None:

@@ -56,7 +56,8 @@ def give_shares(model: Llama, start_from: str | None, device: torch.device) -> N
         return
     for part, weights in read_parts(Path(start_from)):
         for name, whole in weights.named_parameters():
-            _keep_share(ours[f"{part}.{name}"], whole)
+            if f"{part}.{name}" in ours:  # else another stage has it
+                _keep_share(ours[f"{part}.{name}"], whole)
 
 
 def _draw(model: Llama, ours: dict[str, nn.Parameter], device: torch.device) -> None:
@@ -66,10 +67,13 @@ def _draw(model: Llama, ours: dict[str, nn.Parameter], device: torch.device) -> 
         for layer in range(spec.n_layers):
             model.block(layer)
         nn.Linear(spec.dim, spec.vocab_size, bias=False)
-    for name, p in ours.items():
-        whole = torch.empty(p.shape, dtype=p.dtype, device=device)
+    with torch.device("meta"):
+        shapes = {name: p.shape for name, p in make_model(spec).named_parameters()}
+    for name, shape in shapes.items():
+        whole = torch.empty(shape, device=device)
         draw(name, whole, spec)
-        _keep_share(p, whole.zero_() if begins_at_zero(name) else whole)
+        if name in ours:  # else another stage has it
+            _keep_share(ours[name], whole.zero_() if begins_at_zero(name) else whole)
 
 
 def _keep_share(p: Tensor, whole: Tensor) -> None:
