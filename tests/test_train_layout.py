@@ -97,7 +97,7 @@ def run_on(processes, corpus, folder, jobs):
     ]
     try:
         for process in started:
-            _, said = process.communicate(timeout=250)
+            _, said = process.communicate(timeout=900)
             assert process.returncode == 0, said
     finally:
         for process in started:

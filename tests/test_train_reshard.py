@@ -1,5 +1,6 @@
 """Checkpoints between layouts: what any layout saved, any other loads to the bit: weights, optimisers, step."""
 
+import pytest
 import torch
 import torch.distributed as dist
 from processes import run_together
@@ -20,17 +21,25 @@ LAYOUTS = {
     "tensor": {"tensor": 4},
     "fsdp-tensor": {"shard": 2, "tensor": 2},
     "context-tensor": {"context": 2, "tensor": 2},
+    "pipeline-fsdp": {"pipeline": 2, "shard": 2},
 }
+EXPERT_LAYOUTS = {
+    "fsdp": {"shard": 4},
+    "expert": {"shard": 4, "expert": 2},
+    "all-expert": {"shard": 2, "context": 2, "expert": 4},
+    "tensor": {"shard": 2, "tensor": 2},
+}
+SHAPE = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 4, "ffn_dim": 64, "vocab_size": 96}
+SPEC = ModelSpec("tiny", **SHAPE)
+ROUTED = ModelSpec("routed", family="llama4", n_experts=4, expert_ffn_dim=32, attention_chunk=8, nope_every=2, **SHAPE)
 
-SPEC = ModelSpec("tiny", dim=32, n_layers=2, n_heads=4, n_kv_heads=4, ffn_dim=64, vocab_size=96)
 
-
-def made(seed, fields):
+def made(spec, seed, fields):
     """A model with optimisers, alone or in a layout."""
     torch.manual_seed(seed)
-    model = make_model(SPEC)
+    model = make_model(spec)
     place = layout.spread(model, layout.LayoutConfig(**fields), torch.device("cpu"), 16, 8) if fields else None
-    optimisers = make_optimisers(model, SPEC, derive(SPEC, 10**5, 64), "muon")
+    optimisers = make_optimisers(model, spec, derive(spec, 10**5, 64), "muon")
     return (model, optimisers, place) if fields else (model, optimisers)
 
 
@@ -38,9 +47,14 @@ def whole(model, optimisers):
     """Every tensor of weights and optimisers by name, each whole and a copy, and every setting of the optimisers."""
     weights, state = get_state_dict(model, optimisers, options=StateDictOptions(flatten_optimizer_state_dict=True))
     both = {**weights, **state}
-    return {
+    own = {
         k: (v.full_tensor() if hasattr(v, "full_tensor") else v).clone() if isinstance(v, torch.Tensor) else v for k, v in both.items()
     }
+    if not dist.is_initialized():
+        return own
+    parts = [{}] * dist.get_world_size()  # stages of a pipeline have different ones
+    dist.all_gather_object(parts, own)
+    return {k: v for part in parts for k, v in part.items()}
 
 
 def unlike(have, want):
@@ -54,18 +68,22 @@ def train(model, optimisers, place, steps):
     for step in range(steps):
         tokens = torch.randint(0, SPEC.vocab_size, (8, 16), generator=torch.Generator().manual_seed(step))
         first, end, _ = place.rows(8)
-        model.loss(tokens[first:end], place.positions(tokens.roll(-1, 1)[first:end]))[0].backward()
+        own, targets = tokens[first:end], place.positions(tokens.roll(-1, 1)[first:end])
+        if place.pipeline is None:
+            model.loss(own, targets)[0].backward()
+        else:
+            place.pipeline.step(own, targets, None, 0.0, 1, 1)
         layout.clip_gradient(model, 1.0, place)
         for optimiser in optimisers:
             optimiser.step()
             optimiser.zero_grad()
 
 
-def save_and_load_in_every_layout(folder):
+def save_and_load_in_every_layout(folder, spec, layouts):
     layout.start_processes()
     states = {"one": torch.load(folder / "one.pt")}
-    for name, fields in LAYOUTS.items():
-        model, optimisers, place = made(1, fields)
+    for name, fields in layouts.items():
+        model, optimisers, place = made(spec, 1, fields)
         train(model, optimisers, place, 2)
         with checkpoint.Saver(folder / name, keep=1) as saver:
             saver.save(2, model, optimisers, {"step": 2})
@@ -73,8 +91,8 @@ def save_and_load_in_every_layout(folder):
             train(model, optimisers, place, 1)  # goes on while the save does
     if dist.get_rank() == 0:
         torch.save(states, folder / "states.pt")
-    for target, fields in LAYOUTS.items():
-        model, optimisers, place = made(2, fields)
+    for target, fields in layouts.items():
+        model, optimisers, place = made(spec, 2, fields)
         for source, want in states.items():
             assert checkpoint.restore_latest(folder / source, model, optimisers) == {"step": 2}
             have = whole(model, optimisers)
@@ -86,8 +104,9 @@ def save_and_load_in_every_layout(folder):
     dist.barrier()
 
 
-def test_any_layout_loads_what_any_other_saved_to_the_bit_and_one_process_too(tmp_path):
-    model, optimisers = made(3, None)
+@pytest.mark.parametrize("spec, layouts", [(SPEC, LAYOUTS), (ROUTED, EXPERT_LAYOUTS)], ids=["dense", "routed"])
+def test_any_layout_loads_what_any_other_saved_to_the_bit_and_one_process_too(tmp_path, spec, layouts):
+    model, optimisers = made(spec, 3, None)
     for step in range(2):
         for p in model.parameters():
             p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(step))
@@ -95,16 +114,16 @@ def test_any_layout_loads_what_any_other_saved_to_the_bit_and_one_process_too(tm
             optimiser.step()
     checkpoint.save(tmp_path / "one", 2, model, optimisers, {"step": 2})
     torch.save(whole(model, optimisers), tmp_path / "one.pt")
-    run_together(4, save_and_load_in_every_layout, tmp_path)
-    assert len(list(tmp_path.glob("*.same"))) == len(LAYOUTS) * (len(LAYOUTS) + 1)
+    run_together(4, save_and_load_in_every_layout, tmp_path, spec, layouts)
+    assert len(list(tmp_path.glob("*.same"))) == len(layouts) * (len(layouts) + 1)
     states = torch.load(tmp_path / "states.pt")
-    for name in LAYOUTS:
-        model, optimisers = made(4, None)
+    for name in layouts:
+        model, optimisers = made(spec, 4, None)
         assert checkpoint.restore_latest(tmp_path / name, model, optimisers) == {"step": 2}
         have = whole(model, optimisers)
         assert have.keys() == states[name].keys() and not unlike(have, states[name])
     write_model(model, tmp_path / "whole")
-    export_model(checkpoint.latest(tmp_path / name), SPEC, tmp_path / "parts")
+    export_model(checkpoint.latest(tmp_path / name), spec, tmp_path / "parts")
     a, b = (load_file(tmp_path / folder / "model.safetensors") for folder in ("whole", "parts"))
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
     assert (tmp_path / "whole" / "config.json").read_text() == (tmp_path / "parts" / "config.json").read_text()
