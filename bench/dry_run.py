@@ -2,7 +2,8 @@
 
     python bench/dry_run.py
 
-Rows of cases that were not asked for stay. Each case is a process of its own (`tenfold train --dry-run`), so that its seconds and its memory are what a user sees.
+Each case is a process of its own (`tenfold train --dry-run`), so that its seconds and its memory are what a user sees. Rows of
+cases that were not asked for stay.
 """
 
 import argparse

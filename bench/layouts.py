@@ -7,6 +7,7 @@ per pair of layouts says whether the second, on the same processes, loads weight
 """
 
 import argparse
+import math
 import multiprocessing
 import os
 import shutil
@@ -43,6 +44,7 @@ MODELS = {
     "dense": {**RUN, "model": DENSE},
     "dense, rows that do not divide": {**RUN, "model": DENSE, "batch_size": 11, "tokens": STEPS * 11 * 64, "micro_batch": 1},
     "experts": {**RUN, "model": ROUTED},
+    "dense, 8 layers": {**RUN, "model": {**DENSE, "n_layers": 8}},
 }
 # (replicate, shard, context, tensor)
 LAYOUTS = {
@@ -53,6 +55,20 @@ LAYOUTS = {
     ],
     "dense, rows that do not divide": [(1, 4, 1, 1), (2, 2, 1, 2), (1, 4, 2, 1), (2, 2, 2, 1)],
     "experts": [(1, 4, 1, 1), (2, 2, 1, 1), (1, 1, 4, 1), (1, 1, 1, 4), (1, 2, 2, 2), (2, 2, 2, 1)],
+}  # fmt: skip
+FURTHER = {
+    "experts": [
+        {"shard": 4, "expert": 2}, {"shard": 8, "expert": 4}, {"replicate": 2, "shard": 4, "expert": 4},
+        {"shard": 2, "context": 4, "expert": 4}, {"replicate": 2, "shard": 2, "context": 2, "expert": 2},
+    ],
+    "dense, 8 layers": [
+        {"pipeline": 4}, {"pipeline": 8}, {"pipeline": 2, "shard": 4}, {"pipeline": 2, "replicate": 2, "shard": 2},
+        {"pipeline": 2, "shard": 2, "tensor": 2}, {"pipeline": 2, "context": 2, "tensor": 2},
+        {"pipeline": 4, "shard": 2, "schedule": "interleaved"},
+        {"pipeline": 2, "shard": 2, "tensor": 2, "schedule": "interleaved"},
+        {"pipeline": 2, "shard": 2, "context": 2, "schedule": "zero-bubble"},
+        {"pipeline": 4, "tensor": 2, "schedule": "zero-bubble"},
+    ],
 }  # fmt: skip
 RESHARDED = [(1, 8, 1, 1), (2, 4, 1, 1), (1, 1, 1, 8), (1, 2, 2, 2), (2, 2, 1, 2)]
 SPEC = ModelSpec("tiny", dim=32, n_layers=2, n_heads=8, n_kv_heads=8, ffn_dim=64, vocab_size=96)
@@ -103,8 +119,7 @@ def train(corpus: Path, folder: Path, jobs: list[tuple[str, dict]]) -> None:
 def made(seed: int, sizes: tuple[int, ...]):
     torch.manual_seed(seed)
     model = make_model(SPEC)
-    fields = dict(zip(DIMENSIONS, sizes, strict=True))
-    place = layout.spread(model, layout.LayoutConfig(**fields), torch.device("cpu"), 16, 8)
+    place = layout.spread(model, layout.LayoutConfig(**as_table(sizes)), torch.device("cpu"), 16, 8)
     return model, make_optimisers(model, SPEC, derive(SPEC, 10**5, 64), "muon"), place
 
 
@@ -149,8 +164,13 @@ def reshard(folder: Path) -> None:
             dist.barrier()
 
 
-def name_of(sizes: tuple[int, ...]) -> str:
-    return " x ".join(f"{name} {size}" for name, size in zip(DIMENSIONS, sizes, strict=True) if size > 1)
+def name_of(table: dict) -> str:
+    ways = " x ".join(f"{name} {size}" for name, size in table.items() if name != "schedule" and size > 1)
+    return f"{ways}, {table['schedule']}" if "schedule" in table else ways
+
+
+def as_table(sizes: tuple[int, ...]) -> dict:
+    return dict(zip(DIMENSIONS, sizes, strict=True))
 
 
 def compare(one: Path, many: Path) -> dict:
@@ -178,15 +198,14 @@ def main() -> None:
     jobs: dict[int, list] = {}
     for model, fields in MODELS.items():
         jobs.setdefault(1, []).append((model, fields))
-        for sizes in LAYOUTS[model][: given.most]:
-            world = sizes[0] * sizes[1] * sizes[2] * sizes[3]
-            table = dict(zip(DIMENSIONS, sizes, strict=True))
-            jobs.setdefault(world, []).append((f"{model}: {name_of(sizes)}", {**fields, "layout": table}))
+        for table in [*map(as_table, LAYOUTS.get(model, [])), *FURTHER.get(model, [])][: given.most]:
+            world = math.prod(table.get(name, 1) for name in ("pipeline", *DIMENSIONS))
+            jobs.setdefault(world, []).append((f"{model}: {name_of(table)}", {**fields, "layout": table}))
     rows = []
     for world, named in jobs.items():
         together(world, train, corpus, folder, named)
-        for name, fields in named if world > 1 else ():
-            row = {"case": name, "processes": world, "dimensions": sum(s > 1 for s in fields["layout"].values())}
+        for name, _ in named if world > 1 else ():
+            row = {"case": name, "processes": world, "dimensions": name.split(": ")[1].count(" x ") + 1}
             row |= compare(folder / name.split(": ")[0], folder / name)
             rows.append(row)
             print(f"{name}: losses within {row['loss_difference']:.1e}, weights {row['weight_difference']:.1e}", flush=True)
@@ -195,7 +214,7 @@ def main() -> None:
     together(8, reshard, folder / "reshard")
     for a, b in pairs:
         same = (folder / "reshard" / f"{a}-{b}").exists()
-        rows.append({"case": f"checkpoint: {name_of(a)} -> {name_of(b)}", "same_to_the_bit": same})
+        rows.append({"case": f"checkpoint: {name_of(as_table(a))} -> {name_of(as_table(b))}", "same_to_the_bit": same})
     print(f"{sum(row.get('same_to_the_bit', False) for row in rows)} of {len(pairs)} pairs are the same to the bit")
     print(write_results("layouts", rows))
     shutil.rmtree(folder)
