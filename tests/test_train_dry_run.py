@@ -1,17 +1,19 @@
 """Dry runs: what fake processes hold and send is what arithmetic says, and the planner's figures stand beside it."""
 
 import json
+import math
 
 import pytest
 from typer.testing import CliRunner
 
 import tenfold.cli.commands  # noqa: F401
 from tenfold.cli import app
-from tenfold.cli.dry_run import beside_the_plan
+from tenfold.cli.dry_run import beside_the_plan, with_layout
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec
 from tenfold.train.config import config_from_fields
 from tenfold.train.dry_run import dry_run
+from tenfold.train.layout import sizes
 
 MODEL = {"name": "small", "dim": 64, "n_layers": 3, "n_heads": 4, "n_kv_heads": 4, "ffn_dim": 128}
 RUN = {"tokens": 10**6, "model": MODEL, "seq_len": 64, "batch_size": 32, "micro_batch": 1, "optimiser": "adamw", "vocab_size": 256}
@@ -71,3 +73,14 @@ def test_the_command_prints_json_and_says_what_it_needs(tmp_path):
     assert found["world"] == 2 and found["ranks"][0]["memory_gib"] > 0 and set(found["difference_pct"]) == {"memory", "sent"}
     with pytest.raises(TenfoldError, match="= 2 processes, but there are 3"):
         run(3, layout={"shard": 2})
+
+
+def test_auto_is_the_planners_layout_and_one_that_the_trainer_knows():
+    auto = config_from_fields({**RUN, "model": "llama-3.1-70b", "seq_len": 8192, "batch_size": 512, "layout": "auto"}, "the test")
+    chosen = with_layout(auto, 256, "h100")
+    assert not chosen.layout.auto and math.prod(sizes(chosen.layout, 256)) == 256
+    assert chosen.layout.shard * chosen.layout.tensor * chosen.layout.pipeline > 1  # 70B fits on no one GPU
+    assert chosen.batch_size % (chosen.layout.replicate * chosen.layout.shard * chosen.micro_batch) == 0
+    assert with_layout(config_from_fields({**RUN, "layout": {"shard": 4}}, "the test"), 4, "h100").layout.shard == 4
+    with pytest.raises(TenfoldError, match="does not fit on 2 x"):
+        with_layout(auto, 2, "h100")

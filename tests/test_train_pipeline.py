@@ -29,7 +29,7 @@ def test_the_stages_hold_every_weight_once_and_compute_the_models_loss(schedule,
     x = tokens
     for _, stage in sorted(stages.items()):
         x = stage(x, 8, tokens.roll(-1, 1))
-    assert float(x[0, 0]) == pytest.approx(float(whole.loss(tokens, tokens.roll(-1, 1))[0]), rel=1e-6)
+    assert x[0, 0].item() == pytest.approx(whole.loss(tokens, tokens.roll(-1, 1))[0].item(), rel=1e-6)
 
 
 def test_what_cannot_be_cut_is_one_sentence():

@@ -8,16 +8,20 @@ from rich.console import Console
 from rich.table import Table
 
 from tenfold.cli import print_json
+from tenfold.cli.auto_layout import choose_layout
 from tenfold.plan.machine import machine
 from tenfold.plan.memory import CONTEXT_GIB, memory
 from tenfold.plan.traffic import traffic
 from tenfold.plan.workload import GIB, Layout
-from tenfold.train.config import RunConfig
+from tenfold.spec.model import published_model
+from tenfold.train.config import RunConfig, resolve_model
 from tenfold.train.dry_run import DIMENSIONS, DryRun, dry_run
+from tenfold.train.hyperparameters import derive
 
 
 def show_dry_run(config: RunConfig, world: int, machine_name: str, as_json: bool) -> None:
     """Make the dry run and print it; as JSON, `beside_the_plan` with the fields of `train.dry_run.DryRun`."""
+    config = with_layout(config, world, machine_name)
     found = dry_run(config, world)
     plan = beside_the_plan(found, config, machine_name)
     if as_json:
@@ -37,6 +41,14 @@ def show_dry_run(config: RunConfig, world: int, machine_name: str, as_json: bool
         f"what is sent in a step. {found.seconds:.0f} s.",
         highlight=False,
     )
+
+
+def with_layout(config: RunConfig, world: int, machine_name: str) -> RunConfig:
+    """`config` with the planner's layout where it asks for one."""
+    vocabulary = published_model(config.model).vocab_size if isinstance(config.model, str) else config.vocab_size
+    spec, tokens = resolve_model(config, vocabulary)
+    batch_size = derive(spec, tokens, config.seq_len, batch_size=config.batch_size).batch_size
+    return choose_layout(config, spec, world, batch_size, machine_name)
 
 
 def beside_the_plan(found: DryRun, config: RunConfig, machine_name: str) -> dict[str, Any]:

@@ -81,6 +81,7 @@ def resume(
 def _run(config: Any, directory: Path, home: Path, as_json: bool, processes: int | None = None) -> None:
     from rich.console import Console
 
+    from tenfold.cli.auto_layout import choose_layout
     from tenfold.spec.errors import TenfoldError
     from tenfold.spec.units import duration, si
     from tenfold.train.checkpoint import on_first_process
@@ -89,6 +90,7 @@ def _run(config: Any, directory: Path, home: Path, as_json: bool, processes: int
     from tenfold.train.hyperparameters import derive
     from tenfold.train.layout import start_processes
     from tenfold.train.loop import train as train_run
+    from tenfold.train.precision import this_accelerator
     from tenfold.train.text import open_text
 
     start_processes()
@@ -106,6 +108,8 @@ def _run(config: Any, directory: Path, home: Path, as_json: bool, processes: int
         weight_decay=config.weight_decay,
         beta2=config.beta2,
     )
+    world = processes or int(os.environ.get("WORLD_SIZE", "1"))
+    config = choose_layout(config, spec, world, h.batch_size, this_accelerator())
     flops = tokens * spec.train_flops_per_token(config.seq_len)
     console.print(
         f"{spec.name}: {spec.dim} wide, {spec.n_layers} layers, {si(spec.parameters().total, 'parameters')}; "

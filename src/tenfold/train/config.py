@@ -109,6 +109,8 @@ def config_from_fields(fields: dict[str, Any], where: str) -> RunConfig:
     for key in fields:
         if key not in known:
             raise TenfoldError(f"{where} has no setting {key!r}{nearest(key, known)}.")
+    if fields.get("layout") == "auto":
+        fields = {**fields, "layout": {"auto": True}}
     try:
         config = msgspec.convert(fields, RunConfig)
     except msgspec.ValidationError as error:

@@ -37,9 +37,10 @@ class LayoutConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     `shard` processes share one copy of weights and optimiser (FSDP; 0 takes what the others leave), `replicate` such
     copies run beside each other (HSDP), `context` divides each row's positions, `tensor` the matrices of each layer. Of
     the processes that share a copy, every `expert` neighbours divide the experts of each layer among them. `pipeline` divides the
-    layers, and `schedule` is the order of its passes.
+    layers, and `schedule` is the order of its passes. `layout = "auto"` sets `auto`: the command takes what the planner says.
     """
 
+    auto: bool = False
     pipeline: int = 1
     schedule: Schedule = "1f1b"
     replicate: int = 1

@@ -65,6 +65,14 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
     return flops, f"this machine's own {size}-cubed {str(dtype).removeprefix('torch.')} product"
 
 
+def this_accelerator() -> str | None:
+    """The key of this machine's GPU among the published ones; None where there is none, or it is not known."""
+    if not torch.cuda.is_available():
+        return None
+    chip = published(torch.cuda.get_device_name())
+    return next((key for key, known in accelerators().items() if known == chip), None)
+
+
 def published(device_name: str) -> Accelerator | None:
     """The data sheet for a name that the driver gives ("NVIDIA H100 80GB HBM3"), or None where none is known.
 
