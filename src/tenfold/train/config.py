@@ -32,7 +32,8 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     learning rate does, a `loss` of weight `balance_rate`, or nothing. `batch_size` counts sequences of `seq_len` tokens a
     step; `micro_batch` those that go through the model at once. Times are in seconds. `upload_to` is a folder that fsspec can
     reach (`s3://bucket/run`): every checkpoint is copied there, and a run with none of its own goes on from there.
-    A process that does nothing for `hang_after_s` ends itself, so that its elastic agent starts the run again.
+    A process that does nothing for `hang_after_s` ends itself, so that its elastic agent starts the run again. Every
+    `replay_every` steps (0: never) a loss is worked out twice, and must come out the same to the bit.
 
     `start_from` is a Hugging Face directory whose shape and weights the run begins from. `ahead` further tokens are
     predicted beside the next one, with the weight `ahead_weight` (multi-token prediction; 0 is none). `fp8` trains
@@ -87,6 +88,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     keep: int = 2
     upload_to: str | None = None
     hang_after_s: float = 900.0
+    replay_every: int = 0
     tensorboard: bool = False
     wandb: str | None = None
     layout: LayoutConfig = LayoutConfig()
@@ -123,6 +125,8 @@ def config_from_fields(fields: dict[str, Any], where: str) -> RunConfig:
         value = getattr(config, key)
         if value is not None and value <= 0:
             raise TenfoldError(f"{where}: {key} must be positive, not {value}.")
+    if config.replay_every < 0:
+        raise TenfoldError(f"{where}: replay_every counts steps and cannot be {config.replay_every}.")
     if config.ahead < 0:
         raise TenfoldError(f"{where}: ahead counts tokens and cannot be {config.ahead}.")
     if not 0 < config.picture_share <= 1:

@@ -10,6 +10,7 @@ import platform
 import shutil
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from tenfold.train.evaluate import evaluate, evaluate_pictures, tensors
 from tenfold.train.export import export_model
 from tenfold.train.fp8 import use_fp8
 from tenfold.train.goodput import Clock, read_goodput
+from tenfold.train.health import LOOK_EVERY, check_arithmetic, stragglers
 from tenfold.train.hyperparameters import Hyperparameters, derive
 from tenfold.train.layout import Place, ProcessLost, add_across_copies, clip_gradient, padded, spread, start_processes
 from tenfold.train.memory import peak_memory_bytes
@@ -201,12 +203,13 @@ def run_steps(
         loads = [torch.zeros_like(layer.load) for layer in expert_layers(model)]
         last_save = last_log = time.monotonic()
         logged_step, energy_before = state.step, state.energy_j
-        logged_flops = state.flops
+        logged_flops, waited = state.flops, 0.0
         save_now = stopped = False
         while state.step < h.steps and not stopped:
             began = time.perf_counter()
             with clock.time("stepping"):
                 batch = batches(state.step)
+                waited += time.perf_counter() - began
                 loss, norm = _step(model, optimisers, batch, config, h, state, device, place, guard)
                 if guard is not None and ((state.step + 1) % config.log_every == 0 or state.step + 1 == h.steps):
                     loss, norm = float(loss), float(norm)
@@ -217,6 +220,12 @@ def run_steps(
             watchdog.beat(state.step)
             state.flops += batch.tokens.size * flops_per_token + _tile_flops(spec, batch)
             _balance(model, config, state.step, h.steps, loads)
+            if not place.alone and state.step % LOOK_EVERY == 0:
+                for slow in stragglers(waited / LOOK_EVERY, time.perf_counter() - began, device):
+                    metrics.write("straggler", step=state.step, **slow)
+                waited = 0.0
+            if config.replay_every and state.step % config.replay_every == 0:
+                check_arithmetic(partial(_loss_again, model, batch, h.batch_size, place, device), state.step)
             if state.step % config.log_every == 0 or state.step == h.steps:
                 now = time.monotonic()
                 rate = (state.step - logged_step) * h.batch_size * config.seq_len / (now - last_log)
@@ -427,6 +436,16 @@ def _step(
     for optimiser in optimisers:
         optimiser.zero_grad(set_to_none=True)
     return loss, norm
+
+
+def _loss_again(model: Llama, batch: Batch, rows: int, place: Place, device: torch.device) -> Tensor | float:
+    """The sum of nats of the first of this process's `rows`."""
+    first, _, _ = place.rows(rows)
+    tokens, targets, document, seen = tensors(batch, first, first + 1, device)
+    targets = place.positions(targets)
+    if place.pipeline is not None:
+        return place.pipeline.loss(tokens, targets, document)
+    return model.loss(tokens, targets, document, 0.0, **seen)[0]
 
 
 def _filled(tokens: Tensor, targets: Tensor, document: Tensor | None, rows: int) -> tuple[Tensor, Tensor, Tensor | None]:
