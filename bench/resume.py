@@ -20,7 +20,7 @@ from results_file import write_results
 from safetensors.torch import load_file
 
 RUN = """
-flops = 6e10
+flops = 2e11
 corpus = "{corpus}"
 vocab_size = 512
 seq_len = 128
