@@ -53,3 +53,45 @@ def test_arithmetic_that_differs_is_one_sentence_and_that_which_repeats_goes_on(
     monkeypatch.setattr(loop, "_loss_again", lambda *_: next(losses))
     with pytest.raises(TenfoldError, match=r"after step 2 came out differently .* on process 0"):
         loop.train(config, corpus, tmp_path / "ill", quiet=True)
+
+
+def poisoned(monkeypatch, since, until=10**9):
+    """Let batches `since` to `until` of a run have losses that are far too high; returns the numbers of all that are drawn."""
+    make, step, drawn = loop._batch, loop._step, []
+
+    def batch(*arguments):
+        drawn.append(arguments[3])
+        return make(*arguments)
+
+    def high(*arguments):
+        loss, norm = step(*arguments)
+        return loss + 5.0 * (since <= drawn[-1] < until), norm
+
+    monkeypatch.setattr(loop, "_batch", batch)
+    monkeypatch.setattr(loop, "_step", high)
+    return drawn
+
+
+COURSE = {"tokens": 160 * 4 * 32, "seq_len": 32, "batch_size": 4, "model": {"width": 16}, "evaluate_tokens": 512, "log_every": 1}
+
+
+def test_a_loss_that_leaves_its_course_goes_back_and_around(corpus, tmp_path, monkeypatch):
+    drawn = poisoned(monkeypatch, 60, 72)
+    config = RunConfig(**COURSE, checkpoint_every_s=0.0, keep=100, upload_to=str(tmp_path / "store"))
+    assert loop.train(config, corpus, tmp_path, quiet=True).step == 160
+    # At step 70 ten losses were too high: the run goes on from step 50 with batch 70.
+    assert drawn == list(range(180))
+    steps = {e["step"]: e["loss"] for e in read_metrics(tmp_path / "run.jsonl") if e["event"] == "step"}
+    assert sorted(steps) == list(range(1, 161))
+    assert sum(loss > 8 for loss in steps.values()) == 2  # batches 70 and 71: too few to matter
+    assert loop.train(config, corpus, tmp_path, quiet=True).finished
+
+
+def test_a_loss_that_stays_high_or_has_no_way_back_stops_in_one_sentence(corpus, tmp_path, monkeypatch):
+    drawn = poisoned(monkeypatch, 60)
+    with pytest.raises(TenfoldError, match="no checkpoint of step 50 or earlier"):
+        loop.train(RunConfig(**COURSE, checkpoint_every_s=1e9), corpus, tmp_path / "a", quiet=True)
+    drawn.clear()
+    poisoned(monkeypatch, 120)
+    with pytest.raises(TenfoldError, match="after 5 returns: lower learning_rate"):
+        loop.train(RunConfig(**COURSE, checkpoint_every_s=0.0, keep=100), corpus, tmp_path / "b", quiet=True)

@@ -127,6 +127,21 @@ def latest(directory: Path) -> Path | None:
     return next(reversed(_steps(directory)), None)
 
 
+def go_back(directory: Path, step: int, uploaded_to: str | None = None) -> int | None:
+    """Drop the checkpoints after `step`, also from the store that they were `uploaded_to`; returns the newest one's step.
+
+    Where none would be left, none is dropped, and None returned.
+    """
+    steps = {int(path.name.removeprefix("step-")): path for path in _steps(directory)}
+    left = [s for s in steps if s <= step]
+    if not left:
+        return None
+    if uploaded_to is not None:
+        store.drop_after(uploaded_to, step)
+    _drop([path for s, path in steps.items() if s > step])
+    return max(left)
+
+
 def load(path: Path, model: nn.Module, optimiser: Optimisers) -> dict[str, Any]:
     """Verify the checkpoint `path` and load it into model and optimisers, to the bit; returns its `extra`.
 

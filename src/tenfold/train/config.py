@@ -33,7 +33,9 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     step; `micro_batch` those that go through the model at once. Times are in seconds. `upload_to` is a folder that fsspec can
     reach (`s3://bucket/run`): every checkpoint is copied there, and a run with none of its own goes on from there.
     A process that does nothing for `hang_after_s` ends itself, so that its elastic agent starts the run again. Every
-    `replay_every` steps (0: never) a loss is worked out twice, and must come out the same to the bit.
+    `replay_every` steps (0: never) a loss is worked out twice, and must come out the same to the bit. Where the loss stays
+    more than `rollback_above` nats above its course (0: whatever it does), the run goes back to a checkpoint from before and
+    leaves out the batches since.
 
     `start_from` is a Hugging Face directory whose shape and weights the run begins from. `ahead` further tokens are
     predicted beside the next one, with the weight `ahead_weight` (multi-token prediction; 0 is none). `fp8` trains
@@ -89,6 +91,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     upload_to: str | None = None
     hang_after_s: float = 900.0
     replay_every: int = 0
+    rollback_above: float = 2.0
     tensorboard: bool = False
     wandb: str | None = None
     layout: LayoutConfig = LayoutConfig()
@@ -125,6 +128,8 @@ def config_from_fields(fields: dict[str, Any], where: str) -> RunConfig:
         value = getattr(config, key)
         if value is not None and value <= 0:
             raise TenfoldError(f"{where}: {key} must be positive, not {value}.")
+    if config.rollback_above < 0:
+        raise TenfoldError(f"{where}: rollback_above is in nats and cannot be {config.rollback_above:g}.")
     if config.replay_every < 0:
         raise TenfoldError(f"{where}: replay_every counts steps and cannot be {config.replay_every}.")
     if config.ahead < 0:

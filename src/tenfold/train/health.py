@@ -1,12 +1,18 @@
-"""Whether the processes of a run are well: which are slower than the others, and whose arithmetic cannot be trusted.
+"""Whether a run is well: a loss that leaves its course, processes that are slower than the others, arithmetic that does not repeat.
+
+A run whose loss leaves its course goes back to a checkpoint from before, and leaves out the batches since (as PaLM's did, arXiv
+2204.02311, section 5.1).
 
 All wait for the slowest, so a step takes equally long on each; what tells them apart is how long each waits for its batches, and
 how long a product takes that none of the others has a part in.
 """
 
+import json
+import math
 import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -16,9 +22,48 @@ from torch import Tensor
 
 from tenfold.spec.errors import TenfoldError
 
+WARM_UP = 50  # losses that make the usual one
+PATIENCE = 10  # losses in a row that are too high
+MOST_RETURNS = 5
 LOOK_EVERY = 50  # steps
 LATE = 0.1  # of a step: so much longer than the others a straggler waits for its batches
 SLOW = 1.5  # times as long as the others' takes a straggler's product
+
+
+class LeftCourse(Exception):
+    """The loss has left its course with `step` steps done; `before` so many it was well."""
+
+    def __init__(self, step: int):
+        super().__init__(step)
+        self.step, self.before = step, step - 2 * PATIENCE  # what brought it off course came earlier than the first high loss
+
+
+class Course:
+    """The `usual` loss of a run, from `seen` losses, and for how long it has been more than `above` nats higher."""
+
+    def __init__(self, above: float, usual: float = 0.0, seen: int = 0):
+        self._above, self.usual, self.seen, self._high = above, usual, seen, 0
+
+    def left(self, loss: float) -> bool:
+        """Whether, with this loss too, it has left its course for good."""
+        high = self.seen >= WARM_UP and loss > self.usual + self._above
+        self._high = self._high + 1 if high else 0
+        if not high and math.isfinite(loss):
+            self.seen += 1
+            self.usual += (loss - self.usual) / min(self.seen, WARM_UP)
+        return self._high >= PATIENCE
+
+
+def skips(directory: Path) -> list[tuple[int, int]]:
+    """(step, batches): from which step on how many more batches are left out, from `skipped.jsonl`."""
+    path = directory / "skipped.jsonl"
+    return [tuple(json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def skip(directory: Path, step: int, batches: int) -> None:
+    """Leave out so many batches from `step` on."""
+    with (directory / "skipped.jsonl").open("a") as file:
+        file.write(json.dumps([step, batches]) + "\n")
 
 
 def stragglers(waited_s: float, step_s: float, device: torch.device) -> list[dict[str, Any]]:

@@ -37,7 +37,16 @@ from tenfold.train.evaluate import evaluate, evaluate_pictures, tensors
 from tenfold.train.export import export_model
 from tenfold.train.fp8 import use_fp8
 from tenfold.train.goodput import Clock, read_goodput
-from tenfold.train.health import LOOK_EVERY, check_arithmetic, stragglers
+from tenfold.train.health import (
+    LOOK_EVERY,
+    MOST_RETURNS,
+    Course,
+    LeftCourse,
+    check_arithmetic,
+    skip,
+    skips,
+    stragglers,
+)
 from tenfold.train.hyperparameters import Hyperparameters, derive
 from tenfold.train.layout import Place, ProcessLost, add_across_copies, clip_gradient, padded, spread, start_processes
 from tenfold.train.memory import peak_memory_bytes
@@ -89,6 +98,8 @@ class _State:
     skipped: int = 0
     skipped_in_a_row: int = 0
     usual_norm: float = 0.0
+    usual_loss: float = 0.0
+    losses_seen: int = 0
 
 
 def train(
@@ -103,17 +114,37 @@ def train(
 ) -> RunResult:
     """`run_steps`, on as many processes as were started; one that is lost ends the others, with ProcessLost.
 
-    `torchrun` then starts all again, and the run goes on from its last checkpoint, with fewer processes if it has to.
+    `torchrun` then starts all again, and the run goes on from its last checkpoint, with fewer processes if it has to. A run
+    whose loss leaves its course goes back by itself.
     """
     try:
         with Watchdog(config.hang_after_s) as watchdog:
             start_processes(config.hang_after_s)
-            return run_steps(config, corpus, directory, watchdog, title=title, quiet=quiet, keep_model=keep_model, notes=notes)
+            while True:
+                try:
+                    return run_steps(
+                        config, corpus, directory, watchdog, title=title, quiet=quiet, keep_model=keep_model, notes=notes
+                    )
+                except LeftCourse as left:
+                    checkpoint.on_first_process(partial(_go_back, directory, config.upload_to, left))
     except RuntimeError as error:
         said = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         if not dist.is_initialized() or not any(word in said.lower() for word in ("connection", "gloo", "nccl", "timed out")):
             raise
         raise ProcessLost(f"Another process of the run was lost ({said}): it goes on from its last checkpoint.") from None
+
+
+def _go_back(directory: Path, uploaded_to: str | None, left: LeftCourse) -> None:
+    """Let the run begin again before its loss left its course, behind the batches that it had since."""
+    if len(skips(directory)) >= MOST_RETURNS:
+        raise TenfoldError(f"The loss left its course again (step {left.step}), after {MOST_RETURNS} returns: lower learning_rate.")
+    step = checkpoint.go_back(directory / "checkpoint", left.before, uploaded_to)
+    if step is None:
+        raise TenfoldError(
+            f"The loss left its course before step {left.step}, and there is no checkpoint of step {left.before} or earlier to go "
+            "back to: lower learning_rate, look at the data there, or raise rollback_above."
+        )
+    skip(directory, step, left.step - step)
 
 
 def run_steps(
@@ -143,6 +174,7 @@ def run_steps(
     else:
         require_tokens(corpus, text_share * h.steps * h.batch_size * config.seq_len, config.max_epochs)
         pictures = _pictures(config, corpus, spec, directory.parent)
+    left_out = skips(directory)
     watchdog.beat()
     torch.manual_seed(config.seed)
     # On several processes a model is spread before it has weights; further heads know no shares yet.
@@ -167,6 +199,7 @@ def run_steps(
     watchdog.beat()
     if saved is not None:
         state = _State(**saved["state"])
+    course = Course(config.rollback_above, state.usual_loss, state.losses_seen)
     flops_per_token = spec.train_flops_per_token(config.seq_len) + 6.0 * ahead_weights(spec, config.ahead)
     peak, peak_source = peak_flops(device, dtype)
     compiled = _compile(model, config, device, place, h.steps * h.batch_size * config.seq_len * flops_per_token / peak)
@@ -187,7 +220,7 @@ def run_steps(
         Clock(directory / "time.jsonl" if place.rank == 0 else None, state.step) as clock,
         checkpoint.Saver(directory / "checkpoint", config.keep, config.upload_to) as saver,
         Prefetch(
-            lambda step: _batch(config, corpus, pictures, step, rows),
+            lambda step: _batch(config, corpus, pictures, step + sum(n for first, n in left_out if first <= step), rows),
             h.steps,
             ahead=AHEAD if corpus.is_remote else 0,
         ) as batches,
@@ -199,7 +232,7 @@ def run_steps(
             facts |= {"fp8": fp8} if fp8 else {}
             metrics.write("start", **facts, **(notes or {}))
         else:
-            metrics.write("resume", step=state.step)
+            metrics.write("resume", step=state.step, batches_left_out=sum(n for _, n in left_out))
         loads = [torch.zeros_like(layer.load) for layer in expert_layers(model)]
         last_save = last_log = time.monotonic()
         logged_step, energy_before = state.step, state.energy_j
@@ -219,6 +252,10 @@ def run_steps(
             state.step += 1
             watchdog.beat(state.step)
             state.flops += batch.tokens.size * flops_per_token + _tile_flops(spec, batch)
+            if isinstance(loss, float) and config.rollback_above and course.left(loss):
+                saver.finish()
+                raise LeftCourse(state.step)
+            state.usual_loss, state.losses_seen = course.usual, course.seen
             _balance(model, config, state.step, h.steps, loads)
             if not place.alone and state.step % LOOK_EVERY == 0:
                 for slow in stragglers(waited / LOOK_EVERY, time.perf_counter() - began, device):

@@ -45,6 +45,17 @@ def download(target: str, directory: Path, after: int) -> bool:
         raise TenfoldError(f"The checkpoints in {target} could not be read: {_said(error)}.") from None
 
 
+def drop_after(target: str, step: int) -> None:
+    """Drop the checkpoints after `step`. Raises TenfoldError where the store refuses."""
+    try:
+        files, root = _open(target)
+        for name in _steps(files, root):
+            if int(name.removeprefix("step-")) > step:
+                files.rm(f"{root}/{name}", recursive=True)
+    except Exception as error:
+        raise TenfoldError(f"The checkpoints in {target} could not be dropped: {_said(error)}.") from None
+
+
 def _open(target: str) -> tuple[Any, str]:
     import fsspec
 
