@@ -144,3 +144,12 @@ def test_sampling_out_of_range_is_one_sentence(value):
 
     with pytest.raises(TenfoldError, match=r"^[A-Z a-z_0-9].*\.$"):
         Sampling(**value)
+
+
+def test_a_step_is_longer_only_while_nobody_is_being_answered():
+    s = Scheduler(BlockManager(64, SIZE), 8, 4, prompt_budget=20)
+    s.add(sequence("a", range(30), answer=3))
+    assert [sum(w.count for w in run_step(s)) for _ in range(2)] == [20, 10]
+    s.add(sequence("b", range(100, 130), answer=1))
+    assert [sum(w.count for w in run_step(s)) for _ in range(2)] == [8, 8]  # a's reply and a piece of b
+    assert sum(w.count for w in run_step(s)) == 16  # a has its answer, so the rest of b goes at once

@@ -22,7 +22,7 @@ from tenfold.serve.speculate import DraftSpeculator, Speculator
 from tenfold.spec.errors import TenfoldError
 
 TOKEN_BUDGET = {"cpu": 128, "cuda": 2048}  # a step this large takes some tens of milliseconds
-PROMPT_BUDGET = {"cpu": 256, "cuda": 0}  # of one in which nobody is being answered
+PROMPT_BUDGET = 256  # of one in which nobody is being answered, where prompts go through a matrix unit
 FREE_ROWS = 4  # a step of so many rows takes about as long as a step of one: what guesses may fill
 
 
@@ -302,10 +302,10 @@ def make_engine(options: EngineOptions, grammars: Any = None) -> Engine:
     from tenfold.serve.ahead import AheadEngine  # it is made of this module's Engine
 
     runner, n_blocks = make_runner(options)
-    device = options.device.split(":")[0]
+    on_tiles = isinstance(runner, native.NativeRunner) and runner.tiles
     settings: dict[str, Any] = {
-        "token_budget": options.token_budget or TOKEN_BUDGET.get(device, 128),
-        "prompt_budget": 0 if options.token_budget else PROMPT_BUDGET.get(device, 0),
+        "token_budget": options.token_budget or TOKEN_BUDGET.get(options.device.split(":")[0], 128),
+        "prompt_budget": PROMPT_BUDGET if on_tiles and not options.token_budget else 0,
         "max_running": options.max_running,
         "context": options.context,
         "speculate": options.speculate,
