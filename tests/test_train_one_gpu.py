@@ -144,12 +144,23 @@ def kept_bytes(model) -> int:
     return sum(kept.values())
 
 
-def test_recompute_counts_the_load_of_experts_once():
+@pytest.mark.parametrize(("what", "most"), [("feed-forward", 0.8), ("block", 0.5)])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_experts_worked_out_again_give_the_same_and_count_their_load_once(what, most, compiled):
     torch.manual_seed(0)
     model = Llama4(ModelSpec(**(vars(SPEC) | EXPERTS)))
-    recompute(model, "block")
-    gradients(model, *inputs(64))
-    assert [int(block.ffn.load.sum()) for block in model.layers] == [2 * 64] * 2
+    model.use_balance_loss(0.01)
+    other = copy.deepcopy(model)
+    recompute(other, what)
+    for m in (model, other) if compiled else ():
+        compile_blocks(m, backend="aot_eager")
+    with torch.autocast("cpu", torch.bfloat16, enabled=compiled):  # compiled, grouped products are in bfloat16 alone
+        once, again = (gradients(m, *inputs(64)) for m in (model, other))
+    for a, b in zip(once, again, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    assert [int(block.ffn.load.sum()) for block in other.layers] == [2 * 64] * 2
+    if not compiled:
+        assert kept_bytes(other) <= most * kept_bytes(model)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")

@@ -98,8 +98,12 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., dim]."""
+        return self.mixed(x, *self.route(x.flatten(0, -2)))
+
+    def mixed(self, x: Tensor, expert: Tensor, gate: Tensor, load: Tensor) -> Tensor:
+        """What the chosen experts and the shared one make of x [..., dim]; the rest is what `route` gave. It can be worked out
+        again, which `route` cannot, for that counts."""
         rows = x.flatten(0, -2)
-        expert, gate, load = self.route(rows)
         order = expert.flatten().argsort(stable=True)
         inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
         routed = _Dispatch.apply(rows, gate, order, inverse)

@@ -137,8 +137,12 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, rope: Tensor | None, mask: Mask, temperature: Tensor | None = None
     ) -> Tensor:
-        h = x + self.attention(self.attention_norm(x), rope, mask, temperature)
+        h = self.attended(x, rope, mask, temperature)
         return h + self.ffn(self.ffn_norm(h))
+
+    def attended(self, x: Tensor, rope: Tensor | None, mask: Mask, temperature: Tensor | None = None) -> Tensor:
+        """x and what its attention adds."""
+        return x + self.attention(self.attention_norm(x), rope, mask, temperature)
 
 
 def initialise(model: nn.Module, spec: ModelSpec) -> None:

@@ -40,16 +40,18 @@ def recompute(model: Llama, what: Recompute) -> None:
     """Work out again in the backward pass, instead of keeping, what is inside of every feed-forward or every block.
 
     Beside what attention keeps, "feed-forward" drops three quarters or so of the activations for a fifth more
-    products; "block" keeps only what goes from block to block, for a third more. Experts are always kept: passing
-    through them again would count their load twice.
+    products; "block" keeps only what goes from block to block, for a third more. Where tokens are routed, that is never
+    worked out again, for it counts: such a block keeps what its two parts are given.
     """
     for block in model.layers:
         routed = isinstance(block.ffn, Experts)
         if what == "block" and not routed:
             block.forward = _again(block.forward)  # type: ignore[method-assign]
         elif what == "block":
-            block.attention.forward = _again(block.attention.forward)  # type: ignore[method-assign]
-        elif what == "feed-forward" and not routed:
+            block.attended = _again(block.attended)  # type: ignore[method-assign]
+        if what != "none" and routed:
+            block.ffn.mixed = _again(block.ffn.mixed)
+        elif what == "feed-forward":
             block.ffn.forward = _again(block.ffn.forward)
 
 
