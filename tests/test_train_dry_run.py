@@ -65,6 +65,21 @@ def test_recompute_trades_memory_and_the_fullest_rank_is_the_first():
     assert kept.ranks[0].memory_gib >= kept.ranks[1].memory_gib
 
 
+@pytest.mark.parametrize(
+    ("more", "layout", "what"),
+    [
+        ({}, {"shard": 8}, "none"),
+        ({}, {"shard": 4, "tensor": 2}, "block"),
+        ({"family": "llama4", "n_experts": 8, "expert_ffn_dim": 1024, "nope_every": 4}, {"shard": 8, "expert": 4}, "block"),
+    ],
+)  # fmt: skip
+def test_the_planners_memory_is_within_a_tenth(more, layout, what):
+    model = {"name": "middle", "dim": 1024, "n_layers": 4, "n_heads": 8, "n_kv_heads": 4, "ffn_dim": 4096, **more}
+    fields = {**RUN, "model": model, "vocab_size": 32000, "seq_len": 2048, "batch_size": 16, "layout": layout, "recompute": what}
+    config = config_from_fields(fields, "the test")
+    assert abs(beside_the_plan(dry_run(config, 8), config, "h100")["difference_pct"]["memory"]) < 10
+
+
 def test_the_command_prints_json_and_says_what_it_needs(tmp_path):
     path = tmp_path / "run.toml"
     path.write_text('tokens = 1000000\nmodel = { width = 64 }\nseq_len = 64\nbatch_size = 8\noptimiser = "adamw"\n[layout]\nshard = 2\n')

@@ -46,8 +46,10 @@ class Stack:
     relative spread of the tokens of an expert. `dispatch_s`: host time per kernel. `gap_s`: time between two kernels in
     which the device waits all the same. `skew_s`: spread of the times at which tensor parallel ranks come to a collective.
     `hidden_*`: share of a collective that runs behind compute where there is enough of it. `gradient_bytes`: bytes per
-    gradient that is reduced. `step_s`: host work per step. `straggler`: share of the step lost each time the number of GPUs
-    doubles beyond a node.
+    gradient that is reduced. `weight_bytes`: bytes of a weight in a rank's share, 4 where that is the optimiser's own copy.
+    `kept_by_experts`: inputs that full recompute keeps of a layer of experts. `chunked_loss`: scores are taken in chunks;
+    embedding and head are whole on every tensor parallel rank, and gathered through the step. `step_s`: host work per step.
+    `straggler`: share of the step lost each time the number of GPUs doubles beyond a node.
     """
 
     fused_attention: bool = True
@@ -65,6 +67,9 @@ class Stack:
     hidden_dp: float = 0.9
     hidden_pp: float = 0.5
     gradient_bytes: float = 4.0
+    weight_bytes: float = 2.0
+    kept_by_experts: float = 1.0
+    chunked_loss: bool = False
     optimiser_bytes: float = 40.0
     step_s: float = 5e-3
     straggler: float = 0.005

@@ -2,22 +2,25 @@
 
 import math
 
-from tenfold.plan.machine import Machine
+from tenfold.plan.machine import Machine, Stack
 from tenfold.plan.step_time import gpu_weights
 from tenfold.plan.workload import GIB, Layout, Memory
 from tenfold.spec.model import ModelSpec
 
-OPTIMISER_BYTES = 12.0  # fp32 master weight and two moments of Adam
+MASTER_BYTES = 4.0  # fp32 copy of a weight, where the weight is not fp32 itself
+MOMENT_BYTES = 8.0  # the two of Adam
 SCORE_BYTES = 12.0  # bf16 scores, their fp32 copy, and the gradients of both
+CHUNK_SCORE_BYTES, CHUNK_BYTES = 4.0, 2.0 * GIB  # in chunks: bf16 scores and gradients, of as many tokens as this holds
 CONTEXT_GIB = 1.5  # CUDA context, NCCL and the allocator's slack
 RESERVED = 0.03  # share of memory that the driver keeps
 
 
-def activation_bytes(spec: ModelSpec, layout: Layout, expert: bool, products_again: float = 0.0) -> tuple[float, float]:
+def activation_bytes(spec: ModelSpec, layout: Layout, expert: bool, stack: Stack) -> tuple[float, float]:
     """(kept until the backward pass, working set while it runs) of one layer and token, over all TP ranks, in bytes.
 
     Kept: without recompute everything that a gradient needs, with attention fused (no score matrix); `selective` keeps
-    the results of matrix products (but for the share `products_again`) and attention alone; `full` keeps the layer's input.
+    the results of matrix products (but for the share `products_again`) and attention alone; `full` keeps the layer's input,
+    and, as the stack may, that of its parts.
     """
     queries, values = spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim
     ffn = spec.ffn_dim
@@ -27,20 +30,20 @@ def activation_bytes(spec: ModelSpec, layout: Layout, expert: bool, products_aga
         dispatched = spec.experts_per_token * spec.dim
     width = 1.0 if layout.dtype == "fp8" else 2.0  # inputs of products are kept in their dtype
     results = 2.0 * (spec.dim + queries + 2 * values) + 4.0 * ffn  # of products
-    products = (1 - products_again) * results + width * queries + 2.0 * spec.dim + width * dispatched
+    products = (1 - stack.products_again) * results + width * queries + 2.0 * spec.dim + width * dispatched
     everything = (
         2.0 * (2 * spec.dim + queries + 2 * values) + width * (2 * spec.dim + queries + 2 * dispatched) + (6.0 + width) * ffn
     )
-    kept = {"none": everything, "selective": products, "full": 2.0 * spec.dim}[layout.recompute]
-    return kept, everything
+    full = 2.0 * spec.dim * (stack.kept_by_experts if expert else 1.0)
+    return {"none": everything, "selective": products, "full": full}[layout.recompute], everything
 
 
 def memory(spec: ModelSpec, layout: Layout, machine: Machine) -> Memory:
     """Memory of the fullest GPU. Sharding by data parallel ranks as `layout.zero` says; experts over `ep` first."""
-    layers = math.ceil(spec.n_layers / layout.pp)
+    stack, layers = machine.stack, math.ceil(spec.n_layers / layout.pp)
     dense, expert = (weights / spec.n_layers for weights in gpu_weights(spec, layout.tp, layout.ep))
     dense -= spec.parameters().embedding * (1 if spec.tied else 2) / layout.tp / spec.n_layers
-    table = spec.vocab_size * spec.dim / layout.tp
+    table = spec.vocab_size * spec.dim / (1 if stack.chunked_loss else layout.tp)
     tables = table * (1 if spec.tied or layout.pp > 1 else 2)
     own, routed = layers * dense + tables, layers * expert
     ranks = layout.shard or layout.replicas
@@ -50,23 +53,25 @@ def memory(spec: ModelSpec, layout: Layout, machine: Machine) -> Memory:
         sharded = layout.zero >= from_zero
         return bytes_each * (own / (ranks if sharded else 1) + routed / (expert_ranks if sharded else 1))
 
-    parameters = held(2.0, 3)
-    gradients = held(machine.stack.gradient_bytes, 2)
-    optimiser = held(OPTIMISER_BYTES, 1)
+    parameters = held(stack.weight_bytes, 3)
+    gradients = held(stack.gradient_bytes, 2)
+    optimiser = held(MOMENT_BYTES + (MASTER_BYTES if stack.weight_bytes < MASTER_BYTES else 0.0), 1)
     gathered = 0.0
-    if layout.zero >= 3:
-        gathered = (2.0 + machine.stack.gradient_bytes) * max(dense + expert, tables / 2) + 2.0 * (dense + expert)
+    if layout.zero >= 3 and stack.chunked_loss:  # both tables throughout, and a layer
+        gathered = 2.0 * (tables + dense + expert)
+    elif layout.zero >= 3:
+        gathered = (2.0 + stack.gradient_bytes) * max(dense + expert, tables / 2) + 2.0 * (dense + expert)
 
     tokens = layout.micro_batch * math.ceil(layout.seq_len / layout.cp)
     routed_share = spec.n_expert_layers / spec.n_layers
-    kept_dense, working_dense = activation_bytes(spec, layout, False, machine.stack.products_again)
-    kept_expert, working_expert = activation_bytes(spec, layout, True, machine.stack.products_again) if routed_share else (0.0, 0.0)
+    kept_dense, working_dense = activation_bytes(spec, layout, False, stack)
+    kept_expert, working_expert = activation_bytes(spec, layout, True, stack) if routed_share else (0.0, 0.0)
     # without sequence parallel the residual stream is whole on every TP rank
-    residual = 4.0 * spec.dim * (1 - 1 / layout.tp) if not machine.stack.sequence_parallel else 0.0
+    residual = 4.0 * spec.dim * (1 - 1 / layout.tp) if not stack.sequence_parallel else 0.0
     kept = ((1 - routed_share) * kept_dense + routed_share * kept_expert) / layout.tp + residual
     working = max(working_dense, working_expert) / layout.tp + residual
     squares = 0.0
-    if not machine.stack.fused_attention:
+    if not stack.fused_attention:
         squares = 5.0 * spec.n_heads / layout.tp * layout.seq_len  # scores, probabilities and the dropout mask, per token
         kept += squares if layout.recompute == "none" else 0.0
     in_flight = float(min(layout.micro_batches, layout.pp))
@@ -74,10 +79,18 @@ def memory(spec: ModelSpec, layout: Layout, machine: Machine) -> Memory:
         in_flight = min(layout.micro_batches, layout.pp * (1 + (layout.pp - 1) / (layout.pp * layout.virtual_stages)))
     first = in_flight * layers * kept * tokens
     scores = SCORE_BYTES * tokens * spec.vocab_size / layout.tp
-    last = layers * kept * tokens + scores
-    activations = first if layout.pp > 1 and first > last else last
+    again = 0.0
     if layout.recompute != "none":  # one layer is worked out again, with its gradients beside it
-        activations += ((working + squares) * 2 - (kept if layout.recompute == "selective" else 0.0)) * tokens
+        again = ((working + squares) * 2 - (kept if layout.recompute == "selective" else 0.0)) * tokens
+    if stack.chunked_loss:
+        # The fullest moment: in the loss, with the head's gradient in fp32 and what a chunk adds to it; in the last layer's
+        # backward pass, with that gradient in bf16; or when the tables' gradients are reduced in fp32.
+        chunk = min(CHUNK_BYTES, CHUNK_SCORE_BYTES * tokens * spec.vocab_size / layout.tp)
+        last = layers * kept * tokens + max(chunk + 6.0 * table, again + 2.0 * table)
+        activations = max(last, first + again if layout.pp > 1 else 0.0, 4.0 * tables)
+    else:
+        last = layers * kept * tokens + scores
+        activations = (first if layout.pp > 1 and first > last else last) + again
     return Memory(
         parameters_gib=parameters / GIB,
         gradients_gib=gradients / GIB,

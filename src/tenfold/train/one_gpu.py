@@ -43,15 +43,16 @@ def recompute(model: Llama, what: Recompute) -> None:
     products; "block" keeps only what goes from block to block, for a third more. Where tokens are routed, that is never
     worked out again, for it counts: such a block keeps what its two parts are given.
     """
+    if what == "none":
+        return
     for block in model.layers:
-        routed = isinstance(block.ffn, Experts)
-        if what == "block" and not routed:
-            block.forward = _again(block.forward)  # type: ignore[method-assign]
+        if isinstance(block.ffn, Experts):
+            block.ffn.mixed = _again(block.ffn.mixed)  # type: ignore[method-assign]
+            if what == "block":
+                block.attended = _again(block.attended)  # type: ignore[method-assign]
         elif what == "block":
-            block.attended = _again(block.attended)  # type: ignore[method-assign]
-        if what != "none" and routed:
-            block.ffn.mixed = _again(block.ffn.mixed)
-        elif what == "feed-forward":
+            block.forward = _again(block.forward)  # type: ignore[method-assign]
+        else:
             block.ffn.forward = _again(block.ffn.forward)
 
 
