@@ -49,7 +49,7 @@ def main() -> None:
     moments = []
     while len(moments) < given.kills:
         child = start("killed")
-        moment = draw.uniform(0.2, 1.2) * max(8.0, whole_s / 4)
+        moment = draw.uniform(0.2, 1.2) * max(8.0, whole_s / 6)
         try:
             child.wait(moment)
             break
