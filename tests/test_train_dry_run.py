@@ -69,6 +69,7 @@ def test_recompute_trades_memory_and_the_fullest_rank_is_the_first():
     ("more", "layout", "what"),
     [
         ({}, {"shard": 8}, "none"),
+        ({}, {"shard": 4, "context": 2}, "feed-forward"),
         ({}, {"shard": 4, "tensor": 2}, "block"),
         ({"family": "llama4", "n_experts": 8, "expert_ffn_dim": 1024, "nope_every": 4}, {"shard": 8, "expert": 4}, "block"),
     ],
