@@ -13,11 +13,13 @@ import time
 answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)  # vLLM speaks on standard output
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")  # else it keeps a core for its host
 
 from vllm import LLM, SamplingParams  # noqa: E402
 
 if __name__ == "__main__":
-    model = LLM(sys.argv[1], dtype="bfloat16", max_model_len=1024, max_num_seqs=8, enable_prefix_caching=False, skip_tokenizer_init=True)
+    options = {"enable_prefix_caching": False, "skip_tokenizer_init": True}
+    model = LLM(sys.argv[1], dtype="bfloat16", max_model_len=1024, max_num_seqs=8, **options)
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
         prompts, new = json.loads(line)
