@@ -191,6 +191,7 @@ def main() -> None:
     speeds: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
     for r in range(arguments.rounds + 1):  # the first round warms up
         for name, system in systems.items():
+            time.sleep(0.5)  # until the last one's threads have stopped looking for work
             guesses = "guesses" in name
             text = prompt(r, 40, vocab) * 3 if guesses else prompt(r, 32, vocab)
             long, _ = (1.0, 0.0) if guesses else system.run([prompt(1000 + r, PROMPT, vocab)], 1)
