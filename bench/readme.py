@@ -154,6 +154,7 @@ def served() -> list[tuple[str, str]]:
     for case in sorted({case for _, case in speed}):
         others = {"transformers": max((v for (s, c), v in speed.items() if c == case and "transformers" in s), default=0)}
         others["llama.cpp"] = speed.get(("llama.cpp", case), 0)
+        others["vLLM"] = speed.get(("vllm bfloat16", case), 0)
         for system in ("tenfold", "tenfold int8"):
             if (ours := speed.get((system, case))) is not None:
                 beside = ", ".join(f"{ours / theirs:.1f}x {name}" for name, theirs in others.items() if theirs)
