@@ -70,7 +70,6 @@ def test_a_forecast_that_was_changed_is_not_scored(home, tmp_path):
     assert refused.returncode == 1 and refused.stderr.count("\n") == 1 and "Traceback" not in refused.stderr
 
 
-@pytest.mark.timeout(600)
 def test_a_climb_stopped_and_killed_gives_the_same_points_side_by_side(home, text_folder, tmp_path):
     command = [str(TENFOLD), "climb", "--corpus", str(text_folder), *SMALL, "--home", str(tmp_path)]
     for number in (signal.SIGINT, signal.SIGKILL):

@@ -99,15 +99,17 @@ def test_rows_with_pictures_come_in_their_share_and_each_once_an_epoch(pictures,
 
 def test_a_run_learns_to_see_and_micro_batches_do_not_change_it(drawings, corpus, tmp_path, capsys):
     config = {"tokens": 100_000, "pictures": str(drawings), "picture_share": 1.0, **CONFIG}
-    train(RunConfig(**config), corpus, tmp_path / "run", quiet=True)
-    found = [e for e in read_metrics(tmp_path / "run" / "run.jsonl") if e["event"] == "pictures"][-1]
-    # Two words of eight and two: seen, they cost little; with another's picture they are wrong. (Over 18 seeds the
-    # one cost a fifth of the other or less.)
-    assert 4 * found["bits_per_byte"] < found["bits_per_byte_shuffled"]
-    model = read_model(tmp_path / "run" / "model")
+    found = []
+    for seed in range(4):  # one run's few held-out pictures cost anything between 0.002 and 0.21
+        train(RunConfig(**config, seed=seed), corpus, tmp_path / f"run-{seed}", quiet=True)
+        found += [e for e in read_metrics(tmp_path / f"run-{seed}" / "run.jsonl") if e["event"] == "pictures"][-1:]
+    seen, shuffled = (np.mean([e[name] for e in found]) for name in ("bits_per_byte", "bits_per_byte_shuffled"))
+    # Two words of eight and two: seen, they cost almost nothing; with another's picture they are wrong.
+    assert seen < 0.15 < shuffled
+    model = read_model(tmp_path / "run-0" / "model")
     assert model.spec.vision.image_size == 16 and model.spec.vocab_size == corpus.vocab_size + 6
     shape("square", "blue", 999).save(tmp_path / "new.png")
-    sample(tmp_path / "run", picture=tmp_path / "new.png", temperature=0.0)
+    sample(tmp_path / "run-0", picture=tmp_path / "new.png", temperature=0.0)
     assert capsys.readouterr().out.strip() == "a blue square"
 
     losses = []
