@@ -25,8 +25,11 @@ MODELS = {
     "dense": {**RUN, "model": DENSE},
     "adamw": {**RUN, "model": DENSE, "optimiser": "adamw", "micro_batch": 2},
     "uneven": {**RUN, "model": DENSE, "batch_size": 7, "tokens": 20 * 7 * 64, "micro_batch": 2},
+    "tied": {**RUN, "model": {**DENSE, "tied": True}},
     "routed": {**RUN, "model": ROUTED},
     "deep": {**RUN, "model": {**DENSE, "n_layers": 5}},
+    "deep-tied": {**RUN, "model": {**DENSE, "n_layers": 5, "tied": True}},
+    "deep-routed": {**RUN, "model": {**ROUTED, "n_layers": 5, "moe_every": 2}},
     "deep-uneven": {**RUN, "model": {**DENSE, "n_layers": 4}, "batch_size": 7, "tokens": 20 * 7 * 64, "micro_batch": 2},
 }
 LAYOUTS = {
@@ -53,15 +56,25 @@ LAYOUTS = {
     "all-expert": {"shard": 4, "expert": 4},
     "hsdp-expert": {"replicate": 2, "shard": 2, "expert": 2},
     "context-expert": {"shard": 2, "context": 2, "expert": 2},
+    "tensor-expert": {"shard": 2, "tensor": 2, "expert": 2},
+    "tensor-all-expert": {"shard": 2, "tensor": 2, "expert": 4},
+    "pipeline-expert": {"pipeline": 2, "shard": 2, "expert": 2},
+    "pipeline-context-expert": {"pipeline": 2, "context": 2, "expert": 2},
+    "pipeline-tensor-expert": {"pipeline": 2, "tensor": 2, "expert": 2},
+    "interleaved-expert": {"pipeline": 2, "shard": 2, "expert": 2, "schedule": "interleaved"},
+    "zero-bubble-expert": {"pipeline": 2, "shard": 2, "expert": 2, "schedule": "zero-bubble"},
 }
-AGAIN = ("fsdp-tensor", "hsdp-expert", "context-expert")  # that also work blocks out again in their backward passes
+AGAIN = ("fsdp-tensor", "hsdp-expert", "context-expert", "pipeline-tensor-expert")  # that also work blocks out again in their backward passes
 LINES = [name for name in LAYOUTS if "pipeline" in LAYOUTS[name]]
 CASES = [(m, name) for m in MODELS for name in LAYOUTS if name not in LINES and (m == "routed" or "expert" not in name)]
-CASES += [(m, name) for m in ("deep", "deep-uneven") for name in LINES]
+CASES += [(m, name) for m in ("deep", "deep-uneven", "deep-tied") for name in LINES if "expert" not in name]
+CASES += [("deep-routed", name) for name in LINES]
 QUICK = [
     ("dense", "fsdp-tensor"), ("dense", "context-tensor"), ("adamw", "fsdp-tensor"), ("uneven", "hsdp"), ("uneven", "fsdp-context"),
     ("routed", "replicate-tensor"), ("routed", "context-expert"), ("routed", "hsdp-expert"), ("deep", "pipeline-fsdp"),
     ("deep-uneven", "pipeline-tensor"), ("deep", "interleaved-fsdp"), ("deep-uneven", "zero-bubble-context"),
+    ("deep-tied", "pipeline"), ("deep-tied", "zero-bubble-fsdp"), ("routed", "tensor-expert"), ("deep-routed", "pipeline"),
+    ("deep-routed", "pipeline-tensor-expert"), ("deep-routed", "zero-bubble-expert"),
 ]  # fmt: skip
 
 PROCESS = """

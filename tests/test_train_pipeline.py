@@ -1,30 +1,38 @@
 """Pipelines: what is cut is the whole model once, and what cannot be cut is one sentence. (Their numbers: test_train_layout.)"""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from processes import run_together
 
+from tenfold.data.corpus import open_corpus
 from tenfold.model.llama import Llama
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec
 from tenfold.train.config import config_from_fields
-from tenfold.train.dry_run import dry_run
+from tenfold.train.loop import train
+from tenfold.train.metrics import read_metrics
 from tenfold.train.pipeline import cut
 
 SPEC = ModelSpec("deep", dim=16, n_layers=7, n_heads=2, n_kv_heads=2, ffn_dim=32, vocab_size=50)
 
 
 @pytest.mark.parametrize("schedule, processes", [("1f1b", 2), ("1f1b", 7), ("interleaved", 2), ("zero-bubble", 3)])
-def test_the_stages_hold_every_weight_once_and_compute_the_models_loss(schedule, processes):
+@pytest.mark.parametrize("tied", [False, True], ids=["two tables", "tied"])
+def test_the_stages_hold_every_weight_once_and_compute_the_models_loss(schedule, processes, tied):
     torch.manual_seed(0)
-    whole = Llama(SPEC)
+    spec = replace(SPEC, tied=tied)
+    whole = Llama(spec)
     names, stages, parts = [], {}, []
     for rank in range(processes):
-        part = Llama(SPEC)
+        part = Llama(spec)
         part.load_state_dict(whole.state_dict())
         stages |= cut(part, processes, rank, schedule)
         names += [name for name, _ in part.named_parameters()]
         parts.append(part)
-    assert sorted(names) == sorted(name for name, _ in whole.named_parameters())
+    both_ends = ["embedding.weight"] if tied else []
+    assert sorted(names) == sorted(both_ends + [name for name, _ in whole.named_parameters()])
     tokens = torch.randint(0, 50, (3, 8))
     x = tokens
     for _, stage in sorted(stages.items()):
@@ -32,9 +40,25 @@ def test_the_stages_hold_every_weight_once_and_compute_the_models_loss(schedule,
     assert x[0, 0].item() == pytest.approx(whole.loss(tokens, tokens.roll(-1, 1))[0].item(), rel=1e-6)
 
 
+def train_in_half_precision(corpus, folder, layouts):
+    for name, layout in layouts.items():
+        fields = {"tokens": 10 * 8 * 64, "seq_len": 64, "batch_size": 8, "dtype": "bfloat16", "device": "cpu", "log_every": 1}
+        model = {"dim": 32, "n_layers": 4, "n_heads": 2, "n_kv_heads": 2, "ffn_dim": 64}
+        config = config_from_fields({**fields, "model": model, "evaluate_tokens": 1024, "layout": layout}, name)
+        train(config, open_corpus(corpus), folder / name, quiet=True)
+
+
+def test_hidden_states_travel_in_the_format_of_the_products(corpus, tmp_path):
+    layouts = {
+        "sharded": {"shard": 4}, "line": {"pipeline": 4}, "both": {"pipeline": 2, "tensor": 2, "schedule": "zero-bubble"},
+    }  # fmt: skip
+    run_together(4, train_in_half_precision, corpus.directory, tmp_path, layouts)
+    losses = [[e["loss"] for e in read_metrics(tmp_path / name / "run.jsonl") if e["event"] == "step"] for name in layouts]
+    assert losses[0][-1] < losses[0][0] - 0.05
+    for of_pipeline in losses[1:]:
+        assert of_pipeline == pytest.approx(losses[0], rel=3e-3)
+
+
 def test_what_cannot_be_cut_is_one_sentence():
     with pytest.raises(TenfoldError, match="cannot cut 7 layers into 8 stages: lower pipeline"):
         cut(Llama(SPEC), 4, 0, "interleaved")
-    run = config_from_fields({"tokens": 10**6, "model": "llama-3.1-8b", "layout": {"pipeline": 2}}, "the test")
-    with pytest.raises(TenfoldError, match="knows no pipelines yet"):
-        dry_run(run, 4)

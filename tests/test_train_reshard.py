@@ -28,10 +28,14 @@ EXPERT_LAYOUTS = {
     "expert": {"shard": 4, "expert": 2},
     "all-expert": {"shard": 2, "context": 2, "expert": 4},
     "tensor": {"shard": 2, "tensor": 2},
+    "pipeline-expert": {"pipeline": 2, "shard": 2, "expert": 2},
+    "pipeline-tensor-expert": {"pipeline": 2, "tensor": 2, "expert": 2},
 }
+TIED_LAYOUTS = {"fsdp": {"shard": 4}, "pipeline-fsdp": {"pipeline": 2, "shard": 2}}
 SHAPE = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 4, "ffn_dim": 64, "vocab_size": 96}
 SPEC = ModelSpec("tiny", **SHAPE)
 ROUTED = ModelSpec("routed", family="llama4", n_experts=4, expert_ffn_dim=32, attention_chunk=8, nope_every=2, **SHAPE)
+TIED = ModelSpec("tied", tied=True, **SHAPE)
 
 
 def made(spec, seed, fields):
@@ -104,7 +108,7 @@ def save_and_load_in_every_layout(folder, spec, layouts):
     dist.barrier()
 
 
-@pytest.mark.parametrize("spec, layouts", [(SPEC, LAYOUTS), (ROUTED, EXPERT_LAYOUTS)], ids=["dense", "routed"])
+@pytest.mark.parametrize("spec, layouts", [(SPEC, LAYOUTS), (ROUTED, EXPERT_LAYOUTS), (TIED, TIED_LAYOUTS)], ids=["dense", "routed", "tied"])
 def test_any_layout_loads_what_any_other_saved_to_the_bit_and_one_process_too(tmp_path, spec, layouts):
     model, optimisers = made(spec, 3, None)
     for step in range(2):

@@ -139,16 +139,16 @@ def expert_layers(model: nn.Module) -> list[Experts]:
 
 
 @torch.no_grad()
-def balance_bias(model: nn.Module, rate: float, keep: float = 1.0) -> None:
+def balance_bias(model: nn.Module, rate: float, keep: float = 1.0, group: Any = None) -> None:
     """Raise by `rate` the bias of each expert that had less than its share since the loads were last zero, lower the
-    others; then multiply all by `keep` (Wang et al., arXiv 2408.15664).
+    others; then multiply all by `keep` (Wang et al., arXiv 2408.15664). Loads are those of all processes of `group`.
 
     A checkpoint in Llama 4's format has no place for a bias, so a run fades it out: `keep` falls to 0 at its end.
     """
     for layer in expert_layers(model):
         load = layer.load.float()
         if dist.is_initialized():
-            dist.all_reduce(load)
+            dist.all_reduce(load, group=group)
         layer.bias.add_(torch.sign(load.mean() - load), alpha=rate).mul_(keep)
 
 

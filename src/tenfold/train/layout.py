@@ -1,7 +1,7 @@
 """How a run lies on several processes: the recipe that is applied to a model from outside, top to bottom.
 
     world = pipeline x replicate x shard x context x tensor      (neighbouring ranks share a tensor group)
-    shard x context = rest x expert                              (of neighbours that share the experts)
+    shard x context x tensor = rest x expert                     (of neighbours that share the experts)
 
 Layers are divided over `pipeline`, rows of the batch over `replicate` and `shard`, positions of a row over `context` and
 `tensor`. So each process holds the loss of its own rows and positions, and gradients are sums over all of them: never a mean that
@@ -28,7 +28,7 @@ from tenfold.model.experts import expert_layers
 from tenfold.model.llama import FeedForward, Llama
 from tenfold.spec.errors import TenfoldError
 from tenfold.train.expert_parallel import divide_experts, matrices
-from tenfold.train.pipeline import Pipeline, Schedule, cut
+from tenfold.train.pipeline import Pipeline, Schedule, cut, micro_batch
 
 
 class LayoutConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -56,7 +56,10 @@ class ProcessLost(TenfoldError):
 
 @dataclass(frozen=True)
 class Place:
-    """Where this process stands: which part of the rows and of the positions is its own. The default is one process alone."""
+    """Where this process stands: which part of the rows and of the positions is its own. The default is one process alone.
+
+    `stage_group` are the processes that have the same layers; None is all.
+    """
 
     rank: int = 0
     data: int = 1
@@ -65,6 +68,7 @@ class Place:
     sequence_rank: int = 0
     shard_group: Any = None
     tensor_group: Any = None
+    stage_group: Any = None
     pipeline: Pipeline | None = None
 
     @property
@@ -130,19 +134,21 @@ def sizes(layout: LayoutConfig, world: int) -> tuple[int, int, int, int, int]:
 
 
 def spread(
-    model: Llama, layout: LayoutConfig, device: torch.device, seq_len: int, batch_size: int, dtype: torch.dtype = torch.float32
+    model: Llama, layout: LayoutConfig, device: torch.device, seq_len: int, batch_size: int, dtype: torch.dtype = torch.float32,
+    micro: int | None = None,
 ) -> Place:
     """Spread `model` over all processes, in place, and say where this one stands. Raises TenfoldError for what does not divide.
 
     Weights are gathered in `dtype`, that of the products; every process keeps its share, and sums gradients, in float32.
+    `micro` is how many rows of a process are asked to go together.
     """
     world = dist.get_world_size() if dist.is_initialized() else 1
     stages, replicate, shard, context, tensor = sizes(layout, world)
     if world == 1:
         return Place()
     _check(model, replicate * shard, context, tensor, shard * context, seq_len, batch_size)
-    _check_experts(model, layout.expert, tensor, shard * context)
-    _check_pipeline(model, stages)
+    _check_experts(model, layout.expert, shard * context * tensor)
+    _check_pipeline(model, stages, batch_size // (replicate * shard), micro)
     line = {"pipeline": stages} if stages > 1 else {}
     mesh = _mesh(device, **line, replicate=replicate, shard=shard * context, tensor=tensor)
     fine = _mesh(device, **line, replicate=replicate, shard=shard, context=context, tensor=tensor)
@@ -157,7 +163,8 @@ def spread(
         sequence_rank=c * tensor + t,
         shard_group=mesh.get_group("shard"),
         tensor_group=mesh.get_group("tensor") if tensor > 1 else None,
-        pipeline=Pipeline(model, own, layout.schedule, mesh.get_group("pipeline"), device, context * tensor) if own else None,
+        stage_group=_mesh(device, **line, stage=world // stages).get_group("stage") if own else None,
+        pipeline=Pipeline(model, own, layout.schedule, mesh.get_group("pipeline"), device, dtype, context * tensor) if own else None,
     )
     if place.sequence > 1 and (not own or 0 in own):
         model.layers[0].register_forward_pre_hook(lambda block, args: (place.positions(args[0]), *args[1:]))
@@ -171,7 +178,7 @@ def spread(
     policy = MixedPrecisionPolicy() if dtype == torch.float32 else half
     parts: list[tuple[nn.Module, DeviceMesh]] = [(part, sharded_over) for part in (*model.layers, *(own.values() or [model]))]
     if layout.expert > 1:
-        wide = _mesh(device, replicate=replicate, rest=shard * context // layout.expert, expert=layout.expert)
+        wide = _mesh(device, **line, replicate=replicate, rest=shard * context * tensor // layout.expert, expert=layout.expert)
         for experts in expert_layers(model):
             divide_experts(experts, wide["expert"])
             rest = wide["replicate", "rest"] if replicate > 1 else wide["rest"]
@@ -212,17 +219,15 @@ def _check(model: Llama, data: int, context: int, tensor: int, shards: int, seq_
         raise TenfoldError("Pictures are trained on one process: leave [layout] out.")
 
 
-def _check_experts(model: Llama, expert: int, tensor: int, shards: int) -> None:
+def _check_experts(model: Llama, expert: int, shards: int) -> None:
     if expert == 1:
         return
     spec = model.spec
     if expert < 1 or not expert_layers(model):
         raise TenfoldError(f"[layout] has expert = {expert}: it must be at least 1, and only a model with experts divides them.")
-    if tensor > 1:
-        raise TenfoldError("[layout] divides either matrices or experts: set tensor = 1, or expert = 1.")
     for what, value, ranks in (
         ("n_experts", spec.n_experts, expert),
-        ("shard x context", shards, expert),
+        ("shard x context x tensor", shards, expert),
         ("dim", spec.dim, shards // expert),
         ("expert_ffn_dim", spec.expert_ffn_dim, shards // expert),
     ):
@@ -230,11 +235,16 @@ def _check_experts(model: Llama, expert: int, tensor: int, shards: int) -> None:
             raise TenfoldError(f"[layout] with expert = {expert} cannot divide {what} {value} by {ranks}: change one of the two.")
 
 
-def _check_pipeline(model: Llama, stages: int) -> None:
-    if stages > 1 and (model.spec.tied or expert_layers(model) or model.ahead is not None):
+def _check_pipeline(model: Llama, stages: int, rows: int, micro: int | None) -> None:
+    if stages == 1:
+        return
+    if model.ahead is not None:
+        raise TenfoldError("Tokens ahead are not trained in a pipeline: set ahead = 0, or pipeline = 1 in [layout].")
+    together = stages * micro_batch(rows, stages, micro)
+    if expert_layers(model) and rows % together:  # rows that fill the last part up would count as the experts' load
         raise TenfoldError(
-            "[layout] with a pipeline trains dense models with a head that is not tied to the embedding, and ahead = 0: set "
-            "pipeline = 1."
+            f"A pipeline of {stages} sends a model with experts {together} rows at a time, which does not divide the {rows} rows of "
+            "a process: change batch_size or micro_batch."
         )
 
 
@@ -293,17 +303,22 @@ def add_across_copies(model: Llama, now: bool) -> None:
             module.set_requires_all_reduce(now, recurse=False)
 
 
-def gradients(model: nn.Module, place: Place) -> list[tuple[Tensor, bool]]:
-    """What this process holds of every gradient, and whether tensor parallel divides it; sums what that left to sum."""
+def gradients(model: nn.Module, place: Place) -> list[tuple[Tensor, bool, bool]]:
+    """What this process holds of every gradient; whether a tensor group divides it; whether another has the same, and counts it.
+
+    Sums what tensor parallel left to sum, and the two gradients of an embedding and a head that are tied but lie apart.
+    """
     found = []
-    for p in model.parameters():
+    for name, p in model.named_parameters():
         if p.grad is None:
             continue
         gradient = local(p.grad)
-        divided = isinstance(p, DTensor) and "tensor" in (p.device_mesh.mesh_dim_names or ())
+        divided = isinstance(p, DTensor) and not {"tensor", "expert"}.isdisjoint(p.device_mesh.mesh_dim_names or ())
         if place.tensor_group is not None and not divided:
             dist.all_reduce(gradient, group=place.tensor_group)
-        found.append((gradient, divided))
+        line = place.pipeline
+        copy = line is not None and line.tied and name == "embedding.weight" and line.add_tied(gradient)
+        found.append((gradient, divided, copy))
     return found
 
 
@@ -313,15 +328,15 @@ def clip_gradient(model: nn.Module, limit: float, place: Place) -> float:
         return float(nn.utils.clip_grad_norm_(model.parameters(), limit))
     squares = torch.zeros(2, dtype=torch.float64)
     held = gradients(model, place)
-    for gradient, divided in held:
-        squares[int(divided)] += gradient.double().square().sum().cpu()
+    for gradient, divided, copy in held:
+        squares[int(divided)] += 0.0 if copy else gradient.double().square().sum().cpu()
     dist.all_reduce(squares, group=place.shard_group)
     if place.tensor_group is not None:
         dist.all_reduce(squares[1:], group=place.tensor_group)
     if place.pipeline is not None:
         dist.all_reduce(squares, group=place.pipeline.group)
     norm = float(squares.sum().sqrt())
-    for gradient, _ in held:
+    for gradient, *_ in held:
         gradient.mul_(min(1.0, limit / (norm + 1e-6)))
     return norm
 

@@ -53,6 +53,7 @@ from tenfold.train.memory import peak_memory_bytes
 from tenfold.train.metrics import MetricsWriter
 from tenfold.train.one_gpu import DeviceGuard, compile_blocks, recompute, use_document_blocks
 from tenfold.train.optimiser import make_optimisers, set_learning_rate
+from tenfold.train.pipeline import micro_batch
 from tenfold.train.precision import autocast, choose_dtype, peak_flops
 from tenfold.train.progress import TrainingProgress
 from tenfold.train.schedule import schedule
@@ -182,7 +183,7 @@ def run_steps(
     model = build(spec, config, corpus, torch.device("meta") if in_shares else device)
     recompute(model, config.recompute)
     watchdog.beat()
-    place = spread(model, config.layout, device, config.seq_len, h.batch_size, dtype)
+    place = spread(model, config.layout, device, config.seq_len, h.batch_size, dtype, config.micro_batch)
     if in_shares:
         give_shares(model, config.start_from, device)
     if device.type == "cuda" and place.alone:
@@ -256,7 +257,7 @@ def run_steps(
                 saver.finish()
                 raise LeftCourse(state.step)
             state.usual_loss, state.losses_seen = course.usual, course.seen
-            _balance(model, config, state.step, h.steps, loads)
+            _balance(model, config, state.step, h.steps, loads, place.stage_group)
             if not place.alone and state.step % LOOK_EVERY == 0:
                 for slow in stragglers(waited / LOOK_EVERY, time.perf_counter() - began, device):
                     metrics.write("straggler", step=state.step, **slow)
@@ -436,11 +437,12 @@ def _step(
     first, end, most = place.rows(h.batch_size)
     nats: Any = 0.0
     if place.pipeline is not None:
-        micro = config.micro_batch or max(1, most // place.pipeline.processes)
+        micro = micro_batch(most, place.pipeline.processes, config.micro_batch)
         parts = -(-most // (micro * place.pipeline.processes)) * place.pipeline.processes
         tokens, targets, document, _ = tensors(batch, first, end, device)
         tokens, targets, document = _filled(tokens, targets, document, parts * micro)
-        nats, most = place.pipeline.step(tokens, place.positions(targets), document, config.z_loss, micro, targets_total), 0
+        nats = place.pipeline.step(tokens, place.positions(targets), document, config.z_loss, micro, targets_total)
+        nats, most = float(nats), 0
     micro = config.micro_batch or most
     for offset in range(0, most, micro or 1):
         start = first + offset
@@ -500,14 +502,14 @@ def _stop_where_skipped(state: _State, config: RunConfig, h: Hyperparameters, lo
         )
 
 
-def _balance(model: Llama, config: RunConfig, step: int, steps: int, loads: list[Tensor]) -> None:
+def _balance(model: Llama, config: RunConfig, step: int, steps: int, loads: list[Tensor], group: Any) -> None:
     """After the step that made it `step` of `steps`: add the experts' loads to `loads`, and move their biases.
 
     The bias fades to nothing over the end of the run, as the learning rate does.
     """
     left, fade = steps - step, config.decay * steps
     if config.balance == "bias":
-        balance_bias(model, config.balance_rate, keep=left / (left + 1) if left < fade else 1.0)
+        balance_bias(model, config.balance_rate, keep=left / (left + 1) if left < fade else 1.0, group=group)
     for total, layer in zip(loads, expert_layers(model), strict=True):
         total += layer.load
         layer.load.zero_()

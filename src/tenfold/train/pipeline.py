@@ -26,13 +26,16 @@ SCHEDULES: dict[str, Any] = {
 
 
 class Stage(nn.Module):
-    """Layers `numbers` of a model, its embedding before the first of all, its norm, head and loss behind the last."""
+    """Layers `numbers` of a model, its embedding before the first of all, its norm, head and loss behind the last.
+
+    A head that is tied to the embedding is a second copy of it, which `Pipeline.add_tied` keeps the same.
+    """
 
     def __init__(self, model: Llama, numbers: range):
         super().__init__()
         self.blocks = nn.ModuleDict({str(i): model.layers[i] for i in numbers})
         self.is_first, self.is_last = 0 in numbers, model.spec.n_layers - 1 in numbers
-        if self.is_first:
+        if self.is_first or (self.is_last and model.spec.tied):
             self.embedding = model.embedding
         if self.is_last:
             self.norm, self.head = model.norm, model.head
@@ -63,27 +66,46 @@ def cut(model: Llama, processes: int, rank: int, schedule: Schedule) -> dict[int
         raise TenfoldError(f"[layout] cannot cut {layers} layers into {count} stages: lower pipeline, or use schedule = \"1f1b\".")
     stages = {s: Stage(model, range(layers * s // count, layers * (s + 1) // count)) for s in range(rank, count, processes)}
     model.blocks = nn.ModuleDict({i: block for stage in stages.values() for i, block in stage.blocks.items()})  # type: ignore[assignment]
-    if not any(stage.is_first for stage in stages.values()):
+    if not any(hasattr(stage, "embedding") for stage in stages.values()):
         model.embedding = None  # type: ignore[assignment]
     if not any(stage.is_last for stage in stages.values()):
         model.norm = model.head = None  # type: ignore[assignment]
     return stages
 
 
+def micro_batch(rows: int, processes: int, asked: int | None) -> int:
+    """How many of a process's `rows` go through a pipeline together: as `asked`, or so that each process has a part."""
+    return asked or max(1, rows // processes)
+
+
 class Pipeline:
     """What the processes that share a batch do with it together; each calls the same methods with the same rows."""
 
-    def __init__(self, model: Llama, stages: dict[int, Stage], schedule: Schedule, group: Any, device: torch.device, parts: int):
+    def __init__(
+        self, model: Llama, stages: dict[int, Stage], schedule: Schedule, group: Any, device: torch.device, dtype: torch.dtype, parts: int
+    ):
+        self.tied = model.spec.tied
         self._dim, self._stages, self._schedule, self.group, self._device = model.spec.dim, stages, schedule, group, device
         self.processes: int = group.size()
+        self._dtype = dtype  # of hidden states: that in which weights are gathered
         self._count = self.processes * len(stages)
         self._parts = parts  # of each row's positions: what a process holds of hidden states
         self._made: dict[tuple[int, int, int], Any] = {}
         self._targets = 1
 
+    @property
+    def stages(self) -> list[Stage]:
+        """The stages on this process."""
+        return list(self._stages.values())
+
+    @property
+    def holds_last(self) -> bool:
+        """Whether this process has the last stage, and so the loss."""
+        return self._count - 1 in self._stages
+
     def step(
         self, tokens: Tensor, targets: Tensor, document: Tensor | None, z_loss: float, micro: int, targets_total: int
-    ) -> float:
+    ) -> Tensor | float:
         """The passes of rows tokens [B, T], of which every `micro` go together; B is a multiple of `micro` times the processes.
 
         Leaves gradients of the loss divided by `targets_total`; returns the sum of nats on the last stage, elsewhere 0.
@@ -93,9 +115,8 @@ class Pipeline:
         self._targets = targets_total
         inputs = {"length": tokens.shape[1], "targets": targets, "z_loss": z_loss}
         inputs |= {} if document is None else {"document": document}
-        last = self._count - 1 in self._stages
-        out = schedule.step(*([tokens] if 0 in self._stages else []), **({"target": targets} if last else {}), **inputs)
-        return float(out[:, 0].detach().sum()) if last else 0.0
+        out = schedule.step(*([tokens] if 0 in self._stages else []), **({"target": targets} if self.holds_last else {}), **inputs)
+        return out[:, 0].detach().sum() if self.holds_last else 0.0
 
     @torch.no_grad()
     def loss(self, tokens: Tensor, targets: Tensor, document: Tensor | None) -> float:
@@ -108,7 +129,17 @@ class Pipeline:
             x = stage(x, tokens.shape[1], targets, document)
             if index + 1 < self._count:
                 dist.send(x.contiguous(), group=self.group, group_dst=(index + 1) % self.processes)
-        return float(x[0, 0]) if self._count - 1 in self._stages else 0.0
+        return float(x[0, 0]) if self.holds_last else 0.0
+
+    def add_tied(self, gradient: Tensor) -> bool:
+        """Add to the gradient of a tied embedding that of its copy at the other end; says whether this one is the copy."""
+        other = torch.empty_like(gradient)
+        peer = 0 if self.holds_last else self.processes - 1
+        ways = ((dist.isend, gradient.contiguous()), (dist.irecv, other))
+        for work in dist.batch_isend_irecv([dist.P2POp(way, t, group=self.group, group_peer=peer) for way, t in ways]):
+            work.wait()
+        gradient += other
+        return self.holds_last
 
     def _make(self, micro: int, parts: int, length: int) -> Any:
         tokens = torch.empty(micro, length, dtype=torch.int64, device="meta")
@@ -129,6 +160,4 @@ class Pipeline:
         return SCHEDULES[self._schedule](stages[0] if one else stages, parts, loss_fn=loss, scale_grads=False)
 
     def _hidden(self, rows: int, length: int, device: torch.device) -> Tensor:
-        on_gpu = self._device.type == "cuda" and torch.is_autocast_enabled("cuda")
-        dtype = torch.get_autocast_dtype("cuda") if on_gpu else torch.get_default_dtype()
-        return torch.empty(rows, length // self._parts, self._dim, dtype=dtype, device=device)
+        return torch.empty(rows, length // self._parts, self._dim, dtype=self._dtype, device=device)
