@@ -33,11 +33,14 @@ EXPERTS = {
 }  # fmt: skip
 SMALL = {**LARGE, "model": "llama-3.1-8b", "batch_size": 512}
 ROUTED = {"replicate": 64, "shard": 128, "context": 16, "expert": 16}
+ROUTED_LINE = {"pipeline": 8, "replicate": 8, "shard": 64, "context": 4, "tensor": 8, "expert": 16}
 CASES = {
     "8b-64": (64, {**SMALL, "recompute": "block", "layout": {"shard": 64}}),
     "8b-64-none": (64, {**SMALL, "layout": {"shard": 8, "context": 8}}),
     "70b-1024": (1024, {**MEDIUM, "recompute": "block", "layout": {"replicate": 2, "shard": 64, "tensor": 8}}),
+    "405b-16384-line": (16_384, {**LARGE, "recompute": "block", "layout": {"pipeline": 16, "shard": 128, "tensor": 8}}),
     "405b-16384": (16_384, {**LARGE, "recompute": "block", "layout": {"replicate": 16, "shard": 128, "tensor": 8}}),
+    "2t-131072-line": (131_072, {**EXPERTS, "recompute": "block", "layout": ROUTED_LINE}),
     "2t-131072": (131_072, {**EXPERTS, "recompute": "block", "layout": ROUTED}),
 }
 
@@ -63,7 +66,8 @@ def main() -> None:
         # The most that any of the processes so far has held: of one case alone where it is run alone.
         found["process_gib"] = round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20, 2)
         rows.append(found)
-        memory, sent = found["ranks"][0]["memory_gib"], sum(found["ranks"][0]["sent_gib"].values())
+        middle = found["ranks"][len(found["ranks"]) // 2 if found["layout"]["pipeline"] > 1 else 0]
+        memory, sent = max(rank["memory_gib"] for rank in found["ranks"]), sum(middle["sent_gib"].values())
         print(
             f"{name}: {memory:.1f} GiB (planner {found['plan_memory_gib']:.1f}), sends {sent:.0f} GiB a step "
             f"(planner {sum(found['plan_sent_gib'].values()):.0f}), {found['wall_s']} s, {found['process_gib']} GiB here",

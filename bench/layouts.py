@@ -45,6 +45,8 @@ MODELS = {
     "dense, rows that do not divide": {**RUN, "model": DENSE, "batch_size": 11, "tokens": STEPS * 11 * 64, "micro_batch": 1},
     "experts": {**RUN, "model": ROUTED},
     "dense, 8 layers": {**RUN, "model": {**DENSE, "n_layers": 8}},
+    "tied, 8 layers": {**RUN, "model": {**DENSE, "n_layers": 8, "tied": True}},
+    "experts, 8 layers": {**RUN, "model": {**ROUTED, "n_layers": 8, "moe_every": 2}},
 }
 # (replicate, shard, context, tensor)
 LAYOUTS = {
@@ -60,6 +62,7 @@ FURTHER = {
     "experts": [
         {"shard": 4, "expert": 2}, {"shard": 8, "expert": 4}, {"replicate": 2, "shard": 4, "expert": 4},
         {"shard": 2, "context": 4, "expert": 4}, {"replicate": 2, "shard": 2, "context": 2, "expert": 2},
+        {"shard": 2, "tensor": 4, "expert": 4}, {"replicate": 2, "context": 2, "tensor": 2, "expert": 4},
     ],
     "dense, 8 layers": [
         {"pipeline": 4}, {"pipeline": 8}, {"pipeline": 2, "shard": 4}, {"pipeline": 2, "replicate": 2, "shard": 2},
@@ -68,6 +71,16 @@ FURTHER = {
         {"pipeline": 2, "shard": 2, "tensor": 2, "schedule": "interleaved"},
         {"pipeline": 2, "shard": 2, "context": 2, "schedule": "zero-bubble"},
         {"pipeline": 4, "tensor": 2, "schedule": "zero-bubble"},
+    ],
+    "tied, 8 layers": [
+        {"pipeline": 8}, {"pipeline": 2, "shard": 2, "tensor": 2}, {"pipeline": 4, "shard": 2, "schedule": "interleaved"},
+        {"pipeline": 2, "replicate": 2, "context": 2, "schedule": "zero-bubble"},
+    ],
+    "experts, 8 layers": [
+        {"pipeline": 4}, {"pipeline": 2, "shard": 4, "expert": 4}, {"pipeline": 2, "shard": 2, "context": 2, "expert": 2},
+        {"pipeline": 2, "shard": 2, "tensor": 2, "expert": 4}, {"pipeline": 2, "replicate": 2, "shard": 2, "expert": 2},
+        {"pipeline": 4, "shard": 2, "expert": 2, "schedule": "interleaved"},
+        {"pipeline": 2, "context": 2, "tensor": 2, "expert": 2, "schedule": "zero-bubble"},
     ],
 }  # fmt: skip
 RESHARDED = [(1, 8, 1, 1), (2, 4, 1, 1), (1, 1, 1, 8), (1, 2, 2, 2), (2, 2, 1, 2)]

@@ -27,20 +27,23 @@ def choose_layout(config: RunConfig, spec: ModelSpec, world: int, batch_size: in
         planned = candidate.layout
         if _is_trained(planned, spec):
             return msgspec.structs.replace(
-                config, layout=_as_trained(planned), batch_size=planned.global_batch, micro_batch=planned.micro_batch,
+                config, layout=_as_trained(planned, spec), batch_size=planned.global_batch, micro_batch=planned.micro_batch,
                 recompute=RECOMPUTE[planned.recompute],
             )  # fmt: skip
     return config
 
 
 def _is_trained(planned: Layout, spec: ModelSpec) -> bool:
-    pipelined = planned.pp > 1 and (spec.tied or spec.n_experts > 0 or planned.virtual_stages > 2)
-    return not pipelined and not (planned.ep > 1 and planned.tp > 1) and (planned.shard or planned.cp) % planned.cp == 0
+    if planned.virtual_stages > 2 or (planned.shard or planned.cp) % planned.cp:
+        return False
+    # Experts are divided over tensor groups too, and a pipeline of them takes no row that counts for nothing.
+    whole = planned.pp == 1 or planned.micro_batches % planned.pp == 0
+    return not spec.n_experts or (spec.n_experts % (planned.ep * planned.tp) == 0 and whole)
 
 
-def _as_trained(planned: Layout) -> LayoutConfig:
+def _as_trained(planned: Layout, spec: ModelSpec) -> LayoutConfig:
     shard = planned.shard // planned.cp if planned.shard else planned.dp
     return LayoutConfig(
         pipeline=planned.pp, schedule="interleaved" if planned.virtual_stages > 1 else "1f1b", replicate=planned.dp // shard,
-        shard=shard, context=planned.cp, tensor=planned.tp, expert=planned.ep,
+        shard=shard, context=planned.cp, tensor=planned.tp, expert=planned.ep * planned.tp if spec.n_experts else 1,
     )  # fmt: skip

@@ -17,6 +17,7 @@ from tenfold.spec.model import published_model
 from tenfold.train.config import RunConfig, resolve_model
 from tenfold.train.dry_run import DIMENSIONS, DryRun, dry_run
 from tenfold.train.hyperparameters import derive
+from tenfold.train.pipeline import micro_batch, stages_each
 
 
 def show_dry_run(config: RunConfig, world: int, machine_name: str, as_json: bool) -> None:
@@ -52,23 +53,26 @@ def with_layout(config: RunConfig, world: int, machine_name: str) -> RunConfig:
 
 
 def beside_the_plan(found: DryRun, config: RunConfig, machine_name: str) -> dict[str, Any]:
-    """The planner's figures for the same run, and how far its sums are from the first rank's in per cent.
+    """The planner's figures for the same run, and how far its sums are in per cent: memory from the fullest rank's, what is sent
+    from a rank's in the middle of a pipeline.
 
-    The 1.5 GiB that the planner adds for CUDA's context and the allocator are left out.
+    It divides experts over tensor groups: a layout with tensor > 1 and expert = 1 has more of them than it says. The 1.5 GiB that
+    the planner adds for CUDA's context and the allocator are left out.
     """
     layout, on = _as_planned(found, config), machine(machine_name)
     needed, sent = memory(found.spec, layout, on), traffic(found.spec, layout, on)
     names = ("parameters", "gradients", "optimiser", "activations")
     parts = {name: getattr(needed, f"{name}_gib") for name in names} | {"gathered": needed.buffers_gib - CONTEXT_GIB}
     sent_gib = {name: value / GIB for name, value in sent.items()}
-    first = found.ranks[0]
+    fullest = max(found.ranks, key=lambda rank: rank.memory_gib)
+    middle = found.ranks[len(found.ranks) // 2 if found.layout["pipeline"] > 1 else 0]
     return {
         "plan_parts_gib": parts,
         "plan_memory_gib": sum(parts.values()),
         "plan_sent_gib": sent_gib,
         "difference_pct": {
-            "memory": _difference(sum(parts.values()), first.memory_gib),
-            "sent": _difference(sum(sent_gib.values()), sum(first.sent_gib.values())),
+            "memory": _difference(sum(parts.values()), fullest.memory_gib),
+            "sent": _difference(sum(sent_gib.values()), sum(middle.sent_gib.values())),
         },
     }
 
@@ -79,11 +83,12 @@ def _difference(planned: float, found: float) -> float:
 
 def _as_planned(found: DryRun, config: RunConfig) -> Layout:
     """The run's layout as the planner knows it."""
-    _, replicate, shard, context, tensor, expert = (found.layout[name] for name in DIMENSIONS)
+    pipeline, replicate, shard, context, tensor, expert = (found.layout[name] for name in DIMENSIONS)
     data = replicate * shard
     again: dict[str, Any] = {"none": "none", "feed-forward": "selective", "block": "full"}
     return Layout(
-        tp=tensor, cp=context, ep=expert, dp=data, micro_batch=config.micro_batch or math.ceil(found.batch_size / data),
-        global_batch=found.batch_size, seq_len=config.seq_len, recompute=again[config.recompute], zero=3,
-        shard=shard * context if replicate > 1 else 0,
+        tp=tensor, pp=pipeline, virtual_stages=stages_each(config.layout.schedule) if pipeline > 1 else 1, cp=context,
+        ep=expert // tensor if expert % tensor == 0 else expert, dp=data, global_batch=found.batch_size, seq_len=config.seq_len,
+        micro_batch=micro_batch(math.ceil(found.batch_size / data), pipeline, config.micro_batch),
+        recompute=again[config.recompute], zero=3, shard=shard * context if replicate > 1 else 0,
     )  # fmt: skip

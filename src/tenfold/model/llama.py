@@ -137,12 +137,15 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, rope: Tensor | None, mask: Mask, temperature: Tensor | None = None
     ) -> Tensor:
-        h = self.attended(x, rope, mask, temperature)
-        return h + self.ffn(self.ffn_norm(h))
+        return self.fed(self.attended(x, rope, mask, temperature))
 
     def attended(self, x: Tensor, rope: Tensor | None, mask: Mask, temperature: Tensor | None = None) -> Tensor:
         """x and what its attention adds."""
         return x + self.attention(self.attention_norm(x), rope, mask, temperature)
+
+    def fed(self, h: Tensor) -> Tensor:
+        """h and what its feed-forward adds."""
+        return h + self.ffn(self.ffn_norm(h))
 
 
 def initialise(model: nn.Module, spec: ModelSpec) -> None:

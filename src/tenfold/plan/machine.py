@@ -47,8 +47,10 @@ class Stack:
     which the device waits all the same. `skew_s`: spread of the times at which tensor parallel ranks come to a collective.
     `hidden_*`: share of a collective that runs behind compute where there is enough of it. `gradient_bytes`: bytes per
     gradient that is reduced. `weight_bytes`: bytes of a weight in a rank's share, 4 where that is the optimiser's own copy.
-    `kept_by_experts`: inputs that full recompute keeps of a layer of experts. `chunked_loss`: scores are taken in chunks;
-    embedding and head are whole on every tensor parallel rank, and gathered through the step. `step_s`: host work per step.
+    `kept_by_experts`: inputs that full recompute keeps of a layer of experts. `own_trainer`: Tenfold's, which takes scores in
+    chunks; has embedding, head and shared experts whole on every tensor parallel rank, and the tables gathered through the
+    step; keeps the inputs of tensor parallel products as they were gathered; and in a pipeline keeps all weights gathered, and
+    their gradients whole, through the step. `step_s`: host work per step.
     `straggler`: share of the step lost each time the number of GPUs doubles beyond a node.
     """
 
@@ -69,7 +71,7 @@ class Stack:
     gradient_bytes: float = 4.0
     weight_bytes: float = 2.0
     kept_by_experts: float = 1.0
-    chunked_loss: bool = False
+    own_trainer: bool = False
     optimiser_bytes: float = 40.0
     step_s: float = 5e-3
     straggler: float = 0.005

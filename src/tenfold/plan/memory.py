@@ -38,26 +38,44 @@ def activation_bytes(spec: ModelSpec, layout: Layout, expert: bool, stack: Stack
     return {"none": everything, "selective": products, "full": full}[layout.recompute], everything
 
 
+def layer_weights(spec: ModelSpec, layout: Layout, stack: Stack) -> tuple[float, float, float]:
+    """What a GPU holds of a layer's weights that all data parallel ranks share, of its routed experts, and of a table."""
+    dense, expert = (weights / spec.n_layers for weights in gpu_weights(spec, layout.tp, layout.ep))
+    dense -= spec.parameters().embedding * (1 if spec.tied else 2) / layout.tp / spec.n_layers
+    table = spec.vocab_size * spec.dim / layout.tp
+    if stack.own_trainer:
+        table *= layout.tp
+        dense += shared_experts(spec) / spec.n_layers * (1 - 1 / layout.tp)
+    return dense, expert, table
+
+
+def shared_experts(spec: ModelSpec) -> int:
+    """Weights of all shared experts."""
+    return spec.n_expert_layers * spec.n_shared_experts * 3 * spec.dim * spec.expert_ffn_dim
+
+
 def memory(spec: ModelSpec, layout: Layout, machine: Machine) -> Memory:
     """Memory of the fullest GPU. Sharding by data parallel ranks as `layout.zero` says; experts over `ep` first."""
     stack, layers = machine.stack, math.ceil(spec.n_layers / layout.pp)
-    dense, expert = (weights / spec.n_layers for weights in gpu_weights(spec, layout.tp, layout.ep))
-    dense -= spec.parameters().embedding * (1 if spec.tied else 2) / layout.tp / spec.n_layers
-    table = spec.vocab_size * spec.dim / (1 if stack.chunked_loss else layout.tp)
+    dense, expert, table = layer_weights(spec, layout, stack)
     tables = table * (1 if spec.tied or layout.pp > 1 else 2)
     own, routed = layers * dense + tables, layers * expert
     ranks = layout.shard or layout.replicas
     expert_ranks = max(1, ranks // layout.ep)
 
+    whole = stack.own_trainer and layout.pp > 1
+
     def held(bytes_each: float, from_zero: int) -> float:
-        sharded = layout.zero >= from_zero
+        sharded = layout.zero >= from_zero or whole
         return bytes_each * (own / (ranks if sharded else 1) + routed / (expert_ranks if sharded else 1))
 
     parameters = held(stack.weight_bytes, 3)
-    gradients = held(stack.gradient_bytes, 2)
+    gradients = stack.gradient_bytes * (own + routed) if whole else held(stack.gradient_bytes, 2)
     optimiser = held(MOMENT_BYTES + (MASTER_BYTES if stack.weight_bytes < MASTER_BYTES else 0.0), 1)
     gathered = 0.0
-    if layout.zero >= 3 and stack.chunked_loss:  # both tables throughout, and a layer
+    if whole:
+        gathered = 2.0 * (own + routed)
+    elif layout.zero >= 3 and stack.own_trainer:  # both tables throughout, and a layer
         gathered = 2.0 * (tables + dense + expert)
     elif layout.zero >= 3:
         gathered = (2.0 + stack.gradient_bytes) * max(dense + expert, tables / 2) + 2.0 * (dense + expert)
@@ -67,9 +85,12 @@ def memory(spec: ModelSpec, layout: Layout, machine: Machine) -> Memory:
     kept_dense, working_dense = activation_bytes(spec, layout, False, stack)
     kept_expert, working_expert = activation_bytes(spec, layout, True, stack) if routed_share else (0.0, 0.0)
     # without sequence parallel the residual stream is whole on every TP rank
-    residual = 4.0 * spec.dim * (1 - 1 / layout.tp) if not stack.sequence_parallel else 0.0
+    others = 2.0 * spec.dim * (1 - 1 / layout.tp)
+    residual = 2 * others if not stack.sequence_parallel else 0.0
+    inputs = others * (2 - routed_share) if stack.own_trainer else 0.0  # of attention and of dense feed-forwards
     kept = ((1 - routed_share) * kept_dense + routed_share * kept_expert) / layout.tp + residual
-    working = max(working_dense, working_expert) / layout.tp + residual
+    kept += {"none": inputs, "selective": others * stack.own_trainer, "full": 0.0}[layout.recompute]
+    working = max(working_dense, working_expert) / layout.tp + residual + inputs
     squares = 0.0
     if not stack.fused_attention:
         squares = 5.0 * spec.n_heads / layout.tp * layout.seq_len  # scores, probabilities and the dropout mask, per token
@@ -78,11 +99,13 @@ def memory(spec: ModelSpec, layout: Layout, machine: Machine) -> Memory:
     if layout.virtual_stages > 1:
         in_flight = min(layout.micro_batches, layout.pp * (1 + (layout.pp - 1) / (layout.pp * layout.virtual_stages)))
     first = in_flight * layers * kept * tokens
+    if whole:  # hidden states and their gradients arrive where there is room for those of all micro-batches
+        first += 2 * layout.micro_batches * layout.virtual_stages * 2.0 * spec.dim / layout.tp * tokens
     scores = SCORE_BYTES * tokens * spec.vocab_size / layout.tp
     again = 0.0
     if layout.recompute != "none":  # one layer is worked out again, with its gradients beside it
         again = ((working + squares) * 2 - (kept if layout.recompute == "selective" else 0.0)) * tokens
-    if stack.chunked_loss:
+    if stack.own_trainer:
         # The fullest moment: in the loss, with the head's gradient in fp32 and what a chunk adds to it; in the last layer's
         # backward pass, with that gradient in bf16; or when the tables' gradients are reduced in fp32.
         chunk = min(CHUNK_BYTES, CHUNK_SCORE_BYTES * tokens * spec.vocab_size / layout.tp)

@@ -1,16 +1,20 @@
-"""Bytes that one GPU sends in an optimiser step, by what they are sent for: the volumes behind `step_time`'s seconds."""
+"""Bytes that one process of Tenfold's trainer sends in an optimiser step, by what they are sent for; a dry run counts the same."""
 
 import math
 
 from tenfold.plan.machine import Machine
-from tenfold.plan.step_time import gpu_weights
+from tenfold.plan.memory import layer_weights, shared_experts
 from tenfold.plan.workload import Layout
 from tenfold.spec.model import ModelSpec
 
+# Gathers and sums of a dense and of an expert layer over tensor parallel ranks, forward and backward. Where a layer is worked
+# out again, the sum that ends it is not: nothing needs it. Experts see their tokens where these are.
+TENSOR_PASSES = {"none": (8, 4), "selective": (9, 4), "full": (11, 5)}
+
 
 def traffic(spec: ModelSpec, layout: Layout, machine: Machine) -> dict[str, float]:
-    """Bytes sent by a GPU of a middle stage for `tensor`, `context`, `expert`, `shard` and `replicate` parallel, with ring
-    collectives, and even loads of the experts. Pipelines are not in it.
+    """Bytes sent by a GPU of a middle stage for `pipeline`, `tensor`, `context`, `expert`, `shard` and `replicate` parallel, with
+    ring collectives, and even loads of the experts, which tensor parallel ranks divide too.
 
     A ring of n sends (n - 1) / n of what it gathers or reduces, an exchange the same share of what everyone has.
     """
@@ -18,22 +22,33 @@ def traffic(spec: ModelSpec, layout: Layout, machine: Machine) -> dict[str, floa
     def ring(whole: float, ranks: int) -> float:
         return whole * (ranks - 1) / ranks
 
-    layers = math.ceil(spec.n_layers / layout.pp)
-    tokens = layout.micro_batch * math.ceil(layout.seq_len / layout.cp)
-    passes = layout.micro_batches * layers
-    ways = 3 if layout.recompute == "full" else 2  # forward, backward, and once more
+    layers, expert_layers = (math.ceil(n / layout.pp) for n in (spec.n_layers, spec.n_expert_layers))
+    parts, ranks = layout.micro_batches, layout.shard or layout.replicas
+    hidden = 2.0 * layout.micro_batch * math.ceil(layout.seq_len / layout.cp) * spec.dim
     keys_values = 4.0 * layout.micro_batch * layout.seq_len * math.ceil(spec.n_kv_heads / layout.tp) * spec.head_dim
-    exchanges = 4 * layout.micro_batches * math.ceil(spec.n_expert_layers / layout.pp)  # two ways, two passes
-    dense, routed = (weights / layout.pp for weights in gpu_weights(spec, layout.tp, layout.ep))
-    ranks = layout.shard or layout.replicas
-    gathers = 2 * layout.micro_batches if layout.zero == 3 else 1
-    reduces = layout.micro_batches if layout.zero >= 2 else 1
+
+    layer, expert, table = layer_weights(spec, layout, machine.stack)
+    tables = table * {1: 1 if spec.tied else 2, 2: 1}.get(layout.pp, 0)
+    dense, routed = layers * layer, layers * expert
+    each_part = layout.pp == 1  # a pipeline gathers weights and sums gradients once a step
+    gathers = parts if layout.zero == 3 and each_part else 1  # of the tables; of layers again in the backward pass
+    again_in_backward = gathers if layout.zero == 3 and each_part else 0
+    reduces = parts if layout.zero >= 2 and each_part else 1
     gradient = machine.stack.gradient_bytes
-    shared = ring(dense, ranks) + ring(routed, max(1, ranks // layout.ep))
+    # What is whole on tensor parallel ranks has gradients to sum over them, each rank its share.
+    summed = 2 * gradient * (tables + shared_experts(spec) / layout.pp) / ranks
+
+    sharded = ring(dense, ranks) + ring(routed, max(1, ranks // layout.ep))
+    hops = {1: 0, 2: 2 * layout.virtual_stages - 1}.get(layout.pp, 2 * layout.virtual_stages)  # there, and gradients back
+    of_dense, of_expert = TENSOR_PASSES[layout.recompute]
+    passes = (layers - expert_layers) * of_dense + expert_layers * of_expert
+    ways = 3 if layout.recompute == "full" else 2  # forward, backward, and once more
+    exchanges = expert_layers * (4 if layout.recompute == "none" else 6)
     return {
-        "tensor": passes * ways * 2 * 2 * ring(2.0 * tokens * spec.dim, layout.tp),
-        "context": passes * (1 + ways) * ring(keys_values, layout.cp),
-        "expert": exchanges * ring(2.0 * tokens * spec.experts_per_token * spec.dim, layout.ep),
-        "shard": (gathers * 2.0 + reduces * gradient) * shared,
-        "replicate": 2 * ring(gradient * (dense + routed * layout.ep) / ranks, layout.replicas // ranks),
+        "pipeline": parts * hops * hidden / layout.tp,
+        "tensor": parts * passes * ring(hidden, layout.tp) + ring(summed, layout.tp),
+        "context": parts * layers * ways * ring(keys_values, layout.cp),
+        "expert": parts * exchanges * ring(hidden / layout.tp * spec.experts_per_token, layout.ep * layout.tp),
+        "shard": (gathers * 2.0 + reduces * gradient) * (sharded + ring(tables, ranks)) + again_in_backward * 2.0 * sharded,
+        "replicate": 2 * ring(gradient * (dense + tables + routed * layout.ep) / ranks, layout.replicas // ranks),
     }

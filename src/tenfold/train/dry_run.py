@@ -11,13 +11,18 @@ from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.fake_collectives import CollectiveOp, collective_ops
 from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.pipelining import PipelineStage
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from tenfold.model import loss
@@ -29,6 +34,7 @@ from tenfold.train.hyperparameters import Hyperparameters, derive
 from tenfold.train.layout import Place, add_across_copies, gradients, sizes, spread
 from tenfold.train.one_gpu import recompute
 from tenfold.train.optimiser import make_optimisers
+from tenfold.train.pipeline import micro_batch
 
 GIB = 2**30
 DIMENSIONS = ("pipeline", "replicate", "shard", "context", "tensor", "expert")
@@ -52,7 +58,8 @@ class Rank:
 
 @dataclass(frozen=True)
 class DryRun:
-    """Ranks of every kind: the first has the largest shares, the last the smallest. `batch_size` is in rows a step.
+    """Ranks of every kind: the first has the largest shares, the last the smallest; of a pipeline also one of its second stage.
+    `batch_size` is in rows a step.
 
     CUDA's context and what its allocator keeps are left out: fake tensors need neither.
     """
@@ -66,21 +73,20 @@ class DryRun:
 
 
 def dry_run(config: RunConfig, world: int) -> DryRun:
-    """Run a step of the first and the last of `world` processes on fake tensors; nothing is allocated, nothing sent.
+    """Run a step of one of `world` processes of each kind on fake tensors; nothing is allocated, nothing sent.
 
-    The vocabulary is that of the published model, or the run file's. Products are in bfloat16, rows are one document. Raises
-    TenfoldError for a layout that does not fit.
+    The vocabulary is that of the published model, or the run file's. Products are in bfloat16, rows are one document. Zero bubbles
+    are taken for the interleaved schedule: what waits for the gradients of weights is not seen. Raises TenfoldError for a layout
+    that does not fit.
     """
     if dist.is_initialized():
         raise TenfoldError("A dry run is made by one process: start it without torchrun.")
-    if config.layout.pipeline > 1:
-        raise TenfoldError("A dry run knows no pipelines yet: set pipeline = 1 in [layout].")
     began = time.perf_counter()
     vocabulary = published_model(config.model).vocab_size if isinstance(config.model, str) else config.vocab_size
     spec, tokens = resolve_model(config, vocabulary)
     h = derive(spec, tokens, config.seq_len, batch_size=config.batch_size)
     layout = dict(zip(DIMENSIONS, (*sizes(config.layout, world), config.layout.expert), strict=True))
-    kinds = sorted({0, world - 1})
+    kinds = sorted({0, world // layout["pipeline"] % world, world - 1})
     # Each in a process of its own: what PyTorch remembers of one rank's groups stands in the way of another's.
     with ProcessPoolExecutor(len(kinds), multiprocessing.get_context("fork")) as pool:
         ranks = list(pool.map(partial(_rank, config, spec, h, world), kinds))
@@ -91,14 +97,18 @@ def _rank(config: RunConfig, spec: ModelSpec, h: Hyperparameters, world: int, ra
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
     torch.set_num_threads(1)
     _lose_as_on_a_gpu()
+    _agree_at_once()
     try:
         fake = FakeTensorMode(allow_non_fake_inputs=True)
         with fake:
             model = make_model(spec)
         recompute(model, config.recompute)
         model.forward = model.loss  # type: ignore[method-assign, assignment]  # the tracker follows calls of the module itself
+        layout = config.layout
+        if layout.schedule == "zero-bubble":  # the tracker follows no gradients of weights alone; sends are the same
+            layout = msgspec.structs.replace(layout, schedule="interleaved")
         # The mesh itself is real; what is made of fake weights is fake.
-        place = spread(model, config.layout, torch.device("cpu"), config.seq_len, h.batch_size, torch.bfloat16)
+        place = spread(model, layout, torch.device("cpu"), config.seq_len, h.batch_size, torch.bfloat16, config.micro_batch)
         with fake:
             optimisers = make_optimisers(model, spec, h, config.optimiser)
             return _step(model, optimisers, config, h, place, rank)
@@ -113,35 +123,29 @@ def _lose_as_on_a_gpu() -> None:
     loss.fused_gradient = lambda logits, *_: (logits.new_zeros(()), logits.new_zeros(()), torch.empty_like(logits))
 
 
+def _agree_at_once() -> None:
+    """Let stages of a pipeline take for agreed, with no other to ask, that their shapes are known."""
+    PipelineStage._warmup_forward_vote = lambda *_, **__: None  # type: ignore[method-assign, assignment]
+    PipelineStage._warmup_backward_result = lambda *_, **__: SimpleNamespace(item=lambda: 1)  # type: ignore[method-assign, assignment]
+
+
 def _step(model: Any, optimisers: list, config: RunConfig, h: Hyperparameters, place: Place, rank: int) -> Rank:
-    *_, most = place.rows(h.batch_size)
-    micro = config.micro_batch or most
-    parts = math.ceil(most / micro)
-    tokens = torch.zeros(micro, config.seq_len, dtype=torch.int64)
     # A dimension that takes in all processes has their group, which knows no name; context's cannot be told from shard's then.
-    alone = next((name for name in ("replicate", "tensor") if getattr(config.layout, name) == dist.get_world_size()), "shard")
-    tracker = Tracker(model, alone)
+    sizes = {name: getattr(config.layout, name) for name in ("pipeline", "replicate", "tensor")}
+    alone = next((name for name, size in sizes.items() if size == dist.get_world_size()), "shard")
+    tracker = Tracker(model if place.pipeline is None else nn.ModuleList(place.pipeline.stages), alone)
     for p in model.parameters():  # a step before, so that the optimisers have their state
         p.grad = torch.zeros_like(p)
     for optimiser in optimisers:
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
     tracker.track_inputs(tuple(value for optimiser in optimisers for state in optimiser.state.values() for value in state.values()))
-    sent_in_part: dict[str, float] = {}
     with tracker, torch.autocast("cpu", torch.bfloat16):
-        for part in range(min(parts, 3)):  # the first finds no gradients, the last sums over copies; all others are alike
-            tracker.reset_mod_stats()
-            before = dict(tracker.bytes)
-            add_across_copies(model, part == min(parts, 3) - 1)
-            total, extra = model(tokens, place.positions(tokens), None, config.z_loss)
-            (total + extra).backward()
-            if part == 1:
-                sent_in_part = {name: tracker.bytes[name] - before.get(name, 0.0) for name in tracker.bytes}
+        passes = _passes if place.pipeline is None else _passes_of_pipeline
+        passes(tracker, config, h, place)
         gradients(model, place)
         for optimiser in optimisers:
             optimiser.step()
-    for name, more in sent_in_part.items():
-        tracker.bytes[name] += max(0, parts - 3) * more
     held = next(iter(tracker.get_tracker_snapshot("peak").values()))
     total = held.pop("Total")
     named: dict[str, float] = defaultdict(float)
@@ -150,16 +154,52 @@ def _step(model: Any, optimisers: list, config: RunConfig, h: Hyperparameters, p
     return Rank(rank, total / GIB, dict(named), {name: size / GIB for name, size in tracker.bytes.items()})
 
 
+def _passes(tracker: "Tracker", config: RunConfig, h: Hyperparameters, place: Place) -> None:
+    *_, most = place.rows(h.batch_size)
+    model, micro = tracker.root, config.micro_batch or most
+    parts = math.ceil(most / micro)
+    tokens = torch.zeros(micro, config.seq_len, dtype=torch.int64)
+    sent_in_part: dict[str, float] = {}
+    for part in range(min(parts, 3)):  # the first finds no gradients, the last sums over copies; all others are alike
+        before = dict(tracker.bytes)
+        add_across_copies(model, part == min(parts, 3) - 1)
+        total, extra = model(tokens, place.positions(tokens), None, config.z_loss)
+        (total + extra).backward()
+        if part == 1:
+            sent_in_part = {name: tracker.bytes[name] - before.get(name, 0.0) for name in tracker.bytes}
+    for name, more in sent_in_part.items():
+        tracker.bytes[name] += max(0, parts - 3) * more
+
+
+def _passes_of_pipeline(_: "Tracker", config: RunConfig, h: Hyperparameters, place: Place) -> None:
+    assert place.pipeline is not None
+    most = place.rows(h.batch_size)[-1]
+    micro = micro_batch(most, place.pipeline.processes, config.micro_batch)
+    together = micro * place.pipeline.processes
+    tokens = torch.zeros(math.ceil(most / together) * together, config.seq_len, dtype=torch.int64)
+    place.pipeline.step(tokens, place.positions(tokens), None, config.z_loss, micro, 1)
+
+
 class Tracker(FSDPMemTracker):
     """PyTorch's tracker of memory, which also counts the `bytes` that ring collectives send, by the dimension that they go over.
 
     `everyone` is the name of the group of all processes.
     """
 
-    def __init__(self, model: Any, everyone: str) -> None:
-        super().__init__(model, None)
+    def __init__(self, root: Any, everyone: str) -> None:
+        super().__init__(next(module for module in root.modules() if isinstance(module, FSDPModule)), None)  # type: ignore[arg-type]
+        self.root = self._root_mod = root  # which need not be sharded itself
         self.everyone = everyone
         self.bytes: dict[str, float] = defaultdict(float)
+
+    def _fsdp_state_pre_forward(self, fsdp_mod: Any, orig_fsdp_state_pre_fw: Any) -> Any:
+        run = super()._fsdp_state_pre_forward(fsdp_mod, orig_fsdp_state_pre_fw)
+
+        def inner(*args: Any, **kwargs: Any) -> Any:
+            self._mod_tracker.parents.add("step")  # what is called by nothing would be taken for another step
+            return run(*args, **kwargs)
+
+        return inner
 
     def _update_peak_stats(self, peak_state: Any) -> None:
         # That of the run alone: a peak of every module, as PyTorch keeps, takes minutes for a deep model.
@@ -173,8 +213,16 @@ class Tracker(FSDPMemTracker):
         if func in collective_ops and result is not NotImplemented and "wait" not in str(func) and "barrier" not in str(func):
             group = CollectiveOp.get_process_group(func, args)
             whole = CollectiveOp.get_comm_tensor_size(func, result, args, kwargs)
-            ways = 2 if "allreduce" in str(func).replace("_", "") else 1
+            if func is torch.ops.c10d.allreduce_.default:  # of a gradient that is a view, PyTorch counts what it is a view of
+                whole = sum(t.nbytes for t in args[0])
             name = self.everyone if group.group_desc == "default_pg" else group.group_desc.removeprefix("mesh_")
             name = "shard" if name == "rest" else name  # of the shards of experts
-            self.bytes[name] += ways * whole * (group.size() - 1) / group.size()
+            self.bytes[name] += whole * _share_sent(str(func).replace("_", ""), group.size())
         return result
+
+
+def _share_sent(collective: str, ranks: int) -> float:
+    """What a process of a ring sends of what it gathers, reduces or exchanges; of a message between two, all."""
+    if "send" in collective or "recv" in collective:
+        return float("send" in collective)
+    return (2 if "allreduce" in collective else 1) * (ranks - 1) / ranks

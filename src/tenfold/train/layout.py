@@ -10,7 +10,7 @@ depends on the layout.
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -164,8 +164,10 @@ def spread(
         shard_group=mesh.get_group("shard"),
         tensor_group=mesh.get_group("tensor") if tensor > 1 else None,
         stage_group=_mesh(device, **line, stage=world // stages).get_group("stage") if own else None,
-        pipeline=Pipeline(model, own, layout.schedule, mesh.get_group("pipeline"), device, dtype, context * tensor) if own else None,
     )
+    if own:
+        line_group = mesh.get_group("pipeline")
+        place = replace(place, pipeline=Pipeline(model, own, layout.schedule, line_group, device, place.sequence, dtype))
     if place.sequence > 1 and (not own or 0 in own):
         model.layers[0].register_forward_pre_hook(lambda block, args: (place.positions(args[0]), *args[1:]))
     if tensor > 1:
@@ -243,8 +245,8 @@ def _check_pipeline(model: Llama, stages: int, rows: int, micro: int | None) -> 
     together = stages * micro_batch(rows, stages, micro)
     if expert_layers(model) and rows % together:  # rows that fill the last part up would count as the experts' load
         raise TenfoldError(
-            f"A pipeline of {stages} sends a model with experts {together} rows at a time, which does not divide the {rows} rows of "
-            "a process: change batch_size or micro_batch."
+            f"A pipeline of {stages} sends a model with experts {together} rows at a time, which does not divide the {rows} rows "
+            "of a process: change batch_size or micro_batch."
         )
 
 

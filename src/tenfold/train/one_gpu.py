@@ -53,7 +53,7 @@ def recompute(model: Llama, what: Recompute) -> None:
         elif what == "block":
             block.forward = _again(block.forward)  # type: ignore[method-assign]
         else:
-            block.ffn.forward = _again(block.ffn.forward)
+            block.fed = _again(block.fed)  # type: ignore[method-assign]
 
 
 def _again(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:

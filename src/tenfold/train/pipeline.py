@@ -7,6 +7,7 @@ each process, interleaved (section 2.2 there); or those with the gradients of we
 (zero bubble, arXiv 2401.10241).
 """
 
+from itertools import accumulate
 from typing import Any, Literal
 
 import torch
@@ -55,16 +56,30 @@ class Stage(nn.Module):
         return torch.stack((nats[None], extra[None]), 1)
 
 
+def stages_each(schedule: Schedule) -> int:
+    """How many stages lie on each process."""
+    return 1 if schedule == "1f1b" else 2
+
+
+def divided(layers: int, stages: int) -> list[range]:
+    """The layers of each stage. They differ by one at most; the ends, which hold a table too, are the first to have fewer."""
+    from_the_ends = sorted(range(stages), key=lambda s: min(2 * s + 1, 2 * (stages - 1 - s)))
+    longer = from_the_ends[stages - layers % stages :]
+    ends = list(accumulate(layers // stages + (s in longer) for s in range(stages)))
+    return [range(first, end) for first, end in zip([0, *ends], ends, strict=False)]
+
+
 def cut(model: Llama, processes: int, rank: int, schedule: Schedule) -> dict[int, Stage]:
     """Leave to process `rank` of a pipeline its stages of `model`, in place; returns them by their places in the pipeline.
 
     Weights keep their names. Raises TenfoldError where there are fewer layers than stages.
     """
-    count = processes * (1 if schedule == "1f1b" else 2)
+    count = processes * stages_each(schedule)
     layers = model.spec.n_layers
     if layers < count:
         raise TenfoldError(f"[layout] cannot cut {layers} layers into {count} stages: lower pipeline, or use schedule = \"1f1b\".")
-    stages = {s: Stage(model, range(layers * s // count, layers * (s + 1) // count)) for s in range(rank, count, processes)}
+    numbers = divided(layers, count)
+    stages = {s: Stage(model, numbers[s]) for s in range(rank, count, processes)}
     model.blocks = nn.ModuleDict({i: block for stage in stages.values() for i, block in stage.blocks.items()})  # type: ignore[assignment]
     if not any(hasattr(stage, "embedding") for stage in stages.values()):
         model.embedding = None  # type: ignore[assignment]
@@ -82,8 +97,9 @@ class Pipeline:
     """What the processes that share a batch do with it together; each calls the same methods with the same rows."""
 
     def __init__(
-        self, model: Llama, stages: dict[int, Stage], schedule: Schedule, group: Any, device: torch.device, dtype: torch.dtype, parts: int
-    ):
+        self, model: Llama, stages: dict[int, Stage], schedule: Schedule, group: Any, device: torch.device, parts: int,
+        dtype: torch.dtype,
+    ):  # fmt: skip
         self.tied = model.spec.tied
         self._dim, self._stages, self._schedule, self.group, self._device = model.spec.dim, stages, schedule, group, device
         self.processes: int = group.size()
