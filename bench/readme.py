@@ -135,7 +135,8 @@ def scaled_out() -> list[tuple[str, str]]:
         shares = f"goodput {r['disturbed']['goodput']:.0%}, undisturbed {r['undisturbed']['goodput']:.0%}"
         found.append((f"{r['case']}: losses and weights beside an undisturbed run", f"{equal}; {shares}"))
     for r in rows_of("dry_run"):
-        memory, sent = r["ranks"][0]["memory_gib"], sum(r["ranks"][0]["sent_gib"].values())
+        middle = r["ranks"][len(r["ranks"]) // 2 if r["layout"]["pipeline"] > 1 else 0]
+        memory, sent = max(rank["memory_gib"] for rank in r["ranks"]), sum(middle["sent_gib"].values())
         planned = f"{r['plan_memory_gib']:.0f} and {sum(r['plan_sent_gib'].values()):.0f}"
         figure = f"{r['wall_s']:.0f} s; {memory:.0f} GiB held, {sent:.0f} GiB sent a step (planner {planned})"
         found.append((f"dry run, {r['case']}", figure))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from drawings import draw_all
 
 from tenfold.data.corpus import build
 
@@ -27,6 +28,13 @@ def text_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def corpus(text_folder, tmp_path_factory):
     return build(text_folder, tmp_path_factory.mktemp("corpora") / "small", vocab_size=400, quiet=True)
+
+
+@pytest.fixture(scope="session")
+def drawings(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("drawings")
+    draw_all(folder)
+    return folder
 
 
 @pytest.fixture

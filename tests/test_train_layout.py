@@ -88,6 +88,9 @@ torch._grouped_mm = lambda x, w, offs: torch.cat(
     [part @ one for part, one in zip(x.tensor_split(offs[:-1].tolist()), w)]  # PyTorch's takes single precision at most
 )
 torch.set_default_dtype(torch.float64)
+from tenfold.train import evaluate
+single = evaluate.normalised
+evaluate.normalised = lambda tiles: single(tiles).astype("float64")
 torch.set_num_threads(1)
 from tenfold.data.corpus import open_corpus
 from tenfold.train import loop
@@ -145,6 +148,24 @@ def test_every_layout_has_the_numbers_of_one_process(corpus, alone, tmp_path, ca
     run_on(4, corpus, tmp_path, jobs)
     for m, name in cases:
         check(alone / m, tmp_path / f"{m}-{name}")
+
+
+SEEING = {**RUN, "seq_len": 48, "tokens": 20 * 8 * 48, "picture_share": 0.4, "micro_batch": 1}
+SEEING |= {"vision": {"image_size": 16, "patch_size": 4, "dim": 32, "n_layers": 1, "n_heads": 2}}
+
+
+def test_pictures_too(corpus, drawings, tmp_path):
+    model = {name: value for name, value in ROUTED.items() if name != "vocab_size"}
+    seeing = {**SEEING, "model": model, "pictures": str(drawings)}
+    run_on(1, corpus, tmp_path / "one", [("alone", seeing)])
+    layouts = ("fsdp", "context-tensor", "hsdp-expert")
+    run_on(4, corpus, tmp_path / "many", [(name, {**seeing, "layout": LAYOUTS[name]}) for name in layouts])
+    (alone,) = [e for e in read_metrics(tmp_path / "one" / "alone" / "run.jsonl") if e["event"] == "pictures"]
+    for name in layouts:
+        check(tmp_path / "one" / "alone", tmp_path / "many" / name)
+        (many,) = [e for e in read_metrics(tmp_path / "many" / name / "run.jsonl") if e["event"] == "pictures"]
+        for what in ("bits_per_byte", "bits_per_byte_shuffled"):
+            assert many[what] == pytest.approx(alone[what], rel=1e-6)
 
 
 @pytest.mark.parametrize(

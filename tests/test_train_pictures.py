@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from drawings import shape
+from PIL import Image
 
 from tenfold.cli.train import sample
 from tenfold.data.batches import train_batch
@@ -21,28 +22,8 @@ from tenfold.train.config import RunConfig, config_from_fields, resolve_model
 from tenfold.train.loop import train
 from tenfold.train.metrics import read_metrics
 
-COLOURS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (40, 70, 220), "black": (10, 10, 10)}
 VISION = {"image_size": 16, "patch_size": 4, "dim": 32, "n_layers": 1, "n_heads": 2}
 CONFIG = {"model": {"width": 32, "family": "llama4"}, "seq_len": 48, "batch_size": 8, "evaluate_tokens": 2048, "vision": VISION}
-
-
-def shape(name: str, colour: str, seed: int) -> Image.Image:
-    draw = np.random.default_rng(seed)
-    picture = Image.new("RGB", (16, 16), "white")
-    x, y, r = draw.integers(3, 7), draw.integers(3, 7), draw.integers(5, 8)
-    pen = ImageDraw.Draw(picture)
-    (pen.ellipse if name == "circle" else pen.rectangle)((x, y, x + r, y + r), fill=COLOURS[colour])
-    return picture
-
-
-@pytest.fixture(scope="module")
-def drawings(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("drawings")
-    for i in range(160):
-        name, colour = ("circle", "square")[i % 2], list(COLOURS)[i // 2 % 4]
-        shape(name, colour, i).save(folder / f"{i:03}.png")
-        (folder / f"{i:03}.txt").write_text(f"a {colour} {name}")
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -40,12 +40,13 @@ def traffic(spec: ModelSpec, layout: Layout, machine: Machine) -> dict[str, floa
 
     sharded = ring(dense, ranks) + ring(routed, max(1, ranks // layout.ep))
     hops = {1: 0, 2: 2 * layout.virtual_stages - 1}.get(layout.pp, 2 * layout.virtual_stages)  # there, and gradients back
+    twin = gradient * table / ranks if spec.tied and layout.pp == 2 else 0.0  # of a table that lies at both ends
     of_dense, of_expert = TENSOR_PASSES[layout.recompute]
     passes = (layers - expert_layers) * of_dense + expert_layers * of_expert
     ways = 3 if layout.recompute == "full" else 2  # forward, backward, and once more
     exchanges = expert_layers * (4 if layout.recompute == "none" else 6)
     return {
-        "pipeline": parts * hops * hidden / layout.tp,
+        "pipeline": parts * hops * hidden / layout.tp + twin,
         "tensor": parts * passes * ring(hidden, layout.tp) + ring(summed, layout.tp),
         "context": parts * layers * ways * ring(keys_values, layout.cp),
         "expert": parts * exchanges * ring(hidden / layout.tp * spec.experts_per_token, layout.ep * layout.tp),

@@ -8,7 +8,9 @@ import math
 import multiprocessing
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
@@ -23,6 +25,7 @@ from torch.distributed._tools.fake_collectives import CollectiveOp, collective_o
 from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.pipelining import PipelineStage
+from torch.distributed.tensor._sharding_prop import ShardingPropagator
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from tenfold.model import loss
@@ -140,7 +143,7 @@ def _step(model: Any, optimisers: list, config: RunConfig, h: Hyperparameters, p
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
     tracker.track_inputs(tuple(value for optimiser in optimisers for state in optimiser.state.values() for value in state.values()))
-    with tracker, torch.autocast("cpu", torch.bfloat16):
+    with tracker, _shapes_unseen(tracker), torch.autocast("cpu", torch.bfloat16):
         passes = _passes if place.pipeline is None else _passes_of_pipeline
         passes(tracker, config, h, place)
         gradients(model, place)
@@ -152,6 +155,26 @@ def _step(model: Any, optimisers: list, config: RunConfig, h: Hyperparameters, p
     for kind, size in held.items():
         named[PARTS.get(getattr(kind, "value", str(kind)), "activations")] += size / GIB
     return Rank(rank, total / GIB, dict(named), {name: size / GIB for name, size in tracker.bytes.items()})
+
+
+@contextmanager
+def _shapes_unseen(tracker: "Tracker") -> Iterator[None]:
+    """Let the tracker look away where DTensor makes whole tensors, as fake as the run's own, to know the shape of a result."""
+    name = "_propagate_tensor_meta_non_cached"
+    original = getattr(ShardingPropagator, name)
+
+    def unseen(*inputs: Any) -> Any:
+        tracker.looks, before = False, tracker.looks
+        try:
+            return original(*inputs)
+        finally:
+            tracker.looks = before
+
+    setattr(ShardingPropagator, name, unseen)
+    try:
+        yield
+    finally:
+        setattr(ShardingPropagator, name, original)
 
 
 def _passes(tracker: "Tracker", config: RunConfig, h: Hyperparameters, place: Place) -> None:
@@ -189,6 +212,7 @@ class Tracker(FSDPMemTracker):
     def __init__(self, root: Any, everyone: str) -> None:
         super().__init__(next(module for module in root.modules() if isinstance(module, FSDPModule)), None)  # type: ignore[arg-type]
         self.root = self._root_mod = root  # which need not be sharded itself
+        self.looks = True
         self.everyone = everyone
         self.bytes: dict[str, float] = defaultdict(float)
 
@@ -209,6 +233,8 @@ class Tracker(FSDPMemTracker):
                 self._peak_mem_snap[device] = dict(now)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not self.looks:
+            return func(*args, **(kwargs or {}))
         result = super().__torch_dispatch__(func, types, args, kwargs)
         if func in collective_ops and result is not NotImplemented and "wait" not in str(func) and "barrier" not in str(func):
             group = CollectiveOp.get_process_group(func, args)

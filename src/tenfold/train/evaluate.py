@@ -20,7 +20,11 @@ from tenfold.train.one_gpu import to_device
 def tensors(
     batch: Batch, start: int, stop: int, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor | None, dict[str, Tensor]]:
-    """Tokens, targets, documents (None where each row is one) and pixels, if any, of the rows `start` to `stop`."""
+    """Tokens, targets, documents (None where each row is one) and pixels of the rows `start` to `stop`.
+
+    Where the batch has pictures but these rows have none, the pixels are those of no tile: an encoder that lies on several
+    processes has to run on each.
+    """
     rows = slice(start, stop)
     tokens, targets = to_device(batch.tokens[rows], device), to_device(batch.targets[rows], device)
     several = bool((batch.document[rows] != batch.document[rows][:, :1]).any())
@@ -28,21 +32,24 @@ def tensors(
     seen = {}
     if batch.tiles is not None and batch.tile_ends is not None:
         tiles = batch.tiles[int(batch.tile_ends[start - 1]) if start else 0 : int(batch.tile_ends[rows][-1])]
-        seen = {"pixels": torch.from_numpy(normalised(tiles)).to(device)} if len(tiles) else {}
+        seen = {"pixels": torch.from_numpy(normalised(tiles)).to(device)}
     return tokens, targets, document, seen
 
 
 @torch.no_grad()
-def evaluate_pictures(model: Llama, pictures: PictureCorpus, config: RunConfig, device: torch.device) -> dict[str, float]:
+def evaluate_pictures(
+    model: Llama, pictures: PictureCorpus, config: RunConfig, device: torch.device, place: Place
+) -> dict[str, float]:
     """Bits per byte of the words of the validation pictures: beside their own, and beside one another's, pictures."""
     size = int(pictures.documents["bytes"][pictures.documents["validation"]].sum())
     nats = {"bits_per_byte": 0.0, "bits_per_byte_shuffled": 0.0}
     for batch in picture_batches(pictures, batch_size=16, seq_len=config.seq_len):
         tokens, targets, document, seen = tensors(batch, 0, len(batch.tokens), device)
+        targets = place.positions(targets)
         nats["bits_per_byte"] += model.loss(tokens, targets, document, 0.0, **seen)[0].item()
         others = {"pixels": seen["pixels"].roll(1, 0)}
         nats["bits_per_byte_shuffled"] += model.loss(tokens, targets, document, 0.0, **others)[0].item()
-    return {name: total / math.log(2) / size for name, total in nats.items()}
+    return {name: place.total(total)[0] / place.data / math.log(2) / size for name, total in nats.items()}
 
 
 def evaluate(

@@ -217,8 +217,6 @@ def _check(model: Llama, data: int, context: int, tensor: int, shards: int, seq_
         raise TenfoldError("Tokens ahead are trained on whole rows: set ahead = 0, or context and tensor to 1.")
     if getattr(model, "balance_weight", 0.0):
         raise TenfoldError('A balance loss depends on what one process sees: say balance = "bias" on several processes.')
-    if getattr(model, "vision", None) is not None:
-        raise TenfoldError("Pictures are trained on one process: leave [layout] out.")
 
 
 def _check_experts(model: Llama, expert: int, shards: int) -> None:
@@ -242,6 +240,8 @@ def _check_pipeline(model: Llama, stages: int, rows: int, micro: int | None) -> 
         return
     if model.ahead is not None:
         raise TenfoldError("Tokens ahead are not trained in a pipeline: set ahead = 0, or pipeline = 1 in [layout].")
+    if getattr(model, "vision", None) is not None:
+        raise TenfoldError("Pictures are not trained in a pipeline: set pipeline = 1 in [layout].")
     together = stages * micro_batch(rows, stages, micro)
     if expert_layers(model) and rows % together:  # rows that fill the last part up would count as the experts' load
         raise TenfoldError(

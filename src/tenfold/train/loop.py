@@ -174,12 +174,14 @@ def run_steps(
         corpus.require_rows(h.steps, **rows, max_epochs=config.max_epochs)
     else:
         require_tokens(corpus, text_share * h.steps * h.batch_size * config.seq_len, config.max_epochs)
+        if config.pictures is not None:
+            checkpoint.on_first_process(lambda: _pictures(config, corpus, spec, directory.parent) and None)
         pictures = _pictures(config, corpus, spec, directory.parent)
     left_out = skips(directory)
     watchdog.beat()
     torch.manual_seed(config.seed)
-    # On several processes a model is spread before it has weights; further heads know no shares yet.
-    in_shares = dist.is_initialized() and dist.get_world_size() > 1 and not config.ahead
+    # On several processes a model is spread before it has weights; further heads and picture encoders know no shares yet.
+    in_shares = dist.is_initialized() and dist.get_world_size() > 1 and not config.ahead and spec.vision is None
     model = build(spec, config, corpus, torch.device("meta") if in_shares else device)
     recompute(model, config.recompute)
     watchdog.beat()
@@ -285,7 +287,7 @@ def run_steps(
                     nats, bits = evaluate(model, corpus, config, device, place, watchdog.beat)
                 metrics.write("evaluation", step=state.step, loss=nats, bits_per_byte=bits)
                 if pictures:
-                    metrics.write("pictures", step=state.step, **evaluate_pictures(model, pictures, config, device))
+                    metrics.write("pictures", step=state.step, **evaluate_pictures(model, pictures, config, device, place))
                 last_log, logged_step, logged_flops = time.monotonic(), state.step, state.flops
             due = time.monotonic() - last_save > config.checkpoint_every_s
             save_now, stopped = place.agree(due, stop.requested)
@@ -311,7 +313,7 @@ def run_steps(
             with clock.time("evaluating"):
                 loss_nats, bits = evaluate(model, corpus, config, device, place, watchdog.beat)
             if pictures:
-                metrics.write("pictures", step=state.step, **evaluate_pictures(model, pictures, config, device))
+                metrics.write("pictures", step=state.step, **evaluate_pictures(model, pictures, config, device, place))
         watchdog.end()
         clock.write(state.step, finished)
         if place.rank == 0:
