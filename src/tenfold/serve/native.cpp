@@ -6,61 +6,15 @@
 
 #include <omp.h>
 
-#include <vector>
-
-#include "tiles.h"
+#include "attention.h"
 
 namespace {
-
-inline vec exponential(vec x) {  // exp(x) for x <= 0: 2^n e^f with |f| <= ln 2 / 2, Taylor to f^7
-    x = x < -87.0f ? vec{} - 87.0f : x;
-    vec shifted = x * 1.44269504f + 12582912.0f;
-    ints n = (ints)shifted - (ints)(shifted - shifted + 12582912.0f);
-    vec whole = shifted - 12582912.0f;
-    vec f = x - whole * 0.693145752f - whole * 1.42860677e-6f;
-    vec sum = f * 1.98412698e-4f + 1.38888889e-3f;
-    sum = sum * f + 8.33333333e-3f;
-    sum = sum * f + 4.16666667e-2f;
-    sum = sum * f + 1.66666667e-1f;
-    sum = sum * f + 0.5f;
-    sum = sum * f + 1.0f;
-    sum = sum * f + 1.0f;
-    return (vec)((ints)sum + (n << 23));
-}
-
-inline float largest(vec v) {
-#ifdef __AVX512F__
-    return _mm512_reduce_max_ps((__m512)v);
-#else
-    float most = v[0];
-    for (int i = 1; i < LANES; i++) most = v[i] > most ? v[i] : most;
-    return most;
-#endif
-}
-
-inline float total(vec v) {
-    float lanes[LANES];
-    store(lanes, v);
-    for (int width = LANES / 2; width; width /= 2)
-        for (int i = 0; i < width; i++) lanes[i] += lanes[i + width];
-    return lanes[0];
-}
 
 void rms_norm(const float* x, const float* weight, int size, float eps, float* out) {
     vec sum = {};
     for (int i = 0; i < size; i += LANES) sum += load(x + i) * load(x + i);
     const float scale = 1.0f / std::sqrt(total(sum) / size + eps);
     for (int i = 0; i < size; i += LANES) store(out + i, load(x + i) * scale * load(weight + i));
-}
-
-// sum[j][lanes] += the sum over i < count of a[j][i] * b[i][lanes], for ROWS rows j of STRIDE numbers.
-template <int ROWS, int STRIDE>
-inline void add_outer(const float* a, const float* b, int b_stride, int count, vec (&sum)[ROWS]) {
-    for (int i = 0; i < count; i++) {
-        vec other = load(b + (size_t)i * b_stride);
-#pragma GCC unroll 16
-        for (int j = 0; j < ROWS; j++) sum[j] += a[j * STRIDE + i] * other;
-    }
 }
 
 struct Layer {
@@ -78,106 +32,6 @@ struct Model {
     float *keys, *values;  // [layers][blocks][kv_heads][head_dim][block], [layers][blocks][kv_heads][block][head_dim]
     int64_t layer_size;    // floats of one layer of either
 };
-
-// Rows of one sequence at neighbouring positions, which attend together.
-struct Run {
-    int first, count;
-};
-
-std::vector<Run> runs_of(int rows, const int32_t* positions, const int32_t* starts) {
-    std::vector<Run> runs;
-    for (int r = 0; r < rows; r++) {
-        bool goes_on = r && starts[r] == starts[r - 1] && positions[r] == positions[r - 1] + 1;
-        if (goes_on && runs.back().count < MAX_ROWS) runs.back().count++;
-        else runs.push_back({r, 1});
-    }
-    return runs;
-}
-
-constexpr int SPAN = 4;         // blocks between two updates of the softmax
-constexpr int MOST_HEAD = 256;  // numbers of a head
-
-// One head of ROWS neighbouring rows: q and out [ROWS, stride], over the blocks of `table` up to each row's own position. The
-// softmax goes along, some blocks at a time (arXiv 1805.02867).
-template <int ROWS>
-void attend(const Model& m, const float* keys, const float* values, const int32_t* table, int kv, int position, const float* q,
-            int q_stride, float* out, int out_stride) {
-    const int D = m.head_dim, B = m.block, all = (position + ROWS - 1) / B + 1;
-    const float scale = 1.0f / std::sqrt((float)D);
-    float scaled[ROWS][MOST_HEAD], weights[ROWS][SPAN * PANEL], most[ROWS], fade[ROWS];
-    vec totals[ROWS] = {};
-    for (int j = 0; j < ROWS; j++) {
-        most[j] = -INFINITY;
-        for (int i = 0; i < D; i += LANES) {
-            store(scaled[j] + i, load(q + (size_t)j * q_stride + i) * scale);
-            store(out + (size_t)j * out_stride + i, vec{});
-        }
-    }
-    for (int first = 0; first < all; first += SPAN) {
-        const int blocks = all - first < SPAN ? all - first : SPAN, width = blocks * B;
-        size_t at[SPAN];
-        for (int b = 0; b < blocks; b++) {
-            at[b] = ((size_t)table[first + b] * m.kv_heads + kv) * D * B;
-            for (int i = 0; i < B; i += LANES) {
-                vec sum[ROWS] = {};
-                add_outer<ROWS, MOST_HEAD>(scaled[0], keys + at[b] + i, B, D, sum);
-                for (int j = 0; j < ROWS; j++) store(weights[j] + b * B + i, sum[j]);
-            }
-        }
-        const int seen = position + 1 - first * B;  // of these, by row 0; each further row sees one more
-        for (int j = 0; j < ROWS; j++) {
-            for (int t = seen + j > 0 ? seen + j : 0; t < width; t++) weights[j][t] = -INFINITY;
-            vec high = load(weights[j]);
-            for (int t = LANES; t < width; t += LANES) {
-                vec score = load(weights[j] + t);
-                high = score > high ? score : high;
-            }
-            const float top = std::fmax(most[j], largest(high));
-            fade[j] = top == most[j] ? 1.0f : std::exp(most[j] - top);
-            most[j] = top;
-            totals[j] *= fade[j];
-            for (int t = 0; t < width; t += LANES) {
-                vec score = load(weights[j] + t), weight = score == -INFINITY ? vec{} : exponential(score - top);
-                totals[j] += weight;
-                store(weights[j] + t, weight);
-            }
-        }
-        for (int i = 0; i < D; i += LANES) {
-            vec mix[ROWS];
-            for (int j = 0; j < ROWS; j++) mix[j] = load(out + (size_t)j * out_stride + i) * fade[j];
-            for (int b = 0; b < blocks; b++) {
-                const float* value = values + at[b] + i;
-                if (seen >= (b + 1) * B) {
-                    add_outer<ROWS, SPAN * PANEL>(weights[0] + b * B, value, D, B, mix);
-                    continue;
-                }
-                for (int j = 0; j < ROWS; j++) {  // what stands in places that a row does not see may be anything
-                    const int own = seen + j - b * B;
-                    vec sum[1] = {mix[j]};
-                    add_outer<1, 0>(weights[j] + b * B, value, D, own < 0 ? 0 : own < B ? own : B, sum);
-                    mix[j] = sum[0];
-                }
-            }
-            for (int j = 0; j < ROWS; j++) store(out + (size_t)j * out_stride + i, mix[j]);
-        }
-    }
-    for (int j = 0; j < ROWS; j++) {
-        const float all_weights = total(totals[j]);
-        for (int i = 0; i < D; i += LANES) {
-            float* to = out + (size_t)j * out_stride + i;
-            store(to, load(to) / all_weights);
-        }
-    }
-}
-
-template <int ROWS = MAX_ROWS>
-void attend_run(int count, const Model& m, const float* keys, const float* values, const int32_t* table, int kv, int position,
-                const float* q, int q_stride, float* out, int out_stride) {
-    if constexpr (ROWS > 0) {
-        if (count == ROWS) return attend<ROWS>(m, keys, values, table, kv, position, q, q_stride, out, out_stride);
-        attend_run<ROWS - 1>(count, m, keys, values, table, kv, position, q, q_stride, out, out_stride);
-    }
-}
 
 // gate = silu(gate) * up, for `count` neighbours.
 void swiglu(float* gate, const float* up, int count) {
@@ -270,7 +124,8 @@ extern "C" void tenfold_forward(const Model* m, int rows, int replies, float* x,
     float *normed = scratch, *qkv = normed + room * m->dim, *mixed = qkv + room * qkv_stride;
     float *gate = mixed + room * mixed_size, *up = gate + room * m->ffn, *own = up + room * m->ffn;
     const Products products = {rows, replies, m->products, packed, packed_gate};
-    const std::vector<Run> runs = runs_of(rows, positions, starts);
+    const std::vector<Run> runs = runs_of(0, replies, MAX_ROWS, positions, starts);
+    const std::vector<Run> prompts = runs_of(replies, rows, MOST_TOGETHER, positions, starts);
 
 #pragma omp parallel num_threads(threads)
     {
@@ -302,13 +157,21 @@ extern "C" void tenfold_forward(const Model* m, int rows, int replies, float* x,
                     memcpy(values + at + slot * D, heads + (group + 1) * D, D * sizeof(float));
                 }
 
-#pragma omp for schedule(dynamic) collapse(2)
+            auto cached = [&](int r, int kv) { return Cached{keys, values, tables + starts[r], m->kv_heads, kv, D, B}; };
+#pragma omp for schedule(dynamic) collapse(2) nowait
             for (size_t n = 0; n < runs.size(); n++)
                 for (int head = 0; head < m->heads; head++) {
                     const int r = runs[n].first, kv = head / group;
                     const float* q = qkv + (size_t)r * qkv_stride + kv * span + (head % group) * D;
-                    attend_run(runs[n].count, *m, keys, values, tables + starts[r], kv, positions[r], q, qkv_stride,
-                               mixed + (size_t)r * mixed_size + head * D, mixed_size);
+                    attend_run(runs[n].count, cached(r, kv), positions[r], q, qkv_stride, mixed + (size_t)r * mixed_size + head * D,
+                               mixed_size);
+                }
+#pragma omp for schedule(dynamic) collapse(2)
+            for (size_t n = 0; n < prompts.size(); n++)
+                for (int kv = 0; kv < m->kv_heads; kv++) {
+                    const auto [r, count] = prompts[prompts.size() - 1 - n];  // the longest work first
+                    attend_tiles(cached(r, kv), count, group, positions[r], m->products, qkv + (size_t)r * qkv_stride + kv * span,
+                                 qkv_stride, mixed + (size_t)r * mixed_size + kv * group * D, mixed_size);
                 }
             products.pack(mixed, mixed_size);
             products.multiply_by(layer.wo, mixed, packed, x, m->dim, true);

@@ -24,7 +24,7 @@ from tenfold.serve.runner import BLOCK, Rows
 from tenfold.serve.weights import FORMATS, GROUP, PANEL, Packed, pack
 from tenfold.spec.model import ModelSpec
 
-_SOURCES = [Path(__file__).with_name(name) for name in ("native.cpp", "tiles.h", "products.h")]
+_SOURCES = [Path(__file__).with_name(name) for name in ("native.cpp", "attention.h", "tiles.h", "products.h")]
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=c++17")
 
 

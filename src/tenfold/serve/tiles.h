@@ -8,6 +8,7 @@
 #include "products.h"
 
 #if defined(__AMX_BF16__) && defined(__AVX512F__) && defined(__linux__)
+#define HAS_TILES
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -28,7 +29,7 @@ struct alignas(64) TileShapes {
 // Linux lends the tiles' registers only to a process that asks.
 inline bool may_use_tiles() { return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* XTILEDATA */) == 0; }
 inline void begin_tiles() {
-    TileShapes shapes;
+    static const TileShapes shapes;  // in memory: compilers do not know how much of it is read
     _tile_loadconfig(&shapes);
 }
 inline void end_tiles() { _tile_release(); }
@@ -116,6 +117,10 @@ void tile_block(Tiles x, Tiles w, int depth, bool from_zero, int products, float
         if (products > 2) {
             load_weights(w.at + TILE);
             add_products<ROWS, PANELS>();
+            if (products > 3) {
+                load_rows(x.at + TILE);
+                add_products<ROWS, PANELS>();
+            }
         }
     }
     _tile_stored(0, out, stride * 4);
