@@ -60,7 +60,7 @@ struct Products {
 
     // out [rows, stride] (+)= x, whose rows of prompts are `packed`, times m.
     void multiply_by(const Matrix& m, const float* x, const uint16_t* packed, float* out, int stride, bool add) const {
-        const int panels = m.outputs / PANEL, at_once = add ? 1 : 4;
+        const int panels = m.outputs / PANEL, at_once = add ? 2 : 4;
         if (replies) {
 #pragma omp for schedule(static)
             for (int p = 0; p < panels; p += at_once)

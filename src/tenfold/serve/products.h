@@ -13,9 +13,9 @@ namespace {
 
 constexpr int PANEL = 16, GROUP = 32;
 #ifdef __AVX512F__
-constexpr int LANES = 16, MAX_ROWS = 12;
+constexpr int LANES = 16, MAX_ROWS = 12, REGISTERS = 32;
 #else
-constexpr int LANES = 8, MAX_ROWS = 6;
+constexpr int LANES = 8, MAX_ROWS = 6, REGISTERS = 16;
 #endif
 constexpr int PARTS = PANEL / LANES;
 
@@ -49,23 +49,33 @@ inline vec widen(const _Float16* p) { return widen_lanes<_Float16, vec>(p); }
 #endif
 inline vec to_float(ints q) { return __builtin_convertvector(q, vec); }
 
-// Each format gives 16 weights of input k of a panel as PARTS vectors; `begin` reads what the group of k shares. Inputs come
-// in pairs, of which ODD is the second.
+// Asks for `bytes` of memory, so that they are near when they are read: processors do not guess the way from panel to panel.
+inline void fetch(const void* from, int bytes) {
+    for (int i = 0; i < bytes; i += 64) __builtin_prefetch((const char*)from + i);
+}
+
+// Each format gives 16 weights of input k of a panel as PARTS vectors; `begin` reads what the group of k shares, and `fetch_group`
+// asks for what it takes of the panel that stands `ahead` panels on. Inputs come in pairs, of which ODD is the second.
 struct Float32 {
     const float* w;
+    size_t panel_size;
     Float32() = default;
-    Float32(const void* data, const void*, const void*, int panel, int k_size) : w((const float*)data + (size_t)panel * k_size * PANEL) {}
+    Float32(const void* data, const void*, const void*, int panel, int k_size)
+        : w((const float*)data + (size_t)panel * k_size * PANEL), panel_size((size_t)k_size * PANEL) {}
     void begin(int) {}
+    void fetch_group(int k, int ahead) const { fetch(w + (size_t)k * PANEL + ahead * panel_size, GROUP * PANEL * sizeof *w); }
     template <int ODD>
     vec at(int k, int part) const { return load(w + (size_t)k * PANEL + part * LANES); }
 };
 
 struct BFloat16 {
     const uint16_t* w;
+    size_t panel_size;
     BFloat16() = default;
     BFloat16(const void* data, const void*, const void*, int panel, int k_size)
-        : w((const uint16_t*)data + (size_t)panel * k_size * PANEL) {}
+        : w((const uint16_t*)data + (size_t)panel * k_size * PANEL), panel_size((size_t)k_size * PANEL) {}
     void begin(int) {}
+    void fetch_group(int k, int ahead) const { fetch(w + (size_t)k * PANEL + ahead * panel_size, GROUP * PANEL * sizeof *w); }
     template <int ODD>
     vec at(int k, int part) const {
         return (vec)(widen(w + (size_t)k * PANEL + part * LANES) << 16);
@@ -75,11 +85,14 @@ struct BFloat16 {
 struct Int8 {
     const int8_t* w;
     const _Float16* scales;
+    size_t panel_size;
     vec scale[PARTS];
     Int8() = default;
     Int8(const void* data, const void* scale_data, const void*, int panel, int k_size)
         : w((const int8_t*)data + (size_t)panel * k_size * PANEL),
-          scales((const _Float16*)scale_data + (size_t)panel * ((k_size + GROUP - 1) / GROUP) * PANEL) {}
+          scales((const _Float16*)scale_data + (size_t)panel * ((k_size + GROUP - 1) / GROUP) * PANEL),
+          panel_size((size_t)k_size * PANEL) {}
+    void fetch_group(int k, int ahead) const { fetch(w + (size_t)k * PANEL + ahead * panel_size, GROUP * PANEL); }
     void begin(int group) {
         for (int i = 0; i < PARTS; i++) scale[i] = widen(scales + group * PANEL + i * LANES);
     }
@@ -92,12 +105,15 @@ struct Int8 {
 struct Int4 {  // two inputs in a byte, the even one low; weight = scale * q + least
     const uint8_t* w;
     const _Float16 *scales, *leasts;
+    size_t panel_size;
     vec scale[PARTS], least[PARTS];
     Int4() = default;
     Int4(const void* data, const void* scale_data, const void* least_data, int panel, int k_size)
         : w((const uint8_t*)data + (size_t)panel * (k_size / 2) * PANEL),
           scales((const _Float16*)scale_data + (size_t)panel * ((k_size + GROUP - 1) / GROUP) * PANEL),
-          leasts((const _Float16*)least_data + (size_t)panel * ((k_size + GROUP - 1) / GROUP) * PANEL) {}
+          leasts((const _Float16*)least_data + (size_t)panel * ((k_size + GROUP - 1) / GROUP) * PANEL),
+          panel_size((size_t)(k_size / 2) * PANEL) {}
+    void fetch_group(int k, int ahead) const { fetch(w + (size_t)(k / 2) * PANEL + ahead * panel_size, GROUP / 2 * PANEL); }
     void begin(int group) {
         for (int i = 0; i < PARTS; i++) {
             scale[i] = widen(scales + group * PANEL + i * LANES);
@@ -134,7 +150,10 @@ void tile(const float* x, int x_stride, const Format* formats, int k_size, float
     for (int p = 0; p < PANELS; p++) w[p] = formats[p];
     vec sum[ROWS][PANELS][PARTS] = {};
     for (int begin = 0; begin < k_size; begin += GROUP) {
-        for (int p = 0; p < PANELS; p++) w[p].begin(begin / GROUP);
+        for (int p = 0; p < PANELS; p++) {
+            w[p].begin(begin / GROUP);
+            w[p].fetch_group(begin, PANELS);
+        }
         int end = begin + GROUP < k_size ? begin + GROUP : k_size;
         for (int k = begin; k < end; k += 2) {
             add_input<0>(x, x_stride, w, k, sum);
@@ -149,13 +168,15 @@ void tile(const float* x, int x_stride, const Format* formats, int k_size, float
             }
 }
 
-template <class Format, int ROWS>
+// As many panels at once as there are registers for their sums: fewer of them would wait for one another.
+template <int ROWS>
+constexpr int panels_at_once() { return ROWS == 1 ? 4 : ROWS * 2 * PARTS <= REGISTERS * 3 / 4 ? 2 : 1; }
+
+template <class Format, int ROWS, int PANELS = panels_at_once<ROWS>()>
 void rows_of(const float* x, int x_stride, const Format* w, int panels, int k_size, float* out, int out_stride, bool add) {
-    constexpr int AT_ONCE = ROWS == 1 ? 4 : ROWS <= MAX_ROWS / 2 ? 2 : 1;
     int p = 0;
-    for (; p + AT_ONCE <= panels; p += AT_ONCE)
-        tile<Format, ROWS, AT_ONCE>(x, x_stride, w + p, k_size, out + p * PANEL, out_stride, add);
-    for (; p < panels; p++) tile<Format, ROWS, 1>(x, x_stride, w + p, k_size, out + p * PANEL, out_stride, add);
+    for (; p + PANELS <= panels; p += PANELS) tile<Format, ROWS, PANELS>(x, x_stride, w + p, k_size, out + p * PANEL, out_stride, add);
+    if constexpr (PANELS > 1) rows_of<Format, ROWS, PANELS / 2>(x, x_stride, w + p, panels - p, k_size, out + p * PANEL, out_stride, add);
 }
 
 template <class Format, int ROWS = MAX_ROWS>
