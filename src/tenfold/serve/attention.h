@@ -2,6 +2,7 @@
 // time (arXiv 1805.02867). What a row takes is summed in the order of the positions, whatever rows attend beside it.
 
 #pragma once
+#include <type_traits>
 #include <vector>
 
 #include "tiles.h"
@@ -97,20 +98,34 @@ struct Softmax {
     }
 };
 
-// sum[j][lanes] += the sum over i < count of a[j][i] * b[i][lanes], for ROWS rows j of STRIDE numbers.
-template <int ROWS, int STRIDE>
-inline void add_outer(const float* a, const float* b, int b_stride, int count, vec (&sum)[ROWS]) {
+// sum[c][j][lanes] += the sum over i < count of a[j][i] * b[c][i][lanes], for ROWS rows j of STRIDE numbers and COLUMNS columns c.
+template <int ROWS, int STRIDE, int COLUMNS>
+inline void add_outer(const float* a, const float* const (&b)[COLUMNS], int b_stride, int count, vec (&sum)[COLUMNS][ROWS]) {
     for (int i = 0; i < count; i++) {
-        vec other = load(b + (size_t)i * b_stride);
+#pragma GCC unroll 4
+        for (int c = 0; c < COLUMNS; c++) {
+            vec other = load(b[c] + (size_t)i * b_stride);
 #pragma GCC unroll 16
-        for (int j = 0; j < ROWS; j++) sum[j] += a[j * STRIDE + i] * other;
+            for (int j = 0; j < ROWS; j++) sum[c][j] += a[j * STRIDE + i] * other;
+        }
     }
 }
 
-// One head of ROWS neighbouring rows, the first at `position`: q and out [ROWS, stride], each up to its own position.
+// `work` on all of `count` columns: on COLUMNS at a time, and what is left one by one.
+template <int COLUMNS, class Work>
+inline void in_columns(int count, Work work) {
+    int c = 0;
+    for (; c + COLUMNS <= count; c += COLUMNS) work(c, std::integral_constant<int, COLUMNS>());
+    if constexpr (COLUMNS > 1)
+        for (; c < count; c++) work(c, std::integral_constant<int, 1>());
+}
+
+// Queries [ROWS, stride] of one key-value head to out [ROWS, stride], the first at `position`, each `advance` (0 or 1) behind the
+// one before, and each up to its own position: one head of neighbouring rows, or neighbouring heads of a row.
 template <int ROWS>
-void attend(const Cached& c, int position, const float* q, int q_stride, float* out, int out_stride) {
-    const int D = c.head_dim, B = c.block, all = (position + ROWS - 1) / B + 1;
+void attend(const Cached& c, int position, int advance, const float* q, int q_stride, float* out, int out_stride) {
+    constexpr int COLUMNS = ROWS <= 4 ? 4 : 1;  // so many sums at once that none waits for another
+    const int D = c.head_dim, B = c.block, all = (position + advance * (ROWS - 1)) / B + 1;
     const float scale = 1.0f / std::sqrt((float)D);
     float scaled[ROWS][MOST_HEAD], weights[ROWS][SPAN * PANEL], fade[ROWS];
     Softmax softmax[ROWS];
@@ -121,32 +136,42 @@ void attend(const Cached& c, int position, const float* q, int q_stride, float* 
         }
     for (int first = 0; first < all; first += SPAN) {
         const int blocks = all - first < SPAN ? all - first : SPAN;
-        for (int b = 0; b < blocks; b++)
-            for (int i = 0; i < B; i += LANES) {
-                vec sum[ROWS] = {};
-                add_outer<ROWS, MOST_HEAD>(scaled[0], c.keys + c.at(first + b) + i, B, D, sum);
-                for (int j = 0; j < ROWS; j++) store(weights[j] + b * B + i, sum[j]);
+        in_columns<COLUMNS>(blocks * B / LANES, [&](int begin, auto columns) {
+            const float* keys[columns];
+            vec sum[columns][ROWS] = {};
+            for (int n = 0; n < columns; n++) {
+                const int t = (begin + n) * LANES;
+                keys[n] = c.keys + c.at(first + t / B) + t % B;
             }
-        const int seen = position + 1 - first * B;  // of these, by row 0; each further row sees one more
-        for (int j = 0; j < ROWS; j++) fade[j] = softmax[j].add(weights[j], blocks * B, seen + j, 1.0f);
-        for (int i = 0; i < D; i += LANES) {
-            vec mix[ROWS];
-            for (int j = 0; j < ROWS; j++) mix[j] = load(out + (size_t)j * out_stride + i) * fade[j];
+            add_outer<ROWS, MOST_HEAD>(scaled[0], keys, B, D, sum);
+            for (int n = 0; n < columns; n++)
+                for (int j = 0; j < ROWS; j++) store(weights[j] + (begin + n) * LANES, sum[n][j]);
+        });
+        const int seen = position + 1 - first * B;  // of these, by row 0
+        for (int j = 0; j < ROWS; j++) fade[j] = softmax[j].add(weights[j], blocks * B, seen + advance * j, 1.0f);
+        in_columns<COLUMNS>(D / LANES, [&](int begin, auto columns) {
+            float* to = out + begin * LANES;
+            vec mix[columns][ROWS];
+            for (int n = 0; n < columns; n++)
+                for (int j = 0; j < ROWS; j++) mix[n][j] = load(to + (size_t)j * out_stride + n * LANES) * fade[j];
             for (int b = 0; b < blocks; b++) {
-                const float* value = c.values + c.at(first + b) + i;
+                const float* values[columns];
+                for (int n = 0; n < columns; n++) values[n] = c.values + c.at(first + b) + (begin + n) * LANES;
                 if (seen >= (b + 1) * B) {
-                    add_outer<ROWS, SPAN * PANEL>(weights[0] + b * B, value, D, B, mix);
+                    add_outer<ROWS, SPAN * PANEL>(weights[0] + b * B, values, D, B, mix);
                     continue;
                 }
                 for (int j = 0; j < ROWS; j++) {  // what stands in places that a row does not see may be anything
-                    const int own = seen + j - b * B;
-                    vec sum[1] = {mix[j]};
-                    add_outer<1, 0>(weights[j] + b * B, value, D, own < 0 ? 0 : own < B ? own : B, sum);
-                    mix[j] = sum[0];
+                    const int own = seen + advance * j - b * B;
+                    vec sum[columns][1];
+                    for (int n = 0; n < columns; n++) sum[n][0] = mix[n][j];
+                    add_outer<1, 0>(weights[j] + b * B, values, D, own < 0 ? 0 : own < B ? own : B, sum);
+                    for (int n = 0; n < columns; n++) mix[n][j] = sum[n][0];
                 }
             }
-            for (int j = 0; j < ROWS; j++) store(out + (size_t)j * out_stride + i, mix[j]);
-        }
+            for (int n = 0; n < columns; n++)
+                for (int j = 0; j < ROWS; j++) store(to + (size_t)j * out_stride + n * LANES, mix[n][j]);
+        });
     }
     for (int j = 0; j < ROWS; j++) {
         const float all_weights = total(softmax[j].sum);
@@ -158,11 +183,18 @@ void attend(const Cached& c, int position, const float* q, int q_stride, float* 
 }
 
 template <int ROWS = MAX_ROWS>
-void attend_run(int count, const Cached& c, int position, const float* q, int q_stride, float* out, int out_stride) {
+void attend_some(int count, const Cached& c, int position, int advance, const float* q, int q_stride, float* out, int out_stride) {
     if constexpr (ROWS > 0) {
-        if (count == ROWS) return attend<ROWS>(c, position, q, q_stride, out, out_stride);
-        attend_run<ROWS - 1>(count, c, position, q, q_stride, out, out_stride);
+        if (count == ROWS) return attend<ROWS>(c, position, advance, q, q_stride, out, out_stride);
+        attend_some<ROWS - 1>(count, c, position, advance, q, q_stride, out, out_stride);
     }
+}
+
+// All `group` heads of `count` neighbouring rows that share keys and values: q and out [rows, heads of head_dim].
+void attend_rows(const Cached& c, int count, int group, int position, const float* q, int q_stride, float* out, int out_stride) {
+    const int D = c.head_dim;
+    if (count == 1 && group <= MAX_ROWS) return attend_some(group, c, position, 0, q, D, out, D);
+    for (int g = 0; g < group; g++) attend_some(count, c, position, 1, q + g * D, q_stride, out + g * D, out_stride);
 }
 
 #ifdef HAS_TILES
@@ -188,8 +220,7 @@ struct Room {
     }
 };
 
-// All `group` heads of `count` neighbouring rows that share keys and values, on tiles: q and out [rows, heads of head_dim], by
-// `products` as other products are. Heads follow one another in q and out; a block holds 16 positions.
+// The same on tiles, by one product or as exactly as float32; a block holds 16 positions.
 void attend_tiles(const Cached& c, int count, int group, int position, int products, const float* q, int q_stride, float* out,
                   int out_stride) {
     static thread_local Room<uint16_t> of_queries, of_keys, of_values, of_weights;

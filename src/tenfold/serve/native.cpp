@@ -160,11 +160,10 @@ extern "C" void tenfold_forward(const Model* m, int rows, int replies, float* x,
             auto cached = [&](int r, int kv) { return Cached{keys, values, tables + starts[r], m->kv_heads, kv, D, B}; };
 #pragma omp for schedule(dynamic) collapse(2) nowait
             for (size_t n = 0; n < runs.size(); n++)
-                for (int head = 0; head < m->heads; head++) {
-                    const int r = runs[n].first, kv = head / group;
-                    const float* q = qkv + (size_t)r * qkv_stride + kv * span + (head % group) * D;
-                    attend_run(runs[n].count, cached(r, kv), positions[r], q, qkv_stride, mixed + (size_t)r * mixed_size + head * D,
-                               mixed_size);
+                for (int kv = 0; kv < m->kv_heads; kv++) {
+                    const auto [r, count] = runs[n];
+                    attend_rows(cached(r, kv), count, group, positions[r], qkv + (size_t)r * qkv_stride + kv * span, qkv_stride,
+                                mixed + (size_t)r * mixed_size + kv * group * D, mixed_size);
                 }
 #pragma omp for schedule(dynamic) collapse(2)
             for (size_t n = 0; n < prompts.size(); n++)
