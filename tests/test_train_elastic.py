@@ -101,6 +101,17 @@ def test_the_account_of_a_run_adds_up_to_its_wall_time(tmp_path):
     assert read_goodput(tmp_path / "none.jsonl") == {}
 
 
+def test_a_process_is_said_to_have_begun_when_it_did(tmp_path):
+    path = tmp_path / "time.jsonl"
+    code = f"from pathlib import Path; from tenfold.train.goodput import Clock; Clock(Path({str(path)!r}), 0)"
+    before = time.time()
+    process = subprocess.Popen([sys.executable, "-c", code])
+    after = time.time()
+    process.wait()
+    tick = 2 / os.sysconf("SC_CLK_TCK")  # what the kernel counts processes' starts in
+    assert before - tick <= json.loads(path.read_text())["began"] <= after + tick
+
+
 HANGS = """
 import sys, time
 from tenfold.train.watchdog import Watchdog

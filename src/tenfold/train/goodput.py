@@ -53,7 +53,7 @@ class Clock:
         if path is not None:
             rows = _read(path)
             self._stream = path.open("w" if step == 0 and rows and rows[-1].get("finished") else "a")
-            self._line({"began": psutil.Process().create_time(), "time": time.time(), "step": step})
+            self._line({"began": time.time() - _age_s(), "time": time.time(), "step": step})
 
     def __enter__(self) -> "Clock":
         return self
@@ -115,6 +115,15 @@ def read_goodput(path: Path) -> dict[str, Any]:
             **{f"{part}_s": seconds for part, seconds in sums.items()},
         )
     )
+
+
+def _age_s() -> float:
+    """How long this process has lived. Linux knows its start since boot; when that was, by the clock on the wall, it knows by a
+    second at best, and worse after the clock was set."""
+    created = psutil.Process().create_time()
+    if psutil.LINUX:
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - (created - psutil.boot_time())
+    return time.time() - created
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
