@@ -5,8 +5,9 @@
 
 Each fault happens before a step drawn at random, in a process drawn at random, once: `kill` (SIGKILL), `hang` (the process
 sleeps and the watchdog has to find it), `freeze` (SIGSTOP, woken 2 s later: a slow link), `slow` (a straggler of half a second),
-`damage` (a bit of the newest checkpoint's shards is turned over, then a kill), `disk` (the next save finds the disk full)
-and `term` (SIGTERM: save and leave). A run that has left is started again, as a job queue would do it.
+`damage` (a bit of the newest checkpoint's shards is turned over, then a kill; as soon as there is another checkpoint), `disk`
+(the next save finds the disk full) and `term` (SIGTERM: save and leave). A run that has left is started again, as a job queue
+would do it.
 """
 
 import argparse
@@ -50,7 +51,9 @@ def worker(config: RunConfig, directory: Path, home: Path, quiet: bool) -> loop.
     def batch(*arguments):  # called once before every step
         for i, (step, where, kind) in enumerate(faults):
             done = home / f"fault-{i}"
-            if arguments[3] >= step and where == rank and not done.exists():
+            # a run whose only checkpoint is damaged has to be begun anew, and says so
+            alone = kind == "damage" and len(list((directory / "checkpoint").glob("step-*"))) < 2
+            if arguments[3] >= step and where == rank and not done.exists() and not alone:
                 done.write_text(json.dumps([kind, arguments[3], time.time()]))
                 strike(kind, directory)
         return make(*arguments)
@@ -129,7 +132,7 @@ def main() -> None:
         for name in ("undisturbed", "disturbed")
     ]
     a, b = (load_file(home / name / "model" / "model.safetensors") for name in ("undisturbed", "disturbed"))
-    what = "faults" if len(given.kinds) == len(KINDS) else f"of {', '.join(given.kinds)}"
+    what = "faults" if len(given.kinds) == len(KINDS) else f"faults ({', '.join(given.kinds)})"
     row = {
         "case": f"{given.faults} {what}, {given.processes} processes",
         "steps": given.steps,

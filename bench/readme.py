@@ -136,7 +136,7 @@ def scaled_out() -> list[tuple[str, str]]:
         found.append((f"{r['case']}: losses and weights beside an undisturbed run", f"{equal}; {shares}"))
     for r in rows_of("recovery"):
         low, high = min(r["recovery_s"]), max(r["recovery_s"])
-        found.append((f"{r['case']}: from each to the next step", f"{low:.1f} to {high:.1f} s"))
+        found.append((f"{r['case']}: from each kill to the next step", f"{low:.1f} to {high:.1f} s"))
     for r in rows_of("dry_run"):
         middle = r["ranks"][len(r["ranks"]) // 2 if r["layout"]["pipeline"] > 1 else 0]
         memory, sent = max(rank["memory_gib"] for rank in r["ranks"]), sum(middle["sent_gib"].values())
