@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup climb test lint nightly bench clean
+.PHONY: setup climb test lint nightly clean
 
 setup: $(READY)
 
