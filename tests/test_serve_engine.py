@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tenfold.model.llama import Llama
 from tenfold.serve import native, sampling
@@ -324,6 +326,34 @@ def test_draws_have_the_frequencies_that_the_filters_leave(way):
     drawn = torch.bincount(torch.tensor([sampling.draw(logits, s, state) for _ in range(4000)]), minlength=12) / 4000
     assert not drawn[~keep].any()
     assert float((drawn - expected).abs().max()) < 0.035  # four standard deviations
+
+
+@settings(deadline=None)
+@given(
+    st.integers(0, 2**31), st.floats(0.5, 4), st.sampled_from([0, 0, 1, 7, 3000]), st.sampled_from([1, 0.999, 0.9, 0.3, 0]),
+    st.sampled_from([0, 0.001, 0.1, 1]), st.floats(0.1, 2), st.booleans(),
+)  # fmt: skip
+def test_the_filters_leave_what_sorting_the_whole_vocabulary_leaves(seed, spread, top_k, top_p, min_p, temperature, masked):
+    logits = torch.linspace(-1, 2, 3000)[torch.randperm(3000, generator=torch.Generator().manual_seed(seed))] ** 3 * spread
+    if masked:
+        logits[::2] = -torch.inf
+    s = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    scaled = (logits / temperature).double()
+    values, order = scaled.sort(descending=True, stable=True)
+    values = values[: top_k or None]
+    p = values.softmax(-1)
+    keep = (p.cumsum(-1) - p < top_p) & (p >= min_p * p[0])
+    keep[0] = True
+    tokens, weights = sampling.candidates((logits / temperature).numpy(), s)
+    at_edge = (p.cumsum(-1) - p - top_p).abs().min() < 1e-6 or (p / p[0] - min_p).abs().min() < 1e-6 or top_p == 1
+    if not at_edge:
+        assert tokens.tolist() == order[: len(keep)][keep].tolist()
+    share = torch.zeros(3000).double().index_put((torch.from_numpy(tokens),), torch.from_numpy(weights / weights.sum()))
+    expected = torch.zeros(3000).double().index_put((order[: len(keep)],), torch.where(keep, p, 0) / p[keep].sum())
+    if not at_edge or top_p == 1:
+        torch.testing.assert_close(share, expected, rtol=1e-4, atol=1e-6)
+    tokens = sampling.largest(logits.numpy(), 20)
+    assert tokens.tolist() == logits.sort(descending=True, stable=True).indices[:20].tolist()
 
 
 # Real weights

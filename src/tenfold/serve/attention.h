@@ -2,9 +2,6 @@
 // time (arXiv 1805.02867). What a row takes is summed in the order of the positions, whatever rows attend beside it.
 
 #pragma once
-#include <type_traits>
-#include <vector>
-
 #include "tiles.h"
 
 namespace {
@@ -207,16 +204,6 @@ struct ValuePanel {
     vec at(int k, int) const {
         if (first * PANEL + k >= last) return vec{};
         return load(c.values + c.at(first + k / PANEL) + (size_t)(k % PANEL) * c.head_dim + begin_at);
-    }
-};
-
-// Memory that begins where a line of the caches does.
-template <class T>
-struct Room {
-    std::vector<T> all;
-    T* of(size_t size) {
-        if (all.size() < size + 64) all.resize(size + 64);
-        return (T*)(((uintptr_t)all.data() + 63) / 64 * 64);
     }
 };
 

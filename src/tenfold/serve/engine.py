@@ -185,7 +185,7 @@ class Engine:
 
     def _best(self, logits: Tensor, complete: list[tuple[Work, int]]) -> list[int]:
         """A token for each row, which is the draw where `_is_settled` says so."""
-        return logits.argmax(-1).tolist()
+        return sampling.best(logits)
 
     def _is_settled(self, request: Request) -> bool:
         return request.sampling.is_plain and request.sampling.temperature < 1e-5

@@ -5,6 +5,8 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
+#include <vector>
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
@@ -187,21 +189,51 @@ void few_rows(int rows, const float* x, int x_stride, const Format* w, int panel
     }
 }
 
+// Memory that begins where a line of the caches does.
+template <class T>
+struct Room {
+    std::vector<T> all;
+    T* of(size_t size) {
+        if (all.size() < size + 64) all.resize(size + 64);
+        return (T*)(((uintptr_t)all.data() + 63) / 64 * 64);
+    }
+};
+
 struct Matrix {
     const void *data, *scales, *leasts;
     int32_t format, outputs, inputs;  // outputs padded to whole panels
 };
+
+// The weights of a panel as floats [inputs][16].
+template <class Format>
+void unpack_panel(Format w, int k_size, float* out) {
+    for (int k = 0; k < k_size; k++) {
+        if (k % GROUP == 0) w.begin(k / GROUP);
+        for (int i = 0; i < PARTS; i++, out += LANES) store(out, k % 2 ? w.template at<1>(k, i) : w.template at<0>(k, i));
+    }
+}
 
 template <class Format>
 void panels_of(const Matrix& m, const float* x, int rows, int first, int count, float* out, int out_stride, bool add) {
     Format w[4];
     for (int p = 0; p < count; p++) w[p] = Format(m.data, m.scales, m.leasts, first + p, m.inputs);
     int tiles = (rows + MAX_ROWS - 1) / MAX_ROWS;
-    for (int t = 0, r = 0; t < tiles; t++) {
-        int here = (rows - r + tiles - t - 1) / (tiles - t);
-        few_rows<Format>(here, x + (size_t)r * m.inputs, m.inputs, w, count, m.inputs, out + (size_t)r * out_stride + first * PANEL, out_stride, add);
-        r += here;
+    auto in_tiles = [&](const auto* panels) {
+        for (int t = 0, r = 0; t < tiles; t++) {
+            int here = (rows - r + tiles - t - 1) / (tiles - t);
+            few_rows(here, x + (size_t)r * m.inputs, m.inputs, panels, count, m.inputs, out + (size_t)r * out_stride + first * PANEL, out_stride, add);
+            r += here;
+        }
+    };
+    if (tiles == 1 || std::is_same_v<Format, Float32>) return in_tiles(w);
+    static thread_local Room<float> of_floats;
+    float* unpacked = of_floats.of((size_t)4 * m.inputs * PANEL);
+    Float32 floats[4];
+    for (int p = 0; p < count; p++) {
+        unpack_panel(w[p], m.inputs, unpacked + (size_t)p * m.inputs * PANEL);
+        floats[p] = Float32(unpacked, nullptr, nullptr, p, m.inputs);
     }
+    in_tiles(floats);
 }
 
 // out [rows, out_stride] (+)= x [rows, inputs] times panels first ... first + count (at most 4) of m.

@@ -3,13 +3,12 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tenfold.serve.grammar import Matcher
 from tenfold.serve.request import Sampling, Sequence, TokenLogprob
-
-_NUCLEUS = 256  # the likeliest tokens that are sorted first; the rest only where they do not hold top_p
 
 
 @dataclass
@@ -53,39 +52,60 @@ def adjust(logits: Tensor, sequence: Sequence, state: SamplerState) -> Tensor:
     return logits
 
 
+def best(logits: Tensor) -> list[int]:
+    """The likeliest token of each row, logits [rows, vocab]. On a CPU by NumPy, which compares many at once."""
+    return (logits.argmax(-1) if logits.is_cuda else logits.numpy().argmax(-1)).tolist()
+
+
 def draw(logits: Tensor, s: Sampling, state: SamplerState) -> int:
     """One token from adjusted logits [vocab]: temperature, then top-k, top-p and min-p, then one uniform number."""
     if s.temperature < 1e-5:
-        return int(logits.argmax())
-    uniform = torch.rand((), generator=state.generator)
-    scaled = logits / s.temperature
+        return best(logits[None])[0]
+    uniform = float(torch.rand((), generator=state.generator))
+    scaled = logits.numpy() / np.float32(s.temperature)
     if s.top_p >= 1 and s.top_k <= 0 and s.min_p <= 0:
-        cumulative = scaled.softmax(-1, dtype=torch.float64).cumsum(-1)
-        return min(int(torch.searchsorted(cumulative, uniform.double() * cumulative[-1], right=True)), len(logits) - 1)
-    probabilities, order = _likeliest(scaled, s)
-    mass = probabilities.cumsum(-1)
-    keep = (mass - probabilities < s.top_p) & (probabilities >= s.min_p * probabilities[0])
-    cumulative = (probabilities * keep).cumsum(-1)
-    return int(order[min(int(torch.searchsorted(cumulative, uniform.double() * cumulative[-1], right=True)), int(keep.sum()) - 1)])
+        return _choose(np.exp(scaled - scaled.max()), uniform)
+    tokens, weights = candidates(scaled, s)
+    return int(tokens[_choose(weights, uniform)])
 
 
-def _likeliest(scaled: Tensor, s: Sampling) -> tuple[Tensor, Tensor]:
-    """Probabilities of the likeliest tokens, float64, falling, and the tokens: enough of them for top-k, top-p and min-p."""
-    vocab = len(scaled)
+def candidates(scaled: np.ndarray, s: Sampling) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens that the filters leave of logits over temperature [vocab], the likeliest first, and their exp(logit - largest)."""
+    top = scaled.max()
     if s.top_k > 0:
-        values, order = scaled.topk(min(s.top_k, vocab))
-        return values.softmax(-1, dtype=torch.float64), order
-    total = scaled.double().logsumexp(-1)
-    for count in (_NUCLEUS, vocab):
-        values, order = scaled.topk(min(count, vocab))
-        probabilities = (values.double() - total).exp()
-        if float(probabilities.sum()) >= s.top_p or float(probabilities[-1]) < s.min_p * float(probabilities[0]):
-            break
-    return probabilities, order
+        tokens = largest(scaled, s.top_k)
+        weights = np.exp(scaled[tokens].astype(np.float64) - top)
+        total = weights.sum()
+    else:
+        total = np.exp(scaled - top).sum(dtype=np.float64)
+        deepest = 1e-3 - np.log(s.min_p) if s.min_p > 0 else np.inf
+        for depth in (8.0, 16.0, np.inf):  # few are sorted first, and more where these do not hold top_p
+            tokens = np.flatnonzero(scaled >= top - np.float32(min(depth, deepest)))
+            tokens = tokens[np.argsort(-scaled[tokens])]
+            weights = np.exp(scaled[tokens].astype(np.float64) - top)
+            if depth >= deepest or weights.sum() >= s.top_p * total:
+                break
+    kept = max(1, int(((weights.cumsum() - weights < s.top_p * total) & (weights >= s.min_p)).sum()))
+    return tokens[:kept], weights[:kept]
+
+
+def largest(values: np.ndarray, count: int) -> np.ndarray:
+    """Where the `count` largest of values [n] stand, the largest first."""
+    if count <= 0:
+        return np.empty(0, dtype=np.int64)
+    count = min(count, len(values))
+    found = np.flatnonzero(values >= np.partition(values, -count)[-count])
+    return found[np.argsort(-values[found])][:count]
+
+
+def _choose(weights: np.ndarray, uniform: float) -> int:
+    """An index, as likely as its share of the weights."""
+    cumulative = torch.from_numpy(weights).cumsum(-1, dtype=torch.float64).numpy()
+    return min(int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right")), len(weights) - 1)
 
 
 def logprob(logits: Tensor, token: int, count: int) -> TokenLogprob:
     """Log-probabilities of `token` and of the `count` likeliest, from the model's own logits [vocab]."""
-    log = logits.log_softmax(-1)
-    values, order = log.topk(count)
-    return TokenLogprob(token, float(log[token]), list(zip(order.tolist(), values.tolist(), strict=True)))
+    log = logits.log_softmax(-1).numpy()
+    likeliest = largest(log, count)
+    return TokenLogprob(token, float(log[token]), list(zip(likeliest.tolist(), log[likeliest].tolist(), strict=True)))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from tenfold.serve.blocks import BlockManager
 from tenfold.serve.request import Sequence
 from tenfold.serve.runner import BLOCK, Rows, Runner
+from tenfold.serve.sampling import best
 
 LONGEST, SHORTEST = 4, 2
 CATCH_UP = 128  # rows of a text that a draft model reads in one step
@@ -104,7 +105,7 @@ class DraftSpeculator(Speculator):
         return True
 
     def _likeliest(self) -> int:
-        return int(self.runner.logits(self._last).argmax())
+        return best(self.runner.logits(self._last))[0]
 
     def forget(self, sequence: Sequence) -> None:
         super().forget(sequence)
