@@ -1,5 +1,8 @@
 """Our Llama 4 against Hugging Face's on random small models of every branch."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -211,3 +214,21 @@ def test_a_missing_expert_weight_is_named(tmp_path):
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(TenfoldError, match=r"lacks the tensor 'model.layers.1.feed_forward.experts.down_proj'"):
         read_model(tmp_path)
+
+
+SHAPES = """
+import sys
+from tenfold.model.llama4 import make_model, make_shapes
+from tenfold.spec.model import ModelSpec
+for family in ({}, {"family": "llama4", "n_experts": 4, "expert_ffn_dim": 40, "attention_chunk": 8, "nope_every": 4}):
+    spec = ModelSpec(name="s", dim=32, n_layers=4, n_heads=4, n_kv_heads=2, ffn_dim=48, vocab_size=64, **family)
+    shapes = make_shapes(spec)
+    assert {n: p.shape for n, p in shapes.named_parameters()} == {n: p.shape for n, p in make_model(spec).named_parameters()}
+    assert all(t.is_meta for t in (*shapes.parameters(), *shapes.buffers()))
+assert "torch._dynamo" not in sys.modules
+"""
+
+
+def test_shapes_are_those_of_a_model_and_import_no_compiler():
+    done = subprocess.run([sys.executable, "-c", SHAPES], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-400:]

@@ -22,7 +22,7 @@ from tenfold.model.experts import Experts
 from tenfold.model.gguf import read_gguf
 from tenfold.model.huggingface_config import config_from_spec, spec_from_config
 from tenfold.model.llama import Attention, FeedForward, Llama
-from tenfold.model.llama4 import Llama4, make_model
+from tenfold.model.llama4 import Llama4, make_shapes
 from tenfold.model.vision import Vision
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec
@@ -58,8 +58,7 @@ def _filled(spec: ModelSpec, fill: Callable[[str, nn.Module], None]) -> Iterator
 
 def _parts(spec: ModelSpec) -> Iterator[tuple[str, nn.Module, dict[str, "_Slot | _Stack"]]]:
     """Each part of a model in turn, the only one that has memory then: its name, itself, its weights by Hugging Face's names."""
-    with torch.device("meta"):
-        model = make_model(spec)
+    model = make_shapes(spec)
     if spec.tied:
         model.head.weight = model.embedding.weight
     parts = [(name, part) for name, part in model.named_children() if name != "blocks" and not (spec.tied and name == "head")]
@@ -137,8 +136,7 @@ def read_model(path: Path, dtype: torch.dtype = torch.float32) -> Llama:
 
 def assemble(spec: ModelSpec, tensors: Iterator[tuple[str, Tensor]], path: Path, dtype: torch.dtype) -> Llama:
     """A model of `spec` from tensors under their Hugging Face names."""
-    with torch.device("meta"):
-        model = make_model(spec)
+    model = make_shapes(spec)
     model = model.to(dtype).to_empty(device="cpu")
     for buffer in model.buffers():
         buffer.zero_()

@@ -6,9 +6,11 @@ feed-forward is routed (`tenfold.model.experts`). Reference: llama-models `model
 """
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from tenfold.model.experts import Experts, expert_layers
 from tenfold.model.llama import Block, FeedForward, Llama, rope_table
@@ -20,6 +22,22 @@ from tenfold.spec.model import ModelSpec
 def make_model(spec: ModelSpec) -> Llama:
     """A model of the spec's family with fresh weights."""
     return Llama4(spec) if spec.family == "llama4" else Llama(spec)
+
+
+def make_shapes(spec: ModelSpec) -> Llama:
+    """The same on the device `meta`: weights that have a shape and no memory, none of them drawn."""
+    with torch.device("meta"), _NothingDrawn():
+        return make_model(spec)
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Leaves weights as they come. To draw on `meta` changes nothing, but makes PyTorch import its compiler: seconds."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def positions_within(document: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from tenfold.data.mixture import Mixture
 from tenfold.model.ahead import predict_ahead
 from tenfold.model.huggingface import read_model, read_parts
 from tenfold.model.llama import Llama, begin_as_identity, begins_at_zero, draw
-from tenfold.model.llama4 import Llama4, make_model
+from tenfold.model.llama4 import Llama4, make_model, make_shapes
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec
 from tenfold.train.config import RunConfig
@@ -67,8 +67,7 @@ def _draw(model: Llama, ours: dict[str, nn.Parameter], device: torch.device) -> 
         for layer in range(spec.n_layers):
             model.block(layer)
         nn.Linear(spec.dim, spec.vocab_size, bias=False)
-    with torch.device("meta"):
-        shapes = {name: p.shape for name, p in make_model(spec).named_parameters()}
+    shapes = {name: p.shape for name, p in make_shapes(spec).named_parameters()}
     for name, shape in shapes.items():
         whole = torch.empty(shape, device=device)
         draw(name, whole, spec)
