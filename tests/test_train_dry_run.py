@@ -84,6 +84,8 @@ def test_recompute_trades_memory_and_the_fullest_rank_is_the_first():
         ({}, {"shard": 4, "tensor": 2}, "block"),
         (EXPERTS, {"shard": 8, "expert": 4}, "block"),
         (EXPERTS, {"shard": 4, "tensor": 2, "expert": 4}, "none"),
+        (EXPERTS, {"shard": 4, "tensor": 2}, "block"),
+        ({**EXPERTS, "n_experts": 4}, {"shard": 8}, "none"),
         ({}, {"pipeline": 4, "tensor": 2}, "feed-forward"),
         ({}, {"pipeline": 2, "shard": 4, "schedule": "interleaved"}, "none"),
         ({"tied": True}, {"pipeline": 2, "shard": 4, "schedule": "zero-bubble"}, "block"),

@@ -27,6 +27,7 @@ MODELS = {
     "uneven": {**RUN, "model": DENSE, "batch_size": 7, "tokens": 20 * 7 * 64, "micro_batch": 2},
     "tied": {**RUN, "model": {**DENSE, "tied": True}},
     "routed": {**RUN, "model": ROUTED},
+    "few-routed": {**RUN, "model": {**ROUTED, "n_experts": 2}},  # fewer than processes
     "deep": {**RUN, "model": {**DENSE, "n_layers": 5}},
     "deep-tied": {**RUN, "model": {**DENSE, "n_layers": 5, "tied": True}},
     "deep-routed": {**RUN, "model": {**ROUTED, "n_layers": 5, "moe_every": 2}},
@@ -71,7 +72,8 @@ CASES += [(m, name) for m in ("deep", "deep-uneven", "deep-tied") for name in LI
 CASES += [("deep-routed", name) for name in LINES]
 QUICK = [
     ("dense", "fsdp-tensor"), ("dense", "context-tensor"), ("adamw", "fsdp-tensor"), ("uneven", "hsdp"), ("uneven", "fsdp-context"),
-    ("routed", "replicate-tensor"), ("routed", "context-expert"), ("routed", "hsdp-expert"), ("deep", "pipeline-fsdp"),
+    ("routed", "replicate-tensor"), ("routed", "context-expert"), ("routed", "hsdp-expert"), ("few-routed", "fsdp"),
+    ("few-routed", "fsdp-context"), ("deep", "pipeline-fsdp"),
     ("deep-uneven", "pipeline-tensor"), ("deep", "interleaved-fsdp"), ("deep-uneven", "zero-bubble-context"),
     ("deep-tied", "pipeline"), ("deep-tied", "zero-bubble-fsdp"), ("routed", "tensor-expert"), ("deep-routed", "pipeline"),
     ("deep-routed", "pipeline-tensor-expert"), ("deep-routed", "zero-bubble-expert"),

@@ -56,8 +56,7 @@ def beside_the_plan(found: DryRun, config: RunConfig, machine_name: str) -> dict
     """The planner's figures for the same run, and how far its sums are in per cent: memory from the fullest rank's, what is sent
     from a rank's in the middle of a pipeline.
 
-    It divides experts over tensor groups: a layout with tensor > 1 and expert = 1 has more of them than it says. The 1.5 GiB that
-    the planner adds for CUDA's context and the allocator are left out.
+    The 1.5 GiB that the planner adds for CUDA's context and the allocator are left out.
     """
     layout, on = _as_planned(found, config), machine(machine_name)
     needed, sent = memory(found.spec, layout, on), traffic(found.spec, layout, on)
@@ -84,11 +83,12 @@ def _difference(planned: float, found: float) -> float:
 def _as_planned(found: DryRun, config: RunConfig) -> Layout:
     """The run's layout as the planner knows it."""
     pipeline, replicate, shard, context, tensor, expert = (found.layout[name] for name in DIMENSIONS)
-    data = replicate * shard
+    data, whole = replicate * shard, expert % tensor > 0
     again: dict[str, Any] = {"none": "none", "feed-forward": "selective", "block": "full"}
     return Layout(
         tp=tensor, pp=pipeline, virtual_stages=stages_each(config.layout.schedule) if pipeline > 1 else 1, cp=context,
-        ep=expert // tensor if expert % tensor == 0 else expert, dp=data, global_batch=found.batch_size, seq_len=config.seq_len,
+        ep=expert if whole else expert // tensor, whole_experts=whole, dp=data,
+        global_batch=found.batch_size, seq_len=config.seq_len,
         micro_batch=micro_batch(math.ceil(found.batch_size / data), pipeline, config.micro_batch),
         recompute=again[config.recompute], zero=3, shard=shard * context if replicate > 1 else 0,
     )  # fmt: skip

@@ -41,6 +41,7 @@ def activation_bytes(spec: ModelSpec, layout: Layout, expert: bool, stack: Stack
 def layer_weights(spec: ModelSpec, layout: Layout, stack: Stack) -> tuple[float, float, float]:
     """What a GPU holds of a layer's weights that all data parallel ranks share, of its routed experts, and of a table."""
     dense, expert = (weights / spec.n_layers for weights in gpu_weights(spec, layout.tp, layout.ep))
+    expert *= layout.tp if layout.whole_experts else 1
     dense -= spec.parameters().embedding * (1 if spec.tied else 2) / layout.tp / spec.n_layers
     table = spec.vocab_size * spec.dim / layout.tp
     if stack.own_trainer:
@@ -61,13 +62,12 @@ def memory(spec: ModelSpec, layout: Layout, machine: Machine) -> Memory:
     tables = table * (1 if spec.tied or layout.pp > 1 else 2)
     own, routed = layers * dense + tables, layers * expert
     ranks = layout.shard or layout.replicas
-    expert_ranks = max(1, ranks // layout.ep)
 
     whole = stack.own_trainer and layout.pp > 1
 
     def held(bytes_each: float, from_zero: int) -> float:
         sharded = layout.zero >= from_zero or whole
-        return bytes_each * (own / (ranks if sharded else 1) + routed / (expert_ranks if sharded else 1))
+        return bytes_each * (own / (ranks if sharded else 1) + routed / (layout.expert_ranks if sharded else 1))
 
     parameters = held(stack.weight_bytes, 3)
     gradients = stack.gradient_bytes * (own + routed) if whole else held(stack.gradient_bytes, 2)
@@ -107,9 +107,12 @@ def memory(spec: ModelSpec, layout: Layout, machine: Machine) -> Memory:
         again = ((working + squares) * 2 - (kept if layout.recompute == "selective" else 0.0)) * tokens
     if stack.own_trainer:
         # The fullest moment: in the loss, with the head's gradient in fp32 and what a chunk adds to it; in the last layer's
-        # backward pass, with that gradient in bf16; or when the tables' gradients are reduced in fp32.
+        # backward pass, with that gradient in bf16; at its end, when the layer's gradient stands in bf16 and in fp32, and the next
+        # layer's weights are there; or when the tables' gradients are reduced in fp32.
         chunk = min(CHUNK_BYTES, CHUNK_SCORE_BYTES * tokens * spec.vocab_size / layout.tp)
-        last = layers * kept * tokens + max(chunk + 6.0 * table, again + 2.0 * table)
+        apart = layout.ep > 1 or (layout.tp > 1 and not layout.whole_experts)  # what divides experts gathers each of three stacks
+        reduced = 0.0 if whole else (8.0 * max(dense, expert / 3) - 2.0 * expert if apart else 8.0 * (dense + expert))
+        last = layers * kept * tokens + max(chunk + 6.0 * table, max(again, reduced) + 2.0 * table)
         activations = max(last, first + again if layout.pp > 1 else 0.0, 4.0 * tables)
     else:
         last = layers * kept * tokens + scores

@@ -14,7 +14,7 @@ TENSOR_PASSES = {"none": (8, 4), "selective": (9, 4), "full": (11, 5)}
 
 def traffic(spec: ModelSpec, layout: Layout, machine: Machine) -> dict[str, float]:
     """Bytes sent by a GPU of a middle stage for `pipeline`, `tensor`, `context`, `expert`, `shard` and `replicate` parallel, with
-    ring collectives, and even loads of the experts, which tensor parallel ranks divide too.
+    ring collectives, and even loads of the experts.
 
     A ring of n sends (n - 1) / n of what it gathers or reduces, an exchange the same share of what everyone has.
     """
@@ -36,20 +36,22 @@ def traffic(spec: ModelSpec, layout: Layout, machine: Machine) -> dict[str, floa
     reduces = parts if layout.zero >= 2 and each_part else 1
     gradient = machine.stack.gradient_bytes
     # What is whole on tensor parallel ranks has gradients to sum over them, each rank its share.
-    summed = 2 * gradient * (tables + shared_experts(spec) / layout.pp) / ranks
+    on_all = routed if layout.whole_experts and layout.ep == 1 else 0.0
+    summed = 2 * gradient * (tables + shared_experts(spec) / layout.pp + on_all) / ranks
 
-    sharded = ring(dense, ranks) + ring(routed, max(1, ranks // layout.ep))
+    sharded = ring(dense, ranks) + ring(routed, layout.expert_ranks)
     hops = {1: 0, 2: 2 * layout.virtual_stages - 1}.get(layout.pp, 2 * layout.virtual_stages)  # there, and gradients back
     twin = gradient * table / ranks if spec.tied and layout.pp == 2 else 0.0  # of a table that lies at both ends
     of_dense, of_expert = TENSOR_PASSES[layout.recompute]
     passes = (layers - expert_layers) * of_dense + expert_layers * of_expert
     ways = 3 if layout.recompute == "full" else 2  # forward, backward, and once more
+    exchanging = layout.ep * (1 if layout.whole_experts else layout.tp)
     exchanges = expert_layers * (4 if layout.recompute == "none" else 6)
     return {
         "pipeline": parts * hops * hidden / layout.tp + twin,
         "tensor": parts * passes * ring(hidden, layout.tp) + ring(summed, layout.tp),
         "context": parts * layers * ways * ring(keys_values, layout.cp),
-        "expert": parts * exchanges * ring(hidden / layout.tp * spec.experts_per_token, layout.ep * layout.tp),
+        "expert": parts * exchanges * ring(hidden / layout.tp * spec.experts_per_token, exchanging),
         "shard": (gathers * 2.0 + reduces * gradient) * (sharded + ring(tables, ranks)) + again_in_backward * 2.0 * sharded,
-        "replicate": 2 * ring(gradient * (dense + tables + routed * layout.ep) / ranks, layout.replicas // ranks),
+        "replicate": 2 * ring(gradient * ((dense + tables) / ranks + routed / layout.expert_ranks), layout.replicas // ranks),
     }

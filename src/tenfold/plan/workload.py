@@ -17,6 +17,9 @@ Recompute = Literal["none", "selective", "full"]
 class Layout:
     """How one training step is spread. `gpus = tp * pp * cp * dp`; experts divide the ranks of `dp * cp`.
 
+    Tensor parallel ranks divide each routed expert too, but where `whole_experts`: then `ep` neighbours of all ranks divide the
+    experts, and with `ep` 1 every tensor parallel rank has all of them.
+
     `zero` is 0 to 3: what is sharded over data parallel ranks (1 optimiser, 2 gradients too, 3 parameters too, as
     FSDP). `shard` is how many ranks share one copy (0: all of them; less is HSDP). `micro_batch` and `global_batch`
     count sequences of `seq_len` tokens. `virtual_stages` > 1 is the interleaved schedule.
@@ -35,6 +38,7 @@ class Layout:
     zero: int = 1
     shard: int = 0
     dtype: str = "bf16"
+    whole_experts: bool = False
 
     @property
     def gpus(self) -> int:
@@ -44,6 +48,12 @@ class Layout:
     def replicas(self) -> int:
         """Ranks that hold the same weights where nothing is sharded: data and context parallel together."""
         return self.dp * self.cp
+
+    @property
+    def expert_ranks(self) -> int:
+        """Ranks that a GPU's routed experts are sharded over."""
+        ranks = self.shard or self.replicas
+        return max(1, ranks * (self.tp if self.whole_experts and self.ep > 1 else 1) // self.ep)
 
     @property
     def micro_batches(self) -> int:

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -187,7 +188,8 @@ def spread(
             parts = [*((stack, rest) for stack in matrices(experts)), *parts]
     for part, over in parts:
         # In a pipeline weights are gathered once a step, not for each of its parts: zero bubbles work on what was gathered.
-        fully_shard(part, mesh=over, shard_placement_fn=_across, mp_policy=policy, reshard_after_forward=False if own else None)
+        across = partial(_across, over.size(-1))
+        fully_shard(part, mesh=over, shard_placement_fn=across, mp_policy=policy, reshard_after_forward=False if own else None)
         part.set_gradient_divide_factor(1.0)  # type: ignore[operator]
         part.set_force_sum_reduction_for_comms(True)  # type: ignore[operator]
     if not own:
@@ -288,9 +290,16 @@ def _divide_context(attention: Any, mesh: DeviceMesh) -> None:
     attention.mix = mix_all
 
 
-def _across(p: nn.Parameter) -> Shard:
-    """A matrix whose rows are divided by tensor parallel is sharded by columns, so that no dimension is cut twice."""
-    return Shard(1) if isinstance(p, DTensor) and p.placements[-1] == Shard(0) else Shard(0)
+def _across(ranks: int, p: nn.Parameter) -> Shard:
+    """The dimension by which FSDP shards a weight: the first, where it is not cut already by tensor or expert parallel.
+
+    A stack of fewer matrices than `ranks` is sharded by the matrices' rows or columns, for it would be filled up to `ranks`.
+    """
+    if isinstance(p, DTensor) and p.placements[-1] == Shard(0):
+        return Shard(1)
+    if p.ndim == 3 and p.shape[0] % ranks:
+        return Shard(next((d for d in (1, 2) if p.shape[d] % ranks == 0), 0))
+    return Shard(0)
 
 
 def local(t: Tensor) -> Tensor:
