@@ -67,8 +67,7 @@ LAYOUTS = {
 }
 AGAIN = ("fsdp-tensor", "hsdp-expert", "context-expert", "pipeline-tensor-expert")  # that also work blocks out again in their backward passes
 LINES = [name for name in LAYOUTS if "pipeline" in LAYOUTS[name]]
-FLAT = [m for m in MODELS if not m.startswith("deep")]  # the deep ones are for pipelines
-CASES = [(m, name) for m in FLAT for name in LAYOUTS if name not in LINES and (m == "routed" or "expert" not in name)]
+CASES = [(m, name) for m in MODELS for name in LAYOUTS if name not in LINES and (m == "routed" or "expert" not in name)]
 CASES += [(m, name) for m in ("deep", "deep-uneven", "deep-tied") for name in LINES if "expert" not in name]
 CASES += [("deep-routed", name) for name in LINES]
 QUICK = [
@@ -117,7 +116,7 @@ def run_on(processes, corpus, folder, jobs):
     ]
     try:
         for process in started:
-            _, said = process.communicate(timeout=1800)
+            _, said = process.communicate(timeout=900)
             assert process.returncode == 0, said
     finally:
         for process in started:
@@ -144,7 +143,10 @@ def check(one, many):
         assert (x[name] - y[name]).norm() <= 1e-6 * x[name].norm(), name
 
 
-@pytest.mark.parametrize("cases", [QUICK, pytest.param([c for c in CASES if c not in QUICK], marks=pytest.mark.slow)], ids=["few", "all"])
+ALL = [pytest.param([c for c in CASES if c[0] == m and c not in QUICK], marks=pytest.mark.slow, id=m) for m in MODELS]
+
+
+@pytest.mark.parametrize("cases", [pytest.param(QUICK, id="few"), *ALL])
 def test_every_layout_has_the_numbers_of_one_process(corpus, alone, tmp_path, cases):
     again = {name: "block" if name in AGAIN else "none" for name in LAYOUTS}
     jobs = [(f"{m}-{name}", {**MODELS[m], "recompute": again[name], "layout": LAYOUTS[name]}) for m, name in cases]
