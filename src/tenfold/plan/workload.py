@@ -18,7 +18,7 @@ class Layout:
     """How one training step is spread. `gpus = tp * pp * cp * dp`; experts divide the ranks of `dp * cp`.
 
     Tensor parallel ranks divide each routed expert too, but where `whole_experts`: then `ep` neighbours of all ranks divide the
-    experts, and with `ep` 1 every tensor parallel rank has all of them.
+    experts, and with `ep` 1 every tensor parallel rank has all of them. Memory and traffic know that, the time of a step does not.
 
     `zero` is 0 to 3: what is sharded over data parallel ranks (1 optimiser, 2 gradients too, 3 parameters too, as
     FSDP). `shard` is how many ranks share one copy (0: all of them; less is HSDP). `micro_batch` and `global_batch`
