@@ -72,7 +72,7 @@ def exchanged(text: str, other: dict[str, str]) -> str:
 
 def measure(source: Path, out: Path, vocab_size: int) -> dict:
     """Build one corpus in this process; sizes in MB (1e6 bytes) of text, memory in MiB."""
-    from tenfold.data.corpus import build
+    from tenfold.data.text.corpus import build
 
     began, busy = time.perf_counter(), time.process_time()
     manifest = build(source, out, vocab_size=vocab_size).manifest
@@ -85,7 +85,7 @@ def measure(source: Path, out: Path, vocab_size: int) -> dict:
         "kept_documents": cleaning["kept_documents"],
         "dropped": {reason: entry["documents"] for reason, entry in cleaning["dropped"].items()},
         "tokens": sum(split["tokens"] for split in manifest["splits"].values()),
-        "tokenise_and_pack_mb_per_s": manifest["tokenise_mb_per_s"],
+        "tokenize_and_pack_mb_per_s": manifest["tokenize_mb_per_s"],
         "whole_build_mb_per_s": cleaning["bytes"] / 1e6 / seconds,
         "whole_build_mb_per_cpu_s": cleaning["bytes"] / 1e6 / busy,
         "whole_build_s": seconds,

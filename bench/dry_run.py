@@ -20,7 +20,7 @@ from results_file import RESULTS, write_results
 
 LARGE = {
     "model": "llama-3.1-405b", "tokens": 15_600_000_000_000, "seq_len": 8192, "batch_size": 2048, "micro_batch": 1,
-    "optimiser": "adamw",
+    "optimizer": "adamw",
 }  # fmt: skip
 MEDIUM = {**LARGE, "model": "llama-3.1-70b", "batch_size": 1024}
 EXPERTS = {

@@ -36,27 +36,27 @@ CASES = (
     Case("no balance", "experts", EXPERTS | {"balance": "none"}),
     Case("ahead", "experts", EXPERTS | {"ahead": 1}),
     Case("ahead, equal tokens", "experts", EXPERTS | {"ahead": 1}),
-    Case("dense, trained on", "dense, trained on", {"start_from": "dense"}),
-    Case("upcycled, trained on", "dense, trained on", {"start_from": "upcycled"}),
+    Case("dense, trained on", "dense, trained on", {"init_from": "dense"}),
+    Case("upcycled, trained on", "dense, trained on", {"init_from": "upcycled"}),
 )
 
 
 def run(corpus_directory: str, home: str, case: Case, flops: float, seed: int) -> dict:
     import torch
 
-    from tenfold.data.corpus import open_corpus
-    from tenfold.model.ahead import ahead_weights
+    from tenfold.data.text.corpus import open_corpus
+    from tenfold.model.mtp import ahead_weights
     from tenfold.spec.shapes import shape_for_flops
     from tenfold.train.config import config_from_fields, resolve_model
-    from tenfold.train.loop import read_result, train
-    from tenfold.train.metrics import read_metrics
+    from tenfold.train.hooks.metrics import read_metrics
+    from tenfold.train.trainer import read_result, train
 
     torch.set_num_threads(1)
     corpus = open_corpus(Path(corpus_directory))
     settings = dict(case.settings)
     folder = Path(home) / f"{flops:.0e}-{seed}"
-    if "start_from" in settings:
-        settings["start_from"] = str(_start(folder, settings["start_from"]))
+    if "init_from" in settings:
+        settings["init_from"] = str(_start(folder, settings["init_from"]))
     else:
         spec, tokens = shape_for_flops(flops, corpus.vocab_size, 256, family=settings["model"]["family"])
         settings["model"] = {"width": spec.dim, "family": spec.family}
@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--home", type=Path, default=Path("build/expert-runs"))
     given = parser.parse_args()
 
-    from tenfold.data.corpus import build
+    from tenfold.data.text.corpus import build
 
     corpus = build("stdlib", given.home / "corpus-stdlib-2048", vocab_size=2048)
     kept = RESULTS / "expert_runs.json"
@@ -128,7 +128,7 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     wanted = [c for c in CASES if c.name in given.cases]
     # Those that begin from another run wait for it.
-    for stage in ([c for c in wanted if "start_from" not in c.settings], [c for c in wanted if "start_from" in c.settings]):
+    for stage in ([c for c in wanted if "init_from" not in c.settings], [c for c in wanted if "init_from" in c.settings]):
         with ProcessPoolExecutor(given.jobs, mp_context=get_context("spawn")) as pool:
             done = {(r["case"], r["seed"], r["asked_flops"]) for r in rows}
             jobs = [(c, s) for s in given.seeds for c in stage if (c.name, s, given.flops) not in done]

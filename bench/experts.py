@@ -17,9 +17,9 @@ import torch
 from results_file import write_results
 from torch import Tensor
 
-from tenfold.model.experts import Experts
 from tenfold.model.llama import FeedForward
 from tenfold.model.llama4 import Llama4
+from tenfold.model.moe import Experts
 from tenfold.spec.model import ModelSpec
 from tenfold.spec.shapes import llama4_shape
 
@@ -78,13 +78,13 @@ def layer_row(dim: int, tokens: int, rounds: int) -> dict:
 
 
 def step_row(width: int, rows: int, seq_len: int, rounds: int) -> dict:
-    """A whole AdamW step of our Llama 4 and of transformers', with the same shape, batch and fused optimiser."""
+    """A whole AdamW step of our Llama 4 and of transformers', with the same shape, batch and fused optimizer."""
     import tempfile
     from pathlib import Path
 
     from transformers import AutoModelForCausalLM
 
-    from tenfold.model.huggingface import write_model
+    from tenfold.model.io.huggingface import write_model
 
     torch.manual_seed(0)
     spec = llama4_shape(width, 2048)

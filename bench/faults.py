@@ -28,11 +28,13 @@ from results_file import write_results
 from safetensors.torch import load_file
 from torch.distributed.checkpoint import FileSystemWriter
 
+from tenfold.launch import elastic
 from tenfold.spec.errors import TenfoldError
-from tenfold.train import checkpoint, elastic, loop
+from tenfold.train import checkpoint
+from tenfold.train import trainer as loop
 from tenfold.train.config import RunConfig, config_from_fields
-from tenfold.train.goodput import read_goodput
-from tenfold.train.metrics import read_metrics
+from tenfold.train.hooks.goodput import read_goodput
+from tenfold.train.hooks.metrics import read_metrics
 
 KINDS = ("kill", "hang", "freeze", "slow", "damage", "disk", "term")
 RUN = {

@@ -21,10 +21,10 @@ from results_file import write_results
 from scipy.optimize import least_squares
 
 import tenfold.plan
-from tenfold.plan.machine import Machine, stack, stacks
-from tenfold.plan.published import Row, read_layouts, read_vtrain
-from tenfold.plan.step_time import step_time
-from tenfold.plan.validate import short
+from tenfold.plan.validation.published import Row, read_layouts, read_vtrain
+from tenfold.plan.validation.validate import short
+from tenfold.plan.workload.machine import Machine, stack, stacks
+from tenfold.plan.workload.step_time import step_time
 
 # (tables of the file, constant, prior: what microbenchmarks or documents suggest, its relative standard deviation, largest value)
 OLD = ("megatron-2021", "megatron-2021-node")

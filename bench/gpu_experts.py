@@ -17,7 +17,7 @@ from results_file import write_results
 
 from tenfold.model.llama4 import Llama4
 from tenfold.spec.model import published_model
-from tenfold.train.fp8 import use_fp8
+from tenfold.train.optim.fp8 import use_fp8
 
 DEVICE = torch.device("cuda")
 
@@ -63,7 +63,7 @@ def stack_row(layers: int, batch: int, seq_len: int, vocab: int, fp8: bool, comp
     if compiled:
         for block in model.layers:
             block.compile()
-    optimiser = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
     tokens = torch.randint(0, vocab, (batch, seq_len), device=DEVICE)
     targets = torch.cat((tokens[:, 1:], torch.full_like(tokens[:, :1], -100)), 1)
     losses = []
@@ -71,8 +71,8 @@ def stack_row(layers: int, batch: int, seq_len: int, vocab: int, fp8: bool, comp
     def step() -> None:
         nats, extra = model.loss(tokens, targets)
         ((nats + extra) / (targets >= 0).sum()).backward()
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         losses.append(nats.detach() / (targets >= 0).sum())
 
     step_s = seconds(step, steps)

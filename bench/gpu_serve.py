@@ -28,10 +28,10 @@ import results_file
 import torch
 
 from tenfold.model.llama import Llama
-from tenfold.serve.ahead import AheadEngine
-from tenfold.serve.cuda import CudaRunner
-from tenfold.serve.request import Request, Sampling
-from tenfold.serve.runner import BLOCK, cache_block_bytes
+from tenfold.serve.engine.ahead import AheadEngine
+from tenfold.serve.engine.request import Request, Sampling
+from tenfold.serve.runners.cuda import CudaRunner
+from tenfold.serve.runners.runner import BLOCK, cache_block_bytes
 from tenfold.spec.model import ModelSpec, published_model
 
 PARTS = ("copy", "matmul", "greedy", "one", "many", "transformers")
@@ -124,7 +124,7 @@ class Bench:
         return {"equal_to_plain_model": few}
 
     def one(self) -> dict[str, Any]:
-        from tenfold.serve import kernels
+        from tenfold.serve.runners import kernels
 
         best: dict[str, Any] = {}
         tried: dict[str, Any] = {}

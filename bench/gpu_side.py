@@ -26,11 +26,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
 from tenfold.model.attention import fastest_attention
 from tenfold.spec.model import ModelSpec, published_model, with_depth
-from tenfold.train.energy import EnergyMeter
-from tenfold.train.hyperparameters import derive
+from tenfold.train.hooks.energy import EnergyMeter
 from tenfold.train.memory import peak_memory_bytes, reset_peak_memory
-from tenfold.train.one_gpu import DeviceGuard
-from tenfold.train.optimiser import make_optimisers
+from tenfold.train.one_gpu import StepSkipper
+from tenfold.train.optim.hyperparameters import derive
+from tenfold.train.optim.optimizer import make_optimizers
 
 WARM_STEPS, LEAST_STEPS = 3, 4
 MEAN_DOCUMENT = 1000
@@ -115,7 +115,7 @@ def clocked(work: Callable[[], Any], rounds: int, device: torch.device, warm: in
 
 
 def tenfold_model(job: Job, spec: ModelSpec) -> tuple[nn.Module, list[torch.optim.Optimizer], Callable]:
-    """Our model, its optimisers as the trainer makes them, and the loss of some rows."""
+    """Our model, its optimizers as the trainer makes them, and the loss of some rows."""
     from tenfold.model.llama import Llama
     from tenfold.train.one_gpu import compile_blocks, recompute, use_document_blocks
 
@@ -125,7 +125,7 @@ def tenfold_model(job: Job, spec: ModelSpec) -> tuple[nn.Module, list[torch.opti
     model.to(getattr(torch, job.weights))
     if job.fp8:
         from tenfold.spec.errors import TenfoldError
-        from tenfold.train.fp8 import convert, why_not
+        from tenfold.train.optim.fp8 import convert, why_not
 
         if reason := why_not(device, torch.bfloat16):
             raise TenfoldError(f"fp8 does nothing here: {reason}.")
@@ -135,12 +135,12 @@ def tenfold_model(job: Job, spec: ModelSpec) -> tuple[nn.Module, list[torch.opti
         use_document_blocks(model, job.seq_len)
     if job.compiled:
         compile_blocks(model, **compile_options(job))
-    optimisers = make_optimisers(model, spec, derive(spec, 10**9, job.seq_len, batch_size=job.batch), "adamw")
+    optimizers = make_optimizers(model, spec, derive(spec, 10**9, job.seq_len, batch_size=job.batch), "adamw")
 
     def loss(tokens: Tensor, targets: Tensor, document: Tensor | None) -> Tensor:
         return model.loss(tokens, targets, document)[0]
 
-    return model, optimisers, loss
+    return model, optimizers, loss
 
 
 def transformers_model(job: Job, spec: ModelSpec) -> tuple[nn.Module, list[torch.optim.Optimizer], Callable]:
@@ -173,12 +173,12 @@ def transformers_model(job: Job, spec: ModelSpec) -> tuple[nn.Module, list[torch
         model = transformers.LlamaForCausalLM(config)
     model.to(getattr(torch, job.weights)).train()
     forward = torch.compile(model, **compile_options(job)) if job.compiled else model
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def loss(tokens: Tensor, targets: Tensor, document: Tensor | None) -> Tensor:
         return forward(input_ids=tokens, labels=targets, shift_labels=targets).loss * targets.numel()
 
-    return model, [optimiser], loss
+    return model, [optimizer], loss
 
 
 def compile_options(job: Job) -> dict[str, Any]:
@@ -194,10 +194,10 @@ class Side:
         torch.manual_seed(0)
         self.spec = shape(job.case)
         make = tenfold_model if job.system == "tenfold" else transformers_model
-        self.model, self.optimisers, self.loss = make(job, self.spec)
+        self.model, self.optimizers, self.loss = make(job, self.spec)
         self.guard = None
         if job.system == "tenfold" and self.device.type == "cuda":
-            self.guard = DeviceGuard(self.device, 30.0, SimpleNamespace(step=0, usual_norm=0.0, skipped=0, skipped_in_a_row=0))
+            self.guard = StepSkipper(self.device, 30.0, SimpleNamespace(step=0, usual_norm=0.0, skipped=0, skipped_in_a_row=0))
         self.load(job.batch)
         self.micro = job.micro_batch or job.batch
 
@@ -213,7 +213,7 @@ class Side:
             self.batch = [part.pin_memory() for part in self.batch]
 
     def step(self) -> Tensor:
-        """One optimiser step on the batch; the mean loss, left on the device."""
+        """One optimizer step on the batch; the mean loss, left on the device."""
         half = self.device.type == "cuda" and self.job.weights == "float32"
         total = torch.zeros((), device=self.device)
         for start in range(0, len(self.rows), self.micro):
@@ -226,12 +226,12 @@ class Side:
             total += nats.detach()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         if self.guard is not None:
-            self.guard.take(self.optimisers, total, norm)
+            self.guard.take(self.optimizers, total, norm)
         else:
-            for optimiser in self.optimisers:
-                optimiser.step()
-        for optimiser in self.optimisers:
-            optimiser.zero_grad(set_to_none=True)
+            for optimizer in self.optimizers:
+                optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
         return total
 
     def first_step(self) -> float:
@@ -243,8 +243,8 @@ class Side:
                 if self.micro == 1:
                     raise
             self.micro //= 2
-            for optimiser in self.optimisers:
-                optimiser.zero_grad(set_to_none=True)
+            for optimizer in self.optimizers:
+                optimizer.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
 
     def largest(self) -> None:
@@ -252,7 +252,7 @@ class Side:
         peaks = []
         for rows in (1, 2):
             self.load(rows)
-            self.step()  # the first also makes the optimiser's moments
+            self.step()  # the first also makes the optimizer's moments
             reset_peak_memory(self.device)
             self.step().item()
             peaks.append(peak_memory_bytes(self.device))
@@ -265,8 +265,8 @@ class Side:
                 return
             except torch.OutOfMemoryError:
                 rows -= 1
-            for optimiser in self.optimisers:
-                optimiser.zero_grad(set_to_none=True)
+            for optimizer in self.optimizers:
+                optimizer.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
         self.load(1)
 

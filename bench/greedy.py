@@ -18,9 +18,9 @@ import torch
 from results_file import write_results
 from transformers import AutoModelForCausalLM
 
-from tenfold.serve.engine import Engine, EngineOptions, make_runner
-from tenfold.serve.request import Request, Sampling
-from tenfold.serve.text import read_text_side
+from tenfold.serve.api.text import read_text_side
+from tenfold.serve.engine.engine import Engine, EngineOptions, make_runner
+from tenfold.serve.engine.request import Request, Sampling
 
 ASKED = (
     "What is", "Why do people like", "Write one sentence about", "How would you explain to a child", "List three facts about",

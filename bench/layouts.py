@@ -3,7 +3,7 @@
     python bench/layouts.py
 
 A row per layout and model says how far 10 steps are from those of one process (weights as they are exported, in float32). A row
-per pair of layouts says whether the second, on the same processes, loads weights and optimisers of the first to the bit.
+per pair of layouts says whether the second, on the same processes, loads weights and optimizers of the first to the bit.
 """
 
 import argparse
@@ -21,14 +21,16 @@ from results_file import write_results
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 
-from tenfold.data.corpus import build, open_corpus
+from tenfold.data.text.corpus import build, open_corpus
 from tenfold.model.llama4 import make_model
 from tenfold.spec.model import ModelSpec
-from tenfold.train import checkpoint, layout, loop
+from tenfold.train import checkpoint
+from tenfold.train import trainer as loop
 from tenfold.train.config import config_from_fields
-from tenfold.train.hyperparameters import derive
-from tenfold.train.metrics import read_metrics
-from tenfold.train.optimiser import make_optimisers
+from tenfold.train.hooks.metrics import read_metrics
+from tenfold.train.optim.hyperparameters import derive
+from tenfold.train.optim.optimizer import make_optimizers
+from tenfold.train.parallel import parallelize as layout
 
 DIMENSIONS = ("replicate", "shard", "context", "tensor")
 STEPS, VOCABULARY = 10, 400
@@ -113,7 +115,7 @@ def together(world: int, work, *arguments) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tenfold.train.loop", "torch._dynamo"])
+    context.set_forkserver_preload(["tenfold.train.trainer", "torch._dynamo"])
     started = [context.Process(target=_enter, args=(rank, world, port, work, arguments)) for rank in range(world)]
     for process in started:
         process.start()
@@ -132,22 +134,22 @@ def train(corpus: Path, folder: Path, jobs: list[tuple[str, dict]]) -> None:
 def made(seed: int, sizes: tuple[int, ...]):
     torch.manual_seed(seed)
     model = make_model(SPEC)
-    place = layout.spread(model, layout.LayoutConfig(**as_table(sizes)), torch.device("cpu"), 16, 8)
-    return model, make_optimisers(model, SPEC, derive(SPEC, 10**5, 64), "muon"), place
+    place = layout.parallelize(model, layout.LayoutConfig(**as_table(sizes)), torch.device("cpu"), 16, 8)
+    return model, make_optimizers(model, SPEC, derive(SPEC, 10**5, 64), "muon"), place
 
 
-def step(model, optimisers, place, seed: int) -> None:
+def step(model, optimizers, place, seed: int) -> None:
     tokens = torch.randint(0, SPEC.vocab_size, (8, 16), generator=torch.Generator().manual_seed(seed))
     first, end, _ = place.rows(8)
     model.loss(tokens[first:end], place.positions(tokens.roll(-1, 1)[first:end]))[0].backward()
     layout.clip_gradient(model, 1.0, place)
-    for optimiser in optimisers:
-        optimiser.step()
-        optimiser.zero_grad()
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
 
 
-def whole(model, optimisers) -> dict:
-    weights, state = get_state_dict(model, optimisers, options=StateDictOptions(flatten_optimizer_state_dict=True))
+def whole(model, optimizers) -> dict:
+    weights, state = get_state_dict(model, optimizers, options=StateDictOptions(flatten_optimizer_state_dict=True))
     return {
         k: (v.full_tensor() if hasattr(v, "full_tensor") else v).clone() if isinstance(v, torch.Tensor) else v
         for k, v in {**weights, **state}.items()
@@ -158,17 +160,17 @@ def reshard(folder: Path) -> None:
     """Save in every layout and load in every other; a file `A-B` says that nothing changed."""
     saved = {}
     for sizes in RESHARDED:
-        model, optimisers, place = made(1, sizes)
-        step(model, optimisers, place, 1)
+        model, optimizers, place = made(1, sizes)
+        step(model, optimizers, place, 1)
         with checkpoint.Saver(folder / str(sizes), keep=1) as saver:
-            saver.save(1, model, optimisers, {"step": 1})
-        saved[sizes] = whole(model, optimisers)
+            saver.save(1, model, optimizers, {"step": 1})
+        saved[sizes] = whole(model, optimizers)
     for target in RESHARDED:
         for source, want in saved.items():
-            model, optimisers, place = made(2, target)
-            step(model, optimisers, place, 2)  # so that there is something to change
-            checkpoint.restore_latest(folder / str(source), model, optimisers)
-            have = whole(model, optimisers)
+            model, optimizers, place = made(2, target)
+            step(model, optimizers, place, 2)  # so that there is something to change
+            checkpoint.restore_latest(folder / str(source), model, optimizers)
+            have = whole(model, optimizers)
             same = have.keys() == want.keys() and all(
                 torch.equal(want[k], have[k]) if isinstance(want[k], torch.Tensor) else want[k] == have[k] for k in want
             )

@@ -63,8 +63,8 @@ def wait_for_bucket(name: str) -> None:
 
 def measure(corpus, steps: int, step_ms: float, ahead: int, rows: dict) -> tuple[float, float, int]:
     """Seconds to the first batch, seconds of the others, and a checksum of all tokens."""
-    from tenfold.data.batches import train_batch
-    from tenfold.data.prefetch import Prefetch
+    from tenfold.data.text.batches import train_batch
+    from tenfold.data.text.prefetch import Prefetch
 
     checksum = 0
     with Prefetch(lambda step: train_batch(corpus, step, **rows), steps, ahead=ahead) as batches:
@@ -87,9 +87,9 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--port", type=int, default=5599)
     given = parser.parse_args()
-    from tenfold.data.corpus import build
-    from tenfold.data.prefetch import AHEAD
-    from tenfold.data.remote import open_remote, upload
+    from tenfold.data.text.corpus import build
+    from tenfold.data.text.prefetch import AHEAD
+    from tenfold.data.text.remote import open_remote, upload
 
     os.environ |= {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{given.port}", "AWS_DEFAULT_REGION": "us-east-1"}
     os.environ |= {"AWS_ACCESS_KEY_ID": "tenfold", "AWS_SECRET_ACCESS_KEY": "tenfold"}

@@ -8,10 +8,10 @@ from dataclasses import asdict
 
 from results_file import write_results
 
-from tenfold.plan.layout import search
-from tenfold.plan.machine import machine
-from tenfold.plan.shape import expert_shape
-from tenfold.plan.validate import validate
+from tenfold.plan.validation.validate import validate
+from tenfold.plan.workload.layout import search
+from tenfold.plan.workload.machine import machine
+from tenfold.plan.workload.shape import expert_shape
 from tenfold.spec.model import published_model
 
 

@@ -187,8 +187,8 @@ def served() -> list[tuple[str, str]]:
 def others() -> list[tuple[str, str]]:
     found = []
     for r in rows_of("data"):
-        what = f"{r['text_mb']:.0f} MB of text: tokenise and pack; peak memory of the whole build"
-        found.append((what, f"{r['tokenise_and_pack_mb_per_s']:.1f} MB/s; {r['peak_memory_mib']:.0f} MiB"))
+        what = f"{r['text_mb']:.0f} MB of text: tokenize and pack; peak memory of the whole build"
+        found.append((what, f"{r['tokenize_and_pack_mb_per_s']:.1f} MB/s; {r['peak_memory_mib']:.0f} MiB"))
     for r in rows_of("resume"):
         found.append(("kill -9 at random moments, then resume", f"{r['kills']} kills, weights equal to the bit: {r['equal']}"))
     return found

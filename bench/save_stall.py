@@ -16,13 +16,13 @@ from pathlib import Path
 
 from results_file import write_results
 
-from tenfold.data.corpus import build
+from tenfold.data.text.corpus import build
 from tenfold.train.config import config_from_fields
-from tenfold.train.loop import train
+from tenfold.train.trainer import train
 
 RUN = {
     "model": {"name": "135M", "dim": 640, "n_layers": 28, "n_heads": 10, "n_kv_heads": 5, "ffn_dim": 1728, "vocab_size": 4096},
-    "seq_len": 128, "batch_size": 2, "evaluate_tokens": 2048, "optimiser": "adamw", "dtype": "float32", "device": "cpu",
+    "seq_len": 128, "batch_size": 2, "evaluate_tokens": 2048, "optimizer": "adamw", "dtype": "float32", "device": "cpu",
     "compile": "off", "log_every": 1, "checkpoint_every_s": 60.0, "max_epochs": 1e9,
 }  # fmt: skip
 

@@ -29,9 +29,9 @@ from typing import Any
 import torch
 from results_file import write_results
 
-from tenfold.model.huggingface import read_model, write_model
-from tenfold.serve.engine import EngineOptions, make_engine
-from tenfold.serve.request import Request, Sampling
+from tenfold.model.io.huggingface import read_model, write_model
+from tenfold.serve.engine.engine import EngineOptions, make_engine
+from tenfold.serve.engine.request import Request, Sampling
 
 PROMPT, CONCURRENT = 512, 8
 

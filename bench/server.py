@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from tenfold.data.tokenizer import save_tokenizer, train_tokenizer
-from tenfold.model.huggingface import write_model
+from tenfold.data.text.tokenizer import save_tokenizer, train_tokenizer
+from tenfold.model.io.huggingface import write_model
 from tenfold.model.llama import Llama
 from tenfold.spec.model import ModelSpec
 

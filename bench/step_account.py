@@ -1,10 +1,10 @@
-"""Where the time of one training step goes, and the least that each part could take, as a table and a picture.
+"""Where the time of one training step goes, and the least that each part could take, as a table and an image.
 
     python bench/step_account.py --case 1b
     python bench/step_account.py --device cpu --case tiny --batch 2 --seq-len 256     # shows that it works
 
-Kernels are sorted by name into matrix products, attention, optimiser and the rest, which is bound by memory; idle is the time
-between them. Floors: products and attention by the spec's FLOPs at the machine's own matrix rate; the optimiser by the bytes
+Kernels are sorted by name into matrix products, attention, optimizer and the rest, which is bound by memory; idle is the time
+between them. Floors: products and attention by the spec's FLOPs at the machine's own matrix rate; the optimizer by the bytes
 of weights, gradients and moments that it must read and write at the machine's own copy rate; the rest by the bytes of a
 count for each layer (`least_bytes`) at the same rate. Written to `bench/results/step_account.json` and `docs/step.png`.
 """
@@ -18,12 +18,12 @@ import torch
 from gpu_side import Job, Limit, Side, clocked
 from results_file import write_results
 
-PICTURE = Path(__file__).parents[1] / "docs" / "step.png"
+IMAGE = Path(__file__).parents[1] / "docs" / "step.png"
 # In this order: the first that has a word of the name takes the kernel. CUDA kernels of cuBLAS, CUTLASS, cuDNN, Triton
 # and ATen; on a CPU the names of operators.
 KINDS = {
     "attention": ("flash", "fmha", "cudnn_generated_fort", "sdpa", "flex_attention", "scaled_dot_product"),
-    "optimiser": ("adam", "multi_tensor", "foreach", "lpnorm", "linalg_vector_norm"),
+    "optimizer": ("adam", "multi_tensor", "foreach", "lpnorm", "linalg_vector_norm"),
     "matrix products": (
         "gemm",
         "nvjet",
@@ -59,7 +59,7 @@ def least_bytes(side: Side) -> dict[str, float]:
 
     A layer in bf16, forward and backward: two norms (read and write the stream, 3 passes over it in all), the turning of
     queries and keys, SwiGLU (2 in, 1 out; then 3 in, 2 out), the additions. The loss reads its logits twice and writes
-    their gradient once. The optimiser reads weights, gradients and two moments and writes three of these; the norm and
+    their gradient once. The optimizer reads weights, gradients and two moments and writes three of these; the norm and
     the clipping read the gradients twice and write them once. Under autocast weights are cast there, gradients back.
     """
     spec, tokens = side.spec, side.batch[0].numel()
@@ -71,7 +71,7 @@ def least_bytes(side: Side) -> dict[str, float]:
     casts = 2 * parameters * (value + half) if value != half else 0.0
     return {
         REST: half * tokens * (spec.n_layers * layer + 3 * spec.vocab_size) + casts,
-        "optimiser": value * parameters * (7 + 3),
+        "optimizer": value * parameters * (7 + 3),
     }
 
 
@@ -104,7 +104,7 @@ def account(side: Side, steps: int, flops_per_s: float, bytes_per_s: float) -> l
     """One row for each part of a step: seconds, share and floor, and the five longest kernels."""
     side.first_step()
     step_s = statistics.median(clocked(side.step, steps, side.device))
-    taken: dict[str, list[tuple[str, float]]] = {kind: [] for kind in ("matrix products", "attention", REST, "optimiser")}
+    taken: dict[str, list[tuple[str, float]]] = {kind: [] for kind in ("matrix products", "attention", REST, "optimizer")}
     for name, seconds in kernels(side, steps):
         taken[kind_of(name)].append((name, seconds))
     tokens, spec = side.batch[0].numel(), side.spec
@@ -114,7 +114,7 @@ def account(side: Side, steps: int, flops_per_s: float, bytes_per_s: float) -> l
     floors = {
         "matrix products": products / flops_per_s,
         "attention": attention / flops_per_s,
-        **{kind: least[kind] / bytes_per_s for kind in (REST, "optimiser")},
+        **{kind: least[kind] / bytes_per_s for kind in (REST, "optimizer")},
     }
     rows: list[dict[str, Any]] = [
         {
@@ -165,7 +165,7 @@ def main() -> None:
     parser.add_argument("--eager", action="store_true")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--name", default="step_account")
-    parser.add_argument("--picture", type=Path, default=PICTURE)
+    parser.add_argument("--image", type=Path, default=IMAGE)
     given = parser.parse_args()
     torch.set_float32_matmul_precision("high" if given.device == "cuda" else "highest")
     job = Job(
@@ -184,7 +184,7 @@ def main() -> None:
         print(f"{r['part']:18} {1e3 * r['seconds']:10.3f} ms {r['share']:7.1%}   floor {1e3 * r['floor_s']:10.3f} ms")
     note = {"case": case, "gpu": where, "limit_tflops": limit / 1e12, "copy_tb_per_s": rate / 1e12, "micro_batch": side.micro}
     write_results(given.name, [note | r for r in rows])
-    draw(rows, title, given.picture)
+    draw(rows, title, given.image)
 
 
 if __name__ == "__main__":

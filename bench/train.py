@@ -75,7 +75,7 @@ def side(link: Connection, case: dict, system: str, dtype_name: str, compiled: b
         def loss():
             return forward(input_ids=inputs, labels=inputs).loss
 
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
 
     def step() -> float:
         began = time.perf_counter()
@@ -83,8 +83,8 @@ def side(link: Connection, case: dict, system: str, dtype_name: str, compiled: b
             value = loss()
         value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         return time.perf_counter() - began
 
     before = peak_memory_bytes(torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""Does the rule of `train/hyperparameters.py` carry over? Two pictures and their numbers.
+"""Does the rule of `train/hyperparameters.py` carry over? Two images and their numbers.
 
     python bench/transfer.py coordinates     # sizes of activations and logits over widths, after 0 to 8 steps
     python bench/transfer.py optimum         # loss over learning rate at two widths, and at two horizons
@@ -23,19 +23,19 @@ from results_file import RESULTS, write_results
 WIDTHS = (32, 64, 128, 256, 512)
 STEPS = 8
 SHARES = tuple(2.0 ** (k / 2) for k in range(-4, 4))  # of the rule's learning rate
-PICTURES = Path(__file__).parent.parent / "docs"
+IMAGES = Path(__file__).parent.parent / "docs"
 
 
 def coordinates(corpus_directory: str, width: int, seed: int, base_rule: bool) -> list[dict]:
     """Root mean square of the last hidden state and of the logits' change since the start, by step."""
     import torch
 
-    from tenfold.data.batches import train_batch
-    from tenfold.data.corpus import open_corpus
+    from tenfold.data.text.batches import train_batch
+    from tenfold.data.text.corpus import open_corpus
     from tenfold.model.llama import Llama
     from tenfold.spec.shapes import llama_shape
-    from tenfold.train.hyperparameters import derive
-    from tenfold.train.optimiser import make_optimisers
+    from tenfold.train.optim.hyperparameters import derive
+    from tenfold.train.optim.optimizer import make_optimizers
 
     torch.set_num_threads(1)
     corpus = open_corpus(Path(corpus_directory))
@@ -43,7 +43,7 @@ def coordinates(corpus_directory: str, width: int, seed: int, base_rule: bool) -
     h = derive(spec, 1_000_000, 256)
     torch.manual_seed(seed)
     model = Llama(spec)
-    optimisers = make_optimisers(model, spec, h, "muon" if base_rule else "adamw")
+    optimizers = make_optimizers(model, spec, h, "muon" if base_rule else "adamw")
     probe = torch.from_numpy(train_batch(corpus, 10**6, batch_size=4, seq_len=256, seed=seed).tokens)
     rows, first = [], None
     for step in range(STEPS + 1):
@@ -54,7 +54,7 @@ def coordinates(corpus_directory: str, width: int, seed: int, base_rule: bool) -
             rows.append(
                 {
                     "case": "coordinates",
-                    "optimiser": "muon" if base_rule else "adamw",
+                    "optimizer": "muon" if base_rule else "adamw",
                     "width": width,
                     "seed": seed,
                     "step": step,
@@ -68,9 +68,9 @@ def coordinates(corpus_directory: str, width: int, seed: int, base_rule: bool) -
         total, _ = model.loss(torch.from_numpy(batch.tokens), torch.from_numpy(batch.targets))
         (total / int((batch.targets >= 0).sum())).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimiser in optimisers:
-            optimiser.step()
-            optimiser.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
     return rows
 
 
@@ -87,15 +87,15 @@ def _rms(x) -> float:
     return float(x.float().square().mean().sqrt())
 
 
-def run(corpus_directory: str, optimiser: str, width: int, tokens: int, share: float, seed: int, family: str) -> dict:
+def run(corpus_directory: str, optimizer: str, width: int, tokens: int, share: float, seed: int, family: str) -> dict:
     """Validation loss of one run at `share` of the rule's learning rate."""
     import torch
 
-    from tenfold.data.corpus import open_corpus
+    from tenfold.data.text.corpus import open_corpus
     from tenfold.spec.shapes import shape_of
     from tenfold.train.config import RunConfig
-    from tenfold.train.hyperparameters import derive
-    from tenfold.train.loop import train
+    from tenfold.train.optim.hyperparameters import derive
+    from tenfold.train.trainer import train
 
     torch.set_num_threads(1)
     corpus = open_corpus(Path(corpus_directory))
@@ -104,7 +104,7 @@ def run(corpus_directory: str, optimiser: str, width: int, tokens: int, share: f
         tokens=tokens,
         model={"width": width, "family": family},
         seq_len=256,
-        optimiser=optimiser,
+        optimizer=optimizer,
         seed=seed,
         learning_rate=rule.learning_rate * share,
         evaluate_tokens=98_304,
@@ -114,7 +114,7 @@ def run(corpus_directory: str, optimiser: str, width: int, tokens: int, share: f
         result = train(config, corpus, Path(directory), quiet=True, keep_model=False)
     return {
         "case": "optimum",
-        "optimiser": optimiser,
+        "optimizer": optimizer,
         "family": family,
         "width": width,
         "tokens": tokens,
@@ -127,7 +127,7 @@ def run(corpus_directory: str, optimiser: str, width: int, tokens: int, share: f
 
 def case_of(row: dict) -> tuple[str, str, int, int]:
     """What a row's learning rate is swept for; rows without a family are dense."""
-    return row.get("family", "llama3"), row["optimiser"], row["width"], row["tokens"]
+    return row.get("family", "llama3"), row["optimizer"], row["width"], row["tokens"]
 
 
 def best_share(rows: list[dict]) -> float:
@@ -149,14 +149,14 @@ def draw_coordinates(rows: list[dict]) -> None:
         for step in (0, 1, 2, 4, 8):
             if step == 0 and "change" in name:
                 continue
-            here = [r for r in rows if r["step"] == step and r["optimiser"] == "muon"]
+            here = [r for r in rows if r["step"] == step and r["optimizer"] == "muon"]
             mean = [np.mean([r[name] for r in here if r["width"] == w]) for w in WIDTHS]
             axis.plot(WIDTHS, mean, "o-", label=f"step {step}", color=plt.get_cmap("viridis")(step / 9))
         axis.set(xscale="log", yscale="log", xlabel="width", title=f"{title} (root mean square)")
         axis.set_xticks(WIDTHS, [str(w) for w in WIDTHS])
         axis.minorticks_off()
     axes[0].legend(fontsize=8, frameon=False)
-    figure.savefig(PICTURES / "coordinates.png", dpi=110)
+    figure.savefig(IMAGES / "coordinates.png", dpi=110)
 
 
 def draw_optimum(rows: list[dict]) -> None:
@@ -164,20 +164,20 @@ def draw_optimum(rows: list[dict]) -> None:
 
     figure, axis = plt.subplots(figsize=(7, 4), constrained_layout=True)
     for i, case in enumerate(sorted({case_of(r) for r in rows})):
-        family, optimiser, width, tokens = case
+        family, optimizer, width, tokens = case
         here = [r for r in rows if case_of(r) == case]
         shares = sorted({r["share"] for r in here})
         loss = [np.mean([r["loss"] for r in here if r["share"] == s]) for s in shares]
         best = best_share(here)
         kind = "experts" if family == "llama4" else "dense"
-        label = f"{kind}, {optimiser}, width {width}, {tokens / 1e6:g}M tokens: best at {best:.2f}x"
+        label = f"{kind}, {optimizer}, width {width}, {tokens / 1e6:g}M tokens: best at {best:.2f}x"
         axis.plot(shares, np.array(loss) / min(loss), "o-", label=label, color=f"C{i}")
         axis.axvline(best, color=f"C{i}", lw=0.8, ls=":")
     axis.set(xscale="log", xlabel="learning rate, beside the rule's", ylabel="validation loss, beside the lowest", ylim=(0.998, 1.08))  # noqa: E501
     axis.set_xticks(SHARES, [f"{s:.2f}" for s in SHARES])
     axis.minorticks_off()
     axis.legend(fontsize=8, frameon=False, loc="upper left")
-    figure.savefig(PICTURES / "optimum.png", dpi=110)
+    figure.savefig(IMAGES / "optimum.png", dpi=110)
 
 
 def main() -> None:
@@ -190,7 +190,7 @@ def main() -> None:
     parser.add_argument("--home", type=Path, default=Path("build/transfer"))
     given = parser.parse_args()
 
-    from tenfold.data.corpus import build
+    from tenfold.data.text.corpus import build
 
     kept = RESULTS / "transfer.json"
     rows = json.loads(kept.read_text())["rows"] if kept.exists() else []
@@ -216,8 +216,8 @@ def main() -> None:
             for future in futures:
                 rows.append(future.result())
                 write_results("transfer", rows, command)
-                print({k: rows[-1][k] for k in ("family", "optimiser", "width", "tokens", "share", "seed", "loss")}, flush=True)
-    PICTURES.mkdir(exist_ok=True)
+                print({k: rows[-1][k] for k in ("family", "optimizer", "width", "tokens", "share", "seed", "loss")}, flush=True)
+    IMAGES.mkdir(exist_ok=True)
     if seen := [r for r in rows if r["case"] == "coordinates"]:
         draw_coordinates(seen)
     if seen := [r for r in rows if r["case"] == "optimum"]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from results_file import RESULTS, write_results
 
-from tenfold.data.corpus import Corpus, build
+from tenfold.data.text.corpus import Corpus, build
 from tenfold.scale.ladder import plan_ladder
 from tenfold.scale.law import BITS_PER_BYTE, fit_law
 from tenfold.scale.points import Point
@@ -32,7 +32,7 @@ def measure(corpus: Corpus, flops: float, home: Path) -> dict:
     runs = [
         (
             RunConfig(
-                tokens=tokens, model={"width": width}, seed=i + 1, seq_len=SEQ_LEN, optimiser="muon", vocab_size=corpus.vocab_size,
+                tokens=tokens, model={"width": width}, seed=i + 1, seq_len=SEQ_LEN, optimizer="muon", vocab_size=corpus.vocab_size,
                 evaluate_tokens=98_304, device="cpu", dtype="float32", compile="off",
             ),
             home / f"w{width}-{tokens}",

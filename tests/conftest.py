@@ -8,7 +8,7 @@ import pytest
 import torch
 from drawings import draw_all
 
-from tenfold.data.corpus import build
+from tenfold.data.text.corpus import build
 
 torch.set_num_threads(1)
 

@@ -8,11 +8,11 @@ COLOURS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (40, 70, 220), 
 
 def shape(name: str, colour: str, seed: int) -> Image.Image:
     draw = np.random.default_rng(seed)
-    picture = Image.new("RGB", (16, 16), "white")
+    image = Image.new("RGB", (16, 16), "white")
     x, y, r = draw.integers(3, 7), draw.integers(3, 7), draw.integers(5, 8)
-    pen = ImageDraw.Draw(picture)
+    pen = ImageDraw.Draw(image)
     (pen.ellipse if name == "circle" else pen.rectangle)((x, y, x + r, y + r), fill=COLOURS[colour])
-    return picture
+    return image
 
 
 def draw_all(folder) -> None:

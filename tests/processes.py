@@ -25,7 +25,7 @@ def run_together(world, work, *arguments, timeout_s=500):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tenfold.train.loop", "torch._dynamo"])
+    context.set_forkserver_preload(["tenfold.train.trainer", "torch._dynamo"])
     said = context.Queue()
     started = [context.Process(target=_enter, args=(r, world, port, work, arguments, said)) for r in range(world)]
     try:

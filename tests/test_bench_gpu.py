@@ -69,12 +69,12 @@ def test_flops_with_documents_are_those_of_what_is_attended():
         ("cudnn_generated_fort_native_sdpa_sm90_flash_bprop_wgmma_f16_knob_7_64x128x64_4x1x1_kernel0_0", "attention"),
         ("pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<64, 128, 128, 4>>", "attention"),
         ("triton_tem_fused_flex_attention_backward_transpose_view_7", "attention"),
-        ("at::native::multi_tensor_apply_kernel<FusedAdamMathFunctor<float, 4>>", "optimiser"),
+        ("at::native::multi_tensor_apply_kernel<FusedAdamMathFunctor<float, 4>>", "optimizer"),
         ("triton_red_fused__fused_rms_norm_add_3", "bound by memory"),
         ("Memcpy DtoD (Device -> Device)", "bound by memory"),
         ("aten::mm", "matrix products"),
         ("aten::_scaled_dot_product_flash_attention_for_cpu_backward", "attention"),
-        ("aten::_fused_adamw_", "optimiser"),
+        ("aten::_fused_adamw_", "optimizer"),
         ("aten::silu", "bound by memory"),
     ],
 )
@@ -86,7 +86,7 @@ def test_the_account_adds_up_and_is_drawn(tmp_path):
     side = gpu_side.Side(gpu_side.Job(device="cpu", case="tiny", batch=2, seq_len=128, compiled=False))
     rows = step_account.account(side, 2, 1e11, 1e10)
     parts, step = rows[:-1], rows[-1]
-    assert [r["part"] for r in parts] == ["matrix products", "attention", "bound by memory", "optimiser", "idle"]
+    assert [r["part"] for r in parts] == ["matrix products", "attention", "bound by memory", "optimizer", "idle"]
     assert all(r["seconds"] > 0 for r in parts[:4]) and all(r["floor_s"] > 0 for r in parts[:4])
     assert sum(r["floor_s"] for r in parts) == pytest.approx(step["floor_s"])
     flops = gpu_side.step_flops(side.spec, side.rows)

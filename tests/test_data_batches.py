@@ -5,7 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tenfold.data.batches import permute, row_count, train_batch, validation_batches, validation_bytes
+from tenfold.data.text.batches import permute, row_count, train_batch, validation_batches, validation_bytes
 from tenfold.spec.errors import TenfoldError
 
 

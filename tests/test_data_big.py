@@ -12,15 +12,15 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 
-from tenfold.data.big import clean_big
-from tenfold.data.corpus import build
-from tenfold.data.sources import read_documents
+from tenfold.data.text.big import clean_big
+from tenfold.data.text.corpus import build
+from tenfold.data.text.sources import read_documents
 from tenfold.spec.errors import TenfoldError
 
 RUN = """
 import sys
 from pathlib import Path
-from tenfold.data.big import clean_big
+from tenfold.data.text.big import clean_big
 
 if __name__ == "__main__":
     clean_big(Path(sys.argv[1]), Path(sys.argv[2]), on=sys.argv[3], tasks=3)

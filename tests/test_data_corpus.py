@@ -20,12 +20,12 @@ from typer.testing import CliRunner
 
 import tenfold.cli.commands  # noqa: F401
 from tenfold.cli import app
-from tenfold.data import sources
-from tenfold.data.batches import train_batch
-from tenfold.data.copies import PERMUTATIONS, near_copies, signature
-from tenfold.data.corpus import build, open_corpus, require_tokens
-from tenfold.data.sources import read_documents
-from tenfold.data.tokenizer import fast_encoder
+from tenfold.data.text import sources
+from tenfold.data.text.batches import train_batch
+from tenfold.data.text.corpus import build, open_corpus, require_tokens
+from tenfold.data.text.dedup import PERMUTATIONS, near_copies, signature
+from tenfold.data.text.sources import read_documents
+from tenfold.data.text.tokenizer import fast_encoder
 from tenfold.spec.errors import TenfoldError
 
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi", "omicron", "pi", "rho", "sigma", "tau"]
@@ -227,7 +227,7 @@ def test_documents_do_not_stand_in_the_order_of_the_source(tmp_path):
 MEASURE = """
 import resource, sys
 from pathlib import Path
-from tenfold.data.corpus import build
+from tenfold.data.text.corpus import build
 build(sys.argv[1], Path(sys.argv[2]), vocab_size=400, quiet=True)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
@@ -245,7 +245,7 @@ def test_peak_memory_does_not_grow_with_the_corpus(tmp_path):
     assert peaks[1] < peaks[0] + 20
 
 
-def test_the_tokeniser_reads_back_what_it_wrote_in_every_library(corpus):
+def test_the_tokenizer_reads_back_what_it_wrote_in_every_library(corpus):
     text = "def f(x):\n    return x ** 2  # naïve — 12345 日本語\n\n\tif x:\r\n"
     ours = corpus.tokenizer
     theirs = AutoTokenizer.from_pretrained(corpus.directory)

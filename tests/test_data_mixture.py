@@ -14,12 +14,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tenfold.data.batches import train_batch
-from tenfold.data.corpus import build
-from tenfold.data.mixture import DECK, Mixture, make_mixture
+from tenfold.data.text.batches import train_batch
+from tenfold.data.text.corpus import build
+from tenfold.data.text.mixture import DECK, Mixture, make_mixture
 from tenfold.spec.errors import TenfoldError
 from tenfold.train.config import config_from_fields
-from tenfold.train.metrics import read_metrics
+from tenfold.train.hooks.metrics import read_metrics
 from tenfold.train.text import open_text
 
 STDLIB = Path(sysconfig.get_path("stdlib"))
@@ -27,7 +27,7 @@ STDLIB = Path(sysconfig.get_path("stdlib"))
 
 @pytest.fixture(scope="module")
 def corpora(tmp_path_factory):
-    """Three corpora with one tokeniser, that of the first."""
+    """Three corpora with one tokenizer, that of the first."""
     home = tmp_path_factory.mktemp("mixed")
     made = {}
     for name in ("asyncio", "email", "unittest"):
@@ -126,10 +126,10 @@ def test_weights_that_are_none_are_refused(corpora, weights, sentence):
         make_mixture(pair, weights)
 
 
-def test_another_tokeniser_and_too_many_readings_are_refused(corpora, corpus):
-    with pytest.raises(TenfoldError, match=r"'other' has another tokeniser than 'asyncio'.*--tokenizer-from"):
+def test_another_tokenizer_and_too_many_readings_are_refused(corpora, corpus):
+    with pytest.raises(TenfoldError, match=r"'other' has another tokenizer than 'asyncio'.*--tokenizer-from"):
         make_mixture({"asyncio": corpora["asyncio"], "other": corpus}, {"asyncio": 1.0, "other": 1.0})
-    with pytest.raises(TenfoldError, match="another tokeniser"):
+    with pytest.raises(TenfoldError, match="another tokenizer"):
         build(STDLIB / "email", corpora["email"].directory, vocab_size=400, tokenizer_from=corpus.directory, quiet=True)
     mixture = make_mixture(corpora, {"asyncio": 1.0, "email": 0.01, "unittest": 0.0})
     rows = {"batch_size": 4, "seq_len": 128, "seed": 0}

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 from moto.server import ThreadedMotoServer
 
-from tenfold.data import remote
-from tenfold.data.batches import row_count, train_batch, validation_batches
-from tenfold.data.corpus import build
-from tenfold.data.prefetch import Prefetch
-from tenfold.data.remote import MirroredShards, open_remote, upload
+from tenfold.data.text import remote
+from tenfold.data.text.batches import row_count, train_batch, validation_batches
+from tenfold.data.text.corpus import build
+from tenfold.data.text.prefetch import Prefetch
+from tenfold.data.text.remote import MirroredShards, open_remote, upload
 from tenfold.spec.errors import TenfoldError
 from tenfold.train.config import config_from_fields
-from tenfold.train.loop import train
 from tenfold.train.text import open_text
+from tenfold.train.trainer import train
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tenfold.model.gguf import read_gguf_tokenizer
-from tenfold.model.huggingface import read_model
+from tenfold.model.io.gguf import read_gguf_tokenizer
+from tenfold.model.io.huggingface import read_model
 from tenfold.model.sample import complete
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import published_model
@@ -28,7 +28,7 @@ def smollm2():
     return next(Path(found.submodule_search_locations[0]).glob("*.gguf"))
 
 
-def test_real_weights_and_tokeniser_agree_with_transformers(smollm2):
+def test_real_weights_and_tokenizer_agree_with_transformers(smollm2):
     ours = read_model(smollm2)
     assert ours.spec.parameters() == published_model("smollm2-135m").parameters()
     theirs = AutoModelForCausalLM.from_pretrained(smollm2.parent, gguf_file=smollm2.name, dtype=torch.float32)

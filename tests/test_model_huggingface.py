@@ -5,8 +5,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from tenfold.model import huggingface
-from tenfold.model.huggingface import read_model, write_model
+from tenfold.model.io import huggingface
+from tenfold.model.io.huggingface import read_model, write_model
 from tenfold.model.llama import Llama
 from tenfold.model.sample import generate
 from tenfold.spec.errors import TenfoldError

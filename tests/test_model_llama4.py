@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Llama4ForCausalLM, Llama4TextConfig
 
-from tenfold.model.experts import Experts
-from tenfold.model.huggingface import read_model, write_model
+from tenfold.model.io.huggingface import read_model, write_model
 from tenfold.model.llama import Llama
 from tenfold.model.llama4 import Llama4, upcycle
+from tenfold.model.moe import Experts
 from tenfold.model.sample import generate
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec, RopeScaling

@@ -1,4 +1,4 @@
-"""The picture encoder and its place in the text, against Hugging Face's."""
+"""The image encoder and its place in the text, against Hugging Face's."""
 
 from dataclasses import replace
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import Llama4ForConditionalGeneration
 
-from tenfold.model.huggingface import read_model, write_model
+from tenfold.model.io.huggingface import read_model, write_model
 from tenfold.model.llama4 import Llama4
 from tenfold.model.vision import Vision, join_neighbours, patches_of
 from tenfold.spec.errors import TenfoldError
@@ -29,7 +29,7 @@ def seeing_model(**changes) -> Llama4:
     return model
 
 
-def text_with_pictures(per_row: list[int]) -> torch.Tensor:
+def text_with_images(per_row: list[int]) -> torch.Tensor:
     """Rows of 80 tokens with that many tiles' patch tokens each."""
     tokens = torch.randint(0, 299, (len(per_row), 80), generator=torch.Generator().manual_seed(1))
     for row, tiles in enumerate(per_row):
@@ -38,7 +38,7 @@ def text_with_pictures(per_row: list[int]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("shuffle", [2, 3])
-def test_logits_with_pictures_agree_with_transformers(tmp_path, shuffle):
+def test_logits_with_images_agree_with_transformers(tmp_path, shuffle):
     model = seeing_model(vision=replace(VISION, shuffle=shuffle))
     write_model(model, tmp_path)
     theirs = Llama4ForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float32).eval()
@@ -77,7 +77,7 @@ def test_parameters_are_those_of_the_module_and_of_scout():
 
 def test_the_loss_reaches_the_pixels_and_the_encoder():
     model = seeing_model()
-    tokens, pixels = text_with_pictures([1, 2]), torch.rand(3, 3, 24, 24, requires_grad=True)
+    tokens, pixels = text_with_images([1, 2]), torch.rand(3, 3, 24, 24, requires_grad=True)
     nats, _ = model.loss(tokens[:, :-1], tokens[:, 1:], pixels=pixels)
     nats.backward()
     assert all(pixels.grad[i].abs().sum() > 0 for i in range(3))
@@ -86,10 +86,10 @@ def test_the_loss_reaches_the_pixels_and_the_encoder():
 
 def test_the_wrong_number_of_patch_tokens_is_one_sentence():
     model = seeing_model()
-    with pytest.raises(TenfoldError, match="The text has 27 patch tokens, but 2 tiles of pictures give 18: write 9 for each"):
-        model(text_with_pictures([1, 2]), pixels=torch.rand(2, 3, 24, 24))
-    with pytest.raises(TenfoldError, match="no picture encoder"):
-        Llama4(replace(SPEC, vision=None))(text_with_pictures([1]), pixels=torch.rand(1, 3, 24, 24))
+    with pytest.raises(TenfoldError, match="The text has 27 patch tokens, but 2 tiles of images give 18: write 9 for each"):
+        model(text_with_images([1, 2]), pixels=torch.rand(2, 3, 24, 24))
+    with pytest.raises(TenfoldError, match="no image encoder"):
+        Llama4(replace(SPEC, vision=None))(text_with_images([1]), pixels=torch.rand(1, 3, 24, 24))
     with pytest.raises(TenfoldError, match="must be a multiple of patch_size x shuffle"):
         replace(VISION, image_size=25)
     with pytest.raises(TenfoldError, match="must be a multiple of 4 x n_heads"):

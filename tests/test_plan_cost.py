@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tenfold.plan import cost, power
+from tenfold.plan.costs import cost, power
 from tenfold.plan.ranges import Range, total
-from tenfold.plan.site import site
+from tenfold.plan.sites.site import site
 from tenfold.spec.accelerator import accelerator, accelerators
 from tenfold.spec.errors import TenfoldError
 

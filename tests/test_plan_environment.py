@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import brentq
 
-from tenfold.plan import environment, power, profiles, water
+from tenfold.plan.costs import environment, power, water
 from tenfold.plan.ranges import Range
-from tenfold.plan.site import facts, site, water_of_fuels
-from tenfold.plan.validate import card_errors
+from tenfold.plan.sites.site import facts, site, water_of_fuels
+from tenfold.plan.validation.validate import card_errors
+from tenfold.plan.workload.workload import profiles
 from tenfold.spec.accelerator import accelerator
 from tenfold.spec.errors import TenfoldError
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 
-from tenfold.plan import failures
+from tenfold.plan.costs import failures
 from tenfold.spec.errors import TenfoldError
 
 STATE_405B = 405e9 * 14

@@ -8,14 +8,14 @@ from statistics import median
 import pytest
 
 from tenfold.plan.explain import NAMES, explain
-from tenfold.plan.layout import divisors, search
-from tenfold.plan.machine import machine
-from tenfold.plan.memory import memory
 from tenfold.plan.plan import GpuRequest, gpus_for_days, make_plan, solve
-from tenfold.plan.published import read_layouts
-from tenfold.plan.shape import Request, dense_shape, expert_shape, optimum, resolve, shape_for
-from tenfold.plan.validate import hours_errors, hours_misses, with_overhead
-from tenfold.plan.workload import Layout
+from tenfold.plan.validation.published import read_layouts
+from tenfold.plan.validation.validate import hours_errors, hours_misses, with_overhead
+from tenfold.plan.workload.layout import divisors, search
+from tenfold.plan.workload.machine import machine
+from tenfold.plan.workload.memory import memory
+from tenfold.plan.workload.shape import Request, dense_shape, expert_shape, optimum, resolve, shape_for
+from tenfold.plan.workload.workload import Layout
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import published_model
 
@@ -43,10 +43,10 @@ def test_gpu_hours_of_published_runs():
 def test_state_without_sharding_is_16_or_18_bytes_a_parameter(stack, each):
     spec, part = published_model("llama-3.1-8b"), machine("h100", stack)
     needed = memory(spec, Layout(seq_len=128, zero=0), part)
-    state = needed.parameters_gib + needed.gradients_gib + needed.optimiser_gib
+    state = needed.parameters_gib + needed.gradients_gib + needed.optimizer_gib
     assert state * 2**30 == pytest.approx(each * spec.parameters().total, rel=0.01)
     sharded = memory(spec, Layout(dp=64, global_batch=64, seq_len=128, zero=3), part)
-    assert sharded.optimiser_gib == pytest.approx(needed.optimiser_gib / 64, rel=0.01)
+    assert sharded.optimizer_gib == pytest.approx(needed.optimizer_gib / 64, rel=0.01)
     assert not needed.fits
 
 
@@ -66,7 +66,7 @@ def test_the_search_keeps_its_promises(llama_405b):
 
 
 def test_the_search_beats_what_meta_ran(llama_405b):
-    from tenfold.plan.step_time import step_time
+    from tenfold.plan.workload.step_time import step_time
 
     spec, part = published_model("llama-3.1-405b"), machine("h100")
     theirs = Layout(
@@ -171,8 +171,8 @@ def test_divisors():
 def test_calibration_finds_the_machine_again(tmp_path):
     from dataclasses import asdict
 
-    from tenfold.plan.calibrate import calibrate, calibrated, write
-    from tenfold.plan.step_time import step_time
+    from tenfold.plan.validation.calibrate import calibrate, calibrated, write
+    from tenfold.plan.workload.step_time import step_time
     from tenfold.spec.shapes import llama_shape
 
     spec, part = llama_shape(1024, 32000), machine("h100")
@@ -215,7 +215,7 @@ def test_alternatives_are_different_layouts(llama_405b):
 
 
 def test_buildings_only_cost_where_data_parallel_ranks_meet():
-    from tenfold.plan.step_time import step_time
+    from tenfold.plan.workload.step_time import step_time
 
     shape, near = shape_for(1e24), machine("h100")
     layout = Layout(tp=8, pp=2, dp=32, global_batch=256, seq_len=8192)

@@ -1,4 +1,4 @@
-"""The report: one screen, a document that is plain JSON, pictures that show the plan's own figures."""
+"""The report: one screen, a document that is plain JSON, images that show the plan's own figures."""
 
 import io
 import json
@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tenfold.plan import pictures, report
-from tenfold.plan.consequences import Surroundings, computing_of, consequences
-from tenfold.plan.workload import Layout, Memory, StepTime, Workload
+from tenfold.plan import plots as images
+from tenfold.plan import report
+from tenfold.plan.costs.consequences import Surroundings, computing_of, consequences
+from tenfold.plan.workload.workload import Layout, Memory, StepTime, Workload
 from tenfold.spec.accelerator import accelerator
 from tenfold.spec.model import published_model
 
-STEP = StepTime(matmul_s=2.6, attention_s=0.4, pointwise_s=0.4, tensor_parallel_s=0.5, bubble_s=0.3, data_parallel_s=0.1, optimiser_s=0.05)
+STEP = StepTime(matmul_s=2.6, attention_s=0.4, pointwise_s=0.4, tensor_parallel_s=0.5, bubble_s=0.3, data_parallel_s=0.1, optimizer_s=0.05)
 LLAMA = Workload(
     spec=published_model("llama-3.1-405b"),
     tokens=15.6e12,
@@ -112,7 +113,7 @@ def test_the_page_stands_alone():
     page = Page()
     page.feed(text)
     assert page.links == []
-    assert text.count("<svg") == len(pictures.ALL)
+    assert text.count("<svg") == len(images.ALL)
     assert "Tokens &lt;repeat&gt;." in text
     assert "memory short by 11 GiB" in text
 
@@ -123,23 +124,23 @@ def words(svg):
 
 def test_the_layout_map_numbers_gpus_as_ranks_lie():
     """Tensor ranks innermost, then context, data, pipeline (Megatron's order): stage 1 of 128 replicas of 8 begins at 1,024."""
-    drawn = words(pictures.draw_layout(made()))
+    drawn = words(images.draw_layout(made()))
     assert "stage 15: layers 118 to 125, head" in drawn
     numbers = {int(n) for n in re.findall(r"\b\d+\b", drawn)}
     assert {7, 1024, 15 * 1024 + 7} <= numbers
-    assert "First 8 of 64 GPUs, each with 1/64 of the state" in words(pictures.draw_layout(made(SHARDED)))
-    experts = words(pictures.draw_layout(made(EXPERTS)))
+    assert "First 8 of 64 GPUs, each with 1/64 of the state" in words(images.draw_layout(made(SHARDED)))
+    experts = words(images.draw_layout(made(EXPERTS)))
     assert "32 stages x 2 context x 8 tensor ranks" in experts and "16 of 128 experts a GPU" in experts
 
 
-def test_pictures_show_the_figures():
+def test_images_show_the_figures():
     plan = made()
-    assert "activations 30 GiB" in words(pictures.draw_memory(plan))
-    assert "tensor parallel 0.5 s" in words(pictures.draw_step(plan))
-    assert "this plan" in words(pictures.draw_compute(plan)) and "Llama 3.1 405B" in words(pictures.draw_compute(plan))
-    interruptions = int(re.search(r"(\d+) interruptions", words(pictures.draw_failures(plan)))[1])
+    assert "activations 30 GiB" in words(images.draw_memory(plan))
+    assert "tensor parallel 0.5 s" in words(images.draw_step(plan))
+    assert "this plan" in words(images.draw_compute(plan)) and "Llama 3.1 405B" in words(images.draw_compute(plan))
+    interruptions = int(re.search(r"(\d+) interruptions", words(images.draw_failures(plan)))[1])
     assert interruptions == pytest.approx(plan["failures"]["interruptions"]["mid"], rel=0.2)
-    assert "rented, in all" in words(pictures.draw_split(plan))
+    assert "rented, in all" in words(images.draw_split(plan))
 
 
 @pytest.mark.parametrize(("value", "said"), [(61.2e6, "$ 61.2 M"), (1.84e9, "$ 1.84 bn"), (930, "$ 930"), (1200, "$ 1.2 k")])

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tenfold.plan.kernels import all_to_all_s, matmul_s, ring_s
-from tenfold.plan.machine import Constants, machine, stacks
-from tenfold.plan.published import read_layouts, read_vtrain
-from tenfold.plan.step_time import last_of, step_time
-from tenfold.plan.validate import ranking, step_errors
-from tenfold.plan.workload import Layout
+from tenfold.plan.validation.published import read_layouts, read_vtrain
+from tenfold.plan.validation.validate import ranking, step_errors
+from tenfold.plan.workload.kernels import all_to_all_s, matmul_s, ring_s
+from tenfold.plan.workload.machine import Constants, machine, stacks
+from tenfold.plan.workload.step_time import last_of, step_time
+from tenfold.plan.workload.workload import Layout
 from tenfold.spec.accelerator import accelerators
 from tenfold.spec.model import published_model
 

@@ -67,7 +67,7 @@ def generation(home: Path, name: str, family: str, forecast: float, width_80: fl
     """A scored generation of which only what a comparison reads is real."""
     folder = home / name
     folder.mkdir(parents=True)
-    settings = {"corpus": "x", "top_flops": top, "vocab_size": 300, "seq_len": 64, "seed": 0, "device": "cpu", "optimiser": "muon"}
+    settings = {"corpus": "x", "top_flops": top, "vocab_size": 300, "seq_len": 64, "seed": 0, "device": "cpu", "optimizer": "muon"}
     (folder / "climb.json").write_text(json.dumps(settings | {"family": family}))
     interval = [forecast * np.exp(-width_80), forecast * np.exp(width_80)]
     (folder / "forecast.json").write_text(json.dumps({"loss_bits_per_byte": {"median": forecast, "intervals": {"80": interval}}}))

@@ -14,12 +14,12 @@ import openai
 import pytest
 import torch
 
-from tenfold.data.tokenizer import save_tokenizer, train_tokenizer
-from tenfold.model.huggingface import write_model
+from tenfold.data.text.tokenizer import save_tokenizer, train_tokenizer
+from tenfold.model.io.huggingface import write_model
 from tenfold.model.llama import Llama
-from tenfold.serve.app import ServerOptions, _event
-from tenfold.serve.keys import Keys, make_key
-from tenfold.serve.server import serve
+from tenfold.serve.api.app import ServerOptions, _event
+from tenfold.serve.api.keys import Keys, make_key
+from tenfold.serve.api.server import serve
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec
 
@@ -271,7 +271,7 @@ BAD = {
     "no object": (b"[1, 2]", 400, "."),
     "no messages": ({}, 400, "messages"),
     "empty messages": ({"messages": []}, 400, "messages"),
-    "a picture": (
+    "an image": (
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
         400,
         "image_url",

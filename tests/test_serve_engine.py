@@ -11,14 +11,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tenfold.model.llama import Llama
-from tenfold.serve import native, sampling
-from tenfold.serve.ahead import AheadEngine
-from tenfold.serve.cuda import CudaRunner
-from tenfold.serve.engine import Engine, EngineOptions, make_engine, make_runner
-from tenfold.serve.request import Request, Sampling, Sequence
-from tenfold.serve.runner import Rows, TorchRunner
-from tenfold.serve.speculate import DraftSpeculator
-from tenfold.serve.weights import pack
+from tenfold.serve.engine.ahead import AheadEngine
+from tenfold.serve.engine.engine import Engine, EngineOptions, make_engine, make_runner, sampling
+from tenfold.serve.engine.request import Request, Sampling, Sequence
+from tenfold.serve.engine.speculate import DraftSpeculator
+from tenfold.serve.runners import native
+from tenfold.serve.runners.cuda import CudaRunner
+from tenfold.serve.runners.runner import ModelInput, TorchRunner
+from tenfold.serve.runners.weights import pack
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec, RopeScaling
 
@@ -82,7 +82,7 @@ def test_hidden_states_are_the_models_own_however_the_prompt_is_cut(runner, mode
     parts = []
     for begin, end in ((0, 33), (33, 34), (34, 70)):
         count = end - begin
-        rows = Rows(tokens[begin:end], list(range(begin, end)), [count], [table], [min(count, max(0, of_prompt - begin))])
+        rows = ModelInput(tokens[begin:end], list(range(begin, end)), [count], [table], [min(count, max(0, of_prompt - begin))])
         parts.append(runner.logits(runner.hidden(rows)))
     torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=2e-5 * float(whole.abs().max()))
 
@@ -93,11 +93,11 @@ def test_hidden_states_are_the_models_own_however_the_prompt_is_cut(runner, mode
 def test_compiled_results_depend_on_nothing_else_in_the_batch_to_the_bit(model, weights, of_prompt):
     runner = native.NativeRunner(model, 64, weights, threads=2)
     a, b = prompt(1, 40), prompt(2, 30)
-    alone = runner.hidden(Rows(a, list(range(40)), [40], [[0, 1, 2]], [of_prompt]))
-    cut = Rows(a[:17] + b, [*range(17), *range(30)], [17, 30], [[8, 4, 6], [10, 11]], [min(17, of_prompt), 30])
+    alone = runner.hidden(ModelInput(a, list(range(40)), [40], [[0, 1, 2]], [of_prompt]))
+    cut = ModelInput(a[:17] + b, [*range(17), *range(30)], [17, 30], [[8, 4, 6], [10, 11]], [min(17, of_prompt), 30])
     first = runner.hidden(cut)[:17]
     rest = [
-        runner.hidden(Rows([*b[:n], a[i]], [*range(n), i], [n, 1], [[20, 21], [8, 4, 6]], [n // 2, int(i < of_prompt)]))[-1:]
+        runner.hidden(ModelInput([*b[:n], a[i]], [*range(n), i], [n, 1], [[20, 21], [8, 4, 6]], [n // 2, int(i < of_prompt)]))[-1:]
         for n, i in zip(range(1, 24), range(17, 40), strict=True)
     ]
     assert torch.equal(torch.cat((first, *rest)), alone)
@@ -107,7 +107,7 @@ def test_compiled_results_depend_on_nothing_else_in_the_batch_to_the_bit(model, 
 @needs_compiler
 def test_rounded_weights_may_round_a_prompts_rows_too_but_hardly(model):
     exact, rounded = (native.NativeRunner(model, 64, weights, threads=1) for weights in ("exact", "bfloat16"))
-    rows = Rows(prompt(1, 40), list(range(40)), [40], [[0, 1, 2]], [40])
+    rows = ModelInput(prompt(1, 40), list(range(40)), [40], [[0, 1, 2]], [40])
     torch.testing.assert_close(rounded.hidden(rows), exact.hidden(rows), rtol=0, atol=0.05)
 
 
@@ -180,7 +180,7 @@ def test_guesses_change_nothing_but_the_number_of_steps(model):
 
 
 def test_guesses_that_are_never_right_stop(model):
-    from tenfold.serve.speculate import Speculator
+    from tenfold.serve.engine.speculate import Speculator
 
     speculator, s = Speculator(), Sequence(request("a", [1, 2, 3, 4] * 4))
     made = 0
@@ -273,7 +273,7 @@ def test_a_draft_model_changes_nothing_but_the_number_of_steps(model, draft):
 
 
 def test_a_draft_model_must_share_the_vocabulary(model, tmp_path, monkeypatch):
-    monkeypatch.setattr("tenfold.serve.engine.read_model", lambda path, _: Llama(replace(SPEC, vocab_size=int(path.name))))
+    monkeypatch.setattr("tenfold.serve.engine.engine.read_model", lambda path, _: Llama(replace(SPEC, vocab_size=int(path.name))))
     options = EngineOptions(Path("300"), cache_gib=0.001, threads=1, draft=Path("200"))
     with pytest.raises(TenfoldError, match="the model 300: they must share"):
         make_engine(options)
@@ -283,7 +283,7 @@ def test_a_draft_model_must_share_the_vocabulary(model, tmp_path, monkeypatch):
 
 
 def test_a_gpu_gets_its_own_runner_and_an_engine_that_runs_ahead(model, monkeypatch):
-    monkeypatch.setattr("tenfold.serve.engine.read_model", lambda *_: copy.deepcopy(model))
+    monkeypatch.setattr("tenfold.serve.engine.engine.read_model", lambda *_: copy.deepcopy(model))
     with pytest.raises(TenfoldError, match="no GPU"):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         make_engine(EngineOptions(Path("m"), device="cuda"))
@@ -300,7 +300,7 @@ def test_a_gpu_gets_its_own_runner_and_an_engine_that_runs_ahead(model, monkeypa
 
 @needs_compiler
 def test_a_cpu_gets_the_compiled_step_where_it_fits(model, monkeypatch):
-    monkeypatch.setattr("tenfold.serve.engine.read_model", lambda *_: model)
+    monkeypatch.setattr("tenfold.serve.engine.engine.read_model", lambda *_: model)
     for compiled, kind in ((True, native.NativeRunner), (False, TorchRunner)):
         engine = make_engine(EngineOptions(Path("m"), cache_gib=0.01, threads=1, compiled=compiled))
         assert type(engine) is Engine and type(engine.runner) is kind and engine.scheduler.token_budget == 128
@@ -386,7 +386,7 @@ QUESTIONS = [f"{ask} {what}?" for what in ("the sea", "a prime number", "bread",
 def test_greedy_is_token_for_token_that_of_transformers(smollm2, count):
     from transformers import AutoModelForCausalLM
 
-    from tenfold.serve.text import read_text_side
+    from tenfold.serve.api.text import read_text_side
 
     text = read_text_side(smollm2)
     theirs = AutoModelForCausalLM.from_pretrained(smollm2.parent, gguf_file=smollm2.name, dtype=torch.float32)

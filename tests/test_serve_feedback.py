@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from tenfold.serve.export import export
-from tenfold.serve.feedback import Feedback, ratings, responses
+from tenfold.serve.feedback.export import export
+from tenfold.serve.feedback.feedback import Feedback, ratings, responses
 from tenfold.spec.errors import TenfoldError
 
 ASK = [{"role": "user", "content": "Name a river."}]
@@ -109,7 +109,7 @@ def test_nothing_of_a_deleted_user_is_left_in_the_file(store, tmp_path):
 
 WRITER = """
 import sys
-from tenfold.serve.feedback import Feedback
+from tenfold.serve.feedback.feedback import Feedback
 store, start = Feedback(sys.argv[1]), int(sys.argv[2])
 for i in range(start, start + 10**6):
     row = dict(id=str(i), model="m", checkpoint="0", messages=[], text="t" * 300, token_ids=[1], logprobs=None)

@@ -18,8 +18,8 @@ import torch
 from test_serve_cuda import SPEC, make_model
 
 from tenfold.model.llama import Llama
-from tenfold.serve.cuda import CudaRunner
-from tenfold.serve.runner import Rows
+from tenfold.serve.runners.cuda import CudaRunner
+from tenfold.serve.runners.runner import ModelInput
 from tenfold.spec.model import published_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")]
@@ -43,7 +43,7 @@ def test_kernels_compile_for_hopper():
 def check_values():
     from triton.runtime import interpreter
 
-    from tenfold.serve import kernels, paged
+    from tenfold.serve.runners import kernels, paged
 
     patch = interpreter._patch_lang_tensor
 
@@ -58,8 +58,8 @@ def check_values():
     spec, runner = SPEC, CudaRunner(make_model(), 20, max_rows=4)
     keys, values = torch.randn(2, 20, 2, 16, 16)
     for rows in (
-        Rows([5, 6, 7], [99, 0, 40], [1, 1, 1], [[3, 5, 7, 9, 11, 13, 15], [2], [1, 4, 6]]),
-        Rows([*range(30)], [*range(20, 40), *range(9), 50], [20, 9, 1], [[3, 5, 7], [2], [1, 4, 6, 8]]),
+        ModelInput([5, 6, 7], [99, 0, 40], [1, 1, 1], [[3, 5, 7, 9, 11, 13, 15], [2], [1, 4, 6]]),
+        ModelInput([*range(30)], [*range(20, 40), *range(9), 50], [20, 9, 1], [[3, 5, 7], [2], [1, 4, 6, 8]]),
     ):
         batch, _, _ = runner._batch(rows, [])
         q, qkv, n = torch.randn(len(rows.tokens), 6, 16), torch.randn(len(rows.tokens), 2, 5, 16), len(rows.tokens)
@@ -80,7 +80,7 @@ def check_values():
         h = torch.randn(n, 2 * 1100)
         torch.testing.assert_close(kernels.gate(h), paged.gate(h), **near)
     # Padding neither writes nor yields anything that is not a number.
-    batch, _, _ = runner._views(torch.from_numpy(runner._pack(Rows([5], [17], [1], [[3, 5]]), [], 4, None)), 4, 4, 1)
+    batch, _, _ = runner._views(torch.from_numpy(runner._pack(ModelInput([5], [17], [1], [[3, 5]]), [], 4, None)), 4, 4, 1)
     ours = keys.clone(), values.clone()
     kernels.turn_and_store(torch.randn(4, 2, 5, 16), runner.rope, batch, *ours)
     assert int((ours[0] != keys).any(-1).sum()) == 2  # one token of two heads
@@ -91,7 +91,7 @@ def check_values():
     fused.cache.normal_()
     runner.cache.copy_(fused.cache)
     for token, position in ((5, 37), (-1, 38)):
-        rows = Rows([token], [position], [1], [[3, 5, 7]])
+        rows = ModelInput([token], [position], [1], [[3, 5, 7]])
         found = [r.logits(r.hidden(rows)) for r in (fused, runner)]
         torch.testing.assert_close(*found, **near)
     torch.testing.assert_close(fused.cache, runner.cache, **near)
@@ -132,7 +132,7 @@ def compile_for_hopper():
     from triton.runtime import JITFunction, driver
     from triton.runtime.autotuner import Autotuner
 
-    from tenfold.serve import kernels
+    from tenfold.serve.runners import kernels
 
     class NoGpu:
         def get_current_target(self):
@@ -166,9 +166,9 @@ def compile_for_hopper():
     for early in (False, True):
         kernels.pdl = early
         for rows in (
-            Rows([5], [99], [1], [list(range(7))]),
-            Rows([5, 6, 7], [99, 0, 40], [1, 1, 1], [list(range(7)), [9], [10, 11, 12]]),
-            Rows([*range(30)], [*range(20, 40), *range(9), 50], [20, 9, 1], [[3, 5, 7], [2], [1, 4, 6, 8]]),
+            ModelInput([5], [99], [1], [list(range(7))]),
+            ModelInput([5, 6, 7], [99, 0, 40], [1, 1, 1], [list(range(7)), [9], [10, 11, 12]]),
+            ModelInput([*range(30)], [*range(20, 40), *range(9), 50], [20, 9, 1], [[3, 5, 7], [2], [1, 4, 6, 8]]),
         ):
             logits = runner.logits(runner.hidden(rows))
             zeros = torch.zeros(len(logits), dtype=torch.int32)

@@ -5,11 +5,11 @@ import time
 
 import pytest
 
-from tenfold.serve import service
-from tenfold.serve.engine import EngineOptions
-from tenfold.serve.errors import ApiError
-from tenfold.serve.metrics import Metrics
-from tenfold.serve.service import Limits, Models, ServedModel
+from tenfold.serve.api import service
+from tenfold.serve.api.errors import ApiError
+from tenfold.serve.api.metrics import Metrics
+from tenfold.serve.api.service import Limits, Models, ServedModel
+from tenfold.serve.engine.engine import EngineOptions
 
 
 class FakeEngine:

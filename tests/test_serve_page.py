@@ -12,14 +12,14 @@ import pytest
 import uvicorn
 from sqlalchemy import text as sql
 
-from tenfold.data.tokenizer import train_tokenizer
-from tenfold.serve.app import ServerOptions, make_app
-from tenfold.serve.engine import EngineOptions
-from tenfold.serve.feedback import Feedback, corrections, pairs, ratings, responses
-from tenfold.serve.metrics import Metrics
-from tenfold.serve.request import Output
-from tenfold.serve.service import Limits, Models, ServedModel
-from tenfold.serve.text import PLAIN_TEMPLATE, TextSide
+from tenfold.data.text.tokenizer import train_tokenizer
+from tenfold.serve.api.app import ServerOptions, make_app
+from tenfold.serve.api.metrics import Metrics
+from tenfold.serve.api.service import Limits, Models, ServedModel
+from tenfold.serve.api.text import PLAIN_TEMPLATE, TextSide
+from tenfold.serve.engine.engine import EngineOptions
+from tenfold.serve.engine.request import Output
+from tenfold.serve.feedback.feedback import Feedback, corrections, pairs, ratings, responses
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tenfold.serve.blocks import BlockManager
-from tenfold.serve.request import Request, Sampling, Sequence
-from tenfold.serve.scheduler import Scheduler
+from tenfold.serve.engine.blocks import BlockManager
+from tenfold.serve.engine.request import Request, Sampling, Sequence
+from tenfold.serve.engine.scheduler import Scheduler
 
 SIZE = 4
 

@@ -13,10 +13,10 @@ from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec
 from tenfold.train.config import config_from_fields
 from tenfold.train.dry_run import dry_run
-from tenfold.train.layout import sizes
+from tenfold.train.parallel.parallelize import sizes
 
 MODEL = {"name": "small", "dim": 64, "n_layers": 3, "n_heads": 4, "n_kv_heads": 4, "ffn_dim": 128}
-RUN = {"tokens": 10**6, "model": MODEL, "seq_len": 64, "batch_size": 32, "micro_batch": 1, "optimiser": "adamw", "vocab_size": 256}
+RUN = {"tokens": 10**6, "model": MODEL, "seq_len": 64, "batch_size": 32, "micro_batch": 1, "optimizer": "adamw", "vocab_size": 256}
 EXPERTS = {"family": "llama4", "n_experts": 8, "expert_ffn_dim": 1024, "nope_every": 4}
 SPEC = ModelSpec(vocab_size=256, **MODEL)
 GIB = 2**30
@@ -34,7 +34,7 @@ def test_sharded_weights_are_gathered_and_reduced_as_often_as_the_batch_has_part
         gathers, reduces = 2 * (2 * total - tables), 4 * total  # in bfloat16, in float32
         assert rank.sent_gib["shard"] * GIB == pytest.approx(parts * (gathers + reduces) * 3 / 4, rel=0.01)
         assert rank.parts_gib["parameters"] * GIB == pytest.approx(4 * total / 4, rel=0.01)
-        assert rank.parts_gib["optimiser"] * GIB == pytest.approx(8 * total / 4, rel=0.01)
+        assert rank.parts_gib["optimizer"] * GIB == pytest.approx(8 * total / 4, rel=0.01)
         plan = beside_the_plan(found, config_from_fields({**RUN, "batch_size": batch}, "the test"), "h100")
         assert plan["plan_sent_gib"]["shard"] == pytest.approx(rank.sent_gib["shard"], rel=0.15)
 

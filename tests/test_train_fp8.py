@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tenfold.model.huggingface import read_model, write_model
+from tenfold.model.io.huggingface import read_model, write_model
 from tenfold.model.llama4 import Llama4
 from tenfold.spec.shapes import llama4_shape
 from tenfold.train.config import RunConfig
-from tenfold.train.fp8 import convert, use_fp8, why_not
-from tenfold.train.loop import train
-from tenfold.train.metrics import read_metrics
+from tenfold.train.hooks.metrics import read_metrics
+from tenfold.train.optim.fp8 import convert, use_fp8, why_not
+from tenfold.train.trainer import train
 
 
 def test_where_the_hardware_lacks_it_a_run_says_so_and_is_the_run_without_it(corpus, tmp_path):

@@ -8,9 +8,11 @@ import torch.distributed as dist
 from processes import run_together
 
 from tenfold.spec.errors import TenfoldError
-from tenfold.train import health, layout, loop
+from tenfold.train import trainer as loop
 from tenfold.train.config import RunConfig
-from tenfold.train.metrics import read_metrics
+from tenfold.train.hooks import health
+from tenfold.train.hooks.metrics import read_metrics
+from tenfold.train.parallel import parallelize as layout
 
 
 def find_the_slow():

@@ -16,10 +16,10 @@ from tenfold.model.llama import Llama
 from tenfold.model.llama4 import Llama4
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec
-from tenfold.train import loop
+from tenfold.train import trainer as loop
 from tenfold.train.config import RunConfig
-from tenfold.train.hyperparameters import derive
-from tenfold.train.one_gpu import DeviceGuard, compile_blocks, recompute, use_document_blocks
+from tenfold.train.one_gpu import StepSkipper, compile_blocks, recompute, use_document_blocks
+from tenfold.train.optim.hyperparameters import derive
 
 SPEC = ModelSpec("model", dim=32, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=64, vocab_size=100)
 EXPERTS = {"family": "llama4", "n_experts": 2, "expert_ffn_dim": 16, "attention_chunk": 96, "nope_every": 2}
@@ -201,9 +201,9 @@ def test_masks_of_new_documents_compile_nothing_new():
 def test_the_guard_on_the_device_skips_what_the_loop_would_skip():
     draw = torch.Generator().manual_seed(0)
     p = torch.nn.Parameter(torch.randn(50, generator=draw))
-    optimiser = torch.optim.AdamW([p], lr=0.1, fused=True)
+    optimizer = torch.optim.AdamW([p], lr=0.1, fused=True)
     state = loop._State()
-    guard = DeviceGuard(torch.device("cpu"), loop.EXPLODING, state)
+    guard = StepSkipper(torch.device("cpu"), loop.EXPLODING, state)
     usual, skipped, in_a_row = 0.0, 0, 0
     for step in range(40):
         norm, value = (1.0 + 0.1 * step, 2.0)
@@ -211,7 +211,7 @@ def test_the_guard_on_the_device_skips_what_the_loop_would_skip():
         value = math.inf if step == 20 else value
         p.grad = torch.full_like(p, math.nan if math.isnan(norm) else 1.0)
         before = p.detach().clone()
-        guard.take([optimiser], torch.tensor(value), torch.tensor(norm))
+        guard.take([optimizer], torch.tensor(value), torch.tensor(norm))
         if math.isfinite(norm) and math.isfinite(value) and not (step > 20 and norm > 30.0 * usual):
             usual, in_a_row = (norm if usual == 0 else 0.95 * usual + 0.05 * norm), 0
             assert not torch.equal(before, p)
@@ -220,22 +220,22 @@ def test_the_guard_on_the_device_skips_what_the_loop_would_skip():
             assert torch.equal(before, p)
         guard.read_into(state)
         assert (state.usual_norm, state.skipped, state.skipped_in_a_row) == (pytest.approx(usual), skipped, in_a_row)
-    assert skipped >= 3 and optimiser.state[p]["step"] == 40 - skipped
+    assert skipped >= 3 and optimizer.state[p]["step"] == 40 - skipped
 
 
 def test_a_run_that_the_device_decides_in_is_the_run_that_the_host_decides_in(corpus, tmp_path, monkeypatch):
     fields = {"tokens": 10_000, "model": {"width": 16}, "seq_len": 64, "batch_size": 4, "evaluate_tokens": 2048, "dtype": "float32"}
     plain_step, results = loop._step, []
 
-    def with_guard(model, optimisers, batch, config, h, state, device, place, guard=None):
-        made = with_guard.__dict__.setdefault("guard", DeviceGuard(device, loop.EXPLODING, state))
-        loss, norm = plain_step(model, optimisers, batch, config, h, state, device, place, made)
+    def with_guard(model, optimizers, batch, config, h, state, device, place, guard=None):
+        made = with_guard.__dict__.setdefault("guard", StepSkipper(device, loop.EXPLODING, state))
+        loss, norm = plain_step(model, optimizers, batch, config, h, state, device, place, made)
         return float(loss), float(norm)
 
     for step in (plain_step, with_guard):
         monkeypatch.setattr(loop, "_step", step)
         directory = tmp_path / step.__name__
-        results.append(loop.train(RunConfig(optimiser="adamw", **fields), corpus, directory, quiet=True))
+        results.append(loop.train(RunConfig(optimizer="adamw", **fields), corpus, directory, quiet=True))
     assert results[0].loss == results[1].loss
 
 

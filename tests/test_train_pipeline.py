@@ -6,14 +6,14 @@ import pytest
 import torch
 from processes import run_together
 
-from tenfold.data.corpus import open_corpus
+from tenfold.data.text.corpus import open_corpus
 from tenfold.model.llama import Llama
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec
 from tenfold.train.config import config_from_fields
-from tenfold.train.loop import train
-from tenfold.train.metrics import read_metrics
-from tenfold.train.pipeline import cut
+from tenfold.train.hooks.metrics import read_metrics
+from tenfold.train.parallel.pipeline import cut
+from tenfold.train.trainer import train
 
 SPEC = ModelSpec("deep", dim=16, n_layers=7, n_heads=2, n_kv_heads=2, ffn_dim=32, vocab_size=50)
 

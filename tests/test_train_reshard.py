@@ -1,4 +1,4 @@
-"""Checkpoints between layouts: what any layout saved, any other loads to the bit: weights, optimisers, step."""
+"""Checkpoints between layouts: what any layout saved, any other loads to the bit: weights, optimizers, step."""
 
 import pytest
 import torch
@@ -7,13 +7,14 @@ from processes import run_together
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 
-from tenfold.model.huggingface import write_model
+from tenfold.model.io.huggingface import write_model
 from tenfold.model.llama4 import make_model
 from tenfold.spec.model import ModelSpec
-from tenfold.train import checkpoint, layout
+from tenfold.train import checkpoint
 from tenfold.train.export import export_model
-from tenfold.train.hyperparameters import derive
-from tenfold.train.optimiser import make_optimisers
+from tenfold.train.optim.hyperparameters import derive
+from tenfold.train.optim.optimizer import make_optimizers
+from tenfold.train.parallel import parallelize as layout
 
 LAYOUTS = {
     "fsdp": {"shard": 4},
@@ -39,17 +40,17 @@ TIED = ModelSpec("tied", tied=True, **SHAPE)
 
 
 def made(spec, seed, fields):
-    """A model with optimisers, alone or in a layout."""
+    """A model with optimizers, alone or in a layout."""
     torch.manual_seed(seed)
     model = make_model(spec)
-    place = layout.spread(model, layout.LayoutConfig(**fields), torch.device("cpu"), 16, 8) if fields else None
-    optimisers = make_optimisers(model, spec, derive(spec, 10**5, 64), "muon")
-    return (model, optimisers, place) if fields else (model, optimisers)
+    place = layout.parallelize(model, layout.LayoutConfig(**fields), torch.device("cpu"), 16, 8) if fields else None
+    optimizers = make_optimizers(model, spec, derive(spec, 10**5, 64), "muon")
+    return (model, optimizers, place) if fields else (model, optimizers)
 
 
-def whole(model, optimisers):
-    """Every tensor of weights and optimisers by name, each whole and a copy, and every setting of the optimisers."""
-    weights, state = get_state_dict(model, optimisers, options=StateDictOptions(flatten_optimizer_state_dict=True))
+def whole(model, optimizers):
+    """Every tensor of weights and optimizers by name, each whole and a copy, and every setting of the optimizers."""
+    weights, state = get_state_dict(model, optimizers, options=StateDictOptions(flatten_optimizer_state_dict=True))
     both = {**weights, **state}
     own = {
         k: (v.full_tensor() if hasattr(v, "full_tensor") else v).clone() if isinstance(v, torch.Tensor) else v for k, v in both.items()
@@ -68,7 +69,7 @@ def unlike(have, want):
     ]
 
 
-def train(model, optimisers, place, steps):
+def train(model, optimizers, place, steps):
     for step in range(steps):
         tokens = torch.randint(0, SPEC.vocab_size, (8, 16), generator=torch.Generator().manual_seed(step))
         first, end, _ = place.rows(8)
@@ -78,53 +79,53 @@ def train(model, optimisers, place, steps):
         else:
             place.pipeline.step(own, targets, None, 0.0, 1, 1)
         layout.clip_gradient(model, 1.0, place)
-        for optimiser in optimisers:
-            optimiser.step()
-            optimiser.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
 
 
 def save_and_load_in_every_layout(folder, spec, layouts):
     layout.start_processes()
     states = {"one": torch.load(folder / "one.pt")}
     for name, fields in layouts.items():
-        model, optimisers, place = made(spec, 1, fields)
-        train(model, optimisers, place, 2)
+        model, optimizers, place = made(spec, 1, fields)
+        train(model, optimizers, place, 2)
         with checkpoint.Saver(folder / name, keep=1) as saver:
-            saver.save(2, model, optimisers, {"step": 2})
-            states[name] = whole(model, optimisers)
-            train(model, optimisers, place, 1)  # goes on while the save does
+            saver.save(2, model, optimizers, {"step": 2})
+            states[name] = whole(model, optimizers)
+            train(model, optimizers, place, 1)  # goes on while the save does
     if dist.get_rank() == 0:
         torch.save(states, folder / "states.pt")
     for target, fields in layouts.items():
-        model, optimisers, place = made(spec, 2, fields)
+        model, optimizers, place = made(spec, 2, fields)
         for source, want in states.items():
-            assert checkpoint.restore_latest(folder / source, model, optimisers) == {"step": 2}
-            have = whole(model, optimisers)
+            assert checkpoint.restore_latest(folder / source, model, optimizers) == {"step": 2}
+            have = whole(model, optimizers)
             assert have.keys() == want.keys(), (source, target, have.keys() ^ want.keys())
             assert not unlike(have, want), (source, target)
             if dist.get_rank() == 0:
                 (folder / f"{source}-{target}.same").touch()
-            train(model, optimisers, place, 1)  # so that the next load has something to change
+            train(model, optimizers, place, 1)  # so that the next load has something to change
     dist.barrier()
 
 
 @pytest.mark.parametrize("spec, layouts", [(SPEC, LAYOUTS), (ROUTED, EXPERT_LAYOUTS), (TIED, TIED_LAYOUTS)], ids=["dense", "routed", "tied"])
 def test_any_layout_loads_what_any_other_saved_to_the_bit_and_one_process_too(tmp_path, spec, layouts):
-    model, optimisers = made(spec, 3, None)
+    model, optimizers = made(spec, 3, None)
     for step in range(2):
         for p in model.parameters():
             p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(step))
-        for optimiser in optimisers:
-            optimiser.step()
-    checkpoint.save(tmp_path / "one", 2, model, optimisers, {"step": 2})
-    torch.save(whole(model, optimisers), tmp_path / "one.pt")
+        for optimizer in optimizers:
+            optimizer.step()
+    checkpoint.save(tmp_path / "one", 2, model, optimizers, {"step": 2})
+    torch.save(whole(model, optimizers), tmp_path / "one.pt")
     run_together(4, save_and_load_in_every_layout, tmp_path, spec, layouts)
     assert len(list(tmp_path.glob("*.same"))) == len(layouts) * (len(layouts) + 1)
     states = torch.load(tmp_path / "states.pt")
     for name in layouts:
-        model, optimisers = made(spec, 4, None)
-        assert checkpoint.restore_latest(tmp_path / name, model, optimisers) == {"step": 2}
-        have = whole(model, optimisers)
+        model, optimizers = made(spec, 4, None)
+        assert checkpoint.restore_latest(tmp_path / name, model, optimizers) == {"step": 2}
+        have = whole(model, optimizers)
         assert have.keys() == states[name].keys() and not unlike(have, states[name])
     write_model(model, tmp_path / "whole")
     export_model(checkpoint.latest(tmp_path / name), spec, tmp_path / "parts")

@@ -4,12 +4,12 @@ from typing import Any
 
 import msgspec
 
-from tenfold.plan.layout import search
-from tenfold.plan.machine import machine
-from tenfold.plan.workload import Layout
+from tenfold.plan.workload.layout import search
+from tenfold.plan.workload.machine import machine
+from tenfold.plan.workload.workload import Layout
 from tenfold.spec.model import ModelSpec
 from tenfold.train.config import RunConfig
-from tenfold.train.layout import LayoutConfig
+from tenfold.train.parallel.parallelize import LayoutConfig
 
 RECOMPUTE: dict[str, Any] = {"none": "none", "selective": "feed-forward", "full": "block"}
 

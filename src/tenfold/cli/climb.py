@@ -19,7 +19,7 @@ def climb(
     seq_len: Annotated[int, typer.Option(help="Tokens in a sequence.")] = 128,
     seed: Annotated[int, typer.Option(help="Seed of weights and data order.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    optimiser: Annotated[str, typer.Option(help="muon or adamw.")] = "muon",
+    optimizer: Annotated[str, typer.Option(help="muon or adamw.")] = "muon",
     family: Annotated[str, typer.Option(help="llama3 (dense) or llama4 (16 experts, one a token).")] = "llama3",
     home: Home = Path("generations"),
     on: Annotated[str | None, typer.Option(help="ray: the rungs as tasks of the cluster at RAY_ADDRESS, or here.")] = None,
@@ -63,7 +63,7 @@ def climb(
             seq_len=seq_len,
             seed=seed,
             device=device,
-            optimiser=optimiser,
+            optimizer=optimizer,
             family=family,
         )
         generation = climbing.climb(settings, home, say=say, quiet=as_json, on=on)

@@ -7,7 +7,7 @@ import typer
 
 from tenfold.cli import AsJson, app, print_json
 
-data_app = typer.Typer(help="Prepare text: clean, find copies, tokenise.", no_args_is_help=True)
+data_app = typer.Typer(help="Prepare text: clean, find copies, tokenize.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 
@@ -17,14 +17,14 @@ def build(
     out: Annotated[Path, typer.Option(help="Where the corpus is written.")],
     vocab_size: Annotated[int, typer.Option(help="Tokens in the vocabulary.")] = 2048,
     text_column: Annotated[str, typer.Option(help="The column of jsonl and Parquet files that holds the text.")] = "text",
-    tokenizer_from: Annotated[Path | None, typer.Option(help="Take the tokeniser of this corpus, to mix the two.")] = None,
+    tokenizer_from: Annotated[Path | None, typer.Option(help="Take the tokenizer of this corpus, to mix the two.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a corpus: clean documents, a tokeniser, memory-mapped tokens.
+    """Make a corpus: clean documents, a tokenizer, memory-mapped tokens.
 
     Example: tenfold data build ~/texts --out corpora/texts --vocab-size 8192
     """
-    from tenfold.data.corpus import build as build_corpus
+    from tenfold.data.text.corpus import build as build_corpus
 
     build_corpus(source, out, vocab_size=vocab_size, text_column=text_column, tokenizer_from=tokenizer_from, quiet=as_json)
     show(out, as_json=as_json)
@@ -44,7 +44,7 @@ def clean(
 
     Example: tenfold data clean /shared/web --out /shared/web-clean --on slurm --tasks 2000 --partition cpu
     """
-    from tenfold.data.big import clean_big
+    from tenfold.data.text.big import clean_big
 
     clean_big(source, out, on=on, tasks=tasks, text_column=text_column, partition=partition, limit=limit)
     print(f"The clean text comes to {out / 'clean'}." if on == "slurm" else f"The clean text is in {out / 'clean'}.")
@@ -59,7 +59,7 @@ def upload(
 
     Example: tenfold data upload corpora/texts s3://bucket/texts
     """
-    from tenfold.data.remote import upload as upload_corpus
+    from tenfold.data.text.remote import upload as upload_corpus
 
     upload_corpus(directory, address)
     print(f"{directory} is at {address}.")
@@ -79,7 +79,7 @@ def show(
     from rich.console import Console
     from rich.table import Table
 
-    from tenfold.data.corpus import open_corpus
+    from tenfold.data.text.corpus import open_corpus
     from tenfold.spec.units import si
 
     corpus = open_corpus(directory, verify=verify)
@@ -90,7 +90,7 @@ def show(
     console = Console()
     for name, split in manifest["splits"].items():
         console.print(f"{name}: {split['documents']} documents, {si(split['bytes'], 'B')}, {si(split['tokens'], 'tokens')}")
-    console.print(f"tokenised at {manifest['tokenise_mb_per_s']:.1f} MB/s, made in {manifest['seconds']:.0f} s")
+    console.print(f"tokenized at {manifest['tokenize_mb_per_s']:.1f} MB/s, made in {manifest['seconds']:.0f} s")
     table = Table("left out", "documents", "bytes", "for example")
     for reason, entry in manifest["cleaning"]["dropped"].items():
         table.add_row(reason, str(entry["documents"]), si(entry["bytes"], "B"), entry["example"])

@@ -9,15 +9,15 @@ from rich.table import Table
 
 from tenfold.cli import print_json
 from tenfold.cli.auto_layout import choose_layout
-from tenfold.plan.machine import machine
-from tenfold.plan.memory import CONTEXT_GIB, memory
-from tenfold.plan.traffic import traffic
-from tenfold.plan.workload import GIB, Layout
+from tenfold.plan.workload.machine import machine
+from tenfold.plan.workload.memory import CONTEXT_GIB, memory
+from tenfold.plan.workload.traffic import traffic
+from tenfold.plan.workload.workload import GIB, Layout
 from tenfold.spec.model import published_model
 from tenfold.train.config import RunConfig, resolve_model
 from tenfold.train.dry_run import DIMENSIONS, DryRun, dry_run
-from tenfold.train.hyperparameters import derive
-from tenfold.train.pipeline import micro_batch, stages_each
+from tenfold.train.optim.hyperparameters import derive
+from tenfold.train.parallel.pipeline import micro_batch, stages_each
 
 
 def show_dry_run(config: RunConfig, world: int, machine_name: str, as_json: bool) -> None:
@@ -60,7 +60,7 @@ def beside_the_plan(found: DryRun, config: RunConfig, machine_name: str) -> dict
     """
     layout, on = _as_planned(found, config), machine(machine_name)
     needed, sent = memory(found.spec, layout, on), traffic(found.spec, layout, on)
-    names = ("parameters", "gradients", "optimiser", "activations")
+    names = ("parameters", "gradients", "optimizer", "activations")
     parts = {name: getattr(needed, f"{name}_gib") for name in names} | {"gathered": needed.buffers_gib - CONTEXT_GIB}
     sent_gib = {name: value / GIB for name, value in sent.items()}
     fullest = max(found.ranks, key=lambda rank: rank.memory_gib)

@@ -35,7 +35,7 @@ def launch(
 
       tenfold launch run.toml --on kubernetes --nodes 4 --image registry.example/tenfold:1 --home /generations
     """
-    from tenfold.train import launch as launching
+    from tenfold.launch import job_files as launching
 
     asked = launching.Launch(run, nodes, gpus_per_node, least_nodes, limit, save_s, home, partition, account, image, claim, port)
     path = launching.write_job(asked, on, out)

@@ -54,7 +54,7 @@ def fit(
     if out:
         out.write_text(json.dumps(law.to_dict()))
     if plot:
-        from tenfold.scale.pictures import draw_law
+        from tenfold.scale.plots import draw_law
 
         draw_law(found, law, plot)
     if as_json:

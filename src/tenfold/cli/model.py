@@ -20,7 +20,7 @@ def upcycle(
 
     Example: tenfold upcycle generations/g1 --out wide && echo 'flops = 1e12\\nstart_from = "wide"' > run.toml
     """
-    from tenfold.model.huggingface import read_model, write_model
+    from tenfold.model.io.huggingface import read_model, write_model
     from tenfold.model.llama4 import upcycle as upcycled
     from tenfold.spec.errors import TenfoldError
     from tenfold.spec.units import si
@@ -36,5 +36,5 @@ def upcycle(
         return
     print(
         f"{out}: {experts} experts a layer, {si(counts.total, 'parameters')} of which a token uses {si(counts.active)}. Train it "
-        f'on with start_from = "{out}" in a run file.'
+        f'on with init_from = "{out}" in a run file.'
     )

@@ -91,10 +91,10 @@ def make(
     """
     from dataclasses import replace
 
-    from tenfold.plan.consequences import Surroundings, consequences
+    from tenfold.plan.costs.consequences import Surroundings, consequences
     from tenfold.plan.plan import GpuRequest, solve
     from tenfold.plan.report import document, html, terminal
-    from tenfold.plan.shape import Request
+    from tenfold.plan.workload.shape import Request
     from tenfold.spec.units import parse_quantity
 
     part, calibrated = _machine(accelerator, home, network_gb_per_s)
@@ -158,8 +158,8 @@ def _given(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _machine(name: str, home: Path, network_gb_per_s: float | None) -> tuple[Any, str]:
-    from tenfold.plan.calibrate import calibrated
-    from tenfold.plan.machine import machine
+    from tenfold.plan.validation.calibrate import calibrated
+    from tenfold.plan.workload.machine import machine
     from tenfold.spec.errors import TenfoldError
 
     changes: dict[str, Any] = {"scaleout_gb_per_s": network_gb_per_s} if network_gb_per_s else {}
@@ -206,9 +206,9 @@ def compare(
     from rich.console import Console
     from rich.table import Table
 
-    from tenfold.plan.consequences import Surroundings, consequences
+    from tenfold.plan.costs.consequences import Surroundings, consequences
     from tenfold.plan.plan import GpuRequest, solve
-    from tenfold.plan.shape import Request
+    from tenfold.plan.workload.shape import Request
     from tenfold.spec.errors import TenfoldError
     from tenfold.spec.units import parse_quantity
 
@@ -264,7 +264,7 @@ def validate(
     from rich.console import Console
     from rich.table import Table
 
-    from tenfold.plan.validate import validate as compare_with_published
+    from tenfold.plan.validation.validate import validate as compare_with_published
 
     errors, remarks = compare_with_published(layouts, runs)
     if as_json:
@@ -294,8 +294,8 @@ def calibrate(
     """
     from dataclasses import asdict
 
-    from tenfold.plan.calibrate import calibrate as measure
-    from tenfold.plan.calibrate import write
+    from tenfold.plan.validation.calibrate import calibrate as measure
+    from tenfold.plan.validation.calibrate import write
 
     found = measure(run)
     path = write(found, home)

@@ -17,8 +17,8 @@ KEYS, FEEDBACK = Path("serve-keys.json"), "sqlite:///feedback.db"
 
 
 def _options(path: Path, **given: Any) -> Any:
-    from tenfold.serve.engine import EngineOptions
-    from tenfold.serve.server import model_path
+    from tenfold.serve.api.server import model_path
+    from tenfold.serve.engine.engine import EngineOptions
 
     return EngineOptions(model_path(path), **given)
 
@@ -53,11 +53,11 @@ def serve(
     """
     from rich.console import Console
 
-    from tenfold.serve.app import ServerOptions
-    from tenfold.serve.keys import Keys
-    from tenfold.serve.server import model_name, model_path
-    from tenfold.serve.server import serve as run
-    from tenfold.serve.service import Limits
+    from tenfold.serve.api.app import ServerOptions
+    from tenfold.serve.api.keys import Keys
+    from tenfold.serve.api.server import model_name, model_path
+    from tenfold.serve.api.server import serve as run
+    from tenfold.serve.api.service import Limits
 
     options = {
         model_name(model_path(path)): _options(
@@ -87,7 +87,7 @@ def serve_key(
 
     Example: tenfold serve-key alice
     """
-    from tenfold.serve.keys import make_key
+    from tenfold.serve.api.keys import make_key
 
     print(make_key(file, name))
 
@@ -105,7 +105,7 @@ def chat(
 
     Example: tenfold chat generations/g1
     """
-    from tenfold.serve.terminal import converse
+    from tenfold.serve.api.terminal import converse
 
     converse(_options(model, weights=weights, cache_gib=0.5), temperature, top_p, max_tokens, system)
 
@@ -122,8 +122,8 @@ def export(
 
     Example: tenfold feedback export --format kto thumbs.jsonl
     """
-    from tenfold.serve.export import export as write
-    from tenfold.serve.feedback import Feedback
+    from tenfold.serve.feedback.export import export as write
+    from tenfold.serve.feedback.feedback import Feedback
 
     made = write(Feedback(database), format, out, test_share=test_share)
     if as_json:

@@ -69,7 +69,7 @@ def resume(
     """
     from tenfold.spec.errors import TenfoldError
     from tenfold.train.config import read_config
-    from tenfold.train.loop import read_result
+    from tenfold.train.trainer import read_result
 
     if not (generation / "run.toml").exists():
         raise TenfoldError(f"{generation} is no run: it has no run.toml.")
@@ -82,16 +82,16 @@ def _run(config: Any, directory: Path, home: Path, as_json: bool, processes: int
     from rich.console import Console
 
     from tenfold.cli.auto_layout import choose_layout
+    from tenfold.launch.elastic import train_here
     from tenfold.spec.errors import TenfoldError
     from tenfold.spec.units import duration, si
     from tenfold.train.checkpoint import on_first_process
     from tenfold.train.config import resolve_model
-    from tenfold.train.elastic import train_here
-    from tenfold.train.hyperparameters import derive
-    from tenfold.train.layout import start_processes
-    from tenfold.train.loop import train as train_run
+    from tenfold.train.optim.hyperparameters import derive
+    from tenfold.train.parallel.parallelize import start_processes
     from tenfold.train.precision import this_accelerator
     from tenfold.train.text import open_text
+    from tenfold.train.trainer import train as train_run
 
     start_processes()
     first = int(os.environ.get("RANK", "0")) == 0
@@ -139,8 +139,8 @@ def _run(config: Any, directory: Path, home: Path, as_json: bool, processes: int
 @app.command("sample")
 def sample(
     generation: Annotated[Path, typer.Argument(help="A generation, or any Hugging Face directory or GGUF file of a Llama.")],
-    prompt: Annotated[str | None, typer.Argument(help="What the text begins with: 'def ', or nothing after a picture.")] = None,
-    picture: Annotated[Path | None, typer.Option(help="A picture that stands before the text, for a model that sees.")] = None,
+    prompt: Annotated[str | None, typer.Argument(help="What the text begins with: 'def ', or nothing after an image.")] = None,
+    image: Annotated[Path | None, typer.Option(help="An image that stands before the text, for a model that sees.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to write.")] = 200,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token every time.")] = 0.7,
     top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens that hold this share.")] = 0.95,
@@ -153,14 +153,14 @@ def sample(
 
       tenfold sample generations/g1 "def " --temperature 0.5
 
-      tenfold sample generations/drawings --picture cat.png
+      tenfold sample generations/drawings --image cat.png
     """
     from tenfold.model.sample import complete
 
     path = generation / "model" if (generation / "model").is_dir() else generation
     if prompt is None:
-        prompt = "" if picture else "def "
-    before, pixels = _shown(path, picture) if picture else ("", None)
+        prompt = "" if image else "def "
+    before, pixels = _shown(path, image) if image else ("", None)
     text = complete(
         path, before + prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, pixels=pixels
     )
@@ -170,16 +170,16 @@ def sample(
         print(text)
 
 
-def _shown(path: Path, picture: Path) -> tuple[str, Any]:
-    """What stands for a picture in the text, and its tiles."""
+def _shown(path: Path, image: Path) -> tuple[str, Any]:
+    """What stands for an image in the text, and its tiles."""
     import torch
 
-    from tenfold.data.pictures import open_picture, picture_text, tiles_of
-    from tenfold.model.huggingface import read_spec
+    from tenfold.data.images.tiles import image_text, open_image, tiles_of
+    from tenfold.model.io.huggingface import read_spec
     from tenfold.spec.errors import TenfoldError
 
     vision = None if path.suffix == ".gguf" else read_spec(path).vision
     if vision is None:
-        raise TenfoldError(f"The model in {path} has no picture encoder: leave --picture out, or train one with pictures.")
-    tiles, rows, columns = tiles_of(open_picture(picture), vision.image_size, max_tiles=1)
-    return picture_text(rows, columns, vision.tokens_per_tile), torch.from_numpy(tiles)
+        raise TenfoldError(f"The model in {path} has no image encoder: leave --image out, or train one with images.")
+    tiles, rows, columns = tiles_of(open_image(image), vision.image_size, max_tiles=1)
+    return image_text(rows, columns, vision.tokens_per_tile), torch.from_numpy(tiles)

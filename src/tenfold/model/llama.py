@@ -20,7 +20,7 @@ from tenfold.model.norm import RMSNorm
 from tenfold.spec.model import ModelSpec
 
 if TYPE_CHECKING:
-    from tenfold.model.ahead import Ahead
+    from tenfold.model.mtp import Ahead
 
 EMBEDDING_STD = 0.1
 
@@ -148,7 +148,7 @@ class Block(nn.Module):
         return h + self.ffn(self.ffn_norm(h))
 
 
-def initialise(model: nn.Module, spec: ModelSpec) -> None:
+def initialize(model: nn.Module, spec: ModelSpec) -> None:
     """Draw the weights from the global generator by one rule for every size, in the order of their names."""
     for name, p in model.named_parameters():
         draw(name, p, spec)
@@ -176,7 +176,7 @@ def draw(name: str, p: Tensor, spec: ModelSpec) -> None:
 def begin_as_identity(model: nn.Module) -> None:
     """Set to zero what writes to the residual stream, and the head: every block begins as the identity, and the first
     loss is log(vocabulary) whatever was drawn (as in Fixup, arXiv 1901.09321; what it brings is in `docs/LOG.md`). A head
-    that is tied to the embedding stays, and so does a picture encoder, which has a way of its own to start."""
+    that is tied to the embedding stays, and so does an image encoder, which has a way of its own to start."""
     for name, p in model.named_parameters():
         if begins_at_zero(name):
             p.zero_()
@@ -190,7 +190,7 @@ def begins_at_zero(name: str) -> bool:
 class Llama(nn.Module):
     """The decoder. `forward` gives logits; `loss` never holds them all at once.
 
-    `ahead`, where a run sets it, also trains on the tokens after the next (`tenfold.model.ahead`). `document_mask` makes
+    `ahead`, where a run sets it, also trains on the tokens after the next (`tenfold.model.mtp`). `document_mask` makes
     the mask of the documents [B, T] of a batch; a run on a GPU sets another one.
     """
 
@@ -206,7 +206,7 @@ class Llama(nn.Module):
         self.head = nn.Linear(spec.dim, spec.vocab_size, bias=False)
         if spec.tied:
             self.head.weight = self.embedding.weight
-        initialise(self, spec)
+        initialize(self, spec)
 
     def block(self, layer: int) -> Block:
         """A new block for `layer`."""

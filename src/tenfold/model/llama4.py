@@ -2,7 +2,7 @@
 
 Three layers of four turn their positions and attend within chunks; the fourth attends to the whole sequence and
 knows no positions. Attention is the same code for all: a chunk is to the mask what a document is. Every `moe_every`-th
-feed-forward is routed (`tenfold.model.experts`). Reference: llama-models `models/llama4/model.py`.
+feed-forward is routed (`tenfold.model.moe`). Reference: llama-models `models/llama4/model.py`.
 """
 
 from dataclasses import replace
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from tenfold.model.experts import Experts, expert_layers
 from tenfold.model.llama import Block, FeedForward, Llama, rope_table
+from tenfold.model.moe import Experts, expert_layers
 from tenfold.model.vision import Vision
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec
@@ -81,7 +81,7 @@ class Llama4(Llama):
     def hidden(self, tokens: Tensor, document: Tensor | None = None, pixels: Tensor | None = None) -> Tensor:
         """Normed last hidden state [B, T, dim] for tokens [B, T]; attention stays within each document.
 
-        `pixels` [tiles, 3, S, S] are the tiles of all pictures in the order of their patch tokens. Raises TenfoldError
+        `pixels` [tiles, 3, S, S] are the tiles of all images in the order of their patch tokens. Raises TenfoldError
         where there are more or fewer patch tokens than the tiles give.
         """
         x = self.embed(tokens)
@@ -90,12 +90,12 @@ class Llama4(Llama):
     def see(self, x: Tensor, tokens: Tensor, pixels: Tensor) -> Tensor:
         """x [B, T, dim] with what the encoder saw in place of the patch tokens."""
         if self.vision is None:
-            raise TenfoldError(f"{self.spec.name} has no picture encoder: give it text alone.")
+            raise TenfoldError(f"{self.spec.name} has no image encoder: give it text alone.")
         here = tokens == self.vision.spec.patch_token
         seen = self.vision(pixels).flatten(0, 1)
         if int(here.sum()) != len(seen):
             raise TenfoldError(
-                f"The text has {int(here.sum())} patch tokens, but {len(pixels)} tiles of pictures give {len(seen)}: write "
+                f"The text has {int(here.sum())} patch tokens, but {len(pixels)} tiles of images give {len(seen)}: write "
                 f"{self.vision.spec.tokens_per_tile} for each tile."
             )
         return x.masked_scatter(here[..., None], seen.to(x.dtype))

@@ -7,8 +7,8 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from tenfold.model.gguf import read_gguf_tokenizer
-from tenfold.model.huggingface import read_model
+from tenfold.model.io.gguf import read_gguf_tokenizer
+from tenfold.model.io.huggingface import read_model
 from tenfold.model.llama import Llama, rope_table
 from tenfold.model.llama4 import Llama4, attention_temperature
 from tenfold.spec.errors import TenfoldError
@@ -27,7 +27,7 @@ def generate(
 ) -> Iterator[int]:
     """Yield up to `max_new_tokens` tokens that follow `tokens`. Temperature 0 takes the likeliest each time.
 
-    `pixels` [tiles, 3, S, S] are the tiles of the pictures whose patch tokens stand in `tokens`.
+    `pixels` [tiles, 3, S, S] are the tiles of the images whose patch tokens stand in `tokens`.
     """
     generator = torch.Generator().manual_seed(seed)
     cache: list[tuple[Tensor, Tensor]] = []
@@ -76,12 +76,12 @@ def _draw(logits: Tensor, temperature: float, top_p: float, generator: torch.Gen
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """The tokeniser of a Hugging Face directory or a GGUF file."""
+    """The tokenizer of a Hugging Face directory or a GGUF file."""
     if path.suffix == ".gguf":
         return read_gguf_tokenizer(path)
     file = path / "tokenizer.json"
     if not file.exists():
-        raise TenfoldError(f"{path} has no tokenizer.json: copy the model's tokeniser there.")
+        raise TenfoldError(f"{path} has no tokenizer.json: copy the model's tokenizer there.")
     return Tokenizer.from_file(str(file))
 
 
@@ -90,7 +90,7 @@ def complete(
 ) -> str:
     """`prompt` and what the model in `path` writes after it, up to the end of the text; `pixels` as in `generate`.
 
-    Tokens that stand for pictures are not in the text.
+    Tokens that stand for images are not in the text.
     """
     model = read_model(path)
     tokenizer = read_tokenizer(path)

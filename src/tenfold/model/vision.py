@@ -1,4 +1,4 @@
-"""Llama 4's picture encoder: tiles of pixels in, tokens of the text model out.
+"""Llama 4's image encoder: tiles of pixels in, tokens of the text model out.
 
 Reference: llama-models `models/llama4/vision/{encoder,embedding}.py`. Each tile is cut in patches, a class token stands
 last, learned positions are added and two-dimensional rotary ones turn queries and keys; the class token is dropped,

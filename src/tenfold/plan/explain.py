@@ -3,12 +3,12 @@
 import math
 from collections.abc import Callable
 
-from tenfold.plan.consequences import SIMULATED_RUNS, Consequences, Surroundings, consequences
-from tenfold.plan.kernels import point_to_point_s, ring_s
+from tenfold.plan.costs.consequences import SIMULATED_RUNS, Consequences, Surroundings, consequences
 from tenfold.plan.plan import Plan
 from tenfold.plan.ranges import Range
-from tenfold.plan.step_time import gpu_weights
-from tenfold.plan.workload import GIB
+from tenfold.plan.workload.kernels import point_to_point_s, ring_s
+from tenfold.plan.workload.step_time import gpu_weights
+from tenfold.plan.workload.workload import GIB
 from tenfold.spec.errors import TenfoldError, nearest
 from tenfold.spec.units import duration, si
 
@@ -58,8 +58,8 @@ def _step_time(plan: Plan) -> list[str]:
         f"{c.scaleout_gb_per_s * c.scaleout_efficiency:.1f} GB/s a GPU, hidden up to {m.stack.hidden_dp:.0%}: "
         f"{t.data_parallel_s:.4g} s"
         + (f", {m.buildings} buildings at {m.between_gb_per_s:g} GB/s a GPU between them" if m.buildings > 1 else ""),
-        f"optimiser = {m.stack.optimiser_bytes:.0f} B a parameter held / bandwidth + {m.stack.step_s * 1e3:.1f} ms: "
-        f"{t.optimiser_s:.4g} s",
+        f"optimizer = {m.stack.optimizer_bytes:.0f} B a parameter held / bandwidth + {m.stack.step_s * 1e3:.1f} ms: "
+        f"{t.optimizer_s:.4g} s",
         f"stragglers = {m.stack.straggler:.2%} of the step for each doubling beyond {c.domain_gpus} GPUs: {t.straggler_s:.4g} s",
         f"constants: {m.source}",
     ]
@@ -72,8 +72,8 @@ def _memory(plan: Plan) -> list[str]:
     return [
         f"weights on a GPU before sharding = {si(weights)} (TP {lay.tp}, PP {lay.pp}, EP {lay.ep}); ZeRO-{lay.zero} over "
         f"{lay.shard or lay.replicas} ranks",
-        f"parameters 2 B each: {n.parameters_gib:.2f} GiB; gradients: {n.gradients_gib:.2f} GiB; optimiser 12 B each: "
-        f"{n.optimiser_gib:.2f} GiB",
+        f"parameters 2 B each: {n.parameters_gib:.2f} GiB; gradients: {n.gradients_gib:.2f} GiB; optimizer 12 B each: "
+        f"{n.optimizer_gib:.2f} GiB",
         f"activations (recompute {lay.recompute}, up to {min(lay.micro_batches, lay.pp)} micro-batches in flight): "
         f"{n.activations_gib:.2f} GiB",
         f"buffers: {n.buffers_gib:.2f} GiB",

@@ -4,10 +4,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from tenfold.plan.layout import Search, search
-from tenfold.plan.machine import Machine
-from tenfold.plan.shape import Request, Shape, batch_tokens, resolve
-from tenfold.plan.workload import DAY_S, Layout, Memory, StepTime, Workload
+from tenfold.plan.workload.layout import Search, search
+from tenfold.plan.workload.machine import Machine
+from tenfold.plan.workload.shape import Request, Shape, batch_tokens, resolve
+from tenfold.plan.workload.workload import DAY_S, Layout, Memory, StepTime, Workload
 from tenfold.spec.errors import TenfoldError, nearest
 
 __all__ = ["Layout", "Memory", "Plan", "StepTime", "Workload", "gpus_for_days", "make_plan"]
@@ -164,7 +164,7 @@ def solve(
 
 def _within_budget(asked: Request, fixed: GpuRequest, machine: Machine, *, seq_len: int, global_batch: int, dtype: str) -> Plan:
     """The most compute that the money rents: the MFU that the plan finds sets the FLOPs, which set the plan."""
-    from tenfold.plan.cost import price
+    from tenfold.plan.costs.cost import price
 
     budget = fixed.budget_usd or 0.0
     if budget <= 0:

@@ -14,8 +14,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tenfold.plan.consequences import Consequences
-from tenfold.plan.workload import Workload
+from tenfold.plan.costs.consequences import Consequences
+from tenfold.plan.workload.workload import Workload
 from tenfold.spec.units import duration, si
 
 SCHEMA = 1
@@ -177,7 +177,7 @@ def html(plan: Document) -> str:
     """The plan as one page that needs no other file, its pictures inside as SVG."""
     import jinja2
 
-    from tenfold.plan import pictures
+    from tenfold.plan import plots as pictures
 
     template = resources.files("tenfold.plan").joinpath("plan.html.jinja").read_text()
     page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template)

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from tenfold.data.corpus import Corpus, build, require_tokens
-from tenfold.data.remote import is_remote, open_remote
+from tenfold.data.text.corpus import Corpus, build, require_tokens
+from tenfold.data.text.remote import is_remote, open_remote
 from tenfold.scale.forecast import Speed, make_forecast, score, write_forecast
 from tenfold.scale.isoflop import minimum, rungs
 from tenfold.scale.ladder import Rung, nearest_shape, plan_ladder
@@ -26,7 +26,7 @@ from tenfold.scale.points import Point
 from tenfold.scale.side_by_side import train_side_by_side, workers
 from tenfold.spec.errors import TenfoldError
 from tenfold.train.config import RunConfig, config_from_fields
-from tenfold.train.loop import RunResult, probe, read_result, train
+from tenfold.train.trainer import RunResult, probe, read_result, train
 
 EVALUATE_TOKENS = 98_304
 PROBE_SECONDS = 8.0
@@ -42,7 +42,7 @@ class ClimbSettings:
     seq_len: int = 128
     seed: int = 0
     device: str = "auto"
-    optimiser: str = "muon"
+    optimizer: str = "muon"
     family: str = "llama3"
 
 
@@ -112,7 +112,7 @@ def open_or_build(settings: ClimbSettings, home: Path, *, say: Say, quiet: bool)
         corpus: Corpus = open_remote(settings.corpus, home)
     else:
         if not out.exists():
-            say(f"Preparing the corpus {settings.corpus!r}: cleaning, finding copies, tokenising ...")
+            say(f"Preparing the corpus {settings.corpus!r}: cleaning, finding copies, tokenizing ...")
         corpus = build(settings.corpus, out, vocab_size=settings.vocab_size, quiet=quiet)
     splits = corpus.manifest["splits"]
     say(f"Corpus: {splits['train']['tokens'] / 1e6:.1f}M tokens of training text ({splits['train']['bytes'] / 1e6:.0f} MB).")
@@ -192,7 +192,7 @@ def _config(settings: ClimbSettings, width: int, tokens: int, seed: int) -> RunC
             "vocab_size": settings.vocab_size,
             "seq_len": settings.seq_len,
             "seed": seed,
-            "optimiser": settings.optimiser,
+            "optimizer": settings.optimizer,
             "device": settings.device,
             "evaluate_tokens": EVALUATE_TOKENS,
             "keep": 1,

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from tenfold.data.corpus import Corpus
+from tenfold.data.text.corpus import Corpus
 from tenfold.spec.errors import TenfoldError
 from tenfold.train.config import RunConfig, resolve_model
-from tenfold.train.loop import RunResult, train
+from tenfold.train.trainer import RunResult, train
 
 PROCESS_BYTES = 2**30  # Python, PyTorch and the batches
 BYTES_PER_PARAMETER = 16  # weights, gradient and two moments in 32 bits

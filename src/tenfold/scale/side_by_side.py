@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 
-from tenfold.data.corpus import Corpus
+from tenfold.data.text.corpus import Corpus
 from tenfold.spec.errors import TenfoldError
 from tenfold.train.config import RunConfig
-from tenfold.train.loop import RunResult, train
+from tenfold.train.trainer import RunResult, train
 
 
 def workers(device: str) -> int:
@@ -41,7 +41,7 @@ def train_side_by_side(
             yield i, train(config, corpus, directory, title=f"run {i + 1}/{len(runs)}", quiet=quiet, keep_model=False)
         return
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tenfold.train.loop"])
+    context.set_forkserver_preload(["tenfold.train.trainer"])
     waiting = list(enumerate(runs))
     running: dict[Connection, tuple[int, BaseProcess]] = {}
     try:

@@ -48,7 +48,7 @@ class ModelSpec:
     `n_shared_experts` that every token passes through. Every `nope_every`-th layer sees the whole sequence and no
     positions, the others `attention_chunk` tokens at a time; 0 turns each of these off. Past `temperature_floor`
     positions (0: never) queries of the layers without positions grow by `temperature_scale` per e-fold. `vision` is the
-    picture encoder in front, which the counts below leave out.
+    image encoder in front, which the counts below leave out.
     """
 
     name: str

@@ -1,11 +1,11 @@
-"""The shape of Llama 4's picture encoder."""
+"""The shape of Llama 4's image encoder."""
 
 from dataclasses import dataclass
 
 from tenfold.spec.errors import TenfoldError
 
 PATCH = "<|patch|>"
-PICTURE_TOKENS = ("<|image_start|>", "<|image_end|>", "<|image|>", PATCH, "<|tile_x_separator|>", "<|tile_y_separator|>")
+IMAGE_TOKENS = ("<|image_start|>", "<|image_end|>", "<|image|>", PATCH, "<|tile_x_separator|>", "<|tile_y_separator|>")
 
 @dataclass(frozen=True)
 class VisionSpec:
@@ -29,11 +29,11 @@ class VisionSpec:
     def __post_init__(self) -> None:
         if self.image_size % (self.patch_size * self.shuffle):
             raise TenfoldError(
-                f"A picture of {self.image_size} pixels must be a multiple of patch_size x shuffle = "
+                f"An image of {self.image_size} pixels must be a multiple of patch_size x shuffle = "
                 f"{self.patch_size * self.shuffle}."
             )
         if self.dim % (4 * self.n_heads):
-            raise TenfoldError(f"The picture encoder's width {self.dim} must be a multiple of 4 x n_heads = {4 * self.n_heads}.")
+            raise TenfoldError(f"The image encoder's width {self.dim} must be a multiple of 4 x n_heads = {4 * self.n_heads}.")
 
     @property
     def grid(self) -> int:

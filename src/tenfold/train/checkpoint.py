@@ -34,20 +34,20 @@ from tenfold.spec.errors import TenfoldError
 from tenfold.train import store
 
 T = TypeVar("T")
-Optimisers = Optimizer | list[Optimizer]
+Optimizers = Optimizer | list[Optimizer]
 BY_NAME = StateDictOptions(flatten_optimizer_state_dict=True)  # layouts differ in how they group parameters
 
 
 def save(
-    directory: Path, step: int, model: nn.Module, optimiser: Optimisers, extra: dict[str, Any], keep: int = 2
+    directory: Path, step: int, model: nn.Module, optimizer: Optimizers, extra: dict[str, Any], keep: int = 2
 ) -> Path:
-    """Write `directory/step-N` with weights, optimiser state and `extra` (JSON values); keep the newest `keep`.
+    """Write `directory/step-N` with weights, optimizer state and `extra` (JSON values); keep the newest `keep`.
 
-    Training is not disturbed: not a bit of model or optimisers changes. Raises TenfoldError where the disk is full or
+    Training is not disturbed: not a bit of model or optimizers changes. Raises TenfoldError where the disk is full or
     cannot be written; earlier checkpoints then stay.
     """
-    state, unused = _state_of(model, _listed(optimiser))
-    return _save(directory, {"step": step, "unused_optimisers": unused, "extra": extra}, state, keep, None)
+    state, unused = _state_of(model, _listed(optimizer))
+    return _save(directory, {"step": step, "unused_optimizers": unused, "extra": extra}, state, keep, None)
 
 
 class Saver:
@@ -65,13 +65,13 @@ class Saver:
         self._running: threading.Thread | None = None
         self._error: Exception | None = None
 
-    def save(self, step: int, model: nn.Module, optimiser: Optimisers, extra: dict[str, Any]) -> None:
+    def save(self, step: int, model: nn.Module, optimizer: Optimizers, extra: dict[str, Any]) -> None:
         """Begin to save; returns when weights and state are copied. Raises what the save before ended with."""
         self.finish()
-        state, unused = _state_of(model, _listed(optimiser))
+        state, unused = _state_of(model, _listed(optimizer))
         staged = self._stager.stage(state)
         assert isinstance(staged, dict)
-        facts = {"step": step, "unused_optimisers": unused, "extra": extra}
+        facts = {"step": step, "unused_optimizers": unused, "extra": extra}
         # A daemon: where another process is lost it may wait for that one forever, and must not keep this one alive.
         self._running = threading.Thread(target=self._write, args=(facts, staged), name="checkpoint", daemon=True)
         self._running.start()
@@ -142,25 +142,25 @@ def go_back(directory: Path, step: int, uploaded_to: str | None = None) -> int |
     return max(left)
 
 
-def load(path: Path, model: nn.Module, optimiser: Optimisers) -> dict[str, Any]:
-    """Verify the checkpoint `path` and load it into model and optimisers, to the bit; returns its `extra`.
+def load(path: Path, model: nn.Module, optimizer: Optimizers) -> dict[str, Any]:
+    """Verify the checkpoint `path` and load it into model and optimizers, to the bit; returns its `extra`.
 
-    The learning rate of an optimiser that had not stepped is not in the checkpoint and stays as it is. Raises
-    TenfoldError where the checkpoint is damaged or belongs to another model or optimiser.
+    The learning rate of an optimizer that had not stepped is not in the checkpoint and stays as it is. Raises
+    TenfoldError where the checkpoint is damaged or belongs to another model or optimizer.
     """
     manifest = _verified(path)
     if manifest is None:
         raise TenfoldError(f"The checkpoint {path} is damaged: its files do not match their checksums; use an earlier one.")
-    return _load(path, manifest, model, _listed(optimiser))
+    return _load(path, manifest, model, _listed(optimizer))
 
 
 def restore_latest(
-    directory: Path, model: nn.Module, optimiser: Optimisers, uploaded_to: str | None = None
+    directory: Path, model: nn.Module, optimizer: Optimizers, uploaded_to: str | None = None
 ) -> dict[str, Any] | None:
-    """Load the newest whole checkpoint into model and optimisers; returns its `extra`, or None where there is none.
+    """Load the newest whole checkpoint into model and optimizers; returns its `extra`, or None where there is none.
 
     A damaged one is passed over with a warning; one that was `uploaded_to` a store is fetched where it is newer. Raises
-    TenfoldError where all are damaged, or where the newest whole one belongs to another model or optimiser. Only the
+    TenfoldError where all are damaged, or where the newest whole one belongs to another model or optimizer. Only the
     run that trains in `directory` may call it, for it clears away what an interrupted save left.
     """
     _settle(directory)
@@ -173,27 +173,27 @@ def restore_latest(
     for path in reversed(candidates):
         manifest = _verified(path)
         if manifest is not None:
-            return _load(path, manifest, model, _listed(optimiser))
+            return _load(path, manifest, model, _listed(optimizer))
         warnings.warn(f"The checkpoint {path} is damaged; an earlier one is used.", stacklevel=2)
     if candidates:
         raise TenfoldError(f"Every checkpoint in {directory} is damaged: delete the folder to start the run again.")
     return None
 
 
-def _listed(optimiser: Optimisers) -> list[Optimizer]:
-    return [optimiser] if isinstance(optimiser, Optimizer) else list(optimiser)
+def _listed(optimizer: Optimizers) -> list[Optimizer]:
+    return [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
 
 
-def _state_of(model: nn.Module, optimisers: list[Optimizer]) -> tuple[dict[str, Any], list[int]]:
-    """What is saved, and which optimisers are not in it."""
-    # An optimiser that has not stepped is left out: asking PyTorch for its state would step it, and so count one.
-    unused = [i for i, o in enumerate(optimisers) if not o.state]
-    return _state(model, [o for o in optimisers if o.state]), unused
+def _state_of(model: nn.Module, optimizers: list[Optimizer]) -> tuple[dict[str, Any], list[int]]:
+    """What is saved, and which optimizers are not in it."""
+    # An optimizer that has not stepped is left out: asking PyTorch for its state would step it, and so count one.
+    unused = [i for i, o in enumerate(optimizers) if not o.state]
+    return _state(model, [o for o in optimizers if o.state]), unused
 
 
-def _state(model: nn.Module, optimisers: list[Optimizer]) -> dict[str, Any]:
-    weights, optimiser = get_state_dict(model, optimisers, options=BY_NAME)
-    return {"model": weights, "optimiser": optimiser}
+def _state(model: nn.Module, optimizers: list[Optimizer]) -> dict[str, Any]:
+    weights, optimizer = get_state_dict(model, optimizers, options=BY_NAME)
+    return {"model": weights, "optimizer": optimizer}
 
 
 def _write(state: dict[str, Any], scratch: Path, group: Any) -> None:
@@ -255,22 +255,22 @@ def _drop(old: Iterable[Path]) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _load(path: Path, manifest: dict[str, Any], model: nn.Module, optimisers: list[Optimizer]) -> dict[str, Any]:
-    unused = manifest["unused_optimisers"]
-    used = [o for i, o in enumerate(optimisers) if i not in unused]
+def _load(path: Path, manifest: dict[str, Any], model: nn.Module, optimizers: list[Optimizer]) -> dict[str, Any]:
+    unused = manifest["unused_optimizers"]
+    used = [o for i, o in enumerate(optimizers) if i not in unused]
     try:
         state = _state(model, used)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")
             dcp.load(state, checkpoint_id=path, no_dist=not dist.is_initialized())
-        set_state_dict(model, used, model_state_dict=state["model"], optim_state_dict=state["optimiser"], options=BY_NAME)
+        set_state_dict(model, used, model_state_dict=state["model"], optim_state_dict=state["optimizer"], options=BY_NAME)
     except (dcp.api.CheckpointException, RuntimeError, KeyError, ValueError) as error:
         raise TenfoldError(
-            f"The checkpoint {path} does not fit this run's model or optimiser ({_first_line(_cause(error))}): resume "
+            f"The checkpoint {path} does not fit this run's model or optimizer ({_first_line(_cause(error))}): resume "
             "with the settings that it was saved with, or start in another directory."
         ) from None
     for i in unused:
-        optimisers[i].state.clear()
+        optimizers[i].state.clear()
     return manifest["extra"]
 
 

@@ -11,8 +11,8 @@ import tomli_w
 from tenfold.spec.errors import TenfoldError, nearest
 from tenfold.spec.model import ModelSpec, RopeScaling, published_model
 from tenfold.spec.shapes import shape_for_flops, shape_of
-from tenfold.spec.vision import PATCH, PICTURE_TOKENS, VisionSpec, small_vision
-from tenfold.train.layout import LayoutConfig
+from tenfold.spec.vision import IMAGE_TOKENS, PATCH, VisionSpec, small_vision
+from tenfold.train.parallel.parallelize import LayoutConfig
 
 
 class MixedCorpus(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -37,11 +37,11 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     more than `rollback_above` nats above its course (0: whatever it does), the run goes back to a checkpoint from before and
     leaves out the batches since.
 
-    `start_from` is a Hugging Face directory whose shape and weights the run begins from. `ahead` further tokens are
+    `init_from` is a Hugging Face directory whose shape and weights the run begins from. `ahead` further tokens are
     predicted beside the next one, with the weight `ahead_weight` (multi-token prediction; 0 is none). `fp8` trains
     linear and expert layers in 8 bits where the GPU can, and says so where it cannot. `recompute` works out again, rather
-    than keep for the backward pass, what is inside of every feed-forward or every block. `pictures` is a folder, a Parquet
-    file or jsonl of pictures with words, `picture_share` the share of the sequences that show them (the others are text
+    than keep for the backward pass, what is inside of every feed-forward or every block. `images` is a folder, a Parquet
+    file or jsonl of images with words, `image_share` the share of the sequences that show them (the others are text
     of the corpus), `vision` what differs from the encoder that is derived from the width; they need family "llama4".
 
     `corpus` is text (a folder, a file, a name), the folder of a corpus, or the address of one in an object store; `mixture`
@@ -51,7 +51,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     flops: float | None = None
     tokens: int | None = None
     model: str | dict[str, Any] | None = None
-    start_from: str | None = None
+    init_from: str | None = None
     corpus: str = "stdlib"
     mixture: list[MixedCorpus] | None = None
     cache_gib: float = 16.0
@@ -61,7 +61,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     max_epochs: float = 4.0
     batch_size: int | None = None
     micro_batch: int | None = None
-    optimiser: Literal["muon", "adamw"] = "muon"
+    optimizer: Literal["muon", "adamw"] = "muon"
     learning_rate: float | None = None
     weight_decay: float | None = None
     beta2: float | None = None
@@ -77,8 +77,8 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     ahead_weight: float = 0.3
     fp8: bool = False
     recompute: Literal["none", "feed-forward", "block"] = "none"
-    pictures: str | None = None
-    picture_share: float = 0.5
+    images: str | None = None
+    image_share: float = 0.5
     vision: dict[str, Any] | None = None
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -134,16 +134,16 @@ def config_from_fields(fields: dict[str, Any], where: str) -> RunConfig:
         raise TenfoldError(f"{where}: replay_every counts steps and cannot be {config.replay_every}.")
     if config.ahead < 0:
         raise TenfoldError(f"{where}: ahead counts tokens and cannot be {config.ahead}.")
-    if not 0 < config.picture_share <= 1:
-        raise TenfoldError(f"{where}: picture_share must be above 0 and at most 1, not {config.picture_share:g}.")
-    if config.vision is not None and config.pictures is None:
-        raise TenfoldError(f"{where} describes a picture encoder (vision) but names no pictures: add pictures, or leave it out.")
+    if not 0 < config.image_share <= 1:
+        raise TenfoldError(f"{where}: image_share must be above 0 and at most 1, not {config.image_share:g}.")
+    if config.vision is not None and config.images is None:
+        raise TenfoldError(f"{where} describes an image encoder (vision) but names no images: add images, or leave it out.")
     if not 0 <= config.cache_gib < float("inf"):
         raise TenfoldError(f"{where}: cache_gib must be 0 or more, not {config.cache_gib:g}.")
-    if config.mixture is not None and config.pictures is not None:
-        raise TenfoldError(f"{where} gives both a mixture and pictures: keep one.")
-    if config.model is not None and config.start_from is not None:
-        raise TenfoldError(f"{where} gives both model and start_from: keep one, the shape is that of the weights.")
+    if config.mixture is not None and config.images is not None:
+        raise TenfoldError(f"{where} gives both a mixture and images: keep one.")
+    if config.model is not None and config.init_from is not None:
+        raise TenfoldError(f"{where} gives both model and init_from: keep one, the shape is that of the weights.")
     return config
 
 
@@ -156,13 +156,13 @@ def write_config(config: RunConfig, path: Path) -> None:
 def resolve_model(config: RunConfig, vocab_size: int) -> tuple[ModelSpec, int]:
     """The model and the number of training tokens that a config asks for, with the corpus's vocabulary.
 
-    With pictures the vocabulary grows by `PICTURE_TOKENS`, and the model has an encoder.
+    With images the vocabulary grows by `IMAGE_TOKENS`, and the model has an encoder.
     """
     text_vocab = vocab_size
-    vocab_size += len(PICTURE_TOKENS) if config.pictures else 0
+    vocab_size += len(IMAGE_TOKENS) if config.images else 0
     family = config.model.get("family", "llama3") if isinstance(config.model, dict) else "llama3"
-    if config.start_from is not None:
-        spec = _stored_spec(config.start_from, vocab_size)
+    if config.init_from is not None:
+        spec = _stored_spec(config.init_from, vocab_size)
     elif config.model is None or set(config.model) == {"family"}:
         if config.flops is None:
             raise TenfoldError("A run that gives tokens must give the model too.")
@@ -173,8 +173,8 @@ def resolve_model(config: RunConfig, vocab_size: int) -> tuple[ModelSpec, int]:
         spec = shape_of(family, int(config.model["width"]), vocab_size)
     else:
         spec = _spec_from_fields(config.model, vocab_size)
-    if config.pictures and config.start_from is None:
-        patch_token = text_vocab + PICTURE_TOKENS.index(PATCH)
+    if config.images and config.init_from is None:
+        patch_token = text_vocab + IMAGE_TOKENS.index(PATCH)
         spec = replace(spec, vision=_vision_spec(config.vision or {}, spec, patch_token))
     if config.tokens is not None:
         return spec, config.tokens
@@ -183,13 +183,13 @@ def resolve_model(config: RunConfig, vocab_size: int) -> tuple[ModelSpec, int]:
 
 
 def _stored_spec(directory: str, vocab_size: int) -> ModelSpec:
-    from tenfold.model.huggingface import read_spec
+    from tenfold.model.io.huggingface import read_spec
 
     spec = read_spec(Path(directory))
     if spec.vocab_size != vocab_size:
         raise TenfoldError(
             f"The model in {directory} has a vocabulary of {spec.vocab_size} and the run one of {vocab_size}: train it on the "
-            "corpus that its tokeniser was made with."
+            "corpus that its tokenizer was made with."
         )
     return spec
 

@@ -1,6 +1,6 @@
 """What processes of a run would hold and send, found without them: one of each kind on fake tensors in a fake group.
 
-The very recipe of `layout.spread` and the model's own passes run, on tensors that have a shape and no memory; PyTorch's trackers
+The very recipe of `parallelize` and the model's own passes run, on tensors that have a shape and no memory; PyTorch's trackers
 count what would be allocated and what would be sent.
 """
 
@@ -33,18 +33,18 @@ from tenfold.model.llama4 import make_model
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec, published_model
 from tenfold.train.config import RunConfig, resolve_model
-from tenfold.train.hyperparameters import Hyperparameters, derive
-from tenfold.train.layout import Place, add_across_copies, gradients, sizes, spread
 from tenfold.train.one_gpu import recompute
-from tenfold.train.optimiser import make_optimisers
-from tenfold.train.pipeline import micro_batch
+from tenfold.train.optim.hyperparameters import Hyperparameters, derive
+from tenfold.train.optim.optimizer import make_optimizers
+from tenfold.train.parallel.parallelize import ParallelDims, add_across_copies, gradients, parallelize, sizes
+from tenfold.train.parallel.pipeline import micro_batch
 
 GIB = 2**30
 DIMENSIONS = ("pipeline", "replicate", "shard", "context", "tensor", "expert")
 # What PyTorch's tracker calls things, in the planner's words.
 PARTS = {
-    "Sharded Param": "parameters", "Sharded Grad": "gradients", "OptState": "optimiser", "Activation": "activations",
-    "Temp": "activations", "Inputs": "optimiser", "Unsharded Param": "gathered", "Unsharded Grad": "gathered",
+    "Sharded Param": "parameters", "Sharded Grad": "gradients", "OptState": "optimizer", "Activation": "activations",
+    "Temp": "activations", "Inputs": "optimizer", "Unsharded Param": "gathered", "Unsharded Grad": "gathered",
     "All Gather": "gathered", "Reduce Scatter": "gathered",
 }  # fmt: skip
 
@@ -111,10 +111,10 @@ def _rank(config: RunConfig, spec: ModelSpec, h: Hyperparameters, world: int, ra
         if layout.schedule == "zero-bubble":  # the tracker follows no gradients of weights alone; sends are the same
             layout = msgspec.structs.replace(layout, schedule="interleaved")
         # The mesh itself is real; what is made of fake weights is fake.
-        place = spread(model, layout, torch.device("cpu"), config.seq_len, h.batch_size, torch.bfloat16, config.micro_batch)
+        place = parallelize(model, layout, torch.device("cpu"), config.seq_len, h.batch_size, torch.bfloat16, config.micro_batch)
         with fake:
-            optimisers = make_optimisers(model, spec, h, config.optimiser)
-            return _step(model, optimisers, config, h, place, rank)
+            optimizers = make_optimizers(model, spec, h, config.optimizer)
+            return _step(model, optimizers, config, h, place, rank)
     finally:
         dist.destroy_process_group()
 
@@ -132,23 +132,23 @@ def _agree_at_once() -> None:
     PipelineStage._warmup_backward_result = lambda *_, **__: SimpleNamespace(item=lambda: 1)  # type: ignore[method-assign, assignment]
 
 
-def _step(model: Any, optimisers: list, config: RunConfig, h: Hyperparameters, place: Place, rank: int) -> Rank:
+def _step(model: Any, optimizers: list, config: RunConfig, h: Hyperparameters, place: ParallelDims, rank: int) -> Rank:
     # A dimension that takes in all processes has their group, which knows no name; context's cannot be told from shard's then.
     sizes = {name: getattr(config.layout, name) for name in ("pipeline", "replicate", "tensor")}
     alone = next((name for name, size in sizes.items() if size == dist.get_world_size()), "shard")
     tracker = Tracker(model if place.pipeline is None else nn.ModuleList(place.pipeline.stages), alone)
-    for p in model.parameters():  # a step before, so that the optimisers have their state
+    for p in model.parameters():  # a step before, so that the optimizers have their state
         p.grad = torch.zeros_like(p)
-    for optimiser in optimisers:
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-    tracker.track_inputs(tuple(value for optimiser in optimisers for state in optimiser.state.values() for value in state.values()))
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    tracker.track_inputs(tuple(value for optimizer in optimizers for state in optimizer.state.values() for value in state.values()))
     with tracker, _shapes_unseen(tracker), torch.autocast("cpu", torch.bfloat16):
         passes = _passes if place.pipeline is None else _passes_of_pipeline
         passes(tracker, config, h, place)
         gradients(model, place)
-        for optimiser in optimisers:
-            optimiser.step()
+        for optimizer in optimizers:
+            optimizer.step()
     held = next(iter(tracker.get_tracker_snapshot("peak").values()))
     total = held.pop("Total")
     named: dict[str, float] = defaultdict(float)
@@ -177,7 +177,7 @@ def _shapes_unseen(tracker: "Tracker") -> Iterator[None]:
         setattr(ShardingPropagator, name, original)
 
 
-def _passes(tracker: "Tracker", config: RunConfig, h: Hyperparameters, place: Place) -> None:
+def _passes(tracker: "Tracker", config: RunConfig, h: Hyperparameters, place: ParallelDims) -> None:
     *_, most = place.rows(h.batch_size)
     model, micro = tracker.root, config.micro_batch or most
     parts = math.ceil(most / micro)
@@ -194,7 +194,7 @@ def _passes(tracker: "Tracker", config: RunConfig, h: Hyperparameters, place: Pl
         tracker.bytes[name] += max(0, parts - 3) * more
 
 
-def _passes_of_pipeline(_: "Tracker", config: RunConfig, h: Hyperparameters, place: Place) -> None:
+def _passes_of_pipeline(_: "Tracker", config: RunConfig, h: Hyperparameters, place: ParallelDims) -> None:
     assert place.pipeline is not None
     most = place.rows(h.batch_size)[-1]
     micro = micro_batch(most, place.pipeline.processes, config.micro_batch)

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tenfold.model.huggingface import write_parts
+from tenfold.model.io.huggingface import write_parts
 from tenfold.spec.model import ModelSpec
 from tenfold.train.checkpoint import read_weights
 

@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 
 from tenfold.model.attention import BLOCK, document_blocks
-from tenfold.model.experts import Experts
 from tenfold.model.llama import Llama
+from tenfold.model.moe import Experts
 
 Recompute = Literal["none", "feed-forward", "block"]
 
@@ -65,11 +65,11 @@ def _again(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return run
 
 
-class DeviceGuard:
+class StepSkipper:
     """Decides on the device whether a step counts, by the rule of the loop, so that the host need not wait for it.
 
     A step is skipped where its loss or gradient norm is not finite, or, past the first 20, where the norm is `exploding`
-    times the usual one. Only for optimisers that take `found_inf`, as PyTorch's fused ones do. `state` is the loop's: it has
+    times the usual one. Only for optimizers that take `found_inf`, as PyTorch's fused ones do. `state` is the loop's: it has
     `step`, `usual_norm`, `skipped` and `skipped_in_a_row`.
     """
 
@@ -81,8 +81,8 @@ class DeviceGuard:
         )
 
     @torch.no_grad()
-    def take(self, optimisers: list[Optimizer], loss: Tensor, norm: Tensor) -> None:
-        """Step every optimiser, or none of them."""
+    def take(self, optimizers: list[Optimizer], loss: Tensor, norm: Tensor) -> None:
+        """Step every optimizer, or none of them."""
         norm = norm.double()
         exploded = (self._step > 20) & (norm > self.exploding * self._usual)
         bad = ~(loss.isfinite() & norm.isfinite()) | exploded
@@ -92,9 +92,9 @@ class DeviceGuard:
         self._in_a_row = torch.where(bad, self._in_a_row + 1, torch.zeros_like(self._in_a_row))
         self._step += 1
         found_inf = bad.float()
-        for optimiser in optimisers:
-            optimiser.found_inf = found_inf  # type: ignore[attr-defined]
-            optimiser.step()
+        for optimizer in optimizers:
+            optimizer.found_inf = found_inf  # type: ignore[attr-defined]
+            optimizer.step()
 
     def read_into(self, state: Any) -> None:
         """Set `usual_norm`, `skipped` and `skipped_in_a_row` of `state` to what they are now; waits for the device."""

@@ -3,15 +3,15 @@
 import hashlib
 from pathlib import Path
 
-from tenfold.data.corpus import Corpus, build, open_corpus
-from tenfold.data.mixture import Mixture, make_mixture
-from tenfold.data.remote import is_remote, open_remote
+from tenfold.data.text.corpus import Corpus, build, open_corpus
+from tenfold.data.text.mixture import Mixture, make_mixture
+from tenfold.data.text.remote import is_remote, open_remote
 from tenfold.spec.errors import TenfoldError
 from tenfold.train.config import RunConfig
 
 
 def open_text(config: RunConfig, home: Path, *, quiet: bool = False) -> Corpus | Mixture:
-    """What `config` trains on, kept in `home`. In a mixture the first corpus gives the tokeniser to those that are built."""
+    """What `config` trains on, kept in `home`. In a mixture the first corpus gives the tokenizer to those that are built."""
     room = round(config.cache_gib * 2**30)
     if config.mixture is None:
         return open_source(config.corpus, home, config.vocab_size, room, quiet=quiet)

@@ -1,0 +1,216 @@
+"""Images and their words as a corpus on disk, and its rows among those of text.
+
+    manifest.json  tokenizer.json  tokenizer_config.json  tokens.bin  tiles.bin  documents.npy
+
+A document is the tokens of an image and then those of its words, between <|begin_of_text|> and <|end_of_text|>; only
+the words are learned. Rows hold whole documents: an image is never cut.
+"""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from tenfold.data.images.tiles import cut, image_text, read_images
+from tenfold.data.text.batches import END_TOKEN, Batch, permute, row_count, shuffled, text_rows, train_batch
+from tenfold.data.text.corpus import Corpus
+from tenfold.data.text.tokenizer import BEGIN, END, save_tokenizer
+from tenfold.spec.errors import TenfoldError
+from tenfold.spec.vision import IMAGE_TOKENS, VisionSpec
+
+FORMAT = 1
+VALIDATION_SHARE = 0.03
+DOCUMENT = np.dtype([("tokens", "i8"), ("tiles", "i8"), ("words", "i4"), ("bytes", "i4"), ("validation", "?")])
+
+
+@dataclass(frozen=True)
+class ImageCorpus:
+    """A corpus of images on disk. `documents` has, for each, the ends of its tokens and tiles, how many of its last
+    tokens are its words (the end among them), their bytes of text, and whether it is for validation."""
+
+    directory: Path
+    manifest: dict[str, Any]
+
+    @cached_property
+    def documents(self) -> np.ndarray:
+        return np.load(self.directory / "documents.npy")
+
+    @cached_property
+    def tokens(self) -> np.ndarray:
+        return np.memmap(self.directory / "tokens.bin", np.uint32, "r")
+
+    @cached_property
+    def tiles(self) -> np.ndarray:
+        size = self.manifest["image_size"]
+        return np.memmap(self.directory / "tiles.bin", np.uint8, "r").reshape(-1, 3, size, size)
+
+    def packed(self, split: str, seq_len: int) -> list[list[int]]:
+        """The documents of `train` or `validation` in each row of `seq_len`; those of a row have nothing in common, for
+        they are dealt at random (neighbours in a folder are often alike).
+
+        Raises TenfoldError where one is longer than a row.
+        """
+        if (split, seq_len) not in self._packed:
+            self._packed[split, seq_len] = self._pack(split, seq_len)
+        return self._packed[split, seq_len]
+
+    @cached_property
+    def _packed(self) -> dict[tuple[str, int], list[list[int]]]:
+        return {}
+
+    def _pack(self, split: str, seq_len: int) -> list[list[int]]:
+        rows: list[list[int]] = []
+        room = 0
+        lengths = np.diff(self.documents["tokens"], prepend=0)
+        chosen = np.flatnonzero(self.documents["validation"] == (split == "validation"))
+        for number in chosen[permute(np.arange(len(chosen)), len(chosen), 0, 0)]:
+            length = int(lengths[number])
+            if length > seq_len + 1:
+                raise TenfoldError(
+                    f"Image {number + 1} of {self.manifest['source']} and its words are {length} tokens, and a row has "
+                    f"{seq_len}: ask for a longer seq_len or a smaller image_size."
+                )
+            if length > room:
+                rows.append([])
+                room = seq_len + 1
+            rows[-1].append(int(number))
+            room -= length
+        return rows
+
+
+def build_images(source: Path, out: Path, corpus: Corpus, vision: VisionSpec, max_tiles: int = 1) -> ImageCorpus:
+    """Cut and tokenize the images of `source` to `out` with the corpus's tokenizer; what is there already is opened.
+
+    Nothing is left at `out` unless all went well. Raises TenfoldError, naming the image, for one that cannot be used.
+    """
+    wanted = {
+        "format": FORMAT,
+        "source": str(source),
+        "image_size": vision.image_size,
+        "tokens_per_tile": vision.tokens_per_tile,
+        "max_tiles": max_tiles,
+        "tokenizer": hashlib.sha256((corpus.directory / "tokenizer.json").read_bytes()).hexdigest(),
+    }
+    if (out / "manifest.json").exists():
+        manifest = json.loads((out / "manifest.json").read_text())
+        if any(manifest.get(key) != value for key, value in wanted.items()):
+            raise TenfoldError(f"{out} holds images that were prepared otherwise: delete it, or choose another folder.")
+        return ImageCorpus(out, manifest)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        tokenizer = with_image_tokens(corpus.tokenizer)
+        save_tokenizer(tokenizer, scratch)
+        documents = _write(source, scratch, tokenizer, vision, max_tiles)
+        np.save(scratch / "documents.npy", documents)
+        (scratch / "manifest.json").write_text(json.dumps({**wanted, "images": len(documents)}, indent=1) + "\n")
+        scratch.replace(out)
+    except OSError as error:
+        raise TenfoldError(f"The images could not be written to {out}: {error.strerror or error}.") from None
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return ImageCorpus(out, json.loads((out / "manifest.json").read_text()))
+
+
+def with_image_tokens(tokenizer: Tokenizer) -> Tokenizer:
+    """A copy of the tokenizer that knows `IMAGE_TOKENS`, after all its own."""
+    copy = Tokenizer.from_str(tokenizer.to_str())
+    copy.add_special_tokens(list(IMAGE_TOKENS))
+    return copy
+
+
+def _write(source: Path, scratch: Path, tokenizer: Tokenizer, vision: VisionSpec, max_tiles: int) -> np.ndarray:
+    begin, end = tokenizer.token_to_id(BEGIN), tokenizer.token_to_id(END)
+    records: list[tuple[int, int, int, int, bool]] = []
+    token_end = tile_end = 0
+    keys: list[int] = []
+    with (scratch / "tokens.bin").open("wb") as token_file, (scratch / "tiles.bin").open("wb") as tile_file:
+        for image, words in read_images(source):
+            tiles, rows, columns = cut(image, vision.image_size, max_tiles)
+            seen = tokenizer.encode(image_text(rows, columns, vision.tokens_per_tile), add_special_tokens=False).ids
+            said = [*tokenizer.encode(words, add_special_tokens=False).ids, end]
+            token_file.write(np.array([begin, *seen, *said], np.uint32).tobytes())
+            tile_file.write(tiles.tobytes())
+            token_end, tile_end = token_end + 1 + len(seen) + len(said), tile_end + len(tiles)
+            keys.append(int.from_bytes(hashlib.sha256(tiles.tobytes() + words.encode()).digest()[:8], "big"))
+            records.append((token_end, tile_end, len(said), len(words.encode()), False))
+    if len(records) < 2:
+        raise TenfoldError(f"{source} has {len(records)} images: at least two are needed, one of them to validate with.")
+    documents = np.array(records, DOCUMENT)
+    least = np.argsort(keys)[: max(1, round(VALIDATION_SHARE * len(keys)))]
+    documents["validation"][least] = True
+    return documents
+
+
+def mixed_batch(
+    corpus: Corpus, images: ImageCorpus, step: int, *, batch_size: int, seq_len: int, seed: int, share: float
+) -> Batch:
+    """The rows of `step`, `share` of them with images, evenly among those of text: a pure function as `train_batch`."""
+    sample = np.arange(batch_size, dtype=np.int64) + step * batch_size
+    before = np.floor(sample * share).astype(np.int64)
+    shown = np.floor((sample + 1) * share).astype(np.int64) > before
+    if not shown.any():
+        return train_batch(corpus, step, batch_size=batch_size, seq_len=seq_len, seed=seed)
+    packed = images.packed("train", seq_len)
+    seeing = image_rows(images, [packed[i] for i in shuffled(before[shown], len(packed), seed)], seq_len)
+    if shown.all():
+        return seeing
+    text = text_rows(
+        corpus, "train", shuffled((sample - before)[~shown], row_count(corpus, "train", seq_len), seed), seq_len
+    )
+    order = np.argsort(np.concatenate((np.flatnonzero(shown), np.flatnonzero(~shown))))
+    assert seeing.tile_ends is not None
+    counts = np.zeros(batch_size, np.int64)
+    counts[shown] = np.diff(seeing.tile_ends, prepend=0)
+    return Batch(
+        np.concatenate((seeing.tokens, text.tokens))[order],
+        np.concatenate((seeing.targets, text.targets))[order],
+        np.concatenate((seeing.document, text.document))[order],
+        seeing.tiles,
+        counts.cumsum(),
+    )
+
+
+def image_batches(images: ImageCorpus, *, batch_size: int, seq_len: int, split: str = "validation") -> Iterator[Batch]:
+    """All rows of a split once, in order."""
+    packed = images.packed(split, seq_len)
+    for start in range(0, len(packed), batch_size):
+        yield image_rows(images, packed[start : start + batch_size], seq_len)
+
+
+def image_rows(images: ImageCorpus, packed: list[list[int]], seq_len: int) -> Batch:
+    """Rows of the documents numbered in `packed`; what is left of a row is filled with ends, which nobody learns."""
+    shape = len(packed), seq_len + 1
+    tokens, learned, document = np.full(shape, END_TOKEN, np.int64), np.zeros(shape, bool), np.zeros(shape, np.int32)
+    tiles, counts = [], []
+    for row, numbers in enumerate(packed):
+        place = 0
+        for i, number in enumerate(numbers):
+            first, (last, _, words, _, _) = _begin(images, number, "tokens"), images.documents[number]
+            ends = place + int(last) - first
+            tokens[row, place:ends] = images.tokens[first:last]
+            learned[row, ends - words : ends] = True
+            document[row, place:ends] = i
+            tiles.append(images.tiles[_begin(images, number, "tiles") : images.documents["tiles"][number]])
+            place = ends
+        document[row, place:] = len(numbers)
+        counts.append(sum(map(len, tiles[len(tiles) - len(numbers) :])))
+    return Batch(
+        np.ascontiguousarray(tokens[:, :-1]),
+        np.where(learned, tokens, -100)[:, 1:],
+        np.ascontiguousarray(document[:, :-1]),
+        np.concatenate(tiles),
+        np.cumsum(counts),
+    )
+
+
+def _begin(images: ImageCorpus, number: int, field: str) -> int:
+    return int(images.documents[field][number - 1]) if number else 0

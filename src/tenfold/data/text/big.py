@@ -1,0 +1,149 @@
+"""Cleaning and deduplication of a corpus that one machine cannot hold, on `datatrove`.
+
+One pipeline in four stages, for its local, Slurm and Ray executors: documents are read and filtered by the same code as
+`tenfold data build` uses, in parallel tasks; near copies are found by MinHash over the same word 5-grams, in `BUCKETS` bands
+of `HASHES` (FineWeb's; a pair of similarity 0.8 shares one with probability 0.92), and one document of each cluster stays.
+What comes out is Parquet, which `tenfold data build` reads. Unlike there, clusters are transitive and similarity is not
+checked once more after a band is shared.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tenfold.data.text.dedup import word_shingles
+from tenfold.data.text.filters import quality_problem
+from tenfold.data.text.sources import files_of, read_documents
+from tenfold.spec.errors import TenfoldError
+
+BUCKETS, HASHES = 14, 8
+EXECUTORS = ("local", "slurm", "ray")
+
+
+def clean_big(
+    source: Path,
+    out: Path,
+    *,
+    on: str = "local",
+    tasks: int = 1,
+    text_column: str = "text",
+    partition: str = "",
+    limit: str = "24:00:00",
+) -> None:
+    """Clean and deduplicate the files below `source` to `out/clean/*.parquet`, in `tasks` tasks a stage.
+
+    Between the stages everything lies in `out`; a stage's tasks that are done are not done again. On Slurm the jobs are
+    submitted and wait for one another; on the others the call returns when all is done. Raises TenfoldError.
+    """
+    try:
+        from datatrove.pipeline.dedup.minhash import MinhashDedupBuckets, MinhashDedupCluster, MinhashDedupFilter
+        from datatrove.pipeline.readers import ParquetReader
+        from datatrove.pipeline.writers import ParquetWriter
+    except ImportError as error:
+        raise TenfoldError(f"Cleaning in many tasks needs datatrove: pip install 'tenfold[bigdata]' ({error}).") from None
+    if on not in EXECUTORS:
+        raise TenfoldError(f"There is no way to clean on {on!r}: say {', '.join(EXECUTORS)}.")
+    if on == "slurm" and not partition:
+        raise TenfoldError("Slurm needs to know where to run: say --partition.")
+    if tasks < 1:
+        raise TenfoldError(f"A pipeline needs at least one task, not {tasks}.")
+    if not source.is_dir():
+        raise TenfoldError(f"{source} is no folder: a corpus for many tasks is a folder of files that they share.")
+    out = out.resolve()
+    config = minhash_config()
+    folder = {name: str(out / name) for name in ("filtered", "signatures", "buckets", "copies", "clean")}
+    stages: list[tuple[str, int, list[Any]]] = [
+        ("filter", tasks, [Read(source.resolve(), text_column), Filter(out / "dropped"), ParquetWriter(folder["filtered"])]),
+        ("signatures", tasks, [ParquetReader(folder["filtered"]), signature_step(folder["signatures"])]),
+        ("buckets", BUCKETS, [MinhashDedupBuckets(folder["signatures"], folder["buckets"], config=config)]),
+        ("cluster", 1, [MinhashDedupCluster(folder["buckets"], folder["copies"], config=config)]),
+        ("clean", tasks, [ParquetReader(folder["filtered"]), MinhashDedupFilter(folder["copies"]), ParquetWriter(folder["clean"])]),
+    ]
+    before: Any = None
+    for name, count, steps in stages:
+        before = _executor(on, steps, count, str(out / "logs" / name), before, f"tenfold-{name}", partition, limit)
+    before.run()  # and what it depends on first
+
+
+def minhash_config() -> Any:
+    from datatrove.pipeline.dedup.minhash import MinhashConfig
+    from datatrove.utils.hashing import HashConfig
+
+    return MinhashConfig(num_buckets=BUCKETS, hashes_per_bucket=HASHES, hash_config=HashConfig(precision=64, hash_fc="sha1"))
+
+
+class Read:
+    """The documents of every `world_size`-th file, as datatrove takes them; what cannot be read comes with its problem."""
+
+    def __init__(self, source: Path, text_column: str) -> None:
+        self.source, self.text_column = source, text_column
+
+    def __call__(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
+        from datatrove.data import Document
+
+        for number, file in enumerate(files_of(self.source)):
+            if number % world_size == rank:
+                for document in read_documents(file, self.text_column):
+                    text = document.text or " "  # datatrove refuses a document without text
+                    yield Document(text=text, id=document.name, metadata={"problem": document.problem})
+
+
+class Filter:
+    """Drops what `tenfold data build` drops, and counts it in `out/RANK.json`: documents for each reason."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+
+    def __call__(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
+        dropped: dict[str, int] = {}
+        for document in data:
+            problem = document.metadata.pop("problem") or quality_problem(document.text)
+            if problem:
+                dropped[problem] = dropped.get(problem, 0) + 1
+            else:
+                yield document
+        self.out.mkdir(parents=True, exist_ok=True)
+        (self.out / f"{rank:05}.json").write_text(json.dumps(dropped))
+
+
+def signature_step(folder: str) -> Any:
+    """datatrove's MinHash signatures, over the word 5-grams of `data.copies`."""
+    from datatrove.pipeline.dedup.minhash import MinhashDedupSignature
+    from datatrove.utils.word_tokenizers import WordTokenizer
+
+    class NoWords(WordTokenizer):
+        """Words are found by `data.copies`; datatrove's own tokenizers need further packages."""
+
+        def word_tokenize(self, text: str) -> list[str]:
+            return text.split()
+
+        def sent_tokenize(self, text: str) -> list[str]:
+            return [text]
+
+        def span_tokenize(self, text: str) -> list[tuple[int, int]]:
+            return [(0, len(text))]
+
+    class Signature(MinhashDedupSignature):
+        def get_shingles(self, text: str) -> np.ndarray:
+            return word_shingles(text.encode("utf-8", "replace")).reshape(-1, 1)
+
+    return Signature(folder, config=minhash_config(), language=NoWords())
+
+
+def _executor(on: str, steps: list[Any], tasks: int, logs: str, before: Any, name: str, partition: str, limit: str) -> Any:
+    if on == "slurm":
+        from datatrove.executor import SlurmPipelineExecutor
+
+        return SlurmPipelineExecutor(
+            steps, tasks=tasks, time=limit, partition=partition, job_name=name, logging_dir=logs, depends=before
+        )
+    if on == "ray":
+        from datatrove.executor.ray import RayPipelineExecutor
+
+        return RayPipelineExecutor(steps, tasks=tasks, logging_dir=logs, depends=before)
+    from datatrove.executor import LocalPipelineExecutor
+
+    return LocalPipelineExecutor(steps, tasks=tasks, logging_dir=logs, depends=before)

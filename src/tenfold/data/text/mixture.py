@@ -1,0 +1,181 @@
+"""Several corpora mixed by weights that may change along the run, again as a pure function of (seed, step).
+
+The rows of a run are dealt from decks. A deck holds `DECK` cards, each the name of a source, as many of each as its weight
+says, and is shuffled by (seed, phase, number of the deck); a phase is a stretch of steps with the same weights. So the rows
+that a source has given before any step are counted exactly, without a state that a resumed run could lose, and every source
+goes through its own rows in its own order, whatever the weights do.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from tenfold.data.text.batches import Batch, permute, row_count, shuffled, text_rows
+from tenfold.data.text.corpus import Corpus, same_tokenizer
+from tenfold.spec.errors import TenfoldError
+
+DECK = 2**14
+
+Weight = float | Sequence[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Corpora by name, and the weight of each: a number, or pairs of (step, the weight from that step on).
+
+    Weights need not sum to 1. `make_mixture` checks them.
+    """
+
+    corpora: Mapping[str, Corpus]
+    weights: Mapping[str, Weight]
+
+    @property
+    def first(self) -> Corpus:
+        return next(iter(self.corpora.values()))
+
+    @property
+    def vocab_size(self) -> int:
+        return self.first.vocab_size
+
+    @property
+    def is_remote(self) -> bool:
+        return any(corpus.is_remote for corpus in self.corpora.values())
+
+    @property
+    def directory(self) -> Path:
+        """Where the tokenizer is that all have."""
+        return self.first.directory
+
+    @cached_property
+    def phases(self) -> list[tuple[int, tuple[int, ...]]]:
+        """The step that each phase begins with, and how many cards of a deck each source has in it."""
+        schedules = [_schedule(weight) for weight in self.weights.values()]
+        begins = sorted({step for schedule in schedules for step, _ in schedule})
+        return [(step, _cards([_at(schedule, step) for schedule in schedules])) for step in begins]
+
+    def shares(self, step: int) -> dict[str, float]:
+        """The share of each source at a step, as the decks have it."""
+        cards = next(cards for begin, cards in reversed(self.phases) if begin <= step)
+        return {name: count / DECK for name, count in zip(self.corpora, cards, strict=True)}
+
+    def drawn(self, step: int, batch_size: int, seed: int) -> dict[str, int]:
+        """Rows that each source gives before `step`."""
+        return dict(zip(self.corpora, map(int, self._drawn(step, batch_size, seed)), strict=True))
+
+    def batch(self, step: int, *, batch_size: int, seq_len: int, seed: int, rank: int = 0, world: int = 1) -> Batch:
+        """The rows of `step` that belong to `rank` of `world`, as `data.batches.train_batch` gives them of one corpus."""
+        if batch_size % world:
+            raise TenfoldError(f"A batch of {batch_size} sequences cannot be shared equally by {world} processes.")
+        mine = batch_size // world
+        source, sample = (part[rank * mine : (rank + 1) * mine] for part in self._deal(step, batch_size, seed))
+        shape = (mine, seq_len)
+        batch = Batch(np.empty(shape, np.int64), np.empty(shape, np.int64), np.empty(shape, np.int32))
+        for number, corpus in enumerate(self.corpora.values()):
+            rows = source == number
+            if rows.any():
+                index = shuffled(sample[rows], row_count(corpus, "train", seq_len), seed)
+                part = text_rows(corpus, "train", index, seq_len)
+                batch.tokens[rows], batch.targets[rows], batch.document[rows] = part.tokens, part.targets, part.document
+        return batch
+
+    def require_rows(self, steps: int, *, batch_size: int, seq_len: int, seed: int, max_epochs: float) -> None:
+        """Raises TenfoldError where a source would be read more than `max_epochs` times in `steps` steps."""
+        for name, rows in self.drawn(steps, batch_size, seed).items():
+            epochs = rows / row_count(self.corpora[name], "train", seq_len)
+            if epochs > max_epochs:
+                raise TenfoldError(
+                    f"The run reads {name!r} {epochs:.1f} times where {max_epochs:g} are allowed: give it less weight, add "
+                    "text, or allow more (max_epochs)."
+                )
+
+    def _deal(self, step: int, batch_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """For each row of a step its source, and how many rows that source gave before it."""
+        begin, cards = next(phase for phase in reversed(self.phases) if phase[0] <= step)
+        before = self._drawn(begin, batch_size, seed)
+        deck, place = np.divmod((step - begin) * batch_size + np.arange(batch_size), DECK)
+        source, sample = np.empty(batch_size, np.int64), np.empty(batch_size, np.int64)
+        for number in np.unique(deck):
+            inside = deck == number
+            dealt, earlier = _deck(seed, begin, int(number), cards)
+            source[inside] = dealt[place[inside]]
+            sample[inside] = before[source[inside]] + number * np.array(cards)[source[inside]] + earlier[place[inside]]
+        return source, sample
+
+    def _drawn(self, step: int, batch_size: int, seed: int) -> np.ndarray:
+        total = np.zeros(len(self.corpora), np.int64)
+        for (begin, cards), (end, _) in pairwise([*self.phases, (step, ())]):
+            decks, rest = divmod(max(0, min(step, end) - begin) * batch_size, DECK)
+            total += decks * np.array(cards)
+            if rest:
+                total += np.bincount(_deck(seed, begin, decks, cards)[0][:rest], minlength=len(total))
+        return total
+
+
+def make_mixture(corpora: Mapping[str, Corpus], weights: Mapping[str, Weight]) -> Mixture:
+    """A mixture of corpora with one tokenizer. Raises TenfoldError for weights that are none, or another tokenizer."""
+    if not corpora:
+        raise TenfoldError("A mixture needs at least one corpus.")
+    for name, weight in weights.items():
+        schedule = _schedule(weight)
+        if not schedule or schedule[0][0] != 0:
+            raise TenfoldError(f"The weights of {name!r} in the mixture must begin with step 0.")
+        for step, value in schedule:
+            if not 0 <= value < np.inf:
+                raise TenfoldError(f"The weight of {name!r} in the mixture is {value:g} from step {step} on: give 0 or more.")
+        if any(later <= earlier for (earlier, _), (later, _) in pairwise(schedule)):
+            raise TenfoldError(f"The steps in the weights of {name!r} in the mixture must rise.")
+    mixture = Mixture(corpora, weights)
+    for name, corpus in corpora.items():
+        if not same_tokenizer(corpus.directory, mixture.directory):
+            raise TenfoldError(
+                f"{name!r} has another tokenizer than {next(iter(corpora))!r}, so they cannot be mixed: build it again with "
+                f"`tenfold data build --tokenizer-from {mixture.directory}`."
+            )
+    _ = mixture.phases
+    return mixture
+
+
+def parts(text: Corpus | Mixture) -> Iterator[tuple[str, Corpus, float]]:
+    """The corpora to validate on: name, corpus, and its share in the last phase."""
+    if isinstance(text, Corpus):
+        yield "", text, 1.0
+        return
+    shares = text.shares(text.phases[-1][0])
+    yield from ((name, corpus, shares[name]) for name, corpus in text.corpora.items() if shares[name])
+
+
+@lru_cache(maxsize=64)
+def _deck(seed: int, begin: int, number: int, cards: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """A shuffled deck: the source of each card, and how many of its source lie before it."""
+    key = int.from_bytes(hashlib.sha256(f"mixture:{seed}:{begin}".encode()).digest()[:8])
+    deck = np.repeat(np.arange(len(cards)), cards)[permute(np.arange(DECK), DECK, key, number)]
+    earlier = np.empty(DECK, np.int64)
+    for source, count in enumerate(cards):
+        earlier[deck == source] = np.arange(count)
+    return deck, earlier
+
+
+def _schedule(weight: Weight) -> list[tuple[int, float]]:
+    return [(0, float(weight))] if isinstance(weight, int | float) else [(step, float(value)) for step, value in weight]
+
+
+def _at(schedule: list[tuple[int, float]], step: int) -> float:
+    return [value for begin, value in schedule if begin <= step][-1]
+
+
+def _cards(weights: list[float]) -> tuple[int, ...]:
+    """Cards of a deck in proportion to the weights (largest remainders), and at least one where the weight is not zero."""
+    total = sum(weights)
+    if total <= 0:
+        raise TenfoldError("The weights of the mixture sum to zero at some step: give at least one corpus a weight above 0.")
+    exact = np.array(weights) / total * DECK
+    cards = np.maximum(np.floor(exact), exact > 0).astype(np.int64)
+    while cards.sum() != DECK:
+        missing = int(np.sign(DECK - cards.sum()))
+        cards[np.argmax(missing * (exact - cards))] += missing
+    return tuple(map(int, cards))

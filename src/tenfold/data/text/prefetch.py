@@ -1,0 +1,39 @@
+"""Batches made ahead of time in the background, so that the store's latency is not seen."""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Self
+
+from tenfold.data.text.batches import Batch
+
+AHEAD = 32
+THREADS = 16
+
+
+class Prefetch:
+    """`prefetch(step)` is `make(step)`; the `ahead` steps after it are already being made, up to `last` (excluded).
+
+    `make` is a pure function of the step, so any order of calls gives the same batches; going back (a resume, a rollback)
+    begins anew from there. With `ahead` 0 everything is made where it is asked for. An error of `make` is raised at its step.
+    """
+
+    def __init__(self, make: Callable[[int], Batch], last: int, ahead: int = AHEAD, threads: int = THREADS) -> None:
+        self._make, self._last, self._ahead = make, last, ahead
+        self._coming: dict[int, Future[Batch]] = {}
+        self._pool = ThreadPoolExecutor(min(threads, max(1, ahead)), thread_name_prefix="batches")
+
+    def __call__(self, step: int) -> Batch:
+        if not self._ahead:
+            return self._make(step)
+        for other in [s for s in self._coming if not step <= s <= step + self._ahead]:
+            self._coming.pop(other).cancel()
+        for wanted in range(step, min(step + self._ahead + 1, max(self._last, step + 1))):
+            if wanted not in self._coming:
+                self._coming[wanted] = self._pool.submit(self._make, wanted)
+        return self._coming.pop(step).result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)

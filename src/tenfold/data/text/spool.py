@@ -1,0 +1,58 @@
+"""Documents on disk between cleaning and tokenizing, so that memory holds a 22-byte record of each and no text."""
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from tenfold.data.text.dedup import signature
+
+RECORD = np.dtype([("offset", "<u8"), ("key", "<u8"), ("bytes", "<u4"), ("name", "<u2")])
+
+
+class Spool:
+    """Texts with their names, one behind another, and their records and MinHash signatures in files of their own.
+
+    A record's `key` is the start of the text's SHA-256: equal for copies, and as good as random otherwise.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.signatures = folder / "signatures"
+        self._records = folder / "records"
+        self._open = ExitStack()
+        paths = (folder / "texts", self._records, self.signatures)
+        self._files = [self._open.enter_context(path.open("w+b")) for path in paths]
+        self._end = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def add(self, name: str, text: bytes) -> None:
+        texts, records, signatures = self._files
+        key = int.from_bytes(hashlib.sha256(text).digest()[:8], "little")
+        # The end of a long path says more than its beginning.
+        called = name.encode("utf-8", "replace")[-2000:]
+        records.write(np.array((self._end, key, len(text), len(called)), dtype=RECORD).tobytes())
+        signatures.write(signature(text).tobytes())
+        texts.write(called + text)
+        self._end += len(called) + len(text)
+
+    def records(self) -> np.ndarray:
+        """All records in the order of `add`, RECORD [documents]."""
+        for file in self._files:
+            file.flush()
+        return np.fromfile(self._records, RECORD)
+
+    def name(self, record: np.void) -> str:
+        return os.pread(self._files[0].fileno(), int(record["name"]), int(record["offset"])).decode("utf-8", "replace")
+
+    def texts(self, records: Iterable[np.void]) -> Iterator[bytes]:
+        for record in records:
+            yield os.pread(self._files[0].fileno(), int(record["bytes"]), int(record["offset"]) + int(record["name"]))

@@ -1,0 +1,126 @@
+"""GGUF files in: shape, weights and tokenizer (llama.cpp's format; read with the package `gguf`)."""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
+
+from tenfold.spec.errors import TenfoldError
+from tenfold.spec.model import ModelSpec
+
+_NAMES = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+}
+_TOP = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+_CONTROL = 3  # token type of special tokens in `tokenizer.ggml.token_type`
+
+
+def read_gguf(path: Path) -> tuple[ModelSpec, Iterator[tuple[str, Tensor]]]:
+    """The shape, and the weights dequantised to float32 under their Hugging Face names, one by one.
+
+    Raises TenfoldError where the file cannot be read or is of another architecture than llama.
+    """
+    reader = _open(path)
+    fields = {name: field.contents() for name, field in reader.fields.items() if name.startswith(("general", "llama"))}
+    family = fields.get("general.architecture")
+    if family != "llama":
+        raise TenfoldError(f"{path} is a {family!r} model: only 'llama' can be read.")
+    if "rope_freqs.weight" in {t.name for t in reader.tensors}:
+        raise TenfoldError(f"{path} stretches its rotary positions (Llama 3.1 and later): read its Hugging Face directory.")
+    heads = int(fields["llama.attention.head_count"])
+    dim = int(fields["llama.embedding_length"])
+    embedding = next(t for t in reader.tensors if t.name == "token_embd.weight")
+    spec = ModelSpec(
+        name=path.stem,
+        dim=dim,
+        n_layers=int(fields["llama.block_count"]),
+        n_heads=heads,
+        n_kv_heads=int(fields.get("llama.attention.head_count_kv", heads)),
+        head_dim=int(fields.get("llama.rope.dimension_count", dim // heads)),
+        ffn_dim=int(fields["llama.feed_forward_length"]),
+        vocab_size=int(embedding.shape[1]),
+        tied="output.weight" not in {t.name for t in reader.tensors},
+        context=int(fields["llama.context_length"]),
+        rope_theta=float(fields.get("llama.rope.freq_base", 10000.0)),
+        norm_eps=float(f"{fields['llama.attention.layer_norm_rms_epsilon']:.6g}"),
+    )
+    return spec, _tensors(reader, spec)
+
+
+def _tensors(reader: Any, spec: ModelSpec) -> Iterator[tuple[str, Tensor]]:
+    from gguf.quants import dequantize
+
+    for stored in reader.tensors:
+        tensor = torch.from_numpy(dequantize(stored.data, stored.tensor_type).copy()).float()
+        if stored.name in _TOP:
+            yield _TOP[stored.name], tensor
+            continue
+        _, layer, part, _ = stored.name.split(".")
+        if part in ("attn_q", "attn_k"):
+            # llama.cpp turns neighbouring pairs, Hugging Face halves.
+            tensor = tensor.unflatten(0, (-1, spec.head_dim // 2, 2)).transpose(1, 2).flatten(0, 2)
+        yield f"model.layers.{layer}.{_NAMES[part]}.weight", tensor
+
+
+def read_gguf_tokenizer(path: Path) -> Tokenizer:
+    """The byte-level BPE inside a GGUF file. Raises TenfoldError for another kind."""
+    reader = _open(path)
+
+    def field(name: str) -> Any:
+        return reader.fields[f"tokenizer.ggml.{name}"].contents()
+
+    if field("model") != "gpt2":
+        raise TenfoldError(f"{path} has a {field('model')!r} tokenizer: only byte-level BPE ('gpt2') can be read.")
+    tokens = field("tokens")
+    merges = [tuple(merge.split(" ")) for merge in field("merges")]
+    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
+    parts: list[Any] = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    if field("pre") == "smollm":
+        parts.insert(0, pre_tokenizers.Digits(individual_digits=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(parts)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = [t for t, kind in zip(tokens, field("token_type"), strict=True) if kind == _CONTROL]
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
+    return tokenizer
+
+
+def read_gguf_text_fields(path: Path) -> dict[str, Any]:
+    """What a GGUF file says of text besides its vocabulary: chat template, the tokens that begin and end a text."""
+    fields = _open(path).fields
+    names = ("chat_template", "bos_token_id", "eos_token_id", "add_bos_token")
+    return {n: fields[f"tokenizer.{key}{n}"].contents() for n in names for key in ("", "ggml.") if f"tokenizer.{key}{n}" in fields}
+
+
+@lru_cache(maxsize=2)  # parsing a vocabulary of 50,000 takes seconds
+def _open(path: Path) -> Any:
+    try:
+        from gguf import GGUFReader
+    except ImportError:
+        raise TenfoldError("Reading GGUF files needs a package: pip install 'tenfold[gguf]'.") from None
+
+    class Reader(GGUFReader):
+        def __setattr__(self, name: str, value: Any) -> None:
+            # Its hundred thousand slices of a vocabulary are twice as fast of a plain array as of a memory map.
+            super().__setattr__(name, np.asarray(value) if name == "data" else value)
+
+    try:
+        return Reader(path)
+    except (OSError, ValueError, IndexError) as error:
+        raise TenfoldError(f"{path} cannot be read as GGUF: {error}.") from None

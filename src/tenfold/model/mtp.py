@@ -1,0 +1,84 @@
+"""Multi-token prediction: while it trains, a model also predicts the tokens after the next one.
+
+Each depth takes the hidden state of the depth before it and the embedding of the token that this one predicted, joins
+them by a matrix, and sends them through one more block; embedding and head are the model's own (DeepSeek-V3, arXiv
+2412.19437, section 2.2). The model itself stays what it was: what this module learns is not written to its checkpoints
+in Hugging Face layout.
+"""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from tenfold.model.attention import Mask, document_mask
+from tenfold.model.llama import Block, Llama, initialize, rope_table
+from tenfold.model.loss import cross_entropy
+from tenfold.model.norm import RMSNorm
+from tenfold.spec.model import ModelSpec
+
+
+class Depth(nn.Module):
+    """One further token: h' = Block(join [RMSNorm(h); RMSNorm(embedding of the next token)])."""
+
+    def __init__(self, spec: ModelSpec):
+        super().__init__()
+        self.hidden_norm = RMSNorm(spec.dim, eps=spec.norm_eps)
+        self.token_norm = RMSNorm(spec.dim, eps=spec.norm_eps)
+        self.join = nn.Linear(2 * spec.dim, spec.dim, bias=False)
+        self.block = Block(spec)
+        self.norm = RMSNorm(spec.dim, eps=spec.norm_eps)
+
+    def forward(self, hidden: Tensor, following: Tensor, rope: Tensor, mask: Mask) -> Tensor:
+        """hidden and `following`, the embeddings of the tokens to come, both [B, T, dim]."""
+        x = self.join(torch.cat((self.hidden_norm(hidden), self.token_norm(following)), -1))
+        return self.norm(self.block(x, rope, mask))
+
+
+class Ahead(nn.Module):
+    """The predictions of `depths` tokens after the next, whose mean loss counts `weight` times."""
+
+    def __init__(self, spec: ModelSpec, depths: int, weight: float):
+        super().__init__()
+        self.spec, self.weight = spec, weight
+        self.depths = nn.ModuleList([Depth(spec) for _ in range(depths)])
+        initialize(self, spec)
+
+    def loss(
+        self, hidden: Tensor, tokens: Tensor, targets: Tensor, document: Tensor | None, embedding: nn.Embedding, head: nn.Linear
+    ) -> Tensor:
+        """The weighted sum over targets; tokens and targets [B, T], `hidden` the model's normed state [B, T, dim]."""
+        rope = rope_table(self.spec, torch.arange(tokens.shape[1], device=tokens.device))
+        mask = None if document is None else document_mask(document)
+        total = torch.zeros((), device=hidden.device)
+        for depth in cast(list[Depth], list(self.depths)):
+            tokens = shifted(tokens, targets[:, -1:].clamp(min=0))
+            targets = further(targets, document)
+            hidden = depth(hidden, embedding(tokens), rope, mask)
+            total = total + cross_entropy(hidden.flatten(0, 1), head.weight, targets.flatten())[0]
+        return self.weight / len(self.depths) * total
+
+
+def shifted(rows: Tensor, last: Tensor) -> Tensor:
+    """Rows [B, T] moved one place to the left, with `last` [B, 1] at the end."""
+    return torch.cat((rows[:, 1:], last), 1)
+
+
+def further(targets: Tensor, document: Tensor | None) -> Tensor:
+    """The targets one token on, -100 where the document or the row has no such token."""
+    moved = shifted(targets, torch.full_like(targets[:, :1], -100))
+    if document is None:
+        return moved
+    same = shifted(document, document[:, -1:]) == document
+    return moved.masked_fill(~same, -100)
+
+
+def predict_ahead(model: Llama, depths: int, weight: float) -> None:
+    """Let `model` train on `depths` tokens after the next as well; their mean loss counts `weight` times."""
+    model.ahead = Ahead(model.spec, depths, weight).to(model.embedding.weight)
+
+
+def ahead_weights(spec: ModelSpec, depths: int) -> int:
+    """Matrix parameters that every trained token multiplies with in addition, the head at each depth included."""
+    block = spec.attention_weights + 3 * spec.dim * spec.ffn_dim
+    return depths * (2 * spec.dim**2 + block + spec.dim * spec.vocab_size)

@@ -1,0 +1,136 @@
+"""What a workload takes beyond its step time: failures, power, money, carbon and water, in one call."""
+
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+from tenfold.plan.costs import cost as money
+from tenfold.plan.costs.environment import Footprint, run_footprint
+from tenfold.plan.costs.failures import Failures, effective_time, monte_carlo
+from tenfold.plan.costs.failures import facts as reliability
+from tenfold.plan.costs.power import RunPower, run_power
+from tenfold.plan.ranges import Range
+from tenfold.plan.sites.site import Site, site
+from tenfold.plan.workload.profiles import over_run, read_carbon, read_prices, read_weather
+from tenfold.plan.workload.workload import DAY_S, StepTime, Workload
+
+# Parts of a step in which no kernel of the model runs on the board; the rest are kernels.
+WAITING = (
+    "tensor_parallel_s",
+    "context_parallel_s",
+    "expert_parallel_s",
+    "pipeline_s",
+    "bubble_s",
+    "data_parallel_s",
+    "straggler_s",
+)
+
+SIMULATED_RUNS = 20
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """Where and how the run is held. Paths are hourly profiles (see `plan.profiles`); `start` places the run in them."""
+
+    region: str = "US"
+    pue: float | None = None
+    wue_l_per_kwh: float | None = None
+    cooling: str = "tower"
+    clean_share: float = 0.0
+    rent_usd_per_h: float | None = None
+    storage_gb_per_s: float | None = None
+    checkpoint_interval_s: float | None = None
+    per_1000_node_days: float | None = None
+    recovery_s: float | None = None
+    gpus_per_node: int = 8
+    carbon_csv: Path | None = None
+    price_csv: Path | None = None
+    weather_epw: Path | None = None
+    start: date | None = None
+
+
+@dataclass(frozen=True)
+class Consequences:
+    """`wall_days` holds the time lost to failures; `gpu_hours` the whole of it, without spares.
+
+    `simulated_share` is the effective share of simulated runs: 5th percentile, mean, 95th percentile.
+    """
+
+    site: Site
+    failures: Failures
+    simulated_share: Range
+    wall_days: Range
+    gpu_hours: Range
+    power: RunPower
+    cost: money.RunCost
+    footprint: Footprint
+
+
+def computing_of(step: StepTime) -> float:
+    """The share of a step in which kernels run; the rest is exposed communication, bubble and stragglers."""
+    return 1 - sum(getattr(step, name) for name in WAITING) / step.total_s
+
+
+def checkpoint_bytes(parameters: float) -> float:
+    """Bytes of a checkpoint with the optimizer's state."""
+    return parameters * reliability()["checkpoint"]["bytes_per_parameter"]
+
+
+def consequences(workload: Workload, around: Surroundings | None = None) -> Consequences:
+    """Failures, power, cost and footprint of a workload. Raises TenfoldError as they do."""
+    around = around or Surroundings()
+    place = site(around.region, around.pue, around.wue_l_per_kwh)
+    failures = effective_time(
+        workload.gpus,
+        workload.days * DAY_S,
+        checkpoint_bytes(workload.spec.parameters().total),
+        gpus_per_node=around.gpus_per_node,
+        storage_gb_per_s=around.storage_gb_per_s,
+        interval_s=around.checkpoint_interval_s,
+        per_1000_node_days=around.per_1000_node_days,
+        recovery_s=around.recovery_s,
+    )
+    wall_days = workload.days / failures.effective_share
+    hours = 24 * wall_days
+    power = run_power(
+        workload.accelerator,
+        workload.gpus,
+        hours,
+        pue=place.pue,
+        computing=computing_of(workload.step_time),
+        effective_share=failures.effective_share.mid,
+        spare_gpus=failures.spare_gpus,
+    )
+    start_hour = (around.start.timetuple().tm_yday - 1) * 24 if around.start else None
+    hourly_price = over_run(read_prices(around.price_csv), hours.mid, start_hour) if around.price_csv else None
+    held = workload.gpus + failures.spare_gpus
+    return Consequences(
+        site=place,
+        failures=failures,
+        simulated_share=monte_carlo(failures, workload.days * DAY_S, SIMULATED_RUNS),
+        wall_days=wall_days,
+        gpu_hours=workload.gpus * 24 * wall_days,
+        power=power,
+        cost=money.run_cost(
+            workload.accelerator,
+            workload.gpus,
+            hours,
+            power,
+            place,
+            spare_gpus=failures.spare_gpus,
+            rent_usd_per_h=around.rent_usd_per_h,
+            usd_per_kwh=hourly_price,
+        ),
+        footprint=run_footprint(
+            power,
+            place,
+            held,
+            hours,
+            gpus_per_node=around.gpus_per_node,
+            clean_share=around.clean_share,
+            carbon=read_carbon(around.carbon_csv) if around.carbon_csv else None,
+            weather=read_weather(around.weather_epw) if around.weather_epw else None,
+            cooling=around.cooling,
+            start_hour=start_hour,
+        ),
+    )

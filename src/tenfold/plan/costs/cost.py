@@ -1,0 +1,108 @@
+"""Money: what the run costs on rented machines, and on machines of one's own."""
+
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from tenfold.plan.costs.power import RunPower
+from tenfold.plan.ranges import Range, total
+from tenfold.plan.sites.site import Site
+from tenfold.spec.accelerator import Accelerator, accelerator
+
+HOURS_PER_YEAR = 8766.0
+
+
+@dataclass(frozen=True)
+class Price:
+    """USD: rent per accelerator-hour, purchase of one accelerator without server; `assumed` where none is published."""
+
+    rent_usd_per_h: Range
+    purchase_usd: Range
+    assumed: bool
+    source: str
+
+
+@dataclass(frozen=True)
+class RunCost:
+    """USD of one run. Rent holds everything; owning is the sum of its parts."""
+
+    gpu_hours: Range
+    rent_usd: Range
+    own_usd: Range
+    own_parts_usd: dict[str, Range]
+    rent_usd_per_gpu_hour: Range
+    own_usd_per_gpu_hour: Range
+    usd_per_kwh: Range
+    assumed: bool
+    source: str
+
+
+@cache
+def facts() -> dict[str, Any]:
+    """`plan/data/prices.toml`: rent and purchase by accelerator, and what owning adds."""
+    return tomllib.loads(resources.files("tenfold.plan").joinpath("data/prices.toml").read_text())
+
+
+def price(part: Accelerator) -> Price:
+    """Rent and purchase of one accelerator; scaled from H100 by peak bf16 rate, twice as wide, where none is known."""
+    rent, rent_source, rent_assumed = _known_or_scaled("rent_usd_per_h", part)
+    purchase, purchase_source, purchase_assumed = _known_or_scaled("purchase_usd", part)
+    return Price(rent, purchase, rent_assumed or purchase_assumed, f"rent: {rent_source}; purchase: {purchase_source}")
+
+
+def _known_or_scaled(table: str, part: Accelerator) -> tuple[Range, str, bool]:
+    known = facts()[table]
+    if part.key in known:
+        return Range.of(known[part.key]["usd"]), known[part.key]["source"], False
+    ratio = part.bf16_tflops / accelerator("h100").bf16_tflops
+    mid = known["h100"]["usd"][1] * ratio
+    return mid * Range.of(facts()["unknown"]["spread"]), "none published, scaled from H100 by peak bf16 rate", True
+
+
+def run_cost(
+    part: Accelerator,
+    n_gpus: int,
+    wall_hours: Range | float,
+    power: RunPower,
+    site: Site,
+    *,
+    spare_gpus: int = 0,
+    rent_usd_per_h: float | None = None,
+    usd_per_kwh: Range | None = None,
+) -> RunCost:
+    """Cost of holding `n_gpus` and `spare_gpus` for `wall_hours`.
+
+    `rent_usd_per_h` replaces the market's rent; `usd_per_kwh` the site's price (a mean over hourly prices, say).
+    """
+    prices, own = price(part), {k: Range.of(v) for k, v in facts()["own"].items() if k != "source"}
+    wall_hours = Range.of(wall_hours)
+    hours = (n_gpus + spare_gpus) * wall_hours
+    rent = Range.of(rent_usd_per_h) if rent_usd_per_h is not None else prices.rent_usd_per_h
+    wall_years = wall_hours / HOURS_PER_YEAR
+    years = hours / HOURS_PER_YEAR / own["in_use"]
+    servers = prices.purchase_usd * (1 + own["server"])
+    capital = servers * (1 + own["network"])
+    kwh_price = usd_per_kwh or site.usd_per_kwh
+    parts = {
+        "accelerators": prices.purchase_usd / own["years"] * years,
+        "servers": prices.purchase_usd * own["server"] / own["years"] * years,
+        "network and storage": servers * own["network"] / own["years"] * years,
+        "interest": capital * own["capital_per_year"] * 0.5 * years,
+        "people and repair": capital * own["operation_per_year"] * years,
+        "building": power.peak_mw * own["facility_usd_per_mw"] / own["facility_years"] * wall_years / own["in_use"],
+        "electricity": 1e3 * power.energy_mwh * kwh_price,
+    }
+    whole = total(list(parts.values()))
+    return RunCost(
+        gpu_hours=hours,
+        rent_usd=hours * rent,
+        own_usd=whole,
+        own_parts_usd=parts,
+        rent_usd_per_gpu_hour=rent,
+        own_usd_per_gpu_hour=whole / hours.mid,
+        usd_per_kwh=kwh_price,
+        assumed=prices.assumed,
+        source=prices.source,
+    )

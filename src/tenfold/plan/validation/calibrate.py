@@ -1,0 +1,150 @@
+"""Constants of a machine from a run that was trained on it: the measured step over the planned one."""
+
+import json
+import os
+import tomllib
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from tenfold.plan.workload.machine import Constants, Machine, Stack, machine
+from tenfold.plan.workload.step_time import step_time
+from tenfold.plan.workload.workload import Layout
+from tenfold.spec.accelerator import Accelerator, accelerators
+from tenfold.spec.errors import TenfoldError
+from tenfold.spec.model import ModelSpec, RopeScaling
+
+FILE = "calibration.json"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a run taught: `factor` on the rates of matrix products, attention and memory, and the run it came from."""
+
+    accelerator: Accelerator
+    constants: Constants
+    factor: float
+    planned_step_s: float
+    measured_step_s: float
+    calibrated_step_s: float
+    tokens_per_s: float
+    mfu: float
+    run: str
+
+
+def calibrate(run: Path) -> Calibration:
+    """The constants that make the plan's step as long as the run's. Raises TenfoldError where `run` is no finished run."""
+    start, end = _events(run)
+    config = tomllib.loads((run / "run.toml").read_text()) if (run / "run.toml").exists() else {}
+    seq_len = int(config.get("seq_len", 256))
+    fields_of_model = dict(start["model"])
+    scaling = fields_of_model.pop("rope_scaling", None)
+    spec = ModelSpec(rope_scaling=RopeScaling(**scaling) if scaling else None, **fields_of_model)
+    batch = int(start["hyperparameters"]["batch_size"])
+    layout = Layout(micro_batch=int(config.get("micro_batch") or batch), global_batch=batch, seq_len=seq_len, zero=0)
+    measured = layout.tokens_per_step / end["tokens_per_s"]
+    base = _machine_of(start, end)
+    low, high = (
+        1e-3,
+        1 / max(base.constants.matmul_efficiency, base.constants.memory_efficiency, base.constants.attention_efficiency),
+    )
+    planned = step_time(spec, layout, base).total_s
+    for _ in range(60):
+        factor = (low * high) ** 0.5
+        if step_time(spec, layout, _scaled(base, factor)).total_s > measured:
+            low = factor
+        else:
+            high = factor
+    scaled = _scaled(base, factor)
+    return Calibration(
+        accelerator=base.accelerator,
+        constants=scaled.constants,
+        factor=factor,
+        planned_step_s=planned,
+        measured_step_s=measured,
+        calibrated_step_s=step_time(spec, layout, scaled).total_s,
+        tokens_per_s=end["tokens_per_s"],
+        mfu=end["mfu"],
+        run=str(run),
+    )
+
+
+def _scaled(base: Machine, factor: float) -> Machine:
+    """The machine with its rates times `factor`, none above the data sheet, its fixed times divided by it."""
+    c = base.constants
+    scaled = replace(
+        c,
+        matmul_efficiency=min(1.0, c.matmul_efficiency * factor),
+        attention_efficiency=min(1.0, c.attention_efficiency * factor),
+        memory_efficiency=min(1.0, c.memory_efficiency * factor),
+        kernel_s=c.kernel_s / factor,
+    )
+    return replace(base, constants=scaled, stack=_host(base.stack, factor))
+
+
+def _host(software: Stack, factor: float) -> Stack:
+    """The software with the host's times divided by `factor`."""
+    return replace(software, dispatch_s=software.dispatch_s / factor, step_s=software.step_s / factor)
+
+
+def _events(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    path = run / "run.jsonl"
+    if not path.exists():
+        raise TenfoldError(f"{run} holds no run.jsonl: name the directory of a run of `tenfold train`.")
+    events: dict[str, dict[str, Any]] = {}
+    for line in path.read_text().splitlines():
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue  # a line cut short when the run was killed
+        events.setdefault(event.get("event", ""), event)
+        if event.get("event") == "end":
+            events["end"] = event
+    if "start" not in events or not events.get("end", {}).get("tokens_per_s"):
+        raise TenfoldError(f"The run in {run} has not finished: let `tenfold train` resume it, then calibrate.")
+    return events["start"], events["end"]
+
+
+def _machine_of(start: dict[str, Any], end: dict[str, Any]) -> Machine:
+    """The published accelerator that the run's MFU was a share of; otherwise one described by the run itself."""
+    peak = end["tokens_per_s"] * start["flops_per_token"] / end["mfu"]
+    for part in accelerators().values():
+        if start["mfu_of"].startswith(part.name):
+            return machine(part.key)
+    own = Accelerator(
+        key=str(start["device"]).split(":")[0], name=f"this {start['device']}",
+        memory_gb=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, memory_gb_per_s=max(20.0, peak / 1e11),
+        source=f"{start['mfu_of']}, measured by the run", bf16_tflops=peak / 1e12,
+        tdp_w=3.6e6 * end["energy_kwh"] / end["seconds"] if end.get("energy_kwh") and end.get("seconds") else None,
+    )  # fmt: skip
+    known = machine("h100")
+    # one unit: a product's tiles are not dealt to processors in waves
+    return replace(known, accelerator=own, constants=replace(known.constants, units=1, domain_gpus=1), source=own.source)
+
+
+def write(calibration: Calibration, home: Path) -> Path:
+    """Keep it in `home`, where the next plan finds it. Returns the file."""
+    path = home / FILE
+    home.mkdir(parents=True, exist_ok=True)
+    known = json.loads(path.read_text()) if path.exists() else {}
+    known[calibration.accelerator.key] = asdict(calibration)
+    path.write_text(json.dumps(known, indent=1) + "\n")
+    return path
+
+
+def calibrated(part: Machine | None, key: str, home: Path) -> tuple[Machine | None, str]:
+    """(the machine with constants calibrated in `home`, a sentence that says so), or what was given and ''."""
+    path = home / FILE
+    if not path.exists():
+        return part, ""
+    kept = json.loads(path.read_text()).get(key.lower())
+    if kept is None:
+        return part, ""
+    constants = Constants(**{f.name: kept["constants"][f.name] for f in fields(Constants)})
+    base = part or replace(machine("h100"), accelerator=Accelerator(**kept["accelerator"]))
+    software = _host(base.stack, kept["factor"])
+    words = (
+        f"Calibrated by {kept['run']}: rates x {kept['factor']:.3g} (measured {kept['measured_step_s']:.3g} s a step, "
+        f"planned {kept['planned_step_s']:.3g})."
+    )
+    return replace(base, constants=constants, stack=software, source=f"calibrated by {kept['run']}"), words

@@ -1,0 +1,145 @@
+"""The constants of machines and of training software, from `plan/data/constants.toml`: each with its source there."""
+
+import tomllib
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from tenfold.spec.accelerator import Accelerator, accelerator
+from tenfold.spec.errors import TenfoldError, nearest
+
+H100_MEASURED_SHARE = 794.5 / 989  # of the data sheet's rate, accelerators.csv
+
+
+@dataclass(frozen=True)
+class Constants:
+    """At most twelve per accelerator. Efficiencies are shares of the data sheet's rate, at most 1.
+
+    `units`: processors that a matrix product's tiles are dealt to. `fill_k`: the depth of a product whose time the
+    filling of a tile's pipeline costs. `kernel_s`: the least time of a kernel on the device. Rates of links are per GPU
+    and direction; `domain_gpus` is how many GPUs the scale-up network joins.
+    """
+
+    units: int
+    matmul_efficiency: float
+    fill_k: float
+    attention_efficiency: float
+    memory_efficiency: float
+    kernel_s: float
+    scaleup_efficiency: float
+    scaleup_latency_s: float
+    scaleout_gb_per_s: float
+    scaleout_efficiency: float
+    scaleout_latency_s: float
+    domain_gpus: int
+
+
+@dataclass(frozen=True)
+class Stack:
+    """What the training software does, whatever the accelerator.
+
+    `fused_attention`: no score matrix in memory. `sequence_parallel`: tensor parallel ranks also share norms and
+    residuals. `pointwise`: bytes moved by element-wise kernels, relative to one kernel per operation. `attention` and
+    `grouped`: rate of its attention kernel and of its products over many experts, relative to the best known on the
+    accelerator. `products_again`: share of the matrix products that selective recompute works out again. `imbalance`:
+    relative spread of the tokens of an expert. `dispatch_s`: host time per kernel. `gap_s`: time between two kernels in
+    which the device waits all the same. `skew_s`: spread of the times at which tensor parallel ranks come to a collective.
+    `hidden_*`: share of a collective that runs behind compute where there is enough of it. `gradient_bytes`: bytes per
+    gradient that is reduced. `weight_bytes`: bytes of a weight in a rank's share, 4 where that is the optimizer's own copy.
+    `kept_by_experts`: inputs that full recompute keeps of a layer of experts. `own_trainer`: Tenfold's, which takes scores in
+    chunks; has embedding, head and shared experts whole on every tensor parallel rank, and the tables gathered through the
+    step; keeps the inputs of tensor parallel products as they were gathered; and in a pipeline keeps all weights gathered, and
+    their gradients whole, through the step. `step_s`: host work per step.
+    `straggler`: share of the step lost each time the number of GPUs doubles beyond a node.
+    """
+
+    fused_attention: bool = True
+    sequence_parallel: bool = True
+    pointwise: float = 1.0
+    attention: float = 1.0
+    grouped: float = 0.8
+    products_again: float = 0.0
+    imbalance: float = 0.15
+    dispatch_s: float = 6e-6
+    gap_s: float = 0.0
+    skew_s: float = 0.0
+    hidden_tp: float = 0.0
+    hidden_ep: float = 0.0
+    hidden_dp: float = 0.9
+    hidden_pp: float = 0.5
+    gradient_bytes: float = 4.0
+    weight_bytes: float = 2.0
+    kept_by_experts: float = 1.0
+    own_trainer: bool = False
+    optimizer_bytes: float = 40.0
+    step_s: float = 5e-3
+    straggler: float = 0.005
+
+
+@dataclass(frozen=True)
+class Machine:
+    """An accelerator, its constants, and the software that drives it.
+
+    `buildings` share the GPUs evenly; only data parallel ranks meet across them, at `between_gb_per_s` per GPU and direction.
+    """
+
+    accelerator: Accelerator
+    constants: Constants
+    stack: Stack
+    source: str = ""
+    buildings: int = 1
+    between_gb_per_s: float = 0.0
+
+    def matmul_flops(self, dtype: str) -> float:
+        """FLOP/s of a large matrix product."""
+        return self.accelerator.peak_flops(dtype) * self.constants.matmul_efficiency
+
+    @property
+    def memory_bytes_per_s(self) -> float:
+        return self.accelerator.memory_gb_per_s * 1e9 * self.constants.memory_efficiency
+
+    @property
+    def scaleup_bytes_per_s(self) -> float:
+        return (self.accelerator.scaleup_gb_per_s or self.constants.scaleout_gb_per_s) * 1e9 * self.constants.scaleup_efficiency
+
+    @property
+    def scaleout_bytes_per_s(self) -> float:
+        return self.constants.scaleout_gb_per_s * 1e9 * self.constants.scaleout_efficiency
+
+
+@cache
+def _file() -> dict[str, Any]:
+    return tomllib.loads(resources.files("tenfold.plan").joinpath("data/constants.toml").read_text())
+
+
+def stacks() -> dict[str, Stack]:
+    """Training software by name."""
+    return {k: Stack(**{f: v for f, v in row.items() if f != "source"}) for k, row in _file()["stacks"].items()}
+
+
+def stack(name: str) -> Stack:
+    known = stacks()
+    if name not in known:
+        raise TenfoldError(f"There is no software stack {name!r}{nearest(name, known)}.")
+    return known[name]
+
+
+def machine(name: str, stack_name: str = "tenfold", **changes: Any) -> Machine:
+    """A machine by the key of its accelerator. `changes` replace constants (as another network's rate).
+
+    An accelerator without constants of its own takes those that `constants.toml` gives for all, and says so.
+    """
+    sheet = {f.name for f in fields(Accelerator)}
+    part = replace(accelerator(name), **{k: v for k, v in changes.items() if k in sheet})
+    own = _file()["accelerators"].get(part.key, {})
+    merged = {**_file()["accelerators"]["any"], **own, **changes}
+    names = {f.name for f in fields(Constants)}
+    constants = Constants(**{k: v for k, v in merged.items() if k in names})
+    share = constants.matmul_efficiency
+    if "matmul_efficiency" not in {**own, **changes} and part.measured_bf16_tflops:
+        share *= part.measured_bf16_tflops / part.bf16_tflops / H100_MEASURED_SHARE
+    if "limit_w" in changes and part.tdp_w:
+        share *= (changes["limit_w"] / part.tdp_w) ** (1 / 3)  # dynamic power goes with the cube of the clock
+    constants = replace(constants, matmul_efficiency=min(1.0, share))
+    return Machine(part, constants, stack(stack_name), str(merged.get("source", "")))

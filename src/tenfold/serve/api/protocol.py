@@ -1,0 +1,227 @@
+"""What clients may send, and what they get where OpenAI has no type for it.
+
+Fields that OpenAI knows and this server does not are accepted and ignored where that is harmless.
+"""
+
+from typing import Annotated, Any, Literal
+
+from openai.types import CreateEmbeddingResponse, Embedding, Model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from tenfold.serve.api.errors import ApiError
+from tenfold.serve.engine.request import Sampling
+
+Text = Annotated[str, Field(max_length=10_000_000)]
+Stop = Annotated[str, Field(max_length=1000)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+def _without_zeros(bias: Any) -> Any:
+    """A bias of 0 says nothing, whatever it stands at."""
+    return {token: value for token, value in bias.items() if value != 0} if isinstance(bias, dict) else bias
+
+
+Bias = dict[Annotated[int, Field(ge=0, lt=2**31)], Annotated[Finite, Field(ge=-100, le=100)]]
+
+
+class Body(BaseModel):
+    """Unknown fields are ignored, as OpenAI's own server ignores what older ones do not know."""
+
+    model_config = ConfigDict(extra="ignore", protected_namespaces=())
+
+
+class StreamOptions(Body):
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class SamplingFields(Body):
+    """What chat and plain completions share; None means the default. Fields from `top_k` on are extensions."""
+
+    model: str = ""
+    temperature: Annotated[Finite, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[Finite, Field(ge=0, le=1)] | None = None
+    presence_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = None
+    logit_bias: Annotated[Bias | None, BeforeValidator(_without_zeros)] = None
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    top_k: Annotated[int, Field(ge=-1, le=2**31)] | None = None
+    min_p: Annotated[Finite, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[Finite, Field(ge=0.01, le=10)] | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=2**31)] | None = None
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    guided_regex: str | None = None
+    guided_json: dict[str, Any] | None = None
+    guided_grammar: str | None = None
+
+    def check_stream_options(self) -> None:
+        """Raises ApiError for options of a stream that nobody asked for; one that is turned off keeps its options."""
+        if self.stream_options is not None and self.stream is None:
+            raise ApiError(400, "stream_options needs stream: true.", param="stream_options")
+
+    @property
+    def stops(self) -> list[str]:
+        return [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
+
+    def sampling(self, *, max_tokens: int, stop_tokens: frozenset[int], logprobs: int | None, grammar: str | None) -> Sampling:
+        """The engine's view of these fields."""
+        given = {
+            name: value
+            for name in ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "seed", "n",
+                         "repetition_penalty", "min_tokens")
+            if (value := getattr(self, name)) is not None
+        }  # fmt: skip
+        return Sampling(
+            **given,
+            logit_bias=self.logit_bias or {},
+            ignore_stop=bool(self.ignore_eos),
+            max_tokens=max_tokens,
+            stop_tokens=stop_tokens,
+            logprobs=logprobs,
+            grammar=grammar,
+        )
+
+
+class Message(BaseModel):
+    """One turn. Content may be text or a list of parts, of which only text can be read."""
+
+    model_config = ConfigDict(extra="allow")
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: Text | list[dict[str, Any]] | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+
+
+class FunctionSpec(Body):
+    name: Annotated[str, Field(min_length=1, max_length=128)]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class Tool(Body):
+    type: str = "function"
+    function: FunctionSpec | None = None
+
+
+class JsonSchemaFormat(BaseModel):
+    model_config = ConfigDict(extra="ignore", populate_by_name=True)
+
+    name: str = "answer"
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+
+
+class ResponseFormat(Body):
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    json_schema: JsonSchemaFormat | None = None
+
+
+class ChatRequest(SamplingFields):
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_tokens: Annotated[int, Field(ge=0, le=2**31)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=0, le=2**31)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    response_format: ResponseFormat | None = None
+    tools: list[Tool] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    functions: list[FunctionSpec] | None = None
+    store: bool | None = None
+
+
+class CompletionRequest(SamplingFields):
+    prompt: Text | list[int] | list[str] | list[list[int]] = ""
+    max_tokens: Annotated[int, Field(ge=0, le=2**31)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    echo: bool | None = None
+    best_of: int | None = None
+    suffix: str | None = None
+
+
+class EmbeddingRequest(Body):
+    model: str = ""
+    input: Text | list[int] | list[str] | list[list[int]]
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+    user: str | None = None
+
+
+class ResponsesRequest(Body):
+    model: str = ""
+    input: Text | list[dict[str, Any]] | None = None
+    instructions: str | None = None
+    max_output_tokens: Annotated[int, Field(ge=1, le=2**31)] | None = None
+    temperature: Annotated[Finite, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[Finite, Field(ge=0, le=1)] | None = None
+    stream: bool | None = None
+    store: bool | None = None
+    previous_response_id: str | None = None
+    conversation: str | dict[str, Any] | None = None
+    background: bool | None = None
+    text: dict[str, Any] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    metadata: dict[str, str] | None = None
+    user: str | None = None
+
+
+class TokenizeRequest(Body):
+    model: str = ""
+    prompt: Text | None = None
+    messages: list[Message] | None = None
+
+
+class DetokenizeRequest(Body):
+    model: str = ""
+    tokens: list[Annotated[int, Field(ge=0, lt=2**31)]]
+
+
+class ModelList(BaseModel):
+    object: Literal["list"]
+    data: list[Model]
+
+
+class WrittenEmbedding(Embedding):
+    embedding: list[float] | str  # type: ignore[assignment]  # in base64 where that is asked for
+
+
+class Embeddings(CreateEmbeddingResponse):
+    data: list[WrittenEmbedding]  # type: ignore[assignment]
+
+
+class Swapped(Model):
+    path: str
+
+
+class Tokenized(BaseModel):
+    tokens: list[int]
+    count: int
+    max_model_len: int
+
+
+class Detokenized(BaseModel):
+    prompt: str
+
+
+class Deleted(BaseModel):
+    id: str
+    object: str
+    deleted: bool
+
+
+class Kept(BaseModel):
+    kept: bool
+
+
+class DeletedRows(BaseModel):
+    deleted_rows: int
+
+
+class Health(BaseModel):
+    status: str
+    feedback: bool | None = None

@@ -1,0 +1,113 @@
+"""Guesses: what followed the last time the same tokens were written (prompt lookup), or what a smaller model would write.
+
+A guess is checked in the step that would have been made anyway, and is right only where the model's own draw agrees, so
+the text is the same with and without. It pays where a step of a few rows takes about as long as one of one row.
+"""
+
+from array import array
+from dataclasses import dataclass, field
+
+from tenfold.serve.engine.blocks import BlockManager
+from tenfold.serve.engine.request import Sequence
+from tenfold.serve.engine.sampling import best
+from tenfold.serve.runners.runner import BLOCK, ModelInput, Runner
+
+LONGEST, SHORTEST = 4, 2
+CATCH_UP = 128  # rows of a text that a draft model reads in one step
+
+
+class Speculator:
+    """Proposes up to `width` tokens for a sequence; each sequence's share of right guesses decides whether it goes on."""
+
+    def __init__(self, width: int = 3, least_share: float = 0.25, patience: int = 16):
+        self.width, self.least_share, self.patience = width, least_share, patience
+        self.drafted = self.accepted = 0
+        self._record: dict[int, tuple[float, float]] = {}  # by sequence: guesses and right ones, fading
+        self._index: dict[int, tuple[int, dict[tuple[int, ...], int]]] = {}  # tokens read, where each n-gram last ended
+
+    def propose(self, sequence: Sequence) -> list[int]:
+        """What may come next; nothing where guesses did not pay, but a new try now and then."""
+        return self._guess(sequence) if self._pays(sequence) else []
+
+    def _pays(self, sequence: Sequence) -> bool:
+        drafted, accepted = self._record.get(id(sequence), (0.0, 0.0))
+        return drafted < self.patience or accepted >= self.least_share * drafted or len(sequence.tokens) % 32 == 0
+
+    def _guess(self, sequence: Sequence) -> list[int]:
+        tokens, seen = sequence.tokens, self._read(sequence)
+        for n in range(LONGEST, SHORTEST - 1, -1):
+            at = seen.get(tuple(tokens[-n:]))
+            if at is not None:
+                return tokens[at : at + self.width]
+        return []
+
+    def _read(self, sequence: Sequence) -> dict[tuple[int, ...], int]:
+        """Where each n-gram of the sequence, but for the last tokens themselves, was last followed by something."""
+        read, seen = self._index.get(id(sequence), (1, {}))
+        tokens = sequence.tokens
+        for end in range(read, len(tokens)):
+            for n in range(SHORTEST, LONGEST + 1):
+                if end >= n:
+                    seen[tuple(tokens[end - n : end])] = end
+        self._index[id(sequence)] = (len(tokens), seen)
+        return seen
+
+    def learn(self, sequence: Sequence, drafted: int, accepted: int) -> None:
+        """How many of a sequence's guesses were right in a step."""
+        self.drafted += drafted
+        self.accepted += accepted
+        before = self._record.get(id(sequence), (0.0, 0.0))
+        self._record[id(sequence)] = (0.9 * before[0] + drafted, 0.9 * before[1] + accepted)
+
+    def forget(self, sequence: Sequence) -> None:
+        self._record.pop(id(sequence), None)
+        self._index.pop(id(sequence), None)
+
+
+@dataclass
+class _Reading:
+    """What a draft model has read of a sequence: keys and values of `tokens` are in `blocks`."""
+
+    tokens: list[int] = field(default_factory=list)
+    blocks: "array[int]" = field(default_factory=lambda: array("i"))
+
+
+class DraftSpeculator(Speculator):
+    """Proposes what a smaller model of the same vocabulary takes for the likeliest tokens. It must be right more often to pay."""
+
+    def __init__(self, runner: Runner, n_blocks: int, width: int = 3, least_share: float = 0.5):
+        super().__init__(width, least_share)
+        self.runner, self.blocks = runner, BlockManager(n_blocks, BLOCK)
+        self._readings: dict[int, _Reading] = {}
+
+    def _guess(self, sequence: Sequence) -> list[int]:
+        reading, tokens = self._readings.setdefault(id(sequence), _Reading()), sequence.tokens
+        if len(tokens) + self.width > self.runner.spec.context:
+            return []
+        known = min(len(reading.tokens), len(tokens) - 1)
+        while reading.tokens[:known] != tokens[:known]:  # its own guesses at the end, where they were wrong
+            known -= 1
+        del reading.tokens[known:]
+        if not self._read_on(reading, tokens[known : known + CATCH_UP]) or len(reading.tokens) < len(tokens):
+            return []
+        guesses = [self._likeliest()]
+        while len(guesses) < self.width and self._read_on(reading, guesses[-1:]):
+            guesses.append(self._likeliest())
+        return guesses
+
+    def _read_on(self, reading: _Reading, tokens: list[int]) -> bool:
+        """Compute the next tokens of a sequence; False where the cache is full."""
+        begin, end = len(reading.tokens), len(reading.tokens) + len(tokens)
+        if not self.blocks.grow(reading.blocks, end):
+            return False
+        self._last = self.runner.hidden(ModelInput(tokens, list(range(begin, end)), [len(tokens)], [reading.blocks]))[-1:]
+        reading.tokens += tokens
+        return True
+
+    def _likeliest(self) -> int:
+        return best(self.runner.logits(self._last))[0]
+
+    def forget(self, sequence: Sequence) -> None:
+        super().forget(sequence)
+        if reading := self._readings.pop(id(sequence), None):
+            self.blocks.release(reading.blocks)

@@ -1,0 +1,124 @@
+"""Feedback as rows to train on, in the formats that TRL reads: conversational dpo, kto and sft.
+
+Left out: answers that were cut off, ties, blind comparisons in which an answer names its model, what repeats, and what one
+user gave beyond a daily limit. Whole users go to the training or the test part, never both.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tenfold.serve.feedback.feedback import Feedback, corrections, pairs, ratings, responses
+from tenfold.spec.errors import TenfoldError
+
+FORMATS = ("dpo", "kto", "sft")
+_DAY = 86400
+
+
+@dataclass
+class Exported:
+    """Rows written to each part, and rows left out by reason."""
+
+    train: int = 0
+    test: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+
+
+def export(feedback: Feedback, format: str, out: Path, *, test_share: float = 0.1, per_user_day: int = 200) -> Exported:
+    """Write `out` and, beside it, NAME.test.jsonl. Raises TenfoldError for another format than dpo, kto and sft."""
+    if format not in FORMATS:
+        raise TenfoldError(f"There is no format {format!r}: ask for one of {', '.join(FORMATS)}.")
+    made, seen, given = Exported(), set(), Counter[tuple[str, int]]()
+    answers = {row.id: row for row in feedback.rows(responses)}
+    with out.open("w") as train, out.with_suffix(".test.jsonl").open("w") as test:
+        for user, created, used, row in _ROWS[format](feedback, answers, made.left_out):
+            digest = hashlib.sha256(json.dumps(row, sort_keys=True).encode()).digest()
+            given[user, int(created // _DAY)] += 1
+            if any(answer.finish_reason == "length" for answer in used):
+                made.left_out["cut off"] += 1
+            elif digest in seen:
+                made.left_out["repeated"] += 1
+            elif given[user, int(created // _DAY)] > per_user_day:
+                made.left_out["over the daily limit of a user"] += 1
+            elif int(user[:8], 16) < test_share * 2**32:
+                made.test += 1
+                test.write(json.dumps(row, ensure_ascii=False) + "\n")
+            else:
+                made.train += 1
+                train.write(json.dumps(row, ensure_ascii=False) + "\n")
+            seen.add(digest)
+    return made
+
+
+# user, time, the answers used, the row
+_Found = Iterator[tuple[str, float, list[Any], dict[str, Any]]]
+
+
+def _said(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]
+
+
+def _latest(feedback: Feedback) -> list[Any]:
+    """The last rating of each user of each answer."""
+    return list({(row.user_hash, row.response_id): row for row in feedback.rows(ratings)}.values())
+
+
+def _dpo(feedback: Feedback, answers: dict[str, Any], left_out: Counter[str]) -> _Found:
+    for pair in feedback.rows(pairs):
+        a, b = answers[pair.a_response_id], answers[pair.b_response_id]
+        if pair.winner not in ("a", "b"):
+            left_out["no winner"] += 1
+        elif pair.blind and any(name.lower() in x.text.lower() for x in (a, b) for name in (a.model, b.model)):
+            left_out["an answer names its model"] += 1
+        elif a.text == b.text:
+            left_out["equal answers"] += 1
+        else:
+            chosen, rejected = (a, b) if pair.winner == "a" else (b, a)
+            row = {"prompt": a.messages, "chosen": _said(chosen.text), "rejected": _said(rejected.text)}
+            yield pair.user_hash, pair.created, [a, b], row
+    for edit in feedback.rows(corrections):
+        answer = answers[edit.response_id]
+        if edit.text.strip() == answer.text.strip():
+            left_out["nothing was corrected"] += 1
+            continue
+        row = {"prompt": answer.messages, "chosen": _said(edit.text), "rejected": _said(answer.text)}
+        yield edit.user_hash, edit.created, [], row  # a correction of a cut-off answer is whole
+    yield from _siblings(feedback, answers)
+
+
+def _siblings(feedback: Feedback, answers: dict[str, Any]) -> _Found:
+    """One user's thumb up and thumb down of two answers to the same conversation."""
+    groups: dict[tuple[str, str], list[Any]] = {}
+    for rating in _latest(feedback):
+        key = rating.user_hash, json.dumps(answers[rating.response_id].messages, sort_keys=True)
+        groups.setdefault(key, []).append(rating)
+    for (user, _), given in groups.items():
+        for up in (r for r in given if r.value > 0):
+            for down in (r for r in given if r.value < 0):
+                good, bad = answers[up.response_id], answers[down.response_id]
+                if good.text != bad.text:
+                    row = {"prompt": good.messages, "chosen": _said(good.text), "rejected": _said(bad.text)}
+                    yield user, max(up.created, down.created), [good, bad], row
+
+
+def _kto(feedback: Feedback, answers: dict[str, Any], left_out: Counter[str]) -> _Found:
+    for rating in _latest(feedback):
+        answer = answers[rating.response_id]
+        row = {"prompt": answer.messages, "completion": _said(answer.text), "label": rating.value > 0}
+        yield rating.user_hash, rating.created, [answer], row
+
+
+def _sft(feedback: Feedback, answers: dict[str, Any], left_out: Counter[str]) -> _Found:
+    for edit in feedback.rows(corrections):
+        yield edit.user_hash, edit.created, [], {"messages": answers[edit.response_id].messages + _said(edit.text)}
+    for rating in _latest(feedback):
+        answer = answers[rating.response_id]
+        if rating.value > 0:
+            yield rating.user_hash, rating.created, [answer], {"messages": answer.messages + _said(answer.text)}
+
+
+_ROWS = {"dpo": _dpo, "kto": _kto, "sft": _sft}

@@ -1,0 +1,45 @@
+"""AdamW and Muon, with each parameter's learning rate and decay by the one rule."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from tenfold.spec.model import ModelSpec
+from tenfold.train.optim.hyperparameters import Hyperparameters, learning_rate_scale
+from tenfold.train.optim.muon import Muon
+
+
+def make_optimizers(model: nn.Module, spec: ModelSpec, h: Hyperparameters, kind: str) -> list[Optimizer]:
+    """AdamW for all, or Muon for the hidden matrices (experts' too) and AdamW for the rest, routers among them.
+
+    Every group keeps its peak in `peak_lr`; matrices decay by `weight_decay` per step at the peak.
+    """
+    adam: dict[tuple[float, bool, Any], list[Tensor]] = {}
+    muon: list[Tensor] = []
+    for name, p in model.named_parameters():
+        matrix = p.ndim > 1 and not name.startswith(("embedding", "vision.positions"))
+        scale = learning_rate_scale(name, tuple(p.shape), spec)
+        if kind == "muon" and matrix and not name.startswith("head") and ".router." not in name:
+            muon.append(p)
+        else:
+            adam.setdefault((scale, matrix, getattr(p, "device_mesh", None)), []).append(p)  # one kernel takes one mesh
+    groups = []
+    for (scale, matrix, _), params in adam.items():
+        lr = h.learning_rate * scale
+        groups.append(
+            {"params": params, "lr": lr, "peak_lr": lr, "weight_decay": h.weight_decay / lr if matrix else 0.0}
+        )
+    optimizers: list[Optimizer] = [torch.optim.AdamW(groups, betas=(h.beta1, h.beta2), eps=1e-8, fused=True)]
+    if muon:
+        lr = h.muon_learning_rate
+        optimizers.append(Muon([{"params": muon, "lr": lr, "peak_lr": lr, "weight_decay": h.weight_decay / lr}], lr=lr))
+    return optimizers
+
+
+def set_learning_rate(optimizers: list[Optimizer], share: float) -> None:
+    """Set every group to `share` of its peak."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * share

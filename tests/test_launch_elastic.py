@@ -1,0 +1,175 @@
+"""Failures: a run that loses processes, or stands still, goes on by itself to the very same end, and says what it cost."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tenfold.launch import elastic
+from tenfold.spec.errors import TenfoldError
+from tenfold.train import trainer as loop
+from tenfold.train.config import config_from_fields
+from tenfold.train.hooks.goodput import read_goodput
+from tenfold.train.hooks.metrics import read_metrics
+
+STEPS = 24
+RUN = {
+    "seq_len": 32, "batch_size": 4, "tokens": STEPS * 4 * 32, "evaluate_tokens": 512, "log_every": 1, "dtype": "float32",
+    "device": "cpu", "compile": "off", "optimizer": "adamw", "checkpoint_every_s": 0.0, "hang_after_s": 20.0, "vocab_size": 400,
+    "model": {"name": "tiny", "dim": 16, "n_layers": 1, "n_heads": 2, "n_kv_heads": 2, "ffn_dim": 32, "vocab_size": 400},
+}  # fmt: skip
+
+
+def work(config, directory, home, quiet):
+    """A worker that does to itself, once and before the step it is for, what `faults.json` says."""
+    torch.set_num_threads(1)
+    rank, make = os.environ["RANK"], loop._batch
+
+    def batch(*arguments):
+        for name, (step, where) in json.loads((home / "faults.json").read_text()).items():
+            if arguments[3] == step and where == rank and not (home / name).exists():
+                (home / name).touch()
+                if name == "hang":
+                    time.sleep(1000)
+                os.kill(os.getpid(), signal.Signals[name])
+        return make(*arguments)
+
+    loop._batch = batch
+    return elastic.worker(config, directory, home, quiet)
+
+
+def run(home, text, name, faults, processes=2, **fields):
+    home.mkdir(exist_ok=True)
+    (home / "faults.json").write_text(json.dumps(faults))
+    config = config_from_fields({**RUN, "corpus": str(text), **fields}, name)
+    elastic.train_here(config, home / name, home, processes, quiet=True, save_s=20, work=work)
+    return home / name
+
+
+def losses(directory):
+    return {e["step"]: e["loss"] for e in read_metrics(directory / "run.jsonl") if e["event"] == "step"}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(text_folder, tmp_path_factory):
+    return run(tmp_path_factory.mktemp("home"), text_folder, "undisturbed", {})
+
+
+def test_a_run_whose_processes_are_killed_and_hang_ends_as_if_nothing_had_happened(undisturbed, text_folder):
+    run(undisturbed.parent, text_folder, "disturbed", {"SIGKILL": (9, "1"), "hang": (17, "0")})
+    disturbed = undisturbed.parent / "disturbed"
+    assert losses(disturbed) == losses(undisturbed) and len(losses(disturbed)) == STEPS
+    a, b = (load_file(d / "model" / "model.safetensors") for d in (undisturbed, disturbed))
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    cost = read_goodput(disturbed / "time.jsonl")
+    assert cost["starts"] >= 3 and read_goodput(undisturbed / "time.jsonl")["starts"] == 1
+    assert cost["down_s"] + cost["other_s"] > RUN["hang_after_s"] - 1  # while it hung
+    assert read_metrics(disturbed / "run.jsonl")[-2]["goodput"] == pytest.approx(cost["goodput"])
+
+
+def test_a_run_goes_on_with_fewer_processes_where_others_were_lost(undisturbed, text_folder, tmp_path):
+    with pytest.raises(TenfoldError, match="Stopped by SIGTERM|Stopped and saved|tenfold resume") as stopped:
+        directory = run(tmp_path, text_folder, "smaller", {"SIGTERM": (11, "0")})
+        assert not losses(directory).get(STEPS)
+        raise TenfoldError("Stopped and saved")
+    assert "\n" not in str(stopped.value)
+    run(tmp_path, text_folder, "smaller", {}, processes=1)
+    assert losses(tmp_path / "smaller") == pytest.approx(losses(undisturbed), rel=1e-5)
+
+
+def test_the_account_of_a_run_adds_up_to_its_wall_time(tmp_path):
+    path = tmp_path / "time.jsonl"
+    nothing = {"stepping": 0.0, "saving": 0.0, "evaluating": 0.0}
+    rows = [
+        {"began": 0.0, "time": 10.0, "step": 0},
+        {**nothing, "time": 30.0, "step": 2, "stepping": 20.0},
+        {**nothing, "time": 45.0, "step": 3, "stepping": 30.0, "saving": 4.0},  # lost at 45; step 3 was not saved
+        {"began": 60.0, "time": 65.0, "step": 2},
+        {**nothing, "time": 90.0, "step": 4, "stepping": 20.0, "saving": 1.0, "evaluating": 3.0, "finished": True},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"torn')
+    cost = read_goodput(path)
+    parts = {k.removesuffix("_s"): v for k, v in cost.items() if k.endswith("_s") and k != "wall_s"}
+    assert parts == {"counted": 40, "redone": 10, "starting": 15, "saving": 5, "evaluating": 3, "down": 15, "other": 2}
+    assert cost["wall_s"] == 90 == sum(parts.values()) and cost["redone_steps"] == 1 and cost["starts"] == 2
+    assert cost["goodput"] == pytest.approx(40 / 90)
+    assert read_goodput(tmp_path / "none.jsonl") == {}
+
+
+def test_a_process_is_said_to_have_begun_when_it_did(tmp_path):
+    path = tmp_path / "time.jsonl"
+    code = f"from pathlib import Path; from tenfold.train.hooks.goodput import GoodputTimer; GoodputTimer(Path({str(path)!r}), 0)"
+    before = time.time()
+    process = subprocess.Popen([sys.executable, "-c", code])
+    after = time.time()
+    process.wait()
+    tick = 2 / os.sysconf("SC_CLK_TCK")  # what the kernel counts processes' starts in
+    assert before - tick <= json.loads(path.read_text())["began"] <= after + tick
+
+
+HANGS = """
+import sys, time
+from tenfold.train.hooks.watchdog import Watchdog
+with Watchdog(1.0) as watchdog:
+    for step in range(8):
+        time.sleep(0.25)
+        watchdog.beat(step)
+    if sys.argv[1] == "end":
+        watchdog.end()
+    time.sleep(0 if sys.argv[1] == "not" else 3)
+print("through")
+"""
+
+
+def test_the_watchdog_ends_a_process_that_stands_still_and_no_other():
+    done = {
+        what: subprocess.run([sys.executable, "-c", HANGS, what], capture_output=True, text=True, timeout=100)
+        for what in ("hang", "not", "end")
+    }
+    assert done["hang"].returncode == 75 and "through" not in done["hang"].stdout
+    assert "after step 7" in done["hang"].stderr and 'File "<string>", line 10' in done["hang"].stderr
+    assert done["not"].stdout == done["end"].stdout == "through\n" and not done["not"].returncode + done["end"].returncode
+
+
+@pytest.mark.parametrize(
+    "fields, says",
+    [
+        ({"layout": {"tensor": 3}}, "= 3 processes, but there are 2: start as many"),
+        ({"layout": {"tensor": 2}, "seq_len": 33}, "cannot divide seq_len 33 by 2"),
+        ({"layout": {"shard": 2}, "batch_size": 1}, "divides 1 rows a step over 2 processes"),
+    ],
+)
+def test_a_layout_that_does_not_fit_is_said_once_and_not_tried_again(text_folder, undisturbed, fields, says):
+    with pytest.raises(TenfoldError, match=says) as raised:
+        run(undisturbed.parent, text_folder, "wrong", {}, **fields)
+    assert "\n" not in str(raised.value)
+    assert not (undisturbed.parent / "wrong" / "run.jsonl").exists()
+
+
+def test_a_checkpoint_of_another_model_is_one_sentence(text_folder, undisturbed):
+    with pytest.raises(TenfoldError, match="does not fit this run.s model") as raised:
+        run(undisturbed.parent, text_folder, "undisturbed", {}, model={**RUN["model"], "dim": 32})
+    assert "\n" not in str(raised.value)
+
+
+ALONE = """
+from tenfold.spec.errors import TenfoldError
+from tenfold.train.parallel.parallelize import start_processes
+try:
+    start_processes(patience_s=3.0)
+except TenfoldError as error:
+    print(error)
+"""
+
+
+def test_a_rendezvous_that_cannot_be_reached_is_one_sentence():
+    where = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}
+    done = subprocess.run([sys.executable, "-c", ALONE], env=os.environ | where, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0 and done.stdout.count("\n") == 1
+    assert "cannot be reached at 127.0.0.1:9" in done.stdout and "see that all were started" in done.stdout

@@ -1,0 +1,146 @@
+"""Training on images among text: which rows come when, what is learned, and what is refused."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from drawings import shape
+from PIL import Image
+
+from tenfold.cli.train import sample
+from tenfold.data.images.corpus import build_images, image_batches, mixed_batch
+from tenfold.data.images.tiles import tiles_of
+from tenfold.data.text.batches import train_batch
+from tenfold.model.io.huggingface import read_model
+from tenfold.spec.errors import TenfoldError
+from tenfold.spec.vision import IMAGE_TOKENS, PATCH, VisionSpec
+from tenfold.train.config import RunConfig, config_from_fields, resolve_model
+from tenfold.train.hooks.metrics import read_metrics
+from tenfold.train.trainer import train
+
+VISION = {"image_size": 16, "patch_size": 4, "dim": 32, "n_layers": 1, "n_heads": 2}
+CONFIG = {"model": {"width": 32, "family": "llama4"}, "seq_len": 48, "batch_size": 8, "evaluate_tokens": 2048, "vision": VISION}
+
+
+@pytest.fixture(scope="module")
+def images(drawings, corpus, tmp_path_factory):
+    spec, _ = resolve_model(RunConfig(tokens=1, images=str(drawings), **CONFIG), corpus.vocab_size)
+    return build_images(drawings, tmp_path_factory.mktemp("home") / "images", corpus, spec.vision)
+
+
+def test_a_row_holds_whole_documents_and_learns_their_words_alone(images, drawings, corpus):
+    tokenizer = images.directory / "tokenizer.json"
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(tokenizer))
+    assert [tokenizer.token_to_id(t) for t in IMAGE_TOKENS] == list(range(corpus.vocab_size, corpus.vocab_size + 6))
+    patch = tokenizer.token_to_id(PATCH)
+    seen = []
+    for split in ("train", "validation"):
+        for batch in image_batches(images, batch_size=7, seq_len=48, split=split):
+            assert (batch.tokens == patch).sum() == 4 * len(batch.tiles) and batch.tile_ends[-1] == len(batch.tiles)
+            tile = 0
+            for row in range(len(batch.tokens)):
+                for document in np.unique(batch.document[row]):
+                    own = batch.document[row] == document
+                    learned = batch.targets[row][own & (batch.targets[row] >= 0)]
+                    if (batch.tokens[row][own] == patch).sum() == 0:
+                        assert not len(learned)  # what fills the row
+                        continue
+                    assert learned[-1] == tokenizer.token_to_id("<|end_of_text|>")
+                    seen.append((batch.tiles[tile].tobytes(), tokenizer.decode(learned.tolist())))
+                    tile += 1
+    files = sorted(drawings.glob("*.png"))
+    given = [(np.uint8(np.rint((tiles_of(Image.open(f), 16, 1)[0] + 1) * 127.5)).tobytes(), f.with_suffix(".txt").read_text()) for f in files]
+    assert sorted(seen) == sorted(given)
+
+
+def test_rows_with_images_come_in_their_share_and_each_once_an_epoch(images, corpus):
+    rows = {"batch_size": 4, "seq_len": 48, "seed": 3}
+    count = len(images.packed("train", 48))
+    shown, texts = [], []
+    for step in range(count):
+        batch = mixed_batch(corpus, images, step, share=0.25, **rows)
+        again = mixed_batch(corpus, images, step, share=0.25, **rows)
+        assert np.array_equal(batch.tokens, again.tokens) and np.array_equal(batch.tiles, again.tiles)
+        counts = np.diff(batch.tile_ends, prepend=0)
+        assert (counts > 0).sum() == 1
+        assert [(row >= corpus.vocab_size).sum() > 0 for row in batch.tokens] == (counts > 0).tolist()
+        shown.append(batch.tokens[counts > 0][0].tobytes() + batch.tiles.tobytes())
+        texts += list(batch.tokens[counts == 0])
+    assert len(set(shown)) == count
+    plain = np.concatenate([train_batch(corpus, step, **rows).tokens for step in range(count)])
+    assert np.array_equal(np.array(texts), plain[: len(texts)])
+    assert mixed_batch(corpus, images, 0, share=0.01, **rows).tiles is None
+
+
+def test_a_run_learns_to_see_and_micro_batches_do_not_change_it(drawings, corpus, tmp_path, capsys):
+    config = {"tokens": 100_000, "images": str(drawings), "image_share": 1.0, **CONFIG}
+    found = []
+    for seed in range(4):  # one run's few held-out images cost anything between 0.002 and 0.21
+        train(RunConfig(**config, seed=seed), corpus, tmp_path / f"run-{seed}", quiet=True)
+        found += [e for e in read_metrics(tmp_path / f"run-{seed}" / "run.jsonl") if e["event"] == "images"][-1:]
+    seen, shuffled = (np.mean([e[name] for e in found]) for name in ("bits_per_byte", "bits_per_byte_shuffled"))
+    # Two words of eight and two: seen, they cost almost nothing; with another's image they are wrong.
+    assert seen < 0.15 < shuffled
+    model = read_model(tmp_path / "run-0" / "model")
+    assert model.spec.vision.image_size == 16 and model.spec.vocab_size == corpus.vocab_size + 6
+    shape("square", "blue", 999).save(tmp_path / "new.png")
+    sample(tmp_path / "run-0", image=tmp_path / "new.png", temperature=0.0)
+    assert capsys.readouterr().out.strip() == "a blue square"
+
+    losses = []
+    for micro in (None, 3):
+        short = RunConfig(**{**config, "tokens": 4_000, "image_share": 0.5}, micro_batch=micro)
+        losses.append(train(short, corpus, tmp_path / f"micro-{micro}", quiet=True).loss)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_what_cannot_be_trained_on_is_one_sentence(drawings, corpus, tmp_path):
+    for changes, sentence in (
+        ({"model": {"width": 32}}, "vision need family = 'llama4'"),
+        ({"seq_len": 8}, "are 1. tokens, and a row has 8"),
+        ({"vision": {"sise": 3}}, r"\[vision\] has no setting 'sise'"),
+        ({"vision": VISION | {"image_size": 18}}, "must be a multiple of patch_size x shuffle = 8"),
+        ({"images": str(tmp_path / "none")}, "There are no images at .*none"),
+    ):
+        config = RunConfig(**({"tokens": 2000, "images": str(drawings), **CONFIG} | changes))
+        with pytest.raises(TenfoldError, match=sentence):
+            train(config, corpus, tmp_path / "run", quiet=True)
+    train(RunConfig(tokens=2000, model={"width": 16}, seq_len=48), corpus, tmp_path / "blind", quiet=True)
+    with pytest.raises(TenfoldError, match="has no image encoder: leave --image out"):
+        sample(tmp_path / "blind", image=drawings / "000.png")
+    with pytest.raises(TenfoldError, match="image_share must be above 0"):
+        config_from_fields({"tokens": 5, "image_share": 0.0}, "run.toml")
+    with pytest.raises(TenfoldError, match="names no images"):
+        config_from_fields({"tokens": 5, "vision": {}}, "run.toml")
+    (tmp_path / "one").mkdir()
+    shape("circle", "red", 0).save(tmp_path / "one" / "a.png")
+    (tmp_path / "one" / "a.txt").write_text("a circle")
+    with pytest.raises(TenfoldError, match="at least two are needed"):
+        build_images(tmp_path / "one", tmp_path / "out", corpus, VisionSpec(image_size=16, patch_size=4, dim=32, n_heads=2))
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
+
+
+def test_a_truncated_image_stops_the_command_with_one_sentence(drawings, text_folder, tmp_path):
+    stream = io.BytesIO()
+    Image.effect_noise((64, 64), 90).save(stream, "PNG")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "cut.png").write_bytes(stream.getvalue()[:-800])
+    (tmp_path / "bad" / "cut.txt").write_text("noise")
+    run = {"tokens": 2000, "vocab_size": 300, "corpus": str(text_folder), "images": str(tmp_path / "bad"), **CONFIG}
+    (tmp_path / "run.toml").write_text("\n".join(f"{k} = {_toml(v)}" for k, v in run.items()))
+    command = [Path(sys.executable).with_name("tenfold"), "train", tmp_path / "run.toml", "--home", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith(f"tenfold: {tmp_path}/bad/cut.png is damaged or cut short")
+    assert "Traceback" not in done.stderr
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{k} = {_toml(v)}" for k, v in value.items()) + " }"
+    return json.dumps(value)

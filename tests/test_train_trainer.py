@@ -1,0 +1,195 @@
+"""Runs: equal to the bit, through kills and resumes; stopped with one sentence where they cannot go on."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tenfold.model.io.huggingface import read_model
+from tenfold.spec.errors import TenfoldError
+from tenfold.train import checkpoint
+from tenfold.train import trainer as loop
+from tenfold.train.config import RunConfig, config_from_fields, read_config
+from tenfold.train.hooks.metrics import read_metrics
+from tenfold.train.optim.hyperparameters import derive
+from tenfold.train.optim.schedule import schedule
+from tenfold.train.trainer import read_result, train
+
+SMALL = {"model": {"width": 16}, "seq_len": 64, "batch_size": 4, "evaluate_tokens": 2048, "log_every": 5}
+
+CHILD = """
+import sys, torch
+from pathlib import Path
+from tenfold.data.text.corpus import open_corpus
+from tenfold.train.config import config_from_fields
+from tenfold.train.trainer import train
+import json
+torch.set_num_threads(1)
+fields = json.loads(sys.argv[3])
+train(config_from_fields(fields, "test"), open_corpus(Path(sys.argv[1])), Path(sys.argv[2]), quiet=True)
+"""
+
+
+def weights(directory):
+    return load_file(directory / "model" / "model.safetensors")
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_two_runs_of_one_seed_are_equal_to_the_bit_and_another_seed_is_not(corpus, tmp_path, optimizer):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        train(RunConfig(tokens=6000, seed=seed, optimizer=optimizer, **SMALL), corpus, tmp_path / name, quiet=True)
+    assert equal(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    assert not equal(weights(tmp_path / "a"), weights(tmp_path / "c"))
+
+
+def test_a_bfloat16_run_is_scored_with_the_weights_that_it_leaves(corpus, tmp_path):
+    config = RunConfig(tokens=60_000, dtype="bfloat16", **SMALL)
+    result = train(config, corpus, tmp_path, quiet=True)
+    read = loop.evaluate(read_model(tmp_path / "model"), corpus, config, torch.device("cpu"))[0]
+    assert result.loss == pytest.approx(read, rel=0.01)
+
+
+def test_a_run_learns_and_writes_what_a_planner_needs(corpus, tmp_path):
+    result = train(RunConfig(tokens=60_000, **SMALL), corpus, tmp_path, quiet=True)
+    events = read_metrics(tmp_path / "run.jsonl")
+    losses = [e["loss"] for e in events if e["event"] == "step"]
+    assert losses[-1] < losses[0] - 0.5
+    end = events[-1]
+    assert end["event"] == "end" and read_result(tmp_path) == result
+    assert end["flops"] == pytest.approx(end["tokens"] * events[0]["flops_per_token"])
+    assert end["tokens_per_s"] > 0 and 0 < end["mfu"] < 1 and end["energy_kwh"] > 0 and end["peak_memory_gib"] > 0.1
+    assert set(end["energy_source"].split("+")) <= {"nvml", "rapl", "estimated"}
+
+
+def test_kill_9_at_random_moments_and_resume_gives_the_same_weights(corpus, tmp_path):
+    fields = {"tokens": 40_000, "checkpoint_every_s": 0.05, **SMALL}
+    train(config_from_fields(fields, "test"), corpus, tmp_path / "whole", quiet=True)
+    draw = random.Random(0)
+    command = [sys.executable, "-c", CHILD, str(corpus.directory), str(tmp_path / "killed"), json.dumps(fields)]
+    kills = 0
+    while kills < 4:
+        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        deadline = time.monotonic() + 60
+        before = set((tmp_path / "killed" / "checkpoint").glob("step-*"))
+        while child.poll() is None and time.monotonic() < deadline:
+            if set((tmp_path / "killed" / "checkpoint").glob("step-*")) - before:
+                time.sleep(draw.uniform(0, 0.3))
+                break
+            time.sleep(0.005)
+        if child.poll() is not None:
+            break
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        kills += 1
+    assert kills >= 1
+    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
+    steps = [e["step"] for e in read_metrics(tmp_path / "killed" / "run.jsonl") if e["event"] == "step"]
+    assert steps == sorted(set(steps))
+
+
+def test_sigterm_saves_and_leaves(corpus, tmp_path, monkeypatch):
+    plain, calls = loop._step, []
+
+    def step(*arguments):
+        calls.append(1)
+        if len(calls) == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(*arguments)
+
+    monkeypatch.setattr(loop, "_step", step)
+    result = train(RunConfig(tokens=20_000, **SMALL), corpus, tmp_path, quiet=True)
+    assert not result.finished and result.step == 7
+    assert (tmp_path / "checkpoint" / "step-00000007" / "manifest.json").exists()
+    assert train(RunConfig(tokens=20_000, **SMALL), corpus, tmp_path, quiet=True).finished
+
+
+def test_a_damaged_checkpoint_is_passed_over(corpus, tmp_path):
+    config = RunConfig(tokens=10_000, checkpoint_every_s=0, keep=3, **SMALL)
+    train(config, corpus, tmp_path, quiet=True)
+    whole = weights(tmp_path)
+    steps = sorted((tmp_path / "checkpoint").iterdir())
+    shard = next(steps[-1].glob("*.distcp"))
+    shard.write_bytes(shard.read_bytes()[:-50])
+    with pytest.warns(UserWarning, match="is damaged; an earlier one is used"):
+        train(config, corpus, tmp_path, quiet=True)
+    assert equal(whole, weights(tmp_path))
+    for step in (tmp_path / "checkpoint").iterdir():
+        (step / "manifest.json").write_text("{")
+    with pytest.warns(UserWarning), pytest.raises(TenfoldError, match="Every checkpoint in .* is damaged"):
+        train(config, corpus, tmp_path, quiet=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("mount") is None, reason="needs to mount a small file system")
+def test_a_full_disk_is_one_sentence_and_earlier_checkpoints_stay(corpus, tmp_path):
+    small = tmp_path / "disk"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", small], capture_output=True).returncode:
+        pytest.skip("cannot mount here")
+    try:
+        config = RunConfig(tokens=10_000, checkpoint_every_s=0, keep=50, **SMALL)
+        with pytest.raises(TenfoldError, match="disk is full"):
+            train(config, corpus, small / "run", quiet=True)
+        kept = sorted((small / "run" / "checkpoint").glob("step-*"))
+        assert kept and not list((small / "run" / "checkpoint").glob(".step-*"))
+        assert all(checkpoint._verified(path) for path in kept)
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+def test_nan_stops_the_run_after_counted_skips(corpus, tmp_path):
+    with pytest.raises(TenfoldError, match="20 steps in a row .* lower learning_rate"):
+        train(RunConfig(tokens=20_000, learning_rate=float("nan"), **SMALL), corpus, tmp_path, quiet=True)
+
+
+def test_micro_batches_do_not_change_the_run(corpus, tmp_path):
+    losses = []
+    for micro in (None, 1, 3):
+        result = train(RunConfig(tokens=8000, micro_batch=micro, **SMALL), corpus, tmp_path / str(micro), quiet=True)
+        losses.append(result.loss)
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-4)
+
+
+def test_a_mistyped_setting_suggests_the_nearest(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text("flops = 1e12\nlearning_rte = 0.1\n")
+    with pytest.raises(TenfoldError, match=r"no setting 'learning_rte' \(did you mean 'learning_rate'\?\)"):
+        read_config(file)
+    file.write_text("flops = 1e12\nschedule = 'linear'\n")
+    with pytest.raises(TenfoldError, match="schedule"):
+        read_config(file)
+    with pytest.raises(TenfoldError, match="both flops and tokens"):
+        config_from_fields({"flops": 1e12, "tokens": 5}, "run.toml")
+    with pytest.raises(TenfoldError, match="must give flops or tokens"):
+        config_from_fields({}, "run.toml")
+
+
+def test_the_rule_keeps_what_it_promises():
+    from tenfold.spec.shapes import llama_shape
+
+    spec = llama_shape(64, 1024)
+    for tokens in (10**5, 10**7, 10**9):
+        h = derive(spec, tokens, 256)
+        assert h.weight_decay * h.steps == pytest.approx(1)
+        assert h.steps * h.batch_size * 256 == pytest.approx(tokens, rel=0.05)
+    assert derive(spec, 10**7, 256).batch_size / derive(spec, 10**6, 256).batch_size == pytest.approx(10**0.383, rel=0.1)
+
+
+@pytest.mark.parametrize("kind", ["wsd", "cosine"])
+def test_schedules_rise_hold_and_fall(kind):
+    shares = [schedule(kind, s, 100, 0.1, 0.4) for s in range(100)]
+    assert shares[:10] == sorted(shares[:10]) and max(shares) == 1.0
+    assert shares[60:] == sorted(shares[60:], reverse=True) and shares[-1] < 0.15
+    assert all(0 < s <= 1 for s in shares)
