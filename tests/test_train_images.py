@@ -12,7 +12,7 @@ from drawings import shape
 from PIL import Image
 
 from tenfold.cli.train import sample
-from tenfold.data.images.corpus import build_images, image_batches, mixed_batch
+from tenfold.data.images.corpus import ImagesAmongText, build_images, image_batches
 from tenfold.data.images.tiles import tiles_of
 from tenfold.data.text.batches import train_batch
 from tenfold.model.io.huggingface import read_model
@@ -64,8 +64,7 @@ def test_rows_with_images_come_in_their_share_and_each_once_an_epoch(images, cor
     count = len(images.packed("train", 48))
     shown, texts = [], []
     for step in range(count):
-        batch = mixed_batch(corpus, images, step, share=0.25, **rows)
-        again = mixed_batch(corpus, images, step, share=0.25, **rows)
+        batch, again = (ImagesAmongText(corpus, images, 0.25).batch(step, **rows) for _ in range(2))
         assert np.array_equal(batch.tokens, again.tokens) and np.array_equal(batch.tiles, again.tiles)
         counts = np.diff(batch.tile_ends, prepend=0)
         assert (counts > 0).sum() == 1
@@ -75,7 +74,7 @@ def test_rows_with_images_come_in_their_share_and_each_once_an_epoch(images, cor
     assert len(set(shown)) == count
     plain = np.concatenate([train_batch(corpus, step, **rows).tokens for step in range(count)])
     assert np.array_equal(np.array(texts), plain[: len(texts)])
-    assert mixed_batch(corpus, images, 0, share=0.01, **rows).tiles is None
+    assert ImagesAmongText(corpus, images, 0.01).batch(0, **rows).tiles is None
 
 
 def test_a_run_learns_to_see_and_micro_batches_do_not_change_it(drawings, corpus, tmp_path, capsys):

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tenfold.data.images.corpus import ImageCorpus, build_images, mixed_batch
+from tenfold.data.images.corpus import ImageCorpus, ImagesAmongText, build_images
 from tenfold.data.text.batches import Batch, train_batch
 from tenfold.data.text.corpus import Corpus, require_tokens
 from tenfold.data.text.mixture import Mixture
@@ -416,7 +416,7 @@ def _batch(
         return corpus.batch(step, **rows)
     if images is None:
         return train_batch(corpus, step, **rows)
-    return mixed_batch(corpus, images, step, share=config.image_share, **rows)
+    return ImagesAmongText(corpus, images, config.image_share).batch(step, **rows)
 
 
 def _drawn(corpus: Corpus | Mixture, step: int, rows: dict[str, Any]) -> dict[str, Any]:

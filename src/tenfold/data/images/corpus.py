@@ -20,7 +20,17 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from tenfold.data.images.tiles import cut, image_text, read_images
-from tenfold.data.text.batches import END_TOKEN, Batch, permute, row_count, shuffled, text_rows, train_batch
+from tenfold.data.text.batches import (
+    END_TOKEN,
+    Batch,
+    permute,
+    row_count,
+    share_of,
+    shuffled,
+    text_rows,
+    train_batch,
+    without_targets,
+)
 from tenfold.data.text.corpus import Corpus
 from tenfold.data.text.tokenizer import BEGIN, END, save_tokenizer
 from tenfold.spec.errors import TenfoldError
@@ -150,25 +160,35 @@ def _write(source: Path, scratch: Path, tokenizer: Tokenizer, vision: VisionSpec
     return documents
 
 
-def mixed_batch(
-    corpus: Corpus, images: ImageCorpus, step: int, *, batch_size: int, seq_len: int, seed: int, share: float
-) -> Batch:
-    """The rows of `step`, `share` of them with images, evenly among those of text: a pure function as `train_batch`."""
-    sample = np.arange(batch_size, dtype=np.int64) + step * batch_size
-    before = np.floor(sample * share).astype(np.int64)
-    shown = np.floor((sample + 1) * share).astype(np.int64) > before
-    if not shown.any():
-        return train_batch(corpus, step, batch_size=batch_size, seq_len=seq_len, seed=seed)
-    packed = images.packed("train", seq_len)
-    seeing = image_rows(images, [packed[i] for i in shuffled(before[shown], len(packed), seed)], seq_len)
-    if shown.all():
-        return seeing
-    text = text_rows(
-        corpus, "train", shuffled((sample - before)[~shown], row_count(corpus, "train", seq_len), seed), seq_len
-    )
+@dataclass(frozen=True)
+class ImagesAmongText:
+    """Rows with images, `share` of all, evenly among rows of text."""
+
+    corpus: Corpus
+    images: ImageCorpus
+    share: float
+
+    def batch(self, step: int, rows: slice = slice(None), *, batch_size: int, seq_len: int, seed: int) -> Batch:
+        """`rows` of the `batch_size` rows of a step, as `data.text.batches.train_batch` gives them of text alone."""
+        sample = np.arange(batch_size, dtype=np.int64) + step * batch_size
+        before = np.floor(sample * self.share).astype(np.int64)
+        shown = np.floor((sample + 1) * self.share).astype(np.int64) > before
+        if not shown.any():
+            return train_batch(self.corpus, step, rows, batch_size=batch_size, seq_len=seq_len, seed=seed)
+        sample, before, shown = sample[rows], before[rows], shown[rows]
+        packed = self.images.packed("train", seq_len)
+        seeing = image_rows(self.images, [packed[i] for i in shuffled(before[shown], len(packed), seed)], seq_len)
+        if shown.all():
+            return seeing
+        index = shuffled((sample - before)[~shown], row_count(self.corpus, "train", seq_len), seed)
+        return _merged(seeing, text_rows(self.corpus, "train", index, seq_len), shown)
+
+
+def _merged(seeing: Batch, text: Batch, shown: np.ndarray) -> Batch:
+    """Rows with images where `shown`, and rows of text elsewhere."""
     order = np.argsort(np.concatenate((np.flatnonzero(shown), np.flatnonzero(~shown))))
     assert seeing.tile_ends is not None
-    counts = np.zeros(batch_size, np.int64)
+    counts = np.zeros(len(shown), np.int64)
     counts[shown] = np.diff(seeing.tile_ends, prepend=0)
     return Batch(
         np.concatenate((seeing.tokens, text.tokens))[order],
@@ -179,11 +199,15 @@ def mixed_batch(
     )
 
 
-def image_batches(images: ImageCorpus, *, batch_size: int, seq_len: int, split: str = "validation") -> Iterator[Batch]:
-    """All rows of a split once, in order."""
+def image_batches(
+    images: ImageCorpus, *, batch_size: int, seq_len: int, split: str = "validation", part: tuple[int, int] = (0, 1)
+) -> Iterator[Batch]:
+    """The rows of a split once, in order, or a part of them as `data.text.batches.validation_batches` parts them."""
     packed = images.packed(split, seq_len)
-    for start in range(0, len(packed), batch_size):
-        yield image_rows(images, packed[start : start + batch_size], seq_len)
+    mine, own = share_of(len(packed), part)
+    for start in range(0, len(mine), batch_size):
+        some = slice(start, start + batch_size)
+        yield without_targets(image_rows(images, [packed[i] for i in mine[some]], seq_len), ~own[some])
 
 
 def image_rows(images: ImageCorpus, packed: list[list[int]], seq_len: int) -> Batch:
@@ -207,8 +231,8 @@ def image_rows(images: ImageCorpus, packed: list[list[int]], seq_len: int) -> Ba
         np.ascontiguousarray(tokens[:, :-1]),
         np.where(learned, tokens, -100)[:, 1:],
         np.ascontiguousarray(document[:, :-1]),
-        np.concatenate(tiles),
-        np.cumsum(counts),
+        np.concatenate((images.tiles[:0], *tiles)),
+        np.cumsum(counts, dtype=np.int64),
     )
 
 

@@ -134,7 +134,9 @@ class RemoteShards:
     def __getitem__(self, positions: slice | np.ndarray) -> np.ndarray:
         if isinstance(positions, slice):
             positions = np.arange(*positions.indices(len(self)))
-        if positions.size and not 0 <= int(positions.min()) <= int(positions.max()) < len(self):
+        if not positions.size:
+            return np.empty(positions.shape, self._tokens.dtype)
+        if not 0 <= int(positions.min()) <= int(positions.max()) < len(self):
             raise IndexError(f"The {self._tokens.split} split has {len(self)} tokens.")
         return self._read(positions)
 
