@@ -347,19 +347,3 @@ def _sync(directory: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def on_first_process(work: Callable[[], T], group: Any = None) -> T:
-    """Do `work` in the first process and give its result, or its error, to all."""
-    if not dist.is_initialized():
-        return work()
-    outcome: list[Any] = [None, None]
-    if dist.get_rank() == 0:
-        try:
-            outcome[0] = work()
-        except Exception as error:  # whatever it is, the others must not wait for it
-            outcome[1] = error
-    dist.broadcast_object_list(outcome, src=0, group=group)
-    if outcome[1] is not None:
-        raise outcome[1]
-    return outcome[0]

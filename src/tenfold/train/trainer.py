@@ -33,9 +33,9 @@ from tenfold.spec.model import ModelSpec
 from tenfold.train import checkpoint
 from tenfold.train.config import RunConfig, resolve_model, write_config
 from tenfold.train.export import export_model
-from tenfold.train.hooks.energy import EnergyMeter
+from tenfold.train.energy import EnergyMeter
 from tenfold.train.hooks.evaluate import evaluate, evaluate_images, tensors
-from tenfold.train.hooks.goodput import GoodputTimer, read_goodput
+from tenfold.train.goodput import GoodputTimer, read_goodput
 from tenfold.train.hooks.health import (
     LOOK_EVERY,
     MOST_RETURNS,
@@ -46,10 +46,10 @@ from tenfold.train.hooks.health import (
     skips,
     stragglers,
 )
-from tenfold.train.hooks.metrics import MetricsWriter
-from tenfold.train.hooks.progress import TrainingProgress
-from tenfold.train.hooks.signals import stop_on_signals
-from tenfold.train.hooks.watchdog import Watchdog
+from tenfold.train.metrics import MetricsWriter
+from tenfold.train.progress import TrainingProgress
+from tenfold.train.signals import stop_on_signals
+from tenfold.train.watchdog import Watchdog
 from tenfold.train.initial_weights import build, give_shares
 from tenfold.train.memory import peak_memory_bytes
 from tenfold.train.one_gpu import StepSkipper, compile_blocks, recompute, use_document_blocks
