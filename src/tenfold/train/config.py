@@ -18,11 +18,11 @@ import tomli_w
 from msgspec import Meta, Struct
 
 from tenfold.spec.errors import TenfoldError, nearest
+from tenfold.spec.layout import Layout
 from tenfold.train.hooks.checkpoints import CheckpointConfig
 from tenfold.train.hooks.health import HealthConfig
 from tenfold.train.hooks.log import LogConfig
 from tenfold.train.optim.optimizer import OptimizerConfig
-from tenfold.train.parallel.parallelize import ParallelConfig
 
 VERSION = 2  # of run files
 
@@ -38,13 +38,13 @@ class MixedCorpus(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
 class DataConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The table `[data]`: what a run reads, and how much of it in a step."""
 
-    corpus: Annotated[str, Meta(description="Text (a folder, a file, a name), a corpus, or its address in an object store.")] = "stdlib"
+    corpus: Annotated[str, Meta(description="Text (a folder, a file, a name), a corpus, or its address in a store.")] = "stdlib"
     mixture: Annotated[list[MixedCorpus] | None, Meta(description="Several corpora with weights, in place of one.")] = None
     images: Annotated[str | None, Meta(description="A folder, Parquet file or jsonl of images with words (family llama4).")] = None
     image_share: Annotated[float, Meta(gt=0, le=1, description="Share of the sequences that show images.")] = 0.5
     vocab_size: Annotated[int, Meta(gt=0, description="Tokens in the vocabulary of a corpus that is built.")] = 2048
     seq_len: Annotated[int, Meta(gt=0, description="Tokens in a sequence.")] = 128
-    batch_size: Annotated[int | None, Meta(gt=0, description="Sequences a step.")] = None
+    batch_size: Annotated[Annotated[int, Meta(gt=0)] | None, Meta(description="Sequences a step.")] = None
     max_epochs: Annotated[float, Meta(gt=0, description="How often a corpus may be read.")] = 4.0
     cache_gib: Annotated[float, Meta(ge=0, description="Local disk that each corpus of an object store may take.")] = 16.0
 
@@ -57,20 +57,20 @@ class RunConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     those of the task's own struct. `version` is that of the file's format.
     """
 
-    flops: Annotated[float | None, Meta(gt=0, description="Training compute; tokens follow from the model.")] = None
-    tokens: Annotated[int | None, Meta(gt=0, description="Training tokens, in place of flops.")] = None
+    flops: Annotated[Annotated[float, Meta(gt=0)] | None, Meta(description="Training compute; tokens follow from the model.")] = None
+    tokens: Annotated[Annotated[int, Meta(gt=0)] | None, Meta(description="Training tokens, in place of flops.")] = None
     seed: Annotated[int, Meta(description="Seed of weights and data order.")] = 0
     init_from: Annotated[str | None, Meta(description="A Hugging Face directory or GGUF that the run begins from.")] = None
     device: Annotated[str, Meta(description="auto, cpu, cuda, or any device of PyTorch's.")] = "auto"
     dtype: Annotated[Literal["auto", "float32", "bfloat16"], Meta(description="The format of matrix products.")] = "auto"
     compile: Annotated[Literal["auto", "on", "off"], Meta(description="Compile the model; auto does where it pays.")] = "auto"
     fp8: Annotated[bool, Meta(description="Linear and expert layers in 8 bits where the GPU can.")] = False
-    threads: Annotated[int | None, Meta(gt=0, description="CPU threads of each process.")] = None
+    threads: Annotated[Annotated[int, Meta(gt=0)] | None, Meta(description="CPU threads of each process.")] = None
     task: Annotated[dict[str, Any], Meta(description="What is trained: name, and the task's own settings.")] = {}
     model: Annotated[str | dict[str, Any] | None, Meta(description="A published name, or a shape.")] = None
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
-    parallel: ParallelConfig = ParallelConfig()
+    parallel: Annotated[Literal["auto"] | Layout, Meta(description="How the run lies on processes; or auto.")] = Layout()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
     health: HealthConfig = HealthConfig()
@@ -79,16 +79,23 @@ class RunConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 # Keys of version 1, which had no tables, and where each stands.
 MOVED = {
-    **{key: f"data.{key}" for key in ("corpus", "mixture", "vocab_size", "seq_len", "batch_size", "max_epochs", "cache_gib", "images")},
-    **{key: f"optimizer.{key}" for key in ("learning_rate", "weight_decay", "beta2", "schedule", "warmup", "decay", "max_skipped")},
-    **{key: f"log.{key}" for key in ("tensorboard", "wandb")},
-    "optimiser": "optimizer.name", "clip": "optimizer.max_grad_norm", "pictures": "data.images", "picture_share": "data.image_share",
-    "start_from": "init_from", "vision": "model.vision", "layout": "parallel", "micro_batch": "parallel.micro_batch",
-    "recompute": "parallel.activation_checkpointing", "z_loss": "task.z_loss", "ahead": "task.mtp", "ahead_weight": "task.mtp_weight",
-    "balance": "task.load_balancing", "balance_rate": "task.load_balancing_rate", "evaluate_every": "task.evaluate_every",
+    **{key: f"data.{key}" for key in ("corpus", "mixture", "vocab_size", "seq_len", "batch_size", "max_epochs", "cache_gib")},
+    **{key: f"optimizer.{key}" for key in ("learning_rate", "weight_decay", "beta2", "schedule", "warmup", "decay")},
+    "max_skipped": "optimizer.max_skipped", "tensorboard": "log.tensorboard", "wandb": "log.wandb",
+    "optimiser": "optimizer.name", "clip": "optimizer.max_grad_norm", "pictures": "data.images",
+    "picture_share": "data.image_share", "start_from": "init_from", "vision": "model.vision", "layout": "parallel",
+    "micro_batch": "parallel.micro_batch", "recompute": "parallel.activation_checkpointing", "z_loss": "task.z_loss",
+    "ahead": "task.mtp", "ahead_weight": "task.mtp_weight", "balance": "task.load_balancing",
+    "balance_rate": "task.load_balancing_rate", "evaluate_every": "task.evaluate_every",
     "evaluate_tokens": "task.evaluate_tokens", "log_every": "log.every", "checkpoint_every_s": "checkpoint.every_s",
     "keep": "checkpoint.keep_last", "upload_to": "checkpoint.upload_to", "hang_after_s": "health.hang_after_s",
     "replay_every": "health.sdc_check_every", "rollback_above": "health.loss_spike",
+}  # fmt: skip
+
+# Fields of a Layout that a run file gives elsewhere, or cannot choose.
+_ELSEWHERE = {
+    "global_batch": "write batch_size in [data]", "seq_len": "write it in [data]", "dtype": "write it above all tables",
+    "zero": "the trainer shards parameters too", "etp": "the trainer keeps experts whole",
 }  # fmt: skip
 
 
@@ -106,8 +113,9 @@ def read_config(path: Path) -> RunConfig:
 def config_from_fields(fields: dict[str, Any], where: str) -> RunConfig:
     """A RunConfig from plain values. Raises TenfoldError that names `where` and the offending key."""
     _check_keys(fields, RunConfig, where)
-    if fields.get("parallel") == "auto":
-        fields = {**fields, "parallel": {"auto": True}}
+    for key in _ELSEWHERE:
+        if isinstance(fields.get("parallel"), dict) and key in fields["parallel"]:
+            raise TenfoldError(f"{where}, table [parallel], cannot give {key}: {_ELSEWHERE[key]}.")
     for name, table in _tables().items():
         if isinstance(fields.get(name), dict):
             _check_keys(fields[name], table, f"{where}, table [{name}],")
@@ -133,11 +141,15 @@ def task_settings(config: RunConfig, table: type[T]) -> T:
 
 def write_config(config: RunConfig, path: Path) -> None:
     """Write the settings that are not `None` as TOML."""
-    path.write_text(tomli_w.dumps(_without_none(msgspec.to_builtins(config))))
+    fields = _without_none(msgspec.to_builtins(config))
+    if isinstance(fields["parallel"], dict):
+        fields["parallel"] = {key: value for key, value in fields["parallel"].items() if key not in _ELSEWHERE}
+    path.write_text(tomli_w.dumps(fields))
 
 
 def _tables() -> dict[str, type[Struct]]:
-    return {f.name: f.type for f in msgspec.structs.fields(RunConfig) if isinstance(f.type, type) and issubclass(f.type, Struct)}
+    tables = {f.name: f.type for f in msgspec.structs.fields(RunConfig) if isinstance(f.type, type) and issubclass(f.type, Struct)}
+    return {**tables, "parallel": Layout}
 
 
 def _check_keys(fields: dict[str, Any], table: type[Struct], where: str) -> None:
@@ -174,7 +186,7 @@ def _check(config: RunConfig, where: str) -> None:
         "describes an image encoder (vision) but names no images: add images to [data], or leave it out": (
             isinstance(config.model, dict) and "vision" in config.model and config.data.images is None
         ),
-        f"is of version {config.version}, and this Tenfold knows {VERSION}: use the Tenfold that wrote it": config.version > VERSION,
+        f"is of version {config.version}, later than {VERSION}: use the Tenfold that wrote it": config.version > VERSION,
         "has an infinite cache_gib: give a number of GiB": config.data.cache_gib == float("inf"),
     }
     for sentence, holds in contradictions.items():

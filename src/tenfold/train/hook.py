@@ -3,7 +3,8 @@
 from typing import Any
 
 from tenfold.train.result import RunResult
-from tenfold.train.run import Run, StepOutput
+from tenfold.train.run import Run
+from tenfold.train.state import StepOutput
 
 
 class Hook:

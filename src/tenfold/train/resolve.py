@@ -1,4 +1,4 @@
-"""From a run file to what is trained: shape, tokens, hyperparameters, device and number format, each derived where it is left out."""
+"""From a run file to what is trained: shape, tokens, hyperparameters, device and number format."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path

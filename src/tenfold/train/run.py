@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,31 +18,10 @@ from tenfold.train.metrics import MetricsWriter
 from tenfold.train.parallel.dims import ParallelDims
 from tenfold.train.result import RunResult
 from tenfold.train.signals import Stop
+from tenfold.train.state import RunState, StepOutput
+from tenfold.train.step import Step
 from tenfold.train.task import Batch, Rows, Task
 from tenfold.train.watchdog import Watchdog
-
-
-@dataclass
-class RunState:
-    """What, beside weights, optimizers and hooks, a run carries from step to step and through its checkpoints."""
-
-    step: int = 0
-    seconds: float = 0.0
-    energy_j: float = 0.0
-    flops: float = 0.0
-    skipped: int = 0
-    skipped_in_a_row: int = 0
-    usual_norm: float = 0.0
-
-
-class StepOutput(NamedTuple):
-    """What a step came to: mean loss in nats per unit of weight, and the norm of the gradient before it was clipped.
-
-    Both are None where they stay on the device until the next step that is logged.
-    """
-
-    loss: float | None
-    grad_norm: float | None
 
 
 @dataclass
@@ -65,7 +44,7 @@ class Run:
     tokens_per_step: int
     peak_flops: float
     peak_source: str
-    train_step: Callable[[Rows, int], StepOutput]
+    train_step: Step
     rows_of: Callable[[int], Rows]
     watchdog: Watchdog
     metrics: MetricsWriter
@@ -96,13 +75,18 @@ class Run:
         with self.timer.time("stepping"):
             self.rows = self.rows_of(self.state.step)
             self.waited_s = time.perf_counter() - began
-            done = self.train_step(self.rows, self.state.step)
+            weight, flops = self.dims.total_of_rows(self.rows.weight(), self.task.flops(self.rows))
+            done = self.train_step(self.rows, self.state.step, weight)
         self.step_s = time.perf_counter() - began
         self.state.seconds += self.step_s
         self.state.step += 1
         self.watchdog.beat(self.state.step)
-        self.state.flops += self.dims.total_of_rows(self.task.flops(self.rows))
+        self.state.flops += flops
         return done
+
+    def read_state(self) -> None:
+        """Bring the state up to date with a device that decides by itself which steps count."""
+        self.train_step.skipper.read()
 
     def loss_of(self, batch: Batch) -> float:
         """The sum of a batch's loss, without gradients; in a pipeline on its last stage, elsewhere 0."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from tenfold.spec.errors import TenfoldError
-from tenfold.train.run import RunState
+from tenfold.train.state import RunState
 
 EXPLODING = 30.0  # a gradient this many times the usual norm is skipped
 SETTLED = 20  # steps after which there is a usual norm

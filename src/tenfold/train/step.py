@@ -9,17 +9,17 @@ from torch.optim import Optimizer
 from tenfold.train.optim.hyperparameters import Hyperparameters
 from tenfold.train.optim.optimizer import OptimizerConfig, set_learning_rate
 from tenfold.train.optim.schedule import schedule
-from tenfold.train.parallel.dims import ParallelDims
+from tenfold.train.parallel.dims import ALONE, ParallelDims
 from tenfold.train.parallel.gradients import add_across_copies, clip_gradient
-from tenfold.train.parallel.pipeline import micro_batch
-from tenfold.train.run import StepOutput
 from tenfold.train.skipper import DeviceStepSkipper, StepSkipper
-from tenfold.train.task import Batch, Rows, Task
+from tenfold.train.state import StepOutput
+from tenfold.train.task import Rows, Task
 
 
 @dataclass(frozen=True)
 class Step:
-    """Calling it does one step. `micro_batch` rows go through the model at once, all where it is None.
+    """Calling it does one step. `micro_batch` rows go through the model at once; 0 is all of a process's, or in a pipeline as many
+    as give each process a part.
 
     With a DeviceStepSkipper the loss stays on the device, and is read every `read_every` steps.
     """
@@ -31,8 +31,8 @@ class Step:
     h: Hyperparameters
     config: OptimizerConfig
     device: torch.device
-    dims: ParallelDims = ParallelDims()
-    micro_batch: int | None = None
+    dims: ParallelDims = ALONE
+    micro_batch: int = 0
     read_every: int = 1
 
     def __call__(self, rows: Rows, step: int, weight: float) -> StepOutput:
@@ -40,11 +40,13 @@ class Step:
         c = self.config
         set_learning_rate(self.optimizers, schedule(c.schedule, step, self.h.steps, c.warmup, c.decay))
         weight = max(1.0, weight)
-        total = self._pipeline_passes(rows, weight) if self.dims.pipeline else self._passes(rows, weight)
+        total: Tensor | float = self._pipeline_passes(rows, weight) if self.dims.pipeline else self._passes(rows, weight)
         if self._on_device:
-            loss, norm = total / weight, nn.utils.clip_grad_norm_(self.model.parameters(), c.max_grad_norm)
+            loss: Tensor | float = total / weight
+            norm: Tensor | float = nn.utils.clip_grad_norm_(self.model.parameters(), c.max_grad_norm)
         else:
-            loss, norm = self.dims.total(float(total))[0] / weight, clip_gradient(self.model, c.max_grad_norm, self.dims)
+            loss = self.dims.total(float(total))[0] / weight
+            norm = clip_gradient(self.model, c.max_grad_norm, self.dims)
         self.skipper.take(self.optimizers, loss, norm)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
@@ -74,7 +76,8 @@ class Step:
     def _pipeline_passes(self, rows: Rows, weight: float) -> float:
         pipeline = self.dims.pipeline
         assert pipeline is not None
-        micro = micro_batch(self.dims.most_rows(self.h.batch_size), pipeline.processes, self.micro_batch)
+        most = self.dims.most_rows(self.h.batch_size)
+        micro = self.micro_batch or max(1, most // pipeline.processes)
         together = micro * pipeline.processes
-        batch: Batch = rows.on(self.device, slice(None)).padded(-(-self.dims.most_rows(self.h.batch_size) // together) * together)
+        batch = rows.on(self.device, slice(None)).padded(-(-most // together) * together)
         return pipeline.step(self.dims.own_positions(batch), micro, weight)

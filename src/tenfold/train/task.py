@@ -5,6 +5,7 @@ of processes: `fit` asks for the rows of this process, and adds the sums of all.
 """
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -57,12 +58,20 @@ class Rows(Protocol):
 
 
 class Task(Protocol):
-    """`fit` trains any object with these methods.
+    """`fit` trains any object with these methods; `TaskBase` has those that a simple task need not write.
 
-    `vocab_size` is that of the model that is trained; `directory` holds the files of the tokenizer, for the export.
+    `vocab_size` is that of the text; `directory` holds the files of the tokenizer, for the export. `is_remote` says whether rows
+    may come from an object store, and are better made ahead of time; `adds_modules` whether `prepare` adds modules to the model.
     """
 
     vocab_size: int
+    directory: Path
+    is_remote: bool
+    adds_modules: bool
+
+    def prepare(self, model: nn.Module) -> None:
+        """Give a model what this task trains beside it."""
+        ...
 
     def rows(self, step: int, rows: slice) -> Rows:
         """The rows numbered `rows` of a step: a pure function of (seed, step), so that a resumed run sees the same."""
@@ -80,6 +89,26 @@ class Task(Protocol):
         """Training FLOPs of these rows."""
         ...
 
+    def progress(self, step: int) -> dict[str, Any]:
+        """What the record of a step says of the task."""
+        ...
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs beside the step, as JSON values."""
         ...
+
+
+class TaskBase:
+    """A task that adds nothing to the model, has its rows at hand, and no state of its own."""
+
+    is_remote = False
+    adds_modules = False
+
+    def prepare(self, model: nn.Module) -> None:
+        pass
+
+    def progress(self, step: int) -> dict[str, Any]:
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}

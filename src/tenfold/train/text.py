@@ -12,18 +12,18 @@ from tenfold.train.config import RunConfig
 
 def open_text(config: RunConfig, home: Path, *, quiet: bool = False) -> Corpus | Mixture:
     """What `config` trains on, kept in `home`. In a mixture the first corpus gives the tokenizer to those that are built."""
-    room = round(config.cache_gib * 2**30)
-    if config.mixture is None:
-        return open_source(config.corpus, home, config.vocab_size, room, quiet=quiet)
+    room = round(config.data.cache_gib * 2**30)
+    if config.data.mixture is None:
+        return open_source(config.data.corpus, home, config.data.vocab_size, room, quiet=quiet)
     corpora: dict[str, Corpus] = {}
     first: Path | None = None
-    for source in config.mixture:
+    for source in config.data.mixture:
         name = source.name or Path(source.corpus).name
         if name in corpora:
             raise TenfoldError(f"The mixture has two corpora called {name!r}: give one another name.")
-        corpora[name] = open_source(source.corpus, home, config.vocab_size, room, tokenizer_from=first, quiet=quiet)
+        corpora[name] = open_source(source.corpus, home, config.data.vocab_size, room, tokenizer_from=first, quiet=quiet)
         first = first or corpora[name].directory
-    weights = {name: source.weight for name, source in zip(corpora, config.mixture, strict=True)}
+    weights = {name: source.weight for name, source in zip(corpora, config.data.mixture, strict=True)}
     return make_mixture(corpora, weights)
 
 

@@ -71,3 +71,6 @@ class ParallelDims:
     def agree(self, *flags: bool) -> list[bool]:
         """Each flag as all processes then have it: up where it is up in any."""
         return [value > 0 for value in self.total(*map(float, flags))]
+
+
+ALONE = ParallelDims()

@@ -7,8 +7,7 @@ each process, interleaved (section 2.2 there); or those with the gradients of we
 (zero bubble, arXiv 2401.10241).
 """
 
-from itertools import accumulate
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -17,10 +16,9 @@ from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import Schedule1F1B, ScheduleInterleaved1F1B, ScheduleInterleavedZeroBubble
 
 from tenfold.model.llama import Block, Llama
-from tenfold.spec.errors import TenfoldError
+from tenfold.spec.layout import Layout, stage_layers
 from tenfold.train.task import Batch, Task
 
-Schedule = Literal["1f1b", "interleaved", "zero_bubble"]
 SCHEDULES: dict[str, Any] = {
     "1f1b": Schedule1F1B, "interleaved": ScheduleInterleaved1F1B, "zero_bubble": ScheduleInterleavedZeroBubble,
 }  # fmt: skip
@@ -69,30 +67,14 @@ class Stage(nn.Module):
     loss = Llama.loss
 
 
-def stages_each(schedule: Schedule) -> int:
-    """How many stages lie on each process."""
-    return 1 if schedule == "1f1b" else 2
-
-
-def divided(layers: int, stages: int) -> list[range]:
-    """The layers of each stage. They differ by one at most; the ends, which hold a table too, are the first to have fewer."""
-    from_the_ends = sorted(range(stages), key=lambda s: min(2 * s + 1, 2 * (stages - 1 - s)))
-    longer = from_the_ends[stages - layers % stages :]
-    ends = list(accumulate(layers // stages + (s in longer) for s in range(stages)))
-    return [range(first, end) for first, end in zip([0, *ends], ends, strict=False)]
-
-
-def cut(model: Llama, processes: int, rank: int, schedule: Schedule) -> dict[int, Stage]:
+def cut(model: Llama, layout: Layout, rank: int) -> dict[int, Stage]:
     """Leave to process `rank` of a pipeline its stages of `model`, in place; returns them by their places in the pipeline.
 
-    Weights keep their names. Raises TenfoldError where there are fewer layers than stages.
+    Weights keep their names.
     """
-    count = processes * stages_each(schedule)
-    layers = model.spec.n_layers
-    if layers < count:
-        raise TenfoldError(f"[parallel] cannot cut {layers} layers into {count} stages: lower pp, or use schedule = \"1f1b\".")
-    numbers = divided(layers, count)
-    stages = {s: Stage(model, numbers[s]) for s in range(rank, count, processes)}
+    count = layout.pp * layout.stages_per_rank
+    numbers = stage_layers(model.spec.n_layers, count)
+    stages = {s: Stage(model, numbers[s]) for s in range(rank, count, layout.pp)}
     model.blocks = nn.ModuleDict({i: block for stage in stages.values() for i, block in stage.blocks.items()})  # type: ignore[assignment]
     if not any(hasattr(stage, "embedding") for stage in stages.values()):
         model.embedding = None  # type: ignore[assignment]
@@ -101,29 +83,23 @@ def cut(model: Llama, processes: int, rank: int, schedule: Schedule) -> dict[int
     return stages
 
 
-def micro_batch(rows: int, processes: int, asked: int | None) -> int:
-    """How many of a process's `rows` go through a pipeline together: as `asked`, or so that each process has a part."""
-    return asked or max(1, rows // processes)
-
-
 class HiddenStates(NamedTuple):
-    """What goes from stage to stage: its format, that in which weights are gathered; into how many `parts` a row's positions are
-    divided, of which a process holds one; and the device."""
+    """What goes from stage to stage: its format, that in which weights are gathered, and the device."""
 
     dtype: torch.dtype
-    parts: int
     device: torch.device
 
 
 class Pipeline:
     """What the processes that share a batch do with it together; each calls the same methods with the same rows."""
 
-    def __init__(self, task: Task, stages: dict[int, Stage], schedule: Schedule, group: Any, hidden: "HiddenStates"):
+    def __init__(self, task: Task, stages: dict[int, Stage], layout: Layout, group: Any, hidden: HiddenStates):
         spec = next(iter(stages.values())).spec
         self.tied, self._dim = spec.tied, spec.dim
-        self._task, self._stages, self._schedule, self.group = task, stages, schedule, group
+        self._task, self._stages, self._schedule, self.group = task, stages, layout.schedule, group
         self.processes: int = group.size()
-        self._dtype, self._parts, self._device = hidden
+        self._dtype, self._device = hidden
+        self._parts = layout.cp * layout.tp  # of each row's positions, of which a process holds one
         self._count = self.processes * len(stages)
         self._made: dict[tuple[int, int, int], Any] = {}
         self._weight = 1.0
@@ -200,7 +176,7 @@ class Pipeline:
         def loss(sums: Tensor, target: Tensor) -> Tensor:
             return sums.sum() / self._weight
 
-        one = self._schedule == "1f1b"
+        one = len(stages) == 1
         return SCHEDULES[self._schedule](stages[0] if one else stages, parts, loss_fn=loss, scale_grads=False)
 
     def _hidden(self, rows: int, length: int, device: torch.device) -> Tensor:

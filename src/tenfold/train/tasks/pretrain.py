@@ -18,14 +18,15 @@ from tenfold.data.text.batches import Batch as TokenRows
 from tenfold.data.text.batches import train_batch, validation_batches, validation_bytes
 from tenfold.data.text.corpus import Corpus, require_tokens
 from tenfold.data.text.mixture import Mixture, parts
-from tenfold.model.llama4 import Llama4
+from tenfold.model.moe import use_aux_loss
 from tenfold.model.mtp import add_mtp, mtp_weights
 from tenfold.spec.model import ModelSpec
 from tenfold.train.config import RunConfig, task_settings
+from tenfold.train.parallel.processes import on_first_process_then_all, start_processes
 from tenfold.train.resolve import resolve_hyperparameters, resolve_model
 from tenfold.train.result import RunResult
 from tenfold.train.run import Run
-from tenfold.train.task import Batch, LossSums, Rows
+from tenfold.train.task import Batch, LossSums, Rows, TaskBase
 from tenfold.train.trainer import fit, standard_hooks
 
 EVALUATION_ROWS = 16  # that go through the model together
@@ -43,7 +44,7 @@ class PretrainingConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     ] = "aux_loss_free"
     load_balancing_rate: Annotated[float, Meta(ge=0, description="Step of the bias, or weight of the loss.")] = 0.01
     evaluate_every: Annotated[int, Meta(ge=0, description="Steps between evaluations; 0 evaluates at the end alone.")] = 0
-    evaluate_tokens: Annotated[int | None, Meta(gt=0, description="Validation tokens; all where left out.")] = None
+    evaluate_tokens: Annotated[Annotated[int, Meta(gt=0)] | None, Meta(description="Validation tokens; all where left out.")] = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def to_device(values: np.ndarray, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-class Pretraining:
+class Pretraining(TaskBase):
     """The task. `corpus` is a corpus or a mixture; `images` those that a share of the rows shows."""
 
     def __init__(self, config: RunConfig, corpus: Corpus | Mixture, home: Path):
@@ -84,6 +85,7 @@ class Pretraining:
         self.vocab_size = corpus.vocab_size
         self.spec, tokens = resolve_model(config, corpus.vocab_size)
         h = resolve_hyperparameters(config, self.spec, tokens)
+        self.is_remote, self.adds_modules = corpus.is_remote, bool(self.settings.mtp)
         self.images = _images(config, corpus, self.spec, home)
         self.directory = self.images.directory if self.images else corpus.directory
         data = config.data
@@ -97,11 +99,6 @@ class Pretraining:
             self._batch = partial(train_batch, corpus)
         self._flops_per_token = self.spec.train_flops_per_token(data.seq_len) + 6.0 * mtp_weights(self.spec, self.settings.mtp)
 
-    @property
-    def is_remote(self) -> bool:
-        """Whether rows may have to come from an object store."""
-        return self.corpus.is_remote
-
     def _require(self, steps: int) -> None:
         """Raises TenfoldError where the text would be read more often than `max_epochs`."""
         data = self.config.data
@@ -113,8 +110,8 @@ class Pretraining:
 
     def prepare(self, model: nn.Module) -> None:
         """Give a model what this task trains beside it: further heads, a loss that balances experts."""
-        if isinstance(model, Llama4) and self.settings.load_balancing == "aux_loss":
-            model.use_aux_loss(self.settings.load_balancing_rate)
+        if self.settings.load_balancing == "aux_loss":
+            use_aux_loss(model, self.settings.load_balancing_rate)
         if self.settings.mtp:
             add_mtp(cast(Any, model), self.settings.mtp, self.settings.mtp_weight)
 
@@ -158,7 +155,7 @@ class Pretraining:
             count += batch.target_count
             run.watchdog.beat()
         nats = run.dims.total(nats)[0]
-        count = int(run.dims.total_of_rows(count))
+        count = int(run.dims.total_of_rows(count)[0])
         return nats / max(1, count), nats / math.log(2) / max(1, validation_bytes(corpus, **limit))
 
     @torch.no_grad()
@@ -172,9 +169,6 @@ class Pretraining:
             for name, shown in zip(nats, (batch, others), strict=True):
                 nats[name] += run.loss_of(shown)
         return {name: run.dims.total(total)[0] / math.log(2) / size for name, total in nats.items()}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
 
 
 def _images(config: RunConfig, corpus: Corpus | Mixture, spec: ModelSpec, home: Path) -> ImageCorpus | None:
