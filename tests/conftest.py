@@ -4,6 +4,7 @@ import shutil
 import sysconfig
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from drawings import draw_all
@@ -11,6 +12,8 @@ from drawings import draw_all
 from tenfold.data.text.corpus import build
 
 torch.set_num_threads(1)
+hypothesis.settings.register_profile("tenfold", deadline=None)  # how long a case takes is no matter of tests
+hypothesis.settings.load_profile("tenfold")
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ SHORT = {"optimizer": ("optimizer", "name"), "vision": ("model", "vision"), "log
 def run_config(**flat) -> RunConfig:
     fields = {}
     for name, value in flat.items():
-        if name in TABLES and isinstance(value, dict) or name == "model":
+        if (name in TABLES and isinstance(value, dict)) or name == "model":
             fields[name] = {**fields.get(name, {}), **value} if isinstance(value, dict) else value
         elif name in SHORT:
             table, key = SHORT[name]

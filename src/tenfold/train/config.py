@@ -57,7 +57,7 @@ class RunConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     those of the task's own struct. `version` is that of the file's format.
     """
 
-    flops: Annotated[Annotated[float, Meta(gt=0)] | None, Meta(description="Training compute; tokens follow from the model.")] = None
+    flops: Annotated[Annotated[float, Meta(gt=0)] | None, Meta(description="Training compute; tokens follow.")] = None
     tokens: Annotated[Annotated[int, Meta(gt=0)] | None, Meta(description="Training tokens, in place of flops.")] = None
     seed: Annotated[int, Meta(description="Seed of weights and data order.")] = 0
     init_from: Annotated[str | None, Meta(description="A Hugging Face directory or GGUF that the run begins from.")] = None

@@ -89,7 +89,7 @@ class Pretraining(TaskBase):
         self.images = _images(config, corpus, self.spec, home)
         self.directory = self.images.directory if self.images else corpus.directory
         data = config.data
-        self._draw: dict[str, Any] = {"batch_size": h.batch_size, "seq_len": data.seq_len, "seed": config.seed}
+        self.draw: dict[str, Any] = {"batch_size": h.batch_size, "seq_len": data.seq_len, "seed": config.seed}
         self._require(h.steps)
         if isinstance(corpus, Mixture):
             self._batch: Callable[..., TokenRows] = corpus.batch
@@ -103,10 +103,10 @@ class Pretraining(TaskBase):
         """Raises TenfoldError where the text would be read more often than `max_epochs`."""
         data = self.config.data
         if isinstance(self.corpus, Mixture):
-            self.corpus.require_rows(steps, max_epochs=data.max_epochs, **self._draw)
+            self.corpus.require_rows(steps, max_epochs=data.max_epochs, **self.draw)
         else:
             text_share = 1 - data.image_share if self.images else 1.0
-            require_tokens(self.corpus, text_share * steps * self._draw["batch_size"] * data.seq_len, data.max_epochs)
+            require_tokens(self.corpus, text_share * steps * self.draw["batch_size"] * data.seq_len, data.max_epochs)
 
     def prepare(self, model: nn.Module) -> None:
         """Give a model what this task trains beside it: further heads, a loss that balances experts."""
@@ -116,7 +116,7 @@ class Pretraining(TaskBase):
             add_mtp(cast(Any, model), self.settings.mtp, self.settings.mtp_weight)
 
     def rows(self, step: int, rows: slice) -> HostRows:
-        return HostRows(self._batch(step, rows, **self._draw))
+        return HostRows(self._batch(step, rows, **self.draw))
 
     def loss(self, model: Any, batch: Batch) -> LossSums:
         return LossSums(*model.loss(batch.tokens, batch.targets, batch.document, self.settings.z_loss, **batch.inputs))
@@ -132,7 +132,7 @@ class Pretraining(TaskBase):
         """Tokens that each source of a mixture has given before `step`."""
         if isinstance(self.corpus, Corpus):
             return {}
-        drawn = self.corpus.drawn(step, self._draw["batch_size"], self.config.seed)
+        drawn = self.corpus.drawn(step, self.draw["batch_size"], self.config.seed)
         return {"sources": {name: count * self.config.data.seq_len for name, count in drawn.items()}}
 
     def evaluate(self, run: Run) -> dict[str, float]:
