@@ -37,7 +37,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     more than `rollback_above` nats above its course (0: whatever it does), the run goes back to a checkpoint from before and
     leaves out the batches since.
 
-    `init_from` is a Hugging Face directory whose shape and weights the run begins from. `ahead` further tokens are
+    `init_from` is a Hugging Face directory or a GGUF file that the run begins from. `ahead` further tokens are
     predicted beside the next one, with the weight `ahead_weight` (multi-token prediction; 0 is none). `fp8` trains
     linear and expert layers in 8 bits where the GPU can, and says so where it cannot. `recompute` works out again, rather
     than keep for the backward pass, what is inside of every feed-forward or every block. `images` is a folder, a Parquet
@@ -186,10 +186,10 @@ def _stored_spec(directory: str, vocab_size: int) -> ModelSpec:
     from tenfold.model.io.huggingface import read_spec
 
     spec = read_spec(Path(directory))
-    if spec.vocab_size != vocab_size:
+    if spec.vocab_size < vocab_size:
         raise TenfoldError(
-            f"The model in {directory} has a vocabulary of {spec.vocab_size} and the run one of {vocab_size}: train it on the "
-            "corpus that its tokenizer was made with."
+            f"The model in {directory} has a vocabulary of {spec.vocab_size} and the corpus one of {vocab_size}: build the corpus "
+            f"with `tenfold data build --tokenizer-from {directory}`."
         )
     return spec
 

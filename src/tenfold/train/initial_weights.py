@@ -9,6 +9,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from tenfold.data.text.corpus import Corpus
 from tenfold.data.text.mixture import Mixture
 from tenfold.model.io.huggingface import read_model, read_parts
+from tenfold.model.io.tokenizer import has_tokenizer, same_tokenizer
 from tenfold.model.llama import Llama, begin_as_identity, begins_at_zero, draw
 from tenfold.model.llama4 import Llama4, make_model, make_shapes
 from tenfold.model.mtp import predict_ahead
@@ -36,11 +37,10 @@ def build(spec: ModelSpec, config: RunConfig, corpus: Corpus | Mixture, device: 
 
 
 def _check_tokenizer(directory: Path, corpus: Corpus | Mixture) -> None:
-    own, theirs = (d / "tokenizer.json" for d in (corpus.directory, directory))
-    if theirs.exists() and own.read_bytes() != theirs.read_bytes():
+    if has_tokenizer(directory) and not same_tokenizer(directory, corpus.directory):
         raise TenfoldError(
-            f"The model in {directory} has another tokenizer than the corpus {corpus.directory}: train it on the corpus that its "
-            "tokenizer was made with."
+            f"The model in {directory} has another tokenizer than the corpus {corpus.directory}: build the corpus with "
+            f"`tenfold data build --tokenizer-from {directory}`."
         )
 
 
