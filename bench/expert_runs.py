@@ -48,7 +48,7 @@ def run(corpus_directory: str, home: str, case: Case, flops: float, seed: int) -
     from tenfold.model.mtp import ahead_weights
     from tenfold.spec.shapes import shape_for_flops
     from tenfold.train.config import config_from_fields, resolve_model
-    from tenfold.train.hooks.metrics import read_metrics
+    from tenfold.train.metrics import read_metrics
     from tenfold.train.trainer import read_result, train
 
     torch.set_num_threads(1)

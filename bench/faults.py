@@ -33,8 +33,8 @@ from tenfold.spec.errors import TenfoldError
 from tenfold.train import checkpoint
 from tenfold.train import trainer as loop
 from tenfold.train.config import RunConfig, config_from_fields
-from tenfold.train.hooks.goodput import read_goodput
-from tenfold.train.hooks.metrics import read_metrics
+from tenfold.train.goodput import read_goodput
+from tenfold.train.metrics import read_metrics
 
 KINDS = ("kill", "hang", "freeze", "slow", "damage", "disk", "term")
 RUN = {

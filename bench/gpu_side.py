@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
 from tenfold.model.attention import fastest_attention
 from tenfold.spec.model import ModelSpec, published_model, with_depth
-from tenfold.train.hooks.energy import EnergyMeter
+from tenfold.train.energy import EnergyMeter
 from tenfold.train.memory import peak_memory_bytes, reset_peak_memory
 from tenfold.train.one_gpu import StepSkipper
 from tenfold.train.optim.hyperparameters import derive

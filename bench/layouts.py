@@ -27,7 +27,7 @@ from tenfold.spec.model import ModelSpec
 from tenfold.train import checkpoint
 from tenfold.train import trainer as loop
 from tenfold.train.config import config_from_fields
-from tenfold.train.hooks.metrics import read_metrics
+from tenfold.train.metrics import read_metrics
 from tenfold.train.optim.hyperparameters import derive
 from tenfold.train.optim.optimizer import make_optimizers
 from tenfold.train.parallel import parallelize as layout

@@ -15,8 +15,8 @@ from tenfold.launch import elastic
 from tenfold.spec.errors import TenfoldError
 from tenfold.train import trainer as loop
 from tenfold.train.config import config_from_fields
-from tenfold.train.hooks.goodput import read_goodput
-from tenfold.train.hooks.metrics import read_metrics
+from tenfold.train.goodput import read_goodput
+from tenfold.train.metrics import read_metrics
 
 STEPS = 24
 RUN = {
@@ -104,7 +104,7 @@ def test_the_account_of_a_run_adds_up_to_its_wall_time(tmp_path):
 
 def test_a_process_is_said_to_have_begun_when_it_did(tmp_path):
     path = tmp_path / "time.jsonl"
-    code = f"from pathlib import Path; from tenfold.train.hooks.goodput import GoodputTimer; GoodputTimer(Path({str(path)!r}), 0)"
+    code = f"from pathlib import Path; from tenfold.train.goodput import GoodputTimer; GoodputTimer(Path({str(path)!r}), 0)"
     before = time.time()
     process = subprocess.Popen([sys.executable, "-c", code])
     after = time.time()
@@ -115,7 +115,7 @@ def test_a_process_is_said_to_have_begun_when_it_did(tmp_path):
 
 HANGS = """
 import sys, time
-from tenfold.train.hooks.watchdog import Watchdog
+from tenfold.train.watchdog import Watchdog
 with Watchdog(1.0) as watchdog:
     for step in range(8):
         time.sleep(0.25)

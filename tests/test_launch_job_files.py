@@ -19,7 +19,7 @@ import tenfold.cli.commands  # noqa: F401
 from tenfold.cli import app
 from tenfold.launch.job_files import Launch, submit, write_job
 from tenfold.spec.errors import TenfoldError
-from tenfold.train.hooks.metrics import read_metrics
+from tenfold.train.metrics import read_metrics
 
 BIN = Path(sys.executable).parent
 VALUES = dict(nodes=4, image="registry.example/tenfold:1", home="/generations", partition="gpu", account="models")

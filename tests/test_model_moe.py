@@ -11,7 +11,7 @@ from tenfold.model.moe import Experts, balance_bias, router_statistics
 from tenfold.spec.model import ModelSpec
 from tenfold.spec.shapes import llama4_shape, llama_shape
 from tenfold.train.config import RunConfig
-from tenfold.train.hooks.metrics import read_metrics
+from tenfold.train.metrics import read_metrics
 from tenfold.train.optim.muon import Muon
 from tenfold.train.trainer import train
 

@@ -9,7 +9,7 @@ from tenfold.model.io.huggingface import read_model, write_model
 from tenfold.model.llama4 import Llama4
 from tenfold.spec.shapes import llama4_shape
 from tenfold.train.config import RunConfig
-from tenfold.train.hooks.metrics import read_metrics
+from tenfold.train.metrics import read_metrics
 from tenfold.train.optim.fp8 import convert, use_fp8, why_not
 from tenfold.train.trainer import train
 

@@ -11,7 +11,7 @@ from tenfold.spec.errors import TenfoldError
 from tenfold.train import trainer as loop
 from tenfold.train.config import RunConfig
 from tenfold.train.hooks import health
-from tenfold.train.hooks.metrics import read_metrics
+from tenfold.train.metrics import read_metrics
 from tenfold.train.parallel import parallelize as layout
 
 

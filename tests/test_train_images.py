@@ -19,7 +19,7 @@ from tenfold.model.io.huggingface import read_model
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.vision import IMAGE_TOKENS, PATCH, VisionSpec
 from tenfold.train.config import RunConfig, config_from_fields, resolve_model
-from tenfold.train.hooks.metrics import read_metrics
+from tenfold.train.metrics import read_metrics
 from tenfold.train.trainer import train
 
 VISION = {"image_size": 16, "patch_size": 4, "dim": 32, "n_layers": 1, "n_heads": 2}

@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tenfold.spec.errors import TenfoldError
-from tenfold.train.hooks.metrics import read_metrics
+from tenfold.train.metrics import read_metrics
 from tenfold.train.parallel.parallelize import LayoutConfig, ParallelDims, sizes
 
 DENSE = {

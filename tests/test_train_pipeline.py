@@ -11,7 +11,7 @@ from tenfold.model.llama import Llama
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec
 from tenfold.train.config import config_from_fields
-from tenfold.train.hooks.metrics import read_metrics
+from tenfold.train.metrics import read_metrics
 from tenfold.train.parallel.pipeline import cut
 from tenfold.train.trainer import train
 

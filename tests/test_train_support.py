@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from tenfold.train import precision
-from tenfold.train.hooks import progress
-from tenfold.train.hooks.progress import TrainingProgress
-from tenfold.train.hooks.signals import stop_on_signals
+from tenfold.train import progress
+from tenfold.train.progress import TrainingProgress
+from tenfold.train.signals import stop_on_signals
 from tenfold.train.precision import choose_dtype, fastest_dtype, peak_flops, published
 
 CPU = torch.device("cpu")

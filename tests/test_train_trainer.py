@@ -18,7 +18,7 @@ from tenfold.spec.errors import TenfoldError
 from tenfold.train import checkpoint
 from tenfold.train import trainer as loop
 from tenfold.train.config import RunConfig, config_from_fields, read_config
-from tenfold.train.hooks.metrics import read_metrics
+from tenfold.train.metrics import read_metrics
 from tenfold.train.optim.hyperparameters import derive
 from tenfold.train.optim.schedule import schedule
 from tenfold.train.trainer import read_result, train

@@ -15,7 +15,7 @@ from tenfold.model.llama4 import Llama4
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec
 from tenfold.train.config import RunConfig, config_from_fields
-from tenfold.train.hooks.metrics import read_metrics
+from tenfold.train.metrics import read_metrics
 from tenfold.train.trainer import train
 
 SMALL = {"seq_len": 64, "batch_size": 4, "evaluate_tokens": 4096, "log_every": 1}

@@ -15,55 +15,38 @@ def open_text(config: RunConfig, home: Path, *, quiet: bool = False) -> Corpus |
 
     In a mixture without such a model the first corpus gives the tokenizer to those that are built.
     """
-    room = round(config.cache_gib * 2**30)
-    start = Path(config.init_from) if config.init_from is not None else None
-    model = start if start is not None and has_tokenizer(start) else None
-    if config.mixture is None:
-        return open_source(config.corpus, home, config.vocab_size, room, tokenizer_from=model, quiet=quiet)
+    data, start = config.data, Path(config.init_from or "")
+    given = start if config.init_from is not None and has_tokenizer(start) else None
+    if data.mixture is None:
+        return open_source(data.corpus, home, data.vocab_size, data.cache_gib, tokenizer_from=given, quiet=quiet)
     corpora: dict[str, Corpus] = {}
-    first: Path | None = None
-    for source in config.mixture:
+    for source in data.mixture:
         name = source.name or Path(source.corpus).name
         if name in corpora:
             raise TenfoldError(f"The mixture has two corpora called {name!r}: give one another name.")
-        corpora[name] = open_source(source.corpus, home, config.vocab_size, room, tokenizer_from=model or first, quiet=quiet)
-        first = first or corpora[name].directory
-    weights = {name: source.weight for name, source in zip(corpora, config.mixture, strict=True)}
+        corpora[name] = open_source(source.corpus, home, data.vocab_size, data.cache_gib, tokenizer_from=given, quiet=quiet)
+        given = given or corpora[name].directory
+    weights = {name: source.weight for name, source in zip(corpora, data.mixture, strict=True)}
     return make_mixture(corpora, weights)
 
 
 def open_source(
-    source: str,
-    home: Path,
-    vocab_size: int,
-    cache_bytes: int,
-    *,
-    tokenizer_from: Path | None = None,
-    quiet: bool = False,
+    source: str, home: Path, vocab_size: int, cache_gib: float, *, tokenizer_from: Path | None = None, quiet: bool = False
 ) -> Corpus:
     """A corpus: at an address of a store, in a folder that holds one, or built from text to a folder of `home`.
 
-    One that has another tokenizer than `tokenizer_from` is written once more in that one's tokens, to a folder of its own.
+    A local one that has another tokenizer than `tokenizer_from` is written again in that one's tokens, to a folder of `home`.
     """
+    if is_remote(source):
+        return open_remote(source, home, round(cache_gib * 2**30))
     name = f"corpus-{Path(source).name}"
     built = home / f"{name}-{vocab_size}"
-    if is_remote(source):
-        corpus: Corpus | None = open_remote(source, home, cache_bytes)
-    elif (Path(source) / "manifest.json").exists():
-        corpus = open_corpus(Path(source))
-    elif tokenizer_from is None:
-        return build(source, built, vocab_size=vocab_size, quiet=quiet)
-    else:
-        corpus = open_corpus(built) if (built / "manifest.json").exists() else None
-    if tokenizer_from is None or (corpus is not None and same_tokenizer(corpus.directory, tokenizer_from)):
-        assert corpus is not None
-        return corpus
-    own = home / f"{name}-{tokenizer_hash(tokenizer_from)[:8]}"
-    if corpus is None:
-        return build(source, own, tokenizer_from=tokenizer_from, quiet=quiet)
-    if corpus.is_remote:
-        raise TenfoldError(
-            f"{source} has another tokenizer than {tokenizer_from}: build it again with `tenfold data build --tokenizer-from "
-            f"{tokenizer_from}` and upload it."
-        )
-    return retokenize(corpus, own, tokenizer_from, quiet=quiet)
+    found = next((folder for folder in (Path(source), built) if (folder / "manifest.json").exists()), None)
+    if tokenizer_from is None:
+        return open_corpus(found) if found == Path(source) else build(source, built, vocab_size=vocab_size, quiet=quiet)
+    if found is not None and same_tokenizer(found, tokenizer_from):
+        return open_corpus(found)
+    out = home / f"{name}-{tokenizer_hash(tokenizer_from)[:8]}"
+    if found is None:
+        return build(source, out, tokenizer_from=tokenizer_from, quiet=quiet)
+    return retokenize(open_corpus(found), out, tokenizer_from, quiet=quiet)

@@ -28,17 +28,20 @@ class Energy:
 class EnergyMeter:
     """The energy that this machine's visible GPUs and its processors used since `start` (or since it was made).
 
-    GPUs and RAPL packages are counted whole, whoever uses them; so let one process of a machine hold the meter. Where
-    no package can be read (a virtual machine, no permission), the processors' part is estimated: each logical
-    processor that this process may use draws `IDLE_WATTS`, and the CPU time of this process draws up to `BUSY_WATTS`.
+    GPUs and RAPL packages are counted whole, whoever uses them. Where no package can be read (a virtual machine, no
+    permission), the processors' part is estimated: each logical processor that this process may use draws `IDLE_WATTS`, and
+    the CPU time of this process draws up to `BUSY_WATTS`. Of several processes on a machine one counts the `whole_machine`;
+    the meters of the others count what their own CPU time adds to the estimate, so that the sum of all is the machine's.
     Read it every few minutes at least: a RAPL counter wraps around within 20 minutes of full load on some machines.
     """
 
-    def __init__(self, powercap: Path = Path("/sys/class/powercap")) -> None:
-        self._gpus = _nvml_devices()
-        self._packages = _rapl_packages(powercap)
-        self._processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.source = ("nvml+" if self._gpus else "") + ("rapl" if self._packages else "estimated")
+    def __init__(self, powercap: Path = Path("/sys/class/powercap"), whole_machine: bool = True) -> None:
+        gpus, packages = _nvml_devices(), _rapl_packages(powercap)
+        self.source = ("nvml+" if gpus else "") + ("rapl" if packages else "estimated")
+        self._estimates = not packages
+        self._gpus, self._packages = (gpus, packages) if whole_machine else ([], [])
+        processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._idle_watts = IDLE_WATTS * processors if whole_machine else 0.0
         self.start()
 
     def start(self) -> None:
@@ -53,7 +56,7 @@ class EnergyMeter:
         now = time.monotonic()
         seconds = max(1e-9, now - self._last_time)
         added = self._gpus_added_joules()
-        added += self._packages_added_joules() if self._packages else self._estimated_joules(seconds)
+        added += self._estimated_joules(seconds) if self._estimates else self._packages_added_joules()
         self._joules += added
         self._last_time = now
         return Energy(self._joules, added / seconds, self.source)
@@ -71,8 +74,7 @@ class EnergyMeter:
 
     def _estimated_joules(self, seconds: float) -> float:
         before, self._last_cpu_s = self._last_cpu_s, time.process_time()
-        idle = IDLE_WATTS * self._processors * seconds
-        return idle + (BUSY_WATTS - IDLE_WATTS) * (self._last_cpu_s - before)
+        return self._idle_watts * seconds + (BUSY_WATTS - IDLE_WATTS) * (self._last_cpu_s - before)
 
 
 def _nvml_devices() -> list:
