@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--port", type=int, default=5599)
     given = parser.parse_args()
-    from tenfold.data.text.corpus import build
+    from tenfold.data.text import corpus as corpus_module
     from tenfold.data.text.prefetch import AHEAD
     from tenfold.data.text.remote import open_remote, upload
 
@@ -101,7 +101,8 @@ def main() -> None:
     rows = {"batch_size": given.batch_size, "seq_len": given.seq_len, "seed": 0}
     results = []
     with tempfile.TemporaryDirectory() as scratch:
-        local = build("stdlib", Path(scratch) / "local", vocab_size=2048, shard_tokens=2**20)
+        corpus_module.SHARD_TOKENS = 2**20  # many shards
+        local = corpus_module.build("stdlib", Path(scratch) / "local", vocab_size=2048)
         upload(local.directory, "s3://texts/stdlib")
         fsspec.register_implementation("late", LateFiles)
         LateFiles.latency_s = given.latency_ms / 1000

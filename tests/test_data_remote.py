@@ -27,7 +27,9 @@ from tenfold.train.text import open_text
 @pytest.fixture(scope="module")
 def small(tmp_path_factory, text_folder):
     """Many small shards, so that rows and blocks cross their borders."""
-    return build(text_folder, tmp_path_factory.mktemp("small") / "corpus", vocab_size=300, shard_tokens=30_011, quiet=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tenfold.data.text.corpus.SHARD_TOKENS", 30_011)
+        return build(text_folder, tmp_path_factory.mktemp("small") / "corpus", vocab_size=300, quiet=True)
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import pytest
 from run_configs import run_config
 
 from tenfold.cli.model import upcycle
+from tenfold.data.text.tokenizer import train_tokenizer
 from tenfold.model.io.huggingface import read_model, write_model
 from tenfold.model.llama import Llama
 from tenfold.model.llama4 import Llama4
@@ -66,9 +67,9 @@ def test_what_cannot_be_upcycled_or_begun_from_is_one_sentence(dense, corpus, tm
         with pytest.raises(TenfoldError, match=sentence):
             upcycle(source, tmp_path / out, experts)
     write_model(Llama(ModelSpec("small", dim=32, n_layers=1, n_heads=2, n_kv_heads=2, ffn_dim=80, vocab_size=300)), tmp_path / "small")
-    with pytest.raises(TenfoldError, match="has a vocabulary of 300 and the run one of 400"):
+    with pytest.raises(TenfoldError, match="has a vocabulary of 300 and the corpus one of 400"):
         pretrain(run_config(tokens=4000, init_from=str(tmp_path / "small"), **SMALL), corpus, tmp_path / "run", quiet=True)
-    (tmp_path / "wide" / "tokenizer.json").write_text("{}")
+    train_tokenizer(["some other text"], 270).save(str(tmp_path / "wide" / "tokenizer.json"))
     with pytest.raises(TenfoldError, match="has another tokenizer than the corpus"):
         pretrain(run_config(tokens=4000, init_from=str(tmp_path / "wide"), **SMALL), corpus, tmp_path / "run", quiet=True)
     with pytest.raises(TenfoldError, match="both model and init_from"):

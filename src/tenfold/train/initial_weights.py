@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from tenfold.model.io.huggingface import read_model, read_parts
+from tenfold.model.io.tokenizer import has_tokenizer, same_tokenizer
 from tenfold.model.llama import Llama, begin_as_identity, begins_at_zero, draw
 from tenfold.model.llama4 import make_model, make_shapes
 from tenfold.spec.errors import TenfoldError
@@ -26,11 +27,10 @@ def build(spec: ModelSpec, init_from: str | None, device: torch.device) -> Llama
 
 def check_tokenizer(init_from: Path, tokenizer_directory: Path) -> None:
     """Raises TenfoldError where the weights in `init_from` were trained with another tokenizer than the corpus has."""
-    own, theirs = (d / "tokenizer.json" for d in (tokenizer_directory, init_from))
-    if theirs.exists() and own.read_bytes() != theirs.read_bytes():
+    if has_tokenizer(init_from) and not same_tokenizer(init_from, tokenizer_directory):
         raise TenfoldError(
-            f"The model in {init_from} has another tokenizer than the corpus {tokenizer_directory}: train it on the corpus that "
-            "its tokenizer was made with."
+            f"The model in {init_from} has another tokenizer than the corpus {tokenizer_directory}: build the corpus with "
+            f"`tenfold data build --tokenizer-from {init_from}`."
         )
 
 

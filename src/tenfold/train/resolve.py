@@ -94,8 +94,8 @@ def _stored_spec(path: str, vocab_size: int) -> ModelSpec:
     spec = read_spec(Path(path))
     if spec.vocab_size < vocab_size:
         raise TenfoldError(
-            f"The model in {path} has a vocabulary of {spec.vocab_size} and the corpus one of {vocab_size}: train it on the "
-            "corpus that its tokenizer was made with."
+            f"The model in {path} has a vocabulary of {spec.vocab_size} and the corpus one of {vocab_size}: build the "
+            f"corpus with `tenfold data build --tokenizer-from {path}`."
         )
     return spec
 

@@ -14,7 +14,6 @@ import numpy as np
 from tenfold.data.text.corpus import Corpus
 from tenfold.spec.errors import TenfoldError
 
-END_TOKEN = 1
 ROUNDS = 4
 
 
@@ -121,7 +120,7 @@ def text_rows(corpus: Corpus, split: str, index: np.ndarray, seq_len: int) -> Ba
     stream = corpus.tokens(split)
     window = stream[index[:, None] * seq_len + np.arange(seq_len + 1)].astype(np.int64)
     tokens, targets = window[:, :-1], window[:, 1:].copy()
-    ends = tokens == END_TOKEN
+    ends = tokens == corpus.vocabulary.document_end
     targets[ends] = -100
     document = np.cumsum(ends, axis=1, dtype=np.int32) - ends
     return Batch(np.ascontiguousarray(tokens), targets, document.astype(np.int32))

@@ -16,8 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from tenfold.data.text.batches import Batch, permute, row_count, shuffled, text_rows
-from tenfold.data.text.corpus import Corpus, same_tokenizer
+from tenfold.data.text.corpus import Corpus
+from tenfold.model.io.tokenizer import same_tokenizer
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.vocabulary import Vocabulary
 
 DECK = 2**14
 
@@ -37,6 +39,10 @@ class Mixture:
     @property
     def first(self) -> Corpus:
         return next(iter(self.corpora.values()))
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return self.first.vocabulary
 
     @property
     def vocab_size(self) -> int:

@@ -12,8 +12,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from tenfold.model.io.gguf import read_gguf_text_fields
-from tenfold.model.sample import read_tokenizer
+from tenfold.model.io.tokenizer import read_tokenizer, read_vocabulary
 from tenfold.spec.errors import TenfoldError
 
 # For models that were never taught to chat.
@@ -23,7 +22,6 @@ PLAIN_TEMPLATE = (
 )
 # Marks before what stands before, after and in the middle (StarCoder and others; Qwen).
 _MIDDLE = (("<fim_prefix>", "<fim_suffix>", "<fim_middle>"), ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"))
-_ENDS = ("<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|endoftext|>", "<|eot|>", "</s>")
 
 
 @dataclass(frozen=True)
@@ -103,50 +101,9 @@ def _compiled(template: str) -> jinja2.Template:
 
 def read_text_side(path: Path) -> TextSide:
     """The text side of a Hugging Face directory or a GGUF file."""
-    tokenizer = read_tokenizer(path)
-    config = _gguf_config(path, tokenizer) if path.suffix == ".gguf" else _directory_config(path)
-    special = {k: _content(config[k]) for k in ("bos_token", "eos_token", "pad_token", "unk_token") if config.get(k)}
-    ends = {tokenizer.token_to_id(t) for t in (*_ENDS, special.get("eos_token", "")) if t}
-    ends |= set(config.get("eos_token_ids", ()))
-    probe = tokenizer.encode("").ids
-    bos = tokenizer.token_to_id(special["bos_token"]) if "bos_token" in special else None
-    begin = [bos] if bos is not None and (probe[:1] == [bos] or config.get("add_bos_token")) else []
-    longest = max(map(len, tokenizer.get_vocab()))
-    template = config.get("chat_template") or PLAIN_TEMPLATE
-    if isinstance(template, list):  # several, by name
-        template = next((t["template"] for t in template if t["name"] == "default"), template[0]["template"])
-    return TextSide(tokenizer, template, frozenset(e for e in ends if e is not None), special, begin, longest)
-
-
-def _content(token: Any) -> str:
-    return token["content"] if isinstance(token, dict) else str(token)
-
-
-def _directory_config(path: Path) -> dict[str, Any]:
-    config: dict[str, Any] = {}
-    for file in ("tokenizer_config.json", "generation_config.json"):
-        if (path / file).exists():
-            try:
-                found = json.loads((path / file).read_text())
-            except ValueError:
-                raise TenfoldError(f"{path / file} is not valid JSON.") from None
-            if file.startswith("generation"):
-                ids = found.get("eos_token_id")
-                config["eos_token_ids"] = [ids] if isinstance(ids, int) else ids or []
-            else:
-                config |= found
-    if (path / "chat_template.jinja").exists():
-        config["chat_template"] = (path / "chat_template.jinja").read_text()
-    return config
-
-
-def _gguf_config(path: Path, tokenizer: Tokenizer) -> dict[str, Any]:
-    fields = read_gguf_text_fields(path)
-    config: dict[str, Any] = {"chat_template": fields.get("chat_template"), "add_bos_token": fields.get("add_bos_token", False)}
-    for name, ours in (("bos_token_id", "bos_token"), ("eos_token_id", "eos_token")):
-        if name in fields:
-            config[ours] = tokenizer.id_to_token(int(fields[name]))
-    return config
+    tokenizer, vocabulary = read_tokenizer(path), read_vocabulary(path)
+    template, longest = vocabulary.chat_template or PLAIN_TEMPLATE, max(map(len, tokenizer.get_vocab()))
+    return TextSide(tokenizer, template, vocabulary.stop_tokens, vocabulary.names, list(vocabulary.begin), longest)
 
 
 class TextStream:
