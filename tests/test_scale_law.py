@@ -62,10 +62,11 @@ WORLDS = {
 }
 
 
-def test_intervals_hold_in_known_worlds():
+@pytest.mark.parametrize("seeds", [3, pytest.param(8, marks=pytest.mark.slow)])
+def test_intervals_hold_in_known_worlds(seeds):
     inside, errors = {50: [], 80: [], 95: []}, []
     for world in WORLDS.values():
-        for seed in range(8):
+        for seed in range(seeds):
             points, n, d, truth = ladder(seed, world)
             forecast = fit_law(points, seed=seed, bootstrap=40).predict(n, d)
             errors.append(abs(forecast.median / truth - 1))
