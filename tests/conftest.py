@@ -1,5 +1,6 @@
 """A small real corpus: parts of the standard library, made once for all tests."""
 
+import gzip
 import shutil
 import sysconfig
 from pathlib import Path
@@ -40,9 +41,10 @@ def drawings(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def published():
-    folder = Path(__file__).parents[2] / "shared" / "published"
-    if not folder.exists():
-        pytest.skip("the published tables are not beside this checkout")
+@pytest.fixture(scope="session")
+def hourly(tmp_path_factory):
+    """The hourly profiles of `data/hourly`, unpacked."""
+    folder = tmp_path_factory.mktemp("hourly")
+    for packed in (Path(__file__).parent / "data" / "hourly").glob("*.gz"):
+        (folder / packed.stem).write_bytes(gzip.decompress(packed.read_bytes()))
     return folder
