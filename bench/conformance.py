@@ -53,7 +53,7 @@ def main() -> None:
     with tarfile.open(given.source) as archive:
         archive.extractall(home, filter="data")
     source = next(home.glob("openai-*"))
-    options = ("--any-name", "--cache-gib", "0.1", "--threads", "1", "--feedback", f"sqlite:///{home / 'feedback.db'}")
+    options = ("--any-name", "--kv-cache-gib", "0.1", "--threads", "1", "--feedback", f"sqlite:///{home / 'feedback.db'}")
     with contextlib.ExitStack() as stack:
         url = given.url or stack.enter_context(serving(small_model(home / "small", 256), *options, log=home / "log"))[0]
         report = run(source, url, home / "report.xml", given.select)

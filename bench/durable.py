@@ -71,7 +71,7 @@ class Client(threading.Thread):
 
 def one_life(model: Path, database: Path, life: int, clients: int, seconds: float) -> tuple[list[tuple[str, str]], float]:
     """Start a server, let clients write for some time after the first write, kill it; what they were told is kept."""
-    options = ("--cache-gib", "0.02", "--threads", "1", "--feedback", f"sqlite:///{database}")
+    options = ("--kv-cache-gib", "0.02", "--threads", "1", "--feedback", f"sqlite:///{database}")
     with serving(model, *options) as (url, process):
         started = time.monotonic()
         threads = [Client(url, f"user-{life}-{i}") for i in range(clients)]

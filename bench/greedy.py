@@ -18,9 +18,12 @@ import torch
 from results_file import write_results
 from transformers import AutoModelForCausalLM
 
-from tenfold.serve.api.text import read_text_side
-from tenfold.serve.engine.engine import Engine, EngineOptions, make_runner
-from tenfold.serve.engine.request import Request, Sampling
+from tenfold.serve.engine.build import make_runner
+from tenfold.serve.engine.engine import Engine
+from tenfold.serve.engine.speculate import Speculator
+from tenfold.serve.options import EngineOptions
+from tenfold.serve.request import Request, Sampling
+from tenfold.serve.text import read_text_side
 
 ASKED = (
     "What is", "Why do people like", "Write one sentence about", "How would you explain to a child", "List three facts about",
@@ -39,8 +42,8 @@ def smollm2() -> Path:
 
 def ours(path: Path, prompts: list[list[int]], new: int, stops: frozenset[int], weights: str) -> list[list[int]]:
     """Every answer, the token that ended it left out."""
-    runner, n_blocks = make_runner(EngineOptions(path, weights=weights, cache_gib=0.5))
-    engine = Engine(runner, n_blocks)
+    runner, n_blocks = make_runner(EngineOptions(path, quantization=weights, kv_cache_gib=0.5))
+    engine = Engine(runner, n_blocks, speculator=Speculator())
     for i, prompt in enumerate(prompts):
         engine.add(Request(str(i), prompt, Sampling(temperature=0, max_tokens=new, stop_tokens=stops)))
     answers: list[list[int]] = [[] for _ in prompts]

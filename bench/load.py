@@ -165,7 +165,7 @@ def main() -> None:
     given = parser.parse_args()
     home = Path(tempfile.mkdtemp())
     model = given.model or small_model(home / "small", 1024)
-    options = ("--cache-gib", "0.05" if given.model is None else "1", "--feedback", "")
+    options = ("--kv-cache-gib", "0.05" if given.model is None else "1", "--feedback", "")
     with serving(model, *options, log=home / "log") as (url, process):
         seen = asyncio.run(load(url, process.pid, given.clients, given.seconds))
         taken = still_taken(url)

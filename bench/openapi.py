@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--dry", action="store_true", help="write nothing")
     given = parser.parse_args()
     home = Path(tempfile.mkdtemp())
-    options = ("--cache-gib", "0.02", "--threads", "1", "--any-name", "--feedback", f"sqlite:///{home / 'feedback.db'}")
+    options = ("--kv-cache-gib", "0.02", "--threads", "1", "--any-name", "--feedback", f"sqlite:///{home / 'feedback.db'}")
     rows: list[dict[str, Any]] = []
     with serving(small_model(home / "small", 128), *options, log=home / "log") as (url, process):
         urllib.request.urlopen(f"{url}/openapi.json", timeout=300).read()  # made when first asked for
