@@ -39,7 +39,7 @@ CHECKS = (
 def server(tmp_path_factory):
     """The URL of a server, its process, and the file that it writes to."""
     home = tmp_path_factory.mktemp("server")
-    asked = ("--any-name", "--cache-gib", "0.1", "--threads", "1", "--feedback", f"sqlite:///{home / 'feedback.db'}")
+    asked = ("--any-name", "--kv-cache-gib", "0.1", "--threads", "1", "--feedback", f"sqlite:///{home / 'feedback.db'}")
     with serving(small_model(home / "small", 256), *asked, log=home / "log") as (url, process):
         yield url, process, home / "log"
 

@@ -62,7 +62,7 @@ class Client(threading.Thread):
 
 def one_life(model, database, life, seconds):
     """Start a server, let clients write for some time after the first write, kill it; what they were told is kept."""
-    asked = ("--cache-gib", "0.02", "--threads", "1", "--feedback", f"sqlite:///{database}")
+    asked = ("--kv-cache-gib", "0.02", "--threads", "1", "--feedback", f"sqlite:///{database}")
     with serving(model, *asked) as (url, process):
         clients = [Client(url, f"user-{life}-{i}") for i in range(CLIENTS)]
         for client in clients:

@@ -27,8 +27,9 @@ import torch
 from bench.gpu.limits import copy_rate, matrix_rates
 from bench.harness import ROOT, Headline, options, write_results
 from tenfold.model.llama import Llama
-from tenfold.serve.engine.ahead import AheadEngine
-from tenfold.serve.engine.request import Request, Sampling
+from tenfold.serve.engine.async_scheduling import AsyncSchedulingEngine
+from tenfold.serve.engine.scheduler import SchedulerConfig
+from tenfold.serve.request import Request, Sampling
 from tenfold.serve.runners.cuda import CudaRunner
 from tenfold.serve.runners.runner import BLOCK, cache_block_bytes
 from tenfold.spec.model import ModelSpec, published_model
@@ -55,10 +56,11 @@ class Bench:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def engine(self, sequences: int, runner: CudaRunner | None = None, token_budget: int = 8192) -> AheadEngine:
+    def engine(self, sequences: int, runner: CudaRunner | None = None, token_budget: int = 8192) -> AsyncSchedulingEngine:
         n_blocks = sequences * CONTEXT // BLOCK
         runner = runner or CudaRunner(self.model, n_blocks + token_budget // BLOCK + sequences, sequences, CONTEXT)
-        return AheadEngine(runner, runner.cache.shape[2], token_budget=token_budget, max_running=sequences)
+        config = SchedulerConfig(max_num_batched_tokens=token_budget, max_num_seqs=sequences)
+        return AsyncSchedulingEngine(runner, runner.cache.shape[2], config)
 
     def tokens(self, seed: int, length: int) -> list[int]:
         return torch.randint(10, self.spec.vocab_size, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
@@ -85,7 +87,7 @@ class Bench:
             prompts = [[t % vocab for t in self.tokens(i, n)] for i, n in enumerate((7, 40, 130, 301, 33))]
             runner = CudaRunner(model, 5 * 32 + 80, 8, 512)
             for many in (False, True):  # the kernels of a single row, and those of several
-                engine = AheadEngine(runner, 5 * 32 + 80, token_budget=256, max_running=8)
+                engine = AsyncSchedulingEngine(runner, 5 * 32 + 80, SchedulerConfig(max_num_batched_tokens=256, max_num_seqs=8))
                 found: dict[str, list[int]] = {str(i): [] for i in range(len(prompts))}
                 for i, tokens in enumerate(prompts):
                     engine.add(Request(str(i), tokens, Sampling(temperature=0, max_tokens=new)))
@@ -125,7 +127,7 @@ class Bench:
         best.pop("tokens")
         return {**best, "tried": tried, **self._share(best["tokens_per_s"])}
 
-    def _decode_one(self, engine: AheadEngine) -> tuple[float, list[int]]:
+    def _decode_one(self, engine: AsyncSchedulingEngine) -> tuple[float, list[int]]:
         rates, tokens = [], []
         for i in range(4):
             engine.add(Request("one", self.tokens(i % 2, PROMPT), Sampling(temperature=0, max_tokens=self.new)))
@@ -167,7 +169,7 @@ class Bench:
             "preemptions": engine.scheduler.preemptions,
         }
 
-    def _serve(self, engine: AheadEngine, lengths: list[tuple[int, int]]) -> tuple[float, int, float]:
+    def _serve(self, engine: AsyncSchedulingEngine, lengths: list[tuple[int, int]]) -> tuple[float, int, float]:
         """Seconds from the first request to the last token, steps, and seconds that the host did not wait in."""
         for i, (n, new) in enumerate(lengths):
             engine.add(Request(str(i), self.tokens(i, n), Sampling(temperature=0.6, seed=i, max_tokens=new, ignore_stop=True)))

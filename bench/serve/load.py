@@ -171,7 +171,7 @@ def main() -> None:
     given = parser.parse_args()
     home = Path(tempfile.mkdtemp())
     model = given.model or small_model(home / "small", 1024)
-    asked = ("--cache-gib", "0.05" if given.model is None else "1", "--feedback", "")
+    asked = ("--kv-cache-gib", "0.05" if given.model is None else "1", "--feedback", "")
     with serving(model, *asked, log=home / "log") as (url, process):
         seen = asyncio.run(load(url, process.pid, given.clients, given.seconds))
         taken = still_taken(url)

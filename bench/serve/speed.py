@@ -29,8 +29,9 @@ import torch
 from bench.harness import TENFOLD, Headline, Row, alternate, options, write_results
 from bench.serve.server import free_port
 from tenfold.model.io.huggingface import read_model, write_model
-from tenfold.serve.engine.engine import EngineOptions, make_engine
-from tenfold.serve.engine.request import Request, Sampling
+from tenfold.serve.engine.build import make_engine
+from tenfold.serve.options import EngineOptions
+from tenfold.serve.request import Request, Sampling
 
 PROMPT, CONCURRENT = 512, 8
 
@@ -51,7 +52,7 @@ class Ours:
 
     def __init__(self, path: Path, weights: str, speculate: bool = False, sampled: bool = False):
         self.sampling = Sampling(temperature=0.7, top_p=0.95, seed=0) if sampled else Sampling(temperature=0)
-        self.engine = make_engine(EngineOptions(path, weights=weights, cache_gib=0.5, speculate=speculate))
+        self.engine = make_engine(EngineOptions(path, quantization=weights, kv_cache_gib=0.5, speculate=speculate))
 
     def run(self, prompts: list[list[int]], new: int) -> tuple[float, float]:
         """Seconds to the first token of all, and from there to the last."""

@@ -1,7 +1,7 @@
 """`tenfold serve`, `tenfold chat`, `tenfold feedback`: answer with a model, and keep what people say of it."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -11,14 +11,12 @@ feedback_app = typer.Typer(help="What people said of answers.", no_args_is_help=
 app.add_typer(feedback_app, name="feedback")
 
 ModelPath = Annotated[Path, typer.Argument(help="A generation, a Hugging Face directory, or a GGUF file of a Llama.")]
-Weights = Annotated[str, typer.Option(help="exact, float32, bfloat16, int8 or int4; exact takes the smallest that loses nothing.")]
-Backend = Literal["tenfold", "llamacpp", "vllm"]
+Quantization = Annotated[str, typer.Option(help="exact, float32, bfloat16, int8 or int4; exact changes no weight.")]
 KEYS, FEEDBACK = Path("serve-keys.json"), "sqlite:///feedback.db"
 
 
 def _options(path: Path, **given: Any) -> Any:
-    from tenfold.serve.api.server import model_path
-    from tenfold.serve.engine.engine import EngineOptions
+    from tenfold.serve.options import EngineOptions, model_path
 
     return EngineOptions(model_path(path), **given)
 
@@ -28,15 +26,16 @@ def serve(
     model: Annotated[list[Path], typer.Argument(help="Models; the first answers where a request names none.")],
     host: Annotated[str, typer.Option(help="Address to listen on; any but loopback needs keys.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
-    weights: Weights = "exact",
-    context: Annotated[int, typer.Option(help="Longest prompt and answer together, in tokens; 0 is the model's own.")] = 0,
-    cache_gib: Annotated[float, typer.Option(help="Memory for keys and values.")] = 1.0,
-    token_budget: Annotated[int, typer.Option(help="Tokens computed in one step; 0 is what suits the device.")] = 0,
+    quantization: Quantization = "exact",
+    max_model_len: Annotated[int, typer.Option(help="Longest prompt and answer together, in tokens; 0 is the model's own.")] = 0,
+    kv_cache_gib: Annotated[float, typer.Option(help="Memory for keys and values.")] = 1.0,
+    max_num_batched_tokens: Annotated[int, typer.Option(help="Tokens computed in one step; 0 is the device's default.")] = 0,
+    max_num_seqs: Annotated[int, typer.Option(help="Sequences computed at once.")] = 64,
     threads: Annotated[int, typer.Option(help="Threads; 0 is one per core.")] = 0,
     speculate: Annotated[bool, typer.Option(help="Guess tokens from the text so far.")] = True,
-    draft: Annotated[Path | None, typer.Option(help="A smaller model of the same vocabulary that guesses instead.")] = None,
+    draft_model: Annotated[Path | None, typer.Option(help="A smaller model of the same vocabulary that guesses instead.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    backend: Annotated[Backend, typer.Option(help="What computes: this engine, llama.cpp (GGUF), or a vLLM server.")] = "tenfold",
+    backend: Annotated[str, typer.Option(help="What computes: tenfold, llamacpp (GGUF), vllm, or a plugin's.")] = "tenfold",
     max_loaded: Annotated[int, typer.Option(help="Models kept in memory; the least recently used goes first.")] = 1,
     max_queue: Annotated[int, typer.Option(help="Unfinished requests before 429.")] = 256,
     timeout_seconds: Annotated[float, typer.Option(help="Longest that an answer may take; then 504.")] = 600,
@@ -45,7 +44,7 @@ def serve(
     requests_per_minute: Annotated[int, typer.Option(help="Limit for each key; 0 for none.")] = 0,
     feedback: Annotated[str, typer.Option(help="Database URL for answers and feedback; '' keeps none.")] = FEEDBACK,
     any_name: Annotated[bool, typer.Option(help="Answer to any model name with the first model.")] = False,
-    allow_origin: Annotated[list[str] | None, typer.Option(help="Web pages elsewhere that may ask.")] = None,
+    allowed_origins: Annotated[list[str] | None, typer.Option(help="Web pages elsewhere that may ask.")] = None,
 ) -> None:
     """A chat page at / and an OpenAI-compatible API at /v1.
 
@@ -53,29 +52,23 @@ def serve(
     """
     from rich.console import Console
 
-    from tenfold.serve.api.app import ServerOptions
-    from tenfold.serve.api.keys import Keys
-    from tenfold.serve.api.server import model_name, model_path
     from tenfold.serve.api.server import serve as run
-    from tenfold.serve.api.service import Limits
+    from tenfold.serve.options import Limits, ServerOptions, model_name, model_path
 
     options = {
         model_name(model_path(path)): _options(
-            path, weights=weights, context=context, cache_gib=cache_gib, token_budget=token_budget, threads=threads,
-            speculate=speculate, draft=draft and model_path(draft), device=device, backend=backend,
+            path, quantization=quantization, max_model_len=max_model_len, kv_cache_gib=kv_cache_gib,
+            max_num_batched_tokens=max_num_batched_tokens, max_num_seqs=max_num_seqs, threads=threads, speculate=speculate,
+            draft_model=draft_model and model_path(draft_model), device=device, backend=backend,
         )
         for path in model
     }  # fmt: skip
     Console().print(f"{', '.join(options)}: chat at http://{host}:{port}/, API at http://{host}:{port}/v1", highlight=False)
+    limits = Limits(max_queue=max_queue, max_loaded=max_loaded, timeout_seconds=timeout_seconds)
     server = ServerOptions(
-        Limits(max_queue, max_loaded, timeout_seconds),
-        Keys.read(keys, requests_per_minute) if keys else None,
-        feedback or None,
-        any_name,
-        allow_origin or [],
-        drain_seconds,
+        host, port, limits, keys, requests_per_minute, feedback, any_name, tuple(allowed_origins or ()), drain_seconds
     )
-    run(options, server, host, port)
+    run(options, server)
 
 
 @app.command("serve-key")
@@ -95,7 +88,7 @@ def serve_key(
 @app.command("chat")
 def chat(
     model: ModelPath,
-    weights: Weights = "exact",
+    quantization: Quantization = "exact",
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token every time.")] = 0.7,
     top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens that hold this share.")] = 0.95,
     max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 512,
@@ -105,9 +98,9 @@ def chat(
 
     Example: tenfold chat generations/g1
     """
-    from tenfold.serve.api.terminal import converse
+    from tenfold.serve.terminal import converse
 
-    converse(_options(model, weights=weights, cache_gib=0.5), temperature, top_p, max_tokens, system)
+    converse(_options(model, quantization=quantization, kv_cache_gib=0.5), temperature, top_p, max_tokens, system)
 
 
 @feedback_app.command("export")

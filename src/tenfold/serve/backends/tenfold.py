@@ -1,4 +1,7 @@
-"""The engine in a process of its own, and the end of the pipe that asynchronous code holds."""
+"""The own engine as a backend: in a process of its own, behind a pipe.
+
+Another subclass of `Engine` needs only a function that makes it from `EngineOptions`.
+"""
 
 import asyncio
 import multiprocessing
@@ -6,33 +9,31 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from multiprocessing.connection import Connection
 from typing import Any
+from uuid import uuid4
 
-from tenfold.serve.api.text import read_text_side
-from tenfold.serve.backends.llamacpp import make_llamacpp_engine
-from tenfold.serve.engine.engine import Engine, EngineOptions, make_engine
+from tenfold.serve.backends.backend import BackendStopped
+from tenfold.serve.engine.build import make_engine
+from tenfold.serve.engine.engine import Engine
 from tenfold.serve.engine.grammar import GrammarTokenizer
-from tenfold.serve.engine.request import Output, Request
+from tenfold.serve.options import EngineOptions
+from tenfold.serve.request import Output, Request
+from tenfold.serve.text import read_text_side
 from tenfold.spec.errors import TenfoldError
 
 _IDLE_SECONDS = 3600.0
 
 
-class EngineGone(Exception):
-    """The engine's process ended or was stopped."""
-
-
 class EngineProcess:
-    """Starts an engine and talks with it. All methods are for the event loop that called `start`."""
+    """A `Backend` whose engine runs in a process of its own."""
 
-    def __init__(self, options: EngineOptions):
-        self.options = options
+    def __init__(self, options: EngineOptions, make: Callable[[EngineOptions], Engine] = make_engine):
+        self.options, self._make = options, make
         self.stats: dict[str, float] = {}
-        self.context = 0
+        self.max_model_len = 0
         self._queues: dict[str, asyncio.Queue[Output | None]] = {}
-        self._ready: asyncio.Future[None] | None = None
         self._alive = False
 
     @property
@@ -41,16 +42,15 @@ class EngineProcess:
 
     @property
     def in_flight(self) -> int:
-        """Requests that are not answered in full."""
         return len(self._queues)
 
     async def start(self) -> None:
-        """Return when the model can answer. Raises TenfoldError where it cannot be loaded."""
         self._loop = asyncio.get_running_loop()
-        self._ready = self._loop.create_future()
+        self._ready: asyncio.Future[None] = self._loop.create_future()
         method = multiprocessing.get_context("spawn")
         self._connection, theirs = method.Pipe()
-        self._process = method.Process(target=_run, args=(theirs, self.options), daemon=True, name="tenfold-engine")
+        arguments = theirs, self.options, self._make
+        self._process = method.Process(target=_run, args=arguments, daemon=True, name="tenfold-engine")
         self._process.start()
         theirs.close()
         threading.Thread(target=self._read, daemon=True).start()
@@ -58,18 +58,17 @@ class EngineProcess:
         self._alive = True
 
     async def generate(self, request: Request) -> AsyncGenerator[Output, None]:
-        """Outputs until every sequence is finished; leaving early cancels. Raises EngineGone where the engine ends."""
         if not self._alive:
-            raise EngineGone
+            raise BackendStopped
         queue: asyncio.Queue[Output | None] = asyncio.Queue()
         self._queues[request.id] = queue
-        left = 1 if request.embed else request.sampling.n
+        left = request.sampling.n if request.generates else 1
         try:
             self._connection.send(("add", request))
             while left:
                 output = await queue.get()
                 if output is None:
-                    raise EngineGone
+                    raise BackendStopped
                 left -= output.finish_reason is not None
                 yield output
                 if output.error is not None:
@@ -79,8 +78,14 @@ class EngineProcess:
             if left and self._alive:
                 self._connection.send(("cancel", request.id))
 
+    async def score(self, tokens: list[int]) -> list[float]:
+        async for output in self.generate(Request(f"score-{uuid4().hex}", tokens, task="score")):
+            if output.scores is not None:
+                return output.scores
+            raise TenfoldError(output.error or "The engine gave no scores.")
+        raise BackendStopped
+
     def stop(self) -> None:
-        """End the process; what is in flight ends with EngineGone."""
         self._alive = False
         self._connection.close()
         self._process.join(timeout=2)
@@ -88,24 +93,23 @@ class EngineProcess:
             self._process.kill()
 
     def _read(self) -> None:
-        """Carry what the engine says into the event loop, until it says no more."""
+        """Carry the engine's messages into the event loop until the pipe is closed."""
         try:
             while True:
                 message = self._connection.recv()
                 self._loop.call_soon_threadsafe(self._take, message)
-        except (EOFError, OSError, TypeError):  # closed here, or there
+        except (EOFError, OSError, TypeError):  # closed on either side
             if not self._loop.is_closed():
                 self._loop.call_soon_threadsafe(self._lose)
 
     def _take(self, message: Any) -> None:
         kind, *rest = message
         if kind == "ready":
-            (self.context,) = rest
-            if self._ready is not None and not self._ready.done():
+            (self.max_model_len,) = rest
+            if not self._ready.done():
                 self._ready.set_result(None)
         elif kind == "failed":
-            if self._ready is not None and not self._ready.done():
-                self._ready.set_exception(TenfoldError(rest[0]))
+            self._fail(rest[0])
         else:
             outputs, self.stats = rest
             for output in outputs:
@@ -114,19 +118,22 @@ class EngineProcess:
 
     def _lose(self) -> None:
         self._alive = False
-        if self._ready is not None and not self._ready.done():
-            self._ready.set_exception(TenfoldError("The engine ended before it was ready."))
+        self._fail("The engine ended before it was ready.")
         for queue in self._queues.values():
             queue.put_nowait(None)
 
+    def _fail(self, reason: str) -> None:
+        if not self._ready.done():
+            self._ready.set_exception(TenfoldError(reason))
 
-def _run(connection: Connection, options: EngineOptions) -> None:
-    # A signal to the group of the process that started this one must not end it before what is in flight is answered.
+
+def _run(connection: Connection, options: EngineOptions, make: Callable[[EngineOptions], Engine]) -> None:
+    # The process leaves the group of the server, so that a signal to that group lets requests in flight be answered.
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # threads that wait longer than this should sleep
     try:
-        engine = make_llamacpp_engine(options) if options.backend == "llamacpp" else make_engine(options)
+        engine = make(options)
         text = read_text_side(options.path)
         engine.grammars = GrammarTokenizer(text.tokenizer, engine.runner.spec.vocab_size, sorted(text.stop_tokens))
     except Exception as error:
@@ -135,7 +142,7 @@ def _run(connection: Connection, options: EngineOptions) -> None:
         connection.send(("failed", str(error)))
         return
     try:
-        connection.send(("ready", engine.context))
+        connection.send(("ready", engine.max_model_len))
         _answer(connection, engine)
     except (EOFError, OSError):
         return

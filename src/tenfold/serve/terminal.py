@@ -1,8 +1,9 @@
 """A conversation in the terminal, with the engine in this process."""
 
-from tenfold.serve.api.text import TextStream, read_text_side
-from tenfold.serve.engine.engine import EngineOptions, make_engine
-from tenfold.serve.engine.request import Request, Sampling
+from tenfold.serve.engine.build import make_engine
+from tenfold.serve.options import EngineOptions
+from tenfold.serve.request import Request, Sampling
+from tenfold.serve.text import TextStream, read_text_side
 
 
 def converse(options: EngineOptions, temperature: float, top_p: float, max_tokens: int, system: str) -> None:

@@ -1,4 +1,4 @@
-"""What is asked of the engine, what it answers, and a sequence on its way from one to the other."""
+"""Requests to an engine, its outputs, and the sequences that it computes between the two."""
 
 from array import array
 from dataclasses import dataclass, field
@@ -8,13 +8,25 @@ from typing import Any, Literal
 from tenfold.spec.errors import TenfoldError
 
 FinishReason = Literal["stop", "length", "abort", "error"]
+RequestTask = Literal["generate", "embed", "score"]
+_RANGES = (
+    ("temperature", 0, 2),
+    ("top_p", 0, 1),
+    ("min_p", 0, 1),
+    ("presence_penalty", -2, 2),
+    ("frequency_penalty", -2, 2),
+    ("repetition_penalty", 0.01, 10),
+    ("max_tokens", 0, float("inf")),
+    ("top_k", -1, float("inf")),
+    ("n", 1, 128),
+)
 
 
 @dataclass(frozen=True)
 class Sampling:
     """How tokens are drawn. `top_k` 0 and `top_p` 1 leave nothing out; `logprobs` None gives none, k the k likeliest.
 
-    `stop_tokens` end the sequence and are not part of the text. `grammar` is what the text must match (`serve.grammar`).
+    `stop_tokens` end the sequence and are not part of the text. The text matches `grammar` (`serve/engine/grammar.py`).
     """
 
     temperature: float = 1.0
@@ -35,17 +47,7 @@ class Sampling:
     grammar: str | None = None
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("temperature", 0, 2),
-            ("top_p", 0, 1),
-            ("min_p", 0, 1),
-            ("presence_penalty", -2, 2),
-            ("frequency_penalty", -2, 2),
-            ("repetition_penalty", 0.01, 10),
-            ("max_tokens", 0, float("inf")),
-            ("top_k", -1, float("inf")),
-            ("n", 1, 128),
-        ):
+        for name, low, high in _RANGES:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise TenfoldError(f"{name} must lie between {low} and {high}, not be {value}.")
@@ -54,24 +56,32 @@ class Sampling:
 
     @cached_property
     def is_plain(self) -> bool:
-        """Whether a draw depends on nothing but the logits: not on the text so far, nor on a grammar."""
+        """Whether a draw depends on the logits alone, not on the text so far or a grammar."""
         penalties = self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1
         return not (penalties or self.logit_bias or self.min_tokens or self.grammar is not None)
 
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt and how to go on from it. `embed` asks for the mean of the last hidden states instead of text."""
+    """A prompt and what is asked about it.
+
+    `generate` continues the prompt as `sampling` says. `embed` gives the mean of its last hidden states, and `score` the
+    log-probability of each of its tokens after the first.
+    """
 
     id: str
     tokens: list[int]
-    sampling: Sampling
-    embed: bool = False
+    sampling: Sampling = field(default_factory=Sampling)
+    task: RequestTask = "generate"
+
+    @property
+    def generates(self) -> bool:
+        return self.task == "generate"
 
     @cached_property
     def is_plain(self) -> bool:
-        """Whether tokens are all that is asked for, and nothing but logits is needed to draw them."""
-        return self.sampling.is_plain and self.sampling.logprobs is None and not self.embed
+        """Whether only tokens are asked for, and their draws depend on the logits alone."""
+        return self.generates and self.sampling.is_plain and self.sampling.logprobs is None
 
 
 @dataclass(frozen=True)
@@ -85,7 +95,10 @@ class TokenLogprob:
 
 @dataclass
 class Output:
-    """New tokens of sequence `index` of a request; the last output of a sequence has a finish reason."""
+    """New tokens of sequence `index` of a request; the last output of a sequence has a finish reason.
+
+    The output of an `embed` request has its `embedding`, that of a `score` request its `scores`.
+    """
 
     request_id: str
     index: int
@@ -94,12 +107,18 @@ class Output:
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0
     embedding: list[float] | None = None
+    scores: list[float] | None = None
     error: str | None = None
+
+
+def failed(request: Request, reason: str) -> Output:
+    """The output of a request that cannot be computed."""
+    return Output(request.id, 0, finish_reason="error", error=reason)
 
 
 @dataclass(eq=False)
 class Sequence:
-    """One of a request's continuations. Keys and values of the first `computed` of `tokens` are in `blocks`."""
+    """One continuation of a request. Keys and values of the first `computed` of `tokens` are in `blocks`."""
 
     request: Request
     index: int = 0
@@ -110,8 +129,6 @@ class Sequence:
     draft: list[int] = field(default_factory=list)
     cached_tokens: int = 0
     preemptions: int = 0
-    arrived: float = 0.0
-    first_scheduled: float = 0.0
     state: Any = None  # the sampler's
 
     def __post_init__(self) -> None:

@@ -1,21 +1,41 @@
-"""Chat completions: a conversation in, OpenAI's answer or its chunks out."""
+"""`/v1/chat/completions`: a conversation in, OpenAI's answer or its chunks out."""
 
 import asyncio
 import time
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from fastapi import APIRouter
+from fastapi import Request as HttpRequest
+from fastapi.responses import JSONResponse, Response
+from openai.types.chat import ChatCompletion
+
+from tenfold.serve.api.dependencies import OptionalFeedback, Owner, ServedModels, streams
 from tenfold.serve.api.errors import ApiError
+from tenfold.serve.api.models import Models
 from tenfold.serve.api.protocol import ChatRequest, Message
-from tenfold.serve.api.service import Models, OutputDelta, ServedModel, facts, new_id
-from tenfold.serve.api.text import TextSide
+from tenfold.serve.api.routes.answers import Gathered, finite, head, new_id, token_text, usage
+from tenfold.serve.api.served_model import OutputDelta, ServedModel
+from tenfold.serve.api.streaming import stream, until_disconnect
 from tenfold.serve.api.tools import call_schema, find_calls, tell_of_tools
 from tenfold.serve.engine.grammar import grammar_from
-from tenfold.serve.engine.request import Request, TokenLogprob
 from tenfold.serve.feedback.feedback import Feedback
+from tenfold.serve.request import Request, TokenLogprob
+from tenfold.serve.text import TextSide
 
+router = APIRouter()
 _CALL_BEGINS = ("<tool_call>", "<|python_tag|>", "{")
+
+
+@router.post("/v1/chat/completions", **streams(ChatCompletion))
+async def chat_completions(
+    body: ChatRequest, request: HttpRequest, owner: Owner, models: ServedModels, feedback: OptionalFeedback
+) -> Response:
+    conversation = await until_disconnect(request, prepare(models, body, owner))
+    if body.stream:
+        return await stream(chunks(conversation, feedback))
+    return JSONResponse(await until_disconnect(request, answer(conversation, feedback)))
 
 
 @dataclass
@@ -27,7 +47,7 @@ class Conversation:
     request: Request
     messages: list[dict[str, Any]]
     tools: set[str]
-    must_call: str | None  # "" for any tool, a name for that one, None for none
+    must_call: str | None  # the tool that must be called; "" is any, None is no obligation
     owner: str
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -44,11 +64,11 @@ async def prepare(models: Models, body: ChatRequest, owner: str) -> Conversation
     must_call = _must_call(body, tools)
     if body.tool_choice == "none":
         tools = []
-    tokens = await models.prompt(lambda: _tokens(model.text, messages, tools))
-    models.check_tokens(model, body.logit_bias or (), "logit_bias")
+    tokens = await model.prompt(lambda: _tokens(model.text, messages, tools))
+    model.check_tokens(body.logit_bias or (), "logit_bias")
     wanted = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     sampling = body.sampling(
-        max_tokens=models.admit(model, tokens, wanted),
+        max_tokens=model.admit(tokens, wanted),
         stop_tokens=model.text.stop_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         grammar=await asyncio.to_thread(_grammar, body, tools, must_call),
@@ -59,7 +79,7 @@ async def prepare(models: Models, body: ChatRequest, owner: str) -> Conversation
 
 
 def plain(message: Message) -> dict[str, Any]:
-    """A message as templates read it: content is text."""
+    """A message as chat templates read it, with text as its content."""
     plain = message.model_dump(exclude_none=True)
     if plain["role"] == "developer":
         plain["role"] = "system"
@@ -114,42 +134,25 @@ def _grammar(body: ChatRequest, tools: list[dict[str, Any]], must_call: str | No
     return None
 
 
-@dataclass
-class Gathered:
-    """One continuation so far."""
-
-    text: str = ""
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    finish_reason: str | None = None
-    first_token: float = 0.0
-
-    def add(self, piece: OutputDelta) -> None:
-        self.first_token = self.first_token or time.time()
-        self.text += piece.text
-        self.tokens += piece.tokens
-        self.logprobs += piece.logprobs
-        self.finish_reason = piece.finish_reason
+def _deltas(chat: Conversation) -> AsyncGenerator[OutputDelta, None]:
+    return chat.model.generate(chat.request, chat.body.stops, chat.body.skip_special_tokens is False)
 
 
-async def answer(models: Models, chat: Conversation, feedback: Feedback | None) -> dict[str, Any]:
+async def answer(chat: Conversation, feedback: Feedback | None) -> dict[str, Any]:
     """The whole answer as one object."""
     gathered = [Gathered() for _ in range(chat.request.sampling.n)]
-    cached = 0
-    async for piece in models.generate(chat.model, chat.request, chat.body.stops, chat.body.skip_special_tokens is False):
-        gathered[piece.index].add(piece)
-        cached = max(cached, piece.cached_tokens)
+    async for delta in _deltas(chat):
+        gathered[delta.index].add(delta)
     await keep(chat, gathered, feedback)
     choices = []
     for i, g in enumerate(gathered):
         said, finish = message(chat, g)
-        logprobs = chat_logprobs(chat.model.text, g.logprobs, chat)
-        choices.append({"index": i, "message": said, "logprobs": logprobs, "finish_reason": finish})
-    return {**_head(chat, "chat.completion"), "choices": choices, "usage": usage(chat.request, gathered, cached)}
+        choices.append({"index": i, "message": said, "logprobs": _logprobs(chat, g.logprobs), "finish_reason": finish})
+    return {**_head(chat, "chat.completion"), "choices": choices, "usage": _usage(chat, gathered)}
 
 
 def message(chat: Conversation, g: Gathered) -> tuple[dict[str, Any], str | None]:
-    """What a finished continuation says, its calls apart, and why it ended."""
+    """The message of a finished continuation, with its calls apart from the text, and why it ended."""
     content, calls = find_calls(g.text, chat.tools) if chat.tools else (g.text, [])
     said: dict[str, Any] = {"role": "assistant", "content": content or None if calls else content, "refusal": None}
     if not calls:
@@ -157,40 +160,39 @@ def message(chat: Conversation, g: Gathered) -> tuple[dict[str, Any], str | None
     return {**said, "tool_calls": calls}, "stop" if chat.must_call else "tool_calls"
 
 
-async def chunks(models: Models, chat: Conversation, feedback: Feedback | None) -> AsyncGenerator[dict[str, Any], None]:
-    """The answer piece by piece: who speaks, then text, then why it ended; usage last where it was asked for."""
-    head, n = _head(chat, "chat.completion.chunk"), chat.request.sampling.n
+async def chunks(chat: Conversation, feedback: Feedback | None) -> AsyncGenerator[dict[str, Any], None]:
+    """The answer piece by piece: the role, then text, then the finish reason; usage last if it was asked for."""
+    start, n = _head(chat, "chat.completion.chunk"), chat.request.sampling.n
     options = chat.body.stream_options
     with_usage = bool(options and options.include_usage)
     if with_usage:
-        head["usage"] = None
-    gathered, held, cached = [Gathered() for _ in range(n)], [""] * n, 0
+        start["usage"] = None
+    gathered, held = [Gathered() for _ in range(n)], [""] * n
     for i in range(n):
-        yield {**head, "choices": [_choice(i, {"role": "assistant", "content": ""})]}
-    async for piece in models.generate(chat.model, chat.request, chat.body.stops, chat.body.skip_special_tokens is False):
-        i, g = piece.index, gathered[piece.index]
-        g.add(piece)
-        cached = max(cached, piece.cached_tokens)
-        text, finish = piece.text, piece.finish_reason
+        yield {**start, "choices": [_choice(i, {"role": "assistant", "content": ""})]}
+    async for delta in _deltas(chat):
+        i, g = delta.index, gathered[delta.index]
+        g.add(delta)
+        text, finish = delta.text, delta.finish_reason
         if chat.tools:
             text, held[i] = sayable(held[i] + text, g, finish)
-        if text or (piece.logprobs and not chat.tools):
-            yield {**head, "choices": [_choice(i, {"content": text}, None, chat_logprobs(chat.model.text, piece.logprobs, chat))]}
+        if text or (delta.logprobs and not chat.tools):
+            yield {**start, "choices": [_choice(i, {"content": text}, None, _logprobs(chat, delta.logprobs))]}
         if not finish:
             continue
         said, reason = message(chat, g)
         if calls := said.get("tool_calls"):
-            yield {**head, "choices": [_choice(i, {"tool_calls": [{"index": k, **call} for k, call in enumerate(calls)]})]}
+            yield {**start, "choices": [_choice(i, {"tool_calls": [{"index": k, **call} for k, call in enumerate(calls)]})]}
         elif held[i]:
-            yield {**head, "choices": [_choice(i, {"content": held[i]})]}
-        yield {**head, "choices": [_choice(i, {}, reason)]}
+            yield {**start, "choices": [_choice(i, {"content": held[i]})]}
+        yield {**start, "choices": [_choice(i, {}, reason)]}
     await keep(chat, gathered, feedback)
     if with_usage:
-        yield {**head, "choices": [], "usage": usage(chat.request, gathered, cached)}
+        yield {**start, "choices": [], "usage": _usage(chat, gathered)}
 
 
 def sayable(text: str, g: Gathered, finish: str | None) -> tuple[str, str]:
-    """What of `text` can be said now, and what may become a call and is held back."""
+    """The part of `text` that can be sent, and the part that may become a call and is held back."""
     if g.text.lstrip().startswith("{"):
         return "", text
     begins = min((at for at in (text.find(mark) for mark in _CALL_BEGINS[:2]) if at >= 0), default=-1)
@@ -207,28 +209,22 @@ def _choice(index: int, delta: dict[str, Any], finish: str | None = None, logpro
 
 
 def _head(chat: Conversation, kind: str) -> dict[str, Any]:
-    return {"id": chat.request.id, "object": kind, "created": chat.created, "model": chat.model.name, "system_fingerprint": None}
+    return head(chat.request.id, kind, chat.created, chat.model)
 
 
-def usage(request: Request, gathered: list[Gathered], cached: int) -> dict[str, Any]:
-    """Tokens read and written."""
-    written = sum(len(g.tokens) for g in gathered)
-    return {
-        "prompt_tokens": len(request.tokens),
-        "completion_tokens": written,
-        "total_tokens": len(request.tokens) + written,
-        "prompt_tokens_details": {"cached_tokens": cached},
-    }
+def _usage(chat: Conversation, gathered: list[Gathered]) -> dict[str, Any]:
+    cached = max(g.cached_tokens for g in gathered)
+    return {**usage([chat.request], gathered), "prompt_tokens_details": {"cached_tokens": cached}}
 
 
-def chat_logprobs(text: TextSide, logprobs: list[TokenLogprob], chat: Conversation) -> dict[str, Any] | None:
-    """Log-probabilities as chat completions write them; None where they were not asked for."""
+def _logprobs(chat: Conversation, logprobs: list[TokenLogprob]) -> dict[str, Any] | None:
+    """Log-probabilities as chat completions write them; None if the request does not ask for them."""
     if not chat.body.logprobs:
         return None
 
     def one(token: int, value: float) -> dict[str, Any]:
-        written = text.tokenizer.decode([token], skip_special_tokens=False)
-        return {"token": written, "logprob": max(value, -9999.0), "bytes": list(written.encode())}
+        written = token_text(chat.model, token)
+        return {"token": written, "logprob": finite(value), "bytes": list(written.encode())}
 
     return {
         "content": [{**one(lp.token, lp.logprob), "top_logprobs": [one(*top) for top in lp.top]} for lp in logprobs],
@@ -237,7 +233,7 @@ def chat_logprobs(text: TextSide, logprobs: list[TokenLogprob], chat: Conversati
 
 
 async def keep(chat: Conversation, gathered: list[Gathered], feedback: Feedback | None) -> None:
-    """Store the answers where the request consents and the server has a place for them. The first has the request's name."""
+    """Store the answers if the request says so and the server keeps feedback. The first has the request's id."""
     if feedback is None or not chat.body.store:
         return
     checkpoint = await chat.model.checkpoint()
@@ -250,7 +246,7 @@ async def keep(chat: Conversation, gathered: list[Gathered], feedback: Feedback 
             "text": g.text,
             "token_ids": g.tokens,
             "logprobs": [lp.logprob for lp in g.logprobs] or None,
-            "sampling": facts(chat.request.sampling),
+            "sampling": {k: sorted(v) if isinstance(v, frozenset) else v for k, v in asdict(chat.request.sampling).items()},
             "finish_reason": g.finish_reason or "abort",
             "prompt_tokens": len(chat.request.tokens),
             "ttft_ms": 1000 * (g.first_token - chat.created) if g.first_token else None,
