@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 
 from tenfold.data.text.corpus import build, open_corpus
-from tenfold.model.llama4 import make_model
+from tenfold.model.build import make_model
 from tenfold.spec.model import ModelSpec
 from tenfold.train import checkpoint
 from tenfold.train import trainer as loop

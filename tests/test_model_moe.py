@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tenfold.model.llama4 import Llama4
-from tenfold.model.moe import Experts, balance_bias, router_statistics
+from tenfold.model.moe import Experts, router_statistics, update_expert_bias
 from tenfold.spec.model import ModelSpec
 from tenfold.spec.shapes import llama4_shape, llama_shape
 from tenfold.train.config import RunConfig
@@ -74,27 +74,27 @@ def test_the_bias_evens_out_the_load_and_fades():
     for _ in range(150):
         layer.load.zero_()
         layer(x)
-        balance_bias(layer, 0.02)
+        update_expert_bias(layer, 0.02)
     assert before > 2 and unevenness(layer, x) < 1.2
-    balance_bias(layer, 0.02, keep=0.0)
+    update_expert_bias(layer, 0.02, keep=0.0)
     assert not layer.bias.any() and unevenness(layer, x) == before
 
 
 def test_the_balance_loss_is_one_when_even_and_its_gradient_evens_out():
     layer = experts_of(8, 1)
-    layer.wants_balance_loss = True
+    layer.aux_loss_weight = 1.0
     x = torch.randn(800, 16) + 1.5
     before = unevenness(layer, x)
     descent = torch.optim.Adam(layer.router.parameters(), 0.02)
     for _ in range(60):
         descent.zero_grad()
         layer(x)
-        layer.balance_loss.backward()
+        layer.aux_loss.backward()
         descent.step()
     assert unevenness(layer, x) < before / 2
     layer.router.weight.data.zero_()
     layer(x)
-    assert layer.balance_loss.item() == pytest.approx(1)
+    assert layer.aux_loss.item() == pytest.approx(1)
 
 
 def test_statistics_of_known_loads():

@@ -8,10 +8,12 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from tenfold.data.text.corpus import Corpus
 from tenfold.data.text.mixture import Mixture
+from tenfold.model.build import make_model, make_shapes
+from tenfold.model.initialize import begin_as_identity, begins_at_zero, draw
 from tenfold.model.io.huggingface import read_model, read_parts
-from tenfold.model.llama import Llama, begin_as_identity, begins_at_zero, draw
-from tenfold.model.llama4 import Llama4, make_model, make_shapes
-from tenfold.model.mtp import predict_ahead
+from tenfold.model.llama import Llama
+from tenfold.model.moe import use_aux_loss
+from tenfold.model.mtp import add_mtp
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec
 from tenfold.train.config import RunConfig
@@ -27,11 +29,11 @@ def build(spec: ModelSpec, config: RunConfig, corpus: Corpus | Mixture, device: 
     else:
         with device:
             model = make_model(spec)
-            begin_as_identity(model)
-    if isinstance(model, Llama4) and config.balance == "loss":
-        model.use_balance_loss(config.balance_rate)
+            begin_as_identity(model, spec)
+    if config.balance == "loss":
+        use_aux_loss(model, config.balance_rate)
     if config.ahead:
-        predict_ahead(model, config.ahead, config.ahead_weight)
+        add_mtp(model, config.ahead, config.ahead_weight)
     return model
 
 
@@ -72,7 +74,7 @@ def _draw(model: Llama, ours: dict[str, nn.Parameter], device: torch.device) -> 
         whole = torch.empty(shape, device=device)
         draw(name, whole, spec)
         if name in ours:  # else another stage has it
-            _keep_share(ours[name], whole.zero_() if begins_at_zero(name) else whole)
+            _keep_share(ours[name], whole.zero_() if begins_at_zero(name, spec) else whole)
 
 
 def _keep_share(p: Tensor, whole: Tensor) -> None:

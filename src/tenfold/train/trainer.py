@@ -26,8 +26,8 @@ from tenfold.data.text.prefetch import AHEAD, Prefetch
 from tenfold.model.attention import fastest_attention
 from tenfold.model.io.huggingface import write_model
 from tenfold.model.llama import Llama
-from tenfold.model.moe import balance_bias, expert_layers, router_statistics
-from tenfold.model.mtp import ahead_weights
+from tenfold.model.moe import expert_layers, router_statistics, update_expert_bias
+from tenfold.model.mtp import mtp_weights
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec
 from tenfold.train import checkpoint
@@ -211,7 +211,7 @@ def run_steps(
     if saved is not None:
         state = _State(**saved["state"])
     course = LossSpikeDetector(config.rollback_above, state.usual_loss, state.losses_seen)
-    flops_per_token = spec.train_flops_per_token(config.seq_len) + 6.0 * ahead_weights(spec, config.ahead)
+    flops_per_token = spec.train_flops_per_token(config.seq_len) + 6.0 * mtp_weights(spec, config.ahead)
     peak, peak_source = peak_flops(device, dtype)
     compiled = _compile(model, config, device, place, h.steps * h.batch_size * config.seq_len * flops_per_token / peak)
     late = device.type == "cuda" and config.optimizer == "adamw" and place.alone
@@ -519,7 +519,7 @@ def _balance(model: Llama, config: RunConfig, step: int, steps: int, loads: list
     """
     left, fade = steps - step, config.decay * steps
     if config.balance == "bias":
-        balance_bias(model, config.balance_rate, keep=left / (left + 1) if left < fade else 1.0, group=group)
+        update_expert_bias(model, config.balance_rate, keep=left / (left + 1) if left < fade else 1.0, group=group)
     for total, layer in zip(loads, expert_layers(model), strict=True):
         total += layer.load
         layer.load.zero_()

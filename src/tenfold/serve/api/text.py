@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from tenfold.model.io.gguf import read_gguf_text_fields
-from tenfold.model.sample import read_tokenizer
+from tenfold.model.io.tokenizer import read_tokenizer
 from tenfold.spec.errors import TenfoldError
 
 # For models that were never taught to chat.

@@ -215,9 +215,9 @@ def _check(model: Llama, data: int, context: int, tensor: int, shards: int, seq_
         raise TenfoldError(f"[layout] divides {batch_size} rows a step over {data} processes: use fewer, or raise batch_size.")
     if expert_layers(model) and batch_size % data:
         raise TenfoldError(f"A model with experts needs a batch_size that {data} data parallel processes divide, not {batch_size}.")
-    if model.ahead is not None and context * tensor > 1:
+    if model.mtp is not None and context * tensor > 1:
         raise TenfoldError("Tokens ahead are trained on whole rows: set ahead = 0, or context and tensor to 1.")
-    if getattr(model, "balance_weight", 0.0):
+    if any(layer.aux_loss_weight for layer in expert_layers(model)):
         raise TenfoldError('A balance loss depends on what one process sees: say balance = "bias" on several processes.')
 
 
@@ -240,7 +240,7 @@ def _check_experts(model: Llama, expert: int, shards: int) -> None:
 def _check_pipeline(model: Llama, stages: int, rows: int, micro: int | None) -> None:
     if stages == 1:
         return
-    if model.ahead is not None:
+    if model.mtp is not None:
         raise TenfoldError("Tokens ahead are not trained in a pipeline: set ahead = 0, or pipeline = 1 in [layout].")
     if getattr(model, "vision", None) is not None:
         raise TenfoldError("Images are not trained in a pipeline: set pipeline = 1 in [layout].")
