@@ -26,24 +26,18 @@ FASTEST_FIRST = [
 ]
 
 
-class LayerCache(Protocol):
-    """Keys and values of one layer."""
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Add new keys and values, and give what the queries of the same tokens take from all values; shapes as in `attend`."""
-        ...
-
-
 class Cache(Protocol):
     """Keys and values of the tokens before, for all layers. `positions` [T] are those of the new tokens."""
 
     positions: Tensor
 
-    def layer(self, number: int, chunk: int = 0) -> LayerCache:
+    def layer(self, number: int, chunk: int = 0) -> "LayerCache":
         """The cache of a layer whose queries attend within chunks of so many positions; 0 is everywhere."""
         ...
 
 
+# Stores keys and values of new tokens, and gives what their queries take from all values; shapes as in `attend`.
+LayerCache = Callable[[Tensor, Tensor, Tensor], Tensor]
 Mask = Tensor | BlockMask | LayerCache | None
 
 
@@ -90,8 +84,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
         if q.is_cuda:
             return _flex_kernel()(q, k, v, block_mask=mask, enable_gqa=grouped)
         mask = dense(mask)
-    if mask is not None and not isinstance(mask, Tensor):
-        return mask.attend(q, k, v)
+    if callable(mask):
+        return mask(q, k, v)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
 
 

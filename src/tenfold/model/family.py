@@ -1,11 +1,12 @@
 """What the rest of Tenfold knows of a family of models. A new family is one file and one entry point of `tenfold.families`.
 
-`shape` and `role` are also asked for where PyTorch is not imported, so the built-in families import their modules inside of
-`build` and `weights`.
+`shape` and `role` are also asked for where PyTorch is not imported, so the built-in families import their modules when `build` or
+`weights` is called.
 """
 
 from collections.abc import Callable, Iterator
 from enum import Enum, auto
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tenfold.spec.model import ModelSpec
@@ -91,29 +92,10 @@ def llama4_role(name: str) -> Role:
     return Role.ENCODER_RESIDUAL if ".wo." in name or ".w2." in name else Role.ENCODER_MATRIX
 
 
-def _build_llama(spec: ModelSpec) -> Any:
-    from tenfold.model.llama import Llama
-
-    return Llama(spec)
-
-
-def _build_llama4(spec: ModelSpec) -> Any:
-    from tenfold.model.llama4 import Llama4
-
-    return Llama4(spec)
+def _later(module: str, name: str) -> Callable[..., Any]:
+    """`name` of a module of this room, which is imported when it is called."""
+    return lambda *arguments: getattr(import_module(f"tenfold.model.{module}"), name)(*arguments)
 
 
-def _llama_weights() -> "CheckpointFormat":
-    from tenfold.model.io.llama import LLAMA
-
-    return LLAMA
-
-
-def _llama4_weights() -> "CheckpointFormat":
-    from tenfold.model.io.llama4 import LLAMA4
-
-    return LLAMA4
-
-
-LLAMA3 = Family(ModelSpec, _build_llama, llama_shape, llama_role, _llama_weights)
-LLAMA4 = Family(ModelSpec, _build_llama4, llama4_shape, llama4_role, _llama4_weights)
+LLAMA3 = Family(ModelSpec, _later("llama", "Llama"), llama_shape, llama_role, _later("io.llama", "llama_format"))
+LLAMA4 = Family(ModelSpec, _later("llama4", "Llama4"), llama4_shape, llama4_role, _later("io.llama4", "llama4_format"))

@@ -1,5 +1,6 @@
 """Llama 3 as Hugging Face and llama.cpp write it."""
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -21,41 +22,6 @@ def llama_config(spec: ModelSpec, shared: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def llama_slots(model: Llama) -> dict[str, Slot | Stack]:
-    """Every weight of a Llama 3 by its Hugging Face name."""
-    slots = top_slots(model)
-    for i, block in enumerate(model.layers):
-        layer = f"model.layers.{i}"
-        slots |= {
-            f"{layer}.input_layernorm.weight": Slot(block.attention_norm.weight.data),
-            f"{layer}.post_attention_layernorm.weight": Slot(block.ffn_norm.weight.data),
-            **attention_slots(f"{layer}.self_attn", block.attention, model.spec, halves=True),
-            **ffn_slots(f"{layer}.mlp", block.ffn),
-        }
-    return slots
-
-
-def top_slots(model: Llama) -> dict[str, Slot | Stack]:
-    """What lies beside the layers."""
-    slots: dict[str, Slot | Stack] = {
-        "model.embed_tokens.weight": Slot(model.embedding.weight.data),
-        "model.norm.weight": Slot(model.norm.weight.data),
-    }
-    return slots if model.spec.tied else slots | {"lm_head.weight": Slot(model.head.weight.data)}
-
-
-def attention_slots(name: str, attention: Attention, spec: ModelSpec, halves: bool) -> dict[str, Slot | Stack]:
-    """The four projections, three of which are views of `wqkv`."""
-    group = spec.n_heads // spec.n_kv_heads
-    rows = attention.wqkv.weight.data.view(spec.n_kv_heads, group + 2, spec.head_dim, spec.dim)
-    return {
-        f"{name}.q_proj.weight": Slot(rows[:, :group], halves),
-        f"{name}.k_proj.weight": Slot(rows[:, group : group + 1], halves),
-        f"{name}.v_proj.weight": Slot(rows[:, group + 1 :]),
-        f"{name}.o_proj.weight": Slot(attention.wo.weight.data),
-    }
-
-
 def ffn_slots(name: str, ffn: nn.Module) -> dict[str, Slot | Stack]:
     """The three matrices of a dense feed-forward."""
     assert isinstance(ffn, FeedForward)
@@ -63,6 +29,34 @@ def ffn_slots(name: str, ffn: nn.Module) -> dict[str, Slot | Stack]:
         f"{name}.gate_proj.weight": Slot(ffn.w1.weight.data),
         f"{name}.up_proj.weight": Slot(ffn.w3.weight.data),
         f"{name}.down_proj.weight": Slot(ffn.w2.weight.data),
+    }
+
+
+def llama_slots(
+    model: Llama, ffn: str = "mlp", of_ffn: Callable[[str, nn.Module], dict[str, Slot | Stack]] = ffn_slots, halves: bool = True
+) -> dict[str, Slot | Stack]:
+    """Every weight of a Llama by its Hugging Face name; `of_ffn` gives those of a feed-forward, which is named `ffn`."""
+    slots: dict[str, Slot | Stack] = {"model.embed_tokens.weight": Slot(model.embedding.weight.data)}
+    for i, block in enumerate(model.layers):
+        layer = f"model.layers.{i}"
+        slots |= {
+            f"{layer}.input_layernorm.weight": Slot(block.attention_norm.weight.data),
+            f"{layer}.post_attention_layernorm.weight": Slot(block.ffn_norm.weight.data),
+            **_attention_slots(f"{layer}.self_attn", block.attention, model.spec, halves),
+            **of_ffn(f"{layer}.{ffn}", block.ffn),
+        }
+    slots["model.norm.weight"] = Slot(model.norm.weight.data)
+    return slots if model.spec.tied else slots | {"lm_head.weight": Slot(model.head.weight.data)}
+
+
+def _attention_slots(name: str, attention: Attention, spec: ModelSpec, halves: bool) -> dict[str, Slot | Stack]:
+    group = spec.n_heads // spec.n_kv_heads
+    rows = attention.wqkv.weight.data.view(spec.n_kv_heads, group + 2, spec.head_dim, spec.dim)
+    return {
+        f"{name}.q_proj.weight": Slot(rows[:, :group], halves),
+        f"{name}.k_proj.weight": Slot(rows[:, group : group + 1], halves),
+        f"{name}.v_proj.weight": Slot(rows[:, group + 1 :]),
+        f"{name}.o_proj.weight": Slot(attention.wo.weight.data),
     }
 
 
@@ -86,4 +80,7 @@ _GGUF = GGUFNames(
     },
     turned=("attn_q", "attn_k"),
 )
-LLAMA = CheckpointFormat(("llama",), shared_fields, llama_config, llama_slots, _GGUF)
+
+
+def llama_format() -> CheckpointFormat:
+    return CheckpointFormat(("llama",), shared_fields, llama_config, llama_slots, _GGUF)

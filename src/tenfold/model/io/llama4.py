@@ -6,7 +6,7 @@ from torch import nn
 
 from tenfold.model.io.format import CheckpointFormat, Slot, Stack
 from tenfold.model.io.huggingface_config import shared_fields
-from tenfold.model.io.llama import attention_slots, ffn_slots, top_slots
+from tenfold.model.io.llama import ffn_slots, llama_slots
 from tenfold.model.llama4 import Llama4
 from tenfold.model.moe import Experts
 from tenfold.model.vision import Vision
@@ -132,15 +132,7 @@ def _interval(chosen: list[int], layers: int, stated: int, what: str) -> int:
 
 def llama4_slots(model: Llama4) -> dict[str, Slot | Stack]:
     """Every weight of a Llama 4 by its Hugging Face name."""
-    slots = top_slots(model)
-    for i, block in enumerate(model.layers):
-        layer = f"model.layers.{i}"
-        slots |= {
-            f"{layer}.input_layernorm.weight": Slot(block.attention_norm.weight.data),
-            f"{layer}.post_attention_layernorm.weight": Slot(block.ffn_norm.weight.data),
-            **attention_slots(f"{layer}.self_attn", block.attention, model.spec, halves=False),
-            **_ffn_slots(f"{layer}.feed_forward", block.ffn),
-        }
+    slots = llama_slots(model, "feed_forward", _ffn_slots, halves=False)
     if model.vision is None:
         return slots
     return {f"language_model.{name}": slot for name, slot in slots.items()} | _vision_slots(model.vision)
@@ -185,4 +177,5 @@ def _vision_slots(vision: Vision) -> dict[str, Slot | Stack]:
     return {name: Slot(p.data) for name, p in ours.items()}
 
 
-LLAMA4 = CheckpointFormat(("llama4", "llama4_text"), llama4_fields, llama4_config, llama4_slots)
+def llama4_format() -> CheckpointFormat:
+    return CheckpointFormat(("llama4", "llama4_text"), llama4_fields, llama4_config, llama4_slots)

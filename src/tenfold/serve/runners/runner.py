@@ -5,12 +5,13 @@ Keys and values stand in blocks of `BLOCK` tokens; a sequence's table says which
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from tenfold.model.attention import attend
+from tenfold.model.attention import LayerCache, attend
 from tenfold.model.llama import Llama
 from tenfold.spec.model import ModelSpec
 
@@ -100,32 +101,23 @@ class PagedCache:
         self.new = torch.cat([slots[self.positions[own]] for own, slots in self.sequences])
         self._masks: dict[int, list[Tensor]] = {}
 
-    def layer(self, number: int, chunk: int = 0) -> "PagedLayer":
+    def layer(self, number: int, chunk: int = 0) -> LayerCache:
         if chunk not in self._masks:
             self._masks[chunk] = [self._mask(self.positions[own, None], len(slots), chunk) for own, slots in self.sequences]
         keys, values = self.keys_values[number]
-        return PagedLayer(self, keys, values, self._masks[chunk])
+        return partial(self._attend, keys, values, self._masks[chunk])
+
+    def _attend(self, keys: Tensor, values: Tensor, masks: list[Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """`attend` for each sequence over keys and values [slots, kv heads, head_dim], which k and v of the new tokens enter."""
+        keys[self.new], values[self.new] = k[0].transpose(0, 1), v[0].transpose(0, 1)
+        mixed = []
+        for (own, slots), mask in zip(self.sequences, masks, strict=True):
+            all_k, all_v = (t[slots].transpose(0, 1)[None] for t in (keys, values))
+            mixed.append(attend(q[:, :, own], all_k, all_v, mask))
+        return torch.cat(mixed, 2)
 
     def _mask(self, position: Tensor, context: int, chunk: int) -> Tensor:
         """bool [rows, context] for the positions [rows, 1] of a sequence's rows."""
         at = torch.arange(context, device=position.device)
         mask = at <= position
         return mask & (at // chunk == position // chunk) if chunk else mask
-
-
-@dataclass
-class PagedLayer:
-    """The cache of one layer: keys and values [slots, kv heads, head_dim], and a mask for each sequence."""
-
-    cache: PagedCache
-    keys: Tensor
-    values: Tensor
-    masks: list[Tensor]
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        self.keys[self.cache.new], self.values[self.cache.new] = k[0].transpose(0, 1), v[0].transpose(0, 1)
-        mixed = []
-        for (own, slots), mask in zip(self.cache.sequences, self.masks, strict=True):
-            keys, values = (t[slots].transpose(0, 1)[None] for t in (self.keys, self.values))
-            mixed.append(attend(q[:, :, own], keys, values, mask))
-        return torch.cat(mixed, 2)
