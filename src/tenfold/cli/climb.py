@@ -86,7 +86,7 @@ PROMPT = "def "
 
 def sample_of(generation: Path, home: Path) -> str:
     """What the generation's model writes after `PROMPT`."""
-    from tenfold.model.sample import complete
+    from tenfold.serve.complete import complete
 
     return complete(generation / "model", PROMPT, max_new_tokens=160, temperature=0.7, top_p=0.95, seed=0)
 

@@ -21,7 +21,7 @@ def upcycle(
     Example: tenfold upcycle generations/g1 --out wide && echo 'flops = 1e12\\nstart_from = "wide"' > run.toml
     """
     from tenfold.model.io.huggingface import read_model, write_model
-    from tenfold.model.llama4 import upcycle as upcycled
+    from tenfold.model.upcycle import upcycle as upcycled
     from tenfold.spec.errors import TenfoldError
     from tenfold.spec.units import si
 

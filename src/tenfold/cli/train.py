@@ -155,31 +155,15 @@ def sample(
 
       tenfold sample generations/drawings --image cat.png
     """
-    from tenfold.model.sample import complete
+    from tenfold.serve.complete import complete
 
     path = generation / "model" if (generation / "model").is_dir() else generation
     if prompt is None:
         prompt = "" if image else "def "
-    before, pixels = _shown(path, image) if image else ("", None)
     text = complete(
-        path, before + prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, pixels=pixels
+        path, prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, image=image
     )
     if as_json:
         print_json({"prompt": prompt, "text": text})
     else:
         print(text)
-
-
-def _shown(path: Path, image: Path) -> tuple[str, Any]:
-    """What stands for an image in the text, and its tiles."""
-    import torch
-
-    from tenfold.data.images.tiles import image_text, open_image, tiles_of
-    from tenfold.model.io.huggingface import read_spec
-    from tenfold.spec.errors import TenfoldError
-
-    vision = None if path.suffix == ".gguf" else read_spec(path).vision
-    if vision is None:
-        raise TenfoldError(f"The model in {path} has no image encoder: leave --image out, or train one with images.")
-    tiles, rows, columns = tiles_of(open_image(image), vision.image_size, max_tiles=1)
-    return image_text(rows, columns, vision.tokens_per_tile), torch.from_numpy(tiles)
