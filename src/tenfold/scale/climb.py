@@ -23,7 +23,7 @@ from tenfold.scale.isoflop import minimum, rungs
 from tenfold.scale.ladder import Rung, nearest_shape, plan_ladder
 from tenfold.scale.law import BITS_PER_BYTE, Law, fit_law
 from tenfold.scale.points import Point
-from tenfold.scale.side_by_side import train_side_by_side, workers
+from tenfold.scale.rungs import train_rungs, workers
 from tenfold.spec.errors import TenfoldError
 from tenfold.train.config import RunConfig, config_from_fields
 from tenfold.train.trainer import RunResult, probe, read_result, train
@@ -52,7 +52,7 @@ Say = Callable[[str], None]
 def climb(settings: ClimbSettings, home: Path, *, say: Say, quiet: bool = False, on: str | None = None) -> Path:
     """Climb once in `home`; returns the generation's directory. Raises TenfoldError; Ctrl-C loses nothing.
 
-    `on` "ray" trains the rungs of the ladder as Ray tasks; the points are the same.
+    `on` names the launcher of the ladder's runs, such as "ray"; the points are the same with each.
     """
     generation = _unfinished(home, settings) or _new(home, settings)
     return climb_in(generation, settings, home, say=say, quiet=quiet, on=on)
@@ -127,7 +127,7 @@ def _train_ladder(
     require_tokens(corpus, top_tokens, RunConfig(tokens=1).max_epochs)
     total = sum(r.flops for r in ladder)
     at_once = workers(settings.device) if on is None else len(ladder)
-    where = {None: f", {at_once} side by side." if at_once > 1 else ".", "ray": ", on Ray."}[on]
+    where = f", on {on}." if on else f", {at_once} side by side." if at_once > 1 else "."
     say(
         f"Ladder: {len(ladder)} runs at {len({r.flops for r in ladder})} budgets, {total:.2g} FLOPs in all{where}"
     )
@@ -138,13 +138,7 @@ def _train_ladder(
     # Each run has a seed of its own: the luck of one draw must not lean on all points alike.
     seeds = [settings.seed * 1000 + i + 1 for i in range(len(ladder))]
     runs = [(_config(settings, ladder[i].width, ladder[i].tokens, seeds[i]), directories[i]) for i in missing]
-    if on == "ray":
-        from tenfold.scale.on_ray import train_on_ray
-
-        results_of_runs = train_on_ray(runs, corpus)
-    else:
-        results_of_runs = train_side_by_side(runs, corpus, at_once, quiet=quiet)
-    for done, (k, result) in enumerate(results_of_runs):
+    for done, (k, result) in enumerate(train_rungs(runs, corpus, at_once, on=on or "local", quiet=quiet)):
         i = missing[k]
         if not result.finished:
             raise TenfoldError("The climb was stopped in its ladder: the same command goes on from there.")

@@ -207,9 +207,9 @@ def run_steps(
     state = _State()
     watchdog.beat()
     saved = checkpoint.restore_latest(directory / "checkpoint", model, optimizers, config.upload_to)
-    watchdog.beat()
     if saved is not None:
         state = _State(**saved["state"])
+    watchdog.beat(state.step)
     course = LossSpikeDetector(config.rollback_above, state.usual_loss, state.losses_seen)
     flops_per_token = spec.train_flops_per_token(config.seq_len) + 6.0 * ahead_weights(spec, config.ahead)
     peak, peak_source = peak_flops(device, dtype)

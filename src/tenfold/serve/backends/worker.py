@@ -16,6 +16,7 @@ from tenfold.serve.engine.engine import Engine, EngineOptions, make_engine
 from tenfold.serve.engine.grammar import GrammarTokenizer
 from tenfold.serve.engine.request import Output, Request
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.threads import set_waiting_policy
 
 _IDLE_SECONDS = 3600.0
 
@@ -124,7 +125,7 @@ def _run(connection: Connection, options: EngineOptions) -> None:
     # A signal to the group of the process that started this one must not end it before what is in flight is answered.
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # threads that wait longer than this should sleep
+    set_waiting_policy()
     try:
         engine = make_llamacpp_engine(options) if options.backend == "llamacpp" else make_engine(options)
         text = read_text_side(options.path)

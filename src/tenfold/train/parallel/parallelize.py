@@ -25,6 +25,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, PrepareModuleInput, RowwiseParallel, parallelize_module
 
+from tenfold.launch.failures import ProcessLost
 from tenfold.model.llama import FeedForward, Llama
 from tenfold.model.moe import expert_layers
 from tenfold.spec.errors import TenfoldError
@@ -49,10 +50,6 @@ class LayoutConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     context: int = 1
     tensor: int = 1
     expert: int = 1
-
-
-class ProcessLost(TenfoldError):
-    """Another process of the run is gone or cannot be reached: started anew, the run goes on from its last checkpoint."""
 
 
 @dataclass(frozen=True)
