@@ -35,6 +35,10 @@ def print_json(value: Any) -> None:
 
 def main() -> None:
     """The command line: errors meant for people are one sentence on standard error, exit status 1."""
+    from tenfold.spec.threads import set_waiting_policy
+
+    set_waiting_policy()  # before any command loads PyTorch
+
     from tenfold.cli import commands  # noqa: F401
 
     try:

@@ -82,14 +82,17 @@ def _run(config: Any, directory: Path, home: Path, as_json: bool, processes: int
     from rich.console import Console
 
     from tenfold.cli.auto_layout import choose_layout
-    from tenfold.launch.elastic import train_here
+    from tenfold.launch.failures import noted
+    from tenfold.launch.job import Resources, open_launcher
     from tenfold.spec.errors import TenfoldError
+    from tenfold.spec.threads import available_cores
     from tenfold.spec.units import duration, si
     from tenfold.train.checkpoint import on_first_process
     from tenfold.train.config import resolve_model
     from tenfold.train.optim.hyperparameters import derive
     from tenfold.train.parallel.parallelize import start_processes
     from tenfold.train.precision import this_accelerator
+    from tenfold.train.jobs import train_on
     from tenfold.train.text import open_text
     from tenfold.train.trainer import train as train_run
 
@@ -119,9 +122,12 @@ def _run(config: Any, directory: Path, home: Path, as_json: bool, processes: int
     for name, reason in h.reasons.items():
         console.print(f"  {name} = {getattr(h, name):.4g}: {reason}", highlight=False)
     if processes is None:
-        result = train_run(config, corpus, directory, title=directory.name, quiet=as_json)
+        with noted(directory):
+            result = train_run(config, corpus, directory, title=directory.name, quiet=as_json)
     else:
-        result = train_here(config, directory, home, processes, quiet=as_json)
+        cores = 0 if "OMP_NUM_THREADS" in os.environ else available_cores()
+        needs = Resources(processes=processes, cores=cores)
+        result = train_on(open_launcher("local"), needs, config, directory, home, quiet=as_json)
     if not result.finished:
         raise TenfoldError(f"Stopped and saved at step {result.step}: `tenfold resume {directory}` goes on from there.")
     if as_json:
