@@ -10,44 +10,17 @@ import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import jinja2
 
+from tenfold.launch.options import Launch
 from tenfold.spec.errors import TenfoldError
 from tenfold.train.config import read_config
 
 SYSTEMS = {"slurm": "slurm.sh", "kubernetes": "kubernetes.yaml", "ray": "ray.py"}
 PROGRAMS = {"slurm": "sbatch", "kubernetes": "kubectl", "ray": "ray"}
-
-
-@dataclass(frozen=True)
-class Launch:
-    """What a job file is made for. `run` is the run file; `least_nodes` how few may go on when others are lost.
-
-    `limit` is the time that is asked for (`HH:MM:SS`; Slurm), and `save_s` how many seconds ahead of it, or after SIGTERM,
-    the run has to save. `home` is on a file system that all nodes share; on Kubernetes it comes from the volume `claim`. The
-    nodes meet at `port` of the first.
-    """
-
-    run: Path
-    nodes: int
-    gpus_per_node: int = 8
-    least_nodes: int | None = None
-    limit: str = "24:00:00"
-    save_s: int = 180
-    home: str = "generations"
-    partition: str | None = None
-    account: str | None = None
-    image: str | None = None
-    claim: str = "tenfold"
-    port: int = 29400
-
-    @property
-    def name(self) -> str:
-        """The run's name as Kubernetes takes it: lower-case letters, digits and hyphens, at most 50."""
-        return f"tenfold-{re.sub(r'[^a-z0-9]+', '-', self.run.stem.lower())}"[:50].strip("-")
 
 
 def write_job(launch: Launch, system: str, folder: Path) -> Path:

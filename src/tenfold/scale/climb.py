@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from tenfold.scale.forecast import Speed, make_forecast, score, write_forecast
 from tenfold.scale.isoflop import minimum, rungs
 from tenfold.scale.ladder import Rung, nearest_shape, plan_ladder
 from tenfold.scale.law import BITS_PER_BYTE, Law, fit_law
+from tenfold.scale.options import ClimbSettings
 from tenfold.scale.points import Point
 from tenfold.scale.side_by_side import train_side_by_side, workers
 from tenfold.spec.errors import TenfoldError
@@ -30,20 +31,6 @@ from tenfold.train.trainer import RunResult, probe, read_result, train
 
 EVALUATE_TOKENS = 98_304
 PROBE_SECONDS = 8.0
-
-
-@dataclass(frozen=True)
-class ClimbSettings:
-    """What a climb is asked for. `top_flops` is the compute of the model at the top, the one that is forecast."""
-
-    corpus: str = "stdlib"
-    top_flops: float = 5e12
-    vocab_size: int = 2048
-    seq_len: int = 128
-    seed: int = 0
-    device: str = "auto"
-    optimizer: str = "muon"
-    family: str = "llama3"
 
 
 Say = Callable[[str], None]

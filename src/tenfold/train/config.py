@@ -12,7 +12,6 @@ from tenfold.spec.errors import TenfoldError, nearest
 from tenfold.spec.model import ModelSpec, RopeScaling, published_model
 from tenfold.spec.shapes import shape_for_flops, shape_of
 from tenfold.spec.vision import IMAGE_TOKENS, PATCH, VisionSpec, small_vision
-from tenfold.train.parallel.parallelize import LayoutConfig
 
 
 class MixedCorpus(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -21,6 +20,28 @@ class MixedCorpus(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     corpus: str
     weight: float | list[tuple[int, float]] = 1.0
     name: str | None = None
+
+
+Schedule = Literal["1f1b", "interleaved", "zero-bubble"]
+
+
+class LayoutConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The table `[layout]` of a run file.
+
+    `shard` processes share one copy of weights and optimizer (FSDP; 0 takes what the others leave), `replicate` such
+    copies run beside each other (HSDP), `context` divides each row's positions, `tensor` the matrices of each layer. Of
+    the processes that share a copy, every `expert` neighbours divide the experts of each layer among them. `pipeline` divides the
+    layers, and `schedule` is the order of its passes. `layout = "auto"` sets `auto`: the command takes what the planner says.
+    """
+
+    auto: bool = False
+    pipeline: int = 1
+    schedule: Schedule = "1f1b"
+    replicate: int = 1
+    shard: int = 0
+    context: int = 1
+    tensor: int = 1
+    expert: int = 1
 
 
 class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -9,7 +9,7 @@ import uvicorn
 from tenfold.serve.api.app import ServerOptions, make_app
 from tenfold.serve.api.metrics import Metrics
 from tenfold.serve.api.service import Models
-from tenfold.serve.engine.engine import EngineOptions
+from tenfold.serve.options import EngineOptions
 from tenfold.spec.errors import TenfoldError
 
 

@@ -14,8 +14,8 @@ from tenfold.serve.api.metrics import Metrics
 from tenfold.serve.api.text import TextSide, TextStream, read_text_side
 from tenfold.serve.backends.vllm import VllmServer
 from tenfold.serve.backends.worker import EngineProcess
-from tenfold.serve.engine.engine import EngineOptions
 from tenfold.serve.engine.request import FinishReason, Request, TokenLogprob
+from tenfold.serve.options import EngineOptions, Limits
 
 T = TypeVar("T")
 _RENDER_SECONDS = 30.0
@@ -53,16 +53,6 @@ def _hash_of(path: Path) -> str:
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
-
-
-@dataclass
-class Limits:
-    """What a server takes on. Requests beyond `max_queue` unfinished ones of a model are refused with 429."""
-
-    max_queue: int = 256
-    max_loaded: int = 1
-    request_seconds: float = 600.0
-    body_bytes: int = 32 * 2**20
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """A conversation in the terminal, with the engine in this process."""
 
 from tenfold.serve.api.text import TextStream, read_text_side
-from tenfold.serve.engine.engine import EngineOptions, make_engine
+from tenfold.serve.engine.engine import make_engine
+from tenfold.serve.options import EngineOptions
 from tenfold.serve.engine.request import Request, Sampling
 
 

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from tenfold.model.io.gguf import read_gguf
 from tenfold.serve.engine.blocks import BlockManager
-from tenfold.serve.engine.engine import TOKEN_BUDGET, Engine, EngineOptions
+from tenfold.serve.engine.engine import TOKEN_BUDGET, Engine
 from tenfold.serve.engine.request import Request
+from tenfold.serve.options import EngineOptions
 from tenfold.serve.runners.runner import BLOCK, ModelInput, cache_block_bytes
 from tenfold.spec.errors import TenfoldError
 

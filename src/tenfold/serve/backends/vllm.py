@@ -18,7 +18,7 @@ from typing import Any
 import httpx2
 
 from tenfold.serve.backends.worker import EngineGone
-from tenfold.serve.engine.engine import EngineOptions
+from tenfold.serve.options import EngineOptions
 from tenfold.serve.engine.request import FinishReason, Output, Request, Sampling, TokenLogprob
 from tenfold.spec.errors import TenfoldError
 

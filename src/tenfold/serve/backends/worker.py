@@ -12,9 +12,10 @@ from typing import Any
 
 from tenfold.serve.api.text import read_text_side
 from tenfold.serve.backends.llamacpp import make_llamacpp_engine
-from tenfold.serve.engine.engine import Engine, EngineOptions, make_engine
+from tenfold.serve.engine.engine import Engine, make_engine
 from tenfold.serve.engine.grammar import GrammarTokenizer
 from tenfold.serve.engine.request import Output, Request
+from tenfold.serve.options import EngineOptions
 from tenfold.spec.errors import TenfoldError
 
 _IDLE_SECONDS = 3600.0

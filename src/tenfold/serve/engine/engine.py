@@ -4,8 +4,7 @@ import os
 import time
 import traceback
 from collections import defaultdict
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from tenfold.serve.engine.grammar import GrammarTokenizer
 from tenfold.serve.engine.request import FinishReason, Output, Request, Sequence
 from tenfold.serve.engine.scheduler import ScheduledSequence, Scheduler
 from tenfold.serve.engine.speculate import DraftSpeculator, Speculator
+from tenfold.serve.options import EngineOptions
 from tenfold.serve.runners import cuda, native
 from tenfold.serve.runners.runner import BLOCK, ModelInput, Runner, TorchRunner, cache_block_bytes
 from tenfold.spec.errors import TenfoldError
@@ -25,27 +25,6 @@ from tenfold.spec.errors import TenfoldError
 TOKEN_BUDGET = {"cpu": 128, "cuda": 2048}  # a step this large takes some tens of milliseconds
 PROMPT_BUDGET = 256  # of one in which nobody is being answered, where prompts go through a matrix unit
 FREE_ROWS = 4  # a step of so many rows takes about as long as a step of one: what guesses may fill
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """How a model is served. `weights` is exact, float32, bfloat16, int8 or int4; `backend` tenfold, llamacpp or vllm.
-
-    `context` 0 is the model's own; `token_budget` 0 is `TOKEN_BUDGET` of the device; `draft` is a smaller model that guesses.
-    """
-
-    path: Path
-    weights: str = "exact"
-    context: int = 0
-    cache_gib: float = 1.0
-    token_budget: int = 0
-    max_running: int = 64
-    threads: int = 0
-    speculate: bool = True
-    draft: Path | None = None
-    compiled: bool = True
-    device: str = "cpu"
-    backend: str = "tenfold"
 
 
 class Engine:

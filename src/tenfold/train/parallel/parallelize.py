@@ -15,7 +15,6 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
-import msgspec
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -28,27 +27,9 @@ from torch.distributed.tensor.parallel import ColwiseParallel, PrepareModuleInpu
 from tenfold.model.llama import FeedForward, Llama
 from tenfold.model.moe import expert_layers
 from tenfold.spec.errors import TenfoldError
+from tenfold.train.config import LayoutConfig
 from tenfold.train.parallel.expert_parallel import divide_experts, matrices
-from tenfold.train.parallel.pipeline import Pipeline, Schedule, cut, micro_batch
-
-
-class LayoutConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The table `[layout]` of a run file.
-
-    `shard` processes share one copy of weights and optimizer (FSDP; 0 takes what the others leave), `replicate` such
-    copies run beside each other (HSDP), `context` divides each row's positions, `tensor` the matrices of each layer. Of
-    the processes that share a copy, every `expert` neighbours divide the experts of each layer among them. `pipeline` divides the
-    layers, and `schedule` is the order of its passes. `layout = "auto"` sets `auto`: the command takes what the planner says.
-    """
-
-    auto: bool = False
-    pipeline: int = 1
-    schedule: Schedule = "1f1b"
-    replicate: int = 1
-    shard: int = 0
-    context: int = 1
-    tensor: int = 1
-    expert: int = 1
+from tenfold.train.parallel.pipeline import Pipeline, cut, micro_batch
 
 
 class ProcessLost(TenfoldError):

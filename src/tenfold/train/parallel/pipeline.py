@@ -8,7 +8,7 @@ each process, interleaved (section 2.2 there); or those with the gradients of we
 """
 
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,8 +19,8 @@ from torch.distributed.pipelining.schedules import Schedule1F1B, ScheduleInterle
 from tenfold.model.llama import Block, Llama
 from tenfold.model.loss import cross_entropy
 from tenfold.spec.errors import TenfoldError
+from tenfold.train.config import Schedule
 
-Schedule = Literal["1f1b", "interleaved", "zero-bubble"]
 SCHEDULES: dict[str, Any] = {
     "1f1b": Schedule1F1B, "interleaved": ScheduleInterleaved1F1B, "zero-bubble": ScheduleInterleavedZeroBubble,
 }  # fmt: skip

@@ -1,0 +1,177 @@
+"""Serve models, talk with them, and keep what people say of their answers."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+from tenfold.serve.options import EngineOptions, Limits, Weights
+from tenfold.spec.commands import Given, Json, print_json
+from tenfold.spec.errors import TenfoldError
+
+FEEDBACK = "sqlite:///feedback.db"
+ModelPath = Annotated[Path, Meta(description="A generation, a Hugging Face directory, or a GGUF file of a Llama.")]
+
+
+class ListenOptions(Struct, frozen=True):
+    """Where a server listens, to whom it answers, and what it keeps."""
+
+    host: Annotated[str, Meta(description="Address to listen on; any but loopback needs keys.")] = "127.0.0.1"
+    port: Annotated[int, Meta(description="Port to listen on.", ge=0, le=65535)] = 8000
+    drain_seconds: Annotated[float, Meta(description="How long SIGTERM waits for answers that are under way.")] = 60
+    keys: Annotated[Path | None, Meta(description="File of keys, made with `tenfold serve-key`.")] = None
+    requests_per_minute: Annotated[int, Meta(description="Limit for each key; 0 for none.")] = 0
+    feedback: Annotated[str, Meta(description="Database URL for answers and feedback; '' keeps none.")] = FEEDBACK
+    any_name: Annotated[bool, Meta(description="Answer to any model name with the first model.")] = False
+    allow_origin: Annotated[list[str], Meta(description="A web page elsewhere that may ask; say it again for more.")] = []
+
+
+class SampleOptions(Struct, frozen=True):
+    """How tokens are drawn."""
+
+    max_new_tokens: Annotated[int, Meta(description="Tokens to write.")] = 200
+    temperature: Annotated[float, Meta(description="0 takes the likeliest token every time.")] = 0.7
+    top_p: Annotated[float, Meta(description="Draw from the likeliest tokens that hold this share.")] = 0.95
+    seed: Annotated[int, Meta(description="Seed of the draw.")] = 0
+
+
+class ChatOptions(Struct, frozen=True):
+    """How a conversation in the terminal is held."""
+
+    temperature: Annotated[float, Meta(description="0 takes the likeliest token every time.")] = 0.7
+    top_p: Annotated[float, Meta(description="Draw from the likeliest tokens that hold this share.")] = 0.95
+    max_tokens: Annotated[int, Meta(description="Longest answer.")] = 512
+    system: Annotated[str, Meta(description="What the model is told before the conversation.")] = ""
+
+
+def start(
+    models: Annotated[list[Path], Meta(description="Models; the first answers where a request names none.")],
+    /,
+    *,
+    engine: Given[EngineOptions],
+    limits: Limits = Limits(),
+    listen: ListenOptions = ListenOptions(),
+) -> None:
+    """A chat page at / and an OpenAI-compatible API at /v1.
+
+    Example: tenfold serve generations/g1 --port 8000
+    """
+    from rich.console import Console
+
+    from tenfold.serve.api.app import ServerOptions
+    from tenfold.serve.api.keys import Keys
+    from tenfold.serve.api.server import model_name, model_path, serve
+
+    if engine.get("draft"):
+        engine["draft"] = model_path(engine["draft"])
+    paths = [model_path(path) for path in models]
+    options = {model_name(path): EngineOptions(path, **engine) for path in paths}
+    address = f"http://{listen.host}:{listen.port}"
+    Console().print(f"{', '.join(options)}: chat at {address}/, API at {address}/v1", highlight=False)
+    keys = Keys.read(listen.keys, listen.requests_per_minute) if listen.keys else None
+    server = ServerOptions(limits, keys, listen.feedback or None, listen.any_name, listen.allow_origin, listen.drain_seconds)
+    serve(options, server, listen.host, listen.port)
+
+
+def key(
+    name: Annotated[str, Meta(description="Whose key it is.")],
+    /,
+    *,
+    file: Annotated[Path, Meta(description="Where hashes of keys are kept.")] = Path("serve-keys.json"),
+) -> None:
+    """Make a key for `tenfold serve --keys`; it is shown once and kept as a hash.
+
+    Example: tenfold serve-key alice
+    """
+    from tenfold.serve.api.keys import make_key
+
+    print(make_key(file, name))
+
+
+def chat(
+    model: ModelPath,
+    /,
+    *,
+    weights: Annotated[Weights, Meta(description="How weights are kept; exact takes the smallest that loses nothing.")] = "exact",
+    options: ChatOptions = ChatOptions(),
+) -> None:
+    """Talk with a model in the terminal; an empty line ends it.
+
+    Example: tenfold chat generations/g1
+    """
+    from tenfold.serve.api.server import model_path
+    from tenfold.serve.api.terminal import converse
+
+    engine = EngineOptions(model_path(model), weights=weights, cache_gib=0.5)
+    converse(engine, options.temperature, options.top_p, options.max_tokens, options.system)
+
+
+def sample(
+    model: ModelPath,
+    prompt: Annotated[str | None, Meta(description="What the text begins with: 'def ', or nothing after an image.")] = None,
+    /,
+    *,
+    image: Annotated[Path | None, Meta(description="An image that stands before the text, for a model that sees.")] = None,
+    options: SampleOptions = SampleOptions(),
+    json: Json = False,
+) -> None:
+    """Let a model write.
+
+    Examples:
+
+      tenfold sample generations/g1 "def " --temperature 0.5
+
+      tenfold sample generations/drawings --image cat.png
+    """
+    from msgspec.structs import asdict
+
+    from tenfold.model.sample import complete
+
+    path = model / "model" if (model / "model").is_dir() else model
+    if prompt is None:
+        prompt = "" if image else "def "
+    before, pixels = _image(path, image) if image else ("", None)
+    text = complete(path, before + prompt, **asdict(options), pixels=pixels)
+    if json:
+        print_json({"prompt": prompt, "text": text})
+    else:
+        print(text)
+
+
+def _image(path: Path, image: Path) -> tuple[str, Any]:
+    """The text that stands for an image, and its tiles."""
+    import torch
+
+    from tenfold.data.images.tiles import image_text, open_image, tiles_of
+    from tenfold.model.io.huggingface import read_spec
+
+    vision = None if path.suffix == ".gguf" else read_spec(path).vision
+    if vision is None:
+        raise TenfoldError(f"The model in {path} has no image encoder: leave --image out, or train one with images.")
+    tiles, rows, columns = tiles_of(open_image(image), vision.image_size, max_tiles=1)
+    return image_text(rows, columns, vision.tokens_per_tile), torch.from_numpy(tiles)
+
+
+def export_feedback(
+    out: Annotated[Path, Meta(description="File to write; the test part goes to NAME.test.jsonl beside it.")],
+    /,
+    *,
+    format: Annotated[Literal["dpo", "kto", "sft"], Meta(description="The kind of rows, as TRL reads them.")] = "dpo",
+    database: Annotated[str, Meta(description="Database URL.")] = FEEDBACK,
+    test_share: Annotated[float, Meta(description="Share of users whose feedback is kept for tests.")] = 0.1,
+    json: Json = False,
+) -> None:
+    """Write what people said as rows to train on.
+
+    Example: tenfold feedback export --format kto thumbs.jsonl
+    """
+    from tenfold.serve.feedback.export import export
+    from tenfold.serve.feedback.feedback import Feedback
+
+    made = export(Feedback(database), format, out, test_share=test_share)
+    if json:
+        print_json({"train": made.train, "test": made.test, "left_out": dict(made.left_out)})
+        return
+    print(f"{made.train} rows in {out}, {made.test} of other users in {out.with_suffix('.test.jsonl')}.")
+    for reason, count in made.left_out.most_common():
+        print(f"  left out: {count} ({reason})")
