@@ -23,7 +23,9 @@ class Commands(TyperGroup):
     def default(self) -> str | None:
         """The default verb."""
         found, own = plugins("commands"), self.prefix.rstrip(".")
-        same = (verb for verb in self.verbs() if own in found and found.get(self.prefix + verb, found[own]).value == found[own].value)
+        same = (
+            verb for verb in self.verbs() if own in found and found.get(self.prefix + verb, found[own]).value == found[own].value
+        )
         return next(same, None)
 
     def verbs(self) -> list[str]:

@@ -5,6 +5,7 @@ import functools
 import inspect
 import tomllib
 from collections.abc import Callable, Iterator
+from datetime import date
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
@@ -16,7 +17,7 @@ from tenfold.spec.commands import Given
 from tenfold.spec.errors import TenfoldError, nearest
 from tenfold.spec.units import parse_quantity
 
-NAMES = {str: "TEXT", int: "INT", float: "NUMBER", Path: "PATH"}
+NAMES = {str: "TEXT", int: "INT", float: "NUMBER", Path: "PATH", date: "DATE"}
 UNSET = (inspect.Parameter.empty, dataclasses.MISSING, msgspec.NODEFAULT)
 
 
@@ -41,7 +42,8 @@ class Option(NamedTuple):
 
 def options_of(function: Callable[..., Any]) -> list[Option]:
     """The options of a command, in the order of its parameters."""
-    hints, found = get_type_hints(function, include_extras=True), []
+    hints = get_type_hints(function, include_extras=True)
+    found: list[Option] = []
     for parameter in inspect.signature(function).parameters.values():
         kind = hints[parameter.name]
         if get_origin(kind) is Given or _is_table(kind):
@@ -61,7 +63,9 @@ def as_command(function: Callable[..., Any]) -> Callable[..., Any]:
     def command(**texts: Any) -> Any:
         return function(*(call := bind(function, texts)).args, **call.kwargs)
 
-    parameters = [inspect.Parameter(o.key, inspect.Parameter.KEYWORD_ONLY, annotation=_annotation(o), **_default(o)) for o in options]
+    parameters = [
+        inspect.Parameter(o.key, inspect.Parameter.KEYWORD_ONLY, annotation=_annotation(o), **_default(o)) for o in options
+    ]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     return command
@@ -186,6 +190,7 @@ def _annotation(option: Option) -> Any:
 def _default(option: Option) -> dict[str, Any]:
     if option.default in UNSET:
         return {}
-    if option.partial or option.default in (None, [], ()) :
+    if option.partial or option.default in (None, [], ()):
         return {"default": None}
-    return {"default": option.default if isinstance(option.default, bool) else str(option.default)}
+    value = option.default
+    return {"default": value if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)}

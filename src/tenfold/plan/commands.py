@@ -37,7 +37,8 @@ class MachineOptions(Struct, frozen=True):
 
         known, unknown = None, None
         try:
-            known = machine(self.accelerator, **({"scaleout_gb_per_s": self.network_gb_per_s} if self.network_gb_per_s else {}))
+            changes: dict[str, Any] = {"scaleout_gb_per_s": self.network_gb_per_s} if self.network_gb_per_s else {}
+            known = machine(self.accelerator, **changes)
         except TenfoldError as error:
             unknown = error
         part, words = calibrated(known, self.accelerator, home)

@@ -16,7 +16,12 @@ if TYPE_CHECKING:
     from tenfold.scale.points import Point
 
 PROMPT = "def "
-UNITS = {"loss_bits_per_byte": "loss (bits/byte)", "tokens_per_s": "speed (tokens/s)", "seconds": "seconds (s)", "energy_kwh": "energy (kWh)"}
+LABELS = {
+    "loss_bits_per_byte": "loss (bits/byte)",
+    "tokens_per_s": "speed (tokens/s)",
+    "seconds": "seconds (s)",
+    "energy_kwh": "energy (kWh)",
+}
 COEFFICIENTS = ("E", "A", "B", "alpha", "beta")
 PointsFile = Annotated[Path, Meta(description="A CSV file with params, tokens and/or flops, and loss.")]
 
@@ -52,7 +57,7 @@ def climb(
     *,
     settings: ClimbSettings = ClimbSettings(),
     home: Home = Path("generations"),
-    on: Annotated[Literal["ray"] | None, Meta(description="Train the rungs as tasks of the Ray cluster at RAY_ADDRESS, or here.")] = None,
+    on: Annotated[Literal["ray"] | None, Meta(description="Train the rungs as Ray tasks, at RAY_ADDRESS or here.")] = None,
     again: Annotated[bool, Meta(description="Climb on from the newest generation, to ten times its compute.")] = False,
     json: Json = False,
 ) -> None:
@@ -124,8 +129,8 @@ def score_table(generation: Path, scored: dict[str, Any]) -> Any:
     for name, row in scored["scores"].items():
         low, high = forecast[name]["intervals"]["80"]
         table.add_row(
-            UNITS[name], f"{row['forecast']:.4g}", f"{low:.4g} to {high:.4g}", f"{row['measured']:.4g}", f"{row['error_pct']:+.2f} %",
-            "yes" if row["inside_80"] else "no",
+            LABELS[name], f"{row['forecast']:.4g}", f"{low:.4g} to {high:.4g}", f"{row['measured']:.4g}",
+            f"{row['error_pct']:+.2f} %", "yes" if row["inside_80"] else "no",
         )  # fmt: skip
     return table
 

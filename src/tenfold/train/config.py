@@ -1,6 +1,7 @@
 """A run, as a person writes it down. Everything left out is derived from the compute and printed with its reason."""
 
 import tomllib
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -118,15 +119,23 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     layout: LayoutConfig = LayoutConfig()
 
 
-def read_config(path: Path) -> RunConfig:
-    """Read `run.toml`. Raises TenfoldError for a missing file, bad TOML, an unknown key (with the nearest) or value."""
+def read_config(path: Path | None, changes: Mapping[str, Any] | None = None) -> RunConfig:
+    """Read `run.toml`; `changes` take the place of what it says, table by table, and may be all there is.
+
+    Raises TenfoldError for a missing file, bad TOML, an unknown key (with the nearest) or value.
+    """
     try:
-        fields = tomllib.loads(path.read_text())
+        fields = {} if path is None else tomllib.loads(path.read_text())
     except FileNotFoundError:
         raise TenfoldError(f"There is no run file {path}.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise TenfoldError(f"{path} is not valid TOML: {error}.") from None
-    return config_from_fields(fields, str(path))
+    return config_from_fields(_changed(fields, changes or {}), "The run" if path is None else str(path))
+
+
+def _changed(fields: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    tables = {k: _changed(fields[k], v) for k, v in changes.items() if isinstance(v, dict) and isinstance(fields.get(k), dict)}
+    return {**fields, **changes, **tables}
 
 
 def config_from_fields(fields: dict[str, Any], where: str) -> RunConfig:

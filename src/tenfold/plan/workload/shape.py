@@ -190,13 +190,9 @@ class Request:
     flops: Annotated[float | None, Meta(description="Training compute, as 3.8e26.", gt=0)] = None
     model: Annotated[Path | None, Meta(description="A shape of one's own, as TOML (fields of ModelSpec).")] = None
     tokens: Annotated[float | None, Meta(description="Tokens to train on, as 15T, in place of the law's.", gt=0)] = None
-    law: Annotated[
-        str | None, Meta(description="llama3, chinchilla, besiroglu, or a law.json of `tenfold law fit`.")
-    ] = None
+    law: Annotated[str | None, Meta(description="llama3, chinchilla, besiroglu, or a law.json of `tenfold law fit`.")] = None
     experts: Annotated[int, Meta(description="Experts of a mixture (0: dense).")] = 0
-    experts_per_token: Annotated[
-        int, Meta(description="Experts per token (0: one in 32).", extra={"flag": "--active-experts"})
-    ] = 0
+    experts_per_token: Annotated[int, Meta(description="Experts per token (0: one in 32).", extra={"flag": "--active-experts"})] = 0
     shared: Annotated[int, Meta(description="Experts that every token passes.", extra={"flag": "--shared-experts"})] = 1
     interleave: Annotated[int, Meta(description="Every how many layers are routed.")] = 1
     unique_tokens: Annotated[

@@ -2,8 +2,8 @@
 
 from tenfold.serve.api.text import TextStream, read_text_side
 from tenfold.serve.engine.engine import make_engine
-from tenfold.serve.options import EngineOptions
 from tenfold.serve.engine.request import Request, Sampling
+from tenfold.serve.options import EngineOptions
 
 
 def converse(options: EngineOptions, temperature: float, top_p: float, max_tokens: int, system: str) -> None:

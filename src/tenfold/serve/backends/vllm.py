@@ -18,8 +18,8 @@ from typing import Any
 import httpx2
 
 from tenfold.serve.backends.worker import EngineGone
-from tenfold.serve.options import EngineOptions
 from tenfold.serve.engine.request import FinishReason, Output, Request, Sampling, TokenLogprob
+from tenfold.serve.options import EngineOptions
 from tenfold.spec.errors import TenfoldError
 
 _START_SECONDS = 1800.0  # large models take long to read, and to compile
