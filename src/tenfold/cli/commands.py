@@ -1,77 +1,74 @@
-"""The rooms' commands, found by their entry points `tenfold.commands` and loaded when they are used."""
+"""The rooms' commands, found by their entry points `tenfold.commands`; a command is loaded when it is used."""
 
-import sys
-from typing import Any
+import argparse
+import os
 
-import typer
-from typer.core import TyperGroup
-
-from tenfold.cli.options import as_command
-from tenfold.spec.errors import TenfoldError, nearest
+from tenfold.cli.options import Formatter, Parser, UsageError
+from tenfold.spec.errors import nearest
 from tenfold.spec.plugins import load, plugins
 
+ABOUT = "Forecast, plan, train, serve and improve the next generation of a language model at ten times the compute."
 
-class Commands(TyperGroup):
-    """The commands whose entry points begin with `prefix`: `plan.compare` is `tenfold plan compare`.
 
-    Where `plan` and `plan.make` name the same function, `make` is the default verb: `tenfold plan` is `tenfold plan make`.
+def run(arguments: list[str]) -> None:
+    """Run the command that the arguments name, or print what there is. Raises TenfoldError."""
+    if arguments[:1] == ["--debug"]:
+        os.environ["TENFOLD_DEBUG"] = "1"
+        arguments = arguments[1:]
+    parser, rest = find(arguments)
+    if parser is None:
+        print(listing(rest), end="")
+        return
+    call = parser.call(rest)
+    parser.function(*call.args, **call.kwargs)
+
+
+def find(arguments: list[str]) -> tuple[Parser | None, list[str]]:
+    """The parser of the command that the first arguments name, and the other arguments.
+
+    None and the words so far where they name no command, but a group of them. `plan.compare` is `tenfold plan compare`.
     """
+    known = plugins("commands")
+    words: list[str] = []
+    for word in arguments:
+        if not verbs([*words, word]) and ".".join([*words, word]) not in known:
+            break
+        words.append(word)
+    entry, rest = ".".join(words), _with_hyphens(arguments[len(words) :])
+    if entry in known:
+        others = [verb for verb in verbs(words) if known[f"{entry}.{verb}"].value != known[entry].value]
+        return Parser(load("commands", entry), " ".join(["tenfold", *words]), others), rest
+    if rest and rest[0] not in ("--help", "-h"):
+        asked, at = " ".join(["tenfold", *words, rest[0]]), " ".join(["tenfold", *words])
+        raise UsageError(f"There is no command `{asked}`{nearest(rest[0], verbs(words))}: see `{at} --help`.")
+    return None, words
 
-    prefix = ""
 
-    @property
-    def default(self) -> str | None:
-        """The default verb."""
-        found, own = plugins("commands"), self.prefix.rstrip(".")
-        same = (
-            verb for verb in self.verbs() if own in found and found.get(self.prefix + verb, found[own]).value == found[own].value
+def verbs(words: list[str]) -> list[str]:
+    """The names that may follow `words`."""
+    names = [name.split(".") for name in plugins("commands")]
+    return list(dict.fromkeys(name[len(words)] for name in names if name[: len(words)] == words and len(name) > len(words)))
+
+
+def listing(words: list[str]) -> str:
+    """The help of a group of commands: each with the first line of its own."""
+    name = " ".join(["tenfold", *words])
+    parser = argparse.ArgumentParser(
+        name, f"{name} COMMAND [OPTIONS]", None if words else ABOUT, formatter_class=Formatter, add_help=False
+    )
+    if not words:
+        parser.add_argument("--debug", action="store_true", help="Show the stack trace of an error.")
+    group = parser.add_argument_group("commands")
+    for verb in verbs(words):
+        parser_of_verb, _ = find([*words, verb])
+        about = (
+            parser_of_verb.description if parser_of_verb else f"{', '.join(verbs([*words, verb]))}: see `tenfold {verb} --help`."
         )
-        return next(same, None)
-
-    def verbs(self) -> list[str]:
-        names = (name.removeprefix(self.prefix) for name in plugins("commands") if name.startswith(self.prefix))
-        return list(dict.fromkeys(name.split(".")[0] for name in names))
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        return self.verbs()
-
-    def get_command(self, ctx: Any, name: str) -> Any:
-        if name not in self.verbs():
-            known = nearest(name, self.verbs())
-            raise TenfoldError(f"There is no command `tenfold {self.prefix.replace('.', ' ')}{name}`{known}: see `tenfold --help`.")
-        entry = self.prefix + name
-        if any(other.startswith(f"{entry}.") for other in plugins("commands")):
-            return _group(entry)
-        command = _command(entry)
-        if name == self.default:
-            others = ", ".join(f"tenfold {self.prefix.rstrip('.')} {verb}" for verb in self.verbs() if verb != name)
-            command.epilog = f"See also: {others}."
-        return command
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if self.default and (not args or args[0] not in self.verbs()):
-            args = [self.default, *(args or ["--help"])]
-        return super().parse_args(ctx, args)
+        group.add_argument(verb, help=(about or "").split("\n")[0].replace("%", "%%"))
+    return parser.format_help()
 
 
-def _command(entry: str) -> Any:
-    app = typer.Typer(add_completion=False, rich_markup_mode="rich")
-    function = load("commands", entry)
-    # Options may be written with underscores, as structs and run files do: --seq_len.
-    app.command(entry.split(".")[-1], context_settings={"token_normalize_func": _with_hyphens})(as_command(function))
-    return typer.main.get_command(app)
-
-
-def _group(entry: str) -> Any:
-    first = next(point for name, point in plugins("commands").items() if name == entry or name.startswith(f"{entry}."))
-    load("commands", first.name)
-    app = typer.Typer(cls=Commands, name=entry, rich_markup_mode="rich", no_args_is_help=True)
-    app.callback(help=sys.modules[first.module].__doc__)(lambda: None)
-    group = typer.main.get_command(app)
-    assert isinstance(group, Commands)
-    group.prefix = f"{entry}."
-    return group
-
-
-def _with_hyphens(name: str) -> str:
-    return name.replace("_", "-")
+def _with_hyphens(arguments: list[str]) -> list[str]:
+    """Options may be written with underscores, as the keys of run files are: `--seq_len`."""
+    split = (argument.partition("=") for argument in arguments)
+    return [name.replace("_", "-") + sign + value if name.startswith("--") else name + sign + value for name, sign, value in split]

@@ -1,24 +1,27 @@
 """A function as a command: its parameters, and the fields of the structs among them, are the command's arguments and options."""
 
+import argparse
 import dataclasses
-import functools
 import inspect
 import tomllib
 from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn, Union, cast, get_args, get_origin, get_type_hints
 
 import msgspec
-import typer
 
 from tenfold.spec.commands import Given
 from tenfold.spec.errors import TenfoldError, nearest
 from tenfold.spec.units import parse_quantity
 
-NAMES = {str: "TEXT", int: "INT", float: "NUMBER", Path: "PATH", date: "DATE"}
+METAVARS = {str: "TEXT", int: "INT", float: "NUMBER", Path: "PATH", date: "DATE"}
 UNSET = (inspect.Parameter.empty, dataclasses.MISSING, msgspec.NODEFAULT)
+
+
+class UsageError(TenfoldError):
+    """A command or an option that there is not, or a value that it does not take."""
 
 
 class Option(NamedTuple):
@@ -31,13 +34,24 @@ class Option(NamedTuple):
     partial: bool = False  # a field of `Given`: nothing is passed where it is not given
 
     @property
-    def key(self) -> str:
-        return "__".join(self.path)
-
-    @property
     def name(self) -> str:
         """What a person calls it."""
         return self.flag or self.path[-1].upper()
+
+    @property
+    def kinds(self) -> list[Any]:
+        """The alternatives of its type, without None."""
+        return _alternatives(self.type)
+
+    @property
+    def choices(self) -> list[str]:
+        return [str(choice) for kind in self.kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+
+    @property
+    def item(self) -> Any:
+        """The type of one value where an option may be given several times, else None."""
+        kind = self.kinds[0]
+        return get_args(kind)[0] if get_origin(kind) is list and get_args(kind)[0] in METAVARS else None
 
 
 def options_of(function: Callable[..., Any]) -> list[Option]:
@@ -46,8 +60,10 @@ def options_of(function: Callable[..., Any]) -> list[Option]:
     found: list[Option] = []
     for parameter in inspect.signature(function).parameters.values():
         kind = hints[parameter.name]
-        if get_origin(kind) is Given or _is_table(kind):
-            found += _fields((parameter.name,), "", kind)
+        if get_origin(kind) is Given:
+            found += _fields((parameter.name,), "--", get_args(kind)[0], partial=True)
+        elif is_table(kind):
+            found += _fields((parameter.name,), "--", kind)
         else:
             positional = parameter.kind is inspect.Parameter.POSITIONAL_ONLY
             flag = "" if positional else f"--{parameter.name.replace('_', '-')}"
@@ -55,60 +71,135 @@ def options_of(function: Callable[..., Any]) -> list[Option]:
     return found
 
 
-def as_command(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` with a signature that typer understands: one parameter for each option, and its text as its type."""
-    options = options_of(function)
+def _fields(path: tuple[str, ...], prefix: str, table: type, partial: bool = False) -> Iterator[Option]:
+    hints = get_type_hints(table, include_extras=True)
+    fields: Any = msgspec.structs.fields(table) if issubclass(table, msgspec.Struct) else dataclasses.fields(cast(Any, table))
+    for field in fields:
+        default = field.default_factory() if field.default_factory not in UNSET else field.default
+        kind, here = hints[field.name], (*path, field.name)
+        flag = meta(kind).get("flag", f"{prefix}{field.name.replace('_', '-')}")
+        tables = [kind for kind in _alternatives(kind) if is_table(kind)]
+        for inner in tables:
+            yield from _fields(here, f"{flag}.", inner, partial)
+        # What is required and has no help, the command itself fills in.
+        if len(tables) < len(_alternatives(kind)) and (default not in UNSET or meta(kind)["help"]):
+            yield Option(here, flag, kind, default, partial)
 
-    @functools.wraps(function)
-    def command(**texts: Any) -> Any:
-        return function(*(call := bind(function, texts)).args, **call.kwargs)
 
-    parameters = [
-        inspect.Parameter(o.key, inspect.Parameter.KEYWORD_ONLY, annotation=_annotation(o), **_default(o)) for o in options
-    ]
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in parameters}
-    return command
+def is_table(kind: Any) -> bool:
+    return isinstance(kind, type) and (issubclass(kind, msgspec.Struct) or dataclasses.is_dataclass(kind))
 
 
-def bind(function: Callable[..., Any], texts: dict[str, Any]) -> inspect.BoundArguments:
-    """The arguments of a call, from the texts of its options by `Option.key`. Raises TenfoldError that names a wrong option."""
+def meta(kind: Any) -> dict[str, Any]:
+    """What an annotation says: its `help`, and a `flag` where it is not the field's name."""
+    found = [m for m in getattr(kind, "__metadata__", ()) if isinstance(m, msgspec.Meta)]
+    return {"help": found[0].description or "", **(found[0].extra or {})} if found else {"help": ""}
+
+
+def _alternatives(kind: Any) -> list[Any]:
+    if get_origin(kind) is Annotated:
+        return _alternatives(get_args(kind)[0])
+    if get_origin(kind) in (Union, UnionType):
+        return [one for part in get_args(kind) if part is not type(None) for one in _alternatives(part)]
+    return [kind]
+
+
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    """Help whose texts stand in one column, behind the longest names."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=34)
+
+
+class Parser(argparse.ArgumentParser):
+    """The parser of one command. `verbs` may stand in its place. What is wrong is raised as a UsageError."""
+
+    def __init__(self, function: Callable[..., Any], name: str, verbs: list[str]):
+        see = f"See also: {', '.join(f'{name} {verb}' for verb in verbs)}." if verbs else ""
+        super().__init__(prog=name, description=inspect.getdoc(function), epilog=see, formatter_class=Formatter, allow_abbrev=False)
+        self.function, self.options, self.verbs = function, options_of(function), verbs
+        self.usage = " ".join([name, *(o.name for o in self.options if not o.flag), "[OPTIONS]"])
+        groups: dict[str, Any] = {}
+        for option in self.options:
+            table = f"table [{'.'.join(option.path[1:-1])}] of the run file"
+            group = groups.setdefault(table, self.add_argument_group(table)) if len(option.path) > 2 else self
+            _add(group, option)
+
+    def call(self, arguments: list[str]) -> inspect.BoundArguments:
+        """The arguments of a call of the function. Raises UsageError."""
+        texts, unknown = self.parse_known_intermixed_args(arguments)
+        if unknown:
+            near = nearest(unknown[0].split("=")[0], [*(o.flag for o in self.options), *self.verbs])
+            raise UsageError(f"`{self.prog}` does not take {unknown[0]}{near}: see `{self.prog} --help`.")
+        return bind(self.function, self.options, vars(texts))
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"`{self.prog}`: {message}; see `{self.prog} --help`.")
+
+
+def _add(group: Any, option: Option) -> None:
+    default, required = option.default, option.default in UNSET
+    shown = "" if required or default in (None, False, [], {}) else f" [{_shown(default)}]"
+    said: dict[str, Any] = {"help": f"{meta(option.type)['help']}{shown}".replace("%", "%%"), "dest": ".".join(option.path)}
+    names = [METAVARS.get(option.item or kind, "TOML") for kind in option.kinds if get_origin(kind) is not Literal]
+    metavar = "|".join([*option.choices, *dict.fromkeys(names)])
+    if not option.flag:
+        group.add_argument(**said, metavar=option.name, nargs="+" if option.item else None if required else "?")
+    elif option.kinds == [bool] and (option.partial or default is True):
+        group.add_argument(option.flag, **said, action=argparse.BooleanOptionalAction)
+    elif option.kinds == [bool]:
+        group.add_argument(option.flag, **said, action="store_const", const=True)
+    else:
+        group.add_argument(option.flag, **said, metavar=metavar, required=required, action="append" if option.item else "store")
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def bind(function: Callable[..., Any], options: list[Option], texts: dict[str, Any]) -> inspect.BoundArguments:
+    """The arguments of a call, from the texts of its options. Raises UsageError that names a wrong option."""
     signature, hints = inspect.signature(function), get_type_hints(function)
-    given: dict[str, Any] = {}
-    for option in options_of(function):
+    given: dict[str, Any] = {name: {} for name, kind in hints.items() if get_origin(kind) is Given}
+    for option in options:
+        if (text := texts.get(".".join(option.path))) is None:
+            continue
         table = given
         for name in option.path[:-1]:
             table = table.setdefault(name, {})
-        text = texts.get(option.key)
-        if text is not None and not (text == [] and option.default is None):
-            table[option.path[-1]] = read(option, text)
-    built = {name: _build(hints[name], value) for name, value in given.items()}
+        table[option.path[-1]] = (
+            [_read(option, option.item, one) for one in text] if option.item else _read(option, option.type, text)
+        )
     arguments = signature.bind_partial()
-    arguments.arguments.update({name: built[name] for name in signature.parameters if name in built})
+    arguments.arguments.update({name: _build(hints[name], given[name]) for name in signature.parameters if name in given})
     return arguments
 
 
-def read(option: Option, text: Any) -> Any:
-    """An option's text as its type: tables and lists are written as in TOML, numbers also as 15T."""
-    if isinstance(text, bool):
-        return text
-    if isinstance(text, list):
-        item = option._replace(type=get_args(_plain(option.type)[0])[0])
-        return [read(item, one) for one in text]
-    kinds = _plain(option.type)
+def _build(kind: Any, value: Any) -> Any:
+    """`value` as it is, or where a table is wanted its fields as one."""
+    if not is_table(kind):
+        return value
+    hints = get_type_hints(kind)
+    return kind(**{name: _build(hints[name], part) for name, part in value.items()})
+
+
+def _read(option: Option, kind: Any, text: Any) -> Any:
+    """A text as its type: tables and lists are written as in TOML, numbers also as 15T."""
+    value = text
     try:
-        value = tomllib.loads(f"value = {text}")["value"] if text[:1] in ("[", "{") and kinds != [str] else text
-        return _convert(value, option.type)
+        if isinstance(text, str) and text[:1] in ("[", "{") and option.kinds != [str]:
+            value = tomllib.loads(f"value = {text}")["value"]
+        return _convert(value, kind)
     except tomllib.TOMLDecodeError as error:
-        raise TenfoldError(f"{option.name} takes a value as in TOML, not {text!r}: {error}.") from None
+        raise UsageError(f"{option.name} takes a value as in TOML, not {text!r}: {error}.") from None
     except msgspec.ValidationError as error:
-        if {int, float} & set(kinds):
-            with_unit = _quantity(text, option.type)
-            if with_unit is not None:
-                return with_unit
-        choices = _choices(option.type)
-        expected = " or ".join(choices) or str(error).removeprefix("Expected ").split(", got")[0].replace("`", "")
-        raise TenfoldError(f"{option.name} must be {expected}, not {text!r}{nearest(text, choices)}.") from None
+        if value is not text:
+            raise UsageError(f"{option.name} does not take {text!r}: {str(error).replace('`', '')}.") from None
+        number = _quantity(text, kind) if {int, float} & set(option.kinds) else None
+        if number is None:
+            expected = _expected(option, str(error))
+            raise UsageError(f"{option.name} must be {expected}, not {text!r}{nearest(text, option.choices)}.") from None
+        return number
 
 
 def _quantity(text: str, kind: Any) -> Any:
@@ -123,74 +214,11 @@ def _convert(value: Any, kind: Any) -> Any:
     return msgspec.convert(value, kind, strict=False, dec_hook=lambda wanted, text: wanted(text))
 
 
-def _is_table(kind: Any) -> bool:
-    return isinstance(kind, type) and (issubclass(kind, msgspec.Struct) or dataclasses.is_dataclass(kind))
-
-
-def _fields(path: tuple[str, ...], prefix: str, kind: Any, partial: bool = False) -> Iterator[Option]:
-    if get_origin(kind) is Given:
-        kind, partial = get_args(kind)[0], True
-    hints = get_type_hints(kind, include_extras=True)
-    for field in msgspec.structs.fields(kind) if issubclass(kind, msgspec.Struct) else dataclasses.fields(kind):
-        default = field.default_factory() if field.default_factory not in UNSET else field.default
-        here, name = (*path, field.name), f"{prefix}{field.name.replace('_', '-')}"
-        if _is_table(hints[field.name]):
-            yield from _fields(here, f"{name}.", hints[field.name], partial)
-        elif not (partial and default in UNSET and not _meta(hints[field.name])["help"]):  # this the command fills in
-            yield Option(here, _meta(hints[field.name]).get("flag", f"--{name}"), hints[field.name], default, partial)
-
-
-def _build(kind: Any, value: Any) -> Any:
-    """`value` as it is, or where a table is wanted its fields as one."""
-    if not _is_table(kind):
-        return value
-    hints = get_type_hints(kind)
-    return kind(**{name: _build(hints[name], part) for name, part in value.items()})
-
-
-def _plain(kind: Any) -> list[Any]:
-    """The alternatives of a type, without None and annotations."""
-    if get_origin(kind) is Annotated:
-        return _plain(get_args(kind)[0])
-    if get_origin(kind) in (Union, UnionType):
-        return [plain for part in get_args(kind) if part is not type(None) for plain in _plain(part)]
-    return [kind]
-
-
-def _choices(kind: Any) -> list[str]:
-    return [str(choice) for plain in _plain(kind) if get_origin(plain) is Literal for choice in get_args(plain)]
-
-
-def _meta(kind: Any) -> dict[str, Any]:
-    """What an annotation says: its help, and in `extra` a flag where it is not the field's name."""
-    metas = [m for m in getattr(kind, "__metadata__", ()) if isinstance(m, msgspec.Meta)]
-    return {"help": metas[0].description or "", **(metas[0].extra or {})} if metas else {"help": ""}
-
-
-def _annotation(option: Option) -> Any:
-    kinds = _plain(option.type)
-    many = get_origin(kinds[0]) is list and get_args(kinds[0])[0] in NAMES
-    names = [NAMES.get(get_args(k)[0] if many else k, "TOML") for k in kinds if get_origin(k) is not Literal]
-    shown: dict[str, Any] = {"help": _meta(option.type)["help"], "metavar": "|".join(_choices(option.type) + names)}
-    if not option.flag:
-        return Annotated[list[str] if many else str, typer.Argument(**shown | {"metavar": option.name})]
-    default = option.default
-    if option.partial:
-        shown["show_default"] = str(default) if default not in (None, *UNSET) and not _is_table(type(default)) else False
-    if len(option.path) > 2:
-        shown["rich_help_panel"] = f"[{option.path[-2]}] of the run file"
-    if kinds == [bool]:
-        both = option.partial or default is True
-        names = [f"{option.flag}/--no-{option.flag[2:]}" if both else option.flag]
-        del shown["metavar"]
-        return Annotated[bool | None if option.partial else bool, typer.Option(*names, **shown)]
-    return Annotated[list[str] if many else str, typer.Option(option.flag, **shown)]
-
-
-def _default(option: Option) -> dict[str, Any]:
-    if option.default in UNSET:
-        return {}
-    if option.partial or option.default in (None, [], ()):
-        return {"default": None}
-    value = option.default
-    return {"default": value if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)}
+def _expected(option: Option, error: str) -> str:
+    """What would have been right: `one of several words`, `a whole number <= 65535`."""
+    if option.choices:
+        return " or ".join(option.choices)
+    if date in option.kinds:
+        return "a date such as 2027-03-31"
+    words = error.removeprefix("Expected ").split(", got")[0].replace("`", "").replace(" | null", "")
+    return words.replace("int", "a whole number").replace("float", "a number")

@@ -181,22 +181,25 @@ def batch_tokens(flops: float) -> float:
     return row["tokens"] * (flops / row["flops"]) ** row["exponent"]
 
 
+Positive = Annotated[float, Meta(gt=0)]
+
+
 @dataclass(frozen=True)
 class Request:
     """What a person asked for: a parent and a factor, or FLOPs, or a shape of one's own; and how to shape it."""
 
     after: Annotated[str | None, Meta(description="A published model to follow.")] = None
     times: Annotated[float | None, Meta(description="How many times its compute (10 where not said).")] = None
-    flops: Annotated[float | None, Meta(description="Training compute, as 3.8e26.", gt=0)] = None
+    flops: Annotated[Positive | None, Meta(description="Training compute, as 3.8e26.")] = None
     model: Annotated[Path | None, Meta(description="A shape of one's own, as TOML (fields of ModelSpec).")] = None
-    tokens: Annotated[float | None, Meta(description="Tokens to train on, as 15T, in place of the law's.", gt=0)] = None
+    tokens: Annotated[Positive | None, Meta(description="Tokens to train on, as 15T, in place of the law's.")] = None
     law: Annotated[str | None, Meta(description="llama3, chinchilla, besiroglu, or a law.json of `tenfold law fit`.")] = None
     experts: Annotated[int, Meta(description="Experts of a mixture (0: dense).")] = 0
     experts_per_token: Annotated[int, Meta(description="Experts per token (0: one in 32).", extra={"flag": "--active-experts"})] = 0
     shared: Annotated[int, Meta(description="Experts that every token passes.", extra={"flag": "--shared-experts"})] = 1
     interleave: Annotated[int, Meta(description="Every how many layers are routed.")] = 1
     unique_tokens: Annotated[
-        float | None, Meta(description="Unique tokens at hand, as 15T.", gt=0, extra={"flag": "--data-tokens"})
+        Positive | None, Meta(description="Unique tokens at hand, as 15T.", extra={"flag": "--data-tokens"})
     ] = None
 
 
