@@ -87,11 +87,11 @@ def _start(folder: Path, kind: str) -> Path:
     dense = folder / "dense" / "model"
     if kind == "dense":
         return dense
-    from tenfold.cli.model import upcycle
+    from tenfold.model.commands import upcycle
 
     out = folder / "upcycled"
     if not (out / "config.json").exists():
-        upcycle(dense, out, 16)
+        upcycle(dense, out=out, experts=16)
     return out
 
 

@@ -13,10 +13,8 @@ from pathlib import Path
 import kubernetes_validate
 import pytest
 import yaml
-from typer.testing import CliRunner
 
-import tenfold.cli.commands  # noqa: F401
-from tenfold.cli import app
+from tenfold.cli import run as tenfold
 from tenfold.launch.job_files import Launch, submit, write_job
 from tenfold.spec.errors import TenfoldError
 from tenfold.train.hooks.metrics import read_metrics
@@ -145,7 +143,7 @@ def test_a_job_that_ends_by_itself_gives_its_exit_status(cluster, text_folder, t
         assert subprocess.run(["bash", path], env=cluster).returncode == status
 
 
-def test_submitting_says_what_the_system_says(run, tmp_path, monkeypatch):
+def test_submitting_says_what_the_system_says(run, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
@@ -154,8 +152,8 @@ def test_submitting_says_what_the_system_says(run, tmp_path, monkeypatch):
     stub.chmod(0o755)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
-        done = CliRunner().invoke(app, ["launch", str(run), "--on", "slurm", "--nodes", "2", "--submit", "--json"])
-    assert done.exit_code == 0 and json.loads(done.stdout)["submitted"] == "Submitted batch job 7"
+        tenfold(["launch", str(run), "--on", "slurm", "--nodes", "2", "--submit", "--json"])
+    assert json.loads(capsys.readouterr().out)["submitted"] == "Submitted batch job 7"
     stub.write_text("#!/bin/bash\necho 'sbatch: error: invalid partition' >&2; exit 1\n")
     with pytest.raises(TenfoldError, match="sbatch did not take .* invalid partition"):
         submit(tmp_path / "job.sh", "slurm", 60)

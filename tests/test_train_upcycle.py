@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tenfold.cli.model import upcycle
+from tenfold.model.commands import upcycle
 from tenfold.model.io.huggingface import read_model, write_model
 from tenfold.model.llama import Llama
 from tenfold.model.llama4 import Llama4
@@ -51,7 +51,7 @@ def test_a_run_goes_on_from_the_dense_model_with_experts(dense, corpus, tmp_path
 
 def test_what_cannot_be_upcycled_or_begun_from_is_one_sentence(dense, corpus, tmp_path):
     directory, _ = dense
-    upcycle(directory, tmp_path / "wide", 2)
+    upcycle(directory, out=tmp_path / "wide", experts=2)
     write_model(Llama(ModelSpec("odd", dim=32, n_layers=1, n_heads=2, n_kv_heads=2, ffn_dim=81, vocab_size=400)), tmp_path / "odd")
     done = tenfold("upcycle", tmp_path / "odd", "--out", tmp_path / "x")
     assert done.returncode == 1 and done.stderr.strip().count("\n") == 0
@@ -63,7 +63,7 @@ def test_what_cannot_be_upcycled_or_begun_from_is_one_sentence(dense, corpus, tm
         (tmp_path, "x", 16, "no config.json"),
     ):
         with pytest.raises(TenfoldError, match=sentence):
-            upcycle(source, tmp_path / out, experts)
+            upcycle(source, out=tmp_path / out, experts=experts)
     write_model(Llama(ModelSpec("small", dim=32, n_layers=1, n_heads=2, n_kv_heads=2, ffn_dim=80, vocab_size=300)), tmp_path / "small")
     with pytest.raises(TenfoldError, match="has a vocabulary of 300 and the run one of 400"):
         train(RunConfig(tokens=4000, init_from=str(tmp_path / "small"), **SMALL), corpus, tmp_path / "run", quiet=True)

@@ -1,10 +1,11 @@
 """The rooms' commands, found by their entry points `tenfold.commands`; a command is loaded when it is used."""
 
 import argparse
+import inspect
 import os
 
 from tenfold.cli.options import Formatter, Parser, UsageError
-from tenfold.spec.errors import nearest
+from tenfold.spec.errors import TenfoldError, nearest
 from tenfold.spec.plugins import load, plugins
 
 ABOUT = "Forecast, plan, train, serve and improve the next generation of a language model at ten times the compute."
@@ -60,12 +61,19 @@ def listing(words: list[str]) -> str:
         parser.add_argument("--debug", action="store_true", help="Show the stack trace of an error.")
     group = parser.add_argument_group("commands")
     for verb in verbs(words):
-        parser_of_verb, _ = find([*words, verb])
-        about = (
-            parser_of_verb.description if parser_of_verb else f"{', '.join(verbs([*words, verb]))}: see `tenfold {verb} --help`."
-        )
-        group.add_argument(verb, help=(about or "").split("\n")[0].replace("%", "%%"))
+        group.add_argument(verb, help=_about([*words, verb]).replace("%", "%%"))
     return parser.format_help()
+
+
+def _about(words: list[str]) -> str:
+    """A command's help in a sentence, or the verbs of a group."""
+    entry = ".".join(words)
+    if entry not in plugins("commands"):
+        return f"{', '.join(verbs(words))}: see `tenfold {' '.join(words)} --help`."
+    try:
+        return (inspect.getdoc(load("commands", entry)) or "").split("\n")[0]
+    except TenfoldError as error:
+        return str(error)
 
 
 def _with_hyphens(arguments: list[str]) -> list[str]:

@@ -2,7 +2,9 @@
 
 import argparse
 import dataclasses
+import functools
 import inspect
+import operator
 import tomllib
 from collections.abc import Callable, Iterator
 from datetime import date
@@ -92,8 +94,17 @@ def is_table(kind: Any) -> bool:
 
 def meta(kind: Any) -> dict[str, Any]:
     """What an annotation says: its `help`, and a `flag` where it is not the field's name."""
-    found = [m for m in getattr(kind, "__metadata__", ()) if isinstance(m, msgspec.Meta)]
+    parts = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    found = [m for part in parts for m in getattr(part, "__metadata__", ()) if isinstance(m, msgspec.Meta)]
     return {"help": found[0].description or "", **(found[0].extra or {})} if found else {"help": ""}
+
+
+def _without_none(kind: Any) -> Any:
+    if get_origin(kind) is Annotated:
+        return Annotated[(_without_none(get_args(kind)[0]), *kind.__metadata__)]
+    if get_origin(kind) in (Union, UnionType):
+        return functools.reduce(operator.or_, (part for part in get_args(kind) if part is not type(None)))
+    return kind
 
 
 def _alternatives(kind: Any) -> list[Any]:
@@ -139,7 +150,8 @@ class Parser(argparse.ArgumentParser):
 
 def _add(group: Any, option: Option) -> None:
     default, required = option.default, option.default in UNSET
-    shown = "" if required or default in (None, False, [], {}) else f" [{_shown(default)}]"
+    silent = required or default is None or default is False or default in ([], {})
+    shown = "" if silent else f" [{_shown(default)}]"
     said: dict[str, Any] = {"help": f"{meta(option.type)['help']}{shown}".replace("%", "%%"), "dest": ".".join(option.path)}
     names = [METAVARS.get(option.item or kind, "TOML") for kind in option.kinds if get_origin(kind) is not Literal]
     metavar = "|".join([*option.choices, *dict.fromkeys(names)])
@@ -168,7 +180,7 @@ def bind(function: Callable[..., Any], options: list[Option], texts: dict[str, A
         for name in option.path[:-1]:
             table = table.setdefault(name, {})
         table[option.path[-1]] = (
-            [_read(option, option.item, one) for one in text] if option.item else _read(option, option.type, text)
+            [_read(option, option.item, one) for one in text] if option.item else _read(option, _without_none(option.type), text)
         )
     arguments = signature.bind_partial()
     arguments.arguments.update({name: _build(hints[name], given[name]) for name in signature.parameters if name in given})

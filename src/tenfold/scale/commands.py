@@ -144,6 +144,8 @@ def score(generation: Annotated[Path, Meta(description="A generation's directory
 
     from tenfold.scale.forecast import score as score_forecast
 
+    if not (generation / "forecast.json").exists():
+        raise TenfoldError(f"{generation} is no generation: it has no forecast.json.")
     scored = score_forecast(generation)
     if json:
         print_json(scored)
