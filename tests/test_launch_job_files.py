@@ -13,7 +13,6 @@ from pathlib import Path
 import kubernetes_validate
 import pytest
 import yaml
-from typer.testing import CliRunner
 
 import tenfold.cli.commands  # noqa: F401
 from tenfold.cli import app

@@ -5,11 +5,10 @@ import math
 
 import pytest
 from run_configs import run_config
-from typer.testing import CliRunner
 
-import tenfold.cli.commands  # noqa: F401
-from tenfold.cli import app
-from tenfold.cli.dry_run import beside_the_plan, with_layout
+from tenfold.circle.dry_run import beside_the_plan
+from tenfold.circle.layout import with_layout
+from tenfold.cli import run as tenfold
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec
 from tenfold.train.dry_run import dry_run
@@ -100,11 +99,11 @@ def test_the_planner_is_within_a_tenth(more, layout, what):
     assert abs(off["memory"]) < 10 and abs(off["sent"]) < 0.1
 
 
-def test_the_command_prints_json_and_says_what_it_needs(tmp_path):
+def test_the_command_prints_json_and_says_what_it_needs(tmp_path, capsys):
     path = tmp_path / "run.toml"
     path.write_text('tokens = 1000000\nmodel = { width = 64 }\nseq_len = 64\nbatch_size = 8\noptimiser = "adamw"\n[layout]\nshard = 2\n')
-    done = CliRunner().invoke(app, ["train", str(path), "--dry-run", "--world", "2", "--json"])
-    found = json.loads(done.stdout)
+    tenfold(["train", str(path), "--dry-run", "--world", "2", "--json"])
+    found = json.loads(capsys.readouterr().out)
     assert found["world"] == 2 and found["ranks"][0]["memory_gib"] > 0 and set(found["difference_pct"]) == {"memory", "sent"}
     with pytest.raises(TenfoldError, match="= 2 processes, but there are 3"):
         run(3, parallel={"dp_shard": 2})

@@ -11,14 +11,14 @@ from drawings import shape
 from PIL import Image
 from run_configs import run_config
 
-from tenfold.cli.train import sample
 from tenfold.data.images.corpus import ImagesAmongText, build_images, image_batches
 from tenfold.data.images.tiles import tiles_of
 from tenfold.data.text.batches import train_batch
 from tenfold.model.io.huggingface import read_model
+from tenfold.serve.commands import SampleOptions, sample
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.vision import IMAGE_TOKENS, PATCH, VisionSpec
-from tenfold.train.config import config_from_fields, write_config
+from tenfold.train.run_file import config_from_fields, write_config
 from tenfold.train.metrics import read_metrics
 from tenfold.train.resolve import resolve_model
 from tenfold.train.tasks.pretrain import pretrain
@@ -91,7 +91,7 @@ def test_a_run_learns_to_see_and_micro_batches_do_not_change_it(drawings, corpus
     model = read_model(tmp_path / "run-0" / "model")
     assert model.spec.vision.image_size == 16 and model.spec.vocab_size == corpus.vocab_size + 6
     shape("square", "blue", 999).save(tmp_path / "new.png")
-    sample(tmp_path / "run-0", image=tmp_path / "new.png", temperature=0.0)
+    sample(tmp_path / "run-0", image=tmp_path / "new.png", options=SampleOptions(temperature=0.0))
     assert capsys.readouterr().out.strip() == "a blue square"
 
     losses = []

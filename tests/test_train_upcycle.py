@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from run_configs import run_config
 
-from tenfold.cli.model import upcycle
 from tenfold.data.text.tokenizer import train_tokenizer
+from tenfold.model.commands import upcycle
 from tenfold.model.io.huggingface import read_model, write_model
 from tenfold.model.llama import Llama
 from tenfold.model.llama4 import Llama4
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec
-from tenfold.train.config import config_from_fields
+from tenfold.train.run_file import config_from_fields
 from tenfold.train.metrics import read_metrics
 from tenfold.train.tasks.pretrain import pretrain
 
@@ -53,7 +53,7 @@ def test_a_run_goes_on_from_the_dense_model_with_experts(dense, corpus, tmp_path
 
 def test_what_cannot_be_upcycled_or_begun_from_is_one_sentence(dense, corpus, tmp_path):
     directory, _ = dense
-    upcycle(directory, tmp_path / "wide", 2)
+    upcycle(directory, out=tmp_path / "wide", experts=2)
     write_model(Llama(ModelSpec("odd", dim=32, n_layers=1, n_heads=2, n_kv_heads=2, ffn_dim=81, vocab_size=400)), tmp_path / "odd")
     done = tenfold("upcycle", tmp_path / "odd", "--out", tmp_path / "x")
     assert done.returncode == 1 and done.stderr.strip().count("\n") == 0
@@ -65,7 +65,7 @@ def test_what_cannot_be_upcycled_or_begun_from_is_one_sentence(dense, corpus, tm
         (tmp_path, "x", 16, "no config.json"),
     ):
         with pytest.raises(TenfoldError, match=sentence):
-            upcycle(source, tmp_path / out, experts)
+            upcycle(source, out=tmp_path / out, experts=experts)
     write_model(Llama(ModelSpec("small", dim=32, n_layers=1, n_heads=2, n_kv_heads=2, ffn_dim=80, vocab_size=300)), tmp_path / "small")
     with pytest.raises(TenfoldError, match="has a vocabulary of 300 and the corpus one of 400"):
         pretrain(run_config(tokens=4000, init_from=str(tmp_path / "small"), **SMALL), corpus, tmp_path / "run", quiet=True)

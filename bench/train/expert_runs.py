@@ -45,7 +45,8 @@ def run(corpus_directory: str, home: str, case: Case, flops: float, seed: int) -
     from tenfold.data.text.corpus import open_corpus
     from tenfold.model.mtp import mtp_weights
     from tenfold.spec.shapes import shape_for_flops
-    from tenfold.train.config import config_from_fields, resolve_model
+    from tenfold.train.config import resolve_model
+    from tenfold.train.run_file import config_from_fields
     from tenfold.train.metrics import read_metrics
     from tenfold.train.trainer import read_result, train
 
@@ -85,11 +86,11 @@ def _start(folder: Path, kind: str) -> Path:
     dense = folder / "dense" / "model"
     if kind == "dense":
         return dense
-    from tenfold.cli.model import upcycle
+    from tenfold.model.commands import upcycle
 
     out = folder / "upcycled"
     if not (out / "config.json").exists():
-        upcycle(dense, out, 16)
+        upcycle(dense, out=out, experts=16)
     return out
 
 

@@ -2,7 +2,9 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from tenfold.plan.workload.layout import Search, search
 from tenfold.plan.workload.machine import Machine
@@ -136,9 +138,9 @@ def _tidy(gpus: float, domain: int) -> int:
 class GpuRequest:
     """What is fixed: the number of GPUs, the days, or the money for rent; what is None is solved for."""
 
-    gpus: int | None = None
-    days: float | None = None
-    budget_usd: float | None = None
+    gpus: Annotated[int | None, Meta(description="How many; solved for where --days or --budget-usd is given.")] = None
+    days: Annotated[float | None, Meta(description="Days of training, failures apart.")] = None
+    budget_usd: Annotated[float | None, Meta(description="Money for rent: the compute follows from it.")] = None
 
 
 def solve(

@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,30 +22,18 @@ from tenfold.scale.forecast import Speed, make_forecast, score, write_forecast
 from tenfold.scale.isoflop import minimum, rungs
 from tenfold.scale.ladder import Rung, nearest_shape, plan_ladder
 from tenfold.scale.law import BITS_PER_BYTE, Law, fit_law
+from tenfold.scale.options import ClimbSettings
 from tenfold.scale.points import Point
 from tenfold.scale.rungs import train_rungs, workers
 from tenfold.spec.errors import TenfoldError
-from tenfold.train.config import DataConfig, RunConfig, config_from_fields
+from tenfold.train.config import DataConfig, RunConfig
 from tenfold.train.probe import probe
 from tenfold.train.result import RunResult, read_result
+from tenfold.train.run_file import config_from_fields
 from tenfold.train.tasks.pretrain import Pretraining, pretrain
 
 EVALUATE_TOKENS = 98_304
 PROBE_SECONDS = 8.0
-
-
-@dataclass(frozen=True)
-class ClimbSettings:
-    """What a climb is asked for. `top_flops` is the compute of the model at the top, the one that is forecast."""
-
-    corpus: str = "stdlib"
-    top_flops: float = 5e12
-    vocab_size: int = 2048
-    seq_len: int = 128
-    seed: int = 0
-    device: str = "auto"
-    optimizer: str = "muon"
-    family: str = "llama3"
 
 
 Say = Callable[[str], None]

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from tenfold.train.config import OptimizerConfig
 from tenfold.train.optim.hyperparameters import Hyperparameters
-from tenfold.train.optim.optimizer import OptimizerConfig, set_learning_rate
+from tenfold.train.optim.optimizer import set_learning_rate
 from tenfold.train.optim.schedule import schedule
 from tenfold.train.parallel.dims import ALONE, ParallelDims
 from tenfold.train.parallel.gradients import add_across_copies, clip_gradient

@@ -1,14 +1,13 @@
 """What a workload takes beyond its step time: failures, power, money, carbon and water, in one call."""
 
 from dataclasses import dataclass
-from datetime import date
-from pathlib import Path
 
 from tenfold.plan.costs import cost as money
 from tenfold.plan.costs.environment import Footprint, run_footprint
 from tenfold.plan.costs.failures import Failures, effective_time, monte_carlo
 from tenfold.plan.costs.failures import facts as reliability
 from tenfold.plan.costs.power import RunPower, run_power
+from tenfold.plan.costs.surroundings import Surroundings
 from tenfold.plan.ranges import Range
 from tenfold.plan.sites.site import Site, site
 from tenfold.plan.workload.profiles import over_run, read_carbon, read_prices, read_weather
@@ -26,27 +25,6 @@ WAITING = (
 )
 
 SIMULATED_RUNS = 20
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """Where and how the run is held. Paths are hourly profiles (see `plan.profiles`); `start` places the run in them."""
-
-    region: str = "US"
-    pue: float | None = None
-    wue_l_per_kwh: float | None = None
-    cooling: str = "tower"
-    clean_share: float = 0.0
-    rent_usd_per_h: float | None = None
-    storage_gb_per_s: float | None = None
-    checkpoint_interval_s: float | None = None
-    per_1000_node_days: float | None = None
-    recovery_s: float | None = None
-    gpus_per_node: int = 8
-    carbon_csv: Path | None = None
-    price_csv: Path | None = None
-    weather_epw: Path | None = None
-    start: date | None = None
 
 
 @dataclass(frozen=True)

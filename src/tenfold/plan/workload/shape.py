@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from tenfold.spec.errors import TenfoldError, nearest
 from tenfold.spec.model import ModelSpec, published_model
@@ -179,21 +181,26 @@ def batch_tokens(flops: float) -> float:
     return row["tokens"] * (flops / row["flops"]) ** row["exponent"]
 
 
+Positive = Annotated[float, Meta(gt=0)]
+
+
 @dataclass(frozen=True)
 class Request:
     """What a person asked for: a parent and a factor, or FLOPs, or a shape of one's own; and how to shape it."""
 
-    after: str | None = None
-    times: float | None = None
-    flops: float | None = None
-    model: Path | None = None
-    tokens: float | None = None
-    law: str | None = None
-    experts: int = 0
-    experts_per_token: int = 0
-    shared: int = 1
-    interleave: int = 1
-    unique_tokens: float | None = None
+    after: Annotated[str | None, Meta(description="A published model to follow.")] = None
+    times: Annotated[float | None, Meta(description="How many times its compute (10 where not said).")] = None
+    flops: Annotated[Positive | None, Meta(description="Training compute, as 3.8e26.")] = None
+    model: Annotated[Path | None, Meta(description="A shape of one's own, as TOML (fields of ModelSpec).")] = None
+    tokens: Annotated[Positive | None, Meta(description="Tokens to train on, as 15T, in place of the law's.")] = None
+    law: Annotated[str | None, Meta(description="llama3, chinchilla, besiroglu, or a law.json of `tenfold law fit`.")] = None
+    experts: Annotated[int, Meta(description="Experts of a mixture (0: dense).")] = 0
+    experts_per_token: Annotated[int, Meta(description="Experts per token (0: one in 32).", extra={"flag": "--active-experts"})] = 0
+    shared: Annotated[int, Meta(description="Experts that every token passes.", extra={"flag": "--shared-experts"})] = 1
+    interleave: Annotated[int, Meta(description="Every how many layers are routed.")] = 1
+    unique_tokens: Annotated[
+        Positive | None, Meta(description="Unique tokens at hand, as 15T.", extra={"flag": "--data-tokens"})
+    ] = None
 
 
 def resolve(asked: Request, flops: float | None = None) -> Shape:

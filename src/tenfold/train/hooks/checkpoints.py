@@ -2,25 +2,13 @@
 
 import shutil
 import time
-from typing import Annotated
-
-from msgspec import Meta, Struct
 
 from tenfold.train import checkpoint
+from tenfold.train.config import CheckpointConfig
 from tenfold.train.hook import Hook
 from tenfold.train.result import RunResult
 from tenfold.train.run import Run
 from tenfold.train.state import StepOutput
-
-
-class CheckpointConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The table `[checkpoint]`."""
-
-    every_s: Annotated[float, Meta(ge=0, description="Seconds between saves.")] = 60.0
-    keep_last: Annotated[int, Meta(gt=0, description="Checkpoints that are kept.")] = 2
-    upload_to: Annotated[
-        str | None, Meta(description="A folder that fsspec can reach (s3://bucket/run): checkpoints are copied there.")
-    ] = None
 
 
 class Checkpoints(Hook):

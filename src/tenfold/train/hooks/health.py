@@ -12,11 +12,10 @@ import socket
 import time
 from collections.abc import Callable
 from statistics import median
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from msgspec import Meta, Struct
 from torch import Tensor
 
 from tenfold.spec.errors import TenfoldError
@@ -30,14 +29,6 @@ PATIENCE = 10  # steps in a row whose losses are too high
 LOOK_EVERY = 50  # steps
 LATE = 0.1  # of a step: so much longer than the others a straggler waits for its batches
 SLOW = 1.5  # times as long as the others' takes a straggler's product
-
-
-class HealthConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The table `[health]`."""
-
-    hang_after_s: Annotated[float, Meta(gt=0, description="A process that does nothing for so long ends, to be restarted.")] = 900.0
-    sdc_check_every: Annotated[int, Meta(ge=0, description="Steps between losses that are worked out twice; 0: never.")] = 0
-    loss_spike: Annotated[float, Meta(ge=0, description="Nats above its course at which the run goes back; 0: never.")] = 2.0
 
 
 class LossSpikeDetector:

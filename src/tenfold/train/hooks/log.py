@@ -2,9 +2,7 @@
 
 import time
 from dataclasses import asdict
-from typing import Annotated, Any
-
-from msgspec import Meta, Struct
+from typing import Any
 
 from tenfold.train.energy import EnergyMeter
 from tenfold.train.goodput import read_goodput
@@ -16,14 +14,6 @@ from tenfold.train.result import RunResult
 from tenfold.train.rollback import skipped_batches
 from tenfold.train.run import Run
 from tenfold.train.state import StepOutput
-
-
-class LogConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The table `[log]`."""
-
-    every: Annotated[int, Meta(gt=0, description="Steps between lines of run.jsonl.")] = 10
-    tensorboard: Annotated[bool, Meta(description="Write for TensorBoard too.")] = False
-    wandb: Annotated[str | None, Meta(description="The project in Weights & Biases, where asked for.")] = None
 
 
 class Log(Hook):

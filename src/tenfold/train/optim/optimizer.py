@@ -1,9 +1,8 @@
 """AdamW and Muon, with each parameter's learning rate and decay by the one rule."""
 
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from msgspec import Meta, Struct
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -11,20 +10,6 @@ from tenfold.model.family import family_of
 from tenfold.spec.model import ModelSpec
 from tenfold.train.optim.hyperparameters import Hyperparameters, learning_rate_scale
 from tenfold.train.optim.muon import Muon
-
-
-class OptimizerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The table `[optimizer]`; `None` means derived from the compute."""
-
-    name: Annotated[Literal["muon", "adamw"], Meta(description="muon (AdamW for what is no hidden matrix) or adamw.")] = "muon"
-    learning_rate: Annotated[float | None, Meta(description="Of a hidden matrix of the base width, at the peak.")] = None
-    weight_decay: Annotated[float | None, Meta(description="Share of a matrix that is forgotten each step at the peak.")] = None
-    beta2: Annotated[Annotated[float, Meta(ge=0, lt=1)] | None, Meta(description="AdamW's second moment.")] = None
-    schedule: Annotated[Literal["wsd", "cosine"], Meta(description="Warm-up, stable, decay; or a half cosine.")] = "wsd"
-    warmup: Annotated[float, Meta(ge=0, le=1, description="Share of the run that the learning rate rises in.")] = 0.1
-    decay: Annotated[float, Meta(ge=0, le=1, description="Share of the run that it falls in (wsd).")] = 0.4
-    max_grad_norm: Annotated[float, Meta(gt=0, description="Gradients are scaled to at most this norm.")] = 1.0
-    max_skipped: Annotated[int, Meta(gt=0, description="Steps in a row that may be skipped before the run ends.")] = 20
 
 
 def make_optimizers(model: nn.Module, spec: ModelSpec, h: Hyperparameters, kind: str) -> list[Optimizer]:

@@ -1,4 +1,4 @@
-"""`layout = "auto"` of a run file: the planner's fastest layout that the trainer knows, for the processes that there are."""
+"""`layout = "auto"` of a run file: the planner's fastest layout that the trainer can build, for a number of processes."""
 
 from typing import Any
 
@@ -7,21 +7,25 @@ import msgspec
 from tenfold.plan.workload.layout import search
 from tenfold.plan.workload.machine import machine
 from tenfold.plan.workload.workload import Layout
-from tenfold.spec.model import ModelSpec
-from tenfold.train.config import RunConfig
-from tenfold.train.parallel.parallelize import LayoutConfig
+from tenfold.spec.model import ModelSpec, published_model
+from tenfold.train.config import LayoutConfig, RunConfig, resolve_model
+from tenfold.train.optim.hyperparameters import derive
 
 RECOMPUTE: dict[str, Any] = {"none": "none", "selective": "feed-forward", "full": "block"}
 
 
-def choose_layout(config: RunConfig, spec: ModelSpec, world: int, batch_size: int, machine_name: str | None) -> RunConfig:
-    """`config` with a layout for `world` processes, each with the accelerator `machine_name`; None is a CPU, or one unknown.
+def with_layout(config: RunConfig, world: int, machine_name: str, vocab_size: int | None = None) -> RunConfig:
+    """`config` with the planner's layout for `world` processes, where it asks for one; each has the accelerator `machine_name`.
 
-    With it come the batch that it divides, its micro-batch and its recomputation. Where the planner knows no such
-    machine, the processes share one copy (FSDP). Raises TenfoldError where the planner finds none that fits.
+    With the layout come the batch that it divides, its micro-batch and its recomputation. Where the trainer can build none of
+    those that fit, the processes share one copy (FSDP). Raises TenfoldError where none fits. `vocab_size` is the corpus's.
     """
-    if not config.layout.auto or world == 1 or machine_name is None:
+    if not config.layout.auto or world == 1:
         return config
+    if vocab_size is None:
+        vocab_size = published_model(config.model).vocab_size if isinstance(config.model, str) else config.vocab_size
+    spec, tokens = resolve_model(config, vocab_size)
+    batch_size = derive(spec, tokens, config.seq_len, batch_size=config.batch_size).batch_size
     found = search(spec, world, machine(machine_name), seq_len=config.seq_len, global_batch=batch_size)
     for candidate in (found.best, *found.others):
         planned = candidate.layout

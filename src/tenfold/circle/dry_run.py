@@ -1,33 +1,22 @@
-"""`tenfold train --dry-run`: what fake processes hold and send, beside what the planner reckons from its formulas."""
+"""`tenfold train --dry-run`: what fake processes hold and send, beside the planner's figures."""
 
 import math
-from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from tenfold.cli import print_json
-from tenfold.cli.auto_layout import choose_layout
 from tenfold.plan.workload.machine import machine
 from tenfold.plan.workload.memory import CONTEXT_GIB, memory
 from tenfold.plan.workload.traffic import traffic
 from tenfold.plan.workload.workload import GIB, Layout
-from tenfold.spec.model import published_model
-from tenfold.train.config import RunConfig, resolve_model
-from tenfold.train.dry_run import DIMENSIONS, DryRun, dry_run
-from tenfold.train.optim.hyperparameters import derive
+from tenfold.train.config import RunConfig
+from tenfold.train.dry_run import DIMENSIONS, DryRun
 from tenfold.train.parallel.pipeline import micro_batch, stages_each
 
 
-def show_dry_run(config: RunConfig, world: int, machine_name: str, as_json: bool) -> None:
-    """Make the dry run and print it; as JSON, `beside_the_plan` with the fields of `train.dry_run.DryRun`."""
-    config = with_layout(config, world, machine_name)
-    found = dry_run(config, world)
-    plan = beside_the_plan(found, config, machine_name)
-    if as_json:
-        print_json({**asdict(found), **plan})
-        return
+def print_dry_run(found: DryRun, plan: dict[str, Any]) -> None:
+    """A dry run as a table, a column for each kind of process and one for the planner's figures (`beside_the_plan`)."""
     table = Table("GiB of one process", *(f"rank {rank.rank:,}" for rank in found.ranks), "planner")
     for name, planned in plan["plan_parts_gib"].items():
         table.add_row(name, *(f"{rank.parts_gib.get(name, 0.0):.2f}" for rank in found.ranks), f"{planned:.2f}")
@@ -35,7 +24,9 @@ def show_dry_run(config: RunConfig, world: int, machine_name: str, as_json: bool
     for name, planned in plan["plan_sent_gib"].items():
         table.add_row(f"sent, {name}", *(f"{rank.sent_gib.get(name, 0.0):.2f}" for rank in found.ranks), f"{planned:.2f}")
     console = Console()
-    console.print(f"{world:,} processes: " + ", ".join(f"{name} {size}" for name, size in found.layout.items()), highlight=False)
+    console.print(
+        f"{found.world:,} processes: " + ", ".join(f"{name} {size}" for name, size in found.layout.items()), highlight=False
+    )
     console.print(table)
     console.print(
         f"The planner is {plan['difference_pct']['memory']:+.1f} % off in memory and {plan['difference_pct']['sent']:+.1f} % in "
@@ -44,19 +35,11 @@ def show_dry_run(config: RunConfig, world: int, machine_name: str, as_json: bool
     )
 
 
-def with_layout(config: RunConfig, world: int, machine_name: str) -> RunConfig:
-    """`config` with the planner's layout where it asks for one."""
-    vocabulary = published_model(config.model).vocab_size if isinstance(config.model, str) else config.vocab_size
-    spec, tokens = resolve_model(config, vocabulary)
-    batch_size = derive(spec, tokens, config.seq_len, batch_size=config.batch_size).batch_size
-    return choose_layout(config, spec, world, batch_size, machine_name)
-
-
 def beside_the_plan(found: DryRun, config: RunConfig, machine_name: str) -> dict[str, Any]:
-    """The planner's figures for the same run, and how far its sums are in per cent: memory from the fullest rank's, what is sent
-    from a rank's in the middle of a pipeline.
+    """The planner's figures for the same run, and the difference of its sums in per cent.
 
-    The 1.5 GiB that the planner adds for CUDA's context and the allocator are left out.
+    Its memory is compared with the fullest rank's, without the 1.5 GiB that it adds for CUDA's context and the allocator; what
+    is sent is compared with a rank's in the middle of a pipeline.
     """
     layout, on = _as_planned(found, config), machine(machine_name)
     needed, sent = memory(found.spec, layout, on), traffic(found.spec, layout, on)

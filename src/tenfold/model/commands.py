@@ -1,24 +1,25 @@
-"""`tenfold upcycle`: a dense model made into experts."""
+"""Change models."""
 
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from msgspec import Meta
 
-from tenfold.cli import AsJson, app, print_json
+from tenfold.spec.commands import Json, print_json
 
 
-@app.command("upcycle")
 def upcycle(
-    dense: Annotated[Path, typer.Argument(help="A generation, or any Hugging Face directory or GGUF file of a dense Llama 3.")],
-    out: Annotated[Path, typer.Option(help="Where the model with experts is written, in Hugging Face layout.")],
-    experts: Annotated[int, typer.Option(help="Experts in every layer; each token goes through one, and a shared one.")] = 16,
-    seed: Annotated[int, typer.Option(help="Seed of the routers.")] = 0,
-    as_json: AsJson = False,
+    dense: Annotated[Path, Meta(description="A generation, or a Hugging Face directory or GGUF file of a dense Llama 3.")],
+    /,
+    *,
+    out: Annotated[Path, Meta(description="Where the model with experts is written, in Hugging Face layout.")],
+    experts: Annotated[int, Meta(description="Experts in each layer; a token goes through one of them and a shared one.")] = 16,
+    seed: Annotated[int, Meta(description="Seed of the routers.")] = 0,
+    json: Json = False,
 ) -> None:
     """Make a dense Llama 3 into a Llama 4 with experts that computes the same, to be trained on.
 
-    Example: tenfold upcycle generations/g1 --out wide && echo 'flops = 1e12\\nstart_from = "wide"' > run.toml
+    Example: tenfold upcycle generations/g1 --out wide && tenfold train --flops 1e12 --init-from wide
     """
     from tenfold.model.io.huggingface import read_model, write_model
     from tenfold.model.upcycle import upcycle as upcycled
@@ -31,7 +32,7 @@ def upcycle(
     model = upcycled(read_model(path), experts, seed=seed)
     write_model(model, out, tokenizer_directory=path if path.is_dir() else None)
     counts = model.spec.parameters()
-    if as_json:
+    if json:
         print_json({"model": str(out), "experts": experts, "parameters": counts.total, "active": counts.active})
         return
     print(
