@@ -14,7 +14,7 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +140,7 @@ def retokenize(corpus: Corpus, out: Path, tokenizer_from: Path, *, quiet: bool =
     began = time.perf_counter()
     with whole_folder(out) as scratch:
         sizes = corpus.manifest["splits"]
-        texts = {split: (corpus.text(split, n).encode() for n in range(sizes[split]["documents"])) for split in SPLITS}
+        texts = {split: map(str.encode, map(partial(corpus.text, split), range(sizes[split]["documents"]))) for split in SPLITS}
         _copy_tokenizer(tokenizer_from, scratch)
         facts = _tokenize(texts, sum(sizes[split]["bytes"] for split in SPLITS), scratch, quiet)
         _write_manifest(scratch, {"source": source, "cleaning": corpus.manifest["cleaning"], **facts}, began)

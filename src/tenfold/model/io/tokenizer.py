@@ -112,7 +112,7 @@ def _vocabulary(tokenizer: Tokenizer, facts: dict[str, Any]) -> Vocabulary:
         return [i for i in dict.fromkeys(ids) if i is not None and 0 <= i < size]
 
     bos, eos, pad = map(found, ("bos", "eos", "pad"))
-    special |= {name: i for i in (*bos, *eos, *pad) if (name := tokenizer.id_to_token(i)) is not None}
+    special |= {name: i for i in (*bos[:1], *eos, *pad[:1]) if (name := tokenizer.id_to_token(i)) is not None}
     return Vocabulary(
         size=size,
         bos=bos[0] if bos else None,
