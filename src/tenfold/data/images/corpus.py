@@ -115,7 +115,7 @@ def build_images(source: Path, out: Path, corpus: Corpus, vision: VisionSpec, ma
         "tokens_per_tile": vision.tokens_per_tile,
         "max_tiles": max_tiles,
         "tokenizer": tokenizer_hash(corpus.directory),
-        "vocabulary": msgspec.to_builtins(vocabulary),
+        "vocabulary": json.loads(msgspec.json.encode(vocabulary)),
     }
     if (out / "manifest.json").exists():
         manifest = json.loads((out / "manifest.json").read_text())
