@@ -1,6 +1,7 @@
 """A small real corpus: parts of the standard library, made once for all tests."""
 
 import gzip
+import os
 import shutil
 import sysconfig
 from pathlib import Path
@@ -12,6 +13,7 @@ from drawings import draw_all
 
 from tenfold.data.text.corpus import build
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # several tests run at once
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("tenfold", deadline=None)  # how long a case takes is no matter of tests
 hypothesis.settings.load_profile("tenfold")

@@ -13,12 +13,12 @@ from pathlib import Path
 import kubernetes_validate
 import pytest
 import yaml
+from tenfold.train.hooks.metrics import read_metrics
 
 import tenfold.cli.commands  # noqa: F401
 from tenfold.cli import app
 from tenfold.launch.job import Job, Resources, open_launcher
 from tenfold.spec.errors import TenfoldError
-from tenfold.train.hooks.metrics import read_metrics
 from tenfold.train.jobs import command_job
 
 BIN = Path(sys.executable).parent

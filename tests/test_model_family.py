@@ -9,6 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from tenfold.serve.engine.request import Sampling
+from tenfold.train.hooks.metrics import read_metrics
 
 from tenfold.model.build import make_model
 from tenfold.model.family import Role, family_of
@@ -16,13 +18,11 @@ from tenfold.model.io.huggingface import read_model
 from tenfold.model.mtp import add_mtp
 from tenfold.serve.complete import complete, generate
 from tenfold.serve.engine.engine import Engine, EngineOptions, make_runner
-from tenfold.serve.engine.request import Sampling
 from tenfold.spec import plugins
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.shapes import llama4_shape, llama_shape, shape_of
 from tenfold.spec.vision import VisionSpec
 from tenfold.train.config import RunConfig
-from tenfold.train.hooks.metrics import read_metrics
 from tenfold.train.optim.hyperparameters import derive, learning_rate_scale
 from tenfold.train.optim.optimizer import make_optimizers
 from tenfold.train.trainer import train

@@ -198,7 +198,8 @@ def _build(kind: Any, value: Any, default: Any = None) -> Any:
     fields = {name: _build(hints[name], part, getattr(default, name, None)) for name, part in value.items()}
     if not isinstance(default, kind):
         return kind(**fields)
-    return msgspec.structs.replace(default, **fields) if isinstance(default, msgspec.Struct) else dataclasses.replace(default, **fields)
+    replace = msgspec.structs.replace if isinstance(default, msgspec.Struct) else dataclasses.replace
+    return cast(Any, replace)(default, **fields)
 
 
 def _read(option: Option, kind: Any, text: Any) -> Any:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from msgspec.structs import replace
 
 from tenfold.data.text.corpus import Corpus
 from tenfold.launch.job import Job, Resources, open_launcher, run_all
@@ -44,6 +45,7 @@ def train_rungs(
 
 def _job(run: Run, corpus: Corpus) -> Job:
     config, directory = run
+    config = replace(config, threads=1)
     spec, _ = resolve_model(config, corpus.vocab_size)
     memory = PROCESS_BYTES + BYTES_PER_PARAMETER * spec.parameters().total
     needs = Resources(cores=1, gpus=1 if config.device.startswith("cuda") else 0, memory_bytes=memory)

@@ -33,7 +33,7 @@ def available_cores() -> int:
 
 
 def recommended_threads(width: int, run: Path | None = None) -> int:
-    """Threads to train a model so wide with: those that the run in the directory `run` began with, or `OMP_NUM_THREADS`, or a choice.
+    """Threads to train a model so wide with: those that the run in `run` began with, or `OMP_NUM_THREADS`, or a choice.
 
     Sums depend on the number of threads in their last bits. So the choice depends on the width and the cores, never on what
     the machine does at the moment, and a run that goes on keeps its own.

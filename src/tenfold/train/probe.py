@@ -4,6 +4,7 @@ import time
 
 import torch
 
+from tenfold.spec.threads import watch_others
 from tenfold.train.activation_checkpointing import checkpoint_activations
 from tenfold.train.config import RunConfig
 from tenfold.train.energy import EnergyMeter
@@ -12,7 +13,7 @@ from tenfold.train.optim.optimizer import make_optimizers
 from tenfold.train.precision import autocast
 from tenfold.train.resolve import resolve
 from tenfold.train.skipper import HostStepSkipper
-from tenfold.train.start import layout_of
+from tenfold.train.start import layout_of, use_threads
 from tenfold.train.state import RunState
 from tenfold.train.step import Step
 from tenfold.train.task import Task
@@ -21,12 +22,14 @@ FIRST = 5  # steps in which memory is laid out
 LEAST = 12
 
 
-def probe(task: Task, config: RunConfig, seconds: float) -> tuple[list[float], int, float, str]:
-    """Train a copy on one process for `seconds`. Returns seconds of each step, tokens a step, watts, and their source.
+def probe(task: Task, config: RunConfig, seconds: float) -> tuple[list[float], int, float, str, float]:
+    """Train a copy on one process for `seconds`. Returns seconds of each step, tokens a step, watts, and their source; and the
+    share of the machine's cores that other processes used meanwhile.
 
     The first steps are left out; at least `LEAST` are taken.
     """
     r = resolve(config, task.vocab_size)
+    use_threads(config, r.spec.dim)
     torch.manual_seed(config.seed)
     model = build(r.spec, config.init_from, r.device)
     task.prepare(model)
@@ -37,7 +40,7 @@ def probe(task: Task, config: RunConfig, seconds: float) -> tuple[list[float], i
     skipper = HostStepSkipper(state, config.optimizer.max_skipped)
     step = Step(task, model, optimizers, skipper, r.h, config.optimizer, r.device, micro_batch=layout.micro_batch)
     taken: list[float] = []
-    meter = EnergyMeter()
+    meter, others = EnergyMeter(), watch_others()
     with autocast(r.device, r.dtype):
         while len(taken) < FIRST + LEAST or sum(taken) < seconds:
             if len(taken) == FIRST:
@@ -47,4 +50,4 @@ def probe(task: Task, config: RunConfig, seconds: float) -> tuple[list[float], i
             step(rows, state.step, rows.weight())
             state.step += 1
             taken.append(time.perf_counter() - began)
-    return taken[FIRST:], r.h.batch_size * config.data.seq_len, meter.read().watts, meter.source
+    return taken[FIRST:], r.h.batch_size * config.data.seq_len, meter.read().watts, meter.source, others()

@@ -7,7 +7,10 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class RunResult:
-    """`loss` is in nats per token of the validation text, `seconds` is training alone, `scores` what else was evaluated."""
+    """`loss` is in nats per token of the validation text, `seconds` is training alone, `scores` what else was evaluated.
+
+    `busy_share` is the part of the machine's cores that other processes used.
+    """
 
     directory: Path
     finished: bool
@@ -24,6 +27,7 @@ class RunResult:
     energy_source: str
     peak_memory_gib: float
     skipped_steps: int
+    busy_share: float = 0.0
     scores: dict[str, float] = field(default_factory=dict)
 
 

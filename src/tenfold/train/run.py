@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from tenfold.spec.model import ModelSpec
+from tenfold.spec.threads import watch_others
 from tenfold.train.goodput import GoodputTimer
 from tenfold.train.memory import peak_memory_bytes
 from tenfold.train.metrics import MetricsWriter
@@ -59,6 +60,7 @@ class Run:
     waited_s: float = 0.0  # for the rows of the last step
     step_s: float = 0.0
     energy_source: str = ""
+    busy_share: Callable[[], float] = field(default_factory=watch_others)
 
     @property
     def finished(self) -> bool:
@@ -125,5 +127,6 @@ class Run:
             energy_source=self.energy_source,
             peak_memory_gib=peak_memory_bytes(self.device) / 2**30,
             skipped_steps=state.skipped,
+            busy_share=self.busy_share(),
             scores=scores,
         )

@@ -1,5 +1,6 @@
 """From a task and a run file to a run that is ready for its next step: model, optimizers, processes, state."""
 
+import os
 import platform
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -14,6 +15,7 @@ from tenfold.model.attention import fastest_attention
 from tenfold.model.llama import Llama
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.layout import Layout
+from tenfold.spec.threads import recommended_threads
 from tenfold.train import checkpoint
 from tenfold.train.activation_checkpointing import checkpoint_activations
 from tenfold.train.compile import compile_model, use_document_blocks
@@ -44,6 +46,7 @@ def start_run(task: Task, config: RunConfig, directory: Path, watchdog: Watchdog
     Raises TenfoldError where the settings do not fit one another, the machine, or the checkpoint.
     """
     resolved = resolve(config, task.vocab_size)
+    use_threads(config, resolved.spec.dim, directory)
     model, dims, facts = _make_model(task, config, resolved)
     watchdog.beat()
     record = directory if dims.rank == 0 else directory / "ranks" / str(dims.rank)
@@ -107,6 +110,13 @@ def _make_model(task: Task, config: RunConfig, resolved: Resolved) -> tuple[Llam
         use_document_blocks(model, config.data.seq_len)
     facts = {"fp8": use_fp8(model, device, resolved.dtype)} if config.fp8 else {}
     return model, dims, facts
+
+
+def use_threads(config: RunConfig, width: int, directory: Path | None = None) -> None:
+    """Set PyTorch's threads: as the run file says, or as suits the width and the machine. What started several processes has
+    given each its own already."""
+    if config.threads is not None or os.environ.get("WORLD_SIZE", "1") == "1":
+        torch.set_num_threads(config.threads or recommended_threads(width, directory))
 
 
 def layout_of(config: RunConfig) -> Layout:
