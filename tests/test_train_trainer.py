@@ -21,12 +21,12 @@ from stop_at import SignalAt, pretrain_with
 from tenfold.data.text.batches import validation_batches
 from tenfold.model.io.huggingface import read_model
 from tenfold.spec.errors import TenfoldError
-from tenfold.train import checkpoint
+from tenfold.train import checkpoint, run_file
 from tenfold.train.metrics import read_metrics
 from tenfold.train.optim.hyperparameters import derive
 from tenfold.train.optim.schedule import schedule
 from tenfold.train.result import read_result
-from tenfold.train.run_file import config_from_fields, read_config
+from tenfold.train.run_file import config_from_fields, read_config, write_config
 from tenfold.train.tasks.pretrain import pretrain
 from tenfold.train.trainer import fit, standard_hooks
 

@@ -132,6 +132,12 @@ def score_table(generation: Path, scored: dict[str, Any]) -> Any:
             LABELS[name], f"{row['forecast']:.4g}", f"{low:.4g} to {high:.4g}", f"{row['measured']:.4g}",
             f"{row['error_pct']:+.2f} %", "yes" if row["inside_80"] else "no",
         )  # fmt: skip
+    machine = scored["machine"]
+    if not machine["speed_is_comparable"]:
+        table.caption = (
+            f"Other processes used {machine['busy_in_probe']:.0%} of the machine when its speed was forecast, and "
+            f"{machine['busy_in_run']:.0%} in the run: speed, seconds and energy cannot be compared."
+        )
     return table
 
 
