@@ -1,9 +1,11 @@
 """A small real corpus: parts of the standard library, made once for all tests."""
 
+import gzip
 import shutil
 import sysconfig
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from drawings import draw_all
@@ -11,6 +13,8 @@ from drawings import draw_all
 from tenfold.data.text.corpus import build
 
 torch.set_num_threads(1)
+hypothesis.settings.register_profile("tenfold", deadline=None)  # how long a case takes is no matter of tests
+hypothesis.settings.load_profile("tenfold")
 
 
 @pytest.fixture(scope="session")
@@ -37,9 +41,10 @@ def drawings(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def published():
-    folder = Path(__file__).parents[2] / "shared" / "published"
-    if not folder.exists():
-        pytest.skip("the published tables are not beside this checkout")
+@pytest.fixture(scope="session")
+def hourly(tmp_path_factory):
+    """The hourly profiles of `data/hourly`, unpacked."""
+    folder = tmp_path_factory.mktemp("hourly")
+    for packed in (Path(__file__).parent / "data" / "hourly").glob("*.gz"):
+        (folder / packed.stem).write_bytes(gzip.decompress(packed.read_bytes()))
     return folder

@@ -19,7 +19,7 @@ from tenfold.data.text.corpus import build
 from tenfold.data.text.mixture import DECK, Mixture, make_mixture
 from tenfold.spec.errors import TenfoldError
 from tenfold.train.config import config_from_fields
-from tenfold.train.hooks.metrics import read_metrics
+from tenfold.train.metrics import read_metrics
 from tenfold.train.text import open_text
 
 STDLIB = Path(sysconfig.get_path("stdlib"))
@@ -95,17 +95,6 @@ def test_a_source_goes_through_its_own_rows_whatever_the_weights_do(corpora):
             alone = np.concatenate([train_batch(corpus, s, **rows).tokens for s in range(40)])
             assert np.array_equal(seen[name], alone[: len(seen[name])])
     assert changing.drawn(30, 8, 3)["email"] == changing.drawn(10, 8, 3)["email"] > 0
-
-
-@pytest.mark.parametrize("world", [2, 3, 6])
-def test_the_parts_of_all_processes_make_up_the_batch(corpora, world):
-    mixture = make_mixture(corpora, {"asyncio": 0.2, "email": 0.5, "unittest": 0.3})
-    rows = {"batch_size": 12, "seq_len": 64, "seed": 1}
-    for step in (0, 3, DECK // 12):
-        whole = mixture.batch(step, **rows)
-        parts = [mixture.batch(step, **rows, rank=r, world=world) for r in range(world)]
-        for field in ("tokens", "targets", "document"):
-            assert np.array_equal(getattr(whole, field), np.concatenate([getattr(p, field) for p in parts]))
 
 
 @pytest.mark.parametrize(

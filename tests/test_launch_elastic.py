@@ -9,19 +9,19 @@ import time
 
 import pytest
 import torch
+from run_configs import run_config
 from safetensors.torch import load_file
 
 from tenfold.launch import elastic
 from tenfold.spec.errors import TenfoldError
 from tenfold.train import trainer as loop
-from tenfold.train.config import config_from_fields
-from tenfold.train.hooks.goodput import read_goodput
-from tenfold.train.hooks.metrics import read_metrics
+from tenfold.train.goodput import read_goodput
+from tenfold.train.metrics import read_metrics
 
 STEPS = 24
 RUN = {
     "seq_len": 32, "batch_size": 4, "tokens": STEPS * 4 * 32, "evaluate_tokens": 512, "log_every": 1, "dtype": "float32",
-    "device": "cpu", "compile": "off", "optimizer": "adamw", "checkpoint_every_s": 0.0, "hang_after_s": 20.0, "vocab_size": 400,
+    "device": "cpu", "compile": "off", "optimizer": "adamw", "save_every_s": 0.0, "hang_after_s": 20.0, "vocab_size": 400,
     "model": {"name": "tiny", "dim": 16, "n_layers": 1, "n_heads": 2, "n_kv_heads": 2, "ffn_dim": 32, "vocab_size": 400},
 }  # fmt: skip
 
@@ -47,7 +47,7 @@ def work(config, directory, home, quiet):
 def run(home, text, name, faults, processes=2, **fields):
     home.mkdir(exist_ok=True)
     (home / "faults.json").write_text(json.dumps(faults))
-    config = config_from_fields({**RUN, "corpus": str(text), **fields}, name)
+    config = run_config(**{**RUN, "corpus": str(text), **fields})
     elastic.train_here(config, home / name, home, processes, quiet=True, save_s=20, work=work)
     return home / name
 
@@ -104,7 +104,7 @@ def test_the_account_of_a_run_adds_up_to_its_wall_time(tmp_path):
 
 def test_a_process_is_said_to_have_begun_when_it_did(tmp_path):
     path = tmp_path / "time.jsonl"
-    code = f"from pathlib import Path; from tenfold.train.hooks.goodput import GoodputTimer; GoodputTimer(Path({str(path)!r}), 0)"
+    code = f"from pathlib import Path; from tenfold.train.goodput import GoodputTimer; GoodputTimer(Path({str(path)!r}), 0)"
     before = time.time()
     process = subprocess.Popen([sys.executable, "-c", code])
     after = time.time()
@@ -115,7 +115,7 @@ def test_a_process_is_said_to_have_begun_when_it_did(tmp_path):
 
 HANGS = """
 import sys, time
-from tenfold.train.hooks.watchdog import Watchdog
+from tenfold.train.watchdog import Watchdog
 with Watchdog(1.0) as watchdog:
     for step in range(8):
         time.sleep(0.25)
@@ -140,9 +140,9 @@ def test_the_watchdog_ends_a_process_that_stands_still_and_no_other():
 @pytest.mark.parametrize(
     "fields, says",
     [
-        ({"layout": {"tensor": 3}}, "= 3 processes, but there are 2: start as many"),
-        ({"layout": {"tensor": 2}, "seq_len": 33}, "cannot divide seq_len 33 by 2"),
-        ({"layout": {"shard": 2}, "batch_size": 1}, "divides 1 rows a step over 2 processes"),
+        ({"parallel": {"tp": 3}}, "= 3 processes, but there are 2: start as many"),
+        ({"parallel": {"tp": 2}, "seq_len": 33}, "cannot divide seq_len 33 by 2"),
+        ({"parallel": {"dp_shard": 2}, "batch_size": 1}, "divides 1 rows a step over 2 processes"),
     ],
 )
 def test_a_layout_that_does_not_fit_is_said_once_and_not_tried_again(text_folder, undisturbed, fields, says):

@@ -17,7 +17,7 @@ import yaml
 from tenfold.cli import run as tenfold
 from tenfold.launch.job_files import Launch, submit, write_job
 from tenfold.spec.errors import TenfoldError
-from tenfold.train.hooks.metrics import read_metrics
+from tenfold.train.metrics import read_metrics
 
 BIN = Path(sys.executable).parent
 VALUES = dict(nodes=4, image="registry.example/tenfold:1", home="/generations", partition="gpu", account="models")

@@ -14,7 +14,7 @@ from tenfold.scale import on_ray
 from tenfold.scale.side_by_side import train_side_by_side
 from tenfold.spec.errors import TenfoldError
 from tenfold.train.config import config_from_fields
-from tenfold.train.hooks.metrics import read_metrics
+from tenfold.train.metrics import read_metrics
 
 TENFOLD = Path(sys.executable).with_name("tenfold")
 

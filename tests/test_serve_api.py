@@ -17,9 +17,10 @@ import torch
 from tenfold.data.text.tokenizer import save_tokenizer, train_tokenizer
 from tenfold.model.io.huggingface import write_model
 from tenfold.model.llama import Llama
-from tenfold.serve.api.app import ServerOptions, _event
 from tenfold.serve.api.keys import Keys, make_key
 from tenfold.serve.api.server import serve
+from tenfold.serve.api.streaming import format_event
+from tenfold.serve.options import ServerOptions
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec
 
@@ -89,7 +90,7 @@ class Server:
             str(self.port),
             "--threads",
             "1",
-            "--cache-gib",
+            "--kv-cache-gib",
             "0.02",
         ]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -360,13 +361,13 @@ def test_keys_are_limited_a_full_queue_refuses_and_sigterm_finishes_what_runs(di
 
 def test_an_event_is_one_line_however_a_client_splits_them():
     text = "".join(map(chr, range(0x20, 0x3000)))
-    name, data, *rest = _event({"type": "delta", "text": text}, named=True).splitlines()
+    name, data, *rest = format_event({"type": "delta", "text": text}, named=True).splitlines()
     assert name == "event: delta" and rest == [""] and json.loads(data.removeprefix("data: "))["text"] == text
 
 
 def test_a_host_that_others_can_reach_needs_keys():
     with pytest.raises(TenfoldError, match="make a key with"):
-        serve({}, ServerOptions(), "0.0.0.0")
+        serve({}, ServerOptions(host="0.0.0.0"))
 
 
 def test_many_at_once_are_each_answered_as_alone(server, client):

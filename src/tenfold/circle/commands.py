@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-from msgspec import Meta, Struct, to_builtins
+from msgspec import Meta, Struct, structs
 
 from tenfold.spec.commands import Given, Json, print_json
 from tenfold.spec.errors import TenfoldError
@@ -42,7 +42,7 @@ def train(
 
       tenfold train --flops 1e12
 
-      echo 'flops = 1e12' > run.toml && tenfold train run.toml --seq-len 256
+      echo 'flops = 1e12' > run.toml && tenfold train run.toml --data.seq-len 256
 
       tenfold train run.toml --launch local:8
 
@@ -60,8 +60,7 @@ def train(
         from tenfold.circle.layout import with_layout
         from tenfold.train.precision import this_accelerator
 
-        accelerator = this_accelerator()
-        return with_layout(run, options.world, accelerator, vocab_size) if accelerator else run
+        return with_layout(run, options.world, this_accelerator(), vocab_size)
 
     run_training(read_config(config, changes), options.out or options.home / (config.stem if config else "run"), options, planned)
 
@@ -79,7 +78,7 @@ def dry_run(
 
     config = with_layout(read_config(run, changes), world, machine)
     found = fake_run(config, world)
-    plan = beside_the_plan(found, config, machine)
+    plan = beside_the_plan(found, machine)
     if json:
         print_json({**asdict(found), **plan})
     else:
@@ -96,9 +95,13 @@ def layout(
     import tomli_w
 
     from tenfold.circle.layout import with_layout
+    from tenfold.train.config import ELSEWHERE
+    from tenfold.train.start import layout_of
 
-    config = with_layout(read_config(run, changes | {"layout": {"auto": True}}), world, machine)
-    chosen = {k: v for k, v in to_builtins(config).items() if k in ("batch_size", "micro_batch", "recompute", "layout")}
+    config = with_layout(read_config(run, changes | {"parallel": "auto"}), world, machine)
+    parallel = structs.asdict(layout_of(config)).items()
+    batch = {"batch_size": config.data.batch_size} if config.data.batch_size else {}
+    chosen = {"data": batch, "parallel": {k: v for k, v in parallel if k not in ELSEWHERE}}
     if json:
         print_json(chosen)
     else:

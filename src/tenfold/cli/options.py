@@ -53,7 +53,7 @@ class Option(NamedTuple):
     def item(self) -> Any:
         """The type of one value where an option may be given several times, else None."""
         kind = self.kinds[0]
-        return get_args(kind)[0] if get_origin(kind) is list and get_args(kind)[0] in METAVARS else None
+        return get_args(kind)[0] if get_origin(kind) in (list, tuple) and get_args(kind)[0] in METAVARS else None
 
 
 def options_of(function: Callable[..., Any]) -> list[Option]:
@@ -82,9 +82,9 @@ def _fields(path: tuple[str, ...], prefix: str, table: type, partial: bool = Fal
         flag = meta(kind).get("flag", f"{prefix}{field.name.replace('_', '-')}")
         tables = [kind for kind in _alternatives(kind) if is_table(kind)]
         for inner in tables:
-            yield from _fields(here, f"{flag}.", inner, partial)
-        # What is required and has no help, the command itself fills in.
-        if len(tables) < len(_alternatives(kind)) and (default not in UNSET or meta(kind)["help"]):
+            yield from _fields(here, f"{flag}." if partial else "--", inner, partial)
+        # What is required of a struct that is given in part, the command itself fills in.
+        if len(tables) < len(_alternatives(kind)) and not (partial and default in UNSET):
             yield Option(here, flag, kind, default, partial)
 
 
@@ -150,7 +150,7 @@ class Parser(argparse.ArgumentParser):
 
 def _add(group: Any, option: Option) -> None:
     default, required = option.default, option.default in UNSET
-    silent = required or default is None or default is False or default in ([], {})
+    silent = required or default is None or default is False or default in ([], (), {})
     shown = "" if silent else f" [{_shown(default)}]"
     said: dict[str, Any] = {"help": f"{meta(option.type)['help']}{shown}".replace("%", "%%"), "dest": ".".join(option.path)}
     names = [METAVARS.get(option.item or kind, "TOML") for kind in option.kinds if get_origin(kind) is not Literal]
@@ -179,9 +179,7 @@ def bind(function: Callable[..., Any], options: list[Option], texts: dict[str, A
         table = given
         for name in option.path[:-1]:
             table = table.setdefault(name, {})
-        table[option.path[-1]] = (
-            [_read(option, option.item, one) for one in text] if option.item else _read(option, _without_none(option.type), text)
-        )
+        table[option.path[-1]] = _value(option, text)
     arguments = signature.bind_partial()
     arguments.arguments.update({name: _build(hints[name], given[name]) for name in signature.parameters if name in given})
     return arguments
@@ -193,6 +191,12 @@ def _build(kind: Any, value: Any) -> Any:
         return value
     hints = get_type_hints(kind)
     return kind(**{name: _build(hints[name], part) for name, part in value.items()})
+
+
+def _value(option: Option, text: Any) -> Any:
+    if option.item is None:
+        return _read(option, _without_none(option.type), text)
+    return get_origin(option.kinds[0])(_read(option, option.item, one) for one in text)
 
 
 def _read(option: Option, kind: Any, text: Any) -> Any:

@@ -13,7 +13,7 @@ class Launch:
     """What a job file is made for. On Kubernetes `home` comes from the volume `claim`."""
 
     run: Path
-    nodes: Annotated[int, Meta(description="Nodes to train on.")]
+    nodes: int
     gpus_per_node: Annotated[int, Meta(description="GPUs of a node; 0 trains on its CPU.")] = 8
     least_nodes: Annotated[int | None, Meta(description="Go on with so few when others are lost; by default all.")] = None
     limit: Annotated[str, Meta(description="Time asked of Slurm, hours:minutes:seconds.")] = "24:00:00"

@@ -199,7 +199,7 @@ class Llama(nn.Module):
     def __init__(self, spec: ModelSpec):
         super().__init__()
         self.spec = spec
-        self.ahead: Ahead | None = None
+        self.mtp: Ahead | None = None
         self.embedding = nn.Embedding(spec.vocab_size, spec.dim)
         self.blocks = nn.ModuleList([self.block(layer) for layer in range(spec.n_layers)])
         self.norm = RMSNorm(spec.dim, eps=spec.norm_eps)
@@ -260,6 +260,6 @@ class Llama(nn.Module):
 
     def auxiliary_loss(self, hidden: Tensor, tokens: Tensor, targets: Tensor, document: Tensor | None) -> Tensor:
         """What is trained on beside the next token, as a sum over the targets; `hidden` is that of all tokens."""
-        if self.ahead is None:
+        if self.mtp is None:
             return torch.zeros((), device=hidden.device)
-        return self.ahead.loss(hidden, tokens, targets, document, self.embedding, self.head)
+        return self.mtp.loss(hidden, tokens, targets, document, self.embedding, self.head)

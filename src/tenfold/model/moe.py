@@ -6,7 +6,7 @@ The score scales what goes *into* the expert, which, the expert being no linear 
 what comes out. Reference: llama-models `models/llama4/moe.py`.
 
 The tokens are sorted by expert once; all experts are then one grouped matrix product per weight. No token is
-dropped, whatever the load. `balance_bias` and the `balance_loss` of a layer keep the load even; either, both or none
+dropped, whatever the load. `update_expert_bias` and the `balance_loss` of a layer keep the load even; either, both or none
 may be used.
 """
 
@@ -139,7 +139,7 @@ def expert_layers(model: nn.Module) -> list[Experts]:
 
 
 @torch.no_grad()
-def balance_bias(model: nn.Module, rate: float, keep: float = 1.0, group: Any = None) -> None:
+def update_expert_bias(model: nn.Module, rate: float, keep: float = 1.0, group: Any = None) -> None:
     """Raise by `rate` the bias of each expert that had less than its share since the loads were last zero, lower the
     others; then multiply all by `keep` (Wang et al., arXiv 2408.15664). Loads are those of all processes of `group`.
 
@@ -172,3 +172,7 @@ def router_statistics(loads: list[Tensor]) -> dict[str, Any]:
         "dead_experts": int((share == 0).sum()),
         "expert_load": [[round(s, 4) for s in layer] for layer in share.tolist()],
     }
+
+
+def use_aux_loss(model: nn.Module, weight: float) -> None:
+    model.use_balance_loss(weight)  # type: ignore[operator]

@@ -73,12 +73,12 @@ def further(targets: Tensor, document: Tensor | None) -> Tensor:
     return moved.masked_fill(~same, -100)
 
 
-def predict_ahead(model: Llama, depths: int, weight: float) -> None:
+def add_mtp(model: Llama, depths: int, weight: float) -> None:
     """Let `model` train on `depths` tokens after the next as well; their mean loss counts `weight` times."""
-    model.ahead = Ahead(model.spec, depths, weight).to(model.embedding.weight)
+    model.mtp = Ahead(model.spec, depths, weight).to(model.embedding.weight)
 
 
-def ahead_weights(spec: ModelSpec, depths: int) -> int:
+def mtp_weights(spec: ModelSpec, depths: int) -> int:
     """Matrix parameters that every trained token multiplies with in addition, the head at each depth included."""
     block = spec.attention_weights + 3 * spec.dim * spec.ffn_dim
     return depths * (2 * spec.dim**2 + block + spec.dim * spec.vocab_size)

@@ -4,14 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 
-from tenfold.model.io.gguf import read_gguf_tokenizer
 from tenfold.model.io.huggingface import read_model
+from tenfold.model.io.tokenizer import read_tokenizer, read_vocabulary
 from tenfold.model.llama import Llama, rope_table
 from tenfold.model.llama4 import Llama4, attention_temperature
-from tenfold.spec.errors import TenfoldError
 
 
 @torch.no_grad()
@@ -75,16 +73,6 @@ def _draw(logits: Tensor, temperature: float, top_p: float, generator: torch.Gen
     return int(order[torch.multinomial(probabilities * keep, 1, generator=generator)])
 
 
-def read_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of a Hugging Face directory or a GGUF file."""
-    if path.suffix == ".gguf":
-        return read_gguf_tokenizer(path)
-    file = path / "tokenizer.json"
-    if not file.exists():
-        raise TenfoldError(f"{path} has no tokenizer.json: copy the model's tokenizer there.")
-    return Tokenizer.from_file(str(file))
-
-
 def complete(
     path: Path, prompt: str, *, max_new_tokens: int, temperature: float, top_p: float, seed: int, pixels: Tensor | None = None
 ) -> str:
@@ -95,7 +83,7 @@ def complete(
     model = read_model(path)
     tokenizer = read_tokenizer(path)
     tokens = tokenizer.encode(prompt).ids
-    ends = {i for i in (tokenizer.token_to_id(t) for t in ("<|end_of_text|>", "<|eot_id|>", "<|im_end|>")) if i is not None}
+    ends = read_vocabulary(path).stop_tokens
     for token in generate(model, tokens, max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, pixels=pixels):
         if token in ends:
             break

@@ -5,25 +5,12 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from tenfold.serve.options import EngineOptions, Limits, Weights
+from tenfold.serve.options import EngineOptions, Quantization, ServerOptions, model_name, model_path
 from tenfold.spec.commands import Given, Json, print_json
 from tenfold.spec.errors import TenfoldError
 
 FEEDBACK = "sqlite:///feedback.db"
 ModelPath = Annotated[Path, Meta(description="A generation, a Hugging Face directory, or a GGUF file of a Llama.")]
-
-
-class ListenOptions(Struct, frozen=True):
-    """Where a server listens, to whom it answers, and what it keeps."""
-
-    host: Annotated[str, Meta(description="Address to listen on; any but loopback needs keys.")] = "127.0.0.1"
-    port: Annotated[int, Meta(description="Port to listen on.", ge=0, le=65535)] = 8000
-    drain_seconds: Annotated[float, Meta(description="How long SIGTERM waits for answers that are under way.")] = 60
-    keys: Annotated[Path | None, Meta(description="File of keys, made with `tenfold serve-key`.")] = None
-    requests_per_minute: Annotated[int, Meta(description="Limit for each key; 0 for none.")] = 0
-    feedback: Annotated[str, Meta(description="Database URL for answers and feedback; '' keeps none.")] = FEEDBACK
-    any_name: Annotated[bool, Meta(description="Answer to any model name with the first model.")] = False
-    allow_origin: Annotated[list[str], Meta(description="A web page elsewhere that may ask; say it again for more.")] = []
 
 
 class SampleOptions(Struct, frozen=True):
@@ -49,8 +36,7 @@ def start(
     /,
     *,
     engine: Given[EngineOptions],
-    limits: Limits = Limits(),
-    listen: ListenOptions = ListenOptions(),
+    server: ServerOptions = ServerOptions(feedback=FEEDBACK),
 ) -> None:
     """A chat page at / and an OpenAI-compatible API at /v1.
 
@@ -58,19 +44,15 @@ def start(
     """
     from rich.console import Console
 
-    from tenfold.serve.api.app import ServerOptions
-    from tenfold.serve.api.keys import Keys
-    from tenfold.serve.api.server import model_name, model_path, serve
+    from tenfold.serve.api.server import serve
 
-    if engine.get("draft"):
-        engine["draft"] = model_path(engine["draft"])
+    if engine.get("draft_model"):
+        engine["draft_model"] = model_path(engine["draft_model"])
     paths = [model_path(path) for path in models]
     options = {model_name(path): EngineOptions(path, **engine) for path in paths}
-    address = f"http://{listen.host}:{listen.port}"
+    address = f"http://{server.host}:{server.port}"
     Console().print(f"{', '.join(options)}: chat at {address}/, API at {address}/v1", highlight=False)
-    keys = Keys.read(listen.keys, listen.requests_per_minute) if listen.keys else None
-    server = ServerOptions(limits, keys, listen.feedback or None, listen.any_name, listen.allow_origin, listen.drain_seconds)
-    serve(options, server, listen.host, listen.port)
+    serve(options, server)
 
 
 def key(
@@ -92,17 +74,16 @@ def chat(
     model: ModelPath,
     /,
     *,
-    weights: Annotated[Weights, Meta(description="How weights are kept; exact takes the smallest that loses nothing.")] = "exact",
+    quantization: Annotated[Quantization, Meta(description="Format of the weights; exact changes no weight.")] = "exact",
     options: ChatOptions = ChatOptions(),
 ) -> None:
     """Talk with a model in the terminal; an empty line ends it.
 
     Example: tenfold chat generations/g1
     """
-    from tenfold.serve.api.server import model_path
-    from tenfold.serve.api.terminal import converse
+    from tenfold.serve.terminal import converse
 
-    engine = EngineOptions(model_path(model), weights=weights, cache_gib=0.5)
+    engine = EngineOptions(model_path(model), quantization=quantization, kv_cache_gib=0.5)
     converse(engine, options.temperature, options.top_p, options.max_tokens, options.system)
 
 

@@ -20,7 +20,7 @@ Planner = Callable[[RunConfig, int], RunConfig]  # a config, and the vocabulary 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tenfold.train.trainer import RunResult
+    from tenfold.train.result import RunResult
 
 
 class RunOptions(Struct, frozen=True):
@@ -58,7 +58,7 @@ def resume(
 
     Example: tenfold resume generations/run
     """
-    from tenfold.train.trainer import read_result
+    from tenfold.train.result import read_result
 
     if not (generation / "run.toml").exists():
         raise TenfoldError(f"{generation} is no run: it has no run.toml.")
@@ -72,13 +72,12 @@ def run(config: RunConfig, directory: Path, options: RunOptions, planner: Planne
     from rich.console import Console
 
     from tenfold.launch.elastic import train_here
-    from tenfold.train.checkpoint import on_first_process
-    from tenfold.train.parallel.parallelize import start_processes
+    from tenfold.train.parallel.processes import on_first_process, start_processes
+    from tenfold.train.tasks.pretrain import pretrain
     from tenfold.train.text import open_text
-    from tenfold.train.trainer import train
 
     processes = options.started
-    start_processes()
+    start_processes(config.health.hang_after_s)
     first = int(os.environ.get("RANK", "0")) == 0
     console = Console(stderr=options.json, quiet=not first)
     on_first_process(lambda: open_text(config, options.home) and None)  # the others find it made
@@ -87,7 +86,7 @@ def run(config: RunConfig, directory: Path, options: RunOptions, planner: Planne
     if planner is not None:
         config = planner(config, corpus.vocab_size)
     if processes is None:
-        result = train(config, corpus, directory, title=directory.name, quiet=options.json)
+        result = pretrain(config, corpus, directory, quiet=options.json)
     else:
         result = train_here(config, directory, options.home, processes, quiet=options.json)
     if not result.finished:
@@ -101,18 +100,14 @@ def run(config: RunConfig, directory: Path, options: RunOptions, planner: Planne
 def _explain(config: RunConfig, vocab_size: int, console: "Console") -> None:
     """Print what is trained, and what was derived with its reason."""
     from tenfold.spec.units import si
-    from tenfold.train.config import resolve_model
-    from tenfold.train.optim.hyperparameters import derive
+    from tenfold.train.resolve import resolve_hyperparameters, resolve_model
 
     spec, tokens = resolve_model(config, vocab_size)
-    h = derive(
-        spec, tokens, config.seq_len, batch_size=config.batch_size, learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay, beta2=config.beta2,
-    )  # fmt: skip
-    flops = tokens * spec.train_flops_per_token(config.seq_len)
+    h, seq_len = resolve_hyperparameters(config, spec, tokens), config.data.seq_len
     console.print(
         f"{spec.name}: {spec.dim} wide, {spec.n_layers} layers, {si(spec.parameters().total, 'parameters')}; "
-        f"{si(tokens, 'tokens')}, {si(flops, 'FLOPs')}, {h.steps} steps of {h.batch_size} x {config.seq_len} tokens.",
+        f"{si(tokens, 'tokens')}, {si(tokens * spec.train_flops_per_token(seq_len), 'FLOPs')}, {h.steps} steps of "
+        f"{h.batch_size} x {seq_len} tokens.",
         highlight=False,
     )
     for name, reason in h.reasons.items():

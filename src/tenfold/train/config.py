@@ -1,122 +1,100 @@
-"""A run, as a person writes it down. Everything left out is derived from the compute and printed with its reason."""
+"""The run file: `run.toml`, in tables beside what they configure. Everything left out is derived from the compute.
+
+    flops = 1e15
+    [model]
+    width = 256
+    [data]
+    corpus = "texts"
+    [optimizer]
+    name = "adamw"
+"""
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 import tomli_w
+from msgspec import Meta, Struct
 
 from tenfold.spec.errors import TenfoldError, nearest
-from tenfold.spec.model import ModelSpec, RopeScaling, published_model
-from tenfold.spec.shapes import shape_for_flops, shape_of
-from tenfold.spec.vision import IMAGE_TOKENS, PATCH, VisionSpec, small_vision
+from tenfold.spec.layout import Layout
+from tenfold.train.tables import CheckpointConfig, HealthConfig, LogConfig, OptimizerConfig
+
+VERSION = 2  # of run files
 
 
-class MixedCorpus(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A `[[mixture]]` of `run.toml`: a corpus, and its weight: a number, or pairs [step, weight from that step on]."""
+class MixedCorpus(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A `[[data.mixture]]`: a corpus, and its weight: a number, or pairs [step, weight from that step on]."""
 
     corpus: str
     weight: float | list[tuple[int, float]] = 1.0
     name: str | None = None
 
 
-Schedule = Literal["1f1b", "interleaved", "zero-bubble"]
+class DataConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The table `[data]`: what a run reads, and how much of it in a step."""
+
+    corpus: Annotated[str, Meta(description="Text (a folder, a file, a name), a corpus, or its address in a store.")] = "stdlib"
+    mixture: Annotated[list[MixedCorpus] | None, Meta(description="Several corpora with weights, in place of one.")] = None
+    images: Annotated[str | None, Meta(description="A folder, Parquet file or jsonl of images with words (family llama4).")] = None
+    image_share: Annotated[float, Meta(gt=0, le=1, description="Share of the sequences that show images.")] = 0.5
+    vocab_size: Annotated[int, Meta(gt=0, description="Tokens in the vocabulary of a corpus that is built.")] = 2048
+    seq_len: Annotated[int, Meta(gt=0, description="Tokens in a sequence.")] = 128
+    batch_size: Annotated[Annotated[int, Meta(gt=0)] | None, Meta(description="Sequences a step.")] = None
+    max_epochs: Annotated[float, Meta(gt=0, description="How often a corpus may be read.")] = 4.0
+    cache_gib: Annotated[float, Meta(ge=0, description="Local disk that each corpus of an object store may take.")] = 16.0
 
 
-class LayoutConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The table `[layout]` of a run file.
+class RunConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A run. One of `flops` and `tokens` is needed; `None` means derived.
 
-    `shard` processes share one copy of weights and optimizer (FSDP; 0 takes what the others leave), `replicate` such
-    copies run beside each other (HSDP), `context` divides each row's positions, `tensor` the matrices of each layer. Of
-    the processes that share a copy, every `expert` neighbours divide the experts of each layer among them. `pipeline` divides the
-    layers, and `schedule` is the order of its passes. `layout = "auto"` sets `auto`: the command takes what the planner says.
+    `model` is a published name (`"llama-3.2-1b"`), or a table: fields of ModelSpec, or `width` and `family` alone, and
+    `vision`, what differs from the image encoder that is derived from the width. The fields of `task` beside `name` are
+    those of the task's own struct. `version` is that of the file's format.
     """
 
-    auto: bool = False
-    pipeline: int = 1
-    schedule: Schedule = "1f1b"
-    replicate: int = 1
-    shard: int = 0
-    context: int = 1
-    tensor: int = 1
-    expert: int = 1
+    flops: Annotated[Annotated[float, Meta(gt=0)] | None, Meta(description="Training compute; tokens follow.")] = None
+    tokens: Annotated[Annotated[int, Meta(gt=0)] | None, Meta(description="Training tokens, in place of flops.")] = None
+    seed: Annotated[int, Meta(description="Seed of weights and data order.")] = 0
+    init_from: Annotated[str | None, Meta(description="A Hugging Face directory or GGUF that the run begins from.")] = None
+    device: Annotated[str, Meta(description="auto, cpu, cuda, or any device of PyTorch's.")] = "auto"
+    dtype: Annotated[Literal["auto", "float32", "bfloat16"], Meta(description="The format of matrix products.")] = "auto"
+    compile: Annotated[Literal["auto", "on", "off"], Meta(description="Compile the model; auto does where it pays.")] = "auto"
+    fp8: Annotated[bool, Meta(description="Linear and expert layers in 8 bits where the GPU can.")] = False
+    threads: Annotated[Annotated[int, Meta(gt=0)] | None, Meta(description="CPU threads of each process.")] = None
+    task: Annotated[dict[str, Any], Meta(description="What is trained: name, and the task's own settings.")] = {}
+    model: Annotated[str | dict[str, Any] | None, Meta(description="A published name, or a shape.")] = None
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    parallel: Annotated[Literal["auto"] | Layout, Meta(description="How the run lies on processes; or auto.")] = Layout()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+    health: HealthConfig = HealthConfig()
+    version: Annotated[int, Meta(description="Version of the file's format.")] = VERSION
 
 
-class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`run.toml`. One of `flops` and `tokens` is needed; `None` means derived.
+# Keys of version 1, which had no tables, and where each stands.
+MOVED = {
+    **{key: f"data.{key}" for key in ("corpus", "mixture", "vocab_size", "seq_len", "batch_size", "max_epochs", "cache_gib")},
+    **{key: f"optimizer.{key}" for key in ("learning_rate", "weight_decay", "beta2", "schedule", "warmup", "decay")},
+    "max_skipped": "optimizer.max_skipped", "tensorboard": "log.tensorboard", "wandb": "log.wandb",
+    "optimiser": "optimizer.name", "clip": "optimizer.max_grad_norm", "pictures": "data.images",
+    "picture_share": "data.image_share", "start_from": "init_from", "vision": "model.vision", "layout": "parallel",
+    "micro_batch": "parallel.micro_batch", "recompute": "parallel.activation_checkpointing", "z_loss": "task.z_loss",
+    "ahead": "task.mtp", "ahead_weight": "task.mtp_weight", "balance": "task.load_balancing",
+    "balance_rate": "task.load_balancing_rate", "evaluate_every": "task.evaluate_every",
+    "evaluate_tokens": "task.evaluate_tokens", "log_every": "log.every", "checkpoint_every_s": "checkpoint.every_s",
+    "keep": "checkpoint.keep_last", "upload_to": "checkpoint.upload_to", "hang_after_s": "health.hang_after_s",
+    "replay_every": "health.sdc_check_every", "rollback_above": "health.loss_spike",
+}  # fmt: skip
 
-    `model` is a published name (`"llama-3.2-1b"`), a table of ModelSpec's fields, `{ width = 256 }`, or left out, and
-    then chosen for the compute; `{ width = 256, family = "llama4" }` and `{ family = "llama4" }` have experts.
-    `balance` says what keeps their load even: a `bias` on the choice that learns at `balance_rate` and fades as the
-    learning rate does, a `loss` of weight `balance_rate`, or nothing. `batch_size` counts sequences of `seq_len` tokens a
-    step; `micro_batch` those that go through the model at once. Times are in seconds. `upload_to` is a folder that fsspec can
-    reach (`s3://bucket/run`): every checkpoint is copied there, and a run with none of its own goes on from there.
-    A process that does nothing for `hang_after_s` ends itself, so that its elastic agent starts the run again. Every
-    `replay_every` steps (0: never) a loss is worked out twice, and must come out the same to the bit. Where the loss stays
-    more than `rollback_above` nats above its course (0: whatever it does), the run goes back to a checkpoint from before and
-    leaves out the batches since.
-
-    `init_from` is a Hugging Face directory whose shape and weights the run begins from. `ahead` further tokens are
-    predicted beside the next one, with the weight `ahead_weight` (multi-token prediction; 0 is none). `fp8` trains
-    linear and expert layers in 8 bits where the GPU can, and says so where it cannot. `recompute` works out again, rather
-    than keep for the backward pass, what is inside of every feed-forward or every block. `images` is a folder, a Parquet
-    file or jsonl of images with words, `image_share` the share of the sequences that show them (the others are text
-    of the corpus), `vision` what differs from the encoder that is derived from the width; they need family "llama4".
-
-    `corpus` is text (a folder, a file, a name), the folder of a corpus, or the address of one in an object store; `mixture`
-    takes its place where there are several. `cache_gib` is what each corpus of a store may occupy on local disk.
-    """
-
-    flops: float | None = None
-    tokens: int | None = None
-    model: str | dict[str, Any] | None = None
-    init_from: str | None = None
-    corpus: str = "stdlib"
-    mixture: list[MixedCorpus] | None = None
-    cache_gib: float = 16.0
-    vocab_size: int = 2048
-    seq_len: int = 128
-    seed: int = 0
-    max_epochs: float = 4.0
-    batch_size: int | None = None
-    micro_batch: int | None = None
-    optimizer: Literal["muon", "adamw"] = "muon"
-    learning_rate: float | None = None
-    weight_decay: float | None = None
-    beta2: float | None = None
-    schedule: Literal["wsd", "cosine"] = "wsd"
-    warmup: float = 0.1
-    decay: float = 0.4
-    clip: float = 1.0
-    z_loss: float = 0.0
-    max_skipped: int = 20
-    balance: Literal["bias", "loss", "none"] = "bias"
-    balance_rate: float = 0.01
-    ahead: int = 0
-    ahead_weight: float = 0.3
-    fp8: bool = False
-    recompute: Literal["none", "feed-forward", "block"] = "none"
-    images: str | None = None
-    image_share: float = 0.5
-    vision: dict[str, Any] | None = None
-    device: str = "auto"
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    compile: Literal["auto", "on", "off"] = "auto"
-    log_every: int = 10
-    evaluate_every: int = 0
-    evaluate_tokens: int | None = None
-    checkpoint_every_s: float = 60.0
-    keep: int = 2
-    upload_to: str | None = None
-    hang_after_s: float = 900.0
-    replay_every: int = 0
-    rollback_above: float = 2.0
-    tensorboard: bool = False
-    wandb: str | None = None
-    layout: LayoutConfig = LayoutConfig()
+# Fields of a Layout that a run file gives elsewhere, or cannot choose.
+ELSEWHERE = {
+    "global_batch": "write batch_size in [data]", "seq_len": "write it in [data]", "dtype": "write it above all tables",
+    "zero": "the trainer shards parameters too", "etp": "the trainer keeps experts whole",
+}  # fmt: skip
 
 
 def read_config(path: Path | None, changes: Mapping[str, Any] | None = None) -> RunConfig:
@@ -140,109 +118,83 @@ def _changed(fields: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 
 def config_from_fields(fields: dict[str, Any], where: str) -> RunConfig:
     """A RunConfig from plain values. Raises TenfoldError that names `where` and the offending key."""
-    known = RunConfig.__struct_fields__
-    for key in fields:
-        if key not in known:
-            raise TenfoldError(f"{where} has no setting {key!r}{nearest(key, known)}.")
-    if fields.get("layout") == "auto":
-        fields = {**fields, "layout": {"auto": True}}
+    _check_keys(fields, RunConfig, where)
+    for key in ELSEWHERE:
+        if isinstance(fields.get("parallel"), dict) and key in fields["parallel"]:
+            raise TenfoldError(f"{where}, table [parallel], cannot give {key}: {ELSEWHERE[key]}.")
+    for name, table in _tables().items():
+        if isinstance(fields.get(name), dict):
+            _check_keys(fields[name], table, f"{where}, table [{name}],")
     try:
         config = msgspec.convert(fields, RunConfig)
     except msgspec.ValidationError as error:
         raise TenfoldError(f"{where}: {str(error).replace('`$.', '`')}.") from None
-    if config.flops is None and config.tokens is None:
-        raise TenfoldError(f"{where} must give flops or tokens.")
-    if config.flops is not None and config.tokens is not None:
-        raise TenfoldError(f"{where} gives both flops and tokens: keep one, the other follows from the model.")
-    for key in ("flops", "tokens", "seq_len", "vocab_size", "batch_size", "micro_batch", "log_every", "keep", "hang_after_s"):
-        value = getattr(config, key)
-        if value is not None and value <= 0:
-            raise TenfoldError(f"{where}: {key} must be positive, not {value}.")
-    if config.rollback_above < 0:
-        raise TenfoldError(f"{where}: rollback_above is in nats and cannot be {config.rollback_above:g}.")
-    if config.replay_every < 0:
-        raise TenfoldError(f"{where}: replay_every counts steps and cannot be {config.replay_every}.")
-    if config.ahead < 0:
-        raise TenfoldError(f"{where}: ahead counts tokens and cannot be {config.ahead}.")
-    if not 0 < config.image_share <= 1:
-        raise TenfoldError(f"{where}: image_share must be above 0 and at most 1, not {config.image_share:g}.")
-    if config.vision is not None and config.images is None:
-        raise TenfoldError(f"{where} describes an image encoder (vision) but names no images: add images, or leave it out.")
-    if not 0 <= config.cache_gib < float("inf"):
-        raise TenfoldError(f"{where}: cache_gib must be 0 or more, not {config.cache_gib:g}.")
-    if config.mixture is not None and config.images is not None:
-        raise TenfoldError(f"{where} gives both a mixture and images: keep one.")
-    if config.model is not None and config.init_from is not None:
-        raise TenfoldError(f"{where} gives both model and init_from: keep one, the shape is that of the weights.")
+    _check(config, where)
     return config
 
 
+T = TypeVar("T", bound=Struct)
+
+
+def task_settings(config: RunConfig, table: type[T]) -> T:
+    """The table `[task]` as a task's own struct. Raises TenfoldError for what it does not know."""
+    _check_keys(config.task, table, "The table [task]")
+    try:
+        return msgspec.convert(config.task, table)
+    except msgspec.ValidationError as error:
+        raise TenfoldError(f"The table [task]: {str(error).replace('`$.', '`')}.") from None
+
+
 def write_config(config: RunConfig, path: Path) -> None:
-    """Write the settings that differ from `None` as TOML."""
-    fields = {k: v for k, v in msgspec.to_builtins(config).items() if v is not None}
+    """Write the settings that are not `None` as TOML."""
+    fields = _without_none(msgspec.to_builtins(config))
+    if isinstance(fields["parallel"], dict):
+        fields["parallel"] = {key: value for key, value in fields["parallel"].items() if key not in ELSEWHERE}
     path.write_text(tomli_w.dumps(fields))
 
 
-def resolve_model(config: RunConfig, vocab_size: int) -> tuple[ModelSpec, int]:
-    """The model and the number of training tokens that a config asks for, with the corpus's vocabulary.
-
-    With images the vocabulary grows by `IMAGE_TOKENS`, and the model has an encoder.
-    """
-    text_vocab = vocab_size
-    vocab_size += len(IMAGE_TOKENS) if config.images else 0
-    family = config.model.get("family", "llama3") if isinstance(config.model, dict) else "llama3"
-    if config.init_from is not None:
-        spec = _stored_spec(config.init_from, vocab_size)
-    elif config.model is None or set(config.model) == {"family"}:
-        if config.flops is None:
-            raise TenfoldError("A run that gives tokens must give the model too.")
-        spec, _ = shape_for_flops(config.flops, vocab_size, config.seq_len, family=family)
-    elif isinstance(config.model, str):
-        spec = replace(published_model(config.model), vocab_size=vocab_size)
-    elif "width" in config.model:
-        spec = shape_of(family, int(config.model["width"]), vocab_size)
-    else:
-        spec = _spec_from_fields(config.model, vocab_size)
-    if config.images and config.init_from is None:
-        patch_token = text_vocab + IMAGE_TOKENS.index(PATCH)
-        spec = replace(spec, vision=_vision_spec(config.vision or {}, spec, patch_token))
-    if config.tokens is not None:
-        return spec, config.tokens
-    assert config.flops is not None
-    return spec, max(1, round(config.flops / spec.train_flops_per_token(config.seq_len)))
+def _tables() -> dict[str, type[Struct]]:
+    tables = {f.name: f.type for f in msgspec.structs.fields(RunConfig) if isinstance(f.type, type) and issubclass(f.type, Struct)}
+    return {**tables, "parallel": Layout}
 
 
-def _stored_spec(directory: str, vocab_size: int) -> ModelSpec:
-    from tenfold.model.io.huggingface import read_spec
-
-    spec = read_spec(Path(directory))
-    if spec.vocab_size != vocab_size:
-        raise TenfoldError(
-            f"The model in {directory} has a vocabulary of {spec.vocab_size} and the run one of {vocab_size}: train it on the "
-            "corpus that its tokenizer was made with."
-        )
-    return spec
-
-
-def _vision_spec(fields: dict[str, Any], spec: ModelSpec, patch_token: int) -> VisionSpec:
-    known = VisionSpec.__dataclass_fields__
-    for key in fields:
-        if key not in known or key == "patch_token":
-            raise TenfoldError(f"The table [vision] has no setting {key!r}{nearest(key, known)}.")
-    if spec.vision is not None:
-        return replace(spec.vision, **fields, patch_token=patch_token)
-    return replace(small_vision(spec.dim, spec.n_layers), **fields, patch_token=patch_token)
-
-
-def _spec_from_fields(fields: dict[str, Any], vocab_size: int) -> ModelSpec:
-    known = ModelSpec.__dataclass_fields__
-    for key in fields:
+def _check_keys(fields: dict[str, Any], table: type[Struct], where: str) -> None:
+    known = table.__struct_fields__
+    for key, value in fields.items():
+        if table is RunConfig and key in MOVED and (key not in known or not isinstance(value, dict | str)):
+            raise TenfoldError(f"{where} gives {key}, which is {_as_key(MOVED[key])}: write it there.")
         if key not in known:
-            raise TenfoldError(f"The table [model] has no setting {key!r}{nearest(key, known)}.")
-    values = {"name": "custom", "vocab_size": vocab_size, **fields}
-    if isinstance(values.get("rope_scaling"), dict):
-        values["rope_scaling"] = RopeScaling(**values["rope_scaling"])
-    try:
-        return ModelSpec(**values)
-    except TypeError as error:
-        raise TenfoldError(f"The table [model] is incomplete: {error}.") from None
+            raise TenfoldError(f"{where} has no setting {key!r}{nearest(key, [*known, *_everywhere()])}.")
+
+
+def _as_key(dotted: str) -> str:
+    table, _, key = dotted.rpartition(".")
+    return f"{key} in the table [{table}]" if table else f"called {key}"
+
+
+def _everywhere() -> list[str]:
+    return [f"{name}.{key}" for name, table in _tables().items() for key in table.__struct_fields__]
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_none(v) for k, v in value.items() if v is not None}
+    return [_without_none(v) for v in value] if isinstance(value, list) else value
+
+
+def _check(config: RunConfig, where: str) -> None:
+    """Raises TenfoldError for settings that contradict one another."""
+    contradictions = {
+        "must give flops or tokens": config.flops is None and config.tokens is None,
+        "gives both flops and tokens: keep one, the other follows from the model": None not in (config.flops, config.tokens),
+        "gives both a mixture and images: keep one": None not in (config.data.mixture, config.data.images),
+        "gives both model and init_from: keep one, the shape is that of the weights": None not in (config.model, config.init_from),
+        "describes an image encoder (vision) but names no images: add images to [data], or leave it out": (
+            isinstance(config.model, dict) and "vision" in config.model and config.data.images is None
+        ),
+        f"is of version {config.version}, later than {VERSION}: use the Tenfold that wrote it": config.version > VERSION,
+        "has an infinite cache_gib: give a number of GiB": config.data.cache_gib == float("inf"),
+    }
+    for sentence, holds in contradictions.items():
+        if holds:
+            raise TenfoldError(f"{where} {sentence}.")

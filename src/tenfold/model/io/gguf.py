@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
 
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec
+from tenfold.spec.vocabulary import LLAMA3_SPLIT
 
 _NAMES = {
     "attn_q": "self_attn.q_proj",
@@ -28,6 +29,15 @@ _TOP = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
+}
+# How text is split before it is tokenized, by `tokenizer.ggml.pre` (llama.cpp, `llama-vocab.cpp`).
+_SPLITS: dict[str, list[Any]] = {
+    "gpt-2": [pre_tokenizers.ByteLevel(add_prefix_space=False)],
+    "smollm": [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)],
+    "llama-bpe": [
+        pre_tokenizers.Split(Regex(LLAMA3_SPLIT), behavior="isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ],
 }
 _CONTROL = 3  # token type of special tokens in `tokenizer.ggml.token_type`
 
@@ -81,31 +91,35 @@ def _tensors(reader: Any, spec: ModelSpec) -> Iterator[tuple[str, Tensor]]:
 
 def read_gguf_tokenizer(path: Path) -> Tokenizer:
     """The byte-level BPE inside a GGUF file. Raises TenfoldError for another kind."""
-    reader = _open(path)
-
-    def field(name: str) -> Any:
-        return reader.fields[f"tokenizer.ggml.{name}"].contents()
-
-    if field("model") != "gpt2":
-        raise TenfoldError(f"{path} has a {field('model')!r} tokenizer: only byte-level BPE ('gpt2') can be read.")
-    tokens = field("tokens")
-    merges = [tuple(merge.split(" ")) for merge in field("merges")]
-    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
-    parts: list[Any] = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    if field("pre") == "smollm":
-        parts.insert(0, pre_tokenizers.Digits(individual_digits=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(parts)
+    fields = read_gguf_text_fields(path)
+    if fields["model"] != "gpt2":
+        raise TenfoldError(f"{path} has a {fields['model']!r} tokenizer: only byte-level BPE ('gpt2') can be read.")
+    if fields["pre"] not in _SPLITS:
+        raise TenfoldError(
+            f"{path} splits text by {fields['pre']!r} before it is tokenized, and {', '.join(_SPLITS)} are known: read the "
+            "model's Hugging Face directory."
+        )
+    tokens = fields["tokens"]
+    merges = [tuple(merge.split(" ")) for merge in fields["merges"]]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=fields["pre"] == "llama-bpe"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(_SPLITS[fields["pre"]])
     tokenizer.decoder = decoders.ByteLevel()
-    special = [t for t, kind in zip(tokens, field("token_type"), strict=True) if kind == _CONTROL]
+    special = [t for t, kind in zip(tokens, fields["token_type"], strict=True) if kind == _CONTROL]
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
+    if fields["add_bos_token"]:
+        bos = tokens[fields["bos_token_id"]]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, fields["bos_token_id"])]
+        )
     return tokenizer
 
 
 def read_gguf_text_fields(path: Path) -> dict[str, Any]:
-    """What a GGUF file says of text besides its vocabulary: chat template, the tokens that begin and end a text."""
-    fields = _open(path).fields
-    names = ("chat_template", "bos_token_id", "eos_token_id", "add_bos_token")
-    return {n: fields[f"tokenizer.{key}{n}"].contents() for n in names for key in ("", "ggml.") if f"tokenizer.{key}{n}" in fields}
+    """What a GGUF file says of text: tokens and merges, chat template, and the ids of special tokens."""
+    fields = {key.split(".")[-1]: field.contents() for key, field in _open(path).fields.items() if key.startswith("tokenizer.")}
+    # Llama 3's files need not say what llama.cpp does with them.
+    return {"pre": "default", "add_bos_token": fields.get("pre") == "llama-bpe"} | fields
 
 
 @lru_cache(maxsize=2)  # parsing a vocabulary of 50,000 takes seconds

@@ -6,7 +6,6 @@ turns neighbours too, but its experts' matrices stand transposed.
 """
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,7 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tenfold.model.io.gguf import read_gguf
-from tenfold.model.io.huggingface_config import config_from_spec, spec_from_config
+from tenfold.model.io.huggingface_config import config_from_spec, config_with_vocabulary, spec_from_config
+from tenfold.model.io.tokenizer import copy_tokenizer, has_tokenizer
 from tenfold.model.llama import Attention, FeedForward, Llama
 from tenfold.model.llama4 import Llama4, make_shapes
 from tenfold.model.moe import Experts
@@ -28,13 +28,12 @@ from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec
 
 SHARD_BYTES = 4 * 2**30
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
 def write_model(
     model: Llama, directory: Path, tokenizer_directory: Path | None = None, dtype: torch.dtype = torch.float32
 ) -> None:
-    """Write weights in shards of at most 4 GiB, `config.json`, and copies of the tokenizer's files."""
+    """Write weights in shards of at most 4 GiB, `config.json`, and the tokenizer of a directory or GGUF file."""
     tensors = ((name, slot.get()) for name, slot in _slots(model).items())
     _write(model.spec, tensors, directory, tokenizer_directory, dtype)
 
@@ -73,11 +72,11 @@ def _write(
 ) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     try:
-        (directory / "config.json").write_text(json.dumps(config_from_spec(spec, dtype), indent=2) + "\n")
+        known = tokenizer_directory is not None and has_tokenizer(tokenizer_directory)
+        vocabulary = copy_tokenizer(tokenizer_directory, directory) if tokenizer_directory and known else None
+        config = config_with_vocabulary(config_from_spec(spec, dtype), vocabulary)
+        (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         _write_shards(((name, tensor.to("cpu", dtype).contiguous()) for name, tensor in tensors), directory)
-        for file in _TOKENIZER_FILES:
-            if tokenizer_directory is not None and (tokenizer_directory / file).exists():
-                shutil.copyfile(tokenizer_directory / file, directory / file)
     except (OSError, SafetensorError) as error:
         raise TenfoldError(f"The model could not be written to {directory}: {error}.") from None
 
@@ -112,7 +111,9 @@ def _write_shards(tensors: Iterator[tuple[str, Tensor]], directory: Path) -> Non
 
 
 def read_spec(path: Path) -> ModelSpec:
-    """The shape of the model in a Hugging Face directory."""
+    """The shape of the model in a Hugging Face directory or a GGUF file."""
+    if path.suffix == ".gguf":
+        return read_gguf(path)[0]
     config = path / "config.json"
     if not config.exists():
         raise TenfoldError(f"{path} is no model: it has no config.json.")

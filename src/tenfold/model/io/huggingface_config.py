@@ -7,6 +7,7 @@ import torch
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec, RopeScaling
 from tenfold.spec.vision import VisionSpec
+from tenfold.spec.vocabulary import Vocabulary
 
 
 def spec_from_config(config: dict[str, Any], name: str = "model") -> ModelSpec:
@@ -52,8 +53,6 @@ def config_from_spec(spec: ModelSpec, dtype: torch.dtype = torch.float32) -> dic
         "tie_word_embeddings": spec.tied,
         "hidden_act": "silu",
         "attention_bias": False,
-        "bos_token_id": 0,
-        "eos_token_id": 1,
         "dtype": str(dtype).removeprefix("torch."),
     }
     if spec.family == "llama4":
@@ -66,6 +65,13 @@ def config_from_spec(spec: ModelSpec, dtype: torch.dtype = torch.float32) -> dic
         "mlp_bias": False,
         **shared,
     }
+
+
+def config_with_vocabulary(config: dict[str, Any], vocabulary: Vocabulary | None) -> dict[str, Any]:
+    """The same `config.json` with the ids of the special tokens, and none where there is no vocabulary."""
+    ids = (vocabulary or Vocabulary(size=0)).ids
+    nested = {"text_config": config["text_config"] | ids} if "text_config" in config else {}
+    return config | nested | ids
 
 
 def _shared_fields(config: dict[str, Any], name: str) -> dict[str, Any]:
@@ -183,8 +189,6 @@ def _with_images(text: dict[str, Any], vision: VisionSpec) -> dict[str, Any]:
         },
         "image_token_index": vision.patch_token,
         "tie_word_embeddings": text["tie_word_embeddings"],
-        "bos_token_id": text["bos_token_id"],
-        "eos_token_id": text["eos_token_id"],
         "dtype": text["dtype"],
     }
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
-from tenfold.serve.backends.worker import EngineGone
+from tenfold.serve.backends.backend import BackendStopped
 from tenfold.spec.errors import TenfoldError
 
 _KINDS = {400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -37,6 +37,10 @@ class ApiError(Exception):
         super().__init__(message)
         self.status, self.code, self.param, self.retry_after = status, code, param, retry_after
 
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Retry-After": str(max(1, round(self.retry_after)))} if self.retry_after else {}
+
     def body(self) -> dict[str, Any]:
         return error_body(self.status, str(self), self.code, self.param)
 
@@ -48,19 +52,18 @@ def error_body(status: int, message: str, code: str | None = None, param: str | 
 
 
 def answer_errors(app: FastAPI) -> None:
-    """Give every error of the application that shape."""
+    """Answer every error of the application in that shape."""
 
     @app.exception_handler(ApiError)
     async def api_error(_: Request, error: ApiError) -> JSONResponse:
-        headers = {"Retry-After": str(max(1, round(error.retry_after)))} if error.retry_after else None
-        return JSONResponse(error.body(), error.status, headers)
+        return JSONResponse(error.body(), error.status, error.headers)
 
     @app.exception_handler(TenfoldError)
     async def tenfold_error(_: Request, error: TenfoldError) -> JSONResponse:
         return JSONResponse(error_body(400, str(error)), 400)
 
-    @app.exception_handler(EngineGone)
-    async def engine_gone(_: Request, __: EngineGone) -> JSONResponse:
+    @app.exception_handler(BackendStopped)
+    async def backend_stopped(_: Request, __: BackendStopped) -> JSONResponse:
         return JSONResponse(error_body(503, "The model's engine ended: try again in a moment."), 503, {"Retry-After": "5"})
 
     @app.exception_handler(RequestValidationError)
@@ -74,7 +77,7 @@ def answer_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
         headers = dict(error.headers or {})
-        if error.status_code == 405:  # the first route that fits knows neither the others of its path nor a more exact path
+        if error.status_code == 405:  # the first route that matches knows neither the others of its path nor a more exact path
             found = [r for r in app.routes if isinstance(r, Route) and r.matches(request.scope)[0] != Match.NONE]
             exact = min(found, key=lambda route: len(route.param_convertors)).path
             headers["Allow"] = ", ".join(sorted({m for route in found if route.path == exact for m in route.methods or ()}))

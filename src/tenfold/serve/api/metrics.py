@@ -1,4 +1,6 @@
-"""Prometheus metrics under vLLM's names, so that its dashboards work."""
+"""Prometheus metrics under vLLM's names, so that dashboards made for vLLM work."""
+
+import time
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -19,7 +21,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._seen: dict[tuple[str, str], float] = {}
-        self.running = self._gauge("num_requests_running", "Sequences that are computed.")
+        self.running = self._gauge("num_requests_running", "Sequences being computed.")
         self.waiting = self._gauge("num_requests_waiting", "Sequences that wait.")
         self.usage = self._gauge("kv_cache_usage_perc", "Share of the cache's blocks in use, 0 to 1.")
         self.counters = {key: self._counter(name, text) for key, (name, text) in _COUNTED.items()}
@@ -42,8 +44,12 @@ class Metrics:
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(f"vllm:{name}", text, ["model_name"], buckets=buckets, registry=self.registry)
 
+    def timer(self, model: str) -> "RequestTimer":
+        """The times of a request that begins here."""
+        return RequestTimer(self, model)
+
     def update(self, model: str, stats: dict[str, float]) -> None:
-        """Take over what an engine last reported."""
+        """Take over the numbers that an engine last reported."""
         if not stats:
             return
         self.running.labels(model).set(stats["running"])
@@ -52,8 +58,34 @@ class Metrics:
         for key, counter in self.counters.items():
             before = self._seen.get((model, key), 0)
             now = stats[key]
-            counter.labels(model).inc(now - before if now >= before else now)  # a new engine counts from nothing
+            counter.labels(model).inc(now - before if now >= before else now)  # a new engine counts from 0
             self._seen[model, key] = now
 
     def text(self) -> bytes:
         return generate_latest(self.registry)
+
+
+class RequestTimer:
+    """Observes one request: its first token, the time between tokens, and its end."""
+
+    def __init__(self, metrics: Metrics, model: str):
+        self._metrics, self._model = metrics, model
+        self._began, self._last, self._written = time.monotonic(), 0.0, 0
+
+    def wrote(self, tokens: int) -> None:
+        """So many tokens have come."""
+        if tokens:
+            now, metrics = time.monotonic(), self._metrics
+            histogram = metrics.between if self._last else metrics.first
+            histogram.labels(self._model).observe(now - (self._last or self._began))
+            self._last = now
+            self._written += tokens
+
+    def finish(self, prompt_tokens: int) -> None:
+        """The request is answered or was given up."""
+        metrics, model = self._metrics, self._model
+        metrics.whole.labels(model).observe(time.monotonic() - self._began)
+        metrics.prompt_tokens.labels(model).inc(prompt_tokens)
+        metrics.generation_tokens.labels(model).inc(self._written)
+        metrics.prompt_length.labels(model).observe(prompt_tokens)
+        metrics.output_length.labels(model).observe(self._written)

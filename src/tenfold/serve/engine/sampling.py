@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tenfold.serve.engine.grammar import Matcher
-from tenfold.serve.engine.request import Sampling, Sequence, TokenLogprob
+from tenfold.serve.request import Sampling, Sequence, TokenLogprob
 
 
 @dataclass

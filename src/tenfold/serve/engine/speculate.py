@@ -8,8 +8,8 @@ from array import array
 from dataclasses import dataclass, field
 
 from tenfold.serve.engine.blocks import BlockManager
-from tenfold.serve.engine.request import Sequence
 from tenfold.serve.engine.sampling import best
+from tenfold.serve.request import Sequence
 from tenfold.serve.runners.runner import BLOCK, ModelInput, Runner
 
 LONGEST, SHORTEST = 4, 2

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tenfold.model.llama import FeedForward, Llama, rope_table
-from tenfold.serve.engine.request import Sampling
+from tenfold.serve.request import Sampling
 from tenfold.serve.runners import paged
 from tenfold.serve.runners.paged import Batch
 from tenfold.serve.runners.runner import BLOCK, ModelInput

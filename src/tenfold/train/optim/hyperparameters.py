@@ -6,7 +6,7 @@ model, so that checkpoints stay plain Llama. Depth: the matrices that write to t
 2409.19913). Batch: tokens^0.383 (nanochat), learning rate by its square root. Weight decay: a fixed share of every
 run's own time scale (Wang and Aitchison, arXiv 2405.13698), so that batch / (rate * decay * tokens) is constant.
 
-The reference point was measured by `bench/transfer.py`; what it found is in `bench/results/transfer.json`.
+The reference point was measured by `bench/train/transfer.py`; what it found is in `bench/results/transfer.json`.
 """
 
 import math

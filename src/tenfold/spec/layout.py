@@ -1,0 +1,204 @@
+"""How one training step lies on processes: the struct that trainer, planner and dry run share, and what cannot be built.
+
+    world = pp x dp_replicate x dp_shard x cp x tp          (neighbouring ranks share a tensor parallel group)
+"""
+
+import math
+from collections.abc import Iterator
+from itertools import accumulate
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from tenfold.spec.errors import TenfoldError
+from tenfold.spec.model import ModelSpec
+
+Schedule = Literal["1f1b", "interleaved", "zero_bubble"]
+ActivationCheckpointing = Literal["none", "selective", "full"]
+Size = Annotated[int, Meta(ge=1)]
+
+
+class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The parallel dimensions, the batch, and what is kept or sharded. Names are torchtitan's.
+
+    A `dp_shard` of 0 counts as 1 until `for_world` replaces it.
+    """
+
+    dp_replicate: Annotated[Size, Meta(description="Copies of the weights that run beside each other (HSDP).")] = 1
+    dp_shard: Annotated[
+        int, Meta(ge=0, description="Data parallel ranks that share one copy (FSDP); 0: those that the other dimensions leave.")
+    ] = 0
+    cp: Annotated[Size, Meta(description="Context parallel: ranks that divide the positions of a row.")] = 1
+    tp: Annotated[Size, Meta(description="Tensor parallel: ranks that divide the matrices of a layer.")] = 1
+    pp: Annotated[Size, Meta(description="Pipeline parallel: ranks that divide the layers.")] = 1
+    ep: Annotated[Size, Meta(description="Expert parallel: neighbouring ranks that divide the experts of a layer.")] = 1
+    etp: Annotated[Size, Meta(description="Ranks that cut each expert: 1, experts are whole; tp, as Megatron cuts them.")] = 1
+    schedule: Annotated[Schedule, Meta(description="Order of a pipeline's passes: 1f1b, interleaved or zero_bubble.")] = "1f1b"
+    virtual_stages: Annotated[
+        int, Meta(ge=0, description="Stages of the pipeline on each rank; 0: one for 1f1b, two for the other schedules.")
+    ] = 0
+    micro_batch: Annotated[
+        int, Meta(ge=0, description="Rows that go through the model together; 0: all of a rank's, in a pipeline 1/pp of them.")
+    ] = 0
+    activation_checkpointing: Annotated[
+        ActivationCheckpointing,
+        Meta(description="What the backward pass works out again: none, selective (inside feed-forwards) or full (whole blocks)."),
+    ] = "none"
+    zero: Annotated[
+        int, Meta(ge=0, le=3, description="Sharded over dp_shard x cp: 1 optimizer, 2 gradients too, 3 parameters too (FSDP).")
+    ] = 3
+    global_batch: Annotated[Size, Meta(description="Rows of a step.")] = 1
+    seq_len: Annotated[Size, Meta(description="Tokens of a row.")] = 8192
+    dtype: Annotated[str, Meta(description="Data type of matrix products: bf16 or fp8.")] = "bf16"
+
+    @property
+    def dp(self) -> int:
+        """Data parallel ranks: those that have rows of their own."""
+        return self.dp_replicate * max(1, self.dp_shard)
+
+    @property
+    def world(self) -> int:
+        """All processes, one for each accelerator."""
+        return self.pp * self.dp * self.cp * self.tp
+
+    @property
+    def shards(self) -> int:
+        """Ranks that share one copy of the dense weights."""
+        return max(1, self.dp_shard) * self.cp
+
+    @property
+    def replicas(self) -> int:
+        """Ranks that would hold the same dense weights if nothing were sharded."""
+        return self.dp * self.cp
+
+    @property
+    def expert_shards(self) -> int:
+        """Ranks that share one copy of the experts that a rank holds."""
+        whole = self.tp if self.etp == 1 and self.ep > 1 else 1
+        return max(1, self.shards * whole // self.ep)
+
+    @property
+    def stages_per_rank(self) -> int:
+        """Stages of a pipeline on each rank."""
+        return self.virtual_stages or (1 if self.schedule == "1f1b" or self.pp == 1 else 2)
+
+    @property
+    def rows(self) -> int:
+        """The most rows of a step that one data parallel rank has."""
+        return math.ceil(self.global_batch / self.dp)
+
+    @property
+    def rows_together(self) -> int:
+        """Rows of a rank that go through the model together."""
+        return self.micro_batch or (self.rows if self.pp == 1 else max(1, self.rows // self.pp))
+
+    @property
+    def micro_batches(self) -> int:
+        """Parts that a rank's rows are worked off in."""
+        return math.ceil(self.rows / self.rows_together)
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.global_batch * self.seq_len
+
+    def words(self) -> str:
+        """`TP 8, PP 16 x4, DP 128, micro-batch 1, recompute selective, ZeRO-3 over 64`."""
+        parts = [f"TP {self.tp}", f"PP {self.pp}" + (f" x{self.stages_per_rank}" if self.stages_per_rank > 1 else "")]
+        parts += [f"CP {self.cp}"] * (self.cp > 1) + [f"EP {self.ep}"] * (self.ep > 1)
+        sharding = f"ZeRO-{self.zero}" + (f" over {self.shards}" if self.dp_replicate > 1 else "")
+        recompute = f"recompute {self.activation_checkpointing}"
+        return ", ".join([*parts, f"DP {self.dp}", f"micro-batch {self.rows_together}", recompute, sharding])
+
+    def replace(self, **changes: Any) -> "Layout":
+        """The same layout with other values."""
+        return msgspec.structs.replace(self, **changes)
+
+
+def for_world(layout: Layout, world: int) -> Layout:
+    """`layout` with a dp_shard of 0 replaced by what the other dimensions leave of `world` processes.
+
+    Raises TenfoldError where the dimensions do not multiply to `world`.
+    """
+    others = layout.pp * layout.dp_replicate * layout.cp * layout.tp
+    layout = layout.replace(dp_shard=layout.dp_shard or max(1, world // others))
+    if layout.world != world:
+        first = f"pp {layout.pp} x " if layout.pp > 1 else ""
+        raise TenfoldError(
+            f"[parallel] needs {first}dp_replicate {layout.dp_replicate} x dp_shard {layout.dp_shard} x cp {layout.cp} x tp "
+            f"{layout.tp} = {layout.world} processes, but there are {world}: start as many, or change one of them."
+        )
+    return layout
+
+
+def check(layout: Layout, spec: ModelSpec) -> str:
+    """Why `spec` cannot be trained in this layout, in a sentence; empty where it can."""
+    return next((fault for faults in (_rows, _dense, _experts, _pipeline) for fault in faults(layout, spec)), "")
+
+
+def stage_layers(layers: int, stages: int) -> list[range]:
+    """The layers of each pipeline stage: at most one apart; the ends, which hold a table too, are the first to have fewer."""
+    from_the_ends = sorted(range(stages), key=lambda s: min(2 * s + 1, 2 * (stages - 1 - s)))
+    longer = from_the_ends[stages - layers % stages :]
+    ends = list(accumulate(layers // stages + (s in longer) for s in range(stages)))
+    return [range(first, end) for first, end in zip([0, *ends], ends, strict=False)]
+
+
+def _rows(layout: Layout, spec: ModelSpec) -> Iterator[str]:
+    batch, dp = layout.global_batch, layout.dp
+    if batch < dp:
+        yield f"[parallel] divides {batch} rows a step over {dp} processes: use fewer, or raise batch_size."
+    if spec.n_experts and batch % dp:
+        yield f"A model with experts needs a batch_size that {dp} data parallel processes divide, not {batch}."
+
+
+def _dense(layout: Layout, spec: ModelSpec) -> Iterator[str]:
+    for what, value, ranks in (
+        ("seq_len", layout.seq_len, layout.cp * layout.tp),
+        ("n_kv_heads", spec.n_kv_heads, layout.tp),
+        ("ffn_dim", spec.ffn_dim, layout.tp),
+        # Matrices that tensor parallel ranks cut by rows are sharded by columns, in equal parts.
+        ("dim", spec.dim, layout.shards if layout.tp > 1 and layout.zero == 3 else 1),
+    ):
+        if value % ranks:
+            yield f"[parallel] cannot divide {what} {value} by {ranks}: change the layout, or {what}."
+
+
+def _experts(layout: Layout, spec: ModelSpec) -> Iterator[str]:
+    if layout.etp not in (1, layout.tp):
+        yield f"[parallel] has etp = {layout.etp}: it must be 1 or tp = {layout.tp}."
+    if layout.ep == 1:
+        return
+    if not spec.n_experts:
+        yield f"[parallel] has ep = {layout.ep}, but only a model with experts divides them."
+    ranks, words = layout.shards, "dp_shard x cp"
+    if layout.etp == 1:
+        ranks, words = ranks * layout.tp, f"{words} x tp"
+    each = ranks // layout.ep if layout.zero == 3 else 1
+    for what, value, parts in (
+        ("n_experts", spec.n_experts, layout.ep),
+        (words, ranks, layout.ep),
+        ("dim", spec.dim, each),
+        ("expert_ffn_dim", spec.expert_ffn_dim, each),
+    ):
+        if parts and value % parts:
+            yield f"[parallel] with ep = {layout.ep} cannot divide {what} {value} by {parts}: change one of the two."
+
+
+def _pipeline(layout: Layout, spec: ModelSpec) -> Iterator[str]:
+    each, stages = layout.stages_per_rank, layout.pp * layout.stages_per_rank
+    if layout.pp == 1:
+        return
+    if (layout.schedule == "1f1b") != (each == 1):
+        least = "one stage" if layout.schedule == "1f1b" else "at least two stages"
+        yield f'[parallel] schedule = "{layout.schedule}" has {least} on each rank, not virtual_stages = {each}.'
+    if spec.n_layers < stages:
+        yield f'[parallel] cannot cut {spec.n_layers} layers into {stages} stages: lower pp, or use schedule = "1f1b".'
+    if spec.vision is not None:
+        yield "Images are not trained in a pipeline: set pp = 1 in [parallel]."
+    rows, together = layout.global_batch // layout.dp, layout.pp * layout.rows_together
+    if spec.n_experts and rows % together:  # rows that fill the last part up would count as the experts' load
+        yield (
+            f"A pipeline of {layout.pp} sends a model with experts {together} rows at a time, which does not divide the {rows} "
+            "rows of a process: change batch_size or micro_batch."
+        )
