@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tenfold.model.io.gguf import read_gguf_tokenizer
 from tenfold.model.io.huggingface import read_model
-from tenfold.model.sample import complete
+from tenfold.serve.complete import complete
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import published_model
 

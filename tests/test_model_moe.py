@@ -83,19 +83,19 @@ def test_the_bias_evens_out_the_load_and_fades():
 
 def test_the_balance_loss_is_one_when_even_and_its_gradient_evens_out():
     layer = experts_of(8, 1)
-    layer.wants_balance_loss = True
+    layer.aux_loss_weight = 1.0
     x = torch.randn(800, 16) + 1.5
     before = unevenness(layer, x)
     descent = torch.optim.Adam(layer.router.parameters(), 0.02)
     for _ in range(60):
         descent.zero_grad()
         layer(x)
-        layer.balance_loss.backward()
+        layer.aux_loss.backward()
         descent.step()
     assert unevenness(layer, x) < before / 2
     layer.router.weight.data.zero_()
     layer(x)
-    assert layer.balance_loss.item() == pytest.approx(1)
+    assert layer.aux_loss.item() == pytest.approx(1)
 
 
 def test_statistics_of_known_loads():

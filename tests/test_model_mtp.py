@@ -5,7 +5,7 @@ import torch
 from run_configs import run_config
 from transformers import AutoModelForCausalLM
 
-from tenfold.model.llama4 import make_model
+from tenfold.model.build import make_model
 from tenfold.model.mtp import add_mtp, further, mtp_weights
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.shapes import llama4_shape, llama_shape
@@ -34,7 +34,7 @@ def test_predictions_ahead_follow_a_deterministic_text_and_never_see_their_own_t
     # Depth k at place i predicts token i + 1 + k: no hidden state past i may reach it.
     alone = targets.clone()
     alone[:, :4], alone[:, 6:] = -100, -100  # depth 1 at places 3 and 4 has targets; depth 2 at 2 and 3
-    model.mtp.loss(hidden, tokens, alone, None, model.embedding, model.head).backward()
+    model.mtp(hidden, tokens, alone, None, model.embedding, model.head).backward()
     reached = hidden.grad.abs().sum(-1)[0] > 0
     assert reached[:5].all() and not reached[5:].any()
 

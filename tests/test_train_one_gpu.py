@@ -15,6 +15,7 @@ from tenfold.model import loss
 from tenfold.model.attention import attend, dense, document_blocks, document_mask
 from tenfold.model.llama import Llama
 from tenfold.model.llama4 import Llama4
+from tenfold.model.moe import use_aux_loss
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec
 from tenfold.train.activation_checkpointing import checkpoint_activations
@@ -155,7 +156,7 @@ def kept_bytes(model) -> int:
 def test_experts_worked_out_again_give_the_same_and_count_their_load_once(what, most, compiled):
     torch.manual_seed(0)
     model = Llama4(ModelSpec(**(vars(SPEC) | EXPERTS)))
-    model.use_balance_loss(0.01)
+    use_aux_loss(model, 0.01)
     other = copy.deepcopy(model)
     checkpoint_activations(other, what)
     for m in (model, other) if compiled else ():

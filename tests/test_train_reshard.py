@@ -7,8 +7,8 @@ from processes import run_together
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 
+from tenfold.model.build import make_model
 from tenfold.model.io.huggingface import write_model
-from tenfold.model.llama4 import make_model
 from tenfold.spec.layout import Layout
 from tenfold.spec.model import ModelSpec
 from tenfold.train import checkpoint

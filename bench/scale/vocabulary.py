@@ -14,7 +14,7 @@ from tenfold.data.text.corpus import Corpus, build
 from tenfold.scale.ladder import plan_ladder
 from tenfold.scale.law import BITS_PER_BYTE, fit_law
 from tenfold.scale.points import Point
-from tenfold.scale.side_by_side import train_side_by_side, workers
+from tenfold.scale.rungs import train_rungs, workers
 from tenfold.spec.shapes import shape_of
 from tenfold.train.config import RunConfig
 
@@ -36,7 +36,7 @@ def measure(corpus: Corpus, flops: float, home: Path) -> Row:
         )
         for i, (width, tokens) in enumerate([(WIDTH, round(10 * flops / above)), *wanted])
     ]  # fmt: skip
-    results = dict(train_side_by_side(runs, corpus, workers("cpu"), quiet=True))
+    results = dict(train_rungs(runs, corpus, workers("cpu"), quiet=True))
     large, *points = (Point(r.parameters, r.tokens, r.flops, r.bits_per_byte) for _, r in sorted(results.items()))
     return row(points, large)
 

@@ -43,7 +43,7 @@ def run(corpus_directory: str, home: str, case: Case, flops: float, seed: int) -
     import torch
 
     from tenfold.data.text.corpus import open_corpus
-    from tenfold.model.mtp import ahead_weights
+    from tenfold.model.mtp import mtp_weights
     from tenfold.spec.shapes import shape_for_flops
     from tenfold.train.config import config_from_fields, resolve_model
     from tenfold.train.metrics import read_metrics
@@ -59,7 +59,7 @@ def run(corpus_directory: str, home: str, case: Case, flops: float, seed: int) -
         spec, tokens = shape_for_flops(flops, corpus.vocab_size, 256, family=settings["model"]["family"])
         settings["model"] = {"width": spec.dim, "family": spec.family}
         if case.name == "ahead":
-            settings["tokens"] = round(flops / (spec.train_flops_per_token(256) + 6 * ahead_weights(spec, 1)))
+            settings["tokens"] = round(flops / (spec.train_flops_per_token(256) + 6 * mtp_weights(spec, 1)))
         else:
             settings["tokens"] = tokens
     if "tokens" not in settings:

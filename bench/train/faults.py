@@ -26,14 +26,15 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed.checkpoint import FileSystemWriter
 
-from bench.harness import Headline, Row, options, write_results
-from tenfold.launch import elastic
+from tenfold.launch.job import Resources
+from tenfold.launch.local import LocalLauncher
 from tenfold.spec.errors import TenfoldError
 from tenfold.train import checkpoint
 from tenfold.train import trainer as loop
 from tenfold.train.config import RunConfig, config_from_fields
-from tenfold.train.goodput import read_goodput
-from tenfold.train.metrics import read_metrics
+from tenfold.train.hooks.goodput import read_goodput
+from tenfold.train.hooks.metrics import read_metrics
+from tenfold.train.jobs import train_on, train_process
 
 KINDS = ("kill", "hang", "freeze", "slow", "damage", "disk", "term")
 RUN = {
@@ -43,8 +44,8 @@ RUN = {
 }  # fmt: skip
 
 
-def worker(config: RunConfig, directory: Path, home: Path, quiet: bool) -> loop.RunResult | str:
-    """`elastic.worker`, with the faults that `faults.json` beside the run lists for this process."""
+def worker(config: RunConfig, directory: Path, home: Path, quiet: bool) -> loop.RunResult:
+    """`train_process`, with the faults that `faults.json` beside the run lists for this process."""
     torch.set_num_threads(1)
     faults = json.loads((home / "faults.json").read_text())
     rank, make = int(os.environ["RANK"]), loop._batch
@@ -60,7 +61,7 @@ def worker(config: RunConfig, directory: Path, home: Path, quiet: bool) -> loop.
         return make(*arguments)
 
     loop._batch = batch
-    return elastic.worker(config, directory, home, quiet)
+    return train_process(config, directory, home, quiet)
 
 
 def strike(kind: str, directory: Path) -> None:
@@ -97,7 +98,8 @@ def run(config: RunConfig, home: Path, name: str, processes: int) -> int:
     """Start the run until it has finished; returns how often that was."""
     for start in range(1, 100):
         try:
-            if elastic.train_here(config, home / name, home, processes, quiet=True, save_s=5, work=worker).finished:
+            needs = Resources(processes=processes)
+            if train_on(LocalLauncher(), needs, config, home / name, home, quiet=True, grace_s=5, work=worker).finished:
                 return start
         except TenfoldError as error:
             print(f"{name}: {error}", flush=True)

@@ -6,10 +6,12 @@ import sys
 from tenfold.cli.commands import run
 from tenfold.cli.options import UsageError
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.threads import set_waiting_policy
 
 
 def main() -> None:
     """Run `tenfold`. The exit status is 1 after an error, 2 after wrong usage, 130 after Ctrl-C."""
+    set_waiting_policy()  # before a command loads PyTorch
     try:
         run(sys.argv[1:])
     except TenfoldError as error:

@@ -96,7 +96,8 @@ def meta(kind: Any) -> dict[str, Any]:
     """What an annotation says: its `help`, and a `flag` where it is not the field's name."""
     parts = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     found = [m for part in parts for m in getattr(part, "__metadata__", ()) if isinstance(m, msgspec.Meta)]
-    return {"help": found[0].description or "", **(found[0].extra or {})} if found else {"help": ""}
+    extra = {key: value for m in found for key, value in (m.extra or {}).items()}
+    return {"help": next((m.description for m in found if m.description), ""), **extra}
 
 
 def _without_none(kind: Any) -> Any:

@@ -22,7 +22,7 @@ def upcycle(
     Example: tenfold upcycle generations/g1 --out wide && tenfold train --flops 1e12 --init-from wide
     """
     from tenfold.model.io.huggingface import read_model, write_model
-    from tenfold.model.llama4 import upcycle as upcycled
+    from tenfold.model.upcycle import upcycle as upcycled
     from tenfold.spec.errors import TenfoldError
     from tenfold.spec.units import si
 

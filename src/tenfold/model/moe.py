@@ -6,8 +6,8 @@ The score scales what goes *into* the expert, which, the expert being no linear 
 what comes out. Reference: llama-models `models/llama4/moe.py`.
 
 The tokens are sorted by expert once; all experts are then one grouped matrix product per weight. No token is
-dropped, whatever the load. `update_expert_bias` and the `balance_loss` of a layer keep the load even; either, both or none
-may be used.
+dropped, whatever the load. `update_expert_bias` (aux-loss-free balancing) and `use_aux_loss` keep the load even; either,
+both or none may be used.
 """
 
 from collections.abc import Callable
@@ -77,7 +77,8 @@ class Experts(nn.Module):
     """The routed feed-forward of one layer.
 
     `bias` [experts] is added to the scores when experts are chosen, and to nothing else; `load` [experts] counts the
-    tokens that each has been trained on since it was last set to zero; `balance_loss` is that of the last forward pass.
+    tokens that each has been trained on since it was last set to zero; `aux_loss` is that of the last forward pass, where
+    `aux_loss_weight` is not zero.
     """
 
     bias: Tensor
@@ -93,16 +94,18 @@ class Experts(nn.Module):
         self.shared = FeedForward(spec.dim, spec.n_shared_experts * spec.expert_ffn_dim) if spec.n_shared_experts else None
         self.register_buffer("bias", torch.zeros(spec.n_experts))
         self.register_buffer("load", torch.zeros(spec.n_experts, dtype=torch.int64), persistent=False)
-        self.wants_balance_loss = False
-        self.balance_loss: Tensor | None = None
+        self.aux_loss_weight = 0.0
+        self.aux_loss: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., dim]."""
         return self.mixed(x, *self.route(x.flatten(0, -2)))
 
     def mixed(self, x: Tensor, expert: Tensor, gate: Tensor, load: Tensor) -> Tensor:
-        """What the chosen experts and the shared one make of x [..., dim]; the rest is what `route` gave. It can be worked out
-        again, which `route` cannot, for that counts."""
+        """The output of the chosen experts and the shared one for x [..., dim]; the rest is what `route` gave.
+
+        It can be computed again in the backward pass; `route` cannot, because it counts the load.
+        """
         rows = x.flatten(0, -2)
         order = expert.flatten().argsort(stable=True)
         inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
@@ -111,7 +114,7 @@ class Experts(nn.Module):
         return out if self.shared is None else out + self.shared(x)
 
     def through(self, routed: Tensor, load: Tensor) -> Tensor:
-        """What the experts make of rows [N, dim] sorted by expert, of which each has `load` [experts]."""
+        """The experts' output for rows [N, dim] sorted by expert, of which each has `load` [experts]."""
         ends = load.cumsum(0).int()
         return self.w2(F.silu(self.w1(routed, ends)) * self.w3(routed, ends), ends)
 
@@ -124,10 +127,10 @@ class Experts(nn.Module):
         load = torch.zeros_like(self.load).scatter_add_(0, expert.flatten(), torch.ones_like(expert.flatten()))
         if torch.is_grad_enabled():  # an evaluation moves nothing
             self.load += load
-            self.balance_loss = self._balance_loss(scores, load) if self.wants_balance_loss else None
+            self.aux_loss = self._aux_loss(scores, load) if self.aux_loss_weight else None
         return expert, gate, load
 
-    def _balance_loss(self, scores: Tensor, load: Tensor) -> Tensor:
+    def _aux_loss(self, scores: Tensor, load: Tensor) -> Tensor:
         """experts x sum of (share of tokens x mean probability): 1 where the load is even (Switch Transformer, eq. 4)."""
         share = load.float() / load.sum()
         return len(load) * (share * scores.softmax(-1).mean(0)).sum()
@@ -138,12 +141,19 @@ def expert_layers(model: nn.Module) -> list[Experts]:
     return [m for m in model.modules() if isinstance(m, Experts)]
 
 
+def use_aux_loss(model: nn.Module, weight: float) -> None:
+    """Add `weight` times the mean balance loss of the expert layers to the training loss; 0 leaves it out."""
+    for layer in expert_layers(model):
+        layer.aux_loss_weight = weight
+
+
 @torch.no_grad()
 def update_expert_bias(model: nn.Module, rate: float, keep: float = 1.0, group: Any = None) -> None:
-    """Raise by `rate` the bias of each expert that had less than its share since the loads were last zero, lower the
-    others; then multiply all by `keep` (Wang et al., arXiv 2408.15664). Loads are those of all processes of `group`.
+    """Aux-loss-free balancing (Wang et al., arXiv 2408.15664), once a step.
 
-    A checkpoint in Llama 4's format has no place for a bias, so a run fades it out: `keep` falls to 0 at its end.
+    Raise by `rate` the bias of each expert that had less than its share since the loads were last zero, lower the others,
+    then multiply all by `keep`. Loads are those of all processes of `group`. A checkpoint in Llama 4's format has no place
+    for a bias, so a run fades it out: `keep` falls to 0 at its end.
     """
     for layer in expert_layers(model):
         load = layer.load.float()
@@ -172,7 +182,3 @@ def router_statistics(loads: list[Tensor]) -> dict[str, Any]:
         "dead_experts": int((share == 0).sum()),
         "expert_load": [[round(s, 4) for s in layer] for layer in share.tolist()],
     }
-
-
-def use_aux_loss(model: nn.Module, weight: float) -> None:
-    model.use_balance_loss(weight)  # type: ignore[operator]

@@ -24,10 +24,12 @@ from tenfold.scale.ladder import Rung, nearest_shape, plan_ladder
 from tenfold.scale.law import BITS_PER_BYTE, Law, fit_law
 from tenfold.scale.options import ClimbSettings
 from tenfold.scale.points import Point
-from tenfold.scale.side_by_side import train_side_by_side, workers
+from tenfold.scale.rungs import train_rungs, workers
 from tenfold.spec.errors import TenfoldError
-from tenfold.train.config import RunConfig, config_from_fields
-from tenfold.train.trainer import RunResult, probe, read_result, train
+from tenfold.train.config import DataConfig, RunConfig, config_from_fields
+from tenfold.train.probe import probe
+from tenfold.train.result import RunResult, read_result
+from tenfold.train.tasks.pretrain import Pretraining, pretrain
 
 EVALUATE_TOKENS = 98_304
 PROBE_SECONDS = 8.0
@@ -39,7 +41,7 @@ Say = Callable[[str], None]
 def climb(settings: ClimbSettings, home: Path, *, say: Say, quiet: bool = False, on: str | None = None) -> Path:
     """Climb once in `home`; returns the generation's directory. Raises TenfoldError; Ctrl-C loses nothing.
 
-    `on` "ray" trains the rungs of the ladder as Ray tasks; the points are the same.
+    `on` names the launcher of the ladder's runs, such as "ray"; the points are the same with each.
     """
     generation = _unfinished(home, settings) or _new(home, settings)
     return climb_in(generation, settings, home, say=say, quiet=quiet, on=on)
@@ -84,7 +86,7 @@ def climb_in(
 
         notes = {"forecast_sha256": file_sha256(generation / "forecast.json")}
         config = _config(settings, forecast["width"], forecast["tokens"], settings.seed)
-        result = train(config, corpus, generation, title=generation.name, quiet=quiet, notes=notes)
+        result = pretrain(config, corpus, generation, quiet=quiet, notes=notes)
         if not result.finished:
             raise TenfoldError(f"The climb was stopped at step {result.step}: `tenfold climb` goes on from there.")
     (generation / "score.json").write_text(json.dumps(score(generation), indent=1) + "\n")
@@ -111,10 +113,10 @@ def _train_ladder(
 ) -> None:
     ladder = plan_ladder(settings.top_flops / 10, corpus.vocab_size, settings.seq_len, family=settings.family)
     top_tokens = max(r.tokens for r in ladder)
-    require_tokens(corpus, top_tokens, RunConfig(tokens=1).max_epochs)
+    require_tokens(corpus, top_tokens, DataConfig().max_epochs)
     total = sum(r.flops for r in ladder)
     at_once = workers(settings.device) if on is None else len(ladder)
-    where = {None: f", {at_once} side by side." if at_once > 1 else ".", "ray": ", on Ray."}[on]
+    where = f", on {on}." if on else f", {at_once} side by side." if at_once > 1 else "."
     say(
         f"Ladder: {len(ladder)} runs at {len({r.flops for r in ladder})} budgets, {total:.2g} FLOPs in all{where}"
     )
@@ -125,13 +127,7 @@ def _train_ladder(
     # Each run has a seed of its own: the luck of one draw must not lean on all points alike.
     seeds = [settings.seed * 1000 + i + 1 for i in range(len(ladder))]
     runs = [(_config(settings, ladder[i].width, ladder[i].tokens, seeds[i]), directories[i]) for i in missing]
-    if on == "ray":
-        from tenfold.scale.on_ray import train_on_ray
-
-        results_of_runs = train_on_ray(runs, corpus)
-    else:
-        results_of_runs = train_side_by_side(runs, corpus, at_once, quiet=quiet)
-    for done, (k, result) in enumerate(results_of_runs):
+    for done, (k, result) in enumerate(train_rungs(runs, corpus, at_once, on=on or "local", quiet=quiet)):
         i = missing[k]
         if not result.finished:
             raise TenfoldError("The climb was stopped in its ladder: the same command goes on from there.")
@@ -145,8 +141,8 @@ def _forecast(generation: Path, settings: ClimbSettings, corpus: Corpus, law: La
     spec = nearest_shape(params, corpus.vocab_size, settings.family)
     tokens = round(settings.top_flops / spec.train_flops_per_token(settings.seq_len))
     config = _config(settings, spec.dim, tokens, settings.seed)
-    require_tokens(corpus, tokens, config.max_epochs)
-    speed = Speed(*probe(config, corpus, PROBE_SECONDS))
+    require_tokens(corpus, tokens, config.data.max_epochs)
+    speed = Speed(*probe(Pretraining(config, corpus, generation.parent), config, PROBE_SECONDS))
     forecast = make_forecast(
         law,
         flops=settings.top_flops,
@@ -174,15 +170,13 @@ def _config(settings: ClimbSettings, width: int, tokens: int, seed: int) -> RunC
     return config_from_fields(
         {
             "tokens": tokens,
-            "model": {"width": width, "family": settings.family},
-            "corpus": settings.corpus,
-            "vocab_size": settings.vocab_size,
-            "seq_len": settings.seq_len,
             "seed": seed,
-            "optimizer": settings.optimizer,
             "device": settings.device,
-            "evaluate_tokens": EVALUATE_TOKENS,
-            "keep": 1,
+            "model": {"width": width, "family": settings.family},
+            "data": {"corpus": settings.corpus, "vocab_size": settings.vocab_size, "seq_len": settings.seq_len},
+            "task": {"evaluate_tokens": EVALUATE_TOKENS},
+            "optimizer": {"name": settings.optimizer},
+            "checkpoint": {"keep_last": 1},
         },
         "The climb",
     )

@@ -1,13 +1,12 @@
 """Serve models, talk with them, and keep what people say of their answers."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
 from tenfold.serve.options import EngineOptions, Quantization, ServerOptions, model_name, model_path
 from tenfold.spec.commands import Given, Json, print_json
-from tenfold.spec.errors import TenfoldError
 
 FEEDBACK = "sqlite:///feedback.db"
 ModelPath = Annotated[Path, Meta(description="A generation, a Hugging Face directory, or a GGUF file of a Llama.")]
@@ -106,31 +105,16 @@ def sample(
     """
     from msgspec.structs import asdict
 
-    from tenfold.model.sample import complete
+    from tenfold.serve.complete import complete
 
     path = model / "model" if (model / "model").is_dir() else model
     if prompt is None:
         prompt = "" if image else "def "
-    before, pixels = _image(path, image) if image else ("", None)
-    text = complete(path, before + prompt, **asdict(options), pixels=pixels)
+    text = complete(path, prompt, **asdict(options), image=image)
     if json:
         print_json({"prompt": prompt, "text": text})
     else:
         print(text)
-
-
-def _image(path: Path, image: Path) -> tuple[str, Any]:
-    """The text that stands for an image, and its tiles."""
-    import torch
-
-    from tenfold.data.images.tiles import image_text, open_image, tiles_of
-    from tenfold.model.io.huggingface import read_spec
-
-    vision = None if path.suffix == ".gguf" else read_spec(path).vision
-    if vision is None:
-        raise TenfoldError(f"The model in {path} has no image encoder: leave --image out, or train one with images.")
-    tiles, rows, columns = tiles_of(open_image(image), vision.image_size, max_tiles=1)
-    return image_text(rows, columns, vision.tokens_per_tile), torch.from_numpy(tiles)
 
 
 def export_feedback(

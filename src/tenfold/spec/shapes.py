@@ -2,8 +2,9 @@
 
 from dataclasses import replace
 
-from tenfold.spec.errors import TenfoldError, nearest
+from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec
+from tenfold.spec.plugins import load
 
 HEAD_DIMS = ((128, 16), (512, 32), (2048, 64), (10**9, 128))  # (widest model, dimensions of its heads, nearly)
 WIDTH_PER_LAYER = 40
@@ -51,14 +52,9 @@ def llama4_shape(width: int, vocab_size: int, context: int = 2048, tied: bool = 
     )
 
 
-SHAPES = {"llama3": llama_shape, "llama4": llama4_shape}
-
-
 def shape_of(family: str, width: int, vocab_size: int) -> ModelSpec:
     """The model of a family and width. Raises TenfoldError where there is no such family or width."""
-    if family not in SHAPES:
-        raise TenfoldError(f"There is no family {family!r}{nearest(family, SHAPES)}.")
-    return SHAPES[family](width, vocab_size)
+    return load("families", family).shape(width, vocab_size)
 
 
 def widths() -> list[int]:

@@ -28,7 +28,7 @@ from torch.distributed.tensor._sharding_prop import ShardingPropagator
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from tenfold.model import loss
-from tenfold.model.llama4 import make_model
+from tenfold.model.build import make_model
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.layout import Layout, for_world
 from tenfold.spec.model import ModelSpec, published_model

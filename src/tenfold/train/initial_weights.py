@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from tenfold.model.build import make_model, make_shapes
+from tenfold.model.initialize import begin_as_identity, begins_at_zero, draw
 from tenfold.model.io.huggingface import read_model, read_parts
 from tenfold.model.io.tokenizer import has_tokenizer, same_tokenizer
-from tenfold.model.llama import Llama, begin_as_identity, begins_at_zero, draw
-from tenfold.model.llama4 import make_model, make_shapes
+from tenfold.model.llama import Llama
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec
 from tenfold.train.parallel.gradients import local
@@ -21,7 +22,7 @@ def build(spec: ModelSpec, init_from: str | None, device: torch.device) -> Llama
         return read_model(Path(init_from)).to(device)
     with device:
         model = make_model(spec)
-        begin_as_identity(model)
+        begin_as_identity(model, spec)
     return model
 
 
@@ -62,7 +63,7 @@ def _draw(model: Llama, ours: dict[str, nn.Parameter], device: torch.device) -> 
         whole = torch.empty(shape, device=device)
         draw(name, whole, spec)
         if name in ours:  # else another stage has it
-            _keep_share(ours[name], whole.zero_() if begins_at_zero(name) else whole)
+            _keep_share(ours[name], whole.zero_() if begins_at_zero(name, spec) else whole)
 
 
 def _keep_share(p: Tensor, whole: Tensor) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from tenfold.launch.failures import ProcessLost
 from tenfold.train.config import RunConfig
 from tenfold.train.hook import Hook
 from tenfold.train.hooks.balance import LoadBalancing
@@ -19,7 +20,7 @@ from tenfold.train.hooks.checkpoints import Checkpoints
 from tenfold.train.hooks.export import Export
 from tenfold.train.hooks.health import LossSpikes, SDCCheck, Stragglers
 from tenfold.train.hooks.log import Evaluation, Log
-from tenfold.train.parallel.processes import ProcessLost, on_first_process, start_processes
+from tenfold.train.parallel.processes import on_first_process, start_processes
 from tenfold.train.result import RunResult
 from tenfold.train.rollback import LossSpike, roll_back
 from tenfold.train.start import start_run

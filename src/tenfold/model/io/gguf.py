@@ -10,26 +10,12 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
 
+from tenfold.model.family import families
+from tenfold.model.io.format import GGUFNames
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec
 from tenfold.spec.vocabulary import LLAMA3_SPLIT
 
-_NAMES = {
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-}
-_TOP = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
 # How text is split before it is tokenized, by `tokenizer.ggml.pre` (llama.cpp, `llama-vocab.cpp`).
 _SPLITS: dict[str, list[Any]] = {
     "gpt-2": [pre_tokenizers.ByteLevel(add_prefix_space=False)],
@@ -45,48 +31,59 @@ _CONTROL = 3  # token type of special tokens in `tokenizer.ggml.token_type`
 def read_gguf(path: Path) -> tuple[ModelSpec, Iterator[tuple[str, Tensor]]]:
     """The shape, and the weights dequantised to float32 under their Hugging Face names, one by one.
 
-    Raises TenfoldError where the file cannot be read or is of another architecture than llama.
+    Raises TenfoldError where the file cannot be read or is of an architecture of no family.
     """
     reader = _open(path)
-    fields = {name: field.contents() for name, field in reader.fields.items() if name.startswith(("general", "llama"))}
-    family = fields.get("general.architecture")
-    if family != "llama":
-        raise TenfoldError(f"{path} is a {family!r} model: only 'llama' can be read.")
+    architecture = reader.fields["general.architecture"].contents()
+    family, names = _family(path, architecture)
     if "rope_freqs.weight" in {t.name for t in reader.tensors}:
         raise TenfoldError(f"{path} stretches its rotary positions (Llama 3.1 and later): read its Hugging Face directory.")
-    heads = int(fields["llama.attention.head_count"])
-    dim = int(fields["llama.embedding_length"])
+    own = f"{architecture}."
+    fields = {name.removeprefix(own): f.contents() for name, f in reader.fields.items() if name.startswith(own)}
+    heads = int(fields["attention.head_count"])
+    dim = int(fields["embedding_length"])
     embedding = next(t for t in reader.tensors if t.name == "token_embd.weight")
     spec = ModelSpec(
         name=path.stem,
+        family=family,
         dim=dim,
-        n_layers=int(fields["llama.block_count"]),
+        n_layers=int(fields["block_count"]),
         n_heads=heads,
-        n_kv_heads=int(fields.get("llama.attention.head_count_kv", heads)),
-        head_dim=int(fields.get("llama.rope.dimension_count", dim // heads)),
-        ffn_dim=int(fields["llama.feed_forward_length"]),
+        n_kv_heads=int(fields.get("attention.head_count_kv", heads)),
+        head_dim=int(fields.get("rope.dimension_count", dim // heads)),
+        ffn_dim=int(fields["feed_forward_length"]),
         vocab_size=int(embedding.shape[1]),
         tied="output.weight" not in {t.name for t in reader.tensors},
-        context=int(fields["llama.context_length"]),
-        rope_theta=float(fields.get("llama.rope.freq_base", 10000.0)),
-        norm_eps=float(f"{fields['llama.attention.layer_norm_rms_epsilon']:.6g}"),
+        context=int(fields["context_length"]),
+        rope_theta=float(fields.get("rope.freq_base", 10000.0)),
+        norm_eps=float(f"{fields['attention.layer_norm_rms_epsilon']:.6g}"),
     )
-    return spec, _tensors(reader, spec)
+    return spec, _tensors(reader, spec, names)
 
 
-def _tensors(reader: Any, spec: ModelSpec) -> Iterator[tuple[str, Tensor]]:
+def _family(path: Path, architecture: str) -> tuple[str, GGUFNames]:
+    """The family of a GGUF file's architecture, and its names there."""
+    known: list[str] = []
+    for family_name, family in families():
+        names = family.weights().gguf
+        if names is not None and names.architecture == architecture:
+            return family_name, names
+        known += [names.architecture] if names else []
+    raise TenfoldError(f"{path} is a {architecture!r} model: only {', '.join(map(repr, known))} can be read.")
+
+
+def _tensors(reader: Any, spec: ModelSpec, names: GGUFNames) -> Iterator[tuple[str, Tensor]]:
     from gguf.quants import dequantize
 
     for stored in reader.tensors:
         tensor = torch.from_numpy(dequantize(stored.data, stored.tensor_type).copy()).float()
-        if stored.name in _TOP:
-            yield _TOP[stored.name], tensor
+        if stored.name in names.top:
+            yield names.top[stored.name], tensor
             continue
         _, layer, part, _ = stored.name.split(".")
-        if part in ("attn_q", "attn_k"):
-            # llama.cpp turns neighbouring pairs, Hugging Face halves.
+        if part in names.turned:
             tensor = tensor.unflatten(0, (-1, spec.head_dim // 2, 2)).transpose(1, 2).flatten(0, 2)
-        yield f"model.layers.{layer}.{_NAMES[part]}.weight", tensor
+        yield f"model.layers.{layer}.{names.part[part]}.weight", tensor
 
 
 def read_gguf_tokenizer(path: Path) -> Tokenizer:

@@ -22,6 +22,7 @@ from tenfold.serve.options import EngineOptions
 from tenfold.serve.request import Output, Request
 from tenfold.serve.text import read_text_side
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.threads import set_waiting_policy
 
 _IDLE_SECONDS = 3600.0
 
@@ -131,7 +132,7 @@ def _run(connection: Connection, options: EngineOptions, make: Callable[[EngineO
     # The process leaves the group of the server, so that a signal to that group lets requests in flight be answered.
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # threads that wait longer than this should sleep
+    set_waiting_policy()
     try:
         engine = make(options)
         text = read_text_side(options.path)

@@ -12,6 +12,7 @@ The reference point was measured by `bench/train/transfer.py`; what it found is 
 import math
 from dataclasses import dataclass
 
+from tenfold.model.family import Role, family_of
 from tenfold.spec.model import ModelSpec
 
 BASE_WIDTH = 128
@@ -76,12 +77,15 @@ def derive(
 
 
 def learning_rate_scale(name: str, shape: tuple[int, ...], spec: ModelSpec) -> float:
-    """A parameter's learning rate beside the base one: 1 for vectors and look-ups, base / fan-in for matrices."""
-    if len(shape) == 1 or name.startswith(("embedding", "vision.positions")):
+    """A parameter's learning rate beside the base one: 1 for vectors and look-ups, base / fan-in for matrices.
+
+    What writes to the residual stream learns as a matrix whose fan-in is the stream's width would.
+    """
+    role = family_of(spec).role(name)
+    if not role.is_matrix:
         return 1.0
     scale = BASE_WIDTH / shape[-1]
-    if ".w2." in name:
-        scale *= spec.ffn_dim / spec.dim
-    if ".wo." in name or ".w2." in name:
+    if role in (Role.RESIDUAL, Role.ENCODER_RESIDUAL):
+        scale *= shape[-1] / shape[-2]
         scale *= BASE_LAYERS / spec.n_layers
     return scale

@@ -72,8 +72,8 @@ def _check(model: Llama, layout: Layout) -> None:
         "The trainer keeps experts whole: set etp = 1 in [parallel].": layout.etp != 1,
         "Tokens ahead are trained on whole rows: set mtp = 0 in [task], or cp and tp to 1.": mtp and cut_rows,
         "Tokens ahead are not trained in a pipeline: set mtp = 0 in [task], or pp = 1 in [parallel].": mtp and layout.pp > 1,
-        'A balance loss depends on what one process sees: say load_balancing = "aux_loss_free" on several processes.': bool(
-            getattr(model, "aux_loss_weight", 0.0)
+        'A balance loss depends on what one process sees: say load_balancing = "aux_loss_free" on several processes.': any(
+            layer.aux_loss_weight for layer in expert_layers(model)
         ),
     }
     for sentence, holds in faults.items():

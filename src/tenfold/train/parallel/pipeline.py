@@ -60,7 +60,7 @@ class Stage(nn.Module):
         """What a model's `hidden` gives for the tokens that went through all stages."""
         return self._last_hidden
 
-    def auxiliary_loss(self, hidden: Tensor, *_: Any) -> Tensor:
+    def extra_loss(self, hidden: Tensor, *_: Any) -> Tensor:
         """Nothing: what a model trains on beside its task is refused in a pipeline."""
         return torch.zeros((), device=hidden.device)
 

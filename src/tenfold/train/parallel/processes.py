@@ -8,13 +8,9 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from tenfold.spec.errors import TenfoldError
+from tenfold.launch.failures import ProcessLost
 
 T = TypeVar("T")
-
-
-class ProcessLost(TenfoldError):
-    """Another process of the run is gone or cannot be reached: started anew, the run goes on from its last checkpoint."""
 
 
 def start_processes(patience_s: float = 900.0) -> None:

@@ -27,6 +27,7 @@ from tenfold.train.resolve import resolve_hyperparameters, resolve_model
 from tenfold.train.result import RunResult
 from tenfold.train.run import Run
 from tenfold.train.task import Batch, LossSums, Rows, TaskBase
+from tenfold.train.text import open_text
 from tenfold.train.trainer import fit, standard_hooks
 
 EVALUATION_ROWS = 16  # that go through the model together
@@ -98,6 +99,11 @@ class Pretraining(TaskBase):
         else:
             self._batch = partial(train_batch, corpus)
         self._flops_per_token = self.spec.train_flops_per_token(data.seq_len) + 6.0 * mtp_weights(self.spec, self.settings.mtp)
+
+    @classmethod
+    def open(cls, config: RunConfig, home: Path, *, quiet: bool = False) -> "Pretraining":
+        """The task of a run file: its text is built in `home`, by one process, where it is not there yet."""
+        return cls(config, on_first_process_then_all(lambda: open_text(config, home, quiet=quiet)), home)
 
     def _require(self, steps: int) -> None:
         """Raises TenfoldError where the text would be read more often than `max_epochs`."""
