@@ -3,7 +3,8 @@
 import msgspec
 
 from tenfold.spec.layout import Layout
-from tenfold.train.config import RunConfig, config_from_fields
+from tenfold.train.config import RunConfig
+from tenfold.train.run_file import config_from_fields
 from tenfold.train.tasks.pretrain import PretrainingConfig
 
 TABLES = {f.name: f.type.__struct_fields__ for f in msgspec.structs.fields(RunConfig) if hasattr(f.type, "__struct_fields__")}

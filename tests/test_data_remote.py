@@ -19,7 +19,7 @@ from tenfold.data.text.corpus import build
 from tenfold.data.text.prefetch import Prefetch
 from tenfold.data.text.remote import MirroredShards, open_remote, upload
 from tenfold.spec.errors import TenfoldError
-from tenfold.train.config import config_from_fields
+from tenfold.train.run_file import config_from_fields
 from tenfold.train.tasks.pretrain import pretrain
 from tenfold.train.text import open_text
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import kubernetes_validate
 import pytest
 import yaml
-from tenfold.train.hooks.metrics import read_metrics
+from tenfold.train.metrics import read_metrics
 
 from tenfold.cli import run as tenfold
 from tenfold.launch.job import Job, Resources, open_launcher
@@ -38,7 +38,7 @@ def write(run, system, folder, needs=NODES, home="/generations", **options):
 def run(tmp_path):
     """A run file with a name and text that need quoting everywhere."""
     path = tmp_path / "a run's {file}.toml"
-    path.write_text('tokens = 1000\nmodel = { width = 32 }\ncorpus = "it\'s: #1"\n')
+    path.write_text('tokens = 1000\nmodel = { width = 32 }\ndata = { corpus = "it\'s: #1" }\n')
     return path
 
 
@@ -116,8 +116,8 @@ def free_port():
 
 def small_run(path, text_folder, tokens):
     path.write_text(
-        f'tokens = {tokens}\nmodel = {{ width = 32 }}\nvocab_size = 300\nseq_len = 16\nbatch_size = 4\nmax_epochs = 1e9\n'
-        f'log_every = 1\ndevice = "cpu"\ncorpus = "{text_folder}"\n'
+        f'tokens = {tokens}\ndevice = "cpu"\nmodel = {{ width = 32 }}\nlog = {{ every = 1 }}\n[data]\nvocab_size = 300\nseq_len = 16\n'
+        f'batch_size = 4\nmax_epochs = 1e9\ncorpus = "{text_folder}"\n'
     )
     return path
 
@@ -245,7 +245,7 @@ def test_a_kubernetes_job_is_watched_drained_resized_and_stopped(run, tmp_path, 
     [
         (["--on", "slurn"], "no launcher 'slurn'"),
         (["--on", "local"], "has no option"),
-        (["--on", "slurm", "--nodes", "0"], "at least 1 as nodes"),
+        (["--on", "slurm", "--nodes", "0"], "--nodes must be a whole number >= 1"),
         (["--on", "slurm", "--least-nodes", "5"], "cannot need 5"),
         (["--on", "slurm", "--limit", "2 days"], "time limit '2 days'"),
         (["--on", "slurm", "--image", "x"], "'slurm' has no option 'image'"),

@@ -9,7 +9,7 @@ from tenfold.model.build import make_model
 from tenfold.model.mtp import add_mtp, further, mtp_weights
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.shapes import llama4_shape, llama_shape
-from tenfold.train.config import task_settings
+from tenfold.train.run_file import task_settings
 from tenfold.train.tasks.pretrain import PretrainingConfig, pretrain
 
 SMALL = {"seq_len": 64, "batch_size": 4, "evaluate_tokens": 2048, "tokens": 8_000}

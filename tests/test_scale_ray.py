@@ -12,8 +12,8 @@ import torch
 from tenfold.launch import ray as on_ray
 from tenfold.scale.rungs import train_rungs
 from tenfold.spec.errors import TenfoldError
-from tenfold.train.config import config_from_fields
 from tenfold.train.metrics import read_metrics
+from tenfold.train.run_file import config_from_fields
 
 
 def config(tokens, seed=1):

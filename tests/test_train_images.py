@@ -18,9 +18,9 @@ from tenfold.model.io.huggingface import read_model
 from tenfold.serve.commands import SampleOptions, sample
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.vision import IMAGE_TOKENS, PATCH, VisionSpec
-from tenfold.train.config import config_from_fields, write_config
 from tenfold.train.metrics import read_metrics
 from tenfold.train.resolve import resolve_model
+from tenfold.train.run_file import config_from_fields, write_config
 from tenfold.train.tasks.pretrain import pretrain
 
 VISION = {"image_size": 16, "patch_size": 4, "dim": 32, "n_layers": 1, "n_heads": 2}

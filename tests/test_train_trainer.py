@@ -21,8 +21,8 @@ from stop_at import SignalAt, pretrain_with
 from tenfold.data.text.batches import validation_batches
 from tenfold.model.io.huggingface import read_model
 from tenfold.spec.errors import TenfoldError
-from tenfold.train import checkpoint, config
-from tenfold.train.config import config_from_fields, read_config
+from tenfold.train import checkpoint
+from tenfold.train.run_file import config_from_fields, read_config
 from tenfold.train.metrics import read_metrics
 from tenfold.train.optim.hyperparameters import derive
 from tenfold.train.optim.schedule import schedule
@@ -204,7 +204,7 @@ def test_schedules_rise_hold_and_fall(kind):
     assert all(0 < s <= 1 for s in shares)
 
 
-@pytest.mark.parametrize("key, place", [(key, place) for key, place in config.MOVED.items() if key != "layout"])
+@pytest.mark.parametrize("key, place", [(key, place) for key, place in run_file.MOVED.items() if key != "layout"])
 def test_a_key_of_an_older_run_file_is_refused_with_its_new_place(key, place):
     table, _, name = place.rpartition(".")
     with pytest.raises(TenfoldError, match=f"gives {key}, which is .*{name}.*{table}"):
@@ -216,7 +216,7 @@ def test_a_run_file_that_is_written_reads_the_same(tmp_path):
         flops=1e12, model={"width": 64, "family": "llama4", "vision": {"dim": 32}}, images="drawings", optimizer="adamw",
         parallel={"dp_shard": 2, "tp": 2, "micro_batch": 3}, load_balancing="none", keep_last=5,
     )  # fmt: skip
-    config.write_config(asked, tmp_path / "run.toml")
+    write_config(asked, tmp_path / "run.toml")
     assert read_config(tmp_path / "run.toml") == asked
 
 

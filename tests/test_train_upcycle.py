@@ -15,8 +15,8 @@ from tenfold.model.llama import Llama
 from tenfold.model.llama4 import Llama4
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec
-from tenfold.train.config import config_from_fields
 from tenfold.train.metrics import read_metrics
+from tenfold.train.run_file import config_from_fields
 from tenfold.train.tasks.pretrain import pretrain
 
 SMALL = {"seq_len": 64, "batch_size": 4, "evaluate_tokens": 4096, "log_every": 1}

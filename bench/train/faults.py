@@ -31,7 +31,8 @@ from tenfold.launch.local import LocalLauncher
 from tenfold.spec.errors import TenfoldError
 from tenfold.train import checkpoint
 from tenfold.train import trainer as loop
-from tenfold.train.config import RunConfig, config_from_fields
+from tenfold.train.config import RunConfig
+from tenfold.train.run_file import config_from_fields
 from tenfold.train.hooks.goodput import read_goodput
 from tenfold.train.hooks.metrics import read_metrics
 from tenfold.train.jobs import train_on, train_process

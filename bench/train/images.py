@@ -27,7 +27,7 @@ from tenfold.data.images.corpus import with_image_tokens
 from tenfold.data.images.tiles import image_text, open_image, tiles_of
 from tenfold.data.text.corpus import build
 from tenfold.model.io.huggingface import read_model
-from tenfold.train.config import config_from_fields
+from tenfold.train.run_file import config_from_fields
 from tenfold.train.trainer import train
 
 SIDE = 64

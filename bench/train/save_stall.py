@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bench.harness import Headline, Row, options, write_results
 from tenfold.data.text.corpus import build
-from tenfold.train.config import config_from_fields
+from tenfold.train.run_file import config_from_fields
 from tenfold.train.trainer import train
 
 RUN = {

@@ -12,7 +12,8 @@ from tenfold.spec.commands import Given, Home, Json, print_json
 from tenfold.spec.errors import TenfoldError
 from tenfold.train.commands import RunOptions
 from tenfold.train.commands import run as run_training
-from tenfold.train.config import RunConfig, read_config
+from tenfold.train.config import RunConfig
+from tenfold.train.run_file import read_config
 
 PROMPT = "def "
 RunFile = Annotated[Path, Meta(description="A run file.")]
@@ -149,7 +150,7 @@ def layout(
     import tomli_w
 
     from tenfold.circle.layout import with_layout
-    from tenfold.train.config import ELSEWHERE
+    from tenfold.train.run_file import ELSEWHERE
     from tenfold.train.start import layout_of
 
     config = with_layout(read_config(run, changes | {"parallel": "auto"}), world, machine)

@@ -11,7 +11,7 @@ from tenfold.spec.threads import set_waiting_policy
 
 def main() -> None:
     """Run `tenfold`. The exit status is 1 after an error, 2 after wrong usage, 130 after Ctrl-C."""
-    set_waiting_policy()  # before a command loads PyTorch
+    set_waiting_policy()  # before any command loads PyTorch
     try:
         run(sys.argv[1:])
     except TenfoldError as error:

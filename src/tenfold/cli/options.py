@@ -65,7 +65,7 @@ def options_of(function: Callable[..., Any]) -> list[Option]:
         if get_origin(kind) is Given:
             found += _fields((parameter.name,), "--", get_args(kind)[0], partial=True)
         elif is_table(kind):
-            found += _fields((parameter.name,), "--", kind)
+            found += _fields((parameter.name,), "--", kind, defaults=parameter.default)
         else:
             positional = parameter.kind is inspect.Parameter.POSITIONAL_ONLY
             flag = "" if positional else f"--{parameter.name.replace('_', '-')}"
@@ -73,16 +73,18 @@ def options_of(function: Callable[..., Any]) -> list[Option]:
     return found
 
 
-def _fields(path: tuple[str, ...], prefix: str, table: type, partial: bool = False) -> Iterator[Option]:
+def _fields(path: tuple[str, ...], prefix: str, table: type, *, partial: bool = False, defaults: Any = None) -> Iterator[Option]:
+    """The options of a table; `defaults` is the table that stands where none is given."""
     hints = get_type_hints(table, include_extras=True)
     fields: Any = msgspec.structs.fields(table) if issubclass(table, msgspec.Struct) else dataclasses.fields(cast(Any, table))
     for field in fields:
         default = field.default_factory() if field.default_factory not in UNSET else field.default
+        default = getattr(defaults, field.name, default)
         kind, here = hints[field.name], (*path, field.name)
         flag = meta(kind).get("flag", f"{prefix}{field.name.replace('_', '-')}")
         tables = [kind for kind in _alternatives(kind) if is_table(kind)]
         for inner in tables:
-            yield from _fields(here, f"{flag}." if partial else "--", inner, partial)
+            yield from _fields(here, f"{flag}." if partial else "--", inner, partial=partial)
         # What is required of a struct that is given in part, the command itself fills in.
         if len(tables) < len(_alternatives(kind)) and not (partial and default in UNSET):
             yield Option(here, flag, kind, default, partial)
@@ -182,16 +184,24 @@ def bind(function: Callable[..., Any], options: list[Option], texts: dict[str, A
             table = table.setdefault(name, {})
         table[option.path[-1]] = _value(option, text)
     arguments = signature.bind_partial()
-    arguments.arguments.update({name: _build(hints[name], given[name]) for name in signature.parameters if name in given})
+    defaults = {name: parameter.default for name, parameter in signature.parameters.items()}
+    arguments.arguments.update({name: _build(hints[name], given[name], defaults[name]) for name in defaults if name in given})
     return arguments
 
 
-def _build(kind: Any, value: Any) -> Any:
-    """`value` as it is, or where a table is wanted its fields as one."""
+def _build(kind: Any, value: Any, default: Any = None) -> Any:
+    """`value` as it is, or where a table is wanted its fields as one, the others as `default` has them."""
     if not is_table(kind):
         return value
     hints = get_type_hints(kind)
-    return kind(**{name: _build(hints[name], part) for name, part in value.items()})
+    fields = {name: _build(hints[name], part, getattr(default, name, None)) for name, part in value.items()}
+    if not isinstance(default, kind):
+        return kind(**fields)
+    return (
+        msgspec.structs.replace(default, **fields)
+        if isinstance(default, msgspec.Struct)
+        else dataclasses.replace(default, **fields)
+    )
 
 
 def _value(option: Option, text: Any) -> Any:

@@ -66,7 +66,8 @@ class RayLauncher(JobFileLauncher):
         if job.elastic:
             raise TenfoldError(f"The job {job.name!r} is a function of several processes: give Ray a command for it.")
         ray = _connect()
-        needs = {"num_cpus": max(1, job.resources.cores), "num_gpus": job.resources.gpus, "memory": job.resources.memory_bytes}
+        ask = job.resources
+        needs: dict[str, float] = {"num_cpus": max(1, ask.cores), "num_gpus": ask.gpus, "memory": ask.memory_bytes}
         require(ray.nodes(), needs, job.name)
         task = ray.remote(max_retries=TASK_RETRIES)(_attempt).options(**needs).remote(job.function, job.arguments, job.resources)
         handle = Handle(job, task.hex())

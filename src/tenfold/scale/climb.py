@@ -26,9 +26,10 @@ from tenfold.scale.options import ClimbSettings
 from tenfold.scale.points import Point
 from tenfold.scale.rungs import train_rungs, workers
 from tenfold.spec.errors import TenfoldError
-from tenfold.train.config import DataConfig, RunConfig, config_from_fields
+from tenfold.train.config import DataConfig, RunConfig
 from tenfold.train.probe import probe
 from tenfold.train.result import RunResult, read_result
+from tenfold.train.run_file import config_from_fields
 from tenfold.train.tasks.pretrain import Pretraining, pretrain
 
 EVALUATE_TOKENS = 98_304

@@ -48,7 +48,7 @@ def start(
     if engine.get("draft_model"):
         engine["draft_model"] = model_path(engine["draft_model"])
     paths = [model_path(path) for path in models]
-    options = {model_name(path): EngineOptions(path, **engine) for path in paths}
+    options = {model_name(path): EngineOptions(**{**engine, "path": path}) for path in paths}
     address = f"http://{server.host}:{server.port}"
     Console().print(f"{', '.join(options)}: chat at {address}/, API at {address}/v1", highlight=False)
     serve(options, server)
@@ -73,7 +73,7 @@ def chat(
     model: ModelPath,
     /,
     *,
-    quantization: Annotated[Quantization, Meta(description="Format of the weights; exact changes no weight.")] = "exact",
+    quantization: Annotated[Quantization, Meta(description="Format of the weights; exact changes none of them.")] = "exact",
     options: ChatOptions = ChatOptions(),
 ) -> None:
     """Talk with a model in the terminal; an empty line ends it.
@@ -107,10 +107,9 @@ def sample(
 
     from tenfold.serve.complete import complete
 
-    path = model / "model" if (model / "model").is_dir() else model
     if prompt is None:
         prompt = "" if image else "def "
-    text = complete(path, prompt, **asdict(options), image=image)
+    text = complete(model_path(model), prompt, **asdict(options), image=image)
     if json:
         print_json({"prompt": prompt, "text": text})
     else:

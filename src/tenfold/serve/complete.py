@@ -7,13 +7,13 @@ from torch import Tensor
 
 from tenfold.data.images.tiles import image_text, open_image, tiles_of
 from tenfold.model.io.huggingface import read_spec
-from tenfold.model.io.tokenizer import read_tokenizer
-from tenfold.serve.engine.engine import Engine, EngineOptions, make_engine
-from tenfold.serve.engine.request import Request, Sampling
+from tenfold.serve.engine.build import make_engine
+from tenfold.serve.engine.engine import Engine
+from tenfold.serve.options import EngineOptions
+from tenfold.serve.request import Request, Sampling
 from tenfold.serve.runners.runner import TorchRunner
+from tenfold.serve.text import read_text_side
 from tenfold.spec.errors import TenfoldError
-
-ENDS = ("<|end_of_text|>", "<|eot_id|>", "<|im_end|>")
 
 
 def complete(
@@ -24,15 +24,14 @@ def complete(
     Tokens that stand for images are not in the text.
     """
     before, pixels = _shown(path, image) if image else ("", None)
-    tokenizer = read_tokenizer(path)
-    tokens = tokenizer.encode(before + prompt).ids
-    ends = frozenset(i for i in map(tokenizer.token_to_id, ENDS) if i is not None)
+    text = read_text_side(path)
+    tokens = text.tokenizer.encode(before + prompt).ids
     engine = make_engine(EngineOptions(path))
     if pixels is not None:
         assert isinstance(engine.runner, TorchRunner)
         engine.runner.show(tokens, pixels)
-    sampling = Sampling(temperature, top_p, seed=seed, max_tokens=max_new_tokens, stop_tokens=ends)
-    return tokenizer.decode(tokens + generate(engine, tokens, sampling))
+    sampling = Sampling(temperature, top_p, seed=seed, max_tokens=max_new_tokens, stop_tokens=text.stop_tokens)
+    return text.tokenizer.decode(tokens + generate(engine, tokens, sampling))
 
 
 def generate(engine: Engine, tokens: list[int], sampling: Sampling) -> list[int]:

@@ -75,7 +75,8 @@ def busy_share(seconds: float = 0.5) -> float:
 def _busy_s() -> float:
     """Seconds for which the machine's cores were not idle, since it started."""
     times = psutil.cpu_times()
-    return sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
+    idle = times.idle + sum(getattr(times, name, 0.0) for name in ("iowait", "guest", "guest_nice"))
+    return sum(times) - idle
 
 
 def _own_s() -> float:

@@ -1,4 +1,4 @@
-"""Go on with a run that was stopped, and train one on a cluster.
+"""Train a model as a run file says, and go on with a run that was stopped.
 
 The command `tenfold train` itself stands in `circle`, because it may ask the planner for a layout.
 """
@@ -9,18 +9,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from msgspec import Meta, Struct, structs
+from msgspec import Meta, Struct
 
 from tenfold.spec.commands import Json, print_json
 from tenfold.spec.errors import TenfoldError
-from tenfold.train.config import RunConfig, read_config
+from tenfold.train.config import RunConfig
+from tenfold.train.run_file import read_config
 
 Planner = Callable[[RunConfig, int], RunConfig]  # a config, and the vocabulary of its corpus -> the config with a layout
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tenfold.launch.job import Job
     from tenfold.train.result import RunResult
 
 
@@ -68,53 +68,76 @@ def resume(
     run(read_config(generation / "run.toml"), generation, RunOptions(home=home or generation.parent, json=json))
 
 
-class ClusterOptions(Struct, frozen=True):
-    """What a cluster is asked for."""
+def run(config: RunConfig, directory: Path, options: RunOptions, planner: Planner | None = None) -> None:
+    """Train `config` in `directory` and say what came of it. `planner` chooses the layout when the corpus is known."""
+    from rich.console import Console
 
-    nodes: Annotated[int, Meta(description="Nodes to train on.")]
-    gpus_per_node: Annotated[int, Meta(description="GPUs of a node; 0 trains on its CPU.")] = 8
+    from tenfold.launch.failures import noted
+    from tenfold.train.parallel.processes import start_processes
+    from tenfold.train.tasks.find import open_task
+    from tenfold.train.trainer import fit, standard_hooks
+
+    with noted(directory):
+        start_processes()
+        first = int(os.environ.get("RANK", "0")) == 0
+        console = Console(stderr=options.json, quiet=not first)
+        task = open_task(config, options.home)
+        _explain(config, task.vocab_size, console)
+        if planner is not None:
+            config = planner(config, task.vocab_size)
+        if options.started is None:
+            result = fit(task, config, directory, standard_hooks(config, quiet=options.json))
+        else:
+            result = _on_processes(config, directory, options)
+    if not result.finished:
+        raise TenfoldError(f"Stopped and saved at step {result.step}: `tenfold resume {directory}` goes on from there.")
+    if not options.json:
+        console.print(_summary(result), highlight=False)
+    elif first:
+        print_json(asdict(result))
+
+
+def _on_processes(config: RunConfig, directory: Path, options: RunOptions) -> "RunResult":
+    from tenfold.launch.job import Resources, open_launcher
+    from tenfold.spec.threads import available_cores
+    from tenfold.train.jobs import train_on
+
+    cores = 0 if "OMP_NUM_THREADS" in os.environ else available_cores()
+    needs = Resources(processes=options.world, cores=cores)
+    return train_on(open_launcher("local"), needs, config, directory, options.home, quiet=options.json)
+
+
+class ClusterOptions(Struct, frozen=True):
+    """What is asked of a cluster."""
+
+    nodes: Annotated[int, Meta(ge=1, description="Nodes to train on.")]
+    gpus_per_node: Annotated[int, Meta(ge=0, description="GPUs of a node; 0 trains on its CPU.")] = 8
     least_nodes: Annotated[int | None, Meta(description="Go on with so few when others are lost; by default all.")] = None
     limit: Annotated[str | None, Meta(description="Time limit, hours:minutes:seconds; Slurm is asked for 24:00:00.")] = None
-    save_s: Annotated[int, Meta(description="Seconds to save in, before the limit or after SIGTERM.")] = 180
-    home: Annotated[str, Meta(description="Where corpora and runs are kept, at the same path on all nodes.")] = "generations"
-    port: Annotated[int, Meta(description="Port of the first node where all meet; each job on that node needs its own.")] = 29400
-
-    def job(self, run: Path) -> "Job":
-        """The job that trains a run file."""
-        from tenfold.launch.job import Resources
-        from tenfold.spec.units import parse_clock
-        from tenfold.train.jobs import command_job
-
-        needs = Resources(self.nodes, self.least_nodes, processes=self.gpus_per_node or 1, gpus=self.gpus_per_node)
-        limit = parse_clock(self.limit) if self.limit else None
-        return command_job(run, needs, self.home, grace_s=self.save_s, time_limit_s=limit)
+    save_s: Annotated[int, Meta(ge=1, description="Seconds to save in, ahead of the limit or after SIGTERM.")] = 180
+    home: Annotated[str, Meta(description="Where corpora and runs are kept, on all nodes alike.")] = "generations"
 
 
 class SystemOptions(Struct, frozen=True):
-    """What one system alone knows."""
+    """Options of the cluster's system; each launcher takes its own."""
 
     partition: Annotated[str | None, Meta(description="Slurm's partition.")] = None
     account: Annotated[str | None, Meta(description="Slurm's account.")] = None
     image: Annotated[str | None, Meta(description="The container image, for Kubernetes.")] = None
     claim: Annotated[str | None, Meta(description="The volume claim that --home is on, for Kubernetes: tenfold.")] = None
-
-
-class JobOptions(Struct, frozen=True):
-    """What is done with a job file."""
-
-    out: Annotated[Path, Meta(description="Folder that the job file is written to.")] = Path()
-    submit: Annotated[bool, Meta(description="Submit it too.")] = False
-    json: Json = False
+    port: Annotated[int, Meta(description="Where the nodes meet on the first; other jobs on it need another.")] = 29400
+    folder: Annotated[Path, Meta(description="Folder that the job file is written to.", extra={"flag": "--out"})] = Path()
 
 
 def launch(
     run: Annotated[Path, Meta(description="A run file.")],
     /,
     *,
-    on: Annotated[str, Meta(description="slurm, kubernetes or ray.")],
-    cluster: ClusterOptions,
+    on: Annotated[str, Meta(description="The cluster's launcher: slurm, kubernetes or ray.")],
+    asked: ClusterOptions,
     system: SystemOptions = SystemOptions(),
-    file: JobOptions = JobOptions(),
+    submit: Annotated[bool, Meta(description="Submit it too.")] = False,
+    json: Json = False,
 ) -> None:
     """Write the job file that trains a run on many machines, show it, and submit it if asked to.
 
@@ -124,78 +147,44 @@ def launch(
 
       tenfold launch run.toml --on kubernetes --nodes 4 --image registry.example/tenfold:1 --home /generations
     """
-    from tenfold.launch.job import open_launcher
-    from tenfold.launch.job_files import JobFileLauncher
+    from msgspec.structs import asdict as fields_of
 
-    home = {"home": cluster.home} if on == "kubernetes" else {}
-    launcher = open_launcher(on, folder=file.out, port=cluster.port, **structs.asdict(system), **home)
+    from tenfold.launch.job import Resources, open_launcher
+    from tenfold.launch.job_files import JobFileLauncher
+    from tenfold.spec.units import parse_clock
+    from tenfold.train.jobs import command_job
+
+    options = fields_of(system) | ({"home": asked.home} if on == "kubernetes" else {})
+    launcher = open_launcher(on, **options)
     if not isinstance(launcher, JobFileLauncher):
         raise TenfoldError(f"The launcher {on!r} writes no job file: say slurm, kubernetes or ray.")
-    job = cluster.job(run)
-    answer = launcher.submit(job).said if file.submit else None
-    path = launcher.path(job) if file.submit else launcher.write(job)
-    if file.json:
-        print_json({"file": str(path), "job": path.read_text(), "submitted": answer})
+    gpus = asked.gpus_per_node
+    needs = Resources(asked.nodes, asked.least_nodes, processes=gpus or 1, gpus=gpus)
+    limit = parse_clock(asked.limit) if asked.limit else None
+    job = command_job(run, needs, asked.home, grace_s=asked.save_s, time_limit_s=limit)
+    handle = launcher.submit(job) if submit else None
+    path = launcher.write(job) if handle is None else launcher.path(job)
+    if json:
+        print_json({"file": str(path), "job": path.read_text(), "submitted": handle.said if handle else None})
         return
     print(path.read_text())
-    print(f"Written to {path}." if answer is None else f"Written to {path} and submitted: {answer}")
-
-
-def run(config: RunConfig, directory: Path, options: RunOptions, planner: Planner | None = None) -> None:
-    """Train `config` in `directory` and say what came of it. `planner` chooses the layout when the corpus is known."""
-    from rich.console import Console
-
-    from tenfold.launch.failures import noted
-    from tenfold.train.parallel.processes import on_first_process, start_processes
-    from tenfold.train.tasks.pretrain import pretrain
-    from tenfold.train.text import open_text
-
-    start_processes(config.health.hang_after_s)
-    first = int(os.environ.get("RANK", "0")) == 0
-    console = Console(stderr=options.json, quiet=not first)
-    on_first_process(lambda: open_text(config, options.home) and None)  # the others find it made
-    corpus = open_text(config, options.home, quiet=True)
-    _explain(config, corpus.vocab_size, console)
-    if planner is not None:
-        config = planner(config, corpus.vocab_size)
-    if options.started is None:
-        with noted(directory):
-            result = pretrain(config, corpus, directory, quiet=options.json)
-    else:
-        result = _on_several(config, directory, options, options.started)
-    if not result.finished:
-        raise TenfoldError(f"Stopped and saved at step {result.step}: `tenfold resume {directory}` goes on from there.")
-    if not options.json:
-        console.print(_summary(result), highlight=False)
-    elif first:
-        print_json(asdict(result))
-
-
-def _on_several(config: RunConfig, directory: Path, options: RunOptions, processes: int) -> "RunResult":
-    from tenfold.launch.job import Resources, open_launcher
-    from tenfold.spec.threads import available_cores
-    from tenfold.train.jobs import train_on
-
-    cores = 0 if "OMP_NUM_THREADS" in os.environ else available_cores()
-    needs = Resources(processes=processes, cores=cores)
-    return train_on(open_launcher("local"), needs, config, directory, options.home, quiet=options.json)
+    print(f"Written to {path}." if handle is None else f"Written to {path} and submitted: {handle.said}")
 
 
 def _explain(config: RunConfig, vocab_size: int, console: "Console") -> None:
     """Print what is trained, and what was derived with its reason."""
     from tenfold.spec.units import si
-    from tenfold.train.resolve import resolve_hyperparameters, resolve_model
+    from tenfold.train.resolve import resolve
 
-    spec, tokens = resolve_model(config, vocab_size)
-    h, seq_len = resolve_hyperparameters(config, spec, tokens), config.data.seq_len
+    r, seq_len = resolve(config, vocab_size), config.data.seq_len
     console.print(
-        f"{spec.name}: {spec.dim} wide, {spec.n_layers} layers, {si(spec.parameters().total, 'parameters')}; "
-        f"{si(tokens, 'tokens')}, {si(tokens * spec.train_flops_per_token(seq_len), 'FLOPs')}, {h.steps} steps of "
-        f"{h.batch_size} x {seq_len} tokens.",
+        f"{r.spec.name}: {r.spec.dim} wide, {r.spec.n_layers} layers, {si(r.spec.parameters().total, 'parameters')}; "
+        f"{si(r.tokens, 'tokens')}, {si(r.tokens * r.spec.train_flops_per_token(seq_len), 'FLOPs')}, "
+        f"{r.h.steps} steps of {r.h.batch_size} x {seq_len} tokens.",
         highlight=False,
     )
-    for name, reason in h.reasons.items():
-        console.print(f"  {name} = {getattr(h, name):.4g}: {reason}", highlight=False)
+    for name, reason in r.h.reasons.items():
+        console.print(f"  {name} = {getattr(r.h, name):.4g}: {reason}", highlight=False)
 
 
 def _summary(result: "RunResult") -> str:

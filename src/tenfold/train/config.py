@@ -1,26 +1,13 @@
-"""The run file: `run.toml`, in tables beside what they configure. Everything left out is derived from the compute.
+"""The settings of a run, one struct for each table of its run file; `None` means derived from the compute.
 
-    flops = 1e15
-    [model]
-    width = 256
-    [data]
-    corpus = "texts"
-    [optimizer]
-    name = "adamw"
+The structs stand apart from the code that they configure, so that the command line has its options without PyTorch.
 """
 
-import tomllib
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import msgspec
-import tomli_w
 from msgspec import Meta, Struct
 
-from tenfold.spec.errors import TenfoldError, nearest
 from tenfold.spec.layout import Layout
-from tenfold.train.tables import CheckpointConfig, HealthConfig, LogConfig, OptimizerConfig
 
 VERSION = 2  # of run files
 
@@ -45,6 +32,61 @@ class DataConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     batch_size: Annotated[Annotated[int, Meta(gt=0)] | None, Meta(description="Sequences a step.")] = None
     max_epochs: Annotated[float, Meta(gt=0, description="How often a corpus may be read.")] = 4.0
     cache_gib: Annotated[float, Meta(ge=0, description="Local disk that each corpus of an object store may take.")] = 16.0
+
+
+class PretrainingConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The table `[task]` of a run that pretrains."""
+
+    name: Annotated[str, Meta(description="The task.")] = "pretrain"
+    z_loss: Annotated[float, Meta(ge=0, description="Weight of the squared log-partition.")] = 0.0
+    mtp: Annotated[int, Meta(ge=0, description="Further tokens that are predicted (multi-token prediction).")] = 0
+    mtp_weight: Annotated[float, Meta(ge=0, description="Weight of their mean loss.")] = 0.3
+    load_balancing: Annotated[
+        Literal["aux_loss_free", "aux_loss", "none"], Meta(description="What keeps the load of experts even.")
+    ] = "aux_loss_free"
+    load_balancing_rate: Annotated[float, Meta(ge=0, description="Step of the bias, or weight of the loss.")] = 0.01
+    evaluate_every: Annotated[int, Meta(ge=0, description="Steps between evaluations; 0 evaluates at the end alone.")] = 0
+    evaluate_tokens: Annotated[Annotated[int, Meta(gt=0)] | None, Meta(description="Validation tokens; all where left out.")] = None
+
+
+class OptimizerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The table `[optimizer]`; `None` means derived from the compute."""
+
+    name: Annotated[Literal["muon", "adamw"], Meta(description="muon (AdamW for what is no hidden matrix) or adamw.")] = "muon"
+    learning_rate: Annotated[float | None, Meta(description="Of a hidden matrix of the base width, at the peak.")] = None
+    weight_decay: Annotated[float | None, Meta(description="Share of a matrix that is forgotten each step at the peak.")] = None
+    beta2: Annotated[Annotated[float, Meta(ge=0, lt=1)] | None, Meta(description="AdamW's second moment.")] = None
+    schedule: Annotated[Literal["wsd", "cosine"], Meta(description="Warm-up, stable, decay; or a half cosine.")] = "wsd"
+    warmup: Annotated[float, Meta(ge=0, le=1, description="Share of the run that the learning rate rises in.")] = 0.1
+    decay: Annotated[float, Meta(ge=0, le=1, description="Share of the run that it falls in (wsd).")] = 0.4
+    max_grad_norm: Annotated[float, Meta(gt=0, description="Gradients are scaled to at most this norm.")] = 1.0
+    max_skipped: Annotated[int, Meta(gt=0, description="Steps in a row that may be skipped before the run ends.")] = 20
+
+
+class CheckpointConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The table `[checkpoint]`."""
+
+    every_s: Annotated[float, Meta(ge=0, description="Seconds between saves.")] = 60.0
+    keep_last: Annotated[int, Meta(gt=0, description="Checkpoints that are kept.")] = 2
+    upload_to: Annotated[
+        str | None, Meta(description="A folder that fsspec can reach (s3://bucket/run): checkpoints are copied there.")
+    ] = None
+
+
+class LogConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The table `[log]`."""
+
+    every: Annotated[int, Meta(gt=0, description="Steps between lines of run.jsonl.")] = 10
+    tensorboard: Annotated[bool, Meta(description="Write for TensorBoard too.")] = False
+    wandb: Annotated[str | None, Meta(description="The project in Weights & Biases, where asked for.")] = None
+
+
+class HealthConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The table `[health]`."""
+
+    hang_after_s: Annotated[float, Meta(gt=0, description="A process that does nothing for so long ends, to be restarted.")] = 900.0
+    sdc_check_every: Annotated[int, Meta(ge=0, description="Steps between losses that are worked out twice; 0: never.")] = 0
+    loss_spike: Annotated[float, Meta(ge=0, description="Nats above its course at which the run goes back; 0: never.")] = 2.0
 
 
 class RunConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -72,129 +114,4 @@ class RunConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
     health: HealthConfig = HealthConfig()
-    version: Annotated[int, Meta(description="Version of the file's format.")] = VERSION
-
-
-# Keys of version 1, which had no tables, and where each stands.
-MOVED = {
-    **{key: f"data.{key}" for key in ("corpus", "mixture", "vocab_size", "seq_len", "batch_size", "max_epochs", "cache_gib")},
-    **{key: f"optimizer.{key}" for key in ("learning_rate", "weight_decay", "beta2", "schedule", "warmup", "decay")},
-    "max_skipped": "optimizer.max_skipped", "tensorboard": "log.tensorboard", "wandb": "log.wandb",
-    "optimiser": "optimizer.name", "clip": "optimizer.max_grad_norm", "pictures": "data.images",
-    "picture_share": "data.image_share", "start_from": "init_from", "vision": "model.vision", "layout": "parallel",
-    "micro_batch": "parallel.micro_batch", "recompute": "parallel.activation_checkpointing", "z_loss": "task.z_loss",
-    "ahead": "task.mtp", "ahead_weight": "task.mtp_weight", "balance": "task.load_balancing",
-    "balance_rate": "task.load_balancing_rate", "evaluate_every": "task.evaluate_every",
-    "evaluate_tokens": "task.evaluate_tokens", "log_every": "log.every", "checkpoint_every_s": "checkpoint.every_s",
-    "keep": "checkpoint.keep_last", "upload_to": "checkpoint.upload_to", "hang_after_s": "health.hang_after_s",
-    "replay_every": "health.sdc_check_every", "rollback_above": "health.loss_spike",
-}  # fmt: skip
-
-# Fields of a Layout that a run file gives elsewhere, or cannot choose.
-ELSEWHERE = {
-    "global_batch": "write batch_size in [data]", "seq_len": "write it in [data]", "dtype": "write it above all tables",
-    "zero": "the trainer shards parameters too", "etp": "the trainer keeps experts whole",
-}  # fmt: skip
-
-
-def read_config(path: Path | None, changes: Mapping[str, Any] | None = None) -> RunConfig:
-    """Read `run.toml`; `changes` take the place of what it says, table by table, and may be all there is.
-
-    Raises TenfoldError for a missing file, bad TOML, an unknown key (with the nearest) or value.
-    """
-    try:
-        fields = {} if path is None else tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        raise TenfoldError(f"There is no run file {path}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise TenfoldError(f"{path} is not valid TOML: {error}.") from None
-    return config_from_fields(_changed(fields, changes or {}), "The run" if path is None else str(path))
-
-
-def _changed(fields: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    tables = {k: _changed(fields[k], v) for k, v in changes.items() if isinstance(v, dict) and isinstance(fields.get(k), dict)}
-    return {**fields, **changes, **tables}
-
-
-def config_from_fields(fields: dict[str, Any], where: str) -> RunConfig:
-    """A RunConfig from plain values. Raises TenfoldError that names `where` and the offending key."""
-    _check_keys(fields, RunConfig, where)
-    for key in ELSEWHERE:
-        if isinstance(fields.get("parallel"), dict) and key in fields["parallel"]:
-            raise TenfoldError(f"{where}, table [parallel], cannot give {key}: {ELSEWHERE[key]}.")
-    for name, table in _tables().items():
-        if isinstance(fields.get(name), dict):
-            _check_keys(fields[name], table, f"{where}, table [{name}],")
-    try:
-        config = msgspec.convert(fields, RunConfig)
-    except msgspec.ValidationError as error:
-        raise TenfoldError(f"{where}: {str(error).replace('`$.', '`')}.") from None
-    _check(config, where)
-    return config
-
-
-T = TypeVar("T", bound=Struct)
-
-
-def task_settings(config: RunConfig, table: type[T]) -> T:
-    """The table `[task]` as a task's own struct. Raises TenfoldError for what it does not know."""
-    _check_keys(config.task, table, "The table [task]")
-    try:
-        return msgspec.convert(config.task, table)
-    except msgspec.ValidationError as error:
-        raise TenfoldError(f"The table [task]: {str(error).replace('`$.', '`')}.") from None
-
-
-def write_config(config: RunConfig, path: Path) -> None:
-    """Write the settings that are not `None` as TOML."""
-    fields = _without_none(msgspec.to_builtins(config))
-    if isinstance(fields["parallel"], dict):
-        fields["parallel"] = {key: value for key, value in fields["parallel"].items() if key not in ELSEWHERE}
-    path.write_text(tomli_w.dumps(fields))
-
-
-def _tables() -> dict[str, type[Struct]]:
-    tables = {f.name: f.type for f in msgspec.structs.fields(RunConfig) if isinstance(f.type, type) and issubclass(f.type, Struct)}
-    return {**tables, "parallel": Layout}
-
-
-def _check_keys(fields: dict[str, Any], table: type[Struct], where: str) -> None:
-    known = table.__struct_fields__
-    for key, value in fields.items():
-        if table is RunConfig and key in MOVED and (key not in known or not isinstance(value, dict | str)):
-            raise TenfoldError(f"{where} gives {key}, which is {_as_key(MOVED[key])}: write it there.")
-        if key not in known:
-            raise TenfoldError(f"{where} has no setting {key!r}{nearest(key, [*known, *_everywhere()])}.")
-
-
-def _as_key(dotted: str) -> str:
-    table, _, key = dotted.rpartition(".")
-    return f"{key} in the table [{table}]" if table else f"called {key}"
-
-
-def _everywhere() -> list[str]:
-    return [f"{name}.{key}" for name, table in _tables().items() for key in table.__struct_fields__]
-
-
-def _without_none(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _without_none(v) for k, v in value.items() if v is not None}
-    return [_without_none(v) for v in value] if isinstance(value, list) else value
-
-
-def _check(config: RunConfig, where: str) -> None:
-    """Raises TenfoldError for settings that contradict one another."""
-    contradictions = {
-        "must give flops or tokens": config.flops is None and config.tokens is None,
-        "gives both flops and tokens: keep one, the other follows from the model": None not in (config.flops, config.tokens),
-        "gives both a mixture and images: keep one": None not in (config.data.mixture, config.data.images),
-        "gives both model and init_from: keep one, the shape is that of the weights": None not in (config.model, config.init_from),
-        "describes an image encoder (vision) but names no images: add images to [data], or leave it out": (
-            isinstance(config.model, dict) and "vision" in config.model and config.data.images is None
-        ),
-        f"is of version {config.version}, later than {VERSION}: use the Tenfold that wrote it": config.version > VERSION,
-        "has an infinite cache_gib: give a number of GiB": config.data.cache_gib == float("inf"),
-    }
-    for sentence, holds in contradictions.items():
-        if holds:
-            raise TenfoldError(f"{where} {sentence}.")
+    version: Annotated[int, Meta(description="Version of the run file's format.")] = VERSION

@@ -5,9 +5,10 @@ from typing import Any
 
 from tenfold.launch.job import Job, JobStopped, Launcher, Resources, run
 from tenfold.spec.errors import TenfoldError
-from tenfold.train.config import RunConfig, read_config
+from tenfold.train.config import RunConfig
 from tenfold.train.parallel.processes import start_processes
 from tenfold.train.result import RunResult
+from tenfold.train.run_file import read_config
 from tenfold.train.tasks.find import open_task
 from tenfold.train.trainer import fit, standard_hooks
 
@@ -28,8 +29,9 @@ def train_on(launcher: Launcher, resources: Resources, config: RunConfig, direct
 
 
 def run_job(
-    resources: Resources, config: RunConfig, directory: Path, home: Path, *, quiet: bool = False, grace_s: int = 30, work: Any = None
-) -> Job:
+    resources: Resources, config: RunConfig, directory: Path, home: Path, *, quiet: bool = False, grace_s: int = 30,
+    work: Any = None,
+) -> Job:  # fmt: skip
     """The job of a run. `work` takes the place of `train_process` (to inject faults)."""
     return Job(
         directory.name, function=work or train_process, arguments=(config, directory, home, quiet), resources=resources,

@@ -17,7 +17,7 @@ from tenfold.spec.layout import Layout
 from tenfold.train import checkpoint
 from tenfold.train.activation_checkpointing import checkpoint_activations
 from tenfold.train.compile import compile_model, use_document_blocks
-from tenfold.train.config import RunConfig, write_config
+from tenfold.train.config import RunConfig
 from tenfold.train.goodput import GoodputTimer
 from tenfold.train.initial_weights import build, check_tokenizer, give_shares
 from tenfold.train.metrics import MetricsWriter
@@ -29,6 +29,7 @@ from tenfold.train.precision import autocast, peak_flops
 from tenfold.train.resolve import Resolved, resolve
 from tenfold.train.rollback import skipped_batches
 from tenfold.train.run import Run
+from tenfold.train.run_file import write_config
 from tenfold.train.signals import stop_on_signals
 from tenfold.train.skipper import DeviceStepSkipper, HostStepSkipper, StepSkipper
 from tenfold.train.state import RunState

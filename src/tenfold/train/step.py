@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from tenfold.train.config import OptimizerConfig
 from tenfold.train.optim.hyperparameters import Hyperparameters
 from tenfold.train.optim.optimizer import set_learning_rate
 from tenfold.train.optim.schedule import schedule
@@ -13,7 +14,6 @@ from tenfold.train.parallel.dims import ALONE, ParallelDims
 from tenfold.train.parallel.gradients import add_across_copies, clip_gradient
 from tenfold.train.skipper import DeviceStepSkipper, StepSkipper
 from tenfold.train.state import StepOutput
-from tenfold.train.tables import OptimizerConfig
 from tenfold.train.task import Rows, Task
 
 

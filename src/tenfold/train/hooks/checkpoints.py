@@ -4,11 +4,11 @@ import shutil
 import time
 
 from tenfold.train import checkpoint
+from tenfold.train.config import CheckpointConfig
 from tenfold.train.hook import Hook
 from tenfold.train.result import RunResult
 from tenfold.train.run import Run
 from tenfold.train.state import StepOutput
-from tenfold.train.tables import CheckpointConfig
 
 
 class Checkpoints(Hook):

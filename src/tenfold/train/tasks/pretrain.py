@@ -5,11 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
-from msgspec import Meta, Struct
 from torch import Tensor, nn
 
 from tenfold.data.images.corpus import ImageCorpus, ImagesAmongText, build_images, image_batches
@@ -21,31 +20,17 @@ from tenfold.data.text.mixture import Mixture, parts
 from tenfold.model.moe import use_aux_loss
 from tenfold.model.mtp import add_mtp, mtp_weights
 from tenfold.spec.model import ModelSpec
-from tenfold.train.config import RunConfig, task_settings
+from tenfold.train.config import PretrainingConfig, RunConfig
 from tenfold.train.parallel.processes import on_first_process_then_all, start_processes
 from tenfold.train.resolve import resolve_hyperparameters, resolve_model
 from tenfold.train.result import RunResult
 from tenfold.train.run import Run
+from tenfold.train.run_file import task_settings
 from tenfold.train.task import Batch, LossSums, Rows, TaskBase
 from tenfold.train.text import open_text
 from tenfold.train.trainer import fit, standard_hooks
 
 EVALUATION_ROWS = 16  # that go through the model together
-
-
-class PretrainingConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The table `[task]` of a run that pretrains."""
-
-    name: Annotated[str, Meta(description="The task.")] = "pretrain"
-    z_loss: Annotated[float, Meta(ge=0, description="Weight of the squared log-partition.")] = 0.0
-    mtp: Annotated[int, Meta(ge=0, description="Further tokens that are predicted (multi-token prediction).")] = 0
-    mtp_weight: Annotated[float, Meta(ge=0, description="Weight of their mean loss.")] = 0.3
-    load_balancing: Annotated[
-        Literal["aux_loss_free", "aux_loss", "none"], Meta(description="What keeps the load of experts even.")
-    ] = "aux_loss_free"
-    load_balancing_rate: Annotated[float, Meta(ge=0, description="Step of the bias, or weight of the loss.")] = 0.01
-    evaluate_every: Annotated[int, Meta(ge=0, description="Steps between evaluations; 0 evaluates at the end alone.")] = 0
-    evaluate_tokens: Annotated[Annotated[int, Meta(gt=0)] | None, Meta(description="Validation tokens; all where left out.")] = None
 
 
 @dataclass(frozen=True)
