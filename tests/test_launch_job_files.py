@@ -13,10 +13,9 @@ from pathlib import Path
 import kubernetes_validate
 import pytest
 import yaml
-from tenfold.train.hooks.metrics import read_metrics
+from tenfold.train.metrics import read_metrics
 
-import tenfold.cli.commands  # noqa: F401
-from tenfold.cli import app
+from tenfold.cli import run as tenfold
 from tenfold.launch.job import Job, Resources, open_launcher
 from tenfold.spec.errors import TenfoldError
 from tenfold.train.jobs import command_job
@@ -39,7 +38,7 @@ def write(run, system, folder, needs=NODES, home="/generations", **options):
 def run(tmp_path):
     """A run file with a name and text that need quoting everywhere."""
     path = tmp_path / "a run's {file}.toml"
-    path.write_text('tokens = 1000\nmodel = { width = 32 }\ncorpus = "it\'s: #1"\n')
+    path.write_text('tokens = 1000\nmodel = { width = 32 }\ndata = { corpus = "it\'s: #1" }\n')
     return path
 
 
@@ -117,8 +116,8 @@ def free_port():
 
 def small_run(path, text_folder, tokens):
     path.write_text(
-        f'tokens = {tokens}\nmodel = {{ width = 32 }}\nvocab_size = 300\nseq_len = 16\nbatch_size = 4\nmax_epochs = 1e9\n'
-        f'log_every = 1\ndevice = "cpu"\ncorpus = "{text_folder}"\n'
+        f'tokens = {tokens}\ndevice = "cpu"\nmodel = {{ width = 32 }}\nlog = {{ every = 1 }}\n[data]\nvocab_size = 300\nseq_len = 16\n'
+        f'batch_size = 4\nmax_epochs = 1e9\ncorpus = "{text_folder}"\n'
     )
     return path
 
@@ -180,11 +179,11 @@ def asked(tmp_path):
     return said
 
 
-def test_submitting_says_what_the_system_says(run, tmp_path, programs, monkeypatch):
+def test_submitting_says_what_the_system_says(run, tmp_path, programs, monkeypatch, capsys):
     programs("sbatch", 'bash -n "$1" && echo Submitted batch job 7')
     monkeypatch.chdir(tmp_path)
-    done = CliRunner().invoke(app, ["launch", str(run), "--on", "slurm", "--nodes", "2", "--submit", "--json"])
-    assert done.exit_code == 0 and json.loads(done.stdout)["submitted"] == "Submitted batch job 7"
+    tenfold(["launch", str(run), "--on", "slurm", "--nodes", "2", "--submit", "--json"])
+    assert json.loads(capsys.readouterr().out)["submitted"] == "Submitted batch job 7"
     programs("sbatch", "echo 'sbatch: error: invalid partition' >&2; exit 1")
     with pytest.raises(TenfoldError, match="sbatch did not take .* invalid partition"):
         open_launcher("slurm").submit(command_job(run, NODES, "generations"))
@@ -246,7 +245,7 @@ def test_a_kubernetes_job_is_watched_drained_resized_and_stopped(run, tmp_path, 
     [
         (["--on", "slurn"], "no launcher 'slurn'"),
         (["--on", "local"], "has no option"),
-        (["--on", "slurm", "--nodes", "0"], "at least 1 as nodes"),
+        (["--on", "slurm", "--nodes", "0"], "--nodes must be a whole number >= 1"),
         (["--on", "slurm", "--least-nodes", "5"], "cannot need 5"),
         (["--on", "slurm", "--limit", "2 days"], "time limit '2 days'"),
         (["--on", "slurm", "--image", "x"], "'slurm' has no option 'image'"),
@@ -256,8 +255,9 @@ def test_a_kubernetes_job_is_watched_drained_resized_and_stopped(run, tmp_path, 
 )
 def test_what_no_cluster_takes_is_one_sentence(run, tmp_path, arguments, sentence):
     nodes = [] if "--nodes" in arguments else ["--nodes", "4"]
-    done = CliRunner().invoke(app, ["launch", str(run), "--out", str(tmp_path), *nodes, *arguments])
-    assert isinstance(done.exception, TenfoldError) and sentence in str(done.exception)
+    with pytest.raises(TenfoldError) as error:
+        tenfold(["launch", str(run), "--out", str(tmp_path), *nodes, *arguments])
+    assert sentence in str(error.value)
 
 
 def test_a_command_that_is_no_group_runs_as_it_is(tmp_path):

@@ -1,7 +1,6 @@
 """Dry runs: what fake processes hold and send is what arithmetic says, and the planner's figures stand beside it."""
 
 import json
-import math
 
 import pytest
 from run_configs import run_config
@@ -10,9 +9,9 @@ from tenfold.circle.dry_run import beside_the_plan
 from tenfold.circle.layout import with_layout
 from tenfold.cli import run as tenfold
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.layout import for_world
 from tenfold.spec.model import ModelSpec
 from tenfold.train.dry_run import dry_run
-from tenfold.train.parallel.parallelize import sizes
 
 MODEL = {"name": "small", "dim": 64, "n_layers": 3, "n_heads": 4, "n_kv_heads": 4, "ffn_dim": 128}
 RUN = {"tokens": 10**6, "model": MODEL, "seq_len": 64, "batch_size": 32, "micro_batch": 1, "optimizer": "adamw", "vocab_size": 256}
@@ -34,7 +33,7 @@ def test_sharded_weights_are_gathered_and_reduced_as_often_as_the_batch_has_part
         assert rank.sent_gib["shard"] * GIB == pytest.approx(parts * (gathers + reduces) * 3 / 4, rel=0.01)
         assert rank.parts_gib["parameters"] * GIB == pytest.approx(4 * total / 4, rel=0.01)
         assert rank.parts_gib["optimizer"] * GIB == pytest.approx(8 * total / 4, rel=0.01)
-        plan = beside_the_plan(found, run_config(**{**RUN, "batch_size": batch}), "h100")
+        plan = beside_the_plan(found, "h100")
         assert plan["plan_sent_gib"]["shard"] == pytest.approx(rank.sent_gib["shard"], rel=0.15)
 
 
@@ -94,15 +93,14 @@ def test_recompute_trades_memory_and_the_fullest_rank_is_the_first():
 def test_the_planner_is_within_a_tenth(more, layout, what):
     model = {"name": "middle", "dim": 1024, "n_layers": 8, "n_heads": 8, "n_kv_heads": 4, "ffn_dim": 4096, **more}
     fields = {**RUN, "model": model, "vocab_size": 32000, "seq_len": 2048, "batch_size": 16, "parallel": layout, "activation_checkpointing": what}
-    config = run_config(**fields)
-    off = beside_the_plan(dry_run(config, 8), config, "h100")["difference_pct"]
+    off = beside_the_plan(dry_run(run_config(**fields), 8), "h100")["difference_pct"]
     assert abs(off["memory"]) < 10 and abs(off["sent"]) < 0.1
 
 
 def test_the_command_prints_json_and_says_what_it_needs(tmp_path, capsys):
     path = tmp_path / "run.toml"
-    path.write_text('tokens = 1000000\nmodel = { width = 64 }\nseq_len = 64\nbatch_size = 8\noptimiser = "adamw"\n[layout]\nshard = 2\n')
-    tenfold(["train", str(path), "--dry-run", "--world", "2", "--json"])
+    path.write_text('tokens = 1000000\nmodel = { width = 64 }\n[data]\nseq_len = 64\nbatch_size = 8\n[optimizer]\nname = "adamw"\n')
+    tenfold(["train", str(path), "--dry-run", "--world", "2", "--json", "--parallel.dp-shard", "2"])
     found = json.loads(capsys.readouterr().out)
     assert found["world"] == 2 and found["ranks"][0]["memory_gib"] > 0 and set(found["difference_pct"]) == {"memory", "sent"}
     with pytest.raises(TenfoldError, match="= 2 processes, but there are 3"):
@@ -112,9 +110,9 @@ def test_the_command_prints_json_and_says_what_it_needs(tmp_path, capsys):
 def test_auto_is_the_planners_layout_and_one_that_the_trainer_knows():
     auto = run_config(**{**RUN, "model": "llama-3.1-70b", "seq_len": 8192, "batch_size": 512, "parallel": "auto"})
     chosen = with_layout(auto, 256, "h100")
-    assert not chosen.layout.auto and math.prod(sizes(chosen.layout, 256)) == 256
-    assert chosen.layout.shard * chosen.layout.tensor * chosen.layout.pipeline > 1  # 70B fits on no one GPU
-    assert chosen.batch_size % (chosen.layout.replicate * chosen.layout.shard * chosen.micro_batch) == 0
-    assert with_layout(run_config(**{**RUN, "parallel": {"dp_shard": 4}}), 4, "h100").layout.shard == 4
+    layout = for_world(chosen.parallel, 256)
+    assert layout.dp_shard * layout.tp * layout.pp > 1  # 70B fits on no one GPU
+    assert chosen.data.batch_size % (layout.dp * layout.micro_batch) == 0
+    assert with_layout(run_config(**{**RUN, "parallel": {"dp_shard": 4}}), 4, "h100").parallel.dp_shard == 4
     with pytest.raises(TenfoldError, match="does not fit on 2 x"):
         with_layout(auto, 2, "h100")

@@ -1,21 +1,75 @@
-"""What needs the planner and the trainer together: to train in the planner's layout, and to compare their figures."""
+"""What needs several rooms: to climb and read what the model writes, to train in the planner's layout, to compare their figures."""
 
 from dataclasses import asdict
+from json import loads
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from msgspec import Meta, Struct, to_builtins
+from msgspec import Meta, Struct, structs
 
-from tenfold.spec.commands import Given, Json, print_json
+from tenfold.scale.options import ClimbSettings
+from tenfold.spec.commands import Given, Home, Json, print_json
 from tenfold.spec.errors import TenfoldError
 from tenfold.train.commands import RunOptions
 from tenfold.train.commands import run as run_training
 from tenfold.train.config import RunConfig
 from tenfold.train.run_file import read_config
 
+PROMPT = "def "
 RunFile = Annotated[Path, Meta(description="A run file.")]
 World = Annotated[int, Meta(description="The number of processes.", ge=1)]
 MachineName = Annotated[str, Meta(description="The accelerator of each process, as the planner names it.")]
+
+
+def climb(
+    *,
+    settings: ClimbSettings = ClimbSettings(),
+    home: Home = Path("generations"),
+    on: Annotated[Literal["ray"] | None, Meta(description="Train the rungs as Ray tasks, at RAY_ADDRESS or here.")] = None,
+    again: Annotated[bool, Meta(description="Climb on from the newest generation, to ten times its compute.")] = False,
+    json: Json = False,
+) -> None:
+    """Train a ladder, forecast ten times its compute, train that, and score the forecast.
+
+    Examples:
+
+      tenfold climb
+
+      tenfold climb --corpus ~/texts --top 1e15 --device cuda
+
+      tenfold climb --family llama4        # after a dense climb in the same home: also compares the two
+
+      tenfold climb --again
+    """
+    from rich.console import Console
+
+    from tenfold.scale import climb as climbing
+    from tenfold.scale.commands import beside_lines, score_table
+    from tenfold.scale.report import write_report
+    from tenfold.serve.complete import complete
+
+    console = Console(stderr=json)
+    home = home.resolve() if on else home  # the tasks run in other folders
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True)
+
+    if again:
+        generation = climbing.again(home, say=say, quiet=json, on=on)
+    else:
+        generation = climbing.climb(settings, home, say=say, quiet=json, on=on)
+    text = complete(generation / "model", PROMPT, max_new_tokens=160, temperature=0.7, top_p=0.95, seed=0)
+    report = write_report(generation, sample=text)
+    scored = loads((generation / "score.json").read_text())
+    if json:
+        print_json({"generation": str(generation), "report": str(report), **scored, "sample": text})
+        return
+    console.print(score_table(generation, scored))
+    for line in beside_lines(generation):
+        console.print(line, highlight=False)
+    console.print(f"\nWhat it writes after [bold]{PROMPT!r}[/bold]:\n", highlight=False)
+    console.print(text, highlight=False, markup=False)
+    console.print(f"\nReport: {report}")
 
 
 class DryRunOptions(Struct, frozen=True):
@@ -43,7 +97,7 @@ def train(
 
       tenfold train --flops 1e12
 
-      echo 'flops = 1e12' > run.toml && tenfold train run.toml --seq-len 256
+      echo 'flops = 1e12' > run.toml && tenfold train run.toml --data.seq-len 256
 
       tenfold train run.toml --launch local:8
 
@@ -61,8 +115,7 @@ def train(
         from tenfold.circle.layout import with_layout
         from tenfold.train.precision import this_accelerator
 
-        accelerator = this_accelerator()
-        return with_layout(run, options.world, accelerator, vocab_size) if accelerator else run
+        return with_layout(run, options.world, this_accelerator(), vocab_size)
 
     run_training(read_config(config, changes), options.out or options.home / (config.stem if config else "run"), options, planned)
 
@@ -80,7 +133,7 @@ def dry_run(
 
     config = with_layout(read_config(run, changes), world, machine)
     found = fake_run(config, world)
-    plan = beside_the_plan(found, config, machine)
+    plan = beside_the_plan(found, machine)
     if json:
         print_json({**asdict(found), **plan})
     else:
@@ -97,9 +150,13 @@ def layout(
     import tomli_w
 
     from tenfold.circle.layout import with_layout
+    from tenfold.train.run_file import ELSEWHERE
+    from tenfold.train.start import layout_of
 
-    config = with_layout(read_config(run, changes | {"layout": {"auto": True}}), world, machine)
-    chosen = {k: v for k, v in to_builtins(config).items() if k in ("batch_size", "micro_batch", "recompute", "layout")}
+    config = with_layout(read_config(run, changes | {"parallel": "auto"}), world, machine)
+    parallel = structs.asdict(layout_of(config)).items()
+    batch = {"batch_size": config.data.batch_size} if config.data.batch_size else {}
+    chosen = {"data": batch, "parallel": {k: v for k, v in parallel if k not in ELSEWHERE}}
     if json:
         print_json(chosen)
     else:

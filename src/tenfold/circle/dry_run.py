@@ -1,18 +1,17 @@
 """`tenfold train --dry-run`: what fake processes hold and send, beside the planner's figures."""
 
-import math
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from tenfold.plan.workload import workload
 from tenfold.plan.workload.machine import machine
 from tenfold.plan.workload.memory import CONTEXT_GIB, memory
 from tenfold.plan.workload.traffic import traffic
-from tenfold.plan.workload.workload import GIB, Layout
-from tenfold.train.config import RunConfig
-from tenfold.train.dry_run import DIMENSIONS, DryRun
-from tenfold.train.parallel.pipeline import micro_batch, stages_each
+from tenfold.plan.workload.workload import GIB
+from tenfold.spec.layout import Layout
+from tenfold.train.dry_run import DryRun
 
 
 def print_dry_run(found: DryRun, plan: dict[str, Any]) -> None:
@@ -24,9 +23,7 @@ def print_dry_run(found: DryRun, plan: dict[str, Any]) -> None:
     for name, planned in plan["plan_sent_gib"].items():
         table.add_row(f"sent, {name}", *(f"{rank.sent_gib.get(name, 0.0):.2f}" for rank in found.ranks), f"{planned:.2f}")
     console = Console()
-    console.print(
-        f"{found.world:,} processes: " + ", ".join(f"{name} {size}" for name, size in found.layout.items()), highlight=False
-    )
+    console.print(f"{found.world:,} processes: {found.layout.words()}", highlight=False)
     console.print(table)
     console.print(
         f"The planner is {plan['difference_pct']['memory']:+.1f} % off in memory and {plan['difference_pct']['sent']:+.1f} % in "
@@ -35,19 +32,19 @@ def print_dry_run(found: DryRun, plan: dict[str, Any]) -> None:
     )
 
 
-def beside_the_plan(found: DryRun, config: RunConfig, machine_name: str) -> dict[str, Any]:
+def beside_the_plan(found: DryRun, machine_name: str) -> dict[str, Any]:
     """The planner's figures for the same run, and the difference of its sums in per cent.
 
     Its memory is compared with the fullest rank's, without the 1.5 GiB that it adds for CUDA's context and the allocator; what
     is sent is compared with a rank's in the middle of a pipeline.
     """
-    layout, on = _as_planned(found, config), machine(machine_name)
+    layout, on = _as_planned(found.layout), machine(machine_name)
     needed, sent = memory(found.spec, layout, on), traffic(found.spec, layout, on)
     names = ("parameters", "gradients", "optimizer", "activations")
     parts = {name: getattr(needed, f"{name}_gib") for name in names} | {"gathered": needed.buffers_gib - CONTEXT_GIB}
     sent_gib = {name: value / GIB for name, value in sent.items()}
     fullest = max(found.ranks, key=lambda rank: rank.memory_gib)
-    middle = found.ranks[len(found.ranks) // 2 if found.layout["pipeline"] > 1 else 0]
+    middle = found.ranks[len(found.ranks) // 2 if found.layout.pp > 1 else 0]
     return {
         "plan_parts_gib": parts,
         "plan_memory_gib": sum(parts.values()),
@@ -63,15 +60,12 @@ def _difference(planned: float, found: float) -> float:
     return 100 * (planned / found - 1) if found else 0.0
 
 
-def _as_planned(found: DryRun, config: RunConfig) -> Layout:
+def _as_planned(layout: Layout) -> workload.Layout:
     """The run's layout as the planner knows it."""
-    pipeline, replicate, shard, context, tensor, expert = (found.layout[name] for name in DIMENSIONS)
-    data, whole = replicate * shard, expert % tensor > 0
-    again: dict[str, Any] = {"none": "none", "feed-forward": "selective", "block": "full"}
-    return Layout(
-        tp=tensor, pp=pipeline, virtual_stages=stages_each(config.layout.schedule) if pipeline > 1 else 1, cp=context,
-        ep=expert if whole else expert // tensor, whole_experts=whole, dp=data,
-        global_batch=found.batch_size, seq_len=config.seq_len,
-        micro_batch=micro_batch(math.ceil(found.batch_size / data), pipeline, config.micro_batch),
-        recompute=again[config.recompute], zero=3, shard=shard * context if replicate > 1 else 0,
+    whole = layout.ep % layout.tp > 0
+    return workload.Layout(
+        tp=layout.tp, pp=layout.pp, virtual_stages=layout.stages_per_rank, cp=layout.cp,
+        ep=layout.ep if whole else layout.ep // layout.tp, whole_experts=whole, dp=layout.dp,
+        global_batch=layout.global_batch, seq_len=layout.seq_len, micro_batch=layout.rows_together,
+        recompute=layout.activation_checkpointing, zero=3, shard=layout.shards if layout.dp_replicate > 1 else 0,
     )  # fmt: skip

@@ -1,53 +1,47 @@
-"""`layout = "auto"` of a run file: the planner's fastest layout that the trainer can build, for a number of processes."""
-
-from typing import Any
+"""`parallel = "auto"` of a run file: the planner's fastest layout that the trainer can build, for a number of processes."""
 
 import msgspec
 
+from tenfold.plan.workload import workload
 from tenfold.plan.workload.layout import search
 from tenfold.plan.workload.machine import machine
-from tenfold.plan.workload.workload import Layout
-from tenfold.spec.model import ModelSpec, published_model
-from tenfold.train.config import LayoutConfig, RunConfig, resolve_model
-from tenfold.train.optim.hyperparameters import derive
-
-RECOMPUTE: dict[str, Any] = {"none": "none", "selective": "feed-forward", "full": "block"}
+from tenfold.spec.layout import Layout, check
+from tenfold.spec.model import published_model
+from tenfold.train.config import RunConfig
+from tenfold.train.resolve import resolve_hyperparameters, resolve_model
 
 
-def with_layout(config: RunConfig, world: int, machine_name: str, vocab_size: int | None = None) -> RunConfig:
+def with_layout(config: RunConfig, world: int, machine_name: str | None, vocab_size: int | None = None) -> RunConfig:
     """`config` with the planner's layout for `world` processes, where it asks for one; each has the accelerator `machine_name`.
 
-    With the layout come the batch that it divides, its micro-batch and its recomputation. Where the trainer can build none of
-    those that fit, the processes share one copy (FSDP). Raises TenfoldError where none fits. `vocab_size` is the corpus's.
+    With the layout comes the batch that it divides. The processes share one copy (FSDP) where the planner does not know their
+    accelerator (None, also for a CPU), or where the trainer can build none of the layouts that fit. Raises TenfoldError where
+    none fits. `vocab_size` is that of the corpus.
     """
-    if not config.layout.auto or world == 1:
+    if config.parallel != "auto":
         return config
+    if world == 1 or machine_name is None:
+        return msgspec.structs.replace(config, parallel=Layout())
     if vocab_size is None:
-        vocab_size = published_model(config.model).vocab_size if isinstance(config.model, str) else config.vocab_size
+        vocab_size = published_model(config.model).vocab_size if isinstance(config.model, str) else config.data.vocab_size
     spec, tokens = resolve_model(config, vocab_size)
-    batch_size = derive(spec, tokens, config.seq_len, batch_size=config.batch_size).batch_size
-    found = search(spec, world, machine(machine_name), seq_len=config.seq_len, global_batch=batch_size)
-    for candidate in (found.best, *found.others):
-        planned = candidate.layout
-        if _is_trained(planned, spec):
-            return msgspec.structs.replace(
-                config, layout=_as_trained(planned, spec), batch_size=planned.global_batch, micro_batch=planned.micro_batch,
-                recompute=RECOMPUTE[planned.recompute],
-            )  # fmt: skip
-    return config
+    batch_size = resolve_hyperparameters(config, spec, tokens).batch_size
+    found = search(spec, world, machine(machine_name), seq_len=config.data.seq_len, global_batch=batch_size)
+    layouts = (_as_trained(candidate.layout, bool(spec.n_experts)) for candidate in (found.best, *found.others))
+    layout = next((one for one in layouts if one.virtual_stages <= 2 and not check(one, spec)), None)
+    if layout is None:
+        return msgspec.structs.replace(config, parallel=Layout())
+    data = msgspec.structs.replace(config.data, batch_size=layout.global_batch)
+    defaults = Layout()
+    chosen = layout.replace(global_batch=defaults.global_batch, seq_len=defaults.seq_len, virtual_stages=0)
+    return msgspec.structs.replace(config, data=data, parallel=chosen)
 
 
-def _is_trained(planned: Layout, spec: ModelSpec) -> bool:
-    if planned.virtual_stages > 2 or (planned.shard or planned.cp) % planned.cp:
-        return False
-    # Experts are divided over tensor groups too, and a pipeline of them takes no row that counts for nothing.
-    whole = planned.pp == 1 or planned.micro_batches % planned.pp == 0
-    return not spec.n_experts or (spec.n_experts % (planned.ep * planned.tp) == 0 and whole)
-
-
-def _as_trained(planned: Layout, spec: ModelSpec) -> LayoutConfig:
+def _as_trained(planned: workload.Layout, experts: bool) -> Layout:
     shard = planned.shard // planned.cp if planned.shard else planned.dp
-    return LayoutConfig(
-        pipeline=planned.pp, schedule="interleaved" if planned.virtual_stages > 1 else "1f1b", replicate=planned.dp // shard,
-        shard=shard, context=planned.cp, tensor=planned.tp, expert=planned.ep * planned.tp if spec.n_experts else 1,
+    return Layout(
+        pp=planned.pp, schedule="interleaved" if planned.virtual_stages > 1 else "1f1b", virtual_stages=planned.virtual_stages,
+        dp_replicate=planned.dp // shard, dp_shard=shard, cp=planned.cp, tp=planned.tp,
+        ep=planned.ep * planned.tp if experts else 1, micro_batch=planned.micro_batch,
+        activation_checkpointing=planned.recompute, global_batch=planned.global_batch, seq_len=planned.seq_len,
     )  # fmt: skip

@@ -53,7 +53,7 @@ class Option(NamedTuple):
     def item(self) -> Any:
         """The type of one value where an option may be given several times, else None."""
         kind = self.kinds[0]
-        return get_args(kind)[0] if get_origin(kind) is list and get_args(kind)[0] in METAVARS else None
+        return get_args(kind)[0] if get_origin(kind) in (list, tuple) and get_args(kind)[0] in METAVARS else None
 
 
 def options_of(function: Callable[..., Any]) -> list[Option]:
@@ -84,9 +84,9 @@ def _fields(path: tuple[str, ...], prefix: str, table: type, *, partial: bool = 
         flag = meta(kind).get("flag", f"{prefix}{field.name.replace('_', '-')}")
         tables = [kind for kind in _alternatives(kind) if is_table(kind)]
         for inner in tables:
-            yield from _fields(here, f"{flag}.", inner, partial=partial)
-        # What is required and has no help, the command itself fills in.
-        if len(tables) < len(_alternatives(kind)) and (default not in UNSET or meta(kind)["help"]):
+            yield from _fields(here, f"{flag}." if partial else "--", inner, partial=partial)
+        # What is required of a struct that is given in part, the command itself fills in.
+        if len(tables) < len(_alternatives(kind)) and not (partial and default in UNSET):
             yield Option(here, flag, kind, default, partial)
 
 
@@ -98,7 +98,8 @@ def meta(kind: Any) -> dict[str, Any]:
     """What an annotation says: its `help`, and a `flag` where it is not the field's name."""
     parts = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     found = [m for part in parts for m in getattr(part, "__metadata__", ()) if isinstance(m, msgspec.Meta)]
-    return {"help": found[0].description or "", **(found[0].extra or {})} if found else {"help": ""}
+    extra = {key: value for m in found for key, value in (m.extra or {}).items()}
+    return {"help": next((m.description for m in found if m.description), ""), **extra}
 
 
 def _without_none(kind: Any) -> Any:
@@ -152,7 +153,7 @@ class Parser(argparse.ArgumentParser):
 
 def _add(group: Any, option: Option) -> None:
     default, required = option.default, option.default in UNSET
-    silent = required or default is None or default is False or default in ([], {})
+    silent = required or default is None or default is False or default in ([], (), {})
     shown = "" if silent else f" [{_shown(default)}]"
     said: dict[str, Any] = {"help": f"{meta(option.type)['help']}{shown}".replace("%", "%%"), "dest": ".".join(option.path)}
     names = [METAVARS.get(option.item or kind, "TOML") for kind in option.kinds if get_origin(kind) is not Literal]
@@ -181,9 +182,7 @@ def bind(function: Callable[..., Any], options: list[Option], texts: dict[str, A
         table = given
         for name in option.path[:-1]:
             table = table.setdefault(name, {})
-        table[option.path[-1]] = (
-            [_read(option, option.item, one) for one in text] if option.item else _read(option, _without_none(option.type), text)
-        )
+        table[option.path[-1]] = _value(option, text)
     arguments = signature.bind_partial()
     defaults = {name: parameter.default for name, parameter in signature.parameters.items()}
     arguments.arguments.update({name: _build(hints[name], given[name], defaults[name]) for name in defaults if name in given})
@@ -200,6 +199,12 @@ def _build(kind: Any, value: Any, default: Any = None) -> Any:
         return kind(**fields)
     replace = msgspec.structs.replace if isinstance(default, msgspec.Struct) else dataclasses.replace
     return cast(Any, replace)(default, **fields)
+
+
+def _value(option: Option, text: Any) -> Any:
+    if option.item is None:
+        return _read(option, _without_none(option.type), text)
+    return get_origin(option.kinds[0])(_read(option, option.item, one) for one in text)
 
 
 def _read(option: Option, kind: Any, text: Any) -> Any:

@@ -1,21 +1,19 @@
-"""Forecast the next generation by a ladder of small runs and a scaling law, and score the forecast."""
+"""Fit scaling laws, test them on what they have not seen, and score a forecast."""
 
 import math
 from json import dumps, loads
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta, Struct
 
-from tenfold.scale.options import ClimbSettings
-from tenfold.spec.commands import Home, Json, print_json
+from tenfold.spec.commands import Json, print_json
 from tenfold.spec.errors import TenfoldError
 
 if TYPE_CHECKING:
     from tenfold.scale.law import Law
     from tenfold.scale.points import Point
 
-PROMPT = "def "
 LABELS = {
     "loss_bits_per_byte": "loss (bits/byte)",
     "tokens_per_s": "speed (tokens/s)",
@@ -51,56 +49,6 @@ class FitOptions(Struct, frozen=True):
     flops: Annotated[float | None, Meta(description="Also forecast the best run of this compute.")] = None
     out: Annotated[Path | None, Meta(description="Write the law as JSON.")] = None
     plot: Annotated[Path | None, Meta(description="Draw the points and the law.")] = None
-
-
-def climb(
-    *,
-    settings: ClimbSettings = ClimbSettings(),
-    home: Home = Path("generations"),
-    on: Annotated[Literal["ray"] | None, Meta(description="Train the rungs as Ray tasks, at RAY_ADDRESS or here.")] = None,
-    again: Annotated[bool, Meta(description="Climb on from the newest generation, to ten times its compute.")] = False,
-    json: Json = False,
-) -> None:
-    """Train a ladder, forecast ten times its compute, train that, and score the forecast.
-
-    Examples:
-
-      tenfold climb
-
-      tenfold climb --corpus ~/texts --top 1e15 --device cuda
-
-      tenfold climb --family llama4        # after a dense climb in the same home: also compares the two
-
-      tenfold climb --again
-    """
-    from rich.console import Console
-
-    from tenfold.model.sample import complete
-    from tenfold.scale import climb as climbing
-    from tenfold.scale.report import write_report
-
-    console = Console(stderr=json)
-    home = home.resolve() if on else home  # the tasks run in other folders
-
-    def say(text: str) -> None:
-        console.print(text, highlight=False, soft_wrap=True)
-
-    if again:
-        generation = climbing.again(home, say=say, quiet=json, on=on)
-    else:
-        generation = climbing.climb(settings, home, say=say, quiet=json, on=on)
-    text = complete(generation / "model", PROMPT, max_new_tokens=160, temperature=0.7, top_p=0.95, seed=0)
-    report = write_report(generation, sample=text)
-    scored = loads((generation / "score.json").read_text())
-    if json:
-        print_json({"generation": str(generation), "report": str(report), **scored, "sample": text})
-        return
-    console.print(score_table(generation, scored))
-    for line in beside_lines(generation):
-        console.print(line, highlight=False)
-    console.print(f"\nWhat it writes after [bold]{PROMPT!r}[/bold]:\n", highlight=False)
-    console.print(text, highlight=False, markup=False)
-    console.print(f"\nReport: {report}")
 
 
 def beside_lines(generation: Path) -> list[str]:

@@ -114,4 +114,4 @@ class RunConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
     health: HealthConfig = HealthConfig()
-    version: int = VERSION
+    version: Annotated[int, Meta(description="Version of the run file's format.")] = VERSION

@@ -38,7 +38,7 @@ MOVED = {
 }  # fmt: skip
 
 # Fields of a Layout that a run file gives elsewhere, or cannot choose.
-_ELSEWHERE = {
+ELSEWHERE = {
     "global_batch": "write batch_size in [data]", "seq_len": "write it in [data]", "dtype": "write it above all tables",
     "zero": "the trainer shards parameters too", "etp": "the trainer keeps experts whole",
 }  # fmt: skip
@@ -66,9 +66,9 @@ def _changed(fields: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 def config_from_fields(fields: dict[str, Any], where: str) -> RunConfig:
     """A RunConfig from plain values. Raises TenfoldError that names `where` and the offending key."""
     _check_keys(fields, RunConfig, where)
-    for key in _ELSEWHERE:
+    for key in ELSEWHERE:
         if isinstance(fields.get("parallel"), dict) and key in fields["parallel"]:
-            raise TenfoldError(f"{where}, table [parallel], cannot give {key}: {_ELSEWHERE[key]}.")
+            raise TenfoldError(f"{where}, table [parallel], cannot give {key}: {ELSEWHERE[key]}.")
     for name, table in _tables().items():
         if isinstance(fields.get(name), dict):
             _check_keys(fields[name], table, f"{where}, table [{name}],")
@@ -96,7 +96,7 @@ def write_config(config: RunConfig, path: Path) -> None:
     """Write the settings that are not `None` as TOML."""
     fields = _without_none(msgspec.to_builtins(config))
     if isinstance(fields["parallel"], dict):
-        fields["parallel"] = {key: value for key, value in fields["parallel"].items() if key not in _ELSEWHERE}
+        fields["parallel"] = {key: value for key, value in fields["parallel"].items() if key not in ELSEWHERE}
     path.write_text(tomli_w.dumps(fields))
 
 
