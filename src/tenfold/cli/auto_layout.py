@@ -1,12 +1,12 @@
-"""`layout = "auto"` of a run file: the planner's fastest layout that the trainer knows, for the processes that there are."""
+"""`layout = "auto"` of a run file: the planner's fastest layout for the processes that there are."""
 
 from typing import Any
 
 import msgspec
 
-from tenfold.plan.workload.layout import search
 from tenfold.plan.workload.machine import machine
-from tenfold.plan.workload.workload import Layout
+from tenfold.plan.workload.search import search
+from tenfold.spec.layout import Layout
 from tenfold.spec.model import ModelSpec
 from tenfold.train.config import RunConfig
 from tenfold.train.parallel.parallelize import LayoutConfig
@@ -23,27 +23,17 @@ def choose_layout(config: RunConfig, spec: ModelSpec, world: int, batch_size: in
     if not config.layout.auto or world == 1 or machine_name is None:
         return config
     found = search(spec, world, machine(machine_name), seq_len=config.seq_len, global_batch=batch_size)
-    for candidate in (found.best, *found.others):
-        planned = candidate.layout
-        if _is_trained(planned, spec):
-            return msgspec.structs.replace(
-                config, layout=_as_trained(planned, spec), batch_size=planned.global_batch, micro_batch=planned.micro_batch,
-                recompute=RECOMPUTE[planned.recompute],
-            )  # fmt: skip
-    return config
+    planned = next((c.layout for c in (found.best, *found.others) if c.layout.stages_per_rank <= 2), None)
+    if planned is None:
+        return config
+    return msgspec.structs.replace(
+        config, layout=_as_trained(planned), batch_size=planned.global_batch, micro_batch=planned.micro_batch,
+        recompute=RECOMPUTE[planned.activation_checkpointing],
+    )  # fmt: skip
 
 
-def _is_trained(planned: Layout, spec: ModelSpec) -> bool:
-    if planned.virtual_stages > 2 or (planned.shard or planned.cp) % planned.cp:
-        return False
-    # Experts are divided over tensor groups too, and a pipeline of them takes no row that counts for nothing.
-    whole = planned.pp == 1 or planned.micro_batches % planned.pp == 0
-    return not spec.n_experts or (spec.n_experts % (planned.ep * planned.tp) == 0 and whole)
-
-
-def _as_trained(planned: Layout, spec: ModelSpec) -> LayoutConfig:
-    shard = planned.shard // planned.cp if planned.shard else planned.dp
+def _as_trained(planned: Layout) -> LayoutConfig:
     return LayoutConfig(
-        pipeline=planned.pp, schedule="interleaved" if planned.virtual_stages > 1 else "1f1b", replicate=planned.dp // shard,
-        shard=shard, context=planned.cp, tensor=planned.tp, expert=planned.ep * planned.tp if spec.n_experts else 1,
+        pipeline=planned.pp, schedule="interleaved" if planned.schedule == "interleaved" else "1f1b",
+        replicate=planned.dp_replicate, shard=planned.dp_shard, context=planned.cp, tensor=planned.tp, expert=planned.ep,
     )  # fmt: skip

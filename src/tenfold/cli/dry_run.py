@@ -1,6 +1,5 @@
 """`tenfold train --dry-run`: what fake processes hold and send, beside what the planner reckons from its formulas."""
 
-import math
 from dataclasses import asdict
 from typing import Any
 
@@ -12,12 +11,12 @@ from tenfold.cli.auto_layout import choose_layout
 from tenfold.plan.workload.machine import machine
 from tenfold.plan.workload.memory import CONTEXT_GIB, memory
 from tenfold.plan.workload.traffic import traffic
-from tenfold.plan.workload.workload import GIB, Layout
+from tenfold.plan.workload.workload import GIB
+from tenfold.spec.layout import Layout
 from tenfold.spec.model import published_model
 from tenfold.train.config import RunConfig, resolve_model
 from tenfold.train.dry_run import DIMENSIONS, DryRun, dry_run
 from tenfold.train.optim.hyperparameters import derive
-from tenfold.train.parallel.pipeline import micro_batch, stages_each
 
 
 def show_dry_run(config: RunConfig, world: int, machine_name: str, as_json: bool) -> None:
@@ -82,13 +81,11 @@ def _difference(planned: float, found: float) -> float:
 
 def _as_planned(found: DryRun, config: RunConfig) -> Layout:
     """The run's layout as the planner knows it."""
-    pipeline, replicate, shard, context, tensor, expert = (found.layout[name] for name in DIMENSIONS)
-    data, whole = replicate * shard, expert % tensor > 0
+    pp, replicate, shard, cp, tp, ep = (found.layout[name] for name in DIMENSIONS)
     again: dict[str, Any] = {"none": "none", "feed-forward": "selective", "block": "full"}
+    schedule: Any = config.layout.schedule.replace("-", "_")
     return Layout(
-        tp=tensor, pp=pipeline, virtual_stages=stages_each(config.layout.schedule) if pipeline > 1 else 1, cp=context,
-        ep=expert if whole else expert // tensor, whole_experts=whole, dp=data,
-        global_batch=found.batch_size, seq_len=config.seq_len,
-        micro_batch=micro_batch(math.ceil(found.batch_size / data), pipeline, config.micro_batch),
-        recompute=again[config.recompute], zero=3, shard=shard * context if replicate > 1 else 0,
+        pp=pp, dp_replicate=replicate, dp_shard=shard, cp=cp, tp=tp, ep=ep, schedule=schedule,
+        micro_batch=config.micro_batch or 0, global_batch=found.batch_size, seq_len=config.seq_len,
+        activation_checkpointing=again[config.recompute],
     )  # fmt: skip

@@ -91,10 +91,12 @@ def make(
     """
     from dataclasses import replace
 
-    from tenfold.plan.costs.consequences import Surroundings, consequences
-    from tenfold.plan.plan import GpuRequest, solve
-    from tenfold.plan.report import document, html, terminal
-    from tenfold.plan.workload.shape import Request
+    from tenfold.plan.costs.consequences import consequences
+    from tenfold.plan.costs.surroundings import Surroundings
+    from tenfold.plan.document import document
+    from tenfold.plan.plan import solve
+    from tenfold.plan.report import html, terminal
+    from tenfold.plan.request import GpuRequest, Request, StepRequest
     from tenfold.spec.units import parse_quantity
 
     part, calibrated = _machine(accelerator, home, network_gb_per_s)
@@ -112,7 +114,7 @@ def make(
         interleave=interleave,
         unique_tokens=parse_quantity(data_tokens, "--data-tokens") if data_tokens else None,
     )
-    plan = solve(asked, GpuRequest(gpus, days, budget_usd), part, seq_len=seq_len, global_batch=global_batch, dtype=dtype)
+    plan = solve(asked, GpuRequest(gpus, days, budget_usd), part, StepRequest(seq_len, global_batch, dtype), home)
     notes = [*([calibrated] if calibrated else []), *plan.notes]
     request = {k: v for k, v in _given(locals()).items() if v is not None}
     around = Surroundings(
@@ -206,9 +208,10 @@ def compare(
     from rich.console import Console
     from rich.table import Table
 
-    from tenfold.plan.costs.consequences import Surroundings, consequences
-    from tenfold.plan.plan import GpuRequest, solve
-    from tenfold.plan.workload.shape import Request
+    from tenfold.plan.costs.consequences import consequences
+    from tenfold.plan.costs.surroundings import Surroundings
+    from tenfold.plan.plan import solve
+    from tenfold.plan.request import GpuRequest, Request, StepRequest
     from tenfold.spec.errors import TenfoldError
     from tenfold.spec.units import parse_quantity
 
@@ -217,7 +220,8 @@ def compare(
     for name in accelerators:
         part, _ = _machine(name, home, None)
         try:
-            plan = solve(asked, GpuRequest(gpus, days or (None if gpus else 90.0), None), part, seq_len=seq_len, dtype=dtype)
+            fixed = GpuRequest(gpus, days or (None if gpus else 90.0))
+            plan = solve(asked, fixed, part, StepRequest(seq_len, dtype=dtype), home)
             w, c = plan.workload, consequences(plan.workload, Surroundings(region=region))
         except TenfoldError as error:
             rows.append({"accelerator": name, "reason": str(error)})

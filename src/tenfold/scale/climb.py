@@ -20,11 +20,12 @@ from tenfold.data.text.corpus import Corpus, build, require_tokens
 from tenfold.data.text.remote import is_remote, open_remote
 from tenfold.scale.forecast import Speed, make_forecast, score, write_forecast
 from tenfold.scale.isoflop import minimum, rungs
-from tenfold.scale.ladder import Rung, nearest_shape, plan_ladder
+from tenfold.scale.ladder import Rung, plan_ladder
 from tenfold.scale.law import BITS_PER_BYTE, Law, fit_law
 from tenfold.scale.points import Point
 from tenfold.scale.side_by_side import train_side_by_side, workers
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.shapes import shape_for_flops
 from tenfold.train.config import RunConfig, config_from_fields
 from tenfold.train.trainer import RunResult, probe, read_result, train
 
@@ -82,10 +83,11 @@ def climb_in(
     law_file = generation / "law.json"
     if not law_file.exists():
         law = fit_law(points, asymptote=BITS_PER_BYTE, seed=settings.seed)
-        law_file.write_text(json.dumps(law.to_dict()))
+        best = law.optima(settings.top_flops, lambda flops: choose_params(law, points, flops))
+        law_file.write_text(json.dumps({**law.to_dict(), "optimum": best}))
     law = Law.from_dict(json.loads(law_file.read_text()))
     if not (generation / "forecast.json").exists():
-        _forecast(generation, settings, corpus, law, points)
+        _forecast(generation, settings, corpus, law)
     forecast = json.loads((generation / "forecast.json").read_text())
     if read_result(generation) is None:
         low, high = forecast["loss_bits_per_byte"]["intervals"]["80"]
@@ -153,10 +155,10 @@ def _train_ladder(
     _write_points([_point(_need(r)) for r in results], generation)
 
 
-def _forecast(generation: Path, settings: ClimbSettings, corpus: Corpus, law: Law, points: list[Point]) -> None:
-    params = choose_params(law, points, settings.top_flops)
-    spec = nearest_shape(params, corpus.vocab_size, settings.family)
-    tokens = round(settings.top_flops / spec.train_flops_per_token(settings.seq_len))
+def _forecast(generation: Path, settings: ClimbSettings, corpus: Corpus, law: Law) -> None:
+    spec, tokens, *_ = shape_for_flops(
+        settings.top_flops, corpus.vocab_size, settings.seq_len, family=settings.family, law=str(generation / "law.json")
+    )
     config = _config(settings, spec.dim, tokens, settings.seed)
     require_tokens(corpus, tokens, config.max_epochs)
     speed = Speed(*probe(config, corpus, PROBE_SECONDS))

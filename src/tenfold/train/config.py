@@ -166,7 +166,7 @@ def resolve_model(config: RunConfig, vocab_size: int) -> tuple[ModelSpec, int]:
     elif config.model is None or set(config.model) == {"family"}:
         if config.flops is None:
             raise TenfoldError("A run that gives tokens must give the model too.")
-        spec, _ = shape_for_flops(config.flops, vocab_size, config.seq_len, family=family)
+        spec = shape_for_flops(config.flops, vocab_size, config.seq_len, family=family)[0]
     elif isinstance(config.model, str):
         spec = replace(published_model(config.model), vocab_size=vocab_size)
     elif "width" in config.model:

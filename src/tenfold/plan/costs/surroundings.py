@@ -1,0 +1,31 @@
+"""Where and how a run is held."""
+
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Annotated
+
+from msgspec import Meta
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """Where and how the run is held. Paths are hourly profiles (see `plan.workload.profiles`)."""
+
+    region: Annotated[str, Meta(description="A US state, as TX, or US.")] = "US"
+    pue: Annotated[float | None, Meta(description="Energy of the whole building over that of its machines.")] = None
+    wue_l_per_kwh: Annotated[
+        float | None, Meta(description="Litres of water on site per kWh of the machines.", extra={"flag": "--wue"})
+    ] = None
+    cooling: Annotated[str, Meta(description="With weather: closed, outside-air or tower.")] = "tower"
+    clean_share: Annotated[float, Meta(description="Part of the energy matched by clean contracts, 0 to 1.")] = 0.0
+    rent_usd_per_h: Annotated[float | None, Meta(description="Rent of a GPU for an hour, in place of the market's.")] = None
+    storage_gb_per_s: Annotated[float | None, Meta(description="What checkpoints are written with, GB/s.")] = None
+    checkpoint_interval_s: Annotated[float | None, Meta(description="Seconds between checkpoints, in place of the best.")] = None
+    per_1000_node_days: Annotated[float | None, Meta(description="Failures per 1,000 nodes and day.")] = None
+    recovery_s: Annotated[float | None, Meta(description="Seconds from a failure until the run goes on.")] = None
+    gpus_per_node: Annotated[int, Meta(description="GPUs of a node, which fail together.")] = 8
+    carbon_csv: Annotated[Path | None, Meta(description="Hourly grid carbon: a column avg_CI, g CO2/kWh.")] = None
+    price_csv: Annotated[Path | None, Meta(description="Hourly prices: a column in USD/MWh.")] = None
+    weather_epw: Annotated[Path | None, Meta(description="Hourly weather, EnergyPlus format: water by wet bulb.")] = None
+    start: Annotated[date | None, Meta(description="First day of the run, which places it in the hourly profiles.")] = None
