@@ -1,5 +1,7 @@
 """Ranges, power and money against measured systems and by property."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -51,21 +53,21 @@ def test_ranges_refuse_what_makes_no_sense():
 def test_gpt_3s_measured_system_power():
     """Patterson et al. (arXiv 2104.10350): 330 W per V100 with its share of the system, at 19.7 % of peak."""
     v100 = accelerator("v100")
-    run = power.run_power(v100, 10_000, 355.2, pue=1.1, computing=power.computing_share(0.197, v100))
+    run = power.run_power(power.Held(v100, 10_000, 355.2), 1.1, power.computing_share(0.197, v100))
     assert run.it_w.mid == pytest.approx(330, rel=0.15)
     assert run.energy_mwh.low < 1287 < run.energy_mwh.high
 
 
 def test_dgx_h100_in_training():
     """8.4 kW of 10.2 kW for a node in training (arXiv 2412.08602), network aside; 10.2 kW is its data sheet's most."""
-    run = power.run_power(accelerator("h100"), 8, 1.0, pue=1.0, computing=0.9)
+    run = power.run_power(power.Held(accelerator("h100"), 8, 1.0), 1.0, 0.9)
     assert 8e-3 * (run.board_w.mid + run.host_w.mid) == pytest.approx(8.4, rel=0.1)
     facts = power.facts()
     assert 8 * 0.7 * (facts["board"]["peak"][1] + facts["host"]["peak"][2]) == pytest.approx(10.2, rel=0.01)
 
 
 def test_a_hundred_thousand_h100s_take_150_megawatts():
-    run = power.run_power(accelerator("h100"), 100_000, 1.0, pue=site("TX").pue, computing=0.8)
+    run = power.run_power(power.Held(accelerator("h100"), 100_000, 1.0), site("TX").pue, 0.8)
     assert run.peak_mw.mid == pytest.approx(150, rel=0.1)
 
 
@@ -74,7 +76,7 @@ def test_a_hundred_thousand_h100s_take_150_megawatts():
 def test_power_rises_with_work_and_adds_up(low, high, n):
     low, high = sorted((low, high))
     part = accelerator("h100")
-    idle, busy = (power.run_power(part, n, 100.0, pue=Range(1.1, 1.2, 1.3), computing=c, spare_gpus=8) for c in (low, high))
+    idle, busy = (power.run_power(power.Held(part, n, 100.0, 8), Range(1.1, 1.2, 1.3), c) for c in (low, high))
     assert idle.energy_mwh.mid <= busy.energy_mwh.mid
     assert sum(p.mid for p in busy.parts_mwh.values()) == pytest.approx(busy.energy_mwh.mid)
     assert busy.board_w.high <= 1.0001 * part.tdp_w
@@ -93,8 +95,8 @@ def test_utilisation_is_told_apart_from_tdp():
 
 def run(part, gpus=1024, hours=1000.0, region="TX", **changes):
     place = site(region)
-    used = power.run_power(part, gpus, hours, pue=place.pue, computing=0.8)
-    return cost.run_cost(part, gpus, hours, used, place, **changes)
+    held = power.Held(part, gpus, hours)
+    return cost.run_cost(held, power.run_power(held, place.pue, 0.8), place, **changes)
 
 
 def test_published_bills():
@@ -111,7 +113,7 @@ def test_owning_is_the_sum_of_its_parts_and_follows_the_region():
     assert texas.rent_usd == california.rent_usd
     assert texas.own_usd.mid < california.own_usd.mid
     place = site("TX")
-    kwh = 1e3 * power.run_power(h100, 1024, 1000.0, pue=place.pue, computing=0.8).energy_mwh.mid
+    kwh = 1e3 * power.run_power(power.Held(h100, 1024, 1000.0), place.pue, 0.8).energy_mwh.mid
     assert texas.own_parts_usd["electricity"].mid == pytest.approx(0.066 * kwh)
     assert run(h100, rent_usd_per_h=2.5).rent_usd == Range.of(2.5 * 1024 * 1000)
 
@@ -123,3 +125,11 @@ def test_every_accelerator_has_a_price_or_says_that_it_is_assumed():
         assert found.assumed == ("none published" in found.source)
     assert not cost.price(accelerator("h100")).assumed
     assert cost.price(accelerator("mtia-v2")).assumed
+
+
+def test_a_price_of_ones_own_goes_before_the_markets():
+    chip = replace(accelerator("h100"), key="own", rent_usd_per_h=1.5, purchase_usd=(8e3, 1e4, 1.3e4), source="a quotation")
+    found = cost.price(chip)
+    assert (found.rent_usd_per_h, found.purchase_usd) == (Range.of(1.5), Range(8e3, 1e4, 1.3e4))
+    assert not found.assumed and "a quotation" in found.source
+    assert run(chip).rent_usd == Range.of(1.5 * 1024 * 1000)

@@ -170,8 +170,9 @@ def test_water_of_real_weather(hourly):
 
 def run_of(region="TX", hours=1000.0, **changes):
     place = site(region)
-    used = power.run_power(accelerator("h100"), 1000, hours, pue=place.pue, computing=0.8)
-    return used, environment.run_footprint(used, place, 1000, hours, **changes)
+    held = power.Held(accelerator("h100"), 1000, hours)
+    used = power.run_power(held, place.pue, 0.8)
+    return used, environment.run_footprint(held, used, place, **changes)
 
 
 def test_a_footprint_is_energy_times_factors():
@@ -193,7 +194,7 @@ def test_water_by_fuel_weighs_what_is_burnt():
 
 def test_embodied_carbon_of_blooms_machines():
     """Luccioni et al. (arXiv 2211.02001): 11.2 t for 1.083 M GPU-hours of A100."""
-    used = power.run_power(accelerator("a100"), 384, 1_082_990 / 384, pue=1.0, computing=0.8)
-    embodied = environment.run_footprint(used, site("US"), 384, 1_082_990 / 384).embodied_tco2e
+    held = power.Held(accelerator("a100"), 384, 1_082_990 / 384)
+    embodied = environment.run_footprint(held, power.run_power(held, 1.0, 0.8), site("US")).embodied_tco2e
     assert embodied.mid == pytest.approx(11.2, rel=0.15)
     assert embodied.low < 11.2 < embodied.high

@@ -18,10 +18,14 @@ DAY_S = 86_400.0
 PUBLISHED = Path(__file__).parent / "data" / "reliability.csv"
 
 
+def effective_time(gpus, work_s, state_bytes, **changes):
+    return failures.effective_time(gpus, work_s, state_bytes, failures.Assumed(**changes))
+
+
 def llama3(**changes):
     """54 days of wall-clock time on 16,384 GPUs: the work is what is left of it."""
-    once = failures.effective_time(16384, 54 * DAY_S, STATE_405B, **changes)
-    return failures.effective_time(16384, 54 * DAY_S * once.effective_share.mid, STATE_405B, **changes)
+    once = effective_time(16384, 54 * DAY_S, STATE_405B, **changes)
+    return effective_time(16384, 54 * DAY_S * once.effective_share.mid, STATE_405B, **changes)
 
 
 def test_llama_3_is_reproduced():
@@ -43,9 +47,9 @@ def test_llama_3_is_foreseen_by_the_other_fleets():
 
 def test_byterobust_and_rsc():
     """97 % effective on 9,600 GPUs (arXiv 2509.16293); RSC-1's projections from 6.5 per 1,000 node-days."""
-    assert failures.effective_time(9600, 90 * DAY_S, STATE_405B).effective_share.mid == pytest.approx(0.97, abs=0.03)
+    assert effective_time(9600, 90 * DAY_S, STATE_405B).effective_share.mid == pytest.approx(0.97, abs=0.03)
     for gpus, hours in ((16384, 1.8), (131072, 0.225)):
-        job = failures.effective_time(gpus, DAY_S, STATE_405B, per_1000_node_days=6.5)
+        job = effective_time(gpus, DAY_S, STATE_405B, per_1000_node_days=6.5)
         assert job.mean_time_to_interruption_h.mid == pytest.approx(hours, rel=0.01)
 
 
@@ -69,7 +73,7 @@ def test_components_are_those_published():
 @pytest.mark.parametrize(("gpus", "changes"), [(16384, {}), (100_000, {}), (16384, {"interval_s": 3600}), (4096, {"recovery_s": 7200})])
 def test_expectation_agrees_with_simulation(gpus, changes):
     work_s = 20 * DAY_S
-    job = failures.effective_time(gpus, work_s, STATE_405B, **changes)
+    job = effective_time(gpus, work_s, STATE_405B, **changes)
     shares = np.array([failures.simulate(job, work_s, seed).effective_share for seed in range(60)])
     error = shares.std(ddof=1) / math.sqrt(len(shares))
     assert abs(shares.mean() - job.effective_share.mid) < 4 * error + 2e-4  # the run's last segment is not a whole one
@@ -77,7 +81,7 @@ def test_expectation_agrees_with_simulation(gpus, changes):
 
 def test_expectation_agrees_with_simulation_where_writes_are_slow():
     """A write as long as half the interval: failures then often go back two checkpoints."""
-    job = failures.effective_time(16384, 20 * DAY_S, STATE_405B, storage_gb_per_s=6, interval_s=1900)
+    job = effective_time(16384, 20 * DAY_S, STATE_405B, storage_gb_per_s=6, interval_s=1900)
     assert 0.4 < job.checkpoint_write_s / job.checkpoint_interval_s < 0.6
     simulated = failures.monte_carlo(job, 20 * DAY_S, runs=60)
     assert simulated.mid == pytest.approx(job.effective_share.mid, abs=2e-3)
@@ -85,7 +89,7 @@ def test_expectation_agrees_with_simulation_where_writes_are_slow():
 
 
 def test_simulated_interruptions_are_as_many_as_expected():
-    job = failures.effective_time(16384, 30 * DAY_S, STATE_405B)
+    job = effective_time(16384, 30 * DAY_S, STATE_405B)
     runs = [failures.simulate(job, 30 * DAY_S, seed) for seed in range(40)]
     expected = sum(run.wall_s for run in runs) / 3600 / job.mean_time_to_interruption_h.mid
     seen = sum(len(run.interruptions) for run in runs)
@@ -129,16 +133,16 @@ def test_best_interval_is_best_and_near_young_and_daly(stall, recovery, mtti):
 @given(st.integers(1024, 200_000), st.floats(1, 100))
 def test_time_adds_up_and_more_gpus_never_help(gpus, days):
     """From 1,024 on: with fewer, the time to read the checkpoint back counts, and more nodes read faster."""
-    job = failures.effective_time(gpus, days * DAY_S, STATE_405B, storage_gb_per_s=2000)
+    job = effective_time(gpus, days * DAY_S, STATE_405B, storage_gb_per_s=2000)
     assert sum(job.shares.values()) == pytest.approx(1, abs=1e-9)
     assert min(job.shares.values()) >= 0
-    more = failures.effective_time(2 * gpus, days * DAY_S, STATE_405B, storage_gb_per_s=2000)
+    more = effective_time(2 * gpus, days * DAY_S, STATE_405B, storage_gb_per_s=2000)
     assert more.effective_share.mid <= job.effective_share.mid
     assert more.spare_nodes >= job.spare_nodes
 
 
 def test_impossible_jobs_say_what_binds():
     with pytest.raises(TenfoldError, match="storage bandwidth"):
-        failures.effective_time(16384, DAY_S, STATE_405B, storage_gb_per_s=1, interval_s=60)
+        effective_time(16384, DAY_S, STATE_405B, storage_gb_per_s=1, interval_s=60)
     with pytest.raises(TenfoldError, match="use fewer, or restart faster"):
-        failures.effective_time(10_000_000, DAY_S, STATE_405B, recovery_s=7200)
+        effective_time(10_000_000, DAY_S, STATE_405B, recovery_s=7200)

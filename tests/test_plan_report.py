@@ -1,4 +1,4 @@
-"""The report: one screen, a document that is plain JSON, images that show the plan's own figures."""
+"""The report: one screen, a document that is plain JSON, plots that show the plan's own figures."""
 
 import io
 import json
@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tenfold.plan import plots as images
-from tenfold.plan import report
-from tenfold.plan.costs.consequences import Surroundings, computing_of, consequences
-from tenfold.plan.workload.workload import Layout, Memory, StepTime, Workload
+from tenfold.plan import plots, report
+from tenfold.plan.costs.consequences import computing_of, consequences
+from tenfold.plan.costs.surroundings import Surroundings
+from tenfold.plan.document import document
+from tenfold.plan.workload.workload import Memory, StepTime, Workload
 from tenfold.spec.accelerator import accelerator
+from tenfold.spec.layout import Layout
 from tenfold.spec.model import published_model
 
 STEP = StepTime(matmul_s=2.6, attention_s=0.4, pointwise_s=0.4, tensor_parallel_s=0.5, bubble_s=0.3, data_parallel_s=0.1, optimizer_s=0.05)
@@ -24,22 +26,22 @@ LLAMA = Workload(
     tokens=15.6e12,
     accelerator=accelerator("h100"),
     gpus=16384,
-    layout=Layout(tp=8, pp=16, dp=128, global_batch=2048, micro_batch=1),
+    layout=Layout(tp=8, pp=16, dp_shard=128, global_batch=2048, micro_batch=1),
     memory=Memory(6, 12, 5, 30, 4, 74.5),
     step_time=STEP,
     step_s=STEP.total_s,
     days=54.0,
     mfu=0.41,
 )
-SHARDED = replace(LLAMA, gpus=64, layout=Layout(dp=64, global_batch=64, zero=3), days=20.0)
+SHARDED = replace(LLAMA, gpus=64, layout=Layout(dp_shard=64, global_batch=64), days=20.0)
 EXPERTS = replace(
-    LLAMA, spec=published_model("llama-4-maverick"), gpus=65536, layout=Layout(tp=8, pp=32, cp=2, ep=8, dp=128, global_batch=2048, virtual_stages=2)
+    LLAMA, spec=published_model("llama-4-maverick"), gpus=65536, layout=Layout(tp=8, pp=32, cp=2, ep=8, dp_shard=128, global_batch=2048, schedule="interleaved")
 )
 
 
 def made(workload=LLAMA, **changes):
     rows = [{"layout": f"TP {tp}, PP 16", "step_s": 5.0, "reason": "memory short by 11 GiB"} for tp in (1, 2, 4)]
-    plan = report.document(workload, consequences(workload, Surroundings("TX", **changes)), alternatives=rows, notes=["Tokens <repeat>."])
+    plan = document(workload, consequences(workload, Surroundings("TX", **changes)), alternatives=rows, notes=["Tokens <repeat>."])
     return json.loads(json.dumps(plan, allow_nan=False))
 
 
@@ -113,7 +115,7 @@ def test_the_page_stands_alone():
     page = Page()
     page.feed(text)
     assert page.links == []
-    assert text.count("<svg") == len(images.ALL)
+    assert text.count("<svg") == len(plots.ALL)
     assert "Tokens &lt;repeat&gt;." in text
     assert "memory short by 11 GiB" in text
 
@@ -124,23 +126,23 @@ def words(svg):
 
 def test_the_layout_map_numbers_gpus_as_ranks_lie():
     """Tensor ranks innermost, then context, data, pipeline (Megatron's order): stage 1 of 128 replicas of 8 begins at 1,024."""
-    drawn = words(images.draw_layout(made()))
-    assert "stage 15: layers 118 to 125, head" in drawn
+    drawn = words(plots.draw_layout(made()))
+    assert "stage 15: layers 119 to 125, head" in drawn
     numbers = {int(n) for n in re.findall(r"\b\d+\b", drawn)}
     assert {7, 1024, 15 * 1024 + 7} <= numbers
-    assert "First 8 of 64 GPUs, each with 1/64 of the state" in words(images.draw_layout(made(SHARDED)))
-    experts = words(images.draw_layout(made(EXPERTS)))
+    assert "First 8 of 64 GPUs, each with 1/64 of the state" in words(plots.draw_layout(made(SHARDED)))
+    experts = words(plots.draw_layout(made(EXPERTS)))
     assert "32 stages x 2 context x 8 tensor ranks" in experts and "16 of 128 experts a GPU" in experts
 
 
-def test_images_show_the_figures():
+def test_plots_show_the_figures():
     plan = made()
-    assert "activations 30 GiB" in words(images.draw_memory(plan))
-    assert "tensor parallel 0.5 s" in words(images.draw_step(plan))
-    assert "this plan" in words(images.draw_compute(plan)) and "Llama 3.1 405B" in words(images.draw_compute(plan))
-    interruptions = int(re.search(r"(\d+) interruptions", words(images.draw_failures(plan)))[1])
+    assert "activations 30 GiB" in words(plots.draw_memory(plan))
+    assert "tensor parallel 0.5 s" in words(plots.draw_step(plan))
+    assert "this plan" in words(plots.draw_compute(plan)) and "Llama 3.1 405B" in words(plots.draw_compute(plan))
+    interruptions = int(re.search(r"(\d+) interruptions", words(plots.draw_failures(plan)))[1])
     assert interruptions == pytest.approx(plan["failures"]["interruptions"]["mid"], rel=0.2)
-    assert "rented, in all" in words(images.draw_split(plan))
+    assert "rented, in all" in words(plots.draw_split(plan))
 
 
 @pytest.mark.parametrize(("value", "said"), [(61.2e6, "$ 61.2 M"), (1.84e9, "$ 1.84 bn"), (930, "$ 930"), (1200, "$ 1.2 k")])

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from tenfold.plan.validation.published import read_layouts, read_vtrain
 from tenfold.plan.validation.validate import ranking, step_errors
 from tenfold.plan.workload.kernels import all_to_all_s, matmul_s, ring_s
+from tenfold.plan.workload.layer_time import last_of
 from tenfold.plan.workload.machine import Constants, machine, stacks
-from tenfold.plan.workload.step_time import last_of, step_time
-from tenfold.plan.workload.workload import Layout
+from tenfold.plan.workload.step_time import step_time
 from tenfold.spec.accelerator import accelerators
+from tenfold.spec.layout import Layout
 from tenfold.spec.model import published_model
 
 
@@ -62,8 +63,8 @@ def test_the_favourite_layout_is_nearly_the_best_measured(sixteen_bit):
 def test_ranking_counts_what_it_should(sixteen_bit):
     """Of two layouts measured, the slower is the favourite: one group, one miss."""
     row = next(r for r in sixteen_bit if r.layout.tp > 1)
-    slow = replace(row, layout=replace(row.layout, recompute="none"), step_s=2 * row.step_s)
-    fast = replace(row, layout=replace(row.layout, recompute="full"))
+    slow = replace(row, layout=row.layout.replace(activation_checkpointing="none"), step_s=2 * row.step_s)
+    fast = replace(row, layout=row.layout.replace(activation_checkpointing="full"))
     assert ranking([slow, fast])[:2] == (0, 1)
     assert ranking([replace(slow, step_s=row.step_s), replace(fast, step_s=2 * row.step_s)])[:2] == (1, 1)
 
@@ -85,17 +86,17 @@ def test_no_accelerator_passes_its_peak(key):
 )  # fmt: skip
 def test_mfu_stays_below_the_peak_and_parts_are_not_negative(tp, pp, micro, recompute, stack):
     spec, part = published_model("llama-3.1-8b"), machine("h100", stack)
-    layout = Layout(tp=tp, pp=pp, dp=8, micro_batch=micro, global_batch=256, seq_len=8192, recompute=recompute)
+    layout = Layout(tp=tp, pp=pp, dp_shard=8, micro_batch=micro, global_batch=256, activation_checkpointing=recompute, zero=1)
     t = step_time(spec, layout, part)
     assert min(t.parts().values()) >= 0
     flops = layout.tokens_per_step * spec.train_flops_per_token(8192)
-    assert flops / t.total_s / layout.gpus < part.accelerator.peak_flops("bf16")
+    assert flops / t.total_s / layout.world < part.accelerator.peak_flops("bf16")
 
 
 def test_recompute_costs_a_forward_pass():
     spec, part = published_model("llama-3.1-70b"), machine("h100")
-    base = Layout(tp=8, dp=8, micro_batch=1, global_batch=64, seq_len=8192)
-    none, full = (step_time(spec, replace(base, recompute=r), part) for r in ("none", "full"))
+    base = Layout(tp=8, dp_shard=8, micro_batch=1, global_batch=64, zero=1)
+    none, full = (step_time(spec, base.replace(activation_checkpointing=r), part) for r in ("none", "full"))
     forward_share = full.recompute_s / (none.matmul_s + none.attention_s + none.pointwise_s)
     assert 0.28 < forward_share < 0.4
 
@@ -131,7 +132,7 @@ def test_a_slow_host_bounds_the_step():
 
 def test_more_ranks_of_experts_are_less_even():
     spec, part = published_model("llama-4-maverick"), machine("gb200")
-    few, many = (Layout(ep=ep, dp=64, micro_batch=32, global_batch=2048, seq_len=4096) for ep in (8, 64))
+    few, many = (Layout(ep=ep, dp_shard=64, micro_batch=32, global_batch=2048, seq_len=4096) for ep in (8, 64))
     assert step_time(spec, many, part).matmul_s > step_time(spec, few, part).matmul_s
 
 

@@ -8,7 +8,7 @@ from tenfold.model.llama import Llama
 from tenfold.spec.accelerator import accelerator
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec, published_model
-from tenfold.spec.shapes import llama_shape, shape_for_flops, widths
+from tenfold.spec.shapes import llama_shape
 from tenfold.spec.units import duration, parse_quantity, si
 
 
@@ -74,17 +74,6 @@ def test_impossible_shapes_are_refused():
         ModelSpec("t", dim=64, n_layers=1, n_heads=4, n_kv_heads=3, ffn_dim=64, vocab_size=10)
     with pytest.raises(TenfoldError, match="must be a multiple"):
         llama_shape(100, 1024)
-
-
-def test_the_family_grows_with_width():
-    sizes = [llama_shape(width, 2048).parameters().total for width in widths()]
-    assert sizes == sorted(sizes) and len(set(sizes)) == len(sizes)
-
-
-@pytest.mark.parametrize("flops", [1e12, 1e15, 1e20])
-def test_shape_for_flops_spends_what_it_was_given(flops):
-    spec, tokens = shape_for_flops(flops, 2048, 256)
-    assert tokens * spec.train_flops_per_token(256) == pytest.approx(flops, rel=0.01)
 
 
 def test_quantities():

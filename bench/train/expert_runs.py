@@ -57,7 +57,7 @@ def run(corpus_directory: str, home: str, case: Case, flops: float, seed: int) -
     if "init_from" in settings:
         settings["init_from"] = str(_start(folder, settings["init_from"]))
     else:
-        spec, tokens = shape_for_flops(flops, corpus.vocab_size, 256, family=settings["model"]["family"])
+        spec, tokens, *_ = shape_for_flops(flops, corpus.vocab_size, 256, family=settings["model"]["family"])
         settings["model"] = {"width": spec.dim, "family": spec.family}
         if case.name == "ahead":
             settings["tokens"] = round(flops / (spec.train_flops_per_token(256) + 6 * mtp_weights(spec, 1)))

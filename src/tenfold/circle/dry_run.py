@@ -5,12 +5,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tenfold.plan.workload import workload
 from tenfold.plan.workload.machine import machine
 from tenfold.plan.workload.memory import CONTEXT_GIB, memory
 from tenfold.plan.workload.traffic import traffic
 from tenfold.plan.workload.workload import GIB
-from tenfold.spec.layout import Layout
 from tenfold.train.dry_run import DryRun
 
 
@@ -38,7 +36,7 @@ def beside_the_plan(found: DryRun, machine_name: str) -> dict[str, Any]:
     Its memory is compared with the fullest rank's, without the 1.5 GiB that it adds for CUDA's context and the allocator; what
     is sent is compared with a rank's in the middle of a pipeline.
     """
-    layout, on = _as_planned(found.layout), machine(machine_name)
+    layout, on = found.layout, machine(machine_name)
     needed, sent = memory(found.spec, layout, on), traffic(found.spec, layout, on)
     names = ("parameters", "gradients", "optimizer", "activations")
     parts = {name: getattr(needed, f"{name}_gib") for name in names} | {"gathered": needed.buffers_gib - CONTEXT_GIB}
@@ -58,14 +56,3 @@ def beside_the_plan(found: DryRun, machine_name: str) -> dict[str, Any]:
 
 def _difference(planned: float, found: float) -> float:
     return 100 * (planned / found - 1) if found else 0.0
-
-
-def _as_planned(layout: Layout) -> workload.Layout:
-    """The run's layout as the planner knows it."""
-    whole = layout.ep % layout.tp > 0
-    return workload.Layout(
-        tp=layout.tp, pp=layout.pp, virtual_stages=layout.stages_per_rank, cp=layout.cp,
-        ep=layout.ep if whole else layout.ep // layout.tp, whole_experts=whole, dp=layout.dp,
-        global_batch=layout.global_batch, seq_len=layout.seq_len, micro_batch=layout.rows_together,
-        recompute=layout.activation_checkpointing, zero=3, shard=layout.shards if layout.dp_replicate > 1 else 0,
-    )  # fmt: skip

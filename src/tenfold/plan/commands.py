@@ -3,24 +3,16 @@
 from dataclasses import asdict, replace
 from json import dumps
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from msgspec import Meta, Struct, structs
 
 from tenfold.plan.costs.surroundings import Surroundings
-from tenfold.plan.plan import GpuRequest, solve
+from tenfold.plan.plan import solve
+from tenfold.plan.request import GpuRequest, Request, StepRequest
 from tenfold.plan.workload.machine import Machine, machine
-from tenfold.plan.workload.shape import Request
 from tenfold.spec.commands import Home, Json, print_json
 from tenfold.spec.errors import TenfoldError
-
-
-class BatchOptions(Struct, frozen=True):
-    """A step of the training."""
-
-    seq_len: Annotated[int, Meta(description="Tokens of a sequence.")] = 8192
-    global_batch: Annotated[int, Meta(description="Sequences per step (0: from the compute).")] = 0
-    dtype: Annotated[Literal["bf16", "fp8"], Meta(description="What matrix products are computed in.")] = "bf16"
 
 
 class MachineOptions(Struct, frozen=True):
@@ -68,7 +60,7 @@ def make(
     asked: Request = Request(),
     fixed: GpuRequest = GpuRequest(),
     hardware: MachineOptions = MachineOptions(),
-    batch: BatchOptions = BatchOptions(),
+    step: StepRequest = StepRequest(),
     around: Surroundings = Surroundings(),
     output: PlanOutput = PlanOutput(),
 ) -> None:
@@ -85,11 +77,12 @@ def make(
     from rich.console import Console
 
     from tenfold.plan.costs.consequences import consequences
+    from tenfold.plan.document import document
     from tenfold.plan.explain import explain
-    from tenfold.plan.report import document, html, terminal
+    from tenfold.plan.report import html, terminal
 
     part, calibrated = hardware.machine(output.home)
-    plan = solve(asked, fixed, part, **structs.asdict(batch))
+    plan = solve(asked, fixed, part, step, output.home)
     if output.explain:
         lines = explain(plan, output.explain, around)
         if output.json:
@@ -102,7 +95,7 @@ def make(
         consequences(plan.workload, around),
         alternatives=plan.alternatives,
         notes=[*([calibrated] if calibrated else []), *plan.notes],
-        request=_request(asked, fixed, hardware, batch, around),
+        request=_request(asked, fixed, hardware, step, around),
     )
     if output.out:
         output.out.mkdir(parents=True, exist_ok=True)
@@ -128,7 +121,7 @@ def compare(
     *,
     asked: Request = Request(),
     fixed: GpuRequest = GpuRequest(),
-    batch: BatchOptions = BatchOptions(),
+    step: StepRequest = StepRequest(),
     around: Surroundings = Surroundings(),
     output: Output = Output(),
 ) -> None:
@@ -137,7 +130,7 @@ def compare(
     Example: tenfold plan compare h100 h200 b200 mi300x mtia-v2 --after llama-3.1-70b --times 10
     """
     fixed = fixed if fixed.gpus or fixed.days else replace(fixed, days=90.0)
-    rows = [_compared(name, output.home, asked, fixed, batch, around) for name in accelerators]
+    rows = [_compared(name, output.home, asked, fixed, step, around) for name in accelerators]
     if output.json:
         print_json({"rows": rows})
         return
@@ -157,14 +150,14 @@ def compare(
 
 
 def _compared(
-    name: str, home: Path, asked: Request, fixed: GpuRequest, batch: BatchOptions, around: Surroundings
+    name: str, home: Path, asked: Request, fixed: GpuRequest, step: StepRequest, around: Surroundings
 ) -> dict[str, Any]:
     """The row of one accelerator: what a plan with it takes, or the reason why there is none."""
     from tenfold.plan.costs.consequences import consequences
 
     part, _ = MachineOptions(accelerator=name).machine(home)
     try:
-        plan = solve(asked, fixed, part, **structs.asdict(batch))
+        plan = solve(asked, fixed, part, step, home)
         w, c = plan.workload, consequences(plan.workload, around)
     except TenfoldError as error:
         return {"accelerator": name, "reason": str(error)}

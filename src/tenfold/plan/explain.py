@@ -3,11 +3,12 @@
 import math
 from collections.abc import Callable
 
-from tenfold.plan.costs.consequences import SIMULATED_RUNS, Consequences, Surroundings, consequences
+from tenfold.plan.costs.consequences import SIMULATED_RUNS, Consequences, consequences
+from tenfold.plan.costs.surroundings import Surroundings
 from tenfold.plan.plan import Plan
 from tenfold.plan.ranges import Range
 from tenfold.plan.workload.kernels import point_to_point_s, ring_s
-from tenfold.plan.workload.step_time import gpu_weights
+from tenfold.plan.workload.step_time import micro_batches, stage_weights
 from tenfold.plan.workload.workload import GIB
 from tenfold.spec.errors import TenfoldError, nearest
 from tenfold.spec.units import duration, si
@@ -23,17 +24,24 @@ def explain(plan: Plan, name: str, around: Surroundings | None = None) -> list[s
 
 
 def _step_time(plan: Plan) -> list[str]:
+    t = plan.workload.step_time
+    return [
+        f"step = sum of the parts below = {t.total_s:.4g} s for {si(plan.workload.layout.tokens_per_step)} tokens",
+        *_computing(plan),
+        *_tensor_and_pipeline(plan),
+        *_once_a_step(plan),
+        f"constants: {plan.machine.source}",
+    ]
+
+
+def _computing(plan: Plan) -> list[str]:
+    """Lines on what a GPU computes in a step."""
     w, m = plan.workload, plan.machine
-    lay, t, c, spec = w.layout, w.step_time, plan.machine.constants, w.spec
-    layers, micro = math.ceil(spec.n_layers / lay.pp), lay.micro_batches
-    dense, routed = (x / lay.pp for x in gpu_weights(spec, lay.tp, lay.ep))
-    tokens = lay.micro_batch * lay.seq_len // lay.cp
-    peak = m.accelerator.peak_flops(lay.dtype)
-    message = 2.0 * tokens * spec.dim
-    lines = [
-        f"step = sum of the parts below = {t.total_s:.4g} s for {si(lay.tokens_per_step)} tokens",
-        f"micro-batches = {lay.global_batch} / (DP {lay.dp} x {lay.micro_batch}) = {micro}; layers a stage = {layers}; "
-        f"tokens a micro-batch and GPU = {tokens}",
+    lay, t, c = w.layout, w.step_time, m.constants
+    peak, rows = m.accelerator.peak_flops(lay.dtype), lay.rows_together
+    return [
+        f"micro-batches = {lay.global_batch} / (DP {lay.dp} x {rows}) = {micro_batches(lay, m.stack)}; layers a stage = "
+        f"{math.ceil(w.spec.n_layers / lay.pp)}; tokens a micro-batch and GPU = {rows * lay.seq_len // lay.cp}",
         f"matmul = micro-batches x layers x products, each max(waves x tile / rate, bytes / bandwidth) + "
         f"{c.kernel_s * 1e6:.1f} us; "
         f"rate = {peak / 1e12:.0f} TFLOP/s x {c.matmul_efficiency:.3f} = {peak * c.matmul_efficiency / 1e12:.0f} TFLOP/s: "
@@ -41,40 +49,54 @@ def _step_time(plan: Plan) -> list[str]:
         f"attention = 4 x heads x queries x keys x head_dim / (peak x {c.attention_efficiency:.3f}), backward 2.5 times: "
         f"{t.attention_s:.4g} s",
         f"pointwise = bytes / ({m.accelerator.memory_gb_per_s:.0f} GB/s x {c.memory_efficiency:.2f}): {t.pointwise_s:.4g} s",
-        f"recompute ({lay.recompute}): {t.recompute_s:.4g} s; output head: {t.head_s:.4g} s; host launches: {t.launch_s:.4g} s",
+        f"recompute ({lay.activation_checkpointing}): {t.recompute_s:.4g} s; output head: {t.head_s:.4g} s; host launches: "
+        f"{t.launch_s:.4g} s",
+    ]
+
+
+def _tensor_and_pipeline(plan: Plan) -> list[str]:
+    """Lines on what is sent within a replica."""
+    lay, t, m = plan.workload.layout, plan.workload.step_time, plan.machine
+    message = 2.0 * (lay.rows_together * lay.seq_len // lay.cp) * plan.workload.spec.dim
+    lines = [
         f"tensor parallel = micro-batches x layers x 4 all-reduces of {message / 1e6:.1f} MB over {lay.tp}, each 2 x "
         f"{ring_s(message, lay.tp, 1, m) * 1e6:.0f} us: {t.tensor_parallel_s:.4g} s",
         f"context parallel: {t.context_parallel_s:.4g} s; expert parallel: {t.expert_parallel_s:.4g} s",
     ]
     if lay.pp > 1:
-        hop = point_to_point_s(message, lay.tp * lay.replicas, m)
+        hop, virtual = point_to_point_s(message, lay.tp * lay.replicas, m), lay.stages_per_rank
         lines.append(f"pipeline = micro-batches x 2 hops of {hop * 1e6:.0f} us, the hidden part off: {t.pipeline_s:.4g} s")
         lines.append(
-            f"bubble = (PP - 1) / virtual stages x one micro-batch = {lay.pp - 1} / {lay.virtual_stages} x "
-            f"{t.bubble_s * lay.virtual_stages / (lay.pp - 1):.4g} s: {t.bubble_s:.4g} s"
+            f"bubble = (PP - 1) / virtual stages x one micro-batch = {lay.pp - 1} / {virtual} x "
+            f"{t.bubble_s * virtual / (lay.pp - 1):.4g} s: {t.bubble_s:.4g} s"
         )
-    lines += [
-        f"data parallel = gradients and weights of {si(dense + routed)} parameters over {lay.shard or lay.replicas} ranks at "
-        f"{c.scaleout_gb_per_s * c.scaleout_efficiency:.1f} GB/s a GPU, hidden up to {m.stack.hidden_dp:.0%}: "
-        f"{t.data_parallel_s:.4g} s"
-        + (f", {m.buildings} buildings at {m.between_gb_per_s:g} GB/s a GPU between them" if m.buildings > 1 else ""),
+    return lines
+
+
+def _once_a_step(plan: Plan) -> list[str]:
+    """Lines on data parallel traffic, the optimizer and stragglers."""
+    lay, t, m, c = plan.workload.layout, plan.workload.step_time, plan.machine, plan.machine.constants
+    buildings = f", {m.buildings} buildings at {m.between_gb_per_s:g} GB/s a GPU between them" if m.buildings > 1 else ""
+    return [
+        f"data parallel = gradients and weights of {si(sum(stage_weights(plan.workload.spec, lay)))} parameters over {lay.shards} "
+        f"ranks at {c.scaleout_gb_per_s * c.scaleout_efficiency:.1f} GB/s a GPU, hidden up to {m.stack.hidden_dp:.0%}: "
+        f"{t.data_parallel_s:.4g} s{buildings}",
         f"optimizer = {m.stack.optimizer_bytes:.0f} B a parameter held / bandwidth + {m.stack.step_s * 1e3:.1f} ms: "
         f"{t.optimizer_s:.4g} s",
         f"stragglers = {m.stack.straggler:.2%} of the step for each doubling beyond {c.domain_gpus} GPUs: {t.straggler_s:.4g} s",
-        f"constants: {m.source}",
     ]
-    return lines
 
 
 def _memory(plan: Plan) -> list[str]:
     n, lay = plan.workload.memory, plan.workload.layout
-    weights = sum(gpu_weights(plan.workload.spec, lay.tp, lay.ep)) / lay.pp
+    weights = sum(stage_weights(plan.workload.spec, lay))
+    held = plan.machine.stack.weight_bytes
     return [
         f"weights on a GPU before sharding = {si(weights)} (TP {lay.tp}, PP {lay.pp}, EP {lay.ep}); ZeRO-{lay.zero} over "
-        f"{lay.shard or lay.replicas} ranks",
-        f"parameters 2 B each: {n.parameters_gib:.2f} GiB; gradients: {n.gradients_gib:.2f} GiB; optimizer 12 B each: "
-        f"{n.optimizer_gib:.2f} GiB",
-        f"activations (recompute {lay.recompute}, up to {min(lay.micro_batches, lay.pp)} micro-batches in flight): "
+        f"{lay.shards} ranks",
+        f"parameters {held:g} B each: {n.parameters_gib:.2f} GiB; gradients: {n.gradients_gib:.2f} GiB; optimizer "
+        f"{8 if held >= 4 else 12} B each: {n.optimizer_gib:.2f} GiB",
+        f"activations (recompute {lay.activation_checkpointing}, up to {min(lay.micro_batches, lay.pp)} micro-batches in flight): "
         f"{n.activations_gib:.2f} GiB",
         f"buffers: {n.buffers_gib:.2f} GiB",
         f"sum {n.total_gib:.2f} of {n.capacity_gib:.2f} GiB ({plan.workload.accelerator.memory_gb * 1e9 / GIB:.1f} less the "

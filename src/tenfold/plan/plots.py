@@ -1,4 +1,4 @@
-"""Pictures of a plan, each drawn from the plan's JSON document and returned as SVG."""
+"""Plots of a plan, each drawn from the plan's JSON document and returned as SVG."""
 
 import io
 import math
@@ -16,8 +16,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from tenfold.plan.costs.failures import Failures, simulate
+from tenfold.plan.document import Document
 from tenfold.plan.ranges import Range
-from tenfold.plan.report import Document, published_runs
+from tenfold.plan.validation.published import run_facts
+from tenfold.spec.layout import stage_layers
 
 INK, QUIET, ACCENT, MARK = "#334155", "#94a3b8", "#2563eb", "#dc2626"
 COLOURS = ["#2563eb", "#0d9488", "#d97706", "#7c3aed", "#dc2626", "#64748b", "#65a30d", "#db2777", "#0891b2", "#a16207"]
@@ -89,7 +91,6 @@ def _replica(axes: Axes, layout: dict[str, Any], model: dict[str, Any]) -> None:
     sharded = tp * cp * pp == 1  # one GPU computes a whole replica: show who holds which shard instead
     width = min(dp, 8) if sharded else tp * cp
     columns, stages = _shown(width, MOST_COLUMNS), _shown(pp, MOST_ROWS)
-    per_stage = model["n_layers"] / pp
     for y, stage in enumerate(stages):
         for x, column in enumerate(columns):
             if stage is None or column is None:
@@ -100,11 +101,11 @@ def _replica(axes: Axes, layout: dict[str, Any], model: dict[str, Any]) -> None:
             gpu = column if sharded else (stage * dp * cp + column // tp) * tp + column % tp
             axes.text(x + 0.5, y + 0.5, str(gpu), ha="center", va="center", fontsize=6 if len(columns) <= 16 else 4, color="white")
         if stage is not None:
-            axes.text(-0.15, y + 0.5, _holds(stage, pp, per_stage, layout), ha="right", va="center", fontsize=7, color=INK)
+            axes.text(-0.15, y + 0.5, _holds(stage, layout, model["n_layers"]), ha="right", va="center", fontsize=7, color=INK)
     axes.set(xlim=(0, len(columns)), ylim=(len(stages), 0), xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     if sharded:
-        part = f"each with 1/{layout['shard'] or dp} of the state" if layout["zero"] else "each with all of it"
+        part = f"each with 1/{layout['shards']} of the state" if layout["zero"] else "each with all of it"
         title = f"First {width} of {dp} GPUs, {part}"
     else:
         title = f"One replica: {pp} stages x {cp} context x {tp} tensor ranks (number: GPU)"
@@ -113,16 +114,16 @@ def _replica(axes: Axes, layout: dict[str, Any], model: dict[str, Any]) -> None:
     axes.set_title(title, fontsize=9, loc="left")
 
 
-def _holds(stage: int, pp: int, per_stage: float, layout: dict[str, Any]) -> str:
+def _holds(rank: int, layout: dict[str, Any], n_layers: int) -> str:
+    """What the ranks of one row of the map hold: the layers of their stages of the pipeline."""
+    pp, virtual = layout["pp"], layout["stages_per_rank"]
     if pp == 1:
         return "all layers"
-    if layout["virtual_stages"] > 1:
-        chunk = per_stage / layout["virtual_stages"]
-        text = f"stage {stage}: {layout['virtual_stages']} x {chunk:.3g} layers"
-    else:
-        first, last = round(stage * per_stage), round((stage + 1) * per_stage) - 1
-        text = f"stage {stage}: layers {first} to {last}"
-    return text + {0: ", embedding", pp - 1: ", head"}.get(stage, "")
+    stages = stage_layers(n_layers, pp * virtual)[rank::pp]
+    text = f"rank {rank}: {virtual} stages, {sum(map(len, stages))} layers"
+    if virtual == 1:
+        text = f"stage {rank}: layers {stages[0].start} to {stages[0].stop - 1}"
+    return text + {0: ", embedding", pp - 1: ", head"}.get(rank, "")
 
 
 def _replicas(axes: Axes, layout: dict[str, Any], machine: dict[str, Any]) -> None:
@@ -204,7 +205,7 @@ def _thinned(n: int, most: int = 200) -> list[int]:
 
 def draw_compute(plan: Document) -> str:
     """Published models and this plan by training compute."""
-    runs = sorted(((name, row["flops"]) for name, row in published_runs().items()), key=lambda row: row[1])
+    runs = sorted(((name, row["flops"]) for name, row in run_facts()["runs"].items()), key=lambda row: row[1])
     runs = sorted([*runs, ("this plan", plan["model"]["flops"])], key=lambda row: row[1])
     figure, axes = plt.subplots(figsize=(9, 3.6), constrained_layout=True)
     for i, (name, flops) in enumerate(runs):

@@ -1,91 +1,16 @@
-"""A plan as a person reads it: one screen in the terminal, `plan.json`, and `plan.html` with pictures.
+"""A plan as a person reads it: one screen in the terminal, and `plan.html` with plots.
 
-Everything is drawn from the JSON document, so a plan that was kept can be shown again. docs/plan.md describes it.
+Everything is drawn from the JSON document, so a plan that was kept can be shown again.
 """
 
-import tomllib
-from collections.abc import Sequence
-from dataclasses import asdict, fields
-from functools import cache
-from importlib import metadata, resources
-from typing import Any
+from importlib import resources
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tenfold.plan.costs.consequences import Consequences
-from tenfold.plan.workload.workload import Workload
+from tenfold.plan.document import Document
 from tenfold.spec.units import duration, si
-
-SCHEMA = 1
-Document = dict[str, Any]
-
-
-@cache
-def published_runs() -> dict[str, dict[str, Any]]:
-    """`plan/data/published_runs.toml`: compute and hours of published models."""
-    return tomllib.loads(resources.files("tenfold.plan").joinpath("data/published_runs.toml").read_text())["runs"]
-
-
-def document(
-    workload: Workload,
-    after: Consequences,
-    *,
-    alternatives: Sequence[dict[str, Any]] = (),
-    notes: Sequence[str] = (),
-    request: dict[str, Any] | None = None,
-) -> Document:
-    """The plan as plain JSON values, quantities with units in their names, ranges as `{low, mid, high}`.
-
-    `alternatives` are rows of `layout` (words), `step_s`, `reason` (why it loses); `notes` are sentences: assumptions,
-    data limits, calibration. `request` is what was asked for, kept as it was.
-    """
-    spec, parameters, layout = workload.spec, workload.spec.parameters(), workload.layout
-    tokens_per_s = layout.tokens_per_step / workload.step_s
-    model_flops_per_s = tokens_per_s * spec.train_flops_per_token(layout.seq_len)
-    return {
-        "schema": SCHEMA,
-        "tenfold": metadata.version("tenfold"),
-        "request": request or {},
-        "model": {
-            **{f.name: getattr(spec, f.name) for f in fields(spec) if f.name != "rope_scaling"},
-            "parameters_total": parameters.total,
-            "parameters_active": parameters.active,
-            "tokens": workload.tokens,
-            "flops": workload.flops,
-        },
-        "machine": {
-            "accelerator": workload.accelerator.key,
-            "name": workload.accelerator.name,
-            "gpus": workload.gpus,
-            "gpus_per_node": after.failures.gpus_per_node,
-            "nodes": after.failures.n_nodes,
-            "spare_nodes": after.failures.spare_nodes,
-            "region": after.site.key,
-            "region_name": after.site.name,
-        },
-        "layout": {**asdict(layout), "micro_batches": layout.micro_batches, "words": layout.words()},
-        "memory": {**asdict(workload.memory), "total_gib": workload.memory.total_gib},
-        "step": {
-            "step_s": workload.step_s,
-            "parts_s": workload.step_time.parts(),
-            "mfu": workload.mfu,
-            "tokens_per_s": tokens_per_s,
-            "tflops_per_gpu": model_flops_per_s / workload.gpus / 1e12,
-        },
-        "time": {
-            "training_days": workload.days,
-            "wall_days": asdict(after.wall_days),
-            "gpu_hours": asdict(after.gpu_hours),
-        },
-        "failures": {**asdict(after.failures), "simulated_share": asdict(after.simulated_share)},
-        "power": asdict(after.power),
-        "cost": asdict(after.cost),
-        "footprint": asdict(after.footprint),
-        "alternatives": [dict(row) for row in alternatives],
-        "notes": list(notes),
-    }
 
 
 def usd(value: float) -> str:
@@ -174,10 +99,10 @@ def terminal(plan: Document) -> RenderableType:
 
 
 def html(plan: Document) -> str:
-    """The plan as one page that needs no other file, its pictures inside as SVG."""
+    """The plan as one page that needs no other file, its plots inside as SVG."""
     import jinja2
 
-    from tenfold.plan import plots as pictures
+    from tenfold.plan import plots
 
     template = resources.files("tenfold.plan").joinpath("plan.html.jinja").read_text()
     page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template)
@@ -187,5 +112,5 @@ def html(plan: Document) -> str:
         rows=rows(plan),
         bottom=bottom_lines(plan),
         duration=duration,
-        pictures={name: draw(plan) for name, draw in pictures.ALL.items()},
+        plots={name: draw(plan) for name, draw in plots.ALL.items()},
     )

@@ -20,12 +20,13 @@ from tenfold.data.text.corpus import Corpus, build, require_tokens
 from tenfold.data.text.remote import is_remote, open_remote
 from tenfold.scale.forecast import Speed, make_forecast, score, write_forecast
 from tenfold.scale.isoflop import minimum, rungs
-from tenfold.scale.ladder import Rung, nearest_shape, plan_ladder
+from tenfold.scale.ladder import Rung, plan_ladder
 from tenfold.scale.law import BITS_PER_BYTE, Law, fit_law
 from tenfold.scale.options import ClimbSettings
 from tenfold.scale.points import Point
 from tenfold.scale.rungs import train_rungs, workers
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.shapes import shape_for_flops
 from tenfold.train.config import DataConfig, RunConfig
 from tenfold.train.probe import probe
 from tenfold.train.result import RunResult, read_result
@@ -72,10 +73,11 @@ def climb_in(
     law_file = generation / "law.json"
     if not law_file.exists():
         law = fit_law(points, asymptote=BITS_PER_BYTE, seed=settings.seed)
-        law_file.write_text(json.dumps(law.to_dict()))
+        best = law.optima(settings.top_flops, lambda flops: choose_params(law, points, flops))
+        law_file.write_text(json.dumps({**law.to_dict(), "optimum": best}))
     law = Law.from_dict(json.loads(law_file.read_text()))
     if not (generation / "forecast.json").exists():
-        _forecast(generation, settings, corpus, law, points)
+        _forecast(generation, settings, corpus, law)
     forecast = json.loads((generation / "forecast.json").read_text())
     if read_result(generation) is None:
         low, high = forecast["loss_bits_per_byte"]["intervals"]["80"]
@@ -137,10 +139,10 @@ def _train_ladder(
     _write_points([_point(_need(r)) for r in results], generation)
 
 
-def _forecast(generation: Path, settings: ClimbSettings, corpus: Corpus, law: Law, points: list[Point]) -> None:
-    params = choose_params(law, points, settings.top_flops)
-    spec = nearest_shape(params, corpus.vocab_size, settings.family)
-    tokens = round(settings.top_flops / spec.train_flops_per_token(settings.seq_len))
+def _forecast(generation: Path, settings: ClimbSettings, corpus: Corpus, law: Law) -> None:
+    spec, tokens, *_ = shape_for_flops(
+        settings.top_flops, corpus.vocab_size, settings.seq_len, family=settings.family, law=str(generation / "law.json")
+    )
     config = _config(settings, spec.dim, tokens, settings.seed)
     require_tokens(corpus, tokens, config.data.max_epochs)
     speed = Speed(*probe(Pretraining(config, corpus, generation.parent), config, PROBE_SECONDS))

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from statistics import median
 
 from tenfold.spec.errors import TenfoldError
-from tenfold.spec.model import ModelSpec
 from tenfold.spec.shapes import shape_of, widths
 
 STEP = 2.0  # between the computes of neighbouring rungs
@@ -60,11 +59,3 @@ def _sizes(budget: float, vocab_size: int, seq_len: int, sizes: int, family: str
         found.append(Rung(budget, width, spec.parameters().matrix_active, tokens))
     found.sort(key=lambda r: abs(math.log(max(1, r.tokens) / r.params / CENTRE)))
     return sorted(found[:sizes], key=lambda r: r.width)
-
-
-def nearest_shape(params: float, vocab_size: int, family: str = "llama3") -> ModelSpec:
-    """The shape of the family whose matrix parameters lie nearest to `params`."""
-    return min(
-        (shape_of(family, width, vocab_size) for width in widths()),
-        key=lambda spec: abs(math.log(spec.parameters().matrix_active / params)),
-    )

@@ -6,7 +6,7 @@ the points given and by nothing else. The intervals come from a bootstrap over r
 members' disagreement, and from what the same procedure got wrong on the points' own upper parts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -127,16 +127,21 @@ class Law:
         }
         return {name: (float(x[0]), _spread(x)) for name, x in real.items()}
 
+    def optima(self, around: float, params: Callable[[float], float]) -> list[tuple[float, float]]:
+        """(FLOPs, best `params` for them) from a tenth of `around` to 1,000 times it: what `spec.laws` reads of a law."""
+        return [(flops, params(flops)) for flops in (around * 10 ** (half / 2) for half in range(-2, 7))]
+
     def to_dict(self) -> dict[str, Any]:
-        """A JSON object that `from_dict` reads."""
+        """A JSON object that `from_dict` and `spec.laws` read."""
         plain = asdict(self)
         plain["members"] = [{**asdict(m), "theta": m.theta.tolist()} for m in self.members]
-        return plain
+        return {**plain, "optimum": self.optima(self.largest_flops, lambda flops: self.optimum(flops)[0])}
 
     @staticmethod
     def from_dict(plain: dict[str, Any]) -> "Law":
         members = [Member(**{**m, "theta": np.array(m["theta"])}) for m in plain["members"]]
-        return Law(**{**plain, "members": members, "loss_range": tuple(plain["loss_range"])})
+        known = {name: plain[name] for name in Law.__dataclass_fields__ if name in plain}
+        return Law(**{**known, "members": members, "loss_range": tuple(plain["loss_range"])})
 
 
 @dataclass(frozen=True)

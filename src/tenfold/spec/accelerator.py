@@ -1,4 +1,4 @@
-"""Accelerators: peak rates, memory, links, power, as published."""
+"""Accelerators: peak rates, memory, links, power, as published; and those that plugins add."""
 
 import tomllib
 from dataclasses import dataclass
@@ -6,13 +6,16 @@ from functools import cache
 from importlib import resources
 
 from tenfold.spec.errors import TenfoldError, nearest
+from tenfold.spec.plugins import load, plugins
 
+Spread = float | tuple[float, float, float]  # a figure, or its low, mid and high
 
 @dataclass(frozen=True)
 class Accelerator:
     """One accelerator's data sheet. Rates are dense (no sparsity); `None` is unknown.
 
-    `measured_bf16_tflops` is the best matrix product that anybody measured on it: the honest ceiling.
+    `measured_bf16_tflops` is the best matrix product that anybody measured on it: the honest ceiling. `device` is the torch
+    device that it trains and serves on. Prices are those of `plan/data/prices.toml` where they are not given.
     """
 
     key: str
@@ -26,6 +29,9 @@ class Accelerator:
     scaleup_gb_per_s: float | None = None
     tdp_w: float | None = None
     measured_bf16_tflops: float | None = None
+    device: str = "cuda"
+    rent_usd_per_h: Spread | None = None
+    purchase_usd: Spread | None = None
 
     def peak_flops(self, dtype: str = "bf16") -> float:
         """Peak FLOP/s in `bf16`, `fp8` or `fp4`. Raises TenfoldError where the part has no such unit."""
@@ -35,11 +41,25 @@ class Accelerator:
         return tflops * 1e12
 
 
-@cache
-def accelerators() -> dict[str, Accelerator]:
-    """All known accelerators by key (`h100`, `mi300x`, ...), from `spec/data/accelerators.toml`."""
+def _published() -> dict[str, Accelerator]:
     text = resources.files("tenfold.spec").joinpath("data/accelerators.toml").read_text()
     return {key: Accelerator(key=key, **fields) for key, fields in tomllib.loads(text).items()}
+
+
+PUBLISHED = _published()  # an entry point of `tenfold.accelerators`
+
+
+@cache
+def accelerators() -> dict[str, Accelerator]:
+    """All known accelerators by key (`h100`, `mi300x`, ...): the entry points of `tenfold.accelerators`.
+
+    Each refers to an Accelerator or to a dict of them. A plugin's takes the place of a published one of its key.
+    """
+    found: dict[str, Accelerator] = {}
+    for name in plugins("accelerators"):  # the built-in ones first
+        parts = load("accelerators", name)
+        found |= {part.key: part for part in ([parts] if isinstance(parts, Accelerator) else parts.values())}
+    return found
 
 
 def accelerator(key: str) -> Accelerator:

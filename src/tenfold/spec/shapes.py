@@ -1,50 +1,84 @@
-"""Shapes of the ladder: small models of each family, each given by its width alone."""
+"""The one dial: from compute to a model and its tokens. Trainer, ladder and planner take their shapes from here."""
 
-from dataclasses import replace
+import math
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.laws import LLAMA3, between, optimum
 from tenfold.spec.model import ModelSpec
 from tenfold.spec.plugins import load
+from tenfold.spec.units import si
 
-HEAD_DIMS = ((128, 16), (512, 32), (2048, 64), (10**9, 128))  # (widest model, dimensions of its heads, nearly)
+LARGEST_HEAD = 128
+HEAD_DIMS = ((128, 16), (512, 32), (2048, 64), (math.inf, LARGEST_HEAD))  # (widest model, dimensions of its heads, nearly)
 WIDTH_PER_LAYER = 40
+FFN_PER_WIDTH = 8 / 3
+LADDER_WIDTH = 512  # up to here depth and feed-forward are in proportion to width
+# (width, layers, feed-forward) of Llama 3's 1B, 8B, 70B and 405B; between them shapes are interpolated in logarithms.
+PUBLISHED = ((2048, 16, 8192), (4096, 32, 14336), (8192, 80, 28672), (16384, 126, 53248))
+KV_HEADS = 8  # of these
 TOKENS_PER_PARAMETER = 20.0
-EXPERTS = 16
+
+
+@dataclass(frozen=True)
+class Experts:
+    """`n` routed experts in every `every`-th layer, `per_token` of which a token passes, beside `shared` ones.
+
+    The experts of a token together are as wide as a dense feed-forward, so that its compute stays what it was.
+    """
+
+    n: int = 16
+    per_token: int = 1
+    shared: int = 1
+    every: int = 1
+
+
+class Shape(NamedTuple):
+    """A model and its tokens, and in sentences why these."""
+
+    spec: ModelSpec
+    tokens: int
+    flops: float
+    reasons: tuple[str, ...] = ()
 
 
 def llama_shape(width: int, vocab_size: int, context: int = 2048, tied: bool = False) -> ModelSpec:
-    """The Llama-3-shaped model of a width, which must divide into heads of nearly `HEAD_DIMS` and of an even size.
+    """The Llama-3-shaped model of a width.
 
-    Depth follows width at `WIDTH_PER_LAYER` (published Llamas: 128; nanochat: 64; the smallest models want to be
-    deeper), at least 2, so that a ladder has one dimension. The feed-forward is 8/3 of the width, to a multiple of 8.
+    Up to `LADDER_WIDTH`, depth is width / `WIDTH_PER_LAYER` (at least 2); from there on depth and feed-forward go through
+    the published models (past them depth is a multiple of 16), and from the first of them on 8 heads have keys and values.
     """
-    head_dim = next(size for widest, size in HEAD_DIMS if width <= widest)
-    n_heads = max(1, round(width / head_dim))
-    if width < 16 or width % (2 * n_heads):
-        raise TenfoldError(f"A width near {width} must be a multiple of {head_dim}.")
+    n_heads = _heads(width)
     return ModelSpec(
         name=f"width-{width}",
         dim=width,
-        n_layers=max(2, round(width / WIDTH_PER_LAYER)),
+        n_layers=_layers(width),
         n_heads=n_heads,
-        n_kv_heads=n_heads,
+        n_kv_heads=n_heads if width < PUBLISHED[0][0] else KV_HEADS,
         head_dim=width // n_heads,
-        ffn_dim=round(width * 8 / 3 / 8) * 8,
+        ffn_dim=_multiple(_ffn(width), width),
         vocab_size=vocab_size,
         tied=tied,
         context=context,
     )
 
 
-def llama4_shape(width: int, vocab_size: int, context: int = 2048, tied: bool = False) -> ModelSpec:
-    """The Llama-4-shaped model of a width: `llama_shape` with the feed-forward of every layer cut in a shared half and
-    one of `EXPERTS` routed halves (as Scout's and Maverick's are), so that a token's compute stays what it was."""
+def llama4_shape(
+    width: int, vocab_size: int, context: int = 2048, tied: bool = False, experts: Experts = Experts()
+) -> ModelSpec:
+    """The Llama-4-shaped model of a width: `llama_shape` with feed-forwards divided into `experts`."""
+    if experts.per_token > experts.n:
+        raise TenfoldError(f"{experts.per_token} experts per token cannot be chosen from {experts.n}.")
     dense = llama_shape(width, vocab_size, context, tied)
     return replace(
         dense,
         family="llama4",
-        n_experts=EXPERTS,
-        expert_ffn_dim=round(dense.ffn_dim / 2 / 8) * 8,
+        n_experts=experts.n,
+        experts_per_token=experts.per_token,
+        n_shared_experts=experts.shared,
+        expert_ffn_dim=_multiple(dense.ffn_dim / (experts.per_token + experts.shared), width, of_published=256),
+        moe_every=experts.every,
         attention_chunk=8192,
         nope_every=4,
         qk_norm=True,
@@ -52,32 +86,84 @@ def llama4_shape(width: int, vocab_size: int, context: int = 2048, tied: bool = 
     )
 
 
-def shape_of(family: str, width: int, vocab_size: int) -> ModelSpec:
+def _heads(width: int) -> int:
+    """Heads of nearly `HEAD_DIMS` and of an even size; past the first published model as few as `KV_HEADS` divide, of at most
+    128 dimensions."""
+    if width > PUBLISHED[0][0]:
+        counts = range(KV_HEADS * math.ceil(width / KV_HEADS / LARGEST_HEAD), width, KV_HEADS)
+        if n_heads := next((n for n in counts if width % (2 * n) == 0), 0):
+            return n_heads
+    head_dim = next(size for widest, size in HEAD_DIMS if width <= widest)
+    n_heads = max(1, round(width / head_dim))
+    if width < 16 or width % (2 * n_heads):
+        raise TenfoldError(f"A width near {width} must be a multiple of {head_dim}.")
+    return n_heads
+
+
+def _layers(width: int) -> int:
+    if width <= LADDER_WIDTH:
+        return max(2, round(width / WIDTH_PER_LAYER))
+    points = [(LADDER_WIDTH, LADDER_WIDTH / WIDTH_PER_LAYER), *((w, n) for w, n, _ in PUBLISHED)]
+    even = 16 if width > PUBLISHED[-1][0] else 2  # a pipeline of many stages is as slow as its deepest one
+    return even * round(between(points, width) / even)
+
+
+def _ffn(width: int) -> float:
+    if width <= LADDER_WIDTH:
+        return width * FFN_PER_WIDTH
+    return between([(LADDER_WIDTH, LADDER_WIDTH * FFN_PER_WIDTH), *((w, ffn) for w, _, ffn in PUBLISHED)], width)
+
+
+def _multiple(value: float, width: int, of_published: int = 1024) -> int:
+    """`value` to the nearest multiple that suits a model of `width`."""
+    step = 8 if width <= LADDER_WIDTH else 64 if width < PUBLISHED[0][0] else of_published
+    return max(1, round(value / step)) * step
+
+
+def shape_of(family: str, width: int, vocab_size: int, experts: Experts | None = None) -> ModelSpec:
     """The model of a family and width. Raises TenfoldError where there is no such family or width."""
+    if experts is not None:
+        return llama4_shape(width, vocab_size, experts=experts)
     return load("families", family).shape(width, vocab_size)
 
 
 def widths() -> list[int]:
-    """The widths that a ladder may use: sixteenths of a power of two or more apart, from 24 to 8192."""
-    small = list(range(24, 49, 8)) + list(range(64, 129, 16)) + list(range(160, 257, 32)) + list(range(320, 513, 64))
-    return small + list(range(640, 1025, 128)) + list(range(1280, 2049, 256)) + list(range(2560, 8193, 512))
+    """The widths of the dial, from 24 to 65,536: a sixteenth to a quarter apart, an eighth at most past 2,048."""
+    found = list(range(24, 49, 8))
+    for first, end, step in ((64, 129, 16), (160, 257, 32), (320, 513, 64), (640, 1025, 128), (1280, 4097, 256), (4608, 8193, 512)):
+        found += range(first, end, step)
+    return [*found, *range(9216, 16385, 1024), *range(18432, 32769, 2048), *range(36864, 65537, 4096)]
+
+
+def shape_for_params(params: float, vocab_size: int, family: str = "llama3", experts: Experts | None = None) -> ModelSpec:
+    """The model whose (active) matrix parameters lie nearest to `params`, in the logarithm."""
+    return min(_models(vocab_size, family, experts), key=lambda spec: abs(math.log(spec.parameters().matrix_active / params)))
+
+
+def _models(vocab_size: int, family: str, experts: Experts | None) -> list[ModelSpec]:
+    return [shape_of(family, width, vocab_size, experts) for width in widths()]
 
 
 def shape_for_flops(
-    flops: float,
-    vocab_size: int,
-    seq_len: int,
-    tokens_per_parameter: float = TOKENS_PER_PARAMETER,
-    family: str = "llama3",
-) -> tuple[ModelSpec, int]:
-    """The shape and tokens whose training FLOPs are `flops` at nearly `tokens_per_parameter` (matrix parameters).
+    flops: float, vocab_size: int, seq_len: int, *, family: str = "llama3", experts: Experts | None = None, law: str | None = None
+) -> Shape:
+    """The model and tokens of a compute, which counts every matrix product (`ModelSpec.train_flops_per_token`).
 
-    Returns (ModelSpec, tokens).
+    By `law` (a published one's name, or a law.json) where there is one; otherwise by 20 tokens per parameter, and past
+    about 2e21 FLOPs by Llama 3's law, which then asks for more.
     """
-    best = min(
-        (shape_of(family, width, vocab_size) for width in widths()),
-        key=lambda spec: abs(
-            flops / spec.train_flops_per_token(seq_len) / spec.parameters().matrix_active / tokens_per_parameter - 1
-        ),
-    )
-    return best, round(flops / best.train_flops_per_token(seq_len))
+    if law is not None:
+        best = optimum(flops, law)
+        spec = shape_for_params(best.params, vocab_size, family, experts)
+        why = f"best are {si(best.params)} parameters and {si(best.tokens)} tokens by {best.source}"
+    else:
+        llama3 = optimum(flops, LLAMA3)
+        ratio = max(TOKENS_PER_PARAMETER, llama3.tokens / llama3.params)
+        spec = min(
+            _models(vocab_size, family, experts),
+            key=lambda m: abs(flops / m.train_flops_per_token(seq_len) / m.parameters().matrix_active / ratio - 1),
+        )
+        why = f"{ratio:.0f} tokens per parameter" + (f" by {llama3.source}" if ratio > TOKENS_PER_PARAMETER else "")
+    tokens = round(flops / spec.train_flops_per_token(seq_len))
+    reason = f"Model: width {spec.dim}, {si(spec.parameters().active)} active parameters, {si(tokens)} tokens; {why}."
+    return Shape(spec, tokens, flops, (reason,))

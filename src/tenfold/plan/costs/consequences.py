@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 from tenfold.plan.costs import cost as money
-from tenfold.plan.costs.environment import Footprint, run_footprint
-from tenfold.plan.costs.failures import Failures, effective_time, monte_carlo
+from tenfold.plan.costs.environment import Footprint, Hourly, run_footprint
+from tenfold.plan.costs.failures import Assumed, Failures, effective_time, monte_carlo
 from tenfold.plan.costs.failures import facts as reliability
-from tenfold.plan.costs.power import RunPower, run_power
+from tenfold.plan.costs.power import Held, RunPower, run_power
 from tenfold.plan.costs.surroundings import Surroundings
 from tenfold.plan.ranges import Range
 from tenfold.plan.sites.site import Site, site
@@ -59,29 +59,14 @@ def consequences(workload: Workload, around: Surroundings | None = None) -> Cons
     around = around or Surroundings()
     place = site(around.region, around.pue, around.wue_l_per_kwh)
     failures = effective_time(
-        workload.gpus,
-        workload.days * DAY_S,
-        checkpoint_bytes(workload.spec.parameters().total),
-        gpus_per_node=around.gpus_per_node,
-        storage_gb_per_s=around.storage_gb_per_s,
-        interval_s=around.checkpoint_interval_s,
-        per_1000_node_days=around.per_1000_node_days,
-        recovery_s=around.recovery_s,
+        workload.gpus, workload.days * DAY_S, checkpoint_bytes(workload.spec.parameters().total), _assumed(around)
     )
     wall_days = workload.days / failures.effective_share
     hours = 24 * wall_days
-    power = run_power(
-        workload.accelerator,
-        workload.gpus,
-        hours,
-        pue=place.pue,
-        computing=computing_of(workload.step_time),
-        effective_share=failures.effective_share.mid,
-        spare_gpus=failures.spare_gpus,
-    )
-    start_hour = (around.start.timetuple().tm_yday - 1) * 24 if around.start else None
-    hourly_price = over_run(read_prices(around.price_csv), hours.mid, start_hour) if around.price_csv else None
-    held = workload.gpus + failures.spare_gpus
+    held = Held(workload.accelerator, workload.gpus, hours, failures.spare_gpus, around.gpus_per_node)
+    power = run_power(held, place.pue, computing_of(workload.step_time), failures.effective_share.mid)
+    hourly = _hourly(around)
+    hourly_price = over_run(read_prices(around.price_csv), hours.mid, hourly.start_hour) if around.price_csv else None
     return Consequences(
         site=place,
         failures=failures,
@@ -89,26 +74,25 @@ def consequences(workload: Workload, around: Surroundings | None = None) -> Cons
         wall_days=wall_days,
         gpu_hours=workload.gpus * 24 * wall_days,
         power=power,
-        cost=money.run_cost(
-            workload.accelerator,
-            workload.gpus,
-            hours,
-            power,
-            place,
-            spare_gpus=failures.spare_gpus,
-            rent_usd_per_h=around.rent_usd_per_h,
-            usd_per_kwh=hourly_price,
-        ),
-        footprint=run_footprint(
-            power,
-            place,
-            held,
-            hours,
-            gpus_per_node=around.gpus_per_node,
-            clean_share=around.clean_share,
-            carbon=read_carbon(around.carbon_csv) if around.carbon_csv else None,
-            weather=read_weather(around.weather_epw) if around.weather_epw else None,
-            cooling=around.cooling,
-            start_hour=start_hour,
-        ),
+        cost=money.run_cost(held, power, place, around.rent_usd_per_h, hourly_price),
+        footprint=run_footprint(held, power, place, around.clean_share, hourly),
+    )
+
+
+def _assumed(around: Surroundings) -> Assumed:
+    return Assumed(
+        gpus_per_node=around.gpus_per_node,
+        storage_gb_per_s=around.storage_gb_per_s,
+        interval_s=around.checkpoint_interval_s,
+        per_1000_node_days=around.per_1000_node_days,
+        recovery_s=around.recovery_s,
+    )
+
+
+def _hourly(around: Surroundings) -> Hourly:
+    return Hourly(
+        carbon=read_carbon(around.carbon_csv) if around.carbon_csv else None,
+        weather=read_weather(around.weather_epw) if around.weather_epw else None,
+        cooling=around.cooling,
+        start_hour=(around.start.timetuple().tm_yday - 1) * 24 if around.start else None,
     )

@@ -6,7 +6,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from tenfold.plan.costs.power import RunPower
+from tenfold.plan.costs.power import Held, RunPower
 from tenfold.plan.ranges import Range, total
 from tenfold.plan.sites.site import Site
 from tenfold.spec.accelerator import Accelerator, accelerator
@@ -53,7 +53,9 @@ def price(part: Accelerator) -> Price:
 
 
 def _known_or_scaled(table: str, part: Accelerator) -> tuple[Range, str, bool]:
-    known = facts()[table]
+    known, own = facts()[table], getattr(part, table)
+    if own is not None:
+        return Range.of(own), part.source, False
     if part.key in known:
         return Range.of(known[part.key]["usd"]), known[part.key]["source"], False
     ratio = part.bf16_tflops / accelerator("h100").bf16_tflops
@@ -62,38 +64,18 @@ def _known_or_scaled(table: str, part: Accelerator) -> tuple[Range, str, bool]:
 
 
 def run_cost(
-    part: Accelerator,
-    n_gpus: int,
-    wall_hours: Range | float,
-    power: RunPower,
-    site: Site,
-    *,
-    spare_gpus: int = 0,
-    rent_usd_per_h: float | None = None,
-    usd_per_kwh: Range | None = None,
+    held: Held, power: RunPower, site: Site, rent_usd_per_h: float | None = None, usd_per_kwh: Range | None = None
 ) -> RunCost:
-    """Cost of holding `n_gpus` and `spare_gpus` for `wall_hours`.
+    """Cost of holding machines for a run.
 
     `rent_usd_per_h` replaces the market's rent; `usd_per_kwh` the site's price (a mean over hourly prices, say).
     """
-    prices, own = price(part), {k: Range.of(v) for k, v in facts()["own"].items() if k != "source"}
-    wall_hours = Range.of(wall_hours)
-    hours = (n_gpus + spare_gpus) * wall_hours
+    prices = price(held.accelerator)
+    hours = (held.gpus + held.spare_gpus) * Range.of(held.wall_hours)
     rent = Range.of(rent_usd_per_h) if rent_usd_per_h is not None else prices.rent_usd_per_h
-    wall_years = wall_hours / HOURS_PER_YEAR
-    years = hours / HOURS_PER_YEAR / own["in_use"]
-    servers = prices.purchase_usd * (1 + own["server"])
-    capital = servers * (1 + own["network"])
     kwh_price = usd_per_kwh or site.usd_per_kwh
-    parts = {
-        "accelerators": prices.purchase_usd / own["years"] * years,
-        "servers": prices.purchase_usd * own["server"] / own["years"] * years,
-        "network and storage": servers * own["network"] / own["years"] * years,
-        "interest": capital * own["capital_per_year"] * 0.5 * years,
-        "people and repair": capital * own["operation_per_year"] * years,
-        "building": power.peak_mw * own["facility_usd_per_mw"] / own["facility_years"] * wall_years / own["in_use"],
-        "electricity": 1e3 * power.energy_mwh * kwh_price,
-    }
+    parts = _own_parts(held, prices.purchase_usd, power)
+    parts["electricity"] = 1e3 * power.energy_mwh * kwh_price
     whole = total(list(parts.values()))
     return RunCost(
         gpu_hours=hours,
@@ -106,3 +88,20 @@ def run_cost(
         assumed=prices.assumed,
         source=prices.source,
     )
+
+
+def _own_parts(held: Held, purchase_usd: Range, power: RunPower) -> dict[str, Range]:
+    """What owning the machines for the run costs, but for electricity."""
+    own = {k: Range.of(v) for k, v in facts()["own"].items() if k != "source"}
+    wall_years = Range.of(held.wall_hours) / HOURS_PER_YEAR
+    years = (held.gpus + held.spare_gpus) * Range.of(held.wall_hours) / HOURS_PER_YEAR / own["in_use"]
+    servers = purchase_usd * (1 + own["server"])
+    capital = servers * (1 + own["network"])
+    return {
+        "accelerators": purchase_usd / own["years"] * years,
+        "servers": purchase_usd * own["server"] / own["years"] * years,
+        "network and storage": servers * own["network"] / own["years"] * years,
+        "interest": capital * own["capital_per_year"] * 0.5 * years,
+        "people and repair": capital * own["operation_per_year"] * years,
+        "building": power.peak_mw * own["facility_usd_per_mw"] / own["facility_years"] * wall_years / own["in_use"],
+    }

@@ -6,7 +6,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from tenfold.plan.costs.power import RunPower
+from tenfold.plan.costs.power import Held, RunPower
 from tenfold.plan.costs.water import wue
 from tenfold.plan.ranges import Range
 from tenfold.plan.sites.site import Site, water_of_fuels
@@ -42,49 +42,51 @@ def facts() -> dict[str, Any]:
     return tomllib.loads(resources.files("tenfold.plan").joinpath("data/cards.toml").read_text())
 
 
-def run_footprint(
-    power: RunPower,
-    site: Site,
-    n_gpus: int,
-    wall_hours: Range | float,
-    *,
-    gpus_per_node: int = 8,
-    clean_share: float = 0.0,
-    carbon: Carbon | None = None,
-    weather: Weather | None = None,
-    cooling: str = "tower",
-    start_hour: int | None = None,
-) -> Footprint:
-    """Carbon and water of the energy in `power`, and of `n_gpus` (spares included) made for it.
+@dataclass(frozen=True)
+class Hourly:
+    """Hourly figures that replace the site's yearly ones. `start_hour` of the year places the run in them; `cooling`
+    counts only with `weather`."""
 
-    `clean_share` (0 to 1) is the part of the energy matched by contracts. `carbon` and `weather` are hourly and replace
-    the site's yearly figures; `start_hour` of the year places the run in them. `cooling` counts only with `weather`.
+    carbon: Carbon | None = None
+    weather: Weather | None = None
+    cooling: str = "tower"
+    start_hour: int | None = None
+
+
+def run_footprint(
+    held: Held, power: RunPower, site: Site, clean_share: float = 0.0, hourly: Hourly = Hourly()
+) -> Footprint:
+    """Carbon and water of the energy in `power`, and of making the machines held for it.
+
+    `clean_share` (0 to 1) is the part of the energy matched by contracts.
     """
     if not 0 <= clean_share <= 1:
         raise TenfoldError(f"The clean share must lie between 0 and 1, not {clean_share}.")
-    wall_hours = Range.of(wall_hours)
-    intensity = over_run(carbon.kgco2_per_kwh, wall_hours.mid, start_hour) if carbon else site.kgco2_per_kwh
-    on_site = over_run(wue(weather, cooling), wall_hours.mid, start_hour) if weather else site.wue_l_per_kwh
+    hours, carbon, weather = Range.of(held.wall_hours), hourly.carbon, hourly.weather
+    intensity = over_run(carbon.kgco2_per_kwh, hours.mid, hourly.start_hour) if carbon else site.kgco2_per_kwh
+    on_site = over_run(wue(weather, hourly.cooling), hours.mid, hourly.start_hour) if weather else site.wue_l_per_kwh
     off_site = water_of_fuels(carbon.fuels) if carbon and carbon.fuels else site.water_off_site_l_per_kwh
     location = power.energy_mwh * intensity
+    sources = ["hourly carbon"] * bool(carbon) + [f"hourly weather, {hourly.cooling} cooling"] * bool(weather)
     return Footprint(
         kgco2_per_kwh=intensity,
         location_tco2e=location,
         market_tco2e=(1 - clean_share) * location * site.residual_mix,
         clean_share=clean_share,
-        embodied_tco2e=_embodied(n_gpus, gpus_per_node, wall_hours),
+        embodied_tco2e=_embodied(held),
         wue_l_per_kwh=on_site,
         water_on_site_m3=power.it_energy_mwh * on_site,
         off_site_l_per_kwh=off_site,
         water_off_site_m3=power.energy_mwh * off_site,
-        source=("hourly carbon; " if carbon else "") + (f"hourly weather, {cooling} cooling; " if weather else "") + site.source,
+        source="; ".join([*sources, site.source]),
     )
 
 
-def _embodied(n_gpus: int, gpus_per_node: int, wall_hours: Range) -> Range:
+def _embodied(held: Held) -> Range:
     table = facts()["embodied"]
-    per_gpu = Range.of(table["kgco2e_per_accelerator"]) + Range.of(table["kgco2e_per_server"]) / gpus_per_node
-    return 1e-3 * n_gpus * per_gpu * (wall_hours / HOURS_PER_YEAR) / Range.of(table["years"])
+    per_gpu = Range.of(table["kgco2e_per_accelerator"]) + Range.of(table["kgco2e_per_server"]) / held.gpus_per_node
+    years = Range.of(held.wall_hours) / HOURS_PER_YEAR
+    return 1e-3 * (held.gpus + held.spare_gpus) * per_gpu * years / Range.of(table["years"])
 
 
 def card_tco2e(

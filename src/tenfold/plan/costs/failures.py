@@ -143,37 +143,30 @@ def spare_nodes(repairs_per_day: float, repair_h: float, suffice: float = SPARES
     return int(poisson.ppf(suffice, repairs_per_day * repair_h / 24))
 
 
-def effective_time(
-    n_gpus: int,
-    work_s: float,
-    state_bytes: float,
-    *,
-    gpus_per_node: int = 8,
-    storage_gb_per_s: float | None = None,
-    interval_s: float | None = None,
-    per_1000_node_days: float | None = None,
-    recovery_s: float | None = None,
-) -> Failures:
+@dataclass(frozen=True)
+class Assumed:
+    """What replaces the plan's own figures: bandwidth of the storage, work between checkpoints, failures, and the time for
+    detection and restart."""
+
+    gpus_per_node: int = 8
+    storage_gb_per_s: float | None = None
+    interval_s: float | None = None
+    per_1000_node_days: float | None = None
+    recovery_s: float | None = None
+
+
+def effective_time(n_gpus: int, work_s: float, state_bytes: float, assumed: Assumed = Assumed()) -> Failures:
     """What failures do to `work_s` seconds of training on `n_gpus`, with a checkpoint of `state_bytes`.
 
-    `interval_s` (work between checkpoints), `per_1000_node_days` and `recovery_s` (detection and restart) replace the
-    plan's own. Divide `work_s` by `effective_share` for the wall-clock time. Raises TenfoldError where failures come so
-    fast that the job never gets from one checkpoint to the next.
+    Divide `work_s` by `effective_share` for the wall-clock time. Raises TenfoldError where failures come so fast that the
+    job never gets from one checkpoint to the next.
     """
-    n_nodes = math.ceil(n_gpus / gpus_per_node)
-    rates = component_rates(gpus_per_node)
-    per_node_day = rate_per_node_day(gpus_per_node)
-    if per_1000_node_days is not None:
-        scale = 1e-3 * per_1000_node_days / per_node_day.mid
-        rates = {name: rate * scale for name, rate in rates.items()}
-        per_node_day = Range.of(1e-3 * per_1000_node_days)
+    n_nodes = math.ceil(n_gpus / assumed.gpus_per_node)
+    rates, per_node_day = _rates(assumed)
     mtti_s = DAY_S / (n_nodes * per_node_day)
-    stall, write = checkpoint_times(state_bytes, n_gpus, n_nodes, storage_gb_per_s)
-    detection, restart = (Range.of(facts()["recovery"][key]) for key in ("detection_s", "restart_s"))
-    reload = state_bytes / (1e9 * n_nodes * Range.of(facts()["checkpoint"]["storage_gb_per_s_per_node"]))
-    recovery = Range.of(recovery_s) if recovery_s is not None else detection + restart + reload
-    best = best_interval(stall.mid, write.mid, recovery.mid, mtti_s.mid)
-    interval = interval_s or best
+    stall, write = checkpoint_times(state_bytes, n_gpus, n_nodes, assumed.storage_gb_per_s)
+    detection, recovery = _recovery(state_bytes, n_nodes, assumed)
+    interval = assumed.interval_s or best_interval(stall.mid, write.mid, recovery.mid, mtti_s.mid)
     if interval < write.mid:
         raise TenfoldError(
             f"A checkpoint takes {write.mid:.0f} s to write, longer than the {interval:.0f} s between two: raise the "
@@ -185,17 +178,14 @@ def effective_time(
             f"{n_gpus} accelerators are interrupted every {mtti_s.mid / 60:.1f} min and need {recovery.mid / 60:.1f} min to "
             f"come back: use fewer, or restart faster."
         )
-    share = Range(
-        max(0.01 * mid, effective_share(interval, stall.high, write.high, recovery.high, mtti_s.low)),
-        mid,
-        effective_share(interval, stall.low, write.low, recovery.low, mtti_s.high),
-    )
+    worst = effective_share(interval, stall.high, write.high, recovery.high, mtti_s.low)
+    share = Range(max(0.01 * mid, worst), mid, effective_share(interval, stall.low, write.low, recovery.low, mtti_s.high))
     table = facts()["components"]["counts"]
     repairs_per_day = n_nodes * sum(rate for name, rate in rates.items() if table[name]["needs_repair"])
     return Failures(
         n_gpus=n_gpus,
         n_nodes=n_nodes,
-        gpus_per_node=gpus_per_node,
+        gpus_per_node=assumed.gpus_per_node,
         per_1000_node_days=1e3 * per_node_day,
         by_component_per_day={name: n_nodes * rate for name, rate in rates.items()},
         mean_time_to_interruption_h=mtti_s / HOUR_S,
@@ -213,6 +203,25 @@ def effective_time(
         shares=_shares(share.mid, interval, stall.mid, recovery.mid, mtti_s.mid),
         source=facts()["components"]["source"],
     )
+
+
+def _rates(assumed: Assumed) -> tuple[dict[str, float], Range]:
+    """(interruptions per node-day by component, all of them)."""
+    rates, per_node_day = component_rates(assumed.gpus_per_node), rate_per_node_day(assumed.gpus_per_node)
+    if assumed.per_1000_node_days is None:
+        return rates, per_node_day
+    known = 1e-3 * assumed.per_1000_node_days
+    return {name: rate * known / per_node_day.mid for name, rate in rates.items()}, Range.of(known)
+
+
+def _recovery(state_bytes: float, n_nodes: int, assumed: Assumed) -> tuple[Range, Range]:
+    """(seconds until a failure is noticed, seconds until the job computes again: detection, restart and reading back)."""
+    table = facts()
+    detection, restart = (Range.of(table["recovery"][key]) for key in ("detection_s", "restart_s"))
+    if assumed.recovery_s is not None:
+        return detection, Range.of(assumed.recovery_s)
+    reload = state_bytes / (1e9 * n_nodes * Range.of(table["checkpoint"]["storage_gb_per_s_per_node"]))
+    return detection, detection + restart + reload
 
 
 def _shares(effective: float, interval_s: float, stall_s: float, recovery_s: float, mtti_s: float) -> dict[str, float]:

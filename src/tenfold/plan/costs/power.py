@@ -12,6 +12,17 @@ from tenfold.spec.errors import TenfoldError
 
 
 @dataclass(frozen=True)
+class Held:
+    """Machines that are held for a run: those that train and spares, for `wall_hours`, time lost to failures included."""
+
+    accelerator: Accelerator
+    gpus: int
+    wall_hours: Range | float
+    spare_gpus: int = 0
+    gpus_per_node: int = 8
+
+
+@dataclass(frozen=True)
 class RunPower:
     """Watts are per running accelerator; megawatts and megawatt-hours are of the whole site, cooling included."""
 
@@ -61,35 +72,25 @@ def board_w(accelerator: Accelerator, computing: float) -> Range:
     return accelerator.tdp_w * (Range.of(table["computing"]) * computing + Range.of(table["waiting"]) * (1 - computing))
 
 
-def run_power(
-    accelerator: Accelerator,
-    n_gpus: int,
-    wall_hours: Range | float,
-    *,
-    pue: Range | float,
-    computing: float,
-    effective_share: float = 1.0,
-    spare_gpus: int = 0,
-) -> RunPower:
-    """Power and energy of `n_gpus` over `wall_hours`, which include the time lost to failures.
+def run_power(held: Held, pue: Range | float, computing: float, effective_share: float = 1.0) -> RunPower:
+    """Power and energy of the machines of a run.
 
     `computing` is the share of a step in which kernels run (the rest is exposed communication and bubble; see
     `computing_share`), `effective_share` the share of wall-clock time in which steps run at all. Spares stand idle.
     """
-    table, pue, wall_hours = facts(), Range.of(pue), Range.of(wall_hours)
-    board = board_w(accelerator, computing * effective_share)
-    tdp = accelerator.tdp_w or 0.0
+    table, pue, wall_hours = facts(), Range.of(pue), Range.of(held.wall_hours)
+    board = board_w(held.accelerator, computing * effective_share)
+    tdp = held.accelerator.tdp_w or 0.0
     host = tdp * Range.of(table["host"]["mean"])
     share = Range.of(table["network"]["share"])
     network = _network(board + host, share)
-    spare = spare_gpus * tdp * (Range.of(table["board"]["idle"]) + Range.of(table["host"]["mean"]))
+    spare = held.spare_gpus * tdp * (Range.of(table["board"]["idle"]) + Range.of(table["host"]["mean"]))
     it_w = board + host + network
-    it_mw = 1e-6 * (n_gpus * it_w + spare)
+    it_mw = 1e-6 * (held.gpus * it_w + spare)
     at_peak = tdp * (Range.of(table["board"]["peak"]) + Range.of(table["host"]["peak"]))
-    peak_mw = 1e-6 * (n_gpus * (at_peak + _network(at_peak, share)) + spare) * pue
     it_mwh = it_mw * wall_hours
     energy = it_mwh * pue
-    mwh = 1e-6 * n_gpus * wall_hours
+    mwh = 1e-6 * held.gpus * wall_hours
     return RunPower(
         board_w=board,
         host_w=host,
@@ -98,7 +99,7 @@ def run_power(
         pue=pue,
         computing_share=computing * effective_share,
         mean_mw=it_mw * pue,
-        peak_mw=peak_mw,
+        peak_mw=1e-6 * (held.gpus * (at_peak + _network(at_peak, share)) + spare) * pue,
         it_energy_mwh=it_mwh,
         energy_mwh=energy,
         parts_mwh={

@@ -7,11 +7,13 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from tenfold.plan.workload.machine import Constants, Machine, Stack, machine
 from tenfold.plan.workload.step_time import step_time
-from tenfold.plan.workload.workload import Layout
 from tenfold.spec.accelerator import Accelerator, accelerators
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.layout import Layout, for_world
 from tenfold.spec.model import ModelSpec, RopeScaling
 
 FILE = "calibration.json"
@@ -35,38 +37,53 @@ class Calibration:
 def calibrate(run: Path) -> Calibration:
     """The constants that make the plan's step as long as the run's. Raises TenfoldError where `run` is no finished run."""
     start, end = _events(run)
-    config = tomllib.loads((run / "run.toml").read_text()) if (run / "run.toml").exists() else {}
-    seq_len = int(config.get("seq_len", 256))
-    fields_of_model = dict(start["model"])
-    scaling = fields_of_model.pop("rope_scaling", None)
-    spec = ModelSpec(rope_scaling=RopeScaling(**scaling) if scaling else None, **fields_of_model)
-    batch = int(start["hyperparameters"]["batch_size"])
-    layout = Layout(micro_batch=int(config.get("micro_batch") or batch), global_batch=batch, seq_len=seq_len, zero=0)
+    scaling = start["model"].get("rope_scaling")
+    spec = ModelSpec(**{**start["model"], "rope_scaling": RopeScaling(**scaling) if scaling else None})
+    layout = _layout_of(run, start)
     measured = layout.tokens_per_step / end["tokens_per_s"]
     base = _machine_of(start, end)
-    low, high = (
-        1e-3,
-        1 / max(base.constants.matmul_efficiency, base.constants.memory_efficiency, base.constants.attention_efficiency),
-    )
-    planned = step_time(spec, layout, base).total_s
-    for _ in range(60):
-        factor = (low * high) ** 0.5
-        if step_time(spec, layout, _scaled(base, factor)).total_s > measured:
-            low = factor
-        else:
-            high = factor
+    factor = _factor(spec, layout, base, measured)
     scaled = _scaled(base, factor)
     return Calibration(
         accelerator=base.accelerator,
         constants=scaled.constants,
         factor=factor,
-        planned_step_s=planned,
+        planned_step_s=step_time(spec, layout, base).total_s,
         measured_step_s=measured,
         calibrated_step_s=step_time(spec, layout, scaled).total_s,
         tokens_per_s=end["tokens_per_s"],
         mfu=end["mfu"],
         run=str(run),
     )
+
+
+def _layout_of(run: Path, start: dict[str, Any]) -> Layout:
+    """The run's layout over all its processes, from its run file and its record."""
+    config = tomllib.loads((run / "run.toml").read_text()) if (run / "run.toml").exists() else {}
+    parallel = config.get("parallel")
+    layout = msgspec.convert(parallel if isinstance(parallel, dict) else {}, Layout)
+    return for_world(layout, _processes(start)).replace(
+        global_batch=int(start["hyperparameters"]["batch_size"]),
+        seq_len=int(config.get("data", config).get("seq_len", 256)),
+        zero=3 if _processes(start) > 1 else 0,
+    )
+
+
+def _processes(start: dict[str, Any]) -> int:
+    return int(start.get("processes", 1))
+
+
+def _factor(spec: ModelSpec, layout: Layout, base: Machine, measured_s: float) -> float:
+    """How many times as fast the machine is as planned, by bisection."""
+    c = base.constants
+    low, high = 1e-3, 1 / max(c.matmul_efficiency, c.memory_efficiency, c.attention_efficiency)
+    for _ in range(60):
+        factor = (low * high) ** 0.5
+        if step_time(spec, layout, _scaled(base, factor)).total_s > measured_s:
+            low = factor
+        else:
+            high = factor
+    return factor
 
 
 def _scaled(base: Machine, factor: float) -> Machine:
@@ -106,20 +123,26 @@ def _events(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _machine_of(start: dict[str, Any], end: dict[str, Any]) -> Machine:
-    """The published accelerator that the run's MFU was a share of; otherwise one described by the run itself."""
-    peak = end["tokens_per_s"] * start["flops_per_token"] / end["mfu"]
+    """The published accelerator that the run's MFU was a share of; otherwise one described by the run itself.
+
+    MFU and energy are those of all processes, and each has an accelerator of its own.
+    """
+    processes = _processes(start)
+    peak = end["tokens_per_s"] * start["flops_per_token"] / end["mfu"] / processes
     for part in accelerators().values():
         if start["mfu_of"].startswith(part.name):
             return machine(part.key)
     own = Accelerator(
         key=str(start["device"]).split(":")[0], name=f"this {start['device']}",
-        memory_gb=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, memory_gb_per_s=max(20.0, peak / 1e11),
-        source=f"{start['mfu_of']}, measured by the run", bf16_tflops=peak / 1e12,
-        tdp_w=3.6e6 * end["energy_kwh"] / end["seconds"] if end.get("energy_kwh") and end.get("seconds") else None,
+        memory_gb=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9 / processes,
+        memory_gb_per_s=max(20.0, peak / 1e11), source=f"{start['mfu_of']}, measured by the run", bf16_tflops=peak / 1e12,
+        tdp_w=3.6e6 * end["energy_kwh"] / end["seconds"] / processes if end.get("energy_kwh") and end.get("seconds") else None,
+        device=str(start["device"]).split(":")[0],
     )  # fmt: skip
     known = machine("h100")
     # one unit: a product's tiles are not dealt to processors in waves
-    return replace(known, accelerator=own, constants=replace(known.constants, units=1, domain_gpus=1), source=own.source)
+    constants = replace(known.constants, units=1, domain_gpus=processes)
+    return replace(known, accelerator=own, constants=constants, source=own.source)
 
 
 def write(calibration: Calibration, home: Path) -> Path:

@@ -7,15 +7,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from tenfold.plan.workload.layout import divisors, least_recompute
 from tenfold.plan.workload.machine import Machine, machine
 from tenfold.plan.workload.memory import memory
+from tenfold.plan.workload.search import divisors, least_recompute
 from tenfold.plan.workload.step_time import step_time
-from tenfold.plan.workload.workload import Layout
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.layout import Layout
 from tenfold.spec.model import ModelSpec, published_models
 
 DATA = resources.files("tenfold.plan").joinpath("data/published")
@@ -61,7 +62,13 @@ class Row:
         """Rows of one group are layouts of the same model, GPUs and sequence, and of the same global batch where asked."""
         lay = self.layout
         batch = lay.global_batch if same_batch else None
-        return self.source, self.spec, lay.gpus, self.machine.accelerator.key, lay.seq_len, self.precision, batch
+        return self.source, self.spec, lay.world, self.machine.accelerator.key, lay.seq_len, self.precision, batch
+
+
+@cache
+def run_facts() -> dict[str, Any]:
+    """`plan/data/published_runs.toml`: compute of published models, and what their reported hours hold."""
+    return tomllib.loads(resources.files("tenfold.plan").joinpath("data/published_runs.toml").read_text())
 
 
 @cache
@@ -119,7 +126,7 @@ def _step_s(row: dict[str, str], spec: ModelSpec, layout: Layout, part: Machine)
         return seconds
     rate = _number(row["tokens_per_s_per_gpu"])
     if rate:
-        return layout.tokens_per_step / layout.gpus / rate
+        return layout.tokens_per_step / layout.world / rate
     tflops = _number(row["tflops_per_gpu"])
     if not tflops:
         mfu = _number(row["mfu_pct"])
@@ -130,7 +137,7 @@ def _step_s(row: dict[str, str], spec: ModelSpec, layout: Layout, part: Machine)
     flops = spec.train_flops_per_token(layout.seq_len, convention)  # type: ignore[arg-type]
     if "hardware" in row["flops_counted"]:
         flops += (flops - 6.0 * spec.vocab_size * spec.dim) / 3  # every layer's forward pass once more
-    return layout.tokens_per_step / layout.gpus * flops / (tflops * 1e12)
+    return layout.tokens_per_step / layout.world * flops / (tflops * 1e12)
 
 
 def _layout(row: dict[str, str], seq_len: int) -> Layout | None:
@@ -143,38 +150,37 @@ def _layout(row: dict[str, str], seq_len: int) -> Layout | None:
     batch = int(_number(row["global_batch_seqs"]) or dp * max(1, micro) * int(_number(row["grad_accum"]) or 1))
     sharding = row["fsdp_or_zero"].lower()
     full = any(word in sharding for word in ("fsdp2", "full_shard")) or (sharding.isdigit() and int(sharding) > 1)
-    zero = 3 if full else 2 if "grad_op" in sharding or "not resharded" in sharding else 1
     checkpointing = row["act_checkpointing"].lower()
-    recompute = {"full": "full", "true": "full", "selective": "selective"}.get(checkpointing, "none")
+    again: Any = {"full": "full", "true": "full", "selective": "selective"}.get(checkpointing, "none")
+    virtual = int(_number(row["vp"]) or 0)
     return Layout(
-        tp, pp, cp, ep, dp, micro, batch, seq_len, int(_number(row["vp"]) or 0), recompute, zero,  # type: ignore[arg-type]
+        tp=tp, pp=pp, cp=cp, ep=ep, etp=tp, dp_shard=dp, micro_batch=micro, global_batch=batch, seq_len=seq_len,
+        schedule="interleaved" if virtual > 1 else "1f1b", virtual_stages=virtual, activation_checkpointing=again,
+        zero=3 if full else 2 if "grad_op" in sharding or "not resharded" in sharding else 1,
         dtype="fp8" if "fp8" in row["precision"].lower() else "bf16",
     )  # fmt: skip
 
 
 def fill_in(spec: ModelSpec, layout: Layout, part: Machine, recompute_known: bool) -> Layout:
-    """The layout with what its table left out (micro-batch, virtual stages, recompute) as this plan would choose it."""
-    micro = (
-        [layout.micro_batch]
-        if layout.micro_batch
-        else [m for m in (1, 2, 4, 8) if layout.global_batch % (m * layout.dp) == 0] or [1]
-    )
+    """The layout with what its table left out (micro-batch, virtual stages, recomputation) as this plan would choose it."""
+    micro = [layout.micro_batch]
+    if not layout.micro_batch:
+        micro = [m for m in (1, 2, 4, 8) if layout.global_batch % (m * layout.dp) == 0] or [1]
     stages = -(-spec.n_layers // layout.pp)
     virtual = [layout.virtual_stages] if layout.virtual_stages else [v for v in divisors(stages) if layout.pp > 1 or v == 1]
     best: tuple[float, Layout] | None = None
-    for m in micro:
-        for v in virtual:
-            tried = replace(layout, micro_batch=m, virtual_stages=v)
-            if v > 1 and not layout.virtual_stages and tried.micro_batches % layout.pp:
-                continue
-            if not recompute_known:
-                tried, needed = least_recompute(spec, tried, part)
-            else:
-                needed = memory(spec, tried, part)
-            seconds = step_time(spec, tried, part).total_s * (1 if needed.fits else 100)
-            if best is None or seconds < best[0]:
-                best = (seconds, tried)
-    return best[1] if best else replace(layout, micro_batch=1, virtual_stages=1)
+    for m, v in product(micro, virtual):
+        tried = layout.replace(micro_batch=m, virtual_stages=v, schedule="interleaved" if v > 1 else "1f1b")
+        if v > 1 and not layout.virtual_stages and tried.micro_batches % layout.pp:
+            continue
+        if not recompute_known:
+            tried, needed = least_recompute(spec, tried, part)
+        else:
+            needed = memory(spec, tried, part)
+        seconds = step_time(spec, tried, part).total_s * (1 if needed.fits else 100)
+        if best is None or seconds < best[0]:
+            best = (seconds, tried)
+    return best[1] if best else layout.replace(micro_batch=1, virtual_stages=1)
 
 
 def table(name: str, path: Path | None = None) -> list[dict[str, str]]:
@@ -235,8 +241,11 @@ def read_vtrain(path: Path | None = None) -> Iterator[Row]:
                     "tensor parallelism", "data parallelism", "pipeline parallelism",
                 )
             )  # fmt: skip
-            layout = Layout(tp, pp, 1, 1, dp, micro, batch, seq, 1, "full" if several else "none", 0)
-            assert layout.gpus == gpus
+            layout = Layout(
+                tp=tp, pp=pp, dp_shard=dp, micro_batch=micro, global_batch=batch, seq_len=seq, zero=0,
+                activation_checkpointing="full" if several else "none",
+            )  # fmt: skip
+            assert layout.world == gpus
             spec = gpt(f"GPT {dim}x{layers}", dim, layers, heads, 51200, seq)
             source = "vTrain, 64 to 512 GPUs" if several else "vTrain, one node"
             part = machine("a100", "megatron-2021" if several else "megatron-2021-node")

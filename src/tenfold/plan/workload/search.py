@@ -1,18 +1,22 @@
-"""The search for the best layout: everything that divides, what fits, then the most tokens per second."""
+"""The search for the best layout: of all that can be built and fit, the one with the most tokens per second."""
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
 
 from tenfold.plan.workload.machine import Machine
 from tenfold.plan.workload.memory import memory
 from tenfold.plan.workload.step_time import step_time
-from tenfold.plan.workload.workload import Layout, Memory, Recompute, StepTime
+from tenfold.plan.workload.workload import Memory, StepTime
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.layout import ActivationCheckpointing, Layout, check
 from tenfold.spec.model import ModelSpec
 
-RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "full")
+RECOMPUTE: tuple[ActivationCheckpointing, ...] = ("none", "selective", "full")
 BATCH_MAY_CHANGE = 0.25  # how far the global batch may be rounded so that it divides
+MOST_IDLE = 1.3  # the layers of a full stage over those of a mean one
 
 
 @dataclass(frozen=True)
@@ -44,55 +48,71 @@ def divisors(n: int) -> list[int]:
     return small + [n // d for d in reversed(small) if d * d != n]
 
 
-def layouts(
-    spec: ModelSpec, gpus: int, machine: Machine, *, seq_len: int, global_batch: int, dtype: str = "bf16"
-) -> Iterator[Layout]:
-    """All layouts worth a look, without recompute chosen (`none`)."""
-    domain = machine.constants.domain_gpus
+def layouts(spec: ModelSpec, gpus: int, machine: Machine, asked: Layout) -> Iterator[Layout]:
+    """All layouts worth a look that can be built, without activation checkpointing; `asked` gives batch, seq_len and dtype."""
+    for base in _meshes(spec, gpus, machine, asked):
+        for sharded in _shardings(spec, base, machine):
+            for layout in _batches(spec, sharded, asked.global_batch):
+                if not check(layout, spec):
+                    yield layout
+
+
+def _meshes(spec: ModelSpec, gpus: int, machine: Machine, asked: Layout) -> Iterator[Layout]:
+    """Divisions of the GPUs into tensor, pipeline, context and data parallel ranks."""
     for tp in (1, 2, 4, 8, 16, 32):
-        if tp > domain or spec.n_heads % tp or gpus % tp:
+        if tp > machine.constants.domain_gpus or spec.n_heads % tp or gpus % tp:
             continue
         for pp in divisors(gpus // tp):
-            if pp > min(spec.n_layers, 64) or math.ceil(spec.n_layers / pp) * pp > 1.15 * spec.n_layers:
+            if pp > min(spec.n_layers, 64) or math.ceil(spec.n_layers / pp) * pp > MOST_IDLE * spec.n_layers:
                 continue
             for cp in (1, 2, 4, 8, 16, 32):
                 rest = gpus // tp // pp
-                if rest % cp or (cp > 1 and seq_len // cp < 2048):
+                if rest % cp or (cp > 1 and asked.seq_len // cp < 2048):
                     continue
                 dp = rest // cp
-                if dp > global_batch * (1 + BATCH_MAY_CHANGE) or dp % machine.buildings:
-                    continue
-                yield from _batches(spec, Layout(tp, pp, cp, 1, dp, seq_len=seq_len, dtype=dtype), domain, global_batch)
+                if dp <= asked.global_batch * (1 + BATCH_MAY_CHANGE) and dp % machine.buildings == 0:
+                    yield asked.replace(tp=tp, pp=pp, cp=cp, dp_shard=dp, micro_batch=1, global_batch=dp)
 
 
-def _batches(spec: ModelSpec, base: Layout, domain: int, global_batch: int) -> Iterator[Layout]:
-    ranks = base.replicas
-    experts = [e for e in divisors(spec.n_experts) if ranks % e == 0][-6:] if spec.n_experts else [1]
+def _shardings(spec: ModelSpec, base: Layout, machine: Machine) -> Iterator[Layout]:
+    """What is sharded over which data parallel ranks, and over which ranks experts are divided."""
+    dp, domain, own = base.dp, machine.constants.domain_gpus, machine.stack.own_trainer
+    shards = [dp]
+    if own and base.tp > 1:  # shares of matrices that are cut twice must be equal
+        shards = [max(d for d in divisors(dp) if spec.dim % (d * base.cp) == 0 or d == 1)]
+    inside = domain // (base.tp * base.cp)
+    if base.pp == 1 and 1 < inside < shards[0] and dp % inside == 0:
+        shards.append(inside)
+    zeros = (3,) if own else (1, 3) if base.pp == 1 else (1, 2)
+    for shard in shards:
+        for zero in zeros if dp * base.cp > 1 else zeros[:1]:
+            if shard == dp or zero == 3:
+                layout = base.replace(dp_shard=shard, dp_replicate=dp // shard, zero=zero, etp=1 if own else base.tp)
+                ranks = layout.shards * (base.tp if own else 1)
+                for ep in [e for e in divisors(spec.n_experts) if ranks % e == 0][-6:] if spec.n_experts else [1]:
+                    yield layout.replace(ep=ep)
+
+
+def _batches(spec: ModelSpec, base: Layout, global_batch: int) -> Iterator[Layout]:
+    """Micro-batches and virtual stages, with the global batch rounded so that they divide it."""
     stages = math.ceil(spec.n_layers / base.pp)
-    virtual = [1] if base.pp == 1 else [v for v in (1, 2, stages // 2, stages) if v and stages % v == 0]
-    for micro_batch in (1, 2, 4, 8, 16):
-        unit = base.dp * micro_batch
+    virtual = [1] if base.pp == 1 else sorted({v for v in (1, 2, stages // 2, stages) if v and stages % v == 0})
+    for micro_batch, fill in product((1, 2, 4, 8, 16), {1, base.pp}):  # rows that fill a pipeline, where the batch allows
+        unit = base.dp * micro_batch * fill
         batch = max(1, round(global_batch / unit)) * unit
         if abs(batch / global_batch - 1) > BATCH_MAY_CHANGE:
             continue
-        for ep in experts:
-            for v in sorted(set(virtual)):
-                layout = replace(base, ep=ep, micro_batch=micro_batch, global_batch=batch, virtual_stages=v)
-                if base.pp > 1 and v > 1 and layout.micro_batches < base.pp:
-                    continue
-                yield replace(layout, zero=1)
-                if base.pp == 1 and ranks > 1:
-                    yield replace(layout, zero=3)
-                    if ranks > domain and ranks % max(1, domain // base.tp) == 0 and domain > base.tp:
-                        yield replace(layout, zero=3, shard=domain // base.tp)
-                elif ranks > 1:
-                    yield replace(layout, zero=2)
+        for v in virtual:
+            schedule: Any = "interleaved" if v > 1 else "1f1b"
+            layout = base.replace(micro_batch=micro_batch, global_batch=batch, virtual_stages=v, schedule=schedule)
+            if v == 1 or layout.micro_batches >= base.pp:
+                yield layout
 
 
 def least_recompute(spec: ModelSpec, layout: Layout, machine: Machine) -> tuple[Layout, Memory]:
-    """The layout with as little recompute as fits; with all of it where nothing does."""
+    """The layout with as little activation checkpointing as fits; with all of it where nothing does."""
     for recompute in RECOMPUTE:
-        chosen = replace(layout, recompute=recompute)
+        chosen = layout.replace(activation_checkpointing=recompute)
         needed = memory(spec, chosen, machine)
         if needed.fits:
             break
@@ -103,7 +123,7 @@ def search(spec: ModelSpec, gpus: int, machine: Machine, *, seq_len: int, global
     """The fastest layouts of `spec` on `gpus`. Raises TenfoldError that says what binds where none fits."""
     machine.accelerator.peak_flops(dtype)
     tried, fitting, nearest_miss = 0, [], None
-    for open_layout in layouts(spec, gpus, machine, seq_len=seq_len, global_batch=global_batch, dtype=dtype):
+    for open_layout in layouts(spec, gpus, machine, Layout(seq_len=seq_len, global_batch=global_batch, dtype=dtype)):
         tried += 1
         layout, needed = least_recompute(spec, open_layout, machine)
         if needed.fits:
@@ -129,11 +149,11 @@ def search(spec: ModelSpec, gpus: int, machine: Machine, *, seq_len: int, global
 
 
 def _different(candidates: list[Candidate]) -> list[Candidate]:
-    """The first of those that differ by no more than recompute and what is sharded of the same parallel ranks."""
+    """The first of those that differ by no more than batch, activation checkpointing, and what the same ranks shard."""
     first: dict[Layout, Candidate] = {}
     for candidate in candidates:
         zero = 3 if candidate.layout.zero == 3 else 1
-        first.setdefault(replace(candidate.layout, recompute="none", zero=zero), candidate)
+        first.setdefault(candidate.layout.replace(activation_checkpointing="none", zero=zero, global_batch=1), candidate)
     return list(first.values())
 
 

@@ -1,0 +1,92 @@
+"""How many parameters and tokens are best for a compute: by published laws, or by the law of one's own climb."""
+
+import json
+import math
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from tenfold.spec.errors import TenfoldError, nearest
+
+LLAMA3 = "llama3"
+REACH = 1e3  # times the compute of its largest run that a law of one's own is trusted without being asked for
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """The best split of a compute, and where it comes from."""
+
+    params: float
+    tokens: float
+    source: str
+
+
+@cache
+def facts() -> dict[str, Any]:
+    """`spec/data/laws.toml`: laws, tokens of published models, the largest corpus, the batch."""
+    return tomllib.loads(resources.files("tenfold.spec").joinpath("data/laws.toml").read_text())
+
+
+def laws() -> list[str]:
+    """Names of the published laws."""
+    return [name for name, row in facts().items() if "tokens_exponent" in row or "alpha" in row]
+
+
+def optimum(flops: float, law: str) -> Optimum:
+    """The best (active) parameters and tokens for `flops` by a published law, or by a `law.json`."""
+    if law.endswith(".json"):
+        return _of_file(flops, Path(law))
+    if law not in laws():
+        raise TenfoldError(f"There is no law {law!r}{nearest(law, laws())}: name one of {', '.join(laws())}, or a law.json.")
+    row = facts()[law]
+    if "tokens_exponent" in row:
+        tokens = row["tokens_coefficient"] * flops ** row["tokens_exponent"]
+        return Optimum(flops / 6 / tokens, tokens, row["source"])
+    alpha, beta = row["alpha"], row["beta"]
+    g = (alpha * row["A"] / (beta * row["B"])) ** (1 / (alpha + beta))
+    params = g * (flops / 6) ** (beta / (alpha + beta))
+    return Optimum(params, flops / 6 / params, row["source"])
+
+
+def own_law(home: Path, flops: float, family: str = "llama3") -> str | None:
+    """The law of the newest climb of `family` in `home`, where `flops` lies within its reach."""
+    for path in sorted(home.glob("g*/law.json"), key=lambda p: (len(p.parent.name), p.parent.name), reverse=True):
+        climb = path.with_name("climb.json")
+        of = json.loads(climb.read_text())["family"] if climb.exists() else family
+        if of == family and flops <= REACH * read_law(path)["largest_flops"]:
+            return str(path)
+    return None
+
+
+def read_law(path: Path) -> dict[str, Any]:
+    """A law that `tenfold law fit` or a climb wrote. Raises TenfoldError where it is missing, or has no table of optima."""
+    again = "write one with `tenfold law fit points.csv --out law.json`"
+    if not path.exists():
+        raise TenfoldError(f"There is no law at {path}: {again}.")
+    try:
+        law = json.loads(path.read_text())
+        missing = next((name for name in ("optimum", "flops_per_nd", "largest_flops", "n_points") if name not in law), None)
+    except (ValueError, TypeError) as error:
+        raise TenfoldError(f"{path} is no law: {again}.") from error
+    if missing:
+        raise TenfoldError(f"{path} is no law, or one of an older version without {missing!r}: {again}.")
+    return law
+
+
+def _of_file(flops: float, path: Path) -> Optimum:
+    law = read_law(path)
+    params = between(law["optimum"], flops)
+    stretch = flops / law["largest_flops"]
+    warning = f", {stretch:.2g} times beyond its largest run" if stretch > 1 else ""
+    return Optimum(params, flops / law["flops_per_nd"] / params, f"the law of {path}, {law['n_points']} runs{warning}")
+
+
+def between(points: Sequence[Sequence[float]], x: float) -> float:
+    """The curve through (x, y) points, straight in logarithms; beyond the ends it goes on as it does there."""
+    i = max(0, min(len(points) - 2, sum(x >= first for first, _ in points) - 1))
+    (x0, y0), (x1, y1) = points[i], points[i + 1]
+    return y0 * math.exp(math.log(x / x0) * math.log(y1 / y0) / math.log(x1 / x0))
