@@ -172,10 +172,10 @@ class CudaRunner:
     def _forward_one(self, batch: Batch) -> Tensor:
         ops, eps = self.ops, self.spec.norm_eps
         x = ops.embed(batch, self.drawn, self.embedding)
-        for layer, (keys, values) in zip(self.layers, self.cache, strict=True):
-            q = ops.qkv_one(x, layer.wqkv, layer.attention_norm, eps, self.rope, batch, keys, values)
-            x = ops.product_one(ops.attention(q, keys, values, batch), layer.wo, residual=x)
-            x = ops.product_one(ops.gate_one(x, layer.w13, layer.ffn_norm, eps), layer.w2, residual=x)
+        for layer, cache in zip(self.layers, self.cache, strict=True):
+            q = ops.qkv_one(x, (layer.attention_norm, eps), layer.wqkv, self.rope, batch, cache)
+            x = ops.product_one(ops.attention(q, *cache, batch), layer.wo, residual=x)
+            x = ops.product_one(ops.gate_one(x, (layer.ffn_norm, eps), layer.w13), layer.w2, residual=x)
         return ops.norm(x, self.norm, eps)[1]
 
     def _head(self, hidden: Tensor) -> Tensor:
