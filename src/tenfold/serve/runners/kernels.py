@@ -1,8 +1,8 @@
-"""The same operations as `paged.py`, as Triton kernels, and the products of a single row fused with what surrounds them.
+"""Triton kernels for the operations of `paged.py`, and for products of a single row fused with the operations around them.
 
-A step of one row reads every weight once and computes next to nothing, so it is as fast as memory where there are few
-launches and no gaps between them. Each program of such a product reads its weights before it waits for the launch before
-(`pdl`, programmatic dependent launch, on Hopper and later): while one kernel ends, the next one's weights are on their way.
+A step of one row reads every weight once and computes little, so memory bounds it if the launches are few and without gaps.
+Each program of such a product loads its weights before it waits for the previous launch (`pdl`, programmatic dependent
+launch, on Hopper and later), so the next kernel's weights load while the current kernel ends.
 """
 
 from functools import cache
@@ -14,14 +14,14 @@ from torch import Tensor
 
 from tenfold.serve.runners.paged import Batch
 
-pdl = False  # set where the device has it and the results were found right
+pdl = False  # set it only on a device that has it, where the results were checked
 INTERPRETED = triton.knobs.runtime.interpret
 VOCAB_TILE = 4096
 
 
 @cache
 def _configs() -> list[triton.Config]:
-    """Rows of a matrix and warps for one program of a one-row product; the fastest is found at first use."""
+    """Choices of matrix rows and warps for one program of a one-row product; the first use finds the fastest."""
     if INTERPRETED:
         return [triton.Config({"ROWS": 4})]
     return [triton.Config({"ROWS": rows}, num_warps=warps) for rows in (2, 4, 8) for warps in (4, 8)]
@@ -243,7 +243,7 @@ def draw(logits: Tensor, seeds: Tensor, positions: Tensor, temperatures: Tensor)
     return out
 
 
-# Steps of one row: a program takes ROWS rows of a matrix [N, K], or of two beside each other, whole.
+# Steps of one row: a program takes ROWS whole rows of a matrix [N, K], or of two matrices side by side.
 
 
 @triton.jit
@@ -254,7 +254,7 @@ def _weights(matrix, n, N, K: tl.constexpr):
 
 @triton.jit
 def _input(x, weight, eps, K: tl.constexpr, PDL: tl.constexpr):
-    """The row x [1, K] in float32, normed if there is a `weight`, once the launch before has written it."""
+    """The row x [1, K] in float32, normed if there is a `weight`, once the previous launch has written it."""
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
@@ -293,7 +293,7 @@ def _qkv_one(
     x, weight, matrix, rope, tables, starts, positions, q, keys, values, eps, N, K: tl.constexpr,
     KV: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """N pairs of rows of `wqkv`: a rotary pair is two neighbours, so a program turns and stores what it computed."""
+    """N pairs of rows of `wqkv`. A rotary pair is two neighbours, so a program rotates and stores its own results."""
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     even, odd = _weights(matrix, 2 * n, 2 * N, K), _weights(matrix, 2 * n + 1, 2 * N, K)
     value = _input(x, weight, eps, K, PDL)
