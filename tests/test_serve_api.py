@@ -251,6 +251,15 @@ def test_models_embeddings_tokens_and_the_page(client, server):
     assert status == 200 and "<!doctype html>" in page and "http://" not in page
 
 
+@pytest.mark.parametrize("path, allowed", [("/v1/models", "GET"), ("/v1/models/swap", "POST"), ("/v1/responses/x", "DELETE, GET")])
+def test_a_method_that_a_path_does_not_have_is_refused_with_those_that_it_has(server, path, allowed):
+    request = urllib.request.Request(server.url + path, b"{}", method="PATCH")
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=60)
+    assert (refused.value.code, refused.value.headers["allow"]) == (405, allowed)
+    assert json.loads(refused.value.read())["error"]["message"].endswith(".")
+
+
 def test_two_models_answer_differently_and_a_swap_drops_nothing(client, server, directories):
     ask = {"messages": HELLO, "max_tokens": 10, "temperature": 0}
     tiny, other = (client.chat.completions.create(model=m, **ask).choices[0].message.content for m in ("tiny", "other"))

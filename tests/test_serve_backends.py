@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
@@ -10,7 +13,9 @@ from typing import ClassVar
 
 import pytest
 
+from tenfold.data.text.tokenizer import save_tokenizer, train_tokenizer
 from tenfold.serve.backends import vllm
+from tenfold.serve.backends.backend import make_backend
 from tenfold.serve.backends.llamacpp import make_llamacpp_engine
 from tenfold.serve.engine.grammar import grammar_from
 from tenfold.serve.options import EngineOptions
@@ -102,6 +107,10 @@ class Speaks(BaseHTTPRequestHandler):
         if body["prompt"] == [9]:
             self._say(400, {"error": {"message": "too long"}})
             return
+        if "prompt_logprobs" in body:
+            found = [None, {"5": {"logprob": -0.5, "rank": 2}}, {"6": {"logprob": -0.25, "rank": 1}}]
+            self._say(200, {"choices": [{"index": 0, "text": "x", "finish_reason": "length", "prompt_logprobs": found}]})
+            return
         logprobs = {"tokens": ["token_id:5"], "token_logprobs": [-0.5], "top_logprobs": [{"token_id:7": -0.1, "token_id:5": -0.5}]}
         chunks = [
             {"index": 0, "token_ids": [5], "text": "a", "logprobs": logprobs, "finish_reason": None},
@@ -120,6 +129,7 @@ class Speaks(BaseHTTPRequestHandler):
     def _say(self, status, value):
         data = json.dumps(value).encode()
         self.send_response(status)
+        self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
@@ -181,3 +191,86 @@ def test_schemas_are_passed_on_to_vllm_and_other_grammars_are_not():
 def test_a_missing_vllm_is_one_sentence():
     with pytest.raises(TenfoldError, match="not installed"):
         asyncio.run(vllm.VllmServer(EngineOptions(Path("m"))).start())
+
+
+def test_vllm_scores_the_tokens_that_it_is_given(served):
+    async def run():
+        await served.start()
+        scores = await served.score([4, 5, 6])
+        served.stop()
+        return scores
+
+    assert asyncio.run(run()) == [-0.5, -0.25]
+    assert Speaks.asked[0]["prompt_logprobs"] == 0 and Speaks.asked[0]["max_tokens"] == 1
+
+
+# The two doors
+
+
+PLUGIN = """
+from fastapi import APIRouter
+from tenfold.serve.api.dependencies import ServedModels
+from tenfold.serve.request import Output
+
+class Parrot:
+    \"\"\"Says the prompt again.\"\"\"
+
+    def __init__(self, options):
+        self.stats, self.max_model_len, self.in_flight, self.is_alive = {}, 100, 0, False
+
+    async def start(self):
+        self.is_alive = True
+
+    async def generate(self, request):
+        yield Output(request.id, 0, request.tokens[: request.sampling.max_tokens], finish_reason="length")
+
+    async def score(self, tokens):
+        return [0.0] * (len(tokens) - 1)
+
+    def stop(self):
+        self.is_alive = False
+
+router = APIRouter()
+
+@router.get("/v1/longest")
+async def longest(models: ServedModels) -> int:
+    return (await models.get("")).backend.max_model_len
+
+def add_page(app):
+    app.add_api_route("/own", lambda: "a page")
+"""
+SERVED = """
+import sys
+from pathlib import Path
+from fastapi.testclient import TestClient
+from tenfold.serve.api.app import make_app
+from tenfold.serve.api.models import Models
+from tenfold.serve.options import EngineOptions, ServerOptions
+
+app = make_app(Models({"m": EngineOptions(Path(sys.argv[1]), backend="parrot")}, ServerOptions().limits), ServerOptions())
+with TestClient(app) as client:
+    said = client.post("/v1/completions", json={"prompt": "hello there", "max_tokens": 50}).json()
+    print(said["choices"][0]["text"], client.get("/v1/longest").json(), client.get("/own").json(), sep="|")
+"""
+
+
+def test_a_package_of_ones_own_adds_a_backend_and_routes(tmp_path):
+    (tmp_path / "parrot.py").write_text(PLUGIN)
+    info = tmp_path / "parrot-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: parrot\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[tenfold.backends]\nparrot = parrot:Parrot\n\n[tenfold.routes]\nlongest = parrot:router\nown = parrot:add_page\n"
+    )
+    model = tmp_path / "m"
+    model.mkdir()
+    save_tokenizer(train_tokenizer(["hello there, how are you today? " * 20], 300), model)
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-c", SERVED, str(model)]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "hello there|100|a page", done.stderr
+
+
+def test_an_unknown_backend_is_one_sentence(tmp_path):
+    with pytest.raises(TenfoldError, match="no backend 'vlm' .did you mean 'vllm'"):
+        make_backend(EngineOptions(tmp_path, backend="vlm"))

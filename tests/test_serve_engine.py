@@ -255,6 +255,38 @@ def test_an_embedding_is_the_mean_of_the_last_hidden_states(runner, model):
     torch.testing.assert_close(torch.tensor(found), mean / mean.norm(), rtol=0, atol=1e-4)
 
 
+def test_embeddings_and_scores_need_every_token_whatever_is_in_the_cache(runner, model):
+    tokens = prompt(1, 50)
+    with torch.inference_mode():
+        mean = model.hidden(torch.tensor([tokens]))[0].mean(0)
+        log = model(torch.tensor([tokens]))[0].log_softmax(-1)
+    expected = log[:-1].gather(-1, torch.tensor(tokens[1:])[:, None])[:, 0]
+    engine = engine_of(runner, max_num_batched_tokens=16)
+    run(engine, request("fills the cache", tokens))
+    for task in ("embed", "score"):
+        engine.add(Request(task, tokens, task=task))
+    found = [output for _ in range(20) if engine.has_work for output in engine.step()]
+    torch.testing.assert_close(torch.tensor(found[0].embedding), mean / mean.norm(), rtol=0, atol=1e-4)
+    torch.testing.assert_close(torch.tensor(found[1].scores), expected, rtol=0, atol=1e-3)
+    assert engine.blocks.n_free == engine.blocks.n_blocks and len(found) == 2
+
+
+def test_an_embedding_survives_the_loss_of_its_blocks(model):
+    engine = engine_of(TorchRunner(model, 8), 8, max_num_batched_tokens=2, speculate=False)
+    engine.add(request("first", prompt(2, 20), max_tokens=100))
+    while not engine.step():  # until it is being answered
+        pass
+    engine.add(Request("e", prompt(1, 70), task="embed"))
+    outputs = []
+    while engine.has_work:
+        outputs += engine.step()
+    (found,) = [o.embedding for o in outputs if o.embedding]
+    with torch.inference_mode():
+        mean = model.hidden(torch.tensor([prompt(1, 70)]))[0].mean(0)
+    assert engine.scheduler.preemptions
+    torch.testing.assert_close(torch.tensor(found), mean / mean.norm(), rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("draft", ["itself", "another"])
 def test_a_draft_model_changes_nothing_but_the_number_of_steps(model, draft):
     torch.manual_seed(5)

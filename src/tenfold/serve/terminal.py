@@ -1,4 +1,4 @@
-"""A conversation in the terminal, with the engine in this process."""
+"""`tenfold chat`: a conversation in the terminal, with the engine in this process."""
 
 from tenfold.serve.engine.build import make_engine
 from tenfold.serve.options import EngineOptions
@@ -7,7 +7,7 @@ from tenfold.serve.text import TextStream, read_text_side
 
 
 def converse(options: EngineOptions, temperature: float, top_p: float, max_tokens: int, system: str) -> None:
-    """Ask, answer, until an empty line or the end of the input; Ctrl-C stops an answer."""
+    """Read questions and write answers until an empty line or the end of the input; Ctrl-C stops an answer."""
     text, engine = read_text_side(options.path), make_engine(options)
     messages = [{"role": "system", "content": system}] if system else []
     while True:

@@ -1,4 +1,4 @@
-"""A model's text side: tokenizer, chat template, the tokens that end a turn, and text out of tokens as they come."""
+"""A model's text side: its tokenizer, chat template and stop tokens, and text from tokens as they come."""
 
 import json
 from dataclasses import dataclass
@@ -15,18 +15,18 @@ from tokenizers.decoders import DecodeStream
 from tenfold.model.io.tokenizer import read_tokenizer, read_vocabulary
 from tenfold.spec.errors import TenfoldError
 
-# For models that were never taught to chat.
+# For models without a chat template.
 PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ message['role']|capitalize }}: {{ message['content'] }}\n\n{% endfor %}"
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
-# Marks before what stands before, after and in the middle (StarCoder and others; Qwen).
+# Marks of the text before, the text after, and the middle to be filled in (StarCoder and others; Qwen).
 _MIDDLE = (("<fim_prefix>", "<fim_suffix>", "<fim_middle>"), ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"))
 
 
 @dataclass(frozen=True)
 class TextSide:
-    """What turns text into a model's tokens and back."""
+    """Turns text into a model's tokens and back."""
 
     tokenizer: Tokenizer
     template: str
@@ -34,30 +34,30 @@ class TextSide:
     special: dict[str, str]  # bos_token and the like, for the template
     begin: list[int]  # tokens before every text that is not a chat
     longest: int  # characters of the longest token
-    limit: int = 0  # tokens above which a text is not even read; 0 for none
+    limit: int = 0  # a text of more tokens is refused before it is read; 0 is no limit
 
     def encode(self, text: str) -> list[int]:
-        """Tokens of a text of its own, with the mark that begins one where the model has it."""
+        """Tokens of a whole text, after the model's begin-of-sequence token if it uses one."""
         ids = self._ids(text)
         return ids if ids[: len(self.begin)] == self.begin else self.begin + ids
 
     def between(self, tokens: list[int], suffix: str) -> list[int]:
-        """The prompt for what stands between `tokens` and `suffix`. Raises TenfoldError where the model has no marks for it."""
+        """The prompt for the text between `tokens` and `suffix`. Raises TenfoldError if the model has no marks for it."""
         for marks in _MIDDLE:
             ids = [i for mark in marks if (i := self.tokenizer.token_to_id(mark)) is not None]
             if len(ids) == len(marks):
                 begin = self.begin if tokens[: len(self.begin)] == self.begin else []
                 return [*begin, ids[0], *tokens[len(begin) :], ids[1], *self._ids(suffix), ids[2]]
-        raise TenfoldError("suffix needs a model that was taught to fill in the middle, and this one has no marks for it.")
+        raise TenfoldError("suffix needs a model trained to fill in the middle, and this one is not: leave suffix out.")
 
     def render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None, **more: Any) -> str:
-        """The prompt of a conversation. Raises TenfoldError where the template refuses it or fails."""
+        """The prompt of a conversation. Raises TenfoldError if the template refuses it or fails."""
         more = {"add_generation_prompt": True, **more}
         try:
             return _compiled(self.template).render(messages=messages, tools=tools, **self.special, **more)
         except TemplateRefusal as error:
             raise TenfoldError(f"The model's chat template refuses this conversation: {error}") from None
-        except Exception as error:  # templates are other people's programs
+        except Exception as error:  # a template may fail in any way
             reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
             raise TenfoldError(f"The model's chat template failed on this conversation: {reason.rstrip('.')}.") from None
 
@@ -74,12 +74,12 @@ class TextSide:
 
     @property
     def knows_tools(self) -> bool:
-        """Whether the template does something with tools."""
+        """Whether the template has a place for tools."""
         return "tools" in self.template
 
 
 class TemplateRefusal(Exception):
-    """What a template raises with `raise_exception`."""
+    """Raised by a template with `raise_exception`."""
 
 
 def _refuse(message: str) -> None:
@@ -109,7 +109,7 @@ def read_text_side(path: Path) -> TextSide:
 class TextStream:
     """Text of one sequence as its tokens come, up to the first stop string.
 
-    Text that may be the beginning of a stop string is held back until it is known not to be.
+    Text that may be the beginning of a stop string is held back until it turns out not to be.
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: list[str], keep_special: bool = False):
@@ -119,7 +119,7 @@ class TextStream:
         self.stopped = False
 
     def push(self, tokens: list[int]) -> str:
-        """Text that these tokens make certain."""
+        """The new text that is certain after these tokens."""
         for token in tokens:
             self._held += self._stream.step(self._tokenizer, token) or ""
         at = min((i for i in (self._held.find(s) for s in self._stops) if i >= 0), default=-1)
@@ -132,6 +132,6 @@ class TextStream:
         return text
 
     def rest(self) -> str:
-        """What was held back, when no more tokens come."""
+        """The text that was held back; for the end of the sequence."""
         text, self._held = self._held, ""
         return text

@@ -1,7 +1,5 @@
 """The gate before the application: requests need a key where the server has keys, and may not be too large."""
 
-import json
-
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tenfold.serve.api.errors import ApiError
@@ -22,13 +20,14 @@ class Gate:
         headers, most = dict(scope["headers"]), self.max_body_bytes
         try:
             self._check_key(scope, headers)
-        except ApiError as error:
-            return await _refuse(send, error)
+        except ApiError as refusal:
+            return await refusal.response()(scope, receive, send)
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > most:
             while (await receive()).get("more_body"):  # a client reads no answer while it still sends
                 pass
-            return await _refuse(send, ApiError(413, f"The request has {int(length)} bytes: at most {most} are taken."))
+            error = ApiError(413, f"The request has {int(length)} bytes: at most {most} are taken.")
+            return await error.response()(scope, receive, send)
         read = 0
 
         async def limited() -> Message:
@@ -52,10 +51,3 @@ class Gate:
         if (wait := self.keys.wait(owner)) > 0:
             raise ApiError(429, f"Too many requests with this key: the next may come in {wait:.0f} s.", retry_after=wait)
         scope["tenfold_owner"] = owner
-
-
-async def _refuse(send: Send, error: ApiError) -> None:
-    headers = [(b"content-type", b"application/json")]
-    headers += [(name.lower().encode(), value.encode()) for name, value in error.headers.items()]
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": json.dumps(error.body()).encode()})

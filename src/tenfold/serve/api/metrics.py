@@ -1,7 +1,5 @@
 """Prometheus metrics under vLLM's names, so that dashboards made for vLLM work."""
 
-import time
-
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -44,9 +42,17 @@ class Metrics:
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(f"vllm:{name}", text, ["model_name"], buckets=buckets, registry=self.registry)
 
-    def timer(self, model: str) -> "RequestTimer":
-        """The times of a request that begins here."""
-        return RequestTimer(self, model)
+    def token(self, model: str, began: float, last: float, now: float) -> None:
+        """Tokens of a request came at `now`: the first (`last` is 0), or others after those at `last`."""
+        (self.between if last else self.first).labels(model).observe(now - (last or began))
+
+    def end(self, model: str, seconds: float, prompt_tokens: int, written: int) -> None:
+        """A request was answered or given up."""
+        self.whole.labels(model).observe(seconds)
+        self.prompt_tokens.labels(model).inc(prompt_tokens)
+        self.generation_tokens.labels(model).inc(written)
+        self.prompt_length.labels(model).observe(prompt_tokens)
+        self.output_length.labels(model).observe(written)
 
     def update(self, model: str, stats: dict[str, float]) -> None:
         """Take over the numbers that an engine last reported."""
@@ -63,29 +69,3 @@ class Metrics:
 
     def text(self) -> bytes:
         return generate_latest(self.registry)
-
-
-class RequestTimer:
-    """Observes one request: its first token, the time between tokens, and its end."""
-
-    def __init__(self, metrics: Metrics, model: str):
-        self._metrics, self._model = metrics, model
-        self._began, self._last, self._written = time.monotonic(), 0.0, 0
-
-    def wrote(self, tokens: int) -> None:
-        """So many tokens have come."""
-        if tokens:
-            now, metrics = time.monotonic(), self._metrics
-            histogram = metrics.between if self._last else metrics.first
-            histogram.labels(self._model).observe(now - (self._last or self._began))
-            self._last = now
-            self._written += tokens
-
-    def finish(self, prompt_tokens: int) -> None:
-        """The request is answered or was given up."""
-        metrics, model = self._metrics, self._model
-        metrics.whole.labels(model).observe(time.monotonic() - self._began)
-        metrics.prompt_tokens.labels(model).inc(prompt_tokens)
-        metrics.generation_tokens.labels(model).inc(self._written)
-        metrics.prompt_length.labels(model).observe(prompt_tokens)
-        metrics.output_length.labels(model).observe(self._written)

@@ -3,6 +3,7 @@
 Fields of OpenAI's that this server does not know are accepted and ignored where that is harmless.
 """
 
+from dataclasses import fields
 from typing import Annotated, Any, Literal
 
 from openai.types import CreateEmbeddingResponse, Embedding, Model
@@ -71,21 +72,9 @@ class SamplingFields(Body):
 
     def sampling(self, *, max_tokens: int, stop_tokens: frozenset[int], logprobs: int | None, grammar: str | None) -> Sampling:
         """The engine's view of these fields."""
-        given = {
-            name: value
-            for name in ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "seed", "n",
-                         "repetition_penalty", "min_tokens")
-            if (value := getattr(self, name)) is not None
-        }  # fmt: skip
-        return Sampling(
-            **given,
-            logit_bias=self.logit_bias or {},
-            ignore_stop=bool(self.ignore_eos),
-            max_tokens=max_tokens,
-            stop_tokens=stop_tokens,
-            logprobs=logprobs,
-            grammar=grammar,
-        )
+        same = {f.name: value for f in fields(Sampling) if (value := getattr(self, f.name, None)) is not None}
+        own = {"max_tokens": max_tokens, "stop_tokens": stop_tokens, "logprobs": logprobs, "grammar": grammar}
+        return Sampling(**{**same, **own, "ignore_stop": bool(self.ignore_eos)})
 
 
 class Message(BaseModel):

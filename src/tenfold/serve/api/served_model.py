@@ -101,16 +101,19 @@ class ServedModel:
         self, request: Request, stops: list[str], keep_special: bool = False
     ) -> AsyncGenerator[OutputDelta, None]:
         """Text of a request as it comes. Raises ApiError if the backend refuses or time runs out."""
-        n, timer = request.sampling.n, self.metrics.timer(self.name)
+        n, began, last, written = request.sampling.n, time.monotonic(), 0.0, 0
         streams = [TextStream(self.text.tokenizer, stops, keep_special) for _ in range(n)]
-        unfinished, end = set(range(n)), time.monotonic() + self.limits.timeout_seconds
+        unfinished, end = set(range(n)), began + self.limits.timeout_seconds
         outputs = self.backend.generate(request)
         try:
             while unfinished:
                 output = await self._next(outputs, end)
                 if output.index not in unfinished or not (output.tokens or output.finish_reason):
                     continue
-                timer.wrote(len(output.tokens))
+                if output.tokens:
+                    now, written = time.monotonic(), written + len(output.tokens)
+                    self.metrics.token(self.name, began, last, now)
+                    last = now
                 stream, finish = streams[output.index], output.finish_reason
                 text = stream.push(output.tokens)
                 if stream.stopped:
@@ -123,7 +126,7 @@ class ServedModel:
                 yield OutputDelta(output.index, text, output.tokens, output.logprobs, finish, output.cached_tokens)
         finally:
             await outputs.aclose()
-            timer.finish(len(request.tokens))
+            self.metrics.end(self.name, time.monotonic() - began, len(request.tokens), written)
 
     async def _next(self, outputs: AsyncGenerator[Output, None], end: float) -> Output:
         """The next output before the time `end`."""

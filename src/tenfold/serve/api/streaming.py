@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 from fastapi.responses import StreamingResponse
 
-from tenfold.serve.api.errors import ApiError, error_body
+from tenfold.serve.api.errors import ApiError
 from tenfold.serve.backends.backend import BackendStopped
 from tenfold.spec.errors import TenfoldError
 
@@ -56,7 +56,7 @@ async def stream(items: AsyncGenerator[dict[str, Any]], named: bool = False) -> 
         except ApiError as error:
             yield format_event(error.body())
         except (TenfoldError, BackendStopped) as error:
-            yield format_event(error_body(503, str(error) or "The model's engine ended."))
+            yield format_event(ApiError(503, str(error) or "The model's engine ended.").body())
         finally:
             await items.aclose()
 
