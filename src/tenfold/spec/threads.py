@@ -33,7 +33,7 @@ def available_cores() -> int:
 
 
 def recommended_threads(width: int, run: Path | None = None) -> int:
-    """Threads to train a model so wide with: those that the run in the directory `run` began with, or `OMP_NUM_THREADS`, or a choice.
+    """Threads to train a model so wide with: those that the run in the directory `run` began with, `OMP_NUM_THREADS`, or a choice.
 
     Sums depend on the number of threads in their last bits. So the choice depends on the width and the cores, never on what
     the machine does at the moment, and a run that goes on keeps its own.
@@ -75,7 +75,8 @@ def busy_share(seconds: float = 0.5) -> float:
 def _busy_s() -> float:
     """Seconds for which the machine's cores were not idle, since it started."""
     times = psutil.cpu_times()
-    return sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
+    not_busy = ("idle", "iowait", "guest", "guest_nice")  # a guest's time is in that of its host already
+    return sum(seconds for name, seconds in times._asdict().items() if name not in not_busy)
 
 
 def _own_s() -> float:

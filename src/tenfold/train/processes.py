@@ -26,7 +26,8 @@ def train_on(launcher: Launcher, resources: Resources, config: RunConfig, direct
 
 
 def run_job(
-    resources: Resources, config: RunConfig, directory: Path, home: Path, *, quiet: bool = False, grace_s: int = 30, work: Any = None
+    resources: Resources, config: RunConfig, directory: Path, home: Path, *, quiet: bool = False, grace_s: int = 30,
+    work: Any = None,
 ) -> Job:
     """The job of a run. `work` takes the place of `train_process` (to inject faults)."""
     return Job(

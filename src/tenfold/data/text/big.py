@@ -42,8 +42,9 @@ def clean_big(
 ) -> None:
     """Clean and deduplicate the files below `source` to `out/clean/*.parquet`, in `tasks` tasks a stage.
 
-    `on` is a launcher's name. Between the stages everything lies in `out`; a stage's tasks that are done are not done again. On Slurm the jobs are
-    submitted and wait for one another; on the others the call returns when all is done. Raises TenfoldError.
+    `on` is a launcher's name. Between the stages everything lies in `out`; a stage's tasks that are done are not done again.
+    On Slurm the jobs are submitted and wait for one another; on the others the call returns when all is done. Raises
+    TenfoldError.
     """
     try:
         from datatrove.pipeline.dedup.minhash import MinhashDedupBuckets, MinhashDedupCluster, MinhashDedupFilter
