@@ -56,8 +56,8 @@ def train_speed(width: int, tokens: int, corpus: str, environment: dict[str, str
 
 def answer_speed(tokens: int, environment: dict[str, str]) -> float:
     """Tokens a second of one answer, reading the question included."""
-    done = subprocess.run([sys.executable, __file__, "--answer-here", str(tokens)], env=environment, capture_output=True, check=True)
-    return float(done.stdout)
+    command = [sys.executable, __file__, "--answer-here", str(tokens)]
+    return float(subprocess.run(command, env=environment, capture_output=True, check=True).stdout)
 
 
 def answer_here(tokens: int) -> None:

@@ -4,6 +4,7 @@ It is what `torchrun` does on a node, but for the start: PyTorch is imported onc
 that a new set of them is up in a second or two.
 """
 
+import multiprocessing
 import os
 import shutil
 import uuid
@@ -25,7 +26,9 @@ def run_group(job: Job) -> Any:
 
     Raises TenfoldError for a failure that another start would not mend, and where the starts are used up.
     """
-    assert job.directory is not None
+    assert job.directory is not None and job.function is not None
+    # FSDP imports `torch._dynamo` when it is first used.
+    multiprocessing.set_forkserver_preload([job.function.__module__, "torch._dynamo"])
     run_id = uuid.uuid4().hex
     # Each start has an agent and a store of its own: in a store that was kept, a process could find one that is gone.
     launch = LaunchConfig(

@@ -1,4 +1,4 @@
-"""Jobs as processes of this machine: a function in a fork of a process that has imported PyTorch, a command as it is.
+"""Jobs as processes of this machine: a function in a fork of a process that has imported its module, a command as it is.
 
 Each job is a process group of its own, so that Ctrl-C is the launcher's to pass on. A function's process follows the one
 that started it: where that is gone, it saves and leaves.
@@ -25,8 +25,6 @@ from tenfold.launch.command import command_words
 from tenfold.launch.job import Handle, Job, Launcher, Status
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.threads import set_waiting_policy
-
-PRELOAD = ["tenfold.launch.elastic", "torch._dynamo"]  # FSDP imports the latter when it is first used
 
 
 @dataclass
@@ -74,7 +72,8 @@ class LocalLauncher(Launcher):
 
 def _start_function(job: Job) -> tuple[str, Callable[[], Any]]:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
+    assert job.function is not None
+    context.set_forkserver_preload([job.function.__module__])
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_enter, args=(there, job))
     process.start()

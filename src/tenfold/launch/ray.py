@@ -6,7 +6,7 @@ The nodes share the file system of the generations.
 import logging
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -93,7 +93,7 @@ class RayLauncher(JobFileLauncher):
         return Handle(job, name, f"Ray job {said}")
 
 
-def require(nodes: list[dict[str, Any]], needs: dict[str, float], name: str) -> None:
+def require(nodes: list[dict[str, Any]], needs: Mapping[str, float], name: str) -> None:
     """Raises TenfoldError where no node has what a task needs: Ray would wait for one for ever."""
     has = [node["Resources"] for node in nodes if node["Alive"]]
     names = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}

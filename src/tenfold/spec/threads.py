@@ -75,8 +75,8 @@ def busy_share(seconds: float = 0.5) -> float:
 def _busy_s() -> float:
     """Seconds for which the machine's cores were not idle, since it started."""
     times = psutil.cpu_times()
-    idle = times.idle + sum(getattr(times, name, 0.0) for name in ("iowait", "guest", "guest_nice"))
-    return sum(times) - idle
+    not_busy = ("idle", "iowait", "guest", "guest_nice")  # a guest's time is in that of its host already
+    return sum(seconds for name, seconds in times._asdict().items() if name not in not_busy)
 
 
 def _own_s() -> float:
