@@ -20,14 +20,14 @@ climb: setup
 	$(BIN)/tenfold climb
 
 test: setup lint
-	$(BIN)/pytest -n logical --dist loadfile
+	$(BIN)/pytest -n logical --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff check src tests bench
 	$(BIN)/mypy
 
-# Triton checks the kernels of a GPU without one; the source package of openai holds the client's own tests. Where one of these
-# cannot be had, the tests that need it are skipped.
+# Triton checks the kernels of a GPU without one, Ray runs ladders, and the source package of openai holds the client's own tests.
+# Where one of these cannot be had, the tests that need it are skipped.
 nightly: setup
 	-$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps triton
 	-$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[nightly]'

@@ -17,6 +17,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # several tests run at once
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("tenfold", deadline=None)  # how long a case takes is no matter of tests
 hypothesis.settings.load_profile("tenfold")
+LONGEST = ("test_train_parallelize.py", "test_scale_climb.py", "test_launch_elastic.py", "test_train_reshard.py", "test_serve_page.py")
+
+
+def pytest_collection_modifyitems(items):
+    """The files that take longest begin first, so that no worker is left with one of them at the end."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")
