@@ -78,7 +78,7 @@ def _listed(tiles: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
-    """What each query takes from the values, [B, heads, T, head_dim]; keys and values may have fewer heads."""
+    """Attention [B, heads, T, head_dim] of queries over keys and values, which may have fewer heads."""
     grouped = q.shape[1] != k.shape[1]
     if isinstance(mask, BlockMask):
         if q.is_cuda:
@@ -90,7 +90,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
 
 
 def dense(blocks: BlockMask) -> Tensor:
-    """Blocks as bool [B, 1, T, T]: what the kernel would look at, and not mask out there."""
+    """Blocks as bool [B, 1, T, T]: where the kernel attends."""
     looked_at = blocks.to_dense().bool().repeat_interleave(BLOCK, 2).repeat_interleave(BLOCK, 3)
     B, H, Q, KV = looked_at.shape
     return looked_at & create_mask(blocks.mask_mod, B, H, Q, KV, str(looked_at.device))
@@ -106,5 +106,5 @@ def _compiled_flex() -> Callable[..., Any]:
 
 
 def fastest_attention(device: torch.device) -> AbstractContextManager:
-    """Within it, PyTorch's attention tries cuDNN's kernel first: on Hopper it is faster than FlashAttention 2."""
+    """A context in which PyTorch's attention tries cuDNN's kernel first: on Hopper it is faster than FlashAttention 2."""
     return sdpa_kernel(FASTEST_FIRST, set_priority=True) if device.type == "cuda" else nullcontext()

@@ -90,8 +90,8 @@ class Attention(nn.Module):
     def qkv(self, x: Tensor, rope: Tensor | None, temperature: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, heads, T, head_dim], keys and values [B, kv heads, T, head_dim] of x [B, T, dim].
 
-        Without `rope` the positions stay unknown (Llama 4's global layers); where `spec.qk_norm`, queries and keys
-        that were turned are then divided by their root mean square; `temperature` scales the queries.
+        Without `rope` queries and keys are not rotated (Llama 4's global layers); with `spec.qk_norm`, rotated ones are then
+        divided by their root mean square; `temperature` scales the queries.
         """
         qkv = self.wqkv(x).unflatten(-1, (-1, self.group + 2, self.head_dim))
         qk, v = qkv.split((self.group + 1, 1), dim=3)
@@ -106,7 +106,7 @@ class Attention(nn.Module):
         return q, k, v
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
-        """What each query takes from the values, [B, T, dim]; `mask` None is plain causal."""
+        """Attention and its output projection, [B, T, dim]; `mask` None is plain causal."""
         return self.wo(attend(q, k, v, mask).transpose(1, 2).flatten(2))
 
 
@@ -139,11 +139,11 @@ class Block(nn.Module):
         return self.fed(self.attended(x, rope, mask, temperature))
 
     def attended(self, x: Tensor, rope: Tensor | None, mask: Mask, temperature: Tensor | None = None) -> Tensor:
-        """x and what its attention adds."""
+        """x plus its attention."""
         return x + self.attention(self.attention_norm(x), rope, mask, temperature)
 
     def fed(self, h: Tensor) -> Tensor:
-        """h and what its feed-forward adds."""
+        """h plus its feed-forward."""
         return h + self.ffn(self.ffn_norm(h))
 
 

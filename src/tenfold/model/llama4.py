@@ -32,7 +32,7 @@ def chunk_numbers(document: Tensor, position: Tensor, chunk: int) -> Tensor:
 
 
 def attention_temperature(spec: ModelSpec, position: Tensor) -> Tensor | None:
-    """What queries without positions are multiplied with, float32 like `position`; None where the spec has none.
+    """Factors of the queries of layers without positions, float32 like `position`; None where the spec has none.
 
     1 below `temperature_floor`, then growing with the logarithm of the length (llama-models `attn_temperature_tuning`).
     """

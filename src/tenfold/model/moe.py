@@ -2,8 +2,8 @@
 
     out = shared(x) + sum over the chosen experts of expert(sigmoid(score) * x)
 
-The score scales what goes *into* the expert, which, the expert being no linear function, is not the same as scaling
-what comes out. Reference: llama-models `models/llama4/moe.py`.
+The score scales the *input* of the expert; because experts are not linear, scaling the output would be different.
+Reference: llama-models `models/llama4/moe.py`.
 
 The tokens are sorted by expert once; all experts are then one grouped matrix product per weight. No token is
 dropped, whatever the load. `update_expert_bias` (aux-loss-free balancing) and `use_aux_loss` keep the load even; either,
@@ -23,7 +23,7 @@ from tenfold.spec.model import ModelSpec
 
 
 class _Dispatch(torch.autograd.Function):
-    """gate * row of each (row, choice) in the order of the experts; keeps the rows as they came, not a sorted copy."""
+    """gate * row of each (row, choice), sorted by expert. The backward pass keeps the unsorted rows, not a sorted copy."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, gate: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ class _Dispatch(torch.autograd.Function):
 
 
 class _Combine(torch.autograd.Function):
-    """The sum over its choices of what each row's experts gave, in the order of the rows."""
+    """Each row's sum of its experts' outputs, in the order of the rows."""
 
     @staticmethod
     def forward(ctx: Any, out: Tensor, order: Tensor, inverse: Tensor, per_token: int) -> Tensor:
