@@ -13,12 +13,12 @@ from pathlib import Path
 import kubernetes_validate
 import pytest
 import yaml
-from tenfold.train.metrics import read_metrics
 
 from tenfold.cli import run as tenfold
 from tenfold.launch.job import Job, Resources, open_launcher
 from tenfold.spec.errors import TenfoldError
 from tenfold.train.jobs import command_job
+from tenfold.train.metrics import read_metrics
 
 BIN = Path(sys.executable).parent
 OPTIONS = {
