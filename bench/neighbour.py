@@ -67,8 +67,9 @@ def answer_here(tokens: int) -> None:
     set_waiting_policy()
 
     from tenfold.serve.api.text import read_text_side
-    from tenfold.serve.engine.engine import Engine, EngineOptions, make_runner
     from tenfold.serve.engine.request import Request, Sampling
+
+    from tenfold.serve.engine.engine import Engine, EngineOptions, make_runner
 
     prompt = read_text_side(smollm2()).tokenizer.encode(QUESTION).ids
     engine = Engine(*make_runner(EngineOptions(smollm2(), cache_gib=0.5)))

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 
 import torch
+from tenfold.train.one_gpu import compile_blocks, recompute, use_document_blocks
 from torch import Tensor
 
 from bench.harness import options
@@ -20,7 +21,6 @@ from tenfold.model.attention import attend, document_blocks, document_mask, fast
 from tenfold.model.llama import Llama
 from tenfold.model.loss import cross_entropy
 from tenfold.spec.model import ModelSpec
-from tenfold.train.one_gpu import compile_blocks, recompute, use_document_blocks
 
 HALF = 1.5e-2  # what bfloat16 operands may differ by
 

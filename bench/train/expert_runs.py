@@ -46,8 +46,8 @@ def run(corpus_directory: str, home: str, case: Case, flops: float, seed: int) -
     from tenfold.model.mtp import mtp_weights
     from tenfold.spec.shapes import shape_for_flops
     from tenfold.train.config import resolve_model
-    from tenfold.train.run_file import config_from_fields
     from tenfold.train.metrics import read_metrics
+    from tenfold.train.run_file import config_from_fields
     from tenfold.train.trainer import read_result, train
 
     torch.set_num_threads(1)

@@ -26,43 +26,53 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed.checkpoint import FileSystemWriter
 
+from bench.harness import Headline, Row, options, write_results
 from tenfold.launch.job import Resources
 from tenfold.launch.local import LocalLauncher
 from tenfold.spec.errors import TenfoldError
 from tenfold.train import checkpoint
-from tenfold.train import trainer as loop
 from tenfold.train.config import RunConfig
+from tenfold.train.goodput import read_goodput
+from tenfold.train.hook import Hook
+from tenfold.train.jobs import train_on
+from tenfold.train.metrics import read_metrics
+from tenfold.train.parallel.processes import start_processes
+from tenfold.train.result import RunResult
 from tenfold.train.run_file import config_from_fields
-from tenfold.train.hooks.goodput import read_goodput
-from tenfold.train.hooks.metrics import read_metrics
-from tenfold.train.jobs import train_on, train_process
+from tenfold.train.tasks.find import open_task
+from tenfold.train.trainer import fit, standard_hooks
 
 KINDS = ("kill", "hang", "freeze", "slow", "damage", "disk", "term")
 RUN = {
-    "seq_len": 64, "batch_size": 8, "evaluate_tokens": 2048, "log_every": 1, "dtype": "float32", "device": "cpu", "compile": "off",
-    "checkpoint_every_s": 1.0, "keep": 3, "hang_after_s": 10.0,
+    "dtype": "float32", "device": "cpu", "compile": "off",
     "model": {"name": "tiny", "dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 4, "ffn_dim": 64, "vocab_size": 512},
+    "task": {"evaluate_tokens": 2048}, "checkpoint": {"every_s": 1.0, "keep_last": 3}, "log": {"every": 1}, "health": {"hang_after_s": 10.0},
 }  # fmt: skip
 
 
-def worker(config: RunConfig, directory: Path, home: Path, quiet: bool) -> loop.RunResult:
-    """`train_process`, with the faults that `faults.json` beside the run lists for this process."""
-    torch.set_num_threads(1)
-    faults = json.loads((home / "faults.json").read_text())
-    rank, make = int(os.environ["RANK"]), loop._batch
+class Faults(Hook):
+    """Strikes before the steps that `faults.json` in the home lists for this process, each once."""
 
-    def batch(*arguments):  # called once before every step
-        for i, (step, where, kind) in enumerate(faults):
-            done = home / f"fault-{i}"
+    def __init__(self, home: Path, directory: Path):
+        self._home, self._directory, self._rank = home, directory, int(os.environ["RANK"])
+        self._faults = json.loads((home / "faults.json").read_text())
+
+    def after_step(self, run, done) -> None:
+        for i, (step, where, kind) in enumerate(self._faults):
+            struck = self._home / f"fault-{i}"
             # a run whose only checkpoint is damaged has to be begun anew, and says so
-            alone = kind == "damage" and len(list((directory / "checkpoint").glob("step-*"))) < 2
-            if arguments[3] >= step and where == rank and not done.exists() and not alone:
-                done.write_text(json.dumps([kind, arguments[3], time.time()]))
-                strike(kind, directory)
-        return make(*arguments)
+            alone = kind == "damage" and len(list((self._directory / "checkpoint").glob("step-*"))) < 2
+            if run.state.step >= step and where == self._rank and not struck.exists() and not alone:
+                struck.write_text(json.dumps([kind, run.state.step, time.time()]))
+                strike(kind, self._directory)
 
-    loop._batch = batch
-    return train_process(config, directory, home, quiet)
+
+def worker(config: RunConfig, directory: Path, home: Path, quiet: bool) -> RunResult:
+    """A process of the run, with its faults."""
+    torch.set_num_threads(1)
+    start_processes(config.health.hang_after_s)
+    hooks = [*standard_hooks(config, quiet=quiet), Faults(home, directory)]
+    return fit(open_task(config, home, quiet=True), config, directory, hooks)
 
 
 def strike(kind: str, directory: Path) -> None:
@@ -130,8 +140,8 @@ def main() -> None:
     given = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     home = Path(tempfile.mkdtemp())
-    fields = {**RUN, "corpus": given.corpus, "vocab_size": 512, "tokens": given.steps * 8 * 64, "max_epochs": 1e9}
-    config = config_from_fields(fields, "faults")
+    data = {"corpus": given.corpus, "vocab_size": 512, "seq_len": 64, "batch_size": 8, "max_epochs": 1e9}
+    config = config_from_fields({**RUN, "tokens": given.steps * 8 * 64, "data": data}, "faults")
     (home / "faults.json").write_text("[]")
     run(config, home, "undisturbed", given.processes)
     draw = random.Random(given.seed)

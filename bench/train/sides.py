@@ -19,6 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from tenfold.train.one_gpu import StepSkipper, compile_blocks, recompute, use_document_blocks
 from torch import Tensor, nn
 
 from bench.gpu.limits import clocked, grouped_rates, matrix_rates
@@ -30,7 +31,6 @@ from tenfold.spec.model import ModelSpec, published_model, with_depth
 from tenfold.spec.shapes import shape_of
 from tenfold.train.energy import EnergyMeter
 from tenfold.train.memory import peak_memory_bytes, reset_peak_memory
-from tenfold.train.one_gpu import StepSkipper, compile_blocks, recompute, use_document_blocks
 from tenfold.train.optim.hyperparameters import derive
 from tenfold.train.optim.optimizer import make_optimizers
 
