@@ -18,8 +18,8 @@ from tenfold.data.text.batches import train_batch
 from tenfold.data.text.corpus import build
 from tenfold.data.text.mixture import DECK, Mixture, make_mixture
 from tenfold.spec.errors import TenfoldError
-from tenfold.train.run_file import config_from_fields
 from tenfold.train.metrics import read_metrics
+from tenfold.train.run_file import config_from_fields
 from tenfold.train.text import open_text
 
 STDLIB = Path(sysconfig.get_path("stdlib"))
