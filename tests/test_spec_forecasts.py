@@ -13,7 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tenfold.spec.errors import TenfoldError
-from tenfold.spec.forecasts import FILE, LEVELS, Forecast, Scored, around, forecast, normal, of_intervals, of_samples, outcome, read_forecasts
+from tenfold.spec.forecasts import (
+    FILE,
+    LEVELS,
+    Forecast,
+    Scored,
+    around,
+    forecast,
+    normal,
+    of_intervals,
+    of_samples,
+    outcome,
+    read_forecasts,
+)
 
 
 def made(key="climb/g1/loss", quantiles=None):
@@ -43,7 +55,7 @@ def test_the_score_is_that_of_the_distribution(measured):
     phi, Phi = NormalDist().pdf(measured), NormalDist().cdf(measured)
     exact = measured * (2 * Phi - 1) + 2 * phi - 1 / math.sqrt(math.pi)
     scored = Scored(forecast=made(quantiles=normal(0.0, 1.0)), measured=measured)
-    assert scored.crps == pytest.approx(exact, rel=0.25, abs=0.03)
+    assert scored.crps == pytest.approx(exact, rel=0.15, abs=0.02)
     assert scored.inside_80 == (abs(measured) <= NormalDist().inv_cdf(0.9))
 
 

@@ -20,6 +20,7 @@ from msgspec import Struct, convert, structs, to_builtins
 from tenfold.spec.errors import TenfoldError
 
 LEVELS = (0.05, 0.10, 0.25, 0.50, 0.75, 0.90, 0.95)
+SHARES = (0.075, 0.1, 0.2, 0.25, 0.2, 0.1, 0.075)  # of all levels, those nearer to each quantile than to its neighbours
 FILE = "forecasts.jsonl"
 
 
@@ -57,12 +58,13 @@ class Scored(Struct, frozen=True, kw_only=True):
 
     @property
     def crps(self) -> float | None:
-        """The continuous ranked probability score in the forecast's unit, 0 at best: twice the mean pinball loss of the quantiles
-        (Gneiting and Raftery 2007, section 4.2 and 6)."""
+        """The continuous ranked probability score in the forecast's unit, 0 at best: twice the pinball loss over all levels
+        (Gneiting and Raftery 2007, section 4.2), here summed over the quantiles that there are."""
         if self.measured is None:
             return None
         errors = [self.measured - q for q in self.forecast.quantiles]
-        return 2 * sum(max(level * e, (level - 1) * e) for level, e in zip(LEVELS, errors, strict=True)) / len(LEVELS)
+        losses = [max(level * e, (level - 1) * e) for level, e in zip(LEVELS, errors, strict=True)]
+        return 2 * sum(share * loss for share, loss in zip(SHARES, losses, strict=True))
 
 
 def forecast(home: Path, made: Forecast) -> Forecast:
