@@ -25,6 +25,7 @@ from tenfold.scale.law import BITS_PER_BYTE, Law, fit_law
 from tenfold.scale.points import Point
 from tenfold.scale.rungs import train_rungs, workers
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.threads import watch_others
 from tenfold.train.config import RunConfig, config_from_fields
 from tenfold.train.trainer import RunResult, probe, read_result, train
 
@@ -153,7 +154,8 @@ def _forecast(generation: Path, settings: ClimbSettings, corpus: Corpus, law: La
     tokens = round(settings.top_flops / spec.train_flops_per_token(settings.seq_len))
     config = _config(settings, spec.dim, tokens, settings.seed)
     require_tokens(corpus, tokens, config.max_epochs)
-    speed = Speed(*probe(config, corpus, PROBE_SECONDS))
+    others = watch_others()
+    speed = Speed(*probe(config, corpus, PROBE_SECONDS), busy_share=others())
     forecast = make_forecast(
         law,
         flops=settings.top_flops,

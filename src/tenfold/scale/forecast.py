@@ -15,6 +15,7 @@ from tenfold.spec.errors import TenfoldError
 
 # Relative spread of a machine's speed from one quarter of an hour to the next, beside what the probe saw itself.
 SPEED_DRIFT = 0.04
+BUSY_ALIKE = 0.1  # shares of the cores that others use; beyond it a speed was forecast for another state of the machine
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,13 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Speed:
-    """What a short probe of the model on this machine measured: seconds of each step, and watts."""
+    """What a short probe of the model on this machine measured: seconds of each step, watts, and how busy others kept its cores."""
 
     step_seconds: list[float]
     tokens_per_step: int
     watts: float
     energy_source: str
+    busy_share: float = 0.0
 
 
 def make_forecast(law: Law, *, flops: float, params: int, tokens: int, width: int, speed: Speed) -> dict[str, Any]:
@@ -62,6 +64,7 @@ def make_forecast(law: Law, *, flops: float, params: int, tokens: int, width: in
         "seconds": asdict(_around(seconds, spread)),
         "energy_kwh": asdict(_around(speed.watts * seconds / 3.6e6, float(np.hypot(spread, 0.03)))),
         "energy_source": speed.energy_source,
+        "busy_share": speed.busy_share,
         "points": law.n_points,
         "points_sha256": law.points_sha256,
         "ladder_top_flops": law.largest_flops,
@@ -122,4 +125,13 @@ def score(directory: Path) -> dict[str, Any]:
             "error_pct": 100 * (q.median / measured - 1),
             **{f"inside_{level}": q.inside(level, measured) for level in LEVELS},
         }
+        if name != "loss_bits_per_byte":
+            rows[name] |= _machine(forecast.get("busy_share"), end.get("busy_share"))
     return {"forecast_sha256": start["forecast_sha256"], "scores": rows}
+
+
+def _machine(forecast: float | None, run: float | None) -> dict[str, Any]:
+    """How busy others kept the cores when the speed was measured for the forecast, and in the run, where that is known."""
+    if forecast is None or run is None:
+        return {}
+    return {"busy_forecast": forecast, "busy_run": run, "alike": abs(forecast - run) <= BUSY_ALIKE}
