@@ -20,21 +20,14 @@ def run(
 
     Example: tenfold fleet run --home generations
     """
-    from rich.console import Console
-
     from tenfold.fleet.walk import walk
 
-    console = Console(stderr=json)
-    numbers = walk(home, lambda text: console.print(text, highlight=False, soft_wrap=True), policy)
+    found = walk(home, (lambda text: None) if json else print, policy)
     if json:
-        print_json(numbers)
+        print_json(found)
         return
-    console.print(
-        f"{numbers['requests']} requests, {numbers['accepted_lost']} accepted ones lost; {numbers['loans']} loans of "
-        f"{numbers['lent_s']:.0f} s in all, back in time, for {numbers['lost_work_s']:.1f} s of lost work; the loss of each of "
-        f"{numbers['steps']} steps is that of a run that was left alone.",
-        highlight=False,
-    )
+    print(f"{found['requests']} requests, {found['accepted_lost']} accepted ones lost; {found['loans']} loans, back in time.")
+    print(f"{found['lost_work_s'] or 0:.1f} s of lost work; the losses of {found['steps']} steps are those of an undisturbed run.")
 
 
 def show(*, home: Home = Path("generations"), json: Json = False) -> None:
@@ -42,8 +35,6 @@ def show(*, home: Home = Path("generations"), json: Json = False) -> None:
 
     Example: tenfold fleet show --json
     """
-    from datetime import datetime
-
     from tenfold.fleet.ledger import Ledger
 
     if not (home / "fleet" / "ledger.db").exists():
@@ -53,5 +44,5 @@ def show(*, home: Home = Path("generations"), json: Json = False) -> None:
         print_json({"roles": {x.slot: x.role for x in leases if x.ended is None}, "leases": [asdict(x) for x in leases]})
         return
     for x in leases:
-        since, until, ended = (datetime.fromtimestamp(t).strftime("%H:%M:%S") if t else "-" for t in (x.since, x.until, x.ended))
-        print(f"{x.id:4} {x.slot:8} {x.role:6} since {since}, due {until}, ended {ended}: {x.why}")
+        span = "" if x.ended is None else f" for {x.ended - x.since:.1f} s" + (f" of {x.until - x.since:.1f}" if x.until else "")
+        print(f"{x.id:4} {x.slot:8} {x.role:6}{span}: {x.why}")

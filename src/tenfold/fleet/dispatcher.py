@@ -1,11 +1,13 @@
 """The front of the fleet's chat servers: requests go to the one with the fewest, and what was not accepted goes to another."""
 
-import http.client
 import json
 import threading
 import time
 from dataclasses import dataclass
+from http.client import HTTPException
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 from tenfold.spec.errors import TenfoldError
 
@@ -31,8 +33,7 @@ class Dispatcher:
     def open(self, url: str, role: str) -> None:
         """Let requests go to a server of chat."""
         if role == "chat":
-            with self._lock:
-                self._asked[url] = 0
+            self._asked[url] = 0
 
     def close(self, url: str) -> None:
         """Let no further requests go there."""
@@ -46,40 +47,33 @@ class Dispatcher:
         """
         began, sent = time.monotonic(), 0
         while not self.ended:
-            url = self._least()
-            if url is None:
-                time.sleep(0.05)
-                continue
-            sent += 1
-            accepted, lost, first_s = _post(url, body, began)
             with self._lock:
-                if url in self._asked:
-                    self._asked[url] -= 1
-            if accepted:
-                return Answer(first_s, time.monotonic() - began, sent, lost)
+                url = min(self._asked, key=lambda one: self._asked[one], default="")
+                if url:
+                    self._asked[url] += 1
+            if url:
+                sent += 1
+                answer = _send(url, body, began, sent)
+                with self._lock:
+                    if url in self._asked:
+                        self._asked[url] -= 1
+                if answer is not None:
+                    return answer
             time.sleep(0.05)
         raise TenfoldError("The fleet ended before it answered a request.")
 
-    def _least(self) -> str | None:
-        with self._lock:
-            url = min(self._asked, key=lambda one: self._asked[one], default=None)
-            if url is not None:
-                self._asked[url] += 1
-        return url
 
-
-def _post(url: str, body: dict[str, Any], began: float) -> tuple[bool, bool, float]:
-    """Whether the server began to answer, whether it then broke off, and seconds to the first token."""
-    link = http.client.HTTPConnection(url.removeprefix("http://"), timeout=120)
-    accepted, first_s = False, 0.0
+def _send(url: str, body: dict[str, Any], began: float, sent: int) -> Answer | None:
+    """The answer, or None where the server did not begin one."""
+    first_s, whole = None, False
+    request = Request(f"{url}/v1/completions", json.dumps({**body, "stream": True}).encode(), {"Content-Type": "application/json"})
     try:
-        link.request("POST", "/v1/completions", json.dumps({**body, "stream": True}), {"Content-Type": "application/json"})
-        response = link.getresponse()
-        accepted, first_s = response.status == 200, time.monotonic() - began
-        if response.status not in (200, 429, 503):
-            raise TenfoldError(f"{url} refused a request: {response.read().decode()}")
-        return accepted, accepted and not response.read().endswith(b"data: [DONE]\n\n"), first_s
-    except (OSError, http.client.HTTPException):
-        return accepted, accepted, first_s
-    finally:
-        link.close()
+        with urlopen(request, timeout=120) as response:
+            first_s = time.monotonic() - began
+            whole = response.read().endswith(b"data: [DONE]\n\n")
+    except HTTPError as error:
+        if error.code not in (429, 503):
+            raise TenfoldError(f"{url} refused a request: {error.read().decode()}") from None
+    except (OSError, HTTPException):
+        pass
+    return None if first_s is None else Answer(first_s, time.monotonic() - began, sent, not whole)

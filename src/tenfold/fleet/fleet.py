@@ -26,21 +26,24 @@ class Slot:
 
 @dataclass(frozen=True)
 class Demand:
-    """Requests per second: those that came lately, those expected in coming bins of `bin_s` seconds, and what one slot answers."""
+    """Requests per second: those that come `now`, are `expected` in bins of `bin_s` seconds, `into_s` into the first, and that one
+    slot answers."""
 
-    now: float
-    expected: tuple[float, ...]
-    bin_s: float
-    per_slot: float
+    now: float = 0.0
+    expected: tuple[float, ...] = ()
+    bin_s: float = 1.0
+    into_s: float = 0.0
+    per_slot: float = 1.0
 
     def within(self, seconds: float) -> float:
         """The highest rate from now to so many seconds ahead."""
-        return max(self.now, *self.expected[: int(seconds / self.bin_s) + 1], 0.0)
+        return max(self.now, *self.expected[: int((self.into_s + seconds) / self.bin_s) + 1], 0.0)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds: a role has `leave_s` to leave and `start_s` to start; the controller looks every `tick_s`; a switch takes `switch_s`."""
+    """Seconds: a role has `leave_s` to leave and `start_s` to start; the controller looks every `tick_s`; a switch takes some
+    `switch_s`."""
 
     leave_s: float = 10.0
     start_s: float = 120.0
@@ -98,11 +101,15 @@ def tick(now: float, world: World, policy: Policy) -> list[Move]:
     due: list[Move] = [Return(x.name, "its deadline") for x in still.values() if x.until is not None and x.until <= now + leaving]
     chosen: list[Move] = []
     for move in [*due, *policy.decide(now, fleet)]:
-        found = still.get(move.slot)
-        lends = isinstance(move, Lend)
-        if found is None or lends == (found.until is not None) or (isinstance(move, Lend) and move.until <= now + 2 * leaving):
-            continue
-        del still[move.slot]
-        world.apply(move)
-        chosen.append(move)
+        if move.slot in still and _allowed(still[move.slot], move, now + 2 * leaving):
+            del still[move.slot]
+            world.apply(move)
+            chosen.append(move)
     return chosen
+
+
+def _allowed(slot: Slot, move: Move, earliest: float) -> bool:
+    """A loan is of an owner's slot to another role, and long enough for both to leave."""
+    if isinstance(move, Return):
+        return slot.until is not None
+    return slot.until is None and move.role != slot.owner and move.until > earliest

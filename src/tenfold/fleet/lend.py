@@ -40,5 +40,5 @@ class LendByThreshold:
         """When the demand is expected to need the loan no more, with the time to come and to leave."""
         demand, limits = fleet.demand, fleet.limits
         over = [i for i, rate in enumerate(demand.expected) if rate > self.return_below * demand.per_slot * held]
-        needed = max(2 * limits.switch_s, demand.bin_s * (max(over, default=0) + 1))
+        needed = max(2 * limits.switch_s, demand.bin_s * (max(over, default=0) + 1) - demand.into_s)
         return now + min(self.longest_s, math.ceil(needed + 2 * limits.leave_s + 5 * limits.tick_s))

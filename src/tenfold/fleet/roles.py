@@ -70,15 +70,16 @@ class Training:
 
 @dataclass(frozen=True)
 class Chat:
-    """What `tenfold serve` does, with one model."""
+    """What `tenfold serve` does with one model, on one thread and an answer at a time."""
 
-    engine: EngineOptions
+    model: Path
     finished = False
 
     def job(self, lock: Path, url: str, until: float | None, leave_s: float) -> Job:
         """Its process in the slot of `lock`, which has `leave_s` to finish its answers; it listens at `url`."""
         options = ServerOptions(port=int(url.rpartition(":")[2]), drain_seconds=leave_s)
-        arguments = lock, until, serve, {"chat": self.engine}, options
+        engine = EngineOptions(self.model, max_num_seqs=1, kv_cache_gib=0.1, threads=1, speculate=False)
+        arguments = lock, until, serve, {"chat": engine}, options
         return _job(f"Chat in {lock.stem}", arguments, leave_s)
 
     def is_ready(self, url: str, since: float) -> bool:

@@ -19,11 +19,10 @@ from typing import IO, Any
 from tenfold.fleet.dispatcher import Dispatcher
 from tenfold.fleet.fleet import Limits, World, tick
 from tenfold.fleet.ledger import Ledger
-from tenfold.fleet.wave import Wave, draw_arrivals, draw_days, forecast_peak, peak_hours, read_answers
+from tenfold.fleet.wave import PEAK, Wave, draw_arrivals, draw_days, forecast_peak, read_answers
 from tenfold.launch.job import open_launcher, run
 from tenfold.scale.climb import newest
 from tenfold.scale.forecast import file_sha256
-from tenfold.serve.options import EngineOptions
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.forecasts import Forecast, around, forecast, outcome
 from tenfold.spec.plugins import load
@@ -33,7 +32,6 @@ from tenfold.train.run_file import config_from_fields
 
 OWNERS = {"slot-1": "chat", "slot-2": "train"}
 RUNS = ("undisturbed", "trained")
-DAYS = 7  # of demand that are known
 BUSIEST = 1.5  # the height of the usual day, in what one slot answers
 ANSWER_S = 0.25  # what an answer is made to take
 PROBE_TOKENS = 100
@@ -70,33 +68,34 @@ def _live(home: Path, folder: Path, say: Say, policy: str) -> None:
     with ExitStack() as opened:
         _alone(opened.enter_context((folder / "controller.lock").open("w")))
         small = os.environ.get("TENFOLD_CIRCLE") == "small"
-        config = _config(steps=150 if small else 600)
-        undisturbed, trained = (Training(config, folder / name, folder) for name in RUNS)
+        undisturbed, trained = (Training(_config(150 if small else 600), folder / name, folder) for name in RUNS)
         if not undisturbed.finished:
             say("A run trains undisturbed, to compare with.")
             run(open_launcher("local"), undisturbed.job(folder / "slot-2.lock", "", None, 30))
         ledger, dispatcher = Ledger(folder / "ledger.db", OWNERS, time.time()), Dispatcher()
         opened.callback(ledger.close)
-        model = (newest(home) or undisturbed.directory) / "model"
-        engine = EngineOptions(model, max_num_seqs=1, kv_cache_gib=0.1, threads=1, speculate=False)
-        roles = {"chat": Chat(engine), "train": trained}
+        roles = {"chat": Chat((newest(home) or undisturbed.directory) / "model"), "train": trained}
         world = LocalWorld(folder, ledger, roles, open_launcher("local"), dispatcher)
         opened.callback(world.close)
-        measured = _measure(folder / "measured.json", world, dispatcher, least_hour_s=0.5 if small else 1.25)
-        world.limits = Limits(leave_s=max(6.0, 2 * measured["start_s"]["slot-1"]), switch_s=measured["start_s"]["slot-1"] + 1)
-        _forecast(home, folder, measured)
-        day = draw_days(DAYS + 1, BUSIEST * measured["per_slot"], seed=0)[-1]
-        arrivals = draw_arrivals(day, measured["hour_s"], seed=1)
-        wave = Wave(folder / "answers.jsonl", arrivals, _body(measured["tokens"]), dispatcher)
+        found = _measure(folder / "measured.json", world, dispatcher, hours_s=(0.5, 1.5) if small else (1.25, 4.0))
+        start_s, per_slot, hour_s = found["start_s"]["slot-1"], found["per_slot"], found["hour_s"]
+        world.limits = Limits(leave_s=max(6.0, 2 * start_s), switch_s=start_s + 1)
+        _forecast(home, folder, found)
+        arrivals = draw_arrivals(_days(per_slot)[-1], hour_s, seed=1)
+        say(f"A wave of {len(arrivals)} requests comes; a slot answers {per_slot:.1f} a second.")
+        wave = Wave(folder / "answers.jsonl", arrivals, _body(found["tokens"]), dispatcher)
         opened.callback(wave.close)
-        say(f"A wave of {len(arrivals)} requests comes; a slot answers {measured['per_slot']:.1f} a second.")
-        wave.begin()
-        world.demand = lambda now: wave.demand(now, measured["days"][-1], measured["hour_s"], measured["per_slot"])
+        world.demand = lambda now: wave.demand(now, found["days"][-1], hour_s, per_slot)
         chosen = load("policies", policy)()
-        while not (wave.over and trained.finished):
+        while not wave.over or not trained.finished or any(lease.until for lease in ledger.leases(current=True)):
             for move in tick(time.time(), world, chosen):
                 say(f"  {type(move).__name__} {move.slot}: {move.why}.")
             time.sleep(world.limits.tick_s)
+
+
+def _days(per_slot: float) -> list[list[float]]:
+    """The days before the wave, and its own."""
+    return draw_days(8, BUSIEST * per_slot, seed=0)
 
 
 def _alone(lock: IO[str]) -> None:
@@ -121,7 +120,7 @@ def _body(tokens: int) -> dict[str, Any]:
     return {"prompt": "def ", "max_tokens": tokens, "ignore_eos": True, "temperature": 1.0}
 
 
-def _measure(file: Path, world: World, dispatcher: Dispatcher, least_hour_s: float) -> dict[str, Any]:
+def _measure(file: Path, world: World, dispatcher: Dispatcher, hours_s: tuple[float, float]) -> dict[str, Any]:
     """How long the roles take to start, and what a slot answers; and the days before, on that scale. Measured once."""
     began, start_s = time.time(), dict.fromkeys(OWNERS, 0.0)
     while turning := [slot.name for slot in world.observe(time.time()).slots if slot.turning]:
@@ -131,9 +130,9 @@ def _measure(file: Path, world: World, dispatcher: Dispatcher, least_hour_s: flo
         dispatcher.ask(_body(PROBE_TOKENS))
         token_s = statistics.median(dispatcher.ask(_body(PROBE_TOKENS)).seconds for _ in range(5)) / PROBE_TOKENS
         tokens = max(16, min(1000, round(ANSWER_S / token_s)))
-        per_slot = 1 / (tokens * token_s)
-        hour_s, days = max(least_hour_s, start_s["slot-1"] / 4), draw_days(DAYS + 1, BUSIEST * per_slot, seed=0)[:-1]
-        _write(file, {"start_s": start_s, "tokens": tokens, "per_slot": per_slot, "hour_s": hour_s, "days": days})
+        hour_s = min(hours_s[1], max(hours_s[0], start_s["slot-1"] / 4))  # a switch takes a few of them
+        found: dict[str, Any] = {"start_s": start_s, "tokens": tokens, "per_slot": 1 / (tokens * token_s), "hour_s": hour_s}
+        _write(file, {**found, "days": _days(found["per_slot"])[:-1]})
     return json.loads(file.read_text())
 
 
@@ -152,26 +151,22 @@ def _forecast(home: Path, folder: Path, measured: dict[str, Any]) -> None:
 
 def _numbers(folder: Path) -> dict[str, Any]:
     """What came of the wave, from the files."""
-    measured, answers = json.loads((folder / "measured.json").read_text()), read_answers(folder / "answers.jsonl")
-    ledger = Ledger(folder / "ledger.db")
-    leases = ledger.leases()
-    ledger.close()
-    loans = [lease for lease in leases if lease.until is not None and lease.ended is not None]
-    asked = [lease.asked for lease in leases if loans and lease.ended == loans[0].since and lease.slot == loans[0].slot]
-    rows = [read_metrics(folder / name / "run.jsonl") for name in RUNS]
+    hour_s, answers = json.loads((folder / "measured.json").read_text())["hour_s"], read_answers(folder / "answers.jsonl")
+    leases, rows = Ledger(folder / "ledger.db").leases(), [read_metrics(folder / name / "run.jsonl") for name in RUNS]
+    loans = [lease for lease in leases if lease.until is not None]
+    first = loans[0] if loans else leases[0]
+    asked = [lease.asked for lease in leases if lease.slot == first.slot and lease.ended == first.since]
     losses = [{row["step"]: row["loss"] for row in of_run if row["event"] == "step"} for of_run in rows]
-    hours, hour_s = peak_hours(measured["days"]), measured["hour_s"]
-    firsts = sorted(row["first_s"] for row in answers)
+    first_s = sorted(row["first_s"] for row in answers)
     return {
         "steps": len(losses[0]), "same_losses": losses[0] == losses[1], "loss": losses[1][max(losses[1])],
-        "loans": len(loans), "lent_s": sum((x.ended or 0) - x.since for x in loans), "leases": [asdict(lease) for lease in leases],
-        "returned_in_time": all(x.ended <= x.until for x in loans if x.ended and x.until),
+        "loans": len(loans), "returned_in_time": all(x.ended <= x.until for x in loans if x.ended and x.until),
+        "leases": [asdict(lease) for lease in leases],
         "requests": len(answers), "accepted_lost": sum(row["lost"] for row in answers),
         "sent_again": sum(row["sent"] - 1 for row in answers),
-        "first_token_s": {"p50": firsts[len(firsts) // 2], "p95": firsts[len(firsts) * 95 // 100]},
-        "demand": sum(hours.start * hour_s <= row["came"] < hours.stop * hour_s for row in answers),
-        "switch_seconds": loans[0].ready - asked[0] if loans and loans[0].ready and asked[0] else None,
-        "lost_work_s": loans[0].lost_s if loans else None,
+        "first_token_s": {"p50": first_s[len(first_s) // 2], "p95": first_s[len(first_s) * 95 // 100]},
+        "demand": sum(PEAK.start * hour_s <= row["came"] < PEAK.stop * hour_s for row in answers),
+        "switch_seconds": first.ready - asked[0] if first.ready and asked and asked[0] else None, "lost_work_s": first.lost_s,
     }  # fmt: skip
 
 
