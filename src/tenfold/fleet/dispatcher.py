@@ -68,7 +68,7 @@ def _send(url: str, body: dict[str, Any], began: float, sent: int) -> Answer | N
     first_s, whole = None, False
     request = Request(f"{url}/v1/completions", json.dumps({**body, "stream": True}).encode(), {"Content-Type": "application/json"})
     try:
-        with urlopen(request, timeout=120) as response:
+        with urlopen(request, timeout=600) as response:
             first_s = time.monotonic() - began
             whole = response.read().endswith(b"data: [DONE]\n\n")
     except HTTPError as error:

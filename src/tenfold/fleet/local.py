@@ -15,7 +15,8 @@ from tenfold.spec.errors import TenfoldError
 
 
 class LocalWorld:
-    """Opened on a ledger, it goes on with the leases that stand there. Servers take requests by way of `dispatcher`."""
+    """Opened on a ledger, it goes on with the leases that stand there. Servers take requests by way of `dispatcher`. A slot is part
+    of the fleet once it was opened."""
 
     def __init__(self, folder: Path, ledger: Ledger, roles: dict[str, Role], launcher: Launcher, dispatcher: Dispatcher):
         self.demand: Callable[[float], Demand] = lambda now: Demand()
@@ -27,12 +28,16 @@ class LocalWorld:
             if lease.until is not None and lease.until <= time.time():  # its process ended itself then
                 ledger.turn(lease.slot, ledger.owners[lease.slot], None, "its deadline, while there was no controller", lease.until)
         self._pool = ThreadPoolExecutor(len(ledger.owners))
-        self._turns: dict[str, Future[None]] = {slot: self._pool.submit(self._start, slot) for slot in ledger.owners}
+        self._turns: dict[str, Future[None]] = {}
+
+    def open(self, slot: str) -> None:
+        """Start the role of the slot's lease."""
+        self._turns[slot] = self._pool.submit(self._start, slot)
 
     def observe(self, now: float) -> Fleet:
         """Raises what a turn raised, and TenfoldError for a role that ended before its time."""
         slots = []
-        for lease in self._ledger.leases(current=True):
+        for lease in (lease for lease in self._ledger.leases(current=True) if lease.slot in self._turns):
             turning, role = not self._turns[lease.slot].done(), self._roles[lease.role]
             if not turning:
                 self._turns[lease.slot].result()
@@ -63,7 +68,8 @@ class LocalWorld:
         self._ledger.note(before.id, asked=asked)
         if running := self._running.pop(move.slot, None):
             self._dispatcher.close(running[1])
-            self._launcher.drain(running[0], min(self.limits.leave_s, (before.until or float("inf")) - asked))
+            left_s = (before.until or float("inf")) - self.limits.tick_s - asked
+            self._launcher.drain(running[0], max(0.1, min(self.limits.leave_s, left_s)))
         self._ledger.turn(move.slot, role, until, move.why, time.time())
         self._start(move.slot)
 

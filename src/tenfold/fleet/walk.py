@@ -27,6 +27,7 @@ from tenfold.spec.errors import TenfoldError
 from tenfold.spec.forecasts import Forecast, around, forecast, outcome
 from tenfold.spec.plugins import load
 from tenfold.train.config import RunConfig
+from tenfold.train.goodput import read_goodput
 from tenfold.train.metrics import read_metrics
 from tenfold.train.run_file import config_from_fields
 
@@ -78,10 +79,12 @@ def _live(home: Path, folder: Path, say: Say, policy: str) -> None:
         roles = {"chat": Chat(released[0]), "train": trained}
         world = LocalWorld(folder, ledger, roles, open_launcher("local"), dispatcher)
         opened.callback(world.close)
-        found = _measure(folder / "measured.json", world, dispatcher, hours_s=(0.5, 1.5) if small else (1.25, 4.0))
-        start_s, per_slot, hour_s = found["start_s"]["slot-1"], found["per_slot"], found["hour_s"]
-        world.limits = Limits(leave_s=max(6.0, 2 * start_s), switch_s=start_s + 1)
+        world.open("slot-1")
+        found = _measure(folder, world, dispatcher, hours_s=(0.5, 1.5) if small else (1.25, 4.0))
+        start_s, per_slot, hour_s = found["chat_start_s"], found["per_slot"], found["hour_s"]
+        world.limits = Limits(leave_s=max(20.0, 4 * start_s), switch_s=start_s + 1)
         _forecast(home, folder, found)
+        world.open("slot-2")
         arrivals = draw_arrivals(_days(per_slot)[-1], hour_s, seed=1)
         say(f"A wave of {len(arrivals)} requests comes; a slot answers {per_slot:.1f} a second.")
         wave = Wave(folder / "answers.jsonl", arrivals, _body(found["tokens"]), dispatcher)
@@ -121,30 +124,30 @@ def _body(tokens: int) -> dict[str, Any]:
     return {"prompt": "def ", "max_tokens": tokens, "ignore_eos": True, "temperature": 1.0}
 
 
-def _measure(file: Path, world: World, dispatcher: Dispatcher, hours_s: tuple[float, float]) -> dict[str, Any]:
+def _measure(folder: Path, world: World, dispatcher: Dispatcher, hours_s: tuple[float, float]) -> dict[str, Any]:
     """How long the roles take to start, and what a slot answers; and the days before, on that scale. Measured once."""
-    began, start_s = time.time(), dict.fromkeys(OWNERS, 0.0)
-    while turning := [slot.name for slot in world.observe(time.time()).slots if slot.turning]:
-        start_s |= dict.fromkeys(turning, time.time() - began)
+    file, began = folder / "measured.json", time.time()
+    while any(slot.turning for slot in world.observe(time.time()).slots):
         time.sleep(0.1)
     if not file.exists():
+        start_s = time.time() - began
         dispatcher.ask(_body(PROBE_TOKENS))
         token_s = statistics.median(dispatcher.ask(_body(PROBE_TOKENS)).seconds for _ in range(5)) / PROBE_TOKENS
         tokens = max(16, min(1000, round(ANSWER_S / token_s)))
-        hour_s = min(hours_s[1], max(hours_s[0], start_s["slot-1"] / 6))  # a switch takes a few of them
-        found: dict[str, Any] = {"start_s": start_s, "tokens": tokens, "per_slot": 1 / (tokens * token_s), "hour_s": hour_s}
+        found: dict[str, Any] = {"chat_start_s": start_s, "tokens": tokens, "per_slot": 1 / (tokens * token_s)}
+        found["train_start_s"] = read_goodput(folder / RUNS[0] / "time.jsonl")["starting_s"]
+        found["hour_s"] = min(hours_s[1], max(hours_s[0], start_s / 6))  # a switch takes some of them
         _write(file, {**found, "days": _days(found["per_slot"])[:-1]})
     return json.loads(file.read_text())
 
 
 def _forecast(home: Path, folder: Path, measured: dict[str, Any]) -> None:
     """Before the wave: the requests of its peak, how long a switch takes, and what a loan costs its owner in lost work."""
-    chat_s, train_s = measured["start_s"].values()
     data = {"fleet/measured.json": file_sha256(folder / "measured.json")}
     said = {
         "demand": ("requests", forecast_peak(measured["days"], measured["hour_s"])),
-        "switch_seconds": ("s", around(chat_s + 1, 0.4)),  # the owner saves and leaves, the server starts
-        "lost_work_s": ("s", around(train_s + 1, 0.4)),  # it leaves, and later starts again
+        "switch_seconds": ("s", around(measured["chat_start_s"] + 1, 0.4)),  # the owner saves and leaves, the server starts
+        "lost_work_s": ("s", around(measured["train_start_s"] + 1, 0.4)),  # it leaves, and later starts again
     }
     for kind, (unit, quantiles) in said.items():
         forecast(home, Forecast(key=f"fleet/{kind}", who="fleet", kind=kind, unit=unit, quantiles=quantiles, data=data))

@@ -1,7 +1,7 @@
 """A wave of requests: a day of demand in seconds, drawn with known structure, and what the days before say of it.
 
-The day begins two hours after its quietest, and swings 2.2 times between its quietest and busiest hour, as a real service's does
-(ServeGen's m-small); days differ in height by some 8 %, hours by 5 %.
+The day begins at its quietest, and swings 2.2 times between its quietest and busiest hour, as a real service's does (ServeGen's
+m-small); days differ in height by some 8 %, hours by 5 %.
 """
 
 import json
@@ -20,13 +20,13 @@ from tenfold.fleet.dispatcher import Dispatcher
 from tenfold.fleet.fleet import Demand
 from tenfold.spec.forecasts import around
 
-PEAK = slice(8, 12)  # hours
+PEAK = slice(10, 14)  # hours
 
 
 def draw_days(count: int, busiest: float, seed: int) -> list[list[float]]:
     """Rates by the hour, `busiest` at the height of the usual day."""
     draw = np.random.default_rng(seed)
-    usual = 1 - 0.375 * (1 + np.cos(2 * math.pi * (np.arange(24) + 2) / 24)) / 1.375
+    usual = 1 - 0.375 * (1 + np.cos(2 * math.pi * np.arange(24) / 24)) / 1.375
     return (busiest * usual * np.exp(draw.normal(0, 0.08, (count, 1)) + draw.normal(0, 0.05, (count, 24)))).tolist()
 
 
