@@ -20,15 +20,18 @@ climb: setup
 	$(BIN)/tenfold climb
 
 test: setup lint
-	$(BIN)/pytest -n logical --dist loadfile
+	$(BIN)/pytest -n logical --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff check src tests bench
 	$(BIN)/mypy
 
-# Triton checks the kernels of a GPU without one; where it has no build, their tests are skipped.
+# Triton checks the kernels of a GPU without one, Ray runs ladders, and the source package of openai holds the client's own tests.
+# Where one of these cannot be had, the tests that need it are skipped.
 nightly: setup
 	-$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps triton
+	-$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[nightly]'
+	-$(BIN)/pip download --quiet --disable-pip-version-check -c constraints.txt --no-deps --no-binary openai -d build/openai openai
 	$(BIN)/pytest -m 'slow or not slow' --timeout 3600
 
 clean:

@@ -95,7 +95,8 @@ def test_the_same_pipeline_runs_on_ray(source, tmp_path):
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
-        ({"on": "moon"}, "no way to clean on 'moon'"),
+        ({"on": "moon"}, "no launcher 'moon'"),
+        ({"on": "kubernetes"}, "datatrove does not run on 'kubernetes'"),
         ({"on": "slurm"}, "say --partition"),
         ({"tasks": 0}, "at least one task"),
     ],

@@ -12,6 +12,7 @@ import fsspec
 import numpy as np
 import pytest
 from moto.server import ThreadedMotoServer
+from run_configs import run_config
 
 from tenfold.data.text import remote
 from tenfold.data.text.batches import row_count, train_batch, validation_batches
@@ -19,15 +20,16 @@ from tenfold.data.text.corpus import build
 from tenfold.data.text.prefetch import Prefetch
 from tenfold.data.text.remote import MirroredShards, open_remote, upload
 from tenfold.spec.errors import TenfoldError
-from tenfold.train.config import config_from_fields
+from tenfold.train.tasks.pretrain import pretrain
 from tenfold.train.text import open_text
-from tenfold.train.trainer import train
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory, text_folder):
     """Many small shards, so that rows and blocks cross their borders."""
-    return build(text_folder, tmp_path_factory.mktemp("small") / "corpus", vocab_size=300, shard_tokens=30_011, quiet=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tenfold.data.text.corpus.SHARD_TOKENS", 30_011)
+        return build(text_folder, tmp_path_factory.mktemp("small") / "corpus", vocab_size=300, quiet=True)
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +105,8 @@ def test_a_run_from_a_bucket_has_the_loss_of_one_from_disk(small, s3, tmp_path, 
     fields = {"tokens": 64 * 12, "model": {"width": 32}, "seq_len": 16, "batch_size": 4, "device": "cpu", "evaluate_tokens": 1000}
     results = []
     for name, source in (("bucket", "s3://texts/corpora/small"), ("disk", str(small.directory))):
-        config = config_from_fields(fields | {"corpus": source, "cache_gib": cache_gib}, "the test")
-        results.append(train(config, open_text(config, tmp_path, quiet=True), tmp_path / name, quiet=True, keep_model=False))
+        config = run_config(**fields, corpus=source, cache_gib=cache_gib)
+        results.append(pretrain(config, open_text(config, tmp_path, quiet=True), tmp_path / name, quiet=True, keep_model=False))
     assert results[0].loss == results[1].loss and results[0].step == 12
 
 

@@ -2,26 +2,30 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 import torch
+from run_configs import run_config
 from safetensors.torch import load_file
-
-from tenfold.launch import elastic
-from tenfold.spec.errors import TenfoldError
-from tenfold.train import trainer as loop
-from tenfold.train.config import config_from_fields
 from tenfold.train.hooks.goodput import read_goodput
 from tenfold.train.hooks.metrics import read_metrics
+
+from tenfold.launch.job import Resources
+from tenfold.launch.local import LocalLauncher
+from tenfold.spec.errors import TenfoldError
+from tenfold.train import trainer as loop
+from tenfold.train.jobs import train_on, train_process
 
 STEPS = 24
 RUN = {
     "seq_len": 32, "batch_size": 4, "tokens": STEPS * 4 * 32, "evaluate_tokens": 512, "log_every": 1, "dtype": "float32",
-    "device": "cpu", "compile": "off", "optimizer": "adamw", "checkpoint_every_s": 0.0, "hang_after_s": 20.0, "vocab_size": 400,
+    "device": "cpu", "compile": "off", "optimizer": "adamw", "save_every_s": 0.0, "hang_after_s": 20.0, "vocab_size": 400,
     "model": {"name": "tiny", "dim": 16, "n_layers": 1, "n_heads": 2, "n_kv_heads": 2, "ffn_dim": 32, "vocab_size": 400},
 }  # fmt: skip
 
@@ -37,18 +41,37 @@ def work(config, directory, home, quiet):
                 (home / name).touch()
                 if name == "hang":
                     time.sleep(1000)
+                if name.startswith("kill at random"):
+                    threading.Timer(random.uniform(0, 0.3), os.kill, (os.getpid(), signal.SIGKILL)).start()
+                    continue
                 os.kill(os.getpid(), signal.Signals[name])
         return make(*arguments)
 
     loop._batch = batch
-    return elastic.worker(config, directory, home, quiet)
+    return train_process(config, directory, home, quiet)
 
 
-def run(home, text, name, faults, processes=2, **fields):
+def work_with_a_bug(config, directory, home, quiet):
+    """A worker whose second process cannot do its eighth step, and says so with an address that is another each time."""
+    torch.set_num_threads(1)
+    make = loop._batch
+
+    def batch(*arguments):
+        if arguments[3] == 7 and os.environ["RANK"] == "1":
+            with (home / "starts").open("a") as starts:
+                starts.write("x")
+            raise IndexError(f"no such row at {id(starts)}\nand more")
+        return make(*arguments)
+
+    loop._batch = batch
+    return train_process(config, directory, home, quiet)
+
+
+def run(home, text, name, faults, processes=2, work=work, **fields):
     home.mkdir(exist_ok=True)
     (home / "faults.json").write_text(json.dumps(faults))
-    config = config_from_fields({**RUN, "corpus": str(text), **fields}, name)
-    elastic.train_here(config, home / name, home, processes, quiet=True, save_s=20, work=work)
+    config = run_config(**{**RUN, "corpus": str(text), **fields})
+    train_on(LocalLauncher(), Resources(processes=processes), config, home / name, home, quiet=True, grace_s=20, work=work)
     return home / name
 
 
@@ -83,6 +106,43 @@ def test_a_run_goes_on_with_fewer_processes_where_others_were_lost(undisturbed, 
     assert losses(tmp_path / "smaller") == pytest.approx(losses(undisturbed), rel=1e-5)
 
 
+def test_a_failure_that_comes_again_at_the_same_step_ends_the_run(text_folder, tmp_path):
+    with pytest.raises(TenfoldError, match="failed twice in the same way, after step 7: IndexError: no such row at") as ended:
+        run(tmp_path, text_folder, "bug", {}, work=work_with_a_bug)
+    assert "\n" not in str(ended.value) and (tmp_path / "starts").read_text() == "xx"
+    assert max(losses(tmp_path / "bug")) == 7
+
+
+def test_a_run_killed_at_random_moments_goes_on(undisturbed, text_folder):
+    faults = {f"kill at random {step}": (step, str(step % 2)) for step in (3, 8, 14)}
+    killed = run(undisturbed.parent, text_folder, "killed", faults)
+    assert losses(killed) == losses(undisturbed)
+    assert read_goodput(killed / "time.jsonl")["starts"] >= 3
+    assert not (killed / "failures").exists()
+
+
+TORCHRUN_BUG = """
+import os, sys
+from pathlib import Path
+from tenfold.launch.failures import noted
+directory = Path(sys.argv[1])
+with noted(directory):
+    with (directory / f"starts-{os.environ['RANK']}").open("a") as starts:
+        starts.write("x")
+    error = RuntimeError(f"out of memory: {os.getpid()} bytes")
+    error.add_note("after step 3")
+    raise error
+"""
+
+
+def test_under_torchrun_too_a_failure_that_comes_again_ends_the_job(tmp_path):
+    (tmp_path / "work.py").write_text(TORCHRUN_BUG)
+    command = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=100", tmp_path / "work.py", tmp_path]
+    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, timeout=200)
+    assert done.returncode != 0 and "failed twice in the same way, after step 3: RuntimeError: out of memory" in done.stderr
+    assert sum(len(path.read_text()) for path in tmp_path.glob("starts-*")) <= 2 * 3  # a process may be lost to the other's failure
+
+
 def test_the_account_of_a_run_adds_up_to_its_wall_time(tmp_path):
     path = tmp_path / "time.jsonl"
     nothing = {"stepping": 0.0, "saving": 0.0, "evaluating": 0.0}
@@ -104,7 +164,7 @@ def test_the_account_of_a_run_adds_up_to_its_wall_time(tmp_path):
 
 def test_a_process_is_said_to_have_begun_when_it_did(tmp_path):
     path = tmp_path / "time.jsonl"
-    code = f"from pathlib import Path; from tenfold.train.hooks.goodput import GoodputTimer; GoodputTimer(Path({str(path)!r}), 0)"
+    code = f"from pathlib import Path; from tenfold.train.goodput import GoodputTimer; GoodputTimer(Path({str(path)!r}), 0)"
     before = time.time()
     process = subprocess.Popen([sys.executable, "-c", code])
     after = time.time()
@@ -115,7 +175,7 @@ def test_a_process_is_said_to_have_begun_when_it_did(tmp_path):
 
 HANGS = """
 import sys, time
-from tenfold.train.hooks.watchdog import Watchdog
+from tenfold.train.watchdog import Watchdog
 with Watchdog(1.0) as watchdog:
     for step in range(8):
         time.sleep(0.25)
@@ -140,9 +200,9 @@ def test_the_watchdog_ends_a_process_that_stands_still_and_no_other():
 @pytest.mark.parametrize(
     "fields, says",
     [
-        ({"layout": {"tensor": 3}}, "= 3 processes, but there are 2: start as many"),
-        ({"layout": {"tensor": 2}, "seq_len": 33}, "cannot divide seq_len 33 by 2"),
-        ({"layout": {"shard": 2}, "batch_size": 1}, "divides 1 rows a step over 2 processes"),
+        ({"parallel": {"tp": 3}}, "= 3 processes, but there are 2: start as many"),
+        ({"parallel": {"tp": 2}, "seq_len": 33}, "cannot divide seq_len 33 by 2"),
+        ({"parallel": {"dp_shard": 2}, "batch_size": 1}, "divides 1 rows a step over 2 processes"),
     ],
 )
 def test_a_layout_that_does_not_fit_is_said_once_and_not_tried_again(text_folder, undisturbed, fields, says):

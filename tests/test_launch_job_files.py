@@ -13,28 +13,37 @@ from pathlib import Path
 import kubernetes_validate
 import pytest
 import yaml
-from typer.testing import CliRunner
 
-import tenfold.cli.commands  # noqa: F401
-from tenfold.cli import app
-from tenfold.launch.job_files import Launch, submit, write_job
+from tenfold.cli import run as tenfold
+from tenfold.launch.job import Job, Resources, open_launcher
 from tenfold.spec.errors import TenfoldError
-from tenfold.train.hooks.metrics import read_metrics
+from tenfold.train.jobs import command_job
+from tenfold.train.metrics import read_metrics
 
 BIN = Path(sys.executable).parent
-VALUES = dict(nodes=4, image="registry.example/tenfold:1", home="/generations", partition="gpu", account="models")
+OPTIONS = {
+    "slurm": {"partition": "gpu", "account": "models"},
+    "kubernetes": {"image": "registry.example/tenfold:1", "home": "/generations"},
+    "ray": {},
+}
+NODES = Resources(nodes=4, processes=8, gpus=8)
+
+
+def write(run, system, folder, needs=NODES, home="/generations", **options):
+    """The job file that trains a run."""
+    return open_launcher(system, folder=folder, **OPTIONS[system] | options).write(command_job(run, needs, home))
 
 
 @pytest.fixture
 def run(tmp_path):
     """A run file with a name and text that need quoting everywhere."""
     path = tmp_path / "a run's {file}.toml"
-    path.write_text('tokens = 1000\nmodel = { width = 32 }\ncorpus = "it\'s: #1"\n')
+    path.write_text('tokens = 1000\nmodel = { width = 32 }\ndata = { corpus = "it\'s: #1" }\n')
     return path
 
 
 def test_the_slurm_script_is_sound_bash(run, tmp_path):
-    path = write_job(Launch(run, **VALUES), "slurm", tmp_path)
+    path = write(run, "slurm", tmp_path)
     subprocess.run(["bash", "-n", path], check=True)
     subprocess.run([BIN / "shellcheck", path], check=True)
     options = dict(line[8:].split("=", 1) for line in path.read_text().splitlines() if line.startswith("#SBATCH --") and "=" in line)
@@ -42,22 +51,25 @@ def test_the_slurm_script_is_sound_bash(run, tmp_path):
 
 
 def test_the_kubernetes_manifest_is_what_the_api_takes(run, tmp_path):
-    path = write_job(Launch(run, **VALUES, least_nodes=3), "kubernetes", tmp_path)
+    path = write(run, "kubernetes", tmp_path, Resources(nodes=4, least_nodes=3, processes=8, gpus=8))
     settings, service, job = yaml.safe_load_all(path.read_text())
     for resource in (settings, service, job):
         kubernetes_validate.validate(resource, "1.31", strict=True)
-    assert settings["data"]["run.toml"] == run.read_text()
+    ((file, text),) = settings["data"].items()
+    assert text == run.read_text()
     pod = job["spec"]["template"]["spec"]
     command = pod["containers"][0]["command"]
     # The first pod's name in the service is where all meet.
     assert pod["subdomain"] == service["metadata"]["name"] and service["spec"]["selector"] == {"job-name": job["metadata"]["name"]}
     assert f"--rdzv-endpoint={job['metadata']['name']}-0.{pod['subdomain']}:{service['spec']['ports'][0]['port']}" in command
+    (mount,) = (m for m in pod["containers"][0]["volumeMounts"] if m["name"] == "files")
+    assert f"{mount['mountPath']}/{file}" in command and str(run.resolve()) not in command
     assert "--nnodes=3:4" in command and f"/generations/{run.stem}" in command
     assert job["spec"]["completions"] == job["spec"]["parallelism"] == 4
 
 
 def test_the_ray_job_is_python_with_the_same_command(run, tmp_path):
-    path = write_job(Launch(run, **VALUES), "ray", tmp_path)
+    path = write(run, "ray", tmp_path)
     space: dict = {}
     source = path.read_text()
     compile(source, str(path), "exec")
@@ -104,8 +116,8 @@ def free_port():
 
 def small_run(path, text_folder, tokens):
     path.write_text(
-        f'tokens = {tokens}\nmodel = {{ width = 32 }}\nvocab_size = 300\nseq_len = 16\nbatch_size = 4\nmax_epochs = 1e9\n'
-        f'log_every = 1\ndevice = "cpu"\ncorpus = "{text_folder}"\n'
+        f'tokens = {tokens}\ndevice = "cpu"\nmodel = {{ width = 32 }}\nlog = {{ every = 1 }}\n[data]\nvocab_size = 300\nseq_len = 16\n'
+        f'batch_size = 4\nmax_epochs = 1e9\ncorpus = "{text_folder}"\n'
     )
     return path
 
@@ -122,7 +134,7 @@ def wait_for_steps(directory, process):
 def test_ahead_of_the_limit_the_run_saves_and_the_job_is_queued_again(cluster, text_folder, tmp_path):
     home = tmp_path / "home"
     run = small_run(tmp_path / "small.toml", text_folder / "json", 10**8)
-    path = write_job(Launch(run, 1, gpus_per_node=0, home=str(home), port=free_port()), "slurm", tmp_path)
+    path = write(run, "slurm", tmp_path, Resources(), home=str(home), port=free_port())
     with subprocess.Popen(["bash", path], env=cluster, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as job:
         try:
             wait_for_steps(home / "small", job)
@@ -139,48 +151,124 @@ def test_ahead_of_the_limit_the_run_saves_and_the_job_is_queued_again(cluster, t
 
 def test_a_job_that_ends_by_itself_gives_its_exit_status(cluster, text_folder, tmp_path):
     run = small_run(tmp_path / "small.toml", text_folder / "json", 256)
-    path = write_job(Launch(run, 1, gpus_per_node=0, home=str(tmp_path / "home")), "slurm", tmp_path)
+    path = write(run, "slurm", tmp_path, Resources(), home=str(tmp_path / "home"))
     for status in (0, 3, 143):
         (tmp_path / "stubs" / "srun").write_text(f"#!/bin/bash\nexit {status}\n")
         assert subprocess.run(["bash", path], env=cluster).returncode == status
 
 
-def test_submitting_says_what_the_system_says(run, tmp_path, monkeypatch):
+@pytest.fixture
+def programs(tmp_path, monkeypatch):
+    """A folder that comes first in PATH; `programs(name, script)` puts a program there that says what it was asked."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-    stub = folder / "sbatch"
-    stub.write_text('#!/bin/bash\nbash -n "$1" && echo Submitted batch job 7\n')
-    stub.chmod(0o755)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path)
-        done = CliRunner().invoke(app, ["launch", str(run), "--on", "slurm", "--nodes", "2", "--submit", "--json"])
-    assert done.exit_code == 0 and json.loads(done.stdout)["submitted"] == "Submitted batch job 7"
-    stub.write_text("#!/bin/bash\necho 'sbatch: error: invalid partition' >&2; exit 1\n")
+
+    def put(name, script):
+        (folder / name).write_text(f'#!/bin/bash\necho "$*" >> {tmp_path}/asked\n{script}\n')
+        (folder / name).chmod(0o755)
+
+    return put
+
+
+def asked(tmp_path):
+    """What the programs were asked since the last look."""
+    path = tmp_path / "asked"
+    said = path.read_text().splitlines()
+    path.unlink()
+    return said
+
+
+def test_submitting_says_what_the_system_says(run, tmp_path, programs, monkeypatch, capsys):
+    programs("sbatch", 'bash -n "$1" && echo Submitted batch job 7')
+    monkeypatch.chdir(tmp_path)
+    tenfold(["launch", str(run), "--on", "slurm", "--nodes", "2", "--submit", "--json"])
+    assert json.loads(capsys.readouterr().out)["submitted"] == "Submitted batch job 7"
+    programs("sbatch", "echo 'sbatch: error: invalid partition' >&2; exit 1")
     with pytest.raises(TenfoldError, match="sbatch did not take .* invalid partition"):
-        submit(tmp_path / "job.sh", "slurm", 60)
+        open_launcher("slurm").submit(command_job(run, NODES, "generations"))
+    monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(TenfoldError, match="kubectl is not on this machine"):
-        monkeypatch.setenv("PATH", str(folder))
-        submit(tmp_path / "job.yaml", "kubernetes", 60)
+        open_launcher("kubernetes", **OPTIONS["kubernetes"]).submit(command_job(run, NODES, "/generations"))
+
+
+def test_a_slurm_job_is_watched_drained_resized_and_stopped(run, tmp_path, programs):
+    """Against programs that play Slurm's: what they are asked is what its manual says."""
+    programs("sbatch", "echo Submitted batch job 7")
+    programs("squeue", "echo RUNNING")
+    for name in ("scancel", "scontrol"):
+        programs(name, "exit 0")
+    slurm = open_launcher("slurm", folder=tmp_path)
+    handle = slurm.submit(command_job(run, NODES, "generations"))
+    assert handle.id == "7" and slurm.status(handle) == "running"
+    assert asked(tmp_path)[-1] == "--noheader --states=all --format=%T --jobs=7"
+    smaller = slurm.resize(handle, Resources(nodes=2, processes=8, gpus=8))
+    assert asked(tmp_path) == ["update JobId=7 NumNodes=2"] and smaller.job.resources.nodes == 2
+    # A job that does not leave is cancelled at the deadline.
+    assert not slurm.drain(handle, 0.2)
+    assert asked(tmp_path)[1] == "--signal=TERM 7"
+    programs("squeue", "echo COMPLETED")
+    assert slurm.drain(handle, 5) and slurm.status(handle) == "stopped"
+    for state, status in {"PENDING": "waiting", "OUT_OF_MEMORY": "failed", "COMPLETED": "finished"}.items():
+        programs("squeue", f"echo {state}")
+        handle.drained = False
+        assert slurm.status(handle) == status
+    programs("squeue", "")
+    with pytest.raises(TenfoldError, match="has forgotten job 7"):
+        slurm.status(handle)
+
+
+def test_a_kubernetes_job_is_watched_drained_resized_and_stopped(run, tmp_path, programs):
+    """Against a program that plays kubectl."""
+    programs("kubectl", "echo '{\"status\": {\"active\": 4}}'")
+    cluster = open_launcher("kubernetes", folder=tmp_path, **OPTIONS["kubernetes"])
+    handle = cluster.submit(command_job(run, Resources(nodes=4, least_nodes=2, processes=8, gpus=8), "/generations"))
+    assert cluster.status(handle) == "running"
+    asked(tmp_path)
+    cluster.resize(handle, Resources(nodes=3, least_nodes=2, processes=8, gpus=8))
+    (said,) = asked(tmp_path)
+    assert json.loads(said.split("--patch ")[1]) == {"spec": {"completions": 3, "parallelism": 3}}
+    cluster.interrupt(handle)
+    (said,) = asked(tmp_path)
+    assert json.loads(said.split("--patch ")[1]) == {"spec": {"suspend": True}}
+    for conditions, status in ((["Suspended"], "stopped"), (["Complete"], "finished"), (["Failed"], "failed"), ([], "waiting")):
+        found = {"status": {"conditions": [{"type": kind, "status": "True"} for kind in conditions]}}
+        programs("kubectl", f"echo '{json.dumps(found)}'")
+        assert cluster.status(handle) == status
+    asked(tmp_path)
+    cluster.stop(handle)
+    assert asked(tmp_path)[0].startswith(f"delete job/{handle.id} service/{handle.id} configmap/{handle.id} ")
 
 
 @pytest.mark.parametrize(
-    ("system", "changed", "sentence"),
+    ("arguments", "sentence"),
     [
-        ("slurn", {}, "no way to launch on 'slurn'"),
-        ("slurm", {"nodes": 0}, "at least 1 as nodes"),
-        ("slurm", {"least_nodes": 5}, "cannot need 5"),
-        ("slurm", {"limit": "2 days"}, "time limit '2 days'"),
-        ("kubernetes", {"image": None}, "say --image"),
-        ("kubernetes", {"home": "generations"}, "absolute path"),
+        (["--on", "slurn"], "no launcher 'slurn'"),
+        (["--on", "local"], "has no option"),
+        (["--on", "slurm", "--nodes", "0"], "--nodes must be a whole number >= 1"),
+        (["--on", "slurm", "--least-nodes", "5"], "cannot need 5"),
+        (["--on", "slurm", "--limit", "2 days"], "time limit '2 days'"),
+        (["--on", "slurm", "--image", "x"], "'slurm' has no option 'image'"),
+        (["--on", "kubernetes", "--home", "/generations"], "say --image"),
+        (["--on", "kubernetes", "--image", "x"], "absolute path"),
     ],
 )
-def test_what_no_cluster_takes_is_one_sentence(run, tmp_path, system, changed, sentence):
-    with pytest.raises(TenfoldError, match=sentence):
-        write_job(Launch(run, **VALUES | changed), system, tmp_path)
+def test_what_no_cluster_takes_is_one_sentence(run, tmp_path, arguments, sentence):
+    nodes = [] if "--nodes" in arguments else ["--nodes", "4"]
+    with pytest.raises(TenfoldError) as error:
+        tenfold(["launch", str(run), "--out", str(tmp_path), *nodes, *arguments])
+    assert sentence in str(error.value)
+
+
+def test_a_command_that_is_no_group_runs_as_it_is(tmp_path):
+    job = Job("serve", command=("python", "-m", "tenfold", "serve", "it's"), resources=Resources(gpus=1))
+    line = next(line for line in open_launcher("slurm", folder=tmp_path).write(job).read_text().splitlines() if line.startswith("srun"))
+    assert shlex.split(line.rstrip("&"))[2:] == [sys.executable, *job.command[1:]]
+    with pytest.raises(TenfoldError, match="Slurm starts command lines, and 'f' is a function"):
+        open_launcher("slurm", folder=tmp_path).submit(Job("f", function=print))
 
 
 def test_quoting_survives_the_shell(run, tmp_path):
-    path = write_job(Launch(run, **VALUES), "slurm", tmp_path)
+    path = write(run, "slurm", tmp_path)
     line = next(line for line in path.read_text().splitlines() if line.startswith("srun"))
     assert str(run.resolve()) in shlex.split(line)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-ROOMS = ["spec", "model", "data", "launch", "train", "scale", "plan", "serve", "rank", "learn", "fleet", "console", "cli"]
+ROOMS = ["spec", "model", "data", "launch", "train", "scale", "plan", "serve", "rank", "learn", "fleet", "console", "circle", "cli"]
 PACKAGE = Path(__file__).parents[1] / "src" / "tenfold"
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.parent != PACKAGE)
 

@@ -3,12 +3,15 @@
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tenfold.serve.engine.request import Sampling
 from transformers import AutoModelForCausalLM
 
 from tenfold.model.io import huggingface
 from tenfold.model.io.huggingface import read_model, write_model
 from tenfold.model.llama import Llama
-from tenfold.model.sample import generate
+from tenfold.serve.complete import generate
+from tenfold.serve.engine.engine import Engine
+from tenfold.serve.runners.runner import TorchRunner
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec, RopeScaling
 
@@ -64,16 +67,20 @@ def test_documents_do_not_see_each_other():
         torch.testing.assert_close(together[:, 20:], model(b), rtol=0, atol=1e-5)
 
 
+def written_by(model, tokens, **sampling) -> list[int]:
+    return generate(Engine(TorchRunner(model, 2), 2), tokens, Sampling(**sampling))
+
+
 def test_the_cache_changes_nothing():
     model = random_model(n_kv_heads=2)
     tokens = [5, 17, 200, 3]
     with torch.no_grad():
-        written = list(generate(model, tokens, 12, temperature=0))
+        written = written_by(model, tokens, max_tokens=12, temperature=0)
         plain = list(tokens)
         for _ in range(12):
             plain.append(int(model(torch.tensor([plain]))[0, -1].argmax()))
     assert plain[4:] == written
-    assert list(generate(model, tokens, 9, seed=1)) == list(generate(model, tokens, 9, seed=1))
+    assert written_by(model, tokens, max_tokens=9, seed=1) == written_by(model, tokens, max_tokens=9, seed=1)
 
 
 def damage(directory, kind):

@@ -6,13 +6,17 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tenfold.serve.engine.request import Sampling
 from transformers import AutoModelForCausalLM, Llama4ForCausalLM, Llama4TextConfig
 
 from tenfold.model.io.huggingface import read_model, write_model
 from tenfold.model.llama import Llama
-from tenfold.model.llama4 import Llama4, upcycle
+from tenfold.model.llama4 import Llama4
 from tenfold.model.moe import Experts
-from tenfold.model.sample import generate
+from tenfold.model.upcycle import upcycle
+from tenfold.serve.complete import generate
+from tenfold.serve.engine.engine import Engine
+from tenfold.serve.runners.runner import TorchRunner
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec, RopeScaling
 
@@ -141,7 +145,7 @@ def test_the_cache_changes_nothing(variant):
     model = random_model(**VARIANTS[variant], attention_chunk=8) if variant == "scout" else random_model(**VARIANTS[variant])
     tokens = tokens_of(5, 1)[0].tolist()
     with torch.no_grad():
-        written = list(generate(model, tokens, 60, temperature=0))
+        written = generate(Engine(TorchRunner(model, 8), 8), tokens, Sampling(temperature=0, max_tokens=60))
         plain = list(tokens)
         for _ in range(60):
             plain.append(int(model(torch.tensor([plain]))[0, -1].argmax()))
@@ -193,7 +197,7 @@ def test_a_shape_that_cannot_be_is_one_sentence(changes, sentence):
         (lambda c: c | {"no_rope_layers": [1, 0, 0, 1]}, "global layers of .* must stand at equal distances"),
         (lambda c: c | {"moe_layers": [0, 3]}, "layers with experts of .* must stand at equal distances"),
         (lambda c: c | {"num_local_experts": 3}, "has shape .4, .*its config says .3, "),
-        (lambda c: c | {"model_type": "mixtral"}, "'mixtral' model: only Llama 3"),
+        (lambda c: c | {"model_type": "mixtral"}, "'mixtral' model: only 'llama', 'llama4', 'llama4_text' can be read"),
         (lambda c: {k: v for k, v in c.items() if k != "num_local_experts"}, "lacks 'num_local_experts'"),
     ],
 )
@@ -218,7 +222,7 @@ def test_a_missing_expert_weight_is_named(tmp_path):
 
 SHAPES = """
 import sys
-from tenfold.model.llama4 import make_model, make_shapes
+from tenfold.model.build import make_model, make_shapes
 from tenfold.spec.model import ModelSpec
 for family in ({}, {"family": "llama4", "n_experts": 4, "expert_ffn_dim": 40, "attention_chunk": 8, "nope_every": 4}):
     spec = ModelSpec(name="s", dim=32, n_layers=4, n_heads=4, n_kv_heads=2, ffn_dim=48, vocab_size=64, **family)

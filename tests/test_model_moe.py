@@ -5,15 +5,16 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from run_configs import run_config
+from stop_at import SignalAt, pretrain_with
 
 from tenfold.model.llama4 import Llama4
-from tenfold.model.moe import Experts, balance_bias, router_statistics
+from tenfold.model.moe import Experts, router_statistics, update_expert_bias
 from tenfold.spec.model import ModelSpec
 from tenfold.spec.shapes import llama4_shape, llama_shape
-from tenfold.train.config import RunConfig
-from tenfold.train.hooks.metrics import read_metrics
+from tenfold.train.metrics import read_metrics
 from tenfold.train.optim.muon import Muon
-from tenfold.train.trainer import train
+from tenfold.train.tasks.pretrain import pretrain
 
 
 def experts_of(n_experts: int, per_token: int, seed: int = 0, dim: int = 16) -> Experts:
@@ -74,27 +75,27 @@ def test_the_bias_evens_out_the_load_and_fades():
     for _ in range(150):
         layer.load.zero_()
         layer(x)
-        balance_bias(layer, 0.02)
+        update_expert_bias(layer, 0.02)
     assert before > 2 and unevenness(layer, x) < 1.2
-    balance_bias(layer, 0.02, keep=0.0)
+    update_expert_bias(layer, 0.02, keep=0.0)
     assert not layer.bias.any() and unevenness(layer, x) == before
 
 
 def test_the_balance_loss_is_one_when_even_and_its_gradient_evens_out():
     layer = experts_of(8, 1)
-    layer.wants_balance_loss = True
+    layer.aux_loss_weight = 1.0
     x = torch.randn(800, 16) + 1.5
     before = unevenness(layer, x)
     descent = torch.optim.Adam(layer.router.parameters(), 0.02)
     for _ in range(60):
         descent.zero_grad()
         layer(x)
-        layer.balance_loss.backward()
+        layer.aux_loss.backward()
         descent.step()
     assert unevenness(layer, x) < before / 2
     layer.router.weight.data.zero_()
     layer(x)
-    assert layer.balance_loss.item() == pytest.approx(1)
+    assert layer.aux_loss.item() == pytest.approx(1)
 
 
 def test_statistics_of_known_loads():
@@ -126,9 +127,9 @@ def test_muon_on_a_stack_is_muon_on_each_matrix(shape):
 SMALL = {"seq_len": 64, "batch_size": 4, "evaluate_tokens": 2048, "log_every": 5, "model": {"width": 16, "family": "llama4"}}
 
 
-@pytest.mark.parametrize("balance", ["bias", "loss", "none"])
+@pytest.mark.parametrize("balance", ["aux_loss_free", "aux_loss", "none"])
 def test_experts_train_with_the_same_loop_and_are_written_plain(corpus, tmp_path, balance):
-    train(RunConfig(tokens=20_000, balance=balance, **SMALL), corpus, tmp_path, quiet=True)
+    pretrain(run_config(tokens=20_000, load_balancing=balance, **SMALL), corpus, tmp_path, quiet=True)
     steps = [e for e in read_metrics(tmp_path / "run.jsonl") if e["event"] == "step"]
     assert steps[-1]["loss"] < steps[0]["loss"] - 0.4
     assert 0 < steps[-1]["expert_entropy"] <= 1 and len(steps[-1]["expert_load"][0]) == 16
@@ -138,27 +139,13 @@ def test_experts_train_with_the_same_loop_and_are_written_plain(corpus, tmp_path
     assert isinstance(model, Llama4) and model.spec.n_experts == 16
 
 
-def test_a_stopped_run_with_experts_goes_on_to_the_same_weights(corpus, tmp_path, monkeypatch):
-    import os
-    import signal
-
+def test_a_stopped_run_with_experts_goes_on_to_the_same_weights(corpus, tmp_path):
     from safetensors.torch import load_file
 
-    from tenfold.train import trainer as loop
-
-    config = RunConfig(tokens=6_000, **SMALL)
-    train(config, corpus, tmp_path / "whole", quiet=True)
-    plain, calls = loop._step, []
-
-    def step(*arguments):
-        calls.append(1)
-        if len(calls) == 9:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return plain(*arguments)
-
-    monkeypatch.setattr(loop, "_step", step)
-    assert not train(config, corpus, tmp_path / "stopped", quiet=True).finished
-    assert train(config, corpus, tmp_path / "stopped", quiet=True).finished
+    config = run_config(tokens=6_000, **SMALL)
+    pretrain(config, corpus, tmp_path / "whole", quiet=True)
+    assert not pretrain_with([SignalAt(9)], config, corpus, tmp_path / "stopped").finished
+    assert pretrain(config, corpus, tmp_path / "stopped", quiet=True).finished
     whole, stopped = (load_file(tmp_path / d / "model" / "model.safetensors") for d in ("whole", "stopped"))
     assert all(torch.equal(whole[k], stopped[k]) for k in whole)
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import brentq
 
+from tenfold import plan
 from tenfold.plan.costs import environment, power, water
 from tenfold.plan.costs.surroundings import Surroundings
 from tenfold.plan.facts import facts
@@ -20,8 +21,8 @@ from tenfold.plan.workload import profiles
 from tenfold.spec.accelerator import accelerator
 from tenfold.spec.errors import TenfoldError
 
-SHARED = Path(__file__).parents[2] / "shared"
-needs_shared = pytest.mark.skipif(not (SHARED / "published").exists(), reason="no published tables here")
+DATA = Path(__file__).parent / "data"
+TRAINING_RUNS = Path(plan.__file__).parent / "data" / "published" / "training_runs.csv"
 FAMILIES = ("Llama 1", "Llama 2", "Llama 3", "Llama 3.1", "Llama 3.2", "BLOOM")
 
 
@@ -44,10 +45,9 @@ def test_model_cards(family, gpu_hours, board_w, published, bar):
     assert environment.card_tco2e(family, gpu_hours, board_w) == pytest.approx(published, rel=bar)
 
 
-@needs_shared
 def test_all_model_cards_in_the_table():
     tried = 0
-    with (SHARED / "published" / "training_runs.csv").open(newline="") as file:
+    with TRAINING_RUNS.open(newline="") as file:
         for row in csv.DictReader(file):
             if row["family"] in FAMILIES and row["gpu_hours"] and row["tco2e_location"] and row["tdp_w_assumed"]:
                 found = environment.card_tco2e(row["family"], float(row["gpu_hours"]), float(row["tdp_w_assumed"]))
@@ -76,10 +76,9 @@ def test_unknown_names_suggest_the_nearest():
     assert site("texas") == site("TX")
 
 
-@needs_shared
 @pytest.mark.parametrize("state", ["TX", "VA", "CA"])
-def test_hourly_carbon_lies_in_the_yearly_range(state):
-    grid = profiles.read_carbon(SHARED / "traces" / "carbon" / f"{state}_NG_avgCI.csv")
+def test_hourly_carbon_lies_in_the_yearly_range(hourly, state):
+    grid = profiles.read_carbon(hourly / f"carbon_{state}.csv")
     year = profiles.over_run(grid.kgco2_per_kwh, 8760)
     assert year.mid == pytest.approx(site(state).kgco2_per_kwh.mid, rel=0.01)
     for fuel, share in grid.fuels.items():
@@ -88,9 +87,8 @@ def test_hourly_carbon_lies_in_the_yearly_range(state):
     assert week.low < year.low <= year.high < week.high
 
 
-@needs_shared
 def test_states_are_those_published():
-    with (SHARED / "published" / "grid.csv").open(newline="") as file:
+    with (DATA / "grid.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) >= 49
     for row in rows:
@@ -160,12 +158,9 @@ def test_water_keeps_to_what_heat_can_evaporate(t, rh):
     assert outside == 0 or t > water.SUPPLY_C
 
 
-@needs_shared
-def test_water_of_real_weather():
+def test_water_of_real_weather(hourly):
     """Towers near the usual 1.8 L/kWh and outside air at or below Meta's 0.18 to 0.26, more in Texas than in Virginia."""
-    texas, virginia = (
-        profiles.read_weather(SHARED / "traces" / "carbon" / name) for name in ("USA_TX_Dallas-Fort.Worth.epw", "USA_VA_Leesburg.Exec.epw")
-    )
+    texas, virginia = (profiles.read_weather(hourly / f"weather_{place}.epw") for place in ("dallas", "leesburg"))
     for cooling in ("tower", "outside-air"):
         assert water.wue(texas, cooling).mean() > water.wue(virginia, cooling).mean()
     assert water.wue(texas, "tower").mean() == pytest.approx(1.8, rel=0.25)

@@ -150,17 +150,14 @@ def test_dollars(value, said):
     assert report.usd(value) == said
 
 
-def test_hourly_profiles_change_the_plan():
-    shared = Path(__file__).parents[2] / "shared" / "traces"
-    if not shared.exists():
-        pytest.skip("no traces here")
-    hourly = made(
-        carbon_csv=shared / "carbon" / "TX_NG_avgCI.csv",
-        price_csv=shared / "power_price" / "US-TEX-ERCO_electricity_prices_2023.csv",
-        weather_epw=shared / "carbon" / "USA_TX_Dallas-Fort.Worth.epw",
+def test_hourly_profiles_change_the_plan(hourly):
+    by_hour = made(
+        carbon_csv=hourly / "carbon_TX.csv",
+        price_csv=hourly / "price_TX.csv",
+        weather_epw=hourly / "weather_dallas.epw",
         cooling="outside-air",
     )
     yearly = made()
-    assert hourly["cost"]["usd_per_kwh"]["high"] > hourly["cost"]["usd_per_kwh"]["mid"] > hourly["cost"]["usd_per_kwh"]["low"]
-    assert hourly["footprint"]["water_on_site_m3"]["mid"] < yearly["footprint"]["water_on_site_m3"]["mid"]
-    assert hourly["footprint"]["location_tco2e"]["mid"] == pytest.approx(yearly["footprint"]["location_tco2e"]["mid"], rel=0.02)
+    assert by_hour["cost"]["usd_per_kwh"]["high"] > by_hour["cost"]["usd_per_kwh"]["mid"] > by_hour["cost"]["usd_per_kwh"]["low"]
+    assert by_hour["footprint"]["water_on_site_m3"]["mid"] < yearly["footprint"]["water_on_site_m3"]["mid"]
+    assert by_hour["footprint"]["location_tco2e"]["mid"] == pytest.approx(yearly["footprint"]["location_tco2e"]["mid"], rel=0.02)

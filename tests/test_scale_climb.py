@@ -1,5 +1,6 @@
 """A whole climb on a small corpus, as a person types it, and what becomes of a forecast that was touched."""
 
+import io
 import json
 import os
 import shutil
@@ -7,34 +8,54 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
+from contextlib import redirect_stderr, redirect_stdout
+from subprocess import CompletedProcess
 
 import psutil
 import pytest
 
+from tenfold.cli import main
 from tenfold.scale.climb import read_points_file
 from tenfold.scale.forecast import score
 from tenfold.scale.ladder import LEAST_TOKENS, SIZES, plan_ladder
 from tenfold.spec.errors import TenfoldError
 
-TENFOLD = Path(sys.executable).with_name("tenfold")
-
-
 SMALL = ("--top", "6e10", "--vocab-size", "300", "--seq-len", "16", "--json")
 
 
-def tenfold(*arguments, threads=1):
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "COLUMNS": "120"}
-    command = [str(TENFOLD), *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+def start(*arguments, threads=1):
+    """`tenfold` in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tenfold", *map(str, arguments)],
+        env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where the tests run in the background
+    )
+
+
+@pytest.fixture
+def tenfold(monkeypatch):
+    """`tenfold` in this process, which has imported everything; what it said and its exit status."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["tenfold", *map(str, arguments)])
+        with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err, pytest.raises(SystemExit) as ended:
+            main()
+        return CompletedProcess(arguments, ended.value.code or 0, out.getvalue(), err.getvalue())
+
+    monkeypatch.setenv("COLUMNS", "120")
+    return run
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory, text_folder):
     home = tmp_path_factory.mktemp("generations")
-    done = tenfold("climb", "--corpus", text_folder, *SMALL, "--home", home)
-    assert done.returncode == 0, done.stderr
-    (home / "said.json").write_text(done.stdout)
+    child = start("climb", "--corpus", text_folder, *SMALL, "--home", home)
+    said, error = child.communicate(timeout=280)
+    assert child.returncode == 0, error
+    (home / "said.json").write_text(said)
     return home
 
 
@@ -55,7 +76,7 @@ def test_the_climb_leaves_what_the_design_says(home):
     assert start["forecast_sha256"] == said["forecast_sha256"]
 
 
-def test_a_forecast_that_was_changed_is_not_scored(home, tmp_path):
+def test_a_forecast_that_was_changed_is_not_scored(home, tmp_path, tenfold):
     copy = tmp_path / "g1"
     shutil.copytree(home / "g1", copy)
     assert score(copy) == {k: json.loads((home / "said.json").read_text())[k] for k in ("forecast_sha256", "scores")}
@@ -70,31 +91,43 @@ def test_a_forecast_that_was_changed_is_not_scored(home, tmp_path):
     assert refused.returncode == 1 and refused.stderr.count("\n") == 1 and "Traceback" not in refused.stderr
 
 
+def test_a_score_says_when_the_machine_was_in_another_state(home, tmp_path):
+    copy = tmp_path / "g1"
+    shutil.copytree(home / "g1", copy)
+    forecast = json.loads((copy / "forecast.json").read_text())["busy_share"]
+    assert 0 <= forecast <= 1
+    events = [json.loads(line) for line in (copy / "run.jsonl").read_text().splitlines()]
+    for more, alike in ((0.05, True), (0.3, False)):
+        for event in events:
+            if event["event"] == "end":
+                event["busy_share"] = forecast + more
+        (copy / "run.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+        assert score(copy)["machine"]["speed_is_comparable"] == alike
+
+
 def test_a_climb_stopped_and_killed_gives_the_same_points_side_by_side(home, text_folder, tmp_path):
-    command = [str(TENFOLD), "climb", "--corpus", str(text_folder), *SMALL, "--home", str(tmp_path)]
+    command = ("climb", "--corpus", text_folder, *SMALL, "--home", tmp_path)
     for number in (signal.SIGINT, signal.SIGKILL):
-        child = subprocess.Popen(
-            command,
-            env=os.environ | {"OMP_NUM_THREADS": "2"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where the tests run in the background
-        )
         begun = set(tmp_path.glob("g1/ladder/*/run.jsonl"))
+        child = start(*command, threads=2)
         deadline = time.monotonic() + 120
         while not set(tmp_path.glob("g1/ladder/*/run.jsonl")) - begun and time.monotonic() < deadline:
             time.sleep(0.02)
         workers = psutil.Process(child.pid).children(recursive=True)
         child.send_signal(number)
         _, said = child.communicate(timeout=240)
-        assert child.returncode in (130, -signal.SIGKILL) and b"Traceback" not in said
+        assert child.returncode in (130, -signal.SIGKILL) and "Traceback" not in said
         assert not psutil.wait_procs(workers, timeout=30)[1], "processes of the ladder were left behind"
-    done = tenfold("climb", "--corpus", text_folder, *SMALL, "--home", tmp_path, threads=2)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "g1" / "points.csv").read_text() == (home / "g1" / "points.csv").read_text()
+    child, points, wanted = start(*command, threads=2), tmp_path / "g1" / "points.csv", (home / "g1" / "points.csv").read_text()
+    deadline = time.monotonic() + 240
+    while child.poll() is None and time.monotonic() < deadline and not (points.exists() and points.read_text() == wanted):
+        time.sleep(0.05)
+    child.kill()  # what comes after the points follows from them
+    child.communicate()
+    assert points.read_text() == wanted
 
 
-def test_again_climbs_from_the_generation_that_was_trained(home, tmp_path):
+def test_again_climbs_from_the_generation_that_was_trained(home, tmp_path, tenfold):
     copy = tmp_path / "home"
     shutil.copytree(home, copy)
     settings = json.loads((copy / "g1" / "climb.json").read_text())
@@ -107,12 +140,12 @@ def test_again_climbs_from_the_generation_that_was_trained(home, tmp_path):
     assert "loss_bits_per_byte" in json.loads(done.stdout)["scores"]
 
 
-def test_sample_writes_text(home):
+def test_sample_writes_text(home, tenfold):
     done = tenfold("sample", home / "g1", "def ", "--max-new-tokens", 20, "--json")
     assert json.loads(done.stdout)["text"].startswith("def ")
 
 
-def test_law_commands_read_the_climbs_points(home):
+def test_law_commands_read_the_climbs_points(home, tenfold):
     flops = [round(p.flops, -3) for p in read_points_file(home / "g1")]
     done = tenfold("law", "fit", home / "g1" / "points.csv", "--json", "--bits-per-byte")
     assert json.loads(done.stdout)["points"] == len(flops)
@@ -120,7 +153,7 @@ def test_law_commands_read_the_climbs_points(home):
     assert json.loads(done.stdout)["held_out_points"] == sum(f > max(flops) / 1.9 for f in flops)
 
 
-def test_a_generation_is_not_continued_with_other_settings(home, tmp_path):
+def test_a_generation_is_not_continued_with_other_settings(home, tmp_path, tenfold):
     copy = tmp_path / "home"
     shutil.copytree(home, copy)
     (copy / "g1" / "score.json").unlink()
@@ -128,7 +161,7 @@ def test_a_generation_is_not_continued_with_other_settings(home, tmp_path):
     assert done.returncode == 1 and "begun with other settings" in done.stderr
 
 
-def test_errors_are_one_sentence(tmp_path):
+def test_errors_are_one_sentence(tmp_path, tenfold):
     for arguments, sentence in (
         (("climb", "--corpus", tmp_path / "nothing", "--home", tmp_path / "h"), "There is no corpus"),
         (("climb", "--top", "much", "--home", tmp_path / "h"), "--top must be a positive number"),
@@ -155,6 +188,6 @@ def test_a_ladder_surrounds_its_centre_and_trains_every_run_long_enough(top):
     assert len(ratios) == SIZES and min(ratios) < 10 < max(ratios)
 
 
-def test_help_has_examples():
+def test_help_has_examples(tenfold):
     for command in (("climb",), ("train",), ("resume",), ("sample",), ("law", "fit"), ("law", "backtest"), ("data", "build")):
         assert "Example" in tenfold(*command, "--help").stdout, command

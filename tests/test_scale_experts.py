@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tenfold.cli.climb import beside_lines
-from tenfold.cli.law import fit as law_fit
 from tenfold.scale.beside import comparison, other_family
+from tenfold.scale.commands import FitOptions, beside_lines
+from tenfold.scale.commands import fit as law_fit
 from tenfold.scale.law import fit_law
 from tenfold.scale.points import Point
 from tenfold.scale.sparsity import fit_sparsity
@@ -54,7 +54,7 @@ def test_the_command_reads_a_column_of_total_parameters(tmp_path, capsys, monkey
         writer = csv.writer(stream)
         writer.writerow(["params", "tokens", "loss", "all"])
         writer.writerows([p.params, p.tokens, p.loss, total] for p, total in runs(0.4, 1.0, 1) + runs(0.4, 6.0, 2))
-    law_fit(tmp_path / "points.csv", total="all", as_json=True)
+    law_fit(tmp_path / "points.csv", options=FitOptions(total="all"), json=True)
     assert json.loads(capsys.readouterr().out)["gamma"] == pytest.approx(0.4, abs=0.06)
 
 

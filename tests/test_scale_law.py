@@ -1,12 +1,11 @@
 """The law against published points, published coefficients, and worlds that are known."""
 
-import csv
 import json
-import re
 
 import numpy as np
 import pytest
 
+from bench.scale.published_laws import BESIROGLU, chinchilla_trimmed, olmo_ladder
 from tenfold.scale.backtest import backtest, rung_by_rung
 from tenfold.scale.forms import FORMS
 from tenfold.scale.isoflop import minimum, rungs
@@ -14,36 +13,21 @@ from tenfold.scale.law import Law, classic_fit, fit_law
 from tenfold.scale.points import Point, fingerprint, parse_columns, read_points
 from tenfold.spec.errors import TenfoldError
 
-CHINCHILLA = "params=Model Size,flops=Training FLOP,loss=loss"
+
+@pytest.fixture(scope="module")
+def chinchilla():
+    return chinchilla_trimmed()
 
 
-@pytest.fixture
-def chinchilla(published):
-    """Besiroglu et al. leave out the five points of fewest tokens per parameter."""
-    points, _ = read_points(published / "runs/chinchilla_epoch/svg_extracted_data.csv", parse_columns(CHINCHILLA))
-    return sorted(points, key=lambda p: p.tokens / p.params)[5:]
-
-
-@pytest.fixture
-def olmo(published):
-    points = []
-    with (published / "runs/olmo_ladder/ladder_final_points.csv").open() as stream:
-        for row in csv.DictReader(stream):
-            if re.match(r"\d+[MB]-[\d.]+xC", row["run"]):
-                # "MxC" is M times 20 tokens a parameter; reruns are other seeds of the same.
-                tokens = float(row["throughput/total_tokens"])
-                size = tokens / 20 / float(re.search(r"-([\d.]+)xC", row["run"])[1])
-                points.append(Point(size, tokens, 6 * size * tokens, float(row["c4_loss"])))
-    return points
+@pytest.fixture(scope="module")
+def olmo():
+    return olmo_ladder()
 
 
 def test_besiroglus_coefficients(chinchilla):
-    # arXiv 2404.10102, table 1, with its standard errors
     found = classic_fit(chinchilla)
-    assert found["E"] == pytest.approx(1.8172, abs=0.03)
-    assert found["alpha"] == pytest.approx(0.3478, abs=0.02)
-    assert found["beta"] == pytest.approx(0.3658, abs=0.02)
-    assert found["A"] == pytest.approx(482.01, abs=124.58) and found["B"] == pytest.approx(2085.43, abs=1293.23)
+    for name, (value, error) in BESIROGLU.items():
+        assert found[name] == pytest.approx(value, abs=error), name
 
 
 def test_ten_times_the_compute_on_chinchillas_points(chinchilla):
@@ -78,10 +62,11 @@ WORLDS = {
 }
 
 
-def test_intervals_hold_in_known_worlds():
+@pytest.mark.parametrize("seeds", [3, pytest.param(8, marks=pytest.mark.slow)])
+def test_intervals_hold_in_known_worlds(seeds):
     inside, errors = {50: [], 80: [], 95: []}, []
     for world in WORLDS.values():
-        for seed in range(8):
+        for seed in range(seeds):
             points, n, d, truth = ladder(seed, world)
             forecast = fit_law(points, seed=seed, bootstrap=40).predict(n, d)
             errors.append(abs(forecast.median / truth - 1))

@@ -14,12 +14,14 @@ import openai
 import pytest
 import torch
 
-from tenfold.data.text.tokenizer import save_tokenizer, train_tokenizer
+from tenfold.data.text.tokenizer import train_tokenizer, trained_vocabulary
 from tenfold.model.io.huggingface import write_model
+from tenfold.model.io.tokenizer import save_tokenizer
 from tenfold.model.llama import Llama
-from tenfold.serve.api.app import ServerOptions, _event
 from tenfold.serve.api.keys import Keys, make_key
 from tenfold.serve.api.server import serve
+from tenfold.serve.api.streaming import format_event
+from tenfold.serve.options import ServerOptions
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec
 
@@ -59,7 +61,7 @@ def make_model(directory, seed):
     model = Llama(spec)
     torch.nn.init.normal_(model.head.weight, std=0.3)
     directory.mkdir()
-    save_tokenizer(tokenizer, directory)
+    save_tokenizer(tokenizer, trained_vocabulary(tokenizer.get_vocab_size()), directory)
     (directory / "chat_template.jinja").write_text(TEMPLATE)
     write_model(model, directory)
     return directory
@@ -89,7 +91,7 @@ class Server:
             str(self.port),
             "--threads",
             "1",
-            "--cache-gib",
+            "--kv-cache-gib",
             "0.02",
         ]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -250,6 +252,15 @@ def test_models_embeddings_tokens_and_the_page(client, server):
     assert status == 200 and "<!doctype html>" in page and "http://" not in page
 
 
+@pytest.mark.parametrize("path, allowed", [("/v1/models", "GET"), ("/v1/models/swap", "POST"), ("/v1/responses/x", "DELETE, GET")])
+def test_a_method_that_a_path_does_not_have_is_refused_with_those_that_it_has(server, path, allowed):
+    request = urllib.request.Request(server.url + path, b"{}", method="PATCH")
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=60)
+    assert (refused.value.code, refused.value.headers["allow"]) == (405, allowed)
+    assert json.loads(refused.value.read())["error"]["message"].endswith(".")
+
+
 def test_two_models_answer_differently_and_a_swap_drops_nothing(client, server, directories):
     ask = {"messages": HELLO, "max_tokens": 10, "temperature": 0}
     tiny, other = (client.chat.completions.create(model=m, **ask).choices[0].message.content for m in ("tiny", "other"))
@@ -360,13 +371,13 @@ def test_keys_are_limited_a_full_queue_refuses_and_sigterm_finishes_what_runs(di
 
 def test_an_event_is_one_line_however_a_client_splits_them():
     text = "".join(map(chr, range(0x20, 0x3000)))
-    name, data, *rest = _event({"type": "delta", "text": text}, named=True).splitlines()
+    name, data, *rest = format_event({"type": "delta", "text": text}, named=True).splitlines()
     assert name == "event: delta" and rest == [""] and json.loads(data.removeprefix("data: "))["text"] == text
 
 
 def test_a_host_that_others_can_reach_needs_keys():
     with pytest.raises(TenfoldError, match="make a key with"):
-        serve({}, ServerOptions(), "0.0.0.0")
+        serve({}, ServerOptions(host="0.0.0.0"))
 
 
 def test_many_at_once_are_each_answered_as_alone(server, client):

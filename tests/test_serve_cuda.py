@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from tenfold.model.llama import Llama
-from tenfold.serve.engine.ahead import AheadEngine
+from tenfold.serve.engine.async_scheduling import AsyncSchedulingEngine
 from tenfold.serve.engine.engine import Engine
-from tenfold.serve.engine.request import Request, Sampling
+from tenfold.serve.engine.scheduler import SchedulerConfig
+from tenfold.serve.request import Request, Sampling
 from tenfold.serve.runners.cuda import CudaRunner, Draw, keep_likely
 from tenfold.serve.runners.runner import ModelInput, TorchRunner
 from tenfold.spec.model import ModelSpec
@@ -56,7 +57,7 @@ def request(name, tokens, **values):
 
 
 def ahead(model, n_blocks=64, **options):
-    return AheadEngine(CudaRunner(model, n_blocks, max_rows=8), n_blocks, **options)
+    return AsyncSchedulingEngine(CudaRunner(model, n_blocks, max_rows=8), n_blocks, SchedulerConfig(**options))
 
 
 def test_hidden_states_are_the_models_own_for_any_mix_of_rows(model):
@@ -78,7 +79,7 @@ def asked(count=8):
 def test_greedy_tokens_are_those_of_the_engine_that_waits(model):
     requests = [request(str(i), prompt(i, 5 + 13 * i), max_tokens=1 + 5 * i) for i in range(6)]
     expected = run(Engine(TorchRunner(model, 64), 64), *requests)
-    engine = ahead(model, token_budget=24)
+    engine = ahead(model, max_num_batched_tokens=24)
     assert run(engine, *requests) == expected
     again = run(engine, *requests)
     assert again == expected and engine.scheduler.prefix_hits > 0
@@ -89,7 +90,7 @@ def test_the_same_draws_whatever_the_load(model, hard):
     alone = {}
     for r in asked():
         alone |= run(ahead(model), r)
-    options = {"small budget": {"token_budget": 7}, "one at a time": {"max_running": 1}}.get(hard, {"max_running": 8})
+    options = {"small budget": {"max_num_batched_tokens": 7}, "one at a time": {"max_num_seqs": 1}}.get(hard, {"max_num_seqs": 8})
     engine = ahead(model, 16 if hard == "few blocks" else 64, **options)
     others = [request("other", prompt(99), presence_penalty=1, max_tokens=9)] if hard == "host draws" else []
     found = run(engine, *asked(), *others)
@@ -111,11 +112,11 @@ def test_stop_tokens_and_cancelling_while_a_step_is_under_way(model):
 
 
 def test_a_reply_fills_the_context_and_continuations_share_a_prompt(model):
-    engine = ahead(model, context=64)
+    engine = ahead(model, max_model_len=64)
     found = run(engine, request("a", prompt(1, 40), temperature=1.5, seed=1, n=3, max_tokens=100))
     assert {len(tokens) for tokens in found.values()} == {24} and len({tuple(t) for t in found.values()}) == 3
     assert engine.stats()["prefix_hits"] == 2 * 32
-    assert run(ahead(model, context=64), request("b", prompt(1, 40), temperature=1.5, seed=3, max_tokens=100))["b", 0] == found["a", 2]
+    assert run(ahead(model, max_model_len=64), request("b", prompt(1, 40), temperature=1.5, seed=3, max_tokens=100))["b", 0] == found["a", 2]
 
 
 def test_filters_keep_what_their_definition_keeps():

@@ -11,10 +11,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tenfold.model.llama import Llama
-from tenfold.serve.engine.ahead import AheadEngine
-from tenfold.serve.engine.engine import Engine, EngineOptions, make_engine, make_runner, sampling
-from tenfold.serve.engine.request import Request, Sampling, Sequence
-from tenfold.serve.engine.speculate import DraftSpeculator
+from tenfold.serve.engine import sampling
+from tenfold.serve.engine.async_scheduling import AsyncSchedulingEngine
+from tenfold.serve.engine.build import make_engine, make_runner
+from tenfold.serve.engine.engine import Engine
+from tenfold.serve.engine.scheduler import SchedulerConfig
+from tenfold.serve.engine.speculate import DraftSpeculator, Speculator
+from tenfold.serve.options import EngineOptions
+from tenfold.serve.request import Request, Sampling, Sequence
 from tenfold.serve.runners import native
 from tenfold.serve.runners.cuda import CudaRunner
 from tenfold.serve.runners.runner import ModelInput, TorchRunner
@@ -66,8 +70,8 @@ def run(engine, *requests):
     return tokens
 
 
-def engine_of(runner, n_blocks=64, **options):
-    return Engine(runner, n_blocks, **options)
+def engine_of(runner, n_blocks=64, speculator=None, speculate=True, **limits):
+    return Engine(runner, n_blocks, SchedulerConfig(**limits), speculator or (Speculator() if speculate else None))
 
 
 def request(name, tokens, **values):
@@ -131,7 +135,7 @@ def test_exact_packing_finds_the_smallest_format_that_keeps_every_weight(format)
 
 def test_greedy_is_the_models_own_argmax_for_many_at_once(runner, model):
     prompts = [prompt(i, 5 + 7 * i) for i in range(6)]
-    tokens = run(engine_of(runner, token_budget=24), *(request(str(i), p) for i, p in enumerate(prompts)))
+    tokens = run(engine_of(runner, max_num_batched_tokens=24), *(request(str(i), p) for i, p in enumerate(prompts)))
     for i, p in enumerate(prompts):
         own = list(p)
         with torch.inference_mode():
@@ -163,7 +167,7 @@ def test_the_same_tokens_whatever_the_load(model, hard):
     plain = {}
     for r in asked():
         plain |= run(engine_of(runner, speculate=False), r)
-    options = {"small budget": {"token_budget": 7}, "few blocks": {}, "one at a time": {"max_running": 1}, "guesses": {}}[hard]
+    options = {"small budget": {"max_num_batched_tokens": 7}, "one at a time": {"max_num_seqs": 1}}.get(hard, {})
     engine = engine_of(runner, 12 if hard == "few blocks" else 64, **options)
     assert run(engine, *asked()) == plain
     assert bool(engine.scheduler.preemptions) == (hard == "few blocks")
@@ -180,8 +184,6 @@ def test_guesses_change_nothing_but_the_number_of_steps(model):
 
 
 def test_guesses_that_are_never_right_stop(model):
-    from tenfold.serve.engine.speculate import Speculator
-
     speculator, s = Speculator(), Sequence(request("a", [1, 2, 3, 4] * 4))
     made = 0
     for _ in range(200):
@@ -245,11 +247,43 @@ def test_logprobs_are_those_of_the_model(runner, model):
 
 
 def test_an_embedding_is_the_mean_of_the_last_hidden_states(runner, model):
-    engine = engine_of(runner, token_budget=16)
-    engine.add(Request("e", prompt(1, 50), Sampling(), embed=True))
+    engine = engine_of(runner, max_num_batched_tokens=16)
+    engine.add(Request("e", prompt(1, 50), task="embed"))
     (found,) = [o.embedding for _ in range(9) if engine.has_work for o in engine.step() if o.embedding]
     with torch.inference_mode():
         mean = model.hidden(torch.tensor([prompt(1, 50)]))[0].mean(0)
+    torch.testing.assert_close(torch.tensor(found), mean / mean.norm(), rtol=0, atol=1e-4)
+
+
+def test_embeddings_and_scores_need_every_token_whatever_is_in_the_cache(runner, model):
+    tokens = prompt(1, 50)
+    with torch.inference_mode():
+        mean = model.hidden(torch.tensor([tokens]))[0].mean(0)
+        log = model(torch.tensor([tokens]))[0].log_softmax(-1)
+    expected = log[:-1].gather(-1, torch.tensor(tokens[1:])[:, None])[:, 0]
+    engine = engine_of(runner, max_num_batched_tokens=16)
+    run(engine, request("fills the cache", tokens))
+    for task in ("embed", "score"):
+        engine.add(Request(task, tokens, task=task))
+    found = [output for _ in range(20) if engine.has_work for output in engine.step()]
+    torch.testing.assert_close(torch.tensor(found[0].embedding), mean / mean.norm(), rtol=0, atol=1e-4)
+    torch.testing.assert_close(torch.tensor(found[1].scores), expected, rtol=0, atol=1e-3)
+    assert engine.blocks.n_free == engine.blocks.n_blocks and len(found) == 2
+
+
+def test_an_embedding_survives_the_loss_of_its_blocks(model):
+    engine = engine_of(TorchRunner(model, 8), 8, max_num_batched_tokens=2, speculate=False)
+    engine.add(request("first", prompt(2, 20), max_tokens=100))
+    while not engine.step():  # until it is being answered
+        pass
+    engine.add(Request("e", prompt(1, 70), task="embed"))
+    outputs = []
+    while engine.has_work:
+        outputs += engine.step()
+    (found,) = [o.embedding for o in outputs if o.embedding]
+    with torch.inference_mode():
+        mean = model.hidden(torch.tensor([prompt(1, 70)]))[0].mean(0)
+    assert engine.scheduler.preemptions
     torch.testing.assert_close(torch.tensor(found), mean / mean.norm(), rtol=0, atol=1e-4)
 
 
@@ -273,8 +307,8 @@ def test_a_draft_model_changes_nothing_but_the_number_of_steps(model, draft):
 
 
 def test_a_draft_model_must_share_the_vocabulary(model, tmp_path, monkeypatch):
-    monkeypatch.setattr("tenfold.serve.engine.engine.read_model", lambda path, _: Llama(replace(SPEC, vocab_size=int(path.name))))
-    options = EngineOptions(Path("300"), cache_gib=0.001, threads=1, draft=Path("200"))
+    monkeypatch.setattr("tenfold.serve.engine.build.read_model", lambda path, _: Llama(replace(SPEC, vocab_size=int(path.name))))
+    options = EngineOptions(Path("300"), kv_cache_gib=0.001, threads=1, draft_model=Path("200"))
     with pytest.raises(TenfoldError, match="the model 300: they must share"):
         make_engine(options)
 
@@ -283,27 +317,27 @@ def test_a_draft_model_must_share_the_vocabulary(model, tmp_path, monkeypatch):
 
 
 def test_a_gpu_gets_its_own_runner_and_an_engine_that_runs_ahead(model, monkeypatch):
-    monkeypatch.setattr("tenfold.serve.engine.engine.read_model", lambda *_: copy.deepcopy(model))
+    monkeypatch.setattr("tenfold.serve.engine.build.read_model", lambda *_: copy.deepcopy(model))
     with pytest.raises(TenfoldError, match="no GPU"):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         make_engine(EngineOptions(Path("m"), device="cuda"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(Llama, "to", lambda self, _: self)  # there is none here
-    engine = make_engine(EngineOptions(Path("m"), device="cuda", cache_gib=0.01, threads=1))
-    assert type(engine) is AheadEngine and type(engine.runner) is CudaRunner and engine.scheduler.token_budget == 2048
+    engine = make_engine(EngineOptions(Path("m"), device="cuda", kv_cache_gib=0.01, threads=1))
+    assert type(engine) is AsyncSchedulingEngine and type(engine.runner) is CudaRunner and engine.scheduler.config.max_num_batched_tokens == 2048
     asked = [request("a", prompt(1, 50)), request("b", prompt(2))]
     assert run(engine, *asked) == run(engine_of(TorchRunner(model, 64)), *asked)
-    for options, message in (({"weights": "int8"}, "are for CPUs"), ({"draft": Path("d")}, "are for CPUs")):
+    for options, message in (({"quantization": "int8"}, "are for CPUs"), ({"draft_model": Path("d")}, "are for CPUs")):
         with pytest.raises(TenfoldError, match=message):
-            make_engine(EngineOptions(Path("m"), device="cuda", cache_gib=0.01, threads=1, **options))
+            make_engine(EngineOptions(Path("m"), device="cuda", kv_cache_gib=0.01, threads=1, **options))
 
 
 @needs_compiler
 def test_a_cpu_gets_the_compiled_step_where_it_fits(model, monkeypatch):
-    monkeypatch.setattr("tenfold.serve.engine.engine.read_model", lambda *_: model)
-    for compiled, kind in ((True, native.NativeRunner), (False, TorchRunner)):
-        engine = make_engine(EngineOptions(Path("m"), cache_gib=0.01, threads=1, compiled=compiled))
-        assert type(engine) is Engine and type(engine.runner) is kind and engine.scheduler.token_budget == 128
+    monkeypatch.setattr("tenfold.serve.engine.build.read_model", lambda *_: model)
+    for eager, kind in ((False, native.NativeRunner), (True, TorchRunner)):
+        engine = make_engine(EngineOptions(Path("m"), kv_cache_gib=0.01, threads=1, enforce_eager=eager))
+        assert type(engine) is Engine and type(engine.runner) is kind and engine.scheduler.config.max_num_batched_tokens == 128
 
 
 # Sampling
@@ -386,11 +420,11 @@ QUESTIONS = [f"{ask} {what}?" for what in ("the sea", "a prime number", "bread",
 def test_greedy_is_token_for_token_that_of_transformers(smollm2, count):
     from transformers import AutoModelForCausalLM
 
-    from tenfold.serve.api.text import read_text_side
+    from tenfold.serve.text import read_text_side
 
     text = read_text_side(smollm2)
     theirs = AutoModelForCausalLM.from_pretrained(smollm2.parent, gguf_file=smollm2.name, dtype=torch.float32)
-    runner, n_blocks = make_runner(EngineOptions(smollm2, cache_gib=0.2, threads=1))
+    runner, n_blocks = make_runner(EngineOptions(smollm2, kv_cache_gib=0.2, threads=1))
     prompts = [text.encode_chat([{"role": "user", "content": q}]) for q in QUESTIONS[:count]]
     new = 12 if count == 3 else 48
     stops = frozenset({2})

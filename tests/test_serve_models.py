@@ -1,18 +1,19 @@
-"""Which models are in memory: loaded when asked for, the least recently used unloaded, and nobody kept from one that is loaded."""
+"""Which models are in memory: loaded when asked for, the least recently used unloaded, swapped, and nobody kept from a loaded one."""
 
 import asyncio
+import gc
 import time
 
 import pytest
 
-from tenfold.serve.api import service
 from tenfold.serve.api.errors import ApiError
-from tenfold.serve.api.metrics import Metrics
-from tenfold.serve.api.service import Limits, Models, ServedModel
-from tenfold.serve.engine.engine import EngineOptions
+from tenfold.serve.api.models import Models
+from tenfold.serve.options import EngineOptions, Limits
+
+LIMITS = {"max_loaded": 1, "max_queue": 3, "idle_seconds": 0.02, "patience_seconds": 0.3}
 
 
-class FakeEngine:
+class FakeBackend:
     def __init__(self):
         self.is_alive, self.in_flight = True, 0
 
@@ -22,34 +23,45 @@ class FakeEngine:
 
 
 @pytest.fixture
-def models(tmp_path, monkeypatch):
-    monkeypatch.setattr(service, "_UNUSED_SECONDS", 0.02)
-    monkeypatch.setattr(service, "_PATIENCE_SECONDS", 0.3)
-    made = Models({name: EngineOptions(tmp_path / name) for name in "abc"}, Limits(max_loaded=1, max_queue=3), Metrics())
-    made.loads = []
+def make_models(tmp_path):
+    def make(**limits):
+        async def load(options):
+            await asyncio.sleep(0.05)
+            made.loads.append(options.path.name)
+            return None, FakeBackend()
 
-    async def load(name, options):
-        await asyncio.sleep(0.05)
-        made.loads.append(name)
-        return ServedModel(name, options, None, FakeEngine())
+        made = Models({name: EngineOptions(tmp_path / name) for name in "abc"}, Limits(**LIMITS | limits), load=load)
+        made.loads = []
+        return made
 
-    made._load = load
-    return made
+    return make
+
+
+@pytest.fixture
+def models(make_models):
+    return make_models()
 
 
 async def soon(what):
     return await asyncio.wait_for(what, 10)
 
 
+async def until(true):
+    end = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < end
+        await asyncio.sleep(0.01)
+
+
 def test_who_asks_for_a_loaded_model_never_waits_for_one_that_loads(models):
     async def run():
         a = await soon(models.get("a"))
-        a.engine.in_flight = 1
+        a.backend.in_flight = 1
         other = asyncio.create_task(models.get("b"))
         await asyncio.sleep(0.1)
         assert await asyncio.wait_for(models.get("a"), 0.02) is a and not other.done()
-        a.engine.in_flight = 0
-        assert (await soon(other)).name == "b" and list(models.loaded) == ["b"] and not a.engine.is_alive
+        a.backend.in_flight = 0
+        assert (await soon(other)).name == "b" and list(models.loaded) == ["b"] and not a.backend.is_alive
 
     asyncio.run(run())
 
@@ -57,16 +69,13 @@ def test_who_asks_for_a_loaded_model_never_waits_for_one_that_loads(models):
 def test_a_busy_model_gives_way_after_a_while_and_comes_back(models):
     async def run():
         a = await soon(models.get("a"))
-        a.engine.in_flight = 1
+        a.backend.in_flight = 1
         other = asyncio.create_task(models.get("b"))
-        end = time.monotonic() + 10
-        while not a.leaving:
-            assert time.monotonic() < end
-            await asyncio.sleep(0.01)
+        await until(lambda: a.leaving)
         again = asyncio.create_task(models.get("a"))  # behind b, or b would never come
         await asyncio.sleep(0.1)
-        assert not other.done() and not again.done() and a.engine.is_alive  # what it began it answers
-        a.engine.in_flight = 0
+        assert not other.done() and not again.done() and a.backend.is_alive  # what it began it answers
+        a.backend.in_flight = 0
         assert (await soon(other)).name == "b"
         assert (await soon(again)) is not a and models.loads == ["a", "b", "a"]
 
@@ -84,17 +93,62 @@ def test_many_who_wait_load_once_and_too_many_are_refused(models):
 
 def test_a_model_whose_engine_ended_is_loaded_again(models):
     async def run():
-        (await soon(models.get("a"))).engine.is_alive = False
-        assert (await soon(models.get("a"))).engine.is_alive and models.loads == ["a", "a"]
+        (await soon(models.get("a"))).backend.is_alive = False
+        assert (await soon(models.get("a"))).backend.is_alive and models.loads == ["a", "a"]
 
     asyncio.run(run())
 
 
-def test_the_least_recently_used_goes_first(models):
+def test_the_least_recently_used_goes_first(make_models):
     async def run():
-        models.limits.max_loaded = 2
+        models = make_models(max_loaded=2)
         for name in ("a", "b", "a", "c"):
             await soon(models.get(name))
         assert set(models.loaded) == {"a", "c"}
 
     asyncio.run(run())
+
+
+def test_two_swaps_of_one_model_stop_both_old_ones_once_they_have_answered(models, tmp_path):
+    async def run():
+        old = []
+        for name in "bc":
+            served = await soon(models.get("a"))
+            served.backend.in_flight = 1
+            old.append(served.backend)
+            await soon(models.swap("a", tmp_path / name))
+        await asyncio.sleep(0.1)
+        gc.collect()  # a task that only the loop knows would be gone
+        assert all(backend.is_alive for backend in old)
+        old[0].in_flight = 0
+        await until(lambda: not old[0].is_alive)
+        assert old[1].is_alive
+        old[1].in_flight = 0
+        await until(lambda: not old[1].is_alive)
+
+    asyncio.run(run())
+
+
+def test_a_server_that_closes_waits_for_swapped_models_too_and_stops_them(models, tmp_path):
+    async def run():
+        old = await soon(models.get("a"))
+        old.backend.in_flight = 1
+        new = await soon(models.swap("a", tmp_path / "b"))
+        closing = asyncio.create_task(models.drain(10))
+        await asyncio.sleep(0.1)
+        assert old.backend.is_alive and not closing.done()
+        old.backend.in_flight = 0
+        await soon(closing)
+        assert not old.backend.is_alive and not new.backend.is_alive
+
+    asyncio.run(run())
+
+
+def test_a_swapped_model_that_fails_to_stop_is_reported(models, tmp_path, capsys):
+    async def run():
+        (await soon(models.get("a"))).backend.stop = lambda: 1 / 0
+        await soon(models.swap("a", tmp_path / "b"))
+        await asyncio.sleep(0.1)
+
+    asyncio.run(run())
+    assert "ZeroDivisionError" in capsys.readouterr().err

@@ -13,13 +13,12 @@ import uvicorn
 from sqlalchemy import text as sql
 
 from tenfold.data.text.tokenizer import train_tokenizer
-from tenfold.serve.api.app import ServerOptions, make_app
-from tenfold.serve.api.metrics import Metrics
-from tenfold.serve.api.service import Limits, Models, ServedModel
-from tenfold.serve.api.text import PLAIN_TEMPLATE, TextSide
-from tenfold.serve.engine.engine import EngineOptions
-from tenfold.serve.engine.request import Output
+from tenfold.serve.api.app import make_app
+from tenfold.serve.api.models import Models
 from tenfold.serve.feedback.feedback import Feedback, corrections, pairs, ratings, responses
+from tenfold.serve.options import EngineOptions, Limits, ServerOptions
+from tenfold.serve.request import Output
+from tenfold.serve.text import PLAIN_TEMPLATE, TextSide
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [
@@ -56,7 +55,8 @@ class ScriptedEngine:
     """Says the text that the last message asks for, and who says it where it asks for nothing known."""
 
     def __init__(self, name, tokenizer):
-        self.name, self.tokenizer, self.context, self.stats, self.is_alive, self.in_flight = name, tokenizer, 4096, {}, True, 0
+        self.name, self.tokenizer, self.max_model_len = name, tokenizer, 4096
+        self.stats, self.is_alive, self.in_flight = {}, True, 0
         self.asked = 0
 
     async def generate(self, request):
@@ -83,28 +83,26 @@ class Site:
     def __init__(self, folder):
         tokenizer = train_tokenizer(["hello there, how are you today? " * 20], 300)
         text = TextSide(tokenizer, PLAIN_TEMPLATE, frozenset(), {}, [], 40, 4096)
-        models = Models({n: EngineOptions(folder / n) for n in ("alpha", "beta")}, Limits(max_loaded=2), Metrics())
 
-        async def load(name, options):
-            model = ServedModel(name, options, text, ScriptedEngine(name, tokenizer))
-            model._checkpoint = "0" * 64
-            return model
+        async def load(options):
+            options.path.mkdir()
+            return text, ScriptedEngine(options.path.name, tokenizer)
 
-        models._load = load
+        models = Models({n: EngineOptions(folder / n) for n in ("alpha", "beta")}, Limits(max_loaded=2), load=load)
         self.models, self.database = models, f"sqlite:///{folder / 'f.db'}"
         self.store = Feedback(self.database)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}/"
-        config = uvicorn.Config(make_app(models, ServerOptions(feedback_url=self.database)), port=port, log_level="warning")
+        config = uvicorn.Config(make_app(models, ServerOptions(feedback=self.database)), port=port, log_level="warning")
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run)
         self.thread.start()
 
     @property
     def in_flight(self):
-        return sum(m.engine.in_flight for m in self.models.loaded.values())
+        return sum(m.backend.in_flight for m in self.models.loaded.values())
 
     def stop(self):
         self.server.should_exit = True

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tenfold.serve.engine.blocks import BlockManager
-from tenfold.serve.engine.request import Request, Sampling, Sequence
-from tenfold.serve.engine.scheduler import Scheduler
+from tenfold.serve.engine.scheduler import Scheduler, SchedulerConfig
+from tenfold.serve.request import Request, Sampling, Sequence
 
 SIZE = 4
 
@@ -18,7 +18,7 @@ def sequence(name, prompt, answer=8):
 
 
 def scheduler(n_blocks=32, budget=16, running=8):
-    return Scheduler(BlockManager(n_blocks, SIZE), budget, running)
+    return Scheduler(BlockManager(n_blocks, SIZE), SchedulerConfig(budget, max_num_seqs=running))
 
 
 def run_step(s, token=lambda seq: len(seq.tokens) % 7):
@@ -147,7 +147,7 @@ def test_sampling_out_of_range_is_one_sentence(value):
 
 
 def test_a_step_is_longer_only_while_nobody_is_being_answered():
-    s = Scheduler(BlockManager(64, SIZE), 8, 4, prompt_budget=20)
+    s = Scheduler(BlockManager(64, SIZE), SchedulerConfig(8, max_num_prompt_tokens=20, max_num_seqs=4))
     s.add(sequence("a", range(30), answer=3))
     assert [sum(w.count for w in run_step(s)) for _ in range(2)] == [20, 10]
     s.add(sequence("b", range(100, 130), answer=1))

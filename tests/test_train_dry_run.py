@@ -1,19 +1,17 @@
 """Dry runs: what fake processes hold and send is what arithmetic says, and the planner's figures stand beside it."""
 
 import json
-import math
 
 import pytest
-from typer.testing import CliRunner
+from run_configs import run_config
 
-import tenfold.cli.commands  # noqa: F401
-from tenfold.cli import app
-from tenfold.cli.dry_run import beside_the_plan, with_layout
+from tenfold.circle.dry_run import beside_the_plan
+from tenfold.circle.layout import with_layout
+from tenfold.cli import run as tenfold
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.layout import for_world
 from tenfold.spec.model import ModelSpec
-from tenfold.train.config import config_from_fields
 from tenfold.train.dry_run import dry_run
-from tenfold.train.parallel.parallelize import sizes
 
 MODEL = {"name": "small", "dim": 64, "n_layers": 3, "n_heads": 4, "n_kv_heads": 4, "ffn_dim": 128}
 RUN = {"tokens": 10**6, "model": MODEL, "seq_len": 64, "batch_size": 32, "micro_batch": 1, "optimizer": "adamw", "vocab_size": 256}
@@ -23,24 +21,24 @@ GIB = 2**30
 
 
 def run(world, **fields):
-    return dry_run(config_from_fields({**RUN, **fields}, "the test"), world)
+    return dry_run(run_config(**{**RUN, **fields}), world)
 
 
 def test_sharded_weights_are_gathered_and_reduced_as_often_as_the_batch_has_parts():
     total, tables = SPEC.parameters().total, 2 * 256 * 64 + 64  # FSDP keeps the tables and the last norm over a step's part
     for batch, parts in ((4, 1), (8, 2), (32, 8)):
-        found = run(4, batch_size=batch, layout={"shard": 4})
+        found = run(4, batch_size=batch, parallel={"dp_shard": 4})
         rank = found.ranks[0]
         gathers, reduces = 2 * (2 * total - tables), 4 * total  # in bfloat16, in float32
         assert rank.sent_gib["shard"] * GIB == pytest.approx(parts * (gathers + reduces) * 3 / 4, rel=0.01)
         assert rank.parts_gib["parameters"] * GIB == pytest.approx(4 * total / 4, rel=0.01)
         assert rank.parts_gib["optimizer"] * GIB == pytest.approx(8 * total / 4, rel=0.01)
-        plan = beside_the_plan(found, config_from_fields({**RUN, "batch_size": batch}, "the test"), "h100")
+        plan = beside_the_plan(found, "h100")
         assert plan["plan_sent_gib"]["shard"] == pytest.approx(rank.sent_gib["shard"], rel=0.15)
 
 
 def test_copies_are_summed_once_a_step_and_hold_the_same():
-    one, many = (run(8, batch_size=batch, layout={"replicate": 2, "shard": 4}).ranks[0] for batch in (8, 64))
+    one, many = (run(8, batch_size=batch, parallel={"dp_replicate": 2, "dp_shard": 4}).ranks[0] for batch in (8, 64))
     owned = 4 * SPEC.parameters().total / 4
     assert one.sent_gib["replicate"] * GIB == pytest.approx(2 * owned / 2, rel=0.01)
     assert many.sent_gib["replicate"] == pytest.approx(one.sent_gib["replicate"])
@@ -48,7 +46,7 @@ def test_copies_are_summed_once_a_step_and_hold_the_same():
 
 
 def test_tensor_and_context_parallel_divide_activations_and_send_them():
-    layouts = ({"shard": 2}, {"tensor": 2}, {"context": 2})
+    layouts = ({"dp_shard": 2}, {"tp": 2}, {"cp": 2})
     alone, tensor, context = (run(2, batch_size=2, micro_batch=2, layout=layout).ranks[0] for layout in layouts)
     assert not alone.sent_gib.get("tensor") and not alone.sent_gib.get("context")
     activations = 2 * 2 * 64 * 64  # bfloat16 rows, positions, width
@@ -60,7 +58,7 @@ def test_tensor_and_context_parallel_divide_activations_and_send_them():
 
 
 def test_a_pipeline_sends_hidden_states_there_and_their_gradients_back_and_gathers_once():
-    first, middle, last = run(8, model={**MODEL, "n_layers": 8}, batch_size=16, layout={"pipeline": 4, "shard": 2}).ranks
+    first, middle, last = run(8, model={**MODEL, "n_layers": 8}, batch_size=16, parallel={"pp": 4, "dp_shard": 2}).ranks
     hidden = 2 * 64 * 64  # of a row, in bfloat16
     assert [r.sent_gib["pipeline"] * GIB for r in (first, middle, last)] == [8 * hidden, 2 * 8 * hidden, 8 * hidden]
     layer = (SPEC.parameters().total - 2 * 256 * 64 - 64) / SPEC.n_layers
@@ -70,7 +68,7 @@ def test_a_pipeline_sends_hidden_states_there_and_their_gradients_back_and_gathe
 
 
 def test_recompute_trades_memory_and_the_fullest_rank_is_the_first():
-    kept, again = (run(4, batch_size=32, micro_batch=8, recompute=what) for what in ("none", "block"))
+    kept, again = (run(4, batch_size=32, micro_batch=8, activation_checkpointing=what) for what in ("none", "full"))
     assert again.ranks[0].memory_gib < kept.ranks[0].memory_gib
     assert [rank.rank for rank in kept.ranks] == [0, 3]
     assert kept.ranks[0].memory_gib >= kept.ranks[1].memory_gib
@@ -79,43 +77,42 @@ def test_recompute_trades_memory_and_the_fullest_rank_is_the_first():
 @pytest.mark.parametrize(
     ("more", "layout", "what"),
     [
-        ({}, {"shard": 8}, "none"),
-        ({}, {"shard": 4, "context": 2}, "feed-forward"),
-        ({}, {"shard": 4, "tensor": 2}, "block"),
-        (EXPERTS, {"shard": 8, "expert": 4}, "block"),
-        (EXPERTS, {"shard": 4, "tensor": 2, "expert": 4}, "none"),
-        (EXPERTS, {"shard": 4, "tensor": 2}, "block"),
-        ({**EXPERTS, "n_experts": 4}, {"shard": 8}, "none"),
-        ({}, {"pipeline": 4, "tensor": 2}, "feed-forward"),
-        ({}, {"pipeline": 2, "shard": 4, "schedule": "interleaved"}, "none"),
-        ({"tied": True}, {"pipeline": 2, "shard": 4, "schedule": "zero-bubble"}, "block"),
-        (EXPERTS, {"pipeline": 2, "shard": 2, "tensor": 2, "expert": 2}, "block"),
+        ({}, {"dp_shard": 8}, "none"),
+        ({}, {"dp_shard": 4, "cp": 2}, "selective"),
+        ({}, {"dp_shard": 4, "tp": 2}, "full"),
+        (EXPERTS, {"dp_shard": 8, "ep": 4}, "full"),
+        (EXPERTS, {"dp_shard": 4, "tp": 2, "ep": 4}, "none"),
+        (EXPERTS, {"dp_shard": 4, "tp": 2}, "full"),
+        ({**EXPERTS, "n_experts": 4}, {"dp_shard": 8}, "none"),
+        ({}, {"pp": 4, "tp": 2}, "selective"),
+        ({}, {"pp": 2, "dp_shard": 4, "schedule": "interleaved"}, "none"),
+        ({"tied": True}, {"pp": 2, "dp_shard": 4, "schedule": "zero_bubble"}, "full"),
+        (EXPERTS, {"pp": 2, "dp_shard": 2, "tp": 2, "ep": 2}, "full"),
     ],
 )  # fmt: skip
 def test_the_planner_is_within_a_tenth(more, layout, what):
     model = {"name": "middle", "dim": 1024, "n_layers": 8, "n_heads": 8, "n_kv_heads": 4, "ffn_dim": 4096, **more}
-    fields = {**RUN, "model": model, "vocab_size": 32000, "seq_len": 2048, "batch_size": 16, "layout": layout, "recompute": what}
-    config = config_from_fields(fields, "the test")
-    off = beside_the_plan(dry_run(config, 8), config, "h100")["difference_pct"]
+    fields = {**RUN, "model": model, "vocab_size": 32000, "seq_len": 2048, "batch_size": 16, "parallel": layout, "activation_checkpointing": what}
+    off = beside_the_plan(dry_run(run_config(**fields), 8), "h100")["difference_pct"]
     assert abs(off["memory"]) < 10 and abs(off["sent"]) < 0.1
 
 
-def test_the_command_prints_json_and_says_what_it_needs(tmp_path):
+def test_the_command_prints_json_and_says_what_it_needs(tmp_path, capsys):
     path = tmp_path / "run.toml"
-    path.write_text('tokens = 1000000\nmodel = { width = 64 }\nseq_len = 64\nbatch_size = 8\noptimiser = "adamw"\n[layout]\nshard = 2\n')
-    done = CliRunner().invoke(app, ["train", str(path), "--dry-run", "--world", "2", "--json"])
-    found = json.loads(done.stdout)
+    path.write_text('tokens = 1000000\nmodel = { width = 64 }\n[data]\nseq_len = 64\nbatch_size = 8\n[optimizer]\nname = "adamw"\n')
+    tenfold(["train", str(path), "--dry-run", "--world", "2", "--json", "--parallel.dp-shard", "2"])
+    found = json.loads(capsys.readouterr().out)
     assert found["world"] == 2 and found["ranks"][0]["memory_gib"] > 0 and set(found["difference_pct"]) == {"memory", "sent"}
     with pytest.raises(TenfoldError, match="= 2 processes, but there are 3"):
-        run(3, layout={"shard": 2})
+        run(3, parallel={"dp_shard": 2})
 
 
 def test_auto_is_the_planners_layout_and_one_that_the_trainer_knows():
-    auto = config_from_fields({**RUN, "model": "llama-3.1-70b", "seq_len": 8192, "batch_size": 512, "layout": "auto"}, "the test")
+    auto = run_config(**{**RUN, "model": "llama-3.1-70b", "seq_len": 8192, "batch_size": 512, "parallel": "auto"})
     chosen = with_layout(auto, 256, "h100")
-    assert not chosen.layout.auto and math.prod(sizes(chosen.layout, 256)) == 256
-    assert chosen.layout.shard * chosen.layout.tensor * chosen.layout.pipeline > 1  # 70B fits on no one GPU
-    assert chosen.batch_size % (chosen.layout.replicate * chosen.layout.shard * chosen.micro_batch) == 0
-    assert with_layout(config_from_fields({**RUN, "layout": {"shard": 4}}, "the test"), 4, "h100").layout.shard == 4
+    layout = for_world(chosen.parallel, 256)
+    assert layout.dp_shard * layout.tp * layout.pp > 1  # 70B fits on no one GPU
+    assert chosen.data.batch_size % (layout.dp * layout.micro_batch) == 0
+    assert with_layout(run_config(**{**RUN, "parallel": {"dp_shard": 4}}), 4, "h100").parallel.dp_shard == 4
     with pytest.raises(TenfoldError, match="does not fit on 2 x"):
         with_layout(auto, 2, "h100")

@@ -6,8 +6,8 @@ import types
 
 import pytest
 
-from tenfold.train.hooks import energy
-from tenfold.train.hooks.energy import BUSY_WATTS, IDLE_WATTS, EnergyMeter
+from tenfold.train import energy
+from tenfold.train.energy import BUSY_WATTS, IDLE_WATTS, EnergyMeter
 
 
 @pytest.fixture

@@ -4,21 +4,21 @@ from dataclasses import replace
 
 import pytest
 import torch
+from run_configs import run_config
 
 from tenfold.model.io.huggingface import read_model, write_model
 from tenfold.model.llama4 import Llama4
 from tenfold.spec.shapes import llama4_shape
-from tenfold.train.config import RunConfig
-from tenfold.train.hooks.metrics import read_metrics
+from tenfold.train.metrics import read_metrics
 from tenfold.train.optim.fp8 import convert, use_fp8, why_not
-from tenfold.train.trainer import train
+from tenfold.train.tasks.pretrain import pretrain
 
 
 def test_where_the_hardware_lacks_it_a_run_says_so_and_is_the_run_without_it(corpus, tmp_path):
     small = {"model": {"width": 16}, "tokens": 4000, "seq_len": 64, "batch_size": 4, "evaluate_tokens": 2048}
     with pytest.warns(UserWarning, match="fp8 was asked for and does nothing: this run is not on a GPU; the run trains in float32"):
-        asked = train(RunConfig(fp8=True, device="cpu", dtype="float32", **small), corpus, tmp_path / "asked", quiet=True)
-    plain = train(RunConfig(device="cpu", dtype="float32", **small), corpus, tmp_path / "plain", quiet=True)
+        asked = pretrain(run_config(fp8=True, device="cpu", dtype="float32", **small), corpus, tmp_path / "asked", quiet=True)
+    plain = pretrain(run_config(device="cpu", dtype="float32", **small), corpus, tmp_path / "plain", quiet=True)
     assert asked.loss == plain.loss
     assert "does nothing" in read_metrics(tmp_path / "asked" / "run.jsonl")[0]["fp8"]
 

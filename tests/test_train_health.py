@@ -1,4 +1,4 @@
-"""Stragglers are named, and arithmetic that does not repeat itself ends the run."""
+"""Stragglers are named, arithmetic that does not repeat itself ends the run, and a loss that spikes goes back and around."""
 
 import time
 
@@ -6,26 +6,27 @@ import pytest
 import torch
 import torch.distributed as dist
 from processes import run_together
+from run_configs import run_config
+from stop_at import pretrain_with
 
 from tenfold.spec.errors import TenfoldError
-from tenfold.train import trainer as loop
-from tenfold.train.config import RunConfig
 from tenfold.train.hooks import health
-from tenfold.train.hooks.metrics import read_metrics
-from tenfold.train.parallel import parallelize as layout
+from tenfold.train.hooks.health import LossSpikeDetector
+from tenfold.train.metrics import read_metrics
+from tenfold.train.parallel.processes import start_processes
+from tenfold.train.rollback import LossSpike
+from tenfold.train.task import LossSums
+from tenfold.train.tasks.pretrain import Pretraining, pretrain
 
 
 def find_the_slow():
-    layout.start_processes()
+    start_processes()
     rank = dist.get_rank()
-    quick = health.product_s
-    health.product_s = lambda device: 1.0 if rank != 1 else 2.0
-    found = health.stragglers(0.5 if rank == 2 else 0.01, 1.0, torch.device("cpu"))
+    found = health.stragglers(0.5 if rank == 2 else 0.01, 1.0, 1.0 if rank != 1 else 2.0)
     assert [(slow["rank"], slow["why"].split(" take")[0]) for slow in found] == [(1, "its products"), (2, "its batches")]
     assert all(slow["host"] for slow in found)
-    health.product_s = lambda device: 1.0
-    assert not health.stragglers(0.01, 1.0, torch.device("cpu"))
-    assert quick(torch.device("cpu")) > 0
+    assert not health.stragglers(0.01, 1.0, 1.0)
+    assert health.product_s(torch.device("cpu")) > 0
 
 
 def test_slow_processes_are_named_to_all_and_the_others_are_not():
@@ -34,66 +35,95 @@ def test_slow_processes_are_named_to_all_and_the_others_are_not():
 
 def test_a_slow_loader_is_an_event_of_the_run(corpus, tmp_path):
     run_together(2, train_with_a_slow_loader, corpus, tmp_path)
-    events = [e for e in read_metrics(tmp_path / "run.jsonl") if e["event"] == "straggler"]
-    assert events and {e["rank"] for e in events} == {1} and "batches" in events[0]["why"]
+    events = [e for e in read_metrics(tmp_path / "run" / "run.jsonl") if e["event"] == "straggler"]
+    assert 1 in {e["rank"] for e in events if "batches" in e["why"]}
+
+
+class SlowLoader(Pretraining):
+    def rows(self, step, rows):
+        time.sleep(0.05 if dist.get_rank() == 1 else 0)
+        return super().rows(step, rows)
 
 
 def train_with_a_slow_loader(corpus, folder):
-    layout.start_processes()
-    make = loop._batch
-    if dist.get_rank() == 1:
-        loop._batch = lambda *arguments: time.sleep(0.05) or make(*arguments)
-    health.product_s = lambda device: 1.0
-    config = RunConfig(tokens=60 * 4 * 32, seq_len=32, batch_size=4, model={"width": 16}, evaluate_tokens=512, device="cpu")
-    loop.train(config, corpus, folder, quiet=True)
+    start_processes()
+    config = run_config(tokens=60 * 4 * 32, seq_len=32, batch_size=4, model={"width": 16}, evaluate_tokens=512, device="cpu")
+    pretrain_with([], config, corpus, folder / "run", SlowLoader)
 
 
-def test_arithmetic_that_differs_is_one_sentence_and_that_which_repeats_goes_on(corpus, tmp_path, monkeypatch):
-    config = RunConfig(tokens=8 * 4 * 32, seq_len=32, batch_size=4, model={"width": 16}, evaluate_tokens=512, replay_every=2)
-    assert loop.train(config, corpus, tmp_path / "well", quiet=True).finished
-    losses = iter(torch.arange(100.0))
-    monkeypatch.setattr(loop, "_loss_again", lambda *_: next(losses))
+class Unsteady(Pretraining):
+    """Its loss without gradients comes out differently every time."""
+
+    calls = 0
+
+    def loss(self, model, batch):
+        sums = super().loss(model, batch)
+        if torch.is_grad_enabled():
+            return sums
+        self.calls += 1
+        return LossSums(sums.loss + self.calls, sums.extra)
+
+
+def test_arithmetic_that_differs_is_one_sentence_and_that_which_repeats_goes_on(corpus, tmp_path):
+    config = run_config(tokens=8 * 4 * 32, seq_len=32, batch_size=4, model={"width": 16}, evaluate_tokens=512, sdc_check_every=2)
+    assert pretrain(config, corpus, tmp_path / "well", quiet=True).finished
     with pytest.raises(TenfoldError, match=r"after step 2 came out differently .* on process 0"):
-        loop.train(config, corpus, tmp_path / "ill", quiet=True)
+        pretrain_with([], config, corpus, tmp_path / "ill", Unsteady)
 
 
-def poisoned(monkeypatch, since, until=10**9):
-    """Let batches `since` to `until` of a run have losses that are far too high; returns the numbers of all that are drawn."""
-    make, step, drawn = loop._batch, loop._step, []
+def poisoned(since, until=10**9):
+    """A task whose batches `since` to `until` have losses that are far too high; `drawn` are the numbers of all that it gave."""
 
-    def batch(*arguments):
-        drawn.append(arguments[3])
-        return make(*arguments)
+    class Poisoned(Pretraining):
+        drawn: list[int] = []  # noqa: RUF012
 
-    def high(*arguments):
-        loss, norm = step(*arguments)
-        return loss + 5.0 * (since <= drawn[-1] < until), norm
+        def rows(self, step, rows):
+            self.drawn.append(step)
+            return super().rows(step, rows)
 
-    monkeypatch.setattr(loop, "_batch", batch)
-    monkeypatch.setattr(loop, "_step", high)
-    return drawn
+        def loss(self, model, batch):
+            sums = super().loss(model, batch)
+            high = torch.is_grad_enabled() and since <= self.drawn[-1] < until
+            return LossSums(sums.loss + 5.0 * high * (batch.targets >= 0).sum(), sums.extra)
 
-
-COURSE = {"tokens": 160 * 4 * 32, "seq_len": 32, "batch_size": 4, "model": {"width": 16}, "evaluate_tokens": 512, "log_every": 1}
+    return Poisoned
 
 
-def test_a_loss_that_leaves_its_course_goes_back_and_around(corpus, tmp_path, monkeypatch):
-    drawn = poisoned(monkeypatch, 60, 72)
-    config = RunConfig(**COURSE, checkpoint_every_s=0.0, keep=100, upload_to=str(tmp_path / "store"))
-    assert loop.train(config, corpus, tmp_path, quiet=True).step == 160
+SPIKING = {"tokens": 160 * 4 * 32, "seq_len": 32, "batch_size": 4, "model": {"width": 16}, "evaluate_tokens": 512, "log_every": 1}
+
+
+def test_a_loss_that_leaves_its_course_goes_back_and_around(corpus, tmp_path):
+    task, run = poisoned(60, 72), tmp_path / "run"
+    config = run_config(**SPIKING, save_every_s=0.0, keep_last=100, upload_to=str(tmp_path / "store"))
+    assert pretrain_with([], config, corpus, run, task).step == 160
     # At step 70 ten losses were too high: the run goes on from step 50 with batch 70.
-    assert drawn == list(range(180))
-    steps = {e["step"]: e["loss"] for e in read_metrics(tmp_path / "run.jsonl") if e["event"] == "step"}
+    assert task.drawn == list(range(180))
+    steps = {e["step"]: e["loss"] for e in read_metrics(run / "run.jsonl") if e["event"] == "step"}
     assert sorted(steps) == list(range(1, 161))
     assert sum(loss > 8 for loss in steps.values()) == 2  # batches 70 and 71: too few to matter
-    assert loop.train(config, corpus, tmp_path, quiet=True).finished
+    assert pretrain_with([], config, corpus, run, task).finished
 
 
-def test_a_loss_that_stays_high_or_has_no_way_back_stops_in_one_sentence(corpus, tmp_path, monkeypatch):
-    drawn = poisoned(monkeypatch, 60)
+def test_a_loss_that_stays_high_or_has_no_way_back_stops_in_one_sentence(corpus, tmp_path):
     with pytest.raises(TenfoldError, match="no checkpoint of step 50 or earlier"):
-        loop.train(RunConfig(**COURSE, checkpoint_every_s=1e9), corpus, tmp_path / "a", quiet=True)
-    drawn.clear()
-    poisoned(monkeypatch, 120)
+        pretrain_with([], run_config(**SPIKING, save_every_s=1e9), corpus, tmp_path / "a", poisoned(60))
     with pytest.raises(TenfoldError, match="after 5 returns: lower learning_rate"):
-        loop.train(RunConfig(**COURSE, checkpoint_every_s=0.0, keep=100), corpus, tmp_path / "b", quiet=True)
+        pretrain_with([], run_config(**SPIKING, save_every_s=0.0, keep_last=100), corpus, tmp_path / "b", poisoned(120))
+
+
+@pytest.mark.parametrize("every", [1, 3, 10, 25])
+def test_patience_is_counted_in_steps_however_seldom_losses_come(every):
+    """The run goes back to before the loss rose, at most two losses after it has been high for ten steps."""
+    detector, rises = LossSpikeDetector(2.0), 203
+    with pytest.raises(LossSpike) as spike:
+        for step in range(every, 1000, every):
+            detector.look(9.0 if step >= rises else 4.0, step)
+    assert spike.value.before <= rises - health.PATIENCE
+    assert rises - spike.value.before <= health.PATIENCE + every
+    assert 0 <= spike.value.step - rises <= max(health.PATIENCE, 2 * every)
+
+
+def test_one_high_loss_among_others_is_no_spike():
+    detector = LossSpikeDetector(2.0)
+    for step in range(10, 1000, 10):
+        detector.look(9.0 if step % 50 == 0 else 4.0, step)

@@ -1,7 +1,6 @@
 """Training on images among text: which rows come when, what is learned, and what is refused."""
 
 import io
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,17 +9,19 @@ import numpy as np
 import pytest
 from drawings import shape
 from PIL import Image
+from run_configs import run_config
 
-from tenfold.cli.train import sample
-from tenfold.data.images.corpus import build_images, image_batches, mixed_batch
+from tenfold.data.images.corpus import ImagesAmongText, build_images, image_batches
 from tenfold.data.images.tiles import tiles_of
 from tenfold.data.text.batches import train_batch
 from tenfold.model.io.huggingface import read_model
+from tenfold.serve.commands import SampleOptions, sample
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.vision import IMAGE_TOKENS, PATCH, VisionSpec
-from tenfold.train.config import RunConfig, config_from_fields, resolve_model
-from tenfold.train.hooks.metrics import read_metrics
-from tenfold.train.trainer import train
+from tenfold.train.metrics import read_metrics
+from tenfold.train.resolve import resolve_model
+from tenfold.train.run_file import config_from_fields, write_config
+from tenfold.train.tasks.pretrain import pretrain
 
 VISION = {"image_size": 16, "patch_size": 4, "dim": 32, "n_layers": 1, "n_heads": 2}
 CONFIG = {"model": {"width": 32, "family": "llama4"}, "seq_len": 48, "batch_size": 8, "evaluate_tokens": 2048, "vision": VISION}
@@ -28,7 +29,7 @@ CONFIG = {"model": {"width": 32, "family": "llama4"}, "seq_len": 48, "batch_size
 
 @pytest.fixture(scope="module")
 def images(drawings, corpus, tmp_path_factory):
-    spec, _ = resolve_model(RunConfig(tokens=1, images=str(drawings), **CONFIG), corpus.vocab_size)
+    spec, _ = resolve_model(run_config(tokens=1, images=str(drawings), **CONFIG), corpus.vocab_size)
     return build_images(drawings, tmp_path_factory.mktemp("home") / "images", corpus, spec.vision)
 
 
@@ -64,8 +65,7 @@ def test_rows_with_images_come_in_their_share_and_each_once_an_epoch(images, cor
     count = len(images.packed("train", 48))
     shown, texts = [], []
     for step in range(count):
-        batch = mixed_batch(corpus, images, step, share=0.25, **rows)
-        again = mixed_batch(corpus, images, step, share=0.25, **rows)
+        batch, again = (ImagesAmongText(corpus, images, 0.25).batch(step, **rows) for _ in range(2))
         assert np.array_equal(batch.tokens, again.tokens) and np.array_equal(batch.tiles, again.tiles)
         counts = np.diff(batch.tile_ends, prepend=0)
         assert (counts > 0).sum() == 1
@@ -75,28 +75,29 @@ def test_rows_with_images_come_in_their_share_and_each_once_an_epoch(images, cor
     assert len(set(shown)) == count
     plain = np.concatenate([train_batch(corpus, step, **rows).tokens for step in range(count)])
     assert np.array_equal(np.array(texts), plain[: len(texts)])
-    assert mixed_batch(corpus, images, 0, share=0.01, **rows).tiles is None
+    assert ImagesAmongText(corpus, images, 0.01).batch(0, **rows).tiles is None
 
 
 def test_a_run_learns_to_see_and_micro_batches_do_not_change_it(drawings, corpus, tmp_path, capsys):
     config = {"tokens": 100_000, "images": str(drawings), "image_share": 1.0, **CONFIG}
     found = []
     for seed in range(4):  # one run's few held-out images cost anything between 0.002 and 0.21
-        train(RunConfig(**config, seed=seed), corpus, tmp_path / f"run-{seed}", quiet=True)
-        found += [e for e in read_metrics(tmp_path / f"run-{seed}" / "run.jsonl") if e["event"] == "images"][-1:]
-    seen, shuffled = (np.mean([e[name] for e in found]) for name in ("bits_per_byte", "bits_per_byte_shuffled"))
+        pretrain(run_config(**config, seed=seed), corpus, tmp_path / f"run-{seed}", quiet=True)
+        found += [e for e in read_metrics(tmp_path / f"run-{seed}" / "run.jsonl") if e["event"] == "end"]
+    names = ("image_bits_per_byte", "image_bits_per_byte_shuffled")
+    seen, shuffled = (np.mean([e["scores"][name] for e in found]) for name in names)
     # Two words of eight and two: seen, they cost almost nothing; with another's image they are wrong.
     assert seen < 0.15 < shuffled
     model = read_model(tmp_path / "run-0" / "model")
     assert model.spec.vision.image_size == 16 and model.spec.vocab_size == corpus.vocab_size + 6
     shape("square", "blue", 999).save(tmp_path / "new.png")
-    sample(tmp_path / "run-0", image=tmp_path / "new.png", temperature=0.0)
+    sample(tmp_path / "run-0", image=tmp_path / "new.png", options=SampleOptions(temperature=0.0))
     assert capsys.readouterr().out.strip() == "a blue square"
 
     losses = []
-    for micro in (None, 3):
-        short = RunConfig(**{**config, "tokens": 4_000, "image_share": 0.5}, micro_batch=micro)
-        losses.append(train(short, corpus, tmp_path / f"micro-{micro}", quiet=True).loss)
+    for micro in (0, 3):
+        short = run_config(**{**config, "tokens": 4_000, "image_share": 0.5}, micro_batch=micro)
+        losses.append(pretrain(short, corpus, tmp_path / f"micro-{micro}", quiet=True).loss)
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
@@ -104,20 +105,20 @@ def test_what_cannot_be_trained_on_is_one_sentence(drawings, corpus, tmp_path):
     for changes, sentence in (
         ({"model": {"width": 32}}, "vision need family = 'llama4'"),
         ({"seq_len": 8}, "are 1. tokens, and a row has 8"),
-        ({"vision": {"sise": 3}}, r"\[vision\] has no setting 'sise'"),
+        ({"vision": {"sise": 3}}, r"\[model.vision\] has no setting 'sise'"),
         ({"vision": VISION | {"image_size": 18}}, "must be a multiple of patch_size x shuffle = 8"),
         ({"images": str(tmp_path / "none")}, "There are no images at .*none"),
     ):
-        config = RunConfig(**({"tokens": 2000, "images": str(drawings), **CONFIG} | changes))
+        config = run_config(**({"tokens": 2000, "images": str(drawings), **CONFIG} | changes))
         with pytest.raises(TenfoldError, match=sentence):
-            train(config, corpus, tmp_path / "run", quiet=True)
-    train(RunConfig(tokens=2000, model={"width": 16}, seq_len=48), corpus, tmp_path / "blind", quiet=True)
+            pretrain(config, corpus, tmp_path / "run", quiet=True)
+    pretrain(run_config(tokens=2000, model={"width": 16}, seq_len=48), corpus, tmp_path / "blind", quiet=True)
     with pytest.raises(TenfoldError, match="has no image encoder: leave --image out"):
         sample(tmp_path / "blind", image=drawings / "000.png")
-    with pytest.raises(TenfoldError, match="image_share must be above 0"):
-        config_from_fields({"tokens": 5, "image_share": 0.0}, "run.toml")
+    with pytest.raises(TenfoldError, match="Expected `float` > 0.0 - at `data.image_share`"):
+        config_from_fields({"tokens": 5, "data": {"image_share": 0.0}}, "run.toml")
     with pytest.raises(TenfoldError, match="names no images"):
-        config_from_fields({"tokens": 5, "vision": {}}, "run.toml")
+        config_from_fields({"tokens": 5, "model": {"width": 16, "vision": {}}}, "run.toml")
     (tmp_path / "one").mkdir()
     shape("circle", "red", 0).save(tmp_path / "one" / "a.png")
     (tmp_path / "one" / "a.txt").write_text("a circle")
@@ -132,15 +133,9 @@ def test_a_truncated_image_stops_the_command_with_one_sentence(drawings, text_fo
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "cut.png").write_bytes(stream.getvalue()[:-800])
     (tmp_path / "bad" / "cut.txt").write_text("noise")
-    run = {"tokens": 2000, "vocab_size": 300, "corpus": str(text_folder), "images": str(tmp_path / "bad"), **CONFIG}
-    (tmp_path / "run.toml").write_text("\n".join(f"{k} = {_toml(v)}" for k, v in run.items()))
+    run = run_config(tokens=2000, vocab_size=300, corpus=str(text_folder), images=str(tmp_path / "bad"), **CONFIG)
+    write_config(run, tmp_path / "run.toml")
     command = [Path(sys.executable).with_name("tenfold"), "train", tmp_path / "run.toml", "--home", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith(f"tenfold: {tmp_path}/bad/cut.png is damaged or cut short")
     assert "Traceback" not in done.stderr
-
-
-def _toml(value: object) -> str:
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{k} = {_toml(v)}" for k, v in value.items()) + " }"
-    return json.dumps(value)

@@ -10,35 +10,30 @@ from processes import run_together
 
 from tenfold.model.io.huggingface import write_model
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.layout import Layout
 from tenfold.spec.model import ModelSpec
 from tenfold.train import initial_weights as start
-from tenfold.train.config import RunConfig
-from tenfold.train.parallel import parallelize as layout
+from tenfold.train.parallel.parallelize import parallelize
+from tenfold.train.parallel.processes import start_processes
+from tenfold.train.task import TaskBase
 
 SHAPE = {"dim": 32, "n_layers": 3, "n_heads": 4, "n_kv_heads": 4, "ffn_dim": 64, "vocab_size": 98}
 EXPERTS = {"family": "llama4", "n_experts": 4, "expert_ffn_dim": 32, "moe_every": 2, "attention_chunk": 8, "nope_every": 2}
 DENSE, TIED, ROUTED = ModelSpec("a", **SHAPE), ModelSpec("b", tied=True, **SHAPE), ModelSpec("c", **SHAPE, **EXPERTS)
 CASES = [
-    (DENSE, {"shard": 4}), (DENSE, {"shard": 2, "tensor": 2}), (TIED, {"replicate": 2, "shard": 2}), (ROUTED, {"tensor": 2, "context": 2}),
-    (ROUTED, {"shard": 4, "expert": 2}), (DENSE, {"shard": 2, "pipeline": 2}), (ROUTED, {"shard": 2, "pipeline": 2, "expert": 2}),
-    (TIED, {"shard": 2, "pipeline": 2}),
+    (DENSE, {"dp_shard": 4}), (DENSE, {"dp_shard": 2, "tp": 2}), (TIED, {"dp_replicate": 2, "dp_shard": 2}), (ROUTED, {"tp": 2, "cp": 2}),
+    (ROUTED, {"dp_shard": 4, "ep": 2}), (DENSE, {"dp_shard": 2, "pp": 2}), (ROUTED, {"dp_shard": 2, "pp": 2, "ep": 2}),
+    (TIED, {"dp_shard": 2, "pp": 2}),
 ]  # fmt: skip
 CPU, META = torch.device("cpu"), torch.device("meta")
 
 
 def in_shares(spec, fields, seed, init_from=None):
     torch.manual_seed(seed)
-    config = RunConfig(tokens=1, init_from=init_from)
-    model = start.build(spec, config, Here, META)
-    layout.parallelize(model, layout.LayoutConfig(**fields), CPU, 16, 8)
+    model = start.build(spec, init_from, META)
+    parallelize(model, TaskBase(), Layout(seq_len=16, global_batch=8, **fields), CPU)
     start.give_shares(model, init_from, CPU)
     return model
-
-
-class Here:
-    """Where a corpus would be."""
-
-    directory = Path()
 
 
 def assert_alike(model, whole):
@@ -55,12 +50,12 @@ def assert_alike(model, whole):
 
 
 def draw_and_read(folder):
-    layout.start_processes()
+    start_processes()
     for spec, fields in CASES:
         model = in_shares(spec, fields, 5)
         after = torch.rand(4)
         torch.manual_seed(5)
-        whole = start.build(spec, RunConfig(tokens=1), Here, CPU)
+        whole = start.build(spec, None, CPU)
         assert_alike(model, whole)
         assert torch.equal(after, torch.rand(4))  # the generator stands where it would
         if dist.get_rank() == 0:
@@ -74,15 +69,15 @@ def test_weights_drawn_or_read_in_shares_are_those_of_one_process(tmp_path):
 
 
 def peak_of_the_start(spec):
-    layout.start_processes()
-    in_shares(ModelSpec("warm", **SHAPE), {"shard": 4}, 1)
+    start_processes()
+    in_shares(ModelSpec("warm", **SHAPE), {"dp_shard": 4}, 1)
 
     def memory(key):
         return int(re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = memory("VmRSS")
-    model = in_shares(spec, {"shard": 4}, 1)
+    model = in_shares(spec, {"dp_shard": 4}, 1)
     most, whole = memory("VmHWM") - before, 4 * spec.parameters().total
     assert sum(p.to_local().nbytes for p in model.parameters()) == pytest.approx(whole / 4, rel=0.01)
     assert most < 0.5 * whole, (most, whole)
@@ -94,7 +89,7 @@ def test_no_process_ever_holds_more_than_its_share_and_one_part():
 
 
 def test_stored_weights_that_do_not_fit_are_one_sentence(tmp_path):
-    write_model(start.build(DENSE, RunConfig(tokens=1), Here, CPU), tmp_path)
+    write_model(start.build(DENSE, None, CPU), tmp_path)
     (tmp_path / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:1000])
     with pytest.raises(TenfoldError, match="damaged or cut short"):
         next(start.read_parts(tmp_path))

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tenfold.spec.errors import TenfoldError
-from tenfold.train.hooks.metrics import MetricsWriter, read_metrics
+from tenfold.train.metrics import MetricsWriter, read_metrics
 
 
 def no_constant(name):

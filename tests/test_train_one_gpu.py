@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 import torch.nn.functional as F
+from run_configs import run_config
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention.flex_attention import flex_attention
 
@@ -14,12 +15,18 @@ from tenfold.model import loss
 from tenfold.model.attention import attend, dense, document_blocks, document_mask
 from tenfold.model.llama import Llama
 from tenfold.model.llama4 import Llama4
+from tenfold.model.moe import use_aux_loss
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec
-from tenfold.train import trainer as loop
-from tenfold.train.config import RunConfig
-from tenfold.train.one_gpu import StepSkipper, compile_blocks, recompute, use_document_blocks
-from tenfold.train.optim.hyperparameters import derive
+from tenfold.train.activation_checkpointing import checkpoint_activations
+from tenfold.train.compile import compile_blocks, use_document_blocks
+from tenfold.train.initial_weights import build
+from tenfold.train.optim.optimizer import make_optimizers
+from tenfold.train.resolve import resolve
+from tenfold.train.skipper import DeviceStepSkipper, HostStepSkipper
+from tenfold.train.state import RunState
+from tenfold.train.step import Step
+from tenfold.train.tasks.pretrain import Pretraining, pretrain
 
 SPEC = ModelSpec("model", dim=32, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=64, vocab_size=100)
 EXPERTS = {"family": "llama4", "n_experts": 2, "expert_ffn_dim": 16, "attention_chunk": 96, "nope_every": 2}
@@ -111,20 +118,20 @@ def test_the_fused_loss_and_its_gradients_equal_pytorchs_in_float64(monkeypatch,
 
 
 @pytest.mark.parametrize(
-    ("what", "compiled"), [("none", False), ("feed-forward", False), ("block", False), ("feed-forward", True), ("block", True)]
+    ("what", "compiled"), [("none", False), ("selective", False), ("full", False), ("selective", True), ("full", True)]
 )
 def test_recompute_changes_no_gradient_and_keeps_less(what, compiled):
     torch.manual_seed(0)
     model = Llama(SPEC)
     other = copy.deepcopy(model)
-    recompute(other, what)
+    checkpoint_activations(other, what)
     if compiled:
         compile_blocks(other, backend="aot_eager")
     for a, b in zip(gradients(model, *inputs(64)), gradients(other, *inputs(64)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
     if not compiled:
         bytes_of = {m: kept_bytes(m) for m in (model, other)}
-        share = {"none": (1, 1), "feed-forward": (0.2, 0.8), "block": (0, 0.3)}[what]
+        share = {"none": (1, 1), "selective": (0.2, 0.8), "full": (0, 0.3)}[what]
         assert share[0] * bytes_of[model] <= bytes_of[other] <= share[1] * bytes_of[model]
 
 
@@ -144,14 +151,14 @@ def kept_bytes(model) -> int:
     return sum(kept.values())
 
 
-@pytest.mark.parametrize(("what", "most"), [("feed-forward", 0.8), ("block", 0.5)])
+@pytest.mark.parametrize(("what", "most"), [("selective", 0.8), ("full", 0.5)])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_experts_worked_out_again_give_the_same_and_count_their_load_once(what, most, compiled):
     torch.manual_seed(0)
     model = Llama4(ModelSpec(**(vars(SPEC) | EXPERTS)))
-    model.use_balance_loss(0.01)
+    use_aux_loss(model, 0.01)
     other = copy.deepcopy(model)
-    recompute(other, what)
+    checkpoint_activations(other, what)
     for m in (model, other) if compiled else ():
         compile_blocks(m, backend="aot_eager")
     with torch.autocast("cpu", torch.bfloat16, enabled=compiled):  # compiled, grouped products are in bfloat16 alone
@@ -198,57 +205,80 @@ def test_masks_of_new_documents_compile_nothing_new():
 # Steps that do not wait
 
 
-def test_the_guard_on_the_device_skips_what_the_loop_would_skip():
-    draw = torch.Generator().manual_seed(0)
-    p = torch.nn.Parameter(torch.randn(50, generator=draw))
-    optimizer = torch.optim.AdamW([p], lr=0.1, fused=True)
-    state = loop._State()
-    guard = StepSkipper(torch.device("cpu"), loop.EXPLODING, state)
-    usual, skipped, in_a_row = 0.0, 0, 0
+class Counted:
+    """A skipper's state and optimizer, and whether a step changed the weights."""
+
+    def __init__(self, kind):
+        self.p = torch.nn.Parameter(torch.randn(50, generator=torch.Generator().manual_seed(0)))
+        self.optimizer = torch.optim.AdamW([self.p], lr=0.1, fused=True)
+        self.state = RunState()
+        arguments = (torch.device("cpu"),) if kind is DeviceStepSkipper else ()
+        self.skipper = kind(self.state, 20, *arguments)
+
+    def take(self, loss, norm):
+        self.p.grad = torch.full_like(self.p, math.nan if math.isnan(norm) else 1.0)
+        before = self.p.detach().clone()
+        self.skipper.take([self.optimizer], torch.tensor(loss), torch.tensor(norm))
+        self.skipper.read()
+        self.state.step += 1
+        return not torch.equal(before, self.p)
+
+
+@pytest.mark.parametrize("kind", [HostStepSkipper, DeviceStepSkipper])
+def test_a_step_is_skipped_by_one_rule_on_the_host_and_on_the_device(kind):
+    counted, usual, skipped, in_a_row = Counted(kind), 0.0, 0, 0
     for step in range(40):
         norm, value = (1.0 + 0.1 * step, 2.0)
         norm = {3: math.nan, 10: 500.0, 30: 500.0, 31: 400.0, 35: math.inf}.get(step, norm)
         value = math.inf if step == 20 else value
-        p.grad = torch.full_like(p, math.nan if math.isnan(norm) else 1.0)
-        before = p.detach().clone()
-        guard.take([optimizer], torch.tensor(value), torch.tensor(norm))
-        if math.isfinite(norm) and math.isfinite(value) and not (step > 20 and norm > 30.0 * usual):
+        changed = counted.take(value, norm)
+        good = math.isfinite(norm) and math.isfinite(value) and not (step > 20 and norm > 30.0 * usual)
+        if good:
             usual, in_a_row = (norm if usual == 0 else 0.95 * usual + 0.05 * norm), 0
-            assert not torch.equal(before, p)
         else:
             skipped, in_a_row = skipped + 1, in_a_row + 1
-            assert torch.equal(before, p)
-        guard.read_into(state)
+        assert changed == good
+        state = counted.state
         assert (state.usual_norm, state.skipped, state.skipped_in_a_row) == (pytest.approx(usual), skipped, in_a_row)
-    assert skipped >= 3 and optimizer.state[p]["step"] == 40 - skipped
+    assert skipped >= 3 and counted.optimizer.state[counted.p]["step"] == 40 - skipped
 
 
-def test_a_run_that_the_device_decides_in_is_the_run_that_the_host_decides_in(corpus, tmp_path, monkeypatch):
-    fields = {"tokens": 10_000, "model": {"width": 16}, "seq_len": 64, "batch_size": 4, "evaluate_tokens": 2048, "dtype": "float32"}
-    plain_step, results = loop._step, []
-
-    def with_guard(model, optimizers, batch, config, h, state, device, place, guard=None):
-        made = with_guard.__dict__.setdefault("guard", StepSkipper(device, loop.EXPLODING, state))
-        loss, norm = plain_step(model, optimizers, batch, config, h, state, device, place, made)
-        return float(loss), float(norm)
-
-    for step in (plain_step, with_guard):
-        monkeypatch.setattr(loop, "_step", step)
-        directory = tmp_path / step.__name__
-        results.append(loop.train(RunConfig(optimizer="adamw", **fields), corpus, directory, quiet=True))
-    assert results[0].loss == results[1].loss
+@pytest.mark.parametrize("kind", [HostStepSkipper, DeviceStepSkipper])
+def test_a_run_that_never_recovers_ends_with_the_same_sentence(kind):
+    counted = Counted(kind)
+    with pytest.raises(TenfoldError, match="at step 19: 20 steps in a row .* lower learning_rate"):
+        for _ in range(30):
+            counted.take(math.nan, 1.0)
 
 
-def test_a_run_that_never_recovers_ends_with_the_same_sentence():
-    state = loop._State(step=30, skipped_in_a_row=20)
-    h = derive(SPEC, 10**6, 64)
-    with pytest.raises(TenfoldError, match="20 steps in a row .* lower learning_rate"):
-        loop._stop_where_skipped(state, RunConfig(tokens=1), h, math.nan)
+def test_steps_that_the_device_decides_are_those_that_the_host_decides(corpus):
+    config = run_config(
+        tokens=10_000, model={"width": 16}, seq_len=64, batch_size=4, dtype="float32", optimizer="adamw", device="cpu"
+    )
+    weights = []
+    for kind in (HostStepSkipper, DeviceStepSkipper):
+        task = Pretraining(config, corpus, corpus.directory)
+        r = resolve(config, task.vocab_size)
+        torch.manual_seed(0)
+        model = build(r.spec, None, r.device)
+        optimizers = make_optimizers(model, r.spec, r.h, "adamw")
+        state = RunState()
+        skipper = kind(state, 20, *((r.device,) if kind is DeviceStepSkipper else ()))
+        step = Step(task, model, optimizers, skipper, r.h, config.optimizer, r.device, read_every=5)
+        outputs = []
+        for number in range(10):
+            rows = task.rows(number, slice(0, 4))
+            outputs.append(step(rows, number, rows.weight()))
+            state.step += 1
+        assert [o.loss is None for o in outputs] == [kind is DeviceStepSkipper and (i + 1) % 5 != 0 for i in range(10)]
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.equal(*weights)
 
 
-def test_a_run_that_recomputes_learns_the_same(corpus, tmp_path):
+def test_a_run_that_checkpoints_activations_learns_the_same(corpus, tmp_path):
     fields = {"tokens": 4000, "model": {"width": 16}, "seq_len": 64, "batch_size": 4, "evaluate_tokens": 2048, "dtype": "float32"}
     kept, again = (
-        loop.train(RunConfig(recompute=what, **fields), corpus, tmp_path / what, quiet=True).loss for what in ("none", "block")
+        pretrain(run_config(activation_checkpointing=what, **fields), corpus, tmp_path / what, quiet=True).loss
+        for what in ("none", "full")
     )
     assert again == pytest.approx(kept, rel=1e-6)

@@ -5,13 +5,16 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from run_configs import run_config
 from safetensors.torch import load_file
 
 from tenfold.spec.errors import TenfoldError
-from tenfold.train.hooks.metrics import read_metrics
-from tenfold.train.parallel.parallelize import LayoutConfig, ParallelDims, sizes
+from tenfold.spec.layout import for_world
+from tenfold.train.metrics import read_metrics
+from tenfold.train.parallel.dims import ParallelDims
 
 DENSE = {
     "name": "tiny", "dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 4, "ffn_dim": 64, "vocab_size": 400,
@@ -34,36 +37,36 @@ MODELS = {
     "deep-uneven": {**RUN, "model": {**DENSE, "n_layers": 4}, "batch_size": 7, "tokens": 20 * 7 * 64, "micro_batch": 2},
 }
 LAYOUTS = {
-    "fsdp": {"shard": 4},
-    "hsdp": {"replicate": 2, "shard": 2},
-    "ddp": {"replicate": 4, "shard": 1},
-    "context": {"context": 4},
-    "tensor": {"tensor": 4},
-    "fsdp-context": {"shard": 2, "context": 2},
-    "fsdp-tensor": {"shard": 2, "tensor": 2},
-    "replicate-context": {"replicate": 2, "context": 2},
-    "replicate-tensor": {"replicate": 2, "tensor": 2},
-    "context-tensor": {"context": 2, "tensor": 2},
-    "pipeline": {"pipeline": 4},
-    "pipeline-fsdp": {"pipeline": 2, "shard": 2},
-    "pipeline-ddp": {"pipeline": 2, "replicate": 2, "shard": 1},
-    "pipeline-context": {"pipeline": 2, "context": 2},
-    "pipeline-tensor": {"pipeline": 2, "tensor": 2},
-    "interleaved-fsdp": {"pipeline": 2, "shard": 2, "schedule": "interleaved"},
-    "interleaved-tensor": {"pipeline": 2, "tensor": 2, "schedule": "interleaved"},
-    "zero-bubble-fsdp": {"pipeline": 2, "shard": 2, "schedule": "zero-bubble"},
-    "zero-bubble-context": {"pipeline": 2, "context": 2, "schedule": "zero-bubble"},
-    "expert": {"shard": 4, "expert": 2},
-    "all-expert": {"shard": 4, "expert": 4},
-    "hsdp-expert": {"replicate": 2, "shard": 2, "expert": 2},
-    "context-expert": {"shard": 2, "context": 2, "expert": 2},
-    "tensor-expert": {"shard": 2, "tensor": 2, "expert": 2},
-    "tensor-all-expert": {"shard": 2, "tensor": 2, "expert": 4},
-    "pipeline-expert": {"pipeline": 2, "shard": 2, "expert": 2},
-    "pipeline-context-expert": {"pipeline": 2, "context": 2, "expert": 2},
-    "pipeline-tensor-expert": {"pipeline": 2, "tensor": 2, "expert": 2},
-    "interleaved-expert": {"pipeline": 2, "shard": 2, "expert": 2, "schedule": "interleaved"},
-    "zero-bubble-expert": {"pipeline": 2, "shard": 2, "expert": 2, "schedule": "zero-bubble"},
+    "fsdp": {"dp_shard": 4},
+    "hsdp": {"dp_replicate": 2, "dp_shard": 2},
+    "ddp": {"dp_replicate": 4, "dp_shard": 1},
+    "context": {"cp": 4},
+    "tensor": {"tp": 4},
+    "fsdp-context": {"dp_shard": 2, "cp": 2},
+    "fsdp-tensor": {"dp_shard": 2, "tp": 2},
+    "replicate-context": {"dp_replicate": 2, "cp": 2},
+    "replicate-tensor": {"dp_replicate": 2, "tp": 2},
+    "context-tensor": {"cp": 2, "tp": 2},
+    "pipeline": {"pp": 4},
+    "pipeline-fsdp": {"pp": 2, "dp_shard": 2},
+    "pipeline-ddp": {"pp": 2, "dp_replicate": 2, "dp_shard": 1},
+    "pipeline-context": {"pp": 2, "cp": 2},
+    "pipeline-tensor": {"pp": 2, "tp": 2},
+    "interleaved-fsdp": {"pp": 2, "dp_shard": 2, "schedule": "interleaved"},
+    "interleaved-tensor": {"pp": 2, "tp": 2, "schedule": "interleaved"},
+    "zero-bubble-fsdp": {"pp": 2, "dp_shard": 2, "schedule": "zero_bubble"},
+    "zero-bubble-context": {"pp": 2, "cp": 2, "schedule": "zero_bubble"},
+    "expert": {"dp_shard": 4, "ep": 2},
+    "all-expert": {"dp_shard": 4, "ep": 4},
+    "hsdp-expert": {"dp_replicate": 2, "dp_shard": 2, "ep": 2},
+    "context-expert": {"dp_shard": 2, "cp": 2, "ep": 2},
+    "tensor-expert": {"dp_shard": 2, "tp": 2, "ep": 2},
+    "tensor-all-expert": {"dp_shard": 2, "tp": 2, "ep": 4},
+    "pipeline-expert": {"pp": 2, "dp_shard": 2, "ep": 2},
+    "pipeline-context-expert": {"pp": 2, "cp": 2, "ep": 2},
+    "pipeline-tensor-expert": {"pp": 2, "tp": 2, "ep": 2},
+    "interleaved-expert": {"pp": 2, "dp_shard": 2, "ep": 2, "schedule": "interleaved"},
+    "zero-bubble-expert": {"pp": 2, "dp_shard": 2, "ep": 2, "schedule": "zero_bubble"},
 }
 AGAIN = ("fsdp-tensor", "hsdp-expert", "context-expert", "pipeline-tensor-expert")  # that also work blocks out again in their backward passes
 LINES = [name for name in LAYOUTS if "pipeline" in LAYOUTS[name]]
@@ -80,7 +83,8 @@ QUICK = [
 ]  # fmt: skip
 
 PROCESS = """
-import json, sys
+import json, os, sys
+sys.path.insert(0, os.environ["TESTS"])
 from pathlib import Path
 import torch
 # All in double precision, whatever names single: rounding is then far below what is compared.
@@ -90,16 +94,15 @@ torch._grouped_mm = lambda x, w, offs: torch.cat(
     [part @ one for part, one in zip(x.tensor_split(offs[:-1].tolist()), w)]  # PyTorch's takes single precision at most
 )
 torch.set_default_dtype(torch.float64)
-from tenfold.train.hooks import evaluate
-single = evaluate.normalised
-evaluate.normalised = lambda tiles: single(tiles).astype("float64")
+from tenfold.train.tasks import pretrain as task
+single = task.normalised
+task.normalised = lambda tiles: single(tiles).astype("float64")
 torch.set_num_threads(1)
 from tenfold.data.text.corpus import open_corpus
-from tenfold.train import trainer as loop
-from tenfold.train.config import config_from_fields
+from run_configs import run_config
 corpus, folder = open_corpus(Path(sys.argv[1])), Path(sys.argv[2])
 for name, fields in json.loads(sys.argv[3]):
-    loop.train(config_from_fields(fields, name), corpus, folder / name, quiet=True)
+    task.pretrain(run_config(**fields), corpus, folder / name, quiet=True)
 """
 
 
@@ -108,7 +111,7 @@ def run_on(processes, corpus, folder, jobs):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = os.environ | {"OMP_NUM_THREADS": "1", "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared = os.environ | {"TESTS": str(Path(__file__).parent), "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     command = [sys.executable, "-c", PROCESS, str(corpus.directory), str(folder), json.dumps(jobs)]
     started = [
         subprocess.Popen(command, env=shared | {"RANK": str(r), "LOCAL_RANK": str(r)}, stderr=subprocess.PIPE, text=True)
@@ -148,8 +151,8 @@ ALL = [pytest.param([c for c in CASES if c[0] == m and c not in QUICK], marks=py
 
 @pytest.mark.parametrize("cases", [pytest.param(QUICK, id="few"), *ALL])
 def test_every_layout_has_the_numbers_of_one_process(corpus, alone, tmp_path, cases):
-    again = {name: "block" if name in AGAIN else "none" for name in LAYOUTS}
-    jobs = [(f"{m}-{name}", {**MODELS[m], "recompute": again[name], "layout": LAYOUTS[name]}) for m, name in cases]
+    again = {name: "full" if name in AGAIN else "none" for name in LAYOUTS}
+    jobs = [(f"{m}-{name}", {**MODELS[m], "activation_checkpointing": again[name], "parallel": LAYOUTS[name]}) for m, name in cases]
     run_on(4, corpus, tmp_path, jobs)
     for m, name in cases:
         check(alone / m, tmp_path / f"{m}-{name}")
@@ -164,32 +167,33 @@ def test_images_too(corpus, drawings, tmp_path):
     seeing = {**SEEING, "model": model, "images": str(drawings)}
     run_on(1, corpus, tmp_path / "one", [("alone", seeing)])
     layouts = ("fsdp", "context-tensor", "hsdp-expert")
-    run_on(4, corpus, tmp_path / "many", [(name, {**seeing, "layout": LAYOUTS[name]}) for name in layouts])
-    (alone,) = [e for e in read_metrics(tmp_path / "one" / "alone" / "run.jsonl") if e["event"] == "images"]
+    run_on(4, corpus, tmp_path / "many", [(name, {**seeing, "parallel": LAYOUTS[name]}) for name in layouts])
+    (alone,) = [e for e in read_metrics(tmp_path / "one" / "alone" / "run.jsonl") if e["event"] == "end"]
     for name in layouts:
         check(tmp_path / "one" / "alone", tmp_path / "many" / name)
-        (many,) = [e for e in read_metrics(tmp_path / "many" / name / "run.jsonl") if e["event"] == "images"]
-        for what in ("bits_per_byte", "bits_per_byte_shuffled"):
-            assert many[what] == pytest.approx(alone[what], rel=1e-6)
+        (many,) = [e for e in read_metrics(tmp_path / "many" / name / "run.jsonl") if e["event"] == "end"]
+        for what in ("image_bits_per_byte", "image_bits_per_byte_shuffled"):
+            assert many["scores"][what] == pytest.approx(alone["scores"][what], rel=1e-6)
 
 
 @pytest.mark.parametrize(
     "layout, says",
     [
-        ({"shard": 3}, "= 3 processes, but there are 4"),
-        ({"tensor": 3}, "= 3 processes, but there are 4"),
-        ({"replicate": 0}, "at least 1"),
-        ({"pipeline": 3}, "pipeline 3 x .* = 3 processes, but there are 4"),
+        ({"dp_shard": 3}, "= 3 processes, but there are 4"),
+        ({"tp": 3}, "= 3 processes, but there are 4"),
+        ({"dp_replicate": 0}, "Expected `int` >= 1 - at `parallel.dp_replicate`"),
+        ({"pp": 3}, "pp 3 x .* = 3 processes, but there are 4"),
     ],
 )
 def test_a_layout_that_does_not_fit_the_world_is_one_sentence(layout, says):
     with pytest.raises(TenfoldError, match=says) as raised:
-        sizes(LayoutConfig(**layout), 4)
+        for_world(run_config(tokens=1, parallel=layout).parallel, 4)
     assert "\n" not in str(raised.value)
 
 
 def test_the_rows_of_all_places_are_the_batch_once():
     for batch, data in ((8, 4), (7, 4), (5, 2), (3, 3)):
-        parts = [ParallelDims(data=data, data_rank=r).rows(batch) for r in range(data)]
-        assert [row for first, end, _ in parts for row in range(first, end)] == list(range(batch))
-        assert all(0 < end - first <= most for first, end, most in parts)
+        places = [ParallelDims(data=data, data_rank=r) for r in range(data)]
+        parts = [range(batch)[place.rows(batch)] for place in places]
+        assert [row for part in parts for row in part] == list(range(batch))
+        assert all(0 < len(part) <= places[0].most_rows(batch) for part in parts)

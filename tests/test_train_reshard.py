@@ -7,44 +7,54 @@ from processes import run_together
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 
+from tenfold.model.build import make_model
 from tenfold.model.io.huggingface import write_model
-from tenfold.model.llama4 import make_model
+from tenfold.spec.layout import Layout
 from tenfold.spec.model import ModelSpec
 from tenfold.train import checkpoint
 from tenfold.train.export import export_model
 from tenfold.train.optim.hyperparameters import derive
 from tenfold.train.optim.optimizer import make_optimizers
-from tenfold.train.parallel import parallelize as layout
+from tenfold.train.parallel.gradients import clip_gradient
+from tenfold.train.parallel.parallelize import parallelize
+from tenfold.train.parallel.processes import start_processes
+from tenfold.train.task import Batch, LossSums, TaskBase
 
 LAYOUTS = {
-    "fsdp": {"shard": 4},
-    "hsdp": {"replicate": 2, "shard": 2},
-    "tensor": {"tensor": 4},
-    "fsdp-tensor": {"shard": 2, "tensor": 2},
-    "context-tensor": {"context": 2, "tensor": 2},
-    "pipeline-fsdp": {"pipeline": 2, "shard": 2},
+    "fsdp": {"dp_shard": 4},
+    "hsdp": {"dp_replicate": 2, "dp_shard": 2},
+    "tensor": {"tp": 4},
+    "fsdp-tensor": {"dp_shard": 2, "tp": 2},
+    "context-tensor": {"cp": 2, "tp": 2},
+    "pipeline-fsdp": {"pp": 2, "dp_shard": 2},
 }
 EXPERT_LAYOUTS = {
-    "fsdp": {"shard": 4},
-    "expert": {"shard": 4, "expert": 2},
-    "all-expert": {"shard": 2, "context": 2, "expert": 4},
-    "tensor": {"shard": 2, "tensor": 2},
-    "pipeline-expert": {"pipeline": 2, "shard": 2, "expert": 2},
-    "pipeline-tensor-expert": {"pipeline": 2, "tensor": 2, "expert": 2},
+    "fsdp": {"dp_shard": 4},
+    "expert": {"dp_shard": 4, "ep": 2},
+    "all-expert": {"dp_shard": 2, "cp": 2, "ep": 4},
+    "tensor": {"dp_shard": 2, "tp": 2},
+    "pipeline-expert": {"pp": 2, "dp_shard": 2, "ep": 2},
+    "pipeline-tensor-expert": {"pp": 2, "tp": 2, "ep": 2},
 }
-TIED_LAYOUTS = {"fsdp": {"shard": 4}, "pipeline-fsdp": {"pipeline": 2, "shard": 2}}
+TIED_LAYOUTS = {"fsdp": {"dp_shard": 4}, "pipeline-fsdp": {"pp": 2, "dp_shard": 2}}
 SHAPE = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 4, "ffn_dim": 64, "vocab_size": 96}
 SPEC = ModelSpec("tiny", **SHAPE)
 ROUTED = ModelSpec("routed", family="llama4", n_experts=4, expert_ffn_dim=32, attention_chunk=8, nope_every=2, **SHAPE)
 TIED = ModelSpec("tied", tied=True, **SHAPE)
 
 
+class NextToken(TaskBase):
+    def loss(self, model, batch):
+        return LossSums(*model.loss(batch.tokens, batch.targets))
+
+
 def made(spec, seed, fields):
     """A model with optimizers, alone or in a layout."""
     torch.manual_seed(seed)
     model = make_model(spec)
-    place = layout.parallelize(model, layout.LayoutConfig(**fields), torch.device("cpu"), 16, 8) if fields else None
-    optimizers = make_optimizers(model, spec, derive(spec, 10**5, 64), "muon")
+    layout = Layout(seq_len=16, global_batch=8, **(fields or {}))
+    place = parallelize(model, NextToken(), layout, torch.device("cpu")) if fields else None
+    optimizers = make_optimizers(model, spec, derive(10**5, 64), "muon")
     return (model, optimizers, place) if fields else (model, optimizers)
 
 
@@ -72,28 +82,29 @@ def unlike(have, want):
 def train(model, optimizers, place, steps):
     for step in range(steps):
         tokens = torch.randint(0, SPEC.vocab_size, (8, 16), generator=torch.Generator().manual_seed(step))
-        first, end, _ = place.rows(8)
-        own, targets = tokens[first:end], place.positions(tokens.roll(-1, 1)[first:end])
+        own = place.rows(8)
+        batch = place.own_positions(Batch(tokens[own], tokens.roll(-1, 1)[own]))
         if place.pipeline is None:
-            model.loss(own, targets)[0].backward()
+            place.loss_of(model, NextToken(), batch).loss.backward()
         else:
-            place.pipeline.step(own, targets, None, 0.0, 1, 1)
-        layout.clip_gradient(model, 1.0, place)
+            place.pipeline.step(batch, 1, 1.0)
+        clip_gradient(model, 1.0, place)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
 
 
 def save_and_load_in_every_layout(folder, spec, layouts):
-    layout.start_processes()
+    start_processes()
     states = {"one": torch.load(folder / "one.pt")}
     for name, fields in layouts.items():
         model, optimizers, place = made(spec, 1, fields)
         train(model, optimizers, place, 2)
-        with checkpoint.Saver(folder / name, keep=1) as saver:
-            saver.save(2, model, optimizers, {"step": 2})
-            states[name] = whole(model, optimizers)
-            train(model, optimizers, place, 1)  # goes on while the save does
+        saver = checkpoint.Saver(folder / name, keep=1)
+        saver.save(2, model, optimizers, {"step": 2})
+        states[name] = whole(model, optimizers)
+        train(model, optimizers, place, 1)  # goes on while the save does
+        saver.close()
     if dist.get_rank() == 0:
         torch.save(states, folder / "states.pt")
     for target, fields in layouts.items():

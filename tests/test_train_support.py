@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from tenfold.train import precision
-from tenfold.train.hooks import progress
-from tenfold.train.hooks.progress import TrainingProgress
-from tenfold.train.hooks.signals import stop_on_signals
+from tenfold.train import precision, progress
 from tenfold.train.precision import choose_dtype, fastest_dtype, peak_flops, published
+from tenfold.train.progress import TrainingProgress
+from tenfold.train.signals import stop_on_signals
 
 CPU = torch.device("cpu")
 

@@ -6,16 +6,19 @@ import sys
 from pathlib import Path
 
 import pytest
+from run_configs import run_config
 
-from tenfold.cli.model import upcycle
+from tenfold.data.text.tokenizer import train_tokenizer
+from tenfold.model.commands import upcycle
 from tenfold.model.io.huggingface import read_model, write_model
 from tenfold.model.llama import Llama
 from tenfold.model.llama4 import Llama4
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec
-from tenfold.train.config import RunConfig, config_from_fields
-from tenfold.train.hooks.metrics import read_metrics
-from tenfold.train.trainer import train
+from tenfold.train.metrics import read_metrics
+from tenfold.train.optim.hyperparameters import derive
+from tenfold.train.run_file import config_from_fields
+from tenfold.train.tasks.pretrain import pretrain
 
 SMALL = {"seq_len": 64, "batch_size": 4, "evaluate_tokens": 4096, "log_every": 1}
 
@@ -28,8 +31,8 @@ def tenfold(*arguments):
 @pytest.fixture(scope="module")
 def dense(corpus, tmp_path_factory):
     directory = tmp_path_factory.mktemp("dense") / "g1"
-    config = RunConfig(tokens=40_000, model={"width": 32}, **SMALL)
-    return directory, train(config, corpus, directory, quiet=True)
+    config = run_config(tokens=40_000, model={"width": 32}, **SMALL)
+    return directory, pretrain(config, corpus, directory, quiet=True)
 
 
 def test_a_run_goes_on_from_the_dense_model_with_experts(dense, corpus, tmp_path):
@@ -39,8 +42,9 @@ def test_a_run_goes_on_from_the_dense_model_with_experts(dense, corpus, tmp_path
     said = json.loads(done.stdout)
     assert said["parameters"] > said["active"] == pytest.approx(read_model(directory / "model").spec.parameters().total, rel=0.03)
     # The first steps learn nothing yet: the loss is that of the dense model, not that of fresh weights.
-    config = RunConfig(tokens=40_000, init_from=str(tmp_path / "wide"), **SMALL)
-    on = train(config, corpus, tmp_path / "on", quiet=True)
+    rate = derive(40_000, SMALL["seq_len"], batch_size=SMALL["batch_size"]).learning_rate  # that of a run from the start
+    config = run_config(tokens=40_000, init_from=str(tmp_path / "wide"), learning_rate=rate, **SMALL)
+    on = pretrain(config, corpus, tmp_path / "on", quiet=True)
     first = next(e["loss"] for e in read_metrics(tmp_path / "on" / "run.jsonl") if e["event"] == "step")
     assert first < result.loss + 0.5 and on.loss < result.loss - 0.05
     model = read_model(tmp_path / "on" / "model")
@@ -51,7 +55,7 @@ def test_a_run_goes_on_from_the_dense_model_with_experts(dense, corpus, tmp_path
 
 def test_what_cannot_be_upcycled_or_begun_from_is_one_sentence(dense, corpus, tmp_path):
     directory, _ = dense
-    upcycle(directory, tmp_path / "wide", 2)
+    upcycle(directory, out=tmp_path / "wide", experts=2)
     write_model(Llama(ModelSpec("odd", dim=32, n_layers=1, n_heads=2, n_kv_heads=2, ffn_dim=81, vocab_size=400)), tmp_path / "odd")
     done = tenfold("upcycle", tmp_path / "odd", "--out", tmp_path / "x")
     assert done.returncode == 1 and done.stderr.strip().count("\n") == 0
@@ -63,12 +67,12 @@ def test_what_cannot_be_upcycled_or_begun_from_is_one_sentence(dense, corpus, tm
         (tmp_path, "x", 16, "no config.json"),
     ):
         with pytest.raises(TenfoldError, match=sentence):
-            upcycle(source, tmp_path / out, experts)
+            upcycle(source, out=tmp_path / out, experts=experts)
     write_model(Llama(ModelSpec("small", dim=32, n_layers=1, n_heads=2, n_kv_heads=2, ffn_dim=80, vocab_size=300)), tmp_path / "small")
-    with pytest.raises(TenfoldError, match="has a vocabulary of 300 and the run one of 400"):
-        train(RunConfig(tokens=4000, init_from=str(tmp_path / "small"), **SMALL), corpus, tmp_path / "run", quiet=True)
-    (tmp_path / "wide" / "tokenizer.json").write_text("{}")
+    with pytest.raises(TenfoldError, match="has a vocabulary of 300 and the corpus one of 400"):
+        pretrain(run_config(tokens=4000, init_from=str(tmp_path / "small"), **SMALL), corpus, tmp_path / "run", quiet=True)
+    train_tokenizer(["some other text"], 270).save(str(tmp_path / "wide" / "tokenizer.json"))
     with pytest.raises(TenfoldError, match="has another tokenizer than the corpus"):
-        train(RunConfig(tokens=4000, init_from=str(tmp_path / "wide"), **SMALL), corpus, tmp_path / "run", quiet=True)
+        pretrain(run_config(tokens=4000, init_from=str(tmp_path / "wide"), **SMALL), corpus, tmp_path / "run", quiet=True)
     with pytest.raises(TenfoldError, match="both model and init_from"):
         config_from_fields({"tokens": 5, "model": "llama-3.2-1b", "init_from": "x"}, "run.toml")

@@ -1,4 +1,4 @@
-"""A run on several processes of this machine that are started again when one is lost, by PyTorch's elastic agent.
+"""The processes of one job on this machine, started together again when one is lost, under PyTorch's elastic agent.
 
 It is what `torchrun` does on a node, but for the start: PyTorch is imported once and each process is forked from there, so
 that a new set of them is up in a second or two.
@@ -6,8 +6,8 @@ that a new set of them is up in a second or two.
 
 import multiprocessing
 import os
+import shutil
 import uuid
-from pathlib import Path
 from typing import Any
 
 from torch.distributed.elastic.agent.server.api import SignalException
@@ -15,50 +15,47 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from tenfold.launch.child import follow_parent, set_threads
+from tenfold.launch.failures import hopeless, noted
+from tenfold.launch.job import Job, JobStopped
 from tenfold.spec.errors import TenfoldError
-from tenfold.train.config import RunConfig
-from tenfold.train.parallel.parallelize import ProcessLost
-from tenfold.train.text import open_text
-from tenfold.train.trainer import RunResult, train
-
-RESTARTS = 100
 
 
-def train_here(
-    config: RunConfig, directory: Path, home: Path, processes: int, *, quiet: bool = False, save_s: int = 30, work: Any = None
-) -> RunResult:
-    """Train with `processes` processes, going on from the last checkpoint whenever some are lost.
+def run_group(job: Job) -> Any:
+    """Run the job's function in all its processes, from the start again when one is lost; returns the first one's result.
 
-    After SIGTERM or Ctrl-C they have `save_s` seconds to save. `work` takes the place of `worker` (to inject faults).
-    Raises TenfoldError for what another start would not mend.
+    Raises TenfoldError for a failure that another start would not mend, and where the starts are used up.
     """
-    open_text(config, home, quiet=quiet)  # made once, before there are several
-    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # else a start may read where the processes before it were
-    multiprocessing.set_forkserver_preload(["tenfold.train.trainer", "torch._dynamo"])  # FSDP imports the latter when first used
+    assert job.directory is not None and job.function is not None
+    # FSDP imports `torch._dynamo` when it is first used.
+    multiprocessing.set_forkserver_preload([job.function.__module__, "torch._dynamo"])
+    run_id = uuid.uuid4().hex
+    # Each start has an agent and a store of its own: in a store that was kept, a process could find one that is gone.
     launch = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=uuid.uuid4().hex, rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0", max_restarts=RESTARTS, monitor_interval=0.1, start_method="forkserver",
-        shutdown_timeout=save_s, logs_specs=DefaultLogsSpecs(), signals_to_handle="SIGTERM,SIGINT,SIGUSR1",
+        min_nodes=1, max_nodes=1, nproc_per_node=job.resources.processes, run_id=run_id, rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0", max_restarts=0, monitor_interval=0.1, start_method="forkserver",
+        shutdown_timeout=job.grace_s, logs_specs=DefaultLogsSpecs(), signals_to_handle="SIGTERM,SIGINT,SIGUSR1",
     )  # fmt: skip
-    try:
-        outcome = elastic_launch(launch, work or worker)(config, directory, home, quiet)[0]
-    except SignalException as signal:
-        raise TenfoldError(f"Stopped by {signal.sigval.name}: `tenfold resume {directory}` goes on from the last save.") from None
-    except ChildFailedError as failed:
-        rank, failure = failed.get_first_failure()
-        raise TenfoldError(
-            f"The run was started {RESTARTS} times and failed each time; process {rank} said: {failure.message}"
-        ) from None
-    if isinstance(outcome, str):
-        raise TenfoldError(outcome)
-    return outcome
+    said = ""
+    for _ in range(1 + job.restarts):
+        try:
+            result = elastic_launch(launch, _member)(job)[0]
+            shutil.rmtree(job.directory / "failures", ignore_errors=True)
+            return result
+        except SignalException as stop:
+            raise JobStopped(f"Stopped by {stop.sigval.name}.") from None
+        except ChildFailedError as failed:
+            if sentence := hopeless(job.directory, run_id):
+                raise TenfoldError(sentence) from None
+            rank, failure = failed.get_first_failure()
+            said = f"process {rank} said: {failure.message}"
+    raise TenfoldError(f"{job.name} was started {1 + job.restarts} times and failed each time; {said}")
 
 
-def worker(config: RunConfig, directory: Path, home: Path, quiet: bool) -> RunResult | str:
-    """What each process does; returns the sentence of an error that another start would not mend."""
-    try:
-        return train(config, open_text(config, home, quiet=True), directory, title=directory.name, quiet=quiet)
-    except ProcessLost:
-        raise
-    except TenfoldError as error:
-        return str(error)
+def _member(job: Job) -> Any:
+    """One process of the group."""
+    assert job.directory is not None and job.function is not None
+    os.setpgid(0, follow_parent(job.grace_s))
+    set_threads(job.resources.threads)
+    with noted(job.directory):
+        return job.function(*job.arguments)

@@ -1,22 +1,21 @@
-"""Attention, one function for every mask; masks are data, made once a pass and shared by all layers.
+"""Attention: one function for every mask, and for a cache of keys and values. Masks are made once a pass for all layers.
 
 A mask is None (plain causal), a tensor [B, 1, T, T] where True attends, or blocks: which tiles of the square hold
-anything at all, so that a kernel passes over the others (FlexAttention, Dong et al., arXiv 2412.05496). That kernel trains
-on GPUs alone; on a CPU blocks are made into a tensor again, which is for tests.
+anything at all, so that a kernel skips the others (FlexAttention, Dong et al., arXiv 2412.05496). That kernel trains
+on GPUs alone; on a CPU, which only tests use, blocks are made into a tensor. Where text is generated, a layer's cache
+stands in the place of the mask.
 """
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask, create_mask, flex_attention
-
-Mask = Tensor | BlockMask | None
 
 BLOCK = 128  # tokens on each side of a tile
 FASTEST_FIRST = [
@@ -25,6 +24,21 @@ FASTEST_FIRST = [
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.MATH,
 ]
+
+
+class Cache(Protocol):
+    """Keys and values of the tokens before, for all layers. `positions` [T] are those of the new tokens."""
+
+    positions: Tensor
+
+    def layer(self, number: int, chunk: int = 0) -> "LayerCache":
+        """The cache of a layer whose queries attend within chunks of so many positions; 0 is everywhere."""
+        ...
+
+
+# Stores keys and values of new tokens, and gives what their queries take from all values; shapes as in `attend`.
+LayerCache = Callable[[Tensor, Tensor, Tensor], Tensor]
+Mask = Tensor | BlockMask | LayerCache | None
 
 
 def document_mask(document: Tensor) -> Tensor:
@@ -64,17 +78,19 @@ def _listed(tiles: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
-    """What each query takes from the values, [B, heads, T, head_dim]; keys and values may have fewer heads."""
+    """Attention [B, heads, T, head_dim] of queries over keys and values, which may have fewer heads."""
     grouped = q.shape[1] != k.shape[1]
     if isinstance(mask, BlockMask):
         if q.is_cuda:
             return _flex_kernel()(q, k, v, block_mask=mask, enable_gqa=grouped)
         mask = dense(mask)
+    if callable(mask):
+        return mask(q, k, v)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
 
 
 def dense(blocks: BlockMask) -> Tensor:
-    """Blocks as bool [B, 1, T, T]: what the kernel would look at, and not mask out there."""
+    """Blocks as bool [B, 1, T, T]: where the kernel attends."""
     looked_at = blocks.to_dense().bool().repeat_interleave(BLOCK, 2).repeat_interleave(BLOCK, 3)
     B, H, Q, KV = looked_at.shape
     return looked_at & create_mask(blocks.mask_mod, B, H, Q, KV, str(looked_at.device))
@@ -90,5 +106,5 @@ def _compiled_flex() -> Callable[..., Any]:
 
 
 def fastest_attention(device: torch.device) -> AbstractContextManager:
-    """Within it, PyTorch's attention tries cuDNN's kernel first: on Hopper it is faster than FlashAttention 2."""
+    """A context in which PyTorch's attention tries cuDNN's kernel first: on Hopper it is faster than FlashAttention 2."""
     return sdpa_kernel(FASTEST_FIRST, set_priority=True) if device.type == "cuda" else nullcontext()

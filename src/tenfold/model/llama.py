@@ -8,21 +8,20 @@ checkpoints split each head in halves instead, so their rows are permuted on the
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tenfold.model.attention import Mask, attend, document_mask
+from tenfold.model.attention import Cache, Mask, attend, document_mask
+from tenfold.model.initialize import initialize
 from tenfold.model.loss import cross_entropy
 from tenfold.model.norm import RMSNorm
+from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec
 
-if TYPE_CHECKING:
-    from tenfold.model.mtp import Ahead
-
-EMBEDDING_STD = 0.1
+AttentionInputs = tuple[Tensor | None, Mask, Tensor | None]  # rotary positions, mask, temperature
 
 
 def rope_frequencies(spec: ModelSpec) -> Tensor:
@@ -91,8 +90,8 @@ class Attention(nn.Module):
     def qkv(self, x: Tensor, rope: Tensor | None, temperature: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, heads, T, head_dim], keys and values [B, kv heads, T, head_dim] of x [B, T, dim].
 
-        Without `rope` the positions stay unknown (Llama 4's global layers); where `spec.qk_norm`, queries and keys
-        that were turned are then divided by their root mean square; `temperature` scales the queries.
+        Without `rope` queries and keys are not rotated (Llama 4's global layers); with `spec.qk_norm`, rotated ones are then
+        divided by their root mean square; `temperature` scales the queries.
         """
         qkv = self.wqkv(x).unflatten(-1, (-1, self.group + 2, self.head_dim))
         qk, v = qkv.split((self.group + 1, 1), dim=3)
@@ -107,7 +106,7 @@ class Attention(nn.Module):
         return q, k, v
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
-        """What each query takes from the values, [B, T, dim]; `mask` None is plain causal."""
+        """Attention and its output projection, [B, T, dim]; `mask` None is plain causal."""
         return self.wo(attend(q, k, v, mask).transpose(1, 2).flatten(2))
 
 
@@ -140,57 +139,18 @@ class Block(nn.Module):
         return self.fed(self.attended(x, rope, mask, temperature))
 
     def attended(self, x: Tensor, rope: Tensor | None, mask: Mask, temperature: Tensor | None = None) -> Tensor:
-        """x and what its attention adds."""
+        """x plus its attention."""
         return x + self.attention(self.attention_norm(x), rope, mask, temperature)
 
     def fed(self, h: Tensor) -> Tensor:
-        """h and what its feed-forward adds."""
+        """h plus its feed-forward."""
         return h + self.ffn(self.ffn_norm(h))
-
-
-def initialize(model: nn.Module, spec: ModelSpec) -> None:
-    """Draw the weights from the global generator by one rule for every size, in the order of their names."""
-    for name, p in model.named_parameters():
-        draw(name, p, spec)
-
-
-def draw(name: str, p: Tensor, spec: ModelSpec) -> None:
-    """Draw the weight `name` of a model.
-
-    Matrices have variance 1 / fan-in; those that write to the residual stream are divided by sqrt(2 layers), so
-    that its size does not grow with depth; the head starts at zero spread over 1 / dim (maximal-update: Yang et
-    al., arXiv 2203.03466, table 8), so that first logits are small at every width.
-    """
-    if p.ndim == 1:
-        nn.init.ones_(p)
-    elif name.startswith("embedding"):
-        nn.init.normal_(p, std=EMBEDDING_STD if not spec.tied else spec.dim**-0.5)
-    elif name.startswith("head"):
-        nn.init.normal_(p, std=1.0 / spec.dim)
-    else:
-        residual = ".wo." in name or ".w2." in name
-        nn.init.normal_(p, std=p.shape[-1] ** -0.5 / ((2 * spec.n_layers) ** 0.5 if residual else 1.0))
-
-
-@torch.no_grad()
-def begin_as_identity(model: nn.Module) -> None:
-    """Set to zero what writes to the residual stream, and the head: every block begins as the identity, and the first
-    loss is log(vocabulary) whatever was drawn (as in Fixup, arXiv 1901.09321; what it brings is in `docs/LOG.md`). A head
-    that is tied to the embedding stays, and so does an image encoder, which has a way of its own to start."""
-    for name, p in model.named_parameters():
-        if begins_at_zero(name):
-            p.zero_()
-
-
-def begins_at_zero(name: str) -> bool:
-    """Whether `begin_as_identity` sets the weight `name` to zero."""
-    return not name.startswith("vision.") and (".wo." in name or ".w2." in name or name.startswith("head"))
 
 
 class Llama(nn.Module):
     """The decoder. `forward` gives logits; `loss` never holds them all at once.
 
-    `ahead`, where a run sets it, also trains on the tokens after the next (`tenfold.model.mtp`). `document_mask` makes
+    `mtp`, where a run sets it, is trained on the tokens after the next (`tenfold.model.mtp`). `document_mask` makes
     the mask of the documents [B, T] of a batch; a run on a GPU sets another one.
     """
 
@@ -199,7 +159,7 @@ class Llama(nn.Module):
     def __init__(self, spec: ModelSpec):
         super().__init__()
         self.spec = spec
-        self.ahead: Ahead | None = None
+        self.mtp: nn.Module | None = None
         self.embedding = nn.Embedding(spec.vocab_size, spec.dim)
         self.blocks = nn.ModuleList([self.block(layer) for layer in range(spec.n_layers)])
         self.norm = RMSNorm(spec.dim, eps=spec.norm_eps)
@@ -214,52 +174,68 @@ class Llama(nn.Module):
 
     @property
     def layers(self) -> list[Block]:
-        """The blocks, as what they are."""
+        """The blocks, typed."""
         return cast(list[Block], list(self.blocks.children()))
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        """Embedded tokens [B, T, dim]."""
+    def forward(self, tokens: Tensor, document: Tensor | None = None, **inputs: Any) -> Tensor:
+        """Logits float32 [B, T, vocab]; `inputs` are those of `embed`."""
+        return self.head(self.hidden(tokens, document, **inputs)).float()
+
+    def hidden(self, tokens: Tensor, document: Tensor | None = None, **inputs: Any) -> Tensor:
+        """Normed last hidden state [B, T, dim] for tokens [B, T]; attention stays within each document."""
+        return self.norm(self.through(self.embed(tokens, **inputs), document))
+
+    def embed(self, tokens: Tensor, pixels: Tensor | None = None) -> Tensor:
+        """Embedded tokens [B, T, dim]. A family with an image encoder also takes `pixels`; others raise TenfoldError."""
+        if pixels is not None:
+            raise TenfoldError(f"{self.spec.name} has no image encoder: give it text alone.")
         x = self.embedding(tokens)
-        # On a GPU the residual stream is kept in the format of the products: half the traffic between them.
+        # On a GPU the residual stream is kept in the dtype of the matrix products: half the traffic between them.
         return x.to(torch.get_autocast_dtype("cuda")) if x.is_cuda and torch.is_autocast_enabled("cuda") else x
 
-    def hidden(self, tokens: Tensor, document: Tensor | None = None) -> Tensor:
-        """Normed last hidden state [B, T, dim] for tokens [B, T]; attention stays within each document."""
-        return self.norm(self.through(self.embed(tokens), document))
-
     def through(
-        self, x: Tensor, document: Tensor | None, blocks: list[tuple[int, Block]] | None = None, length: int | None = None
+        self,
+        x: Tensor,
+        document: Tensor | None = None,
+        blocks: list[tuple[int, Block]] | None = None,
+        length: int | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
-        """Embedded tokens x [B, T, dim] after all blocks, or after some, given with the numbers of their layers.
+        """Embedded tokens x [B, T, dim] after all blocks, or after `blocks`, given with the numbers of their layers.
 
-        Rows are `length` tokens long, T where it is not given: x may hold a part of their positions.
+        Rows are `length` tokens long, by default T: x may hold a part of their positions. With a `cache`, x [1, T, dim] is at
+        the cache's positions and also attends to the tokens that the cache holds.
         """
-        rope = rope_table(self.spec, torch.arange(length or x.shape[1], device=x.device))
-        mask = None if document is None else self.document_mask(document)
-        for _, block in blocks or enumerate(self.layers):
-            x = block(x, rope, mask)
+        positions = torch.arange(length or x.shape[1], device=x.device) if cache is None else cache.positions
+        inputs = self.attention_inputs(positions, document, cache)
+        for layer, block in blocks or enumerate(self.layers):
+            x = block(x, *inputs(layer))
         return x
 
-    def forward(self, tokens: Tensor, document: Tensor | None = None) -> Tensor:
-        """Logits float32 [B, T, vocab]."""
-        return self.head(self.hidden(tokens, document)).float()
+    def attention_inputs(
+        self, positions: Tensor, document: Tensor | None, cache: Cache | None
+    ) -> Callable[[int], AttentionInputs]:
+        """What the attention of each layer is given beside the hidden state, as a function of the layer's number."""
+        rope = rope_table(self.spec, positions)
+        mask = None if document is None else self.document_mask(document)
+        return lambda layer: (rope, mask if cache is None else cache.layer(layer), None)
 
     def loss(
         self, tokens: Tensor, targets: Tensor, document: Tensor | None = None, z_loss: float = 0.0, **inputs: Any
     ) -> tuple[Tensor, Tensor]:
         """Sums over the targets that are not -100: negative log-likelihood in nats, and what training adds to it.
 
-        That is the z-loss, `z_loss` times the squared log-partition (PaLM, section 5), and `auxiliary_loss`. `inputs`
-        are what `hidden` takes beside.
+        Training adds the z-loss, `z_loss` times the squared log-partition (PaLM, section 5), and `extra_loss`. `inputs` are
+        those of `embed`.
         """
         hidden = self.hidden(tokens, document, **inputs)
         nats, extra = cross_entropy(hidden.flatten(0, 1), self.head.weight, targets.flatten(), z_loss)
         if torch.is_grad_enabled():
-            extra = extra + self.auxiliary_loss(hidden, tokens, targets, document)
+            extra = extra + self.extra_loss(hidden, tokens, targets, document)
         return nats, extra
 
-    def auxiliary_loss(self, hidden: Tensor, tokens: Tensor, targets: Tensor, document: Tensor | None) -> Tensor:
-        """What is trained on beside the next token, as a sum over the targets; `hidden` is that of all tokens."""
-        if self.ahead is None:
+    def extra_loss(self, hidden: Tensor, tokens: Tensor, targets: Tensor, document: Tensor | None) -> Tensor:
+        """Losses beside that of the next token, as a sum over the targets; `hidden` is the state of all tokens."""
+        if self.mtp is None:
             return torch.zeros((), device=hidden.device)
-        return self.ahead.loss(hidden, tokens, targets, document, self.embedding, self.head)
+        return self.mtp(hidden, tokens, targets, document, self.embedding, self.head)

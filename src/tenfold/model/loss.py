@@ -1,4 +1,4 @@
-"""Cross-entropy from the last hidden state that never holds all logits: they are made, used and dropped by chunks.
+"""Cross-entropy from the last hidden state, computed in chunks so that all logits are never in memory at once.
 
 The forward pass computes each chunk's gradient at once, since the logits are at hand (as in the chunked losses
 of Liger Kernel and torchtune); the backward pass only scales it. Peak memory is one chunk of logits instead of
@@ -19,7 +19,7 @@ BEYOND_CACHE = 2**28  # what a chunk may take where no cache would hold its logi
 
 
 def _rows(weight: Tensor) -> int:
-    """Tokens whose logits fill one chunk: in float32, or as they come where float32 ones are never stored."""
+    """Tokens whose logits fill one chunk; they are stored in float32, except on a GPU, where they keep their dtype."""
     row = (weight.element_size() if weight.is_cuda else 4) * weight.shape[0]
     rows = CHUNK_BYTES.get(weight.device.type, 2**25) // row
     return rows if rows >= FEWEST else max(FEWEST, BEYOND_CACHE // row)
@@ -28,8 +28,8 @@ def _rows(weight: Tensor) -> int:
 def fused_gradient(logits: Tensor, index: Tensor, ignored: Tensor, z_loss: float) -> tuple[Tensor, Tensor, Tensor]:
     """Sums of negative log-likelihood and z-loss over rows, and the gradient of both: [rows, vocab] like `logits`.
 
-    index int64 [rows, 1] the targets, ignored bool [rows] those that do not count. Written to be compiled into two
-    passes that read `logits` and one that writes the gradient, whatever stands between in float32.
+    index int64 [rows, 1] are the targets, ignored bool [rows] marks those that do not count. The compiler makes of it two
+    passes that read `logits` and one that writes the gradient; what lies between is in float32 and is never stored.
     """
     x, counted = logits.float(), (~ignored).float()[:, None]
     log_z = x.logsumexp(-1, keepdim=True)
@@ -46,7 +46,7 @@ def _compiled_gradient() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
 
 
 class _FusedCrossEntropy(torch.autograd.Function):
-    """The same as `_ChunkedCrossEntropy` for devices where a pass over the logits costs more than a kernel's start."""
+    """As `_ChunkedCrossEntropy`, for GPUs, where passes over the logits cost more than kernel launches."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
@@ -98,7 +98,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 p *= 1 + 2 * z_loss * log_z
             p.scatter_add_(1, index[chunk], minus_one.expand(len(h), 1))
             grad = p.to(h.dtype)
-            # What is ignored is taken out of both products by their narrow side: the logits are the wide one.
+            # Ignored rows are masked in `hidden` and its gradient, which are narrower than the logits.
             torch.mm(grad, weight, out=grad_hidden[chunk]).masked_fill_(skip[:, None], 0.0)
             h = h.masked_fill(skip[:, None], 0.0)
             if grad_weight is None:
@@ -120,9 +120,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float = 0.0) -> tuple[Tensor, Tensor]:
     """Sums over the targets that are not -100: negative log-likelihood in nats, and the z-loss.
 
-    hidden [tokens, dim], weight [vocab, dim], targets [tokens]. The gradient is that of the sum of both, whichever
-    of the two `backward` is called on; both must be scaled alike, as a loss that adds them does. z-loss: `z_loss`
-    times the squared log-partition (PaLM, arXiv 2204.02311, section 5), zero where no gradient is asked for.
+    hidden [tokens, dim], weight [vocab, dim], targets [tokens]. `backward` on either result gives the gradient of their
+    sum, so a loss must add both with the same factor. The z-loss is `z_loss` times the squared log-partition (PaLM,
+    arXiv 2204.02311, section 5), and zero where gradients are off.
     """
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)

@@ -2,12 +2,12 @@
 
     out = shared(x) + sum over the chosen experts of expert(sigmoid(score) * x)
 
-The score scales what goes *into* the expert, which, the expert being no linear function, is not the same as scaling
-what comes out. Reference: llama-models `models/llama4/moe.py`.
+The score scales the *input* of the expert; because experts are not linear, scaling the output would be different.
+Reference: llama-models `models/llama4/moe.py`.
 
 The tokens are sorted by expert once; all experts are then one grouped matrix product per weight. No token is
-dropped, whatever the load. `balance_bias` and the `balance_loss` of a layer keep the load even; either, both or none
-may be used.
+dropped, whatever the load. `update_expert_bias` (aux-loss-free balancing) and `use_aux_loss` keep the load even; either,
+both or none may be used.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from tenfold.spec.model import ModelSpec
 
 
 class _Dispatch(torch.autograd.Function):
-    """gate * row of each (row, choice) in the order of the experts; keeps the rows as they came, not a sorted copy."""
+    """gate * row of each (row, choice), sorted by expert. The backward pass keeps the unsorted rows, not a sorted copy."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, gate: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ class _Dispatch(torch.autograd.Function):
 
 
 class _Combine(torch.autograd.Function):
-    """The sum over its choices of what each row's experts gave, in the order of the rows."""
+    """Each row's sum of its experts' outputs, in the order of the rows."""
 
     @staticmethod
     def forward(ctx: Any, out: Tensor, order: Tensor, inverse: Tensor, per_token: int) -> Tensor:
@@ -77,7 +77,8 @@ class Experts(nn.Module):
     """The routed feed-forward of one layer.
 
     `bias` [experts] is added to the scores when experts are chosen, and to nothing else; `load` [experts] counts the
-    tokens that each has been trained on since it was last set to zero; `balance_loss` is that of the last forward pass.
+    tokens that each has been trained on since it was last set to zero; `aux_loss` is that of the last forward pass, where
+    `aux_loss_weight` is not zero.
     """
 
     bias: Tensor
@@ -93,16 +94,18 @@ class Experts(nn.Module):
         self.shared = FeedForward(spec.dim, spec.n_shared_experts * spec.expert_ffn_dim) if spec.n_shared_experts else None
         self.register_buffer("bias", torch.zeros(spec.n_experts))
         self.register_buffer("load", torch.zeros(spec.n_experts, dtype=torch.int64), persistent=False)
-        self.wants_balance_loss = False
-        self.balance_loss: Tensor | None = None
+        self.aux_loss_weight = 0.0
+        self.aux_loss: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., dim]."""
         return self.mixed(x, *self.route(x.flatten(0, -2)))
 
     def mixed(self, x: Tensor, expert: Tensor, gate: Tensor, load: Tensor) -> Tensor:
-        """What the chosen experts and the shared one make of x [..., dim]; the rest is what `route` gave. It can be worked out
-        again, which `route` cannot, for that counts."""
+        """The output of the chosen experts and the shared one for x [..., dim]; the rest is what `route` gave.
+
+        It can be computed again in the backward pass; `route` cannot, because it counts the load.
+        """
         rows = x.flatten(0, -2)
         order = expert.flatten().argsort(stable=True)
         inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
@@ -111,7 +114,7 @@ class Experts(nn.Module):
         return out if self.shared is None else out + self.shared(x)
 
     def through(self, routed: Tensor, load: Tensor) -> Tensor:
-        """What the experts make of rows [N, dim] sorted by expert, of which each has `load` [experts]."""
+        """The experts' output for rows [N, dim] sorted by expert, of which each has `load` [experts]."""
         ends = load.cumsum(0).int()
         return self.w2(F.silu(self.w1(routed, ends)) * self.w3(routed, ends), ends)
 
@@ -124,10 +127,10 @@ class Experts(nn.Module):
         load = torch.zeros_like(self.load).scatter_add_(0, expert.flatten(), torch.ones_like(expert.flatten()))
         if torch.is_grad_enabled():  # an evaluation moves nothing
             self.load += load
-            self.balance_loss = self._balance_loss(scores, load) if self.wants_balance_loss else None
+            self.aux_loss = self._aux_loss(scores, load) if self.aux_loss_weight else None
         return expert, gate, load
 
-    def _balance_loss(self, scores: Tensor, load: Tensor) -> Tensor:
+    def _aux_loss(self, scores: Tensor, load: Tensor) -> Tensor:
         """experts x sum of (share of tokens x mean probability): 1 where the load is even (Switch Transformer, eq. 4)."""
         share = load.float() / load.sum()
         return len(load) * (share * scores.softmax(-1).mean(0)).sum()
@@ -138,12 +141,19 @@ def expert_layers(model: nn.Module) -> list[Experts]:
     return [m for m in model.modules() if isinstance(m, Experts)]
 
 
-@torch.no_grad()
-def balance_bias(model: nn.Module, rate: float, keep: float = 1.0, group: Any = None) -> None:
-    """Raise by `rate` the bias of each expert that had less than its share since the loads were last zero, lower the
-    others; then multiply all by `keep` (Wang et al., arXiv 2408.15664). Loads are those of all processes of `group`.
+def use_aux_loss(model: nn.Module, weight: float) -> None:
+    """Add `weight` times the mean balance loss of the expert layers to the training loss; 0 leaves it out."""
+    for layer in expert_layers(model):
+        layer.aux_loss_weight = weight
 
-    A checkpoint in Llama 4's format has no place for a bias, so a run fades it out: `keep` falls to 0 at its end.
+
+@torch.no_grad()
+def update_expert_bias(model: nn.Module, rate: float, keep: float = 1.0, group: Any = None) -> None:
+    """Aux-loss-free balancing (Wang et al., arXiv 2408.15664), once a step.
+
+    Raise by `rate` the bias of each expert that had less than its share since the loads were last zero, lower the others,
+    then multiply all by `keep`. Loads are those of all processes of `group`. A checkpoint in Llama 4's format has no place
+    for a bias, so a run fades it out: `keep` falls to 0 at its end.
     """
     for layer in expert_layers(model):
         load = layer.load.float()

@@ -2,8 +2,7 @@
 
 Each depth takes the hidden state of the depth before it and the embedding of the token that this one predicted, joins
 them by a matrix, and sends them through one more block; embedding and head are the model's own (DeepSeek-V3, arXiv
-2412.19437, section 2.2). The model itself stays what it was: what this module learns is not written to its checkpoints
-in Hugging Face layout.
+2412.19437, section 2.2). The weights of this module are for training: they are not exported with the model.
 """
 
 from typing import cast
@@ -12,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from tenfold.model.attention import Mask, document_mask
-from tenfold.model.llama import Block, Llama, initialize, rope_table
+from tenfold.model.initialize import initialize
+from tenfold.model.llama import Block, Llama, rope_table
 from tenfold.model.loss import cross_entropy
 from tenfold.model.norm import RMSNorm
 from tenfold.spec.model import ModelSpec
 
 
-class Depth(nn.Module):
+class MTPDepth(nn.Module):
     """One further token: h' = Block(join [RMSNorm(h); RMSNorm(embedding of the next token)])."""
 
     def __init__(self, spec: ModelSpec):
@@ -35,23 +35,23 @@ class Depth(nn.Module):
         return self.norm(self.block(x, rope, mask))
 
 
-class Ahead(nn.Module):
+class MTP(nn.Module):
     """The predictions of `depths` tokens after the next, whose mean loss counts `weight` times."""
 
     def __init__(self, spec: ModelSpec, depths: int, weight: float):
         super().__init__()
         self.spec, self.weight = spec, weight
-        self.depths = nn.ModuleList([Depth(spec) for _ in range(depths)])
-        initialize(self, spec)
+        self.depths = nn.ModuleList([MTPDepth(spec) for _ in range(depths)])
+        initialize(self, spec, prefix="mtp.")
 
-    def loss(
+    def forward(
         self, hidden: Tensor, tokens: Tensor, targets: Tensor, document: Tensor | None, embedding: nn.Embedding, head: nn.Linear
     ) -> Tensor:
-        """The weighted sum over targets; tokens and targets [B, T], `hidden` the model's normed state [B, T, dim]."""
+        """The weighted loss, a sum over targets; tokens and targets [B, T], `hidden` the model's normed state [B, T, dim]."""
         rope = rope_table(self.spec, torch.arange(tokens.shape[1], device=tokens.device))
         mask = None if document is None else document_mask(document)
         total = torch.zeros((), device=hidden.device)
-        for depth in cast(list[Depth], list(self.depths)):
+        for depth in cast(list[MTPDepth], list(self.depths)):
             tokens = shifted(tokens, targets[:, -1:].clamp(min=0))
             targets = further(targets, document)
             hidden = depth(hidden, embedding(tokens), rope, mask)
@@ -73,12 +73,12 @@ def further(targets: Tensor, document: Tensor | None) -> Tensor:
     return moved.masked_fill(~same, -100)
 
 
-def predict_ahead(model: Llama, depths: int, weight: float) -> None:
+def add_mtp(model: Llama, depths: int, weight: float) -> None:
     """Let `model` train on `depths` tokens after the next as well; their mean loss counts `weight` times."""
-    model.ahead = Ahead(model.spec, depths, weight).to(model.embedding.weight)
+    model.mtp = MTP(model.spec, depths, weight).to(model.embedding.weight)
 
 
-def ahead_weights(spec: ModelSpec, depths: int) -> int:
+def mtp_weights(spec: ModelSpec, depths: int) -> int:
     """Matrix parameters that every trained token multiplies with in addition, the head at each depth included."""
     block = spec.attention_weights + 3 * spec.dim * spec.ffn_dim
     return depths * (2 * spec.dim**2 + block + spec.dim * spec.vocab_size)

@@ -1,4 +1,4 @@
-"""RMSNorm (arXiv 1910.07467) as PyTorch has it; trained eagerly on a CPU, in a third of the passes over memory."""
+"""RMSNorm (arXiv 1910.07467): PyTorch's, and for eager training on a CPU one that needs a third of the passes over memory."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ class RMSNorm(nn.RMSNorm):
 
 
 class _Norm(torch.autograd.Function):
-    """PyTorch's own is put together of six operations on a CPU, each of which keeps its input and has its gradient."""
+    """One operation. PyTorch composes its norm of six on a CPU, each of which keeps its input and has its own gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:

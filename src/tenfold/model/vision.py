@@ -87,7 +87,7 @@ class Vision(nn.Module):
 
     @property
     def layers(self) -> list[VisionBlock]:
-        """The blocks, as what they are."""
+        """The blocks, typed."""
         return cast(list[VisionBlock], list(self.blocks))
 
     def forward(self, pixels: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
+Positive = Annotated[float, Meta(gt=0)]
 VOCABULARY = 128_256  # Llama 3's
 
 
@@ -15,9 +16,9 @@ class Request:
 
     after: Annotated[str | None, Meta(description="A published model to follow.")] = None
     times: Annotated[float | None, Meta(description="How many times its compute (10 where not said).")] = None
-    flops: Annotated[float | None, Meta(description="Training compute, as 3.8e26.", gt=0)] = None
+    flops: Annotated[Positive | None, Meta(description="Training compute, as 3.8e26.")] = None
     model: Annotated[Path | None, Meta(description="A shape of one's own, as TOML (fields of ModelSpec).")] = None
-    tokens: Annotated[float | None, Meta(description="Tokens to train on, as 15T, in place of the law's.", gt=0)] = None
+    tokens: Annotated[Positive | None, Meta(description="Tokens to train on, as 15T, in place of the law's.")] = None
     law: Annotated[
         str | None, Meta(description="llama3, chinchilla, besiroglu, or a law.json of `tenfold law fit`.")
     ] = None
@@ -29,7 +30,7 @@ class Request:
     shared: Annotated[int, Meta(description="Experts that every token passes.", extra={"flag": "--shared-experts"})] = 1
     interleave: Annotated[int, Meta(description="Every how many layers are routed.")] = 1
     unique_tokens: Annotated[
-        float | None, Meta(description="Unique tokens at hand, as 15T.", gt=0, extra={"flag": "--data-tokens"})
+        Positive | None, Meta(description="Unique tokens at hand, as 15T.", extra={"flag": "--data-tokens"})
     ] = None
 
 

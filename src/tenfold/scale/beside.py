@@ -11,7 +11,7 @@ from tenfold.scale.law import Law
 from tenfold.scale.points import Point
 from tenfold.scale.sparsity import fit_sparsity
 from tenfold.spec.errors import TenfoldError
-from tenfold.train.hooks.metrics import read_metrics
+from tenfold.train.metrics import read_metrics
 
 SIGMA_80 = 1.2816
 T5_80 = 1.4759  # Student's t with 5 degrees, as the law's noise has

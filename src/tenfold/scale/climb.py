@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,33 +18,31 @@ import numpy as np
 
 from tenfold.data.text.corpus import Corpus, build, require_tokens
 from tenfold.data.text.remote import is_remote, open_remote
-from tenfold.scale.forecast import Speed, make_forecast, score, write_forecast
+from tenfold.scale.forecast import (
+    Speed,
+    file_sha256,
+    make_forecast,
+    record_forecast,
+    record_outcome,
+    score,
+    write_forecast,
+)
 from tenfold.scale.isoflop import minimum, rungs
 from tenfold.scale.ladder import Rung, plan_ladder
 from tenfold.scale.law import BITS_PER_BYTE, Law, fit_law
+from tenfold.scale.options import ClimbSettings
 from tenfold.scale.points import Point
-from tenfold.scale.side_by_side import train_side_by_side, workers
+from tenfold.scale.rungs import train_rungs, workers
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.shapes import shape_for_flops
-from tenfold.train.config import RunConfig, config_from_fields
-from tenfold.train.trainer import RunResult, probe, read_result, train
+from tenfold.train.config import DataConfig, RunConfig
+from tenfold.train.probe import probe
+from tenfold.train.result import RunResult, read_result
+from tenfold.train.run_file import config_from_fields
+from tenfold.train.tasks.pretrain import Pretraining, pretrain
 
 EVALUATE_TOKENS = 98_304
 PROBE_SECONDS = 8.0
-
-
-@dataclass(frozen=True)
-class ClimbSettings:
-    """What a climb is asked for. `top_flops` is the compute of the model at the top, the one that is forecast."""
-
-    corpus: str = "stdlib"
-    top_flops: float = 5e12
-    vocab_size: int = 2048
-    seq_len: int = 128
-    seed: int = 0
-    device: str = "auto"
-    optimizer: str = "muon"
-    family: str = "llama3"
 
 
 Say = Callable[[str], None]
@@ -53,7 +51,7 @@ Say = Callable[[str], None]
 def climb(settings: ClimbSettings, home: Path, *, say: Say, quiet: bool = False, on: str | None = None) -> Path:
     """Climb once in `home`; returns the generation's directory. Raises TenfoldError; Ctrl-C loses nothing.
 
-    `on` "ray" trains the rungs of the ladder as Ray tasks; the points are the same.
+    `on` names the launcher of the ladder's runs, such as "ray"; the points are the same with each.
     """
     generation = _unfinished(home, settings) or _new(home, settings)
     return climb_in(generation, settings, home, say=say, quiet=quiet, on=on)
@@ -90,19 +88,20 @@ def climb_in(
         _forecast(generation, settings, corpus, law)
     forecast = json.loads((generation / "forecast.json").read_text())
     if read_result(generation) is None:
+        record_forecast(generation)
         low, high = forecast["loss_bits_per_byte"]["intervals"]["80"]
         say(
             f"Forecast, frozen: {forecast['loss_bits_per_byte']['median']:.4f} bits per byte (80 %: {low:.4f} to "
             f"{high:.4f}) for {forecast['params'] / 1e6:.2f}M parameters and {forecast['tokens'] / 1e6:.1f}M tokens."
         )
-        from tenfold.scale.forecast import file_sha256
-
         notes = {"forecast_sha256": file_sha256(generation / "forecast.json")}
         config = _config(settings, forecast["width"], forecast["tokens"], settings.seed)
-        result = train(config, corpus, generation, title=generation.name, quiet=quiet, notes=notes)
+        result = pretrain(config, corpus, generation, quiet=quiet, notes=notes)
         if not result.finished:
             raise TenfoldError(f"The climb was stopped at step {result.step}: `tenfold climb` goes on from there.")
-    (generation / "score.json").write_text(json.dumps(score(generation), indent=1) + "\n")
+    scored = score(generation)
+    record_outcome(generation, scored["scores"])
+    (generation / "score.json").write_text(json.dumps(scored, indent=1) + "\n")
     return generation
 
 
@@ -126,10 +125,10 @@ def _train_ladder(
 ) -> None:
     ladder = plan_ladder(settings.top_flops / 10, corpus.vocab_size, settings.seq_len, family=settings.family)
     top_tokens = max(r.tokens for r in ladder)
-    require_tokens(corpus, top_tokens, RunConfig(tokens=1).max_epochs)
+    require_tokens(corpus, top_tokens, DataConfig().max_epochs)
     total = sum(r.flops for r in ladder)
     at_once = workers(settings.device) if on is None else len(ladder)
-    where = {None: f", {at_once} side by side." if at_once > 1 else ".", "ray": ", on Ray."}[on]
+    where = f", on {on}." if on else f", {at_once} side by side." if at_once > 1 else "."
     say(
         f"Ladder: {len(ladder)} runs at {len({r.flops for r in ladder})} budgets, {total:.2g} FLOPs in all{where}"
     )
@@ -140,13 +139,7 @@ def _train_ladder(
     # Each run has a seed of its own: the luck of one draw must not lean on all points alike.
     seeds = [settings.seed * 1000 + i + 1 for i in range(len(ladder))]
     runs = [(_config(settings, ladder[i].width, ladder[i].tokens, seeds[i]), directories[i]) for i in missing]
-    if on == "ray":
-        from tenfold.scale.on_ray import train_on_ray
-
-        results_of_runs = train_on_ray(runs, corpus)
-    else:
-        results_of_runs = train_side_by_side(runs, corpus, at_once, quiet=quiet)
-    for done, (k, result) in enumerate(results_of_runs):
+    for done, (k, result) in enumerate(train_rungs(runs, corpus, at_once, on=on or "local", quiet=quiet)):
         i = missing[k]
         if not result.finished:
             raise TenfoldError("The climb was stopped in its ladder: the same command goes on from there.")
@@ -160,8 +153,8 @@ def _forecast(generation: Path, settings: ClimbSettings, corpus: Corpus, law: La
         settings.top_flops, corpus.vocab_size, settings.seq_len, family=settings.family, law=str(generation / "law.json")
     )
     config = _config(settings, spec.dim, tokens, settings.seed)
-    require_tokens(corpus, tokens, config.max_epochs)
-    speed = Speed(*probe(config, corpus, PROBE_SECONDS))
+    require_tokens(corpus, tokens, config.data.max_epochs)
+    speed = Speed(*probe(Pretraining(config, corpus, generation.parent), config, PROBE_SECONDS))
     forecast = make_forecast(
         law,
         flops=settings.top_flops,
@@ -189,15 +182,13 @@ def _config(settings: ClimbSettings, width: int, tokens: int, seed: int) -> RunC
     return config_from_fields(
         {
             "tokens": tokens,
-            "model": {"width": width, "family": settings.family},
-            "corpus": settings.corpus,
-            "vocab_size": settings.vocab_size,
-            "seq_len": settings.seq_len,
             "seed": seed,
-            "optimizer": settings.optimizer,
             "device": settings.device,
-            "evaluate_tokens": EVALUATE_TOKENS,
-            "keep": 1,
+            "model": {"width": width, "family": settings.family},
+            "data": {"corpus": settings.corpus, "vocab_size": settings.vocab_size, "seq_len": settings.seq_len},
+            "task": {"evaluate_tokens": EVALUATE_TOKENS},
+            "optimizer": {"name": settings.optimizer},
+            "checkpoint": {"keep_last": 1},
         },
         "The climb",
     )

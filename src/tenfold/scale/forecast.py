@@ -12,9 +12,12 @@ import numpy as np
 
 from tenfold.scale.law import LEVELS, Law
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.forecasts import Forecast, of_intervals, outcome
+from tenfold.spec.forecasts import forecast as freeze
 
 # Relative spread of a machine's speed from one quarter of an hour to the next, beside what the probe saw itself.
 SPEED_DRIFT = 0.04
+BUSY = 0.1  # of the machine's cores: where other processes use so much more or less than in the probe, speeds say little
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,16 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Speed:
-    """What a short probe of the model on this machine measured: seconds of each step, and watts."""
+    """What a short probe of the model on this machine measured: seconds of each step, and watts.
+
+    `busy_share` is the part of the machine's cores that other processes used meanwhile.
+    """
 
     step_seconds: list[float]
     tokens_per_step: int
     watts: float
     energy_source: str
+    busy_share: float = 0.0
 
 
 def make_forecast(law: Law, *, flops: float, params: int, tokens: int, width: int, speed: Speed) -> dict[str, Any]:
@@ -62,6 +69,7 @@ def make_forecast(law: Law, *, flops: float, params: int, tokens: int, width: in
         "seconds": asdict(_around(seconds, spread)),
         "energy_kwh": asdict(_around(speed.watts * seconds / 3.6e6, float(np.hypot(spread, 0.03)))),
         "energy_source": speed.energy_source,
+        "busy_share": speed.busy_share,
         "points": law.n_points,
         "points_sha256": law.points_sha256,
         "ladder_top_flops": law.largest_flops,
@@ -88,6 +96,29 @@ def write_forecast(forecast: dict[str, Any], path: Path) -> str:
 
 def file_sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+# What a climb forecasts: its kind in the record of forecasts, and its unit.
+KINDS = {
+    "loss_bits_per_byte": ("loss", "bits/byte"), "tokens_per_s": ("speed", "tokens/s"), "seconds": ("duration", "s"),
+    "energy_kwh": ("energy", "kWh"),
+}  # fmt: skip
+
+
+def record_forecast(generation: Path) -> None:
+    """Write a generation's frozen forecast to the record of its home."""
+    path = generation / "forecast.json"
+    forecast, data = json.loads(path.read_text()), {f"{generation.name}/{path.name}": file_sha256(path)}
+    for name, (kind, unit) in KINDS.items():
+        quantiles = of_intervals(**forecast[name])
+        key = f"climb/{generation.name}/{kind}"
+        freeze(generation.parent, Forecast(key=key, who="climb", kind=kind, unit=unit, quantiles=quantiles, data=data))
+
+
+def record_outcome(generation: Path, scores: dict[str, Any]) -> None:
+    """Add what was measured, of a generation whose forecast is in the record."""
+    for name, (kind, _) in KINDS.items():
+        outcome(generation.parent, f"climb/{generation.name}/{kind}", scores[name]["measured"])
 
 
 def quantity(forecast: dict[str, Any], name: str) -> Quantity:
@@ -122,4 +153,10 @@ def score(directory: Path) -> dict[str, Any]:
             "error_pct": 100 * (q.median / measured - 1),
             **{f"inside_{level}": q.inside(level, measured) for level in LEVELS},
         }
-    return {"forecast_sha256": start["forecast_sha256"], "scores": rows}
+    return {"forecast_sha256": start["forecast_sha256"], "scores": rows, "machine": _machine(forecast, end)}
+
+
+def _machine(forecast: dict[str, Any], end: dict[str, Any]) -> dict[str, Any]:
+    """What other processes used of the machine in the probe and in the run, and whether speed and energy can be compared."""
+    probed, ran = forecast.get("busy_share", 0.0), end.get("busy_share", 0.0)
+    return {"busy_in_probe": probed, "busy_in_run": ran, "speed_is_comparable": abs(ran - probed) <= BUSY}

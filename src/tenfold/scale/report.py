@@ -12,7 +12,7 @@ from tenfold.scale.beside import comparison, other_family
 from tenfold.scale.climb import read_points_file, read_settings
 from tenfold.scale.law import BITS_PER_BYTE, Law
 from tenfold.scale.plots import draw_climb, draw_run
-from tenfold.train.hooks.metrics import read_metrics
+from tenfold.train.metrics import read_metrics
 
 LABELS = {
     "loss_bits_per_byte": "loss (bits per byte)",

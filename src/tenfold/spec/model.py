@@ -12,9 +12,9 @@ from importlib import resources
 from typing import Literal
 
 from tenfold.spec.errors import TenfoldError, nearest
+from tenfold.spec.plugins import plugins
 from tenfold.spec.vision import VisionSpec
 
-FAMILIES = ("llama3", "llama4")
 Convention = Literal["exact", "full_attention", "6n"]
 
 
@@ -88,8 +88,9 @@ class ModelSpec:
             raise TenfoldError(f"{self.name}: head_dim {self.head_dim} must be even for rotary positions.")
         if min(self.dim, self.n_layers, self.ffn_dim, self.vocab_size, self.context) < 1:
             raise TenfoldError(f"{self.name}: every dimension must be at least 1.")
-        if self.family not in FAMILIES:
-            raise TenfoldError(f"{self.name}: there is no family {self.family!r}{nearest(self.family, FAMILIES)}.")
+        families = plugins("families")
+        if self.family not in families:
+            raise TenfoldError(f"{self.name}: there is no family {self.family!r}{nearest(self.family, families)}.")
         if self.family == "llama3" and (self.n_experts or self.attention_chunk or self.nope_every or self.qk_norm or self.vision):
             raise TenfoldError(
                 f"{self.name}: experts, chunked attention, layers without positions, qk_norm and vision need family = 'llama4'."

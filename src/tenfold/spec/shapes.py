@@ -4,9 +4,10 @@ import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from tenfold.spec.errors import TenfoldError, nearest
+from tenfold.spec.errors import TenfoldError
 from tenfold.spec.laws import LLAMA3, between, optimum
 from tenfold.spec.model import ModelSpec
+from tenfold.spec.plugins import load
 from tenfold.spec.units import si
 
 LARGEST_HEAD = 128
@@ -119,16 +120,11 @@ def _multiple(value: float, width: int, of_published: int = 1024) -> int:
     return max(1, round(value / step)) * step
 
 
-SHAPES = {"llama3": llama_shape, "llama4": llama4_shape}
-
-
 def shape_of(family: str, width: int, vocab_size: int, experts: Experts | None = None) -> ModelSpec:
     """The model of a family and width. Raises TenfoldError where there is no such family or width."""
-    if family not in SHAPES:
-        raise TenfoldError(f"There is no family {family!r}{nearest(family, SHAPES)}.")
     if experts is not None:
         return llama4_shape(width, vocab_size, experts=experts)
-    return SHAPES[family](width, vocab_size)
+    return load("families", family).shape(width, vocab_size)
 
 
 def widths() -> list[int]:

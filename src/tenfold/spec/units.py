@@ -19,6 +19,15 @@ def parse_quantity(text: str, what: str = "value") -> float:
     return number
 
 
+def parse_clock(text: str) -> int:
+    """`"24:00:00"` or, with days, `"2-12:30:00"` in seconds. Raises TenfoldError where the text is no such time."""
+    match = re.fullmatch(r"(?:(\d+)-)?(\d{1,3}):(\d\d):(\d\d)", text)
+    if match is None:
+        raise TenfoldError(f"The time limit {text!r} is not one: write hours:minutes:seconds, such as 24:00:00.")
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return ((24 * days + hours) * 60 + minutes) * 60 + seconds
+
+
 def si(value: float, unit: str = "", digits: int = 3) -> str:
     """A number with an SI prefix and `digits` significant digits: `si(1.234e9, "tokens")` is `"1.23 Gtokens"`."""
     for exponent, prefix in ((24, "Y"), (21, "Z"), (18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k")):

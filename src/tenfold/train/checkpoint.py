@@ -17,10 +17,10 @@ import re
 import shutil
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -32,8 +32,8 @@ from torch.optim import Optimizer
 
 from tenfold.spec.errors import TenfoldError
 from tenfold.train import store
+from tenfold.train.parallel.processes import on_first_process
 
-T = TypeVar("T")
 Optimizers = Optimizer | list[Optimizer]
 BY_NAME = StateDictOptions(flatten_optimizer_state_dict=True)  # layouts differ in how they group parameters
 
@@ -53,7 +53,7 @@ def save(
 class Saver:
     """Saves in the background: the loop waits for a copy in memory alone. `upload_to` is a folder that fsspec can reach.
 
-    Made by all processes at the same point; saves follow one another. Use it as a context: leaving it ends the last save.
+    Made by all processes at the same point; saves follow one another.
     """
 
     def __init__(self, directory: Path, keep: int, upload_to: str | None = None):
@@ -93,13 +93,10 @@ class Saver:
         except Exception as error:  # whatever it is, the loop raises it
             self._error = error
 
-    def __enter__(self) -> "Saver":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        if error is None:  # else the others may be gone, and waiting for them could take forever
-            self.finish()
-            self._stager.close()
+    def close(self) -> None:
+        """End the last save. Not after an error: the others may be gone, and waiting for them could take forever."""
+        self.finish()
+        self._stager.close()
 
 
 def _save(directory: Path, facts: dict[str, Any], state: dict[str, Any], keep: int, group: Any) -> Path:
@@ -347,19 +344,3 @@ def _sync(directory: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def on_first_process(work: Callable[[], T], group: Any = None) -> T:
-    """Do `work` in the first process and give its result, or its error, to all."""
-    if not dist.is_initialized():
-        return work()
-    outcome: list[Any] = [None, None]
-    if dist.get_rank() == 0:
-        try:
-            outcome[0] = work()
-        except Exception as error:  # whatever it is, the others must not wait for it
-            outcome[1] = error
-    dist.broadcast_object_list(outcome, src=0, group=group)
-    if outcome[1] is not None:
-        raise outcome[1]
-    return outcome[0]

@@ -16,7 +16,6 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
-import msgspec
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -29,18 +28,23 @@ from torch.distributed.tensor._sharding_prop import ShardingPropagator
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from tenfold.model import loss
-from tenfold.model.llama4 import make_model
+from tenfold.model.build import make_model
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.layout import Layout, for_world
 from tenfold.spec.model import ModelSpec, published_model
-from tenfold.train.config import RunConfig, resolve_model
-from tenfold.train.one_gpu import recompute
-from tenfold.train.optim.hyperparameters import Hyperparameters, derive
+from tenfold.train.activation_checkpointing import checkpoint_activations
+from tenfold.train.config import RunConfig
+from tenfold.train.optim.hyperparameters import Hyperparameters
 from tenfold.train.optim.optimizer import make_optimizers
-from tenfold.train.parallel.parallelize import ParallelDims, add_across_copies, gradients, parallelize, sizes
-from tenfold.train.parallel.pipeline import micro_batch
+from tenfold.train.parallel.dims import ParallelDims
+from tenfold.train.parallel.gradients import add_across_copies, gradients
+from tenfold.train.parallel.parallelize import parallelize
+from tenfold.train.resolve import resolve_hyperparameters, resolve_model
+from tenfold.train.start import layout_of
+from tenfold.train.task import Batch, LossSums
 
 GIB = 2**30
-DIMENSIONS = ("pipeline", "replicate", "shard", "context", "tensor", "expert")
+DIMENSIONS = ("pp", "dp_replicate", "dp_shard", "cp", "tp", "ep")
 # What PyTorch's tracker calls things, in the planner's words.
 PARTS = {
     "Sharded Param": "parameters", "Sharded Grad": "gradients", "OptState": "optimizer", "Activation": "activations",
@@ -62,15 +66,13 @@ class Rank:
 @dataclass(frozen=True)
 class DryRun:
     """Ranks of every kind: the first has the largest shares, the last the smallest; of a pipeline also one of its second stage.
-    `batch_size` is in rows a step.
 
     CUDA's context and what its allocator keeps are left out: fake tensors need neither.
     """
 
     world: int
-    layout: dict[str, int]
+    layout: Layout
     spec: ModelSpec
-    batch_size: int
     ranks: list[Rank]
     seconds: float
 
@@ -85,19 +87,19 @@ def dry_run(config: RunConfig, world: int) -> DryRun:
     if dist.is_initialized():
         raise TenfoldError("A dry run is made by one process: start it without torchrun.")
     began = time.perf_counter()
-    vocabulary = published_model(config.model).vocab_size if isinstance(config.model, str) else config.vocab_size
+    vocabulary = published_model(config.model).vocab_size if isinstance(config.model, str) else config.data.vocab_size
     spec, tokens = resolve_model(config, vocabulary)
-    h = derive(spec, tokens, config.seq_len, batch_size=config.batch_size)
-    layout = dict(zip(DIMENSIONS, (*sizes(config.layout, world), config.layout.expert), strict=True))
-    kinds = sorted({0, world // layout["pipeline"] % world, world - 1})
+    h = resolve_hyperparameters(config, tokens)
+    layout = for_world(layout_of(config), world).replace(global_batch=h.batch_size, seq_len=config.data.seq_len)
+    kinds = sorted({0, world // layout.pp % world, world - 1})
     # Each in a process of its own: what PyTorch remembers of one rank's groups stands in the way of another's.
     with ProcessPoolExecutor(len(kinds), multiprocessing.get_context("fork")) as pool:
-        ranks = list(pool.map(partial(_rank, config, spec, h, world), kinds))
-    return DryRun(world, layout, spec, h.batch_size, ranks, time.perf_counter() - began)
+        ranks = list(pool.map(partial(_rank, config.optimizer.name, spec, h, layout), kinds))
+    return DryRun(world, layout, spec, ranks, time.perf_counter() - began)
 
 
-def _rank(config: RunConfig, spec: ModelSpec, h: Hyperparameters, world: int, rank: int) -> Rank:
-    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
+def _rank(optimizer: str, spec: ModelSpec, h: Hyperparameters, layout: Layout, rank: int) -> Rank:
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=layout.world)
     torch.set_num_threads(1)
     _lose_as_on_a_gpu()
     _agree_at_once()
@@ -105,18 +107,22 @@ def _rank(config: RunConfig, spec: ModelSpec, h: Hyperparameters, world: int, ra
         fake = FakeTensorMode(allow_non_fake_inputs=True)
         with fake:
             model = make_model(spec)
-        recompute(model, config.recompute)
-        model.forward = model.loss  # type: ignore[method-assign, assignment]  # the tracker follows calls of the module itself
-        layout = config.layout
-        if layout.schedule == "zero-bubble":  # the tracker follows no gradients of weights alone; sends are the same
-            layout = msgspec.structs.replace(layout, schedule="interleaved")
+        checkpoint_activations(model, layout.activation_checkpointing)
+        model.forward = partial(_next_token_loss, model)  # type: ignore[method-assign, assignment]  # the tracker follows calls of it
+        if layout.schedule == "zero_bubble":  # the tracker follows no gradients of weights alone; sends are the same
+            layout = layout.replace(schedule="interleaved")
         # The mesh itself is real; what is made of fake weights is fake.
-        place = parallelize(model, layout, torch.device("cpu"), config.seq_len, h.batch_size, torch.bfloat16, config.micro_batch)
+        task: Any = SimpleNamespace(loss=_next_token_loss)
+        dims = parallelize(model, task, layout, torch.device("cpu"), torch.bfloat16)
         with fake:
-            optimizers = make_optimizers(model, spec, h, config.optimizer)
-            return _step(model, optimizers, config, h, place, rank)
+            optimizers = make_optimizers(model, spec, h, optimizer)
+            return _step(model, optimizers, layout, dims, rank)
     finally:
         dist.destroy_process_group()
+
+
+def _next_token_loss(model: Any, batch: Batch) -> LossSums:
+    return LossSums(*model.loss(batch.tokens, batch.targets))
 
 
 def _lose_as_on_a_gpu() -> None:
@@ -132,11 +138,11 @@ def _agree_at_once() -> None:
     PipelineStage._warmup_backward_result = lambda *_, **__: SimpleNamespace(item=lambda: 1)  # type: ignore[method-assign, assignment]
 
 
-def _step(model: Any, optimizers: list, config: RunConfig, h: Hyperparameters, place: ParallelDims, rank: int) -> Rank:
-    # A dimension that takes in all processes has their group, which knows no name; context's cannot be told from shard's then.
-    sizes = {name: getattr(config.layout, name) for name in ("pipeline", "replicate", "tensor")}
-    alone = next((name for name, size in sizes.items() if size == dist.get_world_size()), "shard")
-    tracker = Tracker(model if place.pipeline is None else nn.ModuleList(place.pipeline.stages), alone)
+def _step(model: Any, optimizers: list, layout: Layout, dims: ParallelDims, rank: int) -> Rank:
+    # A dimension that takes in all processes has their group, which knows no name; that of cp cannot be told from dp_shard's then.
+    sizes = {name: getattr(layout, name) for name in ("pp", "dp_replicate", "tp")}
+    alone = next((name for name, size in sizes.items() if size == dist.get_world_size()), "dp_shard")
+    tracker = Tracker(model if dims.pipeline is None else nn.ModuleList(dims.pipeline.stages), alone)
     for p in model.parameters():  # a step before, so that the optimizers have their state
         p.grad = torch.zeros_like(p)
     for optimizer in optimizers:
@@ -144,9 +150,9 @@ def _step(model: Any, optimizers: list, config: RunConfig, h: Hyperparameters, p
         optimizer.zero_grad(set_to_none=True)
     tracker.track_inputs(tuple(value for optimizer in optimizers for state in optimizer.state.values() for value in state.values()))
     with tracker, _shapes_unseen(tracker), torch.autocast("cpu", torch.bfloat16):
-        passes = _passes if place.pipeline is None else _passes_of_pipeline
-        passes(tracker, config, h, place)
-        gradients(model, place)
+        passes = _passes if dims.pipeline is None else _passes_of_pipeline
+        passes(tracker, layout, dims)
+        gradients(model, dims)
         for optimizer in optimizers:
             optimizer.step()
     held = next(iter(tracker.get_tracker_snapshot("peak").values()))
@@ -177,30 +183,26 @@ def _shapes_unseen(tracker: "Tracker") -> Iterator[None]:
         setattr(ShardingPropagator, name, original)
 
 
-def _passes(tracker: "Tracker", config: RunConfig, h: Hyperparameters, place: ParallelDims) -> None:
-    *_, most = place.rows(h.batch_size)
-    model, micro = tracker.root, config.micro_batch or most
-    parts = math.ceil(most / micro)
-    tokens = torch.zeros(micro, config.seq_len, dtype=torch.int64)
+def _passes(tracker: "Tracker", layout: Layout, dims: ParallelDims) -> None:
+    parts = layout.micro_batches
+    tokens = torch.zeros(layout.rows_together, layout.seq_len, dtype=torch.int64)
     sent_in_part: dict[str, float] = {}
     for part in range(min(parts, 3)):  # the first finds no gradients, the last sums over copies; all others are alike
         before = dict(tracker.bytes)
-        add_across_copies(model, part == min(parts, 3) - 1)
-        total, extra = model(tokens, place.positions(tokens), None, config.z_loss)
-        (total + extra).backward()
+        add_across_copies(tracker.root, part == min(parts, 3) - 1)
+        sums = tracker.root(dims.own_positions(Batch(tokens, tokens)))
+        (sums.loss + sums.extra).backward()
         if part == 1:
             sent_in_part = {name: tracker.bytes[name] - before.get(name, 0.0) for name in tracker.bytes}
     for name, more in sent_in_part.items():
         tracker.bytes[name] += max(0, parts - 3) * more
 
 
-def _passes_of_pipeline(_: "Tracker", config: RunConfig, h: Hyperparameters, place: ParallelDims) -> None:
-    assert place.pipeline is not None
-    most = place.rows(h.batch_size)[-1]
-    micro = micro_batch(most, place.pipeline.processes, config.micro_batch)
-    together = micro * place.pipeline.processes
-    tokens = torch.zeros(math.ceil(most / together) * together, config.seq_len, dtype=torch.int64)
-    place.pipeline.step(tokens, place.positions(tokens), None, config.z_loss, micro, 1)
+def _passes_of_pipeline(_: "Tracker", layout: Layout, dims: ParallelDims) -> None:
+    assert dims.pipeline is not None
+    together = layout.rows_together * layout.pp
+    tokens = torch.zeros(math.ceil(layout.rows / together) * together, layout.seq_len, dtype=torch.int64)
+    dims.pipeline.step(dims.own_positions(Batch(tokens, tokens)), layout.rows_together, 1.0)
 
 
 class Tracker(FSDPMemTracker):
@@ -242,7 +244,7 @@ class Tracker(FSDPMemTracker):
             if func is torch.ops.c10d.allreduce_.default:  # of a gradient that is a view, PyTorch counts what it is a view of
                 whole = sum(t.nbytes for t in args[0])
             name = self.everyone if group.group_desc == "default_pg" else group.group_desc.removeprefix("mesh_")
-            name = "shard" if name == "rest" else name  # of the shards of experts
+            name = "dp_shard" if name == "rest" else name  # of the shards of experts
             self.bytes[name] += whole * _share_sent(str(func).replace("_", ""), group.size())
         return result
 

@@ -6,41 +6,32 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from tenfold.data.text.corpus import Corpus
-from tenfold.data.text.mixture import Mixture
+from tenfold.model.build import make_model, make_shapes
+from tenfold.model.initialize import begin_as_identity, begins_at_zero, draw
 from tenfold.model.io.huggingface import read_model, read_parts
-from tenfold.model.llama import Llama, begin_as_identity, begins_at_zero, draw
-from tenfold.model.llama4 import Llama4, make_model, make_shapes
-from tenfold.model.mtp import predict_ahead
+from tenfold.model.io.tokenizer import has_tokenizer, same_tokenizer
+from tenfold.model.llama import Llama
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec
-from tenfold.train.config import RunConfig
-from tenfold.train.parallel.parallelize import local
+from tenfold.train.parallel.gradients import local
 
 
-def build(spec: ModelSpec, config: RunConfig, corpus: Corpus | Mixture, device: torch.device) -> Llama:
-    """The model that a run trains: stored weights where it says so, else drawn from the generator; none on the meta device."""
-    if config.init_from is not None:
-        _check_tokenizer(Path(config.init_from), corpus)
-    if config.init_from is not None and device.type != "meta":
-        model = read_model(Path(config.init_from)).to(device)
-    else:
-        with device:
-            model = make_model(spec)
-            begin_as_identity(model)
-    if isinstance(model, Llama4) and config.balance == "loss":
-        model.use_balance_loss(config.balance_rate)
-    if config.ahead:
-        predict_ahead(model, config.ahead, config.ahead_weight)
+def build(spec: ModelSpec, init_from: str | None, device: torch.device) -> Llama:
+    """The model that a run begins with: stored weights where it says so, else drawn from the generator; none on the meta device."""
+    if init_from is not None and device.type != "meta":
+        return read_model(Path(init_from)).to(device)
+    with device:
+        model = make_model(spec)
+        begin_as_identity(model, spec)
     return model
 
 
-def _check_tokenizer(directory: Path, corpus: Corpus | Mixture) -> None:
-    own, theirs = (d / "tokenizer.json" for d in (corpus.directory, directory))
-    if theirs.exists() and own.read_bytes() != theirs.read_bytes():
+def check_tokenizer(init_from: Path, tokenizer_directory: Path) -> None:
+    """Raises TenfoldError where the weights in `init_from` were trained with another tokenizer than the corpus has."""
+    if has_tokenizer(init_from) and not same_tokenizer(init_from, tokenizer_directory):
         raise TenfoldError(
-            f"The model in {directory} has another tokenizer than the corpus {corpus.directory}: train it on the corpus that its "
-            "tokenizer was made with."
+            f"The model in {init_from} has another tokenizer than the corpus {tokenizer_directory}: build the corpus with "
+            f"`tenfold data build --tokenizer-from {init_from}`."
         )
 
 
@@ -72,7 +63,7 @@ def _draw(model: Llama, ours: dict[str, nn.Parameter], device: torch.device) -> 
         whole = torch.empty(shape, device=device)
         draw(name, whole, spec)
         if name in ours:  # else another stage has it
-            _keep_share(ours[name], whole.zero_() if begins_at_zero(name) else whole)
+            _keep_share(ours[name], whole.zero_() if begins_at_zero(name, spec) else whole)
 
 
 def _keep_share(p: Tensor, whole: Tensor) -> None:

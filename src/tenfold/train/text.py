@@ -1,47 +1,52 @@
 """The text of a run: one corpus or a mixture, built, opened, or read from a store, as its run file says."""
 
-import hashlib
 from pathlib import Path
 
-from tenfold.data.text.corpus import Corpus, build, open_corpus
+from tenfold.data.text.corpus import Corpus, build, open_corpus, retokenize
 from tenfold.data.text.mixture import Mixture, make_mixture
 from tenfold.data.text.remote import is_remote, open_remote
+from tenfold.model.io.tokenizer import has_tokenizer, same_tokenizer, tokenizer_hash
 from tenfold.spec.errors import TenfoldError
 from tenfold.train.config import RunConfig
 
 
 def open_text(config: RunConfig, home: Path, *, quiet: bool = False) -> Corpus | Mixture:
-    """What `config` trains on, kept in `home`. In a mixture the first corpus gives the tokenizer to those that are built."""
-    room = round(config.cache_gib * 2**30)
-    if config.mixture is None:
-        return open_source(config.corpus, home, config.vocab_size, room, quiet=quiet)
+    """What `config` trains on, kept in `home`, in the tokens of the model that it begins from.
+
+    In a mixture without such a model the first corpus gives the tokenizer to those that are built.
+    """
+    data, start = config.data, Path(config.init_from or "")
+    given = start if config.init_from is not None and has_tokenizer(start) else None
+    if data.mixture is None:
+        return open_source(data.corpus, home, data.vocab_size, data.cache_gib, tokenizer_from=given, quiet=quiet)
     corpora: dict[str, Corpus] = {}
-    first: Path | None = None
-    for source in config.mixture:
+    for source in data.mixture:
         name = source.name or Path(source.corpus).name
         if name in corpora:
             raise TenfoldError(f"The mixture has two corpora called {name!r}: give one another name.")
-        corpora[name] = open_source(source.corpus, home, config.vocab_size, room, tokenizer_from=first, quiet=quiet)
-        first = first or corpora[name].directory
-    weights = {name: source.weight for name, source in zip(corpora, config.mixture, strict=True)}
+        corpora[name] = open_source(source.corpus, home, data.vocab_size, data.cache_gib, tokenizer_from=given, quiet=quiet)
+        given = given or corpora[name].directory
+    weights = {name: source.weight for name, source in zip(corpora, data.mixture, strict=True)}
     return make_mixture(corpora, weights)
 
 
 def open_source(
-    source: str,
-    home: Path,
-    vocab_size: int,
-    cache_bytes: int,
-    *,
-    tokenizer_from: Path | None = None,
-    quiet: bool = False,
+    source: str, home: Path, vocab_size: int, cache_gib: float, *, tokenizer_from: Path | None = None, quiet: bool = False
 ) -> Corpus:
-    """A corpus: at an address of a store, in a folder that holds one, or built from text to a folder of `home`."""
+    """A corpus: at an address of a store, in a folder that holds one, or built from text to a folder of `home`.
+
+    A local one that has another tokenizer than `tokenizer_from` is written again in that one's tokens, to a folder of `home`.
+    """
     if is_remote(source):
-        return open_remote(source, home, cache_bytes)
-    if (Path(source) / "manifest.json").exists():
-        return open_corpus(Path(source))
-    name = f"corpus-{Path(source).name}-{vocab_size}"
-    if tokenizer_from is not None:
-        name += "-" + hashlib.sha256((tokenizer_from / "tokenizer.json").read_bytes()).hexdigest()[:8]
-    return build(source, home / name, vocab_size=vocab_size, tokenizer_from=tokenizer_from, quiet=quiet)
+        return open_remote(source, home, round(cache_gib * 2**30))
+    name = f"corpus-{Path(source).name}"
+    built = home / f"{name}-{vocab_size}"
+    found = next((folder for folder in (Path(source), built) if (folder / "manifest.json").exists()), None)
+    if tokenizer_from is None:
+        return open_corpus(found) if found == Path(source) else build(source, built, vocab_size=vocab_size, quiet=quiet)
+    if found is not None and same_tokenizer(found, tokenizer_from):
+        return open_corpus(found)
+    out = home / f"{name}-{tokenizer_hash(tokenizer_from)[:8]}"
+    if found is None:
+        return build(source, out, tokenizer_from=tokenizer_from, quiet=quiet)
+    return retokenize(open_corpus(found), out, tokenizer_from, quiet=quiet)

@@ -1,32 +1,42 @@
 """Images and their words as a corpus on disk, and its rows among those of text.
 
-    manifest.json  tokenizer.json  tokenizer_config.json  tokens.bin  tiles.bin  documents.npy
+    manifest.json  tokenizer.json  tokenizer_config.json  generation_config.json  tokens.bin  tiles.bin  documents.npy
 
-A document is the tokens of an image and then those of its words, between <|begin_of_text|> and <|end_of_text|>; only
-the words are learned. Rows hold whole documents: an image is never cut.
+A document is the tokens of an image and then those of its words, begun and ended as documents of text are; only the words
+are learned. Rows hold whole documents: an image is never cut.
 """
 
 import hashlib
 import json
-import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from tokenizers import Tokenizer
 
+from tenfold.data.folder import whole_folder
 from tenfold.data.images.tiles import cut, image_text, read_images
-from tenfold.data.text.batches import END_TOKEN, Batch, permute, row_count, shuffled, text_rows, train_batch
+from tenfold.data.text.batches import (
+    Batch,
+    permute,
+    row_count,
+    share_of,
+    shuffled,
+    text_rows,
+    train_batch,
+    without_targets,
+)
 from tenfold.data.text.corpus import Corpus
-from tenfold.data.text.tokenizer import BEGIN, END, save_tokenizer
+from tenfold.model.io.tokenizer import save_tokenizer, tokenizer_hash
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.vision import IMAGE_TOKENS, VisionSpec
+from tenfold.spec.vocabulary import Vocabulary
 
-FORMAT = 1
+FORMAT = 2
 VALIDATION_SHARE = 0.03
 DOCUMENT = np.dtype([("tokens", "i8"), ("tiles", "i8"), ("words", "i4"), ("bytes", "i4"), ("validation", "?")])
 
@@ -38,6 +48,11 @@ class ImageCorpus:
 
     directory: Path
     manifest: dict[str, Any]
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The vocabulary of the text, with `IMAGE_TOKENS`."""
+        return msgspec.convert(self.manifest["vocabulary"], Vocabulary)
 
     @cached_property
     def documents(self) -> np.ndarray:
@@ -91,84 +106,100 @@ def build_images(source: Path, out: Path, corpus: Corpus, vision: VisionSpec, ma
 
     Nothing is left at `out` unless all went well. Raises TenfoldError, naming the image, for one that cannot be used.
     """
+    tokenizer = with_image_tokens(corpus.tokenizer)
+    vocabulary = _with_image_tokens(corpus.vocabulary, tokenizer)
     wanted = {
         "format": FORMAT,
         "source": str(source),
         "image_size": vision.image_size,
         "tokens_per_tile": vision.tokens_per_tile,
         "max_tiles": max_tiles,
-        "tokenizer": hashlib.sha256((corpus.directory / "tokenizer.json").read_bytes()).hexdigest(),
+        "tokenizer": tokenizer_hash(corpus.directory),
+        "vocabulary": json.loads(msgspec.json.encode(vocabulary)),
     }
     if (out / "manifest.json").exists():
         manifest = json.loads((out / "manifest.json").read_text())
         if any(manifest.get(key) != value for key, value in wanted.items()):
             raise TenfoldError(f"{out} holds images that were prepared otherwise: delete it, or choose another folder.")
         return ImageCorpus(out, manifest)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        tokenizer = with_image_tokens(corpus.tokenizer)
-        save_tokenizer(tokenizer, scratch)
-        documents = _write(source, scratch, tokenizer, vision, max_tiles)
+    with whole_folder(out) as scratch:
+        save_tokenizer(tokenizer, vocabulary, scratch)
+        documents = _write(_cut(source, vision, max_tiles), scratch, tokenizer, vocabulary)
+        if len(documents) < 2:
+            raise TenfoldError(f"{source} has {len(documents)} images: at least two are needed, one of them to validate with.")
         np.save(scratch / "documents.npy", documents)
         (scratch / "manifest.json").write_text(json.dumps({**wanted, "images": len(documents)}, indent=1) + "\n")
-        scratch.replace(out)
-    except OSError as error:
-        raise TenfoldError(f"The images could not be written to {out}: {error.strerror or error}.") from None
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return ImageCorpus(out, json.loads((out / "manifest.json").read_text()))
 
 
 def with_image_tokens(tokenizer: Tokenizer) -> Tokenizer:
-    """A copy of the tokenizer that knows `IMAGE_TOKENS`, after all its own."""
+    """A copy of the tokenizer that knows `IMAGE_TOKENS`: its own where it has them, else new ones after all others."""
     copy = Tokenizer.from_str(tokenizer.to_str())
     copy.add_special_tokens(list(IMAGE_TOKENS))
     return copy
 
 
-def _write(source: Path, scratch: Path, tokenizer: Tokenizer, vision: VisionSpec, max_tiles: int) -> np.ndarray:
-    begin, end = tokenizer.token_to_id(BEGIN), tokenizer.token_to_id(END)
+def _with_image_tokens(vocabulary: Vocabulary, tokenizer: Tokenizer) -> Vocabulary:
+    special = vocabulary.special | {token: tokenizer.token_to_id(token) for token in IMAGE_TOKENS}
+    return msgspec.structs.replace(vocabulary, size=max(tokenizer.get_vocab().values()) + 1, special=special)
+
+
+def _cut(source: Path, vision: VisionSpec, max_tiles: int) -> Iterator[tuple[np.ndarray, str, str]]:
+    """For each image its tiles, the text that stands for them, and its words."""
+    for image, words in read_images(source):
+        tiles, rows, columns = cut(image, vision.image_size, max_tiles)
+        yield tiles, image_text(rows, columns, vision.tokens_per_tile), words
+
+
+def _write(
+    images: Iterable[tuple[np.ndarray, str, str]], scratch: Path, tokenizer: Tokenizer, vocabulary: Vocabulary
+) -> np.ndarray:
     records: list[tuple[int, int, int, int, bool]] = []
     token_end = tile_end = 0
     keys: list[int] = []
     with (scratch / "tokens.bin").open("wb") as token_file, (scratch / "tiles.bin").open("wb") as tile_file:
-        for image, words in read_images(source):
-            tiles, rows, columns = cut(image, vision.image_size, max_tiles)
-            seen = tokenizer.encode(image_text(rows, columns, vision.tokens_per_tile), add_special_tokens=False).ids
-            said = [*tokenizer.encode(words, add_special_tokens=False).ids, end]
-            token_file.write(np.array([begin, *seen, *said], np.uint32).tobytes())
+        for tiles, image, words in images:
+            seen = [*vocabulary.begin, *tokenizer.encode(image, add_special_tokens=False).ids]
+            said = [*tokenizer.encode(words, add_special_tokens=False).ids, vocabulary.document_end]
+            token_file.write(np.array([*seen, *said], np.uint32).tobytes())
             tile_file.write(tiles.tobytes())
-            token_end, tile_end = token_end + 1 + len(seen) + len(said), tile_end + len(tiles)
+            token_end, tile_end = token_end + len(seen) + len(said), tile_end + len(tiles)
             keys.append(int.from_bytes(hashlib.sha256(tiles.tobytes() + words.encode()).digest()[:8], "big"))
             records.append((token_end, tile_end, len(said), len(words.encode()), False))
-    if len(records) < 2:
-        raise TenfoldError(f"{source} has {len(records)} images: at least two are needed, one of them to validate with.")
     documents = np.array(records, DOCUMENT)
-    least = np.argsort(keys)[: max(1, round(VALIDATION_SHARE * len(keys)))]
-    documents["validation"][least] = True
+    documents["validation"][np.argsort(keys)[: max(1, round(VALIDATION_SHARE * len(keys)))]] = True
     return documents
 
 
-def mixed_batch(
-    corpus: Corpus, images: ImageCorpus, step: int, *, batch_size: int, seq_len: int, seed: int, share: float
-) -> Batch:
-    """The rows of `step`, `share` of them with images, evenly among those of text: a pure function as `train_batch`."""
-    sample = np.arange(batch_size, dtype=np.int64) + step * batch_size
-    before = np.floor(sample * share).astype(np.int64)
-    shown = np.floor((sample + 1) * share).astype(np.int64) > before
-    if not shown.any():
-        return train_batch(corpus, step, batch_size=batch_size, seq_len=seq_len, seed=seed)
-    packed = images.packed("train", seq_len)
-    seeing = image_rows(images, [packed[i] for i in shuffled(before[shown], len(packed), seed)], seq_len)
-    if shown.all():
-        return seeing
-    text = text_rows(
-        corpus, "train", shuffled((sample - before)[~shown], row_count(corpus, "train", seq_len), seed), seq_len
-    )
+@dataclass(frozen=True)
+class ImagesAmongText:
+    """Rows with images, `share` of all, evenly among rows of text."""
+
+    corpus: Corpus
+    images: ImageCorpus
+    share: float
+
+    def batch(self, step: int, rows: slice = slice(None), *, batch_size: int, seq_len: int, seed: int) -> Batch:
+        """`rows` of the `batch_size` rows of a step, as `data.text.batches.train_batch` gives them of text alone."""
+        sample = np.arange(batch_size, dtype=np.int64) + step * batch_size
+        before = np.floor(sample * self.share).astype(np.int64)
+        shown = np.floor((sample + 1) * self.share).astype(np.int64) > before
+        if not shown.any():
+            return train_batch(self.corpus, step, rows, batch_size=batch_size, seq_len=seq_len, seed=seed)
+        sample, before, shown = sample[rows], before[rows], shown[rows]
+        packed = self.images.packed("train", seq_len)
+        seeing = image_rows(self.images, [packed[i] for i in shuffled(before[shown], len(packed), seed)], seq_len)
+        if shown.all():
+            return seeing
+        index = shuffled((sample - before)[~shown], row_count(self.corpus, "train", seq_len), seed)
+        return _merged(seeing, text_rows(self.corpus, "train", index, seq_len), shown)
+
+
+def _merged(seeing: Batch, text: Batch, shown: np.ndarray) -> Batch:
+    """Rows with images where `shown`, and rows of text elsewhere."""
     order = np.argsort(np.concatenate((np.flatnonzero(shown), np.flatnonzero(~shown))))
     assert seeing.tile_ends is not None
-    counts = np.zeros(batch_size, np.int64)
+    counts = np.zeros(len(shown), np.int64)
     counts[shown] = np.diff(seeing.tile_ends, prepend=0)
     return Batch(
         np.concatenate((seeing.tokens, text.tokens))[order],
@@ -179,17 +210,22 @@ def mixed_batch(
     )
 
 
-def image_batches(images: ImageCorpus, *, batch_size: int, seq_len: int, split: str = "validation") -> Iterator[Batch]:
-    """All rows of a split once, in order."""
+def image_batches(
+    images: ImageCorpus, *, batch_size: int, seq_len: int, split: str = "validation", part: tuple[int, int] = (0, 1)
+) -> Iterator[Batch]:
+    """The rows of a split once, in order, or a part of them as `data.text.batches.validation_batches` parts them."""
     packed = images.packed(split, seq_len)
-    for start in range(0, len(packed), batch_size):
-        yield image_rows(images, packed[start : start + batch_size], seq_len)
+    mine, own = share_of(len(packed), part)
+    for start in range(0, len(mine), batch_size):
+        some = slice(start, start + batch_size)
+        yield without_targets(image_rows(images, [packed[i] for i in mine[some]], seq_len), ~own[some])
 
 
 def image_rows(images: ImageCorpus, packed: list[list[int]], seq_len: int) -> Batch:
     """Rows of the documents numbered in `packed`; what is left of a row is filled with ends, which nobody learns."""
     shape = len(packed), seq_len + 1
-    tokens, learned, document = np.full(shape, END_TOKEN, np.int64), np.zeros(shape, bool), np.zeros(shape, np.int32)
+    tokens = np.full(shape, images.vocabulary.document_end, np.int64)
+    learned, document = np.zeros(shape, bool), np.zeros(shape, np.int32)
     tiles, counts = [], []
     for row, numbers in enumerate(packed):
         place = 0
@@ -207,8 +243,8 @@ def image_rows(images: ImageCorpus, packed: list[list[int]], seq_len: int) -> Ba
         np.ascontiguousarray(tokens[:, :-1]),
         np.where(learned, tokens, -100)[:, 1:],
         np.ascontiguousarray(document[:, :-1]),
-        np.concatenate(tiles),
-        np.cumsum(counts),
+        np.concatenate((images.tiles[:0], *tiles)),
+        np.cumsum(counts, dtype=np.int64),
     )
 
 

@@ -7,14 +7,13 @@ computed where it is needed (a small Feistel network) and takes no memory.
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from tenfold.data.text.corpus import Corpus
 from tenfold.spec.errors import TenfoldError
 
-END_TOKEN = 1
 ROUNDS = 4
 
 
@@ -23,7 +22,7 @@ class Batch:
     """`tokens` and `targets` int64 [rows, T], with target -100 where there is none; `document` int32 [rows, T].
 
     With images: `tiles` uint8 [tiles, 3, S, S] in the order of their patch tokens, and `tile_ends` int64 [rows], the
-    tiles up to the end of each row.
+    number of tiles up to the end of each row. Rows of a batch with images keep both, even where they have no tiles.
     """
 
     tokens: np.ndarray
@@ -32,18 +31,30 @@ class Batch:
     tiles: np.ndarray | None = None
     tile_ends: np.ndarray | None = None
 
+    def __getitem__(self, rows: slice) -> "Batch":
+        """Some consecutive rows, with their tiles."""
+        tokens, targets, document = self.tokens[rows], self.targets[rows], self.document[rows]
+        if self.tiles is None or self.tile_ends is None:
+            return Batch(tokens, targets, document)
+        first, last, _ = rows.indices(len(self.tokens))
+        begin, end = (int(self.tile_ends[row - 1]) if row else 0 for row in (first, max(first, last)))
+        return Batch(tokens, targets, document, self.tiles[begin:end], self.tile_ends[rows] - begin)
+
+    @property
+    def target_count(self) -> int:
+        """How many targets these rows have."""
+        return int((self.targets >= 0).sum())
+
 
 def train_batch(
-    corpus: Corpus, step: int, *, batch_size: int, seq_len: int, seed: int, rank: int = 0, world: int = 1
+    corpus: Corpus, step: int, rows: slice = slice(None), *, batch_size: int, seq_len: int, seed: int
 ) -> Batch:
-    """The rows of `step` that belong to `rank` of `world`: an equal, contiguous part of the `batch_size` rows.
+    """`rows` of the `batch_size` rows of a step; no other row is read.
 
-    Raises TenfoldError where the batch does not divide or the corpus has no whole row.
+    How many targets the whole batch has depends on all of its rows: processes that read a part each must add up their
+    `target_count`. Raises TenfoldError where the corpus has no whole row.
     """
-    if batch_size % world:
-        raise TenfoldError(f"A batch of {batch_size} sequences cannot be shared equally by {world} processes.")
-    mine = batch_size // world
-    sample = np.arange(mine, dtype=np.int64) + step * batch_size + rank * mine
+    sample = np.arange(batch_size, dtype=np.int64)[rows] + step * batch_size
     return text_rows(corpus, "train", shuffled(sample, row_count(corpus, "train", seq_len), seed), seq_len)
 
 
@@ -57,23 +68,43 @@ def shuffled(sample: np.ndarray, rows: int, seed: int) -> np.ndarray:
 
 
 def validation_batches(
-    corpus: Corpus, *, batch_size: int, seq_len: int, limit_tokens: int | None = None
+    corpus: Corpus, *, batch_size: int, seq_len: int, limit_tokens: int | None = None, part: tuple[int, int] = (0, 1)
 ) -> Iterator[Batch]:
-    """All validation rows once, in order; with `limit_tokens` as many as it allows, evenly spread over all."""
-    rows = row_count(corpus, "validation", seq_len)
-    index = np.arange(rows)
-    if limit_tokens is not None and limit_tokens < rows * seq_len:
-        index = np.linspace(0, rows, max(1, limit_tokens // seq_len), endpoint=False).astype(np.int64)
-    for start in range(0, len(index), batch_size):
-        yield text_rows(corpus, "validation", index[start : start + batch_size], seq_len)
+    """The validation rows once, in order; with `limit_tokens` as many as it allows, evenly spread over all.
+
+    With `part = (index, parts)` only this part of them. All parts give equally many batches of the same sizes, because
+    a model that is spread over processes must run equally often on each; a part that lacks a row gets one without targets.
+    """
+    count = row_count(corpus, "validation", seq_len)
+    index = np.arange(count)
+    if limit_tokens is not None and limit_tokens < count * seq_len:
+        index = np.linspace(0, count, max(1, limit_tokens // seq_len), endpoint=False).astype(np.int64)
+    mine, own = share_of(len(index), part)
+    for start in range(0, len(mine), batch_size):
+        some = slice(start, start + batch_size)
+        yield without_targets(text_rows(corpus, "validation", index[mine[some]], seq_len), ~own[some])
 
 
-def validation_bytes(corpus: Corpus, *, seq_len: int, limit_tokens: int | None = None) -> int:
+def validation_bytes(
+    corpus: Corpus, *, seq_len: int, limit_tokens: int | None = None, part: tuple[int, int] = (0, 1)
+) -> int:
     """Bytes of text that the targets of `validation_batches` stand for: the denominator of bits per byte."""
     return sum(
         int(corpus.token_bytes[batch.targets[batch.targets >= 0]].sum())
-        for batch in validation_batches(corpus, batch_size=256, seq_len=seq_len, limit_tokens=limit_tokens)
+        for batch in validation_batches(corpus, batch_size=256, seq_len=seq_len, limit_tokens=limit_tokens, part=part)
     )
+
+
+def share_of(count: int, part: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers below `count` that belong to a part, as many for every part, and which of them count: the last may be a repeat."""
+    index, parts = part
+    mine = np.arange(index, index + -(-count // parts) * parts, parts)
+    return mine % count, mine < count
+
+
+def without_targets(batch: Batch, rows: np.ndarray) -> Batch:
+    """The batch with no targets in these rows."""
+    return replace(batch, targets=np.where(rows[:, None], -100, batch.targets)) if rows.any() else batch
 
 
 def row_count(corpus: Corpus, split: str, seq_len: int) -> int:
@@ -89,7 +120,7 @@ def text_rows(corpus: Corpus, split: str, index: np.ndarray, seq_len: int) -> Ba
     stream = corpus.tokens(split)
     window = stream[index[:, None] * seq_len + np.arange(seq_len + 1)].astype(np.int64)
     tokens, targets = window[:, :-1], window[:, 1:].copy()
-    ends = tokens == END_TOKEN
+    ends = tokens == corpus.vocabulary.document_end
     targets[ends] = -100
     document = np.cumsum(ends, axis=1, dtype=np.int32) - ends
     return Batch(np.ascontiguousarray(tokens), targets, document.astype(np.int32))

@@ -8,6 +8,7 @@ checked once more after a band is shared.
 """
 
 import json
+import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,15 @@ from tenfold.data.text.dedup import word_shingles
 from tenfold.data.text.filters import quality_problem
 from tenfold.data.text.sources import files_of, read_documents
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.plugins import load
 
 BUCKETS, HASHES = 14, 8
-EXECUTORS = ("local", "slurm", "ray")
+# datatrove's own executors, by the names of the launchers in whose places they stand
+EXECUTORS = {
+    "local": "datatrove.executor:LocalPipelineExecutor",
+    "slurm": "datatrove.executor:SlurmPipelineExecutor",
+    "ray": "datatrove.executor.ray:RayPipelineExecutor",
+}
 
 
 def clean_big(
@@ -35,8 +42,9 @@ def clean_big(
 ) -> None:
     """Clean and deduplicate the files below `source` to `out/clean/*.parquet`, in `tasks` tasks a stage.
 
-    Between the stages everything lies in `out`; a stage's tasks that are done are not done again. On Slurm the jobs are
-    submitted and wait for one another; on the others the call returns when all is done. Raises TenfoldError.
+    `on` is a launcher's name. Between the stages everything lies in `out`; a stage's tasks that are done are not done again.
+    On Slurm the jobs are submitted and wait for one another; on the others the call returns when all is done. Raises
+    TenfoldError.
     """
     try:
         from datatrove.pipeline.dedup.minhash import MinhashDedupBuckets, MinhashDedupCluster, MinhashDedupFilter
@@ -45,7 +53,8 @@ def clean_big(
     except ImportError as error:
         raise TenfoldError(f"Cleaning in many tasks needs datatrove: pip install 'tenfold[bigdata]' ({error}).") from None
     if on not in EXECUTORS:
-        raise TenfoldError(f"There is no way to clean on {on!r}: say {', '.join(EXECUTORS)}.")
+        load("launchers", on)  # for its own sentence, where there is none of that name
+        raise TenfoldError(f"datatrove does not run on {on!r}: say {', '.join(EXECUTORS)}.")
     if on == "slurm" and not partition:
         raise TenfoldError("Slurm needs to know where to run: say --partition.")
     if tasks < 1:
@@ -62,9 +71,12 @@ def clean_big(
         ("cluster", 1, [MinhashDedupCluster(folder["buckets"], folder["copies"], config=config)]),
         ("clean", tasks, [ParquetReader(folder["filtered"]), MinhashDedupFilter(folder["copies"]), ParquetWriter(folder["clean"])]),
     ]
+    executor = pkgutil.resolve_name(EXECUTORS[on])
+    options = {"time": limit, "partition": partition} if on == "slurm" else {}
     before: Any = None
     for name, count, steps in stages:
-        before = _executor(on, steps, count, str(out / "logs" / name), before, f"tenfold-{name}", partition, limit)
+        more = options | ({"job_name": f"tenfold-{name}"} if on == "slurm" else {})
+        before = executor(steps, tasks=count, logging_dir=str(out / "logs" / name), depends=before, **more)
     before.run()  # and what it depends on first
 
 
@@ -131,19 +143,3 @@ def signature_step(folder: str) -> Any:
             return word_shingles(text.encode("utf-8", "replace")).reshape(-1, 1)
 
     return Signature(folder, config=minhash_config(), language=NoWords())
-
-
-def _executor(on: str, steps: list[Any], tasks: int, logs: str, before: Any, name: str, partition: str, limit: str) -> Any:
-    if on == "slurm":
-        from datatrove.executor import SlurmPipelineExecutor
-
-        return SlurmPipelineExecutor(
-            steps, tasks=tasks, time=limit, partition=partition, job_name=name, logging_dir=logs, depends=before
-        )
-    if on == "ray":
-        from datatrove.executor.ray import RayPipelineExecutor
-
-        return RayPipelineExecutor(steps, tasks=tasks, logging_dir=logs, depends=before)
-    from datatrove.executor import LocalPipelineExecutor
-
-    return LocalPipelineExecutor(steps, tasks=tasks, logging_dir=logs, depends=before)

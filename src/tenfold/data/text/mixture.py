@@ -16,8 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from tenfold.data.text.batches import Batch, permute, row_count, shuffled, text_rows
-from tenfold.data.text.corpus import Corpus, same_tokenizer
+from tenfold.data.text.corpus import Corpus
+from tenfold.model.io.tokenizer import same_tokenizer
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.vocabulary import Vocabulary
 
 DECK = 2**14
 
@@ -37,6 +39,10 @@ class Mixture:
     @property
     def first(self) -> Corpus:
         return next(iter(self.corpora.values()))
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return self.first.vocabulary
 
     @property
     def vocab_size(self) -> int:
@@ -67,20 +73,17 @@ class Mixture:
         """Rows that each source gives before `step`."""
         return dict(zip(self.corpora, map(int, self._drawn(step, batch_size, seed)), strict=True))
 
-    def batch(self, step: int, *, batch_size: int, seq_len: int, seed: int, rank: int = 0, world: int = 1) -> Batch:
-        """The rows of `step` that belong to `rank` of `world`, as `data.batches.train_batch` gives them of one corpus."""
-        if batch_size % world:
-            raise TenfoldError(f"A batch of {batch_size} sequences cannot be shared equally by {world} processes.")
-        mine = batch_size // world
-        source, sample = (part[rank * mine : (rank + 1) * mine] for part in self._deal(step, batch_size, seed))
-        shape = (mine, seq_len)
+    def batch(self, step: int, rows: slice = slice(None), *, batch_size: int, seq_len: int, seed: int) -> Batch:
+        """`rows` of the `batch_size` rows of a step, as `data.text.batches.train_batch` gives them of one corpus."""
+        source, sample = self._deal(step, np.arange(batch_size)[rows], batch_size, seed)
+        shape = (len(source), seq_len)
         batch = Batch(np.empty(shape, np.int64), np.empty(shape, np.int64), np.empty(shape, np.int32))
         for number, corpus in enumerate(self.corpora.values()):
-            rows = source == number
-            if rows.any():
-                index = shuffled(sample[rows], row_count(corpus, "train", seq_len), seed)
+            own = source == number
+            if own.any():
+                index = shuffled(sample[own], row_count(corpus, "train", seq_len), seed)
                 part = text_rows(corpus, "train", index, seq_len)
-                batch.tokens[rows], batch.targets[rows], batch.document[rows] = part.tokens, part.targets, part.document
+                batch.tokens[own], batch.targets[own], batch.document[own] = part.tokens, part.targets, part.document
         return batch
 
     def require_rows(self, steps: int, *, batch_size: int, seq_len: int, seed: int, max_epochs: float) -> None:
@@ -93,12 +96,12 @@ class Mixture:
                     "text, or allow more (max_epochs)."
                 )
 
-    def _deal(self, step: int, batch_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """For each row of a step its source, and how many rows that source gave before it."""
+    def _deal(self, step: int, rows: np.ndarray, batch_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """For each of these rows of a step its source, and how many rows that source gave before it."""
         begin, cards = next(phase for phase in reversed(self.phases) if phase[0] <= step)
         before = self._drawn(begin, batch_size, seed)
-        deck, place = np.divmod((step - begin) * batch_size + np.arange(batch_size), DECK)
-        source, sample = np.empty(batch_size, np.int64), np.empty(batch_size, np.int64)
+        deck, place = np.divmod((step - begin) * batch_size + rows, DECK)
+        source, sample = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
         for number in np.unique(deck):
             inside = deck == number
             dealt, earlier = _deck(seed, begin, int(number), cards)

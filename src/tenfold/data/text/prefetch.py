@@ -2,27 +2,27 @@
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Self
+from typing import Generic, Self, TypeVar
 
-from tenfold.data.text.batches import Batch
+T = TypeVar("T")
 
 AHEAD = 32
 THREADS = 16
 
 
-class Prefetch:
+class Prefetch(Generic[T]):
     """`prefetch(step)` is `make(step)`; the `ahead` steps after it are already being made, up to `last` (excluded).
 
     `make` is a pure function of the step, so any order of calls gives the same batches; going back (a resume, a rollback)
     begins anew from there. With `ahead` 0 everything is made where it is asked for. An error of `make` is raised at its step.
     """
 
-    def __init__(self, make: Callable[[int], Batch], last: int, ahead: int = AHEAD, threads: int = THREADS) -> None:
+    def __init__(self, make: Callable[[int], T], last: int, ahead: int = AHEAD, threads: int = THREADS) -> None:
         self._make, self._last, self._ahead = make, last, ahead
-        self._coming: dict[int, Future[Batch]] = {}
+        self._coming: dict[int, Future[T]] = {}
         self._pool = ThreadPoolExecutor(min(threads, max(1, ahead)), thread_name_prefix="batches")
 
-    def __call__(self, step: int) -> Batch:
+    def __call__(self, step: int) -> T:
         if not self._ahead:
             return self._make(step)
         for other in [s for s in self._coming if not step <= s <= step + self._ahead]:

@@ -6,7 +6,6 @@ kept: with rows in random order, a cache much smaller than the corpus would hold
 """
 
 import hashlib
-import json
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -21,14 +20,13 @@ import fsspec
 import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
-from tenfold.data.text.corpus import Corpus, open_corpus
+from tenfold.data.text.corpus import Corpus, open_corpus, read_manifest
 from tenfold.data.text.shards import Shards
 from tenfold.spec.errors import TenfoldError
 
 CACHE_BYTES = 16 * 2**30
 BLOCK_BYTES = 2**20
 CONNECTIONS = 128
-_SMALL_FILES = ("tokenizer.json", "tokenizer_config.json", "token_bytes.npy")
 
 
 def is_remote(source: str | Path) -> bool:
@@ -78,15 +76,13 @@ def open_remote(url: str, cache: Path, cache_bytes: int = CACHE_BYTES) -> Remote
             raise TenfoldError(
                 f"{url} holds no corpus: make one with `tenfold data build`, and `tenfold data upload` it."
             ) from None
-        manifest = json.loads(written)
+        manifest = read_manifest(written, url)
         # Another corpus that is written to the same place gets another folder.
         directory = cache / f"remote-{url.rsplit('/', 1)[1]}-{hashlib.sha256(url.encode() + written).hexdigest()[:16]}"
         directory.mkdir(parents=True, exist_ok=True)
-        for name in _SMALL_FILES:
-            if not (directory / name).exists():
-                _write_whole(
-                    directory / name, _checked(filesystem.cat_file(f"{root}/{name}"), manifest["files"][name], f"{url}/{name}")
-                )
+        for name, facts in manifest["files"].items():  # all but the tokens
+            if not name.endswith(".bin") and not (directory / name).exists():
+                _write_whole(directory / name, _checked(filesystem.cat_file(f"{root}/{name}"), facts, f"{url}/{name}"))
     return RemoteCorpus(directory, manifest, url, cache_bytes)
 
 
@@ -134,7 +130,9 @@ class RemoteShards:
     def __getitem__(self, positions: slice | np.ndarray) -> np.ndarray:
         if isinstance(positions, slice):
             positions = np.arange(*positions.indices(len(self)))
-        if positions.size and not 0 <= int(positions.min()) <= int(positions.max()) < len(self):
+        if not positions.size:
+            return np.empty(positions.shape, self._tokens.dtype)
+        if not 0 <= int(positions.min()) <= int(positions.max()) < len(self):
             raise IndexError(f"The {self._tokens.split} split has {len(self)} tokens.")
         return self._read(positions)
 

@@ -1,18 +1,13 @@
-"""Byte-level BPE trained with `tokenizers`, in Hugging Face form, and read by `tiktoken`, which is four times faster."""
+"""Byte-level BPE trained with `tokenizers` on a corpus of one's own."""
 
-import json
 from collections.abc import Iterable
-from pathlib import Path
 
-import numpy as np
-import tiktoken
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from tenfold.spec.vocabulary import LLAMA3_SPLIT, Vocabulary
+
 BEGIN, END = "<|begin_of_text|>", "<|end_of_text|>"
-# Llama 3's split (llama-models `models/llama3/tokenizer.py`).
-SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+SMALLEST_VOCABULARY = 258  # every byte and the two special tokens
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -20,7 +15,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
+            pre_tokenizers.Split(Regex(LLAMA3_SPLIT), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -38,41 +33,6 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
-    """Write `tokenizer.json` and `tokenizer_config.json`, as `AutoTokenizer.from_pretrained` reads them."""
-    tokenizer.save(str(directory / "tokenizer.json"))
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": BEGIN,
-        "eos_token": END,
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": 1_000_000,
-    }
-    (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n")
-
-
-def token_bytes(tokenizer: Tokenizer) -> np.ndarray:
-    """Bytes of text that each token stands for, int32 [vocab]; special tokens stand for none."""
-    lengths = np.zeros(tokenizer.get_vocab_size(), dtype=np.int32)
-    for token, index in tokenizer.get_vocab().items():
-        # Byte-level BPE writes each byte as one printable character.
-        lengths[index] = 0 if token in (BEGIN, END) else len(token)
-    return lengths
-
-
-def fast_encoder(tokenizer: Tokenizer) -> tiktoken.Encoding:
-    """The same byte-level BPE for `tiktoken`: merges happen in the order of the token numbers in both."""
-    byte = {character: number for number, character in bytes_to_characters().items()}
-    ranks = {
-        bytes(byte[character] for character in token): index
-        for token, index in tokenizer.get_vocab().items()
-        if token not in (BEGIN, END)
-    }
-    return tiktoken.Encoding("tenfold", pat_str=SPLIT, mergeable_ranks=ranks, special_tokens={})
-
-
-def bytes_to_characters() -> dict[int, str]:
-    """The printable character that byte-level BPE writes for each byte (GPT-2, `encoder.py`)."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("\xa1"), ord("\xac") + 1), *range(ord("\xae"), 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+def trained_vocabulary(size: int) -> Vocabulary:
+    """The vocabulary of a tokenizer that `train_tokenizer` made."""
+    return Vocabulary(size=size, bos=0, eos=(1,), add_bos=True, special={BEGIN: 0, END: 1})

@@ -1,111 +1,128 @@
 """GGUF files in: shape, weights and tokenizer (llama.cpp's format; read with the package `gguf`)."""
 
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
 
+from tenfold.model.family import families
+from tenfold.model.io.format import GGUFNames
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec
+from tenfold.spec.vocabulary import LLAMA3_SPLIT
 
-_NAMES = {
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-}
-_TOP = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
+# How text is split before it is tokenized, by `tokenizer.ggml.pre` (llama.cpp, `llama-vocab.cpp`).
+_SPLITS: dict[str, list[Any]] = {
+    "gpt-2": [pre_tokenizers.ByteLevel(add_prefix_space=False)],
+    "smollm": [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)],
+    "llama-bpe": [
+        pre_tokenizers.Split(Regex(LLAMA3_SPLIT), behavior="isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ],
 }
 _CONTROL = 3  # token type of special tokens in `tokenizer.ggml.token_type`
 
 
-def read_gguf(path: Path) -> tuple[ModelSpec, Iterator[tuple[str, Tensor]]]:
-    """The shape, and the weights dequantised to float32 under their Hugging Face names, one by one.
+def read_gguf(path: Path) -> tuple[ModelSpec, dict[str, Callable[[], Tensor]]]:
+    """The shape, and for the Hugging Face name of each weight a function that reads it, dequantised to float32.
 
-    Raises TenfoldError where the file cannot be read or is of another architecture than llama.
+    Raises TenfoldError where the file cannot be read or is of an architecture of no family.
     """
     reader = _open(path)
-    fields = {name: field.contents() for name, field in reader.fields.items() if name.startswith(("general", "llama"))}
-    family = fields.get("general.architecture")
-    if family != "llama":
-        raise TenfoldError(f"{path} is a {family!r} model: only 'llama' can be read.")
+    architecture = reader.fields["general.architecture"].contents()
+    family, names = _family(path, architecture)
     if "rope_freqs.weight" in {t.name for t in reader.tensors}:
         raise TenfoldError(f"{path} stretches its rotary positions (Llama 3.1 and later): read its Hugging Face directory.")
-    heads = int(fields["llama.attention.head_count"])
-    dim = int(fields["llama.embedding_length"])
+    own = f"{architecture}."
+    fields = {name.removeprefix(own): f.contents() for name, f in reader.fields.items() if name.startswith(own)}
+    heads = int(fields["attention.head_count"])
+    dim = int(fields["embedding_length"])
     embedding = next(t for t in reader.tensors if t.name == "token_embd.weight")
     spec = ModelSpec(
         name=path.stem,
+        family=family,
         dim=dim,
-        n_layers=int(fields["llama.block_count"]),
+        n_layers=int(fields["block_count"]),
         n_heads=heads,
-        n_kv_heads=int(fields.get("llama.attention.head_count_kv", heads)),
-        head_dim=int(fields.get("llama.rope.dimension_count", dim // heads)),
-        ffn_dim=int(fields["llama.feed_forward_length"]),
+        n_kv_heads=int(fields.get("attention.head_count_kv", heads)),
+        head_dim=int(fields.get("rope.dimension_count", dim // heads)),
+        ffn_dim=int(fields["feed_forward_length"]),
         vocab_size=int(embedding.shape[1]),
         tied="output.weight" not in {t.name for t in reader.tensors},
-        context=int(fields["llama.context_length"]),
-        rope_theta=float(fields.get("llama.rope.freq_base", 10000.0)),
-        norm_eps=float(f"{fields['llama.attention.layer_norm_rms_epsilon']:.6g}"),
+        context=int(fields["context_length"]),
+        rope_theta=float(fields.get("rope.freq_base", 10000.0)),
+        norm_eps=float(f"{fields['attention.layer_norm_rms_epsilon']:.6g}"),
     )
-    return spec, _tensors(reader, spec)
+    return spec, _tensors(reader, spec, names)
 
 
-def _tensors(reader: Any, spec: ModelSpec) -> Iterator[tuple[str, Tensor]]:
-    from gguf.quants import dequantize
+def _family(path: Path, architecture: str) -> tuple[str, GGUFNames]:
+    """The family of a GGUF file's architecture, and its names there."""
+    known: list[str] = []
+    for family_name, family in families():
+        names = family.weights().gguf
+        if names is not None and names.architecture == architecture:
+            return family_name, names
+        known += [names.architecture] if names else []
+    raise TenfoldError(f"{path} is a {architecture!r} model: only {', '.join(map(repr, known))} can be read.")
 
+
+def _tensors(reader: Any, spec: ModelSpec, names: GGUFNames) -> dict[str, Callable[[], Tensor]]:
+    found: dict[str, Callable[[], Tensor]] = {}
     for stored in reader.tensors:
-        tensor = torch.from_numpy(dequantize(stored.data, stored.tensor_type).copy()).float()
-        if stored.name in _TOP:
-            yield _TOP[stored.name], tensor
+        if stored.name in names.top:
+            found[names.top[stored.name]] = partial(_tensor, stored)
             continue
         _, layer, part, _ = stored.name.split(".")
-        if part in ("attn_q", "attn_k"):
-            # llama.cpp turns neighbouring pairs, Hugging Face halves.
-            tensor = tensor.unflatten(0, (-1, spec.head_dim // 2, 2)).transpose(1, 2).flatten(0, 2)
-        yield f"model.layers.{layer}.{_NAMES[part]}.weight", tensor
+        turned = spec.head_dim if part in names.turned else 0
+        found[f"model.layers.{layer}.{names.part[part]}.weight"] = partial(_tensor, stored, turned)
+    return found
+
+
+def _tensor(stored: Any, turned_head: int = 0) -> Tensor:
+    """A stored weight; `turned_head` is the size of heads whose rows llama.cpp keeps in pairs."""
+    from gguf.quants import dequantize
+
+    tensor = torch.from_numpy(dequantize(stored.data, stored.tensor_type).copy()).float()
+    return tensor.unflatten(0, (-1, turned_head // 2, 2)).transpose(1, 2).flatten(0, 2) if turned_head else tensor
 
 
 def read_gguf_tokenizer(path: Path) -> Tokenizer:
     """The byte-level BPE inside a GGUF file. Raises TenfoldError for another kind."""
-    reader = _open(path)
-
-    def field(name: str) -> Any:
-        return reader.fields[f"tokenizer.ggml.{name}"].contents()
-
-    if field("model") != "gpt2":
-        raise TenfoldError(f"{path} has a {field('model')!r} tokenizer: only byte-level BPE ('gpt2') can be read.")
-    tokens = field("tokens")
-    merges = [tuple(merge.split(" ")) for merge in field("merges")]
-    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
-    parts: list[Any] = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    if field("pre") == "smollm":
-        parts.insert(0, pre_tokenizers.Digits(individual_digits=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(parts)
+    fields = read_gguf_text_fields(path)
+    if fields["model"] != "gpt2":
+        raise TenfoldError(f"{path} has a {fields['model']!r} tokenizer: only byte-level BPE ('gpt2') can be read.")
+    if fields["pre"] not in _SPLITS:
+        raise TenfoldError(
+            f"{path} splits text by {fields['pre']!r} before it is tokenized, and {', '.join(_SPLITS)} are known: read the "
+            "model's Hugging Face directory."
+        )
+    tokens = fields["tokens"]
+    merges = [tuple(merge.split(" ")) for merge in fields["merges"]]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=fields["pre"] == "llama-bpe"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(_SPLITS[fields["pre"]])
     tokenizer.decoder = decoders.ByteLevel()
-    special = [t for t, kind in zip(tokens, field("token_type"), strict=True) if kind == _CONTROL]
+    special = [t for t, kind in zip(tokens, fields["token_type"], strict=True) if kind == _CONTROL]
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
+    if fields["add_bos_token"]:
+        bos = tokens[fields["bos_token_id"]]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, fields["bos_token_id"])]
+        )
     return tokenizer
 
 
 def read_gguf_text_fields(path: Path) -> dict[str, Any]:
-    """What a GGUF file says of text besides its vocabulary: chat template, the tokens that begin and end a text."""
-    fields = _open(path).fields
-    names = ("chat_template", "bos_token_id", "eos_token_id", "add_bos_token")
-    return {n: fields[f"tokenizer.{key}{n}"].contents() for n in names for key in ("", "ggml.") if f"tokenizer.{key}{n}" in fields}
+    """What a GGUF file says of text: tokens and merges, chat template, and the ids of special tokens."""
+    fields = {key.split(".")[-1]: field.contents() for key, field in _open(path).fields.items() if key.startswith("tokenizer.")}
+    # Llama 3's files need not say what llama.cpp does with them.
+    return {"pre": "default", "add_bos_token": fields.get("pre") == "llama-bpe"} | fields
 
 
 @lru_cache(maxsize=2)  # parsing a vocabulary of 50,000 takes seconds

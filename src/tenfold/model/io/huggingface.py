@@ -1,40 +1,36 @@
-"""Llama checkpoints in the layout that every other tool reads: `config.json`, `*.safetensors`, the tokenizer's files.
+"""Checkpoints in the layout that every other tool reads: `config.json`, `*.safetensors`, the tokenizer's files.
 
-Hugging Face's rotary embedding of Llama 3 turns the first half of a head with the second; ours turns neighbours, as
-the reference code does. So the rows of each query and key head are reordered on the way in and out. That of Llama 4
-turns neighbours too, but its experts' matrices stand transposed.
+Names and order of the weights are those of `weights` of the model's family.
 """
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tenfold.model.build import make_shapes
+from tenfold.model.family import family_of
+from tenfold.model.io.format import Slot, Stack
 from tenfold.model.io.gguf import read_gguf
-from tenfold.model.io.huggingface_config import config_from_spec, spec_from_config
-from tenfold.model.llama import Attention, FeedForward, Llama
-from tenfold.model.llama4 import Llama4, make_shapes
-from tenfold.model.moe import Experts
-from tenfold.model.vision import Vision
+from tenfold.model.io.huggingface_config import config_from_spec, config_with_vocabulary, spec_from_config
+from tenfold.model.io.tokenizer import copy_tokenizer, has_tokenizer
+from tenfold.model.llama import Llama
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec
 
 SHARD_BYTES = 4 * 2**30
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
 def write_model(
     model: Llama, directory: Path, tokenizer_directory: Path | None = None, dtype: torch.dtype = torch.float32
 ) -> None:
-    """Write weights in shards of at most 4 GiB, `config.json`, and copies of the tokenizer's files."""
+    """Write weights in shards of at most 4 GiB, `config.json`, and the tokenizer of a directory or GGUF file."""
     tensors = ((name, slot.get()) for name, slot in _slots(model).items())
     _write(model.spec, tensors, directory, tokenizer_directory, dtype)
 
@@ -56,7 +52,7 @@ def _filled(spec: ModelSpec, fill: Callable[[str, nn.Module], None]) -> Iterator
         yield from ((stored, slot.get()) for stored, slot in slots.items())
 
 
-def _parts(spec: ModelSpec) -> Iterator[tuple[str, nn.Module, dict[str, "_Slot | _Stack"]]]:
+def _parts(spec: ModelSpec) -> Iterator[tuple[str, nn.Module, dict[str, Slot | Stack]]]:
     """Each part of a model in turn, the only one that has memory then: its name, itself, its weights by Hugging Face's names."""
     model = make_shapes(spec)
     if spec.tied:
@@ -68,16 +64,21 @@ def _parts(spec: ModelSpec) -> Iterator[tuple[str, nn.Module, dict[str, "_Slot |
         part.to("meta")
 
 
+def _slots(model: Llama) -> dict[str, Slot | Stack]:
+    """Every weight by its Hugging Face name."""
+    return family_of(model.spec).weights().slots(model)
+
+
 def _write(
     spec: ModelSpec, tensors: Iterator[tuple[str, Tensor]], directory: Path, tokenizer_directory: Path | None, dtype: torch.dtype
 ) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     try:
-        (directory / "config.json").write_text(json.dumps(config_from_spec(spec, dtype), indent=2) + "\n")
+        known = tokenizer_directory is not None and has_tokenizer(tokenizer_directory)
+        vocabulary = copy_tokenizer(tokenizer_directory, directory) if tokenizer_directory and known else None
+        config = config_with_vocabulary(config_from_spec(spec, dtype), vocabulary)
+        (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         _write_shards(((name, tensor.to("cpu", dtype).contiguous()) for name, tensor in tensors), directory)
-        for file in _TOKENIZER_FILES:
-            if tokenizer_directory is not None and (tokenizer_directory / file).exists():
-                shutil.copyfile(tokenizer_directory / file, directory / file)
     except (OSError, SafetensorError) as error:
         raise TenfoldError(f"The model could not be written to {directory}: {error}.") from None
 
@@ -112,7 +113,9 @@ def _write_shards(tensors: Iterator[tuple[str, Tensor]], directory: Path) -> Non
 
 
 def read_spec(path: Path) -> ModelSpec:
-    """The shape of the model in a Hugging Face directory."""
+    """The shape of the model in a Hugging Face directory or a GGUF file."""
+    if path.suffix == ".gguf":
+        return read_gguf(path)[0]
     config = path / "config.json"
     if not config.exists():
         raise TenfoldError(f"{path} is no model: it has no config.json.")
@@ -128,10 +131,9 @@ def read_model(path: Path, dtype: torch.dtype = torch.float32) -> Llama:
     Raises TenfoldError, naming the tensor, where one is missing, too many, or of another shape.
     """
     if path.suffix == ".gguf":
-        spec, tensors = read_gguf(path)
-    else:
-        spec, tensors = read_spec(path), _stored(path)
-    return assemble(spec, tensors, path, dtype)
+        spec, stored = read_gguf(path)
+        return assemble(spec, ((name, read()) for name, read in stored.items()), path, dtype)
+    return assemble(read_spec(path), _stored(path), path, dtype)
 
 
 def assemble(spec: ModelSpec, tensors: Iterator[tuple[str, Tensor]], path: Path, dtype: torch.dtype) -> Llama:
@@ -154,7 +156,7 @@ def assemble(spec: ModelSpec, tensors: Iterator[tuple[str, Tensor]], path: Path,
     return model.requires_grad_(True)
 
 
-def _set(slot: "_Slot | _Stack", tensor: Tensor, name: str, path: Path) -> None:
+def _set(slot: Slot | Stack, tensor: Tensor, name: str, path: Path) -> None:
     if slot.shape != tuple(tensor.shape):
         raise TenfoldError(f"{path}: {name} has shape {tuple(tensor.shape)}, its config says {slot.shape}.")
     slot.set(tensor)
@@ -180,148 +182,28 @@ def _files(path: Path) -> list[str]:
 
 
 def read_parts(path: Path) -> Iterator[tuple[str, nn.Module]]:
-    """The model in a Hugging Face directory, never whole in memory: the name and weights of one part after another, in float32.
+    """The model in a Hugging Face directory or GGUF file, never whole in memory: the name and weights of one part after
+    another, in float32.
 
     A part is as in `write_parts`; it is gone when the next is asked for. Raises TenfoldError as `read_model` does.
     """
     with ExitStack() as opened:
-        place: dict[str, Any] = {}
-        for file in _files(path):
-            try:
-                stored = opened.enter_context(safe_open(path / file, framework="pt"))
-            except SafetensorError as error:
-                raise TenfoldError(f"{path / file} is damaged or cut short: {error}.") from None
-            place |= dict.fromkeys(stored.keys(), stored)
+        stored = read_gguf(path)[1] if path.suffix == ".gguf" else _opened(path, opened)
         for name, part, slots in _parts(read_spec(path)):
             for key, slot in slots.items():
-                if key not in place:
+                if key not in stored:
                     raise TenfoldError(f"{path} lacks the tensor {key!r}.")
-                _set(slot, place[key].get_tensor(key), key, path)
+                _set(slot, stored[key](), key, path)
             yield name, part
 
 
-@dataclass(frozen=True)
-class _Slot:
-    """Where a Hugging Face tensor stands in our weights: a view [..., rows, columns], its heads split in halves or not."""
-
-    view: Tensor
-    halves: bool = False
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.view.shape) if self.view.ndim < 3 else (self.view[..., 0].numel(), self.view.shape[-1])
-
-    @property
-    def is_meta(self) -> bool:
-        return self.view.is_meta
-
-    def get(self) -> Tensor:
-        """The tensor as Hugging Face has it."""
-        rows = self.view
-        if self.halves:
-            rows = rows.unflatten(-2, (-1, 2)).transpose(-3, -2).flatten(-3, -2)
-        return rows.reshape(self.shape)
-
-    def set(self, tensor: Tensor) -> None:
-        rows = tensor.view(self.view.shape)
-        if self.halves:
-            rows = rows.unflatten(-2, (2, -1)).transpose(-3, -2).flatten(-3, -2)
-        self.view.copy_(rows)
-
-
-@dataclass(frozen=True)
-class _Stack:
-    """The experts' matrices [experts, out, in] that Hugging Face keeps side by side as one [experts, in, sum of out]."""
-
-    views: tuple[Tensor, ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        experts, _, fan_in = self.views[0].shape
-        return experts, fan_in, sum(v.shape[1] for v in self.views)
-
-    @property
-    def is_meta(self) -> bool:
-        return self.views[0].is_meta
-
-    def get(self) -> Tensor:
-        return torch.cat([v.mT for v in self.views], -1)
-
-    def set(self, tensor: Tensor) -> None:
-        for view, part in zip(self.views, tensor.split([v.shape[1] for v in self.views], -1), strict=True):
-            view.copy_(part.mT)
-
-
-def _slots(model: Llama) -> dict[str, _Slot | _Stack]:
-    """Every weight under its Hugging Face name."""
-    routed = isinstance(model, Llama4)
-    slots: dict[str, _Slot | _Stack] = {"model.embed_tokens.weight": _Slot(model.embedding.weight.data)}
-    for i, block in enumerate(model.layers):
-        layer = f"model.layers.{i}"
-        slots |= {
-            f"{layer}.input_layernorm.weight": _Slot(block.attention_norm.weight.data),
-            f"{layer}.post_attention_layernorm.weight": _Slot(block.ffn_norm.weight.data),
-            **_attention_slots(f"{layer}.self_attn", block.attention, model.spec, halves=not routed),
-            **_ffn_slots(f"{layer}.feed_forward" if routed else f"{layer}.mlp", block.ffn),
-        }
-    slots["model.norm.weight"] = _Slot(model.norm.weight.data)
-    if not model.spec.tied:
-        slots["lm_head.weight"] = _Slot(model.head.weight.data)
-    if isinstance(model, Llama4) and model.vision is not None:
-        return {f"language_model.{name}": slot for name, slot in slots.items()} | _vision_slots(model.vision)
-    return slots
-
-
-def _attention_slots(name: str, attention: Attention, spec: ModelSpec, halves: bool) -> dict[str, _Slot]:
-    group = spec.n_heads // spec.n_kv_heads
-    rows = attention.wqkv.weight.data.view(spec.n_kv_heads, group + 2, spec.head_dim, spec.dim)
-    return {
-        f"{name}.q_proj.weight": _Slot(rows[:, :group], halves),
-        f"{name}.k_proj.weight": _Slot(rows[:, group : group + 1], halves),
-        f"{name}.v_proj.weight": _Slot(rows[:, group + 1 :]),
-        f"{name}.o_proj.weight": _Slot(attention.wo.weight.data),
-    }
-
-
-def _ffn_slots(name: str, ffn: nn.Module) -> dict[str, _Slot | _Stack]:
-    if isinstance(ffn, Experts):
-        assert ffn.shared is not None  # the config of a model without one is refused
-        return {
-            f"{name}.router.weight": _Slot(ffn.router.weight.data),
-            f"{name}.experts.gate_up_proj": _Stack((ffn.w1.weight.data, ffn.w3.weight.data)),
-            f"{name}.experts.down_proj": _Stack((ffn.w2.weight.data,)),
-            **_ffn_slots(f"{name}.shared_expert", ffn.shared),
-        }
-    assert isinstance(ffn, FeedForward)
-    return {
-        f"{name}.gate_proj.weight": _Slot(ffn.w1.weight.data),
-        f"{name}.up_proj.weight": _Slot(ffn.w3.weight.data),
-        f"{name}.down_proj.weight": _Slot(ffn.w2.weight.data),
-    }
-
-
-def _vision_slots(vision: Vision) -> dict[str, _Slot | _Stack]:
-    ours = {
-        "vision_model.class_embedding": vision.last,
-        "vision_model.positional_embedding_vlm": vision.positions,
-        "vision_model.patch_embedding.linear.weight": vision.patch.weight,
-        "vision_model.vision_adapter.mlp.fc1.weight": vision.adapter1.weight,
-        "vision_model.vision_adapter.mlp.fc2.weight": vision.adapter2.weight,
-        "multi_modal_projector.linear_1.weight": vision.projection.weight,
-    }
-    modules: dict[str, nn.Module] = {"layernorm_pre": vision.norm_before, "layernorm_post": vision.norm_after}
-    for i, block in enumerate(vision.layers):
-        layer = f"model.layers.{i}"
-        modules |= {
-            f"{layer}.input_layernorm": block.attention_norm,
-            f"{layer}.post_attention_layernorm": block.ffn_norm,
-            f"{layer}.self_attn.o_proj": block.wo,
-            f"{layer}.mlp.fc1": block.w1,
-            f"{layer}.mlp.fc2": block.w2,
-        }
-        for part in ("weight", "bias"):
-            rows = getattr(block.wqkv, part).chunk(3)
-            ours |= {f"vision_model.{layer}.self_attn.{n}_proj.{part}": r for n, r in zip("qkv", rows, strict=True)}
-    for name, module in modules.items():
-        ours |= {f"vision_model.{name}.{part}": p for part, p in module.named_parameters()}
-    return {name: _Slot(p.data) for name, p in ours.items()}
+def _opened(path: Path, opened: ExitStack) -> dict[str, Callable[[], Tensor]]:
+    """For the name of each stored tensor a function that reads it, from files that are open as long as `opened`."""
+    found: dict[str, Callable[[], Tensor]] = {}
+    for file in _files(path):
+        try:
+            stored = opened.enter_context(safe_open(path / file, framework="pt"))
+        except SafetensorError as error:
+            raise TenfoldError(f"{path / file} is damaged or cut short: {error}.") from None
+        found |= {name: partial(stored.get_tensor, name) for name in stored.keys()}  # noqa: SIM118 (not a dict)
+    return found

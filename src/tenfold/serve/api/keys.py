@@ -1,4 +1,4 @@
-"""Keys: who may ask, kept as hashes alone, and how often each may."""
+"""API keys, stored as hashes, and the rate limit of each."""
 
 import hashlib
 import hmac
@@ -20,7 +20,7 @@ class Keys:
 
     @classmethod
     def read(cls, file: Path, requests_per_minute: int = 0) -> "Keys":
-        """Raises TenfoldError where the file is damaged; one that does not exist has no keys."""
+        """The keys of a file; none if it does not exist. Raises TenfoldError if it is damaged."""
         if not file.exists():
             return cls({}, requests_per_minute)
         try:
@@ -35,12 +35,12 @@ class Keys:
         """The name that a key belongs to."""
         digest = _digest(key)
         found = None
-        for name, known in self._hashes.items():  # all of them, so that time tells nothing
+        for name, known in self._hashes.items():  # compare with all, so that timing reveals nothing
             found = name if hmac.compare_digest(known, digest) else found
         return found
 
     def wait(self, owner: str) -> float:
-        """Count a request of `owner`: 0 where it may go on, else the seconds until the next may come."""
+        """Count a request of `owner`: 0 if it is allowed, else the seconds until the next one is."""
         if not self._limit:
             return 0
         now, recent = time.monotonic(), self._recent[owner]
@@ -53,7 +53,7 @@ class Keys:
 
 
 def make_key(file: Path, name: str) -> str:
-    """Add a key for `name` to `file` and return it; it cannot be had again."""
+    """Add a key for `name` to `file` and return it. Only its hash is stored."""
     known = dict(json.loads(file.read_text())) if file.exists() else {}
     key = f"tf-{secrets.token_urlsafe(32)}"
     file.parent.mkdir(parents=True, exist_ok=True)

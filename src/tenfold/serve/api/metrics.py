@@ -1,4 +1,4 @@
-"""Prometheus metrics under vLLM's names, so that its dashboards work."""
+"""Prometheus metrics under vLLM's names, so that dashboards made for vLLM work."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -19,7 +19,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._seen: dict[tuple[str, str], float] = {}
-        self.running = self._gauge("num_requests_running", "Sequences that are computed.")
+        self.running = self._gauge("num_requests_running", "Sequences being computed.")
         self.waiting = self._gauge("num_requests_waiting", "Sequences that wait.")
         self.usage = self._gauge("kv_cache_usage_perc", "Share of the cache's blocks in use, 0 to 1.")
         self.counters = {key: self._counter(name, text) for key, (name, text) in _COUNTED.items()}
@@ -42,8 +42,20 @@ class Metrics:
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(f"vllm:{name}", text, ["model_name"], buckets=buckets, registry=self.registry)
 
+    def token(self, model: str, began: float, last: float, now: float) -> None:
+        """Tokens of a request came at `now`: the first (`last` is 0), or others after those at `last`."""
+        (self.between if last else self.first).labels(model).observe(now - (last or began))
+
+    def end(self, model: str, seconds: float, prompt_tokens: int, written: int) -> None:
+        """A request was answered or given up."""
+        self.whole.labels(model).observe(seconds)
+        self.prompt_tokens.labels(model).inc(prompt_tokens)
+        self.generation_tokens.labels(model).inc(written)
+        self.prompt_length.labels(model).observe(prompt_tokens)
+        self.output_length.labels(model).observe(written)
+
     def update(self, model: str, stats: dict[str, float]) -> None:
-        """Take over what an engine last reported."""
+        """Take over the numbers that an engine last reported."""
         if not stats:
             return
         self.running.labels(model).set(stats["running"])
@@ -52,7 +64,7 @@ class Metrics:
         for key, counter in self.counters.items():
             before = self._seen.get((model, key), 0)
             now = stats[key]
-            counter.labels(model).inc(now - before if now >= before else now)  # a new engine counts from nothing
+            counter.labels(model).inc(now - before if now >= before else now)  # a new engine counts from 0
             self._seen[model, key] = now
 
     def text(self) -> bytes:

@@ -1,15 +1,16 @@
-"""What clients may send, and what they get where OpenAI has no type for it.
+"""The requests that clients may send, and the answers for which OpenAI has no type.
 
-Fields that OpenAI knows and this server does not are accepted and ignored where that is harmless.
+Fields of OpenAI's that this server does not know are accepted and ignored where that is harmless.
 """
 
+from dataclasses import fields
 from typing import Annotated, Any, Literal
 
 from openai.types import CreateEmbeddingResponse, Embedding, Model
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from tenfold.serve.api.errors import ApiError
-from tenfold.serve.engine.request import Sampling
+from tenfold.serve.request import Sampling
 
 Text = Annotated[str, Field(max_length=10_000_000)]
 Stop = Annotated[str, Field(max_length=1000)]
@@ -17,7 +18,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 def _without_zeros(bias: Any) -> Any:
-    """A bias of 0 says nothing, whatever it stands at."""
+    """A bias of 0 changes nothing, whatever its token."""
     return {token: value for token, value in bias.items() if value != 0} if isinstance(bias, dict) else bias
 
 
@@ -36,7 +37,7 @@ class StreamOptions(Body):
 
 
 class SamplingFields(Body):
-    """What chat and plain completions share; None means the default. Fields from `top_k` on are extensions."""
+    """Fields that chat and plain completions share; None means the default. Fields from `top_k` on are extensions."""
 
     model: str = ""
     temperature: Annotated[Finite, Field(ge=0, le=2)] | None = None
@@ -61,7 +62,7 @@ class SamplingFields(Body):
     guided_grammar: str | None = None
 
     def check_stream_options(self) -> None:
-        """Raises ApiError for options of a stream that nobody asked for; one that is turned off keeps its options."""
+        """Raises ApiError for stream_options without `stream`; `stream: false` may have them."""
         if self.stream_options is not None and self.stream is None:
             raise ApiError(400, "stream_options needs stream: true.", param="stream_options")
 
@@ -71,21 +72,9 @@ class SamplingFields(Body):
 
     def sampling(self, *, max_tokens: int, stop_tokens: frozenset[int], logprobs: int | None, grammar: str | None) -> Sampling:
         """The engine's view of these fields."""
-        given = {
-            name: value
-            for name in ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "seed", "n",
-                         "repetition_penalty", "min_tokens")
-            if (value := getattr(self, name)) is not None
-        }  # fmt: skip
-        return Sampling(
-            **given,
-            logit_bias=self.logit_bias or {},
-            ignore_stop=bool(self.ignore_eos),
-            max_tokens=max_tokens,
-            stop_tokens=stop_tokens,
-            logprobs=logprobs,
-            grammar=grammar,
-        )
+        same = {f.name: value for f in fields(Sampling) if (value := getattr(self, f.name, None)) is not None}
+        own = {"max_tokens": max_tokens, "stop_tokens": stop_tokens, "logprobs": logprobs, "grammar": grammar}
+        return Sampling(**{**same, **own, "ignore_stop": bool(self.ignore_eos)})
 
 
 class Message(BaseModel):
@@ -168,6 +157,29 @@ class ResponsesRequest(Body):
     tool_choice: str | dict[str, Any] | None = None
     metadata: dict[str, str] | None = None
     user: str | None = None
+
+
+class FeedbackRequest(BaseModel):
+    """A person's judgement of a stored answer, or of two."""
+
+    consent: bool = False
+    user: str | None = Field(default=None, max_length=200)
+    response_id: str = Field(max_length=80)
+    rating: Literal[1, -1] | None = None
+    reasons: list[Annotated[str, Field(max_length=200)]] = Field(default_factory=list, max_length=20)
+    comment: str | None = Field(default=None, max_length=20_000)
+    correction: str | None = Field(default=None, max_length=200_000)
+    other_response_id: str | None = Field(default=None, max_length=80)
+    winner: Literal["a", "b", "tie", "both_bad"] | None = None
+    blind: bool = False
+    position_swapped: bool = False
+
+
+class SwapRequest(BaseModel):
+    """The path to serve a model from."""
+
+    model: str = ""
+    path: str
 
 
 class TokenizeRequest(Body):

@@ -1,4 +1,4 @@
-"""Tools: how a model without words for them in its template is told of them, and its calls found in what it writes."""
+"""Tool calls: describing tools to a model whose template has no place for them, and finding its calls in its text."""
 
 import json
 import re

@@ -1,7 +1,7 @@
-"""llama.cpp under the same engine: it computes, and this project schedules, draws and counts (`--backend llamacpp`).
+"""llama.cpp as a backend (`--backend llamacpp`): it computes, and the own engine schedules, draws and counts.
 
-llama.cpp keeps keys and values by sequence and finds their places itself, so that a block here only counts what a sequence
-may hold. No prefix is shared, nothing is guessed, and hidden states (embeddings) are not to be had.
+llama.cpp places keys and values itself, by sequence, so a block only counts the tokens that a sequence may hold. Prefixes
+are not shared, tokens are not guessed, and hidden states are not available, so there are no embeddings and no scores.
 """
 
 import ctypes
@@ -14,19 +14,23 @@ import torch
 from torch import Tensor
 
 from tenfold.model.io.gguf import read_gguf
+from tenfold.serve.backends.tenfold import EngineProcess
 from tenfold.serve.engine.blocks import BlockManager
-from tenfold.serve.engine.engine import TOKEN_BUDGET, Engine, EngineOptions
-from tenfold.serve.engine.request import Request
+from tenfold.serve.engine.build import MAX_NUM_BATCHED_TOKENS
+from tenfold.serve.engine.engine import Engine
+from tenfold.serve.engine.scheduler import SchedulerConfig
+from tenfold.serve.options import EngineOptions
+from tenfold.serve.request import Request
 from tenfold.serve.runners.runner import BLOCK, ModelInput, cache_block_bytes
 from tenfold.spec.errors import TenfoldError
 
-_MOST_SEQUENCES = 256  # that a context of llama.cpp can tell apart
+_MAX_NUM_SEQS = 256  # that a context of llama.cpp can tell apart
 
 
 class LlamaCppRunner:
     """A GGUF file in llama.cpp's own formats. The cache holds `n_blocks` blocks of tokens of all sequences together."""
 
-    def __init__(self, options: EngineOptions, n_blocks: int, token_budget: int):
+    def __init__(self, options: EngineOptions, n_blocks: int, config: SchedulerConfig):
         import llama_cpp
 
         self._library: Any = llama_cpp
@@ -38,19 +42,19 @@ class LlamaCppRunner:
         if model is None:
             raise TenfoldError(f"llama.cpp cannot read {options.path}.")
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_seq_max = n_blocks * BLOCK, token_budget, min(options.max_running, _MOST_SEQUENCES)
+        params.n_ctx, params.n_batch, params.n_seq_max = n_blocks * BLOCK, config.max_num_batched_tokens, config.max_num_seqs
         params.kv_unified = True
         params.n_threads = params.n_threads_batch = options.threads or len(os.sched_getaffinity(0))
         self._context = llama_cpp.llama_init_from_model(model, params)
         if self._context is None:
-            raise TenfoldError(f"llama.cpp has no room for a cache of {n_blocks * BLOCK} tokens: allow less with --cache-gib.")
+            raise TenfoldError(f"llama.cpp has no room for a cache of {n_blocks * BLOCK} tokens: allow less with --kv-cache-gib.")
         self.weight_bytes = int(llama_cpp.llama_model_size(model))
-        self._batch = llama_cpp.llama_batch_init(token_budget, 0, 1)
+        self._batch = llama_cpp.llama_batch_init(config.max_num_batched_tokens, 0, 1)
         self._free = list(range(params.n_seq_max))
         self._sequences: dict[int, int] = {}  # by the first block of each
 
     def hidden(self, rows: ModelInput) -> Tensor:
-        """Logits [rows, vocab], of the last row of each sequence alone."""
+        """Logits [rows, vocab], set only for the last row of each sequence."""
         batch, vocab, at = self._batch, self.spec.vocab_size, 0
         for table, count in zip(rows.tables, rows.counts, strict=True):
             sequence = self._sequence_of(table)
@@ -84,8 +88,8 @@ class LlamaCppRunner:
         return self._sequences[table[0]]
 
 
-class _Counted(BlockManager):
-    """Blocks of which each belongs to one sequence; the runner is told when that is over."""
+class _CountedBlocks(BlockManager):
+    """Blocks of which each belongs to one sequence; the runner drops the sequence when they are released."""
 
     def __init__(self, n_blocks: int, runner: LlamaCppRunner):
         super().__init__(n_blocks, BLOCK)
@@ -106,18 +110,18 @@ class _Counted(BlockManager):
 class LlamaCppEngine(Engine):
     """Continuous batching over llama.cpp."""
 
-    def __init__(self, runner: LlamaCppRunner, n_blocks: int, **settings: Any):
-        super().__init__(runner, n_blocks, **settings, speculate=False)
-        self.blocks = self.scheduler.blocks = _Counted(n_blocks, runner)
+    def __init__(self, runner: LlamaCppRunner, n_blocks: int, config: SchedulerConfig):
+        super().__init__(runner, n_blocks, config)
+        self.blocks = self.scheduler.blocks = _CountedBlocks(n_blocks, runner)
 
-    def add(self, request: Request) -> None:
-        if request.embed:
-            return self._refuse(request, "This server's engine, llama.cpp, makes no embeddings here.")
-        return super().add(request)
+    def _refusal(self, request: Request) -> str | None:
+        if not request.generates:
+            return f"This server's backend, llama.cpp, cannot {request.task} here."
+        return super()._refusal(request)
 
 
 def make_llamacpp_engine(options: EngineOptions) -> LlamaCppEngine:
-    """An engine for a GGUF file. Raises TenfoldError where llama-cpp-python is missing or the file cannot be read."""
+    """An engine for a GGUF file. Raises TenfoldError if llama-cpp-python is missing or the file cannot be read."""
     if options.path.suffix != ".gguf":
         raise TenfoldError(f"llama.cpp reads GGUF files, and {options.path} is none: leave --backend out.")
     try:
@@ -125,8 +129,15 @@ def make_llamacpp_engine(options: EngineOptions) -> LlamaCppEngine:
     except ImportError:
         raise TenfoldError("llama-cpp-python is not installed: `pip install llama-cpp-python`.") from None
     spec, _ = read_gguf(options.path)
-    n_blocks = int(options.cache_gib * 2**30 / cache_block_bytes(spec, torch.float16))
-    budget = options.token_budget or TOKEN_BUDGET["cpu"]
-    running = min(options.max_running, _MOST_SEQUENCES)
-    runner = LlamaCppRunner(options, n_blocks, budget)
-    return LlamaCppEngine(runner, n_blocks, token_budget=budget, max_running=running, context=options.context)
+    n_blocks = int(options.kv_cache_gib * 2**30 / cache_block_bytes(spec, torch.float16))
+    config = SchedulerConfig(
+        max_num_batched_tokens=options.max_num_batched_tokens or MAX_NUM_BATCHED_TOKENS["cpu"],
+        max_num_seqs=min(options.max_num_seqs, _MAX_NUM_SEQS),
+        max_model_len=options.max_model_len,
+    )
+    return LlamaCppEngine(LlamaCppRunner(options, n_blocks, config), n_blocks, config)
+
+
+def llamacpp_backend(options: EngineOptions) -> EngineProcess:
+    """The backend `llamacpp`."""
+    return EngineProcess(options, make_llamacpp_engine)

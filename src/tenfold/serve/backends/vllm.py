@@ -1,7 +1,6 @@
-"""A vLLM server under the same front (`--backend vllm`): prompts go to it as tokens, and tokens come back.
+"""A vLLM server as a backend (`--backend vllm`), asked by OpenAI's own client with vLLM's extensions.
 
-`VllmServer` has the methods of `worker.EngineProcess`. Templates, text, limits, keys and feedback stay here; scheduling and
-computing happen there. It asks for vLLM's `return_token_ids`.
+Prompts go to it as tokens and tokens come back, by `return_token_ids`. vLLM schedules and computes.
 """
 
 import asyncio
@@ -15,14 +14,14 @@ from collections.abc import AsyncGenerator
 from importlib.util import find_spec
 from typing import Any
 
-import httpx2
+import openai
 
-from tenfold.serve.backends.worker import EngineGone
-from tenfold.serve.engine.engine import EngineOptions
-from tenfold.serve.engine.request import FinishReason, Output, Request, Sampling, TokenLogprob
+from tenfold.serve.backends.backend import BackendStopped
+from tenfold.serve.options import EngineOptions
+from tenfold.serve.request import Output, Request, Sampling, TokenLogprob, failed
 from tenfold.spec.errors import TenfoldError
 
-_START_SECONDS = 1800.0  # large models take long to read, and to compile
+_START_SECONDS = 1800.0  # large models take long to read and to compile
 _SAME = (
     "temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed", "max_tokens",
     "min_tokens", "logprobs", "n",
@@ -30,21 +29,24 @@ _SAME = (
 
 
 def vllm_command(options: EngineOptions, port: int) -> list[str]:
-    """How vLLM is started. Raises TenfoldError where it is not installed."""
+    """The command that starts vLLM. Raises TenfoldError if it is not installed."""
     if find_spec("vllm") is None:
         raise TenfoldError("vLLM is not installed in this environment: `pip install vllm`.")
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(options.path)]
     command += ["--served-model-name", "model", "--host", "127.0.0.1", "--port", str(port)]
-    return command + (["--max-model-len", str(options.context)] if options.context else [])
+    for name in ("max_model_len", "max_num_batched_tokens"):
+        if value := getattr(options, name):
+            command += [f"--{name.replace('_', '-')}", str(value)]
+    return command
 
 
 class VllmServer:
-    """Starts a server of vLLM's and asks it over HTTP."""
+    """A `Backend` that starts a vLLM server and asks it over HTTP."""
 
     def __init__(self, options: EngineOptions):
         self.options = options
         self.stats: dict[str, float] = {}
-        self.context = self.in_flight = 0
+        self.max_model_len = self.in_flight = 0
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -52,55 +54,63 @@ class VllmServer:
         return self._process is not None and self._process.poll() is None
 
     async def start(self) -> None:
-        """Return when the model can answer. Raises TenfoldError where the server ends before that."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        # A session of its own: a signal to this process's group must not end it before what is in flight is answered.
+        # A session of its own: a signal to this process's group must not end it before requests in flight are answered.
         self._process = subprocess.Popen(vllm_command(self.options, port), start_new_session=True)
-        limits = httpx2.Limits(max_connections=None)
-        self._client = httpx2.AsyncClient(
-            base_url=f"http://127.0.0.1:{port}", timeout=httpx2.Timeout(None, connect=10), limits=limits
+        self._client = openai.AsyncOpenAI(
+            base_url=f"http://127.0.0.1:{port}/v1",
+            api_key="none",
+            max_retries=0,
+            timeout=openai.Timeout(None, connect=10),
         )
         end = time.monotonic() + _START_SECONDS
-        while True:
+        while not self.max_model_len:
             if not self.is_alive or time.monotonic() > end:
                 self.stop()
                 raise TenfoldError(f"vLLM could not serve {self.options.path}: its own messages stand above.")
             try:
-                if (await self._client.get("/health")).is_success:
-                    break
-            except httpx2.TransportError:
-                pass
-            await asyncio.sleep(0.2)
-        served = (await self._client.get("/v1/models")).json()["data"][0]
-        self.context = int(served["max_model_len"])
+                (served,) = (await self._client.models.list()).data
+                self.max_model_len = int(served.to_dict()["max_model_len"])  # type: ignore[call-overload]
+            except (openai.APIConnectionError, openai.InternalServerError):
+                await asyncio.sleep(0.2)
 
     async def generate(self, request: Request) -> AsyncGenerator[Output, None]:
-        """Outputs until every sequence is finished; leaving early closes the connection, which cancels there."""
         if not self.is_alive:
-            raise EngineGone
-        if request.embed:
-            yield Output(request.id, 0, finish_reason="error", error="This server's engine, vLLM, makes no embeddings here.")
+            raise BackendStopped
+        if not request.generates:
+            yield failed(request, f"This server's backend, vLLM, cannot {request.task} here.")
             return
         self.in_flight += 1
         try:
-            async with self._client.stream("POST", "/v1/completions", json=completion_body(request)) as answer:
-                if not answer.is_success:
-                    said = json.loads(await answer.aread())
-                    yield Output(request.id, 0, finish_reason="error", error=str(said.get("error", said).get("message", said)))
-                    return
-                async for line in answer.aiter_lines():
-                    if line.startswith("data: {"):
-                        for choice in json.loads(line[6:]).get("choices", ()):
-                            yield output_of(request, choice)
-        except httpx2.TransportError:
-            raise EngineGone from None
+            body = completion_body(request)
+            stream = await self._client.completions.create(model="model", prompt=request.tokens, stream=True, extra_body=body)
+            async with stream:
+                async for chunk in stream:
+                    for choice in chunk.choices:
+                        yield output_of(request, choice.to_dict())
+        except openai.APIConnectionError:
+            raise BackendStopped from None
+        except openai.APIError as error:
+            yield failed(request, _message(error))
         finally:
             self.in_flight -= 1
 
+    async def score(self, tokens: list[int]) -> list[float]:
+        if not self.is_alive:
+            raise BackendStopped
+        extra = {"prompt_logprobs": 0, "add_special_tokens": False}
+        try:
+            done = await self._client.completions.create(model="model", prompt=tokens, max_tokens=1, extra_body=extra)
+        except openai.APIConnectionError:
+            raise BackendStopped from None
+        except openai.APIError as error:
+            raise TenfoldError(f"vLLM gave no scores: {_message(error)}") from None
+        found: Any = done.choices[0].to_dict()["prompt_logprobs"]  # of each token, by its number; None for the first
+        return [entry[str(token)]["logprob"] for token, entry in zip(tokens[1:], found[1:], strict=True)]
+
     def stop(self) -> None:
-        """End the server; what is in flight ends with EngineGone."""
         if self._process is None or self._process.poll() is not None:
             return
         self._process.send_signal(signal.SIGTERM)
@@ -110,21 +120,23 @@ class VllmServer:
             self._process.kill()
 
 
+def _message(error: openai.APIError) -> str:
+    """What vLLM says of an error, without the client's words around it."""
+    return str(error.body.get("message", error.message)) if isinstance(error.body, dict) else error.message
+
+
 def completion_body(request: Request) -> dict[str, Any]:
-    """The request as vLLM's /v1/completions takes it. Raises TenfoldError for a grammar that it cannot take."""
+    """Sampling as vLLM's /v1/completions takes it. Raises TenfoldError for a grammar that it cannot take."""
     s = request.sampling
     body: dict[str, Any] = {name: value for name in _SAME if (value := getattr(s, name)) is not None}
     if s.grammar is not None:
         body["structured_outputs"] = _structured(s.grammar)
     return {
         **body,
-        "model": "model",
-        "prompt": request.tokens,
         "top_k": s.top_k if s.top_k > 0 else -1,
         "logit_bias": {str(token): bias for token, bias in s.logit_bias.items()} or None,
         "ignore_eos": s.ignore_stop,
         "stop_token_ids": [] if s.ignore_stop else sorted(s.stop_tokens),
-        "stream": True,
         "return_token_ids": True,
         "return_tokens_as_token_ids": True,
         "add_special_tokens": False,
@@ -140,12 +152,12 @@ def _structured(grammar: str) -> dict[str, Any]:
 
 
 def output_of(request: Request, choice: dict[str, Any]) -> Output:
-    """What a chunk of vLLM's stream says of one continuation."""
+    """The output that a choice in a chunk of vLLM's stream stands for."""
     s: Sampling = request.sampling
     tokens = list(choice.get("token_ids") or ())
-    finish: FinishReason | None = choice.get("finish_reason")
     logprobs = _logprobs(choice.get("logprobs"))
-    if finish == "stop" and tokens and tokens[-1] in s.stop_tokens:  # it ends the text and is no part of it
+    finish = choice.get("finish_reason")
+    if finish == "stop" and tokens and tokens[-1] in s.stop_tokens:  # a stop token is not part of the text
         tokens, logprobs = tokens[:-1], logprobs[: len(tokens) - 1]
     return Output(request.id, choice["index"], tokens, logprobs, finish)
 

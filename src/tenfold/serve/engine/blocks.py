@@ -1,7 +1,7 @@
-"""Who owns which block of the cache: reference counts, and blocks found again by what they hold.
+"""The block manager counts the references to each block of the cache and finds full blocks again by their contents.
 
-A full block is known by a hash of its tokens and of the hash before it, so equal hashes mean equal prefixes. A block that
-nobody uses keeps its contents until it is needed for something else; those unused longest go first.
+The hash of a full block covers its tokens and the hash of the block before it, so equal hashes mean equal prefixes. A block
+without references keeps its contents until it is needed for other tokens; the one unused longest is taken first.
 """
 
 import hashlib
@@ -21,11 +21,11 @@ class BlockManager:
 
     @property
     def n_free(self) -> int:
-        """Blocks that nobody uses, whether they still hold something or not."""
+        """Blocks without references, whether they hold something or not."""
         return len(self._unused)
 
     def extend_hashes(self, hashes: list[bytes], tokens: list[int], n_tokens: int | None = None) -> None:
-        """Append to `hashes`, which belong to the first blocks of `tokens`, those of the full blocks up to `n_tokens`."""
+        """Append the hashes of the full blocks up to `n_tokens` to `hashes`, which has those of the first blocks of `tokens`."""
         size = self.block_size
         for i in range(len(hashes), (len(tokens) if n_tokens is None else n_tokens) // size):
             before = hashes[-1] if hashes else b""
@@ -46,7 +46,7 @@ class BlockManager:
         return found
 
     def grow(self, blocks: "array[int]", n_tokens: int) -> bool:
-        """Append blocks until `n_tokens` fit. False, and nothing taken, where too few are free."""
+        """Append blocks until `n_tokens` fit. If too few are free, take none and return False."""
         missing = -(-n_tokens // self.block_size) - len(blocks)
         if missing > len(self._unused):
             return False
@@ -59,13 +59,13 @@ class BlockManager:
         return True
 
     def publish(self, block: int, digest: bytes) -> None:
-        """Let others find this full block, unless they can find one like it already."""
+        """Let other sequences find this full block, unless they can find an equal one already."""
         if digest not in self._by_hash and block not in self._hash_of:
             self._by_hash[digest] = block
             self._hash_of[block] = digest
 
     def release(self, blocks: "array[int]") -> None:
-        """Give up one reference to each block and empty the list. The ends of sequences are forgotten first."""
+        """Drop one reference to each block and empty the list. The last blocks of a sequence are reused before its first."""
         for block in reversed(blocks):
             self._references[block] -= 1
             if self._references[block] == 0:
@@ -73,8 +73,3 @@ class BlockManager:
                 if block not in self._hash_of:
                     self._unused.move_to_end(block, last=False)
         del blocks[:]
-
-    def forget(self) -> None:
-        """Let nobody find any block again (the weights changed)."""
-        self._by_hash.clear()
-        self._hash_of.clear()

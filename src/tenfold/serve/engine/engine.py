@@ -1,107 +1,77 @@
-"""The engine: requests in, tokens out, one step at a time. It runs in whatever process calls `step`."""
+"""The engine: requests in, tokens out, one step at a time. It runs in the process that calls `step`."""
 
-import os
-import time
 import traceback
 from collections import defaultdict
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from tenfold.model.io.huggingface import read_model
 from tenfold.serve.engine import sampling
 from tenfold.serve.engine.blocks import BlockManager
 from tenfold.serve.engine.grammar import GrammarTokenizer
-from tenfold.serve.engine.request import FinishReason, Output, Request, Sequence
-from tenfold.serve.engine.scheduler import ScheduledSequence, Scheduler
-from tenfold.serve.engine.speculate import DraftSpeculator, Speculator
-from tenfold.serve.runners import cuda, native
-from tenfold.serve.runners.runner import BLOCK, ModelInput, Runner, TorchRunner, cache_block_bytes
+from tenfold.serve.engine.pooling import Pooler
+from tenfold.serve.engine.scheduler import ScheduledSequence, Scheduler, SchedulerConfig
+from tenfold.serve.engine.speculate import Speculator
+from tenfold.serve.request import FinishReason, Output, Request, Sequence, failed
+from tenfold.serve.runners.runner import BLOCK, ModelInput, Runner
 from tenfold.spec.errors import TenfoldError
 
-TOKEN_BUDGET = {"cpu": 128, "cuda": 2048}  # a step this large takes some tens of milliseconds
-PROMPT_BUDGET = 256  # of one in which nobody is being answered, where prompts go through a matrix unit
-FREE_ROWS = 4  # a step of so many rows takes about as long as a step of one: what guesses may fill
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """How a model is served. `weights` is exact, float32, bfloat16, int8 or int4; `backend` tenfold, llamacpp or vllm.
-
-    `context` 0 is the model's own; `token_budget` 0 is `TOKEN_BUDGET` of the device; `draft` is a smaller model that guesses.
-    """
-
-    path: Path
-    weights: str = "exact"
-    context: int = 0
-    cache_gib: float = 1.0
-    token_budget: int = 0
-    max_running: int = 64
-    threads: int = 0
-    speculate: bool = True
-    draft: Path | None = None
-    compiled: bool = True
-    device: str = "cpu"
-    backend: str = "tenfold"
+FREE_ROWS = 4  # a step of this many rows takes about as long as a step of one, so guesses may fill them
 
 
 class Engine:
-    """Continuous batching over one model. Not for several threads at once."""
+    """Continuous batching over one model. Only one thread may use it."""
 
     def __init__(
         self,
         runner: Runner,
         n_blocks: int,
-        *,
-        token_budget: int = 128,
-        prompt_budget: int = 0,
-        max_running: int = 64,
-        context: int = 0,
-        speculate: bool = True,
+        config: SchedulerConfig = SchedulerConfig(),
         speculator: Speculator | None = None,
         grammars: GrammarTokenizer | None = None,
     ):
-        self.runner, self.grammars = runner, grammars
+        self.runner, self.speculator, self.grammars = runner, speculator, grammars
         self.blocks = BlockManager(n_blocks, BLOCK)
-        self.scheduler = Scheduler(self.blocks, token_budget, max_running, prompt_budget)
-        self.context = min(context or runner.spec.context, runner.spec.context, n_blocks * BLOCK)
-        self.speculator = (speculator or Speculator()) if speculate else None
+        self.scheduler = Scheduler(self.blocks, config)
+        limit = runner.spec.context
+        self.max_model_len = min(config.max_model_len or limit, limit, n_blocks * BLOCK)
+        self._pooler = Pooler(runner)
         self._siblings: dict[str, list[Sequence]] = {}
         self._finished: list[Output] = []
-        self._sums: dict[str, Tensor] = {}  # of hidden states, for embeddings
         self._counters: defaultdict[str, float] = defaultdict(float)
 
     def add(self, request: Request) -> None:
-        """Queue a request. One that can never run is answered with an error by the next step."""
-        if not request.tokens:
-            return self._refuse(request, "The prompt is empty: give at least one token.")
-        if (over := len(request.tokens) + (not request.embed) - self.context) > 0:
-            return self._refuse(
-                request,
-                f"The prompt has {len(request.tokens)} tokens: {over} too many for the context of {self.context} and an answer.",
-            )
-        if request.sampling.max_tokens == 0 and not request.embed:
-            self._finished += [Output(request.id, i, finish_reason="length") for i in range(request.sampling.n)]
-            return None
-        fallback = int(torch.randint(2**62, ()))
-        sequences = [Sequence(request, i, arrived=time.monotonic()) for i in range(1 if request.embed else request.sampling.n)]
+        """Queue a request. If it can never run, the next step answers it with an error."""
+        if reason := self._refusal(request):
+            self._finished.append(failed(request, reason))
+            return
+        n = request.sampling.n if request.generates else 1
+        if request.generates and request.sampling.max_tokens == 0:
+            self._finished += [Output(request.id, i, finish_reason="length") for i in range(n)]
+            return
+        fallback_seed = int(torch.randint(2**62, ()))
+        sequences = [Sequence(request, i) for i in range(n)]
         for sequence in sequences:
-            sequence.state = sampling.start(sequence, fallback)
+            sequence.state = sampling.start(sequence, fallback_seed)
             if request.sampling.grammar is not None:
                 assert self.grammars is not None
                 sequence.state.matcher = self.grammars.matcher(request.sampling.grammar)
         self.scheduler.add(sequences[0])
         if len(sequences) > 1:  # they find the prompt in the cache once the first has computed it
             self._siblings[request.id] = sequences[1:]
+
+    def _refusal(self, request: Request) -> str | None:
+        """Why a request can never run, if so."""
+        n = len(request.tokens)
+        if not n:
+            return "The prompt is empty: give at least one token."
+        if (over := n + request.generates - self.max_model_len) > 0:
+            return f"The prompt has {n} tokens: {over} too many for the context of {self.max_model_len} and an answer."
         return None
 
     def cancel(self, request_id: str) -> None:
         """Drop a request; its blocks are free when this returns."""
         self._siblings.pop(request_id, None)
-        self._sums.pop(request_id, None)
         for sequence in self.scheduler.cancel(request_id):
             self._forget(sequence)
 
@@ -111,40 +81,41 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Output]:
-        """Compute one batch and give what came of it."""
+        """Compute one batch and return its outputs."""
         outputs, self._finished = self._finished, []
         work = self.scheduler.step()
         if not work:
             return outputs
-        now = time.monotonic()
-        for w in work:
-            w.sequence.first_scheduled = w.sequence.first_scheduled or now
-        hidden = self.runner.hidden(make_rows(work))
+        hidden = self.runner.hidden(make_input(work))
         outputs += self._continue(work, hidden)
-        self._counters["steps"] += 1
-        self._counters["rows"] += sum(w.count for w in work)
+        self._count(sum(w.count for w in work))
         self._propose()
         return outputs
 
+    def _count(self, rows: int) -> None:
+        self._counters["steps"] += 1
+        self._counters["rows"] += rows
+
     def _continue(self, work: list[ScheduledSequence], hidden: Tensor) -> list[Output]:
-        """Draw what follows the sequences whose last token was computed."""
+        """Draw the next token of each sequence whose last token was computed."""
         chosen: list[int] = []
         complete: list[tuple[ScheduledSequence, int]] = []
         at = 0
         outputs = []
         for w in work:
-            s = w.sequence
-            if s.request.embed:
-                self._sums[s.request.id] = self._sums.get(s.request.id, 0) + hidden[at : at + w.count].sum(0)
-            if s.computed + w.count - w.drafted < len(s.tokens):
-                self.scheduler.computed(s, w.count)
-            elif s.request.embed:
-                self.scheduler.computed(s, w.count)
-                outputs.append(self._embedding(s))
-            else:
+            s, end = w.sequence, at + w.count
+            is_complete = s.computed + w.count - w.drafted == len(s.tokens)
+            if not s.request.generates:
+                self._pooler.add(s, hidden[at:end])
+            if is_complete and s.request.generates:
                 complete.append((w, len(chosen)))
-                chosen += range(at + w.count - w.drafted - 1, at + w.count)
-            at += w.count
+                chosen += range(end - w.drafted - 1, end)
+            else:
+                self.scheduler.computed(s, w.count)
+            if is_complete and not s.request.generates:
+                outputs.append(self._pooler.finish(s))
+                self._leave(s)
+            at = end
         if complete:
             logits = self.runner.logits(hidden[chosen])
             best = self._best(logits, complete)
@@ -169,7 +140,7 @@ class Engine:
                 if output.finish_reason or token != guess:
                     break
                 accepted += 1
-        except Exception as error:  # whatever it is, the others go on
+        except Exception as error:  # whatever it is, the other requests go on
             output.finish_reason, output.error = "error", str(error)
             if not isinstance(error, TenfoldError):
                 traceback.print_exc()
@@ -201,7 +172,7 @@ class Engine:
         return sampling.draw(logits, p, state)
 
     def _take(self, s: Sequence, token: int, output: Output) -> FinishReason | None:
-        """Append a token to its sequence and, unless it ends it, to the output."""
+        """Append a token to its sequence and, unless it is a stop token, to the output."""
         p = s.request.sampling
         s.tokens.append(token)
         s.state.counts[token] += 1
@@ -211,36 +182,34 @@ class Engine:
         output.tokens.append(token)
         if over:
             return "stop"
-        return "length" if s.n_output >= p.max_tokens or len(s.tokens) >= self.context else None
+        return "length" if self._is_full(s, len(s.tokens)) else None
 
-    def _embedding(self, s: Sequence) -> Output:
-        mean = self._sums.pop(s.request.id).float() / s.n_prompt
-        self._leave(s)
-        return Output(s.request.id, 0, finish_reason="stop", embedding=(mean / mean.norm().clamp(min=1e-12)).tolist())
+    def _is_full(self, s: Sequence, length: int) -> bool:
+        """Whether a sequence of this length must end."""
+        return length - s.n_prompt >= s.request.sampling.max_tokens or length >= self.max_model_len
 
     def _propose(self) -> None:
+        """Guess tokens for the next step, where that leaves room."""
         running = self.scheduler.running
         room = FREE_ROWS // max(1, len(running)) - 1
         if self.speculator is None or room <= 0:
             return
         for s in running:
-            left = min(s.request.sampling.max_tokens - s.n_output, self.context - len(s.tokens)) - 1
+            left = min(s.request.sampling.max_tokens - s.n_output, self.max_model_len - len(s.tokens)) - 1
             if s.computed == len(s.tokens) - 1 and left > 0 and s.n_output and s.state.matcher is None:
                 s.draft = self.speculator.propose(s)[: min(room, left)]
-
-    def _refuse(self, request: Request, reason: str) -> None:
-        self._finished.append(Output(request.id, 0, finish_reason="error", error=reason))
 
     def _leave(self, s: Sequence) -> None:
         self.scheduler.finish(s)
         self._forget(s)
 
     def _forget(self, s: Sequence) -> None:
+        self._pooler.forget(s)
         if self.speculator:
             self.speculator.forget(s)
 
     def stats(self) -> dict[str, float]:
-        """How things stand, for the metrics."""
+        """Numbers for the metrics."""
         scheduler, speculator = self.scheduler, self.speculator
         return {
             "running": len(scheduler.running),
@@ -257,8 +226,8 @@ class Engine:
         }
 
 
-def make_rows(work: list[ScheduledSequence]) -> ModelInput:
-    """What a runner computes of some work."""
+def make_input(work: list[ScheduledSequence]) -> ModelInput:
+    """The runner's input for the scheduled sequences."""
     rows = ModelInput([], [], [], [])
     for w in work:
         s, begin = w.sequence, w.sequence.computed
@@ -269,61 +238,3 @@ def make_rows(work: list[ScheduledSequence]) -> ModelInput:
         rows.prompts.append(min(w.count, max(0, s.n_prompt - begin)))
         rows.tables.append(s.blocks)
     return rows
-
-
-def make_runner(options: EngineOptions) -> tuple[Runner, int]:
-    """The model of `options` ready to run, and how many blocks its cache has.
-
-    On a GPU its own kernels, on a CPU the compiled step, where they fit the model and can be had; else PyTorch. Raises
-    TenfoldError for what cannot be read or run.
-    """
-    threads = options.threads or len(os.sched_getaffinity(0))
-    torch.set_num_threads(threads)
-    on_gpu = options.device.startswith("cuda")
-    if on_gpu and not torch.cuda.is_available():
-        raise TenfoldError("There is no GPU that PyTorch can use: serve with --device cpu.")
-    if on_gpu and options.weights not in ("exact", "bfloat16", "float32"):
-        raise TenfoldError(f"Weights in {options.weights} are for CPUs: leave --weights out on a GPU.")
-    dtype = torch.bfloat16 if options.device != "cpu" and options.weights != "float32" else torch.float32
-    model = read_model(options.path, dtype).to(options.device)
-    n_blocks = int(options.cache_gib * 2**30 / cache_block_bytes(model.spec, dtype))
-    if n_blocks < 2:
-        raise TenfoldError(f"A cache of {options.cache_gib} GiB holds no two blocks of {model.spec.name}: allow more.")
-    if on_gpu and options.compiled and cuda.fits(model.spec):
-        return cuda.CudaRunner(model, n_blocks, options.max_running, options.context), n_blocks
-    if options.device == "cpu" and options.compiled and native.fits(model.spec) and native.library():
-        runner = native.NativeRunner(model, n_blocks, options.weights, threads)
-        torch.set_num_threads(1)  # two pools of threads would fight for the cores
-        return runner, n_blocks
-    return TorchRunner(model, n_blocks), n_blocks
-
-
-def make_engine(options: EngineOptions, grammars: Any = None) -> Engine:
-    """An engine for `options`: one step ahead where the runner draws tokens itself. Raises TenfoldError as `make_runner`."""
-    from tenfold.serve.engine.ahead import AheadEngine  # it is made of this module's Engine
-
-    runner, n_blocks = make_runner(options)
-    on_tiles = isinstance(runner, native.NativeRunner) and runner.tiles
-    settings: dict[str, Any] = {
-        "token_budget": options.token_budget or TOKEN_BUDGET.get(options.device.split(":")[0], 128),
-        "prompt_budget": PROMPT_BUDGET if on_tiles and not options.token_budget else 0,
-        "max_running": options.max_running,
-        "context": options.context,
-        "speculate": options.speculate,
-        "grammars": grammars,
-    }
-    if isinstance(runner, cuda.CudaRunner):
-        if options.draft is not None:
-            raise TenfoldError("Draft models are for CPUs: leave --draft out on a GPU.")
-        return AheadEngine(runner, n_blocks, **settings)
-    if options.draft is not None:
-        settings["speculator"] = _draft_of(options, runner.spec.vocab_size)
-    return Engine(runner, n_blocks, **settings)
-
-
-def _draft_of(options: EngineOptions, vocab_size: int) -> DraftSpeculator:
-    assert options.draft is not None
-    draft, n_blocks = make_runner(replace(options, path=options.draft, cache_gib=options.cache_gib / 4))
-    if draft.spec.vocab_size != vocab_size:
-        raise TenfoldError(f"The draft model has {draft.spec.vocab_size} tokens and the model {vocab_size}: they must share them.")
-    return DraftSpeculator(draft, n_blocks)

@@ -1,4 +1,4 @@
-"""Text of a given form: JSON schemas and regular expressions by the library llguidance, one mask over the vocabulary a token."""
+"""Grammars: JSON schemas, regular expressions and Lark grammars by llguidance, which masks the vocabulary before each draw."""
 
 import json
 from functools import cached_property
@@ -13,7 +13,7 @@ from tenfold.spec.errors import TenfoldError
 
 
 def grammar_from(schema: dict[str, Any] | bool | None = None, regex: str | None = None, lark: str | None = None) -> str:
-    """The grammar of a JSON schema, a regular expression or a Lark grammar. Raises TenfoldError where it is none."""
+    """The grammar of a JSON schema, a regular expression or a Lark grammar. Raises TenfoldError if it is invalid."""
     from llguidance import LLMatcher
 
     if regex is not None:
@@ -37,13 +37,13 @@ def _first_line(error: object) -> str:
 
 
 class GrammarTokenizer:
-    """The tokenizer as llguidance needs it, made when first asked for."""
+    """The tokenizer in llguidance's form, made at its first use."""
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, stop_tokens: list[int]):
         self._made_of = tokenizer, vocab_size, stop_tokens
 
     @cached_property
-    def _tokenizer(self) -> Any:  # seconds of work, which most servers never need
+    def _tokenizer(self) -> Any:  # takes seconds, and most servers never need it
         from llguidance import LLTokenizer
 
         tokenizer, vocab_size, stop_tokens = self._made_of
@@ -54,7 +54,7 @@ class GrammarTokenizer:
 
 
 class Matcher:
-    """Where a sequence stands in its grammar."""
+    """The place of a sequence in its grammar."""
 
     def __init__(self, tokenizer: Any, grammar: str):
         from llguidance import LLMatcher
@@ -62,14 +62,14 @@ class Matcher:
         self._matcher = LLMatcher(tokenizer, grammar, log_level=0)
 
     def mask(self, logits: Tensor) -> Tensor:
-        """`logits` [vocab] with what the grammar does not allow at minus infinity."""
+        """`logits` [vocab], minus infinity for tokens that the grammar does not allow."""
         bits = np.unpackbits(np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8), bitorder="little")
         allowed = torch.from_numpy(bits[: len(logits)]).bool()
         self._check()
         return logits.masked_fill(~allowed, -torch.inf)
 
     def accept(self, token: int) -> bool:
-        """Take a token; True where nothing can follow it."""
+        """Take a token; True if the grammar is complete with it."""
         self._matcher.consume_token(token)
         self._check()
         return self._matcher.is_stopped()

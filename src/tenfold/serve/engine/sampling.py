@@ -1,4 +1,4 @@
-"""From logits to tokens. Each sequence draws from a generator of its own, so that its tokens depend on its seed alone."""
+"""Draws tokens from logits. Each sequence has its own generator, so its tokens depend on its seed alone."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from tenfold.serve.engine.grammar import Matcher
-from tenfold.serve.engine.request import Sampling, Sequence, TokenLogprob
+from tenfold.serve.request import Sampling, Sequence, TokenLogprob
 
 
 @dataclass
 class SamplerState:
-    """What is remembered of a sequence: its generator, how often it wrote each token, where it stands in its grammar."""
+    """The sampler's state of a sequence: its generator, how often it wrote each token, and its place in its grammar."""
 
     generator: torch.Generator
     seed: int = 0  # of 31 bits
@@ -70,7 +70,7 @@ def draw(logits: Tensor, s: Sampling, state: SamplerState) -> int:
 
 
 def candidates(scaled: np.ndarray, s: Sampling) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens that the filters leave of logits over temperature [vocab], the likeliest first, and their exp(logit - largest)."""
+    """The tokens that pass the filters, likeliest first, and their exp(logit - largest), for logits over temperature [vocab]."""
     top = scaled.max()
     if s.top_k > 0:
         tokens = largest(scaled, s.top_k)
@@ -79,7 +79,7 @@ def candidates(scaled: np.ndarray, s: Sampling) -> tuple[np.ndarray, np.ndarray]
     else:
         total = np.exp(scaled - top).sum(dtype=np.float64)
         deepest = 1e-3 - np.log(s.min_p) if s.min_p > 0 else np.inf
-        for depth in (8.0, 16.0, np.inf):  # few are sorted first, and more where these do not hold top_p
+        for depth in (8.0, 16.0, np.inf):  # sort few tokens first, and more if these do not hold top_p
             tokens = np.flatnonzero(scaled >= top - np.float32(min(depth, deepest)))
             tokens = tokens[np.argsort(-scaled[tokens])]
             weights = np.exp(scaled[tokens].astype(np.float64) - top)
@@ -90,7 +90,7 @@ def candidates(scaled: np.ndarray, s: Sampling) -> tuple[np.ndarray, np.ndarray]
 
 
 def largest(values: np.ndarray, count: int) -> np.ndarray:
-    """Where the `count` largest of values [n] stand, the largest first."""
+    """Indices of the `count` largest of values [n], the largest first."""
     if count <= 0:
         return np.empty(0, dtype=np.int64)
     count = min(count, len(values))

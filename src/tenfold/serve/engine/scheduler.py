@@ -1,15 +1,15 @@
-"""Which tokens the next step computes: replies first, then prompts in pieces, within a budget of tokens.
+"""The scheduler decides which tokens the next step computes: replies first, then prompts in pieces, within a budget of tokens.
 
-A prompt and a reply differ only in how many of their tokens are not computed yet. Whoever runs keeps running while there
-are blocks; when there are none, the latest to come gives its blocks back and starts again later (recomputation; its
-prefix may still be found in the cache).
+A prompt and a reply differ only in how many of their tokens are not computed yet. A running sequence keeps running while
+there are blocks. When there are none, the sequence that came last gives its blocks back and starts again later
+(recomputation; its prefix may still be found in the cache).
 """
 
 from collections import deque
 from dataclasses import dataclass
 
 from tenfold.serve.engine.blocks import BlockManager
-from tenfold.serve.engine.request import Sequence
+from tenfold.serve.request import Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,17 +21,27 @@ class ScheduledSequence:
     drafted: int = 0
 
 
-class Scheduler:
-    """Sequences wait, run and leave. At most `token_budget` tokens a step, `max_running` sequences at once.
+@dataclass(frozen=True)
+class SchedulerConfig:
+    """Limits of a step and of a sequence, named as in vLLM.
 
-    Steps in which nobody is being answered may be longer: `prompt_budget`, where it is given.
+    A step in which no reply is computed may have `max_num_prompt_tokens`, if that is more than `max_num_batched_tokens`.
+    `max_model_len` 0 is the model's own limit.
     """
 
-    def __init__(self, blocks: BlockManager, token_budget: int, max_running: int, prompt_budget: int = 0):
-        self.blocks, self.token_budget, self.max_running = blocks, token_budget, max_running
-        self.prompt_budget = max(token_budget, prompt_budget)
+    max_num_batched_tokens: int = 128
+    max_num_prompt_tokens: int = 0
+    max_num_seqs: int = 64
+    max_model_len: int = 0
+
+
+class Scheduler:
+    """Sequences wait, run and leave, within the limits of `config`."""
+
+    def __init__(self, blocks: BlockManager, config: SchedulerConfig):
+        self.blocks, self.config = blocks, config
         self.waiting: deque[Sequence] = deque()
-        self.running: dict[Sequence, None] = {}  # in the order of their coming
+        self.running: dict[Sequence, None] = {}  # in the order of arrival
         self.preemptions = self.prefix_queries = self.prefix_hits = 0
 
     @property
@@ -42,15 +52,17 @@ class Scheduler:
         self.waiting.append(sequence)
 
     def step(self) -> list[ScheduledSequence]:
-        """What to compute now. Blocks for all of it are taken."""
-        budget = self.token_budget if any(s.n_output for s in self.running) else self.prompt_budget
+        """The tokens to compute in this step. The blocks for all of them are taken."""
+        config, budget = self.config, self.config.max_num_batched_tokens
+        if not any(s.n_output for s in self.running):
+            budget = max(budget, config.max_num_prompt_tokens)
         work: list[ScheduledSequence] = []
         turn = sorted(self.running, key=lambda s: len(s.tokens) - s.computed > 1)  # stable: replies before prompts
         for sequence in turn:
             if budget and sequence in self.running and (piece := self._piece(sequence, budget, work)):
                 budget -= piece.count
                 work.append(piece)
-        while self.waiting and budget and len(self.running) < self.max_running:
+        while self.waiting and budget and len(self.running) < config.max_num_seqs:
             if not self._admit(self.waiting[0]):
                 break
             sequence = self.waiting.popleft()
@@ -65,7 +77,7 @@ class Scheduler:
         return work
 
     def _piece(self, sequence: Sequence, budget: int, work: list[ScheduledSequence]) -> ScheduledSequence | None:
-        """The next tokens of a running sequence, for which later ones may lose their blocks."""
+        """The next tokens of a running sequence; sequences that came later may lose their blocks for them."""
         left = len(sequence.tokens) - sequence.computed
         if not left:  # its last token is on its way
             return None
@@ -82,9 +94,11 @@ class Scheduler:
         return ScheduledSequence(sequence, count, max(drafted, 0))
 
     def _admit(self, sequence: Sequence) -> bool:
-        """Take what the cache knows of a waiting sequence; False where the rest of its prompt has no room now."""
+        """Take the cached blocks of a waiting sequence; False where the rest of its prompt has no room."""
         self.blocks.extend_hashes(sequence.hashes, sequence.tokens)
-        usable = sequence.hashes[: (len(sequence.tokens) - 1) // self.blocks.block_size]  # one token must be computed
+        # One token must be computed; a request that generates nothing needs the hidden states of all of them.
+        most = (len(sequence.tokens) - 1) // self.blocks.block_size if sequence.request.generates else 0
+        usable = sequence.hashes[:most]
         sequence.blocks = self.blocks.take_known(usable)
         needed = -(-len(sequence.tokens) // self.blocks.block_size) - len(sequence.blocks)
         if needed > self.blocks.n_free:
@@ -98,12 +112,12 @@ class Scheduler:
         return True
 
     def computed(self, sequence: Sequence, count: int) -> None:
-        """`count` more tokens of a sequence have keys and values; blocks that became full can be found by others."""
+        """`count` more tokens of a sequence have keys and values; publish the blocks that became full."""
         self.publish(sequence, sequence.computed, sequence.computed + count)
         sequence.computed += count
 
     def publish(self, sequence: Sequence, begin: int, end: int) -> None:
-        """Tokens `begin` to `end` are known now, those before `begin` were: let others find the blocks that are full."""
+        """Let other sequences find the blocks that tokens `begin` to `end` fill; tokens before `begin` were published."""
         size = self.blocks.block_size
         if begin // size == end // size:
             return
@@ -112,7 +126,7 @@ class Scheduler:
             self.blocks.publish(sequence.blocks[i], sequence.hashes[i])
 
     def finish(self, sequence: Sequence) -> None:
-        """A sequence that runs or waits leaves, and its blocks are free at once."""
+        """Remove a running or waiting sequence; its blocks are free at once."""
         if sequence in self.running:
             del self.running[sequence]
         elif sequence in self.waiting:
@@ -120,7 +134,7 @@ class Scheduler:
         self.blocks.release(sequence.blocks)
 
     def cancel(self, request_id: str) -> list[Sequence]:
-        """Every sequence of a request leaves now."""
+        """Remove every sequence of a request."""
         gone = [s for s in (*self.running, *self.waiting) if s.request.id == request_id]
         for sequence in gone:
             self.finish(sequence)

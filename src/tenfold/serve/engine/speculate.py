@@ -1,23 +1,23 @@
-"""Guesses: what followed the last time the same tokens were written (prompt lookup), or what a smaller model would write.
+"""Speculation: guesses of the next tokens, from the text so far (prompt lookup) or by a smaller model (draft model).
 
-A guess is checked in the step that would have been made anyway, and is right only where the model's own draw agrees, so
-the text is the same with and without. It pays where a step of a few rows takes about as long as one of one row.
+The step that computes the next token also checks the guesses, and keeps those that equal the model's own draws, so the
+text is the same with and without speculation. It pays when a step of a few rows takes about as long as a step of one row.
 """
 
 from array import array
 from dataclasses import dataclass, field
 
 from tenfold.serve.engine.blocks import BlockManager
-from tenfold.serve.engine.request import Sequence
 from tenfold.serve.engine.sampling import best
+from tenfold.serve.request import Sequence
 from tenfold.serve.runners.runner import BLOCK, ModelInput, Runner
 
 LONGEST, SHORTEST = 4, 2
-CATCH_UP = 128  # rows of a text that a draft model reads in one step
+CATCH_UP = 128  # tokens of a text that a draft model reads in one step
 
 
 class Speculator:
-    """Proposes up to `width` tokens for a sequence; each sequence's share of right guesses decides whether it goes on."""
+    """Proposes up to `width` tokens for a sequence, as long as enough of its earlier guesses were right."""
 
     def __init__(self, width: int = 3, least_share: float = 0.25, patience: int = 16):
         self.width, self.least_share, self.patience = width, least_share, patience
@@ -26,7 +26,7 @@ class Speculator:
         self._index: dict[int, tuple[int, dict[tuple[int, ...], int]]] = {}  # tokens read, where each n-gram last ended
 
     def propose(self, sequence: Sequence) -> list[int]:
-        """What may come next; nothing where guesses did not pay, but a new try now and then."""
+        """Guesses for the next tokens; none if earlier ones were mostly wrong, except for a new try now and then."""
         return self._guess(sequence) if self._pays(sequence) else []
 
     def _pays(self, sequence: Sequence) -> bool:
@@ -42,7 +42,7 @@ class Speculator:
         return []
 
     def _read(self, sequence: Sequence) -> dict[tuple[int, ...], int]:
-        """Where each n-gram of the sequence, but for the last tokens themselves, was last followed by something."""
+        """For each n-gram of the sequence except the last, the index of the token that last followed it."""
         read, seen = self._index.get(id(sequence), (1, {}))
         tokens = sequence.tokens
         for end in range(read, len(tokens)):
@@ -53,7 +53,7 @@ class Speculator:
         return seen
 
     def learn(self, sequence: Sequence, drafted: int, accepted: int) -> None:
-        """How many of a sequence's guesses were right in a step."""
+        """Record how many of a sequence's guesses were right in a step."""
         self.drafted += drafted
         self.accepted += accepted
         before = self._record.get(id(sequence), (0.0, 0.0))
@@ -66,14 +66,14 @@ class Speculator:
 
 @dataclass
 class _Reading:
-    """What a draft model has read of a sequence: keys and values of `tokens` are in `blocks`."""
+    """The part of a sequence that a draft model has read: keys and values of `tokens` are in `blocks`."""
 
     tokens: list[int] = field(default_factory=list)
     blocks: "array[int]" = field(default_factory=lambda: array("i"))
 
 
 class DraftSpeculator(Speculator):
-    """Proposes what a smaller model of the same vocabulary takes for the likeliest tokens. It must be right more often to pay."""
+    """Proposes the likeliest tokens of a smaller model with the same vocabulary, which must be right more often to pay."""
 
     def __init__(self, runner: Runner, n_blocks: int, width: int = 3, least_share: float = 0.5):
         super().__init__(width, least_share)
@@ -85,7 +85,7 @@ class DraftSpeculator(Speculator):
         if len(tokens) + self.width > self.runner.spec.context:
             return []
         known = min(len(reading.tokens), len(tokens) - 1)
-        while reading.tokens[:known] != tokens[:known]:  # its own guesses at the end, where they were wrong
+        while reading.tokens[:known] != tokens[:known]:  # drop its own wrong guesses at the end
             known -= 1
         del reading.tokens[known:]
         if not self._read_on(reading, tokens[known : known + CATCH_UP]) or len(reading.tokens) < len(tokens):
@@ -96,7 +96,7 @@ class DraftSpeculator(Speculator):
         return guesses
 
     def _read_on(self, reading: _Reading, tokens: list[int]) -> bool:
-        """Compute the next tokens of a sequence; False where the cache is full."""
+        """Compute the next tokens of a sequence; False if the cache is full."""
         begin, end = len(reading.tokens), len(reading.tokens) + len(tokens)
         if not self.blocks.grow(reading.blocks, end):
             return False

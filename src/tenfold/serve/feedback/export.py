@@ -1,7 +1,7 @@
-"""Feedback as rows to train on, in the formats that TRL reads: conversational dpo, kto and sft.
+"""Exports feedback as rows to train on, in TRL's conversational formats dpo, kto and sft.
 
-Left out: answers that were cut off, ties, blind comparisons in which an answer names its model, what repeats, and what one
-user gave beyond a daily limit. Whole users go to the training or the test part, never both.
+The export leaves out answers that were cut off, ties, blind comparisons in which an answer names its model, repeated rows,
+and rows of one user above a daily limit. All rows of a user go to either the training or the test part.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ class Exported:
 
 
 def export(feedback: Feedback, format: str, out: Path, *, test_share: float = 0.1, per_user_day: int = 200) -> Exported:
-    """Write `out` and, beside it, NAME.test.jsonl. Raises TenfoldError for another format than dpo, kto and sft."""
+    """Write `out` and, beside it, NAME.test.jsonl. Raises TenfoldError for a format that is not dpo, kto or sft."""
     if format not in FORMATS:
         raise TenfoldError(f"There is no format {format!r}: ask for one of {', '.join(FORMATS)}.")
     made, seen, given = Exported(), set(), Counter[tuple[str, int]]()

@@ -1,7 +1,7 @@
-"""What people say of answers, kept append-only in SQLite or any database that SQLAlchemy knows, and only with consent.
+"""Feedback on answers, kept append-only in SQLite or any database of SQLAlchemy, and only with consent.
 
-An answer is stored when its request says `store: true`; judgements are taken only of stored answers. Users are known by a
-keyed hash alone, and all that a user gave can be deleted.
+An answer is stored when its request says `store: true`; only stored answers can be judged. Users are stored as keyed
+hashes, and everything that a user gave can be deleted.
 """
 
 import hashlib
@@ -83,10 +83,10 @@ pairs = _judgement(
 
 
 class Feedback:
-    """One database. A method that returns has written to the disk what it was given."""
+    """One database. When a method returns, its data is on the disk."""
 
     def __init__(self, url: str):
-        """Open or create the tables at an SQLAlchemy `url`. Raises TenfoldError where that cannot be done."""
+        """Open or create the tables at an SQLAlchemy `url`. Raises TenfoldError if that fails."""
         try:
             self._engine = create_engine(url)
             if self._engine.dialect.name == "sqlite":
@@ -105,24 +105,24 @@ class Feedback:
         return bytes.fromhex(known)
 
     def user_hash(self, user: str) -> str:
-        """What stands for a user; it cannot be turned back without this database's salt."""
+        """The keyed hash of a user, which cannot be traced back without this database's salt."""
         return hmac.new(self._salt, user.encode(errors="replace"), hashlib.sha256).hexdigest()
 
     def add_response(self, row: dict[str, Any], user: str) -> None:
-        """Store an answer; `row` has the columns of `responses` but for the user and the time."""
+        """Store an answer; `row` has the columns of `responses` except the user and the time."""
         with self._engine.begin() as connection:
             connection.execute(responses.insert().values(created=time.time(), user_hash=self.user_hash(user), **row))
 
     def rate(self, response_id: str, user: str, value: int, reasons: list[str], comment: str | None) -> None:
-        """A thumb up (1) or down (-1). The latest of a user counts."""
+        """Keep a thumb up (1) or down (-1); the latest of each user counts."""
         self._judge(ratings, user, response_id=response_id, value=value, reasons=reasons, comment=comment)
 
     def correct(self, response_id: str, user: str, text: str) -> None:
-        """What the answer should have been."""
+        """Keep the text that the answer should have been."""
         self._judge(corrections, user, response_id=response_id, text=text)
 
     def compare(self, a: str, b: str, user: str, winner: str, blind: bool, position_swapped: bool) -> None:
-        """Which of two answers to the same conversation is better: a, b, tie or both_bad."""
+        """Keep which of two answers to the same conversation is better: a, b, tie or both_bad."""
         with self._engine.connect() as connection:
             rows = connection.execute(select(responses.c.messages).where(responses.c.id.in_((a, b)))).all()
         if len(rows) == 2 and rows[0].messages != rows[1].messages:
@@ -138,7 +138,7 @@ class Feedback:
             raise TenfoldError("There is no such stored answer: ask for it with `store: true` first.") from None
 
     def delete_user(self, user: str) -> int:
-        """Delete all answers to a user, every judgement of them and by the user; how many rows went."""
+        """Delete a user's answers, all judgements of them and all judgements by the user; the number of rows deleted."""
         who, gone = self.user_hash(user), 0
         with self._engine.begin() as connection:
             theirs = select(responses.c.id).where(responses.c.user_hash == who)

@@ -1,7 +1,7 @@
-"""One step of a Llama 3 on a GPU: Triton kernels over the paged cache, and CUDA graphs for steps where all rows are replies.
+"""The runner for Llama 3 on a GPU: Triton kernels over the paged cache, and CUDA graphs for steps with only replies.
 
-`start` draws on the device and does not wait: the next step may begin with tokens that the host has not seen. Where Triton
-or the GPU is missing the same code runs on the plain operations of `paged.py`, which is how it is tested.
+`start` draws on the device and does not wait, so the next step may begin with tokens that the host has not seen. Without
+Triton or a GPU the same code runs on the plain operations of `paged.py`; the tests run it that way.
 """
 
 from array import array
@@ -16,25 +16,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tenfold.model.llama import FeedForward, Llama, rope_table
-from tenfold.serve.engine.request import Sampling
+from tenfold.serve.request import Sampling
 from tenfold.serve.runners import paged
 from tenfold.serve.runners.paged import Batch
 from tenfold.serve.runners.runner import BLOCK, ModelInput
 from tenfold.spec.model import ModelSpec
 
 GRAPH_SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512)
-TILE_ROWS = 16  # rows of a prompt that one program of attention takes
+TILE_ROWS = 16  # rows of a prompt in one program of attention
 _FIELDS = 7  # tokens, positions, starts, first rows of tiles, rows of tiles, seeds, temperatures
 
 
 def fits(spec: ModelSpec) -> bool:
-    """Whether these kernels know the shape."""
+    """Whether the kernels support the shape."""
     return spec.family == "llama3" and spec.head_dim in (16, 32, 64, 128, 256)
 
 
 @dataclass(frozen=True)
 class Draw:
-    """How the token after a row is drawn."""
+    """The parameters of one draw: how the token after a row is drawn."""
 
     sampling: Sampling
     seed: int
@@ -47,7 +47,7 @@ class Draw:
 
 
 class Drawn:
-    """Tokens that are on their way to the host."""
+    """Drawn tokens on their way to the host."""
 
     def __init__(self, tokens: Tensor):
         self._event = None
@@ -78,7 +78,7 @@ class _Layer:
 
 @dataclass
 class _Graph:
-    """A step of `size` rows, padded; what it computed stands in its tensors until the next replay."""
+    """A captured step of some number of rows, padded; its tensors hold its results until the next replay."""
 
     graph: Any
     hidden: Tensor
@@ -86,7 +86,7 @@ class _Graph:
 
 
 class CudaRunner:
-    """The model's weights are shared with it, gate and up side by side. Results hold to rounding whatever the batch."""
+    """Shares the model's weights, with gate and up in one matrix. Results depend on the batch only by rounding."""
 
     def __init__(self, model: Llama, n_blocks: int, max_rows: int = 256, context: int = 0, graphs: bool = True):
         spec = self.spec = model.spec
@@ -112,7 +112,7 @@ class CudaRunner:
         if graphs and self.device.type == "cuda":
             self._capture_all()
 
-    # A step: hidden states and logits for whoever draws on the host, `start` for those drawn here.
+    # A step: hidden states and logits for draws on the host, `start` for draws on the device.
 
     @torch.inference_mode()
     def hidden(self, rows: ModelInput) -> Tensor:
@@ -172,10 +172,10 @@ class CudaRunner:
     def _forward_one(self, batch: Batch) -> Tensor:
         ops, eps = self.ops, self.spec.norm_eps
         x = ops.embed(batch, self.drawn, self.embedding)
-        for layer, (keys, values) in zip(self.layers, self.cache, strict=True):
-            q = ops.qkv_one(x, layer.wqkv, layer.attention_norm, eps, self.rope, batch, keys, values)
-            x = ops.product_one(ops.attention(q, keys, values, batch), layer.wo, residual=x)
-            x = ops.product_one(ops.gate_one(x, layer.w13, layer.ffn_norm, eps), layer.w2, residual=x)
+        for layer, cache in zip(self.layers, self.cache, strict=True):
+            q = ops.qkv_one(x, (layer.attention_norm, eps), layer.wqkv, self.rope, batch, cache)
+            x = ops.product_one(ops.attention(q, *cache, batch), layer.wo, residual=x)
+            x = ops.product_one(ops.gate_one(x, (layer.ffn_norm, eps), layer.w13), layer.w2, residual=x)
         return ops.norm(x, self.norm, eps)[1]
 
     def _head(self, hidden: Tensor) -> Tensor:
@@ -183,10 +183,10 @@ class CudaRunner:
             return self.ops.product_one(hidden, self.head, dtype=torch.float32)
         return F.linear(hidden, self.head)
 
-    # What the host tells the device, in one piece.
+    # The input of a step, copied to the device in one piece.
 
     def _pack(self, rows: ModelInput, draws: list[Draw], size: int, tiles: tuple[list[int], list[int]] | None) -> np.ndarray:
-        """int32: `_FIELDS` fields of `size`, then the tables. Rows beyond those there are have position -1."""
+        """int32: `_FIELDS` fields of `size`, then the tables. Padding rows have position -1."""
         blocks = np.frombuffer(b"".join([array("i", table) for table in rows.tables]), dtype=np.int32)
         packed = np.zeros(_FIELDS * size + len(blocks), dtype=np.int32)
         fields = packed[: _FIELDS * size].reshape(_FIELDS, size)
@@ -224,10 +224,10 @@ class CudaRunner:
         return seeds, _upload(np.array([d.sampling.temperature for d in draws], dtype=np.float32), self.device)
 
     def _splits(self, rows: int) -> int:
-        """Parts of each sequence's keys, so that one long sequence keeps the whole GPU busy, and many are even."""
+        """Parts that each sequence's keys are split into, so that one long sequence keeps the whole GPU busy."""
         return min(16, max(4, 1 << (512 // (rows * self.spec.n_kv_heads)).bit_length() - 1)) if rows <= 512 else 1
 
-    # CUDA graphs: the same launches again, without the host.
+    # CUDA graphs replay the launches of a step without the host.
 
     def _replay(self, rows: ModelInput, draws: list[Draw]) -> _Graph | None:
         n = len(rows.tokens)
@@ -240,7 +240,7 @@ class CudaRunner:
         return self._graphs[size]
 
     def _capture_all(self) -> None:
-        """Graphs for every size up to `max_rows`, the largest first: the others fit in its memory."""
+        """Capture graphs for every size up to `max_rows`, the largest first, whose memory the others share."""
         sizes = [s for s in GRAPH_SIZES if s < self.max_rows] + [self.max_rows]
         longest = self.max_rows * -(-self.context // BLOCK)
         self._inputs = torch.zeros(_FIELDS * self.max_rows + longest, dtype=torch.int32, device=self.device)
@@ -264,7 +264,7 @@ class CudaRunner:
             self.drawn[:size] = self.ops.draw(logits, seeds, batch.positions, temperatures)
             return hidden, logits
 
-        step()  # compiles what is to be compiled
+        step()  # compiles the kernels
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool):
@@ -273,7 +273,7 @@ class CudaRunner:
 
 
 def keep_likely(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
-    """Logits float32 [rows, vocab] with what top-k, top-p and min-p leave out at minus infinity."""
+    """Logits float32 [rows, vocab], minus infinity for tokens that top-k, top-p and min-p leave out."""
     k = [d.sampling.top_k if d.sampling.top_k > 0 else logits.shape[1] for d in draws]
     limits = [(max(d.sampling.temperature, 1e-5), d.sampling.top_p, d.sampling.min_p) for d in draws]
     temperature, top_p, min_p = _upload(np.array(limits, dtype=np.float32).T.copy(), logits.device)[:, :, None]
@@ -288,7 +288,7 @@ def keep_likely(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
 
 
 def _share(block: Any) -> _Layer:
-    """A layer's weights, gate and up in one matrix, of which the module's own become views."""
+    """A layer's weights, with gate and up in one matrix; the module's own weights become views of it."""
     ffn = block.ffn
     assert isinstance(ffn, FeedForward)
     w13 = torch.cat((ffn.w1.weight.detach(), ffn.w3.weight.detach()))
@@ -310,6 +310,6 @@ def _tiles(counts: list[int], rows_per_tile: int) -> Iterator[tuple[int, int]]:
 
 
 def _upload(values: np.ndarray, device: torch.device) -> Tensor:
-    """On the device without waiting for what it does."""
+    """Copy to the device without waiting for its work."""
     tensor = torch.from_numpy(values)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

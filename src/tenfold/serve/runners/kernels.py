@@ -1,8 +1,8 @@
-"""The same operations as `paged.py`, as Triton kernels, and the products of a single row fused with what surrounds them.
+"""Triton kernels for the operations of `paged.py`, and for products of a single row fused with the operations around them.
 
-A step of one row reads every weight once and computes next to nothing, so it is as fast as memory where there are few
-launches and no gaps between them. Each program of such a product reads its weights before it waits for the launch before
-(`pdl`, programmatic dependent launch, on Hopper and later): while one kernel ends, the next one's weights are on their way.
+A step of one row reads every weight once and computes little, so memory bounds it if the launches are few and without gaps.
+Each program of such a product loads its weights before it waits for the previous launch (`pdl`, programmatic dependent
+launch, on Hopper and later), so the next kernel's weights load while the current kernel ends.
 """
 
 from functools import cache
@@ -14,14 +14,14 @@ from torch import Tensor
 
 from tenfold.serve.runners.paged import Batch
 
-pdl = False  # set where the device has it and the results were found right
+pdl = False  # set it only on a device that has it, where the results were checked
 INTERPRETED = triton.knobs.runtime.interpret
 VOCAB_TILE = 4096
 
 
 @cache
 def _configs() -> list[triton.Config]:
-    """Rows of a matrix and warps for one program of a one-row product; the fastest is found at first use."""
+    """Choices of matrix rows and warps for one program of a one-row product; the first use finds the fastest."""
     if INTERPRETED:
         return [triton.Config({"ROWS": 4})]
     return [triton.Config({"ROWS": rows}, num_warps=warps) for rows in (2, 4, 8) for warps in (4, 8)]
@@ -35,39 +35,40 @@ def _launch() -> dict[str, bool]:
 
 
 @triton.jit
-def _embed(tokens, drawn, table, out, DIM: tl.constexpr, WIDE: tl.constexpr):
+def _embed(tokens, drawn, table, out, DIM: tl.constexpr):
     row = tl.program_id(0)
     token = tl.load(tokens + row)
     if token < 0:
         token = tl.load(drawn - 1 - token)
-    d = tl.arange(0, WIDE)
+    d = tl.arange(0, triton.next_power_of_2(DIM))
     tl.store(out + row * DIM + d, tl.load(table + token.to(tl.int64) * DIM + d, mask=d < DIM), mask=d < DIM)
 
 
 def embed(batch: Batch, drawn: Tensor, table: Tensor) -> Tensor:
     out = table.new_empty(len(batch.tokens), table.shape[1])
-    _embed[len(out),](batch.tokens, drawn, table, out, out.shape[1], triton.next_power_of_2(out.shape[1]))
+    _embed[len(out),](batch.tokens, drawn, table, out, out.shape[1])
     return out
 
 
 @triton.jit
-def _norm(x, added, weight, total, out, eps, DIM: tl.constexpr, WIDE: tl.constexpr, ADD: tl.constexpr):
-    d = tl.arange(0, WIDE)
+def _norm(x, added, weight, out, eps, DIM: tl.constexpr):
+    """RMSNorm of `x`. With `added`, `out` holds x + added for all rows, then their norms."""
+    d = tl.arange(0, triton.next_power_of_2(DIM))
     at = tl.program_id(0).to(tl.int64) * DIM + d
     value = tl.load(x + at, mask=d < DIM, other=0.0)
-    if ADD:
+    if added is not None:
         value = value + tl.load(added + at, mask=d < DIM, other=0.0)
-        tl.store(total + at, value, mask=d < DIM)
+        tl.store(out + at, value, mask=d < DIM)
+        at += tl.num_programs(0).to(tl.int64) * DIM
     value = value.to(tl.float32)
     scale = tl.rsqrt(tl.sum(value * value, 0) / DIM + eps)
     tl.store(out + at, value * scale * tl.load(weight + d, mask=d < DIM, other=0.0).to(tl.float32), mask=d < DIM)
 
 
 def norm(x: Tensor, weight: Tensor, eps: float, added: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    out, total = torch.empty_like(x), x if added is None else torch.empty_like(x)
-    wide = triton.next_power_of_2(x.shape[1])
-    _norm[len(x),](x, x if added is None else added, weight, total, out, eps, x.shape[1], wide, added is not None, num_warps=8)
-    return total, out
+    out = x.new_empty(1 if added is None else 2, *x.shape)
+    _norm[len(x),](x, added, weight, out, eps, x.shape[1], num_warps=8)
+    return x if added is None else out[0], out[-1]
 
 
 @triton.jit
@@ -208,7 +209,8 @@ def gate(x: Tensor) -> Tensor:
 
 
 @triton.jit
-def _draw(logits, seeds, positions, temperatures, best, which, vocab, TILE: tl.constexpr):
+def _draw(logits, noise, best, which, vocab, TILE: tl.constexpr):
+    seeds, positions, temperatures = noise
     row, part = tl.program_id(0), tl.program_id(1)
     n = part * TILE + tl.arange(0, TILE)
     value = tl.load(logits + row.to(tl.int64) * vocab + n, mask=n < vocab, other=float("-inf")).to(tl.float32)
@@ -236,30 +238,30 @@ def draw(logits: Tensor, seeds: Tensor, positions: Tensor, temperatures: Tensor)
     parts = triton.cdiv(vocab, VOCAB_TILE)
     best = torch.empty(rows, parts, device=logits.device)
     which, out = torch.empty_like(best, dtype=torch.int32), torch.empty_like(seeds)
-    _draw[rows, parts](logits, seeds, positions, temperatures, best, which, vocab, VOCAB_TILE)
+    _draw[rows, parts](logits, (seeds, positions, temperatures), best, which, vocab, VOCAB_TILE)
     _choose[rows,](best, which, out, parts, triton.next_power_of_2(parts))
     return out
 
 
-# Steps of one row: a program takes ROWS rows of a matrix [N, K], or of two beside each other, whole.
+# Steps of one row: a program takes ROWS whole rows of a matrix [N, K], or of two matrices side by side.
 
 
 @triton.jit
-def _weights(matrix, n, N, K: tl.constexpr, WIDE: tl.constexpr):
-    k = tl.arange(0, WIDE)
+def _weights(matrix, n, N, K: tl.constexpr):
+    k = tl.arange(0, triton.next_power_of_2(K))
     return tl.load(matrix + n.to(tl.int64)[:, None] * K + k[None, :], mask=(n < N)[:, None] & (k < K)[None, :], other=0.0)
 
 
 @triton.jit
-def _input(x, weight, eps, K: tl.constexpr, WIDE: tl.constexpr, NORM: tl.constexpr, PDL: tl.constexpr):
-    """The row x [1, K] in float32, normed where asked, once the launch before has written it."""
+def _input(x, weight, eps, K: tl.constexpr, PDL: tl.constexpr):
+    """The row x [1, K] in float32, normed if there is a `weight`, once the previous launch has written it."""
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
-    k = tl.arange(0, WIDE)
+    k = tl.arange(0, triton.next_power_of_2(K))
     loaded = tl.load(x + k, mask=k < K, other=0.0)
     value = loaded.to(tl.float32)
-    if NORM:
+    if weight is not None:
         scale = tl.rsqrt(tl.sum(value * value, 0) / K + eps)
         value = value * scale * tl.load(weight + k, mask=k < K, other=0.0).to(tl.float32)
         value = value.to(loaded.dtype).to(tl.float32)
@@ -267,25 +269,20 @@ def _input(x, weight, eps, K: tl.constexpr, WIDE: tl.constexpr, NORM: tl.constex
 
 
 @triton.jit
-def _product_one(
-    x, weight, matrix, residual, out, eps, N, K: tl.constexpr, WIDE: tl.constexpr, NORM: tl.constexpr, ADD: tl.constexpr,
-    PDL: tl.constexpr, ROWS: tl.constexpr,
-):  # fmt: skip
+def _product_one(x, matrix, residual, out, N, K: tl.constexpr, PDL: tl.constexpr, ROWS: tl.constexpr):
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    w = _weights(matrix, n, N, K, WIDE)
-    y = tl.sum(w.to(tl.float32) * _input(x, weight, eps, K, WIDE, NORM, PDL), 1)
-    if ADD:
+    w = _weights(matrix, n, N, K)
+    y = tl.sum(w.to(tl.float32) * _input(x, None, 0.0, K, PDL), 1)
+    if residual is not None:
         y = y.to(out.dtype.element_ty).to(tl.float32) + tl.load(residual + n, mask=n < N, other=0.0).to(tl.float32)
     tl.store(out + n, y, mask=n < N)
 
 
 @triton.jit
-def _gate_one(
-    x, weight, matrix, out, eps, N, K: tl.constexpr, WIDE: tl.constexpr, PDL: tl.constexpr, ROWS: tl.constexpr
-):  # fmt: skip
+def _gate_one(x, weight, matrix, out, eps, N, K: tl.constexpr, PDL: tl.constexpr, ROWS: tl.constexpr):
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    gates, ups = _weights(matrix, n, N, K, WIDE), _weights(matrix + N.to(tl.int64) * K, n, N, K, WIDE)
-    value = _input(x, weight, eps, K, WIDE, True, PDL)
+    gates, ups = _weights(matrix, n, N, K), _weights(matrix + N.to(tl.int64) * K, n, N, K)
+    value = _input(x, weight, eps, K, PDL)
     a = tl.sum(gates.to(tl.float32) * value, 1).to(out.dtype.element_ty).to(tl.float32)
     b = tl.sum(ups.to(tl.float32) * value, 1).to(out.dtype.element_ty).to(tl.float32)
     tl.store(out + n, (a * tl.sigmoid(a)).to(out.dtype.element_ty).to(tl.float32) * b, mask=n < N)
@@ -293,13 +290,13 @@ def _gate_one(
 
 @triton.jit
 def _qkv_one(
-    x, weight, matrix, rope, tables, starts, positions, q, keys, values, eps, N, K: tl.constexpr, WIDE: tl.constexpr,
+    x, weight, matrix, rope, tables, starts, positions, q, keys, values, eps, N, K: tl.constexpr,
     KV: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """N pairs of rows of `wqkv`: a rotary pair is two neighbours, so a program turns and stores what it computed."""
+    """N pairs of rows of `wqkv`. A rotary pair is two neighbours, so a program rotates and stores its own results."""
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    even, odd = _weights(matrix, 2 * n, 2 * N, K, WIDE), _weights(matrix, 2 * n + 1, 2 * N, K, WIDE)
-    value = _input(x, weight, eps, K, WIDE, True, PDL)
+    even, odd = _weights(matrix, 2 * n, 2 * N, K), _weights(matrix, 2 * n + 1, 2 * N, K)
+    value = _input(x, weight, eps, K, PDL)
     a = tl.sum(even.to(tl.float32) * value, 1).to(q.dtype.element_ty).to(tl.float32)
     b = tl.sum(odd.to(tl.float32) * value, 1).to(q.dtype.element_ty).to(tl.float32)
     position = tl.load(positions)
@@ -328,40 +325,33 @@ def _tuned(kernel: str) -> triton.runtime.Autotuner:
     return triton.autotune(_configs(), key=["N", "K"])({"product": _product_one, "gate": _gate_one, "qkv": _qkv_one}[kernel])
 
 
-def product_one(
-    x: Tensor, matrix: Tensor, residual: Tensor | None = None, weight: Tensor | None = None, eps: float = 0.0,
-    dtype: torch.dtype | None = None,
-) -> Tensor:  # fmt: skip
-    """matrix @ x [1, K], of RMSNorm(x) where `weight` is given, plus `residual` [1, N]."""
+def product_one(x: Tensor, matrix: Tensor, residual: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
+    """matrix @ x [1, K], plus `residual` [1, N]."""
     n, k = matrix.shape
     out = x.new_empty(1, n, dtype=dtype)
-    _tuned("product")[lambda config: (triton.cdiv(n, config["ROWS"]),)](
-        x, x if weight is None else weight, matrix, x if residual is None else residual, out, eps, n, k, triton.next_power_of_2(k),
-        NORM=weight is not None, ADD=residual is not None, **_launch(),
-    )  # fmt: skip
+    _tuned("product")[lambda config: (triton.cdiv(n, config["ROWS"]),)](x, matrix, residual, out, n, k, **_launch())
     return out
 
 
-def gate_one(x: Tensor, matrix: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """silu(a) * b of [a, b] = matrix @ RMSNorm(x [1, K])."""
+def gate_one(x: Tensor, norm: tuple[Tensor, float], matrix: Tensor) -> Tensor:
+    """silu(a) * b of [a, b] = matrix @ RMSNorm(x [1, K]); `norm` is its weight and eps."""
     n, k = len(matrix) // 2, matrix.shape[1]
     out = x.new_empty(1, n)
-    _tuned("gate")[lambda config: (triton.cdiv(n, config["ROWS"]),)](
-        x, weight, matrix, out, eps, n, k, triton.next_power_of_2(k), **_launch()
-    )
+    weight, eps = norm
+    _tuned("gate")[lambda config: (triton.cdiv(n, config["ROWS"]),)](x, weight, matrix, out, eps, n, k, **_launch())
     return out
 
 
-def qkv_one(
-    x: Tensor, matrix: Tensor, weight: Tensor, eps: float, rope: Tensor, batch: Batch, keys: Tensor, values: Tensor
-) -> Tensor:
-    """Turned queries [1, heads, head_dim] of RMSNorm(x [1, K]); its key and value enter the cache."""
+def qkv_one(x: Tensor, norm: tuple[Tensor, float], matrix: Tensor, rope: Tensor, batch: Batch, cache: Tensor) -> Tensor:
+    """Turned queries [1, heads, head_dim] of RMSNorm(x [1, K]); its key and value enter the layer's `cache`."""
+    keys, values = cache
     _, kv, block, dim = keys.shape
     n, k = len(matrix) // 2, matrix.shape[1]
     heads = len(matrix) // dim - 2 * kv
     q = x.new_empty(1, heads, dim)
+    weight, eps = norm
     _tuned("qkv")[lambda config: (triton.cdiv(n, config["ROWS"]),)](
         x, weight, matrix, rope, batch.tables, batch.starts, batch.positions, q, keys, values, eps, n, k,
-        triton.next_power_of_2(k), kv, heads // kv, dim, block, **_launch(),
+        kv, heads // kv, dim, block, **_launch(),
     )  # fmt: skip
     return q

@@ -1,7 +1,7 @@
-"""The same step, compiled once for this machine's CPU from native.cpp; needs a C++ compiler, Llama 3 and even sizes.
+"""The runner for CPUs, compiled once on this machine from native.cpp; needs a C++ compiler, Llama 3 and even sizes.
 
-Where the processor has a matrix unit (AMX), rows of prompts are multiplied on it: by three products of bfloat16 halves, about as
-exact as float32, or by one where `weights` were rounded on request. Rows of replies are always computed in float32.
+On a processor with a matrix unit (AMX) it multiplies the rows of prompts by three products of bfloat16 halves, about as exact
+as float32, or by one product if the weights were rounded on request. It computes the rows of replies in float32.
 """
 
 import ctypes
@@ -29,13 +29,13 @@ _FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=c++17")
 
 
 def fits(spec: ModelSpec) -> bool:
-    """Whether the compiled step knows this shape."""
+    """Whether the compiled step supports the shape."""
     return spec.family == "llama3" and spec.dim % PANEL == 0 and spec.head_dim in range(PANEL, 257, PANEL)
 
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled step, from the user's cache directory or compiled now (seconds); None without a working compiler."""
+    """The compiled step, from the user's cache directory or compiled here (seconds); None without a working compiler."""
     compiler = shutil.which(os.environ.get("CXX", "c++"))
     if compiler is None:
         return None
@@ -66,7 +66,7 @@ def _processor() -> bytes:
 
 
 def _of_prompt(rows: ModelInput) -> np.ndarray:
-    """Which rows are of prompts: the first of each sequence's."""
+    """Which rows belong to prompts: the first ones of each sequence."""
     ends = np.cumsum(rows.counts)
     within = np.arange(len(rows.tokens)) - np.repeat(ends - rows.counts, rows.counts)
     return within < np.repeat(np.array(rows.prompts or [0] * len(rows.counts)), rows.counts)
@@ -97,7 +97,7 @@ class _Model(ctypes.Structure):
 
 
 class NativeRunner:
-    """Results are the same to the bit whatever else is in the batch and however a prompt was cut into steps."""
+    """A `Runner` whose results for a row are the same to the bit in any batch and any division of a prompt into steps."""
 
     def __init__(self, model: Llama, n_blocks: int, weights: str = "exact", threads: int | None = None):
         found = library()
@@ -107,7 +107,7 @@ class NativeRunner:
         products = (3 if weights in ("exact", "float32") else 1) if found.tenfold_tiles() else 0
         self.tiles = products > 0
         self._rows = 0
-        self._kept: list[Any] = []  # what the structures point to
+        self._kept: list[Any] = []  # tensors that the structures point to
         self.embedding = model.embedding.weight.detach()
         self.formats: dict[str, int] = dict.fromkeys(FORMATS, 0)
         spec = self.spec
@@ -124,7 +124,7 @@ class NativeRunner:
             ours.w2 = self._matrix(pack(w2, weights))
             ours.attention_norm = self._pointer(block.attention_norm.weight.detach().float())
             ours.ffn_norm = self._pointer(block.ffn_norm.weight.detach().float())
-        # Four bits cost a head more than they cost a layer: it keeps eight.
+        # Four bits harm the head more than a layer, so it gets eight.
         head = pack(model.head.weight, "int8" if weights == "int4" else weights)
         self._model = _Model(
             spec.dim, spec.n_layers, spec.n_heads, spec.n_kv_heads, spec.head_dim, self.ffn, BLOCK, products,
@@ -154,7 +154,7 @@ class NativeRunner:
         return x[:n] if order is None else x[np.argsort(order)]
 
     def _room(self, rows: int) -> tuple[Tensor, ...]:
-        """Memory for a step of so many rows, kept for the next: new pages would be cleared first."""
+        """Memory for a step of this many rows. It is kept for later steps, since the system clears new pages first."""
         if rows > self._rows:
             spec = self.spec
             mixed, room = spec.n_heads * spec.head_dim, rows + PANEL - 1

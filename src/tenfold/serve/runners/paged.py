@@ -1,6 +1,6 @@
-"""The operations of a step over a paged cache in plain PyTorch: what `kernels.py` does on a GPU, and is tested against.
+"""The operations of a step over a paged cache in plain PyTorch, the reference for the Triton kernels of `kernels.py`.
 
-Keys and values of a layer are [blocks, kv heads, BLOCK, head_dim]: a block of one head lies in one piece.
+Keys and values of a layer are [blocks, kv heads, BLOCK, head_dim], so the block of one head is contiguous.
 """
 
 from dataclasses import dataclass

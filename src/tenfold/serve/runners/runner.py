@@ -1,18 +1,18 @@
-"""One step of a model over a paged cache, in PyTorch: any device, Llama 3 and Llama 4.
+"""One step of a model over a paged cache, in PyTorch: any device, any family.
 
 Keys and values stand in blocks of `BLOCK` tokens; a sequence's table says which blocks are its own, in order.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from tenfold.model.llama import Llama, rope_table
-from tenfold.model.llama4 import attention_temperature
+from tenfold.model.attention import LayerCache, attend
+from tenfold.model.llama import Llama
 from tenfold.spec.model import ModelSpec
 
 BLOCK = 16
@@ -53,7 +53,7 @@ def cache_block_bytes(spec: ModelSpec, dtype: torch.dtype = torch.float32) -> in
 
 
 class TorchRunner:
-    """The model's own modules; attention runs sequence by sequence over gathered blocks."""
+    """The model's own forward pass over a paged cache."""
 
     def __init__(self, model: Llama, n_blocks: int):
         self.model, self.spec = model.eval().requires_grad_(False), model.spec
@@ -63,57 +63,61 @@ class TorchRunner:
         self.cache = torch.zeros(shape, dtype=weight.dtype, device=self.device)
         unread = 0 if self.spec.tied else weight.nbytes
         self.weight_bytes = sum(p.nbytes for p in model.parameters()) - unread
+        self._prompt = torch.empty(0, self.spec.dim, device=self.device)
+
+    @torch.inference_mode()
+    def show(self, tokens: list[int], pixels: Tensor) -> None:
+        """Let every sequence begin with the prompt `tokens`, whose patch tokens are the images `pixels` [tiles, 3, S, S]."""
+        self._prompt = self.model.embed(torch.tensor([tokens], device=self.device), pixels=pixels.to(self.device))[0]
 
     @torch.inference_mode()
     def hidden(self, rows: ModelInput) -> Tensor:
-        spec, model = self.spec, self.model
-        position = torch.tensor(rows.positions, device=self.device)
-        rope, temperature = rope_table(spec, position), attention_temperature(spec, position[None])
-        slots = [self._slots(table, count) for table, count in zip(rows.tables, self._contexts(rows), strict=True)]
-        new = torch.cat([s[rows.positions[at] : rows.positions[at] + n] for s, at, n in self._each(rows, slots)])
-        x = model.embedding(torch.tensor(rows.tokens, device=self.device))[None]
-        for i, block in enumerate(model.layers):
-            local = spec.is_local(i)
-            q, k, v = block.attention.qkv(block.attention_norm(x), rope if local else None, None if local else temperature)
-            keys, values = self.cache[i]
-            keys[new], values[new] = k[0].transpose(0, 1), v[0].transpose(0, 1)
-            mixed = [
-                self._attend(q[:, :, at : at + n], keys[s], values[s], position[at : at + n], spec.attention_chunk if local else 0)
-                for s, at, n in self._each(rows, slots)
-            ]
-            h = x + block.attention.wo(torch.cat(mixed, 2).transpose(1, 2).flatten(2))
-            x = h + block.ffn(block.ffn_norm(h))
-        return model.norm(x)[0]
-
-    def _attend(self, q: Tensor, keys: Tensor, values: Tensor, position: Tensor, chunk: int) -> Tensor:
-        """q [1, heads, n, head_dim] over keys and values [context, kv heads, head_dim]."""
-        at = torch.arange(len(keys), device=self.device)
-        mask = at <= position[:, None]
-        if chunk:
-            mask &= at // chunk == position[:, None] // chunk
-        k, v = keys.transpose(0, 1)[None], values.transpose(0, 1)[None]
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+        cache = PagedCache(self.cache, rows)
+        x = self.model.embed(torch.tensor([rows.tokens], device=self.device))
+        if len(self._prompt):
+            shown = cache.positions < len(self._prompt)
+            x[0, shown] = self._prompt[cache.positions[shown]]
+        return self.model.norm(self.model.through(x, cache=cache))[0]
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         return self.model.head(hidden).float()
 
-    def _contexts(self, rows: ModelInput) -> list[int]:
-        ends, at = [], 0
-        for count in rows.counts:
-            at += count
-            ends.append(rows.positions[at - 1] + 1)
-        return ends
 
-    def _slots(self, table: Sequence[int], context: int) -> Tensor:
-        """Where each of the first `context` tokens of a sequence stands in the cache."""
-        blocks = torch.tensor(table, device=self.device)
-        return (blocks[:, None] * BLOCK + torch.arange(BLOCK, device=self.device)).flatten()[:context]
+class PagedCache:
+    """What the rows of one step attend to: `keys_values` [layers, 2, slots, kv heads, head_dim], sequence by sequence."""
 
-    def _each(self, rows: ModelInput, slots: list[Tensor]) -> list[tuple[Tensor, int, int]]:
-        """Slots, first row and rows of each sequence."""
-        found, at = [], 0
-        for s, count in zip(slots, rows.counts, strict=True):
-            found.append((s, at, count))
-            at += count
-        return found
+    def __init__(self, keys_values: Tensor, rows: ModelInput):
+        self.keys_values = keys_values
+        self.positions = torch.tensor(rows.positions, device=keys_values.device)
+        self.sequences: list[tuple[slice, Tensor]] = []  # its rows, and the slots of its context
+        within, first = torch.arange(BLOCK, device=keys_values.device), 0
+        for table, count in zip(rows.tables, rows.counts, strict=True):
+            end = first + count
+            blocks = torch.tensor(table, device=keys_values.device)
+            slots = (blocks[:, None] * BLOCK + within).flatten()[: rows.positions[end - 1] + 1]
+            self.sequences.append((slice(first, end), slots))
+            first = end
+        self.new = torch.cat([slots[self.positions[own]] for own, slots in self.sequences])
+        self._masks: dict[int, list[Tensor]] = {}
+
+    def layer(self, number: int, chunk: int = 0) -> LayerCache:
+        if chunk not in self._masks:
+            self._masks[chunk] = [self._mask(self.positions[own, None], len(slots), chunk) for own, slots in self.sequences]
+        keys, values = self.keys_values[number]
+        return partial(self._attend, keys, values, self._masks[chunk])
+
+    def _attend(self, keys: Tensor, values: Tensor, masks: list[Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """`attend` for each sequence over keys and values [slots, kv heads, head_dim], which k and v of the new tokens enter."""
+        keys[self.new], values[self.new] = k[0].transpose(0, 1), v[0].transpose(0, 1)
+        mixed = []
+        for (own, slots), mask in zip(self.sequences, masks, strict=True):
+            all_k, all_v = (t[slots].transpose(0, 1)[None] for t in (keys, values))
+            mixed.append(attend(q[:, :, own], all_k, all_v, mask))
+        return torch.cat(mixed, 2)
+
+    def _mask(self, position: Tensor, context: int, chunk: int) -> Tensor:
+        """bool [rows, context] for the positions [rows, 1] of a sequence's rows."""
+        at = torch.arange(context, device=position.device)
+        mask = at <= position
+        return mask & (at // chunk == position // chunk) if chunk else mask

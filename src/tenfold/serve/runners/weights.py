@@ -1,4 +1,4 @@
-"""Matrices as the compiled step reads them: panels of 16 outputs, in the smallest of four formats that loses nothing.
+"""Weight matrices for the compiled step: panels of 16 outputs, in one of four formats. "exact" is the smallest lossless one.
 
     float32, bfloat16      as they are
     int8                   w = scale * q                  one scale for 32 inputs of an output

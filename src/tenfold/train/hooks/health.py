@@ -1,18 +1,16 @@
 """Whether a run is well: a loss that leaves its course, processes that are slower than the others, arithmetic that does not repeat.
 
-A run whose loss leaves its course goes back to a checkpoint from before, and leaves out the batches since (as PaLM's did, arXiv
-2204.02311, section 5.1).
+A run whose loss spikes goes back to a checkpoint from before, and leaves out the batches since (as PaLM's did, arXiv 2204.02311,
+section 5.1).
 
-All wait for the slowest, so a step takes equally long on each; what tells them apart is how long each waits for its batches, and
-how long a product takes that none of the others has a part in.
+All processes wait for the slowest, so a step takes equally long on each; what tells them apart is how long each waits for its
+batches, and how long a product takes that none of the others has a part in.
 """
 
-import json
 import math
 import socket
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -21,66 +19,101 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tenfold.spec.errors import TenfoldError
+from tenfold.train.hook import Hook
+from tenfold.train.rollback import LossSpike
+from tenfold.train.run import Run
+from tenfold.train.state import StepOutput
 
-WARM_UP = 50  # losses that make the usual one
-PATIENCE = 10  # losses in a row that are too high
-MOST_RETURNS = 5
+WARM_UP = 50  # steps whose losses make the usual one
+PATIENCE = 10  # steps in a row whose losses are too high
 LOOK_EVERY = 50  # steps
 LATE = 0.1  # of a step: so much longer than the others a straggler waits for its batches
 SLOW = 1.5  # times as long as the others' takes a straggler's product
 
 
-class LossSpike(Exception):
-    """The loss has left its course with `step` steps done; `before` so many it was well."""
-
-    def __init__(self, step: int):
-        super().__init__(step)
-        self.step, self.before = step, step - 2 * PATIENCE  # what brought it off course came earlier than the first high loss
-
-
 class LossSpikeDetector:
-    """The `usual` loss of a run, from `seen` losses, and for how long it has been more than `above` nats higher."""
+    """The `usual` loss of a run, from the losses of `seen` steps, and how long it has been more than `above` nats higher."""
 
-    def __init__(self, above: float, usual: float = 0.0, seen: int = 0):
-        self._above, self.usual, self.seen, self._high = above, usual, seen, 0
+    def __init__(self, above: float, usual: float = 0.0, seen: int = 0, step: int = 0):
+        self._above, self.usual, self.seen = above, usual, seen
+        self._last_step = self._last_good = step
+        self._high = 0
 
-    def left(self, loss: float) -> bool:
-        """Whether, with this loss too, it has left its course for good."""
+    def look(self, loss: float, step: int) -> None:
+        """Take in the loss after `step` steps, which stands for all since the one before.
+
+        Raises LossSpike where it left its course for good: by more than one loss, and for at least `PATIENCE` steps. The run goes
+        back by as many steps more, for what drove the loss off came before the first high one.
+        """
         high = self.seen >= WARM_UP and loss > self.usual + self._above
+        steps, self._last_step = step - self._last_step, step
         self._high = self._high + 1 if high else 0
-        if not high and math.isfinite(loss):
-            self.seen += 1
-            self.usual += (loss - self.usual) / min(self.seen, WARM_UP)
-        return self._high >= PATIENCE
+        if not high:
+            self._last_good = step
+            if math.isfinite(loss):
+                self.seen += steps
+                self.usual += (loss - self.usual) * steps / min(self.seen, WARM_UP)
+        elif self._high > 1 and step - self._last_good >= PATIENCE:
+            raise LossSpike(step, self._last_good - PATIENCE)
 
 
-def skips(directory: Path) -> list[tuple[int, int]]:
-    """(step, batches): from which step on how many more batches are left out, from `skipped.jsonl`."""
-    path = directory / "skipped.jsonl"
-    return [tuple(json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
+class LossSpikes(Hook):
+    """Ends the run's steps by LossSpike, for `fit` to go back, once `before` (a save in progress) is done."""
+
+    def __init__(self, above: float, before: Callable[[], None]):
+        self._above, self._before = above, before
+        self._state: dict[str, Any] = {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._state = state
+
+    def start(self, run: Run) -> None:
+        self._detector = LossSpikeDetector(self._above, **self._state, step=run.state.step)
+
+    def after_step(self, run: Run, done: StepOutput) -> None:
+        if done.loss is None or not self._above:
+            return
+        try:
+            self._detector.look(done.loss, run.state.step)
+        except LossSpike:
+            self._before()
+            raise
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"usual": self._detector.usual, "seen": self._detector.seen}
 
 
-def skip(directory: Path, step: int, batches: int) -> None:
-    """Leave out so many batches from `step` on."""
-    with (directory / "skipped.jsonl").open("a") as file:
-        file.write(json.dumps([step, batches]) + "\n")
+class Stragglers(Hook):
+    """Writes down which processes hold up the others."""
+
+    def __init__(self) -> None:
+        self._waited_s = 0.0
+
+    def after_step(self, run: Run, done: StepOutput) -> None:
+        self._waited_s += run.waited_s
+        if run.dims.alone or run.state.step % LOOK_EVERY:
+            return
+        for slow in stragglers(self._waited_s / LOOK_EVERY, run.step_s, product_s(run.device)):
+            run.metrics.write("straggler", step=run.state.step, **slow)
+        self._waited_s = 0.0
 
 
-def stragglers(waited_s: float, step_s: float, device: torch.device) -> list[dict[str, Any]]:
+def stragglers(waited_s: float, step_s: float, product: float) -> list[dict[str, Any]]:
     """The processes that hold up the others, each with `rank`, `host` and `why`, where a step takes `step_s`.
 
-    `waited_s` is how long this one waits for the batch of a step. Every process calls it, and has the same answer.
+    `waited_s` is how long this one waits for the batch of a step, `product` the seconds of a product of its own. Every process
+    calls it, and has the same answer.
     """
     reports: list[tuple[str, float, float]] = [("", 0.0, 0.0)] * dist.get_world_size()
-    dist.all_gather_object(reports, (socket.gethostname(), waited_s, product_s(device)))
+    dist.all_gather_object(reports, (socket.gethostname(), waited_s, product))
     usual_wait, usual_product = median(r[1] for r in reports), median(r[2] for r in reports)
     found = []
-    for rank, (host, wait, product) in enumerate(reports):
+    for rank, (host, wait, seconds) in enumerate(reports):
         if wait > usual_wait + LATE * step_s:
             why = f"its batches take {wait:.3g} s a step, the others' {usual_wait:.3g} s"
             found.append({"rank": rank, "host": host, "why": why})
-        if product > SLOW * usual_product:
-            found.append({"rank": rank, "host": host, "why": f"its products take {product / usual_product:.1f} times as long"})
+        if seconds > SLOW * usual_product:
+            found.append({"rank": rank, "host": host, "why": f"its products take {seconds / usual_product:.1f} times as long"})
     return found
 
 
@@ -96,6 +129,19 @@ def product_s(device: torch.device) -> float:
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - began)
     return min(seconds)
+
+
+class SDCCheck(Hook):
+    """Works out a loss twice every few steps, to find silent data corruption."""
+
+    def __init__(self, every: int):
+        self._every = every
+
+    def after_step(self, run: Run, done: StepOutput) -> None:
+        if self._every and run.state.step % self._every == 0:
+            assert run.rows is not None
+            first = run.rows.on(run.device, slice(0, 1))
+            check_arithmetic(lambda: run.loss_of(first), run.state.step)
 
 
 def check_arithmetic(loss: Callable[[], Tensor | float], step: int) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from tenfold.model.family import Role, family_of
+from tenfold.model.llama import Llama
 from tenfold.model.moe import GroupedLinear
 from tenfold.spec.errors import TenfoldError
 
@@ -26,11 +28,12 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str:
     return "" if dtype == torch.bfloat16 else f"the run trains in {str(dtype).removeprefix('torch.')} and not in bfloat16"
 
 
-def use_fp8(model: nn.Module, device: torch.device, dtype: torch.dtype) -> str:
+def use_fp8(model: Llama, device: torch.device, dtype: torch.dtype) -> str:
     """Let linear and expert layers of `model` multiply in fp8 where the device can; returns a sentence on what was done.
 
-    Routers, the image encoder, embeddings and the head stay in `dtype`: they are small, or lose by it. Where the device
-    cannot, nothing changes and the sentence is a warning, too. Raises TenfoldError where torchao is missing on a GPU that could.
+    Routers, the image encoder, embeddings, the head and multi-token prediction stay in `dtype`: they are small, or lose by
+    it. Where the device cannot, nothing changes and the sentence is a warning, too. Raises TenfoldError where torchao is
+    missing on a GPU that could.
     """
     reason = why_not(device, dtype)
     if reason:
@@ -41,7 +44,7 @@ def use_fp8(model: nn.Module, device: torch.device, dtype: torch.dtype) -> str:
     return f"fp8 in {converted} linear and {grouped} expert matrices, scaled by rows (torchao)."
 
 
-def convert(model: nn.Module, *, emulate: bool, recipe: str = "rowwise") -> tuple[int, int]:
+def convert(model: Llama, *, emulate: bool, recipe: str = "rowwise") -> tuple[int, int]:
     """Swap the layers; returns how many matrices of each kind. `recipe` is torchao's name for what is scaled together
     in linear layers. `emulate` computes in float32 what fp8 would, linear layers only: for tests on a machine without
     the units."""
@@ -56,11 +59,12 @@ def convert(model: nn.Module, *, emulate: bool, recipe: str = "rowwise") -> tupl
         raise TenfoldError("fp8 needs torchao: pip install 'tenfold[fp8]', or leave fp8 out.") from None
 
     swapped: list[str] = []
+    role = family_of(model.spec).role
 
     def fits(module: nn.Module, name: str) -> bool:
-        left_out = name.startswith(("vision.", "head", "ahead.")) or name.endswith(".router")
         assert isinstance(module, nn.Linear)
-        taken = not left_out and not any(size % MULTIPLE for size in module.weight.shape)
+        hidden = role(f"{name}.weight") in (Role.MATRIX, Role.RESIDUAL) and not name.startswith("mtp.")
+        taken = hidden and not any(size % MULTIPLE for size in module.weight.shape)
         swapped.extend([name] if taken else [])
         return taken
 

@@ -6,12 +6,13 @@ model, so that checkpoints stay plain Llama. Depth: the matrices that write to t
 2409.19913). Batch: tokens^0.383 (nanochat), learning rate by its square root. Weight decay: a fixed share of every
 run's own time scale (Wang and Aitchison, arXiv 2405.13698), so that batch / (rate * decay * tokens) is constant.
 
-The reference point was measured by `bench/transfer.py`; what it found is in `bench/results/transfer.json`.
+The reference point was measured by `bench/train/transfer.py`; what it found is in `bench/results/transfer.json`.
 """
 
 import math
 from dataclasses import dataclass
 
+from tenfold.model.family import Role, family_of
 from tenfold.spec.model import ModelSpec
 
 BASE_WIDTH = 128
@@ -41,7 +42,6 @@ class Hyperparameters:
 
 
 def derive(
-    spec: ModelSpec,
     tokens: int,
     seq_len: int,
     *,
@@ -76,12 +76,15 @@ def derive(
 
 
 def learning_rate_scale(name: str, shape: tuple[int, ...], spec: ModelSpec) -> float:
-    """A parameter's learning rate beside the base one: 1 for vectors and look-ups, base / fan-in for matrices."""
-    if len(shape) == 1 or name.startswith(("embedding", "vision.positions")):
+    """A parameter's learning rate beside the base one: 1 for vectors and look-ups, base / fan-in for matrices.
+
+    What writes to the residual stream learns as a matrix whose fan-in is the stream's width would.
+    """
+    role = family_of(spec).role(name)
+    if not role.is_matrix:
         return 1.0
     scale = BASE_WIDTH / shape[-1]
-    if ".w2." in name:
-        scale *= spec.ffn_dim / spec.dim
-    if ".wo." in name or ".w2." in name:
+    if role in (Role.RESIDUAL, Role.ENCODER_RESIDUAL):
+        scale *= shape[-1] / shape[-2]
         scale *= BASE_LAYERS / spec.n_layers
     return scale

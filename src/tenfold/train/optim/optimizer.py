@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from tenfold.model.family import family_of
 from tenfold.spec.model import ModelSpec
 from tenfold.train.optim.hyperparameters import Hyperparameters, learning_rate_scale
 from tenfold.train.optim.muon import Muon
@@ -19,12 +20,12 @@ def make_optimizers(model: nn.Module, spec: ModelSpec, h: Hyperparameters, kind:
     adam: dict[tuple[float, bool, Any], list[Tensor]] = {}
     muon: list[Tensor] = []
     for name, p in model.named_parameters():
-        matrix = p.ndim > 1 and not name.startswith(("embedding", "vision.positions"))
+        role = family_of(spec).role(name)
         scale = learning_rate_scale(name, tuple(p.shape), spec)
-        if kind == "muon" and matrix and not name.startswith("head") and ".router." not in name:
+        if kind == "muon" and role.is_hidden:
             muon.append(p)
         else:
-            adam.setdefault((scale, matrix, getattr(p, "device_mesh", None)), []).append(p)  # one kernel takes one mesh
+            adam.setdefault((scale, role.is_matrix, getattr(p, "device_mesh", None)), []).append(p)  # one kernel takes one mesh
     groups = []
     for (scale, matrix, _), params in adam.items():
         lr = h.learning_rate * scale

@@ -7,8 +7,7 @@ each process, interleaved (section 2.2 there); or those with the gradients of we
 (zero bubble, arXiv 2401.10241).
 """
 
-from itertools import accumulate
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -17,12 +16,11 @@ from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import Schedule1F1B, ScheduleInterleaved1F1B, ScheduleInterleavedZeroBubble
 
 from tenfold.model.llama import Block, Llama
-from tenfold.model.loss import cross_entropy
-from tenfold.spec.errors import TenfoldError
+from tenfold.spec.layout import Layout, stage_layers
+from tenfold.train.task import Batch, Task
 
-Schedule = Literal["1f1b", "interleaved", "zero-bubble"]
 SCHEDULES: dict[str, Any] = {
-    "1f1b": Schedule1F1B, "interleaved": ScheduleInterleaved1F1B, "zero-bubble": ScheduleInterleavedZeroBubble,
+    "1f1b": Schedule1F1B, "interleaved": ScheduleInterleaved1F1B, "zero_bubble": ScheduleInterleavedZeroBubble,
 }  # fmt: skip
 
 
@@ -40,46 +38,43 @@ class Stage(nn.Module):
             self.embedding = model.embedding
         if self.is_last:
             self.norm, self.head = model.norm, model.head
+        self.spec = model.spec
         self._model = [model]  # in a list, so that it is no part of this module
 
     def forward(
-        self, x: Tensor, length: int, targets: Tensor, document: Tensor | None = None, z_loss: float = 0.0
+        self, x: Tensor, length: int, targets: Tensor, document: Tensor | None = None, task: Task | None = None, **inputs: Tensor
     ) -> Tensor:
-        """Tokens [B, T] or hidden states [B, T, dim] to hidden states, or to the sums [1, 2] of `Llama.loss`; T may be a part of
-        the row's `length`."""
+        """Tokens [B, T] or hidden states [B, T, dim] to hidden states, or to the sums [1, 2] of the task's loss; T may be a part
+        of the row's `length`."""
         model = self._model[0]
         blocks: list[tuple[int, Block]] = [(int(i), block) for i, block in self.blocks.items()]  # type: ignore[misc]
         x = model.through(model.embed(x) if self.is_first else x, document, blocks, length)
         if not self.is_last:
             return x
-        nats, extra = cross_entropy(model.norm(x).flatten(0, 1), model.head.weight, targets.flatten(), z_loss)
-        return torch.stack((nats[None], extra[None]), 1)
+        assert task is not None
+        self._last_hidden = self.norm(x)
+        sums = task.loss(self, Batch(targets, targets, document, inputs))
+        return torch.stack((sums.loss[None], sums.extra[None]), 1)
+
+    def hidden(self, *_: Any, **__: Any) -> Tensor:
+        """What a model's `hidden` gives for the tokens that went through all stages."""
+        return self._last_hidden
+
+    def extra_loss(self, hidden: Tensor, *_: Any) -> Tensor:
+        """Nothing: what a model trains on beside its task is refused in a pipeline."""
+        return torch.zeros((), device=hidden.device)
+
+    loss = Llama.loss
 
 
-def stages_each(schedule: Schedule) -> int:
-    """How many stages lie on each process."""
-    return 1 if schedule == "1f1b" else 2
-
-
-def divided(layers: int, stages: int) -> list[range]:
-    """The layers of each stage. They differ by one at most; the ends, which hold a table too, are the first to have fewer."""
-    from_the_ends = sorted(range(stages), key=lambda s: min(2 * s + 1, 2 * (stages - 1 - s)))
-    longer = from_the_ends[stages - layers % stages :]
-    ends = list(accumulate(layers // stages + (s in longer) for s in range(stages)))
-    return [range(first, end) for first, end in zip([0, *ends], ends, strict=False)]
-
-
-def cut(model: Llama, processes: int, rank: int, schedule: Schedule) -> dict[int, Stage]:
+def cut(model: Llama, layout: Layout, rank: int) -> dict[int, Stage]:
     """Leave to process `rank` of a pipeline its stages of `model`, in place; returns them by their places in the pipeline.
 
-    Weights keep their names. Raises TenfoldError where there are fewer layers than stages.
+    Weights keep their names.
     """
-    count = processes * stages_each(schedule)
-    layers = model.spec.n_layers
-    if layers < count:
-        raise TenfoldError(f"[layout] cannot cut {layers} layers into {count} stages: lower pipeline, or use schedule = \"1f1b\".")
-    numbers = divided(layers, count)
-    stages = {s: Stage(model, numbers[s]) for s in range(rank, count, processes)}
+    count = layout.pp * layout.stages_per_rank
+    numbers = stage_layers(model.spec.n_layers, count)
+    stages = {s: Stage(model, numbers[s]) for s in range(rank, count, layout.pp)}
     model.blocks = nn.ModuleDict({i: block for stage in stages.values() for i, block in stage.blocks.items()})  # type: ignore[assignment]
     if not any(hasattr(stage, "embedding") for stage in stages.values()):
         model.embedding = None  # type: ignore[assignment]
@@ -88,26 +83,26 @@ def cut(model: Llama, processes: int, rank: int, schedule: Schedule) -> dict[int
     return stages
 
 
-def micro_batch(rows: int, processes: int, asked: int | None) -> int:
-    """How many of a process's `rows` go through a pipeline together: as `asked`, or so that each process has a part."""
-    return asked or max(1, rows // processes)
+class HiddenStates(NamedTuple):
+    """What goes from stage to stage: its format, that in which weights are gathered, and the device."""
+
+    dtype: torch.dtype
+    device: torch.device
 
 
 class Pipeline:
     """What the processes that share a batch do with it together; each calls the same methods with the same rows."""
 
-    def __init__(
-        self, model: Llama, stages: dict[int, Stage], schedule: Schedule, group: Any, device: torch.device, parts: int,
-        dtype: torch.dtype,
-    ):  # fmt: skip
-        self.tied = model.spec.tied
-        self._dim, self._stages, self._schedule, self.group, self._device = model.spec.dim, stages, schedule, group, device
+    def __init__(self, task: Task, stages: dict[int, Stage], layout: Layout, group: Any, hidden: HiddenStates):
+        spec = next(iter(stages.values())).spec
+        self.tied, self._dim = spec.tied, spec.dim
+        self._task, self._stages, self._schedule, self.group = task, stages, layout.schedule, group
         self.processes: int = group.size()
-        self._dtype = dtype  # of hidden states: that in which weights are gathered
+        self._dtype, self._device = hidden
+        self._parts = layout.cp * layout.tp  # of each row's positions, of which a process holds one
         self._count = self.processes * len(stages)
-        self._parts = parts  # of each row's positions: what a process holds of hidden states
         self._made: dict[tuple[int, int, int], Any] = {}
-        self._targets = 1
+        self._weight = 1.0
 
     @property
     def stages(self) -> list[Stage]:
@@ -115,34 +110,38 @@ class Pipeline:
         return list(self._stages.values())
 
     @property
+    def holds_first(self) -> bool:
+        """Whether this process has the first stage, and so the embedding."""
+        return 0 in self._stages
+
+    @property
     def holds_last(self) -> bool:
         """Whether this process has the last stage, and so the loss."""
         return self._count - 1 in self._stages
 
-    def step(
-        self, tokens: Tensor, targets: Tensor, document: Tensor | None, z_loss: float, micro: int, targets_total: int
-    ) -> Tensor | float:
-        """The passes of rows tokens [B, T], of which every `micro` go together; B is a multiple of `micro` times the processes.
+    def step(self, batch: Batch, micro: int, weight: float) -> float:
+        """The passes of a batch, of which every `micro` rows go together; its rows are a multiple of `micro` times the processes.
 
-        Leaves gradients of the loss divided by `targets_total`; returns the sum of nats on the last stage, elsewhere 0.
+        Leaves gradients of the loss divided by `weight`; returns the sum of the loss on the last stage, elsewhere 0.
         """
+        tokens = batch.tokens
         key = micro, len(tokens) // micro, tokens.shape[1]
         schedule = self._made.get(key) or self._made.setdefault(key, self._make(*key))
-        self._targets = targets_total
-        inputs = {"length": tokens.shape[1], "targets": targets, "z_loss": z_loss}
-        inputs |= {} if document is None else {"document": document}
-        out = schedule.step(*([tokens] if 0 in self._stages else []), **({"target": targets} if self.holds_last else {}), **inputs)
-        return out[:, 0].detach().sum() if self.holds_last else 0.0
+        self._weight = weight
+        first = [tokens] if self.holds_first else []
+        last = {"target": batch.targets} if self.holds_last else {}
+        out = schedule.step(*first, **last, **self._inputs(batch))
+        return float(out[:, 0].detach().sum()) if self.holds_last else 0.0
 
     @torch.no_grad()
-    def loss(self, tokens: Tensor, targets: Tensor, document: Tensor | None) -> float:
-        """The sum of nats over rows tokens [B, T] on the last stage, else 0."""
-        x = tokens
+    def loss(self, batch: Batch) -> float:
+        """The sum of the loss over a batch on the last stage, else 0."""
+        x = tokens = batch.tokens
         for index, stage in sorted(self._stages.items()):
             if index:
                 x = self._hidden(len(tokens), tokens.shape[1], self._device)
                 dist.recv(x, group=self.group, group_src=(index - 1) % self.processes)
-            x = stage(x, tokens.shape[1], targets, document)
+            x = stage(x, **self._inputs(batch))
             if index + 1 < self._count:
                 dist.send(x.contiguous(), group=self.group, group_dst=(index + 1) % self.processes)
         return float(x[0, 0]) if self.holds_last else 0.0
@@ -157,6 +156,11 @@ class Pipeline:
         gradient += other
         return self.holds_last
 
+    def _inputs(self, batch: Batch) -> dict[str, Any]:
+        """What every stage is given beside tokens or hidden states."""
+        document = {} if batch.document is None else {"document": batch.document}
+        return {"length": batch.tokens.shape[1], "targets": batch.targets, "task": self._task, **document, **batch.inputs}
+
     def _make(self, micro: int, parts: int, length: int) -> Any:
         tokens = torch.empty(micro, length, dtype=torch.int64, device="meta")
         hidden = self._hidden(micro, length, torch.device("meta")).requires_grad_()
@@ -170,9 +174,9 @@ class Pipeline:
         ]  # fmt: skip
 
         def loss(sums: Tensor, target: Tensor) -> Tensor:
-            return sums.sum() / self._targets
+            return sums.sum() / self._weight
 
-        one = self._schedule == "1f1b"
+        one = len(stages) == 1
         return SCHEDULES[self._schedule](stages[0] if one else stages, parts, loss_fn=loss, scale_grads=False)
 
     def _hidden(self, rows: int, length: int, device: torch.device) -> Tensor:

@@ -1,0 +1,92 @@
+"""The dry runs of Llama 3.1 405B on 16,384 processes, of a 2T expert model on 131,072, and of smaller ones, beside the planner.
+
+    python -m bench.plan.dry_run
+
+Each case is a process of its own (`tenfold train --dry-run`), so that its seconds and its memory are what a user sees. Rows of
+cases that were not asked for stay.
+"""
+
+import json
+import resource
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import tomli_w
+
+from bench.harness import TENFOLD, Headline, Row, options, rows_of, write_results
+
+LARGE = {
+    "model": "llama-3.1-405b", "tokens": 15_600_000_000_000, "seq_len": 8192, "batch_size": 2048, "micro_batch": 1,
+    "optimizer": "adamw",
+}  # fmt: skip
+MEDIUM = {**LARGE, "model": "llama-3.1-70b", "batch_size": 1024}
+EXPERTS = {
+    **LARGE, "batch_size": 8192,
+    "model": {
+        "name": "2t-16e", "family": "llama4", "dim": 12288, "n_layers": 96, "n_heads": 96, "n_kv_heads": 8, "ffn_dim": 65536,
+        "n_experts": 16, "expert_ffn_dim": 32768, "attention_chunk": 8192, "nope_every": 4, "qk_norm": True,
+    },
+    "vocab_size": 202_048,
+}  # fmt: skip
+SMALL = {**LARGE, "model": "llama-3.1-8b", "batch_size": 512}
+ROUTED = {"replicate": 64, "shard": 128, "context": 16, "expert": 16}
+ROUTED_LINE = {"pipeline": 8, "replicate": 8, "shard": 64, "context": 4, "tensor": 8, "expert": 16}
+CASES = {
+    "8b-64": (64, {**SMALL, "recompute": "block", "layout": {"shard": 64}}),
+    "8b-64-none": (64, {**SMALL, "layout": {"shard": 8, "context": 8}}),
+    "70b-1024": (1024, {**MEDIUM, "recompute": "block", "layout": {"replicate": 2, "shard": 64, "tensor": 8}}),
+    "405b-16384-line": (16_384, {**LARGE, "recompute": "block", "layout": {"pipeline": 16, "shard": 128, "tensor": 8}}),
+    "405b-16384": (16_384, {**LARGE, "recompute": "block", "layout": {"replicate": 16, "shard": 128, "tensor": 8}}),
+    "2t-131072-line": (131_072, {**EXPERTS, "recompute": "block", "layout": ROUTED_LINE}),
+    "2t-131072": (131_072, {**EXPERTS, "recompute": "block", "layout": ROUTED}),
+}
+
+
+def figures(row: Row) -> str:
+    """Seconds, GiB held by the fullest process and sent in a step, and what the planner says of both."""
+    middle = row["ranks"][len(row["ranks"]) // 2 if row["layout"]["pipeline"] > 1 else 0]
+    memory, sent = max(rank["memory_gib"] for rank in row["ranks"]), sum(middle["sent_gib"].values())
+    planned = f"{row['plan_memory_gib']:.0f} and {sum(row['plan_sent_gib'].values()):.0f}"
+    return f"{row['wall_s']:.0f} s; {memory:.0f} GiB held, {sent:.0f} GiB sent a step (planner {planned})"
+
+
+def headline(rows: list[Row]) -> Headline:
+    for row in rows:
+        if row["case"] in ("405b-16384", "2t-131072"):
+            yield f"dry run, {row['case']}", figures(row)
+
+
+def measure(name: str) -> Row:
+    """One case in a process of its own."""
+    world, fields = CASES[name]
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run.toml"
+        run.write_text(tomli_w.dumps(fields))
+        began = time.perf_counter()
+        command = [*TENFOLD, "train", str(run), "--dry-run", "--world", str(world), "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    # `process_gib` is the most that any of the processes so far has held: of one case alone where it is run alone.
+    held = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    return json.loads(done.stdout) | {
+        "case": name, "wall_s": round(time.perf_counter() - began, 1), "process_gib": round(held, 2),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES))
+    given = parser.parse_args()
+    rows = [r for r in rows_of("dry_run") if r["case"] not in given.cases]
+    for name in given.cases:
+        rows.append(measure(name))
+        print(f"{name}: {figures(rows[-1])}, {rows[-1]['process_gib']} GiB here", flush=True)
+    rows.sort(key=lambda r: list(CASES).index(r["case"]))
+    print(write_results("dry_run", rows, headline(rows)))
+
+
+if __name__ == "__main__":
+    main()

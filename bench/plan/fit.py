@@ -1,0 +1,203 @@
+"""Fit the constants of `plan/data/constants.toml` that no data sheet gives; `--write` puts them into the file.
+
+    python -m bench.plan.fit --half
+
+Least squares of log step times over published rows, with a weak prior on every constant, so that what the rows do not show
+stays where measurements elsewhere put it. A source weighs as the square root of its rows. `--half` fits on half of the rows
+and keeps the errors on the other half too.
+"""
+
+import hashlib
+import math
+import tomllib
+from collections import Counter, defaultdict
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+from scipy.optimize import least_squares
+
+import tenfold.plan
+from bench.harness import options, write_results
+from tenfold.plan.validation.published import Row, read_layouts, read_vtrain
+from tenfold.plan.validation.validate import short
+from tenfold.plan.workload.machine import Machine, stack, stacks
+from tenfold.plan.workload.step_time import step_time
+
+# (tables of the file, constant, prior: what microbenchmarks or documents suggest, its relative standard deviation, largest value)
+OLD = ("megatron-2021", "megatron-2021-node")
+FSDP = ("fsdp", "fsdp-compiled")
+FITTED: tuple[tuple[tuple[str, ...], str, float, float, float], ...] = (
+    (("any",), "matmul_efficiency", 0.7, 0.1, 0.95),
+    (("a100",), "matmul_efficiency", 0.8, 0.1, 0.95),
+    (("gb200",), "matmul_efficiency", 0.65, 0.1, 0.95),
+    (("gb300",), "matmul_efficiency", 0.75, 0.1, 0.95),
+    (("b200",), "matmul_efficiency", 0.69, 0.1, 0.95),
+    (("b300",), "matmul_efficiency", 0.7, 0.1, 0.95),
+    (("any",), "attention_efficiency", 0.5, 0.15, 0.8),
+    (("a100",), "attention_efficiency", 0.6, 0.15, 0.8),
+    (("any",), "fill_k", 32.0, 0.3, 300.0),
+    (("any",), "memory_efficiency", 0.8, 0.1, 0.95),
+    (("any",), "kernel_s", 5e-06, 0.3, 1e-4),
+    (("any",), "scaleup_efficiency", 0.8, 0.15, 0.95),
+    (("any",), "scaleup_latency_s", 5e-06, 0.5, 1e-4),
+    (("any",), "scaleout_efficiency", 0.85, 0.15, 0.95),
+    (("any",), "scaleout_latency_s", 2e-05, 0.5, 1e-4),
+    (("megatron",), "pointwise", 1.0, 0.3, 4.0),
+    (("megatron-2025",), "pointwise", 1.0, 0.3, 4.0),
+    (("megatron-2025",), "grouped", 0.7, 0.3, 1.0),
+    (("megatron-2025",), "hidden_ep", 0.7, 0.3, 1.0),
+    (("megatron-2025",), "imbalance", 0.15, 0.5, 1.0),
+    (OLD, "pointwise", 1.0, 0.3, 4.0),
+    (("fsdp",), "pointwise", 1.0, 0.3, 4.0),
+    (("fsdp-compiled",), "pointwise", 1.0, 0.3, 4.0),
+    (FSDP, "attention", 0.5, 0.3, 1.0),
+    (FSDP, "hidden_dp", 0.5, 0.5, 1.0),
+    (("megatron-2021",), "dispatch_s", 6e-05, 0.5, 1e-3),
+    (("megatron-2021-node",), "dispatch_s", 6e-05, 0.5, 1e-3),
+    (("fsdp",), "dispatch_s", 6e-05, 0.5, 1e-3),
+    (("megatron", "megatron-2025", "fsdp-compiled"), "dispatch_s", 6e-06, 0.5, 1e-3),
+    (("megatron-2021",), "gap_s", 1e-05, 1.0, 1e-3),
+    (("megatron-2021-node",), "gap_s", 1e-05, 1.0, 1e-3),
+    (("fsdp",), "gap_s", 1e-05, 1.0, 1e-3),
+    (OLD, "skew_s", 0.0001, 1.0, 1e-2),
+    (("megatron-2021", "megatron", "megatron-2025", *FSDP), "step_s", 0.01, 0.5, 1.0),
+)
+FILE = Path(tenfold.plan.__file__).parent / "data/constants.toml"
+CONSTANTS = tomllib.loads(FILE.read_text())
+SCALE = 0.06  # log errors beyond this count less than their square
+
+
+def name_of(machine: Machine) -> str:
+    """The name of the machine's software."""
+    return next(name for name, known in stacks().items() if known == machine.stack)
+
+
+def own_table(key: str, field: str) -> str:
+    """The table that gives an accelerator this constant: its own, or `any`."""
+    return key if field in CONSTANTS["accelerators"].get(key, {}) else "any"
+
+
+def concerns(row: Row, software: str, where: tuple[str, ...], field: str) -> bool:
+    return software in where or own_table(row.machine.accelerator.key, field) in where
+
+
+def changed(row: Row, software: str, values: np.ndarray) -> Machine:
+    """The row's machine with the fitted constants put in; where a share is scaled (a capped board), it stays so."""
+    constants, own, new = row.machine.constants, stack(software), {}
+    for (where, field, *_), value, before in zip(FITTED, values, start(), strict=True):
+        if software in where:
+            own = replace(own, **{field: value})
+        elif concerns(row, software, where, field):
+            new[field] = getattr(constants, field) * value / before
+    return replace(row.machine, constants=replace(constants, **new), stack=own)
+
+
+@cache
+def start() -> np.ndarray:
+    """The constants as they stand in the file."""
+    tables = {**CONSTANTS["accelerators"], **CONSTANTS["stacks"]}
+    return np.array([tables[where[0]][field] for where, field, *_ in FITTED])
+
+
+def write(values: np.ndarray) -> None:
+    """The fitted constants into the file, three digits each, comments kept."""
+    lines, table = FILE.read_text().splitlines(), ""
+    rounded = {(name, field): float(f"{v:.3g}") for (where, field, *_), v in zip(FITTED, values, strict=True) for name in where}
+    for i, line in enumerate(lines):
+        if line.startswith("["):
+            table = line.strip("[]").split(".")[1]
+        name, _, rest = line.partition(" = ")
+        if (table, name) in rounded:
+            lines[i] = f"{name} = {rounded[table, name]!r}" + (" #" + rest.split("#", 1)[1] if "#" in rest else "")
+    FILE.write_text("\n".join(lines) + "\n")
+
+
+def in_first_half(row: Row) -> bool:
+    """By source, width, TP and micro-batch: no layer that was timed once and used in many rows stands in both halves."""
+    key = (row.source, row.spec.dim, row.layout.tp, row.layout.micro_batch)
+    return hashlib.sha256(repr(key).encode()).digest()[0] < 128
+
+
+def log_errors(rows: list[Row], names: list[str], values: np.ndarray) -> np.ndarray:
+    machines: dict[tuple[str, Machine], Machine] = {}
+    found = []
+    for row, name in zip(rows, names, strict=True):
+        key = (name, row.machine)
+        if key not in machines:
+            machines[key] = changed(row, name, values)
+        found.append(math.log(step_time(row.spec, row.layout, machines[key]).total_s / row.step_s))
+    return np.array(found)
+
+
+def fit(rows: list[Row], evaluations: int) -> np.ndarray:
+    """Fitted constants, in the order of `FITTED`."""
+    names = [name_of(row.machine) for row in rows]
+    sizes = Counter((short(row.source), row.layout.dtype) for row in rows)
+    weights = np.array([sizes[short(row.source), row.layout.dtype] ** -0.25 for row in rows])
+    centre, prior = (np.array([row[i] for row in FITTED]) for i in (2, 3))
+
+    def residuals(logs: np.ndarray) -> np.ndarray:
+        return np.concatenate([weights * log_errors(rows, names, np.exp(logs)) / SCALE, (logs - np.log(centre)) / prior])
+
+    def jacobian(logs: np.ndarray) -> np.ndarray:
+        now, columns = log_errors(rows, names, np.exp(logs)), []
+        for i, (where, field, *_) in enumerate(FITTED):
+            touched = [k for k, r in enumerate(rows) if concerns(r, names[k], where, field)]
+            moved = logs.copy()
+            moved[i] += 0.01
+            column = np.zeros(len(rows) + len(logs))
+            new = log_errors([rows[k] for k in touched], [names[k] for k in touched], np.exp(moved))
+            column[touched] = weights[touched] * (new - now[touched]) / 0.01 / SCALE
+            column[len(rows) + i] = 1 / prior[i]
+            columns.append(column)
+        return np.array(columns).T
+
+    upper = np.log([top for *_, top in FITTED])
+    lower = np.log(centre) - 3
+    begin = np.clip(np.log(start()), lower + 1e-6, upper - 1e-6)
+    found = least_squares(residuals, begin, jac=jacobian, bounds=(lower, upper), loss="soft_l1", max_nfev=evaluations)
+    return np.exp(found.x)
+
+
+def report(title: str, rows: list[Row], values: np.ndarray) -> list[dict[str, Any]]:
+    """The errors by source, printed and returned."""
+    rows = [replace(row, machine=changed(row, name_of(row.machine), values)) for row in rows]
+    by_source: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for row in rows:
+        error = 100 * (step_time(row.spec, row.layout, row.machine).total_s / row.step_s - 1)
+        by_source[short(row.source), row.layout.dtype].append(error)
+    found = []
+    for (source, dtype), errors in by_source.items():
+        mean_abs, bias = mean(map(abs, errors)), mean(errors)
+        print(f"{title:9} {source:48} {dtype} {len(errors):5} rows  mean {mean_abs:5.1f} %  bias {bias:+5.1f} %", flush=True)
+        found.append(
+            {"rows": title, "source": source, "dtype": dtype, "n": len(errors), "mean_abs_pct": mean_abs, "bias_pct": bias}
+        )
+    return found
+
+
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("--half", action="store_true", help="fit on half of the rows, report the other, keep the errors")
+    parser.add_argument("--write", action="store_true", help="put the constants into the file")
+    parser.add_argument("--evaluations", type=int, default=25)
+    asked = parser.parse_args()
+    rows = [*read_layouts()[0], *read_vtrain()]
+    seen = [row for row in rows if not asked.half or in_first_half(row)]
+    values = fit(seen, asked.evaluations)
+    for (where, field, *_), before, after in zip(FITTED, start(), values, strict=True):
+        print(f"{', '.join(where):45} {field:22} {before:10.4g} -> {after:10.4g}")
+    if asked.write:
+        write(values)
+    found = report("fitted", seen, values)
+    if asked.half:
+        found += report("held out", [row for row in rows if not in_first_half(row)], values)
+        print(write_results("plan_fit", found))
+
+
+if __name__ == "__main__":
+    main()

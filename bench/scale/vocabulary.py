@@ -1,0 +1,78 @@
+"""Vocabularies: what a ladder forecasts of a model at ten times its compute, by the size of the vocabulary.
+
+    python -m bench.scale.vocabulary FOLDER [FOLDER ...] --vocabularies 1024 2048 4096
+
+For each folder of text and each vocabulary a ladder is trained up to `--flops`, a law is fitted to it, and a model of width
+64 at ten times the compute is set beside what the law says of it. None of the corpora by which climbs are judged
+(`bench/scale/climbs.py`) should be among the folders.
+"""
+
+from pathlib import Path
+
+from bench.harness import Row, options, rows_of, write_results
+from tenfold.data.text.corpus import Corpus, build
+from tenfold.scale.ladder import plan_ladder
+from tenfold.scale.law import BITS_PER_BYTE, fit_law
+from tenfold.scale.points import Point
+from tenfold.scale.rungs import train_rungs, workers
+from tenfold.spec.shapes import shape_of
+from tenfold.train.config import RunConfig
+
+SEQ_LEN = 128
+WIDTH = 64
+
+
+def measure(corpus: Corpus, flops: float, home: Path) -> Row:
+    """The ladder, its law and the model above it. One row."""
+    wanted = [(r.width, r.tokens) for r in plan_ladder(flops, corpus.vocab_size, SEQ_LEN)]
+    above = shape_of("llama3", WIDTH, corpus.vocab_size).train_flops_per_token(SEQ_LEN)
+    runs = [
+        (
+            RunConfig(
+                tokens=tokens, model={"width": width}, seed=i + 1, seq_len=SEQ_LEN, optimizer="muon", vocab_size=corpus.vocab_size,
+                evaluate_tokens=98_304, device="cpu", dtype="float32", compile="off",
+            ),
+            home / f"w{width}-{tokens}",
+        )
+        for i, (width, tokens) in enumerate([(WIDTH, round(10 * flops / above)), *wanted])
+    ]  # fmt: skip
+    results = dict(train_rungs(runs, corpus, workers("cpu"), quiet=True))
+    large, *points = (Point(r.parameters, r.tokens, r.flops, r.bits_per_byte) for _, r in sorted(results.items()))
+    return row(points, large)
+
+
+def row(points: list[Point], large: Point) -> Row:
+    """What the law of `points` says of `large`, and what was measured."""
+    forecast = fit_law(points, asymptote=BITS_PER_BYTE).predict(large.params, large.tokens)
+    return {
+        "forecast_bits_per_byte": forecast.median,
+        "measured_bits_per_byte": large.loss,
+        "error_pct": 100 * (forecast.median / large.loss - 1),
+        "flops": large.flops,
+        "tokens": large.tokens,
+        "points": [[p.params, p.tokens, p.flops, p.loss] for p in points],
+    }
+
+
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("--vocabularies", nargs="+", type=int, default=[1024, 2048, 4096])
+    parser.add_argument("--flops", type=float, default=5e11)
+    parser.add_argument("--home", type=Path, default=Path("build/vocabulary"))
+    given = parser.parse_args()
+    rows = rows_of("vocabulary")
+    done = {(r["corpus"], r["vocabulary"]) for r in rows}
+    for folder in given.folders:
+        for vocabulary in given.vocabularies:
+            if (folder.name, vocabulary) in done:
+                continue
+            home = given.home / f"{folder.name}-{vocabulary}"
+            corpus = build(str(folder), home / "corpus", vocab_size=vocabulary)
+            rows.append({"corpus": folder.name, "vocabulary": vocabulary, **measure(corpus, given.flops, home)})
+            print({k: v for k, v in rows[-1].items() if k != "points"}, flush=True)
+            write_results("vocabulary", rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""Many clients at once for some minutes, a quarter of the requests given up at a random moment: what is lost, what leaks?
+
+    python -m bench.serve.load                                     # 64 clients, ten minutes, a model of random weights
+    python -m bench.serve.load --seconds 60 --dry                  # a try
+    python -m bench.serve.load --model PATH                        # another model
+
+Every client sends one streamed request after another: a prompt of 10 to 400 tokens and an answer of 5 to 200, some with
+a prompt that many share. With one request in four it closes the connection after a random part of the answer, or before its
+first token. Recorded: requests finished, cancelled and failed (anything but a whole answer of the length that was asked
+for); the time between tokens as clients see it; the memory of both processes every second, of which the median of the
+second and the last fifth are compared; and at the end, with nobody asking, the blocks that are still taken.
+Writes bench/results/load.json.
+"""
+
+import asyncio
+import json
+import random
+import re
+import tempfile
+import time
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import httpx2
+import psutil
+
+from bench.harness import Headline, Row, options, write_results
+from bench.serve.server import serving, small_model
+
+
+@dataclass
+class Seen:
+    """What the clients saw."""
+
+    finished: int = 0
+    cancelled: int = 0
+    failed: list[str] = field(default_factory=list)
+    tokens: int = 0
+    first: list[float] = field(default_factory=list)
+    between: list[float] = field(default_factory=list)
+    memory_mib: list[float] = field(default_factory=list)
+
+
+async def ask(client: httpx2.AsyncClient, chance: random.Random, shared: list[int], seen: Seen) -> None:
+    """One request, read to its end or given up."""
+    prompt = [chance.randrange(10, 250) for _ in range(chance.randrange(10, 400))]
+    if chance.random() < 0.3:
+        prompt = shared + prompt[:100]
+    new = chance.randrange(5, 200)
+    give_up = chance.randrange(0, new) if chance.random() < 0.25 else None
+    body = {"prompt": prompt, "max_tokens": new, "stream": True, "ignore_eos": True, "seed": chance.randrange(2**31)}
+    read, last = 0, 0.0
+    began = time.perf_counter()
+    if give_up == 0:
+        task = asyncio.create_task(client.post("/v1/completions", json={**body, "stream": False}))
+        await asyncio.sleep(chance.uniform(0, 0.2))
+        if task.done() and task.result().status_code != 200:
+            seen.failed.append(task.result().text)
+        elif not task.cancel():
+            seen.finished += 1
+        else:
+            seen.cancelled += 1
+        await asyncio.gather(task, return_exceptions=True)
+        return
+    async with client.stream("POST", "/v1/completions", json={**body, "stream_options": {"include_usage": True}}) as answer:
+        if answer.status_code != 200:
+            seen.failed.append((await answer.aread()).decode())
+            return
+        async for line in answer.aiter_lines():
+            if not line.startswith("data: {"):
+                continue
+            event = json.loads(line[6:])
+            if "error" in event:
+                seen.failed.append(line)
+                return
+            if event.get("usage"):
+                read = event["usage"]["completion_tokens"]
+                continue
+            now = time.perf_counter()
+            (seen.between if last else seen.first).append(now - (last or began))
+            last, read = now, read + 1
+            if read == give_up:
+                seen.cancelled += 1
+                return
+    if read == new:
+        seen.finished += 1
+        seen.tokens += new
+    else:
+        seen.failed.append(f"{read} of {new} tokens")
+
+
+async def watch(pid: int, seen: Seen) -> None:
+    """Memory that the server's processes hold for themselves, every second."""
+    server = psutil.Process(pid)
+    while True:
+        held = sum(p.memory_full_info().uss for p in (server, *server.children(recursive=True)))
+        seen.memory_mib.append(held / 2**20)
+        await asyncio.sleep(1)
+
+
+async def load(url: str, pid: int, clients: int, seconds: float) -> Seen:
+    """Keep `clients` asking for some seconds; the last requests are read to their end."""
+    seen, end = Seen(), time.monotonic() + seconds
+    shared = [random.Random(-1).randrange(10, 250) for _ in range(200)]
+
+    async def go_on(number: int) -> None:
+        chance = random.Random(number)
+        async with httpx2.AsyncClient(base_url=url, timeout=300, limits=httpx2.Limits(max_connections=1)) as client:
+            while time.monotonic() < end:
+                try:
+                    await ask(client, chance, shared, seen)
+                except httpx2.HTTPError as error:
+                    seen.failed.append(repr(error))
+
+    watcher = asyncio.create_task(watch(pid, seen))
+    await asyncio.gather(*(go_on(i) for i in range(clients)))
+    watcher.cancel()
+    return seen
+
+
+def share_of_blocks(url: str) -> float:
+    """Of the cache, what sequences hold."""
+    metrics = urllib.request.urlopen(f"{url}/metrics", timeout=30).read().decode()
+    found = re.search(r"^vllm:kv_cache_usage_perc\{.*\} (\S+)$", metrics, re.MULTILINE)
+    assert found is not None
+    return float(found[1])
+
+
+def still_taken(url: str, seconds: float = 20) -> float:
+    """The share of blocks in use when nobody asks any more; engines report after their next step, so one is asked for."""
+    end = time.monotonic() + seconds
+    while True:
+        body = json.dumps({"prompt": "a", "max_tokens": 1}).encode()
+        urllib.request.urlopen(urllib.request.Request(f"{url}/v1/completions", body, {"content-type": "application/json"})).read()
+        if (share := share_of_blocks(url)) == 0 or time.monotonic() > end:
+            return share
+        time.sleep(0.2)
+
+
+def summary(seen: Seen, seconds: float) -> dict[str, Any]:
+    """The row: milliseconds, MiB, counts."""
+    fifth = max(1, len(seen.memory_mib) // 5)
+    early, late = median(seen.memory_mib[fifth : 2 * fifth] or seen.memory_mib), median(seen.memory_mib[-fifth:])
+    times = {}
+    for name, values in (("first_token", seen.first), ("between_tokens", seen.between)):
+        cuts = quantiles(values, n=100)
+        times |= {f"{name}_p50_ms": round(1e3 * cuts[49], 1), f"{name}_p99_ms": round(1e3 * cuts[98], 1)}
+    return {
+        "finished": seen.finished, "cancelled": seen.cancelled, "failed": len(seen.failed), **times,
+        "tokens_per_s": round(seen.tokens / seconds, 1),
+        "memory_early_mib": round(early, 1), "memory_late_mib": round(late, 1),
+        "memory_growth_pct": round(100 * (late / early - 1), 1),
+    }  # fmt: skip
+
+
+def headline(rows: list[Row]) -> Headline:
+    for r in rows:
+        what = f"{r['clients']} clients, {r['seconds']:.0f} s, a quarter cancelling: failed; p99 between tokens; growth of memory"
+        yield what, f"{r['failed']} of {r['finished']}; {r['between_tokens_p99_ms']} ms; {r['memory_growth_pct']} %"
+
+
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("--model", type=Path, help="instead of a small one of random weights")
+    parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--dry", action="store_true", help="write nothing")
+    given = parser.parse_args()
+    home = Path(tempfile.mkdtemp())
+    model = given.model or small_model(home / "small", 1024)
+    asked = ("--kv-cache-gib", "0.05" if given.model is None else "1", "--feedback", "")
+    with serving(model, *asked, log=home / "log") as (url, process):
+        seen = asyncio.run(load(url, process.pid, given.clients, given.seconds))
+        taken = still_taken(url)
+    said = (home / "log").read_text()
+    row = {"model": given.model.stem if given.model else "random weights, 2 layers of 64", "clients": given.clients,
+           "seconds": given.seconds, **summary(seen, given.seconds), "blocks_taken_at_the_end": taken,
+           "tracebacks": said.count("Traceback")}  # fmt: skip
+    print(row, *seen.failed[:5], sep="\n")
+    if "Traceback" in said:
+        print(said[-3000:])
+    if not given.dry:
+        write_results("load", [row], headline([row]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""What a save a minute costs a run of 135M parameters on this machine: the stall of the loop, and the slower steps beside a write.
+
+    python -m bench.train.save_stall
+
+All figures are read from the run's own account (`time.jsonl`), a line per step.
+"""
+
+import itertools
+import json
+import os
+import shutil
+import statistics
+import tempfile
+from pathlib import Path
+
+from bench.harness import Headline, Row, options, write_results
+from tenfold.data.text.corpus import build
+from tenfold.train.run_file import config_from_fields
+from tenfold.train.trainer import train
+
+RUN = {
+    "model": {"name": "135M", "dim": 640, "n_layers": 28, "n_heads": 10, "n_kv_heads": 5, "ffn_dim": 1728, "vocab_size": 4096},
+    "seq_len": 128, "batch_size": 2, "evaluate_tokens": 2048, "optimizer": "adamw", "dtype": "float32", "device": "cpu",
+    "compile": "off", "log_every": 1, "checkpoint_every_s": 60.0, "max_epochs": 1e9,
+}  # fmt: skip
+
+
+def headline(rows: list[Row]) -> Headline:
+    for r in rows:
+        yield f"{r['case']}: time that saving takes from the steps", f"{r['stall_pct']:.1f} %"
+
+
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--every", type=float, default=60.0, help="Seconds between saves.")
+    given = parser.parse_args()
+    folder = Path(tempfile.mkdtemp())
+    text = folder / "text"
+    text.mkdir()
+    for source in sorted(Path(os.__file__).parent.glob("*.py")):
+        shutil.copyfile(source, text / source.name)
+    corpus = build(text, folder / "corpus", vocab_size=4096, quiet=True)
+    tokens = given.steps * RUN["batch_size"] * RUN["seq_len"]
+    config = config_from_fields({**RUN, "tokens": tokens, "checkpoint_every_s": given.every}, "save_stall")
+    result = train(config, corpus, folder / "run", title="135M", quiet=False)
+
+    lines = [json.loads(line) for line in (folder / "run" / "time.jsonl").read_text().splitlines()]
+    rows = [line for line in lines if "stepping" in line and line["step"] <= given.steps]
+    stalls, before, after = [], [], []
+    for a, b in itertools.pairwise(rows):
+        if b["saving"] > a["saving"] and b["step"] < given.steps:
+            stalls.append(b["saving"] - a["saving"])
+        if b["step"] == a["step"] + 1:
+            (after if stalls else before).append(b["stepping"] - a["stepping"])
+    if not stalls:
+        raise SystemExit("The run ended before its first save: give more --steps.")
+    before = before[2:]  # the first lay out memory
+    row = {
+        "case": f"{result.parameters / 1e6:.0f}M parameters, a save every {given.every:g} s",
+        "saves": len(stalls),
+        "stall_s": [round(stall, 3) for stall in stalls],
+        "stall_pct": 100 * statistics.mean(stalls) / given.every,
+        "step_s_before_the_first_save": statistics.mean(before),
+        "step_s_after": statistics.mean(after),
+        "slower_steps_pct": 100 * (statistics.mean(after) / statistics.mean(before) - 1),
+        "checkpoint_gib": round(sum(f.stat().st_size for f in (folder / "run" / "checkpoint").rglob("*")) / 2**30 / config.keep, 2),
+    }
+    print(json.dumps(row, indent=1))
+    print(write_results("save_stall", [row], headline([row])))
+    shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,283 @@
+"""One side of a training benchmark: builds a model from a job, takes steps, measures.
+
+    PYTHONPATH=src python -m bench.train.sides '{"what": "limit", "device": "cpu", "size": 256}'
+
+As a command it prints one JSON object as its last line. It needs PyTorch, and `transformers` or `torchao` only for the sides that
+are made of them.
+"""
+
+import json
+import math
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from tenfold.train.one_gpu import StepSkipper, compile_blocks, recompute, use_document_blocks
+from torch import Tensor, nn
+
+from bench.gpu.limits import clocked, grouped_rates, matrix_rates
+from tenfold.model.attention import fastest_attention
+from tenfold.model.llama4 import make_model
+from tenfold.model.moe import expert_layers
+from tenfold.spec.errors import TenfoldError
+from tenfold.spec.model import ModelSpec, published_model, with_depth
+from tenfold.spec.shapes import shape_of
+from tenfold.train.energy import EnergyMeter
+from tenfold.train.memory import peak_memory_bytes, reset_peak_memory
+from tenfold.train.optim.hyperparameters import derive
+from tenfold.train.optim.optimizer import make_optimizers
+
+WARM_STEPS, LEAST_STEPS = 3, 4
+MEAN_DOCUMENT = 1000
+USABLE = 0.96  # of a GPU's memory, beside what the driver and fragments take
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a side does. `system` is tenfold or transformers; `weights` the format that weights are kept in."""
+
+    what: str = "step"
+    device: str = "cuda"
+    case: str = "1b"
+    system: str = "tenfold"
+    weights: str = "float32"
+    autocast: str = ""  # the format of products with float32 weights; bfloat16 on a GPU, float32 on a CPU if empty
+    compiled: bool = True
+    backend: str = "inductor"
+    fp8: str = ""
+    recompute: str = "none"
+    documents: bool = False
+    batch: int = 4
+    micro_batch: int = 0
+    most_rows: int = 64
+    seq_len: int = 8192
+    seconds: float = 6.0
+    size: int = 8192
+    began: float = 0.0
+
+    @property
+    def products(self) -> torch.dtype:
+        return getattr(torch, self.autocast or ("bfloat16" if self.device == "cuda" else "float32"))
+
+
+def shape(case: str) -> ModelSpec:
+    """The model of a case: a toy, 1B, eight layers of 8B, two of Scout, one of a ladder's widths, or a published one."""
+    kind, _, width = case.partition(" ")
+    if kind == "tiny":
+        return ModelSpec("tiny", dim=64, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=192, vocab_size=512)
+    if kind in ("dense", "experts"):
+        return shape_of("llama3" if kind == "dense" else "llama4", int(width), 2048)
+    if kind == "scout":
+        return replace(published_model("llama-4-scout"), n_layers=2, vocab_size=32_768, vision=None)
+    if kind == "8b":
+        return with_depth(published_model("llama-3.1-8b"), 8)
+    return published_model("llama-3.2-1b" if kind == "1b" else kind)
+
+
+def document_lengths(seq_len: int, mean: int, draw: random.Random) -> list[int]:
+    """Lengths of the documents of one row, exponentially distributed, cut where the row ends."""
+    lengths: list[int] = []
+    while (left := seq_len - sum(lengths)) > 0:
+        lengths.append(min(left, max(1, round(draw.expovariate(1 / mean)))))
+    return lengths
+
+
+def step_flops(spec: ModelSpec, rows: list[list[int]]) -> float:
+    """Training FLOPs of rows of documents of these lengths: every matrix product, causal attention within each document."""
+    return sum(length * spec.train_flops_per_token(length) for row in rows for length in row)
+
+
+def tenfold_model(job: Job, spec: ModelSpec) -> tuple[nn.Module, list[torch.optim.Optimizer], Callable]:
+    """Our model, its optimizers as the trainer makes them, and the loss of some rows."""
+    device = torch.device(job.device)
+    with device:
+        model = make_model(spec)
+    model.to(getattr(torch, job.weights))
+    if job.fp8:
+        from tenfold.train.optim.fp8 import convert, why_not
+
+        if reason := why_not(device, torch.bfloat16):
+            raise TenfoldError(f"fp8 does nothing here: {reason}.")
+        convert(model, emulate=False, recipe=job.fp8)
+    recompute(model, job.recompute)  # type: ignore[arg-type]
+    if device.type == "cuda":
+        use_document_blocks(model, job.seq_len)
+    if job.compiled:
+        compile_blocks(model, **compile_options(job))
+    optimizers = make_optimizers(model, spec, derive(10**9, job.seq_len, batch_size=job.batch), "adamw")
+
+    def loss(tokens: Tensor, targets: Tensor, document: Tensor | None) -> Tensor:
+        return sum(model.loss(tokens, targets, document), torch.zeros((), device=device))
+
+    return model, optimizers, loss
+
+
+def transformers_model(job: Job, spec: ModelSpec) -> tuple[nn.Module, list[torch.optim.Optimizer], Callable]:
+    """The same shape in `transformers`, with PyTorch's fused AdamW, and the loss of some rows."""
+    import transformers
+
+    from tenfold.model.io.huggingface_config import config_from_spec
+
+    fields = config_from_spec(replace(spec, context=max(spec.context, job.seq_len))) | {"use_cache": False}
+    config = transformers.AutoConfig.for_model(**fields)
+    with torch.device(job.device):
+        model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    model.to(getattr(torch, job.weights)).train()
+    forward = torch.compile(model, **compile_options(job)) if job.compiled else model
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+    def loss(tokens: Tensor, targets: Tensor, document: Tensor | None) -> Tensor:
+        return forward(input_ids=tokens, labels=targets, shift_labels=targets).loss * targets.numel()
+
+    return model, [optimizer], loss
+
+
+def compile_options(job: Job) -> dict[str, Any]:
+    return {"dynamic": False, "backend": job.backend}
+
+
+class Side:
+    """One system at work on one case. A batch goes through in parts of `micro` rows."""
+
+    def __init__(self, job: Job):
+        self.job, self.device = job, torch.device(job.device)
+        torch.manual_seed(0)
+        self.spec = shape(job.case)
+        make = tenfold_model if job.system == "tenfold" else transformers_model
+        self.model, self.optimizers, self.loss = make(job, self.spec)
+        self.guard = None
+        if job.system == "tenfold" and self.device.type == "cuda":
+            self.guard = StepSkipper(self.device, 30.0, SimpleNamespace(step=0, usual_norm=0.0, skipped=0, skipped_in_a_row=0))
+        self.load(job.batch)
+        self.micro = job.micro_batch or job.batch
+
+    def load(self, rows: int) -> None:
+        """A batch of that many rows of random tokens, in documents where the case has them."""
+        self.micro, draw, length = rows, random.Random(0), self.job.seq_len
+        mean = min(MEAN_DOCUMENT, length // 8)
+        self.rows = [document_lengths(length, mean, draw) if self.job.documents else [length] for _ in range(rows)]
+        tokens = torch.randint(0, self.spec.vocab_size, (rows, length + 1))
+        numbers = [torch.repeat_interleave(torch.arange(len(row)), torch.tensor(row)) for row in self.rows]
+        self.batch = [tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), torch.stack(numbers).int()]
+        if self.device.type == "cuda":
+            self.batch = [part.pin_memory() for part in self.batch]
+
+    def step(self) -> Tensor:
+        """One optimizer step on the batch; the mean loss, left on the device."""
+        half = self.job.weights == "float32" and self.job.products != torch.float32
+        total = torch.zeros((), device=self.device)
+        for start in range(0, len(self.rows), self.micro):
+            part = (t[start : start + self.micro].to(self.device, non_blocking=True) for t in self.batch)
+            tokens, targets, document = part
+            with fastest_attention(self.device):  # around both passes: what is worked out again must take the same kernel
+                with torch.autocast(self.device.type, self.job.products) if half else nullcontext():
+                    nats = self.loss(tokens, targets, document if self.job.documents else None) / self.batch[1].numel()
+                nats.backward()
+            total += nats.detach()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        if self.guard is not None:
+            self.guard.take(self.optimizers, total, norm)
+        else:
+            for optimizer in self.optimizers:
+                optimizer.step()
+        self.forget_gradients()
+        return total
+
+    def forget_gradients(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+    def first_step(self) -> float:
+        """The first step, in smaller and smaller parts until it fits in memory; its loss, in nats per token."""
+        while True:
+            try:
+                return self.step().item()
+            except torch.OutOfMemoryError:
+                if self.micro == 1:
+                    raise
+            self.micro //= 2
+            self.forget_gradients()
+            torch.cuda.empty_cache()
+
+    def largest(self) -> None:
+        """Load the largest batch that goes through at once: from the memory of one and of two rows, then tried."""
+        peaks = []
+        for rows in (1, 2):
+            self.load(rows)
+            self.step()  # the first also makes the optimizer's moments
+            reset_peak_memory(self.device)
+            self.step().item()
+            peaks.append(peak_memory_bytes(self.device))
+        room = torch.cuda.get_device_properties(0).total_memory * USABLE if self.device.type == "cuda" else math.inf
+        rows = int(min(self.job.most_rows, 1 + (room - peaks[0]) // max(1, peaks[1] - peaks[0])))
+        while rows > 1:
+            try:
+                self.load(rows)
+                self.step().item()
+                return
+            except torch.OutOfMemoryError:
+                rows -= 1
+            self.forget_gradients()
+            torch.cuda.empty_cache()
+        self.load(1)
+
+    def measure(self) -> dict[str, Any]:
+        if self.job.what == "largest":
+            self.largest()
+        first_loss = self.first_step()
+        first_step_s = time.time() - self.job.began
+        second = min(clocked(self.step, 1, self.device, warm=1))
+        reset_peak_memory(self.device)
+        rounds = max(LEAST_STEPS, int(self.job.seconds / second))
+        meter = EnergyMeter()
+        taken = list(clocked(self.step, rounds, self.device, warm=0))
+        energy = meter.read()
+        tokens = self.batch[0].numel()
+        return {
+            "step_s": taken,
+            "tokens": tokens,
+            "flops": step_flops(self.spec, self.rows),
+            "batch": len(self.rows),
+            "micro_batch": self.micro,
+            "peak_gib": peak_memory_bytes(self.device) / 2**30,
+            "joules_per_token": energy.joules / (rounds * tokens),
+            "energy_source": energy.source,
+            "first_step_s": first_step_s,
+            "first_loss": first_loss,
+            "last_loss": self.step().item(),
+            "parameters": self.spec.parameters().total,
+            "busiest_expert_over_mean": self.busiest_expert(),
+        }
+
+    def busiest_expert(self) -> float | None:
+        """The tokens of the busiest expert over the mean, averaged over layers; None for a model without experts of ours."""
+        loads = [layer.load.float() for layer in expert_layers(self.model)]
+        return statistics.mean((load.max() / load.mean()).item() for load in loads) if loads else None
+
+
+def limit(job: Job) -> dict[str, Any]:
+    """The machine's own rates, and what the figures were taken on."""
+    device = torch.device(job.device)
+    found = {"limit": matrix_rates(device, job.products, job.size), "torch": torch.__version__, "cuda": torch.version.cuda}
+    if device.type == "cuda":
+        found["grouped"] = {name: grouped_rates(device, job.products, name == "skewed") for name in ("balanced", "skewed")}
+    return found | {"gpu": torch.cuda.get_device_name() if device.type == "cuda" else ""}
+
+
+def main() -> None:
+    job = Job(**json.loads(sys.argv[1]))
+    job = replace(job, began=job.began or time.time())
+    torch.set_float32_matmul_precision("high" if job.device == "cuda" else "highest")
+    result = limit(job) if job.what == "limit" else Side(job).measure()
+    print(json.dumps({"job": asdict(job)} | result), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""What needs several rooms: to climb and read what the model writes, to train in the planner's layout, to compare their figures."""
+
+from dataclasses import asdict
+from json import loads
+from pathlib import Path
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct, structs
+
+from tenfold.scale.options import ClimbSettings
+from tenfold.spec.commands import Given, Home, Json, print_json
+from tenfold.spec.errors import TenfoldError
+from tenfold.train.commands import RunOptions
+from tenfold.train.commands import run as run_training
+from tenfold.train.config import RunConfig
+from tenfold.train.run_file import read_config
+
+PROMPT = "def "
+RunFile = Annotated[Path, Meta(description="A run file.")]
+World = Annotated[int, Meta(description="The number of processes.", ge=1)]
+MachineName = Annotated[str, Meta(description="The accelerator of each process, as the planner names it.")]
+
+
+def climb(
+    *,
+    settings: ClimbSettings = ClimbSettings(),
+    home: Home = Path("generations"),
+    on: Annotated[Literal["ray"] | None, Meta(description="Train the rungs as Ray tasks, at RAY_ADDRESS or here.")] = None,
+    again: Annotated[bool, Meta(description="Climb on from the newest generation, to ten times its compute.")] = False,
+    json: Json = False,
+) -> None:
+    """Train a ladder, forecast ten times its compute, train that, and score the forecast.
+
+    Examples:
+
+      tenfold climb
+
+      tenfold climb --corpus ~/texts --top 1e15 --device cuda
+
+      tenfold climb --family llama4        # after a dense climb in the same home: also compares the two
+
+      tenfold climb --again
+    """
+    from rich.console import Console
+
+    from tenfold.scale import climb as climbing
+    from tenfold.scale.commands import beside_lines, score_table
+    from tenfold.scale.report import write_report
+    from tenfold.serve.complete import complete
+
+    console = Console(stderr=json)
+    home = home.resolve() if on else home  # the tasks run in other folders
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True)
+
+    if again:
+        generation = climbing.again(home, say=say, quiet=json, on=on)
+    else:
+        generation = climbing.climb(settings, home, say=say, quiet=json, on=on)
+    text = complete(generation / "model", PROMPT, max_new_tokens=160, temperature=0.7, top_p=0.95, seed=0)
+    report = write_report(generation, sample=text)
+    scored = loads((generation / "score.json").read_text())
+    if json:
+        print_json({"generation": str(generation), "report": str(report), **scored, "sample": text})
+        return
+    console.print(score_table(generation, scored))
+    for line in beside_lines(generation):
+        console.print(line, highlight=False)
+    console.print(f"\nWhat it writes after [bold]{PROMPT!r}[/bold]:\n", highlight=False)
+    console.print(text, highlight=False, markup=False)
+    console.print(f"\nReport: {report}")
+
+
+class DryRunOptions(Struct, frozen=True):
+    """Whether a run is only reckoned through, and for which machines."""
+
+    dry_run: Annotated[bool, Meta(description="Say what each process would hold and send, and end.")] = False
+    world: Annotated[int | None, Meta(description="The number of processes of a dry run.", ge=1)] = None
+    machine: Annotated[str, Meta(description="The accelerator that the planner's figures beside a dry run are for.")] = "h100"
+
+
+def train(
+    config: Annotated[Path | None, Meta(description="A run file; without one, the options must say at least --flops.")] = None,
+    /,
+    *,
+    options: RunOptions = RunOptions(),
+    reckon: DryRunOptions = DryRunOptions(),
+    changes: Given[RunConfig],
+) -> None:
+    """Train one model as a run file says; everything left out is derived from the compute and printed with its reason.
+
+    Every key of the run file is an option too, and takes its place: `--optimizer.learning-rate` is `learning_rate` in the table
+    `[optimizer]`.
+
+    Examples:
+
+      tenfold train --flops 1e12
+
+      echo 'flops = 1e12' > run.toml && tenfold train run.toml --data.seq-len 256
+
+      tenfold train run.toml --launch local:8
+
+      torchrun --nproc-per-node 8 -m tenfold train run.toml
+
+      tenfold train run.toml --dry-run --world 16384
+    """
+    if reckon.dry_run != (reckon.world is not None):
+        raise TenfoldError("A dry run needs both --dry-run and --world N, the number of processes.")
+    if reckon.world is not None:
+        dry_run(config, world=reckon.world, machine=reckon.machine, changes=changes, json=options.json)
+        return
+
+    def planned(run: RunConfig, vocab_size: int) -> RunConfig:
+        from tenfold.circle.layout import with_layout
+        from tenfold.train.precision import this_accelerator
+
+        return with_layout(run, options.world, this_accelerator(), vocab_size)
+
+    run_training(read_config(config, changes), options.out or options.home / (config.stem if config else "run"), options, planned)
+
+
+def dry_run(
+    run: RunFile | None = None, /, *, world: World, machine: MachineName = "h100", changes: Given[RunConfig], json: Json = False
+) -> None:
+    """What each process of a run would hold and send, found with fake processes, beside the planner's figures.
+
+    Example: tenfold train dry-run run.toml --world 16384 --machine h100
+    """
+    from tenfold.circle.dry_run import beside_the_plan, print_dry_run
+    from tenfold.circle.layout import with_layout
+    from tenfold.train.dry_run import dry_run as fake_run
+
+    config = with_layout(read_config(run, changes), world, machine)
+    found = fake_run(config, world)
+    plan = beside_the_plan(found, machine)
+    if json:
+        print_json({**asdict(found), **plan})
+    else:
+        print_dry_run(found, plan)
+
+
+def layout(
+    run: RunFile | None = None, /, *, world: World, machine: MachineName = "h100", changes: Given[RunConfig], json: Json = False
+) -> None:
+    """The planner's fastest layout that the trainer can build, as it is written in a run file.
+
+    Example: tenfold train layout run.toml --world 256 --machine h100
+    """
+    import tomli_w
+
+    from tenfold.circle.layout import with_layout
+    from tenfold.train.run_file import ELSEWHERE
+    from tenfold.train.start import layout_of
+
+    config = with_layout(read_config(run, changes | {"parallel": "auto"}), world, machine)
+    parallel = structs.asdict(layout_of(config)).items()
+    batch = {"batch_size": config.data.batch_size} if config.data.batch_size else {}
+    chosen = {"data": batch, "parallel": {k: v for k, v in parallel if k not in ELSEWHERE}}
+    if json:
+        print_json(chosen)
+    else:
+        print(tomli_w.dumps(chosen), end="")
+
+
+def forecasts(*, home: Home = Path("generations"), json: Json = False) -> None:
+    """Every forecast made in a home, what came, and whether its interval held.
+
+    Example: tenfold forecasts --home generations
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from tenfold.spec.forecasts import LEVELS, read_forecasts
+
+    found = read_forecasts(home)
+    scored = [one for one in found if one.measured is not None]
+    if json:
+        scores = [{k: getattr(one, k) for k in ("measured", "came", "inside_80", "crps")} for one in found]
+        rows = [structs.asdict(one.forecast) | score for one, score in zip(found, scores, strict=True)]
+        print_json({"levels": LEVELS, "forecasts": rows})
+        return
+    if not found:
+        raise TenfoldError(f"No forecast was made in {home} yet: `tenfold climb` makes some.")
+    table = Table("forecast", "unit", "median", "80 % interval", "measured", "inside")
+    for one in found:
+        q = dict(zip(LEVELS, one.forecast.quantiles, strict=True))
+        came = ("", "") if one.measured is None else (f"{one.measured:.4g}", "yes" if one.inside_80 else "no")
+        table.add_row(one.forecast.key, one.forecast.unit, f"{q[0.5]:.4g}", f"{q[0.1]:.4g} to {q[0.9]:.4g}", *came)
+    console = Console()
+    console.print(table)
+    inside = sum(bool(one.inside_80) for one in scored)
+    console.print(f"{len(found)} forecasts, {len(scored)} with an outcome; the 80 % interval held in {inside}.", highlight=False)
+
+
+def record_outcome(
+    key: Annotated[str, Meta(description="The forecast, as `tenfold forecasts` names it.")],
+    measured: Annotated[float, Meta(description="What came, in the forecast's unit.")],
+    /,
+    *,
+    home: Home = Path("generations"),
+) -> None:
+    """Add what came of a forecast, once; it is never changed.
+
+    Example: tenfold forecasts outcome plan/next/wall_days 83
+    """
+    from tenfold.spec.forecasts import outcome
+
+    scored = outcome(home, key, measured)
+    print(f"{key}: {measured:g} {scored.forecast.unit}, {'inside' if scored.inside_80 else 'outside'} its 80 % interval.")

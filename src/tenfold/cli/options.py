@@ -1,0 +1,248 @@
+"""A function as a command: its parameters, and the fields of the structs among them, are the command's arguments and options."""
+
+import argparse
+import dataclasses
+import functools
+import inspect
+import operator
+import tomllib
+from collections.abc import Callable, Iterator
+from datetime import date
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn, Union, cast, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from tenfold.spec.commands import Given
+from tenfold.spec.errors import TenfoldError, nearest
+from tenfold.spec.units import parse_quantity
+
+METAVARS = {str: "TEXT", int: "INT", float: "NUMBER", Path: "PATH", date: "DATE"}
+UNSET = (inspect.Parameter.empty, dataclasses.MISSING, msgspec.NODEFAULT)
+
+
+class UsageError(TenfoldError):
+    """A command or an option that there is not, or a value that it does not take."""
+
+
+class Option(NamedTuple):
+    """`path` is where a value goes: the parameter's name, then those of fields. `flag` is empty for an argument."""
+
+    path: tuple[str, ...]
+    flag: str
+    type: Any
+    default: Any
+    partial: bool = False  # a field of `Given`: nothing is passed where it is not given
+
+    @property
+    def name(self) -> str:
+        """What a person calls it."""
+        return self.flag or self.path[-1].upper()
+
+    @property
+    def kinds(self) -> list[Any]:
+        """The alternatives of its type, without None."""
+        return _alternatives(self.type)
+
+    @property
+    def choices(self) -> list[str]:
+        return [str(choice) for kind in self.kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+
+    @property
+    def item(self) -> Any:
+        """The type of one value where an option may be given several times, else None."""
+        kind = self.kinds[0]
+        return get_args(kind)[0] if get_origin(kind) in (list, tuple) and get_args(kind)[0] in METAVARS else None
+
+
+def options_of(function: Callable[..., Any]) -> list[Option]:
+    """The options of a command, in the order of its parameters."""
+    hints = get_type_hints(function, include_extras=True)
+    found: list[Option] = []
+    for parameter in inspect.signature(function).parameters.values():
+        kind = hints[parameter.name]
+        if get_origin(kind) is Given:
+            found += _fields((parameter.name,), "--", get_args(kind)[0], partial=True)
+        elif is_table(kind):
+            found += _fields((parameter.name,), "--", kind, defaults=parameter.default)
+        else:
+            positional = parameter.kind is inspect.Parameter.POSITIONAL_ONLY
+            flag = "" if positional else f"--{parameter.name.replace('_', '-')}"
+            found.append(Option((parameter.name,), flag, kind, parameter.default))
+    return found
+
+
+def _fields(path: tuple[str, ...], prefix: str, table: type, *, partial: bool = False, defaults: Any = None) -> Iterator[Option]:
+    """The options of a table; `defaults` is the table that stands where none is given."""
+    hints = get_type_hints(table, include_extras=True)
+    fields: Any = msgspec.structs.fields(table) if issubclass(table, msgspec.Struct) else dataclasses.fields(cast(Any, table))
+    for field in fields:
+        default = field.default_factory() if field.default_factory not in UNSET else field.default
+        default = getattr(defaults, field.name, default)
+        kind, here = hints[field.name], (*path, field.name)
+        flag = meta(kind).get("flag", f"{prefix}{field.name.replace('_', '-')}")
+        tables = [kind for kind in _alternatives(kind) if is_table(kind)]
+        for inner in tables:
+            yield from _fields(here, f"{flag}." if partial else "--", inner, partial=partial)
+        # What is required of a struct that is given in part, the command itself fills in.
+        if len(tables) < len(_alternatives(kind)) and not (partial and default in UNSET):
+            yield Option(here, flag, kind, default, partial)
+
+
+def is_table(kind: Any) -> bool:
+    return isinstance(kind, type) and (issubclass(kind, msgspec.Struct) or dataclasses.is_dataclass(kind))
+
+
+def meta(kind: Any) -> dict[str, Any]:
+    """What an annotation says: its `help`, and a `flag` where it is not the field's name."""
+    parts = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    found = [m for part in parts for m in getattr(part, "__metadata__", ()) if isinstance(m, msgspec.Meta)]
+    extra = {key: value for m in found for key, value in (m.extra or {}).items()}
+    return {"help": next((m.description for m in found if m.description), ""), **extra}
+
+
+def _without_none(kind: Any) -> Any:
+    if get_origin(kind) is Annotated:
+        return Annotated[(_without_none(get_args(kind)[0]), *kind.__metadata__)]
+    if get_origin(kind) in (Union, UnionType):
+        return functools.reduce(operator.or_, (part for part in get_args(kind) if part is not type(None)))
+    return kind
+
+
+def _alternatives(kind: Any) -> list[Any]:
+    if get_origin(kind) is Annotated:
+        return _alternatives(get_args(kind)[0])
+    if get_origin(kind) in (Union, UnionType):
+        return [one for part in get_args(kind) if part is not type(None) for one in _alternatives(part)]
+    return [kind]
+
+
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    """Help whose texts stand in one column, behind the longest names."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=34)
+
+
+class Parser(argparse.ArgumentParser):
+    """The parser of one command. `verbs` may stand in its place. What is wrong is raised as a UsageError."""
+
+    def __init__(self, function: Callable[..., Any], name: str, verbs: list[str]):
+        see = f"See also: {', '.join(f'{name} {verb}' for verb in verbs)}." if verbs else ""
+        super().__init__(prog=name, description=inspect.getdoc(function), epilog=see, formatter_class=Formatter, allow_abbrev=False)
+        self.function, self.options, self.verbs = function, options_of(function), verbs
+        self.usage = " ".join([name, *(o.name for o in self.options if not o.flag), "[OPTIONS]"])
+        groups: dict[str, Any] = {}
+        for option in self.options:
+            table = f"table [{'.'.join(option.path[1:-1])}] of the run file"
+            group = groups.setdefault(table, self.add_argument_group(table)) if len(option.path) > 2 else self
+            _add(group, option)
+
+    def call(self, arguments: list[str]) -> inspect.BoundArguments:
+        """The arguments of a call of the function. Raises UsageError."""
+        texts, unknown = self.parse_known_intermixed_args(arguments)
+        if unknown:
+            near = nearest(unknown[0].split("=")[0], [*(o.flag for o in self.options), *self.verbs])
+            raise UsageError(f"`{self.prog}` does not take {unknown[0]}{near}: see `{self.prog} --help`.")
+        return bind(self.function, self.options, vars(texts))
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"`{self.prog}`: {message}; see `{self.prog} --help`.")
+
+
+def _add(group: Any, option: Option) -> None:
+    default, required = option.default, option.default in UNSET
+    silent = required or default is None or default is False or default in ([], (), {})
+    shown = "" if silent else f" [{_shown(default)}]"
+    said: dict[str, Any] = {"help": f"{meta(option.type)['help']}{shown}".replace("%", "%%"), "dest": ".".join(option.path)}
+    names = [METAVARS.get(option.item or kind, "TOML") for kind in option.kinds if get_origin(kind) is not Literal]
+    metavar = "|".join([*option.choices, *dict.fromkeys(names)])
+    if not option.flag:
+        group.add_argument(**said, metavar=option.name, nargs="+" if option.item else None if required else "?")
+    elif option.kinds == [bool] and (option.partial or default is True):
+        group.add_argument(option.flag, **said, action=argparse.BooleanOptionalAction)
+    elif option.kinds == [bool]:
+        group.add_argument(option.flag, **said, action="store_const", const=True)
+    else:
+        group.add_argument(option.flag, **said, metavar=metavar, required=required, action="append" if option.item else "store")
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def bind(function: Callable[..., Any], options: list[Option], texts: dict[str, Any]) -> inspect.BoundArguments:
+    """The arguments of a call, from the texts of its options. Raises UsageError that names a wrong option."""
+    signature, hints = inspect.signature(function), get_type_hints(function)
+    given: dict[str, Any] = {name: {} for name, kind in hints.items() if get_origin(kind) is Given}
+    for option in options:
+        if (text := texts.get(".".join(option.path))) is None:
+            continue
+        table = given
+        for name in option.path[:-1]:
+            table = table.setdefault(name, {})
+        table[option.path[-1]] = _value(option, text)
+    arguments = signature.bind_partial()
+    defaults = {name: parameter.default for name, parameter in signature.parameters.items()}
+    arguments.arguments.update({name: _build(hints[name], given[name], defaults[name]) for name in defaults if name in given})
+    return arguments
+
+
+def _build(kind: Any, value: Any, default: Any = None) -> Any:
+    """`value` as it is, or where a table is wanted its fields as one, the others as `default` has them."""
+    if not is_table(kind):
+        return value
+    hints = get_type_hints(kind)
+    fields = {name: _build(hints[name], part, getattr(default, name, None)) for name, part in value.items()}
+    if not isinstance(default, kind):
+        return kind(**fields)
+    replace = msgspec.structs.replace if isinstance(default, msgspec.Struct) else dataclasses.replace
+    return cast(Any, replace)(default, **fields)
+
+
+def _value(option: Option, text: Any) -> Any:
+    if option.item is None:
+        return _read(option, _without_none(option.type), text)
+    return get_origin(option.kinds[0])(_read(option, option.item, one) for one in text)
+
+
+def _read(option: Option, kind: Any, text: Any) -> Any:
+    """A text as its type: tables and lists are written as in TOML, numbers also as 15T."""
+    value = text
+    try:
+        if isinstance(text, str) and text[:1] in ("[", "{") and option.kinds != [str]:
+            value = tomllib.loads(f"value = {text}")["value"]
+        return _convert(value, kind)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{option.name} takes a value as in TOML, not {text!r}: {error}.") from None
+    except msgspec.ValidationError as error:
+        if value is not text:
+            raise UsageError(f"{option.name} does not take {text!r}: {str(error).replace('`', '')}.") from None
+        number = _quantity(text, kind) if {int, float} & set(option.kinds) else None
+        if number is None:
+            expected = _expected(option, str(error))
+            raise UsageError(f"{option.name} must be {expected}, not {text!r}{nearest(text, option.choices)}.") from None
+        return number
+
+
+def _quantity(text: str, kind: Any) -> Any:
+    try:
+        number = parse_quantity(text)
+        return _convert(int(number) if number.is_integer() else number, kind)
+    except (TenfoldError, msgspec.ValidationError):
+        return None
+
+
+def _convert(value: Any, kind: Any) -> Any:
+    return msgspec.convert(value, kind, strict=False, dec_hook=lambda wanted, text: wanted(text))
+
+
+def _expected(option: Option, error: str) -> str:
+    """What would have been right: `one of several words`, `a whole number <= 65535`."""
+    if option.choices:
+        return " or ".join(option.choices)
+    if date in option.kinds:
+        return "a date such as 2027-03-31"
+    words = error.removeprefix("Expected ").split(", got")[0].replace("`", "").replace(" | null", "")
+    return words.replace("int", "a whole number").replace("float", "a number")

@@ -1,0 +1,115 @@
+"""Prepare text: clean it, find copies, tokenize."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct, structs
+
+from tenfold.spec.commands import Json, print_json
+
+Corpus = Annotated[Path, Meta(description="A corpus.")]
+TextColumn = Annotated[str, Meta(description="The column of jsonl and Parquet files that holds the text.")]
+
+
+class BuildOptions(Struct, frozen=True):
+    """How a corpus is made."""
+
+    vocab_size: Annotated[int, Meta(description="Tokens in the vocabulary of a tokenizer that is trained.")] = 2048
+    text_column: TextColumn = "text"
+    tokenizer_from: Annotated[Path | None, Meta(description="Take the tokenizer of a corpus, a model or a GGUF file.")] = None
+
+
+class CleanOptions(Struct, frozen=True):
+    """Where and how much text is cleaned."""
+
+    on: Annotated[Literal["local", "slurm", "ray"], Meta(description="Where the work is done.")] = "local"
+    tasks: Annotated[int, Meta(description="Tasks that each stage is divided into.")] = 1
+    text_column: TextColumn = "text"
+    partition: Annotated[str, Meta(description="Slurm's partition.")] = ""
+    limit: Annotated[str, Meta(description="Slurm's time limit of a stage.")] = "24:00:00"
+
+
+def build(
+    source: Annotated[str, Meta(description="A folder or file of text, or stdlib, torch-headers, docstrings.")],
+    /,
+    *,
+    out: Annotated[Path, Meta(description="Where the corpus is written.")],
+    options: BuildOptions = BuildOptions(),
+    json: Json = False,
+) -> None:
+    """Make a corpus: clean documents, a tokenizer, memory-mapped tokens.
+
+    Example: tenfold data build ~/texts --out corpora/texts --vocab-size 8192
+    """
+    from tenfold.data.text.corpus import build as build_corpus
+
+    build_corpus(source, out, **structs.asdict(options), quiet=json)
+    show(out, json=json)
+
+
+def clean(
+    source: Annotated[Path, Meta(description="A folder of files of text, at the same path on all nodes.")],
+    /,
+    *,
+    out: Annotated[Path, Meta(description="Where stages and result are kept; the clean text comes to OUT/clean.")],
+    options: CleanOptions = CleanOptions(),
+) -> None:
+    """Clean and deduplicate text that is too much for one machine, before `tenfold data build OUT/clean`.
+
+    Example: tenfold data clean /shared/web --out /shared/web-clean --on slurm --tasks 2000 --partition cpu
+    """
+    from tenfold.data.text.big import clean_big
+
+    clean_big(source, out, **structs.asdict(options))
+    print(f"The clean text {'comes to' if options.on == 'slurm' else 'is in'} {out / 'clean'}.")
+
+
+def upload(
+    directory: Corpus,
+    address: Annotated[str, Meta(description="Where it goes: s3://bucket/folder, gs://..., or any that fsspec knows.")],
+    /,
+) -> None:
+    """Copy a corpus to an object store; a run reads it from there with `corpus = "s3://bucket/folder"`.
+
+    Example: tenfold data upload corpora/texts s3://bucket/texts
+    """
+    from tenfold.data.text.remote import upload as upload_corpus
+
+    upload_corpus(directory, address)
+    print(f"{directory} is at {address}.")
+
+
+def show(
+    directory: Corpus,
+    /,
+    *,
+    verify: Annotated[bool, Meta(description="Check every checksum.")] = False,
+    examples: Annotated[int, Meta(description="Print so many validation documents.")] = 0,
+    json: Json = False,
+) -> None:
+    """What a corpus holds, and what was left out of it and why.
+
+    Example: tenfold data show generations/corpus-stdlib-2048 --verify --examples 2
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from tenfold.data.text.corpus import open_corpus
+    from tenfold.spec.units import si
+
+    corpus = open_corpus(directory, verify=verify)
+    manifest = corpus.manifest
+    if json:
+        print_json(manifest)
+        return
+    console = Console()
+    for name, split in manifest["splits"].items():
+        console.print(f"{name}: {split['documents']} documents, {si(split['bytes'], 'B')}, {si(split['tokens'], 'tokens')}")
+    console.print(f"tokenized at {manifest['tokenize_mb_per_s']:.1f} MB/s, made in {manifest['seconds']:.0f} s")
+    table = Table("left out", "documents", "bytes", "for example")
+    for reason, entry in manifest["cleaning"]["dropped"].items():
+        table.add_row(reason, str(entry["documents"]), si(entry["bytes"], "B"), entry["example"])
+    console.print(table)
+    for number in range(min(examples, manifest["splits"]["validation"]["documents"])):
+        console.rule(f"validation document {number}")
+        console.print(corpus.text("validation", number), markup=False, highlight=False)

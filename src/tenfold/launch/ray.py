@@ -1,0 +1,146 @@
+"""Jobs on Ray: a function as a task of the cluster that `RAY_ADDRESS` names, or of this machine; a command as a Ray job.
+
+The nodes share the file system of the generations.
+"""
+
+import logging
+import os
+import uuid
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from tenfold.launch.child import set_threads
+from tenfold.launch.job import Handle, Job, Resources, Status
+from tenfold.launch.job_files import JobFileLauncher, file_name
+from tenfold.spec.errors import TenfoldError
+from tenfold.spec.threads import set_waiting_policy
+
+STATUS: dict[str, Status] = {
+    "PENDING": "waiting", "RUNNING": "running", "SUCCEEDED": "finished", "FAILED": "failed", "STOPPED": "stopped",
+}  # fmt: skip
+TASK_RETRIES = 3  # of a function whose node is lost
+
+
+@dataclass(frozen=True)
+class RayLauncher(JobFileLauncher):
+    """A task whose node is lost starts again, from what it saved."""
+
+    template: ClassVar[str] = "ray.py"
+    _tasks: dict[str, Any] = field(default_factory=dict, init=False)
+
+    def submit(self, job: Job) -> Handle:
+        return self._submit_task(job) if job.function else self._submit_command(job)
+
+    def status(self, handle: Handle) -> Status:
+        return handle.status() if handle.job.function else STATUS[_jobs().get_job_status(handle.id).name]
+
+    def interrupt(self, handle: Handle) -> None:
+        if handle.job.function:
+            _ray().cancel(self._tasks[handle.id])  # an interrupt: a run that gets one saves and leaves
+        else:
+            _jobs().stop_job(handle.id)
+
+    def stop(self, handle: Handle) -> None:
+        handle.drained = True
+        if handle.job.function:
+            _ray().cancel(self._tasks[handle.id], force=True)
+        else:
+            _jobs().stop_job(handle.id)  # it waits for the grace that the job was submitted with
+
+    def close(self) -> None:
+        if not self._tasks:
+            return
+        ray = _ray()
+        for task in self._tasks.values():
+            ray.cancel(task)
+        for task in self._tasks.values():
+            with suppress(ray.exceptions.RayError):
+                ray.get(task)
+        self._tasks.clear()
+        ray.shutdown()
+
+    def _submit_task(self, job: Job) -> Handle:
+        if job.elastic:
+            raise TenfoldError(f"The job {job.name!r} is a function of several processes: give Ray a command for it.")
+        ray = _connect()
+        ask = job.resources
+        needs: dict[str, float] = {"num_cpus": max(1, ask.cores), "num_gpus": ask.gpus, "memory": ask.memory_bytes}
+        require(ray.nodes(), needs, job.name)
+        task = ray.remote(max_retries=TASK_RETRIES)(_attempt).options(**needs).remote(job.function, job.arguments, job.resources)
+        handle = Handle(job, task.hex())
+        self._tasks[handle.id] = task
+        task.future().add_done_callback(lambda ended: self._settle(handle, ended))
+        return handle
+
+    def _settle(self, handle: Handle, ended: Future[Any]) -> None:
+        if (error := ended.exception()) is not None:
+            lost = f"Ray lost {handle.job.name} ({type(error).__name__}): started again, it goes on from what it saved."
+            handle.future.set_exception(TenfoldError(lost))
+        elif isinstance(outcome := ended.result(), TenfoldError):
+            handle.future.set_exception(outcome)
+        else:
+            handle.future.set_result(outcome)
+
+    def _submit_command(self, job: Job) -> Handle:
+        path = self.write(job).resolve()
+        # Ray kills a job three seconds after SIGTERM unless it is told to wait.
+        environment = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(job.grace_s)}}
+        name = f"{file_name(job)}-{uuid.uuid4().hex[:8]}"
+        said = _jobs().submit_job(entrypoint=f"python {path}", submission_id=name, runtime_env=environment)
+        return Handle(job, name, f"Ray job {said}")
+
+
+def require(nodes: list[dict[str, Any]], needs: Mapping[str, float], name: str) -> None:
+    """Raises TenfoldError where no node has what a task needs: Ray would wait for one for ever."""
+    has = [node["Resources"] for node in nodes if node["Alive"]]
+    names = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}
+    if not any(all(node.get(names[key], 0) >= amount for key, amount in needs.items()) for node in has):
+        raise TenfoldError(
+            f"No node of the Ray cluster has {needs['num_cpus']:g} CPU, {needs['num_gpus']:g} GPU and "
+            f"{needs['memory'] / 2**30:.1f} GiB for {name}: add one, or start something smaller."
+        )
+
+
+def _attempt(function: Callable[..., Any], arguments: tuple[Any, ...], resources: Resources) -> Any:
+    """In a process of Ray's, which wraps an error that is raised: one that is meant for people is returned."""
+    set_threads(resources.threads)
+    try:
+        return function(*arguments)
+    except TenfoldError as error:
+        return error
+
+
+def _ray() -> Any:
+    try:
+        import ray
+    except ImportError:
+        raise TenfoldError("Ray is missing: pip install 'tenfold[ray]'.") from None
+    return ray
+
+
+def _connect() -> Any:
+    ray = _ray()
+    if ray.is_initialized():
+        return ray
+    set_waiting_policy()  # for the workers of this machine, which inherit it
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        ray.init(address=address, log_to_driver=False, include_dashboard=None if address else False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        why = str(error).splitlines()[0]
+        raise TenfoldError(f"The Ray cluster at {address or 'this machine'} does not answer: {why}") from None
+    return ray
+
+
+def _jobs() -> Any:
+    """The client of the cluster's job server."""
+    _ray()
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        return JobSubmissionClient()
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise TenfoldError(f"Ray's job server does not answer ({str(error).splitlines()[0]}): set RAY_ADDRESS.") from None

@@ -1,0 +1,31 @@
+"""Models of any family, with weights or without."""
+
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from tenfold.model.family import family_of
+from tenfold.model.llama import Llama
+from tenfold.spec.model import ModelSpec
+
+
+def make_model(spec: ModelSpec) -> Llama:
+    """A model of the spec's family with fresh weights."""
+    return family_of(spec).build(spec)
+
+
+def make_shapes(spec: ModelSpec) -> Llama:
+    """The same model on the device `meta`: its weights have shapes and no memory."""
+    with torch.device("meta"), _NoInitialization():
+        return make_model(spec)
+
+
+class _NoInitialization(TorchFunctionMode):
+    """Skips `torch.nn.init`. On `meta` it would have no effect, but make PyTorch import its compiler, which takes seconds."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)

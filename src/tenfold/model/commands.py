@@ -1,0 +1,41 @@
+"""Change models."""
+
+from pathlib import Path
+from typing import Annotated
+
+from msgspec import Meta
+
+from tenfold.spec.commands import Json, print_json
+
+
+def upcycle(
+    dense: Annotated[Path, Meta(description="A generation, or a Hugging Face directory or GGUF file of a dense Llama 3.")],
+    /,
+    *,
+    out: Annotated[Path, Meta(description="Where the model with experts is written, in Hugging Face layout.")],
+    experts: Annotated[int, Meta(description="Experts in each layer; a token goes through one of them and a shared one.")] = 16,
+    seed: Annotated[int, Meta(description="Seed of the routers.")] = 0,
+    json: Json = False,
+) -> None:
+    """Make a dense Llama 3 into a Llama 4 with experts that computes the same, to be trained on.
+
+    Example: tenfold upcycle generations/g1 --out wide && tenfold train --flops 1e12 --init-from wide
+    """
+    from tenfold.model.io.huggingface import read_model, write_model
+    from tenfold.model.upcycle import upcycle as upcycled
+    from tenfold.spec.errors import TenfoldError
+    from tenfold.spec.units import si
+
+    path = dense / "model" if (dense / "model").is_dir() else dense
+    if out.exists() and any(out.iterdir()):
+        raise TenfoldError(f"{out} is not empty: choose another folder for the model with experts.")
+    model = upcycled(read_model(path), experts, seed=seed)
+    write_model(model, out, tokenizer_directory=path)
+    counts = model.spec.parameters()
+    if json:
+        print_json({"model": str(out), "experts": experts, "parameters": counts.total, "active": counts.active})
+        return
+    print(
+        f"{out}: {experts} experts a layer, {si(counts.total, 'parameters')} of which a token uses {si(counts.active)}. Train it "
+        f'on with init_from = "{out}" in a run file.'
+    )

@@ -1,0 +1,93 @@
+"""How other tools write the checkpoints of a family: what the entry `weights` of `tenfold.model.family.Family` gives."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tenfold.spec.model import ModelSpec
+
+
+class GGUFNames(NamedTuple):
+    """A family's names in GGUF files, which `part` has under `blk.N.` and `top` beside the layers, by Hugging Face's.
+
+    llama.cpp turns neighbouring pairs of the heads of `turned`, and Hugging Face halves.
+    """
+
+    architecture: str
+    part: dict[str, str]
+    top: dict[str, str]
+    turned: tuple[str, ...] = ()
+
+
+class CheckpointFormat(NamedTuple):
+    """The Hugging Face layout of a family, and its names in GGUF files where it has any.
+
+    `model_types` are the values of `model_type` in a `config.json` of this family. `spec_fields` gives the fields of a spec
+    from a config and a name for errors, `config` the config of a spec from the settings that all families share, and `slots`
+    every weight of a model by its Hugging Face name.
+    """
+
+    model_types: tuple[str, ...]
+    spec_fields: Callable[[dict[str, Any], str], dict[str, Any]]
+    config: Callable[[ModelSpec, dict[str, Any]], dict[str, Any]]
+    slots: Callable[[Any], dict[str, "Slot | Stack"]]
+    gguf: GGUFNames | None = None
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The place of a Hugging Face tensor in our weights: a view [..., rows, columns].
+
+    `halves`: Hugging Face's rotary embedding turns the first half of each head with the second, ours turns neighbours, so
+    the rows of a head are permuted on the way in and out.
+    """
+
+    view: Tensor
+    halves: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.view.shape) if self.view.ndim < 3 else (self.view[..., 0].numel(), self.view.shape[-1])
+
+    @property
+    def is_meta(self) -> bool:
+        return self.view.is_meta
+
+    def get(self) -> Tensor:
+        """The tensor as Hugging Face has it."""
+        rows = self.view
+        if self.halves:
+            rows = rows.unflatten(-2, (-1, 2)).transpose(-3, -2).flatten(-3, -2)
+        return rows.reshape(self.shape)
+
+    def set(self, tensor: Tensor) -> None:
+        rows = tensor.view(self.view.shape)
+        if self.halves:
+            rows = rows.unflatten(-2, (2, -1)).transpose(-3, -2).flatten(-3, -2)
+        self.view.copy_(rows)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The experts' matrices [experts, out, in] that Hugging Face keeps side by side as one [experts, in, sum of out]."""
+
+    views: tuple[Tensor, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        experts, _, fan_in = self.views[0].shape
+        return experts, fan_in, sum(v.shape[1] for v in self.views)
+
+    @property
+    def is_meta(self) -> bool:
+        return self.views[0].is_meta
+
+    def get(self) -> Tensor:
+        return torch.cat([v.mT for v in self.views], -1)
+
+    def set(self, tensor: Tensor) -> None:
+        for view, part in zip(self.views, tensor.split([v.shape[1] for v in self.views], -1), strict=True):
+            view.copy_(part.mT)

@@ -1,0 +1,86 @@
+"""Llama 3 as Hugging Face and llama.cpp write it."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from tenfold.model.io.format import CheckpointFormat, GGUFNames, Slot, Stack
+from tenfold.model.io.huggingface_config import shared_fields
+from tenfold.model.llama import Attention, FeedForward, Llama
+from tenfold.spec.model import ModelSpec
+
+
+def llama_config(spec: ModelSpec, shared: dict[str, Any]) -> dict[str, Any]:
+    """The `config.json` of a Llama 3."""
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "intermediate_size": spec.ffn_dim,
+        "mlp_bias": False,
+        **shared,
+    }
+
+
+def ffn_slots(name: str, ffn: nn.Module) -> dict[str, Slot | Stack]:
+    """The three matrices of a dense feed-forward."""
+    assert isinstance(ffn, FeedForward)
+    return {
+        f"{name}.gate_proj.weight": Slot(ffn.w1.weight.data),
+        f"{name}.up_proj.weight": Slot(ffn.w3.weight.data),
+        f"{name}.down_proj.weight": Slot(ffn.w2.weight.data),
+    }
+
+
+def llama_slots(
+    model: Llama, ffn: str = "mlp", of_ffn: Callable[[str, nn.Module], dict[str, Slot | Stack]] = ffn_slots, halves: bool = True
+) -> dict[str, Slot | Stack]:
+    """Every weight of a Llama by its Hugging Face name; `of_ffn` gives those of a feed-forward, which is named `ffn`."""
+    slots: dict[str, Slot | Stack] = {"model.embed_tokens.weight": Slot(model.embedding.weight.data)}
+    for i, block in enumerate(model.layers):
+        layer = f"model.layers.{i}"
+        slots |= {
+            f"{layer}.input_layernorm.weight": Slot(block.attention_norm.weight.data),
+            f"{layer}.post_attention_layernorm.weight": Slot(block.ffn_norm.weight.data),
+            **_attention_slots(f"{layer}.self_attn", block.attention, model.spec, halves),
+            **of_ffn(f"{layer}.{ffn}", block.ffn),
+        }
+    slots["model.norm.weight"] = Slot(model.norm.weight.data)
+    return slots if model.spec.tied else slots | {"lm_head.weight": Slot(model.head.weight.data)}
+
+
+def _attention_slots(name: str, attention: Attention, spec: ModelSpec, halves: bool) -> dict[str, Slot | Stack]:
+    group = spec.n_heads // spec.n_kv_heads
+    rows = attention.wqkv.weight.data.view(spec.n_kv_heads, group + 2, spec.head_dim, spec.dim)
+    return {
+        f"{name}.q_proj.weight": Slot(rows[:, :group], halves),
+        f"{name}.k_proj.weight": Slot(rows[:, group : group + 1], halves),
+        f"{name}.v_proj.weight": Slot(rows[:, group + 1 :]),
+        f"{name}.o_proj.weight": Slot(attention.wo.weight.data),
+    }
+
+
+_GGUF = GGUFNames(
+    architecture="llama",
+    part={
+        "attn_q": "self_attn.q_proj",
+        "attn_k": "self_attn.k_proj",
+        "attn_v": "self_attn.v_proj",
+        "attn_output": "self_attn.o_proj",
+        "ffn_gate": "mlp.gate_proj",
+        "ffn_up": "mlp.up_proj",
+        "ffn_down": "mlp.down_proj",
+        "attn_norm": "input_layernorm",
+        "ffn_norm": "post_attention_layernorm",
+    },
+    top={
+        "token_embd.weight": "model.embed_tokens.weight",
+        "output_norm.weight": "model.norm.weight",
+        "output.weight": "lm_head.weight",
+    },
+    turned=("attn_q", "attn_k"),
+)
+
+
+def llama_format() -> CheckpointFormat:
+    return CheckpointFormat(("llama",), shared_fields, llama_config, llama_slots, _GGUF)

@@ -1,0 +1,234 @@
+"""Plan the next generation: shape, layout, days, failures, money, power, carbon, water."""
+
+from dataclasses import asdict, replace
+from json import dumps
+from pathlib import Path
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct, structs
+
+from tenfold.plan.costs.surroundings import Surroundings
+from tenfold.plan.plan import solve
+from tenfold.plan.request import GpuRequest, Request, StepRequest
+from tenfold.plan.workload.machine import Machine, machine
+from tenfold.spec.commands import Home, Json, print_json
+from tenfold.spec.errors import TenfoldError
+
+
+class MachineOptions(Struct, frozen=True):
+    """The accelerator and its network."""
+
+    accelerator: Annotated[str, Meta(description="h100, b200, mi300x, ...")] = "h100"
+    network_gb_per_s: Annotated[float | None, Meta(description="Scale-out network, GB/s per GPU and direction.")] = None
+    buildings: Annotated[int, Meta(description="Buildings that share the GPUs evenly.")] = 1
+    between_gb_per_s: Annotated[float, Meta(description="Between buildings, GB/s per GPU and direction.")] = 0.0
+
+    def machine(self, home: Path) -> tuple[Machine, str]:
+        """The machine, by its calibration in `home` where there is one, and a sentence that says so or nothing."""
+        from tenfold.plan.validation.calibrate import calibrated
+
+        known, unknown = None, None
+        try:
+            changes: dict[str, Any] = {"scaleout_gb_per_s": self.network_gb_per_s} if self.network_gb_per_s else {}
+            known = machine(self.accelerator, **changes)
+        except TenfoldError as error:
+            unknown = error
+        part, words = calibrated(known, self.accelerator, home)
+        if part is None:
+            raise unknown or TenfoldError(f"There is no accelerator {self.accelerator!r}.")
+        return replace(part, buildings=self.buildings, between_gb_per_s=self.between_gb_per_s), words
+
+
+class Output(Struct, frozen=True):
+    """Where calibrations are found, and how an answer is shown."""
+
+    home: Home = Path("generations")
+    json: Json = False
+
+
+class PlanOutput(Output, frozen=True):
+    """What is shown of a plan, and where it is kept."""
+
+    explain: Annotated[
+        str | None, Meta(description="step_time, memory, layout, failures, cost, ...: the formula, numbers put in.")
+    ] = None
+    out: Annotated[Path | None, Meta(description="Directory for plan.json and plan.html.")] = None
+
+
+def make(
+    *,
+    asked: Request = Request(),
+    fixed: GpuRequest = GpuRequest(),
+    hardware: MachineOptions = MachineOptions(),
+    step: StepRequest = StepRequest(),
+    around: Surroundings = Surroundings(),
+    output: PlanOutput = PlanOutput(),
+) -> None:
+    """Plan one generation.
+
+    Examples:
+
+      tenfold plan --after llama-3.1-405b --times 10 --accelerator h100 --gpus 100000 --region TX
+
+      tenfold plan --flops 3.8e26 --days 90 --accelerator b200 --experts 128
+
+      tenfold plan --model my.toml --budget-usd 2e6 --law law.json
+    """
+    from rich.console import Console
+
+    from tenfold.plan.costs.consequences import consequences
+    from tenfold.plan.document import document
+    from tenfold.plan.explain import explain
+    from tenfold.plan.report import html, terminal
+
+    part, calibrated = hardware.machine(output.home)
+    plan = solve(asked, fixed, part, step, output.home)
+    if output.explain:
+        lines = explain(plan, output.explain, around)
+        if output.json:
+            print_json({"name": output.explain, "lines": lines, "parts_s": plan.workload.step_time.parts()})
+        else:
+            print("\n".join(lines))
+        return
+    whole = document(
+        plan.workload,
+        consequences(plan.workload, around),
+        alternatives=plan.alternatives,
+        notes=[*([calibrated] if calibrated else []), *plan.notes],
+        request=_request(asked, fixed, hardware, step, around),
+    )
+    if output.out:
+        output.out.mkdir(parents=True, exist_ok=True)
+        (output.out / "plan.json").write_text(dumps(whole, indent=1) + "\n")
+        (output.out / "plan.html").write_text(html(whole))
+    if output.json:
+        print_json(whole)
+    else:
+        Console().print(terminal(whole))
+
+
+def _request(*options: Any) -> dict[str, Any]:
+    """What was asked for, as it is kept in plan.json: every option that has a value."""
+    values: dict[str, Any] = {}
+    for table in options:
+        values |= structs.asdict(table) if isinstance(table, Struct) else asdict(table)
+    return {k: v if isinstance(v, int | float | str) else str(v) for k, v in values.items() if v is not None}
+
+
+def compare(
+    accelerators: Annotated[list[str], Meta(description="Accelerators to compare.")],
+    /,
+    *,
+    asked: Request = Request(),
+    fixed: GpuRequest = GpuRequest(),
+    step: StepRequest = StepRequest(),
+    around: Surroundings = Surroundings(),
+    output: Output = Output(),
+) -> None:
+    """The same training on several accelerators, for 90 days where neither --gpus nor --days says otherwise.
+
+    Example: tenfold plan compare h100 h200 b200 mi300x mtia-v2 --after llama-3.1-70b --times 10
+    """
+    fixed = fixed if fixed.gpus or fixed.days else replace(fixed, days=90.0)
+    rows = [_compared(name, output.home, asked, fixed, step, around) for name in accelerators]
+    if output.json:
+        print_json({"rows": rows})
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", "GPUs", "days", "MFU", "GPU-hours", "rent, M$", "MWh", "layout")
+    for row in rows:
+        if "reason" in row:
+            table.add_row(row["accelerator"], *["-"] * 6, row["reason"])
+            continue
+        table.add_row(
+            row["accelerator"], f"{row['gpus']:,}", f"{row['wall_days']:.0f}", f"{row['mfu']:.1%}", f"{row['gpu_hours']:.3g}",
+            f"{row['rent_usd'] / 1e6:,.0f}", f"{row['energy_mwh']:,.0f}", row["layout"],
+        )  # fmt: skip
+    Console().print(table)
+
+
+def _compared(
+    name: str, home: Path, asked: Request, fixed: GpuRequest, step: StepRequest, around: Surroundings
+) -> dict[str, Any]:
+    """The row of one accelerator: what a plan with it takes, or the reason why there is none."""
+    from tenfold.plan.costs.consequences import consequences
+
+    part, _ = MachineOptions(accelerator=name).machine(home)
+    try:
+        plan = solve(asked, fixed, part, step, home)
+        w, c = plan.workload, consequences(plan.workload, around)
+    except TenfoldError as error:
+        return {"accelerator": name, "reason": str(error)}
+    return {
+        "accelerator": name,
+        "gpus": w.gpus,
+        "wall_days": c.wall_days.mid,
+        "mfu": w.mfu,
+        "gpu_hours": c.gpu_hours.mid,
+        "rent_usd": c.cost.rent_usd.mid,
+        "energy_mwh": c.power.energy_mwh.mid,
+        "layout": w.layout.words(),
+    }
+
+
+def validate(
+    *,
+    layouts: Annotated[Path | None, Meta(description="A table with the columns of layouts.csv.")] = None,
+    runs: Annotated[Path | None, Meta(description="A table with the columns of training_runs.csv.")] = None,
+    json: Json = False,
+) -> None:
+    """What this plan gets wrong on published runs.
+
+    Example: tenfold plan validate --layouts my_layouts.csv
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from tenfold.plan.validation.validate import validate as compare_with_published
+
+    errors, remarks = compare_with_published(layouts, runs)
+    if json:
+        print_json({"rows": [asdict(e) for e in errors], "remarks": remarks})
+        return
+    table = Table("", "source", "rows", "mean error", "median", "bias", "worst")
+    for e in errors:
+        table.add_row(
+            e.kind, e.source, str(e.rows), f"{e.mean_abs_pct:.1f} %", f"{e.median_abs_pct:.1f} %", f"{e.bias_pct:+.1f} %",
+            f"{e.worst_pct:+.0f} % {e.worst}",
+        )  # fmt: skip
+    console = Console()
+    console.print(table)
+    for remark in remarks:
+        console.print(remark)
+
+
+def calibrate(
+    run: Annotated[Path, Meta(description="A directory of a finished run of `tenfold train`.")],
+    /,
+    *,
+    home: Home = Path("generations"),
+    json: Json = False,
+) -> None:
+    """Take the constants of the machine from a run on it; the next plan uses them and says so.
+
+    Example: tenfold plan calibrate generations/g2
+    """
+    from tenfold.plan.validation.calibrate import calibrate as measure
+    from tenfold.plan.validation.calibrate import write
+
+    found = measure(run)
+    path = write(found, home)
+    if json:
+        print_json({**asdict(found), "file": str(path)})
+        return
+    print(
+        f"{found.accelerator.name}: measured {found.measured_step_s:.4g} s a step, planned {found.planned_step_s:.4g} s; "
+        f"rates x {found.factor:.3f}. Kept in {path}; plans for --accelerator {found.accelerator.key} use it."
+    )
+    if abs(found.calibrated_step_s / found.measured_step_s - 1) > 0.02:
+        print(
+            f"No rates within the peak make the step that long: with these it is planned at {found.calibrated_step_s:.4g} s. "
+            "Calibrate by a larger run."
+        )

@@ -1,0 +1,225 @@
+"""Fit scaling laws, test them on what they have not seen, and score a forecast."""
+
+import math
+from json import dumps, loads
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from msgspec import Meta, Struct
+
+from tenfold.spec.commands import Json, print_json
+from tenfold.spec.errors import TenfoldError
+
+if TYPE_CHECKING:
+    from tenfold.scale.law import Law
+    from tenfold.scale.points import Point
+
+LABELS = {
+    "loss_bits_per_byte": "loss (bits/byte)",
+    "tokens_per_s": "speed (tokens/s)",
+    "seconds": "seconds (s)",
+    "energy_kwh": "energy (kWh)",
+}
+COEFFICIENTS = ("E", "A", "B", "alpha", "beta")
+PointsFile = Annotated[Path, Meta(description="A CSV file with params, tokens and/or flops, and loss.")]
+
+
+class PointOptions(Struct, frozen=True):
+    """How a file of measured points is read."""
+
+    columns: Annotated[str, Meta(description="Column names, as params=n,tokens=d,flops=c,loss=l.")] = ""
+    bits_per_byte: Annotated[
+        bool, Meta(description="Losses are in bits per byte: what is known of their lowest value is used.")
+    ] = False
+
+    @property
+    def asymptote(self) -> Any:
+        """What is known of the lowest loss."""
+        from tenfold.scale.law import BITS_PER_BYTE
+
+        return BITS_PER_BYTE if self.bits_per_byte else None
+
+
+class FitOptions(Struct, frozen=True):
+    """What is fitted beside the law, and where it is kept."""
+
+    total: Annotated[
+        str | None, Meta(description="A column of total parameters, where models have experts: fits what idle ones count.")
+    ] = None
+    flops: Annotated[float | None, Meta(description="Also forecast the best run of this compute.")] = None
+    out: Annotated[Path | None, Meta(description="Write the law as JSON.")] = None
+    plot: Annotated[Path | None, Meta(description="Draw the points and the law.")] = None
+
+
+def beside_lines(generation: Path) -> list[str]:
+    """How a generation compares with the newest of the other family and equal compute in its home; empty without one."""
+    from tenfold.scale.beside import comparison, other_family
+
+    other = other_family(generation)
+    if other is None:
+        return []
+    found = comparison(generation, other)
+    lines = [f"Experts ({found['experts']}) beside dense ({found['dense']}) at equal compute, bits per byte:"]
+    for what in ("forecast", "measured"):
+        difference = found[f"{what}_difference"]
+        low, high = difference["interval_80"]
+        lines.append(f"  {what} {difference['pct']:+.2f} % (80 %: {low:+.2f} to {high:+.2f} %)")
+    return lines
+
+
+def score_table(generation: Path, scored: dict[str, Any]) -> Any:
+    """The forecast of a generation beside what was measured."""
+    from rich.table import Table
+
+    forecast = loads((generation / "forecast.json").read_text())
+    title = f"Forecast of {generation.name}, scored"
+    table = Table("", "forecast", "80 % interval", "measured", "error", "inside 80 %", title=title)
+    for name, row in scored["scores"].items():
+        low, high = forecast[name]["intervals"]["80"]
+        table.add_row(
+            LABELS[name], f"{row['forecast']:.4g}", f"{low:.4g} to {high:.4g}", f"{row['measured']:.4g}",
+            f"{row['error_pct']:+.2f} %", "yes" if row["inside_80"] else "no",
+        )  # fmt: skip
+    machine = scored["machine"]
+    if not machine["speed_is_comparable"]:
+        table.caption = (
+            f"Other processes used {machine['busy_in_probe']:.0%} of the machine when its speed was forecast, and "
+            f"{machine['busy_in_run']:.0%} in the run: speed, seconds and energy cannot be compared."
+        )
+    return table
+
+
+def score(generation: Annotated[Path, Meta(description="A generation's directory.")], /, *, json: Json = False) -> None:
+    """Score the forecast of a finished generation; a forecast changed after the run began is refused.
+
+    Example: tenfold score generations/g1
+    """
+    from rich.console import Console
+
+    from tenfold.scale.forecast import score as score_forecast
+
+    if not (generation / "forecast.json").exists():
+        raise TenfoldError(f"{generation} is no generation: it has no forecast.json.")
+    scored = score_forecast(generation)
+    if json:
+        print_json(scored)
+    else:
+        Console().print(score_table(generation, scored))
+
+
+def fit(
+    points: PointsFile, /, *, reading: PointOptions = PointOptions(), options: FitOptions = FitOptions(), json: Json = False
+) -> None:
+    """Fit L(N, D) to measured points.
+
+    Example: tenfold law fit points.csv --columns params=n,tokens=d --flops 1e22
+    """
+    from tenfold.scale.law import classic_fit, fit_law
+    from tenfold.scale.points import parse_columns, read_points
+
+    if options.total is not None:
+        _fit_sparsity(points, parse_columns(reading.columns), options.total, json)
+        return
+    found, unusable = read_points(points, parse_columns(reading.columns))
+    law, classic = fit_law(found, asymptote=reading.asymptote), classic_fit(found)
+    target = options.flops or 10 * law.largest_flops
+    if options.out:
+        options.out.write_text(dumps(law.to_dict()))
+    if options.plot:
+        from tenfold.scale.plots import draw_law
+
+        draw_law(found, law, options.plot)
+    if json:
+        print_json({"points": len(found), "unusable_rows": unusable, "classic": classic, **_law_as_json(law, target)})
+        return
+    _print_law(found, law, classic, target)
+    if unusable:
+        print(f"{unusable} rows could not be used.")
+
+
+def _law_as_json(law: "Law", target: float) -> dict[str, Any]:
+    n, d, _ = law.optimum(target)
+    forecast = law.predict(n, d)
+    return {
+        "coefficients": {k: {"value": v, "standard_error": s} for k, (v, s) in law.coefficients().items()},
+        "members": [{"form": m.form, "compute_weight": m.compute_weight, "weight": m.weight} for m in law.members],
+        "noise": law.noise,
+        "flops": target,
+        "params": n,
+        "tokens": d,
+        "loss": forecast.median,
+        "intervals": forecast.intervals,
+    }
+
+
+def _print_law(points: "list[Point]", law: "Law", classic: dict[str, float], target: float) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    coefficients, (n, d, _), (n0, _, _) = law.coefficients(), law.optimum(target), law.optimum(law.largest_flops)
+    table = Table("", *COEFFICIENTS, title=f"L(N, D) = E + A/N^alpha + B/D^beta, {len(points)} points")
+    table.add_row("plain refit", *(f"{classic[k]:.4g}" for k in COEFFICIENTS))
+    table.add_row("weighted", *(f"{v:.4g} ± {s:.2g}" for v, s in (coefficients[k] for k in COEFFICIENTS)))
+    console = Console()
+    console.print(table)
+    exponent = math.log(n / n0) / math.log(target / law.largest_flops)
+    forecast = law.predict(n, d)
+    low, high = forecast.intervals[80]
+    console.print(f"N* grows as C^{exponent:.2f}, D* as C^{1 - exponent:.2f}.")
+    console.print(
+        f"At {target:.3g} FLOPs: {n:.3g} parameters, {d:.3g} tokens, loss {forecast.median:.4f} (80 %: {low:.4f} to {high:.4f})."
+    )
+
+
+def _fit_sparsity(points: Path, columns: dict[str, str], total: str, json: bool) -> None:
+    from tenfold.scale.points import read_points
+    from tenfold.scale.sparsity import fit_sparsity
+
+    active, whole = read_points(points, columns)[0], read_points(points, {**columns, "params": total})[0]
+    if len(active) != len(whole):
+        raise TenfoldError(f"{points} has rows without a number in {total!r}: give the total parameters of every run.")
+    found = fit_sparsity(active, [p.params for p in whole])
+    if json:
+        print_json({"points": len(active), "gamma": found.gamma, "interval_80": found.interval_80, "noise": found.law.noise})
+        return
+    low, high = found.interval_80
+    print(
+        f"A model of N active and M total parameters counts as a dense one of N (M/N)^{found.gamma:.2f} (80 %: {low:.2f} to "
+        f"{high:.2f}), {len(active)} points, which the law leaves {found.law.noise:.2%} apart."
+    )
+
+
+def backtest(
+    points: PointsFile,
+    /,
+    *,
+    holdout: Annotated[float, Meta(description="Hide all points above 1/HOLDOUT of the largest compute.")] = 10.0,
+    reading: PointOptions = PointOptions(),
+    json: Json = False,
+) -> None:
+    """Hide the largest runs, forecast them, and count how often the intervals held.
+
+    Example: tenfold law backtest points.csv --holdout 10 --columns params=n,tokens=d,flops=c,loss=l
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from tenfold.scale.backtest import backtest as hide_and_predict
+    from tenfold.scale.backtest import rung_by_rung
+    from tenfold.scale.points import parse_columns, read_points
+
+    found, unusable = read_points(points, parse_columns(reading.columns))
+    result = hide_and_predict(found, holdout, asymptote=reading.asymptote)
+    rungs = rung_by_rung(found, asymptote=reading.asymptote) if len({round(p.flops, -1) for p in found}) <= 40 else []
+    if json:
+        print_json({**result.to_dict(), "unusable_rows": unusable, "rungs": [r.summary() for r in rungs]})
+        return
+    table = Table("", "fitted up to", "points", "hidden", "mean error", "worst", "largest run", "in 50 %", "80 %", "95 %")
+    for name, test in [(f"x{holdout:g}", result), *((f"rung {i + 1}", rung) for i, rung in enumerate(rungs))]:
+        s = test.summary()
+        table.add_row(
+            name, f"{s['fitted_up_to_flops']:.2g}", str(s["fitted_points"]), str(s["held_out_points"]),
+            f"{s['mean_abs_error_pct']:.2f} %", f"{s['worst_error_pct']:+.2f} %", f"{s['largest_run_error_pct']:+.2f} %",
+            *(f"{s[f'inside_{level}']:.0%}" for level in (50, 80, 95)),
+        )  # fmt: skip
+    Console().print(table)

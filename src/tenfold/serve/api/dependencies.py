@@ -1,0 +1,56 @@
+"""What routes are given: the models, the feedback database, who asks; and how routes describe their answers.
+
+A part of the API is a FastAPI router, or a function that takes the application, under an entry point of `tenfold.routes`.
+Parts of other packages use the same names:
+
+    router = APIRouter()
+
+    @router.get("/v1/context")
+    async def context(models: ServedModels) -> int:
+        return (await models.get("")).backend.max_model_len
+"""
+
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+from pydantic import BaseModel
+
+from tenfold.serve.api.errors import ApiError
+from tenfold.serve.api.models import Models
+from tenfold.serve.feedback.feedback import Feedback
+
+
+async def _models(request: Request) -> Models:
+    return request.app.state.models
+
+
+async def _optional_feedback(request: Request) -> Feedback | None:
+    return request.app.state.feedback
+
+
+async def _feedback(request: Request) -> Feedback:
+    if (feedback := request.app.state.feedback) is None:
+        raise ApiError(404, "This server keeps no feedback: start it with --feedback.")
+    return feedback
+
+
+async def _owner(request: Request) -> str:
+    return request.scope.get("tenfold_owner", "anonymous")
+
+
+ServedModels = Annotated[Models, Depends(_models)]
+OptionalFeedback = Annotated[Feedback | None, Depends(_optional_feedback)]
+KeptFeedback = Annotated[Feedback, Depends(_feedback)]
+Owner = Annotated[str, Depends(_owner)]  # of the key that the request came with
+
+
+def gives(model: type[BaseModel]) -> dict[str, Any]:
+    """Options of a route whose answer has the fields of `model`, for the API's document."""
+    return {"response_model": None, "responses": {200: {"model": model}}}
+
+
+def streams(model: type[BaseModel]) -> dict[str, Any]:
+    """The same where `stream: true` gives server-sent events instead."""
+    text = {"type": "string"}
+    event = {"type": "object", "properties": {"event": text, "data": text}, "required": ["data"]}
+    return {"response_model": None, "responses": {200: {"model": model, "content": {"text/event-stream": {"itemSchema": event}}}}}

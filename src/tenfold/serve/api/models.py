@@ -1,0 +1,145 @@
+"""The models of a server: loaded when asked for, the least recently used unloaded, and swapped for others."""
+
+import asyncio
+import time
+import traceback
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+
+from tenfold.serve.api.errors import ApiError
+from tenfold.serve.api.metrics import Metrics
+from tenfold.serve.api.served_model import ServedModel
+from tenfold.serve.backends.backend import Backend, make_backend
+from tenfold.serve.options import EngineOptions, Limits
+from tenfold.serve.text import TextSide, read_text_side
+
+Loader = Callable[[EngineOptions], Awaitable[tuple[TextSide, Backend]]]
+
+
+async def load_model(options: EngineOptions) -> tuple[TextSide, Backend]:
+    """A model's text side, and its backend ready to answer. Raises TenfoldError if either cannot be had."""
+    text = await asyncio.to_thread(read_text_side, options.path)
+    backend = make_backend(options)
+    try:
+        await backend.start()
+    except BaseException:  # also when whoever asked for the model is gone
+        await asyncio.to_thread(backend.stop)
+        raise
+    return replace(text, limit=backend.max_model_len), backend
+
+
+class Models:
+    """Models by name. The first stands for an empty name, and for every unknown one if `any_name`."""
+
+    def __init__(self, options: dict[str, EngineOptions], limits: Limits, any_name: bool = False, load: Loader = load_model):
+        self.options, self.limits, self.any_name, self.metrics = options, limits, any_name, Metrics()
+        self.loaded: dict[str, ServedModel] = {}  # the least recently used first
+        self.created = int(time.time())
+        self.draining = False
+        self._load_parts = load
+        self._loading = asyncio.Lock()
+        self._waiting = 0
+        self._retiring: dict[asyncio.Task[None], ServedModel] = {}  # swapped out, with answers to finish
+
+    def resolve(self, name: str) -> str:
+        """The name of the model that answers to `name`. Raises ApiError 404."""
+        if name in self.options:
+            return name
+        first = next(iter(self.options))
+        if not name or self.any_name:
+            return first
+        raise ApiError(
+            404, f"There is no model {name!r}: this server has {', '.join(self.options)}.", code="model_not_found", param="model"
+        )
+
+    async def get(self, name: str) -> ServedModel:
+        """The model, loaded first if it is not: one at a time, while those that are loaded go on answering.
+
+        Raises ApiError for an unknown model, a full queue of requests that wait for one to load, or a server that is closing.
+        """
+        if self.draining:
+            raise ApiError(503, "The server is shutting down and takes no new requests.", retry_after=10)
+        name = self.resolve(name)
+        if (found := self._ready(name)) is not None:
+            return found
+        if self._waiting >= self.limits.max_queue:
+            self.metrics.rejections.labels(name).inc()
+            raise ApiError(429, f"{self._waiting} requests wait for models to load: try again later.", retry_after=10)
+        self._waiting += 1
+        try:
+            async with self._loading:
+                if (found := self._ready(name)) is None:
+                    await self._make_room()
+                    found = self.loaded[name] = await self._load(name, self.options[name])
+                return found
+        finally:
+            self._waiting -= 1
+
+    def _ready(self, name: str) -> ServedModel | None:
+        """The model if it can take a request; it counts as the most recently used from here on."""
+        found = self.loaded.get(name)
+        if found is None or found.leaving:
+            return None
+        if not found.backend.is_alive:
+            del self.loaded[name]
+            return None
+        found.used = time.monotonic()
+        self.loaded[name] = self.loaded.pop(name)
+        return found
+
+    async def _load(self, name: str, options: EngineOptions) -> ServedModel:
+        text, backend = await self._load_parts(options)
+        return ServedModel(name, options, text, backend, self.limits, self.metrics)
+
+    async def swap(self, name: str, path: Path) -> ServedModel:
+        """Serve `name` from another path; the old model finishes the answers that it began."""
+        name = self.resolve(name)
+        async with self._loading:
+            new = await self._load(name, msgspec.structs.replace(self.options[name], path=path))
+            old, self.loaded[name], self.options[name] = self.loaded.get(name), new, new.options
+        if old is not None:
+            self._retire(old)
+        return new
+
+    def _retire(self, model: ServedModel) -> None:
+        """Stop a model once it has answered everything. The loop itself keeps only a weak reference to the task."""
+        task = asyncio.create_task(model.stop_when_idle())
+        self._retiring[task] = model
+        task.add_done_callback(self._retired)
+
+    def _retired(self, task: asyncio.Task[None]) -> None:
+        del self._retiring[task]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            traceback.print_exception(error)
+
+    async def _make_room(self) -> None:
+        """Unload models above the limit: the least recently used idle one, or after some patience a busy one.
+
+        A busy one finishes what it began; whoever asks for it again waits for its turn, as this caller did.
+        """
+        patient_until = time.monotonic() + self.limits.patience_seconds
+        while len(self.loaded) >= self.limits.max_loaded:
+            gone = next((m for m in self.loaded.values() if m.idle or not m.backend.is_alive), None)
+            if gone is not None:
+                del self.loaded[gone.name]
+                await asyncio.to_thread(gone.backend.stop)
+                continue
+            if time.monotonic() > patient_until:
+                next(iter(self.loaded.values())).leaving = True
+            await asyncio.sleep(0.05)
+
+    async def drain(self, seconds: float) -> None:
+        """Take nothing new, wait for what is in flight, and stop all backends."""
+        self.draining = True
+        for model in self.loaded.values():
+            self._retire(model)
+        if not self._retiring:
+            return
+        tasks = list(self._retiring)
+        await asyncio.wait(tasks, timeout=seconds)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,254 @@
+"""`/v1/chat/completions`: a conversation in, OpenAI's answer or its chunks out."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi import Request as HttpRequest
+from fastapi.responses import JSONResponse, Response
+from openai.types.chat import ChatCompletion
+
+from tenfold.serve.api.dependencies import OptionalFeedback, Owner, ServedModels, streams
+from tenfold.serve.api.errors import ApiError
+from tenfold.serve.api.models import Models
+from tenfold.serve.api.protocol import ChatRequest, Message
+from tenfold.serve.api.routes.answers import Gathered, finite, head, new_id, token_text, usage
+from tenfold.serve.api.served_model import OutputDelta, ServedModel
+from tenfold.serve.api.streaming import stream, until_disconnect
+from tenfold.serve.api.tools import call_schema, find_calls, tell_of_tools
+from tenfold.serve.engine.grammar import grammar_from
+from tenfold.serve.feedback.feedback import Feedback
+from tenfold.serve.request import Request, TokenLogprob
+from tenfold.serve.text import TextSide
+
+router = APIRouter()
+_CALL_BEGINS = ("<tool_call>", "<|python_tag|>", "{")
+
+
+@router.post("/v1/chat/completions", **streams(ChatCompletion))
+async def chat_completions(
+    body: ChatRequest, request: HttpRequest, owner: Owner, models: ServedModels, feedback: OptionalFeedback
+) -> Response:
+    conversation = await until_disconnect(request, prepare(models, body, owner))
+    if body.stream:
+        return await stream(chunks(conversation, feedback))
+    return JSONResponse(await until_disconnect(request, answer(conversation, feedback)))
+
+
+@dataclass
+class Conversation:
+    """A chat request ready for the engine."""
+
+    body: ChatRequest
+    model: ServedModel
+    request: Request
+    messages: list[dict[str, Any]]
+    tools: set[str]
+    must_call: str | None  # the tool that must be called; "" is any, None is no obligation
+    owner: str
+    created: int = field(default_factory=lambda: int(time.time()))
+
+
+async def prepare(models: Models, body: ChatRequest, owner: str) -> Conversation:
+    """Check a chat request and make its prompt. Raises ApiError or TenfoldError in one sentence."""
+    body.check_stream_options()
+    if body.top_logprobs is not None and not body.logprobs:
+        raise ApiError(400, "top_logprobs needs logprobs: true.", param="top_logprobs")
+    model = await models.get(body.model)
+    messages = [plain(message) for message in body.messages]
+    tools = [t.model_dump(exclude_none=True) for t in body.tools or () if t.function is not None]
+    tools += [{"type": "function", "function": f.model_dump(exclude_none=True)} for f in body.functions or ()]
+    must_call = _must_call(body, tools)
+    if body.tool_choice == "none":
+        tools = []
+    tokens = await model.prompt(lambda: _tokens(model.text, messages, tools))
+    model.check_tokens(body.logit_bias or (), "logit_bias")
+    wanted = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+    sampling = body.sampling(
+        max_tokens=model.admit(tokens, wanted),
+        stop_tokens=model.text.stop_tokens,
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        grammar=await asyncio.to_thread(_grammar, body, tools, must_call),
+    )
+    request = Request(new_id("chatcmpl"), tokens, sampling)
+    names = {t["function"]["name"] for t in tools}
+    return Conversation(body, model, request, messages, names, must_call, body.user or owner)
+
+
+def plain(message: Message) -> dict[str, Any]:
+    """A message as chat templates read it, with text as its content."""
+    plain = message.model_dump(exclude_none=True)
+    if plain["role"] == "developer":
+        plain["role"] = "system"
+    content = plain.get("content") or ""
+    if isinstance(content, list):
+        for part in content:
+            if part.get("type") not in ("text", "refusal", "input_text", "output_text"):
+                raise ApiError(400, f"Content of type {part.get('type')!r} cannot be read: send text.", param="messages")
+        content = "".join(str(part.get("text", part.get("refusal", ""))) for part in content)
+    plain["content"] = content
+    return plain
+
+
+def _tokens(text: TextSide, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> list[int]:
+    if tools and not text.knows_tools:
+        return text.encode_chat(tell_of_tools(messages, tools))
+    return text.encode_chat(messages, tools or None)
+
+
+def _must_call(body: ChatRequest, tools: list[dict[str, Any]]) -> str | None:
+    choice = body.tool_choice
+    if isinstance(choice, dict):
+        name = (choice.get("function") or {}).get("name")
+        if name not in {t["function"]["name"] for t in tools}:
+            raise ApiError(400, f"tool_choice names {name!r}, which is not among the tools.", param="tool_choice")
+        return name
+    if choice in (None, "auto", "none"):
+        return None
+    if choice != "required":
+        raise ApiError(400, f"tool_choice must be auto, none, required or a tool, not {choice!r}.", param="tool_choice")
+    if not tools:
+        raise ApiError(400, "tool_choice is required, but there are no tools.", param="tool_choice")
+    return ""
+
+
+def _grammar(body: ChatRequest, tools: list[dict[str, Any]], must_call: str | None) -> str | None:
+    if must_call is not None:
+        return grammar_from(schema=call_schema(tools, must_call or None))
+    form = body.response_format
+    if form is not None and form.type == "json_object":
+        return grammar_from(schema={"type": "object"})
+    if form is not None and form.type == "json_schema":
+        if form.json_schema is None or form.json_schema.schema_ is None:
+            raise ApiError(400, "response_format of type json_schema needs a json_schema with a schema.", param="response_format")
+        return grammar_from(schema=form.json_schema.schema_)
+    if body.guided_regex is not None:
+        return grammar_from(regex=body.guided_regex)
+    if body.guided_json is not None:
+        return grammar_from(schema=body.guided_json)
+    if body.guided_grammar is not None:
+        return grammar_from(lark=body.guided_grammar)
+    return None
+
+
+def _deltas(chat: Conversation) -> AsyncGenerator[OutputDelta, None]:
+    return chat.model.generate(chat.request, chat.body.stops, chat.body.skip_special_tokens is False)
+
+
+async def answer(chat: Conversation, feedback: Feedback | None) -> dict[str, Any]:
+    """The whole answer as one object."""
+    gathered = [Gathered() for _ in range(chat.request.sampling.n)]
+    async for delta in _deltas(chat):
+        gathered[delta.index].add(delta)
+    await keep(chat, gathered, feedback)
+    choices = []
+    for i, g in enumerate(gathered):
+        said, finish = message(chat, g)
+        choices.append({"index": i, "message": said, "logprobs": _logprobs(chat, g.logprobs), "finish_reason": finish})
+    return {**_head(chat, "chat.completion"), "choices": choices, "usage": _usage(chat, gathered)}
+
+
+def message(chat: Conversation, g: Gathered) -> tuple[dict[str, Any], str | None]:
+    """The message of a finished continuation, with its calls apart from the text, and why it ended."""
+    content, calls = find_calls(g.text, chat.tools) if chat.tools else (g.text, [])
+    said: dict[str, Any] = {"role": "assistant", "content": content or None if calls else content, "refusal": None}
+    if not calls:
+        return said, g.finish_reason
+    return {**said, "tool_calls": calls}, "stop" if chat.must_call else "tool_calls"
+
+
+async def chunks(chat: Conversation, feedback: Feedback | None) -> AsyncGenerator[dict[str, Any], None]:
+    """The answer piece by piece: the role, then text, then the finish reason; usage last if it was asked for."""
+    start, n = _head(chat, "chat.completion.chunk"), chat.request.sampling.n
+    options = chat.body.stream_options
+    with_usage = bool(options and options.include_usage)
+    if with_usage:
+        start["usage"] = None
+    gathered, held = [Gathered() for _ in range(n)], [""] * n
+    for i in range(n):
+        yield {**start, "choices": [_choice(i, {"role": "assistant", "content": ""})]}
+    async for delta in _deltas(chat):
+        i, g = delta.index, gathered[delta.index]
+        g.add(delta)
+        text, finish = delta.text, delta.finish_reason
+        if chat.tools:
+            text, held[i] = sayable(held[i] + text, g, finish)
+        if text or (delta.logprobs and not chat.tools):
+            yield {**start, "choices": [_choice(i, {"content": text}, None, _logprobs(chat, delta.logprobs))]}
+        if not finish:
+            continue
+        said, reason = message(chat, g)
+        if calls := said.get("tool_calls"):
+            yield {**start, "choices": [_choice(i, {"tool_calls": [{"index": k, **call} for k, call in enumerate(calls)]})]}
+        elif held[i]:
+            yield {**start, "choices": [_choice(i, {"content": held[i]})]}
+        yield {**start, "choices": [_choice(i, {}, reason)]}
+    await keep(chat, gathered, feedback)
+    if with_usage:
+        yield {**start, "choices": [], "usage": _usage(chat, gathered)}
+
+
+def sayable(text: str, g: Gathered, finish: str | None) -> tuple[str, str]:
+    """The part of `text` that can be sent, and the part that may become a call and is held back."""
+    if g.text.lstrip().startswith("{"):
+        return "", text
+    begins = min((at for at in (text.find(mark) for mark in _CALL_BEGINS[:2]) if at >= 0), default=-1)
+    if begins >= 0:
+        return text[:begins], text[begins:]
+    if finish:
+        return text, ""
+    keep = max((k for mark in _CALL_BEGINS[:2] for k in range(1, len(mark)) if text.endswith(mark[:k])), default=0)
+    return text[: len(text) - keep], text[len(text) - keep :]
+
+
+def _choice(index: int, delta: dict[str, Any], finish: str | None = None, logprobs: Any = None) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+
+
+def _head(chat: Conversation, kind: str) -> dict[str, Any]:
+    return head(chat.request.id, kind, chat.created, chat.model)
+
+
+def _usage(chat: Conversation, gathered: list[Gathered]) -> dict[str, Any]:
+    cached = max(g.cached_tokens for g in gathered)
+    return {**usage([chat.request], gathered), "prompt_tokens_details": {"cached_tokens": cached}}
+
+
+def _logprobs(chat: Conversation, logprobs: list[TokenLogprob]) -> dict[str, Any] | None:
+    """Log-probabilities as chat completions write them; None if the request does not ask for them."""
+    if not chat.body.logprobs:
+        return None
+
+    def one(token: int, value: float) -> dict[str, Any]:
+        written = token_text(chat.model, token)
+        return {"token": written, "logprob": finite(value), "bytes": list(written.encode())}
+
+    return {
+        "content": [{**one(lp.token, lp.logprob), "top_logprobs": [one(*top) for top in lp.top]} for lp in logprobs],
+        "refusal": None,
+    }
+
+
+async def keep(chat: Conversation, gathered: list[Gathered], feedback: Feedback | None) -> None:
+    """Store the answers if the request says so and the server keeps feedback. The first has the request's id."""
+    if feedback is None or not chat.body.store:
+        return
+    checkpoint = await chat.model.checkpoint()
+    for i, g in enumerate(gathered):
+        row = {
+            "id": chat.request.id if i == 0 else f"{chat.request.id}-{i}",
+            "model": chat.model.name,
+            "checkpoint": checkpoint,
+            "messages": chat.messages,
+            "text": g.text,
+            "token_ids": g.tokens,
+            "logprobs": [lp.logprob for lp in g.logprobs] or None,
+            "sampling": {k: sorted(v) if isinstance(v, frozenset) else v for k, v in asdict(chat.request.sampling).items()},
+            "finish_reason": g.finish_reason or "abort",
+            "prompt_tokens": len(chat.request.tokens),
+            "ttft_ms": 1000 * (g.first_token - chat.created) if g.first_token else None,
+        }
+        await asyncio.to_thread(feedback.add_response, row, chat.owner)

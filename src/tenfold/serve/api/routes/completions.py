@@ -1,0 +1,153 @@
+"""`/v1/completions`: plain completions of one prompt or several."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi import Request as HttpRequest
+from fastapi.responses import JSONResponse, Response
+from openai.types import Completion as CompletionAnswer
+
+from tenfold.serve.api.dependencies import ServedModels, streams
+from tenfold.serve.api.models import Models
+from tenfold.serve.api.protocol import CompletionRequest
+from tenfold.serve.api.routes.answers import Gathered, finite, head, new_id, token_text, usage
+from tenfold.serve.api.routes.embeddings import encode, prompts_of
+from tenfold.serve.api.served_model import OutputDelta, ServedModel
+from tenfold.serve.api.streaming import cancel, stream, until_disconnect
+from tenfold.serve.engine.grammar import grammar_from
+from tenfold.serve.request import Request, TokenLogprob
+
+router = APIRouter()
+
+
+@router.post("/v1/completions", **streams(CompletionAnswer))
+async def plain_completions(body: CompletionRequest, request: HttpRequest, models: ServedModels) -> Response:
+    completion = await until_disconnect(request, prepare(models, body))
+    if body.stream:
+        return await stream(chunks(completion))
+    return JSONResponse(await until_disconnect(request, answer(completion)))
+
+
+@dataclass
+class Completion:
+    """A request for each prompt."""
+
+    body: CompletionRequest
+    model: ServedModel
+    prompts: list[str | list[int]]
+    requests: list[Request]
+    id: str
+    created: int
+
+
+async def prepare(models: Models, body: CompletionRequest) -> Completion:
+    """Check a completion request. Raises ApiError or TenfoldError in one sentence."""
+    body.check_stream_options()
+    model = await models.get(body.model)
+    prompts = prompts_of(body.prompt, "prompt")
+    encoded = await model.prompt(lambda: encode(model, prompts, body.suffix))
+    model.check_tokens(chain.from_iterable(encoded), "prompt")
+    model.check_tokens(body.logit_bias or (), "logit_bias")
+    grammar = None
+    if body.guided_regex is not None:
+        grammar = await asyncio.to_thread(grammar_from, None, body.guided_regex)
+    elif body.guided_json is not None:
+        grammar = await asyncio.to_thread(grammar_from, body.guided_json)
+    name, requests = new_id("cmpl"), []
+    for i, tokens in enumerate(encoded):
+        sampling = body.sampling(
+            max_tokens=model.admit(tokens, 16 if body.max_tokens is None else body.max_tokens),
+            stop_tokens=model.text.stop_tokens,
+            logprobs=body.logprobs,
+            grammar=grammar,
+        )
+        requests.append(Request(f"{name}-{i}", tokens, sampling))
+    return Completion(body, model, prompts, requests, name, int(time.time()))
+
+
+async def _deltas(completion: Completion) -> AsyncGenerator[tuple[int, OutputDelta], None]:
+    """Deltas of all prompts as they come, with the number of the prompt."""
+    queue: asyncio.Queue[tuple[int, OutputDelta] | Exception | None] = asyncio.Queue()
+
+    async def one(number: int, request: Request) -> None:
+        try:
+            async for delta in completion.model.generate(request, completion.body.stops):
+                queue.put_nowait((number, delta))
+            queue.put_nowait(None)
+        except Exception as error:  # it is raised where the deltas are read
+            queue.put_nowait(error)
+
+    tasks = [asyncio.create_task(one(i, r)) for i, r in enumerate(completion.requests)]
+    try:
+        left = len(tasks)
+        while left:
+            item = await queue.get()
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
+                left -= 1
+            else:
+                yield item
+    finally:
+        await cancel(*tasks)
+
+
+async def answer(completion: Completion) -> dict[str, Any]:
+    """The whole answer as one object."""
+    n = completion.requests[0].sampling.n
+    gathered = [Gathered() for _ in range(n * len(completion.requests))]
+    async for number, delta in _deltas(completion):
+        gathered[number * n + delta.index].add(delta)
+    choices = []
+    for i, g in enumerate(gathered):
+        before = _echo(completion, i // n)
+        logprobs = _logprobs(completion, g.logprobs, len(before))
+        choices.append({"index": i, "text": before + g.text, "logprobs": logprobs, "finish_reason": g.finish_reason})
+    return {**_head(completion), "choices": choices, "usage": usage(completion.requests, gathered)}
+
+
+async def chunks(completion: Completion) -> AsyncGenerator[dict[str, Any], None]:
+    """The answer piece by piece."""
+    start, n = _head(completion), completion.requests[0].sampling.n
+    gathered = [Gathered() for _ in range(n * len(completion.requests))]
+    options = completion.body.stream_options
+    async for number, delta in _deltas(completion):
+        i = number * n + delta.index
+        text = delta.text if gathered[i].first_token else _echo(completion, number) + delta.text
+        gathered[i].add(delta)
+        logprobs = _logprobs(completion, delta.logprobs, 0)
+        yield {**start, "choices": [{"index": i, "text": text, "logprobs": logprobs, "finish_reason": delta.finish_reason}]}
+    if options and options.include_usage:
+        yield {**start, "choices": [], "usage": usage(completion.requests, gathered)}
+
+
+def _head(completion: Completion) -> dict[str, Any]:
+    return head(completion.id, "text_completion", completion.created, completion.model)
+
+
+def _echo(completion: Completion, number: int) -> str:
+    if not completion.body.echo:
+        return ""
+    prompt = completion.prompts[number]
+    return prompt if isinstance(prompt, str) else completion.model.text.tokenizer.decode(prompt)
+
+
+def _logprobs(completion: Completion, logprobs: list[TokenLogprob], offset: int) -> dict[str, Any] | None:
+    """Log-probabilities as plain completions write them; None if the request does not ask for them."""
+    if completion.body.logprobs is None:
+        return None
+    written, offsets = [token_text(completion.model, lp.token) for lp in logprobs], []
+    for text in written:
+        offsets.append(offset)
+        offset += len(text)
+    return {
+        "tokens": written,
+        "token_logprobs": [finite(lp.logprob) for lp in logprobs],
+        "top_logprobs": [{token_text(completion.model, t): finite(v) for t, v in lp.top} for lp in logprobs],
+        "text_offset": offsets,
+    }

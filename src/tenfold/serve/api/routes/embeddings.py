@@ -1,0 +1,68 @@
+"""`/v1/embeddings`: the mean of the last hidden states over each text, and the texts of a request in their several forms."""
+
+import asyncio
+import base64
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter
+from fastapi import Request as HttpRequest
+from fastapi.responses import JSONResponse, Response
+
+from tenfold.serve.api.dependencies import ServedModels, gives
+from tenfold.serve.api.errors import ApiError
+from tenfold.serve.api.models import Models
+from tenfold.serve.api.protocol import EmbeddingRequest, Embeddings
+from tenfold.serve.api.routes.answers import new_id
+from tenfold.serve.api.served_model import ServedModel
+from tenfold.serve.api.streaming import until_disconnect
+from tenfold.serve.request import Request
+
+router = APIRouter()
+_MAX_PROMPTS = 256
+
+
+@router.post("/v1/embeddings", **gives(Embeddings))
+async def embeddings(body: EmbeddingRequest, request: HttpRequest, models: ServedModels) -> Response:
+    return JSONResponse(await until_disconnect(request, answer(models, body)))
+
+
+def prompts_of(value: Any, what: str) -> list[str | list[int]]:
+    """One prompt or several, each text or tokens."""
+    if isinstance(value, list) and not value:
+        raise ApiError(400, f"{what} is an empty list: give at least one text.", param=what)
+    prompts = value if isinstance(value, list) and not isinstance(value[0], int) else [value]
+    if len(prompts) > _MAX_PROMPTS:
+        raise ApiError(400, f"{what} has {len(prompts)} texts: at most {_MAX_PROMPTS} may come in one request.", param=what)
+    return prompts
+
+
+def encode(model: ServedModel, prompts: list[str | list[int]], suffix: str | None = None) -> list[list[int]]:
+    """Tokens of each prompt; with a suffix, of the text that stands between the two."""
+    encoded = [model.text.encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+    return [model.text.between(tokens, suffix) for tokens in encoded] if suffix else encoded
+
+
+async def answer(models: Models, body: EmbeddingRequest) -> dict[str, Any]:
+    """The mean of the last hidden states over each text, of length 1."""
+    model = await models.get(body.model)
+    inputs = prompts_of(body.input, "input")
+    encoded = await model.prompt(lambda: encode(model, inputs))
+    model.check_tokens(chain.from_iterable(encoded), "input")
+    for tokens in encoded:
+        model.admit(tokens, None, answers=False)
+    requests = [Request(new_id("embd"), tokens, task="embed") for tokens in encoded]
+    vectors = await asyncio.gather(*(model.embed(r) for r in requests))
+    data = [
+        {"object": "embedding", "index": i, "embedding": _written(vector, body.encoding_format, body.dimensions)}
+        for i, vector in enumerate(vectors)
+    ]
+    read = sum(map(len, encoded))
+    return {"object": "list", "data": data, "model": model.name, "usage": {"prompt_tokens": read, "total_tokens": read}}
+
+
+def _written(vector: list[float], form: str | None, dimensions: int | None) -> list[float] | str:
+    values = np.array(vector[:dimensions], dtype=np.float32)
+    values /= max(float(np.linalg.norm(values)), 1e-12)
+    return base64.b64encode(values.tobytes()).decode() if form == "base64" else [float(v) for v in values]

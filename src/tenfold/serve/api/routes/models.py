@@ -1,0 +1,35 @@
+"""`/v1/models`: the models by name, and a swap of one for another."""
+
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse, Response
+from openai.types import Model
+
+from tenfold.serve.api.dependencies import ServedModels, gives
+from tenfold.serve.api.models import Models
+from tenfold.serve.api.protocol import ModelList, Swapped, SwapRequest
+
+router = APIRouter()
+
+
+def _described(models: Models, name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": models.created, "owned_by": "tenfold"}
+
+
+@router.get("/v1/models", **gives(ModelList))
+async def list_models(models: ServedModels) -> Response:
+    return JSONResponse({"object": "list", "data": [_described(models, name) for name in models.options]})
+
+
+@router.get("/v1/models/{name:path}", **gives(Model))
+async def get_model(name: str, models: ServedModels) -> Response:
+    models.resolve(name)
+    return JSONResponse(_described(models, name))
+
+
+@router.post("/v1/models/swap", **gives(Swapped))
+async def swap(body: SwapRequest, models: ServedModels) -> Response:
+    swapped = await models.swap(body.model, Path(body.path))
+    return JSONResponse({**_described(models, swapped.name), "path": body.path})

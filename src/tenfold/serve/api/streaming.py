@@ -1,0 +1,70 @@
+"""Answers that come piece by piece, and work that ends with its client."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from typing import Any, TypeVar
+
+from fastapi import Request
+from fastapi.responses import StreamingResponse
+
+from tenfold.serve.api.errors import ApiError
+from tenfold.serve.backends.backend import BackendStopped
+from tenfold.spec.errors import TenfoldError
+
+T = TypeVar("T")
+# Many clients take these for the ends of lines, which in a stream of events they are not.
+_LINE_ENDS = {ord(c): f"\\u{ord(c):04x}" for c in "\x85\u2028\u2029"}
+
+
+async def until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled as soon as the client is gone."""
+    tasks = task, watcher = asyncio.create_task(work), asyncio.create_task(_disconnect(request))
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            watcher.result()  # raises what went wrong while it watched
+            raise ApiError(499, "The client closed the connection.")
+        return task.result()
+    finally:
+        await cancel(*tasks)
+
+
+async def _disconnect(request: Request) -> None:
+    while not await request.is_disconnected():
+        await asyncio.sleep(0.1)
+
+
+async def cancel(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel tasks and wait until they have ended, whatever they raise then."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def stream(items: AsyncGenerator[dict[str, Any]], named: bool = False) -> StreamingResponse:
+    """Server-sent events. An error before the first is an ordinary answer; a later one is an event of its own."""
+    first = await anext(items)
+
+    async def events() -> AsyncIterator[str]:
+        try:
+            yield format_event(first, named)
+            async for item in items:
+                yield format_event(item, named)
+            if not named:
+                yield "data: [DONE]\n\n"
+        except ApiError as error:
+            yield format_event(error.body())
+        except (TenfoldError, BackendStopped) as error:
+            yield format_event(ApiError(503, str(error) or "The model's engine ended.").body())
+        finally:
+            await items.aclose()
+
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
+
+
+def format_event(item: dict[str, Any], named: bool = False) -> str:
+    """One server-sent event, on one line however a client splits lines."""
+    head = f"event: {item['type']}\n" if named else ""
+    return f"{head}data: {json.dumps(item, ensure_ascii=False, separators=(',', ':')).translate(_LINE_ENDS)}\n\n"

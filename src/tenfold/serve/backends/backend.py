@@ -1,0 +1,58 @@
+"""The door for whatever computes: the own engine, llama.cpp, vLLM, or the backend of a plugin.
+
+A backend is found by its name among the entry points `tenfold.backends`. The entry point refers to a class, or a function,
+that takes `EngineOptions` and returns a `Backend`. Templates, text, limits, keys and feedback are the server's own; a
+backend reads tokens and writes tokens.
+"""
+
+from collections.abc import AsyncGenerator
+from typing import Protocol
+
+from tenfold.serve.options import EngineOptions
+from tenfold.serve.request import Output, Request
+from tenfold.spec.plugins import load
+
+
+class Backend(Protocol):
+    """One model that computes. All methods are for the event loop that called `start`."""
+
+    max_model_len: int  # longest prompt and answer together; known after `start`
+    stats: dict[str, float]  # the numbers of `Engine.stats`, or nothing
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it can take requests."""
+        ...
+
+    @property
+    def in_flight(self) -> int:
+        """Requests without their last output."""
+        ...
+
+    async def start(self) -> None:
+        """Return when the model can answer. Raises TenfoldError if it cannot be loaded."""
+        ...
+
+    def generate(self, request: Request) -> AsyncGenerator[Output, None]:
+        """Outputs until every sequence is finished; closing the generator early cancels the request.
+
+        A request that the backend cannot compute gets one output with an error. Raises BackendStopped if the backend ends.
+        """
+        ...
+
+    async def score(self, tokens: list[int]) -> list[float]:
+        """The log-probability of each token after the first, given those before it. Raises TenfoldError if it cannot."""
+        ...
+
+    def stop(self) -> None:
+        """End it, also in the middle of `start`; requests in flight raise BackendStopped. May block for some seconds."""
+        ...
+
+
+class BackendStopped(Exception):
+    """The backend ended, or was stopped, before the request was answered."""
+
+
+def make_backend(options: EngineOptions) -> Backend:
+    """The backend that `options` name, not started yet. Raises TenfoldError if there is none of this name."""
+    return load("backends", options.backend)(options)

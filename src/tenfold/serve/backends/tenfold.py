@@ -1,0 +1,161 @@
+"""The own engine as a backend: in a process of its own, behind a pipe.
+
+Another subclass of `Engine` needs only a function that makes it from `EngineOptions`.
+"""
+
+import asyncio
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from collections.abc import AsyncGenerator, Callable
+from multiprocessing.connection import Connection
+from typing import Any
+from uuid import uuid4
+
+from tenfold.serve.backends.backend import BackendStopped
+from tenfold.serve.engine.build import make_engine
+from tenfold.serve.engine.engine import Engine
+from tenfold.serve.engine.grammar import GrammarTokenizer
+from tenfold.serve.options import EngineOptions
+from tenfold.serve.request import Output, Request
+from tenfold.serve.text import read_text_side
+from tenfold.spec.errors import TenfoldError
+from tenfold.spec.threads import set_waiting_policy
+
+_IDLE_SECONDS = 3600.0
+
+
+class EngineProcess:
+    """A `Backend` whose engine runs in a process of its own."""
+
+    def __init__(self, options: EngineOptions, make: Callable[[EngineOptions], Engine] = make_engine):
+        self.options, self._make = options, make
+        self.stats: dict[str, float] = {}
+        self.max_model_len = 0
+        self._queues: dict[str, asyncio.Queue[Output | None]] = {}
+        self._alive = False
+
+    @property
+    def is_alive(self) -> bool:
+        return self._alive
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._queues)
+
+    async def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._ready: asyncio.Future[None] = self._loop.create_future()
+        method = multiprocessing.get_context("spawn")
+        self._connection, theirs = method.Pipe()
+        arguments = theirs, self.options, self._make
+        self._process = method.Process(target=_run, args=arguments, daemon=True, name="tenfold-engine")
+        self._process.start()
+        theirs.close()
+        threading.Thread(target=self._read, daemon=True).start()
+        await self._ready
+        self._alive = True
+
+    async def generate(self, request: Request) -> AsyncGenerator[Output, None]:
+        if not self._alive:
+            raise BackendStopped
+        queue: asyncio.Queue[Output | None] = asyncio.Queue()
+        self._queues[request.id] = queue
+        left = request.sampling.n if request.generates else 1
+        try:
+            self._connection.send(("add", request))
+            while left:
+                output = await queue.get()
+                if output is None:
+                    raise BackendStopped
+                left -= output.finish_reason is not None
+                yield output
+                if output.error is not None:
+                    break
+        finally:
+            self._queues.pop(request.id, None)
+            if left and self._alive:
+                self._connection.send(("cancel", request.id))
+
+    async def score(self, tokens: list[int]) -> list[float]:
+        async for output in self.generate(Request(f"score-{uuid4().hex}", tokens, task="score")):
+            if output.scores is not None:
+                return output.scores
+            raise TenfoldError(output.error or "The engine gave no scores.")
+        raise BackendStopped
+
+    def stop(self) -> None:
+        self._alive = False
+        self._connection.close()
+        self._process.join(timeout=2)
+        if self._process.is_alive():
+            self._process.kill()
+
+    def _read(self) -> None:
+        """Carry the engine's messages into the event loop until the pipe is closed."""
+        try:
+            while True:
+                message = self._connection.recv()
+                self._loop.call_soon_threadsafe(self._take, message)
+        except (EOFError, OSError, TypeError):  # closed on either side
+            if not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(self._lose)
+
+    def _take(self, message: Any) -> None:
+        kind, *rest = message
+        if kind == "ready":
+            (self.max_model_len,) = rest
+            if not self._ready.done():
+                self._ready.set_result(None)
+        elif kind == "failed":
+            self._fail(rest[0])
+        else:
+            outputs, self.stats = rest
+            for output in outputs:
+                if queue := self._queues.get(output.request_id):
+                    queue.put_nowait(output)
+
+    def _lose(self) -> None:
+        self._alive = False
+        self._fail("The engine ended before it was ready.")
+        for queue in self._queues.values():
+            queue.put_nowait(None)
+
+    def _fail(self, reason: str) -> None:
+        if not self._ready.done():
+            self._ready.set_exception(TenfoldError(reason))
+
+
+def _run(connection: Connection, options: EngineOptions, make: Callable[[EngineOptions], Engine]) -> None:
+    # The process leaves the group of the server, so that a signal to that group lets requests in flight be answered.
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    set_waiting_policy()
+    try:
+        engine = make(options)
+        text = read_text_side(options.path)
+        engine.grammars = GrammarTokenizer(text.tokenizer, engine.runner.spec.vocab_size, sorted(text.stop_tokens))
+    except Exception as error:
+        if not isinstance(error, TenfoldError):
+            traceback.print_exc()
+        connection.send(("failed", str(error)))
+        return
+    try:
+        connection.send(("ready", engine.max_model_len))
+        _answer(connection, engine)
+    except (EOFError, OSError):
+        return
+
+
+def _answer(connection: Connection, engine: Engine) -> None:
+    while True:
+        while connection.poll(0 if engine.has_work else _IDLE_SECONDS):
+            kind, what = connection.recv()
+            if kind == "add":
+                engine.add(what)
+            else:
+                engine.cancel(what)
+        outputs = engine.step()
+        connection.send(("step", outputs, engine.stats()))

@@ -1,0 +1,141 @@
+"""Serve models, talk with them, and keep what people say of their answers."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from tenfold.serve.options import EngineOptions, Quantization, ServerOptions, model_name, model_path
+from tenfold.spec.commands import Given, Json, print_json
+
+FEEDBACK = "sqlite:///feedback.db"
+ModelPath = Annotated[Path, Meta(description="A generation, a Hugging Face directory, or a GGUF file of a Llama.")]
+
+
+class SampleOptions(Struct, frozen=True):
+    """How tokens are drawn."""
+
+    max_new_tokens: Annotated[int, Meta(description="Tokens to write.")] = 200
+    temperature: Annotated[float, Meta(description="0 takes the likeliest token every time.")] = 0.7
+    top_p: Annotated[float, Meta(description="Draw from the likeliest tokens that hold this share.")] = 0.95
+    seed: Annotated[int, Meta(description="Seed of the draw.")] = 0
+
+
+class ChatOptions(Struct, frozen=True):
+    """How a conversation in the terminal is held."""
+
+    temperature: Annotated[float, Meta(description="0 takes the likeliest token every time.")] = 0.7
+    top_p: Annotated[float, Meta(description="Draw from the likeliest tokens that hold this share.")] = 0.95
+    max_tokens: Annotated[int, Meta(description="Longest answer.")] = 512
+    system: Annotated[str, Meta(description="What the model is told before the conversation.")] = ""
+
+
+def start(
+    models: Annotated[list[Path], Meta(description="Models; the first answers where a request names none.")],
+    /,
+    *,
+    engine: Given[EngineOptions],
+    server: ServerOptions = ServerOptions(feedback=FEEDBACK),
+) -> None:
+    """A chat page at / and an OpenAI-compatible API at /v1.
+
+    Example: tenfold serve generations/g1 --port 8000
+    """
+    from rich.console import Console
+
+    from tenfold.serve.api.server import serve
+
+    if engine.get("draft_model"):
+        engine["draft_model"] = model_path(engine["draft_model"])
+    paths = [model_path(path) for path in models]
+    options = {model_name(path): EngineOptions(**{**engine, "path": path}) for path in paths}
+    address = f"http://{server.host}:{server.port}"
+    Console().print(f"{', '.join(options)}: chat at {address}/, API at {address}/v1", highlight=False)
+    serve(options, server)
+
+
+def key(
+    name: Annotated[str, Meta(description="Whose key it is.")],
+    /,
+    *,
+    file: Annotated[Path, Meta(description="Where hashes of keys are kept.")] = Path("serve-keys.json"),
+) -> None:
+    """Make a key for `tenfold serve --keys`; it is shown once and kept as a hash.
+
+    Example: tenfold serve-key alice
+    """
+    from tenfold.serve.api.keys import make_key
+
+    print(make_key(file, name))
+
+
+def chat(
+    model: ModelPath,
+    /,
+    *,
+    quantization: Annotated[Quantization, Meta(description="Format of the weights; exact changes none of them.")] = "exact",
+    options: ChatOptions = ChatOptions(),
+) -> None:
+    """Talk with a model in the terminal; an empty line ends it.
+
+    Example: tenfold chat generations/g1
+    """
+    from tenfold.serve.terminal import converse
+
+    engine = EngineOptions(model_path(model), quantization=quantization, kv_cache_gib=0.5)
+    converse(engine, options.temperature, options.top_p, options.max_tokens, options.system)
+
+
+def sample(
+    model: ModelPath,
+    prompt: Annotated[str | None, Meta(description="What the text begins with: 'def ', or nothing after an image.")] = None,
+    /,
+    *,
+    image: Annotated[Path | None, Meta(description="An image that stands before the text, for a model that sees.")] = None,
+    options: SampleOptions = SampleOptions(),
+    json: Json = False,
+) -> None:
+    """Let a model write.
+
+    Examples:
+
+      tenfold sample generations/g1 "def " --temperature 0.5
+
+      tenfold sample generations/drawings --image cat.png
+    """
+    from msgspec.structs import asdict
+
+    from tenfold.serve.complete import complete
+
+    if prompt is None:
+        prompt = "" if image else "def "
+    text = complete(model_path(model), prompt, **asdict(options), image=image)
+    if json:
+        print_json({"prompt": prompt, "text": text})
+    else:
+        print(text)
+
+
+def export_feedback(
+    out: Annotated[Path, Meta(description="File to write; the test part goes to NAME.test.jsonl beside it.")],
+    /,
+    *,
+    format: Annotated[Literal["dpo", "kto", "sft"], Meta(description="The kind of rows, as TRL reads them.")] = "dpo",
+    database: Annotated[str, Meta(description="Database URL.")] = FEEDBACK,
+    test_share: Annotated[float, Meta(description="Share of users whose feedback is kept for tests.")] = 0.1,
+    json: Json = False,
+) -> None:
+    """Write what people said as rows to train on.
+
+    Example: tenfold feedback export --format kto thumbs.jsonl
+    """
+    from tenfold.serve.feedback.export import export
+    from tenfold.serve.feedback.feedback import Feedback
+
+    made = export(Feedback(database), format, out, test_share=test_share)
+    if json:
+        print_json({"train": made.train, "test": made.test, "left_out": dict(made.left_out)})
+        return
+    print(f"{made.train} rows in {out}, {made.test} of other users in {out.with_suffix('.test.jsonl')}.")
+    for reason, count in made.left_out.most_common():
+        print(f"  left out: {count} ({reason})")

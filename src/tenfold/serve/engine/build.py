@@ -1,0 +1,80 @@
+"""Engines from options: the runner and the engine that suit the model and the device."""
+
+import os
+
+import torch
+from msgspec.structs import replace
+
+from tenfold.model.io.huggingface import read_model
+from tenfold.serve.engine.async_scheduling import AsyncSchedulingEngine
+from tenfold.serve.engine.engine import Engine
+from tenfold.serve.engine.scheduler import SchedulerConfig
+from tenfold.serve.engine.speculate import DraftSpeculator, Speculator
+from tenfold.serve.options import EngineOptions
+from tenfold.serve.runners import cuda, native
+from tenfold.serve.runners.runner import Runner, TorchRunner, cache_block_bytes
+from tenfold.spec.errors import TenfoldError
+
+MAX_NUM_BATCHED_TOKENS = {"cpu": 128, "cuda": 2048}  # such a step takes some tens of milliseconds
+PROMPT_TOKENS = 256  # of a step without replies, where prompts are multiplied on a matrix unit
+
+
+def scheduler_config(options: EngineOptions, runner: Runner) -> SchedulerConfig:
+    """The limits of `options`, with the device's default where one is 0."""
+    given = options.max_num_batched_tokens
+    on_tiles = isinstance(runner, native.NativeRunner) and runner.tiles
+    return SchedulerConfig(
+        max_num_batched_tokens=given or MAX_NUM_BATCHED_TOKENS.get(options.device.split(":")[0], 128),
+        max_num_prompt_tokens=PROMPT_TOKENS if on_tiles and not given else 0,
+        max_num_seqs=options.max_num_seqs,
+        max_model_len=options.max_model_len,
+    )
+
+
+def make_runner(options: EngineOptions) -> tuple[Runner, int]:
+    """The model of `options` ready to run, and how many blocks its cache has.
+
+    A GPU uses Triton kernels and a CPU the compiled step, where they fit the model and are available; otherwise PyTorch
+    computes. Raises TenfoldError for what cannot be read or run.
+    """
+    threads = options.threads or len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads)
+    on_gpu = options.device.startswith("cuda")
+    if on_gpu and not torch.cuda.is_available():
+        raise TenfoldError("There is no GPU that PyTorch can use: serve with --device cpu.")
+    if on_gpu and options.quantization not in ("exact", "bfloat16", "float32"):
+        raise TenfoldError(f"Weights in {options.quantization} are for CPUs: leave --quantization out on a GPU.")
+    dtype = torch.bfloat16 if options.device != "cpu" and options.quantization != "float32" else torch.float32
+    model = read_model(options.path, dtype).to(options.device)
+    n_blocks = int(options.kv_cache_gib * 2**30 / cache_block_bytes(model.spec, dtype))
+    if n_blocks < 2:
+        raise TenfoldError(f"A cache of {options.kv_cache_gib} GiB holds no two blocks of {model.spec.name}: allow more.")
+    if on_gpu and not options.enforce_eager and cuda.fits(model.spec):
+        return cuda.CudaRunner(model, n_blocks, options.max_num_seqs, options.max_model_len), n_blocks
+    if options.device == "cpu" and not options.enforce_eager and native.fits(model.spec) and native.library():
+        runner = native.NativeRunner(model, n_blocks, options.quantization, threads)
+        torch.set_num_threads(1)  # two pools of threads would fight for the cores
+        return runner, n_blocks
+    return TorchRunner(model, n_blocks), n_blocks
+
+
+def make_engine(options: EngineOptions) -> Engine:
+    """The engine for `options`; it schedules asynchronously if the runner draws tokens. Raises TenfoldError as `make_runner`."""
+    runner, n_blocks = make_runner(options)
+    config = scheduler_config(options, runner)
+    if isinstance(runner, cuda.CudaRunner):
+        if options.draft_model is not None:
+            raise TenfoldError("Draft models are for CPUs: leave --draft-model out on a GPU.")
+        return AsyncSchedulingEngine(runner, n_blocks, config)
+    return Engine(runner, n_blocks, config, _speculator(options, runner.spec.vocab_size))
+
+
+def _speculator(options: EngineOptions, vocab_size: int) -> Speculator | None:
+    if not options.speculate:
+        return None
+    if options.draft_model is None:
+        return Speculator()
+    draft, n_blocks = make_runner(replace(options, path=options.draft_model, kv_cache_gib=options.kv_cache_gib / 4))
+    if draft.spec.vocab_size != vocab_size:
+        raise TenfoldError(f"The draft model has {draft.spec.vocab_size} tokens and the model {vocab_size}: they must share them.")
+    return DraftSpeculator(draft, n_blocks)

@@ -1,0 +1,137 @@
+"""A model's text side: its tokenizer, chat template and stop tokens, and text from tokens as they come."""
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
+from tenfold.model.io.tokenizer import read_tokenizer, read_vocabulary
+from tenfold.spec.errors import TenfoldError
+
+# For models without a chat template.
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}{{ message['role']|capitalize }}: {{ message['content'] }}\n\n{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+# Marks of the text before, the text after, and the middle to be filled in (StarCoder and others; Qwen).
+_MIDDLE = (("<fim_prefix>", "<fim_suffix>", "<fim_middle>"), ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"))
+
+
+@dataclass(frozen=True)
+class TextSide:
+    """Turns text into a model's tokens and back."""
+
+    tokenizer: Tokenizer
+    template: str
+    stop_tokens: frozenset[int]
+    special: dict[str, str]  # bos_token and the like, for the template
+    begin: list[int]  # tokens before every text that is not a chat
+    longest: int  # characters of the longest token
+    limit: int = 0  # a text of more tokens is refused before it is read; 0 is no limit
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a whole text, after the model's begin-of-sequence token if it uses one."""
+        ids = self._ids(text)
+        return ids if ids[: len(self.begin)] == self.begin else self.begin + ids
+
+    def between(self, tokens: list[int], suffix: str) -> list[int]:
+        """The prompt for the text between `tokens` and `suffix`. Raises TenfoldError if the model has no marks for it."""
+        for marks in _MIDDLE:
+            ids = [i for mark in marks if (i := self.tokenizer.token_to_id(mark)) is not None]
+            if len(ids) == len(marks):
+                begin = self.begin if tokens[: len(self.begin)] == self.begin else []
+                return [*begin, ids[0], *tokens[len(begin) :], ids[1], *self._ids(suffix), ids[2]]
+        raise TenfoldError("suffix needs a model trained to fill in the middle, and this one is not: leave suffix out.")
+
+    def render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None, **more: Any) -> str:
+        """The prompt of a conversation. Raises TenfoldError if the template refuses it or fails."""
+        more = {"add_generation_prompt": True, **more}
+        try:
+            return _compiled(self.template).render(messages=messages, tools=tools, **self.special, **more)
+        except TemplateRefusal as error:
+            raise TenfoldError(f"The model's chat template refuses this conversation: {error}") from None
+        except Exception as error:  # a template may fail in any way
+            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            raise TenfoldError(f"The model's chat template failed on this conversation: {reason.rstrip('.')}.") from None
+
+    def encode_chat(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None, **more: Any) -> list[int]:
+        """Tokens of a rendered conversation; the template itself writes every special token."""
+        return self._ids(self.render(messages, tools, **more))
+
+    def _ids(self, text: str) -> list[int]:
+        if self.limit and (least := len(text) // self.longest) > self.limit:
+            raise TenfoldError(
+                f"The prompt has at least {least} tokens: {least - self.limit} or more too many for the context of {self.limit}."
+            )
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    @property
+    def knows_tools(self) -> bool:
+        """Whether the template has a place for tools."""
+        return "tools" in self.template
+
+
+class TemplateRefusal(Exception):
+    """Raised by a template with `raise_exception`."""
+
+
+def _refuse(message: str) -> None:
+    raise TemplateRefusal(message)
+
+
+def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **_: Any) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+
+
+def _compiled(template: str) -> jinja2.Template:
+    # As transformers compiles them: no access to Python, no lasting change to what was given.
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment.from_string(template)
+
+
+def read_text_side(path: Path) -> TextSide:
+    """The text side of a Hugging Face directory or a GGUF file."""
+    tokenizer, vocabulary = read_tokenizer(path), read_vocabulary(path)
+    template, longest = vocabulary.chat_template or PLAIN_TEMPLATE, max(map(len, tokenizer.get_vocab()))
+    return TextSide(tokenizer, template, vocabulary.stop_tokens, vocabulary.names, list(vocabulary.begin), longest)
+
+
+class TextStream:
+    """Text of one sequence as its tokens come, up to the first stop string.
+
+    Text that may be the beginning of a stop string is held back until it turns out not to be.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stops: list[str], keep_special: bool = False):
+        self._tokenizer, self._stops = tokenizer, [s for s in stops if s]
+        self._stream = DecodeStream(skip_special_tokens=not keep_special)
+        self._held = ""
+        self.stopped = False
+
+    def push(self, tokens: list[int]) -> str:
+        """The new text that is certain after these tokens."""
+        for token in tokens:
+            self._held += self._stream.step(self._tokenizer, token) or ""
+        at = min((i for i in (self._held.find(s) for s in self._stops) if i >= 0), default=-1)
+        if at >= 0:
+            text, self._held, self.stopped = self._held[:at], "", True
+            return text
+        keep = max((n for s in self._stops for n in range(1, len(s)) if self._held.endswith(s[:n])), default=0)
+        cut = len(self._held) - keep
+        text, self._held = self._held[:cut], self._held[cut:]
+        return text
+
+    def rest(self) -> str:
+        """The text that was held back; for the end of the sequence."""
+        text, self._held = self._held, ""
+        return text

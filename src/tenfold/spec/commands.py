@@ -1,0 +1,29 @@
+"""What the commands of all rooms share. A command is a function that an entry point `tenfold.commands` names.
+
+Its positional-only parameters are arguments, its keyword-only ones options, and the fields of a parameter whose type is a
+struct are options each. The help stands in `msgspec.Meta(description=...)` of the annotation; the docstring ends in examples.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Generic, TypeVar
+
+from msgspec import Meta
+
+Struct = TypeVar("Struct")
+
+
+class Given(dict[str, Any], Generic[Struct]):
+    """The fields of `Struct` that the command line gives, and no others: what changes a file or other defaults.
+
+    Fields of a table within the struct are options with a dot, as `--optimizer.learning-rate`, and a dict within this one.
+    """
+
+
+Json = Annotated[bool, Meta(description="Print one JSON object instead of text.")]
+Home = Annotated[Path, Meta(description="Where the generations are kept.")]
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on standard output."""
+    print(json.dumps(value, indent=2, default=str))

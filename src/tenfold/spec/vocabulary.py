@@ -1,0 +1,69 @@
+"""What a model's tokens mean beside text: those that begin, end and fill a sequence, and how a chat is written."""
+
+import msgspec
+
+from tenfold.spec.errors import TenfoldError
+
+# How Llama 3 splits text before it is tokenized (llama-models `models/llama3/tokenizer.py`).
+LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# Names that published tokenizers give to the end of a text and to the end of a turn in a chat.
+_TEXT_ENDS = ("<|end_of_text|>", "<|endoftext|>", "</s>")
+_TURN_ENDS = ("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|eot|>", "<|eom|>")
+
+
+class Vocabulary(msgspec.Struct, frozen=True, kw_only=True):
+    """The special tokens of a tokenizer of `size` ids. It travels with the corpus, the model, its exports and its server.
+
+    `eos` are the ids that end generation, the tokenizer's own first. With `add_bos` every text begins with `bos`. A model
+    may have more ids than its tokenizer (a padded table), never fewer.
+    """
+
+    size: int
+    bos: int | None = None
+    eos: tuple[int, ...] = ()
+    pad: int | None = None
+    add_bos: bool = False
+    special: dict[str, int] = {}
+    chat_template: str | None = None
+
+    @property
+    def begin(self) -> tuple[int, ...]:
+        """The tokens before every text."""
+        return (self.bos,) if self.add_bos and self.bos is not None else ()
+
+    @property
+    def document_end(self) -> int:
+        """The token that ends a document in training text: an end of text, else the tokenizer's own end.
+
+        Raises TenfoldError where there is none.
+        """
+        found = [self.special[name] for name in _TEXT_ENDS if name in self.special] + list(self.eos)
+        if not found:
+            raise TenfoldError(
+                "The tokenizer names no token that ends a text, so documents cannot be told apart: set eos_token in its "
+                "tokenizer_config.json."
+            )
+        return found[0]
+
+    @property
+    def stop_tokens(self) -> frozenset[int]:
+        """The tokens that end an answer: `eos`, and others whose names say so."""
+        return frozenset(self.eos) | {self.special[name] for name in (*_TEXT_ENDS, *_TURN_ENDS) if name in self.special}
+
+    def name(self, token: int | None) -> str | None:
+        """The text of a special token."""
+        return next((name for name, number in self.special.items() if number == token), None)
+
+    @property
+    def names(self) -> dict[str, str]:
+        """`bos_token`, `eos_token` and `pad_token` by name, as `tokenizer_config.json` and chat templates have them."""
+        ids = {"bos_token": self.bos, "eos_token": self.eos[0] if self.eos else None, "pad_token": self.pad}
+        return {key: name for key, token in ids.items() if (name := self.name(token)) is not None}
+
+    @property
+    def ids(self) -> dict[str, int | list[int] | None]:
+        """`bos_token_id`, `eos_token_id` and `pad_token_id`, as `config.json` and `generation_config.json` have them."""
+        eos = self.eos[0] if len(self.eos) == 1 else list(self.eos) or None
+        return {"bos_token_id": self.bos, "eos_token_id": eos, "pad_token_id": self.pad}

@@ -1,0 +1,41 @@
+"""Keeps the load of experts even without a loss, and counts it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tenfold.model.moe import expert_layers, router_statistics, update_expert_bias
+from tenfold.train.hook import Hook
+from tenfold.train.run import Run
+from tenfold.train.state import StepOutput
+
+
+class LoadBalancing(Hook):
+    """Moves the experts' biases by `rate` after every step (0: leaves them), and counts the tokens of each expert between logs.
+
+    The bias fades to nothing over the last `decay` of the run, as the learning rate does: a Llama 4 checkpoint has no place for it.
+    """
+
+    def __init__(self, rate: float, decay: float):
+        self._rate, self._decay = rate, decay
+        self.loads: list[Tensor] = []
+
+    def start(self, run: Run) -> None:
+        self.loads = [torch.zeros_like(layer.load) for layer in expert_layers(run.model)]
+
+    def after_step(self, run: Run, done: StepOutput) -> None:
+        left, fade = run.steps - run.state.step, self._decay * run.steps
+        if self._rate:
+            keep = left / (left + 1) if left < fade else 1.0
+            update_expert_bias(run.model, self._rate, keep=keep, group=run.dims.stage_group)
+        for total, layer in zip(self.loads, expert_layers(run.model), strict=True):
+            total += layer.load
+            layer.load.zero_()
+
+    def take_statistics(self) -> dict[str, Any]:
+        """How evenly the experts were used since the last call."""
+        found = router_statistics(self.loads)
+        for load in self.loads:
+            load.zero_()
+        return found

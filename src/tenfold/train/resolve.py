@@ -1,0 +1,131 @@
+"""From a run file to what is trained: shape, tokens, hyperparameters, device and number format."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tenfold.spec.errors import TenfoldError, nearest
+from tenfold.spec.model import ModelSpec, RopeScaling, published_model
+from tenfold.spec.shapes import shape_for_flops, shape_of
+from tenfold.spec.vision import IMAGE_TOKENS, PATCH, VisionSpec, small_vision
+from tenfold.train.config import RunConfig
+from tenfold.train.optim.hyperparameters import Hyperparameters, derive
+from tenfold.train.precision import choose_dtype
+
+CONTINUED_LEARNING_RATE = 3e-4  # of a hidden matrix of the base width, as `Hyperparameters.learning_rate`
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What a run file comes to with the vocabulary of its corpus."""
+
+    spec: ModelSpec
+    tokens: int
+    h: Hyperparameters
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def steps(self) -> int:
+        return self.h.steps
+
+
+def resolve(config: RunConfig, vocab_size: int) -> Resolved:
+    """Derive what `config` leaves out. Raises TenfoldError for a shape or a device that cannot be."""
+    spec, tokens = resolve_model(config, vocab_size)
+    device = torch.device(resolve_device(config.device))
+    dtype = choose_dtype(device, spec.dim) if config.dtype == "auto" else getattr(torch, config.dtype)
+    return Resolved(spec, tokens, resolve_hyperparameters(config, tokens), device, dtype)
+
+
+def resolve_hyperparameters(config: RunConfig, tokens: int) -> Hyperparameters:
+    """Batch, steps, learning rates and decay of a run of `tokens`."""
+    o, learning_rate, weight_decay, reasons = config.optimizer, config.optimizer.learning_rate, config.optimizer.weight_decay, {}
+    if config.init_from is not None and learning_rate is None:
+        learning_rate = CONTINUED_LEARNING_RATE
+        reasons["learning_rate"] = "usual where stored weights are trained on; those of a small upcycled model want more"
+    if config.init_from is not None and weight_decay is None:
+        weight_decay = 0.0
+        reasons["weight_decay"] = "none, so that a short run forgets nothing of the stored weights"
+    h = derive(
+        tokens, config.data.seq_len, batch_size=config.data.batch_size, learning_rate=learning_rate, weight_decay=weight_decay,
+        beta2=o.beta2,
+    )  # fmt: skip
+    return replace(h, reasons={**h.reasons, **reasons})
+
+
+def resolve_device(name: str) -> str:
+    """`auto` as the accelerator that PyTorch finds, or the CPU. Raises TenfoldError for a device that is not there."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise TenfoldError('This machine has no CUDA GPU that PyTorch can use: say device = "cpu".')
+    return name
+
+
+def resolve_model(config: RunConfig, vocab_size: int) -> tuple[ModelSpec, int]:
+    """The model and the number of training tokens that a config asks for, with the corpus's vocabulary.
+
+    With images the vocabulary grows by `IMAGE_TOKENS`, and the model has an encoder.
+    """
+    images = config.data.images is not None
+    fields = dict(config.model) if isinstance(config.model, dict) else {}
+    vision = fields.pop("vision", {})
+    spec = _spec(config, fields, vocab_size + (len(IMAGE_TOKENS) if images else 0))
+    if images and config.init_from is None:
+        spec = replace(spec, vision=_vision_spec(vision, spec, vocab_size + IMAGE_TOKENS.index(PATCH)))
+    if config.tokens is not None:
+        return spec, config.tokens
+    assert config.flops is not None
+    return spec, max(1, round(config.flops / spec.train_flops_per_token(config.data.seq_len)))
+
+
+def _spec(config: RunConfig, fields: dict[str, Any], vocab_size: int) -> ModelSpec:
+    family = fields.get("family", "llama3")
+    if config.init_from is not None:
+        return _stored_spec(config.init_from, vocab_size)
+    if isinstance(config.model, str):
+        return replace(published_model(config.model), vocab_size=vocab_size)
+    if "width" in fields:
+        return shape_of(family, int(fields["width"]), vocab_size)
+    if set(fields) - {"family"}:
+        return _spec_from_fields(fields, vocab_size)
+    if config.flops is None:
+        raise TenfoldError("A run that gives tokens must give the model too.")
+    return shape_for_flops(config.flops, vocab_size, config.data.seq_len, family=family)[0]
+
+
+def _stored_spec(path: str, vocab_size: int) -> ModelSpec:
+    from tenfold.model.io.huggingface import read_spec
+
+    spec = read_spec(Path(path))
+    if spec.vocab_size < vocab_size:
+        raise TenfoldError(
+            f"The model in {path} has a vocabulary of {spec.vocab_size} and the corpus one of {vocab_size}: build the "
+            f"corpus with `tenfold data build --tokenizer-from {path}`."
+        )
+    return spec
+
+
+def _vision_spec(fields: dict[str, Any], spec: ModelSpec, patch_token: int) -> VisionSpec:
+    known = VisionSpec.__dataclass_fields__
+    for key in fields:
+        if key not in known or key == "patch_token":
+            raise TenfoldError(f"The table [model.vision] has no setting {key!r}{nearest(key, known)}.")
+    return replace(spec.vision or small_vision(spec.dim, spec.n_layers), **fields, patch_token=patch_token)
+
+
+def _spec_from_fields(fields: dict[str, Any], vocab_size: int) -> ModelSpec:
+    known = ModelSpec.__dataclass_fields__
+    for key in fields:
+        if key not in known:
+            raise TenfoldError(f"The table [model] has no setting {key!r}{nearest(key, known)}.")
+    values = {"name": "custom", "vocab_size": vocab_size, **fields}
+    if isinstance(values.get("rope_scaling"), dict):
+        values["rope_scaling"] = RopeScaling(**values["rope_scaling"])
+    try:
+        return ModelSpec(**values)
+    except TypeError as error:
+        raise TenfoldError(f"The table [model] is incomplete: {error}.") from None

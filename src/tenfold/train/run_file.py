@@ -1,0 +1,147 @@
+"""The run file: `run.toml`, read, checked and written. Everything left out is derived from the compute.
+
+    flops = 1e15
+    [model]
+    width = 256
+    [data]
+    corpus = "texts"
+    [optimizer]
+    name = "adamw"
+"""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import tomli_w
+from msgspec import Struct
+
+from tenfold.spec.errors import TenfoldError, nearest
+from tenfold.spec.layout import Layout
+from tenfold.train.config import VERSION, RunConfig
+
+# Keys of version 1, which had no tables, and where each stands.
+MOVED = {
+    **{key: f"data.{key}" for key in ("corpus", "mixture", "vocab_size", "seq_len", "batch_size", "max_epochs", "cache_gib")},
+    **{key: f"optimizer.{key}" for key in ("learning_rate", "weight_decay", "beta2", "schedule", "warmup", "decay")},
+    "max_skipped": "optimizer.max_skipped", "tensorboard": "log.tensorboard", "wandb": "log.wandb",
+    "optimiser": "optimizer.name", "clip": "optimizer.max_grad_norm", "pictures": "data.images",
+    "picture_share": "data.image_share", "start_from": "init_from", "vision": "model.vision", "layout": "parallel",
+    "micro_batch": "parallel.micro_batch", "recompute": "parallel.activation_checkpointing", "z_loss": "task.z_loss",
+    "ahead": "task.mtp", "ahead_weight": "task.mtp_weight", "balance": "task.load_balancing",
+    "balance_rate": "task.load_balancing_rate", "evaluate_every": "task.evaluate_every",
+    "evaluate_tokens": "task.evaluate_tokens", "log_every": "log.every", "checkpoint_every_s": "checkpoint.every_s",
+    "keep": "checkpoint.keep_last", "upload_to": "checkpoint.upload_to", "hang_after_s": "health.hang_after_s",
+    "replay_every": "health.sdc_check_every", "rollback_above": "health.loss_spike",
+}  # fmt: skip
+
+# Fields of a Layout that a run file gives elsewhere, or cannot choose.
+ELSEWHERE = {
+    "global_batch": "write batch_size in [data]", "seq_len": "write it in [data]", "dtype": "write it above all tables",
+    "zero": "the trainer shards parameters too", "etp": "the trainer keeps experts whole",
+}  # fmt: skip
+
+
+def read_config(path: Path | None, changes: Mapping[str, Any] | None = None) -> RunConfig:
+    """Read `run.toml`; `changes` take the place of what it says, table by table, and may be all there is.
+
+    Raises TenfoldError for a missing file, bad TOML, an unknown key (with the nearest) or value.
+    """
+    try:
+        fields = {} if path is None else tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise TenfoldError(f"There is no run file {path}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise TenfoldError(f"{path} is not valid TOML: {error}.") from None
+    return config_from_fields(_changed(fields, changes or {}), "The run" if path is None else str(path))
+
+
+def _changed(fields: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    tables = {k: _changed(fields[k], v) for k, v in changes.items() if isinstance(v, dict) and isinstance(fields.get(k), dict)}
+    return {**fields, **changes, **tables}
+
+
+def config_from_fields(fields: dict[str, Any], where: str) -> RunConfig:
+    """A RunConfig from plain values. Raises TenfoldError that names `where` and the offending key."""
+    _check_keys(fields, RunConfig, where)
+    for key in ELSEWHERE:
+        if isinstance(fields.get("parallel"), dict) and key in fields["parallel"]:
+            raise TenfoldError(f"{where}, table [parallel], cannot give {key}: {ELSEWHERE[key]}.")
+    for name, table in _tables().items():
+        if isinstance(fields.get(name), dict):
+            _check_keys(fields[name], table, f"{where}, table [{name}],")
+    try:
+        config = msgspec.convert(fields, RunConfig)
+    except msgspec.ValidationError as error:
+        raise TenfoldError(f"{where}: {str(error).replace('`$.', '`')}.") from None
+    _check(config, where)
+    return config
+
+
+T = TypeVar("T", bound=Struct)
+
+
+def task_settings(config: RunConfig, table: type[T]) -> T:
+    """The table `[task]` as a task's own struct. Raises TenfoldError for what it does not know."""
+    _check_keys(config.task, table, "The table [task]")
+    try:
+        return msgspec.convert(config.task, table)
+    except msgspec.ValidationError as error:
+        raise TenfoldError(f"The table [task]: {str(error).replace('`$.', '`')}.") from None
+
+
+def write_config(config: RunConfig, path: Path) -> None:
+    """Write the settings that are not `None` as TOML."""
+    fields = _without_none(msgspec.to_builtins(config))
+    if isinstance(fields["parallel"], dict):
+        fields["parallel"] = {key: value for key, value in fields["parallel"].items() if key not in ELSEWHERE}
+    path.write_text(tomli_w.dumps(fields))
+
+
+def _tables() -> dict[str, type[Struct]]:
+    tables = {f.name: f.type for f in msgspec.structs.fields(RunConfig) if isinstance(f.type, type) and issubclass(f.type, Struct)}
+    return {**tables, "parallel": Layout}
+
+
+def _check_keys(fields: dict[str, Any], table: type[Struct], where: str) -> None:
+    known = table.__struct_fields__
+    for key, value in fields.items():
+        if table is RunConfig and key in MOVED and (key not in known or not isinstance(value, dict | str)):
+            raise TenfoldError(f"{where} gives {key}, which is {_as_key(MOVED[key])}: write it there.")
+        if key not in known:
+            raise TenfoldError(f"{where} has no setting {key!r}{nearest(key, [*known, *_everywhere()])}.")
+
+
+def _as_key(dotted: str) -> str:
+    table, _, key = dotted.rpartition(".")
+    return f"{key} in the table [{table}]" if table else f"called {key}"
+
+
+def _everywhere() -> list[str]:
+    return [f"{name}.{key}" for name, table in _tables().items() for key in table.__struct_fields__]
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_none(v) for k, v in value.items() if v is not None}
+    return [_without_none(v) for v in value] if isinstance(value, list) else value
+
+
+def _check(config: RunConfig, where: str) -> None:
+    """Raises TenfoldError for settings that contradict one another."""
+    contradictions = {
+        "must give flops or tokens": config.flops is None and config.tokens is None,
+        "gives both flops and tokens: keep one, the other follows from the model": None not in (config.flops, config.tokens),
+        "gives both a mixture and images: keep one": None not in (config.data.mixture, config.data.images),
+        "gives both model and init_from: keep one, the shape is that of the weights": None not in (config.model, config.init_from),
+        "describes an image encoder (vision) but names no images: add images to [data], or leave it out": (
+            isinstance(config.model, dict) and "vision" in config.model and config.data.images is None
+        ),
+        f"is of version {config.version}, later than {VERSION}: use the Tenfold that wrote it": config.version > VERSION,
+        "has an infinite cache_gib: give a number of GiB": config.data.cache_gib == float("inf"),
+    }
+    for sentence, holds in contradictions.items():
+        if holds:
+            raise TenfoldError(f"{where} {sentence}.")

@@ -1,0 +1,177 @@
+"""From a task and a run file to a run that is ready for its next step: model, optimizers, processes, state."""
+
+import os
+import platform
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from tenfold.data.text.prefetch import AHEAD, Prefetch
+from tenfold.model.attention import fastest_attention
+from tenfold.model.llama import Llama
+from tenfold.spec.errors import TenfoldError
+from tenfold.spec.layout import Layout
+from tenfold.spec.threads import recommended_threads
+from tenfold.train import checkpoint
+from tenfold.train.activation_checkpointing import checkpoint_activations
+from tenfold.train.compile import compile_model, use_document_blocks
+from tenfold.train.config import RunConfig
+from tenfold.train.goodput import GoodputTimer
+from tenfold.train.initial_weights import build, check_tokenizer, give_shares
+from tenfold.train.metrics import MetricsWriter
+from tenfold.train.optim.fp8 import use_fp8
+from tenfold.train.optim.optimizer import make_optimizers
+from tenfold.train.parallel.dims import ParallelDims
+from tenfold.train.parallel.parallelize import parallelize
+from tenfold.train.precision import autocast, peak_flops
+from tenfold.train.resolve import Resolved, resolve
+from tenfold.train.rollback import skipped_batches
+from tenfold.train.run import Run
+from tenfold.train.run_file import write_config
+from tenfold.train.signals import stop_on_signals
+from tenfold.train.skipper import DeviceStepSkipper, HostStepSkipper, StepSkipper
+from tenfold.train.state import RunState
+from tenfold.train.step import Step
+from tenfold.train.task import Rows, Task
+from tenfold.train.watchdog import Watchdog
+
+
+def start_run(task: Task, config: RunConfig, directory: Path, watchdog: Watchdog, opened: ExitStack) -> Run:
+    """The run in `directory`, going on from its newest good checkpoint if there is one; `opened` closes what it holds.
+
+    Raises TenfoldError where the settings do not fit one another, the machine, or the checkpoint.
+    """
+    resolved = resolve(config, task.vocab_size)
+    use_threads(config, resolved.spec.dim, directory)
+    model, dims, facts = _make_model(task, config, resolved)
+    watchdog.beat()
+    record = directory if dims.rank == 0 else directory / "ranks" / str(dims.rank)
+    record.mkdir(parents=True, exist_ok=True)
+    write_config(config, record / "run.toml")
+    optimizers = make_optimizers(model, resolved.spec, resolved.h, config.optimizer.name)
+    saved = checkpoint.restore_latest(directory / "checkpoint", model, optimizers, config.checkpoint.upload_to)
+    watchdog.beat()
+    state = RunState() if saved is None else RunState(**saved["state"])
+    opened.enter_context(autocast(resolved.device, resolved.dtype))
+    opened.enter_context(fastest_attention(resolved.device))
+    peak, peak_source = peak_flops(resolved.device, resolved.dtype)
+    peak *= dist.get_world_size() if dist.is_initialized() else 1
+    facts["compile"] = _compiled(model, config, resolved, dims, peak)
+    skipper = _skipper(config, state, resolved.device, dims)
+    return Run(
+        directory=directory,
+        record=record,
+        task=task,
+        spec=resolved.spec,
+        model=model,
+        optimizers=optimizers,
+        dims=dims,
+        device=resolved.device,
+        steps=resolved.h.steps,
+        batch_size=resolved.h.batch_size,
+        tokens_per_step=resolved.h.batch_size * config.data.seq_len,
+        peak_flops=peak,
+        peak_source=peak_source,
+        train_step=Step(
+            task, model, optimizers, skipper, resolved.h, config.optimizer, resolved.device, dims, layout_of(config).micro_batch,
+            read_every=config.log.every,
+        ),
+        rows_of=opened.enter_context(_rows(task, directory, dims, resolved)),
+        watchdog=watchdog,
+        metrics=opened.enter_context(_metrics(config, record, dims, None if saved is None else state.step)),
+        timer=opened.enter_context(GoodputTimer(directory / "time.jsonl" if dims.rank == 0 else None, state.step)),
+        stop=opened.enter_context(stop_on_signals()),
+        state=state,
+        saved=saved,
+        facts=_facts(config, resolved, task, peak_source) | facts,
+    )
+
+
+def _make_model(task: Task, config: RunConfig, resolved: Resolved) -> tuple[Llama, ParallelDims, dict[str, Any]]:
+    """The model with its first weights, laid over the processes there are; and what the record says of it."""
+    spec, h, device = resolved.spec, resolved.h, resolved.device
+    layout = layout_of(config).replace(global_batch=h.batch_size, seq_len=config.data.seq_len)
+    if config.init_from is not None:
+        check_tokenizer(Path(config.init_from), task.directory)
+    torch.manual_seed(config.seed)
+    # On several processes a model is laid out before it has weights; further heads and image encoders know no shares yet.
+    in_shares = dist.is_initialized() and dist.get_world_size() > 1 and spec.vision is None and not task.adds_modules
+    model = build(spec, config.init_from, torch.device("meta") if in_shares else device)
+    task.prepare(model)
+    checkpoint_activations(model, layout.activation_checkpointing)
+    dims = parallelize(model, task, layout, device, resolved.dtype)
+    if in_shares:
+        give_shares(model, config.init_from, device)
+    if device.type == "cuda" and dims.alone:
+        use_document_blocks(model, config.data.seq_len)
+    facts = {"fp8": use_fp8(model, device, resolved.dtype)} if config.fp8 else {}
+    return model, dims, facts
+
+
+def use_threads(config: RunConfig, width: int, directory: Path | None = None) -> None:
+    """Set PyTorch's threads: as the run file says, or as suits the width and the machine. What started several processes has
+    given each its own already."""
+    if config.threads is not None or os.environ.get("WORLD_SIZE", "1") == "1":
+        torch.set_num_threads(config.threads or recommended_threads(width, directory))
+
+
+def layout_of(config: RunConfig) -> Layout:
+    """The table `[parallel]`. Raises TenfoldError where it is left to the planner, which is the command's to ask."""
+    if config.parallel == "auto":
+        raise TenfoldError('parallel = "auto" asks the planner: start the run by `tenfold train`, or write a layout.')
+    return config.parallel
+
+
+def _compiled(model: Llama, config: RunConfig, resolved: Resolved, dims: ParallelDims, peak: float) -> str:
+    if not dims.alone and config.compile != "off":
+        return "eager: the model lies on several processes"
+    flops = resolved.tokens * resolved.spec.train_flops_per_token(config.data.seq_len)
+    return compile_model(model, config.compile, resolved.device, flops / peak)
+
+
+def _skipper(config: RunConfig, state: RunState, device: torch.device, dims: ParallelDims) -> StepSkipper:
+    if device.type == "cuda" and config.optimizer.name == "adamw" and dims.alone:
+        return DeviceStepSkipper(state, config.optimizer.max_skipped, device)
+    return HostStepSkipper(state, config.optimizer.max_skipped)
+
+
+def _rows(task: Task, directory: Path, dims: ParallelDims, resolved: Resolved) -> Prefetch[Rows]:
+    """The rows of each step, behind those that the run leaves out; made ahead of time where they come from a store."""
+    left_out = skipped_batches(directory)
+    own = dims.rows(resolved.h.batch_size)
+    return Prefetch(
+        lambda step: task.rows(step + sum(n for first, n in left_out if first <= step), own),
+        resolved.h.steps,
+        ahead=AHEAD if task.is_remote else 0,
+    )
+
+
+def _metrics(config: RunConfig, record: Path, dims: ParallelDims, resume_step: int | None) -> MetricsWriter:
+    first = dims.rank == 0
+    wandb = config.log.wandb if first else None
+    return MetricsWriter(record, tensorboard=config.log.tensorboard and first, wandb_project=wandb, resume_step=resume_step)
+
+
+def _facts(config: RunConfig, resolved: Resolved, task: Task, peak_source: str) -> dict[str, Any]:
+    """What the event "start" of the run's record says."""
+    spec = resolved.spec
+    return {
+        "version": config.version,
+        "model": asdict(spec),
+        "parameters": asdict(spec.parameters()),
+        "tokens_planned": resolved.tokens,
+        "flops_per_token": spec.train_flops_per_token(config.data.seq_len),
+        "hyperparameters": asdict(resolved.h),
+        "corpus": str(task.directory),
+        "device": str(resolved.device),
+        "dtype": str(resolved.dtype).removeprefix("torch."),
+        "mfu_of": peak_source,
+        "processes": dist.get_world_size() if dist.is_initialized() else 1,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+    }

@@ -1,0 +1,181 @@
+"""Pretraining: the next token of text, of one corpus, a mixture, or text with images among it."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tenfold.data.images.corpus import ImageCorpus, ImagesAmongText, build_images, image_batches
+from tenfold.data.images.tiles import normalised
+from tenfold.data.text.batches import Batch as TokenRows
+from tenfold.data.text.batches import train_batch, validation_batches, validation_bytes
+from tenfold.data.text.corpus import Corpus, require_tokens
+from tenfold.data.text.mixture import Mixture, parts
+from tenfold.model.moe import use_aux_loss
+from tenfold.model.mtp import add_mtp, mtp_weights
+from tenfold.spec.model import ModelSpec
+from tenfold.train.config import PretrainingConfig, RunConfig
+from tenfold.train.parallel.processes import on_first_process_then_all, start_processes
+from tenfold.train.resolve import resolve_hyperparameters, resolve_model
+from tenfold.train.result import RunResult
+from tenfold.train.run import Run
+from tenfold.train.run_file import task_settings
+from tenfold.train.task import Batch, LossSums, Rows, TaskBase
+from tenfold.train.text import open_text
+from tenfold.train.trainer import fit, standard_hooks
+
+EVALUATION_ROWS = 16  # that go through the model together
+
+
+@dataclass(frozen=True)
+class HostRows:
+    """Rows of tokens in host memory, as `train.task.Rows`."""
+
+    batch: TokenRows
+
+    def __len__(self) -> int:
+        return len(self.batch.tokens)
+
+    def weight(self) -> float:
+        return float(self.batch.target_count)
+
+    def on(self, device: torch.device, rows: slice) -> Batch:
+        """Some of the rows. Where the batch has images but these rows have none, there are pixels of no tile: an encoder that
+        lies on several processes has to run on each."""
+        part = self.batch[rows]
+        several = bool((part.document != part.document[:, :1]).any())
+        inputs = {} if part.tiles is None else {"pixels": to_device(normalised(part.tiles), device)}
+        document = to_device(part.document, device) if several else None
+        return Batch(to_device(part.tokens, device), to_device(part.targets, device), document, inputs)
+
+
+def to_device(values: np.ndarray, device: torch.device) -> Tensor:
+    """An array as a tensor there; to a GPU from pinned memory, behind what it has still to do, without waiting."""
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+class Pretraining(TaskBase):
+    """The task. `corpus` is a corpus or a mixture; `images` those that a share of the rows shows."""
+
+    def __init__(self, config: RunConfig, corpus: Corpus | Mixture, home: Path):
+        """Raises TenfoldError where the corpus is too small, or a setting of `[task]` is none. Images are prepared in `home`."""
+        self.settings = task_settings(config, PretrainingConfig)
+        self.config, self.corpus = config, corpus
+        self.vocab_size = corpus.vocab_size
+        self.spec, tokens = resolve_model(config, corpus.vocab_size)
+        h = resolve_hyperparameters(config, tokens)
+        self.is_remote, self.adds_modules = corpus.is_remote, bool(self.settings.mtp)
+        self.images = _images(config, corpus, self.spec, home)
+        self.directory = self.images.directory if self.images else corpus.directory
+        data = config.data
+        self.draw: dict[str, Any] = {"batch_size": h.batch_size, "seq_len": data.seq_len, "seed": config.seed}
+        self._require(h.steps)
+        if isinstance(corpus, Mixture):
+            self._batch: Callable[..., TokenRows] = corpus.batch
+        elif self.images is not None:
+            self._batch = ImagesAmongText(corpus, self.images, data.image_share).batch
+        else:
+            self._batch = partial(train_batch, corpus)
+        self._flops_per_token = self.spec.train_flops_per_token(data.seq_len) + 6.0 * mtp_weights(self.spec, self.settings.mtp)
+
+    @classmethod
+    def open(cls, config: RunConfig, home: Path, *, quiet: bool = False) -> "Pretraining":
+        """The task of a run file: its text is built in `home`, by one process, where it is not there yet."""
+        return cls(config, on_first_process_then_all(lambda: open_text(config, home, quiet=quiet)), home)
+
+    def _require(self, steps: int) -> None:
+        """Raises TenfoldError where the text would be read more often than `max_epochs`."""
+        data = self.config.data
+        if isinstance(self.corpus, Mixture):
+            self.corpus.require_rows(steps, max_epochs=data.max_epochs, **self.draw)
+        else:
+            text_share = 1 - data.image_share if self.images else 1.0
+            require_tokens(self.corpus, text_share * steps * self.draw["batch_size"] * data.seq_len, data.max_epochs)
+
+    def prepare(self, model: nn.Module) -> None:
+        """Give a model what this task trains beside it: further heads, a loss that balances experts."""
+        if self.settings.load_balancing == "aux_loss":
+            use_aux_loss(model, self.settings.load_balancing_rate)
+        if self.settings.mtp:
+            add_mtp(cast(Any, model), self.settings.mtp, self.settings.mtp_weight)
+
+    def rows(self, step: int, rows: slice) -> HostRows:
+        return HostRows(self._batch(step, rows, **self.draw))
+
+    def loss(self, model: Any, batch: Batch) -> LossSums:
+        return LossSums(*model.loss(batch.tokens, batch.targets, batch.document, self.settings.z_loss, **batch.inputs))
+
+    def flops(self, rows: Rows) -> float:
+        batch = cast(HostRows, rows).batch
+        flops = batch.tokens.size * self._flops_per_token
+        if batch.tiles is not None and self.spec.vision is not None:
+            flops += 3.0 * len(batch.tiles) * self.spec.vision.forward_flops_per_tile(self.spec.dim)
+        return flops
+
+    def progress(self, step: int) -> dict[str, Any]:
+        """Tokens that each source of a mixture has given before `step`."""
+        if isinstance(self.corpus, Corpus):
+            return {}
+        drawn = self.corpus.drawn(step, self.draw["batch_size"], self.config.seed)
+        return {"sources": {name: count * self.config.data.seq_len for name, count in drawn.items()}}
+
+    def evaluate(self, run: Run) -> dict[str, float]:
+        """`loss` in nats per validation token and `bits_per_byte` of the same text; of a mixture the mean over its corpora by
+        their shares at the end of the run. With images also bits per byte of their words, beside their own images and beside
+        one another's."""
+        results = [(share, self._validate(run, corpus)) for _, corpus, share in parts(self.corpus)]
+        total = sum(share for share, _ in results)
+        nats, bits = (sum(share * result[i] for share, result in results) / total for i in (0, 1))
+        seen = {} if self.images is None else self._validate_images(run, self.images)
+        return {"loss": nats, "bits_per_byte": bits, **seen}
+
+    @torch.no_grad()
+    def _validate(self, run: Run, corpus: Corpus) -> tuple[float, float]:
+        part = run.dims.data_rank, run.dims.data
+        limit: dict[str, Any] = {"seq_len": self.config.data.seq_len, "limit_tokens": self.settings.evaluate_tokens}
+        nats, count = 0.0, 0.0
+        for batch in validation_batches(corpus, batch_size=EVALUATION_ROWS, part=part, **limit):
+            nats += run.loss_of(HostRows(batch).on(run.device, slice(None)))
+            count += batch.target_count
+            run.watchdog.beat()
+        nats = run.dims.total(nats)[0]
+        count, size = run.dims.total_of_rows(count, validation_bytes(corpus, part=part, **limit))
+        return nats / max(1, count), nats / math.log(2) / max(1, size)
+
+    @torch.no_grad()
+    def _validate_images(self, run: Run, images: ImageCorpus) -> dict[str, float]:
+        size = int(images.documents["bytes"][images.documents["validation"]].sum())
+        nats = {"image_bits_per_byte": 0.0, "image_bits_per_byte_shuffled": 0.0}
+        part = run.dims.data_rank, run.dims.data
+        for rows in image_batches(images, batch_size=EVALUATION_ROWS, seq_len=self.config.data.seq_len, part=part):
+            batch = HostRows(rows).on(run.device, slice(None))
+            others = replace(batch, inputs={"pixels": batch.inputs["pixels"].roll(1, 0)})
+            for name, shown in zip(nats, (batch, others), strict=True):
+                nats[name] += run.loss_of(shown)
+        return {name: run.dims.total(total)[0] / math.log(2) / size for name, total in nats.items()}
+
+
+def _images(config: RunConfig, corpus: Corpus | Mixture, spec: ModelSpec, home: Path) -> ImageCorpus | None:
+    if config.data.images is None:
+        return None
+    assert spec.vision is not None and isinstance(corpus, Corpus)
+    source = Path(config.data.images)
+    name = f"images-{source.stem}-{spec.vision.image_size}-{spec.vision.tokens_per_tile}-{corpus.directory.name}"
+    return on_first_process_then_all(partial(build_images, source, home / name, corpus, spec.vision))
+
+
+def pretrain(
+    config: RunConfig, corpus: Corpus | Mixture, directory: Path, *, quiet: bool = False, keep_model: bool = True,
+    notes: dict[str, Any] | None = None,
+) -> RunResult:  # fmt: skip
+    """Pretrain in `directory` on a corpus that is at hand; the rest is as in `fit` and `standard_hooks`."""
+    start_processes(config.health.hang_after_s)
+    hooks = standard_hooks(config, quiet=quiet, keep_model=keep_model, notes=notes)
+    return fit(Pretraining(config, corpus, directory.parent), config, directory, hooks)
