@@ -53,12 +53,15 @@ def optimum(flops: float, law: str) -> Optimum:
 
 
 def own_law(home: Path, flops: float, family: str = "llama3") -> str | None:
-    """The law of the newest climb of `family` in `home`, where `flops` lies within its reach."""
+    """The law of the newest climb of `family` in `home` that reaches `flops`; laws of older versions are passed over."""
     for path in sorted(home.glob("g*/law.json"), key=lambda p: (len(p.parent.name), p.parent.name), reverse=True):
         climb = path.with_name("climb.json")
         of = json.loads(climb.read_text())["family"] if climb.exists() else family
-        if of == family and flops <= REACH * read_law(path)["largest_flops"]:
-            return str(path)
+        try:
+            if of == family and flops <= REACH * read_law(path)["largest_flops"]:
+                return str(path)
+        except TenfoldError:
+            continue
     return None
 
 
