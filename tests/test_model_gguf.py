@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tenfold.model.io.gguf import read_gguf_tokenizer
-from tenfold.model.io.huggingface import read_model
+from tenfold.model.io.huggingface import read_model, read_parts
 from tenfold.serve.complete import complete
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import published_model
@@ -42,6 +42,15 @@ def test_real_weights_and_tokenizer_agree_with_transformers(smollm2):
             ours_logits, their_logits = ours(torch.tensor([ids])), theirs(torch.tensor([ids])).logits
         # Logits reach 30; 1e-5 of that is what float32 leaves after 30 layers.
         torch.testing.assert_close(ours_logits, their_logits, rtol=0, atol=1e-5 * float(their_logits.abs().max()))
+
+
+def test_read_in_parts_it_is_the_same(smollm2):
+    whole, seen = dict(read_model(smollm2).named_parameters()), set()
+    for part, weights in read_parts(smollm2):
+        for name, p in weights.named_parameters():
+            assert torch.equal(p, whole[f"{part}.{name}"])
+            seen.add(f"{part}.{name}")
+    assert seen == whole.keys()
 
 
 def test_it_knows_the_capital_of_france(smollm2):

@@ -91,6 +91,20 @@ def test_a_forecast_that_was_changed_is_not_scored(home, tmp_path, tenfold):
     assert refused.returncode == 1 and refused.stderr.count("\n") == 1 and "Traceback" not in refused.stderr
 
 
+def test_a_score_says_when_the_machine_was_in_another_state(home, tmp_path):
+    copy = tmp_path / "g1"
+    shutil.copytree(home / "g1", copy)
+    forecast = json.loads((copy / "forecast.json").read_text())["busy_share"]
+    assert 0 <= forecast <= 1
+    events = [json.loads(line) for line in (copy / "run.jsonl").read_text().splitlines()]
+    for more, alike in ((0.05, True), (0.3, False)):
+        for event in events:
+            if event["event"] == "end":
+                event["busy_share"] = forecast + more
+        (copy / "run.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+        assert score(copy)["machine"]["speed_is_comparable"] == alike
+
+
 def test_a_climb_stopped_and_killed_gives_the_same_points_side_by_side(home, text_folder, tmp_path):
     command = ("climb", "--corpus", text_folder, *SMALL, "--home", tmp_path)
     for number in (signal.SIGINT, signal.SIGKILL):

@@ -46,7 +46,7 @@ def test_the_runs_are_those_of_one_process_to_the_bit_and_leaving_early_saves(co
         assert time.monotonic() < deadline
         time.sleep(0.1)
     results.close()
-    assert read_metrics(log)[-1]["event"] == "stopped" and list((tmp_path / "endless" / "checkpoint").iterdir())
+    assert "stopped" in {e["event"] for e in read_metrics(log)} and list((tmp_path / "endless" / "checkpoint").iterdir())
 
 
 def test_what_no_node_has_is_one_sentence():

@@ -14,8 +14,9 @@ import openai
 import pytest
 import torch
 
-from tenfold.data.text.tokenizer import save_tokenizer, train_tokenizer
+from tenfold.data.text.tokenizer import train_tokenizer, trained_vocabulary
 from tenfold.model.io.huggingface import write_model
+from tenfold.model.io.tokenizer import save_tokenizer
 from tenfold.model.llama import Llama
 from tenfold.serve.api.keys import Keys, make_key
 from tenfold.serve.api.server import serve
@@ -60,7 +61,7 @@ def make_model(directory, seed):
     model = Llama(spec)
     torch.nn.init.normal_(model.head.weight, std=0.3)
     directory.mkdir()
-    save_tokenizer(tokenizer, directory)
+    save_tokenizer(tokenizer, trained_vocabulary(tokenizer.get_vocab_size()), directory)
     (directory / "chat_template.jinja").write_text(TEMPLATE)
     write_model(model, directory)
     return directory

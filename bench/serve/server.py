@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 
 from bench.harness import TENFOLD
-from tenfold.data.text.tokenizer import save_tokenizer, train_tokenizer
+from tenfold.data.text.tokenizer import train_tokenizer, trained_vocabulary
 from tenfold.model.io.huggingface import write_model
+from tenfold.model.io.tokenizer import save_tokenizer
 from tenfold.model.llama import Llama
 from tenfold.spec.model import ModelSpec
 
@@ -62,6 +63,6 @@ def small_model(directory: Path, context: int = 2048) -> Path:
     tokenizer.add_special_tokens(["<fim_prefix>", "<fim_suffix>", "<fim_middle>"])
     torch.manual_seed(0)
     directory.mkdir(parents=True)
-    save_tokenizer(tokenizer, directory)
+    save_tokenizer(tokenizer, trained_vocabulary(tokenizer.get_vocab_size()), directory)
     write_model(Llama(spec), directory)
     return directory

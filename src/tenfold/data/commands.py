@@ -14,9 +14,9 @@ TextColumn = Annotated[str, Meta(description="The column of jsonl and Parquet fi
 class BuildOptions(Struct, frozen=True):
     """How a corpus is made."""
 
-    vocab_size: Annotated[int, Meta(description="Tokens in the vocabulary.")] = 2048
+    vocab_size: Annotated[int, Meta(description="Tokens in the vocabulary of a tokenizer that is trained.")] = 2048
     text_column: TextColumn = "text"
-    tokenizer_from: Annotated[Path | None, Meta(description="Take the tokenizer of this corpus, to mix the two.")] = None
+    tokenizer_from: Annotated[Path | None, Meta(description="Take the tokenizer of a corpus, a model or a GGUF file.")] = None
 
 
 class CleanOptions(Struct, frozen=True):

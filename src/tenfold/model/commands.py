@@ -30,7 +30,7 @@ def upcycle(
     if out.exists() and any(out.iterdir()):
         raise TenfoldError(f"{out} is not empty: choose another folder for the model with experts.")
     model = upcycled(read_model(path), experts, seed=seed)
-    write_model(model, out, tokenizer_directory=path if path.is_dir() else None)
+    write_model(model, out, tokenizer_directory=path)
     counts = model.spec.parameters()
     if json:
         print_json({"model": str(out), "experts": experts, "parameters": counts.total, "active": counts.active})

@@ -1,7 +1,7 @@
 """GGUF files in: shape, weights and tokenizer (llama.cpp's format; read with the package `gguf`)."""
 
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,8 @@ _SPLITS: dict[str, list[Any]] = {
 _CONTROL = 3  # token type of special tokens in `tokenizer.ggml.token_type`
 
 
-def read_gguf(path: Path) -> tuple[ModelSpec, Iterator[tuple[str, Tensor]]]:
-    """The shape, and the weights dequantised to float32 under their Hugging Face names, one by one.
+def read_gguf(path: Path) -> tuple[ModelSpec, dict[str, Callable[[], Tensor]]]:
+    """The shape, and for the Hugging Face name of each weight a function that reads it, dequantised to float32.
 
     Raises TenfoldError where the file cannot be read or is of an architecture of no family.
     """
@@ -72,18 +72,24 @@ def _family(path: Path, architecture: str) -> tuple[str, GGUFNames]:
     raise TenfoldError(f"{path} is a {architecture!r} model: only {', '.join(map(repr, known))} can be read.")
 
 
-def _tensors(reader: Any, spec: ModelSpec, names: GGUFNames) -> Iterator[tuple[str, Tensor]]:
-    from gguf.quants import dequantize
-
+def _tensors(reader: Any, spec: ModelSpec, names: GGUFNames) -> dict[str, Callable[[], Tensor]]:
+    found: dict[str, Callable[[], Tensor]] = {}
     for stored in reader.tensors:
-        tensor = torch.from_numpy(dequantize(stored.data, stored.tensor_type).copy()).float()
         if stored.name in names.top:
-            yield names.top[stored.name], tensor
+            found[names.top[stored.name]] = partial(_tensor, stored)
             continue
         _, layer, part, _ = stored.name.split(".")
-        if part in names.turned:
-            tensor = tensor.unflatten(0, (-1, spec.head_dim // 2, 2)).transpose(1, 2).flatten(0, 2)
-        yield f"model.layers.{layer}.{names.part[part]}.weight", tensor
+        turned = spec.head_dim if part in names.turned else 0
+        found[f"model.layers.{layer}.{names.part[part]}.weight"] = partial(_tensor, stored, turned)
+    return found
+
+
+def _tensor(stored: Any, turned_head: int = 0) -> Tensor:
+    """A stored weight; `turned_head` is the size of heads whose rows llama.cpp keeps in pairs."""
+    from gguf.quants import dequantize
+
+    tensor = torch.from_numpy(dequantize(stored.data, stored.tensor_type).copy()).float()
+    return tensor.unflatten(0, (-1, turned_head // 2, 2)).transpose(1, 2).flatten(0, 2) if turned_head else tensor
 
 
 def read_gguf_tokenizer(path: Path) -> Tokenizer:

@@ -6,8 +6,8 @@ Names and order of the weights are those of `weights` of the model's family.
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -131,10 +131,9 @@ def read_model(path: Path, dtype: torch.dtype = torch.float32) -> Llama:
     Raises TenfoldError, naming the tensor, where one is missing, too many, or of another shape.
     """
     if path.suffix == ".gguf":
-        spec, tensors = read_gguf(path)
-    else:
-        spec, tensors = read_spec(path), _stored(path)
-    return assemble(spec, tensors, path, dtype)
+        spec, stored = read_gguf(path)
+        return assemble(spec, ((name, read()) for name, read in stored.items()), path, dtype)
+    return assemble(read_spec(path), _stored(path), path, dtype)
 
 
 def assemble(spec: ModelSpec, tensors: Iterator[tuple[str, Tensor]], path: Path, dtype: torch.dtype) -> Llama:
@@ -183,21 +182,28 @@ def _files(path: Path) -> list[str]:
 
 
 def read_parts(path: Path) -> Iterator[tuple[str, nn.Module]]:
-    """The model in a Hugging Face directory, never whole in memory: the name and weights of one part after another, in float32.
+    """The model in a Hugging Face directory or GGUF file, never whole in memory: the name and weights of one part after
+    another, in float32.
 
     A part is as in `write_parts`; it is gone when the next is asked for. Raises TenfoldError as `read_model` does.
     """
     with ExitStack() as opened:
-        place: dict[str, Any] = {}
-        for file in _files(path):
-            try:
-                stored = opened.enter_context(safe_open(path / file, framework="pt"))
-            except SafetensorError as error:
-                raise TenfoldError(f"{path / file} is damaged or cut short: {error}.") from None
-            place |= dict.fromkeys(stored.keys(), stored)
+        stored = read_gguf(path)[1] if path.suffix == ".gguf" else _opened(path, opened)
         for name, part, slots in _parts(read_spec(path)):
             for key, slot in slots.items():
-                if key not in place:
+                if key not in stored:
                     raise TenfoldError(f"{path} lacks the tensor {key!r}.")
-                _set(slot, place[key].get_tensor(key), key, path)
+                _set(slot, stored[key](), key, path)
             yield name, part
+
+
+def _opened(path: Path, opened: ExitStack) -> dict[str, Callable[[], Tensor]]:
+    """For the name of each stored tensor a function that reads it, from files that are open as long as `opened`."""
+    found: dict[str, Callable[[], Tensor]] = {}
+    for file in _files(path):
+        try:
+            stored = opened.enter_context(safe_open(path / file, framework="pt"))
+        except SafetensorError as error:
+            raise TenfoldError(f"{path / file} is damaged or cut short: {error}.") from None
+        found |= {name: partial(stored.get_tensor, name) for name in stored.keys()}  # noqa: SIM118 (not a dict)
+    return found

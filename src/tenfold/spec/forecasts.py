@@ -1,0 +1,175 @@
+"""The record of forecasts: what every room said would come, frozen before it came, and what came.
+
+`forecasts.jsonl` under the home only ever grows: a line for a forecast, and later one for its outcome. Nothing in it is edited,
+and a second forecast or outcome under the same key is refused. So a reader can count how often the intervals held.
+"""
+
+import fcntl
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+from msgspec import Struct, convert, structs, to_builtins
+
+from tenfold.spec.errors import TenfoldError
+
+LEVELS = (0.05, 0.10, 0.25, 0.50, 0.75, 0.90, 0.95)
+SHARES = (0.075, 0.1, 0.2, 0.25, 0.2, 0.1, 0.075)  # of all levels, those nearer to each quantile than to its neighbours
+FILE = "forecasts.jsonl"
+
+
+class Forecast(Struct, frozen=True, kw_only=True):
+    """One forecast. `quantiles` are those of `LEVELS`, in `unit`; `data` has the hash of each file that it was made from.
+
+    `key` names it within its home: who makes it and of what (`climb/g1/loss`). `kind` groups keys in the scores (`loss`).
+    """
+
+    key: str
+    who: str
+    kind: str
+    unit: str
+    quantiles: tuple[float, ...]
+    data: dict[str, str] = {}
+    made: str = ""
+
+    @property
+    def median(self) -> float:
+        return self.quantiles[LEVELS.index(0.5)]
+
+
+class Scored(Struct, frozen=True, kw_only=True):
+    """A forecast and what came, where it has: `measured` is None until then."""
+
+    forecast: Forecast
+    measured: float | None = None
+    came: str = ""
+
+    @property
+    def inside_80(self) -> bool | None:
+        """Whether the outcome lies between the 10 % and the 90 % quantile."""
+        q = dict(zip(LEVELS, self.forecast.quantiles, strict=True))
+        return None if self.measured is None else q[0.10] <= self.measured <= q[0.90]
+
+    @property
+    def crps(self) -> float | None:
+        """The continuous ranked probability score in the forecast's unit, 0 at best: twice the pinball loss over all levels
+        (Gneiting and Raftery 2007, section 4.2), here summed over the quantiles that there are."""
+        if self.measured is None:
+            return None
+        errors = [self.measured - q for q in self.forecast.quantiles]
+        losses = [max(level * e, (level - 1) * e) for level, e in zip(LEVELS, errors, strict=True)]
+        return 2 * sum(share * loss for share, loss in zip(SHARES, losses, strict=True))
+
+
+def forecast(home: Path, made: Forecast) -> Forecast:
+    """Write a forecast down before its outcome is known. One that stands under its key already is returned as it is.
+
+    Raises TenfoldError for quantiles that do not rise, or are no numbers.
+    """
+    if len(made.quantiles) != len(LEVELS) or not all(map(math.isfinite, made.quantiles)):
+        raise TenfoldError(f"The forecast {made.key!r} needs {len(LEVELS)} finite quantiles, not {made.quantiles}.")
+    if list(made.quantiles) != sorted(made.quantiles):
+        raise TenfoldError(f"The quantiles of the forecast {made.key!r} must rise: {made.quantiles}.")
+    with _locked(home):
+        standing = {one.forecast.key: one.forecast for one in read_forecasts(home)}
+        if made.key not in standing:
+            standing[made.key] = structs.replace(made, made=_now())
+            _append(home, {"forecast": to_builtins(standing[made.key])})
+    return standing[made.key]
+
+
+def outcome(home: Path, key: str, measured: float) -> Scored:
+    """Add what came of a forecast, once. The same outcome again changes nothing.
+
+    Raises TenfoldError where there is no such forecast, or another outcome stands.
+    """
+    with _locked(home):
+        known = {one.forecast.key: one for one in read_forecasts(home)}
+        if key not in known:
+            raise TenfoldError(f"There is no forecast {key!r} in {home / FILE}: make it before its outcome.")
+        before = known[key]
+        if before.measured is not None and before.measured != measured:
+            raise TenfoldError(f"The forecast {key!r} has its outcome already ({before.measured:g}): it is never changed.")
+        if before.measured is None:
+            before = structs.replace(before, measured=float(measured), came=_now())
+            _append(home, {"outcome": {"key": key, "measured": before.measured, "came": before.came}})
+    return before
+
+
+def read_forecasts(home: Path) -> list[Scored]:
+    """Every forecast of a home with what came of it, in the order in which they were made."""
+    found: dict[str, Scored] = {}
+    for line in _lines(home / FILE):
+        if "forecast" in line:
+            made = convert(line["forecast"], Forecast)
+            found.setdefault(made.key, Scored(forecast=made))
+        elif "outcome" in line and line["outcome"]["key"] in found:
+            came = line["outcome"]
+            found[came["key"]] = structs.replace(found[came["key"]], measured=came["measured"], came=came["came"])
+    return list(found.values())
+
+
+def around(median: float, relative_sd: float) -> tuple[float, ...]:
+    """Quantiles of a log-normal forecast, for what cannot be negative."""
+    return tuple(median * math.exp(relative_sd * NormalDist().inv_cdf(level)) for level in LEVELS)
+
+
+def normal(mean: float, sd: float) -> tuple[float, ...]:
+    """Quantiles of a normal forecast."""
+    return tuple(mean + sd * NormalDist().inv_cdf(level) for level in LEVELS)
+
+
+def of_samples(samples: Sequence[float]) -> tuple[float, ...]:
+    """Quantiles of what was drawn or resampled, linear between the order statistics."""
+    ordered = sorted(samples)
+    places = [level * (len(ordered) - 1) for level in LEVELS]
+    return tuple(ordered[int(p)] + (p % 1) * (ordered[min(int(p) + 1, len(ordered) - 1)] - ordered[int(p)]) for p in places)
+
+
+def of_intervals(median: float, intervals: Mapping[str, Sequence[float]]) -> tuple[float, ...]:
+    """Quantiles of a forecast that is given as a median with 50, 80 and 95 % intervals; those of 5 and 95 % lie between."""
+    sides = []
+    for side in (0, 1):
+        eighty, ninety_five = (intervals[level][side] for level in ("80", "95"))
+        z80, z90, z95 = (NormalDist().inv_cdf(level) for level in (0.90, 0.95, 0.975))
+        sides.append((eighty + (ninety_five - eighty) * (z90 - z80) / (z95 - z80), eighty, intervals["50"][side]))
+    (q05, q10, q25), (q95, q90, q75) = sides
+    return (q05, q10, q25, median, q75, q90, q95)
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    for line in path.read_bytes().split(b"\n") if path.exists() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:  # torn by a kill
+            continue
+        if isinstance(row, dict):
+            yield row
+
+
+def _append(home: Path, row: dict[str, Any]) -> None:
+    path = home / FILE
+    torn = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
+    with path.open("ab") as stream:
+        stream.write((b"\n" if torn else b"") + json.dumps(row).encode() + b"\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+@contextmanager
+def _locked(home: Path) -> Iterator[None]:
+    """One process at a time writes."""
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / ".forecasts.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
