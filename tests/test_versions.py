@@ -28,6 +28,7 @@ from tenfold.scale.options import ClimbSettings
 from tenfold.serve.api.keys import Keys, make_key
 from tenfold.serve.feedback.feedback import Feedback
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.forecasts import Forecast, forecast, normal, read_forecasts
 from tenfold.spec.laws import read_law
 from tenfold.spec.vision import VisionSpec
 from tenfold.train import checkpoint
@@ -151,6 +152,17 @@ class ForecastAndScore(Climb):
         assert documents.read(folder / "climb.json")["seed"] == 0
 
 
+class RecordOfForecasts:
+    def write(self, folder, corpus):
+        forecast(folder, Forecast(key="k", who="me", kind="loss", unit="nats", quantiles=normal(1.0, 0.1)))
+
+    def stamp(self, folder, version):
+        stamp(folder / "forecasts.jsonl", version)
+
+    def read(self, folder):
+        assert [one.forecast.key for one in read_forecasts(folder)] == ["k"]
+
+
 class Plan:
     def write(self, folder, corpus):
         plan = solve(Request(flops=1e20), GpuRequest(gpus=64), H100, StepRequest(), folder)
@@ -211,6 +223,7 @@ KINDS = [
     (LawFile, 2, None, "one of an older version without 'optimum'"),
     (Climb, 1, None, ""),
     (ForecastAndScore, 1, None, ""),
+    (RecordOfForecasts, 1, None, ""),
     (Plan, 2, 1, "make it again by `tenfold plan`"),
     (Calibrated, 1, None, ""),
     (KeysFile, 2, None, ""),
