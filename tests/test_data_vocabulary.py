@@ -203,7 +203,7 @@ def test_corpora_of_the_format_before_are_read_and_others_refused(corpus, tmp_pa
     assert old.vocabulary == corpus.vocabulary
     assert np.array_equal(train_batch(old, 0, **rows).document, train_batch(corpus, 0, **rows).document)
     (tmp_path / "old" / "manifest.json").write_text(json.dumps(manifest | {"format": 1}))
-    with pytest.raises(TenfoldError, match="has format 1 and not 3"):
+    with pytest.raises(TenfoldError, match="has version 1, and this Tenfold reads version 2 and 3"):
         open_corpus(tmp_path / "old")
 
 

@@ -12,12 +12,12 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from tenfold.data.text.corpus import Corpus, build, require_tokens
 from tenfold.data.text.remote import is_remote, open_remote
+from tenfold.scale import documents
 from tenfold.scale.forecast import (
     Speed,
     file_sha256,
@@ -86,7 +86,7 @@ def climb_in(
     law = Law.from_dict(json.loads(law_file.read_text()))
     if not (generation / "forecast.json").exists():
         _forecast(generation, settings, corpus, law)
-    forecast = json.loads((generation / "forecast.json").read_text())
+    forecast = documents.read(generation / "forecast.json")
     if read_result(generation) is None:
         record_forecast(generation)
         low, high = forecast["loss_bits_per_byte"]["intervals"]["80"]
@@ -101,7 +101,7 @@ def climb_in(
             raise TenfoldError(f"The climb was stopped at step {result.step}: `tenfold climb` goes on from there.")
     scored = score(generation)
     record_outcome(generation, scored["scores"])
-    (generation / "score.json").write_text(json.dumps(scored, indent=1) + "\n")
+    documents.write(generation / "score.json", scored)
     return generation
 
 
@@ -228,7 +228,7 @@ def newest(home: Path) -> Path | None:
 
 
 def read_settings(generation: Path) -> ClimbSettings:
-    facts = json.loads((generation / "climb.json").read_text())
+    facts = documents.read(generation / "climb.json")
     return ClimbSettings(**{f.name: facts[f.name] for f in fields(ClimbSettings)})
 
 
@@ -247,8 +247,7 @@ def _new(home: Path, settings: ClimbSettings, parent: str | None = None) -> Path
     last = newest(home)
     generation = home / f"g{int(last.name[1:]) + 1 if last else 1}"
     generation.mkdir(parents=True)
-    facts: dict[str, Any] = {**asdict(settings), "parent": parent, "created": time.time()}
-    (generation / "climb.json").write_text(json.dumps(facts, indent=1) + "\n")
+    documents.write(generation / "climb.json", {**asdict(settings), "parent": parent, "created": time.time()})
     return generation
 
 

@@ -15,6 +15,8 @@ import numpy as np
 from tenfold.scale.forms import FORMS, Form, fit, precision, starts
 from tenfold.scale.points import Point, arrays, fingerprint
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.laws import VERSION
+from tenfold.spec.versions import require_version
 
 COMPUTE_WEIGHTS = (0.25, 0.5, 1.0)  # a point of a tenth of the compute counts 10^-w
 RATIO_DECADES = 1.5
@@ -135,10 +137,11 @@ class Law:
         """A JSON object that `from_dict` and `spec.laws` read."""
         plain = asdict(self)
         plain["members"] = [{**asdict(m), "theta": m.theta.tolist()} for m in self.members]
-        return {**plain, "optimum": self.optima(self.largest_flops, lambda flops: self.optimum(flops)[0])}
+        return {"version": VERSION, **plain, "optimum": self.optima(self.largest_flops, lambda flops: self.optimum(flops)[0])}
 
     @staticmethod
     def from_dict(plain: dict[str, Any]) -> "Law":
+        require_version(plain.get("version", 1), (1, VERSION), "The law", "fit it again by `tenfold law fit`")
         members = [Member(**{**m, "theta": np.array(m["theta"])}) for m in plain["members"]]
         known = {name: plain[name] for name in Law.__dataclass_fields__ if name in plain}
         return Law(**{**known, "members": members, "loss_range": tuple(plain["loss_range"])})

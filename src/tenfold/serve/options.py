@@ -31,7 +31,7 @@ class EngineOptions(Struct, frozen=True):
         Path | None, Meta(description="A smaller model with the same vocabulary that makes the guesses instead.")
     ] = None
     enforce_eager: Annotated[bool, Meta(description="Compute with PyTorch's own operations, without compiled kernels.")] = False
-    device: Annotated[str, Meta(description="Device of PyTorch: cpu, cuda or cuda:N.")] = "cpu"
+    device: Annotated[str, Meta(description="auto, cpu, cuda, cuda:N or an accelerator.")] = "cpu"
     backend: Annotated[
         str, Meta(description="What computes: tenfold, llamacpp (GGUF files), vllm, or the backend of a plugin.")
     ] = "tenfold"

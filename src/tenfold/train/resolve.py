@@ -11,6 +11,7 @@ from tenfold.spec.model import ModelSpec, RopeScaling, published_model
 from tenfold.spec.shapes import shape_for_flops, shape_of
 from tenfold.spec.vision import IMAGE_TOKENS, PATCH, VisionSpec, small_vision
 from tenfold.train.config import RunConfig
+from tenfold.train.device import resolve_device
 from tenfold.train.optim.hyperparameters import Hyperparameters, derive
 from tenfold.train.precision import choose_dtype
 
@@ -54,15 +55,6 @@ def resolve_hyperparameters(config: RunConfig, tokens: int) -> Hyperparameters:
         beta2=o.beta2,
     )  # fmt: skip
     return replace(h, reasons={**h.reasons, **reasons})
-
-
-def resolve_device(name: str) -> str:
-    """`auto` as the accelerator that PyTorch finds, or the CPU. Raises TenfoldError for a device that is not there."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise TenfoldError('This machine has no CUDA GPU that PyTorch can use: say device = "cpu".')
-    return name
 
 
 def resolve_model(config: RunConfig, vocab_size: int) -> tuple[ModelSpec, int]:
