@@ -9,11 +9,10 @@ import sys
 import time
 from dataclasses import asdict
 
-from tenfold.plan.workload.layout import search
-
 from bench.harness import Headline, Row, options, write_results
 from tenfold.plan.validation.validate import validate
 from tenfold.plan.workload.machine import machine
+from tenfold.plan.workload.search import search
 from tenfold.plan.workload.shape import expert_shape
 from tenfold.spec.model import published_model
 
