@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bench.gpu import check, step_account, train
-from bench.harness import ROOT, alternate, change_pct, ratio
+from bench.harness import ROOT, alternate, change_pct, ratio, ratio_interval
 from bench.train import sides
 
 
@@ -103,6 +103,14 @@ def test_sides_take_turns_and_warming_up_does_not_count():
     sides = {name: lambda name=name: order.append(name) or len(order) for name in "ab"}
     assert alternate(sides, rounds=2) == {"a": [3, 5], "b": [4, 6]} and order == list("ababab")
     assert ratio([4.0, 2.0, 100.0], [2.0, 1.0, 3.0]) == 2.0
+
+
+def test_the_interval_of_a_ratio_of_medians_follows_what_differs_and_not_what_both_share():
+    draw = random.Random(0)
+    busy = [draw.uniform(1, 3) for _ in range(9)]  # how slow the machine is in each round
+    assert ratio_interval([2 * s for s in busy], busy) == pytest.approx([2, 2])
+    low, high = ratio_interval([2 * s * draw.uniform(0.9, 1.1) for s in busy], busy)
+    assert 1.5 < low < 2 < high < 2.5
 
 
 def test_the_interval_of_a_mean_ratio_is_students():

@@ -7,7 +7,8 @@ The limit is the machine's own 8192-cubed bf16 product, measured before and afte
 experts at Scout's shape, with balanced and with skewed shares. Every side runs in a process of its own,
 with its own time limit, in rounds that take turns; a side that fails is a row with its reason. A step is the trainer's own on
 both sides: forward, backward, clipping and a fused AdamW step on fresh copies of the batch; FLOPs are those of `tenfold.spec`,
-causal attention halved, and with documents only what is attended within each. Medians over the steps of all rounds, with the slowest and fastest.
+causal attention halved, and with documents only what is attended within each. Medians over the steps of all rounds, with the
+slowest and fastest.
 
 `vs_transformers` is beside the faster of its eager and compiled form, both with bf16 weights, which is the fastest they can be
 had. Ours keeps float32 weights and moments under autocast, as the trainer does; `bf16 weights` is the like for like.

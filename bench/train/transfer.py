@@ -31,7 +31,7 @@ def coordinates(corpus_directory: str, width: int, seed: int, optimizer: str) ->
 
     from tenfold.data.text.batches import train_batch
     from tenfold.data.text.corpus import open_corpus
-    from tenfold.train.initial_weights import build
+    from tenfold.model.build import make_model
     from tenfold.train.optim.optimizer import make_optimizers
     from tenfold.train.resolve import resolve
     from tenfold.train.run_file import config_from_fields
@@ -49,7 +49,7 @@ def coordinates(corpus_directory: str, width: int, seed: int, optimizer: str) ->
     config = config_from_fields(fields, "coordinates")
     task, r = Pretraining(config, corpus, Path(corpus_directory)), resolve(config, corpus.vocab_size)
     torch.manual_seed(seed)
-    model = build(r.spec, None, r.device)
+    model = make_model(r.spec)  # all of it drawn: a run begins with zeros in the head, of which step 0 would show nothing
     optimizers = make_optimizers(model, r.spec, r.h, optimizer)
     train_step = Step(task, model, optimizers, HostStepSkipper(RunState(), STEPS), r.h, config.optimizer, r.device)
     probe = torch.from_numpy(train_batch(corpus, 10**6, batch_size=4, seq_len=256, seed=seed).tokens)
@@ -134,6 +134,8 @@ def best_share(rows: list[Row]) -> float:
 def headline(rows: list[Row]) -> Headline:
     optima = [r for r in rows if r["case"] == "optimum"]
     best = {case: best_share([r for r in optima if case_of(r) == case]) for case in sorted({case_of(r) for r in optima})}
+    if not best:
+        return
     names = (f"{'experts' if f == 'llama4' else 'dense'}, width {width}, {tokens / 1e6:g}M tokens" for f, _, width, tokens in best)
     yield f"best learning rate beside the rule's: {'; '.join(names)}", "; ".join(f"{share:.2f}x" for share in best.values())
 
