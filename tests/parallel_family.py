@@ -1,4 +1,5 @@
 """A family from outside: attention and feed-forward of a block stand side by side behind one norm (as in GPT-J and PaLM)."""
+
 from dataclasses import replace
 
 from tenfold.model.family import Family, llama_role
@@ -26,7 +27,9 @@ class Parallel(Llama):
 
 def slots(model):
     found = {
-        "wte": Slot(model.embedding.weight.data), "ln_f": Slot(model.norm.weight.data), "lm_head": Slot(model.head.weight.data)
+        "wte": Slot(model.embedding.weight.data),
+        "ln_f": Slot(model.norm.weight.data),
+        "lm_head": Slot(model.head.weight.data),
     }
     for i, block in enumerate(model.layers):
         found |= {f"h.{i}.{n.removesuffix('.weight')}": Slot(p.data) for n, p in block.named_parameters()}

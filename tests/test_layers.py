@@ -9,7 +9,9 @@ import pytest
 
 ROOMS = ["spec", "model", "data", "launch", "train", "scale", "plan", "serve", "rank", "learn", "fleet", "console", "circle", "cli"]
 PACKAGE = Path(__file__).parents[1] / "src" / "tenfold"
-FILES = {".".join(("tenfold", *p.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): p for p in PACKAGE.rglob("*.py")}
+FILES = {
+    ".".join(("tenfold", *p.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): p for p in PACKAGE.rglob("*.py")
+}
 TREES = {name: ast.parse(path.read_text()) for name, path in FILES.items()}
 LONG, MANY = 60, 6  # lines and parameters of a function
 LONG_FUNCTIONS, FUNCTIONS_OF_MANY = 3, 15  # how many may have more

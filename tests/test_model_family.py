@@ -130,7 +130,9 @@ def reference(path, spec, tokens):
 
 
 def test_one_file_and_one_entry_point_are_a_family(parallel, corpus, tmp_path):
-    config = run_config(tokens=20_000, model={"width": 32, "family": "parallel"}, seq_len=64, batch_size=4, evaluate_tokens=2048, log_every=1)
+    config = run_config(
+        tokens=20_000, model={"width": 32, "family": "parallel"}, seq_len=64, batch_size=4, evaluate_tokens=2048, log_every=1
+    )
     run = tmp_path / "run"
     pretrain(config, corpus, run, quiet=True)
     losses = [e["loss"] for e in read_metrics(run / "run.jsonl") if e["event"] == "step"]

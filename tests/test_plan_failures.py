@@ -72,7 +72,9 @@ def test_components_are_those_published():
     )
 
 
-@pytest.mark.parametrize(("gpus", "changes"), [(16384, {}), (100_000, {}), (16384, {"checkpoint_interval_s": 3600}), (4096, {"recovery_s": 7200})])
+@pytest.mark.parametrize(
+    ("gpus", "changes"), [(16384, {}), (100_000, {}), (16384, {"checkpoint_interval_s": 3600}), (4096, {"recovery_s": 7200})]
+)
 def test_expectation_agrees_with_simulation(gpus, changes):
     work_s = 20 * DAY_S
     job = effective_time(gpus, work_s, STATE_405B, **changes)

@@ -16,12 +16,12 @@ from packages import install
 
 from tenfold.train.metrics import read_metrics
 
-CHIP = '''
+CHIP = """
 from tenfold.spec.accelerator import Accelerator
 
 CHIP = Accelerator(key="tiny", name="Tiny chip", memory_gb=96, memory_gb_per_s=2000, source="its maker", bf16_tflops=0.5,
                    scaleup_gb_per_s=100, tdp_w=350, device="cpu", rent_usd_per_h=(0.9, 1.0, 1.2), purchase_usd=9000)
-'''
+"""
 
 COMMAND = '''
 from typing import Annotated
@@ -37,7 +37,7 @@ def greet(name: Annotated[str, Meta(description="Who.")], /, *, times: Annotated
     print(f"hello {name} " * times)
 '''
 
-ROUTE = '''
+ROUTE = """
 from fastapi import APIRouter
 
 from tenfold.serve.api.dependencies import ServedModels
@@ -48,7 +48,7 @@ router = APIRouter()
 @router.get("/v1/device")
 async def device(models: ServedModels) -> dict[str, str]:
     return {"device": (await models.get("")).options.device}
-'''
+"""
 
 TASK = '''
 from dataclasses import dataclass

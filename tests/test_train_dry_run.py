@@ -92,7 +92,15 @@ def test_recompute_trades_memory_and_the_fullest_rank_is_the_first():
 )  # fmt: skip
 def test_the_planner_is_within_a_tenth(more, layout, what):
     model = {"name": "middle", "dim": 1024, "n_layers": 8, "n_heads": 8, "n_kv_heads": 4, "ffn_dim": 4096, **more}
-    fields = {**RUN, "model": model, "vocab_size": 32000, "seq_len": 2048, "batch_size": 16, "parallel": layout, "activation_checkpointing": what}
+    fields = {
+        **RUN,
+        "model": model,
+        "vocab_size": 32000,
+        "seq_len": 2048,
+        "batch_size": 16,
+        "parallel": layout,
+        "activation_checkpointing": what,
+    }
     off = beside_the_plan(dry_run(run_config(**fields), 8), "h100")["difference_pct"]
     assert abs(off["memory"]) < 10 and abs(off["sent"]) < 0.1
 

@@ -42,7 +42,9 @@ def tenfold(wheel, tmp_path_factory):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    where = subprocess.run([python, "-c", "import tenfold; print(tenfold.__file__)"], env=without_path, cwd=folder, capture_output=True)
+    where = subprocess.run(
+        [python, "-c", "import tenfold; print(tenfold.__file__)"], env=without_path, cwd=folder, capture_output=True
+    )
     assert Path(where.stdout.decode()).is_relative_to(site)
     return call
 

@@ -1,6 +1,6 @@
 """The plan against published measurements, and its speed.
 
-    python -m bench.plan.validate
+python -m bench.plan.validate
 """
 
 import re

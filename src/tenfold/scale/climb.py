@@ -1,8 +1,8 @@
 """The climb: ladder, law, forecast, run, score. Every step finds what is already done and goes on from there.
 
-    generations/
-      corpus-stdlib-2048/
-      g1/  climb.json  ladder/*/run.jsonl  points.csv  law.json  forecast.json  run.jsonl  model/  score.json  report.html
+generations/
+  corpus-stdlib-2048/
+  g1/  climb.json  ladder/*/run.jsonl  points.csv  law.json  forecast.json  run.jsonl  model/  score.json  report.html
 """
 
 import csv
@@ -70,9 +70,7 @@ def again(home: Path, *, say: Say, quiet: bool = False, on: str | None = None) -
     return climb_in(generation, higher, home, say=say, quiet=quiet, on=on)
 
 
-def climb_in(
-    generation: Path, settings: ClimbSettings, home: Path, *, say: Say, quiet: bool, on: str | None = None
-) -> Path:
+def climb_in(generation: Path, settings: ClimbSettings, home: Path, *, say: Say, quiet: bool, on: str | None = None) -> Path:
     """All steps of one climb in its directory."""
     corpus = open_or_build(settings, home, say=say, quiet=quiet)
     if not (generation / "points.csv").exists():
@@ -120,18 +118,14 @@ def open_or_build(settings: ClimbSettings, home: Path, *, say: Say, quiet: bool)
     return corpus
 
 
-def _train_ladder(
-    generation: Path, settings: ClimbSettings, corpus: Corpus, *, say: Say, quiet: bool, on: str | None
-) -> None:
+def _train_ladder(generation: Path, settings: ClimbSettings, corpus: Corpus, *, say: Say, quiet: bool, on: str | None) -> None:
     ladder = plan_ladder(settings.top_flops / 10, corpus.vocab_size, settings.seq_len, family=settings.family)
     top_tokens = max(r.tokens for r in ladder)
     require_tokens(corpus, top_tokens, DataConfig().max_epochs)
     total = sum(r.flops for r in ladder)
     at_once = workers(settings.device) if on is None else len(ladder)
     where = f", on {on}." if on else f", {at_once} side by side." if at_once > 1 else "."
-    say(
-        f"Ladder: {len(ladder)} runs at {len({r.flops for r in ladder})} budgets, {total:.2g} FLOPs in all{where}"
-    )
+    say(f"Ladder: {len(ladder)} runs at {len({r.flops for r in ladder})} budgets, {total:.2g} FLOPs in all{where}")
     directories = [generation / "ladder" / rung.name for rung in ladder]
     results = [read_result(directory) for directory in directories]
     # The longest first, so that none is left over at the end; at equal compute the narrowest is the slowest.
@@ -237,9 +231,7 @@ def _unfinished(home: Path, settings: ClimbSettings) -> Path | None:
     if last is None or (last / "score.json").exists():
         return None
     if read_settings(last) != settings:
-        raise TenfoldError(
-            f"{last} was begun with other settings: give the same ones, delete it, or choose another --home."
-        )
+        raise TenfoldError(f"{last} was begun with other settings: give the same ones, delete it, or choose another --home.")
     return last
 
 

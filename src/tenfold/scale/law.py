@@ -75,11 +75,7 @@ class Law:
         rng = np.random.default_rng(self.seed)
         centre = float(np.exp(sum(m.weight * _value(m, u, v)[0] for m in self.members)))
         draws = np.concatenate(
-            [
-                rng.choice(_value(m, u, v), size=max(1, round(DRAWS * m.weight)))
-                for m in self.members
-                if round(DRAWS * m.weight)
-            ]
+            [rng.choice(_value(m, u, v), size=max(1, round(DRAWS * m.weight))) for m in self.members if round(DRAWS * m.weight)]
         )
         # A bootstrap with few runs has outliers that say nothing about the world: they are drawn in.
         middle = np.median(draws)
@@ -110,8 +106,7 @@ class Law:
         found = np.concatenate(best)
         n = float(np.exp(np.median(found)))
         intervals = {
-            level: tuple(float(x) for x in np.exp(np.quantile(found, [0.5 - level / 200, 0.5 + level / 200])))
-            for level in LEVELS
+            level: tuple(float(x) for x in np.exp(np.quantile(found, [0.5 - level / 200, 0.5 + level / 200]))) for level in LEVELS
         }
         return n, flops / self.flops_per_nd / n, intervals  # type: ignore[return-value]
 
@@ -154,9 +149,7 @@ class Fit:
     asymptote: tuple[float, float] | None
     noise: float
 
-    def best(
-        self, form: Form, u: np.ndarray, v: np.ndarray, log_loss: np.ndarray, weight: np.ndarray
-    ) -> tuple[np.ndarray, float]:
+    def best(self, form: Form, u: np.ndarray, v: np.ndarray, log_loss: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, float]:
         """theta [P] of the lowest objective over all starts, and how likely it makes the points: up to `AS_MANY` of them
         count, since what is wrong with a form is wrong at all points alike."""
         first = starts(form, log_loss)
@@ -170,9 +163,7 @@ class Fit:
         return {"delta": delta, "prior": precision(form, self.asymptote), "prior_weight": self.noise**2 / (count * delta)}
 
 
-def fit_law(
-    points: Sequence[Point], *, asymptote: tuple[float, float] | None = None, seed: int = 0, bootstrap: int = 100
-) -> Law:
+def fit_law(points: Sequence[Point], *, asymptote: tuple[float, float] | None = None, seed: int = 0, bootstrap: int = 100) -> Law:
     """Fit the ensemble. `asymptote` is what is known of E beforehand: (mean, standard deviation) of its logarithm.
 
     Raises TenfoldError for too few points, too few budgets or impossible losses.

@@ -40,9 +40,7 @@ Optimizers = Optimizer | list[Optimizer]
 BY_NAME = StateDictOptions(flatten_optimizer_state_dict=True)  # layouts differ in how they group parameters
 
 
-def save(
-    directory: Path, step: int, model: nn.Module, optimizer: Optimizers, extra: dict[str, Any], keep: int = 2
-) -> Path:
+def save(directory: Path, step: int, model: nn.Module, optimizer: Optimizers, extra: dict[str, Any], keep: int = 2) -> Path:
     """Write `directory/step-N` with weights, optimizer state and `extra` (JSON values); keep the newest `keep`.
 
     Training is not disturbed: not a bit of model or optimizers changes. Raises TenfoldError where the disk is full or

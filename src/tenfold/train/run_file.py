@@ -1,12 +1,12 @@
 """The run file: `run.toml`, read, checked and written. Everything left out is derived from the compute.
 
-    flops = 1e15
-    [model]
-    width = 256
-    [data]
-    corpus = "texts"
-    [optimizer]
-    name = "adamw"
+flops = 1e15
+[model]
+width = 256
+[data]
+corpus = "texts"
+[optimizer]
+name = "adamw"
 """
 
 import tomllib

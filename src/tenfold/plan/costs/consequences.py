@@ -57,9 +57,7 @@ def consequences(workload: Workload, around: Surroundings | None = None) -> Cons
     """Failures, power, cost and footprint of a workload. Raises TenfoldError as they do."""
     around = around or Surroundings()
     place = site(around.region, around.pue, around.wue_l_per_kwh)
-    failures = effective_time(
-        workload.gpus, workload.days * DAY_S, checkpoint_bytes(workload.spec.parameters().total), around
-    )
+    failures = effective_time(workload.gpus, workload.days * DAY_S, checkpoint_bytes(workload.spec.parameters().total), around)
     wall_days = workload.days / failures.effective_share
     hours = 24 * wall_days
     held = Held(workload.accelerator, workload.gpus, hours, failures.spare_gpus, around.gpus_per_node)

@@ -56,8 +56,7 @@ def component_rates(gpus_per_node: int = 8) -> dict[str, float]:
     node_days = table["nodes"] * table["days"]
     per_gpu = gpus_per_node / table["gpus_per_node"]
     return {
-        name: row["count"] / node_days * (per_gpu if row["scales_with"] == "gpu" else 1.0)
-        for name, row in table["counts"].items()
+        name: row["count"] / node_days * (per_gpu if row["scales_with"] == "gpu" else 1.0) for name, row in table["counts"].items()
     }
 
 
@@ -116,9 +115,7 @@ def best_interval(stall_s: float, write_s: float, recovery_s: float, mtti_s: flo
     return math.exp(found.x)
 
 
-def checkpoint_times(
-    state_bytes: float, n_gpus: int, n_nodes: int, storage_gb_per_s: float | None = None
-) -> tuple[Range, Range]:
+def checkpoint_times(state_bytes: float, n_gpus: int, n_nodes: int, storage_gb_per_s: float | None = None) -> tuple[Range, Range]:
     """(seconds that the job stalls, seconds until the checkpoint is safe in storage).
 
     Every accelerator copies its share to host memory; the nodes then write at `storage_gb_per_s` in all (given by the
