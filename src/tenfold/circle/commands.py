@@ -118,7 +118,10 @@ def train(
         sheet = this_accelerator(run.device)
         return with_layout(run, options.world, sheet.key if sheet else None, vocab_size)
 
-    run_training(read_config(config, changes), options.out or options.home / (config.stem if config else "run"), options, planned)
+    from tenfold.train.resolve import with_own_law
+
+    directory = options.out or options.home / (config.stem if config else "run")
+    run_training(with_own_law(read_config(config, changes), options.home, directory), directory, options, planned)
 
 
 def dry_run(

@@ -99,6 +99,7 @@ class RunConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     flops: Annotated[Annotated[float, Meta(gt=0)] | None, Meta(description="Training compute; tokens follow.")] = None
     tokens: Annotated[Annotated[int, Meta(gt=0)] | None, Meta(description="Training tokens, in place of flops.")] = None
+    law: Annotated[str | None, Meta(description="What sizes a model by flops: own climb's law.json, or a published law.")] = None
     seed: Annotated[int, Meta(description="Seed of weights and data order.")] = 0
     init_from: Annotated[str | None, Meta(description="A Hugging Face directory or GGUF that the run begins from.")] = None
     device: Annotated[str, Meta(description="auto, cpu, cuda, any device of PyTorch's, or an accelerator.")] = "auto"
