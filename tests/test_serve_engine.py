@@ -318,7 +318,7 @@ def test_a_draft_model_must_share_the_vocabulary(model, tmp_path, monkeypatch):
 
 def test_a_gpu_gets_its_own_runner_and_an_engine_that_runs_ahead(model, monkeypatch):
     monkeypatch.setattr("tenfold.serve.engine.build.read_model", lambda *_: copy.deepcopy(model))
-    with pytest.raises(TenfoldError, match="no GPU"):
+    with pytest.raises(TenfoldError, match="no CUDA GPU"):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         make_engine(EngineOptions(Path("m"), device="cuda"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

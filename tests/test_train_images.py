@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -93,9 +94,13 @@ def test_a_run_learns_to_see_and_micro_batches_do_not_change_it(drawings, corpus
     assert seen < 0.15 < shuffled
     model = read_model(tmp_path / "run-0" / "model")
     assert model.spec.vision.image_size == 16 and model.spec.vocab_size == corpus.vocab_size + 6
-    shape("square", "blue", 999).save(tmp_path / "new.png")
-    sample(tmp_path / "run-0", image=tmp_path / "new.png", options=SampleOptions(temperature=0.0))
-    assert capsys.readouterr().out.strip() == "a blue square"
+    right = 0
+    for n, (form, colour) in enumerate(product(("square", "circle"), ("red", "blue"))):
+        for seed in (900 + n, 990 + n):
+            shape(form, colour, seed).save(tmp_path / "new.png")
+            sample(tmp_path / "run-0", image=tmp_path / "new.png", options=SampleOptions(temperature=0.0))
+            right += capsys.readouterr().out.strip() == f"a {colour} {form}"
+    assert right >= 6  # of 8 new drawings; by guessing, 1 in 4 or fewer
 
     losses = []
     for micro in (0, 3):
