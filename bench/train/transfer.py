@@ -88,14 +88,13 @@ def run(corpus_directory: str, optimizer: str, width: int, tokens: int, share: f
     import torch
 
     from tenfold.data.text.corpus import open_corpus
-    from tenfold.spec.shapes import shape_of
     from tenfold.train.optim.hyperparameters import derive
     from tenfold.train.run_file import config_from_fields
     from tenfold.train.tasks.pretrain import pretrain
 
     torch.set_num_threads(1)
     corpus = open_corpus(Path(corpus_directory))
-    learning_rate = share * derive(shape_of(family, width, corpus.vocab_size), tokens, 256).learning_rate
+    learning_rate = share * derive(tokens, 256).learning_rate
     fields = {
         "tokens": tokens, "seed": seed, "model": {"width": width, "family": family}, "task": {"evaluate_tokens": 98_304},
         "data": {"seq_len": 256}, "optimizer": {"name": optimizer, "learning_rate": learning_rate},
