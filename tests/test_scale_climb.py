@@ -64,7 +64,16 @@ def test_the_climb_leaves_what_the_design_says(home):
     said = json.loads((home / "said.json").read_text())
     loss = said["scores"]["loss_bits_per_byte"]
     assert loss["measured"] > 0 and abs(loss["error_pct"]) < 25
-    for name in ("forecast.json", "run.jsonl", "run.toml", "points.csv", "law.json", "score.json", "report.html", "model/config.json"):
+    for name in (
+        "forecast.json",
+        "run.jsonl",
+        "run.toml",
+        "points.csv",
+        "law.json",
+        "score.json",
+        "report.html",
+        "model/config.json",
+    ):
         assert (generation / name).exists(), name
     forecast = json.loads((generation / "forecast.json").read_text())
     assert forecast["flops"] == pytest.approx(10 * forecast["ladder_top_flops"], rel=0.05)
@@ -89,6 +98,20 @@ def test_a_forecast_that_was_changed_is_not_scored(home, tmp_path, tenfold):
         score(copy)
     refused = tenfold("score", copy)
     assert refused.returncode == 1 and refused.stderr.count("\n") == 1 and "Traceback" not in refused.stderr
+
+
+def test_a_score_says_when_the_machine_was_in_another_state(home, tmp_path):
+    copy = tmp_path / "g1"
+    shutil.copytree(home / "g1", copy)
+    forecast = json.loads((copy / "forecast.json").read_text())["busy_share"]
+    assert 0 <= forecast <= 1
+    events = [json.loads(line) for line in (copy / "run.jsonl").read_text().splitlines()]
+    for more, alike in ((0.05, True), (0.3, False)):
+        for event in events:
+            if event["event"] == "end":
+                event["busy_share"] = forecast + more
+        (copy / "run.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+        assert score(copy)["machine"]["speed_is_comparable"] == alike
 
 
 def test_a_climb_stopped_and_killed_gives_the_same_points_side_by_side(home, text_folder, tmp_path):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from packages import install
 
 from tenfold.data.text.tokenizer import save_tokenizer, train_tokenizer
 from tenfold.serve.backends import vllm
@@ -255,13 +256,8 @@ with TestClient(app) as client:
 
 
 def test_a_package_of_ones_own_adds_a_backend_and_routes(tmp_path):
-    (tmp_path / "parrot.py").write_text(PLUGIN)
-    info = tmp_path / "parrot-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: parrot\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(
-        "[tenfold.backends]\nparrot = parrot:Parrot\n\n[tenfold.routes]\nlongest = parrot:router\nown = parrot:add_page\n"
-    )
+    points = {"backends": {"parrot": "parrot:Parrot"}, "routes": {"longest": "parrot:router", "own": "parrot:add_page"}}
+    install(tmp_path, "parrot", {"parrot": PLUGIN}, points)
     model = tmp_path / "m"
     model.mkdir()
     save_tokenizer(train_tokenizer(["hello there, how are you today? " * 20], 300), model)

@@ -93,6 +93,9 @@ def test_the_law_of_the_newest_climb_is_used_within_its_reach(tmp_path):
     assert own_law(tmp_path, 1e15) == newest
     assert own_law(tmp_path, 1e15, "llama4") == str(tmp_path / "g11" / "law.json")
     assert own_law(tmp_path, 2 * REACH * 1e14) is None
+    (tmp_path / "g12").mkdir()
+    (tmp_path / "g12" / "law.json").write_text("{}")  # of an older version
+    assert own_law(tmp_path, 1e15) == newest
     planned = resolve(Request(flops=1e15, vocab_size=2048), 256, home=tmp_path)
     assert planned.spec.dim == shape_for_flops(1e15, 2048, 256, law=newest).spec.dim
     assert "10 times beyond its largest run" in planned.reasons[0]

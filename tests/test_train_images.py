@@ -56,7 +56,10 @@ def test_a_row_holds_whole_documents_and_learns_their_words_alone(images, drawin
                     seen.append((batch.tiles[tile].tobytes(), tokenizer.decode(learned.tolist())))
                     tile += 1
     files = sorted(drawings.glob("*.png"))
-    given = [(np.uint8(np.rint((tiles_of(Image.open(f), 16, 1)[0] + 1) * 127.5)).tobytes(), f.with_suffix(".txt").read_text()) for f in files]
+    given = [
+        (np.uint8(np.rint((tiles_of(Image.open(f), 16, 1)[0] + 1) * 127.5)).tobytes(), f.with_suffix(".txt").read_text())
+        for f in files
+    ]
     assert sorted(seen) == sorted(given)
 
 
@@ -137,5 +140,7 @@ def test_a_truncated_image_stops_the_command_with_one_sentence(drawings, text_fo
     write_config(run, tmp_path / "run.toml")
     command = [Path(sys.executable).with_name("tenfold"), "train", tmp_path / "run.toml", "--home", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith(f"tenfold: {tmp_path}/bad/cut.png is damaged or cut short")
+    assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith(
+        f"tenfold: {tmp_path}/bad/cut.png is damaged or cut short"
+    )
     assert "Traceback" not in done.stderr

@@ -174,7 +174,9 @@ def draw_optimum(rows: list[Row], folder: Path) -> None:
         label = f"{kind}, {optimizer}, width {width}, {tokens / 1e6:g}M tokens: best at {best:.2f}x"
         axis.plot(shares, np.array(loss) / min(loss), "o-", label=label, color=f"C{i}")
         axis.axvline(best, color=f"C{i}", lw=0.8, ls=":")
-    axis.set(xscale="log", xlabel="learning rate, beside the rule's", ylabel="validation loss, beside the lowest", ylim=(0.998, 1.08))  # noqa: E501
+    axis.set(
+        xscale="log", xlabel="learning rate, beside the rule's", ylabel="validation loss, beside the lowest", ylim=(0.998, 1.08)
+    )  # noqa: E501
     axis.set_xticks(SHARES, [f"{s:.2f}" for s in SHARES])
     axis.minorticks_off()
     axis.legend(fontsize=8, frameon=False, loc="upper left")

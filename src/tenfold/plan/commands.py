@@ -149,9 +149,7 @@ def compare(
     Console().print(table)
 
 
-def _compared(
-    name: str, home: Path, asked: Request, fixed: GpuRequest, step: StepRequest, around: Surroundings
-) -> dict[str, Any]:
+def _compared(name: str, home: Path, asked: Request, fixed: GpuRequest, step: StepRequest, around: Surroundings) -> dict[str, Any]:
     """The row of one accelerator: what a plan with it takes, or the reason why there is none."""
     from tenfold.plan.costs.consequences import consequences
 
