@@ -189,7 +189,7 @@ class Side:
         self.job, self.device = job, torch.device(job.device)
         torch.manual_seed(0)
         self.spec = shape(job.case)
-        self.h = derive(self.spec, 10**9, job.seq_len, batch_size=job.batch)
+        self.h = derive(10**9, job.seq_len, batch_size=job.batch)
         make = tenfold_model if job.system == "tenfold" else transformers_model
         self.model, self.optimizers, loss = make(job, self.spec, self.h)
         self.task, self.state = cast(Task, RandomText(loss)), RunState()

@@ -88,14 +88,13 @@ def run(corpus_directory: str, optimizer: str, width: int, tokens: int, share: f
     import torch
 
     from tenfold.data.text.corpus import open_corpus
-    from tenfold.spec.shapes import shape_of
     from tenfold.train.optim.hyperparameters import derive
     from tenfold.train.run_file import config_from_fields
     from tenfold.train.tasks.pretrain import pretrain
 
     torch.set_num_threads(1)
     corpus = open_corpus(Path(corpus_directory))
-    learning_rate = share * derive(shape_of(family, width, corpus.vocab_size), tokens, 256).learning_rate
+    learning_rate = share * derive(tokens, 256).learning_rate
     fields = {
         "tokens": tokens, "seed": seed, "model": {"width": width, "family": family}, "task": {"evaluate_tokens": 98_304},
         "data": {"seq_len": 256}, "optimizer": {"name": optimizer, "learning_rate": learning_rate},
@@ -176,7 +175,7 @@ def draw_optimum(rows: list[Row], folder: Path) -> None:
         axis.axvline(best, color=f"C{i}", lw=0.8, ls=":")
     axis.set(
         xscale="log", xlabel="learning rate, beside the rule's", ylabel="validation loss, beside the lowest", ylim=(0.998, 1.08)
-    )  # noqa: E501
+    )
     axis.set_xticks(SHARES, [f"{s:.2f}" for s in SHARES])
     axis.minorticks_off()
     axis.legend(fontsize=8, frameon=False, loc="upper left")
