@@ -1,14 +1,13 @@
-"""The family `rank`: Llama's decoder with items as tokens (as in SASRec, arXiv 1808.09781), and one table for input and output.
+"""The family `rank`: Llama's decoder with items as tokens (as SASRec, arXiv 1808.09781), one table for input and output.
 
-Its checkpoints have Llama's names in Hugging Face layout under a `model_type` of their own, so that nobody takes one for a model
-of text.
+Checkpoints have Llama's names under a `model_type` of their own, so that nobody takes one for a model of text.
 """
 
 from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from tenfold.model.family import Family, llama_role
+from tenfold.model.family import LLAMA3, Family, llama_role
 from tenfold.spec.model import ModelSpec
 from tenfold.spec.shapes import llama_shape
 
@@ -21,16 +20,9 @@ CONTEXT = 128  # items of a history that a model sees, where a run file says not
 
 
 def rank_shape(width: int, vocab_size: int) -> ModelSpec:
-    """The ranking model of a width: two layers, since what a history says is little beside text."""
-    return replace(
-        llama_shape(width, vocab_size, CONTEXT, tied=True), name=f"rank-{width}", family=NAME, n_layers=2, rope_theta=10_000.0
-    )
-
-
-def _build(spec: ModelSpec) -> Any:
-    from tenfold.model.llama import Llama
-
-    return Llama(spec)
+    """The ranking model of a width: of two layers, since histories say less than text."""
+    shape = llama_shape(width, vocab_size, CONTEXT, tied=True)
+    return replace(shape, name=f"rank-{width}", family=NAME, n_layers=2, rope_theta=10_000.0)
 
 
 def _weights() -> "CheckpointFormat":
@@ -42,4 +34,4 @@ def _weights() -> "CheckpointFormat":
     return llama.llama_format()._replace(model_types=(MODEL_TYPE,), config=config, gguf=None)
 
 
-RANK = Family(ModelSpec, _build, rank_shape, llama_role, _weights)
+RANK = Family(ModelSpec, LLAMA3.build, rank_shape, llama_role, _weights)

@@ -3,7 +3,6 @@
 Items are tokens, so a request is a prompt like any other: it is scheduled, batched, cached, limited and drained as those are.
 """
 
-import json
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI
@@ -30,22 +29,16 @@ class RecommendRequest(Body):
 
     model: str = ""
     history: Annotated[list[Item], Field(max_length=LONGEST)]
-    exclude: Annotated[list[Item], Field(max_length=EXCLUDED)] = []
+    exclude: Annotated[list[Item], Field(max_length=EXCLUDED, default_factory=list)]
     k: Annotated[int, Field(ge=1, le=MOST)] = 10
 
 
-class Recommended(Body):
-    """An item and its log-probability among all."""
-
-    item: str
-    logprob: float
-
-
 class Recommendations(Body):
-    """The best first. `unknown` are items of the request that the model has never seen; they are passed over."""
+    """The best items first, and their log-probabilities; `unknown` are items of the request that the model does not know."""
 
     model: str
-    items: list[Recommended]
+    items: list[str]
+    logprobs: list[float]
     unknown: list[str]
 
 
@@ -58,7 +51,7 @@ def add_routes(app: FastAPI) -> None:
 def rankers(models: Models) -> list[str]:
     """The names of the served models that rank items."""
     configs = {name: options.path / "config.json" for name, options in models.options.items()}
-    return [name for name, file in configs.items() if file.is_file() and json.loads(file.read_text()).get("model_type") == MODEL_TYPE]
+    return [name for name, file in configs.items() if file.is_file() and f'"{MODEL_TYPE}"' in file.read_text()]
 
 
 @router.post("/v1/recommend", **gives(Recommendations))
@@ -82,5 +75,9 @@ async def answer(models: Models, body: RecommendRequest) -> dict[str, Any]:
     async for delta in model.generate(Request(new_id("rec"), history, sampling), []):
         top = delta.logprobs[0].top if delta.logprobs else top
     best = [(token, logprob) for token, logprob in top if token not in out][: body.k]
-    items = [{"item": model.text.tokenizer.id_to_token(token), "logprob": logprob} for token, logprob in best]
-    return {"model": name, "items": items, "unknown": [item for item, n in number.items() if not n]}
+    return {
+        "model": name,
+        "items": [model.text.tokenizer.id_to_token(token) for token, _ in best],
+        "logprobs": [logprob for _, logprob in best],
+        "unknown": [item for item, n in number.items() if not n],
+    }

@@ -11,8 +11,7 @@ from tenfold.data.interactions.interactions import Interactions, last_inputs, op
 from tenfold.data.text.batches import Batch as TokenRows
 from tenfold.data.text.batches import share_of
 from tenfold.rank.family import NAME
-from tenfold.rank.metrics import popularity, quality_of
-from tenfold.rank.model import scorer_of
+from tenfold.rank.metrics import USERS, popularity, quality_of, scorer_of
 from tenfold.spec.errors import TenfoldError
 from tenfold.train.config import RunConfig
 from tenfold.train.parallel.processes import on_first_process_then_all
@@ -66,22 +65,21 @@ class Ranking(TaskBase):
         """`loss` in nats per validation item; where one process has the whole model also hit rate and NDCG at 10."""
         found = {"loss": self._validation_loss(run)}
         if run.dims.alone:
-            found |= quality_of(scorer_of(cast(Any, run.model)), self.interactions, "validation").means()
-            others = quality_of(popularity(self.interactions), self.interactions, "validation").means()
-            found |= {f"popularity_{name}": value for name, value in others.items()}
+            for prefix, scorer in (("", scorer_of(cast(Any, run.model))), ("popularity_", popularity(self.interactions))):
+                of = quality_of(scorer, self.interactions, "validation")
+                found |= {f"{prefix}{name}": float(each.mean()) for name, each in of.items()}
         return found
 
     @torch.no_grad()
     def _validation_loss(self, run: Run) -> float:
         histories, items = self.interactions.held_out("validation")
         mine, own = share_of(len(items), (run.dims.data_rank, run.dims.data))
-        nats, together = 0.0, self._draw["batch_size"]
-        for first in range(0, len(mine), together):
-            users, counts = mine[first : first + together], own[first : first + together]
+        nats = 0.0
+        for some in (slice(first, first + USERS) for first in range(0, len(mine), USERS)):
+            users, counts = mine[some], own[some]
             tokens, last = last_inputs([histories[u] for u in users], self.seq_len)
             targets = np.full_like(tokens, -100)
             targets[np.flatnonzero(counts), last[counts]] = items[users[counts]]
             rows = TokenRows(tokens, targets, np.zeros_like(tokens, np.int32))
             nats += run.loss_of(HostRows(rows).on(run.device, slice(None)))
-            run.watchdog.beat()
         return run.dims.total(nats)[0] / len(items)

@@ -1,7 +1,7 @@
-"""Made interactions whose every probability is known, so that the best hit rate that any model can reach is known too.
+"""Made interactions whose every probability is known, and with it the best hit rate that a model can reach.
 
-Items stand in clusters. The next item comes from the cluster that follows the last item's with probability `FOLLOW`, else from
-any, by the item's weight in its cluster, and is never one that the user has had.
+Items stand in clusters. With probability `FOLLOW` the next item is of the cluster that follows the last item's, else of any; within
+a cluster the first are likelier. Nobody takes an item twice.
 """
 
 from dataclasses import dataclass
@@ -22,25 +22,21 @@ class ClusterChain:
     length: int = 20
     seed: int = 0
 
-    @property
-    def items(self) -> int:
-        return self.clusters * self.per_cluster
-
     def probabilities(self, histories: list[list[int]]) -> np.ndarray:
-        """The true probability of every next item after each history, [histories, items]."""
-        follows = np.random.default_rng(self.seed).permutation(self.clusters)
-        chance = np.full((self.clusters, self.clusters), (1 - FOLLOW) / self.clusters)
-        chance[np.arange(self.clusters), follows] += FOLLOW
-        weight = 1 / np.sqrt(np.arange(1, self.per_cluster + 1))
-        weight = np.tile(weight / weight.sum(), self.clusters)
-        p = np.empty((len(histories), self.items))
+        """The probability of every next item after each history, [histories, items]."""
+        n = self.clusters
+        chance = np.full((n, n), (1 - FOLLOW) / n)
+        chance[np.arange(n), np.random.default_rng(self.seed).permutation(n)] += FOLLOW
+        weight = np.tile(1 / np.sqrt(np.arange(1, self.per_cluster + 1)), n)
+        p = np.tile(weight, (len(histories), 1))
         for row, history in zip(p, histories, strict=True):
-            row[:] = np.repeat(chance[history[-1] // self.per_cluster], self.per_cluster) * weight if history else weight
+            if history:
+                row *= np.repeat(chance[history[-1] // self.per_cluster], self.per_cluster)
             row[history] = 0
         return p / p.sum(1, keepdims=True)
 
     def histories(self) -> list[list[int]]:
-        """What each user chose, in order."""
+        """What each user took, in order."""
         rng = np.random.default_rng((self.seed, 1))
         made: list[list[int]] = [[] for _ in range(self.users)]
         for _ in range(self.length):
