@@ -64,7 +64,16 @@ def test_the_climb_leaves_what_the_design_says(home):
     said = json.loads((home / "said.json").read_text())
     loss = said["scores"]["loss_bits_per_byte"]
     assert loss["measured"] > 0 and abs(loss["error_pct"]) < 25
-    for name in ("forecast.json", "run.jsonl", "run.toml", "points.csv", "law.json", "score.json", "report.html", "model/config.json"):
+    for name in (
+        "forecast.json",
+        "run.jsonl",
+        "run.toml",
+        "points.csv",
+        "law.json",
+        "score.json",
+        "report.html",
+        "model/config.json",
+    ):
         assert (generation / name).exists(), name
     forecast = json.loads((generation / "forecast.json").read_text())
     assert forecast["flops"] == pytest.approx(10 * forecast["ladder_top_flops"], rel=0.05)
