@@ -13,6 +13,8 @@ from tenfold.train.commands import run as run_training
 from tenfold.train.config import RunConfig
 from tenfold.train.run_file import config_from_fields, read_config
 
+USERS_PER_STEP = 64
+
 
 class RankOptions(Struct, frozen=True):
     """The model, and how long it is trained."""
@@ -20,18 +22,15 @@ class RankOptions(Struct, frozen=True):
     width: Annotated[int, Meta(description="Width of the model.")] = 32
     seq_len: Annotated[int, Meta(description="Items of a history that it sees.")] = 50
     epochs: Annotated[float, Meta(gt=0, description="Rows for each user.")] = 10.0
-    batch_size: Annotated[int, Meta(gt=0, description="Users a step.")] = 64
     learning_rate: Annotated[float, Meta(gt=0, description="At the peak.")] = 0.01
-    seed: Annotated[int, Meta(description="Seed of weights and data order.")] = 0
 
     def run(self, source: str, users: int) -> RunConfig:
         """The run on the interactions `source` of so many users."""
         fields: dict[str, Any] = {
             "tokens": max(1, round(self.epochs * users)) * self.seq_len,
-            "seed": self.seed,
             "task": {"name": NAME},
-            "model": {"family": NAME, "width": self.width, "context": self.seq_len},
-            "data": {"corpus": source, "seq_len": self.seq_len, "batch_size": min(self.batch_size, users)},
+            "model": {"family": NAME, "width": self.width, "context": self.seq_len + 1},
+            "data": {"corpus": source, "seq_len": self.seq_len, "batch_size": min(USERS_PER_STEP, users)},
             "optimizer": {"learning_rate": self.learning_rate},
         }
         return config_from_fields(fields, "The run")
@@ -82,10 +81,10 @@ def evaluated(generation: Path, home: Path, split: Literal["validation", "test"]
     from tenfold.model.io.huggingface import read_model
     from tenfold.rank.metrics import compare, scorer_of
 
-    config, model = read_config(generation / "run.toml"), read_model(generation / "model")
+    source, model = read_config(generation / "run.toml").data.corpus, read_model(generation / "model")
     if model.spec.family != NAME:
         raise TenfoldError(f"The model in {generation} ranks no items: train one with `tenfold rank train`.")
-    interactions = open_interactions(config.data.corpus, home)
+    interactions = open_interactions(source, home)
     if model.spec.vocab_size != interactions.vocab_size:
-        raise TenfoldError(f"{config.data.corpus} has other items than {generation} was trained on: train again.")
-    return compare(scorer_of(model), interactions, config.data.corpus, split)
+        raise TenfoldError(f"{source} has other items than {generation} was trained on: train again.")
+    return compare(scorer_of(model), interactions, source, split)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 NAME = "rank"
 MODEL_TYPE = "tenfold_rank"
-CONTEXT = 128  # items of a history that a model sees, where a run file says nothing else
+CONTEXT = 129  # a history of 128 and the item after, where a run file says nothing else
 
 
 def rank_shape(width: int, vocab_size: int) -> ModelSpec:

@@ -42,11 +42,11 @@ def quality_of(scorer: Scorer, interactions: Interactions, split: Split) -> dict
 
 
 def scorer_of(model: Llama) -> Scorer:
-    """The logits of a model, which sees the newest items of a history that its context holds."""
+    """The logits of a model, which sees the newest items of a history that its context holds with the next one."""
 
     @torch.inference_mode()
     def scores(histories: list[list[int]]) -> np.ndarray:
-        tokens, last = last_inputs(histories, min(model.spec.context, 1 + max(map(len, histories))))
+        tokens, last = last_inputs(histories, min(model.spec.context - 1, 1 + max(map(len, histories))))
         hidden = model.hidden(torch.from_numpy(tokens).to(model.embedding.weight.device))
         return model.head(hidden[torch.arange(len(last)), torch.from_numpy(last)]).float().cpu().numpy()
 

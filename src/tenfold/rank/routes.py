@@ -56,11 +56,10 @@ def rankers(models: Models) -> list[str]:
 
 @router.post("/v1/recommend", **gives(Recommendations))
 async def recommend(body: RecommendRequest, request: HttpRequest, models: ServedModels) -> Response:
-    return JSONResponse(await until_disconnect(request, answer(models, body)))
+    return JSONResponse(await until_disconnect(request, _recommended(models, body)))
 
 
-async def answer(models: Models, body: RecommendRequest) -> dict[str, Any]:
-    """The `k` likeliest items after the history, or all where there are fewer."""
+async def _recommended(models: Models, body: RecommendRequest) -> dict[str, Any]:
     found = rankers(models)
     name = models.resolve(body.model) if body.model or not found else found[0]
     if name not in found:
@@ -74,10 +73,6 @@ async def answer(models: Models, body: RecommendRequest) -> dict[str, Any]:
     top: list[tuple[int, float]] = []
     async for delta in model.generate(Request(new_id("rec"), history, sampling), []):
         top = delta.logprobs[0].top if delta.logprobs else top
-    best = [(token, logprob) for token, logprob in top if token not in out][: body.k]
-    return {
-        "model": name,
-        "items": [model.text.tokenizer.id_to_token(token) for token, _ in best],
-        "logprobs": [logprob for _, logprob in best],
-        "unknown": [item for item, n in number.items() if not n],
-    }
+    best = {model.text.tokenizer.id_to_token(token): logprob for token, logprob in top if token not in out}
+    items, unknown = list(best)[: body.k], [item for item, n in number.items() if not n]
+    return {"model": name, "items": items, "logprobs": [best[item] for item in items], "unknown": unknown}

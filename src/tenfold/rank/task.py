@@ -41,8 +41,8 @@ class Ranking(TaskBase):
         self.seq_len = config.data.seq_len
         if self.spec.family != NAME:
             raise TenfoldError(f'The task {NAME} trains models of the family {NAME}: write family = "{NAME}" in [model].')
-        if self.spec.context != self.seq_len:
-            raise TenfoldError(f"The model sees {self.spec.context} items and rows have {self.seq_len}: give both one seq_len.")
+        if self.spec.context != self.seq_len + 1:
+            raise TenfoldError(f"Rows of {self.seq_len} and the item after need context = {self.seq_len + 1} in [model].")
         h = resolve_hyperparameters(config, tokens)
         self._draw: dict[str, Any] = {"batch_size": h.batch_size, "seq_len": self.seq_len, "seed": config.seed}
 

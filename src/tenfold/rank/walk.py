@@ -106,14 +106,14 @@ def _run(home: Path, directory: Path, source: str, part: float = 1.0) -> RunResu
 
 def _served(home: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """How often the server's ten best items hold what test users took next, asked over HTTP."""
-    histories, items = open_interactions(SYNTHETIC, home).held_out("test")
 
     def ask() -> dict[str, Any]:
         hits, seconds = 0, []
         with _serving(home / f"rank-{SYNTHETIC}" / "model") as recommend:
-            for history, item in zip(histories[:ASKED], items.tolist(), strict=False):
+            for tokens in open_interactions(SYNTHETIC, home).histories[:ASKED]:
+                *history, came = [f"item-{token - 1}" for token in tokens]
                 began = time.perf_counter()
-                hits += f"item-{item - 1}" in recommend([f"item-{token - 1}" for token in history])
+                hits += came in recommend(history)
                 seconds.append(time.perf_counter() - began)
         return {"users": ASKED, "hits": hits, "median_ms": 1000 * sorted(seconds)[ASKED // 2]}
 
