@@ -1,6 +1,5 @@
 """Mixtures: shares, exact counters, orders that no change of weights disturbs, and what is refused."""
 
-import json
 import os
 import signal
 import subprocess
@@ -13,13 +12,14 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from run_configs import run_config
 
 from tenfold.data.text.batches import train_batch
 from tenfold.data.text.corpus import build
 from tenfold.data.text.mixture import DECK, Mixture, make_mixture
 from tenfold.spec.errors import TenfoldError
 from tenfold.train.metrics import read_metrics
-from tenfold.train.run_file import config_from_fields
+from tenfold.train.run_file import write_config
 from tenfold.train.text import open_text
 
 STDLIB = Path(sysconfig.get_path("stdlib"))
@@ -137,7 +137,7 @@ FIELDS = {
 
 def test_a_run_file_says_the_mixture(tmp_path):
     entries = [{"corpus": str(STDLIB / "json")}, {"corpus": str(STDLIB / "email"), "weight": [[0, 1], [10, 3.0]]}]
-    mixture = open_text(config_from_fields(FIELDS | {"mixture": entries}, "run.toml"), tmp_path, quiet=True)
+    mixture = open_text(run_config(**FIELDS, mixture=entries), tmp_path, quiet=True)
     assert isinstance(mixture, Mixture)
     assert mixture.shares(0) == {"json": 0.5, "email": 0.5} and mixture.shares(10) == {"json": 0.25, "email": 0.75}
     for wrong, sentence in (
@@ -146,19 +146,12 @@ def test_a_run_file_says_the_mixture(tmp_path):
         ([{"weight": 1}], "corpus"),
     ):
         with pytest.raises(TenfoldError, match=sentence):
-            open_text(config_from_fields(FIELDS | {"mixture": wrong}, "run.toml"), tmp_path, quiet=True)
-
-
-def toml(tokens):
-    lines = [f"{key} = {json.dumps(value)}" for key, value in (FIELDS | {"tokens": tokens}).items() if key != "model"]
-    lines += ["[model]", "width = 32"]
-    for folder, weight in (("json", "1"), ("email", "[[0, 1], [30, 3]]")):
-        lines += ["[[mixture]]", f'corpus = "{STDLIB / folder}"', f"weight = {weight}"]
-    return "\n".join(lines)
+            open_text(run_config(**FIELDS, mixture=wrong), tmp_path, quiet=True)
 
 
 def test_a_run_that_was_killed_goes_on_with_the_same_rows_and_counters(tmp_path):
-    (tmp_path / "run.toml").write_text(toml(64 * 400) + "\n")
+    entries = [{"corpus": str(STDLIB / "json"), "weight": 1}, {"corpus": str(STDLIB / "email"), "weight": [[0, 1], [30, 3]]}]
+    write_config(run_config(**FIELDS | {"tokens": 64 * 400}, mixture=entries), tmp_path / "run.toml")
     tenfold = [Path(sys.executable).with_name("tenfold")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     whole = [*tenfold, "train", tmp_path / "run.toml", "--home", tmp_path, "--out", tmp_path / "whole", "--json"]

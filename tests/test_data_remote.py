@@ -12,6 +12,7 @@ import fsspec
 import numpy as np
 import pytest
 from moto.server import ThreadedMotoServer
+from run_configs import run_config
 
 from tenfold.data.text import remote
 from tenfold.data.text.batches import row_count, train_batch, validation_batches
@@ -19,7 +20,6 @@ from tenfold.data.text.corpus import build
 from tenfold.data.text.prefetch import Prefetch
 from tenfold.data.text.remote import MirroredShards, open_remote, upload
 from tenfold.spec.errors import TenfoldError
-from tenfold.train.run_file import config_from_fields
 from tenfold.train.tasks.pretrain import pretrain
 from tenfold.train.text import open_text
 
@@ -105,7 +105,7 @@ def test_a_run_from_a_bucket_has_the_loss_of_one_from_disk(small, s3, tmp_path, 
     fields = {"tokens": 64 * 12, "model": {"width": 32}, "seq_len": 16, "batch_size": 4, "device": "cpu", "evaluate_tokens": 1000}
     results = []
     for name, source in (("bucket", "s3://texts/corpora/small"), ("disk", str(small.directory))):
-        config = config_from_fields(fields | {"corpus": source, "cache_gib": cache_gib}, "the test")
+        config = run_config(**fields, corpus=source, cache_gib=cache_gib)
         results.append(pretrain(config, open_text(config, tmp_path, quiet=True), tmp_path / name, quiet=True, keep_model=False))
     assert results[0].loss == results[1].loss and results[0].step == 12
 

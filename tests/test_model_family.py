@@ -61,7 +61,7 @@ def test_what_writes_to_the_residual_stream_learns_alike_whatever_its_fan_in():
 def test_vectors_and_tables_do_not_decay_and_muon_takes_hidden_matrices_alone():
     model = make_model(EVERYTHING)
     names = {p: n for n, p in model.named_parameters()}
-    adam, muon = make_optimizers(model, EVERYTHING, derive(EVERYTHING, 10**6, 64), "muon")
+    adam, muon = make_optimizers(model, EVERYTHING, derive(10**6, 64), "muon")
     free = {names[p] for g in adam.param_groups if g["weight_decay"] == 0 for p in g["params"]}
     assert free == {n for p, n in names.items() if p.ndim == 1} | {"embedding.weight", "vision.positions"}
     left = {names[p] for g in adam.param_groups for p in g["params"]} - free

@@ -29,7 +29,7 @@ SPEC = llama_shape(16, 64)
 def made(kind="muon", seed=0, spec=SPEC):
     torch.manual_seed(seed)
     model = Llama(spec)
-    return model, make_optimizers(model, spec, derive(spec, 10**5, 64), kind)
+    return model, make_optimizers(model, spec, derive(10**5, 64), kind)
 
 
 def train(model, optimizers, steps):

@@ -54,7 +54,7 @@ def made(spec, seed, fields):
     model = make_model(spec)
     layout = Layout(seq_len=16, global_batch=8, **(fields or {}))
     place = parallelize(model, NextToken(), layout, torch.device("cpu")) if fields else None
-    optimizers = make_optimizers(model, spec, derive(spec, 10**5, 64), "muon")
+    optimizers = make_optimizers(model, spec, derive(10**5, 64), "muon")
     return (model, optimizers, place) if fields else (model, optimizers)
 
 

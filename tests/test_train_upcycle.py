@@ -16,6 +16,7 @@ from tenfold.model.llama4 import Llama4
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec
 from tenfold.train.metrics import read_metrics
+from tenfold.train.optim.hyperparameters import derive
 from tenfold.train.run_file import config_from_fields
 from tenfold.train.tasks.pretrain import pretrain
 
@@ -41,7 +42,8 @@ def test_a_run_goes_on_from_the_dense_model_with_experts(dense, corpus, tmp_path
     said = json.loads(done.stdout)
     assert said["parameters"] > said["active"] == pytest.approx(read_model(directory / "model").spec.parameters().total, rel=0.03)
     # The first steps learn nothing yet: the loss is that of the dense model, not that of fresh weights.
-    config = run_config(tokens=40_000, init_from=str(tmp_path / "wide"), **SMALL)
+    rate = derive(40_000, SMALL["seq_len"], batch_size=SMALL["batch_size"]).learning_rate  # that of a run from the start
+    config = run_config(tokens=40_000, init_from=str(tmp_path / "wide"), learning_rate=rate, **SMALL)
     on = pretrain(config, corpus, tmp_path / "on", quiet=True)
     first = next(e["loss"] for e in read_metrics(tmp_path / "on" / "run.jsonl") if e["event"] == "step")
     assert first < result.loss + 0.5 and on.loss < result.loss - 0.05

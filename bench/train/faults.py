@@ -46,7 +46,8 @@ KINDS = ("kill", "hang", "freeze", "slow", "damage", "disk", "term")
 RUN = {
     "dtype": "float32", "device": "cpu", "compile": "off",
     "model": {"name": "tiny", "dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 4, "ffn_dim": 64, "vocab_size": 512},
-    "task": {"evaluate_tokens": 2048}, "checkpoint": {"every_s": 1.0, "keep_last": 3}, "log": {"every": 1}, "health": {"hang_after_s": 10.0},
+    "task": {"evaluate_tokens": 2048}, "checkpoint": {"every_s": 1.0, "keep_last": 3}, "log": {"every": 1},
+    "health": {"hang_after_s": 10.0},
 }  # fmt: skip
 
 

@@ -111,7 +111,7 @@ def tenfold_model(job: Job, spec: ModelSpec) -> tuple[nn.Module, list[torch.opti
         use_document_blocks(model, job.seq_len)
     if job.compiled:
         compile_blocks(model, **compile_options(job))
-    optimizers = make_optimizers(model, spec, derive(spec, 10**9, job.seq_len, batch_size=job.batch), "adamw")
+    optimizers = make_optimizers(model, spec, derive(10**9, job.seq_len, batch_size=job.batch), "adamw")
 
     def loss(tokens: Tensor, targets: Tensor, document: Tensor | None) -> Tensor:
         return sum(model.loss(tokens, targets, document), torch.zeros((), device=device))

@@ -39,7 +39,7 @@ def coordinates(corpus_directory: str, width: int, seed: int, base_rule: bool) -
     torch.set_num_threads(1)
     corpus = open_corpus(Path(corpus_directory))
     spec = llama_shape(width, corpus.vocab_size)
-    h = derive(spec, 1_000_000, 256)
+    h = derive(1_000_000, 256)
     torch.manual_seed(seed)
     model = Llama(spec)
     optimizers = make_optimizers(model, spec, h, "muon" if base_rule else "adamw")

@@ -161,3 +161,50 @@ def layout(
         print_json(chosen)
     else:
         print(tomli_w.dumps(chosen), end="")
+
+
+def forecasts(*, home: Home = Path("generations"), json: Json = False) -> None:
+    """Every forecast made in a home, what came, and whether its interval held.
+
+    Example: tenfold forecasts --home generations
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from tenfold.spec.forecasts import LEVELS, read_forecasts
+
+    found = read_forecasts(home)
+    scored = [one for one in found if one.measured is not None]
+    if json:
+        scores = [{k: getattr(one, k) for k in ("measured", "came", "inside_80", "crps")} for one in found]
+        rows = [structs.asdict(one.forecast) | score for one, score in zip(found, scores, strict=True)]
+        print_json({"levels": LEVELS, "forecasts": rows})
+        return
+    if not found:
+        raise TenfoldError(f"No forecast was made in {home} yet: `tenfold climb` makes some.")
+    table = Table("forecast", "unit", "median", "80 % interval", "measured", "inside")
+    for one in found:
+        q = dict(zip(LEVELS, one.forecast.quantiles, strict=True))
+        came = ("", "") if one.measured is None else (f"{one.measured:.4g}", "yes" if one.inside_80 else "no")
+        table.add_row(one.forecast.key, one.forecast.unit, f"{q[0.5]:.4g}", f"{q[0.1]:.4g} to {q[0.9]:.4g}", *came)
+    console = Console()
+    console.print(table)
+    inside = sum(bool(one.inside_80) for one in scored)
+    console.print(f"{len(found)} forecasts, {len(scored)} with an outcome; the 80 % interval held in {inside}.", highlight=False)
+
+
+def record_outcome(
+    key: Annotated[str, Meta(description="The forecast, as `tenfold forecasts` names it.")],
+    measured: Annotated[float, Meta(description="What came, in the forecast's unit.")],
+    /,
+    *,
+    home: Home = Path("generations"),
+) -> None:
+    """Add what came of a forecast, once; it is never changed.
+
+    Example: tenfold forecasts outcome plan/next/wall_days 83
+    """
+    from tenfold.spec.forecasts import outcome
+
+    scored = outcome(home, key, measured)
+    print(f"{key}: {measured:g} {scored.forecast.unit}, {'inside' if scored.inside_80 else 'outside'} its 80 % interval.")

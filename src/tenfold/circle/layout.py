@@ -24,7 +24,7 @@ def with_layout(config: RunConfig, world: int, machine_name: str | None, vocab_s
     if vocab_size is None:
         vocab_size = published_model(config.model).vocab_size if isinstance(config.model, str) else config.data.vocab_size
     spec, tokens = resolve_model(config, vocab_size)
-    batch_size = resolve_hyperparameters(config, spec, tokens).batch_size
+    batch_size = resolve_hyperparameters(config, tokens).batch_size
     found = search(spec, world, machine(machine_name), seq_len=config.data.seq_len, global_batch=batch_size)
     layout = next((_as_trained(c.layout, spec) for c in (found.best, *found.others) if _is_trained(c.layout, spec)), None)
     if layout is None:

@@ -18,7 +18,15 @@ import numpy as np
 
 from tenfold.data.text.corpus import Corpus, build, require_tokens
 from tenfold.data.text.remote import is_remote, open_remote
-from tenfold.scale.forecast import Speed, make_forecast, score, write_forecast
+from tenfold.scale.forecast import (
+    Speed,
+    file_sha256,
+    make_forecast,
+    record_forecast,
+    record_outcome,
+    score,
+    write_forecast,
+)
 from tenfold.scale.isoflop import minimum, rungs
 from tenfold.scale.ladder import Rung, plan_ladder
 from tenfold.scale.law import BITS_PER_BYTE, Law, fit_law
@@ -80,19 +88,20 @@ def climb_in(
         _forecast(generation, settings, corpus, law)
     forecast = json.loads((generation / "forecast.json").read_text())
     if read_result(generation) is None:
+        record_forecast(generation)
         low, high = forecast["loss_bits_per_byte"]["intervals"]["80"]
         say(
             f"Forecast, frozen: {forecast['loss_bits_per_byte']['median']:.4f} bits per byte (80 %: {low:.4f} to "
             f"{high:.4f}) for {forecast['params'] / 1e6:.2f}M parameters and {forecast['tokens'] / 1e6:.1f}M tokens."
         )
-        from tenfold.scale.forecast import file_sha256
-
         notes = {"forecast_sha256": file_sha256(generation / "forecast.json")}
         config = _config(settings, forecast["width"], forecast["tokens"], settings.seed)
         result = pretrain(config, corpus, generation, quiet=quiet, notes=notes)
         if not result.finished:
             raise TenfoldError(f"The climb was stopped at step {result.step}: `tenfold climb` goes on from there.")
-    (generation / "score.json").write_text(json.dumps(score(generation), indent=1) + "\n")
+    scored = score(generation)
+    record_outcome(generation, scored["scores"])
+    (generation / "score.json").write_text(json.dumps(scored, indent=1) + "\n")
     return generation
 
 

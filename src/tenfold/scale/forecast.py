@@ -12,6 +12,8 @@ import numpy as np
 
 from tenfold.scale.law import LEVELS, Law
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.forecasts import Forecast, of_intervals, outcome
+from tenfold.spec.forecasts import forecast as freeze
 
 # Relative spread of a machine's speed from one quarter of an hour to the next, beside what the probe saw itself.
 SPEED_DRIFT = 0.04
@@ -94,6 +96,29 @@ def write_forecast(forecast: dict[str, Any], path: Path) -> str:
 
 def file_sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+# What a climb forecasts: its kind in the record of forecasts, and its unit.
+KINDS = {
+    "loss_bits_per_byte": ("loss", "bits/byte"), "tokens_per_s": ("speed", "tokens/s"), "seconds": ("duration", "s"),
+    "energy_kwh": ("energy", "kWh"),
+}  # fmt: skip
+
+
+def record_forecast(generation: Path) -> None:
+    """Write a generation's frozen forecast to the record of its home."""
+    path = generation / "forecast.json"
+    forecast, data = json.loads(path.read_text()), {f"{generation.name}/{path.name}": file_sha256(path)}
+    for name, (kind, unit) in KINDS.items():
+        quantiles = of_intervals(**forecast[name])
+        key = f"climb/{generation.name}/{kind}"
+        freeze(generation.parent, Forecast(key=key, who="climb", kind=kind, unit=unit, quantiles=quantiles, data=data))
+
+
+def record_outcome(generation: Path, scores: dict[str, Any]) -> None:
+    """Add what was measured, of a generation whose forecast is in the record."""
+    for name, (kind, _) in KINDS.items():
+        outcome(generation.parent, f"climb/{generation.name}/{kind}", scores[name]["measured"])
 
 
 def quantity(forecast: dict[str, Any], name: str) -> Quantity:

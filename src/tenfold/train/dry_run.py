@@ -89,7 +89,7 @@ def dry_run(config: RunConfig, world: int) -> DryRun:
     began = time.perf_counter()
     vocabulary = published_model(config.model).vocab_size if isinstance(config.model, str) else config.data.vocab_size
     spec, tokens = resolve_model(config, vocabulary)
-    h = resolve_hyperparameters(config, spec, tokens)
+    h = resolve_hyperparameters(config, tokens)
     layout = for_world(layout_of(config), world).replace(global_batch=h.batch_size, seq_len=config.data.seq_len)
     kinds = sorted({0, world // layout.pp % world, world - 1})
     # Each in a process of its own: what PyTorch remembers of one rank's groups stands in the way of another's.

@@ -14,6 +14,8 @@ from tenfold.train.config import RunConfig
 from tenfold.train.optim.hyperparameters import Hyperparameters, derive
 from tenfold.train.precision import choose_dtype
 
+CONTINUED_LEARNING_RATE = 3e-4  # of a hidden matrix of the base width, as `Hyperparameters.learning_rate`
+
 
 @dataclass(frozen=True)
 class Resolved:
@@ -35,16 +37,23 @@ def resolve(config: RunConfig, vocab_size: int) -> Resolved:
     spec, tokens = resolve_model(config, vocab_size)
     device = torch.device(resolve_device(config.device))
     dtype = choose_dtype(device, spec.dim) if config.dtype == "auto" else getattr(torch, config.dtype)
-    return Resolved(spec, tokens, resolve_hyperparameters(config, spec, tokens), device, dtype)
+    return Resolved(spec, tokens, resolve_hyperparameters(config, tokens), device, dtype)
 
 
-def resolve_hyperparameters(config: RunConfig, spec: ModelSpec, tokens: int) -> Hyperparameters:
+def resolve_hyperparameters(config: RunConfig, tokens: int) -> Hyperparameters:
     """Batch, steps, learning rates and decay of a run of `tokens`."""
-    o = config.optimizer
-    return derive(
-        spec, tokens, config.data.seq_len, batch_size=config.data.batch_size, learning_rate=o.learning_rate,
-        weight_decay=o.weight_decay, beta2=o.beta2,
+    o, learning_rate, weight_decay, reasons = config.optimizer, config.optimizer.learning_rate, config.optimizer.weight_decay, {}
+    if config.init_from is not None and learning_rate is None:
+        learning_rate = CONTINUED_LEARNING_RATE
+        reasons["learning_rate"] = "usual where stored weights are trained on; those of a small upcycled model want more"
+    if config.init_from is not None and weight_decay is None:
+        weight_decay = 0.0
+        reasons["weight_decay"] = "none, so that a short run forgets nothing of the stored weights"
+    h = derive(
+        tokens, config.data.seq_len, batch_size=config.data.batch_size, learning_rate=learning_rate, weight_decay=weight_decay,
+        beta2=o.beta2,
     )  # fmt: skip
+    return replace(h, reasons={**h.reasons, **reasons})
 
 
 def resolve_device(name: str) -> str:

@@ -42,7 +42,6 @@ class Hyperparameters:
 
 
 def derive(
-    spec: ModelSpec,
     tokens: int,
     seq_len: int,
     *,

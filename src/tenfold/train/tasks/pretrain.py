@@ -70,7 +70,7 @@ class Pretraining(TaskBase):
         self.config, self.corpus = config, corpus
         self.vocab_size = corpus.vocab_size
         self.spec, tokens = resolve_model(config, corpus.vocab_size)
-        h = resolve_hyperparameters(config, self.spec, tokens)
+        h = resolve_hyperparameters(config, tokens)
         self.is_remote, self.adds_modules = corpus.is_remote, bool(self.settings.mtp)
         self.images = _images(config, corpus, self.spec, home)
         self.directory = self.images.directory if self.images else corpus.directory
@@ -140,14 +140,14 @@ class Pretraining(TaskBase):
     def _validate(self, run: Run, corpus: Corpus) -> tuple[float, float]:
         part = run.dims.data_rank, run.dims.data
         limit: dict[str, Any] = {"seq_len": self.config.data.seq_len, "limit_tokens": self.settings.evaluate_tokens}
-        nats, count = 0.0, 0
+        nats, count = 0.0, 0.0
         for batch in validation_batches(corpus, batch_size=EVALUATION_ROWS, part=part, **limit):
             nats += run.loss_of(HostRows(batch).on(run.device, slice(None)))
             count += batch.target_count
             run.watchdog.beat()
         nats = run.dims.total(nats)[0]
-        count = int(run.dims.total_of_rows(count)[0])
-        return nats / max(1, count), nats / math.log(2) / max(1, validation_bytes(corpus, **limit))
+        count, size = run.dims.total_of_rows(count, validation_bytes(corpus, part=part, **limit))
+        return nats / max(1, count), nats / math.log(2) / max(1, size)
 
     @torch.no_grad()
     def _validate_images(self, run: Run, images: ImageCorpus) -> dict[str, float]:
