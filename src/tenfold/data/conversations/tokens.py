@@ -53,7 +53,7 @@ class ChatEncoder:
                 # Later stop tokens would be ones that the text of the answer spells out.
                 end = 1 + next((i for i, token in enumerate(ids) if token in self.vocabulary.stop_tokens), -1)
                 if not end:
-                    raise TenfoldError("The chat template ends an answer without a stop token, so a model would never learn to stop.")
+                    raise TenfoldError("The chat template ends an answer without a stop token: no model would learn to stop.")
                 size += len(self.tokenizer.decode(ids[:end]).encode())
             tokens += ids
             learned += [i < end for i in range(len(ids))]

@@ -21,7 +21,6 @@ from tenfold.data.conversations.chats import read_chats
 from tenfold.data.conversations.packing import PackedChats, pack
 from tenfold.data.conversations.tokens import ChatEncoder
 from tenfold.spec.errors import TenfoldError
-from tenfold.spec.model import ModelSpec
 from tenfold.train.config import RunConfig
 from tenfold.train.resolve import resolve_hyperparameters, resolve_model
 from tenfold.train.run import Run
@@ -45,9 +44,8 @@ class SFT(TaskBase):
         """Raises TenfoldError where the chats would be read more often than `max_epochs`."""
         self.train, self.validation = train, validation
         self.vocab_size, self.directory = encoder.vocabulary.size, Path(config.init_from or "")
-        self.spec: ModelSpec
         self.spec, tokens = resolve_model(config, self.vocab_size)
-        h = resolve_hyperparameters(config, self.spec, tokens)
+        h = resolve_hyperparameters(config, tokens)
         self.draw = {"batch_size": h.batch_size, "seed": config.seed}
         self._flops_per_token = self.spec.train_flops_per_token(config.data.seq_len)
         epochs = h.steps * h.batch_size / len(train)

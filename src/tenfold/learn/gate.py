@@ -1,0 +1,130 @@
+"""The gate: a generation is released only where it does better than the one before on prompts that it has not learned.
+
+The test is paired. For each held-out prompt it takes the nats of the right answer under both models; the mean difference has
+to be below zero beyond noise, by Student's t and by the bootstrap. A forecast of it, made from the validation users, is written
+down before it is measured.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+
+from tenfold.data.conversations.chats import Chat, prompt_of, read_chats
+from tenfold.data.conversations.packing import pack
+from tenfold.data.conversations.tokens import ChatEncoder
+from tenfold.learn.data import sha256, write_whole
+from tenfold.model.io.huggingface import read_model, weights_hash
+from tenfold.serve.options import model_path
+from tenfold.spec.errors import TenfoldError
+from tenfold.spec.forecasts import LEVELS, Forecast, forecast, outcome
+
+FEWEST = 5  # prompts that a test needs
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """The mean of differences, NEW less OLD, with two 95 % intervals."""
+
+    n: int
+    mean: float
+    t_interval: tuple[float, float]
+    bootstrap_interval: tuple[float, float]
+
+    @property
+    def passed(self) -> bool:
+        """Whether NEW is better: both intervals lie below zero."""
+        return max(self.t_interval[1], self.bootstrap_interval[1]) < 0
+
+
+def paired_test(differences: Sequence[float]) -> PairedTest:
+    """Raises TenfoldError where there are too few, or one is not a number."""
+    d = np.asarray(differences, float)
+    if len(d) < FEWEST or not np.isfinite(d).all():
+        raise TenfoldError(f"The gate needs at least {FEWEST} held-out prompts with finite losses, not {list(d)}.")
+    mean, half = float(d.mean()), float(stats.t.ppf(0.975, len(d) - 1) * d.std(ddof=1) / math.sqrt(len(d)))
+    drawn = np.random.default_rng(0).integers(0, len(d), (RESAMPLES, len(d)))
+    low, high = np.quantile(d[drawn].mean(1), (0.025, 0.975))
+    return PairedTest(len(d), mean, (mean - half, mean + half), (float(low), float(high)))
+
+
+def predicted(differences: Sequence[float], n: int) -> tuple[float, ...]:
+    """Quantiles of the mean of `n` further differences like these: Student's t with the noise of both means."""
+    d = np.asarray(differences, float)
+    if len(d) < FEWEST:
+        raise TenfoldError(f"A forecast of the gate needs at least {FEWEST} validation prompts, not {len(d)}: gather more users.")
+    scale = d.std(ddof=1) * math.sqrt(1 / len(d) + 1 / n)
+    return tuple(float(d.mean() + scale * stats.t.ppf(level, len(d) - 1)) for level in LEVELS)
+
+
+def answer_nats(model: Path) -> Callable[[Sequence[Chat]], np.ndarray]:
+    """A function that gives the nats of each chat's answers under a model, in its own tokens: comparable whatever these are."""
+    encoder, network = ChatEncoder.of(model), read_model(model)
+
+    @torch.no_grad()
+    def nats(chats: Sequence[Chat]) -> np.ndarray:
+        encoded = [encoder.encode(chat) for chat in chats]
+        rows = [pack([one], len(one.tokens) - 1).rows for one in encoded]
+        return np.array([float(network.loss(torch.from_numpy(row.tokens), torch.from_numpy(row.targets))[0]) for row in rows])
+
+    return nats
+
+
+def gate(new: Path, against: Path, home: Path) -> dict[str, Any]:
+    """Judge the generation `new`, and write its gate.json. A verdict that stands for these weights and data is kept.
+
+    Raises TenfoldError where `new` lacks its lineage, or too few prompts are held out.
+    """
+    lineage = read_json(new / "lineage.json", f"{new} says not what it learned: tune it with `tenfold learn sft`.")
+    old, weights = model_path(against), model_path(new)
+    files = {part: Path(data["path"]) for part, data in lineage["data"].items()}
+    hashes = {"new": weights_hash(weights), "old": weights_hash(old), **{part: sha256(path) for part, path in files.items()}}
+    key = f"learn/gate/{hashlib.sha256(json.dumps(hashes).encode()).hexdigest()[:12]}"
+    if changed := [part for part in files if hashes[part] != lineage["data"][part]["sha256"]]:
+        raise TenfoldError(f"{files[changed[0]]} is not what {new} was tuned with: tune it again.")
+    verdict = new / "gate.json"
+    if not verdict.exists() or json.loads(verdict.read_text())["forecast"] != key:
+        train, validation, held_out = (read_chats(files[part]) for part in ("train", "validation", "held_out"))
+        learned = [prompt_of(chat) for chat in train]
+        unseen = [chat for chat in held_out if prompt_of(chat) not in learned]
+        of_new, of_old = answer_nats(weights), answer_nats(old)
+        made = Forecast(
+            key=key, who="learn", kind="paired difference", unit="nats/answer",
+            quantiles=predicted(of_new(validation) - of_old(validation), len(unseen)),
+            data={"validation": hashes["validation"], "new": hashes["new"], "old": hashes["old"]},
+        )  # fmt: skip
+        quantiles = forecast(home, made).quantiles
+        test = paired_test(of_new(unseen) - of_old(unseen))
+        write_whole(verdict, _verdict(new, against, test) | {
+            "forecast": key, "quantiles": quantiles, "hashes": hashes, "left_out_prompts": len(held_out) - len(unseen),
+        })  # fmt: skip
+    judged = json.loads(verdict.read_text())
+    outcome(home, key, judged["test"]["mean"])
+    return judged
+
+
+def _verdict(new: Path, old: Path, test: PairedTest) -> dict[str, Any]:
+    low, high = test.t_interval
+    found = f"{test.mean:+.2f} nats an answer (95 %: {low:+.2f} to {high:+.2f}) on {test.n} held-out prompts"
+    if test.passed:
+        return {"passed": True, "reason": f"{new.name} finds the right answers likelier: {found}.", **_record(new, old, test)}
+    return {"passed": False, "reason": f"{new.name} is not better beyond noise: {found}.", **_record(new, old, test)}
+
+
+def _record(new: Path, old: Path, test: PairedTest) -> dict[str, Any]:
+    return {"new": str(new), "old": str(old), "test": asdict(test), "unit": "nats/answer"}
+
+
+def read_json(file: Path, otherwise: str) -> dict[str, Any]:
+    """Raises TenfoldError, saying `otherwise`, where there is no such file."""
+    if not file.exists():
+        raise TenfoldError(otherwise)
+    return json.loads(file.read_text())
