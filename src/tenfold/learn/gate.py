@@ -20,7 +20,7 @@ from scipy import stats
 from tenfold.data.conversations.chats import Chat, prompt_of, read_chats
 from tenfold.data.conversations.packing import pack
 from tenfold.data.conversations.tokens import ChatEncoder
-from tenfold.learn.data import sha256, write_whole
+from tenfold.learn.data import PARTS, sha256, write_whole
 from tenfold.model.io.huggingface import read_model, weights_hash
 from tenfold.serve.options import model_path
 from tenfold.spec.errors import TenfoldError
@@ -85,10 +85,10 @@ def gate(new: Path, against: Path, home: Path) -> dict[str, Any]:
     """
     lineage = read_json(new / "lineage.json", f"{new} says not what it learned: tune it with `tenfold learn sft`.")
     old, weights = model_path(against), model_path(new)
-    files = {part: Path(data["path"]) for part, data in lineage["data"].items()}
+    files = {part: new / "data" / f"{part}.jsonl" for part in PARTS}
     hashes = {"new": weights_hash(weights), "old": weights_hash(old), **{part: sha256(path) for part, path in files.items()}}
     key = f"learn/gate/{hashlib.sha256(json.dumps(hashes).encode()).hexdigest()[:12]}"
-    if changed := [part for part in files if hashes[part] != lineage["data"][part]["sha256"]]:
+    if changed := [part for part in files if hashes[part] != lineage["data"][part]]:
         raise TenfoldError(f"{files[changed[0]]} is not what {new} was tuned with: tune it again.")
     verdict = new / "gate.json"
     if not verdict.exists() or json.loads(verdict.read_text())["forecast"] != key:

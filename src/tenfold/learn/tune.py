@@ -49,7 +49,7 @@ def tune(model: Path, source: str, generation: Path, settings: TuneSettings, *, 
         config = config_from_fields(fields, "The run")
         result = fit(open_task(config, generation.parent), config, generation, standard_hooks(config, quiet=quiet))
     if result.finished and not (generation / "lineage.json").exists():
-        data = {part: {"path": str(path), "sha256": sha256(path)} for part, path in files.items()}
+        data = {part: sha256(path) for part, path in files.items()}
         begun = {"path": str(model), "sha256": weights_hash(model)}
         write_whole(generation / "lineage.json", {"init_from": begun, "source": source, "data": data})
     return replace(result, directory=generation)

@@ -29,19 +29,21 @@ START_S = 240.0  # a server that does not answer by then is lost
 CALLERS = 2  # that ask all the time while the model is swapped
 
 
-def walk(home: Path, say: Callable[[str], None]) -> dict[str, Any]:
+def walk(
+    home: Path, say: Callable[[str], None], model: Path | None = None, settings: TuneSettings | None = None
+) -> dict[str, Any]:
     """Ask and judge, tune, pass the gate, release, swap. Goes on from where an earlier call was stopped.
 
-    Raises TenfoldError where a package is missing.
+    `model` is SmolLM2-135M where none is given. Raises TenfoldError where a package is missing.
     """
     small = os.environ.get("TENFOLD_CIRCLE") == "small"
-    source, new = smollm2(), home / NAME
+    source, new = model or smollm2(), home / NAME
     for package in ("fastapi", "uvicorn", "sqlalchemy"):
         if find_spec(package) is None:
             raise TenfoldError(f"Serving needs the package {package}: pip install 'tenfold[serve]'.")
     old = _as_directory(source, home / OLD)
     asked = questions(30, 1) if small else questions(40, 2)
-    settings = TuneSettings(steps=6 if small else 20, batch_size=2 if small else 4, max_epochs=8)
+    settings = settings or TuneSettings(steps=6 if small else 20, batch_size=2)
     database = home / "feedback.db"
     _judge_all(old, database, asked, say)
     say(f"learn: {settings.steps} steps on what they said.")
