@@ -13,14 +13,14 @@ import pytest
 import torch
 from run_configs import run_config
 from safetensors.torch import load_file
-from tenfold.train.hooks.goodput import read_goodput
-from tenfold.train.hooks.metrics import read_metrics
 
 from tenfold.launch.job import Resources
 from tenfold.launch.local import LocalLauncher
 from tenfold.spec.errors import TenfoldError
 from tenfold.train import trainer as loop
+from tenfold.train.goodput import read_goodput
 from tenfold.train.jobs import train_on, train_process
+from tenfold.train.metrics import read_metrics
 
 STEPS = 24
 RUN = {

@@ -46,7 +46,9 @@ def test_the_slurm_script_is_sound_bash(run, tmp_path):
     path = write(run, "slurm", tmp_path)
     subprocess.run(["bash", "-n", path], check=True)
     subprocess.run([BIN / "shellcheck", path], check=True)
-    options = dict(line[8:].split("=", 1) for line in path.read_text().splitlines() if line.startswith("#SBATCH --") and "=" in line)
+    options = dict(
+        line[8:].split("=", 1) for line in path.read_text().splitlines() if line.startswith("#SBATCH --") and "=" in line
+    )
     assert options["--nodes"] == "4" and options["--gpus-per-node"] == "8" and options["--partition"] == "gpu"
 
 
@@ -220,7 +222,7 @@ def test_a_slurm_job_is_watched_drained_resized_and_stopped(run, tmp_path, progr
 
 def test_a_kubernetes_job_is_watched_drained_resized_and_stopped(run, tmp_path, programs):
     """Against a program that plays kubectl."""
-    programs("kubectl", "echo '{\"status\": {\"active\": 4}}'")
+    programs("kubectl", 'echo \'{"status": {"active": 4}}\'')
     cluster = open_launcher("kubernetes", folder=tmp_path, **OPTIONS["kubernetes"])
     handle = cluster.submit(command_job(run, Resources(nodes=4, least_nodes=2, processes=8, gpus=8), "/generations"))
     assert cluster.status(handle) == "running"
@@ -262,7 +264,9 @@ def test_what_no_cluster_takes_is_one_sentence(run, tmp_path, arguments, sentenc
 
 def test_a_command_that_is_no_group_runs_as_it_is(tmp_path):
     job = Job("serve", command=("python", "-m", "tenfold", "serve", "it's"), resources=Resources(gpus=1))
-    line = next(line for line in open_launcher("slurm", folder=tmp_path).write(job).read_text().splitlines() if line.startswith("srun"))
+    line = next(
+        line for line in open_launcher("slurm", folder=tmp_path).write(job).read_text().splitlines() if line.startswith("srun")
+    )
     assert shlex.split(line.rstrip("&"))[2:] == [sys.executable, *job.command[1:]]
     with pytest.raises(TenfoldError, match="Slurm starts command lines, and 'f' is a function"):
         open_launcher("slurm", folder=tmp_path).submit(Job("f", function=print))

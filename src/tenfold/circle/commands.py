@@ -1,12 +1,12 @@
 """What needs several rooms: to climb and read what the model writes, to train in the planner's layout, to compare their figures."""
 
 from dataclasses import asdict
-from json import loads
 from pathlib import Path
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, structs
 
+from tenfold.scale import documents
 from tenfold.scale.options import ClimbSettings
 from tenfold.spec.commands import Given, Home, Json, print_json
 from tenfold.spec.errors import TenfoldError
@@ -60,7 +60,7 @@ def climb(
         generation = climbing.climb(settings, home, say=say, quiet=json, on=on)
     text = complete(generation / "model", PROMPT, max_new_tokens=160, temperature=0.7, top_p=0.95, seed=0)
     report = write_report(generation, sample=text)
-    scored = loads((generation / "score.json").read_text())
+    scored = documents.read(generation / "score.json")
     if json:
         print_json({"generation": str(generation), "report": str(report), **scored, "sample": text})
         return
@@ -113,11 +113,15 @@ def train(
 
     def planned(run: RunConfig, vocab_size: int) -> RunConfig:
         from tenfold.circle.layout import with_layout
-        from tenfold.train.precision import this_accelerator
+        from tenfold.train.device import this_accelerator
 
-        return with_layout(run, options.world, this_accelerator(), vocab_size)
+        sheet = this_accelerator(run.device)
+        return with_layout(run, options.world, sheet.key if sheet else None, vocab_size)
 
-    run_training(read_config(config, changes), options.out or options.home / (config.stem if config else "run"), options, planned)
+    from tenfold.train.resolve import with_own_law
+
+    directory = options.out or options.home / (config.stem if config else "run")
+    run_training(with_own_law(read_config(config, changes), options.home, directory), directory, options, planned)
 
 
 def dry_run(

@@ -183,6 +183,8 @@ def _explain(config: RunConfig, vocab_size: int, console: "Console") -> None:
         f"{r.h.steps} steps of {r.h.batch_size} x {seq_len} tokens.",
         highlight=False,
     )
+    if config.law is not None:
+        console.print(f"  model and tokens: by the law of {config.law}", highlight=False)
     for name, reason in r.h.reasons.items():
         console.print(f"  {name} = {getattr(r.h, name):.4g}: {reason}", highlight=False)
 

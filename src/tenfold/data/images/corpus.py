@@ -33,6 +33,7 @@ from tenfold.data.text.batches import (
 from tenfold.data.text.corpus import Corpus
 from tenfold.model.io.tokenizer import save_tokenizer, tokenizer_hash
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.versions import require_version
 from tenfold.spec.vision import IMAGE_TOKENS, VisionSpec
 from tenfold.spec.vocabulary import Vocabulary
 
@@ -119,6 +120,7 @@ def build_images(source: Path, out: Path, corpus: Corpus, vision: VisionSpec, ma
     }
     if (out / "manifest.json").exists():
         manifest = json.loads((out / "manifest.json").read_text())
+        require_version(manifest.get("format", 1), (FORMAT,), out, "delete it, and the images are prepared again")
         if any(manifest.get(key) != value for key, value in wanted.items()):
             raise TenfoldError(f"{out} holds images that were prepared otherwise: delete it, or choose another folder.")
         return ImageCorpus(out, manifest)

@@ -28,9 +28,7 @@ from tenfold.spec.model import ModelSpec
 SHARD_BYTES = 4 * 2**30
 
 
-def write_model(
-    model: Llama, directory: Path, tokenizer_directory: Path | None = None, dtype: torch.dtype = torch.float32
-) -> None:
+def write_model(model: Llama, directory: Path, tokenizer_directory: Path | None = None, dtype: torch.dtype = torch.float32) -> None:
     """Write weights in shards of at most 4 GiB, `config.json`, and the tokenizer of a directory or GGUF file."""
     tensors = ((name, slot.get()) for name, slot in _slots(model).items())
     _write(model.spec, tensors, directory, tokenizer_directory, dtype)

@@ -9,7 +9,9 @@ from collections import defaultdict, deque
 from pathlib import Path
 
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.versions import require_version
 
+VERSION = 2  # of the file
 _OPERATOR = "operator:"
 
 
@@ -28,12 +30,7 @@ class Keys:
     @classmethod
     def read(cls, file: Path, requests_per_minute: int = 0) -> "Keys":
         """The keys of a file; none if it does not exist. Raises TenfoldError if it is damaged."""
-        if not file.exists():
-            return cls({}, requests_per_minute)
-        try:
-            return cls(dict(json.loads(file.read_text())), requests_per_minute)
-        except (ValueError, TypeError):
-            raise TenfoldError(f"{file} is not a file of keys: make a new one with `tenfold serve-key`.") from None
+        return cls(_read(file), requests_per_minute)
 
     def __bool__(self) -> bool:
         return bool(self._hashes)
@@ -61,12 +58,25 @@ class Keys:
 
 def make_key(file: Path, name: str, operator: bool = False) -> str:
     """Add a key for `name` to `file` and return it. Only its hash is stored. An operator may swap models, too."""
-    known = dict(json.loads(file.read_text())) if file.exists() else {}
+    known = _read(file)
     key = f"tf-{secrets.token_urlsafe(32)}"
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({**known, name: _OPERATOR * operator + _digest(key)}, indent=1))
+    file.write_text(json.dumps({"version": VERSION, "keys": {**known, name: _OPERATOR * operator + _digest(key)}}, indent=1))
     file.chmod(0o600)
     return key
+
+
+def _read(file: Path) -> dict[str, str]:
+    """The hash of each name. A file of version 1 has nothing else."""
+    if not file.exists():
+        return {}
+    try:
+        found = json.loads(file.read_text())
+        version = found["version"] if isinstance(found.get("version"), int) else 1
+        require_version(version, (1, VERSION), file, "make a new one with `tenfold serve-key`")
+        return found if version == 1 else dict(found["keys"])
+    except (ValueError, TypeError, AttributeError, KeyError):
+        raise TenfoldError(f"{file} is not a file of keys: make a new one with `tenfold serve-key`.") from None
 
 
 def _digest(key: str) -> str:

@@ -100,9 +100,7 @@ class ServedModel:
             raise ApiError(429, f"The queue is full with {self.limits.max_queue} requests: try again later.", retry_after=2)
         return room if wanted is None else wanted
 
-    async def generate(
-        self, request: Request, stops: list[str], keep_special: bool = False
-    ) -> AsyncGenerator[OutputDelta, None]:
+    async def generate(self, request: Request, stops: list[str], keep_special: bool = False) -> AsyncGenerator[OutputDelta, None]:
         """Text of a request as it comes. Raises ApiError if the backend refuses or time runs out."""
         n, began, last, written = request.sampling.n, time.monotonic(), 0.0, 0
         streams = [TextStream(self.text.tokenizer, stops, keep_special) for _ in range(n)]
