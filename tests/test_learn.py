@@ -15,7 +15,7 @@ from tenfold.learn.data import parts_of
 from tenfold.learn.gate import answer_nats, gate, paired_test, predicted
 from tenfold.learn.release import FILE, release, released, rollback
 from tenfold.learn.tune import TuneSettings, tune
-from tenfold.learn.users import is_right, questions
+from tenfold.learn.users import questions
 from tenfold.learn.walk import NAME, smollm2, walk
 from tenfold.serve.feedback.feedback import Feedback
 from tenfold.spec.errors import TenfoldError
@@ -139,7 +139,7 @@ def test_answers_have_the_nats_of_transformers(home):
 
 def test_a_better_model_passes_and_is_released_and_rolled_back(copy):
     new, old = copy / "new", copy / "old"
-    with pytest.raises(TenfoldError, match="has passed no gate"):
+    with pytest.raises(TenfoldError, match="judge it with `tenfold learn gate"):
         release(new, copy)
     judged = gate(new, old, copy)
     assert judged["passed"] and judged["test"]["mean"] < 0 and gate(new, old, copy) == judged
@@ -189,7 +189,7 @@ def test_simulated_users_ask_nothing_twice_and_judge_by_their_rule():
     asked = questions(40, 2)
     assert len({q.prompt for q in asked}) == 80 and len({q.user for q in asked}) == 40 and asked == questions(40, 2)
     lima = next(q for q in asked if q.answer.isalpha())
-    assert is_right(lima, f" {lima.answer}.") and not is_right(lima, f"It is {lima.answer}.")
+    assert lima.is_right(f" {lima.answer}.") and not lima.is_right(f"It is {lima.answer}.")
 
 
 def test_the_walk_ends_in_a_release_that_a_server_took(tmp_path):

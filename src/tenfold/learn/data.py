@@ -16,6 +16,7 @@ from tenfold.data.conversations.chats import Chat, prompt_of, read_chats
 from tenfold.data.folder import whole_folder
 from tenfold.spec.errors import TenfoldError
 
+VERSION = 1  # of the files of this room
 PARTS = ("train", "validation", "held_out")
 HELD_OUT = VALIDATION = 0.2  # shares of the users, or of the prompts
 
@@ -73,5 +74,5 @@ def sha256(file: Path) -> str:
 def write_whole(path: Path, values: Mapping[str, Any]) -> None:
     """JSON that is there whole or not at all."""
     aside = path.with_name(f".{path.name}")
-    aside.write_text(json.dumps(values, indent=1) + "\n")
+    aside.write_text(json.dumps({"version": VERSION, **values}, indent=1) + "\n")
     aside.replace(path)

@@ -20,11 +20,12 @@ from scipy import stats
 from tenfold.data.conversations.chats import Chat, prompt_of, read_chats
 from tenfold.data.conversations.packing import pack
 from tenfold.data.conversations.tokens import ChatEncoder
-from tenfold.learn.data import PARTS, sha256, write_whole
+from tenfold.learn.data import PARTS, VERSION, sha256, write_whole
 from tenfold.model.io.huggingface import read_model, weights_hash
 from tenfold.serve.options import model_path
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.forecasts import LEVELS, Forecast, forecast, outcome
+from tenfold.spec.versions import read_document
 
 FEWEST = 5  # prompts that a test needs
 RESAMPLES = 10_000
@@ -47,9 +48,7 @@ class PairedTest:
 
 def paired_test(differences: Sequence[float]) -> PairedTest:
     """Raises TenfoldError where there are too few, or one is not a number."""
-    d = np.asarray(differences, float)
-    if len(d) < FEWEST or not np.isfinite(d).all():
-        raise TenfoldError(f"The gate needs at least {FEWEST} held-out prompts with finite losses, not {list(d)}.")
+    d = _checked(differences, "held-out")
     mean, half = float(d.mean()), float(stats.t.ppf(0.975, len(d) - 1) * d.std(ddof=1) / math.sqrt(len(d)))
     drawn = np.random.default_rng(0).integers(0, len(d), (RESAMPLES, len(d)))
     low, high = np.quantile(d[drawn].mean(1), (0.025, 0.975))
@@ -58,11 +57,15 @@ def paired_test(differences: Sequence[float]) -> PairedTest:
 
 def predicted(differences: Sequence[float], n: int) -> tuple[float, ...]:
     """Quantiles of the mean of `n` further differences like these: Student's t with the noise of both means."""
-    d = np.asarray(differences, float)
-    if len(d) < FEWEST:
-        raise TenfoldError(f"A forecast of the gate needs at least {FEWEST} validation prompts, not {len(d)}: gather more users.")
+    d = _checked(differences, "validation")
     scale = d.std(ddof=1) * math.sqrt(1 / len(d) + 1 / n)
     return tuple(float(d.mean() + scale * stats.t.ppf(level, len(d) - 1)) for level in LEVELS)
+
+
+def _checked(differences: Sequence[float], which: str) -> np.ndarray:
+    if len(differences) < FEWEST or not np.isfinite(differences).all():
+        raise TenfoldError(f"The gate needs at least {FEWEST} {which} prompts with finite losses, not {list(differences)}.")
+    return np.asarray(differences, float)
 
 
 def answer_nats(model: Path) -> Callable[[Sequence[Chat]], np.ndarray]:
@@ -83,48 +86,40 @@ def gate(new: Path, against: Path, home: Path) -> dict[str, Any]:
 
     Raises TenfoldError where `new` lacks its lineage, or too few prompts are held out.
     """
-    lineage = read_json(new / "lineage.json", f"{new} says not what it learned: tune it with `tenfold learn sft`.")
-    old, weights = model_path(against), model_path(new)
-    files = {part: new / "data" / f"{part}.jsonl" for part in PARTS}
-    hashes = {"new": weights_hash(weights), "old": weights_hash(old), **{part: sha256(path) for part, path in files.items()}}
+    lineage = read_document(new / "lineage.json", VERSION, "tune the model with `tenfold learn sft`")
+    weights, old = model_path(new), model_path(against)
+    hashes = {"new": weights_hash(weights), "old": weights_hash(old)}
+    for part in PARTS:
+        hashes[part] = sha256(file := new / "data" / f"{part}.jsonl")
+        if hashes[part] != lineage["data"][part]:
+            raise TenfoldError(f"{file} is not what {new} was tuned with: tune it again.")
     key = f"learn/gate/{hashlib.sha256(json.dumps(hashes).encode()).hexdigest()[:12]}"
-    if changed := [part for part in files if hashes[part] != lineage["data"][part]]:
-        raise TenfoldError(f"{files[changed[0]]} is not what {new} was tuned with: tune it again.")
     verdict = new / "gate.json"
-    if not verdict.exists() or json.loads(verdict.read_text())["forecast"] != key:
-        train, validation, held_out = (read_chats(files[part]) for part in ("train", "validation", "held_out"))
-        learned = [prompt_of(chat) for chat in train]
-        unseen = [chat for chat in held_out if prompt_of(chat) not in learned]
-        of_new, of_old = answer_nats(weights), answer_nats(old)
-        made = Forecast(
-            key=key, who="learn", kind="paired difference", unit="nats/answer",
-            quantiles=predicted(of_new(validation) - of_old(validation), len(unseen)),
-            data={"validation": hashes["validation"], "new": hashes["new"], "old": hashes["old"]},
-        )  # fmt: skip
-        quantiles = forecast(home, made).quantiles
-        test = paired_test(of_new(unseen) - of_old(unseen))
-        write_whole(verdict, _verdict(new, against, test) | {
-            "forecast": key, "quantiles": quantiles, "hashes": hashes, "left_out_prompts": len(held_out) - len(unseen),
-        })  # fmt: skip
-    judged = json.loads(verdict.read_text())
+    if not verdict.exists() or read_gate(new)["forecast"] != key:
+        write_whole(verdict, {"new": str(new), "old": str(against), "hashes": hashes, **_judge(new, old, home, key, hashes)})
+    judged = read_gate(new)
     outcome(home, key, judged["test"]["mean"])
     return judged
 
 
-def _verdict(new: Path, old: Path, test: PairedTest) -> dict[str, Any]:
+def read_gate(new: Path) -> dict[str, Any]:
+    """The verdict on a generation. Raises TenfoldError where there is none."""
+    return read_document(new / "gate.json", VERSION, f"judge it with `tenfold learn gate {new} --against OLD`")
+
+
+def _judge(new: Path, old: Path, home: Path, key: str, hashes: dict[str, str]) -> dict[str, Any]:
+    train, validation, held_out = (read_chats(new / "data" / f"{part}.jsonl") for part in PARTS)
+    learned = [prompt_of(chat) for chat in train]
+    unseen = [chat for chat in held_out if prompt_of(chat) not in learned]
+    of_new, of_old = answer_nats(model_path(new)), answer_nats(old)
+    quantiles = predicted(of_new(validation) - of_old(validation), len(unseen))
+    data = {name: hashes[name] for name in ("validation", "new", "old")}
+    forecast(home, Forecast(key=key, who="learn", kind="paired difference", unit="nats/answer", quantiles=quantiles, data=data))
+    test = paired_test(of_new(unseen) - of_old(unseen))
+    said = "finds the right answers likelier" if test.passed else "is not better beyond noise"
     low, high = test.t_interval
-    found = f"{test.mean:+.2f} nats an answer (95 %: {low:+.2f} to {high:+.2f}) on {test.n} held-out prompts"
-    if test.passed:
-        return {"passed": True, "reason": f"{new.name} finds the right answers likelier: {found}.", **_record(new, old, test)}
-    return {"passed": False, "reason": f"{new.name} is not better beyond noise: {found}.", **_record(new, old, test)}
-
-
-def _record(new: Path, old: Path, test: PairedTest) -> dict[str, Any]:
-    return {"new": str(new), "old": str(old), "test": asdict(test), "unit": "nats/answer"}
-
-
-def read_json(file: Path, otherwise: str) -> dict[str, Any]:
-    """Raises TenfoldError, saying `otherwise`, where there is no such file."""
-    if not file.exists():
-        raise TenfoldError(otherwise)
-    return json.loads(file.read_text())
+    reason = f"{new.name} {said}: {test.mean:+.2f} nats an answer (95 %: {low:+.2f} to {high:+.2f}) on {test.n} held-out prompts."
+    return {
+        "passed": test.passed, "reason": reason, "test": asdict(test), "unit": "nats/answer", "forecast": key,
+        "quantiles": quantiles, "left_out_prompts": len(held_out) - len(unseen),
+    }  # fmt: skip

@@ -6,23 +6,24 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from tenfold.learn.data import sha256, write_whole
-from tenfold.learn.gate import read_json
+from tenfold.learn.data import VERSION, sha256, write_whole
+from tenfold.learn.gate import read_gate
 from tenfold.model.io.huggingface import weights_hash
 from tenfold.serve.options import model_path
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.versions import read_document
 
 FILE = "release.json"
 
 
 def released(home: Path) -> dict[str, Any] | None:
     """`path` of the generation in service with the `sha256` of its weights, and `before` it the others, newest first."""
-    return json.loads((home / FILE).read_text()) if (home / FILE).exists() else None
+    return read_document(home / FILE, VERSION, "release a generation anew") if (home / FILE).exists() else None
 
 
 def release(new: Path, home: Path) -> dict[str, Any]:
     """Put `new` in service. Raises TenfoldError where its gate has not let it pass, or not these very weights."""
-    judged = read_json(new / "gate.json", f"{new} has passed no gate: judge it with `tenfold learn gate {new} --against OLD`.")
+    judged = read_gate(new)
     weights = weights_hash(model_path(new))
     if judged["hashes"]["new"] != weights:
         raise TenfoldError(f"The weights of {new} are not those that the gate has judged: judge it again.")
@@ -50,7 +51,7 @@ def rollback(home: Path) -> dict[str, Any]:
 
 def _write(home: Path, now: dict[str, Any]) -> dict[str, Any]:
     write_whole(home / FILE, now)
-    return now
+    return {"version": VERSION, **now}
 
 
 def swap(server: str, path: Path, key: str = "") -> None:

@@ -26,49 +26,34 @@ class Question:
     prompt: str
     answer: str
 
+    def is_right(self, text: str) -> bool:
+        """The rule: nothing but the answer, with or without a full stop."""
+        return text.strip().removesuffix(".").lower() == self.answer.lower()
+
 
 def questions(users: int, each: int) -> list[Question]:
     """What `users` users ask, `each` so many, no question twice; always the same."""
-    chance, asked = random.Random(0), _pool()
-    drawn = chance.sample(list(asked.items()), users * each)
+    asked = {f"What is {a} + {b}? Reply with the number alone.": str(a + b) for a in range(2, 10) for b in range(2, 10)}
+    asked |= {f"What is the capital of {land}? Reply with one word.": city for land, city in CAPITALS.items()}
+    drawn = random.Random(0).sample(list(asked.items()), users * each)
     return [Question(f"user-{i // each:03}", prompt, answer) for i, (prompt, answer) in enumerate(drawn)]
 
 
-def _pool() -> dict[str, str]:
-    sums = {f"What is {a} + {b}? Reply with the number alone.": str(a + b) for a in range(2, 10) for b in range(2, 10)}
-    larger = {
-        f"Which number is larger, {a} or {b}? Reply with the number alone.": str(max(a, b))
-        for a, b in zip(range(11, 99, 3), range(95, 7, -3), strict=False) if a != b
+def ask(server: str, question: Question, *, store: bool = False) -> tuple[str, str]:
+    """The id of the answer, and its text. Raises TenfoldError for a request that was not answered."""
+    body = {
+        "messages": [{"role": "user", "content": question.prompt}], "max_tokens": MAX_TOKENS, "temperature": 0, "store": store,
+        "user": question.user,
     }  # fmt: skip
-    capitals = {f"What is the capital of {land}? Reply with one word.": city for land, city in CAPITALS.items()}
-    return sums | larger | capitals
+    answer = post(f"{server}/v1/chat/completions", body)
+    return answer["id"], answer["choices"][0]["message"]["content"]
 
 
-def is_right(question: Question, text: str) -> bool:
-    """The rule: nothing but the answer, with or without a full stop."""
-    return text.strip().removesuffix(".").lower() == question.answer.lower()
-
-
-@dataclass(frozen=True)
-class Server:
-    """A running server, as its users know it."""
-
-    url: str
-
-    def ask(self, question: Question, *, store: bool = False) -> tuple[str, str]:
-        """The id of the answer, and its text. Raises TenfoldError for a request that was not answered."""
-        body = {
-            "messages": [{"role": "user", "content": question.prompt}], "max_tokens": MAX_TOKENS, "temperature": 0,
-            "store": store, "user": question.user,
-        }  # fmt: skip
-        answer = post(f"{self.url}/v1/chat/completions", body)
-        return answer["id"], answer["choices"][0]["message"]["content"]
-
-    def judge(self, question: Question, answer_id: str, text: str) -> None:
-        """A thumb up; or a thumb down, and the answer that was right."""
-        right = is_right(question, text)
-        said = {"rating": 1} if right else {"rating": -1, "correction": question.answer}
-        post(f"{self.url}/v1/feedback", {"consent": True, "user": question.user, "response_id": answer_id, **said})
+def ask_and_judge(server: str, question: Question) -> None:
+    """A thumb up; or a thumb down, and the answer that was right."""
+    answer_id, text = ask(server, question, store=True)
+    said = {"rating": 1} if question.is_right(text) else {"rating": -1, "correction": question.answer}
+    post(f"{server}/v1/feedback", {"consent": True, "user": question.user, "response_id": answer_id, **said})
 
 
 def unjudged(feedback: Feedback, asked: list[Question]) -> Iterator[Question]:
