@@ -23,7 +23,7 @@ from tenfold.spec.forecasts import LEVELS, read_forecasts
 from tenfold.train.run_file import config_from_fields
 from tenfold.train.tasks.find import open_task
 
-SETTINGS = TuneSettings(steps=30, batch_size=4, learning_rate=3e-3, max_epochs=20)
+SETTINGS = TuneSettings(steps=30, batch_size=4, learning_rate=3e-3, max_epochs=50, held_out=0.3)
 
 
 @pytest.fixture(scope="module")
@@ -93,14 +93,14 @@ def test_no_user_is_in_two_parts(tmp_path):
         store.add_response(row, "ann")
         store.correct(str(i), f"user {i // 3}", f"answer {i}")
         user_of[f"answer {i}"] = i // 3
-    files = parts_of(str(tmp_path / "f.db"), tmp_path / "data")
+    files = parts_of(str(tmp_path / "f.db"), tmp_path / "data", 0.2)
     users = {part: [user_of[chat[-1]["content"]] for chat in read_chats(file)] for part, file in files.items()}
     assert sum(map(len, users.values())) == 120
     train, validation, held_out = (set(users[part]) for part in ("train", "validation", "held_out"))
     assert not (train & validation or train & held_out or validation & held_out)
     before = {part: file.read_bytes() for part, file in files.items()}
     store.correct("0", "user 999", "later")
-    assert {part: file.read_bytes() for part, file in parts_of(str(tmp_path / "f.db"), tmp_path / "data").items()} == before
+    assert {part: file.read_bytes() for part, file in parts_of(str(tmp_path / "f.db"), tmp_path / "data", 0.2).items()} == before
 
 
 def test_the_paired_test_is_that_of_scipy():
@@ -145,8 +145,8 @@ def test_a_better_model_passes_and_is_released_and_rolled_back(copy):
     assert judged["passed"] and judged["test"]["mean"] < 0 and gate(new, old, copy) == judged
     (scored,) = read_forecasts(copy)
     assert scored.measured == judged["test"]["mean"] and scored.forecast.kind == "paired difference"
-    lines = (copy / "forecasts.jsonl").read_text().splitlines()
-    assert list(map(next, map(iter, map(json.loads, lines)))) == ["forecast", "outcome"]
+    first, second = map(json.loads, (copy / "forecasts.jsonl").read_text().splitlines())
+    assert "forecast" in first and "outcome" in second
     now = release(new, copy)
     assert now["path"] == str(new) and [b["path"] for b in now["before"]] == [str(old)]
     assert release(new, copy) == now == released(copy)
@@ -192,7 +192,8 @@ def test_simulated_users_ask_nothing_twice_and_judge_by_their_rule():
     assert lima.is_right(f" {lima.answer}.") and not lima.is_right(f"It is {lima.answer}.")
 
 
-def test_the_walk_ends_in_a_release_that_a_server_took(tmp_path):
+def test_the_walk_ends_in_a_release_that_a_server_took(tmp_path, monkeypatch):
+    monkeypatch.setenv("TENFOLD_CIRCLE", "small")
     old, said = chat_model(tmp_path / "tiny"), []
     found = walk(tmp_path / "home", said.append, model=old, settings=SETTINGS)
     assert found["passed"] and found["dropped"] == 0 and found["answered"] > 4 and found["switch_seconds"] > 0

@@ -18,18 +18,17 @@ from tenfold.spec.errors import TenfoldError
 
 VERSION = 1  # of the files of this room
 PARTS = ("train", "validation", "held_out")
-HELD_OUT = VALIDATION = 0.2  # shares of the users, or of the prompts
 
 
-def parts_of(source: str, folder: Path) -> dict[str, Path]:
+def parts_of(source: str, folder: Path, share: float) -> dict[str, Path]:
     """The three parts of `source` in `folder`, made once: JSON lines of chats, a feedback database, or its SQLite file.
 
-    Raises TenfoldError where a part has no rows.
+    `share` of the users, or prompts, is held out, and as many are for validation. Raises TenfoldError where a part is empty.
     """
     files = {part: folder / f"{part}.jsonl" for part in PARTS}
     if folder.exists():
         return files
-    rows = _by_prompt(read_chats(Path(source))) if source.endswith(".jsonl") else _by_user(source)
+    rows = _by_prompt(read_chats(Path(source)), share) if source.endswith(".jsonl") else _by_user(source, share)
     for part in PARTS:
         if not rows[part]:
             raise TenfoldError(f"{source} leaves no chats for {part}: gather more, from more users.")
@@ -39,17 +38,17 @@ def parts_of(source: str, folder: Path) -> dict[str, Path]:
     return files
 
 
-def _by_prompt(chats: list[Chat]) -> dict[str, list[str]]:
+def _by_prompt(chats: list[Chat], share: float) -> dict[str, list[str]]:
     rows: dict[str, list[str]] = {part: [] for part in PARTS}
     for chat in chats:
         digest = hashlib.sha256(json.dumps(prompt_of(chat), sort_keys=True).encode()).digest()
         place = int.from_bytes(digest[:4]) / 2**32
-        part = "held_out" if place < HELD_OUT else "validation" if place < HELD_OUT + VALIDATION else "train"
+        part = "held_out" if place < share else "validation" if place < 2 * share else "train"
         rows[part].append(json.dumps({"messages": chat}, ensure_ascii=False))
     return rows
 
 
-def _by_user(database: str) -> dict[str, list[str]]:
+def _by_user(database: str, share: float) -> dict[str, list[str]]:
     """Thumbs up and corrections: a user's are in one part. The smaller of two test shares holds users of the larger alone."""
     from tenfold.serve.feedback.export import export
     from tenfold.serve.feedback.feedback import Feedback
@@ -58,10 +57,10 @@ def _by_user(database: str) -> dict[str, list[str]]:
         raise TenfoldError(f"There is no feedback in {database}: give JSON lines of chats, a feedback database, or its file.")
     feedback = Feedback(database if "://" in database else f"sqlite:///{database}")
     found = []
-    for share in (HELD_OUT + VALIDATION, HELD_OUT):
+    for test_share in (2 * share, share):
         with TemporaryDirectory() as folder:
             rows = Path(folder) / "rows.jsonl"
-            export(feedback, "sft", rows, test_share=share)
+            export(feedback, "sft", rows, test_share=test_share)
             found.append([file.read_text().splitlines() for file in (rows, rows.with_suffix(".test.jsonl"))])
     (train, others), (_, held_out) = found
     return {"train": train, "validation": [row for row in others if row not in set(held_out)], "held_out": held_out}

@@ -22,6 +22,7 @@ class TuneSettings(Struct, frozen=True):
     batch_size: Annotated[int, Meta(gt=0, description="Rows in a step.")] = 4
     learning_rate: Annotated[float | None, Meta(description="Of a hidden matrix of the base width, at the peak.")] = None
     max_epochs: Annotated[float, Meta(gt=0, description="How often a chat may be read.")] = 4.0
+    held_out: Annotated[float, Meta(gt=0, lt=0.5, description="Share of users kept for the gate; as many for validation.")] = 0.2
     seed: Annotated[int, Meta(description="Seed of the order of the chats.")] = 0
 
 
@@ -30,7 +31,7 @@ def tune(model: Path, source: str, generation: Path, settings: TuneSettings, *, 
 
     Writes the generation: `data/`, the run with `model/`, and when it has finished `lineage.json`.
     """
-    files = parts_of(source, generation / "data")
+    files = parts_of(source, generation / "data", settings.held_out)
     result = read_result(generation)
     if result is None:
         fields: dict[str, Any] = {

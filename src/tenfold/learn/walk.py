@@ -37,7 +37,7 @@ def walk(
     `model` is SmolLM2-135M where none is given. Raises TenfoldError where a package is missing.
     """
     small = os.environ.get("TENFOLD_CIRCLE") == "small"
-    settings = settings or TuneSettings(steps=6 if small else 20, batch_size=2)
+    settings = settings or TuneSettings(steps=6 if small else 20, batch_size=2, held_out=0.3)
     old, new = _base(model or smollm2(), home / OLD), home / NAME
     _judge(old, home / "feedback.db", (30, 1) if small else (40, 2), say)
     say(f"learn: {settings.steps} steps on what they said.")
