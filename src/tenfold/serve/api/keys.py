@@ -12,13 +12,19 @@ from tenfold.spec.errors import TenfoldError
 from tenfold.spec.versions import require_version
 
 VERSION = 2  # of the file
+_OPERATOR = "operator:"
 
 
 class Keys:
-    """A JSON file of names and SHA-256 hashes of keys. The keys are random 256-bit numbers, so a plain hash is enough."""
+    """A JSON file of names and SHA-256 hashes of keys. The keys are random 256-bit numbers, so a plain hash is enough.
+
+    The hash of an operator's key begins with `operator:`.
+    """
 
     def __init__(self, hashes: dict[str, str], requests_per_minute: int = 0):
-        self._hashes, self._limit = hashes, requests_per_minute
+        self.operators = frozenset(name for name, known in hashes.items() if known.startswith(_OPERATOR))
+        self._hashes = {name: known.removeprefix(_OPERATOR) for name, known in hashes.items()}
+        self._limit = requests_per_minute
         self._recent: defaultdict[str, deque[float]] = defaultdict(deque)
 
     @classmethod
@@ -50,12 +56,12 @@ class Keys:
         return 0
 
 
-def make_key(file: Path, name: str) -> str:
-    """Add a key for `name` to `file` and return it. Only its hash is stored."""
+def make_key(file: Path, name: str, operator: bool = False) -> str:
+    """Add a key for `name` to `file` and return it. Only its hash is stored. An operator may swap models, too."""
     known = _read(file)
     key = f"tf-{secrets.token_urlsafe(32)}"
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"version": VERSION, "keys": {**known, name: _digest(key)}}, indent=1))
+    file.write_text(json.dumps({"version": VERSION, "keys": {**known, name: _OPERATOR * operator + _digest(key)}}, indent=1))
     file.chmod(0o600)
     return key
 

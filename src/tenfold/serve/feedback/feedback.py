@@ -87,14 +87,18 @@ pairs = _judgement(
 class Feedback:
     """One database. When a method returns, its data is on the disk."""
 
-    def __init__(self, url: str):
-        """Open or create the tables at an SQLAlchemy `url`. Raises TenfoldError if that fails."""
+    def __init__(self, url: str, salt: bytes | None = None):
+        """Open or create the tables at an SQLAlchemy `url`. Raises TenfoldError if that fails.
+
+        A new database draws the salt of its users' hashes; one is given only where users are simulated, and a run is to be
+        repeated with the same ones held out.
+        """
         try:
             self._engine = create_engine(url)
             if self._engine.dialect.name == "sqlite":
                 event.listen(self._engine, "connect", _durable_sqlite)
             metadata.create_all(self._engine)
-            self._salt = bytes.fromhex(self._setting("salt", secrets.token_hex(32)))
+            self._salt = bytes.fromhex(self._setting("salt", (salt or secrets.token_bytes(32)).hex()))
             version = int(self._setting("version", str(VERSION)))
         except (SQLAlchemyError, ImportError) as error:
             raise TenfoldError(f"The feedback database {url} cannot be opened: {str(error).splitlines()[0]}.") from None
