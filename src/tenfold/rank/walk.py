@@ -23,7 +23,7 @@ from tenfold.data.interactions.read import MOVIELENS
 from tenfold.data.interactions.synthetic import SYNTHETIC
 from tenfold.launch.job import Job, open_launcher
 from tenfold.rank.commands import RankOptions, evaluated
-from tenfold.spec.errors import TenfoldError
+from tenfold.spec.errors import NotInstalled, TenfoldError
 from tenfold.spec.forecasts import Forecast, forecast, normal, outcome
 from tenfold.train.result import RunResult, read_result
 
@@ -40,7 +40,7 @@ def walk(home: Path, say: Callable[[str], None]) -> dict[str, Any]:
     Raises TenfoldError where a package is missing; MovieLens is left out where its wheel is not installed.
     """
     if find_spec("fastapi") is None or find_spec("uvicorn") is None:
-        raise TenfoldError("Recommendations are served with FastAPI: pip install 'tenfold[serve]'.")
+        raise NotInstalled("Recommendations are served with FastAPI: pip install 'tenfold[serve]'.")
     small = os.environ.get("TENFOLD_CIRCLE") == "small"
     if left_out := small or find_spec("recbole") is None:
         why = "the circle is small" if small else "its wheel comes by `pip install --no-deps recbole==1.2.1`"

