@@ -153,7 +153,7 @@ def test_hostile_names_are_text_and_their_links_stay_in_the_home(home):
     for name in inside:
         (home / name).write_text('{"odd": 31337}')
     outside = ["../secret.json", "out/secret.json", str(home.parent / "secret.json"), "https://example.org/", "//example.org/x"]
-    broken = ["\0", "x" * 5000, "\ud800", HOSTILE]
+    broken = ["\0", "x" * 5000, "\ud800", f"{HOSTILE}.json"]
     numbers = {HOSTILE: 1, "loss": 0.777, "said": HOSTILE, "\ud800": "\ud800"}
     circle(home, {HOSTILE: {"numbers": numbers, "files": [*inside, *outside, *broken]}, "plan": {"failed": HOSTILE}})
     forecast(home, Forecast(key=HOSTILE, who=HOSTILE, kind=HOSTILE, unit=HOSTILE, quantiles=normal(0, 1)))

@@ -94,21 +94,16 @@ def _places(rooms: int) -> Iterator[dict[str, str]]:
 def _shown(home: Path, name: str, room: Room | None) -> dict[str, Any]:
     """A room as the page shows it. A number links to the first of the room's files that holds it, else to `circle.json`."""
     if room is None:
-        return {"name": name, "state": "waiting", "why": "The circle has not come here yet.", "room": Room()}
+        return {"name": name, "state": "waiting", "why": "The circle has not come here yet."}
     hrefs = {file: _href(home, file) for file in room.files}
-    texts = {href: (home / file).read_bytes() for file, href in hrefs.items() if href and _is_searched(home / file)}
-    numbers = [
-        {
-            "key": key.replace("_", " "),
-            "value": _words(value),
-            "exact": json.dumps(value),
-            "href": next((href for href, text in texts.items() if _holds(text, key, value)), f"./{CIRCLE}"),
-        }
-        for key, value in _flat(room.numbers)
-    ]
-    state = "failed" if room.failed is not None else "skipped" if room.skipped is not None else "done"
-    why = room.failed if room.failed is not None else room.skipped
-    return {"name": name, "state": state, "why": why, "room": room, "numbers": numbers, "files": hrefs}
+    texts = {href: _text(home / file) for file, href in hrefs.items() if href}
+    numbers = []
+    for key, value in _flat(room.numbers):
+        href = next((href for href, text in texts.items() if _holds(text, key, value)), f"./{CIRCLE}")
+        numbers.append({"key": key.replace("_", " "), "value": _words(value), "exact": json.dumps(value), "href": href})
+    state = next((state for state in ("failed", "skipped") if getattr(room, state) is not None), "done")
+    why = getattr(room, state, None)
+    return {"name": name, "state": state, "why": why, "seconds": room.seconds, "numbers": numbers, "files": hrefs}
 
 
 def _flat(numbers: dict[str, Any], before: str = "") -> Iterator[tuple[str, Value]]:
@@ -120,8 +115,8 @@ def _flat(numbers: dict[str, Any], before: str = "") -> Iterator[tuple[str, Valu
             yield f"{before}{key}", len(value) if isinstance(value, list) else value
 
 
-def _is_searched(path: Path) -> bool:
-    return path.is_file() and path.stat().st_size <= SEARCHED_BYTES
+def _text(path: Path) -> bytes:
+    return path.read_bytes() if path.is_file() and path.stat().st_size <= SEARCHED_BYTES else b""
 
 
 def _holds(text: bytes, key: str, value: Value) -> bool:
@@ -143,15 +138,10 @@ def _href(home: Path, file: str) -> str | None:
 def _row(one: Scored) -> dict[str, Any]:
     """A forecast as a row of the table."""
     q = dict(zip(LEVELS, one.forecast.quantiles, strict=True))
-    inside = {None: "", True: "inside", False: "outside"}[one.inside_80]
-    return {
-        "forecast": one.forecast,
-        "median": _words(q[0.5]),
-        "interval": f"{_words(q[0.1])} to {_words(q[0.9])}",
-        "came": "" if one.measured is None else _words(one.measured),
-        "inside": inside,
-        "crps": "" if one.crps is None else _words(one.crps),
-    }
+    row = {"forecast": one.forecast, "median": _words(q[0.5]), "interval": f"{_words(q[0.1])} to {_words(q[0.9])}"}
+    if one.measured is None or one.crps is None:
+        return row
+    return row | {"came": _words(one.measured), "inside": "inside" if one.inside_80 else "outside", "crps": _words(one.crps)}
 
 
 def _words(value: Value) -> str:
