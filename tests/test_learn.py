@@ -1,7 +1,14 @@
 """From what people say to a release: the task, the gate's statistics, the gate, releases, and the walk on a tiny model."""
 
 import json
+import os
+import random
 import shutil
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -203,6 +210,41 @@ def test_the_walk_ends_in_a_release_that_a_server_took(tmp_path, monkeypatch):
     before = (tmp_path / "home" / FILE).read_bytes()
     assert walk(tmp_path / "home", said.append, model=old, settings=SETTINGS) == found
     assert (tmp_path / "home" / FILE).read_bytes() == before and released(tmp_path / "home")["path"].endswith(NAME)
+
+
+WALK = """
+import sys
+from pathlib import Path
+from test_learn import SETTINGS, walk
+if __name__ == "__main__":
+    walk(Path(sys.argv[1]), print, model=Path(sys.argv[2]), settings=SETTINGS)
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_the_walk_goes_on_to_the_same_release(tmp_path, monkeypatch):
+    monkeypatch.setenv("TENFOLD_CIRCLE", "small")
+    monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}")
+    (tmp_path / "run.py").write_text(WALK)
+    old, chance = chat_model(tmp_path / "tiny"), random.Random(0)
+
+    def begin(home):
+        return subprocess.Popen([sys.executable, tmp_path / "run.py", tmp_path / home, old], start_new_session=True)
+
+    began = time.monotonic()
+    assert begin("whole").wait() == 0
+    whole = time.monotonic() - began
+    for _ in range(5):
+        walking = begin("killed")
+        with suppress(subprocess.TimeoutExpired):
+            walking.wait(chance.uniform(0.1, 0.9) * whole)
+        walking.kill()
+        walking.wait()
+    assert begin("killed").wait() == 0
+    found = [json.loads((tmp_path / home / FILE).read_text()) for home in ("whole", "killed")]
+    assert found[0]["sha256"] == found[1]["sha256"] and len(found[1]["before"]) == 1
+    scored = read_forecasts(tmp_path / "killed")
+    assert len(scored) == 2 and all(one.measured is not None for one in scored)
 
 
 @pytest.mark.slow
