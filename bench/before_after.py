@@ -48,7 +48,9 @@ class Tree:
         """Speed and peak memory of one run, as it reports them."""
         out = self.home / f"run-{next(self.numbers)}"
         command = [*TENFOLD, "train", str(run.resolve()), "--home", str(self.home), "--out", str(out), "--json"]
-        done = subprocess.run(command, env=self.environment(threads), stdout=subprocess.PIPE, text=True, check=True, cwd=self.home)
+        done = subprocess.run(command, env=self.environment(threads), capture_output=True, text=True, cwd=self.home)
+        if done.returncode:
+            raise SystemExit(f"{self.source}, {run}: {done.stderr}")
         result = json.loads(done.stdout)
         return {"tokens_per_s": result["tokens_per_s"], "peak_memory_gib": result["peak_memory_gib"]}
 

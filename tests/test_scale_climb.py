@@ -92,7 +92,7 @@ def test_the_climb_leaves_what_the_design_says(home):
 def test_a_forecast_that_was_changed_is_not_scored(home, tmp_path, tenfold):
     copy = tmp_path / "g1"
     shutil.copytree(home / "g1", copy)
-    assert score(copy) == {k: json.loads((home / "said.json").read_text())[k] for k in ("forecast_sha256", "scores")}
+    assert score(copy) == {k: json.loads((home / "said.json").read_text())[k] for k in ("forecast_sha256", "scores", "machine")}
     file = copy / "forecast.json"
     file.chmod(0o644)
     forecast = json.loads(file.read_text())
@@ -179,7 +179,7 @@ def test_errors_are_one_sentence(tmp_path, tenfold):
         (("climb", "--corpus", tmp_path / "nothing", "--home", tmp_path / "h"), "There is no corpus"),
         (("climb", "--again", "--home", tmp_path / "h2"), "no finished generation"),
         (("resume", tmp_path), "is no run"),
-        (("sample", tmp_path), "no config.json"),
+        (("sample", tmp_path), "no tokenizer.json"),
         (("law", "fit", tmp_path / "x.csv"), "There is no file"),
     ):
         done = tenfold(*arguments)

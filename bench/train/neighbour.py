@@ -30,11 +30,13 @@ Work = Callable[[Environment], float]  # tokens a second
 SETTINGS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 DEFAULTS = {"GOMP_SPINCOUNT": "300000", "OMP_NUM_THREADS": str(available_cores())}  # libgomp's own count of spins
 
+BUSY = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"  # until the benchmark is gone
+
 
 @contextmanager
 def busy(processes: int) -> Iterator[None]:
     """So many processes that do nothing but compute."""
-    started = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)]
+    started = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(processes)]
     try:
         yield
     finally:

@@ -139,7 +139,7 @@ def dry_run(
     found = fake_run(config, world)
     plan = beside_the_plan(found, machine)
     if json:
-        print_json({**asdict(found), **plan})
+        print_json({**asdict(found), "layout": structs.asdict(found.layout), **plan})
     else:
         print_dry_run(found, plan)
 
