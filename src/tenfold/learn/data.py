@@ -34,7 +34,7 @@ def parts_of(source: str, folder: Path, share: float) -> dict[str, Path]:
             raise TenfoldError(f"{source} leaves no chats for {part}: gather more, from more users.")
     with whole_folder(folder) as scratch:
         for part in PARTS:
-            (scratch / f"{part}.jsonl").write_text("".join(f"{row}\n" for row in rows[part]))
+            (scratch / f"{part}.jsonl").write_text("".join(f"{row}\n" for row in sorted(rows[part])))  # whoever spoke first
     return files
 
 
