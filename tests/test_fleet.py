@@ -1,21 +1,30 @@
 """The fleet: the ledger's promises, any policy's bounds in a simulated world, and one loan on real processes."""
 
 import itertools
+import json
+import os
 import random
 import sqlite3
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import toy_roles
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tenfold.fleet.fleet import Demand, Lend, Limits, Return
+from tenfold.fleet.dispatcher import Dispatcher
+from tenfold.fleet.fleet import Demand, Lend, Limits, Return, tick
 from tenfold.fleet.ledger import Ledger
 from tenfold.fleet.lend import LendByThreshold
+from tenfold.fleet.local import LocalWorld
+from tenfold.fleet.roles import hold
 from tenfold.fleet.simulated import SimulatedWorld, simulate
 from tenfold.fleet.wave import PEAK, draw_arrivals, draw_days, forecast_peak
-from tenfold.spec.forecasts import LEVELS
+from tenfold.launch.job import Job, open_launcher
+from tenfold.spec.forecasts import LEVELS, read_forecasts
 from tenfold.spec.plugins import load
 
 LIMITS = Limits(leave_s=10, start_s=30, tick_s=1, switch_s=8)
@@ -160,3 +169,79 @@ def test_the_forecast_of_a_peak_holds_as_often_as_it_says():
 def test_a_days_demand_swings_as_it_is_said():
     usual = [sum(hour) / 500 for hour in zip(*draw_days(500, 10.0, 0), strict=True)]
     assert max(usual) / min(usual) == pytest.approx(2.2, rel=0.03) and usual.index(max(usual)) == 10
+
+
+def until(true, seconds=60):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_a_slot_is_lent_and_returned_on_real_processes(tmp_path):
+    """The work goes on where it was, no accepted request is lost, and the loan ends by its deadline with its price noted."""
+    counting = toy_roles.Counting(tmp_path / "steps")
+    ledger, dispatcher = Ledger(tmp_path / "ledger.db", {"a": "chat", "b": "train"}, time.time()), Dispatcher()
+    roles = {"chat": toy_roles.ToyChat(tmp_path), "train": counting}
+    world = LocalWorld(tmp_path, ledger, roles, open_launcher("local"), dispatcher)
+    world.limits = Limits(leave_s=5, tick_s=0.1, switch_s=0.5)
+    rates = [20.0]
+    world.demand = lambda now: Demand(rates[0], (), 1, 0, 10)
+    try:
+        with ThreadPoolExecutor(6) as pool:
+            until(lambda: not any(slot.turning for slot in world.observe(time.time()).slots))
+            asked = [pool.submit(lambda: [dispatcher.ask({}) for _ in range(8)]) for _ in range(6)]
+            while not counting.finished or not all(one.done() for one in asked) or ledger.of("b").until:
+                tick(time.time(), world, LendByThreshold())
+                if ledger.of("b").role == "chat" and ledger.of("b").ready:
+                    rates[0] = 1.0
+                time.sleep(0.1)
+    finally:
+        dispatcher.ended = True
+        world.close()
+    answers = [answer for one in asked for answer in one.result()]
+    assert len(answers) == 48 and not any(answer.lost for answer in answers)
+    assert [int(step) for step in counting.path.read_text().split()] == list(range(toy_roles.STEPS))
+    loan = next(lease for lease in ledger.leases() if lease.until is not None)
+    assert loan.slot == "b" and loan.ended <= loan.until and loan.lost_s > 0
+
+
+def test_a_borrower_that_nobody_stops_is_gone_by_its_deadline_and_the_next_waits_for_it(tmp_path):
+    launcher, lock, begun = open_launcher("local"), tmp_path / "slot.lock", tmp_path / "begun"
+    launcher.submit(Job("first", function=hold, arguments=(lock, None, int))).future.result(timeout=120)  # imports
+    deadline = time.time() + 5
+    borrower = launcher.submit(Job("deaf", function=hold, arguments=(lock, deadline, toy_roles.ignore_everything, begun)))
+    until(begun.exists)
+    owner = launcher.submit(Job("counting", function=hold, arguments=(lock, None, toy_roles.count, tmp_path / "steps")))
+    time.sleep(deadline - 0.5 - time.time())
+    assert borrower.status() == "running" and not (tmp_path / "steps").exists()
+    assert owner.future.result(timeout=120) is None and borrower.status() == "failed"
+    launcher.close()
+
+
+@pytest.mark.slow
+def test_the_fleets_part_of_the_circle_goes_on_after_kills(tmp_path):
+    """Killed while the first run trains, before, in and after the loan; the last call ends as one that was never killed."""
+    folder = tmp_path / "fleet"
+    command = [sys.executable, "-m", "tenfold", "fleet", "run", "--home", tmp_path]
+
+    def leases():
+        return Ledger(folder / "ledger.db").leases() if (folder / "ledger.db").exists() else []
+
+    moments = [
+        lambda: (folder / "undisturbed" / "run.jsonl").exists(),
+        lambda: (folder / "measured.json").exists(),
+        lambda: any(lease.until and lease.ready for lease in leases()),
+        lambda: any(lease.until and lease.ended for lease in leases()),
+    ]
+    for moment in moments:
+        fleet = subprocess.Popen(command, env=os.environ | {"TENFOLD_CIRCLE": "small"})
+        until(lambda now=moment, fleet=fleet: now() or fleet.poll() is not None, 900)
+        fleet.kill()
+        fleet.wait()
+    subprocess.run(command, env=os.environ | {"TENFOLD_CIRCLE": "small"}, check=True)
+    numbers = json.loads((folder / "fleet.json").read_text())
+    assert numbers["same_losses"] and numbers["steps"] == 150 and numbers["accepted_lost"] == 0 and numbers["returned_in_time"]
+    ids = [json.loads(line)["request"] for line in (folder / "answers.jsonl").read_text().splitlines() if line.endswith("}")]
+    assert sorted(ids) == list(range(numbers["requests"]))  # each answered once
+    assert {one.forecast.kind for one in read_forecasts(tmp_path) if one.measured is not None} >= {"demand", "switch_seconds"}

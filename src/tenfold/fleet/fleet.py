@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 class Slot:
     """A place for one role. `since` is when its holder came; `until` when a borrower must be gone, None for the owner.
 
-    `turning` says that a role leaves or starts; `role` is then the one that comes. `idle` says that the owner has no work left.
+    `turning` says that a role leaves or starts, `idle` that the owner has no work left.
     """
 
     name: str

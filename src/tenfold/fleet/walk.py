@@ -74,7 +74,8 @@ def _live(home: Path, folder: Path, say: Say, policy: str) -> None:
             run(open_launcher("local"), undisturbed.job(folder / "slot-2.lock", "", None, 30))
         ledger, dispatcher = Ledger(folder / "ledger.db", OWNERS, time.time()), Dispatcher()
         opened.callback(ledger.close)
-        roles = {"chat": Chat((newest(home) or undisturbed.directory) / "model"), "train": trained}
+        released = [x / "model" for x in (newest(home), undisturbed.directory) if x and (x / "model").is_dir()]
+        roles = {"chat": Chat(released[0]), "train": trained}
         world = LocalWorld(folder, ledger, roles, open_launcher("local"), dispatcher)
         opened.callback(world.close)
         found = _measure(folder / "measured.json", world, dispatcher, hours_s=(0.5, 1.5) if small else (1.25, 4.0))
@@ -130,7 +131,7 @@ def _measure(file: Path, world: World, dispatcher: Dispatcher, hours_s: tuple[fl
         dispatcher.ask(_body(PROBE_TOKENS))
         token_s = statistics.median(dispatcher.ask(_body(PROBE_TOKENS)).seconds for _ in range(5)) / PROBE_TOKENS
         tokens = max(16, min(1000, round(ANSWER_S / token_s)))
-        hour_s = min(hours_s[1], max(hours_s[0], start_s["slot-1"] / 4))  # a switch takes a few of them
+        hour_s = min(hours_s[1], max(hours_s[0], start_s["slot-1"] / 6))  # a switch takes a few of them
         found: dict[str, Any] = {"start_s": start_s, "tokens": tokens, "per_slot": 1 / (tokens * token_s), "hour_s": hour_s}
         _write(file, {**found, "days": _days(found["per_slot"])[:-1]})
     return json.loads(file.read_text())
