@@ -127,7 +127,9 @@ def test_rivals_count_what_may_be_trained_on(tmp_path):
     data = open_interactions(str(tmp_path / "t.csv"), tmp_path)
     p, q, s = 1, 2, 4
     assert popularity(data)([[p]]).tolist() == [[0, 4, 4, 0, 0]]
-    assert markov(data)([[q, p], [s]]) == pytest.approx(np.array([[0, 4, 4, 0, 0], [0, 4, 4, 0, 0]]) / 9 + [[0, 0, 4, 0, 0], [0] * 5])
+    assert markov(data)([[q, p], [s]]) == pytest.approx(
+        np.array([[0, 4, 4, 0, 0], [0, 4, 4, 0, 0]]) / 9 + [[0, 0, 4, 0, 0], [0] * 5]
+    )
 
 
 def test_a_doubling_is_forecast_to_gain_less_than_the_last_and_no_more_than_it():
@@ -186,7 +188,9 @@ class Served:
         self.url = f"http://127.0.0.1:{port}"
 
     def recommend(self, **body):
-        request = urllib.request.Request(f"{self.url}/v1/recommend", json.dumps(body).encode(), {"content-type": "application/json"})
+        request = urllib.request.Request(
+            f"{self.url}/v1/recommend", json.dumps(body).encode(), {"content-type": "application/json"}
+        )
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:
                 return answer.status, json.load(answer)
@@ -200,7 +204,9 @@ def served(home):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "tenfold", "serve", str(home / "rank-synthetic"), "--port", str(port), "--feedback", ""]
-    process = subprocess.Popen([*command, "--threads", "1", "--kv-cache-gib", "0.02"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        [*command, "--threads", "1", "--kv-cache-gib", "0.02"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     server, end = Served(port), time.monotonic() + 120
     while True:
         try:
@@ -216,7 +222,12 @@ def served(home):
 
 def test_the_server_recommends_what_the_model_ranks_first(home, served):
     data, scorer = open_interactions("synthetic", home), scorer_of(read_model(home / "rank-synthetic" / "model"))
-    for history, k in ((data.histories[5][:-1], 10), (data.histories[6][:2], 100), ([], 3), (data.histories[7] + data.histories[8], 5)):
+    for history, k in (
+        (data.histories[5][:-1], 10),
+        (data.histories[6][:2], 100),
+        ([], 3),
+        (data.histories[7] + data.histories[8], 5),
+    ):
         scores = scorer([history])[0]
         scores[[0, *history]] = -np.inf
         status, answer = served.recommend(history=[f"item-{token - 1}" for token in history], k=k)
@@ -263,6 +274,10 @@ def test_a_server_without_a_ranking_model_has_no_such_route(home, tmp_path):
 
 def test_a_run_file_of_another_family_or_context_is_refused(tmp_path):
     fields = {"tokens": 1000, "task": {"name": "rank"}, "data": {"corpus": "synthetic", "seq_len": 20}}
-    for model, said in (({"width": 32}, "family"), ({"width": 32, "family": "rank"}, "context = 21"), ({"width": 32, "contxt": 1}, "context")):
+    for model, said in (
+        ({"width": 32}, "family"),
+        ({"width": 32, "family": "rank"}, "context = 21"),
+        ({"width": 32, "contxt": 1}, "context"),
+    ):
         with pytest.raises(TenfoldError, match=said):
             Ranking.open(config_from_fields({**fields, "model": model}, "test"), tmp_path)
