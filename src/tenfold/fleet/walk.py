@@ -63,7 +63,7 @@ def walk(home: Path, say: Say, policy: str = "lend") -> dict[str, Any]:
 def _live(home: Path, folder: Path, say: Say, policy: str) -> None:
     """Both runs and the wave, on the fleet of this machine."""
     from tenfold.fleet.local import LocalWorld  # PyTorch
-    from tenfold.fleet.roles import Chat, Training
+    from tenfold.fleet.roles import Chat, Role, Training
 
     with ExitStack() as opened:
         _alone(opened.enter_context((folder / "controller.lock").open("w")))
@@ -75,7 +75,7 @@ def _live(home: Path, folder: Path, say: Say, policy: str) -> None:
         ledger, dispatcher = Ledger(folder / "ledger.db", OWNERS, time.time()), Dispatcher()
         opened.callback(ledger.close)
         released = [x / "model" for x in (newest(home), undisturbed.directory) if x and (x / "model").is_dir()]
-        roles = {"chat": Chat(released[0]), "train": trained}
+        roles: dict[str, Role] = {"chat": Chat(released[0]), "train": trained}
         world = LocalWorld(folder, ledger, roles, open_launcher("local"), dispatcher)
         opened.callback(world.close)
         found = _measure(folder / "measured.json", world, dispatcher, hours_s=(0.5, 1.5) if small else (1.25, 4.0))
