@@ -159,7 +159,7 @@ def test_a_better_model_passes_and_is_released_and_rolled_back(copy):
     judged = gate(new, old, copy)
     assert judged["passed"] and judged["test"]["mean"] < 0 and gate(new, old, copy) == judged
     (scored,) = read_forecasts(copy)
-    assert scored.measured == judged["test"]["mean"] and scored.forecast.kind == "paired difference"
+    assert scored.measured == judged["test"]["mean"] and scored.forecast.kind == "paired_difference"
     first, second = map(json.loads, (copy / "forecasts.jsonl").read_text().splitlines())
     assert "forecast" in first and "outcome" in second
     now = release(new, copy)
@@ -214,7 +214,7 @@ def test_the_walk_ends_in_a_release_that_a_server_took(tmp_path, monkeypatch):
     assert found["passed"] and found["dropped"] == 0 and found["answered"] > 4 and found["switch_seconds"] > 0
     assert all((tmp_path / "home" / file).exists() for file in found["files"])
     assert {s.forecast.kind: s.measured is not None for s in read_forecasts(tmp_path / "home")} == {
-        "paired difference": True, "switch_seconds": True}  # fmt: skip
+        "paired_difference": True, "switch_seconds": True}  # fmt: skip
     before = (tmp_path / "home" / FILE).read_bytes()
     assert walk(tmp_path / "home", said.append, model=old, settings=SETTINGS) == found
     assert (tmp_path / "home" / FILE).read_bytes() == before and released(tmp_path / "home")["path"].endswith(NAME)
