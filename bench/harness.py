@@ -52,6 +52,13 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
     return median(ours) / median(theirs)
 
 
+def ratio_interval(ours: Sequence[float], theirs: Sequence[float], draws: int = 10_000) -> list[float]:
+    """The 95 % interval of `ratio`, by bootstrap over rounds: both sides of a round are drawn together."""
+    rounds = np.random.default_rng(0).integers(0, len(ours), (draws, len(ours)))
+    medians = [np.median(np.asarray(side)[rounds], 1) for side in (ours, theirs)]
+    return [float(x) for x in np.quantile(medians[0] / medians[1], (0.025, 0.975))]
+
+
 def change_pct(ratios: Sequence[float]) -> tuple[float, list[float] | None]:
     """The mean of ratios as a change in percent, and its 95 % interval (Student's t on logarithms) if there are several."""
     logs = np.log(ratios)

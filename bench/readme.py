@@ -1,6 +1,6 @@
 """The README's table of results, made from the headlines in `bench/results`.
 
-    python -m bench.readme
+python -m bench.readme
 """
 
 import json

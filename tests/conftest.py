@@ -17,7 +17,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # several tests run at once
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("tenfold", deadline=None)  # how long a case takes is no matter of tests
 hypothesis.settings.load_profile("tenfold")
-LONGEST = ("test_train_parallelize.py", "test_scale_climb.py", "test_launch_elastic.py", "test_train_reshard.py", "test_serve_page.py")
+LONGEST = (
+    "test_train_parallelize.py",
+    "test_scale_climb.py",
+    "test_launch_elastic.py",
+    "test_train_reshard.py",
+    "test_serve_page.py",
+)
 
 
 def pytest_collection_modifyitems(items):

@@ -10,7 +10,12 @@ from tenfold.train.tasks.pretrain import PretrainingConfig
 TABLES = {f.name: f.type.__struct_fields__ for f in msgspec.structs.fields(RunConfig) if hasattr(f.type, "__struct_fields__")}
 TABLES |= {"task": PretrainingConfig.__struct_fields__, "parallel": Layout.__struct_fields__}
 # Names that several tables have, or that say too little by themselves.
-SHORT = {"optimizer": ("optimizer", "name"), "vision": ("model", "vision"), "log_every": ("log", "every"), "save_every_s": ("checkpoint", "every_s")}
+SHORT = {
+    "optimizer": ("optimizer", "name"),
+    "vision": ("model", "vision"),
+    "log_every": ("log", "every"),
+    "save_every_s": ("checkpoint", "every_s"),
+}
 
 
 def run_config(**flat) -> RunConfig:

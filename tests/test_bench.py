@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bench.gpu import check, step_account, train
-from bench.harness import ROOT, alternate, change_pct, ratio
+from bench.harness import ROOT, alternate, change_pct, ratio, ratio_interval
 from bench.train import sides
 
 
@@ -31,7 +31,7 @@ def test_the_whole_script_runs_on_a_cpu_and_a_side_that_fails_is_a_row(tmp_path)
     assert 0.9 < ours["first_loss"] / theirs["first_loss"] < 1.1 and ours["last_loss"] < ours["first_loss"]
     assert rows["1B, documents of 1000 in 8192", "tenfold"]["vs_plain"] > 0
     assert "fp8 does nothing here" in rows["8B's width, 8 layers, fp8", "tenfold, fp8 by tensorwise"]["reason"]
-    assert rows["1B, largest batch of 8192", "tenfold, recompute feed-forward"]["batch"] == 3
+    assert rows["1B, largest batch of 8192", "tenfold, activation checkpointing selective"]["batch"] == 3
     assert "| tenfold |" in done.stdout
 
 
@@ -79,7 +79,7 @@ def test_the_account_adds_up_and_is_drawn(tmp_path):
     assert [r["part"] for r in parts] == ["matrix products", "attention", "bound by memory", "optimizer", "idle"]
     assert all(r["seconds"] > 0 for r in parts[:4]) and all(r["floor_s"] > 0 for r in parts[:4])
     assert sum(r["floor_s"] for r in parts) == pytest.approx(step["floor_s"])
-    flops = sides.step_flops(side.spec, side.rows)
+    flops = sides.step_flops(side.spec, side.rows.lengths)
     assert (parts[0]["floor_s"] + parts[1]["floor_s"]) * 1e11 == pytest.approx(flops)
     step_account.draw(rows, "a step", tmp_path / "step.png")
     assert (tmp_path / "step.png").read_bytes().startswith(b"\x89PNG")
@@ -103,6 +103,14 @@ def test_sides_take_turns_and_warming_up_does_not_count():
     sides = {name: lambda name=name: order.append(name) or len(order) for name in "ab"}
     assert alternate(sides, rounds=2) == {"a": [3, 5], "b": [4, 6]} and order == list("ababab")
     assert ratio([4.0, 2.0, 100.0], [2.0, 1.0, 3.0]) == 2.0
+
+
+def test_the_interval_of_a_ratio_of_medians_follows_what_differs_and_not_what_both_share():
+    draw = random.Random(0)
+    busy = [draw.uniform(1, 3) for _ in range(9)]  # how slow the machine is in each round
+    assert ratio_interval([2 * s for s in busy], busy) == pytest.approx([2, 2])
+    low, high = ratio_interval([2 * s * draw.uniform(0.9, 1.1) for s in busy], busy)
+    assert 1.5 < low < 2 < high < 2.5
 
 
 def test_the_interval_of_a_mean_ratio_is_students():

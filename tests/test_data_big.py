@@ -111,7 +111,9 @@ def test_what_cannot_run_is_one_sentence(tmp_path, changed, sentence):
 def test_slurm_gets_the_same_stages(source, tmp_path, monkeypatch):
     """Each stage is a job that waits for the one before it."""
     stub = tmp_path / "sbatch"
-    stub.write_text(f"#!/bin/bash\nfor last; do :; done\nbash -n \"$last\" || exit 1\ngrep -h '^#SBATCH' \"$last\" >> {tmp_path}/jobs\necho \"$@\" >> {tmp_path}/said\necho Submitted batch job $(wc -l < {tmp_path}/said)\n")
+    stub.write_text(
+        f'#!/bin/bash\nfor last; do :; done\nbash -n "$last" || exit 1\ngrep -h \'^#SBATCH\' "$last" >> {tmp_path}/jobs\necho "$@" >> {tmp_path}/said\necho Submitted batch job $(wc -l < {tmp_path}/said)\n'
+    )
     stub.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{Path(sys.executable).parent}:/usr/bin:/bin")
     monkeypatch.chdir(tmp_path)

@@ -26,7 +26,27 @@ from tenfold.data.text.encode import TextEncoder
 from tenfold.data.text.sources import read_documents
 from tenfold.spec.errors import TenfoldError
 
-WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi", "omicron", "pi", "rho", "sigma", "tau"]
+WORDS = [
+    "alpha",
+    "beta",
+    "gamma",
+    "delta",
+    "epsilon",
+    "zeta",
+    "eta",
+    "theta",
+    "iota",
+    "kappa",
+    "lambda",
+    "mu",
+    "nu",
+    "xi",
+    "omicron",
+    "pi",
+    "rho",
+    "sigma",
+    "tau",
+]
 
 
 def prose(seed: int, words: int = 120) -> str:
@@ -136,9 +156,7 @@ def test_copies_and_near_copies_are_left_out(tmp_path):
 
 def jaccard(a: str, b: str) -> float:
     """Of word 5-grams, exactly."""
-    first, second = (
-        {tuple(words[i : i + 5]) for i in range(len(words) - 4)} for words in (re.findall(r"\w+", t) for t in (a, b))
-    )
+    first, second = ({tuple(words[i : i + 5]) for i in range(len(words) - 4)} for words in (re.findall(r"\w+", t) for t in (a, b)))
     return len(first & second) / max(1, len(first | second))
 
 

@@ -30,7 +30,15 @@ def png(image: Image.Image) -> bytes:
 @pytest.mark.parametrize(
     ("height", "width", "grid"),
     # By hand from the rule: the least enlargement that fits, else the least shrinking, then the smallest area.
-    [(336, 336, (1, 1)), (100, 50, (1, 1)), (336, 672, (1, 2)), (400, 300, (2, 1)), (337, 337, (2, 2)), (5000, 5000, (4, 4)), (336, 9000, (1, 16))],
+    [
+        (336, 336, (1, 1)),
+        (100, 50, (1, 1)),
+        (336, 672, (1, 2)),
+        (400, 300, (2, 1)),
+        (337, 337, (2, 2)),
+        (5000, 5000, (4, 4)),
+        (336, 9000, (1, 16)),
+    ],
 )
 def test_grids_of_known_images(height, width, grid):
     assert grid_for(height, width, 336) == grid

@@ -47,7 +47,9 @@ def smollm2():
 def byte_level(*splits, use_regex=True, vocab_size=400, **model):
     """A byte-level BPE whose only special token is its last."""
     tokenizer = Tokenizer(models.BPE(**model))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex)]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False))
@@ -85,7 +87,10 @@ KINDS = {  # a tokenizer, and whether `tiktoken` can take its place
     "ours": (train_tokenizer(TEXTS, 400), True),
     "gpt2": (byte_level(), True),
     "digits": (byte_level(pre_tokenizers.Digits(individual_digits=True)), True),
-    "whole words first": (byte_level(pre_tokenizers.Split(Regex(LLAMA3_SPLIT), "isolated"), use_regex=False, ignore_merges=True), True),
+    "whole words first": (
+        byte_level(pre_tokenizers.Split(Regex(LLAMA3_SPLIT), "isolated"), use_regex=False, ignore_merges=True),
+        True,
+    ),
     "own split": (byte_level(pre_tokenizers.Split(Regex(r"\d|\D+"), "isolated"), use_regex=False), False),
     "renumbered": (renumbered(byte_level()), False),
     "with a word": (with_word(byte_level()), False),
@@ -104,7 +109,10 @@ def read_by_transformers(tmp_path_factory):
 
 
 @settings(deadline=None, max_examples=150)
-@given(kind=st.sampled_from(list(KINDS)), texts=st.lists(st.text(st.sampled_from("aZ  \t\n\r05²ß日😀é!'sS.\u00a0\x0b\x04\u0301Ǆ<|>"), max_size=20)))
+@given(
+    kind=st.sampled_from(list(KINDS)),
+    texts=st.lists(st.text(st.sampled_from("aZ  \t\n\r05²ß日😀é!'sS.\u00a0\x0b\x04\u0301Ǆ<|>"), max_size=20)),
+)
 def test_tokens_are_those_of_tokenizers_and_transformers(read_by_transformers, kind, texts):
     tokenizer, fast = KINDS[kind]
     texts = [*texts, f"x {END} y <|end_of_text|>"]  # names of special tokens are ordinary text
@@ -121,7 +129,13 @@ def test_the_tokens_of_a_published_tokenizer_are_its_own(smollm2, tmp_path):
     tokenizer = read_gguf_tokenizer(smollm2)
     save_tokenizer(tokenizer, read_vocabulary(smollm2), tmp_path)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
-    texts = [*TEXTS, "12 345\t 6!", "!\x04!\x13\x00", "𝒳 \U000e0001 \U00040000", f"{END}<|im_start|>"]  # it lacks the bytes 0x04 and 0xF1
+    texts = [
+        *TEXTS,
+        "12 345\t 6!",
+        "!\x04!\x13\x00",
+        "𝒳 \U000e0001 \U00040000",
+        f"{END}<|im_start|>",
+    ]  # it lacks the bytes 0x04 and 0xF1
     assert fast_encoder(tokenizer) is not None
     assert TextEncoder(tokenizer)(texts) == [theirs.encode(t, add_special_tokens=False, split_special_tokens=True) for t in texts]
 
@@ -203,7 +217,7 @@ def test_corpora_of_the_format_before_are_read_and_others_refused(corpus, tmp_pa
     assert old.vocabulary == corpus.vocabulary
     assert np.array_equal(train_batch(old, 0, **rows).document, train_batch(corpus, 0, **rows).document)
     (tmp_path / "old" / "manifest.json").write_text(json.dumps(manifest | {"format": 1}))
-    with pytest.raises(TenfoldError, match="has format 1 and not 3"):
+    with pytest.raises(TenfoldError, match="has version 1, and this Tenfold reads version 2 and 3"):
         open_corpus(tmp_path / "old")
 
 
@@ -223,14 +237,24 @@ def test_a_run_uses_the_tokenizer_of_the_model_that_it_begins_from(corpus, stran
     """A corpus with another tokenizer is written again: the same documents in the same splits."""
     end = read_vocabulary(stranger).size - 1
     config = run_config(
-        tokens=4000, init_from=str(stranger), corpus=str(corpus.directory), seq_len=64, batch_size=4, evaluate_tokens=2000, device="cpu"
+        tokens=4000,
+        init_from=str(stranger),
+        corpus=str(corpus.directory),
+        seq_len=64,
+        batch_size=4,
+        evaluate_tokens=2000,
+        device="cpu",
     )
     ours = open_text(config, tmp_path, quiet=True)
     assert ours.directory.parent == tmp_path and ours.vocabulary == read_vocabulary(stranger)
     assert open_text(config, tmp_path, quiet=True).manifest == ours.manifest
     for split, sizes in corpus.manifest["splits"].items():
-        assert {k: ours.manifest["splits"][split][k] for k in ("documents", "bytes")} == {k: sizes[k] for k in ("documents", "bytes")}
-        assert [ours.text(split, n) for n in range(sizes["documents"])] == [corpus.text(split, n) for n in range(sizes["documents"])]
+        assert {k: ours.manifest["splits"][split][k] for k in ("documents", "bytes")} == {
+            k: sizes[k] for k in ("documents", "bytes")
+        }
+        assert [ours.text(split, n) for n in range(sizes["documents"])] == [
+            corpus.text(split, n) for n in range(sizes["documents"])
+        ]
     batch = train_batch(ours, 0, batch_size=2000, seq_len=64, seed=0)
     assert (batch.tokens == end).any() and (batch.targets[batch.tokens == end] == -100).all()
     assert ((np.diff(batch.document, axis=1) == 1) == (batch.tokens[:, :-1] == end)).all()

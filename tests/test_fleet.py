@@ -66,7 +66,11 @@ def assert_kept(owners, leases):
     """Each slot is always on exactly one lease, and a loan is over by its deadline."""
     for slot, owner in owners.items():
         own = [lease for lease in leases if lease.slot == slot]
-        assert own[0].role == owner and [lease.ended for lease in own[:-1]] == [lease.since for lease in own[1:]] and own[-1].ended is None
+        assert (
+            own[0].role == owner
+            and [lease.ended for lease in own[:-1]] == [lease.since for lease in own[1:]]
+            and own[-1].ended is None
+        )
         assert all((lease.until is None) == (lease.role == owner) == (i % 2 == 0) for i, lease in enumerate(own))
     ended = [(lease.ended, lease.until) for lease in leases if lease.until is not None and lease.ended is not None]
     assert all(end <= until for end, until in ended)

@@ -13,14 +13,15 @@ import pytest
 import torch
 from run_configs import run_config
 from safetensors.torch import load_file
-from tenfold.train.hooks.goodput import read_goodput
-from tenfold.train.hooks.metrics import read_metrics
 
 from tenfold.launch.job import Resources
 from tenfold.launch.local import LocalLauncher
 from tenfold.spec.errors import TenfoldError
-from tenfold.train import trainer as loop
-from tenfold.train.jobs import train_on, train_process
+from tenfold.train.goodput import read_goodput
+from tenfold.train.jobs import train_on
+from tenfold.train.metrics import read_metrics
+from tenfold.train.tasks.find import open_task
+from tenfold.train.trainer import fit, standard_hooks
 
 STEPS = 24
 RUN = {
@@ -30,14 +31,26 @@ RUN = {
 }  # fmt: skip
 
 
+def fit_disturbed(config, directory, home, quiet, disturb):
+    """A worker that trains as any other, but calls `disturb(step)` before it makes the rows of a step."""
+    torch.set_num_threads(1)
+    task = open_task(config, home, quiet=quiet)
+    make = task.rows
+
+    def rows(step, mine):
+        disturb(step)
+        return make(step, mine)
+
+    task.rows = rows
+    return fit(task, config, directory, standard_hooks(config, quiet=quiet))
+
+
 def work(config, directory, home, quiet):
     """A worker that does to itself, once and before the step it is for, what `faults.json` says."""
-    torch.set_num_threads(1)
-    rank, make = os.environ["RANK"], loop._batch
 
-    def batch(*arguments):
+    def disturb(now):
         for name, (step, where) in json.loads((home / "faults.json").read_text()).items():
-            if arguments[3] == step and where == rank and not (home / name).exists():
+            if now == step and where == os.environ["RANK"] and not (home / name).exists():
                 (home / name).touch()
                 if name == "hang":
                     time.sleep(1000)
@@ -45,26 +58,20 @@ def work(config, directory, home, quiet):
                     threading.Timer(random.uniform(0, 0.3), os.kill, (os.getpid(), signal.SIGKILL)).start()
                     continue
                 os.kill(os.getpid(), signal.Signals[name])
-        return make(*arguments)
 
-    loop._batch = batch
-    return train_process(config, directory, home, quiet)
+    return fit_disturbed(config, directory, home, quiet, disturb)
 
 
 def work_with_a_bug(config, directory, home, quiet):
     """A worker whose second process cannot do its eighth step, and says so with an address that is another each time."""
-    torch.set_num_threads(1)
-    make = loop._batch
 
-    def batch(*arguments):
-        if arguments[3] == 7 and os.environ["RANK"] == "1":
+    def disturb(now):
+        if now == 7 and os.environ["RANK"] == "1":
             with (home / "starts").open("a") as starts:
                 starts.write("x")
             raise IndexError(f"no such row at {id(starts)}\nand more")
-        return make(*arguments)
 
-    loop._batch = batch
-    return train_process(config, directory, home, quiet)
+    return fit_disturbed(config, directory, home, quiet, disturb)
 
 
 def run(home, text, name, faults, processes=2, work=work, **fields):
@@ -220,7 +227,7 @@ def test_a_checkpoint_of_another_model_is_one_sentence(text_folder, undisturbed)
 
 ALONE = """
 from tenfold.spec.errors import TenfoldError
-from tenfold.train.parallel.parallelize import start_processes
+from tenfold.train.parallel.processes import start_processes
 try:
     start_processes(patience_s=3.0)
 except TenfoldError as error:

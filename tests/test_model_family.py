@@ -4,28 +4,32 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from packages import install
+from run_configs import run_config
 from safetensors.torch import load_file
-from tenfold.serve.engine.request import Sampling
-from tenfold.train.hooks.metrics import read_metrics
 
 from tenfold.model.build import make_model
 from tenfold.model.family import Role, family_of
 from tenfold.model.io.huggingface import read_model
 from tenfold.model.mtp import add_mtp
 from tenfold.serve.complete import complete, generate
-from tenfold.serve.engine.engine import Engine, EngineOptions, make_runner
+from tenfold.serve.engine.build import make_runner
+from tenfold.serve.engine.engine import Engine
+from tenfold.serve.options import EngineOptions
+from tenfold.serve.request import Sampling
 from tenfold.spec import plugins
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.shapes import llama4_shape, llama_shape, shape_of
 from tenfold.spec.vision import VisionSpec
-from tenfold.train.config import RunConfig
+from tenfold.train.metrics import read_metrics
 from tenfold.train.optim.hyperparameters import derive, learning_rate_scale
 from tenfold.train.optim.optimizer import make_optimizers
-from tenfold.train.trainer import train
+from tenfold.train.tasks.pretrain import pretrain
 
 VISION = VisionSpec(image_size=16, patch_size=4, dim=32, n_layers=1, n_heads=2, patch_token=299)
 EVERYTHING = replace(llama4_shape(64, 300), moe_every=2, n_layers=2, vision=VISION)
@@ -83,66 +87,12 @@ assert "torch" not in sys.modules
     assert done.returncode == 0, done.stderr
 
 
-# A family from outside: attention and feed-forward of a block stand side by side behind one norm (as in GPT-J and PaLM).
-
-PARALLEL = '''
-from dataclasses import replace
-
-from tenfold.model.family import Family, Role, llama_role
-from tenfold.model.io.format import CheckpointFormat, Slot
-from tenfold.model.io.huggingface_config import shared_fields
-from tenfold.model.llama import Block, Llama
-from tenfold.spec.model import ModelSpec
-from tenfold.spec.shapes import llama_shape
-
-
-class ParallelBlock(Block):
-    def __init__(self, spec):
-        super().__init__(spec)
-        del self.ffn_norm
-
-    def forward(self, x, rope, mask, temperature=None):
-        h = self.attention_norm(x)
-        return x + self.attention(h, rope, mask, temperature) + self.ffn(h)
-
-
-class Parallel(Llama):
-    def block(self, layer):
-        return ParallelBlock(self.spec)
-
-
-def slots(model):
-    found = {
-        "wte": Slot(model.embedding.weight.data), "ln_f": Slot(model.norm.weight.data), "lm_head": Slot(model.head.weight.data)
-    }
-    for i, block in enumerate(model.layers):
-        found |= {f"h.{i}.{n.removesuffix('.weight')}": Slot(p.data) for n, p in block.named_parameters()}
-    return found
-
-
-def config(spec, shared):
-    return {**shared, "model_type": "parallel", "intermediate_size": spec.ffn_dim}
-
-
-PARALLEL = Family(
-    spec=ModelSpec,
-    build=Parallel,
-    shape=lambda width, vocab_size: replace(llama_shape(width, vocab_size), family="parallel"),
-    role=llama_role,
-    weights=lambda: CheckpointFormat(("parallel",), shared_fields, config, slots),
-)
-'''
-
-
 @pytest.fixture
 def parallel(tmp_path, monkeypatch):
     """The family as an installed package."""
     package = tmp_path / "site"
-    (package / "parallel-1.0.dist-info").mkdir(parents=True)
-    (package / "parallel_family.py").write_text(PARALLEL)
-    (package / "parallel-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: parallel\nVersion: 1.0\n")
-    entry = "[tenfold.families]\nparallel = parallel_family:PARALLEL\n"
-    (package / "parallel-1.0.dist-info" / "entry_points.txt").write_text(entry)
+    text = (Path(__file__).parent / "parallel_family.py").read_text()
+    install(package, "parallel", {"parallel_family": text}, {"families": {"parallel": "parallel_family:PARALLEL"}})
     monkeypatch.syspath_prepend(package)
     for known in (plugins.plugins, plugins.load):
         known.cache_clear()
@@ -180,9 +130,11 @@ def reference(path, spec, tokens):
 
 
 def test_one_file_and_one_entry_point_are_a_family(parallel, corpus, tmp_path):
-    config = RunConfig(tokens=20_000, model={"width": 32, "family": "parallel"}, seq_len=64, batch_size=4, evaluate_tokens=2048, log_every=1)
+    config = run_config(
+        tokens=20_000, model={"width": 32, "family": "parallel"}, seq_len=64, batch_size=4, evaluate_tokens=2048, log_every=1
+    )
     run = tmp_path / "run"
-    train(config, corpus, run, quiet=True)
+    pretrain(config, corpus, run, quiet=True)
     losses = [e["loss"] for e in read_metrics(run / "run.jsonl") if e["event"] == "step"]
     assert losses[0] == pytest.approx(torch.tensor(400.0).log().item(), rel=0.01) and losses[-1] < losses[0] - 0.4
 
@@ -193,15 +145,15 @@ def test_one_file_and_one_entry_point_are_a_family(parallel, corpus, tmp_path):
     tokens = [5, 17, 200, 3]
     with torch.no_grad():
         torch.testing.assert_close(model(torch.tensor([tokens]))[0, -1], reference(path, model.spec, tokens), rtol=1e-4, atol=1e-4)
-    runner, n_blocks = make_runner(EngineOptions(path, cache_gib=0.01))
+    runner, n_blocks = make_runner(EngineOptions(path, kv_cache_gib=0.01))
     written = generate(Engine(runner, n_blocks), tokens, Sampling(temperature=0, max_tokens=8, ignore_stop=True))
     for token in written:
         assert token == int(reference(path, model.spec, tokens).argmax())
         tokens.append(token)
     assert complete(path, "def ", max_new_tokens=5, temperature=0, top_p=1, seed=0).startswith("def ")
 
-    go_on = RunConfig(tokens=2_000, init_from=str(path), seq_len=64, batch_size=4, evaluate_tokens=2048, log_every=1)
-    train(go_on, corpus, tmp_path / "on", quiet=True)
+    go_on = run_config(tokens=2_000, init_from=str(path), seq_len=64, batch_size=4, evaluate_tokens=2048, log_every=1)
+    pretrain(go_on, corpus, tmp_path / "on", quiet=True)
     first = next(e for e in read_metrics(tmp_path / "on" / "run.jsonl") if e["event"] == "step")
     assert first["loss"] < losses[0] - 0.3
 

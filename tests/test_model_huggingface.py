@@ -3,7 +3,6 @@
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tenfold.serve.engine.request import Sampling
 from transformers import AutoModelForCausalLM
 
 from tenfold.model.io import huggingface
@@ -11,6 +10,7 @@ from tenfold.model.io.huggingface import read_model, write_model
 from tenfold.model.llama import Llama
 from tenfold.serve.complete import generate
 from tenfold.serve.engine.engine import Engine
+from tenfold.serve.request import Sampling
 from tenfold.serve.runners.runner import TorchRunner
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec, RopeScaling

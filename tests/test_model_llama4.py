@@ -6,7 +6,6 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tenfold.serve.engine.request import Sampling
 from transformers import AutoModelForCausalLM, Llama4ForCausalLM, Llama4TextConfig
 
 from tenfold.model.io.huggingface import read_model, write_model
@@ -16,6 +15,7 @@ from tenfold.model.moe import Experts
 from tenfold.model.upcycle import upcycle
 from tenfold.serve.complete import generate
 from tenfold.serve.engine.engine import Engine
+from tenfold.serve.request import Sampling
 from tenfold.serve.runners.runner import TorchRunner
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec, RopeScaling

@@ -7,6 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tenfold.plan.costs import cost, power
+from tenfold.plan.costs.surroundings import Surroundings
+from tenfold.plan.facts import facts
 from tenfold.plan.ranges import Range, total
 from tenfold.plan.sites.site import site
 from tenfold.spec.accelerator import accelerator, accelerators
@@ -62,8 +64,8 @@ def test_dgx_h100_in_training():
     """8.4 kW of 10.2 kW for a node in training (arXiv 2412.08602), network aside; 10.2 kW is its data sheet's most."""
     run = power.run_power(power.Held(accelerator("h100"), 8, 1.0), 1.0, 0.9)
     assert 8e-3 * (run.board_w.mid + run.host_w.mid) == pytest.approx(8.4, rel=0.1)
-    facts = power.facts()
-    assert 8 * 0.7 * (facts["board"]["peak"][1] + facts["host"]["peak"][2]) == pytest.approx(10.2, rel=0.01)
+    table = facts("power")
+    assert 8 * 0.7 * (table["board"]["peak"][1] + table["host"]["peak"][2]) == pytest.approx(10.2, rel=0.01)
 
 
 def test_a_hundred_thousand_h100s_take_150_megawatts():
@@ -96,7 +98,7 @@ def test_utilisation_is_told_apart_from_tdp():
 def run(part, gpus=1024, hours=1000.0, region="TX", **changes):
     place = site(region)
     held = power.Held(part, gpus, hours)
-    return cost.run_cost(held, power.run_power(held, place.pue, 0.8), place, **changes)
+    return cost.run_cost(held, power.run_power(held, place.pue, 0.8), place, Surroundings(**changes))
 
 
 def test_published_bills():

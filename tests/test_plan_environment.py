@@ -12,8 +12,10 @@ from scipy.optimize import brentq
 
 from tenfold import plan
 from tenfold.plan.costs import environment, power, water
+from tenfold.plan.costs.surroundings import Surroundings
+from tenfold.plan.facts import facts
 from tenfold.plan.ranges import Range
-from tenfold.plan.sites.site import facts, site, water_of_fuels
+from tenfold.plan.sites.site import site, water_of_fuels
 from tenfold.plan.validation.validate import card_errors
 from tenfold.plan.workload import profiles
 from tenfold.spec.accelerator import accelerator
@@ -80,7 +82,7 @@ def test_hourly_carbon_lies_in_the_yearly_range(hourly, state):
     year = profiles.over_run(grid.kgco2_per_kwh, 8760)
     assert year.mid == pytest.approx(site(state).kgco2_per_kwh.mid, rel=0.01)
     for fuel, share in grid.fuels.items():
-        assert share == pytest.approx(facts()["fuels"][state][fuel], abs=0.002)
+        assert share == pytest.approx(facts("grid")["fuels"][state][fuel], abs=0.002)
     week = profiles.over_run(grid.kgco2_per_kwh, 168)
     assert week.low < year.low <= year.high < week.high
 
@@ -90,7 +92,7 @@ def test_states_are_those_published():
         rows = list(csv.DictReader(file))
     assert len(rows) >= 49
     for row in rows:
-        state = facts()["states"][row["code"]]
+        state = facts("grid")["states"][row["code"]]
         assert state["name"] == row["state"]
         assert 100 * state["industrial_usd_per_kwh"] == pytest.approx(float(row["industrial_cents_kwh_2023"]))
         assert 100 * state["commercial_usd_per_kwh"] == pytest.approx(float(row["commercial_cents_kwh_2023"]))
@@ -172,14 +174,14 @@ def run_of(region="TX", hours=1000.0, **changes):
     place = site(region)
     held = power.Held(accelerator("h100"), 1000, hours)
     used = power.run_power(held, place.pue, 0.8)
-    return used, environment.run_footprint(held, used, place, **changes)
+    return used, environment.run_footprint(held, used, place, Surroundings(**changes))
 
 
 def test_a_footprint_is_energy_times_factors():
     used, foot = run_of()
     assert foot.location_tco2e.mid == pytest.approx(used.energy_mwh.mid * 0.3472)
     assert foot.water_on_site_m3.mid == pytest.approx(used.it_energy_mwh.mid * 0.2)
-    assert foot.water_off_site_m3.mid == pytest.approx(used.energy_mwh.mid * water_of_fuels(facts()["fuels"]["TX"]).mid)
+    assert foot.water_off_site_m3.mid == pytest.approx(used.energy_mwh.mid * water_of_fuels(facts("grid")["fuels"]["TX"]).mid)
     assert run_of(clean_share=1.0)[1].market_tco2e == Range(0, 0, 0)
     assert run_of(clean_share=0.0)[1].market_tco2e.mid >= foot.location_tco2e.mid
     with pytest.raises(TenfoldError, match="clean share"):

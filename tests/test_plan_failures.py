@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 
 from tenfold.plan.costs import failures
+from tenfold.plan.costs.surroundings import Surroundings
+from tenfold.plan.facts import facts
 from tenfold.spec.errors import TenfoldError
 
 STATE_405B = 405e9 * 14
@@ -19,7 +21,7 @@ PUBLISHED = Path(__file__).parent / "data" / "reliability.csv"
 
 
 def effective_time(gpus, work_s, state_bytes, **changes):
-    return failures.effective_time(gpus, work_s, state_bytes, failures.Assumed(**changes))
+    return failures.effective_time(gpus, work_s, state_bytes, Surroundings(**changes))
 
 
 def llama3(**changes):
@@ -37,7 +39,7 @@ def test_llama_3_is_reproduced():
 
 def test_llama_3_is_foreseen_by_the_other_fleets():
     """Without Llama 3's own table: the median of the other fleets' rates, the rest as it is."""
-    fleets = failures.facts()["fleets"]
+    fleets = facts("reliability")["fleets"]
     others = np.median([row["per_1000_node_days"] for name, row in fleets.items() if not name.startswith("Llama 3")])
     job = llama3(per_1000_node_days=float(others))
     own = llama3()
@@ -55,7 +57,7 @@ def test_byterobust_and_rsc():
 
 def test_spare_nodes_of_opt_175b():
     """OPT-175B lost two machines a day of 124 and asked for 12 spares; BLOOM lost one a week of 48 and held 4."""
-    repair_h = failures.facts()["recovery"]["repair_h"]
+    repair_h = facts("reliability")["recovery"]["repair_h"]
     assert failures.spare_nodes(2.0, repair_h[1]) == pytest.approx(12, abs=2)
     assert failures.spare_nodes(1 / 7, repair_h[2]) == pytest.approx(4, abs=1)
 
@@ -63,14 +65,16 @@ def test_spare_nodes_of_opt_175b():
 def test_components_are_those_published():
     with PUBLISHED.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["metric"].startswith("cause:")]
-    table = failures.facts()["components"]["counts"]
+    table = facts("reliability")["components"]["counts"]
     assert sorted(row["count"] for row in table.values()) == sorted(int(row["count"]) for row in rows)
     assert 1e3 * sum(failures.component_rates().values()) == pytest.approx(
         sum(float(row["failures_per_1000_node_days"]) for row in rows), rel=1e-3
     )
 
 
-@pytest.mark.parametrize(("gpus", "changes"), [(16384, {}), (100_000, {}), (16384, {"interval_s": 3600}), (4096, {"recovery_s": 7200})])
+@pytest.mark.parametrize(
+    ("gpus", "changes"), [(16384, {}), (100_000, {}), (16384, {"checkpoint_interval_s": 3600}), (4096, {"recovery_s": 7200})]
+)
 def test_expectation_agrees_with_simulation(gpus, changes):
     work_s = 20 * DAY_S
     job = effective_time(gpus, work_s, STATE_405B, **changes)
@@ -81,7 +85,7 @@ def test_expectation_agrees_with_simulation(gpus, changes):
 
 def test_expectation_agrees_with_simulation_where_writes_are_slow():
     """A write as long as half the interval: failures then often go back two checkpoints."""
-    job = effective_time(16384, 20 * DAY_S, STATE_405B, storage_gb_per_s=6, interval_s=1900)
+    job = effective_time(16384, 20 * DAY_S, STATE_405B, storage_gb_per_s=6, checkpoint_interval_s=1900)
     assert 0.4 < job.checkpoint_write_s / job.checkpoint_interval_s < 0.6
     simulated = failures.monte_carlo(job, 20 * DAY_S, runs=60)
     assert simulated.mid == pytest.approx(job.effective_share.mid, abs=2e-3)
@@ -143,6 +147,6 @@ def test_time_adds_up_and_more_gpus_never_help(gpus, days):
 
 def test_impossible_jobs_say_what_binds():
     with pytest.raises(TenfoldError, match="storage bandwidth"):
-        effective_time(16384, DAY_S, STATE_405B, storage_gb_per_s=1, interval_s=60)
+        effective_time(16384, DAY_S, STATE_405B, storage_gb_per_s=1, checkpoint_interval_s=60)
     with pytest.raises(TenfoldError, match="use fewer, or restart faster"):
         effective_time(10_000_000, DAY_S, STATE_405B, recovery_s=7200)

@@ -71,7 +71,15 @@ def test_the_search_keeps_its_promises(llama_405b):
 def test_the_search_beats_what_meta_ran():
     spec, part = published_model("llama-3.1-405b"), machine("h100", "megatron")  # a trainer like theirs
     theirs = Layout(
-        tp=8, pp=16, dp_shard=128, micro_batch=1, global_batch=2048, seq_len=8192, schedule="interleaved", virtual_stages=8, zero=2,
+        tp=8,
+        pp=16,
+        dp_shard=128,
+        micro_batch=1,
+        global_batch=2048,
+        seq_len=8192,
+        schedule="interleaved",
+        virtual_stages=8,
+        zero=2,
         activation_checkpointing="selective",
     )
     assert memory(spec, theirs, part).fits

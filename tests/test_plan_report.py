@@ -20,7 +20,9 @@ from tenfold.spec.accelerator import accelerator
 from tenfold.spec.layout import Layout
 from tenfold.spec.model import published_model
 
-STEP = StepTime(matmul_s=2.6, attention_s=0.4, pointwise_s=0.4, tensor_parallel_s=0.5, bubble_s=0.3, data_parallel_s=0.1, optimizer_s=0.05)
+STEP = StepTime(
+    matmul_s=2.6, attention_s=0.4, pointwise_s=0.4, tensor_parallel_s=0.5, bubble_s=0.3, data_parallel_s=0.1, optimizer_s=0.05
+)
 LLAMA = Workload(
     spec=published_model("llama-3.1-405b"),
     tokens=15.6e12,
@@ -35,7 +37,10 @@ LLAMA = Workload(
 )
 SHARDED = replace(LLAMA, gpus=64, layout=Layout(dp_shard=64, global_batch=64), days=20.0)
 EXPERTS = replace(
-    LLAMA, spec=published_model("llama-4-maverick"), gpus=65536, layout=Layout(tp=8, pp=32, cp=2, ep=8, dp_shard=128, global_batch=2048, schedule="interleaved")
+    LLAMA,
+    spec=published_model("llama-4-maverick"),
+    gpus=65536,
+    layout=Layout(tp=8, pp=32, cp=2, ep=8, dp_shard=128, global_batch=2048, schedule="interleaved"),
 )
 
 

@@ -41,9 +41,13 @@ def tenfold(monkeypatch):
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["tenfold", *map(str, arguments)])
-        with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err, pytest.raises(SystemExit) as ended:
-            main()
-        return CompletedProcess(arguments, ended.value.code or 0, out.getvalue(), err.getvalue())
+        status = 0
+        with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+            try:
+                main()
+            except SystemExit as ended:
+                status = int(ended.code or 0)
+        return CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
 
     monkeypatch.setenv("COLUMNS", "120")
     return run
@@ -64,7 +68,16 @@ def test_the_climb_leaves_what_the_design_says(home):
     said = json.loads((home / "said.json").read_text())
     loss = said["scores"]["loss_bits_per_byte"]
     assert loss["measured"] > 0 and abs(loss["error_pct"]) < 25
-    for name in ("forecast.json", "run.jsonl", "run.toml", "points.csv", "law.json", "score.json", "report.html", "model/config.json"):
+    for name in (
+        "forecast.json",
+        "run.jsonl",
+        "run.toml",
+        "points.csv",
+        "law.json",
+        "score.json",
+        "report.html",
+        "model/config.json",
+    ):
         assert (generation / name).exists(), name
     forecast = json.loads((generation / "forecast.json").read_text())
     assert forecast["flops"] == pytest.approx(10 * forecast["ladder_top_flops"], rel=0.05)
@@ -79,7 +92,7 @@ def test_the_climb_leaves_what_the_design_says(home):
 def test_a_forecast_that_was_changed_is_not_scored(home, tmp_path, tenfold):
     copy = tmp_path / "g1"
     shutil.copytree(home / "g1", copy)
-    assert score(copy) == {k: json.loads((home / "said.json").read_text())[k] for k in ("forecast_sha256", "scores")}
+    assert score(copy) == {k: json.loads((home / "said.json").read_text())[k] for k in ("forecast_sha256", "scores", "machine")}
     file = copy / "forecast.json"
     file.chmod(0o644)
     forecast = json.loads(file.read_text())
@@ -164,15 +177,16 @@ def test_a_generation_is_not_continued_with_other_settings(home, tmp_path, tenfo
 def test_errors_are_one_sentence(tmp_path, tenfold):
     for arguments, sentence in (
         (("climb", "--corpus", tmp_path / "nothing", "--home", tmp_path / "h"), "There is no corpus"),
-        (("climb", "--top", "much", "--home", tmp_path / "h"), "--top must be a positive number"),
         (("climb", "--again", "--home", tmp_path / "h2"), "no finished generation"),
         (("resume", tmp_path), "is no run"),
-        (("sample", tmp_path), "no config.json"),
+        (("sample", tmp_path), "no tokenizer.json"),
         (("law", "fit", tmp_path / "x.csv"), "There is no file"),
     ):
         done = tenfold(*arguments)
         assert done.returncode == 1 and sentence in done.stderr.replace("\n", " "), done.stderr
         assert "Traceback" not in done.stderr
+    done = tenfold("climb", "--top", "much", "--home", tmp_path / "h")
+    assert done.returncode == 2 and "--top must be a number, not 'much'" in done.stderr
 
 
 def test_a_ladder_too_low_is_refused():

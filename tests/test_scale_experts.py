@@ -63,7 +63,9 @@ def law():
     return fit_law([p for p, _ in runs(0.4, 1.0, 1)], bootstrap=2)
 
 
-def generation(home: Path, name: str, family: str, forecast: float, width_80: float, measured: float, law, top: float = 1e12) -> Path:
+def generation(
+    home: Path, name: str, family: str, forecast: float, width_80: float, measured: float, law, top: float = 1e12
+) -> Path:
     """A scored generation of which only what a comparison reads is real."""
     folder = home / name
     folder.mkdir(parents=True)

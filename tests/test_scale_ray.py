@@ -17,7 +17,15 @@ from tenfold.train.run_file import config_from_fields
 
 
 def config(tokens, seed=1):
-    fields = {"tokens": tokens, "model": {"width": 32}, "seq_len": 16, "batch_size": 4, "device": "cpu", "seed": seed, "max_epochs": 1e9}
+    fields = {
+        "tokens": tokens,
+        "model": {"width": 32},
+        "seq_len": 16,
+        "batch_size": 4,
+        "device": "cpu",
+        "seed": seed,
+        "max_epochs": 1e9,
+    }
     return config_from_fields(fields | {"evaluate_tokens": 2000, "log_every": 1}, "the test")
 
 
@@ -50,7 +58,10 @@ def test_the_runs_are_those_of_one_process_to_the_bit_and_leaving_early_saves(co
 
 
 def test_what_no_node_has_is_one_sentence():
-    nodes = [{"Alive": True, "Resources": {"CPU": 2, "memory": 8e9}}, {"Alive": False, "Resources": {"CPU": 2, "GPU": 8, "memory": 8e9}}]
+    nodes = [
+        {"Alive": True, "Resources": {"CPU": 2, "memory": 8e9}},
+        {"Alive": False, "Resources": {"CPU": 2, "GPU": 8, "memory": 8e9}},
+    ]
     on_ray.require(nodes, {"num_cpus": 1, "num_gpus": 0, "memory": 2e9}, "a run")
     with pytest.raises(TenfoldError, match="No node of the Ray cluster has 1 CPU, 1 GPU"):
         on_ray.require(nodes, {"num_cpus": 1, "num_gpus": 1, "memory": 2e9}, "a run")
@@ -61,8 +72,26 @@ def test_a_climb_on_ray_has_the_points_of_a_climb_without(text_folder, tmp_path)
     points = []
     for more in ([], ["--on", "ray"]):
         home = tmp_path / f"home{len(more)}"
-        small = ["--corpus", text_folder, "--top", "6e10", "--vocab-size", "300", "--seq-len", "16", "--home", home, "--json", *more]
-        subprocess.run([sys.executable, "-m", "tenfold", "climb", *small], check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        small = [
+            "--corpus",
+            text_folder,
+            "--top",
+            "6e10",
+            "--vocab-size",
+            "300",
+            "--seq-len",
+            "16",
+            "--home",
+            home,
+            "--json",
+            *more,
+        ]
+        subprocess.run(
+            [sys.executable, "-m", "tenfold", "climb", *small],
+            check=True,
+            capture_output=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
         with (home / "g1" / "points.csv").open() as stream:
             points.append(list(csv.DictReader(stream)))
     assert points[0] == points[1]

@@ -349,11 +349,16 @@ def test_feedback_needs_consent_and_is_deleted_with_its_user(server):
 def test_keys_are_limited_a_full_queue_refuses_and_sigterm_finishes_what_runs(directories, tmp_path):
     file = tmp_path / "keys.json"
     key = make_key(file, "ann")
+    operator = make_key(file, "olga", operator=True)
+    assert Keys.read(file).operators == {"olga"} and Keys.read(file).owner(operator) == "olga"
     assert key not in file.read_text() and oct(file.stat().st_mode & 0o777) == "0o600"
     assert Keys.read(file).owner(key) == "ann" and Keys.read(file).owner(key + "x") is None
-    server = Server(directories[0], "--feedback", "", "--keys", file, "--requests-per-minute", "4", "--max-queue", "1")
+    server = Server(directories[0], "--feedback", "", "--keys", file, "--requests-per-minute", "5", "--max-queue", "1")
     tiny = {"prompt": "a", "max_tokens": 1}
     assert server.post("/v1/completions", tiny)[0] == 401
+    assert server.post("/v1/models/swap", {"path": str(directories[0])})[0] == 401
+    assert server.post("/v1/models/swap", {"path": str(directories[0])}, key)[0] == 403
+    assert server.post("/v1/models/swap", {"path": str(directories[0])}, operator)[0] == 200
     assert [server.post("/v1/completions", tiny, key)[0] for _ in range(2)] == [200, 200]
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0)
     stream = client.chat.completions.create(

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from packages import install
 
-from tenfold.data.text.tokenizer import save_tokenizer, train_tokenizer
+from tenfold.data.text.tokenizer import train_tokenizer, trained_vocabulary
+from tenfold.model.io.tokenizer import save_tokenizer
 from tenfold.serve.backends import vllm
 from tenfold.serve.backends.backend import make_backend
 from tenfold.serve.backends.llamacpp import make_llamacpp_engine
@@ -255,16 +257,12 @@ with TestClient(app) as client:
 
 
 def test_a_package_of_ones_own_adds_a_backend_and_routes(tmp_path):
-    (tmp_path / "parrot.py").write_text(PLUGIN)
-    info = tmp_path / "parrot-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: parrot\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(
-        "[tenfold.backends]\nparrot = parrot:Parrot\n\n[tenfold.routes]\nlongest = parrot:router\nown = parrot:add_page\n"
-    )
+    points = {"backends": {"parrot": "parrot:Parrot"}, "routes": {"longest": "parrot:router", "own": "parrot:add_page"}}
+    install(tmp_path, "parrot", {"parrot": PLUGIN}, points)
     model = tmp_path / "m"
     model.mkdir()
-    save_tokenizer(train_tokenizer(["hello there, how are you today? " * 20], 300), model)
+    tokenizer = train_tokenizer(["hello there, how are you today? " * 20], 300)
+    save_tokenizer(tokenizer, trained_vocabulary(tokenizer.get_vocab_size()), model)
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-c", SERVED, str(model)]
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False)

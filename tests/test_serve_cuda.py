@@ -116,7 +116,10 @@ def test_a_reply_fills_the_context_and_continuations_share_a_prompt(model):
     found = run(engine, request("a", prompt(1, 40), temperature=1.5, seed=1, n=3, max_tokens=100))
     assert {len(tokens) for tokens in found.values()} == {24} and len({tuple(t) for t in found.values()}) == 3
     assert engine.stats()["prefix_hits"] == 2 * 32
-    assert run(ahead(model, max_model_len=64), request("b", prompt(1, 40), temperature=1.5, seed=3, max_tokens=100))["b", 0] == found["a", 2]
+    assert (
+        run(ahead(model, max_model_len=64), request("b", prompt(1, 40), temperature=1.5, seed=3, max_tokens=100))["b", 0]
+        == found["a", 2]
+    )
 
 
 def test_filters_keep_what_their_definition_keeps():

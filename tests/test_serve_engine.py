@@ -318,13 +318,17 @@ def test_a_draft_model_must_share_the_vocabulary(model, tmp_path, monkeypatch):
 
 def test_a_gpu_gets_its_own_runner_and_an_engine_that_runs_ahead(model, monkeypatch):
     monkeypatch.setattr("tenfold.serve.engine.build.read_model", lambda *_: copy.deepcopy(model))
-    with pytest.raises(TenfoldError, match="no GPU"):
+    with pytest.raises(TenfoldError, match="no CUDA GPU"):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         make_engine(EngineOptions(Path("m"), device="cuda"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(Llama, "to", lambda self, _: self)  # there is none here
     engine = make_engine(EngineOptions(Path("m"), device="cuda", kv_cache_gib=0.01, threads=1))
-    assert type(engine) is AsyncSchedulingEngine and type(engine.runner) is CudaRunner and engine.scheduler.config.max_num_batched_tokens == 2048
+    assert (
+        type(engine) is AsyncSchedulingEngine
+        and type(engine.runner) is CudaRunner
+        and engine.scheduler.config.max_num_batched_tokens == 2048
+    )
     asked = [request("a", prompt(1, 50)), request("b", prompt(2))]
     assert run(engine, *asked) == run(engine_of(TorchRunner(model, 64)), *asked)
     for options, message in (({"quantization": "int8"}, "are for CPUs"), ({"draft_model": Path("d")}, "are for CPUs")):

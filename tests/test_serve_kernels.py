@@ -27,7 +27,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_spec("triton") is None, 
 
 def check(name, **environment):
     command = [sys.executable, "-c", f"from test_serve_kernels import {name}; {name}()"]
-    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
+    done = subprocess.run(
+        command, env=os.environ | environment, capture_output=True, text=True, check=False, cwd=Path(__file__).parent
+    )
     assert done.returncode == 0, done.stderr[-600:]
 
 

@@ -129,6 +129,19 @@ def test_two_swaps_of_one_model_stop_both_old_ones_once_they_have_answered(model
     asyncio.run(run())
 
 
+def test_a_swap_waits_for_who_is_about_to_send_a_prompt(models, tmp_path):
+    async def run():
+        old = await soon(models.get("a"))
+        slow = asyncio.create_task(old.prompt(lambda: time.sleep(0.3) or "tokens"))
+        await soon(models.swap("a", tmp_path / "b"))
+        await asyncio.sleep(0.1)
+        assert old.backend.is_alive and not slow.done()
+        assert await soon(slow) == "tokens" and old.backend.is_alive  # it can still be generated from
+        await until(lambda: not old.backend.is_alive)
+
+    asyncio.run(run())
+
+
 def test_a_server_that_closes_waits_for_swapped_models_too_and_stops_them(models, tmp_path):
     async def run():
         old = await soon(models.get("a"))

@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+from packages import install
+
 PACKAGE = """
 from dataclasses import replace
 from tenfold.spec.accelerator import PUBLISHED, Accelerator
@@ -27,11 +29,7 @@ print(accelerator("h100").memory_gb, accelerator("h200").device)
 
 
 def test_another_package_adds_an_accelerator_and_replaces_one(tmp_path):
-    (tmp_path / "chips.py").write_text(PACKAGE)
-    info = tmp_path / "chips-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: chips\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[tenfold.accelerators]\nchip = chips:CHIP\nmore = chips:MORE\n")
+    install(tmp_path, "chips", {"chips": PACKAGE}, {"accelerators": {"chip": "chips:CHIP", "more": "chips:MORE"}})
     path = os.pathsep.join([str(tmp_path), *sys.path])
     done = subprocess.run([sys.executable, "-c", USE], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

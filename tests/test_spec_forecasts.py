@@ -29,7 +29,9 @@ from tenfold.spec.forecasts import (
 
 
 def made(key="climb/g1/loss", quantiles=None):
-    return Forecast(key=key, who="climb", kind="loss", unit="bits/byte", quantiles=quantiles or normal(2.0, 0.1), data={"law.json": "ab"})
+    return Forecast(
+        key=key, who="climb", kind="loss", unit="bits/byte", quantiles=quantiles or normal(2.0, 0.1), data={"law.json": "ab"}
+    )
 
 
 def test_a_forecast_is_frozen_and_its_outcome_is_added_once(tmp_path):

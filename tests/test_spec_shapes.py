@@ -12,6 +12,9 @@ from tenfold.spec.errors import TenfoldError
 from tenfold.spec.laws import LLAMA3, REACH, optimum, own_law
 from tenfold.spec.model import published_model
 from tenfold.spec.shapes import Experts, llama4_shape, llama_shape, shape_for_flops, shape_for_params, shape_of, widths
+from tenfold.train.config import RunConfig
+from tenfold.train.resolve import resolve_model, with_own_law
+from tenfold.train.run_file import write_config
 
 
 @pytest.mark.parametrize("name", ["llama-3.2-1b", "llama-3-8b", "llama-3-70b", "llama-3.1-405b"])
@@ -93,12 +96,32 @@ def test_the_law_of_the_newest_climb_is_used_within_its_reach(tmp_path):
     assert own_law(tmp_path, 1e15) == newest
     assert own_law(tmp_path, 1e15, "llama4") == str(tmp_path / "g11" / "law.json")
     assert own_law(tmp_path, 2 * REACH * 1e14) is None
+    (tmp_path / "g12").mkdir()
+    (tmp_path / "g12" / "law.json").write_text("{}")  # of an older version
+    assert own_law(tmp_path, 1e15) == newest
     planned = resolve(Request(flops=1e15, vocab_size=2048), 256, home=tmp_path)
     assert planned.spec.dim == shape_for_flops(1e15, 2048, 256, law=newest).spec.dim
     assert "10 times beyond its largest run" in planned.reasons[0]
     # params go as the root of the compute: 1e6 x 10^0.75 at 10^1.5 times the largest run
     assert optimum(1e14 * 10**1.5, newest).params == pytest.approx(1e6 * 10**0.75)
     assert optimum(1e20, newest).params == pytest.approx(1e9)
+
+
+def test_a_run_by_compute_takes_the_law_of_the_newest_climb_and_keeps_it(tmp_path):
+    law_of(tmp_path, "g2", "llama3", 1e14, params=3e5)
+    asked, directory = RunConfig(flops=1e15), tmp_path / "run"
+    config = with_own_law(asked, tmp_path, directory)
+    trained, tokens = resolve_model(config, 2048)
+    planned = resolve(Request(flops=1e15, vocab_size=2048), config.data.seq_len, home=tmp_path)
+    assert (trained.dim, trained.n_layers, tokens) == (planned.spec.dim, planned.spec.n_layers, planned.tokens)
+    assert trained.dim != resolve_model(asked, 2048)[0].dim
+    directory.mkdir()
+    write_config(config, directory / "run.toml")
+    law_of(tmp_path, "g3", "llama3", 1e14, params=3e6)
+    assert with_own_law(asked, tmp_path, directory) == config
+    assert with_own_law(asked, tmp_path, tmp_path / "another").law == str(tmp_path / "g3" / "law.json")
+    shaped = RunConfig(flops=1e15, model={"width": 64})
+    assert with_own_law(shaped, tmp_path, tmp_path / "another") is shaped
 
 
 def test_a_law_without_a_table_is_refused_in_a_sentence(tmp_path):

@@ -30,39 +30,39 @@ def test_sharded_weights_are_gathered_and_reduced_as_often_as_the_batch_has_part
         found = run(4, batch_size=batch, parallel={"dp_shard": 4})
         rank = found.ranks[0]
         gathers, reduces = 2 * (2 * total - tables), 4 * total  # in bfloat16, in float32
-        assert rank.sent_gib["shard"] * GIB == pytest.approx(parts * (gathers + reduces) * 3 / 4, rel=0.01)
+        assert rank.sent_gib["dp_shard"] * GIB == pytest.approx(parts * (gathers + reduces) * 3 / 4, rel=0.01)
         assert rank.parts_gib["parameters"] * GIB == pytest.approx(4 * total / 4, rel=0.01)
         assert rank.parts_gib["optimizer"] * GIB == pytest.approx(8 * total / 4, rel=0.01)
         plan = beside_the_plan(found, "h100")
-        assert plan["plan_sent_gib"]["shard"] == pytest.approx(rank.sent_gib["shard"], rel=0.15)
+        assert plan["plan_sent_gib"]["dp_shard"] == pytest.approx(rank.sent_gib["dp_shard"], rel=0.15)
 
 
 def test_copies_are_summed_once_a_step_and_hold_the_same():
     one, many = (run(8, batch_size=batch, parallel={"dp_replicate": 2, "dp_shard": 4}).ranks[0] for batch in (8, 64))
     owned = 4 * SPEC.parameters().total / 4
-    assert one.sent_gib["replicate"] * GIB == pytest.approx(2 * owned / 2, rel=0.01)
-    assert many.sent_gib["replicate"] == pytest.approx(one.sent_gib["replicate"])
-    assert many.sent_gib["shard"] == pytest.approx(8 * one.sent_gib["shard"])
+    assert one.sent_gib["dp_replicate"] * GIB == pytest.approx(2 * owned / 2, rel=0.01)
+    assert many.sent_gib["dp_replicate"] == pytest.approx(one.sent_gib["dp_replicate"])
+    assert many.sent_gib["dp_shard"] == pytest.approx(8 * one.sent_gib["dp_shard"])
 
 
 def test_tensor_and_context_parallel_divide_activations_and_send_them():
     layouts = ({"dp_shard": 2}, {"tp": 2}, {"cp": 2})
-    alone, tensor, context = (run(2, batch_size=2, micro_batch=2, layout=layout).ranks[0] for layout in layouts)
-    assert not alone.sent_gib.get("tensor") and not alone.sent_gib.get("context")
+    alone, tensor, context = (run(2, batch_size=2, micro_batch=2, parallel=layout).ranks[0] for layout in layouts)
+    assert not alone.sent_gib.get("tp") and not alone.sent_gib.get("cp")
     activations = 2 * 2 * 64 * 64  # bfloat16 rows, positions, width
     ways = SPEC.n_layers * 4 * 2 / 2  # into and out of attention and feed-forward, forward and backward, half of it sent
-    assert tensor.sent_gib["tensor"] * GIB > 0.9 * ways * activations
-    # Everyone's keys and values: gathered once, and their gradients scattered. All of the world is one group, named shard.
-    more = (context.sent_gib["shard"] - alone.sent_gib["shard"]) * GIB
+    assert tensor.sent_gib["tp"] * GIB > 0.9 * ways * activations
+    # Everyone's keys and values: gathered once, and their gradients scattered. All of the world is one group, named dp_shard.
+    more = (context.sent_gib["dp_shard"] - alone.sent_gib["dp_shard"]) * GIB
     assert more == pytest.approx(SPEC.n_layers * 2 * 2 * activations / 2, rel=0.1)
 
 
 def test_a_pipeline_sends_hidden_states_there_and_their_gradients_back_and_gathers_once():
     first, middle, last = run(8, model={**MODEL, "n_layers": 8}, batch_size=16, parallel={"pp": 4, "dp_shard": 2}).ranks
     hidden = 2 * 64 * 64  # of a row, in bfloat16
-    assert [r.sent_gib["pipeline"] * GIB for r in (first, middle, last)] == [8 * hidden, 2 * 8 * hidden, 8 * hidden]
+    assert [r.sent_gib["pp"] * GIB for r in (first, middle, last)] == [8 * hidden, 2 * 8 * hidden, 8 * hidden]
     layer = (SPEC.parameters().total - 2 * 256 * 64 - 64) / SPEC.n_layers
-    assert middle.sent_gib["shard"] * GIB == pytest.approx((2 + 4) * 2 * layer / 2, rel=0.01)  # gathered, and gradients summed
+    assert middle.sent_gib["dp_shard"] * GIB == pytest.approx((2 + 4) * 2 * layer / 2, rel=0.01)  # gathered, and gradients summed
     assert middle.parts_gib["parameters"] * GIB == pytest.approx(4 * 2 * layer / 2, rel=0.01)
     assert [r.rank for r in (first, middle, last)] == [0, 2, 7]
 
@@ -92,7 +92,15 @@ def test_recompute_trades_memory_and_the_fullest_rank_is_the_first():
 )  # fmt: skip
 def test_the_planner_is_within_a_tenth(more, layout, what):
     model = {"name": "middle", "dim": 1024, "n_layers": 8, "n_heads": 8, "n_kv_heads": 4, "ffn_dim": 4096, **more}
-    fields = {**RUN, "model": model, "vocab_size": 32000, "seq_len": 2048, "batch_size": 16, "parallel": layout, "activation_checkpointing": what}
+    fields = {
+        **RUN,
+        "model": model,
+        "vocab_size": 32000,
+        "seq_len": 2048,
+        "batch_size": 16,
+        "parallel": layout,
+        "activation_checkpointing": what,
+    }
     off = beside_the_plan(dry_run(run_config(**fields), 8), "h100")["difference_pct"]
     assert abs(off["memory"]) < 10 and abs(off["sent"]) < 0.1
 

@@ -25,7 +25,11 @@ def test_where_the_hardware_lacks_it_a_run_says_so_and_is_the_run_without_it(cor
 
 @pytest.mark.parametrize(
     ("capability", "dtype", "reason"),
-    [((8, 0), torch.bfloat16, "A100 has no 8-bit units"), ((9, 0), torch.float32, "trains in float32"), ((9, 0), torch.bfloat16, "")],
+    [
+        ((8, 0), torch.bfloat16, "A100 has no 8-bit units"),
+        ((9, 0), torch.float32, "trains in float32"),
+        ((9, 0), torch.bfloat16, ""),
+    ],
 )
 def test_the_reason_is_that_of_the_device(monkeypatch, capability, dtype, reason):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)

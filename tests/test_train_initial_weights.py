@@ -85,7 +85,9 @@ def peak_of_the_start(spec):
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells")
 def test_no_process_ever_holds_more_than_its_share_and_one_part():
-    run_together(4, peak_of_the_start, ModelSpec("large", dim=512, n_layers=16, n_heads=8, n_kv_heads=8, ffn_dim=1536, vocab_size=400))
+    run_together(
+        4, peak_of_the_start, ModelSpec("large", dim=512, n_layers=16, n_heads=8, n_kv_heads=8, ffn_dim=1536, vocab_size=400)
+    )
 
 
 def test_stored_weights_that_do_not_fit_are_one_sentence(tmp_path):

@@ -14,37 +14,37 @@ MODELS = {
 }
 LAYOUTS = {
     "dense": [
-        {"shard": 8}, {"context": 8}, {"tensor": 8}, {"replicate": 2, "shard": 4}, {"replicate": 4, "shard": 2},
-        {"shard": 4, "tensor": 2}, {"shard": 2, "context": 4}, {"context": 2, "tensor": 4},
-        {"replicate": 2, "shard": 2, "context": 2}, {"replicate": 2, "shard": 2, "tensor": 2},
-        {"replicate": 2, "context": 2, "tensor": 2}, {"shard": 2, "context": 2, "tensor": 2},
+        {"dp_shard": 8}, {"cp": 8}, {"tp": 8}, {"dp_replicate": 2, "dp_shard": 4}, {"dp_replicate": 4, "dp_shard": 2},
+        {"dp_shard": 4, "tp": 2}, {"dp_shard": 2, "cp": 4}, {"cp": 2, "tp": 4},
+        {"dp_replicate": 2, "dp_shard": 2, "cp": 2}, {"dp_replicate": 2, "dp_shard": 2, "tp": 2},
+        {"dp_replicate": 2, "cp": 2, "tp": 2}, {"dp_shard": 2, "cp": 2, "tp": 2},
     ],
     "uneven": [
-        {"replicate": 2, "shard": 2, "tensor": 2}, {"shard": 4, "context": 2}, {"replicate": 2, "shard": 2, "context": 2},
+        {"dp_replicate": 2, "dp_shard": 2, "tp": 2}, {"dp_shard": 4, "cp": 2}, {"dp_replicate": 2, "dp_shard": 2, "cp": 2},
     ],
     "experts": [
-        {"shard": 2, "context": 2, "tensor": 2}, {"replicate": 2, "shard": 2, "context": 2}, {"shard": 8, "expert": 4},
-        {"replicate": 2, "shard": 4, "expert": 4}, {"shard": 2, "context": 4, "expert": 4},
-        {"replicate": 2, "shard": 2, "context": 2, "expert": 2}, {"shard": 2, "tensor": 4, "expert": 4},
-        {"replicate": 2, "context": 2, "tensor": 2, "expert": 4},
+        {"dp_shard": 2, "cp": 2, "tp": 2}, {"dp_replicate": 2, "dp_shard": 2, "cp": 2}, {"dp_shard": 8, "ep": 4},
+        {"dp_replicate": 2, "dp_shard": 4, "ep": 4}, {"dp_shard": 2, "cp": 4, "ep": 4},
+        {"dp_replicate": 2, "dp_shard": 2, "cp": 2, "ep": 2}, {"dp_shard": 2, "tp": 4, "ep": 4},
+        {"dp_replicate": 2, "cp": 2, "tp": 2, "ep": 4},
     ],
     "deep": [
-        {"pipeline": 8}, {"pipeline": 2, "shard": 4}, {"pipeline": 2, "replicate": 2, "shard": 2},
-        {"pipeline": 2, "shard": 2, "tensor": 2}, {"pipeline": 2, "context": 2, "tensor": 2},
-        {"pipeline": 4, "shard": 2, "schedule": "interleaved"},
-        {"pipeline": 2, "shard": 2, "tensor": 2, "schedule": "interleaved"},
-        {"pipeline": 2, "shard": 2, "context": 2, "schedule": "zero-bubble"},
-        {"pipeline": 4, "tensor": 2, "schedule": "zero-bubble"},
+        {"pp": 8}, {"pp": 2, "dp_shard": 4}, {"pp": 2, "dp_replicate": 2, "dp_shard": 2},
+        {"pp": 2, "dp_shard": 2, "tp": 2}, {"pp": 2, "cp": 2, "tp": 2},
+        {"pp": 4, "dp_shard": 2, "schedule": "interleaved"},
+        {"pp": 2, "dp_shard": 2, "tp": 2, "schedule": "interleaved"},
+        {"pp": 2, "dp_shard": 2, "cp": 2, "schedule": "zero_bubble"},
+        {"pp": 4, "tp": 2, "schedule": "zero_bubble"},
     ],
     "deep-tied": [
-        {"pipeline": 8}, {"pipeline": 2, "shard": 2, "tensor": 2}, {"pipeline": 4, "shard": 2, "schedule": "interleaved"},
-        {"pipeline": 2, "replicate": 2, "context": 2, "schedule": "zero-bubble"},
+        {"pp": 8}, {"pp": 2, "dp_shard": 2, "tp": 2}, {"pp": 4, "dp_shard": 2, "schedule": "interleaved"},
+        {"pp": 2, "dp_replicate": 2, "cp": 2, "schedule": "zero_bubble"},
     ],
     "deep-experts": [
-        {"pipeline": 2, "shard": 4, "expert": 4}, {"pipeline": 2, "shard": 2, "context": 2, "expert": 2},
-        {"pipeline": 2, "shard": 2, "tensor": 2, "expert": 4}, {"pipeline": 2, "replicate": 2, "shard": 2, "expert": 2},
-        {"pipeline": 4, "shard": 2, "expert": 2, "schedule": "interleaved"},
-        {"pipeline": 2, "context": 2, "tensor": 2, "expert": 2, "schedule": "zero-bubble"},
+        {"pp": 2, "dp_shard": 4, "ep": 4}, {"pp": 2, "dp_shard": 2, "cp": 2, "ep": 2},
+        {"pp": 2, "dp_shard": 2, "tp": 2, "ep": 4}, {"pp": 2, "dp_replicate": 2, "dp_shard": 2, "ep": 2},
+        {"pp": 4, "dp_shard": 2, "ep": 2, "schedule": "interleaved"},
+        {"pp": 2, "cp": 2, "tp": 2, "ep": 2, "schedule": "zero_bubble"},
     ],
 }  # fmt: skip
 AT_ONCE = 6  # runs of one set of processes: groups of processes that are over still have threads
@@ -55,7 +55,7 @@ AT_ONCE = 6  # runs of one set of processes: groups of processes that are over s
 @pytest.mark.parametrize("name", MODELS)
 def test_layouts_of_eight_processes_have_the_numbers_of_one(corpus, tmp_path, name):
     run_on(1, corpus, tmp_path, [("alone", MODELS[name])])
-    jobs = [(f"layout-{i}", {**MODELS[name], "layout": layout}) for i, layout in enumerate(LAYOUTS[name])]
+    jobs = [(f"layout-{i}", {**MODELS[name], "parallel": layout}) for i, layout in enumerate(LAYOUTS[name])]
     for first in range(0, len(jobs), AT_ONCE):
         run_on(8, corpus, tmp_path, jobs[first : first + AT_ONCE])
     for directory, _ in jobs:

@@ -19,7 +19,15 @@ from tenfold.train.parallel.dims import ParallelDims
 DENSE = {
     "name": "tiny", "dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 4, "ffn_dim": 64, "vocab_size": 400,
 }  # fmt: skip
-ROUTED = {**DENSE, "family": "llama4", "n_experts": 4, "expert_ffn_dim": 32, "attention_chunk": 32, "nope_every": 2, "qk_norm": True}
+ROUTED = {
+    **DENSE,
+    "family": "llama4",
+    "n_experts": 4,
+    "expert_ffn_dim": 32,
+    "attention_chunk": 32,
+    "nope_every": 2,
+    "qk_norm": True,
+}
 RUN = {
     "seq_len": 64, "batch_size": 8, "tokens": 20 * 8 * 64, "evaluate_tokens": 2048, "log_every": 1, "z_loss": 1e-4, "dtype": "float32",
     "device": "cpu", "compile": "off",
@@ -68,7 +76,12 @@ LAYOUTS = {
     "interleaved-expert": {"pp": 2, "dp_shard": 2, "ep": 2, "schedule": "interleaved"},
     "zero-bubble-expert": {"pp": 2, "dp_shard": 2, "ep": 2, "schedule": "zero_bubble"},
 }
-AGAIN = ("fsdp-tensor", "hsdp-expert", "context-expert", "pipeline-tensor-expert")  # that also work blocks out again in their backward passes
+AGAIN = (
+    "fsdp-tensor",
+    "hsdp-expert",
+    "context-expert",
+    "pipeline-tensor-expert",
+)  # that also work blocks out again in their backward passes
 LINES = [name for name in LAYOUTS if "pipeline" in LAYOUTS[name]]
 CASES = [(m, name) for m in MODELS for name in LAYOUTS if name not in LINES and (m == "routed" or "expert" not in name)]
 CASES += [(m, name) for m in ("deep", "deep-uneven", "deep-tied") for name in LINES if "expert" not in name]
@@ -111,7 +124,13 @@ def run_on(processes, corpus, folder, jobs):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = os.environ | {"TESTS": str(Path(__file__).parent), "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared = os.environ | {
+        "TESTS": str(Path(__file__).parent),
+        "OMP_NUM_THREADS": "1",
+        "WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     command = [sys.executable, "-c", PROCESS, str(corpus.directory), str(folder), json.dumps(jobs)]
     started = [
         subprocess.Popen(command, env=shared | {"RANK": str(r), "LOCAL_RANK": str(r)}, stderr=subprocess.PIPE, text=True)

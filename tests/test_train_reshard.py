@@ -63,7 +63,8 @@ def whole(model, optimizers):
     weights, state = get_state_dict(model, optimizers, options=StateDictOptions(flatten_optimizer_state_dict=True))
     both = {**weights, **state}
     own = {
-        k: (v.full_tensor() if hasattr(v, "full_tensor") else v).clone() if isinstance(v, torch.Tensor) else v for k, v in both.items()
+        k: (v.full_tensor() if hasattr(v, "full_tensor") else v).clone() if isinstance(v, torch.Tensor) else v
+        for k, v in both.items()
     }
     if not dist.is_initialized():
         return own
@@ -74,9 +75,7 @@ def whole(model, optimizers):
 
 def unlike(have, want):
     """The names whose values are not the same to the bit."""
-    return [
-        k for k, v in want.items() if not (torch.equal(v, have[k]) if isinstance(v, torch.Tensor) else v == have[k])
-    ]
+    return [k for k, v in want.items() if not (torch.equal(v, have[k]) if isinstance(v, torch.Tensor) else v == have[k])]
 
 
 def train(model, optimizers, place, steps):
@@ -120,7 +119,9 @@ def save_and_load_in_every_layout(folder, spec, layouts):
     dist.barrier()
 
 
-@pytest.mark.parametrize("spec, layouts", [(SPEC, LAYOUTS), (ROUTED, EXPERT_LAYOUTS), (TIED, TIED_LAYOUTS)], ids=["dense", "routed", "tied"])
+@pytest.mark.parametrize(
+    "spec, layouts", [(SPEC, LAYOUTS), (ROUTED, EXPERT_LAYOUTS), (TIED, TIED_LAYOUTS)], ids=["dense", "routed", "tied"]
+)
 def test_any_layout_loads_what_any_other_saved_to_the_bit_and_one_process_too(tmp_path, spec, layouts):
     model, optimizers = made(spec, 3, None)
     for step in range(2):

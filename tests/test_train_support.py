@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from tenfold.train import precision, progress
-from tenfold.train.precision import choose_dtype, fastest_dtype, peak_flops, published
+from tenfold.train.device import published
+from tenfold.train.precision import choose_dtype, fastest_dtype, peak_flops
 from tenfold.train.progress import TrainingProgress
 from tenfold.train.signals import stop_on_signals
 

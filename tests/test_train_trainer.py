@@ -71,7 +71,9 @@ def test_a_bfloat16_run_is_scored_with_the_weights_that_it_leaves(corpus, tmp_pa
         tokens, targets, document = (torch.from_numpy(a) for a in (batch.tokens, batch.targets, batch.document))
         with torch.no_grad():
             logits = model(tokens, document)
-        nats += torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum").item()
+        nats += torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum"
+        ).item()
         count += batch.target_count
     assert result.loss == pytest.approx(nats / count, rel=0.01)
 

@@ -101,9 +101,7 @@ def main() -> None:
 
     os.environ |= {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{given.port}", "AWS_DEFAULT_REGION": "us-east-1"}
     os.environ |= {"AWS_ACCESS_KEY_ID": "tenfold", "AWS_SECRET_ACCESS_KEY": "tenfold"}
-    server = multiprocessing.get_context("spawn").Process(
-        target=serve, args=(given.port, given.latency_ms / 1000), daemon=True
-    )
+    server = multiprocessing.get_context("spawn").Process(target=serve, args=(given.port, given.latency_ms / 1000), daemon=True)
     server.start()
     wait_for_bucket("texts")
     rows = {"batch_size": given.batch_size, "seq_len": given.seq_len, "seed": 0}

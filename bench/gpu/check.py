@@ -10,9 +10,9 @@ import copy
 import json
 import sys
 from collections.abc import Callable
+from typing import get_args
 
 import torch
-from tenfold.train.one_gpu import compile_blocks, recompute, use_document_blocks
 from torch import Tensor
 
 from bench.harness import options
@@ -21,6 +21,8 @@ from tenfold.model.attention import attend, document_blocks, document_mask, fast
 from tenfold.model.llama import Llama
 from tenfold.model.loss import cross_entropy
 from tenfold.spec.model import ModelSpec
+from tenfold.train.activation_checkpointing import ActivationCheckpointing, checkpoint_activations
+from tenfold.train.compile import compile_blocks, use_document_blocks
 
 HALF = 1.5e-2  # what bfloat16 operands may differ by
 
@@ -74,15 +76,15 @@ def check_loss(device: torch.device) -> float:
     return error(found, with_gradients(scaled(plain), [hidden.double(), weight.double()]))
 
 
-def check_model(device: torch.device, what: str) -> float:
-    """A model compiled block by block under autocast, with documents and recompute, beside it plain in float32."""
+def check_model(device: torch.device, what: ActivationCheckpointing) -> float:
+    """A model compiled block by block under autocast, with documents and activation checkpointing, beside it plain in float32."""
     spec = ModelSpec("check", dim=256, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=704, vocab_size=1000)
     with device:
         plain = Llama(spec)
         tokens = torch.randint(0, 1000, (2, 513))
     fast = copy.deepcopy(plain)
     use_document_blocks(fast, 512)
-    recompute(fast, what)  # type: ignore[arg-type]
+    checkpoint_activations(fast, what)
     compile_blocks(fast, **({} if device.type == "cuda" else {"backend": "eager"}))
     document = documents(2, 512, device)
     results = []
@@ -116,9 +118,9 @@ def checks(device: torch.device) -> dict[str, tuple[Callable[[], float], float]]
             name = f"attention, head {head_dim}, {'documents' if inside else 'causal'}"
             found[name] = (lambda d=head_dim, i=inside: check_attention(device, d, i)), allowed
     found["loss"] = (lambda: check_loss(device)), allowed
-    for what in ("none", "feed-forward", "block"):
+    for what in get_args(ActivationCheckpointing):
         # Gradients pass through two layers of rounding.
-        found[f"model, recompute {what}"] = (lambda w=what: check_model(device, w)), 4 * allowed
+        found[f"model, activation checkpointing {what}"] = (lambda w=what: check_model(device, w)), 4 * allowed
     if device.type == "cuda":
         found["a step without waiting"] = (lambda: check_waiting(device)), 0.0
     return found

@@ -47,7 +47,7 @@ def least_bytes(side: Side) -> dict[str, float]:
     their gradient once. The optimizer reads weights, gradients and two moments and writes three of these; the norm and
     the clipping read the gradients twice and write them once. Under autocast weights are cast there, gradients back.
     """
-    spec, tokens = side.spec, side.batch[0].numel()
+    spec, tokens = side.spec, side.rows.tokens
     value = 4.0 if side.device.type == "cpu" or side.job.weights != "bfloat16" else 2.0
     half = 2.0 if side.device.type == "cuda" else 4.0
     heads = (2 * spec.n_heads + 2 * spec.n_kv_heads) * spec.head_dim
@@ -85,8 +85,8 @@ def account(side: Side, steps: int, flops_per_s: float, bytes_per_s: float) -> l
     taken: dict[str, list[tuple[str, float]]] = {kind: [] for kind in ("matrix products", "attention", REST, "optimizer")}
     for name, seconds in kernels(side, steps):
         taken[kind_of(name)].append((name, seconds))
-    tokens, spec = side.batch[0].numel(), side.spec
-    attention = 3 * sum(length * spec.attention_flops_per_token(length) for row in side.rows for length in row)
+    tokens, spec = side.rows.tokens, side.spec
+    attention = 3 * sum(length * spec.attention_flops_per_token(length) for row in side.rows.lengths for length in row)
     products = 6.0 * spec.parameters().matrix_active * tokens
     least = least_bytes(side)
     floors = {

@@ -5,9 +5,10 @@
 
 The limit is the machine's own 8192-cubed bf16 product, measured before and after; beside it stands the grouped product of
 experts at Scout's shape, with balanced and with skewed shares. Every side runs in a process of its own,
-with its own time limit, in rounds that take turns; a side that fails is a row with its reason. A step is forward, backward,
-clipping and a fused AdamW step on fresh copies of the batch; FLOPs are those of `tenfold.spec`, causal attention halved,
-and with documents only what is attended within each. Medians over the steps of all rounds, with the slowest and fastest.
+with its own time limit, in rounds that take turns; a side that fails is a row with its reason. A step is the trainer's own on
+both sides: forward, backward, clipping and a fused AdamW step on fresh copies of the batch; FLOPs are those of `tenfold.spec`,
+causal attention halved, and with documents only what is attended within each. Medians over the steps of all rounds, with the
+slowest and fastest.
 
 `vs_transformers` is beside the faster of its eager and compiled form, both with bf16 weights, which is the fastest they can be
 had. Ours keeps float32 weights and moments under autocast, as the trainer does; `bf16 weights` is the like for like.
@@ -47,8 +48,8 @@ def cases(tiny: bool) -> dict[str, list[tuple[str, Job]]]:
         "1B, documents of 1000 in 8192": [("tenfold", one_b | ours | {"documents": True})],
         "8B's width, 8 layers, fp8": [(f"tenfold, fp8 by {by}", eight_b | bf16 | {"fp8": by}) for by in ("tensorwise", "rowwise")],
         "1B, largest batch of 8192": [
-            (f"tenfold, recompute {what}", one_b | ours | {"what": "largest", "recompute": what})
-            for what in ("none", "feed-forward", "block")
+            (f"tenfold, activation checkpointing {what}", one_b | ours | {"what": "largest", "activation_checkpointing": what})
+            for what in ("none", "selective", "full")
         ],
         "Scout's width, 2 layers, 2 x 8192": [("tenfold, bf16 weights", scout | bf16)],
         "Scout's width, 2 layers, fp8": [("tenfold, fp8 by rowwise", scout | bf16 | {"fp8": "rowwise"})],
@@ -65,7 +66,7 @@ def toys(found: dict[str, list[tuple[str, Job]]]) -> dict[str, list[tuple[str, J
         "1B, 4 x 8192": ("tenfold", "transformers compiled"),
         "1B, documents of 1000 in 8192": ("tenfold",),
         "8B's width, 8 layers, fp8": ("tenfold, fp8 by tensorwise",),
-        "1B, largest batch of 8192": ("tenfold, recompute feed-forward",),
+        "1B, largest batch of 8192": ("tenfold, activation checkpointing selective",),
     }
     return {case: [(name, job | small) for name, job in found[case] if name in names] for case, names in kept.items()}
 

@@ -18,35 +18,33 @@ import tomli_w
 from bench.harness import TENFOLD, Headline, Row, options, rows_of, write_results
 
 LARGE = {
-    "model": "llama-3.1-405b", "tokens": 15_600_000_000_000, "seq_len": 8192, "batch_size": 2048, "micro_batch": 1,
-    "optimizer": "adamw",
+    "model": "llama-3.1-405b", "tokens": 15_600_000_000_000, "data": {"seq_len": 8192, "batch_size": 2048},
+    "optimizer": {"name": "adamw"},
 }  # fmt: skip
-MEDIUM = {**LARGE, "model": "llama-3.1-70b", "batch_size": 1024}
+MEDIUM = {**LARGE, "model": "llama-3.1-70b", "data": {"seq_len": 8192, "batch_size": 1024}}
+SMALL = {**LARGE, "model": "llama-3.1-8b", "data": {"seq_len": 8192, "batch_size": 512}}
 EXPERTS = {
-    **LARGE, "batch_size": 8192,
+    **LARGE, "data": {"seq_len": 8192, "batch_size": 8192, "vocab_size": 202_048},
     "model": {
         "name": "2t-16e", "family": "llama4", "dim": 12288, "n_layers": 96, "n_heads": 96, "n_kv_heads": 8, "ffn_dim": 65536,
         "n_experts": 16, "expert_ffn_dim": 32768, "attention_chunk": 8192, "nope_every": 4, "qk_norm": True,
     },
-    "vocab_size": 202_048,
 }  # fmt: skip
-SMALL = {**LARGE, "model": "llama-3.1-8b", "batch_size": 512}
-ROUTED = {"replicate": 64, "shard": 128, "context": 16, "expert": 16}
-ROUTED_LINE = {"pipeline": 8, "replicate": 8, "shard": 64, "context": 4, "tensor": 8, "expert": 16}
+# The processes, the run, and its layout; blocks are worked out again in the backward pass but in "none".
 CASES = {
-    "8b-64": (64, {**SMALL, "recompute": "block", "layout": {"shard": 64}}),
-    "8b-64-none": (64, {**SMALL, "layout": {"shard": 8, "context": 8}}),
-    "70b-1024": (1024, {**MEDIUM, "recompute": "block", "layout": {"replicate": 2, "shard": 64, "tensor": 8}}),
-    "405b-16384-line": (16_384, {**LARGE, "recompute": "block", "layout": {"pipeline": 16, "shard": 128, "tensor": 8}}),
-    "405b-16384": (16_384, {**LARGE, "recompute": "block", "layout": {"replicate": 16, "shard": 128, "tensor": 8}}),
-    "2t-131072-line": (131_072, {**EXPERTS, "recompute": "block", "layout": ROUTED_LINE}),
-    "2t-131072": (131_072, {**EXPERTS, "recompute": "block", "layout": ROUTED}),
+    "8b-64": (64, SMALL, {"dp_shard": 64}),
+    "8b-64-none": (64, SMALL, {"dp_shard": 8, "cp": 8, "activation_checkpointing": "none"}),
+    "70b-1024": (1024, MEDIUM, {"dp_replicate": 2, "dp_shard": 64, "tp": 8}),
+    "405b-16384-line": (16_384, LARGE, {"pp": 16, "dp_shard": 128, "tp": 8}),
+    "405b-16384": (16_384, LARGE, {"dp_replicate": 16, "dp_shard": 128, "tp": 8}),
+    "2t-131072-line": (131_072, EXPERTS, {"pp": 8, "dp_replicate": 8, "dp_shard": 64, "cp": 4, "tp": 8, "ep": 16}),
+    "2t-131072": (131_072, EXPERTS, {"dp_replicate": 64, "dp_shard": 128, "cp": 16, "ep": 16}),
 }
 
 
 def figures(row: Row) -> str:
     """Seconds, GiB held by the fullest process and sent in a step, and what the planner says of both."""
-    middle = row["ranks"][len(row["ranks"]) // 2 if row["layout"]["pipeline"] > 1 else 0]
+    middle = row["ranks"][(len(row["ranks"]) - 1) // 2]  # of a pipeline that of its second stage, else the first
     memory, sent = max(rank["memory_gib"] for rank in row["ranks"]), sum(middle["sent_gib"].values())
     planned = f"{row['plan_memory_gib']:.0f} and {sum(row['plan_sent_gib'].values()):.0f}"
     return f"{row['wall_s']:.0f} s; {memory:.0f} GiB held, {sent:.0f} GiB sent a step (planner {planned})"
@@ -60,10 +58,11 @@ def headline(rows: list[Row]) -> Headline:
 
 def measure(name: str) -> Row:
     """One case in a process of its own."""
-    world, fields = CASES[name]
+    world, fields, layout = CASES[name]
+    parallel = {"micro_batch": 1, "activation_checkpointing": "full", **layout}
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run.toml"
-        run.write_text(tomli_w.dumps(fields))
+        run.write_text(tomli_w.dumps({**fields, "parallel": parallel}))
         began = time.perf_counter()
         command = [*TENFOLD, "train", str(run), "--dry-run", "--world", str(world), "--json"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=1800)

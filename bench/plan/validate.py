@@ -1,6 +1,6 @@
 """The plan against published measurements, and its speed.
 
-    python -m bench.plan.validate
+python -m bench.plan.validate
 """
 
 import re
@@ -9,19 +9,18 @@ import sys
 import time
 from dataclasses import asdict
 
-from tenfold.plan.workload.layout import search
-
 from bench.harness import Headline, Row, options, write_results
 from tenfold.plan.validation.validate import validate
 from tenfold.plan.workload.machine import machine
-from tenfold.plan.workload.shape import expert_shape
+from tenfold.plan.workload.search import search
 from tenfold.spec.model import published_model
+from tenfold.spec.shapes import Experts, shape_for_params
 
 
 def search_rows() -> list[Row]:
     """CPU seconds of two full searches, caches empty at the first."""
     rows = []
-    giant = expert_shape(110e9, 64, experts_per_token=2, name="2T mixture")
+    giant = shape_for_params(110e9, 128_256, "llama4", Experts(64, per_token=2))
     for spec, gpus, batch in ((published_model("llama-3.1-405b"), 16_384, 2048), (giant, 131_072, 8192)):
         wall, cpu = time.perf_counter(), time.process_time()
         found = search(spec, gpus, machine("h100"), seq_len=8192, global_batch=batch)

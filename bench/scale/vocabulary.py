@@ -16,7 +16,7 @@ from tenfold.scale.law import BITS_PER_BYTE, fit_law
 from tenfold.scale.points import Point
 from tenfold.scale.rungs import train_rungs, workers
 from tenfold.spec.shapes import shape_of
-from tenfold.train.config import RunConfig
+from tenfold.train.config import DataConfig, RunConfig
 
 SEQ_LEN = 128
 WIDTH = 64
@@ -26,19 +26,19 @@ def measure(corpus: Corpus, flops: float, home: Path) -> Row:
     """The ladder, its law and the model above it. One row."""
     wanted = [(r.width, r.tokens) for r in plan_ladder(flops, corpus.vocab_size, SEQ_LEN)]
     above = shape_of("llama3", WIDTH, corpus.vocab_size).train_flops_per_token(SEQ_LEN)
-    runs = [
-        (
-            RunConfig(
-                tokens=tokens, model={"width": width}, seed=i + 1, seq_len=SEQ_LEN, optimizer="muon", vocab_size=corpus.vocab_size,
-                evaluate_tokens=98_304, device="cpu", dtype="float32", compile="off",
-            ),
-            home / f"w{width}-{tokens}",
-        )
-        for i, (width, tokens) in enumerate([(WIDTH, round(10 * flops / above)), *wanted])
-    ]  # fmt: skip
+    models = [(WIDTH, round(10 * flops / above)), *wanted]
+    runs = [(run(width, tokens, seed), home / f"w{width}-{tokens}") for seed, (width, tokens) in enumerate(models, 1)]
     results = dict(train_rungs(runs, corpus, workers("cpu"), quiet=True))
     large, *points = (Point(r.parameters, r.tokens, r.flops, r.bits_per_byte) for _, r in sorted(results.items()))
     return row(points, large)
+
+
+def run(width: int, tokens: int, seed: int) -> RunConfig:
+    """One run of a ladder."""
+    return RunConfig(
+        tokens=tokens, seed=seed, model={"width": width}, data=DataConfig(seq_len=SEQ_LEN), task={"evaluate_tokens": 98_304},
+        device="cpu", dtype="float32", compile="off",
+    )  # fmt: skip
 
 
 def row(points: list[Point], large: Point) -> Row:

@@ -26,12 +26,17 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(*arguments: str | Path, log: Path | None = None) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """The URL of a server that answers /health, and its process; the server is told to end afterwards."""
+def serving(
+    *arguments: str | Path, log: Path | None = None, environment: dict[str, str] | None = None, folder: Path | None = None
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """The URL of a server that answers /health, and its process; the server is told to end afterwards.
+
+    It starts in `folder`, with `environment` in place of this process's.
+    """
     port = free_port()
     command = [*TENFOLD, "serve", *map(str, arguments), "--port", str(port)]
     with (log or Path(os.devnull)).open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=folder)
         try:
             wait_for(f"http://127.0.0.1:{port}/health", process)
             yield f"http://127.0.0.1:{port}", process

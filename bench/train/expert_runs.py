@@ -30,10 +30,10 @@ EXPERTS = {"model": {"family": "llama4"}}
 CASES = (
     Case("dense", "dense", {"model": {"family": "llama3"}}),
     Case("experts", "dense", EXPERTS),
-    Case("balance by a loss", "experts", EXPERTS | {"balance": "loss"}),
-    Case("no balance", "experts", EXPERTS | {"balance": "none"}),
-    Case("ahead", "experts", EXPERTS | {"ahead": 1}),
-    Case("ahead, equal tokens", "experts", EXPERTS | {"ahead": 1}),
+    Case("balance by a loss", "experts", EXPERTS | {"task": {"load_balancing": "aux_loss"}}),
+    Case("no balance", "experts", EXPERTS | {"task": {"load_balancing": "none"}}),
+    Case("ahead", "experts", EXPERTS | {"task": {"mtp": 1}}),
+    Case("ahead, equal tokens", "experts", EXPERTS | {"task": {"mtp": 1}}),
     Case("dense, trained on", "dense, trained on", {"init_from": "dense"}),
     Case("upcycled, trained on", "dense, trained on", {"init_from": "upcycled"}),
 )
@@ -45,10 +45,11 @@ def run(corpus_directory: str, home: str, case: Case, flops: float, seed: int) -
     from tenfold.data.text.corpus import open_corpus
     from tenfold.model.mtp import mtp_weights
     from tenfold.spec.shapes import shape_for_flops
-    from tenfold.train.config import resolve_model
     from tenfold.train.metrics import read_metrics
+    from tenfold.train.resolve import resolve_model
+    from tenfold.train.result import read_result
     from tenfold.train.run_file import config_from_fields
-    from tenfold.train.trainer import read_result, train
+    from tenfold.train.tasks.pretrain import pretrain
 
     torch.set_num_threads(1)
     corpus = open_corpus(Path(corpus_directory))
@@ -65,9 +66,10 @@ def run(corpus_directory: str, home: str, case: Case, flops: float, seed: int) -
             settings["tokens"] = tokens
     if "tokens" not in settings:
         settings["flops"] = flops
-    config = config_from_fields({**settings, "seed": seed, "evaluate_tokens": 98_304, "corpus": "stdlib"}, case.name)
+    settings["task"] = {**settings.get("task", {}), "evaluate_tokens": 98_304}
+    config = config_from_fields({**settings, "seed": seed}, case.name)
     directory = folder / case.name.replace(", ", "-").replace(" ", "-")
-    result = read_result(directory) or train(config, corpus, directory, quiet=True)
+    result = read_result(directory) or pretrain(config, corpus, directory, quiet=True)
     steps = [e for e in read_metrics(directory / "run.jsonl") if e["event"] == "step"]
     return {
         "case": case.name,

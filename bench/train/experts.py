@@ -78,7 +78,7 @@ def step_row(width: int, rounds: int) -> Row:
     job = {"device": "cpu", "case": f"experts {width}", "batch": 8, "seq_len": 256, "compiled": False}
     ours, theirs = (Side(Job(system=system, **job)) for system in ("tenfold", "transformers"))
     faster, quartiles, (our_s, their_s) = compare(ours.step, theirs.step, rounds)
-    tokens = ours.batch[0].numel()
+    tokens = ours.rows.tokens
     return {
         "case": "training step",
         "width": width,
@@ -88,8 +88,8 @@ def step_row(width: int, rounds: int) -> Row:
         "transformers_tokens_per_s": tokens / their_s,
         "ours_over_transformers": faster,
         "ours_over_transformers_quartiles": quartiles,
-        "last_loss_ours": ours.step().item(),
-        "last_loss_transformers": theirs.step().item(),
+        "last_loss_ours": ours.loss(),
+        "last_loss_transformers": theirs.loss(),
         "bar": 3.0,
     }
 

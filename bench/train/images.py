@@ -28,7 +28,7 @@ from tenfold.data.images.tiles import image_text, open_image, tiles_of
 from tenfold.data.text.corpus import build
 from tenfold.model.io.huggingface import read_model
 from tenfold.train.run_file import config_from_fields
-from tenfold.train.trainer import train
+from tenfold.train.tasks.pretrain import pretrain
 
 SIDE = 64
 HELD_OUT = 0.12
@@ -139,10 +139,10 @@ def trained(home: Path, folder: Path, learned: list[dict], tokens: float, width:
     file.write_text("\n".join(lines))
     corpus = build("stdlib", home / "corpus-stdlib-2048", vocab_size=2048, quiet=True)
     fields = {
-        "tokens": int(tokens), "model": {"width": width, "family": "llama4"}, "images": str(file), "image_share": 1.0,
-        "seq_len": 256, "seed": seed, "evaluate_tokens": 8192,
+        "tokens": int(tokens), "seed": seed, "model": {"width": width, "family": "llama4"}, "task": {"evaluate_tokens": 8192},
+        "data": {"images": str(file), "image_share": 1.0, "seq_len": 256},
     }  # fmt: skip
-    result = train(config_from_fields(fields, name), corpus, home / name, title=name)
+    result = pretrain(config_from_fields(fields, name), corpus, home / name)
     if not result.finished:
         raise SystemExit("stopped: the same command goes on from there")
     return {"directory": home / name, "seconds": result.seconds, "parameters": result.parameters}
@@ -182,7 +182,7 @@ def headline(rows: list[Row]) -> Headline:
     for r in rows:
         low, high = r["margin_over_shuffled_interval_95"]
         what = f"naming {r['drawings_asked']} held-out drawings among 20 names (chance 5 %), seed {r['seed']}"
-        figure = f"{r['choice_of_20']:.0%}; trained on shuffled pictures {r['trained_shuffled']:.0%}"
+        figure = f"{r['choice_of_20']:.0%}; trained on shuffled images {r['trained_shuffled']:.0%}"
         yield what, f"{figure}; margin 95 %: {100 * low:.0f} to {100 * high:.0f} points, p {r['p_against_shuffled']:.1g}"
 
 

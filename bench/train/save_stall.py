@@ -16,12 +16,12 @@ from pathlib import Path
 from bench.harness import Headline, Row, options, write_results
 from tenfold.data.text.corpus import build
 from tenfold.train.run_file import config_from_fields
-from tenfold.train.trainer import train
+from tenfold.train.tasks.pretrain import pretrain
 
 RUN = {
     "model": {"name": "135M", "dim": 640, "n_layers": 28, "n_heads": 10, "n_kv_heads": 5, "ffn_dim": 1728, "vocab_size": 4096},
-    "seq_len": 128, "batch_size": 2, "evaluate_tokens": 2048, "optimizer": "adamw", "dtype": "float32", "device": "cpu",
-    "compile": "off", "log_every": 1, "checkpoint_every_s": 60.0, "max_epochs": 1e9,
+    "data": {"seq_len": 128, "batch_size": 2, "max_epochs": 1e9}, "task": {"evaluate_tokens": 2048}, "optimizer": {"name": "adamw"},
+    "dtype": "float32", "device": "cpu", "compile": "off", "log": {"every": 1},
 }  # fmt: skip
 
 
@@ -41,9 +41,9 @@ def main() -> None:
     for source in sorted(Path(os.__file__).parent.glob("*.py")):
         shutil.copyfile(source, text / source.name)
     corpus = build(text, folder / "corpus", vocab_size=4096, quiet=True)
-    tokens = given.steps * RUN["batch_size"] * RUN["seq_len"]
-    config = config_from_fields({**RUN, "tokens": tokens, "checkpoint_every_s": given.every}, "save_stall")
-    result = train(config, corpus, folder / "run", title="135M", quiet=False)
+    tokens = given.steps * RUN["data"]["batch_size"] * RUN["data"]["seq_len"]
+    config = config_from_fields({**RUN, "tokens": tokens, "checkpoint": {"every_s": given.every}}, "save_stall")
+    result = pretrain(config, corpus, folder / "run")
 
     lines = [json.loads(line) for line in (folder / "run" / "time.jsonl").read_text().splitlines()]
     rows = [line for line in lines if "stepping" in line and line["step"] <= given.steps]
@@ -56,6 +56,7 @@ def main() -> None:
     if not stalls:
         raise SystemExit("The run ended before its first save: give more --steps.")
     before = before[2:]  # the first lay out memory
+    saved = len(list((folder / "run" / "checkpoint").glob("step-*")))
     row = {
         "case": f"{result.parameters / 1e6:.0f}M parameters, a save every {given.every:g} s",
         "saves": len(stalls),
@@ -64,7 +65,7 @@ def main() -> None:
         "step_s_before_the_first_save": statistics.mean(before),
         "step_s_after": statistics.mean(after),
         "slower_steps_pct": 100 * (statistics.mean(after) / statistics.mean(before) - 1),
-        "checkpoint_gib": round(sum(f.stat().st_size for f in (folder / "run" / "checkpoint").rglob("*")) / 2**30 / config.keep, 2),
+        "checkpoint_gib": round(sum(f.stat().st_size for f in (folder / "run" / "checkpoint").rglob("*")) / 2**30 / saved, 2),
     }
     print(json.dumps(row, indent=1))
     print(write_results("save_stall", [row], headline([row])))

@@ -13,28 +13,35 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
-from tenfold.train.one_gpu import StepSkipper, compile_blocks, recompute, use_document_blocks
 from torch import Tensor, nn
 
 from bench.gpu.limits import clocked, grouped_rates, matrix_rates
 from tenfold.model.attention import fastest_attention
-from tenfold.model.llama4 import make_model
 from tenfold.model.moe import expert_layers
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec, published_model, with_depth
 from tenfold.spec.shapes import shape_of
+from tenfold.train.activation_checkpointing import ActivationCheckpointing, checkpoint_activations
+from tenfold.train.compile import compile_blocks, use_document_blocks
+from tenfold.train.config import OptimizerConfig
 from tenfold.train.energy import EnergyMeter
+from tenfold.train.initial_weights import build
 from tenfold.train.memory import peak_memory_bytes, reset_peak_memory
-from tenfold.train.optim.hyperparameters import derive
+from tenfold.train.optim.fp8 import convert, why_not
+from tenfold.train.optim.hyperparameters import Hyperparameters, derive
 from tenfold.train.optim.optimizer import make_optimizers
+from tenfold.train.precision import autocast
+from tenfold.train.skipper import DeviceStepSkipper, HostStepSkipper
+from tenfold.train.state import RunState
+from tenfold.train.step import Step
+from tenfold.train.task import Batch, LossSums, Task, TaskBase
 
-WARM_STEPS, LEAST_STEPS = 3, 4
+CONSTANT = OptimizerConfig(name="adamw", warmup=0.0, decay=0.0)
+LEAST_STEPS = 4
 MEAN_DOCUMENT = 1000
 USABLE = 0.96  # of a GPU's memory, beside what the driver and fragments take
 
@@ -52,7 +59,7 @@ class Job:
     compiled: bool = True
     backend: str = "inductor"
     fp8: str = ""
-    recompute: str = "none"
+    activation_checkpointing: ActivationCheckpointing = "none"
     documents: bool = False
     batch: int = 4
     micro_batch: int = 0
@@ -94,32 +101,28 @@ def step_flops(spec: ModelSpec, rows: list[list[int]]) -> float:
     return sum(length * spec.train_flops_per_token(length) for row in rows for length in row)
 
 
-def tenfold_model(job: Job, spec: ModelSpec) -> tuple[nn.Module, list[torch.optim.Optimizer], Callable]:
+Loss = Callable[[Tensor, Tensor, Tensor | None], LossSums]
+Made = tuple[nn.Module, list[torch.optim.Optimizer], Loss]
+
+
+def tenfold_model(job: Job, spec: ModelSpec, h: Hyperparameters) -> Made:
     """Our model, its optimizers as the trainer makes them, and the loss of some rows."""
     device = torch.device(job.device)
-    with device:
-        model = make_model(spec)
+    model = build(spec, None, device)
     model.to(getattr(torch, job.weights))
     if job.fp8:
-        from tenfold.train.optim.fp8 import convert, why_not
-
         if reason := why_not(device, torch.bfloat16):
             raise TenfoldError(f"fp8 does nothing here: {reason}.")
         convert(model, emulate=False, recipe=job.fp8)
-    recompute(model, job.recompute)  # type: ignore[arg-type]
+    checkpoint_activations(model, job.activation_checkpointing)
     if device.type == "cuda":
         use_document_blocks(model, job.seq_len)
     if job.compiled:
         compile_blocks(model, **compile_options(job))
-    optimizers = make_optimizers(model, spec, derive(10**9, job.seq_len, batch_size=job.batch), "adamw")
-
-    def loss(tokens: Tensor, targets: Tensor, document: Tensor | None) -> Tensor:
-        return sum(model.loss(tokens, targets, document), torch.zeros((), device=device))
-
-    return model, optimizers, loss
+    return model, make_optimizers(model, spec, h, "adamw"), lambda *rows: LossSums(*model.loss(*rows))
 
 
-def transformers_model(job: Job, spec: ModelSpec) -> tuple[nn.Module, list[torch.optim.Optimizer], Callable]:
+def transformers_model(job: Job, spec: ModelSpec, h: Hyperparameters) -> Made:
     """The same shape in `transformers`, with PyTorch's fused AdamW, and the loss of some rows."""
     import transformers
 
@@ -131,10 +134,11 @@ def transformers_model(job: Job, spec: ModelSpec) -> tuple[nn.Module, list[torch
         model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
     model.to(getattr(torch, job.weights)).train()
     forward = torch.compile(model, **compile_options(job)) if job.compiled else model
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    optimizer = torch.optim.AdamW([{"params": list(model.parameters()), "peak_lr": 1e-4}], lr=1e-4, fused=True)
 
-    def loss(tokens: Tensor, targets: Tensor, document: Tensor | None) -> Tensor:
-        return forward(input_ids=tokens, labels=targets, shift_labels=targets).loss * targets.numel()
+    def loss(tokens: Tensor, targets: Tensor, document: Tensor | None) -> LossSums:
+        mean = forward(input_ids=tokens, labels=targets, shift_labels=targets).loss
+        return LossSums(mean * targets.numel(), torch.zeros((), device=mean.device))
 
     return model, [optimizer], loss
 
@@ -143,18 +147,55 @@ def compile_options(job: Job) -> dict[str, Any]:
     return {"dynamic": False, "backend": job.backend}
 
 
+class RandomRows:
+    """Rows of random tokens, as `train.task.Rows`; `lengths` are those of the documents of each row."""
+
+    def __init__(self, lengths: list[list[int]], vocab_size: int, pinned: bool):
+        self.lengths = lengths
+        tokens = torch.randint(0, vocab_size, (len(lengths), sum(lengths[0]) + 1))
+        numbers = [torch.repeat_interleave(torch.arange(len(row)), torch.tensor(row)) for row in lengths]
+        parts = [tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), torch.stack(numbers).int()]
+        self._parts = [part.pin_memory() for part in parts] if pinned else parts
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def tokens(self) -> int:
+        return self._parts[0].numel()
+
+    def weight(self) -> float:
+        return float(self.tokens)
+
+    def on(self, device: torch.device, rows: slice) -> Batch:
+        tokens, targets, document = (part[rows].to(device, non_blocking=True) for part in self._parts)
+        return Batch(tokens, targets, document if any(len(row) > 1 for row in self.lengths) else None)
+
+
+class RandomText(TaskBase):
+    """The task of a side: its model's loss on random tokens."""
+
+    def __init__(self, loss: Loss):
+        self._loss = loss
+
+    def loss(self, model: nn.Module, batch: Batch) -> LossSums:
+        return self._loss(batch.tokens, batch.targets, batch.document)
+
+
 class Side:
-    """One system at work on one case. A batch goes through in parts of `micro` rows."""
+    """One system at work on one case by the trainer's own step. A batch goes through in parts of `micro` rows."""
 
     def __init__(self, job: Job):
         self.job, self.device = job, torch.device(job.device)
         torch.manual_seed(0)
         self.spec = shape(job.case)
+        self.h = derive(10**9, job.seq_len, batch_size=job.batch)
         make = tenfold_model if job.system == "tenfold" else transformers_model
-        self.model, self.optimizers, self.loss = make(job, self.spec)
-        self.guard = None
-        if job.system == "tenfold" and self.device.type == "cuda":
-            self.guard = StepSkipper(self.device, 30.0, SimpleNamespace(step=0, usual_norm=0.0, skipped=0, skipped_in_a_row=0))
+        self.model, self.optimizers, loss = make(job, self.spec, self.h)
+        self.task, self.state = cast(Task, RandomText(loss)), RunState()
+        most = 10**9  # steps that may be skipped
+        on_device = self.device.type == "cuda"
+        self.skipper = DeviceStepSkipper(self.state, most, self.device) if on_device else HostStepSkipper(self.state, most)
         self.load(job.batch)
         self.micro = job.micro_batch or job.batch
 
@@ -162,33 +203,26 @@ class Side:
         """A batch of that many rows of random tokens, in documents where the case has them."""
         self.micro, draw, length = rows, random.Random(0), self.job.seq_len
         mean = min(MEAN_DOCUMENT, length // 8)
-        self.rows = [document_lengths(length, mean, draw) if self.job.documents else [length] for _ in range(rows)]
-        tokens = torch.randint(0, self.spec.vocab_size, (rows, length + 1))
-        numbers = [torch.repeat_interleave(torch.arange(len(row)), torch.tensor(row)) for row in self.rows]
-        self.batch = [tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), torch.stack(numbers).int()]
-        if self.device.type == "cuda":
-            self.batch = [part.pin_memory() for part in self.batch]
+        lengths = [document_lengths(length, mean, draw) if self.job.documents else [length] for _ in range(rows)]
+        self.rows = RandomRows(lengths, self.spec.vocab_size, pinned=self.device.type == "cuda")
 
-    def step(self) -> Tensor:
-        """One optimizer step on the batch; the mean loss, left on the device."""
+    def step(self, read: bool = False) -> float | None:
+        """One optimizer step on the batch; the mean loss, which on a GPU stays there unless it is to be `read`."""
         half = self.job.weights == "float32" and self.job.products != torch.float32
-        total = torch.zeros((), device=self.device)
-        for start in range(0, len(self.rows), self.micro):
-            part = (t[start : start + self.micro].to(self.device, non_blocking=True) for t in self.batch)
-            tokens, targets, document = part
-            with fastest_attention(self.device):  # around both passes: what is worked out again must take the same kernel
-                with torch.autocast(self.device.type, self.job.products) if half else nullcontext():
-                    nats = self.loss(tokens, targets, document if self.job.documents else None) / self.batch[1].numel()
-                nats.backward()
-            total += nats.detach()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        if self.guard is not None:
-            self.guard.take(self.optimizers, total, norm)
-        else:
-            for optimizer in self.optimizers:
-                optimizer.step()
-        self.forget_gradients()
-        return total
+        step = Step(
+            self.task, self.model, self.optimizers, self.skipper, replace(self.h, batch_size=len(self.rows)), CONSTANT, self.device,
+            micro_batch=self.micro, read_every=1 if read else 10**9,
+        )  # fmt: skip
+        with autocast(self.device, self.job.products if half else torch.float32), fastest_attention(self.device):
+            done = step(self.rows, self.state.step, self.rows.weight())
+        self.state.step += 1
+        return done.loss
+
+    def loss(self) -> float:
+        """The mean loss of one more step, in nats per token."""
+        loss = self.step(read=True)
+        assert loss is not None
+        return loss
 
     def forget_gradients(self) -> None:
         for optimizer in self.optimizers:
@@ -198,7 +232,7 @@ class Side:
         """The first step, in smaller and smaller parts until it fits in memory; its loss, in nats per token."""
         while True:
             try:
-                return self.step().item()
+                return self.loss()
             except torch.OutOfMemoryError:
                 if self.micro == 1:
                     raise
@@ -213,14 +247,14 @@ class Side:
             self.load(rows)
             self.step()  # the first also makes the optimizer's moments
             reset_peak_memory(self.device)
-            self.step().item()
+            self.loss()
             peaks.append(peak_memory_bytes(self.device))
         room = torch.cuda.get_device_properties(0).total_memory * USABLE if self.device.type == "cuda" else math.inf
         rows = int(min(self.job.most_rows, 1 + (room - peaks[0]) // max(1, peaks[1] - peaks[0])))
         while rows > 1:
             try:
                 self.load(rows)
-                self.step().item()
+                self.loss()
                 return
             except torch.OutOfMemoryError:
                 rows -= 1
@@ -239,11 +273,11 @@ class Side:
         meter = EnergyMeter()
         taken = list(clocked(self.step, rounds, self.device, warm=0))
         energy = meter.read()
-        tokens = self.batch[0].numel()
+        tokens = self.rows.tokens
         return {
             "step_s": taken,
             "tokens": tokens,
-            "flops": step_flops(self.spec, self.rows),
+            "flops": step_flops(self.spec, self.rows.lengths),
             "batch": len(self.rows),
             "micro_batch": self.micro,
             "peak_gib": peak_memory_bytes(self.device) / 2**30,
@@ -251,7 +285,7 @@ class Side:
             "energy_source": energy.source,
             "first_step_s": first_step_s,
             "first_loss": first_loss,
-            "last_loss": self.step().item(),
+            "last_loss": self.loss(),
             "parameters": self.spec.parameters().total,
             "busiest_expert_over_mean": self.busiest_expert(),
         }

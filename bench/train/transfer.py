@@ -1,4 +1,4 @@
-"""Does the rule of `train/optim/hyperparameters.py` carry over? Two images and their numbers.
+"""Does the rule of `train/optim/hyperparameters.py` carry over? Two plots and their numbers.
 
     python -m bench.train.transfer coordinates     # sizes of activations and logits over widths, after 0 to 8 steps
     python -m bench.train.transfer optimum         # loss over learning rate at two widths, and at two horizons
@@ -22,54 +22,51 @@ from bench.harness import ROOT, Headline, Row, options, rows_of, write_results
 WIDTHS = (32, 64, 128, 256, 512)
 STEPS = 8
 SHARES = tuple(2.0 ** (k / 2) for k in range(-4, 4))  # of the rule's learning rate
-IMAGES = ROOT / "docs"
 
 
-def coordinates(corpus_directory: str, width: int, seed: int, base_rule: bool) -> list[dict]:
-    """Root mean square of the last hidden state and of the logits' change since the start, by step."""
+def coordinates(corpus_directory: str, width: int, seed: int, optimizer: str) -> list[Row]:
+    """Root mean square of the residual stream, the last hidden state and the logits, and of the logits' change since the start,
+    by step."""
     import torch
 
     from tenfold.data.text.batches import train_batch
     from tenfold.data.text.corpus import open_corpus
-    from tenfold.model.llama import Llama
-    from tenfold.spec.shapes import llama_shape
-    from tenfold.train.optim.hyperparameters import derive
+    from tenfold.model.build import make_model
     from tenfold.train.optim.optimizer import make_optimizers
+    from tenfold.train.resolve import resolve
+    from tenfold.train.run_file import config_from_fields
+    from tenfold.train.skipper import HostStepSkipper
+    from tenfold.train.state import RunState
+    from tenfold.train.step import Step
+    from tenfold.train.tasks.pretrain import Pretraining
 
     torch.set_num_threads(1)
     corpus = open_corpus(Path(corpus_directory))
-    spec = llama_shape(width, corpus.vocab_size)
-    h = derive(1_000_000, 256)
+    fields = {
+        "tokens": 1_000_000, "seed": seed, "device": "cpu", "dtype": "float32", "model": {"width": width},
+        "data": {"seq_len": 256, "max_epochs": 1e9}, "optimizer": {"name": optimizer, "warmup": 0.0},
+    }  # fmt: skip
+    config = config_from_fields(fields, "coordinates")
+    task, r = Pretraining(config, corpus, Path(corpus_directory)), resolve(config, corpus.vocab_size)
     torch.manual_seed(seed)
-    model = Llama(spec)
-    optimizers = make_optimizers(model, spec, h, "muon" if base_rule else "adamw")
+    model = make_model(r.spec)  # all of it drawn: a run begins with zeros in the head, of which step 0 would show nothing
+    optimizers = make_optimizers(model, r.spec, r.h, optimizer)
+    train_step = Step(task, model, optimizers, HostStepSkipper(RunState(), STEPS), r.h, config.optimizer, r.device)
     probe = torch.from_numpy(train_batch(corpus, 10**6, batch_size=4, seq_len=256, seed=seed).tokens)
     rows, first = [], None
     for step in range(STEPS + 1):
         with torch.no_grad():
-            hidden = model.hidden(probe)
             logits = model(probe)
             first = logits if first is None else first
-            rows.append(
-                {
-                    "case": "coordinates",
-                    "optimizer": "muon" if base_rule else "adamw",
-                    "width": width,
-                    "seed": seed,
-                    "step": step,
-                    "residual_rms": _rms(_residual(model, probe)),
-                    "hidden_rms": _rms(hidden),
-                    "logits_rms": _rms(logits),
-                    "logits_change_rms": _rms(logits - first),
-                }
-            )
-        batch = train_batch(corpus, step, batch_size=h.batch_size, seq_len=256, seed=seed)
-        total, _ = model.loss(torch.from_numpy(batch.tokens), torch.from_numpy(batch.targets))
-        (total / int((batch.targets >= 0).sum())).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+            sizes = {
+                "residual_rms": _rms(_residual(model, probe)),
+                "hidden_rms": _rms(model.hidden(probe)),
+                "logits_rms": _rms(logits),
+                "logits_change_rms": _rms(logits - first),
+            }
+        rows.append({"case": "coordinates", "optimizer": optimizer, "width": width, "seed": seed, "step": step, **sizes})
+        batch = task.rows(step, slice(0, r.h.batch_size))
+        train_step(batch, step, batch.weight())
     return rows
 
 
@@ -86,31 +83,25 @@ def _rms(x) -> float:
     return float(x.float().square().mean().sqrt())
 
 
-def run(corpus_directory: str, optimizer: str, width: int, tokens: int, share: float, seed: int, family: str) -> dict:
+def run(corpus_directory: str, optimizer: str, width: int, tokens: int, share: float, seed: int, family: str) -> Row:
     """Validation loss of one run at `share` of the rule's learning rate."""
     import torch
 
     from tenfold.data.text.corpus import open_corpus
-    from tenfold.spec.shapes import shape_of
-    from tenfold.train.config import RunConfig
     from tenfold.train.optim.hyperparameters import derive
-    from tenfold.train.trainer import train
+    from tenfold.train.run_file import config_from_fields
+    from tenfold.train.tasks.pretrain import pretrain
 
     torch.set_num_threads(1)
     corpus = open_corpus(Path(corpus_directory))
-    rule = derive(shape_of(family, width, corpus.vocab_size), tokens, 256)
-    config = RunConfig(
-        tokens=tokens,
-        model={"width": width, "family": family},
-        seq_len=256,
-        optimizer=optimizer,
-        seed=seed,
-        learning_rate=rule.learning_rate * share,
-        evaluate_tokens=98_304,
-        checkpoint_every_s=math.inf,
-    )
+    learning_rate = share * derive(tokens, 256).learning_rate
+    fields = {
+        "tokens": tokens, "seed": seed, "model": {"width": width, "family": family}, "task": {"evaluate_tokens": 98_304},
+        "data": {"seq_len": 256}, "optimizer": {"name": optimizer, "learning_rate": learning_rate},
+        "checkpoint": {"every_s": math.inf},
+    }  # fmt: skip
     with tempfile.TemporaryDirectory() as directory:
-        result = train(config, corpus, Path(directory), quiet=True, keep_model=False)
+        result = pretrain(config_from_fields(fields, "optimum"), corpus, Path(directory), quiet=True, keep_model=False)
     return {
         "case": "optimum",
         "optimizer": optimizer,
@@ -120,16 +111,16 @@ def run(corpus_directory: str, optimizer: str, width: int, tokens: int, share: f
         "share": share,
         "seed": seed,
         "loss": result.loss,
-        "learning_rate": config.learning_rate,
+        "learning_rate": learning_rate,
     }
 
 
-def case_of(row: dict) -> tuple[str, str, int, int]:
+def case_of(row: Row) -> tuple[str, str, int, int]:
     """What a row's learning rate is swept for; rows without a family are dense."""
     return row.get("family", "llama3"), row["optimizer"], row["width"], row["tokens"]
 
 
-def best_share(rows: list[dict]) -> float:
+def best_share(rows: list[Row]) -> float:
     """The minimum of a parabola through log loss over log share, around the lowest mean over seeds."""
     shares = sorted({r["share"] for r in rows})
     loss = [float(np.mean([r["loss"] for r in rows if r["share"] == s])) for s in shares]
@@ -142,13 +133,16 @@ def best_share(rows: list[dict]) -> float:
 def headline(rows: list[Row]) -> Headline:
     optima = [r for r in rows if r["case"] == "optimum"]
     best = {case: best_share([r for r in optima if case_of(r) == case]) for case in sorted({case_of(r) for r in optima})}
+    if not best:
+        return
     names = (f"{'experts' if f == 'llama4' else 'dense'}, width {width}, {tokens / 1e6:g}M tokens" for f, _, width, tokens in best)
     yield f"best learning rate beside the rule's: {'; '.join(names)}", "; ".join(f"{share:.2f}x" for share in best.values())
 
 
-def draw_coordinates(rows: list[dict]) -> None:
+def draw_coordinates(rows: list[Row], folder: Path) -> None:
     import matplotlib.pyplot as plt
 
+    widths = sorted({r["width"] for r in rows})
     names = {"residual_rms": "residual stream", "logits_rms": "logits", "logits_change_rms": "logits, change since the start"}
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), constrained_layout=True)
     for axis, (name, title) in zip(axes, names.items(), strict=True):
@@ -156,16 +150,16 @@ def draw_coordinates(rows: list[dict]) -> None:
             if step == 0 and "change" in name:
                 continue
             here = [r for r in rows if r["step"] == step and r["optimizer"] == "muon"]
-            mean = [np.mean([r[name] for r in here if r["width"] == w]) for w in WIDTHS]
-            axis.plot(WIDTHS, mean, "o-", label=f"step {step}", color=plt.get_cmap("viridis")(step / 9))
+            mean = [np.mean([r[name] for r in here if r["width"] == w]) for w in widths]
+            axis.plot(widths, mean, "o-", label=f"step {step}", color=plt.get_cmap("viridis")(step / 9))
         axis.set(xscale="log", yscale="log", xlabel="width", title=f"{title} (root mean square)")
-        axis.set_xticks(WIDTHS, [str(w) for w in WIDTHS])
+        axis.set_xticks(widths, [str(w) for w in widths])
         axis.minorticks_off()
     axes[0].legend(fontsize=8, frameon=False)
-    figure.savefig(IMAGES / "coordinates.png", dpi=110)
+    figure.savefig(folder / "coordinates.png", dpi=110)
 
 
-def draw_optimum(rows: list[dict]) -> None:
+def draw_optimum(rows: list[Row], folder: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axis = plt.subplots(figsize=(7, 4), constrained_layout=True)
@@ -179,11 +173,13 @@ def draw_optimum(rows: list[dict]) -> None:
         label = f"{kind}, {optimizer}, width {width}, {tokens / 1e6:g}M tokens: best at {best:.2f}x"
         axis.plot(shares, np.array(loss) / min(loss), "o-", label=label, color=f"C{i}")
         axis.axvline(best, color=f"C{i}", lw=0.8, ls=":")
-    axis.set(xscale="log", xlabel="learning rate, beside the rule's", ylabel="validation loss, beside the lowest", ylim=(0.998, 1.08))  # noqa: E501
+    axis.set(
+        xscale="log", xlabel="learning rate, beside the rule's", ylabel="validation loss, beside the lowest", ylim=(0.998, 1.08)
+    )
     axis.set_xticks(SHARES, [f"{s:.2f}" for s in SHARES])
     axis.minorticks_off()
     axis.legend(fontsize=8, frameon=False, loc="upper left")
-    figure.savefig(IMAGES / "optimum.png", dpi=110)
+    figure.savefig(folder / "optimum.png", dpi=110)
 
 
 def main() -> None:
@@ -193,7 +189,9 @@ def main() -> None:
     parser.add_argument("--family", default="llama3", help="llama3 (dense) or llama4 (experts)")
     parser.add_argument("--cases", nargs="+", default=["muon:48:500000", "muon:128:500000", "muon:48:2000000"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--widths", nargs="+", type=int, default=list(WIDTHS), help="of the coordinates")
     parser.add_argument("--home", type=Path, default=Path("build/transfer"))
+    parser.add_argument("--plots", type=Path, default=ROOT / "docs", help="the folder that the plots are written to")
     given = parser.parse_args()
 
     from tenfold.data.text.corpus import build
@@ -206,7 +204,8 @@ def main() -> None:
     with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=get_context("spawn")) as pool:
         if given.what == "coordinates":
             rows = [r for r in rows if r["case"] != "coordinates"]
-            for found in pool.map(coordinates, *zip(*[(directory, w, s, True) for w in WIDTHS for s in given.seeds], strict=True)):
+            wanted = [(directory, width, seed, "muon") for width in given.widths for seed in given.seeds]
+            for found in pool.map(coordinates, *zip(*wanted, strict=True)):
                 rows += found
             write_results("transfer", rows, headline(rows), command)
         elif given.what == "optimum":
@@ -222,11 +221,11 @@ def main() -> None:
                 rows.append(future.result())
                 write_results("transfer", rows, headline(rows), command)
                 print({k: rows[-1][k] for k in ("family", "optimizer", "width", "tokens", "share", "seed", "loss")}, flush=True)
-    IMAGES.mkdir(exist_ok=True)
+    given.plots.mkdir(parents=True, exist_ok=True)
     if seen := [r for r in rows if r["case"] == "coordinates"]:
-        draw_coordinates(seen)
+        draw_coordinates(seen, given.plots)
     if seen := [r for r in rows if r["case"] == "optimum"]:
-        draw_optimum(seen)
+        draw_optimum(seen, given.plots)
         for case in sorted({case_of(r) for r in seen}):
             print(case, round(best_share([r for r in seen if case_of(r) == case]), 3))
 

@@ -1,12 +1,12 @@
 """What needs several rooms: to climb and read what the model writes, to train in the planner's layout, to compare their figures."""
 
 from dataclasses import asdict
-from json import loads
 from pathlib import Path
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, structs
 
+from tenfold.scale import documents
 from tenfold.scale.options import ClimbSettings
 from tenfold.spec.commands import Given, Home, Json, print_json
 from tenfold.spec.errors import TenfoldError
@@ -60,7 +60,7 @@ def climb(
         generation = climbing.climb(settings, home, say=say, quiet=json, on=on)
     text = complete(generation / "model", PROMPT, max_new_tokens=160, temperature=0.7, top_p=0.95, seed=0)
     report = write_report(generation, sample=text)
-    scored = loads((generation / "score.json").read_text())
+    scored = documents.read(generation / "score.json")
     if json:
         print_json({"generation": str(generation), "report": str(report), **scored, "sample": text})
         return
@@ -113,11 +113,15 @@ def train(
 
     def planned(run: RunConfig, vocab_size: int) -> RunConfig:
         from tenfold.circle.layout import with_layout
-        from tenfold.train.precision import this_accelerator
+        from tenfold.train.device import this_accelerator
 
-        return with_layout(run, options.world, this_accelerator(), vocab_size)
+        sheet = this_accelerator(run.device)
+        return with_layout(run, options.world, sheet.key if sheet else None, vocab_size)
 
-    run_training(read_config(config, changes), options.out or options.home / (config.stem if config else "run"), options, planned)
+    from tenfold.train.resolve import with_own_law
+
+    directory = options.out or options.home / (config.stem if config else "run")
+    run_training(with_own_law(read_config(config, changes), options.home, directory), directory, options, planned)
 
 
 def dry_run(
@@ -135,7 +139,7 @@ def dry_run(
     found = fake_run(config, world)
     plan = beside_the_plan(found, machine)
     if json:
-        print_json({**asdict(found), **plan})
+        print_json({**asdict(found), "layout": structs.asdict(found.layout), **plan})
     else:
         print_dry_run(found, plan)
 
@@ -161,6 +165,25 @@ def layout(
         print_json(chosen)
     else:
         print(tomli_w.dumps(chosen), end="")
+
+
+def circle(*, home: Home = Path("generations"), json: Json = False) -> None:
+    """Let every room do its part in one home, from a climb to a fleet that learns, and write a page of what came.
+
+    A circle that was stopped goes on where it was. With TENFOLD_CIRCLE=small in the environment it is a small one.
+
+    Example: tenfold circle --home generations
+    """
+    from rich.console import Console
+
+    from tenfold.circle.walk import walk
+
+    console = Console(stderr=json)
+    found = walk(home, lambda text: console.print(text, highlight=False, soft_wrap=True))
+    if json:
+        print_json(found)
+    else:
+        console.print(f"Page: {home / 'index.html'}", highlight=False)
 
 
 def forecasts(*, home: Home = Path("generations"), json: Json = False) -> None:

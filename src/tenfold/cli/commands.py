@@ -3,6 +3,7 @@
 import argparse
 import inspect
 import os
+from importlib.metadata import version
 
 from tenfold.cli.options import Formatter, Parser, UsageError
 from tenfold.spec.errors import TenfoldError, nearest
@@ -16,6 +17,9 @@ def run(arguments: list[str]) -> None:
     if arguments[:1] == ["--debug"]:
         os.environ["TENFOLD_DEBUG"] = "1"
         arguments = arguments[1:]
+    if arguments == ["--version"]:
+        print(f"tenfold {version('tenfold')}")
+        return
     parser, rest = find(arguments)
     if parser is None:
         print(listing(rest), end="")
@@ -58,6 +62,7 @@ def listing(words: list[str]) -> str:
         name, f"{name} COMMAND [OPTIONS]", None if words else ABOUT, formatter_class=Formatter, add_help=False
     )
     if not words:
+        parser.add_argument("--version", action="store_true", help="Print the version.")
         parser.add_argument("--debug", action="store_true", help="Show the stack trace of an error.")
     group = parser.add_argument_group("commands")
     for verb in verbs(words):

@@ -1,6 +1,6 @@
 """The fleet's part of the circle: a run trains, its slot is lent to chat while a wave of requests comes, and is back in time.
 
-    generations/fleet/  undisturbed/  trained/  measured.json  answers.jsonl  ledger.db  fleet.json
+generations/fleet/  undisturbed/  trained/  measured.json  answers.jsonl  ledger.db  fleet.json
 """
 
 import fcntl
@@ -23,7 +23,7 @@ from tenfold.fleet.wave import PEAK, Wave, draw_arrivals, draw_days, forecast_pe
 from tenfold.launch.job import open_launcher, run
 from tenfold.scale.climb import newest
 from tenfold.scale.forecast import file_sha256
-from tenfold.spec.errors import TenfoldError
+from tenfold.spec.errors import NotInstalled, TenfoldError
 from tenfold.spec.forecasts import Forecast, around, forecast, outcome
 from tenfold.spec.plugins import load
 from tenfold.train.config import RunConfig
@@ -45,7 +45,7 @@ def walk(home: Path, say: Say, policy: str = "lend") -> dict[str, Any]:
     Raises TenfoldError where a promise was broken: a loss that differs, an accepted request lost, a loan that came back late.
     """
     if not (find_spec("uvicorn") and find_spec("fastapi") and find_spec("openai")):
-        raise TenfoldError("A fleet serves chat: pip install 'tenfold[serve]'.")
+        raise NotInstalled("A fleet serves chat: pip install 'tenfold[serve]'.")
     folder = home / "fleet"
     folder.mkdir(parents=True, exist_ok=True)
     done = folder / "fleet.json"
@@ -64,7 +64,7 @@ def walk(home: Path, say: Say, policy: str = "lend") -> dict[str, Any]:
 def _live(home: Path, folder: Path, say: Say, policy: str) -> None:
     """Both runs and the wave, on the fleet of this machine."""
     from tenfold.fleet.local import LocalWorld  # PyTorch
-    from tenfold.fleet.roles import Chat, Training
+    from tenfold.fleet.roles import Chat, Role, Training
 
     with ExitStack() as opened:
         _alone(opened.enter_context((folder / "controller.lock").open("w")))
@@ -76,7 +76,7 @@ def _live(home: Path, folder: Path, say: Say, policy: str) -> None:
         ledger, dispatcher = Ledger(folder / "ledger.db", OWNERS, time.time()), Dispatcher()
         opened.callback(ledger.close)
         released = [x / "model" for x in (newest(home), undisturbed.directory) if x and (x / "model").is_dir()]
-        roles = {"chat": Chat(released[0]), "train": trained}
+        roles: dict[str, Role] = {"chat": Chat(released[0]), "train": trained}
         world = LocalWorld(folder, ledger, roles, open_launcher("local"), dispatcher)
         opened.callback(world.close)
         world.open("slot-1")

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,8 +31,10 @@ def noted(directory: Path) -> Iterator[None]:
         yield
         return
     if sentence := hopeless(directory, run):
-        os.kill(os.getppid(), signal.SIGTERM)  # torchrun, which would start this process again
-        raise TenfoldError(f"{sentence} (delete {directory / 'failures'} to try once more)")
+        # Said before torchrun, which would start this process again, is ended: it ends this process in turn.
+        print(f"tenfold: {sentence} (delete {directory / 'failures'} to try once more)", file=sys.stderr, flush=True)
+        os.kill(os.getppid(), signal.SIGTERM)
+        raise SystemExit(1)
     try:
         yield
     except ProcessLost:

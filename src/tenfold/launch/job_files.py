@@ -84,5 +84,3 @@ def call(program: str, arguments: Sequence[str], about: str) -> str:
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
         raise TenfoldError(f"{program} did not take {about}: {lines[-1]}")
     return done.stdout.strip()
-
-

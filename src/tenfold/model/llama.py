@@ -80,9 +80,7 @@ class Attention(nn.Module):
         self.wqkv = nn.Linear(spec.dim, spec.n_kv_heads * (self.group + 2) * spec.head_dim, bias=False)
         self.wo = nn.Linear(spec.n_heads * spec.head_dim, spec.dim, bias=False)
 
-    def forward(
-        self, x: Tensor, rope: Tensor | None, mask: Mask, temperature: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, rope: Tensor | None, mask: Mask, temperature: Tensor | None = None) -> Tensor:
         """x [B, T, dim]; rope [T, head_dim / 2, 2]; mask None for plain causal; temperature [B, T]."""
         q, k, v = self.qkv(x, rope, temperature)
         return self.mix(q, k, v, mask)
@@ -133,9 +131,7 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(spec.dim, eps=spec.norm_eps)
         self.ffn = FeedForward(spec.dim, spec.ffn_dim) if ffn is None else ffn
 
-    def forward(
-        self, x: Tensor, rope: Tensor | None, mask: Mask, temperature: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, rope: Tensor | None, mask: Mask, temperature: Tensor | None = None) -> Tensor:
         return self.fed(self.attended(x, rope, mask, temperature))
 
     def attended(self, x: Tensor, rope: Tensor | None, mask: Mask, temperature: Tensor | None = None) -> Tensor:
@@ -212,9 +208,7 @@ class Llama(nn.Module):
             x = block(x, *inputs(layer))
         return x
 
-    def attention_inputs(
-        self, positions: Tensor, document: Tensor | None, cache: Cache | None
-    ) -> Callable[[int], AttentionInputs]:
+    def attention_inputs(self, positions: Tensor, document: Tensor | None, cache: Cache | None) -> Callable[[int], AttentionInputs]:
         """What the attention of each layer is given beside the hidden state, as a function of the layer's number."""
         rope = rope_table(self.spec, positions)
         mask = None if document is None else self.document_mask(document)

@@ -69,9 +69,7 @@ class Llama4(Llama):
             )
         return x.masked_scatter(is_patch[..., None], patches.to(x.dtype))
 
-    def attention_inputs(
-        self, positions: Tensor, document: Tensor | None, cache: Cache | None
-    ) -> Callable[[int], AttentionInputs]:
+    def attention_inputs(self, positions: Tensor, document: Tensor | None, cache: Cache | None) -> Callable[[int], AttentionInputs]:
         spec, chunk = self.spec, self.spec.attention_chunk
         rope = rope_table(spec, positions)
         if document is None:

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct, structs
 
 from tenfold.plan.costs.surroundings import Surroundings
-from tenfold.plan.plan import solve
 from tenfold.plan.request import GpuRequest, Request, StepRequest
 from tenfold.plan.workload.machine import Machine, machine
 from tenfold.spec.commands import Home, Json, print_json
@@ -79,6 +78,7 @@ def make(
     from tenfold.plan.costs.consequences import consequences
     from tenfold.plan.document import document
     from tenfold.plan.explain import explain
+    from tenfold.plan.plan import solve
     from tenfold.plan.report import html, terminal
 
     part, calibrated = hardware.machine(output.home)
@@ -149,11 +149,10 @@ def compare(
     Console().print(table)
 
 
-def _compared(
-    name: str, home: Path, asked: Request, fixed: GpuRequest, step: StepRequest, around: Surroundings
-) -> dict[str, Any]:
+def _compared(name: str, home: Path, asked: Request, fixed: GpuRequest, step: StepRequest, around: Surroundings) -> dict[str, Any]:
     """The row of one accelerator: what a plan with it takes, or the reason why there is none."""
     from tenfold.plan.costs.consequences import consequences
+    from tenfold.plan.plan import solve
 
     part, _ = MachineOptions(accelerator=name).machine(home)
     try:

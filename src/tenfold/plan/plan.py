@@ -46,9 +46,7 @@ class Plan:
         ]
 
 
-def make_plan(
-    shape: Shape, gpus: int, machine: Machine, step: StepRequest = StepRequest(), days: float | None = None
-) -> Plan:
+def make_plan(shape: Shape, gpus: int, machine: Machine, step: StepRequest = StepRequest(), days: float | None = None) -> Plan:
     """The best plan for a shape on so many GPUs. Raises TenfoldError where it does not fit, or not in `days`."""
     _check(gpus, machine, step)
     spec, peak = shape.spec, machine.accelerator.peak_flops(step.dtype)
@@ -67,9 +65,7 @@ def make_plan(
             f"{gpus} {machine.accelerator.name} need {took:.0f} days, not {days:g}: take {math.ceil(gpus * took / days):,} GPUs"
             + (f" (fewer than {least:,.0f} could not at any MFU)." if least > gpus else ", or fewer FLOPs.")
         )
-    workload = Workload(
-        spec, shape.tokens, machine.accelerator, used, best.layout, best.memory, best.step_time, step_s, took, mfu
-    )
+    workload = Workload(spec, shape.tokens, machine.accelerator, used, best.layout, best.memory, best.step_time, step_s, took, mfu)
     notes = [*shape.reasons, found.second_wins_if]
     if used < gpus:
         notes.insert(0, f"GPUs: {used:,} of {gpus:,} train, for they divide better; the others can stand by as spares.")
@@ -143,9 +139,7 @@ def _tidy(gpus: float, domain: int, rounded: Callable[[float], int] = math.ceil)
     return rounded(gpus / step) * step
 
 
-def solve(
-    asked: Request, fixed: GpuRequest, machine: Machine, step: StepRequest = StepRequest(), home: Path | None = None
-) -> Plan:
+def solve(asked: Request, fixed: GpuRequest, machine: Machine, step: StepRequest = StepRequest(), home: Path | None = None) -> Plan:
     """The plan for a request: compute from a parent, FLOPs or a budget; GPUs as given, or as the days need.
 
     A law that was fitted in `home` is used as far as it reaches. Raises TenfoldError where flags contradict each other or

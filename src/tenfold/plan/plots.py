@@ -17,8 +17,8 @@ from matplotlib.patches import Rectangle
 
 from tenfold.plan.costs.failures import Failures, simulate
 from tenfold.plan.document import Document
+from tenfold.plan.facts import facts
 from tenfold.plan.ranges import Range
-from tenfold.plan.validation.published import run_facts
 from tenfold.spec.layout import stage_layers
 
 INK, QUIET, ACCENT, MARK = "#334155", "#94a3b8", "#2563eb", "#dc2626"
@@ -205,7 +205,7 @@ def _thinned(n: int, most: int = 200) -> list[int]:
 
 def draw_compute(plan: Document) -> str:
     """Published models and this plan by training compute."""
-    runs = sorted(((name, row["flops"]) for name, row in run_facts()["runs"].items()), key=lambda row: row[1])
+    runs = sorted(((name, row["flops"]) for name, row in facts("published_runs")["runs"].items()), key=lambda row: row[1])
     runs = sorted([*runs, ("this plan", plan["model"]["flops"])], key=lambda row: row[1])
     figure, axes = plt.subplots(figsize=(9, 3.6), constrained_layout=True)
     for i, (name, flops) in enumerate(runs):

@@ -9,8 +9,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tenfold.plan.document import Document
+from tenfold.plan.document import SCHEMA, Document
 from tenfold.spec.units import duration, si
+from tenfold.spec.versions import require_version
+
+AGAIN = "make it again by `tenfold plan`"
 
 
 def usd(value: float) -> str:
@@ -82,6 +85,7 @@ def bottom_lines(plan: Document) -> list[str]:
 
 def terminal(plan: Document) -> RenderableType:
     """The plan on one screen of 80 columns: headline, table, what binds, the next best layouts."""
+    require_version(plan["schema"], (SCHEMA,), "The plan", AGAIN)
     table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
     table.add_column("", min_width=32)
     for name in ("low", "mid", "high"):
@@ -103,6 +107,8 @@ def html(plan: Document) -> str:
     import jinja2
 
     from tenfold.plan import plots
+
+    require_version(plan["schema"], (SCHEMA,), "The plan", AGAIN)
 
     template = resources.files("tenfold.plan").joinpath("plan.html.jinja").read_text()
     page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template)

@@ -19,14 +19,10 @@ class Request:
     flops: Annotated[Positive | None, Meta(description="Training compute, as 3.8e26.")] = None
     model: Annotated[Path | None, Meta(description="A shape of one's own, as TOML (fields of ModelSpec).")] = None
     tokens: Annotated[Positive | None, Meta(description="Tokens to train on, as 15T, in place of the law's.")] = None
-    law: Annotated[
-        str | None, Meta(description="llama3, chinchilla, besiroglu, or a law.json of `tenfold law fit`.")
-    ] = None
+    law: Annotated[str | None, Meta(description="llama3, chinchilla, besiroglu, or a law.json of `tenfold law fit`.")] = None
     vocab_size: Annotated[int, Meta(description="Tokens in the vocabulary.", ge=1)] = VOCABULARY
     experts: Annotated[int, Meta(description="Experts of a mixture (0: dense).")] = 0
-    experts_per_token: Annotated[
-        int, Meta(description="Experts per token (0: one in 32).", extra={"flag": "--active-experts"})
-    ] = 0
+    experts_per_token: Annotated[int, Meta(description="Experts per token (0: one in 32).", extra={"flag": "--active-experts"})] = 0
     shared: Annotated[int, Meta(description="Experts that every token passes.", extra={"flag": "--shared-experts"})] = 1
     interleave: Annotated[int, Meta(description="Every how many layers are routed.")] = 1
     unique_tokens: Annotated[

@@ -49,9 +49,7 @@ class Backtest:
         return {**self.summary(), "predictions": [asdict(p) for p in self.predictions]}
 
 
-def backtest(
-    points: Sequence[Point], holdout: float, *, asymptote: tuple[float, float] | None = None, seed: int = 0
-) -> Backtest:
+def backtest(points: Sequence[Point], holdout: float, *, asymptote: tuple[float, float] | None = None, seed: int = 0) -> Backtest:
     """Fit the points of at most 1 / `holdout` of the largest compute and predict the others; `asymptote` as in `fit_law`."""
     if holdout <= 1:
         raise TenfoldError(f"--holdout must be more than 1 (10 hides the last factor of ten), not {holdout:g}.")
@@ -74,9 +72,7 @@ def backtest(
     return Backtest(len(below), max(p.flops for p in below), predictions)
 
 
-def rung_by_rung(
-    points: Sequence[Point], *, asymptote: tuple[float, float] | None = None, seed: int = 0
-) -> list[Backtest]:
+def rung_by_rung(points: Sequence[Point], *, asymptote: tuple[float, float] | None = None, seed: int = 0) -> list[Backtest]:
     """For every budget that leaves enough below it: drop it and all above, and predict that budget."""
     groups = rungs(points)
     found = []

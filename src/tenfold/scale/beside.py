@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tenfold.scale import documents
 from tenfold.scale.climb import generations, read_settings
 from tenfold.scale.law import Law
 from tenfold.scale.points import Point
@@ -40,10 +41,11 @@ def comparison(generation: Path, other: Path) -> dict[str, Any]:
     if set(by_family) != {"llama3", "llama4"} or settings[0].top_flops != settings[1].top_flops:
         raise TenfoldError(f"{generation.name} and {other.name} are not a dense generation and one with experts at equal compute.")
     dense, experts = by_family["llama3"], by_family["llama4"]
-    forecast = {f: _json(g, "forecast.json")["loss_bits_per_byte"] for f, g in (("dense", dense), ("experts", experts))}
-    scores = {f: _json(g, "score.json")["scores"]["loss_bits_per_byte"] for f, g in (("dense", dense), ("experts", experts))}
+    sides = {"dense": dense, "experts": experts}
+    forecast = {f: documents.read(g / "forecast.json")["loss_bits_per_byte"] for f, g in sides.items()}
+    scores = {f: documents.read(g / "score.json")["scores"]["loss_bits_per_byte"] for f, g in sides.items()}
     spread = math.hypot(*(math.log(q["intervals"]["80"][1] / q["intervals"]["80"][0]) / 2 for q in forecast.values()))
-    noise = T5_80 * math.hypot(*(Law.from_dict(_json(g, "law.json")).noise for g in (dense, experts)))
+    noise = T5_80 * math.hypot(*(Law.from_dict(json.loads((g / "law.json").read_text())).noise for g in (dense, experts)))
     return {
         "dense": dense.name,
         "experts": experts.name,
@@ -73,7 +75,3 @@ def _sparsity(dense: Path, experts: Path) -> dict[str, Any] | None:
         return None
     law = fit_sparsity(points, totals)
     return {"gamma": law.gamma, "interval_80": list(law.interval_80), "runs": len(points), "noise": law.law.noise}
-
-
-def _json(generation: Path, name: str) -> dict[str, Any]:
-    return json.loads((generation / name).read_text())

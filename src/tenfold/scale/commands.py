@@ -1,12 +1,13 @@
 """Fit scaling laws, test them on what they have not seen, and score a forecast."""
 
 import math
-from json import dumps, loads
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta, Struct
 
+from tenfold.scale import documents
 from tenfold.spec.commands import Json, print_json
 from tenfold.spec.errors import TenfoldError
 
@@ -71,7 +72,7 @@ def score_table(generation: Path, scored: dict[str, Any]) -> Any:
     """The forecast of a generation beside what was measured."""
     from rich.table import Table
 
-    forecast = loads((generation / "forecast.json").read_text())
+    forecast = documents.read(generation / "forecast.json")
     title = f"Forecast of {generation.name}, scored"
     table = Table("", "forecast", "80 % interval", "measured", "error", "inside 80 %", title=title)
     for name, row in scored["scores"].items():

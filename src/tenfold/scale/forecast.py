@@ -1,7 +1,6 @@
 """The forecast: written before the run, never changed, scored when the run ends."""
 
 import hashlib
-import json
 import statistics
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -10,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from tenfold.scale import documents
 from tenfold.scale.law import LEVELS, Law
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.forecasts import Forecast, of_intervals, outcome
 from tenfold.spec.forecasts import forecast as freeze
+from tenfold.train.metrics import read_metrics
 
 # Relative spread of a machine's speed from one quarter of an hour to the next, beside what the probe saw itself.
 SPEED_DRIFT = 0.04
@@ -89,7 +90,7 @@ def write_forecast(forecast: dict[str, Any], path: Path) -> str:
     """Write and freeze: the file is made read-only, and its SHA-256 is returned to be kept with the run."""
     if path.exists():
         raise TenfoldError(f"{path} is already written; a forecast is never changed.")
-    path.write_text(json.dumps(forecast, indent=1) + "\n")
+    documents.write(path, forecast)
     path.chmod(0o444)
     return file_sha256(path)
 
@@ -108,7 +109,7 @@ KINDS = {
 def record_forecast(generation: Path) -> None:
     """Write a generation's frozen forecast to the record of its home."""
     path = generation / "forecast.json"
-    forecast, data = json.loads(path.read_text()), {f"{generation.name}/{path.name}": file_sha256(path)}
+    forecast, data = documents.read(path), {f"{generation.name}/{path.name}": file_sha256(path)}
     for name, (kind, unit) in KINDS.items():
         quantiles = of_intervals(**forecast[name])
         key = f"climb/{generation.name}/{kind}"
@@ -131,14 +132,14 @@ def score(directory: Path) -> dict[str, Any]:
     Raises TenfoldError where the run has not ended, or the forecast is not the one that stood when it began.
     """
     path = directory / "forecast.json"
-    events = [json.loads(line) for line in (directory / "run.jsonl").read_text().splitlines()]
+    events = read_metrics(directory / "run.jsonl")
     start = next(e for e in events if e["event"] == "start")
     end = next((e for e in reversed(events) if e["event"] == "end"), None)
     if end is None:
         raise TenfoldError(f"The run in {directory} has not ended: resume it before scoring its forecast.")
     if start.get("forecast_sha256") != file_sha256(path):
         raise TenfoldError(f"{path} was changed after the run began: its forecast cannot be scored.")
-    forecast = json.loads(path.read_text())
+    forecast = documents.read(path)
     rows = {}
     for name, measured in (
         ("loss_bits_per_byte", end["bits_per_byte"]),

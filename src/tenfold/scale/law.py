@@ -15,6 +15,8 @@ import numpy as np
 from tenfold.scale.forms import FORMS, Form, fit, precision, starts
 from tenfold.scale.points import Point, arrays, fingerprint
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.laws import VERSION
+from tenfold.spec.versions import require_version
 
 COMPUTE_WEIGHTS = (0.25, 0.5, 1.0)  # a point of a tenth of the compute counts 10^-w
 RATIO_DECADES = 1.5
@@ -73,11 +75,7 @@ class Law:
         rng = np.random.default_rng(self.seed)
         centre = float(np.exp(sum(m.weight * _value(m, u, v)[0] for m in self.members)))
         draws = np.concatenate(
-            [
-                rng.choice(_value(m, u, v), size=max(1, round(DRAWS * m.weight)))
-                for m in self.members
-                if round(DRAWS * m.weight)
-            ]
+            [rng.choice(_value(m, u, v), size=max(1, round(DRAWS * m.weight))) for m in self.members if round(DRAWS * m.weight)]
         )
         # A bootstrap with few runs has outliers that say nothing about the world: they are drawn in.
         middle = np.median(draws)
@@ -108,8 +106,7 @@ class Law:
         found = np.concatenate(best)
         n = float(np.exp(np.median(found)))
         intervals = {
-            level: tuple(float(x) for x in np.exp(np.quantile(found, [0.5 - level / 200, 0.5 + level / 200])))
-            for level in LEVELS
+            level: tuple(float(x) for x in np.exp(np.quantile(found, [0.5 - level / 200, 0.5 + level / 200]))) for level in LEVELS
         }
         return n, flops / self.flops_per_nd / n, intervals  # type: ignore[return-value]
 
@@ -135,10 +132,11 @@ class Law:
         """A JSON object that `from_dict` and `spec.laws` read."""
         plain = asdict(self)
         plain["members"] = [{**asdict(m), "theta": m.theta.tolist()} for m in self.members]
-        return {**plain, "optimum": self.optima(self.largest_flops, lambda flops: self.optimum(flops)[0])}
+        return {"version": VERSION, **plain, "optimum": self.optima(self.largest_flops, lambda flops: self.optimum(flops)[0])}
 
     @staticmethod
     def from_dict(plain: dict[str, Any]) -> "Law":
+        require_version(plain.get("version", 1), (1, VERSION), "The law", "fit it again by `tenfold law fit`")
         members = [Member(**{**m, "theta": np.array(m["theta"])}) for m in plain["members"]]
         known = {name: plain[name] for name in Law.__dataclass_fields__ if name in plain}
         return Law(**{**known, "members": members, "loss_range": tuple(plain["loss_range"])})
@@ -151,9 +149,7 @@ class Fit:
     asymptote: tuple[float, float] | None
     noise: float
 
-    def best(
-        self, form: Form, u: np.ndarray, v: np.ndarray, log_loss: np.ndarray, weight: np.ndarray
-    ) -> tuple[np.ndarray, float]:
+    def best(self, form: Form, u: np.ndarray, v: np.ndarray, log_loss: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, float]:
         """theta [P] of the lowest objective over all starts, and how likely it makes the points: up to `AS_MANY` of them
         count, since what is wrong with a form is wrong at all points alike."""
         first = starts(form, log_loss)
@@ -167,9 +163,7 @@ class Fit:
         return {"delta": delta, "prior": precision(form, self.asymptote), "prior_weight": self.noise**2 / (count * delta)}
 
 
-def fit_law(
-    points: Sequence[Point], *, asymptote: tuple[float, float] | None = None, seed: int = 0, bootstrap: int = 100
-) -> Law:
+def fit_law(points: Sequence[Point], *, asymptote: tuple[float, float] | None = None, seed: int = 0, bootstrap: int = 100) -> Law:
     """Fit the ensemble. `asymptote` is what is known of E beforehand: (mean, standard deviation) of its logarithm.
 
     Raises TenfoldError for too few points, too few budgets or impossible losses.

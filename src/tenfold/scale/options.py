@@ -17,6 +17,6 @@ class ClimbSettings:
     vocab_size: Annotated[int, Meta(description="Tokens in the vocabulary.")] = 2048
     seq_len: Annotated[int, Meta(description="Tokens in a sequence.")] = 128
     seed: Annotated[int, Meta(description="Seed of weights and data order.")] = 0
-    device: Annotated[str, Meta(description="auto, cpu or cuda.")] = "auto"
+    device: Annotated[str, Meta(description="auto, cpu, cuda or an accelerator.")] = "auto"
     optimizer: Annotated[Literal["muon", "adamw"], Meta(description="The optimizer of all runs.")] = "muon"
     family: Annotated[str, Meta(description="llama3 (dense) or llama4 (16 experts, one a token).")] = "llama3"

@@ -40,9 +40,7 @@ def parse_columns(text: str) -> dict[str, str]:
     for part in filter(None, text.split(",")):
         name, _, column = part.partition("=")
         if name not in known or not column:
-            raise TenfoldError(
-                f"--columns has {part!r}{nearest(name, known)}: write for example params=n,tokens=d,flops=c,loss=l."
-            )
+            raise TenfoldError(f"--columns has {part!r}{nearest(name, known)}: write for example params=n,tokens=d,flops=c,loss=l.")
         columns[name] = column
     return columns
 

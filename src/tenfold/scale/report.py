@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jinja2
 
+from tenfold.scale import documents
 from tenfold.scale.backtest import rung_by_rung
 from tenfold.scale.beside import comparison, other_family
 from tenfold.scale.climb import read_points_file, read_settings
@@ -26,7 +27,7 @@ def write_report(generation: Path, sample: str = "") -> Path:
     """Write `report.html`, `climb.png` and `run.png` into a scored generation; returns the page's path."""
     points = read_points_file(generation)
     law = Law.from_dict(json.loads((generation / "law.json").read_text()))
-    forecast = json.loads((generation / "forecast.json").read_text())
+    forecast = documents.read(generation / "forecast.json")
     events = read_metrics(generation / "run.jsonl")
     start = next(e for e in events if e["event"] == "start")
     end = next(e for e in reversed(events) if e["event"] == "end")
@@ -42,7 +43,7 @@ def write_report(generation: Path, sample: str = "") -> Path:
             name=generation.name,
             settings=read_settings(generation),
             forecast=forecast,
-            scores=json.loads((generation / "score.json").read_text())["scores"],
+            scores=documents.read(generation / "score.json")["scores"],
             labels=LABELS,
             start=start,
             end=end,

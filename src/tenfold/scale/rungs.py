@@ -12,7 +12,9 @@ from msgspec.structs import replace
 
 from tenfold.data.text.corpus import Corpus
 from tenfold.launch.job import Job, Resources, open_launcher, run_all
+from tenfold.spec.accelerator import torch_device
 from tenfold.train.config import RunConfig
+from tenfold.train.device import resolve_device
 from tenfold.train.resolve import resolve_model
 from tenfold.train.result import RunResult
 from tenfold.train.tasks.pretrain import pretrain
@@ -24,9 +26,8 @@ Run = tuple[RunConfig, Path]  # and the run's directory
 
 
 def workers(device: str) -> int:
-    """How many runs at once on this machine: as many as PyTorch would use threads on a CPU, one on a GPU."""
-    on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
-    return 1 if on_gpu else torch.get_num_threads()
+    """How many runs at once on this machine: as many as PyTorch would use threads on a CPU, one on an accelerator."""
+    return torch.get_num_threads() if resolve_device(device) == "cpu" else 1
 
 
 def train_rungs(
@@ -48,7 +49,7 @@ def _job(run: Run, corpus: Corpus) -> Job:
     config = replace(config, threads=1)
     spec, _ = resolve_model(config, corpus.vocab_size)
     memory = PROCESS_BYTES + BYTES_PER_PARAMETER * spec.parameters().total
-    needs = Resources(cores=1, gpus=1 if config.device.startswith("cuda") else 0, memory_bytes=memory)
+    needs = Resources(cores=1, gpus=1 if torch_device(config.device).startswith("cuda") else 0, memory_bytes=memory)
     name = f"the run in {directory}"
     return Job(name, function=train_rung, arguments=(config, corpus, directory), resources=needs, directory=directory)
 

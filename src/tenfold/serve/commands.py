@@ -59,6 +59,7 @@ def key(
     /,
     *,
     file: Annotated[Path, Meta(description="Where hashes of keys are kept.")] = Path("serve-keys.json"),
+    operator: Annotated[bool, Meta(description="The key of an operator, who may swap models.")] = False,
 ) -> None:
     """Make a key for `tenfold serve --keys`; it is shown once and kept as a hash.
 
@@ -66,7 +67,7 @@ def key(
     """
     from tenfold.serve.api.keys import make_key
 
-    print(make_key(file, name))
+    print(make_key(file, name, operator))
 
 
 def chat(

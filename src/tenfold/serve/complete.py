@@ -26,7 +26,8 @@ def complete(
     before, pixels = _shown(path, image) if image else ("", None)
     text = read_text_side(path)
     tokens = text.tokenizer.encode(before + prompt).ids
-    engine = make_engine(EngineOptions(path))
+    # One text is not worth the time and memory that compiled kernels need to pack the weights.
+    engine = make_engine(EngineOptions(path, enforce_eager=True, speculate=False))
     if pixels is not None:
         assert isinstance(engine.runner, TorchRunner)
         engine.runner.show(tokens, pixels)

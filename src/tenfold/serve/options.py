@@ -21,9 +21,7 @@ class EngineOptions(Struct, frozen=True):
         int, Meta(description="Longest prompt and answer together, in tokens; 0 is the model's own limit.")
     ] = 0
     kv_cache_gib: Annotated[float, Meta(description="Memory for keys and values, in GiB.")] = 1.0
-    max_num_batched_tokens: Annotated[
-        int, Meta(description="Tokens computed in one step; 0 is the device's default.")
-    ] = 0
+    max_num_batched_tokens: Annotated[int, Meta(description="Tokens computed in one step; 0 is the device's default.")] = 0
     max_num_seqs: Annotated[int, Meta(description="Sequences computed at once.")] = 64
     threads: Annotated[int, Meta(description="CPU threads; 0 is one for each core.")] = 0
     speculate: Annotated[bool, Meta(description="Guess tokens from the text so far, and check them in the same step.")] = True
@@ -31,7 +29,7 @@ class EngineOptions(Struct, frozen=True):
         Path | None, Meta(description="A smaller model with the same vocabulary that makes the guesses instead.")
     ] = None
     enforce_eager: Annotated[bool, Meta(description="Compute with PyTorch's own operations, without compiled kernels.")] = False
-    device: Annotated[str, Meta(description="Device of PyTorch: cpu, cuda or cuda:N.")] = "cpu"
+    device: Annotated[str, Meta(description="auto, cpu, cuda, cuda:N or an accelerator.")] = "cpu"
     backend: Annotated[
         str, Meta(description="What computes: tenfold, llamacpp (GGUF files), vllm, or the backend of a plugin.")
     ] = "tenfold"

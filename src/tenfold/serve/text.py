@@ -1,17 +1,13 @@
 """A model's text side: its tokenizer, chat template and stop tokens, and text from tokens as they come."""
 
-import json
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
+from tenfold.data.conversations.template import render
 from tenfold.model.io.tokenizer import read_tokenizer, read_vocabulary
 from tenfold.spec.errors import TenfoldError
 
@@ -52,14 +48,7 @@ class TextSide:
 
     def render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None, **more: Any) -> str:
         """The prompt of a conversation. Raises TenfoldError if the template refuses it or fails."""
-        more = {"add_generation_prompt": True, **more}
-        try:
-            return _compiled(self.template).render(messages=messages, tools=tools, **self.special, **more)
-        except TemplateRefusal as error:
-            raise TenfoldError(f"The model's chat template refuses this conversation: {error}") from None
-        except Exception as error:  # a template may fail in any way
-            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-            raise TenfoldError(f"The model's chat template failed on this conversation: {reason.rstrip('.')}.") from None
+        return render(self.template, messages, self.special, tools=tools, **{"add_generation_prompt": True, **more})
 
     def encode_chat(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None, **more: Any) -> list[int]:
         """Tokens of a rendered conversation; the template itself writes every special token."""
@@ -76,27 +65,6 @@ class TextSide:
     def knows_tools(self) -> bool:
         """Whether the template has a place for tools."""
         return "tools" in self.template
-
-
-class TemplateRefusal(Exception):
-    """Raised by a template with `raise_exception`."""
-
-
-def _refuse(message: str) -> None:
-    raise TemplateRefusal(message)
-
-
-def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **_: Any) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
-
-
-def _compiled(template: str) -> jinja2.Template:
-    # As transformers compiles them: no access to Python, no lasting change to what was given.
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment.from_string(template)
 
 
 def read_text_side(path: Path) -> TextSide:

@@ -10,6 +10,7 @@ from tenfold.spec.plugins import load, plugins
 
 Spread = float | tuple[float, float, float]  # a figure, or its low, mid and high
 
+
 @dataclass(frozen=True)
 class Accelerator:
     """One accelerator's data sheet. Rates are dense (no sparsity); `None` is unknown.
@@ -68,3 +69,9 @@ def accelerator(key: str) -> Accelerator:
     if key.lower() not in known:
         raise TenfoldError(f"There is no accelerator {key!r}{nearest(key, known)}.")
     return known[key.lower()]
+
+
+def torch_device(name: str) -> str:
+    """PyTorch's name of a device: that of the accelerator `name`, or `name` itself (`cuda:1`)."""
+    sheet = accelerators().get(name.lower())
+    return sheet.device if sheet else name

@@ -18,10 +18,12 @@ from typing import Any
 from msgspec import Struct, convert, structs, to_builtins
 
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.versions import require_version
 
 LEVELS = (0.05, 0.10, 0.25, 0.50, 0.75, 0.90, 0.95)
 SHARES = (0.075, 0.1, 0.2, 0.25, 0.2, 0.1, 0.075)  # of all levels, those nearer to each quantile than to its neighbours
 FILE = "forecasts.jsonl"
+VERSION = 1  # of each line
 
 
 class Forecast(Struct, frozen=True, kw_only=True):
@@ -150,6 +152,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
         except ValueError:  # torn by a kill
             continue
         if isinstance(row, dict):
+            require_version(row.get("version", 1), (VERSION,), path, "keep other forecasts in another --home")
             yield row
 
 
@@ -157,7 +160,7 @@ def _append(home: Path, row: dict[str, Any]) -> None:
     path = home / FILE
     torn = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
     with path.open("ab") as stream:
-        stream.write((b"\n" if torn else b"") + json.dumps(row).encode() + b"\n")
+        stream.write((b"\n" if torn else b"") + json.dumps({"version": VERSION, **row}).encode() + b"\n")
         stream.flush()
         os.fsync(stream.fileno())
 

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from tenfold.spec.errors import TenfoldError, nearest
+from tenfold.spec.versions import read_document, require_version
 
+VERSION = 2  # of law files; those of version 1 have no table of optima
 LLAMA3 = "llama3"
 REACH = 1e3  # times the compute of its largest run that a law of one's own is trusted without being asked for
 
@@ -53,12 +55,15 @@ def optimum(flops: float, law: str) -> Optimum:
 
 
 def own_law(home: Path, flops: float, family: str = "llama3") -> str | None:
-    """The law of the newest climb of `family` in `home`, where `flops` lies within its reach."""
+    """The law of the newest climb of `family` in `home` that reaches `flops`; laws of older versions are passed over."""
     for path in sorted(home.glob("g*/law.json"), key=lambda p: (len(p.parent.name), p.parent.name), reverse=True):
         climb = path.with_name("climb.json")
-        of = json.loads(climb.read_text())["family"] if climb.exists() else family
-        if of == family and flops <= REACH * read_law(path)["largest_flops"]:
-            return str(path)
+        try:
+            of = read_document(climb, 1, "climb again")["family"] if climb.exists() else family
+            if of == family and flops <= REACH * read_law(path)["largest_flops"]:
+                return str(path)
+        except TenfoldError:
+            continue
     return None
 
 
@@ -69,6 +74,7 @@ def read_law(path: Path) -> dict[str, Any]:
         raise TenfoldError(f"There is no law at {path}: {again}.")
     try:
         law = json.loads(path.read_text())
+        require_version(law.get("version", 1), (1, VERSION), path, again)
         missing = next((name for name in ("optimum", "flops_per_nd", "largest_flops", "n_points") if name not in law), None)
     except (ValueError, TypeError) as error:
         raise TenfoldError(f"{path} is no law: {again}.") from error

@@ -1,6 +1,6 @@
 """How one training step lies on processes: the struct that trainer, planner and dry run share, and what cannot be built.
 
-    world = pp x dp_replicate x dp_shard x cp x tp          (neighbouring ranks share a tensor parallel group)
+world = pp x dp_replicate x dp_shard x cp x tp          (neighbouring ranks share a tensor parallel group)
 """
 
 import math

@@ -81,9 +81,7 @@ class ModelSpec:
         if not self.head_dim:
             object.__setattr__(self, "head_dim", self.dim // self.n_heads)
         if self.n_heads % self.n_kv_heads:
-            raise TenfoldError(
-                f"{self.name}: n_heads {self.n_heads} must be a multiple of n_kv_heads {self.n_kv_heads}."
-            )
+            raise TenfoldError(f"{self.name}: n_heads {self.n_heads} must be a multiple of n_kv_heads {self.n_kv_heads}.")
         if self.head_dim % 2:
             raise TenfoldError(f"{self.name}: head_dim {self.head_dim} must be even for rotary positions.")
         if min(self.dim, self.n_layers, self.ffn_dim, self.vocab_size, self.context) < 1:
@@ -103,8 +101,7 @@ class ModelSpec:
             )
         if self.n_experts and not 1 <= self.moe_every <= self.n_layers:
             raise TenfoldError(
-                f"{self.name}: moe_every {self.moe_every} must lie between 1 and n_layers {self.n_layers}, or no layer has "
-                "experts."
+                f"{self.name}: moe_every {self.moe_every} must lie between 1 and n_layers {self.n_layers}, or no layer has experts."
             )
 
     @property
@@ -174,9 +171,7 @@ class ModelSpec:
         """
         if convention == "6n":
             return 2.0 * self.parameters().active
-        return 2.0 * self.parameters().matrix_active + self.attention_flops_per_token(
-            seq_len, causal=convention == "exact"
-        )
+        return 2.0 * self.parameters().matrix_active + self.attention_flops_per_token(seq_len, causal=convention == "exact")
 
     def train_flops_per_token(self, seq_len: int, convention: Convention = "exact") -> float:
         """Training FLOPs per token: three forward passes' worth (one forward, two backward)."""
@@ -204,9 +199,7 @@ def published_models() -> dict[str, ModelSpec]:
     for name, fields in tomllib.loads(text).items():
         fields.pop("source")
         scaling = fields.pop("rope_scaling", None)
-        models[name] = ModelSpec(
-            name=name, rope_scaling=RopeScaling(**scaling) if scaling else None, **fields
-        )
+        models[name] = ModelSpec(name=name, rope_scaling=RopeScaling(**scaling) if scaling else None, **fields)
     return models
 
 

@@ -64,9 +64,7 @@ def llama_shape(width: int, vocab_size: int, context: int = 2048, tied: bool = F
     )
 
 
-def llama4_shape(
-    width: int, vocab_size: int, context: int = 2048, tied: bool = False, experts: Experts = Experts()
-) -> ModelSpec:
+def llama4_shape(width: int, vocab_size: int, context: int = 2048, tied: bool = False, experts: Experts = Experts()) -> ModelSpec:
     """The Llama-4-shaped model of a width: `llama_shape` with feed-forwards divided into `experts`."""
     if experts.per_token > experts.n:
         raise TenfoldError(f"{experts.per_token} experts per token cannot be chosen from {experts.n}.")

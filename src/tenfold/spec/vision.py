@@ -7,6 +7,7 @@ from tenfold.spec.errors import TenfoldError
 PATCH = "<|patch|>"
 IMAGE_TOKENS = ("<|image_start|>", "<|image_end|>", "<|image|>", PATCH, "<|tile_x_separator|>", "<|tile_y_separator|>")
 
+
 @dataclass(frozen=True)
 class VisionSpec:
     """A transformer over the patches of one square tile, whose neighbouring outputs are then joined.

@@ -31,23 +31,23 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 from torch.optim import Optimizer
 
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.versions import require_version
 from tenfold.train import store
 from tenfold.train.parallel.processes import on_first_process
 
+VERSION = 2  # of the manifest, and of the `extra` that a run keeps in it
 Optimizers = Optimizer | list[Optimizer]
 BY_NAME = StateDictOptions(flatten_optimizer_state_dict=True)  # layouts differ in how they group parameters
 
 
-def save(
-    directory: Path, step: int, model: nn.Module, optimizer: Optimizers, extra: dict[str, Any], keep: int = 2
-) -> Path:
+def save(directory: Path, step: int, model: nn.Module, optimizer: Optimizers, extra: dict[str, Any], keep: int = 2) -> Path:
     """Write `directory/step-N` with weights, optimizer state and `extra` (JSON values); keep the newest `keep`.
 
     Training is not disturbed: not a bit of model or optimizers changes. Raises TenfoldError where the disk is full or
     cannot be written; earlier checkpoints then stay.
     """
     state, unused = _state_of(model, _listed(optimizer))
-    return _save(directory, {"step": step, "unused_optimizers": unused, "extra": extra}, state, keep, None)
+    return _save(directory, _facts(step, unused, extra), state, keep, None)
 
 
 class Saver:
@@ -71,7 +71,7 @@ class Saver:
         state, unused = _state_of(model, _listed(optimizer))
         staged = self._stager.stage(state)
         assert isinstance(staged, dict)
-        facts = {"step": step, "unused_optimizers": unused, "extra": extra}
+        facts = _facts(step, unused, extra)
         # A daemon: where another process is lost it may wait for that one forever, and must not keep this one alive.
         self._running = threading.Thread(target=self._write, args=(facts, staged), name="checkpoint", daemon=True)
         self._running.start()
@@ -97,6 +97,10 @@ class Saver:
         """End the last save. Not after an error: the others may be gone, and waiting for them could take forever."""
         self.finish()
         self._stager.close()
+
+
+def _facts(step: int, unused: list[int], extra: dict[str, Any]) -> dict[str, Any]:
+    return {"version": VERSION, "step": step, "unused_optimizers": unused, "extra": extra}
 
 
 def _save(directory: Path, facts: dict[str, Any], state: dict[str, Any], keep: int, group: Any) -> Path:
@@ -253,6 +257,7 @@ def _drop(old: Iterable[Path]) -> None:
 
 
 def _load(path: Path, manifest: dict[str, Any], model: nn.Module, optimizers: list[Optimizer]) -> dict[str, Any]:
+    require_version(manifest.get("version", 1), (VERSION,), f"The checkpoint {path}", "train in another directory")
     unused = manifest["unused_optimizers"]
     used = [o for i, o in enumerate(optimizers) if i not in unused]
     try:

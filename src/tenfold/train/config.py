@@ -9,7 +9,7 @@ from msgspec import Meta, Struct
 
 from tenfold.spec.layout import Layout
 
-VERSION = 2  # of run files
+VERSION = 2  # of run files, and of what is written beside them: run.jsonl, time.jsonl, skipped.jsonl
 
 
 class MixedCorpus(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -99,9 +99,10 @@ class RunConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     flops: Annotated[Annotated[float, Meta(gt=0)] | None, Meta(description="Training compute; tokens follow.")] = None
     tokens: Annotated[Annotated[int, Meta(gt=0)] | None, Meta(description="Training tokens, in place of flops.")] = None
+    law: Annotated[str | None, Meta(description="What sizes a model by flops: own climb's law.json, or a published law.")] = None
     seed: Annotated[int, Meta(description="Seed of weights and data order.")] = 0
     init_from: Annotated[str | None, Meta(description="A Hugging Face directory or GGUF that the run begins from.")] = None
-    device: Annotated[str, Meta(description="auto, cpu, cuda, or any device of PyTorch's.")] = "auto"
+    device: Annotated[str, Meta(description="auto, cpu, cuda, any device of PyTorch's, or an accelerator.")] = "auto"
     dtype: Annotated[Literal["auto", "float32", "bfloat16"], Meta(description="The format of matrix products.")] = "auto"
     compile: Annotated[Literal["auto", "on", "off"], Meta(description="Compile the model; auto does where it pays.")] = "auto"
     fp8: Annotated[bool, Meta(description="Linear and expert layers in 8 bits where the GPU can.")] = False

@@ -9,7 +9,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tenfold.spec.errors import TenfoldError
+from tenfold.spec.errors import NotInstalled, TenfoldError
+from tenfold.spec.versions import require_version
+from tenfold.train.config import VERSION
 
 
 class MetricsWriter:
@@ -65,9 +67,7 @@ class MetricsWriter:
     def __enter__(self) -> "MetricsWriter":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._file.close()
         if self._board is not None:
             self._board.close()
@@ -76,7 +76,7 @@ class MetricsWriter:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All events of a `run.jsonl`; a line torn by a kill is left out."""
+    """All events of a `run.jsonl`; a line torn by a kill is left out. Raises TenfoldError for one of a later version."""
     rows = []
     for line in path.read_bytes().split(b"\n") if path.exists() else ():
         try:
@@ -85,6 +85,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             continue
         if isinstance(row, dict):
             rows.append(row)
+    for row in rows:
+        if row.get("event") == "start":
+            require_version(row.get("version", 1), (1, VERSION), path, "train again")
     return rows
 
 
@@ -106,7 +109,7 @@ def _tensorboard(directory: Path, resume_step: int | None) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise TenfoldError("TensorBoard is not installed: pip install 'tenfold[tensorboard]'.") from None
+        raise NotInstalled("TensorBoard is not installed: pip install 'tenfold[tensorboard]'.") from None
     return SummaryWriter(directory / "tensorboard", purge_step=None if resume_step is None else resume_step + 1)
 
 
@@ -114,7 +117,7 @@ def _wandb(project: str, directory: Path) -> Any:
     try:
         import wandb
     except ImportError:
-        raise TenfoldError("Weights & Biases is not installed: pip install 'tenfold[wandb]'.") from None
+        raise NotInstalled("Weights & Biases is not installed: pip install 'tenfold[wandb]'.") from None
     name = directory / "wandb-id"  # under which the run goes on after it was stopped
     if not name.exists():
         name.write_text(os.urandom(4).hex())

@@ -1,13 +1,12 @@
 """Which number format to train in, and the machine's own limit in it: asked of the machine, not assumed."""
 
-import re
 import time
 from collections.abc import Callable
 from functools import cache
 
 import torch
 
-from tenfold.spec.accelerator import Accelerator, accelerators
+from tenfold.spec.accelerator import Accelerator
 
 WORTH_IT = 1.5  # bfloat16 must be this much faster than float32 on a CPU
 NARROW = 160  # below this width casts cost a CPU more than its products gain: with AMX 0.7x at width 128, 1.3x at 192
@@ -51,38 +50,16 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False)
 
 
-def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
+def peak_flops(device: torch.device, dtype: torch.dtype, sheet: Accelerator | None = None) -> tuple[float, str]:
     """FLOP/s that MFU is a share of, and where the figure is from.
 
-    The published dense rate of a known GPU in bfloat16; otherwise the best matrix product measured on this device,
-    once a process, in about 0.3 s.
+    In bfloat16 the published dense rate of an accelerator with a data sheet; otherwise the best matrix product measured on
+    this device, once a process, in about 0.3 s.
     """
-    if device.type == "cuda" and dtype == torch.bfloat16:
-        chip = published(torch.cuda.get_device_name(device))
-        if chip is not None:
-            return chip.peak_flops("bf16"), f"{chip.name}'s published dense bf16 rate"
+    if sheet is not None and dtype == torch.bfloat16:
+        return sheet.peak_flops("bf16"), f"{sheet.name}'s published dense bf16 rate"
     flops, size = _measured_flops(device, dtype, torch.get_num_threads())
     return flops, f"this machine's own {size}-cubed {str(dtype).removeprefix('torch.')} product"
-
-
-def this_accelerator() -> str | None:
-    """The key of this machine's GPU among the published ones; None where there is none, or it is not known."""
-    if not torch.cuda.is_available():
-        return None
-    chip = published(torch.cuda.get_device_name())
-    return next((key for key, known in accelerators().items() if known == chip), None)
-
-
-def published(device_name: str) -> Accelerator | None:
-    """The data sheet for a name that the driver gives ("NVIDIA H100 80GB HBM3"), or None where none is known.
-
-    All words of a sheet's key must stand in the name; NVL cards and MIG slices have rates of their own.
-    """
-    words = set(re.split(r"[^a-z0-9]+", device_name.lower()))
-    if words & {"nvl", "mig"}:
-        return None
-    fitting = [key for key in accelerators() if set(key.split("-")) <= words]
-    return accelerators()[max(fitting, key=len)] if fitting else None
 
 
 @cache
@@ -111,8 +88,8 @@ def _product(size: int, device: torch.device, dtype: torch.dtype) -> Callable[[]
 
     def multiply() -> None:
         torch.mm(a, b, out=out)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
 
     return multiply
 

@@ -5,14 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec import structs
 
 from tenfold.spec.errors import TenfoldError, nearest
+from tenfold.spec.laws import own_law
 from tenfold.spec.model import ModelSpec, RopeScaling, published_model
 from tenfold.spec.shapes import shape_for_flops, shape_of
 from tenfold.spec.vision import IMAGE_TOKENS, PATCH, VisionSpec, small_vision
 from tenfold.train.config import RunConfig
+from tenfold.train.device import resolve_device
 from tenfold.train.optim.hyperparameters import Hyperparameters, derive
 from tenfold.train.precision import choose_dtype
+from tenfold.train.run_file import read_config
 
 CONTINUED_LEARNING_RATE = 3e-4  # of a hidden matrix of the base width, as `Hyperparameters.learning_rate`
 
@@ -56,15 +60,6 @@ def resolve_hyperparameters(config: RunConfig, tokens: int) -> Hyperparameters:
     return replace(h, reasons={**h.reasons, **reasons})
 
 
-def resolve_device(name: str) -> str:
-    """`auto` as the accelerator that PyTorch finds, or the CPU. Raises TenfoldError for a device that is not there."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise TenfoldError('This machine has no CUDA GPU that PyTorch can use: say device = "cpu".')
-    return name
-
-
 def resolve_model(config: RunConfig, vocab_size: int) -> tuple[ModelSpec, int]:
     """The model and the number of training tokens that a config asks for, with the corpus's vocabulary.
 
@@ -89,12 +84,27 @@ def _spec(config: RunConfig, fields: dict[str, Any], vocab_size: int) -> ModelSp
     if isinstance(config.model, str):
         return replace(published_model(config.model), vocab_size=vocab_size)
     if "width" in fields:
-        return shape_of(family, int(fields["width"]), vocab_size)
+        others = {key: value for key, value in fields.items() if key not in ("width", "family")}
+        return replace(shape_of(family, int(fields["width"]), vocab_size), **_checked(others))
     if set(fields) - {"family"}:
         return _spec_from_fields(fields, vocab_size)
     if config.flops is None:
         raise TenfoldError("A run that gives tokens must give the model too.")
-    return shape_for_flops(config.flops, vocab_size, config.data.seq_len, family=family)[0]
+    return shape_for_flops(config.flops, vocab_size, config.data.seq_len, family=family, law=config.law)[0]
+
+
+def with_own_law(config: RunConfig, home: Path, directory: Path) -> RunConfig:
+    """`config` with the law of the newest climb in `home`, where a law sizes its model and none is named.
+
+    A run that has begun in `directory` keeps the law that it began with, whatever was climbed since.
+    """
+    fields = config.model if isinstance(config.model, dict) else {}
+    given = config.init_from is not None or isinstance(config.model, str) or bool(set(fields) - {"family"})
+    if config.law is not None or config.flops is None or given:
+        return config
+    begun = directory / "run.toml"
+    law = read_config(begun).law if begun.exists() else own_law(home, config.flops, fields.get("family", "llama3"))
+    return structs.replace(config, law=law)
 
 
 def _stored_spec(path: str, vocab_size: int) -> ModelSpec:
@@ -117,14 +127,18 @@ def _vision_spec(fields: dict[str, Any], spec: ModelSpec, patch_token: int) -> V
     return replace(spec.vision or small_vision(spec.dim, spec.n_layers), **fields, patch_token=patch_token)
 
 
-def _spec_from_fields(fields: dict[str, Any], vocab_size: int) -> ModelSpec:
+def _checked(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a ModelSpec from those of the table `[model]`."""
     known = ModelSpec.__dataclass_fields__
     for key in fields:
         if key not in known:
             raise TenfoldError(f"The table [model] has no setting {key!r}{nearest(key, known)}.")
-    values = {"name": "custom", "vocab_size": vocab_size, **fields}
-    if isinstance(values.get("rope_scaling"), dict):
-        values["rope_scaling"] = RopeScaling(**values["rope_scaling"])
+    scaling = fields.get("rope_scaling")
+    return {**fields, "rope_scaling": RopeScaling(**scaling)} if isinstance(scaling, dict) else fields
+
+
+def _spec_from_fields(fields: dict[str, Any], vocab_size: int) -> ModelSpec:
+    values = {"name": "custom", "vocab_size": vocab_size, **_checked(fields)}
     try:
         return ModelSpec(**values)
     except TypeError as error:

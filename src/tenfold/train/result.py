@@ -1,8 +1,9 @@
 """What a run came to, and how it is read from the record of a finished one."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from tenfold.train.metrics import read_metrics
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,8 @@ class RunResult:
 
 def read_result(directory: Path) -> RunResult | None:
     """The result of a finished run in `directory`, or None."""
-    path = directory / "run.jsonl"
-    if not path.exists():
+    end = next((row for row in reversed(read_metrics(directory / "run.jsonl")) if row.get("event") == "end"), None)
+    if end is None:
         return None
-    for line in reversed(path.read_text().splitlines()):
-        if line.startswith("{") and '"event": "end"' in line:
-            fields = json.loads(line)
-            known = {k: fields[k] for k in RunResult.__dataclass_fields__ if k in fields and k != "directory"}
-            return RunResult(**known, directory=directory)
-    return None
+    known = {k: end[k] for k in RunResult.__dataclass_fields__ if k in end and k != "directory"}
+    return RunResult(**known, directory=directory)

@@ -1,12 +1,12 @@
 """The run file: `run.toml`, read, checked and written. Everything left out is derived from the compute.
 
-    flops = 1e15
-    [model]
-    width = 256
-    [data]
-    corpus = "texts"
-    [optimizer]
-    name = "adamw"
+flops = 1e15
+[model]
+width = 256
+[data]
+corpus = "texts"
+[optimizer]
+name = "adamw"
 """
 
 import tomllib
@@ -20,6 +20,7 @@ from msgspec import Struct
 
 from tenfold.spec.errors import TenfoldError, nearest
 from tenfold.spec.layout import Layout
+from tenfold.spec.versions import require_version
 from tenfold.train.config import VERSION, RunConfig
 
 # Keys of version 1, which had no tables, and where each stands.
@@ -65,6 +66,7 @@ def _changed(fields: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 
 def config_from_fields(fields: dict[str, Any], where: str) -> RunConfig:
     """A RunConfig from plain values. Raises TenfoldError that names `where` and the offending key."""
+    require_version(fields.get("version", VERSION), (1, VERSION), where, "write its settings as `tenfold train --help` lists them")
     _check_keys(fields, RunConfig, where)
     for key in ELSEWHERE:
         if isinstance(fields.get("parallel"), dict) and key in fields["parallel"]:
@@ -139,7 +141,6 @@ def _check(config: RunConfig, where: str) -> None:
         "describes an image encoder (vision) but names no images: add images to [data], or leave it out": (
             isinstance(config.model, dict) and "vision" in config.model and config.data.images is None
         ),
-        f"is of version {config.version}, later than {VERSION}: use the Tenfold that wrote it": config.version > VERSION,
         "has an infinite cache_gib: give a number of GiB": config.data.cache_gib == float("inf"),
     }
     for sentence, holds in contradictions.items():

@@ -20,6 +20,7 @@ from tenfold.train import checkpoint
 from tenfold.train.activation_checkpointing import checkpoint_activations
 from tenfold.train.compile import compile_model, use_document_blocks
 from tenfold.train.config import RunConfig
+from tenfold.train.device import this_accelerator
 from tenfold.train.goodput import GoodputTimer
 from tenfold.train.initial_weights import build, check_tokenizer, give_shares
 from tenfold.train.metrics import MetricsWriter
@@ -58,7 +59,7 @@ def start_run(task: Task, config: RunConfig, directory: Path, watchdog: Watchdog
     state = RunState() if saved is None else RunState(**saved["state"])
     opened.enter_context(autocast(resolved.device, resolved.dtype))
     opened.enter_context(fastest_attention(resolved.device))
-    peak, peak_source = peak_flops(resolved.device, resolved.dtype)
+    peak, peak_source = peak_flops(resolved.device, resolved.dtype, this_accelerator(config.device))
     peak *= dist.get_world_size() if dist.is_initialized() else 1
     facts["compile"] = _compiled(model, config, resolved, dims, peak)
     skipper = _skipper(config, state, resolved.device, dims)
@@ -77,7 +78,15 @@ def start_run(task: Task, config: RunConfig, directory: Path, watchdog: Watchdog
         peak_flops=peak,
         peak_source=peak_source,
         train_step=Step(
-            task, model, optimizers, skipper, resolved.h, config.optimizer, resolved.device, dims, layout_of(config).micro_batch,
+            task,
+            model,
+            optimizers,
+            skipper,
+            resolved.h,
+            config.optimizer,
+            resolved.device,
+            dims,
+            layout_of(config).micro_batch,
             read_every=config.log.every,
         ),
         rows_of=opened.enter_context(_rows(task, directory, dims, resolved)),

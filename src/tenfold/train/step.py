@@ -74,7 +74,7 @@ class Step:
             total = total + (sums.loss.detach() if self._on_device else sums.loss.item())
         return total
 
-    def _pipeline_passes(self, rows: Rows, weight: float) -> float:
+    def _pipeline_passes(self, rows: Rows, weight: float) -> Tensor | float:
         pipeline = self.dims.pipeline
         assert pipeline is not None
         most = self.dims.most_rows(self.h.batch_size)

@@ -33,6 +33,7 @@ from tenfold.data.text.batches import (
 from tenfold.data.text.corpus import Corpus
 from tenfold.model.io.tokenizer import save_tokenizer, tokenizer_hash
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.versions import require_version
 from tenfold.spec.vision import IMAGE_TOKENS, VisionSpec
 from tenfold.spec.vocabulary import Vocabulary
 
@@ -119,6 +120,7 @@ def build_images(source: Path, out: Path, corpus: Corpus, vision: VisionSpec, ma
     }
     if (out / "manifest.json").exists():
         manifest = json.loads((out / "manifest.json").read_text())
+        require_version(manifest.get("format", 1), (FORMAT,), out, "delete it, and the images are prepared again")
         if any(manifest.get(key) != value for key, value in wanted.items()):
             raise TenfoldError(f"{out} holds images that were prepared otherwise: delete it, or choose another folder.")
         return ImageCorpus(out, manifest)
@@ -211,18 +213,35 @@ def _merged(seeing: Batch, text: Batch, shown: np.ndarray) -> Batch:
 
 
 def image_batches(
-    images: ImageCorpus, *, batch_size: int, seq_len: int, split: str = "validation", part: tuple[int, int] = (0, 1)
-) -> Iterator[Batch]:
-    """The rows of a split once, in order, or a part of them as `data.text.batches.validation_batches` parts them."""
+    images: ImageCorpus, *, batch_size: int, seq_len: int, split: str = "validation", part: tuple[int, int] = (0, 1),
+    shuffled: bool = False,
+) -> Iterator[Batch]:  # fmt: skip
+    """The rows of a split once, in order, or a part of them as `data.text.batches.validation_batches` parts them.
+
+    Of `shuffled` ones each tile is the one before it in the whole split, so that words stand beside another's image.
+    """
     packed = images.packed(split, seq_len)
+    tile_numbers = _previous_tiles(images, packed) if shuffled else np.arange(len(images.tiles))
     mine, own = share_of(len(packed), part)
     for start in range(0, len(mine), batch_size):
         some = slice(start, start + batch_size)
-        yield without_targets(image_rows(images, [packed[i] for i in mine[some]], seq_len), ~own[some])
+        yield without_targets(image_rows(images, [packed[i] for i in mine[some]], seq_len, tile_numbers), ~own[some])
 
 
-def image_rows(images: ImageCorpus, packed: list[list[int]], seq_len: int) -> Batch:
-    """Rows of the documents numbered in `packed`; what is left of a row is filled with ends, which nobody learns."""
+def _previous_tiles(images: ImageCorpus, packed: list[list[int]]) -> np.ndarray:
+    """For each tile of the documents in `packed` the number of the tile before it, for the first that of the last."""
+    ends = images.documents["tiles"]
+    order = np.concatenate([np.arange(_begin(images, n, "tiles"), ends[n]) for row in packed for n in row])
+    numbers = np.arange(len(images.tiles))
+    numbers[order] = np.roll(order, 1)
+    return numbers
+
+
+def image_rows(images: ImageCorpus, packed: list[list[int]], seq_len: int, tile_numbers: np.ndarray | None = None) -> Batch:
+    """Rows of the documents numbered in `packed`; what is left of a row is filled with ends, which nobody learns.
+
+    `tile_numbers[i]` says which tile is shown in place of tile i.
+    """
     shape = len(packed), seq_len + 1
     tokens = np.full(shape, images.vocabulary.document_end, np.int64)
     learned, document = np.zeros(shape, bool), np.zeros(shape, np.int32)
@@ -235,7 +254,8 @@ def image_rows(images: ImageCorpus, packed: list[list[int]], seq_len: int) -> Ba
             tokens[row, place:ends] = images.tokens[first:last]
             learned[row, ends - words : ends] = True
             document[row, place:ends] = i
-            tiles.append(images.tiles[_begin(images, number, "tiles") : images.documents["tiles"][number]])
+            own = slice(_begin(images, number, "tiles"), images.documents["tiles"][number])
+            tiles.append(images.tiles[own if tile_numbers is None else tile_numbers[own]])
             place = ends
         document[row, place:] = len(numbers)
         counts.append(sum(map(len, tiles[len(tiles) - len(numbers) :])))

@@ -46,9 +46,7 @@ class Batch:
         return int((self.targets >= 0).sum())
 
 
-def train_batch(
-    corpus: Corpus, step: int, rows: slice = slice(None), *, batch_size: int, seq_len: int, seed: int
-) -> Batch:
+def train_batch(corpus: Corpus, step: int, rows: slice = slice(None), *, batch_size: int, seq_len: int, seed: int) -> Batch:
     """`rows` of the `batch_size` rows of a step; no other row is read.
 
     How many targets the whole batch has depends on all of its rows: processes that read a part each must add up their
@@ -85,9 +83,7 @@ def validation_batches(
         yield without_targets(text_rows(corpus, "validation", index[mine[some]], seq_len), ~own[some])
 
 
-def validation_bytes(
-    corpus: Corpus, *, seq_len: int, limit_tokens: int | None = None, part: tuple[int, int] = (0, 1)
-) -> int:
+def validation_bytes(corpus: Corpus, *, seq_len: int, limit_tokens: int | None = None, part: tuple[int, int] = (0, 1)) -> int:
     """Bytes of text that the targets of `validation_batches` stand for: the denominator of bits per byte."""
     return sum(
         int(corpus.token_bytes[batch.targets[batch.targets >= 0]].sum())

@@ -31,6 +31,7 @@ from tenfold.data.text.tokenizer import SMALLEST_VOCABULARY, train_tokenizer, tr
 from tenfold.model.io.tokenizer import copy_tokenizer, read_tokenizer, read_vocabulary, same_tokenizer, save_tokenizer
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.units import si
+from tenfold.spec.versions import require_version
 from tenfold.spec.vocabulary import Vocabulary
 
 FORMAT = 3
@@ -167,10 +168,9 @@ def read_manifest(written: str | bytes, where: Path | str) -> dict[str, Any]:
         number, _, size = manifest["format"], manifest["files"], manifest["vocab_size"]
     except (ValueError, KeyError, TypeError):
         raise TenfoldError(f"The manifest.json of {where} is damaged: delete {where} and build the corpus again.") from None
+    require_version(number, (2, FORMAT), where, "delete it and build the corpus again")
     if number == 2:
         return manifest | {"vocabulary": msgspec.to_builtins(trained_vocabulary(size))}
-    if number != FORMAT:
-        raise TenfoldError(f"{where} has format {number} and not {FORMAT}: delete it and build the corpus again.")
     return manifest
 
 

@@ -1,6 +1,6 @@
 """Tokens on disk: one stream for a split, cut into files of equal length, and where each document begins.
 
-    train-00000.bin  train-00001.bin  ...  train-documents.bin  (and the same for validation)
+train-00000.bin  train-00001.bin  ...  train-documents.bin  (and the same for validation)
 """
 
 import hashlib

@@ -43,8 +43,7 @@ def read_documents(source: str | Path, text_column: str = "text") -> Iterator[Do
     path = Path(source)
     if not path.exists():
         raise TenfoldError(
-            f"There is no corpus {str(source)!r}: give a folder, a file, or one of {', '.join(NAMED)}"
-            f"{nearest(str(source), NAMED)}."
+            f"There is no corpus {str(source)!r}: give a folder, a file, or one of {', '.join(NAMED)}{nearest(str(source), NAMED)}."
         )
     for file in files_of(path):
         name = file.name.lower()
@@ -175,8 +174,7 @@ def _parquet(file: Path, column: str) -> Iterator[Document]:
             names = table.schema_arrow.names
             if column not in names:
                 raise TenfoldError(
-                    f"{file} has no column {column!r}{nearest(column, names)}: it has {', '.join(names[:8])}; "
-                    "say --text-column."
+                    f"{file} has no column {column!r}{nearest(column, names)}: it has {', '.join(names[:8])}; say --text-column."
                 )
             for batch in table.iter_batches(batch_size=256, columns=[column]):
                 for value in batch.column(0):

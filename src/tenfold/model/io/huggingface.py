@@ -3,6 +3,7 @@
 Names and order of the weights are those of `weights` of the model's family.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -27,9 +28,7 @@ from tenfold.spec.model import ModelSpec
 SHARD_BYTES = 4 * 2**30
 
 
-def write_model(
-    model: Llama, directory: Path, tokenizer_directory: Path | None = None, dtype: torch.dtype = torch.float32
-) -> None:
+def write_model(model: Llama, directory: Path, tokenizer_directory: Path | None = None, dtype: torch.dtype = torch.float32) -> None:
     """Write weights in shards of at most 4 GiB, `config.json`, and the tokenizer of a directory or GGUF file."""
     tensors = ((name, slot.get()) for name, slot in _slots(model).items())
     _write(model.spec, tensors, directory, tokenizer_directory, dtype)
@@ -179,6 +178,15 @@ def _files(path: Path) -> list[str]:
         if not (path / file).exists():
             raise TenfoldError(f"{path} lacks {file}: copy the missing shard there.")
     return files
+
+
+def weights_hash(path: Path) -> str:
+    """SHA-256 over the files of the weights in a Hugging Face directory, or of a GGUF file."""
+    digest = hashlib.sha256()
+    for file in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
 
 
 def read_parts(path: Path) -> Iterator[tuple[str, nn.Module]]:

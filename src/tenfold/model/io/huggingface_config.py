@@ -92,5 +92,3 @@ def shared_fields(config: dict[str, Any], name: str) -> dict[str, Any]:
         else None,
         "norm_eps": config.get("rms_norm_eps", 1e-6),
     }
-
-

@@ -3,14 +3,13 @@
 from dataclasses import dataclass
 
 from tenfold.plan.costs import cost as money
-from tenfold.plan.costs.environment import Footprint, Hourly, run_footprint
-from tenfold.plan.costs.failures import Assumed, Failures, effective_time, monte_carlo
-from tenfold.plan.costs.failures import facts as reliability
+from tenfold.plan.costs.environment import Footprint, run_footprint
+from tenfold.plan.costs.failures import Failures, effective_time, monte_carlo
 from tenfold.plan.costs.power import Held, RunPower, run_power
 from tenfold.plan.costs.surroundings import Surroundings
+from tenfold.plan.facts import facts
 from tenfold.plan.ranges import Range
 from tenfold.plan.sites.site import Site, site
-from tenfold.plan.workload.profiles import over_run, read_carbon, read_prices, read_weather
 from tenfold.plan.workload.workload import DAY_S, StepTime, Workload
 
 # Parts of a step in which no kernel of the model runs on the board; the rest are kernels.
@@ -51,22 +50,18 @@ def computing_of(step: StepTime) -> float:
 
 def checkpoint_bytes(parameters: float) -> float:
     """Bytes of a checkpoint with the optimizer's state."""
-    return parameters * reliability()["checkpoint"]["bytes_per_parameter"]
+    return parameters * facts("reliability")["checkpoint"]["bytes_per_parameter"]
 
 
 def consequences(workload: Workload, around: Surroundings | None = None) -> Consequences:
     """Failures, power, cost and footprint of a workload. Raises TenfoldError as they do."""
     around = around or Surroundings()
     place = site(around.region, around.pue, around.wue_l_per_kwh)
-    failures = effective_time(
-        workload.gpus, workload.days * DAY_S, checkpoint_bytes(workload.spec.parameters().total), _assumed(around)
-    )
+    failures = effective_time(workload.gpus, workload.days * DAY_S, checkpoint_bytes(workload.spec.parameters().total), around)
     wall_days = workload.days / failures.effective_share
     hours = 24 * wall_days
     held = Held(workload.accelerator, workload.gpus, hours, failures.spare_gpus, around.gpus_per_node)
     power = run_power(held, place.pue, computing_of(workload.step_time), failures.effective_share.mid)
-    hourly = _hourly(around)
-    hourly_price = over_run(read_prices(around.price_csv), hours.mid, hourly.start_hour) if around.price_csv else None
     return Consequences(
         site=place,
         failures=failures,
@@ -74,25 +69,6 @@ def consequences(workload: Workload, around: Surroundings | None = None) -> Cons
         wall_days=wall_days,
         gpu_hours=workload.gpus * 24 * wall_days,
         power=power,
-        cost=money.run_cost(held, power, place, around.rent_usd_per_h, hourly_price),
-        footprint=run_footprint(held, power, place, around.clean_share, hourly),
-    )
-
-
-def _assumed(around: Surroundings) -> Assumed:
-    return Assumed(
-        gpus_per_node=around.gpus_per_node,
-        storage_gb_per_s=around.storage_gb_per_s,
-        interval_s=around.checkpoint_interval_s,
-        per_1000_node_days=around.per_1000_node_days,
-        recovery_s=around.recovery_s,
-    )
-
-
-def _hourly(around: Surroundings) -> Hourly:
-    return Hourly(
-        carbon=read_carbon(around.carbon_csv) if around.carbon_csv else None,
-        weather=read_weather(around.weather_epw) if around.weather_epw else None,
-        cooling=around.cooling,
-        start_hour=(around.start.timetuple().tm_yday - 1) * 24 if around.start else None,
+        cost=money.run_cost(held, power, place, around),
+        footprint=run_footprint(held, power, place, around),
     )

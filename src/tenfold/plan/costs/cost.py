@@ -1,14 +1,13 @@
 """Money: what the run costs on rented machines, and on machines of one's own."""
 
-import tomllib
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
-from typing import Any
 
 from tenfold.plan.costs.power import Held, RunPower
+from tenfold.plan.costs.surroundings import Surroundings
+from tenfold.plan.facts import facts
 from tenfold.plan.ranges import Range, total
 from tenfold.plan.sites.site import Site
+from tenfold.plan.workload.profiles import over_run, read_prices
 from tenfold.spec.accelerator import Accelerator, accelerator
 
 HOURS_PER_YEAR = 8766.0
@@ -39,12 +38,6 @@ class RunCost:
     source: str
 
 
-@cache
-def facts() -> dict[str, Any]:
-    """`plan/data/prices.toml`: rent and purchase by accelerator, and what owning adds."""
-    return tomllib.loads(resources.files("tenfold.plan").joinpath("data/prices.toml").read_text())
-
-
 def price(part: Accelerator) -> Price:
     """Rent and purchase of one accelerator; scaled from H100 by peak bf16 rate, twice as wide, where none is known."""
     rent, rent_source, rent_assumed = _known_or_scaled("rent_usd_per_h", part)
@@ -53,27 +46,24 @@ def price(part: Accelerator) -> Price:
 
 
 def _known_or_scaled(table: str, part: Accelerator) -> tuple[Range, str, bool]:
-    known, own = facts()[table], getattr(part, table)
+    known, own = facts("prices")[table], getattr(part, table)
     if own is not None:
         return Range.of(own), part.source, False
     if part.key in known:
         return Range.of(known[part.key]["usd"]), known[part.key]["source"], False
     ratio = part.bf16_tflops / accelerator("h100").bf16_tflops
     mid = known["h100"]["usd"][1] * ratio
-    return mid * Range.of(facts()["unknown"]["spread"]), "none published, scaled from H100 by peak bf16 rate", True
+    return mid * Range.of(facts("prices")["unknown"]["spread"]), "none published, scaled from H100 by peak bf16 rate", True
 
 
-def run_cost(
-    held: Held, power: RunPower, site: Site, rent_usd_per_h: float | None = None, usd_per_kwh: Range | None = None
-) -> RunCost:
-    """Cost of holding machines for a run.
-
-    `rent_usd_per_h` replaces the market's rent; `usd_per_kwh` the site's price (a mean over hourly prices, say).
-    """
-    prices = price(held.accelerator)
-    hours = (held.gpus + held.spare_gpus) * Range.of(held.wall_hours)
-    rent = Range.of(rent_usd_per_h) if rent_usd_per_h is not None else prices.rent_usd_per_h
-    kwh_price = usd_per_kwh or site.usd_per_kwh
+def run_cost(held: Held, power: RunPower, site: Site, around: Surroundings = Surroundings()) -> RunCost:
+    """Cost of holding machines for a run; a rent and hourly prices of `around` replace the market's and the site's."""
+    prices, wall_hours = price(held.accelerator), Range.of(held.wall_hours)
+    hours = (held.gpus + held.spare_gpus) * wall_hours
+    rent = prices.rent_usd_per_h if around.rent_usd_per_h is None else Range.of(around.rent_usd_per_h)
+    kwh_price = site.usd_per_kwh
+    if around.price_csv:
+        kwh_price = over_run(read_prices(around.price_csv), wall_hours.mid, around.start_hour)
     parts = _own_parts(held, prices.purchase_usd, power)
     parts["electricity"] = 1e3 * power.energy_mwh * kwh_price
     whole = total(list(parts.values()))
@@ -92,7 +82,7 @@ def run_cost(
 
 def _own_parts(held: Held, purchase_usd: Range, power: RunPower) -> dict[str, Range]:
     """What owning the machines for the run costs, but for electricity."""
-    own = {k: Range.of(v) for k, v in facts()["own"].items() if k != "source"}
+    own = {k: Range.of(v) for k, v in facts("prices")["own"].items() if k != "source"}
     wall_years = Range.of(held.wall_hours) / HOURS_PER_YEAR
     years = (held.gpus + held.spare_gpus) * Range.of(held.wall_hours) / HOURS_PER_YEAR / own["in_use"]
     servers = purchase_usd * (1 + own["server"])

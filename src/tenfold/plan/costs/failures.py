@@ -6,27 +6,19 @@ node from the last checkpoint that reached storage, and does the work since then
 """
 
 import math
-import tomllib
 from dataclasses import dataclass, field
-from functools import cache
-from importlib import resources
-from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.stats import poisson
 
+from tenfold.plan.costs.surroundings import Surroundings
+from tenfold.plan.facts import facts
 from tenfold.plan.ranges import Range
 from tenfold.spec.errors import TenfoldError
 
 DAY_S, HOUR_S = 86_400.0, 3_600.0
 SPARES_SUFFICE = 0.99  # the probability that the spare nodes cover all that are away for repair
-
-
-@cache
-def facts() -> dict[str, Any]:
-    """`plan/data/reliability.toml`: interruptions by component, whole fleets, times to recover, checkpoint speeds."""
-    return tomllib.loads(resources.files("tenfold.plan").joinpath("data/reliability.toml").read_text())
 
 
 @dataclass(frozen=True)
@@ -60,20 +52,19 @@ class Failures:
 
 def component_rates(gpus_per_node: int = 8) -> dict[str, float]:
     """Interruptions per node-day by component (Llama 3's table), for nodes of `gpus_per_node` accelerators."""
-    table = facts()["components"]
+    table = facts("reliability")["components"]
     node_days = table["nodes"] * table["days"]
     per_gpu = gpus_per_node / table["gpus_per_node"]
     return {
-        name: row["count"] / node_days * (per_gpu if row["scales_with"] == "gpu" else 1.0)
-        for name, row in table["counts"].items()
+        name: row["count"] / node_days * (per_gpu if row["scales_with"] == "gpu" else 1.0) for name, row in table["counts"].items()
     }
 
 
 def rate_per_node_day(gpus_per_node: int = 8) -> Range:
     """Interruptions per node-day: Llama 3's table, and the two fleets of RSC as low and high end."""
     mid = sum(component_rates(gpus_per_node).values())
-    bounds = {row["bound"]: row["per_1000_node_days"] for row in facts()["fleets"].values() if "bound" in row}
-    scale = mid / (1e-3 * facts()["fleets"]["Llama 3 405B"]["per_1000_node_days"])
+    bounds = {row["bound"]: row["per_1000_node_days"] for row in facts("reliability")["fleets"].values() if "bound" in row}
+    scale = mid / (1e-3 * facts("reliability")["fleets"]["Llama 3 405B"]["per_1000_node_days"])
     return Range(1e-3 * bounds["low"] * scale, mid, 1e-3 * bounds["high"] * scale)
 
 
@@ -124,15 +115,13 @@ def best_interval(stall_s: float, write_s: float, recovery_s: float, mtti_s: flo
     return math.exp(found.x)
 
 
-def checkpoint_times(
-    state_bytes: float, n_gpus: int, n_nodes: int, storage_gb_per_s: float | None = None
-) -> tuple[Range, Range]:
+def checkpoint_times(state_bytes: float, n_gpus: int, n_nodes: int, storage_gb_per_s: float | None = None) -> tuple[Range, Range]:
     """(seconds that the job stalls, seconds until the checkpoint is safe in storage).
 
     Every accelerator copies its share to host memory; the nodes then write at `storage_gb_per_s` in all (given by the
     file system), or at the file's rate per node.
     """
-    table = facts()["checkpoint"]
+    table = facts("reliability")["checkpoint"]
     copy = state_bytes / (1e9 * n_gpus * Range.of(table["host_copy_gb_per_s_per_gpu"]))
     rate = Range.of(storage_gb_per_s) if storage_gb_per_s else n_nodes * Range.of(table["storage_gb_per_s_per_node"])
     return copy + Range.of(table["coordination_s"]), state_bytes / (1e9 * rate)
@@ -143,30 +132,19 @@ def spare_nodes(repairs_per_day: float, repair_h: float, suffice: float = SPARES
     return int(poisson.ppf(suffice, repairs_per_day * repair_h / 24))
 
 
-@dataclass(frozen=True)
-class Assumed:
-    """What replaces the plan's own figures: bandwidth of the storage, work between checkpoints, failures, and the time for
-    detection and restart."""
-
-    gpus_per_node: int = 8
-    storage_gb_per_s: float | None = None
-    interval_s: float | None = None
-    per_1000_node_days: float | None = None
-    recovery_s: float | None = None
-
-
-def effective_time(n_gpus: int, work_s: float, state_bytes: float, assumed: Assumed = Assumed()) -> Failures:
+def effective_time(n_gpus: int, work_s: float, state_bytes: float, around: Surroundings = Surroundings()) -> Failures:
     """What failures do to `work_s` seconds of training on `n_gpus`, with a checkpoint of `state_bytes`.
 
-    Divide `work_s` by `effective_share` for the wall-clock time. Raises TenfoldError where failures come so fast that the
-    job never gets from one checkpoint to the next.
+    What `around` says of storage, checkpoints, failures and recovery replaces the plan's own figures. Divide `work_s` by
+    `effective_share` for the wall-clock time. Raises TenfoldError where failures come so fast that the job never gets from
+    one checkpoint to the next.
     """
-    n_nodes = math.ceil(n_gpus / assumed.gpus_per_node)
-    rates, per_node_day = _rates(assumed)
+    n_nodes = math.ceil(n_gpus / around.gpus_per_node)
+    rates, per_node_day = _rates(around)
     mtti_s = DAY_S / (n_nodes * per_node_day)
-    stall, write = checkpoint_times(state_bytes, n_gpus, n_nodes, assumed.storage_gb_per_s)
-    detection, recovery = _recovery(state_bytes, n_nodes, assumed)
-    interval = assumed.interval_s or best_interval(stall.mid, write.mid, recovery.mid, mtti_s.mid)
+    stall, write = checkpoint_times(state_bytes, n_gpus, n_nodes, around.storage_gb_per_s)
+    detection, recovery = _recovery(state_bytes, n_nodes, around)
+    interval = around.checkpoint_interval_s or best_interval(stall.mid, write.mid, recovery.mid, mtti_s.mid)
     if interval < write.mid:
         raise TenfoldError(
             f"A checkpoint takes {write.mid:.0f} s to write, longer than the {interval:.0f} s between two: raise the "
@@ -180,12 +158,12 @@ def effective_time(n_gpus: int, work_s: float, state_bytes: float, assumed: Assu
         )
     worst = effective_share(interval, stall.high, write.high, recovery.high, mtti_s.low)
     share = Range(max(0.01 * mid, worst), mid, effective_share(interval, stall.low, write.low, recovery.low, mtti_s.high))
-    table = facts()["components"]["counts"]
+    table = facts("reliability")["components"]["counts"]
     repairs_per_day = n_nodes * sum(rate for name, rate in rates.items() if table[name]["needs_repair"])
     return Failures(
         n_gpus=n_gpus,
         n_nodes=n_nodes,
-        gpus_per_node=assumed.gpus_per_node,
+        gpus_per_node=around.gpus_per_node,
         per_1000_node_days=1e3 * per_node_day,
         by_component_per_day={name: n_nodes * rate for name, rate in rates.items()},
         mean_time_to_interruption_h=mtti_s / HOUR_S,
@@ -198,28 +176,28 @@ def effective_time(n_gpus: int, work_s: float, state_bytes: float, assumed: Assu
         daly_interval_s=daly_interval(stall.mid, mtti_s.mid),
         detection_s=min(detection.mid, recovery.mid),
         restart_s=max(0.0, recovery.mid - detection.mid),
-        spare_nodes=spare_nodes(repairs_per_day, facts()["recovery"]["repair_h"][1]),
+        spare_nodes=spare_nodes(repairs_per_day, facts("reliability")["recovery"]["repair_h"][1]),
         effective_share=share,
         shares=_shares(share.mid, interval, stall.mid, recovery.mid, mtti_s.mid),
-        source=facts()["components"]["source"],
+        source=facts("reliability")["components"]["source"],
     )
 
 
-def _rates(assumed: Assumed) -> tuple[dict[str, float], Range]:
+def _rates(around: Surroundings) -> tuple[dict[str, float], Range]:
     """(interruptions per node-day by component, all of them)."""
-    rates, per_node_day = component_rates(assumed.gpus_per_node), rate_per_node_day(assumed.gpus_per_node)
-    if assumed.per_1000_node_days is None:
+    rates, per_node_day = component_rates(around.gpus_per_node), rate_per_node_day(around.gpus_per_node)
+    if around.per_1000_node_days is None:
         return rates, per_node_day
-    known = 1e-3 * assumed.per_1000_node_days
+    known = 1e-3 * around.per_1000_node_days
     return {name: rate * known / per_node_day.mid for name, rate in rates.items()}, Range.of(known)
 
 
-def _recovery(state_bytes: float, n_nodes: int, assumed: Assumed) -> tuple[Range, Range]:
+def _recovery(state_bytes: float, n_nodes: int, around: Surroundings) -> tuple[Range, Range]:
     """(seconds until a failure is noticed, seconds until the job computes again: detection, restart and reading back)."""
-    table = facts()
+    table = facts("reliability")
     detection, restart = (Range.of(table["recovery"][key]) for key in ("detection_s", "restart_s"))
-    if assumed.recovery_s is not None:
-        return detection, Range.of(assumed.recovery_s)
+    if around.recovery_s is not None:
+        return detection, Range.of(around.recovery_s)
     reload = state_bytes / (1e9 * n_nodes * Range.of(table["checkpoint"]["storage_gb_per_s_per_node"]))
     return detection, detection + restart + reload
 

@@ -1,11 +1,8 @@
 """Power and energy of a run: boards by what they do, hosts, network, the building; peak, mean and total."""
 
-import tomllib
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
-from typing import Any
 
+from tenfold.plan.facts import facts
 from tenfold.plan.ranges import Range
 from tenfold.spec.accelerator import Accelerator
 from tenfold.spec.errors import TenfoldError
@@ -41,18 +38,12 @@ class RunPower:
     year: str
 
 
-@cache
-def facts() -> dict[str, Any]:
-    """`plan/data/power.toml`: shares of the board's TDP while computing, waiting, idle, at peak; hosts; network."""
-    return tomllib.loads(resources.files("tenfold.plan").joinpath("data/power.toml").read_text())
-
-
 def computing_share(mfu: float, accelerator: Accelerator) -> float:
     """The share of a step in which kernels run, for a run of which only the MFU (0 to 1, bf16) is known.
 
     Matrix products run at best at the rate that was measured for the part; other kernels take their fixed share.
     """
-    table = facts()["computing"]
+    table = facts("power")["computing"]
     best = table["best_matrix_share_of_peak"]
     if accelerator.measured_bf16_tflops:
         best = accelerator.measured_bf16_tflops / accelerator.bf16_tflops
@@ -68,7 +59,7 @@ def board_w(accelerator: Accelerator, computing: float) -> Range:
         raise TenfoldError(f"The share of time spent computing must lie between 0 and 1, not {computing}.")
     if accelerator.tdp_w is None:
         raise TenfoldError(f"{accelerator.name} has no published board power: choose another accelerator.")
-    table = facts()["board"]
+    table = facts("power")["board"]
     return accelerator.tdp_w * (Range.of(table["computing"]) * computing + Range.of(table["waiting"]) * (1 - computing))
 
 
@@ -78,7 +69,7 @@ def run_power(held: Held, pue: Range | float, computing: float, effective_share:
     `computing` is the share of a step in which kernels run (the rest is exposed communication and bubble; see
     `computing_share`), `effective_share` the share of wall-clock time in which steps run at all. Spares stand idle.
     """
-    table, pue, wall_hours = facts(), Range.of(pue), Range.of(held.wall_hours)
+    table, pue, wall_hours = facts("power"), Range.of(pue), Range.of(held.wall_hours)
     board = board_w(held.accelerator, computing * effective_share)
     tdp = held.accelerator.tdp_w or 0.0
     host = tdp * Range.of(table["host"]["mean"])

@@ -29,3 +29,8 @@ class Surroundings:
     price_csv: Annotated[Path | None, Meta(description="Hourly prices: a column in USD/MWh.")] = None
     weather_epw: Annotated[Path | None, Meta(description="Hourly weather, EnergyPlus format: water by wet bulb.")] = None
     start: Annotated[date | None, Meta(description="First day of the run, which places it in the hourly profiles.")] = None
+
+    @property
+    def start_hour(self) -> int | None:
+        """The hour of the year in which the run begins."""
+        return (self.start.timetuple().tm_yday - 1) * 24 if self.start else None

@@ -1,11 +1,8 @@
 """Where a run stands: the price, carbon and water of its electricity, and how well its building uses them."""
 
-import tomllib
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
-from typing import Any
 
+from tenfold.plan.facts import facts
 from tenfold.plan.ranges import Range, total
 from tenfold.spec.errors import TenfoldError, nearest
 
@@ -25,15 +22,9 @@ class Site:
     source: str
 
 
-@cache
-def facts() -> dict[str, Any]:
-    """`plan/data/grid.toml`: prices, carbon and fuels by state, water by fuel, and a usual building."""
-    return tomllib.loads(resources.files("tenfold.plan").joinpath("data/grid.toml").read_text())
-
-
 def water_of_fuels(shares: dict[str, float]) -> Range:
     """Litres that power stations evaporate per kWh, for shares of nuclear, coal, gas, oil, hydro, solar, wind, other."""
-    factors = facts()["water_l_per_kwh"]
+    factors = facts("grid")["water_l_per_kwh"]
     whole = sum(shares.values())
     return total([Range.of(factors[fuel]) * (share / whole) for fuel, share in shares.items()])
 
@@ -43,7 +34,7 @@ def site(region: str = "US", pue: float | None = None, wue_l_per_kwh: float | No
 
     Raises TenfoldError with the nearest name where the region is unknown.
     """
-    table = facts()
+    table = facts("grid")
     keys = {key.lower(): key for key in table["states"]} | {row["name"].lower(): key for key, row in table["states"].items()}
     if region.lower() not in keys:
         raise TenfoldError(f"There is no region {region!r}{nearest(region, keys)}: name a US state, as TX or Texas, or US.")
@@ -68,7 +59,7 @@ def site(region: str = "US", pue: float | None = None, wue_l_per_kwh: float | No
 
 def _carbon(key: str, of_2016: float) -> Range:
     """The newest figure as mid: the hourly mean of 2022 where known, else that of 2016 with the national trend."""
-    trend = facts()["trend"]
-    mid = facts()["kgco2_per_kwh_2022"].get(key, of_2016 * trend["us_kgco2_per_kwh_2023"] / trend["us_kgco2_per_kwh_2016"])
+    trend = facts("grid")["trend"]
+    mid = facts("grid")["kgco2_per_kwh_2022"].get(key, of_2016 * trend["us_kgco2_per_kwh_2023"] / trend["us_kgco2_per_kwh_2016"])
     low, _, high = trend["uncertainty"]
     return Range(low * mid, mid, max(high * mid, of_2016))

@@ -15,8 +15,11 @@ from tenfold.spec.accelerator import Accelerator, accelerators
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.layout import Layout, for_world
 from tenfold.spec.model import ModelSpec, RopeScaling
+from tenfold.spec.versions import require_version
+from tenfold.train.metrics import read_metrics
 
 FILE = "calibration.json"
+VERSION = 1  # of each calibration in it
 
 
 @dataclass(frozen=True)
@@ -109,14 +112,10 @@ def _events(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if not path.exists():
         raise TenfoldError(f"{run} holds no run.jsonl: name the directory of a run of `tenfold train`.")
     events: dict[str, dict[str, Any]] = {}
-    for line in path.read_text().splitlines():
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue  # a line cut short when the run was killed
-        events.setdefault(event.get("event", ""), event)
+    for event in read_metrics(path):
         if event.get("event") == "end":
             events["end"] = event
+        events.setdefault(event.get("event", ""), event)
     if "start" not in events or not events.get("end", {}).get("tokens_per_s"):
         raise TenfoldError(f"The run in {run} has not finished: let `tenfold train` resume it, then calibrate.")
     return events["start"], events["end"]
@@ -150,7 +149,7 @@ def write(calibration: Calibration, home: Path) -> Path:
     path = home / FILE
     home.mkdir(parents=True, exist_ok=True)
     known = json.loads(path.read_text()) if path.exists() else {}
-    known[calibration.accelerator.key] = asdict(calibration)
+    known[calibration.accelerator.key] = {"version": VERSION, **asdict(calibration)}
     path.write_text(json.dumps(known, indent=1) + "\n")
     return path
 
@@ -163,6 +162,7 @@ def calibrated(part: Machine | None, key: str, home: Path) -> tuple[Machine | No
     kept = json.loads(path.read_text()).get(key.lower())
     if kept is None:
         return part, ""
+    require_version(kept.get("version", 1), (VERSION,), f"The calibration of {key} in {path}", "run `tenfold plan calibrate` again")
     constants = Constants(**{f.name: kept["constants"][f.name] for f in fields(Constants)})
     base = part or replace(machine("h100"), accelerator=Accelerator(**kept["accelerator"]))
     software = _host(base.stack, kept["factor"])

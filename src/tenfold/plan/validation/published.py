@@ -2,15 +2,14 @@
 
 import csv
 import re
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache
 from importlib import resources
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+from tenfold.plan.facts import facts
 from tenfold.plan.workload.machine import Machine, machine
 from tenfold.plan.workload.memory import memory
 from tenfold.plan.workload.search import divisors, least_recompute
@@ -65,17 +64,6 @@ class Row:
         return self.source, self.spec, lay.world, self.machine.accelerator.key, lay.seq_len, self.precision, batch
 
 
-@cache
-def run_facts() -> dict[str, Any]:
-    """`plan/data/published_runs.toml`: compute of published models, and what their reported hours hold."""
-    return tomllib.loads(resources.files("tenfold.plan").joinpath("data/published_runs.toml").read_text())
-
-
-@cache
-def _shapes() -> dict[str, Any]:
-    return tomllib.loads(resources.files("tenfold.plan").joinpath("data/shapes.toml").read_text())
-
-
 def gpt(name: str, dim: int, layers: int, heads: int, vocab_size: int, context: int) -> ModelSpec:
     """A GPT-2-like model as a gated one of the same weights."""
     return ModelSpec(name, dim, layers, heads, heads, round(8 * dim / 3), vocab_size, context=context, tied=True)
@@ -93,7 +81,7 @@ def _spec(row: dict[str, str], seq_len: int) -> ModelSpec | None:
             plain.startswith("llama") and name.startswith("llama-3.1") and plain.endswith("-" + name.rsplit("-", 1)[1])
         ):
             return replace(spec, context=seq_len)
-    for name, fields in _shapes().items():
+    for name, fields in facts("shapes").items():
         if row["model"].lower().startswith(name.lower()):
             if "gpt" in fields:
                 dim, layers, heads, vocab_size = fields["gpt"]

@@ -7,11 +7,11 @@ from pathlib import Path
 from statistics import mean, median
 
 from tenfold.plan.costs.environment import card_tco2e
-from tenfold.plan.costs.environment import facts as cards
 from tenfold.plan.costs.failures import effective_time
+from tenfold.plan.facts import facts
 from tenfold.plan.plan import make_plan
 from tenfold.plan.request import StepRequest
-from tenfold.plan.validation.published import Row, read_layouts, read_vtrain, run_facts, table
+from tenfold.plan.validation.published import Row, read_layouts, read_vtrain, table
 from tenfold.plan.workload.machine import machine
 from tenfold.plan.workload.memory import memory
 from tenfold.plan.workload.step_time import step_time
@@ -123,7 +123,7 @@ def _planned_hours(row: dict[str, str], part: str) -> float:
 
 def card_errors(path: Path | None = None) -> list[tuple[str, float]]:
     """(model, error in percent) of t CO2e by the rule of the model cards, from GPU-hours and board power."""
-    known, found = cards()["rules"], []
+    known, found = facts("cards")["rules"], []
     for row in table("training_runs.csv", path):
         hours, watts, told = row["gpu_hours"], row["tdp_w_assumed"], row["tco2e_location"]
         rule = known.get(row["family"].lower().replace(" ", "-"))
@@ -148,7 +148,7 @@ def with_overhead(
 def hours_misses(hours: list[tuple[str, float, float]], known: list[tuple[str, float, float]] | None = None) -> list[str]:
     """A sentence for every model that misses by more than 20 % with the common factor: how far, and why."""
     ratios = {name: told / planned for name, told, planned in hours}
-    middle, reasons = median(told / planned for _, told, planned in known or hours), run_facts()["hours"]
+    middle, reasons = median(told / planned for _, told, planned in known or hours), facts("published_runs")["hours"]
     found = []
     for name, error in _hours_pct(with_overhead(hours, known)):
         if abs(error) > HOURS_BAR_PCT:

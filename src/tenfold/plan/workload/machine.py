@@ -1,11 +1,9 @@
 """The constants of machines and of training software, from `plan/data/constants.toml`: each with its source there."""
 
-import tomllib
 from dataclasses import dataclass, fields, replace
-from functools import cache
-from importlib import resources
 from typing import Any
 
+from tenfold.plan.facts import facts
 from tenfold.spec.accelerator import Accelerator, accelerator
 from tenfold.spec.errors import TenfoldError, nearest
 
@@ -108,14 +106,9 @@ class Machine:
         return self.constants.scaleout_gb_per_s * 1e9 * self.constants.scaleout_efficiency
 
 
-@cache
-def _file() -> dict[str, Any]:
-    return tomllib.loads(resources.files("tenfold.plan").joinpath("data/constants.toml").read_text())
-
-
 def stacks() -> dict[str, Stack]:
     """Training software by name."""
-    return {k: Stack(**{f: v for f, v in row.items() if f != "source"}) for k, row in _file()["stacks"].items()}
+    return {k: Stack(**{f: v for f, v in row.items() if f != "source"}) for k, row in facts("constants")["stacks"].items()}
 
 
 def stack(name: str) -> Stack:
@@ -132,8 +125,8 @@ def machine(name: str, stack_name: str = "tenfold", **changes: Any) -> Machine:
     """
     sheet = {f.name for f in fields(Accelerator)}
     part = replace(accelerator(name), **{k: v for k, v in changes.items() if k in sheet})
-    own = _file()["accelerators"].get(part.key, {})
-    merged = {**_file()["accelerators"]["any"], **own, **changes}
+    own = facts("constants")["accelerators"].get(part.key, {})
+    merged = {**facts("constants")["accelerators"]["any"], **own, **changes}
     names = {f.name for f in fields(Constants)}
     constants = Constants(**{k: v for k, v in merged.items() if k in names})
     share = constants.matmul_efficiency

@@ -1,8 +1,7 @@
 """Bytes on the fullest GPU, by part: the first stage holds most micro-batches, the last one the scores of the vocabulary."""
 
 import math
-from dataclasses import dataclass
-from functools import cached_property
+from typing import NamedTuple
 
 from tenfold.plan.workload.machine import Machine, Stack
 from tenfold.plan.workload.step_time import gpu_weights, micro_batches
@@ -41,8 +40,7 @@ def activation_bytes(spec: ModelSpec, layout: Layout, expert: bool, stack: Stack
     return {"none": everything, "selective": products, "full": full}[layout.activation_checkpointing], everything
 
 
-@dataclass(frozen=True)
-class Weights:
+class Weights(NamedTuple):
     """What a GPU holds of one layer's dense weights, of its routed experts, and of a table (embedding or head)."""
 
     dense: float
@@ -66,154 +64,113 @@ def shared_experts(spec: ModelSpec) -> int:
     return spec.n_expert_layers * spec.n_shared_experts * 3 * spec.dim * spec.expert_ffn_dim
 
 
-@dataclass(frozen=True)
-class _Stage:
-    """The fullest stage of a pipeline, which is the whole model where there is none. All sizes are bytes on one GPU."""
+class _Stage(NamedTuple):
+    """The fullest stage of a pipeline, or the whole model where there is none; values are for one GPU.
 
-    spec: ModelSpec
-    layout: Layout
-    stack: Stack
+    `dense`, `experts` and `tables` are its weights. `whole`: all weights stay gathered, and their gradients whole, through the
+    step, as in a pipeline of Tenfold's trainer. Bytes of a layer and token: `kept` until the backward pass, `working` set while
+    it runs, `squares` of scores where attention is not fused.
+    """
 
-    @cached_property
-    def layers(self) -> int:
-        return math.ceil(self.spec.n_layers / self.layout.pp)
+    layers: int
+    layer: Weights
+    tables: float
+    dense: float
+    experts: float
+    whole: bool
+    tokens: int
+    kept: float
+    working: float
+    squares: float
 
-    @cached_property
-    def layer(self) -> Weights:
-        return layer_weights(self.spec, self.layout, self.stack)
 
-    @cached_property
-    def tables(self) -> float:
-        """Weights of embedding and head."""
-        return self.layer.table * (1 if self.spec.tied or self.layout.pp > 1 else 2)
+def _stage(spec: ModelSpec, layout: Layout, stack: Stack) -> _Stage:
+    layers, layer = math.ceil(spec.n_layers / layout.pp), layer_weights(spec, layout, stack)
+    tables = layer.table * (1 if spec.tied or layout.pp > 1 else 2)
+    tp, mode, routed = layout.tp, layout.activation_checkpointing, spec.n_expert_layers / spec.n_layers
+    kept_dense, working_dense = activation_bytes(spec, layout, False, stack)
+    kept_expert, working_expert = activation_bytes(spec, layout, True, stack) if routed else (0.0, 0.0)
+    others = 2.0 * spec.dim * (1 - 1 / tp)  # of a hidden state, what is the other tensor parallel ranks'
+    residual = 0.0 if stack.sequence_parallel else 2 * others  # then the residual stream is whole on every one of them
+    inputs = others * (2 - routed) if stack.own_trainer else 0.0  # of attention and of dense feed-forwards, as gathered
+    squares = 0.0 if stack.fused_attention else 5.0 * spec.n_heads / tp * layout.seq_len  # scores, probabilities, dropout's mask
+    also_kept = {"none": inputs + squares, "selective": others * stack.own_trainer, "full": 0.0}[mode]
+    return _Stage(
+        layers=layers,
+        layer=layer,
+        tables=tables,
+        dense=layers * layer.dense + tables,
+        experts=layers * layer.experts,
+        whole=stack.own_trainer and layout.pp > 1,
+        tokens=layout.rows_together * math.ceil(layout.seq_len / layout.cp),
+        kept=((1 - routed) * kept_dense + routed * kept_expert) / tp + residual + also_kept,
+        working=max(working_dense, working_expert) / tp + residual + inputs,
+        squares=squares,
+    )
 
-    @cached_property
-    def gathered_throughout(self) -> bool:
-        """Whether all weights stay gathered, and their gradients whole, through the step: Tenfold's trainer in a pipeline."""
-        return self.stack.own_trainer and self.layout.pp > 1
 
-    @cached_property
-    def tokens(self) -> int:
-        """Tokens of a micro-batch."""
-        return self.layout.rows_together * math.ceil(self.layout.seq_len / self.layout.cp)
+def _state(stage: _Stage, layout: Layout, bytes_each: float, from_zero: int) -> float:
+    """Bytes of something that every weight has, sharded from ZeRO stage `from_zero` on."""
+    sharded = layout.zero >= from_zero or stage.whole
+    ranks, expert_ranks = (layout.shards, layout.expert_shards) if sharded else (1, 1)
+    return bytes_each * (stage.dense / ranks + stage.experts / expert_ranks)
 
-    @cached_property
-    def dense(self) -> float:
-        return self.layers * self.layer.dense + self.tables
 
-    @cached_property
-    def experts(self) -> float:
-        return self.layers * self.layer.experts
+def _gathered(stage: _Stage, layout: Layout, stack: Stack) -> float:
+    """Bytes of weights, and of gradients before they are reduced, that are whole beside the sharded ones."""
+    layer = stage.layer.dense + stage.layer.experts
+    if stage.whole:
+        return 2.0 * (stage.dense + stage.experts)
+    if layout.zero < 3:
+        return 0.0
+    if stack.own_trainer:  # both tables throughout, and a layer
+        return 2.0 * (stage.tables + layer)
+    return (2.0 + stack.gradient_bytes) * max(layer, stage.tables / 2) + 2.0 * layer
 
-    def state(self, bytes_each: float, from_zero: int) -> float:
-        """What a value of `bytes_each` for every weight takes, sharded from ZeRO stage `from_zero` on."""
-        sharded = self.layout.zero >= from_zero or self.gathered_throughout
-        dense_ranks, expert_ranks = (self.layout.shards, self.layout.expert_shards) if sharded else (1, 1)
-        return bytes_each * (self.dense / dense_ranks + self.experts / expert_ranks)
 
-    def gradients(self) -> float:
-        if self.gathered_throughout:
-            return self.stack.gradient_bytes * (self.dense + self.experts)
-        return self.state(self.stack.gradient_bytes, 2)
+def _first(spec: ModelSpec, layout: Layout, stack: Stack, stage: _Stage) -> float:
+    """Activations of the first stage, which has most micro-batches in flight."""
+    parts, virtual = micro_batches(layout, stack), layout.stages_per_rank
+    ahead = layout.pp if virtual == 1 else layout.pp * (1 + (layout.pp - 1) / (layout.pp * virtual))
+    found = min(parts, ahead) * stage.layers * stage.kept * stage.tokens
+    if stage.whole:  # hidden states and their gradients arrive where there is room for those of all micro-batches
+        found += 2 * parts * virtual * 2.0 * spec.dim / layout.tp * stage.tokens
+    return found
 
-    def gathered(self) -> float:
-        """Weights (and gradients before they are reduced) that are whole beside the sharded ones."""
-        layer, stack = self.layer.dense + self.layer.experts, self.stack
-        if self.gathered_throughout:
-            return 2.0 * (self.dense + self.experts)
-        if self.layout.zero < 3:
-            return 0.0
-        if stack.own_trainer:  # both tables throughout, and a layer
-            return 2.0 * (self.tables + layer)
-        return (2.0 + stack.gradient_bytes) * max(layer, self.tables / 2) + 2.0 * layer
 
-    @cached_property
-    def others(self) -> float:
-        """A token's hidden state, but for the part that is this tensor parallel rank's own."""
-        return 2.0 * self.spec.dim * (1 - 1 / self.layout.tp)
-
-    @cached_property
-    def residual(self) -> float:
-        """What a token's residual stream takes beyond its share: without sequence parallel it is whole on every TP rank."""
-        return 0.0 if self.stack.sequence_parallel else 2 * self.others
-
-    @cached_property
-    def routed_share(self) -> float:
-        return self.spec.n_expert_layers / self.spec.n_layers
-
-    @cached_property
-    def inputs(self) -> float:
-        """Inputs of attention and of dense feed-forwards, kept as they were gathered over TP ranks."""
-        return self.others * (2 - self.routed_share) if self.stack.own_trainer else 0.0
-
-    @cached_property
-    def squares(self) -> float:
-        """Scores, probabilities and the dropout mask of a token, where attention is not fused."""
-        return 0.0 if self.stack.fused_attention else 5.0 * self.spec.n_heads / self.layout.tp * self.layout.seq_len
-
-    @cached_property
-    def activations_of_token(self) -> tuple[float, float]:
-        """(kept until the backward pass, working set while it runs) of a layer and token."""
-        routed, tp, mode = self.routed_share, self.layout.tp, self.layout.activation_checkpointing
-        kept_dense, working_dense = activation_bytes(self.spec, self.layout, False, self.stack)
-        kept_expert, working_expert = activation_bytes(self.spec, self.layout, True, self.stack) if routed else (0.0, 0.0)
-        kept = ((1 - routed) * kept_dense + routed * kept_expert) / tp + self.residual
-        kept += {"none": self.inputs, "selective": self.others * self.stack.own_trainer, "full": 0.0}[mode]
-        kept += self.squares if mode == "none" else 0.0
-        return kept, max(working_dense, working_expert) / tp + self.residual + self.inputs
-
-    def first_stage(self) -> float:
-        """Activations of the first stage, which has most micro-batches in flight."""
-        layout, parts = self.layout, micro_batches(self.layout, self.stack)
-        virtual, in_flight = layout.stages_per_rank, float(min(parts, layout.pp))
-        if virtual > 1:
-            in_flight = min(parts, layout.pp * (1 + (layout.pp - 1) / (layout.pp * virtual)))
-        found = in_flight * self.layers * self.activations_of_token[0] * self.tokens
-        if self.gathered_throughout:  # hidden states and their gradients arrive where there is room for all micro-batches
-            found += 2 * parts * virtual * 2.0 * self.spec.dim / layout.tp * self.tokens
-        return found
-
-    def again(self) -> float:
-        """One layer that is worked out again, with its gradients beside it."""
-        kept, working = self.activations_of_token
-        mode = self.layout.activation_checkpointing
-        if mode == "none":
-            return 0.0
-        return ((working + self.squares) * 2 - (kept if mode == "selective" else 0.0)) * self.tokens
-
-    def activations(self) -> float:
-        kept = self.layers * self.activations_of_token[0] * self.tokens
-        first, again = self.first_stage() if self.layout.pp > 1 else 0.0, self.again()
-        scores = self.tokens * self.spec.vocab_size / self.layout.tp
-        if not self.stack.own_trainer:
-            return max(first, kept + SCORE_BYTES * scores) + again
-        # The fullest moment: in the loss, with the head's gradient in fp32 and what a chunk adds to it; in the last layer's
-        # backward pass, with that gradient in bf16; at its end, when the layer's gradient stands in bf16 and in fp32, and the
-        # next layer's weights are there; or when the tables' gradients are reduced in fp32.
-        chunk = min(CHUNK_BYTES, CHUNK_SCORE_BYTES * scores)
-        last = kept + max(chunk + 6.0 * self.layer.table, max(again, self._reduced()) + 2.0 * self.layer.table)
-        return max(last, first + again if self.layout.pp > 1 else 0.0, 4.0 * self.tables)
-
-    def _reduced(self) -> float:
-        """A layer's gradients in bf16 and fp32 while they are reduced, with the next layer's weights."""
-        dense, experts = self.layer.dense, self.layer.experts
-        if self.gathered_throughout:
-            return 0.0
-        if self.layout.ep > 1 or self.layout.etp > 1:  # divided experts are gathered one of their three stacks at a time
-            return 8.0 * max(dense, experts / 3) - 2.0 * experts
-        return 8.0 * (dense + experts)
+def _activations(spec: ModelSpec, layout: Layout, stack: Stack, stage: _Stage) -> float:
+    mode, layer = layout.activation_checkpointing, stage.layer
+    kept = stage.layers * stage.kept * stage.tokens
+    first = _first(spec, layout, stack, stage) if layout.pp > 1 else 0.0
+    again = 0.0
+    if mode != "none":  # one layer is worked out again, with its gradients beside it
+        again = ((stage.working + stage.squares) * 2 - (stage.kept if mode == "selective" else 0.0)) * stage.tokens
+    scores = stage.tokens * spec.vocab_size / layout.tp
+    if not stack.own_trainer:
+        return max(first, kept + SCORE_BYTES * scores) + again
+    # The fullest moment: in the loss, with the head's gradient in fp32 and what a chunk adds to it; in the last layer's
+    # backward pass, with that gradient in bf16; at its end, when the layer's gradient stands in bf16 and in fp32, and the next
+    # layer's weights are there; or when the tables' gradients are reduced in fp32.
+    reduced = 0.0 if stage.whole else 8.0 * (layer.dense + layer.experts)
+    if not stage.whole and max(layout.ep, layout.etp) > 1:  # divided experts are gathered one of their three stacks at a time
+        reduced = 8.0 * max(layer.dense, layer.experts / 3) - 2.0 * layer.experts
+    chunk = min(CHUNK_BYTES, CHUNK_SCORE_BYTES * scores)
+    last = kept + max(chunk + 6.0 * layer.table, max(again, reduced) + 2.0 * layer.table)
+    return max(last, first + again if layout.pp > 1 else 0.0, 4.0 * stage.tables)
 
 
 def memory(spec: ModelSpec, layout: Layout, machine: Machine) -> Memory:
     """Memory of the fullest GPU. Sharding by data parallel ranks as `layout.zero` says; experts over `ep` first."""
     stack = machine.stack
-    stage = _Stage(spec, layout, stack)
+    stage = _stage(spec, layout, stack)
     master = MASTER_BYTES if stack.weight_bytes < MASTER_BYTES else 0.0
+    each = stack.gradient_bytes
+    gradients = each * (stage.dense + stage.experts) if stage.whole else _state(stage, layout, each, 2)
     return Memory(
-        parameters_gib=stage.state(stack.weight_bytes, 3) / GIB,
-        gradients_gib=stage.gradients() / GIB,
-        optimizer_gib=stage.state(MOMENT_BYTES + master, 1) / GIB,
-        activations_gib=stage.activations() / GIB,
-        buffers_gib=stage.gathered() / GIB + CONTEXT_GIB,
+        parameters_gib=_state(stage, layout, stack.weight_bytes, 3) / GIB,
+        gradients_gib=gradients / GIB,
+        optimizer_gib=_state(stage, layout, MOMENT_BYTES + master, 1) / GIB,
+        activations_gib=_activations(spec, layout, stack, stage) / GIB,
+        buffers_gib=_gathered(stage, layout, stack) / GIB + CONTEXT_GIB,
         capacity_gib=machine.accelerator.memory_gb * 1e9 * (1 - RESERVED) / GIB,
     )

@@ -157,20 +157,19 @@ def _different(candidates: list[Candidate]) -> list[Candidate]:
     return list(first.values())
 
 
-def _per_token(candidate: Candidate) -> dict[str, float]:
-    tokens = candidate.layout.tokens_per_step
-    return {part: seconds / tokens for part, seconds in candidate.step_time.parts().items()}
+def _costliest(best: Candidate, other: Candidate) -> tuple[str, float, float]:
+    """(the part of a step that puts `other` behind the most, its seconds, by how much more than the best's) at equal tokens."""
+    scale = best.layout.tokens_per_step / other.layout.tokens_per_step
+    mine, theirs = best.step_time.parts(), {name: s * scale for name, s in other.step_time.parts().items()}
+    part = max(mine, key=lambda name: theirs[name] - mine[name])
+    return part, theirs[part], theirs[part] - mine[part]
 
 
 def _against(best: Candidate, other: Candidate) -> Candidate:
-    """The candidate with how much slower it is and the part that costs it most, at equal tokens."""
-    tokens = best.layout.tokens_per_step
-    mine, theirs = _per_token(best), _per_token(other)
-    part = max(mine, key=lambda name: theirs[name] - mine[name])
-    words = part.replace("_", " ")
-    slower = 100 * (best.tokens_per_s / other.tokens_per_s - 1)
-    reason = f"{words} +{tokens * (theirs[part] - mine[part]):.3g} s a step"
-    return replace(other, slower_pct=slower, loses_by=reason)
+    """The candidate with how much slower it is and the part that costs it most."""
+    part, _, more = _costliest(best, other)
+    reason = f"{part.replace('_', ' ')} +{more:.3g} s a step"
+    return replace(other, slower_pct=100 * (best.tokens_per_s / other.tokens_per_s - 1), loses_by=reason)
 
 
 LEVERS = {
@@ -184,13 +183,11 @@ def _second_wins_if(best: Candidate, others: list[Candidate]) -> str:
     if not others:
         return "No other layout fits."
     second = others[0]
-    mine, theirs = _per_token(best), _per_token(second)
-    part = max(mine, key=lambda name: theirs[name] - mine[name])
-    behind = sum(theirs.values()) - sum(mine.values())
-    lever = LEVERS.get(part, part.replace("_", " "))
-    if theirs[part] <= behind or behind <= 0:
+    part, seconds, _ = _costliest(best, second)
+    behind = best.step_time.total_s * second.slower_pct / 100
+    if seconds <= behind or behind <= 0:
         return f"{second.layout.words()} ties within {second.slower_pct:.2f} %: measure both."
-    factor = theirs[part] / (theirs[part] - behind)
+    lever, factor = LEVERS.get(part, part.replace("_", " ")), seconds / (seconds - behind)
     return f"{second.layout.words()} would win if {lever} were {factor:.2f} times as fast for it."
 
 

@@ -14,8 +14,7 @@ TENSOR_PASSES = {"none": (8, 4), "selective": (9, 4), "full": (11, 5)}
 
 
 def traffic(spec: ModelSpec, layout: Layout, machine: Machine) -> dict[str, float]:
-    """Bytes sent by a GPU of a middle stage for `pipeline`, `tensor`, `context`, `expert`, `shard` and `replicate` parallel, with
-    ring collectives, and even loads of the experts.
+    """Bytes sent by a GPU of a middle stage for each dimension of the layout, with ring collectives and even loads of experts.
 
     A ring of n sends (n - 1) / n of what it gathers or reduces, an exchange the same share of what everyone has.
     """
@@ -49,10 +48,10 @@ def traffic(spec: ModelSpec, layout: Layout, machine: Machine) -> dict[str, floa
     ways = 3 if mode == "full" else 2  # forward, backward, and once more
     exchanges = expert_layers * (4 if mode == "none" else 6)
     return {
-        "pipeline": parts * hops * hidden / layout.tp + twin,
-        "tensor": parts * passes * ring(hidden, layout.tp) + ring(summed, layout.tp),
-        "context": parts * layers * ways * ring(keys_values, layout.cp),
-        "expert": parts * exchanges * ring(hidden / layout.tp * spec.experts_per_token, layout.ep * layout.etp),
-        "shard": (gathers * 2.0 + reduces * gradient) * (sharded + ring(tables, ranks)) + again_in_backward * 2.0 * sharded,
-        "replicate": 2 * ring(gradient * ((dense + tables) / ranks + routed / layout.expert_shards), layout.dp_replicate),
+        "pp": parts * hops * hidden / layout.tp + twin,
+        "tp": parts * passes * ring(hidden, layout.tp) + ring(summed, layout.tp),
+        "cp": parts * layers * ways * ring(keys_values, layout.cp),
+        "ep": parts * exchanges * ring(hidden / layout.tp * spec.experts_per_token, layout.ep * layout.etp),
+        "dp_shard": (gathers * 2.0 + reduces * gradient) * (sharded + ring(tables, ranks)) + again_in_backward * 2.0 * sharded,
+        "dp_replicate": 2 * ring(gradient * ((dense + tables) / ranks + routed / layout.expert_shards), layout.dp_replicate),
     }

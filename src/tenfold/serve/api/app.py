@@ -15,7 +15,7 @@ from tenfold.serve.feedback.feedback import Feedback
 from tenfold.serve.options import ServerOptions
 from tenfold.spec.plugins import load, plugins
 
-_ERRORS = (400, 401, 404, 413, 429, 503, 504)
+_ERRORS = (400, 401, 403, 404, 413, 429, 503, 504)
 
 
 def make_app(models: Models, options: ServerOptions) -> FastAPI:

@@ -38,6 +38,12 @@ async def _owner(request: Request) -> str:
     return request.scope.get("tenfold_owner", "anonymous")
 
 
+async def operator_only(request: Request) -> None:
+    """Raises ApiError 403 for the key of a user. A server without keys can be reached from its own machine alone."""
+    if not request.scope["tenfold_operator"]:
+        raise ApiError(403, "This needs the key of an operator: make one with `tenfold serve-key NAME --operator`.")
+
+
 ServedModels = Annotated[Models, Depends(_models)]
 OptionalFeedback = Annotated[Feedback | None, Depends(_optional_feedback)]
 KeptFeedback = Annotated[Feedback, Depends(_feedback)]

@@ -14,7 +14,10 @@ from starlette.routing import Match, Route
 from tenfold.serve.backends.backend import BackendStopped
 from tenfold.spec.errors import TenfoldError
 
-_KINDS = {400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+_KINDS = {
+    400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error",
+    429: "rate_limit_error",
+}  # fmt: skip
 
 
 class ErrorAnswer(BaseModel):

@@ -41,7 +41,8 @@ class Gate:
         return await self.app(scope, limited, send)
 
     def _check_key(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
-        """Note the key's owner in the scope. Raises ApiError 401 or 429."""
+        """Note the key's owner, and whether it is an operator, in the scope. Raises ApiError 401 or 429."""
+        scope["tenfold_operator"] = self.keys is None
         if self.keys is None or scope["path"] in _OPEN or scope["method"] == "OPTIONS":
             return
         key = headers.get(b"authorization", b"").decode(errors="replace").removeprefix("Bearer ").strip()
@@ -50,4 +51,4 @@ class Gate:
             raise ApiError(401, "A valid key is needed: send it as `Authorization: Bearer KEY`.")
         if (wait := self.keys.wait(owner)) > 0:
             raise ApiError(429, f"Too many requests with this key: the next may come in {wait:.0f} s.", retry_after=wait)
-        scope["tenfold_owner"] = owner
+        scope["tenfold_owner"], scope["tenfold_operator"] = owner, owner in self.keys.operators

@@ -9,24 +9,28 @@ from collections import defaultdict, deque
 from pathlib import Path
 
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.versions import require_version
+
+VERSION = 2  # of the file
+_OPERATOR = "operator:"
 
 
 class Keys:
-    """A JSON file of names and SHA-256 hashes of keys. The keys are random 256-bit numbers, so a plain hash is enough."""
+    """A JSON file of names and SHA-256 hashes of keys. The keys are random 256-bit numbers, so a plain hash is enough.
+
+    The hash of an operator's key begins with `operator:`.
+    """
 
     def __init__(self, hashes: dict[str, str], requests_per_minute: int = 0):
-        self._hashes, self._limit = hashes, requests_per_minute
+        self.operators = frozenset(name for name, known in hashes.items() if known.startswith(_OPERATOR))
+        self._hashes = {name: known.removeprefix(_OPERATOR) for name, known in hashes.items()}
+        self._limit = requests_per_minute
         self._recent: defaultdict[str, deque[float]] = defaultdict(deque)
 
     @classmethod
     def read(cls, file: Path, requests_per_minute: int = 0) -> "Keys":
         """The keys of a file; none if it does not exist. Raises TenfoldError if it is damaged."""
-        if not file.exists():
-            return cls({}, requests_per_minute)
-        try:
-            return cls(dict(json.loads(file.read_text())), requests_per_minute)
-        except (ValueError, TypeError):
-            raise TenfoldError(f"{file} is not a file of keys: make a new one with `tenfold serve-key`.") from None
+        return cls(_read(file), requests_per_minute)
 
     def __bool__(self) -> bool:
         return bool(self._hashes)
@@ -52,14 +56,27 @@ class Keys:
         return 0
 
 
-def make_key(file: Path, name: str) -> str:
-    """Add a key for `name` to `file` and return it. Only its hash is stored."""
-    known = dict(json.loads(file.read_text())) if file.exists() else {}
+def make_key(file: Path, name: str, operator: bool = False) -> str:
+    """Add a key for `name` to `file` and return it. Only its hash is stored. An operator may swap models, too."""
+    known = _read(file)
     key = f"tf-{secrets.token_urlsafe(32)}"
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({**known, name: _digest(key)}, indent=1))
+    file.write_text(json.dumps({"version": VERSION, "keys": {**known, name: _OPERATOR * operator + _digest(key)}}, indent=1))
     file.chmod(0o600)
     return key
+
+
+def _read(file: Path) -> dict[str, str]:
+    """The hash of each name. A file of version 1 has nothing else."""
+    if not file.exists():
+        return {}
+    try:
+        found = json.loads(file.read_text())
+        version = found["version"] if isinstance(found.get("version"), int) else 1
+        require_version(version, (1, VERSION), file, "make a new one with `tenfold serve-key`")
+        return found if version == 1 else dict(found["keys"])
+    except (ValueError, TypeError, AttributeError, KeyError):
+        raise TenfoldError(f"{file} is not a file of keys: make a new one with `tenfold serve-key`.") from None
 
 
 def _digest(key: str) -> str:

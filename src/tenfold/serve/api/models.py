@@ -1,6 +1,7 @@
 """The models of a server: loaded when asked for, the least recently used unloaded, and swapped for others."""
 
 import asyncio
+import math
 import time
 import traceback
 from collections.abc import Awaitable, Callable
@@ -135,6 +136,7 @@ class Models:
         """Take nothing new, wait for what is in flight, and stop all backends."""
         self.draining = True
         for model in self.loaded.values():
+            model.used = -math.inf  # nobody is about to send a prompt any more
             self._retire(model)
         if not self._retiring:
             return

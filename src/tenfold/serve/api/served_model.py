@@ -1,13 +1,12 @@
 """A loaded model as the API sees it: prompts checked and admitted, and text from its backend as it comes."""
 
 import asyncio
-import hashlib
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TypeVar
 
+from tenfold.model.io.huggingface import weights_hash
 from tenfold.serve.api.errors import ApiError
 from tenfold.serve.api.metrics import Metrics
 from tenfold.serve.backends.backend import Backend
@@ -43,33 +42,37 @@ class ServedModel:
     metrics: Metrics
     leaving: bool = False  # it finishes what it began and takes nothing new
     used: float = field(default_factory=time.monotonic)
+    preparing: int = 0  # prompts that are being made into tokens
     _checkpoint: str = ""
 
     @property
     def idle(self) -> bool:
         """Whether nobody waits for its answer, or is about to send a prompt."""
-        return not self.backend.in_flight and time.monotonic() - self.used > self.limits.idle_seconds
+        return not self.backend.in_flight and not self.preparing and time.monotonic() - self.used > self.limits.idle_seconds
 
     async def checkpoint(self) -> str:
         """SHA-256 over the files of the weights, read once."""
         if not self._checkpoint:
-            self._checkpoint = await asyncio.to_thread(_hash_of, self.options.path)
+            self._checkpoint = await asyncio.to_thread(weights_hash, self.options.path)
         return self._checkpoint
 
     async def stop_when_idle(self) -> None:
-        """Stop the backend once it has answered everything, or at once if this is cancelled."""
+        """Stop the backend once nobody needs it any more, or at once if this is cancelled."""
         try:
-            while self.backend.in_flight:
+            while not self.idle:
                 await asyncio.sleep(0.05)
         finally:
             await asyncio.to_thread(self.backend.stop)
 
     async def prompt(self, make: Callable[[], T]) -> T:
         """Tokens made off the event loop, since templates and tokenizers can take long."""
+        self.preparing += 1
         try:
             return await asyncio.wait_for(asyncio.to_thread(make), _RENDER_SECONDS)
         except TimeoutError:
             raise ApiError(400, f"The prompt could not be made into tokens within {_RENDER_SECONDS:.0f} seconds.") from None
+        finally:
+            self.preparing, self.used = self.preparing - 1, time.monotonic()
 
     def check_tokens(self, tokens: Iterable[int], what: str) -> None:
         """Raises ApiError if a token is not in the model's vocabulary."""
@@ -97,9 +100,7 @@ class ServedModel:
             raise ApiError(429, f"The queue is full with {self.limits.max_queue} requests: try again later.", retry_after=2)
         return room if wanted is None else wanted
 
-    async def generate(
-        self, request: Request, stops: list[str], keep_special: bool = False
-    ) -> AsyncGenerator[OutputDelta, None]:
+    async def generate(self, request: Request, stops: list[str], keep_special: bool = False) -> AsyncGenerator[OutputDelta, None]:
         """Text of a request as it comes. Raises ApiError if the backend refuses or time runs out."""
         n, began, last, written = request.sampling.n, time.monotonic(), 0.0, 0
         streams = [TextStream(self.text.tokenizer, stops, keep_special) for _ in range(n)]
@@ -146,11 +147,3 @@ class ServedModel:
             if output.embedding is not None:
                 return output.embedding
         raise ApiError(500, "The backend gave no embedding.")
-
-
-def _hash_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    for file in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()

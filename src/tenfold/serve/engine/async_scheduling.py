@@ -111,9 +111,7 @@ class AsyncSchedulingEngine(Engine):
     # Steps that wait: the device still draws for the requests that it would draw for in any step.
 
     def _best(self, logits: Tensor, complete: list[tuple[ScheduledSequence, int]]) -> list[int]:
-        draws = [
-            Draw(w.sequence.request.sampling, w.sequence.state.seed, w.sequence.computed + w.count - 1) for w, _ in complete
-        ]
+        draws = [Draw(w.sequence.request.sampling, w.sequence.state.seed, w.sequence.computed + w.count - 1) for w, _ in complete]
         return self.runner.draw(logits, draws).tolist()
 
     def _is_settled(self, request: Request) -> bool:

@@ -14,6 +14,7 @@ from tenfold.serve.options import EngineOptions
 from tenfold.serve.runners import cuda, native
 from tenfold.serve.runners.runner import Runner, TorchRunner, cache_block_bytes
 from tenfold.spec.errors import TenfoldError
+from tenfold.train.device import resolve_device
 
 MAX_NUM_BATCHED_TOKENS = {"cpu": 128, "cuda": 2048}  # such a step takes some tens of milliseconds
 PROMPT_TOKENS = 256  # of a step without replies, where prompts are multiplied on a matrix unit
@@ -24,7 +25,7 @@ def scheduler_config(options: EngineOptions, runner: Runner) -> SchedulerConfig:
     given = options.max_num_batched_tokens
     on_tiles = isinstance(runner, native.NativeRunner) and runner.tiles
     return SchedulerConfig(
-        max_num_batched_tokens=given or MAX_NUM_BATCHED_TOKENS.get(options.device.split(":")[0], 128),
+        max_num_batched_tokens=given or MAX_NUM_BATCHED_TOKENS.get(resolve_device(options.device).split(":")[0], 128),
         max_num_prompt_tokens=PROMPT_TOKENS if on_tiles and not given else 0,
         max_num_seqs=options.max_num_seqs,
         max_model_len=options.max_model_len,
@@ -39,19 +40,18 @@ def make_runner(options: EngineOptions) -> tuple[Runner, int]:
     """
     threads = options.threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
-    on_gpu = options.device.startswith("cuda")
-    if on_gpu and not torch.cuda.is_available():
-        raise TenfoldError("There is no GPU that PyTorch can use: serve with --device cpu.")
+    device = resolve_device(options.device)
+    on_gpu = device.startswith("cuda")
     if on_gpu and options.quantization not in ("exact", "bfloat16", "float32"):
         raise TenfoldError(f"Weights in {options.quantization} are for CPUs: leave --quantization out on a GPU.")
-    dtype = torch.bfloat16 if options.device != "cpu" and options.quantization != "float32" else torch.float32
-    model = read_model(options.path, dtype).to(options.device)
+    dtype = torch.bfloat16 if device != "cpu" and options.quantization != "float32" else torch.float32
+    model = read_model(options.path, dtype).to(device)
     n_blocks = int(options.kv_cache_gib * 2**30 / cache_block_bytes(model.spec, dtype))
     if n_blocks < 2:
         raise TenfoldError(f"A cache of {options.kv_cache_gib} GiB holds no two blocks of {model.spec.name}: allow more.")
     if on_gpu and not options.enforce_eager and cuda.fits(model.spec):
         return cuda.CudaRunner(model, n_blocks, options.max_num_seqs, options.max_model_len), n_blocks
-    if options.device == "cpu" and not options.enforce_eager and native.fits(model.spec) and native.library():
+    if device == "cpu" and not options.enforce_eager and native.fits(model.spec) and native.library():
         runner = native.NativeRunner(model, n_blocks, options.quantization, threads)
         torch.set_num_threads(1)  # two pools of threads would fight for the cores
         return runner, n_blocks

@@ -30,7 +30,9 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.versions import require_version
 
+VERSION = 1  # of the tables
 WINNERS = ("a", "b", "tie", "both_bad")
 metadata = MetaData()
 settings = Table("settings", metadata, Column("name", String(40), primary_key=True), Column("value", String(200)))
@@ -85,24 +87,31 @@ pairs = _judgement(
 class Feedback:
     """One database. When a method returns, its data is on the disk."""
 
-    def __init__(self, url: str):
-        """Open or create the tables at an SQLAlchemy `url`. Raises TenfoldError if that fails."""
+    def __init__(self, url: str, salt: bytes | None = None):
+        """Open or create the tables at an SQLAlchemy `url`. Raises TenfoldError if that fails.
+
+        A new database draws the salt of its users' hashes; one is given only where users are simulated, and a run is to be
+        repeated with the same ones held out.
+        """
         try:
             self._engine = create_engine(url)
             if self._engine.dialect.name == "sqlite":
                 event.listen(self._engine, "connect", _durable_sqlite)
             metadata.create_all(self._engine)
-            self._salt = self._read_salt()
+            self._salt = bytes.fromhex(self._setting("salt", (salt or secrets.token_bytes(32)).hex()))
+            version = int(self._setting("version", str(VERSION)))
         except (SQLAlchemyError, ImportError) as error:
             raise TenfoldError(f"The feedback database {url} cannot be opened: {str(error).splitlines()[0]}.") from None
+        require_version(version, (VERSION,), f"The feedback database {url}", "begin another with --feedback")
 
-    def _read_salt(self) -> bytes:
+    def _setting(self, name: str, first: str) -> str:
+        """What the database keeps under a name; in a new one `first`."""
         with self._engine.begin() as connection:
-            known = connection.scalar(select(settings.c.value).where(settings.c.name == "salt"))
+            known = connection.scalar(select(settings.c.value).where(settings.c.name == name))
             if known is None:
-                known = secrets.token_hex(32)
-                connection.execute(settings.insert().values(name="salt", value=known))
-        return bytes.fromhex(known)
+                known = first
+                connection.execute(settings.insert().values(name=name, value=known))
+        return known
 
     def user_hash(self, user: str) -> str:
         """The keyed hash of a user, which cannot be traced back without this database's salt."""

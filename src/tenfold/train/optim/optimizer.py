@@ -29,9 +29,7 @@ def make_optimizers(model: nn.Module, spec: ModelSpec, h: Hyperparameters, kind:
     groups = []
     for (scale, matrix, _), params in adam.items():
         lr = h.learning_rate * scale
-        groups.append(
-            {"params": params, "lr": lr, "peak_lr": lr, "weight_decay": h.weight_decay / lr if matrix else 0.0}
-        )
+        groups.append({"params": params, "lr": lr, "peak_lr": lr, "weight_decay": h.weight_decay / lr if matrix else 0.0})
     optimizers: list[Optimizer] = [torch.optim.AdamW(groups, betas=(h.beta1, h.beta2), eps=1e-8, fused=True)]
     if muon:
         lr = h.muon_learning_rate

@@ -119,7 +119,7 @@ class Pipeline:
         """Whether this process has the last stage, and so the loss."""
         return self._count - 1 in self._stages
 
-    def step(self, batch: Batch, micro: int, weight: float) -> float:
+    def step(self, batch: Batch, micro: int, weight: float) -> Tensor | float:
         """The passes of a batch, of which every `micro` rows go together; its rows are a multiple of `micro` times the processes.
 
         Leaves gradients of the loss divided by `weight`; returns the sum of the loss on the last stage, elsewhere 0.
@@ -131,7 +131,7 @@ class Pipeline:
         first = [tokens] if self.holds_first else []
         last = {"target": batch.targets} if self.holds_last else {}
         out = schedule.step(*first, **last, **self._inputs(batch))
-        return float(out[:, 0].detach().sum()) if self.holds_last else 0.0
+        return out[:, 0].detach().sum() if self.holds_last else 0.0
 
     @torch.no_grad()
     def loss(self, batch: Batch) -> float:

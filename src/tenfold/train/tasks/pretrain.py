@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -152,14 +152,15 @@ class Pretraining(TaskBase):
     @torch.no_grad()
     def _validate_images(self, run: Run, images: ImageCorpus) -> dict[str, float]:
         size = int(images.documents["bytes"][images.documents["validation"]].sum())
-        nats = {"image_bits_per_byte": 0.0, "image_bits_per_byte_shuffled": 0.0}
-        part = run.dims.data_rank, run.dims.data
-        for rows in image_batches(images, batch_size=EVALUATION_ROWS, seq_len=self.config.data.seq_len, part=part):
-            batch = HostRows(rows).on(run.device, slice(None))
-            others = replace(batch, inputs={"pixels": batch.inputs["pixels"].roll(1, 0)})
-            for name, shown in zip(nats, (batch, others), strict=True):
-                nats[name] += run.loss_of(shown)
-        return {name: run.dims.total(total)[0] / math.log(2) / size for name, total in nats.items()}
+        options: dict[str, Any] = {
+            "batch_size": EVALUATION_ROWS, "seq_len": self.config.data.seq_len, "part": (run.dims.data_rank, run.dims.data)
+        }  # fmt: skip
+        bits_per_byte = {}
+        for name, shuffled in (("image_bits_per_byte", False), ("image_bits_per_byte_shuffled", True)):
+            batches = image_batches(images, shuffled=shuffled, **options)
+            nats = sum(run.loss_of(HostRows(rows).on(run.device, slice(None))) for rows in batches)
+            bits_per_byte[name] = run.dims.total(nats)[0] / math.log(2) / size
+        return bits_per_byte
 
 
 def _images(config: RunConfig, corpus: Corpus | Mixture, spec: ModelSpec, home: Path) -> ImageCorpus | None:

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from fastapi.responses import JSONResponse, Response
 from openai.types import Model
 
-from tenfold.serve.api.dependencies import ServedModels, gives
+from tenfold.serve.api.dependencies import ServedModels, gives, operator_only
 from tenfold.serve.api.models import Models
 from tenfold.serve.api.protocol import ModelList, Swapped, SwapRequest
 
@@ -29,7 +29,7 @@ async def get_model(name: str, models: ServedModels) -> Response:
     return JSONResponse(_described(models, name))
 
 
-@router.post("/v1/models/swap", **gives(Swapped))
+@router.post("/v1/models/swap", dependencies=[Depends(operator_only)], **gives(Swapped))
 async def swap(body: SwapRequest, models: ServedModels) -> Response:
     swapped = await models.swap(body.model, Path(body.path))
     return JSONResponse({**_described(models, swapped.name), "path": body.path})

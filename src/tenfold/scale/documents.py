@@ -1,0 +1,18 @@
+"""A generation's `climb.json`, `forecast.json` and `score.json`: JSON objects that say their version."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tenfold.spec.versions import read_document
+
+VERSION = 1
+
+
+def write(path: Path, document: dict[str, Any]) -> None:
+    path.write_text(json.dumps({"version": VERSION, **document}, indent=1) + "\n")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """One of them. Raises TenfoldError where it is missing, damaged, or of another version."""
+    return read_document(path, VERSION, "climb again")

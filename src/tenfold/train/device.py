@@ -1,0 +1,50 @@
+"""The device that a run or a server computes on, and the data sheet of its accelerator."""
+
+import re
+
+import torch
+
+from tenfold.spec.accelerator import Accelerator, accelerators, torch_device
+from tenfold.spec.errors import TenfoldError, nearest
+
+
+def resolve_device(name: str) -> str:
+    """PyTorch's name of a device. `name` is one already, or an accelerator, or `auto`: what PyTorch finds, else the CPU.
+
+    Raises TenfoldError for a device that is not there.
+    """
+    if name == "auto":
+        found = torch.accelerator.current_accelerator(check_available=True)
+        known = {sheet.device for sheet in accelerators().values()}
+        return found.type if found is not None and found.type in known else "cpu"
+    device = torch_device(name)
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise TenfoldError("This machine has no CUDA GPU that PyTorch can use: choose the device cpu.")
+    try:
+        torch.device(device)
+    except RuntimeError:
+        raise TenfoldError(f"There is no device {name!r}{nearest(name, ['auto', 'cpu', 'cuda', *accelerators()])}.") from None
+    return device
+
+
+def this_accelerator(device: str = "auto") -> Accelerator | None:
+    """The data sheet of the accelerator that `device` names, or else of the one that is there; None where none is known."""
+    if device.lower() in accelerators():
+        return accelerators()[device.lower()]
+    found = torch.device(resolve_device(device))
+    if found.type == "cuda":
+        return published(torch.cuda.get_device_name(found))
+    sheets = [sheet for sheet in accelerators().values() if sheet.device == found.type != "cpu"]
+    return sheets[0] if len(sheets) == 1 else None
+
+
+def published(device_name: str) -> Accelerator | None:
+    """The data sheet for a name that the driver gives ("NVIDIA H100 80GB HBM3"), or None where none is known.
+
+    All words of a sheet's key must stand in the name; NVL cards and MIG slices have rates of their own.
+    """
+    words = set(re.split(r"[^a-z0-9]+", device_name.lower()))
+    if words & {"nvl", "mig"}:
+        return None
+    fitting = [key for key in accelerators() if set(key.split("-")) <= words]
+    return accelerators()[max(fitting, key=len)] if fitting else None

@@ -1,0 +1,36 @@
+"""A tiny model that can chat: random weights, a tokenizer of its own, and a ChatML template."""
+
+import torch
+from tokenizers import AddedToken
+
+from tenfold.data.text.tokenizer import train_tokenizer
+from tenfold.model.io.huggingface import write_model
+from tenfold.model.io.tokenizer import save_tokenizer
+from tenfold.model.llama import Llama
+from tenfold.spec.model import ModelSpec
+from tenfold.spec.vocabulary import Vocabulary
+
+WORDS = (
+    "What is 3 + 4? Reply with the number alone. The capital of Peru is Lima. Which number is larger? Hello there, how are you?\n"
+)
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def chat_model(directory, seed=0, template=TEMPLATE):
+    """Its directory, in Hugging Face layout."""
+    tokenizer = train_tokenizer([WORDS * 20], 300)
+    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in ("<|im_start|>", "<|im_end|>")])
+    special = {token.content: i for i, token in tokenizer.get_added_tokens_decoder().items()}
+    end = special["<|im_end|>"]
+    vocabulary = Vocabulary(size=tokenizer.get_vocab_size(), eos=(end,), pad=end, special=special, chat_template=template)
+    torch.manual_seed(seed)
+    spec = ModelSpec(
+        name="tiny", dim=32, n_layers=2, n_heads=2, n_kv_heads=2, head_dim=16, ffn_dim=64, vocab_size=vocabulary.size, context=256
+    )
+    directory.mkdir(parents=True)
+    save_tokenizer(tokenizer, vocabulary, directory)
+    write_model(Llama(spec), directory)
+    return directory
