@@ -247,7 +247,7 @@ def test_the_fleets_part_of_the_circle_goes_on_after_kills(tmp_path):
         fleet.wait()
     subprocess.run(command, env=os.environ | {"TENFOLD_CIRCLE": "small"}, check=True)
     numbers = json.loads((folder / "fleet.json").read_text())
-    assert numbers["same_losses"] and numbers["steps"] == 150 and numbers["accepted_lost"] == 0 and numbers["returned_in_time"]
+    assert numbers["same_losses"] and numbers["steps"] == 100 and numbers["accepted_lost"] == 0 and numbers["returned_in_time"]
     ids = [json.loads(line)["request"] for line in (folder / "answers.jsonl").read_text().splitlines() if line.endswith("}")]
     assert sorted(ids) == list(range(numbers["requests"]))  # each answered once
     assert {one.forecast.kind for one in read_forecasts(tmp_path) if one.measured is not None} >= {"demand", "switch_seconds"}

@@ -69,7 +69,7 @@ def _live(home: Path, folder: Path, say: Say, policy: str) -> None:
     with ExitStack() as opened:
         _alone(opened.enter_context((folder / "controller.lock").open("w")))
         small = os.environ.get("TENFOLD_CIRCLE") == "small"
-        undisturbed, trained = (Training(_config(150 if small else 600), folder / name, folder) for name in RUNS)
+        undisturbed, trained = (Training(_config(100 if small else 600), folder / name, folder) for name in RUNS)
         if not undisturbed.finished:
             say("A run trains undisturbed, to compare with.")
             run(open_launcher("local"), undisturbed.job(folder / "slot-2.lock", "", None, 30))
@@ -80,7 +80,7 @@ def _live(home: Path, folder: Path, say: Say, policy: str) -> None:
         world = LocalWorld(folder, ledger, roles, open_launcher("local"), dispatcher)
         opened.callback(world.close)
         world.open("slot-1")
-        found = _measure(folder, world, dispatcher, hours_s=(0.5, 1.5) if small else (1.25, 4.0))
+        found = _measure(folder, world, dispatcher, hours_s=(0.4, 1.5) if small else (1.25, 4.0))
         start_s, per_slot, hour_s = found["chat_start_s"], found["per_slot"], found["hour_s"]
         world.limits = Limits(leave_s=max(20.0, 4 * start_s), switch_s=start_s + 1)
         _forecast(home, folder, found)
