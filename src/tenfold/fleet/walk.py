@@ -147,7 +147,7 @@ def _forecast(home: Path, folder: Path, measured: dict[str, Any]) -> None:
     said = {
         "demand": ("requests", forecast_peak(measured["days"], measured["hour_s"])),
         "switch_seconds": ("s", around(measured["chat_start_s"] + 1, 0.4)),  # the owner saves and leaves, the server starts
-        "lost_work_s": ("s", around(measured["train_start_s"] + 1, 0.4)),  # it leaves, and later starts again
+        "lost_work_s": ("s", around(measured["train_start_s"] + 0.3, 0.6)),  # it leaves, and later starts again
     }
     for kind, (unit, quantiles) in said.items():
         forecast(home, Forecast(key=f"fleet/{kind}", who="fleet", kind=kind, unit=unit, quantiles=quantiles, data=data))
