@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup climb test lint nightly clean
+.PHONY: setup climb circle test lint nightly clean
 
 setup: $(READY)
 
@@ -18,6 +18,9 @@ $(READY): pyproject.toml constraints.txt
 
 climb: setup
 	$(BIN)/tenfold climb
+
+circle: setup
+	$(BIN)/tenfold circle
 
 test: setup lint
 	$(BIN)/pytest -n logical --dist loadfile --no-loadscope-reorder

@@ -10,7 +10,9 @@ from tenfold.model.llama import Llama
 from tenfold.spec.model import ModelSpec
 from tenfold.spec.vocabulary import Vocabulary
 
-WORDS = "What is 3 + 4? Reply with the number alone. The capital of Peru is Lima. Which number is larger? Hello there, how are you?\n"
+WORDS = (
+    "What is 3 + 4? Reply with the number alone. The capital of Peru is Lima. Which number is larger? Hello there, how are you?\n"
+)
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

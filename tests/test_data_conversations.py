@@ -41,7 +41,11 @@ def chat(*contents, system=None):
 
 def test_the_mask_is_that_of_transformers(model, encoder):
     theirs = AutoTokenizer.from_pretrained(model)
-    for turns in (chat("What is 3 + 4?", "7"), chat("Hello", "How are you?", "Lima", "The capital of Peru. "), chat("a", "b", system="c")):
+    for turns in (
+        chat("What is 3 + 4?", "7"),
+        chat("Hello", "How are you?", "Lima", "The capital of Peru. "),
+        chat("a", "b", system="c"),
+    ):
         whole = theirs.apply_chat_template(
             turns, chat_template=MARKED, return_dict=True, return_assistant_tokens_mask=True, tokenize=True
         )
@@ -79,7 +83,9 @@ def test_packed_chats_have_the_loss_that_each_has_alone(model, encoder):
     network = read_model(model)
     chats = [encoder.encode(chat("Hello " * n, "How are you? " * (1 + n % 3))) for n in range(1, 12)]
     alone = sum(
-        float(network.loss(torch.tensor(c.tokens[None, :-1]), torch.tensor(np.where(c.learned, c.tokens, -100)[None, 1:]))[0].detach())
+        float(
+            network.loss(torch.tensor(c.tokens[None, :-1]), torch.tensor(np.where(c.learned, c.tokens, -100)[None, 1:]))[0].detach()
+        )
         for c in chats
     )
     packed = pack(chats, 96, fill=5)

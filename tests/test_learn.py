@@ -87,7 +87,12 @@ def test_sft_is_refused_without_a_model_or_enough_chats(home):
     fields = {"tokens": 512, "model": "llama-3.2-1b", "task": {"name": "sft"}}
     with pytest.raises(TenfoldError, match="give init_from"):
         open_task(config_from_fields(fields, "test"), home)
-    fields = {"tokens": 10**7, "init_from": str(home / "old" / "model"), "task": {"name": "sft"}, "data": {"corpus": str(home / "chats.jsonl")}}
+    fields = {
+        "tokens": 10**7,
+        "init_from": str(home / "old" / "model"),
+        "task": {"name": "sft"},
+        "data": {"corpus": str(home / "chats.jsonl")},
+    }
     with pytest.raises(TenfoldError, match="would read its .* rows of chats .* times"):
         open_task(config_from_fields(fields, "test"), home)
 
@@ -115,7 +120,9 @@ def test_the_paired_test_is_that_of_scipy():
     d = np.random.default_rng(1).normal(-0.4, 1, 40)
     found = paired_test(d)
     assert found.t_interval == pytest.approx(stats.ttest_1samp(d, 0).confidence_interval(0.95))
-    theirs = stats.bootstrap((d,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(2)).confidence_interval
+    theirs = stats.bootstrap(
+        (d,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(2)
+    ).confidence_interval
     assert found.bootstrap_interval == pytest.approx(tuple(theirs), abs=0.02)
     assert paired_test(-np.abs(d) - 0.1).passed and not paired_test(d + 0.4).passed
     for wrong in ([0.0] * 4, [0.0] * 9 + [float("nan")]):
@@ -152,7 +159,7 @@ def test_a_better_model_passes_and_is_released_and_rolled_back(copy):
     judged = gate(new, old, copy)
     assert judged["passed"] and judged["test"]["mean"] < 0 and gate(new, old, copy) == judged
     (scored,) = read_forecasts(copy)
-    assert scored.measured == judged["test"]["mean"] and scored.forecast.kind == "paired difference"
+    assert scored.measured == judged["test"]["mean"] and scored.forecast.kind == "paired_difference"
     first, second = map(json.loads, (copy / "forecasts.jsonl").read_text().splitlines())
     assert "forecast" in first and "outcome" in second
     now = release(new, copy)
@@ -207,7 +214,7 @@ def test_the_walk_ends_in_a_release_that_a_server_took(tmp_path, monkeypatch):
     assert found["passed"] and found["dropped"] == 0 and found["answered"] > 4 and found["switch_seconds"] > 0
     assert all((tmp_path / "home" / file).exists() for file in found["files"])
     assert {s.forecast.kind: s.measured is not None for s in read_forecasts(tmp_path / "home")} == {
-        "paired difference": True, "switch_seconds": True}  # fmt: skip
+        "paired_difference": True, "switch_seconds": True}  # fmt: skip
     before = (tmp_path / "home" / FILE).read_bytes()
     assert walk(tmp_path / "home", said.append, model=old, settings=SETTINGS) == found
     assert (tmp_path / "home" / FILE).read_bytes() == before and released(tmp_path / "home")["path"].endswith(NAME)

@@ -167,6 +167,25 @@ def layout(
         print(tomli_w.dumps(chosen), end="")
 
 
+def circle(*, home: Home = Path("generations"), json: Json = False) -> None:
+    """Let every room do its part in one home, from a climb to a fleet that learns, and write a page of what came.
+
+    A circle that was stopped goes on where it was. With TENFOLD_CIRCLE=small in the environment it is a small one.
+
+    Example: tenfold circle --home generations
+    """
+    from rich.console import Console
+
+    from tenfold.circle.walk import walk
+
+    console = Console(stderr=json)
+    found = walk(home, lambda text: console.print(text, highlight=False, soft_wrap=True))
+    if json:
+        print_json(found)
+    else:
+        console.print(f"Page: {home / 'index.html'}", highlight=False)
+
+
 def forecasts(*, home: Home = Path("generations"), json: Json = False) -> None:
     """Every forecast made in a home, what came, and whether its interval held.
 

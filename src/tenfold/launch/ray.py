@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from tenfold.launch.child import set_threads
 from tenfold.launch.job import Handle, Job, Resources, Status
 from tenfold.launch.job_files import JobFileLauncher, file_name
-from tenfold.spec.errors import TenfoldError
+from tenfold.spec.errors import NotInstalled, TenfoldError
 from tenfold.spec.threads import set_waiting_policy
 
 STATUS: dict[str, Status] = {
@@ -117,7 +117,7 @@ def _ray() -> Any:
     try:
         import ray
     except ImportError:
-        raise TenfoldError("Ray is missing: pip install 'tenfold[ray]'.") from None
+        raise NotInstalled("Ray is missing: pip install 'tenfold[ray]'.") from None
     return ray
 
 

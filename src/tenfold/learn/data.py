@@ -1,8 +1,8 @@
 """What a generation is tuned and judged on: three parts that share no user, or no prompt where no user is known.
 
-    train.jsonl         learned
-    validation.jsonl    seen between steps, and what the gate's forecast is made from
-    held_out.jsonl      the gate's own
+train.jsonl         learned
+validation.jsonl    seen between steps, and what the gate's forecast is made from
+held_out.jsonl      the gate's own
 """
 
 import hashlib

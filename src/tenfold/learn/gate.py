@@ -114,7 +114,7 @@ def _judge(new: Path, old: Path, home: Path, key: str, hashes: dict[str, str]) -
     of_new, of_old = answer_nats(model_path(new)), answer_nats(old)
     quantiles = predicted(of_new(validation) - of_old(validation), len(unseen))
     data = {name: hashes[name] for name in ("validation", "new", "old")}
-    forecast(home, Forecast(key=key, who="learn", kind="paired difference", unit="nats/answer", quantiles=quantiles, data=data))
+    forecast(home, Forecast(key=key, who="learn", kind="paired_difference", unit="nats/answer", quantiles=quantiles, data=data))
     test = paired_test(of_new(unseen) - of_old(unseen))
     said = "finds the right answers likelier" if test.passed else "is not better beyond noise"
     low, high = test.t_interval

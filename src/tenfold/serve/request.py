@@ -9,6 +9,7 @@ from tenfold.spec.errors import TenfoldError
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 RequestTask = Literal["generate", "embed", "score"]
+MAX_LOGPROBS = 1024  # of a token; OpenAI's routes take 20 at most
 _RANGES = (
     ("temperature", 0, 2),
     ("top_p", 0, 1),
@@ -51,8 +52,8 @@ class Sampling:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise TenfoldError(f"{name} must lie between {low} and {high}, not be {value}.")
-        if self.logprobs is not None and not 0 <= self.logprobs <= 20:
-            raise TenfoldError(f"At most 20 logprobs can be had for a token, not {self.logprobs}.")
+        if self.logprobs is not None and not 0 <= self.logprobs <= MAX_LOGPROBS:
+            raise TenfoldError(f"At most {MAX_LOGPROBS} logprobs can be had for a token, not {self.logprobs}.")
 
     @cached_property
     def is_plain(self) -> bool:

@@ -8,6 +8,10 @@ class TenfoldError(Exception):
     """One sentence: what is wrong, where, and what to do. The command line prints it without a trace."""
 
 
+class NotInstalled(TenfoldError):
+    """An optional package is missing; the sentence says how to install it."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`" (did you mean 'x'?)"` for the known name closest to `name`, or an empty string."""
     match = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.5)

@@ -3,6 +3,7 @@
 The command `tenfold train` itself stands in `circle`, because it may ask the planner for a layout.
 """
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict
@@ -192,8 +193,10 @@ def _explain(config: RunConfig, vocab_size: int, console: "Console") -> None:
 def _summary(result: "RunResult") -> str:
     from tenfold.spec.units import duration, si
 
+    text = f"{result.bits_per_byte:.4f} bits per byte ({result.loss:.4f} nats per token)"
+    other = ", ".join(f"{name} {value:.4f}" for name, value in {"loss": result.loss, **result.scores}.items())
     return (
-        f"Validation: {result.bits_per_byte:.4f} bits per byte ({result.loss:.4f} nats per token). {duration(result.seconds)}, "
+        f"Validation: {other if math.isnan(result.bits_per_byte) else text}. {duration(result.seconds)}, "
         f"{si(result.tokens_per_s, 'tokens/s')}, MFU {result.mfu:.0%}, {result.energy_kwh * 1000:.2f} Wh ({result.energy_source}), "
         f"peak memory {result.peak_memory_gib:.2f} GiB."
     )

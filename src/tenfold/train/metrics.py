@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tenfold.spec.errors import TenfoldError
+from tenfold.spec.errors import NotInstalled, TenfoldError
 from tenfold.spec.versions import require_version
 from tenfold.train.config import VERSION
 
@@ -109,7 +109,7 @@ def _tensorboard(directory: Path, resume_step: int | None) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise TenfoldError("TensorBoard is not installed: pip install 'tenfold[tensorboard]'.") from None
+        raise NotInstalled("TensorBoard is not installed: pip install 'tenfold[tensorboard]'.") from None
     return SummaryWriter(directory / "tensorboard", purge_step=None if resume_step is None else resume_step + 1)
 
 
@@ -117,7 +117,7 @@ def _wandb(project: str, directory: Path) -> Any:
     try:
         import wandb
     except ImportError:
-        raise TenfoldError("Weights & Biases is not installed: pip install 'tenfold[wandb]'.") from None
+        raise NotInstalled("Weights & Biases is not installed: pip install 'tenfold[wandb]'.") from None
     name = directory / "wandb-id"  # under which the run goes on after it was stopped
     if not name.exists():
         name.write_text(os.urandom(4).hex())

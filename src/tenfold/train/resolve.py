@@ -84,7 +84,8 @@ def _spec(config: RunConfig, fields: dict[str, Any], vocab_size: int) -> ModelSp
     if isinstance(config.model, str):
         return replace(published_model(config.model), vocab_size=vocab_size)
     if "width" in fields:
-        return shape_of(family, int(fields["width"]), vocab_size)
+        others = {key: value for key, value in fields.items() if key not in ("width", "family")}
+        return replace(shape_of(family, int(fields["width"]), vocab_size), **_checked(others))
     if set(fields) - {"family"}:
         return _spec_from_fields(fields, vocab_size)
     if config.flops is None:
@@ -126,14 +127,18 @@ def _vision_spec(fields: dict[str, Any], spec: ModelSpec, patch_token: int) -> V
     return replace(spec.vision or small_vision(spec.dim, spec.n_layers), **fields, patch_token=patch_token)
 
 
-def _spec_from_fields(fields: dict[str, Any], vocab_size: int) -> ModelSpec:
+def _checked(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a ModelSpec from those of the table `[model]`."""
     known = ModelSpec.__dataclass_fields__
     for key in fields:
         if key not in known:
             raise TenfoldError(f"The table [model] has no setting {key!r}{nearest(key, known)}.")
-    values = {"name": "custom", "vocab_size": vocab_size, **fields}
-    if isinstance(values.get("rope_scaling"), dict):
-        values["rope_scaling"] = RopeScaling(**values["rope_scaling"])
+    scaling = fields.get("rope_scaling")
+    return {**fields, "rope_scaling": RopeScaling(**scaling)} if isinstance(scaling, dict) else fields
+
+
+def _spec_from_fields(fields: dict[str, Any], vocab_size: int) -> ModelSpec:
+    values = {"name": "custom", "vocab_size": vocab_size, **_checked(fields)}
     try:
         return ModelSpec(**values)
     except TypeError as error:

@@ -18,7 +18,7 @@ import numpy as np
 from tenfold.data.text.dedup import word_shingles
 from tenfold.data.text.filters import quality_problem
 from tenfold.data.text.sources import files_of, read_documents
-from tenfold.spec.errors import TenfoldError
+from tenfold.spec.errors import NotInstalled, TenfoldError
 from tenfold.spec.plugins import load
 
 BUCKETS, HASHES = 14, 8
@@ -51,7 +51,7 @@ def clean_big(
         from datatrove.pipeline.readers import ParquetReader
         from datatrove.pipeline.writers import ParquetWriter
     except ImportError as error:
-        raise TenfoldError(f"Cleaning in many tasks needs datatrove: pip install 'tenfold[bigdata]' ({error}).") from None
+        raise NotInstalled(f"Cleaning in many tasks needs datatrove: pip install 'tenfold[bigdata]' ({error}).") from None
     if on not in EXECUTORS:
         load("launchers", on)  # for its own sentence, where there is none of that name
         raise TenfoldError(f"datatrove does not run on {on!r}: say {', '.join(EXECUTORS)}.")

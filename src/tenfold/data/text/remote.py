@@ -22,7 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from tenfold.data.text.corpus import Corpus, open_corpus, read_manifest
 from tenfold.data.text.shards import Shards
-from tenfold.spec.errors import TenfoldError
+from tenfold.spec.errors import NotInstalled, TenfoldError
 
 CACHE_BYTES = 16 * 2**30
 BLOCK_BYTES = 2**20
@@ -267,7 +267,7 @@ def _explained(url: str) -> Iterator[None]:
     except TenfoldError:
         raise
     except ImportError as error:
-        raise TenfoldError(f"{url} needs a package that is not installed: pip install 'tenfold[bigdata]' ({error}).") from None
+        raise NotInstalled(f"{url} needs a package that is not installed: pip install 'tenfold[bigdata]' ({error}).") from None
     except Exception as error:
         kinds = {kind.__name__ for kind in type(error).__mro__}
         if kinds & _NO_CREDENTIALS:

@@ -1,12 +1,12 @@
 """Supervised fine-tuning: a model learns the answers of chats, in its own chat template.
 
-    init_from = "SmolLM2-135M-Instruct"
-    tokens = 10240
-    [task]
-    name = "sft"
-    [data]
-    corpus = "chats.jsonl"
-    batch_size = 4
+init_from = "SmolLM2-135M-Instruct"
+tokens = 10240
+[task]
+name = "sft"
+[data]
+corpus = "chats.jsonl"
+batch_size = 4
 """
 
 import math

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tenfold.model.family import families
 from tenfold.model.io.format import GGUFNames
-from tenfold.spec.errors import TenfoldError
+from tenfold.spec.errors import NotInstalled, TenfoldError
 from tenfold.spec.model import ModelSpec
 from tenfold.spec.vocabulary import LLAMA3_SPLIT
 
@@ -130,7 +130,7 @@ def _open(path: Path) -> Any:
     try:
         from gguf import GGUFReader
     except ImportError:
-        raise TenfoldError("Reading GGUF files needs a package: pip install 'tenfold[gguf]'.") from None
+        raise NotInstalled("Reading GGUF files needs a package: pip install 'tenfold[gguf]'.") from None
 
     class Reader(GGUFReader):
         def __setattr__(self, name: str, value: Any) -> None:

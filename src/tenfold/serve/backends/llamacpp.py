@@ -22,7 +22,7 @@ from tenfold.serve.engine.scheduler import SchedulerConfig
 from tenfold.serve.options import EngineOptions
 from tenfold.serve.request import Request
 from tenfold.serve.runners.runner import BLOCK, ModelInput, cache_block_bytes
-from tenfold.spec.errors import TenfoldError
+from tenfold.spec.errors import NotInstalled, TenfoldError
 
 _MAX_NUM_SEQS = 256  # that a context of llama.cpp can tell apart
 
@@ -127,7 +127,7 @@ def make_llamacpp_engine(options: EngineOptions) -> LlamaCppEngine:
     try:
         import llama_cpp  # noqa: F401
     except ImportError:
-        raise TenfoldError("llama-cpp-python is not installed: `pip install llama-cpp-python`.") from None
+        raise NotInstalled("llama-cpp-python is not installed: `pip install llama-cpp-python`.") from None
     spec, _ = read_gguf(options.path)
     n_blocks = int(options.kv_cache_gib * 2**30 / cache_block_bytes(spec, torch.float16))
     config = SchedulerConfig(

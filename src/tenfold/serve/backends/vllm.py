@@ -19,7 +19,7 @@ import openai
 from tenfold.serve.backends.backend import BackendStopped
 from tenfold.serve.options import EngineOptions
 from tenfold.serve.request import Output, Request, Sampling, TokenLogprob, failed
-from tenfold.spec.errors import TenfoldError
+from tenfold.spec.errors import NotInstalled, TenfoldError
 
 _START_SECONDS = 1800.0  # large models take long to read and to compile
 _SAME = (
@@ -31,7 +31,7 @@ _SAME = (
 def vllm_command(options: EngineOptions, port: int) -> list[str]:
     """The command that starts vLLM. Raises TenfoldError if it is not installed."""
     if find_spec("vllm") is None:
-        raise TenfoldError("vLLM is not installed in this environment: `pip install vllm`.")
+        raise NotInstalled("vLLM is not installed in this environment: `pip install vllm`.")
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(options.path)]
     command += ["--served-model-name", "model", "--host", "127.0.0.1", "--port", str(port)]
     for name in ("max_model_len", "max_num_batched_tokens"):

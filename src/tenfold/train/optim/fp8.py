@@ -11,7 +11,7 @@ from torch import nn
 from tenfold.model.family import Role, family_of
 from tenfold.model.llama import Llama
 from tenfold.model.moe import GroupedLinear
-from tenfold.spec.errors import TenfoldError
+from tenfold.spec.errors import NotInstalled
 
 LEAST_CAPABILITY = (9, 0)  # Hopper: scaled matrix products by rows, grouped ones too
 MULTIPLE = 16  # of which both sides of a matrix must be
@@ -56,7 +56,7 @@ def convert(model: Llama, *, emulate: bool, recipe: str = "rowwise") -> tuple[in
         if grouped:
             from torchao.prototype.moe_training.fp8_grouped_mm import _to_fp8_rowwise_then_scaled_grouped_mm as scaled_grouped_mm
     except ImportError:
-        raise TenfoldError("fp8 needs torchao: pip install 'tenfold[fp8]', or leave fp8 out.") from None
+        raise NotInstalled("fp8 needs torchao: pip install 'tenfold[fp8]', or leave fp8 out.") from None
 
     swapped: list[str] = []
     role = family_of(model.spec).role

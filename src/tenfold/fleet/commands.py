@@ -1,0 +1,48 @@
+"""Run a fleet, and show who holds which slot."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+from msgspec import Meta
+
+from tenfold.spec.commands import Home, Json, print_json
+from tenfold.spec.errors import TenfoldError
+
+
+def run(
+    *,
+    home: Home = Path("generations"),
+    policy: Annotated[str, Meta(description="What decides who has which slot: lend, or the policy of a plugin.")] = "lend",
+    json: Json = False,
+) -> None:
+    """Train in one slot and serve chat in the other, and lend the first to chat while a wave of requests comes.
+
+    Example: tenfold fleet run --home generations
+    """
+    from tenfold.fleet.walk import walk
+
+    found = walk(home, (lambda text: None) if json else print, policy)
+    if json:
+        print_json(found)
+        return
+    print(f"{found['requests']} requests, {found['accepted_lost']} accepted ones lost; {found['loans']} loans, back in time.")
+    print(f"{found['lost_work_s'] or 0:.1f} s of lost work; the losses of {found['steps']} steps are those of an undisturbed run.")
+
+
+def show(*, home: Home = Path("generations"), json: Json = False) -> None:
+    """Who holds which slot, since when and until when, and every lease before.
+
+    Example: tenfold fleet show --json
+    """
+    from tenfold.fleet.ledger import Ledger
+
+    if not (home / "fleet" / "ledger.db").exists():
+        raise TenfoldError(f"There is no ledger of a fleet in {home}: `tenfold fleet run` begins one.")
+    leases = Ledger(home / "fleet" / "ledger.db").leases()
+    if json:
+        print_json({"roles": {x.slot: x.role for x in leases if x.ended is None}, "leases": [asdict(x) for x in leases]})
+        return
+    for x in leases:
+        span = "" if x.ended is None else f" for {x.ended - x.since:.1f} s" + (f" of {x.until - x.since:.1f}" if x.until else "")
+        print(f"{x.id:4} {x.slot:8} {x.role:6}{span}: {x.why}")

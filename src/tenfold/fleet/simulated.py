@@ -1,0 +1,35 @@
+"""A fleet that is only reckoned: its slots turn in no time of ours, and the ledger is the same as a live one's."""
+
+from collections.abc import Callable, Iterator
+
+from tenfold.fleet.fleet import Demand, Fleet, Lend, Limits, Move, Policy, Slot, tick
+from tenfold.fleet.ledger import Ledger
+
+
+class SimulatedWorld:
+    """`delays` are the seconds in which a role leaves and the next one starts, cut at the limits as a live world cuts them."""
+
+    def __init__(self, ledger: Ledger, demand: Callable[[float], Demand], limits: Limits, delays: Iterator[tuple[float, float]]):
+        self._ledger, self._demand, self._limits, self._delays = ledger, demand, limits, delays
+        self._now, self._ready = 0.0, dict.fromkeys(ledger.owners, 0.0)
+
+    def observe(self, now: float) -> Fleet:
+        self._now = now
+        leases, owners = self._ledger.leases(current=True), self._ledger.owners
+        slots = [Slot(x.slot, owners[x.slot], x.role, x.since, x.until, now < self._ready[x.slot]) for x in leases]
+        return Fleet(tuple(slots), self._demand(now), self._limits)
+
+    def apply(self, move: Move) -> None:
+        leave_s, start_s = next(self._delays)
+        limits, owner = self._limits, self._ledger.owners[move.slot]
+        gone = self._now + min(leave_s, limits.leave_s)
+        role, until = (move.role, move.until) if isinstance(move, Lend) else (owner, None)
+        latest = gone + limits.start_s if until is None else until - limits.leave_s - 2 * limits.tick_s
+        self._ledger.turn(move.slot, role, until, move.why, gone)
+        self._ready[move.slot] = max(gone, min(gone + start_s, latest))
+
+
+def simulate(world: SimulatedWorld, policy: Policy, seconds: float, tick_s: float) -> list[tuple[float, Move]]:
+    """Let time pass; returns the moves with their times."""
+    times = [i * tick_s for i in range(int(seconds / tick_s) + 1)]
+    return [(now, move) for now in times for move in tick(now, world, policy)]

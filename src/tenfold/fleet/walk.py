@@ -1,0 +1,177 @@
+"""The fleet's part of the circle: a run trains, its slot is lent to chat while a wave of requests comes, and is back in time.
+
+generations/fleet/  undisturbed/  trained/  measured.json  answers.jsonl  ledger.db  fleet.json
+"""
+
+import fcntl
+import json
+import os
+import statistics
+import sysconfig
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO, Any
+
+from tenfold.fleet.dispatcher import Dispatcher
+from tenfold.fleet.fleet import Limits, World, tick
+from tenfold.fleet.ledger import Ledger
+from tenfold.fleet.wave import PEAK, Wave, draw_arrivals, draw_days, forecast_peak, read_answers
+from tenfold.launch.job import open_launcher, run
+from tenfold.scale.climb import newest
+from tenfold.scale.forecast import file_sha256
+from tenfold.spec.errors import NotInstalled, TenfoldError
+from tenfold.spec.forecasts import Forecast, around, forecast, outcome
+from tenfold.spec.plugins import load
+from tenfold.train.config import RunConfig
+from tenfold.train.metrics import read_metrics
+from tenfold.train.run_file import config_from_fields
+
+OWNERS = {"slot-1": "chat", "slot-2": "train"}
+RUNS = ("undisturbed", "trained")
+BUSIEST = 1.5  # the height of the usual day, in what one slot answers
+ANSWER_S = 0.25  # what an answer is made to take
+PROBE_TOKENS = 100
+Say = Callable[[str], None]
+
+
+def walk(home: Path, say: Say, policy: str = "lend") -> dict[str, Any]:
+    """Do the fleet's part in `home`, going on from what is done. Returns its numbers, which `fleet.json` keeps.
+
+    Raises TenfoldError where a promise was broken: a loss that differs, an accepted request lost, a loan that came back late.
+    """
+    if not (find_spec("uvicorn") and find_spec("fastapi") and find_spec("openai")):
+        raise NotInstalled("A fleet serves chat: pip install 'tenfold[serve]'.")
+    folder = home / "fleet"
+    folder.mkdir(parents=True, exist_ok=True)
+    done = folder / "fleet.json"
+    if not done.exists():
+        _live(home, folder, say, policy)
+        _write(done, _numbers(folder))
+    numbers = json.loads(done.read_text())
+    for kind in ("demand", "switch_seconds", "lost_work_s"):
+        if numbers[kind] is not None:
+            outcome(home, f"fleet/{kind}", numbers[kind])
+    if not (numbers["same_losses"] and numbers["loans"] and not numbers["accepted_lost"] and numbers["returned_in_time"]):
+        raise TenfoldError(f"The fleet broke a promise: see {done}; delete {folder} to try again.")
+    return numbers
+
+
+def _live(home: Path, folder: Path, say: Say, policy: str) -> None:
+    """Both runs and the wave, on the fleet of this machine."""
+    from tenfold.fleet.local import LocalWorld  # PyTorch
+    from tenfold.fleet.roles import Chat, Role, Training
+
+    with ExitStack() as opened:
+        _alone(opened.enter_context((folder / "controller.lock").open("w")))
+        small = os.environ.get("TENFOLD_CIRCLE") == "small"
+        undisturbed, trained = (Training(_config(150 if small else 600), folder / name, folder) for name in RUNS)
+        if not undisturbed.finished:
+            say("A run trains undisturbed, to compare with.")
+            run(open_launcher("local"), undisturbed.job(folder / "slot-2.lock", "", None, 30))
+        ledger, dispatcher = Ledger(folder / "ledger.db", OWNERS, time.time()), Dispatcher()
+        opened.callback(ledger.close)
+        released = [x / "model" for x in (newest(home), undisturbed.directory) if x and (x / "model").is_dir()]
+        roles: dict[str, Role] = {"chat": Chat(released[0]), "train": trained}
+        world = LocalWorld(folder, ledger, roles, open_launcher("local"), dispatcher)
+        opened.callback(world.close)
+        found = _measure(folder / "measured.json", world, dispatcher, hours_s=(0.5, 1.5) if small else (1.25, 4.0))
+        start_s, per_slot, hour_s = found["start_s"]["slot-1"], found["per_slot"], found["hour_s"]
+        world.limits = Limits(leave_s=max(6.0, 2 * start_s), switch_s=start_s + 1)
+        _forecast(home, folder, found)
+        arrivals = draw_arrivals(_days(per_slot)[-1], hour_s, seed=1)
+        say(f"A wave of {len(arrivals)} requests comes; a slot answers {per_slot:.1f} a second.")
+        wave = Wave(folder / "answers.jsonl", arrivals, _body(found["tokens"]), dispatcher)
+        opened.callback(wave.close)
+        world.demand = lambda now: wave.demand(now, found["days"][-1], hour_s, per_slot)
+        chosen = load("policies", policy)()
+        while not wave.over or not trained.finished or any(lease.until for lease in ledger.leases(current=True)):
+            for move in tick(time.time(), world, chosen):
+                say(f"  {type(move).__name__} {move.slot}: {move.why}.")
+            time.sleep(world.limits.tick_s)
+
+
+def _days(per_slot: float) -> list[list[float]]:
+    """The days before the wave, and its own."""
+    return draw_days(8, BUSIEST * per_slot, seed=0)
+
+
+def _alone(lock: IO[str]) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise TenfoldError(f"Another process runs the fleet of {Path(lock.name).parent}: wait for its end.") from None
+
+
+def _config(steps: int) -> RunConfig:
+    """A small run whose losses are the same on every start: one thread, one number format, nothing compiled."""
+    corpus = {"corpus": str(Path(sysconfig.get_path("stdlib")) / "email"), "vocab_size": 512, "max_epochs": 100}
+    fields = {
+        "tokens": steps * 8 * 64, "device": "cpu", "dtype": "float32", "threads": 1, "compile": "off", "model": {"width": 64},
+        "data": {**corpus, "seq_len": 64, "batch_size": 8}, "task": {"evaluate_tokens": 4096}, "checkpoint": {"every_s": 5},
+        "log": {"every": 1},
+    }  # fmt: skip
+    return config_from_fields(fields, "The fleet's run")
+
+
+def _body(tokens: int) -> dict[str, Any]:
+    return {"prompt": "def ", "max_tokens": tokens, "ignore_eos": True, "temperature": 1.0}
+
+
+def _measure(file: Path, world: World, dispatcher: Dispatcher, hours_s: tuple[float, float]) -> dict[str, Any]:
+    """How long the roles take to start, and what a slot answers; and the days before, on that scale. Measured once."""
+    began, start_s = time.time(), dict.fromkeys(OWNERS, 0.0)
+    while turning := [slot.name for slot in world.observe(time.time()).slots if slot.turning]:
+        start_s |= dict.fromkeys(turning, time.time() - began)
+        time.sleep(0.1)
+    if not file.exists():
+        dispatcher.ask(_body(PROBE_TOKENS))
+        token_s = statistics.median(dispatcher.ask(_body(PROBE_TOKENS)).seconds for _ in range(5)) / PROBE_TOKENS
+        tokens = max(16, min(1000, round(ANSWER_S / token_s)))
+        hour_s = min(hours_s[1], max(hours_s[0], start_s["slot-1"] / 6))  # a switch takes a few of them
+        found: dict[str, Any] = {"start_s": start_s, "tokens": tokens, "per_slot": 1 / (tokens * token_s), "hour_s": hour_s}
+        _write(file, {**found, "days": _days(found["per_slot"])[:-1]})
+    return json.loads(file.read_text())
+
+
+def _forecast(home: Path, folder: Path, measured: dict[str, Any]) -> None:
+    """Before the wave: the requests of its peak, how long a switch takes, and what a loan costs its owner in lost work."""
+    chat_s, train_s = measured["start_s"].values()
+    data = {"fleet/measured.json": file_sha256(folder / "measured.json")}
+    said = {
+        "demand": ("requests", forecast_peak(measured["days"], measured["hour_s"])),
+        "switch_seconds": ("s", around(chat_s + 1, 0.4)),  # the owner saves and leaves, the server starts
+        "lost_work_s": ("s", around(train_s + 1, 0.4)),  # it leaves, and later starts again
+    }
+    for kind, (unit, quantiles) in said.items():
+        forecast(home, Forecast(key=f"fleet/{kind}", who="fleet", kind=kind, unit=unit, quantiles=quantiles, data=data))
+
+
+def _numbers(folder: Path) -> dict[str, Any]:
+    """What came of the wave, from the files."""
+    hour_s, answers = json.loads((folder / "measured.json").read_text())["hour_s"], read_answers(folder / "answers.jsonl")
+    leases, rows = Ledger(folder / "ledger.db").leases(), [read_metrics(folder / name / "run.jsonl") for name in RUNS]
+    loans = [lease for lease in leases if lease.until is not None]
+    first = loans[0] if loans else leases[0]
+    asked = [lease.asked for lease in leases if lease.slot == first.slot and lease.ended == first.since]
+    losses = [{row["step"]: row["loss"] for row in of_run if row["event"] == "step"} for of_run in rows]
+    first_s = sorted(row["first_s"] for row in answers)
+    return {
+        "steps": len(losses[0]), "same_losses": losses[0] == losses[1], "loss": losses[1][max(losses[1])],
+        "loans": len(loans), "returned_in_time": all(x.ended <= x.until for x in loans if x.ended and x.until),
+        "leases": [asdict(lease) for lease in leases],
+        "requests": len(answers), "accepted_lost": sum(row["lost"] for row in answers),
+        "sent_again": sum(row["sent"] - 1 for row in answers),
+        "first_token_s": {"p50": first_s[len(first_s) // 2], "p95": first_s[len(first_s) * 95 // 100]},
+        "demand": sum(PEAK.start * hour_s <= row["came"] < PEAK.stop * hour_s for row in answers),
+        "switch_seconds": first.ready - asked[0] if first.ready and asked and asked[0] else None, "lost_work_s": first.lost_s,
+    }  # fmt: skip
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    aside = path.with_suffix(".new")
+    aside.write_text(json.dumps(value, indent=1) + "\n")
+    aside.replace(path)

@@ -1,0 +1,91 @@
+"""A wave of requests: a day of demand in seconds, drawn with known structure, and what the days before say of it.
+
+The day begins two hours after its quietest, and swings 2.2 times between its quietest and busiest hour, as a real service's does
+(ServeGen's m-small); days differ in height by some 8 %, hours by 5 %.
+"""
+
+import json
+import math
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tenfold.fleet.dispatcher import Dispatcher
+from tenfold.fleet.fleet import Demand
+from tenfold.spec.forecasts import around
+
+PEAK = slice(8, 12)  # hours
+
+
+def draw_days(count: int, busiest: float, seed: int) -> list[list[float]]:
+    """Rates by the hour, `busiest` at the height of the usual day."""
+    draw = np.random.default_rng(seed)
+    usual = 1 - 0.375 * (1 + np.cos(2 * math.pi * (np.arange(24) + 2) / 24)) / 1.375
+    return (busiest * usual * np.exp(draw.normal(0, 0.08, (count, 1)) + draw.normal(0, 0.05, (count, 24)))).tolist()
+
+
+def draw_arrivals(day: Sequence[float], hour_s: float, seed: int) -> list[float]:
+    """When requests come, in seconds from the wave's start: a Poisson process at each hour's rate."""
+    draw = np.random.default_rng(seed)
+    hours = [hour + draw.random(draw.poisson(rate * hour_s)) for hour, rate in enumerate(day)]
+    return sorted((np.concatenate(hours) * hour_s).tolist())
+
+
+def forecast_peak(history: Sequence[Sequence[float]], hour_s: float) -> tuple[float, ...]:
+    """Quantiles of the requests in the peak hours: as yesterday, as sure as one day was like the day before, and as counts are."""
+    sums = [sum(day[PEAK]) * hour_s for day in history]
+    return around(sums[-1], math.sqrt(float(np.mean(np.diff(np.log(sums)) ** 2)) + 1 / sums[-1]))
+
+
+class Wave:
+    """Sends requests at their times, and writes each answer to `path`; those that stand there are not sent again."""
+
+    def __init__(self, path: Path, arrivals: Sequence[float], body: dict[str, Any], dispatcher: Dispatcher):
+        self._path, self._arrivals, self._body, self._dispatcher = path, arrivals, body, dispatcher
+        self._left = set(range(len(arrivals))) - {row["request"] for row in read_answers(path)}
+        self._lock, self._pool, self._sent = threading.Lock(), ThreadPoolExecutor(128), list[Future[None]]()
+        self._began = time.time() - arrivals[min(self._left, default=-1)]  # from the first that has no answer
+        threading.Thread(target=self._send, args=(sorted(self._left),), daemon=True).start()
+
+    @property
+    def over(self) -> bool:
+        """Whether all have answers. Raises what kept one from it."""
+        for sent in list(self._sent):
+            if sent.done():
+                sent.result()
+        return not self._left
+
+    def demand(self, now: float, yesterday: Sequence[float], hour_s: float, per_slot: float) -> Demand:
+        """What came in two hours, and what yesterday was like from this hour on."""
+        passed = max(0.0, now - self._began)
+        lately = sum(passed - 2 * hour_s < t <= passed for t in self._arrivals) / (2 * hour_s)
+        return Demand(lately, tuple(yesterday[int(passed / hour_s) :]), hour_s, passed % hour_s, per_slot)
+
+    def close(self) -> None:
+        """Send no more."""
+        self._dispatcher.ended = True
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _send(self, numbers: list[int]) -> None:
+        for i in numbers:
+            time.sleep(max(0.0, self._began + self._arrivals[i] - time.time()))
+            if not self._dispatcher.ended:
+                self._sent.append(self._pool.submit(self._ask, i))
+
+    def _ask(self, i: int) -> None:
+        row = {"request": i, "came": self._arrivals[i], **asdict(self._dispatcher.ask({**self._body, "seed": i}))}
+        with self._lock, self._path.open("a") as stream:
+            stream.write("\n" + json.dumps(row))  # on a line of its own, though a kill tore the one before
+            self._left.remove(i)
+
+
+def read_answers(path: Path) -> list[dict[str, Any]]:
+    """The answers of a wave, without a line that a kill tore."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]

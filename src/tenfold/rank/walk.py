@@ -1,0 +1,164 @@
+"""This room's part of the circle: rankers of made interactions and of MovieLens, each forecast from three smaller runs; one served.
+
+Each stands in `rank-NAME` of the home, with those that it is forecast from in `rungs`, and `score.json`.
+"""
+
+import hashlib
+import json
+import math
+import os
+import socket
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace
+
+from tenfold.data.interactions.interactions import open_interactions
+from tenfold.data.interactions.read import MOVIELENS
+from tenfold.data.interactions.synthetic import SYNTHETIC
+from tenfold.launch.job import Job, open_launcher
+from tenfold.rank.commands import RankOptions, evaluated
+from tenfold.spec.errors import NotInstalled, TenfoldError
+from tenfold.spec.forecasts import Forecast, forecast, normal, outcome
+from tenfold.train.result import RunResult, read_result
+
+RUNGS = (8, 4, 2)  # parts of a run's epochs that it is forecast from
+MODELS = {SYNTHETIC: RankOptions(seq_len=20, epochs=5, learning_rate=0.03), MOVIELENS: RankOptions()}
+SHIFT = 0.15  # how far a rate on the test lies from the one on the validation, as a share of it, since its items came later
+ASKED = 16  # users for whom the server is asked
+START_S = 120.0  # a server that does not answer by then is lost
+
+
+def walk(home: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Train, forecast, evaluate, serve; an earlier call that was stopped is gone on with.
+
+    Raises TenfoldError where a package is missing; MovieLens is left out where its wheel is not installed.
+    """
+    if find_spec("fastapi") is None or find_spec("uvicorn") is None:
+        raise NotInstalled("Recommendations are served with FastAPI: pip install 'tenfold[serve]'.")
+    small = os.environ.get("TENFOLD_CIRCLE") == "small"
+    if left_out := small or find_spec("recbole") is None:
+        why = "the circle is small" if small else "its wheel comes by `pip install --no-deps recbole==1.2.1`"
+        say(f"rank: {MOVIELENS} is left out: {why}.")
+    numbers = {source: _generation(home, source, say) for source in MODELS if source == SYNTHETIC or not left_out}
+    files = [f"rank-{source}/{name}" for source in numbers for name in ("run.jsonl", "score.json")]
+    return {**numbers, "served": _served(home, say), "files": [*files, f"rank-{SYNTHETIC}/served.json"]}
+
+
+def _generation(home: Path, source: str, say: Callable[[str], None]) -> dict[str, Any]:
+    """One ranker: the smaller runs, the forecasts, its own run, and what came."""
+    directory, key = home / f"rank-{source}", f"rank/{source}"
+    rungs = [_run(home, directory / "rungs" / str(n), source, 1 / n) for n in RUNGS]
+    users = len(open_interactions(source, home).held_out("test")[1])
+    quantiles = doubled([rung.scores["hit_rate_10"] for rung in rungs], users)
+    said = _forecast(home, f"{key}/hit_rate", "hit_rate", quantiles, [rung.directory / "run.jsonl" for rung in rungs])
+    _run(home, directory, source)
+
+    def test() -> dict[str, Any]:
+        seen = evaluated(directory, home, "validation")["above_popularity"]
+        sampling, mean = (seen["high"] - seen["low"]) / 2 / 1.96, seen["hit_rate_10"]
+        quantiles = normal(mean, math.hypot(math.sqrt(2) * sampling, SHIFT * mean))
+        _forecast(home, f"{key}/above_popularity", "paired_difference", quantiles, [directory / "run.jsonl"])
+        return evaluated(directory, home, "test")
+
+    found = _once(directory / "score.json", test)
+    outcome(home, f"{key}/hit_rate", found["model"]["hit_rate_10"])
+    outcome(home, f"{key}/above_popularity", found["above_popularity"]["hit_rate_10"])
+    rates = {name: f"{of['hit_rate_10']:.3f}" for name, of in found.items() if isinstance(of, dict)}
+    say(f"rank: {source}: hit rate at 10 is {rates['model']}, forecast {said.median:.3f}; popularity {rates['popularity']}.")
+    return found
+
+
+def doubled(rates: list[float], users: int) -> tuple[float, ...]:
+    """Quantiles of the hit rate of a run twice as long as the last of three, each of them twice as long as the one before.
+
+    What a doubling gains shrinks as the last two gains did. The spread is that of two samples of users, of the gain, and `SHIFT`.
+    """
+    first, last = rates[1] - rates[0], rates[2] - rates[1]
+    gain = last * min(1.0, max(0.0, last) / first) if first > 0 else 0.0
+    sampling = math.sqrt(2 * rates[2] * (1 - rates[2]) / users)
+    return normal(rates[2] + gain, math.hypot(sampling, gain, SHIFT * rates[2]))
+
+
+def _forecast(home: Path, key: str, kind: str, quantiles: tuple[float, ...], files: list[Path]) -> Forecast:
+    data = {str(file.relative_to(home)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    return forecast(home, Forecast(key=key, who="rank", kind=kind, unit="share", quantiles=quantiles, data=data))
+
+
+def _run(home: Path, directory: Path, source: str, part: float = 1.0) -> RunResult:
+    """A finished run of a part of the epochs. Raises TenfoldError where it was stopped."""
+    from tenfold.rank.task import Ranking
+    from tenfold.train.trainer import fit, standard_hooks
+
+    if (done := read_result(directory)) is None:
+        options = replace(MODELS[source], epochs=part * MODELS[source].epochs)
+        config = options.run(source, len(open_interactions(source, home).histories))
+        done = fit(Ranking.open(config, home, quiet=True), config, directory, standard_hooks(config, quiet=True))
+    if not done.finished:
+        raise TenfoldError(f"The run in {directory} was stopped: the same command goes on with it.")
+    return done
+
+
+def _served(home: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """How often the server's ten best items hold what test users took next, asked over HTTP."""
+
+    def ask() -> dict[str, Any]:
+        hits, seconds = 0, []
+        with _serving(home / f"rank-{SYNTHETIC}" / "model") as recommend:
+            for tokens in open_interactions(SYNTHETIC, home).histories[:ASKED]:
+                *history, came = [f"item-{token - 1}" for token in tokens]
+                began = time.perf_counter()
+                hits += came in recommend(history)
+                seconds.append(time.perf_counter() - began)
+        return {"users": ASKED, "hits": hits, "median_ms": 1000 * sorted(seconds)[ASKED // 2]}
+
+    found = _once(home / f"rank-{SYNTHETIC}" / "served.json", ask)
+    say(f"rank: the server recommended what {found['hits']} of {ASKED} users took next, in {found['median_ms']:.0f} ms each.")
+    return found
+
+
+@contextmanager
+def _serving(model: Path) -> Iterator[Callable[[list[str]], list[str]]]:
+    """`tenfold serve` in a process of its own: a function from a history to the items that it recommends."""
+    from tenfold.serve.api.server import serve
+    from tenfold.serve.options import EngineOptions, ServerOptions
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def recommend(history: list[str]) -> list[str]:
+        body, headers = json.dumps({"history": history}).encode(), {"content-type": "application/json"}
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/recommend", body, headers)
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)["items"]
+
+    arguments = {"rank": EngineOptions(model, kv_cache_gib=0.02)}, ServerOptions(port=port)
+    launcher, end = open_launcher("local"), time.monotonic() + START_S
+    server = launcher.submit(Job("serve", function=serve, arguments=arguments, grace_s=10))
+    try:
+        while True:
+            try:
+                recommend([])
+                break
+            except OSError:
+                if server.future.done() or time.monotonic() > end:
+                    raise TenfoldError(f"The server of {model} did not start.") from None
+                time.sleep(0.1)
+        yield recommend
+    finally:
+        launcher.close()
+
+
+def _once(file: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `work` found when it was first done, from `file`."""
+    if not file.exists():
+        aside = file.with_suffix(".part")
+        aside.write_text(json.dumps(work(), indent=1) + "\n")
+        aside.replace(file)
+    return json.loads(file.read_text())

@@ -1,0 +1,251 @@
+"""The fleet: the ledger's promises, any policy's bounds in a simulated world, and one loan on real processes."""
+
+import itertools
+import json
+import os
+import random
+import sqlite3
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import toy_roles
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tenfold.fleet.dispatcher import Dispatcher
+from tenfold.fleet.fleet import Demand, Lend, Limits, Return, tick
+from tenfold.fleet.ledger import Ledger
+from tenfold.fleet.lend import LendByThreshold
+from tenfold.fleet.local import LocalWorld
+from tenfold.fleet.roles import hold
+from tenfold.fleet.simulated import SimulatedWorld, simulate
+from tenfold.fleet.wave import PEAK, draw_arrivals, draw_days, forecast_peak
+from tenfold.launch.job import Job, open_launcher
+from tenfold.spec.forecasts import LEVELS, read_forecasts
+from tenfold.spec.plugins import load
+
+LIMITS = Limits(leave_s=10, start_s=30, tick_s=1, switch_s=8)
+DELAYS = st.lists(st.tuples(st.floats(0, 40), st.floats(0, 90)), min_size=1, max_size=20)
+RATES = st.lists(st.floats(0, 60), min_size=1, max_size=12)
+
+
+def fleet_of(chat, train):
+    return {f"chat-{i}": "chat" for i in range(chat)} | {f"train-{i}": "train" for i in range(train)}
+
+
+def run(owners, policy, rates, delays, seconds=600):
+    """Simulate with a demand that changes every 50 s and is foreseen; returns the moves and the ledger."""
+    ledger = Ledger(":memory:", owners)
+
+    def demand(now):
+        first = int(now / 50)
+        return Demand(rates[min(first, len(rates) - 1)], tuple(rates[first:]), 50, now % 50, 10)
+
+    moves = simulate(SimulatedWorld(ledger, demand, LIMITS, itertools.cycle(delays)), policy, seconds, LIMITS.tick_s)
+    return moves, ledger.leases()
+
+
+class AnyPolicy:
+    """Moves by chance, with sense or without."""
+
+    def __init__(self, seed):
+        self.chance = random.Random(seed)
+
+    def decide(self, now, fleet):
+        moves = []
+        for slot in self.chance.choices(fleet.slots, k=self.chance.randrange(3)):
+            lend = Lend(slot.name, "chat", now + self.chance.uniform(-50, 200), "")
+            moves.append(self.chance.choice([lend, Return(slot.name, "")]))
+        return moves
+
+
+def assert_kept(owners, leases):
+    """Each slot is always on exactly one lease, and a loan is over by its deadline."""
+    for slot, owner in owners.items():
+        own = [lease for lease in leases if lease.slot == slot]
+        assert (
+            own[0].role == owner
+            and [lease.ended for lease in own[:-1]] == [lease.since for lease in own[1:]]
+            and own[-1].ended is None
+        )
+        assert all((lease.until is None) == (lease.role == owner) == (i % 2 == 0) for i, lease in enumerate(own))
+    ended = [(lease.ended, lease.until) for lease in leases if lease.until is not None and lease.ended is not None]
+    assert all(end <= until for end, until in ended)
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 2**32), st.integers(1, 2), st.integers(1, 3), DELAYS)
+def test_whatever_a_policy_says_a_slot_has_one_role_and_a_loan_ends_by_its_deadline(seed, chat, train, delays):
+    owners = fleet_of(chat, train)
+    _, leases = run(owners, AnyPolicy(seed), [0.0], delays, seconds=300)
+    assert_kept(owners, leases)
+
+
+@settings(max_examples=40)
+@given(RATES, st.integers(1, 3), st.integers(0, 4), DELAYS)
+def test_lend_keeps_the_bounds_and_does_not_flap(rates, chat, train, delays):
+    owners = fleet_of(chat, train)
+    moves, leases = run(owners, LendByThreshold(), rates, delays)
+    assert_kept(owners, leases)
+    for slot in owners:
+        times = [(now, move) for now, move in moves if move.slot == slot]
+        for (before, _), (after, move) in itertools.pairwise(times):
+            assert after - before >= LIMITS.switch_s or move.why == "its deadline"
+
+
+@settings(max_examples=40)
+@given(st.floats(0, 60), st.integers(1, 3), st.integers(1, 4), DELAYS)
+def test_a_demand_that_stays_leaves_the_roles_as_they_are(rate, chat, train, delays):
+    moves, _ = run(fleet_of(chat, train), LendByThreshold(), [rate] * 40, delays)
+    needed = next((n for n in range(chat, chat + train) if rate <= 0.9 * 10 * n), chat + train)
+    assert [type(move) for _, move in moves] == [Lend] * (needed - chat)
+    assert len({move.slot for _, move in moves}) == len(moves)
+
+
+def test_a_foreseen_peak_is_lent_for_and_given_back_after():
+    moves, leases = run(fleet_of(1, 1), LendByThreshold(), [5, 5, 15, 15, 5, 5, 5], [(3.0, 5.0)], seconds=340)
+    assert [type(move) for _, move in moves] == [Lend, Return]
+    lent, back = (now for now, _ in moves)
+    assert lent < 100 and 200 <= back <= 255  # before the peak began, and once it was over
+    assert leases[2].since == lent + 3 and leases[2].ended == back + 3
+
+
+def test_a_policy_of_another_name_comes_by_the_same_door():
+    assert load("policies", "lend") is LendByThreshold
+
+
+def test_the_ledger_itself_refuses_a_second_lease_of_a_slot(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.db", {"a": "train"}, now=1.0)
+    ledger.turn("a", "chat", 20.0, "more demand", 5.0)
+    other = sqlite3.connect(tmp_path / "ledger.db")
+    with pytest.raises(sqlite3.IntegrityError):
+        other.execute("INSERT INTO leases (slot, role, since, why) VALUES ('a', 'rank', 6.0, '')")
+    other.close()
+    ledger.close()
+    again = Ledger(tmp_path / "ledger.db", {"a": "train"}, now=9.0)
+    assert [(x.role, x.since, x.until, x.ended) for x in again.leases()] == [("train", 1.0, None, 5.0), ("chat", 5.0, 20.0, None)]
+
+
+WRITER = """
+import sys
+from tenfold.fleet.ledger import Ledger
+ledger = Ledger(sys.argv[1], {"a": "train", "b": "chat"})
+number = len(ledger.leases())
+while True:
+    for slot in "ab":
+        number += 1
+        ledger.turn(slot, f"role-{number}", None, "", float(number))
+        print(slot, number, flush=True)
+"""
+
+
+def test_a_killed_writer_loses_no_turn_that_it_had_made(tmp_path):
+    told = {}
+    for _ in range(3):
+        writer = subprocess.Popen([sys.executable, "-c", WRITER, tmp_path / "ledger.db"], stdout=subprocess.PIPE, text=True)
+        for line in itertools.islice(writer.stdout, 15):
+            slot, number = line.split()
+            told[slot] = int(number)
+        writer.kill()
+        left = writer.stdout.read().split("\n")
+        told |= {line.split()[0]: int(line.split()[1]) for line in left[:-1]}
+        writer.wait()
+        ledger = Ledger(tmp_path / "ledger.db")
+        leases, current = ledger.leases(), {lease.slot: lease for lease in ledger.leases(current=True)}
+        ledger.close()
+        assert [lease.id for lease in leases] == list(range(1, len(leases) + 1)) and set(current) == {"a", "b"}
+        assert all(int(current[slot].role.removeprefix("role-")) >= number for slot, number in told.items())
+
+
+def test_the_forecast_of_a_peak_holds_as_often_as_it_says():
+    inside = []
+    for seed in range(300):
+        days = draw_days(8, 6.0, seed)
+        quantiles = forecast_peak(days[:-1], 2.0)
+        came = sum(PEAK.start * 2.0 <= t < PEAK.stop * 2.0 for t in draw_arrivals(days[-1], 2.0, seed))
+        inside.append(quantiles[LEVELS.index(0.1)] <= came <= quantiles[LEVELS.index(0.9)])
+    assert 0.65 < sum(inside) / len(inside) < 0.9
+
+
+def test_a_days_demand_swings_as_it_is_said():
+    usual = [sum(hour) / 500 for hour in zip(*draw_days(500, 10.0, 0), strict=True)]
+    assert max(usual) / min(usual) == pytest.approx(2.2, rel=0.03) and usual.index(max(usual)) == 10
+
+
+def until(true, seconds=60):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_a_slot_is_lent_and_returned_on_real_processes(tmp_path):
+    """The work goes on where it was, no accepted request is lost, and the loan ends by its deadline with its price noted."""
+    counting = toy_roles.Counting(tmp_path / "steps")
+    ledger, dispatcher = Ledger(tmp_path / "ledger.db", {"a": "chat", "b": "train"}, time.time()), Dispatcher()
+    roles = {"chat": toy_roles.ToyChat(tmp_path), "train": counting}
+    world = LocalWorld(tmp_path, ledger, roles, open_launcher("local"), dispatcher)
+    world.limits = Limits(leave_s=5, tick_s=0.1, switch_s=0.5)
+    rates = [20.0]
+    world.demand = lambda now: Demand(rates[0], (), 1, 0, 10)
+    try:
+        with ThreadPoolExecutor(6) as pool:
+            until(lambda: not any(slot.turning for slot in world.observe(time.time()).slots))
+            asked = [pool.submit(lambda: [dispatcher.ask({}) for _ in range(8)]) for _ in range(6)]
+            while not counting.finished or not all(one.done() for one in asked) or ledger.of("b").until:
+                tick(time.time(), world, LendByThreshold())
+                if ledger.of("b").role == "chat" and ledger.of("b").ready:
+                    rates[0] = 1.0
+                time.sleep(0.1)
+    finally:
+        dispatcher.ended = True
+        world.close()
+    answers = [answer for one in asked for answer in one.result()]
+    assert len(answers) == 48 and not any(answer.lost for answer in answers)
+    assert [int(step) for step in counting.path.read_text().split()] == list(range(toy_roles.STEPS))
+    loan = next(lease for lease in ledger.leases() if lease.until is not None)
+    assert loan.slot == "b" and loan.ended <= loan.until and loan.lost_s > 0
+
+
+def test_a_borrower_that_nobody_stops_is_gone_by_its_deadline_and_the_next_waits_for_it(tmp_path):
+    launcher, lock, begun = open_launcher("local"), tmp_path / "slot.lock", tmp_path / "begun"
+    launcher.submit(Job("first", function=hold, arguments=(lock, None, int))).future.result(timeout=120)  # imports
+    deadline = time.time() + 5
+    borrower = launcher.submit(Job("deaf", function=hold, arguments=(lock, deadline, toy_roles.ignore_everything, begun)))
+    until(begun.exists)
+    owner = launcher.submit(Job("counting", function=hold, arguments=(lock, None, toy_roles.count, tmp_path / "steps")))
+    time.sleep(deadline - 0.5 - time.time())
+    assert borrower.status() == "running" and not (tmp_path / "steps").exists()
+    assert owner.future.result(timeout=120) is None and borrower.status() == "failed"
+    launcher.close()
+
+
+@pytest.mark.slow
+def test_the_fleets_part_of_the_circle_goes_on_after_kills(tmp_path):
+    """Killed while the first run trains, before, in and after the loan; the last call ends as one that was never killed."""
+    folder = tmp_path / "fleet"
+    command = [sys.executable, "-m", "tenfold", "fleet", "run", "--home", tmp_path]
+
+    def leases():
+        return Ledger(folder / "ledger.db").leases() if (folder / "ledger.db").exists() else []
+
+    moments = [
+        lambda: (folder / "undisturbed" / "run.jsonl").exists(),
+        lambda: (folder / "measured.json").exists(),
+        lambda: any(lease.until and lease.ready for lease in leases()),
+        lambda: any(lease.until and lease.ended for lease in leases()),
+    ]
+    for moment in moments:
+        fleet = subprocess.Popen(command, env=os.environ | {"TENFOLD_CIRCLE": "small"})
+        until(lambda now=moment, fleet=fleet: now() or fleet.poll() is not None, 900)
+        fleet.kill()
+        fleet.wait()
+    subprocess.run(command, env=os.environ | {"TENFOLD_CIRCLE": "small"}, check=True)
+    numbers = json.loads((folder / "fleet.json").read_text())
+    assert numbers["same_losses"] and numbers["steps"] == 150 and numbers["accepted_lost"] == 0 and numbers["returned_in_time"]
+    ids = [json.loads(line)["request"] for line in (folder / "answers.jsonl").read_text().splitlines() if line.endswith("}")]
+    assert sorted(ids) == list(range(numbers["requests"]))  # each answered once
+    assert {one.forecast.kind for one in read_forecasts(tmp_path) if one.measured is not None} >= {"demand", "switch_seconds"}

@@ -1,0 +1,78 @@
+"""Roles of a fleet without PyTorch: a server that answers in pieces, and work that counts its steps."""
+
+import signal
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from tenfold.fleet.roles import Chat, hold
+from tenfold.launch.job import Job
+
+STEPS = 400
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.end_headers()
+        for _ in range(10):
+            self.wfile.write(b"data: {}\n\n")
+            time.sleep(0.05)
+        self.wfile.write(b"data: [DONE]\n\n")
+
+    def log_message(self, *_):
+        pass
+
+
+def serve(port):
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    server.daemon_threads = False
+    signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
+    server.serve_forever()
+    server.server_close()  # waits for its answers
+
+
+def count(path):
+    stopped = []
+    signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
+    with path.open("a+") as stream:
+        stream.seek(0)
+        for step in range(len(stream.readlines()), STEPS):
+            if stopped:
+                return
+            print(step, file=stream, flush=True)
+            time.sleep(0.01)
+
+
+def ignore_everything(path):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    path.write_text("")
+    time.sleep(600)
+
+
+class ToyChat(Chat):
+    def job(self, lock, url, until, leave_s):
+        return Job("toy chat", function=hold, arguments=(lock, until, serve, int(url.rpartition(":")[2])))
+
+
+class Counting:
+    def __init__(self, path):
+        self.path = path
+
+    @property
+    def finished(self):
+        return self.path.exists() and len(self.path.read_text().split()) >= STEPS
+
+    def job(self, lock, url, until, leave_s):
+        return Job("counting", function=hold, arguments=(lock, until, count, self.path))
+
+    def is_ready(self, url, since):
+        return self.path.exists() and self.path.stat().st_mtime >= since
+
+    def redone_s(self):
+        return 0.0
