@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from tenfold.learn.release import post
 from tenfold.serve.feedback.feedback import Feedback, corrections, ratings, responses
 
-MAX_TOKENS = 16
+MAX_TOKENS = 12
 CAPITALS = {
     "France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Japan": "Tokyo", "Egypt": "Cairo", "Norway": "Oslo", "Peru": "Lima",
     "Greece": "Athens", "Cuba": "Havana", "Kenya": "Nairobi", "Austria": "Vienna", "Poland": "Warsaw", "Russia": "Moscow",

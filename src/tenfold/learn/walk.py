@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Event
@@ -26,7 +27,7 @@ from tenfold.spec.versions import read_document
 NAME, OLD = "chat-1", "smollm2-135m"
 SALT = bytes(32)  # the users are simulated: the same ones are held out in every home
 START_S = 240.0  # a server that does not answer by then is lost
-CALLERS = 2  # that ask all the time while the model is swapped
+CALLERS = 4  # that ask at once
 
 
 def walk(home: Path, say: Callable[[str], None], model: Path | None = None, settings: TuneSettings | None = None) -> dict[str, Any]:
@@ -35,9 +36,9 @@ def walk(home: Path, say: Callable[[str], None], model: Path | None = None, sett
     `model` is SmolLM2-135M where none is given. Raises TenfoldError where a package is missing.
     """
     small = os.environ.get("TENFOLD_CIRCLE") == "small"
-    settings = settings or TuneSettings(steps=6 if small else 20, batch_size=2, held_out=0.3)
+    settings = settings or TuneSettings(steps=10 if small else 20, batch_size=2, held_out=0.3)
     old, new = _base(model or smollm2(), home / OLD), home / NAME
-    _judge(old, home / "feedback.db", (30, 1) if small else (40, 2), say)
+    _judge(old, home / "feedback.db", (30, 1 if small else 2), say)
     say(f"learn: {settings.steps} steps on what they said.")
     result = tune(old, str(home / "feedback.db"), new, settings, quiet=True)
     if not result.finished:
@@ -52,7 +53,7 @@ def walk(home: Path, say: Callable[[str], None], model: Path | None = None, sett
     release(new, home)
     swapped = _swap(old, new, home)
     say(f"learn: {NAME} is in service after {swapped['switch_seconds']:.1f} s, {swapped['dropped']} requests lost.")
-    return {**numbers, **swapped, "files": [*files, "release.json", f"{NAME}/swap.json"]}
+    return {**swapped, **numbers, "files": [*files, "release.json", f"{NAME}/swap.json"]}
 
 
 def smollm2() -> Path:
@@ -106,9 +107,8 @@ def _judge(model: Path, database: Path, asked: tuple[int, int], say: Callable[[s
 
     if left := list(unjudged(Feedback(f"sqlite:///{database}", SALT), questions(*asked))):
         say(f"learn: {len(left)} questions of simulated users to {OLD}.")
-        with serving(model, database) as server:
-            for question in left:
-                ask_and_judge(server, question)
+        with serving(model, database) as server, ThreadPoolExecutor(CALLERS) as callers:
+            list(callers.map(partial(ask_and_judge, server), left))
 
 
 def _swap(old: Path, new: Path, home: Path) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def _swap(old: Path, new: Path, home: Path) -> dict[str, Any]:
     if not file.exists():
         began = time.monotonic()
         with serving(old, home / "feedback.db") as server:
-            quantiles = around(0.6 * (time.monotonic() - began), 0.5)  # a start without the server's own part
+            quantiles = around(time.monotonic() - began, 0.8)  # as long as a start; the load may make it half or twice that
             made = Forecast(key=key, who="learn", kind="switch_seconds", unit="s", quantiles=quantiles, data={"gate.json": judged})
             forecast(home, made)
             write_whole(file, _under_load(server, new))
