@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tenfold.serve.engine.blocks import BlockManager
 from tenfold.serve.engine.scheduler import Scheduler, SchedulerConfig
-from tenfold.serve.request import Request, Sampling, Sequence
+from tenfold.serve.request import MAX_LOGPROBS, Request, Sampling, Sequence
 
 SIZE = 4
 
@@ -138,7 +138,7 @@ def test_cancelling_frees_the_blocks_at_once():
     assert s.blocks.n_free == s.blocks.n_blocks
 
 
-@pytest.mark.parametrize("value", [{"temperature": -1}, {"top_p": 1.5}, {"n": 0}, {"logprobs": 21}, {"temperature": float("nan")}])
+@pytest.mark.parametrize("value", [{"temperature": -1}, {"top_p": 1.5}, {"n": 0}, {"logprobs": MAX_LOGPROBS + 1}, {"temperature": float("nan")}])
 def test_sampling_out_of_range_is_one_sentence(value):
     from tenfold.spec.errors import TenfoldError
 
