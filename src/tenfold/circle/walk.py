@@ -4,17 +4,16 @@ circle.json     what each room found, skipped by a sentence, or failed by one
 index.html      the page of it
 """
 
-import json
 import os
 import sysconfig
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from tenfold.spec.errors import NotInstalled, TenfoldError
+from tenfold.spec.files import write_json
 from tenfold.spec.forecasts import Forecast, around, forecast
 from tenfold.spec.versions import read_document
 
@@ -45,7 +44,7 @@ def walk(home: Path, say: Say) -> dict[str, Any]:
             found[name] = {"failed": str(error)}
             raise
         finally:
-            _write(home / "circle.json", {"version": VERSION, "rooms": found})
+            write_json(home / "circle.json", {"version": VERSION, "rooms": found})
             import_module("tenfold.console.page").write_page(home)
     return read_document(home / "circle.json", VERSION, "walk the circle again")
 
@@ -102,7 +101,7 @@ def _plan(home: Path, say: Say) -> dict[str, Any]:
     plan = solve(asked, GpuRequest(gpus=1), machine, StepRequest(seq_len=settings.seq_len), home)
     around_it = consequences(plan.workload, Surroundings())
     (home / "plan").mkdir(exist_ok=True)
-    _write(
+    write_json(
         home / "plan" / "plan.json", document(plan.workload, around_it, alternatives=plan.alternatives, notes=[said, *plan.notes])
     )
     days = around_it.wall_days.mid
@@ -110,16 +109,3 @@ def _plan(home: Path, say: Say) -> dict[str, Any]:
     forecast(home, Forecast(key=key, who="plan", kind="seconds", unit="s", quantiles=around(days * 86400, 0.3), data=data))
     say(f"plan: {said} The next times ten takes {days * 24:.2f} hours here.")
     return {"factor": calibration.factor, "next_hours": days * 24, "files": ["plan/plan.json", str(calibrated.relative_to(home))]}
-
-
-@contextmanager
-def _aside(path: Path) -> Iterator[Path]:
-    aside = path.with_name(f".{path.name}.part")
-    yield aside
-    aside.replace(path)
-
-
-def _write(path: Path, values: dict[str, Any]) -> None:
-    """JSON that is there whole or not at all."""
-    with _aside(path) as aside:
-        aside.write_text(json.dumps(values, indent=1) + "\n")

@@ -16,6 +16,7 @@ from urllib.parse import quote
 from msgspec import Struct, ValidationError, convert
 
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.files import write_text
 from tenfold.spec.forecasts import FILE as FORECASTS
 from tenfold.spec.forecasts import LEVELS, Scored, read_forecasts
 from tenfold.spec.versions import read_document
@@ -62,9 +63,7 @@ def write_page(home: Path) -> Path:
         held=sum(bool(one.inside_80) for one in came),
     )
     path = home / "index.html"
-    aside = path.with_suffix(".new")
-    aside.write_text(text, encoding="utf-8", errors="replace")
-    aside.replace(path)
+    write_text(path, text)
     return path
 
 

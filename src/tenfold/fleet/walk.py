@@ -24,6 +24,7 @@ from tenfold.launch.job import open_launcher, run
 from tenfold.scale.climb import newest
 from tenfold.scale.forecast import file_sha256
 from tenfold.spec.errors import NotInstalled, TenfoldError
+from tenfold.spec.files import write_json
 from tenfold.spec.forecasts import Forecast, around, forecast, outcome
 from tenfold.spec.plugins import load
 from tenfold.train.config import RunConfig
@@ -51,7 +52,7 @@ def walk(home: Path, say: Say, policy: str = "lend") -> dict[str, Any]:
     done = folder / "fleet.json"
     if not done.exists():
         _live(home, folder, say, policy)
-        _write(done, _numbers(folder))
+        write_json(done, _numbers(folder))
     numbers = json.loads(done.read_text())
     for kind in ("demand", "switch_seconds", "lost_work_s"):
         if numbers[kind] is not None:
@@ -137,7 +138,7 @@ def _measure(folder: Path, world: World, dispatcher: Dispatcher, hours_s: tuple[
         found: dict[str, Any] = {"chat_start_s": start_s, "tokens": tokens, "per_slot": 1 / (tokens * token_s)}
         found["train_start_s"] = read_goodput(folder / RUNS[0] / "time.jsonl")["starting_s"]
         found["hour_s"] = min(hours_s[1], max(hours_s[0], start_s / 6))  # a switch takes some of them
-        _write(file, {**found, "days": _days(found["per_slot"])[:-1]})
+        write_json(file, {**found, "days": _days(found["per_slot"])[:-1]})
     return json.loads(file.read_text())
 
 
@@ -172,9 +173,3 @@ def _numbers(folder: Path) -> dict[str, Any]:
         "demand": sum(PEAK.start * hour_s <= row["came"] < PEAK.stop * hour_s for row in answers),
         "switch_seconds": first.ready - asked[0] if first.ready and asked and asked[0] else None, "lost_work_s": first.lost_s,
     }  # fmt: skip
-
-
-def _write(path: Path, value: dict[str, Any]) -> None:
-    aside = path.with_suffix(".new")
-    aside.write_text(json.dumps(value, indent=1) + "\n")
-    aside.replace(path)

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.files import write_json
 
 
 class ProcessLost(TenfoldError):
@@ -64,10 +65,7 @@ def _note(path: Path, run: str, error: Exception) -> None:
     said = ": ".join(filter(None, (kind, line)))
     sentence = line if final else f"The run failed twice in the same way{''.join(f', {note}' for note in notes)}: {said}"
     note = {"run": run, "failure": failure, "times": before["times"] + 1 if again else 1, "final": final, "sentence": sentence}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".new")
-    aside.write_text(json.dumps(note))
-    aside.replace(path)
+    write_json(path, note)
 
 
 def _read(path: Path) -> dict:

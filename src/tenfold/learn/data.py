@@ -13,8 +13,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from tenfold.data.conversations.chats import Chat, prompt_of, read_chats
-from tenfold.data.folder import whole_folder
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.files import whole_folder, write_json
 
 VERSION = 1  # of the files of this room
 PARTS = ("train", "validation", "held_out")
@@ -70,8 +70,5 @@ def sha256(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def write_whole(path: Path, values: Mapping[str, Any]) -> None:
-    """JSON that is there whole or not at all."""
-    aside = path.with_name(f".{path.name}")
-    aside.write_text(json.dumps({"version": VERSION, **values}, indent=1) + "\n")
-    aside.replace(path)
+def write_versioned(path: Path, values: Mapping[str, Any]) -> None:
+    write_json(path, {"version": VERSION, **values})

@@ -20,7 +20,7 @@ from scipy import stats
 from tenfold.data.conversations.chats import Chat, prompt_of, read_chats
 from tenfold.data.conversations.packing import pack
 from tenfold.data.conversations.tokens import ChatEncoder
-from tenfold.learn.data import PARTS, VERSION, sha256, write_whole
+from tenfold.learn.data import PARTS, VERSION, sha256, write_versioned
 from tenfold.model.io.huggingface import read_model, weights_hash
 from tenfold.serve.options import model_path
 from tenfold.spec.errors import TenfoldError
@@ -96,7 +96,7 @@ def gate(new: Path, against: Path, home: Path) -> dict[str, Any]:
     key = f"learn/gate/{hashlib.sha256(json.dumps(hashes).encode()).hexdigest()[:12]}"
     verdict = new / "gate.json"
     if not verdict.exists() or read_gate(new)["forecast"] != key:
-        write_whole(verdict, {"new": str(new), "old": str(against), "hashes": hashes, **_judge(new, old, home, key, hashes)})
+        write_versioned(verdict, {"new": str(new), "old": str(against), "hashes": hashes, **_judge(new, old, home, key, hashes)})
     judged = read_gate(new)
     outcome(home, key, judged["test"]["mean"])
     return judged

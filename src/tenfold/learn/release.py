@@ -6,7 +6,7 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from tenfold.learn.data import VERSION, sha256, write_whole
+from tenfold.learn.data import VERSION, sha256, write_versioned
 from tenfold.learn.gate import read_gate
 from tenfold.model.io.huggingface import weights_hash
 from tenfold.serve.options import model_path
@@ -50,7 +50,7 @@ def rollback(home: Path) -> dict[str, Any]:
 
 
 def _write(home: Path, now: dict[str, Any]) -> dict[str, Any]:
-    write_whole(home / FILE, now)
+    write_versioned(home / FILE, now)
     return {"version": VERSION, **now}
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-from tenfold.learn.data import parts_of, sha256, write_whole
+from tenfold.learn.data import parts_of, sha256, write_versioned
 from tenfold.model.io.huggingface import weights_hash
 from tenfold.train.result import RunResult, read_result
 from tenfold.train.run_file import config_from_fields
@@ -52,5 +52,5 @@ def tune(model: Path, source: str, generation: Path, settings: TuneSettings, *, 
     if result.finished and not (generation / "lineage.json").exists():
         data = {part: sha256(path) for part, path in files.items()}
         begun = {"path": str(model), "sha256": weights_hash(model)}
-        write_whole(generation / "lineage.json", {"init_from": begun, "source": source, "data": data})
+        write_versioned(generation / "lineage.json", {"init_from": begun, "source": source, "data": data})
     return replace(result, directory=generation)

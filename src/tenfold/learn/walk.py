@@ -13,14 +13,14 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from tenfold.data.folder import whole_folder
 from tenfold.launch.job import Job, open_launcher
-from tenfold.learn.data import VERSION, sha256, write_whole
+from tenfold.learn.data import VERSION, sha256, write_versioned
 from tenfold.learn.gate import gate
 from tenfold.learn.release import release, swap
 from tenfold.learn.tune import TuneSettings, tune
 from tenfold.model.io.huggingface import read_model, write_model
 from tenfold.spec.errors import NotInstalled, TenfoldError
+from tenfold.spec.files import whole_folder
 from tenfold.spec.forecasts import Forecast, around, forecast, outcome
 from tenfold.spec.versions import read_document
 
@@ -121,7 +121,7 @@ def _swap(old: Path, new: Path, home: Path) -> dict[str, Any]:
             quantiles = around(time.monotonic() - began, 0.8)  # as long as a start; the load may make it half or twice that
             made = Forecast(key=key, who="learn", kind="switch_seconds", unit="s", quantiles=quantiles, data={"gate.json": judged})
             forecast(home, made)
-            write_whole(file, _under_load(server, new))
+            write_versioned(file, _under_load(server, new))
     swapped = read_document(file, VERSION, "remove it, to swap again")
     outcome(home, key, swapped["switch_seconds"])
     return swapped

@@ -1,7 +1,6 @@
 """Plan the next generation: shape, layout, days, failures, money, power, carbon, water."""
 
 from dataclasses import asdict, replace
-from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +11,7 @@ from tenfold.plan.request import GpuRequest, Request, StepRequest
 from tenfold.plan.workload.machine import Machine, machine
 from tenfold.spec.commands import Home, Json, print_json
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.files import write_json, write_text
 
 
 class MachineOptions(Struct, frozen=True):
@@ -98,9 +98,8 @@ def make(
         request=_request(asked, fixed, hardware, step, around),
     )
     if output.out:
-        output.out.mkdir(parents=True, exist_ok=True)
-        (output.out / "plan.json").write_text(dumps(whole, indent=1) + "\n")
-        (output.out / "plan.html").write_text(html(whole))
+        write_json(output.out / "plan.json", whole)
+        write_text(output.out / "plan.html", html(whole))
     if output.json:
         print_json(whole)
     else:

@@ -24,6 +24,7 @@ from tenfold.data.interactions.synthetic import SYNTHETIC
 from tenfold.launch.job import Job, open_launcher
 from tenfold.rank.commands import RankOptions, evaluated
 from tenfold.spec.errors import NotInstalled, TenfoldError
+from tenfold.spec.files import write_json
 from tenfold.spec.forecasts import Forecast, forecast, normal, outcome
 from tenfold.train.result import RunResult, read_result
 
@@ -158,7 +159,5 @@ def _serving(model: Path) -> Iterator[Callable[[list[str]], list[str]]]:
 def _once(file: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What `work` found when it was first done, from `file`."""
     if not file.exists():
-        aside = file.with_suffix(".part")
-        aside.write_text(json.dumps(work(), indent=1) + "\n")
-        aside.replace(file)
+        write_json(file, work())
     return json.loads(file.read_text())

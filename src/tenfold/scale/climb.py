@@ -34,6 +34,7 @@ from tenfold.scale.options import ClimbSettings
 from tenfold.scale.points import Point
 from tenfold.scale.rungs import train_rungs, workers
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.files import whole_file, write_json
 from tenfold.spec.shapes import shape_for_flops
 from tenfold.train.config import DataConfig, RunConfig
 from tenfold.train.probe import probe
@@ -80,7 +81,7 @@ def climb_in(generation: Path, settings: ClimbSettings, home: Path, *, say: Say,
     if not law_file.exists():
         law = fit_law(points, asymptote=BITS_PER_BYTE, seed=settings.seed)
         best = law.optima(settings.top_flops, lambda flops: choose_params(law, points, flops))
-        law_file.write_text(json.dumps({**law.to_dict(), "optimum": best}))
+        write_json(law_file, {**law.to_dict(), "optimum": best})
     law = Law.from_dict(json.loads(law_file.read_text()))
     if not (generation / "forecast.json").exists():
         _forecast(generation, settings, corpus, law)
@@ -200,7 +201,7 @@ def _point(result: RunResult) -> Point:
 
 
 def _write_points(points: list[Point], generation: Path) -> None:
-    with (generation / "points.csv").open("w", newline="") as stream:
+    with whole_file(generation / "points.csv") as scratch, scratch.open("w", newline="") as stream:
         writer = csv.DictWriter(stream, [f.name for f in fields(Point)])
         writer.writeheader()
         writer.writerows(asdict(p) for p in points)
@@ -238,7 +239,6 @@ def _unfinished(home: Path, settings: ClimbSettings) -> Path | None:
 def _new(home: Path, settings: ClimbSettings, parent: str | None = None) -> Path:
     last = newest(home)
     generation = home / f"g{int(last.name[1:]) + 1 if last else 1}"
-    generation.mkdir(parents=True)
     documents.write(generation / "climb.json", {**asdict(settings), "parent": parent, "created": time.time()})
     return generation
 

@@ -1,7 +1,6 @@
 """Fit scaling laws, test them on what they have not seen, and score a forecast."""
 
 import math
-from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +9,7 @@ from msgspec import Meta, Struct
 from tenfold.scale import documents
 from tenfold.spec.commands import Json, print_json
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.files import write_json
 
 if TYPE_CHECKING:
     from tenfold.scale.law import Law
@@ -125,7 +125,7 @@ def fit(
     law, classic = fit_law(found, asymptote=reading.asymptote), classic_fit(found)
     target = options.flops or 10 * law.largest_flops
     if options.out:
-        options.out.write_text(dumps(law.to_dict()))
+        write_json(options.out, law.to_dict())
     if options.plot:
         from tenfold.scale.plots import draw_law
 

@@ -1,16 +1,16 @@
 """A generation's `climb.json`, `forecast.json` and `score.json`: JSON objects that say their version."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from tenfold.spec.files import write_json
 from tenfold.spec.versions import read_document
 
 VERSION = 1
 
 
 def write(path: Path, document: dict[str, Any]) -> None:
-    path.write_text(json.dumps({"version": VERSION, **document}, indent=1) + "\n")
+    write_json(path, {"version": VERSION, **document})
 
 
 def read(path: Path) -> dict[str, Any]:

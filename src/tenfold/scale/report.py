@@ -13,6 +13,7 @@ from tenfold.scale.beside import comparison, other_family
 from tenfold.scale.climb import read_points_file, read_settings
 from tenfold.scale.law import BITS_PER_BYTE, Law
 from tenfold.scale.plots import draw_climb, draw_run
+from tenfold.spec.files import write_text
 from tenfold.train.metrics import read_metrics
 
 LABELS = {
@@ -38,7 +39,8 @@ def write_report(generation: Path, sample: str = "") -> Path:
     tests = [{**t.summary(), "flops": max(p.flops for p in t.predictions)} for t in rung_by_rung(points, asymptote=BITS_PER_BYTE)]
     other = other_family(generation)
     path = generation / "report.html"
-    path.write_text(
+    write_text(
+        path,
         page.render(
             name=generation.name,
             settings=read_settings(generation),
@@ -52,6 +54,6 @@ def write_report(generation: Path, sample: str = "") -> Path:
             sample=sample,
             climb_png=base64.b64encode((generation / "climb.png").read_bytes()).decode(),
             run_png=base64.b64encode((generation / "run.png").read_bytes()).decode(),
-        )
+        ),
     )
     return path

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from tenfold.spec.errors import NotInstalled, TenfoldError
+from tenfold.spec.files import whole_file
 from tenfold.spec.versions import require_version
 from tenfold.train.config import VERSION
 
@@ -97,12 +98,8 @@ def _line(row: dict[str, Any]) -> bytes:
 
 def _rewrite(path: Path, rows: list[dict[str, Any]]) -> None:
     """Replace the file in one move: a kill leaves either the old lines or the new ones."""
-    scratch = path.with_name(f".{path.name}")
-    with scratch.open("wb") as stream:
-        stream.writelines(map(_line, rows))
-        stream.flush()
-        os.fsync(stream.fileno())
-    scratch.replace(path)
+    with whole_file(path) as scratch:
+        scratch.write_bytes(b"".join(map(_line, rows)))
 
 
 def _tensorboard(directory: Path, resume_step: int | None) -> Any:

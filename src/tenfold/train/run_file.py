@@ -19,6 +19,7 @@ import tomli_w
 from msgspec import Struct
 
 from tenfold.spec.errors import TenfoldError, nearest
+from tenfold.spec.files import write_text
 from tenfold.spec.layout import Layout
 from tenfold.spec.versions import require_version
 from tenfold.train.config import VERSION, RunConfig
@@ -99,7 +100,7 @@ def write_config(config: RunConfig, path: Path) -> None:
     fields = _without_none(msgspec.to_builtins(config))
     if isinstance(fields["parallel"], dict):
         fields["parallel"] = {key: value for key, value in fields["parallel"].items() if key not in ELSEWHERE}
-    path.write_text(tomli_w.dumps(fields))
+    write_text(path, tomli_w.dumps(fields))
 
 
 def _tables() -> dict[str, type[Struct]]:

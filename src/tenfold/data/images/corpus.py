@@ -18,7 +18,6 @@ import msgspec
 import numpy as np
 from tokenizers import Tokenizer
 
-from tenfold.data.folder import whole_folder
 from tenfold.data.images.tiles import cut, image_text, read_images
 from tenfold.data.text.batches import (
     Batch,
@@ -33,6 +32,7 @@ from tenfold.data.text.batches import (
 from tenfold.data.text.corpus import Corpus
 from tenfold.model.io.tokenizer import save_tokenizer, tokenizer_hash
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.files import whole_folder
 from tenfold.spec.versions import require_version
 from tenfold.spec.vision import IMAGE_TOKENS, VisionSpec
 from tenfold.spec.vocabulary import Vocabulary

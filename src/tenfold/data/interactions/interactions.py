@@ -14,12 +14,12 @@ import msgspec
 import numpy as np
 from tokenizers import Tokenizer, models
 
-from tenfold.data.folder import whole_folder
 from tenfold.data.interactions.read import MOVIELENS, movielens, read_histories
 from tenfold.data.interactions.synthetic import SYNTHETIC, ClusterChain
 from tenfold.data.text.batches import Batch, shuffled
 from tenfold.model.io.tokenizer import read_tokenizer, save_tokenizer
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.files import whole_folder
 from tenfold.spec.vocabulary import Vocabulary
 
 START = "<start>"

@@ -22,7 +22,6 @@ import msgspec
 import numpy as np
 from tokenizers import Tokenizer
 
-from tenfold.data.folder import whole_folder
 from tenfold.data.text.clean import clean, progress_bar, sample
 from tenfold.data.text.encode import TextEncoder, token_bytes
 from tenfold.data.text.shards import SHARD_TOKENS, Shards, ShardWriter, open_shards
@@ -30,6 +29,7 @@ from tenfold.data.text.spool import Spool
 from tenfold.data.text.tokenizer import SMALLEST_VOCABULARY, train_tokenizer, trained_vocabulary
 from tenfold.model.io.tokenizer import copy_tokenizer, read_tokenizer, read_vocabulary, same_tokenizer, save_tokenizer
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.files import whole_folder, write_json
 from tenfold.spec.units import si
 from tenfold.spec.versions import require_version
 from tenfold.spec.vocabulary import Vocabulary
@@ -259,7 +259,7 @@ def _tokenize(texts: Mapping[str, Iterable[bytes]], size: int, scratch: Path, qu
 
 def _write_manifest(scratch: Path, facts: dict[str, Any], began: float) -> None:
     manifest = {"format": FORMAT, **facts, "seconds": time.perf_counter() - began}
-    (scratch / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    write_json(scratch / "manifest.json", manifest)
 
 
 def _groups(texts: Iterable[bytes]) -> Iterator[list[bytes]]:

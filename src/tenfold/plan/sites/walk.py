@@ -12,6 +12,7 @@ from tenfold.plan.report import usd
 from tenfold.plan.sites.example import STAGE_YEARS, demand_tree, example_sites, unmet_usd
 from tenfold.plan.sites.staging import Staging, staging
 from tenfold.plan.sites.tree import Tree
+from tenfold.spec.files import write_json
 from tenfold.spec.forecasts import LEVELS, Forecast, forecast
 from tenfold.spec.versions import read_document, require_version
 
@@ -27,10 +28,7 @@ def walk(home: Path, say: Callable[[str], None]) -> dict[str, Any]:
     key = f"sites/demand/{next(iter(data.values()))[:12] if data else 'example'}"
     forecast(home, Forecast(key=key, who="sites", kind="demand", unit="MW", quantiles=next_quantiles(tree), data=data))
     document = solved(tree)
-    home.mkdir(parents=True, exist_ok=True)
-    aside = home / f".{FILE}.new"
-    aside.write_text(json.dumps({**document, "plan": next(iter(data), None), "forecast": key}, indent=1) + "\n")
-    aside.replace(home / FILE)
+    write_json(home / FILE, {**document, "plan": next(iter(data), None), "forecast": key})
     say(f"sites: {document['sentence']}")
     numbers = ("expected_usd", "value_of_staging_usd", "value_of_stochastic_solution_usd", "begin_now")
     return {**{name: document[name] for name in numbers}, "files": [FILE]}

@@ -13,6 +13,7 @@ from tenfold.plan.workload.machine import Constants, Machine, Stack, machine
 from tenfold.plan.workload.step_time import step_time
 from tenfold.spec.accelerator import Accelerator, accelerators
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.files import write_json
 from tenfold.spec.layout import Layout, for_world
 from tenfold.spec.model import ModelSpec, RopeScaling
 from tenfold.spec.versions import require_version
@@ -150,7 +151,7 @@ def write(calibration: Calibration, home: Path) -> Path:
     home.mkdir(parents=True, exist_ok=True)
     known = json.loads(path.read_text()) if path.exists() else {}
     known[calibration.accelerator.key] = {"version": VERSION, **asdict(calibration)}
-    path.write_text(json.dumps(known, indent=1) + "\n")
+    write_json(path, known)
     return path
 
 

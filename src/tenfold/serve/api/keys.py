@@ -9,6 +9,7 @@ from collections import defaultdict, deque
 from pathlib import Path
 
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.files import write_json
 from tenfold.spec.versions import require_version
 
 VERSION = 2  # of the file
@@ -60,8 +61,7 @@ def make_key(file: Path, name: str, operator: bool = False) -> str:
     """Add a key for `name` to `file` and return it. Only its hash is stored. An operator may swap models, too."""
     known = _read(file)
     key = f"tf-{secrets.token_urlsafe(32)}"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"version": VERSION, "keys": {**known, name: _OPERATOR * operator + _digest(key)}}, indent=1))
+    write_json(file, {"version": VERSION, "keys": {**known, name: _OPERATOR * operator + _digest(key)}})
     file.chmod(0o600)
     return key
 

@@ -1,0 +1,149 @@
+"""Writing files and folders that are there whole or not at all, and work that one process at a time does in a folder."""
+
+import errno
+import fcntl
+import json
+import os
+import shlex
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+from tenfold.spec.errors import TenfoldError
+
+
+@contextmanager
+def writable(path: Path) -> Iterator[None]:
+    """Raises TenfoldError that names `path` where the block cannot write: a full disk, a read-only folder, no permission."""
+    try:
+        yield
+    except OSError as error:
+        raise TenfoldError(f"{path} could not be written: {reason(error)}.") from None
+
+
+def reason(error: OSError) -> str:
+    """What went wrong, as a part of a sentence."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full"
+    text = error.strerror or str(error)
+    return text[:1].lower() + text[1:]
+
+
+def make_folder(path: Path) -> Path:
+    """The folder, with those above it. Raises TenfoldError where it cannot be made."""
+    with writable(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A scratch file beside `path`, of the same ending, that takes its place when the block ends well.
+
+    A kill leaves the old file or the new one, and a scratch file that the next writer of `path` uses again. Raises
+    TenfoldError where it cannot be written.
+    """
+    scratch = path.with_name(f".{path.stem}.new{path.suffix}")
+    make_folder(path.parent)
+    with writable(path):
+        try:
+            yield scratch
+            with scratch.open("rb+") as stream:
+                os.fsync(stream.fileno())
+            scratch.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                scratch.unlink(missing_ok=True)
+            raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole. Raises TenfoldError where it cannot be written."""
+    with whole_file(path) as scratch:
+        scratch.write_text(text, encoding="utf-8", errors="replace")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole. Raises TenfoldError where it cannot be written."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A scratch folder that becomes `out` when the block ends well, and is deleted when it does not.
+
+    What a killed process left of an earlier scratch folder of `out` is deleted first. Raises TenfoldError where `out` holds
+    something already, another process makes it, or it cannot be written.
+    """
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise TenfoldError(f"{out} is there already: choose another name, or delete it.")
+    make_folder(out.parent)
+    with one_at_a_time(out.parent / f".{out.name}.lock", f"making {out}"), writable(out):
+        for left in out.parent.glob(f".{out.name}-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+        scratch.chmod(0o777 & ~_umask())
+        try:
+            yield scratch
+            scratch.replace(out)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def one_at_a_time(lock: Path, doing: str) -> Iterator[None]:
+    """Hold the file `lock` while the block runs; it is gone afterwards, and free again when this process dies.
+
+    Raises TenfoldError, naming the other process, where another holds it; `doing` completes "Another process is ...".
+    """
+    with writable(lock):
+        stream = _locked(lock)
+    if stream is None:
+        raise TenfoldError(f"Another process is {doing}{_holder(lock)}: wait for its end, or choose another folder.")
+    with stream:
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _locked(lock: Path) -> TextIO | None:
+    """The lock's file, held by this process and saying so; None where another process holds it."""
+    while True:
+        stream = lock.open("a+")
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.close()
+            return None
+        # Its last holder may have deleted the file between the two calls: then the name is another file's, or nobody's.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(stream.fileno()), lock.stat()):
+                break
+        stream.close()
+    stream.truncate(0)
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    since = datetime.now().astimezone().isoformat(timespec="seconds")
+    json.dump({"process": os.getpid(), "host": socket.gethostname(), "command": command, "since": since}, stream)
+    stream.flush()
+    return stream
+
+
+def _holder(lock: Path) -> str:
+    try:
+        who = json.loads(lock.read_text())
+        return f" (process {who['process']} on {who['host']}, `{who['command']}`, since {who['since']})"
+    except (OSError, ValueError, KeyError):
+        return ""
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
