@@ -199,6 +199,20 @@ def test_markdown_is_shown_and_html_is_text(page):
     assert page.evaluate("navigator.clipboard.readText()") == "def double(x):\n    return 2 * x"
 
 
+def test_the_page_runs_no_other_script_and_talks_with_no_other_site(page, site):
+    """What an attacker would try whose text became HTML; the page's own script runs, or no other test here would pass."""
+    port = site.url.rsplit(":", 1)[1].strip("/")
+    page.evaluate("""() => {
+      const script = document.createElement('script'); script.textContent = 'window.broken = 1'; document.body.append(script);
+      const image = document.createElement('img'); image.src = 'x'; image.setAttribute('onerror', 'window.broken = 2'); document.body.append(image);
+    }""")
+    assert page.evaluate(f"fetch('http://localhost:{port}/health').then(() => 'sent', () => 'refused')") == "refused"
+    assert page.evaluate("fetch('/health').then(reply => reply.status)") == 200
+    page.evaluate("new Promise(done => { const f = document.createElement('iframe'); f.src = '/'; document.body.append(f); setTimeout(done, 500); })")
+    assert len(page.frames) == 1 or not page.frames[1].query_selector("#say")
+    assert page.evaluate("window.broken") is None
+
+
 def test_thumbs_and_corrections_are_kept_with_consent_alone(page, site):
     say(page, "one")
     assert finished(page).get_by_role("button", name="Good").count() == 0
