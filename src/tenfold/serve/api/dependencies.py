@@ -43,6 +43,10 @@ async def _caller(request: HTTPConnection) -> Caller:
 CurrentCaller = Annotated[Caller, Depends(_caller)]
 
 
+async def _owner(caller: CurrentCaller) -> str:
+    return caller.name
+
+
 async def operator_only(caller: CurrentCaller) -> None:
     """Raises ApiError 403 for the key of a user. A server without keys can be reached from its own machine alone."""
     if not caller.is_operator:
@@ -52,6 +56,7 @@ async def operator_only(caller: CurrentCaller) -> None:
 ServedModels = Annotated[Models, Depends(_models)]
 OptionalFeedback = Annotated[Feedback | None, Depends(_optional_feedback)]
 KeptFeedback = Annotated[Feedback, Depends(_feedback)]
+Owner = Annotated[str, Depends(_owner)]  # of what the request stores: the caller's name
 
 
 def gives(model: type[BaseModel]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from openai.types.responses import InputTokenCountResponse
 from openai.types.responses import Response as ResponsesAnswer
 from pydantic import ValidationError
 
-from tenfold.serve.api.dependencies import CurrentCaller, ServedModels, gives, streams
+from tenfold.serve.api.dependencies import CurrentCaller, Owner, ServedModels, gives, streams
 from tenfold.serve.api.errors import ApiError
 from tenfold.serve.api.keys import Caller
 from tenfold.serve.api.models import Models
@@ -27,27 +27,26 @@ _KEPT = 1000
 
 
 class ResponseStore:
-    """The latest answers, kept in memory for `previous_response_id` and for looking up, by those who asked for them."""
+    """The latest answers, kept in memory for `previous_response_id` and for looking up; each answers to its owner alone."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[str, tuple[Caller, dict[str, Any], list[dict[str, Any]]]] = OrderedDict()
+        self._kept: OrderedDict[str, tuple[str, dict[str, Any], list[dict[str, Any]]]] = OrderedDict()
 
-    def add(self, response: dict[str, Any], messages: list[dict[str, Any]], owner: Caller) -> None:
+    def add(self, owner: str, response: dict[str, Any], messages: list[dict[str, Any]]) -> None:
         self._kept[response["id"]] = owner, response, messages
         while len(self._kept) > _KEPT:
             self._kept.popitem(last=False)
 
-    def get(self, name: str, caller: Caller) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """A response of the caller and its whole conversation. Raises ApiError 404, for those of others too."""
-        owner, response, messages = self._kept.get(name, (None, {}, []))
-        if owner != caller:
+    def get(self, owner: str, name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """A response and its whole conversation. Raises ApiError 404."""
+        whose, response, messages = self._kept.get(name, ("", {}, []))
+        if whose != owner:
             raise ApiError(404, f"There is no response {name!r}: it was never stored, or is no longer kept.")
         return response, messages
 
-    def delete(self, name: str, caller: Caller) -> None:
-        """Forget a response of the caller, or anybody's if the caller is an operator. Raises ApiError 404."""
-        if name not in self._kept or not caller.is_operator:
-            self.get(name, caller)
+    def delete(self, owner: str, name: str) -> None:
+        """Forget a response. Raises ApiError 404."""
+        self.get(owner, name)
         del self._kept[name]
 
 
@@ -81,13 +80,13 @@ async def count_input(body: ResponsesRequest, caller: CurrentCaller, models: Ser
 
 
 @router.get("/v1/responses/{name}", **gives(ResponsesAnswer))
-async def get_response(name: str, caller: CurrentCaller, store: Store) -> Response:
-    return JSONResponse(store.get(name, caller)[0])
+async def get_response(name: str, owner: Owner, store: Store) -> Response:
+    return JSONResponse(store.get(owner, name)[0])
 
 
 @router.delete("/v1/responses/{name}", **gives(Deleted))
-async def delete_response(name: str, caller: CurrentCaller, store: Store) -> Response:
-    store.delete(name, caller)
+async def delete_response(name: str, owner: Owner, store: Store) -> Response:
+    store.delete(owner, name)
     return JSONResponse({"id": name, "object": "response", "deleted": True})
 
 
@@ -131,7 +130,7 @@ async def prepare(models: Models, body: ResponsesRequest, store: ResponseStore, 
         raise ApiError(404, "Conversations are not stored here: send the messages, or previous_response_id.", param="conversation")
     if body.background:
         raise ApiError(400, "Responses are not made in the background here: leave background out.", param="background")
-    messages = store.get(body.previous_response_id, caller)[1] if body.previous_response_id else []
+    messages = store.get(caller.name, body.previous_response_id)[1] if body.previous_response_id else []
     messages = messages + _turns(body.input)
     told = [{"role": "system", "content": body.instructions}] if body.instructions else []
     form = (body.text or {}).get("format") or {}
@@ -286,7 +285,7 @@ async def events(
     whole["completed_at"] = time.time() if status == "completed" else None
     if body.store is not False:
         turn = _calling(calls) if calls else {"role": "assistant"}
-        store.add(whole, [*conversation.messages, {**turn, "content": writer.spoken}], conversation.caller)
+        store.add(conversation.caller.name, whole, [*conversation.messages, {**turn, "content": writer.spoken}])
     yield writer.event(status, response=whole)
 
 
