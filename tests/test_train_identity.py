@@ -55,7 +55,7 @@ def stopped(corpus, tmp_path):
 
 # For every setting another value than `SMALL` and the defaults have.
 OTHER = {
-    "flops": 1e10, "tokens": 640, "law": None, "seed": 9, "init_from": None, "device": "cpu", "dtype": "bfloat16",
+    "flops": 1e7, "tokens": 640, "law": None, "seed": 9, "init_from": None, "device": "cpu", "dtype": "bfloat16",
     "compile": "off", "fp8": True, "threads": 2, "task": {"z_loss": 0.1}, "model": {"width": 32}, "version": None,
     "data.corpus": "elsewhere", "data.mixture": None, "data.images": None, "data.image_share": 0.25, "data.vocab_size": None,
     "data.seq_len": 32, "data.batch_size": 2, "data.max_epochs": 50.0, "data.cache_gib": 1.0,
