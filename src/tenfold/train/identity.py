@@ -110,8 +110,10 @@ def as_begun(config: RunConfig, directory: Path) -> RunConfig:
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:
-    """`config` with every path that is there absolute, so that the run goes on from any folder. Names and addresses stay."""
-    data, upload_to = config.data, config.checkpoint.upload_to
+    """`config` with every path absolute that is there, so that the run goes on from any folder. Names and addresses stay."""
+    data, store = config.data, config.checkpoint.upload_to
+    if store is not None and "://" not in store:  # a folder that need not be there yet
+        store = str(Path(store).expanduser().absolute())
     mixture = data.mixture and [replace(m, corpus=_absolute(m.corpus), name=m.name or Path(m.corpus).name) for m in data.mixture]
     task = {key: _absolute(value) if key != "name" and _looks_like_a_path(value) else value for key, value in config.task.items()}
     return replace(
@@ -120,7 +122,7 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
         init_from=_absolute(config.init_from),
         task=task,
         data=replace(data, corpus=_absolute(data.corpus), images=_absolute(data.images), mixture=mixture),
-        checkpoint=replace(config.checkpoint, upload_to=_absolute(upload_to)),
+        checkpoint=replace(config.checkpoint, upload_to=store),
     )
 
 
