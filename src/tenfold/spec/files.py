@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from tenfold.spec.errors import TenfoldError, without_secrets
+from tenfold.spec.strict_json import strict_json
 
 
 @contextmanager
@@ -80,7 +81,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file whole. Raises TenfoldError where it cannot be written."""
-    write_text(path, json.dumps(value, indent=1) + "\n")
+    write_text(path, strict_json(value, indent=1) + "\n")
 
 
 @contextmanager
