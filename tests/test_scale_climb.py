@@ -15,8 +15,8 @@ import psutil
 import pytest
 
 from tenfold.cli import main
-from tenfold.scale.climb import read_points_file
 from tenfold.scale.forecast import score
+from tenfold.scale.generations import read_points_file
 from tenfold.scale.ladder import LEAST_TOKENS, SIZES, plan_ladder
 from tenfold.spec.errors import TenfoldError
 
