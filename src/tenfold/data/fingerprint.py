@@ -28,32 +28,46 @@ class Fingerprint(NamedTuple):
 
 def fingerprint(files: Callable[[], Iterable[Path]], known: Mapping[str, str], quiet: bool) -> Fingerprint:
     """The fingerprint of `files`; `known` are contents by listing, of what was read before."""
+    listing, size = listing_of(files())
+    content = known.get(listing) or _read.get(listing) or _content(files(), size, quiet)
+    _read[listing] = content
+    return Fingerprint(listing, content)
+
+
+def listing_of(files: Iterable[Path]) -> tuple[str, int]:
+    """A hash of the files' paths, sizes and times, and their bytes in all."""
     listing, size = hashlib.sha256(), 0
-    for file in files():
+    for file in files:
         facts = _stat(file)
         size += facts[0]
         listing.update(f"{file.absolute()}\0{facts}\n".encode("utf-8", "surrogateescape"))
-    name = listing.hexdigest()
-    content = known.get(name) or _read.get(name) or _content(files(), size, quiet)
-    _read[name] = content
-    return Fingerprint(name, content)
+    return listing.hexdigest(), size
 
 
 def known_in(home: Path, name: str) -> dict[str, str]:
     """Contents by listing, of the folders in `home` whose names begin with `name`."""
-    manifests = [_manifest(path.parent) for path in sorted(home.glob(f"{glob.escape(name)}*/manifest.json"))]
+    manifests = [read_facts(path) for path in sorted(home.glob(f"{glob.escape(name)}*/manifest.json"))]
     return {m["listing"]: m["recipe"]["content"] for m in manifests if "listing" in m and "recipe" in m}
 
 
 def folder_of(home: Path, name: str, recipe: Mapping[str, Any]) -> Path:
     """Where what `recipe` makes is in `home`, or is to be made: `name`, or where that holds something else, `name` and a hash."""
     plain, other = home / name, home / f"{name}-{digest(recipe)[:8]}"
-    return other if other.exists() or (plain.exists() and _manifest(plain).get("recipe") != recipe) else plain
+    return other if other.exists() or (plain.exists() and read_facts(plain / "manifest.json").get("recipe") != recipe) else plain
 
 
 def digest(value: Any) -> str:
     """A hash of anything that JSON can write."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; an empty one where there is none, or a damaged one."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _stat(file: Path) -> tuple[int, int, int]:
@@ -81,12 +95,3 @@ def _content(files: Iterable[Path], size: int, quiet: bool) -> str:
                 one.update(b"unreadable")
             whole.update("".join(file.suffixes[-2:]).lower().encode("utf-8", "surrogateescape") + b"\0" + one.digest())
     return whole.hexdigest()
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    """What its manifest says; nothing where there is none, or a damaged one."""
-    try:
-        found = json.loads((folder / "manifest.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -68,7 +68,7 @@ def files_in(source: str | Path) -> Iterator[Path]:
         raise TenfoldError(f"{source} is a corpus and no text: give it to a run as it is, or name the text that it was made of.")
     if not path.exists():
         raise TenfoldError(
-            f"There is no corpus {str(source)!r}: give a folder, a file, or one of {', '.join(NAMED)}{nearest(str(source), NAMED)}."
+            f"There is no corpus {str(source)!r}: give a folder, a file, or one of {', '.join(NAMED)}{nearest(path.name, NAMED)}."
         )
     yield from files_of(path)
 
