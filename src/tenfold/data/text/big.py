@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tenfold.data.fingerprint import listing_of
+from tenfold.data.fingerprint import listing_of, read_facts
 from tenfold.data.text.dedup import word_shingles
 from tenfold.data.text.filters import quality_problem
 from tenfold.data.text.sources import check_columns, files_in, files_of, read_documents
@@ -86,11 +86,9 @@ def clean_big(
 
 def _require_same(out: Path, recipe: dict[str, Any]) -> None:
     """Note what is cleaned. Raises TenfoldError where something else was: its stages that are done would not be done again."""
-    if path.exists() and json.loads(path.read_text()) != recipe:
-        raise TenfoldError(
-            f"{path.parent} has stages of other text, or of another column or number of tasks: choose another folder."
-        )
-    write_json(path, recipe)
+    if (out / "logs").exists() and read_facts(out / "recipe.json") != recipe:
+        raise TenfoldError(f"{out} has stages of other text, or of another column or number of tasks: choose another folder.")
+    write_json(out / "recipe.json", recipe)
 
 
 def minhash_config() -> Any:
