@@ -14,7 +14,6 @@ from typing import Any
 
 from tenfold.spec.errors import NotInstalled, TenfoldError
 from tenfold.spec.files import write_json
-from tenfold.spec.forecasts import Forecast, around, forecast
 from tenfold.spec.versions import read_document
 
 VERSION = 1  # of circle.json
@@ -86,7 +85,7 @@ def _plan(home: Path, say: Say) -> dict[str, Any]:
     from tenfold.plan.commands import MachineOptions
     from tenfold.plan.costs.consequences import consequences
     from tenfold.plan.costs.surroundings import Surroundings
-    from tenfold.plan.document import document
+    from tenfold.plan.document import document, record
     from tenfold.plan.plan import solve
     from tenfold.plan.request import GpuRequest, Request, StepRequest
     from tenfold.plan.validation.calibrate import calibrate, write
@@ -101,12 +100,9 @@ def _plan(home: Path, say: Say) -> dict[str, Any]:
     asked = Request(flops=10 * settings.top_flops, vocab_size=settings.vocab_size)
     plan = solve(asked, GpuRequest(gpus=1), machine, StepRequest(seq_len=settings.seq_len), home)
     around_it = consequences(plan.workload, Surroundings())
-    (home / "plan").mkdir(exist_ok=True)
-    write_json(
-        home / "plan" / "plan.json", document(plan.workload, around_it, alternatives=plan.alternatives, notes=[said, *plan.notes])
-    )
+    whole = document(plan.workload, around_it, alternatives=plan.alternatives, notes=[said, *plan.notes])
+    write_json(home / "plan" / "plan.json", whole)
+    record(home, whole, {"calibration": file_sha256(calibrated)})
     days = around_it.wall_days.mid
-    key, data = f"plan/{generation.name}/next/seconds", {"calibration": file_sha256(calibrated)}
-    forecast(home, Forecast(key=key, who="plan", kind="seconds", unit="s", quantiles=around(days * 86400, 0.3), data=data))
     say(f"plan: {said} The next times ten takes {days * 24:.2f} hours here.")
     return {"factor": calibration.factor, "next_hours": days * 24, "files": ["plan/plan.json", str(calibrated.relative_to(home))]}

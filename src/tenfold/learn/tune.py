@@ -8,6 +8,7 @@ from msgspec import Meta, Struct
 
 from tenfold.learn.data import parts_of, sha256, write_versioned
 from tenfold.model.io.huggingface import weights_hash
+from tenfold.spec.errors import without_secrets
 from tenfold.train.result import RunResult, read_result
 from tenfold.train.run_file import config_from_fields
 from tenfold.train.tasks.find import open_task
@@ -52,5 +53,5 @@ def tune(model: Path, source: str, generation: Path, settings: TuneSettings, *, 
     if result.finished and not (generation / "lineage.json").exists():
         data = {part: sha256(path) for part, path in files.items()}
         begun = {"path": str(model), "sha256": weights_hash(model)}
-        write_versioned(generation / "lineage.json", {"init_from": begun, "source": source, "data": data})
+        write_versioned(generation / "lineage.json", {"init_from": begun, "source": without_secrets(source), "data": data})
     return replace(result, directory=generation)

@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-from tenfold.spec.errors import TenfoldError
+from tenfold.spec.errors import TenfoldError, without_secrets
 
 
 @contextmanager
@@ -41,17 +41,26 @@ def make_folder(path: Path) -> Path:
     return path
 
 
+def make_private(path: Path) -> None:
+    """Create an empty file that its owner alone can read, where there is none. Raises TenfoldError where it cannot be made."""
+    with writable(path):
+        os.close(os.open(path, os.O_CREAT, 0o600))
+
+
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path, private: bool = False) -> Iterator[Path]:
     """A scratch file beside `path`, of the same ending, that takes its place when the block ends well.
 
-    A kill leaves the old file or the new one, and a scratch file that the next writer of `path` uses again. Raises
-    TenfoldError where it cannot be written.
+    A kill leaves the old file or the new one, and a scratch file that the next writer of `path` uses again. A private file
+    can be read by its owner alone, from its creation on. Raises TenfoldError where it cannot be written.
     """
     scratch = path.with_name(f".{path.stem}.new{path.suffix}")
     make_folder(path.parent)
     with writable(path):
         try:
+            if private:
+                scratch.unlink(missing_ok=True)  # a killed writer's
+                make_private(scratch)
             yield scratch
             with scratch.open("rb+") as stream:
                 os.fsync(stream.fileno())
@@ -126,7 +135,7 @@ def _locked(lock: Path) -> TextIO | None:
                 break
         stream.close()
     stream.truncate(0)
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    command = without_secrets(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
     since = datetime.now().astimezone().isoformat(timespec="seconds")
     json.dump({"process": os.getpid(), "host": socket.gethostname(), "command": command, "since": since}, stream)
     stream.flush()
