@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tenfold.data.images.corpus import ImageCorpus, ImagesAmongText, build_images, image_batches
+from tenfold.data.images.corpus import ImageCorpus, ImagesAmongText, image_batches, images_in
 from tenfold.data.images.tiles import normalised
 from tenfold.data.text.batches import Batch as TokenRows
 from tenfold.data.text.batches import row_count, train_batch, validation_batches, validation_bytes
@@ -182,9 +182,7 @@ def _images(config: RunConfig, corpus: Corpus | Mixture, spec: ModelSpec, home: 
     if config.data.images is None:
         return None
     assert spec.vision is not None and isinstance(corpus, Corpus)
-    source = Path(config.data.images)
-    name = f"images-{source.stem}-{spec.vision.image_size}-{spec.vision.tokens_per_tile}-{corpus.directory.name}"
-    return on_first_process_then_all(partial(build_images, source, home / name, corpus, spec.vision))
+    return on_first_process_then_all(partial(images_in, home, Path(config.data.images), corpus, spec.vision))
 
 
 def _sha256(file: Path) -> str:
