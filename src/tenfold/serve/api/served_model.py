@@ -70,7 +70,7 @@ class ServedModel:
     async def stop(self) -> None:
         """End the backend, and the sandbox if there is one."""
         if "sandbox" in self.__dict__:
-            self.sandbox.stop()
+            await self.sandbox.stop()
         await asyncio.to_thread(self.backend.stop)
 
     @cached_property

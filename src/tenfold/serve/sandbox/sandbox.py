@@ -14,12 +14,12 @@ from typing import Any
 from tenfold.data.conversations.template import TemplateRefusal
 from tenfold.serve.sandbox import worker
 from tenfold.serve.sandbox.grammars import GrammarSource
-from tenfold.serve.sandbox.worker import CLOCK, MAX_FRAME, Job, Reply, ended_by, pack
+from tenfold.serve.sandbox.worker import CLOCK_SECONDS, MAX_FRAME, Job, Reply, ended_by, pack
 from tenfold.serve.text import TextSide
 from tenfold.spec.errors import TenfoldError
 
 MAX_GRAMMAR = 256 * 1024  # characters of a grammar, schema or regular expression
-_RENDERING: Job = {"memory_mib": 512, "seconds": 2.0, "niceness": 0}
+_RENDERING: Job = {"memory_mib": 512, "seconds": 1.0, "niceness": 0}
 _PROVING: Job = {"memory_mib": 128, "seconds": 2.0, "niceness": 10}
 _TURN_SECONDS = 30.0
 _START_SECONDS = 60.0  # for a large tokenizer on a busy machine
@@ -53,13 +53,12 @@ class Worker:
 
     async def _exchange(self, frame: bytes) -> Reply:
         try:
-            return await asyncio.wait_for(self._ask(frame), _START_SECONDS + CLOCK * self._duty["seconds"])
+            return await asyncio.wait_for(self._ask(frame), _START_SECONDS + CLOCK_SECONDS)
         except TimeoutError:
-            self.stop()
+            await self._end()
             return ended_by(signal.SIGALRM)
         except (OSError, EOFError):
-            process = self.stop()
-            return ended_by(-await process.wait()) if process else ended_by(signal.SIGALRM)
+            return ended_by(-await self._end())
 
     async def _ask(self, frame: bytes) -> Reply:
         process = self._process
@@ -73,13 +72,26 @@ class Worker:
             raise EOFError
         return json.loads(await process.stdout.readexactly(size))
 
-    def stop(self) -> Process | None:
-        """End the process, which is returned."""
+    async def _end(self) -> int:
+        """The exit status of the process, which is ended if it still runs; 0 if there is none."""
         process, self._process = self._process, None
-        if process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-        return process
+        if process is None:
+            return 0
+        _kill(process)
+        await process.communicate()
+        return await process.wait()
+
+    async def stop(self) -> None:
+        """End the process, and with it a job under way."""
+        if self._process is not None:
+            _kill(self._process)
+        async with self._turn:
+            await self._end()
+
+
+def _kill(process: Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
 
 
 async def _start(duty: Job) -> Process:
@@ -124,10 +136,10 @@ class Sandbox:
                 self._verdicts.popitem(last=False)
         return _text(reply, subject)
 
-    def stop(self) -> None:
+    async def stop(self) -> None:
         """End both processes."""
-        self._renderer.stop()
-        self._prover.stop()
+        await self._renderer.stop()
+        await self._prover.stop()
 
 
 async def check_template(text: TextSide) -> None:
@@ -140,7 +152,7 @@ async def check_template(text: TextSide) -> None:
     except SandboxBusy:
         raise TenfoldError("The machine is too busy to try the model's chat template: load the model again later.") from None
     finally:
-        sandbox.stop()
+        await sandbox.stop()
 
 
 def _text(reply: Reply, subject: str) -> str:

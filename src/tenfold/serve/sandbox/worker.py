@@ -21,7 +21,7 @@ from tenfold.serve.sandbox.grammars import GrammarSource, GrammarTokenizer
 from tenfold.spec.errors import TenfoldError
 
 MAX_FRAME = 64 * 2**20
-CLOCK = 10  # a job may take this many times its seconds of computing, by the clock
+CLOCK_SECONDS = 60.0  # for a job on a busy machine; its seconds of computing are fewer
 _STACK = 4 * 2**20  # bytes; the engine compiles on a larger one
 Job = dict[str, Any]
 Reply = dict[str, str]
@@ -62,7 +62,7 @@ def _allow(memory_mib: int) -> None:
 def _time(seconds: float) -> None:
     """End this process after so many seconds of computing; 0 disarms."""
     signal.setitimer(signal.ITIMER_PROF, seconds)
-    signal.setitimer(signal.ITIMER_REAL, CLOCK * seconds)
+    signal.setitimer(signal.ITIMER_REAL, CLOCK_SECONDS if seconds else 0)
 
 
 def _rendering(duty: Job) -> Callable[[Job], Reply]:
