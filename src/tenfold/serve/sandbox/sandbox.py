@@ -55,6 +55,7 @@ class Worker:
         try:
             return await asyncio.wait_for(self._ask(frame), _START_SECONDS + CLOCK_SECONDS)
         except TimeoutError:
+            self._kill()
             await self._end()
             return ended_by(signal.SIGALRM)
         except (OSError, EOFError):
@@ -69,29 +70,29 @@ class Worker:
         await process.stdin.drain()
         size = int.from_bytes(await process.stdout.readexactly(4), "big")
         if size > MAX_FRAME:
+            self._kill()
             raise EOFError
         return json.loads(await process.stdout.readexactly(size))
 
     async def _end(self) -> int:
-        """The exit status of the process, which is ended if it still runs; 0 if there is none."""
+        """The exit status of a process that ends; 0 if there is none."""
         process, self._process = self._process, None
         if process is None:
             return 0
-        _kill(process)
         await process.communicate()
         return await process.wait()
 
+    def _kill(self) -> None:
+        """As `Process.kill`, which would take the exit status from asyncio."""
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, signal.SIGKILL)
+
     async def stop(self) -> None:
         """End the process, and with it a job under way."""
-        if self._process is not None:
-            _kill(self._process)
+        self._kill()
         async with self._turn:
             await self._end()
-
-
-def _kill(process: Process) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        process.kill()
 
 
 async def _start(duty: Job) -> Process:
