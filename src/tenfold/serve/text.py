@@ -64,11 +64,11 @@ class TextSide:
 
     def check_fits(self, rows: int) -> None:
         """Raises TenfoldError if the tokenizer has a token without a row in a model of `rows`."""
-        if outside := {name: i for name, i in self.tokenizer.get_vocab().items() if i >= rows}:
-            name, number = min(outside.items(), key=lambda item: item[1])
+        name, last = max(self.tokenizer.get_vocab().items(), key=lambda item: item[1])
+        if last >= rows:
             raise TenfoldError(
-                f"The tokenizer has {len(outside)} tokens more than the model has rows, {rows} ({number} is {name!r}): take the "
-                "tokenizer that belongs to the model, or give the model a row for each token."
+                f"The tokenizer's token {last} ({name!r}) has no row in the model, which has {rows}: take the tokenizer that "
+                "belongs to the model, or give the model a row for each token."
             )
 
     @property
