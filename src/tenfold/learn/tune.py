@@ -54,6 +54,6 @@ def tune(model: Path, source: str, generation: Path, settings: TuneSettings, *, 
         result = fit(task, config, generation, standard_hooks(config, quiet=quiet))
     if result.finished and not (generation / "lineage.json").exists():
         data = {part: sha256(path) for part, path in files.items()}
-        begun = {"path": str(model), "sha256": weights_hash(model)}
+        begun = {"path": str(model.resolve()), "sha256": weights_hash(model)}
         write_versioned(generation / "lineage.json", {"init_from": begun, "source": without_secrets(source), "data": data})
     return replace(result, directory=generation)
