@@ -20,6 +20,15 @@ NotNegative = Annotated[float, Meta(ge=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(ge=1)]
 Seed = Annotated[int, Meta(ge=0, le=2**53)]
+CountOrNone = Annotated[int, Meta(ge=0)]
+Nodes = Annotated[int, Meta(ge=1, le=2**20)]
+Seconds = Annotated[float, Meta(ge=0, le=1e9)]
+SeqLen = Annotated[int, Meta(ge=1, le=2**32)]
+VocabSize = Annotated[int, Meta(ge=1, le=2**24)]
+LearningRate = Annotated[float, Meta(gt=0, le=100)]
+Temperature = Annotated[float, Meta(ge=0, le=100)]
+TopP = Annotated[float, Meta(gt=0, le=1)]
+Port = Annotated[int, Meta(ge=0, le=65535)]
 Text = Annotated[str, Meta(min_length=1)]
 
 T = TypeVar("T")
@@ -90,7 +99,7 @@ def unusable(value: Any, path: str = "") -> str | None:
         return _first(unusable(part, f"{path}[{i}]") for i, part in enumerate(value))
     infinite = isinstance(value, float) and not math.isfinite(value)
     huge = isinstance(value, int) and abs(value) > LARGEST
-    return path if infinite or huge or (isinstance(value, str) and "\0" in value) else None
+    return path if infinite or huge or (isinstance(value, str | Path) and "\0" in str(value)) else None
 
 
 def _first(found: Iterable[str | None]) -> str | None:

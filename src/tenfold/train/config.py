@@ -8,15 +8,9 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from tenfold.spec.layout import Layout
-from tenfold.spec.ranges import Count, NotNegative, Positive, Seed, Share, Text
+from tenfold.spec.ranges import Count, CountOrNone, NotNegative, Positive, Seed, SeqLen, Share, Text, VocabSize
 
 VERSION = 2  # of run files, and of what is written beside them: run.jsonl, time.jsonl, skipped.jsonl
-
-
-CountOrNone = Annotated[int, Meta(ge=0)]
-VocabSize = Annotated[int, Meta(ge=1, le=2**24)]
-LearningRate = Annotated[float, Meta(gt=0, le=100)]
-SeqLen = Annotated[int, Meta(ge=1, le=2**32)]
 
 
 class MixedCorpus(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
