@@ -94,11 +94,20 @@ def _fields(path: tuple[str, ...], prefix: str, table: type, *, partial: bool = 
 
 
 def meta(kind: Any) -> dict[str, Any]:
-    """What an annotation says: its `help`, and a `flag` where it is not the field's name."""
-    parts = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
-    found = [m for part in parts for m in getattr(part, "__metadata__", ()) if isinstance(m, msgspec.Meta)]
+    """What an annotation says: its `help`, a `flag` where it is not the field's name, the `kind` of a path."""
+    found = list(_metas(kind))
     extra = {key: value for m in found for key, value in (m.extra or {}).items()}
     return {"help": next((m.description for m in found if m.description), ""), **extra}
+
+
+def _metas(kind: Any) -> Iterator[msgspec.Meta]:
+    """Those of an annotation, the outermost first, and of the alternatives within it."""
+    yield from (m for m in getattr(kind, "__metadata__", ()) if isinstance(m, msgspec.Meta))
+    inner = (
+        (get_args(kind)[0],) if get_origin(kind) is Annotated else get_args(kind) if get_origin(kind) in (Union, UnionType) else ()
+    )
+    for part in inner:
+        yield from _metas(part)
 
 
 def _without_none(kind: Any) -> Any:

@@ -36,6 +36,9 @@ class RunOptions(Struct, frozen=True):
     launch: Annotated[str | None, Meta(description="local:N starts N processes here, and again when some are lost.")] = None
     json: Json = False
 
+    def __post_init__(self) -> None:
+        self.started  # noqa: B018  # refuses what --launch does not take
+
     @property
     def started(self) -> int | None:
         """How many processes this one starts; None where it trains itself."""

@@ -10,7 +10,7 @@ from msgspec import Meta, structs
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.laws import own_law
 from tenfold.spec.model import ModelSpec, RopeScaling, published_model
-from tenfold.spec.ranges import convert, require, require_keys
+from tenfold.spec.ranges import VocabSize, convert, require, require_keys
 from tenfold.spec.shapes import shape_for_flops, shape_of
 from tenfold.spec.vision import IMAGE_TOKENS, PATCH, VisionSpec, small_vision
 from tenfold.train.config import RunConfig
@@ -52,7 +52,9 @@ def check_settings(config: RunConfig) -> None:
     resolve_device(config.device)
     if config.init_from is None:
         fields = config.model if isinstance(config.model, dict) else {}
-        _, tokens = resolve_model(config, fields.get("vocab_size", config.data.vocab_size))
+        vocab_size = fields.get("vocab_size", config.data.vocab_size)
+        require(vocab_size, VocabSize, "vocab_size in the table [model]")
+        _, tokens = resolve_model(config, vocab_size)
         resolve_hyperparameters(config, tokens)
 
 
