@@ -50,7 +50,7 @@ def settings() -> dict[str, Any]:
     found: dict[str, Any] = {"model.width": int}
     for name, kind in hints_of(RunConfig).items():
         found[name] = kind
-        tables |= {name: one for one in alternatives(kind) if is_table(one) and name not in tables}
+        tables |= {key: one for one in alternatives(kind) for key in [name] if is_table(one) and name not in tables}
     return found | {f"{name}.{key}": kind for name, table in tables.items() for key, kind in hints_of(table).items()}
 
 

@@ -103,10 +103,8 @@ def meta(kind: Any) -> dict[str, Any]:
 def _metas(kind: Any) -> Iterator[msgspec.Meta]:
     """Those of an annotation, the outermost first, and of the alternatives within it."""
     yield from (m for m in getattr(kind, "__metadata__", ()) if isinstance(m, msgspec.Meta))
-    inner = (
-        (get_args(kind)[0],) if get_origin(kind) is Annotated else get_args(kind) if get_origin(kind) in (Union, UnionType) else ()
-    )
-    for part in inner:
+    inner = get_args(kind)[:1] if get_origin(kind) is Annotated else get_args(kind)
+    for part in inner if get_origin(kind) in (Annotated, Union, UnionType) else ():
         yield from _metas(part)
 
 

@@ -22,7 +22,9 @@ def run(
     Example: tenfold fleet run --home generations
     """
     from tenfold.fleet.walk import walk
+    from tenfold.spec.plugins import load
 
+    load("policies", policy)  # before anything is started
     found = walk(home, (lambda text: None) if json else print, policy)
     if json:
         print_json(found)

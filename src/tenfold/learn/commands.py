@@ -11,7 +11,7 @@ from tenfold.spec.commands import Folder, Home, Json, print_json
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.ranges import Text
 
-Name = Annotated[str, Meta(pattern=r"^[\w][\w. -]*$", max_length=200)]
+Name = Annotated[str, Meta(pattern=r"^[\w][\w. -]*$", max_length=200, extra={"words": "a name of letters, digits and - . _"})]
 Generation = Annotated[Folder, Meta(description="The generation's directory.")]
 
 

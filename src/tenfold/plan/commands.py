@@ -12,8 +12,10 @@ from tenfold.plan.workload.machine import Machine, machine
 from tenfold.spec.commands import File, Folder, Home, Json, print_json
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import write_json, write_text
-from tenfold.spec.ranges import NotNegative, Positive, Text
+from tenfold.spec.ranges import Text
 
+Rate = Annotated[float, Meta(ge=1e-3, le=1e6)]
+RateOrNone = Annotated[float, Meta(ge=0, le=1e6)]
 Buildings = Annotated[int, Meta(ge=1, le=2**20)]
 
 
@@ -21,9 +23,9 @@ class MachineOptions(Struct, frozen=True):
     """The accelerator and its network."""
 
     accelerator: Annotated[Text, Meta(description="h100, b200, mi300x, ...")] = "h100"
-    network_gb_per_s: Annotated[Positive | None, Meta(description="Scale-out network, GB/s per GPU and direction.")] = None
+    network_gb_per_s: Annotated[Rate | None, Meta(description="Scale-out network, GB/s per GPU and direction.")] = None
     buildings: Annotated[Buildings, Meta(description="Buildings that share the GPUs evenly.")] = 1
-    between_gb_per_s: Annotated[NotNegative, Meta(description="Between buildings, GB/s per GPU and direction.")] = 0.0
+    between_gb_per_s: Annotated[RateOrNone, Meta(description="Between buildings, GB/s per GPU and direction.")] = 0.0
 
     def machine(self, home: Path) -> tuple[Machine, str]:
         """The machine, by its calibration in `home` where there is one, and a sentence that says so or nothing."""
@@ -79,7 +81,7 @@ def make(
     from rich.console import Console
 
     from tenfold.plan.costs.consequences import consequences
-    from tenfold.plan.document import document
+    from tenfold.plan.document import document, record
     from tenfold.plan.explain import explain
     from tenfold.plan.plan import solve
     from tenfold.plan.report import html, terminal
@@ -102,6 +104,7 @@ def make(
     )
     if output.out:
         write_json(output.out / "plan.json", whole)
+        record(output.home, whole, {})
         write_text(output.out / "plan.html", html(whole))
     if output.json:
         print_json(whole)

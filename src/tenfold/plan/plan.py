@@ -49,6 +49,8 @@ class Plan:
 def make_plan(shape: Shape, gpus: int, machine: Machine, step: StepRequest = StepRequest(), days: float | None = None) -> Plan:
     """The best plan for a shape on so many GPUs. Raises TenfoldError where it does not fit, or not in `days`."""
     _check(gpus, machine, step)
+    if shape.tokens < 1:
+        raise TenfoldError(f"{shape.flops:.3g} FLOPs train {shape.spec.name} on less than one token: ask for more compute.")
     spec, peak = shape.spec, machine.accelerator.peak_flops(step.dtype)
     batch = step.global_batch or max(1, round(batch_tokens(shape.flops) / step.seq_len))
     found = _search(spec, gpus, machine, step, batch)

@@ -6,9 +6,14 @@ from typing import Annotated
 from msgspec import Meta
 
 from tenfold.spec.commands import File
-from tenfold.spec.ranges import Count, CountOrNone, Positive, SeqLen, Text, VocabSize
+from tenfold.spec.ranges import Count, CountOrNone, SeqLen, Text, VocabSize
 
 Experts = Annotated[int, Meta(ge=0, le=2**20)]
+Flops = Annotated[float, Meta(gt=0, le=1e40)]
+Tokens = Annotated[float, Meta(ge=1, le=1e24)]
+Times = Annotated[float, Meta(ge=1e-6, le=1e9)]
+Days = Annotated[float, Meta(ge=1e-3, le=1e6)]
+Budget = Annotated[float, Meta(ge=1, le=1e15)]
 Gpus = Annotated[int, Meta(ge=1, le=2**40)]
 VOCABULARY = 128_256  # Llama 3's
 
@@ -18,10 +23,10 @@ class Request:
     """The model: a parent and a factor, or FLOPs, or a shape of one's own; and how to shape it."""
 
     after: Annotated[Text | None, Meta(description="A published model to follow.")] = None
-    times: Annotated[Positive | None, Meta(description="How many times its compute (10 where not said).")] = None
-    flops: Annotated[Positive | None, Meta(description="Training compute, as 3.8e26.")] = None
+    times: Annotated[Times | None, Meta(description="How many times its compute (10 where not said).")] = None
+    flops: Annotated[Flops | None, Meta(description="Training compute, as 3.8e26.")] = None
     model: Annotated[File | None, Meta(description="A shape of one's own, as TOML (fields of ModelSpec).")] = None
-    tokens: Annotated[Positive | None, Meta(description="Tokens to train on, as 15T, in place of the law's.")] = None
+    tokens: Annotated[Tokens | None, Meta(description="Tokens to train on, as 15T, in place of the law's.")] = None
     law: Annotated[Text | None, Meta(description="llama3, chinchilla, besiroglu, or a law.json of `tenfold law fit`.")] = None
     vocab_size: Annotated[VocabSize, Meta(description="Tokens in the vocabulary.")] = VOCABULARY
     experts: Annotated[Experts, Meta(description="Experts of a mixture (0: dense).")] = 0
@@ -30,9 +35,9 @@ class Request:
     ] = 0
     shared: Annotated[Experts, Meta(description="Experts that every token passes.", extra={"flag": "--shared-experts"})] = 1
     interleave: Annotated[Count, Meta(description="Every how many layers are routed.")] = 1
-    unique_tokens: Annotated[
-        Positive | None, Meta(description="Unique tokens at hand, as 15T.", extra={"flag": "--data-tokens"})
-    ] = None
+    unique_tokens: Annotated[Tokens | None, Meta(description="Unique tokens at hand, as 15T.", extra={"flag": "--data-tokens"})] = (
+        None
+    )
 
 
 @dataclass(frozen=True)
@@ -40,8 +45,8 @@ class GpuRequest:
     """What is fixed: the number of GPUs, the days, or the money for rent; what is None is solved for."""
 
     gpus: Annotated[Gpus | None, Meta(description="How many; solved for where --days or --budget-usd is given.")] = None
-    days: Annotated[Positive | None, Meta(description="Days of training, failures apart.")] = None
-    budget_usd: Annotated[Positive | None, Meta(description="Money for rent: the compute follows from it.")] = None
+    days: Annotated[Days | None, Meta(description="Days of training, failures apart.")] = None
+    budget_usd: Annotated[Budget | None, Meta(description="Money for rent: the compute follows from it.")] = None
 
 
 @dataclass(frozen=True)

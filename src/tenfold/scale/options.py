@@ -12,7 +12,7 @@ from tenfold.spec.ranges import Seed, SeqLen, Text, VocabSize
 class ClimbSettings:
     """What a climb is asked for. `top_flops` is the compute of the model at the top, the one that is forecast."""
 
-    corpus: Annotated[Text, Meta(description="A folder or file of text, or stdlib, torch-headers, docstrings.")] = "stdlib"
+    corpus: Annotated[Text, Meta(description="Text (a folder or file), a corpus, or stdlib, torch-headers, docstrings.")] = "stdlib"
     top_flops: Annotated[
         float, Meta(description="FLOPs of the model at the top, the one that is forecast.", gt=0, extra={"flag": "--top"})
     ] = 5e12

@@ -116,6 +116,7 @@ def words(kind: Any) -> str:
     """The values of a type: `a number > 0 and <= 1`, `muon or adamw`."""
     if get_origin(kind) is Annotated:
         base, bounds = words(get_args(kind)[0]), _bounds(kind.__metadata__)
+        base = next((m.extra["words"] for m in kind.__metadata__ if m.extra and "words" in m.extra), base)
         return f"{base} {' and '.join(bounds)}" if bounds else base
     if get_origin(kind) in (Union, UnionType):
         return " or ".join(dict.fromkeys(words(one) for one in get_args(kind) if one is not type(None)))
