@@ -19,6 +19,7 @@ from tenfold.spec.shapes import Shape
 DTYPES = ("bf16", "fp8")
 GOODPUT = 0.9  # of rented hours, where failures are not counted yet
 BUDGET_DAYS = 30.0  # how long a budget is spent over where neither --days nor --gpus says
+MOST_GPUS = 1e9  # beyond them no layout is looked for
 GOOD_MFU = 0.6  # nobody has trained a large model faster than this share of the peak
 
 
@@ -113,6 +114,10 @@ def gpus_for_days(shape: Shape, days: float, machine: Machine, step: StepRequest
     _check(1, machine, step)
     peak, domain = machine.accelerator.peak_flops(step.dtype), machine.constants.domain_gpus
     needed, reason = shape.flops / (peak * GOOD_MFU * days * DAY_S), ""
+    if needed > MOST_GPUS:
+        raise TenfoldError(
+            f"{needed:.3g} {machine.accelerator.name} would be needed in {days:g} days: take more days or fewer FLOPs."
+        )
     fastest: tuple[float, int] | None = None
     for _ in range(16):
         gpus = _tidy(needed, domain)

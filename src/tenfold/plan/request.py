@@ -6,10 +6,9 @@ from typing import Annotated
 from msgspec import Meta
 
 from tenfold.spec.commands import File
-from tenfold.spec.ranges import Count, CountOrNone, SeqLen, Text, VocabSize
+from tenfold.spec.ranges import Count, CountOrNone, Flops, SeqLen, Text, VocabSize
 
 Experts = Annotated[int, Meta(ge=0, le=2**20)]
-Flops = Annotated[float, Meta(gt=0, le=1e40)]
 Tokens = Annotated[float, Meta(ge=1, le=1e24)]
 Times = Annotated[float, Meta(ge=1e-6, le=1e9)]
 Days = Annotated[float, Meta(ge=1e-3, le=1e6)]

@@ -10,7 +10,7 @@ from tenfold.scale import documents
 from tenfold.spec.commands import File, Folder, Json, print_json
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import write_json
-from tenfold.spec.ranges import Positive
+from tenfold.spec.ranges import Flops
 
 if TYPE_CHECKING:
     from tenfold.scale.law import Law
@@ -49,7 +49,7 @@ class FitOptions(Struct, frozen=True):
     total: Annotated[
         str | None, Meta(description="A column of total parameters, where models have experts: fits what idle ones count.")
     ] = None
-    flops: Annotated[Positive | None, Meta(description="Also forecast the best run of this compute.")] = None
+    flops: Annotated[Flops | None, Meta(description="Also forecast the best run of this compute.")] = None
     out: Annotated[File | None, Meta(description="Write the law as JSON.")] = None
     plot: Annotated[File | None, Meta(description="Draw the points and the law.")] = None
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from tenfold.spec.ranges import Seed, SeqLen, Text, VocabSize
+from tenfold.spec.ranges import Flops, Seed, SeqLen, Text, VocabSize
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class ClimbSettings:
 
     corpus: Annotated[Text, Meta(description="Text (a folder or file), a corpus, or stdlib, torch-headers, docstrings.")] = "stdlib"
     top_flops: Annotated[
-        float, Meta(description="FLOPs of the model at the top, the one that is forecast.", gt=0, extra={"flag": "--top"})
+        Flops, Meta(description="FLOPs of the model at the top, the one that is forecast.", extra={"flag": "--top"})
     ] = 5e12
     vocab_size: Annotated[VocabSize, Meta(description="Tokens in the vocabulary.")] = 2048
     seq_len: Annotated[SeqLen, Meta(description="Tokens in a sequence.")] = 128

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from tenfold.spec.layout import Layout
-from tenfold.spec.ranges import Count, CountOrNone, NotNegative, Positive, Seed, SeqLen, Share, Text, VocabSize
+from tenfold.spec.ranges import Count, CountOrNone, Flops, NotNegative, Positive, Seed, SeqLen, Share, Text, VocabSize
 
 VERSION = 2  # of run files, and of what is written beside them: run.jsonl, time.jsonl, skipped.jsonl
 
@@ -104,7 +104,7 @@ class RunConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     those of the task's own struct. `version` is that of the file's format.
     """
 
-    flops: Annotated[Positive | None, Meta(description="Training compute; tokens follow.")] = None
+    flops: Annotated[Flops | None, Meta(description="Training compute; tokens follow.")] = None
     tokens: Annotated[Count | None, Meta(description="Training tokens, in place of flops.")] = None
     law: Annotated[Text | None, Meta(description="What sizes a model by flops: own climb's law.json, or a published law.")] = None
     seed: Annotated[Seed, Meta(description="Seed of weights and data order.")] = 0
