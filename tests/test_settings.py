@@ -5,13 +5,17 @@ Settings and arguments are found in the structs and functions themselves, so tha
 
 import math
 import random
+import tomllib
 from pathlib import Path
 from typing import Any, get_args
 
+import pytest
 import tomli_w
 from msgspec import Meta
 
-from tenfold.cli.options import Option
+from tenfold.cli import run
+from tenfold.cli.commands import find
+from tenfold.cli.options import UNSET, Option, meta, require_kinds
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.layout import Layout
 from tenfold.spec.model import ModelSpec, RopeScaling
@@ -19,8 +23,9 @@ from tenfold.spec.plugins import plugins
 from tenfold.spec.ranges import alternatives, hints_of, is_table
 from tenfold.spec.vision import VisionSpec
 from tenfold.train.config import PretrainingConfig, RunConfig
-from tenfold.train.resolve import check_settings
-from tenfold.train.run_file import read_config, task_settings
+from tenfold.train.resolve import check_settings, resolve_model
+from tenfold.train.run_file import config_from_fields, read_config, task_settings
+from tenfold.train.tasks.pretrain import Pretraining
 
 COMMANDS = sorted({entry.value: name for name, entry in plugins("commands").items()}.values())
 # Of every kind something that a person can write and nobody means, and something that is right here or there.

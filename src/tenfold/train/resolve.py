@@ -50,12 +50,11 @@ def resolve(config: RunConfig, vocab_size: int) -> Resolved:
 def check_settings(config: RunConfig) -> None:
     """Raises TenfoldError for a shape, a batch or a device that cannot be, before any data is made."""
     resolve_device(config.device)
-    if config.init_from is None:
-        fields = config.model if isinstance(config.model, dict) else {}
-        vocab_size = fields.get("vocab_size", config.data.vocab_size)
-        require(vocab_size, VocabSize, "vocab_size in the table [model]")
-        _, tokens = resolve_model(config, vocab_size)
-        resolve_hyperparameters(config, tokens)
+    fields = config.model if isinstance(config.model, dict) else {}
+    vocab_size = fields.get("vocab_size", 1 if config.init_from else config.data.vocab_size)  # stored weights have their own
+    require(vocab_size, VocabSize, "vocab_size in the table [model]")
+    _, tokens = resolve_model(config, vocab_size)
+    resolve_hyperparameters(config, tokens)
 
 
 def resolve_hyperparameters(config: RunConfig, tokens: int) -> Hyperparameters:
