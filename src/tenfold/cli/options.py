@@ -217,7 +217,8 @@ def _read(option: Option, kind: Any, text: Any) -> Any:
     except msgspec.ValidationError as error:
         if value is not text:
             raise UsageError(f"{option.name} does not take {text!r}: {str(error).replace('`', '')}.") from None
-        made = _quantity(text, kind) if {int, float} & set(option.kinds) else math.nan
+        plain = text.isdecimal()  # has been read to the last digit, which a quantity is not
+        made = _quantity(text, kind) if {int, float} & set(option.kinds) and not plain else math.nan
     if unusable(made) is not None:
         raise UsageError(f"{option.name} must be {words(kind)}, not {shown(text)}{nearest(text, option.choices)}.")
     return made
