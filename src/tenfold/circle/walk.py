@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tenfold.spec.errors import NotInstalled, TenfoldError
-from tenfold.spec.files import write_json
+from tenfold.spec.files import make_folder, write_json
 from tenfold.spec.forecasts import Forecast, around, forecast
 from tenfold.spec.versions import read_document
 
@@ -28,7 +28,7 @@ def walk(home: Path, say: Say) -> dict[str, Any]:
 
     A room whose extra is not installed is skipped by a sentence. Raises TenfoldError where one fails; those before it stay done.
     """
-    home.mkdir(parents=True, exist_ok=True)
+    make_folder(home)
     found: dict[str, Any] = {}
     for name, room in rooms():
         began = time.monotonic()
@@ -100,7 +100,6 @@ def _plan(home: Path, say: Say) -> dict[str, Any]:
     asked = Request(flops=10 * settings.top_flops, vocab_size=settings.vocab_size)
     plan = solve(asked, GpuRequest(gpus=1), machine, StepRequest(seq_len=settings.seq_len), home)
     around_it = consequences(plan.workload, Surroundings())
-    (home / "plan").mkdir(exist_ok=True)
     write_json(
         home / "plan" / "plan.json", document(plan.workload, around_it, alternatives=plan.alternatives, notes=[said, *plan.notes])
     )

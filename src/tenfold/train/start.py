@@ -51,7 +51,6 @@ def start_run(task: Task, config: RunConfig, directory: Path, watchdog: Watchdog
     model, dims, facts = _make_model(task, config, resolved)
     watchdog.beat()
     record = directory if dims.rank == 0 else directory / "ranks" / str(dims.rank)
-    record.mkdir(parents=True, exist_ok=True)
     write_config(config, record / "run.toml")
     optimizers = make_optimizers(model, resolved.spec, resolved.h, config.optimizer.name)
     saved = checkpoint.restore_latest(directory / "checkpoint", model, optimizers, config.checkpoint.upload_to)
@@ -92,7 +91,7 @@ def start_run(task: Task, config: RunConfig, directory: Path, watchdog: Watchdog
         rows_of=opened.enter_context(_rows(task, directory, dims, resolved)),
         watchdog=watchdog,
         metrics=opened.enter_context(_metrics(config, record, dims, None if saved is None else state.step)),
-        timer=opened.enter_context(GoodputTimer(directory / "time.jsonl" if dims.rank == 0 else None, state.step)),
+        timer=GoodputTimer(directory / "time.jsonl" if dims.rank == 0 else None, state.step),
         stop=opened.enter_context(stop_on_signals()),
         state=state,
         saved=saved,

@@ -32,7 +32,7 @@ from tenfold.data.text.batches import (
 from tenfold.data.text.corpus import Corpus
 from tenfold.model.io.tokenizer import save_tokenizer, tokenizer_hash
 from tenfold.spec.errors import TenfoldError
-from tenfold.spec.files import whole_folder
+from tenfold.spec.files import whole_folder, write_json
 from tenfold.spec.versions import require_version
 from tenfold.spec.vision import IMAGE_TOKENS, VisionSpec
 from tenfold.spec.vocabulary import Vocabulary
@@ -130,7 +130,7 @@ def build_images(source: Path, out: Path, corpus: Corpus, vision: VisionSpec, ma
         if len(documents) < 2:
             raise TenfoldError(f"{source} has {len(documents)} images: at least two are needed, one of them to validate with.")
         np.save(scratch / "documents.npy", documents)
-        (scratch / "manifest.json").write_text(json.dumps({**wanted, "images": len(documents)}, indent=1) + "\n")
+        write_json(scratch / "manifest.json", {**wanted, "images": len(documents)})
     return ImageCorpus(out, json.loads((out / "manifest.json").read_text()))
 
 

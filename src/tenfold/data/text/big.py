@@ -7,7 +7,6 @@ What comes out is Parquet, which `tenfold data build` reads. Unlike there, clust
 checked once more after a band is shared.
 """
 
-import json
 import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from tenfold.data.text.dedup import word_shingles
 from tenfold.data.text.filters import quality_problem
 from tenfold.data.text.sources import files_of, read_documents
 from tenfold.spec.errors import NotInstalled, TenfoldError
+from tenfold.spec.files import write_json
 from tenfold.spec.plugins import load
 
 BUCKETS, HASHES = 14, 8
@@ -117,8 +117,7 @@ class Filter:
                 dropped[problem] = dropped.get(problem, 0) + 1
             else:
                 yield document
-        self.out.mkdir(parents=True, exist_ok=True)
-        (self.out / f"{rank:05}.json").write_text(json.dumps(dropped))
+        write_json(self.out / f"{rank:05}.json", dropped)
 
 
 def signature_step(folder: str) -> Any:

@@ -6,7 +6,6 @@ kept: with rows in random order, a cache much smaller than the corpus would hold
 """
 
 import hashlib
-import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 from tenfold.data.text.corpus import Corpus, open_corpus, read_manifest
 from tenfold.data.text.shards import Shards
 from tenfold.spec.errors import NotInstalled, TenfoldError
+from tenfold.spec.files import make_folder, whole_file
 
 CACHE_BYTES = 16 * 2**30
 BLOCK_BYTES = 2**20
@@ -79,7 +79,7 @@ def open_remote(url: str, cache: Path, cache_bytes: int = CACHE_BYTES) -> Remote
         manifest = read_manifest(written, url)
         # Another corpus that is written to the same place gets another folder.
         directory = cache / f"remote-{url.rsplit('/', 1)[1]}-{hashlib.sha256(url.encode() + written).hexdigest()[:16]}"
-        directory.mkdir(parents=True, exist_ok=True)
+        make_folder(directory)
         for name, facts in manifest["files"].items():  # all but the tokens
             if not name.endswith(".bin") and not (directory / name).exists():
                 _write_whole(directory / name, _checked(filesystem.cat_file(f"{root}/{name}"), facts, f"{url}/{name}"))
@@ -296,14 +296,8 @@ def _sized(path: Path, length: int) -> Path:
 
 
 def _write_whole(path: Path, data: bytes) -> None:
-    """Write a file that is there whole or not at all, whoever else writes it."""
-    scratch = path.with_name(f".{path.name}-{os.getpid()}-{threading.get_ident()}")
-    try:
+    with whole_file(path) as scratch:
         scratch.write_bytes(data)
-        scratch.replace(path)
-    except OSError as error:
-        scratch.unlink(missing_ok=True)
-        raise TenfoldError(f"What was read from the store could not be kept in {path.parent}: {error.strerror or error}.") from None
 
 
 def _checked(data: bytes, facts: dict[str, Any], name: str) -> bytes:
