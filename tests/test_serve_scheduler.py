@@ -138,7 +138,9 @@ def test_cancelling_frees_the_blocks_at_once():
     assert s.blocks.n_free == s.blocks.n_blocks
 
 
-@pytest.mark.parametrize("value", [{"temperature": -1}, {"top_p": 1.5}, {"n": 0}, {"logprobs": MAX_LOGPROBS + 1}, {"temperature": float("nan")}])
+@pytest.mark.parametrize(
+    "value", [{"temperature": -1}, {"top_p": 1.5}, {"n": 0}, {"logprobs": MAX_LOGPROBS + 1}, {"temperature": float("nan")}]
+)
 def test_sampling_out_of_range_is_one_sentence(value):
     from tenfold.spec.errors import TenfoldError
 

@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tenfold.spec.errors import TenfoldError
+from tenfold.spec.errors import TenfoldError, when_stopped
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of a network's file system that is mounted without them
@@ -141,15 +141,13 @@ def whole_folder(out: Path, *, replace: bool = False) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
         try:
-            yield scratch
+            with when_stopped(f"{out} was not made; the same command makes it anew"):
+                yield scratch
             for file in scratch.rglob("*"):
                 if file.is_file():
                     _to_disk(file)
             if not (out.exists() and _exchange(scratch, out)):
                 scratch.replace(out)
-        except KeyboardInterrupt as stop:
-            stop.add_note(f"{out} was not made")
-            raise
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
