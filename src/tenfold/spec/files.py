@@ -175,7 +175,7 @@ def one_at_a_time(lock: Path, doing: str, *, wait: bool = False) -> Iterator[Non
     Raises TenfoldError, naming the other process, where another holds it and this one does not `wait` for its end; `doing`
     completes "Another process is ...".
     """
-    with writable(lock):
+    with writable(lock.absolute().parent):
         try:
             stream = _hold(lock, wait)
         except BlockingIOError:
