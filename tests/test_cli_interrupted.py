@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
 
 import pytest
 import torch
@@ -55,7 +56,7 @@ def inside(disk, options):
     mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)]
     if os.geteuid() or shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("cannot mount here")
-    here = os.getcwd()
+    here = Path.cwd()
     os.chdir(disk)
     try:
         yield
@@ -94,8 +95,8 @@ def test_a_full_disk_is_one_sentence_of_every_command_and_blocks_nothing(inputs,
     def files():
         return [path for path in (tmp_path / "disk").rglob("*") if path.is_file() and path.name != "ballast"]
 
-    with inside(tmp_path / "disk", "size=2m"):
-        (tmp_path / "disk" / "ballast").write_bytes(bytes(2**21))
+    with inside(tmp_path / "disk", "size=8m"):
+        (tmp_path / "disk" / "ballast").write_bytes(bytes(2**23))
         for command in WRITING:
             if command == "fleet run":  # writes nothing of its own before its processes do
                 continue
@@ -129,10 +130,27 @@ def test_a_stopped_build_says_so_and_leaves_nothing(tmp_path, numbers, by):
         child.send_signal(number)
         time.sleep(0.05)
     said = child.communicate()[1]
-    assert child.returncode in (128 + numbers[0], -numbers[0]) and "Traceback" not in said
+    assert child.returncode in (128 + numbers[0], -numbers[0]) and "Traceback" not in said, said
     assert said == f"tenfold: Stopped by {by}: {tmp_path / 'c'} was not made; the same command makes it anew.\n"
     if len(numbers) == 1:
-        assert not os.listdir(tmp_path)
+        assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_a_destructor_is_not_lost(number):
+    run = (
+        f"import os, time\nclass Held:\n  def __del__(self):\n    os.kill(os.getpid(), {number:d})\n    time.sleep(0)\n"
+        "held = Held()\ndel held\ntime.sleep(60)"
+    )
+    script = f"import tenfold.cli.commands as c; c.run = lambda _: exec({run!r}, {{}}); from tenfold.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        timeout=50,
+    )
+    assert done.returncode == 128 + number and done.stderr.count("\n") == 1, done.stderr
 
 
 def test_a_hangup_that_nohup_ignores_stops_nothing(tmp_path):

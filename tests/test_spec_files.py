@@ -64,6 +64,10 @@ def start(script, folder, name="0"):
     )
 
 
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
 @contextmanager
 def tmpfs(folder, options):
     folder.mkdir(exist_ok=True)
@@ -93,19 +97,19 @@ def kills(script, folder, read, times=6):
 def test_kill_9_leaves_the_old_file_or_the_new_and_the_next_writer_clears_up(tmp_path):
     kills(STATE, tmp_path, lambda: json.loads((tmp_path / "state.json").read_text())["number"])
     write_json(tmp_path / "state.json", 1)
-    assert os.listdir(tmp_path) == ["state.json"]
+    assert names(tmp_path) == ["state.json"]
 
 
 def test_kill_9_leaves_the_old_folder_or_the_new_and_the_next_writer_clears_up(tmp_path):
     def number():
         found = {(tmp_path / "model" / file).read_text() for file in "abcdef"}
-        assert len(found) == 1 and len(os.listdir(tmp_path / "model")) == 6
+        assert len(found) == 1 and len(names(tmp_path / "model")) == 6
         return int(found.pop())
 
     kills(FOLDER, tmp_path, number)
     with whole_folder(tmp_path / "model", replace=True):
         pass
-    assert os.listdir(tmp_path) == ["model"] and not os.listdir(tmp_path / "model")
+    assert names(tmp_path) == ["model"] and not names(tmp_path / "model")
 
 
 def test_kill_9_loses_no_line_that_was_said(tmp_path):
@@ -137,7 +141,7 @@ def test_a_file_holds_what_was_last_written_well(tmp_path_factory, writes):
             if not well:
                 raise KeyError
             last = scratch.read_text()
-    assert (folder / "a.txt").read_text() == last and os.listdir(folder) == ["a.txt"]
+    assert (folder / "a.txt").read_text() == last and names(folder) == ["a.txt"]
 
 
 def test_writers_of_one_file_take_turns(tmp_path):
@@ -146,14 +150,14 @@ def test_writers_of_one_file_take_turns(tmp_path):
         with suppress(FileNotFoundError):
             text = (tmp_path / "state").read_text()
             assert text == text[0] * 300_000
-    assert not any(child.returncode for child in children) and os.listdir(tmp_path) == ["state"]
+    assert not any(child.returncode for child in children) and names(tmp_path) == ["state"]
 
 
 def test_one_at_a_time_waits_or_refuses_and_is_free_when_its_holder_dies(tmp_path):
     (tmp_path / "count").write_text("0")
     children = [start(TURNS, tmp_path) for _ in range(4)]
     assert not any(child.wait() for child in children)
-    assert (tmp_path / "count").read_text() == "80" and os.listdir(tmp_path) == ["count"]
+    assert (tmp_path / "count").read_text() == "80" and names(tmp_path) == ["count"]
 
     holder = start(HOLD, tmp_path)
     assert holder.stdout.readline() == "held\n"
@@ -164,7 +168,7 @@ def test_one_at_a_time_waits_or_refuses_and_is_free_when_its_holder_dies(tmp_pat
     holder.wait()
     with one_at_a_time(tmp_path / "lock", "training"):
         pass
-    assert os.listdir(tmp_path) == ["count"]
+    assert names(tmp_path) == ["count"]
 
 
 def test_a_full_disk_leaves_what_was_there_and_no_scratch(tmp_path):
@@ -182,7 +186,7 @@ def test_a_full_disk_leaves_what_was_there_and_no_scratch(tmp_path):
                     write()
             (disk / "ballast").unlink()
             assert json.loads((disk / "state.json").read_text()) == "old" and read_lines(disk / "run.jsonl") == [{"number": 0}]
-            assert sorted(os.listdir(disk)) == ["run.jsonl", "state.json"]
+            assert names(disk) == ["run.jsonl", "state.json"]
         write_json(disk / "state.json", "new")
         append_line(disk / "run.jsonl", {"number": 1})
         make_folder_of(disk / "model", 10)
@@ -209,7 +213,7 @@ def test_a_read_only_folder_is_one_sentence(tmp_path):
 def test_a_file_that_the_block_reads_is_named_and_not_the_one_it_writes(tmp_path):
     with pytest.raises(TenfoldError, match=rf"^{tmp_path}/source: no such file or directory\.$"), whole_folder(tmp_path / "out"):
         (tmp_path / "source").read_text()
-    assert not os.listdir(tmp_path)
+    assert not names(tmp_path)
 
 
 def test_folders_of_like_names_do_not_touch_one_another(tmp_path):
@@ -217,7 +221,7 @@ def test_folders_of_like_names_do_not_touch_one_another(tmp_path):
         make_folder_of(tmp_path / "c", 1)
         make_folder_of(tmp_path / "[c]*", 1)
         (older / "file").write_text("x")
-    assert {name: os.listdir(tmp_path / name) for name in os.listdir(tmp_path)} == dict.fromkeys(("c-old", "c", "[c]*"), ["file"])
+    assert {name: names(tmp_path / name) for name in names(tmp_path)} == {key: ["file"] for key in ("c-old", "c", "[c]*")}
 
 
 def test_links_devices_and_permissions_stay_what_they_are(tmp_path):
@@ -237,4 +241,4 @@ def test_a_folder_that_holds_something_is_refused(tmp_path):
     make_folder_of(tmp_path / "out", 1)
     with pytest.raises(TenfoldError, match="is there already"):
         make_folder_of(tmp_path / "out", 2)
-    assert (tmp_path / "out" / "file").stat().st_size == 1 and os.listdir(tmp_path) == ["out"]
+    assert (tmp_path / "out" / "file").stat().st_size == 1 and names(tmp_path) == ["out"]

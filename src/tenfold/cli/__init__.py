@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from tenfold.spec.errors import TenfoldError
 
@@ -69,17 +69,28 @@ def _status(error: Exception) -> int:
 
 @contextmanager
 def _signals_raise() -> Iterator[None]:
-    """SIGTERM and SIGHUP, where they are not ignored, end the block as Ctrl-C does, so that it clears up after itself."""
+    """SIGTERM and SIGHUP, where they are not ignored, end the block as Ctrl-C does, so that it clears up after itself.
+
+    A signal in a destructor or a callback, from which nothing can be raised, is sent again.
+    """
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
         raise KeyboardInterrupt(signal.Signals(number))
 
+    def again(lost: Any) -> None:
+        if isinstance(lost.exc_value, KeyboardInterrupt):
+            threading.Timer(0.1, os.kill, (os.getpid(), (*lost.exc_value.args, signal.SIGINT)[0])).start()
+        else:
+            sys.__unraisablehook__(lost)
+
     found = [number for number in ENDING if _in_main_thread() and signal.getsignal(number) == signal.SIG_DFL]
     for number in found:
         signal.signal(number, stop)
+    before, sys.unraisablehook = sys.unraisablehook, again
     try:
         yield
     finally:
+        sys.unraisablehook = before
         for number in found:
             signal.signal(number, signal.SIG_DFL)
 
