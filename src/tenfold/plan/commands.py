@@ -74,7 +74,7 @@ def make(
       tenfold plan --model my.toml --budget-usd 2e6 --law law.json
     """
     from tenfold.plan.costs.consequences import consequences
-    from tenfold.plan.document import document
+    from tenfold.plan.document import document, record
     from tenfold.plan.explain import explain
     from tenfold.plan.plan import solve
     from tenfold.plan.report import html, terminal
@@ -98,6 +98,7 @@ def make(
     )
     if output.out:
         write_json(output.out / "plan.json", whole)
+        record(output.home, whole, {})
         write_text(output.out / "plan.html", html(whole))
     if output.json:
         print_json(whole)

@@ -15,8 +15,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tenfold.spec.errors import TenfoldError, when_stopped
+from tenfold.spec.errors import TenfoldError, when_stopped, without_secrets
+from tenfold.spec.strict_json import strict_json
 
+PRIVATE = 0o600
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of a network's file system that is mounted without them
 
@@ -61,12 +63,19 @@ def make_folder(path: Path) -> Path:
     return path
 
 
+def make_private(path: Path) -> None:
+    """Create an empty file that its owner alone can read, where there is none. Raises TenfoldError where it cannot be made."""
+    with writable(path):
+        os.close(os.open(path, os.O_CREAT, PRIVATE))
+
+
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path, *, private: bool = False) -> Iterator[Path]:
     """A scratch file beside `path`, of the same ending, that takes its place when the block ends well.
 
     A kill leaves the old file or the new one, and a scratch file that the next writer of `path` uses again. Writers of one
-    path take turns. What is no file, such as /dev/stdout, is written as it is. Raises TenfoldError where it cannot be written.
+    path take turns. A private file can be read by its owner alone, from its creation on. What is no file, such as /dev/stdout,
+    is written as it is. Raises TenfoldError where it cannot be written.
     """
     make_folder(path.parent)
     with writable(path):
@@ -75,11 +84,11 @@ def whole_file(path: Path) -> Iterator[Path]:
             return
         target = Path(os.path.realpath(path))
         scratch = _beside(target, f"new{target.suffix}")
-        with _hold(scratch, wait=True):
+        with _hold(scratch, wait=True, mode=PRIVATE if private else 0o666):
             try:
-                yield scratch
-                if target.exists():
+                if target.exists() and not private:
                     shutil.copymode(target, scratch)
+                yield scratch
                 _to_disk(scratch)
                 scratch.replace(target)
             except BaseException:
@@ -96,7 +105,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file whole. Raises TenfoldError where it cannot be written."""
-    write_text(path, json.dumps(value, indent=1) + "\n")
+    write_text(path, strict_json(value, indent=1) + "\n")
 
 
 def append_line(path: Path, value: dict[str, Any], *, to_disk: bool = False) -> None:
@@ -109,7 +118,7 @@ def append_line(path: Path, value: dict[str, Any], *, to_disk: bool = False) -> 
         if stream.seek(0, os.SEEK_END):
             stream.seek(-1, os.SEEK_END)
             torn = stream.read(1) != b"\n"
-        stream.write(b"\n" * torn + json.dumps(value, default=str).encode() + b"\n")
+        stream.write(b"\n" * torn + strict_json(value).encode() + b"\n")
         if to_disk:
             stream.flush()
             os.fsync(stream.fileno())
@@ -190,11 +199,12 @@ def one_at_a_time(lock: Path, doing: str, *, wait: bool = False) -> Iterator[Non
                 lock.unlink(missing_ok=True)
 
 
-def _hold(file: Path, wait: bool) -> BinaryIO:
+def _hold(file: Path, wait: bool, mode: int = 0o666) -> BinaryIO:
     """The file, empty and held by this process. Raises BlockingIOError where another holds it."""
     while True:
         with ExitStack() as opened:
-            stream = opened.enter_context(file.open("ab", buffering=0))
+            handle = os.open(file, os.O_CREAT | os.O_WRONLY | os.O_APPEND, mode)
+            stream = opened.enter_context(os.fdopen(handle, "ab", buffering=0))
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except OSError as error:
@@ -204,12 +214,14 @@ def _hold(file: Path, wait: bool) -> BinaryIO:
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(stream.fileno()), file.stat()):
                     stream.truncate(0)
+                    if mode == PRIVATE:
+                        os.fchmod(handle, mode)  # of a killed writer's
                     opened.pop_all()
                     return stream
 
 
 def _this_process() -> dict[str, Any]:
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    command = without_secrets(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
     since = datetime.now().astimezone().isoformat(timespec="seconds")
     return {"process": os.getpid(), "host": socket.gethostname(), "command": command, "since": since}
 

@@ -73,6 +73,7 @@ def run(config: RunConfig, directory: Path, options: RunOptions, planner: Planne
     """Train `config` in `directory` and say what came of it. `planner` chooses the layout when the corpus is known."""
     from tenfold.launch.failures import noted
     from tenfold.spec.terminal import console
+    from tenfold.train.identity import as_begun
     from tenfold.train.parallel.processes import start_processes
     from tenfold.train.tasks.find import open_task
     from tenfold.train.trainer import fit, standard_hooks
@@ -81,6 +82,7 @@ def run(config: RunConfig, directory: Path, options: RunOptions, planner: Planne
         start_processes()
         first = int(os.environ.get("RANK", "0")) == 0
         out = console(stderr=options.json, quiet=not first)
+        config = as_begun(config, directory)
         task = open_task(config, options.home)
         _explain(config, task.vocab_size, out)
         if planner is not None:

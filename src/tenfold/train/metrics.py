@@ -1,6 +1,5 @@
 """Metrics as JSON lines, and to TensorBoard or Weights & Biases where asked for."""
 
-import json
 import math
 import os
 import time
@@ -10,6 +9,7 @@ from typing import Any
 
 from tenfold.spec.errors import NotInstalled
 from tenfold.spec.files import append_line, read_lines, whole_file, write_text
+from tenfold.spec.strict_json import strict_json
 from tenfold.spec.versions import require_version
 from tenfold.train.config import VERSION
 
@@ -33,7 +33,7 @@ class MetricsWriter:
         kept = [] if resume_step is None else read_metrics(self._path)
         kept = [row for row in kept if (row.get("step") or 0) <= (resume_step or 0) and row.get("event") != "end"]
         with whole_file(self._path) as scratch:
-            scratch.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            scratch.write_text("".join(strict_json(row) + "\n" for row in kept))
         self._board = _tensorboard(directory, resume_step) if tensorboard else None
         self._wandb = _wandb(wandb_project, directory) if wandb_project else None
 
@@ -42,11 +42,10 @@ class MetricsWriter:
 
         Raises TenfoldError where the disk is full.
         """
-        fields = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}
         append_line(self._path, {"event": event, "time": round(time.time(), 3), **fields})
         if "step" not in fields:
             return
-        numbers = {f"{event}/{k}": v for k, v in fields.items() if isinstance(v, int | float) and k != "step"}
+        numbers = {f"{event}/{k}": v for k, v in fields.items() if isinstance(v, int | float) and math.isfinite(v) and k != "step"}
         if self._board is not None:
             for name, value in numbers.items():
                 self._board.add_scalar(name, value, fields["step"])

@@ -11,8 +11,9 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response
 from openai.types.chat import ChatCompletion
 
-from tenfold.serve.api.dependencies import OptionalFeedback, Owner, ServedModels, streams
+from tenfold.serve.api.dependencies import CurrentCaller, OptionalFeedback, ServedModels, streams
 from tenfold.serve.api.errors import ApiError
+from tenfold.serve.api.keys import Caller
 from tenfold.serve.api.models import Models
 from tenfold.serve.api.protocol import ChatRequest, Message
 from tenfold.serve.api.routes.answers import Gathered, finite, head, new_id, token_text, usage
@@ -30,9 +31,9 @@ _CALL_BEGINS = ("<tool_call>", "<|python_tag|>", "{")
 
 @router.post("/v1/chat/completions", **streams(ChatCompletion))
 async def chat_completions(
-    body: ChatRequest, request: HttpRequest, owner: Owner, models: ServedModels, feedback: OptionalFeedback
+    body: ChatRequest, request: HttpRequest, caller: CurrentCaller, models: ServedModels, feedback: OptionalFeedback
 ) -> Response:
-    conversation = await until_disconnect(request, prepare(models, body, owner))
+    conversation = await until_disconnect(request, prepare(models, body, caller))
     if body.stream:
         return await stream(chunks(conversation, feedback))
     return JSONResponse(await until_disconnect(request, answer(conversation, feedback)))
@@ -48,11 +49,11 @@ class Conversation:
     messages: list[dict[str, Any]]
     tools: set[str]
     must_call: str | None  # the tool that must be called; "" is any, None is no obligation
-    owner: str
+    caller: Caller
     created: int = field(default_factory=lambda: int(time.time()))
 
 
-async def prepare(models: Models, body: ChatRequest, owner: str) -> Conversation:
+async def prepare(models: Models, body: ChatRequest, caller: Caller) -> Conversation:
     """Check a chat request and make its prompt. Raises ApiError or TenfoldError in one sentence."""
     body.check_stream_options()
     if body.top_logprobs is not None and not body.logprobs:
@@ -75,7 +76,7 @@ async def prepare(models: Models, body: ChatRequest, owner: str) -> Conversation
     )
     request = Request(new_id("chatcmpl"), tokens, sampling)
     names = {t["function"]["name"] for t in tools}
-    return Conversation(body, model, request, messages, names, must_call, body.user or owner)
+    return Conversation(body, model, request, messages, names, must_call, caller)
 
 
 def plain(message: Message) -> dict[str, Any]:
@@ -251,4 +252,4 @@ async def keep(chat: Conversation, gathered: list[Gathered], feedback: Feedback 
             "prompt_tokens": len(chat.request.tokens),
             "ttft_ms": 1000 * (g.first_token - chat.created) if g.first_token else None,
         }
-        await asyncio.to_thread(feedback.add_response, row, chat.owner)
+        await asyncio.to_thread(feedback.add_response, row, chat.caller.user(chat.body.user))

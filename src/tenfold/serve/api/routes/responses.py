@@ -13,8 +13,9 @@ from openai.types.responses import InputTokenCountResponse
 from openai.types.responses import Response as ResponsesAnswer
 from pydantic import ValidationError
 
-from tenfold.serve.api.dependencies import Owner, ServedModels, gives, streams
+from tenfold.serve.api.dependencies import CurrentCaller, Owner, ServedModels, gives, streams
 from tenfold.serve.api.errors import ApiError
+from tenfold.serve.api.keys import Caller
 from tenfold.serve.api.models import Models
 from tenfold.serve.api.protocol import ChatRequest, Deleted, ResponsesRequest
 from tenfold.serve.api.routes import chat
@@ -26,24 +27,26 @@ _KEPT = 1000
 
 
 class ResponseStore:
-    """The latest answers, kept in memory for `previous_response_id` and for looking up."""
+    """The latest answers, kept in memory for `previous_response_id` and for looking up; each answers to its owner alone."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = OrderedDict()
+        self._kept: OrderedDict[str, tuple[str, dict[str, Any], list[dict[str, Any]]]] = OrderedDict()
 
-    def add(self, response: dict[str, Any], messages: list[dict[str, Any]]) -> None:
-        self._kept[response["id"]] = response, messages
+    def add(self, owner: str, response: dict[str, Any], messages: list[dict[str, Any]]) -> None:
+        self._kept[response["id"]] = owner, response, messages
         while len(self._kept) > _KEPT:
             self._kept.popitem(last=False)
 
-    def get(self, name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    def get(self, owner: str, name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """A response and its whole conversation. Raises ApiError 404."""
-        if name not in self._kept:
+        whose, response, messages = self._kept.get(name, ("", {}, []))
+        if whose != owner:
             raise ApiError(404, f"There is no response {name!r}: it was never stored, or is no longer kept.")
-        return self._kept[name]
+        return response, messages
 
-    def delete(self, name: str) -> None:
-        self.get(name)
+    def delete(self, owner: str, name: str) -> None:
+        """Forget a response. Raises ApiError 404."""
+        self.get(owner, name)
         del self._kept[name]
 
 
@@ -61,27 +64,29 @@ def add_routes(app: FastAPI) -> None:
 
 
 @router.post("/v1/responses", **streams(ResponsesAnswer))
-async def create_response(body: ResponsesRequest, request: Request, owner: Owner, models: ServedModels, store: Store) -> Response:
-    conversation = await until_disconnect(request, prepare(models, body, store, owner))
+async def create_response(
+    body: ResponsesRequest, request: Request, caller: CurrentCaller, models: ServedModels, store: Store
+) -> Response:
+    conversation = await until_disconnect(request, prepare(models, body, store, caller))
     if body.stream:
         return await stream(events(body, conversation, store), named=True)
     return JSONResponse(await until_disconnect(request, answer(body, conversation, store)))
 
 
 @router.post("/v1/responses/input_tokens", **gives(InputTokenCountResponse))
-async def count_input(body: ResponsesRequest, owner: Owner, models: ServedModels, store: Store) -> Response:
-    conversation = await prepare(models, body, store, owner)
+async def count_input(body: ResponsesRequest, caller: CurrentCaller, models: ServedModels, store: Store) -> Response:
+    conversation = await prepare(models, body, store, caller)
     return JSONResponse({"object": "response.input_tokens", "input_tokens": len(conversation.request.tokens)})
 
 
 @router.get("/v1/responses/{name}", **gives(ResponsesAnswer))
-async def get_response(name: str, store: Store) -> Response:
-    return JSONResponse(store.get(name)[0])
+async def get_response(name: str, owner: Owner, store: Store) -> Response:
+    return JSONResponse(store.get(owner, name)[0])
 
 
 @router.delete("/v1/responses/{name}", **gives(Deleted))
-async def delete_response(name: str, store: Store) -> Response:
-    store.delete(name)
+async def delete_response(name: str, owner: Owner, store: Store) -> Response:
+    store.delete(owner, name)
     return JSONResponse({"id": name, "object": "response", "deleted": True})
 
 
@@ -119,13 +124,13 @@ def _tools(tools: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
     return [{"type": "function", "function": tool} for tool in tools] if tools else None
 
 
-async def prepare(models: Models, body: ResponsesRequest, store: ResponseStore, owner: str) -> chat.Conversation:
+async def prepare(models: Models, body: ResponsesRequest, store: ResponseStore, caller: Caller) -> chat.Conversation:
     """The chat request of a response. Raises ApiError or TenfoldError in one sentence."""
     if body.conversation is not None:
         raise ApiError(404, "Conversations are not stored here: send the messages, or previous_response_id.", param="conversation")
     if body.background:
         raise ApiError(400, "Responses are not made in the background here: leave background out.", param="background")
-    messages = store.get(body.previous_response_id)[1] if body.previous_response_id else []
+    messages = store.get(caller.name, body.previous_response_id)[1] if body.previous_response_id else []
     messages = messages + _turns(body.input)
     told = [{"role": "system", "content": body.instructions}] if body.instructions else []
     form = (body.text or {}).get("format") or {}
@@ -150,7 +155,7 @@ async def prepare(models: Models, body: ResponsesRequest, store: ResponseStore, 
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise ApiError(400, f"The input cannot be read ({where}: {first['msg']}).", param="input") from None
-    conversation = await chat.prepare(models, request, owner)
+    conversation = await chat.prepare(models, request, caller)
     conversation.messages = messages
     return conversation
 
@@ -280,7 +285,7 @@ async def events(
     whole["completed_at"] = time.time() if status == "completed" else None
     if body.store is not False:
         turn = _calling(calls) if calls else {"role": "assistant"}
-        store.add(whole, [*conversation.messages, {**turn, "content": writer.spoken}])
+        store.add(conversation.caller.name, whole, [*conversation.messages, {**turn, "content": writer.spoken}])
     yield writer.event(status, response=whole)
 
 
