@@ -164,7 +164,7 @@ def retokenize(corpus: Corpus, out: Path, tokenizer_from: Path, *, quiet: bool =
         texts = {split: map(str.encode, map(partial(corpus.text, split), range(sizes[split]["documents"]))) for split in SPLITS}
         _copy_tokenizer(tokenizer_from, scratch)
         facts = _tokenize(texts, sum(sizes[split]["bytes"] for split in SPLITS), scratch, quiet)
-        origin = {key: corpus.manifest[key] for key in ("source", "listing", "cleaning") if key in corpus.manifest}
+        origin: dict[str, Any] = {key: corpus.manifest[key] for key in ("source", "listing", "cleaning") if key in corpus.manifest}
         _write_manifest(scratch, {**origin, "recipe": recipe, **facts}, began)
     return open_corpus(out)
 
