@@ -43,7 +43,7 @@ from tenfold.train import trainer  # noqa: F401
 STRIKES = ("kill", "term", "hangup", "Ctrl-C", "two Ctrl-C", "full disk", "read-only", "second process")
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "hangup": signal.SIGHUP, "Ctrl-C": signal.SIGINT}
 DISK = "size=48m"
-LIMIT_S = 300
+LIMIT_S = 900
 DONE = ("is there already", "is not empty", "has finished")  # what a command says that had ended before it was struck
 OURS = (".metadata",)  # a hidden file that belongs to a checkpoint
 RUN = """
@@ -73,7 +73,7 @@ COMMANDS = {
     "build": Command("data build {inputs}/texts --out generations/c --vocab-size 400", ("c/*.bin", "c/tokenizer.json")),
     "upcycle": Command("upcycle {inputs}/model --out generations/wide --experts 8", ("wide/*.safetensors", "wide/*.json")),
     "climb": Command(
-        "climb --corpus {inputs}/texts --top 2e10 --vocab-size 300 --seq-len 16",
+        "climb --corpus {inputs}/texts --top 6e10 --vocab-size 300 --seq-len 64",
         ("g1/points.csv", "g1/model/*.safetensors"),
         share=1,
     ),

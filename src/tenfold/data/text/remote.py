@@ -6,6 +6,7 @@ kept: with rows in random order, a cache much smaller than the corpus would hold
 """
 
 import hashlib
+import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,7 +23,7 @@ from fsspec.implementations.local import LocalFileSystem
 from tenfold.data.text.corpus import Corpus, open_corpus, read_manifest
 from tenfold.data.text.shards import Shards
 from tenfold.spec.errors import NotInstalled, TenfoldError
-from tenfold.spec.files import make_folder, whole_file
+from tenfold.spec.files import make_folder, whole_file, writable
 
 CACHE_BYTES = 16 * 2**30
 BLOCK_BYTES = 2**20
@@ -173,7 +174,9 @@ class MirroredShards(RemoteShards):
             length = tokens.length(shard)
             path = folder / tokens.file(shard)
             self._files.append(_sized(path, length))
-            self._have.append(np.memmap(_sized(path.with_suffix(".have"), -(-length // BLOCK_BYTES)), np.uint8, "r+"))
+            self._have.append(
+                np.memmap(_sized(path.with_suffix(".have"), -(-length // BLOCK_BYTES), reserved=True), np.uint8, "r+")
+            )
         self._local = Shards(
             tuple(np.memmap(f, tokens.dtype, "r") for f in self._files), tokens.shard_tokens, np.empty(0, np.int64)
         )
@@ -287,11 +290,14 @@ def _explained(url: str) -> Iterator[None]:
         raise TenfoldError(f"{url} cannot be read or written: {why}.") from None
 
 
-def _sized(path: Path, length: int) -> Path:
-    """A file of `length` bytes; made, full of zeros, where it is not there."""
+def _sized(path: Path, length: int, *, reserved: bool = False) -> Path:
+    """A file of `length` bytes; made, full of zeros, where it is not there. What is mapped to be written has its room reserved:
+    a process that writes to a map on a full disk is killed."""
     if not path.exists() or path.stat().st_size != length:
-        with path.open("ab") as file:
+        with writable(path), path.open("ab") as file:
             file.truncate(length)
+            if reserved:
+                os.posix_fallocate(file.fileno(), 0, length)
     return path
 
 
