@@ -11,8 +11,7 @@ from typing import Annotated, Literal
 import pytest
 from msgspec import Meta, Struct
 
-from tenfold.cli import run
-from tenfold.cli.commands import find, verbs
+from tenfold.cli.commands import find, run, verbs
 from tenfold.cli.options import Parser, UsageError, meta, options_of
 from tenfold.spec.commands import Given
 from tenfold.spec.errors import TenfoldError

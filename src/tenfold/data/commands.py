@@ -92,10 +92,8 @@ def show(
 
     Example: tenfold data show generations/corpus-stdlib-2048 --verify --examples 2
     """
-    from rich.console import Console
-    from rich.table import Table
-
     from tenfold.data.text.corpus import open_corpus
+    from tenfold.spec.terminal import Figures, console
     from tenfold.spec.units import si
 
     corpus = open_corpus(directory, verify=verify)
@@ -103,14 +101,14 @@ def show(
     if json:
         print_json(manifest)
         return
-    console = Console()
+    out = console()
     for name, split in manifest["splits"].items():
-        console.print(f"{name}: {split['documents']} documents, {si(split['bytes'], 'B')}, {si(split['tokens'], 'tokens')}")
-    console.print(f"tokenized at {manifest['tokenize_mb_per_s']:.1f} MB/s, made in {manifest['seconds']:.0f} s")
-    table = Table("left out", "documents", "bytes", "for example")
+        out.print(f"{name}: {split['documents']} documents, {si(split['bytes'], 'B')}, {si(split['tokens'], 'tokens')}")
+    out.print(f"tokenized at {manifest['tokenize_mb_per_s']:.1f} MB/s, made in {manifest['seconds']:.0f} s")
+    table = Figures("left out", "documents", "bytes", "for example")
     for reason, entry in manifest["cleaning"]["dropped"].items():
         table.add_row(reason, str(entry["documents"]), si(entry["bytes"], "B"), entry["example"])
-    console.print(table)
+    out.print(table)
     for number in range(min(examples, manifest["splits"]["validation"]["documents"])):
-        console.rule(f"validation document {number}")
-        console.print(corpus.text("validation", number), markup=False, highlight=False)
+        out.print(f"validation document {number}:")
+        out.print(corpus.text("validation", number))

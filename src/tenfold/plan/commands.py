@@ -78,13 +78,12 @@ def make(
 
       tenfold plan --model my.toml --budget-usd 2e6 --law law.json
     """
-    from rich.console import Console
-
     from tenfold.plan.costs.consequences import consequences
     from tenfold.plan.document import document, record
     from tenfold.plan.explain import explain
     from tenfold.plan.plan import solve
     from tenfold.plan.report import html, terminal
+    from tenfold.spec.terminal import console
 
     part, calibrated = hardware.machine(output.home)
     plan = solve(asked, fixed, part, step, output.home)
@@ -109,7 +108,7 @@ def make(
     if output.json:
         print_json(whole)
     else:
-        Console().print(terminal(whole))
+        console().print(terminal(whole))
 
 
 def _request(*options: Any) -> dict[str, Any]:
@@ -139,10 +138,9 @@ def compare(
     if output.json:
         print_json({"rows": rows})
         return
-    from rich.console import Console
-    from rich.table import Table
+    from tenfold.spec.terminal import Figures, console
 
-    table = Table("", "GPUs", "days", "MFU", "GPU-hours", "rent, M$", "MWh", "layout")
+    table = Figures("", "GPUs", "days", "MFU", "GPU-hours", "rent, M$", "MWh", "layout")
     for row in rows:
         if "reason" in row:
             table.add_row(row["accelerator"], *["-"] * 6, row["reason"])
@@ -151,7 +149,7 @@ def compare(
             row["accelerator"], f"{row['gpus']:,}", f"{row['wall_days']:.0f}", f"{row['mfu']:.1%}", f"{row['gpu_hours']:.3g}",
             f"{row['rent_usd'] / 1e6:,.0f}", f"{row['energy_mwh']:,.0f}", row["layout"],
         )  # fmt: skip
-    Console().print(table)
+    console().print(table)
 
 
 def _compared(name: str, home: Path, asked: Request, fixed: GpuRequest, step: StepRequest, around: Surroundings) -> dict[str, Any]:
@@ -187,25 +185,23 @@ def validate(
 
     Example: tenfold plan validate --layouts my_layouts.csv
     """
-    from rich.console import Console
-    from rich.table import Table
-
     from tenfold.plan.validation.validate import validate as compare_with_published
+    from tenfold.spec.terminal import Figures, console
 
     errors, remarks = compare_with_published(layouts, runs)
     if json:
         print_json({"rows": [asdict(e) for e in errors], "remarks": remarks})
         return
-    table = Table("", "source", "rows", "mean error", "median", "bias", "worst")
+    table = Figures("", "source", "rows", "mean error", "median", "bias", "worst")
     for e in errors:
         table.add_row(
             e.kind, e.source, str(e.rows), f"{e.mean_abs_pct:.1f} %", f"{e.median_abs_pct:.1f} %", f"{e.bias_pct:+.1f} %",
             f"{e.worst_pct:+.0f} % {e.worst}",
         )  # fmt: skip
-    console = Console()
-    console.print(table)
+    out = console()
+    out.print(table)
     for remark in remarks:
-        console.print(remark)
+        out.print(remark)
 
 
 def calibrate(

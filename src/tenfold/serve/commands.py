@@ -42,16 +42,15 @@ def start(
 
     Example: tenfold serve generations/g1 --port 8000
     """
-    from rich.console import Console
-
     from tenfold.serve.api.server import serve
+    from tenfold.spec.terminal import console
 
     if engine.get("draft_model"):
         engine["draft_model"] = model_path(engine["draft_model"])
     paths = [model_path(path) for path in models]
     options = {model_name(path): EngineOptions(**{**engine, "path": path}) for path in paths}
     address = f"http://{server.host}:{server.port}"
-    Console().print(f"{', '.join(options)}: chat at {address}/, API at {address}/v1", highlight=False)
+    console().print(f"{', '.join(options)}: chat at {address}/, API at {address}/v1")
     serve(options, server)
 
 

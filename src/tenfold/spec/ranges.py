@@ -52,7 +52,8 @@ def require(value: Any, kind: Any, name: str) -> None:
 
 def require_fields(table: Any, where: str) -> None:
     """`require` for every field of a dataclass; fields that are tables themselves have checked their own."""
-    for name, kind in hints_of(type(table)).items():
+    made_of: Any = type(table)
+    for name, kind in hints_of(made_of).items():
         value = getattr(table, name)
         if not (dataclasses.is_dataclass(value) and type(value) in alternatives(kind)):
             require(value, kind, f"{where}: {name}")
@@ -71,8 +72,8 @@ def convert(fields: Any, table: type[T], where: str) -> T:
     try:
         made = msgspec.convert(fields, table)
     except msgspec.ValidationError as error:
-        path = re.search(r"`\$\.([\w.\[\]]+)`$", str(error))
-        sentence = _must_be(fields, table, path[1]) if path and "missing" not in str(error) and "unknown" not in str(error) else ""
+        at = re.search(r"`\$\.([\w.\[\]]+)`$", str(error))
+        sentence = _must_be(fields, table, at[1]) if at and "missing" not in str(error) and "unknown" not in str(error) else ""
         raise TenfoldError(f"{where}: {sentence or str(error).replace('`$.', '`')}.") from None
     if (path := unusable(fields)) is not None:
         raise TenfoldError(f"{where}: {_must_be(fields, table, path) or f'{path} is no value that can be used'}.")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 from msgspec import Meta, Struct
 
 from tenfold.spec.commands import File, Folder, Json, print_json
-from tenfold.spec.errors import TenfoldError
+from tenfold.spec.errors import TenfoldError, when_stopped
 from tenfold.spec.ranges import Nodes, Port, Text
 from tenfold.train.config import RunConfig
 from tenfold.train.run_file import read_config
@@ -80,21 +80,20 @@ def resume(
 
 def run(config: RunConfig, directory: Path, options: RunOptions, planner: Planner | None = None) -> None:
     """Train `config` in `directory` and say what came of it. `planner` chooses the layout when the corpus is known."""
-    from rich.console import Console
-
     from tenfold.launch.failures import noted
+    from tenfold.spec.terminal import console
     from tenfold.train.identity import as_begun
     from tenfold.train.parallel.processes import start_processes
     from tenfold.train.tasks.find import open_task
     from tenfold.train.trainer import fit, standard_hooks
 
-    with noted(directory):
+    with noted(directory), when_stopped("the same command goes on from the last checkpoint"):
         start_processes()
         first = int(os.environ.get("RANK", "0")) == 0
-        console = Console(stderr=options.json, quiet=not first)
+        out = console(stderr=options.json, quiet=not first)
         config = as_begun(config, directory)
         task = open_task(config, options.home)
-        _explain(config, task.vocab_size, console)
+        _explain(config, task.vocab_size, out)
         if planner is not None:
             config = planner(config, task.vocab_size)
         if options.started is None:
@@ -104,7 +103,7 @@ def run(config: RunConfig, directory: Path, options: RunOptions, planner: Planne
     if not result.finished:
         raise TenfoldError(f"Stopped and saved at step {result.step}: `tenfold resume {directory}` goes on from there.")
     if not options.json:
-        console.print(_summary(result), highlight=False)
+        out.print(_summary(result))
     elif first:
         print_json(asdict(result))
 
@@ -183,22 +182,21 @@ def launch(
     print(f"Written to {path}." if handle is None else f"Written to {path} and submitted: {handle.said}")
 
 
-def _explain(config: RunConfig, vocab_size: int, console: "Console") -> None:
+def _explain(config: RunConfig, vocab_size: int, out: "Console") -> None:
     """Print what is trained, and what was derived with its reason."""
     from tenfold.spec.units import si
     from tenfold.train.resolve import resolve
 
     r, seq_len = resolve(config, vocab_size), config.data.seq_len
-    console.print(
+    out.print(
         f"{r.spec.name}: {r.spec.dim} wide, {r.spec.n_layers} layers, {si(r.spec.parameters().total, 'parameters')}; "
         f"{si(r.tokens, 'tokens')}, {si(r.tokens * r.spec.train_flops_per_token(seq_len), 'FLOPs')}, "
-        f"{r.h.steps} steps of {r.h.batch_size} x {seq_len} tokens.",
-        highlight=False,
+        f"{r.h.steps} steps of {r.h.batch_size} x {seq_len} tokens."
     )
     if config.law is not None:
-        console.print(f"  model and tokens: by the law of {config.law}", highlight=False)
+        out.print(f"  model and tokens: by the law of {config.law}")
     for name, reason in r.h.reasons.items():
-        console.print(f"  {name} = {getattr(r.h, name):.4g}: {reason}", highlight=False)
+        out.print(f"  {name} = {getattr(r.h, name):.4g}: {reason}")
 
 
 def _summary(result: "RunResult") -> str:

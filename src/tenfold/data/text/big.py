@@ -7,7 +7,6 @@ What comes out is Parquet, which `tenfold data build` reads. Unlike there, clust
 checked once more after a band is shared.
 """
 
-import json
 import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -133,8 +132,7 @@ class Filter:
                 dropped[problem] = dropped.get(problem, 0) + 1
             else:
                 yield document
-        self.out.mkdir(parents=True, exist_ok=True)
-        (self.out / f"{rank:05}.json").write_text(json.dumps(dropped))
+        write_json(self.out / f"{rank:05}.json", dropped)
 
 
 def signature_step(folder: str) -> Any:
