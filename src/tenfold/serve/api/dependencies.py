@@ -10,11 +10,13 @@ Parts of other packages use the same names:
         return (await models.get("")).backend.max_model_len
 """
 
+from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from pydantic import BaseModel
 
+from tenfold.serve.api.budget import Place
 from tenfold.serve.api.errors import ApiError
 from tenfold.serve.api.models import Models
 from tenfold.serve.feedback.feedback import Feedback
@@ -48,6 +50,15 @@ ServedModels = Annotated[Models, Depends(_models)]
 OptionalFeedback = Annotated[Feedback | None, Depends(_optional_feedback)]
 KeptFeedback = Annotated[Feedback, Depends(_feedback)]
 Owner = Annotated[str, Depends(_owner)]  # of the key that the request came with
+
+
+async def _place(owner: Owner) -> AsyncIterator[Place]:
+    place = Place(owner)
+    with place.holds:
+        yield place
+
+
+Placed = Annotated[Place, Depends(_place)]
 
 
 def gives(model: type[BaseModel]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from tenfold.model.io.huggingface import check_model
 from tenfold.serve.api.errors import ApiError
 from tenfold.serve.api.metrics import Metrics
 from tenfold.serve.api.served_model import ServedModel
@@ -21,7 +22,11 @@ Loader = Callable[[EngineOptions], Awaitable[tuple[TextSide, Backend]]]
 
 
 async def load_model(options: EngineOptions) -> tuple[TextSide, Backend]:
-    """A model's text side, and its backend ready to answer. Raises TenfoldError if either cannot be had."""
+    """A model's text side, and its backend ready to answer.
+
+    Raises TenfoldError if either cannot be had; for a model whose files cannot be right before a process is started.
+    """
+    await asyncio.to_thread(check_model, options.path)
     text = await asyncio.to_thread(read_text_side, options.path)
     backend = make_backend(options)
     try:
@@ -85,11 +90,15 @@ class Models:
         if found is None or found.leaving:
             return None
         if not found.backend.is_alive:
-            del self.loaded[name]
+            self._unload(name)
             return None
         found.used = time.monotonic()
         self.loaded[name] = self.loaded.pop(name)
         return found
+
+    def _unload(self, name: str) -> None:
+        del self.loaded[name]
+        self.metrics.gone(name)
 
     async def _load(self, name: str, options: EngineOptions) -> ServedModel:
         text, backend = await self._load_parts(options)
@@ -125,7 +134,7 @@ class Models:
         while len(self.loaded) >= self.limits.max_loaded:
             gone = next((m for m in self.loaded.values() if m.idle or not m.backend.is_alive), None)
             if gone is not None:
-                del self.loaded[gone.name]
+                self._unload(gone.name)
                 await asyncio.to_thread(gone.backend.stop)
                 continue
             if time.monotonic() > patient_until:
