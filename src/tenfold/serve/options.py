@@ -98,9 +98,9 @@ def name_models(paths: Sequence[Path]) -> dict[str, Path]:
     """Models by name; where names are equal, the folders that tell them apart stand before them."""
     names = [model_name(path) for path in paths]
     folders = [(path.parent if path.name == "model" else path).resolve().parts for path in paths]
-    for n in range(2, min(map(len, folders))):
-        repeated = {name for name in names if names.count(name) > 1}
-        names = [f"{parts[-n]}/{name}" if name in repeated else name for name, parts in zip(names, folders, strict=True)]
+    for n in range(2, max(map(len, folders))):
+        longer = [f"{parts[-n]}/{name}" if n < len(parts) else name for name, parts in zip(names, folders, strict=True)]
+        names = [long if names.count(name) > 1 else name for name, long in zip(names, longer, strict=True)]
     if len(set(names)) < len(names):
         raise TenfoldError(f"Two of {', '.join(map(str, paths))} have the same name: give each model once, or rename one.")
     return dict(zip(names, paths, strict=True))

@@ -78,14 +78,14 @@ class ModelSpec:
     vision: VisionSpec | None = None
 
     def __post_init__(self) -> None:
+        if min(self.dim, self.n_layers, self.n_heads, self.n_kv_heads, self.ffn_dim, self.vocab_size, self.context) < 1:
+            raise TenfoldError(f"{self.name}: every dimension must be at least 1.")
         if not self.head_dim:
             object.__setattr__(self, "head_dim", self.dim // self.n_heads)
         if self.n_heads % self.n_kv_heads:
             raise TenfoldError(f"{self.name}: n_heads {self.n_heads} must be a multiple of n_kv_heads {self.n_kv_heads}.")
-        if self.head_dim % 2:
+        if self.head_dim < 2 or self.head_dim % 2:
             raise TenfoldError(f"{self.name}: head_dim {self.head_dim} must be even for rotary positions.")
-        if min(self.dim, self.n_layers, self.ffn_dim, self.vocab_size, self.context) < 1:
-            raise TenfoldError(f"{self.name}: every dimension must be at least 1.")
         families = plugins("families")
         if self.family not in families:
             raise TenfoldError(f"{self.name}: there is no family {self.family!r}{nearest(self.family, families)}.")

@@ -9,7 +9,8 @@ from tenfold.serve.api.errors import ApiError
 
 
 class ResponseStore:
-    """Holds `most` bytes in all, and a `share` of them for each owner; the oldest are forgotten for newer ones.
+    """Holds `most` bytes in all, and a `share` of them for each owner; for a newer one the oldest are forgotten,
+    in the end those of the owner who has most.
 
     Responses are kept as JSON, so that what they weigh is what they take. They answer to their owner alone.
     """
@@ -26,7 +27,8 @@ class ResponseStore:
         while self._bytes.get(owner, 0) > self.each:
             self._forget(owner, next(iter(kept)))
         while sum(self._bytes.values()) > self.most:
-            largest = max(self._bytes, key=self._bytes.__getitem__)
+            older = (name for name in self._bytes if next(iter(self._kept[name])) != response["id"])
+            largest = max(older, key=self._bytes.__getitem__)
             self._forget(largest, next(iter(self._kept[largest])))
 
     def get(self, owner: str, name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
