@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from tenfold.cli import run as tenfold
 from tenfold.plan import plots, report
 from tenfold.plan.costs.consequences import computing_of, consequences
 from tenfold.plan.costs.surroundings import Surroundings
 from tenfold.plan.document import document
 from tenfold.plan.workload.workload import Memory, StepTime, Workload
 from tenfold.spec.accelerator import accelerator
+from tenfold.spec.forecasts import read_forecasts
 from tenfold.spec.layout import Layout
 from tenfold.spec.model import published_model
 
@@ -166,3 +168,12 @@ def test_hourly_profiles_change_the_plan(hourly):
     assert by_hour["cost"]["usd_per_kwh"]["high"] > by_hour["cost"]["usd_per_kwh"]["mid"] > by_hour["cost"]["usd_per_kwh"]["low"]
     assert by_hour["footprint"]["water_on_site_m3"]["mid"] < yearly["footprint"]["water_on_site_m3"]["mid"]
     assert by_hour["footprint"]["location_tco2e"]["mid"] == pytest.approx(yearly["footprint"]["location_tco2e"]["mid"], rel=0.02)
+
+
+def test_a_plan_that_is_kept_is_a_forecast_of_its_time(tmp_path):
+    asked = ["plan", "--after", "llama-3.1-8b", "--gpus", "1024", "--home", str(tmp_path), "--out"]
+    for out in ("plan", "again"):
+        tenfold([*asked, str(tmp_path / out)])
+    (kept,) = read_forecasts(tmp_path)
+    days = json.loads((tmp_path / "plan" / "plan.json").read_text())["time"]["wall_days"]["mid"]
+    assert kept.forecast.median == pytest.approx(days * 86400) and kept.measured is None

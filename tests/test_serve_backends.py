@@ -250,7 +250,7 @@ from tenfold.serve.api.models import Models
 from tenfold.serve.options import EngineOptions, ServerOptions
 
 app = make_app(Models({"m": EngineOptions(Path(sys.argv[1]), backend="parrot")}, ServerOptions().limits), ServerOptions())
-with TestClient(app) as client:
+with TestClient(app, base_url="http://127.0.0.1") as client:
     said = client.post("/v1/completions", json={"prompt": "hello there", "max_tokens": 50}).json()
     print(said["choices"][0]["text"], client.get("/v1/longest").json(), client.get("/own").json(), sep="|")
 """

@@ -14,7 +14,6 @@ from typing import Any
 
 from tenfold.spec.errors import NotInstalled, TenfoldError
 from tenfold.spec.files import write_json
-from tenfold.spec.forecasts import Forecast, around, forecast
 from tenfold.spec.versions import read_document
 
 VERSION = 1  # of circle.json
@@ -61,19 +60,20 @@ def _climb(home: Path, say: Say) -> dict[str, Any]:
     """A tiny climb, scored; one that has been scored stays."""
     from tenfold.scale import climb as climbing
     from tenfold.scale.documents import read
+    from tenfold.scale.generations import newest, prompt_of
     from tenfold.scale.options import ClimbSettings
     from tenfold.scale.report import write_report
     from tenfold.serve.complete import complete
 
     small = os.environ.get("TENFOLD_CIRCLE") == "small"
-    generation = climbing.newest(home)
+    generation = newest(home)
     if generation is None or not (generation / "score.json").exists():
         texts = str(Path(sysconfig.get_path("stdlib")) / "email")
         tiny = ClimbSettings(corpus=texts, top_flops=6e10, vocab_size=300, seq_len=16)
         generation = climbing.climb(tiny if small else ClimbSettings(top_flops=TOP_FLOPS), home, say=say, quiet=True)
     report = generation / "report.html"
     if not report.exists():
-        text = complete(generation / "model", "def ", max_new_tokens=64, temperature=0.7, top_p=0.95, seed=0)
+        text = complete(generation / "model", prompt_of(generation), max_new_tokens=64, temperature=0.7, top_p=0.95, seed=0)
         report = write_report(generation, sample=text)
     scores = read(generation / "score.json")["scores"]
     numbers = {f"{name}_error_pct": round(row["error_pct"], 2) for name, row in scores.items()}
@@ -85,12 +85,12 @@ def _plan(home: Path, say: Say) -> dict[str, Any]:
     from tenfold.plan.commands import MachineOptions
     from tenfold.plan.costs.consequences import consequences
     from tenfold.plan.costs.surroundings import Surroundings
-    from tenfold.plan.document import document
+    from tenfold.plan.document import document, record
     from tenfold.plan.plan import solve
     from tenfold.plan.request import GpuRequest, Request, StepRequest
     from tenfold.plan.validation.calibrate import calibrate, write
-    from tenfold.scale.climb import newest, read_settings
     from tenfold.scale.forecast import file_sha256
+    from tenfold.scale.generations import newest, read_settings
 
     generation = newest(home)
     assert generation is not None
@@ -100,12 +100,9 @@ def _plan(home: Path, say: Say) -> dict[str, Any]:
     asked = Request(flops=10 * settings.top_flops, vocab_size=settings.vocab_size)
     plan = solve(asked, GpuRequest(gpus=1), machine, StepRequest(seq_len=settings.seq_len), home)
     around_it = consequences(plan.workload, Surroundings())
-    (home / "plan").mkdir(exist_ok=True)
-    write_json(
-        home / "plan" / "plan.json", document(plan.workload, around_it, alternatives=plan.alternatives, notes=[said, *plan.notes])
-    )
+    whole = document(plan.workload, around_it, alternatives=plan.alternatives, notes=[said, *plan.notes])
+    write_json(home / "plan" / "plan.json", whole)
+    record(home, whole, {"calibration": file_sha256(calibrated)})
     days = around_it.wall_days.mid
-    key, data = f"plan/{generation.name}/next/seconds", {"calibration": file_sha256(calibrated)}
-    forecast(home, Forecast(key=key, who="plan", kind="seconds", unit="s", quantiles=around(days * 86400, 0.3), data=data))
     say(f"plan: {said} The next times ten takes {days * 24:.2f} hours here.")
     return {"factor": calibration.factor, "next_hours": days * 24, "files": ["plan/plan.json", str(calibrated.relative_to(home))]}

@@ -21,8 +21,8 @@ from tenfold.fleet.fleet import Limits, World, tick
 from tenfold.fleet.ledger import Ledger
 from tenfold.fleet.wave import PEAK, Wave, draw_arrivals, draw_days, forecast_peak, read_answers
 from tenfold.launch.job import open_launcher, run
-from tenfold.scale.climb import newest
 from tenfold.scale.forecast import file_sha256
+from tenfold.scale.generations import newest
 from tenfold.spec.errors import NotInstalled, TenfoldError
 from tenfold.spec.files import write_json
 from tenfold.spec.forecasts import Forecast, around, forecast, outcome

@@ -8,6 +8,8 @@ from msgspec import Meta, Struct
 
 from tenfold.learn.data import parts_of, sha256, write_versioned
 from tenfold.model.io.huggingface import weights_hash
+from tenfold.spec.errors import without_secrets
+from tenfold.train.identity import identify
 from tenfold.train.result import RunResult, read_result
 from tenfold.train.run_file import config_from_fields
 from tenfold.train.tasks.find import open_task
@@ -29,28 +31,29 @@ class TuneSettings(Struct, frozen=True):
 def tune(model: Path, source: str, generation: Path, settings: TuneSettings, *, quiet: bool = False) -> RunResult:
     """Fine-tune the weights at `model` on the chats of `source`; goes on from where an earlier call was stopped.
 
-    Writes the generation: `data/`, the run with `model/`, and when it has finished `lineage.json`.
+    Writes the generation: `data/`, the run with `model/`, and when it has finished `lineage.json`. Raises TenfoldError where it was
+    begun with other settings.
     """
     files = parts_of(source, generation / "data", settings.held_out)
-    result = read_result(generation)
-    if result is None:
-        fields: dict[str, Any] = {
-            "tokens": settings.steps * settings.batch_size * settings.seq_len,
-            "seed": settings.seed,
-            "init_from": str(model),
-            "task": {"name": "sft", "validation": str(files["validation"])},
-            "data": {"corpus": str(files["train"])},
-            "optimizer": {"name": "adamw"},
-            "checkpoint": {"keep_last": 1},
-            "log": {"every": 1},
-        }
-        fields["data"] |= {key: getattr(settings, key) for key in ("seq_len", "batch_size", "max_epochs")}
-        if settings.learning_rate is not None:
-            fields["optimizer"]["learning_rate"] = settings.learning_rate
-        config = config_from_fields(fields, "The run")
-        result = fit(open_task(config, generation.parent), config, generation, standard_hooks(config, quiet=quiet))
+    fields: dict[str, Any] = {
+        "tokens": settings.steps * settings.batch_size * settings.seq_len,
+        "seed": settings.seed,
+        "init_from": str(model),
+        "task": {"name": "sft", "validation": str(files["validation"])},
+        "data": {"corpus": str(files["train"])},
+        "optimizer": {"name": "adamw"},
+        "checkpoint": {"keep_last": 1},
+        "log": {"every": 1},
+    }
+    fields["data"] |= {key: getattr(settings, key) for key in ("seq_len", "batch_size", "max_epochs")}
+    if settings.learning_rate is not None:
+        fields["optimizer"]["learning_rate"] = settings.learning_rate
+    config = config_from_fields(fields, "The run")
+    task, result = open_task(config, generation.parent), read_result(generation)
+    if result is None or "tokens" in identify(task, config, generation).changed:
+        result = fit(task, config, generation, standard_hooks(config, quiet=quiet))
     if result.finished and not (generation / "lineage.json").exists():
         data = {part: sha256(path) for part, path in files.items()}
         begun = {"path": str(model), "sha256": weights_hash(model)}
-        write_versioned(generation / "lineage.json", {"init_from": begun, "source": source, "data": data})
+        write_versioned(generation / "lineage.json", {"init_from": begun, "source": without_secrets(source), "data": data})
     return replace(result, directory=generation)

@@ -50,6 +50,7 @@ def walk(home: Path, say: Callable[[str], None], model: Path | None = None, sett
     release(new, home)
     swapped = _swap(old, new, home)
     say(f"learn: {NAME} is in service after {swapped['switch_seconds']:.1f} s, {swapped['dropped']} requests lost.")
+    swapped.pop("version")
     return {**swapped, **numbers, "files": [*files, "release.json", f"{NAME}/swap.json"]}
 
 

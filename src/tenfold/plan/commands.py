@@ -76,7 +76,7 @@ def make(
     from rich.console import Console
 
     from tenfold.plan.costs.consequences import consequences
-    from tenfold.plan.document import document
+    from tenfold.plan.document import document, record
     from tenfold.plan.explain import explain
     from tenfold.plan.plan import solve
     from tenfold.plan.report import html, terminal
@@ -99,6 +99,7 @@ def make(
     )
     if output.out:
         write_json(output.out / "plan.json", whole)
+        record(output.home, whole, {})
         write_text(output.out / "plan.html", html(whole))
     if output.json:
         print_json(whole)

@@ -1,17 +1,21 @@
 """The plan as a document of plain JSON values, which `plan.json` holds and everything is drawn from. docs/plan.md describes it."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from tenfold.plan.costs.consequences import Consequences
 from tenfold.plan.workload.workload import Workload
+from tenfold.spec.forecasts import Forecast, around, forecast
 from tenfold.spec.layout import Layout
 
 SCHEMA = 2
+SPREAD = 0.3  # relative standard deviation of a plan's time, as wide as its GPU-hours miss what is reported (docs/plan.md)
 Document = dict[str, Any]
 
 
@@ -73,6 +77,19 @@ def document(
         "alternatives": [dict(row) for row in alternatives],
         "notes": list(notes),
     }
+
+
+def record(home: Path, plan: Document, data: dict[str, str]) -> str:
+    """Freeze a plan's wall-clock time in the record of forecasts of `home`, and return the forecast's key.
+
+    The key has the hash of what was asked and planned, so the same plan again is the same forecast. `data` has the hash of each
+    file that the plan was made from, such as a calibration.
+    """
+    planned = msgspec.json.encode([plan[part] for part in ("request", "model", "machine", "layout")], order="sorted")
+    key = f"plan/{hashlib.sha256(planned).hexdigest()[:12]}/seconds"
+    seconds = plan["time"]["wall_days"]["mid"] * 86400
+    forecast(home, Forecast(key=key, who="plan", kind="seconds", unit="s", quantiles=around(seconds, SPREAD), data=data))
+    return key
 
 
 def _layout(layout: Layout) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def key(
     /,
     *,
     file: Annotated[Path, Meta(description="Where hashes of keys are kept.")] = Path("serve-keys.json"),
-    operator: Annotated[bool, Meta(description="The key of an operator, who may swap models.")] = False,
+    operator: Annotated[bool, Meta(description="The key of an operator, who may swap models and delete what others gave.")] = False,
 ) -> None:
     """Make a key for `tenfold serve --keys`; it is shown once and kept as a hash.
 

@@ -75,8 +75,15 @@ class ServerOptions(Struct, frozen=True):
     connections: ConnectionLimits = ConnectionLimits()
     keys: Annotated[Path | None, Meta(description="File of keys, made with `tenfold serve-key`.")] = None
     requests_per_minute: Annotated[int, Meta(description="Limit for each key; 0 is none.")] = 0
+    metrics: Annotated[Literal["everyone", "operators"], Meta(description="Who may read /metrics where the server has keys.")] = (
+        "everyone"
+    )
     feedback: Annotated[str, Meta(description="Database URL for stored answers and feedback; '' keeps none.")] = ""
+    feedback_per_day: Annotated[int, Meta(description="Judgements taken from each key in a day; 0 is no limit.")] = 200
     any_name: Annotated[bool, Meta(description="Answer to any model name with the first model.")] = False
+    allowed_hosts: Annotated[
+        tuple[str, ...], Meta(description="Names that the server answers to, besides localhost and its address; '*' is all.")
+    ] = ()
     allowed_origins: Annotated[tuple[str, ...], Meta(description="Origins of other web pages that may use the API.")] = ()
     drain_seconds: Annotated[float, Meta(description="How long SIGTERM waits for unfinished answers.")] = 60.0
 

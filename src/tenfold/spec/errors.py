@@ -1,11 +1,27 @@
 """The one exception that a person is meant to read, and the nearest-name suggestion it often carries."""
 
 import difflib
+import re
 from collections.abc import Iterable
+
+_SECRET = re.compile(
+    r"(\w://[^\s:/@]*:)\S*(?=@)"  # the password of a URL
+    r"|([?&]\w*(?:passw|pwd|secret|token)\w*=)[^\s&]*"  # one in its query
+    r"|(\btf-)[\w-]{43}",  # the key of a server
+    re.IGNORECASE,
+)
+
+
+def without_secrets(text: str) -> str:
+    """The text with `***` in place of the passwords of URLs and the keys of servers."""
+    return _SECRET.sub(lambda found: f"{found[found.lastindex or 0]}***", text)
 
 
 class TenfoldError(Exception):
-    """One sentence: what is wrong, where, and what to do. The command line prints it without a trace."""
+    """One sentence: what is wrong, where, and what to do. The command line prints it without a trace, and without secrets."""
+
+    def __str__(self) -> str:
+        return without_secrets(super().__str__())
 
 
 class NotInstalled(TenfoldError):

@@ -1,5 +1,6 @@
 """What a run came to, and how it is read from the record of a finished one."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,5 +38,5 @@ def read_result(directory: Path) -> RunResult | None:
     end = next((row for row in reversed(read_metrics(directory / "run.jsonl")) if row.get("event") == "end"), None)
     if end is None:
         return None
-    known = {k: end[k] for k in RunResult.__dataclass_fields__ if k in end and k != "directory"}
+    known = {k: math.nan if end[k] is None else end[k] for k in RunResult.__dataclass_fields__ if k in end and k != "directory"}
     return RunResult(**known, directory=directory)

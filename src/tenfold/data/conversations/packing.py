@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 
 import numpy as np
 
@@ -21,6 +22,12 @@ class PackedChats:
 
     def __len__(self) -> int:
         return len(self.rows.tokens)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all rows."""
+        parts = (self.rows.tokens, self.rows.targets, self.rows.document)
+        return sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:16]
 
     def batch(self, step: int, rows: slice, *, batch_size: int, seed: int) -> Batch:
         """`rows` of the `batch_size` rows of a step: every epoch all rows, in another order, a pure function of (seed, step)."""

@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+from tenfold.serve.api.keys import Caller
+
 
 class Budget:
     """At most `most` in all, and a `share` of that for each owner."""
@@ -29,5 +31,5 @@ class Budget:
 class Place:
     """Whose a request is, and what it holds of budgets until its answer has been sent, or its client is gone."""
 
-    def __init__(self, owner: str):
-        self.owner, self.holds = owner, ExitStack()
+    def __init__(self, caller: Caller):
+        self.caller, self.owner, self.holds = caller, caller.name, ExitStack()

@@ -11,12 +11,13 @@ from pathlib import Path
 import msgspec
 
 from tenfold.model.io.huggingface import check_model
-from tenfold.serve.api.errors import ApiError
+from tenfold.serve.api.errors import ApiError, ModelNotLoaded
 from tenfold.serve.api.metrics import Metrics
 from tenfold.serve.api.served_model import ServedModel
 from tenfold.serve.backends.backend import Backend, make_backend
 from tenfold.serve.options import EngineOptions, Limits
 from tenfold.serve.text import TextSide, read_text_side
+from tenfold.spec.errors import TenfoldError
 
 Loader = Callable[[EngineOptions], Awaitable[tuple[TextSide, Backend]]]
 
@@ -64,7 +65,8 @@ class Models:
     async def get(self, name: str) -> ServedModel:
         """The model, loaded first if it is not: one at a time, while those that are loaded go on answering.
 
-        Raises ApiError for an unknown model, a full queue of requests that wait for one to load, or a server that is closing.
+        Raises ApiError for an unknown model, a full queue of requests that wait for one to load, or a server that is closing;
+        ModelNotLoaded where it cannot be loaded.
         """
         if self.draining:
             raise ApiError(503, "The server is shutting down and takes no new requests.", retry_after=10)
@@ -81,6 +83,8 @@ class Models:
                     await self._make_room()
                     found = self.loaded[name] = await self._load(name, self.options[name])
                 return found
+        except TenfoldError as error:
+            raise ModelNotLoaded(str(error)) from None
         finally:
             self._waiting -= 1
 

@@ -14,6 +14,7 @@ from openai.types.chat import ChatCompletion
 from tenfold.serve.api.budget import Place
 from tenfold.serve.api.dependencies import OptionalFeedback, Placed, ServedModels, streams
 from tenfold.serve.api.errors import ApiError
+from tenfold.serve.api.keys import Caller
 from tenfold.serve.api.models import Models
 from tenfold.serve.api.protocol import ChatRequest, Message
 from tenfold.serve.api.routes.answers import Gathered, finite, head, new_id, token_text, usage
@@ -49,7 +50,7 @@ class Conversation:
     messages: list[dict[str, Any]]
     tools: set[str]
     must_call: str | None  # the tool that must be called; "" is any, None is no obligation
-    owner: str
+    caller: Caller
     created: int = field(default_factory=lambda: int(time.time()))
 
 
@@ -76,7 +77,7 @@ async def prepare(models: Models, body: ChatRequest, place: Place) -> Conversati
     )
     request = Request(new_id("chatcmpl"), tokens, sampling, owner=place.owner)
     names = {t["function"]["name"] for t in tools}
-    return Conversation(body, model, request, messages, names, must_call, body.user or place.owner)
+    return Conversation(body, model, request, messages, names, must_call, place.caller)
 
 
 def plain(message: Message) -> dict[str, Any]:
@@ -260,4 +261,4 @@ async def keep(chat: Conversation, gathered: list[Gathered], feedback: Feedback 
             "prompt_tokens": len(chat.request.tokens),
             "ttft_ms": 1000 * (g.first_token - chat.created) if g.first_token else None,
         }
-        await asyncio.to_thread(feedback.add_response, row, chat.owner)
+        await asyncio.to_thread(feedback.add_response, row, chat.caller.user(chat.body.user))
