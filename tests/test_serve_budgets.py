@@ -4,6 +4,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -188,6 +190,20 @@ def test_an_engine_ends_with_a_launched_server_that_is_killed(model):
         engine = engines(server)
         os.kill(server, signal.SIGKILL)
         assert len(engine) == 1 and gone(engine)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems cannot tell a process of the end of its parent")
+def test_a_command_of_another_program_ends_with_who_started_it():
+    start = "import subprocess, time; from tenfold.launch.child import following; print(subprocess.Popen(following(['sleep', '600'])).pid, flush=True); time.sleep(600)"
+    parent = subprocess.Popen([sys.executable, "-c", start], stdout=subprocess.PIPE, text=True)
+    child = psutil.Process(int(parent.stdout.readline()))
+    end = time.monotonic() + 60
+    while child.name() != "sleep":
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    parent.kill()
+    assert gone([child])
+    parent.communicate()
 
 
 def test_a_server_that_does_not_start_is_one_sentence(tmp_path, capfd):
