@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from tenfold.serve.options import EngineOptions, Quantization, ServerOptions, model_name, model_path
+from tenfold.serve.options import EngineOptions, Quantization, ServerOptions, model_path, name_models
 from tenfold.spec.commands import File, Given, Json, print_json
 from tenfold.spec.ranges import Count, Seed, Share, Temperature, Text, TopP
 
@@ -47,8 +47,8 @@ def start(
 
     if engine.get("draft_model"):
         engine["draft_model"] = model_path(engine["draft_model"])
-    paths = [model_path(path) for path in models]
-    options = {model_name(path): EngineOptions(**{**engine, "path": path}) for path in paths}
+    named = name_models([model_path(path) for path in models])
+    options = {name: EngineOptions(**{**engine, "path": path}) for name, path in named.items()}
     address = f"http://{server.host}:{server.port}"
     console().print(f"{', '.join(options)}: chat at {address}/, API at {address}/v1")
     serve(options, server)

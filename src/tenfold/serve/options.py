@@ -1,5 +1,6 @@
 """The options of a server and of the engines behind it; `tenfold serve` and `tenfold chat` take theirs from here."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -7,7 +8,7 @@ from msgspec import Meta, Struct
 
 from tenfold.spec.commands import File
 from tenfold.spec.errors import TenfoldError
-from tenfold.spec.ranges import Count, CountOrNone, Port, Seconds, Text
+from tenfold.spec.ranges import Count, CountOrNone, Port, Seconds, Share, Text
 
 Gib = Annotated[float, Meta(gt=0, le=1e6)]
 Threads = Annotated[int, Meta(ge=0, le=4096)]
@@ -43,10 +44,12 @@ class EngineOptions(Struct, frozen=True):
 class Limits(Struct, frozen=True):
     """What a server takes on."""
 
-    max_queue: Annotated[Count, Meta(description="Unfinished requests of a model before new ones are refused with 429.")] = 256
+    max_queue: Annotated[Count, Meta(description="Unfinished answers of a model before new requests are refused with 429.")] = 512
+    key_share: Annotated[Share, Meta(description="Largest share of the queue, and of what is remembered, for one key.")] = 0.5
     max_loaded: Annotated[Count, Meta(description="Models kept in memory; the least recently used is unloaded first.")] = 1
     timeout_seconds: Annotated[Timeout, Meta(description="Longest time for an answer; then 504.")] = 600.0
-    max_body_bytes: Annotated[Count, Meta(description="Largest request body; then 413.")] = 32 * 2**20
+    max_body_bytes: Annotated[Count, Meta(description="Largest request body; then 413.")] = 16 * 2**20
+    max_stored_bytes: Annotated[Count, Meta(description="Responses kept in memory; then the oldest are forgotten.")] = 256 * 2**20
     idle_seconds: Annotated[
         Seconds, Meta(description="A model counts as idle when its last request came this long ago and nothing is unanswered.")
     ] = 1.0
@@ -55,12 +58,28 @@ class Limits(Struct, frozen=True):
     ] = 10.0
 
 
+class ConnectionLimits(Struct, frozen=True):
+    """What a server grants a connection. Times are in seconds."""
+
+    max_connections: Annotated[
+        Count, Meta(description="Connections open at once, where there are as many file descriptors; the longest idle goes first.")
+    ] = 1024
+    idle_timeout: Annotated[
+        Timeout, Meta(description="Seconds until the head of a request, the first or the next, must be whole.")
+    ] = 30.0
+    body_timeout: Annotated[Timeout, Meta(description="Seconds until the body of a request must be whole.")] = 120.0
+    stalled_timeout: Annotated[Timeout, Meta(description="Seconds for which a client may read nothing of what waits for it.")] = (
+        60.0
+    )
+
+
 class ServerOptions(Struct, frozen=True):
     """A server apart from its models."""
 
     host: Annotated[Text, Meta(description="Address to listen on; any but loopback needs keys.")] = "127.0.0.1"
     port: Annotated[Port, Meta(description="Port to listen on.")] = 8000
     limits: Limits = Limits()
+    connections: ConnectionLimits = ConnectionLimits()
     keys: Annotated[File | None, Meta(description="File of keys, made with `tenfold serve-key`.")] = None
     requests_per_minute: Annotated[CountOrNone, Meta(description="Limit for each key; 0 is none.")] = 0
     metrics: Annotated[Literal["everyone", "operators"], Meta(description="Who may read /metrics where the server has keys.")] = (
@@ -87,3 +106,15 @@ def model_path(path: Path) -> Path:
 def model_name(path: Path) -> str:
     """The name under which the model at `path` is served."""
     return path.parent.name if path.name == "model" else path.stem if path.suffix == ".gguf" else path.resolve().name
+
+
+def name_models(paths: Sequence[Path]) -> dict[str, Path]:
+    """Models by name; where names are equal, the folders that tell them apart stand before them."""
+    names = [model_name(path) for path in paths]
+    folders = [(path.parent if path.name == "model" else path).resolve().parts for path in paths]
+    for n in range(2, max(map(len, folders))):
+        longer = [f"{parts[-n]}/{name}" if n < len(parts) else name for name, parts in zip(names, folders, strict=True)]
+        names = [long if names.count(name) > 1 else name for name, long in zip(names, longer, strict=True)]
+    if len(set(names)) < len(names):
+        raise TenfoldError(f"Two of {', '.join(map(str, paths))} have the same name: give each model once, or rename one.")
+    return dict(zip(names, paths, strict=True))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from tenfold.model.io.huggingface import check_model
 from tenfold.serve.api.errors import ApiError, ModelNotLoaded
 from tenfold.serve.api.metrics import Metrics
 from tenfold.serve.api.served_model import ServedModel
@@ -23,7 +24,11 @@ Loader = Callable[[EngineOptions], Awaitable[tuple[TextSide, Backend]]]
 
 
 async def load_model(options: EngineOptions) -> tuple[TextSide, Backend]:
-    """A model's text side, and its backend ready to answer. Raises TenfoldError if either cannot be had."""
+    """A model's text side, and its backend ready to answer.
+
+    Raises TenfoldError if either cannot be had; for a model whose files cannot be right before a process is started.
+    """
+    await asyncio.to_thread(check_model, options.path)
     text = await asyncio.to_thread(read_text_side, options.path)
     await check_template(text)
     backend = make_backend(options)
@@ -91,11 +96,15 @@ class Models:
         if found is None or found.leaving:
             return None
         if not found.backend.is_alive:
-            self._retire(self.loaded.pop(name))
+            self._retire(self._unload(name))
             return None
         found.used = time.monotonic()
         self.loaded[name] = self.loaded.pop(name)
         return found
+
+    def _unload(self, name: str) -> ServedModel:
+        self.metrics.gone(name)
+        return self.loaded.pop(name)
 
     async def _load(self, name: str, options: EngineOptions) -> ServedModel:
         text, backend = await self._load_parts(options)
@@ -131,8 +140,7 @@ class Models:
         while len(self.loaded) >= self.limits.max_loaded:
             gone = next((m for m in self.loaded.values() if m.idle or not m.backend.is_alive), None)
             if gone is not None:
-                del self.loaded[gone.name]
-                await gone.stop()
+                await self._unload(gone.name).stop()
                 continue
             if time.monotonic() > patient_until:
                 next(iter(self.loaded.values())).leaving = True
