@@ -24,7 +24,7 @@ def resolve_device(name: str) -> str:
         kind, index = torch.device(device).type, torch.device(device).index or 0
     except RuntimeError:
         raise TenfoldError(f"There is no device {name!r}{nearest(name, ['auto', 'cpu', 'cuda', *accelerators()])}.") from None
-    there = index < torch.cuda.device_count() if kind == "cuda" else kind == "cpu" or _computes(device)
+    there = index < max(1, torch.cuda.device_count()) if kind == "cuda" else kind == "cpu" or _computes(device)
     if not there:
         raise TenfoldError(f"PyTorch cannot compute on the device {name!r} of this machine: choose auto or cpu.")
     return device

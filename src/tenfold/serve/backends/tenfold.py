@@ -17,6 +17,7 @@ from typing import Any
 from uuid import uuid4
 
 from tenfold.launch.child import follow_parent
+from tenfold.model.io.huggingface import check_model
 from tenfold.serve.backends.backend import BackendStopped
 from tenfold.serve.engine.build import make_engine
 from tenfold.serve.engine.engine import Engine
@@ -51,6 +52,7 @@ class EngineProcess:
         return len(self._queues)
 
     async def start(self) -> None:
+        await asyncio.to_thread(check_model, self.options.path)  # before a process is started
         self._loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[None] = self._loop.create_future()
         method = multiprocessing.get_context("spawn")
