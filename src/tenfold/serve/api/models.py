@@ -10,7 +10,6 @@ from pathlib import Path
 
 import msgspec
 
-from tenfold.model.io.huggingface import check_model
 from tenfold.serve.api.errors import ApiError, ModelNotLoaded
 from tenfold.serve.api.metrics import Metrics
 from tenfold.serve.api.served_model import ServedModel
@@ -23,11 +22,7 @@ Loader = Callable[[EngineOptions], Awaitable[tuple[TextSide, Backend]]]
 
 
 async def load_model(options: EngineOptions) -> tuple[TextSide, Backend]:
-    """A model's text side, and its backend ready to answer.
-
-    Raises TenfoldError if either cannot be had; for a model whose files cannot be right before a process is started.
-    """
-    await asyncio.to_thread(check_model, options.path)
+    """A model's text side, and its backend ready to answer. Raises TenfoldError if either cannot be had."""
     text = await asyncio.to_thread(read_text_side, options.path)
     backend = make_backend(options)
     try:
