@@ -14,7 +14,7 @@ from typing import Any
 
 from tenfold.data.conversations.chats import Chat, prompt_of, read_chats
 from tenfold.spec.errors import TenfoldError
-from tenfold.spec.files import whole_folder, write_json
+from tenfold.spec.files import whole_folder, write_json, write_text
 
 VERSION = 1  # of the files of this room
 PARTS = ("train", "validation", "held_out")
@@ -34,7 +34,7 @@ def parts_of(source: str, folder: Path, share: float) -> dict[str, Path]:
             raise TenfoldError(f"{source} leaves no chats for {part}: gather more, from more users.")
     with whole_folder(folder) as scratch:
         for part in PARTS:
-            (scratch / f"{part}.jsonl").write_text("".join(f"{row}\n" for row in sorted(rows[part])))  # whoever spoke first
+            write_text(scratch / f"{part}.jsonl", "".join(f"{row}\n" for row in sorted(rows[part])))  # whoever spoke first
     return files
 
 

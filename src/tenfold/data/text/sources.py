@@ -223,11 +223,12 @@ def _require_column(file: Path, names: list[str], column: str) -> None:
 def _named(name: str) -> Iterator[Path]:
     stdlib = Path(sysconfig.get_path("stdlib"))
     packages = [Path(folder) for folder in site.getsitepackages()]
+    endings: tuple[str, ...] = (".py",)
     if name == "torch-headers":
         folders, endings = [package / "torch" / "include" for package in packages], (".h", ".hpp", ".cuh")
     else:
         documented = [package / library for package in packages for library in _DOCUMENTED]
-        folders, endings = [stdlib, *(documented if name == "docstrings" else ())], (".py",)
+        folders = [stdlib, *(documented if name == "docstrings" else ())]
     for folder in filter(Path.exists, folders):
         for file in files_of(folder):
             if file.suffix in endings and not (folder == stdlib and "site-packages" in file.parts):

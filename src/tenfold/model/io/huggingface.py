@@ -6,6 +6,8 @@ Names and order of the weights are those of `weights` of the model's family.
 import hashlib
 import json
 import math
+import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -25,6 +27,7 @@ from tenfold.model.io.huggingface_config import config_from_spec, config_with_vo
 from tenfold.model.io.tokenizer import copy_tokenizer, has_tokenizer
 from tenfold.model.llama import Llama
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.files import whole_folder, write_json
 from tenfold.spec.model import ModelSpec
 
 SHARD_BYTES = 4 * 2**30
@@ -73,15 +76,11 @@ def _slots(model: Llama) -> dict[str, Slot | Stack]:
 def _write(
     spec: ModelSpec, tensors: Iterator[tuple[str, Tensor]], directory: Path, tokenizer_directory: Path | None, dtype: torch.dtype
 ) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
-    try:
+    with whole_folder(directory, replace=True) as scratch:
         known = tokenizer_directory is not None and has_tokenizer(tokenizer_directory)
-        vocabulary = copy_tokenizer(tokenizer_directory, directory) if tokenizer_directory and known else None
-        config = config_with_vocabulary(config_from_spec(spec, dtype), vocabulary)
-        (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        _write_shards(((name, tensor.to("cpu", dtype).contiguous()) for name, tensor in tensors), directory)
-    except (OSError, SafetensorError) as error:
-        raise TenfoldError(f"The model could not be written to {directory}: {error}.") from None
+        vocabulary = copy_tokenizer(tokenizer_directory, scratch) if tokenizer_directory and known else None
+        write_json(scratch / "config.json", config_with_vocabulary(config_from_spec(spec, dtype), vocabulary))
+        _write_shards(((name, tensor.to("cpu", dtype).contiguous()) for name, tensor in tensors), scratch)
 
 
 def _write_shards(tensors: Iterator[tuple[str, Tensor]], directory: Path) -> None:
@@ -90,7 +89,7 @@ def _write_shards(tensors: Iterator[tuple[str, Tensor]], directory: Path) -> Non
     sizes: list[int] = []
 
     def close(shard: dict[str, Tensor]) -> None:
-        save_file(shard, directory / f".shard-{len(shards)}", metadata={"format": "pt"})
+        _save(shard, directory / f".shard-{len(shards)}")
         shards.append(list(shard))
         sizes.append(sum(t.nbytes for t in shard.values()))
 
@@ -110,7 +109,16 @@ def _write_shards(tensors: Iterator[tuple[str, Tensor]], directory: Path) -> Non
         (directory / f".shard-{i}").replace(directory / file)
         weight_map |= dict.fromkeys(names, file)
     index = {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}
-    (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+    write_json(directory / "model.safetensors.index.json", index)
+
+
+def _save(shard: dict[str, Tensor], file: Path) -> None:
+    try:
+        save_file(shard, file, metadata={"format": "pt"})
+    except SafetensorError as error:
+        if found := re.search(r"os error (\d+)", str(error)):
+            raise OSError(int(found[1]), os.strerror(int(found[1])), str(file)) from None
+        raise
 
 
 def read_spec(path: Path) -> ModelSpec:

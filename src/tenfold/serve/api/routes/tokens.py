@@ -15,7 +15,7 @@ async def tokenize(body: TokenizeRequest, place: Placed, models: ServedModels) -
     model = await models.get(body.model)
     model.admit(place, 1)
     if (messages := body.messages) is not None:
-        tokens = await model.prompt(lambda: model.text.encode_chat([plain(m) for m in messages]))
+        tokens = await model.chat_prompt(await model.prompt(lambda: [plain(m) for m in messages]))
     else:
         tokens = await model.prompt(lambda: model.text.encode(body.prompt or ""))
     return JSONResponse({"tokens": tokens, "count": len(tokens), "max_model_len": model.backend.max_model_len})
