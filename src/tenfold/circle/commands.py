@@ -8,16 +8,17 @@ from msgspec import Meta, Struct, structs
 
 from tenfold.scale import documents
 from tenfold.scale.options import ClimbSettings
-from tenfold.spec.commands import Given, Home, Json, print_json
+from tenfold.spec.commands import File, Given, Home, Json, print_json
 from tenfold.spec.errors import TenfoldError, when_stopped
+from tenfold.spec.ranges import Text
 from tenfold.train.commands import RunOptions
 from tenfold.train.commands import run as run_training
 from tenfold.train.config import RunConfig
 from tenfold.train.run_file import read_config
 
-RunFile = Annotated[Path, Meta(description="A run file.")]
-World = Annotated[int, Meta(description="The number of processes.", ge=1)]
-MachineName = Annotated[str, Meta(description="The accelerator of each process, as the planner names it.")]
+RunFile = Annotated[File, Meta(description="A run file.")]
+World = Annotated[int, Meta(description="The number of processes.", ge=1, le=2**24)]
+MachineName = Annotated[Text, Meta(description="The accelerator of each process, as the planner names it.")]
 
 
 def climb(
@@ -74,12 +75,12 @@ class DryRunOptions(Struct, frozen=True):
     """Whether a run is only reckoned through, and for which machines."""
 
     dry_run: Annotated[bool, Meta(description="Say what each process would hold and send, and end.")] = False
-    world: Annotated[int | None, Meta(description="The number of processes of a dry run.", ge=1)] = None
-    machine: Annotated[str, Meta(description="The accelerator that the planner's figures beside a dry run are for.")] = "h100"
+    world: Annotated[World | None, Meta(description="The number of processes of a dry run.")] = None
+    machine: Annotated[Text, Meta(description="The accelerator that the planner's figures beside a dry run are for.")] = "h100"
 
 
 def train(
-    config: Annotated[Path | None, Meta(description="A run file; without one, the options must say at least --flops.")] = None,
+    config: Annotated[File | None, Meta(description="A run file; without one, the options must say at least --flops.")] = None,
     /,
     *,
     options: RunOptions = RunOptions(),
@@ -213,7 +214,7 @@ def forecasts(*, home: Home = Path("generations"), json: Json = False) -> None:
 
 
 def record_outcome(
-    key: Annotated[str, Meta(description="The forecast, as `tenfold forecasts` names it.")],
+    key: Annotated[Text, Meta(description="The forecast, as `tenfold forecasts` names it.")],
     measured: Annotated[float, Meta(description="What came, in the forecast's unit.")],
     /,
     *,

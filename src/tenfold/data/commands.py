@@ -5,16 +5,17 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, structs
 
-from tenfold.spec.commands import Json, print_json
+from tenfold.spec.commands import Folder, Json, print_json
+from tenfold.spec.ranges import CountOrNone, Nodes, Text, VocabSize
 
-Corpus = Annotated[Path, Meta(description="A corpus.")]
-TextColumn = Annotated[str, Meta(description="The column of jsonl and Parquet files that holds the text.")]
+Corpus = Annotated[Folder, Meta(description="A corpus.")]
+TextColumn = Annotated[Text, Meta(description="The column of jsonl and Parquet files that holds the text.")]
 
 
 class BuildOptions(Struct, frozen=True):
     """How a corpus is made."""
 
-    vocab_size: Annotated[int, Meta(description="Tokens in the vocabulary of a tokenizer that is trained.")] = 2048
+    vocab_size: Annotated[VocabSize, Meta(description="Tokens in the vocabulary of a tokenizer that is trained.")] = 2048
     text_column: TextColumn = "text"
     tokenizer_from: Annotated[Path | None, Meta(description="Take the tokenizer of a corpus, a model or a GGUF file.")] = None
 
@@ -23,17 +24,17 @@ class CleanOptions(Struct, frozen=True):
     """Where and how much text is cleaned."""
 
     on: Annotated[Literal["local", "slurm", "ray"], Meta(description="Where the work is done.")] = "local"
-    tasks: Annotated[int, Meta(description="Tasks that each stage is divided into.")] = 1
+    tasks: Annotated[Nodes, Meta(description="Tasks that each stage is divided into.")] = 1
     text_column: TextColumn = "text"
     partition: Annotated[str, Meta(description="Slurm's partition.")] = ""
     limit: Annotated[str, Meta(description="Slurm's time limit of a stage.")] = "24:00:00"
 
 
 def build(
-    source: Annotated[str, Meta(description="A folder or file of text, or stdlib, torch-headers, docstrings.")],
+    source: Annotated[Text, Meta(description="A folder or file of text, or stdlib, torch-headers, docstrings.")],
     /,
     *,
-    out: Annotated[Path, Meta(description="Where the corpus is written.")],
+    out: Annotated[Folder, Meta(description="Where the corpus is written.")],
     options: BuildOptions = BuildOptions(),
     json: Json = False,
 ) -> None:
@@ -48,10 +49,10 @@ def build(
 
 
 def clean(
-    source: Annotated[Path, Meta(description="A folder of files of text, at the same path on all nodes.")],
+    source: Annotated[Folder, Meta(description="A folder of files of text, at the same path on all nodes.")],
     /,
     *,
-    out: Annotated[Path, Meta(description="Where stages and result are kept; the clean text comes to OUT/clean.")],
+    out: Annotated[Folder, Meta(description="Where stages and result are kept; the clean text comes to OUT/clean.")],
     options: CleanOptions = CleanOptions(),
 ) -> None:
     """Clean and deduplicate text that is too much for one machine, before `tenfold data build OUT/clean`.
@@ -66,7 +67,7 @@ def clean(
 
 def upload(
     directory: Corpus,
-    address: Annotated[str, Meta(description="Where it goes: s3://bucket/folder, gs://..., or any that fsspec knows.")],
+    address: Annotated[Text, Meta(description="Where it goes: s3://bucket/folder, gs://..., or any that fsspec knows.")],
     /,
 ) -> None:
     """Copy a corpus to an object store; a run reads it from there with `corpus = "s3://bucket/folder"`.
@@ -84,7 +85,7 @@ def show(
     /,
     *,
     verify: Annotated[bool, Meta(description="Check every checksum.")] = False,
-    examples: Annotated[int, Meta(description="Print so many validation documents.")] = 0,
+    examples: Annotated[CountOrNone, Meta(description="Print so many validation documents.")] = 0,
     json: Json = False,
 ) -> None:
     """What a corpus holds, and what was left out of it and why.

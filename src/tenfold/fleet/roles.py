@@ -9,7 +9,6 @@ import os
 import signal
 import threading
 import time
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 from tenfold.launch.job import Job, Resources
 from tenfold.serve.api.server import serve
 from tenfold.serve.options import EngineOptions, ServerOptions
+from tenfold.serve.start import answers
 from tenfold.spec.files import read_lines
 from tenfold.train.config import RunConfig
 from tenfold.train.goodput import read_goodput
@@ -82,11 +82,7 @@ class Chat:
 
     def is_ready(self, url: str, since: float) -> bool:
         """Whether it answers."""
-        try:
-            with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
-                return answer.status == 200
-        except OSError:
-            return False
+        return answers(url)
 
     def redone_s(self) -> float:
         return 0.0

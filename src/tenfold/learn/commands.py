@@ -7,10 +7,12 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct
 
 from tenfold.learn.tune import TuneSettings
-from tenfold.spec.commands import Home, Json, print_json
+from tenfold.spec.commands import Folder, Home, Json, print_json
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.ranges import Text
 
-Generation = Annotated[Path, Meta(description="The generation's directory.")]
+Name = Annotated[str, Meta(pattern=r"^[\w][\w. -]*$", max_length=200, extra={"words": "a name of letters, digits and - . _"})]
+Generation = Annotated[Folder, Meta(description="The generation's directory.")]
 
 
 class ServerOptions(Struct, frozen=True):
@@ -24,10 +26,10 @@ def sft(
     model: Annotated[Path, Meta(description="The model to begin from: a generation, a Hugging Face directory or a GGUF file.")],
     /,
     *,
-    data: Annotated[str, Meta(description="JSON lines of chats, a feedback database, or its SQLite file.")],
+    data: Annotated[Text, Meta(description="JSON lines of chats, a feedback database, or its SQLite file.")],
     settings: TuneSettings = TuneSettings(),
     home: Home = Path("generations"),
-    name: Annotated[str, Meta(description="The name of the new generation.")] = "sft",
+    name: Annotated[Name, Meta(description="The name of the new generation.")] = "sft",
     json: Json = False,
 ) -> None:
     """Fine-tune a model on chats; users or prompts are held out for the gate.

@@ -9,6 +9,7 @@ from msgspec import Meta, Struct
 from tenfold.learn.data import parts_of, sha256, write_versioned
 from tenfold.model.io.huggingface import weights_hash
 from tenfold.spec.errors import without_secrets
+from tenfold.spec.ranges import Count, LearningRate, Positive, Seed, SeqLen
 from tenfold.train.identity import identify
 from tenfold.train.result import RunResult, read_result
 from tenfold.train.run_file import config_from_fields
@@ -19,13 +20,13 @@ from tenfold.train.trainer import fit, standard_hooks
 class TuneSettings(Struct, frozen=True):
     """How long and how fast a model is tuned."""
 
-    steps: Annotated[int, Meta(gt=0, description="Steps of the optimizer.")] = 20
-    seq_len: Annotated[int, Meta(gt=0, description="Tokens in a row; longer chats lose their end.")] = 128
-    batch_size: Annotated[int, Meta(gt=0, description="Rows in a step.")] = 4
-    learning_rate: Annotated[float | None, Meta(description="Of a hidden matrix of the base width, at the peak.")] = None
-    max_epochs: Annotated[float, Meta(gt=0, description="How often a chat may be read.")] = 4.0
+    steps: Annotated[Count, Meta(description="Steps of the optimizer.")] = 20
+    seq_len: Annotated[SeqLen, Meta(description="Tokens in a row; longer chats lose their end.")] = 128
+    batch_size: Annotated[Count, Meta(description="Rows in a step.")] = 4
+    learning_rate: Annotated[LearningRate | None, Meta(description="Of a hidden matrix of the base width, at the peak.")] = None
+    max_epochs: Annotated[Positive, Meta(description="How often a chat may be read.")] = 4.0
     held_out: Annotated[float, Meta(gt=0, lt=0.5, description="Share of users kept for the gate; as many for validation.")] = 0.2
-    seed: Annotated[int, Meta(description="Seed of the order of the chats.")] = 0
+    seed: Annotated[Seed, Meta(description="Seed of the order of the chats.")] = 0
 
 
 def tune(model: Path, source: str, generation: Path, settings: TuneSettings, *, quiet: bool = False) -> RunResult:
@@ -54,6 +55,6 @@ def tune(model: Path, source: str, generation: Path, settings: TuneSettings, *, 
         result = fit(task, config, generation, standard_hooks(config, quiet=quiet))
     if result.finished and not (generation / "lineage.json").exists():
         data = {part: sha256(path) for part, path in files.items()}
-        begun = {"path": str(model), "sha256": weights_hash(model)}
+        begun = {"path": str(model.resolve()), "sha256": weights_hash(model)}
         write_versioned(generation / "lineage.json", {"init_from": begun, "source": without_secrets(source), "data": data})
     return replace(result, directory=generation)

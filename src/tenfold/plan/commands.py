@@ -9,18 +9,23 @@ from msgspec import Meta, Struct, structs
 from tenfold.plan.costs.surroundings import Surroundings
 from tenfold.plan.request import GpuRequest, Request, StepRequest
 from tenfold.plan.workload.machine import Machine, machine
-from tenfold.spec.commands import Home, Json, print_json
+from tenfold.spec.commands import File, Folder, Home, Json, print_json
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import write_json, write_text
+from tenfold.spec.ranges import Text
+
+Rate = Annotated[float, Meta(ge=1e-3, le=1e6)]
+RateOrNone = Annotated[float, Meta(ge=0, le=1e6)]
+Buildings = Annotated[int, Meta(ge=1, le=2**20)]
 
 
 class MachineOptions(Struct, frozen=True):
     """The accelerator and its network."""
 
-    accelerator: Annotated[str, Meta(description="h100, b200, mi300x, ...")] = "h100"
-    network_gb_per_s: Annotated[float | None, Meta(description="Scale-out network, GB/s per GPU and direction.")] = None
-    buildings: Annotated[int, Meta(description="Buildings that share the GPUs evenly.")] = 1
-    between_gb_per_s: Annotated[float, Meta(description="Between buildings, GB/s per GPU and direction.")] = 0.0
+    accelerator: Annotated[Text, Meta(description="h100, b200, mi300x, ...")] = "h100"
+    network_gb_per_s: Annotated[Rate | None, Meta(description="Scale-out network, GB/s per GPU and direction.")] = None
+    buildings: Annotated[Buildings, Meta(description="Buildings that share the GPUs evenly.")] = 1
+    between_gb_per_s: Annotated[RateOrNone, Meta(description="Between buildings, GB/s per GPU and direction.")] = 0.0
 
     def machine(self, home: Path) -> tuple[Machine, str]:
         """The machine, by its calibration in `home` where there is one, and a sentence that says so or nothing."""
@@ -49,9 +54,9 @@ class PlanOutput(Output, frozen=True):
     """What is shown of a plan, and where it is kept."""
 
     explain: Annotated[
-        str | None, Meta(description="step_time, memory, layout, failures, cost, ...: the formula, numbers put in.")
+        Text | None, Meta(description="step_time, memory, layout, failures, cost, ...: the formula, numbers put in.")
     ] = None
-    out: Annotated[Path | None, Meta(description="Directory for plan.json and plan.html.")] = None
+    out: Annotated[Folder | None, Meta(description="Directory for plan.json and plan.html.")] = None
 
 
 def make(
@@ -172,8 +177,8 @@ def _compared(name: str, home: Path, asked: Request, fixed: GpuRequest, step: St
 
 def validate(
     *,
-    layouts: Annotated[Path | None, Meta(description="A table with the columns of layouts.csv.")] = None,
-    runs: Annotated[Path | None, Meta(description="A table with the columns of training_runs.csv.")] = None,
+    layouts: Annotated[File | None, Meta(description="A table with the columns of layouts.csv.")] = None,
+    runs: Annotated[File | None, Meta(description="A table with the columns of training_runs.csv.")] = None,
     json: Json = False,
 ) -> None:
     """What this plan gets wrong on published runs.
@@ -200,7 +205,7 @@ def validate(
 
 
 def calibrate(
-    run: Annotated[Path, Meta(description="A directory of a finished run of `tenfold train`.")],
+    run: Annotated[Folder, Meta(description="A directory of a finished run of `tenfold train`.")],
     /,
     *,
     home: Home = Path("generations"),

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from msgspec import Meta, Struct
 
 from tenfold.scale import documents
-from tenfold.spec.commands import Json, print_json
+from tenfold.spec.commands import File, Folder, Json, print_json
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import write_json
+from tenfold.spec.ranges import Flops
 
 if TYPE_CHECKING:
     from tenfold.scale.law import Law
@@ -22,7 +23,8 @@ LABELS = {
     "energy_kwh": "energy (kWh)",
 }
 COEFFICIENTS = ("E", "A", "B", "alpha", "beta")
-PointsFile = Annotated[Path, Meta(description="A CSV file with params, tokens and/or flops, and loss.")]
+Holdout = Annotated[float, Meta(gt=1)]
+PointsFile = Annotated[File, Meta(description="A CSV file with params, tokens and/or flops, and loss.")]
 
 
 class PointOptions(Struct, frozen=True):
@@ -47,9 +49,9 @@ class FitOptions(Struct, frozen=True):
     total: Annotated[
         str | None, Meta(description="A column of total parameters, where models have experts: fits what idle ones count.")
     ] = None
-    flops: Annotated[float | None, Meta(description="Also forecast the best run of this compute.")] = None
-    out: Annotated[Path | None, Meta(description="Write the law as JSON.")] = None
-    plot: Annotated[Path | None, Meta(description="Draw the points and the law.")] = None
+    flops: Annotated[Flops | None, Meta(description="Also forecast the best run of this compute.")] = None
+    out: Annotated[File | None, Meta(description="Write the law as JSON.")] = None
+    plot: Annotated[File | None, Meta(description="Draw the points and the law.")] = None
 
 
 def beside_lines(generation: Path) -> list[str]:
@@ -90,7 +92,7 @@ def score_table(generation: Path, scored: dict[str, Any]) -> Any:
     return table
 
 
-def score(generation: Annotated[Path, Meta(description="A generation's directory.")], /, *, json: Json = False) -> None:
+def score(generation: Annotated[Folder, Meta(description="A generation's directory.")], /, *, json: Json = False) -> None:
     """Score the forecast of a finished generation; a forecast changed after the run began is refused.
 
     Example: tenfold score generations/g1
@@ -192,7 +194,7 @@ def backtest(
     points: PointsFile,
     /,
     *,
-    holdout: Annotated[float, Meta(description="Hide all points above 1/HOLDOUT of the largest compute.")] = 10.0,
+    holdout: Annotated[Holdout, Meta(description="Hide all points above 1/HOLDOUT of the largest compute.")] = 10.0,
     reading: PointOptions = PointOptions(),
     json: Json = False,
 ) -> None:

@@ -74,7 +74,7 @@ def require_same_text(generation: Path, corpus: Corpus) -> None:
 def begin(home: Path, settings: ClimbSettings, corpus: Corpus, parent: str | None = None) -> Path:
     """A new generation, in the place of one in which nothing was begun."""
     generation = home / f"g{1 + max((_number(folder) for folder in _folders(home) if is_begun(folder)), default=0)}"
-    about_corpus = {"corpus_fingerprint": corpus.fingerprint, "prompt": corpus.opening}
+    about_corpus = {"corpus_fingerprint": corpus.fingerprint, "prompt": corpus.opening(min(8, settings.seq_len // 4))}
     documents.write(generation / ASKED, {**asdict(settings), **about_corpus, "parent": parent, "created": time.time()})
     for name in ("points.csv", "law.json"):  # of a climb on from another generation
         (generation / name).unlink(missing_ok=True)

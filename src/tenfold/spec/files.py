@@ -1,5 +1,6 @@
 """Writing files and folders that are there whole or not at all, and work that one process at a time does in a folder."""
 
+import csv
 import ctypes
 import errno
 import fcntl
@@ -35,6 +36,17 @@ def writable(path: Path) -> Iterator[None]:
         if error.errno not in NO_ROOM and isinstance(error.filename, str) and not _belongs(Path(error.filename), path):
             raise TenfoldError(f"{error.filename}: {reason(error)}.") from None
         raise TenfoldError(f"{path} could not be written: {reason(error)}.") from None
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Raises TenfoldError that names `path` where the block cannot read it, or it holds no text."""
+    try:
+        yield
+    except OSError as error:
+        raise TenfoldError(f"{path} could not be read: {reason(error)}.") from None
+    except (UnicodeDecodeError, csv.Error):
+        raise TenfoldError(f"{path} holds no text: give a text file in UTF-8.") from None
 
 
 def _belongs(file: Path, path: Path) -> bool:

@@ -70,10 +70,10 @@ class Corpus:
         """A hash of its tokens and its tokenizer: equal corpora have equal ones, wherever they are."""
         return digest({name: facts["sha256"] for name, facts in self.manifest["files"].items()})
 
-    @cached_property
-    def opening(self) -> str:
-        """The first words of a text that is not trained on."""
-        return " ".join(self.text("validation", 0)[:200].split()[:4])[:40]
+    def opening(self, tokens: int) -> str:
+        """How a text that is not trained on begins, in at most so many tokens."""
+        first = self.tokens("validation").document(0)[len(self.vocabulary.begin) : -1]
+        return self.tokenizer.decode(first[:tokens].tolist()).strip("\ufffd")
 
     @property
     def train_tokens(self) -> int:

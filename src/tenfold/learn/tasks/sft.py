@@ -22,11 +22,14 @@ from tenfold.data.conversations.packing import PackedChats, pack
 from tenfold.data.conversations.tokens import ChatEncoder
 from tenfold.spec.errors import TenfoldError
 from tenfold.train.config import RunConfig
+from tenfold.train.contradictions import refuse
 from tenfold.train.resolve import resolve_hyperparameters, resolve_model
 from tenfold.train.run import Run
 from tenfold.train.run_file import task_settings
 from tenfold.train.task import Batch, LossSums, Rows, TaskBase
 from tenfold.train.tasks.pretrain import EVALUATION_ROWS, HostRows
+
+UNUSED = ("data.mixture", "data.images", "data.image_share", "data.vocab_size", "data.cache_gib")
 
 
 class SFTConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -59,6 +62,8 @@ class SFT(TaskBase):
     def open(cls, config: RunConfig, home: Path, *, quiet: bool = False) -> "SFT":
         """The task of a run file. Raises TenfoldError where it names no model to begin from, or chats that cannot be read."""
         settings = task_settings(config, SFTConfig)
+        for key in UNUSED:
+            refuse(config, key, 'the task is "sft"')
         if config.init_from is None:
             raise TenfoldError("Fine-tuning needs a model to begin from: give init_from.")
         encoder, seq_len = ChatEncoder.of(Path(config.init_from)), config.data.seq_len

@@ -6,7 +6,7 @@ sequence that turns out to be finished has one superfluous row in the step under
 
 import time
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -38,6 +38,7 @@ class AsyncSchedulingEngine(Engine):
 
     @torch.inference_mode()
     def step(self) -> list[Output]:
+        self._queue_compiled()
         if not self._can_run_ahead():
             return self._land() + super().step()
         outputs, self._finished = self._finished, []
@@ -52,8 +53,7 @@ class AsyncSchedulingEngine(Engine):
         scheduler, config = self.scheduler, self.scheduler.config
         if scheduler.blocks.n_free < len(scheduler.running) + config.max_num_batched_tokens // BLOCK + 1:
             return False
-        next_ones = islice(scheduler.waiting, config.max_num_seqs)
-        return all(s.request.is_plain for s in chain(scheduler.running, next_ones))
+        return all(s.request.is_plain for s in chain(scheduler.running, scheduler.waiting))
 
     def _start(self, work: list[ScheduledSequence]) -> StepInFlight:
         rows = make_input(work)
@@ -110,8 +110,8 @@ class AsyncSchedulingEngine(Engine):
 
     # Steps that wait: the device still draws for the requests that it would draw for in any step.
 
-    def _best(self, logits: Tensor, complete: list[tuple[ScheduledSequence, int]]) -> list[int]:
-        draws = [Draw(w.sequence.request.sampling, w.sequence.state.seed, w.sequence.computed + w.count - 1) for w, _ in complete]
+    def _best(self, logits: Tensor, due: list[ScheduledSequence]) -> list[int]:
+        draws = [Draw(w.sequence.request.sampling, w.sequence.state.seed, w.sequence.computed + w.count - 1) for w in due]
         return self.runner.draw(logits, draws).tolist()
 
     def _is_settled(self, request: Request) -> bool:
