@@ -13,6 +13,7 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, cast
 
+import numpy as np
 import torch
 from msgspec import Meta, Struct
 from torch import nn
@@ -20,6 +21,7 @@ from torch import nn
 from tenfold.data.conversations.chats import read_chats
 from tenfold.data.conversations.packing import PackedChats, pack
 from tenfold.data.conversations.tokens import ChatEncoder
+from tenfold.learn.tasks.start import check_rows, model_of
 from tenfold.spec.errors import TenfoldError
 from tenfold.train.config import RunConfig
 from tenfold.train.resolve import resolve_hyperparameters, resolve_model
@@ -48,20 +50,16 @@ class SFT(TaskBase):
         h = resolve_hyperparameters(config, tokens)
         self.draw = {"batch_size": h.batch_size, "seed": config.seed}
         self._flops_per_token = self.spec.train_flops_per_token(config.data.seq_len)
-        epochs = h.steps * h.batch_size / len(train)
-        if epochs > config.data.max_epochs:
-            raise TenfoldError(
-                f"The run would read its {len(train)} rows of chats {epochs:.1f} times: give more chats, ask for fewer tokens, or "
-                f"raise max_epochs in [data] ({config.data.max_epochs:g})."
-            )
+        check_rows(len(train), h.steps * h.batch_size, config.data.max_epochs)
+        stops = np.isin(train.rows.targets, sorted(encoder.vocabulary.stop_tokens)).sum()
+        if stops != train.answers:
+            raise TenfoldError(f"{train.answers} whole answers have {stops} stop tokens to learn: one of each answer is needed.")
 
     @classmethod
     def open(cls, config: RunConfig, home: Path, *, quiet: bool = False) -> "SFT":
         """The task of a run file. Raises TenfoldError where it names no model to begin from, or chats that cannot be read."""
         settings = task_settings(config, SFTConfig)
-        if config.init_from is None:
-            raise TenfoldError("Fine-tuning needs a model to begin from: give init_from.")
-        encoder, seq_len = ChatEncoder.of(Path(config.init_from)), config.data.seq_len
+        encoder, seq_len = ChatEncoder.of(model_of(config)), config.data.seq_len
         chats, held = read_chats(Path(config.data.corpus)), []
         if settings.validation is None:
             chats, held = [c for i, c in enumerate(chats) if i % 10], chats[::10]
