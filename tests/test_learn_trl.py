@@ -3,13 +3,11 @@
 import json
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from chat_models import TEMPLATE, chat_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tenfold.learn.tasks import objectives
 from tenfold.model.io.huggingface import read_model
 from tenfold.train.run_file import config_from_fields
 from tenfold.train.tasks.find import open_task
@@ -25,11 +23,21 @@ def said(role, content):
 
 
 def pairs():
-    return [{"prompt": said("user", ask), "chosen": said("assistant", "Lima. " * (i + 1)), "rejected": said("assistant", "7 " * (5 - i) + "?")} for i, ask in enumerate(ASKED)]
+    return [
+        {
+            "prompt": said("user", ask),
+            "chosen": said("assistant", "Lima. " * (i + 1)),
+            "rejected": said("assistant", "7 " * (5 - i) + "?"),
+        }
+        for i, ask in enumerate(ASKED)
+    ]
 
 
 def rated():
-    return [{"prompt": said("user", ask), "completion": said("assistant", f"Hello {i}. " * (1 + i % 3)), "label": i % 3 > 0} for i, ask in enumerate(ASKED)]
+    return [
+        {"prompt": said("user", ask), "completion": said("assistant", f"Hello {i}. " * (1 + i % 3)), "label": i % 3 > 0}
+        for i, ask in enumerate(ASKED)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -48,18 +56,30 @@ class Outputs(torch.nn.Module):
 
     def forward(self, **inputs):
         zeros = torch.zeros_like(self.given)
-        return SimpleNamespace(log_probs=self.given, entropy=zeros, mean_token_accuracy=zeros, num_correct_tokens=zeros, logits=zeros)
+        return SimpleNamespace(
+            log_probs=self.given, entropy=zeros, mean_token_accuracy=zeros, num_correct_tokens=zeros, logits=zeros
+        )
 
 
 def their_trainer(kind, models, tmp_path, rows, **more):
     reference, policy = models
     names = {"dpo": (trl.DPOTrainer, trl.DPOConfig), "kto": (trl.KTOTrainer, trl.KTOConfig)}
     trainer, config = names[kind]
-    args = config(output_dir=str(tmp_path / "trl"), per_device_train_batch_size=len(rows), report_to=[], use_cpu=True, bf16=False, disable_tqdm=True, **more)
+    args = config(
+        output_dir=str(tmp_path / "trl"),
+        per_device_train_batch_size=len(rows),
+        report_to=[],
+        use_cpu=True,
+        bf16=False,
+        disable_tqdm=True,
+        **more,
+    )
     load = AutoModelForCausalLM.from_pretrained
     model, ref = (load(path, dtype=torch.float32) for path in (policy, reference))
     tokenizer = AutoTokenizer.from_pretrained(policy)
-    return trainer(model=model, ref_model=ref, args=args, train_dataset=datasets.Dataset.from_list(rows), processing_class=tokenizer)
+    return trainer(
+        model=model, ref_model=ref, args=args, train_dataset=datasets.Dataset.from_list(rows), processing_class=tokenizer
+    )
 
 
 def our_task(kind, models, tmp_path, rows, **settings):
@@ -67,7 +87,13 @@ def our_task(kind, models, tmp_path, rows, **settings):
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     corpus = str(tmp_path / "rows.jsonl")
     task = {"name": kind, "validation": corpus, **settings}
-    fields = {"tokens": 96, "init_from": str(models[0]), "dtype": "float32", "task": task, "data": {"corpus": corpus, "seq_len": 96, "batch_size": 1, "max_epochs": 99}}
+    fields = {
+        "tokens": 96,
+        "init_from": str(models[0]),
+        "dtype": "float32",
+        "task": task,
+        "data": {"corpus": corpus, "seq_len": 96, "batch_size": 1, "max_epochs": 99},
+    }
     found = open_task(config_from_fields(fields, "test"), tmp_path, quiet=True)
     packed = found._rows(found.train, found._reference[0])
     assert packed.weight() == len(rows) and len(packed) > 1

@@ -1,8 +1,8 @@
 """Chats: rows of messages, each with a role and content, in the formats of TRL and of ShareGPT.
 
-    {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
-    {"prompt": [messages], "completion": [messages]}                            either may be a string
-    {"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]}
+{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
+{"prompt": [messages], "completion": [messages]}                            either may be a string
+{"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]}
 """
 
 from pathlib import Path
@@ -61,8 +61,8 @@ def _message(message: dict[str, Any]) -> dict[str, Any]:
     if "from" in message:
         said = str(message["from"])
         return {"role": SHAREGPT_ROLES.get(said, said), "content": message["value"]}
-    message["role"]  # noqa: B018 (a message without one is none)
-    return {key: value for key, value in message.items() if value is not None or key == "content"}  # Parquet fills up with None
+    known = {key: value for key, value in message.items() if value is not None or key == "content"}  # Parquet fills up with None
+    return {"role": message["role"], **known}
 
 
 def _chat(row: Row, where: str) -> Chat:

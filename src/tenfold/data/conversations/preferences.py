@@ -1,7 +1,7 @@
 """Answers that people preferred or rated, in TRL's formats. Where a prompt or an answer is a string, it is one message.
 
-    {"prompt": [messages], "chosen": [answer], "rejected": [answer]}     a preference; without "prompt" both hold all messages
-    {"prompt": [messages], "completion": [answer], "label": true}        a rated answer; a preference gives two
+{"prompt": [messages], "chosen": [answer], "rejected": [answer]}     a preference; without "prompt" both hold all messages
+{"prompt": [messages], "completion": [answer], "label": true}        a rated answer; a preference gives two
 """
 
 from dataclasses import dataclass

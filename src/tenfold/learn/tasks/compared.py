@@ -51,8 +51,10 @@ class AnswerRows:
         if packed.mismatched is not None:
             other = packed.mismatched[rows]
             inputs |= {"other_tokens": other.tokens, "other_targets": other.targets, "other_document": other.document}
-        tokens = [to_device(values[rows], device) for values in (packed.rows.tokens, packed.rows.targets, packed.rows.document)]
-        return Batch(*tokens, {name: to_device(np.ascontiguousarray(values), device) for name, values in inputs.items()})
+        own = (packed.rows.tokens, packed.rows.targets, packed.rows.document)
+        tokens, targets, document = (to_device(values[rows], device) for values in own)
+        moved = {name: to_device(np.ascontiguousarray(values), device) for name, values in inputs.items()}
+        return Batch(tokens, targets, document, moved)
 
 
 class ComparedAnswers(TaskBase):
@@ -84,11 +86,11 @@ class ComparedAnswers(TaskBase):
 
     def _columns(self, config: RunConfig, files: tuple[Path, Path], quiet: bool) -> tuple[np.ndarray, np.ndarray]:
         reference = ReferenceModel(config, self.vocab_size, quiet)
-        train, held = (
-            reference.columns(file, packed, lambda model, some, device: self.log_probs(model, self._rows(some, None).on(device, slice(None))))
-            for file, packed in zip(files, (self.train, self.validation), strict=True)
-        )  # fmt: skip
-        return train, held
+
+        def log_probs(model: nn.Module, packed: PackedAnswers, device: torch.device) -> Tensor:
+            return self.log_probs(model, self._rows(packed, None).on(device, slice(None)))
+
+        return reference.columns(files[0], self.train, log_probs), reference.columns(files[1], self.validation, log_probs)
 
     def read(self, path: Path) -> list[Any]:
         """The examples of a file."""

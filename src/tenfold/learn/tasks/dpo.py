@@ -13,30 +13,19 @@ name = "adamw"
 """
 
 from pathlib import Path
-from typing import Annotated
 
-from msgspec import Meta, Struct
 from torch import Tensor, nn
 
 from tenfold.data.conversations.answers import PackedAnswers, pack_pairs
 from tenfold.data.conversations.preferences import Preference, read_preferences
 from tenfold.data.conversations.tokens import ChatEncoder
+from tenfold.learn.options import DPOConfig
 from tenfold.learn.tasks.compared import ComparedAnswers
-from tenfold.learn.tasks.objectives import DPOLoss, dpo
+from tenfold.learn.tasks.objectives import dpo
 from tenfold.model.log_probs import document_log_probs
 from tenfold.train.config import RunConfig
 from tenfold.train.run_file import task_settings
 from tenfold.train.task import Batch
-
-
-class DPOConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The table `[task]` of a run that learns preferences."""
-
-    name: str = "dpo"
-    beta: Annotated[float, Meta(gt=0, description="How close the model stays to its first weights; 0.1 is usual.")] = 0.1
-    loss_type: Annotated[DPOLoss, Meta(description="sigmoid, ipo, or sigmoid_norm (by the length of the answers).")] = "sigmoid"
-    validation: Annotated[str | None, Meta(description="Pairs to evaluate on; by default every tenth of the corpus.")] = None
-    evaluate_every: Annotated[int, Meta(ge=0, description="Steps between evaluations; 0 evaluates at the end alone.")] = 0
 
 
 class DPO(ComparedAnswers):

@@ -16,32 +16,21 @@ name = "adamw"
 """
 
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import torch
-from msgspec import Meta, Struct
 from torch import Tensor, nn
 
 from tenfold.data.conversations.answers import PackedAnswers, pack_rated
 from tenfold.data.conversations.preferences import RatedAnswer, read_rated
 from tenfold.data.conversations.tokens import ChatEncoder
+from tenfold.learn.options import KTOConfig
 from tenfold.learn.tasks.compared import ComparedAnswers
 from tenfold.learn.tasks.objectives import kto
 from tenfold.model.log_probs import document_log_probs
 from tenfold.train.config import RunConfig
 from tenfold.train.run_file import task_settings
 from tenfold.train.task import Batch
-
-
-class KTOConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The table `[task]` of a run that learns from rated answers."""
-
-    name: str = "kto"
-    beta: Annotated[float, Meta(gt=0, description="How close the model stays to its first weights; 0.1 is usual.")] = 0.1
-    good_weight: Annotated[float, Meta(ge=0, description="Weight of answers that were rated good.")] = 1.0
-    bad_weight: Annotated[float, Meta(ge=0, description="Weight of the others.")] = 1.0
-    validation: Annotated[str | None, Meta(description="Answers to evaluate on; by default every tenth of the corpus.")] = None
-    evaluate_every: Annotated[int, Meta(ge=0, description="Steps between evaluations; 0 evaluates at the end alone.")] = 0
 
 
 class KTO(ComparedAnswers):
@@ -63,9 +52,10 @@ class KTO(ComparedAnswers):
 
     def log_probs(self, model: nn.Module, batch: Batch) -> Tensor:
         assert batch.document is not None
-        most, other = batch.inputs["reference"].shape[1], [batch.inputs[f"other_{name}"] for name in ("tokens", "targets", "document")]
+        most = batch.inputs["reference"].shape[1]
+        tokens, targets, document = (batch.inputs[f"other_{name}"] for name in ("tokens", "targets", "document"))
         with torch.no_grad():
-            mismatched = document_log_probs(model, other[0], other[1], other[2], most)
+            mismatched = document_log_probs(model, tokens, targets, document, most)
         return torch.stack((document_log_probs(model, batch.tokens, batch.targets, batch.document, most), mismatched), -1)
 
     def losses(self, ratios: Tensor, batch: Batch) -> Tensor:

@@ -1,14 +1,10 @@
 """The losses of preferences and rewards as functions of log-probabilities: DPO, KTO and GRPO as TRL 1.16 defines them."""
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-DPOLoss = Literal["sigmoid", "ipo", "sigmoid_norm"]
-GRPOLoss = Literal["dapo", "dr_grpo", "bnpo", "grpo"]
-ImportanceSampling = Literal["sequence_mask", "sequence_truncate", "token_mask", "token_truncate", "none"]
+from tenfold.learn.options import DPOLoss, GRPOLoss, ImportanceSampling
 
 
 def dpo(chosen: Tensor, rejected: Tensor, lengths: tuple[Tensor, Tensor], beta: float, kind: DPOLoss) -> Tensor:
@@ -28,7 +24,8 @@ def kto(ratios: Tensor, good: Tensor, mismatched: Tensor, beta: float, weights: 
     `weights` are those of good and of other answers.
     """
     kl = mismatched.mean().clamp(min=0).detach()
-    return torch.where(good, weights[0] * (1 - torch.sigmoid(beta * (ratios - kl))), weights[1] * torch.sigmoid(beta * (ratios - kl)))
+    gained = torch.sigmoid(beta * (ratios - kl))
+    return torch.where(good, weights[0] * (1 - gained), weights[1] * gained)
 
 
 def advantages(rewards: Tensor, scaled: bool) -> Tensor:
@@ -66,13 +63,14 @@ def importance(log_ratio: Tensor, answer: Tensor, answers: int, mode: Importance
     return weight.clamp(max=cap) if mode.endswith("truncate") else weight.masked_fill(weight > cap, 0.0)
 
 
-def reduced(losses: Tensor, answer: Tensor, answers: int, kind: GRPOLoss, longest: int) -> tuple[Tensor, float]:
-    """Losses [tokens] as a sum, and what the step divides it by.
+def reduced(losses: Tensor, answer: Tensor, answers: int, kind: GRPOLoss) -> Tensor:
+    """The sum of losses [tokens] that a step divides by `divisor`."""
+    if kind != "grpo":
+        return losses.sum()
+    return (losses / torch.bincount(answer, minlength=answers).clamp(min=1)[answer]).sum()
 
-    dapo and bnpo: the tokens; dr_grpo: the tokens that the answers could have had; grpo: the answers, each with the mean of
-    its tokens.
-    """
-    if kind == "grpo":
-        lengths = torch.bincount(answer, minlength=answers).clamp(min=1)
-        return (losses / lengths[answer]).sum(), float(answers)
-    return losses.sum(), float(answers * longest if kind == "dr_grpo" else max(1, len(losses)))
+
+def divisor(kind: GRPOLoss, tokens: int, answers: int, longest: int) -> float:
+    """dapo and bnpo: the tokens of a step; dr_grpo: those that its answers could have had; grpo: the answers, each of which
+    counts by the mean of its tokens."""
+    return float({"grpo": answers, "dr_grpo": answers * longest}.get(kind, max(1, tokens)))

@@ -11,16 +11,16 @@ batch_size = 4
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
-from msgspec import Meta, Struct
 from torch import nn
 
 from tenfold.data.conversations.chats import read_chats
 from tenfold.data.conversations.packing import PackedChats, pack
 from tenfold.data.conversations.tokens import ChatEncoder
+from tenfold.learn.options import SFTConfig
 from tenfold.learn.tasks.start import check_rows, model_of
 from tenfold.spec.errors import TenfoldError
 from tenfold.train.config import RunConfig
@@ -29,14 +29,6 @@ from tenfold.train.run import Run
 from tenfold.train.run_file import task_settings
 from tenfold.train.task import Batch, LossSums, Rows, TaskBase
 from tenfold.train.tasks.pretrain import EVALUATION_ROWS, HostRows
-
-
-class SFTConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The table `[task]` of a run that fine-tunes on chats."""
-
-    name: str = "sft"
-    validation: Annotated[str | None, Meta(description="Chats to evaluate on; by default every tenth of the corpus.")] = None
-    evaluate_every: Annotated[int, Meta(ge=0, description="Steps between evaluations; 0 evaluates at the end alone.")] = 0
 
 
 class SFT(TaskBase):
