@@ -127,3 +127,80 @@ def test_kto_of_a_batch_is_trls_through_the_model(models, tmp_path):
     ours, gradient = loss_and_gradient(task, rows, read_model(models[1]))
     assert ours == pytest.approx(float(loss.detach()), rel=1e-5)
     assert torch.allclose(gradient, theirs.model.get_input_embeddings().weight.grad, atol=1e-4 * gradient.abs().max())
+
+
+@pytest.mark.parametrize("kind", ["sigmoid", "ipo", "sigmoid_norm"])
+def test_dpo_is_trls_on_equal_log_probabilities(models, tmp_path, kind):
+    theirs = their_trainer("dpo", models, tmp_path, pairs(), loss_type=[kind], max_length=96, beta=0.3)
+    batch = next(iter(theirs.get_train_dataloader()))
+    given, mask = log_probs_of(batch)
+    reference = -5 * torch.rand(2, len(pairs()), generator=torch.Generator().manual_seed(2))
+    theirs.precompute_ref_logps = True
+    batch |= {"ref_chosen_logps": reference[0], "ref_rejected_logps": reference[1]}
+    loss = theirs._compute_loss(Outputs(given), batch, return_outputs=False)
+    ratios, lengths = given.sum(1).view(2, -1) - reference, mask.sum(1).view(2, -1)
+    ours = objectives.dpo(ratios[0], ratios[1], (lengths[0], lengths[1]), 0.3, kind).mean()
+    assert float(ours) == pytest.approx(float(loss), abs=1e-6)
+
+
+def test_kto_is_trls_on_equal_log_probabilities(models, tmp_path):
+    theirs = their_trainer("kto", models, tmp_path, rated(), max_length=96, beta=0.3, desirable_weight=0.7)
+    batch = next(iter(theirs.get_train_dataloader()))
+    given, _ = log_probs_of(batch)
+    draw = torch.Generator().manual_seed(2)
+    reference, mismatched, other = (-5 * torch.rand(len(rated()), generator=draw) for _ in range(3))
+    theirs.precompute_ref_logps = True
+    theirs._compute_kl_logps = lambda model, batch: mismatched
+    batch |= {"ref_logps": reference, "ref_KL_logps": other}
+    loss = theirs._compute_loss(Outputs(given), batch, return_outputs=False)
+    good = torch.as_tensor(batch["label"]).bool()
+    ours = objectives.kto(given.sum(1) - reference, good, mismatched - other, 0.3, (0.7, 1.0)).mean()
+    assert float(ours) == pytest.approx(float(loss), abs=1e-6)
+
+
+def log_probs_of(batch):
+    """Log-probabilities that are zero where a batch learns nothing, and what it learns."""
+    mask = batch["completion_mask"][:, 1:]
+    return -torch.rand(mask.shape, generator=torch.Generator().manual_seed(1)) * mask, mask
+
+
+@pytest.mark.parametrize("kind", ["dapo", "dr_grpo", "bnpo", "grpo"])
+def test_grpo_is_trls_on_equal_log_probabilities(models, tmp_path, kind):
+    draw = torch.Generator().manual_seed(3)
+    mask = torch.arange(7) < torch.tensor([[7], [3], [5], [1]])
+    new, old, reference, sampled = (-3 * torch.rand(4, 7, generator=draw) for _ in range(4))
+    advantage = torch.randn(4, generator=draw)
+    names = {"epsilon": 0.2, "epsilon_high": 0.28, "beta": 0.1}
+    args = trl.GRPOConfig(
+        output_dir=str(tmp_path), per_device_train_batch_size=4, num_generations=2, loss_type=kind, max_completion_length=7,
+        use_cpu=True, bf16=False, report_to=[], **names,
+    )  # fmt: skip
+    rows = datasets.Dataset.from_list([{"prompt": "Hello"}] * 8)
+    theirs = trl.GRPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(models[0], dtype=torch.float32), reward_funcs=lambda completions, **_: [0.0] * len(completions),
+        args=args, train_dataset=rows, processing_class=AutoTokenizer.from_pretrained(models[0]),
+    )  # fmt: skip
+    weight = (old - sampled).mul(mask).sum(1, keepdim=True).exp().expand(4, 7)
+    weight = weight.masked_fill(weight > 3, 0)
+    theirs.use_vllm, theirs.vllm_importance_sampling_correction = True, True
+    theirs.current_gradient_accumulation_steps = 1
+    theirs._get_per_token_logps_and_entropies = lambda *_, **__: (new, torch.zeros_like(new), None)
+    ids = torch.zeros(4, 7, dtype=torch.long)
+    inputs = {
+        "prompt_ids": ids[:, :1], "prompt_mask": torch.ones(4, 1), "completion_ids": ids, "completion_mask": mask.int(), "advantages": advantage,
+        "old_per_token_logps": old, "ref_per_token_logps": reference, "importance_sampling_ratio": weight, "num_items_in_batch": mask.sum(),
+    }  # fmt: skip
+    loss = theirs._compute_loss(theirs.model, inputs)
+    answer = torch.arange(4)[:, None].expand(4, 7)[mask]
+    ours_weight = objectives.importance((old - sampled)[mask], answer, 4, "sequence_mask", 3.0)
+    losses = ours_weight * objectives.clipped((new - old)[mask].exp(), advantage[answer], 0.2, 0.28)
+    losses = losses + 0.1 * objectives.kl_to(reference[mask], new[mask])
+    ours = objectives.reduced(losses, answer, 4, kind) / objectives.divisor(kind, int(mask.sum()), 4, 7)
+    assert float(ours) == pytest.approx(float(loss), abs=1e-6)
+
+
+def test_advantages_are_trls():
+    rewards = torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.5, 0.5, 0.5, 0.5]])
+    scaled = objectives.advantages(rewards, scaled=True)
+    assert torch.allclose(scaled[0], (rewards[0] - 0.5) / (rewards[0].std() + 1e-4)) and not scaled[1].any()
+    assert torch.equal(objectives.advantages(rewards, scaled=False)[0], rewards[0] - 0.5)

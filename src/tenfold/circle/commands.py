@@ -15,7 +15,6 @@ from tenfold.train.commands import run as run_training
 from tenfold.train.config import RunConfig
 from tenfold.train.run_file import read_config
 
-PROMPT = "def "
 RunFile = Annotated[Path, Meta(description="A run file.")]
 World = Annotated[int, Meta(description="The number of processes.", ge=1)]
 MachineName = Annotated[str, Meta(description="The accelerator of each process, as the planner names it.")]
@@ -45,6 +44,7 @@ def climb(
 
     from tenfold.scale import climb as climbing
     from tenfold.scale.commands import beside_lines, score_table
+    from tenfold.scale.generations import prompt_of
     from tenfold.scale.report import write_report
     from tenfold.serve.complete import complete
 
@@ -58,7 +58,8 @@ def climb(
         generation = climbing.again(home, say=say, quiet=json, on=on)
     else:
         generation = climbing.climb(settings, home, say=say, quiet=json, on=on)
-    text = complete(generation / "model", PROMPT, max_new_tokens=160, temperature=0.7, top_p=0.95, seed=0)
+    prompt = prompt_of(generation)
+    text = complete(generation / "model", prompt, max_new_tokens=160, temperature=0.7, top_p=0.95, seed=0)
     report = write_report(generation, sample=text)
     scored = documents.read(generation / "score.json")
     if json:
@@ -67,7 +68,7 @@ def climb(
     console.print(score_table(generation, scored))
     for line in beside_lines(generation):
         console.print(line, highlight=False)
-    console.print(f"\nWhat it writes after [bold]{PROMPT!r}[/bold]:\n", highlight=False)
+    console.print(f"\nWhat it writes after {prompt!r}:\n", highlight=False, markup=False)
     console.print(text, highlight=False, markup=False)
     console.print(f"\nReport: {report}")
 

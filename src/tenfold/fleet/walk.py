@@ -21,8 +21,9 @@ from tenfold.fleet.fleet import Limits, World, tick
 from tenfold.fleet.ledger import Ledger
 from tenfold.fleet.wave import PEAK, Wave, draw_arrivals, draw_days, forecast_peak, read_answers
 from tenfold.launch.job import open_launcher, run
-from tenfold.scale.climb import newest
+from tenfold.learn.release import released
 from tenfold.scale.forecast import file_sha256
+from tenfold.serve.options import model_path
 from tenfold.spec.errors import NotInstalled, TenfoldError
 from tenfold.spec.files import write_json
 from tenfold.spec.forecasts import Forecast, around, forecast, outcome
@@ -36,7 +37,7 @@ OWNERS = {"slot-1": "chat", "slot-2": "train"}
 RUNS = ("undisturbed", "trained")
 BUSIEST = 1.5  # the height of the usual day, in what one slot answers
 ANSWER_S = 0.25  # what an answer is made to take
-PROBE_TOKENS = 100
+PROBE_TOKENS, CONTEXT = 100, 2048  # CONTEXT has room for the longest answer, beyond the rows that are trained
 Say = Callable[[str], None]
 
 
@@ -76,8 +77,9 @@ def _live(home: Path, folder: Path, say: Say, policy: str) -> None:
             run(open_launcher("local"), undisturbed.job(folder / "slot-2.lock", "", None, 30))
         ledger, dispatcher = Ledger(folder / "ledger.db", OWNERS, time.time()), Dispatcher()
         opened.callback(ledger.close)
-        released = [x / "model" for x in (newest(home), undisturbed.directory) if x and (x / "model").is_dir()]
-        roles: dict[str, Role] = {"chat": Chat(released[0]), "train": trained}
+        served = None if small else released(home)
+        model = model_path(Path(served["path"]) if served else undisturbed.directory)
+        roles: dict[str, Role] = {"chat": Chat(model), "train": trained}
         world = LocalWorld(folder, ledger, roles, open_launcher("local"), dispatcher)
         opened.callback(world.close)
         world.open("slot-1")
@@ -114,7 +116,8 @@ def _config(steps: int) -> RunConfig:
     """A small run whose losses are the same on every start: one thread, one number format, nothing compiled."""
     corpus = {"corpus": str(Path(sysconfig.get_path("stdlib")) / "email"), "vocab_size": 512, "max_epochs": 100}
     fields = {
-        "tokens": steps * 8 * 64, "device": "cpu", "dtype": "float32", "threads": 1, "compile": "off", "model": {"width": 64},
+        "tokens": steps * 8 * 64, "device": "cpu", "dtype": "float32", "threads": 1, "compile": "off",
+        "model": {"width": 64, "context": CONTEXT},
         "data": {**corpus, "seq_len": 64, "batch_size": 8}, "task": {"evaluate_tokens": 4096}, "checkpoint": {"every_s": 5},
         "log": {"every": 1},
     }  # fmt: skip

@@ -10,6 +10,7 @@ import math
 import runpy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,46 @@ class Rewards:
     """Functions by name, from `source`."""
 
     source: str
+    functions: dict[str, Callable[..., Any]]
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the file; what it imports is not part of it."""
+        file = Path(self.source)
+        return sha256(file.read_bytes()).hexdigest()[:16] if file.is_file() else self.source
+
+    def __call__(self, rows: Sequence[Row], answers: Sequence[str]) -> list[float]:
+        """The reward of each answer to the prompt of its row. Raises TenfoldError where a function fails, or gives no number."""
+        columns = {key: [row.get(key) for row in rows] for key in rows[0] if key != "prompt"}
+        spoken = [
+            text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": text}]
+            for row, text in zip(rows, answers, strict=True)
+        ]
+        given = {"prompts": [row["prompt"] for row in rows], "completions": spoken, **columns}
+        scores = [self._scores(name, function, given, answers) for name, function in self.functions.items()]
+        return [math.fsum(values) for values in zip(*scores, strict=True)]
+
+    def _scores(self, name: str, function: Callable[..., Any], given: dict[str, Any], answers: Sequence[str]) -> list[float]:
+        wanted = inspect.signature(function).parameters.values()
+        takes_all = any(p.kind is p.VAR_KEYWORD for p in wanted)
+        arguments = given if takes_all else {p.name: given[p.name] for p in wanted if p.name in given}
+        try:
+            values = [0.0 if value is None else float(value) for value in function(**arguments)]
+        except Exception as error:  # a user's function may fail in any way
+            raise TenfoldError(f"The reward {name} of {self.source} failed: {type(error).__name__}: {error}.") from error
+        if len(values) != len(answers):
+            raise TenfoldError(f"The reward {name} of {self.source} gave {len(values)} numbers for {len(answers)} answers.")
+        for value, answer in zip(values, answers, strict=True):
+            if not math.isfinite(value):
+                raise TenfoldError(f"The reward {name} of {self.source} gave {value} for the answer {answer[:80]!r}.")
+        return values
+
+
+def read_rewards(source: str) -> Rewards:
+    """Raises TenfoldError for a file that is not there, fails, or has no rewards."""
+    if source.startswith(GYM):
+        dataset = _gym(source)
+        return Rewards(source, {"score_answer": lambda completions, entry: list(map(dataset.score_answer, completions, entry))})
     found = _run_file(source).items()
     functions: dict[str, Callable[..., Any]] = {name: f for name, f in found if name.startswith("reward") and inspect.isfunction(f)}
     if not functions:

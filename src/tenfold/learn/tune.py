@@ -11,6 +11,7 @@ from tenfold.learn.data import parts_of, sha256, write_versioned
 from tenfold.learn.options import DPOOptions, GRPOOptions, KTOOptions, TuneSettings
 from tenfold.model.io.huggingface import weights_hash
 from tenfold.spec.errors import without_secrets
+from tenfold.train.identity import identify
 from tenfold.train.result import RunResult, read_result
 from tenfold.train.run_file import config_from_fields
 from tenfold.train.tasks.find import open_task
@@ -28,7 +29,7 @@ def tune(
     """Fine-tune the weights at `model` on the chats of `source`; goes on from where an earlier call was stopped.
 
     With `options` on its preferences or ratings. Writes the generation: `data/`, the run with `model/`, and when it has finished
-    `lineage.json`.
+    `lineage.json`. Raises TenfoldError where it was begun with other settings.
     """
     kind: Any = {type(None): "sft", DPOOptions: "dpo", KTOOptions: "kto"}[type(options)]
     files = parts_of(source, generation / "data", settings.held_out, kind)
@@ -71,12 +72,11 @@ def _run_fields(task: dict[str, Any], corpus: str, settings: TuneSettings) -> di
 
 
 def _run(model: Path, generation: Path, fields: dict[str, Any], quiet: bool) -> RunResult:
-    result = read_result(generation)
-    if result is not None:
-        return result
     config = config_from_fields({**fields, "init_from": str(model)}, "The run")
-    task = open_task(config, generation.parent, quiet=quiet)
-    return fit(task, config, generation, standard_hooks(config, quiet=quiet))
+    task, result = open_task(config, generation.parent, quiet=quiet), read_result(generation)
+    if result is None or "tokens" in identify(task, config, generation).changed:
+        result = fit(task, config, generation, standard_hooks(config, quiet=quiet))
+    return result
 
 
 def _write_lineage(result: RunResult, generation: Path, model: Path, source: str, files: dict[str, Path]) -> None:

@@ -1,5 +1,6 @@
 """The task `rank`: the next item of a user's history, over the whole catalogue, by the trainer of all tasks."""
 
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -7,7 +8,7 @@ import numpy as np
 import torch
 from msgspec import Meta, Struct
 
-from tenfold.data.interactions.interactions import Interactions, last_inputs, open_interactions
+from tenfold.data.interactions.interactions import FILE, Interactions, last_inputs, open_interactions
 from tenfold.data.text.batches import Batch as TokenRows
 from tenfold.data.text.batches import share_of
 from tenfold.rank.family import NAME
@@ -50,6 +51,9 @@ class Ranking(TaskBase):
     def open(cls, config: RunConfig, home: Path, *, quiet: bool = False) -> "Ranking":
         """The task of a run file: its interactions are made ready in `home`, by one process, where they are not there yet."""
         return cls(config, on_first_process_then_all(lambda: open_interactions(config.data.corpus, home)))
+
+    def fingerprint(self) -> dict[str, str]:
+        return {"interactions": sha256((self.directory / FILE).read_bytes()).hexdigest()[:16]}
 
     def rows(self, step: int, rows: slice) -> HostRows:
         return HostRows(self.interactions.batch(step, rows, **self._draw))

@@ -10,7 +10,7 @@ from msgspec import Meta
 class ClimbSettings:
     """What a climb is asked for. `top_flops` is the compute of the model at the top, the one that is forecast."""
 
-    corpus: Annotated[str, Meta(description="A folder or file of text, or stdlib, torch-headers, docstrings.")] = "stdlib"
+    corpus: Annotated[str, Meta(description="A folder or file of text, a corpus, or stdlib, torch-headers, docstrings.")] = "stdlib"
     top_flops: Annotated[
         float, Meta(description="FLOPs of the model at the top, the one that is forecast.", gt=0, extra={"flag": "--top"})
     ] = 5e12

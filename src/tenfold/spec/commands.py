@@ -4,11 +4,12 @@ Its positional-only parameters are arguments, its keyword-only ones options, and
 struct are options each. The help stands in `msgspec.Meta(description=...)` of the annotation; the docstring ends in examples.
 """
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
 from msgspec import Meta
+
+from tenfold.spec.strict_json import strict_json
 
 Struct = TypeVar("Struct")
 
@@ -26,4 +27,4 @@ Home = Annotated[Path, Meta(description="Where the generations are kept.")]
 
 def print_json(value: Any) -> None:
     """One JSON object on standard output."""
-    print(json.dumps(value, indent=2, default=str))
+    print(strict_json(value, indent=2))

@@ -8,7 +8,6 @@ import shlex
 import shutil
 import socket
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from tenfold.spec.errors import TenfoldError, without_secrets
+from tenfold.spec.strict_json import strict_json
 
 
 @contextmanager
@@ -80,25 +80,24 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file whole. Raises TenfoldError where it cannot be written."""
-    write_text(path, json.dumps(value, indent=1) + "\n")
+    write_text(path, strict_json(value, indent=1) + "\n")
 
 
 @contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
     """A scratch folder that becomes `out` when the block ends well, and is deleted when it does not.
 
-    What a killed process left of an earlier scratch folder of `out` is deleted first. Raises TenfoldError where `out` holds
-    something already, another process makes it, or it cannot be written.
+    A kill leaves a scratch folder that the next maker of `out` deletes first. Raises TenfoldError where `out` holds something
+    already, another process makes it, or it cannot be written.
     """
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise TenfoldError(f"{out} is there already: choose another name, or delete it.")
     make_folder(out.parent)
-    with one_at_a_time(out.parent / f".{out.name}.lock", f"making {out}"), writable(out):
-        for left in out.parent.glob(f".{out.name}-*"):
-            shutil.rmtree(left, ignore_errors=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-        scratch.chmod(0o777 & ~_umask())
+    scratch = out.with_name(f".{out.name}.new")
+    with one_at_a_time(out.with_name(f".{out.name}.lock"), f"making {out}"), writable(out):
+        if out.is_file() or (out.is_dir() and any(out.iterdir())):
+            raise TenfoldError(f"{out} is there already: choose another name, or delete it.")
         try:
+            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.mkdir()
             yield scratch
             scratch.replace(out)
         finally:
@@ -150,9 +149,3 @@ def _holder(lock: Path) -> str:
         return f" (process {who['process']} on {who['host']}, `{who['command']}`, since {who['since']})"
     except (OSError, ValueError, KeyError):
         return ""
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -74,6 +74,7 @@ def run(config: RunConfig, directory: Path, options: RunOptions, planner: Planne
     from rich.console import Console
 
     from tenfold.launch.failures import noted
+    from tenfold.train.identity import as_begun
     from tenfold.train.parallel.processes import start_processes
     from tenfold.train.tasks.find import open_task
     from tenfold.train.trainer import fit, standard_hooks
@@ -82,6 +83,7 @@ def run(config: RunConfig, directory: Path, options: RunOptions, planner: Planne
         start_processes()
         first = int(os.environ.get("RANK", "0")) == 0
         console = Console(stderr=options.json, quiet=not first)
+        config = as_begun(config, directory)
         task = open_task(config, options.home)
         _explain(config, task.vocab_size, console)
         if planner is not None:

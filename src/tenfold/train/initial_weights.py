@@ -66,6 +66,11 @@ def _draw(model: Llama, ours: dict[str, nn.Parameter], device: torch.device) -> 
             _keep_share(ours[name], whole.zero_() if begins_at_zero(name, spec) else whole)
 
 
+def all_finite(model: nn.Module) -> bool:
+    """Whether this process's share of the weights has neither NaN nor infinities."""
+    return all(bool(local(p).isfinite().all()) for p in model.parameters())
+
+
 def _keep_share(p: Tensor, whole: Tensor) -> None:
     whole = whole.to(p.device)
     share = distribute_tensor(whole, p.device_mesh, p.placements, src_data_rank=None) if isinstance(p, DTensor) else whole

@@ -11,6 +11,7 @@ from typing import Any
 
 from tenfold.spec.errors import NotInstalled, TenfoldError
 from tenfold.spec.files import whole_file
+from tenfold.spec.strict_json import strict_json
 from tenfold.spec.versions import require_version
 from tenfold.train.config import VERSION
 
@@ -47,14 +48,13 @@ class MetricsWriter:
 
         Raises TenfoldError where the disk is full.
         """
-        fields = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}
         try:
             self._file.write(_line({"event": event, "time": round(time.time(), 3), **fields}))
         except OSError as error:
             raise self._unwritable(error) from None
         if "step" not in fields:
             return
-        numbers = {f"{event}/{k}": v for k, v in fields.items() if isinstance(v, int | float) and k != "step"}
+        numbers = {f"{event}/{k}": v for k, v in fields.items() if isinstance(v, int | float) and math.isfinite(v) and k != "step"}
         if self._board is not None:
             for name, value in numbers.items():
                 self._board.add_scalar(name, value, fields["step"])
@@ -93,7 +93,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _line(row: dict[str, Any]) -> bytes:
-    return json.dumps(row, default=str).encode() + b"\n"
+    return strict_json(row).encode() + b"\n"
 
 
 def _rewrite(path: Path, rows: list[dict[str, Any]]) -> None:

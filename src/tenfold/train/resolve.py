@@ -63,7 +63,8 @@ def resolve_hyperparameters(config: RunConfig, tokens: int) -> Hyperparameters:
 def resolve_model(config: RunConfig, vocab_size: int) -> tuple[ModelSpec, int]:
     """The model and the number of training tokens that a config asks for, with the corpus's vocabulary.
 
-    With images the vocabulary grows by `IMAGE_TOKENS`, and the model has an encoder.
+    With images the vocabulary grows by `IMAGE_TOKENS`, and the model has an encoder. The context is the length of the rows, where
+    neither a published nor a stored model says one.
     """
     images = config.data.images is not None
     fields = dict(config.model) if isinstance(config.model, dict) else {}
@@ -79,18 +80,20 @@ def resolve_model(config: RunConfig, vocab_size: int) -> tuple[ModelSpec, int]:
 
 def _spec(config: RunConfig, fields: dict[str, Any], vocab_size: int) -> ModelSpec:
     family = fields.get("family", "llama3")
+    seq_len = config.data.seq_len
     if config.init_from is not None:
         return _stored_spec(config.init_from, vocab_size)
     if isinstance(config.model, str):
         return replace(published_model(config.model), vocab_size=vocab_size)
     if "width" in fields:
         others = {key: value for key, value in fields.items() if key not in ("width", "family")}
-        return replace(shape_of(family, int(fields["width"]), vocab_size), **_checked(others))
+        return replace(shape_of(family, int(fields["width"]), vocab_size), **{"context": seq_len} | _checked(others))
     if set(fields) - {"family"}:
-        return _spec_from_fields(fields, vocab_size)
+        return _spec_from_fields({"context": seq_len, **fields}, vocab_size)
     if config.flops is None:
         raise TenfoldError("A run that gives tokens must give the model too.")
-    return shape_for_flops(config.flops, vocab_size, config.data.seq_len, family=family, law=config.law)[0]
+    spec = shape_for_flops(config.flops, vocab_size, seq_len, family=family, law=config.law)[0]
+    return replace(spec, context=seq_len)
 
 
 def with_own_law(config: RunConfig, home: Path, directory: Path) -> RunConfig:

@@ -73,6 +73,10 @@ class Task(Protocol):
         """Give a model what this task trains beside it."""
         ...
 
+    def fingerprint(self) -> dict[str, str]:
+        """Hashes of all that it learns from and is evaluated on, by name: a run goes on with the same content alone."""
+        ...
+
     def rows(self, step: int, rows: slice) -> Rows:
         """The rows numbered `rows` of a step: a pure function of (seed, step), so that a resumed run sees the same."""
         ...
@@ -110,6 +114,9 @@ class TaskBase:
 
     def prepare(self, model: nn.Module) -> None:
         pass
+
+    def fingerprint(self) -> dict[str, str]:
+        return {}
 
     def progress(self, step: int) -> dict[str, Any]:
         return {}

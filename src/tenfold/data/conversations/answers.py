@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 
 import numpy as np
 
-from tenfold.data.conversations.packing import Piece, first_fit, lay, learns, piece, taken
+from tenfold.data.conversations.packing import Piece, first_fit, lay, learns, piece, rows_hash, taken
 from tenfold.data.conversations.preferences import Preference, RatedAnswer
 from tenfold.data.conversations.tokens import ChatEncoder, EncodedChat
 from tenfold.data.text.batches import Batch
@@ -34,6 +35,12 @@ class PackedAnswers:
     @property
     def examples(self) -> int:
         return len(self.lengths)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all rows, and of which answers are good."""
+        other = () if self.mismatched is None else (self.mismatched,)
+        return sha256((rows_hash(self.rows, *other) + str(self.good.tolist())).encode()).hexdigest()[:16]
 
     def take(self, index: np.ndarray) -> "PackedAnswers":
         """The rows numbered `index`."""

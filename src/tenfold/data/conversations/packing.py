@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 
 import numpy as np
 
@@ -27,6 +28,11 @@ class PackedChats:
 
     def __len__(self) -> int:
         return len(self.rows.tokens)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all rows."""
+        return rows_hash(self.rows)
 
     def batch(self, step: int, rows: slice, *, batch_size: int, seed: int) -> Batch:
         """`rows` of the `batch_size` rows of a step: every epoch all rows, in another order, a pure function of (seed, step)."""
@@ -83,6 +89,12 @@ def lay(documents: Sequence[Sequence[Piece]], seq_len: int, fill: int) -> Batch:
             rows.tokens[r, place], rows.targets[r, place], rows.document[r, place] = tokens, targets, number
             at += len(tokens)
     return rows
+
+
+def rows_hash(*batches: Batch) -> str:
+    """A hash of tokens, targets and documents."""
+    parts = (part for batch in batches for part in (batch.tokens, batch.targets, batch.document))
+    return sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:16]
 
 
 def taken(rows: Batch, index: np.ndarray) -> Batch:

@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from tenfold.data.fingerprint import listing_of, read_facts
 from tenfold.data.text.dedup import word_shingles
 from tenfold.data.text.filters import quality_problem
-from tenfold.data.text.sources import files_of, read_documents
+from tenfold.data.text.sources import check_columns, files_in, files_of, read_documents
 from tenfold.spec.errors import NotInstalled, TenfoldError
+from tenfold.spec.files import write_json
 from tenfold.spec.plugins import load
 
 BUCKETS, HASHES = 14, 8
@@ -62,6 +64,8 @@ def clean_big(
     if not source.is_dir():
         raise TenfoldError(f"{source} is no folder: a corpus for many tasks is a folder of files that they share.")
     out = out.resolve()
+    check_columns(source, text_column)
+    _require_same(out, {"listing": listing_of(files_in(source))[0], "text_column": text_column, "tasks": tasks})
     config = minhash_config()
     folder = {name: str(out / name) for name in ("filtered", "signatures", "buckets", "copies", "clean")}
     stages: list[tuple[str, int, list[Any]]] = [
@@ -78,6 +82,13 @@ def clean_big(
         more = options | ({"job_name": f"tenfold-{name}"} if on == "slurm" else {})
         before = executor(steps, tasks=count, logging_dir=str(out / "logs" / name), depends=before, **more)
     before.run()  # and what it depends on first
+
+
+def _require_same(out: Path, recipe: dict[str, Any]) -> None:
+    """Note what is cleaned. Raises TenfoldError where something else was: its stages that are done would not be done again."""
+    if (out / "logs").exists() and read_facts(out / "recipe.json") != recipe:
+        raise TenfoldError(f"{out} has stages of other text, or of another column or number of tasks: choose another folder.")
+    write_json(out / "recipe.json", recipe)
 
 
 def minhash_config() -> Any:

@@ -108,6 +108,9 @@ class ComparedAnswers(TaskBase):
         """The loss of each example, [rows, most], from the log-ratios of both answers to the reference."""
         raise NotImplementedError
 
+    def fingerprint(self) -> dict[str, str]:
+        return {"train": self.train.fingerprint, "validation": self.validation.fingerprint}
+
     def rows(self, step: int, rows: slice) -> AnswerRows:
         sample = np.arange(self.batch_size, dtype=np.int64)[rows] + step * self.batch_size
         return self._rows(self.train.take(shuffled(sample, len(self.train), self.seed)), self._reference[0])

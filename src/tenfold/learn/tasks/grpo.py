@@ -14,6 +14,7 @@ name = "adamw"
 """
 
 import copy
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
 
@@ -85,6 +86,10 @@ class GRPO(TaskBase):
     def prepare(self, model: nn.Module) -> None:
         self._model: Any = model
         self._first = copy.deepcopy(model).requires_grad_(False) if self.settings.kl_beta else None
+
+    def fingerprint(self) -> dict[str, str]:
+        prompts = repr([prompt for part in (self.prompts, self.held) for _, prompt in part])
+        return {"prompts": sha256(prompts.encode()).hexdigest()[:16], "rewards": self.rewards.fingerprint}
 
     def rows(self, step: int, rows: slice) -> DrawnRows:
         """The answers of a step: drawn where its generation has none yet."""

@@ -61,6 +61,9 @@ class SFT(TaskBase):
         train, validation = (pack([encoder.encode(chat) for chat in part], seq_len, fill) for part in (chats, held))
         return cls(config, train, validation, encoder)
 
+    def fingerprint(self) -> dict[str, str]:
+        return {"train": self.train.fingerprint, "validation": self.validation.fingerprint}
+
     def rows(self, step: int, rows: slice) -> HostRows:
         return HostRows(self.train.batch(step, rows, **self.draw))
 

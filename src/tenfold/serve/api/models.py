@@ -15,6 +15,7 @@ from tenfold.serve.api.metrics import Metrics
 from tenfold.serve.api.served_model import ServedModel
 from tenfold.serve.backends.backend import Backend, make_backend
 from tenfold.serve.options import EngineOptions, Limits
+from tenfold.serve.sandbox.sandbox import check_template
 from tenfold.serve.text import TextSide, read_text_side
 from tenfold.spec.errors import TenfoldError
 
@@ -24,6 +25,7 @@ Loader = Callable[[EngineOptions], Awaitable[tuple[TextSide, Backend]]]
 async def load_model(options: EngineOptions) -> tuple[TextSide, Backend]:
     """A model's text side, and its backend ready to answer. Raises TenfoldError if either cannot be had."""
     text = await asyncio.to_thread(read_text_side, options.path)
+    await check_template(text)
     backend = make_backend(options)
     try:
         await backend.start()
@@ -89,7 +91,7 @@ class Models:
         if found is None or found.leaving:
             return None
         if not found.backend.is_alive:
-            del self.loaded[name]
+            self._retire(self.loaded.pop(name))
             return None
         found.used = time.monotonic()
         self.loaded[name] = self.loaded.pop(name)
@@ -130,7 +132,7 @@ class Models:
             gone = next((m for m in self.loaded.values() if m.idle or not m.backend.is_alive), None)
             if gone is not None:
                 del self.loaded[gone.name]
-                await asyncio.to_thread(gone.backend.stop)
+                await gone.stop()
                 continue
             if time.monotonic() > patient_until:
                 next(iter(self.loaded.values())).leaving = True

@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from tenfold.serve.api.errors import ApiError
 from tenfold.serve.request import Sampling
+from tenfold.serve.sandbox.grammars import GrammarSource
 
 Text = Annotated[str, Field(max_length=10_000_000)]
 Stop = Annotated[str, Field(max_length=1000)]
@@ -69,6 +70,17 @@ class SamplingFields(Body):
     @property
     def stops(self) -> list[str]:
         return [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
+
+    @property
+    def guided(self) -> GrammarSource | None:
+        """What the `guided_` fields ask the text to follow."""
+        if self.guided_regex is not None:
+            return GrammarSource("regular expression", self.guided_regex)
+        if self.guided_json is not None:
+            return GrammarSource.of_schema(self.guided_json)
+        if self.guided_grammar is not None:
+            return GrammarSource("grammar", self.guided_grammar)
+        return None
 
     def sampling(self, *, max_tokens: int, stop_tokens: frozenset[int], logprobs: int | None, grammar: str | None) -> Sampling:
         """The engine's view of these fields."""

@@ -2,9 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from functools import cached_property
+from typing import Any, TypeVar
 
 from tenfold.model.io.huggingface import weights_hash
 from tenfold.serve.api.errors import ApiError
@@ -12,6 +13,8 @@ from tenfold.serve.api.metrics import Metrics
 from tenfold.serve.backends.backend import Backend
 from tenfold.serve.options import EngineOptions, Limits
 from tenfold.serve.request import FinishReason, Output, Request, TokenLogprob
+from tenfold.serve.sandbox.grammars import GrammarSource
+from tenfold.serve.sandbox.sandbox import Sandbox, SandboxBusy
 from tenfold.serve.text import TextSide, TextStream
 
 T = TypeVar("T")
@@ -62,7 +65,37 @@ class ServedModel:
             while not self.idle:
                 await asyncio.sleep(0.05)
         finally:
-            await asyncio.to_thread(self.backend.stop)
+            await self.stop()
+
+    async def stop(self) -> None:
+        """End the backend, and the sandbox if there is one."""
+        if "sandbox" in self.__dict__:
+            await self.sandbox.stop()
+        await asyncio.to_thread(self.backend.stop)
+
+    @cached_property
+    def sandbox(self) -> Sandbox:
+        """Where the model's template is rendered and grammars are proven."""
+        return Sandbox(self.text)
+
+    async def chat_prompt(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> list[int]:
+        """Tokens of a conversation. Raises TenfoldError if the template refuses it or fails."""
+        text = await self._outside(self.sandbox.render(messages, tools=tools))
+        return await self.prompt(lambda: self.text.ids(text))
+
+    async def grammar(self, source: GrammarSource | None) -> str | None:
+        """A grammar that the backend can compile. Raises TenfoldError if there can be none."""
+        return None if source is None else await self._outside(self.sandbox.prove(source))
+
+    async def _outside(self, work: Awaitable[T]) -> T:
+        """What the sandbox gives. Raises ApiError 503 if it is too busy."""
+        self.preparing += 1
+        try:
+            return await work
+        except SandboxBusy:
+            raise ApiError(503, "The server has too many templates and grammars to read: try again later.", retry_after=5) from None
+        finally:
+            self.preparing, self.used = self.preparing - 1, time.monotonic()
 
     async def prompt(self, make: Callable[[], T]) -> T:
         """Tokens made off the event loop, since templates and tokenizers can take long."""

@@ -17,9 +17,10 @@ from uuid import uuid4
 from tenfold.serve.backends.backend import BackendStopped
 from tenfold.serve.engine.build import make_engine
 from tenfold.serve.engine.engine import Engine
-from tenfold.serve.engine.grammar import GrammarTokenizer
+from tenfold.serve.engine.grammar import GrammarCompiler
 from tenfold.serve.options import EngineOptions
 from tenfold.serve.request import Output, Request
+from tenfold.serve.sandbox.grammars import GrammarTokenizer
 from tenfold.serve.text import read_text_side
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.threads import set_waiting_policy
@@ -135,8 +136,9 @@ def _run(connection: Connection, options: EngineOptions, make: Callable[[EngineO
     set_waiting_policy()
     try:
         engine = make(options)
-        text = read_text_side(options.path)
-        engine.grammars = GrammarTokenizer(text.tokenizer, engine.runner.spec.vocab_size, sorted(text.stop_tokens))
+        text, rows = read_text_side(options.path), engine.runner.spec.vocab_size
+        text.check_fits(rows)
+        engine.grammars = GrammarCompiler(GrammarTokenizer(text.tokenizer.to_str(), rows, sorted(text.stop_tokens)))
     except Exception as error:
         if not isinstance(error, TenfoldError):
             traceback.print_exc()

@@ -20,6 +20,12 @@ class ScheduledSequence:
     count: int
     drafted: int = 0
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether all tokens of the sequence are computed with these."""
+        s = self.sequence
+        return s.computed + self.count - self.drafted == len(s.tokens)
+
 
 @dataclass(frozen=True)
 class SchedulerConfig:

@@ -20,10 +20,9 @@ from tenfold.serve.api.routes.answers import Gathered, finite, head, new_id, tok
 from tenfold.serve.api.served_model import OutputDelta, ServedModel
 from tenfold.serve.api.streaming import stream, until_disconnect
 from tenfold.serve.api.tools import call_schema, find_calls, tell_of_tools
-from tenfold.serve.engine.grammar import grammar_from
 from tenfold.serve.feedback.feedback import Feedback
 from tenfold.serve.request import Request, TokenLogprob
-from tenfold.serve.text import TextSide
+from tenfold.serve.sandbox.grammars import GrammarSource
 
 router = APIRouter()
 _CALL_BEGINS = ("<tool_call>", "<|python_tag|>", "{")
@@ -65,14 +64,14 @@ async def prepare(models: Models, body: ChatRequest, caller: Caller) -> Conversa
     must_call = _must_call(body, tools)
     if body.tool_choice == "none":
         tools = []
-    tokens = await model.prompt(lambda: _tokens(model.text, messages, tools))
+    tokens = await _tokens(model, messages, tools)
     model.check_tokens(body.logit_bias or (), "logit_bias")
     wanted = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     sampling = body.sampling(
         max_tokens=model.admit(tokens, wanted),
         stop_tokens=model.text.stop_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        grammar=await asyncio.to_thread(_grammar, body, tools, must_call),
+        grammar=await model.grammar(_grammar(body, tools, must_call)),
     )
     request = Request(new_id("chatcmpl"), tokens, sampling)
     names = {t["function"]["name"] for t in tools}
@@ -94,10 +93,10 @@ def plain(message: Message) -> dict[str, Any]:
     return plain
 
 
-def _tokens(text: TextSide, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> list[int]:
-    if tools and not text.knows_tools:
-        return text.encode_chat(tell_of_tools(messages, tools))
-    return text.encode_chat(messages, tools or None)
+async def _tokens(model: ServedModel, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> list[int]:
+    if tools and not model.text.knows_tools:
+        return await model.chat_prompt(tell_of_tools(messages, tools))
+    return await model.chat_prompt(messages, tools or None)
 
 
 def _must_call(body: ChatRequest, tools: list[dict[str, Any]]) -> str | None:
@@ -116,23 +115,17 @@ def _must_call(body: ChatRequest, tools: list[dict[str, Any]]) -> str | None:
     return ""
 
 
-def _grammar(body: ChatRequest, tools: list[dict[str, Any]], must_call: str | None) -> str | None:
+def _grammar(body: ChatRequest, tools: list[dict[str, Any]], must_call: str | None) -> GrammarSource | None:
     if must_call is not None:
-        return grammar_from(schema=call_schema(tools, must_call or None))
+        return GrammarSource.of_schema(call_schema(tools, must_call or None))
     form = body.response_format
     if form is not None and form.type == "json_object":
-        return grammar_from(schema={"type": "object"})
+        return GrammarSource.of_schema({"type": "object"})
     if form is not None and form.type == "json_schema":
         if form.json_schema is None or form.json_schema.schema_ is None:
             raise ApiError(400, "response_format of type json_schema needs a json_schema with a schema.", param="response_format")
-        return grammar_from(schema=form.json_schema.schema_)
-    if body.guided_regex is not None:
-        return grammar_from(regex=body.guided_regex)
-    if body.guided_json is not None:
-        return grammar_from(schema=body.guided_json)
-    if body.guided_grammar is not None:
-        return grammar_from(lark=body.guided_grammar)
-    return None
+        return GrammarSource.of_schema(form.json_schema.schema_)
+    return body.guided
 
 
 def _deltas(chat: Conversation) -> AsyncGenerator[OutputDelta, None]:

@@ -19,7 +19,6 @@ from tenfold.serve.api.routes.answers import Gathered, finite, head, new_id, tok
 from tenfold.serve.api.routes.embeddings import encode, prompts_of
 from tenfold.serve.api.served_model import OutputDelta, ServedModel
 from tenfold.serve.api.streaming import cancel, stream, until_disconnect
-from tenfold.serve.engine.grammar import grammar_from
 from tenfold.serve.request import Request, TokenLogprob
 
 router = APIRouter()
@@ -53,11 +52,7 @@ async def prepare(models: Models, body: CompletionRequest) -> Completion:
     encoded = await model.prompt(lambda: encode(model, prompts, body.suffix))
     model.check_tokens(chain.from_iterable(encoded), "prompt")
     model.check_tokens(body.logit_bias or (), "logit_bias")
-    grammar = None
-    if body.guided_regex is not None:
-        grammar = await asyncio.to_thread(grammar_from, None, body.guided_regex)
-    elif body.guided_json is not None:
-        grammar = await asyncio.to_thread(grammar_from, body.guided_json)
+    grammar = await model.grammar(body.guided)
     name, requests = new_id("cmpl"), []
     for i, tokens in enumerate(encoded):
         sampling = body.sampling(

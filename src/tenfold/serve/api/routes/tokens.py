@@ -14,8 +14,7 @@ router = APIRouter()
 async def tokenize(body: TokenizeRequest, models: ServedModels) -> Response:
     model = await models.get(body.model)
     if body.messages is not None:
-        turns = [plain(m) for m in body.messages]
-        tokens = await model.prompt(lambda: model.text.encode_chat(turns))
+        tokens = await model.chat_prompt([plain(m) for m in body.messages])
     else:
         tokens = await model.prompt(lambda: model.text.encode(body.prompt or ""))
     return JSONResponse({"tokens": tokens, "count": len(tokens), "max_model_len": model.backend.max_model_len})
