@@ -8,6 +8,7 @@ import torch
 from chat_models import TEMPLATE, chat_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tenfold.learn.tasks import objectives
 from tenfold.model.io.huggingface import read_model
 from tenfold.train.run_file import config_from_fields
 from tenfold.train.tasks.find import open_task

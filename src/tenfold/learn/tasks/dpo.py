@@ -52,6 +52,6 @@ class DPO(ComparedAnswers):
     def losses(self, ratios: Tensor, batch: Batch) -> Tensor:
         chosen, rejected = ratios.unbind(-1)
         lengths, counted = batch.inputs["lengths"], batch.inputs["counted"]
-        self.tally.add("accuracy", (chosen > rejected).float() + 0.5 * (chosen == rejected), counted)
+        self.tally.add("accuracy", chosen > rejected, counted)
         self.tally.add("margin", self.settings.beta * (chosen - rejected), counted)
         return dpo(chosen, rejected, (lengths[..., 0], lengths[..., 1]), self.settings.beta, self.settings.loss_type)
