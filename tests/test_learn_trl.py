@@ -57,9 +57,7 @@ class Outputs(torch.nn.Module):
 
     def forward(self, **inputs):
         zeros = torch.zeros_like(self.given)
-        return SimpleNamespace(
-            log_probs=self.given, entropy=zeros, mean_token_accuracy=zeros, num_correct_tokens=zeros, logits=zeros
-        )
+        return SimpleNamespace(log_probs=self.given, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool())
 
 
 def their_trainer(kind, models, tmp_path, rows, **more):
@@ -195,7 +193,7 @@ def test_grpo_is_trls_on_equal_log_probabilities(models, tmp_path, kind):
     answer = torch.arange(4)[:, None].expand(4, 7)[mask]
     ours_weight = objectives.importance((old - sampled)[mask], answer, 4, "sequence_mask", 3.0)
     losses = ours_weight * objectives.clipped((new - old)[mask].exp(), advantage[answer], 0.2, 0.28)
-    losses = losses + 0.1 * objectives.kl_to(reference[mask], new[mask])
+    losses = losses + 0.1 * objectives.kl_to(reference[mask], new[mask], (new - old)[mask].exp())
     ours = objectives.reduced(losses, answer, 4, kind) / objectives.divisor(kind, int(mask.sum()), 4, 7)
     assert float(ours) == pytest.approx(float(loss), abs=1e-6)
 

@@ -158,7 +158,7 @@ class GRPO(TaskBase):
         self.tally.add("sampler_kl", sampled - old)
         self.tally.bound("importance", weight)
         if "reference" in batch.inputs:
-            kl = objectives.kl_to(batch.inputs["reference"][chosen], log_probs)
+            kl = objectives.kl_to(batch.inputs["reference"][chosen], log_probs, ratio)
             losses = losses + s.kl_beta * kl
             self.tally.add("kl", kl)
         total = objectives.reduced(losses, answer, self.answers, s.loss_type)

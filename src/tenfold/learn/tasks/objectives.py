@@ -44,9 +44,10 @@ def is_clipped(ratio: Tensor, advantage: Tensor, low: float, high: float) -> Ten
     return ((ratio < 1 - low) & (advantage < 0)) | ((ratio > 1 + high) & (advantage > 0))
 
 
-def kl_to(reference: Tensor, log_probs: Tensor) -> Tensor:
-    """The KL divergence from a reference at each token, estimated without bias and never below zero."""
-    return torch.exp(reference - log_probs) - (reference - log_probs) - 1
+def kl_to(reference: Tensor, log_probs: Tensor, ratio: Tensor) -> Tensor:
+    """The KL divergence from a reference at each token, never below zero; times the ratio its gradient is that of the divergence
+    (arXiv 2512.02556)."""
+    return ratio * (torch.exp(reference - log_probs) - (reference - log_probs) - 1)
 
 
 def importance(log_ratio: Tensor, answer: Tensor, answers: int, mode: ImportanceSampling, cap: float) -> Tensor:
