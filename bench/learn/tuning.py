@@ -29,27 +29,7 @@ ROWS = 4  # of ours in a step; TRL gets as many chats as these hold
 
 def chats(count: int) -> list[list[dict[str, str]]]:
     """Questions and answers of many lengths, always the same."""
-    words = [
-        "the",
-        "quick",
-        "brown",
-        "fox",
-        "jumps",
-        "over",
-        "a",
-        "lazy",
-        "dog",
-        "while",
-        "seven",
-        "wizards",
-        "boil",
-        "two",
-        "large",
-        "vats",
-        "of",
-        "green",
-        "soup",
-    ]
+    words = Path(__file__).read_text().split()
 
     def text(i: int, n: int) -> str:
         return " ".join(words[(i * 7 + k * (1 + i % 5)) % len(words)] for k in range(n))

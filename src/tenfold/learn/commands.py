@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta, Struct
 
-from tenfold.learn.options import DPOOptions, GRPOOptions, Kind, KTOOptions, TuneSettings
+from tenfold.learn.options import DPOOptions, GRPOOptions, Kind, KTOOptions, LoRAOptions, TuneSettings
 from tenfold.spec.commands import Home, Json, print_json
 from tenfold.spec.errors import TenfoldError
 
@@ -32,6 +32,7 @@ def sft(
     *,
     data: Data,
     settings: TuneSettings = TuneSettings(),
+    options: LoRAOptions = LoRAOptions(),
     home: Home = Path("generations"),
     name: Name = "sft",
     json: Json = False,
@@ -43,7 +44,7 @@ def sft(
     from tenfold.learn.tune import tune
     from tenfold.serve.options import model_path
 
-    result = tune(model_path(model), data, home / name, settings, quiet=json)
+    result = tune(model_path(model), data, home / name, settings, options=options, quiet=json)
     _report(result, f"{result.loss:.4f} nats per token of the validation answers", json)
 
 

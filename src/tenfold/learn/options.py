@@ -14,7 +14,14 @@ EvaluateEvery = Annotated[int, Meta(ge=0, description="Steps between evaluations
 Beta = Annotated[float, Meta(gt=0, description="How close the model stays to its first weights; 0.1 is usual.")]
 
 
-class SFTConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class LoRAOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whether all weights are trained, or adapters beside them."""
+
+    lora_rank: Annotated[int, Meta(ge=0, description="Rank of the adapters (LoRA); 0 trains all weights.")] = 0
+    lora_alpha: Annotated[float | None, Meta(description="Their weight times the rank; by default twice the rank.")] = None
+
+
+class SFTConfig(LoRAOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The table `[task]` of a run that fine-tunes on chats."""
 
     name: str = "sft"
@@ -22,7 +29,7 @@ class SFTConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     evaluate_every: EvaluateEvery = 0
 
 
-class DPOOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class DPOOptions(LoRAOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How preferences are learned."""
 
     beta: Beta = 0.1
@@ -37,7 +44,7 @@ class DPOConfig(DPOOptions, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     evaluate_every: EvaluateEvery = 0
 
 
-class KTOOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class KTOOptions(LoRAOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How rated answers are learned."""
 
     beta: Beta = 0.1
@@ -53,7 +60,7 @@ class KTOConfig(KTOOptions, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     evaluate_every: EvaluateEvery = 0
 
 
-class GRPOOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class GRPOOptions(LoRAOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How rewards are learned."""
 
     num_generations: Annotated[int, Meta(gt=1, description="Answers to a prompt, which are compared.")] = 8

@@ -8,10 +8,11 @@ import msgspec
 from msgspec import Struct
 
 from tenfold.learn.data import parts_of, sha256, write_versioned
-from tenfold.learn.options import DPOOptions, GRPOOptions, KTOOptions, TuneSettings
+from tenfold.learn.options import DPOOptions, GRPOOptions, KTOOptions, LoRAOptions, TuneSettings
 from tenfold.model.io.huggingface import weights_hash
 from tenfold.spec.errors import without_secrets
 from tenfold.train.identity import identify
+from tenfold.train.resolve import CONTINUED_LEARNING_RATE
 from tenfold.train.result import RunResult, read_result
 from tenfold.train.run_file import config_from_fields
 from tenfold.train.tasks.find import open_task
@@ -19,11 +20,12 @@ from tenfold.train.trainer import fit, standard_hooks
 
 # Of a hidden matrix of the base width: preferences and rewards tell a model apart from itself, and want smaller steps than chats.
 LEARNING_RATES = {"dpo": 3e-5, "kto": 3e-5, "grpo": 5e-5}
+ADAPTERS = 10  # times as fast as all weights, as is usual
 TOKENS_AT_ONCE = 2048  # of drawn answers
 
 
 def tune(
-    model: Path, source: str, generation: Path, settings: TuneSettings, *, options: DPOOptions | KTOOptions | None = None,
+    model: Path, source: str, generation: Path, settings: TuneSettings, *, options: LoRAOptions = LoRAOptions(),
     quiet: bool = False,
 ) -> RunResult:  # fmt: skip
     """Fine-tune the weights at `model` on the chats of `source`; goes on from where an earlier call was stopped.
@@ -31,7 +33,7 @@ def tune(
     With `options` on its preferences or ratings. Writes the generation: `data/`, the run with `model/`, and when it has finished
     `lineage.json`. Raises TenfoldError where it was begun with other settings.
     """
-    kind: Any = {type(None): "sft", DPOOptions: "dpo", KTOOptions: "kto"}[type(options)]
+    kind: Any = {LoRAOptions: "sft", DPOOptions: "dpo", KTOOptions: "kto"}[type(options)]
     files = parts_of(source, generation / "data", settings.held_out, kind)
     task = {"name": kind, "validation": str(files["validation"]), **_fields(options)}
     result = _run(model, generation, _run_fields(task, str(files["train"]), settings), quiet)
@@ -52,18 +54,20 @@ def tune_on_rewards(
     return replace(result, directory=generation)
 
 
-def _fields(options: Struct | None) -> dict[str, Any]:
-    return {} if options is None else {k: v for k, v in msgspec.to_builtins(options).items() if v is not None}
+def _fields(options: Struct) -> dict[str, Any]:
+    return {k: v for k, v in msgspec.to_builtins(options).items() if v is not None}
 
 
 def _run_fields(task: dict[str, Any], corpus: str, settings: TuneSettings) -> dict[str, Any]:
-    learning_rate = settings.learning_rate or LEARNING_RATES.get(task["name"])
+    learning_rate = settings.learning_rate or LEARNING_RATES.get(task["name"], CONTINUED_LEARNING_RATE)
+    if task["lora_rank"] and settings.learning_rate is None:
+        learning_rate *= ADAPTERS
     return {
         "tokens": settings.steps * settings.batch_size * settings.seq_len,
         "seed": settings.seed,
         "task": task,
         "data": {"corpus": corpus, **{key: getattr(settings, key) for key in ("seq_len", "batch_size", "max_epochs")}},
-        "optimizer": {"name": "adamw", **({} if learning_rate is None else {"learning_rate": learning_rate})},
+        "optimizer": {"name": "adamw", "learning_rate": learning_rate},
         "checkpoint": {"keep_last": 1},
         "log": {"every": 1},
         # The losses of other tasks are no nats of a token, and jump from step to step.

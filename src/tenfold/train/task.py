@@ -73,6 +73,10 @@ class Task(Protocol):
         """Give a model what this task trains beside it."""
         ...
 
+    def finish(self, model: nn.Module, directory: Path) -> None:
+        """After training: keep in the run's `directory` what `prepare` has added, and leave the model as it is to be written."""
+        ...
+
     def fingerprint(self) -> dict[str, str]:
         """Hashes of all that it learns from and is evaluated on, by name: a run goes on with the same content alone."""
         ...
@@ -113,6 +117,9 @@ class TaskBase:
     adds_modules = False
 
     def prepare(self, model: nn.Module) -> None:
+        pass
+
+    def finish(self, model: nn.Module, directory: Path) -> None:
         pass
 
     def fingerprint(self) -> dict[str, str]:

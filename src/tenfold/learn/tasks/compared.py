@@ -13,7 +13,7 @@ from tenfold.data.conversations.answers import PackedAnswers
 from tenfold.data.conversations.tokens import ChatEncoder
 from tenfold.data.text.batches import share_of, shuffled
 from tenfold.learn.tasks.reference import ReferenceModel
-from tenfold.learn.tasks.start import check_rows, model_of
+from tenfold.learn.tasks.start import TuningTask, check_rows, model_of
 from tenfold.learn.tasks.tally import Tally
 from tenfold.spec.errors import TenfoldError
 from tenfold.train.config import RunConfig
@@ -21,7 +21,7 @@ from tenfold.train.parallel.processes import on_first_process_then_all
 from tenfold.train.resolve import resolve_hyperparameters, resolve_model
 from tenfold.train.run import Run
 from tenfold.train.start import layout_of
-from tenfold.train.task import Batch, LossSums, Rows, TaskBase
+from tenfold.train.task import Batch, LossSums, Rows
 from tenfold.train.tasks.pretrain import to_device
 
 EVALUATION_ROWS = 4  # that go through the model together
@@ -57,14 +57,14 @@ class AnswerRows:
         return Batch(tokens, targets, document, moved)
 
 
-class ComparedAnswers(TaskBase):
+class ComparedAnswers(TuningTask):
     """A task on answers that were compared or rated. A subclass gives `read`, `log_probs` and `losses`."""
 
     per_token: ClassVar[float] = 1.0  # training FLOPs beside those of a token of pretraining
 
     def __init__(self, config: RunConfig, settings: Any, *, quiet: bool = False):
         """Raises TenfoldError where the answers cannot be read, or would be read more often than `max_epochs`."""
-        self.settings, self.tally = settings, Tally()
+        self.settings, self.adapters, self.tally = settings, settings, Tally()
         model = model_of(config)
         layout = layout_of(config)
         if layout.pp * layout.tp * layout.cp != 1:
@@ -81,7 +81,7 @@ class ComparedAnswers(TaskBase):
         h = resolve_hyperparameters(config, tokens)
         self.batch_size, self.seed = h.batch_size, config.seed
         check_rows(len(self.train), h.steps * h.batch_size, config.data.max_epochs)
-        self._flops_per_token = self.per_token * self.spec.train_flops_per_token(seq_len)
+        self._flops_per_token = self.per_token * self.trained_share * self.spec.train_flops_per_token(seq_len)
         self._reference = on_first_process_then_all(lambda: self._columns(config, (files[0], files[1] or files[0]), quiet))
 
     def _columns(self, config: RunConfig, files: tuple[Path, Path], quiet: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -32,7 +32,7 @@ from tenfold.learn.rewards import read_prompts, read_rewards
 from tenfold.learn.sampler import Drawn, draw
 from tenfold.learn.tasks import objectives
 from tenfold.learn.tasks.rollouts import DrawnRows, pack_drawn
-from tenfold.learn.tasks.start import model_of
+from tenfold.learn.tasks.start import TuningTask, model_of
 from tenfold.learn.tasks.tally import Tally
 from tenfold.model.log_probs import target_log_probs
 from tenfold.serve.request import Sampling
@@ -41,17 +41,17 @@ from tenfold.train.config import RunConfig
 from tenfold.train.resolve import resolve_hyperparameters, resolve_model
 from tenfold.train.run import Run
 from tenfold.train.run_file import task_settings
-from tenfold.train.task import Batch, LossSums, Rows, TaskBase
+from tenfold.train.task import Batch, LossSums, Rows
 
 
-class GRPO(TaskBase):
+class GRPO(TuningTask):
     """The task. Its rows are drawn from the model that is trained, at the beginning of a step."""
 
     def __init__(self, config: RunConfig, settings: GRPOConfig):
         """Raises TenfoldError for prompts or rewards that cannot be had, and sizes that do not fit one another."""
         if dist.is_initialized() and dist.get_world_size() > 1:
             raise TenfoldError("GRPO draws its answers on one process: start it without --launch.")
-        self.settings, self.tally, self.model_path = settings, Tally(), model_of(config)
+        self.settings, self.adapters, self.tally, self.model_path = settings, settings, Tally(), model_of(config)
         self.encoder, self.rewards = ChatEncoder.of(self.model_path), read_rewards(settings.rewards)
         self.vocab_size, self.directory = self.encoder.vocabulary.size, self.model_path
         self.spec, tokens = resolve_model(config, self.vocab_size)
@@ -62,7 +62,7 @@ class GRPO(TaskBase):
                 f"batch_size in [data] ({self.answers}) must be a multiple of num_generations ({settings.num_generations})."
             )
         self.prompts, self.held = self._split(read_prompts(config.data.corpus))
-        self._flops_per_token = self.spec.train_flops_per_token(self.seq_len)
+        self._flops_per_token = self.trained_share * self.spec.train_flops_per_token(self.seq_len)
         self._rows: DrawnRows | None = None
         self._generation = -1
 
@@ -84,6 +84,7 @@ class GRPO(TaskBase):
         return fitting[held:], fitting[:held]
 
     def prepare(self, model: nn.Module) -> None:
+        super().prepare(model)
         self._model: Any = model
         self._first = copy.deepcopy(model).requires_grad_(False) if self.settings.kl_beta else None
 

@@ -21,27 +21,28 @@ from tenfold.data.conversations.chats import read_chats
 from tenfold.data.conversations.packing import PackedChats, pack
 from tenfold.data.conversations.tokens import ChatEncoder
 from tenfold.learn.options import SFTConfig
-from tenfold.learn.tasks.start import check_rows, model_of
+from tenfold.learn.tasks.start import TuningTask, check_rows, model_of
 from tenfold.spec.errors import TenfoldError
 from tenfold.train.config import RunConfig
 from tenfold.train.resolve import resolve_hyperparameters, resolve_model
 from tenfold.train.run import Run
 from tenfold.train.run_file import task_settings
-from tenfold.train.task import Batch, LossSums, Rows, TaskBase
+from tenfold.train.task import Batch, LossSums, Rows
 from tenfold.train.tasks.pretrain import EVALUATION_ROWS, HostRows
 
 
-class SFT(TaskBase):
+class SFT(TuningTask):
     """The task. `directory` is where the tokenizer is that the export keeps: the model's that the run begins from."""
 
-    def __init__(self, config: RunConfig, train: PackedChats, validation: PackedChats, encoder: ChatEncoder):
+    def __init__(self, config: RunConfig, chats: tuple[PackedChats, PackedChats], encoder: ChatEncoder):
         """Raises TenfoldError where the chats would be read more often than `max_epochs`."""
-        self.train, self.validation = train, validation
+        self.train, self.validation = train, _ = chats
+        self.adapters = task_settings(config, SFTConfig)
         self.vocab_size, self.directory = encoder.vocabulary.size, Path(config.init_from or "")
         self.spec, tokens = resolve_model(config, self.vocab_size)
         h = resolve_hyperparameters(config, tokens)
         self.draw = {"batch_size": h.batch_size, "seed": config.seed}
-        self._flops_per_token = self.spec.train_flops_per_token(config.data.seq_len)
+        self._flops_per_token = self.trained_share * self.spec.train_flops_per_token(config.data.seq_len)
         check_rows(len(train), h.steps * h.batch_size, config.data.max_epochs)
         stops = np.isin(train.rows.targets, sorted(encoder.vocabulary.stop_tokens)).sum()
         if stops != train.answers:
@@ -59,7 +60,7 @@ class SFT(TaskBase):
             held = read_chats(Path(settings.validation))
         fill = encoder.vocabulary.pad or 0
         train, validation = (pack([encoder.encode(chat) for chat in part], seq_len, fill) for part in (chats, held))
-        return cls(config, train, validation, encoder)
+        return cls(config, (train, validation), encoder)
 
     def fingerprint(self) -> dict[str, str]:
         return {"train": self.train.fingerprint, "validation": self.validation.fingerprint}

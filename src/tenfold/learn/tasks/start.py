@@ -1,9 +1,47 @@
-"""What every task of this room asks of a run file."""
+"""What every task of this room asks of a run file, and the adapters that it may train."""
 
 from pathlib import Path
+from typing import Any, cast
 
+import torch.distributed as dist
+from torch import nn
+
+from tenfold.learn.options import LoRAOptions
+from tenfold.model.io.peft import write_adapter
+from tenfold.model.lora import add_lora, merge_lora
 from tenfold.spec.errors import TenfoldError
 from tenfold.train.config import RunConfig
+from tenfold.train.task import TaskBase
+
+
+class TuningTask(TaskBase):
+    """Trains all weights of a model, or with a `lora_rank` adapters beside them: these are written to `adapter/` in PEFT's format,
+    and merged into `model/`."""
+
+    adapters: LoRAOptions
+    directory: Path
+
+    @property
+    def adds_modules(self) -> bool:  # type: ignore[override]
+        return bool(self.adapters.lora_rank)
+
+    @property
+    def trained_share(self) -> float:
+        """Of the FLOPs of training all weights: those that are kept have no gradients of their own."""
+        return 2 / 3 if self.adapters.lora_rank else 1.0
+
+    def prepare(self, model: nn.Module) -> None:
+        rank, alpha = self.adapters.lora_rank, self.adapters.lora_alpha
+        if not rank:
+            return
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            raise TenfoldError("Adapters are trained on one process: set lora_rank to 0, or start it without --launch.")
+        add_lora(model, rank, 2.0 * rank if alpha is None else alpha)
+
+    def finish(self, model: nn.Module, directory: Path) -> None:
+        if self.adapters.lora_rank:
+            write_adapter(cast(Any, model), directory / "adapter", str(self.directory))
+            merge_lora(model)
 
 
 def model_of(config: RunConfig) -> Path:
