@@ -30,7 +30,6 @@ def chat_model(directory, seed=0, template=TEMPLATE):
     spec = ModelSpec(
         name="tiny", dim=32, n_layers=2, n_heads=2, n_kv_heads=2, head_dim=16, ffn_dim=64, vocab_size=vocabulary.size, context=256
     )
-    directory.mkdir(parents=True)
-    save_tokenizer(tokenizer, vocabulary, directory)
     write_model(Llama(spec), directory)
+    save_tokenizer(tokenizer, vocabulary, directory)
     return directory

@@ -60,10 +60,9 @@ def make_model(directory, seed):
     )
     model = Llama(spec)
     torch.nn.init.normal_(model.head.weight, std=0.3)
-    directory.mkdir()
+    write_model(model, directory)
     save_tokenizer(tokenizer, trained_vocabulary(tokenizer.get_vocab_size()), directory)
     (directory / "chat_template.jinja").write_text(TEMPLATE)
-    write_model(model, directory)
     return directory
 
 

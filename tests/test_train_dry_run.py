@@ -7,7 +7,7 @@ from run_configs import run_config
 
 from tenfold.circle.dry_run import beside_the_plan
 from tenfold.circle.layout import with_layout
-from tenfold.cli import run as tenfold
+from tenfold.cli.commands import run as tenfold
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.layout import for_world
 from tenfold.spec.model import ModelSpec

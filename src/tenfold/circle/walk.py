@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tenfold.spec.errors import NotInstalled, TenfoldError
-from tenfold.spec.files import write_json
+from tenfold.spec.files import make_folder, write_json
 from tenfold.spec.versions import read_document
 
 VERSION = 1  # of circle.json
@@ -27,7 +27,7 @@ def walk(home: Path, say: Say) -> dict[str, Any]:
 
     A room whose extra is not installed is skipped by a sentence. Raises TenfoldError where one fails; those before it stay done.
     """
-    home.mkdir(parents=True, exist_ok=True)
+    make_folder(home)
     found: dict[str, Any] = {}
     for name, room in rooms():
         began = time.monotonic()

@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 from msgspec import Meta, Struct
 
 from tenfold.learn.options import DPOOptions, GRPOOptions, Kind, KTOOptions, LoRAOptions, TuneSettings
-from tenfold.spec.commands import Home, Json, print_json
+from tenfold.spec.commands import Folder, Home, Json, print_json
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.ranges import Text
 
 if TYPE_CHECKING:
     from tenfold.train.result import RunResult
 
+GivenName = Annotated[str, Meta(pattern=r"^[\w][\w. -]*$", max_length=200, extra={"words": "a name of letters, digits and - . _"})]
 Model = Annotated[Path, Meta(description="The model to begin from: a generation, a Hugging Face directory or a GGUF file.")]
-Data = Annotated[str, Meta(description="Rows as JSON lines or Parquet, a feedback database, or its SQLite file.")]
-Name = Annotated[str, Meta(description="The name of the new generation.")]
-Generation = Annotated[Path, Meta(description="The generation's directory.")]
+Data = Annotated[Text, Meta(description="Rows as JSON lines or Parquet, a feedback database, or its SQLite file.")]
+Name = Annotated[GivenName, Meta(description="The name of the new generation.")]
+Generation = Annotated[Folder, Meta(description="The generation's directory.")]
 
 
 class ServerOptions(Struct, frozen=True):

@@ -16,7 +16,7 @@ from tenfold.data.conversations.chats import Chat, prompt_of, read_chats
 from tenfold.data.conversations.preferences import read_preferences, read_rated
 from tenfold.learn.options import Kind
 from tenfold.spec.errors import TenfoldError
-from tenfold.spec.files import whole_folder, write_json
+from tenfold.spec.files import whole_folder, write_json, write_text
 
 if TYPE_CHECKING:
     from tenfold.serve.feedback.feedback import Feedback
@@ -39,7 +39,7 @@ def parts_of(source: str, folder: Path, share: float, kind: Kind = "sft") -> dic
             raise TenfoldError(f"{source} leaves no chats for {part}: gather more, from more users.")
     with whole_folder(folder) as scratch:
         for part in PARTS:
-            (scratch / f"{part}.jsonl").write_text("".join(f"{row}\n" for row in sorted(rows[part])))  # whoever spoke first
+            write_text(scratch / f"{part}.jsonl", "".join(f"{row}\n" for row in sorted(rows[part])))  # whoever spoke first
     return files
 
 

@@ -96,7 +96,8 @@ def gate(new: Path, against: Path, home: Path) -> dict[str, Any]:
     key = f"learn/gate/{hashlib.sha256(json.dumps(hashes).encode()).hexdigest()[:12]}"
     verdict = new / "gate.json"
     if not verdict.exists() or read_gate(new)["forecast"] != key:
-        write_versioned(verdict, {"new": str(new), "old": str(against), "hashes": hashes, **_judge(new, old, home, key, hashes)})
+        names = {"new": str(new.resolve()), "old": str(against.resolve())}
+        write_versioned(verdict, {**names, "hashes": hashes, **_judge(new, old, home, key, hashes)})
     judged = read_gate(new)
     outcome(home, key, judged["test"]["mean"])
     return judged

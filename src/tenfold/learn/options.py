@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+from tenfold.spec.ranges import Count, LearningRate, Positive, Seed, SeqLen
+
 Kind = Literal["sft", "dpo", "kto"]
 DPOLoss = Literal["sigmoid", "ipo", "sigmoid_norm"]
 GRPOLoss = Literal["dapo", "dr_grpo", "bnpo", "grpo"]
@@ -88,10 +90,10 @@ class GRPOConfig(GRPOOptions, frozen=True, kw_only=True, forbid_unknown_fields=T
 class TuneSettings(Struct, frozen=True):
     """How long and how fast a model is tuned."""
 
-    steps: Annotated[int, Meta(gt=0, description="Steps of the optimizer.")] = 20
-    seq_len: Annotated[int, Meta(gt=0, description="Tokens in a row; longer chats lose their end.")] = 128
-    batch_size: Annotated[int, Meta(gt=0, description="Rows in a step.")] = 4
-    learning_rate: Annotated[float | None, Meta(description="Of a hidden matrix of the base width, at the peak.")] = None
-    max_epochs: Annotated[float, Meta(gt=0, description="How often a chat may be read.")] = 4.0
+    steps: Annotated[Count, Meta(description="Steps of the optimizer.")] = 20
+    seq_len: Annotated[SeqLen, Meta(description="Tokens in a row; longer chats lose their end.")] = 128
+    batch_size: Annotated[Count, Meta(description="Rows in a step.")] = 4
+    learning_rate: Annotated[LearningRate | None, Meta(description="Of a hidden matrix of the base width, at the peak.")] = None
+    max_epochs: Annotated[Positive, Meta(description="How often a chat may be read.")] = 4.0
     held_out: Annotated[float, Meta(gt=0, lt=0.5, description="Share of users kept for the gate; as many for validation.")] = 0.2
-    seed: Annotated[int, Meta(description="Seed of the order of the chats.")] = 0
+    seed: Annotated[Seed, Meta(description="Seed of the order of the chats.")] = 0

@@ -86,5 +86,5 @@ def _run(model: Path, generation: Path, fields: dict[str, Any], quiet: bool) -> 
 def _write_lineage(result: RunResult, generation: Path, model: Path, source: str, files: dict[str, Path]) -> None:
     if result.finished and not (generation / "lineage.json").exists():
         data = {part: sha256(path) for part, path in files.items()}
-        begun = {"path": str(model), "sha256": weights_hash(model)}
+        begun = {"path": str(model.resolve()), "sha256": weights_hash(model)}
         write_versioned(generation / "lineage.json", {"init_from": begun, "source": without_secrets(source), "data": data})

@@ -5,16 +5,19 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from tenfold.spec.commands import Json, print_json
+from tenfold.spec.commands import Folder, Json, print_json
+from tenfold.spec.ranges import Seed
+
+Experts = Annotated[int, Meta(ge=1, le=2**16)]
 
 
 def upcycle(
     dense: Annotated[Path, Meta(description="A generation, or a Hugging Face directory or GGUF file of a dense Llama 3.")],
     /,
     *,
-    out: Annotated[Path, Meta(description="Where the model with experts is written, in Hugging Face layout.")],
-    experts: Annotated[int, Meta(description="Experts in each layer; a token goes through one of them and a shared one.")] = 16,
-    seed: Annotated[int, Meta(description="Seed of the routers.")] = 0,
+    out: Annotated[Folder, Meta(description="Where the model with experts is written, in Hugging Face layout.")],
+    experts: Annotated[Experts, Meta(description="Experts in each layer; a token goes through one of them and a shared one.")] = 16,
+    seed: Annotated[Seed, Meta(description="Seed of the routers.")] = 0,
     json: Json = False,
 ) -> None:
     """Make a dense Llama 3 into a Llama 4 with experts that computes the same, to be trained on.

@@ -44,5 +44,5 @@ def merge_lora(model: nn.Module) -> None:
         if isinstance(module, LoRALinear):
             module.weight += module.scale * module.lora_b @ module.lora_a
             del module.lora_a, module.lora_b
-            module.__class__ = nn.Linear
+            module.__class__ = nn.Linear  # type: ignore[assignment]
     model.requires_grad_(True)

@@ -15,12 +15,15 @@ from tenfold.rank.family import NAME
 from tenfold.rank.metrics import USERS, popularity, quality_of, scorer_of
 from tenfold.spec.errors import TenfoldError
 from tenfold.train.config import RunConfig
+from tenfold.train.contradictions import refuse
 from tenfold.train.parallel.processes import on_first_process_then_all
 from tenfold.train.resolve import resolve_hyperparameters, resolve_model
 from tenfold.train.run import Run
 from tenfold.train.run_file import task_settings
 from tenfold.train.task import Batch, LossSums, Rows, TaskBase
 from tenfold.train.tasks.pretrain import HostRows
+
+UNUSED = ("data.mixture", "data.images", "data.image_share", "data.vocab_size", "data.cache_gib", "data.max_epochs")
 
 
 class RankConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -36,6 +39,8 @@ class Ranking(TaskBase):
     def __init__(self, config: RunConfig, interactions: Interactions):
         """Raises TenfoldError for a model of another family, or of another context than the rows have."""
         task_settings(config, RankConfig)
+        for key in UNUSED:
+            refuse(config, key, f'the task is "{NAME}"')
         self.interactions = interactions
         self.vocab_size, self.directory = interactions.vocab_size, interactions.directory
         self.spec, tokens = resolve_model(config, self.vocab_size)

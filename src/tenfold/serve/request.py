@@ -67,13 +67,14 @@ class Request:
     """A prompt and what is asked about it.
 
     `generate` continues the prompt as `sampling` says. `embed` gives the mean of its last hidden states, and `score` the
-    log-probability of each of its tokens after the first.
+    log-probability of each of its tokens after the first. Owners who ask at the same time get equal shares of the engine.
     """
 
     id: str
     tokens: list[int]
     sampling: Sampling = field(default_factory=Sampling)
     task: RequestTask = "generate"
+    owner: str = ""
 
     @property
     def generates(self) -> bool:

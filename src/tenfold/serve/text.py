@@ -60,7 +60,12 @@ class TextSide:
             raise TenfoldError(
                 f"The prompt has at least {least} tokens: {least - self.limit} or more too many for the context of {self.limit}."
             )
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+        # By its batches alone does the tokenizer let other threads run meanwhile.
+        return self.tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+
+    def decode(self, tokens: list[int]) -> str:
+        """The text of tokens, special ones too."""
+        return self.tokenizer.decode_batch([tokens], skip_special_tokens=False)[0]
 
     def check_fits(self, rows: int) -> None:
         """Raises TenfoldError if the tokenizer has a token without a row in a model of `rows`."""

@@ -21,8 +21,11 @@ class Given(dict[str, Any], Generic[Struct]):
     """
 
 
+# Paths that may be missing, but if there must be of this kind.
+File = Annotated[Path, Meta(extra={"kind": "file"})]
+Folder = Annotated[Path, Meta(extra={"kind": "folder"})]
 Json = Annotated[bool, Meta(description="Print one JSON object instead of text.")]
-Home = Annotated[Path, Meta(description="Where the generations are kept.")]
+Home = Annotated[Folder, Meta(description="Where the generations are kept.")]
 
 
 def print_json(value: Any) -> None:

@@ -98,7 +98,7 @@ def start_run(task: Task, config: RunConfig, directory: Path, watchdog: Watchdog
         rows_of=opened.enter_context(_rows(task, directory, dims, resolved)),
         watchdog=watchdog,
         metrics=opened.enter_context(_metrics(config, record, dims, None if saved is None else state.step)),
-        timer=opened.enter_context(GoodputTimer(directory / "time.jsonl" if dims.rank == 0 else None, state.step)),
+        timer=GoodputTimer(directory / "time.jsonl" if dims.rank == 0 else None, state.step),
         stop=opened.enter_context(stop_on_signals()),
         state=state,
         saved=saved,

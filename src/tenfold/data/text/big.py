@@ -7,7 +7,6 @@ What comes out is Parquet, which `tenfold data build` reads. Unlike there, clust
 checked once more after a band is shared.
 """
 
-import json
 import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,7 +80,12 @@ def clean_big(
     for name, count, steps in stages:
         more = options | ({"job_name": f"tenfold-{name}"} if on == "slurm" else {})
         before = executor(steps, tasks=count, logging_dir=str(out / "logs" / name), depends=before, **more)
-    before.run()  # and what it depends on first
+    try:
+        before.run()  # and what it depends on first
+    except RuntimeError:
+        if any(Path(folder["filtered"]).glob("*")):
+            raise
+        raise TenfoldError(f"{source} has no usable text: {out / 'dropped'} says what was left out.") from None
 
 
 def _require_same(out: Path, recipe: dict[str, Any]) -> None:
@@ -128,8 +132,7 @@ class Filter:
                 dropped[problem] = dropped.get(problem, 0) + 1
             else:
                 yield document
-        self.out.mkdir(parents=True, exist_ok=True)
-        (self.out / f"{rank:05}.json").write_text(json.dumps(dropped))
+        write_json(self.out / f"{rank:05}.json", dropped)
 
 
 def signature_step(folder: str) -> Any:

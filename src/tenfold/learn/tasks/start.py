@@ -11,7 +11,10 @@ from tenfold.model.io.peft import write_adapter
 from tenfold.model.lora import add_lora, merge_lora
 from tenfold.spec.errors import TenfoldError
 from tenfold.train.config import RunConfig
+from tenfold.train.contradictions import refuse
 from tenfold.train.task import TaskBase
+
+UNUSED = ("data.mixture", "data.images", "data.image_share", "data.vocab_size", "data.cache_gib")
 
 
 class TuningTask(TaskBase):
@@ -45,7 +48,9 @@ class TuningTask(TaskBase):
 
 
 def model_of(config: RunConfig) -> Path:
-    """The model to begin from. Raises TenfoldError where the run file names none."""
+    """The model to begin from. Raises TenfoldError where the run file names none, or has settings that no tuning uses."""
+    for key in UNUSED:
+        refuse(config, key, f'the task is "{config.task["name"]}"')
     if config.init_from is None:
         raise TenfoldError("Fine-tuning needs a model to begin from: give init_from.")
     return Path(config.init_from)

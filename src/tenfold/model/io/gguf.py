@@ -26,6 +26,7 @@ _SPLITS: dict[str, list[Any]] = {
     ],
 }
 _CONTROL = 3  # token type of special tokens in `tokenizer.ggml.token_type`
+_LONGEST_ARRAY = 2**21  # of a header; the largest vocabularies have some 2^18 tokens
 
 
 def read_gguf(path: Path) -> tuple[ModelSpec, dict[str, Callable[[], Tensor]]]:
@@ -34,6 +35,21 @@ def read_gguf(path: Path) -> tuple[ModelSpec, dict[str, Callable[[], Tensor]]]:
     Raises TenfoldError where the file cannot be read or is of an architecture of no family.
     """
     reader = _open(path)
+    try:
+        spec, names = _spec(reader, path)
+        return spec, _tensors(reader, spec, names)
+    except (KeyError, StopIteration) as error:
+        raise TenfoldError(f"{path} is no model that can be read: it lacks {error}.") from None
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise TenfoldError(f"{path} is no model that can be read: {error}.") from None
+
+
+def gguf_sizes(path: Path) -> list[int]:
+    """How many weights each tensor of a GGUF file has."""
+    return [int(t.n_elements) for t in _open(path).tensors]
+
+
+def _spec(reader: Any, path: Path) -> tuple[ModelSpec, GGUFNames]:
     architecture = reader.fields["general.architecture"].contents()
     family, names = _family(path, architecture)
     if "rope_freqs.weight" in {t.name for t in reader.tensors}:
@@ -58,7 +74,7 @@ def read_gguf(path: Path) -> tuple[ModelSpec, dict[str, Callable[[], Tensor]]]:
         rope_theta=float(fields.get("rope.freq_base", 10000.0)),
         norm_eps=float(f"{fields['attention.layer_norm_rms_epsilon']:.6g}"),
     )
-    return spec, _tensors(reader, spec, names)
+    return spec, names
 
 
 def _family(path: Path, architecture: str) -> tuple[str, GGUFNames]:
@@ -128,7 +144,7 @@ def read_gguf_text_fields(path: Path) -> dict[str, Any]:
 @lru_cache(maxsize=2)  # parsing a vocabulary of 50,000 takes seconds
 def _open(path: Path) -> Any:
     try:
-        from gguf import GGUFReader
+        from gguf import GGUFReader, GGUFValueType
     except ImportError:
         raise NotInstalled("Reading GGUF files needs a package: pip install 'tenfold[gguf]'.") from None
 
@@ -137,7 +153,14 @@ def _open(path: Path) -> Any:
             # Its hundred thousand slices of a vocabulary are twice as fast of a plain array as of a memory map.
             super().__setattr__(name, np.asarray(value) if name == "data" else value)
 
+        def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+            if raw_type == GGUFValueType.ARRAY:
+                kind, length = int(self._get(orig_offs, np.uint32)[0]), int(self._get(orig_offs + 4, np.uint64)[0])
+                if kind == GGUFValueType.ARRAY or length > min(_LONGEST_ARRAY, len(self.data) - orig_offs):
+                    raise ValueError(f"its header has an array of {length} values at byte {orig_offs}")
+            return super()._get_field_parts(orig_offs, raw_type)
+
     try:
         return Reader(path)
-    except (OSError, ValueError, IndexError) as error:
+    except (OSError, ValueError, IndexError, KeyError, TypeError, ArithmeticError) as error:
         raise TenfoldError(f"{path} cannot be read as GGUF: {error}.") from None

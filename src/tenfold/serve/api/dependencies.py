@@ -10,12 +10,14 @@ Parts of other packages use the same names. A route answers every key, unless it
         return (await models.get("")).backend.max_model_len
 """
 
+from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from pydantic import BaseModel
 from starlette.requests import HTTPConnection
 
+from tenfold.serve.api.budget import Place
 from tenfold.serve.api.errors import ApiError
 from tenfold.serve.api.keys import Caller
 from tenfold.serve.api.models import Models
@@ -57,6 +59,15 @@ ServedModels = Annotated[Models, Depends(_models)]
 OptionalFeedback = Annotated[Feedback | None, Depends(_optional_feedback)]
 KeptFeedback = Annotated[Feedback, Depends(_feedback)]
 Owner = Annotated[str, Depends(_owner)]  # of what the request stores: the caller's name
+
+
+async def _place(caller: CurrentCaller) -> AsyncIterator[Place]:
+    place = Place(caller)
+    with place.holds:
+        yield place
+
+
+Placed = Annotated[Place, Depends(_place)]
 
 
 def gives(model: type[BaseModel]) -> dict[str, Any]:

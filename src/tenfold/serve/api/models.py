@@ -91,11 +91,15 @@ class Models:
         if found is None or found.leaving:
             return None
         if not found.backend.is_alive:
-            self._retire(self.loaded.pop(name))
+            self._retire(self._unload(name))
             return None
         found.used = time.monotonic()
         self.loaded[name] = self.loaded.pop(name)
         return found
+
+    def _unload(self, name: str) -> ServedModel:
+        self.metrics.gone(name)
+        return self.loaded.pop(name)
 
     async def _load(self, name: str, options: EngineOptions) -> ServedModel:
         text, backend = await self._load_parts(options)
@@ -131,8 +135,7 @@ class Models:
         while len(self.loaded) >= self.limits.max_loaded:
             gone = next((m for m in self.loaded.values() if m.idle or not m.backend.is_alive), None)
             if gone is not None:
-                del self.loaded[gone.name]
-                await gone.stop()
+                await self._unload(gone.name).stop()
                 continue
             if time.monotonic() > patient_until:
                 next(iter(self.loaded.values())).leaving = True

@@ -17,6 +17,11 @@ Text = Annotated[str, Field(max_length=10_000_000)]
 Stop = Annotated[str, Field(max_length=1000)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
+Metadata = Annotated[  # as much as OpenAI takes
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
+]
+_MAX_MESSAGES = 16_384
+
 
 def _without_zeros(bias: Any) -> Any:
     """A bias of 0 changes nothing, whatever its token."""
@@ -123,7 +128,7 @@ class ResponseFormat(Body):
 
 
 class ChatRequest(SamplingFields):
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=_MAX_MESSAGES)]
     max_tokens: Annotated[int, Field(ge=0, le=2**31)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=0, le=2**31)] | None = None
     logprobs: bool | None = None
@@ -167,7 +172,7 @@ class ResponsesRequest(Body):
     text: dict[str, Any] | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Metadata | None = None
     user: str | None = None
 
 
@@ -197,12 +202,12 @@ class SwapRequest(BaseModel):
 class TokenizeRequest(Body):
     model: str = ""
     prompt: Text | None = None
-    messages: list[Message] | None = None
+    messages: Annotated[list[Message], Field(max_length=_MAX_MESSAGES)] | None = None
 
 
 class DetokenizeRequest(Body):
     model: str = ""
-    tokens: list[Annotated[int, Field(ge=0, lt=2**31)]]
+    tokens: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=1_000_000)]
 
 
 class ModelList(BaseModel):

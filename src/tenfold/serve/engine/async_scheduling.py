@@ -6,7 +6,7 @@ sequence that turns out to be finished has one superfluous row in the step under
 
 import time
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -53,8 +53,7 @@ class AsyncSchedulingEngine(Engine):
         scheduler, config = self.scheduler, self.scheduler.config
         if scheduler.blocks.n_free < len(scheduler.running) + config.max_num_batched_tokens // BLOCK + 1:
             return False
-        next_ones = islice(scheduler.waiting, config.max_num_seqs)
-        return all(s.request.is_plain for s in chain(scheduler.running, next_ones))
+        return all(s.request.is_plain for s in chain(scheduler.running, scheduler.waiting))
 
     def _start(self, work: list[ScheduledSequence]) -> StepInFlight:
         rows = make_input(work)

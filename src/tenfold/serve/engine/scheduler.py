@@ -3,10 +3,14 @@
 A prompt and a reply differ only in how many of their tokens are not computed yet. A running sequence keeps running while
 there are blocks. When there are none, the sequence that came last gives its blocks back and starts again later
 (recomputation; its prefix may still be found in the cache).
+
+Owners share fairly: of those with something to compute, the one for whom the fewest tokens were computed goes first (the virtual
+token counter of Sheng et al., 2024, arXiv:2401.00588). Within an owner the first to come goes first.
 """
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
+from itertools import chain
 
 from tenfold.serve.engine.blocks import BlockManager
 from tenfold.serve.request import Sequence
@@ -48,6 +52,7 @@ class Scheduler:
         self.blocks, self.config = blocks, config
         self.waiting: deque[Sequence] = deque()
         self.running: dict[Sequence, None] = {}  # in the order of arrival
+        self.served: Counter[str] = Counter()  # tokens computed for each owner
         self.preemptions = self.prefix_queries = self.prefix_hits = 0
 
     @property
@@ -55,7 +60,17 @@ class Scheduler:
         return bool(self.waiting or self.running)
 
     def add(self, sequence: Sequence) -> None:
+        """Let a sequence wait. An owner who had nothing here saves up no claim: it begins level with the one served least."""
+        owner, active = sequence.request.owner, {s.request.owner for s in chain(self.running, self.waiting)}
+        if not active:
+            self.served.clear()
+        elif owner not in active:
+            self.served[owner] = max(self.served[owner], min(self.served[name] for name in active))
         self.waiting.append(sequence)
+
+    def _turn(self, sequence: Sequence) -> int:
+        """Less for what goes first: replies, then prompts of the owner who was served least."""
+        return 1 + self.served[sequence.request.owner] if len(sequence.tokens) - sequence.computed > 1 else 0
 
     def step(self) -> list[ScheduledSequence]:
         """The tokens to compute in this step. The blocks for all of them are taken."""
@@ -63,24 +78,36 @@ class Scheduler:
         if not any(s.n_output for s in self.running):
             budget = max(budget, config.max_num_prompt_tokens)
         work: list[ScheduledSequence] = []
-        turn = sorted(self.running, key=lambda s: len(s.tokens) - s.computed > 1)  # stable: replies before prompts
-        for sequence in turn:
+        for sequence in sorted(self.running, key=self._turn):  # stable
+            if self.waiting:
+                budget -= self._start_waiting(budget, work, before=self._turn(sequence))
             if budget and sequence in self.running and (piece := self._piece(sequence, budget, work)):
                 budget -= piece.count
-                work.append(piece)
-        while self.waiting and budget and len(self.running) < config.max_num_seqs:
-            if not self._admit(self.waiting[0]):
+                self._take(piece, work)
+        self._start_waiting(budget, work, before=float("inf"))
+        return work
+
+    def _start_waiting(self, budget: int, work: list[ScheduledSequence], before: float) -> int:
+        """Let waiting sequences run whose turn comes `before`, as long as there is room; the tokens of `budget` that they take."""
+        left = budget
+        while self.waiting and left and len(self.running) < self.config.max_num_seqs:
+            sequence = min(self.waiting, key=lambda s: self.served[s.request.owner])
+            if 1 + self.served[sequence.request.owner] >= before or not self._admit(sequence):
                 break
-            sequence = self.waiting.popleft()
+            self.waiting.remove(sequence)
             self.running[sequence] = None
-            piece = ScheduledSequence(sequence, min(budget, len(sequence.tokens) - sequence.computed))
+            piece = ScheduledSequence(sequence, min(left, len(sequence.tokens) - sequence.computed))
             if not self.blocks.grow(sequence.blocks, sequence.computed + piece.count):
                 self._preempt(sequence)
                 self.preemptions -= 1  # it never ran
                 break
-            budget -= piece.count
-            work.append(piece)
-        return work
+            left -= piece.count
+            self._take(piece, work)
+        return budget - left
+
+    def _take(self, piece: ScheduledSequence, work: list[ScheduledSequence]) -> None:
+        work.append(piece)
+        self.served[piece.sequence.request.owner] += piece.count
 
     def _piece(self, sequence: Sequence, budget: int, work: list[ScheduledSequence]) -> ScheduledSequence | None:
         """The next tokens of a running sequence; sequences that came later may lose their blocks for them."""

@@ -8,12 +8,14 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tenfold.serve.feedback.feedback import Feedback, corrections, pairs, ratings, responses
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.files import whole_file
 
 FORMATS = ("dpo", "kto", "sft")
 _DAY = 86400
@@ -34,7 +36,7 @@ def export(feedback: Feedback, format: str, out: Path, *, test_share: float = 0.
         raise TenfoldError(f"There is no format {format!r}: ask for one of {', '.join(FORMATS)}.")
     made, seen, given = Exported(), set(), Counter[tuple[str, int]]()
     answers = {row.id: row for row in feedback.rows(responses)}
-    with out.open("w") as train, out.with_suffix(".test.jsonl").open("w") as test:
+    with _whole(out) as train, _whole(out.with_suffix(".test.jsonl")) as test:
         for user, created, used, row in _ROWS[format](feedback, answers, made.left_out):
             digest = hashlib.sha256(json.dumps(row, sort_keys=True).encode()).digest()
             given[user, int(created // _DAY)] += 1
@@ -52,6 +54,12 @@ def export(feedback: Feedback, format: str, out: Path, *, test_share: float = 0.
                 train.write(json.dumps(row, ensure_ascii=False) + "\n")
             seen.add(digest)
     return made
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[TextIO]:
+    with whole_file(path) as scratch, scratch.open("w") as stream:
+        yield stream
 
 
 # user, time, the answers used, the row

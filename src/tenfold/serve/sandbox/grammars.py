@@ -11,7 +11,7 @@ from tenfold.spec.errors import TenfoldError
 
 Kind = Literal["JSON schema", "regular expression", "grammar"]
 # Of llguidance: less than its defaults, which let one grammar take half a gigabyte and 100 ms of a step.
-_LIMITS = {
+_LIMITS: dict[str, Any] = {
     "step_lexer_fuel": 100_000,
     "step_max_items": 20_000,
     "max_lexer_states": 50_000,

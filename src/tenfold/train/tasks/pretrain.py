@@ -23,6 +23,7 @@ from tenfold.model.moe import use_aux_loss
 from tenfold.model.mtp import add_mtp, mtp_weights
 from tenfold.spec.model import ModelSpec
 from tenfold.train.config import PretrainingConfig, RunConfig
+from tenfold.train.contradictions import refuse
 from tenfold.train.identity import as_begun
 from tenfold.train.parallel.processes import on_first_process_then_all, start_processes
 from tenfold.train.resolve import resolve_hyperparameters, resolve_model
@@ -73,6 +74,7 @@ class Pretraining(TaskBase):
         self.config, self.corpus = config, corpus
         self.vocab_size = corpus.vocab_size
         self.spec, tokens = resolve_model(config, corpus.vocab_size)
+        _refuse_idle(self.settings, self.spec)
         h = resolve_hyperparameters(config, tokens)
         self.is_remote, self.adds_modules = corpus.is_remote, bool(self.settings.mtp)
         self.images = _images(config, corpus, self.spec, home)
@@ -91,6 +93,7 @@ class Pretraining(TaskBase):
     @classmethod
     def open(cls, config: RunConfig, home: Path, *, quiet: bool = False) -> "Pretraining":
         """The task of a run file: its text is built in `home`, by one process, where it is not there yet."""
+        task_settings(config, PretrainingConfig)
         return cls(config, on_first_process_then_all(lambda: open_text(config, home, quiet=quiet)), home)
 
     def _require(self, steps: int) -> None:
@@ -176,6 +179,19 @@ class Pretraining(TaskBase):
             nats = sum(run.loss_of(HostRows(rows).on(run.device, slice(None))) for rows in batches)
             bits_per_byte[name] = run.dims.total(nats)[0] / math.log(2) / size
         return bits_per_byte
+
+
+def _refuse_idle(settings: PretrainingConfig, spec: ModelSpec) -> None:
+    """Raises TenfoldError for settings without effect."""
+    dense, alone = not spec.n_experts, settings.load_balancing == "none"
+    for key, why, holds in (
+        ("mtp_weight", "mtp is 0", not settings.mtp),
+        ("load_balancing", "the model has no experts", dense),
+        ("load_balancing_rate", "the model has no experts", dense),
+        ("load_balancing_rate", 'load_balancing is "none"', alone),
+    ):
+        if holds:
+            refuse(settings, key, why, "The table [task]")
 
 
 def _images(config: RunConfig, corpus: Corpus | Mixture, spec: ModelSpec, home: Path) -> ImageCorpus | None:

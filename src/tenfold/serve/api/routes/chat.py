@@ -11,7 +11,8 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response
 from openai.types.chat import ChatCompletion
 
-from tenfold.serve.api.dependencies import CurrentCaller, OptionalFeedback, ServedModels, streams
+from tenfold.serve.api.budget import Place
+from tenfold.serve.api.dependencies import OptionalFeedback, Placed, ServedModels, streams
 from tenfold.serve.api.errors import ApiError
 from tenfold.serve.api.keys import Caller
 from tenfold.serve.api.models import Models
@@ -30,11 +31,11 @@ _CALL_BEGINS = ("<tool_call>", "<|python_tag|>", "{")
 
 @router.post("/v1/chat/completions", **streams(ChatCompletion))
 async def chat_completions(
-    body: ChatRequest, request: HttpRequest, caller: CurrentCaller, models: ServedModels, feedback: OptionalFeedback
+    body: ChatRequest, request: HttpRequest, place: Placed, models: ServedModels, feedback: OptionalFeedback
 ) -> Response:
-    conversation = await until_disconnect(request, prepare(models, body, caller))
+    conversation = await until_disconnect(request, prepare(models, body, place))
     if body.stream:
-        return await stream(chunks(conversation, feedback))
+        return await stream(request, chunks(conversation, feedback))
     return JSONResponse(await until_disconnect(request, answer(conversation, feedback)))
 
 
@@ -52,30 +53,31 @@ class Conversation:
     created: int = field(default_factory=lambda: int(time.time()))
 
 
-async def prepare(models: Models, body: ChatRequest, caller: Caller) -> Conversation:
+async def prepare(models: Models, body: ChatRequest, place: Place) -> Conversation:
     """Check a chat request and make its prompt. Raises ApiError or TenfoldError in one sentence."""
     body.check_stream_options()
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs: true.", param="top_logprobs")
     model = await models.get(body.model)
-    messages = [plain(message) for message in body.messages]
+    model.admit(place, body.n or 1)
     tools = [t.model_dump(exclude_none=True) for t in body.tools or () if t.function is not None]
     tools += [{"type": "function", "function": f.model_dump(exclude_none=True)} for f in body.functions or ()]
     must_call = _must_call(body, tools)
     if body.tool_choice == "none":
         tools = []
+    messages = await model.prompt(lambda: [plain(message) for message in body.messages])
     tokens = await _tokens(model, messages, tools)
     model.check_tokens(body.logit_bias or (), "logit_bias")
     wanted = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     sampling = body.sampling(
-        max_tokens=model.admit(tokens, wanted),
+        max_tokens=model.room(tokens, wanted),
         stop_tokens=model.text.stop_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         grammar=await model.grammar(_grammar(body, tools, must_call)),
     )
-    request = Request(new_id("chatcmpl"), tokens, sampling)
+    request = Request(new_id("chatcmpl"), tokens, sampling, owner=place.owner)
     names = {t["function"]["name"] for t in tools}
-    return Conversation(body, model, request, messages, names, must_call, caller)
+    return Conversation(body, model, request, messages, names, must_call, place.caller)
 
 
 def plain(message: Message) -> dict[str, Any]:
@@ -138,11 +140,17 @@ async def answer(chat: Conversation, feedback: Feedback | None) -> dict[str, Any
     async for delta in _deltas(chat):
         gathered[delta.index].add(delta)
     await keep(chat, gathered, feedback)
+    # Log-probabilities have their tokens as text, which takes long for many.
+    choices = await asyncio.to_thread(_choices, chat, gathered) if chat.body.logprobs else _choices(chat, gathered)
+    return {**_head(chat, "chat.completion"), "choices": choices, "usage": _usage(chat, gathered)}
+
+
+def _choices(chat: Conversation, gathered: list[Gathered]) -> list[dict[str, Any]]:
     choices = []
     for i, g in enumerate(gathered):
         said, finish = message(chat, g)
         choices.append({"index": i, "message": said, "logprobs": _logprobs(chat, g.logprobs), "finish_reason": finish})
-    return {**_head(chat, "chat.completion"), "choices": choices, "usage": _usage(chat, gathered)}
+    return choices
 
 
 def message(chat: Conversation, g: Gathered) -> tuple[dict[str, Any], str | None]:
