@@ -2,16 +2,22 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta, Struct
 
-from tenfold.learn.tune import TuneSettings
+from tenfold.learn.options import DPOOptions, GRPOOptions, Kind, KTOOptions, TuneSettings
 from tenfold.spec.commands import Folder, Home, Json, print_json
 from tenfold.spec.errors import TenfoldError
-from tenfold.spec.ranges import Text
+from tenfold.spec.ranges import SeqLen, Text
 
-Name = Annotated[str, Meta(pattern=r"^[\w][\w. -]*$", max_length=200, extra={"words": "a name of letters, digits and - . _"})]
+if TYPE_CHECKING:
+    from tenfold.train.result import RunResult
+
+Model = Annotated[Path, Meta(description="The model to begin from: a generation, a Hugging Face directory or a GGUF file.")]
+Data = Annotated[Text, Meta(description="Rows as JSON lines or Parquet, a feedback database, or its SQLite file.")]
+NAME = Meta(pattern=r"^[\w][\w. -]*$", max_length=200, extra={"words": "a name of letters, digits and - . _"})
+Name = Annotated[str, NAME, Meta(description="The name of the new generation.")]
 Generation = Annotated[Folder, Meta(description="The generation's directory.")]
 
 
@@ -23,13 +29,13 @@ class ServerOptions(Struct, frozen=True):
 
 
 def sft(
-    model: Annotated[Path, Meta(description="The model to begin from: a generation, a Hugging Face directory or a GGUF file.")],
+    model: Model,
     /,
     *,
-    data: Annotated[Text, Meta(description="JSON lines of chats, a feedback database, or its SQLite file.")],
+    data: Data,
     settings: TuneSettings = TuneSettings(),
     home: Home = Path("generations"),
-    name: Annotated[Name, Meta(description="The name of the new generation.")] = "sft",
+    name: Name = "sft",
     json: Json = False,
 ) -> None:
     """Fine-tune a model on chats; users or prompts are held out for the gate.
@@ -40,12 +46,112 @@ def sft(
     from tenfold.serve.options import model_path
 
     result = tune(model_path(model), data, home / name, settings, quiet=json)
+    _report(result, f"{result.loss:.4f} nats per token of the validation answers", json)
+
+
+def dpo(
+    model: Model,
+    /,
+    *,
+    data: Data,
+    settings: TuneSettings = TuneSettings(),
+    options: DPOOptions = DPOOptions(),
+    home: Home = Path("generations"),
+    name: Name = "dpo",
+    json: Json = False,
+) -> None:
+    """Let a model learn which of two answers people preferred (direct preference optimization).
+
+    Example: tenfold learn dpo generations/chat-1 --data feedback.db --name chat-2 --steps 100 --seq-len 512
+    """
+    from tenfold.learn.tune import tune
+    from tenfold.serve.options import model_path
+
+    result = tune(model_path(model), data, home / name, settings, options=options, quiet=json)
+    _report(result, f"a loss of {result.loss:.4f} on the validation pairs", json)
+
+
+def kto(
+    model: Model,
+    /,
+    *,
+    data: Data,
+    settings: TuneSettings = TuneSettings(),
+    options: KTOOptions = KTOOptions(),
+    home: Home = Path("generations"),
+    name: Name = "kto",
+    json: Json = False,
+) -> None:
+    """Let a model learn from answers that were rated one by one, as by thumbs (Kahneman-Tversky optimization).
+
+    Example: tenfold learn kto generations/chat-1 --data feedback.db --name chat-2 --steps 100 --seq-len 512
+    """
+    from tenfold.learn.tune import tune
+    from tenfold.serve.options import model_path
+
+    result = tune(model_path(model), data, home / name, settings, options=options, quiet=json)
+    _report(result, f"a loss of {result.loss:.4f} on the validation answers", json)
+
+
+def grpo(
+    model: Model,
+    /,
+    *,
+    rewards: Annotated[str, Meta(description="A Python file with functions named reward..., or reasoning-gym:TASK.")],
+    data: Annotated[str, Meta(description="Rows with a prompt; by default those that the rewards bring.")] = "",
+    settings: TuneSettings = TuneSettings(batch_size=64),
+    options: GRPOOptions = GRPOOptions(),
+    home: Home = Path("generations"),
+    name: Name = "grpo",
+    json: Json = False,
+) -> None:
+    """Let a model answer, and learn from what a function rewards (group relative policy optimization).
+
+    A step has --batch-size answers, of at most --seq-len tokens each with its prompt.
+
+    Example: tenfold learn grpo generations/chat-1 --rewards arithmetic.py --steps 100
+    """
+    from tenfold.learn.tune import tune_on_rewards
+    from tenfold.serve.options import model_path
+
+    result = tune_on_rewards(model_path(model), rewards, data or rewards, home / name, settings, options=options, quiet=json)
+    _report(result, f"a reward of {-result.loss:.4f} on the prompts that were kept", json)
+
+
+def show(
+    model: Model,
+    /,
+    *,
+    data: Data,
+    kind: Annotated[Kind, Meta(description="What would be learned from it.")] = "sft",
+    seq_len: Annotated[SeqLen, Meta(description="Tokens in a row; longer chats lose their end.")] = 128,
+    count: Annotated[int, Meta(ge=0, description="How many answers are printed.")] = 3,
+    json: Json = False,
+) -> None:
+    """Show what a run would learn before it runs: the text as the model reads it, what is learned of it marked, and counts.
+
+    Example: tenfold learn show generations/g1 --data chats.jsonl
+    """
+    from rich.console import Console
+
+    from tenfold.learn.show import find
+    from tenfold.learn.show import show as print_answers
+    from tenfold.serve.options import model_path
+
+    found = find(model_path(model), data, kind, seq_len)
+    if json:
+        print_json(found.counts)
+    else:
+        print_answers(model_path(model), found, count, Console())
+
+
+def _report(result: "RunResult", what: str, json: bool) -> None:
     if not result.finished:
         raise TenfoldError(f"Stopped and saved at step {result.step}: the same command goes on from there.")
     if json:
         print_json(asdict(result))
     else:
-        print(f"{home / name}: {result.loss:.4f} nats per token of the validation answers after {result.step} steps.")
+        print(f"{result.directory}: {what} after {result.step} steps.")
 
 
 def gate(

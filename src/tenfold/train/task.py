@@ -101,6 +101,10 @@ class Task(Protocol):
         """What a resumed run needs beside the step, as JSON values."""
         ...
 
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take what `state_dict` gave when the checkpoint was saved."""
+        ...
+
 
 class TaskBase:
     """A task that adds nothing to the model, has its rows at hand, and no state of its own."""
@@ -119,3 +123,6 @@ class TaskBase:
 
     def state_dict(self) -> dict[str, Any]:
         return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass

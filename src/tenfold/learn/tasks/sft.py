@@ -11,15 +11,17 @@ batch_size = 4
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Any, cast
 
+import numpy as np
 import torch
-from msgspec import Meta, Struct
 from torch import nn
 
 from tenfold.data.conversations.chats import read_chats
 from tenfold.data.conversations.packing import PackedChats, pack
 from tenfold.data.conversations.tokens import ChatEncoder
+from tenfold.learn.options import SFTConfig
+from tenfold.learn.tasks.start import check_rows, model_of
 from tenfold.spec.errors import TenfoldError
 from tenfold.train.config import RunConfig
 from tenfold.train.contradictions import refuse
@@ -30,14 +32,6 @@ from tenfold.train.task import Batch, LossSums, Rows, TaskBase
 from tenfold.train.tasks.pretrain import EVALUATION_ROWS, HostRows
 
 UNUSED = ("data.mixture", "data.images", "data.image_share", "data.vocab_size", "data.cache_gib")
-
-
-class SFTConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The table `[task]` of a run that fine-tunes on chats."""
-
-    name: str = "sft"
-    validation: Annotated[str | None, Meta(description="Chats to evaluate on; by default every tenth of the corpus.")] = None
-    evaluate_every: Annotated[int, Meta(ge=0, description="Steps between evaluations; 0 evaluates at the end alone.")] = 0
 
 
 class SFT(TaskBase):
@@ -51,12 +45,10 @@ class SFT(TaskBase):
         h = resolve_hyperparameters(config, tokens)
         self.draw = {"batch_size": h.batch_size, "seed": config.seed}
         self._flops_per_token = self.spec.train_flops_per_token(config.data.seq_len)
-        epochs = h.steps * h.batch_size / len(train)
-        if epochs > config.data.max_epochs:
-            raise TenfoldError(
-                f"The run would read its {len(train)} rows of chats {epochs:.1f} times: give more chats, ask for fewer tokens, or "
-                f"raise max_epochs in [data] ({config.data.max_epochs:g})."
-            )
+        check_rows(len(train), h.steps * h.batch_size, config.data.max_epochs)
+        stops = np.isin(train.rows.targets, sorted(encoder.vocabulary.stop_tokens)).sum()
+        if stops != train.answers:
+            raise TenfoldError(f"{train.answers} whole answers have {stops} stop tokens to learn: one of each answer is needed.")
 
     @classmethod
     def open(cls, config: RunConfig, home: Path, *, quiet: bool = False) -> "SFT":
@@ -64,9 +56,7 @@ class SFT(TaskBase):
         settings = task_settings(config, SFTConfig)
         for key in UNUSED:
             refuse(config, key, 'the task is "sft"')
-        if config.init_from is None:
-            raise TenfoldError("Fine-tuning needs a model to begin from: give init_from.")
-        encoder, seq_len = ChatEncoder.of(Path(config.init_from)), config.data.seq_len
+        encoder, seq_len = ChatEncoder.of(model_of(config)), config.data.seq_len
         chats, held = read_chats(Path(config.data.corpus)), []
         if settings.validation is None:
             chats, held = [c for i, c in enumerate(chats) if i % 10], chats[::10]
