@@ -13,8 +13,7 @@ import pytest
 import tomli_w
 from msgspec import Meta
 
-from tenfold.cli import run
-from tenfold.cli.commands import find
+from tenfold.cli.commands import find, run
 from tenfold.cli.options import UNSET, Option, meta, require_kinds
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.layout import Layout
@@ -26,6 +25,7 @@ from tenfold.train.config import PretrainingConfig, RunConfig
 from tenfold.train.resolve import check_settings, resolve_model
 from tenfold.train.run_file import config_from_fields, read_config, task_settings
 from tenfold.train.tasks.pretrain import Pretraining
+from tenfold.train.text import open_text
 
 COMMANDS = sorted({entry.value: name for name, entry in plugins("commands").items()}.values())
 # Of every kind something that a person can write and nobody means, and something that is right here or there.
@@ -245,6 +245,12 @@ def test_settings_of_the_task_that_have_no_effect_are_refused(task, sentence, co
     assert sentence in str(error.value)
 
 
+def test_a_vocabulary_that_a_built_corpus_does_not_have_is_refused(corpus, tmp_path):
+    fields = {"tokens": 20480, "model": {"width": 32}, "data": {"corpus": str(corpus.directory), "vocab_size": 999}}
+    with pytest.raises(TenfoldError, match="vocab_size in the table .data., 999, which has no effect where the text has 400"):
+        open_text(config_from_fields(fields, "run.toml"), tmp_path)
+
+
 def test_a_key_beside_the_width_changes_the_model():
     model = {"width": 32, "n_layers": 7, "vocab_size": 9999, "rope_scaling": {"factor": 4.0}}
     spec, _ = resolve_model(config_from_fields({"tokens": 20480, "model": model}, "run.toml"), 512)
@@ -282,9 +288,11 @@ law fit none.csv
 law fit binary.csv
 law fit other.csv
 law backtest binary.csv
+law fit other.csv --plot x.xyz
 data show empty
 data upload missing foo://x
 data build binary.bin --out made
+data clean empty --out made
 upcycle binary.bin --out made
 launch binary.toml --on slurm --nodes 2
 launch missing --on nope --nodes 2
