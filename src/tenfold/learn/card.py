@@ -22,7 +22,7 @@ def write_card(generation: Path, judged: dict[str, Any]) -> None:
         f"The gate {'let it pass' if judged['passed'] else 'refused it'} beside `{judged['old']}`.", "",
         "| check | verdict | found |", "|---|---|---|", *rows, "",
         "## Data", "",
-        *(f"- {part}: {count} rows" + (f" of {users[part]} users" if users else "") for part, count in people.get("rows", {}).items()),
+        *(f"- {part}: {count} rows, of {users.get(part, 'unknown')} users" for part, count in people.get("rows", {}).items()),
         f"- Copies left out: {people.get('copies', 0)}. Personal data scrubbed: {scrubbed}.",
         f"- Users deleted since, whose rows earlier sets or models hold: {len(people.get('deleted_users_still_in', {}))}.", "",
     ]  # fmt: skip
