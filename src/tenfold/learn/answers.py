@@ -57,10 +57,6 @@ class Model:
     def parameters(self) -> int:
         return sum(p.numel() for p in self.network.parameters())
 
-    @property
-    def finite(self) -> bool:
-        return all(bool(p.isfinite().all()) for p in self.network.parameters())
-
     @torch.no_grad()
     def nats(self, chats: Sequence[Chat]) -> np.ndarray:
         """The nats of each chat's last answer, in the model's own tokens: comparable whatever these are."""

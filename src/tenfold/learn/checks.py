@@ -14,7 +14,7 @@ import numpy as np
 from tenfold.data.conversations.chats import Chat
 from tenfold.learn.answers import Answer, Model, answers
 from tenfold.learn.data import Judgement
-from tenfold.learn.evaluate import Item, compared, learned, result
+from tenfold.learn.evaluate import Item, compared, groups, learned, result
 from tenfold.learn.lineage import read_lineage
 from tenfold.learn.personal import found as personal_data
 from tenfold.learn.statistics import PairedTest, mcnemar, paired_test, win_rate
@@ -139,14 +139,9 @@ def lineage(generation: Path) -> Check:
 def evaluated(both: Both, name: str, items: Sequence[Item]) -> list[Check]:
     """No evaluation is worse beyond noise, nor a language of it that has enough prompts."""
     results = [result(model, items) for model in (both.old, both.new)]
-    counted = Counter(item.language for item in items)
-    groups = {name: range(len(items))} | {
-        f"{name} ({language})": [i for i, item in enumerate(items) if item.language == language]
-        for language, count in counted.items() if language and 5 <= count < len(items)
-    }  # fmt: skip
     found = []
-    for group, rows in groups.items():
-        old, new = (([right[i] for i in rows], nats[list(rows)]) for right, nats in results)
+    for group, rows in groups(name, items).items():
+        old, new = (([right[i] for i in rows], nats[rows]) for right, nats in results)
         said = compared(old, new, both.level)
         before, after, mean = sum(old[0]), sum(new[0]), said["nats"]["mean"]
         says = f"{group}: {after} of {len(new[0])} right, before {before} (p {said['lost_p']:.2g}); {mean:+.2f} nats an answer."

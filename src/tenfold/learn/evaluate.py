@@ -24,6 +24,7 @@ from tenfold.spec.errors import TenfoldError, nearest
 WORDS = 8  # of an n-gram
 DIRTY = 0.8  # the share of a row's n-grams that were learned with which it counts as learned
 MAX_TOKENS = 48
+NONE = np.empty(0, np.uint64)
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
@@ -83,16 +84,23 @@ def scored(items: Sequence[Item], said: Sequence[Answer]) -> list[bool]:
     return [item.right(answer.text) for item, answer in zip(items, said, strict=True)]
 
 
-def ngrams(chat: Chat) -> np.ndarray:
-    """Hashes of the n-grams of words of a chat."""
-    text = " ".join(message["content"] for message in chat if isinstance(message.get("content"), str))
-    return np.unique(word_shingles(text.lower().encode(), WORDS))
-
-
 def learned(chats: Sequence[Chat], train: Sequence[Chat]) -> list[bool]:
-    """Which chats were learned: of their n-grams of 8 words, at least 80 % stand in the training chats."""
-    known = np.unique(np.concatenate([ngrams(chat) for chat in train])) if train else np.empty(0, np.uint64)
-    return [bool(np.isin(ngrams(chat), known).mean() >= DIRTY) for chat in chats]
+    """Which chats were learned: of their n-grams of 8 words, or of all where there are fewer, 80 % stand in the training chats."""
+    texts, corpus = [_text(chat) for chat in chats], [_text(chat) for chat in train]
+    sizes = [max(1, min(WORDS, len(word_shingles(text, 1)))) for text in texts]
+    known = {size: np.unique(np.concatenate([word_shingles(text, size) for text in corpus] or [NONE])) for size in set(sizes)}
+    return [bool(np.isin(word_shingles(text, size), known[size]).mean() >= DIRTY) for text, size in zip(texts, sizes, strict=True)]
+
+
+def _text(chat: Chat) -> bytes:
+    return " ".join(message["content"] for message in chat if isinstance(message.get("content"), str)).lower().encode()
+
+
+def groups(name: str, items: Sequence[Item]) -> dict[str, list[int]]:
+    """All prompts of an evaluation, and those of each language with enough of them."""
+    languages = sorted({item.language for item in items if item.language})
+    of = {f"{name} ({language})": [i for i, item in enumerate(items) if item.language == language] for language in languages}
+    return {name: list(range(len(items)))} | {group: rows for group, rows in of.items() if FEWEST <= len(rows) < len(items)}
 
 
 def evaluation(items: Sequence[Item], right: Sequence[bool], nats: np.ndarray) -> dict[str, Any]:

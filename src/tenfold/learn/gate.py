@@ -18,7 +18,7 @@ from tenfold.learn.answers import Model, answers
 from tenfold.learn.card import write_card
 from tenfold.learn.checks import Both, Check
 from tenfold.learn.data import PARTS, VERSION, Judgement, read_judgements, sha256, write_versioned
-from tenfold.learn.evaluate import read_items
+from tenfold.learn.evaluate import Item, groups, read_items
 from tenfold.learn.lineage import read_lineage
 from tenfold.learn.options import GateSettings
 from tenfold.learn.statistics import paired_test, predicted
@@ -74,11 +74,14 @@ def read_safety(path: Path) -> list[tuple[list[dict[str, Any]], bool]]:
     for where, row in rows:
         if not isinstance(row.get("prompt"), str) or not isinstance(row.get("harmful"), bool):
             raise TenfoldError(f'{where}: write {{"prompt": "...", "harmful": true}} or false.')
+    if {row["harmful"] for _, row in rows} != {True, False}:
+        raise TenfoldError(f"{path} must hold prompts that are harmful and prompts that are not.")
     return [([{"role": "user", "content": row["prompt"]}], row["harmful"]) for _, row in rows]
 
 
 def _judge(new: Path, old: Path, home: Path, key: str, hashes: dict[str, str], settings: GateSettings) -> dict[str, Any]:
-    tests = 3 + 2 * len(settings.evaluations)
+    evaluations = {path.stem: read_items(path) for path in settings.evaluations}
+    tests = 3 + 2 * sum(len(groups(name, items)) for name, items in evaluations.items())  # those of answers, and two of each group
     both = Both(Model(model_path(new)), Model(old), 1 - 2 * ERROR / tests)
     found, said = [checks.finite(both)], {}
     if found[0].passed:
@@ -93,7 +96,7 @@ def _judge(new: Path, old: Path, home: Path, key: str, hashes: dict[str, str], s
         test = paired_test(list(-margins))
         said = {"test": asdict(test), "quantiles": quantiles, "left_out_prompts": len(held_out) - len(unseen)}
         found += [checks.better(new.name, test), checks.preferred(unseen, margins)]
-        found += _not_worse(both, new, unseen, train, settings)
+        found += _not_worse(both, new, unseen, train, settings) + _evaluated(both, train, evaluations)
     refused = [check for check in found if not check.passed and check.name not in settings.allow]
     return {
         "passed": not refused, "reason": " ".join(check.says for check in refused or found[1:2]),
@@ -109,8 +112,7 @@ def _not_worse(
     liked = [chat for row in (*unseen, *train) if (chat := row.liked or row.disliked) is not None]
     learned = [chat for row in train for chat in (row.liked, row.disliked) if chat is not None]
     said = [answers(model.path, prompts, checks.ANSWER_TOKENS) for model in (both.new, both.old)]
-    evaluations = {path.stem: read_items(path) for path in settings.evaluations}
-    found = [
+    return [
         checks.template(both, prompts),
         checks.size(both, settings.max_growth),
         checks.speed(both, liked[:TIMED], settings.max_slowdown),
@@ -119,8 +121,12 @@ def _not_worse(
         checks.lineage(new),
         *checks.refusals(both, read_safety(settings.safety or SAFETY)),
     ]
-    if evaluations:
-        found.append(checks.leaked([item for items in evaluations.values() for item in items], learned))
+
+
+def _evaluated(both: Both, train: Sequence[Judgement], evaluations: dict[str, list[Item]]) -> list[Check]:
+    learned = [chat for row in train for chat in (row.liked, row.disliked) if chat is not None]
+    every = [item for items in evaluations.values() for item in items]
+    found = [checks.leaked(every, learned)] if every else []
     for name, items in evaluations.items():
         found += checks.evaluated(both, name, items)
     return found
