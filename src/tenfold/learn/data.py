@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tenfold.data.conversations.chats import Chat, prompt_of, read_chats
 from tenfold.data.conversations.preferences import read_preferences, read_rated
 from tenfold.data.conversations.rows import read_rows
-from tenfold.learn.lineage import holders
+from tenfold.learn.lineage import VERSION, holders
 from tenfold.learn.options import Kind
 from tenfold.learn.personal import scrub
 from tenfold.spec.errors import TenfoldError, without_secrets
@@ -27,7 +27,6 @@ from tenfold.spec.files import whole_folder, write_json, write_text
 if TYPE_CHECKING:
     from tenfold.serve.feedback.feedback import Feedback
 
-VERSION = 1  # of the files of this room
 PARTS = ("train", "validation", "held_out")
 
 

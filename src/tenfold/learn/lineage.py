@@ -6,7 +6,7 @@ from typing import Any
 
 from tenfold.spec.versions import read_document
 
-VERSION = 1
+VERSION = 1  # of the files of this room
 UNKNOWN = "unknown"
 
 
