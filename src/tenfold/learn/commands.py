@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta, Struct
 
-from tenfold.learn.options import DPOOptions, GRPOOptions, Kind, KTOOptions, LoRAOptions, TuneSettings
+from tenfold.learn.options import DPOOptions, GateSettings, GRPOOptions, Kind, KTOOptions, LoRAOptions, TuneSettings
 from tenfold.spec.commands import Folder, Home, Json, print_json
 from tenfold.spec.errors import TenfoldError
-from tenfold.spec.ranges import Text
+from tenfold.spec.ranges import SeqLen, Text
 
 if TYPE_CHECKING:
     from tenfold.train.result import RunResult
@@ -125,7 +125,7 @@ def show(
     *,
     data: Data,
     kind: Annotated[Kind, Meta(description="What would be learned from it.")] = "sft",
-    seq_len: Annotated[int, Meta(gt=0, description="Tokens in a row; longer chats lose their end.")] = 128,
+    seq_len: Annotated[SeqLen, Meta(description="Tokens in a row; longer chats lose their end.")] = 128,
     count: Annotated[int, Meta(ge=0, description="How many answers are printed.")] = 3,
     json: Json = False,
 ) -> None:
@@ -160,20 +160,93 @@ def gate(
     /,
     *,
     against: Annotated[Path, Meta(description="The model that it has to do better than.")],
+    settings: GateSettings = GateSettings(),
     home: Home = Path("generations"),
     json: Json = False,
 ) -> None:
-    """Judge a generation on prompts that it has not learned, beside the one before, and write its gate.json.
+    """Judge a generation beside the one before, and write its gate.json and model card.
 
-    Example: tenfold learn gate generations/chat-1 --against generations/g1
+    It has to agree better with people on prompts that it has not learned, and be worse in nothing beyond noise.
+
+    Example: tenfold learn gate generations/chat-1 --against generations/g1 --evaluations sums.jsonl
     """
     from tenfold.learn.gate import gate as judge
 
-    judged = judge(new, against, home)
+    _verdict(judge(new, against, home, settings), json)
+
+
+def next_generation(
+    name: Annotated[GivenName, Meta(description="The name of the new generation.")],
+    /,
+    *,
+    feedback: Annotated[Text, Meta(description="What people said: a feedback database, its SQLite file, or a file of rows.")],
+    model: Annotated[Path | None, Meta(description="The model to begin from; by default the generation in service.")] = None,
+    kind: Annotated[Kind, Meta(description="What is learned: chats, preferences or ratings.")] = "sft",
+    settings: TuneSettings = TuneSettings(),
+    checks: GateSettings = GateSettings(),
+    home: Home = Path("generations"),
+    json: Json = False,
+) -> None:
+    """From what people said to a generation that is judged: data, run and gate. Called again it goes on from where it was.
+
+    Example: tenfold learn next chat-2 --feedback feedback.db --steps 200
+    """
+    from tenfold.learn.gate import gate as judge
+    from tenfold.learn.release import released
+    from tenfold.learn.tune import tune
+    from tenfold.serve.options import model_path
+
+    now = released(home)
+    if model is None and now is None:
+        raise TenfoldError(f"No generation of {home} is in service: give --model.")
+    old = model or Path(now["path"] if now else "")
+    options: LoRAOptions = {"sft": LoRAOptions, "dpo": DPOOptions, "kto": KTOOptions}[kind]()
+    result = tune(model_path(old), feedback, home / name, settings, options=options, quiet=json)
+    if not result.finished:
+        raise TenfoldError(f"Stopped and saved at step {result.step}: the same command goes on from there.")
+    _verdict(judge(home / name, old, home, checks), json)
+
+
+def _verdict(judged: dict[str, Any], json: bool) -> None:
     if json:
         print_json(judged)
-    else:
-        print(f"{'Passed' if judged['passed'] else 'Refused'}: {judged['reason']}")
+        return
+    for check in judged["checks"]:
+        print(f"  {'' if check['passed'] else 'NOT '}{check['name']}: {check['says']}")
+    print(f"{'Passed' if judged['passed'] else 'Refused'}: {judged['reason']}")
+
+
+def evaluate(
+    model: Model,
+    /,
+    *,
+    data: Annotated[tuple[Path, ...], Meta(description="Files of rows with a prompt and an ideal answer.")],
+    against: Annotated[Path | None, Meta(description="Another model that answers the same prompts.")] = None,
+    corpus: Annotated[Path | None, Meta(description="Chats that were learned; by default those of the generation.")] = None,
+    json: Json = False,
+) -> None:
+    """What share of prompts a model answers right, by language; beside another model, with paired tests.
+
+    Prompts that were learned, found by n-grams, are counted and left out.
+
+    Example: tenfold learn evaluate generations/chat-1 --data sums.jsonl --against generations/g1
+    """
+    from tenfold.learn.evaluate import evaluate as answer_all
+
+    found = answer_all(model, list(data), against, corpus)
+    if json:
+        print_json(found)
+        return
+    for name, one in found.items():
+        low, high = one["right_interval"]
+        print(f"{name}: {one['right']:.0%} right (95 %: {low:.0%} to {high:.0%}) of {one['prompts']}, {one['nats']:.2f} nats.")
+        print(f"  {one['learned']} prompts were learned and are left out." if one["learned"] else "  No prompt was learned.")
+        for language, part in one["languages"].items():
+            print(f"  {language}: {part['right']:.0%} right of {part['prompts']}, {part['nats']:.2f} nats.")
+        if (beside := one.get("against")) is not None:
+            low, high = beside["nats"]["t_interval"]
+            print(f"  Beside the other: {beside['nats']['mean']:+.2f} nats (95 %: {low:+.2f} to {high:+.2f}); p of so many")
+            print(f"  losses by chance {beside['lost_p']:.2g}.")
 
 
 def release(

@@ -3,25 +3,30 @@
 train.jsonl         learned
 validation.jsonl    seen between steps, and what the gate's forecast is made from
 held_out.jsonl      the gate's own
+people.json         whose rows these are, what was scrubbed, and which sets and models hold rows of users who were deleted
 """
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from tenfold.data.conversations.chats import Chat, prompt_of, read_chats
 from tenfold.data.conversations.preferences import read_preferences, read_rated
+from tenfold.data.conversations.rows import read_rows
+from tenfold.learn.lineage import VERSION, holders
 from tenfold.learn.options import Kind
-from tenfold.spec.errors import TenfoldError
+from tenfold.learn.personal import scrub
+from tenfold.spec.errors import TenfoldError, without_secrets
 from tenfold.spec.files import whole_folder, write_json, write_text
 
 if TYPE_CHECKING:
     from tenfold.serve.feedback.feedback import Feedback
 
-VERSION = 1  # of the files of this room
 PARTS = ("train", "validation", "held_out")
 
 
@@ -33,11 +38,17 @@ def parts_of(source: str, folder: Path, share: float, kind: Kind = "sft") -> dic
     files = {part: folder / f"{part}.jsonl" for part in PARTS}
     if folder.exists():
         return files
-    rows = _by_prompt(Path(source), share, kind) if is_file_of_rows(source) else _by_user(source, share, kind)
+    people: dict[str, Any] = {}
+    if is_file_of_rows(source):
+        rows = _by_prompt(Path(source), share, kind)
+    else:
+        rows, people = _by_user(source, folder.parent.parent, share, kind)
+    people |= _clean(rows)
     for part in PARTS:
         if not rows[part]:
             raise TenfoldError(f"{source} leaves no chats for {part}: gather more, from more users.")
     with whole_folder(folder) as scratch:
+        write_versioned(scratch / "people.json", people)
         for part in PARTS:
             write_text(scratch / f"{part}.jsonl", "".join(f"{row}\n" for row in sorted(rows[part])))  # whoever spoke first
     return files
@@ -80,18 +91,54 @@ def open_feedback(database: str) -> "Feedback":
     return Feedback(database if "://" in database else f"sqlite:///{database}")
 
 
-def _by_user(database: str, share: float, kind: Kind) -> dict[str, list[str]]:
-    """What people said: a user's rows are in one part. The smaller of two test shares holds users of the larger alone."""
+def _by_user(database: str, home: Path, share: float, kind: Kind) -> tuple[dict[str, list[str]], dict[str, Any]]:
+    """What people said, and who they are: a user is in one part. The smaller of two test shares holds users of the larger alone."""
     from tenfold.serve.feedback.export import export
 
-    feedback, found = open_feedback(database), []
+    feedback, found, users = open_feedback(database), [], []
     for test_share in (2 * share, share):
         with TemporaryDirectory() as folder:
             rows = Path(folder) / "rows.jsonl"
-            export(feedback, kind, rows, test_share=test_share)
+            users.append(export(feedback, kind, rows, test_share=test_share).users)
             found.append([file.read_text().splitlines() for file in (rows, rows.with_suffix(".test.jsonl"))])
     (train, others), (_, held_out) = found
-    return {"train": train, "validation": [row for row in others if row not in set(held_out)], "held_out": held_out}
+    (learns, tests), (_, judges) = users
+    whose = {"train": learns, "validation": tests - judges, "held_out": judges}
+    rest = set(held_out)
+    gone = holders(home, without_secrets(database), feedback.users())
+    people = {"users": {part: sorted(of) for part, of in whose.items()}, "deleted_users_still_in": gone}
+    return {"train": train, "validation": [row for row in others if row not in rest], "held_out": held_out}, people
+
+
+def _clean(rows: dict[str, list[str]]) -> dict[str, Any]:
+    """Scrub personal data and leave out copies, in place; the report."""
+    personal, copies = Counter[str](), 0
+    for part in PARTS:
+        scrubbed = [json.dumps(scrub(json.loads(row), personal), ensure_ascii=False) for row in rows[part]]
+        known = {" ".join(row.casefold().split()): row for row in reversed(scrubbed)}  # the first of equal ones stays
+        copies += len(scrubbed) - len(known)
+        rows[part] = list(known.values())
+    return {"rows": {part: len(rows[part]) for part in PARTS}, "copies": copies, "personal": dict(personal)}
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A prompt, and the chats that end in an answer that was liked and in one that was not; one of the two may be missing."""
+
+    prompt: Chat
+    liked: Chat | None
+    disliked: Chat | None
+
+
+def read_judgements(path: Path) -> list[Judgement]:
+    """The rows of a part, of whichever kind they are. Raises TenfoldError for what is none."""
+    (_, first), *_ = read_rows(path)
+    if "chosen" in first:
+        return [Judgement(pair.chosen[:-1], pair.chosen, pair.rejected) for pair in read_preferences(path)]
+    if "label" in first:
+        return [Judgement(one.chat[:-1], *((one.chat, None) if one.good else (None, one.chat))) for one in read_rated(path)]
+    cut = [(prompt_of(chat), chat) for chat in read_chats(path)]
+    return [Judgement(prompt, chat[: len(prompt) + 1], None) for prompt, chat in cut]
 
 
 def sha256(file: Path) -> str:

@@ -1,9 +1,11 @@
 """The settings of this room's tasks, apart from their code, so that the command line has its options without PyTorch."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+from tenfold.spec.commands import File
 from tenfold.spec.ranges import Count, LearningRate, Positive, Seed, SeqLen
 
 Kind = Literal["sft", "dpo", "kto"]
@@ -97,3 +99,13 @@ class TuneSettings(Struct, frozen=True):
     max_epochs: Annotated[Positive, Meta(description="How often a chat may be read.")] = 4.0
     held_out: Annotated[float, Meta(gt=0, lt=0.5, description="Share of users kept for the gate; as many for validation.")] = 0.2
     seed: Annotated[Seed, Meta(description="Seed of the order of the chats.")] = 0
+
+
+class GateSettings(Struct, frozen=True):
+    """What a generation must not be worse in."""
+
+    evaluations: Annotated[tuple[Path, ...], Meta(description="Files of prompts with ideal answers.")] = ()
+    safety: Annotated[File | None, Meta(description="Prompts that are harmful or look so; by default 28 in two languages.")] = None
+    max_slowdown: Annotated[Positive, Meta(description="Times the processor's time of the other model.")] = 1.25
+    max_growth: Annotated[Positive, Meta(description="Times its parameters.")] = 1.25
+    allow: Annotated[tuple[str, ...], Meta(description="Checks by name that are reported, and refuse nothing.")] = ()

@@ -7,10 +7,11 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from tenfold.learn.data import parts_of, sha256, write_versioned
+from tenfold.learn.data import VERSION, parts_of, sha256, write_versioned
 from tenfold.learn.options import DPOOptions, GRPOOptions, KTOOptions, LoRAOptions, TuneSettings
 from tenfold.model.io.huggingface import weights_hash
 from tenfold.spec.errors import without_secrets
+from tenfold.spec.versions import read_document
 from tenfold.train.identity import identify
 from tenfold.train.resolve import CONTINUED_LEARNING_RATE
 from tenfold.train.result import RunResult, read_result
@@ -87,4 +88,7 @@ def _write_lineage(result: RunResult, generation: Path, model: Path, source: str
     if result.finished and not (generation / "lineage.json").exists():
         data = {part: sha256(path) for part, path in files.items()}
         begun = {"path": str(model.resolve()), "sha256": weights_hash(model)}
-        write_versioned(generation / "lineage.json", {"init_from": begun, "source": without_secrets(source), "data": data})
+        people = generation / "data" / "people.json"
+        found = {"people": read_document(people, VERSION, "tune the model again")} if people.exists() else {}
+        lineage = {"init_from": begun, "source": without_secrets(source), "data": data, **found}
+        write_versioned(generation / "lineage.json", lineage)
