@@ -17,7 +17,7 @@ from tenfold.spec.model import ModelSpec
 from tenfold.spec.vocabulary import LLAMA3_SPLIT
 
 # How text is split before it is tokenized, by `tokenizer.ggml.pre` (llama.cpp, `llama-vocab.cpp`).
-_SPLITS: dict[str, list[Any]] = {
+SPLITS: dict[str, list[Any]] = {
     "gpt-2": [pre_tokenizers.ByteLevel(add_prefix_space=False)],
     "smollm": [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)],
     "llama-bpe": [
@@ -113,16 +113,16 @@ def read_gguf_tokenizer(path: Path) -> Tokenizer:
     fields = read_gguf_text_fields(path)
     if fields["model"] != "gpt2":
         raise TenfoldError(f"{path} has a {fields['model']!r} tokenizer: only byte-level BPE ('gpt2') can be read.")
-    if fields["pre"] not in _SPLITS:
+    if fields["pre"] not in SPLITS:
         raise TenfoldError(
-            f"{path} splits text by {fields['pre']!r} before it is tokenized, and {', '.join(_SPLITS)} are known: read the "
+            f"{path} splits text by {fields['pre']!r} before it is tokenized, and {', '.join(SPLITS)} are known: read the "
             "model's Hugging Face directory."
         )
     tokens = fields["tokens"]
     merges = [tuple(merge.split(" ")) for merge in fields["merges"]]
     vocabulary = {token: i for i, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=fields["pre"] == "llama-bpe"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(_SPLITS[fields["pre"]])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(SPLITS[fields["pre"]])
     tokenizer.decoder = decoders.ByteLevel()
     special = [t for t, kind in zip(tokens, fields["token_type"], strict=True) if kind == _CONTROL]
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
