@@ -12,10 +12,12 @@ from gguf import GGUFReader
 from gguf.quants import dequantize
 from transformers import AutoModelForCausalLM
 
+from tenfold.model.io.compare import answers
 from tenfold.model.io.export import export
 from tenfold.model.io.gguf import read_gguf_tokenizer
 from tenfold.model.io.gguf_writer import write_gguf
 from tenfold.model.io.huggingface import read_model, write_model
+from tenfold.model.io.runtimes import open_in_llamacpp
 from tenfold.model.io.tokenizer import read_tokenizer, read_vocabulary
 from tenfold.model.llama import Llama
 from tenfold.spec.errors import TenfoldError
@@ -57,7 +59,8 @@ def test_tokenizer_special_tokens_and_template_travel(tmp_path):
     source, file = chat_model(tmp_path / "model"), tmp_path / "x.gguf"
     notes = write_gguf(source, file, "f16")
     ours, again = read_vocabulary(source), read_vocabulary(file)
-    assert again == ours and any("'llama-bpe'" in note for note in notes)
+    assert (again.eos, again.pad, again.chat_template) == (ours.eos, ours.pad, ours.chat_template)
+    assert again.special == ours.special and any("'llama-bpe'" in note for note in notes)
     for text in ("Hello there, 3 + 4?\n\n", "naïve 日本語  \t", "<|im_start|>user\nWhat<|im_end|>"):
         assert read_gguf_tokenizer(file).encode(text).ids == read_tokenizer(source).encode(text).ids
 
@@ -79,15 +82,12 @@ def test_stretched_positions_are_those_of_llamacpp(tmp_path):
     assert "3 of 3 greedy answers" in " ".join(export(source, "gguf:f32", tmp_path / "x.gguf").notes)
 
 
-def test_a_damaged_export_is_not_put_in_place(tmp_path):
-    """A model that answers otherwise in llama.cpp: its tokenizer has a token for a word that merges do not lead to."""
+def test_another_model_is_told_by_its_answers_in_llamacpp(tmp_path):
     pytest.importorskip("xllamacpp")
-    source = chat_model(tmp_path / "model")
-    stored = json.loads((source / "tokenizer.json").read_text())
-    stored["model"]["merges"] = stored["model"]["merges"][:2]
-    (source / "tokenizer.json").write_text(json.dumps(stored))
-    done = export(source, "gguf:f16", tmp_path / "x.gguf")
-    assert "merges" not in " ".join(done.notes)
+    write_gguf(chat_model(tmp_path / "one"), tmp_path / "x.gguf", "f16")
+    other = chat_model(tmp_path / "other", seed=1)
+    with pytest.raises(TenfoldError, match="less likely here"):
+        open_in_llamacpp(tmp_path / "x.gguf", answers(read_model(other), read_tokenizer(other)), plain=True)
 
 
 def test_meta_layout_gives_the_logits_of_metas_formulas(tmp_path):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tenfold.data.text.batches import validation_batches
-from tenfold.data.text.corpus import Corpus, open_corpus
+from tenfold.data.text.corpus import Corpus
 from tenfold.learn.data import write_versioned
 from tenfold.learn.prune import importance, pruned, smaller_shape
 from tenfold.learn.shrink_options import DistilSettings
@@ -56,13 +56,8 @@ def distil(teacher: Path, data: str, generation: Path, settings: DistilSettings,
 
 
 def text_of(model: Path, data: str, home: Path, *, quiet: bool = False) -> Corpus:
-    """A corpus in the tokens of a model; of one that exists already its own.
-
-    Raises TenfoldError where that one has another tokenizer.
-    """
-    if (Path(data) / "manifest.json").exists():
-        return open_corpus(Path(data))
-    return open_source(data, home, 0, 16.0, tokenizer_from=model, quiet=quiet)
+    """Text or a corpus in the tokens of a model."""
+    return open_source(data, home, 0, 0.0, tokenizer_from=model, quiet=quiet)
 
 
 def teach(

@@ -23,7 +23,7 @@ def quantise(
 ) -> dict[str, Any]:
     """Write the model with its weights on a grid to `generation`; `qat` says how long it is trained for it first, by itself.
 
-    The weights are stored as numbers: `tenfold export --to gguf:q4_0` or `gguf:q8_0` packs them. Returns what is in `quantise.json`:
+    They are stored as floats: `tenfold export --to gguf:q4_0` or `gguf:q8_0` packs them. Returns what is in `quantise.json`:
     perplexity before and after, and the divergence in nats a token, with 95 % intervals over rows of text.
     """
     corpus = text_of(source, data, generation.parent, quiet=quiet)

@@ -75,7 +75,7 @@ def _to_meta(source: Path, out: Path, kind: str) -> list[str]:
         for part in read_slots(source):
             for name, slot in part.items():
                 if not torch.equal(stored[meta_name(name)], slot.pairs().to(_DTYPES[kind])):
-                    raise TenfoldError(f"{out}: {meta_name(name)} is not the model's {name} when it is read again: nothing is exported.")
+                    raise TenfoldError(f"{out}: {meta_name(name)} is not {name} when it is read again: nothing is exported.")
     return ["All weights are the model's when PyTorch reads them again."]
 
 

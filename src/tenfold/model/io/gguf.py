@@ -1,6 +1,7 @@
 """GGUF files in: shape, weights and tokenizer (llama.cpp's format; read with the package `gguf`)."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from torch import Tensor
 
 from tenfold.model.family import families
 from tenfold.model.io.format import GGUFNames
+from tenfold.model.llama import rope_factors
 from tenfold.spec.errors import NotInstalled, TenfoldError
-from tenfold.spec.model import ModelSpec
+from tenfold.spec.model import ModelSpec, RopeScaling
 from tenfold.spec.vocabulary import LLAMA3_SPLIT
 
 # How text is split before it is tokenized, by `tokenizer.ggml.pre` (llama.cpp, `llama-vocab.cpp`).
@@ -25,6 +27,7 @@ SPLITS: dict[str, list[Any]] = {
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ],
 }
+_STRETCH = "rope_freqs.weight"
 _CONTROL = 3  # token type of special tokens in `tokenizer.ggml.token_type`
 _LONGEST_ARRAY = 2**21  # of a header; the largest vocabularies have some 2^18 tokens
 
@@ -52,8 +55,6 @@ def gguf_sizes(path: Path) -> list[int]:
 def _spec(reader: Any, path: Path) -> tuple[ModelSpec, GGUFNames]:
     architecture = reader.fields["general.architecture"].contents()
     family, names = _family(path, architecture)
-    if "rope_freqs.weight" in {t.name for t in reader.tensors}:
-        raise TenfoldError(f"{path} stretches its rotary positions (Llama 3.1 and later): read its Hugging Face directory.")
     own = f"{architecture}."
     fields = {name.removeprefix(own): f.contents() for name, f in reader.fields.items() if name.startswith(own)}
     heads = int(fields["attention.head_count"])
@@ -74,7 +75,17 @@ def _spec(reader: Any, path: Path) -> tuple[ModelSpec, GGUFNames]:
         rope_theta=float(fields.get("rope.freq_base", 10000.0)),
         norm_eps=float(f"{fields['attention.layer_norm_rms_epsilon']:.6g}"),
     )
-    return spec, names
+    factors = next((t.data for t in reader.tensors if t.name == _STRETCH), None)
+    return (spec if factors is None else _stretched(spec, np.asarray(factors), fields, path)), names
+
+
+def _stretched(spec: ModelSpec, factors: np.ndarray, fields: dict[str, Any], path: Path) -> ModelSpec:
+    """The spec with Llama 3.1's stretch, of which a file has the factors alone. Raises TenfoldError for another one."""
+    original = int(fields.get("rope.scaling.original_context_length", 8192))
+    spec = replace(spec, rope_scaling=RopeScaling(float(factors.max()), 1.0, 4.0, original))
+    if not np.allclose(rope_factors(spec).numpy(), factors, rtol=1e-4):
+        raise TenfoldError(f"{path} stretches its rotary positions otherwise than Llama 3.1: read its Hugging Face directory.")
+    return spec
 
 
 def _family(path: Path, architecture: str) -> tuple[str, GGUFNames]:
@@ -91,6 +102,8 @@ def _family(path: Path, architecture: str) -> tuple[str, GGUFNames]:
 def _tensors(reader: Any, spec: ModelSpec, names: GGUFNames) -> dict[str, Callable[[], Tensor]]:
     found: dict[str, Callable[[], Tensor]] = {}
     for stored in reader.tensors:
+        if stored.name == _STRETCH:
+            continue
         if stored.name in names.top:
             found[names.top[stored.name]] = partial(_tensor, stored)
             continue

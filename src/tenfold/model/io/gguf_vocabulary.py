@@ -28,9 +28,10 @@ def add_vocabulary(writer: Any, source: Path, size: int) -> list[str]:
     writer.add_token_list([names.get(i, f"[PAD{i}]") for i in range(size)])
     writer.add_token_types([kinds.get(i, _NORMAL if i in names else _UNUSED) for i in range(size)])
     writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in stored["model"]["merges"]])
-    writer.add_add_bos_token(vocabulary.add_bos)
+    begin = [*vocabulary.begin, *tokenizer.encode("").ids]  # a tokenizer may put a token before every text that nobody calls bos
+    writer.add_add_bos_token(bool(begin))
     for add, token in (
-        (writer.add_bos_token_id, vocabulary.bos),
+        (writer.add_bos_token_id, next(iter(begin), vocabulary.bos)),
         (writer.add_eos_token_id, next(iter(vocabulary.eos), None)),
         (writer.add_eot_token_id, next(iter(vocabulary.eos[1:]), None)),
         (writer.add_pad_token_id, vocabulary.pad),

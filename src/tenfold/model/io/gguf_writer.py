@@ -5,7 +5,6 @@ Which tensor gets which format, and what stands in for it where rows do not fill
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ from tenfold.model.io.format import GGUFNames, Slot
 from tenfold.model.io.gguf_vocabulary import add_vocabulary
 from tenfold.model.io.huggingface import read_slots, read_spec, slots_of
 from tenfold.model.io.tokenizer import has_tokenizer
-from tenfold.model.llama import rope_frequencies
+from tenfold.model.llama import rope_factors
 from tenfold.spec.errors import NotInstalled, TenfoldError, nearest
 from tenfold.spec.model import ModelSpec
 
@@ -95,6 +94,8 @@ def _add_shape(writer: Any, spec: ModelSpec, kind: str) -> None:
     writer.add_rope_dimension_count(spec.head_dim)
     writer.add_rope_freq_base(spec.rope_theta)
     writer.add_layer_norm_rms_eps(spec.norm_eps)
+    if spec.rope_scaling:
+        writer.add_rope_scaling_orig_ctx_len(spec.rope_scaling.original_context)
 
 
 def _by_name(slots: dict[str, Slot], names: GGUFNames) -> Iterator[tuple[str, Slot]]:
@@ -145,7 +146,7 @@ def _write_tensors(
 
     stretch = None
     if spec.rope_scaling:
-        stretch = (rope_frequencies(replace(spec, rope_scaling=None)) / rope_frequencies(spec)).numpy()
+        stretch = rope_factors(spec).numpy()
         writer.add_tensor_info("rope_freqs.weight", stretch.shape, stretch.dtype, stretch.nbytes)
     for name, shape, kind in planned:
         block, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
