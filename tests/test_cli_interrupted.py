@@ -93,7 +93,9 @@ def test_a_read_only_folder_is_one_sentence_of_every_command(inputs, tmp_path):
 
 def test_a_full_disk_is_one_sentence_of_every_command_and_blocks_nothing(inputs, tmp_path):
     def files():
-        return [path for path in (tmp_path / "disk").rglob("*") if path.is_file() and path.name != "ballast"]
+        """What was written, but for files of lines, which may be empty."""
+        found = (path for path in (tmp_path / "disk").rglob("*") if path.is_file() and path.name != "ballast")
+        return [path for path in found if path.suffix != ".jsonl" or path.stat().st_size]
 
     with inside(tmp_path / "disk", "size=8m"):
         (tmp_path / "disk" / "ballast").write_bytes(bytes(2**23))
@@ -105,7 +107,7 @@ def test_a_full_disk_is_one_sentence_of_every_command_and_blocks_nothing(inputs,
             assert "could not be written: the disk is full; free some room." in said, (command, said)
             assert not files(), command
         (tmp_path / "disk" / "ballast").unlink()
-        for command in ("data build {text} --out c --vocab-size 300", "upcycle {model} --out up --experts 2", "serve-key alice"):
+        for command in ("train {run}", "data build {text} --out c --vocab-size 300", "upcycle {model} --out up --experts 2"):
             assert tenfold(command.format(**inputs))[0] == 0
 
 
@@ -118,8 +120,8 @@ def test_a_full_disk_is_one_sentence_of_every_command_and_blocks_nothing(inputs,
         ([signal.SIGINT, signal.SIGINT], "Ctrl-C"),
     ],
 )
-def test_a_stopped_build_says_so_and_leaves_nothing(tmp_path, numbers, by):
-    command = [sys.executable, "-m", "tenfold", "data", "build", "stdlib", "--out", str(tmp_path / "c"), "--vocab-size", "4096"]
+def test_a_stopped_build_says_so_and_leaves_nothing(text_folder, tmp_path, numbers, by):
+    command = [sys.executable, "-m", "tenfold", "data", "build", text_folder, "--out", str(tmp_path / "c"), "--vocab-size", "2048"]
     child = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     )
@@ -151,6 +153,23 @@ def test_a_signal_in_a_destructor_is_not_lost(number):
         timeout=50,
     )
     assert done.returncode == 128 + number and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_a_second_ctrl_c_while_clearing_up_says_what_the_first_would_have(tmp_path):
+    run = (
+        "import signal\nfrom pathlib import Path\nfrom tenfold.spec.files import whole_folder\n"
+        "with whole_folder(Path('c')) as scratch:\n  try:\n    signal.raise_signal(2)\n  finally:\n    signal.raise_signal(2)"
+    )
+    script = f"import tenfold.cli.commands as c; c.run = lambda _: exec({run!r}, {{}}); from tenfold.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert done.stderr == "tenfold: Stopped by Ctrl-C: c was not made; the same command makes it anew.\n"
+    assert done.returncode == 130 and not list(tmp_path.iterdir())
 
 
 def test_a_hangup_that_nohup_ignores_stops_nothing(tmp_path):

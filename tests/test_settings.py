@@ -26,6 +26,7 @@ from tenfold.train.config import PretrainingConfig, RunConfig
 from tenfold.train.resolve import check_settings, resolve_model
 from tenfold.train.run_file import config_from_fields, read_config, task_settings
 from tenfold.train.tasks.pretrain import Pretraining
+from tenfold.train.text import open_text
 
 COMMANDS = sorted({entry.value: name for name, entry in plugins("commands").items()}.values())
 # Of every kind something that a person can write and nobody means, and something that is right here or there.
@@ -243,6 +244,12 @@ def test_settings_of_the_task_that_have_no_effect_are_refused(task, sentence, co
     with pytest.raises(TenfoldError) as error:
         Pretraining(config_from_fields(fields, "run.toml"), corpus, tmp_path)
     assert sentence in str(error.value)
+
+
+def test_a_vocabulary_that_a_built_corpus_does_not_have_is_refused(corpus, tmp_path):
+    fields = {"tokens": 20480, "model": {"width": 32}, "data": {"corpus": str(corpus.directory), "vocab_size": 999}}
+    with pytest.raises(TenfoldError, match="vocab_size in the table .data., 999, which has no effect where the text has 400"):
+        open_text(config_from_fields(fields, "run.toml"), tmp_path)
 
 
 def test_a_key_beside_the_width_changes_the_model():

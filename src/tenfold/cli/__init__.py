@@ -24,9 +24,14 @@ def main() -> None:
         for number in (signal.SIGINT, *ENDING) if _in_main_thread() else ():
             signal.signal(number, signal.SIG_DFL)  # the next one ends the process at once
         by = stop.args[0] if stop.args else signal.SIGINT
-        sentence = ": ".join([f"Stopped by {'Ctrl-C' if by == signal.SIGINT else by.name}", *getattr(stop, "__notes__", ())[:1]])
+        sentence = ": ".join([f"Stopped by {'Ctrl-C' if by == signal.SIGINT else by.name}", *_notes(stop)[:1]])
         print(f"tenfold: {sentence}.", file=sys.stderr)
         sys.exit(128 + by)
+
+
+def _notes(stop: BaseException | None) -> list[str]:
+    """What `when_stopped` says of it, or of an earlier stop in whose midst it came."""
+    return [] if stop is None else getattr(stop, "__notes__", []) or _notes(stop.__context__)
 
 
 def _run() -> None:

@@ -10,13 +10,22 @@ from tenfold.data.text.sources import is_corpus
 from tenfold.model.io.tokenizer import has_tokenizer
 from tenfold.spec.errors import TenfoldError
 from tenfold.train.config import RunConfig
+from tenfold.train.contradictions import refuse
 
 
 def open_text(config: RunConfig, home: Path, *, quiet: bool = False) -> Corpus | Mixture:
     """What `config` trains on, kept in `home`, in the tokens of the model that it begins from.
 
-    In a mixture without such a model the first corpus gives the tokenizer to those that are built.
+    Raises TenfoldError where a `vocab_size` is asked for that the text, which has a tokenizer already, has not.
     """
+    text = _open(config, home, quiet)
+    if text.vocab_size != config.data.vocab_size:
+        refuse(config, "data.vocab_size", f"the text has {text.vocab_size} tokens in its vocabulary already")
+    return text
+
+
+def _open(config: RunConfig, home: Path, quiet: bool) -> Corpus | Mixture:
+    """One corpus, or a mixture. In one without a model to begin from the first corpus gives those that are built its tokenizer."""
     data, start = config.data, Path(config.init_from or "")
     given = start if config.init_from is not None and has_tokenizer(start) else None
     if data.mixture is None:

@@ -174,9 +174,8 @@ class MirroredShards(RemoteShards):
             length = tokens.length(shard)
             path = folder / tokens.file(shard)
             self._files.append(_sized(path, length))
-            self._have.append(
-                np.memmap(_sized(path.with_suffix(".have"), -(-length // BLOCK_BYTES), reserved=True), np.uint8, "r+")
-            )
+            have = _sized(path.with_suffix(".have"), -(-length // BLOCK_BYTES), reserved=True)
+            self._have.append(np.memmap(have, np.uint8, "r+"))
         self._local = Shards(
             tuple(np.memmap(f, tokens.dtype, "r") for f in self._files), tokens.shard_tokens, np.empty(0, np.int64)
         )

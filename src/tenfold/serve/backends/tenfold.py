@@ -12,6 +12,7 @@ import traceback
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from queue import SimpleQueue
 from typing import Any
 from uuid import uuid4
@@ -42,6 +43,7 @@ class EngineProcess:
         self._queues: dict[str, asyncio.Queue[Output | None]] = {}
         self._outbox: SimpleQueue[tuple[str, Any] | None] = SimpleQueue()
         self._alive = False
+        self._process: SpawnProcess | None = None
 
     @property
     def is_alive(self) -> bool:
@@ -52,7 +54,7 @@ class EngineProcess:
         return len(self._queues)
 
     async def start(self) -> None:
-        await asyncio.to_thread(check_model, self.options.path)  # before a process is started
+        await asyncio.to_thread(check_model, self.options.path)  # files that cannot be right cost no process
         self._loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[None] = self._loop.create_future()
         method = multiprocessing.get_context("spawn")
@@ -96,6 +98,8 @@ class EngineProcess:
 
     def stop(self) -> None:
         self._alive = False
+        if self._process is None:
+            return
         self._outbox.put(None)
         self._process.join(timeout=2)
         self._process.kill()
