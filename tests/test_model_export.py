@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -12,6 +10,7 @@ from gguf import GGUFReader
 from gguf.quants import dequantize
 from transformers import AutoModelForCausalLM
 
+from tenfold.cli.commands import run
 from tenfold.model.io.compare import answers
 from tenfold.model.io.export import export
 from tenfold.model.io.gguf import read_gguf_tokenizer
@@ -161,11 +160,20 @@ def test_a_foreign_split_is_refused_by_name(tmp_path):
     assert not list(tmp_path.glob("*.gguf"))
 
 
-def test_the_command_says_what_it_did_and_files_follow_the_umask(tmp_path):
-    source = chat_model(tmp_path / "model")
-    command = [sys.executable, "-m", "tenfold", "export", str(source), "--to", "hf:f32", "--out", str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=lambda: os.umask(0o027))
-    assert done.returncode == 0, done.stderr
-    assert "is done" in done.stdout and "transformers opens it" in done.stdout
-    modes = {p.name: oct(p.stat().st_mode & 0o777) for p in (tmp_path / "out").iterdir()}
+def test_the_command_says_what_it_did_and_files_follow_the_umask(tmp_path, capsys):
+    source, out = chat_model(tmp_path / "model"), tmp_path / "out"
+    before = os.umask(0o027)
+    try:
+        assert run(["export", str(source), "--to", "hf:f32", "--out", str(out)]) in (0, None)
+    finally:
+        os.umask(before)
+    assert "is done" in capsys.readouterr().out
+    modes = {p.name: oct(p.stat().st_mode & 0o777) for p in out.iterdir()}
     assert set(modes.values()) == {"0o640"}, modes
+
+
+def test_a_model_without_a_tokenizer_is_exported(tmp_path):
+    done = export(tiny(tmp_path / "model"), "gguf:f16", tmp_path / "x.gguf")
+    assert "has no tokenizer" in " ".join(done.notes)
+    assert all(torch.equal(p.half().float() if p.ndim > 1 else p, q) for p, q in zip(
+        read_model(tmp_path / "model").parameters(), read_model(done.path).parameters(), strict=True))  # fmt: skip

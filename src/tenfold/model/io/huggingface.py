@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -115,6 +116,7 @@ def _write_shards(tensors: Iterator[tuple[str, Tensor]], directory: Path) -> Non
 def _save(shard: dict[str, Tensor], file: Path) -> None:
     try:
         save_file(shard, file, metadata={"format": "pt"})
+        shutil.copymode(file.with_name("config.json"), file)  # as the umask says; `save_file` makes private files
     except SafetensorError as error:
         if found := re.search(r"os error (\d+)", str(error)):
             raise OSError(int(found[1]), os.strerror(int(found[1])), str(file)) from None

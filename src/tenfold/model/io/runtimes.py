@@ -5,12 +5,15 @@ import os
 import subprocess
 import sys
 from importlib.util import find_spec
+from itertools import takewhile
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer
 
 from tenfold.model.io.compare import Answer
-from tenfold.model.io.tokenizer import has_tokenizer
+from tenfold.model.io.gguf import read_gguf_text_fields
+from tenfold.model.io.tokenizer import has_tokenizer, read_tokenizer, read_vocabulary
 from tenfold.spec.errors import TenfoldError
 
 _AT_MOST = 3  # prompts that llama.cpp is given
@@ -24,6 +27,8 @@ def open_in_llamacpp(file: Path, ours: list[Answer], plain: bool) -> str:
     """
     if find_spec("xllamacpp") is None:
         return "It was not opened in llama.cpp: pip install xllamacpp."
+    if not read_gguf_text_fields(file).get("tokens"):
+        return "It was not opened in llama.cpp, which reads words: the model has no tokenizer."
     ours = ours[:_AT_MOST]
     asked = json.dumps([[answer.prompt, len(answer.said)] for answer in ours])
     command = [sys.executable, "-m", "tenfold.model.io.ask_llamacpp", str(file.absolute())]
@@ -32,19 +37,27 @@ def open_in_llamacpp(file: Path, ours: list[Answer], plain: bool) -> str:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise TenfoldError(f"llama.cpp cannot open {file}: {last}.")
     theirs = json.loads(done.stdout.splitlines()[-1])
-    for answer, (count, said) in zip(ours, theirs, strict=True):
+    tokenizer, stops = read_tokenizer(file), read_vocabulary(file).stop_tokens
+    equal = 0
+    for answer, (count, told) in zip(ours, theirs, strict=True):
         if count != answer.begin:
             raise TenfoldError(
                 f"llama.cpp makes {count} tokens of {answer.prompt!r} and this package {answer.begin}: not exported."
             )
-        _require_near(answer, said, _PLAIN_SLACK if plain else _ROUNDED_SLACK)
-    equal = sum(answer.said == said for answer, (_, said) in zip(ours, theirs, strict=True))
+        shown = _shown(answer, tokenizer, stops)
+        _require_near(answer, shown, told, _PLAIN_SLACK if plain else _ROUNDED_SLACK)
+        equal += told[: len(shown)] == shown
     return f"llama.cpp opens it: {equal} of {len(ours)} greedy answers are equal to ours, token for token."
 
 
-def _require_near(answer: Answer, said: list[int], slack: float) -> None:
+def _shown(answer: Answer, tokenizer: Tokenizer, stops: frozenset[int]) -> list[int]:
+    """The tokens of an answer before one that ends it, or is a part of a letter: llama.cpp does not show those."""
+    return list(takewhile(lambda token: token not in stops and "\ufffd" not in tokenizer.decode([token]), answer.said))
+
+
+def _require_near(answer: Answer, shown: list[int], told: list[int], slack: float) -> None:
     """Raises TenfoldError where the first other token is less likely than ours by more than `slack` nats."""
-    for at, (mine, other) in enumerate(zip(answer.said, said, strict=False), answer.begin - 1):
+    for at, (mine, other) in enumerate(zip(shown, told, strict=False), answer.begin - 1):
         if mine != other:
             gap = float(answer.log_probs[at, mine] - answer.log_probs[at, other])
             if gap > slack:
