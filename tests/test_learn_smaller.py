@@ -31,15 +31,12 @@ ROWS = torch.randint(0, 300, (4, 32), generator=torch.Generator().manual_seed(0)
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """A teacher that has learned to count in words."""
+def home(corpus, tmp_path_factory):
+    """A home with a teacher that has read some of the corpus."""
     home = tmp_path_factory.mktemp("home")
-    words = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-    lines = [" ".join(words[int(digit)] for digit in str(n * n)) + f" is the square of {n}.\n" for n in range(4000)]
-    (home / "text.txt").write_text("".join(lines))
     config = config_from_fields({
         "tokens": 80 * 8 * 64, "model": {"dim": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "ffn_dim": 192},
-        "data": {"corpus": str(home / "text.txt"), "vocab_size": 300, "seq_len": 64, "batch_size": 8},
+        "data": {"corpus": str(corpus.directory), "seq_len": 64, "batch_size": 8}, "task": {"evaluate_tokens": 8192},
         "optimizer": {"learning_rate": 0.02},
     }, "test")  # fmt: skip
     fit(open_task(config, home, quiet=True), config, home / "teacher", standard_hooks(config, quiet=True))
@@ -101,8 +98,8 @@ def test_the_grids_are_those_of_llamacpp():
         torch.testing.assert_close(again, ours, rtol=1e-3, atol=0)
 
 
-def test_a_student_is_forecast_taught_and_half_the_size(home):
-    result = distil(home / "teacher" / "model", str(home / "text.txt"), home / "student", SETTINGS, quiet=True)
+def test_a_student_is_forecast_taught_and_half_the_size(corpus, home):
+    result = distil(home / "teacher" / "model", str(corpus.directory), home / "student", SETTINGS, quiet=True)
     said = json.loads((home / "student" / "distil.json").read_text())
     scored = next(one for one in read_forecasts(home) if one.forecast.key == "learn/student/student_loss")
     assert (
@@ -111,7 +108,7 @@ def test_a_student_is_forecast_taught_and_half_the_size(home):
     sizes = [read_spec(home / name / "model").parameters().total for name in ("teacher", "student")]
     assert sizes[1] <= sizes[0] / 2
     assert AutoModelForCausalLM.from_pretrained(home / "student" / "model").num_parameters() == sizes[1]
-    again = distil(home / "teacher" / "model", str(home / "text.txt"), home / "student", SETTINGS, quiet=True)
+    again = distil(home / "teacher" / "model", str(corpus.directory), home / "student", SETTINGS, quiet=True)
     assert again.loss == result.loss
 
 
@@ -120,8 +117,8 @@ def test_the_forecast_falls_with_tokens_and_begins_at_the_gap():
     assert gaps[0] == 2.0 and gaps == sorted(gaps, reverse=True)
 
 
-def test_training_for_the_grid_costs_less_than_rounding(home, tmp_path):
-    model, text = home / "teacher" / "model", str(home / "text.txt")
+def test_training_for_the_grid_costs_less_than_rounding(corpus, home, tmp_path):
+    model, text = home / "teacher" / "model", str(corpus.directory)
     plain = quantise(model, "int4", text, home / "rounded", quiet=True)
     trained = quantise(model, "int4", text, home / "trained", SETTINGS, quiet=True)
     eight = quantise(model, "int8", text, home / "eight", quiet=True)
@@ -131,11 +128,11 @@ def test_training_for_the_grid_costs_less_than_rounding(home, tmp_path):
     assert packed.path.exists()
 
 
-def test_a_teacher_with_another_tokenizer_is_refused(home):
+def test_a_teacher_with_another_tokenizer_is_refused(corpus, home):
     chat_model(home / "other")
     config = config_from_fields({
         "tokens": 1024, "init_from": str(home / "teacher" / "model"), "task": {"name": "distil", "teacher": str(home / "other")},
-        "data": {"corpus": str(home / "text.txt"), "seq_len": 64, "batch_size": 4},
+        "data": {"corpus": str(corpus.directory), "seq_len": 64, "batch_size": 4},
     }, "test")  # fmt: skip
     with pytest.raises(TenfoldError, match="another tokenizer than the text"):
         open_task(config, home, quiet=True)

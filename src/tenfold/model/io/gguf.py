@@ -154,8 +154,16 @@ def read_gguf_text_fields(path: Path) -> dict[str, Any]:
     return {"pre": "default", "add_bos_token": fields.get("pre") == "llama-bpe"} | fields
 
 
-@lru_cache(maxsize=2)  # parsing a vocabulary of 50,000 takes seconds
 def _open(path: Path) -> Any:
+    try:
+        facts = path.stat()
+    except OSError as error:
+        raise TenfoldError(f"{path} cannot be read as GGUF: {error}.") from None
+    return _opened(path, facts.st_mtime_ns, facts.st_size)
+
+
+@lru_cache(maxsize=2)  # parsing a vocabulary of 50,000 takes seconds
+def _opened(path: Path, changed_ns: int, size: int) -> Any:
     try:
         from gguf import GGUFReader, GGUFValueType
     except ImportError:
