@@ -28,6 +28,7 @@ from tenfold.train.config import RunConfig
 from tenfold.train.result import RunResult, read_result
 from tenfold.train.run_file import config_from_fields
 from tenfold.train.tasks.find import open_task
+from tenfold.train.tasks.pretrain import EVALUATION_ROWS, HostRows
 from tenfold.train.text import open_source
 from tenfold.train.trainer import fit, standard_hooks
 
@@ -76,12 +77,13 @@ def _config(teacher: Path, student: Path, data: str, settings: DistilSettings, g
         "tokens": settings.tokens,
         "seed": settings.seed,
         "init_from": str(student),
-        "task": {"name": "distil", "teacher": str(teacher), "top_k": settings.top_k, "grid": grid},
+        "task": {"name": "distil", "teacher": str(teacher), "evaluate_tokens": _VALIDATION_TOKENS},
         "data": {"corpus": data, "seq_len": settings.seq_len, "batch_size": settings.batch_size},
         "optimizer": {"name": "adamw", "learning_rate": settings.learning_rate},
         "checkpoint": {"keep_last": 1},
         "log": {"every": 1},
     }
+    fields["task"] |= {"top_k": settings.top_k, "grid": grid}
     return config_from_fields(fields, "The run")
 
 
@@ -92,10 +94,14 @@ def validation_rows(corpus: Corpus, seq_len: int, tokens: int) -> Tensor:
 
 
 @torch.no_grad()
-def nats_of(model: Llama, rows: Tensor) -> float:
-    """Mean nats of each next token of rows."""
-    nats = [float(model.loss(row[None, :-1], row[None, 1:])[0]) for row in rows]
-    return sum(nats) / (rows.shape[1] - 1) / len(rows)
+def nats_of(model: Llama, corpus: Corpus, seq_len: int) -> float:
+    """Mean nats of each held-out token, of the same rows that the run of a student is evaluated on."""
+    nats, count = 0.0, 0
+    for rows in validation_batches(corpus, batch_size=EVALUATION_ROWS, seq_len=seq_len, limit_tokens=_VALIDATION_TOKENS):
+        batch = HostRows(rows).on(torch.device("cpu"), slice(None))
+        nats += float(model.loss(batch.tokens, batch.targets, batch.document)[0])
+        count += rows.target_count
+    return nats / max(1, count)
 
 
 def gap_after(begin: float, params: float, tokens: float) -> float:
@@ -108,8 +114,7 @@ def _forecast(home: Path, teacher: Path, student: Path, corpus: Corpus, name: st
     key, file = f"learn/{name}/student_loss", student.parent / "distil.json"
     if file.exists():
         return key
-    rows = validation_rows(corpus, settings.seq_len, _VALIDATION_TOKENS)
-    theirs, ours = (nats_of(read_model(path), rows) for path in (teacher, student))
+    theirs, ours = (nats_of(read_model(path), corpus, settings.seq_len) for path in (teacher, student))
     if ours <= theirs:
         raise TenfoldError(f"The pruned model in {student} is no worse than its teacher on this text: there is nothing to teach.")
     gap = gap_after(ours - theirs, read_spec(student).parameters().matrix_active, settings.tokens)
