@@ -233,7 +233,7 @@ def test_errors_are_one_sentence(tmp_path, tenfold):
         assert done.returncode == 1 and sentence in done.stderr.replace("\n", " "), done.stderr
         assert "Traceback" not in done.stderr
     done = tenfold("climb", "--top", "much", "--home", tmp_path / "h")
-    assert done.returncode == 2 and "--top must be a number, not 'much'" in done.stderr
+    assert done.returncode == 2 and "--top must be a number > 0 and <= 1e+40, not 'much'" in done.stderr
 
 
 def test_a_ladder_too_low_is_refused():

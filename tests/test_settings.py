@@ -13,8 +13,7 @@ import pytest
 import tomli_w
 from msgspec import Meta
 
-from tenfold.cli import run
-from tenfold.cli.commands import find
+from tenfold.cli.commands import find, run
 from tenfold.cli.options import UNSET, Option, meta, require_kinds
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.layout import Layout
@@ -289,9 +288,11 @@ law fit none.csv
 law fit binary.csv
 law fit other.csv
 law backtest binary.csv
+law fit other.csv --plot x.xyz
 data show empty
 data upload missing foo://x
 data build binary.bin --out made
+data clean empty --out made
 upcycle binary.bin --out made
 launch binary.toml --on slurm --nodes 2
 launch missing --on nope --nodes 2

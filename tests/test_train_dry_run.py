@@ -116,7 +116,7 @@ def test_the_command_prints_json_and_says_what_it_needs(tmp_path, capsys):
 
 
 def test_auto_is_the_planners_layout_and_one_that_the_trainer_knows():
-    auto = run_config(**{**RUN, "model": "llama-3.1-70b", "seq_len": 8192, "batch_size": 512, "parallel": "auto"})
+    auto = run_config(**{**RUN, "model": "llama-3.1-70b", "seq_len": 8192, "batch_size": 512, "tokens": 10**8, "parallel": "auto"})
     chosen = with_layout(auto, 256, "h100")
     layout = for_world(chosen.parallel, 256)
     assert layout.dp_shard * layout.tp * layout.pp > 1  # 70B fits on no one GPU

@@ -22,6 +22,7 @@ LABELS = {
     "seconds": "seconds (s)",
     "energy_kwh": "energy (kWh)",
 }
+DRAWN = (".png", ".svg", ".pdf")
 COEFFICIENTS = ("E", "A", "B", "alpha", "beta")
 Holdout = Annotated[float, Meta(gt=1)]
 PointsFile = Annotated[File, Meta(description="A CSV file with params, tokens and/or flops, and loss.")]
@@ -119,6 +120,8 @@ def fit(
     from tenfold.scale.law import classic_fit, fit_law
     from tenfold.scale.points import parse_columns, read_points
 
+    if options.plot is not None and options.plot.suffix not in DRAWN:
+        raise TenfoldError(f"--plot must end in {' or '.join(DRAWN)}, not {str(options.plot)!r}.")
     if options.total is not None:
         _fit_sparsity(points, parse_columns(reading.columns), options.total, json)
         return
