@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -35,7 +36,7 @@ SHARD_BYTES = 4 * 2**30
 
 def write_model(model: Llama, directory: Path, tokenizer_directory: Path | None = None, dtype: torch.dtype = torch.float32) -> None:
     """Write weights in shards of at most 4 GiB, `config.json`, and the tokenizer of a directory or GGUF file."""
-    tensors = ((name, slot.get()) for name, slot in _slots(model).items())
+    tensors = ((name, slot.get()) for name, slot in slots_of(model).items())
     _write(model.spec, tensors, directory, tokenizer_directory, dtype)
 
 
@@ -64,11 +65,11 @@ def _parts(spec: ModelSpec) -> Iterator[tuple[str, nn.Module, dict[str, Slot | S
     parts = [(name, part) for name, part in model.named_children() if name != "blocks" and not (spec.tied and name == "head")]
     for name, part in parts + [(f"blocks.{i}", block) for i, block in enumerate(model.layers)]:
         part.to_empty(device="cpu")
-        yield name, part, {stored: slot for stored, slot in _slots(model).items() if not slot.is_meta}
+        yield name, part, {stored: slot for stored, slot in slots_of(model).items() if not slot.is_meta}
         part.to("meta")
 
 
-def _slots(model: Llama) -> dict[str, Slot | Stack]:
+def slots_of(model: Llama) -> dict[str, Slot | Stack]:
     """Every weight by its Hugging Face name."""
     return family_of(model.spec).weights().slots(model)
 
@@ -115,6 +116,7 @@ def _write_shards(tensors: Iterator[tuple[str, Tensor]], directory: Path) -> Non
 def _save(shard: dict[str, Tensor], file: Path) -> None:
     try:
         save_file(shard, file, metadata={"format": "pt"})
+        shutil.copymode(file.with_name("config.json"), file)  # as the umask says; `save_file` makes private files
     except SafetensorError as error:
         if found := re.search(r"os error (\d+)", str(error)):
             raise OSError(int(found[1]), os.strerror(int(found[1])), str(file)) from None
@@ -172,7 +174,7 @@ def assemble(spec: ModelSpec, tensors: Iterator[tuple[str, Tensor]], path: Path,
         buffer.zero_()
     if spec.tied:
         model.head.weight = model.embedding.weight
-    slots = _slots(model)
+    slots = slots_of(model)
     for name, tensor in tensors:
         if name.endswith("lm_head.weight") and spec.tied:
             continue
@@ -227,6 +229,15 @@ def read_parts(path: Path) -> Iterator[tuple[str, nn.Module]]:
 
     A part is as in `write_parts`; it is gone when the next is asked for. Raises TenfoldError as `read_model` does.
     """
+    yield from ((name, part) for name, part, _ in _read_parts(path))
+
+
+def read_slots(path: Path) -> Iterator[dict[str, Any]]:
+    """The weights of one part after another by their Hugging Face names, as `read_parts` reads them."""
+    yield from (slots for _, _, slots in _read_parts(path))
+
+
+def _read_parts(path: Path) -> Iterator[tuple[str, nn.Module, dict[str, Slot | Stack]]]:
     check_model(path)
     with ExitStack() as opened:
         stored = read_gguf(path)[1] if path.suffix == ".gguf" else _opened(path, opened)
@@ -235,7 +246,7 @@ def read_parts(path: Path) -> Iterator[tuple[str, nn.Module]]:
                 if key not in stored:
                     raise TenfoldError(f"{path} lacks the tensor {key!r}.")
                 _set(slot, stored[key](), key, path)
-            yield name, part
+            yield name, part, slots
 
 
 def _opened(path: Path, opened: ExitStack) -> dict[str, Callable[[], Tensor]]:

@@ -99,7 +99,9 @@ def _directory_facts(folder: Path) -> dict[str, Any]:
 
 def _gguf_facts(path: Path) -> dict[str, Any]:
     fields = read_gguf_text_fields(path)
-    return {key.replace("padding_token", "pad_token"): value for key, value in fields.items()}
+    facts = {key.replace("padding_token", "pad_token"): value for key, value in fields.items()}
+    ends = [facts[key] for key in ("eos_token_id", "eot_token_id") if key in facts]
+    return facts | {"eos_token_id": ends}
 
 
 def _vocabulary(tokenizer: Tokenizer, facts: dict[str, Any]) -> Vocabulary:

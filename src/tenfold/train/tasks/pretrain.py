@@ -68,9 +68,11 @@ def to_device(values: np.ndarray, device: torch.device) -> Tensor:
 class Pretraining(TaskBase):
     """The task. `corpus` is a corpus or a mixture; `images` those that a share of the rows shows."""
 
+    settings_type: type[PretrainingConfig] = PretrainingConfig
+
     def __init__(self, config: RunConfig, corpus: Corpus | Mixture, home: Path):
         """Raises TenfoldError where the corpus is too small, or a setting of `[task]` is none. Images are prepared in `home`."""
-        self.settings = task_settings(config, PretrainingConfig)
+        self.settings = task_settings(config, self.settings_type)
         self.config, self.corpus = config, corpus
         self.vocab_size = corpus.vocab_size
         self.spec, tokens = resolve_model(config, corpus.vocab_size)
@@ -93,7 +95,7 @@ class Pretraining(TaskBase):
     @classmethod
     def open(cls, config: RunConfig, home: Path, *, quiet: bool = False) -> "Pretraining":
         """The task of a run file: its text is built in `home`, by one process, where it is not there yet."""
-        task_settings(config, PretrainingConfig)
+        task_settings(config, cls.settings_type)
         return cls(config, on_first_process_then_all(lambda: open_text(config, home, quiet=quiet)), home)
 
     def _require(self, steps: int) -> None:
