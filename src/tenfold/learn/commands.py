@@ -28,6 +28,18 @@ class ServerOptions(Struct, frozen=True):
     key: Annotated[str, Meta(description="The key of an operator, where the server has keys.")] = ""
 
 
+class NewGeneration(Struct, frozen=True):
+    """The generation that is made, and how its result is shown."""
+
+    home: Home = Path("generations")
+    name: Name = "sft"
+    json: Json = False
+
+    @property
+    def directory(self) -> Path:
+        return self.home / self.name
+
+
 def sft(
     model: Model,
     /,
@@ -35,9 +47,7 @@ def sft(
     data: Data,
     settings: TuneSettings = TuneSettings(),
     options: LoRAOptions = LoRAOptions(),
-    home: Home = Path("generations"),
-    name: Name = "sft",
-    json: Json = False,
+    new: NewGeneration = NewGeneration(),
 ) -> None:
     """Fine-tune a model on chats; users or prompts are held out for the gate.
 
@@ -46,8 +56,8 @@ def sft(
     from tenfold.learn.tune import tune
     from tenfold.serve.options import model_path
 
-    result = tune(model_path(model), data, home / name, settings, options=options, quiet=json)
-    _report(result, f"{result.loss:.4f} nats per token of the validation answers", json)
+    result = tune(model_path(model), data, new.directory, settings, options=options, quiet=new.json)
+    _report(result, f"{result.loss:.4f} nats per token of the validation answers", new.json)
 
 
 def dpo(
@@ -57,9 +67,7 @@ def dpo(
     data: Data,
     settings: TuneSettings = TuneSettings(),
     options: DPOOptions = DPOOptions(),
-    home: Home = Path("generations"),
-    name: Name = "dpo",
-    json: Json = False,
+    new: NewGeneration = NewGeneration(name="dpo"),
 ) -> None:
     """Let a model learn which of two answers people preferred (direct preference optimization).
 
@@ -68,8 +76,8 @@ def dpo(
     from tenfold.learn.tune import tune
     from tenfold.serve.options import model_path
 
-    result = tune(model_path(model), data, home / name, settings, options=options, quiet=json)
-    _report(result, f"a loss of {result.loss:.4f} on the validation pairs", json)
+    result = tune(model_path(model), data, new.directory, settings, options=options, quiet=new.json)
+    _report(result, f"a loss of {result.loss:.4f} on the validation pairs", new.json)
 
 
 def kto(
@@ -79,9 +87,7 @@ def kto(
     data: Data,
     settings: TuneSettings = TuneSettings(),
     options: KTOOptions = KTOOptions(),
-    home: Home = Path("generations"),
-    name: Name = "kto",
-    json: Json = False,
+    new: NewGeneration = NewGeneration(name="kto"),
 ) -> None:
     """Let a model learn from answers that were rated one by one, as by thumbs (Kahneman-Tversky optimization).
 
@@ -90,8 +96,8 @@ def kto(
     from tenfold.learn.tune import tune
     from tenfold.serve.options import model_path
 
-    result = tune(model_path(model), data, home / name, settings, options=options, quiet=json)
-    _report(result, f"a loss of {result.loss:.4f} on the validation answers", json)
+    result = tune(model_path(model), data, new.directory, settings, options=options, quiet=new.json)
+    _report(result, f"a loss of {result.loss:.4f} on the validation answers", new.json)
 
 
 def grpo(
@@ -102,9 +108,7 @@ def grpo(
     data: Annotated[str, Meta(description="Rows with a prompt; by default those that the rewards bring.")] = "",
     settings: TuneSettings = TuneSettings(batch_size=64),
     options: GRPOOptions = GRPOOptions(),
-    home: Home = Path("generations"),
-    name: Name = "grpo",
-    json: Json = False,
+    new: NewGeneration = NewGeneration(name="grpo"),
 ) -> None:
     """Let a model answer, and learn from what a function rewards (group relative policy optimization).
 
@@ -115,8 +119,8 @@ def grpo(
     from tenfold.learn.tune import tune_on_rewards
     from tenfold.serve.options import model_path
 
-    result = tune_on_rewards(model_path(model), rewards, data or rewards, home / name, settings, options=options, quiet=json)
-    _report(result, f"a reward of {-result.loss:.4f} on the prompts that were kept", json)
+    result = tune_on_rewards(model_path(model), rewards, data or rewards, new.directory, settings, options=options, quiet=new.json)
+    _report(result, f"a reward of {-result.loss:.4f} on the prompts that were kept", new.json)
 
 
 def show(
@@ -175,13 +179,19 @@ def gate(
     _verdict(judge(new, against, home, settings), json)
 
 
+class Source(Struct, frozen=True):
+    """What the next generation learns, and from where."""
+
+    feedback: Annotated[Text, Meta(description="What people said: a feedback database, its SQLite file, or a file of rows.")]
+    model: Annotated[Path | None, Meta(description="The model to begin from; by default the generation in service.")] = None
+    kind: Annotated[Kind, Meta(description="What is learned: chats, preferences or ratings.")] = "sft"
+
+
 def next_generation(
     name: Annotated[GivenName, Meta(description="The name of the new generation.")],
     /,
     *,
-    feedback: Annotated[Text, Meta(description="What people said: a feedback database, its SQLite file, or a file of rows.")],
-    model: Annotated[Path | None, Meta(description="The model to begin from; by default the generation in service.")] = None,
-    kind: Annotated[Kind, Meta(description="What is learned: chats, preferences or ratings.")] = "sft",
+    source: Source,
     settings: TuneSettings = TuneSettings(),
     checks: GateSettings = GateSettings(),
     home: Home = Path("generations"),
@@ -197,11 +207,11 @@ def next_generation(
     from tenfold.serve.options import model_path
 
     now = released(home)
-    if model is None and now is None:
+    if source.model is None and now is None:
         raise TenfoldError(f"No generation of {home} is in service: give --model.")
-    old = model or Path(now["path"] if now else "")
-    options: LoRAOptions = {"sft": LoRAOptions, "dpo": DPOOptions, "kto": KTOOptions}[kind]()
-    result = tune(model_path(old), feedback, home / name, settings, options=options, quiet=json)
+    old = source.model or Path(now["path"] if now else "")
+    options: LoRAOptions = {"sft": LoRAOptions, "dpo": DPOOptions, "kto": KTOOptions}[source.kind]()
+    result = tune(model_path(old), source.feedback, home / name, settings, options=options, quiet=json)
     if not result.finished:
         raise TenfoldError(f"Stopped and saved at step {result.step}: the same command goes on from there.")
     _verdict(judge(home / name, old, home, checks), json)

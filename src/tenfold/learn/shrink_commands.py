@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from tenfold.learn.commands import Name
+from tenfold.learn.commands import NewGeneration
 from tenfold.learn.shrink_options import DistilSettings
-from tenfold.spec.commands import Home, Json, print_json
+from tenfold.spec.commands import print_json
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.ranges import Text
 
@@ -21,9 +21,7 @@ def distil(
     *,
     data: Data = "stdlib",
     settings: DistilSettings = DistilSettings(),
-    home: Home = Path("generations"),
-    name: Annotated[Name, Meta(description="The name of the new generation.")] = "student",
-    json: Json = False,
+    new: NewGeneration = NewGeneration(name="student"),
 ) -> None:
     """Prune a model, forecast what its student will come to, and teach the student.
 
@@ -32,15 +30,15 @@ def distil(
     from tenfold.learn.distil import distil as taught
     from tenfold.spec.forecasts import read_forecasts
 
-    result = taught(_model(teacher), data, home / name, settings, quiet=json)
+    result = taught(_model(teacher), data, new.directory, settings, quiet=new.json)
     if not result.finished:
         raise TenfoldError(f"Stopped and saved at step {result.step}: the same command goes on from there.")
-    made = next(one for one in read_forecasts(home) if one.forecast.key == f"learn/{name}/student_loss").forecast
-    if json:
+    made = next(one for one in read_forecasts(new.home) if one.forecast.key == f"learn/{new.name}/student_loss").forecast
+    if new.json:
         print_json({**asdict(result), "forecast": made.quantiles})
         return
     low, high = made.quantiles[1], made.quantiles[-2]
-    print(f"{home / name}: {result.loss:.4f} nats a token; forecast {made.median:.4f} (80 %: {low:.4f} to {high:.4f}).")
+    print(f"{new.directory}: {result.loss:.4f} nats a token; forecast {made.median:.4f} (80 %: {low:.4f} to {high:.4f}).")
 
 
 def quantise(
@@ -51,9 +49,7 @@ def quantise(
     qat: Annotated[bool, Meta(description="Train for the grid first, by the model's own probabilities.")] = False,
     data: Data = "stdlib",
     settings: DistilSettings = DistilSettings(keep=1.0),
-    home: Home = Path("generations"),
-    name: Annotated[Name, Meta(description="The name of the new generation.")] = "quantised",
-    json: Json = False,
+    new: NewGeneration = NewGeneration(name="quantised"),
 ) -> None:
     """Round the weights of a model to 4 or 8 bits, and say what that costs on held-out text.
 
@@ -61,13 +57,14 @@ def quantise(
     """
     from tenfold.learn.quantise import quantise as quantised
 
-    found = quantised(_model(model), to, data, home / name, settings if qat else None, quiet=json)
-    if json:
+    found = quantised(_model(model), to, data, new.directory, settings if qat else None, quiet=new.json)
+    if new.json:
         print_json(found)
         return
     (before, after), change, kl = found["perplexity"], found["perplexity_change_pct"], found["kl_nats"]
     print(
-        f"{home / name}: perplexity {before:.4g} -> {after:.4g}, {change[0]:+.2f} % (95 %: {change[1]:+.2f} to {change[2]:+.2f}), "
+        f"{new.directory}: perplexity {before:.4g} -> {after:.4g}, "
+        f"{change[0]:+.2f} % (95 %: {change[1]:+.2f} to {change[2]:+.2f}), "
         f"divergence {kl[0]:.3g} nats a token (95 %: {kl[1]:.3g} to {kl[2]:.3g})."
     )
 

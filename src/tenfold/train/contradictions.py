@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import reduce
 from typing import Any
 
-from msgspec import Struct
+from msgspec import NODEFAULT, Struct, structs
 
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.ranges import as_key, shown
@@ -62,8 +62,15 @@ def check(config: RunConfig, where: str) -> None:
 def refuse(table: Struct, key: str, why: str, where: str = "The run") -> None:
     """Raises TenfoldError where `key`, which has no effect, is not left at its default."""
     value = _at(table, key)
-    if value != _at(type(table)(), key):
+    if value != _default(type(table), key):
         raise TenfoldError(f"{where} gives {as_key(key)}, {shown(value)}, which has no effect where {why}: leave one of them out.")
+
+
+def _default(table: type[Struct], key: str) -> Any:
+    first, _, rest = key.partition(".")
+    field = next(field for field in structs.fields(table) if field.name == first)
+    default = field.default_factory() if field.default is NODEFAULT else field.default
+    return _at(default, rest) if rest else default
 
 
 def _at(table: Struct, key: str) -> Any:

@@ -59,9 +59,7 @@ def start_run(task: Task, config: RunConfig, directory: Path, watchdog: Watchdog
     optimizers = make_optimizers(model, resolved.spec, resolved.h, config.optimizer.name)
     saved = checkpoint.restore_latest(directory / "checkpoint", model, optimizers, config.checkpoint.upload_to)
     watchdog.beat()
-    state = RunState() if saved is None else RunState(**saved["state"])
-    if saved is not None:
-        task.load_state_dict(saved["task"])
+    state = _restored(task, saved)
     opened.enter_context(autocast(resolved.device, resolved.dtype))
     opened.enter_context(fastest_attention(resolved.device))
     peak, peak_source = peak_flops(resolved.device, resolved.dtype, this_accelerator(config.device))
@@ -106,6 +104,13 @@ def start_run(task: Task, config: RunConfig, directory: Path, watchdog: Watchdog
     )
     _write_down(identity, run)
     return run
+
+
+def _restored(task: Task, saved: dict[str, Any] | None) -> RunState:
+    if saved is None:
+        return RunState()
+    task.load_state_dict(saved["task"])
+    return RunState(**saved["state"])
 
 
 def _write_down(identity: Identity, run: Run) -> None:
