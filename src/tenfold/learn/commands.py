@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta, Struct
 
-from tenfold.learn.options import DPOOptions, GRPOOptions, Kind, KTOOptions, LoRAOptions, TuneSettings
+from tenfold.learn.options import DPOOptions, GRPOOptions, Kind, KTOOptions, LoRAOptions, RewardSource, TuneSettings
 from tenfold.spec.commands import Folder, Home, Json, print_json
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.ranges import Text
@@ -19,6 +19,17 @@ Model = Annotated[Path, Meta(description="The model to begin from: a generation,
 Data = Annotated[Text, Meta(description="Rows as JSON lines or Parquet, a feedback database, or its SQLite file.")]
 Name = Annotated[GivenName, Meta(description="The name of the new generation.")]
 Generation = Annotated[Folder, Meta(description="The generation's directory.")]
+
+
+class NewGeneration(Struct, frozen=True):
+    """Where the generation is kept."""
+
+    name: Name
+    home: Home = Path("generations")
+
+    @property
+    def path(self) -> Path:
+        return self.home / self.name
 
 
 class ServerOptions(Struct, frozen=True):
@@ -35,8 +46,7 @@ def sft(
     data: Data,
     settings: TuneSettings = TuneSettings(),
     options: LoRAOptions = LoRAOptions(),
-    home: Home = Path("generations"),
-    name: Name = "sft",
+    new: NewGeneration = NewGeneration(name="sft"),
     json: Json = False,
 ) -> None:
     """Fine-tune a model on chats; users or prompts are held out for the gate.
@@ -46,7 +56,7 @@ def sft(
     from tenfold.learn.tune import tune
     from tenfold.serve.options import model_path
 
-    result = tune(model_path(model), data, home / name, settings, options=options, quiet=json)
+    result = tune(model_path(model), data, new.path, settings, options=options, quiet=json)
     _report(result, f"{result.loss:.4f} nats per token of the validation answers", json)
 
 
@@ -57,8 +67,7 @@ def dpo(
     data: Data,
     settings: TuneSettings = TuneSettings(),
     options: DPOOptions = DPOOptions(),
-    home: Home = Path("generations"),
-    name: Name = "dpo",
+    new: NewGeneration = NewGeneration(name="dpo"),
     json: Json = False,
 ) -> None:
     """Let a model learn which of two answers people preferred (direct preference optimization).
@@ -68,7 +77,7 @@ def dpo(
     from tenfold.learn.tune import tune
     from tenfold.serve.options import model_path
 
-    result = tune(model_path(model), data, home / name, settings, options=options, quiet=json)
+    result = tune(model_path(model), data, new.path, settings, options=options, quiet=json)
     _report(result, f"a loss of {result.loss:.4f} on the validation pairs", json)
 
 
@@ -79,8 +88,7 @@ def kto(
     data: Data,
     settings: TuneSettings = TuneSettings(),
     options: KTOOptions = KTOOptions(),
-    home: Home = Path("generations"),
-    name: Name = "kto",
+    new: NewGeneration = NewGeneration(name="kto"),
     json: Json = False,
 ) -> None:
     """Let a model learn from answers that were rated one by one, as by thumbs (Kahneman-Tversky optimization).
@@ -90,7 +98,7 @@ def kto(
     from tenfold.learn.tune import tune
     from tenfold.serve.options import model_path
 
-    result = tune(model_path(model), data, home / name, settings, options=options, quiet=json)
+    result = tune(model_path(model), data, new.path, settings, options=options, quiet=json)
     _report(result, f"a loss of {result.loss:.4f} on the validation answers", json)
 
 
@@ -98,12 +106,10 @@ def grpo(
     model: Model,
     /,
     *,
-    rewards: Annotated[str, Meta(description="A Python file with functions named reward..., or reasoning-gym:TASK.")],
-    data: Annotated[str, Meta(description="Rows with a prompt; by default those that the rewards bring.")] = "",
+    source: RewardSource,
     settings: TuneSettings = TuneSettings(batch_size=64),
     options: GRPOOptions = GRPOOptions(),
-    home: Home = Path("generations"),
-    name: Name = "grpo",
+    new: NewGeneration = NewGeneration(name="grpo"),
     json: Json = False,
 ) -> None:
     """Let a model answer, and learn from what a function rewards (group relative policy optimization).
@@ -115,7 +121,7 @@ def grpo(
     from tenfold.learn.tune import tune_on_rewards
     from tenfold.serve.options import model_path
 
-    result = tune_on_rewards(model_path(model), rewards, data or rewards, home / name, settings, options=options, quiet=json)
+    result = tune_on_rewards(model_path(model), source, new.path, settings, options=options, quiet=json)
     _report(result, f"a reward of {-result.loss:.4f} on the prompts that were kept", json)
 
 
