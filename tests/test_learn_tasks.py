@@ -11,7 +11,7 @@ from chat_models import chat_model
 from tenfold.data.conversations.answers import pack_pairs, pack_rated
 from tenfold.data.conversations.preferences import Preference, RatedAnswer, read_preferences, read_rated
 from tenfold.data.conversations.tokens import ChatEncoder
-from tenfold.learn.options import DPOOptions, GRPOOptions, KTOOptions, TuneSettings
+from tenfold.learn.options import DPOOptions, GRPOOptions, KTOOptions, RewardSource, TuneSettings
 from tenfold.learn.rewards import read_prompts, read_rewards
 from tenfold.learn.sampler import draw
 from tenfold.learn.tune import tune, tune_on_rewards
@@ -151,8 +151,8 @@ def test_grpo_raises_what_is_rewarded(model, tmp_path, iterations):
     (tmp_path / "letters.py").write_text(REWARD)
     settings = TuneSettings(steps=30, seq_len=40, batch_size=32, learning_rate=3e-3)
     options = GRPOOptions(max_completion_length=8, num_iterations=iterations, kl_beta=0.01, validation_prompts=4)
-    source = str(tmp_path / "letters.py")
-    tune_on_rewards(model, source, source, tmp_path / "grpo", settings, options=options, quiet=True)
+    source = RewardSource(str(tmp_path / "letters.py"))
+    tune_on_rewards(model, source, tmp_path / "grpo", settings, options=options, quiet=True)
     record = steps(tmp_path / "grpo")
     drawn = [row for row in record if "reward" in row]
     assert len(drawn) == 30 // iterations

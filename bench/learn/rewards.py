@@ -15,7 +15,7 @@ import torch
 
 from bench.harness import Headline, Row, options, write_results
 from tenfold.data.conversations.tokens import ChatEncoder
-from tenfold.learn.options import GRPOOptions, TuneSettings
+from tenfold.learn.options import GRPOOptions, RewardSource, TuneSettings
 from tenfold.learn.rewards import GYM
 from tenfold.learn.sampler import draw
 from tenfold.learn.tune import tune_on_rewards
@@ -57,12 +57,12 @@ def main() -> None:
     before = successes(given.model, given.task, given.longest)
     print(f"before: {before.mean():.1%}", flush=True)
     chosen = GRPOOptions(max_completion_length=given.longest, validation_prompts=32)
-    source = f"{GYM}{given.task}"
+    source = RewardSource(f"{GYM}{given.task}")
     with tempfile.TemporaryDirectory() as scratch:
 
         def train(name: str, steps: int) -> Path:
             settings = TuneSettings(steps=steps, seq_len=given.seq_len, batch_size=given.batch, learning_rate=given.learning_rate)
-            tune_on_rewards(given.model, source, source, Path(scratch) / name, settings, options=chosen, quiet=True)
+            tune_on_rewards(given.model, source, Path(scratch) / name, settings, options=chosen, quiet=True)
             return Path(scratch) / name
 
         steps = max(5, int(60 * given.minutes / seconds_of_a_step(train("probe", 4))))

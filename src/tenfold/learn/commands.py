@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta, Struct
 
-from tenfold.learn.options import DPOOptions, GateSettings, GRPOOptions, Kind, KTOOptions, LoRAOptions, TuneSettings
+from tenfold.learn.options import (
+    DPOOptions,
+    GateSettings,
+    GRPOOptions,
+    Kind,
+    KTOOptions,
+    LoRAOptions,
+    RewardSource,
+    TuneSettings,
+)
 from tenfold.spec.commands import Folder, Home, Json, print_json
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.ranges import SeqLen, Text
@@ -104,8 +113,7 @@ def grpo(
     model: Model,
     /,
     *,
-    rewards: Annotated[str, Meta(description="A Python file with functions named reward..., or reasoning-gym:TASK.")],
-    data: Annotated[str, Meta(description="Rows with a prompt; by default those that the rewards bring.")] = "",
+    source: RewardSource,
     settings: TuneSettings = TuneSettings(batch_size=64),
     options: GRPOOptions = GRPOOptions(),
     new: NewGeneration = NewGeneration(name="grpo"),
@@ -119,7 +127,7 @@ def grpo(
     from tenfold.learn.tune import tune_on_rewards
     from tenfold.serve.options import model_path
 
-    result = tune_on_rewards(model_path(model), rewards, data or rewards, new.directory, settings, options=options, quiet=new.json)
+    result = tune_on_rewards(model_path(model), source, new.directory, settings, options=options, quiet=new.json)
     _report(result, f"a reward of {-result.loss:.4f} on the prompts that were kept", new.json)
 
 

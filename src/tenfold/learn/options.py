@@ -81,6 +81,17 @@ class GRPOOptions(LoRAOptions, frozen=True, kw_only=True, forbid_unknown_fields=
     validation_prompts: Annotated[int, Meta(gt=0, description="Prompts that are kept for the evaluation.")] = 64
 
 
+class RewardSource(Struct, frozen=True):
+    """What rewards answers, and where the prompts are from."""
+
+    rewards: Annotated[str, Meta(description="A Python file with functions named reward..., or reasoning-gym:TASK.")]
+    data: Annotated[str, Meta(description="Rows with a prompt; by default those that the rewards bring.")] = ""
+
+    @property
+    def prompts(self) -> str:
+        return self.data or self.rewards
+
+
 class GRPOConfig(GRPOOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The table `[task]` of a run that learns from rewards."""
 

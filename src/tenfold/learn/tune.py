@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from tenfold.learn.data import VERSION, parts_of, sha256, write_versioned
-from tenfold.learn.options import DPOOptions, GRPOOptions, KTOOptions, LoRAOptions, TuneSettings
+from tenfold.learn.options import DPOOptions, GRPOOptions, KTOOptions, LoRAOptions, RewardSource, TuneSettings
 from tenfold.model.io.huggingface import weights_hash
 from tenfold.spec.errors import without_secrets
 from tenfold.spec.versions import read_document
@@ -43,15 +43,15 @@ def tune(
 
 
 def tune_on_rewards(
-    model: Path, rewards: str, prompts: str, generation: Path, settings: TuneSettings, *, options: GRPOOptions, quiet: bool = False
+    model: Path, source: RewardSource, generation: Path, settings: TuneSettings, *, options: GRPOOptions, quiet: bool = False
 ) -> RunResult:
-    """Let the weights at `model` answer `prompts`, and learn from what the functions of `rewards` say; as `tune` otherwise."""
-    task = {"name": "grpo", "rewards": rewards, **_fields(options)}
-    fields = _run_fields(task, prompts, settings)
+    """Let the weights at `model` answer, and learn from what the functions of `source` say; as `tune` otherwise."""
+    task = {"name": "grpo", "rewards": source.rewards, **_fields(options)}
+    fields = _run_fields(task, source.prompts, settings)
     fields["parallel"] = {"micro_batch": max(1, TOKENS_AT_ONCE // settings.seq_len)}
     result = _run(model, generation, fields, quiet)
-    files = {"rewards": Path(rewards), "prompts": Path(prompts)}
-    _write_lineage(result, generation, model, prompts, {name: file for name, file in files.items() if file.is_file()})
+    files = {"rewards": Path(source.rewards), "prompts": Path(source.prompts)}
+    _write_lineage(result, generation, model, source.prompts, {name: file for name, file in files.items() if file.is_file()})
     return replace(result, directory=generation)
 
 
