@@ -50,7 +50,7 @@ def quantise(
     to: Annotated[Literal["int4", "int8"], Meta(description="Bits of the layers' matrices, in groups of 32.")] = "int4",
     qat: Annotated[bool, Meta(description="Train for the grid first, by the model's own probabilities.")] = False,
     data: Data = "stdlib",
-    settings: DistilSettings = DistilSettings(keep=1.0),
+    settings: DistilSettings = DistilSettings(keep=1.0, learning_rate=1e-4),
     home: Home = Path("generations"),
     name: Annotated[Name, Meta(description="The name of the new generation.")] = "quantised",
     json: Json = False,
