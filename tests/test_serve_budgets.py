@@ -166,7 +166,8 @@ def test_a_swap_to_what_cannot_be_a_model_starts_no_process(site, model, tmp_pat
 
 
 def engines(server):
-    return [p for p in psutil.Process(server).children() if "spawn_main" in " ".join(p.cmdline())]
+    alive = [p for p in psutil.Process(server).children() if p.status() != psutil.STATUS_ZOMBIE]
+    return [p for p in alive if "spawn_main" in " ".join(p.cmdline())]
 
 
 def gone(processes):

@@ -2,16 +2,22 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta, Struct
 
-from tenfold.learn.tune import TuneSettings
+from tenfold.learn.options import DPOOptions, GateSettings, GRPOOptions, Kind, KTOOptions, LoRAOptions, TuneSettings
 from tenfold.spec.commands import Folder, Home, Json, print_json
 from tenfold.spec.errors import TenfoldError
-from tenfold.spec.ranges import Text
+from tenfold.spec.ranges import SeqLen, Text
 
-Name = Annotated[str, Meta(pattern=r"^[\w][\w. -]*$", max_length=200, extra={"words": "a name of letters, digits and - . _"})]
+if TYPE_CHECKING:
+    from tenfold.train.result import RunResult
+
+GivenName = Annotated[str, Meta(pattern=r"^[\w][\w. -]*$", max_length=200, extra={"words": "a name of letters, digits and - . _"})]
+Model = Annotated[Path, Meta(description="The model to begin from: a generation, a Hugging Face directory or a GGUF file.")]
+Data = Annotated[Text, Meta(description="Rows as JSON lines or Parquet, a feedback database, or its SQLite file.")]
+Name = Annotated[GivenName, Meta(description="The name of the new generation.")]
 Generation = Annotated[Folder, Meta(description="The generation's directory.")]
 
 
@@ -23,13 +29,14 @@ class ServerOptions(Struct, frozen=True):
 
 
 def sft(
-    model: Annotated[Path, Meta(description="The model to begin from: a generation, a Hugging Face directory or a GGUF file.")],
+    model: Model,
     /,
     *,
-    data: Annotated[Text, Meta(description="JSON lines of chats, a feedback database, or its SQLite file.")],
+    data: Data,
     settings: TuneSettings = TuneSettings(),
+    options: LoRAOptions = LoRAOptions(),
     home: Home = Path("generations"),
-    name: Annotated[Name, Meta(description="The name of the new generation.")] = "sft",
+    name: Name = "sft",
     json: Json = False,
 ) -> None:
     """Fine-tune a model on chats; users or prompts are held out for the gate.
@@ -39,13 +46,113 @@ def sft(
     from tenfold.learn.tune import tune
     from tenfold.serve.options import model_path
 
-    result = tune(model_path(model), data, home / name, settings, quiet=json)
+    result = tune(model_path(model), data, home / name, settings, options=options, quiet=json)
+    _report(result, f"{result.loss:.4f} nats per token of the validation answers", json)
+
+
+def dpo(
+    model: Model,
+    /,
+    *,
+    data: Data,
+    settings: TuneSettings = TuneSettings(),
+    options: DPOOptions = DPOOptions(),
+    home: Home = Path("generations"),
+    name: Name = "dpo",
+    json: Json = False,
+) -> None:
+    """Let a model learn which of two answers people preferred (direct preference optimization).
+
+    Example: tenfold learn dpo generations/chat-1 --data feedback.db --name chat-2 --steps 100 --seq-len 512
+    """
+    from tenfold.learn.tune import tune
+    from tenfold.serve.options import model_path
+
+    result = tune(model_path(model), data, home / name, settings, options=options, quiet=json)
+    _report(result, f"a loss of {result.loss:.4f} on the validation pairs", json)
+
+
+def kto(
+    model: Model,
+    /,
+    *,
+    data: Data,
+    settings: TuneSettings = TuneSettings(),
+    options: KTOOptions = KTOOptions(),
+    home: Home = Path("generations"),
+    name: Name = "kto",
+    json: Json = False,
+) -> None:
+    """Let a model learn from answers that were rated one by one, as by thumbs (Kahneman-Tversky optimization).
+
+    Example: tenfold learn kto generations/chat-1 --data feedback.db --name chat-2 --steps 100 --seq-len 512
+    """
+    from tenfold.learn.tune import tune
+    from tenfold.serve.options import model_path
+
+    result = tune(model_path(model), data, home / name, settings, options=options, quiet=json)
+    _report(result, f"a loss of {result.loss:.4f} on the validation answers", json)
+
+
+def grpo(
+    model: Model,
+    /,
+    *,
+    rewards: Annotated[str, Meta(description="A Python file with functions named reward..., or reasoning-gym:TASK.")],
+    data: Annotated[str, Meta(description="Rows with a prompt; by default those that the rewards bring.")] = "",
+    settings: TuneSettings = TuneSettings(batch_size=64),
+    options: GRPOOptions = GRPOOptions(),
+    home: Home = Path("generations"),
+    name: Name = "grpo",
+    json: Json = False,
+) -> None:
+    """Let a model answer, and learn from what a function rewards (group relative policy optimization).
+
+    A step has --batch-size answers, of at most --seq-len tokens each with its prompt.
+
+    Example: tenfold learn grpo generations/chat-1 --rewards arithmetic.py --steps 100
+    """
+    from tenfold.learn.tune import tune_on_rewards
+    from tenfold.serve.options import model_path
+
+    result = tune_on_rewards(model_path(model), rewards, data or rewards, home / name, settings, options=options, quiet=json)
+    _report(result, f"a reward of {-result.loss:.4f} on the prompts that were kept", json)
+
+
+def show(
+    model: Model,
+    /,
+    *,
+    data: Data,
+    kind: Annotated[Kind, Meta(description="What would be learned from it.")] = "sft",
+    seq_len: Annotated[SeqLen, Meta(description="Tokens in a row; longer chats lose their end.")] = 128,
+    count: Annotated[int, Meta(ge=0, description="How many answers are printed.")] = 3,
+    json: Json = False,
+) -> None:
+    """Show what a run would learn before it runs: the text as the model reads it, what is learned of it marked, and counts.
+
+    Example: tenfold learn show generations/g1 --data chats.jsonl
+    """
+    from rich.console import Console
+
+    from tenfold.learn.show import find
+    from tenfold.learn.show import show as print_answers
+    from tenfold.serve.options import model_path
+
+    found = find(model_path(model), data, kind, seq_len)
+    if json:
+        print_json(found.counts)
+    else:
+        print_answers(model_path(model), found, count, Console())
+
+
+def _report(result: "RunResult", what: str, json: bool) -> None:
     if not result.finished:
         raise TenfoldError(f"Stopped and saved at step {result.step}: the same command goes on from there.")
     if json:
         print_json(asdict(result))
     else:
-        print(f"{home / name}: {result.loss:.4f} nats per token of the validation answers after {result.step} steps.")
+        print(f"{result.directory}: {what} after {result.step} steps.")
 
 
 def gate(
@@ -53,20 +160,93 @@ def gate(
     /,
     *,
     against: Annotated[Path, Meta(description="The model that it has to do better than.")],
+    settings: GateSettings = GateSettings(),
     home: Home = Path("generations"),
     json: Json = False,
 ) -> None:
-    """Judge a generation on prompts that it has not learned, beside the one before, and write its gate.json.
+    """Judge a generation beside the one before, and write its gate.json and model card.
 
-    Example: tenfold learn gate generations/chat-1 --against generations/g1
+    It has to agree better with people on prompts that it has not learned, and be worse in nothing beyond noise.
+
+    Example: tenfold learn gate generations/chat-1 --against generations/g1 --evaluations sums.jsonl
     """
     from tenfold.learn.gate import gate as judge
 
-    judged = judge(new, against, home)
+    _verdict(judge(new, against, home, settings), json)
+
+
+def next_generation(
+    name: Annotated[GivenName, Meta(description="The name of the new generation.")],
+    /,
+    *,
+    feedback: Annotated[Text, Meta(description="What people said: a feedback database, its SQLite file, or a file of rows.")],
+    model: Annotated[Path | None, Meta(description="The model to begin from; by default the generation in service.")] = None,
+    kind: Annotated[Kind, Meta(description="What is learned: chats, preferences or ratings.")] = "sft",
+    settings: TuneSettings = TuneSettings(),
+    checks: GateSettings = GateSettings(),
+    home: Home = Path("generations"),
+    json: Json = False,
+) -> None:
+    """From what people said to a generation that is judged: data, run and gate. Called again it goes on from where it was.
+
+    Example: tenfold learn next chat-2 --feedback feedback.db --steps 200
+    """
+    from tenfold.learn.gate import gate as judge
+    from tenfold.learn.release import released
+    from tenfold.learn.tune import tune
+    from tenfold.serve.options import model_path
+
+    now = released(home)
+    if model is None and now is None:
+        raise TenfoldError(f"No generation of {home} is in service: give --model.")
+    old = model or Path(now["path"] if now else "")
+    options: LoRAOptions = {"sft": LoRAOptions, "dpo": DPOOptions, "kto": KTOOptions}[kind]()
+    result = tune(model_path(old), feedback, home / name, settings, options=options, quiet=json)
+    if not result.finished:
+        raise TenfoldError(f"Stopped and saved at step {result.step}: the same command goes on from there.")
+    _verdict(judge(home / name, old, home, checks), json)
+
+
+def _verdict(judged: dict[str, Any], json: bool) -> None:
     if json:
         print_json(judged)
-    else:
-        print(f"{'Passed' if judged['passed'] else 'Refused'}: {judged['reason']}")
+        return
+    for check in judged["checks"]:
+        print(f"  {'' if check['passed'] else 'NOT '}{check['name']}: {check['says']}")
+    print(f"{'Passed' if judged['passed'] else 'Refused'}: {judged['reason']}")
+
+
+def evaluate(
+    model: Model,
+    /,
+    *,
+    data: Annotated[tuple[Path, ...], Meta(description="Files of rows with a prompt and an ideal answer.")],
+    against: Annotated[Path | None, Meta(description="Another model that answers the same prompts.")] = None,
+    corpus: Annotated[Path | None, Meta(description="Chats that were learned; by default those of the generation.")] = None,
+    json: Json = False,
+) -> None:
+    """What share of prompts a model answers right, by language; beside another model, with paired tests.
+
+    Prompts that were learned, found by n-grams, are counted and left out.
+
+    Example: tenfold learn evaluate generations/chat-1 --data sums.jsonl --against generations/g1
+    """
+    from tenfold.learn.evaluate import evaluate as answer_all
+
+    found = answer_all(model, list(data), against, corpus)
+    if json:
+        print_json(found)
+        return
+    for name, one in found.items():
+        low, high = one["right_interval"]
+        print(f"{name}: {one['right']:.0%} right (95 %: {low:.0%} to {high:.0%}) of {one['prompts']}, {one['nats']:.2f} nats.")
+        print(f"  {one['learned']} prompts were learned and are left out." if one["learned"] else "  No prompt was learned.")
+        for language, part in one["languages"].items():
+            print(f"  {language}: {part['right']:.0%} right of {part['prompts']}, {part['nats']:.2f} nats.")
+        if (beside := one.get("against")) is not None:
+            low, high = beside["nats"]["t_interval"]
+            print(f"  Beside the other: {beside['nats']['mean']:+.2f} nats (95 %: {low:+.2f} to {high:+.2f}); p of so many")
+            print(f"  losses by chance {beside['lost_p']:.2g}.")
 
 
 def release(

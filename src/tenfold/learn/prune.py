@@ -95,7 +95,7 @@ def _watched(model: Llama, found: Importance) -> Iterator[None]:
             found.layers[number] += 1 - float(torch.cosine_similarity(inputs[0], out, dim=-1).mean())
 
         yield block.attention.wo.register_forward_pre_hook(heads)
-        yield block.ffn.w2.register_forward_pre_hook(neurons)  # type: ignore[operator,union-attr]
+        yield block.ffn.w2.register_forward_pre_hook(neurons)  # type: ignore[union-attr]
         yield block.register_forward_hook(turned)
         yield from (norm.register_forward_hook(channels) for norm in (block.attention_norm, block.ffn_norm))
 

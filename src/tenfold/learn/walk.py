@@ -14,8 +14,9 @@ from typing import Any
 
 from tenfold.learn.data import VERSION, sha256, write_versioned
 from tenfold.learn.gate import gate
+from tenfold.learn.options import TuneSettings
 from tenfold.learn.release import release, swap
-from tenfold.learn.tune import TuneSettings, tune
+from tenfold.learn.tune import tune
 from tenfold.model.io.huggingface import read_model, write_model
 from tenfold.spec.errors import NotInstalled, TenfoldError
 from tenfold.spec.files import whole_folder

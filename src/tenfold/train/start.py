@@ -60,6 +60,8 @@ def start_run(task: Task, config: RunConfig, directory: Path, watchdog: Watchdog
     saved = checkpoint.restore_latest(directory / "checkpoint", model, optimizers, config.checkpoint.upload_to)
     watchdog.beat()
     state = RunState() if saved is None else RunState(**saved["state"])
+    if saved is not None:
+        task.load_state_dict(saved["task"])
     opened.enter_context(autocast(resolved.device, resolved.dtype))
     opened.enter_context(fastest_attention(resolved.device))
     peak, peak_source = peak_flops(resolved.device, resolved.dtype, this_accelerator(config.device))

@@ -67,7 +67,8 @@ def _steps(pre_tokenizer: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 def _whole_words(stored: dict[str, Any]) -> int:
     """Tokens that merges alone do not lead to."""
-    merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in stored["merges"]]
+    pairs = (m.split(" ") if isinstance(m, str) else m for m in stored["merges"])
+    merges = [(first, second) for first, second in pairs]
     bare = Tokenizer(models.BPE(stored["vocab"], merges))
     made = ["".join(merge) for merge in merges]
     return sum(encoding.tokens != [token] for token, encoding in zip(made, bare.encode_batch(made), strict=True))

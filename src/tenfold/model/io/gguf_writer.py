@@ -7,7 +7,7 @@ Which tensor gets which format, and what stands in for it where rows do not fill
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from torch import Tensor
@@ -65,7 +65,8 @@ def write_gguf(source: Path, file: Path, kind: str) -> list[str]:
     writer = GGUFWriter(file, names.architecture)
     _add_shape(writer, spec, kind)
     notes = add_vocabulary(writer, source, spec.vocab_size) if has_tokenizer(source) else ["It has no tokenizer, as the model."]
-    shapes = {name: slot.shape for name, slot in _by_name(slots_of(make_shapes(spec)), names)}
+    slots = cast(dict[str, Slot], slots_of(make_shapes(spec)))  # families with stacks of experts have no GGUF names
+    shapes = {name: slot.shape for name, slot in _by_name(slots, names)}
     formats = {name: _format(name, shape, kind, spec) for name, shape in shapes.items()}
     instead = [found for found, wanted in formats.values() if found != wanted]
     if instead:

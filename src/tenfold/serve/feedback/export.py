@@ -23,10 +23,11 @@ _DAY = 86400
 
 @dataclass
 class Exported:
-    """Rows written to each part, and rows left out by reason."""
+    """Rows written to each part, rows left out by reason, and the hashes of the users whose rows were written."""
 
     train: int = 0
     test: int = 0
+    users: tuple[set[str], set[str]] = field(default_factory=lambda: (set(), set()))
     left_out: Counter[str] = field(default_factory=Counter)
 
 
@@ -48,9 +49,11 @@ def export(feedback: Feedback, format: str, out: Path, *, test_share: float = 0.
                 made.left_out["over the daily limit of a user"] += 1
             elif int(user[:8], 16) < test_share * 2**32:
                 made.test += 1
+                made.users[1].add(user)
                 test.write(json.dumps(row, ensure_ascii=False) + "\n")
             else:
                 made.train += 1
+                made.users[0].add(user)
                 train.write(json.dumps(row, ensure_ascii=False) + "\n")
             seen.add(digest)
     return made

@@ -178,6 +178,12 @@ class Feedback:
             gone += connection.execute(responses.delete().where(responses.c.user_hash == who)).rowcount
         return gone
 
+    def users(self) -> set[str]:
+        """The hashes of all users of whom anything is kept."""
+        with self._engine.connect() as connection:
+            found = (connection.scalars(select(table.c.user_hash)) for table in (responses, ratings, corrections, pairs))
+            return {user for some in found for user in some}
+
     def rows(self, table: Table) -> Iterator[Row[Any]]:
         """Every row of a table, oldest first."""
         order = (table.c.created, table.c.id)
