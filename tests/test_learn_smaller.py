@@ -27,6 +27,7 @@ from tenfold.train.trainer import fit, standard_hooks
 
 SPEC = ModelSpec("t", dim=64, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=96, vocab_size=300, context=64)
 SETTINGS = DistilSettings(tokens=40 * 8 * 64, seq_len=64, learning_rate=3e-3)
+QAT = DistilSettings(tokens=40 * 8 * 64, seq_len=64, learning_rate=1e-4)
 ROWS = torch.randint(0, 300, (4, 32), generator=torch.Generator().manual_seed(0))
 
 
@@ -120,7 +121,7 @@ def test_the_forecast_falls_with_tokens_and_begins_at_the_gap():
 def test_training_for_the_grid_costs_less_than_rounding(corpus, home, tmp_path):
     model, text = home / "teacher" / "model", str(corpus.directory)
     plain = quantise(model, "int4", text, home / "rounded", quiet=True)
-    trained = quantise(model, "int4", text, home / "trained", SETTINGS, quiet=True)
+    trained = quantise(model, "int4", text, home / "trained", QAT, quiet=True)
     eight = quantise(model, "int8", text, home / "eight", quiet=True)
     assert eight["kl_nats"][2] < plain["kl_nats"][1] and trained["kl_nats"][0] < plain["kl_nats"][0]
     assert plain["perplexity"][1] > plain["perplexity"][0]

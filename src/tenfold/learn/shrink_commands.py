@@ -48,7 +48,7 @@ def quantise(
     to: Annotated[Literal["int4", "int8"], Meta(description="Bits of the layers' matrices, in groups of 32.")] = "int4",
     qat: Annotated[bool, Meta(description="Train for the grid first, by the model's own probabilities.")] = False,
     data: Data = "stdlib",
-    settings: DistilSettings = DistilSettings(keep=1.0),
+    settings: DistilSettings = DistilSettings(keep=1.0, learning_rate=1e-4),
     new: NewGeneration = NewGeneration(name="quantised"),
 ) -> None:
     """Round the weights of a model to 4 or 8 bits, and say what that costs on held-out text.

@@ -39,7 +39,7 @@ class DistilConfig(PretrainingConfig, frozen=True, kw_only=True, forbid_unknown_
     """The table `[task]` of a run that learns from a teacher."""
 
     name: str = "distil"
-    teacher: Annotated[str, Meta(description="The teacher: a Hugging Face directory or a GGUF file.")]
+    teacher: Annotated[str, Meta(description="The teacher: a Hugging Face directory or a GGUF file.")] = ""
     top_k: Annotated[int, Meta(ge=0, description="Tokens of the teacher that count each; 0 takes all.")] = 0
     text_share: Annotated[Share, Meta(description="Share of the loss that is the text's own next token.")] = 0.0
     grid: Annotated[Literal["none", "int8", "int4"], Meta(description="Train for weights on this grid (QAT).")] = "none"
@@ -50,10 +50,13 @@ class Distillation(Pretraining):
 
     settings_type = DistilConfig
     settings: DistilConfig
+    _teacher: Llama | None = None  # read when it is first asked
 
     def __init__(self, config: RunConfig, corpus: Corpus | Mixture, home: Path):
         """Raises TenfoldError for a teacher with another tokenizer, or a layout that cuts the logits."""
         super().__init__(config, corpus, home)
+        if not self.settings.teacher:
+            raise TenfoldError('The table [task] names no teacher: give teacher = "generations/g1/model", or another model.')
         path = Path(self.settings.teacher)
         spec = read_spec(path)
         if not same_tokenizer(path, corpus.directory):
@@ -67,10 +70,8 @@ class Distillation(Pretraining):
             )
         if isinstance(config.parallel, Layout) and config.parallel.tp * config.parallel.pp * config.parallel.cp > 1:
             raise TenfoldError("Distillation needs whole logits: leave tp, pp and cp of the table [parallel] out.")
-        self.path, self._teacher = path, None
+        self.path = path
         self._teacher_flops = spec.forward_flops_per_token(config.data.seq_len)
-
-    _teacher: Llama | None
 
     def prepare(self, model: nn.Module) -> None:
         super().prepare(model)
