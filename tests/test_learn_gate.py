@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from chat_models import chat_model
+from msgspec import structs
 from safetensors.torch import load_file, save_file
 from scipy import stats
 
@@ -117,7 +118,9 @@ def other_template(generation):
     model = generation / "model"
     vocabulary, tokenizer = read_vocabulary(model), read_tokenizer(model)
     save_tokenizer(
-        tokenizer, replace(vocabulary, chat_template=vocabulary.chat_template.replace("{% for", "Hello there\n{% for", 1)), model
+        tokenizer,
+        structs.replace(vocabulary, chat_template=vocabulary.chat_template.replace("{% for", "Hello there\n{% for", 1)),
+        model,
     )
 
 
