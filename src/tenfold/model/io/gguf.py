@@ -158,7 +158,7 @@ def _open(path: Path) -> Any:
     try:
         facts = path.stat()
     except OSError as error:
-        raise TenfoldError(f"{path} cannot be read as GGUF: {error}.") from None
+        raise TenfoldError(f"{path} cannot be read as GGUF: {str(error).rstrip('.')}.") from None
     return _opened(path, facts.st_mtime_ns, facts.st_size)
 
 
@@ -184,4 +184,4 @@ def _opened(path: Path, changed_ns: int, size: int) -> Any:
     try:
         return Reader(path)
     except (OSError, ValueError, IndexError, KeyError, TypeError, ArithmeticError) as error:
-        raise TenfoldError(f"{path} cannot be read as GGUF: {error}.") from None
+        raise TenfoldError(f"{path} cannot be read as GGUF: {str(error).rstrip('.')}.") from None

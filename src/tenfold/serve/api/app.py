@@ -13,6 +13,7 @@ from tenfold.serve.api.keys import Keys, Rate
 from tenfold.serve.api.models import Models
 from tenfold.serve.feedback.feedback import Feedback
 from tenfold.serve.options import ServerOptions
+from tenfold.spec.errors import TenfoldError
 from tenfold.spec.plugins import load, plugins
 
 _ERRORS = (400, 401, 403, 404, 413, 429, 503, 504)
@@ -23,13 +24,17 @@ def make_app(models: Models, options: ServerOptions) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await models.get("")
+        try:
+            await models.get("")
+        except TenfoldError as error:
+            app.state.failed = error
+            raise
         yield
         await models.drain(options.drain_seconds)
 
     errors: dict[int | str, dict[str, Any]] = {code: {"model": ErrorAnswer} for code in _ERRORS}
     app = FastAPI(title="Tenfold", version="1", lifespan=lifespan, docs_url=None, redoc_url=None, responses=errors)
-    app.state.models, app.state.options = models, options
+    app.state.models, app.state.options, app.state.failed = models, options, None
     app.state.feedback = Feedback(options.feedback) if options.feedback else None
     app.state.feedback_rate = Rate(options.feedback_per_day, 86400)
     answer_errors(app)

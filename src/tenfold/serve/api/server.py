@@ -1,6 +1,7 @@
 """Runs the application with uvicorn, and ends it without dropping answers that are under way."""
 
 import ipaddress
+import logging
 import socket
 from functools import partial
 from typing import Any
@@ -38,13 +39,17 @@ def serve(models: dict[str, EngineOptions], options: ServerOptions) -> None:
     limits = options.limits if options.keys else replace(options.limits, key_share=1.0)
     app = make_app(Models(models, limits, options.any_name), options)
     connection: Any = partial(Connection, options.connections, most_connections(options.connections))
-    uvicorn.run(
-        app,
-        host=host,
-        port=port,
-        log_level="warning",
-        timeout_graceful_shutdown=int(options.drain_seconds),
-        http=connection,
-        backlog=BACKLOG,
-        timeout_keep_alive=round(options.connections.idle_timeout),
-    )
+    logging.getLogger("uvicorn.error").addFilter(lambda _: app.state.failed is None)  # a sentence in place of its trace
+    try:
+        uvicorn.run(
+            app,
+            host=host,
+            port=port,
+            log_level="warning",
+            timeout_graceful_shutdown=int(options.drain_seconds),
+            http=connection,
+            backlog=BACKLOG,
+            timeout_keep_alive=round(options.connections.idle_timeout),
+        )
+    except SystemExit:
+        raise app.state.failed or TenfoldError(f"The server on {host}:{port} could not start.") from None
