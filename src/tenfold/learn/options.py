@@ -6,9 +6,10 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 from tenfold.spec.commands import File
-from tenfold.spec.ranges import Count, LearningRate, Positive, Seed, SeqLen
+from tenfold.spec.ranges import Count, LearningRate, Positive, Seed, SeqLen, Text
 
 Kind = Literal["sft", "dpo", "kto"]
+Bits = Literal["int8", "int4"]
 DPOLoss = Literal["sigmoid", "ipo", "sigmoid_norm"]
 GRPOLoss = Literal["dapo", "dr_grpo", "bnpo", "grpo"]
 ImportanceSampling = Literal["sequence_mask", "sequence_truncate", "token_mask", "token_truncate", "none"]
@@ -23,6 +24,10 @@ class LoRAOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     lora_rank: Annotated[int, Meta(ge=0, description="Rank of the adapters (LoRA); 0 trains all weights.")] = 0
     lora_alpha: Annotated[float | None, Meta(description="Their weight times the rank; by default twice the rank.")] = None
+    quantization: Annotated[
+        Bits | None, Meta(description="Bits of the layers' weights beside adapters (QLoRA); floats where left out.")
+    ] = None
+    adapter: Annotated[Text | None, Meta(description="A folder of PEFT's, whose adapters are trained on.")] = None
 
 
 class SFTConfig(LoRAOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -23,6 +23,7 @@ class EngineOptions(Struct, frozen=True):
     quantization: Annotated[
         Quantization, Meta(description="Format of the weights; exact is the smallest that changes no weight.")
     ] = "exact"
+    adapter: Annotated[Path | None, Meta(description="A folder of PEFT's with adapters, which are not merged (LoRA).")] = None
     max_model_len: Annotated[
         CountOrNone, Meta(description="Longest prompt and answer together, in tokens; 0 is the model's own limit.")
     ] = 0

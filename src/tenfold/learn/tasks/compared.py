@@ -85,7 +85,7 @@ class ComparedAnswers(TuningTask):
         self._reference = on_first_process_then_all(lambda: self._columns(config, (files[0], files[1] or files[0]), quiet))
 
     def _columns(self, config: RunConfig, files: tuple[Path, Path], quiet: bool) -> tuple[np.ndarray, np.ndarray]:
-        reference = ReferenceModel(config, self.vocab_size, quiet)
+        reference = ReferenceModel(config, self.vocab_size, self.adapters, quiet)
 
         def log_probs(model: nn.Module, packed: PackedAnswers, device: torch.device) -> Tensor:
             return self.log_probs(model, self._rows(packed, None).on(device, slice(None)))
@@ -109,7 +109,7 @@ class ComparedAnswers(TuningTask):
         raise NotImplementedError
 
     def fingerprint(self) -> dict[str, str]:
-        return {"train": self.train.fingerprint, "validation": self.validation.fingerprint}
+        return super().fingerprint() | {"train": self.train.fingerprint, "validation": self.validation.fingerprint}
 
     def rows(self, step: int, rows: slice) -> AnswerRows:
         sample = np.arange(self.batch_size, dtype=np.int64)[rows] + step * self.batch_size

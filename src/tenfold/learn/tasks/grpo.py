@@ -90,7 +90,7 @@ class GRPO(TuningTask):
 
     def fingerprint(self) -> dict[str, str]:
         prompts = repr([prompt for part in (self.prompts, self.held) for _, prompt in part])
-        return {"prompts": sha256(prompts.encode()).hexdigest()[:16], "rewards": self.rewards.fingerprint}
+        return super().fingerprint() | {"prompts": sha256(prompts.encode()).hexdigest()[:16], "rewards": self.rewards.fingerprint}
 
     def rows(self, step: int, rows: slice) -> DrawnRows:
         """The answers of a step: drawn where its generation has none yet."""

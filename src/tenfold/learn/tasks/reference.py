@@ -18,7 +18,10 @@ from torch import Tensor, nn
 
 from tenfold.data.conversations.answers import PackedAnswers
 from tenfold.model.attention import fastest_attention
+from tenfold.learn.options import LoRAOptions
+from tenfold.learn.tasks.start import freeze
 from tenfold.model.io.huggingface import read_model, weights_hash
+from tenfold.model.io.peft import read_adapter
 from tenfold.spec.files import whole_file
 from tenfold.train.config import RunConfig
 from tenfold.train.precision import autocast
@@ -32,11 +35,12 @@ LogProbs = Callable[[nn.Module, PackedAnswers, torch.device], Tensor]
 
 
 class ReferenceModel:
-    """The weights of `init_from` in the trainer's number format. They are read when the first column is not there yet."""
+    """The weights of `init_from` in the trainer's number format, with the bits and the adapter that the run begins with. They are
+    read when the first column is not there yet."""
 
-    def __init__(self, config: RunConfig, vocab_size: int, quiet: bool):
+    def __init__(self, config: RunConfig, vocab_size: int, given: LoRAOptions, quiet: bool):
         assert config.init_from is not None
-        self._path, self._config, self._quiet = Path(config.init_from), config, quiet
+        self._path, self._config, self._given, self._quiet = Path(config.init_from), config, given, quiet
         self._resolved: Resolved = resolve(config, vocab_size)
         self._model: nn.Module | None = None
 
@@ -53,6 +57,10 @@ class ReferenceModel:
     def _key(self, packed: PackedAnswers) -> str:
         resolved = self._resolved
         said = [weights_hash(self._path), str(resolved.dtype), resolved.device.type, packed.fingerprint]
+        if self._given.quantization is not None:
+            said.append(self._given.quantization)
+        if self._given.adapter is not None:
+            said.append(weights_hash(Path(self._given.adapter)))
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:12]
 
     @torch.no_grad()
@@ -60,7 +68,11 @@ class ReferenceModel:
         device, dtype = self._resolved.device, self._resolved.dtype
         if self._model is None:
             use_threads(self._config, self._resolved.spec.dim)
-            self._model = read_model(self._path).to(device)
+            self._model = read_model(self._path)
+            freeze(self._model, self._given)
+            if self._given.adapter is not None:
+                read_adapter(self._model, Path(self._given.adapter))
+            self._model.to(device)
         found = np.zeros((packed.examples, 2), np.float32)
         starts = range(0, len(packed), ROWS)
         with autocast(device, dtype), fastest_attention(device):

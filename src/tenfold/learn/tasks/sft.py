@@ -63,7 +63,7 @@ class SFT(TuningTask):
         return cls(config, (train, validation), encoder)
 
     def fingerprint(self) -> dict[str, str]:
-        return {"train": self.train.fingerprint, "validation": self.validation.fingerprint}
+        return super().fingerprint() | {"train": self.train.fingerprint, "validation": self.validation.fingerprint}
 
     def rows(self, step: int, rows: slice) -> HostRows:
         return HostRows(self.train.batch(step, rows, **self.draw))

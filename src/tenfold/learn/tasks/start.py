@@ -7,8 +7,10 @@ import torch.distributed as dist
 from torch import nn
 
 from tenfold.learn.options import LoRAOptions
-from tenfold.model.io.peft import write_adapter
+from tenfold.model.io.huggingface import weights_hash
+from tenfold.model.io.peft import read_adapter, write_adapter
 from tenfold.model.lora import add_lora, merge_lora
+from tenfold.model.quantised import quantise_layers
 from tenfold.spec.errors import TenfoldError
 from tenfold.train.config import RunConfig
 from tenfold.train.contradictions import refuse
@@ -18,8 +20,8 @@ UNUSED = ("data.mixture", "data.images", "data.image_share", "data.vocab_size", 
 
 
 class TuningTask(TaskBase):
-    """Trains all weights of a model, or with a `lora_rank` adapters beside them: these are written to `adapter/` in PEFT's format,
-    and merged into `model/`."""
+    """Trains all weights of a model, or with a `lora_rank` adapters beside them, which may have few bits (`quantization`). Adapters
+    are written to `adapter/` in PEFT's format, and merged into `model/`."""
 
     adapters: LoRAOptions
     directory: Path
@@ -33,13 +35,20 @@ class TuningTask(TaskBase):
         """Of the FLOPs of training all weights: those that are kept have no gradients of their own."""
         return 2 / 3 if self.adapters.lora_rank else 1.0
 
+    def fingerprint(self) -> dict[str, str]:
+        return {} if self.adapters.adapter is None else {"adapter": weights_hash(Path(self.adapters.adapter))}
+
     def prepare(self, model: nn.Module) -> None:
-        rank, alpha = self.adapters.lora_rank, self.adapters.lora_alpha
-        if not rank:
+        """Raises TenfoldError for an adapter that does not fit, and for adapters on several processes."""
+        given = self.adapters
+        if not given.lora_rank:
             return
         if dist.is_initialized() and dist.get_world_size() > 1:
             raise TenfoldError("Adapters are trained on one process: set lora_rank to 0, or start it without --launch.")
-        add_lora(model, rank, 2.0 * rank if alpha is None else alpha)
+        freeze(model, given)
+        add_lora(model, given.lora_rank, 2.0 * given.lora_rank if given.lora_alpha is None else given.lora_alpha)
+        if given.adapter is not None:
+            read_adapter(cast(Any, model), Path(given.adapter))
 
     def finish(self, model: nn.Module, directory: Path) -> None:
         if self.adapters.lora_rank:
@@ -47,8 +56,18 @@ class TuningTask(TaskBase):
             merge_lora(model)
 
 
+def freeze(model: nn.Module, given: LoRAOptions) -> None:
+    """Round the weights that stay to the bits that are asked for, in place."""
+    if given.quantization is not None:
+        quantise_layers(model, given.quantization)
+
+
 def model_of(config: RunConfig) -> Path:
     """The model to begin from. Raises TenfoldError where the run file names none, or has settings that no tuning uses."""
+    task = config.task
+    for key in ("lora_alpha", "quantization", "adapter"):
+        if task.get(key) is not None and not task.get("lora_rank"):
+            raise TenfoldError(f"{key} in [task] is for adapters: give lora_rank, too, or leave it out.")
     for key in UNUSED:
         refuse(config, key, f'the task is "{config.task["name"]}"')
     if config.init_from is None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -24,15 +25,15 @@ QKV = ("q_proj", "k_proj", "v_proj")
 def write_adapter(model: Llama, directory: Path, base: str) -> None:
     """Write the adapters of a model for PEFT, `base` being the model that they belong to."""
     tensors: dict[str, Tensor] = {}
-    ranks, scales = set(), set()
-    for name, linear, parts in _places(model):
-        assert isinstance(linear, LoRALinear)
-        ranks.add(linear.lora_a.shape[0])
-        scales.add(linear.scale)
-        for part, b in zip(parts, _divided(linear.lora_b.detach(), model, parts), strict=True):
-            tensors[f"{name}.{part}.lora_A.weight"] = linear.lora_a.detach().clone()
-            tensors[f"{name}.{part}.lora_B.weight"] = b.contiguous()
-    (rank,), (scale,) = ranks, scales
+    adapted = [(name, linear, parts) for name, linear, parts in _places(model) if isinstance(linear, LoRALinear)]
+    rank, scale = max(linear.lora_a.shape[0] for _, linear, _ in adapted), adapted[0][1].scale
+    for name, linear, parts in adapted:
+        # PEFT has one rank and scale for all: smaller adapters are filled up with zeros.
+        missing = rank - linear.lora_a.shape[0]
+        a, b = F.pad(linear.lora_a.detach(), (0, 0, 0, missing)), F.pad(linear.lora_b.detach(), (0, missing))
+        for part, own in zip(parts, _divided(b * (linear.scale / scale), model, parts), strict=True):
+            tensors[f"{name}.{part}.lora_A.weight"] = a.clone()
+            tensors[f"{name}.{part}.lora_B.weight"] = own.contiguous()
     make_folder(directory)
     with whole_file(directory / "adapter_model.safetensors") as scratch:
         save_file(tensors, scratch, metadata={"format": "pt"})

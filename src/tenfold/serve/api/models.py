@@ -106,10 +106,10 @@ class Models:
         return ServedModel(name, options, text, backend, self.limits, self.metrics)
 
     async def swap(self, name: str, path: Path) -> ServedModel:
-        """Serve `name` from another path; the old model finishes the answers that it began."""
+        """Serve `name` from another path, without the adapters of the old one; the old model finishes the answers that it began."""
         name = self.resolve(name)
         async with self._loading:
-            new = await self._load(name, msgspec.structs.replace(self.options[name], path=path))
+            new = await self._load(name, msgspec.structs.replace(self.options[name], path=path, adapter=None))
             old, self.loaded[name], self.options[name] = self.loaded.get(name), new, new.options
         if old is not None:
             self._retire(old)

@@ -1,6 +1,7 @@
 """A loaded model as the API sees it: prompts checked and admitted, and text from its backend as it comes."""
 
 import asyncio
+import hashlib
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
@@ -60,7 +61,7 @@ class ServedModel:
     async def checkpoint(self) -> str:
         """SHA-256 over the files of the weights, read once."""
         if not self._checkpoint:
-            self._checkpoint = await asyncio.to_thread(weights_hash, self.options.path)
+            self._checkpoint = await asyncio.to_thread(_checkpoint, self.options)
         return self._checkpoint
 
     async def stop_when_idle(self) -> None:
@@ -191,3 +192,9 @@ class ServedModel:
             if output.embedding is not None:
                 return output.embedding
         raise ApiError(500, "The backend gave no embedding.")
+
+
+def _checkpoint(options: EngineOptions) -> str:
+    """A hash of the weights, and of the adapters beside them."""
+    hashes = [weights_hash(path) for path in (options.path, options.adapter) if path is not None]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from tenfold.serve.options import EngineOptions
 from tenfold.serve.request import Output, Request
+from tenfold.spec.errors import TenfoldError
 from tenfold.spec.plugins import load
 
 
@@ -54,5 +55,7 @@ class BackendStopped(Exception):
 
 
 def make_backend(options: EngineOptions) -> Backend:
-    """The backend that `options` name, not started yet. Raises TenfoldError if there is none of this name."""
+    """The backend that `options` name, not started yet. Raises TenfoldError if there is none of this name, or it has no adapters."""
+    if options.adapter is not None and options.backend != "tenfold":
+        raise TenfoldError(f"Adapters are served by the backend tenfold, not by {options.backend}: merge them, or leave --backend out.")
     return load("backends", options.backend)(options)

@@ -6,6 +6,9 @@ import torch
 from msgspec.structs import replace
 
 from tenfold.model.io.huggingface import read_model
+from tenfold.model.io.peft import read_adapter
+from tenfold.model.llama import Llama
+from tenfold.model.quantised import quantise_layers
 from tenfold.serve.engine.async_scheduling import AsyncSchedulingEngine
 from tenfold.serve.engine.engine import Engine
 from tenfold.serve.engine.scheduler import SchedulerConfig
@@ -35,8 +38,8 @@ def scheduler_config(options: EngineOptions, runner: Runner) -> SchedulerConfig:
 def make_runner(options: EngineOptions) -> tuple[Runner, int]:
     """The model of `options` ready to run, and how many blocks its cache has.
 
-    A GPU uses Triton kernels and a CPU the compiled step, where they fit the model and are available; otherwise PyTorch
-    computes. Raises TenfoldError for what cannot be read or run.
+    A GPU uses Triton kernels and a CPU the compiled step, where they fit the model and are available; otherwise, and beside
+    adapters, PyTorch computes. Raises TenfoldError for what cannot be read or run.
     """
     threads = options.threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
@@ -45,10 +48,12 @@ def make_runner(options: EngineOptions) -> tuple[Runner, int]:
     if on_gpu and options.quantization not in ("exact", "bfloat16", "float32"):
         raise TenfoldError(f"Weights in {options.quantization} are for CPUs: leave --quantization out on a GPU.")
     dtype = torch.bfloat16 if device != "cpu" and options.quantization != "float32" else torch.float32
-    model = read_model(options.path, dtype).to(device)
+    model = _read(options, dtype).to(device)
     n_blocks = int(options.kv_cache_gib * 2**30 / cache_block_bytes(model.spec, dtype))
     if n_blocks < 2:
         raise TenfoldError(f"A cache of {options.kv_cache_gib} GiB holds no two blocks of {model.spec.name}: allow more.")
+    if options.adapter is not None:
+        return TorchRunner(model, n_blocks), n_blocks
     if on_gpu and not options.enforce_eager and cuda.fits(model.spec):
         return cuda.CudaRunner(model, n_blocks, options.max_num_seqs, options.max_model_len), n_blocks
     if device == "cpu" and not options.enforce_eager and native.fits(model.spec) and native.library():
@@ -56,6 +61,16 @@ def make_runner(options: EngineOptions) -> tuple[Runner, int]:
         torch.set_num_threads(1)  # two pools of threads would fight for the cores
         return runner, n_blocks
     return TorchRunner(model, n_blocks), n_blocks
+
+
+def _read(options: EngineOptions, dtype: torch.dtype) -> Llama:
+    """The model, with its adapters beside weights of few bits or floats."""
+    model = read_model(options.path, dtype)
+    if options.adapter is not None:
+        if options.quantization in ("int8", "int4"):
+            quantise_layers(model, options.quantization)
+        read_adapter(model, options.adapter)
+    return model
 
 
 def make_engine(options: EngineOptions) -> Engine:
@@ -74,7 +89,7 @@ def _speculator(options: EngineOptions, vocab_size: int) -> Speculator | None:
         return None
     if options.draft_model is None:
         return Speculator()
-    draft, n_blocks = make_runner(replace(options, path=options.draft_model, kv_cache_gib=options.kv_cache_gib / 4))
+    draft, n_blocks = make_runner(replace(options, path=options.draft_model, adapter=None, kv_cache_gib=options.kv_cache_gib / 4))
     if draft.spec.vocab_size != vocab_size:
         raise TenfoldError(f"The draft model has {draft.spec.vocab_size} tokens and the model {vocab_size}: they must share them.")
     return DraftSpeculator(draft, n_blocks)

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from tenfold.model.llama import FeedForward, Llama, rope_table
+from tenfold.model.quantised import GROUP
 from tenfold.serve.runners.runner import BLOCK, ModelInput
-from tenfold.serve.runners.weights import FORMATS, GROUP, PANEL, Packed, pack
+from tenfold.serve.runners.weights import FORMATS, PANEL, Packed, pack
 from tenfold.spec.model import ModelSpec
 
 _SOURCES = [Path(__file__).with_name(name) for name in ("native.cpp", "attention.h", "tiles.h", "products.h")]

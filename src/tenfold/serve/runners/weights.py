@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PANEL, GROUP = 16, 32
+from tenfold.model.quantised import groups, int4, int8
+
+PANEL = 16
 FORMATS = ("float32", "bfloat16", "int8", "int4")  # by the numbers that native.cpp knows them by
 
 
@@ -57,9 +59,9 @@ def _packed(weight: Tensor, format: str) -> Packed:
     """Row by row still, int4 one number a byte."""
     outputs, inputs = weight.shape
     if format == "int4":
-        return Packed(format, outputs, inputs, *_int4(weight))
+        return Packed(format, outputs, inputs, *int4(weight))
     if format == "int8":
-        return Packed(format, outputs, inputs, *_int8(weight))
+        return Packed(format, outputs, inputs, *int8(weight))
     return Packed(format, outputs, inputs, weight.to(getattr(torch, format)))
 
 
@@ -67,37 +69,11 @@ def _is_exact(weight: Tensor, packed: Packed) -> bool:
     """Whether the packed weights are the weights, to float32's rounding."""
     again = packed.data.float()
     if packed.scales is not None:
-        again = _groups(again) * packed.scales.float()[..., None]
+        again = groups(again) * packed.scales.float()[..., None]
         if packed.leasts is not None:
             again += packed.leasts.float()[..., None]
         again = again.flatten(1)[:, : weight.shape[1]]
     return bool(((again - weight).abs() <= 4e-7 * weight.abs().amax(1, keepdim=True)).all())
-
-
-def _groups(weight: Tensor) -> Tensor:
-    """[outputs, groups, 32]; a short last group is filled with its last weight."""
-    short = -weight.shape[1] % GROUP
-    if short:
-        weight = torch.cat((weight, weight[:, -1:].expand(-1, short)), 1)
-    return weight.unflatten(1, (-1, GROUP))
-
-
-def _int8(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Integers [outputs, inputs] and scales float16 [outputs, groups]."""
-    groups = _groups(weight)
-    scales = (groups.abs().amax(-1) / 127).half()
-    q = (groups / scales.float()[..., None]).nan_to_num(0).round().clamp(-127, 127)
-    return q.to(torch.int8).flatten(1)[:, : weight.shape[1]], scales
-
-
-def _int4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Integers 0 ... 15 [outputs, inputs], scales and leasts float16 [outputs, groups]."""
-    groups = _groups(weight)
-    least, most = groups.aminmax(dim=-1)
-    leasts = least.half()
-    scales = ((most - leasts.float()) / 15).half()
-    q = ((groups - leasts.float()[..., None]) / scales.float()[..., None]).nan_to_num(0).round().clamp(0, 15)
-    return q.to(torch.uint8).flatten(1)[:, : weight.shape[1]], scales, leasts
 
 
 def _panels(rows: Tensor) -> Tensor:
