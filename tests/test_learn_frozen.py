@@ -109,7 +109,9 @@ def test_a_run_on_frozen_weights_ends_in_an_adapter_that_peft_and_the_engine_rea
 def test_an_adapter_of_pefts_goes_on_and_comes_out_again(base, tmp_path):
     torch.manual_seed(0)
     theirs = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    config = peft.LoraConfig(r=2, lora_alpha=6, target_modules=["q_proj", "down_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    config = peft.LoraConfig(
+        r=2, lora_alpha=6, target_modules=["q_proj", "down_proj"], init_lora_weights=False, task_type="CAUSAL_LM"
+    )
     theirs = peft.get_peft_model(theirs, config).eval()
     theirs.save_pretrained(tmp_path / "theirs")
     model = read_model(base)

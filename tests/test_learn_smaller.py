@@ -1,6 +1,7 @@
 """Pruning, distillation and quantisation, on tiny models."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,9 +15,11 @@ from tenfold.learn.distil import distil, gap_after
 from tenfold.learn.grid import on_grid
 from tenfold.learn.prune import importance, pruned, smaller_shape
 from tenfold.learn.quantise import quantise
-from tenfold.learn.shrink_options import DistilSettings
+from tenfold.learn.rotate import rotated
+from tenfold.learn.shrink_options import DistilSettings, QuantiseOptions
 from tenfold.learn.tasks.distil import divergence
 from tenfold.model.io.export import export
+from tenfold.model.io.gguf_writer import quantised
 from tenfold.model.io.huggingface import read_spec
 from tenfold.model.llama import Llama
 from tenfold.spec.errors import TenfoldError
@@ -128,9 +131,9 @@ def test_the_forecast_falls_with_tokens_and_begins_at_the_gap():
 
 def test_training_for_the_grid_costs_less_than_rounding(corpus, home, tmp_path):
     model, text = home / "teacher" / "model", str(corpus.directory)
-    plain = quantise(model, "int4", text, home / "rounded", quiet=True)
-    trained = quantise(model, "int4", text, home / "trained", QAT, quiet=True)
-    eight = quantise(model, "int8", text, home / "eight", quiet=True)
+    plain = quantise(model, text, home / "rounded", QuantiseOptions(), QAT, quiet=True)
+    trained = quantise(model, text, home / "trained", QuantiseOptions(qat=True), QAT, quiet=True)
+    eight = quantise(model, text, home / "eight", QuantiseOptions(to="int8"), QAT, quiet=True)
     assert eight["kl_nats"][2] < plain["kl_nats"][1] and trained["kl_nats"][0] < plain["kl_nats"][0]
     assert plain["perplexity"][1] > plain["perplexity"][0]
     packed = export(home / "trained" / "model", "gguf:q4_0", tmp_path / "x.gguf")
@@ -145,3 +148,126 @@ def test_a_teacher_with_another_tokenizer_is_refused(corpus, home):
     }, "test")  # fmt: skip
     with pytest.raises(TenfoldError, match="another tokenizer than the text"):
         open_task(config, home, quiet=True)
+
+
+def distil_config(home, corpus, **task):
+    teacher = str(home / "teacher" / "model")
+    return config_from_fields({
+        "tokens": 6 * 4 * 64, "init_from": teacher, "task": {"name": "distil", "teacher": teacher, "evaluate_tokens": 1024, **task},
+        "data": {"corpus": str(corpus.directory), "seq_len": 64, "batch_size": 4}, "optimizer": {"name": "adamw"},
+    }, "test")  # fmt: skip
+
+
+def test_several_teachers_are_the_mean_of_their_probabilities_and_the_store_says_what_they_do(corpus, home, tmp_path, monkeypatch):
+    """The loss against two teachers, live, from a store that is made, and from one that is read without the teachers' weights."""
+    from tenfold.learn.tasks import distil as module
+    from tenfold.model.io.huggingface import read_model, write_model
+
+    other = read_model(home / "teacher" / "model")
+    with torch.no_grad():
+        for p in other.parameters():
+            p.mul_(1 + 0.1 * torch.randn_like(p))
+    write_model(other, tmp_path / "other", tokenizer_directory=home / "teacher" / "model")
+    given = {"teachers": [str(tmp_path / "other")], "top_k": 16}
+    live = open_task(distil_config(home, corpus, **given), home, quiet=True)
+    stored = open_task(distil_config(home, corpus, **given, store=str(tmp_path / "store")), home, quiet=True)
+    student = read_model(home / "teacher" / "model")
+    found = [task.loss(student, task.rows(1, slice(0, 4)).on(torch.device("cpu"), slice(1, 3))) for task in (live, stored)]
+    torch.testing.assert_close(found[1].extra, found[0].extra, rtol=2e-3, atol=1e-2)
+    batch = live.rows(1, slice(0, 4)).on(torch.device("cpu"), slice(1, 3))
+    with torch.no_grad():
+        p = (student(batch.tokens, batch.document).softmax(-1) + other(batch.tokens, batch.document).softmax(-1)) / 2
+        q = student(batch.tokens, batch.document).log_softmax(-1)
+    counted = batch.targets >= 0
+    expected = divergence(p[counted].log(), q[counted], 16)
+    torch.testing.assert_close(found[0].loss + found[0].extra, expected, rtol=1e-4, atol=1e-3)
+    again = open_task(distil_config(home, corpus, **given, store=str(tmp_path / "store")), home, quiet=True)
+    monkeypatch.setattr(module, "read_model", None)  # no weights of a teacher are read
+    batch = again.rows(1, slice(0, 4)).on(torch.device("cpu"), slice(1, 3))
+    assert torch.equal(again.loss(student, batch.padded(3)).extra, found[1].extra)
+
+
+def test_a_store_that_is_damaged_is_made_again_and_one_without_top_k_is_refused(corpus, home, tmp_path):
+    task = open_task(distil_config(home, corpus, top_k=8, store=str(tmp_path)), home, quiet=True)
+    first = task.rows(0, slice(0, 4)).top
+    (file,) = tmp_path.glob("*/step-*.safetensors")
+    file.write_bytes(file.read_bytes()[:100])
+    for before, after in zip(first, task.rows(0, slice(0, 4)).top, strict=True):
+        assert (before == after).all()
+    with pytest.raises(TenfoldError, match="give top_k"):
+        open_task(distil_config(home, corpus, store=str(tmp_path)), home, quiet=True)
+    chat_model(tmp_path / "other")
+    with pytest.raises(TenfoldError, match="another tokenizer than the text"):
+        open_task(distil_config(home, corpus, teachers=[str(tmp_path / "other")]), home, quiet=True)
+
+
+def test_a_rotated_model_is_the_same_function_without_a_channel_that_stands_out():
+    torch.manual_seed(0)
+    model = Llama(ModelSpec("t", dim=48, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=96, vocab_size=300, context=64, tied=True))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn_like(p) * (0.1 if p.ndim == 2 else 1))
+        model.embedding.weight[:, 3] *= 30
+    turned = rotated(model)
+    with torch.no_grad():
+        torch.testing.assert_close(turned(ROWS), model(ROWS), rtol=1e-4, atol=1e-3)
+
+    def peak(one):
+        weight = one.embedding.weight.detach()
+        return float(weight.abs().amax(0).max() / weight.std())
+
+    assert peak(turned) < peak(model) / 2 and not turned.spec.tied
+    with pytest.raises(TenfoldError, match="only dense models of llama3 are rotated"):
+        rotated(SimpleNamespace(spec=published_model("llama-4-scout")))
+
+
+def test_weights_on_any_grid_of_q4_0_keep_their_values_in_gguf():
+    """Blocks whose largest weight is at any step, as tuned rounding leaves them."""
+    generator = torch.Generator().manual_seed(0)
+    steps = torch.randint(-8, 8, (64, 32), generator=generator).float()
+    for row, most in enumerate(list(range(1, 8)) * 9):
+        steps[row] = steps[row].clamp(-most, most)
+    steps[-1] = 0
+    scale = (torch.rand(64, 1, generator=generator) / 50 + 1e-3).half().float()
+    rows = (steps * scale).numpy()
+    kept = dequantize(quantised(rows, "Q4_0"), GGMLQuantizationType.Q4_0)
+    assert abs(kept - rows).max() <= 1e-3 * scale.max()
+    assert abs(dequantize(quantize(rows, GGMLQuantizationType.Q4_0), GGMLQuantizationType.Q4_0) - rows).max() > 0.1 * scale.min()
+    free = torch.randn(8, 64, generator=generator).numpy()
+    assert (quantised(free, "Q4_0") == quantize(free, GGMLQuantizationType.Q4_0)).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (QuantiseOptions(to="int8", rounding="tuned"), "Tuned rounding is for 4 bits"),
+        (QuantiseOptions(qat=True, rounding="tuned"), "give --qat or --rounding tuned"),
+    ],
+)
+def test_options_of_rounding_that_do_not_fit_are_refused(corpus, home, options, said):
+    with pytest.raises(TenfoldError, match=said):
+        quantise(home / "teacher" / "model", str(corpus.directory), home / "refused", options, QAT, quiet=True)
+    assert not (home / "refused").exists()
+
+
+@pytest.mark.slow
+def test_rounding_that_is_tuned_costs_less_and_is_packed_without_loss(corpus, home, tmp_path):
+    pytest.importorskip("auto_round")
+    model, text = home / "teacher" / "model", str(corpus.directory)
+    plain = quantise(model, text, home / "nearest", QuantiseOptions(), QAT, quiet=True)
+    options = QuantiseOptions(rounding="tuned", rounding_steps=60, samples=64)
+    tuned = quantise(model, text, home / "tuned", options, QAT, quiet=True)
+    assert tuned["kl_nats"][0] < 0.8 * plain["kl_nats"][0]
+    turned = quantise(model, text, home / "turned", QuantiseOptions(rotate=True), QAT, quiet=True)
+    assert turned["kl_nats"][0] < 3 * plain["kl_nats"][0] and not read_spec(home / "turned" / "model").tied
+    export(home / "tuned" / "model", "gguf:q4_0", tmp_path / "x.gguf")
+    ours, packed = (read_model_weights(path) for path in (home / "tuned" / "model", tmp_path / "x.gguf"))
+    for name, weight in ours.items():
+        if name.startswith("blocks.") and weight.ndim == 2:
+            assert (packed[name] - weight).abs().max() <= 1e-3 * weight.abs().max()
+
+
+def read_model_weights(path):
+    from tenfold.model.io.huggingface import read_model
+
+    return dict(read_model(path).named_parameters())

@@ -111,22 +111,31 @@ def grpo(
     model: Model,
     /,
     *,
-    source: RewardSource,
+    source: RewardSource = RewardSource(),
     settings: TuneSettings = TuneSettings(batch_size=64),
     options: GRPOOptions = GRPOOptions(),
     new: NewGeneration = NewGeneration(name="grpo"),
 ) -> None:
     """Let a model answer, and learn from what a function rewards (group relative policy optimization).
 
-    A step has --batch-size answers, of at most --seq-len tokens each with its prompt.
+    A step has --batch-size answers, of at most --seq-len tokens each with its prompt. With --stored it learns from answers that
+    a server kept with the log-probabilities of that moment (asked with store: true), by what people said of them or --rewards.
 
-    Example: tenfold learn grpo generations/chat-1 --rewards arithmetic.py --steps 100
+    Examples:
+
+      tenfold learn grpo generations/chat-1 --rewards arithmetic.py --steps 100
+
+      tenfold learn grpo generations/chat-1 --stored feedback.db --seq-len 512 --batch-size 16
     """
     from tenfold.learn.tune import tune_on_rewards
     from tenfold.model.path import model_path
 
-    result = tune_on_rewards(model_path(model), source, new.directory, settings, options=options, quiet=new.json)
-    _report(_finished(result), f"a reward of {-result.loss:.4f} on the prompts that were kept", new.json)
+    result = _finished(tune_on_rewards(model_path(model), source, new.directory, settings, options=options, quiet=new.json))
+    came = f"a reward of {-result.loss:.4f} on the prompts that were kept"
+    if source.stored:
+        low, high, cut, ess = (result.scores[key] for key in ("ratio_min", "ratio_max", "cut_share", "ess_share"))
+        came = f"estimated, {came} (ratios of answers {low:.3g} to {high:.3g}, {cut:.0%} cut, {ess:.0%} effective)"
+    _report(result, came, new.json)
 
 
 def show(

@@ -41,7 +41,7 @@ def parts_of(source: str, folder: Path, share: float, kind: Kind = "sft") -> dic
     files = {part: folder / f"{part}.jsonl" for part in PARTS}
     made_of = _made_of(source, share, kind)
     if folder.exists():
-        if _read_people(folder).get("made_of", made_of) != made_of:
+        if read_people(folder).get("made_of", made_of) != made_of:
             raise TenfoldError(f"{folder} was made of other rows or shares than {source}: give the new generation another --name.")
         return files
     people: dict[str, Any] = {"made_of": made_of}
@@ -61,19 +61,22 @@ def parts_of(source: str, folder: Path, share: float, kind: Kind = "sft") -> dic
     return files
 
 
-def _read_people(folder: Path) -> dict[str, Any]:
+def read_people(folder: Path) -> dict[str, Any]:
     """`people.json`, or nothing where the parts were written by hand."""
     file = folder / "people.json"
     return read_document(file, VERSION, f"delete {folder}, and tune again") if file.exists() else {}
 
 
 def _made_of(source: str, share: float, kind: Kind) -> dict[str, Any]:
-    """What the parts depend on. A database is known by its name: what people say meanwhile is for the next generation."""
+    """What the parts depend on."""
+    return {**content_of(source), "held_out": share, "kind": kind}
+
+
+def content_of(source: str) -> dict[str, str]:
+    """What rows are known by. A database is known by its name: what people say meanwhile is for the next generation."""
     if not is_file_of_rows(source):
-        of = {"database": without_secrets(source.rpartition("/")[2])}
-    else:
-        of = {"content": file_sha256(Path(source)) if Path(source).is_file() else ""}
-    return {**of, "held_out": share, "kind": kind}
+        return {"database": without_secrets(source.rpartition("/")[2])}
+    return {"content": file_sha256(Path(source)) if Path(source).is_file() else ""}
 
 
 def is_file_of_rows(source: str) -> bool:

@@ -10,6 +10,7 @@ a pruned teacher begins near it. The interval is wide, and its hits are counted 
 
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from tenfold.learn.shrink_options import DistilSettings
 from tenfold.learn.tune import trained
 from tenfold.model.io.huggingface import read_model, read_spec, weights_hash, write_model
 from tenfold.model.llama import Llama
+from tenfold.model.path import model_path
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import make_folder
 from tenfold.spec.forecasts import Forecast, around, forecast, outcome
@@ -68,10 +70,10 @@ def teach(
     teacher: Path, student: Path, data: str, generation: Path, settings: DistilSettings, *, grid: str = "none", quiet: bool = False
 ) -> RunResult:
     """Train the student in `generation` on the teacher's probabilities."""
-    return trained(_config(teacher, student, data, settings, grid), generation, quiet)
+    return trained(_config(teacher, student, data, settings, grid, generation.parent), generation, quiet, settings.rent_usd_per_h)
 
 
-def _config(teacher: Path, student: Path, data: str, settings: DistilSettings, grid: str) -> RunConfig:
+def _config(teacher: Path, student: Path, data: str, settings: DistilSettings, grid: str, home: Path) -> RunConfig:
     fields: dict[str, Any] = {
         "tokens": settings.tokens,
         "seed": settings.seed,
@@ -83,6 +85,10 @@ def _config(teacher: Path, student: Path, data: str, settings: DistilSettings, g
         "log": {"every": 1},
     }
     fields["task"] |= {"top_k": settings.top_k, "grid": grid}
+    if settings.teachers:
+        fields["task"]["teachers"] = [str(model_path(path).absolute()) for path in settings.teachers]
+    if settings.store:
+        fields["task"]["store"] = str(home.absolute() / "teachers")
     return config_from_fields(fields, "The run")
 
 
@@ -113,7 +119,10 @@ def _forecast(home: Path, teacher: Path, student: Path, corpus: Corpus, name: st
     key, file = f"learn/{name}/student_loss", student.parent / "distil.json"
     if file.exists():
         return key
-    theirs, ours = (nats_of(read_model(path), corpus, settings.seq_len) for path in (teacher, student))
+    paths = [teacher, *map(model_path, settings.teachers)]
+    # The mean of several teachers' losses is above that of the mean of their probabilities.
+    theirs = fmean(nats_of(read_model(path), corpus, settings.seq_len) for path in paths)
+    ours = nats_of(read_model(student), corpus, settings.seq_len)
     if ours <= theirs:
         raise TenfoldError(f"The pruned model in {student} is no worse than its teacher on this text: there is nothing to teach.")
     gap = gap_after(ours - theirs, read_spec(student).parameters().matrix_active, settings.tokens)

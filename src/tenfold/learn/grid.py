@@ -53,9 +53,9 @@ def train_on_grid(model: nn.Module, grid: str) -> None:
 
 
 @torch.no_grad()
-def round_to_grid(model: Llama, grid: str) -> Llama:
-    """Round every matrix of the layers to the grid, and the embedding and head to 8 bits."""
+def round_to_grid(model: Llama, grid: str, *, layers: bool = True) -> None:
+    """Round the embedding and head to 8 bits, and every matrix of the `layers` to the grid, in place."""
     for name, p in model.named_parameters():
-        if p.ndim == 2:
-            p.copy_(on_grid(p, grid if name.startswith("blocks.") else "int8"))
-    return model
+        inside = name.startswith("blocks.")
+        if p.ndim == 2 and (layers or not inside):
+            p.copy_(on_grid(p, grid if inside else "int8"))

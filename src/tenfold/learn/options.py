@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 from tenfold.spec.commands import File
-from tenfold.spec.ranges import Count, LearningRate, Positive, Seed, SeqLen, Text
+from tenfold.spec.ranges import Count, LearningRate, NotNegative, Positive, Seed, SeqLen, Text
 
 Kind = Literal["sft", "dpo", "kto"]
 Bits = Literal["int8", "int4"]
@@ -16,6 +16,7 @@ ImportanceSampling = Literal["sequence_mask", "sequence_truncate", "token_mask",
 
 Validation = Annotated[str | None, Meta(description="Rows to evaluate on; by default every tenth of the corpus.")]
 EvaluateEvery = Annotated[int, Meta(ge=0, description="Steps between evaluations; 0 evaluates at the end alone.")]
+Rent = Annotated[NotNegative, Meta(description="Rent of the machine, for the forecast; 0 counts its electricity.")]
 Beta = Annotated[float, Meta(gt=0, description="How close the model stays to its first weights; 0.1 is usual.")]
 
 
@@ -81,7 +82,10 @@ class GRPOOptions(LoRAOptions, frozen=True, kw_only=True, forbid_unknown_fields=
     epsilon_high: Annotated[float | None, Meta(description="How far it may rise above 1; by default as far.")] = None
     kl_beta: Annotated[float, Meta(ge=0, description="Weight of the KL divergence from the first weights, kept for it.")] = 0.0
     num_iterations: Annotated[int, Meta(gt=0, description="Steps on the same answers.")] = 1
-    importance_sampling: Annotated[ImportanceSampling, Meta(description="Correction for the sampler.")] = "sequence_mask"
+    importance_sampling: Annotated[
+        ImportanceSampling | None,
+        Meta(description="Correction for the sampler; by default sequence_mask, and token_truncate for stored answers."),
+    ] = None
     importance_cap: Annotated[float, Meta(gt=0, description="The most that an answer or token may weigh by it.")] = 3.0
     validation_prompts: Annotated[int, Meta(gt=0, description="Prompts that are kept for the evaluation.")] = 64
 
@@ -89,8 +93,11 @@ class GRPOOptions(LoRAOptions, frozen=True, kw_only=True, forbid_unknown_fields=
 class RewardSource(Struct, frozen=True):
     """What rewards answers, and where the prompts are from."""
 
-    rewards: Annotated[str, Meta(description="A Python file with functions named reward..., or reasoning-gym:TASK.")]
+    rewards: Annotated[str, Meta(description="A Python file with functions named reward..., or reasoning-gym:TASK.")] = ""
     data: Annotated[str, Meta(description="Rows with a prompt; by default those that the rewards bring.")] = ""
+    stored: Annotated[
+        str, Meta(description="Answers that were stored with log-probabilities, in a feedback database or rows; none are drawn.")
+    ] = ""
 
     @property
     def prompts(self) -> str:
@@ -105,6 +112,13 @@ class GRPOConfig(GRPOOptions, frozen=True, kw_only=True, forbid_unknown_fields=T
     evaluate_every: EvaluateEvery = 0
 
 
+class StoredGRPOConfig(GRPOOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The table `[task]` of a run that learns from rewards of stored answers."""
+
+    name: str = "stored_grpo"
+    evaluate_every: EvaluateEvery = 0
+
+
 class TuneSettings(Struct, frozen=True):
     """How long and how fast a model is tuned."""
 
@@ -115,6 +129,7 @@ class TuneSettings(Struct, frozen=True):
     max_epochs: Annotated[Positive, Meta(description="How often a chat may be read.")] = 4.0
     held_out: Annotated[float, Meta(gt=0, lt=0.5, description="Share of users kept for the gate; as many for validation.")] = 0.2
     seed: Annotated[Seed, Meta(description="Seed of the order of the chats.")] = 0
+    rent_usd_per_h: Rent = 0.0
 
 
 class GateSettings(Struct, frozen=True):

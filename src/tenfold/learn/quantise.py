@@ -1,15 +1,20 @@
-"""Weights of 4 or 8 bits: rounded, or trained for the grid first (QAT), and what that costs on held-out text."""
+"""Weights of 4 or 8 bits: rounded to the nearest, by what the blocks compute, or trained for the grid first (QAT); and what that
+costs on held-out text."""
 
 import math
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from tenfold.data.text.batches import train_batch
 from tenfold.learn.data import write_versioned
 from tenfold.learn.distil import teach, text_of, validation_rows
 from tenfold.learn.grid import round_to_grid
-from tenfold.learn.shrink_options import DistilSettings
+from tenfold.learn.rotate import rotated
+from tenfold.learn.shrink_options import DistilSettings, QuantiseOptions
+from tenfold.learn.tuned_rounding import round_by_blocks
 from tenfold.model.io.compare import interval, log_probs
 from tenfold.model.io.huggingface import read_model, write_model
 from tenfold.model.llama import Llama
@@ -19,25 +24,43 @@ _TOKENS = 8192  # of held-out text that both models are judged on
 
 
 def quantise(
-    source: Path, grid: str, data: str, generation: Path, qat: DistilSettings | None = None, *, quiet: bool = False
+    source: Path, data: str, generation: Path, options: QuantiseOptions, settings: DistilSettings, *, quiet: bool = False
 ) -> dict[str, Any]:
-    """Write the model with its weights on a grid to `generation`; `qat` says how long it is trained for it first, by itself.
+    """Write the model with its weights on a grid to `generation`.
 
-    They are stored as floats: `tenfold export --to gguf:q4_0` or `gguf:q8_0` packs them. Returns what is in `quantise.json`:
-    perplexity before and after, and the divergence in nats a token, with 95 % intervals over rows of text.
+    With `options.qat` it is trained for the grid first, by itself, as `settings` say. The weights are stored as floats: `tenfold
+    export --to gguf:q4_0` or `gguf:q8_0` packs them. Returns what is in `quantise.json`: perplexity before and after, and the
+    divergence in nats a token, with 95 % intervals over rows of text. Raises TenfoldError for options that do not fit one another.
     """
+    _check(options)
     corpus = text_of(source, data, generation.parent, quiet=quiet)
     begun = source
-    if qat is not None:
-        if not teach(source, source, data, generation, qat, grid=grid, quiet=quiet).finished:
+    if options.rotate:
+        begun = generation / "rotated"
+        if not begun.exists():
+            write_model(rotated(read_model(source), settings.seed), begun, tokenizer_directory=source)
+    if options.qat:
+        if not teach(begun, begun, data, generation, settings, grid=options.to, quiet=quiet).finished:
             raise TenfoldError(f"Stopped and saved in {generation}: the same command goes on from there.")
         begun = generation / "model"
-    model = round_to_grid(read_model(begun), grid)
-    rows = validation_rows(corpus, qat.seq_len if qat else 128, _TOKENS)
-    found: dict[str, Any] = {"grid": grid, "qat": qat is not None, **cost(read_model(source), model, rows)}
+    model = read_model(begun)
+    if options.rounding == "tuned":
+        read = train_batch(corpus, 0, batch_size=options.samples, seq_len=settings.seq_len, seed=settings.seed)
+        round_by_blocks(model, torch.from_numpy(read.tokens).long(), options.rounding_steps, begun)
+    round_to_grid(model, options.to, layers=options.rounding == "nearest")
+    rows = validation_rows(corpus, settings.seq_len, _TOKENS)
+    said = {"grid": options.to, "qat": options.qat, "rounding": options.rounding, "rotated": options.rotate}
+    found: dict[str, Any] = {**said, **cost(read_model(source), model, rows)}
     write_model(model, generation / "model", tokenizer_directory=begun)
     write_versioned(generation / "quantise.json", found)
     return found
+
+
+def _check(options: QuantiseOptions) -> None:
+    if options.rounding == "tuned" and options.to != "int4":
+        raise TenfoldError("Tuned rounding is for 4 bits, where plain rounding costs much: leave it out with --to int8.")
+    if options.rounding == "tuned" and options.qat:
+        raise TenfoldError("A model that was trained for the grid lies near it already: give --qat or --rounding tuned.")
 
 
 def cost(original: Llama, model: Llama, rows: Tensor) -> dict[str, Any]:

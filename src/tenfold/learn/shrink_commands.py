@@ -2,12 +2,12 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from msgspec import Meta
 
 from tenfold.learn.commands import NewGeneration
-from tenfold.learn.shrink_options import DistilSettings
+from tenfold.learn.shrink_options import DistilSettings, QuantiseOptions
 from tenfold.model.path import model_path
 from tenfold.spec.commands import print_json
 from tenfold.spec.errors import TenfoldError
@@ -46,19 +46,22 @@ def quantise(
     model: Annotated[Path, Meta(description="A generation, a Hugging Face directory or a GGUF file.")],
     /,
     *,
-    to: Annotated[Literal["int4", "int8"], Meta(description="Bits of the layers' matrices, in groups of 32.")] = "int4",
-    qat: Annotated[bool, Meta(description="Train for the grid first, by the model's own probabilities.")] = False,
     data: Data = "stdlib",
+    options: QuantiseOptions = QuantiseOptions(),
     settings: DistilSettings = DistilSettings(keep=1.0, learning_rate=1e-4),
     new: NewGeneration = NewGeneration(name="quantised"),
 ) -> None:
     """Round the weights of a model to 4 or 8 bits, and say what that costs on held-out text.
 
-    Example: tenfold learn quantise generations/g1 --to int4 --qat && tenfold export generations/quantised --to gguf:q4_0
+    Examples:
+
+      tenfold learn quantise generations/g1 --to int4 --qat && tenfold export generations/quantised --to gguf:q4_0
+
+      tenfold learn quantise generations/g1 --to int4 --rounding tuned --rotate
     """
     from tenfold.learn.quantise import quantise as quantised
 
-    found = quantised(model_path(model), to, data, new.directory, settings if qat else None, quiet=new.json)
+    found = quantised(model_path(model), data, new.directory, options, settings, quiet=new.json)
     if new.json:
         print_json(found)
         return

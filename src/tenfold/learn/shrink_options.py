@@ -1,9 +1,11 @@
 """Settings of what makes a model smaller."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+from tenfold.learn.options import Rent
 from tenfold.spec.ranges import Count, LearningRate, Seed, SeqLen
 
 
@@ -16,5 +18,24 @@ class DistilSettings(Struct, frozen=True):
     seq_len: Annotated[SeqLen, Meta(description="Tokens in a row.")] = 128
     batch_size: Annotated[Count, Meta(description="Rows in a step.")] = 8
     learning_rate: Annotated[LearningRate, Meta(description="Of a hidden matrix of the base width, at the peak.")] = 1e-3
-    top_k: Annotated[int, Meta(ge=0, description="Tokens of the teacher that count each; 0 takes all.")] = 0
+    top_k: Annotated[int, Meta(ge=0, description="Tokens of the teacher that count each, and the rest as one; 0 takes all.")] = 0
+    teachers: Annotated[
+        tuple[Path, ...],
+        Meta(description="Further teachers of the same tokens: the student learns the mean of their probabilities."),
+    ] = ()
+    store: Annotated[bool, Meta(description="Keep what the teachers say (--top-k), for later students.")] = False
     seed: Annotated[Seed, Meta(description="Seed of the order of the text.")] = 0
+    rent_usd_per_h: Rent = 0.0
+
+
+class QuantiseOptions(Struct, frozen=True):
+    """How weights are rounded."""
+
+    to: Annotated[Literal["int4", "int8"], Meta(description="Bits of the layers' matrices, in groups of 32.")] = "int4"
+    qat: Annotated[bool, Meta(description="Train for the grid first, by the model's own probabilities.")] = False
+    rounding: Annotated[
+        Literal["nearest", "tuned"], Meta(description="To the nearest, or so that each block's output changes least (AutoRound).")
+    ] = "nearest"
+    rounding_steps: Annotated[Count, Meta(description="Steps of tuning for each block.")] = 200
+    samples: Annotated[Count, Meta(description="Rows of text that the rounding is tuned on.")] = 128
+    rotate: Annotated[bool, Meta(description="Turn the channels first, so that none stands out; unties the head.")] = False

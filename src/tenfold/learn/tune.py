@@ -7,10 +7,14 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from tenfold.data.conversations.tokens import ChatEncoder
+from tenfold.learn.budget import budget, settle
 from tenfold.learn.data import VERSION, parts_of, write_versioned
 from tenfold.learn.options import DPOOptions, GRPOOptions, KTOOptions, LoRAOptions, RewardSource, TuneSettings
+from tenfold.learn.rewards import read_rewards
+from tenfold.learn.stored import keep_stored
 from tenfold.model.io.huggingface import weights_hash
-from tenfold.spec.errors import without_secrets
+from tenfold.spec.errors import TenfoldError, without_secrets
 from tenfold.spec.files import file_sha256
 from tenfold.spec.versions import read_document
 from tenfold.train.config import RunConfig
@@ -22,7 +26,7 @@ from tenfold.train.tasks.find import open_task
 from tenfold.train.trainer import fit, standard_hooks
 
 # Of a hidden matrix of the base width: preferences and rewards tell a model apart from itself, and want smaller steps than chats.
-LEARNING_RATES = {"dpo": 3e-5, "kto": 3e-5, "grpo": 5e-5}
+LEARNING_RATES = {"dpo": 3e-5, "kto": 3e-5, "grpo": 5e-5, "stored_grpo": 5e-5}
 ADAPTERS = 10  # times as fast as all weights, as is usual
 TOKENS_AT_ONCE = 2048  # of drawn answers
 
@@ -39,7 +43,7 @@ def tune(
     kind: Any = {LoRAOptions: "sft", DPOOptions: "dpo", KTOOptions: "kto"}[type(options)]
     files = parts_of(source, generation / "data", settings.held_out, kind)
     task = {"name": kind, "validation": str(files["validation"]), **_fields(options)}
-    result = trained(_config(model, _run_fields(task, str(files["train"]), settings)), generation, quiet)
+    result = trained(_config(model, _run_fields(task, str(files["train"]), settings)), generation, quiet, settings.rent_usd_per_h)
     _write_lineage(result, generation, model, source, files)
     return replace(result, directory=generation)
 
@@ -47,13 +51,25 @@ def tune(
 def tune_on_rewards(
     model: Path, source: RewardSource, generation: Path, settings: TuneSettings, *, options: GRPOOptions, quiet: bool = False
 ) -> RunResult:
-    """Let the weights at `model` answer, and learn from what the functions of `source` say; as `tune` otherwise."""
-    task = {"name": "grpo", "rewards": source.rewards, **_fields(options)}
-    fields = _run_fields(task, source.prompts, settings)
+    """Let the weights at `model` answer, and learn from what the functions of `source` say; as `tune` otherwise.
+
+    Where the source has stored answers, these are learned from, and none are drawn. Raises TenfoldError for a source of neither.
+    """
+    if not (source.rewards or source.stored):
+        raise TenfoldError("Nothing says what an answer is worth: give --rewards, or --stored with judged answers.")
+    if source.stored and source.data:
+        raise TenfoldError("Stored answers have their prompts: give --stored or --data.")
+    if source.stored:
+        rewards = read_rewards(source.rewards) if source.rewards else None
+        prompts = keep_stored(source.stored, ChatEncoder.of(model), generation / "data", rewards)
+        task, said, corpus = {"name": "stored_grpo"}, source.stored, str(prompts)
+    else:
+        task, said, corpus = {"name": "grpo", "rewards": source.rewards}, source.prompts, source.prompts
+    fields = _run_fields(task | _fields(options), corpus, settings)
     fields["parallel"] = {"micro_batch": max(1, TOKENS_AT_ONCE // settings.seq_len)}
-    result = trained(_config(model, fields), generation, quiet)
-    files = {"rewards": Path(source.rewards), "prompts": Path(source.prompts)}
-    _write_lineage(result, generation, model, source.prompts, {name: file for name, file in files.items() if file.is_file()})
+    result = trained(_config(model, fields), generation, quiet, settings.rent_usd_per_h)
+    files = {"rewards": Path(source.rewards), "prompts": Path(corpus)}
+    _write_lineage(result, generation, model, said, {name: file for name, file in files.items() if file.is_file()})
     return replace(result, directory=generation)
 
 
@@ -82,14 +98,18 @@ def _config(model: Path, fields: dict[str, Any]) -> RunConfig:
     return config_from_fields({**fields, "init_from": str(model)}, "The run")
 
 
-def trained(config: RunConfig, generation: Path, quiet: bool) -> RunResult:
+def trained(config: RunConfig, generation: Path, quiet: bool, rent_usd_per_h: float = 0.0) -> RunResult:
     """Train a generation, or go on with it. One that has finished is not trained again, unless it was given more tokens.
 
-    Raises TenfoldError where it was begun with other settings.
+    What it takes is forecast first, and scored when it has finished. Raises TenfoldError where it was begun with other settings.
     """
     task, result = open_task(config, generation.parent, quiet=quiet), read_result(generation)
-    if result is None or "tokens" in identify(task, config, generation).changed:
+    changed = identify(task, config, generation).changed
+    if result is None or "tokens" in changed:
+        budget(task, config, generation, rent_usd_per_h, quiet=quiet)
         result = fit(task, config, generation, standard_hooks(config, quiet=quiet))
+    if result.finished:
+        settle(generation, result)
     return result
 
 

@@ -49,7 +49,7 @@ def export(
     model: Annotated[Path, Meta(description="A generation, a Hugging Face directory or a GGUF file.")],
     /,
     *,
-    to: Annotated[str, Meta(description="gguf:f16, bf16, q8_0, q4_0, q4_k, ...; hf:f32, bf16, f16; meta:bf16, f16, f32.")],
+    to: Annotated[str, Meta(description="gguf:f16, q8_0, q4_0, q4_k, ...; hf:f32, ...; meta:bf16, ...; executorch:f32, 8da4w.")],
     out: Annotated[
         Path | None, Meta(description="The file or folder that is made; by default named after the model, here.")
     ] = None,

@@ -88,18 +88,24 @@ class Request:
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """A token, its log-probability before any filter, and the likeliest tokens with theirs."""
+    """A token, its log-probability before any filter, and the likeliest tokens with theirs.
+
+    `drawn` is its log-probability in the distribution that it was drawn from, after temperature, penalties and filters, where
+    that is known.
+    """
 
     token: int
     logprob: float
     top: list[tuple[int, float]]
+    drawn: float | None = None
 
 
 @dataclass
 class Output:
     """New tokens of sequence `index` of a request; the last output of a sequence has a finish reason.
 
-    The output of an `embed` request has its `embedding`, that of a `score` request its `scores`.
+    `ending` is the stop token that ended the sequence, which is no part of its text, where log-probabilities are asked for. The
+    output of an `embed` request has its `embedding`, that of a `score` request its `scores`.
     """
 
     request_id: str
@@ -111,6 +117,7 @@ class Output:
     embedding: list[float] | None = None
     scores: list[float] | None = None
     error: str | None = None
+    ending: TokenLogprob | None = None
 
 
 def failed(request: Request, reason: str) -> Output:

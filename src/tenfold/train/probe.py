@@ -22,11 +22,13 @@ FIRST = 5  # steps in which memory is laid out
 LEAST = 12
 
 
-def probe(task: Task, config: RunConfig, seconds: float) -> tuple[list[float], int, float, str, float]:
+def probe(
+    task: Task, config: RunConfig, seconds: float, *, first: int = FIRST, least: int = LEAST
+) -> tuple[list[float], int, float, str, float]:
     """Train a copy on one process for `seconds`. Returns seconds of each step, tokens a step, watts, and their source; and the
     share of the machine's cores that other processes used meanwhile.
 
-    The first steps are left out; at least `LEAST` are taken.
+    The `first` steps are left out; at least `least` are taken.
     """
     r = resolve(config, task.vocab_size)
     use_threads(config, r.spec.dim)
@@ -42,12 +44,12 @@ def probe(task: Task, config: RunConfig, seconds: float) -> tuple[list[float], i
     taken: list[float] = []
     meter, others = EnergyMeter(), watch_others()
     with autocast(r.device, r.dtype):
-        while len(taken) < FIRST + LEAST or sum(taken) < seconds:
-            if len(taken) == FIRST:
+        while len(taken) < first + least or sum(taken) < seconds:
+            if len(taken) == first:
                 meter.start()
             began = time.perf_counter()
             rows = task.rows(state.step, slice(0, r.h.batch_size))
             step(rows, state.step, rows.weight())
             state.step += 1
             taken.append(time.perf_counter() - began)
-    return taken[FIRST:], r.h.batch_size * config.data.seq_len, meter.read().watts, meter.source, others()
+    return taken[first:], r.h.batch_size * config.data.seq_len, meter.read().watts, meter.source, others()

@@ -8,7 +8,9 @@ teacher = "generations/g1/model"
 [data]
 corpus = "stdlib"
 
-The teacher runs beside the student. With `top_k`, its most likely tokens count each and all others together.
+The teacher runs beside the student, and so do further `teachers`: what is learned is the mean of their probabilities. With `top_k`
+its most likely tokens count each and all others together. With `store` these are kept there, and a later student of the same
+teachers, text and order reads them instead.
 """
 
 from pathlib import Path
@@ -22,12 +24,14 @@ from torch.utils.checkpoint import checkpoint
 from tenfold.data.text.corpus import Corpus
 from tenfold.data.text.mixture import Mixture
 from tenfold.learn.grid import train_on_grid
+from tenfold.learn.tasks.taught import TeacherStore, Top, mean_log_probs, rest
 from tenfold.model.io.huggingface import read_model, read_spec, weights_hash
 from tenfold.model.io.tokenizer import same_tokenizer
 from tenfold.model.llama import Llama
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.layout import Layout
-from tenfold.spec.ranges import Share
+from tenfold.spec.model import ModelSpec
+from tenfold.spec.ranges import Share, Text
 from tenfold.train.config import PretrainingConfig, RunConfig
 from tenfold.train.task import Batch, LossSums, Rows
 from tenfold.train.tasks.pretrain import HostRows, Pretraining
@@ -40,7 +44,9 @@ class DistilConfig(PretrainingConfig, frozen=True, kw_only=True, forbid_unknown_
 
     name: str = "distil"
     teacher: Annotated[str, Meta(description="The teacher: a Hugging Face directory or a GGUF file.")] = ""
+    teachers: Annotated[tuple[str, ...], Meta(description="Further teachers, of the same tokens.")] = ()
     top_k: Annotated[int, Meta(ge=0, description="Tokens of the teacher that count each; 0 takes all.")] = 0
+    store: Annotated[Text | None, Meta(description="A folder that keeps what the teachers say.")] = None
     text_share: Annotated[Share, Meta(description="Share of the loss that is the text's own next token.")] = 0.0
     grid: Annotated[Literal["none", "int8", "int4"], Meta(description="Train for weights on this grid (QAT).")] = "none"
 
@@ -50,28 +56,41 @@ class Distillation(Pretraining):
 
     settings_type = DistilConfig
     settings: DistilConfig
-    _teacher: Llama | None = None  # read when it is first asked
+    _teachers: list[Llama] | None = None  # read when they are first asked
 
     def __init__(self, config: RunConfig, corpus: Corpus | Mixture, home: Path):
         """Raises TenfoldError for a teacher with another tokenizer, or a layout that cuts the logits."""
         super().__init__(config, corpus, home)
         if not self.settings.teacher:
             raise TenfoldError('The table [task] names no teacher: give teacher = "generations/g1/model", or another model.')
-        path = Path(self.settings.teacher)
+        self.paths = [Path(path) for path in (self.settings.teacher, *self.settings.teachers)]
+        specs = [self._checked(path) for path in self.paths]
+        if isinstance(config.parallel, Layout) and config.parallel.tp * config.parallel.pp * config.parallel.cp > 1:
+            raise TenfoldError("Distillation needs whole logits: leave tp, pp and cp of the table [parallel] out.")
+        self._teacher_flops = sum(spec.forward_flops_per_token(config.data.seq_len) for spec in specs)
+        self.store = self._opened_store()
+
+    def _checked(self, path: Path) -> ModelSpec:
+        """The shape of a teacher. Raises TenfoldError for one of another tokenizer than the text, or with other logits."""
         spec = read_spec(path)
-        if not same_tokenizer(path, corpus.directory):
+        if not same_tokenizer(path, self.directory):
             raise TenfoldError(
-                f"The teacher {path} has another tokenizer than the text {corpus.directory}: build the text with "
+                f"The teacher {path} has another tokenizer than the text {self.directory}: build the text with "
                 f"`tenfold data build --tokenizer-from {path}`, and take a student of the same tokenizer."
             )
         if spec.vocab_size != self.spec.vocab_size:
             raise TenfoldError(
                 f"The teacher {path} has {spec.vocab_size} logits and the student {self.spec.vocab_size}: take one alike."
             )
-        if isinstance(config.parallel, Layout) and config.parallel.tp * config.parallel.pp * config.parallel.cp > 1:
-            raise TenfoldError("Distillation needs whole logits: leave tp, pp and cp of the table [parallel] out.")
-        self.path = path
-        self._teacher_flops = spec.forward_flops_per_token(config.data.seq_len)
+        return spec
+
+    def _opened_store(self) -> TeacherStore | None:
+        s = self.settings
+        if s.store is None:
+            return None
+        if not 0 < s.top_k < self.spec.vocab_size:
+            raise TenfoldError(f"A store keeps the likeliest of {self.spec.vocab_size} tokens: give top_k, as 64.")
+        return TeacherStore.of(Path(s.store), s.top_k, [self.fingerprint(), self.draw])
 
     def prepare(self, model: nn.Module) -> None:
         super().prepare(model)
@@ -79,38 +98,56 @@ class Distillation(Pretraining):
             train_on_grid(model, self.settings.grid)
 
     def fingerprint(self) -> dict[str, str]:
-        return super().fingerprint() | {"teacher": weights_hash(self.path)}
+        names = ["teacher", *(f"teacher {number}" for number in range(2, len(self.paths) + 1))]
+        return super().fingerprint() | {name: weights_hash(path) for name, path in zip(names, self.paths, strict=True)}
+
+    def rows(self, step: int, rows: slice) -> HostRows:
+        found = super().rows(step, rows)
+        if self.store is None:
+            return found
+        return self.store.rows(step, rows, found.batch, lambda: self._on(torch.device("cpu")))
 
     def loss(self, model: Any, batch: Batch) -> LossSums:
         """The nats of the text, which are reported; the divergence from the teacher is what is learned."""
         if not torch.is_grad_enabled():
             return super().loss(model, batch)
-        with torch.no_grad():
-            teacher = self._on(batch.tokens.device)
-            theirs = teacher.hidden(batch.tokens, batch.document)
         ours, counted = model.hidden(batch.tokens, batch.document), batch.targets >= 0
+        said = self._said(batch, counted)
         nats, kl = torch.zeros((), device=ours.device), torch.zeros((), device=ours.device)
-        parts = (t.split(_CHUNK) for t in (ours[counted], theirs[counted], batch.targets[counted]))
-        for h, t, target in zip(*parts, strict=True):
-            one, other = checkpoint(self._chunk, h, model.head.weight, t, teacher.head.weight, target, use_reentrant=False)
+        for h, target, *theirs in zip(*(t.split(_CHUNK) for t in (ours[counted], batch.targets[counted], *said)), strict=True):
+            one, other = checkpoint(self._chunk, h, model.head.weight, target, *theirs, use_reentrant=False)
             nats, kl = nats + one, kl + other
         share = self.settings.text_share
         return LossSums(nats, (1 - share) * (kl - nats))
 
-    def _chunk(self, h: Tensor, head: Tensor, t: Tensor, their_head: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums over tokens: nats of the text, and divergence from the teacher."""
+    @torch.no_grad()
+    def _said(self, batch: Batch, counted: Tensor) -> list[Tensor]:
+        """What the teachers say of the tokens that count: their hidden states [n, dim], or from the store likeliest tokens [n, k],
+        their log-probabilities and that of the rest [n]."""
+        if self.store is not None:
+            return [batch.inputs[name][counted[: len(batch.inputs[name])]] for name in Top._fields]
+        return [teacher.hidden(batch.tokens, batch.document)[counted] for teacher in self._on(batch.tokens.device)]
+
+    def _chunk(self, h: Tensor, head: Tensor, target: Tensor, *theirs: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums over tokens: nats of the text, and divergence from the teachers."""
         log_q = (h @ head.T).float().log_softmax(-1)
         nats = -log_q.gather(1, target[:, None]).sum()
-        log_p = (t @ their_head.T).float().log_softmax(-1)
+        if self.store is not None:
+            index, log_p, left = theirs
+            log_q = log_q.gather(1, index.long())
+            return nats, divergence(torch.cat((log_p, left[:, None]), -1), torch.cat((log_q, rest(log_q)), -1))
+        teachers = self._on(h.device)
+        log_p = mean_log_probs([t @ teacher.head.weight.T for t, teacher in zip(theirs, teachers, strict=True)])
         return nats, divergence(log_p, log_q, self.settings.top_k)
 
-    def _on(self, device: torch.device) -> Llama:
-        if self._teacher is None:
-            self._teacher = read_model(self.path).to(device).eval().requires_grad_(False)
-        return self._teacher
+    def _on(self, device: torch.device) -> list[Llama]:
+        if self._teachers is None:
+            self._teachers = [read_model(path).to(device).eval().requires_grad_(False) for path in self.paths]
+        return self._teachers
 
     def flops(self, rows: Rows) -> float:
-        return super().flops(rows) + cast(HostRows, rows).batch.tokens.size * self._teacher_flops
+        asked = 0.0 if self.store is not None else self._teacher_flops
+        return super().flops(rows) + cast(HostRows, rows).batch.tokens.size * asked
 
 
 def divergence(log_p: Tensor, log_q: Tensor, top_k: int = 0) -> Tensor:
@@ -121,10 +158,5 @@ def divergence(log_p: Tensor, log_q: Tensor, top_k: int = 0) -> Tensor:
     if 0 < top_k < log_p.shape[1]:
         log_p, index = log_p.topk(top_k, -1)
         log_q = log_q.gather(1, index)
-        log_p, log_q = (torch.cat((x, _rest(x)), -1) for x in (log_p, log_q))
+        log_p, log_q = (torch.cat((x, rest(x)), -1) for x in (log_p, log_q))
     return (log_p.exp() * (log_p - log_q)).sum()
-
-
-def _rest(log_probs: Tensor) -> Tensor:
-    """The logarithm of the mass that is left [rows, 1]."""
-    return torch.log1p(-log_probs.exp().sum(-1, keepdim=True).clamp(max=1 - 1e-6))

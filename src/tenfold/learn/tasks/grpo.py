@@ -13,7 +13,6 @@ batch_size = 64                         # answers in a step
 name = "adamw"
 """
 
-import copy
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +20,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
 
 from tenfold.data.conversations.chats import Chat
 from tenfold.data.conversations.rows import Row
@@ -31,21 +29,23 @@ from tenfold.learn.options import GRPOConfig
 from tenfold.learn.rewards import read_prompts, read_rewards
 from tenfold.learn.sampler import Drawn, draw
 from tenfold.learn.tasks import objectives
+from tenfold.learn.tasks.policy import PolicyGradient
 from tenfold.learn.tasks.rollouts import DrawnRows, pack_drawn
-from tenfold.learn.tasks.start import TuningTask, model_of
+from tenfold.learn.tasks.start import model_of
 from tenfold.learn.tasks.tally import Tally
-from tenfold.model.log_probs import target_log_probs
 from tenfold.serve.request import Sampling
 from tenfold.spec.errors import TenfoldError
 from tenfold.train.config import RunConfig
 from tenfold.train.resolve import resolve_hyperparameters, resolve_model
 from tenfold.train.run import Run
 from tenfold.train.run_file import task_settings
-from tenfold.train.task import Batch, LossSums, Rows
+from tenfold.train.task import Rows
 
 
-class GRPO(TuningTask):
+class GRPO(PolicyGradient):
     """The task. Its rows are drawn from the model that is trained, at the beginning of a step."""
+
+    settings: GRPOConfig
 
     def __init__(self, config: RunConfig, settings: GRPOConfig):
         """Raises TenfoldError for prompts or rewards that cannot be had, and sizes that do not fit one another."""
@@ -83,11 +83,6 @@ class GRPO(TuningTask):
             )
         return fitting[held:], fitting[:held]
 
-    def prepare(self, model: nn.Module) -> None:
-        super().prepare(model)
-        self._model: Any = model
-        self._first = copy.deepcopy(model).requires_grad_(False) if self.settings.kl_beta else None
-
     def fingerprint(self) -> dict[str, str]:
         prompts = repr([prompt for part in (self.prompts, self.held) for _, prompt in part])
         return super().fingerprint() | {"prompts": sha256(prompts.encode()).hexdigest()[:16], "rewards": self.rewards.fingerprint}
@@ -116,7 +111,9 @@ class GRPO(TuningTask):
         self.tally.add("ended", torch.tensor([drawn.ended for _, drawn in flat]))
         rows = pack_drawn(flat, advantages.flatten().tolist(), self.seq_len, self.encoder.vocabulary.pad or 0)
         longest = self.settings.max_completion_length
-        return self._with_log_probs(rows.over(objectives.divisor(s.loss_type, rows.batch.target_count, self.answers, longest)))
+        rows = rows.over(objectives.divisor(s.loss_type, rows.batch.target_count, self.answers, longest))
+        old = self._model if s.num_iterations > 1 else None  # else the log-probabilities of the step itself
+        return self._add_log_probs(rows, {"old": old, "reference": self._first})
 
     def _answers(self, prompts: list[list[int]], temperature: float, n: int, generation: int) -> list[list[Drawn]]:
         stops, longest = self.encoder.vocabulary.stop_tokens, self.settings.max_completion_length
@@ -130,46 +127,8 @@ class GRPO(TuningTask):
         values = self.rewards([row for row in rows for _ in range(n)], texts)
         return [values[i : i + n] for i in range(0, len(values), n)]
 
-    @torch.no_grad()
-    def _with_log_probs(self, rows: DrawnRows) -> DrawnRows:
-        """With the log-probabilities of the model that has drawn, where several steps follow, and of the first weights."""
-        models = {"old": self._model if self.settings.num_iterations > 1 else None, "reference": self._first}
-        batch = rows.on(self._model.embedding.weight.device, slice(None))
-        for name, model in models.items():
-            if model is not None:
-                rows.columns[name] = np.zeros_like(rows.columns["sampled"])
-                rows.columns[name][rows.batch.targets >= 0] = self._log_probs(model, batch).float().cpu().numpy()
-        return rows
-
-    def _log_probs(self, model: nn.Module, batch: Batch) -> Tensor:
-        return target_log_probs(model, batch.tokens, batch.targets, batch.document, self.settings.temperature)
-
-    def loss(self, model: nn.Module, batch: Batch) -> LossSums:
-        if not len(batch.tokens):
-            zero = 0.0 * next(p for p in model.parameters() if p.requires_grad).sum()
-            return LossSums(zero, zero)
-        s, chosen = self.settings, batch.targets >= 0
-        answer, advantage, sampled = (batch.inputs[name][chosen] for name in ("answer", "advantage", "sampled"))
-        log_probs = self._log_probs(model, batch)
-        old = batch.inputs["old"][chosen] if "old" in batch.inputs else log_probs.detach()
-        weight = objectives.importance(old - sampled, answer, self.answers, s.importance_sampling, s.importance_cap)
-        ratio, high = (log_probs - old).exp(), s.epsilon if s.epsilon_high is None else s.epsilon_high
-        losses = weight * objectives.clipped(ratio, advantage, s.epsilon, high)
-        self.tally.add("clip_share", objectives.is_clipped(ratio, advantage, s.epsilon, high).float())
-        self.tally.add("sampler_kl", sampled - old)
-        self.tally.bound("importance", weight)
-        if "reference" in batch.inputs:
-            kl = objectives.kl_to(batch.inputs["reference"][chosen], log_probs, ratio)
-            losses = losses + s.kl_beta * kl
-            self.tally.add("kl", kl)
-        total = objectives.reduced(losses, answer, self.answers, s.loss_type)
-        return LossSums(total, torch.zeros_like(total))
-
     def flops(self, rows: Rows) -> float:
         return cast(DrawnRows, rows).batch.tokens.size * self._flops_per_token * 4 / 3  # drawing is a forward pass
-
-    def progress(self, step: int) -> dict[str, Any]:
-        return self.tally.take()
 
     @torch.no_grad()
     def evaluate(self, run: Run) -> dict[str, float]:

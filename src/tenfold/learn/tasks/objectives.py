@@ -50,17 +50,22 @@ def kl_to(reference: Tensor, log_probs: Tensor, ratio: Tensor) -> Tensor:
     return ratio * (torch.exp(reference - log_probs) - (reference - log_probs) - 1)
 
 
-def importance(log_ratio: Tensor, answer: Tensor, answers: int, mode: ImportanceSampling, cap: float) -> Tensor:
-    """The weight of each token for having been drawn by another program than the one that is trained.
+def ratios(log_ratio: Tensor, answer: Tensor, answers: int, mode: ImportanceSampling) -> Tensor:
+    """How much likelier the trainer finds each token, or its whole answer (sequence), than the sampler found it.
 
-    log_ratio [tokens] is the trainer's log-probability less the sampler's, answer [tokens] the number of its answer. A weight
-    is that of the token, or of its whole answer; where it is above `cap`, it is cut to it (truncate) or made zero (mask).
+    log_ratio [tokens] is the trainer's log-probability less the sampler's, answer [tokens] the number of its answer.
     """
-    if mode == "none":
-        return torch.ones_like(log_ratio)
     if mode.startswith("sequence"):
         log_ratio = log_ratio.new_zeros(answers).index_add(0, answer, log_ratio)[answer]
-    weight = log_ratio.exp()
+    return log_ratio.exp()
+
+
+def importance(log_ratio: Tensor, answer: Tensor, answers: int, mode: ImportanceSampling, cap: float) -> Tensor:
+    """The weight of each token for having been drawn by another program, or by other weights, than are trained: its ratio, which
+    is cut to `cap` where it is above it (truncate), or made zero (mask)."""
+    if mode == "none":
+        return torch.ones_like(log_ratio)
+    weight = ratios(log_ratio, answer, answers, mode)
     return weight.clamp(max=cap) if mode.endswith("truncate") else weight.masked_fill(weight > cap, 0.0)
 
 

@@ -17,9 +17,9 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from tenfold.data.conversations.answers import PackedAnswers
-from tenfold.model.attention import fastest_attention
 from tenfold.learn.options import LoRAOptions
 from tenfold.learn.tasks.start import freeze
+from tenfold.model.attention import fastest_attention
 from tenfold.model.io.huggingface import read_model, weights_hash
 from tenfold.model.io.peft import read_adapter
 from tenfold.spec.files import whole_file

@@ -68,6 +68,8 @@ def model_of(config: RunConfig) -> Path:
     for key in ("lora_alpha", "quantization", "adapter"):
         if task.get(key) is not None and not task.get("lora_rank"):
             raise TenfoldError(f"{key} in [task] is for adapters: give lora_rank, too, or leave it out.")
+    if (adapter := task.get("adapter")) is not None and not (Path(adapter) / "adapter_config.json").exists():
+        raise TenfoldError(f"{adapter} is no adapter of PEFT's: it has no adapter_config.json.")
     for key in UNUSED:
         refuse(config, key, f'the task is "{config.task["name"]}"')
     if config.init_from is None:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from tenfold.model.io import executorch
 from tenfold.model.io.compare import Answer, answers, divergence, log_probs
 from tenfold.model.io.gguf_writer import GGUF_KINDS, PLAIN_KINDS, write_gguf
 from tenfold.model.io.huggingface import read_model, read_slots, write_model
@@ -15,7 +16,9 @@ from tenfold.model.io.tokenizer import has_tokenizer, read_tokenizer
 from tenfold.spec.errors import TenfoldError, nearest
 from tenfold.spec.files import whole_file, whole_folder
 
-LAYOUTS = {"gguf": (*GGUF_KINDS,), "hf": ("f32", "bf16", "f16"), "meta": ("bf16", "f16", "f32")}
+LAYOUTS = {
+    "gguf": (*GGUF_KINDS,), "hf": ("f32", "bf16", "f16"), "meta": ("bf16", "f16", "f32"), "executorch": executorch.KINDS,
+}  # fmt: skip
 _DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
 
@@ -79,7 +82,12 @@ def _to_meta(source: Path, out: Path, kind: str) -> list[str]:
     return ["All weights are the model's when PyTorch reads them again."]
 
 
-_WRITERS = {"gguf": _to_gguf, "hf": _to_hf, "meta": _to_meta}
+def _to_executorch(source: Path, out: Path, kind: str) -> list[str]:
+    with whole_folder(out) as scratch:
+        return executorch.write_executorch(source, scratch, kind)
+
+
+_WRITERS = {"gguf": _to_gguf, "hf": _to_hf, "meta": _to_meta, "executorch": _to_executorch}
 
 
 def _beside(source: Path, written: Path) -> tuple[str, list[Answer]]:

@@ -168,6 +168,8 @@ def quantised(rows: np.ndarray, kind: str) -> np.ndarray:
     from gguf.quants import quantize
 
     rows = np.ascontiguousarray(rows, dtype=np.float32)
+    if kind == "Q4_0" and (kept := _kept_q4_0(rows)) is not None:
+        return kept
     if not kind.endswith("_K"):
         return quantize(rows, GGMLQuantizationType[kind])
     try:
@@ -175,3 +177,26 @@ def quantised(rows: np.ndarray, kind: str) -> np.ndarray:
     except ImportError:
         raise NotInstalled("K-quants, which this format has too, need a package: pip install 'tenfold[gguf]'.") from None
     return quantize_rows(rows, GGMLQuantizationType[kind])
+
+
+def _kept_q4_0(rows: np.ndarray) -> np.ndarray | None:
+    """Rows that lie on a grid of Q4_0 already, whatever step their largest weight is; None where they do not.
+
+    `gguf` takes the largest weight of a block for step -8, which moves every weight of one that ends at another step.
+    """
+    blocks = rows.reshape(-1, 32)
+    largest = np.take_along_axis(blocks, np.abs(blocks).argmax(1, keepdims=True), 1)
+    scale, steps = np.zeros_like(largest), np.zeros(blocks.shape, np.float32)
+    missing = largest[:, 0] != 0
+    for step in (-8, *(sign * size for size in range(7, 0, -1) for sign in (1, -1))):
+        tried = (largest[missing] / step).astype(np.float16).astype(np.float32)
+        found = np.rint(blocks[missing] / tried).clip(-8, 7)
+        fits = (np.abs(found * tried - blocks[missing]) <= 1e-3 * np.abs(tried)).all(1)
+        place = np.flatnonzero(missing)[fits]
+        scale[place], steps[place] = tried[fits], found[fits]
+        missing[place] = False
+    if missing.any():
+        return None
+    numbers = (steps + 8).astype(np.uint8)
+    packed = np.concatenate((scale.astype(np.float16).view(np.uint8), numbers[:, :16] | numbers[:, 16:] << 4), 1)
+    return packed.reshape(len(rows), -1)

@@ -33,6 +33,7 @@ class OutputDelta:
     logprobs: list[TokenLogprob]
     finish_reason: FinishReason | None
     cached_tokens: int
+    ending: TokenLogprob | None = None
 
 
 @dataclass(eq=False)
@@ -169,7 +170,7 @@ class ServedModel:
                 if finish:
                     unfinished.discard(output.index)
                     self.metrics.success.labels(self.name, finish).inc()
-                yield OutputDelta(output.index, text, output.tokens, output.logprobs, finish, output.cached_tokens)
+                yield OutputDelta(output.index, text, output.tokens, output.logprobs, finish, output.cached_tokens, output.ending)
         finally:
             await outputs.aclose()
             self.metrics.end(self.name, time.monotonic() - began, len(request.tokens), written)

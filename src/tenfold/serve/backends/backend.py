@@ -55,7 +55,9 @@ class BackendStopped(Exception):
 
 
 def make_backend(options: EngineOptions) -> Backend:
-    """The backend that `options` name, not started yet. Raises TenfoldError if there is none of this name, or it has no adapters."""
+    """The backend that `options` name, not started yet. Raises TenfoldError if there is none, or it serves no adapters."""
     if options.adapter is not None and options.backend != "tenfold":
-        raise TenfoldError(f"Adapters are served by the backend tenfold, not by {options.backend}: merge them, or leave --backend out.")
+        raise TenfoldError(
+            f"Adapters are served by the backend tenfold, not by {options.backend}: merge them, or leave --backend out."
+        )
     return load("backends", options.backend)(options)

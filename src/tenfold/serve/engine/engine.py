@@ -190,8 +190,12 @@ class Engine:
         for row, guess in enumerate([*draft, None]):
             token = self._draw(logits[row], best[row], s)
             output.finish_reason = self._take(s, token, output)
-            if p.logprobs is not None and output.tokens and output.finish_reason != "stop":
-                output.logprobs.append(sampling.logprob(logits[row], token, p.logprobs))
+            if p.logprobs is not None:
+                found = sampling.logprob(logits[row], token, p.logprobs, s.state.drawn)
+                if len(output.tokens) > len(output.logprobs):
+                    output.logprobs.append(found)
+                else:
+                    output.ending = found
             if output.finish_reason or token != guess:
                 break
             accepted += 1
@@ -215,11 +219,15 @@ class Engine:
     def _draw(self, logits: Tensor, best: int, s: Sequence) -> int:
         p, state = s.request.sampling, s.state
         if self._is_settled(s.request):
+            state.drawn = 0.0
             return best
         logits = sampling.adjust(logits, s, state)
         if state.matcher is not None:
             logits = state.matcher.mask(logits)
-        return sampling.draw(logits, p, state)
+        token = sampling.draw(logits, p, state)
+        if p.logprobs is not None:
+            state.drawn = sampling.drawn_logprob(logits, p, token)
+        return token
 
     def _take(self, s: Sequence, token: int, output: Output) -> FinishReason | None:
         """Append a token to its sequence and, unless it is a stop token, to the output."""

@@ -19,6 +19,7 @@ class SamplerState:
     seed: int = 0  # of 31 bits
     counts: Counter[int] = field(default_factory=Counter)
     matcher: Matcher | None = None
+    drawn: float | None = None  # log-probability of the last token, where log-probabilities are asked for
 
 
 def start(sequence: Sequence, fallback_seed: int) -> SamplerState:
@@ -104,8 +105,19 @@ def _choose(weights: np.ndarray, uniform: float) -> int:
     return min(int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right")), len(weights) - 1)
 
 
-def logprob(logits: Tensor, token: int, count: int) -> TokenLogprob:
+def drawn_logprob(logits: Tensor, s: Sampling, token: int) -> float:
+    """The log-probability with which `draw` gives `token` from adjusted logits [vocab]: 0 where it always does."""
+    if s.temperature < 1e-5:
+        return 0.0
+    scaled = logits.numpy() / np.float32(s.temperature)
+    if s.top_p >= 1 and s.top_k <= 0 and s.min_p <= 0:
+        return float(scaled[token] - np.logaddexp.reduce(scaled.astype(np.float64)))
+    tokens, weights = candidates(scaled, s)
+    return float(np.log(weights[tokens == token][0] / weights.sum()))
+
+
+def logprob(logits: Tensor, token: int, count: int, drawn: float | None = None) -> TokenLogprob:
     """Log-probabilities of `token` and of the `count` likeliest, from the model's own logits [vocab]."""
     log = logits.log_softmax(-1).numpy()
     likeliest = largest(log, count)
-    return TokenLogprob(token, float(log[token]), list(zip(likeliest.tolist(), log[likeliest].tolist(), strict=True)))
+    return TokenLogprob(token, float(log[token]), list(zip(likeliest.tolist(), log[likeliest].tolist(), strict=True)), drawn)

@@ -36,6 +36,7 @@ class Gathered:
     text: str = ""
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    ending: TokenLogprob | None = None
     finish_reason: str | None = None
     first_token: float = 0.0
     cached_tokens: int = 0
@@ -45,6 +46,7 @@ class Gathered:
         self.text += delta.text
         self.tokens += delta.tokens
         self.logprobs += delta.logprobs
+        self.ending = delta.ending
         self.finish_reason = delta.finish_reason
         self.cached_tokens = max(self.cached_tokens, delta.cached_tokens)
 

@@ -72,7 +72,7 @@ async def prepare(models: Models, body: ChatRequest, place: Place) -> Conversati
     sampling = body.sampling(
         max_tokens=model.room(tokens, wanted),
         stop_tokens=model.text.stop_tokens,
-        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        logprobs=(body.top_logprobs or 0) if body.logprobs or body.store else None,  # stored answers keep how they were drawn
         grammar=await model.grammar(_grammar(body, tools, must_call)),
     )
     request = Request(new_id("chatcmpl"), tokens, sampling, owner=place.owner)
@@ -178,7 +178,7 @@ async def chunks(chat: Conversation, feedback: Feedback | None) -> AsyncGenerato
         text, finish = delta.text, delta.finish_reason
         if chat.tools:
             text, held[i] = sayable(held[i] + text, g, finish)
-        if text or (delta.logprobs and not chat.tools):
+        if text or (delta.logprobs and chat.body.logprobs and not chat.tools):
             yield {**start, "choices": [_choice(i, {"content": text}, None, _logprobs(chat, delta.logprobs))]}
         if not finish:
             continue
@@ -234,6 +234,13 @@ def _logprobs(chat: Conversation, logprobs: list[TokenLogprob]) -> dict[str, Any
     }
 
 
+def _behaviour(g: Gathered) -> list[float] | None:
+    """The log-probability with which each token was drawn, that of the stop token too; None where one is not known."""
+    drawn = [lp.drawn for lp in [*g.logprobs, *([] if g.ending is None else [g.ending])] if lp.drawn is not None]
+    known = len(g.tokens) + (g.ending is not None)
+    return drawn if drawn and len(drawn) == known else None
+
+
 async def keep(chat: Conversation, gathered: list[Gathered], feedback: Feedback | None) -> None:
     """Store the answers if the request says so and the server keeps feedback. The first has the request's id."""
     if feedback is None or not chat.body.store:
@@ -246,8 +253,8 @@ async def keep(chat: Conversation, gathered: list[Gathered], feedback: Feedback 
             "checkpoint": checkpoint,
             "messages": chat.messages,
             "text": g.text,
-            "token_ids": g.tokens,
-            "logprobs": [lp.logprob for lp in g.logprobs] or None,
+            "token_ids": g.tokens + ([] if g.ending is None else [g.ending.token]),
+            "logprobs": _behaviour(g),
             "sampling": {k: sorted(v) if isinstance(v, frozenset) else v for k, v in asdict(chat.request.sampling).items()},
             "finish_reason": g.finish_reason or "abort",
             "prompt_tokens": len(chat.request.tokens),

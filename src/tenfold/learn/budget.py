@@ -1,0 +1,115 @@
+"""What a run will take, said before it: time, energy, money and memory, measured on a throw-away start and frozen in the record.
+
+A copy of the model does the run's own first steps, with its own rows: for rewards it draws them, for distillation the teacher
+runs along. How far earlier forecasts of the same home were off widens the intervals of the next.
+"""
+
+import copy
+import math
+import secrets
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from tenfold.learn.lineage import VERSION
+from tenfold.plan.sites.site import site
+from tenfold.spec.files import make_folder, write_json
+from tenfold.spec.forecasts import LEVELS, Forecast, around, forecast, outcome, read_forecasts
+from tenfold.spec.terminal import console
+from tenfold.spec.versions import read_document
+from tenfold.train.config import RunConfig
+from tenfold.train.memory import peak_memory_bytes, reset_peak_memory
+from tenfold.train.probe import probe
+from tenfold.train.resolve import resolve
+from tenfold.train.result import RunResult
+from tenfold.train.task import Task
+
+FILE = "budget.json"
+FIRST, LEAST = 1, 3  # steps of the throw-away start that are left out, and that are measured
+UNITS = {"tuning_seconds": "s", "tuning_kwh": "kWh", "tuning_usd": "USD", "tuning_gib": "GiB"}
+# Relative spreads before a home has outcomes: a busy machine's speed, and what an evaluation takes beside training.
+SPREAD = {"tuning_seconds": 0.2, "tuning_kwh": 0.2, "tuning_usd": 0.2, "tuning_gib": 0.15}
+ENOUGH = 5  # outcomes that tell the spread
+
+
+def budget(task: Task, config: RunConfig, generation: Path, rent_usd_per_h: float, *, quiet: bool = False) -> None:
+    """Forecast a run once, and again where it is given more tokens: `budget.json`, and `forecasts.jsonl` in the home.
+
+    Money is the rent of the machine, or the electricity alone where none is paid.
+    """
+    home, file = generation.parent, generation / FILE
+    if not file.exists() or _read(file)["tokens"] != config.tokens:
+        make_folder(generation)
+        write_json(file, {"version": VERSION, **_measured(task, config, home, generation.name, rent_usd_per_h)})
+    said = _read(file)
+    for kind, quantiles in said["quantiles"].items():  # again where a run was stopped between the two
+        made = Forecast(key=_key(said, kind), who="learn", kind=kind, unit=UNITS[kind], quantiles=tuple(quantiles))
+        forecast(home, made)
+    if not quiet:
+        console().print(f"{generation.name}: {in_words(said)}", highlight=False)
+
+
+def settle(generation: Path, result: RunResult) -> None:
+    """Add what a finished run took."""
+    file = generation / FILE
+    if not file.exists():
+        return
+    said = _read(file)
+    came = {"tuning_seconds": result.seconds, "tuning_kwh": result.energy_kwh, "tuning_gib": result.peak_memory_gib}
+    came["tuning_usd"] = _usd(said, result.seconds, result.energy_kwh)
+    for kind, measured in came.items():
+        if kind in said["quantiles"]:
+            outcome(generation.parent, _key(said, kind), measured)
+
+
+def in_words(said: dict[str, Any]) -> str:
+    """The forecast in one line, each with its 80 % interval."""
+    parts = []
+    for kind, quantiles in said["quantiles"].items():
+        scale, unit = (1 / 60, "min") if kind == "tuning_seconds" else (1, UNITS[kind])
+        low, mid, high = (scale * quantiles[LEVELS.index(level)] for level in (0.1, 0.5, 0.9))
+        parts.append(f"{mid:.3g} {unit} ({low:.3g} to {high:.3g})")
+    what = "rent" if said["rent_usd_per_h"] else "electricity"
+    return f"{said['steps']} steps, about {', '.join(parts)} of {what}; 80 % intervals in brackets."
+
+
+def _measured(task: Task, config: RunConfig, home: Path, name: str, rent_usd_per_h: float) -> dict[str, Any]:
+    resolved = resolve(config, task.vocab_size)
+    known = reset_peak_memory(resolved.device)
+    # A copy: what the throw-away start makes of the task is gone with it.
+    taken, per_step, watts, source, busy = probe(copy.copy(task), config, 0.0, first=FIRST, least=LEAST)
+    task.progress(0)  # what the throw-away steps have counted is not the run's
+    memory = peak_memory_bytes(resolved.device) / 2**30
+    reset_peak_memory(resolved.device)
+    seconds = fmean(taken) * resolved.steps
+    said: dict[str, Any] = {
+        "key": f"learn/{name}/{secrets.token_hex(4)}", "tokens": config.tokens, "steps": resolved.steps,
+        "tokens_per_step": per_step, "probe_seconds": taken, "watts": watts, "energy_source": source,
+        "busy_share": busy, "rent_usd_per_h": rent_usd_per_h, "usd_per_kwh": site().usd_per_kwh.mid,
+    }  # fmt: skip
+    kwh = watts * seconds / 3.6e6
+    medians = {"tuning_seconds": seconds, "tuning_kwh": kwh, "tuning_usd": _usd(said, seconds, kwh)}
+    if known:
+        medians["tuning_gib"] = memory
+    said["quantiles"] = {kind: around(median, _spread(home, kind)) for kind, median in medians.items()}
+    return said
+
+
+def _usd(said: dict[str, Any], seconds: float, kwh: float) -> float:
+    return said["rent_usd_per_h"] * seconds / 3600 or said["usd_per_kwh"] * kwh
+
+
+def _spread(home: Path, kind: str) -> float:
+    """The relative deviation to expect: that of the home's earlier outcomes from their medians, where there are enough."""
+    past = [one for one in read_forecasts(home) if one.forecast.kind == kind and one.measured]
+    if len(past) < ENOUGH:
+        return SPREAD[kind]
+    return max(0.03, math.sqrt(fmean(math.log(one.measured / one.forecast.median) ** 2 for one in past if one.measured)))
+
+
+def _key(said: dict[str, Any], kind: str) -> str:
+    return f"{said['key']}/{kind.removeprefix('tuning_')}"
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return read_document(file, VERSION, f"delete {file}")

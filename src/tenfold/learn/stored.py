@@ -1,0 +1,160 @@
+"""Answers that a server stored with the log-probability of each token as it was drawn, and what they were worth.
+
+{"prompt": [messages], "token_ids": [...], "logprobs": [...], "reward": 1.0}
+
+`logprobs` are those of the distribution that drew, after temperature and filters; a stop token is one of the tokens. Of a feedback
+database every judged answer is a row: a thumb up or a won comparison is worth 1, a thumb down or a lost one -1, and several
+judgements their mean. With rewards as functions those say what an answer is worth, judged or not.
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tenfold.data.conversations.chats import Chat, messages_of
+from tenfold.data.conversations.rows import Row, read_rows
+from tenfold.data.conversations.tokens import ChatEncoder
+from tenfold.learn.data import content_of, is_file_of_rows, open_feedback, read_people, write_versioned
+from tenfold.learn.lineage import holders
+from tenfold.learn.personal import found as personal_data
+from tenfold.learn.rewards import Rewards
+from tenfold.spec.errors import TenfoldError, without_secrets
+from tenfold.spec.files import whole_folder, write_text
+
+FORM = '{"prompt": "...", "token_ids": [...], "logprobs": [...], "reward": 1.0}'
+WORTH = {1: 1.0, -1: -1.0}
+
+
+class StoredAnswer(NamedTuple):
+    """An answer with the stop token that ended it, and the log-probability with which each token was drawn."""
+
+    prompt: Chat
+    tokens: list[int]
+    log_probs: list[float]
+    reward: float
+
+
+def keep_stored(source: str, encoder: ChatEncoder, folder: Path, rewards: Rewards | None) -> Path:
+    """The stored answers of `source` as `stored.jsonl` in `folder`, made once, so that a run goes on with the same ones.
+
+    `people.json` beside it says whose they are and how many were left out, and why. Raises TenfoldError where none is left.
+    """
+    file = folder / "stored.jsonl"
+    made_of = {**content_of(source), "kind": "stored", "rewards": rewards.fingerprint if rewards else ""}
+    if folder.exists():
+        if read_people(folder).get("made_of") != made_of:
+            raise TenfoldError(f"{folder} was made of other rows or rewards than {source}: give the new generation another --name.")
+        return file
+    left_out, users = Counter[str](), set[str]()
+    rows: list[Row] = []
+    for user, row in _found(source, rewards is not None, left_out):
+        text = encoder.tokenizer.decode(row["token_ids"])
+        if any(personal_data(said) for said in (text, *(message["content"] for message in row["prompt"]))):
+            left_out["personal data"] += 1
+            continue
+        rows.append({**row, "text": text})
+        users.add(user)
+    if not rows:
+        why = ", ".join(f"{count} {reason}" for reason, count in left_out.items()) or "it has no answers"
+        raise TenfoldError(
+            f"{source} has no stored answers to learn from ({why}): let people judge answers asked with store: true."
+        )
+    if rewards is not None:
+        for row, worth in zip(rows, rewards(rows, [row["text"] for row in rows]), strict=True):
+            row["reward"] = worth
+    said: dict[str, Any] = {"made_of": made_of, "rows": {"train": len(rows)}, "left_out": dict(left_out)}
+    if not is_file_of_rows(source):
+        gone = holders(folder.parent.parent, without_secrets(source), open_feedback(source).users())
+        said |= {"users": {"train": sorted(users)}, "deleted_users_still_in": gone}
+    with whole_folder(folder) as scratch:
+        write_versioned(scratch / "people.json", said)
+        write_text(scratch / file.name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return file
+
+
+def _found(source: str, is_judged: bool, left_out: Counter[str]) -> Iterator[tuple[str, Row]]:
+    """Each row, and the user who gave it."""
+    if not is_file_of_rows(source):
+        yield from _of_feedback(source, is_judged, left_out)
+        return
+    for where, row in read_rows(Path(source)):
+        answer = _answer({**row, "reward": 0.0} if is_judged else row, where)
+        yield "", {**row, "prompt": answer.prompt}
+
+
+def _of_feedback(database: str, is_judged: bool, left_out: Counter[str]) -> Iterator[tuple[str, Row]]:
+    from tenfold.serve.feedback.feedback import pairs, ratings, responses
+
+    feedback = open_feedback(database)
+    worth: dict[str, dict[str, float]] = {}  # of each answer, by user: the last judgement counts
+    for rating in feedback.rows(ratings):
+        worth.setdefault(rating.response_id, {})[rating.user_hash] = WORTH.get(rating.value, 0.0)
+    for pair in feedback.rows(pairs):
+        for name, mine in (("a", pair.a_response_id), ("b", pair.b_response_id)):
+            won = {"tie": 0.0, "both_bad": -1.0}.get(pair.winner, 1.0 if pair.winner == name else -1.0)
+            worth.setdefault(mine, {})[pair.user_hash] = won
+    for answer in feedback.rows(responses):
+        given = worth.get(answer.id, {})
+        if reason := _unfit(answer, bool(given) or is_judged):
+            left_out[reason] += 1
+            continue
+        reward = math.fsum(given.values()) / max(1, len(given))
+        row = {"prompt": answer.messages, "token_ids": answer.token_ids, "logprobs": answer.logprobs, "reward": reward}
+        yield answer.user_hash, row
+
+
+def _unfit(answer: Any, is_judged: bool) -> str:
+    """Why an answer of a feedback database cannot be learned from, or nothing."""
+    if not answer.logprobs or len(answer.logprobs) != len(answer.token_ids):
+        return "without log-probabilities"
+    if answer.sampling.get("temperature", 1.0) < 1e-5:
+        return "drawn without chance (temperature 0)"
+    if answer.finish_reason not in ("stop", "length"):
+        return "not finished"
+    return "" if is_judged else "not judged"
+
+
+def read_stored(path: Path) -> list[StoredAnswer]:
+    """The answers of a file. Raises TenfoldError, with the line, for what is none."""
+    found = [_answer(row, where) for where, row in read_rows(path)]
+    if not found:
+        raise TenfoldError(f"{path} holds no stored answers: write rows {FORM}.")
+    return found
+
+
+def _answer(row: Row, where: str) -> StoredAnswer:
+    tokens, log_probs, reward = (row.get(key) for key in ("token_ids", "logprobs", "reward"))
+    if row.get("prompt") is None or not _numbers(tokens, int) or min(tokens) < 0 or not _numbers(log_probs, (int, float)):
+        raise TenfoldError(f"{where}: write {FORM}.")
+    if len(tokens) != len(log_probs):  # type: ignore[arg-type]
+        raise TenfoldError(f"{where}: {len(tokens)} tokens have {len(log_probs)} log-probabilities: give one of each.")  # type: ignore[arg-type]
+    if not all(-math.inf < value <= 1e-6 for value in log_probs):  # type: ignore[union-attr]
+        raise TenfoldError(f"{where}: a log-probability must be a number of at most 0.")
+    if not _numbers([reward], (int, float)) or not math.isfinite(reward):  # type: ignore[arg-type]
+        raise TenfoldError(f"{where}: the reward must be a finite number, not {reward!r}.")
+    return StoredAnswer(messages_of(row["prompt"], where), tokens, log_probs, float(reward))  # type: ignore[arg-type]
+
+
+def _numbers(values: Any, kind: Any) -> bool:
+    """Whether `values` is a list of at least one number."""
+    return isinstance(values, list) and bool(values) and all(isinstance(v, kind) and not isinstance(v, bool) for v in values)
+
+
+def advantages(prompts: Sequence[tuple[int, ...]], rewards: Sequence[float], scaled: bool) -> list[float]:
+    """How much better each answer is than the other answers to its prompt, or, where there are none, than all answers.
+
+    `scaled` divides by the standard deviation of the same, as GRPO does.
+    """
+    groups: dict[tuple[int, ...], list[float]] = {}
+    for prompt, reward in zip(prompts, rewards, strict=True):
+        groups.setdefault(prompt, []).append(reward)
+    found = []
+    for prompt, reward in zip(prompts, rewards, strict=True):
+        others = groups[prompt] if len(groups[prompt]) > 1 else rewards
+        mean = math.fsum(others) / len(others)
+        deviation = math.sqrt(math.fsum((r - mean) ** 2 for r in others) / max(1, len(others) - 1))
+        found.append((reward - mean) / (deviation + 1e-4) if scaled else reward - mean)
+    return found

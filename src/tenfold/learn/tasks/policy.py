@@ -1,0 +1,82 @@
+"""What learning from rewards shares, whoever has drawn the answers: the loss of tokens that have an advantage."""
+
+import copy
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tenfold.learn.options import GRPOOptions, ImportanceSampling
+from tenfold.learn.tasks import objectives
+from tenfold.learn.tasks.rollouts import DrawnRows
+from tenfold.learn.tasks.start import TuningTask
+from tenfold.learn.tasks.tally import Tally
+from tenfold.model.log_probs import target_log_probs
+from tenfold.train.task import Batch, LossSums
+
+
+class PolicyGradient(TuningTask):
+    """A task whose rows are `DrawnRows` of `answers` answers. A subclass gives the rows."""
+
+    settings: GRPOOptions
+    tally: Tally
+    answers: int
+    sampling: ClassVar[ImportanceSampling] = "sequence_mask"  # where the settings leave it out
+
+    def prepare(self, model: nn.Module) -> None:
+        super().prepare(model)
+        self._model: Any = model
+        self._first = copy.deepcopy(model).requires_grad_(False) if self.settings.kl_beta else None
+
+    @property
+    def correction(self) -> ImportanceSampling:
+        """How a token weighs for having been drawn by another program or by other weights."""
+        return self.settings.importance_sampling or self.sampling
+
+    def _log_probs(self, model: nn.Module, batch: Batch) -> Tensor:
+        return target_log_probs(model, batch.tokens, batch.targets, batch.document, self.settings.temperature)
+
+    @torch.no_grad()
+    def _add_log_probs(self, rows: DrawnRows, models: dict[str, Any]) -> DrawnRows:
+        """The rows with a column of log-probabilities of each model that is given."""
+        batch = rows.on(self._model.embedding.weight.device, slice(None))
+        for name, model in models.items():
+            if model is not None:
+                rows.columns[name] = np.zeros_like(rows.columns["sampled"])
+                rows.columns[name][rows.batch.targets >= 0] = self._log_probs(model, batch).float().cpu().numpy()
+        return rows
+
+    def loss(self, model: nn.Module, batch: Batch) -> LossSums:
+        if not len(batch.tokens):
+            zero = 0.0 * next(p for p in model.parameters() if p.requires_grad).sum()
+            return LossSums(zero, zero)
+        s, chosen = self.settings, batch.targets >= 0
+        answer, advantage, sampled = (batch.inputs[name][chosen] for name in ("answer", "advantage", "sampled"))
+        log_probs = self._log_probs(model, batch)
+        old = batch.inputs["old"][chosen] if "old" in batch.inputs else log_probs.detach()
+        weight = self._importance(old - sampled, answer)
+        ratio, high = (log_probs - old).exp(), s.epsilon if s.epsilon_high is None else s.epsilon_high
+        losses = weight * objectives.clipped(ratio, advantage, s.epsilon, high)
+        self.tally.add("clip_share", objectives.is_clipped(ratio, advantage, s.epsilon, high).float())
+        self.tally.add("sampler_kl", sampled - old)
+        if "reference" in batch.inputs:
+            kl = objectives.kl_to(batch.inputs["reference"][chosen], log_probs, ratio)
+            losses = losses + s.kl_beta * kl
+            self.tally.add("kl", kl)
+        total = objectives.reduced(losses, answer, self.answers, s.loss_type)
+        return LossSums(total, torch.zeros_like(total))
+
+    def _importance(self, log_ratio: Tensor, answer: Tensor) -> Tensor:
+        """The weight of each token; the record has its bounds, those of the ratio before the cap, and how often that cut."""
+        mode, cap = self.correction, self.settings.importance_cap
+        weight = objectives.importance(log_ratio, answer, self.answers, mode, cap)
+        self.tally.bound("importance", weight)
+        if mode != "none":
+            ratio = objectives.ratios(log_ratio, answer, self.answers, mode)
+            self.tally.bound("ratio", ratio)
+            self.tally.add("cut_share", (ratio > cap).float())
+        return weight
+
+    def progress(self, step: int) -> dict[str, Any]:
+        return self.tally.take()

@@ -1,0 +1,80 @@
+"""ExecuTorch programs out, for phones: `model.pte` for XNNPACK with a cache, and the tokenizer beside it."""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import msgspec
+import torch
+from torch import Tensor
+
+from tenfold.model.io.compare import answers, divergence
+from tenfold.model.io.huggingface import read_model, read_spec
+from tenfold.model.io.meta import write_meta
+from tenfold.model.io.to_executorch import Job
+from tenfold.model.io.tokenizer import copy_tokenizer, has_tokenizer, read_tokenizer, read_vocabulary
+from tenfold.spec.errors import NotInstalled, TenfoldError
+from tenfold.spec.model import ModelSpec
+
+KINDS = ("f32", "8da4w")
+GROUP = 32
+LONGEST = 2048  # tokens of the cache, as on phones usual; its memory is set aside when the program is loaded
+SLACK = 0.05  # nats that a program of floats may be off
+
+
+def write_executorch(source: Path, folder: Path, kind: str) -> list[str]:
+    """Write the model in a Hugging Face directory or GGUF file, run it, and compare. Returns what a user should know.
+
+    Raises TenfoldError for a shape that the format does not have, and for a program that is not the same model when it runs.
+    """
+    if find_spec("executorch") is None:
+        raise NotInstalled("Programs for phones need ExecuTorch: pip install 'tenfold[executorch]'.")
+    spec = read_spec(source)
+    _check(spec, kind)
+    known = has_tokenizer(source)
+    ours = answers(read_model(source).eval(), read_tokenizer(source) if known else None)
+    if known:
+        copy_tokenizer(source, folder)
+    context = min(spec.context, LONGEST)
+    with TemporaryDirectory() as scratch:
+        meta, said = Path(scratch) / "meta", Path(scratch) / "said.pt"
+        meta.mkdir()
+        write_meta(source, meta, torch.float32)
+        texts = [answer.tokens for answer in ours]
+        _run(Job(meta, folder / "model.pte", kind, context, _metadata(source) if known else {}, texts, said), source)
+        theirs: list[Tensor] = torch.load(said, weights_only=True)
+    off = max(float((a.log_probs - b).abs().max()) for a, b in zip(ours, theirs, strict=True))
+    if not off < (SLACK if kind == "f32" else float("inf")):
+        raise TenfoldError(f"ExecuTorch's log-probabilities differ from the model's by up to {off:.2g} nats: nothing is exported.")
+    equal = sum(b[a.begin - 1 : -1].argmax(-1).tolist() == a.said for a, b in zip(ours, theirs, strict=True))
+    kl = divergence([answer.log_probs for answer in ours], theirs)
+    notes = [f"ExecuTorch runs it: divergence from the model {kl} nats a token; {equal} of {len(ours)} greedy answers are equal."]
+    if context < spec.context:
+        notes.append(f"Its cache has room for {context} tokens; the model's own limit is {spec.context}.")
+    return notes
+
+
+def _check(spec: ModelSpec, kind: str) -> None:
+    rows = {"dim": spec.dim, "ffn_dim": spec.ffn_dim, "n_heads * head_dim": spec.n_heads * spec.head_dim}
+    for name, size in rows.items():
+        if kind == "8da4w" and size % GROUP:
+            raise TenfoldError(f"{spec.name} has {name} = {size}, which groups of {GROUP} do not fill: give --to executorch:f32.")
+
+
+def _metadata(source: Path) -> dict[str, int | list[int]]:
+    """What ExecuTorch's runners ask a program: the tokens that begin and end a text."""
+    vocabulary = read_vocabulary(source)
+    begins: dict[str, int | list[int]] = {} if vocabulary.bos is None else {"get_bos_id": vocabulary.bos}
+    return begins | {"get_eos_ids": sorted(vocabulary.stop_tokens)}
+
+
+def _run(job: Job, source: Path) -> None:
+    command = [sys.executable, "-m", "tenfold.model.io.to_executorch"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(command, input=msgspec.json.encode(job).decode(), capture_output=True, text=True, env=environment)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise TenfoldError(f"ExecuTorch cannot export {source}: {last.rstrip('.')}.")

@@ -1,0 +1,65 @@
+"""Lower a model for phones and run it, in a process of its own: `python -m tenfold.model.io.to_executorch`.
+
+Standard input has the settings of `Job` as JSON. ExecuTorch's own export of Llamas reads Meta's layout, so that its runners for
+Android and iOS take the file; then the file is run token by token, and what it says is stored.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import msgspec
+import torch
+from torch import Tensor
+
+
+class Job(msgspec.Struct):
+    """`meta` is a folder in Meta's layout, `program` the file to write, `kind` f32 or 8da4w. The program is asked `texts` token by
+    token; its log-probabilities go to `answers`, a tensor [tokens, vocab] for each text."""
+
+    meta: Path
+    program: Path
+    kind: str
+    context: int
+    metadata: dict[str, int | list[int]]
+    texts: list[list[int]]
+    answers: Path
+
+
+def lower(job: Job) -> None:
+    """Write the program, for XNNPACK, with a cache of keys and values."""
+    from executorch.examples.models.llama.export_llama_lib import export_llama
+    from executorch.extension.llm.export.config.llm_config import LlmConfig, ModelType
+
+    config = LlmConfig()
+    config.base.model_class = ModelType.llama3
+    config.base.checkpoint, config.base.params = str(job.meta / "consolidated.00.pth"), str(job.meta / "params.json")
+    config.base.metadata = json.dumps(job.metadata)
+    config.model.use_kv_cache = config.model.use_sdpa_with_kv_cache = True
+    config.export.max_seq_length = config.export.max_context_length = job.context
+    config.export.output_name = str(job.program)
+    config.backend.xnnpack.enabled = config.backend.xnnpack.extended_ops = True
+    if job.kind == "8da4w":
+        config.quantization.qmode, config.quantization.group_size = "8da4w", 32
+        config.quantization.embedding_quantize = "8,0"
+    export_llama(config)
+
+
+def ask(job: Job) -> list[Tensor]:
+    """Log-probabilities of what follows each token of each text, float32 [tokens, vocab]."""
+    import executorch.extension.llm.custom_ops.custom_ops  # noqa: F401 (the attention that the program calls)
+    from executorch.runtime import Runtime
+
+    found = []
+    for tokens in job.texts:
+        method = Runtime.get().load_program(job.program).load_method("forward")  # with an empty cache
+        assert method is not None
+        said = [method.execute([torch.tensor([[token]]), torch.tensor([at])])[0].flatten() for at, token in enumerate(tokens)]
+        found.append(torch.stack(said).float().log_softmax(-1))
+    return found
+
+
+if __name__ == "__main__":
+    given = msgspec.json.decode(sys.stdin.read(), type=Job)
+    lower(given)
+    torch.save(ask(given), given.answers)

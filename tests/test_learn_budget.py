@@ -1,0 +1,109 @@
+"""What a run will take, said before it: frozen, in the units of what is measured, and scored by its outcome."""
+
+import json
+import math
+
+import pytest
+from chat_models import chat_model
+
+from tenfold.learn.budget import _spread
+from tenfold.learn.options import DPOOptions, GRPOOptions, KTOOptions, LoRAOptions, RewardSource, TuneSettings
+from tenfold.learn.tune import tune, tune_on_rewards
+from tenfold.spec.forecasts import Forecast, around, forecast, outcome, read_forecasts
+
+SETTINGS = TuneSettings(steps=8, seq_len=64, batch_size=8, max_epochs=99)
+REWARD = """
+def reward(completions):
+    return [float(len(c)) for c in completions]
+
+def prompts():
+    return [{"prompt": f"Hello {i}"} for i in range(20)]
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return chat_model(tmp_path_factory.mktemp("budget") / "tiny")
+
+
+def rows(path):
+    def answer(text):
+        return [{"role": "assistant", "content": text}]
+
+    found = [
+        {"prompt": [{"role": "user", "content": f"Hello {i}"}], "chosen": answer("Lima"), "rejected": answer("7")}
+        for i in range(40)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in found))
+    return str(path)
+
+
+def test_every_kind_of_run_is_forecast_before_and_scored_after(model, tmp_path):
+    pairs, home = rows(tmp_path / "rows.jsonl"), tmp_path / "home"
+    chats = tmp_path / "chats.jsonl"
+    chats.write_text(
+        "".join(
+            json.dumps({"messages": [{"role": "user", "content": f"Hi {i}"}, {"role": "assistant", "content": "Lima"}]}) + "\n"
+            for i in range(40)
+        )
+    )
+    (tmp_path / "r.py").write_text(REWARD)
+    tune(model, str(chats), home / "sft", SETTINGS, options=LoRAOptions(lora_rank=2, quantization="int8"), quiet=True)
+    tune(model, pairs, home / "dpo", SETTINGS, options=DPOOptions(), quiet=True)
+    tune(model, pairs, home / "kto", TuneSettings(**{**struct(SETTINGS), "rent_usd_per_h": 3.6}), options=KTOOptions(), quiet=True)
+    options = GRPOOptions(max_completion_length=8, validation_prompts=2, num_generations=4)
+    tune_on_rewards(model, RewardSource(str(tmp_path / "r.py")), home / "grpo", SETTINGS, options=options, quiet=True)
+    scored = {one.forecast.key: one for one in read_forecasts(home)}
+    for name in ("sft", "dpo", "kto", "grpo"):
+        said = json.loads((home / name / "budget.json").read_text())
+        end = json.loads((home / name / "run.jsonl").read_text().splitlines()[-1])
+        assert said["steps"] == 8 and len(said["probe_seconds"]) == 3
+        came = {kind: scored[f"{said['key']}/{kind}"] for kind in ("seconds", "kwh", "usd", "gib")}
+        assert came["seconds"].measured == end["seconds"] and came["kwh"].measured == end["energy_kwh"]
+        assert came["gib"].measured == end["peak_memory_gib"] and came["gib"].forecast.unit == "GiB"
+        price = end["seconds"] / 1000 if name == "kto" else said["usd_per_kwh"] * end["energy_kwh"]
+        assert came["usd"].measured == pytest.approx(price)
+        assert came["seconds"].forecast.made <= came["seconds"].came
+        # A tiny run on a busy machine: the order of magnitude alone is sure.
+        assert 0.02 < came["seconds"].measured / came["seconds"].forecast.median < 50
+        assert 0.5 < came["gib"].measured / came["gib"].forecast.median < 2
+
+
+def struct(settings):
+    from msgspec.structs import asdict
+
+    return asdict(settings)
+
+
+def test_a_run_that_has_finished_is_not_forecast_again_and_one_with_more_steps_is(model, tmp_path):
+    pairs, home = rows(tmp_path / "rows.jsonl"), tmp_path / "home"
+    for steps, count in ((8, 4), (8, 4), (12, 8)):
+        settings = TuneSettings(steps=steps, seq_len=64, batch_size=8, max_epochs=99)
+        tune(model, pairs, home / "dpo", settings, options=DPOOptions(), quiet=True)
+        known = read_forecasts(home)
+        assert len(known) == count and all(one.measured is not None for one in known)
+
+
+def test_the_throw_away_start_changes_nothing_of_the_run(model, tmp_path):
+    """The run of a generation whose forecast stands already, and that of one which is measured first, are equal to the bit."""
+    (tmp_path / "r.py").write_text(REWARD)
+    options = GRPOOptions(max_completion_length=8, validation_prompts=2, num_generations=4, num_iterations=4, kl_beta=0.1)
+    losses = []
+    for name in ("a", "b"):
+        generation = tmp_path / name / "grpo"
+        if name == "b":
+            generation.mkdir(parents=True)
+            (generation / "budget.json").write_bytes((tmp_path / "a" / "grpo" / "budget.json").read_bytes())
+        tune_on_rewards(model, RewardSource(str(tmp_path / "r.py")), generation, SETTINGS, options=options, quiet=True)
+        record = [json.loads(line) for line in (generation / "run.jsonl").read_text().splitlines()]
+        losses.append([(row["loss"], row.get("reward"), row.get("kl")) for row in record if row["event"] == "step"])
+    assert losses[0] == losses[1]
+
+
+def test_the_spread_is_that_of_earlier_outcomes(tmp_path):
+    assert _spread(tmp_path, "tuning_seconds") == 0.2
+    for i, ratio in enumerate((1.5, 1 / 1.5) * 3):
+        forecast(tmp_path, Forecast(key=str(i), who="learn", kind="tuning_seconds", unit="s", quantiles=around(10.0, 0.2)))
+        outcome(tmp_path, str(i), 10 * ratio)
+    assert _spread(tmp_path, "tuning_seconds") == pytest.approx(math.log(1.5))
+    assert _spread(tmp_path, "tuning_kwh") == 0.2

@@ -1,0 +1,210 @@
+"""Learning from answers that a server drew and kept: what is kept, what it weighs, and what is refused."""
+
+import json
+import math
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from chat_models import chat_model
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tenfold.data.conversations.tokens import ChatEncoder
+from tenfold.learn.options import GRPOOptions, RewardSource, TuneSettings
+from tenfold.learn.sampler import draw
+from tenfold.learn.stored import advantages, read_stored
+from tenfold.learn.tune import tune_on_rewards
+from tenfold.model.io.huggingface import read_model
+from tenfold.model.log_probs import target_log_probs
+from tenfold.serve.engine import sampling
+from tenfold.serve.feedback.feedback import Feedback, responses
+from tenfold.serve.options import EngineOptions
+from tenfold.serve.request import Sampling
+from tenfold.serve.start import serving
+from tenfold.spec.errors import TenfoldError
+from tenfold.train.metrics import read_metrics
+
+SETTINGS = TuneSettings(steps=30, seq_len=48, batch_size=32, learning_rate=3e-3, max_epochs=99)
+OPTIONS = GRPOOptions(max_completion_length=8)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return chat_model(tmp_path_factory.mktemp("stored") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def rows(model):
+    """Answers of the model at temperature 1.2, worth their letters a: what another policy has drawn."""
+    network, encoder = read_model(model), ChatEncoder.of(model)
+    prompts = [[{"role": "user", "content": f"Hello {i}"}] for i in range(20)]
+    how = Sampling(temperature=1.2, max_tokens=8, n=6, stop_tokens=encoder.vocabulary.stop_tokens)
+    drawn = draw(network, [encoder.prompt(p) for p in prompts], how, seed=1)
+    return [
+        {
+            "prompt": prompt, "token_ids": one.tokens, "logprobs": one.log_probs,
+            "reward": encoder.tokenizer.decode(one.tokens).count("a") / 8,
+        }
+        for prompt, group in zip(prompts, drawn, strict=True)
+        for one in group
+    ]  # fmt: skip
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def steps(directory):
+    return [row for row in read_metrics(directory / "run.jsonl") if row["event"] == "step"]
+
+
+@given(
+    st.floats(0.3, 2), st.sampled_from([1.0, 0.9, 0.5]), st.sampled_from([0, 5]), st.sampled_from([0.0, 0.05]), st.integers(0, 99)
+)
+def test_the_log_probability_of_a_draw_is_that_of_what_can_be_drawn(temperature, top_p, top_k, min_p, seed):
+    """Over all tokens that can come it sums to 1, and tokens come as often as it says."""
+    how = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p)
+    logits = 2 * torch.randn(12, generator=torch.Generator().manual_seed(seed))
+    state = sampling.SamplerState(torch.Generator().manual_seed(seed))
+    counts = np.bincount([sampling.draw(logits, how, state) for _ in range(300)], minlength=12)
+    shares = np.zeros(12)
+    for token in np.flatnonzero(counts):
+        shares[token] = math.exp(sampling.drawn_logprob(logits, how, int(token)))
+    assert shares.sum() <= 1 + 1e-5
+    assert (abs(counts / 300 - shares) < 5 * np.sqrt(shares * (1 - shares) / 300) + 1e-9).all()
+
+
+def test_what_is_stored_is_what_the_trainer_computes(model, tmp_path):
+    """Through the server: tokens with the stop token, and the log-probability of each as it was drawn."""
+    database = f"sqlite:///{tmp_path / 'feedback.db'}"
+    with serving({"tiny": EngineOptions(model, kv_cache_gib=0.01)}, feedback=database) as server:
+        for seed in range(6):
+            body = {
+                "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 60, "seed": seed, "store": True, "temperature": 0.8,
+                "stream": bool(seed % 2),
+            }  # fmt: skip
+            answer = httpx.post(f"{server}/v1/chat/completions", json=body, timeout=60)
+            assert answer.status_code == 200 and '"logprob"' not in answer.text
+    network, encoder, ended = read_model(model), ChatEncoder.of(model), 0
+    for row in Feedback(database).rows(responses):
+        prompt = encoder.prompt(row.messages)
+        whole = torch.tensor([[*prompt, *row.token_ids]])
+        targets = torch.where(torch.arange(whole.shape[1] - 1) < len(prompt) - 1, -100, whole[:, 1:])
+        found = target_log_probs(network, whole[:, :-1], targets, None, temperature=0.8)
+        assert found.tolist() == pytest.approx(row.logprobs, abs=1e-3)
+        stops = encoder.vocabulary.stop_tokens
+        assert (row.finish_reason == "stop") == (row.token_ids[-1] in stops) and not set(row.token_ids[:-1]) & stops
+        ended += row.finish_reason == "stop"
+    assert ended  # else the seeds show nothing of stop tokens
+
+
+def test_rewards_of_stored_answers_are_learned_and_the_ratio_is_bounded(model, rows, tmp_path):
+    options = GRPOOptions(max_completion_length=8, importance_cap=2.0, kl_beta=0.01)
+    source = RewardSource(stored=write(tmp_path / "stored.jsonl", rows))
+    result = tune_on_rewards(model, source, tmp_path / "run", SETTINGS, options=options, quiet=True)
+    record = steps(tmp_path / "run")
+    assert all(row["importance_max"] <= 2.0 and 0 <= row["cut_share"] <= 1 for row in record)
+    assert any(row["ratio_max"] > 2.0 for row in record) and record[0]["kl"] == pytest.approx(0, abs=1e-6)
+    assert result.scores["reward"] > np.mean([row["reward"] for row in rows]) and 0 < result.scores["ess_share"] <= 1
+    network, encoder = read_model(tmp_path / "run" / "model"), ChatEncoder.of(model)
+    how = Sampling(max_tokens=8, n=20, stop_tokens=encoder.vocabulary.stop_tokens)
+    prompts = [encoder.prompt([{"role": "user", "content": f"Hello {i}"}]) for i in (3, 50)]
+    own = [encoder.tokenizer.decode(one.tokens).count("a") / 8 for group in draw(network, prompts, how, 0) for one in group]
+    assert np.mean(own) > 1.5 * np.mean([row["reward"] for row in rows])
+
+
+def test_without_change_of_weights_the_ratio_is_the_temperatures(model, rows, tmp_path):
+    """The first step's ratios are the model's probabilities at temperature 1 over those at 1.2, which are known exactly."""
+    source = RewardSource(stored=write(tmp_path / "stored.jsonl", rows))
+    settings = TuneSettings(steps=2, seq_len=48, batch_size=len(rows), max_epochs=99)
+    options = GRPOOptions(temperature=1.2, max_completion_length=8)
+    tune_on_rewards(model, source, tmp_path / "run", settings, options=options, quiet=True)
+    first = steps(tmp_path / "run")[0]
+    assert first["ratio_min"] == pytest.approx(1, abs=1e-3) and first["ratio_max"] == pytest.approx(1, abs=1e-3)
+    assert first["cut_share"] == 0
+
+
+def test_thumbs_comparisons_and_functions_say_what_an_answer_is_worth(model, rows, tmp_path):
+    database = tmp_path / "feedback.db"
+    feedback = Feedback(f"sqlite:///{database}")
+    for i, row in enumerate(rows[:60]):
+        kept = {
+            "id": str(i), "model": "m", "checkpoint": "0", "messages": row["prompt"], "text": "t", "token_ids": row["token_ids"],
+            "logprobs": None if i == 0 else row["logprobs"], "sampling": {"temperature": 0.0 if i == 1 else 1.2},
+            "finish_reason": "abort" if i == 2 else "stop", "prompt_tokens": 1, "ttft_ms": None,
+        }  # fmt: skip
+        feedback.add_response(kept, f"user {i % 7}")
+        if i != 3:
+            feedback.rate(str(i), "judge", 1 if i % 2 else -1, [], None)
+    feedback.rate("5", "judge", -1, [], None)  # the later one counts
+    feedback.compare("6", "7", "other", "a", False, False)
+    folder = tmp_path / "home" / "g" / "data"
+    settings = TuneSettings(steps=2, seq_len=48, batch_size=8, max_epochs=99)
+    tune_on_rewards(model, RewardSource(stored=str(database)), folder.parent, settings, options=OPTIONS, quiet=True)
+    found = read_stored(folder / "stored.jsonl")
+    people = json.loads((folder / "people.json").read_text())
+    assert people["left_out"] == {
+        "without log-probabilities": 1, "drawn without chance (temperature 0)": 1, "not finished": 1, "not judged": 1,
+    }  # fmt: skip
+    assert [one.reward for one in found[:4]] == [-1, -1, 0, 0]  # 4, 5, and 6 and 7 with a comparison against their thumbs
+    assert set(people["users"]["train"]) <= feedback.users()
+    lineage = json.loads((folder.parent / "lineage.json").read_text())
+    assert lineage["people"]["users"] == people["users"] and lineage["source"] == str(database)
+    (tmp_path / "r.py").write_text("def reward(completions):\n    return [float(len(c[0]['content'])) for c in completions]\n")
+    source = RewardSource(rewards=str(tmp_path / "r.py"), stored=str(database))
+    tune_on_rewards(model, source, tmp_path / "home" / "f", settings, options=OPTIONS, quiet=True)
+    judged = read_stored(tmp_path / "home" / "f" / "data" / "stored.jsonl")
+    assert len(judged) == len(found) + 1  # the one that nobody judged
+    encoder = ChatEncoder.of(model)
+    assert all(one.reward == len(encoder.tokenizer.decode(one.tokens)) for one in judged)
+
+
+def test_an_answer_alone_is_compared_with_all():
+    found = advantages([(1,), (1,), (2,)], [1.0, 0.0, 1.0], scaled=False)
+    assert found == pytest.approx([0.5, -0.5, 1 / 3])
+    assert advantages([(1,), (1,)], [3.0, 1.0], scaled=True) == pytest.approx([1 / math.sqrt(2), -1 / math.sqrt(2)], abs=1e-3)
+
+
+GOOD = {"prompt": "a", "token_ids": [5], "logprobs": [-0.1], "reward": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"token_ids": []}, "line 1: write"),
+        ({"logprobs": None}, "line 1: write"),
+        ({"token_ids": [5, True]}, "line 1: write"),
+        ({"token_ids": [5, 6]}, "line 1: 2 tokens have 1 log-probabilities"),
+        ({"logprobs": [0.3]}, "line 1: a log-probability must be a number of at most 0"),
+        ({"logprobs": [float("nan")]}, "line 1: a log-probability must be a number of at most 0"),
+        ({"reward": None}, "line 1: the reward must be a finite number"),
+        ({"reward": float("nan")}, "line 1: the reward must be a finite number"),
+        ({"prompt": [{"role": "robot", "content": "x"}]}, "line 1: there is no role 'robot'"),
+        ({"token_ids": [100_000]}, "row 1 has a token that the model does not know"),
+        ({"token_ids": [5] * 99, "logprobs": [-0.1] * 99}, "answers to 0 prompts within 48 tokens: 10 are needed"),
+    ],
+)
+def test_what_is_no_stored_answer_is_told_and_nothing_is_written(model, tmp_path, change, said):
+    source = RewardSource(stored=write(tmp_path / "stored.jsonl", [{**GOOD, **change}]))
+    with pytest.raises(TenfoldError, match=said):
+        tune_on_rewards(model, source, tmp_path / "run", SETTINGS, options=OPTIONS, quiet=True)
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_sources_that_say_nothing_are_refused(model, tmp_path):
+    def tuned(**source):
+        tune_on_rewards(model, RewardSource(**source), tmp_path / "run", SETTINGS, options=OPTIONS, quiet=True)
+
+    with pytest.raises(TenfoldError, match="give --rewards, or --stored"):
+        tuned()
+    equal = write(tmp_path / "equal.jsonl", [{**GOOD, "prompt": f"{i}"} for i in range(20)])
+    with pytest.raises(TenfoldError, match="are worth the same"):
+        tuned(stored=equal)
+    with pytest.raises(TenfoldError, match="give --stored or --data"):
+        tuned(stored=equal, data="prompts.jsonl")
+    Feedback(f"sqlite:///{tmp_path / 'empty.db'}")
+    with pytest.raises(TenfoldError, match="has no stored answers to learn from"):
+        tuned(stored=str(tmp_path / "empty.db"))
