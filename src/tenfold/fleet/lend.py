@@ -46,6 +46,8 @@ class Lending:
         if (needs := service.needs(rising, self.load)) > service.nodes:
             why = f"{rising:.4g} requests/s are more than {service.nodes} x {service.per_node:.4g} answer"
             return Size(service.name, needs, self._until(now, pool, service), why)
+        if service.until is not None and service.until <= now + 2 * pool.switch_s and needs > service.own:
+            return Size(service.name, service.nodes, self._until(now, pool, service), "it is needed longer")
         settled = service.highest(self.hold * pool.switch_s)
         keeps = max(service.least, math.ceil((settled / service.per_node + self.gap) / self.load + 1e-9))
         if keeps < service.nodes:

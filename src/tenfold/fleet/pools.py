@@ -65,6 +65,7 @@ class Service:
     middle: Sequence[float] = ()
     bin_s: float = 600.0
     into_s: float = 0.0
+    until: float | None = None  # when what it has beyond its own is due
 
     def highest(self, seconds: float) -> float:
         """The highest rate from now to so many seconds ahead."""
