@@ -122,7 +122,7 @@ def test_the_ledger_itself_refuses_a_second_lease_of_a_slot(tmp_path):
     ledger.turn("a", "chat", 20.0, "more demand", 5.0)
     other = sqlite3.connect(tmp_path / "ledger.db")
     with pytest.raises(sqlite3.IntegrityError):
-        other.execute("INSERT INTO leases (slot, role, since, why) VALUES ('a', 'rank', 6.0, '')")
+        other.execute("INSERT INTO leases (slot, follows, role, since, why) VALUES ('a', 1, 'rank', 6.0, '')")
     other.close()
     ledger.close()
     again = Ledger(tmp_path / "ledger.db", {"a": "train"}, now=9.0)

@@ -54,12 +54,30 @@ def fit_demand(rates: np.ndarray, levels: tuple[float, ...] = LEVELS) -> DemandM
 
 
 def rolling(rates: np.ndarray, first: int, every: int = DAY, levels: tuple[float, ...] = LEVELS) -> np.ndarray:
-    """Forecasts at every bin from `first` on, by a model that is fitted again after each `every` bins on what was seen until then."""
-    found = []
+    """Forecasts at every bin from `first` on, by a model that is fitted again after each `every` bins on what was seen until then.
+
+    A level that the rates of the last week passed more often than it says is moved up by as much as would have held (conformal).
+    """
+    found = np.zeros((0, len(AHEAD), len(levels)))
     for begin in range(first, len(rates), every):
         model = fit_demand(rates[max(0, begin - 4 * WEEK) : begin], levels)
-        found.append(model.quantiles(rates, np.arange(begin, min(begin + every, len(rates)))))
-    return np.concatenate(found)
+        new = model.quantiles(rates, np.arange(begin, min(begin + every, len(rates))))
+        found = np.concatenate([found, new * _correction(rates, found, begin, levels)])
+    return found
+
+
+def _correction(rates: np.ndarray, found: np.ndarray, now: int, levels: tuple[float, ...]) -> np.ndarray:
+    """By (bins ahead, level): what the forecasts of the last week, whose time has come, should have been multiplied with."""
+    factors = np.ones(found.shape[1:])
+    origins = np.arange(max(now - len(found), now - WEEK), now)
+    for i, ahead in enumerate(AHEAD):
+        past = origins[origins + ahead < now]
+        if len(past) < DAY // 2:
+            continue
+        ratios = rates[past + ahead][:, None] / found[past - now + len(found), i]
+        for j, level in enumerate(levels):
+            factors[i, j] = max(1.0, np.quantile(ratios[:, j], level)) if level > 0.5 else 1.0
+    return factors
 
 
 def pinball(actual: np.ndarray, quantiles: np.ndarray, levels: Sequence[float]) -> float:

@@ -13,16 +13,18 @@ from tenfold.fleet.queueing import grown, reclaim, shrink, start
 
 @dataclass(frozen=True)
 class Lending:
-    """A service grows at a share `load` of what its nodes answer. It shrinks to what it needs over `hold` switches, with `gap` of a
+    """A service has nodes for the high quantile, and for the rate of the moment at a share `load` of what they answer. It shrinks to what it needs over `hold` switches, with `gap` of a
     node to spare, so that nothing flaps. A loan lasts `longest_s` at most.
 
     A job starts on borrowed nodes where it ends before their return, or works `pays` times as long as its switch takes. An elastic
-    job gets more nodes where that saves `pays` times what its restart costs, unless their energy costs more than they are worth.
+    job gets more nodes where that saves `pays` times what its restart costs, unless their energy costs more than they are worth; a
+    share `reserve` of the nodes is left to those that come.
     """
 
     load: float = 0.9
     gap: float = 0.15
-    hold: float = 1.0
+    hold: float = 3.0
+    reserve: float = 0.02
     longest_s: float = 6 * 3600.0
     pays: float = 4.0
 
@@ -32,7 +34,8 @@ class Lending:
         short = max(more - pool.room, soon if pool.periodic else 0) - pool.leaving
         if short > 0 and pool.periodic:
             why = "power will be short" if soon > more - pool.room else "a service needs it"
-            return reclaim(pool.running.values(), short, lambda job: _price(now, job), True, why) + sizes
+            jobs = sorted(pool.running.values(), key=lambda job: job.left_s(now))
+            return reclaim(jobs, short, lambda job: _price(now, job), True, why) + sizes
         room = min(pool.room, pool.room - soon) - more
         if room <= 0 or pool.leaving and not pool.waiting:
             return sizes
@@ -42,21 +45,21 @@ class Lending:
 
     def _service(self, now: float, pool: Pool, service: Service) -> Size | None:
         """What the service should hold where that is not what it does."""
-        rising = service.highest(pool.switch_s)
-        if (needs := service.needs(rising, self.load)) > service.nodes:
+        rising = service.highest(pool.switch_s, self.load)
+        if (needs := service.needs(rising)) > service.nodes:
             why = f"{rising:.4g} requests/s are more than {service.nodes} x {service.per_node:.4g} answer"
             return Size(service.name, needs, self._until(now, pool, service), why)
         if service.until is not None and service.until <= now + 2 * pool.switch_s and needs > service.own:
             return Size(service.name, service.nodes, self._until(now, pool, service), "it is needed longer")
-        settled = service.highest(self.hold * pool.switch_s)
-        keeps = max(service.least, math.ceil((settled / service.per_node + self.gap) / self.load + 1e-9))
+        settled = service.highest(self.hold * pool.switch_s, self.load)
+        keeps = max(service.least, math.ceil(settled / service.per_node + self.gap / self.load + 1e-9))
         if keeps < service.nodes:
             return Size(service.name, keeps, None, f"{settled:.4g} requests/s need it no more")
         return None
 
     def _until(self, now: float, pool: Pool, service: Service) -> float:
         """When the demand is expected to need no more than the service holds, with the time to come and to leave."""
-        enough = (self.load * service.nodes - self.gap) * service.per_node
+        enough = (service.nodes - self.gap / self.load) * service.per_node
         over = [i for i, rate in enumerate(service.high) if rate > enough]
         needed = max(2 * pool.switch_s, service.bin_s * (max(over, default=0) + 1) - service.into_s)
         return now + min(self.longest_s, math.ceil(needed + pool.leave_s))
@@ -64,7 +67,7 @@ class Lending:
     def _start(self, now: float, pool: Pool, room: int) -> list[Size]:
         """Start jobs, shortest first; where none fits, take what elastic jobs have beyond their least."""
         waiting = sorted(pool.waiting, key=lambda job: job.left_s(now))
-        lent = _lent(pool, self.load)
+        lent = _lent(pool)
 
         def fits(job: Job) -> bool:
             spare = room - job.least
@@ -79,7 +82,8 @@ class Lending:
 
     def _extra(self, now: float, pool: Pool, room: int) -> list[Size]:
         """Give what nobody waits for to the elastic jobs that it saves most time."""
-        room -= max((wanted for seconds, wanted in _lent(pool, self.load) if seconds <= 2 * pool.switch_s), default=0)
+        soon = (wanted for seconds, wanted in _lent(pool) if seconds <= self.hold * pool.switch_s)
+        room -= max(soon, default=0) + math.ceil(self.reserve * pool.nodes)
         sizes: list[Size] = []
         jobs = [job for job in pool.running.values() if job.nodes < job.most and now >= job.begins]
         for job in sorted(jobs, key=lambda job: (-job.left_s(now) / job.nodes, job.name)):
@@ -97,11 +101,11 @@ def _price(now: float, job: Job) -> float:
     return job.least * (job.save_s + job.restart_s + starting)
 
 
-def _lent(pool: Pool, load: float) -> list[tuple[float, int]]:
+def _lent(pool: Pool) -> list[tuple[float, int]]:
     """(seconds from this moment, nodes that services will want beyond those that they hold), by bins of the forecast."""
     bins = max((len(service.high) for service in pool.services), default=0)
     found = []
     for i in range(bins):
-        more = sum(max(0, s.needs(s.high[i], load) - s.nodes) for s in pool.services if i < len(s.high))
+        more = sum(max(0, s.needs(s.high[i]) - s.nodes) for s in pool.services if i < len(s.high))
         found.append((i * pool.services[0].bin_s - pool.services[0].into_s, more))
     return found

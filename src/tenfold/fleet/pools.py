@@ -67,9 +67,10 @@ class Service:
     into_s: float = 0.0
     until: float | None = None  # when what it has beyond its own is due
 
-    def highest(self, seconds: float) -> float:
-        """The highest rate from now to so many seconds ahead."""
-        return max(self.rate, *self.high[: int((self.into_s + seconds) / self.bin_s) + 1], 0.0)
+    def highest(self, seconds: float, load: float) -> float:
+        """The highest rate from now to so many seconds ahead: by the forecast, which has its own margin, or the rate of this moment,
+        which is to be a share `load` of what answers."""
+        return max(self.rate / load, *self.high[: int((self.into_s + seconds) / self.bin_s) + 1], 0.0)
 
     def needs(self, rate: float, load: float = 1.0) -> int:
         """The nodes that answer a rate at a share `load` of what they can."""

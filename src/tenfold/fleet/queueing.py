@@ -18,10 +18,11 @@ def start(waiting: Iterable[Job], room: int, fits: Callable[[Job], bool] | None 
 
 
 def stop(jobs: Iterable[Job], need: int, price: Callable[[Job], float], save: bool, why: str) -> list[Size]:
-    """Stop jobs, all at their least size, until `need` nodes are free: those first whose price for each node is the least."""
+    """Stop jobs, all at their least size, until `need` nodes are free: those first whose price for each node is the least, and of
+    equal ones the last in `jobs`."""
     chosen: list[Job] = []
     freed = 0
-    for job in sorted(jobs, key=lambda job: (price(job) / job.least, job.name)):
+    for job in sorted(reversed(list(jobs)), key=lambda job: price(job) / job.least):
         if freed >= need:
             break
         chosen.append(job)
@@ -34,11 +35,13 @@ def stop(jobs: Iterable[Job], need: int, price: Callable[[Job], float], save: bo
 
 
 def shrink(jobs: Iterable[Job], need: int, why: str) -> tuple[list[Size], int]:
-    """Take the nodes beyond their least from elastic jobs, those with most of them first; and how many that frees."""
+    """Take the nodes beyond their least from elastic jobs, and how many that frees. Those come first whose restart costs the least
+    for each node that is needed of them."""
     sizes: list[Size] = []
     freed = 0
-    for job in sorted(jobs, key=lambda job: (job.least - job.nodes, job.name)):
-        if freed >= need or job.nodes <= job.least:
+    elastic = [job for job in jobs if job.nodes > job.least]
+    for job in sorted(elastic, key=lambda job: (job.nodes * job.restart_s / min(need, job.nodes - job.least), job.name)):
+        if freed >= need:
             break
         less = min(job.nodes - job.least, need - freed)
         sizes.append(Size(job.name, job.nodes - less, job.until, why))
@@ -48,6 +51,8 @@ def shrink(jobs: Iterable[Job], need: int, why: str) -> tuple[list[Size], int]:
 
 def reclaim(jobs: Iterable[Job], need: int, price: Callable[[Job], float], save: bool, why: str) -> list[Size]:
     """Free `need` nodes: first those that elastic jobs have beyond their least, then those of whole jobs by their price."""
+    if need <= 0:
+        return []
     jobs = list(jobs)
     shrunk, freed = shrink(jobs, need, why)
     if freed >= need:

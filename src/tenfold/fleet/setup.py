@@ -65,6 +65,12 @@ class ServiceFacts:
     middle: np.ndarray
     high: np.ndarray
 
+    def at(self, now: float) -> float:
+        """The rate at a moment, on the line between the middles of two bins."""
+        bins = now / BIN_S + len(self.rates) - 0.5
+        part, index = bins % 1, int(bins)
+        return float((1 - part) * self.rates[index % len(self.rates)] + part * self.rates[(index + 1) % len(self.rates)])
+
 
 @dataclass
 class Setup:
@@ -76,6 +82,7 @@ class Setup:
     services: dict[str, ServiceFacts]
     traces: dict[str, JobRows]
     recovery: dict[str, float] = field(default_factory=dict)
+    work_of: "Setup | None" = None  # whose jobs come, where another split of the same fleet is tried
 
 
 def prepare(file: FleetFile) -> Setup:
@@ -104,6 +111,7 @@ def prepare(file: FleetFile) -> Setup:
 
 def draw_work(setup: Setup, seed: int) -> list[tuple[str, Job]]:
     """The jobs of one simulated time with their table's names, in the order in which they come."""
+    setup = setup.work_of or setup
     seconds, found = setup.file.simulation.days * DAY_S, []
     for number, (name, table) in enumerate(setup.file.jobs.items()):
         own = {p: sum(s.table.own for s in setup.services.values() if s.table.pool == p) for p in table.pools}

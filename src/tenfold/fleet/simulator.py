@@ -33,7 +33,6 @@ class Outcome:
     events: int = 0
     meters: dict[str, Meter] = field(default_factory=dict)
     series: list[tuple[float, ...]] = field(default_factory=list)
-    reasons: dict[str, int] = field(default_factory=dict)
 
 
 class Simulation:
@@ -98,7 +97,7 @@ class Simulation:
             for serving in meter.serving:
                 known, service = self._setup.services[serving.service.name], serving.service
                 at = index % len(known.rates)
-                service.rate, service.high, service.middle = float(known.rates[at]), known.high[at], known.middle[at]
+                service.rate, service.high, service.middle = known.at(now), known.high[at], known.middle[at]
                 service.into_s = into
                 if service.until is not None and service.until <= now:
                     self._size_service(now, meter, serving, Size(service.name, min(service.own, service.nodes), None, "its deadline"))
@@ -165,7 +164,7 @@ class Simulation:
         service.nodes += more
         pool.serving += more
         if more:
-            self._note(size)
+            self.out.moves += 1
 
     def _size_job(self, now: float, meter: Meter, job: Job, size: Size) -> None:
         """Bring a job to a size: it stops with or without a checkpoint, and starts from the last one it has."""
@@ -189,7 +188,7 @@ class Simulation:
         else:
             self._wait(pool, job)
             self.out.stops += 1
-        self._note(size)
+        self.out.moves += 1
 
     def _stop(self, now: float, job: Job, save: bool, cause: str) -> None:
         """Keep what the job did, up to its last checkpoint or this moment, and count what is lost."""
@@ -301,9 +300,6 @@ class Simulation:
         meter.pool.nodes += 1
         meter.down -= 1
         self._decide(now, meter)
-
-    def _note(self, size: Size) -> None:
-        self.out.moves += 1
 
     def _row(self, now: float) -> None:
         meters = self.out.meters.values()
