@@ -157,7 +157,10 @@ def killed(where: str, turns: int) -> list[str]:
     current = [lease.slot for lease in ledger.leases(current=True)]
     ledger.close()
     lost = any(turned.get(f"turn {number}") != set(gang) for number, *gang in told if number != "open")
-    return [*(["what was acknowledged is lost"] if lost else []), *(["a slot has two"] if sorted(current) != sorted(OWNERS) else [])]
+    return [
+        *(["what was acknowledged is lost"] if lost else []),
+        *(["a slot has two"] if sorted(current) != sorted(OWNERS) else []),
+    ]
 
 
 def emptied(url: str) -> str:
@@ -190,7 +193,9 @@ def main() -> None:
                 broken += killed(where, draw.randint(1, 12))
         rows.append({"database": engine, "histories": given.histories, "kills": given.kills, "broken": broken})
         print(rows[-1], flush=True)
-    words = "; ".join(f"{r['database']}: {len(r['broken'])} broken in {r['histories']} histories and {r['kills']} kills" for r in rows)
+    words = "; ".join(
+        f"{r['database']}: {len(r['broken'])} broken in {r['histories']} histories and {r['kills']} kills" for r in rows
+    )
     write_results("fleet_ledger", rows, [("the fleet's ledger under crashes at every write and `kill -9`", words)])
 
 

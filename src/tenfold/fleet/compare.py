@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from tenfold.fleet.results import figures, over_seeds
-from tenfold.fleet.setup import DAY_S, Setup
+from tenfold.fleet.setup import Setup
 from tenfold.fleet.simulator import Outcome, Simulation
 from tenfold.spec.plugins import load
 
@@ -30,23 +30,35 @@ def compare(setup: Setup, policies: Sequence[str], seeds: int, say: Callable[[st
     for name, policy in chosen.items():
         for seed in range(seeds):
             out = Simulation(setup, policy(), seed).run()
-            found.runs.setdefault(name, []).append(figures(out, (table.days + table.drain_days) * DAY_S))
+            found.runs.setdefault(name, []).append(figures(out, table.days + table.drain_days))
             found.first.setdefault(name, out)
             one = found.runs[name][-1]
-            say(f"{name}, seed {seed}: {out.events:,} events, queueing {one['queueing_s']:.0f} s, missed {100 * one['missed']:.3f} %")
+            say(
+                f"{name}, seed {seed}: {out.events:,} events, queueing {one['queueing_s']:.0f} s, missed {100 * one['missed']:.3f} %"
+            )
     return found
 
 
 def with_own(setup: Setup, share: float) -> Setup:
-    """The same fleet with every service owning `share` of the nodes that its busiest bin needs: one fixed split. The work that comes
-    stays that of the fleet as it was."""
+    """The same fleet with every service owning `share` of the nodes that its busiest bin needs: one fixed split.
+
+    The work that comes stays that of the fleet as it was.
+    """
     replace = msgspec.structs.replace
     services, tables = {}, dict(setup.file.services)
     for name, known in setup.services.items():
         own = max(known.table.least, round(share * float(known.rates.max()) / known.table.requests_per_s))
         tables[name] = replace(known.table, own=own)
         services[name] = type(known)(name, tables[name], known.rates, known.middle, known.high)
-    return Setup(replace(setup.file, services=tables), setup.pools, setup.sites, services, setup.traces, setup.recovery, setup.work_of or setup)
+    return Setup(
+        replace(setup.file, services=tables),
+        setup.pools,
+        setup.sites,
+        services,
+        setup.traces,
+        setup.recovery,
+        setup.work_of or setup,
+    )
 
 
 def best_static(setup: Setup, seeds: int, missed: float, shares: Sequence[float]) -> tuple[float, list[dict[str, float]]]:

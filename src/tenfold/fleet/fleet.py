@@ -107,7 +107,9 @@ def tick(now: float, world: World, policy: Policy) -> list[Move]:
     fleet = world.observe(now)
     leaving = fleet.limits.leave_s + 2 * fleet.limits.tick_s
     still = {slot.name: slot for slot in fleet.slots if not slot.turning}
-    due: list[Move | Size] = [Return(x.name, "its deadline") for x in still.values() if x.until is not None and x.until <= now + leaving]
+    due: list[Move | Size] = [
+        Return(x.name, "its deadline") for x in still.values() if x.until is not None and x.until <= now + leaving
+    ]
     chosen: list[Move] = []
     chosen: list[Move] = []
     for wish in [*due, *policy.decide(now, fleet.pool())]:

@@ -143,7 +143,9 @@ def fleet_of(fields: dict[str, Any], where: str, folder: Path = Path()) -> Fleet
     for name, pool in fleet.pools.items():
         owned = sum(service.own for service in fleet.services.values() if service.pool == name)
         if owned > pool.nodes:
-            raise TenfoldError(f"{where}: services own {owned:,} nodes of {name}, which has {pool.nodes:,}: {owned - pool.nodes:,} more are needed.")
+            raise TenfoldError(
+                f"{where}: services own {owned:,} nodes of {name}, which has {pool.nodes:,}: {owned - pool.nodes:,} more are needed."
+            )
     return _absolute(fleet, folder)
 
 
@@ -152,7 +154,9 @@ def _check_needs(where: str, role: str, needs: Resources, pool: str, node: Resou
         need, has = getattr(needs, name), getattr(node, name)
         if need > has:
             what = name.replace("_", " ")
-            raise TenfoldError(f"{where}: {role} needs {need:g} {what} of a node, and one of {pool} has {has:g}: add {need - has:g}.")
+            raise TenfoldError(
+                f"{where}: {role} needs {need:g} {what} of a node, and one of {pool} has {has:g}: add {need - has:g}."
+            )
 
 
 def _absolute(fleet: FleetFile, folder: Path) -> FleetFile:
@@ -160,8 +164,8 @@ def _absolute(fleet: FleetFile, folder: Path) -> FleetFile:
     replace = msgspec.structs.replace
 
     def found(table: Any) -> Any:
-        paths = {key: str(folder / getattr(table, key)) for key in table.__struct_fields__ if key.endswith("_csv") and getattr(table, key)}
-        return replace(table, **paths)
+        files = [key for key in table.__struct_fields__ if key.endswith("_csv") and getattr(table, key)]
+        return replace(table, **{key: str(folder / getattr(table, key)) for key in files})
 
     tables = {key: {n: found(t) for n, t in getattr(fleet, key).items()} for key in ("sites", "services", "jobs")}
     return replace(fleet, **tables)

@@ -12,8 +12,26 @@ from pathlib import Path
 from typing import Any
 
 try:
-    from sqlalchemy import DDL, Column, Connection, Engine, Float, ForeignKey, Integer, MetaData, String, Table, Text, UniqueConstraint, create_engine
-    from sqlalchemy import event, func, insert, select, text
+    from sqlalchemy import (
+        DDL,
+        Column,
+        Connection,
+        Engine,
+        Float,
+        ForeignKey,
+        Integer,
+        MetaData,
+        String,
+        Table,
+        Text,
+        UniqueConstraint,
+        create_engine,
+        event,
+        func,
+        insert,
+        select,
+        text,
+    )
     from sqlalchemy.exc import IntegrityError, SQLAlchemyError
     from sqlalchemy.pool import StaticPool
 except ImportError:
@@ -56,9 +74,10 @@ event.listen(leases, "after_create", VIEW)
 
 @dataclass(frozen=True)
 class Lease:
-    """`role` has `slot` from `since`, as its owner where `until` is None, for `work` where it is said. It works from `ready`, is told
-    to leave at `asked`, and is gone at `ended`. `lost_s` of a loan are the owner's seconds of stopping, starting and work done again.
-    The id is the fencing token of its worker: a higher one of the same slot came later."""
+    """`role` has `slot` from `since`, as its owner where `until` is None, for `work` where it is said.
+
+    It works from `ready`, is told to leave at `asked`, and is gone at `ended`. `lost_s` of a loan are the owner's seconds of
+    stopping, starting and work done again. The id is the fencing token of its worker: a higher one of the same slot came later."""
 
     id: int
     slot: str
@@ -106,7 +125,10 @@ class Ledger:
     def leases(self, current: bool = False) -> list[Lease]:
         """Every lease in the order in which they began, or those that have not ended."""
         with self._lock, self._reading() as connection:
-            rows = [row._mapping for row in connection.execute(text(f"SELECT * FROM {'current_leases' if current else 'leases'} ORDER BY id"))]
+            rows = [
+                row._mapping
+                for row in connection.execute(text(f"SELECT * FROM {'current_leases' if current else 'leases'} ORDER BY id"))
+            ]
             said: dict[int, dict[str, float]] = {}
             ids = [row["id"] for row in rows]
             chosen = select(notes).where(notes.c.lease.in_(ids)) if current else select(notes)
@@ -137,7 +159,10 @@ class Ledger:
                         if turn.work is not None and turn.work in done:
                             raise TenfoldError(f"{turn.work} was finished: it does not run again.")
                         before = connection.execute(
-                            select(leases.c.id, leases.c.until).where(leases.c.slot == turn.slot).order_by(leases.c.id.desc()).limit(1)
+                            select(leases.c.id, leases.c.until)
+                            .where(leases.c.slot == turn.slot)
+                            .order_by(leases.c.id.desc())
+                            .limit(1)
                         ).one_or_none()
                         if before is None:
                             raise TenfoldError(f"The ledger has no slot {turn.slot!r}.")

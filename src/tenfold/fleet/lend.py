@@ -13,8 +13,8 @@ from tenfold.fleet.queueing import grown, reclaim, shrink, start
 
 @dataclass(frozen=True)
 class Lending:
-    """A service has nodes for the high quantile, and for the rate of the moment at a share `load` of what they answer. It shrinks to what it needs over `hold` switches, with `gap` of a
-    node to spare, so that nothing flaps. A loan lasts `longest_s` at most.
+    """A service has nodes for the high quantile, and for the rate of the moment at a share `load` of what they answer. It shrinks to
+    what it needs over `hold` switches, with `gap` of a node to spare, so that nothing flaps. A loan lasts `longest_s` at most.
 
     A job starts on borrowed nodes where it ends before their return, or works `pays` times as long as its switch takes. An elastic
     job gets more nodes where that saves `pays` times what its restart costs, unless their energy costs more than they are worth; a
@@ -23,7 +23,7 @@ class Lending:
 
     load: float = 0.9
     gap: float = 0.15
-    hold: float = 3.0
+    hold: float = 2.0
     reserve: float = 0.02
     longest_s: float = 6 * 3600.0
     pays: float = 4.0
@@ -37,7 +37,7 @@ class Lending:
             jobs = sorted(pool.running.values(), key=lambda job: job.left_s(now))
             return reclaim(jobs, short, lambda job: _price(now, job), True, why) + sizes
         room = min(pool.room, pool.room - soon) - more
-        if room <= 0 or pool.leaving and not pool.waiting:
+        if room <= 0 or (pool.leaving and not pool.waiting):
             return sizes
         if pool.waiting:
             return sizes + self._start(now, pool, room)

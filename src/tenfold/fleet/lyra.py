@@ -11,8 +11,8 @@ from tenfold.fleet.queueing import grown, now_needed, reclaim, shrink, start
 
 @dataclass(frozen=True)
 class Lyra:
-    """Services return nodes that the next minutes will not need, and reclaim them when their rate rises: first the workers that elastic jobs have
-    beyond their least, then whole jobs, those first that cost the least to preempt (greedy).
+    """Services return nodes that the next minutes will not need, and reclaim them when their rate rises: first the workers that
+    elastic jobs have beyond their least, then whole jobs, those first that cost the least to preempt (greedy).
 
     Jobs start shortest first. The workers beyond the least are a multiple-choice knapsack: for each elastic job one size, so that
     the sum of the reductions of completion time is the largest. A job that is preempted loses what it did since its checkpoint.

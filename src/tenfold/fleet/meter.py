@@ -66,7 +66,9 @@ class Meter:
     def watts(self) -> float:
         """Of the pool at this moment, those that serve at full power."""
         facts, pool = self.facts, self.pool
-        return (pool.nodes + self.down) * facts.idle_w + (pool.training + pool.serving + pool.leaving) * (facts.busy_w - facts.idle_w)
+        return (pool.nodes + self.down) * facts.idle_w + (pool.training + pool.serving + pool.leaving) * (
+            facts.busy_w - facts.idle_w
+        )
 
     def settle(self, now: float) -> None:
         """Pay for what was used since the last time, at the hour's price. An advance comes before."""

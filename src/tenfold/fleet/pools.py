@@ -68,9 +68,19 @@ class Service:
     until: float | None = None  # when what it has beyond its own is due
 
     def highest(self, seconds: float, load: float) -> float:
-        """The highest rate from now to so many seconds ahead: by the forecast, which has its own margin, or the rate of this moment,
-        which is to be a share `load` of what answers."""
-        return max(self.rate / load, *self.high[: int((self.into_s + seconds) / self.bin_s) + 1], 0.0)
+        """The highest rate from now to so many seconds ahead.
+
+        That is the rate of this moment, which is to be a share `load` of what answers, or a point of the line from it to the
+        forecasts at the begins of the next bins, which have their own margin.
+        """
+        found, at, rate = self.rate / load, 0.0, self.rate
+        for i in range(1, len(self.high)):
+            begin = i * self.bin_s - self.into_s
+            if begin > seconds:
+                return max(found, rate + (float(self.high[i]) - rate) * (seconds - at) / (begin - at))
+            at, rate = begin, float(self.high[i])
+            found = max(found, rate)
+        return found
 
     def needs(self, rate: float, load: float = 1.0) -> int:
         """The nodes that answer a rate at a share `load` of what they can."""
@@ -79,8 +89,11 @@ class Service:
 
 @dataclass(slots=True)
 class Pool:
-    """`nodes` are up, `leaving` of them on the way from one holder to the next. `allowed` may be busy under the cap of the site's
-    power, `allowed_soon` at the least within `switch_s`. `periodic` looks come at even times, others when something changed."""
+    """`nodes` are up, `leaving` of them on the way from one holder to the next.
+
+    `allowed` may be busy under the cap of the site's power, `allowed_soon` at the least within `switch_s`. `periodic` looks come
+    at even times, others when something changed.
+    """
 
     name: str
     nodes: int = 0

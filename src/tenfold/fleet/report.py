@@ -23,7 +23,9 @@ def draw_day(out: Outcome, first_h: float, hours: float = 24.0) -> str:
     """Demand and forecast, machines by role, and power under its cap, hour by hour."""
     rows = np.array([row for row in out.series if first_h <= row[0] <= first_h + hours])
     at, training, ready, starting, saving, nodes, down, rate, middle, high, can, watts, cap = rows.T
-    figure, (above, mid, below) = plt.subplots(3, 1, figsize=(9, 7), sharex=True, height_ratios=[2, 3, 1.6], constrained_layout=True)
+    figure, (above, mid, below) = plt.subplots(
+        3, 1, figsize=(9, 7), sharex=True, height_ratios=[2, 3, 1.6], constrained_layout=True
+    )
     above.fill_between(at, middle, high, color=ACCENT, alpha=0.15, lw=0, label="forecast an hour ahead, middle to high")
     above.plot(at, can, color=QUIET, lw=1, label="what the nodes answer within the bounds")
     above.plot(at, rate, color=INK, lw=1.4, label="requests/s")
@@ -59,7 +61,13 @@ def html(title: str, found: Mapping[str, Mapping[str, Any]], out: Mapping[str, O
     names = list(found)
     first_h = busiest_day(out[names[0]]) if first_h is None else first_h
     rows = [(words, [said(found[name][key]) for name in names]) for key, words in WORDS.items()]
-    return page.render(title=title, names=names, rows=rows, days={name: draw_day(one, first_h) for name, one in out.items()}, day=int(first_h // 24) + 1)
+    return page.render(
+        title=title,
+        names=names,
+        rows=rows,
+        days={name: draw_day(one, first_h) for name, one in out.items()},
+        day=int(first_h // 24) + 1,
+    )
 
 
 def said(figure: Mapping[str, float]) -> str:

@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from tenfold.fleet.setup import HOUR_S
+from tenfold.fleet.setup import DAY_S, HOUR_S
 from tenfold.fleet.simulator import Outcome
 
 WORDS = {
     "queueing_s": "queueing, mean s", "queueing_p95_s": "queueing, p95 s", "completion_s": "completion, mean s",
-    "completion_p95_s": "completion, p95 s", "jobs": "jobs that came", "unfinished": "jobs unfinished", "missed": "requests beyond the bounds, share",
+    "completion_p95_s": "completion, p95 s", "jobs": "jobs that came", "unfinished": "jobs unfinished",
+    "missed": "requests beyond the bounds, share",
     "usage": "useful work, share of node-hours", "training_share": "training, share of node-hours",
     "serving_share": "held by services, share", "idle_share": "idle, share", "lost_policy_h": "lost to switches, node-hours",
     "lost_failures_h": "lost to failures, node-hours", "stops": "jobs stopped", "moves": "moves", "energy_mwh": "energy, MWh",
@@ -20,9 +21,9 @@ WORDS = {
 }  # fmt: skip
 
 
-def figures(out: Outcome, end_s: float) -> dict[str, float]:
+def figures(out: Outcome, days: float) -> dict[str, float]:
     """One run's. A job that never began waited until the end; one that did not end has no completion time."""
-    meters = list(out.meters.values())
+    meters, end_s = list(out.meters.values()), days * DAY_S
     queued = np.array([(begun if begun is not None else end_s) - came for came, begun, _, _ in out.jobs] or [0.0])
     completed = np.array([ended - came for came, _, ended, _ in out.jobs if ended is not None] or [0.0])
     asked = sum(s.asked for m in meters for s in m.serving)
@@ -56,6 +57,7 @@ def over_seeds(runs: Sequence[dict[str, float]]) -> dict[str, Any]:
 
 def ratios(ours: Sequence[dict[str, float]], theirs: Sequence[dict[str, float]]) -> dict[str, float]:
     """How many times better ours are, seed by seed: theirs over ours, and the ratio of usage the other way."""
+
     def mean(key: str, turned: bool = False) -> float:
         pairs = [(a[key], b[key]) if turned else (b[key], a[key]) for a, b in zip(ours, theirs, strict=True)]
         return float(np.exp(np.mean([np.log(max(x, 1e-9) / max(y, 1e-9)) for x, y in pairs])))

@@ -97,14 +97,18 @@ def prepare(file: FleetFile) -> Setup:
         idle = sum(pool.nodes * pool.idle_w for pool in pools.values() if pool.site == name)
         if facts_.cap_w.min() < idle:
             need, cap = idle / 1e6, facts_.cap_w.min() / 1e6
-            raise TenfoldError(f"The power cap of {name} binds: {cap:.4g} MW, and its nodes take {need:.4g} MW standing idle: raise it.")
+            raise TenfoldError(
+                f"The power cap of {name} binds: {cap:.4g} MW, and its nodes take {need:.4g} MW standing idle: raise it."
+            )
     services = {name: _service(file, name, t, seed) for seed, (name, t) in enumerate(file.services.items())}
     for name, pool in pools.items():
         held = [s for s in services.values() if s.table.pool == name]
         peak = sum(math.ceil(s.rates.max() / s.table.requests_per_s) for s in held)
         if peak > pool.nodes:
             who = " and ".join(s.name for s in held)
-            raise TenfoldError(f"The nodes of {name} bind: {who} need {peak:,} at their peak and it has {pool.nodes:,}: add {peak - pool.nodes:,}.")
+            raise TenfoldError(
+                f"The nodes of {name} bind: {who} need {peak:,} at their peak and it has {pool.nodes:,}: add {peak - pool.nodes:,}."
+            )
     traces = {name: read_jobs(Path(t.trace_csv)) for name, t in file.jobs.items()}
     return Setup(file, pools, sites, services, traces, recovery)
 
@@ -160,7 +164,9 @@ def _pool(name: str, table: PoolTable, pue: float, first: PoolTable) -> PoolFact
     host, rest = tdp * power["host"]["mean"][1], pue * gpus / (1 - power["network"]["share"][1])
     rates, known = component_rates(gpus), facts("reliability")["components"]["counts"]
     repaired = sum(rate for cause, rate in rates.items() if known[cause]["needs_repair"]) / sum(rates.values())
-    rent = facts("prices")["rent_usd_per_h"].get(part.key, {"usd": 0.0})["usd"] if part.rent_usd_per_h is None else part.rent_usd_per_h
+    rent = (
+        facts("prices")["rent_usd_per_h"].get(part.key, {"usd": 0.0})["usd"] if part.rent_usd_per_h is None else part.rent_usd_per_h
+    )
     return PoolFacts(
         name, table.site, table.nodes, gpus, rest * (board_w(part, 1.0).mid + host), rest * (tdp * power["board"]["idle"][1] + host),
         rate_per_node_day(gpus).mid, repaired, part.bf16_tflops * gpus / accelerator(first.accelerator).bf16_tflops / first.accelerators_per_node,

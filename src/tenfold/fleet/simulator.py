@@ -18,7 +18,7 @@ from tenfold.fleet.pools import Job, Policy, Pool, Service, Size
 from tenfold.fleet.setup import DAY_S, HOUR_S, PoolFacts, Setup, draw_work
 from tenfold.fleet.traces import BIN_S
 
-SWITCH_S = 240.0  # of a pool, beside the start of its slowest service: a look, a checkpoint, a drain
+SWITCH_S = 60.0  # of a pool, beside a look and the start of its slowest service: a checkpoint or a drain
 
 
 @dataclass
@@ -62,7 +62,11 @@ class Simulation:
                 break
             happen(now, *arguments)
             self.out.events += 1
-        over = [(job.came, job.begun, None, job.least) for pool in self._pools.values() for job in (*pool.running.values(), *pool.waiting)]
+        over = [
+            (job.came, job.begun, None, job.least)
+            for pool in self._pools.values()
+            for job in (*pool.running.values(), *pool.waiting)
+        ]
         self.out.jobs += over
         return self.out
 
@@ -100,7 +104,9 @@ class Simulation:
                 service.rate, service.high, service.middle = known.at(now), known.high[at], known.middle[at]
                 service.into_s = into
                 if service.until is not None and service.until <= now:
-                    self._size_service(now, meter, serving, Size(service.name, min(service.own, service.nodes), None, "its deadline"))
+                    self._size_service(
+                        now, meter, serving, Size(service.name, min(service.own, service.nodes), None, "its deadline")
+                    )
             meter.pool.periodic = True
             self._decide(now, meter)
             meter.pool.periodic = False
