@@ -1,5 +1,6 @@
 """Policies beside each other on one fleet file, seed by seed."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,9 +34,7 @@ def compare(setup: Setup, policies: Sequence[str], seeds: int, say: Callable[[st
             found.runs.setdefault(name, []).append(figures(out, table.days + table.drain_days))
             found.first.setdefault(name, out)
             one = found.runs[name][-1]
-            say(
-                f"{name}, seed {seed}: {out.events:,} events, queueing {one['queueing_s']:.0f} s, missed {100 * one['missed']:.3f} %"
-            )
+            say(f"{name}, seed {seed}: {out.events:,} events, queueing {one['queueing_s']:.0f} s, missed {one['missed']:.3%}")
     return found
 
 
@@ -49,16 +48,9 @@ def with_own(setup: Setup, share: float) -> Setup:
     for name, known in setup.services.items():
         own = max(known.table.least, round(share * float(known.rates.max()) / known.table.requests_per_s))
         tables[name] = replace(known.table, own=own)
-        services[name] = type(known)(name, tables[name], known.rates, known.middle, known.high)
-    return Setup(
-        replace(setup.file, services=tables),
-        setup.pools,
-        setup.sites,
-        services,
-        setup.traces,
-        setup.recovery,
-        setup.work_of or setup,
-    )
+        services[name] = dataclasses.replace(known, table=tables[name])
+    whole = setup.work_of or setup
+    return dataclasses.replace(setup, file=replace(setup.file, services=tables), services=services, work_of=whole)
 
 
 def best_static(setup: Setup, seeds: int, missed: float, shares: Sequence[float]) -> tuple[float, list[dict[str, float]]]:

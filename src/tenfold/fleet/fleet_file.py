@@ -143,9 +143,8 @@ def fleet_of(fields: dict[str, Any], where: str, folder: Path = Path()) -> Fleet
     for name, pool in fleet.pools.items():
         owned = sum(service.own for service in fleet.services.values() if service.pool == name)
         if owned > pool.nodes:
-            raise TenfoldError(
-                f"{where}: services own {owned:,} nodes of {name}, which has {pool.nodes:,}: {owned - pool.nodes:,} more are needed."
-            )
+            more = f"{owned - pool.nodes:,} more are needed"
+            raise TenfoldError(f"{where}: services own {owned:,} nodes of {name}, which has {pool.nodes:,}: {more}.")
     return _absolute(fleet, folder)
 
 

@@ -146,8 +146,10 @@ class Ledger:
         self.turn_all([Turn(slot, role, until, why)], now)
 
     def turn_all(self, turns: Sequence[Turn], now: float, gone: bool = True) -> None:
-        """Turn a gang of slots, all or none. Where nobody saw the workers before them `gone`, a loan's slot is given again only when
-        its deadline has come, at which its worker stops itself; an owner's only when it was seen.
+        """Turn a gang of slots, all or none.
+
+        Where nobody saw the workers before them `gone`, a loan's slot is given again only when its deadline has come, at which its
+        worker stops itself; an owner's only when it was seen.
 
         Raises TenfoldError for that, for work that was finished, and where another writer turned a slot at the same time.
         """

@@ -1,4 +1,4 @@
-"""What a simulation needs of a fleet file, in numbers: watts of nodes, prices and carbon by hour, demand with its forecasts, jobs."""
+"""What a simulation needs of a fleet file, in numbers: watts, prices and carbon by hour, demand with its forecasts, jobs."""
 
 import math
 from dataclasses import dataclass, field
@@ -86,7 +86,7 @@ class Setup:
 
 
 def prepare(file: FleetFile) -> Setup:
-    """Read the traces and forecast the demand. Raises TenfoldError that says what binds: power for idle nodes, or nodes at a peak."""
+    """Read the traces and forecast the demand. Raises TenfoldError that says what binds: power of idle nodes, or nodes at a peak."""
     table = facts("reliability")["recovery"]
     recovery = {key: Range.of(table[key]).mid for key in ("detection_s", "restart_s", "repair_h")}
     places = {name: site(t.region, t.pue) for name, t in file.sites.items()}
@@ -133,7 +133,7 @@ def draw_work(setup: Setup, seed: int) -> list[tuple[str, Job]]:
 def _job(name: str, table: JobsTable, gpus: int, rows: JobRows, i: int, error: float) -> Job:
     least = int(rows.gpus[i])
     most = max(least, int(least * table.most)) if least >= table.elastic_from else least
-    stall, save, interval = _checkpoint(least, gpus, table.state_gb_per_node)
+    save, interval = _checkpoint(least, gpus, table.state_gb_per_node)
     return Job(
         name, least, most, float(rows.came[i]), float(rows.seconds[i]), save_s=save, scaling=table.scaling, estimate=error,
         restart_s=Range.of(facts("reliability")["recovery"]["restart_s"]).mid if least * gpus > 8 else 60.0,
@@ -142,11 +142,11 @@ def _job(name: str, table: JobsTable, gpus: int, rows: JobRows, i: int, error: f
 
 
 @cache
-def _checkpoint(nodes: int, gpus: int, state_gb_per_node: float) -> tuple[float, float, float]:
-    """(seconds that a checkpoint stalls, until it is safe, Young's interval) of a job."""
+def _checkpoint(nodes: int, gpus: int, state_gb_per_node: float) -> tuple[float, float]:
+    """(seconds until a checkpoint is safe, Young's interval) of a job."""
     stall, write = checkpoint_times(1e9 * state_gb_per_node * nodes, nodes * gpus, nodes)
     mtti_s = DAY_S / (nodes * rate_per_node_day(gpus).mid)
-    return stall.mid, stall.mid + write.mid, young_interval(stall.mid, mtti_s)
+    return stall.mid + write.mid, young_interval(stall.mid, mtti_s)
 
 
 def _site(file: FleetFile, name: str, place: Site) -> SiteFacts:
@@ -164,14 +164,21 @@ def _pool(name: str, table: PoolTable, pue: float, first: PoolTable) -> PoolFact
     host, rest = tdp * power["host"]["mean"][1], pue * gpus / (1 - power["network"]["share"][1])
     rates, known = component_rates(gpus), facts("reliability")["components"]["counts"]
     repaired = sum(rate for cause, rate in rates.items() if known[cause]["needs_repair"]) / sum(rates.values())
-    rent = (
-        facts("prices")["rent_usd_per_h"].get(part.key, {"usd": 0.0})["usd"] if part.rent_usd_per_h is None else part.rent_usd_per_h
-    )
+    published = facts("prices")["rent_usd_per_h"].get(part.key, {"usd": math.inf})["usd"]
+    rent = Range.of(published) if part.rent_usd_per_h is None else Range.of(part.rent_usd_per_h)
+    one = accelerator(first.accelerator)
     return PoolFacts(
-        name, table.site, table.nodes, gpus, rest * (board_w(part, 1.0).mid + host), rest * (tdp * power["board"]["idle"][1] + host),
-        rate_per_node_day(gpus).mid, repaired, part.bf16_tflops * gpus / accelerator(first.accelerator).bf16_tflops / first.accelerators_per_node,
-        gpus * Range.of(rent if isinstance(rent, float) else list(rent)).mid or math.inf,
-    )  # fmt: skip
+        name=name,
+        site=table.site,
+        nodes=table.nodes,
+        gpus=gpus,
+        busy_w=rest * (board_w(part, 1.0).mid + host),
+        idle_w=rest * (tdp * power["board"]["idle"][1] + host),
+        per_day=rate_per_node_day(gpus).mid,
+        repair_share=repaired,
+        speed=part.bf16_tflops * gpus / (one.bf16_tflops * first.accelerators_per_node),
+        worth_usd=gpus * (rent.mid if math.isfinite(rent.mid) else 1e9),
+    )
 
 
 def _service(file: FleetFile, name: str, table: ServiceTable, seed: int) -> ServiceFacts:
