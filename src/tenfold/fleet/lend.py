@@ -15,7 +15,8 @@ from tenfold.fleet.queueing import grown, reclaim, shrink, start
 class Lending:
     """A service has nodes for the high quantile, and for the rate of the moment at a share `load` of what they answer.
 
-    It shrinks to what it needs over `hold` switches, with `gap` of a node to spare, so that nothing flaps. A loan lasts `longest_s` at most.
+    It shrinks to what it needs over `hold` switches, with `gap` of a node to spare, so that nothing flaps. A loan lasts `longest_s`
+    at most.
 
     A job starts on borrowed nodes where it ends before their return, or works `pays` times as long as its switch takes. An elastic
     job gets more nodes where that saves `pays` times what its restart costs, unless their energy costs more than they are worth; a

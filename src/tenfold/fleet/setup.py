@@ -86,7 +86,7 @@ class Setup:
 
 
 def prepare(file: FleetFile) -> Setup:
-    """Read the traces and forecast the demand. Raises TenfoldError that says what binds: power of idle nodes, or nodes at a peak."""
+    """Read the traces and forecast the demand. Raises TenfoldError for what binds: power of idle nodes, or nodes at a peak."""
     table = facts("reliability")["recovery"]
     recovery = {key: Range.of(table[key]).mid for key in ("detection_s", "restart_s", "repair_h")}
     places = {name: site(t.region, t.pue) for name, t in file.sites.items()}
