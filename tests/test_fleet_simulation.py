@@ -81,7 +81,7 @@ def test_a_file_that_cannot_work_says_in_a_sentence_what_binds(tables, said):
     "tables, said",
     [
         ({"sites__tx": {"power_cap_mw": 0.01}}, "The power cap of tx binds"),
-        ({"services__chat": {"requests_per_s": 50.0}}, "The nodes of a bind"),
+        ({"services__chat": {"requests_per_s": 20.0}}, "The nodes of a bind"),
         ({"services__chat": {"demand_csv": "/nowhere.csv"}}, "not a trace of demand"),
     ],
 )
@@ -97,17 +97,20 @@ def test_a_trace_with_gaps_is_filled_between_its_neighbours(tmp_path):
     assert drawn_demand(read_demand(TRACES / "m-small.csv"), 30 * DAY, 0).shape == (30 * DAY,)
 
 
-def test_drawn_jobs_make_the_load_that_is_asked_for():
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32), st.floats(1e6, 1e9))
+def test_drawn_jobs_make_the_work_that_is_asked_for_and_no_job_more(seed, work):
     rows = read_jobs(TRACES / "philly.csv")
-    sizes = rows.gpus.astype(int)
-    work = [float((d.seconds * d.gpus).sum()) for seed in range(60) for d in [draw_jobs(rows, 7 * 86_400, 3e7, sizes, seed)]]
-    assert 0.75 < np.mean(work) / 3e7 < 1.25
+    drawn = draw_jobs(rows, 7 * 86_400, work, rows.gpus.astype(int), seed)
+    made = drawn.seconds * drawn.gpus
+    assert sum(sorted(made)[:-1]) <= work * (1 + 1e-9) and made.sum() >= work * (1 - 1e-9)
+    assert (np.diff(drawn.came) >= 0).all() and 0 <= drawn.came[0] and drawn.came[-1] <= 7 * 86_400
 
 
-def test_static_queues_as_a_plain_reckoning_of_first_come_first_served(setup):
+def test_static_queues_as_a_plain_reckoning_of_first_come_first_served():
     """Jobs of one node on as many as training has: each starts when a node is free, in order."""
-    calm = without_failures(setup)
-    rows = {name: dataclasses.replace(rows, gpus=np.ones_like(rows.gpus)) for name, rows in setup.traces.items()}
+    calm = without_failures(prepare(changed(jobs__philly={"load": 8.0})))
+    rows = {name: dataclasses.replace(rows, gpus=np.ones_like(rows.gpus)) for name, rows in calm.traces.items()}
     calm = dataclasses.replace(calm, traces=rows)
     out = Simulation(calm, Static(), 3).run()
     free, queued = [0.0] * 30, []
@@ -133,6 +136,8 @@ class AnyPolicy:
         assert all(job.least <= job.nodes <= job.most for job in pool.running.values())
         assert not any(job.nodes for job in pool.waiting) and pool.leaving >= 0
         assert len({job.name for job in (*pool.running.values(), *pool.waiting)}) == len(pool.running) + len(pool.waiting)
+        if not pool.periodic:
+            return []
         jobs = [*pool.running.values(), *pool.waiting]
         chosen = self.chance.sample(jobs, min(3, len(jobs)))
         sizes = [Size(job.name, self.chance.randint(0, job.most + 1), None, "", self.chance.random() < 0.5) for job in chosen]
@@ -145,7 +150,7 @@ class AnyPolicy:
 def test_whatever_a_policy_says_nodes_are_held_once_and_jobs_end_once(setup, seed):
     policy = AnyPolicy(seed)
     out = Simulation(setup, policy, seed % 5).run()
-    assert policy.looks > 500
+    assert policy.looks > 288
     assert len(out.jobs) == len(draw_work(setup, seed % 5))
     assert all(row[1] + row[2] + row[3] + row[4] <= row[5] + row[6] for row in out.series)
     for came, begun, ended, _ in out.jobs:
@@ -168,12 +173,12 @@ def test_a_service_gives_back_what_it_borrowed_by_its_deadline(setup):
 
 def test_power_stays_under_a_cap_that_changes_by_the_hour():
     full = prepare(changed()).pools["a"].peak_w / 1e6
-    cap = [full * (0.75 if 8 <= hour < 16 else 1.0) for hour in range(24)]
-    setup = prepare(changed(sites__tx={"power_cap_mw": cap}))
+    cap = [full * (0.8 if 8 <= hour < 16 else 1.0) for hour in range(24)]
+    setup = prepare(changed(sites__tx={"power_cap_mw": cap}, jobs__philly={"load": 4.0}))
     for policy in ("static", "borrow", "lyra", "lend"):
         out = Simulation(setup, load("policies", policy)(), 0).run()
         assert all(row[11] <= row[12] * (1 + 1e-9) for row in out.series), policy
-        assert max(row[11] for row in out.series) > 0.75e6 * full
+        assert max(row[11] for row in out.series) > 0.85e6 * full and out.stops > 0
 
 
 def test_a_seed_gives_the_same_figures_and_policies_meet_the_same_jobs(setup):
@@ -220,7 +225,7 @@ def test_lend_takes_what_costs_the_least_and_says_why():
     elastic = Job("elastic", 2, 3, 0.0, 1e5, 3, save_s=10, restart_s=60)
     pool = Pool("p", 13, [service], {job.name: job for job in (big, small, elastic)}, training=9, serving=4)
     sizes = {size.holder: size for size in Lending().decide(1000.0, pool)}
-    assert sizes["chat"].nodes == math.ceil(58 / 9) and sizes["chat"].until > 1000 and "58" in sizes["chat"].why
+    assert sizes["chat"].nodes == math.ceil(58 / 9) and sizes["chat"].until > 1000 and "4 x 10" in sizes["chat"].why
     assert set(sizes) == {"chat", "elastic", "small"} and sizes["small"].nodes == 0 and sizes["elastic"].nodes == 2
     assert all(size.save and size.why for size in sizes.values())
 

@@ -111,7 +111,6 @@ def tick(now: float, world: World, policy: Policy) -> list[Move]:
         Return(x.name, "its deadline") for x in still.values() if x.until is not None and x.until <= now + leaving
     ]
     chosen: list[Move] = []
-    chosen: list[Move] = []
     for wish in [*due, *policy.decide(now, fleet.pool())]:
         move = _slot_of(now, fleet, wish) if isinstance(wish, Size) else wish
         if move and move.slot in still and _allowed(still[move.slot], move, now + 2 * leaving):

@@ -49,7 +49,7 @@ class Lending:
         """What the service should hold where that is not what it does."""
         rising = service.highest(pool.switch_s, self.load)
         if (needs := service.needs(rising)) > service.nodes:
-            why = f"{rising:.4g} requests/s are more than {service.nodes} x {service.per_node:.4g} answer"
+            why = f"nodes for {rising:.4g} requests/s are needed, and there are {service.nodes} x {service.per_node:.4g}"
             return Size(service.name, needs, self._until(now, pool, service), why)
         if service.until is not None and service.until <= now + 2 * pool.switch_s and needs > service.own:
             return Size(service.name, service.nodes, self._until(now, pool, service), "it is needed longer")

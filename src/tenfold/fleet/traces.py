@@ -12,7 +12,7 @@ from tenfold.spec.errors import TenfoldError
 
 WEEK_S = 7 * 86_400.0
 BIN_S = 600.0
-JITTER_S = 3600.0  # between copies of one job
+JITTER_S = 3600.0
 
 
 def read_demand(path: Path, scale: float = 1.0) -> np.ndarray:
@@ -75,24 +75,20 @@ def read_jobs(path: Path) -> JobRows:
 
 
 def draw_jobs(rows: JobRows, seconds: float, node_seconds: float, sizes: Sequence[int], seed: int) -> JobRows:
-    """The jobs of a time of `seconds`, that make `node_seconds` of work, `sizes` being their nodes.
+    """The jobs of a time of `seconds`, as many as make `node_seconds` of work, `sizes` being the nodes of each row.
 
-    The trace goes on at its beginning from a day that the seed draws, and each job comes as often as the work needs, within an
-    hour of its time. `gpus` of the result are nodes.
+    What they are is drawn from all rows; when they come, from the arrivals of a window of the trace that begins where the seed says
+    and goes on at the trace's beginning, within an hour. `gpus` of the result are nodes.
     """
-    draw = np.random.default_rng(seed)
+    draw, work = np.random.default_rng(seed), rows.seconds * np.asarray(sizes)
+    index = np.zeros(0, int)
+    while not len(index) or work[index].sum() < node_seconds:
+        index = np.concatenate([index, draw.integers(0, len(rows), max(100, int(node_seconds / work.mean() / 10)))])
+    index = index[: int(np.searchsorted(np.cumsum(work[index]), node_seconds)) + 1]
     span = float(rows.came[-1]) + 1
     first = draw.uniform(0, span)
-    laps = range(int((first + seconds) // span) + 1)
-    came = np.concatenate([rows.came + lap * span - first for lap in laps])
-    index = np.tile(np.arange(len(rows)), len(laps))
-    inside = (came >= 0) & (came < seconds)
-    came, index = came[inside], index[inside]
-    nodes = np.asarray(sizes)[index]
-    factor = node_seconds / float((rows.seconds[index] * nodes).sum())
-    copies = draw.poisson(factor, len(index)) if factor != 1 else np.ones(len(index), int)
-    came, index = np.repeat(came, copies), np.repeat(index, copies)
-    came = np.clip(came + draw.uniform(-JITTER_S, JITTER_S, len(came)) * (factor > 1), 0, seconds)
-    order = np.argsort(came, kind="stable")
-    came, index = came[order], index[order]
-    return JobRows(came, rows.seconds[index], np.asarray(sizes)[index])
+    came = np.concatenate([rows.came + lap * span - first for lap in range(int((first + seconds) // span) + 1)])
+    came = came[(came >= 0) & (came < seconds)]
+    times = draw.choice(came if len(came) else draw.uniform(0, seconds, 100), len(index))
+    times = np.sort(np.clip(times + draw.uniform(-JITTER_S, JITTER_S, len(index)), 0, seconds))
+    return JobRows(times, rows.seconds[index], np.asarray(sizes)[index])
