@@ -104,7 +104,7 @@ def test_drawn_jobs_make_the_work_that_is_asked_for_and_no_job_more(seed, work):
     drawn = draw_jobs(rows, 7 * 86_400, work, rows.gpus.astype(int), seed)
     made = drawn.seconds * drawn.gpus
     assert sum(sorted(made)[:-1]) <= work * (1 + 1e-9) and made.sum() >= work * (1 - 1e-9)
-    assert (np.diff(drawn.came) >= 0).all() and 0 <= drawn.came[0] and drawn.came[-1] <= 7 * 86_400
+    assert (np.diff(drawn.came) >= 0).all() and drawn.came[0] >= 0 and drawn.came[-1] <= 7 * 86_400
 
 
 def test_static_queues_as_a_plain_reckoning_of_first_come_first_served():
