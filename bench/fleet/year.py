@@ -2,7 +2,7 @@
 
     python -m bench.fleet.year --traces FOLDER [--policy lend]
 
-Sizes of Philly's jobs are times 70 nodes, so that some 450,000 jobs in the year make 85 % of training's nodes; demand is ServeGen's
+Sizes of Philly's jobs are times 100 nodes, so that some 400,000 jobs in the year make 85 % of training's nodes; demand is ServeGen's
 m-small and m-mid, with days drawn again for a year.
 """
 
@@ -35,7 +35,7 @@ def fleet(traces: Path, days: float) -> Setup:
         peak = float(read_demand(path).max())
         table = {"pool": pool, "own": own, "requests_per_s": 1.4 * peak / own, "demand_csv": str(path)}
         services[f"chat-{pool}"] = table
-    jobs = {"trace_csv": str(traces / "philly" / "philly.csv"), "pools": list(POOLS), "nodes_per_gpu": 70.0, "elastic_from": 140}
+    jobs = {"trace_csv": str(traces / "philly" / "philly.csv"), "pools": list(POOLS), "nodes_per_gpu": 100.0, "elastic_from": 200}
     tables = {
         "simulation": {"days": days, "tick_s": 600.0},
         "sites": sites,

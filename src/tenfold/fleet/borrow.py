@@ -17,7 +17,7 @@ class Borrow:
     load: float = 0.9
 
     def decide(self, now: float, pool: Pool) -> list[Size]:
-        sizes = now_needed(pool, self.load) if pool.periodic else []
+        sizes = now_needed(pool, self.load)
         more = grown(pool, sizes)
         if more > pool.room:
             owed = sum(max(0, min(size.nodes, s.own) - s.nodes) for size in sizes for s in pool.services if s.name == size.holder)

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 from tenfold.fleet.pools import Job, Policy, Pool, Service, Size
 
 SERVICE = "chat"  # the role that `demand` is of
+MARGIN = 1 / 0.9  # of expected rates, which have none of their own
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,10 @@ class Fleet:
     def pool(self) -> Pool:
         """As a policy sees it: each slot is a node, the owners' work is a job that stops and goes on."""
         held, demand = [slot for slot in self.slots if slot.role == SERVICE], self.demand
+        high = tuple(MARGIN * rate for rate in demand.expected)
         service = Service(
             SERVICE, sum(slot.owner == SERVICE for slot in self.slots), demand.per_slot, least=0, nodes=len(held), rate=demand.now,
-            high=demand.expected, middle=demand.expected, bin_s=demand.bin_s, into_s=demand.into_s,
+            high=high, middle=demand.expected, bin_s=demand.bin_s, into_s=demand.into_s,
         )  # fmt: skip
         working = [slot for slot in self.slots if slot.role != SERVICE and not slot.idle]
         jobs = {slot.name: Job(slot.name, 1, 1, slot.since, 1e9, 1, slot.since, slot.since) for slot in working}

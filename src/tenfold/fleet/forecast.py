@@ -12,7 +12,7 @@ import numpy as np
 
 from tenfold.spec.errors import NotInstalled, TenfoldError
 
-LEVELS = (0.5, 0.98)  # `middle` and `high` of a service
+LEVELS = (0.5, 0.9)  # `middle` and `high` of a service
 AHEAD = (1, 2, 3, 6, 12, 24, 36, 72)  # bins of ten minutes: to twelve hours
 DAY, WEEK = 144, 1008
 ROWS = 1500  # the newest that a model learns from

@@ -7,6 +7,8 @@ forecast wants it back. What is given back is taken where it costs the least wor
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from tenfold.fleet.pools import Job, Pool, Service, Size
 from tenfold.fleet.queueing import grown, reclaim, shrink, start
 
@@ -31,10 +33,10 @@ class Lending:
     pays: float = 4.0
 
     def decide(self, now: float, pool: Pool) -> list[Size]:
-        sizes = [size for service in pool.services if (size := self._service(now, pool, service))] if pool.periodic else []
+        sizes = [size for service in pool.services if (size := self._service(now, pool, service))]
         more, soon = grown(pool, sizes), max(0, pool.serving + pool.training - pool.allowed_soon)
         short = max(more - pool.room, soon if pool.periodic else 0) - pool.leaving
-        if short > 0 and pool.periodic:
+        if short > 0:
             why = "power will be short" if soon > more - pool.room else "a service needs it"
             jobs = sorted(pool.running.values(), key=lambda job: job.left_s(now))
             return reclaim(jobs, short, lambda job: _price(now, job), True, why) + sizes
@@ -51,6 +53,8 @@ class Lending:
         if (needs := service.needs(rising)) > service.nodes:
             why = f"nodes for {rising:.4g} requests/s are needed, and there are {service.nodes} x {service.per_node:.4g}"
             return Size(service.name, needs, self._until(now, pool, service), why)
+        if not pool.periodic:
+            return None
         if service.until is not None and service.until <= now + 2 * pool.switch_s and needs > service.own:
             return Size(service.name, service.nodes, self._until(now, pool, service), "it is needed longer")
         settled = service.highest(self.hold * pool.switch_s, self.load)
@@ -68,30 +72,29 @@ class Lending:
 
     def _start(self, now: float, pool: Pool, room: int) -> list[Size]:
         """Start jobs, shortest first; where none fits, take what elastic jobs have beyond their least."""
-        waiting = sorted(pool.waiting, key=lambda job: job.left_s(now))
-        lent = _lent(pool)
+        peaks = _Peaks(pool)
 
         def fits(job: Job) -> bool:
-            spare = room - job.least
-            lasts = next((seconds for seconds, wanted in lent if wanted > spare), math.inf)
-            return lasts >= min(job.left_s(now), self.pays * (job.save_s + job.restart_s))
+            return peaks.lasts(room - job.least) >= min(job.left_s(now), self.pays * (job.save_s + job.restart_s))
 
-        started, _ = start(waiting, room, fits)
+        small = [job for job in pool.waiting if job.least <= room]
+        started, _ = start(sorted(small, key=lambda job: job.left_s(now)), room, fits)
         elastic = sum(job.nodes - job.least for job in pool.running.values())
-        if not started and not pool.leaving and room < waiting[0].least <= room + elastic:
-            return shrink(pool.running.values(), waiting[0].least - room, "a job waits")[0]
-        return started
+        if started or pool.leaving or not elastic:
+            return started
+        first = min(pool.waiting, key=lambda job: job.left_s(now))
+        return shrink(pool.running.values(), first.least - room, "a job waits")[0] if room < first.least <= room + elastic else []
 
     def _extra(self, now: float, pool: Pool, room: int) -> list[Size]:
         """Give what nobody waits for to the elastic jobs that it saves most time."""
-        soon = (wanted for seconds, wanted in _lent(pool) if seconds <= self.hold * pool.switch_s)
-        room -= max(soon, default=0) + math.ceil(self.reserve * pool.nodes)
+        peaks, room = _Peaks(pool), room - math.ceil(self.reserve * pool.nodes)
         sizes: list[Size] = []
         jobs = [job for job in pool.running.values() if job.nodes < job.most and now >= job.begins]
         for job in sorted(jobs, key=lambda job: (-job.left_s(now) / job.nodes, job.name)):
-            more = min(job.most - job.nodes, room)
-            left, again = job.left_s(now), job.save_s + job.restart_s
-            if more > 0 and left / job.speed(job.nodes) - left / job.speed(job.nodes + more) > self.pays * again:
+            more, left, again = min(job.most - job.nodes, room), job.left_s(now), self.pays * (job.save_s + job.restart_s)
+            if more <= 0 or now < job.begins + again or peaks.lasts(room - more) < again:
+                continue
+            if left / job.speed(job.nodes) - left / job.speed(job.nodes + more) > again:
                 sizes.append(Size(job.name, job.nodes + more, None, "nobody waits for them"))
                 room -= more
         return sizes
@@ -103,11 +106,16 @@ def _price(now: float, job: Job) -> float:
     return job.least * (job.save_s + job.restart_s + starting)
 
 
-def _lent(pool: Pool) -> list[tuple[float, int]]:
-    """(seconds from this moment, nodes that services will want beyond those that they hold), by bins of the forecast."""
-    bins = max((len(service.high) for service in pool.services), default=0)
-    found = []
-    for i in range(bins):
-        more = sum(max(0, s.needs(s.high[i]) - s.nodes) for s in pool.services if i < len(s.high))
-        found.append((i * pool.services[0].bin_s - pool.services[0].into_s, more))
-    return found
+class _Peaks:
+    """How many nodes services will want beyond those that they hold, at most until each bin of the forecast."""
+
+    def __init__(self, pool: Pool):
+        wanted = [np.maximum(0, np.ceil(np.asarray(s.high) / s.per_node - 1e-9) - s.nodes) for s in pool.services if len(s.high)]
+        bins = min((len(one) for one in wanted), default=0)
+        self._most = np.maximum.accumulate(sum((one[:bins] for one in wanted), np.zeros(bins)))
+        self._bin_s, self._into_s = (pool.services[0].bin_s, pool.services[0].into_s) if pool.services else (1.0, 0.0)
+
+    def lasts(self, spare: int) -> float:
+        """The seconds in which they want no more than `spare` nodes."""
+        index = int(np.searchsorted(self._most, spare, side="right"))
+        return math.inf if index == len(self._most) else max(0.0, index * self._bin_s - self._into_s)

@@ -22,7 +22,7 @@ class Lyra:
     units: int = 200  # the knapsack's grain
 
     def decide(self, now: float, pool: Pool) -> list[Size]:
-        sizes = now_needed(pool, self.load, foreseen=True) if pool.periodic else []
+        sizes = now_needed(pool, self.load, foreseen=True)
         more, running = grown(pool, sizes), pool.running.values()
         if more > pool.room:
             short = more - pool.room - pool.leaving

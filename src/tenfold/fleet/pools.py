@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Job:
     """A training job, between `least` and `most` nodes or none. `work_s` are seconds left at `least` nodes when it came to its
     size; from `begins` it makes progress, with a checkpoint every `interval_s`. `estimate` is the error of its owner's guess."""
@@ -38,15 +38,16 @@ class Job:
 
     def left_s(self, now: float) -> float:
         """Seconds of work that are left at `least` nodes, as its owner guesses."""
-        done = max(0.0, now - self.begins) * self.speed(self.nodes) if self.nodes else 0.0
-        return max(0.0, self.work_s - done) * self.estimate
+        if not self.nodes or now <= self.begins:
+            return self.work_s * self.estimate
+        return max(0.0, self.work_s - (now - self.begins) * self.speed(self.nodes)) * self.estimate
 
     def unsaved_s(self, now: float) -> float:
         """Seconds since its last checkpoint, or since it began to start."""
         return (now - self.begins) % self.interval_s if now > self.begins else now - self.since
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Service:
     """Chat or ranking. `nodes` are those that answer or start; each answers `per_node` requests/s within the service's bounds.
 

@@ -63,12 +63,13 @@ def reclaim(jobs: Iterable[Job], need: int, price: Callable[[Job], float], save:
 
 
 def now_needed(pool: Pool, load: float, foreseen: bool = False) -> list[Size]:
-    """Each service by the rate that comes at this moment, or is foreseen in the next bin: up at once, down by more than a node."""
+    """Each service by the rate that comes at this moment, or is foreseen in the next bin: up at once, down by more than a
+    node and at periodic looks."""
     sizes = []
     for service in pool.services:
         rate = max(service.rate, *service.middle[:2]) if foreseen and len(service.middle) else service.rate
         needs = service.needs(rate, load)
-        if needs > service.nodes or needs < service.nodes - 1:
+        if needs > service.nodes or (pool.periodic and needs < service.nodes - 1):
             sizes.append(Size(service.name, needs, None, f"{rate:.4g} requests/s"))
     return sizes
 

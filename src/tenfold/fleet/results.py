@@ -38,8 +38,8 @@ def figures(out: Outcome, days: float) -> dict[str, float]:
         "usage": (training - lost + answering) / up, "training_share": training / up, "serving_share": held / up,
         "idle_share": 1 - (training + held) / up, "lost_policy_h": out.lost_s["policy"] / HOUR_S,
         "lost_failures_h": out.lost_s["failures"] / HOUR_S, "stops": out.stops, "moves": out.moves,
-        "energy_mwh": sum(m.kwh for m in meters) / 1e3, "energy_usd": sum(m.usd for m in meters),
-        "carbon_t": sum(m.kgco2 for m in meters) / 1e3, "water_m3": sum(m.litres for m in meters) / 1e3,
+        "energy_mwh": sum(m.kwh for m in meters) / 1e3, "energy_usd": float(sum(m.usd for m in meters)),
+        "carbon_t": float(sum(m.kgco2 for m in meters)) / 1e3, "water_m3": sum(m.litres for m in meters) / 1e3,
         "peak_mw": sum(m.peak_w for m in meters) / 1e6, "over_cap_h": sum(m.over_cap_s for m in meters) / HOUR_S,
         "events": out.events,
     }  # fmt: skip
