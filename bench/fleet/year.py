@@ -2,7 +2,7 @@
 
     python -m bench.fleet.year --traces FOLDER [--policy lend]
 
-Sizes of Philly's jobs are times 100 nodes, so that some 400,000 jobs in the year make 85 % of training's nodes; demand is ServeGen's
+Philly's jobs are times 100 nodes, so that some 400,000 in the year make 85 % of training's nodes; demand is ServeGen's
 m-small and m-mid, with days drawn again for a year.
 """
 

@@ -15,7 +15,7 @@ from tenfold.spec.errors import NotInstalled, TenfoldError
 LEVELS = (0.5, 0.9)  # `middle` and `high` of a service
 AHEAD = (1, 2, 3, 6, 12, 24, 36, 72)  # bins of ten minutes: to twelve hours
 DAY, WEEK = 144, 1008
-ROWS = 1500  # the newest that a model learns from
+ROWS = 1008  # a week: the newest that a model learns from
 
 
 @dataclass(frozen=True)

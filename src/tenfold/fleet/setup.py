@@ -1,6 +1,8 @@
 """What a simulation needs of a fleet file, in numbers: watts, prices and carbon by hour, demand with its forecasts, jobs."""
 
+import itertools
 import math
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -100,7 +102,13 @@ def prepare(file: FleetFile) -> Setup:
             raise TenfoldError(
                 f"The power cap of {name} binds: {cap:.4g} MW, and its nodes take {need:.4g} MW standing idle: raise it."
             )
-    services = {name: _service(file, name, t, seed) for seed, (name, t) in enumerate(file.services.items())}
+    names, tables = list(file.services), list(file.services.values())
+    if len(names) > 1 and file.simulation.days > 60:
+        with ProcessPoolExecutor(2) as workers:
+            found = list(workers.map(_service, itertools.repeat(file), names, tables, range(len(names))))
+    else:
+        found = [_service(file, name, table, seed) for seed, (name, table) in enumerate(zip(names, tables, strict=True))]
+    services = {one.name: one for one in found}
     for name, pool in pools.items():
         held = [s for s in services.values() if s.table.pool == name]
         peak = sum(math.ceil(s.rates.max() / s.table.requests_per_s) for s in held)
@@ -188,8 +196,8 @@ def _service(file: FleetFile, name: str, table: ServiceTable, seed: int) -> Serv
     rates = drawn_demand(trace, before + bins, seed)
     every = DAY if bins <= 35 * DAY else 28 * DAY
     quantiles = forecasts(rates, before, every)[:-1]
-    ahead = np.arange(1, AHEAD[-1] + 1)
-    grid = np.stack([[np.interp(ahead, AHEAD, row) for row in quantiles[..., level]] for level in (0, 1)])
+    lines = np.stack([np.interp(np.arange(1, AHEAD[-1] + 1), AHEAD, one) for one in np.eye(len(AHEAD))])
+    grid = [quantiles[..., level] @ lines for level in (0, 1)]
     return ServiceFacts(name, table, rates[before:], grid[0].astype(np.float32), grid[1].astype(np.float32))
 
 
