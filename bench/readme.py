@@ -11,7 +11,7 @@ from bench.harness import RESULTS, ROOT
 ORDER = (
     "climbs", "published_laws", "plan", "train", "transfer", "experts", "expert_climbs", "expert_runs", "images", "layouts",
     "faults", "recovery", "resume", "dry_run", "save_stall", "loader", "data", "serve", "greedy", "load", "durable", "openapi",
-    "conformance",
+    "conformance", "interruptions",
 )  # fmt: skip
 
 

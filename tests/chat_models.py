@@ -19,7 +19,7 @@ TEMPLATE = (
 )
 
 
-def chat_model(directory, seed=0, template=TEMPLATE):
+def chat_model(directory, seed=0, template=TEMPLATE, **changes):
     """Its directory, in Hugging Face layout."""
     tokenizer = train_tokenizer([WORDS * 20], 300)
     tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in ("<|im_start|>", "<|im_end|>")])
@@ -27,10 +27,7 @@ def chat_model(directory, seed=0, template=TEMPLATE):
     end = special["<|im_end|>"]
     vocabulary = Vocabulary(size=tokenizer.get_vocab_size(), eos=(end,), pad=end, special=special, chat_template=template)
     torch.manual_seed(seed)
-    spec = ModelSpec(
-        name="tiny", dim=32, n_layers=2, n_heads=2, n_kv_heads=2, head_dim=16, ffn_dim=64, vocab_size=vocabulary.size, context=256
-    )
-    directory.mkdir(parents=True)
+    shape = {"dim": 32, "n_layers": 2, "n_heads": 2, "n_kv_heads": 2, "head_dim": 16, "ffn_dim": 64, "context": 256}
+    write_model(Llama(ModelSpec(name="tiny", vocab_size=vocabulary.size, **shape | changes)), directory)
     save_tokenizer(tokenizer, vocabulary, directory)
-    write_model(Llama(spec), directory)
     return directory

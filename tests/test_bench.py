@@ -119,3 +119,13 @@ def test_the_interval_of_a_mean_ratio_is_students():
     # two values: t of 97.5 % with one degree of freedom is 12.706, the standard error half of their difference
     assert (1 + high / 100) / (1 + low / 100) == pytest.approx(1.1**12.706, rel=1e-3)
     assert change_pct([1.1]) == (pytest.approx(10), None)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_commands_that_are_struck_lose_nothing_and_leave_nothing(tmp_path):
+    command = [sys.executable, "-m", "bench.train.interruptions", "--moments", "40", "--seed", "2"]
+    environment = os.environ | {"TENFOLD_BENCH_RESULTS": str(tmp_path)}
+    subprocess.run(command, check=True, cwd=ROOT, env=environment)
+    rows = json.loads((tmp_path / "interruptions.json").read_text())["rows"]
+    assert sum(row["moments"] for row in rows) == 40 and not any(row["wrong"] for row in rows)

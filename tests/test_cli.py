@@ -11,8 +11,7 @@ from typing import Annotated, Literal
 import pytest
 from msgspec import Meta, Struct
 
-from tenfold.cli import run
-from tenfold.cli.commands import find, verbs
+from tenfold.cli.commands import find, run, verbs
 from tenfold.cli.options import Parser, UsageError, meta, options_of
 from tenfold.spec.commands import Given
 from tenfold.spec.errors import TenfoldError
@@ -75,9 +74,9 @@ def test_functions_take_few_parameters():
         ("plan comparre", "(did you mean 'compare'?)"),
         ("climb --hoem x", "`tenfold climb` does not take --hoem (did you mean '--home'?)"),
         ("climb --optimizer adam", "--optimizer must be muon or adamw, not 'adam' (did you mean 'adamw'?)"),
-        ("climb --vocab-size 1.5", "--vocab-size must be a whole number, not '1.5'"),
+        ("climb --vocab-size 1.5", "--vocab-size must be a whole number >= 1 and <= 16777216, not '1.5'"),
         ("climb --top 0", "--top must be a number > 0"),
-        ("serve x --port eighty", "--port must be a whole number, not 'eighty'"),
+        ("serve x --port eighty", "--port must be a whole number >= 0 and <= 65535, not 'eighty'"),
         ("upcycle x", "required: --out"),
         ("score", "required: GENERATION"),
         ("train run.toml --dry-run", "A dry run needs both --dry-run and --world N"),

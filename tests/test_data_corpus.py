@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from tenfold.cli import run
+from tenfold.cli.commands import run
 from tenfold.data.text import sources
 from tenfold.data.text.batches import train_batch
 from tenfold.data.text.corpus import build, open_corpus, require_tokens

@@ -104,8 +104,11 @@ def test_a_corpus_goes_to_another_process_by_its_address(small, s3, tmp_path):
 def test_a_run_from_a_bucket_has_the_loss_of_one_from_disk(small, s3, tmp_path, cache_gib):
     fields = {"tokens": 64 * 12, "model": {"width": 32}, "seq_len": 16, "batch_size": 4, "device": "cpu", "evaluate_tokens": 1000}
     results = []
-    for name, source in (("bucket", "s3://texts/corpora/small"), ("disk", str(small.directory))):
-        config = run_config(**fields, corpus=source, cache_gib=cache_gib)
+    for name, source in (
+        ("bucket", {"corpus": "s3://texts/corpora/small", "cache_gib": cache_gib}),
+        ("disk", {"corpus": str(small.directory)}),
+    ):
+        config = run_config(**fields, **source)
         results.append(pretrain(config, open_text(config, tmp_path, quiet=True), tmp_path / name, quiet=True, keep_model=False))
     assert results[0].loss == results[1].loss and results[0].step == 12
 

@@ -219,8 +219,8 @@ def test_a_layout_that_does_not_fit_is_said_once_and_not_tried_again(text_folder
     assert not (undisturbed.parent / "wrong" / "run.jsonl").exists()
 
 
-def test_a_checkpoint_of_another_model_is_one_sentence(text_folder, undisturbed):
-    with pytest.raises(TenfoldError, match="does not fit this run.s model") as raised:
+def test_a_run_of_another_model_in_its_directory_is_refused_in_one_sentence(text_folder, undisturbed):
+    with pytest.raises(TenfoldError, match="begun with other settings .*model.dim was 16 and is 32") as raised:
         run(undisturbed.parent, text_folder, "undisturbed", {}, model={**RUN["model"], "dim": 32})
     assert "\n" not in str(raised.value)
 

@@ -15,7 +15,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from tenfold.cli import run as tenfold
+from tenfold.cli.commands import run as tenfold
 from tenfold.launch.job import Job, Resources, open_launcher
 from tenfold.spec.errors import TenfoldError
 from tenfold.train.jobs import command_job

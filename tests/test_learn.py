@@ -19,10 +19,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tenfold.cli.commands import run
 from tenfold.data.conversations.chats import read_chats
+from tenfold.learn.answers import answer_nats
 from tenfold.learn.data import parts_of
-from tenfold.learn.gate import answer_nats, gate, paired_test, predicted
+from tenfold.learn.gate import gate
+from tenfold.learn.options import TuneSettings
 from tenfold.learn.release import FILE, release, released, rollback
-from tenfold.learn.tune import TuneSettings, tune
+from tenfold.learn.statistics import paired_test, predicted
+from tenfold.learn.tune import tune
 from tenfold.learn.users import questions
 from tenfold.learn.walk import NAME, smollm2, walk
 from tenfold.serve.feedback.feedback import Feedback

@@ -62,5 +62,5 @@ def test_a_run_with_predictions_ahead_writes_a_plain_model(corpus, tmp_path, fam
 
 
 def test_a_negative_number_ahead_is_one_sentence():
-    with pytest.raises(TenfoldError, match="Expected `int` >= 0 - at `mtp`"):
+    with pytest.raises(TenfoldError, match="mtp must be a whole number >= 0 and <= 64, not -1"):
         task_settings(run_config(tokens=1, mtp=-1), PretrainingConfig)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tenfold.cli import run as tenfold
+from tenfold.cli.commands import run as tenfold
 from tenfold.plan import plots, report
 from tenfold.plan.costs.consequences import computing_of, consequences
 from tenfold.plan.costs.surroundings import Surroundings

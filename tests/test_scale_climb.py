@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,9 +16,11 @@ import psutil
 import pytest
 
 from tenfold.cli import main
-from tenfold.scale.climb import read_points_file
+from tenfold.data.text.corpus import open_corpus
 from tenfold.scale.forecast import score
+from tenfold.scale.generations import begin, prompt_of, read_points_file, read_settings, unfinished
 from tenfold.scale.ladder import LEAST_TOKENS, SIZES, plan_ladder
+from tenfold.scale.options import ClimbSettings
 from tenfold.spec.errors import TenfoldError
 
 SMALL = ("--top", "6e10", "--vocab-size", "300", "--seq-len", "16", "--json")
@@ -55,7 +58,10 @@ def tenfold(monkeypatch):
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory, text_folder):
+    """After a climb in a home where another had no room to say what it was asked for."""
     home = tmp_path_factory.mktemp("generations")
+    (home / "g1").mkdir()
+    (home / "g1" / "climb.json").touch()
     child = start("climb", "--corpus", text_folder, *SMALL, "--home", home)
     said, error = child.communicate(timeout=280)
     assert child.returncode == 0, error
@@ -89,6 +95,13 @@ def test_the_climb_leaves_what_the_design_says(home):
     assert start["forecast_sha256"] == said["forecast_sha256"]
 
 
+def test_the_sample_after_a_climb_goes_on_with_text_of_its_corpus(home):
+    first, sample = prompt_of(home / "g1"), json.loads((home / "said.json").read_text())["sample"]
+    corpus = open_corpus(next(home.glob("corpus-*-300")))
+    assert 2 < len(first) < len(sample) and sample.startswith(first)
+    assert corpus.text("validation", 0).startswith(first)
+
+
 def test_a_forecast_that_was_changed_is_not_scored(home, tmp_path, tenfold):
     copy = tmp_path / "g1"
     shutil.copytree(home / "g1", copy)
@@ -118,14 +131,17 @@ def test_a_score_says_when_the_machine_was_in_another_state(home, tmp_path):
         assert score(copy)["machine"]["speed_is_comparable"] == alike
 
 
-def test_a_climb_stopped_and_killed_gives_the_same_points_side_by_side(home, text_folder, tmp_path):
-    command = ("climb", "--corpus", text_folder, *SMALL, "--home", tmp_path)
+def test_a_climb_stopped_and_killed_gives_the_same_points_side_by_side(home, tmp_path, tenfold):
+    """And on the corpus itself those of a climb on its text; a second one in its home is refused while it runs."""
+    command = ("climb", "--corpus", next(home.glob("corpus-*-300")), *SMALL, "--home", tmp_path)
     for number in (signal.SIGINT, signal.SIGKILL):
         begun = set(tmp_path.glob("g1/ladder/*/run.jsonl"))
         child = start(*command, threads=2)
         deadline = time.monotonic() + 120
         while not set(tmp_path.glob("g1/ladder/*/run.jsonl")) - begun and time.monotonic() < deadline:
             time.sleep(0.02)
+        second = tenfold("climb", *SMALL, "--seed", 1, "--home", tmp_path)
+        assert second.returncode == 1 and f"Another process is climbing in {tmp_path} (process {child.pid} on" in second.stderr
         workers = psutil.Process(child.pid).children(recursive=True)
         child.send_signal(number)
         _, said = child.communicate(timeout=240)
@@ -172,6 +188,37 @@ def test_a_generation_is_not_continued_with_other_settings(home, tmp_path, tenfo
     (copy / "g1" / "score.json").unlink()
     done = tenfold("climb", "--home", copy, "--top", "5e11")
     assert done.returncode == 1 and "begun with other settings" in done.stderr
+    assert "top_flops 60000000000.0 and not 500000000000.0" in done.stderr
+
+
+def test_a_climb_is_not_continued_on_a_text_that_changed(home, text_folder, tmp_path, tenfold):
+    copy, texts = tmp_path / "home", tmp_path / "texts"
+    shutil.copytree(home, copy)
+    (copy / "g1" / "score.json").unlink()
+    shutil.copytree(text_folder / "json", texts)
+    asked = json.loads((copy / "g1" / "climb.json").read_text())
+    (copy / "g1" / "climb.json").write_text(json.dumps(asked | {"corpus": str(texts)}))
+    done = tenfold("climb", "--corpus", texts, *SMALL[:-1], "--home", copy)
+    assert done.returncode == 1 and "begun before its text changed" in done.stderr
+
+
+def test_a_refused_climb_leaves_no_generation_and_one_in_which_nothing_was_begun_gives_way(corpus, tmp_path, tenfold):
+    for wrong, sentence in (
+        (("--top", "1e15"), "readings where 4 are allowed"),
+        (("--top", "1e3"), "climb higher"),
+        (("--top", "1e12", "--vocab-size", "1000"), "has a vocabulary of 400 tokens"),
+        (("--top", "1e12", "--seq-len", str(corpus.validation_tokens)), "climb higher|validation text is shorter"),
+    ):
+        done = tenfold("climb", "--corpus", corpus.directory, "--home", tmp_path, *wrong)
+        assert done.returncode == 1 and re.search(sentence, done.stderr), done.stderr
+        assert not list(tmp_path.iterdir())
+    asked = ClimbSettings(top_flops=1e9)
+    for number, folder in ((1, begin(tmp_path, ClimbSettings(), corpus)), (1, begin(tmp_path, asked, corpus))):
+        assert folder == tmp_path / f"g{number}" and unfinished(tmp_path, asked) is None
+    (tmp_path / "g1" / "forecast.json").touch()
+    assert unfinished(tmp_path, asked) == tmp_path / "g1" and read_settings(tmp_path / "g1") == asked
+    (tmp_path / "g1" / "climb.json").write_text("")
+    assert unfinished(tmp_path, ClimbSettings()) is None and begin(tmp_path, ClimbSettings(), corpus) == tmp_path / "g2"
 
 
 def test_errors_are_one_sentence(tmp_path, tenfold):
@@ -186,7 +233,7 @@ def test_errors_are_one_sentence(tmp_path, tenfold):
         assert done.returncode == 1 and sentence in done.stderr.replace("\n", " "), done.stderr
         assert "Traceback" not in done.stderr
     done = tenfold("climb", "--top", "much", "--home", tmp_path / "h")
-    assert done.returncode == 2 and "--top must be a number, not 'much'" in done.stderr
+    assert done.returncode == 2 and "--top must be a number > 0 and <= 1e+40, not 'much'" in done.stderr
 
 
 def test_a_ladder_too_low_is_refused():

@@ -60,10 +60,9 @@ def make_model(directory, seed):
     )
     model = Llama(spec)
     torch.nn.init.normal_(model.head.weight, std=0.3)
-    directory.mkdir()
+    write_model(model, directory)
     save_tokenizer(tokenizer, trained_vocabulary(tokenizer.get_vocab_size()), directory)
     (directory / "chat_template.jinja").write_text(TEMPLATE)
-    write_model(model, directory)
     return directory
 
 
@@ -326,7 +325,7 @@ def test_a_client_that_vanishes_frees_its_blocks(server, client):
             {"model": "tiny", "messages": HELLO, "max_tokens": 400, "n": 8, "stream": stream, "ignore_eos": True}
         ).encode()
         with socket.create_connection(("127.0.0.1", server.port)) as connection:
-            head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
             connection.sendall(head.encode() + body)
             time.sleep(0.2)
         server.wait_until_idle()
@@ -339,7 +338,7 @@ def test_feedback_needs_consent_and_is_deleted_with_its_user(server):
     unstored = server.post("/v1/chat/completions", ask)[1]["id"]
     stored = server.post("/v1/chat/completions", {**ask, "store": True})[1]["id"]
     thumb = {"user": "ann", "rating": 1}
-    assert server.post("/v1/feedback", {**thumb, "consent": True, "response_id": unstored})[0] == 400
+    assert server.post("/v1/feedback", {**thumb, "consent": True, "response_id": unstored})[0] == 404
     assert server.post("/v1/feedback", {**thumb, "response_id": stored})[0] == 400
     assert server.post("/v1/feedback", {**thumb, "consent": True, "response_id": stored}) == (200, {"kept": True})
     assert json.loads(server.get("/v1/feedback/users/ann", "DELETE")[1]) == {"deleted_rows": 2}

@@ -19,9 +19,9 @@ from tenfold.model.io.tokenizer import save_tokenizer
 from tenfold.serve.backends import vllm
 from tenfold.serve.backends.backend import make_backend
 from tenfold.serve.backends.llamacpp import make_llamacpp_engine
-from tenfold.serve.engine.grammar import grammar_from
 from tenfold.serve.options import EngineOptions
 from tenfold.serve.request import Request, Sampling, TokenLogprob
+from tenfold.serve.sandbox.grammars import GrammarSource
 from tenfold.spec.errors import TenfoldError
 
 needs_llamacpp = pytest.mark.skipif(
@@ -184,9 +184,11 @@ def test_vllm_is_asked_with_tokens_and_its_tokens_come_back(served):
 
 def test_schemas_are_passed_on_to_vllm_and_other_grammars_are_not():
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
-    assert vllm.completion_body(request(grammar=grammar_from(schema=schema)))["structured_outputs"] == {"json": schema}
+    assert vllm.completion_body(request(grammar=GrammarSource.of_schema(schema).grammar()))["structured_outputs"] == {
+        "json": schema
+    }
     with pytest.raises(TenfoldError, match="only JSON schemas"):
-        vllm.completion_body(request(grammar=grammar_from(regex="a+")))
+        vllm.completion_body(request(grammar=GrammarSource("regular expression", "a+").grammar()))
 
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
@@ -250,7 +252,7 @@ from tenfold.serve.api.models import Models
 from tenfold.serve.options import EngineOptions, ServerOptions
 
 app = make_app(Models({"m": EngineOptions(Path(sys.argv[1]), backend="parrot")}, ServerOptions().limits), ServerOptions())
-with TestClient(app) as client:
+with TestClient(app, base_url="http://127.0.0.1") as client:
     said = client.post("/v1/completions", json={"prompt": "hello there", "max_tokens": 50}).json()
     print(said["choices"][0]["text"], client.get("/v1/longest").json(), client.get("/own").json(), sep="|")
 """

@@ -2,6 +2,8 @@
 
 import asyncio
 import gc
+import subprocess
+import sys
 import time
 
 import pytest
@@ -165,3 +167,10 @@ def test_a_swapped_model_that_fails_to_stop_is_reported(models, tmp_path, capsys
 
     asyncio.run(run())
     assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [["--backend", "nope"], ["--device", "nope"], []])
+def test_a_model_that_cannot_be_loaded_ends_the_command_in_one_sentence(tmp_path, options):
+    command = [sys.executable, "-m", "tenfold", "serve", str(tmp_path), "--port", "0", *options]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.startswith("tenfold: ") and done.stderr.count("\n") == 1

@@ -142,15 +142,21 @@ def page(site, browser):
     context.close()
 
 
+def until(page, condition):
+    """Return when a condition holds. Playwright's own way evaluates it inside the page, whose policy forbids that."""
+    end = time.monotonic() + 30
+    while not page.evaluate(condition):
+        assert time.monotonic() < end, condition
+        time.sleep(0.02)
+
+
 def say(page, text):
     page.fill("#say", text)
     page.press("#say", "Enter")
 
 
 def finished(page, answers=1):
-    page.wait_for_function(
-        f"document.querySelectorAll('article.assistant').length === {answers} && document.querySelector('#stop').hidden"
-    )
+    until(page, f"document.querySelectorAll('article.assistant').length === {answers} && document.querySelector('#stop').hidden")
     return page.locator("article.assistant").last
 
 
@@ -160,10 +166,10 @@ def rows(site, table):
 
 def test_an_answer_streams_and_its_speed_is_shown(page):
     say(page, "slow")
-    page.wait_for_function("document.querySelector('article.assistant .text')?.innerText.includes('word word')")
+    until(page, "document.querySelector('article.assistant .text')?.innerText.includes('word word')")
     assert page.is_visible("#stop") and not page.is_visible("#send")
     early = page.inner_text("article.assistant .text")
-    page.wait_for_function(f"document.querySelector('article.assistant .text').innerText.length > {len(early)}")
+    until(page, f"document.querySelector('article.assistant .text').innerText.length > {len(early)}")
     assert all(words in page.inner_text("#panel") for words in ("alpha", "first token", "tokens/s"))
     page.press("body", "Escape")
     finished(page)
@@ -173,7 +179,7 @@ def test_an_answer_streams_and_its_speed_is_shown(page):
 @pytest.mark.parametrize("how", ["button", "escape"])
 def test_stop_ends_the_answer_here_and_in_the_engine(page, site, how):
     say(page, "slow")
-    page.wait_for_function("document.querySelector('article.assistant .text')?.innerText.includes('word')")
+    until(page, "document.querySelector('article.assistant .text')?.innerText.includes('word')")
     page.click("#stop") if how == "button" else page.press("#say", "Escape")
     answer = finished(page)
     assert 0 < answer.locator(".text").inner_text().count("word") < 400
@@ -199,6 +205,24 @@ def test_markdown_is_shown_and_html_is_text(page):
     assert page.evaluate("navigator.clipboard.readText()") == "def double(x):\n    return 2 * x"
 
 
+def test_the_page_runs_no_other_script_and_talks_with_no_other_site(page, site):
+    """What an attacker would try whose text became HTML; the page's own script runs, or no other test here would pass."""
+    port = site.url.rsplit(":", 1)[1].strip("/")
+    page.evaluate("""() => {
+      const script = document.createElement('script'); script.textContent = 'window.broken = 1'; document.body.append(script);
+      const image = document.createElement('img'); image.src = 'x'; image.setAttribute('onerror', 'window.broken = 2'); document.body.append(image);
+    }""")
+    assert (
+        page.evaluate(f"fetch('http://localhost:{port}/health', {{ mode: 'no-cors' }}).then(() => 'sent', () => 'refused')")
+        == "refused"
+    )
+    assert page.evaluate("fetch('/health').then(reply => reply.status)") == 200
+    page.evaluate("""() => new Promise(done => {
+      const frame = document.createElement('iframe'); frame.src = '/'; document.body.append(frame); setTimeout(done, 500); })""")
+    assert len(page.frames) == 1 or not page.frames[1].query_selector("#say")
+    assert page.evaluate("window.broken") is None
+
+
 def test_thumbs_and_corrections_are_kept_with_consent_alone(page, site):
     say(page, "one")
     assert finished(page).get_by_role("button", name="Good").count() == 0
@@ -214,15 +238,15 @@ def test_thumbs_and_corrections_are_kept_with_consent_alone(page, site):
     answer.get_by_role("button", name="Bad").click()
     page.get_by_label("What was wrong").fill("too short")
     page.keyboard.press("Enter")
-    page.wait_for_function("document.querySelector('[aria-pressed=true]')?.textContent.includes('Bad')")
+    until(page, "document.querySelector('[aria-pressed=true]')?.textContent.includes('Bad')")
     assert [(r.value, r.reasons) for r in rows(site, ratings)][1:] == [(-1, ["too short"])]
     answer.get_by_role("button", name="Correct it").click()
     page.get_by_label("Better answer").fill("I am better.")
     page.get_by_role("button", name="Keep correction").click()
-    page.wait_for_function("document.querySelector('article.assistant:last-child .text').innerText === 'I am better.'")
+    until(page, "document.querySelector('article.assistant:last-child .text').innerText === 'I am better.'")
     assert [r.text for r in rows(site, corrections)] == ["I am better."]
     page.click("#forget")
-    page.wait_for_function("document.querySelector('#panel').textContent.includes('deleted')")
+    until(page, "document.querySelector('#panel').textContent.includes('deleted')")
     assert not any(rows(site, t) for t in (responses, ratings, corrections))
 
 
@@ -230,7 +254,7 @@ def test_retry_and_edit_make_branches_that_can_be_walked(page):
     say(page, "hello")
     first = finished(page).locator(".text").inner_text()
     page.get_by_role("button", name="Retry").click()
-    page.wait_for_function("document.querySelector('article.assistant .tools')?.textContent.includes('2 / 2')")
+    until(page, "document.querySelector('article.assistant .tools')?.textContent.includes('2 / 2')")
     second = finished(page).locator(".text").inner_text()
     assert first != second
     page.get_by_role("button", name="Earlier version").click()
@@ -238,7 +262,7 @@ def test_retry_and_edit_make_branches_that_can_be_walked(page):
     page.get_by_role("button", name="Edit").click()
     page.get_by_label("Edit message").fill("hello again")
     page.get_by_role("button", name="Send again").click()
-    page.wait_for_function("document.querySelector('article.user .tools').textContent.includes('2 / 2')")
+    until(page, "document.querySelector('article.user .tools').textContent.includes('2 / 2')")
     finished(page)
     assert page.locator("article.user .text").inner_text() == "hello again"
     page.get_by_role("button", name="Earlier version").click()
@@ -257,7 +281,7 @@ def test_side_by_side_is_blind_and_says_which_won(page, site, side):
     shown = answer.locator(".sides .text").all_inner_texts()
     assert len(shown) == 2 and answer.locator(".who").inner_text() == "Two answers"
     answer.get_by_role("button", name=f"{side} is better").click()
-    page.wait_for_function("document.querySelectorAll('article.assistant .text').length === 1")
+    until(page, "document.querySelectorAll('article.assistant .text').length === 1")
     chosen = shown[side == "Right"]
     assert answer.locator(".text").inner_text() == chosen
     (pair,) = rows(site, pairs)

@@ -13,8 +13,8 @@ from tenfold.serve.request import MAX_LOGPROBS, Request, Sampling, Sequence
 SIZE = 4
 
 
-def sequence(name, prompt, answer=8):
-    return Sequence(Request(name, list(prompt), Sampling(max_tokens=answer)))
+def sequence(name, prompt, answer=8, owner=""):
+    return Sequence(Request(name, list(prompt), Sampling(max_tokens=answer), owner=owner))
 
 
 def scheduler(n_blocks=32, budget=16, running=8):
@@ -84,6 +84,41 @@ def test_replies_go_before_prompts_so_that_a_long_prompt_stalls_nobody():
     for _ in range(5):
         counts = {w.sequence.request.id: w.count for w in run_step(s)}
         assert counts == {"talks": 1, "long": 7}
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(2, 6), st.integers(1, 30), st.integers(1, 30), st.integers(0, 1000))
+def test_owners_who_always_wait_are_served_alike(running, prompt, answer, seed):
+    chance = random.Random(seed)
+    s, served = scheduler(n_blocks=400, budget=24, running=running), dict.fromkeys("ab", 0)
+
+    def asks(owner, count):
+        for _ in range(count):
+            tokens = [chance.randrange(100) for _ in range(chance.randint(1, prompt if owner == "a" else 10))]
+            s.add(sequence(f"{owner}{chance.random()}", tokens, chance.randint(1, answer if owner == "b" else 10), owner))
+
+    asks("a", 40)
+    for step in range(3000):
+        if step == 200:  # b comes later, and has saved up nothing
+            asks("b", running)
+            served = dict.fromkeys("ab", 0)
+        for w in run_step(s):
+            served[w.sequence.request.owner] += w.count
+        for owner, least in (("a", 40), ("b", running)):
+            here = sum(q.request.owner == owner for q in (*s.running, *s.waiting))
+            if step >= 200 or owner == "a":
+                asks(owner, max(0, least - here))
+    assert served["a"] == pytest.approx(served["b"], rel=0.1)
+
+
+def test_a_short_prompt_does_not_wait_for_the_long_ones_of_another():
+    s = scheduler(n_blocks=400, budget=8)
+    for i in range(3):
+        s.add(sequence(f"long{i}", range(1000 * i, 1000 * i + 300), 1, "many"))
+    for _ in range(4):
+        run_step(s)
+    s.add(sequence("short", range(5000, 5006), 1, "one"))
+    assert any(w.sequence.request.id == "short" for _ in range(3) for w in run_step(s))
 
 
 def test_a_second_request_finds_the_first_ones_prompt():

@@ -7,7 +7,7 @@ from run_configs import run_config
 
 from tenfold.circle.dry_run import beside_the_plan
 from tenfold.circle.layout import with_layout
-from tenfold.cli import run as tenfold
+from tenfold.cli.commands import run as tenfold
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.layout import for_world
 from tenfold.spec.model import ModelSpec
@@ -116,7 +116,7 @@ def test_the_command_prints_json_and_says_what_it_needs(tmp_path, capsys):
 
 
 def test_auto_is_the_planners_layout_and_one_that_the_trainer_knows():
-    auto = run_config(**{**RUN, "model": "llama-3.1-70b", "seq_len": 8192, "batch_size": 512, "parallel": "auto"})
+    auto = run_config(**{**RUN, "model": "llama-3.1-70b", "seq_len": 8192, "batch_size": 512, "tokens": 10**8, "parallel": "auto"})
     chosen = with_layout(auto, 256, "h100")
     layout = for_world(chosen.parallel, 256)
     assert layout.dp_shard * layout.tp * layout.pp > 1  # 70B fits on no one GPU

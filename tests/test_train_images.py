@@ -30,7 +30,7 @@ CONFIG = {"model": {"width": 32, "family": "llama4"}, "seq_len": 48, "batch_size
 
 @pytest.fixture(scope="module")
 def images(drawings, corpus, tmp_path_factory):
-    spec, _ = resolve_model(run_config(tokens=1, images=str(drawings), **CONFIG), corpus.vocab_size)
+    spec, _ = resolve_model(run_config(tokens=480, images=str(drawings), **CONFIG), corpus.vocab_size)
     return build_images(drawings, tmp_path_factory.mktemp("home") / "images", corpus, spec.vision)
 
 
@@ -124,7 +124,7 @@ def test_what_cannot_be_trained_on_is_one_sentence(drawings, corpus, tmp_path):
     pretrain(run_config(tokens=2000, model={"width": 16}, seq_len=48), corpus, tmp_path / "blind", quiet=True)
     with pytest.raises(TenfoldError, match="has no image encoder: leave --image out"):
         sample(tmp_path / "blind", image=drawings / "000.png")
-    with pytest.raises(TenfoldError, match="Expected `float` > 0.0 - at `data.image_share`"):
+    with pytest.raises(TenfoldError, match="image_share in the table .data. must be a number > 0 and <= 1, not 0.0"):
         config_from_fields({"tokens": 5, "data": {"image_share": 0.0}}, "run.toml")
     with pytest.raises(TenfoldError, match="names no images"):
         config_from_fields({"tokens": 5, "model": {"width": 16, "vision": {}}}, "run.toml")

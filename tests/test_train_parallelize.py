@@ -200,7 +200,7 @@ def test_images_too(corpus, drawings, tmp_path):
     [
         ({"dp_shard": 3}, "= 3 processes, but there are 4"),
         ({"tp": 3}, "= 3 processes, but there are 4"),
-        ({"dp_replicate": 0}, "Expected `int` >= 1 - at `parallel.dp_replicate`"),
+        ({"dp_replicate": 0}, "dp_replicate in the table .parallel. must be a whole number >= 1, not 0"),
         ({"pp": 3}, "pp 3 x .* = 3 processes, but there are 4"),
     ],
 )

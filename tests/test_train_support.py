@@ -158,14 +158,14 @@ def test_a_gpus_name_finds_its_own_data_sheet_and_no_others(name, key):
 # Signals
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_becomes_a_flag_and_the_old_handlers_come_back(number):
-    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1)]
     with stop_on_signals() as stop:
         assert not stop.requested
         os.kill(os.getpid(), number)
         assert stop.requested and stop.by == signal.Signals(number).name
-    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)] == before
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1)] == before
 
 
 def test_the_second_ctrl_c_interrupts_and_another_signal_before_it_does_not_count():

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from msgspec import structs
 from run_configs import run_config
 from safetensors.torch import load_file
 from stop_at import SignalAt, pretrain_with
@@ -159,7 +160,9 @@ def test_a_full_disk_is_one_sentence_and_earlier_checkpoints_stay(corpus, tmp_pa
 
 def test_nan_stops_the_run_after_counted_skips(corpus, tmp_path):
     with pytest.raises(TenfoldError, match="20 steps in a row .* lower learning_rate"):
-        pretrain(run_config(tokens=20_000, learning_rate=float("nan"), **SMALL), corpus, tmp_path, quiet=True)
+        config = run_config(tokens=20_000, **SMALL)
+        optimizer = structs.replace(config.optimizer, learning_rate=float("nan"))  # what no run file can say
+        pretrain(structs.replace(config, optimizer=optimizer), corpus, tmp_path, quiet=True)
 
 
 def test_micro_batches_do_not_change_the_run(corpus, tmp_path):

@@ -22,7 +22,7 @@ from tenfold.plan.request import GpuRequest, Request, StepRequest
 from tenfold.plan.validation.calibrate import Calibration, calibrated, write
 from tenfold.plan.workload.machine import machine
 from tenfold.scale import documents
-from tenfold.scale.climb import read_settings
+from tenfold.scale.generations import read_settings
 from tenfold.scale.law import Law, Member
 from tenfold.scale.options import ClimbSettings
 from tenfold.serve.api.keys import Keys, make_key

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import mean
 
 from bench.harness import TENFOLD, Headline, Row, options, rows_of, write_results
-from tenfold.scale.climb import ClimbSettings
+from tenfold.scale.options import ClimbSettings
 
 VOCABULARY = ClimbSettings().vocab_size
 

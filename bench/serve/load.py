@@ -1,4 +1,4 @@
-"""Many clients at once for some minutes, a quarter of the requests given up at a random moment: what is lost, what leaks?
+"""Many clients at once for some minutes, a quarter of the requests left at a random moment: what is lost, what leaks, is it fair?
 
     python -m bench.serve.load                                     # 64 clients, ten minutes, a model of random weights
     python -m bench.serve.load --seconds 60 --dry                  # a try
@@ -6,9 +6,12 @@
 
 Every client sends one streamed request after another: a prompt of 10 to 400 tokens and an answer of 5 to 200, some with
 a prompt that many share. With one request in four it closes the connection after a random part of the answer, or before its
-first token. Recorded: requests finished, cancelled and failed (anything but a whole answer of the length that was asked
-for); the time between tokens as clients see it; the memory of both processes every second, of which the median of the
-second and the last fifth are compared; and at the end, with nobody asking, the blocks that are still taken.
+first token. Three clients of four have one key, the fourth another, and both always have requests that wait. Recorded: requests
+finished, cancelled and failed (anything but a whole answer of the length that was asked for); the time between tokens as
+clients see it; the tokens read and written for each key, the second's over the first's; the memory of both processes every
+second, of which the median of the second and the last fifth are compared; and after five seconds in which nobody asks, the
+sequences that run and wait and the share of the cache's blocks that is taken. Shares of keys show in full where these clients
+read faster than the server writes: on a small machine with `--model`, a real one.
 Writes bench/results/load.json.
 """
 
@@ -19,7 +22,9 @@ import re
 import tempfile
 import time
 import urllib.request
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -29,6 +34,7 @@ import psutil
 
 from bench.harness import Headline, Row, options, write_results
 from bench.serve.server import serving, small_model
+from tenfold.serve.api.keys import make_key
 
 
 @dataclass
@@ -41,11 +47,12 @@ class Seen:
     tokens: int = 0
     first: list[float] = field(default_factory=list)
     between: list[float] = field(default_factory=list)
+    served: Counter[str] = field(default_factory=Counter)  # tokens read and written for each key
     memory_mib: list[float] = field(default_factory=list)
 
 
-async def ask(client: httpx2.AsyncClient, chance: random.Random, shared: list[int], seen: Seen) -> None:
-    """One request, read to its end or given up."""
+async def ask(client: httpx2.AsyncClient, chance: random.Random, shared: list[int], seen: Seen, key: str) -> None:
+    """One request with a key, read to its end or given up."""
     prompt = [chance.randrange(10, 250) for _ in range(chance.randrange(10, 400))]
     if chance.random() < 0.3:
         prompt = shared + prompt[:100]
@@ -72,15 +79,15 @@ async def ask(client: httpx2.AsyncClient, chance: random.Random, shared: list[in
         async for line in answer.aiter_lines():
             if not line.startswith("data: {"):
                 continue
-            event = json.loads(line[6:])
-            if "error" in event:
+            if line.startswith('data: {"error"'):
                 seen.failed.append(line)
                 return
-            if event.get("usage"):
-                read = event["usage"]["completion_tokens"]
+            if '"usage":{' in line:
+                read = json.loads(line[6:])["usage"]["completion_tokens"]
                 continue
             now = time.perf_counter()
             (seen.between if last else seen.first).append(now - (last or began))
+            seen.served[key] += 1 if last else 1 + len(prompt)
             last, read = now, read + 1
             if read == give_up:
                 seen.cancelled += 1
@@ -101,46 +108,38 @@ async def watch(pid: int, seen: Seen) -> None:
         await asyncio.sleep(1)
 
 
-async def load(url: str, pid: int, clients: int, seconds: float) -> Seen:
-    """Keep `clients` asking for some seconds; the last requests are read to their end."""
+async def load(url: str, pid: int, clients: int, seconds: float, keys: Sequence[str]) -> Seen:
+    """Keep `clients` asking for some seconds, one of four with the second key; the last requests are read to their end."""
     seen, end = Seen(), time.monotonic() + seconds
     shared = [random.Random(-1).randrange(10, 250) for _ in range(200)]
 
     async def go_on(number: int) -> None:
-        chance = random.Random(number)
-        async with httpx2.AsyncClient(base_url=url, timeout=300, limits=httpx2.Limits(max_connections=1)) as client:
+        chance, key = random.Random(number), keys[number % 4 == 3]
+        given = {"headers": {"Authorization": f"Bearer {key}"}, "limits": httpx2.Limits(max_connections=1)}
+        async with httpx2.AsyncClient(base_url=url, timeout=300, **given) as client:
             while time.monotonic() < end:
                 try:
-                    await ask(client, chance, shared, seen)
+                    await ask(client, chance, shared, seen, key)
                 except httpx2.HTTPError as error:
                     seen.failed.append(repr(error))
 
     watcher = asyncio.create_task(watch(pid, seen))
-    await asyncio.gather(*(go_on(i) for i in range(clients)))
+    asking = asyncio.gather(*(go_on(i) for i in range(clients)))
+    await asyncio.sleep(seconds)
+    served = seen.served.copy()  # while all still ask
+    await asking
     watcher.cancel()
-    return seen
+    return replace(seen, served=served)
 
 
-def share_of_blocks(url: str) -> float:
-    """Of the cache, what sequences hold."""
+def gauges(url: str) -> list[float]:
+    """Sequences that run and wait, and the share of the cache that they hold."""
     metrics = urllib.request.urlopen(f"{url}/metrics", timeout=30).read().decode()
-    found = re.search(r"^vllm:kv_cache_usage_perc\{.*\} (\S+)$", metrics, re.MULTILINE)
-    assert found is not None
-    return float(found[1])
+    names = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
+    return [float(value) for name in names for value in re.findall(rf"^vllm:{name}\{{.*\}} (\S+)$", metrics, re.MULTILINE)]
 
 
-def still_taken(url: str, seconds: float = 20) -> float:
-    """The share of blocks in use when nobody asks any more; engines report after their next step, so one is asked for."""
-    end = time.monotonic() + seconds
-    while True:
-        body = json.dumps({"prompt": "a", "max_tokens": 1}).encode()
-        urllib.request.urlopen(urllib.request.Request(f"{url}/v1/completions", body, {"content-type": "application/json"})).read()
-        if (share := share_of_blocks(url)) == 0 or time.monotonic() > end:
-            return share
-        time.sleep(0.2)
-
-
-def summary(seen: Seen, seconds: float) -> dict[str, Any]:
+def summary(seen: Seen, seconds: float, keys: Sequence[str]) -> dict[str, Any]:
     """The row: milliseconds, MiB, counts."""
     fifth = max(1, len(seen.memory_mib) // 5)
     early, late = median(seen.memory_mib[fifth : 2 * fifth] or seen.memory_mib), median(seen.memory_mib[-fifth:])
@@ -151,6 +150,7 @@ def summary(seen: Seen, seconds: float) -> dict[str, Any]:
     return {
         "finished": seen.finished, "cancelled": seen.cancelled, "failed": len(seen.failed), **times,
         "tokens_per_s": round(seen.tokens / seconds, 1),
+        "second_key_over_first": round(seen.served[keys[1]] / max(1, seen.served[keys[0]]), 3),
         "memory_early_mib": round(early, 1), "memory_late_mib": round(late, 1),
         "memory_growth_pct": round(100 * (late / early - 1), 1),
     }  # fmt: skip
@@ -158,8 +158,9 @@ def summary(seen: Seen, seconds: float) -> dict[str, Any]:
 
 def headline(rows: list[Row]) -> Headline:
     for r in rows:
-        what = f"{r['clients']} clients, {r['seconds']:.0f} s, a quarter cancelling: failed; p99 between tokens; growth of memory"
-        yield what, f"{r['failed']} of {r['finished']}; {r['between_tokens_p99_ms']} ms; {r['memory_growth_pct']} %"
+        what = f"{r['clients']} clients, {r['seconds']:.0f} s, a quarter leaving: failed; p99 between tokens; memory; key to key"
+        figure = f"{r['failed']} of {r['finished']}; {r['between_tokens_p99_ms']} ms; {r['memory_growth_pct']} %"
+        yield what, f"{figure}; {r['second_key_over_first']}"
 
 
 def main() -> None:
@@ -171,13 +172,16 @@ def main() -> None:
     given = parser.parse_args()
     home = Path(tempfile.mkdtemp())
     model = given.model or small_model(home / "small", 1024)
-    asked = ("--kv-cache-gib", "0.05" if given.model is None else "1", "--feedback", "")
-    with serving(model, *asked, log=home / "log") as (url, process):
-        seen = asyncio.run(load(url, process.pid, given.clients, given.seconds))
-        taken = still_taken(url)
+    keys = [make_key(home / "keys.json", name) for name in ("first", "second")]
+    # Fewer run at once than the second key's clients ask for, so that both keys always wait.
+    asked = ("--kv-cache-gib", "0.05" if given.model is None else "1", "--feedback", "", "--keys", home / "keys.json")
+    with serving(model, *asked, "--max-num-seqs", str(max(1, given.clients // 8)), log=home / "log") as (url, process):
+        seen = asyncio.run(load(url, process.pid, given.clients, given.seconds, keys))
+        time.sleep(5)
+        left = gauges(url)
     said = (home / "log").read_text()
     row = {"model": given.model.stem if given.model else "random weights, 2 layers of 64", "clients": given.clients,
-           "seconds": given.seconds, **summary(seen, given.seconds), "blocks_taken_at_the_end": taken,
+           "seconds": given.seconds, **summary(seen, given.seconds, keys), "gauges_after_5_s": left,
            "tracebacks": said.count("Traceback")}  # fmt: skip
     print(row, *seen.failed[:5], sep="\n")
     if "Traceback" in said:

@@ -67,7 +67,6 @@ def small_model(directory: Path, context: int = 2048) -> Path:
     )  # fmt: skip
     tokenizer.add_special_tokens(["<fim_prefix>", "<fim_suffix>", "<fim_middle>"])
     torch.manual_seed(0)
-    directory.mkdir(parents=True)
-    save_tokenizer(tokenizer, trained_vocabulary(tokenizer.get_vocab_size()), directory)
     write_model(Llama(spec), directory)
+    save_tokenizer(tokenizer, trained_vocabulary(tokenizer.get_vocab_size()), directory)
     return directory

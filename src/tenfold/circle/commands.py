@@ -8,17 +8,17 @@ from msgspec import Meta, Struct, structs
 
 from tenfold.scale import documents
 from tenfold.scale.options import ClimbSettings
-from tenfold.spec.commands import Given, Home, Json, print_json
-from tenfold.spec.errors import TenfoldError
+from tenfold.spec.commands import File, Given, Home, Json, print_json
+from tenfold.spec.errors import TenfoldError, when_stopped
+from tenfold.spec.ranges import Text
 from tenfold.train.commands import RunOptions
 from tenfold.train.commands import run as run_training
 from tenfold.train.config import RunConfig
 from tenfold.train.run_file import read_config
 
-PROMPT = "def "
-RunFile = Annotated[Path, Meta(description="A run file.")]
-World = Annotated[int, Meta(description="The number of processes.", ge=1)]
-MachineName = Annotated[str, Meta(description="The accelerator of each process, as the planner names it.")]
+RunFile = Annotated[File, Meta(description="A run file.")]
+World = Annotated[int, Meta(description="The number of processes.", ge=1, le=2**24)]
+MachineName = Annotated[Text, Meta(description="The accelerator of each process, as the planner names it.")]
 
 
 def climb(
@@ -41,47 +41,46 @@ def climb(
 
       tenfold climb --again
     """
-    from rich.console import Console
-
     from tenfold.scale import climb as climbing
     from tenfold.scale.commands import beside_lines, score_table
+    from tenfold.scale.generations import prompt_of
     from tenfold.scale.report import write_report
     from tenfold.serve.complete import complete
+    from tenfold.spec.terminal import console
 
-    console = Console(stderr=json)
+    out = console(stderr=json)
     home = home.resolve() if on else home  # the tasks run in other folders
 
-    def say(text: str) -> None:
-        console.print(text, highlight=False, soft_wrap=True)
-
-    if again:
-        generation = climbing.again(home, say=say, quiet=json, on=on)
-    else:
-        generation = climbing.climb(settings, home, say=say, quiet=json, on=on)
-    text = complete(generation / "model", PROMPT, max_new_tokens=160, temperature=0.7, top_p=0.95, seed=0)
+    with when_stopped("the same command goes on from what had finished"):
+        if again:
+            generation = climbing.again(home, say=out.print, quiet=json, on=on)
+        else:
+            generation = climbing.climb(settings, home, say=out.print, quiet=json, on=on)
+    prompt = prompt_of(generation)
+    text = complete(generation / "model", prompt, max_new_tokens=160, temperature=0.7, top_p=0.95, seed=0)
     report = write_report(generation, sample=text)
     scored = documents.read(generation / "score.json")
     if json:
         print_json({"generation": str(generation), "report": str(report), **scored, "sample": text})
         return
-    console.print(score_table(generation, scored))
+    out.print(score_table(generation, scored))
     for line in beside_lines(generation):
-        console.print(line, highlight=False)
-    console.print(f"\nWhat it writes after [bold]{PROMPT!r}[/bold]:\n", highlight=False)
-    console.print(text, highlight=False, markup=False)
-    console.print(f"\nReport: {report}")
+        out.print(line)
+    out.print(f"\nWhat it writes after {prompt!r}:\n")
+    out.print(text)
+    out.print(f"\nReport: {report}")
 
 
 class DryRunOptions(Struct, frozen=True):
     """Whether a run is only reckoned through, and for which machines."""
 
     dry_run: Annotated[bool, Meta(description="Say what each process would hold and send, and end.")] = False
-    world: Annotated[int | None, Meta(description="The number of processes of a dry run.", ge=1)] = None
-    machine: Annotated[str, Meta(description="The accelerator that the planner's figures beside a dry run are for.")] = "h100"
+    world: Annotated[World | None, Meta(description="The number of processes of a dry run.")] = None
+    machine: Annotated[Text, Meta(description="The accelerator that the planner's figures beside a dry run are for.")] = "h100"
 
 
 def train(
-    config: Annotated[Path | None, Meta(description="A run file; without one, the options must say at least --flops.")] = None,
+    config: Annotated[File | None, Meta(description="A run file; without one, the options must say at least --flops.")] = None,
     /,
     *,
     options: RunOptions = RunOptions(),
@@ -174,16 +173,16 @@ def circle(*, home: Home = Path("generations"), json: Json = False) -> None:
 
     Example: tenfold circle --home generations
     """
-    from rich.console import Console
-
     from tenfold.circle.walk import walk
+    from tenfold.spec.terminal import console
 
-    console = Console(stderr=json)
-    found = walk(home, lambda text: console.print(text, highlight=False, soft_wrap=True))
+    out = console(stderr=json)
+    with when_stopped("the same command goes on from what had finished"):
+        found = walk(home, out.print)
     if json:
         print_json(found)
     else:
-        console.print(f"Page: {home / 'index.html'}", highlight=False)
+        out.print(f"Page: {home / 'index.html'}")
 
 
 def forecasts(*, home: Home = Path("generations"), json: Json = False) -> None:
@@ -191,10 +190,8 @@ def forecasts(*, home: Home = Path("generations"), json: Json = False) -> None:
 
     Example: tenfold forecasts --home generations
     """
-    from rich.console import Console
-    from rich.table import Table
-
     from tenfold.spec.forecasts import LEVELS, read_forecasts
+    from tenfold.spec.terminal import Figures, console
 
     found = read_forecasts(home)
     scored = [one for one in found if one.measured is not None]
@@ -205,19 +202,19 @@ def forecasts(*, home: Home = Path("generations"), json: Json = False) -> None:
         return
     if not found:
         raise TenfoldError(f"No forecast was made in {home} yet: `tenfold climb` makes some.")
-    table = Table("forecast", "unit", "median", "80 % interval", "measured", "inside")
+    table = Figures("forecast", "unit", "median", "80 % interval", "measured", "inside")
     for one in found:
         q = dict(zip(LEVELS, one.forecast.quantiles, strict=True))
         came = ("", "") if one.measured is None else (f"{one.measured:.4g}", "yes" if one.inside_80 else "no")
         table.add_row(one.forecast.key, one.forecast.unit, f"{q[0.5]:.4g}", f"{q[0.1]:.4g} to {q[0.9]:.4g}", *came)
-    console = Console()
-    console.print(table)
+    out = console()
+    out.print(table)
     inside = sum(bool(one.inside_80) for one in scored)
-    console.print(f"{len(found)} forecasts, {len(scored)} with an outcome; the 80 % interval held in {inside}.", highlight=False)
+    out.print(f"{len(found)} forecasts, {len(scored)} with an outcome; the 80 % interval held in {inside}.")
 
 
 def record_outcome(
-    key: Annotated[str, Meta(description="The forecast, as `tenfold forecasts` names it.")],
+    key: Annotated[Text, Meta(description="The forecast, as `tenfold forecasts` names it.")],
     measured: Annotated[float, Meta(description="What came, in the forecast's unit.")],
     /,
     *,

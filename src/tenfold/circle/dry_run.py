@@ -2,31 +2,28 @@
 
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from tenfold.plan.workload.machine import machine
 from tenfold.plan.workload.memory import CONTEXT_GIB, memory
 from tenfold.plan.workload.traffic import traffic
 from tenfold.plan.workload.workload import GIB
+from tenfold.spec.terminal import Figures, console
 from tenfold.train.dry_run import DryRun
 
 
 def print_dry_run(found: DryRun, plan: dict[str, Any]) -> None:
     """A dry run as a table, a column for each kind of process and one for the planner's figures (`beside_the_plan`)."""
-    table = Table("GiB of one process", *(f"rank {rank.rank:,}" for rank in found.ranks), "planner")
+    table = Figures("GiB of one process", *(f"rank {rank.rank:,}" for rank in found.ranks), "planner")
     for name, planned in plan["plan_parts_gib"].items():
         table.add_row(name, *(f"{rank.parts_gib.get(name, 0.0):.2f}" for rank in found.ranks), f"{planned:.2f}")
     table.add_row("memory", *(f"{r.memory_gib:.2f}" for r in found.ranks), f"{plan['plan_memory_gib']:.2f}", end_section=True)
     for name, planned in plan["plan_sent_gib"].items():
         table.add_row(f"sent, {name}", *(f"{rank.sent_gib.get(name, 0.0):.2f}" for rank in found.ranks), f"{planned:.2f}")
-    console = Console()
-    console.print(f"{found.world:,} processes: {found.layout.words()}", highlight=False)
-    console.print(table)
-    console.print(
+    out = console()
+    out.print(f"{found.world:,} processes: {found.layout.words()}")
+    out.print(table)
+    out.print(
         f"The planner is {plan['difference_pct']['memory']:+.1f} % off in memory and {plan['difference_pct']['sent']:+.1f} % in "
-        f"what is sent in a step. {found.seconds:.0f} s.",
-        highlight=False,
+        f"what is sent in a step. {found.seconds:.0f} s."
     )
 
 

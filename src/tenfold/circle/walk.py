@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tenfold.spec.errors import NotInstalled, TenfoldError
-from tenfold.spec.files import write_json
+from tenfold.spec.files import make_folder, write_json
 from tenfold.spec.versions import read_document
 
 VERSION = 1  # of circle.json
@@ -27,7 +27,7 @@ def walk(home: Path, say: Say) -> dict[str, Any]:
 
     A room whose extra is not installed is skipped by a sentence. Raises TenfoldError where one fails; those before it stay done.
     """
-    home.mkdir(parents=True, exist_ok=True)
+    make_folder(home)
     found: dict[str, Any] = {}
     for name, room in rooms():
         began = time.monotonic()
@@ -60,19 +60,20 @@ def _climb(home: Path, say: Say) -> dict[str, Any]:
     """A tiny climb, scored; one that has been scored stays."""
     from tenfold.scale import climb as climbing
     from tenfold.scale.documents import read
+    from tenfold.scale.generations import newest, prompt_of
     from tenfold.scale.options import ClimbSettings
     from tenfold.scale.report import write_report
     from tenfold.serve.complete import complete
 
     small = os.environ.get("TENFOLD_CIRCLE") == "small"
-    generation = climbing.newest(home)
+    generation = newest(home)
     if generation is None or not (generation / "score.json").exists():
         texts = str(Path(sysconfig.get_path("stdlib")) / "email")
         tiny = ClimbSettings(corpus=texts, top_flops=6e10, vocab_size=300, seq_len=16)
         generation = climbing.climb(tiny if small else ClimbSettings(top_flops=TOP_FLOPS), home, say=say, quiet=True)
     report = generation / "report.html"
     if not report.exists():
-        text = complete(generation / "model", "def ", max_new_tokens=64, temperature=0.7, top_p=0.95, seed=0)
+        text = complete(generation / "model", prompt_of(generation), max_new_tokens=64, temperature=0.7, top_p=0.95, seed=0)
         report = write_report(generation, sample=text)
     scores = read(generation / "score.json")["scores"]
     numbers = {f"{name}_error_pct": round(row["error_pct"], 2) for name, row in scores.items()}
@@ -88,8 +89,8 @@ def _plan(home: Path, say: Say) -> dict[str, Any]:
     from tenfold.plan.plan import solve
     from tenfold.plan.request import GpuRequest, Request, StepRequest
     from tenfold.plan.validation.calibrate import calibrate, write
-    from tenfold.scale.climb import newest, read_settings
     from tenfold.scale.forecast import file_sha256
+    from tenfold.scale.generations import newest, read_settings
 
     generation = newest(home)
     assert generation is not None

@@ -1,24 +1,104 @@
-"""The command line: finds the rooms' commands, runs one, and prints an error as one sentence."""
+"""The command line: finds the rooms' own commands, runs one, and prints an error as one sentence."""
 
+import io
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, NoReturn
 
-from tenfold.cli.commands import run
-from tenfold.cli.options import UsageError
 from tenfold.spec.errors import TenfoldError
-from tenfold.spec.threads import set_waiting_policy
+
+ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def main() -> None:
-    """Run `tenfold`. The exit status is 1 after an error, 2 after wrong usage, 130 after Ctrl-C."""
-    set_waiting_policy()  # before any command loads PyTorch
+    """Run `tenfold`. The exit status is 1 after an error, 2 after wrong usage, 128 and its number after a signal."""
     try:
-        run(sys.argv[1:])
-    except TenfoldError as error:
+        with _signals_raise():
+            _run()
+    except KeyboardInterrupt as stop:
+        for number in (signal.SIGINT, *ENDING) if _in_main_thread() else ():
+            signal.signal(number, signal.SIG_DFL)  # the next one ends the process at once
+        by = stop.args[0] if stop.args else signal.SIGINT
+        sentence = ": ".join([f"Stopped by {'Ctrl-C' if by == signal.SIGINT else by.name}", *_notes(stop)[:1]])
+        print(f"tenfold: {sentence}.", file=sys.stderr)
+        sys.exit(128 + by)
+
+
+def _notes(stop: BaseException | None) -> list[str]:
+    """What `when_stopped` says of it, or of an earlier stop in whose midst it came."""
+    return [] if stop is None else getattr(stop, "__notes__", []) or _notes(stop.__context__)
+
+
+def _run() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files may be no text, and a terminal may know few letters
+    try:
+        from tenfold.cli.commands import run
+        from tenfold.spec.threads import set_waiting_policy
+
+        set_waiting_policy()  # before any command loads PyTorch
+        try:
+            run(sys.argv[1:])
+        finally:
+            sys.stdout.flush()
+    except (TenfoldError, OSError) as error:
         if os.environ.get("TENFOLD_DEBUG"):
             raise
-        print(f"tenfold: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
-    except KeyboardInterrupt:
-        print("tenfold: stopped.", file=sys.stderr)
-        sys.exit(130)
+        if isinstance(error, OSError) and error.filename is None:  # of the output, perhaps: what is left of it is dropped
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if not isinstance(error, BrokenPipeError):  # whoever read the output has left
+            print(f"tenfold: {_sentence(error)}", file=sys.stderr)
+        sys.exit(_status(error))
+
+
+def _sentence(error: TenfoldError | OSError) -> str:
+    if isinstance(error, TenfoldError):
+        return str(error)
+    from tenfold.spec.files import reason
+
+    why = reason(error)
+    return f"{error.filename}: {why}." if error.filename else f"{why[:1].upper()}{why[1:]}."
+
+
+def _status(error: Exception) -> int:
+    from tenfold.cli.options import UsageError
+
+    return 2 if isinstance(error, UsageError) else 1
+
+
+@contextmanager
+def _signals_raise() -> Iterator[None]:
+    """SIGTERM and SIGHUP, where they are not ignored, end the block as Ctrl-C does, so that it clears up after itself.
+
+    A signal in a destructor or a callback, from which nothing can be raised, is sent again.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt(signal.Signals(number))
+
+    def again(lost: Any) -> None:
+        if isinstance(lost.exc_value, KeyboardInterrupt):
+            threading.Timer(0.1, os.kill, (os.getpid(), (*lost.exc_value.args, signal.SIGINT)[0])).start()
+        else:
+            sys.__unraisablehook__(lost)
+
+    found = [number for number in ENDING if _in_main_thread() and signal.getsignal(number) == signal.SIG_DFL]
+    for number in found:
+        signal.signal(number, stop)
+    before, sys.unraisablehook = sys.unraisablehook, again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+        for number in found:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()

@@ -5,7 +5,7 @@ import inspect
 import os
 from importlib.metadata import version
 
-from tenfold.cli.options import Formatter, Parser, UsageError
+from tenfold.cli.options import Formatter, Parser, UsageError, require_kinds
 from tenfold.spec.errors import TenfoldError, nearest
 from tenfold.spec.plugins import load, plugins
 
@@ -25,6 +25,7 @@ def run(arguments: list[str]) -> None:
         print(listing(rest), end="")
         return
     call = parser.call(rest)
+    require_kinds(parser.options, call)
     parser.function(*call.args, **call.kwargs)
 
 

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import functools
 import inspect
+import math
 import operator
 import tomllib
 from collections.abc import Callable, Iterator
@@ -16,6 +17,8 @@ import msgspec
 
 from tenfold.spec.commands import Given
 from tenfold.spec.errors import TenfoldError, nearest
+from tenfold.spec.files import reason
+from tenfold.spec.ranges import alternatives, choices, is_table, shown, unusable, words
 from tenfold.spec.units import parse_quantity
 
 METAVARS = {str: "TEXT", int: "INT", float: "NUMBER", Path: "PATH", date: "DATE"}
@@ -43,11 +46,11 @@ class Option(NamedTuple):
     @property
     def kinds(self) -> list[Any]:
         """The alternatives of its type, without None."""
-        return _alternatives(self.type)
+        return alternatives(self.type)
 
     @property
     def choices(self) -> list[str]:
-        return [str(choice) for kind in self.kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+        return choices(self.type)
 
     @property
     def item(self) -> Any:
@@ -82,24 +85,27 @@ def _fields(path: tuple[str, ...], prefix: str, table: type, *, partial: bool = 
         default = getattr(defaults, field.name, default)
         kind, here = hints[field.name], (*path, field.name)
         flag = meta(kind).get("flag", f"{prefix}{field.name.replace('_', '-')}")
-        tables = [kind for kind in _alternatives(kind) if is_table(kind)]
+        tables = [kind for kind in alternatives(kind) if is_table(kind)]
         for inner in tables:
             yield from _fields(here, f"{flag}." if partial else "--", inner, partial=partial)
         # What is required of a struct that is given in part, the command itself fills in.
-        if len(tables) < len(_alternatives(kind)) and not (partial and default in UNSET):
+        if len(tables) < len(alternatives(kind)) and not (partial and default in UNSET):
             yield Option(here, flag, kind, default, partial)
 
 
-def is_table(kind: Any) -> bool:
-    return isinstance(kind, type) and (issubclass(kind, msgspec.Struct) or dataclasses.is_dataclass(kind))
-
-
 def meta(kind: Any) -> dict[str, Any]:
-    """What an annotation says: its `help`, and a `flag` where it is not the field's name."""
-    parts = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
-    found = [m for part in parts for m in getattr(part, "__metadata__", ()) if isinstance(m, msgspec.Meta)]
+    """What an annotation says: its `help`, a `flag` where it is not the field's name, the `kind` of a path."""
+    found = list(_metas(kind))
     extra = {key: value for m in found for key, value in (m.extra or {}).items()}
     return {"help": next((m.description for m in found if m.description), ""), **extra}
+
+
+def _metas(kind: Any) -> Iterator[msgspec.Meta]:
+    """Those of an annotation, the outermost first, and of the alternatives within it."""
+    yield from (m for m in getattr(kind, "__metadata__", ()) if isinstance(m, msgspec.Meta))
+    inner = get_args(kind)[:1] if get_origin(kind) is Annotated else get_args(kind)
+    for part in inner if get_origin(kind) in (Annotated, Union, UnionType) else ():
+        yield from _metas(part)
 
 
 def _without_none(kind: Any) -> Any:
@@ -108,14 +114,6 @@ def _without_none(kind: Any) -> Any:
     if get_origin(kind) in (Union, UnionType):
         return functools.reduce(operator.or_, (part for part in get_args(kind) if part is not type(None)))
     return kind
-
-
-def _alternatives(kind: Any) -> list[Any]:
-    if get_origin(kind) is Annotated:
-        return _alternatives(get_args(kind)[0])
-    if get_origin(kind) in (Union, UnionType):
-        return [one for part in get_args(kind) if part is not type(None) for one in _alternatives(part)]
-    return [kind]
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
@@ -211,19 +209,19 @@ def _read(option: Option, kind: Any, text: Any) -> Any:
     """A text as its type: tables and lists are written as in TOML, numbers also as 15T."""
     value = text
     try:
-        if isinstance(text, str) and text[:1] in ("[", "{") and option.kinds != [str]:
+        if isinstance(text, str) and text[:1] in ("[", "{") and not set(alternatives(kind)) <= METAVARS.keys():
             value = tomllib.loads(f"value = {text}")["value"]
-        return _convert(value, kind)
+        made = _convert(value, kind)
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{option.name} takes a value as in TOML, not {text!r}: {error}.") from None
     except msgspec.ValidationError as error:
         if value is not text:
             raise UsageError(f"{option.name} does not take {text!r}: {str(error).replace('`', '')}.") from None
-        number = _quantity(text, kind) if {int, float} & set(option.kinds) else None
-        if number is None:
-            expected = _expected(option, str(error))
-            raise UsageError(f"{option.name} must be {expected}, not {text!r}{nearest(text, option.choices)}.") from None
-        return number
+        plain = text.isdecimal()  # has been read to the last digit, which a quantity is not
+        made = _quantity(text, kind) if {int, float} & set(option.kinds) and not plain else math.nan
+    if unusable(made) is not None:
+        raise UsageError(f"{option.name} must be {words(kind)}, not {shown(text)}{nearest(text, option.choices)}.")
+    return made
 
 
 def _quantity(text: str, kind: Any) -> Any:
@@ -231,18 +229,30 @@ def _quantity(text: str, kind: Any) -> Any:
         number = parse_quantity(text)
         return _convert(int(number) if number.is_integer() else number, kind)
     except (TenfoldError, msgspec.ValidationError):
-        return None
+        return math.nan
 
 
 def _convert(value: Any, kind: Any) -> Any:
     return msgspec.convert(value, kind, strict=False, dec_hook=lambda wanted, text: wanted(text))
 
 
-def _expected(option: Option, error: str) -> str:
-    """What would have been right: `one of several words`, `a whole number <= 65535`."""
-    if option.choices:
-        return " or ".join(option.choices)
-    if date in option.kinds:
-        return "a date such as 2027-03-31"
-    words = error.removeprefix("Expected ").split(", got")[0].replace("`", "").replace(" | null", "")
-    return words.replace("int", "a whole number").replace("float", "a number")
+def require_kinds(options: list[Option], call: inspect.BoundArguments) -> None:
+    """Raises TenfoldError where a path of the call is a folder and must be a file, or the other way round."""
+    for option in options:
+        kind = meta(option.type).get("kind")
+        path = functools.reduce(_part, option.path[1:], call.arguments.get(option.path[0], option.default))
+        if kind is None or not isinstance(path, Path):
+            continue
+        try:
+            path.stat()
+            found = "folder" if path.is_dir() else "file"
+        except FileNotFoundError:
+            found = kind
+        except OSError as error:
+            raise TenfoldError(f"{option.name} cannot be {shown(str(path))}: {reason(error)}.") from None
+        if found != kind:
+            raise TenfoldError(f"{option.name} must be a {kind}, and {path} is a {found}.")
+
+
+def _part(table: Any, name: str) -> Any:
+    return table.get(name) if isinstance(table, dict) else getattr(table, name, None)

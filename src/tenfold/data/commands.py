@@ -5,16 +5,17 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, structs
 
-from tenfold.spec.commands import Json, print_json
+from tenfold.spec.commands import Folder, Json, print_json
+from tenfold.spec.ranges import CountOrNone, Nodes, Text, VocabSize
 
-Corpus = Annotated[Path, Meta(description="A corpus.")]
-TextColumn = Annotated[str, Meta(description="The column of jsonl and Parquet files that holds the text.")]
+Corpus = Annotated[Folder, Meta(description="A corpus.")]
+TextColumn = Annotated[Text, Meta(description="The column of jsonl and Parquet files that holds the text.")]
 
 
 class BuildOptions(Struct, frozen=True):
     """How a corpus is made."""
 
-    vocab_size: Annotated[int, Meta(description="Tokens in the vocabulary of a tokenizer that is trained.")] = 2048
+    vocab_size: Annotated[VocabSize, Meta(description="Tokens in the vocabulary of a tokenizer that is trained.")] = 2048
     text_column: TextColumn = "text"
     tokenizer_from: Annotated[Path | None, Meta(description="Take the tokenizer of a corpus, a model or a GGUF file.")] = None
 
@@ -23,17 +24,17 @@ class CleanOptions(Struct, frozen=True):
     """Where and how much text is cleaned."""
 
     on: Annotated[Literal["local", "slurm", "ray"], Meta(description="Where the work is done.")] = "local"
-    tasks: Annotated[int, Meta(description="Tasks that each stage is divided into.")] = 1
+    tasks: Annotated[Nodes, Meta(description="Tasks that each stage is divided into.")] = 1
     text_column: TextColumn = "text"
     partition: Annotated[str, Meta(description="Slurm's partition.")] = ""
     limit: Annotated[str, Meta(description="Slurm's time limit of a stage.")] = "24:00:00"
 
 
 def build(
-    source: Annotated[str, Meta(description="A folder or file of text, or stdlib, torch-headers, docstrings.")],
+    source: Annotated[Text, Meta(description="A folder or file of text, or stdlib, torch-headers, docstrings.")],
     /,
     *,
-    out: Annotated[Path, Meta(description="Where the corpus is written.")],
+    out: Annotated[Folder, Meta(description="Where the corpus is written.")],
     options: BuildOptions = BuildOptions(),
     json: Json = False,
 ) -> None:
@@ -48,10 +49,10 @@ def build(
 
 
 def clean(
-    source: Annotated[Path, Meta(description="A folder of files of text, at the same path on all nodes.")],
+    source: Annotated[Folder, Meta(description="A folder of files of text, at the same path on all nodes.")],
     /,
     *,
-    out: Annotated[Path, Meta(description="Where stages and result are kept; the clean text comes to OUT/clean.")],
+    out: Annotated[Folder, Meta(description="Where stages and result are kept; the clean text comes to OUT/clean.")],
     options: CleanOptions = CleanOptions(),
 ) -> None:
     """Clean and deduplicate text that is too much for one machine, before `tenfold data build OUT/clean`.
@@ -66,7 +67,7 @@ def clean(
 
 def upload(
     directory: Corpus,
-    address: Annotated[str, Meta(description="Where it goes: s3://bucket/folder, gs://..., or any that fsspec knows.")],
+    address: Annotated[Text, Meta(description="Where it goes: s3://bucket/folder, gs://..., or any that fsspec knows.")],
     /,
 ) -> None:
     """Copy a corpus to an object store; a run reads it from there with `corpus = "s3://bucket/folder"`.
@@ -84,17 +85,15 @@ def show(
     /,
     *,
     verify: Annotated[bool, Meta(description="Check every checksum.")] = False,
-    examples: Annotated[int, Meta(description="Print so many validation documents.")] = 0,
+    examples: Annotated[CountOrNone, Meta(description="Print so many validation documents.")] = 0,
     json: Json = False,
 ) -> None:
     """What a corpus holds, and what was left out of it and why.
 
     Example: tenfold data show generations/corpus-stdlib-2048 --verify --examples 2
     """
-    from rich.console import Console
-    from rich.table import Table
-
     from tenfold.data.text.corpus import open_corpus
+    from tenfold.spec.terminal import Figures, console
     from tenfold.spec.units import si
 
     corpus = open_corpus(directory, verify=verify)
@@ -102,14 +101,14 @@ def show(
     if json:
         print_json(manifest)
         return
-    console = Console()
+    out = console()
     for name, split in manifest["splits"].items():
-        console.print(f"{name}: {split['documents']} documents, {si(split['bytes'], 'B')}, {si(split['tokens'], 'tokens')}")
-    console.print(f"tokenized at {manifest['tokenize_mb_per_s']:.1f} MB/s, made in {manifest['seconds']:.0f} s")
-    table = Table("left out", "documents", "bytes", "for example")
+        out.print(f"{name}: {split['documents']} documents, {si(split['bytes'], 'B')}, {si(split['tokens'], 'tokens')}")
+    out.print(f"tokenized at {manifest['tokenize_mb_per_s']:.1f} MB/s, made in {manifest['seconds']:.0f} s")
+    table = Figures("left out", "documents", "bytes", "for example")
     for reason, entry in manifest["cleaning"]["dropped"].items():
         table.add_row(reason, str(entry["documents"]), si(entry["bytes"], "B"), entry["example"])
-    console.print(table)
+    out.print(table)
     for number in range(min(examples, manifest["splits"]["validation"]["documents"])):
-        console.rule(f"validation document {number}")
-        console.print(corpus.text("validation", number), markup=False, highlight=False)
+        out.print(f"validation document {number}:")
+        out.print(corpus.text("validation", number))

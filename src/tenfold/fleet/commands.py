@@ -8,12 +8,13 @@ from msgspec import Meta
 
 from tenfold.spec.commands import Home, Json, print_json
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.ranges import Text
 
 
 def run(
     *,
     home: Home = Path("generations"),
-    policy: Annotated[str, Meta(description="What decides who has which slot: lend, or the policy of a plugin.")] = "lend",
+    policy: Annotated[Text, Meta(description="What decides who has which slot: lend, or the policy of a plugin.")] = "lend",
     json: Json = False,
 ) -> None:
     """Train in one slot and serve chat in the other, and lend the first to chat while a wave of requests comes.
@@ -21,7 +22,9 @@ def run(
     Example: tenfold fleet run --home generations
     """
     from tenfold.fleet.walk import walk
+    from tenfold.spec.plugins import load
 
+    load("policies", policy)  # before anything is started
     found = walk(home, (lambda text: None) if json else print, policy)
     if json:
         print_json(found)

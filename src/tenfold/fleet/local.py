@@ -1,6 +1,5 @@
 """The fleet of this machine: slots are processes, and turns run beside the controller, one at a time in each slot."""
 
-import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,6 +10,7 @@ from tenfold.fleet.fleet import Demand, Fleet, Lend, Limits, Move, Slot
 from tenfold.fleet.ledger import Ledger
 from tenfold.fleet.roles import Role
 from tenfold.launch.job import Handle, Launcher
+from tenfold.serve.start import free_url
 from tenfold.spec.errors import TenfoldError
 
 
@@ -75,7 +75,7 @@ class LocalWorld:
 
     def _start(self, slot: str) -> None:
         """Start the role of the slot's lease, and wait until it works, or the loan is due. Raises TenfoldError where it ends."""
-        lease, began, limits, url = self._ledger.of(slot), time.time(), self.limits, _free_url()
+        lease, began, limits, url = self._ledger.of(slot), time.time(), self.limits, free_url()
         role, due = self._roles[lease.role], lease.until or began + limits.start_s
         if role.finished:
             return
@@ -100,9 +100,3 @@ class LocalWorld:
             times = ((before.asked, before.ended), (back.since, back.ready))
             redone_s = self._roles[back.role].redone_s() - self._redone_s.get(slot, 0.0)
             self._ledger.note(loan.id, lost_s=redone_s + sum(end - start for start, end in times if start and end))
-
-
-def _free_url() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{free.getsockname()[1]}"

@@ -5,12 +5,10 @@ whose controller is gone leaves, and a borrower ends at its deadline though nobo
 """
 
 import fcntl
-import json
 import os
 import signal
 import threading
 import time
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,8 @@ from typing import Any
 from tenfold.launch.job import Job, Resources
 from tenfold.serve.api.server import serve
 from tenfold.serve.options import EngineOptions, ServerOptions
+from tenfold.serve.start import answers
+from tenfold.spec.files import read_lines
 from tenfold.train.config import RunConfig
 from tenfold.train.goodput import read_goodput
 from tenfold.train.jobs import train_process
@@ -59,9 +59,7 @@ class Training:
 
     def is_ready(self, url: str, since: float) -> bool:
         """Whether a process that was started at `since` came to its first step."""
-        path = self.directory / "time.jsonl"
-        rows = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
-        return any("began" in row and row["time"] >= since for row in rows)
+        return any("began" in row and row["time"] >= since for row in read_lines(self.directory / "time.jsonl"))
 
     def redone_s(self) -> float:
         """Seconds of steps that were lost and done again."""
@@ -84,11 +82,7 @@ class Chat:
 
     def is_ready(self, url: str, since: float) -> bool:
         """Whether it answers."""
-        try:
-            with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
-                return answer.status == 200
-        except OSError:
-            return False
+        return answers(url)
 
     def redone_s(self) -> float:
         return 0.0

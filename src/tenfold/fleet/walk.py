@@ -3,7 +3,6 @@
 generations/fleet/  undisturbed/  trained/  measured.json  answers.jsonl  ledger.db  fleet.json
 """
 
-import fcntl
 import json
 import os
 import statistics
@@ -14,17 +13,18 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from tenfold.fleet.dispatcher import Dispatcher
 from tenfold.fleet.fleet import Limits, World, tick
 from tenfold.fleet.ledger import Ledger
-from tenfold.fleet.wave import PEAK, Wave, draw_arrivals, draw_days, forecast_peak, read_answers
+from tenfold.fleet.wave import PEAK, Wave, draw_arrivals, draw_days, forecast_peak
 from tenfold.launch.job import open_launcher, run
-from tenfold.scale.climb import newest
+from tenfold.learn.release import released
 from tenfold.scale.forecast import file_sha256
+from tenfold.serve.options import model_path
 from tenfold.spec.errors import NotInstalled, TenfoldError
-from tenfold.spec.files import write_json
+from tenfold.spec.files import make_folder, one_at_a_time, read_lines, write_json
 from tenfold.spec.forecasts import Forecast, around, forecast, outcome
 from tenfold.spec.plugins import load
 from tenfold.train.config import RunConfig
@@ -36,7 +36,7 @@ OWNERS = {"slot-1": "chat", "slot-2": "train"}
 RUNS = ("undisturbed", "trained")
 BUSIEST = 1.5  # the height of the usual day, in what one slot answers
 ANSWER_S = 0.25  # what an answer is made to take
-PROBE_TOKENS = 100
+PROBE_TOKENS, CONTEXT = 100, 2048  # CONTEXT has room for the longest answer, beyond the rows that are trained
 Say = Callable[[str], None]
 
 
@@ -47,8 +47,7 @@ def walk(home: Path, say: Say, policy: str = "lend") -> dict[str, Any]:
     """
     if not (find_spec("uvicorn") and find_spec("fastapi") and find_spec("openai")):
         raise NotInstalled("A fleet serves chat: pip install 'tenfold[serve]'.")
-    folder = home / "fleet"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(home / "fleet")
     done = folder / "fleet.json"
     if not done.exists():
         _live(home, folder, say, policy)
@@ -68,7 +67,7 @@ def _live(home: Path, folder: Path, say: Say, policy: str) -> None:
     from tenfold.fleet.roles import Chat, Role, Training
 
     with ExitStack() as opened:
-        _alone(opened.enter_context((folder / "controller.lock").open("w")))
+        opened.enter_context(one_at_a_time(folder / "controller.lock", f"running the fleet of {folder}"))
         small = os.environ.get("TENFOLD_CIRCLE") == "small"
         undisturbed, trained = (Training(_config(100 if small else 600), folder / name, folder) for name in RUNS)
         if not undisturbed.finished:
@@ -76,8 +75,9 @@ def _live(home: Path, folder: Path, say: Say, policy: str) -> None:
             run(open_launcher("local"), undisturbed.job(folder / "slot-2.lock", "", None, 30))
         ledger, dispatcher = Ledger(folder / "ledger.db", OWNERS, time.time()), Dispatcher()
         opened.callback(ledger.close)
-        released = [x / "model" for x in (newest(home), undisturbed.directory) if x and (x / "model").is_dir()]
-        roles: dict[str, Role] = {"chat": Chat(released[0]), "train": trained}
+        served = None if small else released(home)
+        model = model_path(Path(served["path"]) if served else undisturbed.directory)
+        roles: dict[str, Role] = {"chat": Chat(model), "train": trained}
         world = LocalWorld(folder, ledger, roles, open_launcher("local"), dispatcher)
         opened.callback(world.close)
         world.open("slot-1")
@@ -103,18 +103,12 @@ def _days(per_slot: float) -> list[list[float]]:
     return draw_days(8, BUSIEST * per_slot, seed=0)
 
 
-def _alone(lock: IO[str]) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise TenfoldError(f"Another process runs the fleet of {Path(lock.name).parent}: wait for its end.") from None
-
-
 def _config(steps: int) -> RunConfig:
     """A small run whose losses are the same on every start: one thread, one number format, nothing compiled."""
     corpus = {"corpus": str(Path(sysconfig.get_path("stdlib")) / "email"), "vocab_size": 512, "max_epochs": 100}
     fields = {
-        "tokens": steps * 8 * 64, "device": "cpu", "dtype": "float32", "threads": 1, "compile": "off", "model": {"width": 64},
+        "tokens": steps * 8 * 64, "device": "cpu", "dtype": "float32", "threads": 1, "compile": "off",
+        "model": {"width": 64, "context": CONTEXT},
         "data": {**corpus, "seq_len": 64, "batch_size": 8}, "task": {"evaluate_tokens": 4096}, "checkpoint": {"every_s": 5},
         "log": {"every": 1},
     }  # fmt: skip
@@ -156,7 +150,7 @@ def _forecast(home: Path, folder: Path, measured: dict[str, Any]) -> None:
 
 def _numbers(folder: Path) -> dict[str, Any]:
     """What came of the wave, from the files."""
-    hour_s, answers = json.loads((folder / "measured.json").read_text())["hour_s"], read_answers(folder / "answers.jsonl")
+    hour_s, answers = json.loads((folder / "measured.json").read_text())["hour_s"], read_lines(folder / "answers.jsonl")
     leases, rows = Ledger(folder / "ledger.db").leases(), [read_metrics(folder / name / "run.jsonl") for name in RUNS]
     loans = [lease for lease in leases if lease.until is not None]
     first = loans[0] if loans else leases[0]

@@ -4,7 +4,6 @@ The day begins at its quietest, and swings 2.2 times between its quietest and bu
 m-small); days differ in height by some 8 %, hours by 5 %.
 """
 
-import json
 import math
 import threading
 import time
@@ -18,6 +17,7 @@ import numpy as np
 
 from tenfold.fleet.dispatcher import Dispatcher
 from tenfold.fleet.fleet import Demand
+from tenfold.spec.files import append_line, read_lines
 from tenfold.spec.forecasts import around
 
 PEAK = slice(10, 14)  # hours
@@ -48,7 +48,7 @@ class Wave:
 
     def __init__(self, path: Path, arrivals: Sequence[float], body: dict[str, Any], dispatcher: Dispatcher):
         self._path, self._arrivals, self._body, self._dispatcher = path, arrivals, body, dispatcher
-        self._left = set(range(len(arrivals))) - {row["request"] for row in read_answers(path)}
+        self._left = set(range(len(arrivals))) - {row["request"] for row in read_lines(path)}
         self._lock, self._pool, self._sent = threading.Lock(), ThreadPoolExecutor(128), list[Future[None]]()
         self._began = time.time() - arrivals[min(self._left, default=-1)]  # from the first that has no answer
         threading.Thread(target=self._send, args=(sorted(self._left),), daemon=True).start()
@@ -80,12 +80,6 @@ class Wave:
 
     def _ask(self, i: int) -> None:
         row = {"request": i, "came": self._arrivals[i], **asdict(self._dispatcher.ask({**self._body, "seed": i}))}
-        with self._lock, self._path.open("a") as stream:
-            stream.write("\n" + json.dumps(row))  # on a line of its own, though a kill tore the one before
+        with self._lock:
+            append_line(self._path, row)
             self._left.remove(i)
-
-
-def read_answers(path: Path) -> list[dict[str, Any]]:
-    """The answers of a wave, without a line that a kill tore."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]

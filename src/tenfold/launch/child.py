@@ -3,8 +3,12 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
+
+# Linux's prctl(PR_SET_PDEATHSIG, SIGTERM), which holds on after exec.
+_FOLLOW = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execvp(sys.argv[1], sys.argv[1:])"
 
 
 def follow_parent(grace_s: float) -> int:
@@ -20,6 +24,11 @@ def follow_parent(grace_s: float) -> int:
 
     threading.Thread(target=follow, daemon=True).start()
     return parent.pid
+
+
+def following(command: list[str]) -> list[str]:
+    """The same command, which is told to end (SIGTERM) when the thread that started it is gone, where the system can do that."""
+    return [sys.executable, "-c", _FOLLOW, *command] if sys.platform == "linux" else command
 
 
 def set_threads(threads: int) -> None:

@@ -18,6 +18,7 @@ import jinja2
 from tenfold.launch.command import command_words
 from tenfold.launch.job import Job, Launcher
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.files import write_text
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,7 @@ class JobFileLauncher(Launcher):
         if job.function is not None:
             raise TenfoldError(f"{self.template.split('.')[0].title()} starts command lines, and {job.name!r} is a function.")
         self.check(job)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.path(job).write_text(self._render(job))
+        write_text(self.path(job), self._render(job))
         return self.path(job)
 
     def path(self, job: Job) -> Path:

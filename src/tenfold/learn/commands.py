@@ -2,15 +2,32 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta, Struct
 
-from tenfold.learn.tune import TuneSettings
-from tenfold.spec.commands import Home, Json, print_json
+from tenfold.learn.options import (
+    DPOOptions,
+    GateSettings,
+    GRPOOptions,
+    Kind,
+    KTOOptions,
+    LoRAOptions,
+    RewardSource,
+    TuneSettings,
+)
+from tenfold.spec.commands import Folder, Home, Json, print_json
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.ranges import SeqLen, Text
 
-Generation = Annotated[Path, Meta(description="The generation's directory.")]
+if TYPE_CHECKING:
+    from tenfold.train.result import RunResult
+
+GivenName = Annotated[str, Meta(pattern=r"^[\w][\w. -]*$", max_length=200, extra={"words": "a name of letters, digits and - . _"})]
+Model = Annotated[Path, Meta(description="The model to begin from: a generation, a Hugging Face directory or a GGUF file.")]
+Data = Annotated[Text, Meta(description="Rows as JSON lines or Parquet, a feedback database, or its SQLite file.")]
+Name = Annotated[GivenName, Meta(description="The name of the new generation.")]
+Generation = Annotated[Folder, Meta(description="The generation's directory.")]
 
 
 class ServerOptions(Struct, frozen=True):
@@ -20,15 +37,26 @@ class ServerOptions(Struct, frozen=True):
     key: Annotated[str, Meta(description="The key of an operator, where the server has keys.")] = ""
 
 
+class NewGeneration(Struct, frozen=True):
+    """The generation that is made, and how its result is shown."""
+
+    home: Home = Path("generations")
+    name: Name = "sft"
+    json: Json = False
+
+    @property
+    def directory(self) -> Path:
+        return self.home / self.name
+
+
 def sft(
-    model: Annotated[Path, Meta(description="The model to begin from: a generation, a Hugging Face directory or a GGUF file.")],
+    model: Model,
     /,
     *,
-    data: Annotated[str, Meta(description="JSON lines of chats, a feedback database, or its SQLite file.")],
+    data: Data,
     settings: TuneSettings = TuneSettings(),
-    home: Home = Path("generations"),
-    name: Annotated[str, Meta(description="The name of the new generation.")] = "sft",
-    json: Json = False,
+    options: LoRAOptions = LoRAOptions(),
+    new: NewGeneration = NewGeneration(),
 ) -> None:
     """Fine-tune a model on chats; users or prompts are held out for the gate.
 
@@ -37,13 +65,106 @@ def sft(
     from tenfold.learn.tune import tune
     from tenfold.serve.options import model_path
 
-    result = tune(model_path(model), data, home / name, settings, quiet=json)
+    result = tune(model_path(model), data, new.directory, settings, options=options, quiet=new.json)
+    _report(result, f"{result.loss:.4f} nats per token of the validation answers", new.json)
+
+
+def dpo(
+    model: Model,
+    /,
+    *,
+    data: Data,
+    settings: TuneSettings = TuneSettings(),
+    options: DPOOptions = DPOOptions(),
+    new: NewGeneration = NewGeneration(name="dpo"),
+) -> None:
+    """Let a model learn which of two answers people preferred (direct preference optimization).
+
+    Example: tenfold learn dpo generations/chat-1 --data feedback.db --name chat-2 --steps 100 --seq-len 512
+    """
+    from tenfold.learn.tune import tune
+    from tenfold.serve.options import model_path
+
+    result = tune(model_path(model), data, new.directory, settings, options=options, quiet=new.json)
+    _report(result, f"a loss of {result.loss:.4f} on the validation pairs", new.json)
+
+
+def kto(
+    model: Model,
+    /,
+    *,
+    data: Data,
+    settings: TuneSettings = TuneSettings(),
+    options: KTOOptions = KTOOptions(),
+    new: NewGeneration = NewGeneration(name="kto"),
+) -> None:
+    """Let a model learn from answers that were rated one by one, as by thumbs (Kahneman-Tversky optimization).
+
+    Example: tenfold learn kto generations/chat-1 --data feedback.db --name chat-2 --steps 100 --seq-len 512
+    """
+    from tenfold.learn.tune import tune
+    from tenfold.serve.options import model_path
+
+    result = tune(model_path(model), data, new.directory, settings, options=options, quiet=new.json)
+    _report(result, f"a loss of {result.loss:.4f} on the validation answers", new.json)
+
+
+def grpo(
+    model: Model,
+    /,
+    *,
+    source: RewardSource,
+    settings: TuneSettings = TuneSettings(batch_size=64),
+    options: GRPOOptions = GRPOOptions(),
+    new: NewGeneration = NewGeneration(name="grpo"),
+) -> None:
+    """Let a model answer, and learn from what a function rewards (group relative policy optimization).
+
+    A step has --batch-size answers, of at most --seq-len tokens each with its prompt.
+
+    Example: tenfold learn grpo generations/chat-1 --rewards arithmetic.py --steps 100
+    """
+    from tenfold.learn.tune import tune_on_rewards
+    from tenfold.serve.options import model_path
+
+    result = tune_on_rewards(model_path(model), source, new.directory, settings, options=options, quiet=new.json)
+    _report(result, f"a reward of {-result.loss:.4f} on the prompts that were kept", new.json)
+
+
+def show(
+    model: Model,
+    /,
+    *,
+    data: Data,
+    kind: Annotated[Kind, Meta(description="What would be learned from it.")] = "sft",
+    seq_len: Annotated[SeqLen, Meta(description="Tokens in a row; longer chats lose their end.")] = 128,
+    count: Annotated[int, Meta(ge=0, description="How many answers are printed.")] = 3,
+    json: Json = False,
+) -> None:
+    """Show what a run would learn before it runs: the text as the model reads it, what is learned of it marked, and counts.
+
+    Example: tenfold learn show generations/g1 --data chats.jsonl
+    """
+    from rich.console import Console
+
+    from tenfold.learn.show import find
+    from tenfold.learn.show import show as print_answers
+    from tenfold.serve.options import model_path
+
+    found = find(model_path(model), data, kind, seq_len)
+    if json:
+        print_json(found.counts)
+    else:
+        print_answers(model_path(model), found, count, Console())
+
+
+def _report(result: "RunResult", what: str, json: bool) -> None:
     if not result.finished:
         raise TenfoldError(f"Stopped and saved at step {result.step}: the same command goes on from there.")
     if json:
         print_json(asdict(result))
     else:
-        print(f"{home / name}: {result.loss:.4f} nats per token of the validation answers after {result.step} steps.")
+        print(f"{result.directory}: {what} after {result.step} steps.")
 
 
 def gate(
@@ -51,20 +172,99 @@ def gate(
     /,
     *,
     against: Annotated[Path, Meta(description="The model that it has to do better than.")],
+    settings: GateSettings = GateSettings(),
     home: Home = Path("generations"),
     json: Json = False,
 ) -> None:
-    """Judge a generation on prompts that it has not learned, beside the one before, and write its gate.json.
+    """Judge a generation beside the one before, and write its gate.json and model card.
 
-    Example: tenfold learn gate generations/chat-1 --against generations/g1
+    It has to agree better with people on prompts that it has not learned, and be worse in nothing beyond noise.
+
+    Example: tenfold learn gate generations/chat-1 --against generations/g1 --evaluations sums.jsonl
     """
     from tenfold.learn.gate import gate as judge
 
-    judged = judge(new, against, home)
+    _verdict(judge(new, against, home, settings), json)
+
+
+class Source(Struct, frozen=True):
+    """What the next generation learns, and from where."""
+
+    feedback: Annotated[Text, Meta(description="What people said: a feedback database, its SQLite file, or a file of rows.")]
+    model: Annotated[Path | None, Meta(description="The model to begin from; by default the generation in service.")] = None
+    kind: Annotated[Kind, Meta(description="What is learned: chats, preferences or ratings.")] = "sft"
+
+
+def next_generation(
+    name: Annotated[GivenName, Meta(description="The name of the new generation.")],
+    /,
+    *,
+    source: Source,
+    settings: TuneSettings = TuneSettings(),
+    checks: GateSettings = GateSettings(),
+    home: Home = Path("generations"),
+    json: Json = False,
+) -> None:
+    """From what people said to a generation that is judged: data, run and gate. Called again it goes on from where it was.
+
+    Example: tenfold learn next chat-2 --feedback feedback.db --steps 200
+    """
+    from tenfold.learn.gate import gate as judge
+    from tenfold.learn.release import released
+    from tenfold.learn.tune import tune
+    from tenfold.serve.options import model_path
+
+    now = released(home)
+    if source.model is None and now is None:
+        raise TenfoldError(f"No generation of {home} is in service: give --model.")
+    old = source.model or Path(now["path"] if now else "")
+    options: LoRAOptions = {"sft": LoRAOptions, "dpo": DPOOptions, "kto": KTOOptions}[source.kind]()
+    result = tune(model_path(old), source.feedback, home / name, settings, options=options, quiet=json)
+    if not result.finished:
+        raise TenfoldError(f"Stopped and saved at step {result.step}: the same command goes on from there.")
+    _verdict(judge(home / name, old, home, checks), json)
+
+
+def _verdict(judged: dict[str, Any], json: bool) -> None:
     if json:
         print_json(judged)
-    else:
-        print(f"{'Passed' if judged['passed'] else 'Refused'}: {judged['reason']}")
+        return
+    for check in judged["checks"]:
+        print(f"  {'' if check['passed'] else 'NOT '}{check['name']}: {check['says']}")
+    print(f"{'Passed' if judged['passed'] else 'Refused'}: {judged['reason']}")
+
+
+def evaluate(
+    model: Model,
+    /,
+    *,
+    data: Annotated[tuple[Path, ...], Meta(description="Files of rows with a prompt and an ideal answer.")],
+    against: Annotated[Path | None, Meta(description="Another model that answers the same prompts.")] = None,
+    corpus: Annotated[Path | None, Meta(description="Chats that were learned; by default those of the generation.")] = None,
+    json: Json = False,
+) -> None:
+    """What share of prompts a model answers right, by language; beside another model, with paired tests.
+
+    Prompts that were learned, found by n-grams, are counted and left out.
+
+    Example: tenfold learn evaluate generations/chat-1 --data sums.jsonl --against generations/g1
+    """
+    from tenfold.learn.evaluate import evaluate as answer_all
+
+    found = answer_all(model, list(data), against, corpus)
+    if json:
+        print_json(found)
+        return
+    for name, one in found.items():
+        low, high = one["right_interval"]
+        print(f"{name}: {one['right']:.0%} right (95 %: {low:.0%} to {high:.0%}) of {one['prompts']}, {one['nats']:.2f} nats.")
+        print(f"  {one['learned']} prompts were learned and are left out." if one["learned"] else "  No prompt was learned.")
+        for language, part in one["languages"].items():
+            print(f"  {language}: {part['right']:.0%} right of {part['prompts']}, {part['nats']:.2f} nats.")
+        if (beside := one.get("against")) is not None:
+            low, high = beside["nats"]["t_interval"]
+            print(f"  Beside the other: {beside['nats']['mean']:+.2f} nats (95 %: {low:+.2f} to {high:+.2f}); p of so many")
+            print(f"  losses by chance {beside['lost_p']:.2g}.")
 
 
 def release(

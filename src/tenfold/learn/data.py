@@ -3,67 +3,142 @@
 train.jsonl         learned
 validation.jsonl    seen between steps, and what the gate's forecast is made from
 held_out.jsonl      the gate's own
+people.json         whose rows these are, what was scrubbed, and which sets and models hold rows of users who were deleted
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tenfold.data.conversations.chats import Chat, prompt_of, read_chats
-from tenfold.spec.errors import TenfoldError
-from tenfold.spec.files import whole_folder, write_json
+from tenfold.data.conversations.preferences import read_preferences, read_rated
+from tenfold.data.conversations.rows import read_rows
+from tenfold.learn.lineage import VERSION, holders
+from tenfold.learn.options import Kind
+from tenfold.learn.personal import scrub
+from tenfold.spec.errors import TenfoldError, without_secrets
+from tenfold.spec.files import whole_folder, write_json, write_text
 
-VERSION = 1  # of the files of this room
+if TYPE_CHECKING:
+    from tenfold.serve.feedback.feedback import Feedback
+
 PARTS = ("train", "validation", "held_out")
 
 
-def parts_of(source: str, folder: Path, share: float) -> dict[str, Path]:
-    """The three parts of `source` in `folder`, made once: JSON lines of chats, a feedback database, or its SQLite file.
+def parts_of(source: str, folder: Path, share: float, kind: Kind = "sft") -> dict[str, Path]:
+    """The three parts of `source` in `folder`, made once: a file of rows, a feedback database, or its SQLite file.
 
     `share` of the users, or prompts, is held out, and as many are for validation. Raises TenfoldError where a part is empty.
     """
     files = {part: folder / f"{part}.jsonl" for part in PARTS}
     if folder.exists():
         return files
-    rows = _by_prompt(read_chats(Path(source)), share) if source.endswith(".jsonl") else _by_user(source, share)
+    people: dict[str, Any] = {}
+    if is_file_of_rows(source):
+        rows = _by_prompt(Path(source), share, kind)
+    else:
+        rows, people = _by_user(source, folder.parent.parent, share, kind)
+    people |= _clean(rows)
     for part in PARTS:
         if not rows[part]:
             raise TenfoldError(f"{source} leaves no chats for {part}: gather more, from more users.")
     with whole_folder(folder) as scratch:
+        write_versioned(scratch / "people.json", people)
         for part in PARTS:
-            (scratch / f"{part}.jsonl").write_text("".join(f"{row}\n" for row in sorted(rows[part])))  # whoever spoke first
+            write_text(scratch / f"{part}.jsonl", "".join(f"{row}\n" for row in sorted(rows[part])))  # whoever spoke first
     return files
 
 
-def _by_prompt(chats: list[Chat], share: float) -> dict[str, list[str]]:
+def is_file_of_rows(source: str) -> bool:
+    """Whether `source` is a file of rows, not a database."""
+    return "://" not in source and source.endswith((".jsonl", ".json", ".parquet"))
+
+
+def _by_prompt(path: Path, share: float, kind: Kind) -> dict[str, list[str]]:
     rows: dict[str, list[str]] = {part: [] for part in PARTS}
-    for chat in chats:
-        digest = hashlib.sha256(json.dumps(prompt_of(chat), sort_keys=True).encode()).digest()
+    for prompt, row in _with_prompts(path, kind):
+        digest = hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).digest()
         place = int.from_bytes(digest[:4]) / 2**32
         part = "held_out" if place < share else "validation" if place < 2 * share else "train"
-        rows[part].append(json.dumps({"messages": chat}, ensure_ascii=False))
+        rows[part].append(json.dumps(row, ensure_ascii=False))
     return rows
 
 
-def _by_user(database: str, share: float) -> dict[str, list[str]]:
-    """Thumbs up and corrections: a user's are in one part. The smaller of two test shares holds users of the larger alone."""
-    from tenfold.serve.feedback.export import export
+def _with_prompts(path: Path, kind: Kind) -> Iterator[tuple[Chat, dict[str, Any]]]:
+    """Each row of a file in TRL's format, with its prompt."""
+    if kind == "dpo":
+        for pair in read_preferences(path):
+            yield pair.chosen[:-1], {"prompt": pair.chosen[:-1], "chosen": pair.chosen[-1:], "rejected": pair.rejected[-1:]}
+    elif kind == "kto":
+        for rated in read_rated(path):
+            yield rated.chat[:-1], {"prompt": rated.chat[:-1], "completion": rated.chat[-1:], "label": rated.good}
+    else:
+        for chat in read_chats(path):
+            yield prompt_of(chat), {"messages": chat}
+
+
+def open_feedback(database: str) -> "Feedback":
+    """A feedback database, or the SQLite file of one. Raises TenfoldError where there is none."""
     from tenfold.serve.feedback.feedback import Feedback
 
     if "://" not in database and not Path(database).exists():
-        raise TenfoldError(f"There is no feedback in {database}: give JSON lines of chats, a feedback database, or its file.")
-    feedback = Feedback(database if "://" in database else f"sqlite:///{database}")
-    found = []
+        raise TenfoldError(f"There is no feedback in {database}: give a file of rows, a feedback database, or its file.")
+    return Feedback(database if "://" in database else f"sqlite:///{database}")
+
+
+def _by_user(database: str, home: Path, share: float, kind: Kind) -> tuple[dict[str, list[str]], dict[str, Any]]:
+    """What people said, and who they are: a user is in one part. The smaller of two test shares holds users of the larger alone."""
+    from tenfold.serve.feedback.export import export
+
+    feedback, found, users = open_feedback(database), [], []
     for test_share in (2 * share, share):
         with TemporaryDirectory() as folder:
             rows = Path(folder) / "rows.jsonl"
-            export(feedback, "sft", rows, test_share=test_share)
+            users.append(export(feedback, kind, rows, test_share=test_share).users)
             found.append([file.read_text().splitlines() for file in (rows, rows.with_suffix(".test.jsonl"))])
     (train, others), (_, held_out) = found
-    return {"train": train, "validation": [row for row in others if row not in set(held_out)], "held_out": held_out}
+    (learns, tests), (_, judges) = users
+    whose = {"train": learns, "validation": tests - judges, "held_out": judges}
+    rest = set(held_out)
+    gone = holders(home, without_secrets(database), feedback.users())
+    people = {"users": {part: sorted(of) for part, of in whose.items()}, "deleted_users_still_in": gone}
+    return {"train": train, "validation": [row for row in others if row not in rest], "held_out": held_out}, people
+
+
+def _clean(rows: dict[str, list[str]]) -> dict[str, Any]:
+    """Scrub personal data and leave out copies, in place; the report."""
+    personal, copies = Counter[str](), 0
+    for part in PARTS:
+        scrubbed = [json.dumps(scrub(json.loads(row), personal), ensure_ascii=False) for row in rows[part]]
+        known = {" ".join(row.casefold().split()): row for row in reversed(scrubbed)}  # the first of equal ones stays
+        copies += len(scrubbed) - len(known)
+        rows[part] = list(known.values())
+    return {"rows": {part: len(rows[part]) for part in PARTS}, "copies": copies, "personal": dict(personal)}
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A prompt, and the chats that end in an answer that was liked and in one that was not; one of the two may be missing."""
+
+    prompt: Chat
+    liked: Chat | None
+    disliked: Chat | None
+
+
+def read_judgements(path: Path) -> list[Judgement]:
+    """The rows of a part, of whichever kind they are. Raises TenfoldError for what is none."""
+    (_, first), *_ = read_rows(path)
+    if "chosen" in first:
+        return [Judgement(pair.chosen[:-1], pair.chosen, pair.rejected) for pair in read_preferences(path)]
+    if "label" in first:
+        return [Judgement(one.chat[:-1], *((one.chat, None) if one.good else (None, one.chat))) for one in read_rated(path)]
+    cut = [(prompt_of(chat), chat) for chat in read_chats(path)]
+    return [Judgement(prompt, chat[: len(prompt) + 1], None) for prompt, chat in cut]
 
 
 def sha256(file: Path) -> str:

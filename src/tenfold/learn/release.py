@@ -35,7 +35,7 @@ def release(new: Path, home: Path) -> dict[str, Any]:
     if now["sha256"] == weights:
         return now
     before = [{key: now[key] for key in ("path", "sha256", "gate")}, *now["before"]]
-    return _write(home, {"path": str(new), "sha256": weights, "gate": sha256(new / "gate.json"), "before": before})
+    return _write(home, {"path": str(new.resolve()), "sha256": weights, "gate": sha256(new / "gate.json"), "before": before})
 
 
 def rollback(home: Path) -> dict[str, Any]:

@@ -1,56 +1,94 @@
-"""A generation from another by fine-tuning on chats: its data, its run, and the record of where it came from."""
+"""A generation from another by fine-tuning: its data, its run, and the record of where it came from."""
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from msgspec import Meta, Struct
+import msgspec
+from msgspec import Struct
 
-from tenfold.learn.data import parts_of, sha256, write_versioned
+from tenfold.learn.data import VERSION, parts_of, sha256, write_versioned
+from tenfold.learn.options import DPOOptions, GRPOOptions, KTOOptions, LoRAOptions, RewardSource, TuneSettings
 from tenfold.model.io.huggingface import weights_hash
+from tenfold.spec.errors import without_secrets
+from tenfold.spec.versions import read_document
+from tenfold.train.identity import identify
+from tenfold.train.resolve import CONTINUED_LEARNING_RATE
 from tenfold.train.result import RunResult, read_result
 from tenfold.train.run_file import config_from_fields
 from tenfold.train.tasks.find import open_task
 from tenfold.train.trainer import fit, standard_hooks
 
-
-class TuneSettings(Struct, frozen=True):
-    """How long and how fast a model is tuned."""
-
-    steps: Annotated[int, Meta(gt=0, description="Steps of the optimizer.")] = 20
-    seq_len: Annotated[int, Meta(gt=0, description="Tokens in a row; longer chats lose their end.")] = 128
-    batch_size: Annotated[int, Meta(gt=0, description="Rows in a step.")] = 4
-    learning_rate: Annotated[float | None, Meta(description="Of a hidden matrix of the base width, at the peak.")] = None
-    max_epochs: Annotated[float, Meta(gt=0, description="How often a chat may be read.")] = 4.0
-    held_out: Annotated[float, Meta(gt=0, lt=0.5, description="Share of users kept for the gate; as many for validation.")] = 0.2
-    seed: Annotated[int, Meta(description="Seed of the order of the chats.")] = 0
+# Of a hidden matrix of the base width: preferences and rewards tell a model apart from itself, and want smaller steps than chats.
+LEARNING_RATES = {"dpo": 3e-5, "kto": 3e-5, "grpo": 5e-5}
+ADAPTERS = 10  # times as fast as all weights, as is usual
+TOKENS_AT_ONCE = 2048  # of drawn answers
 
 
-def tune(model: Path, source: str, generation: Path, settings: TuneSettings, *, quiet: bool = False) -> RunResult:
+def tune(
+    model: Path, source: str, generation: Path, settings: TuneSettings, *, options: LoRAOptions = LoRAOptions(),
+    quiet: bool = False,
+) -> RunResult:  # fmt: skip
     """Fine-tune the weights at `model` on the chats of `source`; goes on from where an earlier call was stopped.
 
-    Writes the generation: `data/`, the run with `model/`, and when it has finished `lineage.json`.
+    With `options` on its preferences or ratings. Writes the generation: `data/`, the run with `model/`, and when it has finished
+    `lineage.json`. Raises TenfoldError where it was begun with other settings.
     """
-    files = parts_of(source, generation / "data", settings.held_out)
-    result = read_result(generation)
-    if result is None:
-        fields: dict[str, Any] = {
-            "tokens": settings.steps * settings.batch_size * settings.seq_len,
-            "seed": settings.seed,
-            "init_from": str(model),
-            "task": {"name": "sft", "validation": str(files["validation"])},
-            "data": {"corpus": str(files["train"])},
-            "optimizer": {"name": "adamw"},
-            "checkpoint": {"keep_last": 1},
-            "log": {"every": 1},
-        }
-        fields["data"] |= {key: getattr(settings, key) for key in ("seq_len", "batch_size", "max_epochs")}
-        if settings.learning_rate is not None:
-            fields["optimizer"]["learning_rate"] = settings.learning_rate
-        config = config_from_fields(fields, "The run")
-        result = fit(open_task(config, generation.parent), config, generation, standard_hooks(config, quiet=quiet))
+    kind: Any = {LoRAOptions: "sft", DPOOptions: "dpo", KTOOptions: "kto"}[type(options)]
+    files = parts_of(source, generation / "data", settings.held_out, kind)
+    task = {"name": kind, "validation": str(files["validation"]), **_fields(options)}
+    result = _run(model, generation, _run_fields(task, str(files["train"]), settings), quiet)
+    _write_lineage(result, generation, model, source, files)
+    return replace(result, directory=generation)
+
+
+def tune_on_rewards(
+    model: Path, source: RewardSource, generation: Path, settings: TuneSettings, *, options: GRPOOptions, quiet: bool = False
+) -> RunResult:
+    """Let the weights at `model` answer, and learn from what the functions of `source` say; as `tune` otherwise."""
+    task = {"name": "grpo", "rewards": source.rewards, **_fields(options)}
+    fields = _run_fields(task, source.prompts, settings)
+    fields["parallel"] = {"micro_batch": max(1, TOKENS_AT_ONCE // settings.seq_len)}
+    result = _run(model, generation, fields, quiet)
+    files = {"rewards": Path(source.rewards), "prompts": Path(source.prompts)}
+    _write_lineage(result, generation, model, source.prompts, {name: file for name, file in files.items() if file.is_file()})
+    return replace(result, directory=generation)
+
+
+def _fields(options: Struct) -> dict[str, Any]:
+    return {k: v for k, v in msgspec.to_builtins(options).items() if v is not None}
+
+
+def _run_fields(task: dict[str, Any], corpus: str, settings: TuneSettings) -> dict[str, Any]:
+    learning_rate = settings.learning_rate or LEARNING_RATES.get(task["name"], CONTINUED_LEARNING_RATE)
+    if task["lora_rank"] and settings.learning_rate is None:
+        learning_rate *= ADAPTERS
+    return {
+        "tokens": settings.steps * settings.batch_size * settings.seq_len,
+        "seed": settings.seed,
+        "task": task,
+        "data": {"corpus": corpus, **{key: getattr(settings, key) for key in ("seq_len", "batch_size", "max_epochs")}},
+        "optimizer": {"name": "adamw", "learning_rate": learning_rate},
+        "checkpoint": {"keep_last": 1},
+        "log": {"every": 1},
+        # The losses of other tasks are no nats of a token, and jump from step to step.
+        "health": {} if task["name"] == "sft" else {"loss_spike": 0.0},
+    }
+
+
+def _run(model: Path, generation: Path, fields: dict[str, Any], quiet: bool) -> RunResult:
+    config = config_from_fields({**fields, "init_from": str(model)}, "The run")
+    task, result = open_task(config, generation.parent, quiet=quiet), read_result(generation)
+    if result is None or "tokens" in identify(task, config, generation).changed:
+        result = fit(task, config, generation, standard_hooks(config, quiet=quiet))
+    return result
+
+
+def _write_lineage(result: RunResult, generation: Path, model: Path, source: str, files: dict[str, Path]) -> None:
     if result.finished and not (generation / "lineage.json").exists():
         data = {part: sha256(path) for part, path in files.items()}
-        begun = {"path": str(model), "sha256": weights_hash(model)}
-        write_versioned(generation / "lineage.json", {"init_from": begun, "source": source, "data": data})
-    return replace(result, directory=generation)
+        begun = {"path": str(model.resolve()), "sha256": weights_hash(model)}
+        people = generation / "data" / "people.json"
+        found = {"people": read_document(people, VERSION, "tune the model again")} if people.exists() else {}
+        lineage = {"init_from": begun, "source": without_secrets(source), "data": data, **found}
+        write_versioned(generation / "lineage.json", lineage)

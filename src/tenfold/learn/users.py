@@ -3,6 +3,7 @@
 Every user asks questions of its own, so that those of held-out users have not been learned.
 """
 
+import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -62,3 +63,40 @@ def unjudged(feedback: Feedback, asked: list[Question]) -> Iterator[Question]:
     judged |= {row.response_id for row in feedback.rows(ratings) if row.value > 0}
     known = {(row.user_hash, row.messages[-1]["content"]) for row in feedback.rows(responses) if row.id in judged}
     return (q for q in asked if (feedback.user_hash(q.user), q.prompt) not in known)
+
+
+@dataclass(frozen=True)
+class Taste:
+    """A hidden preference: answers that are short, end with a question, and never mention `shunned`.
+
+    An answer has three points for a question at its end, loses four for the word, and one for each ten words. Of two answers
+    a user prefers the one with more points, with the probability of Bradley and Terry at a `noise` in points. Whatever learns from
+    these users sees their judgements alone.
+    """
+
+    shunned: str = "however"
+    noise: float = 0.5
+
+    def points(self, text: str) -> float:
+        words = text.lower().split()
+        return 3 * text.rstrip().endswith("?") - 4 * (self.shunned in text.lower()) - len(words) / 10
+
+    def prefers_first(self, first: str, second: str, chance: random.Random) -> bool:
+        margin = (self.points(first) - self.points(second)) / self.noise
+        return chance.random() < 1 / (1 + math.exp(-max(-30.0, min(30.0, margin))))
+
+
+def compare_two(server: str, user: str, prompt: str, taste: Taste, chance: random.Random) -> None:
+    """Ask twice, and say which of the two answers is better."""
+    ids, texts = [], []
+    for _ in range(2):
+        body = {
+            "messages": [{"role": "user", "content": prompt}], "max_tokens": 48, "temperature": 1.0, "seed": chance.getrandbits(31),
+            "store": True, "user": user,
+        }  # fmt: skip
+        answer = post(f"{server}/v1/chat/completions", body)
+        ids.append(answer["id"])
+        texts.append(answer["choices"][0]["message"]["content"])
+    winner = "tie" if texts[0] == texts[1] else "a" if taste.prefers_first(texts[0], texts[1], chance) else "b"
+    said = {"response_id": ids[0], "other_response_id": ids[1], "winner": winner}
+    post(f"{server}/v1/feedback", {"consent": True, "user": user, **said})

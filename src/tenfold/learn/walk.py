@@ -2,22 +2,21 @@
 
 import os
 import shutil
-import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Event
 from typing import Any
 
-from tenfold.launch.job import Job, open_launcher
 from tenfold.learn.data import VERSION, sha256, write_versioned
 from tenfold.learn.gate import gate
+from tenfold.learn.options import TuneSettings
 from tenfold.learn.release import release, swap
-from tenfold.learn.tune import TuneSettings, tune
+from tenfold.learn.tune import tune
 from tenfold.model.io.huggingface import read_model, write_model
 from tenfold.spec.errors import NotInstalled, TenfoldError
 from tenfold.spec.files import whole_folder
@@ -26,7 +25,6 @@ from tenfold.spec.versions import read_document
 
 NAME, OLD = "chat-1", "smollm2-135m"
 SALT = bytes(32)  # the users are simulated: the same ones are held out in every home
-START_S = 240.0  # a server that does not answer by then is lost
 CALLERS = 4  # that ask at once
 
 
@@ -77,28 +75,12 @@ def _base(source: Path, directory: Path) -> Path:
     return directory / "model"
 
 
-@contextmanager
-def serving(model: Path, database: Path) -> Iterator[str]:
-    """`tenfold serve` in a process of its own, which ends with this one: its address on a free port of this machine."""
-    from tenfold.serve.api.server import serve
-    from tenfold.serve.options import EngineOptions, ServerOptions
+def _served(model: Path, database: Path) -> AbstractContextManager[str]:
+    """The address of a server of the old model, which keeps what people say."""
+    from tenfold.serve.options import EngineOptions
+    from tenfold.serve.start import serving
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = {OLD: EngineOptions(model, kv_cache_gib=0.1)}, ServerOptions(port=port, feedback=f"sqlite:///{database}")
-    launcher, end = open_launcher("local"), time.monotonic() + START_S
-    try:
-        job = launcher.submit(Job("serve", function=serve, arguments=options, grace_s=10))
-        while True:  # until the port is open, which is when the model has been loaded
-            with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                break
-            if job.future.done() or time.monotonic() > end:
-                raise TenfoldError(f"The server of {model} did not start: see what it printed.")
-            time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        launcher.close()
+    return serving({OLD: EngineOptions(model, kv_cache_gib=0.1)}, feedback=f"sqlite:///{database}")
 
 
 def _judge(model: Path, database: Path, asked: tuple[int, int], say: Callable[[str], None]) -> None:
@@ -108,7 +90,7 @@ def _judge(model: Path, database: Path, asked: tuple[int, int], say: Callable[[s
 
     if left := list(unjudged(Feedback(f"sqlite:///{database}", SALT), questions(*asked))):
         say(f"learn: {len(left)} questions of simulated users to {OLD}.")
-        with serving(model, database) as server, ThreadPoolExecutor(CALLERS) as callers:
+        with _served(model, database) as server, ThreadPoolExecutor(CALLERS) as callers:
             list(callers.map(partial(ask_and_judge, server), left))
 
 
@@ -118,7 +100,7 @@ def _swap(old: Path, new: Path, home: Path) -> dict[str, Any]:
     key = f"learn/swap/{judged[:12]}"
     if not file.exists():
         began = time.monotonic()
-        with serving(old, home / "feedback.db") as server:
+        with _served(old, home / "feedback.db") as server:
             quantiles = around(time.monotonic() - began, 0.8)  # as long as a start; the load may make it half or twice that
             made = Forecast(key=key, who="learn", kind="switch_seconds", unit="s", quantiles=quantiles, data={"gate.json": judged})
             forecast(home, made)

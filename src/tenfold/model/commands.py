@@ -5,16 +5,19 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from tenfold.spec.commands import Json, print_json
+from tenfold.spec.commands import Folder, Json, print_json
+from tenfold.spec.ranges import Seed
+
+Experts = Annotated[int, Meta(ge=1, le=2**16)]
 
 
 def upcycle(
     dense: Annotated[Path, Meta(description="A generation, or a Hugging Face directory or GGUF file of a dense Llama 3.")],
     /,
     *,
-    out: Annotated[Path, Meta(description="Where the model with experts is written, in Hugging Face layout.")],
-    experts: Annotated[int, Meta(description="Experts in each layer; a token goes through one of them and a shared one.")] = 16,
-    seed: Annotated[int, Meta(description="Seed of the routers.")] = 0,
+    out: Annotated[Folder, Meta(description="Where the model with experts is written, in Hugging Face layout.")],
+    experts: Annotated[Experts, Meta(description="Experts in each layer; a token goes through one of them and a shared one.")] = 16,
+    seed: Annotated[Seed, Meta(description="Seed of the routers.")] = 0,
     json: Json = False,
 ) -> None:
     """Make a dense Llama 3 into a Llama 4 with experts that computes the same, to be trained on.
@@ -39,3 +42,26 @@ def upcycle(
         f"{out}: {experts} experts a layer, {si(counts.total, 'parameters')} of which a token uses {si(counts.active)}. Train it "
         f'on with init_from = "{out}" in a run file.'
     )
+
+
+def export(
+    model: Annotated[Path, Meta(description="A generation, a Hugging Face directory or a GGUF file.")],
+    /,
+    *,
+    to: Annotated[str, Meta(description="gguf:f16, bf16, q8_0, q4_0, q4_k, ...; hf:f32, bf16, f16; meta:bf16, f16, f32.")],
+    out: Annotated[
+        Path | None, Meta(description="The file or folder that is made; by default named after the model, here.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Write a model for another tool, open it there where that is installed, and compare, before it stands under its name.
+
+    Example: tenfold export generations/g1 --to gguf:q8_0
+    """
+    from tenfold.model.io.export import export as exported
+
+    done = exported(model / "model" if (model / "model").is_dir() else model, to, out)
+    if json:
+        print_json({"path": str(done.path), "to": done.to, "notes": done.notes})
+        return
+    print(f"{done.path} ({done.to}) is done.", *done.notes, sep="\n")

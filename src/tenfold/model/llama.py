@@ -8,6 +8,7 @@ checkpoints split each head in halves instead, so their rows are permuted on the
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -44,6 +45,11 @@ def rope_frequencies(spec: ModelSpec) -> Tensor:
     smooth = (s.original_context / wavelengths - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)
     blended = (1 - smooth) * frequencies / s.factor + smooth * frequencies
     return torch.where((wavelengths <= long) & (wavelengths >= short), blended, stretched)
+
+
+def rope_factors(spec: ModelSpec) -> Tensor:
+    """By what the stretch divides the inverse wavelengths, float32 [head_dim / 2], as GGUF files have it."""
+    return rope_frequencies(replace(spec, rope_scaling=None)) / rope_frequencies(spec)
 
 
 def rope_table(spec: ModelSpec, positions: Tensor) -> Tensor:

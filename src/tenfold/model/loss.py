@@ -18,7 +18,7 @@ FEWEST = 128  # rows of a product worth its weights
 BEYOND_CACHE = 2**28  # what a chunk may take where no cache would hold its logits anyway
 
 
-def _rows(weight: Tensor) -> int:
+def chunk_rows(weight: Tensor) -> int:
     """Tokens whose logits fill one chunk; they are stored in float32, except on a GPU, where they keep their dtype."""
     row = (weight.element_size() if weight.is_cuda else 4) * weight.shape[0]
     rows = CHUNK_BYTES.get(weight.device.type, 2**25) // row
@@ -51,7 +51,7 @@ class _FusedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
         gradient = _compiled_gradient() if hidden.is_cuda else fused_gradient
-        chunks = -(-hidden.shape[0] // _rows(weight))
+        chunks = -(-hidden.shape[0] // chunk_rows(weight))
         nats, z_term = (torch.zeros((), device=hidden.device) for _ in range(2))
         grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight, dtype=torch.float32)
         ignored, index = targets < 0, targets.clamp(min=0)[:, None]
@@ -74,7 +74,7 @@ class _FusedCrossEntropy(torch.autograd.Function):
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
-        rows = min(_rows(weight), hidden.shape[0])
+        rows = min(chunk_rows(weight), hidden.shape[0])
         nats = torch.zeros((), device=hidden.device)
         z_term = torch.zeros((), device=hidden.device)
         grad_hidden = torch.empty_like(hidden)
@@ -129,7 +129,7 @@ def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float
         hidden, weight = hidden.to(dtype), weight.to(dtype)
     if not torch.is_grad_enabled():
         nats = torch.zeros((), device=hidden.device)
-        for h, t in zip(hidden.split(_rows(weight)), targets.split(_rows(weight)), strict=True):
+        for h, t in zip(hidden.split(chunk_rows(weight)), targets.split(chunk_rows(weight)), strict=True):
             nats += F.cross_entropy(F.linear(h, weight).float(), t, ignore_index=-100, reduction="sum")
         return nats, torch.zeros_like(nats)
     method = _FusedCrossEntropy if hidden.is_cuda else _ChunkedCrossEntropy

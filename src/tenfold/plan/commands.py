@@ -9,18 +9,23 @@ from msgspec import Meta, Struct, structs
 from tenfold.plan.costs.surroundings import Surroundings
 from tenfold.plan.request import GpuRequest, Request, StepRequest
 from tenfold.plan.workload.machine import Machine, machine
-from tenfold.spec.commands import Home, Json, print_json
+from tenfold.spec.commands import File, Folder, Home, Json, print_json
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import write_json, write_text
+from tenfold.spec.ranges import Text
+
+Rate = Annotated[float, Meta(ge=1e-3, le=1e6)]
+RateOrNone = Annotated[float, Meta(ge=0, le=1e6)]
+Buildings = Annotated[int, Meta(ge=1, le=2**20)]
 
 
 class MachineOptions(Struct, frozen=True):
     """The accelerator and its network."""
 
-    accelerator: Annotated[str, Meta(description="h100, b200, mi300x, ...")] = "h100"
-    network_gb_per_s: Annotated[float | None, Meta(description="Scale-out network, GB/s per GPU and direction.")] = None
-    buildings: Annotated[int, Meta(description="Buildings that share the GPUs evenly.")] = 1
-    between_gb_per_s: Annotated[float, Meta(description="Between buildings, GB/s per GPU and direction.")] = 0.0
+    accelerator: Annotated[Text, Meta(description="h100, b200, mi300x, ...")] = "h100"
+    network_gb_per_s: Annotated[Rate | None, Meta(description="Scale-out network, GB/s per GPU and direction.")] = None
+    buildings: Annotated[Buildings, Meta(description="Buildings that share the GPUs evenly.")] = 1
+    between_gb_per_s: Annotated[RateOrNone, Meta(description="Between buildings, GB/s per GPU and direction.")] = 0.0
 
     def machine(self, home: Path) -> tuple[Machine, str]:
         """The machine, by its calibration in `home` where there is one, and a sentence that says so or nothing."""
@@ -49,9 +54,9 @@ class PlanOutput(Output, frozen=True):
     """What is shown of a plan, and where it is kept."""
 
     explain: Annotated[
-        str | None, Meta(description="step_time, memory, layout, failures, cost, ...: the formula, numbers put in.")
+        Text | None, Meta(description="step_time, memory, layout, failures, cost, ...: the formula, numbers put in.")
     ] = None
-    out: Annotated[Path | None, Meta(description="Directory for plan.json and plan.html.")] = None
+    out: Annotated[Folder | None, Meta(description="Directory for plan.json and plan.html.")] = None
 
 
 def make(
@@ -73,13 +78,12 @@ def make(
 
       tenfold plan --model my.toml --budget-usd 2e6 --law law.json
     """
-    from rich.console import Console
-
     from tenfold.plan.costs.consequences import consequences
     from tenfold.plan.document import document, record
     from tenfold.plan.explain import explain
     from tenfold.plan.plan import solve
     from tenfold.plan.report import html, terminal
+    from tenfold.spec.terminal import console
 
     part, calibrated = hardware.machine(output.home)
     plan = solve(asked, fixed, part, step, output.home)
@@ -104,7 +108,7 @@ def make(
     if output.json:
         print_json(whole)
     else:
-        Console().print(terminal(whole))
+        console().print(terminal(whole))
 
 
 def _request(*options: Any) -> dict[str, Any]:
@@ -134,10 +138,9 @@ def compare(
     if output.json:
         print_json({"rows": rows})
         return
-    from rich.console import Console
-    from rich.table import Table
+    from tenfold.spec.terminal import Figures, console
 
-    table = Table("", "GPUs", "days", "MFU", "GPU-hours", "rent, M$", "MWh", "layout")
+    table = Figures("", "GPUs", "days", "MFU", "GPU-hours", "rent, M$", "MWh", "layout")
     for row in rows:
         if "reason" in row:
             table.add_row(row["accelerator"], *["-"] * 6, row["reason"])
@@ -146,7 +149,7 @@ def compare(
             row["accelerator"], f"{row['gpus']:,}", f"{row['wall_days']:.0f}", f"{row['mfu']:.1%}", f"{row['gpu_hours']:.3g}",
             f"{row['rent_usd'] / 1e6:,.0f}", f"{row['energy_mwh']:,.0f}", row["layout"],
         )  # fmt: skip
-    Console().print(table)
+    console().print(table)
 
 
 def _compared(name: str, home: Path, asked: Request, fixed: GpuRequest, step: StepRequest, around: Surroundings) -> dict[str, Any]:
@@ -174,37 +177,35 @@ def _compared(name: str, home: Path, asked: Request, fixed: GpuRequest, step: St
 
 def validate(
     *,
-    layouts: Annotated[Path | None, Meta(description="A table with the columns of layouts.csv.")] = None,
-    runs: Annotated[Path | None, Meta(description="A table with the columns of training_runs.csv.")] = None,
+    layouts: Annotated[File | None, Meta(description="A table with the columns of layouts.csv.")] = None,
+    runs: Annotated[File | None, Meta(description="A table with the columns of training_runs.csv.")] = None,
     json: Json = False,
 ) -> None:
     """What this plan gets wrong on published runs.
 
     Example: tenfold plan validate --layouts my_layouts.csv
     """
-    from rich.console import Console
-    from rich.table import Table
-
     from tenfold.plan.validation.validate import validate as compare_with_published
+    from tenfold.spec.terminal import Figures, console
 
     errors, remarks = compare_with_published(layouts, runs)
     if json:
         print_json({"rows": [asdict(e) for e in errors], "remarks": remarks})
         return
-    table = Table("", "source", "rows", "mean error", "median", "bias", "worst")
+    table = Figures("", "source", "rows", "mean error", "median", "bias", "worst")
     for e in errors:
         table.add_row(
             e.kind, e.source, str(e.rows), f"{e.mean_abs_pct:.1f} %", f"{e.median_abs_pct:.1f} %", f"{e.bias_pct:+.1f} %",
             f"{e.worst_pct:+.0f} % {e.worst}",
         )  # fmt: skip
-    console = Console()
-    console.print(table)
+    out = console()
+    out.print(table)
     for remark in remarks:
-        console.print(remark)
+        out.print(remark)
 
 
 def calibrate(
-    run: Annotated[Path, Meta(description="A directory of a finished run of `tenfold train`.")],
+    run: Annotated[Folder, Meta(description="A directory of a finished run of `tenfold train`.")],
     /,
     *,
     home: Home = Path("generations"),

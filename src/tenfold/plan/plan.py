@@ -19,6 +19,7 @@ from tenfold.spec.shapes import Shape
 DTYPES = ("bf16", "fp8")
 GOODPUT = 0.9  # of rented hours, where failures are not counted yet
 BUDGET_DAYS = 30.0  # how long a budget is spent over where neither --days nor --gpus says
+MOST_GPUS = 1e9  # beyond them no layout is looked for
 GOOD_MFU = 0.6  # nobody has trained a large model faster than this share of the peak
 
 
@@ -49,6 +50,8 @@ class Plan:
 def make_plan(shape: Shape, gpus: int, machine: Machine, step: StepRequest = StepRequest(), days: float | None = None) -> Plan:
     """The best plan for a shape on so many GPUs. Raises TenfoldError where it does not fit, or not in `days`."""
     _check(gpus, machine, step)
+    if shape.tokens < 1:
+        raise TenfoldError(f"{shape.flops:.3g} FLOPs train {shape.spec.name} on less than one token: ask for more compute.")
     spec, peak = shape.spec, machine.accelerator.peak_flops(step.dtype)
     batch = step.global_batch or max(1, round(batch_tokens(shape.flops) / step.seq_len))
     found = _search(spec, gpus, machine, step, batch)
@@ -111,6 +114,10 @@ def gpus_for_days(shape: Shape, days: float, machine: Machine, step: StepRequest
     _check(1, machine, step)
     peak, domain = machine.accelerator.peak_flops(step.dtype), machine.constants.domain_gpus
     needed, reason = shape.flops / (peak * GOOD_MFU * days * DAY_S), ""
+    if needed > MOST_GPUS:
+        raise TenfoldError(
+            f"{needed:.3g} {machine.accelerator.name} would be needed in {days:g} days: take more days or fewer FLOPs."
+        )
     fastest: tuple[float, int] | None = None
     for _ in range(16):
         gpus = _tidy(needed, domain)

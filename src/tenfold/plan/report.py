@@ -6,10 +6,10 @@ Everything is drawn from the JSON document, so a plan that was kept can be shown
 from importlib import resources
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from tenfold.plan.document import SCHEMA, Document
+from tenfold.spec.terminal import Figures
 from tenfold.spec.units import duration, si
 from tenfold.spec.versions import require_version
 
@@ -86,7 +86,7 @@ def bottom_lines(plan: Document) -> list[str]:
 def terminal(plan: Document) -> RenderableType:
     """The plan on one screen of 80 columns: headline, table, what binds, the next best layouts."""
     require_version(plan["schema"], (SCHEMA,), "The plan", AGAIN)
-    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
+    table = Figures(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
     table.add_column("", min_width=32)
     for name in ("low", "mid", "high"):
         table.add_column(name, justify="right", style="bold" if name == "mid" else "dim", min_width=12, no_wrap=True)

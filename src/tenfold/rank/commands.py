@@ -6,23 +6,25 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from tenfold.rank.family import NAME
-from tenfold.spec.commands import Json, print_json
+from tenfold.spec.commands import Folder, Json, print_json
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.ranges import LearningRate, Positive, SeqLen, Text
 from tenfold.train.commands import RunOptions
 from tenfold.train.commands import run as run_training
 from tenfold.train.config import RunConfig
 from tenfold.train.run_file import config_from_fields, read_config
 
+Width = Annotated[int, Meta(ge=16, le=2**20)]
 USERS_PER_STEP = 64
 
 
 class RankOptions(Struct, frozen=True):
     """The model, and how long it is trained."""
 
-    width: Annotated[int, Meta(description="Width of the model.")] = 32
-    seq_len: Annotated[int, Meta(description="Items of a history that it sees.")] = 50
-    epochs: Annotated[float, Meta(gt=0, description="Rows for each user.")] = 10.0
-    learning_rate: Annotated[float, Meta(gt=0, description="At the peak.")] = 0.01
+    width: Annotated[Width, Meta(description="Width of the model.")] = 32
+    seq_len: Annotated[SeqLen, Meta(description="Items of a history that it sees.")] = 50
+    epochs: Annotated[Positive, Meta(description="Rows for each user.")] = 10.0
+    learning_rate: Annotated[LearningRate, Meta(description="At the peak.")] = 0.01
 
     def run(self, source: str, users: int) -> RunConfig:
         """The run on the interactions `source` of so many users."""
@@ -37,7 +39,7 @@ class RankOptions(Struct, frozen=True):
 
 
 def train(
-    interactions: Annotated[str, Meta(description="A table of user, item and time; or synthetic, or movielens-100k.")],
+    interactions: Annotated[Text, Meta(description="A table of user, item and time; or synthetic, or movielens-100k.")],
     /,
     *,
     model: RankOptions = RankOptions(),
@@ -54,10 +56,10 @@ def train(
 
 
 def evaluate(
-    generation: Annotated[Path, Meta(description="The directory of a finished run of the task rank.")],
+    generation: Annotated[Folder, Meta(description="The directory of a finished run of the task rank.")],
     /,
     *,
-    home: Annotated[Path | None, Meta(description="Where the interactions are kept; by default beside the run.")] = None,
+    home: Annotated[Folder | None, Meta(description="Where the interactions are kept; by default beside the run.")] = None,
     json: Json = False,
 ) -> None:
     """Hit rate and NDCG at 10 on the test items, over the whole catalogue, beside what needs no model.

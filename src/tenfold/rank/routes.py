@@ -11,7 +11,8 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import Field
 
 from tenfold.rank.family import MODEL_TYPE
-from tenfold.serve.api.dependencies import ServedModels, gives
+from tenfold.serve.api.budget import Place
+from tenfold.serve.api.dependencies import Placed, ServedModels, gives
 from tenfold.serve.api.errors import ApiError
 from tenfold.serve.api.models import Models
 from tenfold.serve.api.protocol import Body
@@ -55,11 +56,11 @@ def rankers(models: Models) -> list[str]:
 
 
 @router.post("/v1/recommend", **gives(Recommendations))
-async def recommend(body: RecommendRequest, request: HttpRequest, models: ServedModels) -> Response:
-    return JSONResponse(await until_disconnect(request, _recommended(models, body)))
+async def recommend(body: RecommendRequest, request: HttpRequest, place: Placed, models: ServedModels) -> Response:
+    return JSONResponse(await until_disconnect(request, _recommended(models, body, place)))
 
 
-async def _recommended(models: Models, body: RecommendRequest) -> dict[str, Any]:
+async def _recommended(models: Models, body: RecommendRequest, place: Place) -> dict[str, Any]:
     found = rankers(models)
     name = models.resolve(body.model) if body.model or not found else found[0]
     if name not in found:
@@ -69,9 +70,10 @@ async def _recommended(models: Models, body: RecommendRequest) -> dict[str, Any]
     history = [0, *(n for item in body.history if (n := number[item]))][-model.backend.max_model_len + 1 :]
     out = {0, *filter(None, number.values())}
     sampling = Sampling(temperature=0.0, max_tokens=1, logprobs=body.k + len(out))
-    model.admit(history, 1)
+    model.admit(place, 1)
+    model.room(history, 1)
     top: list[tuple[int, float]] = []
-    async for delta in model.generate(Request(new_id("rec"), history, sampling), []):
+    async for delta in model.generate(Request(new_id("rec"), history, sampling, owner=place.owner), []):
         top = delta.logprobs[0].top if delta.logprobs else top
     best = {model.text.tokenizer.id_to_token(token): logprob for token, logprob in top if token not in out}
     items, unknown = list(best)[: body.k], [item for item, n in number.items() if not n]

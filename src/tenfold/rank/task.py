@@ -1,5 +1,6 @@
 """The task `rank`: the next item of a user's history, over the whole catalogue, by the trainer of all tasks."""
 
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -7,19 +8,22 @@ import numpy as np
 import torch
 from msgspec import Meta, Struct
 
-from tenfold.data.interactions.interactions import Interactions, last_inputs, open_interactions
+from tenfold.data.interactions.interactions import FILE, Interactions, last_inputs, open_interactions
 from tenfold.data.text.batches import Batch as TokenRows
 from tenfold.data.text.batches import share_of
 from tenfold.rank.family import NAME
 from tenfold.rank.metrics import USERS, popularity, quality_of, scorer_of
 from tenfold.spec.errors import TenfoldError
 from tenfold.train.config import RunConfig
+from tenfold.train.contradictions import refuse
 from tenfold.train.parallel.processes import on_first_process_then_all
 from tenfold.train.resolve import resolve_hyperparameters, resolve_model
 from tenfold.train.run import Run
 from tenfold.train.run_file import task_settings
 from tenfold.train.task import Batch, LossSums, Rows, TaskBase
 from tenfold.train.tasks.pretrain import HostRows
+
+UNUSED = ("data.mixture", "data.images", "data.image_share", "data.vocab_size", "data.cache_gib", "data.max_epochs")
 
 
 class RankConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -35,6 +39,8 @@ class Ranking(TaskBase):
     def __init__(self, config: RunConfig, interactions: Interactions):
         """Raises TenfoldError for a model of another family, or of another context than the rows have."""
         task_settings(config, RankConfig)
+        for key in UNUSED:
+            refuse(config, key, f'the task is "{NAME}"')
         self.interactions = interactions
         self.vocab_size, self.directory = interactions.vocab_size, interactions.directory
         self.spec, tokens = resolve_model(config, self.vocab_size)
@@ -50,6 +56,9 @@ class Ranking(TaskBase):
     def open(cls, config: RunConfig, home: Path, *, quiet: bool = False) -> "Ranking":
         """The task of a run file: its interactions are made ready in `home`, by one process, where they are not there yet."""
         return cls(config, on_first_process_then_all(lambda: open_interactions(config.data.corpus, home)))
+
+    def fingerprint(self) -> dict[str, str]:
+        return {"interactions": sha256((self.directory / FILE).read_bytes()).hexdigest()[:16]}
 
     def rows(self, step: int, rows: slice) -> HostRows:
         return HostRows(self.interactions.batch(step, rows, **self._draw))

@@ -7,11 +7,9 @@ import hashlib
 import json
 import math
 import os
-import socket
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,6 @@ from msgspec.structs import replace
 from tenfold.data.interactions.interactions import open_interactions
 from tenfold.data.interactions.read import MOVIELENS
 from tenfold.data.interactions.synthetic import SYNTHETIC
-from tenfold.launch.job import Job, open_launcher
 from tenfold.rank.commands import RankOptions, evaluated
 from tenfold.spec.errors import NotInstalled, TenfoldError
 from tenfold.spec.files import write_json
@@ -32,7 +29,6 @@ RUNGS = (8, 4, 2)  # parts of a run's epochs that it is forecast from
 MODELS = {SYNTHETIC: RankOptions(seq_len=20, epochs=5, learning_rate=0.03), MOVIELENS: RankOptions()}
 SHIFT = 0.15  # how far a rate on the test lies from the one on the validation, as a share of it, since its items came later
 ASKED = 16  # users for whom the server is asked
-START_S = 120.0  # a server that does not answer by then is lost
 
 
 def walk(home: Path, say: Callable[[str], None]) -> dict[str, Any]:
@@ -109,12 +105,15 @@ def _served(home: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """How often the server's ten best items hold what test users took next, asked over HTTP."""
 
     def ask() -> dict[str, Any]:
+        from tenfold.serve.options import EngineOptions
+        from tenfold.serve.start import serving
+
         hits, seconds = 0, []
-        with _serving(home / f"rank-{SYNTHETIC}" / "model") as recommend:
+        with serving({"rank": EngineOptions(home / f"rank-{SYNTHETIC}" / "model", kv_cache_gib=0.02)}) as server:
             for tokens in open_interactions(SYNTHETIC, home).histories[:ASKED]:
                 *history, came = [f"item-{token - 1}" for token in tokens]
                 began = time.perf_counter()
-                hits += came in recommend(history)
+                hits += came in _recommended(server, history)
                 seconds.append(time.perf_counter() - began)
         return {"users": ASKED, "hits": hits, "median_ms": 1000 * sorted(seconds)[ASKED // 2]}
 
@@ -123,37 +122,11 @@ def _served(home: Path, say: Callable[[str], None]) -> dict[str, Any]:
     return found
 
 
-@contextmanager
-def _serving(model: Path) -> Iterator[Callable[[list[str]], list[str]]]:
-    """`tenfold serve` in a process of its own: a function from a history to the items that it recommends."""
-    from tenfold.serve.api.server import serve
-    from tenfold.serve.options import EngineOptions, ServerOptions
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-
-    def recommend(history: list[str]) -> list[str]:
-        body, headers = json.dumps({"history": history}).encode(), {"content-type": "application/json"}
-        request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/recommend", body, headers)
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.load(answer)["items"]
-
-    arguments = {"rank": EngineOptions(model, kv_cache_gib=0.02)}, ServerOptions(port=port)
-    launcher, end = open_launcher("local"), time.monotonic() + START_S
-    server = launcher.submit(Job("serve", function=serve, arguments=arguments, grace_s=10))
-    try:
-        while True:
-            try:
-                recommend([])
-                break
-            except OSError:
-                if server.future.done() or time.monotonic() > end:
-                    raise TenfoldError(f"The server of {model} did not start.") from None
-                time.sleep(0.1)
-        yield recommend
-    finally:
-        launcher.close()
+def _recommended(server: str, history: list[str]) -> list[str]:
+    """The items that a server recommends after a history."""
+    body, headers = json.dumps({"history": history}).encode(), {"content-type": "application/json"}
+    with urllib.request.urlopen(urllib.request.Request(f"{server}/v1/recommend", body, headers), timeout=60) as answer:
+        return json.load(answer)["items"]
 
 
 def _once(file: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:

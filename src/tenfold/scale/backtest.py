@@ -57,6 +57,8 @@ def backtest(points: Sequence[Point], holdout: float, *, asymptote: tuple[float,
     below = [p for p in points if p.flops <= edge]
     above = [p for p in points if p.flops > edge]
     minimum = minimum_points(asymptote)
+    if not above:
+        raise TenfoldError(f"--holdout {holdout:g} hides no point: hold out more (10 hides the last factor of ten).")
     if len(below) < minimum:
         raise TenfoldError(
             f"Only {len(below)} points lie below 1/{holdout:g} of the largest compute and a law needs {minimum}: "

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tenfold.scale import documents
-from tenfold.scale.climb import generations, read_settings
+from tenfold.scale.generations import generations, read_settings
 from tenfold.scale.law import Law
 from tenfold.scale.points import Point
 from tenfold.scale.sparsity import fit_sparsity

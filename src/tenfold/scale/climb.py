@@ -5,18 +5,19 @@ generations/
   g1/  climb.json  ladder/*/run.jsonl  points.csv  law.json  forecast.json  run.jsonl  model/  score.json  report.html
 """
 
-import csv
 import json
 import math
-import time
 from collections.abc import Callable
-from dataclasses import asdict, fields, replace
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from tenfold.data.text.corpus import Corpus, build, require_tokens
-from tenfold.data.text.remote import is_remote, open_remote
+from tenfold.data.text.batches import row_count
+from tenfold.data.text.corpus import SPLITS, Corpus, require_tokens
+from tenfold.data.text.remote import is_remote
+from tenfold.data.text.sources import is_corpus, where
 from tenfold.scale import documents
 from tenfold.scale.forecast import (
     Speed,
@@ -27,6 +28,19 @@ from tenfold.scale.forecast import (
     score,
     write_forecast,
 )
+from tenfold.scale.generations import (
+    begin,
+    generations,
+    is_begun,
+    is_finished,
+    newest,
+    parent_of,
+    read_points_file,
+    read_settings,
+    require_same_text,
+    unfinished,
+    write_points,
+)
 from tenfold.scale.isoflop import minimum, rungs
 from tenfold.scale.ladder import Rung, plan_ladder
 from tenfold.scale.law import BITS_PER_BYTE, Law, fit_law
@@ -34,13 +48,15 @@ from tenfold.scale.options import ClimbSettings
 from tenfold.scale.points import Point
 from tenfold.scale.rungs import train_rungs, workers
 from tenfold.spec.errors import TenfoldError
-from tenfold.spec.files import whole_file, write_json
+from tenfold.spec.files import make_folder, one_at_a_time, write_json
 from tenfold.spec.shapes import shape_for_flops
 from tenfold.train.config import DataConfig, RunConfig
+from tenfold.train.device import resolve_device
 from tenfold.train.probe import probe
 from tenfold.train.result import RunResult, read_result
 from tenfold.train.run_file import config_from_fields
 from tenfold.train.tasks.pretrain import Pretraining, pretrain
+from tenfold.train.text import open_source
 
 EVALUATE_TOKENS = 98_304
 PROBE_SECONDS = 8.0
@@ -54,26 +70,74 @@ def climb(settings: ClimbSettings, home: Path, *, say: Say, quiet: bool = False,
 
     `on` names the launcher of the ladder's runs, such as "ray"; the points are the same with each.
     """
-    generation = _unfinished(home, settings) or _new(home, settings)
-    return climb_in(generation, settings, home, say=say, quiet=quiet, on=on)
+    with _alone(home):
+        settings = _resolved(settings, home)
+        generation = unfinished(home, settings)
+        corpus = _checked_corpus(settings, home, say=say, quiet=quiet)
+        if generation is None:
+            generation = begin(home, settings, corpus)
+        require_same_text(generation, corpus)
+        return _climb_in(generation, settings, corpus, say=say, quiet=quiet, on=on)
 
 
 def again(home: Path, *, say: Say, quiet: bool = False, on: str | None = None) -> Path:
-    """Take the newest finished generation as the top rung, and climb to ten times its compute."""
-    last = newest(home)
-    if last is None or not (last / "score.json").exists():
-        raise TenfoldError(f"There is no finished generation in {home} to climb from: run `tenfold climb` first.")
-    settings = read_settings(last)
-    higher = replace(settings, top_flops=10 * settings.top_flops)
-    generation = _new(home, higher, parent=last.name)
-    points = [*read_points_file(last), _point(_need(read_result(last)))]
-    _write_points(points, generation)
-    return climb_in(generation, higher, home, say=say, quiet=quiet, on=on)
+    """Take the newest finished generation as the top rung, and climb to ten times its compute; go on with such a climb."""
+    with _alone(home):
+        last = newest(home)
+        if last is not None and is_begun(last) and not is_finished(last) and parent_of(last):
+            settings = read_settings(last)
+            corpus = _checked_corpus(settings, home, say=say, quiet=quiet)
+            require_same_text(last, corpus)
+            return _climb_in(last, settings, corpus, say=say, quiet=quiet, on=on)
+        last = next((g for g in reversed(generations(home)) if is_begun(g)), None)
+        if last is None or not is_finished(last):
+            raise TenfoldError(f"There is no finished generation in {home} to climb from: run `tenfold climb` first.")
+        settings = read_settings(last)
+        higher = replace(settings, top_flops=10 * settings.top_flops)
+        points = [*read_points_file(last), _point(_need(read_result(last)))]
+        corpus = _checked_corpus(higher, home, say=say, quiet=quiet)
+        generation = begin(home, higher, corpus, parent=last.name)
+        write_points(points, generation)
+        return _climb_in(generation, higher, corpus, say=say, quiet=quiet, on=on)
 
 
-def climb_in(generation: Path, settings: ClimbSettings, home: Path, *, say: Say, quiet: bool, on: str | None = None) -> Path:
+def _alone(home: Path) -> AbstractContextManager[None]:
+    make_folder(home)
+    return one_at_a_time(home / ".climb.lock", f"climbing in {home}")
+
+
+def _resolved(settings: ClimbSettings, home: Path) -> ClimbSettings:
+    """The settings with the corpus's path from any folder, and the vocabulary of one that is built already."""
+    source, vocab_size = settings.corpus, settings.vocab_size
+    if is_remote(source) or is_corpus(source):
+        vocab_size = open_source(source, home, vocab_size, DataConfig().cache_gib).vocab_size
+        if settings.vocab_size not in (vocab_size, ClimbSettings.vocab_size):
+            raise TenfoldError(
+                f"The corpus {source} has a vocabulary of {vocab_size} tokens: leave --vocab-size out, or give its text."
+            )
+    return replace(settings, corpus=source if is_remote(source) else where(source), vocab_size=vocab_size)
+
+
+def _checked_corpus(settings: ClimbSettings, home: Path, *, say: Say, quiet: bool) -> Corpus:
+    """The climb's corpus, built where it is not there yet. Raises TenfoldError for a ladder that cannot be trained on it."""
+    resolve_device(settings.device)
+    ladder = _ladder(settings)
+    say(f"Preparing the corpus {settings.corpus!r}: what is new is cleaned, searched for copies and tokenized ...")
+    corpus = open_source(settings.corpus, home, settings.vocab_size, DataConfig().cache_gib, quiet=quiet)
+    splits = corpus.manifest["splits"]
+    say(f"Corpus: {splits['train']['tokens'] / 1e6:.1f}M tokens of training text ({splits['train']['bytes'] / 1e6:.0f} MB).")
+    require_tokens(corpus, max(rung.tokens for rung in ladder), DataConfig().max_epochs)
+    for split in SPLITS:
+        row_count(corpus, split, settings.seq_len)
+    return corpus
+
+
+def _ladder(settings: ClimbSettings) -> list[Rung]:
+    return plan_ladder(settings.top_flops / 10, settings.vocab_size, settings.seq_len, family=settings.family)
+
+
+def _climb_in(generation: Path, settings: ClimbSettings, corpus: Corpus, *, say: Say, quiet: bool, on: str | None = None) -> Path:
     """All steps of one climb in its directory."""
-    corpus = open_or_build(settings, home, say=say, quiet=quiet)
     if not (generation / "points.csv").exists():
         _train_ladder(generation, settings, corpus, say=say, quiet=quiet, on=on)
     points = read_points_file(generation)
@@ -104,25 +168,8 @@ def climb_in(generation: Path, settings: ClimbSettings, home: Path, *, say: Say,
     return generation
 
 
-def open_or_build(settings: ClimbSettings, home: Path, *, say: Say, quiet: bool) -> Corpus:
-    """The climb's corpus, made once and shared by the generations in `home`."""
-    name = Path(settings.corpus).name or "corpus"
-    out = home / f"corpus-{name}-{settings.vocab_size}"
-    if is_remote(settings.corpus):
-        corpus: Corpus = open_remote(settings.corpus, home)
-    else:
-        if not out.exists():
-            say(f"Preparing the corpus {settings.corpus!r}: cleaning, finding copies, tokenizing ...")
-        corpus = build(settings.corpus, out, vocab_size=settings.vocab_size, quiet=quiet)
-    splits = corpus.manifest["splits"]
-    say(f"Corpus: {splits['train']['tokens'] / 1e6:.1f}M tokens of training text ({splits['train']['bytes'] / 1e6:.0f} MB).")
-    return corpus
-
-
 def _train_ladder(generation: Path, settings: ClimbSettings, corpus: Corpus, *, say: Say, quiet: bool, on: str | None) -> None:
-    ladder = plan_ladder(settings.top_flops / 10, corpus.vocab_size, settings.seq_len, family=settings.family)
-    top_tokens = max(r.tokens for r in ladder)
-    require_tokens(corpus, top_tokens, DataConfig().max_epochs)
+    ladder = _ladder(settings)
     total = sum(r.flops for r in ladder)
     at_once = workers(settings.device) if on is None else len(ladder)
     where = f", on {on}." if on else f", {at_once} side by side." if at_once > 1 else "."
@@ -140,7 +187,7 @@ def _train_ladder(generation: Path, settings: ClimbSettings, corpus: Corpus, *, 
             raise TenfoldError("The climb was stopped in its ladder: the same command goes on from there.")
         results[i] = result
         say(_rung_line(len(ladder) - len(missing) + done + 1, len(ladder), ladder[i], result))
-    _write_points([_point(_need(r)) for r in results], generation)
+    write_points([_point(_need(r)) for r in results], generation)
 
 
 def _forecast(generation: Path, settings: ClimbSettings, corpus: Corpus, law: Law) -> None:
@@ -198,49 +245,6 @@ def _rung_line(done: int, count: int, rung: Rung, result: RunResult) -> str:
 
 def _point(result: RunResult) -> Point:
     return Point(result.parameters, result.tokens, result.flops, result.bits_per_byte)
-
-
-def _write_points(points: list[Point], generation: Path) -> None:
-    with whole_file(generation / "points.csv") as scratch, scratch.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, [f.name for f in fields(Point)])
-        writer.writeheader()
-        writer.writerows(asdict(p) for p in points)
-
-
-def read_points_file(generation: Path) -> list[Point]:
-    with (generation / "points.csv").open(newline="") as stream:
-        return [Point(**{k: float(v) for k, v in row.items()}) for row in csv.DictReader(stream)]
-
-
-def generations(home: Path) -> list[Path]:
-    """The generations in `home`, oldest first."""
-    found = [p for p in home.glob("g*") if p.name[1:].isdigit() and (p / "climb.json").exists()]
-    return sorted(found, key=lambda p: int(p.name[1:]))
-
-
-def newest(home: Path) -> Path | None:
-    return (generations(home) or [None])[-1]  # type: ignore[list-item]
-
-
-def read_settings(generation: Path) -> ClimbSettings:
-    facts = documents.read(generation / "climb.json")
-    return ClimbSettings(**{f.name: facts[f.name] for f in fields(ClimbSettings)})
-
-
-def _unfinished(home: Path, settings: ClimbSettings) -> Path | None:
-    last = newest(home)
-    if last is None or (last / "score.json").exists():
-        return None
-    if read_settings(last) != settings:
-        raise TenfoldError(f"{last} was begun with other settings: give the same ones, delete it, or choose another --home.")
-    return last
-
-
-def _new(home: Path, settings: ClimbSettings, parent: str | None = None) -> Path:
-    last = newest(home)
-    generation = home / f"g{int(last.name[1:]) + 1 if last else 1}"
-    documents.write(generation / "climb.json", {**asdict(settings), "parent": parent, "created": time.time()})
-    return generation
 
 
 def _need(result: RunResult | None) -> RunResult:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from msgspec import Meta, Struct
 
 from tenfold.scale import documents
-from tenfold.spec.commands import Json, print_json
+from tenfold.spec.commands import File, Folder, Json, print_json
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import write_json
+from tenfold.spec.ranges import Flops
 
 if TYPE_CHECKING:
     from tenfold.scale.law import Law
@@ -21,8 +22,10 @@ LABELS = {
     "seconds": "seconds (s)",
     "energy_kwh": "energy (kWh)",
 }
+DRAWN = (".png", ".svg", ".pdf")
 COEFFICIENTS = ("E", "A", "B", "alpha", "beta")
-PointsFile = Annotated[Path, Meta(description="A CSV file with params, tokens and/or flops, and loss.")]
+Holdout = Annotated[float, Meta(gt=1)]
+PointsFile = Annotated[File, Meta(description="A CSV file with params, tokens and/or flops, and loss.")]
 
 
 class PointOptions(Struct, frozen=True):
@@ -47,9 +50,9 @@ class FitOptions(Struct, frozen=True):
     total: Annotated[
         str | None, Meta(description="A column of total parameters, where models have experts: fits what idle ones count.")
     ] = None
-    flops: Annotated[float | None, Meta(description="Also forecast the best run of this compute.")] = None
-    out: Annotated[Path | None, Meta(description="Write the law as JSON.")] = None
-    plot: Annotated[Path | None, Meta(description="Draw the points and the law.")] = None
+    flops: Annotated[Flops | None, Meta(description="Also forecast the best run of this compute.")] = None
+    out: Annotated[File | None, Meta(description="Write the law as JSON.")] = None
+    plot: Annotated[File | None, Meta(description="Draw the points and the law.")] = None
 
 
 def beside_lines(generation: Path) -> list[str]:
@@ -70,11 +73,11 @@ def beside_lines(generation: Path) -> list[str]:
 
 def score_table(generation: Path, scored: dict[str, Any]) -> Any:
     """The forecast of a generation beside what was measured."""
-    from rich.table import Table
+    from tenfold.spec.terminal import Figures
 
     forecast = documents.read(generation / "forecast.json")
     title = f"Forecast of {generation.name}, scored"
-    table = Table("", "forecast", "80 % interval", "measured", "error", "inside 80 %", title=title)
+    table = Figures("", "forecast", "80 % interval", "measured", "error", "inside 80 %", title=title)
     for name, row in scored["scores"].items():
         low, high = forecast[name]["intervals"]["80"]
         table.add_row(
@@ -90,14 +93,13 @@ def score_table(generation: Path, scored: dict[str, Any]) -> Any:
     return table
 
 
-def score(generation: Annotated[Path, Meta(description="A generation's directory.")], /, *, json: Json = False) -> None:
+def score(generation: Annotated[Folder, Meta(description="A generation's directory.")], /, *, json: Json = False) -> None:
     """Score the forecast of a finished generation; a forecast changed after the run began is refused.
 
     Example: tenfold score generations/g1
     """
-    from rich.console import Console
-
     from tenfold.scale.forecast import score as score_forecast
+    from tenfold.spec.terminal import console
 
     if not (generation / "forecast.json").exists():
         raise TenfoldError(f"{generation} is no generation: it has no forecast.json.")
@@ -105,7 +107,7 @@ def score(generation: Annotated[Path, Meta(description="A generation's directory
     if json:
         print_json(scored)
     else:
-        Console().print(score_table(generation, scored))
+        console().print(score_table(generation, scored))
 
 
 def fit(
@@ -118,6 +120,8 @@ def fit(
     from tenfold.scale.law import classic_fit, fit_law
     from tenfold.scale.points import parse_columns, read_points
 
+    if options.plot is not None and options.plot.suffix not in DRAWN:
+        raise TenfoldError(f"--plot must end in {' or '.join(DRAWN)}, not {str(options.plot)!r}.")
     if options.total is not None:
         _fit_sparsity(points, parse_columns(reading.columns), options.total, json)
         return
@@ -154,20 +158,19 @@ def _law_as_json(law: "Law", target: float) -> dict[str, Any]:
 
 
 def _print_law(points: "list[Point]", law: "Law", classic: dict[str, float], target: float) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from tenfold.spec.terminal import Figures, console
 
     coefficients, (n, d, _), (n0, _, _) = law.coefficients(), law.optimum(target), law.optimum(law.largest_flops)
-    table = Table("", *COEFFICIENTS, title=f"L(N, D) = E + A/N^alpha + B/D^beta, {len(points)} points")
+    table = Figures("", *COEFFICIENTS, title=f"L(N, D) = E + A/N^alpha + B/D^beta, {len(points)} points")
     table.add_row("plain refit", *(f"{classic[k]:.4g}" for k in COEFFICIENTS))
     table.add_row("weighted", *(f"{v:.4g} ± {s:.2g}" for v, s in (coefficients[k] for k in COEFFICIENTS)))
-    console = Console()
-    console.print(table)
+    out = console()
+    out.print(table)
     exponent = math.log(n / n0) / math.log(target / law.largest_flops)
     forecast = law.predict(n, d)
     low, high = forecast.intervals[80]
-    console.print(f"N* grows as C^{exponent:.2f}, D* as C^{1 - exponent:.2f}.")
-    console.print(
+    out.print(f"N* grows as C^{exponent:.2f}, D* as C^{1 - exponent:.2f}.")
+    out.print(
         f"At {target:.3g} FLOPs: {n:.3g} parameters, {d:.3g} tokens, loss {forecast.median:.4f} (80 %: {low:.4f} to {high:.4f})."
     )
 
@@ -194,7 +197,7 @@ def backtest(
     points: PointsFile,
     /,
     *,
-    holdout: Annotated[float, Meta(description="Hide all points above 1/HOLDOUT of the largest compute.")] = 10.0,
+    holdout: Annotated[Holdout, Meta(description="Hide all points above 1/HOLDOUT of the largest compute.")] = 10.0,
     reading: PointOptions = PointOptions(),
     json: Json = False,
 ) -> None:
@@ -202,12 +205,10 @@ def backtest(
 
     Example: tenfold law backtest points.csv --holdout 10 --columns params=n,tokens=d,flops=c,loss=l
     """
-    from rich.console import Console
-    from rich.table import Table
-
     from tenfold.scale.backtest import backtest as hide_and_predict
     from tenfold.scale.backtest import rung_by_rung
     from tenfold.scale.points import parse_columns, read_points
+    from tenfold.spec.terminal import Figures, console
 
     found, unusable = read_points(points, parse_columns(reading.columns))
     result = hide_and_predict(found, holdout, asymptote=reading.asymptote)
@@ -215,7 +216,7 @@ def backtest(
     if json:
         print_json({**result.to_dict(), "unusable_rows": unusable, "rungs": [r.summary() for r in rungs]})
         return
-    table = Table("", "fitted up to", "points", "hidden", "mean error", "worst", "largest run", "in 50 %", "80 %", "95 %")
+    table = Figures("", "fitted up to", "points", "hidden", "mean error", "worst", "largest run", "in 50 %", "80 %", "95 %")
     for name, test in [(f"x{holdout:g}", result), *((f"rung {i + 1}", rung) for i, rung in enumerate(rungs))]:
         s = test.summary()
         table.add_row(
@@ -223,4 +224,4 @@ def backtest(
             f"{s['mean_abs_error_pct']:.2f} %", f"{s['worst_error_pct']:+.2f} %", f"{s['largest_run_error_pct']:+.2f} %",
             *(f"{s[f'inside_{level}']:.0%}" for level in (50, 80, 95)),
         )  # fmt: skip
-    Console().print(table)
+    console().print(table)

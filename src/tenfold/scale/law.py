@@ -274,6 +274,8 @@ def _value(member: Member, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 def _mean(parts: list[tuple[float, np.ndarray]], form: Form, u: np.ndarray, v: np.ndarray) -> float:
     total = sum(w for w, _ in parts)
+    if not total:  # of points that a law goes through exactly, all weights are too small for a float
+        parts, total = [(1.0, theta) for _, theta in parts], float(len(parts))
     return sum(w / total * form.value(theta, u, v)[0][0] for w, theta in parts)
 
 

@@ -5,18 +5,20 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
+from tenfold.spec.ranges import Flops, Seed, SeqLen, Text, VocabSize
+
 
 @dataclass(frozen=True)
 class ClimbSettings:
     """What a climb is asked for. `top_flops` is the compute of the model at the top, the one that is forecast."""
 
-    corpus: Annotated[str, Meta(description="A folder or file of text, or stdlib, torch-headers, docstrings.")] = "stdlib"
+    corpus: Annotated[Text, Meta(description="Text (a folder or file), a corpus, or stdlib, torch-headers, docstrings.")] = "stdlib"
     top_flops: Annotated[
-        float, Meta(description="FLOPs of the model at the top, the one that is forecast.", gt=0, extra={"flag": "--top"})
+        Flops, Meta(description="FLOPs of the model at the top, the one that is forecast.", extra={"flag": "--top"})
     ] = 5e12
-    vocab_size: Annotated[int, Meta(description="Tokens in the vocabulary.")] = 2048
-    seq_len: Annotated[int, Meta(description="Tokens in a sequence.")] = 128
-    seed: Annotated[int, Meta(description="Seed of weights and data order.")] = 0
-    device: Annotated[str, Meta(description="auto, cpu, cuda or an accelerator.")] = "auto"
+    vocab_size: Annotated[VocabSize, Meta(description="Tokens in the vocabulary.")] = 2048
+    seq_len: Annotated[SeqLen, Meta(description="Tokens in a sequence.")] = 128
+    seed: Annotated[Seed, Meta(description="Seed of weights and data order.")] = 0
+    device: Annotated[Text, Meta(description="auto, cpu, cuda or an accelerator.")] = "auto"
     optimizer: Annotated[Literal["muon", "adamw"], Meta(description="The optimizer of all runs.")] = "muon"
-    family: Annotated[str, Meta(description="llama3 (dense) or llama4 (16 experts, one a token).")] = "llama3"
+    family: Annotated[Text, Meta(description="llama3 (dense) or llama4 (16 experts, one a token).")] = "llama3"

@@ -10,11 +10,13 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatterSciNotation
 
 from tenfold.scale.isoflop import minimum, rungs
 from tenfold.scale.law import Law
 from tenfold.scale.points import Point
+from tenfold.spec.files import whole_file
 
 INK, ACCENT, MEASURED = "#334155", "#2563eb", "#dc2626"
 
@@ -24,8 +26,7 @@ def draw_climb(points: Sequence[Point], law: Law, forecast: dict[str, Any], resu
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), constrained_layout=True)
     _isoflops(left, points)
     _frontier(right, points, law, forecast, result)
-    figure.savefig(path, dpi=140)
-    plt.close(figure)
+    _save(figure, path)
 
 
 def _isoflops(axes: Axes, points: Sequence[Point]) -> None:
@@ -76,8 +77,7 @@ def draw_law(points: Sequence[Point], law: Law, path: Path) -> None:
     low, high = ([f.intervals[80][i] for f in predicted] for i in (0, 1))
     axes.fill_between(flops, low, high, color=ACCENT, alpha=0.15, lw=0)
     axes.set(xscale="log", xlabel="training compute (FLOPs)", ylabel="loss", title="The law at its best size, 80 % interval")
-    figure.savefig(path, dpi=140)
-    plt.close(figure)
+    _save(figure, path)
 
 
 def draw_run(events: Sequence[dict[str, Any]], path: Path) -> None:
@@ -89,5 +89,10 @@ def draw_run(events: Sequence[dict[str, Any]], path: Path) -> None:
     left.set(xlabel="million tokens", ylabel="training loss (nats per token)", title="Loss")
     right.plot(tokens, [e["tokens_per_s"] / 1e3 for e in steps], color=INK, lw=1)
     right.set(xlabel="million tokens", ylabel="thousand tokens per second", title="Speed", ylim=(0, None))
-    figure.savefig(path, dpi=140)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with whole_file(path) as scratch:
+        figure.savefig(scratch, dpi=140)
     plt.close(figure)

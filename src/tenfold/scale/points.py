@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from tenfold.spec.errors import TenfoldError, nearest
+from tenfold.spec.files import readable
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def read_points(path: Path, columns: dict[str, str] | None = None) -> tuple[list
     names = {f.name: f.name for f in fields(Point)} | (columns or {})
     if not path.exists():
         raise TenfoldError(f"There is no file {path}.")
-    with path.open(newline="", encoding="utf-8-sig") as stream:
+    with readable(path), path.open(newline="", encoding="utf-8-sig") as stream:
         reader = csv.DictReader(stream)
         header = reader.fieldnames or []
         for name, column in names.items():

@@ -10,7 +10,7 @@ import jinja2
 from tenfold.scale import documents
 from tenfold.scale.backtest import rung_by_rung
 from tenfold.scale.beside import comparison, other_family
-from tenfold.scale.climb import read_points_file, read_settings
+from tenfold.scale.generations import read_points_file, read_settings
 from tenfold.scale.law import BITS_PER_BYTE, Law
 from tenfold.scale.plots import draw_climb, draw_run
 from tenfold.spec.files import write_text

@@ -5,8 +5,9 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from tenfold.serve.options import EngineOptions, Quantization, ServerOptions, model_name, model_path
-from tenfold.spec.commands import Given, Json, print_json
+from tenfold.serve.options import EngineOptions, Quantization, ServerOptions, model_path, name_models
+from tenfold.spec.commands import File, Given, Json, print_json
+from tenfold.spec.ranges import Count, Seed, Share, Temperature, Text, TopP
 
 FEEDBACK = "sqlite:///feedback.db"
 ModelPath = Annotated[Path, Meta(description="A generation, a Hugging Face directory, or a GGUF file of a Llama.")]
@@ -15,18 +16,18 @@ ModelPath = Annotated[Path, Meta(description="A generation, a Hugging Face direc
 class SampleOptions(Struct, frozen=True):
     """How tokens are drawn."""
 
-    max_new_tokens: Annotated[int, Meta(description="Tokens to write.")] = 200
-    temperature: Annotated[float, Meta(description="0 takes the likeliest token every time.")] = 0.7
-    top_p: Annotated[float, Meta(description="Draw from the likeliest tokens that hold this share.")] = 0.95
-    seed: Annotated[int, Meta(description="Seed of the draw.")] = 0
+    max_new_tokens: Annotated[Count, Meta(description="Tokens to write.")] = 200
+    temperature: Annotated[Temperature, Meta(description="0 takes the likeliest token every time.")] = 0.7
+    top_p: Annotated[TopP, Meta(description="Draw from the likeliest tokens that hold this share.")] = 0.95
+    seed: Annotated[Seed, Meta(description="Seed of the draw.")] = 0
 
 
 class ChatOptions(Struct, frozen=True):
     """How a conversation in the terminal is held."""
 
-    temperature: Annotated[float, Meta(description="0 takes the likeliest token every time.")] = 0.7
-    top_p: Annotated[float, Meta(description="Draw from the likeliest tokens that hold this share.")] = 0.95
-    max_tokens: Annotated[int, Meta(description="Longest answer.")] = 512
+    temperature: Annotated[Temperature, Meta(description="0 takes the likeliest token every time.")] = 0.7
+    top_p: Annotated[TopP, Meta(description="Draw from the likeliest tokens that hold this share.")] = 0.95
+    max_tokens: Annotated[Count, Meta(description="Longest answer.")] = 512
     system: Annotated[str, Meta(description="What the model is told before the conversation.")] = ""
 
 
@@ -41,25 +42,24 @@ def start(
 
     Example: tenfold serve generations/g1 --port 8000
     """
-    from rich.console import Console
-
     from tenfold.serve.api.server import serve
+    from tenfold.spec.terminal import console
 
     if engine.get("draft_model"):
         engine["draft_model"] = model_path(engine["draft_model"])
-    paths = [model_path(path) for path in models]
-    options = {model_name(path): EngineOptions(**{**engine, "path": path}) for path in paths}
+    named = name_models([model_path(path) for path in models])
+    options = {name: EngineOptions(**{**engine, "path": path}) for name, path in named.items()}
     address = f"http://{server.host}:{server.port}"
-    Console().print(f"{', '.join(options)}: chat at {address}/, API at {address}/v1", highlight=False)
+    console().print(f"{', '.join(options)}: chat at {address}/, API at {address}/v1")
     serve(options, server)
 
 
 def key(
-    name: Annotated[str, Meta(description="Whose key it is.")],
+    name: Annotated[Text, Meta(description="Whose key it is.")],
     /,
     *,
-    file: Annotated[Path, Meta(description="Where hashes of keys are kept.")] = Path("serve-keys.json"),
-    operator: Annotated[bool, Meta(description="The key of an operator, who may swap models.")] = False,
+    file: Annotated[File, Meta(description="Where hashes of keys are kept.")] = Path("serve-keys.json"),
+    operator: Annotated[bool, Meta(description="The key of an operator, who may swap models and delete what others gave.")] = False,
 ) -> None:
     """Make a key for `tenfold serve --keys`; it is shown once and kept as a hash.
 
@@ -92,7 +92,7 @@ def sample(
     prompt: Annotated[str | None, Meta(description="What the text begins with: 'def ', or nothing after an image.")] = None,
     /,
     *,
-    image: Annotated[Path | None, Meta(description="An image that stands before the text, for a model that sees.")] = None,
+    image: Annotated[File | None, Meta(description="An image that stands before the text, for a model that sees.")] = None,
     options: SampleOptions = SampleOptions(),
     json: Json = False,
 ) -> None:
@@ -118,12 +118,12 @@ def sample(
 
 
 def export_feedback(
-    out: Annotated[Path, Meta(description="File to write; the test part goes to NAME.test.jsonl beside it.")],
+    out: Annotated[File, Meta(description="File to write; the test part goes to NAME.test.jsonl beside it.")],
     /,
     *,
     format: Annotated[Literal["dpo", "kto", "sft"], Meta(description="The kind of rows, as TRL reads them.")] = "dpo",
-    database: Annotated[str, Meta(description="Database URL.")] = FEEDBACK,
-    test_share: Annotated[float, Meta(description="Share of users whose feedback is kept for tests.")] = 0.1,
+    database: Annotated[Text, Meta(description="Database URL.")] = FEEDBACK,
+    test_share: Annotated[Share, Meta(description="Share of users whose feedback is kept for tests.")] = 0.1,
     json: Json = False,
 ) -> None:
     """Write what people said as rows to train on.

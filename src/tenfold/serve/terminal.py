@@ -27,7 +27,9 @@ def converse(options: EngineOptions, temperature: float, top_p: float, max_token
                     piece = output.error or stream.push(output.tokens)
                     answer += piece
                     print(piece, end="", flush=True)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
+            if stop.args:  # by another signal than Ctrl-C
+                raise
             engine.cancel("answer")
         print()
         messages.append({"role": "assistant", "content": answer})

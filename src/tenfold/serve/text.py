@@ -34,7 +34,7 @@ class TextSide:
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a whole text, after the model's begin-of-sequence token if it uses one."""
-        ids = self._ids(text)
+        ids = self.ids(text)
         return ids if ids[: len(self.begin)] == self.begin else self.begin + ids
 
     def between(self, tokens: list[int], suffix: str) -> list[int]:
@@ -43,7 +43,7 @@ class TextSide:
             ids = [i for mark in marks if (i := self.tokenizer.token_to_id(mark)) is not None]
             if len(ids) == len(marks):
                 begin = self.begin if tokens[: len(self.begin)] == self.begin else []
-                return [*begin, ids[0], *tokens[len(begin) :], ids[1], *self._ids(suffix), ids[2]]
+                return [*begin, ids[0], *tokens[len(begin) :], ids[1], *self.ids(suffix), ids[2]]
         raise TenfoldError("suffix needs a model trained to fill in the middle, and this one is not: leave suffix out.")
 
     def render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None, **more: Any) -> str:
@@ -51,15 +51,30 @@ class TextSide:
         return render(self.template, messages, self.special, tools=tools, **{"add_generation_prompt": True, **more})
 
     def encode_chat(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None, **more: Any) -> list[int]:
-        """Tokens of a rendered conversation; the template itself writes every special token."""
-        return self._ids(self.render(messages, tools, **more))
+        """Tokens of a conversation."""
+        return self.ids(self.render(messages, tools, **more))
 
-    def _ids(self, text: str) -> list[int]:
+    def ids(self, text: str) -> list[int]:
+        """Tokens of a text as it stands, such as a rendered conversation, whose template writes every special token."""
         if self.limit and (least := len(text) // self.longest) > self.limit:
             raise TenfoldError(
                 f"The prompt has at least {least} tokens: {least - self.limit} or more too many for the context of {self.limit}."
             )
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+        # By its batches alone does the tokenizer let other threads run meanwhile.
+        return self.tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+
+    def decode(self, tokens: list[int]) -> str:
+        """The text of tokens, special ones too."""
+        return self.tokenizer.decode_batch([tokens], skip_special_tokens=False)[0]
+
+    def check_fits(self, rows: int) -> None:
+        """Raises TenfoldError if the tokenizer has a token without a row in a model of `rows`."""
+        name, last = max(self.tokenizer.get_vocab().items(), key=lambda item: item[1])
+        if last >= rows:
+            raise TenfoldError(
+                f"The tokenizer's token {last} ({name!r}) has no row in the model, which has {rows}: take the tokenizer that "
+                "belongs to the model, or give the model a row for each token."
+            )
 
     @property
     def knows_tools(self) -> bool:
@@ -72,6 +87,12 @@ def read_text_side(path: Path) -> TextSide:
     tokenizer, vocabulary = read_tokenizer(path), read_vocabulary(path)
     template, longest = vocabulary.chat_template or PLAIN_TEMPLATE, max(map(len, tokenizer.get_vocab()))
     return TextSide(tokenizer, template, vocabulary.stop_tokens, vocabulary.names, list(vocabulary.begin), longest)
+
+
+def _begins(text: str, stop: str) -> int:
+    """Where the end of `text` may begin `stop`; its length if nowhere."""
+    first = max(0, len(text) - len(stop) + 1)
+    return next((i for i in range(first, len(text)) if stop.startswith(text[i:])), len(text))
 
 
 class TextStream:
@@ -94,8 +115,7 @@ class TextStream:
         if at >= 0:
             text, self._held, self.stopped = self._held[:at], "", True
             return text
-        keep = max((n for s in self._stops for n in range(1, len(s)) if self._held.endswith(s[:n])), default=0)
-        cut = len(self._held) - keep
+        cut = min((_begins(self._held, s) for s in self._stops), default=len(self._held))
         text, self._held = self._held[:cut], self._held[cut:]
         return text
 

@@ -4,11 +4,12 @@ Its positional-only parameters are arguments, its keyword-only ones options, and
 struct are options each. The help stands in `msgspec.Meta(description=...)` of the annotation; the docstring ends in examples.
 """
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
 from msgspec import Meta
+
+from tenfold.spec.strict_json import strict_json
 
 Struct = TypeVar("Struct")
 
@@ -20,10 +21,13 @@ class Given(dict[str, Any], Generic[Struct]):
     """
 
 
+# Paths that may be missing, but if there must be of this kind.
+File = Annotated[Path, Meta(extra={"kind": "file"})]
+Folder = Annotated[Path, Meta(extra={"kind": "folder"})]
 Json = Annotated[bool, Meta(description="Print one JSON object instead of text.")]
-Home = Annotated[Path, Meta(description="Where the generations are kept.")]
+Home = Annotated[Folder, Meta(description="Where the generations are kept.")]
 
 
 def print_json(value: Any) -> None:
     """One JSON object on standard output."""
-    print(json.dumps(value, indent=2, default=str))
+    print(strict_json(value, indent=2))

@@ -1,11 +1,28 @@
 """The one exception that a person is meant to read, and the nearest-name suggestion it often carries."""
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+_SECRET = re.compile(
+    r"(\w://[^\s:/@]*:)\S*(?=@)"  # the password of a URL
+    r"|([?&]\w*(?:passw|pwd|secret|token)\w*=)[^\s&]*"  # one in its query
+    r"|(\btf-)[\w-]{43}",  # the key of a server
+    re.IGNORECASE,
+)
+
+
+def without_secrets(text: str) -> str:
+    """The text with `***` in place of the passwords of URLs and the keys of servers."""
+    return _SECRET.sub(lambda found: f"{found[found.lastindex or 0]}***", text)
 
 
 class TenfoldError(Exception):
-    """One sentence: what is wrong, where, and what to do. The command line prints it without a trace."""
+    """One sentence: what is wrong, where, and what to do. The command line prints it without a trace, and without secrets."""
+
+    def __str__(self) -> str:
+        return without_secrets(super().__str__())
 
 
 class NotInstalled(TenfoldError):
@@ -16,3 +33,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """`" (did you mean 'x'?)"` for the known name closest to `name`, or an empty string."""
     match = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.5)
     return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+@contextmanager
+def when_stopped(sentence: str) -> Iterator[None]:
+    """Within it, Ctrl-C or a signal to end is followed by `sentence`: what is kept, and how to go on. The inner one counts."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        stop.add_note(sentence)
+        raise

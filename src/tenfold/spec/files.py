@@ -1,5 +1,7 @@
 """Writing files and folders that are there whole or not at all, and work that one process at a time does in a folder."""
 
+import csv
+import ctypes
 import errno
 import fcntl
 import json
@@ -8,29 +10,60 @@ import shlex
 import shutil
 import socket
 import sys
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
-from tenfold.spec.errors import TenfoldError
+from tenfold.spec.errors import TenfoldError, when_stopped, without_secrets
+from tenfold.spec.strict_json import strict_json
+
+PRIVATE = 0o600
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of a network's file system that is mounted without them
 
 
 @contextmanager
 def writable(path: Path) -> Iterator[None]:
-    """Raises TenfoldError that names `path` where the block cannot write: a full disk, a read-only folder, no permission."""
+    """Raises TenfoldError that names `path` where the block cannot write: a full disk, a read-only folder, no permission.
+
+    Where another file is at fault, which the block reads, that file is named.
+    """
     try:
         yield
     except OSError as error:
+        if error.errno not in NO_ROOM and isinstance(error.filename, str) and not _belongs(Path(error.filename), path):
+            raise TenfoldError(f"{error.filename}: {reason(error)}.") from None
         raise TenfoldError(f"{path} could not be written: {reason(error)}.") from None
 
 
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Raises TenfoldError that names `path` where the block cannot read it, or it holds no text."""
+    try:
+        yield
+    except OSError as error:
+        raise TenfoldError(f"{path} could not be read: {reason(error)}.") from None
+    except (UnicodeDecodeError, csv.Error):
+        raise TenfoldError(f"{path} holds no text: give a text file in UTF-8.") from None
+
+
+def _belongs(file: Path, path: Path) -> bool:
+    """Whether `file` is `path`, above or below it, or its scratch."""
+    file, path = file.absolute(), path.absolute()
+    return path.is_relative_to(file) or file.is_relative_to(path) or str(file).startswith(str(_beside(path, "")))
+
+
+def _beside(path: Path, ending: str) -> Path:
+    """The hidden name beside `path` of what is not finished."""
+    return path.with_name(f".{path.name}.{ending}")
+
+
 def reason(error: OSError) -> str:
-    """What went wrong, as a part of a sentence."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "the disk is full"
+    """What went wrong, as the end of a sentence."""
+    if error.errno in NO_ROOM or (error.errno is None and "requested and" in str(error)):  # the words of NumPy
+        return "the disk is full; free some room"
     text = error.strerror or str(error)
     return text[:1].lower() + text[1:]
 
@@ -42,25 +75,38 @@ def make_folder(path: Path) -> Path:
     return path
 
 
+def make_private(path: Path) -> None:
+    """Create an empty file that its owner alone can read, where there is none. Raises TenfoldError where it cannot be made."""
+    with writable(path):
+        os.close(os.open(path, os.O_CREAT, PRIVATE))
+
+
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path, *, private: bool = False) -> Iterator[Path]:
     """A scratch file beside `path`, of the same ending, that takes its place when the block ends well.
 
-    A kill leaves the old file or the new one, and a scratch file that the next writer of `path` uses again. Raises
-    TenfoldError where it cannot be written.
+    A kill leaves the old file or the new one, and a scratch file that the next writer of `path` uses again. Writers of one
+    path take turns. A private file can be read by its owner alone, from its creation on. What is no file, such as /dev/stdout,
+    is written as it is. Raises TenfoldError where it cannot be written.
     """
-    scratch = path.with_name(f".{path.stem}.new{path.suffix}")
     make_folder(path.parent)
     with writable(path):
-        try:
-            yield scratch
-            with scratch.open("rb+") as stream:
-                os.fsync(stream.fileno())
-            scratch.replace(path)
-        except BaseException:
-            with suppress(OSError):
-                scratch.unlink(missing_ok=True)
-            raise
+        if path.exists() and not path.is_file():
+            yield path
+            return
+        target = Path(os.path.realpath(path))
+        scratch = _beside(target, f"new{target.suffix}")
+        with _hold(scratch, wait=True, mode=PRIVATE if private else 0o666):
+            try:
+                if target.exists() and not private:
+                    shutil.copymode(target, scratch)
+                yield scratch
+                _to_disk(scratch)
+                scratch.replace(target)
+            except BaseException:
+                with suppress(OSError):
+                    scratch.unlink(missing_ok=True)
+                raise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -71,68 +117,125 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file whole. Raises TenfoldError where it cannot be written."""
-    write_text(path, json.dumps(value, indent=1) + "\n")
+    write_text(path, strict_json(value, indent=1) + "\n")
+
+
+def append_line(path: Path, value: dict[str, Any], *, to_disk: bool = False) -> None:
+    """Add a JSON object to a file of lines, on a line of its own though a kill or a full disk tore the one before.
+
+    Raises TenfoldError where it cannot be written.
+    """
+    with writable(path), path.open("a+b") as stream:
+        torn = False
+        if stream.seek(0, os.SEEK_END):
+            stream.seek(-1, os.SEEK_END)
+            torn = stream.read(1) != b"\n"
+        stream.write(b"\n" * torn + strict_json(value).encode() + b"\n")
+        if to_disk:
+            stream.flush()
+            os.fsync(stream.fileno())
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a file of lines, without a line that a kill or a full disk tore; none where there is no file."""
+    rows = []
+    for line in path.read_bytes().split(b"\n") if path.exists() else ():
+        with suppress(ValueError):
+            rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict)]
 
 
 @contextmanager
-def whole_folder(out: Path) -> Iterator[Path]:
+def whole_folder(out: Path, *, replace: bool = False) -> Iterator[Path]:
     """A scratch folder that becomes `out` when the block ends well, and is deleted when it does not.
 
     What a killed process left of an earlier scratch folder of `out` is deleted first. Raises TenfoldError where `out` holds
-    something already, another process makes it, or it cannot be written.
+    something already and is not to be replaced, another process makes it, or it cannot be written.
     """
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise TenfoldError(f"{out} is there already: choose another name, or delete it.")
+    if out.resolve() == Path.cwd():
+        raise TenfoldError(f"{out} is the folder that this command runs in: choose another name.")
     make_folder(out.parent)
-    with one_at_a_time(out.parent / f".{out.name}.lock", f"making {out}"), writable(out):
-        for left in out.parent.glob(f".{out.name}-*"):
-            shutil.rmtree(left, ignore_errors=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-        scratch.chmod(0o777 & ~_umask())
+    scratch = _beside(out, "new")
+    with one_at_a_time(_beside(out, "lock"), f"making {out}"), writable(out):
+        if out.is_file() or (not replace and out.is_dir() and any(out.iterdir())):
+            raise TenfoldError(f"{out} is there already: choose another name, or delete it.")
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
         try:
-            yield scratch
-            scratch.replace(out)
+            with when_stopped(f"{out} was not made; the same command makes it anew"):
+                yield scratch
+            for file in scratch.rglob("*"):
+                if file.is_file():
+                    _to_disk(file)
+            if not (out.exists() and _exchange(scratch, out)):
+                scratch.replace(out)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
+def _to_disk(file: Path) -> None:
+    """See that it is on disk; a network's disk may only say here that it is full."""
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two folders change their names in one step. False where the system cannot, and the second is out of the way."""
+    with suppress(AttributeError):
+        at, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+        if not ctypes.CDLL(None).renameat2(at, os.fsencode(one), at, os.fsencode(other), exchange):
+            return True
+    shutil.rmtree(other)
+    return False
+
+
 @contextmanager
-def one_at_a_time(lock: Path, doing: str) -> Iterator[None]:
+def one_at_a_time(lock: Path, doing: str, *, wait: bool = False) -> Iterator[None]:
     """Hold the file `lock` while the block runs; it is gone afterwards, and free again when this process dies.
 
-    Raises TenfoldError, naming the other process, where another holds it; `doing` completes "Another process is ...".
+    Raises TenfoldError, naming the other process, where another holds it and this one does not `wait` for its end; `doing`
+    completes "Another process is ...".
     """
-    with writable(lock):
-        stream = _locked(lock)
-    if stream is None:
-        raise TenfoldError(f"Another process is {doing}{_holder(lock)}: wait for its end, or choose another folder.")
+    with writable(lock.absolute().parent):
+        try:
+            stream = _hold(lock, wait)
+        except BlockingIOError:
+            raise TenfoldError(f"Another process is {doing}{_holder(lock)}: wait for its end, or choose another folder.") from None
     with stream:
         try:
+            with suppress(OSError):  # it is held on a full disk too
+                stream.write(json.dumps(_this_process()).encode())
             yield
         finally:
-            lock.unlink(missing_ok=True)
+            with suppress(OSError):
+                lock.unlink(missing_ok=True)
 
 
-def _locked(lock: Path) -> TextIO | None:
-    """The lock's file, held by this process and saying so; None where another process holds it."""
+def _hold(file: Path, wait: bool, mode: int = 0o666) -> BinaryIO:
+    """The file, empty and held by this process. Raises BlockingIOError where another holds it."""
     while True:
-        stream = lock.open("a+")
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stream.close()
-            return None
-        # Its last holder may have deleted the file between the two calls: then the name is another file's, or nobody's.
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(stream.fileno()), lock.stat()):
-                break
-        stream.close()
-    stream.truncate(0)
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        with ExitStack() as opened:
+            handle = os.open(file, os.O_CREAT | os.O_WRONLY | os.O_APPEND, mode)
+            stream = opened.enter_context(os.fdopen(handle, "ab", buffering=0))
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+            # Its last holder may have deleted or renamed it between the two calls: then the name is another file's, or nobody's.
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(stream.fileno()), file.stat()):
+                    stream.truncate(0)
+                    if mode == PRIVATE:
+                        os.fchmod(handle, mode)  # of a killed writer's
+                    opened.pop_all()
+                    return stream
+
+
+def _this_process() -> dict[str, Any]:
+    command = without_secrets(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
     since = datetime.now().astimezone().isoformat(timespec="seconds")
-    json.dump({"process": os.getpid(), "host": socket.gethostname(), "command": command, "since": since}, stream)
-    stream.flush()
-    return stream
+    return {"process": os.getpid(), "host": socket.gethostname(), "command": command, "since": since}
 
 
 def _holder(lock: Path) -> str:
@@ -141,9 +244,3 @@ def _holder(lock: Path) -> str:
         return f" (process {who['process']} on {who['host']}, `{who['command']}`, since {who['since']})"
     except (OSError, ValueError, KeyError):
         return ""
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

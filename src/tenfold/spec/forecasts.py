@@ -4,10 +4,7 @@
 and a second forecast or outcome under the same key is refused. So a reader can count how often the intervals held.
 """
 
-import fcntl
-import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -18,6 +15,7 @@ from typing import Any
 from msgspec import Struct, convert, structs, to_builtins
 
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.files import append_line, make_folder, one_at_a_time, read_lines
 from tenfold.spec.versions import require_version
 
 LEVELS = (0.05, 0.10, 0.25, 0.50, 0.75, 0.90, 0.95)
@@ -146,31 +144,19 @@ def of_intervals(median: float, intervals: Mapping[str, Sequence[float]]) -> tup
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    for line in path.read_bytes().split(b"\n") if path.exists() else ():
-        try:
-            row = json.loads(line)
-        except ValueError:  # torn by a kill
-            continue
-        if isinstance(row, dict):
-            require_version(row.get("version", 1), (VERSION,), path, "keep other forecasts in another --home")
-            yield row
+    for row in read_lines(path):
+        require_version(row.get("version", 1), (VERSION,), path, "keep other forecasts in another --home")
+        yield row
 
 
 def _append(home: Path, row: dict[str, Any]) -> None:
-    path = home / FILE
-    torn = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
-    with path.open("ab") as stream:
-        stream.write((b"\n" if torn else b"") + json.dumps({"version": VERSION, **row}).encode() + b"\n")
-        stream.flush()
-        os.fsync(stream.fileno())
+    append_line(home / FILE, {"version": VERSION, **row}, to_disk=True)
 
 
 @contextmanager
 def _locked(home: Path) -> Iterator[None]:
     """One process at a time writes."""
-    home.mkdir(parents=True, exist_ok=True)
-    with (home / ".forecasts.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with one_at_a_time(make_folder(home) / ".forecasts.lock", f"writing {home / FILE}", wait=True):
         yield
 
 

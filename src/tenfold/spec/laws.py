@@ -73,10 +73,10 @@ def read_law(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise TenfoldError(f"There is no law at {path}: {again}.")
     try:
-        law = json.loads(path.read_text())
+        law = dict(json.loads(path.read_text()))
         require_version(law.get("version", 1), (1, VERSION), path, again)
         missing = next((name for name in ("optimum", "flops_per_nd", "largest_flops", "n_points") if name not in law), None)
-    except (ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise TenfoldError(f"{path} is no law: {again}.") from error
     if missing:
         raise TenfoldError(f"{path} is no law, or one of an older version without {missing!r}: {again}.")

@@ -9,23 +9,36 @@ import tomllib
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
-from typing import Literal
+from typing import Annotated, Literal
+
+from msgspec import Meta
 
 from tenfold.spec.errors import TenfoldError, nearest
 from tenfold.spec.plugins import plugins
+from tenfold.spec.ranges import Positive, require_fields
 from tenfold.spec.vision import VisionSpec
 
 Convention = Literal["exact", "full_attention", "6n"]
+Size = Annotated[int, Meta(ge=1, le=2**24)]
+SizeOrNone = Annotated[int, Meta(ge=0, le=2**24)]
+Length = Annotated[int, Meta(ge=0, le=2**40)]  # in tokens
 
 
 @dataclass(frozen=True)
 class RopeScaling:
     """Llama 3.1's stretch of the rotary frequencies (llama-models `apply_scaling`)."""
 
-    factor: float = 8.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_context: int = 8192
+    factor: Positive = 8.0
+    low_freq_factor: Positive = 1.0
+    high_freq_factor: Positive = 4.0
+    original_context: Annotated[int, Meta(ge=1, le=2**40)] = 8192
+
+    def __post_init__(self) -> None:
+        require_fields(self, "rope_scaling")
+        if self.low_freq_factor > self.high_freq_factor:
+            raise TenfoldError(
+                f"rope_scaling: low_freq_factor {self.low_freq_factor:g} exceeds high_freq_factor {self.high_freq_factor:g}."
+            )
 
 
 @dataclass(frozen=True)
@@ -52,40 +65,39 @@ class ModelSpec:
     """
 
     name: str
-    dim: int
-    n_layers: int
-    n_heads: int
-    n_kv_heads: int
-    ffn_dim: int
-    vocab_size: int
-    head_dim: int = 0
+    dim: Size
+    n_layers: Size
+    n_heads: Size
+    n_kv_heads: Size
+    ffn_dim: Size
+    vocab_size: Size
+    head_dim: SizeOrNone = 0
     tied: bool = False
-    context: int = 8192
-    rope_theta: float = 500_000.0
+    context: Annotated[int, Meta(ge=1, le=2**40)] = 8192
+    rope_theta: Positive = 500_000.0
     rope_scaling: RopeScaling | None = None
-    norm_eps: float = 1e-5
+    norm_eps: Annotated[float, Meta(gt=0, lt=1)] = 1e-5
     family: str = "llama3"
-    n_experts: int = 0
-    experts_per_token: int = 1
-    n_shared_experts: int = 1
-    expert_ffn_dim: int = 0
-    moe_every: int = 1
-    attention_chunk: int = 0
-    nope_every: int = 0
+    n_experts: SizeOrNone = 0
+    experts_per_token: Size = 1
+    n_shared_experts: SizeOrNone = 1
+    expert_ffn_dim: SizeOrNone = 0
+    moe_every: Size = 1
+    attention_chunk: Length = 0
+    nope_every: SizeOrNone = 0
     qk_norm: bool = False
-    temperature_floor: int = 0
-    temperature_scale: float = 0.1
+    temperature_floor: Length = 0
+    temperature_scale: Annotated[float, Meta(ge=0)] = 0.1
     vision: VisionSpec | None = None
 
     def __post_init__(self) -> None:
+        require_fields(self, self.name if isinstance(self.name, str) else "The model")
         if not self.head_dim:
             object.__setattr__(self, "head_dim", self.dim // self.n_heads)
         if self.n_heads % self.n_kv_heads:
             raise TenfoldError(f"{self.name}: n_heads {self.n_heads} must be a multiple of n_kv_heads {self.n_kv_heads}.")
-        if self.head_dim % 2:
-            raise TenfoldError(f"{self.name}: head_dim {self.head_dim} must be even for rotary positions.")
-        if min(self.dim, self.n_layers, self.ffn_dim, self.vocab_size, self.context) < 1:
-            raise TenfoldError(f"{self.name}: every dimension must be at least 1.")
+        if self.head_dim % 2 or not self.head_dim:
+            raise TenfoldError(f"{self.name}: head_dim {self.head_dim} must be even, and at least 2, for rotary positions.")
         families = plugins("families")
         if self.family not in families:
             raise TenfoldError(f"{self.name}: there is no family {self.family!r}{nearest(self.family, families)}.")

@@ -1,10 +1,15 @@
 """The shape of Llama 4's image encoder."""
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from msgspec import Meta
 
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.ranges import Positive, require_fields
 
 PATCH = "<|patch|>"
+Size = Annotated[int, Meta(ge=1, le=2**20)]
 IMAGE_TOKENS = ("<|image_start|>", "<|image_end|>", "<|image|>", PATCH, "<|tile_x_separator|>", "<|tile_y_separator|>")
 
 
@@ -17,17 +22,18 @@ class VisionSpec:
     of one such token in the text.
     """
 
-    image_size: int = 336
-    patch_size: int = 14
-    dim: int = 1408
-    n_layers: int = 34
-    n_heads: int = 16
-    shuffle: int = 2
-    adapter_dim: int = 4096
-    rope_theta: float = 10_000.0
-    patch_token: int = 200092
+    image_size: Size = 336
+    patch_size: Size = 14
+    dim: Size = 1408
+    n_layers: Size = 34
+    n_heads: Size = 16
+    shuffle: Size = 2
+    adapter_dim: Size = 4096
+    rope_theta: Positive = 10_000.0
+    patch_token: Annotated[int, Meta(ge=0)] = 200092
 
     def __post_init__(self) -> None:
+        require_fields(self, "The image encoder")
         if self.image_size % (self.patch_size * self.shuffle):
             raise TenfoldError(
                 f"An image of {self.image_size} pixels must be a multiple of patch_size x shuffle = "

@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Annotated
 
 from msgspec import Meta, Struct
 
-from tenfold.spec.commands import Json, print_json
-from tenfold.spec.errors import TenfoldError
+from tenfold.spec.commands import File, Folder, Json, print_json
+from tenfold.spec.errors import TenfoldError, when_stopped
+from tenfold.spec.ranges import Nodes, Port, Text
 from tenfold.train.config import RunConfig
 from tenfold.train.run_file import read_config
 
+Gpus = Annotated[int, Meta(ge=0, le=1024)]
+MOST_PROCESSES = 4096  # of one machine
 Planner = Callable[[RunConfig, int], RunConfig]  # a config, and the vocabulary of its corpus -> the config with a layout
 
 if TYPE_CHECKING:
@@ -28,10 +31,13 @@ if TYPE_CHECKING:
 class RunOptions(Struct, frozen=True):
     """Where a run is kept, and the processes that train it."""
 
-    out: Annotated[Path | None, Meta(description="The run's directory; by default generations/NAME of the run file.")] = None
-    home: Annotated[Path, Meta(description="Where corpora and runs are kept.")] = Path("generations")
+    out: Annotated[Folder | None, Meta(description="The run's directory; by default generations/NAME of the run file.")] = None
+    home: Annotated[Folder, Meta(description="Where corpora and runs are kept.")] = Path("generations")
     launch: Annotated[str | None, Meta(description="local:N starts N processes here, and again when some are lost.")] = None
     json: Json = False
+
+    def __post_init__(self) -> None:
+        self.started  # noqa: B018  # refuses what --launch does not take
 
     @property
     def started(self) -> int | None:
@@ -39,8 +45,11 @@ class RunOptions(Struct, frozen=True):
         if self.launch is None:
             return None
         where, _, number = self.launch.partition(":")
-        if where != "local" or not number.isdecimal() or int(number) < 1:
-            raise TenfoldError(f"--launch takes local:N, such as local:8, not {self.launch!r}; for a cluster use `tenfold launch`.")
+        if where != "local" or not number.isdecimal() or not 1 <= int(number) <= MOST_PROCESSES:
+            raise TenfoldError(
+                f"--launch takes local:N, such as local:8, with N from 1 to {MOST_PROCESSES}, not {self.launch!r}; for a cluster "
+                "use `tenfold launch`."
+            )
         return int(number)
 
     @property
@@ -50,10 +59,10 @@ class RunOptions(Struct, frozen=True):
 
 
 def resume(
-    generation: Annotated[Path, Meta(description="The directory of a run that was stopped.")],
+    generation: Annotated[Folder, Meta(description="The directory of a run that was stopped.")],
     /,
     *,
-    home: Annotated[Path | None, Meta(description="Where the corpora are kept; by default beside the run.")] = None,
+    home: Annotated[Folder | None, Meta(description="Where the corpora are kept; by default beside the run.")] = None,
     json: Json = False,
 ) -> None:
     """Go on with a run from its newest checkpoint, to the very same weights as without the stop.
@@ -71,19 +80,20 @@ def resume(
 
 def run(config: RunConfig, directory: Path, options: RunOptions, planner: Planner | None = None) -> None:
     """Train `config` in `directory` and say what came of it. `planner` chooses the layout when the corpus is known."""
-    from rich.console import Console
-
     from tenfold.launch.failures import noted
+    from tenfold.spec.terminal import console
+    from tenfold.train.identity import as_begun
     from tenfold.train.parallel.processes import start_processes
     from tenfold.train.tasks.find import open_task
     from tenfold.train.trainer import fit, standard_hooks
 
-    with noted(directory):
+    with noted(directory), when_stopped("the same command goes on from the last checkpoint"):
         start_processes()
         first = int(os.environ.get("RANK", "0")) == 0
-        console = Console(stderr=options.json, quiet=not first)
+        out = console(stderr=options.json, quiet=not first)
+        config = as_begun(config, directory)
         task = open_task(config, options.home)
-        _explain(config, task.vocab_size, console)
+        _explain(config, task.vocab_size, out)
         if planner is not None:
             config = planner(config, task.vocab_size)
         if options.started is None:
@@ -93,7 +103,7 @@ def run(config: RunConfig, directory: Path, options: RunOptions, planner: Planne
     if not result.finished:
         raise TenfoldError(f"Stopped and saved at step {result.step}: `tenfold resume {directory}` goes on from there.")
     if not options.json:
-        console.print(_summary(result), highlight=False)
+        out.print(_summary(result))
     elif first:
         print_json(asdict(result))
 
@@ -111,12 +121,12 @@ def _on_processes(config: RunConfig, directory: Path, options: RunOptions) -> "R
 class ClusterOptions(Struct, frozen=True):
     """What is asked of a cluster."""
 
-    nodes: Annotated[int, Meta(ge=1, description="Nodes to train on.")]
-    gpus_per_node: Annotated[int, Meta(ge=0, description="GPUs of a node; 0 trains on its CPU.")] = 8
-    least_nodes: Annotated[int | None, Meta(description="Go on with so few when others are lost; by default all.")] = None
+    nodes: Annotated[Nodes, Meta(description="Nodes to train on.")]
+    gpus_per_node: Annotated[Gpus, Meta(description="GPUs of a node; 0 trains on its CPU.")] = 8
+    least_nodes: Annotated[Nodes | None, Meta(description="Go on with so few when others are lost; by default all.")] = None
     limit: Annotated[str | None, Meta(description="Time limit, hours:minutes:seconds; Slurm is asked for 24:00:00.")] = None
-    save_s: Annotated[int, Meta(ge=1, description="Seconds to save in, ahead of the limit or after SIGTERM.")] = 180
-    home: Annotated[str, Meta(description="Where corpora and runs are kept, on all nodes alike.")] = "generations"
+    save_s: Annotated[Nodes, Meta(description="Seconds to save in, ahead of the limit or after SIGTERM.")] = 180
+    home: Annotated[Text, Meta(description="Where corpora and runs are kept, on all nodes alike.")] = "generations"
 
 
 class SystemOptions(Struct, frozen=True):
@@ -126,15 +136,15 @@ class SystemOptions(Struct, frozen=True):
     account: Annotated[str | None, Meta(description="Slurm's account.")] = None
     image: Annotated[str | None, Meta(description="The container image, for Kubernetes.")] = None
     claim: Annotated[str | None, Meta(description="The volume claim that --home is on, for Kubernetes: tenfold.")] = None
-    port: Annotated[int, Meta(description="Where the nodes meet on the first; other jobs on it need another.")] = 29400
-    folder: Annotated[Path, Meta(description="Folder that the job file is written to.", extra={"flag": "--out"})] = Path()
+    port: Annotated[Port, Meta(description="Where the nodes meet on the first; other jobs on it need another.")] = 29400
+    folder: Annotated[Folder, Meta(description="Folder that the job file is written to.", extra={"flag": "--out"})] = Path()
 
 
 def launch(
-    run: Annotated[Path, Meta(description="A run file.")],
+    run: Annotated[File, Meta(description="A run file.")],
     /,
     *,
-    on: Annotated[str, Meta(description="The cluster's launcher: slurm, kubernetes or ray.")],
+    on: Annotated[Text, Meta(description="The cluster's launcher: slurm, kubernetes or ray.")],
     asked: ClusterOptions,
     system: SystemOptions = SystemOptions(),
     submit: Annotated[bool, Meta(description="Submit it too.")] = False,
@@ -172,22 +182,21 @@ def launch(
     print(f"Written to {path}." if handle is None else f"Written to {path} and submitted: {handle.said}")
 
 
-def _explain(config: RunConfig, vocab_size: int, console: "Console") -> None:
+def _explain(config: RunConfig, vocab_size: int, out: "Console") -> None:
     """Print what is trained, and what was derived with its reason."""
     from tenfold.spec.units import si
     from tenfold.train.resolve import resolve
 
     r, seq_len = resolve(config, vocab_size), config.data.seq_len
-    console.print(
+    out.print(
         f"{r.spec.name}: {r.spec.dim} wide, {r.spec.n_layers} layers, {si(r.spec.parameters().total, 'parameters')}; "
         f"{si(r.tokens, 'tokens')}, {si(r.tokens * r.spec.train_flops_per_token(seq_len), 'FLOPs')}, "
-        f"{r.h.steps} steps of {r.h.batch_size} x {seq_len} tokens.",
-        highlight=False,
+        f"{r.h.steps} steps of {r.h.batch_size} x {seq_len} tokens."
     )
     if config.law is not None:
-        console.print(f"  model and tokens: by the law of {config.law}", highlight=False)
+        out.print(f"  model and tokens: by the law of {config.law}")
     for name, reason in r.h.reasons.items():
-        console.print(f"  {name} = {getattr(r.h, name):.4g}: {reason}", highlight=False)
+        out.print(f"  {name} = {getattr(r.h, name):.4g}: {reason}")
 
 
 def _summary(result: "RunResult") -> str:

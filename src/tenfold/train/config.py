@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from tenfold.spec.layout import Layout
+from tenfold.spec.ranges import Count, CountOrNone, Flops, NotNegative, Positive, Seed, SeqLen, Share, Text, VocabSize
 
 VERSION = 2  # of run files, and of what is written beside them: run.jsonl, time.jsonl, skipped.jsonl
 
@@ -15,78 +16,84 @@ VERSION = 2  # of run files, and of what is written beside them: run.jsonl, time
 class MixedCorpus(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A `[[data.mixture]]`: a corpus, and its weight: a number, or pairs [step, weight from that step on]."""
 
-    corpus: str
-    weight: float | list[tuple[int, float]] = 1.0
-    name: str | None = None
+    corpus: Text
+    weight: NotNegative | list[tuple[CountOrNone, NotNegative]] = 1.0
+    name: Text | None = None
 
 
 class DataConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The table `[data]`: what a run reads, and how much of it in a step."""
 
-    corpus: Annotated[str, Meta(description="Text (a folder, a file, a name), a corpus, or its address in a store.")] = "stdlib"
-    mixture: Annotated[list[MixedCorpus] | None, Meta(description="Several corpora with weights, in place of one.")] = None
-    images: Annotated[str | None, Meta(description="A folder, Parquet file or jsonl of images with words (family llama4).")] = None
+    corpus: Annotated[Text, Meta(description="Text (a folder, a file, a name), a corpus, or its address in a store.")] = "stdlib"
+    mixture: Annotated[
+        Annotated[list[MixedCorpus], Meta(min_length=1)] | None, Meta(description="Several corpora with weights, in place of one.")
+    ] = None
+    images: Annotated[Text | None, Meta(description="A folder, Parquet file or jsonl of images with words (family llama4).")] = None
     image_share: Annotated[float, Meta(gt=0, le=1, description="Share of the sequences that show images.")] = 0.5
-    vocab_size: Annotated[int, Meta(gt=0, description="Tokens in the vocabulary of a corpus that is built.")] = 2048
-    seq_len: Annotated[int, Meta(gt=0, description="Tokens in a sequence.")] = 128
-    batch_size: Annotated[Annotated[int, Meta(gt=0)] | None, Meta(description="Sequences a step.")] = None
-    max_epochs: Annotated[float, Meta(gt=0, description="How often a corpus may be read.")] = 4.0
-    cache_gib: Annotated[float, Meta(ge=0, description="Local disk that each corpus of an object store may take.")] = 16.0
+    vocab_size: Annotated[VocabSize, Meta(description="Tokens in the vocabulary of a corpus that is built.")] = 2048
+    seq_len: Annotated[SeqLen, Meta(description="Tokens in a sequence.")] = 128
+    batch_size: Annotated[Count | None, Meta(description="Sequences a step.")] = None
+    max_epochs: Annotated[Positive, Meta(description="How often a corpus may be read.")] = 4.0
+    cache_gib: Annotated[float, Meta(ge=0, le=1e9, description="Local disk that each corpus of an object store may take.")] = 16.0
 
 
 class PretrainingConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The table `[task]` of a run that pretrains."""
 
     name: Annotated[str, Meta(description="The task.")] = "pretrain"
-    z_loss: Annotated[float, Meta(ge=0, description="Weight of the squared log-partition.")] = 0.0
-    mtp: Annotated[int, Meta(ge=0, description="Further tokens that are predicted (multi-token prediction).")] = 0
-    mtp_weight: Annotated[float, Meta(ge=0, description="Weight of their mean loss.")] = 0.3
+    z_loss: Annotated[NotNegative, Meta(description="Weight of the squared log-partition.")] = 0.0
+    mtp: Annotated[int, Meta(ge=0, le=64, description="Further tokens that are predicted (multi-token prediction).")] = 0
+    mtp_weight: Annotated[NotNegative, Meta(description="Weight of their mean loss.")] = 0.3
     load_balancing: Annotated[
         Literal["aux_loss_free", "aux_loss", "none"], Meta(description="What keeps the load of experts even.")
     ] = "aux_loss_free"
-    load_balancing_rate: Annotated[float, Meta(ge=0, description="Step of the bias, or weight of the loss.")] = 0.01
-    evaluate_every: Annotated[int, Meta(ge=0, description="Steps between evaluations; 0 evaluates at the end alone.")] = 0
-    evaluate_tokens: Annotated[Annotated[int, Meta(gt=0)] | None, Meta(description="Validation tokens; all where left out.")] = None
+    load_balancing_rate: Annotated[NotNegative, Meta(description="Step of the bias, or weight of the loss.")] = 0.01
+    evaluate_every: Annotated[CountOrNone, Meta(description="Steps between evaluations; 0 evaluates at the end alone.")] = 0
+    evaluate_tokens: Annotated[Count | None, Meta(description="Validation tokens; all where left out.")] = None
 
 
 class OptimizerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The table `[optimizer]`; `None` means derived from the compute."""
 
     name: Annotated[Literal["muon", "adamw"], Meta(description="muon (AdamW for what is no hidden matrix) or adamw.")] = "muon"
-    learning_rate: Annotated[float | None, Meta(description="Of a hidden matrix of the base width, at the peak.")] = None
-    weight_decay: Annotated[float | None, Meta(description="Share of a matrix that is forgotten each step at the peak.")] = None
+    learning_rate: Annotated[
+        Annotated[float, Meta(gt=0, le=100)] | None, Meta(description="Of a hidden matrix of the base width, at the peak.")
+    ] = None
+    weight_decay: Annotated[Share | None, Meta(description="Share of a matrix that is forgotten each step at the peak.")] = None
     beta2: Annotated[Annotated[float, Meta(ge=0, lt=1)] | None, Meta(description="AdamW's second moment.")] = None
     schedule: Annotated[Literal["wsd", "cosine"], Meta(description="Warm-up, stable, decay; or a half cosine.")] = "wsd"
-    warmup: Annotated[float, Meta(ge=0, le=1, description="Share of the run that the learning rate rises in.")] = 0.1
-    decay: Annotated[float, Meta(ge=0, le=1, description="Share of the run that it falls in (wsd).")] = 0.4
-    max_grad_norm: Annotated[float, Meta(gt=0, description="Gradients are scaled to at most this norm.")] = 1.0
-    max_skipped: Annotated[int, Meta(gt=0, description="Steps in a row that may be skipped before the run ends.")] = 20
+    warmup: Annotated[Share, Meta(description="Share of the run that the learning rate rises in.")] = 0.1
+    decay: Annotated[Share, Meta(description="Share of the run that it falls in (wsd).")] = 0.4
+    max_grad_norm: Annotated[Positive, Meta(description="Gradients are scaled to at most this norm.")] = 1.0
+    max_skipped: Annotated[Count, Meta(description="Steps in a row that may be skipped before the run ends.")] = 20
 
 
 class CheckpointConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The table `[checkpoint]`."""
 
-    every_s: Annotated[float, Meta(ge=0, description="Seconds between saves.")] = 60.0
-    keep_last: Annotated[int, Meta(gt=0, description="Checkpoints that are kept.")] = 2
+    every_s: Annotated[NotNegative, Meta(description="Seconds between saves.")] = 60.0
+    keep_last: Annotated[Count, Meta(description="Checkpoints that are kept.")] = 2
     upload_to: Annotated[
-        str | None, Meta(description="A folder that fsspec can reach (s3://bucket/run): checkpoints are copied there.")
+        Text | None, Meta(description="A folder that fsspec can reach (s3://bucket/run): checkpoints are copied there.")
     ] = None
 
 
 class LogConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The table `[log]`."""
 
-    every: Annotated[int, Meta(gt=0, description="Steps between lines of run.jsonl.")] = 10
+    every: Annotated[Count, Meta(description="Steps between lines of run.jsonl.")] = 10
     tensorboard: Annotated[bool, Meta(description="Write for TensorBoard too.")] = False
-    wandb: Annotated[str | None, Meta(description="The project in Weights & Biases, where asked for.")] = None
+    wandb: Annotated[Text | None, Meta(description="The project in Weights & Biases, where asked for.")] = None
 
 
 class HealthConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The table `[health]`."""
 
-    hang_after_s: Annotated[float, Meta(gt=0, description="A process that does nothing for so long ends, to be restarted.")] = 900.0
-    sdc_check_every: Annotated[int, Meta(ge=0, description="Steps between losses that are worked out twice; 0: never.")] = 0
-    loss_spike: Annotated[float, Meta(ge=0, description="Nats above its course at which the run goes back; 0: never.")] = 2.0
+    hang_after_s: Annotated[
+        float, Meta(ge=1, le=1e9, description="A process that does nothing for so long ends, to be restarted.")
+    ] = 900.0
+    sdc_check_every: Annotated[CountOrNone, Meta(description="Steps between losses that are worked out twice; 0: never.")] = 0
+    loss_spike: Annotated[NotNegative, Meta(description="Nats above its course at which the run goes back; 0: never.")] = 2.0
 
 
 class RunConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -97,16 +104,16 @@ class RunConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     those of the task's own struct. `version` is that of the file's format.
     """
 
-    flops: Annotated[Annotated[float, Meta(gt=0)] | None, Meta(description="Training compute; tokens follow.")] = None
-    tokens: Annotated[Annotated[int, Meta(gt=0)] | None, Meta(description="Training tokens, in place of flops.")] = None
-    law: Annotated[str | None, Meta(description="What sizes a model by flops: own climb's law.json, or a published law.")] = None
-    seed: Annotated[int, Meta(description="Seed of weights and data order.")] = 0
-    init_from: Annotated[str | None, Meta(description="A Hugging Face directory or GGUF that the run begins from.")] = None
-    device: Annotated[str, Meta(description="auto, cpu, cuda, any device of PyTorch's, or an accelerator.")] = "auto"
+    flops: Annotated[Flops | None, Meta(description="Training compute; tokens follow.")] = None
+    tokens: Annotated[Count | None, Meta(description="Training tokens, in place of flops.")] = None
+    law: Annotated[Text | None, Meta(description="What sizes a model by flops: own climb's law.json, or a published law.")] = None
+    seed: Annotated[Seed, Meta(description="Seed of weights and data order.")] = 0
+    init_from: Annotated[Text | None, Meta(description="A Hugging Face directory or GGUF that the run begins from.")] = None
+    device: Annotated[Text, Meta(description="auto, cpu, cuda, any device of PyTorch's, or an accelerator.")] = "auto"
     dtype: Annotated[Literal["auto", "float32", "bfloat16"], Meta(description="The format of matrix products.")] = "auto"
     compile: Annotated[Literal["auto", "on", "off"], Meta(description="Compile the model; auto does where it pays.")] = "auto"
     fp8: Annotated[bool, Meta(description="Linear and expert layers in 8 bits where the GPU can.")] = False
-    threads: Annotated[Annotated[int, Meta(gt=0)] | None, Meta(description="CPU threads of each process.")] = None
+    threads: Annotated[Annotated[int, Meta(ge=1, le=4096)] | None, Meta(description="CPU threads of each process.")] = None
     task: Annotated[dict[str, Any], Meta(description="What is trained: name, and the task's own settings.")] = {}
     model: Annotated[str | dict[str, Any] | None, Meta(description="A published name, or a shape.")] = None
     data: DataConfig = DataConfig()

@@ -21,10 +21,20 @@ def resolve_device(name: str) -> str:
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise TenfoldError("This machine has no CUDA GPU that PyTorch can use: choose the device cpu.")
     try:
-        torch.device(device)
+        kind, index = torch.device(device).type, torch.device(device).index or 0
     except RuntimeError:
         raise TenfoldError(f"There is no device {name!r}{nearest(name, ['auto', 'cpu', 'cuda', *accelerators()])}.") from None
+    there = index < max(1, torch.cuda.device_count()) if kind == "cuda" else kind == "cpu" or _computes(device)
+    if not there:
+        raise TenfoldError(f"PyTorch cannot compute on the device {name!r} of this machine: choose auto or cpu.")
     return device
+
+
+def _computes(device: str) -> bool:
+    try:
+        return torch.zeros(1, device=device).item() == 0
+    except (RuntimeError, NotImplementedError, AssertionError, ImportError):
+        return False
 
 
 def this_accelerator(device: str = "auto") -> Accelerator | None:

@@ -4,7 +4,6 @@
 so far. Steps that were done but not saved before a failure are in it, though the run's own record forgets them.
 """
 
-import json
 import time
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from tenfold.spec.files import append_line, read_lines
 
 PARTS = ("stepping", "saving", "evaluating")
 
@@ -43,24 +44,17 @@ class Goodput:
 class GoodputTimer:
     """Times the parts of the loop. `path` None (a process that is not the first) keeps nothing.
 
-    A run that begins again after it has ended begins its file anew. A context manager, which closes the file.
+    A run that begins again after it has ended begins its file anew.
     """
 
     def __init__(self, path: Path | None, step: int):
         self._path = path
         self._seconds = dict.fromkeys(PARTS, 0.0)
-        self._stream = None
         if path is not None:
-            rows = _read(path)
-            self._stream = path.open("w" if step == 0 and rows and rows[-1].get("finished") else "a")
+            rows = read_lines(path)
+            if step == 0 and rows and rows[-1].get("finished"):
+                path.unlink()
             self._line({"began": time.time() - _age_s(), "time": time.time(), "step": step})
-
-    def __enter__(self) -> "GoodputTimer":
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        if self._stream is not None:
-            self._stream.close()
 
     @contextmanager
     def time(self, part: str) -> Iterator[None]:
@@ -74,15 +68,14 @@ class GoodputTimer:
         self._line({"time": time.time(), "step": step, **self._seconds, **({"finished": True} if finished else {})})
 
     def _line(self, row: dict[str, Any]) -> None:
-        if self._stream is not None:
-            self._stream.write(json.dumps(row) + "\n")
-            self._stream.flush()
+        if self._path is not None:
+            append_line(self._path, row)
 
 
 def read_goodput(path: Path) -> dict[str, Any]:
     """The `Goodput` of a `time.jsonl` as plain values; empty where there is none."""
     starts: list[list[dict[str, Any]]] = []
-    for row in _read(path):
+    for row in read_lines(path):
         if "began" in row:
             starts.append([{**row, **dict.fromkeys(PARTS, 0.0)}])
         elif starts:
@@ -124,13 +117,3 @@ def _age_s() -> float:
     if psutil.LINUX:
         return time.clock_gettime(time.CLOCK_BOOTTIME) - (created - psutil.boot_time())
     return time.time() - created
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:  # torn by a kill
-            continue
-    return rows

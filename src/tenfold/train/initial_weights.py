@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import psutil
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -13,17 +14,30 @@ from tenfold.model.io.tokenizer import has_tokenizer, same_tokenizer
 from tenfold.model.llama import Llama
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec
+from tenfold.spec.units import si
 from tenfold.train.parallel.gradients import local
 
 
 def build(spec: ModelSpec, init_from: str | None, device: torch.device) -> Llama:
     """The model that a run begins with: stored weights where it says so, else drawn from the generator; none on the meta device."""
+    if device.type == "cpu":
+        _require_memory(spec)
     if init_from is not None and device.type != "meta":
         return read_model(Path(init_from)).to(device)
     with device:
         model = make_model(spec)
         begin_as_identity(model, spec)
     return model
+
+
+def _require_memory(spec: ModelSpec) -> None:
+    """Raises TenfoldError where weights and gradients alone are more than this machine's memory."""
+    total, there = spec.parameters().total, psutil.virtual_memory().total
+    if 8 * total > there:
+        raise TenfoldError(
+            f"{spec.name} has {si(total, 'parameters')}, with gradients {8 * total / 2**30:.3g} GiB, and this machine has "
+            f"{there / 2**30:.3g}: take a smaller model or more machines."
+        )
 
 
 def check_tokenizer(init_from: Path, tokenizer_directory: Path) -> None:
@@ -64,6 +78,11 @@ def _draw(model: Llama, ours: dict[str, nn.Parameter], device: torch.device) -> 
         draw(name, whole, spec)
         if name in ours:  # else another stage has it
             _keep_share(ours[name], whole.zero_() if begins_at_zero(name, spec) else whole)
+
+
+def all_finite(model: nn.Module) -> bool:
+    """Whether this process's share of the weights has neither NaN nor infinities."""
+    return all(bool(local(p).isfinite().all()) for p in model.parameters())
 
 
 def _keep_share(p: Tensor, whole: Tensor) -> None:

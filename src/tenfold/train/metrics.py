@@ -1,7 +1,5 @@
 """Metrics as JSON lines, and to TensorBoard or Weights & Biases where asked for."""
 
-import errno
-import json
 import math
 import os
 import time
@@ -9,8 +7,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tenfold.spec.errors import NotInstalled, TenfoldError
-from tenfold.spec.files import whole_file
+from tenfold.spec.errors import NotInstalled
+from tenfold.spec.files import append_line, read_lines, whole_file, write_text
+from tenfold.spec.strict_json import strict_json
 from tenfold.spec.versions import require_version
 from tenfold.train.config import VERSION
 
@@ -33,12 +32,8 @@ class MetricsWriter:
         self._path = directory / "run.jsonl"
         kept = [] if resume_step is None else read_metrics(self._path)
         kept = [row for row in kept if (row.get("step") or 0) <= (resume_step or 0) and row.get("event") != "end"]
-        try:
-            _rewrite(self._path, kept)
-            # Unbuffered: a line is in the file when `write` returns, and a full disk is known at once.
-            self._file = self._path.open("ab", buffering=0)
-        except OSError as error:
-            raise self._unwritable(error) from None
+        with whole_file(self._path) as scratch:
+            scratch.write_text("".join(strict_json(row) + "\n" for row in kept))
         self._board = _tensorboard(directory, resume_step) if tensorboard else None
         self._wandb = _wandb(wandb_project, directory) if wandb_project else None
 
@@ -47,29 +42,20 @@ class MetricsWriter:
 
         Raises TenfoldError where the disk is full.
         """
-        fields = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}
-        try:
-            self._file.write(_line({"event": event, "time": round(time.time(), 3), **fields}))
-        except OSError as error:
-            raise self._unwritable(error) from None
+        append_line(self._path, {"event": event, "time": round(time.time(), 3), **fields})
         if "step" not in fields:
             return
-        numbers = {f"{event}/{k}": v for k, v in fields.items() if isinstance(v, int | float) and k != "step"}
+        numbers = {f"{event}/{k}": v for k, v in fields.items() if isinstance(v, int | float) and math.isfinite(v) and k != "step"}
         if self._board is not None:
             for name, value in numbers.items():
                 self._board.add_scalar(name, value, fields["step"])
         if self._wandb is not None:
             self._wandb.log(numbers, step=fields["step"])
 
-    def _unwritable(self, error: OSError) -> TenfoldError:
-        why = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
-        return TenfoldError(f"{self._path} could not be written: {why}; free some room and resume.")
-
     def __enter__(self) -> "MetricsWriter":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._file.close()
         if self._board is not None:
             self._board.close()
         if self._wandb is not None:
@@ -78,28 +64,11 @@ class MetricsWriter:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All events of a `run.jsonl`; a line torn by a kill is left out. Raises TenfoldError for one of a later version."""
-    rows = []
-    for line in path.read_bytes().split(b"\n") if path.exists() else ():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
+    rows = read_lines(path)
     for row in rows:
         if row.get("event") == "start":
             require_version(row.get("version", 1), (1, VERSION), path, "train again")
     return rows
-
-
-def _line(row: dict[str, Any]) -> bytes:
-    return json.dumps(row, default=str).encode() + b"\n"
-
-
-def _rewrite(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Replace the file in one move: a kill leaves either the old lines or the new ones."""
-    with whole_file(path) as scratch:
-        scratch.write_bytes(b"".join(map(_line, rows)))
 
 
 def _tensorboard(directory: Path, resume_step: int | None) -> Any:
@@ -117,5 +86,5 @@ def _wandb(project: str, directory: Path) -> Any:
         raise NotInstalled("Weights & Biases is not installed: pip install 'tenfold[wandb]'.") from None
     name = directory / "wandb-id"  # under which the run goes on after it was stopped
     if not name.exists():
-        name.write_text(os.urandom(4).hex())
+        write_text(name, os.urandom(4).hex())
     return wandb.init(project=project, dir=directory, name=directory.name, id=name.read_text().strip(), resume="allow")

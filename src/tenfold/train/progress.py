@@ -4,9 +4,9 @@ import sys
 import time
 from types import TracebackType
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import TimeRemainingColumn
 
+from tenfold.spec.terminal import progress
 from tenfold.spec.units import duration, si
 
 LINE_EVERY_S = 30.0
@@ -20,19 +20,10 @@ class TrainingProgress:
     """
 
     def __init__(self, total_steps: int, description: str, enabled: bool | None = None):
-        console = Console(stderr=True)
         shown = enabled is not False
         self._total_steps, self._description = total_steps, description
-        self._lines = shown and not console.is_terminal
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[text]}"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not shown or not console.is_terminal,
-        )
+        self._bar = progress(TimeRemainingColumn(), field="text", quiet=not shown)
+        self._lines = shown and not self._bar.console.is_terminal
         self._task = self._bar.add_task(description, total=total_steps, text="")
         self._began = self._last_line = time.monotonic()
         self._first_step: int | None = None

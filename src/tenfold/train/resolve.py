@@ -2,14 +2,15 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from msgspec import structs
+from msgspec import Meta, structs
 
-from tenfold.spec.errors import TenfoldError, nearest
+from tenfold.spec.errors import TenfoldError
 from tenfold.spec.laws import own_law
 from tenfold.spec.model import ModelSpec, RopeScaling, published_model
+from tenfold.spec.ranges import VocabSize, convert, require, require_keys
 from tenfold.spec.shapes import shape_for_flops, shape_of
 from tenfold.spec.vision import IMAGE_TOKENS, PATCH, VisionSpec, small_vision
 from tenfold.train.config import RunConfig
@@ -18,6 +19,8 @@ from tenfold.train.optim.hyperparameters import Hyperparameters, derive
 from tenfold.train.precision import choose_dtype
 from tenfold.train.run_file import read_config
 
+TABLE = "The table [model]"
+Width = Annotated[int, Meta(ge=16, le=2**20)]
 CONTINUED_LEARNING_RATE = 3e-4  # of a hidden matrix of the base width, as `Hyperparameters.learning_rate`
 
 
@@ -44,6 +47,16 @@ def resolve(config: RunConfig, vocab_size: int) -> Resolved:
     return Resolved(spec, tokens, resolve_hyperparameters(config, tokens), device, dtype)
 
 
+def check_settings(config: RunConfig) -> None:
+    """Raises TenfoldError for a shape, a batch or a device that cannot be, before any data is made."""
+    resolve_device(config.device)
+    fields = config.model if isinstance(config.model, dict) else {}
+    vocab_size = fields.get("vocab_size", 1 if config.init_from else config.data.vocab_size)  # stored weights have their own
+    require(vocab_size, VocabSize, "vocab_size in the table [model]")
+    _, tokens = resolve_model(config, vocab_size)
+    resolve_hyperparameters(config, tokens)
+
+
 def resolve_hyperparameters(config: RunConfig, tokens: int) -> Hyperparameters:
     """Batch, steps, learning rates and decay of a run of `tokens`."""
     o, learning_rate, weight_decay, reasons = config.optimizer, config.optimizer.learning_rate, config.optimizer.weight_decay, {}
@@ -57,13 +70,16 @@ def resolve_hyperparameters(config: RunConfig, tokens: int) -> Hyperparameters:
         tokens, config.data.seq_len, batch_size=config.data.batch_size, learning_rate=learning_rate, weight_decay=weight_decay,
         beta2=o.beta2,
     )  # fmt: skip
+    if h.batch_size * config.data.seq_len > 2 * tokens:
+        raise TenfoldError(f"A step of batch_size = {h.batch_size} has more tokens than the whole run, {tokens}: lower batch_size.")
     return replace(h, reasons={**h.reasons, **reasons})
 
 
 def resolve_model(config: RunConfig, vocab_size: int) -> tuple[ModelSpec, int]:
     """The model and the number of training tokens that a config asks for, with the corpus's vocabulary.
 
-    With images the vocabulary grows by `IMAGE_TOKENS`, and the model has an encoder.
+    With images the vocabulary grows by `IMAGE_TOKENS`, and the model has an encoder. The context is the length of the rows, where
+    neither a published nor a stored model says one.
     """
     images = config.data.images is not None
     fields = dict(config.model) if isinstance(config.model, dict) else {}
@@ -71,26 +87,32 @@ def resolve_model(config: RunConfig, vocab_size: int) -> tuple[ModelSpec, int]:
     spec = _spec(config, fields, vocab_size + (len(IMAGE_TOKENS) if images else 0))
     if images and config.init_from is None:
         spec = replace(spec, vision=_vision_spec(vision, spec, vocab_size + IMAGE_TOKENS.index(PATCH)))
-    if config.tokens is not None:
-        return spec, config.tokens
-    assert config.flops is not None
-    return spec, max(1, round(config.flops / spec.train_flops_per_token(config.data.seq_len)))
+    if spec.vocab_size < vocab_size:
+        raise TenfoldError(f"{TABLE} gives vocab_size {spec.vocab_size}, and the corpus has {vocab_size} tokens: leave it out.")
+    seq_len = config.data.seq_len
+    tokens = config.tokens or round((config.flops or 0) / spec.train_flops_per_token(seq_len))
+    if tokens < seq_len:
+        raise TenfoldError(f"The run has {tokens} tokens, fewer than a sequence (seq_len = {seq_len}): raise tokens or flops.")
+    return spec, tokens
 
 
 def _spec(config: RunConfig, fields: dict[str, Any], vocab_size: int) -> ModelSpec:
-    family = fields.get("family", "llama3")
+    seq_len = config.data.seq_len
     if config.init_from is not None:
         return _stored_spec(config.init_from, vocab_size)
     if isinstance(config.model, str):
         return replace(published_model(config.model), vocab_size=vocab_size)
+    fields = _checked(fields)
+    family = fields.get("family", "llama3")
     if "width" in fields:
         others = {key: value for key, value in fields.items() if key not in ("width", "family")}
-        return replace(shape_of(family, int(fields["width"]), vocab_size), **_checked(others))
+        return replace(shape_of(family, fields["width"], vocab_size), **{"context": seq_len} | others)
     if set(fields) - {"family"}:
-        return _spec_from_fields(fields, vocab_size)
+        return _spec_from_fields({"context": seq_len, **fields}, vocab_size)
     if config.flops is None:
         raise TenfoldError("A run that gives tokens must give the model too.")
-    return shape_for_flops(config.flops, vocab_size, config.data.seq_len, family=family, law=config.law)[0]
+    spec = shape_for_flops(config.flops, vocab_size, seq_len, family=family, law=config.law)[0]
+    return replace(spec, context=seq_len)
 
 
 def with_own_law(config: RunConfig, home: Path, directory: Path) -> RunConfig:
@@ -120,26 +142,29 @@ def _stored_spec(path: str, vocab_size: int) -> ModelSpec:
 
 
 def _vision_spec(fields: dict[str, Any], spec: ModelSpec, patch_token: int) -> VisionSpec:
-    known = VisionSpec.__dataclass_fields__
-    for key in fields:
-        if key not in known or key == "patch_token":
-            raise TenfoldError(f"The table [model.vision] has no setting {key!r}{nearest(key, known)}.")
+    require(fields, dict, "vision in the table [model]")
+    require_keys(fields, VisionSpec.__dataclass_fields__.keys() - {"patch_token"}, "The table [model.vision]")
     return replace(spec.vision or small_vision(spec.dim, spec.n_layers), **fields, patch_token=patch_token)
 
 
 def _checked(fields: dict[str, Any]) -> dict[str, Any]:
-    """Fields of a ModelSpec from those of the table `[model]`."""
-    known = ModelSpec.__dataclass_fields__
-    for key in fields:
-        if key not in known:
-            raise TenfoldError(f"The table [model] has no setting {key!r}{nearest(key, known)}.")
-    scaling = fields.get("rope_scaling")
-    return {**fields, "rope_scaling": RopeScaling(**scaling)} if isinstance(scaling, dict) else fields
+    """Fields of a ModelSpec, and the width, from those of the table `[model]`."""
+    require_keys(fields, [*ModelSpec.__dataclass_fields__, "width"], TABLE)
+    for key, kind in {"family": str, "width": Width, "rope_scaling": dict}.items():
+        if key in fields:
+            require(fields[key], kind, f"{key} in the table [model]")
+    if {"width", "dim"} <= fields.keys():
+        raise TenfoldError(f"{TABLE} gives both width and dim: keep one.")
+    if "rope_scaling" not in fields:
+        return fields
+    where = "The table [model.rope_scaling]"
+    require_keys(fields["rope_scaling"], RopeScaling.__dataclass_fields__, where)
+    return {**fields, "rope_scaling": convert(fields["rope_scaling"], RopeScaling, where)}
 
 
 def _spec_from_fields(fields: dict[str, Any], vocab_size: int) -> ModelSpec:
-    values = {"name": "custom", "vocab_size": vocab_size, **_checked(fields)}
+    values = {"name": "custom", "vocab_size": vocab_size, **fields}
     try:
         return ModelSpec(**values)
     except TypeError as error:
-        raise TenfoldError(f"The table [model] is incomplete: {error}.") from None
+        raise TenfoldError(f"{TABLE} is incomplete: {error}.") from None

@@ -1,7 +1,9 @@
 """What a run came to, and how it is read from the record of a finished one."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tenfold.train.metrics import read_metrics
 
@@ -37,5 +39,7 @@ def read_result(directory: Path) -> RunResult | None:
     end = next((row for row in reversed(read_metrics(directory / "run.jsonl")) if row.get("event") == "end"), None)
     if end is None:
         return None
-    known = {k: end[k] for k in RunResult.__dataclass_fields__ if k in end and k != "directory"}
+    known: dict[str, Any] = {
+        k: math.nan if end[k] is None else end[k] for k in RunResult.__dataclass_fields__ if k in end and k != "directory"
+    }
     return RunResult(**known, directory=directory)

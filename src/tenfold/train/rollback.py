@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.files import write_text
 from tenfold.train import checkpoint
 
 MOST_ROLLBACKS = 5
@@ -32,8 +33,8 @@ def roll_back(directory: Path, uploaded_to: str | None, spike: LossSpike) -> Non
             f"The loss left its course before step {spike.step}, and there is no checkpoint of step {spike.before} or earlier to "
             "go back to: lower learning_rate in [optimizer], look at the data there, or raise loss_spike in [health]."
         )
-    with (directory / "skipped.jsonl").open("a") as file:
-        file.write(json.dumps([step, spike.step - step]) + "\n")
+    rows = [*skipped_batches(directory), (step, spike.step - step)]
+    write_text(directory / "skipped.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))
 
 
 def skipped_batches(directory: Path) -> list[tuple[int, int]]:

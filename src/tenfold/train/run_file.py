@@ -19,10 +19,12 @@ import tomli_w
 from msgspec import Struct
 
 from tenfold.spec.errors import TenfoldError, nearest
-from tenfold.spec.files import write_text
+from tenfold.spec.files import reason, write_text
 from tenfold.spec.layout import Layout
+from tenfold.spec.ranges import as_key, convert, require
 from tenfold.spec.versions import require_version
 from tenfold.train.config import VERSION, RunConfig
+from tenfold.train.contradictions import check
 
 # Keys of version 1, which had no tables, and where each stands.
 MOVED = {
@@ -55,6 +57,8 @@ def read_config(path: Path | None, changes: Mapping[str, Any] | None = None) -> 
         fields = {} if path is None else tomllib.loads(path.read_text())
     except FileNotFoundError:
         raise TenfoldError(f"There is no run file {path}.") from None
+    except OSError as error:
+        raise TenfoldError(f"The run file {path} could not be read: {reason(error)}.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise TenfoldError(f"{path} is not valid TOML: {error}.") from None
     return config_from_fields(_changed(fields, changes or {}), "The run" if path is None else str(path))
@@ -75,11 +79,9 @@ def config_from_fields(fields: dict[str, Any], where: str) -> RunConfig:
     for name, table in _tables().items():
         if isinstance(fields.get(name), dict):
             _check_keys(fields[name], table, f"{where}, table [{name}],")
-    try:
-        config = msgspec.convert(fields, RunConfig)
-    except msgspec.ValidationError as error:
-        raise TenfoldError(f"{where}: {str(error).replace('`$.', '`')}.") from None
-    _check(config, where)
+    config = convert(fields, RunConfig, where)
+    require(config.task.get("name", ""), str, f"{where}: name in the table [task]")
+    check(config, where)
     return config
 
 
@@ -89,10 +91,7 @@ T = TypeVar("T", bound=Struct)
 def task_settings(config: RunConfig, table: type[T]) -> T:
     """The table `[task]` as a task's own struct. Raises TenfoldError for what it does not know."""
     _check_keys(config.task, table, "The table [task]")
-    try:
-        return msgspec.convert(config.task, table)
-    except msgspec.ValidationError as error:
-        raise TenfoldError(f"The table [task]: {str(error).replace('`$.', '`')}.") from None
+    return convert(config.task, table, "The table [task]")
 
 
 def write_config(config: RunConfig, path: Path) -> None:
@@ -112,14 +111,13 @@ def _check_keys(fields: dict[str, Any], table: type[Struct], where: str) -> None
     known = table.__struct_fields__
     for key, value in fields.items():
         if table is RunConfig and key in MOVED and (key not in known or not isinstance(value, dict | str)):
-            raise TenfoldError(f"{where} gives {key}, which is {_as_key(MOVED[key])}: write it there.")
+            raise TenfoldError(f"{where} gives {key}, which is {_moved(key)}: write it there.")
         if key not in known:
             raise TenfoldError(f"{where} has no setting {key!r}{nearest(key, [*known, *_everywhere()])}.")
 
 
-def _as_key(dotted: str) -> str:
-    table, _, key = dotted.rpartition(".")
-    return f"{key} in the table [{table}]" if table else f"called {key}"
+def _moved(key: str) -> str:
+    return as_key(MOVED[key]) if "." in MOVED[key] else f"called {MOVED[key]}"
 
 
 def _everywhere() -> list[str]:
@@ -130,20 +128,3 @@ def _without_none(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _without_none(v) for k, v in value.items() if v is not None}
     return [_without_none(v) for v in value] if isinstance(value, list) else value
-
-
-def _check(config: RunConfig, where: str) -> None:
-    """Raises TenfoldError for settings that contradict one another."""
-    contradictions = {
-        "must give flops or tokens": config.flops is None and config.tokens is None,
-        "gives both flops and tokens: keep one, the other follows from the model": None not in (config.flops, config.tokens),
-        "gives both a mixture and images: keep one": None not in (config.data.mixture, config.data.images),
-        "gives both model and init_from: keep one, the shape is that of the weights": None not in (config.model, config.init_from),
-        "describes an image encoder (vision) but names no images: add images to [data], or leave it out": (
-            isinstance(config.model, dict) and "vision" in config.model and config.data.images is None
-        ),
-        "has an infinite cache_gib: give a number of GiB": config.data.cache_gib == float("inf"),
-    }
-    for sentence, holds in contradictions.items():
-        if holds:
-            raise TenfoldError(f"{where} {sentence}.")

@@ -1,4 +1,4 @@
-"""Stopping in time: SIGTERM, SIGUSR1 and the first Ctrl-C become a flag that the loop polls."""
+"""Stopping in time: SIGTERM, SIGHUP, SIGUSR1 and the first Ctrl-C become a flag that the loop polls."""
 
 import signal
 import threading
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
+SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
 
 
 @dataclass
@@ -38,8 +38,10 @@ def stop_on_signals() -> Iterator[Stop]:
         stop.requested, stop.by = True, stop.by or signal.Signals(number).name
 
     before = {number: signal.getsignal(number) for number in SIGNALS}
+    if before.get(signal.SIGHUP) == signal.SIG_IGN:  # by nohup
+        del before[signal.SIGHUP]
     try:
-        for number in SIGNALS:
+        for number in before:
             signal.signal(number, handle)
         yield stop
     finally:

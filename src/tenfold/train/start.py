@@ -14,6 +14,7 @@ from tenfold.data.text.prefetch import AHEAD, Prefetch
 from tenfold.model.attention import fastest_attention
 from tenfold.model.llama import Llama
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.files import make_folder
 from tenfold.spec.layout import Layout
 from tenfold.spec.threads import recommended_threads
 from tenfold.train import checkpoint
@@ -22,12 +23,14 @@ from tenfold.train.compile import compile_model, use_document_blocks
 from tenfold.train.config import RunConfig
 from tenfold.train.device import this_accelerator
 from tenfold.train.goodput import GoodputTimer
-from tenfold.train.initial_weights import build, check_tokenizer, give_shares
+from tenfold.train.identity import Identity, freeze, identify
+from tenfold.train.initial_weights import all_finite, build, check_tokenizer, give_shares
 from tenfold.train.metrics import MetricsWriter
 from tenfold.train.optim.fp8 import use_fp8
 from tenfold.train.optim.optimizer import make_optimizers
 from tenfold.train.parallel.dims import ParallelDims
 from tenfold.train.parallel.parallelize import parallelize
+from tenfold.train.parallel.processes import on_first_process
 from tenfold.train.precision import autocast, peak_flops
 from tenfold.train.resolve import Resolved, resolve
 from tenfold.train.rollback import skipped_batches
@@ -44,26 +47,27 @@ from tenfold.train.watchdog import Watchdog
 def start_run(task: Task, config: RunConfig, directory: Path, watchdog: Watchdog, opened: ExitStack) -> Run:
     """The run in `directory`, going on from its newest good checkpoint if there is one; `opened` closes what it holds.
 
-    Raises TenfoldError where the settings do not fit one another, the machine, or the checkpoint.
+    Raises TenfoldError where the settings do not fit one another, the machine, the checkpoint, or those that the run there was
+    begun with; then nothing is written.
     """
+    identity = on_first_process(lambda: identify(task, config, directory))
+    config = identity.config
     resolved = resolve(config, task.vocab_size)
     use_threads(config, resolved.spec.dim, directory)
     model, dims, facts = _make_model(task, config, resolved)
     watchdog.beat()
-    record = directory if dims.rank == 0 else directory / "ranks" / str(dims.rank)
-    record.mkdir(parents=True, exist_ok=True)
-    write_config(config, record / "run.toml")
     optimizers = make_optimizers(model, resolved.spec, resolved.h, config.optimizer.name)
     saved = checkpoint.restore_latest(directory / "checkpoint", model, optimizers, config.checkpoint.upload_to)
     watchdog.beat()
-    state = RunState() if saved is None else RunState(**saved["state"])
+    state = _restored(task, saved)
     opened.enter_context(autocast(resolved.device, resolved.dtype))
     opened.enter_context(fastest_attention(resolved.device))
     peak, peak_source = peak_flops(resolved.device, resolved.dtype, this_accelerator(config.device))
     peak *= dist.get_world_size() if dist.is_initialized() else 1
     facts["compile"] = _compiled(model, config, resolved, dims, peak)
     skipper = _skipper(config, state, resolved.device, dims)
-    return Run(
+    record = make_folder(directory if dims.rank == 0 else directory / "ranks" / str(dims.rank))
+    run = Run(
         directory=directory,
         record=record,
         task=task,
@@ -92,12 +96,30 @@ def start_run(task: Task, config: RunConfig, directory: Path, watchdog: Watchdog
         rows_of=opened.enter_context(_rows(task, directory, dims, resolved)),
         watchdog=watchdog,
         metrics=opened.enter_context(_metrics(config, record, dims, None if saved is None else state.step)),
-        timer=opened.enter_context(GoodputTimer(directory / "time.jsonl" if dims.rank == 0 else None, state.step)),
+        timer=GoodputTimer(directory / "time.jsonl" if dims.rank == 0 else None, state.step),
         stop=opened.enter_context(stop_on_signals()),
         state=state,
         saved=saved,
         facts=_facts(config, resolved, task, peak_source) | facts,
     )
+    _write_down(identity, run)
+    return run
+
+
+def _restored(task: Task, saved: dict[str, Any] | None) -> RunState:
+    if saved is None:
+        return RunState()
+    task.load_state_dict(saved["task"])
+    return RunState(**saved["state"])
+
+
+def _write_down(identity: Identity, run: Run) -> None:
+    """Leave what this start trains for the later ones; what was changed on purpose goes into the record first."""
+    if run.saved is not None and identity.changed:
+        run.metrics.write("changed", step=run.state.step, settings=identity.changed)
+    write_config(identity.config, run.record / "run.toml")
+    if run.is_first:
+        freeze(identity, run.directory)
 
 
 def _make_model(task: Task, config: RunConfig, resolved: Resolved) -> tuple[Llama, ParallelDims, dict[str, Any]]:
@@ -115,6 +137,8 @@ def _make_model(task: Task, config: RunConfig, resolved: Resolved) -> tuple[Llam
     dims = parallelize(model, task, layout, device, resolved.dtype)
     if in_shares:
         give_shares(model, config.init_from, device)
+    if config.init_from is not None and any(dims.agree(not all_finite(model))):
+        raise TenfoldError(f"The model in {config.init_from} has weights that are not finite numbers: begin from another.")
     if device.type == "cuda" and dims.alone:
         use_document_blocks(model, config.data.seq_len)
     facts = {"fp8": use_fp8(model, device, resolved.dtype)} if config.fp8 else {}

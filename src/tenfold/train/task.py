@@ -73,6 +73,14 @@ class Task(Protocol):
         """Give a model what this task trains beside it."""
         ...
 
+    def finish(self, model: nn.Module, directory: Path) -> None:
+        """After training: keep in the run's `directory` what `prepare` has added, and leave the model as it is to be written."""
+        ...
+
+    def fingerprint(self) -> dict[str, str]:
+        """Hashes of all that it learns from and is evaluated on, by name: a run goes on with the same content alone."""
+        ...
+
     def rows(self, step: int, rows: slice) -> Rows:
         """The rows numbered `rows` of a step: a pure function of (seed, step), so that a resumed run sees the same."""
         ...
@@ -97,6 +105,10 @@ class Task(Protocol):
         """What a resumed run needs beside the step, as JSON values."""
         ...
 
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take what `state_dict` gave when the checkpoint was saved."""
+        ...
+
 
 class TaskBase:
     """A task that adds nothing to the model, has its rows at hand, and no state of its own."""
@@ -107,8 +119,17 @@ class TaskBase:
     def prepare(self, model: nn.Module) -> None:
         pass
 
+    def finish(self, model: nn.Module, directory: Path) -> None:
+        pass
+
+    def fingerprint(self) -> dict[str, str]:
+        return {}
+
     def progress(self, step: int) -> dict[str, Any]:
         return {}
 
     def state_dict(self) -> dict[str, Any]:
         return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass

@@ -2,19 +2,30 @@
 
 from pathlib import Path
 
-from tenfold.data.text.corpus import Corpus, build, open_corpus, retokenize
+from tenfold.data.text.corpus import Corpus, open_corpus
+from tenfold.data.text.home import corpus_of_text, in_tokens_of
 from tenfold.data.text.mixture import Mixture, make_mixture
 from tenfold.data.text.remote import is_remote, open_remote
-from tenfold.model.io.tokenizer import has_tokenizer, same_tokenizer, tokenizer_hash
+from tenfold.data.text.sources import is_corpus
+from tenfold.model.io.tokenizer import has_tokenizer
 from tenfold.spec.errors import TenfoldError
 from tenfold.train.config import RunConfig
+from tenfold.train.contradictions import refuse
 
 
 def open_text(config: RunConfig, home: Path, *, quiet: bool = False) -> Corpus | Mixture:
     """What `config` trains on, kept in `home`, in the tokens of the model that it begins from.
 
-    In a mixture without such a model the first corpus gives the tokenizer to those that are built.
+    Raises TenfoldError where a `vocab_size` is asked for that the text, which has a tokenizer already, has not.
     """
+    text = _open(config, home, quiet)
+    if text.vocab_size != config.data.vocab_size:
+        refuse(config, "data.vocab_size", f"the text has {text.vocab_size} tokens in its vocabulary already")
+    return text
+
+
+def _open(config: RunConfig, home: Path, quiet: bool) -> Corpus | Mixture:
+    """One corpus, or a mixture. In one without a model to begin from the first corpus gives those that are built its tokenizer."""
     data, start = config.data, Path(config.init_from or "")
     given = start if config.init_from is not None and has_tokenizer(start) else None
     if data.mixture is None:
@@ -39,14 +50,7 @@ def open_source(
     """
     if is_remote(source):
         return open_remote(source, home, round(cache_gib * 2**30))
-    name = f"corpus-{Path(source).name}"
-    built = home / f"{name}-{vocab_size}"
-    found = next((folder for folder in (Path(source), built) if (folder / "manifest.json").exists()), None)
-    if tokenizer_from is None:
-        return open_corpus(found) if found == Path(source) else build(source, built, vocab_size=vocab_size, quiet=quiet)
-    if found is not None and same_tokenizer(found, tokenizer_from):
-        return open_corpus(found)
-    out = home / f"{name}-{tokenizer_hash(tokenizer_from)[:8]}"
-    if found is None:
-        return build(source, out, tokenizer_from=tokenizer_from, quiet=quiet)
-    return retokenize(open_corpus(found), out, tokenizer_from, quiet=quiet)
+    if not is_corpus(source):
+        return corpus_of_text(source, home, vocab_size, tokenizer_from, quiet=quiet)
+    corpus = open_corpus(Path(source))
+    return corpus if tokenizer_from is None else in_tokens_of(tokenizer_from, corpus, home, quiet=quiet)

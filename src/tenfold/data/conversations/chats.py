@@ -1,27 +1,29 @@
-"""Chats: rows of `messages`, each with a role and content, in JSON lines as TRL reads and writes them."""
+"""Chats: rows of messages, each with a role and content, in the formats of TRL and of ShareGPT.
 
-import json
+{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
+{"prompt": [messages], "completion": [messages]}                            either may be a string
+{"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]}
+"""
+
 from pathlib import Path
 from typing import Any
 
+from tenfold.data.conversations.rows import Row, read_rows
 from tenfold.spec.errors import TenfoldError
 
 Chat = list[dict[str, Any]]
 ROLES = ("system", "developer", "user", "assistant", "tool")
+SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "observation": "tool"}
 
 
 def read_chats(path: Path) -> list[Chat]:
-    """The chats of a file, a line each: `{"messages": [...]}`, or `{"prompt": [...], "completion": [...]}`.
+    """The chats of a file.
 
     Raises TenfoldError, with the line, for what is no chat or has no answer to learn from.
     """
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise TenfoldError(f"The chats in {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
-    chats = [_chat(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    chats = [_chat(row, where) for where, row in read_rows(path)]
     if not chats:
-        raise TenfoldError(f"{path} holds no chats: give JSON lines with messages.")
+        raise TenfoldError(f"{path} holds no chats: give rows with messages.")
     return chats
 
 
@@ -31,18 +33,43 @@ def prompt_of(chat: Chat) -> Chat:
     return chat[:last]
 
 
-def _chat(line: str, where: str) -> Chat:
+def messages_of(value: Any, where: str, role: str = "user") -> Chat:
+    """Messages of a row in any of the formats; text alone is a message of `role`. Raises TenfoldError for what is none."""
+    if isinstance(value, str):
+        return [{"role": role, "content": value}]
     try:
-        row = json.loads(line)
-        chat = row["messages"] if "messages" in row else [*row["prompt"], *row["completion"]]
-        roles = [message["role"] for message in chat]
-    except (ValueError, KeyError, TypeError):
+        chat = [_message(message) for message in value]
+    except (KeyError, TypeError, ValueError, AttributeError):
         raise TenfoldError(f'{where}: write {{"messages": [{{"role": "user", "content": "..."}}, ...]}}.') from None
     for message in chat:
         if message["role"] not in ROLES:
             raise TenfoldError(f"{where}: there is no role {message['role']!r}, only {', '.join(ROLES)}.")
         if not isinstance(message.get("content"), str):
             raise TenfoldError(f"{where}: the content of a message must be text.")
-    if "assistant" not in roles[1:]:
+    return chat
+
+
+def answer_of(value: Any, where: str) -> Chat:
+    """The one message of an answer. Raises TenfoldError for more, or of another role."""
+    answer = messages_of(value, where, "assistant")
+    if [message["role"] for message in answer] != ["assistant"]:
+        raise TenfoldError(f"{where}: an answer must be one message of an assistant.")
+    return answer
+
+
+def _message(message: dict[str, Any]) -> dict[str, Any]:
+    if "from" in message:
+        said = str(message["from"])
+        return {"role": SHAREGPT_ROLES.get(said, said), "content": message["value"]}
+    known = {key: value for key, value in message.items() if value is not None or key == "content"}  # Parquet fills up with None
+    return {"role": message["role"], **known}
+
+
+def _chat(row: Row, where: str) -> Chat:
+    if row.get("messages") is not None or row.get("conversations") is not None:
+        chat = messages_of(row.get("messages") if row.get("messages") is not None else row["conversations"], where)
+    else:
+        chat = [*messages_of(row.get("prompt"), where), *messages_of(row.get("completion"), where, "assistant")]
+    if "assistant" not in [message["role"] for message in chat[1:]]:
         raise TenfoldError(f"{where}: there is no answer of an assistant to learn from.")
     return chat

@@ -7,7 +7,9 @@ from functools import lru_cache
 from typing import Any
 
 import jinja2
-from jinja2.ext import loopcontrols
+from jinja2.ext import Extension, loopcontrols
+from jinja2.nodes import Node
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from tenfold.spec.errors import TenfoldError
@@ -18,18 +20,28 @@ def render(template: str, messages: list[dict[str, Any]], special: Mapping[str, 
     try:
         return _compiled(template).render(messages=messages, **special, **more)
     except TemplateRefusal as error:
-        raise TenfoldError(f"The model's chat template refuses this conversation: {error}") from None
+        raise TemplateRefusal(f"The model's chat template refuses this conversation: {error}") from None
     except Exception as error:  # a template may fail in any way
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise TenfoldError(f"The model's chat template failed on this conversation: {reason.rstrip('.')}.") from None
 
 
-class TemplateRefusal(Exception):
-    """Raised by a template with `raise_exception`."""
+class TemplateRefusal(TenfoldError):
+    """A conversation that a template refuses with `raise_exception`."""
 
 
 def _refuse(message: str) -> None:
     raise TemplateRefusal(message)
+
+
+class _Generation(Extension):
+    """`{% generation %}` marks what an assistant wrote, for training; the text is that between the marks."""
+
+    tags = {"generation"}  # noqa: RUF012 (as Jinja2 declares it)
+
+    def parse(self, parser: Parser) -> list[Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **_: Any) -> str:
@@ -39,7 +51,7 @@ def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, 
 @lru_cache(maxsize=16)
 def _compiled(template: str) -> jinja2.Template:
     # As transformers compiles them: no access to Python, no lasting change to what was given.
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation])
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from tenfold.data.conversations.chats import Chat
+from tenfold.data.conversations.chats import Chat, prompt_of
 from tenfold.data.conversations.template import render
 from tenfold.model.io.tokenizer import read_tokenizer, read_vocabulary
 from tenfold.spec.errors import TenfoldError
@@ -24,6 +24,10 @@ class EncodedChat:
     tokens: np.ndarray
     learned: np.ndarray
     answer_bytes: int
+
+    def answers(self, length: int) -> int:
+        """How many answers end within `length` tokens."""
+        return int((self.learned[:length] & ~np.append(self.learned[1:], False)[:length]).sum())
 
 
 @dataclass(frozen=True)
@@ -41,12 +45,15 @@ class ChatEncoder:
             raise TenfoldError(f"The model {model} has no chat template: put a chat_template.jinja beside its tokenizer.json.")
         return cls(read_tokenizer(model), vocabulary)
 
-    def encode(self, chat: Chat) -> EncodedChat:
-        """Raises TenfoldError where the template rewrites earlier turns, or ends an answer without a stop token."""
+    def encode(self, chat: Chat, last_alone: bool = False) -> EncodedChat:
+        """With `last_alone` the last answer is learned, and the ones before it are part of its prompt.
+
+        Raises TenfoldError where the template rewrites earlier turns, or ends an answer without a stop token.
+        """
         tokens: list[int] = []
         learned: list[bool] = []
         size = 0
-        for text, is_answer in self._segments(chat):
+        for text, is_answer in self._segments(chat, last_alone):
             ids = self.tokenizer.encode(text, add_special_tokens=False).ids
             end = 0
             if is_answer:
@@ -60,11 +67,15 @@ class ChatEncoder:
         used = len(learned) - learned[::-1].index(True)
         return EncodedChat(np.array(tokens[:used], np.int64), np.array(learned[:used]), size)
 
-    def _segments(self, chat: Chat) -> Iterator[tuple[str, bool]]:
+    def prompt(self, messages: Chat) -> list[int]:
+        """The tokens that a server would send for messages that wait for an answer."""
+        return self.tokenizer.encode(self._render(messages, add_generation_prompt=True), add_special_tokens=False).ids
+
+    def _segments(self, chat: Chat, last_alone: bool) -> Iterator[tuple[str, bool]]:
         """The rendered text in parts, and whether each is an answer, up to the last answer."""
-        done = ""
+        done, last = "", len(prompt_of(chat))
         for i, message in enumerate(chat):
-            if message["role"] == "assistant" and i:
+            if message["role"] == "assistant" and (i == last if last_alone else i):
                 asked = self._render(chat[:i], add_generation_prompt=True)
                 answered = self._render(chat[: i + 1], add_generation_prompt=False)
                 if not (asked.startswith(done) and answered.startswith(asked)):

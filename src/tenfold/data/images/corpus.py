@@ -8,9 +8,9 @@ are learned. Rows hold whole documents: an image is never cut.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ import msgspec
 import numpy as np
 from tokenizers import Tokenizer
 
-from tenfold.data.images.tiles import cut, image_text, read_images
+from tenfold.data.fingerprint import digest, fingerprint, folder_of, known_in
+from tenfold.data.images.tiles import cut, image_files, image_text, read_images
 from tenfold.data.text.batches import (
     Batch,
     permute,
@@ -32,7 +33,7 @@ from tenfold.data.text.batches import (
 from tenfold.data.text.corpus import Corpus
 from tenfold.model.io.tokenizer import save_tokenizer, tokenizer_hash
 from tenfold.spec.errors import TenfoldError
-from tenfold.spec.files import whole_folder
+from tenfold.spec.files import whole_folder, write_json
 from tenfold.spec.versions import require_version
 from tenfold.spec.vision import IMAGE_TOKENS, VisionSpec
 from tenfold.spec.vocabulary import Vocabulary
@@ -54,6 +55,11 @@ class ImageCorpus:
     def vocabulary(self) -> Vocabulary:
         """The vocabulary of the text, with `IMAGE_TOKENS`."""
         return msgspec.convert(self.manifest["vocabulary"], Vocabulary)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the images and of how they were prepared."""
+        return digest(self.manifest["recipe"])
 
     @cached_property
     def documents(self) -> np.ndarray:
@@ -107,31 +113,51 @@ def build_images(source: Path, out: Path, corpus: Corpus, vision: VisionSpec, ma
 
     Nothing is left at `out` unless all went well. Raises TenfoldError, naming the image, for one that cannot be used.
     """
+    recipe, listing = _recipe(source, known_in(out.parent, out.name), corpus, vision, max_tiles)
+    if (out / "manifest.json").exists():
+        return _existing(out, recipe)
     tokenizer = with_image_tokens(corpus.tokenizer)
     vocabulary = _with_image_tokens(corpus.vocabulary, tokenizer)
-    wanted = {
-        "format": FORMAT,
-        "source": str(source),
-        "image_size": vision.image_size,
-        "tokens_per_tile": vision.tokens_per_tile,
-        "max_tiles": max_tiles,
-        "tokenizer": tokenizer_hash(corpus.directory),
-        "vocabulary": json.loads(msgspec.json.encode(vocabulary)),
-    }
-    if (out / "manifest.json").exists():
-        manifest = json.loads((out / "manifest.json").read_text())
-        require_version(manifest.get("format", 1), (FORMAT,), out, "delete it, and the images are prepared again")
-        if any(manifest.get(key) != value for key, value in wanted.items()):
-            raise TenfoldError(f"{out} holds images that were prepared otherwise: delete it, or choose another folder.")
-        return ImageCorpus(out, manifest)
     with whole_folder(out) as scratch:
         save_tokenizer(tokenizer, vocabulary, scratch)
         documents = _write(_cut(source, vision, max_tiles), scratch, tokenizer, vocabulary)
         if len(documents) < 2:
             raise TenfoldError(f"{source} has {len(documents)} images: at least two are needed, one of them to validate with.")
         np.save(scratch / "documents.npy", documents)
-        (scratch / "manifest.json").write_text(json.dumps({**wanted, "images": len(documents)}, indent=1) + "\n")
-    return ImageCorpus(out, json.loads((out / "manifest.json").read_text()))
+        origin = {"source": str(source.resolve()), "listing": listing, "recipe": recipe}
+        facts = {"image_size": vision.image_size, "vocabulary": msgspec.to_builtins(vocabulary), "images": len(documents)}
+        write_json(scratch / "manifest.json", {"format": FORMAT, **origin, **facts})
+    return _existing(out, recipe)
+
+
+def images_in(home: Path, source: Path, corpus: Corpus, vision: VisionSpec) -> ImageCorpus:
+    """The images of `source` in `home`, prepared once and found again by what they were made of."""
+    name = f"images-{source.resolve().stem}-{vision.image_size}-{vision.tokens_per_tile}"
+    recipe, _ = _recipe(source, known_in(home, name), corpus, vision)
+    return build_images(source, folder_of(home, name, recipe), corpus, vision)
+
+
+def _recipe(
+    source: Path, known: Mapping[str, str], corpus: Corpus, vision: VisionSpec, max_tiles: int = 1
+) -> tuple[dict[str, Any], str]:
+    """What the images of a folder depend on, and the listing of their files."""
+    found = fingerprint(partial(image_files, source), known, quiet=False)
+    recipe = {
+        "content": found.content,
+        "image_size": vision.image_size,
+        "tokens_per_tile": vision.tokens_per_tile,
+        "max_tiles": max_tiles,
+        "tokenizer": tokenizer_hash(corpus.directory),
+    }
+    return recipe, found.listing
+
+
+def _existing(out: Path, recipe: Mapping[str, Any]) -> ImageCorpus:
+    manifest = json.loads((out / "manifest.json").read_text())
+    require_version(manifest.get("format", 1), (FORMAT,), out, "delete it, and the images are prepared again")
+    if manifest.get("recipe") != recipe:
+        raise TenfoldError(f"{out} holds other images, or some that were prepared otherwise: delete it, or choose another folder.")
+    return ImageCorpus(out, manifest)
 
 
 def with_image_tokens(tokenizer: Tokenizer) -> Tokenizer:

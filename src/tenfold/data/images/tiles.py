@@ -9,6 +9,7 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -102,22 +103,38 @@ def read_images(source: Path) -> Iterator[tuple[Image.Image, str]]:
     Parquet has columns `image` (bytes, or a struct with `bytes`) and `text`; a line of jsonl has `image`, a path from
     the file's folder, and `text`. Raises TenfoldError, naming the image, where one has no words.
     """
+    if source.suffix == ".parquet" and source.is_file():
+        yield from _read_parquet(source)
+        return
+    for path, words in _named_images(source):
+        text = words.read_text() if isinstance(words, Path) and words.exists() else words
+        yield open_image(path), _words(text if isinstance(text, str) else "", str(path))
+
+
+def image_files(source: Path) -> Iterator[Path]:
+    """The files that `read_images` reads, in a fixed order."""
+    if source.is_file():
+        yield source
+    if source.suffix != ".parquet":
+        for path, words in _named_images(source):
+            yield path
+            if isinstance(words, Path) and words.exists():
+                yield words
+
+
+def _named_images(source: Path) -> Iterator[tuple[Path, Any]]:
+    """The image files that a folder or a jsonl file names, each with the file of its words, or what should be its words."""
     if not source.exists():
         raise TenfoldError(f"There are no images at {source}: give a folder, a .parquet or a .jsonl file.")
     if source.is_dir():
-        for path in sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES):
-            words = path.with_suffix(".txt")
-            yield open_image(path), _words(words.read_text() if words.exists() else "", str(path))
-    elif source.suffix == ".parquet":
-        yield from _read_parquet(source)
+        yield from ((path, path.with_suffix(".txt")) for path in sorted(source.rglob("*")) if path.suffix.lower() in SUFFIXES)
     elif source.suffix == ".jsonl":
         for number, line in enumerate(filter(str.strip, source.read_text().splitlines()), 1):
             try:
                 row = json.loads(line)
-                path = source.parent / row["image"]
+                yield source.parent / row["image"], row.get("text")
             except (ValueError, KeyError, TypeError):
                 raise TenfoldError(f"Line {number} of {source} is no JSON object with an image and a text.") from None
-            yield open_image(path), _words(row.get("text"), str(path))
     else:
         raise TenfoldError(f"{source} holds no images that can be read: give a folder, a .parquet or a .jsonl file.")
 

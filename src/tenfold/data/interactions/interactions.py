@@ -6,7 +6,7 @@ vocabulary in the files beside it as a model of text does.
 
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import sha256
+from hashlib import file_digest
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 from tokenizers import Tokenizer, models
 
+from tenfold.data.fingerprint import digest
 from tenfold.data.interactions.read import MOVIELENS, movielens, read_histories
 from tenfold.data.interactions.synthetic import SYNTHETIC, ClusterChain
 from tenfold.data.text.batches import Batch, shuffled
@@ -76,13 +77,19 @@ def open_interactions(source: str, home: Path) -> Interactions:
     if path is not None and not path.is_file():
         raise TenfoldError(f"There is no file of interactions {source}: give one, or the name {SYNTHETIC} or {MOVIELENS}.")
     chain = ClusterChain()
-    mark = sha256(repr(chain).encode() if path is None else path.read_bytes()).hexdigest()[:8]
+    mark = digest([repr(chain)] if path is None else _content(path))[:8]
     directory = home / f"interactions-{Path(source).stem}-{mark}"
     if not directory.exists():
         names = [f"item-{i}" for i in range(chain.clusters * chain.per_cluster)]
         _write(directory, *((chain.histories(), names) if path is None else read_histories(path)))
     histories = msgspec.json.decode((directory / FILE).read_bytes(), type=list[list[int]])
     return Interactions(directory, histories, read_tokenizer(directory).get_vocab_size())
+
+
+def _content(path: Path) -> list[str]:
+    """What the histories of a file depend on: its bytes, and its ending, which says how they are read."""
+    with path.open("rb") as stream:
+        return [path.suffix, file_digest(stream, "sha256").hexdigest()]
 
 
 def _write(directory: Path, histories: list[list[int]], names: list[str]) -> None:

@@ -7,7 +7,6 @@ What comes out is Parquet, which `tenfold data build` reads. Unlike there, clust
 checked once more after a band is shared.
 """
 
-import json
 import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from tenfold.data.fingerprint import listing_of, read_facts
 from tenfold.data.text.dedup import word_shingles
 from tenfold.data.text.filters import quality_problem
-from tenfold.data.text.sources import files_of, read_documents
+from tenfold.data.text.sources import check_columns, files_in, files_of, read_documents
 from tenfold.spec.errors import NotInstalled, TenfoldError
+from tenfold.spec.files import write_json
 from tenfold.spec.plugins import load
 
 BUCKETS, HASHES = 14, 8
@@ -62,6 +63,8 @@ def clean_big(
     if not source.is_dir():
         raise TenfoldError(f"{source} is no folder: a corpus for many tasks is a folder of files that they share.")
     out = out.resolve()
+    check_columns(source, text_column)
+    _require_same(out, {"listing": listing_of(files_in(source))[0], "text_column": text_column, "tasks": tasks})
     config = minhash_config()
     folder = {name: str(out / name) for name in ("filtered", "signatures", "buckets", "copies", "clean")}
     stages: list[tuple[str, int, list[Any]]] = [
@@ -77,7 +80,18 @@ def clean_big(
     for name, count, steps in stages:
         more = options | ({"job_name": f"tenfold-{name}"} if on == "slurm" else {})
         before = executor(steps, tasks=count, logging_dir=str(out / "logs" / name), depends=before, **more)
+        if name == "filter" and on != "slurm":
+            before.run()
+            if not any(Path(folder["filtered"]).glob("*")):
+                raise TenfoldError(f"{source} has no usable text: {out / 'dropped'} says what was left out.")
     before.run()  # and what it depends on first
+
+
+def _require_same(out: Path, recipe: dict[str, Any]) -> None:
+    """Note what is cleaned. Raises TenfoldError where something else was: its stages that are done would not be done again."""
+    if (out / "logs").exists() and read_facts(out / "recipe.json") != recipe:
+        raise TenfoldError(f"{out} has stages of other text, or of another column or number of tasks: choose another folder.")
+    write_json(out / "recipe.json", recipe)
 
 
 def minhash_config() -> Any:
@@ -117,8 +131,7 @@ class Filter:
                 dropped[problem] = dropped.get(problem, 0) + 1
             else:
                 yield document
-        self.out.mkdir(parents=True, exist_ok=True)
-        (self.out / f"{rank:05}.json").write_text(json.dumps(dropped))
+        write_json(self.out / f"{rank:05}.json", dropped)
 
 
 def signature_step(folder: str) -> Any:

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, TimeElapsedColumn
 
 from tenfold.data.text.dedup import copies, near_copies
 from tenfold.data.text.filters import quality_problem
 from tenfold.data.text.sources import read_documents
 from tenfold.data.text.spool import Spool
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.terminal import progress
 
 VALIDATION_SHARE = 0.03
 TOKENIZER_SAMPLE_BYTES = 16 * 2**20
@@ -39,9 +39,7 @@ def sample(spool: Spool, documents: np.ndarray) -> Iterator[str]:
 
 def progress_bar(quiet: bool) -> Progress:
     """A bar with a description and a speed; nothing is shown without a terminal."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[speed]}"), TimeElapsedColumn())
-    return Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal)
+    return progress(TimeElapsedColumn(), field="speed", quiet=quiet)
 
 
 def _read(source: str | Path, spool: Spool, text_column: str, quiet: bool) -> dict[str, Any]:

@@ -22,12 +22,14 @@ import msgspec
 import numpy as np
 from tokenizers import Tokenizer
 
+from tenfold.data.fingerprint import digest, fingerprint, known_in
 from tenfold.data.text.clean import clean, progress_bar, sample
 from tenfold.data.text.encode import TextEncoder, token_bytes
 from tenfold.data.text.shards import SHARD_TOKENS, Shards, ShardWriter, open_shards
+from tenfold.data.text.sources import check_columns, files_in, where
 from tenfold.data.text.spool import Spool
 from tenfold.data.text.tokenizer import SMALLEST_VOCABULARY, train_tokenizer, trained_vocabulary
-from tenfold.model.io.tokenizer import copy_tokenizer, read_tokenizer, read_vocabulary, same_tokenizer, save_tokenizer
+from tenfold.model.io.tokenizer import copy_tokenizer, read_tokenizer, read_vocabulary, save_tokenizer, tokenizer_hash
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import whole_folder, write_json
 from tenfold.spec.units import si
@@ -62,6 +64,16 @@ class Corpus:
     def is_remote(self) -> bool:
         """Whether tokens may have to come from an object store."""
         return False
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of its tokens and its tokenizer: equal corpora have equal ones, wherever they are."""
+        return digest({name: facts["sha256"] for name, facts in self.manifest["files"].items()})
+
+    def opening(self, tokens: int) -> str:
+        """How a text that is not trained on begins, in at most so many tokens."""
+        first = self.tokens("validation").document(0)[len(self.vocabulary.begin) : -1]
+        return self.tokenizer.decode(first[:tokens].tolist()).strip("\ufffd")
 
     @property
     def train_tokens(self) -> int:
@@ -110,14 +122,15 @@ def build(
     document; the disk holds the clean text once beside the tokens while it runs. Raises TenfoldError where nothing usable
     is found or the disk is full.
     """
-    if tokenizer_from is not None:
-        vocab_size = read_vocabulary(tokenizer_from).size
-    if (out / "manifest.json").exists():
-        return _existing(str(source), out, vocab_size, tokenizer_from)
     if tokenizer_from is None and vocab_size < SMALLEST_VOCABULARY:
         raise TenfoldError(f"A byte-level vocabulary needs at least {SMALLEST_VOCABULARY} tokens, not {vocab_size}.")
+    tokenizer = vocab_size if tokenizer_from is None else _usable(tokenizer_from)
+    check_columns(source, text_column)
+    if (out / "manifest.json").exists():
+        return _existing(out, text_recipe(source, text_column, known_in(out.parent, out.name), quiet)[0] | {"tokenizer": tokenizer})
     began = time.perf_counter()
     with whole_folder(out) as scratch:
+        recipe, listing = text_recipe(source, text_column, {}, quiet)
         if tokenizer_from is not None:
             _copy_tokenizer(tokenizer_from, scratch)
         spooled = scratch / "spool"
@@ -129,23 +142,37 @@ def build(
             texts = {split: spool.texts(records) for split, records in documents.items()}
             facts = _tokenize(texts, report["kept_bytes"], scratch, quiet)
         shutil.rmtree(spooled)
-        _write_manifest(scratch, {"source": str(source), "cleaning": report, **facts}, began)
+        origin = {"source": where(source), "listing": listing, "recipe": recipe | {"tokenizer": tokenizer}}
+        _write_manifest(scratch, {**origin, "cleaning": report, **facts}, began)
     return open_corpus(out)
+
+
+def text_recipe(source: str | Path, text_column: str, known: Mapping[str, str], quiet: bool) -> tuple[dict[str, Any], str]:
+    """The text of a corpus, as its recipe has it, and the listing of its files."""
+    found = fingerprint(partial(files_in, source), known, quiet)
+    return {"content": found.content, "text_column": text_column}, found.listing
 
 
 def retokenize(corpus: Corpus, out: Path, tokenizer_from: Path, *, quiet: bool = False) -> Corpus:
     """The documents of a corpus, in the same order and splits, in the tokens of another tokenizer; opened where it is there."""
-    source = str(corpus.manifest["source"])
+    recipe = retokenized_recipe(corpus, tokenizer_from)
     if (out / "manifest.json").exists():
-        return _existing(source, out, read_vocabulary(tokenizer_from).size, tokenizer_from)
+        return _existing(out, recipe)
     began = time.perf_counter()
     with whole_folder(out) as scratch:
         sizes = corpus.manifest["splits"]
         texts = {split: map(str.encode, map(partial(corpus.text, split), range(sizes[split]["documents"]))) for split in SPLITS}
         _copy_tokenizer(tokenizer_from, scratch)
         facts = _tokenize(texts, sum(sizes[split]["bytes"] for split in SPLITS), scratch, quiet)
-        _write_manifest(scratch, {"source": source, "cleaning": corpus.manifest["cleaning"], **facts}, began)
+        origin: dict[str, Any] = {key: corpus.manifest[key] for key in ("source", "listing", "cleaning") if key in corpus.manifest}
+        _write_manifest(scratch, {**origin, "recipe": recipe, **facts}, began)
     return open_corpus(out)
+
+
+def retokenized_recipe(corpus: Corpus, tokenizer_from: Path) -> dict[str, Any]:
+    """What `retokenize` makes: the same as `build` of the same text, where the corpus says of which text it was made."""
+    text = corpus.manifest.get("recipe", {"content": corpus.fingerprint, "text_column": "text"})
+    return text | {"tokenizer": _usable(tokenizer_from)}
 
 
 def open_corpus(directory: Path, verify: bool = False) -> Corpus:
@@ -197,21 +224,25 @@ def require_tokens(corpus: Corpus, needed: float, max_epochs: float) -> float:
     return epochs
 
 
-def _existing(source: str, out: Path, vocab_size: int, tokenizer_from: Path | None) -> Corpus:
+_OTHER = {"content": "other text", "text_column": "another column of it", "tokenizer": "another tokenizer or vocabulary size"}
+
+
+def _existing(out: Path, recipe: Mapping[str, Any]) -> Corpus:
     corpus = open_corpus(out)
-    if tokenizer_from is not None and not same_tokenizer(out, tokenizer_from):
-        raise TenfoldError(f"{out} holds a corpus with another tokenizer than {tokenizer_from}: choose another folder.")
-    if corpus.vocab_size == vocab_size and corpus.manifest["source"] == source:
-        return corpus
-    raise TenfoldError(
-        f"{out} holds a corpus of {corpus.manifest['source']!r} with {corpus.vocab_size} tokens in its vocabulary: "
-        "choose another folder."
-    )
+    made = corpus.manifest.get("recipe", {})
+    if other := [name for key, name in _OTHER.items() if made.get(key) != recipe[key]]:
+        raise TenfoldError(f"{out} holds a corpus of {', '.join(other)}: choose another folder, or delete it.")
+    return corpus
+
+
+def _usable(tokenizer_from: Path) -> str:
+    """The hash of a tokenizer. Raises TenfoldError for one that no corpus can be made with."""
+    _ = read_vocabulary(tokenizer_from).document_end, token_bytes(read_tokenizer(tokenizer_from))
+    return tokenizer_hash(tokenizer_from)
 
 
 def _copy_tokenizer(source: Path, scratch: Path) -> None:
-    """Raises TenfoldError for a tokenizer that no corpus can be made with."""
-    _ = copy_tokenizer(source, scratch).document_end
+    copy_tokenizer(source, scratch)
     np.save(scratch / "token_bytes.npy", token_bytes(read_tokenizer(source)))
 
 

@@ -27,9 +27,9 @@ def signature(text: bytes) -> np.ndarray:
     return np.array(matrix.to_rows()[0], dtype=np.uint32)
 
 
-def word_shingles(text: bytes) -> np.ndarray:
-    """Hashes of all word 5-grams of a text, uint64, repeated ones too."""
-    return _shingles(_words(np.frombuffer(text, dtype=np.uint8)))
+def word_shingles(text: bytes, size: int = SHINGLE_WORDS) -> np.ndarray:
+    """Hashes of all word n-grams of a text, uint64, repeated ones too; of all words where there are fewer."""
+    return _shingles(_words(np.frombuffer(text, dtype=np.uint8)), size)
 
 
 def copies(keys: np.ndarray) -> np.ndarray:
@@ -103,9 +103,9 @@ def _powers(base: int, count: int) -> np.ndarray:
     return np.multiply.accumulate(factors, out=factors)
 
 
-def _shingles(words: np.ndarray) -> np.ndarray:
-    """Hashes of all runs of `SHINGLE_WORDS` words; of all words where there are fewer."""
-    size = min(SHINGLE_WORDS, len(words))
+def _shingles(words: np.ndarray, size: int) -> np.ndarray:
+    """Hashes of all runs of `size` words; of all words where there are fewer."""
+    size = min(size, len(words))
     out = np.zeros(len(words) - size + 1, dtype=np.uint64)
     for place in range(size):
         out = _mixed((out ^ words[place : place + len(out)]) * np.uint64(_BASE))

@@ -23,6 +23,7 @@ from fsspec.implementations.local import LocalFileSystem
 from tenfold.data.text.corpus import Corpus, open_corpus, read_manifest
 from tenfold.data.text.shards import Shards
 from tenfold.spec.errors import NotInstalled, TenfoldError
+from tenfold.spec.files import make_folder, whole_file, writable
 
 CACHE_BYTES = 16 * 2**30
 BLOCK_BYTES = 2**20
@@ -79,7 +80,7 @@ def open_remote(url: str, cache: Path, cache_bytes: int = CACHE_BYTES) -> Remote
         manifest = read_manifest(written, url)
         # Another corpus that is written to the same place gets another folder.
         directory = cache / f"remote-{url.rsplit('/', 1)[1]}-{hashlib.sha256(url.encode() + written).hexdigest()[:16]}"
-        directory.mkdir(parents=True, exist_ok=True)
+        make_folder(directory)
         for name, facts in manifest["files"].items():  # all but the tokens
             if not name.endswith(".bin") and not (directory / name).exists():
                 _write_whole(directory / name, _checked(filesystem.cat_file(f"{root}/{name}"), facts, f"{url}/{name}"))
@@ -173,7 +174,8 @@ class MirroredShards(RemoteShards):
             length = tokens.length(shard)
             path = folder / tokens.file(shard)
             self._files.append(_sized(path, length))
-            self._have.append(np.memmap(_sized(path.with_suffix(".have"), -(-length // BLOCK_BYTES)), np.uint8, "r+"))
+            have = _sized(path.with_suffix(".have"), -(-length // BLOCK_BYTES), reserved=True)
+            self._have.append(np.memmap(have, np.uint8, "r+"))
         self._local = Shards(
             tuple(np.memmap(f, tokens.dtype, "r") for f in self._files), tokens.shard_tokens, np.empty(0, np.int64)
         )
@@ -287,23 +289,20 @@ def _explained(url: str) -> Iterator[None]:
         raise TenfoldError(f"{url} cannot be read or written: {why}.") from None
 
 
-def _sized(path: Path, length: int) -> Path:
-    """A file of `length` bytes; made, full of zeros, where it is not there."""
+def _sized(path: Path, length: int, *, reserved: bool = False) -> Path:
+    """A file of `length` bytes; made, full of zeros, where it is not there. What is mapped to be written has its room reserved:
+    a process that writes to a map on a full disk is killed."""
     if not path.exists() or path.stat().st_size != length:
-        with path.open("ab") as file:
+        with writable(path), path.open("ab") as file:
             file.truncate(length)
+            if reserved:
+                os.posix_fallocate(file.fileno(), 0, length)
     return path
 
 
 def _write_whole(path: Path, data: bytes) -> None:
-    """Write a file that is there whole or not at all, whoever else writes it."""
-    scratch = path.with_name(f".{path.name}-{os.getpid()}-{threading.get_ident()}")
-    try:
+    with whole_file(path) as scratch:
         scratch.write_bytes(data)
-        scratch.replace(path)
-    except OSError as error:
-        scratch.unlink(missing_ok=True)
-        raise TenfoldError(f"What was read from the store could not be kept in {path.parent}: {error.strerror or error}.") from None
 
 
 def _checked(data: bytes, facts: dict[str, Any], name: str) -> bytes:

@@ -6,6 +6,7 @@ import json
 import site
 import sysconfig
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -37,20 +38,16 @@ def read_documents(source: str | Path, text_column: str = "text") -> Iterator[Do
     blank line, else a line, else a space; put together they are the text. What cannot be read (binary files, text that
     is not UTF-8, damaged archives) comes as a document with a problem, and all before it is kept.
     """
-    if str(source) in NAMED:
-        yield from _named(str(source))
-        return
-    path = Path(source)
-    if not path.exists():
-        raise TenfoldError(
-            f"There is no corpus {str(source)!r}: give a folder, a file, or one of {', '.join(NAMED)}{nearest(str(source), NAMED)}."
-        )
-    for file in files_of(path):
+    documented = str(source) == "docstrings"
+    for file in files_in(source):
         name = file.name.lower()
         ending = next((e for e in _COMPRESSION if name.endswith(e)), None)
         try:
             if file.is_dir():
                 yield Document(str(file), "", "unreadable folder")
+            elif documented:
+                if prose := _docstrings(file.read_bytes()):
+                    yield from _pieces(str(file), io.BytesIO(prose.encode()))
             elif name.endswith(".parquet"):
                 yield from _parquet(file, text_column)
             elif ending:
@@ -59,6 +56,42 @@ def read_documents(source: str | Path, text_column: str = "text") -> Iterator[Do
                 yield from _text_file(file)
         except OSError as error:
             yield Document(str(file), "", f"unreadable ({error.strerror or error})")
+
+
+def files_in(source: str | Path) -> Iterator[Path]:
+    """The files that the documents of a source are read from, in order. Raises TenfoldError where there is no such source."""
+    if str(source) in NAMED:
+        yield from _named(str(source))
+        return
+    path = Path(source)
+    if is_corpus(source):
+        raise TenfoldError(f"{source} is a corpus and no text: give it to a run as it is, or name the text that it was made of.")
+    if not path.exists():
+        raise TenfoldError(
+            f"There is no corpus {str(source)!r}: give a folder, a file, or one of {', '.join(NAMED)}{nearest(path.name, NAMED)}."
+        )
+    yield from files_of(path)
+
+
+def is_corpus(source: str | Path) -> bool:
+    """Whether `source` is a folder with a corpus in it, which needs no building."""
+    return str(source) not in NAMED and all((Path(source) / name).exists() for name in ("manifest.json", "tokenizer.json"))
+
+
+def where(source: str | Path) -> str:
+    """The name of a named corpus, or where the text is, from any folder."""
+    return str(source) if str(source) in NAMED else str(Path(source).resolve())
+
+
+def check_columns(source: str | Path, text_column: str) -> None:
+    """Raises TenfoldError where there is no such source, or a Parquet file of it has no such column."""
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    for file in files_in(source):
+        if file.name.lower().endswith(".parquet"):
+            with suppress(pyarrow.ArrowInvalid, OSError):  # what is damaged is left out when it is read
+                _require_column(file, parquet.read_schema(file).names, text_column)
 
 
 def files_of(path: Path) -> Iterator[Path]:
@@ -171,11 +204,7 @@ def _parquet(file: Path, column: str) -> Iterator[Document]:
     number = 0
     try:
         with parquet.ParquetFile(file) as table:
-            names = table.schema_arrow.names
-            if column not in names:
-                raise TenfoldError(
-                    f"{file} has no column {column!r}{nearest(column, names)}: it has {', '.join(names[:8])}; say --text-column."
-                )
+            _require_column(file, table.schema_arrow.names, column)
             for batch in table.iter_batches(batch_size=256, columns=[column]):
                 for value in batch.column(0):
                     number += 1
@@ -184,25 +213,26 @@ def _parquet(file: Path, column: str) -> Iterator[Document]:
         yield Document(f"{file}:{number + 1}", "", "damaged or cut Parquet")
 
 
-def _named(name: str) -> Iterator[Document]:
+def _require_column(file: Path, names: list[str], column: str) -> None:
+    if column not in names:
+        raise TenfoldError(
+            f"{file} has no column {column!r}{nearest(column, names)}: it has {', '.join(names[:8])}; say --text-column."
+        )
+
+
+def _named(name: str) -> Iterator[Path]:
     stdlib = Path(sysconfig.get_path("stdlib"))
     packages = [Path(folder) for folder in site.getsitepackages()]
-    if name == "stdlib":
-        for file in files_of(stdlib):
-            if file.suffix == ".py" and "site-packages" not in file.parts:
-                yield from _text_file(file)
-    elif name == "torch-headers":
-        for folder in packages:
-            for file in files_of(folder / "torch" / "include") if (folder / "torch" / "include").exists() else ():
-                if file.suffix in (".h", ".hpp", ".cuh"):
-                    yield from _text_file(file)
+    endings: tuple[str, ...] = (".py",)
+    if name == "torch-headers":
+        folders, endings = [package / "torch" / "include" for package in packages], (".h", ".hpp", ".cuh")
     else:
-        for folder in [stdlib, *(package / library for package in packages for library in _DOCUMENTED)]:
-            for file in files_of(folder) if folder.exists() else ():
-                if file.suffix == ".py" and not (folder == stdlib and "site-packages" in file.parts):
-                    prose = _docstrings(file.read_bytes())
-                    if prose:
-                        yield from _pieces(str(file), io.BytesIO(prose.encode()))
+        documented = [package / library for package in packages for library in _DOCUMENTED]
+        folders = [stdlib, *(documented if name == "docstrings" else ())]
+    for folder in filter(Path.exists, folders):
+        for file in files_of(folder):
+            if file.suffix in endings and not (folder == stdlib and "site-packages" in file.parts):
+                yield file
 
 
 def _docstrings(code: bytes) -> str:

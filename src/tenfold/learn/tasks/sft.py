@@ -11,57 +11,48 @@ batch_size = 4
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Any, cast
 
+import numpy as np
 import torch
-from msgspec import Meta, Struct
 from torch import nn
 
 from tenfold.data.conversations.chats import read_chats
 from tenfold.data.conversations.packing import PackedChats, pack
 from tenfold.data.conversations.tokens import ChatEncoder
+from tenfold.learn.options import SFTConfig
+from tenfold.learn.tasks.start import TuningTask, check_rows, model_of
 from tenfold.spec.errors import TenfoldError
 from tenfold.train.config import RunConfig
 from tenfold.train.resolve import resolve_hyperparameters, resolve_model
 from tenfold.train.run import Run
 from tenfold.train.run_file import task_settings
-from tenfold.train.task import Batch, LossSums, Rows, TaskBase
+from tenfold.train.task import Batch, LossSums, Rows
 from tenfold.train.tasks.pretrain import EVALUATION_ROWS, HostRows
 
 
-class SFTConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The table `[task]` of a run that fine-tunes on chats."""
-
-    name: str = "sft"
-    validation: Annotated[str | None, Meta(description="Chats to evaluate on; by default every tenth of the corpus.")] = None
-    evaluate_every: Annotated[int, Meta(ge=0, description="Steps between evaluations; 0 evaluates at the end alone.")] = 0
-
-
-class SFT(TaskBase):
+class SFT(TuningTask):
     """The task. `directory` is where the tokenizer is that the export keeps: the model's that the run begins from."""
 
-    def __init__(self, config: RunConfig, train: PackedChats, validation: PackedChats, encoder: ChatEncoder):
+    def __init__(self, config: RunConfig, chats: tuple[PackedChats, PackedChats], encoder: ChatEncoder):
         """Raises TenfoldError where the chats would be read more often than `max_epochs`."""
-        self.train, self.validation = train, validation
+        self.train, self.validation = train, _ = chats
+        self.adapters = task_settings(config, SFTConfig)
         self.vocab_size, self.directory = encoder.vocabulary.size, Path(config.init_from or "")
         self.spec, tokens = resolve_model(config, self.vocab_size)
         h = resolve_hyperparameters(config, tokens)
         self.draw = {"batch_size": h.batch_size, "seed": config.seed}
-        self._flops_per_token = self.spec.train_flops_per_token(config.data.seq_len)
-        epochs = h.steps * h.batch_size / len(train)
-        if epochs > config.data.max_epochs:
-            raise TenfoldError(
-                f"The run would read its {len(train)} rows of chats {epochs:.1f} times: give more chats, ask for fewer tokens, or "
-                f"raise max_epochs in [data] ({config.data.max_epochs:g})."
-            )
+        self._flops_per_token = self.trained_share * self.spec.train_flops_per_token(config.data.seq_len)
+        check_rows(len(train), h.steps * h.batch_size, config.data.max_epochs)
+        stops = np.isin(train.rows.targets, sorted(encoder.vocabulary.stop_tokens)).sum()
+        if stops != train.answers:
+            raise TenfoldError(f"{train.answers} whole answers have {stops} stop tokens to learn: one of each answer is needed.")
 
     @classmethod
     def open(cls, config: RunConfig, home: Path, *, quiet: bool = False) -> "SFT":
         """The task of a run file. Raises TenfoldError where it names no model to begin from, or chats that cannot be read."""
         settings = task_settings(config, SFTConfig)
-        if config.init_from is None:
-            raise TenfoldError("Fine-tuning needs a model to begin from: give init_from.")
-        encoder, seq_len = ChatEncoder.of(Path(config.init_from)), config.data.seq_len
+        encoder, seq_len = ChatEncoder.of(model_of(config)), config.data.seq_len
         chats, held = read_chats(Path(config.data.corpus)), []
         if settings.validation is None:
             chats, held = [c for i, c in enumerate(chats) if i % 10], chats[::10]
@@ -69,7 +60,10 @@ class SFT(TaskBase):
             held = read_chats(Path(settings.validation))
         fill = encoder.vocabulary.pad or 0
         train, validation = (pack([encoder.encode(chat) for chat in part], seq_len, fill) for part in (chats, held))
-        return cls(config, train, validation, encoder)
+        return cls(config, (train, validation), encoder)
+
+    def fingerprint(self) -> dict[str, str]:
+        return {"train": self.train.fingerprint, "validation": self.validation.fingerprint}
 
     def rows(self, step: int, rows: slice) -> HostRows:
         return HostRows(self.train.batch(step, rows, **self.draw))

@@ -63,6 +63,10 @@ class Slot:
             rows = rows.unflatten(-2, (-1, 2)).transpose(-3, -2).flatten(-3, -2)
         return rows.reshape(self.shape)
 
+    def pairs(self) -> Tensor:
+        """The tensor as Meta and llama.cpp have it, whose rotary embedding turns neighbours too."""
+        return self.view.reshape(self.shape)
+
     def set(self, tensor: Tensor) -> None:
         rows = tensor.view(self.view.shape)
         if self.halves:

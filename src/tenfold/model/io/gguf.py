@@ -1,6 +1,7 @@
 """GGUF files in: shape, weights and tokenizer (llama.cpp's format; read with the package `gguf`)."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ from torch import Tensor
 
 from tenfold.model.family import families
 from tenfold.model.io.format import GGUFNames
+from tenfold.model.llama import rope_factors
 from tenfold.spec.errors import NotInstalled, TenfoldError
-from tenfold.spec.model import ModelSpec
+from tenfold.spec.model import ModelSpec, RopeScaling
 from tenfold.spec.vocabulary import LLAMA3_SPLIT
 
 # How text is split before it is tokenized, by `tokenizer.ggml.pre` (llama.cpp, `llama-vocab.cpp`).
-_SPLITS: dict[str, list[Any]] = {
+SPLITS: dict[str, list[Any]] = {
     "gpt-2": [pre_tokenizers.ByteLevel(add_prefix_space=False)],
     "smollm": [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)],
     "llama-bpe": [
@@ -25,7 +27,9 @@ _SPLITS: dict[str, list[Any]] = {
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ],
 }
+_STRETCH = "rope_freqs.weight"
 _CONTROL = 3  # token type of special tokens in `tokenizer.ggml.token_type`
+_LONGEST_ARRAY = 2**21  # of a header; the largest vocabularies have some 2^18 tokens
 
 
 def read_gguf(path: Path) -> tuple[ModelSpec, dict[str, Callable[[], Tensor]]]:
@@ -34,10 +38,23 @@ def read_gguf(path: Path) -> tuple[ModelSpec, dict[str, Callable[[], Tensor]]]:
     Raises TenfoldError where the file cannot be read or is of an architecture of no family.
     """
     reader = _open(path)
+    try:
+        spec, names = _spec(reader, path)
+        return spec, _tensors(reader, spec, names)
+    except (KeyError, StopIteration) as error:
+        raise TenfoldError(f"{path} is no model that can be read: it lacks {error}.") from None
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise TenfoldError(f"{path} is no model that can be read: {error}.") from None
+
+
+def gguf_sizes(path: Path) -> list[int]:
+    """How many weights each tensor of a GGUF file has."""
+    return [int(t.n_elements) for t in _open(path).tensors]
+
+
+def _spec(reader: Any, path: Path) -> tuple[ModelSpec, GGUFNames]:
     architecture = reader.fields["general.architecture"].contents()
     family, names = _family(path, architecture)
-    if "rope_freqs.weight" in {t.name for t in reader.tensors}:
-        raise TenfoldError(f"{path} stretches its rotary positions (Llama 3.1 and later): read its Hugging Face directory.")
     own = f"{architecture}."
     fields = {name.removeprefix(own): f.contents() for name, f in reader.fields.items() if name.startswith(own)}
     heads = int(fields["attention.head_count"])
@@ -58,7 +75,17 @@ def read_gguf(path: Path) -> tuple[ModelSpec, dict[str, Callable[[], Tensor]]]:
         rope_theta=float(fields.get("rope.freq_base", 10000.0)),
         norm_eps=float(f"{fields['attention.layer_norm_rms_epsilon']:.6g}"),
     )
-    return spec, _tensors(reader, spec, names)
+    factors = next((t.data for t in reader.tensors if t.name == _STRETCH), None)
+    return (spec if factors is None else _stretched(spec, np.asarray(factors), fields, path)), names
+
+
+def _stretched(spec: ModelSpec, factors: np.ndarray, fields: dict[str, Any], path: Path) -> ModelSpec:
+    """The spec with Llama 3.1's stretch, of which a file has the factors alone. Raises TenfoldError for another one."""
+    original = int(fields.get("rope.scaling.original_context_length", 8192))
+    spec = replace(spec, rope_scaling=RopeScaling(float(factors.max()), 1.0, 4.0, original))
+    if not np.allclose(rope_factors(spec).numpy(), factors, rtol=1e-4):
+        raise TenfoldError(f"{path} stretches its rotary positions otherwise than Llama 3.1: read its Hugging Face directory.")
+    return spec
 
 
 def _family(path: Path, architecture: str) -> tuple[str, GGUFNames]:
@@ -75,6 +102,8 @@ def _family(path: Path, architecture: str) -> tuple[str, GGUFNames]:
 def _tensors(reader: Any, spec: ModelSpec, names: GGUFNames) -> dict[str, Callable[[], Tensor]]:
     found: dict[str, Callable[[], Tensor]] = {}
     for stored in reader.tensors:
+        if stored.name == _STRETCH:
+            continue
         if stored.name in names.top:
             found[names.top[stored.name]] = partial(_tensor, stored)
             continue
@@ -97,16 +126,16 @@ def read_gguf_tokenizer(path: Path) -> Tokenizer:
     fields = read_gguf_text_fields(path)
     if fields["model"] != "gpt2":
         raise TenfoldError(f"{path} has a {fields['model']!r} tokenizer: only byte-level BPE ('gpt2') can be read.")
-    if fields["pre"] not in _SPLITS:
+    if fields["pre"] not in SPLITS:
         raise TenfoldError(
-            f"{path} splits text by {fields['pre']!r} before it is tokenized, and {', '.join(_SPLITS)} are known: read the "
+            f"{path} splits text by {fields['pre']!r} before it is tokenized, and {', '.join(SPLITS)} are known: read the "
             "model's Hugging Face directory."
         )
     tokens = fields["tokens"]
     merges = [tuple(merge.split(" ")) for merge in fields["merges"]]
     vocabulary = {token: i for i, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=fields["pre"] == "llama-bpe"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(_SPLITS[fields["pre"]])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(SPLITS[fields["pre"]])
     tokenizer.decoder = decoders.ByteLevel()
     special = [t for t, kind in zip(tokens, fields["token_type"], strict=True) if kind == _CONTROL]
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
@@ -125,10 +154,18 @@ def read_gguf_text_fields(path: Path) -> dict[str, Any]:
     return {"pre": "default", "add_bos_token": fields.get("pre") == "llama-bpe"} | fields
 
 
-@lru_cache(maxsize=2)  # parsing a vocabulary of 50,000 takes seconds
 def _open(path: Path) -> Any:
     try:
-        from gguf import GGUFReader
+        facts = path.stat()
+    except OSError as error:
+        raise TenfoldError(f"{path} cannot be read as GGUF: {str(error).rstrip('.')}.") from None
+    return _opened(path, facts.st_mtime_ns, facts.st_size)
+
+
+@lru_cache(maxsize=2)  # parsing a vocabulary of 50,000 takes seconds
+def _opened(path: Path, changed_ns: int, size: int) -> Any:
+    try:
+        from gguf import GGUFReader, GGUFValueType
     except ImportError:
         raise NotInstalled("Reading GGUF files needs a package: pip install 'tenfold[gguf]'.") from None
 
@@ -137,7 +174,14 @@ def _open(path: Path) -> Any:
             # Its hundred thousand slices of a vocabulary are twice as fast of a plain array as of a memory map.
             super().__setattr__(name, np.asarray(value) if name == "data" else value)
 
+        def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+            if raw_type == GGUFValueType.ARRAY:
+                kind, length = int(self._get(orig_offs, np.uint32)[0]), int(self._get(orig_offs + 4, np.uint64)[0])
+                if kind == GGUFValueType.ARRAY or length > min(_LONGEST_ARRAY, len(self.data) - orig_offs):
+                    raise ValueError(f"its header has an array of {length} values at byte {orig_offs}")
+            return super()._get_field_parts(orig_offs, raw_type)
+
     try:
         return Reader(path)
-    except (OSError, ValueError, IndexError) as error:
-        raise TenfoldError(f"{path} cannot be read as GGUF: {error}.") from None
+    except (OSError, ValueError, IndexError, KeyError, TypeError, ArithmeticError) as error:
+        raise TenfoldError(f"{path} cannot be read as GGUF: {str(error).rstrip('.')}.") from None

@@ -12,9 +12,9 @@ from tenfold.spec.vocabulary import Vocabulary
 
 def spec_from_config(config: dict[str, Any], name: str = "model") -> ModelSpec:
     """The shape that a Hugging Face `config.json` describes. Raises TenfoldError for a `model_type` of no family."""
-    kind = config.get("model_type")
     known: list[str] = []
     try:
+        kind = config.get("model_type")
         for family_name, family in families():
             checkpoint = family.weights()
             if kind in checkpoint.model_types:
@@ -22,6 +22,8 @@ def spec_from_config(config: dict[str, Any], name: str = "model") -> ModelSpec:
             known += checkpoint.model_types
     except KeyError as error:
         raise TenfoldError(f"The config.json of {name} lacks {error}.") from None
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise TenfoldError(f"The config.json of {name} describes no model: {error}.") from None
     raise TenfoldError(f"{name} is a {kind!r} model: only {', '.join(map(repr, known))} can be read.")
 
 

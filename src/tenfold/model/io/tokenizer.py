@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from tenfold.model.io.gguf import read_gguf_text_fields, read_gguf_tokenizer
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.files import write_json, write_text
 from tenfold.spec.vocabulary import Vocabulary
 
 _COPIED = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
@@ -62,18 +63,18 @@ def copy_tokenizer(source: Path, directory: Path) -> Vocabulary:
     for name in _COPIED:
         if (folder / name).exists():
             shutil.copyfile(folder / name, directory / name)
-    _write_json(directory / "generation_config.json", _read_json(folder / "generation_config.json") | vocabulary.ids)
+    write_json(directory / "generation_config.json", _read_json(folder / "generation_config.json") | vocabulary.ids)
     return vocabulary
 
 
 def save_tokenizer(tokenizer: Tokenizer, vocabulary: Vocabulary, directory: Path) -> None:
     """Write a tokenizer that has no files yet."""
-    tokenizer.save(str(directory / "tokenizer.json"))
+    write_text(directory / "tokenizer.json", tokenizer.to_str(pretty=True))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", **vocabulary.names, "clean_up_tokenization_spaces": False}
-    _write_json(directory / "tokenizer_config.json", config | {"model_max_length": 1_000_000})
-    _write_json(directory / "generation_config.json", vocabulary.ids)
+    write_json(directory / "tokenizer_config.json", config | {"model_max_length": 1_000_000})
+    write_json(directory / "generation_config.json", vocabulary.ids)
     if vocabulary.chat_template is not None:
-        (directory / "chat_template.jinja").write_text(vocabulary.chat_template)
+        write_text(directory / "chat_template.jinja", vocabulary.chat_template)
 
 
 def _read(path: Path) -> tuple[Tokenizer, Vocabulary]:
@@ -98,7 +99,9 @@ def _directory_facts(folder: Path) -> dict[str, Any]:
 
 def _gguf_facts(path: Path) -> dict[str, Any]:
     fields = read_gguf_text_fields(path)
-    return {key.replace("padding_token", "pad_token"): value for key, value in fields.items()}
+    facts = {key.replace("padding_token", "pad_token"): value for key, value in fields.items()}
+    ends = [facts[key] for key in ("eos_token_id", "eot_token_id") if key in facts]
+    return facts | {"eos_token_id": ends}
 
 
 def _vocabulary(tokenizer: Tokenizer, facts: dict[str, Any]) -> Vocabulary:
@@ -135,7 +138,3 @@ def _read_json(file: Path) -> dict[str, Any]:
         return json.loads(file.read_text()) if file.exists() else {}
     except ValueError:
         raise TenfoldError(f"{file} is not valid JSON.") from None
-
-
-def _write_json(file: Path, values: dict[str, Any]) -> None:
-    file.write_text(json.dumps(values, indent=1) + "\n")

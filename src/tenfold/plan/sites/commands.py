@@ -12,22 +12,20 @@ def sites(*, home: Home = Path("generations"), json: Json = False) -> None:
 
     Example: tenfold plan sites --json
     """
-    from rich.console import Console
-    from rich.table import Table
-
     from tenfold.plan.sites.walk import home_tree, solved
+    from tenfold.spec.terminal import Figures, console
 
     tree, plan = home_tree(home)
     found = solved(tree)
     if json:
         print_json({**found, "plan": plan})
         return
-    table = Table("stage", "node", "probability", "demand, MW", "own, MW", "rented, MW", "begun")
+    table = Figures("stage", "node", "probability", "demand, MW", "own, MW", "rented, MW", "begun")
     blocks = [*found["begin_now"], *found["begin_later"]]
     for index, node in enumerate(found["nodes"]):
         begun = ", ".join(f"{block['mw']:,.0f} MW in {block['site']}" for block in blocks if block["node"] == node["name"])
         figures = (node["demand_mw"], sum(node["running_mw"].values()), node["unmet_mw"])
         table.add_row(str(node["stage"]), node["name"], f"{tree.probability(index):.2g}", *(f"{f:,.0f}" for f in figures), begun)
-    console = Console()
-    console.print(table)
-    console.print(f"{plan or 'Built-in demand'}: {found['sentence']}", highlight=False)
+    out = console()
+    out.print(table)
+    out.print(f"{plan or 'Built-in demand'}: {found['sentence']}")

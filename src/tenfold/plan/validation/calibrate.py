@@ -148,7 +148,6 @@ def _machine_of(start: dict[str, Any], end: dict[str, Any]) -> Machine:
 def write(calibration: Calibration, home: Path) -> Path:
     """Keep it in `home`, where the next plan finds it. Returns the file."""
     path = home / FILE
-    home.mkdir(parents=True, exist_ok=True)
     known = json.loads(path.read_text()) if path.exists() else {}
     known[calibration.accelerator.key] = {"version": VERSION, **asdict(calibration)}
     write_json(path, known)

@@ -15,6 +15,7 @@ from tenfold.plan.workload.memory import memory
 from tenfold.plan.workload.search import divisors, least_recompute
 from tenfold.plan.workload.step_time import step_time
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.files import readable
 from tenfold.spec.layout import Layout
 from tenfold.spec.model import ModelSpec, published_models
 
@@ -178,7 +179,8 @@ def table(name: str, path: Path | None = None) -> list[dict[str, str]]:
         return list(own)
     if not path.is_file():
         raise TenfoldError(f"There is no table at {path}.")
-    given = csv.DictReader(path.read_text().splitlines())
+    with readable(path):
+        given = csv.DictReader(path.read_text().splitlines())
     missing = [column for column in own.fieldnames or () if column not in (given.fieldnames or ())]
     if missing:
         raise TenfoldError(f"{path} has no column {', '.join(missing)}: it needs those of {name}.")

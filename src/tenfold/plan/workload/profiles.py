@@ -12,6 +12,7 @@ import numpy as np
 
 from tenfold.plan.ranges import Range
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.files import readable
 
 FUELS = {"WND": "wind", "SUN": "solar", "WAT": "hydro", "OIL": "oil", "NG": "gas", "COL": "coal", "NUC": "nuclear", "OTH": "other"}
 
@@ -57,33 +58,40 @@ def read_carbon(path: Path) -> Carbon:
 
 def read_prices(path: Path) -> np.ndarray:
     """A market's year in USD per kWh, from a column named like `Price (USD/MWh)`."""
-    with path.open(newline="") as file:
+    with readable(path), path.open(newline="") as file:
         column = next((c for c in csv.DictReader(file).fieldnames or [] if "usd/mwh" in c.lower()), "Price (USD/MWh)")
     return _filled(path, _rows(path, [column]), column) / 1e3
 
 
 def read_weather(path: Path) -> Weather:
     """A typical year from an EnergyPlus weather file: columns 7, 9 and 10 are dry bulb, humidity and pressure."""
-    with path.open(newline="") as file:
+    with readable(path), path.open(newline="") as file:
         rows = [row for row in csv.reader(file) if len(row) >= 30 and row[0].strip().isdigit()]
     if not rows:
         raise TenfoldError(f"{path} holds no hours: give an EnergyPlus weather file (.epw).")
-    table = np.array([[float(row[i]) for i in (6, 8, 9)] for row in rows])
+    table = np.array([[_number(path, row[i]) for i in (6, 8, 9)] for row in rows])
     return Weather(table[:, 0], np.clip(table[:, 1] / 100, 0.01, 1), table[:, 2])
 
 
 def _rows(path: Path, needed: list[str]) -> list[dict[str, str]]:
     if not path.exists():
         raise TenfoldError(f"There is no profile {path}: give a CSV file with a row per hour.")
-    with path.open(newline="") as file:
+    with readable(path), path.open(newline="") as file:
         reader = csv.DictReader(file)
         if missing := [name for name in needed if name not in (reader.fieldnames or [])]:
             raise TenfoldError(f"{path} has no column {missing[0]!r}: it needs a row per hour with that column.")
         return list(reader)
 
 
+def _number(path: Path, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise TenfoldError(f"{path} has {text[:40]!r} where a number is needed.") from None
+
+
 def _filled(path: Path, rows: list[dict[str, str]], column: str) -> np.ndarray:
-    values = np.array([float(row[column] or "nan") for row in rows])
+    values = np.array([_number(path, row[column] or "nan") for row in rows])
     known = np.flatnonzero(~np.isnan(values))
     if not len(known):
         raise TenfoldError(f"{path} has no figures in column {column!r}.")

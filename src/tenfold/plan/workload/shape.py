@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tenfold.plan.request import Request
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.files import readable
 from tenfold.spec.laws import facts, optimum, own_law
 from tenfold.spec.model import ModelSpec, published_model
 from tenfold.spec.shapes import Experts, Shape, shape_for_flops, shape_for_params
@@ -116,7 +117,8 @@ def _read_spec(path: Path) -> ModelSpec:
         except TenfoldError as error:
             raise TenfoldError(f"There is no file {path}, and {str(error)[0].lower()}{str(error)[1:]}") from error
     try:
-        plain = tomllib.loads(path.read_text())
+        with readable(path):
+            plain = tomllib.loads(path.read_text())
         return ModelSpec(**{"name": path.stem, **{k: v for k, v in plain.items() if k != "source"}})
     except (tomllib.TOMLDecodeError, TypeError) as error:
         raise TenfoldError(f"{path} is no model: {error}; it needs the fields of a shape, as dim, n_layers, n_heads.") from error

@@ -9,10 +9,11 @@ from fastapi.middleware.cors import CORSMiddleware
 
 from tenfold.serve.api.errors import ErrorAnswer, answer_errors
 from tenfold.serve.api.gate import Gate
-from tenfold.serve.api.keys import Keys
+from tenfold.serve.api.keys import Keys, Rate
 from tenfold.serve.api.models import Models
 from tenfold.serve.feedback.feedback import Feedback
 from tenfold.serve.options import ServerOptions
+from tenfold.spec.errors import TenfoldError
 from tenfold.spec.plugins import load, plugins
 
 _ERRORS = (400, 401, 403, 404, 413, 429, 503, 504)
@@ -23,17 +24,21 @@ def make_app(models: Models, options: ServerOptions) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await models.get("")
+        try:
+            await models.get("")
+        except TenfoldError as error:
+            app.state.failed = error
+            raise
         yield
         await models.drain(options.drain_seconds)
 
     errors: dict[int | str, dict[str, Any]] = {code: {"model": ErrorAnswer} for code in _ERRORS}
     app = FastAPI(title="Tenfold", version="1", lifespan=lifespan, docs_url=None, redoc_url=None, responses=errors)
-    app.state.models = models
+    app.state.models, app.state.options, app.state.failed = models, options, None
     app.state.feedback = Feedback(options.feedback) if options.feedback else None
+    app.state.feedback_rate = Rate(options.feedback_per_day, 86400)
     answer_errors(app)
-    keys = Keys.read(options.keys, options.requests_per_minute) if options.keys else None
-    app.add_middleware(Gate, keys=keys, max_body_bytes=options.limits.max_body_bytes)
+    app.add_middleware(Gate, options=options, keys=Keys.read(options.keys) if options.keys else None)
     if options.allowed_origins:
         app.add_middleware(CORSMiddleware, allow_origins=options.allowed_origins, allow_methods=["*"], allow_headers=["*"])
     for name in plugins("routes"):

@@ -1,7 +1,7 @@
 """What routes are given: the models, the feedback database, who asks; and how routes describe their answers.
 
 A part of the API is a FastAPI router, or a function that takes the application, under an entry point of `tenfold.routes`.
-Parts of other packages use the same names:
+Parts of other packages use the same names. A route answers every key, unless it has `dependencies=[Depends(operator_only)]`:
 
     router = APIRouter()
 
@@ -10,12 +10,16 @@ Parts of other packages use the same names:
         return (await models.get("")).backend.max_model_len
 """
 
+from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from pydantic import BaseModel
+from starlette.requests import HTTPConnection
 
+from tenfold.serve.api.budget import Place
 from tenfold.serve.api.errors import ApiError
+from tenfold.serve.api.keys import Caller
 from tenfold.serve.api.models import Models
 from tenfold.serve.feedback.feedback import Feedback
 
@@ -34,20 +38,36 @@ async def _feedback(request: Request) -> Feedback:
     return feedback
 
 
-async def _owner(request: Request) -> str:
-    return request.scope.get("tenfold_owner", "anonymous")
+async def _caller(request: HTTPConnection) -> Caller:
+    return request.scope["tenfold_caller"]
 
 
-async def operator_only(request: Request) -> None:
+CurrentCaller = Annotated[Caller, Depends(_caller)]
+
+
+async def _owner(caller: CurrentCaller) -> str:
+    return caller.name
+
+
+async def operator_only(caller: CurrentCaller) -> None:
     """Raises ApiError 403 for the key of a user. A server without keys can be reached from its own machine alone."""
-    if not request.scope["tenfold_operator"]:
+    if not caller.is_operator:
         raise ApiError(403, "This needs the key of an operator: make one with `tenfold serve-key NAME --operator`.")
 
 
 ServedModels = Annotated[Models, Depends(_models)]
 OptionalFeedback = Annotated[Feedback | None, Depends(_optional_feedback)]
 KeptFeedback = Annotated[Feedback, Depends(_feedback)]
-Owner = Annotated[str, Depends(_owner)]  # of the key that the request came with
+Owner = Annotated[str, Depends(_owner)]  # of what the request stores: the caller's name
+
+
+async def _place(caller: CurrentCaller) -> AsyncIterator[Place]:
+    place = Place(caller)
+    with place.holds:
+        yield place
+
+
+Placed = Annotated[Place, Depends(_place)]
 
 
 def gives(model: type[BaseModel]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Errors as the OpenAI client expects them: a status, and one sentence in a JSON object."""
 
+import sys
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -26,6 +27,10 @@ class ErrorAnswer(BaseModel):
     error: ErrorObject
 
 
+class ModelNotLoaded(TenfoldError):
+    """A model that was asked for cannot be loaded; the sentence may name files of the server, which only operators read."""
+
+
 class ApiError(Exception):
     """An answer with this status and sentence."""
 
@@ -35,7 +40,8 @@ class ApiError(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        return {"Retry-After": str(max(1, round(self.retry_after)))} if self.retry_after else {}
+        named = {"WWW-Authenticate": "Bearer"} if self.status == 401 else {}
+        return named | ({"Retry-After": str(max(1, round(self.retry_after)))} if self.retry_after else {})
 
     def body(self) -> dict[str, Any]:
         kind = _KINDS.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
@@ -55,6 +61,12 @@ def answer_errors(app: FastAPI) -> None:
     @app.exception_handler(TenfoldError)
     async def tenfold_error(_: Request, error: TenfoldError) -> JSONResponse:
         return ApiError(400, str(error)).response()
+
+    @app.exception_handler(ModelNotLoaded)
+    async def not_loaded(request: Request, error: ModelNotLoaded) -> JSONResponse:
+        print(error, file=sys.stderr, flush=True)
+        vague = "The model cannot be loaded: an operator finds the reason in the server's log."
+        return ApiError(503, str(error) if request.scope["tenfold_caller"].is_operator else vague).response()
 
     @app.exception_handler(BackendStopped)
     async def backend_stopped(_: Request, __: BackendStopped) -> JSONResponse:

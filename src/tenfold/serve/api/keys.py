@@ -1,4 +1,4 @@
-"""API keys, stored as hashes, and the rate limit of each."""
+"""API keys, stored as hashes, who sends a request, and how often a key may do something."""
 
 import hashlib
 import hmac
@@ -6,14 +6,34 @@ import json
 import secrets
 import time
 from collections import defaultdict, deque
+from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from tenfold.spec.errors import TenfoldError
-from tenfold.spec.files import write_json
+from tenfold.spec.files import one_at_a_time, whole_file
 from tenfold.spec.versions import require_version
 
 VERSION = 2  # of the file
 _OPERATOR = "operator:"
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who sends a request. Where a server has no keys, everybody is the same operator, who may name users."""
+
+    name: str
+    is_operator: bool
+    may_name_users: bool = False
+
+    def user(self, named: str | None) -> str:
+        """Whose data a request gives: the caller's, or that of the user which it names if it may."""
+        return named if named and self.may_name_users else self.name
+
+
+ANYBODY = Caller("anonymous", is_operator=True, may_name_users=True)  # where there are no keys
+STRANGER = Caller("stranger", is_operator=False)  # without a key where there are keys
 
 
 class Keys:
@@ -22,19 +42,17 @@ class Keys:
     The hash of an operator's key begins with `operator:`.
     """
 
-    def __init__(self, hashes: dict[str, str], requests_per_minute: int = 0):
+    def __init__(self, hashes: dict[str, str]):
         self.operators = frozenset(name for name, known in hashes.items() if known.startswith(_OPERATOR))
         self._hashes = {name: known.removeprefix(_OPERATOR) for name, known in hashes.items()}
-        self._limit = requests_per_minute
-        self._recent: defaultdict[str, deque[float]] = defaultdict(deque)
 
     @classmethod
-    def read(cls, file: Path, requests_per_minute: int = 0) -> "Keys":
-        """The keys of a file; none if it does not exist. Raises TenfoldError if it is damaged."""
-        return cls(_read(file), requests_per_minute)
-
-    def __bool__(self) -> bool:
-        return bool(self._hashes)
+    def read(cls, file: Path) -> "Keys":
+        """The keys of a file. Raises TenfoldError if it has none, or is damaged."""
+        hashes = _read(file)
+        if not hashes:
+            raise TenfoldError(f"There are no keys in {file}: make a key with `tenfold serve-key NAME --file {file}`.")
+        return cls(hashes)
 
     def owner(self, key: str) -> str | None:
         """The name that a key belongs to."""
@@ -44,25 +62,41 @@ class Keys:
             found = name if hmac.compare_digest(known, digest) else found
         return found
 
-    def wait(self, owner: str) -> float:
-        """Count a request of `owner`: 0 if it is allowed, else the seconds until the next one is."""
-        if not self._limit:
+    def caller(self, key: str) -> Caller | None:
+        """Who sends a request with this key."""
+        owner = self.owner(key)
+        return None if owner is None else Caller(owner, owner in self.operators)
+
+
+class Rate:
+    """At most `limit` events of each name within `seconds`; a limit of 0 is none."""
+
+    def __init__(self, limit: int, seconds: float):
+        self.limit, self.seconds = limit, seconds
+        self._recent: defaultdict[str, deque[float]] = defaultdict(deque)
+
+    def wait(self, name: str) -> float:
+        """Count an event: 0 if it is allowed, else the seconds until the next one is."""
+        if not self.limit:
             return 0
-        now, recent = time.monotonic(), self._recent[owner]
-        while recent and recent[0] < now - 60:
+        now, recent = time.monotonic(), self._recent[name]
+        while recent and recent[0] < now - self.seconds:
             recent.popleft()
-        if len(recent) >= self._limit:
-            return recent[0] + 60 - now
+        if len(recent) >= self.limit:
+            return recent[0] + self.seconds - now
         recent.append(now)
         return 0
 
 
 def make_key(file: Path, name: str, operator: bool = False) -> str:
-    """Add a key for `name` to `file` and return it. Only its hash is stored. An operator may swap models, too."""
-    known = _read(file)
+    """Add a key for `name` to `file`, in place of an earlier one, and return it. Only its hash is stored."""
+    if not name.strip() or not name.isprintable():
+        raise TenfoldError(f"A key cannot be of {name!r}: give a name that can be read.")
     key = f"tf-{secrets.token_urlsafe(32)}"
-    write_json(file, {"version": VERSION, "keys": {**known, name: _OPERATOR * operator + _digest(key)}})
-    file.chmod(0o600)
+    with one_at_a_time(file.with_name(f".{file.name}.lock"), f"adding a key to {file}"):
+        keys = {**_read(file), name: _OPERATOR * operator + _digest(key)}
+        with whole_file(file, private=True) as scratch:
+            scratch.write_text(json.dumps({"version": VERSION, "keys": keys}, indent=1) + "\n")
     return key
 
 
@@ -74,8 +108,8 @@ def _read(file: Path) -> dict[str, str]:
         found = json.loads(file.read_text())
         version = found["version"] if isinstance(found.get("version"), int) else 1
         require_version(version, (1, VERSION), file, "make a new one with `tenfold serve-key`")
-        return found if version == 1 else dict(found["keys"])
-    except (ValueError, TypeError, AttributeError, KeyError):
+        return msgspec.convert(found if version == 1 else found["keys"], dict[str, str])
+    except (OSError, ValueError, TypeError, AttributeError, KeyError):
         raise TenfoldError(f"{file} is not a file of keys: make a new one with `tenfold serve-key`.") from None
 
 

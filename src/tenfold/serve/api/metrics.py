@@ -67,5 +67,10 @@ class Metrics:
             counter.labels(model).inc(now - before if now >= before else now)  # a new engine counts from 0
             self._seen[model, key] = now
 
+    def gone(self, model: str) -> None:
+        """A model is no longer loaded: it computes nothing."""
+        for gauge in (self.running, self.waiting, self.usage):
+            gauge.labels(model).set(0)
+
     def text(self) -> bytes:
         return generate_latest(self.registry)

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import msgspec
 
-from tenfold.serve.api.errors import ApiError
+from tenfold.serve.api.errors import ApiError, ModelNotLoaded
 from tenfold.serve.api.metrics import Metrics
 from tenfold.serve.api.served_model import ServedModel
 from tenfold.serve.backends.backend import Backend, make_backend
 from tenfold.serve.options import EngineOptions, Limits
+from tenfold.serve.sandbox.sandbox import check_template
 from tenfold.serve.text import TextSide, read_text_side
+from tenfold.spec.errors import TenfoldError
 
 Loader = Callable[[EngineOptions], Awaitable[tuple[TextSide, Backend]]]
 
@@ -23,6 +25,7 @@ Loader = Callable[[EngineOptions], Awaitable[tuple[TextSide, Backend]]]
 async def load_model(options: EngineOptions) -> tuple[TextSide, Backend]:
     """A model's text side, and its backend ready to answer. Raises TenfoldError if either cannot be had."""
     text = await asyncio.to_thread(read_text_side, options.path)
+    await check_template(text)
     backend = make_backend(options)
     try:
         await backend.start()
@@ -59,7 +62,8 @@ class Models:
     async def get(self, name: str) -> ServedModel:
         """The model, loaded first if it is not: one at a time, while those that are loaded go on answering.
 
-        Raises ApiError for an unknown model, a full queue of requests that wait for one to load, or a server that is closing.
+        Raises ApiError for an unknown model, a full queue of requests that wait for one to load, or a server that is closing;
+        ModelNotLoaded where it cannot be loaded.
         """
         if self.draining:
             raise ApiError(503, "The server is shutting down and takes no new requests.", retry_after=10)
@@ -76,6 +80,8 @@ class Models:
                     await self._make_room()
                     found = self.loaded[name] = await self._load(name, self.options[name])
                 return found
+        except TenfoldError as error:
+            raise ModelNotLoaded(str(error)) from None
         finally:
             self._waiting -= 1
 
@@ -85,11 +91,15 @@ class Models:
         if found is None or found.leaving:
             return None
         if not found.backend.is_alive:
-            del self.loaded[name]
+            self._retire(self._unload(name))
             return None
         found.used = time.monotonic()
         self.loaded[name] = self.loaded.pop(name)
         return found
+
+    def _unload(self, name: str) -> ServedModel:
+        self.metrics.gone(name)
+        return self.loaded.pop(name)
 
     async def _load(self, name: str, options: EngineOptions) -> ServedModel:
         text, backend = await self._load_parts(options)
@@ -125,8 +135,7 @@ class Models:
         while len(self.loaded) >= self.limits.max_loaded:
             gone = next((m for m in self.loaded.values() if m.idle or not m.backend.is_alive), None)
             if gone is not None:
-                del self.loaded[gone.name]
-                await asyncio.to_thread(gone.backend.stop)
+                await self._unload(gone.name).stop()
                 continue
             if time.monotonic() > patient_until:
                 next(iter(self.loaded.values())).leaving = True

@@ -11,10 +11,16 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from tenfold.serve.api.errors import ApiError
 from tenfold.serve.request import Sampling
+from tenfold.serve.sandbox.grammars import GrammarSource
 
 Text = Annotated[str, Field(max_length=10_000_000)]
 Stop = Annotated[str, Field(max_length=1000)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+Metadata = Annotated[  # as much as OpenAI takes
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
+]
+_MAX_MESSAGES = 16_384
 
 
 def _without_zeros(bias: Any) -> Any:
@@ -70,6 +76,17 @@ class SamplingFields(Body):
     def stops(self) -> list[str]:
         return [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
 
+    @property
+    def guided(self) -> GrammarSource | None:
+        """What the `guided_` fields ask the text to follow."""
+        if self.guided_regex is not None:
+            return GrammarSource("regular expression", self.guided_regex)
+        if self.guided_json is not None:
+            return GrammarSource.of_schema(self.guided_json)
+        if self.guided_grammar is not None:
+            return GrammarSource("grammar", self.guided_grammar)
+        return None
+
     def sampling(self, *, max_tokens: int, stop_tokens: frozenset[int], logprobs: int | None, grammar: str | None) -> Sampling:
         """The engine's view of these fields."""
         same = {f.name: value for f in fields(Sampling) if (value := getattr(self, f.name, None)) is not None}
@@ -111,7 +128,7 @@ class ResponseFormat(Body):
 
 
 class ChatRequest(SamplingFields):
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=_MAX_MESSAGES)]
     max_tokens: Annotated[int, Field(ge=0, le=2**31)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=0, le=2**31)] | None = None
     logprobs: bool | None = None
@@ -155,7 +172,7 @@ class ResponsesRequest(Body):
     text: dict[str, Any] | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Metadata | None = None
     user: str | None = None
 
 
@@ -185,12 +202,12 @@ class SwapRequest(BaseModel):
 class TokenizeRequest(Body):
     model: str = ""
     prompt: Text | None = None
-    messages: list[Message] | None = None
+    messages: Annotated[list[Message], Field(max_length=_MAX_MESSAGES)] | None = None
 
 
 class DetokenizeRequest(Body):
     model: str = ""
-    tokens: list[Annotated[int, Field(ge=0, lt=2**31)]]
+    tokens: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=1_000_000)]
 
 
 class ModelList(BaseModel):

@@ -2,16 +2,20 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from functools import cached_property
+from typing import Any, TypeVar
 
 from tenfold.model.io.huggingface import weights_hash
+from tenfold.serve.api.budget import Budget, Place
 from tenfold.serve.api.errors import ApiError
 from tenfold.serve.api.metrics import Metrics
 from tenfold.serve.backends.backend import Backend
 from tenfold.serve.options import EngineOptions, Limits
 from tenfold.serve.request import FinishReason, Output, Request, TokenLogprob
+from tenfold.serve.sandbox.grammars import GrammarSource
+from tenfold.serve.sandbox.sandbox import Sandbox, SandboxBusy
 from tenfold.serve.text import TextSide, TextStream
 
 T = TypeVar("T")
@@ -45,6 +49,9 @@ class ServedModel:
     preparing: int = 0  # prompts that are being made into tokens
     _checkpoint: str = ""
 
+    def __post_init__(self) -> None:
+        self.queue = Budget(self.limits.max_queue, self.limits.key_share)  # sequences
+
     @property
     def idle(self) -> bool:
         """Whether nobody waits for its answer, or is about to send a prompt."""
@@ -62,7 +69,37 @@ class ServedModel:
             while not self.idle:
                 await asyncio.sleep(0.05)
         finally:
-            await asyncio.to_thread(self.backend.stop)
+            await self.stop()
+
+    async def stop(self) -> None:
+        """End the backend, and the sandbox if there is one."""
+        if "sandbox" in self.__dict__:
+            await self.sandbox.stop()
+        await asyncio.to_thread(self.backend.stop)
+
+    @cached_property
+    def sandbox(self) -> Sandbox:
+        """Where the model's template is rendered and grammars are proven."""
+        return Sandbox(self.text)
+
+    async def chat_prompt(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> list[int]:
+        """Tokens of a conversation. Raises TenfoldError if the template refuses it or fails."""
+        text = await self._outside(self.sandbox.render(messages, tools=tools))
+        return await self.prompt(lambda: self.text.ids(text))
+
+    async def grammar(self, source: GrammarSource | None) -> str | None:
+        """A grammar that the backend can compile. Raises TenfoldError if there can be none."""
+        return None if source is None else await self._outside(self.sandbox.prove(source))
+
+    async def _outside(self, work: Awaitable[T]) -> T:
+        """What the sandbox gives. Raises ApiError 503 if it is too busy."""
+        self.preparing += 1
+        try:
+            return await work
+        except SandboxBusy:
+            raise ApiError(503, "The server has too many templates and grammars to read: try again later.", retry_after=5) from None
+        finally:
+            self.preparing, self.used = self.preparing - 1, time.monotonic()
 
     async def prompt(self, make: Callable[[], T]) -> T:
         """Tokens made off the event loop, since templates and tokenizers can take long."""
@@ -80,8 +117,18 @@ class ServedModel:
         if not all(0 <= token < vocab for token in tokens):
             raise ApiError(400, f"{what} has a token outside the vocabulary of {vocab}.", param=what)
 
-    def admit(self, tokens: list[int], wanted: int | None, answers: bool = True) -> int:
-        """How many tokens an answer may have: `wanted`, or all that fit. Raises ApiError if the prompt or the queue is too long."""
+    def admit(self, place: Place, sequences: int) -> None:
+        """Give a request its places in the queue, until it is answered. Raises ApiError where there are too few."""
+        most, each = self.queue.most, self.queue.each
+        if sequences > each:
+            raise ApiError(400, f"The request asks for {sequences} answers at once: at most {each} are taken.")
+        if not self.queue.has_room(place.owner, sequences):
+            self.metrics.rejections.labels(self.name).inc()
+            raise ApiError(429, f"The queue is full: at most {most} answers wait, {each} of one key: try later.", retry_after=2)
+        place.holds.enter_context(self.queue.holding(place.owner, sequences))
+
+    def room(self, tokens: list[int], wanted: int | None, answers: bool = True) -> int:
+        """How many tokens an answer may have: `wanted`, or all that fit. Raises ApiError if the prompt is too long."""
         context = self.backend.max_model_len
         room = context - len(tokens)
         if not tokens:
@@ -95,9 +142,6 @@ class ServedModel:
                 code="context_length_exceeded",
                 param="messages",
             )
-        if self.backend.in_flight >= self.limits.max_queue:
-            self.metrics.rejections.labels(self.name).inc()
-            raise ApiError(429, f"The queue is full with {self.limits.max_queue} requests: try again later.", retry_after=2)
         return room if wanted is None else wanted
 
     async def generate(self, request: Request, stops: list[str], keep_special: bool = False) -> AsyncGenerator[OutputDelta, None]:

@@ -1,11 +1,16 @@
 """Runs the application with uvicorn, and ends it without dropping answers that are under way."""
 
 import ipaddress
+import logging
 import socket
+from functools import partial
+from typing import Any
 
 import uvicorn
+from msgspec.structs import replace
 
 from tenfold.serve.api.app import make_app
+from tenfold.serve.api.connection import BACKLOG, Connection, most_connections
 from tenfold.serve.api.keys import Keys
 from tenfold.serve.api.models import Models
 from tenfold.serve.options import EngineOptions, ServerOptions
@@ -31,12 +36,20 @@ def serve(models: dict[str, EngineOptions], options: ServerOptions) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise TenfoldError(f"Port {port} of {host} cannot be used ({error.strerror}): choose another with --port.") from None
-    app = make_app(Models(models, options.limits, options.any_name), options)
-    uvicorn.run(
-        app,
-        host=host,
-        port=port,
-        log_level="warning",
-        timeout_graceful_shutdown=int(options.drain_seconds),
-        timeout_keep_alive=30,
-    )
+    limits = options.limits if options.keys else replace(options.limits, key_share=1.0)
+    app = make_app(Models(models, limits, options.any_name), options)
+    connection: Any = partial(Connection, options.connections, most_connections(options.connections))
+    logging.getLogger("uvicorn.error").addFilter(lambda _: app.state.failed is None)  # a sentence in place of its trace
+    try:
+        uvicorn.run(
+            app,
+            host=host,
+            port=port,
+            log_level="warning",
+            timeout_graceful_shutdown=int(options.drain_seconds),
+            http=connection,
+            backlog=BACKLOG,
+            timeout_keep_alive=round(options.connections.idle_timeout),
+        )
+    except SystemExit:
+        raise app.state.failed or TenfoldError(f"The server on {host}:{port} could not start.") from None

@@ -42,9 +42,9 @@ async def cancel(*tasks: asyncio.Task[Any]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def stream(items: AsyncGenerator[dict[str, Any]], named: bool = False) -> StreamingResponse:
+async def stream(request: Request, items: AsyncGenerator[dict[str, Any]], named: bool = False) -> StreamingResponse:
     """Server-sent events. An error before the first is an ordinary answer; a later one is an event of its own."""
-    first = await anext(items)
+    first = await until_disconnect(request, items.__anext__())
 
     async def events() -> AsyncIterator[str]:
         try:

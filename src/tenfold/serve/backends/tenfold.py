@@ -10,16 +10,22 @@ import signal
 import threading
 import traceback
 from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from queue import SimpleQueue
 from typing import Any
 from uuid import uuid4
 
+from tenfold.launch.child import follow_parent
+from tenfold.model.io.huggingface import check_model
 from tenfold.serve.backends.backend import BackendStopped
 from tenfold.serve.engine.build import make_engine
 from tenfold.serve.engine.engine import Engine
-from tenfold.serve.engine.grammar import GrammarTokenizer
+from tenfold.serve.engine.grammar import GrammarCompiler
 from tenfold.serve.options import EngineOptions
 from tenfold.serve.request import Output, Request
+from tenfold.serve.sandbox.grammars import GrammarTokenizer
 from tenfold.serve.text import read_text_side
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.threads import set_waiting_policy
@@ -35,7 +41,9 @@ class EngineProcess:
         self.stats: dict[str, float] = {}
         self.max_model_len = 0
         self._queues: dict[str, asyncio.Queue[Output | None]] = {}
+        self._outbox: SimpleQueue[tuple[str, Any] | None] = SimpleQueue()
         self._alive = False
+        self._process: SpawnProcess | None = None
 
     @property
     def is_alive(self) -> bool:
@@ -46,6 +54,7 @@ class EngineProcess:
         return len(self._queues)
 
     async def start(self) -> None:
+        await asyncio.to_thread(check_model, self.options.path)  # files that cannot be right cost no process
         self._loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[None] = self._loop.create_future()
         method = multiprocessing.get_context("spawn")
@@ -55,6 +64,7 @@ class EngineProcess:
         self._process.start()
         theirs.close()
         threading.Thread(target=self._read, daemon=True).start()
+        threading.Thread(target=self._write, daemon=True).start()
         await self._ready
         self._alive = True
 
@@ -65,7 +75,7 @@ class EngineProcess:
         self._queues[request.id] = queue
         left = request.sampling.n if request.generates else 1
         try:
-            self._connection.send(("add", request))
+            self._outbox.put(("add", request))
             while left:
                 output = await queue.get()
                 if output is None:
@@ -77,7 +87,7 @@ class EngineProcess:
         finally:
             self._queues.pop(request.id, None)
             if left and self._alive:
-                self._connection.send(("cancel", request.id))
+                self._outbox.put(("cancel", request.id))
 
     async def score(self, tokens: list[int]) -> list[float]:
         async for output in self.generate(Request(f"score-{uuid4().hex}", tokens, task="score")):
@@ -88,10 +98,13 @@ class EngineProcess:
 
     def stop(self) -> None:
         self._alive = False
-        self._connection.close()
+        if self._process is None:
+            return
+        self._outbox.put(None)
         self._process.join(timeout=2)
-        if self._process.is_alive():
-            self._process.kill()
+        self._process.kill()
+        self._process.join()
+        self._connection.close()
 
     def _read(self) -> None:
         """Carry the engine's messages into the event loop until the pipe is closed."""
@@ -102,6 +115,14 @@ class EngineProcess:
         except (EOFError, OSError, TypeError):  # closed on either side
             if not self._loop.is_closed():
                 self._loop.call_soon_threadsafe(self._lose)
+
+    def _write(self) -> None:
+        """Send what stands in the outbox, None last: long prompts fill the pipe, and the engine reads it between steps only."""
+        message: Any = ()
+        with suppress(OSError):  # closed on the other side, which the reader tells
+            while message is not None:
+                message = self._outbox.get()
+                self._connection.send(message)
 
     def _take(self, message: Any) -> None:
         kind, *rest = message
@@ -129,14 +150,17 @@ class EngineProcess:
 
 
 def _run(connection: Connection, options: EngineOptions, make: Callable[[EngineOptions], Engine]) -> None:
-    # The process leaves the group of the server, so that a signal to that group lets requests in flight be answered.
+    # The process leaves the group of the server, so that a signal to that group lets requests in flight be answered; but it
+    # ends with the server, however that ends and whatever this process is doing then.
     os.setpgid(0, 0)
+    follow_parent(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     set_waiting_policy()
     try:
         engine = make(options)
-        text = read_text_side(options.path)
-        engine.grammars = GrammarTokenizer(text.tokenizer, engine.runner.spec.vocab_size, sorted(text.stop_tokens))
+        text, rows = read_text_side(options.path), engine.runner.spec.vocab_size
+        text.check_fits(rows)
+        engine.grammars = GrammarCompiler(GrammarTokenizer(text.tokenizer.to_str(), rows, sorted(text.stop_tokens)))
     except Exception as error:
         if not isinstance(error, TenfoldError):
             traceback.print_exc()
@@ -151,8 +175,12 @@ def _run(connection: Connection, options: EngineOptions, make: Callable[[EngineO
 
 def _answer(connection: Connection, engine: Engine) -> None:
     while True:
-        while connection.poll(0 if engine.has_work else _IDLE_SECONDS):
-            kind, what = connection.recv()
+        wait = 0.0 if engine.has_work else _IDLE_SECONDS
+        while connection.poll(wait):
+            wait = 0.0  # a request or the end of one changes the numbers that follow
+            if (message := connection.recv()) is None:
+                return
+            kind, what = message
             if kind == "add":
                 engine.add(what)
             else:

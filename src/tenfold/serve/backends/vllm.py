@@ -16,6 +16,7 @@ from typing import Any
 
 import openai
 
+from tenfold.launch.child import following
 from tenfold.serve.backends.backend import BackendStopped
 from tenfold.serve.options import EngineOptions
 from tenfold.serve.request import Output, Request, Sampling, TokenLogprob, failed
@@ -58,7 +59,7 @@ class VllmServer:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         # A session of its own: a signal to this process's group must not end it before requests in flight are answered.
-        self._process = subprocess.Popen(vllm_command(self.options, port), start_new_session=True)
+        self._process = subprocess.Popen(following(vllm_command(self.options, port)), start_new_session=True)
         self._client = openai.AsyncOpenAI(
             base_url=f"http://127.0.0.1:{port}/v1",
             api_key="none",

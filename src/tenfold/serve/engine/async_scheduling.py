@@ -38,6 +38,7 @@ class AsyncSchedulingEngine(Engine):
 
     @torch.inference_mode()
     def step(self) -> list[Output]:
+        self._queue_compiled()
         if not self._can_run_ahead():
             return self._land() + super().step()
         outputs, self._finished = self._finished, []
@@ -109,8 +110,8 @@ class AsyncSchedulingEngine(Engine):
 
     # Steps that wait: the device still draws for the requests that it would draw for in any step.
 
-    def _best(self, logits: Tensor, complete: list[tuple[ScheduledSequence, int]]) -> list[int]:
-        draws = [Draw(w.sequence.request.sampling, w.sequence.state.seed, w.sequence.computed + w.count - 1) for w, _ in complete]
+    def _best(self, logits: Tensor, due: list[ScheduledSequence]) -> list[int]:
+        draws = [Draw(w.sequence.request.sampling, w.sequence.state.seed, w.sequence.computed + w.count - 1) for w in due]
         return self.runner.draw(logits, draws).tolist()
 
     def _is_settled(self, request: Request) -> bool:

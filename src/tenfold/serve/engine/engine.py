@@ -2,13 +2,16 @@
 
 import traceback
 from collections import defaultdict
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tenfold.serve.engine import sampling
 from tenfold.serve.engine.blocks import BlockManager
-from tenfold.serve.engine.grammar import GrammarTokenizer
+from tenfold.serve.engine.grammar import GrammarCompiler, Matcher
 from tenfold.serve.engine.pooling import Pooler
 from tenfold.serve.engine.scheduler import ScheduledSequence, Scheduler, SchedulerConfig
 from tenfold.serve.engine.speculate import Speculator
@@ -16,6 +19,7 @@ from tenfold.serve.request import FinishReason, Output, Request, Sequence, faile
 from tenfold.serve.runners.runner import BLOCK, ModelInput, Runner
 from tenfold.spec.errors import TenfoldError
 
+_COMPILING_SECONDS = 0.01  # that a step without other work waits for a grammar
 FREE_ROWS = 4  # a step of this many rows takes about as long as a step of one, so guesses may fill them
 
 
@@ -28,7 +32,7 @@ class Engine:
         n_blocks: int,
         config: SchedulerConfig = SchedulerConfig(),
         speculator: Speculator | None = None,
-        grammars: GrammarTokenizer | None = None,
+        grammars: GrammarCompiler | None = None,
     ):
         self.runner, self.speculator, self.grammars = runner, speculator, grammars
         self.blocks = BlockManager(n_blocks, BLOCK)
@@ -37,6 +41,7 @@ class Engine:
         self.max_model_len = min(config.max_model_len or limit, limit, n_blocks * BLOCK)
         self._pooler = Pooler(runner)
         self._siblings: dict[str, list[Sequence]] = {}
+        self._compiling: dict[str, tuple[Request, Future[Any]]] = {}
         self._finished: list[Output] = []
         self._counters: defaultdict[str, float] = defaultdict(float)
 
@@ -49,13 +54,19 @@ class Engine:
         if request.generates and request.sampling.max_tokens == 0:
             self._finished += [Output(request.id, i, finish_reason="length") for i in range(n)]
             return
+        if request.sampling.grammar is None:
+            self._queue(request)
+        else:
+            assert self.grammars is not None
+            self._compiling[request.id] = request, self.grammars.compile(request.sampling.grammar)
+
+    def _queue(self, request: Request, grammar: Any = None) -> None:
+        """Let the sequences of a request wait for their turn, with a compiled grammar if they have one."""
         fallback_seed = int(torch.randint(2**62, ()))
-        sequences = [Sequence(request, i) for i in range(n)]
+        sequences = [Sequence(request, i) for i in range(request.sampling.n if request.generates else 1)]
         for sequence in sequences:
             sequence.state = sampling.start(sequence, fallback_seed)
-            if request.sampling.grammar is not None:
-                assert self.grammars is not None
-                sequence.state.matcher = self.grammars.matcher(request.sampling.grammar)
+            sequence.state.matcher = None if grammar is None else Matcher(grammar)
         self.scheduler.add(sequences[0])
         if len(sequences) > 1:  # they find the prompt in the cache once the first has computed it
             self._siblings[request.id] = sequences[1:]
@@ -67,27 +78,45 @@ class Engine:
             return "The prompt is empty: give at least one token."
         if (over := n + request.generates - self.max_model_len) > 0:
             return f"The prompt has {n} tokens: {over} too many for the context of {self.max_model_len} and an answer."
+        vocab, s = self.runner.spec.vocab_size, request.sampling
+        for what, tokens in (("The prompt", request.tokens), ("logit_bias", s.logit_bias), ("stop_tokens", s.stop_tokens)):
+            if tokens and not 0 <= min(tokens) <= max(tokens) < vocab:
+                return f"{what} has a token outside the model's vocabulary of {vocab}."
         return None
+
+    def _queue_compiled(self) -> None:
+        """Queue the requests whose grammars are compiled; with nothing else to do, wait a little for one."""
+        if self._compiling and not (self.scheduler.has_work or self._finished):
+            wait([future for _, future in self._compiling.values()], _COMPILING_SECONDS, FIRST_COMPLETED)
+        for name, (request, future) in list(self._compiling.items()):
+            if not future.done():
+                continue
+            del self._compiling[name]
+            if (error := future.exception()) is None:
+                self._queue(request, future.result())
+            else:
+                self._finished.append(failed(request, _told(error)))
 
     def cancel(self, request_id: str) -> None:
         """Drop a request; its blocks are free when this returns."""
         self._siblings.pop(request_id, None)
+        self._compiling.pop(request_id, None)
         for sequence in self.scheduler.cancel(request_id):
             self._forget(sequence)
 
     @property
     def has_work(self) -> bool:
-        return self.scheduler.has_work or bool(self._finished)
+        return self.scheduler.has_work or bool(self._finished or self._compiling)
 
     @torch.inference_mode()
     def step(self) -> list[Output]:
         """Compute one batch and return its outputs."""
+        self._queue_compiled()
         outputs, self._finished = self._finished, []
         work = self.scheduler.step()
         if not work:
             return outputs
-        hidden = self.runner.hidden(make_input(work))
-        outputs += self._continue(work, hidden)
+        outputs += self._compute(work)
         self._count(sum(w.count for w in work))
         self._propose()
         return outputs
@@ -96,34 +125,61 @@ class Engine:
         self._counters["steps"] += 1
         self._counters["rows"] += rows
 
-    def _continue(self, work: list[ScheduledSequence], hidden: Tensor) -> list[Output]:
-        """Draw the next token of each sequence whose last token was computed."""
-        chosen: list[int] = []
-        complete: list[tuple[ScheduledSequence, int]] = []
-        at = 0
-        outputs = []
+    def _compute(self, work: list[ScheduledSequence]) -> list[Output]:
+        """Outputs of scheduled sequences. Where computing fails, each is computed alone, and a request that fails alone ends."""
+        try:
+            hidden = self.runner.hidden(make_input(work))
+            drawn = self._logits(work, hidden)
+        except torch.AcceleratorError:  # this process has lost the device
+            raise
+        except Exception as error:
+            if len(work) > 1:
+                return [output for w in work for output in self._compute([w])]
+            return [self._fail(work[0].sequence, error)]
+        outputs, at = [], 0
         for w in work:
-            s, end = w.sequence, at + w.count
-            is_complete = s.computed + w.count - w.drafted == len(s.tokens)
-            if not s.request.generates:
-                self._pooler.add(s, hidden[at:end])
-            if is_complete and s.request.generates:
-                complete.append((w, len(chosen)))
-                chosen += range(end - w.drafted - 1, end)
-            else:
-                self.scheduler.computed(s, w.count)
-            if is_complete and not s.request.generates:
-                outputs.append(self._pooler.finish(s))
-                self._leave(s)
-            at = end
-        if complete:
-            logits = self.runner.logits(hidden[chosen])
-            best = self._best(logits, complete)
-            logits = logits.cpu()
-            for w, first in complete:
-                rows = slice(first, first + w.drafted + 1)
-                outputs.append(self._advance(w, logits[rows], best[rows]))
+            rows, at = hidden[at : at + w.count], at + w.count
+            if w.sequence not in self.scheduler.running:  # another sequence of its request failed
+                continue
+            try:
+                outputs += self._continue(w, rows, drawn.get(w.sequence))
+            except Exception as error:
+                outputs.append(self._fail(w.sequence, error))
         return outputs
+
+    def _logits(self, work: list[ScheduledSequence], hidden: Tensor) -> dict[Sequence, tuple[Tensor, list[int]]]:
+        """Logits [1 + drafted, vocab] of each sequence whose next token is due, and the best token of each row."""
+        ends = accumulate(w.count for w in work)
+        due = [(w, end) for w, end in zip(work, ends, strict=True) if w.sequence.request.generates and w.is_complete]
+        if not due:
+            return {}
+        logits = self.runner.logits(hidden[[row for w, end in due for row in range(end - w.drafted - 1, end)]])
+        best, logits, at = self._best(logits, [w for w, _ in due]), logits.cpu(), 0
+        found = {}
+        for w, _ in due:
+            rows = slice(at, at := at + w.drafted + 1)
+            found[w.sequence] = logits[rows], best[rows]
+        return found
+
+    def _continue(self, w: ScheduledSequence, hidden: Tensor, drawn: tuple[Tensor, list[int]] | None) -> list[Output]:
+        """Take what was computed for a sequence."""
+        s = w.sequence
+        if drawn is not None:
+            return [self._advance(w, *drawn)]
+        is_complete = w.is_complete
+        if not s.request.generates:
+            self._pooler.add(s, hidden)
+        self.scheduler.computed(s, w.count)
+        if not is_complete:
+            return []
+        output = self._pooler.finish(s)
+        self._leave(s)
+        return [output]
+
+    def _fail(self, s: Sequence, error: BaseException) -> Output:
+        """End a request, with all its sequences; the others go on."""
+        self.cancel(s.request.id)
+        return failed(s.request, _told(error))
 
     def _advance(self, w: ScheduledSequence, logits: Tensor, best: list[int]) -> Output:
         """Draw one token, and one more for each guess that it agreed with. logits [1 + drafted, vocab]."""
@@ -131,20 +187,14 @@ class Engine:
         output = Output(s.request.id, s.index, cached_tokens=s.cached_tokens)
         draft, s.draft = s.draft[: w.drafted], []
         accepted = 0
-        try:
-            for row, guess in enumerate([*draft, None]):
-                token = self._draw(logits[row], best[row], s)
-                output.finish_reason = self._take(s, token, output)
-                if p.logprobs is not None and output.tokens and output.finish_reason != "stop":
-                    output.logprobs.append(sampling.logprob(logits[row], token, p.logprobs))
-                if output.finish_reason or token != guess:
-                    break
-                accepted += 1
-        except Exception as error:  # whatever it is, the other requests go on
-            output.finish_reason, output.error = "error", str(error)
-            if not isinstance(error, TenfoldError):
-                traceback.print_exc()
-                output.error = "The engine failed on this request."
+        for row, guess in enumerate([*draft, None]):
+            token = self._draw(logits[row], best[row], s)
+            output.finish_reason = self._take(s, token, output)
+            if p.logprobs is not None and output.tokens and output.finish_reason != "stop":
+                output.logprobs.append(sampling.logprob(logits[row], token, p.logprobs))
+            if output.finish_reason or token != guess:
+                break
+            accepted += 1
         if self.speculator and draft:
             self.speculator.learn(s, len(draft), accepted)
         self.scheduler.computed(s, w.count - w.drafted + accepted)
@@ -155,7 +205,7 @@ class Engine:
             self._leave(s)
         return output
 
-    def _best(self, logits: Tensor, complete: list[tuple[ScheduledSequence, int]]) -> list[int]:
+    def _best(self, logits: Tensor, due: list[ScheduledSequence]) -> list[int]:
         """A token for each row, which is the draw where `_is_settled` says so."""
         return sampling.best(logits)
 
@@ -224,6 +274,14 @@ class Engine:
             "steps": self._counters["steps"],
             "rows": self._counters["rows"],
         }
+
+
+def _told(error: BaseException) -> str:
+    """What whoever sent a request is told of an error; one that nobody expected is printed."""
+    if isinstance(error, TenfoldError):
+        return str(error)
+    traceback.print_exception(error)
+    return "The engine failed on this request."
 
 
 def make_input(work: list[ScheduledSequence]) -> ModelInput:

@@ -1,68 +1,63 @@
-"""Grammars: JSON schemas, regular expressions and Lark grammars by llguidance, which masks the vocabulary before each draw."""
+"""Grammars in the engine: compiled beside it, once for all requests that have the same, and followed by masks of the vocabulary."""
 
-import json
-from functools import cached_property
+import os
+import threading
+from collections import OrderedDict
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 
+from tenfold.serve.sandbox.grammars import GrammarTokenizer, first_line
 from tenfold.spec.errors import TenfoldError
 
+_STACK = 16 * 2**20  # bytes; the sandbox proves grammars on a smaller one
+_KEPT = 32
 
-def grammar_from(schema: dict[str, Any] | bool | None = None, regex: str | None = None, lark: str | None = None) -> str:
-    """The grammar of a JSON schema, a regular expression or a Lark grammar. Raises TenfoldError if it is invalid."""
-    from llguidance import LLMatcher
 
-    if regex is not None:
-        grammar = LLMatcher.grammar_from_regex(regex)
-    elif lark is not None:
-        grammar = LLMatcher.grammar_from_lark(lark)
-    else:
+class GrammarCompiler:
+    """Compiles in a thread, so that steps go on meanwhile, and keeps the latest grammars."""
+
+    def __init__(self, tokenizer: GrammarTokenizer):
+        self._tokenizer = tokenizer
+        self._compiled: OrderedDict[str, Future[Any]] = OrderedDict()
+        self._thread = ThreadPoolExecutor(1, "grammars", _yield_to_steps)
+
+    def compile(self, grammar: str) -> "Future[Any]":
+        """llguidance's matcher of a grammar; TenfoldError as its exception if it cannot be used."""
+        found = self._compiled.pop(grammar, None)
+        if found is None:
+            found = self._submit(grammar)
+        self._compiled[grammar] = found
+        if len(self._compiled) > _KEPT:
+            self._compiled.popitem(last=False)
+        return found
+
+    def _submit(self, grammar: str) -> "Future[Any]":
+        before = threading.stack_size(_STACK)  # the pool starts its thread here
         try:
-            grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), defaults={"whitespace_flexible": False})
-        except ValueError as error:
-            raise TenfoldError(f"The JSON schema cannot be used: {_first_line(error)}.") from None
-    failed, messages = LLMatcher.validate_grammar_with_warnings(grammar)
-    if failed:
-        kind = "regular expression" if regex is not None else "grammar" if lark is not None else "JSON schema"
-        raise TenfoldError(f"The {kind} cannot be used: {_first_line(messages[0])}.")
-    return grammar
+            return self._thread.submit(self._tokenizer.compile, grammar)
+        finally:
+            threading.stack_size(before)
 
 
-def _first_line(error: object) -> str:
-    return (str(error).strip().splitlines() or ["unknown"])[0][:300].rstrip(".")
-
-
-class GrammarTokenizer:
-    """The tokenizer in llguidance's form, made at its first use."""
-
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int, stop_tokens: list[int]):
-        self._made_of = tokenizer, vocab_size, stop_tokens
-
-    @cached_property
-    def _tokenizer(self) -> Any:  # takes seconds, and most servers never need it
-        from llguidance import LLTokenizer
-
-        tokenizer, vocab_size, stop_tokens = self._made_of
-        return LLTokenizer(tokenizer.to_str(), n_vocab=vocab_size, eos_token=stop_tokens or None)
-
-    def matcher(self, grammar: str) -> "Matcher":
-        return Matcher(self._tokenizer, grammar)
+def _yield_to_steps() -> None:
+    if hasattr(os, "PRIO_PROCESS"):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)  # of this thread, on Linux
 
 
 class Matcher:
-    """The place of a sequence in its grammar."""
+    """The place of a sequence in its grammar. It takes memory of its own from the first mask on."""
 
-    def __init__(self, tokenizer: Any, grammar: str):
-        from llguidance import LLMatcher
-
-        self._matcher = LLMatcher(tokenizer, grammar, log_level=0)
+    def __init__(self, compiled: Any):
+        self._compiled = compiled
+        self._matcher: Any = None
 
     def mask(self, logits: Tensor) -> Tensor:
         """`logits` [vocab], minus infinity for tokens that the grammar does not allow."""
+        self._matcher = self._matcher or self._compiled.deep_copy()
         bits = np.unpackbits(np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8), bitorder="little")
         allowed = torch.from_numpy(bits[: len(logits)]).bool()
         self._check()
@@ -76,4 +71,4 @@ class Matcher:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise TenfoldError(f"The text could not follow its grammar: {_first_line(self._matcher.get_error())}.")
+            raise TenfoldError(f"The text could not follow its grammar: {first_line(self._matcher.get_error())}.")

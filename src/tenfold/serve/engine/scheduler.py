@@ -9,8 +9,8 @@ token counter of Sheng et al., 2024, arXiv:2401.00588). Within an owner the firs
 """
 
 from collections import Counter, deque
-from itertools import chain
 from dataclasses import dataclass
+from itertools import chain
 
 from tenfold.serve.engine.blocks import BlockManager
 from tenfold.serve.request import Sequence
@@ -23,6 +23,12 @@ class ScheduledSequence:
     sequence: Sequence
     count: int
     drafted: int = 0
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all tokens of the sequence are computed with these."""
+        s = self.sequence
+        return s.computed + self.count - self.drafted == len(s.tokens)
 
 
 @dataclass(frozen=True)
@@ -73,25 +79,35 @@ class Scheduler:
             budget = max(budget, config.max_num_prompt_tokens)
         work: list[ScheduledSequence] = []
         for sequence in sorted(self.running, key=self._turn):  # stable
+            if self.waiting:
+                budget -= self._start_waiting(budget, work, before=self._turn(sequence))
             if budget and sequence in self.running and (piece := self._piece(sequence, budget, work)):
                 budget -= piece.count
-                work.append(piece)
-                self.served[sequence.request.owner] += piece.count
-        while self.waiting and budget and len(self.running) < config.max_num_seqs:
+                self._take(piece, work)
+        self._start_waiting(budget, work, before=float("inf"))
+        return work
+
+    def _start_waiting(self, budget: int, work: list[ScheduledSequence], before: float) -> int:
+        """Let waiting sequences run whose turn comes `before`, as long as there is room; the tokens of `budget` that they take."""
+        left = budget
+        while self.waiting and left and len(self.running) < self.config.max_num_seqs:
             sequence = min(self.waiting, key=lambda s: self.served[s.request.owner])
-            if not self._admit(sequence):
+            if 1 + self.served[sequence.request.owner] >= before or not self._admit(sequence):
                 break
             self.waiting.remove(sequence)
             self.running[sequence] = None
-            piece = ScheduledSequence(sequence, min(budget, len(sequence.tokens) - sequence.computed))
+            piece = ScheduledSequence(sequence, min(left, len(sequence.tokens) - sequence.computed))
             if not self.blocks.grow(sequence.blocks, sequence.computed + piece.count):
                 self._preempt(sequence)
                 self.preemptions -= 1  # it never ran
                 break
-            budget -= piece.count
-            work.append(piece)
-            self.served[sequence.request.owner] += piece.count
-        return work
+            left -= piece.count
+            self._take(piece, work)
+        return budget - left
+
+    def _take(self, piece: ScheduledSequence, work: list[ScheduledSequence]) -> None:
+        work.append(piece)
+        self.served[piece.sequence.request.owner] += piece.count
 
     def _piece(self, sequence: Sequence, budget: int, work: list[ScheduledSequence]) -> ScheduledSequence | None:
         """The next tokens of a running sequence; sequences that came later may lose their blocks for them."""

@@ -8,12 +8,14 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tenfold.serve.feedback.feedback import Feedback, corrections, pairs, ratings, responses
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.files import whole_file
 
 FORMATS = ("dpo", "kto", "sft")
 _DAY = 86400
@@ -21,10 +23,11 @@ _DAY = 86400
 
 @dataclass
 class Exported:
-    """Rows written to each part, and rows left out by reason."""
+    """Rows written to each part, rows left out by reason, and the hashes of the users whose rows were written."""
 
     train: int = 0
     test: int = 0
+    users: tuple[set[str], set[str]] = field(default_factory=lambda: (set(), set()))
     left_out: Counter[str] = field(default_factory=Counter)
 
 
@@ -34,7 +37,7 @@ def export(feedback: Feedback, format: str, out: Path, *, test_share: float = 0.
         raise TenfoldError(f"There is no format {format!r}: ask for one of {', '.join(FORMATS)}.")
     made, seen, given = Exported(), set(), Counter[tuple[str, int]]()
     answers = {row.id: row for row in feedback.rows(responses)}
-    with out.open("w") as train, out.with_suffix(".test.jsonl").open("w") as test:
+    with _whole(out) as train, _whole(out.with_suffix(".test.jsonl")) as test:
         for user, created, used, row in _ROWS[format](feedback, answers, made.left_out):
             digest = hashlib.sha256(json.dumps(row, sort_keys=True).encode()).digest()
             given[user, int(created // _DAY)] += 1
@@ -46,12 +49,20 @@ def export(feedback: Feedback, format: str, out: Path, *, test_share: float = 0.
                 made.left_out["over the daily limit of a user"] += 1
             elif int(user[:8], 16) < test_share * 2**32:
                 made.test += 1
+                made.users[1].add(user)
                 test.write(json.dumps(row, ensure_ascii=False) + "\n")
             else:
                 made.train += 1
+                made.users[0].add(user)
                 train.write(json.dumps(row, ensure_ascii=False) + "\n")
             seen.add(digest)
     return made
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[TextIO]:
+    with whole_file(path) as scratch, scratch.open("w") as stream:
+        yield stream
 
 
 # user, time, the answers used, the row

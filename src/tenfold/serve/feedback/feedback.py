@@ -9,10 +9,12 @@ import hmac
 import secrets
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
     JSON,
+    URL,
     Boolean,
     Column,
     Float,
@@ -25,11 +27,13 @@ from sqlalchemy import (
     Text,
     create_engine,
     event,
+    make_url,
     select,
 )
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.files import make_private
 from tenfold.spec.versions import require_version
 
 VERSION = 1  # of the tables
@@ -93,16 +97,20 @@ class Feedback:
         A new database draws the salt of its users' hashes; one is given only where users are simulated, and a run is to be
         repeated with the same ones held out.
         """
+        address = _address(url)
+        shown = address.set(query={}).render_as_string(hide_password=True)
         try:
-            self._engine = create_engine(url)
+            self._engine = create_engine(address, hide_parameters=True)
             if self._engine.dialect.name == "sqlite":
+                _make_private(address.database or "")
                 event.listen(self._engine, "connect", _durable_sqlite)
             metadata.create_all(self._engine)
             self._salt = bytes.fromhex(self._setting("salt", (salt or secrets.token_bytes(32)).hex()))
             version = int(self._setting("version", str(VERSION)))
         except (SQLAlchemyError, ImportError) as error:
-            raise TenfoldError(f"The feedback database {url} cannot be opened: {str(error).splitlines()[0]}.") from None
-        require_version(version, (VERSION,), f"The feedback database {url}", "begin another with --feedback")
+            why = str(error).splitlines()[0].replace(address.password or "\n", "***")
+            raise TenfoldError(f"The feedback database {shown} cannot be opened: {why}.") from None
+        require_version(version, (VERSION,), f"The feedback database {shown}", "begin another with --feedback")
 
     def _setting(self, name: str, first: str) -> str:
         """What the database keeps under a name; in a new one `first`."""
@@ -121,6 +129,14 @@ class Feedback:
         """Store an answer; `row` has the columns of `responses` except the user and the time."""
         with self._engine.begin() as connection:
             connection.execute(responses.insert().values(created=time.time(), user_hash=self.user_hash(user), **row))
+
+    def has(self, response_id: str, user: str | None) -> bool:
+        """Whether an answer is stored; with a user, whether it is that user's."""
+        asked = select(responses.c.id).where(responses.c.id == response_id)
+        if user is not None:
+            asked = asked.where(responses.c.user_hash == self.user_hash(user))
+        with self._engine.connect() as connection:
+            return connection.scalar(asked) is not None
 
     def rate(self, response_id: str, user: str, value: int, reasons: list[str], comment: str | None) -> None:
         """Keep a thumb up (1) or down (-1); the latest of each user counts."""
@@ -162,11 +178,33 @@ class Feedback:
             gone += connection.execute(responses.delete().where(responses.c.user_hash == who)).rowcount
         return gone
 
+    def users(self) -> set[str]:
+        """The hashes of all users of whom anything is kept."""
+        with self._engine.connect() as connection:
+            found = (connection.scalars(select(table.c.user_hash)) for table in (responses, ratings, corrections, pairs))
+            return {user for some in found for user in some}
+
     def rows(self, table: Table) -> Iterator[Row[Any]]:
         """Every row of a table, oldest first."""
         order = (table.c.created, table.c.id)
         with self._engine.connect() as connection:
             yield from connection.execution_options(yield_per=500).execute(select(table).order_by(*order))
+
+
+def _address(url: str) -> URL:
+    """Raises TenfoldError, without a word of the URL, since it may hold a password."""
+    try:
+        return make_url(url)
+    except (SQLAlchemyError, ValueError):
+        said = "sqlite:///FILE or DIALECT://USER:PASSWORD@HOST:PORT/NAME, special characters in the password as %XX"
+        raise TenfoldError(f"The URL of the feedback database cannot be read: write {said}.") from None
+
+
+def _make_private(database: str) -> None:
+    """Create SQLite's file, from which its log and index take their permissions."""
+    file = database.removeprefix("file:").partition("?")[0]
+    if file and not file.startswith(":"):
+        make_private(Path(file))
 
 
 def _durable_sqlite(connection: Any, _: Any) -> None:

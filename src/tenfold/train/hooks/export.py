@@ -16,6 +16,7 @@ class Export(Hook):
             return
         directory, source = run.directory / "model", run.task.directory
         if run.dims.alone:
+            run.task.finish(run.model, run.directory)
             write_model(run.model, directory, tokenizer_directory=source)  # type: ignore[arg-type]
         elif run.is_first:
             newest = checkpoint.latest(run.directory / "checkpoint")

@@ -78,8 +78,10 @@ def derive(
 def learning_rate_scale(name: str, shape: tuple[int, ...], spec: ModelSpec) -> float:
     """A parameter's learning rate beside the base one: 1 for vectors and look-ups, base / fan-in for matrices.
 
-    What writes to the residual stream learns as a matrix whose fan-in is the stream's width would.
+    What writes to the residual stream learns as a matrix whose fan-in is the stream's width would, and so does an adapter.
     """
+    if ".lora_" in name:
+        return BASE_WIDTH / spec.dim
     role = family_of(spec).role(name)
     if not role.is_matrix:
         return 1.0

@@ -20,6 +20,8 @@ def make_optimizers(model: nn.Module, spec: ModelSpec, h: Hyperparameters, kind:
     adam: dict[tuple[float, bool, Any], list[Tensor]] = {}
     muon: list[Tensor] = []
     for name, p in model.named_parameters():
+        if not p.requires_grad:
+            continue
         role = family_of(spec).role(name)
         scale = learning_rate_scale(name, tuple(p.shape), spec)
         if kind == "muon" and role.is_hidden:

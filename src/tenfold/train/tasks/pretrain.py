@@ -1,5 +1,7 @@
 """Pretraining: the next token of text, of one corpus, a mixture, or text with images among it."""
 
+import hashlib
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,16 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tenfold.data.images.corpus import ImageCorpus, ImagesAmongText, build_images, image_batches
+from tenfold.data.images.corpus import ImageCorpus, ImagesAmongText, image_batches, images_in
 from tenfold.data.images.tiles import normalised
 from tenfold.data.text.batches import Batch as TokenRows
-from tenfold.data.text.batches import train_batch, validation_batches, validation_bytes
+from tenfold.data.text.batches import row_count, train_batch, validation_batches, validation_bytes
 from tenfold.data.text.corpus import Corpus, require_tokens
 from tenfold.data.text.mixture import Mixture, parts
 from tenfold.model.moe import use_aux_loss
 from tenfold.model.mtp import add_mtp, mtp_weights
 from tenfold.spec.model import ModelSpec
 from tenfold.train.config import PretrainingConfig, RunConfig
+from tenfold.train.contradictions import refuse
+from tenfold.train.identity import as_begun
 from tenfold.train.parallel.processes import on_first_process_then_all, start_processes
 from tenfold.train.resolve import resolve_hyperparameters, resolve_model
 from tenfold.train.result import RunResult
@@ -64,12 +68,15 @@ def to_device(values: np.ndarray, device: torch.device) -> Tensor:
 class Pretraining(TaskBase):
     """The task. `corpus` is a corpus or a mixture; `images` those that a share of the rows shows."""
 
+    settings_type: type[PretrainingConfig] = PretrainingConfig
+
     def __init__(self, config: RunConfig, corpus: Corpus | Mixture, home: Path):
         """Raises TenfoldError where the corpus is too small, or a setting of `[task]` is none. Images are prepared in `home`."""
-        self.settings = task_settings(config, PretrainingConfig)
+        self.settings = task_settings(config, self.settings_type)
         self.config, self.corpus = config, corpus
         self.vocab_size = corpus.vocab_size
         self.spec, tokens = resolve_model(config, corpus.vocab_size)
+        _refuse_idle(self.settings, self.spec)
         h = resolve_hyperparameters(config, tokens)
         self.is_remote, self.adds_modules = corpus.is_remote, bool(self.settings.mtp)
         self.images = _images(config, corpus, self.spec, home)
@@ -88,11 +95,16 @@ class Pretraining(TaskBase):
     @classmethod
     def open(cls, config: RunConfig, home: Path, *, quiet: bool = False) -> "Pretraining":
         """The task of a run file: its text is built in `home`, by one process, where it is not there yet."""
+        task_settings(config, cls.settings_type)
         return cls(config, on_first_process_then_all(lambda: open_text(config, home, quiet=quiet)), home)
 
     def _require(self, steps: int) -> None:
-        """Raises TenfoldError where the text would be read more often than `max_epochs`."""
+        """Raises TenfoldError where the text would be read more often than `max_epochs`, or is too short for a row."""
         data = self.config.data
+        for _, corpus, _ in parts(self.corpus):
+            row_count(corpus, "validation", data.seq_len)
+        if self.images is not None:
+            self.images.packed("validation", data.seq_len)
         if isinstance(self.corpus, Mixture):
             self.corpus.require_rows(steps, max_epochs=data.max_epochs, **self.draw)
         else:
@@ -105,6 +117,14 @@ class Pretraining(TaskBase):
             use_aux_loss(model, self.settings.load_balancing_rate)
         if self.settings.mtp:
             add_mtp(cast(Any, model), self.settings.mtp, self.settings.mtp_weight)
+
+    def fingerprint(self) -> dict[str, str]:
+        corpora = self.corpus.corpora if isinstance(self.corpus, Mixture) else {"text": self.corpus}
+        checksums = {name: json.dumps(corpus.manifest["files"], sort_keys=True) for name, corpus in corpora.items()}
+        if self.images is not None:
+            files = sorted([*self.directory.glob("*.bin"), *self.directory.glob("*.npy")])
+            checksums["images"] = " ".join(_sha256(file) for file in files)
+        return {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in checksums.items()}
 
     def rows(self, step: int, rows: slice) -> HostRows:
         return HostRows(self._batch(step, rows, **self.draw))
@@ -163,13 +183,29 @@ class Pretraining(TaskBase):
         return bits_per_byte
 
 
+def _refuse_idle(settings: PretrainingConfig, spec: ModelSpec) -> None:
+    """Raises TenfoldError for settings without effect."""
+    dense, alone = not spec.n_experts, settings.load_balancing == "none"
+    for key, why, holds in (
+        ("mtp_weight", "mtp is 0", not settings.mtp),
+        ("load_balancing", "the model has no experts", dense),
+        ("load_balancing_rate", "the model has no experts", dense),
+        ("load_balancing_rate", 'load_balancing is "none"', alone),
+    ):
+        if holds:
+            refuse(settings, key, why, "The table [task]")
+
+
 def _images(config: RunConfig, corpus: Corpus | Mixture, spec: ModelSpec, home: Path) -> ImageCorpus | None:
     if config.data.images is None:
         return None
     assert spec.vision is not None and isinstance(corpus, Corpus)
-    source = Path(config.data.images)
-    name = f"images-{source.stem}-{spec.vision.image_size}-{spec.vision.tokens_per_tile}-{corpus.directory.name}"
-    return on_first_process_then_all(partial(build_images, source, home / name, corpus, spec.vision))
+    return on_first_process_then_all(partial(images_in, home, Path(config.data.images), corpus, spec.vision))
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def pretrain(
@@ -178,5 +214,6 @@ def pretrain(
 ) -> RunResult:  # fmt: skip
     """Pretrain in `directory` on a corpus that is at hand; the rest is as in `fit` and `standard_hooks`."""
     start_processes(config.health.hang_after_s)
+    config = as_begun(config, directory)
     hooks = standard_hooks(config, quiet=quiet, keep_model=keep_model, notes=notes)
     return fit(Pretraining(config, corpus, directory.parent), config, directory, hooks)

@@ -11,18 +11,19 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response
 from openai.types.chat import ChatCompletion
 
-from tenfold.serve.api.dependencies import OptionalFeedback, Owner, ServedModels, streams
+from tenfold.serve.api.budget import Place
+from tenfold.serve.api.dependencies import OptionalFeedback, Placed, ServedModels, streams
 from tenfold.serve.api.errors import ApiError
+from tenfold.serve.api.keys import Caller
 from tenfold.serve.api.models import Models
 from tenfold.serve.api.protocol import ChatRequest, Message
 from tenfold.serve.api.routes.answers import Gathered, finite, head, new_id, token_text, usage
 from tenfold.serve.api.served_model import OutputDelta, ServedModel
 from tenfold.serve.api.streaming import stream, until_disconnect
 from tenfold.serve.api.tools import call_schema, find_calls, tell_of_tools
-from tenfold.serve.engine.grammar import grammar_from
 from tenfold.serve.feedback.feedback import Feedback
 from tenfold.serve.request import Request, TokenLogprob
-from tenfold.serve.text import TextSide
+from tenfold.serve.sandbox.grammars import GrammarSource
 
 router = APIRouter()
 _CALL_BEGINS = ("<tool_call>", "<|python_tag|>", "{")
@@ -30,11 +31,11 @@ _CALL_BEGINS = ("<tool_call>", "<|python_tag|>", "{")
 
 @router.post("/v1/chat/completions", **streams(ChatCompletion))
 async def chat_completions(
-    body: ChatRequest, request: HttpRequest, owner: Owner, models: ServedModels, feedback: OptionalFeedback
+    body: ChatRequest, request: HttpRequest, place: Placed, models: ServedModels, feedback: OptionalFeedback
 ) -> Response:
-    conversation = await until_disconnect(request, prepare(models, body, owner))
+    conversation = await until_disconnect(request, prepare(models, body, place))
     if body.stream:
-        return await stream(chunks(conversation, feedback))
+        return await stream(request, chunks(conversation, feedback))
     return JSONResponse(await until_disconnect(request, answer(conversation, feedback)))
 
 
@@ -48,34 +49,35 @@ class Conversation:
     messages: list[dict[str, Any]]
     tools: set[str]
     must_call: str | None  # the tool that must be called; "" is any, None is no obligation
-    owner: str
+    caller: Caller
     created: int = field(default_factory=lambda: int(time.time()))
 
 
-async def prepare(models: Models, body: ChatRequest, owner: str) -> Conversation:
+async def prepare(models: Models, body: ChatRequest, place: Place) -> Conversation:
     """Check a chat request and make its prompt. Raises ApiError or TenfoldError in one sentence."""
     body.check_stream_options()
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs: true.", param="top_logprobs")
     model = await models.get(body.model)
-    messages = [plain(message) for message in body.messages]
+    model.admit(place, body.n or 1)
     tools = [t.model_dump(exclude_none=True) for t in body.tools or () if t.function is not None]
     tools += [{"type": "function", "function": f.model_dump(exclude_none=True)} for f in body.functions or ()]
     must_call = _must_call(body, tools)
     if body.tool_choice == "none":
         tools = []
-    tokens = await model.prompt(lambda: _tokens(model.text, messages, tools))
+    messages = await model.prompt(lambda: [plain(message) for message in body.messages])
+    tokens = await _tokens(model, messages, tools)
     model.check_tokens(body.logit_bias or (), "logit_bias")
     wanted = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     sampling = body.sampling(
-        max_tokens=model.admit(tokens, wanted),
+        max_tokens=model.room(tokens, wanted),
         stop_tokens=model.text.stop_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        grammar=await asyncio.to_thread(_grammar, body, tools, must_call),
+        grammar=await model.grammar(_grammar(body, tools, must_call)),
     )
-    request = Request(new_id("chatcmpl"), tokens, sampling)
+    request = Request(new_id("chatcmpl"), tokens, sampling, owner=place.owner)
     names = {t["function"]["name"] for t in tools}
-    return Conversation(body, model, request, messages, names, must_call, body.user or owner)
+    return Conversation(body, model, request, messages, names, must_call, place.caller)
 
 
 def plain(message: Message) -> dict[str, Any]:
@@ -93,10 +95,10 @@ def plain(message: Message) -> dict[str, Any]:
     return plain
 
 
-def _tokens(text: TextSide, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> list[int]:
-    if tools and not text.knows_tools:
-        return text.encode_chat(tell_of_tools(messages, tools))
-    return text.encode_chat(messages, tools or None)
+async def _tokens(model: ServedModel, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> list[int]:
+    if tools and not model.text.knows_tools:
+        return await model.chat_prompt(tell_of_tools(messages, tools))
+    return await model.chat_prompt(messages, tools or None)
 
 
 def _must_call(body: ChatRequest, tools: list[dict[str, Any]]) -> str | None:
@@ -115,23 +117,17 @@ def _must_call(body: ChatRequest, tools: list[dict[str, Any]]) -> str | None:
     return ""
 
 
-def _grammar(body: ChatRequest, tools: list[dict[str, Any]], must_call: str | None) -> str | None:
+def _grammar(body: ChatRequest, tools: list[dict[str, Any]], must_call: str | None) -> GrammarSource | None:
     if must_call is not None:
-        return grammar_from(schema=call_schema(tools, must_call or None))
+        return GrammarSource.of_schema(call_schema(tools, must_call or None))
     form = body.response_format
     if form is not None and form.type == "json_object":
-        return grammar_from(schema={"type": "object"})
+        return GrammarSource.of_schema({"type": "object"})
     if form is not None and form.type == "json_schema":
         if form.json_schema is None or form.json_schema.schema_ is None:
             raise ApiError(400, "response_format of type json_schema needs a json_schema with a schema.", param="response_format")
-        return grammar_from(schema=form.json_schema.schema_)
-    if body.guided_regex is not None:
-        return grammar_from(regex=body.guided_regex)
-    if body.guided_json is not None:
-        return grammar_from(schema=body.guided_json)
-    if body.guided_grammar is not None:
-        return grammar_from(lark=body.guided_grammar)
-    return None
+        return GrammarSource.of_schema(form.json_schema.schema_)
+    return body.guided
 
 
 def _deltas(chat: Conversation) -> AsyncGenerator[OutputDelta, None]:
@@ -144,11 +140,17 @@ async def answer(chat: Conversation, feedback: Feedback | None) -> dict[str, Any
     async for delta in _deltas(chat):
         gathered[delta.index].add(delta)
     await keep(chat, gathered, feedback)
+    # Log-probabilities have their tokens as text, which takes long for many.
+    choices = await asyncio.to_thread(_choices, chat, gathered) if chat.body.logprobs else _choices(chat, gathered)
+    return {**_head(chat, "chat.completion"), "choices": choices, "usage": _usage(chat, gathered)}
+
+
+def _choices(chat: Conversation, gathered: list[Gathered]) -> list[dict[str, Any]]:
     choices = []
     for i, g in enumerate(gathered):
         said, finish = message(chat, g)
         choices.append({"index": i, "message": said, "logprobs": _logprobs(chat, g.logprobs), "finish_reason": finish})
-    return {**_head(chat, "chat.completion"), "choices": choices, "usage": _usage(chat, gathered)}
+    return choices
 
 
 def message(chat: Conversation, g: Gathered) -> tuple[dict[str, Any], str | None]:
@@ -251,4 +253,4 @@ async def keep(chat: Conversation, gathered: list[Gathered], feedback: Feedback 
             "prompt_tokens": len(chat.request.tokens),
             "ttft_ms": 1000 * (g.first_token - chat.created) if g.first_token else None,
         }
-        await asyncio.to_thread(feedback.add_response, row, chat.owner)
+        await asyncio.to_thread(feedback.add_response, row, chat.caller.user(chat.body.user))

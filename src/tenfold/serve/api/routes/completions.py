@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 from fastapi import APIRouter
@@ -12,24 +11,24 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response
 from openai.types import Completion as CompletionAnswer
 
-from tenfold.serve.api.dependencies import ServedModels, streams
+from tenfold.serve.api.budget import Place
+from tenfold.serve.api.dependencies import Placed, ServedModels, streams
 from tenfold.serve.api.models import Models
 from tenfold.serve.api.protocol import CompletionRequest
 from tenfold.serve.api.routes.answers import Gathered, finite, head, new_id, token_text, usage
 from tenfold.serve.api.routes.embeddings import encode, prompts_of
 from tenfold.serve.api.served_model import OutputDelta, ServedModel
 from tenfold.serve.api.streaming import cancel, stream, until_disconnect
-from tenfold.serve.engine.grammar import grammar_from
 from tenfold.serve.request import Request, TokenLogprob
 
 router = APIRouter()
 
 
 @router.post("/v1/completions", **streams(CompletionAnswer))
-async def plain_completions(body: CompletionRequest, request: HttpRequest, models: ServedModels) -> Response:
-    completion = await until_disconnect(request, prepare(models, body))
+async def plain_completions(body: CompletionRequest, request: HttpRequest, place: Placed, models: ServedModels) -> Response:
+    completion = await until_disconnect(request, prepare(models, body, place))
     if body.stream:
-        return await stream(chunks(completion))
+        return await stream(request, chunks(completion))
     return JSONResponse(await until_disconnect(request, answer(completion)))
 
 
@@ -45,28 +44,24 @@ class Completion:
     created: int
 
 
-async def prepare(models: Models, body: CompletionRequest) -> Completion:
+async def prepare(models: Models, body: CompletionRequest, place: Place) -> Completion:
     """Check a completion request. Raises ApiError or TenfoldError in one sentence."""
     body.check_stream_options()
     model = await models.get(body.model)
     prompts = prompts_of(body.prompt, "prompt")
-    encoded = await model.prompt(lambda: encode(model, prompts, body.suffix))
-    model.check_tokens(chain.from_iterable(encoded), "prompt")
+    model.admit(place, len(prompts) * (body.n or 1))
+    encoded = await model.prompt(lambda: encode(model, prompts, "prompt", body.suffix))
     model.check_tokens(body.logit_bias or (), "logit_bias")
-    grammar = None
-    if body.guided_regex is not None:
-        grammar = await asyncio.to_thread(grammar_from, None, body.guided_regex)
-    elif body.guided_json is not None:
-        grammar = await asyncio.to_thread(grammar_from, body.guided_json)
+    grammar = await model.grammar(body.guided)
     name, requests = new_id("cmpl"), []
     for i, tokens in enumerate(encoded):
         sampling = body.sampling(
-            max_tokens=model.admit(tokens, 16 if body.max_tokens is None else body.max_tokens),
+            max_tokens=model.room(tokens, 16 if body.max_tokens is None else body.max_tokens),
             stop_tokens=model.text.stop_tokens,
             logprobs=body.logprobs,
             grammar=grammar,
         )
-        requests.append(Request(f"{name}-{i}", tokens, sampling))
+        requests.append(Request(f"{name}-{i}", tokens, sampling, owner=place.owner))
     return Completion(body, model, prompts, requests, name, int(time.time()))
 
 
@@ -103,12 +98,19 @@ async def answer(completion: Completion) -> dict[str, Any]:
     gathered = [Gathered() for _ in range(n * len(completion.requests))]
     async for number, delta in _deltas(completion):
         gathered[number * n + delta.index].add(delta)
-    choices = []
+    # Log-probabilities and echoes have tokens as text, which takes long for many.
+    aside = completion.body.logprobs is not None or completion.body.echo
+    choices = await asyncio.to_thread(_choices, completion, gathered) if aside else _choices(completion, gathered)
+    return {**_head(completion), "choices": choices, "usage": usage(completion.requests, gathered)}
+
+
+def _choices(completion: Completion, gathered: list[Gathered]) -> list[dict[str, Any]]:
+    choices, n = [], completion.requests[0].sampling.n
     for i, g in enumerate(gathered):
         before = _echo(completion, i // n)
         logprobs = _logprobs(completion, g.logprobs, len(before))
         choices.append({"index": i, "text": before + g.text, "logprobs": logprobs, "finish_reason": g.finish_reason})
-    return {**_head(completion), "choices": choices, "usage": usage(completion.requests, gathered)}
+    return choices
 
 
 async def chunks(completion: Completion) -> AsyncGenerator[dict[str, Any], None]:

@@ -10,7 +10,8 @@ from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response
 
-from tenfold.serve.api.dependencies import ServedModels, gives
+from tenfold.serve.api.budget import Place
+from tenfold.serve.api.dependencies import Placed, ServedModels, gives
 from tenfold.serve.api.errors import ApiError
 from tenfold.serve.api.models import Models
 from tenfold.serve.api.protocol import EmbeddingRequest, Embeddings
@@ -24,8 +25,8 @@ _MAX_PROMPTS = 256
 
 
 @router.post("/v1/embeddings", **gives(Embeddings))
-async def embeddings(body: EmbeddingRequest, request: HttpRequest, models: ServedModels) -> Response:
-    return JSONResponse(await until_disconnect(request, answer(models, body)))
+async def embeddings(body: EmbeddingRequest, request: HttpRequest, place: Placed, models: ServedModels) -> Response:
+    return JSONResponse(await until_disconnect(request, answer(models, body, place)))
 
 
 def prompts_of(value: Any, what: str) -> list[str | list[int]]:
@@ -38,21 +39,22 @@ def prompts_of(value: Any, what: str) -> list[str | list[int]]:
     return prompts
 
 
-def encode(model: ServedModel, prompts: list[str | list[int]], suffix: str | None = None) -> list[list[int]]:
-    """Tokens of each prompt; with a suffix, of the text that stands between the two."""
+def encode(model: ServedModel, prompts: list[str | list[int]], what: str, suffix: str | None = None) -> list[list[int]]:
+    """Tokens of each prompt; with a suffix, of the text that stands between the two. Raises ApiError for unknown tokens."""
     encoded = [model.text.encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+    model.check_tokens(chain.from_iterable(encoded), what)
     return [model.text.between(tokens, suffix) for tokens in encoded] if suffix else encoded
 
 
-async def answer(models: Models, body: EmbeddingRequest) -> dict[str, Any]:
+async def answer(models: Models, body: EmbeddingRequest, place: Place) -> dict[str, Any]:
     """The mean of the last hidden states over each text, of length 1."""
     model = await models.get(body.model)
     inputs = prompts_of(body.input, "input")
-    encoded = await model.prompt(lambda: encode(model, inputs))
-    model.check_tokens(chain.from_iterable(encoded), "input")
+    model.admit(place, len(inputs))
+    encoded = await model.prompt(lambda: encode(model, inputs, "input"))
     for tokens in encoded:
-        model.admit(tokens, None, answers=False)
-    requests = [Request(new_id("embd"), tokens, task="embed") for tokens in encoded]
+        model.room(tokens, None, answers=False)
+    requests = [Request(new_id("embd"), tokens, task="embed", owner=place.owner) for tokens in encoded]
     vectors = await asyncio.gather(*(model.embed(r) for r in requests))
     data = [
         {"object": "embedding", "index": i, "embedding": _written(vector, body.encoding_format, body.dimensions)}

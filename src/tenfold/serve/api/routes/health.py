@@ -1,14 +1,23 @@
 """`/health`, `/metrics`, and the chat page at `/`."""
 
+import base64
+import hashlib
+import re
+from functools import cache
 from importlib import resources
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 
-from tenfold.serve.api.dependencies import OptionalFeedback, ServedModels
+from tenfold.serve.api.dependencies import CurrentCaller, OptionalFeedback, ServedModels, operator_only
 from tenfold.serve.api.protocol import Health
 
 router = APIRouter()
+
+
+async def _reader(request: Request, caller: CurrentCaller) -> None:
+    if request.app.state.options.metrics == "operators":
+        await operator_only(caller)
 
 
 @router.get("/health", response_model=None, responses={200: {"model": Health}, 503: {"model": Health}})
@@ -20,7 +29,7 @@ async def health(models: ServedModels, feedback: OptionalFeedback) -> Response:
     return JSONResponse({"status": "ok", "feedback": feedback is not None})
 
 
-@router.get("/metrics", response_class=PlainTextResponse)
+@router.get("/metrics", dependencies=[Depends(_reader)], response_class=PlainTextResponse)
 async def metrics(models: ServedModels) -> Response:
     for model in models.loaded.values():
         models.metrics.update(model.name, model.backend.stats)
@@ -28,5 +37,19 @@ async def metrics(models: ServedModels) -> Response:
 
 
 @router.get("/", response_class=HTMLResponse, include_in_schema=False)
-async def page() -> str:
-    return resources.files("tenfold.serve.api").joinpath("chat.html").read_text()
+async def page() -> Response:
+    text, policy = _page()
+    return HTMLResponse(text, headers={"Content-Security-Policy": policy})
+
+
+@cache
+def _page() -> tuple[str, str]:
+    """The page, and the policy by which it runs its own script and style and talks with this server alone."""
+    text = resources.files("tenfold.serve.api").joinpath("chat.html").read_text()
+    own = {tag: base64.b64encode(hashlib.sha256(_inside(text, tag).encode()).digest()).decode() for tag in ("script", "style")}
+    allowed = "; ".join(f"{tag}-src 'sha256-{digest}'" for tag, digest in own.items())
+    return text, f"default-src 'none'; {allowed}; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+
+
+def _inside(page: str, tag: str) -> str:
+    return re.findall(f"<{tag}>(.*?)</{tag}>", page, re.DOTALL)[0]

@@ -10,6 +10,7 @@ from openai.types import Model
 from tenfold.serve.api.dependencies import ServedModels, gives, operator_only
 from tenfold.serve.api.models import Models
 from tenfold.serve.api.protocol import ModelList, Swapped, SwapRequest
+from tenfold.serve.options import model_path
 
 router = APIRouter()
 
@@ -31,5 +32,5 @@ async def get_model(name: str, models: ServedModels) -> Response:
 
 @router.post("/v1/models/swap", dependencies=[Depends(operator_only)], **gives(Swapped))
 async def swap(body: SwapRequest, models: ServedModels) -> Response:
-    swapped = await models.swap(body.model, Path(body.path))
+    swapped = await models.swap(body.model, model_path(Path(body.path)))
     return JSONResponse({**_described(models, swapped.name), "path": body.path})

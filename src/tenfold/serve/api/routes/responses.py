@@ -1,7 +1,6 @@
 """`/v1/responses`: OpenAI's Responses API over chat completions, with streaming, and earlier answers by name."""
 
 import time
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
@@ -13,38 +12,17 @@ from openai.types.responses import InputTokenCountResponse
 from openai.types.responses import Response as ResponsesAnswer
 from pydantic import ValidationError
 
-from tenfold.serve.api.dependencies import Owner, ServedModels, gives, streams
+from tenfold.serve.api.budget import Place
+from tenfold.serve.api.dependencies import Owner, Placed, ServedModels, gives, streams
 from tenfold.serve.api.errors import ApiError
 from tenfold.serve.api.models import Models
 from tenfold.serve.api.protocol import ChatRequest, Deleted, ResponsesRequest
+from tenfold.serve.api.response_store import ResponseStore
 from tenfold.serve.api.routes import chat
 from tenfold.serve.api.routes.answers import Gathered, new_id
 from tenfold.serve.api.streaming import stream, until_disconnect
 
 router = APIRouter()
-_KEPT = 1000
-
-
-class ResponseStore:
-    """The latest answers, kept in memory for `previous_response_id` and for looking up."""
-
-    def __init__(self) -> None:
-        self._kept: OrderedDict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = OrderedDict()
-
-    def add(self, response: dict[str, Any], messages: list[dict[str, Any]]) -> None:
-        self._kept[response["id"]] = response, messages
-        while len(self._kept) > _KEPT:
-            self._kept.popitem(last=False)
-
-    def get(self, name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """A response and its whole conversation. Raises ApiError 404."""
-        if name not in self._kept:
-            raise ApiError(404, f"There is no response {name!r}: it was never stored, or is no longer kept.")
-        return self._kept[name]
-
-    def delete(self, name: str) -> None:
-        self.get(name)
-        del self._kept[name]
 
 
 async def _store(request: Request) -> ResponseStore:
@@ -56,32 +34,33 @@ Store = Annotated[ResponseStore, Depends(_store)]
 
 def add_routes(app: FastAPI) -> None:
     """Add the routes, and the store that they share, to an application."""
-    app.state.responses = ResponseStore()
+    limits = app.state.models.limits
+    app.state.responses = ResponseStore(limits.max_stored_bytes, limits.key_share)
     app.include_router(router)
 
 
 @router.post("/v1/responses", **streams(ResponsesAnswer))
-async def create_response(body: ResponsesRequest, request: Request, owner: Owner, models: ServedModels, store: Store) -> Response:
-    conversation = await until_disconnect(request, prepare(models, body, store, owner))
+async def create_response(body: ResponsesRequest, request: Request, place: Placed, models: ServedModels, store: Store) -> Response:
+    conversation = await until_disconnect(request, prepare(models, body, store, place))
     if body.stream:
-        return await stream(events(body, conversation, store), named=True)
+        return await stream(request, events(body, conversation, store), named=True)
     return JSONResponse(await until_disconnect(request, answer(body, conversation, store)))
 
 
 @router.post("/v1/responses/input_tokens", **gives(InputTokenCountResponse))
-async def count_input(body: ResponsesRequest, owner: Owner, models: ServedModels, store: Store) -> Response:
-    conversation = await prepare(models, body, store, owner)
+async def count_input(body: ResponsesRequest, place: Placed, models: ServedModels, store: Store) -> Response:
+    conversation = await prepare(models, body, store, place)
     return JSONResponse({"object": "response.input_tokens", "input_tokens": len(conversation.request.tokens)})
 
 
 @router.get("/v1/responses/{name}", **gives(ResponsesAnswer))
-async def get_response(name: str, store: Store) -> Response:
-    return JSONResponse(store.get(name)[0])
+async def get_response(name: str, owner: Owner, store: Store) -> Response:
+    return JSONResponse(store.get(owner, name)[0])
 
 
 @router.delete("/v1/responses/{name}", **gives(Deleted))
-async def delete_response(name: str, store: Store) -> Response:
-    store.delete(name)
+async def delete_response(name: str, owner: Owner, store: Store) -> Response:
+    store.delete(owner, name)
     return JSONResponse({"id": name, "object": "response", "deleted": True})
 
 
@@ -119,13 +98,13 @@ def _tools(tools: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
     return [{"type": "function", "function": tool} for tool in tools] if tools else None
 
 
-async def prepare(models: Models, body: ResponsesRequest, store: ResponseStore, owner: str) -> chat.Conversation:
+async def prepare(models: Models, body: ResponsesRequest, store: ResponseStore, place: Place) -> chat.Conversation:
     """The chat request of a response. Raises ApiError or TenfoldError in one sentence."""
     if body.conversation is not None:
         raise ApiError(404, "Conversations are not stored here: send the messages, or previous_response_id.", param="conversation")
     if body.background:
         raise ApiError(400, "Responses are not made in the background here: leave background out.", param="background")
-    messages = store.get(body.previous_response_id)[1] if body.previous_response_id else []
+    messages = store.get(place.owner, body.previous_response_id)[1] if body.previous_response_id else []
     messages = messages + _turns(body.input)
     told = [{"role": "system", "content": body.instructions}] if body.instructions else []
     form = (body.text or {}).get("format") or {}
@@ -150,7 +129,7 @@ async def prepare(models: Models, body: ResponsesRequest, store: ResponseStore, 
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise ApiError(400, f"The input cannot be read ({where}: {first['msg']}).", param="input") from None
-    conversation = await chat.prepare(models, request, owner)
+    conversation = await chat.prepare(models, request, place)
     conversation.messages = messages
     return conversation
 
@@ -280,7 +259,7 @@ async def events(
     whole["completed_at"] = time.time() if status == "completed" else None
     if body.store is not False:
         turn = _calling(calls) if calls else {"role": "assistant"}
-        store.add(whole, [*conversation.messages, {**turn, "content": writer.spoken}])
+        store.add(conversation.request.owner, whole, [*conversation.messages, {**turn, "content": writer.spoken}])
     yield writer.event(status, response=whole)
 
 

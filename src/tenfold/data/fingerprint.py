@@ -1,0 +1,97 @@
+"""What a folder of a home was made of, so that it is found again by its content and not by a name.
+
+`manifest.json` of such a folder has its `recipe`: hashes and options that another folder would have to share to hold the same.
+"""
+
+import glob
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tenfold.data.text.clean import progress_bar
+
+BLOCK_BYTES = 2**20
+_read: dict[str, str] = {}  # content by listing, of what this process has read
+
+
+class Fingerprint(NamedTuple):
+    """`content` is a hash of the files' endings and bytes, in order; `listing` one of their paths, sizes and times.
+
+    The same listing means the same content, so that files are read again only where it changed.
+    """
+
+    listing: str
+    content: str
+
+
+def fingerprint(files: Callable[[], Iterable[Path]], known: Mapping[str, str], quiet: bool) -> Fingerprint:
+    """The fingerprint of `files`; `known` are contents by listing, of what was read before."""
+    listing, size = listing_of(files())
+    content = known.get(listing) or _read.get(listing) or _content(files(), size, quiet)
+    _read[listing] = content
+    return Fingerprint(listing, content)
+
+
+def listing_of(files: Iterable[Path]) -> tuple[str, int]:
+    """A hash of the files' paths, sizes and times, and their bytes in all."""
+    listing, size = hashlib.sha256(), 0
+    for file in files:
+        facts = _stat(file)
+        size += facts[0]
+        listing.update(f"{file.absolute()}\0{facts}\n".encode("utf-8", "surrogateescape"))
+    return listing.hexdigest(), size
+
+
+def known_in(home: Path, name: str) -> dict[str, str]:
+    """Contents by listing, of the folders in `home` whose names begin with `name`."""
+    manifests = [read_facts(path) for path in sorted(home.glob(f"{glob.escape(name)}*/manifest.json"))]
+    return {m["listing"]: m["recipe"]["content"] for m in manifests if "listing" in m and "recipe" in m}
+
+
+def folder_of(home: Path, name: str, recipe: Mapping[str, Any]) -> Path:
+    """Where what `recipe` makes is in `home`, or is to be made: `name`, or where that holds something else, `name` and a hash."""
+    plain, other = home / name, home / f"{name}-{digest(recipe)[:8]}"
+    return other if other.exists() or (plain.exists() and read_facts(plain / "manifest.json").get("recipe") != recipe) else plain
+
+
+def digest(value: Any) -> str:
+    """A hash of anything that JSON can write."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; an empty one where there is none, or a damaged one."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _stat(file: Path) -> tuple[int, int, int]:
+    try:
+        found = file.stat()
+    except OSError:
+        return 0, 0, 0
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _content(files: Iterable[Path], size: int, quiet: bool) -> str:
+    """A file that cannot be read counts as such: its documents are left out of what is made."""
+    whole, done = hashlib.sha256(), 0
+    with progress_bar(quiet) as bar:
+        task = bar.add_task("reading", total=size, speed="")
+        for file in files:
+            one = hashlib.sha256()
+            try:
+                with file.open("rb") as stream:
+                    while block := stream.read(BLOCK_BYTES):
+                        one.update(block)
+                        done += len(block)
+                        bar.update(task, completed=done, description=f"reading {done / 1e6:.0f} MB")
+            except OSError:
+                one.update(b"unreadable")
+            whole.update("".join(file.suffixes[-2:]).lower().encode("utf-8", "surrogateescape") + b"\0" + one.digest())
+    return whole.hexdigest()

@@ -1,0 +1,61 @@
+"""Weights on a grid of 4 or 8 bits, in groups of 32 along a row, as llama.cpp's Q4_0 and Q8_0 have them.
+
+So a model whose weights lie on the grid is exported to those formats without a further loss.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tenfold.model.llama import Llama
+
+GROUP = 32
+GRIDS = ("int8", "int4")
+
+
+def on_grid(weight: Tensor, grid: str) -> Tensor:
+    """The nearest weights on the grid; rows that groups do not fill are left as they are."""
+    if weight.shape[-1] % GROUP:
+        return weight
+    groups = weight.float().unflatten(-1, (-1, GROUP))
+    if grid == "int8":
+        scale, low, high = groups.abs().amax(-1, keepdim=True) / 127, -127, 127
+    else:
+        # The largest weight is -8 steps, whatever its sign.
+        largest = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
+        scale, low, high = largest / -8, -8, 7
+    steps = torch.where(scale == 0, 0.0, groups / torch.where(scale == 0, 1.0, scale)).round().clamp(low, high)
+    return (steps * scale.half().float()).flatten(-2).to(weight.dtype)
+
+
+class GridLinear(nn.Linear):
+    """A matrix that is rounded to the grid where it is used, and learns as if it were not (straight-through).
+
+    With 4 bits its input is rounded to 8 bits a token, as phones compute (8da4w).
+    """
+
+    grid: str
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight + (on_grid(self.weight, self.grid) - self.weight).detach()
+        if self.grid == "int4":
+            scale = x.detach().abs().amax(-1, keepdim=True).clamp(min=1e-8) / 127
+            x = x + ((x / scale).round() * scale - x).detach()
+        return F.linear(x, weight)
+
+
+def train_on_grid(model: nn.Module, grid: str) -> None:
+    """Let the matrices of the layers train for the grid; names and shapes stay."""
+    for name, module in model.named_modules():
+        if name.startswith("blocks.") and type(module) is nn.Linear:
+            module.__class__ = GridLinear
+            module.grid = grid  # type: ignore[assignment]
+
+
+@torch.no_grad()
+def round_to_grid(model: Llama, grid: str) -> Llama:
+    """Round every matrix of the layers to the grid, and the embedding and head to 8 bits."""
+    for name, p in model.named_parameters():
+        if p.ndim == 2:
+            p.copy_(on_grid(p, grid if name.startswith("blocks.") else "int8"))
+    return model

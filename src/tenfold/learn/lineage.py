@@ -1,0 +1,67 @@
+"""Where a generation came from: the weights it began from, its data, whose they are, and under which licence."""
+
+from importlib.metadata import PackageNotFoundError, metadata
+from pathlib import Path
+from typing import Any
+
+from tenfold.spec.versions import read_document
+
+VERSION = 1  # of the files of this room
+UNKNOWN = "unknown"
+
+
+def read_lineage(generation: Path) -> dict[str, Any]:
+    """Raises TenfoldError where it is missing."""
+    return read_document(generation / "lineage.json", VERSION, "tune the model with `tenfold learn sft`")
+
+
+def holders(home: Path, source: str, present: set[str]) -> dict[str, list[str]]:
+    """The users of earlier sets of `source` who are not `present` any more, each with the sets and models that hold their rows.
+
+    A model holds what it learned, and what the model that it began from had learned.
+    """
+    lineages = {file.parent: read_lineage(file.parent) for file in sorted(home.glob("*/lineage.json"))}
+    found: dict[str, list[str]] = {}
+    for generation, lineage in lineages.items():
+        if lineage["source"] != source:
+            continue
+        for part, users in lineage.get("people", {}).get("users", {}).items():
+            held = [f"{generation.name}/data/{part}.jsonl"]
+            if part == "train":
+                held += [f"{one.name}/model" for one in [generation, *_descendants(generation, lineages)]]
+            for user in set(users) - present:
+                found.setdefault(user, []).extend(held)
+    return {user: sorted(set(held)) for user, held in sorted(found.items())}
+
+
+def _descendants(generation: Path, lineages: dict[Path, dict[str, Any]]) -> list[Path]:
+    """The generations that began from one, directly or not."""
+    begun = {Path(generation.resolve()), generation.resolve() / "model"}
+    children = [one for one, lineage in lineages.items() if Path(lineage["init_from"]["path"]).resolve() in begun]
+    return children + [below for child in children for below in _descendants(child, lineages)]
+
+
+def licence(model: Path) -> str:
+    """The licence of a model: of its card, of the Python package that brings it, or of the model that it began from."""
+    for folder in (model, model.parent):
+        card = folder / "README.md"
+        if card.is_file() and (stated := _stated(card)):
+            return stated
+        if (folder / "lineage.json").exists():
+            return licence(Path(read_lineage(folder)["init_from"]["path"]))
+    if "site-packages" in model.parts:
+        try:
+            package = metadata(model.parts[model.parts.index("site-packages") + 1])
+        except PackageNotFoundError:
+            return UNKNOWN
+        fields = {key.lower(): package[key] for key in package}
+        return fields.get("license-expression") or fields.get("license") or UNKNOWN
+    return UNKNOWN
+
+
+def _stated(card: Path) -> str:
+    """`license:` in the head of a model card."""
+    lines = card.read_text(errors="replace").splitlines()
+    head = lines[1 : lines.index("---", 1)] if lines[:1] == ["---"] and "---" in lines[1:] else []
+    found = next((line.partition(":")[2].strip() for line in head if line.startswith("license:")), "")
+    return "" if found == UNKNOWN else found

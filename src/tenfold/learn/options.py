@@ -1,0 +1,122 @@
+"""The settings of this room's tasks, apart from their code, so that the command line has its options without PyTorch."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from tenfold.spec.commands import File
+from tenfold.spec.ranges import Count, LearningRate, Positive, Seed, SeqLen
+
+Kind = Literal["sft", "dpo", "kto"]
+DPOLoss = Literal["sigmoid", "ipo", "sigmoid_norm"]
+GRPOLoss = Literal["dapo", "dr_grpo", "bnpo", "grpo"]
+ImportanceSampling = Literal["sequence_mask", "sequence_truncate", "token_mask", "token_truncate", "none"]
+
+Validation = Annotated[str | None, Meta(description="Rows to evaluate on; by default every tenth of the corpus.")]
+EvaluateEvery = Annotated[int, Meta(ge=0, description="Steps between evaluations; 0 evaluates at the end alone.")]
+Beta = Annotated[float, Meta(gt=0, description="How close the model stays to its first weights; 0.1 is usual.")]
+
+
+class LoRAOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whether all weights are trained, or adapters beside them."""
+
+    lora_rank: Annotated[int, Meta(ge=0, description="Rank of the adapters (LoRA); 0 trains all weights.")] = 0
+    lora_alpha: Annotated[float | None, Meta(description="Their weight times the rank; by default twice the rank.")] = None
+
+
+class SFTConfig(LoRAOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The table `[task]` of a run that fine-tunes on chats."""
+
+    name: str = "sft"
+    validation: Validation = None
+    evaluate_every: EvaluateEvery = 0
+
+
+class DPOOptions(LoRAOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How preferences are learned."""
+
+    beta: Beta = 0.1
+    loss_type: Annotated[DPOLoss, Meta(description="sigmoid, ipo, or sigmoid_norm (by the length of the answers).")] = "sigmoid"
+
+
+class DPOConfig(DPOOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The table `[task]` of a run that learns preferences."""
+
+    name: str = "dpo"
+    validation: Validation = None
+    evaluate_every: EvaluateEvery = 0
+
+
+class KTOOptions(LoRAOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How rated answers are learned."""
+
+    beta: Beta = 0.1
+    good_weight: Annotated[float, Meta(ge=0, description="Weight of answers that were rated good.")] = 1.0
+    bad_weight: Annotated[float, Meta(ge=0, description="Weight of the others.")] = 1.0
+
+
+class KTOConfig(KTOOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The table `[task]` of a run that learns from rated answers."""
+
+    name: str = "kto"
+    validation: Validation = None
+    evaluate_every: EvaluateEvery = 0
+
+
+class GRPOOptions(LoRAOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How rewards are learned."""
+
+    num_generations: Annotated[int, Meta(gt=1, description="Answers to a prompt, which are compared.")] = 8
+    max_completion_length: Annotated[int, Meta(gt=0, description="Tokens of an answer.")] = 32
+    temperature: Annotated[float, Meta(gt=0, le=2, description="Of the draws.")] = 1.0
+    loss_type: Annotated[GRPOLoss, Meta(description="What the sum over tokens is divided by.")] = "dapo"
+    scale_rewards: Annotated[bool | None, Meta(description="Divide by a group's deviation; by default all but dr_grpo do.")] = None
+    epsilon: Annotated[float, Meta(gt=0, lt=1, description="How far a ratio may fall below 1.")] = 0.2
+    epsilon_high: Annotated[float | None, Meta(description="How far it may rise above 1; by default as far.")] = None
+    kl_beta: Annotated[float, Meta(ge=0, description="Weight of the KL divergence from the first weights, kept for it.")] = 0.0
+    num_iterations: Annotated[int, Meta(gt=0, description="Steps on the same answers.")] = 1
+    importance_sampling: Annotated[ImportanceSampling, Meta(description="Correction for the sampler.")] = "sequence_mask"
+    importance_cap: Annotated[float, Meta(gt=0, description="The most that an answer or token may weigh by it.")] = 3.0
+    validation_prompts: Annotated[int, Meta(gt=0, description="Prompts that are kept for the evaluation.")] = 64
+
+
+class RewardSource(Struct, frozen=True):
+    """What rewards answers, and where the prompts are from."""
+
+    rewards: Annotated[str, Meta(description="A Python file with functions named reward..., or reasoning-gym:TASK.")]
+    data: Annotated[str, Meta(description="Rows with a prompt; by default those that the rewards bring.")] = ""
+
+    @property
+    def prompts(self) -> str:
+        return self.data or self.rewards
+
+
+class GRPOConfig(GRPOOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The table `[task]` of a run that learns from rewards."""
+
+    rewards: Annotated[str, Meta(description="A Python file with rewards, or reasoning-gym:NAME.")]
+    name: str = "grpo"
+    evaluate_every: EvaluateEvery = 0
+
+
+class TuneSettings(Struct, frozen=True):
+    """How long and how fast a model is tuned."""
+
+    steps: Annotated[Count, Meta(description="Steps of the optimizer.")] = 20
+    seq_len: Annotated[SeqLen, Meta(description="Tokens in a row; longer chats lose their end.")] = 128
+    batch_size: Annotated[Count, Meta(description="Rows in a step.")] = 4
+    learning_rate: Annotated[LearningRate | None, Meta(description="Of a hidden matrix of the base width, at the peak.")] = None
+    max_epochs: Annotated[Positive, Meta(description="How often a chat may be read.")] = 4.0
+    held_out: Annotated[float, Meta(gt=0, lt=0.5, description="Share of users kept for the gate; as many for validation.")] = 0.2
+    seed: Annotated[Seed, Meta(description="Seed of the order of the chats.")] = 0
+
+
+class GateSettings(Struct, frozen=True):
+    """What a generation must not be worse in."""
+
+    evaluations: Annotated[tuple[Path, ...], Meta(description="Files of prompts with ideal answers.")] = ()
+    safety: Annotated[File | None, Meta(description="Prompts that are harmful or look so; by default 28 in two languages.")] = None
+    max_slowdown: Annotated[Positive, Meta(description="Times the processor's time of the other model.")] = 1.25
+    max_growth: Annotated[Positive, Meta(description="Times its parameters.")] = 1.25
+    allow: Annotated[tuple[str, ...], Meta(description="Checks by name that are reported, and refuse nothing.")] = ()

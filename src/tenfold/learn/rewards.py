@@ -1,0 +1,115 @@
+"""Rewards as Python functions, and the prompts whose answers they judge.
+
+A file gives functions whose names begin with `reward`, as TRL calls them: with lists of `prompts` and `completions`, and of each
+further column of the prompts' rows; they return a number for each. Their sum is the reward. Where the file also has a function
+`prompts()`, that gives the rows. `reasoning-gym:NAME` has both, for one of that package's tasks.
+"""
+
+import inspect
+import math
+import runpy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from tenfold.data.conversations.chats import Chat, messages_of
+from tenfold.data.conversations.rows import Row, read_rows
+from tenfold.spec.errors import NotInstalled, TenfoldError, nearest
+
+GYM = "reasoning-gym:"
+GYM_ROWS = 5000
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """Functions by name, from `source`."""
+
+    source: str
+    functions: dict[str, Callable[..., Any]]
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the file; what it imports is not part of it."""
+        file = Path(self.source)
+        return sha256(file.read_bytes()).hexdigest()[:16] if file.is_file() else self.source
+
+    def __call__(self, rows: Sequence[Row], answers: Sequence[str]) -> list[float]:
+        """The reward of each answer to the prompt of its row. Raises TenfoldError where a function fails, or gives no number."""
+        columns = {key: [row.get(key) for row in rows] for key in rows[0] if key != "prompt"}
+        spoken = [
+            text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": text}]
+            for row, text in zip(rows, answers, strict=True)
+        ]
+        given = {"prompts": [row["prompt"] for row in rows], "completions": spoken, **columns}
+        scores = [self._scores(name, function, given, answers) for name, function in self.functions.items()]
+        return [math.fsum(values) for values in zip(*scores, strict=True)]
+
+    def _scores(self, name: str, function: Callable[..., Any], given: dict[str, Any], answers: Sequence[str]) -> list[float]:
+        wanted = inspect.signature(function).parameters.values()
+        takes_all = any(p.kind is p.VAR_KEYWORD for p in wanted)
+        arguments = given if takes_all else {p.name: given[p.name] for p in wanted if p.name in given}
+        try:
+            values = [0.0 if value is None else float(value) for value in function(**arguments)]
+        except Exception as error:  # a user's function may fail in any way
+            raise TenfoldError(f"The reward {name} of {self.source} failed: {type(error).__name__}: {error}.") from error
+        if len(values) != len(answers):
+            raise TenfoldError(f"The reward {name} of {self.source} gave {len(values)} numbers for {len(answers)} answers.")
+        for value, answer in zip(values, answers, strict=True):
+            if not math.isfinite(value):
+                raise TenfoldError(f"The reward {name} of {self.source} gave {value} for the answer {answer[:80]!r}.")
+        return values
+
+
+def read_rewards(source: str) -> Rewards:
+    """Raises TenfoldError for a file that is not there, fails, or has no rewards."""
+    if source.startswith(GYM):
+        dataset = _gym(source)
+        return Rewards(source, {"score_answer": lambda completions, entry: list(map(dataset.score_answer, completions, entry))})
+    found = _run_file(source).items()
+    functions: dict[str, Callable[..., Any]] = {name: f for name, f in found if name.startswith("reward") and inspect.isfunction(f)}
+    if not functions:
+        raise TenfoldError(f"{source} has no rewards: write a function whose name begins with reward.")
+    return Rewards(source, functions)
+
+
+def read_prompts(source: str) -> list[tuple[Row, Chat]]:
+    """Rows with a prompt, and its messages: of a file of rows or of rewards, or of reasoning-gym. Raises TenfoldError for none."""
+    if source.startswith(GYM):
+        rows = [(source, {"prompt": entry["question"], "entry": entry}) for entry in _gym(source)]
+    elif source.endswith(".py"):
+        if not callable(found := _run_file(source).get("prompts")):
+            raise TenfoldError(f"{source} gives no prompts: write a function prompts(), or give --data.")
+        rows = [(f"{source}, prompt {number}", row) for number, row in enumerate(found(), 1)]
+    else:
+        rows = list(read_rows(Path(source)))
+    read = []
+    for where, row in rows:
+        if not isinstance(row, dict) or row.get("prompt") is None:
+            raise TenfoldError(f'{where}: write {{"prompt": "..."}}.')
+        read.append((row, messages_of(row["prompt"], where)))
+    if not read:
+        raise TenfoldError(f"{source} holds no prompts.")
+    return read
+
+
+def _run_file(source: str) -> dict[str, Any]:
+    if not Path(source).is_file():
+        raise TenfoldError(f"There is no file of rewards {source}.")
+    try:
+        return runpy.run_path(source)
+    except Exception as error:  # a user's file may fail in any way
+        raise TenfoldError(f"{source} cannot be run: {type(error).__name__}: {error}.") from error
+
+
+def _gym(source: str) -> Any:
+    try:
+        import reasoning_gym
+        from reasoning_gym.factory import DATASETS
+    except ImportError:
+        raise NotInstalled("reasoning-gym is not installed: pip install 'tenfold[rewards]'.") from None
+    name = source.removeprefix(GYM)
+    if name not in DATASETS:
+        raise TenfoldError(f"reasoning-gym has no task {name!r}{nearest(name, DATASETS)}.")
+    return reasoning_gym.create_dataset(name, size=GYM_ROWS, seed=0)

@@ -1,0 +1,98 @@
+"""Paired tests of two models on the same prompts, with intervals; and one of two models in service that may be read at any time."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import special, stats
+
+from tenfold.spec.errors import TenfoldError
+from tenfold.spec.forecasts import LEVELS
+
+FEWEST = 5  # prompts that a test needs
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """The mean of differences, NEW less OLD, with two intervals: Student's t, and the bootstrap by prompt."""
+
+    n: int
+    mean: float
+    t_interval: tuple[float, float]
+    bootstrap_interval: tuple[float, float]
+
+    @property
+    def passed(self) -> bool:
+        """Whether NEW is better, for what is better the less it is: both intervals lie below zero."""
+        return max(self.t_interval[1], self.bootstrap_interval[1]) < 0
+
+    @property
+    def worse(self) -> bool:
+        return min(self.t_interval[0], self.bootstrap_interval[0]) > 0
+
+
+def paired_test(differences: Sequence[float], level: float = 0.95) -> PairedTest:
+    """Raises TenfoldError where there are too few, or one is not a number."""
+    d, tail = checked(differences, "held-out"), (1 - level) / 2
+    mean, half = float(d.mean()), float(stats.t.ppf(1 - tail, len(d) - 1) * d.std(ddof=1) / math.sqrt(len(d)))
+    low, high = np.quantile(_resampled(d), (tail, 1 - tail))
+    return PairedTest(len(d), mean, (mean - half, mean + half), (float(low), float(high)))
+
+
+def predicted(differences: Sequence[float], n: int) -> tuple[float, ...]:
+    """Quantiles of the mean of `n` further differences like these: Student's t with the noise of both means."""
+    d = checked(differences, "validation")
+    scale = d.std(ddof=1) * math.sqrt(1 / len(d) + 1 / n)
+    return tuple(float(d.mean() + scale * stats.t.ppf(level, len(d) - 1)) for level in LEVELS)
+
+
+def checked(differences: Sequence[float], which: str) -> np.ndarray:
+    if len(differences) < FEWEST or not np.isfinite(differences).all():
+        raise TenfoldError(f"The gate needs at least {FEWEST} {which} prompts with finite losses, not {list(differences)}.")
+    return np.asarray(differences, float)
+
+
+@dataclass(frozen=True)
+class WinRate:
+    """How often NEW wins, ties counted half, with the wider of Wilson's interval and the bootstrap's (95 %)."""
+
+    n: int
+    rate: float
+    interval: tuple[float, float]
+
+
+def win_rate(margins: Sequence[float]) -> WinRate:
+    """Of margins by prompt, above zero where NEW wins."""
+    won = (np.sign(np.asarray(margins, float)) + 1) / 2
+    wilson, drawn = share_interval(float(won.sum()), len(won)), np.quantile(_resampled(won), (0.025, 0.975))
+    return WinRate(len(won), float(won.mean()), (min(wilson[0], float(drawn[0])), max(wilson[1], float(drawn[1]))))
+
+
+def share_interval(count: float, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval of a share."""
+    z, p = stats.norm.ppf((1 + level) / 2), count / n
+    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return float((middle - half) / (1 + z * z / n)), float((middle + half) / (1 + z * z / n))
+
+
+def mcnemar(old: Sequence[bool], new: Sequence[bool]) -> float:
+    """The exact probability of so many losses among the prompts that changed, or more, where gains and losses are as likely."""
+    lost, gained = (sum(a and not b for a, b in zip(x, y, strict=True)) for x, y in ((old, new), (new, old)))
+    return float(stats.binomtest(lost, lost + gained, alternative="greater").pvalue) if lost + gained else 1.0
+
+
+def always_valid(wins: int, losses: int) -> float:
+    """A p-value for "neither is better" that holds however often it is looked at, and whenever one stops.
+
+    One over the mixture likelihood ratio with a uniform prior (Robbins 1970); by Ville's inequality it falls to p or below, ever,
+    with a probability of at most p where both win as often.
+    """
+    log_ratio = special.betaln(wins + 1, losses + 1) + (wins + losses) * math.log(2)
+    return float(min(1.0, math.exp(-log_ratio)))
+
+
+def _resampled(values: np.ndarray) -> np.ndarray:
+    """Means of samples with replacement."""
+    return values[np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))].mean(1)

@@ -1,0 +1,71 @@
+"""Log-probabilities under the weights that a run begins from: computed once as the trainer computes, kept beside the data.
+
+They stand in `DATA.reference-KEY.parquet`, a column for each answer of an example. The key is that of the weights, the packed
+tokens and the number format, so that equal runs share them and others never do.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet as parquet
+import torch
+from rich.progress import track
+from torch import Tensor, nn
+
+from tenfold.data.conversations.answers import PackedAnswers
+from tenfold.model.attention import fastest_attention
+from tenfold.model.io.huggingface import read_model, weights_hash
+from tenfold.spec.files import whole_file
+from tenfold.train.config import RunConfig
+from tenfold.train.precision import autocast
+from tenfold.train.resolve import Resolved, resolve
+from tenfold.train.start import use_threads
+
+ROWS = 4  # that go through the model together
+
+# The log-probabilities [rows, most, 2] of both answers of each example under a model, for rows on a device
+LogProbs = Callable[[nn.Module, PackedAnswers, torch.device], Tensor]
+
+
+class ReferenceModel:
+    """The weights of `init_from` in the trainer's number format. They are read when the first column is not there yet."""
+
+    def __init__(self, config: RunConfig, vocab_size: int, quiet: bool):
+        assert config.init_from is not None
+        self._path, self._config, self._quiet = Path(config.init_from), config, quiet
+        self._resolved: Resolved = resolve(config, vocab_size)
+        self._model: nn.Module | None = None
+
+    def columns(self, data: Path, packed: PackedAnswers, log_probs: LogProbs) -> np.ndarray:
+        """Both columns, float32 [examples, 2], from beside `data` or computed and kept there."""
+        file = data.with_suffix(f".reference-{self._key(packed)}.parquet")
+        if not file.exists():
+            first, second = self._compute(packed, log_probs).T
+            with whole_file(file) as scratch:
+                parquet.write_table(pyarrow.table({"first": first, "second": second}), scratch)
+        table = parquet.read_table(file)
+        return np.stack([table[name].to_numpy() for name in ("first", "second")], 1)
+
+    def _key(self, packed: PackedAnswers) -> str:
+        resolved = self._resolved
+        said = [weights_hash(self._path), str(resolved.dtype), resolved.device.type, packed.fingerprint]
+        return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:12]
+
+    @torch.no_grad()
+    def _compute(self, packed: PackedAnswers, log_probs: LogProbs) -> np.ndarray:
+        device, dtype = self._resolved.device, self._resolved.dtype
+        if self._model is None:
+            use_threads(self._config, self._resolved.spec.dim)
+            self._model = read_model(self._path).to(device)
+        found = np.zeros((packed.examples, 2), np.float32)
+        starts = range(0, len(packed), ROWS)
+        with autocast(device, dtype), fastest_attention(device):
+            for start in track(starts, "Reference log-probabilities", disable=self._quiet, transient=True):
+                some = packed.take(np.arange(start, min(start + ROWS, len(packed))))
+                present = some.members >= 0
+                found[some.members[present]] = log_probs(self._model, some, device).cpu().numpy()[present]
+        return found

@@ -1,0 +1,65 @@
+"""What every task of this room asks of a run file, and the adapters that it may train."""
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch.distributed as dist
+from torch import nn
+
+from tenfold.learn.options import LoRAOptions
+from tenfold.model.io.peft import write_adapter
+from tenfold.model.lora import add_lora, merge_lora
+from tenfold.spec.errors import TenfoldError
+from tenfold.train.config import RunConfig
+from tenfold.train.contradictions import refuse
+from tenfold.train.task import TaskBase
+
+UNUSED = ("data.mixture", "data.images", "data.image_share", "data.vocab_size", "data.cache_gib")
+
+
+class TuningTask(TaskBase):
+    """Trains all weights of a model, or with a `lora_rank` adapters beside them: these are written to `adapter/` in PEFT's format,
+    and merged into `model/`."""
+
+    adapters: LoRAOptions
+    directory: Path
+
+    @property
+    def adds_modules(self) -> bool:  # type: ignore[override]
+        return bool(self.adapters.lora_rank)
+
+    @property
+    def trained_share(self) -> float:
+        """Of the FLOPs of training all weights: those that are kept have no gradients of their own."""
+        return 2 / 3 if self.adapters.lora_rank else 1.0
+
+    def prepare(self, model: nn.Module) -> None:
+        rank, alpha = self.adapters.lora_rank, self.adapters.lora_alpha
+        if not rank:
+            return
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            raise TenfoldError("Adapters are trained on one process: set lora_rank to 0, or start it without --launch.")
+        add_lora(model, rank, 2.0 * rank if alpha is None else alpha)
+
+    def finish(self, model: nn.Module, directory: Path) -> None:
+        if self.adapters.lora_rank:
+            write_adapter(cast(Any, model), directory / "adapter", str(self.directory))
+            merge_lora(model)
+
+
+def model_of(config: RunConfig) -> Path:
+    """The model to begin from. Raises TenfoldError where the run file names none, or has settings that no tuning uses."""
+    for key in UNUSED:
+        refuse(config, key, f'the task is "{config.task["name"]}"')
+    if config.init_from is None:
+        raise TenfoldError("Fine-tuning needs a model to begin from: give init_from.")
+    return Path(config.init_from)
+
+
+def check_rows(there: int, asked: int, max_epochs: float) -> None:
+    """Raises TenfoldError where a run would read its rows more often than `max_epochs`."""
+    if asked / there > max_epochs:
+        raise TenfoldError(
+            f"The run would read its {there} rows of chats {asked / there:.1f} times: give more chats, ask for fewer tokens, or "
+            f"raise max_epochs in [data] ({max_epochs:g})."
+        )

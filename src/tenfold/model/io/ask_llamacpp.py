@@ -1,0 +1,33 @@
+"""Greedy answers of llama.cpp, in a process of its own: `python -m tenfold.model.io.ask_llamacpp FILE`.
+
+Standard input has a JSON list of prompts, each with the number of tokens of its answer; the last line of standard output has the
+number of tokens of each prompt and its answer's.
+"""
+
+import json
+import sys
+from typing import Any
+
+
+def ask(file: str, prompts: list[tuple[str, int]]) -> list[tuple[int, list[int]]]:
+    """The number of tokens of each prompt, and the tokens of its greedy answer, an end of text among them or not."""
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path, params.n_parallel, params.n_ctx, params.warmup = file, 1, 512, False
+    params.cpuparams.n_threads, params.verbosity = 1, 0
+    params.ui = params.fit_params = False
+    server = xllamacpp.Server(params)
+    found = []
+    for prompt, length in prompts:
+        body = {"prompt": prompt, "n_predict": length, "temperature": 0, "n_probs": 1, "ignore_eos": False}
+        answer: dict[str, Any] = server.handle_completions(body)
+        if "choices" not in answer:
+            raise SystemExit(str(answer))
+        content = (answer["choices"][0].get("logprobs") or {"content": []})["content"]
+        found.append((answer["usage"]["prompt_tokens"], [token["id"] for token in content]))
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps(ask(sys.argv[1], json.load(sys.stdin))))

@@ -1,0 +1,95 @@
+"""The one export: a model in the layout of another tool, opened there and compared before it stands under its name."""
+
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from tenfold.model.io.compare import Answer, answers, divergence, log_probs
+from tenfold.model.io.gguf_writer import GGUF_KINDS, PLAIN_KINDS, write_gguf
+from tenfold.model.io.huggingface import read_model, read_slots, write_model
+from tenfold.model.io.meta import meta_name, write_meta
+from tenfold.model.io.runtimes import open_in_llamacpp, open_in_transformers
+from tenfold.model.io.tokenizer import has_tokenizer, read_tokenizer
+from tenfold.spec.errors import TenfoldError, nearest
+from tenfold.spec.files import whole_file, whole_folder
+
+LAYOUTS = {"gguf": (*GGUF_KINDS,), "hf": ("f32", "bf16", "f16"), "meta": ("bf16", "f16", "f32")}
+_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+
+
+class Exported(NamedTuple):
+    """Where an export is, and what was found when it was opened."""
+
+    path: Path
+    to: str
+    notes: list[str]
+
+
+def export(source: Path, to: str, out: Path | None = None) -> Exported:
+    """Write the model in `source`, a Hugging Face directory or GGUF file, as `LAYOUT` or `LAYOUT:FORMAT`.
+
+    Raises TenfoldError for a layout that is not known or cannot hold the model, and where the export is not the same model when
+    it is opened; then nothing is there.
+    """
+    layout, kind = _asked(to)
+    name = source.stem if source.suffix == ".gguf" else source.absolute().name
+    if name == "model":  # of a generation
+        name = source.absolute().parent.name
+    out = out or Path(f"{name}-{kind}.gguf" if layout == "gguf" else f"{name}-{layout}-{kind}")
+    return Exported(out, f"{layout}:{kind}", _WRITERS[layout](source, out, kind))
+
+
+def _asked(to: str) -> tuple[str, str]:
+    layout, _, kind = to.partition(":")
+    if layout not in LAYOUTS:
+        raise TenfoldError(f"There is no layout {layout!r}{nearest(layout, LAYOUTS)}: name one of {', '.join(LAYOUTS)}.")
+    kinds = LAYOUTS[layout]
+    kind = kind or ("f16" if layout == "gguf" else kinds[0])
+    if kind not in kinds:
+        raise TenfoldError(f"There is no format {kind!r} of {layout}{nearest(kind, kinds)}: name one of {', '.join(kinds)}.")
+    return layout, kind
+
+
+def _to_gguf(source: Path, out: Path, kind: str) -> list[str]:
+    if out.suffix != ".gguf":
+        raise TenfoldError(f"{out} is no name of a GGUF file: let it end in .gguf.")
+    with whole_file(out) as scratch:
+        notes = write_gguf(source, scratch, kind)
+        found, said = _beside(source, scratch)
+        return [*notes, found, open_in_llamacpp(scratch, said, plain=kind in PLAIN_KINDS)]
+
+
+def _to_hf(source: Path, out: Path, kind: str) -> list[str]:
+    with whole_folder(out) as scratch:
+        write_model(read_model(source), scratch, source, _DTYPES[kind])
+        found, said = _beside(source, scratch)
+        return [found, open_in_transformers(scratch, said)]
+
+
+def _to_meta(source: Path, out: Path, kind: str) -> list[str]:
+    with whole_folder(out) as scratch:
+        write_meta(source, scratch, _DTYPES[kind])
+        stored: dict[str, Any] = torch.load(scratch / "consolidated.00.pth", weights_only=True, mmap=True)
+        for part in read_slots(source):
+            for name, slot in part.items():
+                if not torch.equal(stored[meta_name(name)], slot.pairs().to(_DTYPES[kind])):
+                    raise TenfoldError(f"{out}: {meta_name(name)} is not {name} when it is read again: nothing is exported.")
+    return ["All weights are the model's when PyTorch reads them again."]
+
+
+_WRITERS = {"gguf": _to_gguf, "hf": _to_hf, "meta": _to_meta}
+
+
+def _beside(source: Path, written: Path) -> tuple[str, list[Answer]]:
+    """How far an export is from the model, in words, and its own answers, when both are read by this package."""
+    tokenizer = read_tokenizer(source) if has_tokenizer(source) else None
+    said = answers(read_model(source).eval(), tokenizer)
+    model = read_model(written).eval()
+    kl = divergence([answer.log_probs for answer in said], [log_probs(model, answer.tokens) for answer in said])
+    if not math.isfinite(kl.mean):
+        raise TenfoldError(f"{written} gives probabilities that are no numbers when it is read again: nothing is exported.")
+    again = answers(model, read_tokenizer(written) if tokenizer else None)
+    equal = sum(answer.tokens == other.tokens for answer, other in zip(said, again, strict=True))
+    return f"Divergence from the model: {kl} nats a token; {equal} of {len(said)} greedy answers are equal.", again

@@ -1,0 +1,80 @@
+"""Meta's own layout out: `consolidated.00.pth`, `params.json` (llama-models `models/llama3`), and the tokenizer's files."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tenfold.model.io.huggingface import read_slots, read_spec
+from tenfold.model.io.tokenizer import copy_tokenizer, has_tokenizer
+from tenfold.spec.errors import TenfoldError
+from tenfold.spec.files import write_json
+from tenfold.spec.model import ModelSpec, RopeScaling
+
+_TOP = {
+    "model.embed_tokens.weight": "tok_embeddings.weight",
+    "model.norm.weight": "norm.weight",
+    "lm_head.weight": "output.weight",
+}
+_PART = {
+    "self_attn.q_proj": "attention.wq",
+    "self_attn.k_proj": "attention.wk",
+    "self_attn.v_proj": "attention.wv",
+    "self_attn.o_proj": "attention.wo",
+    "mlp.gate_proj": "feed_forward.w1",
+    "mlp.up_proj": "feed_forward.w3",
+    "mlp.down_proj": "feed_forward.w2",
+    "input_layernorm": "attention_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+_SCALED = RopeScaling(8.0, 1.0, 4.0, 8192)  # the one that Meta's code has, as `use_scaled_rope`
+
+
+def write_meta(source: Path, directory: Path, dtype: torch.dtype) -> None:
+    """Write the model in a Hugging Face directory or GGUF file. Raises TenfoldError for a shape that Meta's code does not have."""
+    spec = read_spec(source)
+    write_json(directory / "params.json", params_of(spec))
+    weights: dict[str, Tensor] = {}
+    for part in read_slots(source):
+        weights |= {meta_name(name): slot.pairs().detach().to(dtype, copy=True) for name, slot in part.items()}
+    weights.setdefault("output.weight", weights["tok_embeddings.weight"])
+    torch.save(weights, directory / "consolidated.00.pth")
+    if has_tokenizer(source):
+        copy_tokenizer(source, directory)
+
+
+def meta_name(name: str) -> str:
+    """The name of a weight of Hugging Face's."""
+    if name in _TOP:
+        return _TOP[name]
+    _, _, layer, part = name.removesuffix(".weight").split(".", 3)
+    return f"layers.{layer}.{_PART[part]}.weight"
+
+
+def params_of(spec: ModelSpec) -> dict[str, int | float | bool]:
+    """The `params.json` of a shape.
+
+    The width of the feed-forward is `multiple_of` times the ceiling of a quotient of the truncated product of
+    `ffn_dim_multiplier` and two thirds of 4 dim; with a `multiple_of` of 1 the multiplier below gives any width.
+    """
+    refused = "Meta's layout has no place for"
+    if spec.family != "llama3":
+        raise TenfoldError(
+            f"{spec.name} is of the family {spec.family!r}: Meta's layout is written for llama3 alone; export it --to hf."
+        )
+    if spec.head_dim * spec.n_heads != spec.dim:
+        raise TenfoldError(f"{refused} heads of {spec.head_dim} in {spec.name}, only for dim / n_heads: export it --to hf.")
+    if spec.rope_scaling not in (None, _SCALED):
+        raise TenfoldError(f"{refused} the rotary stretch of {spec.name}, only for Llama 3.1's factor 8: export it --to hf.")
+    return {
+        "dim": spec.dim,
+        "n_layers": spec.n_layers,
+        "n_heads": spec.n_heads,
+        "n_kv_heads": spec.n_kv_heads,
+        "vocab_size": spec.vocab_size,
+        "ffn_dim_multiplier": (spec.ffn_dim + 0.5) / int(2 * 4 * spec.dim / 3),
+        "multiple_of": 1,
+        "norm_eps": spec.norm_eps,
+        "rope_theta": spec.rope_theta,
+        "use_scaled_rope": spec.rope_scaling is not None,
+    }

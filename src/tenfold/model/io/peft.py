@@ -1,0 +1,103 @@
+"""Adapters as PEFT writes them: `adapter_config.json`, `adapter_model.safetensors`. PEFT has a pair of matrices for each of q, k
+and v, where ours has one for all three."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tenfold.model.io.format import Slot
+from tenfold.model.llama import FeedForward, Llama
+from tenfold.model.lora import LoRALinear, attach
+from tenfold.spec.errors import TenfoldError
+from tenfold.spec.files import make_folder, whole_file, write_json
+
+PREFIX = "base_model.model.model.layers"
+QKV = ("q_proj", "k_proj", "v_proj")
+
+
+def write_adapter(model: Llama, directory: Path, base: str) -> None:
+    """Write the adapters of a model for PEFT, `base` being the model that they belong to."""
+    tensors: dict[str, Tensor] = {}
+    ranks, scales = set(), set()
+    for name, linear, parts in _places(model):
+        assert isinstance(linear, LoRALinear)
+        ranks.add(linear.lora_a.shape[0])
+        scales.add(linear.scale)
+        for part, b in zip(parts, _divided(linear.lora_b.detach(), model, parts), strict=True):
+            tensors[f"{name}.{part}.lora_A.weight"] = linear.lora_a.detach().clone()
+            tensors[f"{name}.{part}.lora_B.weight"] = b.contiguous()
+    (rank,), (scale,) = ranks, scales
+    make_folder(directory)
+    with whole_file(directory / "adapter_model.safetensors") as scratch:
+        save_file(tensors, scratch, metadata={"format": "pt"})
+    targets = sorted({name.split(".")[-3] for name in tensors})
+    config = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": rank, "lora_alpha": scale * rank,
+        "target_modules": targets, "lora_dropout": 0.0, "bias": "none", "fan_in_fan_out": False, "inference_mode": True,
+    }  # fmt: skip
+    write_json(directory / "adapter_config.json", config)
+
+
+def read_adapter(model: Llama, directory: Path) -> None:
+    """Give a model the adapters of a PEFT directory. Raises TenfoldError where they do not fit it, or are no plain LoRA."""
+    try:
+        config = json.loads((directory / "adapter_config.json").read_text())
+        tensors = load_file(directory / "adapter_model.safetensors")
+        scale = config["lora_alpha"] / config["r"]
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise TenfoldError(f"{directory} is no adapter of PEFT's: {error}.") from None
+    if config.get("use_dora") or config.get("use_rslora") or config.get("rank_pattern") or config.get("alpha_pattern"):
+        raise TenfoldError(f"The adapter in {directory} is no plain LoRA of one rank: merge it with PEFT first.")
+    for name, linear, parts in _places(model):
+        found = [tuple(tensors.pop(f"{name}.{part}.lora_{x}.weight", None) for x in "AB") for part in parts]
+        if any(a is not None for a, _ in found):
+            attach(linear, *_joined(found, linear, model), scale)
+    if tensors:
+        raise TenfoldError(f"The adapter in {directory} has a matrix {next(iter(tensors))!r} that {model.spec.name} has not.")
+
+
+def _places(model: Llama) -> Iterator[tuple[str, nn.Linear, tuple[str, ...]]]:
+    """PEFT's name of each part of a layer that has matrices, one of our matrices there, and PEFT's names of its parts."""
+    for i, block in enumerate(model.layers):
+        layer, ffn = f"{PREFIX}.{i}", block.ffn
+        if not isinstance(ffn, FeedForward):
+            raise TenfoldError(f"Adapters of {model.spec.name}'s experts have no layout in PEFT: merge them.")
+        yield f"{layer}.self_attn", block.attention.wqkv, QKV
+        yield f"{layer}.self_attn", block.attention.wo, ("o_proj",)
+        for part, linear in (("gate_proj", ffn.w1), ("up_proj", ffn.w3), ("down_proj", ffn.w2)):
+            yield f"{layer}.mlp", linear, (part,)
+
+
+def _slots(b: Tensor, model: Llama) -> list[Slot]:
+    """The rows of q, k and v in B [rows of wqkv, rank]."""
+    spec = model.spec
+    group = spec.n_heads // spec.n_kv_heads
+    rows = b.view(spec.n_kv_heads, group + 2, spec.head_dim, b.shape[1])
+    return [Slot(rows[:, :group], True), Slot(rows[:, group : group + 1], True), Slot(rows[:, group + 1 :])]
+
+
+def _divided(b: Tensor, model: Llama, parts: tuple[str, ...]) -> list[Tensor]:
+    return [slot.get() for slot in _slots(b, model)] if parts == QKV else [b]
+
+
+def _joined(found: list[Any], linear: nn.Linear, model: Llama) -> tuple[Tensor, Tensor]:
+    """One A and B for the parts of a matrix: their A's one below the other, and B's beside one another."""
+    if len(found) == 1:
+        return found[0]
+    rank = next(a.shape[0] for a, _ in found if a is not None)
+    whole_a = torch.zeros(rank * len(found), linear.in_features)
+    whole_b = torch.zeros(linear.out_features, rank * len(found))
+    for i, (a, b) in enumerate(found):
+        if a is not None:
+            own = slice(i * rank, (i + 1) * rank)
+            whole_a[own] = a
+            rows = torch.zeros(linear.out_features, rank)
+            _slots(rows, model)[i].set(b)
+            whole_b[:, own] = rows
+    return whole_a, whole_b

@@ -1,0 +1,91 @@
+"""An export opened in the tool that it is for, where that is installed, beside this package's own reading of the same file."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from itertools import takewhile
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+
+from tenfold.model.io.compare import Answer
+from tenfold.model.io.gguf import read_gguf_text_fields
+from tenfold.model.io.tokenizer import has_tokenizer, read_tokenizer, read_vocabulary
+from tenfold.spec.errors import TenfoldError
+
+_AT_MOST = 3  # prompts that llama.cpp is given
+_PLAIN_SLACK, _ROUNDED_SLACK = 0.05, 1.0  # nats; llama.cpp also rounds what a quantized matrix is multiplied with, to 8 bits
+
+
+def open_in_llamacpp(file: Path, ours: list[Answer], plain: bool) -> str:
+    """Compare llama.cpp's greedy answers with those of a GGUF file that are ours. Returns what a user should know.
+
+    Raises TenfoldError where llama.cpp cannot read the file, tokenizes another way, or prefers another word by more than rounding.
+    """
+    if find_spec("xllamacpp") is None:
+        return "It was not opened in llama.cpp: pip install xllamacpp."
+    if not read_gguf_text_fields(file).get("tokens"):
+        return "It was not opened in llama.cpp, which reads words: the model has no tokenizer."
+    ours = ours[:_AT_MOST]
+    asked = json.dumps([[answer.prompt, len(answer.said)] for answer in ours])
+    command = [sys.executable, "-m", "tenfold.model.io.ask_llamacpp", str(file.absolute())]
+    done = subprocess.run(command, input=asked, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": ":".join(sys.path)})
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise TenfoldError(f"llama.cpp cannot open {file}: {last}.")
+    theirs = json.loads(done.stdout.splitlines()[-1])
+    tokenizer, stops = read_tokenizer(file), read_vocabulary(file).stop_tokens
+    equal = 0
+    for answer, (count, told) in zip(ours, theirs, strict=True):
+        if count != answer.begin:
+            raise TenfoldError(
+                f"llama.cpp makes {count} tokens of {answer.prompt!r} and this package {answer.begin}: not exported."
+            )
+        shown = _shown(answer, tokenizer, stops)
+        _require_near(answer, shown, told, _PLAIN_SLACK if plain else _ROUNDED_SLACK)
+        equal += told[: len(shown)] == shown
+    return f"llama.cpp opens it: {equal} of {len(ours)} greedy answers are equal to ours, token for token."
+
+
+def _shown(answer: Answer, tokenizer: Tokenizer, stops: frozenset[int]) -> list[int]:
+    """The tokens of an answer before one that ends it, or is a part of a letter: llama.cpp does not show those."""
+    return list(takewhile(lambda token: token not in stops and "\ufffd" not in tokenizer.decode([token]), answer.said))
+
+
+def _require_near(answer: Answer, shown: list[int], told: list[int], slack: float) -> None:
+    """Raises TenfoldError where the first other token is less likely than ours by more than `slack` nats."""
+    for at, (mine, other) in enumerate(zip(shown, told, strict=False), answer.begin - 1):
+        if mine != other:
+            gap = float(answer.log_probs[at, mine] - answer.log_probs[at, other])
+            if gap > slack:
+                words = f"with a token that is less likely here by {gap:.2f} nats"
+                raise TenfoldError(f"llama.cpp answers {answer.prompt!r} {words}: nothing is exported.")
+            return
+
+
+def open_in_transformers(directory: Path, ours: list[Answer]) -> str:
+    """Compare the logits and tokens of `transformers` with ours of the same directory. Returns what a user should know.
+
+    Raises TenfoldError where they differ by more than rounding.
+    """
+    if find_spec("transformers") is None:
+        return "It was not opened in transformers: pip install transformers."
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    theirs = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(directory) if has_tokenizer(directory) else None
+    worst = 0.0
+    for answer in ours:
+        if tokenizer and tokenizer(answer.prompt).input_ids[: answer.begin] != answer.tokens[: answer.begin]:
+            raise TenfoldError(f"transformers makes other tokens of {answer.prompt!r} than this package: nothing is exported.")
+        with torch.no_grad():
+            logits = theirs(torch.tensor([answer.tokens])).logits[0].float().log_softmax(-1)
+        worst = max(worst, float((logits - answer.log_probs).abs().max()))
+    if worst > _PLAIN_SLACK:
+        raise TenfoldError(f"transformers' log-probabilities differ from ours by up to {worst:.2g} nats: nothing is exported.")
+    return f"transformers opens it: log-probabilities differ from ours by at most {worst:.1g} nats."

@@ -1,0 +1,109 @@
+"""The generations of a home, g1, g2, ...: what each was asked for, and which one a climb goes on with or begins."""
+
+import csv
+import time
+from dataclasses import asdict, fields
+from pathlib import Path
+
+from tenfold.data.text.corpus import Corpus
+from tenfold.scale import documents
+from tenfold.scale.options import ClimbSettings
+from tenfold.scale.points import Point
+from tenfold.spec.errors import TenfoldError
+from tenfold.spec.files import whole_file
+
+ASKED = "climb.json"
+
+
+def generations(home: Path) -> list[Path]:
+    """The generations in `home`, oldest first, but for those whose `climb.json` is damaged."""
+    return [folder for folder in _folders(home) if _is_readable(folder)]
+
+
+def newest(home: Path) -> Path | None:
+    return (generations(home) or [None])[-1]  # type: ignore[list-item]
+
+
+def is_begun(generation: Path) -> bool:
+    """Whether anything was trained or forecast in it, which another climb would not find by itself."""
+    return any(generation.glob("ladder/*/run.jsonl")) or any(
+        (generation / name).exists() for name in ("forecast.json", "run.jsonl")
+    )
+
+
+def is_finished(generation: Path) -> bool:
+    return (generation / "score.json").exists()
+
+
+def read_settings(generation: Path) -> ClimbSettings:
+    facts = documents.read(generation / ASKED)
+    return ClimbSettings(**{f.name: facts[f.name] for f in fields(ClimbSettings)})
+
+
+def parent_of(generation: Path) -> str | None:
+    """The generation that it climbs on from."""
+    return documents.read(generation / ASKED).get("parent")
+
+
+def prompt_of(generation: Path) -> str:
+    """How a text of the generation's corpus begins."""
+    return documents.read(generation / ASKED).get("prompt", "def ")
+
+
+def unfinished(home: Path, settings: ClimbSettings) -> Path | None:
+    """The generation that a climb goes on with. Raises TenfoldError where that was begun with other settings."""
+    last = newest(home)
+    if last is None or is_finished(last) or not is_begun(last):
+        return None
+    was, asked = asdict(read_settings(last)), asdict(settings)
+    if other := [f"{name} {was[name]!r} and not {asked[name]!r}" for name in was if was[name] != asked[name]]:
+        raise TenfoldError(
+            f"{last} was begun with other settings ({', '.join(other)}): give the same ones, delete it, or choose another --home."
+        )
+    return last
+
+
+def require_same_text(generation: Path, corpus: Corpus) -> None:
+    """Raises TenfoldError where a generation was begun on another text than the corpus has."""
+    if documents.read(generation / ASKED).get("corpus_fingerprint", corpus.fingerprint) != corpus.fingerprint:
+        raise TenfoldError(
+            f"{generation} was begun before its text changed: restore the text, delete {generation}, or choose another --home."
+        )
+
+
+def begin(home: Path, settings: ClimbSettings, corpus: Corpus, parent: str | None = None) -> Path:
+    """A new generation, in the place of one in which nothing was begun."""
+    generation = home / f"g{1 + max((_number(folder) for folder in _folders(home) if is_begun(folder)), default=0)}"
+    about_corpus = {"corpus_fingerprint": corpus.fingerprint, "prompt": corpus.opening(min(8, settings.seq_len // 4))}
+    documents.write(generation / ASKED, {**asdict(settings), **about_corpus, "parent": parent, "created": time.time()})
+    for name in ("points.csv", "law.json"):  # of a climb on from another generation
+        (generation / name).unlink(missing_ok=True)
+    return generation
+
+
+def write_points(points: list[Point], generation: Path) -> None:
+    with whole_file(generation / "points.csv") as scratch, scratch.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, [f.name for f in fields(Point)])
+        writer.writeheader()
+        writer.writerows(asdict(p) for p in points)
+
+
+def read_points_file(generation: Path) -> list[Point]:
+    with (generation / "points.csv").open(newline="") as stream:
+        return [Point(**{k: float(v) for k, v in row.items()}) for row in csv.DictReader(stream)]
+
+
+def _folders(home: Path) -> list[Path]:
+    return sorted((path for path in home.glob("g*") if path.name[1:].isdigit() and path.is_dir()), key=_number)
+
+
+def _number(generation: Path) -> int:
+    return int(generation.name[1:])
+
+
+def _is_readable(generation: Path) -> bool:
+    try:
+        read_settings(generation)
+    except (TenfoldError, KeyError):
+        return False
+    return True

@@ -1,0 +1,35 @@
+"""Budgets: what all requests together, and those of one key, may hold of something until they are answered."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from tenfold.serve.api.keys import Caller
+
+
+class Budget:
+    """At most `most` in all, and a `share` of that for each owner."""
+
+    def __init__(self, most: int, share: float = 1.0):
+        self.most, self.each = most, max(1, int(share * most))
+        self._held: Counter[str] = Counter()
+
+    def has_room(self, owner: str, amount: int) -> bool:
+        return self._held.total() + amount <= self.most and self._held[owner] + amount <= self.each
+
+    @contextmanager
+    def holding(self, owner: str, amount: int) -> Iterator[None]:
+        """Hold `amount`, for which there must be room."""
+        self._held[owner] += amount
+        try:
+            yield
+        finally:
+            self._held[owner] -= amount
+            self._held += Counter()  # forgets owners who hold nothing
+
+
+class Place:
+    """Whose a request is, and what it holds of budgets until its answer has been sent, or its client is gone."""
+
+    def __init__(self, caller: Caller):
+        self.caller, self.owner, self.holds = caller, caller.name, ExitStack()

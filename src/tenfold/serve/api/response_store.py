@@ -1,0 +1,52 @@
+"""The latest responses of each owner, in memory, for `previous_response_id` and for looking up."""
+
+from collections import OrderedDict
+from typing import Any
+
+import msgspec
+
+from tenfold.serve.api.errors import ApiError
+
+
+class ResponseStore:
+    """Holds `most` bytes in all, and a `share` of them for each owner; for a newer one the oldest are forgotten,
+    in the end those of the owner who has most.
+
+    Responses are kept as JSON, so that what they weigh is what they take. They answer to their owner alone.
+    """
+
+    def __init__(self, most: int, share: float = 1.0):
+        self.most, self.each = most, int(share * most)
+        self._kept: dict[str, OrderedDict[str, bytes]] = {}  # by owner
+        self._bytes: dict[str, int] = {}
+
+    def add(self, owner: str, response: dict[str, Any], messages: list[dict[str, Any]]) -> None:
+        kept, stored = self._kept.setdefault(owner, OrderedDict()), msgspec.json.encode((response, messages))
+        kept[response["id"]] = stored
+        self._bytes[owner] = self._bytes.get(owner, 0) + len(stored)
+        while self._bytes.get(owner, 0) > self.each:
+            self._forget(owner, next(iter(kept)))
+        while sum(self._bytes.values()) > self.most:
+            older = (name for name in self._bytes if next(iter(self._kept[name])) != response["id"])
+            largest = max(older, key=self._bytes.__getitem__)
+            self._forget(largest, next(iter(self._kept[largest])))
+
+    def get(self, owner: str, name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """A response and its whole conversation. Raises ApiError 404."""
+        response, messages = msgspec.json.decode(self._stored(owner, name))
+        return response, messages
+
+    def delete(self, owner: str, name: str) -> None:
+        """Forget a response. Raises ApiError 404."""
+        self._stored(owner, name)
+        self._forget(owner, name)
+
+    def _stored(self, owner: str, name: str) -> bytes:
+        if (stored := self._kept.get(owner, OrderedDict()).get(name)) is None:
+            raise ApiError(404, f"There is no response {name!r}: it was never stored, or is no longer kept.")
+        return stored
+
+    def _forget(self, owner: str, name: str) -> None:
+        self._bytes[owner] -= len(self._kept[owner].pop(name))
+        if not self._kept[owner]:
+            del self._kept[owner], self._bytes[owner]

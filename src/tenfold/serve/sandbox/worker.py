@@ -1,0 +1,140 @@
+"""The process in which grammars are compiled and chat templates rendered: what a stranger wrote may end it, and nothing is lost.
+
+    python -m tenfold.serve.sandbox.worker
+
+It reads frames from standard input and writes one for each but the first, which says what the jobs are: to render a template, or
+to prove grammars for a tokenizer. A frame is its length in four bytes, and JSON.
+"""
+
+import json
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+import psutil
+
+from tenfold.data.conversations.template import TemplateRefusal, render
+from tenfold.serve.sandbox.grammars import GrammarSource, GrammarTokenizer
+from tenfold.spec.errors import TenfoldError
+
+MAX_FRAME = 64 * 2**20
+CLOCK_SECONDS = 60.0  # for a job on a busy machine; its seconds of computing are fewer
+_STACK = 4 * 2**20  # bytes; the engine compiles on a larger one
+Job = dict[str, Any]
+Reply = dict[str, str]
+
+
+def pack(value: Any) -> bytes:
+    """A frame."""
+    said = json.dumps(value).encode()
+    return len(said).to_bytes(4, "big") + said
+
+
+def ended_by(number: int) -> Reply:
+    """The reply to a job that the system ended with a signal. What took too long by the clock alone may be tried again, as may
+    what never ran."""
+    if number <= 0 or number == signal.SIGALRM:
+        return {"busy": ""}
+    return {"ended": "it takes too long" if number == signal.SIGPROF else "it is nested too deeply or needs too much memory"}
+
+
+def _read(file: BinaryIO) -> Any:
+    """The next frame; None at the end of the input."""
+    head = file.read(4)
+    return json.loads(file.read(int.from_bytes(head, "big"))) if len(head) == 4 else None
+
+
+def _confine() -> None:
+    """No deep stack, no files written, no core dumps."""
+    for kind, most in ((resource.RLIMIT_STACK, _STACK), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0)):
+        resource.setrlimit(kind, (most, resource.getrlimit(kind)[1]))
+
+
+def _allow(memory_mib: int) -> None:
+    """So much memory beyond what this process has."""
+    most = psutil.Process().memory_info().vms + memory_mib * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+
+def _time(seconds: float) -> None:
+    """End this process after so many seconds of computing; 0 disarms."""
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    signal.setitimer(signal.ITIMER_REAL, CLOCK_SECONDS if seconds else 0)
+
+
+def _rendering(duty: Job) -> Callable[[Job], Reply]:
+    """Jobs that render the template in this process, so that it is compiled once."""
+    _allow(duty["memory_mib"])
+
+    def work(job: Job) -> Reply:
+        _time(duty["seconds"])
+        try:
+            return {"text": render(duty["template"], job["messages"], duty["special"], **job["more"])}
+        finally:
+            _time(0)
+
+    return work
+
+
+def _proving(duty: Job) -> Callable[[Job], Reply]:
+    """Jobs that prove a grammar in a fork of this process, so that the tokenizer is read once and no job leaves anything behind."""
+    tokenizer = GrammarTokenizer(**duty["tokenizer"])
+
+    def prove(job: Job) -> Reply:
+        source = GrammarSource(**job)
+        grammar = source.grammar()
+        matcher = tokenizer.compile(grammar, source.kind).deep_copy()
+        matcher.compute_bitmask()
+        if matcher.is_error():
+            raise TenfoldError(f"The {source.kind} cannot be used: it is too large to be followed.")
+        return {"text": grammar}
+
+    def work(job: Job) -> Reply:
+        tokenizer.warm()
+        ours, theirs = os.pipe()
+        child = os.fork()
+        if not child:
+            _allow(duty["memory_mib"])
+            _time(duty["seconds"])
+            with os.fdopen(theirs, "wb") as out:
+                out.write(json.dumps(_answered(prove, job)).encode())
+            os._exit(0)
+        os.close(theirs)
+        with os.fdopen(ours, "rb") as file:
+            said = file.read()
+        status = os.waitpid(child, 0)[1]
+        return ended_by(os.WTERMSIG(status)) if os.WIFSIGNALED(status) else json.loads(said)
+
+    return work
+
+
+def _answered(work: Callable[[Job], Reply], job: Job) -> Reply:
+    try:
+        return work(job)
+    except TemplateRefusal as error:
+        return {"refused": str(error)}
+    except TenfoldError as error:
+        return {"error": str(error)}
+    except BaseException as error:  # a panic of llguidance is no Exception
+        return {"ended": f"it fails ({type(error).__name__})"}
+
+
+def main() -> None:
+    files = sys.stdin.buffer, sys.stdout.buffer
+    duty = _read(files[0])
+    _confine()
+    os.nice(duty["niceness"])
+    work = _rendering(duty) if "template" in duty else _proving(duty)
+    while (job := _read(files[0])) is not None:
+        said = pack(_answered(work, job))
+        if len(said) > MAX_FRAME:
+            said = pack({"ended": "it writes too much"})
+        files[1].write(said)
+        files[1].flush()
+
+
+if __name__ == "__main__":
+    main()

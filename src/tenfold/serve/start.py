@@ -1,0 +1,51 @@
+"""A server in a process of its own, for whoever needs one beside other work."""
+
+import socket
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tenfold.launch.job import Job, open_launcher
+from tenfold.serve.options import EngineOptions, ServerOptions
+from tenfold.spec.errors import TenfoldError
+
+START_S = 240.0  # a server that does not answer by then is lost
+
+
+def free_url() -> str:
+    """An address of this machine at which nothing listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{free.getsockname()[1]}"
+
+
+def answers(url: str) -> bool:
+    """Whether the server at `url` has loaded its model and is well."""
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
+@contextmanager
+def serving(models: dict[str, EngineOptions], **options: Any) -> Iterator[str]:
+    """The address of a server of `models`, with `options` of ServerOptions; its process ends with this one.
+
+    Raises TenfoldError where it does not start.
+    """
+    from tenfold.serve.api.server import serve
+
+    url, launcher, end = free_url(), open_launcher("local"), time.monotonic() + START_S
+    server = ServerOptions(port=int(url.rpartition(":")[2]), **options)
+    try:
+        job = launcher.submit(Job("serve", function=serve, arguments=(models, server), grace_s=10))
+        while not answers(url):
+            if job.future.done() or time.monotonic() > end:
+                raise TenfoldError(f"The server of {', '.join(models)} did not start: see what it printed.")
+            time.sleep(0.1)
+        yield url
+    finally:
+        launcher.close()
