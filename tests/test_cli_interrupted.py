@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -138,20 +139,20 @@ def test_a_stopped_build_says_so_and_leaves_nothing(text_folder, tmp_path, numbe
         assert not list(tmp_path.iterdir())
 
 
+def commanded(code):
+    """The command line with `code` as its command, in a process that hears Ctrl-C."""
+    script = f"import tenfold.cli.commands as c; c.run = lambda _: exec({code!r}, {{}}); from tenfold.cli import main; main()"
+    hears = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, preexec_fn=hears, timeout=50)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_in_a_destructor_is_not_lost(number):
     run = (
         f"import os, time\nclass Held:\n  def __del__(self):\n    os.kill(os.getpid(), {number:d})\n    time.sleep(0)\n"
         "held = Held()\ndel held\ntime.sleep(60)"
     )
-    script = f"import tenfold.cli.commands as c; c.run = lambda _: exec({run!r}, {{}}); from tenfold.cli import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        capture_output=True,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        timeout=50,
-    )
+    done = commanded(run)
     assert done.returncode == 128 + number and done.stderr.count("\n") == 1, done.stderr
 
 
@@ -160,13 +161,7 @@ def test_a_second_ctrl_c_while_clearing_up_says_what_the_first_would_have():
         "import signal\nfrom tenfold.spec.errors import when_stopped\ntry:\n  with when_stopped('c was not made'):\n"
         "    signal.raise_signal(2)\nfinally:\n  signal.raise_signal(2)"
     )
-    script = f"import tenfold.cli.commands as c; c.run = lambda _: exec({run!r}, {{}}); from tenfold.cli import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        capture_output=True,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    done = commanded(run)
     assert done.stderr == "tenfold: Stopped by Ctrl-C: c was not made.\n" and done.returncode == 130
 
 

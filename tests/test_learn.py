@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tenfold.cli.commands import run
 from tenfold.data.conversations.chats import read_chats
-from tenfold.learn.answers import answer_nats
+from tenfold.learn.answers import Model
 from tenfold.learn.data import parts_of
 from tenfold.learn.gate import gate
 from tenfold.learn.options import TuneSettings
@@ -30,6 +30,7 @@ from tenfold.learn.users import questions
 from tenfold.learn.walk import NAME, smollm2, walk
 from tenfold.serve.feedback.feedback import Feedback
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.files import file_sha256
 from tenfold.spec.forecasts import LEVELS, read_forecasts
 from tenfold.train.run_file import config_from_fields
 from tenfold.train.tasks.find import open_task
@@ -117,6 +118,9 @@ def test_no_user_is_in_two_parts(tmp_path):
     before = {part: file.read_bytes() for part, file in files.items()}
     store.correct("0", "user 999", "later")
     assert {part: file.read_bytes() for part, file in parts_of(str(tmp_path / "f.db"), tmp_path / "data", 0.2).items()} == before
+    for source, share in ((str(tmp_path / "other.db"), 0.2), (str(tmp_path / "f.db"), 0.3)):
+        with pytest.raises(TenfoldError, match="data was made of other rows or shares"):
+            parts_of(source, tmp_path / "data", share)
 
 
 def test_the_paired_test_is_that_of_scipy():
@@ -152,7 +156,7 @@ def test_answers_have_the_nats_of_transformers(home):
         begun = len(tokenizer(asked, add_special_tokens=False).input_ids)
         log_p = theirs(ids).logits[0, begun - 1 : -1].log_softmax(-1)
         expected.append(-float(log_p.gather(1, ids[0, begun:, None]).sum().detach()))
-    assert answer_nats(model)(chats) == pytest.approx(expected, rel=1e-4)
+    assert Model(model).nats(chats) == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_better_model_passes_and_is_released_and_rolled_back(copy):
@@ -195,9 +199,8 @@ def test_prompts_that_were_learned_are_left_out(copy):
     lineage = json.loads((new / "lineage.json").read_text())
     held_out = new / "data" / "held_out.jsonl"
     held_out.write_text(held_out.read_text() + (new / "data" / "train.jsonl").read_text())
-    from tenfold.learn.data import sha256
 
-    lineage["data"]["held_out"] = sha256(held_out)
+    lineage["data"]["held_out"] = file_sha256(held_out)
     (new / "lineage.json").write_text(json.dumps(lineage))
     learned = len(read_chats(new / "data" / "train.jsonl"))
     assert gate(new, copy / "old", copy)["left_out_prompts"] == learned

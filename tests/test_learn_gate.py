@@ -15,7 +15,7 @@ from msgspec import structs
 from safetensors.torch import load_file, save_file
 from scipy import stats
 
-from tenfold.learn.data import parts_of, sha256
+from tenfold.learn.data import parts_of
 from tenfold.learn.evaluate import learned, read_items
 from tenfold.learn.gate import SAFETY, gate, read_safety
 from tenfold.learn.lineage import holders
@@ -30,6 +30,7 @@ from tenfold.model.io.tokenizer import read_tokenizer, read_vocabulary, save_tok
 from tenfold.model.llama import Llama
 from tenfold.serve.feedback.feedback import Feedback
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.files import file_sha256
 
 NAMES = ["Ann", "Bob", "Cem", "Dan", "Eva", "Fay", "Gus", "Hal", "Ida", "Jon", "Kim", "Lea", "Max", "Ned", "Ola", "Pia", "Ron", "Sue", "Tim", "Uma", "Vic", "Wim", "Yan", "Zoe"]  # fmt: skip
 THINGS = ["cats", "dogs", "bees", "mice", "cows", "hens", "pigs", "owls", "bats", "ants", "rats", "elks", "foxes", "hares", "geese", "seals"]  # fmt: skip
@@ -145,7 +146,7 @@ def learned_too(row):
         file = generation / "data" / "train.jsonl"
         file.write_text(file.read_text() + json.dumps(row) + "\n")
         lineage = json.loads((generation / "lineage.json").read_text())
-        lineage["data"]["train"] = sha256(file)
+        lineage["data"]["train"] = file_sha256(file)
         (generation / "lineage.json").write_text(json.dumps(lineage))
 
     return plant
@@ -247,6 +248,8 @@ def test_personal_data_and_copies_are_left_out_of_a_set(tmp_path):
     rows += [chat(f"QUESTION {i}?", "ask  ann.lee@example.com.") for i in range(40)]
     files = parts_of(str(write_rows(tmp_path / "chats.jsonl", rows)), tmp_path / "g" / "data", 0.2)
     text = "".join(file.read_text() for file in files.values())
+    with pytest.raises(TenfoldError, match="data was made of other rows or shares"):
+        parts_of(str(write_rows(tmp_path / "chats.jsonl", rows[1:])), tmp_path / "g" / "data", 0.2)
     people = json.loads((tmp_path / "g" / "data" / "people.json").read_text())
     assert "example.com" not in text and "[email]" in text and people["personal"] == {"email": 80}
     assert sum(people["rows"].values()) + people["copies"] == 80 and people["copies"] > 0

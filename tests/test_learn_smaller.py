@@ -7,6 +7,7 @@ import torch
 from chat_models import chat_model
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
+from msgspec import structs
 from transformers import AutoModelForCausalLM
 
 from tenfold.learn.distil import distil, gap_after
@@ -111,6 +112,13 @@ def test_a_student_is_forecast_taught_and_half_the_size(corpus, home):
     assert AutoModelForCausalLM.from_pretrained(home / "student" / "model").num_parameters() == sizes[1]
     again = distil(home / "teacher" / "model", str(corpus.directory), home / "student", SETTINGS, quiet=True)
     assert again.loss == result.loss
+    for change, said in (
+        ({"keep": 0.25}, "was pruned to another shape"),
+        ({"learning_rate": 1e-4}, "was begun with other settings"),
+    ):
+        other = structs.replace(SETTINGS, **change)
+        with pytest.raises(TenfoldError, match=said):
+            distil(home / "teacher" / "model", str(corpus.directory), home / "student", other, quiet=True)
 
 
 def test_the_forecast_falls_with_tokens_and_begins_at_the_gap():

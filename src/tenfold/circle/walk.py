@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tenfold.spec.errors import NotInstalled, TenfoldError
-from tenfold.spec.files import make_folder, write_json
+from tenfold.spec.files import file_sha256, make_folder, write_json
 from tenfold.spec.versions import read_document
 
 VERSION = 1  # of circle.json
@@ -89,7 +89,6 @@ def _plan(home: Path, say: Say) -> dict[str, Any]:
     from tenfold.plan.plan import solve
     from tenfold.plan.request import GpuRequest, Request, StepRequest
     from tenfold.plan.validation.calibrate import calibrate, write
-    from tenfold.scale.forecast import file_sha256
     from tenfold.scale.generations import newest, read_settings
 
     generation = newest(home)

@@ -21,10 +21,9 @@ from tenfold.fleet.ledger import Ledger
 from tenfold.fleet.wave import PEAK, Wave, draw_arrivals, draw_days, forecast_peak
 from tenfold.launch.job import open_launcher, run
 from tenfold.learn.release import released
-from tenfold.scale.forecast import file_sha256
-from tenfold.serve.options import model_path
+from tenfold.model.path import model_path
 from tenfold.spec.errors import NotInstalled, TenfoldError
-from tenfold.spec.files import make_folder, one_at_a_time, read_lines, write_json
+from tenfold.spec.files import file_sha256, make_folder, one_at_a_time, read_lines, write_json
 from tenfold.spec.forecasts import Forecast, around, forecast, outcome
 from tenfold.spec.plugins import load
 from tenfold.train.config import RunConfig

@@ -1,6 +1,6 @@
 """What a model says: its greedy answers by the serving engine, and the nats that it gives to answers of others."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,8 +64,3 @@ class Model:
         rows = [pack([one], len(one.tokens) - 1).rows for one in encoded]
         found = [self.network.loss(torch.from_numpy(row.tokens), torch.from_numpy(row.targets))[0] for row in rows]
         return np.array([float(nats) for nats in found])
-
-
-def answer_nats(model: Path) -> Callable[[Sequence[Chat]], np.ndarray]:
-    """`Model.nats` of the model at a path."""
-    return Model(model).nats

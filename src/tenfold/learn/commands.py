@@ -62,11 +62,7 @@ def sft(
 
     Example: tenfold learn sft generations/g1 --data feedback.db --name chat-1 --steps 200
     """
-    from tenfold.learn.tune import tune
-    from tenfold.serve.options import model_path
-
-    result = tune(model_path(model), data, new.directory, settings, options=options, quiet=new.json)
-    _report(result, f"{result.loss:.4f} nats per token of the validation answers", new.json)
+    _tune(model, data, (settings, options), new, "{:.4f} nats per token of the validation answers")
 
 
 def dpo(
@@ -82,11 +78,7 @@ def dpo(
 
     Example: tenfold learn dpo generations/chat-1 --data feedback.db --name chat-2 --steps 100 --seq-len 512
     """
-    from tenfold.learn.tune import tune
-    from tenfold.serve.options import model_path
-
-    result = tune(model_path(model), data, new.directory, settings, options=options, quiet=new.json)
-    _report(result, f"a loss of {result.loss:.4f} on the validation pairs", new.json)
+    _tune(model, data, (settings, options), new, "a loss of {:.4f} on the validation pairs")
 
 
 def kto(
@@ -102,11 +94,17 @@ def kto(
 
     Example: tenfold learn kto generations/chat-1 --data feedback.db --name chat-2 --steps 100 --seq-len 512
     """
-    from tenfold.learn.tune import tune
-    from tenfold.serve.options import model_path
+    _tune(model, data, (settings, options), new, "a loss of {:.4f} on the validation answers")
 
+
+def _tune(model: Path, data: str, how: tuple[TuneSettings, LoRAOptions], new: NewGeneration, came: str) -> None:
+    """Tune on what people said, and say what `came` of it, a text with a place for the loss."""
+    from tenfold.learn.tune import tune
+    from tenfold.model.path import model_path
+
+    settings, options = how
     result = tune(model_path(model), data, new.directory, settings, options=options, quiet=new.json)
-    _report(result, f"a loss of {result.loss:.4f} on the validation answers", new.json)
+    _report(_finished(result), came.format(result.loss), new.json)
 
 
 def grpo(
@@ -125,10 +123,10 @@ def grpo(
     Example: tenfold learn grpo generations/chat-1 --rewards arithmetic.py --steps 100
     """
     from tenfold.learn.tune import tune_on_rewards
-    from tenfold.serve.options import model_path
+    from tenfold.model.path import model_path
 
     result = tune_on_rewards(model_path(model), source, new.directory, settings, options=options, quiet=new.json)
-    _report(result, f"a reward of {-result.loss:.4f} on the prompts that were kept", new.json)
+    _report(_finished(result), f"a reward of {-result.loss:.4f} on the prompts that were kept", new.json)
 
 
 def show(
@@ -145,22 +143,26 @@ def show(
 
     Example: tenfold learn show generations/g1 --data chats.jsonl
     """
-    from rich.console import Console
-
     from tenfold.learn.show import find
     from tenfold.learn.show import show as print_answers
-    from tenfold.serve.options import model_path
+    from tenfold.model.path import model_path
+    from tenfold.spec.terminal import console
 
     found = find(model_path(model), data, kind, seq_len)
     if json:
         print_json(found.counts)
     else:
-        print_answers(model_path(model), found, count, Console())
+        print_answers(model_path(model), found, count, console())
+
+
+def _finished(result: "RunResult") -> "RunResult":
+    """Raises TenfoldError for a run that was stopped."""
+    if not result.finished:
+        raise TenfoldError(f"Stopped and saved at step {result.step}: the same command goes on from there.")
+    return result
 
 
 def _report(result: "RunResult", what: str, json: bool) -> None:
-    if not result.finished:
-        raise TenfoldError(f"Stopped and saved at step {result.step}: the same command goes on from there.")
     if json:
         print_json(asdict(result))
     else:
@@ -212,16 +214,14 @@ def next_generation(
     from tenfold.learn.gate import gate as judge
     from tenfold.learn.release import released
     from tenfold.learn.tune import tune
-    from tenfold.serve.options import model_path
+    from tenfold.model.path import model_path
 
     now = released(home)
     if source.model is None and now is None:
         raise TenfoldError(f"No generation of {home} is in service: give --model.")
     old = source.model or Path(now["path"] if now else "")
     options: LoRAOptions = {"sft": LoRAOptions, "dpo": DPOOptions, "kto": KTOOptions}[source.kind]()
-    result = tune(model_path(old), source.feedback, home / name, settings, options=options, quiet=json)
-    if not result.finished:
-        raise TenfoldError(f"Stopped and saved at step {result.step}: the same command goes on from there.")
+    _finished(tune(model_path(old), source.feedback, home / name, settings, options=options, quiet=json))
     _verdict(judge(home / name, old, home, checks), json)
 
 

@@ -3,7 +3,8 @@
 train.jsonl         learned
 validation.jsonl    seen between steps, and what the gate's forecast is made from
 held_out.jsonl      the gate's own
-people.json         whose rows these are, what was scrubbed, and which sets and models hold rows of users who were deleted
+people.json         what these were made of, whose rows they are, what was scrubbed, and which sets and models hold rows of users
+                    who were deleted
 """
 
 import hashlib
@@ -22,7 +23,8 @@ from tenfold.learn.lineage import VERSION, holders
 from tenfold.learn.options import Kind
 from tenfold.learn.personal import scrub
 from tenfold.spec.errors import TenfoldError, without_secrets
-from tenfold.spec.files import whole_folder, write_json, write_text
+from tenfold.spec.files import file_sha256, whole_folder, write_json, write_text
+from tenfold.spec.versions import read_document
 
 if TYPE_CHECKING:
     from tenfold.serve.feedback.feedback import Feedback
@@ -33,16 +35,21 @@ PARTS = ("train", "validation", "held_out")
 def parts_of(source: str, folder: Path, share: float, kind: Kind = "sft") -> dict[str, Path]:
     """The three parts of `source` in `folder`, made once: a file of rows, a feedback database, or its SQLite file.
 
-    `share` of the users, or prompts, is held out, and as many are for validation. Raises TenfoldError where a part is empty.
+    `share` of the users, or prompts, is held out, and as many are for validation. Raises TenfoldError where a part is empty, or
+    `folder` was made of another source.
     """
     files = {part: folder / f"{part}.jsonl" for part in PARTS}
+    made_of = _made_of(source, share, kind)
     if folder.exists():
+        if _read_people(folder).get("made_of", made_of) != made_of:
+            raise TenfoldError(f"{folder} was made of other rows or shares than {source}: give the new generation another --name.")
         return files
-    people: dict[str, Any] = {}
+    people: dict[str, Any] = {"made_of": made_of}
     if is_file_of_rows(source):
         rows = _by_prompt(Path(source), share, kind)
     else:
-        rows, people = _by_user(source, folder.parent.parent, share, kind)
+        rows, found = _by_user(source, folder.parent.parent, share, kind)
+        people |= found
     people |= _clean(rows)
     for part in PARTS:
         if not rows[part]:
@@ -52,6 +59,21 @@ def parts_of(source: str, folder: Path, share: float, kind: Kind = "sft") -> dic
         for part in PARTS:
             write_text(scratch / f"{part}.jsonl", "".join(f"{row}\n" for row in sorted(rows[part])))  # whoever spoke first
     return files
+
+
+def _read_people(folder: Path) -> dict[str, Any]:
+    """`people.json`, or nothing where the parts were written by hand."""
+    file = folder / "people.json"
+    return read_document(file, VERSION, f"delete {folder}, and tune again") if file.exists() else {}
+
+
+def _made_of(source: str, share: float, kind: Kind) -> dict[str, Any]:
+    """What the parts depend on. A database is known by its name: what people say meanwhile is for the next generation."""
+    if not is_file_of_rows(source):
+        of = {"database": without_secrets(source.rpartition("/")[2])}
+    else:
+        of = {"content": file_sha256(Path(source)) if Path(source).is_file() else ""}
+    return {**of, "held_out": share, "kind": kind}
 
 
 def is_file_of_rows(source: str) -> bool:
@@ -139,10 +161,6 @@ def read_judgements(path: Path) -> list[Judgement]:
         return [Judgement(one.chat[:-1], *((one.chat, None) if one.good else (None, one.chat))) for one in read_rated(path)]
     cut = [(prompt_of(chat), chat) for chat in read_chats(path)]
     return [Judgement(prompt, chat[: len(prompt) + 1], None) for prompt, chat in cut]
-
-
-def sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def write_versioned(path: Path, values: Mapping[str, Any]) -> None:

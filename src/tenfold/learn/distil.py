@@ -8,6 +8,7 @@ with N the student's matrix parameters. It says nothing of the teacher's own gap
 a pruned teacher begins near it. The interval is wide, and its hits are counted in `forecasts.jsonl`.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,17 @@ from tenfold.data.text.corpus import Corpus
 from tenfold.learn.data import write_versioned
 from tenfold.learn.prune import importance, pruned, smaller_shape
 from tenfold.learn.shrink_options import DistilSettings
+from tenfold.learn.tune import trained
 from tenfold.model.io.huggingface import read_model, read_spec, weights_hash, write_model
 from tenfold.model.llama import Llama
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import make_folder
 from tenfold.spec.forecasts import Forecast, around, forecast, outcome
 from tenfold.train.config import RunConfig
-from tenfold.train.result import RunResult, read_result
+from tenfold.train.result import RunResult
 from tenfold.train.run_file import config_from_fields
-from tenfold.train.tasks.find import open_task
 from tenfold.train.tasks.pretrain import EVALUATION_ROWS, HostRows
 from tenfold.train.text import open_source
-from tenfold.train.trainer import fit, standard_hooks
 
 _CALIBRATION_ROWS, _VALIDATION_TOKENS = 64, 16_384
 _EXPONENT, _TOKENS_PER_PARAMETER, _LOG_SD = 0.4, 1 / 8, 0.5
@@ -43,8 +43,11 @@ def distil(teacher: Path, data: str, generation: Path, settings: DistilSettings,
     """
     home, student = generation.parent, generation / "pruned"
     corpus = text_of(teacher, data, home, quiet=quiet)
-    if not student.exists():
-        spec = smaller_shape(read_spec(teacher), settings.keep, settings.layers)
+    spec = smaller_shape(read_spec(teacher), settings.keep, settings.layers)
+    if student.exists():
+        if replace(read_spec(student), name=spec.name) != spec:
+            raise TenfoldError(f"{student} was pruned to another shape: give the same --keep and --layers, or another --name.")
+    else:
         model = read_model(teacher)
         make_folder(generation)
         rows = validation_rows(corpus, settings.seq_len, _CALIBRATION_ROWS * settings.seq_len)
@@ -65,11 +68,7 @@ def teach(
     teacher: Path, student: Path, data: str, generation: Path, settings: DistilSettings, *, grid: str = "none", quiet: bool = False
 ) -> RunResult:
     """Train the student in `generation` on the teacher's probabilities."""
-    result = read_result(generation)
-    if result is None or not result.finished:
-        config = _config(teacher, student, data, settings, grid)
-        result = fit(open_task(config, generation.parent), config, generation, standard_hooks(config, quiet=quiet))
-    return result
+    return trained(_config(teacher, student, data, settings, grid), generation, quiet)
 
 
 def _config(teacher: Path, student: Path, data: str, settings: DistilSettings, grid: str) -> RunConfig:

@@ -18,7 +18,7 @@ from tenfold.data.text.dedup import word_shingles
 from tenfold.learn.answers import Answer, Model, answers
 from tenfold.learn.data import read_judgements
 from tenfold.learn.statistics import FEWEST, mcnemar, paired_test, share_interval
-from tenfold.serve.options import model_path
+from tenfold.model.path import model_path
 from tenfold.spec.errors import TenfoldError, nearest
 
 WORDS = 8  # of an n-gram

@@ -12,19 +12,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from tenfold.data.conversations.chats import Chat
 from tenfold.data.conversations.rows import read_rows
 from tenfold.learn import checks
 from tenfold.learn.answers import Model, answers
 from tenfold.learn.card import write_card
 from tenfold.learn.checks import Both, Check
-from tenfold.learn.data import PARTS, VERSION, Judgement, read_judgements, sha256, write_versioned
+from tenfold.learn.data import PARTS, VERSION, Judgement, read_judgements, write_versioned
 from tenfold.learn.evaluate import Item, groups, read_items
 from tenfold.learn.lineage import read_lineage
 from tenfold.learn.options import GateSettings
 from tenfold.learn.statistics import paired_test, predicted
 from tenfold.model.io.huggingface import weights_hash
-from tenfold.serve.options import model_path
+from tenfold.model.path import model_path
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.files import file_sha256
 from tenfold.spec.forecasts import Forecast, forecast, outcome
 from tenfold.spec.versions import read_document
 
@@ -42,10 +44,10 @@ def gate(new: Path, against: Path, home: Path, settings: GateSettings = GateSett
     weights, old = model_path(new), model_path(against)
     hashes = {"new": weights_hash(weights), "old": weights_hash(old)}
     for part in PARTS:
-        hashes[part] = sha256(file := new / "data" / f"{part}.jsonl")
+        hashes[part] = file_sha256(file := new / "data" / f"{part}.jsonl")
         if hashes[part] != lineage["data"].get(part):
             raise TenfoldError(f"{file} is not what {new} was tuned with: tune it again.")
-    asked = [*map(sha256, _files(settings)), settings.max_slowdown, settings.max_growth, settings.allow]
+    asked = [*map(file_sha256, _files(settings)), settings.max_slowdown, settings.max_growth, settings.allow]
     hashes["checks"] = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
     key = f"learn/gate/{hashlib.sha256(json.dumps(hashes).encode()).hexdigest()[:12]}"
     verdict = new / "gate.json"
@@ -96,7 +98,8 @@ def _judge(new: Path, old: Path, home: Path, key: str, hashes: dict[str, str], s
         test = paired_test(list(-margins))
         said = {"test": asdict(test), "quantiles": quantiles, "left_out_prompts": len(held_out) - len(unseen)}
         found += [checks.better(new.name, test), checks.preferred(unseen, margins)]
-        found += _not_worse(both, new, unseen, train, settings) + _evaluated(both, train, evaluations)
+        learned = [chat for row in train for chat in (row.liked, row.disliked) if chat is not None]
+        found += _not_worse(both, new, unseen, learned, settings) + _evaluated(both, learned, evaluations)
     refused = [check for check in found if not check.passed and check.name not in settings.allow]
     return {
         "passed": not refused, "reason": " ".join(check.says for check in refused or found[1:2]),
@@ -105,17 +108,14 @@ def _judge(new: Path, old: Path, home: Path, key: str, hashes: dict[str, str], s
     }  # fmt: skip
 
 
-def _not_worse(
-    both: Both, new: Path, unseen: Sequence[Judgement], train: Sequence[Judgement], settings: GateSettings
-) -> list[Check]:
+def _not_worse(both: Both, new: Path, unseen: Sequence[Judgement], learned: Sequence[Chat], settings: GateSettings) -> list[Check]:
     prompts = list({str(row.prompt): row.prompt for row in unseen}.values())
-    liked = [chat for row in (*unseen, *train) if (chat := row.liked or row.disliked) is not None]
-    learned = [chat for row in train for chat in (row.liked, row.disliked) if chat is not None]
+    timed = [*(chat for row in unseen if (chat := row.liked or row.disliked) is not None), *learned][:TIMED]
     said = [answers(model.path, prompts, checks.ANSWER_TOKENS) for model in (both.new, both.old)]
     return [
         checks.template(both, prompts),
         checks.size(both, settings.max_growth),
-        checks.speed(both, liked[:TIMED], settings.max_slowdown),
+        checks.speed(both, timed, settings.max_slowdown),
         checks.stops(both, *said),
         checks.personal(learned, said[0]),
         checks.lineage(new),
@@ -123,8 +123,7 @@ def _not_worse(
     ]
 
 
-def _evaluated(both: Both, train: Sequence[Judgement], evaluations: dict[str, list[Item]]) -> list[Check]:
-    learned = [chat for row in train for chat in (row.liked, row.disliked) if chat is not None]
+def _evaluated(both: Both, learned: Sequence[Chat], evaluations: dict[str, list[Item]]) -> list[Check]:
     every = [item for items in evaluations.values() for item in items]
     found = [checks.leaked(every, learned)] if every else []
     for name, items in evaluations.items():

@@ -6,11 +6,12 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from tenfold.learn.data import VERSION, sha256, write_versioned
+from tenfold.learn.data import VERSION, write_versioned
 from tenfold.learn.gate import read_gate
 from tenfold.model.io.huggingface import weights_hash
-from tenfold.serve.options import model_path
+from tenfold.model.path import model_path
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.files import file_sha256
 from tenfold.spec.versions import read_document
 
 FILE = "release.json"
@@ -35,7 +36,7 @@ def release(new: Path, home: Path) -> dict[str, Any]:
     if now["sha256"] == weights:
         return now
     before = [{key: now[key] for key in ("path", "sha256", "gate")}, *now["before"]]
-    return _write(home, {"path": str(new.resolve()), "sha256": weights, "gate": sha256(new / "gate.json"), "before": before})
+    return _write(home, {"path": str(new.resolve()), "sha256": weights, "gate": file_sha256(new / "gate.json"), "before": before})
 
 
 def rollback(home: Path) -> dict[str, Any]:

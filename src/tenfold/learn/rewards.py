@@ -10,13 +10,13 @@ import math
 import runpy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from tenfold.data.conversations.chats import Chat, messages_of
 from tenfold.data.conversations.rows import Row, read_rows
 from tenfold.spec.errors import NotInstalled, TenfoldError, nearest
+from tenfold.spec.files import file_sha256
 
 GYM = "reasoning-gym:"
 GYM_ROWS = 5000
@@ -33,7 +33,7 @@ class Rewards:
     def fingerprint(self) -> str:
         """A hash of the file; what it imports is not part of it."""
         file = Path(self.source)
-        return sha256(file.read_bytes()).hexdigest()[:16] if file.is_file() else self.source
+        return file_sha256(file)[:16] if file.is_file() else self.source
 
     def __call__(self, rows: Sequence[Row], answers: Sequence[str]) -> list[float]:
         """The reward of each answer to the prompt of its row. Raises TenfoldError where a function fails, or gives no number."""

@@ -8,6 +8,7 @@ from msgspec import Meta
 
 from tenfold.learn.commands import NewGeneration
 from tenfold.learn.shrink_options import DistilSettings
+from tenfold.model.path import model_path
 from tenfold.spec.commands import print_json
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.ranges import Text
@@ -30,7 +31,7 @@ def distil(
     from tenfold.learn.distil import distil as taught
     from tenfold.spec.forecasts import read_forecasts
 
-    result = taught(_model(teacher), data, new.directory, settings, quiet=new.json)
+    result = taught(model_path(teacher), data, new.directory, settings, quiet=new.json)
     if not result.finished:
         raise TenfoldError(f"Stopped and saved at step {result.step}: the same command goes on from there.")
     made = next(one for one in read_forecasts(new.home) if one.forecast.key == f"learn/{new.name}/student_loss").forecast
@@ -57,7 +58,7 @@ def quantise(
     """
     from tenfold.learn.quantise import quantise as quantised
 
-    found = quantised(_model(model), to, data, new.directory, settings if qat else None, quiet=new.json)
+    found = quantised(model_path(model), to, data, new.directory, settings if qat else None, quiet=new.json)
     if new.json:
         print_json(found)
         return
@@ -67,7 +68,3 @@ def quantise(
         f"{change[0]:+.2f} % (95 %: {change[1]:+.2f} to {change[2]:+.2f}), "
         f"divergence {kl[0]:.3g} nats a token (95 %: {kl[1]:.3g} to {kl[2]:.3g})."
     )
-
-
-def _model(path: Path) -> Path:
-    return path / "model" if (path / "model").is_dir() else path

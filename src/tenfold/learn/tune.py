@@ -7,11 +7,13 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from tenfold.learn.data import VERSION, parts_of, sha256, write_versioned
+from tenfold.learn.data import VERSION, parts_of, write_versioned
 from tenfold.learn.options import DPOOptions, GRPOOptions, KTOOptions, LoRAOptions, RewardSource, TuneSettings
 from tenfold.model.io.huggingface import weights_hash
 from tenfold.spec.errors import without_secrets
+from tenfold.spec.files import file_sha256
 from tenfold.spec.versions import read_document
+from tenfold.train.config import RunConfig
 from tenfold.train.identity import identify
 from tenfold.train.resolve import CONTINUED_LEARNING_RATE
 from tenfold.train.result import RunResult, read_result
@@ -37,7 +39,7 @@ def tune(
     kind: Any = {LoRAOptions: "sft", DPOOptions: "dpo", KTOOptions: "kto"}[type(options)]
     files = parts_of(source, generation / "data", settings.held_out, kind)
     task = {"name": kind, "validation": str(files["validation"]), **_fields(options)}
-    result = _run(model, generation, _run_fields(task, str(files["train"]), settings), quiet)
+    result = trained(_config(model, _run_fields(task, str(files["train"]), settings)), generation, quiet)
     _write_lineage(result, generation, model, source, files)
     return replace(result, directory=generation)
 
@@ -49,7 +51,7 @@ def tune_on_rewards(
     task = {"name": "grpo", "rewards": source.rewards, **_fields(options)}
     fields = _run_fields(task, source.prompts, settings)
     fields["parallel"] = {"micro_batch": max(1, TOKENS_AT_ONCE // settings.seq_len)}
-    result = _run(model, generation, fields, quiet)
+    result = trained(_config(model, fields), generation, quiet)
     files = {"rewards": Path(source.rewards), "prompts": Path(source.prompts)}
     _write_lineage(result, generation, model, source.prompts, {name: file for name, file in files.items() if file.is_file()})
     return replace(result, directory=generation)
@@ -76,8 +78,15 @@ def _run_fields(task: dict[str, Any], corpus: str, settings: TuneSettings) -> di
     }
 
 
-def _run(model: Path, generation: Path, fields: dict[str, Any], quiet: bool) -> RunResult:
-    config = config_from_fields({**fields, "init_from": str(model)}, "The run")
+def _config(model: Path, fields: dict[str, Any]) -> RunConfig:
+    return config_from_fields({**fields, "init_from": str(model)}, "The run")
+
+
+def trained(config: RunConfig, generation: Path, quiet: bool) -> RunResult:
+    """Train a generation, or go on with it. One that has finished is not trained again, unless it was given more tokens.
+
+    Raises TenfoldError where it was begun with other settings.
+    """
     task, result = open_task(config, generation.parent, quiet=quiet), read_result(generation)
     if result is None or "tokens" in identify(task, config, generation).changed:
         result = fit(task, config, generation, standard_hooks(config, quiet=quiet))
@@ -86,7 +95,7 @@ def _run(model: Path, generation: Path, fields: dict[str, Any], quiet: bool) -> 
 
 def _write_lineage(result: RunResult, generation: Path, model: Path, source: str, files: dict[str, Path]) -> None:
     if result.finished and not (generation / "lineage.json").exists():
-        data = {part: sha256(path) for part, path in files.items()}
+        data = {part: file_sha256(path) for part, path in files.items()}
         begun = {"path": str(model.resolve()), "sha256": weights_hash(model)}
         people = generation / "data" / "people.json"
         found = {"people": read_document(people, VERSION, "tune the model again")} if people.exists() else {}

@@ -12,14 +12,14 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from tenfold.learn.data import VERSION, sha256, write_versioned
+from tenfold.learn.data import VERSION, write_versioned
 from tenfold.learn.gate import gate
 from tenfold.learn.options import TuneSettings
 from tenfold.learn.release import release, swap
 from tenfold.learn.tune import tune
 from tenfold.model.io.huggingface import read_model, write_model
 from tenfold.spec.errors import NotInstalled, TenfoldError
-from tenfold.spec.files import whole_folder
+from tenfold.spec.files import file_sha256, whole_folder
 from tenfold.spec.forecasts import Forecast, around, forecast, outcome
 from tenfold.spec.versions import read_document
 
@@ -96,7 +96,7 @@ def _judge(model: Path, database: Path, asked: tuple[int, int], say: Callable[[s
 
 def _swap(old: Path, new: Path, home: Path) -> dict[str, Any]:
     """The swap under load, measured once: its time, and what became of the requests that went on meanwhile."""
-    judged, file = sha256(new / "gate.json"), new / "swap.json"
+    judged, file = file_sha256(new / "gate.json"), new / "swap.json"
     key = f"learn/swap/{judged[:12]}"
     if not file.exists():
         began = time.monotonic()

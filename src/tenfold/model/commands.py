@@ -5,6 +5,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
+from tenfold.model.path import model_path
 from tenfold.spec.commands import Folder, Json, print_json
 from tenfold.spec.ranges import Seed
 
@@ -29,7 +30,7 @@ def upcycle(
     from tenfold.spec.errors import TenfoldError
     from tenfold.spec.units import si
 
-    path = dense / "model" if (dense / "model").is_dir() else dense
+    path = model_path(dense)
     if out.exists() and any(out.iterdir()):
         raise TenfoldError(f"{out} is not empty: choose another folder for the model with experts.")
     model = upcycled(read_model(path), experts, seed=seed)
@@ -60,7 +61,7 @@ def export(
     """
     from tenfold.model.io.export import export as exported
 
-    done = exported(model / "model" if (model / "model").is_dir() else model, to, out)
+    done = exported(model_path(model), to, out)
     if json:
         print_json({"path": str(done.path), "to": done.to, "notes": done.notes})
         return

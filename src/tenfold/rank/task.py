@@ -1,6 +1,5 @@
 """The task `rank`: the next item of a user's history, over the whole catalogue, by the trainer of all tasks."""
 
-from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -14,6 +13,7 @@ from tenfold.data.text.batches import share_of
 from tenfold.rank.family import NAME
 from tenfold.rank.metrics import USERS, popularity, quality_of, scorer_of
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.files import file_sha256
 from tenfold.train.config import RunConfig
 from tenfold.train.contradictions import refuse
 from tenfold.train.parallel.processes import on_first_process_then_all
@@ -58,7 +58,7 @@ class Ranking(TaskBase):
         return cls(config, on_first_process_then_all(lambda: open_interactions(config.data.corpus, home)))
 
     def fingerprint(self) -> dict[str, str]:
-        return {"interactions": sha256((self.directory / FILE).read_bytes()).hexdigest()[:16]}
+        return {"interactions": file_sha256(self.directory / FILE)[:16]}
 
     def rows(self, step: int, rows: slice) -> HostRows:
         return HostRows(self.interactions.batch(step, rows, **self._draw))

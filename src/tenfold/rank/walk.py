@@ -3,7 +3,6 @@
 Each stands in `rank-NAME` of the home, with those that it is forecast from in `rungs`, and `score.json`.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -21,7 +20,7 @@ from tenfold.data.interactions.read import MOVIELENS
 from tenfold.data.interactions.synthetic import SYNTHETIC
 from tenfold.rank.commands import RankOptions, evaluated
 from tenfold.spec.errors import NotInstalled, TenfoldError
-from tenfold.spec.files import write_json
+from tenfold.spec.files import file_sha256, write_json
 from tenfold.spec.forecasts import Forecast, forecast, normal, outcome
 from tenfold.train.result import RunResult, read_result
 
@@ -83,7 +82,7 @@ def doubled(rates: list[float], users: int) -> tuple[float, ...]:
 
 
 def _forecast(home: Path, key: str, kind: str, quantiles: tuple[float, ...], files: list[Path]) -> Forecast:
-    data = {str(file.relative_to(home)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    data = {str(file.relative_to(home)): file_sha256(file) for file in files}
     return forecast(home, Forecast(key=key, who="rank", kind=kind, unit="share", quantiles=quantiles, data=data))
 
 

@@ -21,7 +21,6 @@ from tenfold.data.text.sources import is_corpus, where
 from tenfold.scale import documents
 from tenfold.scale.forecast import (
     Speed,
-    file_sha256,
     make_forecast,
     record_forecast,
     record_outcome,
@@ -48,7 +47,7 @@ from tenfold.scale.options import ClimbSettings
 from tenfold.scale.points import Point
 from tenfold.scale.rungs import train_rungs, workers
 from tenfold.spec.errors import TenfoldError
-from tenfold.spec.files import make_folder, one_at_a_time, write_json
+from tenfold.spec.files import file_sha256, make_folder, one_at_a_time, write_json
 from tenfold.spec.shapes import shape_for_flops
 from tenfold.train.config import DataConfig, RunConfig
 from tenfold.train.device import resolve_device

@@ -1,6 +1,5 @@
 """The forecast: written before the run, never changed, scored when the run ends."""
 
-import hashlib
 import statistics
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -12,6 +11,7 @@ import numpy as np
 from tenfold.scale import documents
 from tenfold.scale.law import LEVELS, Law
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.files import file_sha256
 from tenfold.spec.forecasts import Forecast, of_intervals, outcome
 from tenfold.spec.forecasts import forecast as freeze
 from tenfold.train.metrics import read_metrics
@@ -93,10 +93,6 @@ def write_forecast(forecast: dict[str, Any], path: Path) -> str:
     documents.write(path, forecast)
     path.chmod(0o444)
     return file_sha256(path)
-
-
-def file_sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 # What a climb forecasts: its kind in the record of forecasts, and its unit.

@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from tenfold.serve.options import EngineOptions, Quantization, ServerOptions, model_path, name_models
+from tenfold.model.path import model_path
+from tenfold.serve.options import EngineOptions, Quantization, ServerOptions, name_models
 from tenfold.spec.commands import File, Given, Json, print_json
 from tenfold.spec.ranges import Count, Seed, Share, Temperature, Text, TopP
 

@@ -95,14 +95,6 @@ class ServerOptions(Struct, frozen=True):
     drain_seconds: Annotated[Seconds, Meta(description="How long SIGTERM waits for unfinished answers.")] = 60.0
 
 
-def model_path(path: Path) -> Path:
-    """The weights of a generation, a Hugging Face directory or a GGUF file. Raises TenfoldError where there are none."""
-    path = path / "model" if (path / "model").is_dir() else path
-    if not path.exists():
-        raise TenfoldError(f"There is no model at {path}: give a generation, a Hugging Face directory or a GGUF file.")
-    return path
-
-
 def model_name(path: Path) -> str:
     """The name under which the model at `path` is served."""
     return path.parent.name if path.name == "model" else path.stem if path.suffix == ".gguf" else path.resolve().name

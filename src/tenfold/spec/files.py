@@ -4,6 +4,7 @@ import csv
 import ctypes
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shlex
@@ -171,6 +172,12 @@ def whole_folder(out: Path, *, replace: bool = False) -> Iterator[Path]:
                 scratch.replace(out)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal. Raises OSError where it cannot be read."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _to_disk(file: Path) -> None:

@@ -31,6 +31,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 from torch.optim import Optimizer
 
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.files import file_sha256
 from tenfold.spec.versions import require_version
 from tenfold.train import store
 from tenfold.train.parallel.processes import on_first_process
@@ -336,8 +337,7 @@ def _checksums(folder: Path, files: list[str], group: Any) -> dict[str, str]:
 
 def _sha256(file: Path) -> str:
     try:
-        with file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return file_sha256(file)
     except OSError:
         return ""
 

@@ -6,7 +6,6 @@ vocabulary in the files beside it as a model of text does.
 
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import file_digest
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +19,7 @@ from tenfold.data.interactions.synthetic import SYNTHETIC, ClusterChain
 from tenfold.data.text.batches import Batch, shuffled
 from tenfold.model.io.tokenizer import read_tokenizer, save_tokenizer
 from tenfold.spec.errors import TenfoldError
-from tenfold.spec.files import whole_folder
+from tenfold.spec.files import file_sha256, whole_folder
 from tenfold.spec.vocabulary import Vocabulary
 
 START = "<start>"
@@ -88,8 +87,7 @@ def open_interactions(source: str, home: Path) -> Interactions:
 
 def _content(path: Path) -> list[str]:
     """What the histories of a file depend on: its bytes, and its ending, which says how they are read."""
-    with path.open("rb") as stream:
-        return [path.suffix, file_digest(stream, "sha256").hexdigest()]
+    return [path.suffix, file_sha256(path)]
 
 
 def _write(directory: Path, histories: list[list[int]], names: list[str]) -> None:

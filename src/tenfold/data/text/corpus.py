@@ -8,7 +8,6 @@ it. Documents stand in the order of their hashes, so that neighbours have nothin
 hashes are the validation split.
 """
 
-import hashlib
 import json
 import shutil
 import time
@@ -31,7 +30,7 @@ from tenfold.data.text.spool import Spool
 from tenfold.data.text.tokenizer import SMALLEST_VOCABULARY, train_tokenizer, trained_vocabulary
 from tenfold.model.io.tokenizer import copy_tokenizer, read_tokenizer, read_vocabulary, save_tokenizer, tokenizer_hash
 from tenfold.spec.errors import TenfoldError
-from tenfold.spec.files import whole_folder, write_json
+from tenfold.spec.files import file_sha256, whole_folder, write_json
 from tenfold.spec.units import si
 from tenfold.spec.versions import require_version
 from tenfold.spec.vocabulary import Vocabulary
@@ -308,5 +307,4 @@ def _groups(texts: Iterable[bytes]) -> Iterator[list[bytes]]:
 
 
 def _facts(file: Path) -> dict[str, Any]:
-    with file.open("rb") as stream:
-        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+    return {"bytes": file.stat().st_size, "sha256": file_sha256(file)}

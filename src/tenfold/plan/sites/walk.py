@@ -1,6 +1,5 @@
 """The sites' part of the circle: what to begin this quarter, for the demand of the newest plan in the home."""
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict
@@ -12,7 +11,7 @@ from tenfold.plan.report import usd
 from tenfold.plan.sites.example import STAGE_YEARS, demand_tree, example_sites, unmet_usd
 from tenfold.plan.sites.staging import Staging, staging
 from tenfold.plan.sites.tree import Tree
-from tenfold.spec.files import write_json
+from tenfold.spec.files import file_sha256, write_json
 from tenfold.spec.forecasts import LEVELS, Forecast, forecast
 from tenfold.spec.versions import read_document, require_version
 
@@ -24,7 +23,7 @@ LEAST_MW = 1.0  # nobody builds a site for less
 def walk(home: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """Solve the sites, write `sites.json`, and forecast the demand of the next stage. The same again changes nothing."""
     tree, plan = home_tree(home)
-    data = {str(plan.relative_to(home)): hashlib.sha256(plan.read_bytes()).hexdigest()} if plan else {}
+    data = {str(plan.relative_to(home)): file_sha256(plan)} if plan else {}
     key = f"sites/demand/{next(iter(data.values()))[:12] if data else 'example'}"
     forecast(home, Forecast(key=key, who="sites", kind="demand", unit="MW", quantiles=next_quantiles(tree), data=data))
     document = solved(tree)

@@ -21,6 +21,7 @@ from tenfold.data.text.corpus import Corpus, require_tokens
 from tenfold.data.text.mixture import Mixture, parts
 from tenfold.model.moe import use_aux_loss
 from tenfold.model.mtp import add_mtp, mtp_weights
+from tenfold.spec.files import file_sha256
 from tenfold.spec.model import ModelSpec
 from tenfold.train.config import PretrainingConfig, RunConfig
 from tenfold.train.contradictions import refuse
@@ -123,7 +124,7 @@ class Pretraining(TaskBase):
         checksums = {name: json.dumps(corpus.manifest["files"], sort_keys=True) for name, corpus in corpora.items()}
         if self.images is not None:
             files = sorted([*self.directory.glob("*.bin"), *self.directory.glob("*.npy")])
-            checksums["images"] = " ".join(_sha256(file) for file in files)
+            checksums["images"] = " ".join(file_sha256(file) for file in files)
         return {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in checksums.items()}
 
     def rows(self, step: int, rows: slice) -> HostRows:
@@ -201,11 +202,6 @@ def _images(config: RunConfig, corpus: Corpus | Mixture, spec: ModelSpec, home: 
         return None
     assert spec.vision is not None and isinstance(corpus, Corpus)
     return on_first_process_then_all(partial(images_in, home, Path(config.data.images), corpus, spec.vision))
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def pretrain(

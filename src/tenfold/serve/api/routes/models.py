@@ -7,10 +7,10 @@ from fastapi import APIRouter, Depends
 from fastapi.responses import JSONResponse, Response
 from openai.types import Model
 
+from tenfold.model.path import model_path
 from tenfold.serve.api.dependencies import ServedModels, gives, operator_only
 from tenfold.serve.api.models import Models
 from tenfold.serve.api.protocol import ModelList, Swapped, SwapRequest
-from tenfold.serve.options import model_path
 
 router = APIRouter()
 
