@@ -25,7 +25,6 @@ from tenfold.learn.distil import nats_of
 from tenfold.learn.tune import trained
 from tenfold.learn.walk import smollm2
 from tenfold.model.io.huggingface import read_model, read_spec, write_model
-from tenfold.scale.documents import read
 from tenfold.scale.generations import newest
 from tenfold.scale.law import Law
 from tenfold.train.run_file import config_from_fields
@@ -52,11 +51,13 @@ def student(home: Path, teacher: Path, share: float) -> Row:
     equal = int(tokens * (3 * size + larger) / (3 * size))
     shape = {name: value for name, value in asdict(spec).items() if name != "name" and value is not None}
     fields = {"tokens": equal, "model": shape, "data": {**run["data"], "max_epochs": 99.0}, "optimizer": run["optimizer"]}
-    trained(config_from_fields(fields, "the benchmark"), home / "scratch", quiet=True)
+    alone = trained(config_from_fields(fields, "the benchmark"), home / "scratch", quiet=True)
     corpus = open_source(text, home, 0, 0.0, tokenizer_from=teacher / "model", quiet=True)
     loss = {name: nats_of(read_model(home / name / "model"), corpus, seq_len) for name in ("student", "scratch", teacher.name)}
     gain = loss["scratch"] - loss["student"]
-    forecast = Law.from_dict(read(teacher / "law.json")).predict(size, equal).loss - median(taught["forecast"])
+    law = Law.from_dict(json.loads((teacher / "law.json").read_text()))
+    nats_per_token = law.predict(size, equal).median * alone.loss / alone.bits_per_byte
+    forecast = nats_per_token - median(taught["forecast"])
     return {
         "what": "student", "parameters": [size, larger], "tokens": tokens, "tokens_from_scratch": equal, "loss": loss,
         "recovered": gain / (loss["scratch"] - loss[teacher.name]), "gain": gain, "forecast_gain": forecast,
