@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import toy_roles
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tenfold.fleet.dispatcher import Dispatcher
@@ -98,6 +98,7 @@ def test_lend_keeps_the_bounds_and_does_not_flap(rates, chat, train, delays):
 
 @settings(max_examples=40)
 @given(st.floats(0, 60), st.integers(1, 3), st.integers(1, 4), DELAYS)
+@example(37.0, 1, 4, [(0.0, 0.0)])
 def test_a_demand_that_stays_leaves_the_roles_as_they_are(rate, chat, train, delays):
     moves, _ = run(fleet_of(chat, train), Lending(), [rate] * 40, delays)
     needed = next((n for n in range(chat, chat + train) if rate <= 0.9 * 10 * n), chat + train)
