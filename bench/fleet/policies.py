@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--traces", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--days", type=float, default=9.0)
-    parser.add_argument("--demands", default="m-small,m-mid")
+    parser.add_argument("--demands", default="m-small,m-mid,deepseek-r1")
     given, rows = parser.parse_args(), []
     for name in given.demands.split(","):
         rates = read_demand(given.traces / "servegen" / f"{name}_total_rate_10min.csv")
