@@ -57,7 +57,7 @@ def test_every_kind_of_run_is_forecast_before_and_scored_after(model, tmp_path):
     for name in ("sft", "dpo", "kto", "grpo"):
         said = json.loads((home / name / "budget.json").read_text())
         end = json.loads((home / name / "run.jsonl").read_text().splitlines()[-1])
-        assert said["steps"] == 8 and len(said["probe_seconds"]) == 3
+        assert said["steps"] == 8 and len(said["probe_seconds"]) == 2
         came = {kind: scored[f"{said['key']}/{kind}"] for kind in ("seconds", "kwh", "usd", "gib")}
         assert came["seconds"].measured == end["seconds"] and came["kwh"].measured == end["energy_kwh"]
         assert came["gib"].measured == end["peak_memory_gib"] and came["gib"].forecast.unit == "GiB"

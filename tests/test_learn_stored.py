@@ -3,8 +3,8 @@
 import json
 import math
 
-import httpx
 import numpy as np
+import openai
 import pytest
 import torch
 from chat_models import chat_model
@@ -81,13 +81,14 @@ def test_what_is_stored_is_what_the_trainer_computes(model, tmp_path):
     """Through the server: tokens with the stop token, and the log-probability of each as it was drawn."""
     database = f"sqlite:///{tmp_path / 'feedback.db'}"
     with serving({"tiny": EngineOptions(model, kv_cache_gib=0.01)}, feedback=database) as server:
+        client = openai.OpenAI(base_url=f"{server}/v1", api_key="none")
         for seed in range(6):
-            body = {
-                "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 60, "seed": seed, "store": True, "temperature": 0.8,
-                "stream": bool(seed % 2),
-            }  # fmt: skip
-            answer = httpx.post(f"{server}/v1/chat/completions", json=body, timeout=60)
-            assert answer.status_code == 200 and '"logprob"' not in answer.text
+            asked = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 60, "seed": seed, "temperature": 0.8}
+            if seed % 2:
+                pieces = client.chat.completions.create(model="tiny", store=True, stream=True, **asked)
+                assert all(choice.logprobs is None for piece in pieces for choice in piece.choices)
+            else:
+                assert client.chat.completions.create(model="tiny", store=True, **asked).choices[0].logprobs is None
     network, encoder, ended = read_model(model), ChatEncoder.of(model), 0
     for row in Feedback(database).rows(responses):
         prompt = encoder.prompt(row.messages)

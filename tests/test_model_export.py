@@ -177,3 +177,23 @@ def test_a_model_without_a_tokenizer_is_exported(tmp_path):
     assert "has no tokenizer" in " ".join(done.notes)
     assert all(torch.equal(p.half().float() if p.ndim > 1 else p, q) for p, q in zip(
         read_model(tmp_path / "model").parameters(), read_model(done.path).parameters(), strict=True))  # fmt: skip
+
+
+def test_a_shape_that_groups_of_32_do_not_fill_goes_to_phones_as_floats_alone(tmp_path):
+    with pytest.raises(TenfoldError, match="dim = 48, which groups of 32 do not fill: give --to executorch:f32"):
+        export(tiny(tmp_path / "model", dim=48, head_dim=16), "executorch:8da4w", tmp_path / "phone")
+    assert not (tmp_path / "phone").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["f32", "8da4w"])
+def test_a_program_for_phones_says_what_the_model_does(tmp_path, kind):
+    """ExecuTorch's own runtime runs the file, and its cache; 4 bits stay near the model."""
+    pytest.importorskip("executorch")
+    done = export(chat_model(tmp_path / "model"), f"executorch:{kind}", tmp_path / "phone")
+    assert {file.name for file in (tmp_path / "phone").iterdir()} >= {"model.pte", "tokenizer.json"}
+    (said,) = done.notes
+    far = float(said.split("from the model ")[1].split()[0])
+    assert far < (1e-6 if kind == "f32" else 0.05)
+    if kind == "f32":
+        assert "6 of 6 greedy answers are equal" in said

@@ -25,7 +25,7 @@ from tenfold.train.result import RunResult
 from tenfold.train.task import Task
 
 FILE = "budget.json"
-FIRST, LEAST = 1, 3  # steps of the throw-away start that are left out, and that are measured
+FIRST, LEAST = 1, 2  # steps of the throw-away start that are left out, and that are measured
 UNITS = {"tuning_seconds": "s", "tuning_kwh": "kWh", "tuning_usd": "USD", "tuning_gib": "GiB"}
 # Relative spreads before a home has outcomes: a busy machine's speed, and what an evaluation takes beside training.
 SPREAD = {"tuning_seconds": 0.2, "tuning_kwh": 0.2, "tuning_usd": 0.2, "tuning_gib": 0.15}

@@ -30,10 +30,10 @@ def write_executorch(source: Path, folder: Path, kind: str) -> list[str]:
 
     Raises TenfoldError for a shape that the format does not have, and for a program that is not the same model when it runs.
     """
-    if find_spec("executorch") is None:
-        raise NotInstalled("Programs for phones need ExecuTorch: pip install 'tenfold[executorch]'.")
     spec = read_spec(source)
     _check(spec, kind)
+    if find_spec("executorch") is None:
+        raise NotInstalled("Programs for phones need ExecuTorch: pip install 'tenfold[executorch]'.")
     known = has_tokenizer(source)
     ours = answers(read_model(source).eval(), read_tokenizer(source) if known else None)
     if known:
