@@ -172,6 +172,15 @@ def test_what_does_not_fit_adapters_is_refused(base, tmp_path, options, said):
     assert not (tmp_path / "run" / "model").exists()
 
 
+def test_an_adapter_of_another_model_is_told_from_its_own(base, tmp_path):
+    wide = chat_model(tmp_path / "wide", dim=48)
+    model = read_model(wide)
+    add_lora(model, 2, 4.0)
+    write_adapter(model, tmp_path / "adapter", str(wide))
+    with pytest.raises(TenfoldError, match=r"has matrices \(2, 48\) and \(32, 2\) for q_proj, and model has 32 x 32"):
+        read_adapter(read_model(base), tmp_path / "adapter")
+
+
 def test_other_backends_refuse_adapters(base, tmp_path):
     from tenfold.serve.backends.backend import make_backend
 

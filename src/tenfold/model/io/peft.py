@@ -49,18 +49,34 @@ def read_adapter(model: Llama, directory: Path) -> None:
     """Give a model the adapters of a PEFT directory. Raises TenfoldError where they do not fit it, or are no plain LoRA."""
     try:
         config = json.loads((directory / "adapter_config.json").read_text())
-        tensors = load_file(directory / "adapter_model.safetensors")
+        stored = load_file(directory / "adapter_model.safetensors", device=str(model.embedding.weight.device))
+        tensors = {name: tensor.float() for name, tensor in stored.items()}
         scale = config["lora_alpha"] / config["r"]
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError, SafetensorError) as error:
         raise TenfoldError(f"{directory} is no adapter of PEFT's: {error}.") from None
     if config.get("use_dora") or config.get("use_rslora") or config.get("rank_pattern") or config.get("alpha_pattern"):
         raise TenfoldError(f"The adapter in {directory} is no plain LoRA of one rank: merge it with PEFT first.")
     for name, linear, parts in _places(model):
         found = [tuple(tensors.pop(f"{name}.{part}.lora_{x}.weight", None) for x in "AB") for part in parts]
-        if any(a is not None for a, _ in found):
+        if any(a is not None or b is not None for a, b in found):
+            _check_shapes(found, linear, model, parts, directory)
             attach(linear, *_joined(found, linear, model), scale)
     if tensors:
         raise TenfoldError(f"The adapter in {directory} has a matrix {next(iter(tensors))!r} that {model.spec.name} has not.")
+
+
+def _check_shapes(found: list[Any], linear: nn.Linear, model: Llama, parts: tuple[str, ...], directory: Path) -> None:
+    """Raises TenfoldError for an adapter of half a pair, or for a matrix of another shape than the model's."""
+    rows = [one.shape[0] for one in _divided(torch.empty(linear.out_features, 1, device="meta"), model, parts)]
+    for part, (a, b), out in zip(parts, found, rows, strict=True):
+        if a is None and b is None:
+            continue
+        rank, shapes = 0 if a is None else len(a), [None if t is None else tuple(t.shape) for t in (a, b)]
+        if shapes != [(rank, linear.in_features), (out, rank)]:
+            raise TenfoldError(
+                f"The adapter in {directory} has matrices {shapes[0]} and {shapes[1]} for {part}, and {model.spec.name} has "
+                f"{out} x {linear.in_features}: it was made for another model."
+            )
 
 
 def _places(model: Llama) -> Iterator[tuple[str, nn.Linear, tuple[str, ...]]]:
@@ -91,14 +107,14 @@ def _joined(found: list[Any], linear: nn.Linear, model: Llama) -> tuple[Tensor, 
     """One A and B for the parts of a matrix: their A's one below the other, and B's beside one another."""
     if len(found) == 1:
         return found[0]
-    rank = next(a.shape[0] for a, _ in found if a is not None)
-    whole_a = torch.zeros(rank * len(found), linear.in_features)
-    whole_b = torch.zeros(linear.out_features, rank * len(found))
+    rank, device = next((a.shape[0], a.device) for a, _ in found if a is not None)
+    whole_a = torch.zeros(rank * len(found), linear.in_features, device=device)
+    whole_b = torch.zeros(linear.out_features, rank * len(found), device=device)
     for i, (a, b) in enumerate(found):
         if a is not None:
             own = slice(i * rank, (i + 1) * rank)
             whole_a[own] = a
-            rows = torch.zeros(linear.out_features, rank)
+            rows = torch.zeros(linear.out_features, rank, device=device)
             _slots(rows, model)[i].set(b)
             whole_b[:, own] = rows
     return whole_a, whole_b
