@@ -66,7 +66,8 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None, None]:
-        return grad_outputs[0] @ _whole(*ctx.matrix, ctx.inputs), None, None, None, None
+        numbers, scales, leasts = ctx.matrix
+        return grad_outputs[0] @ _whole(numbers, scales, leasts, ctx.inputs), None, None, None, None
 
 
 def _whole(numbers: Tensor, scales: Tensor, leasts: Tensor | None, inputs: int) -> Tensor:
