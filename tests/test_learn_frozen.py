@@ -177,7 +177,7 @@ def test_an_adapter_of_another_model_is_told_from_its_own(base, tmp_path):
     model = read_model(wide)
     add_lora(model, 2, 4.0)
     write_adapter(model, tmp_path / "adapter", str(wide))
-    with pytest.raises(TenfoldError, match=r"has matrices \(2, 48\) and \(32, 2\) for q_proj, and model has 32 x 32"):
+    with pytest.raises(TenfoldError, match=r"has matrices \(2, 48\) and \(32, 2\) for q_proj, and base has 32 x 32"):
         read_adapter(read_model(base), tmp_path / "adapter")
 
 

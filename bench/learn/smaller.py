@@ -88,6 +88,7 @@ def main() -> None:
     parser.add_argument("--home", type=Path, help="of a climb; one is made where it has none")
     parser.add_argument("--top", type=float, default=5e12)
     parser.add_argument("--share", type=float, default=0.5, help="of the teacher's tokens")
+    parser.add_argument("--rounding-steps", type=int, default=100, help="of each block, where rounding is tuned")
     parser.add_argument("--dry", action="store_true", help="write nothing")
     given = parser.parse_args()
     home = given.home or Path(tempfile.mkdtemp())
@@ -97,11 +98,14 @@ def main() -> None:
     assert teacher is not None
     text = tomllib.loads((teacher / "run.toml").read_text())["data"]["corpus"]
     rows = [student(home, teacher, given.share)]
-    rows += [four_bits(home, teacher / "model", text), four_bits(home, teacher / "model", text, "--qat")]
+    tuned = ("--rounding", "tuned", "--rounding-steps", str(given.rounding_steps))
+    for how in ((), ("--qat",), tuned, ("--rotate",), ("--rotate", *tuned)):
+        rows.append(four_bits(home, teacher / "model", text, *how))
     small = home / "smollm2" / "model"
     if not small.exists():
         write_model(read_model(smollm2()), small, tokenizer_directory=smollm2())
-    rows.append(four_bits(home, small, text))
+    # Its weights lie on a grid of 4 bits already: rounding is judged on the same function in other channels.
+    rows += [four_bits(home, small, text, *how) for how in (("--rotate",), ("--rotate", *tuned))]
     print(*rows, sep="\n")
     if not given.dry:
         write_results("smaller", rows, headline(rows))

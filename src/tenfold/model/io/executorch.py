@@ -44,7 +44,12 @@ def write_executorch(source: Path, folder: Path, kind: str) -> list[str]:
         meta.mkdir()
         write_meta(source, meta, torch.float32)
         texts = [answer.tokens for answer in ours]
-        _run(Job(meta, folder / "model.pte", kind, context, _metadata(source) if known else {}, texts, said), source)
+        _run(
+            Job(
+                str(meta), str(folder.absolute() / "model.pte"), kind, context, _metadata(source) if known else {}, texts, str(said)
+            ),
+            source,
+        )
         theirs: list[Tensor] = torch.load(said, weights_only=True)
     off = max(float((a.log_probs - b).abs().max()) for a, b in zip(ours, theirs, strict=True))
     if not off < (SLACK if kind == "f32" else float("inf")):

@@ -17,13 +17,13 @@ class Job(msgspec.Struct):
     """`meta` is a folder in Meta's layout, `program` the file to write, `kind` f32 or 8da4w. The program is asked `texts` token by
     token; its log-probabilities go to `answers`, a tensor [tokens, vocab] for each text."""
 
-    meta: Path
-    program: Path
+    meta: str
+    program: str
     kind: str
     context: int
     metadata: dict[str, int | list[int]]
     texts: list[list[int]]
-    answers: Path
+    answers: str
 
 
 def lower(job: Job) -> None:
@@ -33,11 +33,11 @@ def lower(job: Job) -> None:
 
     config = LlmConfig()
     config.base.model_class = ModelType.llama3
-    config.base.checkpoint, config.base.params = str(job.meta / "consolidated.00.pth"), str(job.meta / "params.json")
+    config.base.checkpoint, config.base.params = f"{job.meta}/consolidated.00.pth", f"{job.meta}/params.json"
     config.base.metadata = json.dumps(job.metadata)
     config.model.use_kv_cache = config.model.use_sdpa_with_kv_cache = True
     config.export.max_seq_length = config.export.max_context_length = job.context
-    config.export.output_name = str(job.program)
+    config.export.output_name = job.program
     config.backend.xnnpack.enabled = config.backend.xnnpack.extended_ops = True
     if job.kind == "8da4w":
         config.quantization.qmode, config.quantization.group_size = "8da4w", 32
@@ -52,7 +52,7 @@ def ask(job: Job) -> list[Tensor]:
 
     found = []
     for tokens in job.texts:
-        method = Runtime.get().load_program(job.program).load_method("forward")  # with an empty cache
+        method = Runtime.get().load_program(Path(job.program)).load_method("forward")  # with an empty cache
         assert method is not None
         said = [method.execute([torch.tensor([[token]]), torch.tensor([at])])[0].flatten() for at, token in enumerate(tokens)]
         found.append(torch.stack(said).float().log_softmax(-1))

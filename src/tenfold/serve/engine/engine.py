@@ -219,12 +219,12 @@ class Engine:
     def _draw(self, logits: Tensor, best: int, s: Sequence) -> int:
         p, state = s.request.sampling, s.state
         if self._is_settled(s.request):
-            state.drawn = 0.0
-            return best
-        logits = sampling.adjust(logits, s, state)
-        if state.matcher is not None:
-            logits = state.matcher.mask(logits)
-        token = sampling.draw(logits, p, state)
+            token = best
+        else:
+            logits = sampling.adjust(logits, s, state)
+            if state.matcher is not None:
+                logits = state.matcher.mask(logits)
+            token = sampling.draw(logits, p, state)
         if p.logprobs is not None:
             state.drawn = sampling.drawn_logprob(logits, p, token)
         return token

@@ -105,15 +105,17 @@ def _choose(weights: np.ndarray, uniform: float) -> int:
     return min(int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right")), len(weights) - 1)
 
 
-def drawn_logprob(logits: Tensor, s: Sampling, token: int) -> float:
-    """The log-probability with which `draw` gives `token` from adjusted logits [vocab]: 0 where it always does."""
+def drawn_logprob(logits: Tensor, s: Sampling, token: int) -> float | None:
+    """The log-probability with which `draw` gives `token` from adjusted logits [vocab]: 0 where it always does, None where it never
+    would, and so another program has drawn."""
     if s.temperature < 1e-5:
         return 0.0
     scaled = logits.numpy() / np.float32(s.temperature)
     if s.top_p >= 1 and s.top_k <= 0 and s.min_p <= 0:
         return float(scaled[token] - np.logaddexp.reduce(scaled.astype(np.float64)))
     tokens, weights = candidates(scaled, s)
-    return float(np.log(weights[tokens == token][0] / weights.sum()))
+    found = weights[tokens == token]
+    return float(np.log(found[0] / weights.sum())) if len(found) else None
 
 
 def logprob(logits: Tensor, token: int, count: int, drawn: float | None = None) -> TokenLogprob:
