@@ -118,10 +118,10 @@ def test_rewards_of_stored_answers_are_learned_and_the_ratio_is_bounded(model, r
     assert any(row["ratio_max"] > 2.0 for row in record) and record[0]["kl"] == pytest.approx(0, abs=1e-6)
     assert result.scores["reward"] > np.mean([row["reward"] for row in rows]) and 0 < result.scores["ess_share"] <= 1
     network, encoder = read_model(tmp_path / "run" / "model"), ChatEncoder.of(model)
-    how = Sampling(max_tokens=8, n=20, stop_tokens=encoder.vocabulary.stop_tokens)
+    how = Sampling(max_tokens=8, n=100, stop_tokens=encoder.vocabulary.stop_tokens)
     prompts = [encoder.prompt([{"role": "user", "content": f"Hello {i}"}]) for i in (3, 50)]
     own = [even(one.tokens) for group in draw(network, prompts, how, 0) for one in group]
-    assert np.mean(own) > 0.15 + np.mean([row["reward"] for row in rows])
+    assert np.mean(own) > 0.05 + np.mean([row["reward"] for row in rows])
 
 
 def test_without_change_of_weights_the_ratio_is_the_temperatures(model, rows, tmp_path):
@@ -204,7 +204,7 @@ def test_what_is_no_stored_answer_is_told_and_nothing_is_written(model, tmp_path
 
 def test_sources_that_say_nothing_are_refused(model, tmp_path):
     def tuned(**source):
-        name = source.get("stored", "none").rpartition("/")[2]
+        name = "run of " + source.get("stored", "none").rpartition("/")[2]
         tune_on_rewards(model, RewardSource(**source), tmp_path / name, SETTINGS, options=OPTIONS, quiet=True)
 
     with pytest.raises(TenfoldError, match="give --rewards, or --stored"):

@@ -126,16 +126,18 @@ def read_stored(path: Path) -> list[StoredAnswer]:
 
 
 def _answer(row: Row, where: str) -> StoredAnswer:
-    tokens, log_probs, reward = (row.get(key) for key in ("token_ids", "logprobs", "reward"))
+    tokens: Any = row.get("token_ids")
+    log_probs: Any = row.get("logprobs")
+    reward: Any = row.get("reward")
     if row.get("prompt") is None or not _numbers(tokens, int) or min(tokens) < 0 or not _numbers(log_probs, (int, float)):
         raise TenfoldError(f"{where}: write {FORM}.")
-    if len(tokens) != len(log_probs):  # type: ignore[arg-type]
-        raise TenfoldError(f"{where}: {len(tokens)} tokens have {len(log_probs)} log-probabilities: give one of each.")  # type: ignore[arg-type]
-    if not all(-math.inf < value <= 1e-6 for value in log_probs):  # type: ignore[union-attr]
+    if len(tokens) != len(log_probs):
+        raise TenfoldError(f"{where}: {len(tokens)} tokens have {len(log_probs)} log-probabilities: give one of each.")
+    if not all(-math.inf < value <= 1e-6 for value in log_probs):
         raise TenfoldError(f"{where}: a log-probability must be a number of at most 0.")
-    if not _numbers([reward], (int, float)) or not math.isfinite(reward):  # type: ignore[arg-type]
+    if not _numbers([reward], (int, float)) or not math.isfinite(reward):
         raise TenfoldError(f"{where}: the reward must be a finite number, not {reward!r}.")
-    return StoredAnswer(messages_of(row["prompt"], where), tokens, log_probs, float(reward))  # type: ignore[arg-type]
+    return StoredAnswer(messages_of(row["prompt"], where), tokens, log_probs, float(reward))
 
 
 def _numbers(values: Any, kind: Any) -> bool:

@@ -34,9 +34,9 @@ def rest(log_probs: Tensor) -> Tensor:
 
 
 class Top(NamedTuple):
-    """The likeliest tokens `index` int32 [rows, T, k] with their log-probabilities, and that of all others together [rows, T]."""
+    """The likeliest `tokens` int32 [rows, T, k] with their log-probabilities, and that of all others together [rows, T]."""
 
-    index: np.ndarray
+    tokens: np.ndarray
     log_probs: np.ndarray
     rest: np.ndarray
 
@@ -75,7 +75,7 @@ class TeacherStore:
             make_folder(self.folder)
             with whole_file(file) as scratch:
                 save_file({name: np.ascontiguousarray(values) for name, values in stored.items()}, scratch)
-        return TaughtRows(batch, Top(stored["index"], stored["log_probs"].astype(np.float32), stored["rest"]))
+        return TaughtRows(batch, Top(stored["tokens"], stored["log_probs"].astype(np.float32), stored["rest"]))
 
     @torch.no_grad()
     def _ask(self, batch: TokenRows, teachers: Sequence[Llama]) -> Top:
