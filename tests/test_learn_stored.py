@@ -217,6 +217,9 @@ def test_sources_that_say_nothing_are_refused(model, tmp_path):
     (tmp_path / "equal.jsonl").write_text((tmp_path / "equal.jsonl").read_text().replace("1.0", "0.5"))
     with pytest.raises(TenfoldError, match="was made of other rows or rewards"):
         tuned(stored=equal)
+    with pytest.raises(TenfoldError, match="gives num_iterations, 4, which has no effect where answers are stored"):
+        idle = GRPOOptions(num_iterations=4)
+        tune_on_rewards(model, RewardSource(stored=equal), tmp_path / "idle", SETTINGS, options=idle, quiet=True)
     Feedback(f"sqlite:///{tmp_path / 'empty.db'}")
     with pytest.raises(TenfoldError, match="has no stored answers to learn from"):
         tuned(stored=str(tmp_path / "empty.db"))

@@ -37,11 +37,13 @@ from tenfold.learn.tasks.start import check_rows, model_of
 from tenfold.learn.tasks.tally import Tally
 from tenfold.spec.errors import TenfoldError
 from tenfold.train.config import RunConfig
+from tenfold.train.contradictions import refuse
 from tenfold.train.resolve import resolve_hyperparameters, resolve_model
 from tenfold.train.run import Run
 from tenfold.train.run_file import task_settings
 from tenfold.train.task import Rows
 
+IDLE = ("num_generations", "num_iterations", "validation_prompts", "epsilon", "epsilon_high")
 HELD = 10  # one prompt of so many is kept for the evaluation
 
 
@@ -62,6 +64,8 @@ class StoredGRPO(PolicyGradient):
         """Raises TenfoldError for answers that cannot be read, fit no row, or are all worth the same."""
         if dist.is_initialized() and dist.get_world_size() > 1:
             raise TenfoldError("Stored answers are learned on one process: start it without --launch.")
+        for key in IDLE:
+            refuse(settings, key, "answers are stored, not drawn", "The table [task]")
         self.settings, self.adapters, self.tally = settings, settings, Tally()
         model = model_of(config)
         self.encoder = ChatEncoder.of(model)
