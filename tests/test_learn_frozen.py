@@ -75,6 +75,9 @@ def test_a_product_and_its_gradient_are_those_of_the_whole_matrix(bits):
         x = torch.randn(3, 5, inputs, requires_grad=True)
         expected = torch.autograd.grad((x @ whole.T).square().sum(), x)
         torch.testing.assert_close(torch.autograd.grad(linear(x).square().sum(), x), expected)
+        with torch.autocast("cpu", torch.bfloat16):
+            (rounded,) = torch.autograd.grad(linear(x).float().square().sum(), x)
+        torch.testing.assert_close(rounded, expected[0], rtol=0.05, atol=0.05)
 
 
 @pytest.mark.parametrize("bits", ["int8", "int4"])

@@ -67,7 +67,8 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None, None]:
         numbers, scales, leasts = ctx.matrix
-        return grad_outputs[0] @ _whole(numbers, scales, leasts, ctx.inputs), None, None, None, None
+        (grad,) = grad_outputs
+        return grad @ _whole(numbers, scales, leasts, ctx.inputs).to(grad.dtype), None, None, None, None
 
 
 def _whole(numbers: Tensor, scales: Tensor, leasts: Tensor | None, inputs: int) -> Tensor:
