@@ -30,13 +30,6 @@ Name = Annotated[GivenName, Meta(description="The name of the new generation.")]
 Generation = Annotated[Folder, Meta(description="The generation's directory.")]
 
 
-class ServerOptions(Struct, frozen=True):
-    """The running server that takes a release on."""
-
-    server: Annotated[str, Meta(description="Its address, as http://127.0.0.1:8000; without one only the home is changed.")] = ""
-    key: Annotated[str, Meta(description="The key of an operator, where the server has keys.")] = ""
-
-
 class NewGeneration(Struct, frozen=True):
     """The generation that is made, and how its result is shown."""
 
@@ -265,37 +258,3 @@ def evaluate(
             low, high = beside["nats"]["t_interval"]
             print(f"  Beside the other: {beside['nats']['mean']:+.2f} nats (95 %: {low:+.2f} to {high:+.2f}); p of so many")
             print(f"  losses by chance {beside['lost_p']:.2g}.")
-
-
-def release(
-    new: Generation, /, *, home: Home = Path("generations"), server: ServerOptions = ServerOptions(), json: Json = False
-) -> None:
-    """Put a generation that has passed its gate in service.
-
-    Example: tenfold learn release generations/chat-1 --server http://127.0.0.1:8000
-    """
-    from tenfold.learn.release import release as put_in_service
-
-    _tell(put_in_service(new, home), server, json)
-
-
-def rollback(*, home: Home = Path("generations"), server: ServerOptions = ServerOptions(), json: Json = False) -> None:
-    """Put the generation before in service again.
-
-    Example: tenfold learn rollback --server http://127.0.0.1:8000
-    """
-    from tenfold.learn.release import rollback as go_back
-
-    _tell(go_back(home), server, json)
-
-
-def _tell(now: dict[str, Any], server: ServerOptions, json: bool) -> None:
-    """Let the server take what is in service, and say what that is."""
-    from tenfold.learn.release import swap
-
-    if server.server:
-        swap(server.server, Path(now["path"]), server.key)
-    if json:
-        print_json(now)
-    else:
-        print(f"In service: {now['path']}" + (f", at {server.server}." if server.server else "."))

@@ -15,7 +15,7 @@ from typing import Any
 from tenfold.learn.data import VERSION, write_versioned
 from tenfold.learn.gate import gate
 from tenfold.learn.options import TuneSettings
-from tenfold.learn.release import release, swap
+from tenfold.learn.release import Server, release
 from tenfold.learn.tune import tune
 from tenfold.model.io.huggingface import read_model, write_model
 from tenfold.spec.errors import NotInstalled, TenfoldError
@@ -128,7 +128,7 @@ def _under_load(server: str, new: Path) -> dict[str, Any]:
         calls = [callers.submit(call) for _ in range(CALLERS)]
         began = time.monotonic()
         try:
-            swap(server, new)
+            Server(server).serve({"path": str(new)})
             seconds, enough = time.monotonic() - began, len(answered) + 2 * CALLERS
             while len(answered) < enough and not dropped:  # some of the new model, too
                 time.sleep(0.05)

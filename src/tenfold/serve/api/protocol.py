@@ -199,6 +199,12 @@ class SwapRequest(BaseModel):
     path: str
 
 
+class SplitRequest(SwapRequest):
+    """The path of a candidate, and the share of the users that it answers."""
+
+    share: Annotated[Finite, Field(gt=0, lt=1)]
+
+
 class TokenizeRequest(Body):
     model: str = ""
     prompt: Text | None = None
@@ -225,6 +231,11 @@ class Embeddings(CreateEmbeddingResponse):
 
 class Swapped(Model):
     path: str
+
+
+class SplitModel(Model):
+    candidate: str
+    share: float
 
 
 class Tokenized(BaseModel):
