@@ -99,7 +99,8 @@ class TokenLogprob:
 class Output:
     """New tokens of sequence `index` of a request; the last output of a sequence has a finish reason.
 
-    The output of an `embed` request has its `embedding`, that of a `score` request its `scores`.
+    The output of an `embed` request has its `embedding`, that of a `score` request its `scores`, and of the same tokens
+    whether each was the `likeliest`.
     """
 
     request_id: str
@@ -110,6 +111,7 @@ class Output:
     cached_tokens: int = 0
     embedding: list[float] | None = None
     scores: list[float] | None = None
+    likeliest: list[bool] | None = None
     error: str | None = None
 
 
