@@ -13,48 +13,12 @@ from tenfold.serve.feedback.feedback import Feedback, ratings, responses
 
 MAX_TOKENS = 48
 TEMPERATURE = 1.0  # at which two answers differ
-THINGS = [
-    "apples",
-    "bees",
-    "books",
-    "bread",
-    "bridges",
-    "buses",
-    "carpets",
-    "cats",
-    "chess",
-    "clouds",
-    "cricket",
-    "dogs",
-    "drums",
-    "elephants",
-    "fish",
-    "flutes",
-    "frogs",
-    "gardens",
-    "glaciers",
-    "goats",
-    "honey",
-    "horses",
-    "islands",
-    "kites",
-    "lakes",
-    "lamps",
-    "mangoes",
-    "maps",
-    "mirrors",
-    "moss",
-    "mountains",
-    "novels",
-    "oceans",
-    "onions",
-    "owls",
-    "painting",
-    "pianos",
-    "poems",
-    "potatoes",
-    "rain",
-]
+THINGS = (
+    "apples", "bees", "books", "bread", "bridges", "buses", "carpets", "cats", "chess", "clouds", "cricket", "dogs",
+    "drums", "elephants", "fish", "flutes", "frogs", "gardens", "glaciers", "goats", "honey", "horses", "islands", "kites",
+    "lakes", "lamps", "mangoes", "maps", "mirrors", "moss", "mountains", "novels", "oceans", "onions", "owls", "painting",
+    "pianos", "poems", "potatoes", "rain",
+)  # fmt: skip
 OPENINGS = ("I like {}.", "Let us talk about {}.", "Yesterday I read about {}.", "My friend knows a lot about {}.")
 
 
