@@ -12,7 +12,8 @@ from tenfold.spec.errors import TenfoldError
 
 def read_functions(source: str, kind: str) -> dict[str, Callable[..., Any]]:
     """The functions of a file whose names begin with `kind`. Raises TenfoldError where there are none, or it cannot be run."""
-    found = {name: f for name, f in run_file(source, kind).items() if name.startswith(kind) and inspect.isfunction(f)}
+    defined = run_file(source, kind).items()
+    found: dict[str, Callable[..., Any]] = {name: f for name, f in defined if name.startswith(kind) and inspect.isfunction(f)}
     if not found:
         raise TenfoldError(f"{source} has no {kind}s: write a function whose name begins with {kind}.")
     return found

@@ -13,7 +13,7 @@ from typing import Any
 
 from tenfold.data.conversations.chats import Chat, messages_of
 from tenfold.data.conversations.rows import Row, read_rows
-from tenfold.learn.functions import call, read_functions, run_file
+from tenfold.learn.functions import read_functions, run_file, taken, told
 from tenfold.spec.errors import NotInstalled, TenfoldError, nearest
 from tenfold.spec.files import file_sha256
 
@@ -47,10 +47,8 @@ class Rewards:
 
     def _scores(self, name: str, function: Callable[..., Any], given: dict[str, Any], answers: Sequence[str]) -> list[float]:
         what = f"The reward {name} of {self.source}"
-        try:
-            values = [0.0 if value is None else float(value) for value in call(what, function, given)]
-        except (TypeError, ValueError) as error:
-            raise TenfoldError(f"{what} failed: {type(error).__name__}: {error}.") from error
+        with told(what):
+            values = [0.0 if value is None else float(value) for value in function(**taken(function, given))]
         if len(values) != len(answers):
             raise TenfoldError(f"{what} gave {len(values)} numbers for {len(answers)} answers.")
         for value, answer in zip(values, answers, strict=True):
@@ -72,7 +70,7 @@ def read_prompts(source: str) -> list[tuple[Row, Chat]]:
     if source.startswith(GYM):
         rows = [(source, {"prompt": entry["question"], "entry": entry}) for entry in _gym(source)]
     elif source.endswith(".py"):
-        if not callable(found := run_file(source).get("prompts")):
+        if not callable(found := run_file(source, "reward").get("prompts")):
             raise TenfoldError(f"{source} gives no prompts: write a function prompts(), or give --data.")
         rows = [(f"{source}, prompt {number}", row) for number, row in enumerate(found(), 1)]
     else:

@@ -144,6 +144,7 @@ class Models:
         name = self.resolve(name)
         released = await self.get(name)
         async with self._loading:
+            released = self.loaded.get(name, released)  # a swap may have come first
             weights, before = await asyncio.to_thread(weights_hash, path), self.splits.get(name)
             if before is not None and before.checkpoint == weights and before.candidate.backend.is_alive:
                 before.share = share
