@@ -1,7 +1,4 @@
-"""A tiny model that can chat: random weights, a tokenizer of its own, and a ChatML template; and questions that have one answer."""
-
-import random
-from typing import NamedTuple
+"""A tiny model that can chat: random weights, a tokenizer of its own, and a ChatML template."""
 
 import torch
 from tokenizers import AddedToken
@@ -13,11 +10,6 @@ from tenfold.model.llama import Llama
 from tenfold.spec.model import ModelSpec
 from tenfold.spec.vocabulary import Vocabulary
 
-CAPITALS = {
-    "France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Japan": "Tokyo", "Egypt": "Cairo", "Norway": "Oslo", "Peru": "Lima",
-    "Greece": "Athens", "Cuba": "Havana", "Kenya": "Nairobi", "Austria": "Vienna", "Poland": "Warsaw", "Russia": "Moscow",
-    "Ireland": "Dublin", "Portugal": "Lisbon", "Iran": "Tehran", "Iraq": "Baghdad", "Germany": "Berlin", "China": "Beijing",
-}  # fmt: skip
 WORDS = (
     "What is 3 + 4? Reply with the number alone. The capital of Peru is Lima. Which number is larger? Hello there, how are you?\n"
 )
@@ -39,15 +31,3 @@ def chat_model(directory, seed=0, template=TEMPLATE, **changes):
     write_model(Llama(ModelSpec(name="tiny", vocab_size=vocabulary.size, **shape | changes)), directory)
     save_tokenizer(tokenizer, vocabulary, directory)
     return directory
-
-
-class Question(NamedTuple):
-    prompt: str
-    answer: str
-
-
-def questions(count):
-    """So many, none twice; always the same."""
-    asked = {f"What is {a} + {b}? Reply with the number alone.": str(a + b) for a in range(2, 10) for b in range(2, 10)}
-    asked |= {f"What is the capital of {land}? Reply with one word.": city for land, city in CAPITALS.items()}
-    return [Question(*one) for one in random.Random(0).sample(list(asked.items()), count)]

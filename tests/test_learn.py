@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from chat_models import chat_model, questions
+from chat_models import chat_model
 from scipy import stats
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from bench.harness import ROOT
+from bench.learn.questions import questions
 from tenfold.cli.commands import run
 from tenfold.data.conversations.chats import read_chats
 from tenfold.learn.answers import Model
@@ -258,7 +260,7 @@ if __name__ == "__main__":
 @pytest.mark.slow
 def test_killed_at_any_moment_the_walk_goes_on_to_the_same_release(talkative, tmp_path, monkeypatch):
     monkeypatch.setenv("TENFOLD_CIRCLE", "small")
-    monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parent}:{ROOT}:{os.environ.get('PYTHONPATH', '')}")
     (tmp_path / "run.py").write_text(WALK)
     chance = random.Random(0)
 

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from chat_models import chat_model, questions
+from chat_models import chat_model
 from msgspec import structs
 from safetensors.torch import load_file, save_file
 from scipy import stats
 
+from bench.learn.questions import questions
 from tenfold.cli.commands import run
 from tenfold.learn.checks import Both, better_in_each
 from tenfold.learn.data import Judgement, parts_of

@@ -3,8 +3,9 @@
 import json
 
 import pytest
-from chat_models import chat_model, questions
+from chat_models import chat_model
 
+from bench.learn.questions import questions
 from tenfold.learn.options import TaskOptions
 from tenfold.serve.options import EngineOptions
 from tenfold.serve.start import serving
