@@ -3,11 +3,11 @@
     python -m bench.learn.next                                   # SmolLM2-135M-Instruct, `tenfold learn next --kind dpo`
     python -m bench.learn.next --judgements 60 --steps 4 --dry   # a try
 
-Users with a hidden preference (`tenfold.learn.users.Taste`) each ask one thing twice of a running server, and give the answer
-that they prefer, with noise, a thumb up and the other a thumb down. `tenfold learn next` makes the next generation of what they said, and judges it. Then both models answer the
-prompts of the users who were held out by their likeliest tokens, and the preference, without its noise, judges each pair; a tie
-is half a win. The interval is by bootstrap over prompts. `--evaluation-prompts` questions with one right answer are the named
-evaluation in which the new model must not be worse. Writes bench/results/next.json.
+Users with a hidden preference (`tenfold.learn.users.Taste`) each say one thing twice to a running server, and give the answer that
+they prefer, with noise, a thumb up and the other a thumb down. `tenfold learn next` makes the next generation of it, and judges it.
+Then both models answer the prompts of the users who were held out by their likeliest tokens, and the preference, without its
+noise, judges each pair; a tie is half a win. The interval is by bootstrap over prompts. `--evaluation-prompts` questions with one
+right answer are the named evaluation in which the new model must not be worse. Writes bench/results/next.json.
 """
 
 import json
