@@ -82,7 +82,7 @@ def test_the_engine_answers_as_transformers_does(models):
 
 def test_tasks_in_process_and_through_the_api_agree_and_models_are_compared_by_document(models, tasks):
     names = ("own_choice", "own_written")
-    here = harness(models[0], TaskOptions(tasks=names, include_path=tasks, limit=16), models[1])
+    here = harness(models[0], TaskOptions(tasks=(",".join(names),), include_path=tasks, limit=16), models[1])
     with serving({"m": EngineOptions(models[0], kv_cache_gib=0.05, threads=1)}) as url:
         there = harness(models[0], TaskOptions(tasks=names, include_path=tasks, limit=16, api=url))
     assert here.keys() == there.keys() == set(names)

@@ -163,16 +163,17 @@ def _evaluated(model: Path, asked: TaskOptions) -> tuple[dict[str, Any], dict[st
     if asked.api:
         lm, address = "local-completions", f"{asked.api.rstrip('/')}/v1/completions"
         arguments = {"model_args": {"base_url": address, "model": "", "tokenizer": str(model), "tokenizer_backend": "huggingface"}}
+    names = [name for some in asked.tasks for name in some.split(",")]
     manager = TaskManager(include_path=str(asked.include_path) if asked.include_path else None)
-    if unknown := [name for name in asked.tasks if not manager.match_tasks([name])]:
+    if unknown := [name for name in names if not manager.match_tasks([name])]:
         raise TenfoldError(f"lm-eval has no task {unknown[0]!r}: `lm-eval ls tasks` lists them, --include-path adds a folder.")
     try:
         said = lm_eval.simple_evaluate(
-            lm, tasks=list(asked.tasks), num_fewshot=asked.num_fewshot, limit=asked.limit or None, task_manager=manager,
+            lm, tasks=names, num_fewshot=asked.num_fewshot, limit=asked.limit or None, task_manager=manager,
             apply_chat_template=asked.apply_chat_template, bootstrap_iters=0, **arguments,
         )  # fmt: skip
     except (OSError, ValueError, AssertionError) as error:  # data that cannot be fetched, a task file that is wrong
-        raise TenfoldError(f"lm-eval refuses {', '.join(asked.tasks)}: {' '.join(str(error).split())}") from error
+        raise TenfoldError(f"lm-eval refuses {', '.join(names)}: {' '.join(str(error).split())}") from error
     assert said is not None
     return said["results"], {task: _values(samples) for task, samples in said["samples"].items()}
 

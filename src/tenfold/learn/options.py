@@ -139,7 +139,7 @@ class GateSettings(Struct, frozen=True):
 class TaskOptions(Struct, frozen=True):
     """Tasks of lm-eval."""
 
-    tasks: Annotated[tuple[str, ...], Meta(description="Names of lm-eval's tasks, as arc_easy, or of one's own.")] = ()
+    tasks: Annotated[tuple[str, ...], Meta(description="Names of lm-eval's tasks, or of one's own, with commas between.")] = ()
     include_path: Annotated[Folder | None, Meta(description="A folder of task files (YAML) of one's own.")] = None
     num_fewshot: Annotated[int | None, Meta(ge=0, description="Examples before each question; by default the task's own.")] = None
     limit: Annotated[int, Meta(ge=0, description="Documents of each task; 0 takes all.")] = 0
