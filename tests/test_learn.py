@@ -17,6 +17,8 @@ from chat_models import chat_model
 from scipy import stats
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from bench.harness import ROOT
+from bench.learn.questions import questions
 from tenfold.cli.commands import run
 from tenfold.data.conversations.chats import read_chats
 from tenfold.learn.answers import Model
@@ -26,7 +28,7 @@ from tenfold.learn.options import TuneSettings
 from tenfold.learn.release import FILE, release, released, rollback
 from tenfold.learn.statistics import paired_test, predicted
 from tenfold.learn.tune import tune
-from tenfold.learn.users import questions
+from tenfold.learn.users import asked_by
 from tenfold.learn.walk import NAME, smollm2, walk
 from tenfold.serve.feedback.feedback import Feedback
 from tenfold.spec.errors import TenfoldError
@@ -44,7 +46,7 @@ def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     chat_model(home / "old" / "model")
     rows = [
-        {"messages": [{"role": "user", "content": q.prompt}, {"role": "assistant", "content": q.answer}]} for q in questions(60, 1)
+        {"messages": [{"role": "user", "content": q.prompt}, {"role": "assistant", "content": q.answer}]} for q in questions(60)
     ]
     (home / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     tune(home / "old" / "model", str(home / "chats.jsonl"), home / "new", SETTINGS, quiet=True)
@@ -206,44 +208,64 @@ def test_prompts_that_were_learned_are_left_out(copy):
     assert gate(new, copy / "old", copy)["left_out_prompts"] == learned
 
 
-def test_simulated_users_ask_nothing_twice_and_judge_by_their_rule():
-    asked = questions(40, 2)
-    assert len({q.prompt for q in asked}) == 80 and len({q.user for q in asked}) == 40 and asked == questions(40, 2)
-    lima = next(q for q in asked if q.answer.isalpha())
-    assert lima.is_right(f" {lima.answer}.") and not lima.is_right(f"It is {lima.answer}.")
+def test_simulated_users_say_nothing_twice():
+    said = asked_by(40, 3)
+    assert len({one.prompt for one in said}) == 120 and len({one.user for one in said}) == 40 and said == asked_by(40, 3)
 
 
-def test_the_walk_ends_in_a_release_that_a_server_took(tmp_path, monkeypatch):
+SAID = ("Yes. What do you like?", "Why?", "I see.", "However, I know nothing about that and so I can not say much.")
+TALK = TuneSettings(steps=80, batch_size=8, learning_rate=3e-3, max_epochs=500)
+DPO = TuneSettings(steps=30, batch_size=4, seq_len=192, learning_rate=1e-3, max_epochs=50, held_out=0.3)
+
+
+@pytest.fixture(scope="module")
+def talkative(tmp_path_factory):
+    """A model that says now this, now that, whatever it is told."""
+    home, chance = tmp_path_factory.mktemp("talk"), random.Random(0)
+    said = [(one.prompt, chance.choice(SAID)) for one in asked_by(40, 4)]
+    rows = [{"messages": [{"role": "user", "content": p}, {"role": "assistant", "content": a}]} for p, a in said]
+    (home / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tune(chat_model(home / "tiny"), str(home / "chats.jsonl"), home / "talk", TALK, quiet=True)
+    return home / "talk" / "model"
+
+
+def test_the_walk_ends_in_a_release_that_a_server_took(talkative, tmp_path, monkeypatch):
     monkeypatch.setenv("TENFOLD_CIRCLE", "small")
-    old, said = chat_model(tmp_path / "tiny"), []
-    found = walk(tmp_path / "home", said.append, model=old, settings=SETTINGS)
-    assert found["passed"] and found["dropped"] == 0 and found["answered"] > 4 and found["switch_seconds"] > 0
+    said = []
+    found = walk(tmp_path / "home", said.append, model=talkative, settings=DPO)
+    assert (
+        found["passed"]
+        and found["win_rate"] > 0.6
+        and found["dropped"] == 0
+        and found["answered"] > 4
+        and found["switch_seconds"] > 0
+    )
     assert all((tmp_path / "home" / file).exists() for file in found["files"])
     kinds = {"paired_difference", "switch_seconds", "tuning_seconds", "tuning_kwh", "tuning_usd", "tuning_gib"}
     assert {s.forecast.kind for s in read_forecasts(tmp_path / "home") if s.measured is not None} == kinds
     before = (tmp_path / "home" / FILE).read_bytes()
-    assert walk(tmp_path / "home", said.append, model=old, settings=SETTINGS) == found
+    assert walk(tmp_path / "home", said.append, model=talkative, settings=DPO) == found
     assert (tmp_path / "home" / FILE).read_bytes() == before and released(tmp_path / "home")["path"].endswith(NAME)
 
 
 WALK = """
 import sys
 from pathlib import Path
-from test_learn import SETTINGS, walk
+from test_learn import DPO, walk
 if __name__ == "__main__":
-    walk(Path(sys.argv[1]), print, model=Path(sys.argv[2]), settings=SETTINGS)
+    walk(Path(sys.argv[1]), print, model=Path(sys.argv[2]), settings=DPO)
 """
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_the_walk_goes_on_to_the_same_release(tmp_path, monkeypatch):
+def test_killed_at_any_moment_the_walk_goes_on_to_the_same_release(talkative, tmp_path, monkeypatch):
     monkeypatch.setenv("TENFOLD_CIRCLE", "small")
-    monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parent}:{ROOT}:{os.environ.get('PYTHONPATH', '')}")
     (tmp_path / "run.py").write_text(WALK)
-    old, chance = chat_model(tmp_path / "tiny"), random.Random(0)
+    chance = random.Random(0)
 
     def begin(home):
-        return subprocess.Popen([sys.executable, tmp_path / "run.py", tmp_path / home, old], start_new_session=True)
+        return subprocess.Popen([sys.executable, tmp_path / "run.py", tmp_path / home, talkative], start_new_session=True)
 
     began = time.monotonic()
     assert begin("whole").wait() == 0

@@ -169,6 +169,55 @@ def test_a_swapped_model_that_fails_to_stop_is_reported(models, tmp_path, capsys
     assert "ZeroDivisionError" in capsys.readouterr().err
 
 
+@pytest.fixture
+def weights(tmp_path):
+    for name in "abc":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(name.encode())
+    return tmp_path
+
+
+def test_a_candidate_answers_its_share_and_is_promoted_without_being_loaded_again(models, weights):
+    async def run():
+        released = await soon(models.get("a"))
+        split = await soon(models.split("a", weights / "b", 0.3))
+        users = [f"user {i}" for i in range(1000)]
+        got = {user: await models.get("a", user) for user in users}
+        share = sum(model is split.candidate for model in got.values()) / 1000
+        assert 0.25 < share < 0.35 and set(got.values()) == {released, split.candidate} and await models.get("a") is released
+        assert await soon(models.split("a", weights / "b", 0.6)) is split
+        assert {await models.get("a", user) for user, model in got.items() if model is split.candidate} == {split.candidate}
+        released.backend.in_flight = 1
+        promoted = await soon(models.swap("a", weights / "b"))
+        assert promoted is split.candidate and promoted.name == "a" and models.loads == ["a", "b"] and not models.splits
+        assert {await models.get("a", user) for user in users} == {promoted}
+        await asyncio.sleep(0.1)
+        assert released.backend.is_alive  # what it began it answers
+        released.backend.in_flight = 0
+        await until(lambda: not released.backend.is_alive)
+
+    asyncio.run(run())
+
+
+def test_a_candidate_that_is_taken_back_or_has_ended_leaves_all_to_the_release(models, weights):
+    async def run():
+        released = await soon(models.get("a"))
+        users = [f"user {i}" for i in range(100)]
+        ended = (await soon(models.split("a", weights / "b", 0.9))).candidate
+        ended.backend.is_alive = False
+        assert {await models.get("a", user) for user in users} == {released}
+        again = (await soon(models.split("a", weights / "b", 0.9))).candidate
+        assert again is not ended and again in {await models.get("a", user) for user in users}
+        assert await soon(models.swap("a", weights / "a")) is released and models.loads == ["a", "b", "b"]
+        assert {await models.get("a", user) for user in users} == {released}
+        await until(lambda: not again.backend.is_alive)
+        other = (await soon(models.split("a", weights / "c", 0.5))).candidate
+        await soon(models.drain(10))
+        assert not other.backend.is_alive and not released.backend.is_alive
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("options", [["--backend", "nope"], ["--device", "nope"], []])
 def test_a_model_that_cannot_be_loaded_ends_the_command_in_one_sentence(tmp_path, options):
     command = [sys.executable, "-m", "tenfold", "serve", str(tmp_path), "--port", "0", *options]

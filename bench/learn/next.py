@@ -3,11 +3,11 @@
     python -m bench.learn.next                                   # SmolLM2-135M-Instruct, `tenfold learn next --kind dpo`
     python -m bench.learn.next --judgements 60 --steps 4 --dry   # a try
 
-Users with a hidden preference (`tenfold.learn.users.Taste`) each ask one thing twice of a running server, and say which answer is
-better, with noise. `tenfold learn next` makes the next generation of what they said, and judges it. Then both models answer the
-prompts of the users who were held out by their likeliest tokens, and the preference, without its noise, judges each pair; a tie
-is half a win. The interval is by bootstrap over prompts. `--evaluation-prompts` questions with one right answer are the named
-evaluation in which the new model must not be worse. Writes bench/results/next.json.
+Users with a hidden preference (`tenfold.learn.users.Taste`) each say one thing twice to a running server, and give the answer that
+they prefer, with noise, a thumb up and the other a thumb down. `tenfold learn next` makes the next generation of it, and judges it.
+Then both models answer the prompts of the users who were held out by their likeliest tokens, and the preference, without its
+noise, judges each pair; a tie is half a win. The interval is by bootstrap over prompts. `--evaluation-prompts` questions with one
+right answer are the named evaluation in which the new model must not be worse. Writes bench/results/next.json.
 """
 
 import json
@@ -22,9 +22,10 @@ import numpy as np
 
 from bench.harness import TENFOLD, Headline, Row, options, write_results
 from bench.learn.exports import FRAMES
+from bench.learn.questions import questions
 from tenfold.learn.answers import answers
 from tenfold.learn.data import read_judgements
-from tenfold.learn.users import Taste, compare_two, questions
+from tenfold.learn.users import Asked, Taste, judge_two
 from tenfold.learn.walk import smollm2
 from tenfold.model.io.huggingface import read_model, write_model
 from tenfold.serve.options import EngineOptions
@@ -43,11 +44,11 @@ LONGEST = 48
 
 
 def judge(server: str, count: int) -> None:
-    """So many users ask and say what they prefer, some at once."""
-    draw, taste = random.Random(0), Taste()
+    """So many users ask and say what they prefer by their thumbs, some at once."""
+    draw = random.Random(0)
     prompts = draw.sample([frame.format(thing) for frame in ASKED for thing in THINGS], count)
     with ThreadPoolExecutor(8) as users:
-        list(users.map(lambda i: compare_two(server, f"user-{i}", prompts[i], taste, random.Random(i)), range(count)))
+        list(users.map(lambda i: judge_two(server, Asked(f"user-{i}", prompts[i])), range(count)))
 
 
 def wins(new: Path, old: Path, held_out: Path) -> np.ndarray:
@@ -90,7 +91,7 @@ def main() -> None:
         with serving({"smollm2": EngineOptions(old, kv_cache_gib=0.25)}, feedback=f"sqlite:///{feedback}") as server:
             judge(server, given.judgements)
     judged_s = time.monotonic() - began
-    asked = [{"prompt": q.prompt, "ideal": q.answer} for q in questions(given.evaluation_prompts, 1)]
+    asked = [{"prompt": q.prompt, "ideal": q.answer} for q in questions(given.evaluation_prompts)]
     evaluation.write_text("".join(f"{json.dumps(row)}\n" for row in asked))
     command = [*TENFOLD, "learn", "next", new.name, "--home", home, "--feedback", feedback, "--model", old, "--kind", given.kind,
                "--steps", given.steps, "--batch-size", given.batch_size, "--evaluations", evaluation, "--json"]  # fmt: skip

@@ -30,13 +30,6 @@ Name = Annotated[GivenName, Meta(description="The name of the new generation.")]
 Generation = Annotated[Folder, Meta(description="The generation's directory.")]
 
 
-class ServerOptions(Struct, frozen=True):
-    """The running server that takes a release on."""
-
-    server: Annotated[str, Meta(description="Its address, as http://127.0.0.1:8000; without one only the home is changed.")] = ""
-    key: Annotated[str, Meta(description="The key of an operator, where the server has keys.")] = ""
-
-
 class NewGeneration(Struct, frozen=True):
     """The generation that is made, and how its result is shown."""
 
@@ -241,70 +234,3 @@ def _verdict(judged: dict[str, Any], json: bool) -> None:
     for check in judged["checks"]:
         print(f"  {'' if check['passed'] else 'NOT '}{check['name']}: {check['says']}")
     print(f"{'Passed' if judged['passed'] else 'Refused'}: {judged['reason']}")
-
-
-def evaluate(
-    model: Model,
-    /,
-    *,
-    data: Annotated[tuple[Path, ...], Meta(description="Files of rows with a prompt and an ideal answer.")],
-    against: Annotated[Path | None, Meta(description="Another model that answers the same prompts.")] = None,
-    corpus: Annotated[Path | None, Meta(description="Chats that were learned; by default those of the generation.")] = None,
-    json: Json = False,
-) -> None:
-    """What share of prompts a model answers right, by language; beside another model, with paired tests.
-
-    Prompts that were learned, found by n-grams, are counted and left out.
-
-    Example: tenfold learn evaluate generations/chat-1 --data sums.jsonl --against generations/g1
-    """
-    from tenfold.learn.evaluate import evaluate as answer_all
-
-    found = answer_all(model, list(data), against, corpus)
-    if json:
-        print_json(found)
-        return
-    for name, one in found.items():
-        low, high = one["right_interval"]
-        print(f"{name}: {one['right']:.0%} right (95 %: {low:.0%} to {high:.0%}) of {one['prompts']}, {one['nats']:.2f} nats.")
-        print(f"  {one['learned']} prompts were learned and are left out." if one["learned"] else "  No prompt was learned.")
-        for language, part in one["languages"].items():
-            print(f"  {language}: {part['right']:.0%} right of {part['prompts']}, {part['nats']:.2f} nats.")
-        if (beside := one.get("against")) is not None:
-            low, high = beside["nats"]["t_interval"]
-            print(f"  Beside the other: {beside['nats']['mean']:+.2f} nats (95 %: {low:+.2f} to {high:+.2f}); p of so many")
-            print(f"  losses by chance {beside['lost_p']:.2g}.")
-
-
-def release(
-    new: Generation, /, *, home: Home = Path("generations"), server: ServerOptions = ServerOptions(), json: Json = False
-) -> None:
-    """Put a generation that has passed its gate in service.
-
-    Example: tenfold learn release generations/chat-1 --server http://127.0.0.1:8000
-    """
-    from tenfold.learn.release import release as put_in_service
-
-    _tell(put_in_service(new, home), server, json)
-
-
-def rollback(*, home: Home = Path("generations"), server: ServerOptions = ServerOptions(), json: Json = False) -> None:
-    """Put the generation before in service again.
-
-    Example: tenfold learn rollback --server http://127.0.0.1:8000
-    """
-    from tenfold.learn.release import rollback as go_back
-
-    _tell(go_back(home), server, json)
-
-
-def _tell(now: dict[str, Any], server: ServerOptions, json: bool) -> None:
-    """Let the server take what is in service, and say what that is."""
-    from tenfold.learn.release import swap
-
-    if server.server:
-        swap(server.server, Path(now["path"]), server.key)
-    if json:
-        print_json(now)
-    else:
-        print(f"In service: {now['path']}" + (f", at {server.server}." if server.server else "."))

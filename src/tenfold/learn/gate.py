@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from tenfold.data.conversations.chats import Chat
-from tenfold.data.conversations.rows import read_rows
 from tenfold.learn import checks
 from tenfold.learn.answers import Model, answers
 from tenfold.learn.card import write_card
 from tenfold.learn.checks import Both, Check
 from tenfold.learn.data import PARTS, VERSION, Judgement, read_judgements, write_versioned
-from tenfold.learn.evaluate import Item, groups, read_items
+from tenfold.learn.evaluate import groups
+from tenfold.learn.items import Item, read_items
 from tenfold.learn.lineage import read_lineage
 from tenfold.learn.options import GateSettings
+from tenfold.learn.safety import DEFAULT, read_safety
+from tenfold.learn.safety import groups as safety_groups
 from tenfold.learn.statistics import paired_test, predicted
 from tenfold.model.io.huggingface import weights_hash
 from tenfold.model.path import model_path
@@ -31,7 +33,6 @@ from tenfold.spec.forecasts import Forecast, forecast, outcome
 from tenfold.spec.versions import read_document
 
 ERROR = 0.01  # the probability that any test of "not worse" refuses a model that is as good
-SAFETY = Path(__file__).parent / "safety.jsonl"
 TIMED = 8  # chats
 
 
@@ -62,7 +63,7 @@ def gate(new: Path, against: Path, home: Path, settings: GateSettings = GateSett
 
 
 def _files(settings: GateSettings) -> list[Path]:
-    return [*settings.evaluations, settings.safety or SAFETY]
+    return [*settings.evaluations, settings.safety or DEFAULT, *([settings.checkers] if settings.checkers else [])]
 
 
 def read_gate(new: Path) -> dict[str, Any]:
@@ -70,24 +71,16 @@ def read_gate(new: Path) -> dict[str, Any]:
     return read_document(new / "gate.json", VERSION, f"judge it with `tenfold learn gate {new} --against OLD`")
 
 
-def read_safety(path: Path) -> list[tuple[list[dict[str, Any]], bool]]:
-    """Prompts, each harmful or only looking so. Raises TenfoldError for a row that is none."""
-    rows = list(read_rows(path))
-    for where, row in rows:
-        if not isinstance(row.get("prompt"), str) or not isinstance(row.get("harmful"), bool):
-            raise TenfoldError(f'{where}: write {{"prompt": "...", "harmful": true}} or false.')
-    if {row["harmful"] for _, row in rows} != {True, False}:
-        raise TenfoldError(f"{path} must hold prompts that are harmful and prompts that are not.")
-    return [([{"role": "user", "content": row["prompt"]}], row["harmful"]) for _, row in rows]
-
-
 def _judge(new: Path, old: Path, home: Path, key: str, hashes: dict[str, str], settings: GateSettings) -> dict[str, Any]:
-    evaluations = {path.stem: read_items(path) for path in settings.evaluations}
-    tests = 3 + 2 * sum(len(groups(name, items)) for name, items in evaluations.items())  # those of answers, and two of each group
+    evaluations = {path.stem: read_items(path, settings.checkers) for path in settings.evaluations}
+    probes, held_out = read_safety(settings.safety or DEFAULT), read_judgements(new / "data" / "held_out.jsonl")
+    # Whether answers end, each group of probes, each language of people, and two of each group of an evaluation.
+    tests = 1 + len(safety_groups(probes)) + len(checks.people_languages(held_out))
+    tests += 2 * sum(len(groups(name, items)) for name, items in evaluations.items())
     both = Both(Model(model_path(new)), Model(old), 1 - 2 * ERROR / tests)
     found, said = [checks.finite(both)], {}
     if found[0].passed:
-        train, validation, held_out = (read_judgements(new / "data" / f"{part}.jsonl") for part in PARTS)
+        train, validation = (read_judgements(new / "data" / f"{part}.jsonl") for part in PARTS[:2])
         known = {str(row.prompt) for row in train}
         unseen = [row for row in held_out if str(row.prompt) not in known]
         quantiles = predicted(list(-checks.margins(both, validation)), len(unseen))
@@ -97,9 +90,10 @@ def _judge(new: Path, old: Path, home: Path, key: str, hashes: dict[str, str], s
         margins = checks.margins(both, unseen)
         test = paired_test(list(-margins))
         said = {"test": asdict(test), "quantiles": quantiles, "left_out_prompts": len(held_out) - len(unseen)}
-        found += [checks.better(new.name, test), checks.preferred(unseen, margins)]
+        found += [checks.better(new.name, test), checks.preferred(unseen, margins), *checks.better_in_each(both, unseen, margins)]
         learned = [chat for row in train for chat in (row.liked, row.disliked) if chat is not None]
-        found += _not_worse(both, new, unseen, learned, settings) + _evaluated(both, learned, evaluations)
+        found += _not_worse(both, new, unseen, learned, settings) + checks.refusals(both, probes)
+        found += _evaluated(both, learned, evaluations)
     refused = [check for check in found if not check.passed and check.name not in settings.allow]
     return {
         "passed": not refused, "reason": " ".join(check.says for check in refused or found[1:2]),
@@ -119,7 +113,6 @@ def _not_worse(both: Both, new: Path, unseen: Sequence[Judgement], learned: Sequ
         checks.stops(both, *said),
         checks.personal(learned, said[0]),
         checks.lineage(new),
-        *checks.refusals(both, read_safety(settings.safety or SAFETY)),
     ]
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from tenfold.spec.commands import File
+from tenfold.spec.commands import File, Folder
 from tenfold.spec.ranges import Count, LearningRate, NotNegative, Positive, Seed, SeqLen, Text
 
 Kind = Literal["sft", "dpo", "kto"]
@@ -132,11 +132,36 @@ class TuneSettings(Struct, frozen=True):
     rent_usd_per_h: Rent = 0.0
 
 
+Checkers = Annotated[File | None, Meta(description="A Python file with functions named check..., that rows name as `checker`.")]
+Safety = Annotated[File | None, Meta(description="Prompts that are harmful or look so; by default 72 in English and Hindi.")]
+
+
+class EvaluateOptions(Struct, frozen=True):
+    """What a model is asked of one's own."""
+
+    data: Annotated[tuple[Path, ...], Meta(description="Files of rows with a prompt, and an ideal answer or a checker.")] = ()
+    checkers: Checkers = None
+    corpus: Annotated[Path | None, Meta(description="Chats that were learned; by default those of the generation.")] = None
+    safety: Safety = None
+
+
 class GateSettings(Struct, frozen=True):
     """What a generation must not be worse in."""
 
-    evaluations: Annotated[tuple[Path, ...], Meta(description="Files of prompts with ideal answers.")] = ()
-    safety: Annotated[File | None, Meta(description="Prompts that are harmful or look so; by default 28 in two languages.")] = None
+    evaluations: Annotated[tuple[Path, ...], Meta(description="Files of prompts with ideal answers or checkers.")] = ()
+    checkers: Checkers = None
+    safety: Safety = None
     max_slowdown: Annotated[Positive, Meta(description="Times the processor's time of the other model.")] = 1.25
     max_growth: Annotated[Positive, Meta(description="Times its parameters.")] = 1.25
     allow: Annotated[tuple[str, ...], Meta(description="Checks by name that are reported, and refuse nothing.")] = ()
+
+
+class TaskOptions(Struct, frozen=True):
+    """Tasks of lm-eval."""
+
+    tasks: Annotated[tuple[str, ...], Meta(description="Names of lm-eval's tasks, or of one's own, with commas between.")] = ()
+    include_path: Annotated[Folder | None, Meta(description="A folder of task files (YAML) of one's own.")] = None
+    num_fewshot: Annotated[int | None, Meta(ge=0, description="Examples before each question; by default the task's own.")] = None
+    limit: Annotated[int, Meta(ge=0, description="Documents of each task; 0 takes all.")] = 0
+    apply_chat_template: Annotated[bool, Meta(description="Ask in the model's chat template.")] = False
+    api: Annotated[str, Meta(description="A server that answers in place of this process, as http://127.0.0.1:8000.")] = ""

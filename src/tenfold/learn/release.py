@@ -1,6 +1,8 @@
-"""The release: a file in the home that names the generation in service, and those that were before it."""
+"""The release: a file in the home that names the generation in service, those before it, and a candidate that is tried."""
 
 import json
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -17,47 +19,84 @@ from tenfold.spec.versions import read_document
 FILE = "release.json"
 
 
+@dataclass(frozen=True)
+class Server:
+    """A running server whose first model is the one in service; `key` is an operator's."""
+
+    url: str
+    key: str = ""
+
+    def serve(self, now: dict[str, Any]) -> None:
+        """Let it answer as `release.json` says. Returns when it does; requests go on meanwhile."""
+        if (candidate := now.get("candidate")) is not None:
+            self._post("split", {"path": _weights_path(candidate), "share": candidate["share"]})
+        else:
+            self._post("swap", {"path": _weights_path(now)})
+
+    def _post(self, verb: str, body: dict[str, Any]) -> None:
+        post(f"{self.url}/v1/models/{verb}", body, self.key)
+
+
+def _weights_path(of: dict[str, Any]) -> str:
+    return str(model_path(Path(of["path"])).resolve())
+
+
 def released(home: Path) -> dict[str, Any] | None:
-    """`path` of the generation in service with the `sha256` of its weights, and `before` it the others, newest first."""
+    """`path` of the generation in service with the `sha256` of its weights, and `before` it the others, newest first.
+
+    While a `candidate` is tried, that too: also with its `share` of the users, and `since` when (seconds of Unix time).
+    """
     return read_document(home / FILE, VERSION, "release a generation anew") if (home / FILE).exists() else None
 
 
-def release(new: Path, home: Path) -> dict[str, Any]:
-    """Put `new` in service. Raises TenfoldError where its gate has not let it pass, or not these very weights."""
+def release(new: Path, home: Path, share: float = 1.0, server: Server | None = None) -> dict[str, Any]:
+    """Put `new` in service, or try it on a `share` of the users beside the one that is; first at the server, where there is one.
+
+    Raises TenfoldError where its gate has not let it pass, or not these very weights, and where the server refuses: then all
+    stays as it is.
+    """
     judged = read_gate(new)
     weights = weights_hash(model_path(new))
     if judged["hashes"]["new"] != weights:
         raise TenfoldError(f"The weights of {new} are not those that the gate has judged: judge it again.")
     if not judged["passed"]:
         raise TenfoldError(f"The gate refuses {new}: {judged['reason']}")
-    now = released(home)
-    if now is None:
-        now = {"path": judged["old"], "sha256": judged["hashes"]["old"], "gate": None, "before": []}
-    if now["sha256"] == weights:
-        return now
-    before = [{key: now[key] for key in ("path", "sha256", "gate")}, *now["before"]]
-    return _write(home, {"path": str(new.resolve()), "sha256": weights, "gate": file_sha256(new / "gate.json"), "before": before})
+    now = released(home) or {"path": judged["old"], "sha256": judged["hashes"]["old"], "gate": None, "before": []}
+    tried = now.pop("candidate", None)
+    named = {"path": str(new.resolve()), "sha256": weights, "gate": file_sha256(new / "gate.json")}
+    if share < 1:
+        if now["sha256"] == weights:
+            raise TenfoldError(f"{new} is in service already: a share is for a generation beside it.")
+        since = tried["since"] if tried is not None and tried["sha256"] == weights else time.time()
+        now = {**now, "candidate": {**named, "share": share, "since": since}}
+    elif now["sha256"] != weights:
+        now = {**named, "before": [{key: now[key] for key in ("path", "sha256", "gate")}, *now["before"]]}
+    return _put(home, now, server)
 
 
-def rollback(home: Path) -> dict[str, Any]:
-    """Put the generation before in service again. Raises TenfoldError where there is none, or its weights have changed."""
+def rollback(home: Path, server: Server | None = None) -> dict[str, Any]:
+    """End the trial of a candidate, or where there is none put the generation before in service again.
+
+    Raises TenfoldError where there is neither, weights have changed, or the server refuses.
+    """
     now = released(home)
-    if now is None or not now["before"]:
+    if now is None or not (now["before"] or "candidate" in now):
         raise TenfoldError(f"There is nothing to go back to: {home / FILE} names no generation before.")
-    last, *others = now["before"]
-    if weights_hash(model_path(Path(last["path"]))) != last["sha256"]:
-        raise TenfoldError(f"{last['path']} is not what was in service: its weights have changed.")
-    return _write(home, {**last, "before": others})
+    if now.pop("candidate", None) is None:
+        last, *others = now["before"]
+        now = {**last, "before": others}
+    if weights_hash(model_path(Path(now["path"]))) != now["sha256"]:
+        raise TenfoldError(f"{now['path']} is not what was in service: its weights have changed.")
+    return _put(home, now, server)
 
 
-def _write(home: Path, now: dict[str, Any]) -> dict[str, Any]:
+def _put(home: Path, now: dict[str, Any], server: Server | None) -> dict[str, Any]:
+    """The server first: where it fails, the same command does all of it again."""
+    if server is not None:
+        server.serve(now)
+    now = {"version": VERSION, **now}
     write_versioned(home / FILE, now)
-    return {"version": VERSION, **now}
-
-
-def swap(server: str, path: Path, key: str = "") -> None:
-    """Let a running server answer with the model at `path` in place of its first. Returns when it does."""
-    post(f"{server}/v1/models/swap", {"path": str(model_path(path).resolve())}, key)
+    return now
 
 
 def post(url: str, body: dict[str, Any], key: str = "") -> dict[str, Any]:

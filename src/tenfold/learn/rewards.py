@@ -5,9 +5,7 @@ further column of the prompts' rows; they return a number for each. Their sum is
 `prompts()`, that gives the rows. `reasoning-gym:NAME` has both, for one of that package's tasks.
 """
 
-import inspect
 import math
-import runpy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 
 from tenfold.data.conversations.chats import Chat, messages_of
 from tenfold.data.conversations.rows import Row, read_rows
+from tenfold.learn.functions import read_functions, run_file, taken, told
 from tenfold.spec.errors import NotInstalled, TenfoldError, nearest
 from tenfold.spec.files import file_sha256
 
@@ -47,18 +46,14 @@ class Rewards:
         return [math.fsum(values) for values in zip(*scores, strict=True)]
 
     def _scores(self, name: str, function: Callable[..., Any], given: dict[str, Any], answers: Sequence[str]) -> list[float]:
-        wanted = inspect.signature(function).parameters.values()
-        takes_all = any(p.kind is p.VAR_KEYWORD for p in wanted)
-        arguments = given if takes_all else {p.name: given[p.name] for p in wanted if p.name in given}
-        try:
-            values = [0.0 if value is None else float(value) for value in function(**arguments)]
-        except Exception as error:  # a user's function may fail in any way
-            raise TenfoldError(f"The reward {name} of {self.source} failed: {type(error).__name__}: {error}.") from error
+        what = f"The reward {name} of {self.source}"
+        with told(what):
+            values = [0.0 if value is None else float(value) for value in function(**taken(function, given))]
         if len(values) != len(answers):
-            raise TenfoldError(f"The reward {name} of {self.source} gave {len(values)} numbers for {len(answers)} answers.")
+            raise TenfoldError(f"{what} gave {len(values)} numbers for {len(answers)} answers.")
         for value, answer in zip(values, answers, strict=True):
             if not math.isfinite(value):
-                raise TenfoldError(f"The reward {name} of {self.source} gave {value} for the answer {answer[:80]!r}.")
+                raise TenfoldError(f"{what} gave {value} for the answer {answer[:80]!r}.")
         return values
 
 
@@ -67,11 +62,7 @@ def read_rewards(source: str) -> Rewards:
     if source.startswith(GYM):
         dataset = _gym(source)
         return Rewards(source, {"score_answer": lambda completions, entry: list(map(dataset.score_answer, completions, entry))})
-    found = _run_file(source).items()
-    functions: dict[str, Callable[..., Any]] = {name: f for name, f in found if name.startswith("reward") and inspect.isfunction(f)}
-    if not functions:
-        raise TenfoldError(f"{source} has no rewards: write a function whose name begins with reward.")
-    return Rewards(source, functions)
+    return Rewards(source, read_functions(source, "reward"))
 
 
 def read_prompts(source: str) -> list[tuple[Row, Chat]]:
@@ -79,7 +70,7 @@ def read_prompts(source: str) -> list[tuple[Row, Chat]]:
     if source.startswith(GYM):
         rows = [(source, {"prompt": entry["question"], "entry": entry}) for entry in _gym(source)]
     elif source.endswith(".py"):
-        if not callable(found := _run_file(source).get("prompts")):
+        if not callable(found := run_file(source, "reward").get("prompts")):
             raise TenfoldError(f"{source} gives no prompts: write a function prompts(), or give --data.")
         rows = [(f"{source}, prompt {number}", row) for number, row in enumerate(found(), 1)]
     else:
@@ -92,15 +83,6 @@ def read_prompts(source: str) -> list[tuple[Row, Chat]]:
     if not read:
         raise TenfoldError(f"{source} holds no prompts.")
     return read
-
-
-def _run_file(source: str) -> dict[str, Any]:
-    if not Path(source).is_file():
-        raise TenfoldError(f"There is no file of rewards {source}.")
-    try:
-        return runpy.run_path(source)
-    except Exception as error:  # a user's file may fail in any way
-        raise TenfoldError(f"{source} cannot be run: {type(error).__name__}: {error}.") from error
 
 
 def _gym(source: str) -> Any:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special, stats
+from scipy import optimize, special, stats
 
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.forecasts import LEVELS
@@ -83,14 +83,27 @@ def mcnemar(old: Sequence[bool], new: Sequence[bool]) -> float:
     return float(stats.binomtest(lost, lost + gained, alternative="greater").pvalue) if lost + gained else 1.0
 
 
-def always_valid(wins: int, losses: int) -> float:
-    """A p-value for "neither is better" that holds however often it is looked at, and whenever one stops.
+def always_valid(wins: int, losses: int, chance: float = 0.5) -> float:
+    """A p-value for "a win has this chance" that holds however often it is looked at, and whenever one stops.
 
     One over the mixture likelihood ratio with a uniform prior (Robbins 1970); by Ville's inequality it falls to p or below, ever,
-    with a probability of at most p where both win as often.
+    with a probability of at most p where the chance is as said.
     """
-    log_ratio = special.betaln(wins + 1, losses + 1) + (wins + losses) * math.log(2)
-    return float(min(1.0, math.exp(-log_ratio)))
+    log_ratio = special.betaln(wins + 1, losses + 1) - special.xlogy(wins, chance) - special.xlogy(losses, 1 - chance)
+    return float(math.exp(min(0.0, -log_ratio)))
+
+
+def always_valid_interval(wins: int, losses: int, error: float = 0.05) -> tuple[float, float]:
+    """The chances of a win that `always_valid` does not refuse: a confidence sequence, which holds at all times at once."""
+    n = wins + losses
+    likeliest = wins / n if n else 0.5
+
+    def beyond(chance: float) -> float:
+        return always_valid(wins, losses, chance) - error
+
+    low = optimize.brentq(beyond, 0.0, likeliest) if beyond(0.0) < 0 else 0.0
+    high = optimize.brentq(beyond, likeliest, 1.0) if beyond(1.0) < 0 else 1.0
+    return float(low), float(high)
 
 
 def _resampled(values: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""Simulated users: they ask what has one right answer, judge what they get by a rule, and say what it should have been.
+"""Simulated users with a taste: they talk, get two answers, and give the one they prefer a thumb up and the other a thumb down.
 
-Every user asks questions of its own, so that those of held-out users have not been learned.
+No two users say the same, so that what those who are held out say has not been learned.
 """
 
 import math
@@ -9,60 +9,42 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tenfold.learn.release import post
-from tenfold.serve.feedback.feedback import Feedback, corrections, ratings, responses
+from tenfold.serve.feedback.feedback import Feedback, ratings, responses
 
-MAX_TOKENS = 12
-CAPITALS = {
-    "France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Japan": "Tokyo", "Egypt": "Cairo", "Norway": "Oslo", "Peru": "Lima",
-    "Greece": "Athens", "Cuba": "Havana", "Kenya": "Nairobi", "Austria": "Vienna", "Poland": "Warsaw", "Russia": "Moscow",
-    "Ireland": "Dublin", "Portugal": "Lisbon", "Iran": "Tehran", "Iraq": "Baghdad", "Germany": "Berlin", "China": "Beijing",
-}  # fmt: skip
+MAX_TOKENS = 48
+TEMPERATURE = 1.0  # at which two answers differ
+THINGS = (
+    "apples", "bees", "books", "bread", "bridges", "buses", "carpets", "cats", "chess", "clouds", "cricket", "dogs",
+    "drums", "elephants", "fish", "flutes", "frogs", "gardens", "glaciers", "goats", "honey", "horses", "islands", "kites",
+    "lakes", "lamps", "mangoes", "maps", "mirrors", "moss", "mountains", "novels", "oceans", "onions", "owls", "painting",
+    "pianos", "poems", "potatoes", "rain",
+)  # fmt: skip
+OPENINGS = ("I like {}.", "Let us talk about {}.", "Yesterday I read about {}.", "My friend knows a lot about {}.")
 
 
 @dataclass(frozen=True)
-class Question:
-    """`answer` is the whole of what should be said."""
+class Asked:
+    """What a user says first."""
 
     user: str
     prompt: str
-    answer: str
-
-    def is_right(self, text: str) -> bool:
-        """The rule: nothing but the answer, with or without a full stop."""
-        return text.strip().removesuffix(".").lower() == self.answer.lower()
 
 
-def questions(users: int, each: int) -> list[Question]:
-    """What `users` users ask, `each` so many, no question twice; always the same."""
-    asked = {f"What is {a} + {b}? Reply with the number alone.": str(a + b) for a in range(2, 10) for b in range(2, 10)}
-    asked |= {f"What is the capital of {land}? Reply with one word.": city for land, city in CAPITALS.items()}
-    drawn = random.Random(0).sample(list(asked.items()), users * each)
-    return [Question(f"user-{i // each:03}", prompt, answer) for i, (prompt, answer) in enumerate(drawn)]
+def asked_by(users: int, each: int) -> list[Asked]:
+    """What `users` users say, `each` so many things, none twice; always the same."""
+    said = [f"{opening.format(thing)} Answer in one short sentence." for opening in OPENINGS for thing in THINGS]
+    drawn = random.Random(0).sample(said, users * each)
+    return [Asked(f"user-{i // each:03}", prompt) for i, prompt in enumerate(drawn)]
 
 
-def ask(server: str, question: Question, *, store: bool = False) -> tuple[str, str]:
+def ask(server: str, asked: Asked, *, seed: int = 0, store: bool = False) -> tuple[str, str]:
     """The id of the answer, and its text. Raises TenfoldError for a request that was not answered."""
     body = {
-        "messages": [{"role": "user", "content": question.prompt}], "max_tokens": MAX_TOKENS, "temperature": 0, "store": store,
-        "user": question.user,
+        "messages": [{"role": "user", "content": asked.prompt}], "max_tokens": MAX_TOKENS, "temperature": TEMPERATURE,
+        "seed": seed, "store": store, "user": asked.user,
     }  # fmt: skip
     answer = post(f"{server}/v1/chat/completions", body)
     return answer["id"], answer["choices"][0]["message"]["content"]
-
-
-def ask_and_judge(server: str, question: Question) -> None:
-    """A thumb up; or a thumb down, and the answer that was right."""
-    answer_id, text = ask(server, question, store=True)
-    said = {"rating": 1} if question.is_right(text) else {"rating": -1, "correction": question.answer}
-    post(f"{server}/v1/feedback", {"consent": True, "user": question.user, "response_id": answer_id, **said})
-
-
-def unjudged(feedback: Feedback, asked: list[Question]) -> Iterator[Question]:
-    """The questions whose answers have not been judged yet."""
-    judged = {row.response_id for row in feedback.rows(corrections)}
-    judged |= {row.response_id for row in feedback.rows(ratings) if row.value > 0}
-    known = {(row.user_hash, row.messages[-1]["content"]) for row in feedback.rows(responses) if row.id in judged}
-    return (q for q in asked if (feedback.user_hash(q.user), q.prompt) not in known)
 
 
 @dataclass(frozen=True)
@@ -71,7 +53,7 @@ class Taste:
 
     An answer has three points for a question at its end, loses four for the word, and one for each ten words. Of two answers
     a user prefers the one with more points, with the probability of Bradley and Terry at a `noise` in points. Whatever learns from
-    these users sees their judgements alone.
+    these users sees their thumbs alone.
     """
 
     shunned: str = "however"
@@ -86,17 +68,18 @@ class Taste:
         return chance.random() < 1 / (1 + math.exp(-max(-30.0, min(30.0, margin))))
 
 
-def compare_two(server: str, user: str, prompt: str, taste: Taste, chance: random.Random) -> None:
-    """Ask twice, and say which of the two answers is better."""
-    ids, texts = [], []
-    for _ in range(2):
-        body = {
-            "messages": [{"role": "user", "content": prompt}], "max_tokens": 48, "temperature": 1.0, "seed": chance.getrandbits(31),
-            "store": True, "user": user,
-        }  # fmt: skip
-        answer = post(f"{server}/v1/chat/completions", body)
-        ids.append(answer["id"])
-        texts.append(answer["choices"][0]["message"]["content"])
-    winner = "tie" if texts[0] == texts[1] else "a" if taste.prefers_first(texts[0], texts[1], chance) else "b"
-    said = {"response_id": ids[0], "other_response_id": ids[1], "winner": winner}
-    post(f"{server}/v1/feedback", {"consent": True, "user": user, **said})
+def judge_two(server: str, asked: Asked, taste: Taste = Taste()) -> None:
+    """Ask twice, and give a thumb up to the better answer and a thumb down to the other; equal ones are both liked."""
+    chance = random.Random(f"{asked.user}: {asked.prompt}")
+    (first, text), (second, other) = (ask(server, asked, seed=chance.getrandbits(31), store=True) for _ in range(2))
+    liked = taste.prefers_first(text, other, chance)
+    for answer, rating in ((first, liked or text == other), (second, not liked or text == other)):
+        said = {"response_id": answer, "rating": 1 if rating else -1}
+        post(f"{server}/v1/feedback", {"consent": True, "user": asked.user, **said})
+
+
+def unjudged(feedback: Feedback, asked: list[Asked]) -> Iterator[Asked]:
+    """Those whose two answers do not have their thumbs yet."""
+    rated = {row.response_id for row in feedback.rows(ratings)}
+    known = [(row.user_hash, row.messages[-1]["content"]) for row in feedback.rows(responses) if row.id in rated]
+    return (one for one in asked if known.count((feedback.user_hash(one.user), one.prompt)) < 2)

@@ -14,8 +14,8 @@ from typing import Any
 
 from tenfold.learn.data import VERSION, write_versioned
 from tenfold.learn.gate import gate
-from tenfold.learn.options import TuneSettings
-from tenfold.learn.release import release, swap
+from tenfold.learn.options import DPOOptions, TuneSettings
+from tenfold.learn.release import Server, release
 from tenfold.learn.tune import tune
 from tenfold.model.io.huggingface import read_model, write_model
 from tenfold.spec.errors import NotInstalled, TenfoldError
@@ -26,6 +26,7 @@ from tenfold.spec.versions import read_document
 NAME, OLD = "chat-1", "smollm2-135m"
 SALT = bytes(32)  # the users are simulated: the same ones are held out in every home
 CALLERS = 4  # that ask at once
+LEARNING_RATE = 1e-4  # more than is usual, for so few steps
 
 
 def walk(home: Path, say: Callable[[str], None], model: Path | None = None, settings: TuneSettings | None = None) -> dict[str, Any]:
@@ -34,18 +35,23 @@ def walk(home: Path, say: Callable[[str], None], model: Path | None = None, sett
     `model` is SmolLM2-135M where none is given. Raises TenfoldError where a package is missing.
     """
     small = os.environ.get("TENFOLD_CIRCLE") == "small"
-    settings = settings or TuneSettings(steps=10 if small else 20, batch_size=2, held_out=0.3)
+    settings = settings or TuneSettings(
+        steps=10 if small else 20, batch_size=2, seq_len=256, learning_rate=LEARNING_RATE, held_out=0.3
+    )
     old, new = _base(model or smollm2(), home / OLD), home / NAME
-    _judge(old, home / "feedback.db", (30, 1 if small else 2), say)
+    _judge(old, home / "feedback.db", (40, 1 if small else 3), say)
     say(f"learn: {settings.steps} steps on what they said.")
-    result = tune(old, str(home / "feedback.db"), new, settings, quiet=True)
+    result = tune(old, str(home / "feedback.db"), new, settings, options=DPOOptions(), quiet=True)
     if not result.finished:
         raise TenfoldError(f"The run in {new} was stopped: the same command goes on with it.")
     shutil.rmtree(new / "checkpoint", ignore_errors=True)  # of a run that has finished
     judged = gate(new, old, home)
     say(f"learn: {judged['reason']}")
     files = ["feedback.db", *(f"{NAME}/{file}" for file in ("run.jsonl", "lineage.json", "gate.json"))]
-    numbers = {"validation_nats_per_token": result.loss, "difference_nats": judged["test"]["mean"], "passed": judged["passed"]}
+    numbers = {
+        "validation_loss": result.loss, "win_rate": _measured(judged, "win rate"), "difference_nats": judged["test"]["mean"],
+        "passed": judged["passed"],
+    }  # fmt: skip
     if not judged["passed"]:
         return {**numbers, "files": files}
     release(new, home)
@@ -53,6 +59,11 @@ def walk(home: Path, say: Callable[[str], None], model: Path | None = None, sett
     say(f"learn: {NAME} is in service after {swapped['switch_seconds']:.1f} s, {swapped['dropped']} requests lost.")
     swapped.pop("version")
     return {**swapped, **numbers, "files": [*files, "release.json", f"{NAME}/swap.json"]}
+
+
+def _measured(judged: dict[str, Any], name: str) -> float | None:
+    """What a check of the gate found, if it came to that."""
+    return next((check["measured"] for check in judged["checks"] if check["name"] == name), None)
 
 
 def smollm2() -> Path:
@@ -84,14 +95,14 @@ def _served(model: Path, database: Path) -> AbstractContextManager[str]:
 
 
 def _judge(model: Path, database: Path, asked: tuple[int, int], say: Callable[[str], None]) -> None:
-    """Users and questions of each, asked and judged where they have not been."""
-    from tenfold.learn.users import ask_and_judge, questions, unjudged
+    """What so many users say, and how often each, answered and judged where it has not been."""
+    from tenfold.learn.users import asked_by, judge_two, unjudged
     from tenfold.serve.feedback.feedback import Feedback
 
-    if left := list(unjudged(Feedback(f"sqlite:///{database}", SALT), questions(*asked))):
-        say(f"learn: {len(left)} questions of simulated users to {OLD}.")
+    if left := list(unjudged(Feedback(f"sqlite:///{database}", SALT), asked_by(*asked))):
+        say(f"learn: {OLD} answers {len(left)} things that simulated users say, each twice.")
         with _served(model, database) as server, ThreadPoolExecutor(CALLERS) as callers:
-            list(callers.map(partial(ask_and_judge, server), left))
+            list(callers.map(partial(judge_two, server), left))
 
 
 def _swap(old: Path, new: Path, home: Path) -> dict[str, Any]:
@@ -111,9 +122,9 @@ def _swap(old: Path, new: Path, home: Path) -> dict[str, Any]:
 
 
 def _under_load(server: str, new: Path) -> dict[str, Any]:
-    from tenfold.learn.users import ask, questions
+    from tenfold.learn.users import ask, asked_by
 
-    asked, ended = questions(10, 1), Event()
+    asked, ended = asked_by(10, 1), Event()
     answered: list[tuple[str, str]] = []
     dropped: list[str] = []
 
@@ -128,7 +139,7 @@ def _under_load(server: str, new: Path) -> dict[str, Any]:
         calls = [callers.submit(call) for _ in range(CALLERS)]
         began = time.monotonic()
         try:
-            swap(server, new)
+            Server(server).serve({"path": str(new)})
             seconds, enough = time.monotonic() - began, len(answered) + 2 * CALLERS
             while len(answered) < enough and not dropped:  # some of the new model, too
                 time.sleep(0.05)

@@ -105,7 +105,8 @@ class Output:
     """New tokens of sequence `index` of a request; the last output of a sequence has a finish reason.
 
     `ending` is the stop token that ended the sequence, which is no part of its text, where log-probabilities are asked for. The
-    output of an `embed` request has its `embedding`, that of a `score` request its `scores`.
+    output of an `embed` request has its `embedding`, that of a `score` request its `scores`, and of the same tokens whether each
+    was the `likeliest`.
     """
 
     request_id: str
@@ -116,6 +117,7 @@ class Output:
     cached_tokens: int = 0
     embedding: list[float] | None = None
     scores: list[float] | None = None
+    likeliest: list[bool] | None = None
     error: str | None = None
     ending: TokenLogprob | None = None
 

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import msgspec
 
+from tenfold.model.io.huggingface import weights_hash
 from tenfold.serve.api.errors import ApiError, ModelNotLoaded
 from tenfold.serve.api.metrics import Metrics
 from tenfold.serve.api.served_model import ServedModel
+from tenfold.serve.api.split import Split
 from tenfold.serve.backends.backend import Backend, make_backend
-from tenfold.serve.options import EngineOptions, Limits
+from tenfold.serve.options import EngineOptions, Limits, model_name
 from tenfold.serve.sandbox.sandbox import check_template
 from tenfold.serve.text import TextSide, read_text_side
 from tenfold.spec.errors import TenfoldError
@@ -41,6 +43,7 @@ class Models:
     def __init__(self, options: dict[str, EngineOptions], limits: Limits, any_name: bool = False, load: Loader = load_model):
         self.options, self.limits, self.any_name, self.metrics = options, limits, any_name, Metrics()
         self.loaded: dict[str, ServedModel] = {}  # the least recently used first
+        self.splits: dict[str, Split] = {}  # by the name of the model whose traffic it shares
         self.created = int(time.time())
         self.draining = False
         self._load_parts = load
@@ -59,15 +62,19 @@ class Models:
             404, f"There is no model {name!r}: this server has {', '.join(self.options)}.", code="model_not_found", param="model"
         )
 
-    async def get(self, name: str) -> ServedModel:
+    async def get(self, name: str, unit: str = "") -> ServedModel:
         """The model, loaded first if it is not: one at a time, while those that are loaded go on answering.
 
-        Raises ApiError for an unknown model, a full queue of requests that wait for one to load, or a server that is closing;
+        With the `unit` that a request comes from (`split.unit`) it may be a candidate that answers a share of them. Raises ApiError
+        for an unknown model, a full queue of requests that wait for one to load, or a server that is closing;
         ModelNotLoaded where it cannot be loaded.
         """
         if self.draining:
             raise ApiError(503, "The server is shutting down and takes no new requests.", retry_after=10)
         name = self.resolve(name)
+        if unit and (split := self.splits.get(name)) is not None and split.takes(unit):
+            split.candidate.used = time.monotonic()
+            return split.candidate
         if (found := self._ready(name)) is not None:
             return found
         if self._waiting >= self.limits.max_queue:
@@ -106,14 +113,58 @@ class Models:
         return ServedModel(name, options, text, backend, self.limits, self.metrics)
 
     async def swap(self, name: str, path: Path) -> ServedModel:
-        """Serve `name` from another path, without the adapters of the old one; the old model finishes the answers that it began."""
+        """Serve `name` from another path, without the adapters of the old one; the old model finishes the answers that it began.
+
+        It ends a split. The model of it that has these weights already takes over without being loaded again.
+        """
         name = self.resolve(name)
         async with self._loading:
-            new = await self._load(name, msgspec.structs.replace(self.options[name], path=path, adapter=None))
+            new = await self._of_split(name, path) or await self._load(name, self._moved(name, path))
             old, self.loaded[name], self.options[name] = self.loaded.get(name), new, new.options
-        if old is not None:
-            self._retire(old)
+            split = self.splits.pop(name, None)
+        for gone in (old, split.candidate if split is not None else None):
+            if gone is not None and gone is not new:
+                self._retire(gone)
+        if split is not None:
+            self.metrics.gone(split.candidate.name)
+            new.name = name
         return new
+
+    def _moved(self, name: str, path: Path) -> EngineOptions:
+        """The options of a model with other weights, to which its adapters do not belong."""
+        return msgspec.structs.replace(self.options[name], path=path, adapter=None)
+
+    async def _of_split(self, name: str, path: Path) -> ServedModel | None:
+        """The model of a split that has the weights at `path`."""
+        if (split := self.splits.get(name)) is None:
+            return None
+        weights = await asyncio.to_thread(weights_hash, path)
+        of = {split.released: self.loaded.get(name), split.checkpoint: split.candidate}
+        found = of.get(weights)
+        return found if found is not None and found.backend.is_alive and not found.leaving else None
+
+    async def split(self, name: str, path: Path, share: float) -> Split:
+        """Let the model at `path` answer a share of the users of `name`; a candidate that does so already gets another share."""
+        name = self.resolve(name)
+        released = await self.get(name)
+        async with self._loading:
+            released = self.loaded.get(name, released)  # a swap may have come first
+            weights, before = await asyncio.to_thread(weights_hash, path), self.splits.get(name)
+            if before is not None and before.checkpoint == weights and before.candidate.backend.is_alive:
+                before.share = share
+                return before
+            called = model_name(path)
+            called = f"{called} (candidate)" if called in self.options else called
+            candidate = await self._load(called, self._moved(name, path))
+            self.splits[name] = Split(candidate, share, await released.checkpoint(), weights)
+        if before is not None:
+            self._retire(before.candidate)
+        return self.splits[name]
+
+    @property
+    def serving(self) -> list[ServedModel]:
+        """All models in memory that take requests."""
+        return [*self.loaded.values(), *(split.candidate for split in self.splits.values())]
 
     def _retire(self, model: ServedModel) -> None:
         """Stop a model once it has answered everything. The loop itself keeps only a weak reference to the task."""
@@ -144,7 +195,7 @@ class Models:
     async def drain(self, seconds: float) -> None:
         """Take nothing new, wait for what is in flight, and stop all backends."""
         self.draining = True
-        for model in self.loaded.values():
+        for model in self.serving:
             model.used = -math.inf  # nobody is about to send a prompt any more
             self._retire(model)
         if not self._retiring:

@@ -215,6 +215,12 @@ class SwapRequest(RequestBody):
     path: str
 
 
+class SplitRequest(SwapRequest):
+    """The path of a candidate, and the share of the users that it answers."""
+
+    share: Annotated[Finite, Field(gt=0, lt=1)]
+
+
 class TokenizeRequest(RequestBody):
     model: str = ""
     prompt: Text | None = None
@@ -241,6 +247,11 @@ class Embeddings(CreateEmbeddingResponse):
 
 class Swapped(Model):
     path: str
+
+
+class SplitModel(Model):
+    candidate: str
+    share: float
 
 
 class Tokenized(BaseModel):

@@ -15,7 +15,7 @@ class Pooler:
     def __init__(self, runner: Runner):
         self._runner = runner
         self._sums: dict[Sequence, Tensor] = {}
-        self._scores: dict[Sequence, list[float]] = {}
+        self._scores: dict[Sequence, list[tuple[float, bool]]] = {}
 
     def add(self, s: Sequence, hidden: Tensor) -> None:
         """Take hidden states [n, dim] of the tokens from `s.computed` on. A preempted sequence begins again at 0."""
@@ -27,12 +27,13 @@ class Pooler:
             following = s.tokens[s.computed + 1 : s.computed + 1 + len(hidden)]  # one fewer at the end of the prompt
             self._scores.setdefault(s, []).extend(self._logprobs(hidden[: len(following)], following))
 
-    def _logprobs(self, hidden: Tensor, tokens: list[int]) -> list[float]:
-        found: list[float] = []
+    def _logprobs(self, hidden: Tensor, tokens: list[int]) -> list[tuple[float, bool]]:
+        """The log-probability of each token, and whether no other is likelier."""
+        found: list[tuple[float, bool]] = []
         for at in range(0, len(tokens), _ROWS):
             log = self._runner.logits(hidden[at : at + _ROWS]).log_softmax(-1)
-            of = torch.tensor(tokens[at : at + _ROWS], device=log.device)
-            found += log.gather(-1, of[:, None])[:, 0].tolist()
+            of = log.gather(-1, torch.tensor(tokens[at : at + _ROWS], device=log.device)[:, None])[:, 0]
+            found += zip(of.tolist(), (of == log.amax(-1)).tolist(), strict=True)
         return found
 
     def finish(self, s: Sequence) -> Output:
@@ -42,7 +43,8 @@ class Pooler:
             mean = self._sums[s].float() / s.n_prompt
             output.embedding = (mean / mean.norm().clamp(min=1e-12)).tolist()
         else:
-            output.scores = self._scores[s]
+            output.scores = [score for score, _ in self._scores[s]]
+            output.likeliest = [likeliest for _, likeliest in self._scores[s]]
         return output
 
     def forget(self, s: Sequence) -> None:

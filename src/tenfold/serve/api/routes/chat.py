@@ -19,6 +19,7 @@ from tenfold.serve.api.models import Models
 from tenfold.serve.api.protocol import ChatRequest, Message
 from tenfold.serve.api.routes.answers import Gathered, finite, head, new_id, token_text, usage
 from tenfold.serve.api.served_model import OutputDelta, ServedModel
+from tenfold.serve.api.split import unit
 from tenfold.serve.api.streaming import stream, until_disconnect
 from tenfold.serve.api.tools import call_schema, find_calls, tell_of_tools
 from tenfold.serve.feedback.feedback import Feedback
@@ -58,7 +59,7 @@ async def prepare(models: Models, body: ChatRequest, place: Place) -> Conversati
     body.check_stream_options()
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs: true.", param="top_logprobs")
-    model = await models.get(body.model)
+    model = await models.get(body.model, _unit(body, place))
     model.admit(place, body.n or 1)
     tools = [t.model_dump(exclude_none=True) for t in body.tools or () if t.function is not None]
     tools += [{"type": "function", "function": f.model_dump(exclude_none=True)} for f in body.functions or ()]
@@ -78,6 +79,12 @@ async def prepare(models: Models, body: ChatRequest, place: Place) -> Conversati
     request = Request(new_id("chatcmpl"), tokens, sampling, owner=place.owner)
     names = {t["function"]["name"] for t in tools}
     return Conversation(body, model, request, messages, names, must_call, place.caller)
+
+
+def _unit(body: ChatRequest, place: Place) -> str:
+    """What is answered by one model alone while two share the traffic."""
+    first = next((message for message in body.messages if message.role == "user"), body.messages[0])
+    return unit(place.caller.user(body.user), plain(first)["content"])
 
 
 def plain(message: Message) -> dict[str, Any]:

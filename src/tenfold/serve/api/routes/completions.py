@@ -18,10 +18,12 @@ from tenfold.serve.api.protocol import CompletionRequest
 from tenfold.serve.api.routes.answers import Gathered, finite, head, new_id, token_text, usage
 from tenfold.serve.api.routes.embeddings import encode, prompts_of
 from tenfold.serve.api.served_model import OutputDelta, ServedModel
+from tenfold.serve.api.split import unit
 from tenfold.serve.api.streaming import cancel, stream, until_disconnect
 from tenfold.serve.request import Request, TokenLogprob
 
 router = APIRouter()
+BEGINNING = 64  # characters or tokens by which a prompt of nobody named is known
 
 
 @router.post("/v1/completions", **streams(CompletionAnswer))
@@ -47,7 +49,7 @@ class Completion:
 async def prepare(models: Models, body: CompletionRequest, place: Place) -> Completion:
     """Check a completion request. Raises ApiError or TenfoldError in one sentence."""
     body.check_stream_options()
-    model = await models.get(body.model)
+    model = await models.get(body.model, unit(place.caller.user(body.user), str(body.prompt[:BEGINNING])))
     prompts = prompts_of(body.prompt, "prompt")
     model.admit(place, len(prompts) * (body.n or 1))
     encoded = await model.prompt(lambda: encode(model, prompts, "prompt", body.suffix))

@@ -31,7 +31,7 @@ async def health(models: ServedModels, feedback: OptionalFeedback) -> Response:
 
 @router.get("/metrics", dependencies=[Depends(_reader)], response_class=PlainTextResponse)
 async def metrics(models: ServedModels) -> Response:
-    for model in models.loaded.values():
+    for model in models.serving:
         models.metrics.update(model.name, model.backend.stats)
     return Response(models.metrics.text(), media_type="text/plain; version=0.0.4")
 

@@ -1,4 +1,4 @@
-"""`/v1/models`: the models by name, and a swap of one for another."""
+"""`/v1/models`: the models by name, a swap of one for another, and a candidate beside one."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from openai.types import Model
 from tenfold.model.path import model_path
 from tenfold.serve.api.dependencies import ServedModels, gives, operator_only
 from tenfold.serve.api.models import Models
-from tenfold.serve.api.protocol import ModelList, Swapped, SwapRequest
+from tenfold.serve.api.protocol import ModelList, SplitModel, SplitRequest, Swapped, SwapRequest
 
 router = APIRouter()
 
@@ -34,3 +34,11 @@ async def get_model(name: str, models: ServedModels) -> Response:
 async def swap(body: SwapRequest, models: ServedModels) -> Response:
     swapped = await models.swap(body.model, model_path(Path(body.path)))
     return JSONResponse({**_described(models, swapped.name), "path": body.path})
+
+
+@router.post("/v1/models/split", dependencies=[Depends(operator_only)], **gives(SplitModel))
+async def split(body: SplitRequest, models: ServedModels) -> Response:
+    """A swap ends it: to the candidate's path, which promotes it, or to that of the model beside it."""
+    name = models.resolve(body.model)
+    made = await models.split(name, model_path(Path(body.path)), body.share)
+    return JSONResponse({**_described(models, name), "candidate": made.candidate.name, "share": made.share})

@@ -1,0 +1,187 @@
+"""lm-eval's tasks on a model of one's own: by the serving engine in this process, or by a running server through its API.
+
+Answers are kept by document, so that two models are compared on the same ones.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lm_eval
+import numpy as np
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.tasks import TaskManager
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from tenfold.data.conversations.template import render
+from tenfold.learn.answers import CACHE_GIB
+from tenfold.learn.options import TaskOptions
+from tenfold.learn.statistics import mcnemar, paired_test
+from tenfold.model.io.tokenizer import read_tokenizer, read_vocabulary
+from tenfold.serve.engine.build import make_engine
+from tenfold.serve.options import EngineOptions
+from tenfold.serve.request import Output, Request, Sampling
+from tenfold.serve.text import TextStream
+from tenfold.spec.errors import TenfoldError
+
+MAX_TOKENS = 256  # of an answer where a task says nothing
+Values = dict[str, dict[str, float]]  # of each metric, by document
+
+
+class EngineLM(TemplateLM):
+    """A model as lm-eval reads it, with the tokens and the truncation from the left of lm-eval's own `hf`."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.path = path
+        self.engine = make_engine(EngineOptions(path, kv_cache_gib=CACHE_GIB, speculate=False))
+        self.tokens, self.vocabulary = read_tokenizer(path), read_vocabulary(path)
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.vocabulary.document_end
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What an empty context becomes."""
+        return self.eot_token_id if self.vocabulary.bos is None else self.vocabulary.bos
+
+    @property
+    def tokenizer_name(self) -> str:
+        return str(self.path)
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        begins = self.vocabulary.name(self.vocabulary.bos)
+        begun = begins is not None and string.startswith(begins)
+        add = not begun if add_special_tokens is None else add_special_tokens
+        return self.tokens.encode(string, add_special_tokens=add).ids
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Without a generation prompt the last message is one that goes on."""
+        template, last = self.vocabulary.chat_template, chat_history[-1]["content"]
+        if template is None:
+            raise TenfoldError(f"The model {self.path} has no chat template: leave --apply-chat-template out.")
+        text = render(template, chat_history, self.vocabulary.names, add_generation_prompt=add_generation_prompt)
+        return text if add_generation_prompt else text[: text.rindex(last) + len(last)]
+
+    def _loglikelihood_tokens(self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any) -> list[tuple[float, bool]]:
+        longest = self.engine.max_model_len
+        for i, (_text, context, continuation) in enumerate(requests):
+            self.engine.add(Request(str(i), (context + continuation)[-longest:], task="score"))
+        found: dict[str, tuple[float, bool]] = {}
+        while self.engine.has_work:
+            for output in self._step():
+                before = len(output.scores or ()) - len(requests[int(output.request_id)][2])
+                assert output.scores is not None and output.likeliest is not None
+                found[output.request_id] = math.fsum(output.scores[max(before, 0) :]), all(output.likeliest[max(before, 0) :])
+        return [found[str(i)] for i in range(len(requests))]
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        found = []
+        for request in requests:
+            (text,) = request.args
+            windows = get_rolling_token_windows(self.tok_encode(text), self.prefix_token_id, self.engine.max_model_len - 1, 1)
+            parts = [(None, *make_disjoint_window(window)) for window in windows]
+            found.append(math.fsum(value for value, _ in self._loglikelihood_tokens(parts)))
+        return found
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        streams: dict[str, TextStream] = {}
+        for i, request in enumerate(requests):
+            context, given = request.args
+            wanted = dict(normalize_gen_kwargs(given, MAX_TOKENS))
+            streams[str(i)] = TextStream(self.tokens, list(wanted["until"]))
+            self.engine.add(Request(str(i), self._room(context, wanted["max_gen_toks"]), self._sampling(wanted)))
+        texts = dict.fromkeys(streams, "")
+        while self.engine.has_work:
+            for output in self._step():
+                name, stream = output.request_id, streams[output.request_id]
+                if stream.stopped:
+                    continue
+                texts[name] += stream.push(output.tokens)
+                if stream.stopped:
+                    self.engine.cancel(name)
+                elif output.finish_reason:
+                    texts[name] += stream.rest()
+        return list(texts.values())
+
+    def _room(self, context: str, answer: int) -> list[int]:
+        """The context's last tokens that leave room for an answer. Raises TenfoldError where there is none."""
+        if (room := self.engine.max_model_len - answer) <= 0:
+            raise TenfoldError(f"An answer of {answer} tokens does not fit the context of {self.engine.max_model_len}.")
+        return self.tok_encode(context)[-room:]
+
+    def _sampling(self, wanted: dict[str, Any]) -> Sampling:
+        drawn = {name: wanted[name] for name in ("top_p", "top_k") if name in wanted} if wanted["do_sample"] else {}
+        temperature = wanted.get("temperature", 1.0) if wanted["do_sample"] else 0.0
+        stops = self.vocabulary.stop_tokens
+        return Sampling(temperature=temperature, max_tokens=wanted["max_gen_toks"], stop_tokens=stops, seed=0, **drawn)
+
+    def _step(self) -> list[Output]:
+        outputs = self.engine.step()
+        for output in outputs:
+            if output.error:
+                raise TenfoldError(f"{self.path} cannot be evaluated: {output.error}")
+        return outputs
+
+
+def harness(model: Path, asked: TaskOptions, against: Path | None = None) -> dict[str, dict[str, Any]]:
+    """Each task's metrics; beside another model the paired difference of each, in this process.
+
+    Raises TenfoldError where lm-eval refuses: a task that it does not know, or data that it cannot have.
+    """
+    results, values = _evaluated(model, asked)
+    beside = _evaluated(against, asked)[1] if against is not None else {}
+    found: dict[str, dict[str, Any]] = {}
+    for task, metrics in results.items():
+        shown = {name: value for name, value in metrics.items() if isinstance(value, float | int)}
+        found[task] = {"documents": max((len(of) for of in values[task].values()), default=0), "metrics": shown}
+        if beside:
+            found[task]["against"] = {
+                metric: differences(beside[task][metric], new) for metric, new in values[task].items() if len(new) > 1
+            }
+    return found
+
+
+def differences(old: dict[str, float], new: dict[str, float], level: float = 0.95) -> dict[str, Any]:
+    """NEW less OLD on the same documents, with intervals; where all values are 0 or 1 McNemar's probability of the losses, too."""
+    pairs = [(old[document], value) for document, value in new.items()]
+    found = asdict(paired_test([b - a for a, b in pairs], level))
+    if all(value in (0, 1) for pair in pairs for value in pair):
+        found["lost_p"] = mcnemar(*(list(map(bool, side)) for side in zip(*pairs, strict=True)))
+    return found
+
+
+def _evaluated(model: Path, asked: TaskOptions) -> tuple[dict[str, Any], dict[str, Values]]:
+    """lm-eval's results by task, and the values of each metric by document."""
+    lm: Any = EngineLM(model)
+    arguments: dict[str, Any] = {}
+    if asked.api:
+        lm, address = "local-completions", f"{asked.api.rstrip('/')}/v1/completions"
+        arguments = {"model_args": {"base_url": address, "model": "", "tokenizer": str(model), "tokenizer_backend": "huggingface"}}
+    names = [name for some in asked.tasks for name in some.split(",")]
+    manager = TaskManager(include_path=str(asked.include_path) if asked.include_path else None)
+    if unknown := [name for name in names if not manager.match_tasks([name])]:
+        raise TenfoldError(f"lm-eval has no task {unknown[0]!r}: `lm-eval ls tasks` lists them, --include-path adds a folder.")
+    try:
+        said = lm_eval.simple_evaluate(
+            lm, tasks=names, num_fewshot=asked.num_fewshot, limit=asked.limit or None, task_manager=manager,
+            apply_chat_template=asked.apply_chat_template, bootstrap_iters=0, **arguments,
+        )  # fmt: skip
+    except (OSError, ValueError, AssertionError) as error:  # data that cannot be fetched, a task file that is wrong
+        raise TenfoldError(f"lm-eval refuses {', '.join(names)}: {' '.join(str(error).split())}") from error
+    assert said is not None
+    return said["results"], {task: _values(samples) for task, samples in said["samples"].items()}
+
+
+def _values(samples: Sequence[dict[str, Any]]) -> Values:
+    found: Values = {}
+    for sample in samples:
+        for metric in sample["metrics"]:
+            if isinstance(value := sample[metric], float | int | np.number):
+                found.setdefault(f"{metric},{sample['filter']}", {})[str(sample["doc_id"])] = float(value)
+    return found

@@ -1,0 +1,112 @@
+"""Evaluations of one's own: prompts with ideal answers, or with a function that says whether an answer is right.
+
+{"prompt": "What is 2 + 3?", "ideal": "5"}          `prompt` may be messages, `ideal` several texts that are right
+{"prompt": "...", "ideal": "5", "checker": "number", "language": "hi"}
+{"prompt": "Write three words.", "checker": "check_words", "count": 3}
+
+def check_words(answer, count):                     in the file of checkers; it is given the answer, and what it takes of the row
+    return len(answer.split()) == count
+"""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tenfold.data.conversations.chats import Chat, messages_of
+from tenfold.data.conversations.rows import read_rows
+from tenfold.learn.functions import read_functions, taken, told
+from tenfold.learn.statistics import FEWEST
+from tenfold.spec.errors import TenfoldError, nearest
+
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+
+
+def _number(answer: str, ideal: str) -> bool:
+    said = NUMBER.findall(answer.replace(",", ""))
+    return bool(said) and float(said[-1]) == float(ideal)
+
+
+CHECKERS: dict[str, Callable[[str, str], bool]] = {
+    "exact": lambda answer, ideal: answer.strip().removesuffix(".").casefold() == ideal.strip().removesuffix(".").casefold(),
+    "includes": lambda answer, ideal: ideal.casefold() in answer.casefold(),
+    "regex": lambda answer, ideal: re.search(ideal, answer) is not None,
+    "number": _number,  # the last one that is said
+}
+
+
+@dataclass(frozen=True)
+class Item:
+    """One prompt. The first of `ideal` is the answer whose nats are counted; a function as a checker needs none."""
+
+    prompt: Chat
+    ideal: tuple[str, ...]
+    right: Callable[[str], bool]
+    language: str
+
+    @property
+    def chat(self) -> Chat:
+        """The prompt with its ideal answer, where there is one."""
+        return [*self.prompt, *({"role": "assistant", "content": ideal} for ideal in self.ideal[:1])]
+
+
+def read_items(path: Path, checkers: Path | None = None) -> list[Item]:
+    """The prompts of a file, and the functions of another that check answers.
+
+    Raises TenfoldError, with the line, for a row that lacks a prompt or an ideal answer, or names no checker that there is.
+    """
+    functions = read_functions(str(checkers), "check") if checkers is not None else {}
+    items = [_item(row, where, functions) for where, row in read_rows(path)]
+    if len(items) < FEWEST:
+        raise TenfoldError(f"{path} holds {len(items)} prompts: an evaluation needs at least {FEWEST}.")
+    return items
+
+
+def _item(row: dict[str, Any], where: str, functions: dict[str, Callable[..., Any]]) -> Item:
+    ideal, checker = row.get("ideal"), row.get("checker", "exact")
+    texts = (ideal,) if isinstance(ideal, str) else tuple(ideal) if isinstance(ideal, list) else ()
+    known = {**CHECKERS, **functions}
+    if checker not in known:
+        raise TenfoldError(f"{where}: there is no checker {checker!r}{nearest(str(checker), known)}.")
+    needed = checker not in functions or ideal is not None
+    if not row.get("prompt") or (needed and not texts) or not all(isinstance(text, str) and text for text in texts):
+        raise TenfoldError(f'{where}: write {{"prompt": "...", "ideal": "..."}}, or a list of texts that are right.')
+    prompt = messages_of(row["prompt"], where)
+    language = str(row.get("language", "")) or script(prompt[-1]["content"])
+    if checker in functions:
+        return Item(prompt, texts, _own(functions[checker], row, f"{where}: the checker {checker}"), language)
+    try:
+        CHECKERS[checker]("0", texts[0])
+    except (ValueError, re.error):
+        raise TenfoldError(f"{where}: the ideal answer {texts[0]!r} is nothing for the checker {checker!r}.") from None
+    return Item(prompt, texts, lambda answer: any(CHECKERS[checker](answer, text) for text in texts), language)
+
+
+def _own(function: Callable[..., Any], row: dict[str, Any], what: str) -> Callable[[str], bool]:
+    """A function of a user as a checker. It raises TenfoldError where the function fails, or returns neither True nor False."""
+
+    def right(answer: str) -> bool:
+        with told(what):
+            verdict = function(**taken(function, {**row, "answer": answer}))
+        if verdict is not True and verdict is not False:
+            raise TenfoldError(f"{what} returned {verdict!r} for the answer {answer[:80]!r}: return True or False.")
+        return verdict
+
+    return right
+
+
+def script(text: str) -> str:
+    """The script of most letters, as "latin" or "devanagari", which stands for a language that is not named."""
+    found = Counter(unicodedata.name(letter, "").partition(" ")[0].lower() for letter in text if letter.isalpha())
+    return max(found, key=lambda name: found[name]) if found else ""
+
+
+def by_language(languages: Sequence[str]) -> dict[str, list[int]]:
+    """The places of each language that has enough of them for a test, where there are several."""
+    of: dict[str, list[int]] = {}
+    for i, language in enumerate(languages):
+        of.setdefault(language, []).append(i)
+    return {name: rows for name, rows in sorted(of.items()) if name and FEWEST <= len(rows) < len(languages)}
