@@ -1,6 +1,7 @@
 """Pruning, distillation and quantisation, on tiny models."""
 
 import json
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,8 @@ import torch
 from chat_models import chat_model
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
+from hypothesis import given
+from hypothesis import strategies as st
 from msgspec import structs
 from transformers import AutoModelForCausalLM
 
@@ -124,9 +127,17 @@ def test_a_student_is_forecast_taught_and_half_the_size(corpus, home):
             distil(home / "teacher" / "model", str(corpus.directory), home / "student", other, quiet=True)
 
 
-def test_the_forecast_falls_with_tokens_and_begins_at_the_gap():
-    gaps = [gap_after(2.0, 1e6, tokens) for tokens in (0, 1e4, 1e6, 1e8)]
-    assert gaps[0] == 2.0 and gaps == sorted(gaps, reverse=True)
+@given(st.floats(0.1, 1), st.floats(-0.08, 0), st.floats(0.01, 2))
+def test_a_gap_is_continued_as_it_fell(slope, bend, first):
+    def gap(tokens):
+        x = math.log(tokens / 1e4)
+        return first * math.exp(-slope * x + bend * x * x)
+
+    points = [(tokens, gap(tokens)) for tokens in (1e4, 4e4, 16e4)]
+    assert gap_after(points, 64e4) == pytest.approx(gap(64e4), rel=1e-6)
+    line = [(tokens, first * (tokens / 1e4) ** -slope) for tokens in (4e4, 16e4)]
+    assert gap_after(line, 64e4) == pytest.approx(first * 64**-slope, rel=1e-6)
+    assert gap_after([(1e4, 1.0), (4e4, 0.5), (16e4, 0.49)], 64e4) <= 0.49
 
 
 def test_training_for_the_grid_costs_less_than_rounding(corpus, home, tmp_path):

@@ -1,19 +1,21 @@
 """A smaller generation: a model is pruned, and what is left is taught by it. The student's loss is forecast first.
 
-The forecast is a law of the gap to the teacher in nats a token, which pruning opens and teaching closes:
-
-    gap(tokens) = gap(0) (1 + tokens / (N / 8)) ** -0.4
-
-with N the student's matrix parameters. It says nothing of the teacher's own gap to the text, as arXiv 2502.08606 does: a student of
-a pruned teacher begins near it. The interval is wide, and its hits are counted in `forecasts.jsonl`.
+As in a climb, the forecast is made from smaller runs: students that are taught a 64th, a 16th and a quarter of the tokens, each to
+its own end. The logarithm of their gap to the teacher, in nats a token, is continued as a parabola in the logarithm of the tokens.
+A law of sizes as in arXiv 2502.08606 would need students of many sizes; here the shape is given, and the tokens alone differ.
 """
 
+import math
+import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import torch
+from msgspec import structs
 from torch import Tensor
 
 from tenfold.data.text.batches import validation_batches
@@ -27,15 +29,18 @@ from tenfold.model.llama import Llama
 from tenfold.model.path import model_path
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import make_folder
-from tenfold.spec.forecasts import Forecast, around, forecast, outcome
+from tenfold.spec.forecasts import Forecast, around, forecast, normal, outcome
 from tenfold.train.config import RunConfig
-from tenfold.train.result import RunResult
+from tenfold.train.result import RunResult, read_result
 from tenfold.train.run_file import config_from_fields
+from tenfold.train.tasks.find import open_task
 from tenfold.train.tasks.pretrain import EVALUATION_ROWS, HostRows
 from tenfold.train.text import open_source
+from tenfold.train.trainer import fit, standard_hooks
 
 _CALIBRATION_ROWS, _VALIDATION_TOKENS = 64, 16_384
-_EXPONENT, _TOKENS_PER_PARAMETER, _LOG_SD = 0.4, 1 / 8, 0.5
+_PILOTS, _LEAST_STEPS = (64, 16, 4), 4  # parts of the tokens that shorter students are taught, and their fewest steps
+_LOG_SD = 0.25  # of a gap's forecast
 
 
 def distil(teacher: Path, data: str, generation: Path, settings: DistilSettings, *, quiet: bool = False) -> RunResult:
@@ -54,7 +59,7 @@ def distil(teacher: Path, data: str, generation: Path, settings: DistilSettings,
         make_folder(generation)
         rows = validation_rows(corpus, settings.seq_len, _CALIBRATION_ROWS * settings.seq_len)
         write_model(pruned(model, spec, importance(model, rows)), student, tokenizer_directory=teacher)
-    key = _forecast(home, teacher, student, corpus, generation.name, settings)
+    key = _forecast(home, (teacher, student), data, corpus, generation, settings)
     result = teach(teacher, student, data, generation, settings, quiet=quiet)
     if result.finished:
         outcome(home, key, result.loss)
@@ -109,14 +114,18 @@ def nats_of(model: Llama, corpus: Corpus, seq_len: int) -> float:
     return nats / max(1, count)
 
 
-def gap_after(begin: float, params: float, tokens: float) -> float:
-    """The law: nats a token between student and teacher after so many tokens of teaching."""
-    return begin * (1 + tokens / (_TOKENS_PER_PARAMETER * params)) ** -_EXPONENT
+def gap_after(points: Sequence[tuple[float, float]], tokens: float) -> float:
+    """The gap after so many tokens, from points of tokens and gap: a line through two, a parabola through three, on log axes.
+
+    It does not rise beyond the last point.
+    """
+    x, y = np.log(np.asarray(points)).T
+    return float(np.exp(min(y[-1], np.polyval(np.polyfit(x, y, len(points) - 1), math.log(tokens)))))
 
 
-def _forecast(home: Path, teacher: Path, student: Path, corpus: Corpus, name: str, settings: DistilSettings) -> str:
+def _forecast(home: Path, models: tuple[Path, Path], data: str, corpus: Corpus, generation: Path, settings: DistilSettings) -> str:
     """Write down what the student will come to, once. Returns the key."""
-    key, file = f"learn/{name}/student_loss", student.parent / "distil.json"
+    (teacher, student), key, file = models, f"learn/{generation.name}/student_loss", generation / "distil.json"
     if file.exists():
         return key
     paths = [teacher, *map(model_path, settings.teachers)]
@@ -125,11 +134,46 @@ def _forecast(home: Path, teacher: Path, student: Path, corpus: Corpus, name: st
     ours = nats_of(read_model(student), corpus, settings.seq_len)
     if ours <= theirs:
         raise TenfoldError(f"The pruned model in {student} is no worse than its teacher on this text: there is nothing to teach.")
-    gap = gap_after(ours - theirs, read_spec(student).parameters().matrix_active, settings.tokens)
-    quantiles = tuple(theirs + nats for nats in around(gap, _LOG_SD))
-    data = {"teacher": weights_hash(teacher), "pruned": weights_hash(student)}
-    made = forecast(home, Forecast(key=key, who="learn", kind="student_loss", unit="nats/token", quantiles=quantiles, data=data))
-    write_versioned(
-        file, {"teacher": str(teacher.resolve()), "teacher_loss": theirs, "pruned_loss": ours, "forecast": made.quantiles}
-    )
+    pilots = [(settings.tokens // part, _pilot(models, data, generation, settings, part)) for part in _parts(settings)]
+    quantiles = _quantiles(theirs, [(settings.batch_size * settings.seq_len, ours), *pilots], settings.tokens)
+    hashes = {"teacher": weights_hash(teacher), "pruned": weights_hash(student)}
+    made = forecast(home, Forecast(key=key, who="learn", kind="student_loss", unit="nats/token", quantiles=quantiles, data=hashes))
+    said = {"teacher": str(teacher.resolve()), "teacher_loss": theirs, "pruned_loss": ours, "pilots": pilots}
+    write_versioned(file, {**said, "forecast": made.quantiles})
+    for part in _parts(settings):
+        shutil.rmtree(_pilot_directory(generation, part))
     return key
+
+
+def _parts(settings: DistilSettings) -> list[int]:
+    """Which parts of the tokens make steps enough."""
+    least = _LEAST_STEPS * settings.batch_size * settings.seq_len
+    return [part for part in _PILOTS if settings.tokens // part >= least]
+
+
+def _pilot_directory(generation: Path, part: int) -> Path:
+    return generation.with_name(f"{generation.name}-pilot-{part}")
+
+
+def _pilot(models: tuple[Path, Path], data: str, generation: Path, settings: DistilSettings, part: int) -> float:
+    """The loss of a student that is taught a part of the tokens. Goes on from where an earlier call was stopped."""
+    directory = _pilot_directory(generation, part)
+    config = _config(*models, data, structs.replace(settings, tokens=settings.tokens // part), "none", generation.parent)
+    result = read_result(directory)
+    if result is None or not result.finished:
+        task = open_task(config, generation.parent, quiet=True)
+        result = fit(task, config, directory, standard_hooks(config, quiet=True))
+    if not result.finished:
+        raise TenfoldError(f"Stopped and saved in {directory}: the same command goes on from there.")
+    return result.loss
+
+
+def _quantiles(teacher: float, losses: Sequence[tuple[float, float]], tokens: float) -> tuple[float, ...]:
+    """The student's loss after so many tokens, from losses by tokens, of which the first is the pruned model's."""
+    points = [(number, loss - teacher) for number, loss in losses]
+    if any(gap <= 0 for _, gap in points):  # better than a teacher that had not learned all that the text holds
+        (_, before), (_, last) = losses[-2:]
+        return normal(last, abs(last - before) + 1e-6)
+    enough = points[-len(_PILOTS) :] if len(points) > len(_PILOTS) else points[-2:]
+    gap = gap_after(enough, tokens) if len(enough) > 1 else enough[0][1] / 2
+    return tuple(teacher + nats for nats in around(gap, _LOG_SD if len(enough) > 2 else 2 * _LOG_SD))
