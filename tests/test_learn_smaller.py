@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -23,7 +24,7 @@ from tenfold.learn.shrink_options import DistilSettings, QuantiseOptions
 from tenfold.learn.tasks.distil import divergence
 from tenfold.model.io.export import export
 from tenfold.model.io.gguf_writer import quantised
-from tenfold.model.io.huggingface import read_spec
+from tenfold.model.io.huggingface import read_spec, write_model
 from tenfold.model.llama import Llama
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.forecasts import read_forecasts
@@ -149,6 +150,17 @@ def test_training_for_the_grid_costs_less_than_rounding(corpus, home, tmp_path):
     assert plain["perplexity"][1] > plain["perplexity"][0]
     packed = export(home / "trained" / "model", "gguf:q4_0", tmp_path / "x.gguf")
     assert packed.path.exists()
+
+
+def test_matrices_that_groups_do_not_fill_are_counted_or_refused(corpus, home):
+    spec = read_spec(home / "teacher" / "model")
+    for name, dim, ffn_dim in (("none", 40, 72), ("some", 64, 72)):
+        shape = replace(spec, dim=dim, ffn_dim=ffn_dim, head_dim=dim // spec.n_heads)
+        write_model(Llama(shape), home / name, tokenizer_directory=home / "teacher" / "model")
+    with pytest.raises(TenfoldError, match="nothing would be rounded"):
+        quantise(home / "none", str(corpus.directory), home / "none-4", QuantiseOptions(), SETTINGS, quiet=True)
+    said = quantise(home / "some", str(corpus.directory), home / "some-4", QuantiseOptions(), SETTINGS, quiet=True)
+    assert said["left"] == spec.n_layers  # of each layer, the matrix that reads the hidden neurons
 
 
 def test_a_teacher_with_another_tokenizer_is_refused(corpus, home):

@@ -28,6 +28,12 @@ def on_grid(weight: Tensor, grid: str) -> Tensor:
     return (steps * scale.half().float()).flatten(-2).to(weight.dtype)
 
 
+def left_as_they_are(model: Llama) -> tuple[int, int]:
+    """How many matrices of the layers have rows that groups do not fill, and how many there are."""
+    matrices = [p for name, p in model.named_parameters() if name.startswith("blocks.") and p.ndim == 2]
+    return sum(p.shape[-1] % GROUP > 0 for p in matrices), len(matrices)
+
+
 class GridLinear(nn.Linear):
     """A matrix that is rounded to the grid where it is used, and learns as if it were not (straight-through).
 

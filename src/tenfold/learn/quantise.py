@@ -11,7 +11,7 @@ from torch import Tensor
 from tenfold.data.text.batches import train_batch
 from tenfold.learn.data import write_versioned
 from tenfold.learn.distil import teach, text_of, validation_rows
-from tenfold.learn.grid import round_to_grid
+from tenfold.learn.grid import GROUP, left_as_they_are, round_to_grid
 from tenfold.learn.rotate import rotated
 from tenfold.learn.shrink_options import DistilSettings, QuantiseOptions
 from tenfold.learn.tuned_rounding import round_by_blocks
@@ -29,10 +29,15 @@ def quantise(
     """Write the model with its weights on a grid to `generation`.
 
     With `options.qat` it is trained for the grid first, by itself, as `settings` say. The weights are stored as floats: `tenfold
-    export --to gguf:q4_0` or `gguf:q8_0` packs them. Returns what is in `quantise.json`: perplexity before and after, and the
-    divergence in nats a token, with 95 % intervals over rows of text. Raises TenfoldError for options that do not fit one another.
+    export --to gguf:q4_0` or `gguf:q8_0` packs them. Returns what is in `quantise.json`: perplexity before and after, the
+    divergence in nats a token, with 95 % intervals over rows of text, and how many matrices groups do not fill. Raises
+    TenfoldError for options that do not fit one another, and where no matrix could be rounded.
     """
     _check(options)
+    original = read_model(source)
+    left, matrices = left_as_they_are(original)
+    if left == matrices:
+        raise TenfoldError(f"No matrix of a layer of {source} has rows of whole groups of {GROUP}: nothing would be rounded.")
     corpus = text_of(source, data, generation.parent, quiet=quiet)
     begun = source
     if options.rotate:
@@ -49,8 +54,8 @@ def quantise(
         round_by_blocks(model, torch.from_numpy(read.tokens).long(), options.rounding_steps, begun)
     round_to_grid(model, options.to, layers=options.rounding == "nearest")
     rows = validation_rows(corpus, settings.seq_len, _TOKENS)
-    said = {"grid": options.to, "qat": options.qat, "rounding": options.rounding, "rotated": options.rotate}
-    found: dict[str, Any] = {**said, **cost(read_model(source), model, rows)}
+    said = {"grid": options.to, "qat": options.qat, "rounding": options.rounding, "rotated": options.rotate, "left": left}
+    found: dict[str, Any] = {**said, **cost(original, model, rows)}
     write_model(model, generation / "model", tokenizer_directory=begun)
     write_versioned(generation / "quantise.json", found)
     return found

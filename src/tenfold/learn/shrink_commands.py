@@ -71,3 +71,5 @@ def quantise(
         f"{change[0]:+.2f} % (95 %: {change[1]:+.2f} to {change[2]:+.2f}), "
         f"divergence {kl[0]:.3g} nats a token (95 %: {kl[1]:.3g} to {kl[2]:.3g})."
     )
+    if found["left"]:
+        print(f"  {found['left']} matrices, whose rows groups of 32 do not fill, are left as they are.")
