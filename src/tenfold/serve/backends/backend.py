@@ -1,16 +1,20 @@
 """The door for whatever computes: the own engine, llama.cpp, vLLM, or the backend of a plugin.
 
 A backend is found by its name among the entry points `tenfold.backends`. The entry point refers to a class, or a function,
-that takes `EngineOptions` and returns a `Backend`. Templates, text, limits, keys and feedback are the server's own; a
-backend reads tokens and writes tokens.
+that takes `EngineOptions` and returns a `Backend`. A model whose `model_type` names a backend is computed by that one.
+Templates, text, limits, keys and feedback are the server's own; a backend reads tokens and writes tokens.
 """
 
+import json
 from collections.abc import AsyncGenerator
+from pathlib import Path
 from typing import Protocol
 
 from tenfold.serve.options import EngineOptions
 from tenfold.serve.request import Output, Request
-from tenfold.spec.plugins import load
+from tenfold.spec.plugins import load, plugins
+
+OWN = "tenfold"
 
 
 class Backend(Protocol):
@@ -55,4 +59,13 @@ class BackendStopped(Exception):
 
 def make_backend(options: EngineOptions) -> Backend:
     """The backend that `options` name, not started yet. Raises TenfoldError if there is none of this name."""
-    return load("backends", options.backend)(options)
+    return load("backends", options.backend if options.backend != OWN else backend_of(options.path))(options)
+
+
+def backend_of(path: Path) -> str:
+    """The backend that a model's `model_type` names; the own engine where it names none."""
+    try:
+        named = json.loads((path / "config.json").read_bytes())["model_type"]
+    except (OSError, ValueError, KeyError, TypeError):  # whoever reads the model says what is wrong with it
+        return OWN
+    return named if named in plugins("backends") else OWN

@@ -1,4 +1,4 @@
-"""A database of what people did, in SQLite or any database of SQLAlchemy: opened with its tables, durable, and users as keyed hashes."""
+"""A database of what people did, in any database of SQLAlchemy: opened with its tables, durable, users as keyed hashes."""
 
 import hashlib
 import hmac

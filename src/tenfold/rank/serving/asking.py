@@ -1,0 +1,132 @@
+"""One request for a list: its history, the ranker or the two of an experiment, the answer, and what is kept of it."""
+
+import asyncio
+import time
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from tenfold.rank.events.store import Events
+from tenfold.rank.experiment import arm, interleave
+from tenfold.rank.ranker import History, Ranker
+from tenfold.rank.serving.protocol import RankRequest, RecommendRequest
+from tenfold.rank.serving.recommender import Query
+from tenfold.rank.serving.worker import RankWorker
+from tenfold.serve.api.budget import Place
+from tenfold.serve.api.errors import ApiError
+from tenfold.serve.api.models import Models
+from tenfold.serve.api.routes.answers import new_id
+from tenfold.serve.api.served_model import ServedModel
+from tenfold.serve.backends.backend import backend_of
+from tenfold.spec.plugins import load
+
+UNKNOWN = 100  # items of a request that the answer names at most
+WAITING = 10_000  # lists that wait for the disk, above which an answer waits for its own
+
+
+def rankers(models: Models) -> list[str]:
+    """The names of the served models that rank items."""
+    return [name for name, options in models.options.items() if load("backends", backend_of(options.path)) is RankWorker]
+
+
+class Asking:
+    """A request of a user, and how it is answered."""
+
+    def __init__(self, body: RecommendRequest, user: str, models: Models, events: Events | None):
+        self.body, self.user, self.models, self.events = body, user, models, events
+        self.rng = np.random.default_rng()
+
+    async def answer(self, place: Place) -> dict[str, Any]:
+        """The answer's fields, once the list is on its way to the store. Raises ApiError or TenfoldError."""
+        found = rankers(self.models)
+        name = self.models.resolve(self.body.model) if self.body.model or not found else found[0]
+        if name not in found:
+            raise ApiError(400, f"The model {name!r} recommends nothing: it ranks no items.", param="model")
+        first = await self.models.get(name)
+        experiment = worker_of(first).settings.experiment
+        pair = found[:2] if experiment != "none" and not self.body.model and len(found) > 1 else []
+        taken = await self._taken(worker_of(first))
+        if not pair:
+            shown = await self._listed(first, place, taken)
+        elif experiment == "ab" and self.events is not None:
+            chosen = pair[arm(self.events.user_hash(self.user))]
+            shown = {**await self._listed(await self.models.get(chosen), place, taken), "arms": pair}
+        else:
+            shown = await self._interleaved([first, await self.models.get(pair[1])], place, taken)
+        list_id = new_id("list")
+        await self._keep(list_id, shown, from_store=self.body.history is None)
+        return {"id": list_id, **{key: shown[key] for key in ("model", "items", "scores", "propensities", "unknown")}}
+
+    async def _taken(self, worker: RankWorker) -> tuple[list[str], list[float]]:
+        """What the user took before, the oldest first, and when where that is known."""
+        body = self.body
+        if body.history is not None:
+            if body.times is not None and len(body.times) != len(body.history):
+                raise ApiError(400, f"times has {len(body.times)} of {len(body.history)} items: give one for each.", param="times")
+            return body.history, body.times or []
+        if body.user is None or self.events is None:
+            return [], []
+        asked = self.user, worker.max_model_len, worker.settings.history_actions
+        found = await asyncio.to_thread(self.events.history, *asked)
+        return [one.item for one in found], [one.time for one in found]
+
+    async def _listed(self, model: ServedModel, place: Place, taken: tuple[list[str], list[float]]) -> dict[str, Any]:
+        """What one ranker shows, as it is kept."""
+        began, worker = time.monotonic(), worker_of(model)
+        query, unknown = self._query(worker.recommender.ranker, taken)
+        model.admit(place, 1)
+        try:
+            made = await asyncio.wait_for(worker.recommend(query), model.limits.timeout_seconds)
+        except TimeoutError:
+            raise ApiError(504, f"The answer took longer than {model.limits.timeout_seconds:.0f} seconds.") from None
+        finally:
+            model.metrics.end(model.name, time.monotonic() - began, len(query.history.items), 0)
+        model.metrics.success.labels(model.name, "stop").inc()
+        names = worker.recommender.ranker.names
+        return {
+            "model": model.name, "checkpoint": await model.checkpoint(), "items": [names[token] for token in made.tokens],
+            "scores": made.scores, "propensities": made.propensities, "unknown": unknown,
+        }  # fmt: skip
+
+    def _query(self, ranker: Ranker, taken: tuple[list[str], list[float]]) -> tuple[Query, list[str]]:
+        """The request in a ranker's tokens, and the items that it does not know."""
+        body, (names, times) = self.body, taken
+        tokens, left_out = ranker.tokens(names), ranker.tokens(body.exclude)
+        candidates = ranker.tokens(body.candidates) if isinstance(body, RankRequest) else None
+        known = [i for i, token in enumerate(tokens) if token]
+        history = History(
+            tuple(tokens[i] for i in known), tuple(times[i] for i in known) if times else (), time.time() if times else None
+        )
+        asked = [*names, *body.exclude, *(body.candidates if isinstance(body, RankRequest) else ())]
+        unknown = [name for name, token in zip(asked, [*tokens, *left_out, *(candidates or ())], strict=True) if not token]
+        out = frozenset(filter(None, left_out)) | frozenset(() if body.repeat else history.items)
+        return Query(history, body.k, candidates, out, body.rules), list(dict.fromkeys(unknown))[:UNKNOWN]
+
+    async def _interleaved(self, pair: list[ServedModel], place: Place, taken: tuple[list[str], list[float]]) -> dict[str, Any]:
+        """One list of both. Its propensities depend on which picks are whose, and are not kept."""
+        a, b = await asyncio.gather(*(self._listed(model, place, taken) for model in pair))
+        items, teams = interleave(a["items"], b["items"], self.body.k, self.rng)
+        scores = [dict(zip(one["items"], one["scores"], strict=True)) for one in (a, b)]
+        return {
+            "model": f"{a['model']}|{b['model']}", "checkpoint": f"{a['checkpoint']}|{b['checkpoint']}", "items": items,
+            "scores": [scores[team][item] for item, team in zip(items, teams, strict=True)], "propensities": None,
+            "teams": teams, "unknown": a["unknown"],
+        }  # fmt: skip
+
+    async def _keep(self, list_id: str, shown: dict[str, Any], from_store: bool) -> None:
+        """Hand a list to the store. A history that the store has itself is not kept again."""
+        if self.events is None:
+            return
+        body = self.body
+        context = {"k": body.k, "rules": asdict(body.rules), "exclude": body.exclude, "repeat": body.repeat}
+        context |= {"candidates": body.candidates if isinstance(body, RankRequest) else None}
+        context |= {"history": None if from_store else body.history, "times": None if from_store else body.times}
+        done = self.events.keep_list(list_id, self.user, {**shown, **context})
+        if self.events.writer.waiting > WAITING:
+            await asyncio.wrap_future(done)
+
+
+def worker_of(model: ServedModel) -> RankWorker:
+    assert isinstance(model.backend, RankWorker)
+    return model.backend

@@ -1,0 +1,120 @@
+"""Two stages in one process: the best of the catalogue by their products, or the candidates of a request; then rules and variety.
+
+A history is computed once: its vector is kept, and any number of candidates is scored against it. A candidate's score depends on
+the history and not on the other candidates.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tenfold.rank.ranker import History, Ranker
+from tenfold.rank.serving.catalogue import Catalogue, read_catalogue
+from tenfold.rank.serving.index import Found, make_index
+from tenfold.rank.serving.places import List, Places, Pool, Rules, fill
+from tenfold.rank.serving.settings import RankSettings
+from tenfold.spec.errors import TenfoldError
+
+TOGETHER = 64  # histories computed at once
+
+
+@dataclass(frozen=True)
+class Query:
+    """What is asked for one user. Without `candidates` the whole catalogue is; those of `left_out` are not shown."""
+
+    history: History
+    k: int
+    candidates: Sequence[int] | None = None
+    left_out: frozenset[int] = frozenset()
+    rules: Rules = field(default_factory=Rules)
+
+
+class Hits(NamedTuple):
+    """How often a history was looked for in the cache, and found."""
+
+    asked: int
+    found: int
+
+
+class Recommender:
+    """A ranker, its catalogue and its index."""
+
+    def __init__(self, ranker: Ranker, settings: RankSettings = RankSettings(), catalogue: Catalogue | None = None):
+        self.ranker, self.settings = ranker, settings
+        self.catalogue = catalogue or Catalogue(len(ranker.names))
+        self.index = make_index(settings.index, ranker.items)
+        self._vectors: OrderedDict[History, Tensor] = OrderedDict()
+        self.hits = Hits(0, 0)
+
+    @classmethod
+    def load(cls, path: Path, settings: RankSettings = RankSettings()) -> "Recommender":
+        """The recommender of a finished run, or of its folder `model`. Raises TenfoldError where there is none."""
+        ranker = Ranker.load(path)
+        return cls(ranker, settings, read_catalogue(settings.items, ranker.names))
+
+    def answer(self, queries: Sequence[Query], rng: np.random.Generator) -> list[List | TenfoldError]:
+        """A list for each query, or why there is none."""
+        answers: list[List | TenfoldError] = []
+        for query, places in zip(queries, self.places(queries), strict=True):
+            answers.append(places if isinstance(places, TenfoldError) else fill(places, query.k, rng))
+        return answers
+
+    def places(self, queries: Sequence[Query]) -> list[Places | TenfoldError]:
+        """The places of each query, none of them filled."""
+        users = self._users([query.history for query in queries])
+        made: list[Places | TenfoldError] = [TenfoldError("") for _ in queries]
+        together: dict[str, list[int]] = {}  # queries that one search can answer
+        for i, query in enumerate(queries):
+            together.setdefault("" if query.candidates is not None else repr(query.rules.where), []).append(i)
+        for of_catalogue, numbers in together.items():
+            try:
+                some = [queries[i] for i in numbers]
+                found = self._searched(some, users[numbers]) if of_catalogue else [*map(self._scored, some, users[numbers])]
+                for i, one in zip(numbers, found, strict=True):
+                    made[i] = self._places(queries[i], one)
+            except TenfoldError as error:
+                for i in numbers:
+                    made[i] = error
+        return made
+
+    def _searched(self, queries: list[Query], users: Tensor) -> list[Found]:
+        """The pools of queries with the same filter."""
+        most = max(self.settings.pool, *(query.k for query in queries))
+        allowed = self.catalogue.allowed(queries[0].rules.where)
+        return self.index.search(users, most, [sorted(query.left_out) for query in queries], allowed)
+
+    def _scored(self, query: Query, user: Tensor) -> Found:
+        """All candidates of a query, the best first."""
+        tokens = np.array([c for c in dict.fromkeys(query.candidates or ()) if c and c not in query.left_out], np.int64)
+        if (allowed := self.catalogue.allowed(query.rules.where)) is not None:
+            tokens = tokens[allowed.numpy()[tokens]]
+        scores = (self.ranker.items[torch.from_numpy(tokens)] @ user).numpy()
+        best = np.argsort(-scores, kind="stable")
+        return Found(tokens[best], scores[best])
+
+    def _places(self, query: Query, found: Found) -> Places:
+        vectors = (
+            self.ranker.items[torch.from_numpy(found.tokens)].numpy() if query.rules.diversity else np.zeros((len(found.tokens), 1))
+        )
+        return Places(Pool(found.tokens, found.scores, vectors), query.rules, self.catalogue, self.settings.explore)
+
+    def _users(self, histories: Sequence[History]) -> Tensor:
+        """The vector of each history: remembered, or computed together with others of about its length."""
+        missing = sorted({h for h in histories if h not in self._vectors}, key=lambda h: len(h.items))
+        self.hits = Hits(self.hits.asked + len(histories), self.hits.found + len(histories) - len(missing))
+        made = {}
+        for some in (missing[first : first + TOGETHER] for first in range(0, len(missing), TOGETHER)):
+            made |= dict(zip(some, self.ranker.users(some).cpu(), strict=True))
+        vectors = torch.stack([made[h] if h in made else self._vectors[h] for h in histories])
+        for history in histories:
+            self._vectors[history] = made.get(history, self._vectors.get(history))  # type: ignore[assignment]
+            self._vectors.move_to_end(history)
+        while len(self._vectors) > self.settings.cached_histories:
+            self._vectors.popitem(last=False)
+        return vectors
