@@ -119,6 +119,11 @@ class Events(Database):
         with self._engine.connect() as connection:
             return {(row.list_id, row.item) for row in connection.execute(asked)}
 
+    def newest_lists(self, most: int) -> Sequence[Row[Any]]:
+        """The newest lists that were shown."""
+        with self._engine.connect() as connection:
+            return connection.execute(select(lists).order_by(lists.c.created.desc(), lists.c.id).limit(most)).all()
+
     def of_lists(self) -> Iterator[Row[Any]]:
         """Every list that was shown, the oldest first."""
         return self.rows(lists)
