@@ -1,100 +1,234 @@
-"""Interactions ready to train on: each user's items in the order of time as tokens, the last two held out.
+"""Interactions ready to train on: each user's items in the order of time as tokens, split into what may be learned and what is asked.
 
-Token 0 begins every history; item i is token i + 1. The items' names are kept as a tokenizer, so that a model of items has its
-vocabulary in the files beside it as a model of text does.
+Token 0 begins every history; items are tokens from 1 on, in the order in which they first appear. The names of those that appear
+before the training ends are kept as a tokenizer, so that a model of items has its vocabulary in the files beside it as a model of
+text does; later ones have tokens past the vocabulary.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import NamedTuple
 
-import msgspec
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 from tokenizers import Tokenizer, models
 
 from tenfold.data.fingerprint import digest
-from tenfold.data.interactions.read import MOVIELENS, movielens, read_histories
-from tenfold.data.interactions.synthetic import SYNTHETIC, ClusterChain
-from tenfold.data.text.batches import Batch, shuffled
+from tenfold.data.interactions.read import MOVIELENS, is_database, item_attributes, movielens, read_interactions
+from tenfold.data.interactions.report import write_report
+from tenfold.data.interactions.splits import Ends, Held, Split, ends
+from tenfold.data.interactions.synthetic import made
+from tenfold.data.text.batches import shuffled
 from tenfold.model.io.tokenizer import read_tokenizer, save_tokenizer
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import file_sha256, whole_folder
 from tenfold.spec.vocabulary import Vocabulary
 
 START = "<start>"
-FILE = "histories.json"
-Split = Literal["validation", "test"]
+FILE = "events.parquet"
+ITEMS = "items.parquet"
+QUERIES_PER_USER = 20  # that are asked of a user at most, evenly spread over what is held out
+
+
+class Rows(NamedTuple):
+    """Rows of a batch: `tokens` and `targets` int64 [rows, T], -100 where there is none; `times` int64 [rows, T + 1] in seconds,
+    those of the tokens and of the item after the last; `events` int64 [rows, T], which event a token is, -1 where none."""
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    times: np.ndarray
+    events: np.ndarray
+
+
+class Queries(NamedTuple):
+    """What is asked: the `user` int64 [queries] of each, the tokens and times of the history before, and the token and the time
+    of what came. Tokens past the vocabulary are left out of histories; `targets` has them, since they count as missed."""
+
+    user: np.ndarray
+    histories: list[np.ndarray]
+    times: list[np.ndarray]
+    targets: np.ndarray
+    now: np.ndarray
 
 
 @dataclass(frozen=True)
 class Interactions:
-    """Users' histories in tokens, split by leave-one-out: the last item is the test's, the one before it the validation's."""
+    """Events int [events] by user and time: `items` are tokens, `times` seconds; user u has those from `offsets[u]` on."""
 
     directory: Path
-    histories: list[list[int]]
+    split: Split
     vocab_size: int
+    items: np.ndarray
+    times: np.ndarray
+    offsets: np.ndarray
 
     @cached_property
-    def training(self) -> list[list[int]]:
-        """What may be trained on; whole histories of users who have fewer than 3 items, who are asked about nowhere."""
-        return [h[:-2] if len(h) > 2 else h for h in self.histories]
+    def ends(self) -> Ends:
+        return ends(self.split, self.offsets, self.times)
 
-    def held_out(self, split: Split) -> tuple[list[list[int]], np.ndarray]:
-        """For each user who has at least 3 items, what came before the one that is held out, and this one."""
-        last = {"validation": 2, "test": 1}[split]
-        long = [h for h in self.histories if len(h) > 2]
-        return [h[:-last] for h in long], np.array([h[-last] for h in long])
+    @cached_property
+    def users(self) -> np.ndarray:
+        """Those who have something that may be learned from."""
+        return np.flatnonzero(self.ends.training)
 
-    def batch(self, step: int, rows: slice, *, batch_size: int, seq_len: int, seed: int) -> Batch:
+    @cached_property
+    def training(self) -> np.ndarray:
+        """Which events may be learned from, int64, by user and time."""
+        place = np.arange(len(self.items)) - np.repeat(self.offsets[:-1], np.diff(self.offsets))
+        return np.flatnonzero(place < np.repeat(self.ends.training, np.diff(self.offsets)))
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """How often each token occurs in what may be learned from, int64 [vocabulary]."""
+        return np.bincount(self.items[self.training], minlength=self.vocab_size)
+
+    @cached_property
+    def user_of(self) -> np.ndarray:
+        """The user of each event, int64 [events]."""
+        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The items' names by token; `names[0]` is no item's."""
+        tokenizer = read_tokenizer(self.directory)
+        return [tokenizer.id_to_token(token) for token in range(self.vocab_size)]
+
+    def signal(self, column: str) -> pa.ChunkedArray:
+        """A further column of the table, by event. Raises TenfoldError where the interactions have none of this name."""
+        schema = pa.parquet.read_schema(self.directory / FILE)
+        if column not in schema.names:
+            raise TenfoldError(f"The interactions have no column {column!r}: they have {', '.join(schema.names)}.")
+        return pa.parquet.read_table(self.directory / FILE, columns=[column])[column]
+
+    def held_out(self, held: Held) -> Queries:
+        """For each event that is held out, at most `QUERIES_PER_USER` of a user, what came before it, and the event."""
+        first, last = {"validation": self.ends[:2], "test": self.ends[1:3]}[held]
+        asked = np.concatenate([_spread(u, a, b) for u, (a, b) in enumerate(zip(first, last, strict=True)) if b > a] or [_NONE])
+        begins, places = self.offsets[asked[:, 0]], self.offsets[asked[:, 0]] + asked[:, 1]
+        known = [(s := slice(a, b), self.items[s] < self.vocab_size) for a, b in zip(begins, places, strict=True)]
+        histories, times = ([of[s][k].astype(np.int64) for s, k in known] for of in (self.items, self.times))
+        return Queries(asked[:, 0], histories, times, self.items[places].astype(np.int64), self.times[places])
+
+    def batch(self, step: int, rows: slice, *, batch_size: int, seq_len: int, seed: int) -> Rows:
         """`rows` of the `batch_size` rows of a step, a pure function of (seed, step): in every epoch each user has one, which
-        begins anywhere in what may be trained on."""
-        users = shuffled(np.arange(batch_size, dtype=np.int64) + step * batch_size, len(self.training), seed)[rows]
+        begins anywhere in what may be learned from."""
+        sample = np.arange(batch_size, dtype=np.int64) + step * batch_size
+        users = self.users[shuffled(sample, len(self.users), seed)[rows]]
+        length = self.ends.training[users]
         places = np.random.default_rng((seed, step)).random(batch_size)[rows]
-        tokens, targets = np.zeros((len(users), seq_len), np.int64), np.full((len(users), seq_len), -100, np.int64)
-        for i, (user, place) in enumerate(zip(users, places, strict=True)):
-            whole = [0, *self.training[user]]
-            first = int(place * max(1, len(whole) - seq_len))
-            window = whole[first : first + seq_len + 1]
-            tokens[i, : len(window) - 1], targets[i, : len(window) - 1] = window[:-1], window[1:]
-        return Batch(tokens, targets, np.zeros_like(tokens, np.int32))
+        first = (places * np.maximum(1, length - seq_len + 1)).astype(np.int64)
+        return self.window(users, first, length, seq_len)
+
+    def window(self, users: np.ndarray, first: np.ndarray, length: np.ndarray, seq_len: int) -> Rows:
+        """Rows of users' histories up to `length` events, from the event `first` on; before event 0 stands token 0."""
+        place = first[:, None] + np.arange(seq_len + 1) - 1  # of the token, then of the item after the last one
+        event = self.offsets[users][:, None] + place
+        there = place < length[:, None]
+        event = np.where(there & (place >= 0), event, -1)
+        tokens = np.where(event >= 0, self.items[event], 0).astype(np.int64)
+        when = self.times[np.clip(self.offsets[users][:, None] + place, self.offsets[users][:, None], _last(self, users, length))]
+        targets = np.where(there[:, 1:], tokens[:, 1:], -100)
+        return Rows(tokens[:, :-1] * there[:, :-1], targets, when, event[:, :-1])
 
 
-def last_inputs(histories: list[list[int]], seq_len: int) -> tuple[np.ndarray, np.ndarray]:
-    """The newest tokens of each history, int64 [histories, seq_len], and where the last of them stands."""
-    newest = [[0, *history][-seq_len:] for history in histories]
-    tokens = np.array([history + [0] * (seq_len - len(history)) for history in newest])
-    return tokens, np.array([len(history) - 1 for history in newest])
+_NONE = np.empty((0, 2), np.int64)
 
 
-def open_interactions(source: str, home: Path) -> Interactions:
-    """The interactions of a file, or of `synthetic` or `movielens-100k`, made ready in `home`.
+def _last(of: Interactions, users: np.ndarray, length: np.ndarray) -> np.ndarray:
+    return (of.offsets[users] + length - 1)[:, None]
 
-    Raises TenfoldError where they cannot be had, or nobody has three of them.
+
+def _spread(user: int, first: int, last: int) -> np.ndarray:
+    places = np.unique(np.linspace(first, last - 1, min(QUERIES_PER_USER, last - first)).round().astype(np.int64))
+    return np.stack((np.full_like(places, user), places), 1)
+
+
+def open_interactions(source: str, home: Path, split: Split = Split()) -> Interactions:
+    """The interactions of a file, a database, or of `synthetic` or `movielens-100k`, made ready in `home`.
+
+    Raises TenfoldError where they cannot be had, or too few of them may be learned from or are asked about.
     """
-    path = None if source == SYNTHETIC else movielens() if source == MOVIELENS else Path(source)
-    if path is not None and not path.is_file():
-        raise TenfoldError(f"There is no file of interactions {source}: give one, or the name {SYNTHETIC} or {MOVIELENS}.")
-    chain = ClusterChain()
-    mark = digest([repr(chain)] if path is None else _content(path))[:8]
-    directory = home / f"interactions-{Path(source).stem}-{mark}"
+    source = str(movielens()) if source == MOVIELENS else source
+    table = read_interactions(source) if is_database(source) or not (made(source) or Path(source).is_file()) else None
+    mark = digest([_content(source, table), split.name])[:8]
+    stem = "database" if is_database(source) else Path(source.partition(":")[0]).stem
+    directory = home / f"interactions-{stem}-{mark}"
     if not directory.exists():
-        names = [f"item-{i}" for i in range(chain.clusters * chain.per_cluster)]
-        _write(directory, *((chain.histories(), names) if path is None else read_histories(path)))
-    histories = msgspec.json.decode((directory / FILE).read_bytes(), type=list[list[int]])
-    return Interactions(directory, histories, read_tokenizer(directory).get_vocab_size())
+        if table is None:
+            table = drawn.table() if (drawn := made(source)) else read_interactions(source)
+        _write(directory, source, table, split)
+    return _open(directory, split)
 
 
-def _content(path: Path) -> list[str]:
-    """What the histories of a file depend on: its bytes, and its ending, which says how they are read."""
-    return [path.suffix, file_sha256(path)]
+def _content(source: str, table: pa.Table | None) -> list[str]:
+    """What the histories depend on: the bytes of a file, and its ending, which says how they are read; or the rows of a table."""
+    if table is not None:
+        return [repr(table.to_pydict())]
+    return [repr(drawn)] if (drawn := made(source)) else [Path(source).suffix, file_sha256(Path(source))]
 
 
-def _write(directory: Path, histories: list[list[int]], names: list[str]) -> None:
-    if START in names or not any(len(history) > 2 for history in histories):
+def _open(directory: Path, split: Split) -> Interactions:
+    events = pa.parquet.read_table(directory / FILE, columns=["user", "token", "time"])
+    users = events["user"].combine_chunks().indices.to_numpy()
+    offsets = np.concatenate(([0], np.bincount(users).cumsum()))
+    items, times = events["token"].to_numpy(), events["time"].to_numpy()
+    return Interactions(directory, split, read_tokenizer(directory).get_vocab_size(), items, times, offsets)
+
+
+def _write(directory: Path, source: str, table: pa.Table, split: Split) -> None:
+    """Sort events by user and time, those of one time in the order of the table; number the items; leave out copies of a row."""
+    users, items = (table[name].combine_chunks().dictionary_encode() for name in ("user", "item"))
+    user, item, time = users.indices.to_numpy(), items.indices.to_numpy(), table["time"].to_numpy()
+    order = np.lexsort((time, user))
+    user, item, time = user[order], item[order], time[order]
+    copies = _is_copy(user, item, time)
+    kept, order = ~copies, order[~copies]
+    user, item, time = user[kept], item[kept], time[kept]
+    offsets = np.concatenate(([0], np.bincount(user).cumsum()))
+    by_first = _first_seen(item, time, len(items.dictionary))
+    token = np.empty(len(by_first), np.int32)
+    token[by_first] = np.arange(1, len(by_first) + 1)
+    found = ends(split, offsets, time)
+    asked = (found.test > found.validation).any() and (found.validation > found.training).any()
+    names = items.dictionary.take(pa.array(by_first)).to_pylist()
+    known = len(np.unique(item[time < found.until]))
+    if START in names or not asked or not known:
         raise TenfoldError(f"{directory.name} needs a user with three interactions, and no item called {START!r}.")
-    tokenizer = Tokenizer(models.WordLevel({name: i for i, name in enumerate([START, *names])}, unk_token=START))
-    tokenizer.add_special_tokens([START])
     with whole_folder(directory) as scratch:
-        save_tokenizer(tokenizer, Vocabulary(size=len(names) + 1, bos=0, eos=(0,), special={START: 0}), scratch)
-        (scratch / FILE).write_bytes(msgspec.json.encode([[item + 1 for item in history] for history in histories]))
+        others = table.drop_columns(["user", "item", "time"]).take(pa.array(order))
+        columns = {"user": pa.DictionaryArray.from_arrays(user, users.dictionary), "token": token[item], "time": time}
+        pa.parquet.write_table(pa.table(columns | {n: others[n] for n in others.column_names}), scratch / FILE)
+        pa.parquet.write_table(_by_token(item_attributes(source, table), names), scratch / ITEMS)
+        tokenizer = Tokenizer(models.WordLevel({name: i for i, name in enumerate([START, *names[:known]])}, unk_token=START))
+        tokenizer.add_special_tokens([START])
+        save_tokenizer(tokenizer, Vocabulary(size=known + 1, bos=0, eos=(0,), special={START: 0}), scratch)
+        write_report(scratch, Interactions(scratch, split, known + 1, token[item], time, offsets), int(copies.sum()))
+
+
+def _is_copy(user: np.ndarray, item: np.ndarray, time: np.ndarray) -> np.ndarray:
+    """Whether an earlier row says the same: of events by user and time."""
+    order = np.lexsort((item, time, user))
+    u, i, t = user[order], item[order], time[order]
+    same = np.concatenate(([False], (u[1:] == u[:-1]) & (i[1:] == i[:-1]) & (t[1:] == t[:-1])))
+    copies = np.empty(len(user), bool)
+    copies[order] = same
+    return copies
+
+
+def _first_seen(item: np.ndarray, time: np.ndarray, items: int) -> np.ndarray:
+    """The items in the order of their first event in time."""
+    order = np.argsort(time, kind="stable")
+    _, first = np.unique(item[order], return_index=True)
+    assert len(first) == items
+    return np.argsort(first, kind="stable")
+
+
+def _by_token(attributes: pa.Table, names: list[str]) -> pa.Table:
+    """Attributes of the items named, in this order; null where nothing is known of one."""
+    place: dict[str, int] = {}
+    for row, name in enumerate(attributes["item"].to_pylist()):
+        place.setdefault(name, row)
+    taken = attributes.take(pa.array([place.get(name) for name in names], pa.int64()))
+    return taken.set_column(taken.schema.get_field_index("item"), "item", pa.array(names))
