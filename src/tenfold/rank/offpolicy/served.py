@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import batched
 from typing import Any, NamedTuple
 
 import msgspec
@@ -60,7 +59,8 @@ def served_log(
 
 def _rows(events: Events, recommender: Recommender, most: int, actions: Sequence[str], left_out: Counter[str]) -> Iterator[Row]:
     taken = events.actions_on_lists(actions)
-    for lists in batched(events.newest_lists(most), TOGETHER):
+    newest = events.newest_lists(most)
+    for lists in (newest[first : first + TOGETHER] for first in range(0, len(newest), TOGETHER)):
         usable = [one for one in lists if one.shown["propensities"] is not None]
         left_out["of two rankers, without propensities"] += len(lists) - len(usable)
         queries = [_query(events, recommender, one) for one in usable]
