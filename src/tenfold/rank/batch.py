@@ -20,7 +20,7 @@ SCHEMA = pa.schema([("user", pa.string()), ("place", pa.int32()), ("item", pa.st
 
 def is_event_store(source: str) -> bool:
     """Whether `source` is an event store, not a table: a database's URL that names no table, or an SQLite file."""
-    return "://" in source and "#" not in source or source.endswith((".db", ".sqlite"))
+    return ("://" in source and "#" not in source) or source.endswith((".db", ".sqlite"))
 
 
 def histories(source: str, most: int) -> Iterator[tuple[str, list[str], list[float]]]:

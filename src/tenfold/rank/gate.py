@@ -1,7 +1,7 @@
 """The gate of rankers: a new one goes before users only where it ranks what they took after its training better than the old one.
 
-The measure is NDCG at 10 over the whole catalogue, what a user had left out, paired by user. As in `learn.gate`, a forecast from one
-half of the users is written down before the other half is looked at, and better means beyond noise (95 %).
+The measure is NDCG at 10 over the whole catalogue, what a user had left out, paired by user. As in `learn.gate`, a forecast from
+one half of the users is written down before the other half is looked at, and better means beyond noise (95 %).
 """
 
 import hashlib
@@ -75,7 +75,9 @@ def _judge(new: Path, old: Path, home: Path, key: str, files: dict[str, Path]) -
     says = f"NDCG@{K} is better by {-test.mean:+.4f} (95 %: {-test.t_interval[1]:+.4f} to {-test.t_interval[0]:+.4f})."
     known = ndcg(rankers[0], halves[1])
     above = paired_test(list(by_user(halves[1], popularity_ndcg(files["train"], halves[1]) - known)))
-    floor = f"NDCG@{K} is above popularity's by {-above.mean:+.4f} (95 %: {-above.t_interval[1]:+.4f} to {-above.t_interval[0]:+.4f})."
+    floor = (
+        f"NDCG@{K} is above popularity's by {-above.mean:+.4f} (95 %: {-above.t_interval[1]:+.4f} to {-above.t_interval[0]:+.4f})."
+    )
     checks = [Check("better", test.passed, says, -test.mean, 0.0), Check("above_popularity", above.passed, floor, -above.mean, 0.0)]
     refused = [check for check in checks if not check.passed]
     return {

@@ -75,7 +75,9 @@ def read_log(file: Path) -> Log:
     if not ((propensity > 0) & (propensity <= 1)).all():
         raise TenfoldError(f"{file} has propensities that are no probabilities of what was shown: above 0, at most 1.")
     whose = next((table[name] for name in GROUPS if name in table.column_names), None)
-    group = np.arange(len(table)) if whose is None else whose.cast(pa.string()).combine_chunks().dictionary_encode().indices.to_numpy()
+    group = (
+        np.arange(len(table)) if whose is None else whose.cast(pa.string()).combine_chunks().dictionary_encode().indices.to_numpy()
+    )
     places = np.unique(place, return_inverse=True)[1]
     return Log(items.dictionary.to_pylist(), items.indices.to_numpy(), places, reward, propensity, group)
 
@@ -97,7 +99,9 @@ def table_policy(log: Log, file: Path) -> Policy:
     number = {name: i for i, name in enumerate(log.items)}
     chances = np.zeros((log.places, len(log.items)))
     positions = np.unique(_numbers(table["position"], "position", file), return_inverse=True)[1]
-    for name, place, p in zip(table["item"].cast(pa.string()).to_pylist(), positions, table["probability"].to_pylist(), strict=True):
+    for name, place, p in zip(
+        table["item"].cast(pa.string()).to_pylist(), positions, table["probability"].to_pylist(), strict=True
+    ):
         if p and (name not in number or place >= log.places):
             raise TenfoldError(f"{file} shows {name!r} at place {place + 1}, which the log never did: nothing can be said of it.")
         if p:

@@ -81,7 +81,9 @@ def _query(events: Events, recommender: Recommender, one: Any) -> Query:
         names, times = shown["history"], shown["times"] or []
     tokens = ranker.tokens(names)
     kept = [i for i, token in enumerate(tokens) if token]
-    history = History(tuple(tokens[i] for i in kept), tuple(times[i] for i in kept) if times else (), one.created if times else None)
+    history = History(
+        tuple(tokens[i] for i in kept), tuple(times[i] for i in kept) if times else (), one.created if times else None
+    )
     out = frozenset(filter(None, ranker.tokens(shown["exclude"]))) | frozenset(() if shown["repeat"] else history.items)
     candidates = None if shown["candidates"] is None else ranker.tokens(shown["candidates"])
     return Query(history, shown["k"], candidates, out, msgspec.convert(shown["rules"], Rules))
