@@ -80,10 +80,10 @@ class RankPlan:
     costs_from: str
 
 
-# Two cores of an Intel Xeon with AVX-512, one thread: bench/results/rank_serving.json.
+# `tenfold rank measure` of a ranker of width 32, one thread, on two shared cores of an Intel Xeon with AVX-512.
 REFERENCE = RankCosts(
-    machine="the reference machine", query_core_s=4e-3, history_core_s_per_flop=1e-10, item_core_s_per_byte=1.5e-10,
-    search_core_s=1e-3, index_bytes_per_item=160.0, event_core_s=1.5e-3, list_bytes=1100.0, event_bytes=450.0, process_bytes=4e8,
+    machine="two cores of a shared Xeon", query_core_s=4.9e-3, history_core_s_per_flop=8.5e-10, item_core_s_per_byte=6.8e-11,
+    search_core_s=7.4e-4, index_bytes_per_item=724.0, event_core_s=2.7e-3, list_bytes=983.0, event_bytes=328.0, process_bytes=4e8,
 )  # fmt: skip
 
 

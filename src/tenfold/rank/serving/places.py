@@ -6,9 +6,10 @@ code says how likely another model had shown it (`tenfold rank offpolicy`).
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
+from annotated_types import Ge, Le
 
 from tenfold.rank.serving.catalogue import Catalogue, Wanted
 
@@ -25,8 +26,8 @@ class Rules:
 
     where: dict[str, Wanted] = field(default_factory=dict)
     boost: dict[str, dict[str, float]] = field(default_factory=dict)
-    at_most: dict[str, int] = field(default_factory=dict)
-    diversity: float = 0.0
+    at_most: dict[str, Annotated[int, Ge(1)]] = field(default_factory=dict)
+    diversity: Annotated[float, Ge(0), Le(1)] = 0.0
 
 
 class Pool(NamedTuple):
