@@ -1,4 +1,4 @@
-"""Interactions ready to train on: each user's items in the order of time as tokens, split into what may be learned and what is asked.
+"""Interactions ready to train on: each user's items in the order of time as tokens, split into what is learned and what is asked.
 
 Token 0 begins every history; items are tokens from 1 on, in the order in which they first appear. The names of those that appear
 before the training ends are kept as a tokenizer, so that a model of items has its vocabulary in the files beside it as a model of
@@ -102,10 +102,17 @@ class Interactions:
             raise TenfoldError(f"The interactions have no column {column!r}: they have {', '.join(schema.names)}.")
         return pa.parquet.read_table(self.directory / FILE, columns=[column])[column]
 
-    def held_out(self, held: Held) -> Queries:
-        """For each event that is held out, at most `QUERIES_PER_USER` of a user, what came before it, and the event."""
+    def asked(self, held: Held, most: int | None = None) -> np.ndarray:
+        """The users of whom something is held out, int64; at most so many, evenly spread."""
         first, last = {"validation": self.ends[:2], "test": self.ends[1:3]}[held]
-        asked = np.concatenate([_spread(u, a, b) for u, (a, b) in enumerate(zip(first, last, strict=True)) if b > a] or [_NONE])
+        users = np.flatnonzero(last > first)
+        return users if most is None or len(users) <= most else users[np.linspace(0, len(users) - 1, most).astype(np.int64)]
+
+    def held_out(self, held: Held, most: int | None = None) -> Queries:
+        """For each event that is held out, at most `QUERIES_PER_USER` of a user and of at most `most` users, what came before it,
+        and the event."""
+        first, last = {"validation": self.ends[:2], "test": self.ends[1:3]}[held]
+        asked = np.concatenate([_spread(u, first[u], last[u]) for u in self.asked(held, most)] or [_NONE])
         begins, places = self.offsets[asked[:, 0]], self.offsets[asked[:, 0]] + asked[:, 1]
         known = [(s := slice(a, b), self.items[s] < self.vocab_size) for a, b in zip(begins, places, strict=True)]
         histories, times = ([of[s][k].astype(np.int64) for s, k in known] for of in (self.items, self.times))
@@ -120,6 +127,15 @@ class Interactions:
         places = np.random.default_rng((seed, step)).random(batch_size)[rows]
         first = (places * np.maximum(1, length - seq_len + 1)).astype(np.int64)
         return self.window(users, first, length, seq_len)
+
+    def newest(self, users: np.ndarray, begin: np.ndarray, length: np.ndarray, seq_len: int) -> Rows:
+        """The newest row of users' histories up to `length` events, of which those from the event `begin` on are targets. Items
+        past the vocabulary are no targets, and token 0 on the way in."""
+        rows = self.window(users, np.maximum(0, length - seq_len), length, seq_len)
+        place = np.maximum(0, length - seq_len)[:, None] + np.arange(seq_len)
+        rows.targets[(place < begin[:, None]) | (rows.targets >= self.vocab_size)] = -100
+        rows.tokens[rows.tokens >= self.vocab_size] = 0
+        return rows
 
     def window(self, users: np.ndarray, first: np.ndarray, length: np.ndarray, seq_len: int) -> Rows:
         """Rows of users' histories up to `length` events, from the event `first` on; before event 0 stands token 0."""

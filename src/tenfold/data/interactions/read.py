@@ -1,4 +1,4 @@
-"""Tables of who took what when: from Parquet, CSV, JSON lines, SQL, MovieLens's `ratings.dat`, RecBole's `.inter`, and `user item` lines.
+"""Who took what when: from Parquet, CSV, JSON lines, SQL, MovieLens's `ratings.dat`, RecBole's `.inter`, and `user item` lines.
 
 What comes out has the columns user and item (text), time (int64, seconds), and as they are in the table all others: `action`,
 `rating`, `value`, what was around (`context_...`), and attributes of the item (`item_...`).

@@ -1,4 +1,4 @@
-"""What a person should know of interactions before a model is trained on them: ties in time, repeats, bots, the long tail, leaks."""
+"""What a person should know of interactions before a model learns from them: ties in time, repeats, bots, the long tail, leaks."""
 
 from __future__ import annotations
 
@@ -73,19 +73,36 @@ def _share(flags: np.ndarray) -> float:
 
 
 def _warnings(found: dict[str, Any]) -> list[str]:
-    said = {
-        f"{found['tied_share']:.0%} of the events share their time with another of the user: their order within a time is that of the "
-        "table, and results of another order differ.": found["tied_share"] > 0.05,
-        f"{found['training_after_half_of_the_test']:.0%} of the training happened after half of the test: what is found is what papers "
-        "report, and not what a model would have known in its time; split = temporal has no such leak.":
-            found["training_after_half_of_the_test"] > 0.05,
-        f"{found['bots']} users have more than a thousand events and {BOT} times the median; they have "
-        f"{found['bots_share_of_events']:.0%} of all events, and may be machines.": found["bots"] > 0,
-        f"{found['test_items_not_in_training']:.0%} of the test are items that the training never saw: a model without a content tower "
-        "misses them.": found["test_items_not_in_training"] > 0.05,
-        f"{found['repeated_share']:.0%} of the events repeat an item of the same user; metrics leave a user's items out, but for the one "
-        "that came.": found["repeated_share"] > 0.05,
-        "All events have the same time: histories are in the order of the table, and a temporal split says nothing.":
+    few, late = 0.05, found["training_after_half_of_the_test"]
+    said = [
+        (
+            found["tied_share"] > few,
+            f"{found['tied_share']:.0%} of the events share their time with another of the user: their order within a time is that "
+            "of the table, and results of another order differ.",
+        ),
+        (
+            late > few,
+            f"{late:.0%} of the training happened after half of the test: what is found is what papers report, and not what a model "
+            "would have known in its time; the split temporal has no such leak.",
+        ),
+        (
+            found["bots"] > 0,
+            f"{found['bots']} users have more than a thousand events and {BOT} times the median, {found['bots_share_of_events']:.0%} "
+            "of all events: they may be machines.",
+        ),
+        (
+            found["test_items_not_in_training"] > few,
+            f"{found['test_items_not_in_training']:.0%} of the test are items that the training never saw: a model without a content "
+            "tower misses them.",
+        ),
+        (
+            found["repeated_share"] > few,
+            f"{found['repeated_share']:.0%} of the events repeat an item of the same user: metrics leave a user's items out, but for "
+            "the one that came.",
+        ),
+        (
             found["first"] == found["last"],
-    }  # fmt: skip
-    return [sentence for sentence, holds in said.items() if holds]
+            "All events have the same time: histories are in the order of the table, and a temporal split says nothing.",
+        ),
+    ]
+    return [sentence for holds, sentence in said if holds]

@@ -3,6 +3,7 @@
 Histories are in the order of time, so all that a split needs is where in each its training, its validation and its test end.
 """
 
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -58,4 +59,4 @@ def ends(split: Split, offsets: np.ndarray, times: np.ndarray) -> Ends:
 def rolling(cuts: int, first: float = 0.5) -> list[Split]:
     """So many temporal splits, whose tests together are the events from the share `first` on, each a part of them."""
     edges = np.linspace(first, 1.0, cuts + 1)
-    return [Split(begin=float(a), end=float(b)) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    return [Split(begin=float(a), end=float(b)) for a, b in pairwise(edges)]

@@ -108,12 +108,13 @@ class Teacher(Made):
     @cached_property
     def _tables(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """What the items before say, [order, items, dim], the items that come, [items, dim], and their popularity, [items]."""
-        rng = np.random.default_rng((self.seed, 3))
+        rng, n = np.random.default_rng((self.seed, 3)), self.n_items
         spectrum = np.arange(1, self.dim + 1) ** -self.decay
         spectrum *= self.strength / np.linalg.norm(spectrum)
-        before = rng.standard_normal((self.order, self.n_items, self.dim)) * 2.0 ** -np.arange(1, self.order + 1)[:, None, None] * spectrum
-        popular = -np.log(np.arange(1, self.n_items + 1)) / 2
-        return before.astype(np.float32), rng.standard_normal((self.n_items, self.dim)).astype(np.float32), popular.astype(np.float32)
+        fading = 2.0 ** -np.arange(1, self.order + 1)[:, None, None]
+        before = rng.standard_normal((self.order, n, self.dim)) * fading * spectrum
+        after, popular = rng.standard_normal((n, self.dim)), -np.log(np.arange(1, n + 1)) / 2
+        return before.astype(np.float32), after.astype(np.float32), popular.astype(np.float32)
 
     def weights(self, drawn: np.ndarray) -> np.ndarray:
         before, after, popular = self._tables
