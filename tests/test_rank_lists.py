@@ -11,8 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.rank.made import made_ranker
-from tenfold.model.build import make_model
-from tenfold.rank.family import rank_shape
 from tenfold.rank.ranker import History, Ranker
 from tenfold.rank.serving.catalogue import Catalogue, Range, read_catalogue
 from tenfold.rank.serving.index import Approximate, Exact
@@ -32,9 +30,8 @@ CATALOGUE = Catalogue(ITEMS + 1, {"shelf": SHELF, "price": PRICE})
 
 
 @pytest.fixture(scope="module")
-def ranker():
-    torch.manual_seed(0)
-    return Ranker(make_model(rank_shape(16, ITEMS + 1)).eval(), ["<start>", *(f"item-{i}" for i in range(ITEMS))])
+def ranker(tmp_path_factory):
+    return Ranker.load(made_ranker(tmp_path_factory.mktemp("r") / "r", ITEMS, 16, 50))
 
 
 def recommender(ranker, **options):
@@ -170,9 +167,8 @@ def test_after_the_first_hundred_places_scores_decide():
     assert len(set(found.tokens)) == 250 and rest == sorted(rest) and set(found.propensities[ARRANGED:]) == {1.0}
 
 
-def test_a_catalogue_of_one_and_an_empty_history_are_no_errors():
-    torch.manual_seed(0)
-    one = Recommender(Ranker(make_model(rank_shape(16, 2)).eval(), ["<start>", "only"]))
+def test_a_catalogue_of_one_and_an_empty_history_are_no_errors(tmp_path):
+    one = Recommender.load(made_ranker(tmp_path / "one", 1, 16, 10))
     assert listed(one, Query(History(()), 10))[0].tokens == [1]
     assert listed(one, Query(History((1,)), 10, left_out=frozenset({1})))[0].tokens == []
     assert listed(one, Query(History(()), 10, [0, 1, 1]))[0].tokens == [1]

@@ -108,7 +108,15 @@ def served(tmp_path_factory):
         (made,) = of.answer([query], rng)
         items = [of.ranker.names[token] for token in made.tokens]
         rules = {"where": {}, "boost": {}, "at_most": {}, "diversity": 0.0}
-        shown = {"items": items, "propensities": made.propensities, "scores": made.scores, "k": 4, "rules": rules, "exclude": []}
+        shown = {
+            "items": items,
+            "propensities": made.propensities,
+            "scores": made.scores,
+            "k": 4,
+            "rules": rules,
+            "objectives": {},
+            "exclude": [],
+        }
         store.keep_list(
             f"list-{n}", f"user-{n % 50}", {**shown, "repeat": False, "candidates": None, "history": names, "times": None}
         )

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from msgspec import Meta, Struct, structs
 
-from tenfold.rank.commands import RankOptions
+from tenfold.rank.commands import TaskOptions
+from tenfold.rank.options import RankOptions
 from tenfold.rank.serving.settings import RankSettings, WorkerSettings
 from tenfold.serve.options import EngineOptions, ServerOptions, name_models
 from tenfold.spec.commands import File, Given, Home, Json, print_json
@@ -175,6 +176,7 @@ def again(
     *,
     source: Source = Source(),
     training: RankOptions = RankOptions(),
+    task: TaskOptions = TaskOptions(),
     server: Server = Server(),
     home: Home = Path("generations"),
     json: Json = False,
@@ -188,7 +190,7 @@ def again(
     from tenfold.rank.training import train_on
 
     wanted = Next(name, **structs.asdict(source))
-    judged = go_on(home, wanted, partial(train_on, home=home, options=training, quiet=json), server.server, server.key)
+    judged = go_on(home, wanted, partial(train_on, home=home, options=training, task=task, quiet=json), server.server, server.key)
     if json:
         print_json(judged)
         return

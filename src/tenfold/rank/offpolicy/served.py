@@ -86,7 +86,7 @@ def _query(events: Events, recommender: Recommender, one: Any) -> Query:
     )
     out = frozenset(filter(None, ranker.tokens(shown["exclude"]))) | frozenset(() if shown["repeat"] else history.items)
     candidates = None if shown["candidates"] is None else ranker.tokens(shown["candidates"])
-    return Query(history, shown["k"], candidates, out, msgspec.convert(shown["rules"], Rules))
+    return Query(history, shown["k"], candidates, out, msgspec.convert(shown["rules"], Rules), shown["objectives"])
 
 
 def _places(one: Any, places: Places, recommender: Recommender, taken: set[tuple[str, str]]) -> Iterator[Row]:

@@ -95,13 +95,11 @@ class Asking:
         tokens, left_out = ranker.tokens(names), ranker.tokens(body.exclude)
         candidates = ranker.tokens(body.candidates) if isinstance(body, RankRequest) else None
         known = [i for i, token in enumerate(tokens) if token]
-        history = History(
-            tuple(tokens[i] for i in known), tuple(times[i] for i in known) if times else (), time.time() if times else None
-        )
+        history = History(tuple(tokens[i] for i in known), tuple(times[i] for i in known) if times else (), _now(times))
         asked = [*names, *body.exclude, *(body.candidates if isinstance(body, RankRequest) else ())]
         unknown = [name for name, token in zip(asked, [*tokens, *left_out, *(candidates or ())], strict=True) if not token]
         out = frozenset(filter(None, left_out)) | frozenset(() if body.repeat else history.items)
-        return Query(history, body.k, candidates, out, body.rules), list(dict.fromkeys(unknown))[:UNKNOWN]
+        return Query(history, body.k, candidates, out, body.rules, body.objectives), list(dict.fromkeys(unknown))[:UNKNOWN]
 
     async def _interleaved(self, pair: list[ServedModel], place: Place, taken: tuple[list[str], list[float]]) -> dict[str, Any]:
         """One list of both. Its propensities depend on which picks are whose, and are not kept."""
@@ -119,12 +117,23 @@ class Asking:
         if self.events is None:
             return
         body = self.body
-        context = {"k": body.k, "rules": asdict(body.rules), "exclude": body.exclude, "repeat": body.repeat}
+        context = {
+            "k": body.k,
+            "rules": asdict(body.rules),
+            "objectives": body.objectives,
+            "exclude": body.exclude,
+            "repeat": body.repeat,
+        }
         context |= {"candidates": body.candidates if isinstance(body, RankRequest) else None}
         context |= {"history": None if from_store else body.history, "times": None if from_store else body.times}
         done = self.events.keep_list(list_id, self.user, {**shown, **context})
         if self.events.writer.waiting > WAITING:
             await asyncio.wrap_future(done)
+
+
+def _now(times: list[float]) -> float | None:
+    """The time, to the minute, so that a history is remembered; None where the history has no times."""
+    return max(times[-1], time.time() // 60 * 60) if times else None
 
 
 def worker_of(model: ServedModel) -> RankWorker:

@@ -57,6 +57,22 @@ class Catalogue:
                 self._masks.popitem(last=False)
         return self._masks[key]
 
+    def extended(self, items: pa.Table, names: list[str]) -> "Catalogue":
+        """With more items, named in the order of their tokens, and what a table says of them."""
+        row = {name: i for i, name in enumerate(items["item"].to_pylist())}
+        rows, known = np.array([row[name] for name in names], int), _columns(items)
+        more = {}
+        for name, values in self.attributes.items():
+            number = values.dtype.kind == "f"
+            none = np.full(len(names), np.nan if number else "")
+            try:
+                more[name] = np.concatenate(
+                    (values, _by_token(items[name], rows).astype(float if number else str) if name in known else none)
+                )
+            except ValueError:
+                raise TenfoldError(f"The attribute {name!r} is a number: new items have other values.") from None
+        return Catalogue(self.size + len(names), more)
+
 
 def _has(values: np.ndarray, wanted: Wanted, name: str) -> np.ndarray:
     numbers = values.dtype.kind == "f"
@@ -78,14 +94,25 @@ def read_catalogue(file: Path | None, names: list[str]) -> Catalogue:
     """
     if file is None:
         return Catalogue(len(names))
-    table = _table(file)
-    if "item" not in table.column_names:
-        raise TenfoldError(f"{file} has no column 'item': it has {', '.join(table.column_names)}.")
-    row = {name: i for i, name in enumerate(table["item"].cast(pa.string()).to_pylist())}
+    table = read_items(file)
+    row = {name: i for i, name in enumerate(table["item"].to_pylist())}
     rows = np.array([row.get(name, -1) for name in names])
     if not (rows >= 0).any():
         raise TenfoldError(f"{file} has none of the model's items: its column 'item' must have their names.")
-    return Catalogue(len(names), {name: _by_token(table[name], rows) for name in table.column_names if name != "item"})
+    return Catalogue(len(names), {name: _by_token(table[name], rows) for name in _columns(table)})
+
+
+def read_items(file: Path) -> pa.Table:
+    """A table of items, with their names as text. Raises TenfoldError for what is none."""
+    table = _table(file)
+    if "item" not in table.column_names:
+        raise TenfoldError(f"{file} has no column 'item': it has {', '.join(table.column_names)}.")
+    return table.set_column(table.schema.get_field_index("item"), "item", table["item"].cast(pa.string()))
+
+
+def _columns(table: pa.Table) -> list[str]:
+    """Attributes that are one value an item: a list of words or numbers is for the model alone."""
+    return [name for name in table.column_names if name != "item" and not pa.types.is_nested(table[name].type)]
 
 
 def _by_token(column: pa.ChunkedArray, rows: np.ndarray) -> np.ndarray:

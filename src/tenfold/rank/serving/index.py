@@ -33,12 +33,19 @@ class Index(Protocol):
         """The `k` best items of each of `users` [n, dim], without those of its `left_out`; of `allowed` [vocab] where given."""
         ...
 
+    def grow(self, items: Tensor) -> None:
+        """Take the vectors [vocab, dim] of more items; those that are known come first, as they are."""
+        ...
+
 
 class Exact:
     """Every product."""
 
     def __init__(self, items: Tensor):
         """Of the vectors [vocab, dim]; token 0 is no item."""
+        self.items = items
+
+    def grow(self, items: Tensor) -> None:
         self.items = items
 
     def search(self, users: Tensor, k: int, left_out: Sequence[Sequence[int]], allowed: Tensor | None = None) -> list[Found]:
@@ -79,6 +86,10 @@ class Approximate:
         self.items, self._exact = items, Exact(items)
         self.graph: Any = Graph(ndim=items.shape[1], metric="ip", dtype="f32", expansion_search=EXPANSION)
         self.graph.add(np.arange(1, len(items)), items[1:].numpy())
+
+    def grow(self, items: Tensor) -> None:
+        known, self.items, self._exact = len(self.items), items, Exact(items)
+        self.graph.add(np.arange(known, len(items)), items[known:].numpy())
 
     def search(self, users: Tensor, k: int, left_out: Sequence[Sequence[int]], allowed: Tensor | None = None) -> list[Found]:
         if allowed is not None:  # a graph is slow and loses items where most of its nodes may not be shown

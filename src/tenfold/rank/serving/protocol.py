@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field
 
 from tenfold.rank.serving.places import Rules
-from tenfold.serve.api.protocol import Body, Finite
+from tenfold.serve.api.protocol import Body, Finite, RequestBody
 
 LONGEST, LEFT_OUT, MOST, CANDIDATES, EVENTS = 2000, 10_000, 100, 10_000, 1000
 MILLISECONDS = 1e11  # a time above is none in seconds before the year 5000
@@ -23,10 +23,11 @@ def _seconds(value: object) -> object:
 Time = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_seconds)]
 
 
-class RecommendRequest(Body):
+class RecommendRequest(RequestBody):
     """For a user of the event store, or for a history, the oldest item first; either may be empty.
 
-    What the history holds is not shown again unless `repeat` says so.
+    What the history holds is not shown again unless `repeat` says so. `objectives` weigh what the model predicts of an item, as
+    {"like": 1, "next": 0.1}; `next` is the logit of the next item, by which alone items are ranked where none is given.
     """
 
     model: str = ""
@@ -37,6 +38,7 @@ class RecommendRequest(Body):
     repeat: bool = False
     k: Annotated[int, Field(ge=1, le=MOST)] = 10
     rules: Rules = Field(default_factory=Rules)
+    objectives: Annotated[dict[Name, Finite], Field(max_length=20, default_factory=dict)]
 
 
 class RankRequest(RecommendRequest):
@@ -74,9 +76,21 @@ class Event(Body):
     id: Annotated[str, Field(min_length=1, max_length=80)] | None = None
 
 
-class EventsRequest(Body):
+class EventsRequest(RequestBody):
     user: User | None = None
     events: Annotated[list[Event], Field(min_length=1, max_length=EVENTS)]
+
+
+class ItemsRequest(RequestBody):
+    """Items that the training never saw, each with its name in `item` and what is known of it, in the columns of the training."""
+
+    items: Annotated[list[dict[str, str | Finite | list[str] | list[Finite] | None]], Field(min_length=1, max_length=EVENTS)]
+
+
+class AddedItems(Body):
+    """How many items there are now."""
+
+    items: int
 
 
 class KeptEvents(Body):

@@ -5,23 +5,26 @@ the history and not on the other candidates.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
 from tenfold.rank.ranker import History, Ranker
-from tenfold.rank.serving.catalogue import Catalogue, read_catalogue
+from tenfold.rank.serving.catalogue import Catalogue, read_catalogue, read_items
 from tenfold.rank.serving.index import Found, make_index
 from tenfold.rank.serving.places import List, Places, Pool, Rules, fill
 from tenfold.rank.serving.settings import RankSettings
-from tenfold.spec.errors import TenfoldError
+from tenfold.spec.errors import TenfoldError, nearest
 
 TOGETHER = 64  # histories computed at once
+BESIDE = 512  # candidates that read a history at once
+NEXT = "next"  # the objective of the training itself: the logit of the next item
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Query:
     candidates: Sequence[int] | None = None
     left_out: frozenset[int] = frozenset()
     rules: Rules = field(default_factory=Rules)
+    objectives: Mapping[str, float] = field(default_factory=dict)
 
 
 class Hits(NamedTuple):
@@ -46,6 +50,7 @@ class Recommender:
     """A ranker, its catalogue and its index."""
 
     def __init__(self, ranker: Ranker, settings: RankSettings = RankSettings(), catalogue: Catalogue | None = None):
+        ranker.model.requires_grad_(False)  # its items may be the weights themselves
         self.ranker, self.settings = ranker, settings
         self.catalogue = catalogue or Catalogue(len(ranker.names))
         self.index = make_index(settings.index, ranker.items)
@@ -56,7 +61,20 @@ class Recommender:
     def load(cls, path: Path, settings: RankSettings = RankSettings()) -> "Recommender":
         """The recommender of a finished run, or of its folder `model`. Raises TenfoldError where there is none."""
         ranker = Ranker.load(path)
+        if settings.items is not None and ranker.extras.tower is not None:
+            ranker.add_items(read_items(settings.items))
         return cls(ranker, settings, read_catalogue(settings.items, ranker.names))
+
+    def add_items(self, items: pa.Table) -> int:
+        """Let items that the training never saw be shown, by what is known of them; how many items there are then.
+
+        Raises TenfoldError where the ranker has no tower.
+        """
+        before = len(self.ranker.names)
+        self.ranker.add_items(items)
+        self.catalogue = self.catalogue.extended(items, self.ranker.names[before:])
+        self.index.grow(self.ranker.items)
+        return len(self.ranker.names) - 1
 
     def answer(self, queries: Sequence[Query], rng: np.random.Generator) -> list[List | TenfoldError]:
         """A list for each query, or why there is none."""
@@ -99,10 +117,25 @@ class Recommender:
         return Found(tokens[best], scores[best])
 
     def _places(self, query: Query, found: Found) -> Places:
+        found = self._weighed(query, found) if query.objectives else found
         vectors = (
             self.ranker.items[torch.from_numpy(found.tokens)].numpy() if query.rules.diversity else np.zeros((len(found.tokens), 1))
         )
         return Places(Pool(found.tokens, found.scores, vectors), query.rules, self.catalogue, self.settings.explore)
+
+    def _weighed(self, query: Query, found: Found) -> Found:
+        """The same items by a weighted sum of what the model predicts of each; candidates see the history, not each other."""
+        known = [NEXT, *self.ranker.objectives]
+        if wrong := [name for name in query.objectives if name not in known]:
+            raise TenfoldError(f"The model predicts no {wrong[0]!r}{nearest(wrong[0], known)}: it has {', '.join(known)}.")
+        scores = query.objectives.get(NEXT, 0.0) * found.scores.astype(float)
+        if set(query.objectives) != {NEXT}:
+            for first in range(0, len(found.tokens), BESIDE):
+                some = slice(first, first + BESIDE)
+                predicted = self.ranker.predict(query.history, found.tokens[some])
+                scores[some] += sum(w * predicted[name] for name, w in query.objectives.items() if name != NEXT)
+        best = np.argsort(-scores, kind="stable")
+        return Found(found.tokens[best], scores[best])
 
     def _users(self, histories: Sequence[History]) -> Tensor:
         """The vector of each history: remembered, or computed together with others of about its length."""

@@ -10,13 +10,14 @@ from contextlib import asynccontextmanager
 from typing import Annotated
 from uuid import uuid4
 
+import pyarrow as pa
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response
 
 from tenfold.rank.events.store import Events
-from tenfold.rank.serving.asking import Asking, rankers
-from tenfold.rank.serving.protocol import EventsRequest, KeptEvents, Ranked, RankRequest, RecommendRequest
+from tenfold.rank.serving.asking import Asking, rankers, worker_of
+from tenfold.rank.serving.protocol import AddedItems, EventsRequest, ItemsRequest, KeptEvents, Ranked, RankRequest, RecommendRequest
 from tenfold.serve.api.dependencies import CurrentCaller, Placed, ServedModels, gives, operator_only
 from tenfold.serve.api.errors import ApiError
 from tenfold.serve.api.keys import Caller
@@ -41,6 +42,7 @@ def add_routes(app: FastAPI) -> None:
     router.post("/v1/recommend", **gives(Ranked))(recommend)
     router.post("/v1/rank", **gives(Ranked))(rank)
     router.post("/v1/events", **gives(KeptEvents))(keep)
+    router.post("/v1/items", dependencies=[Depends(operator_only)], **gives(AddedItems))(add_items)
     router.delete("/v1/events", **gives(DeletedRows))(forget)
     router.delete("/v1/events/users/{user}", dependencies=[Depends(operator_only)], **gives(DeletedRows))(forget_user)
     app.include_router(router)
@@ -67,6 +69,18 @@ async def recommend(body: RecommendRequest, request: HttpRequest, place: Placed,
 
 async def rank(body: RankRequest, request: HttpRequest, place: Placed, models: ServedModels) -> Response:
     return await recommend(body, request, place, models)
+
+
+async def add_items(body: ItemsRequest, models: ServedModels) -> Response:
+    """Every ranker takes them, until the server ends or the ranker is swapped: `--items` is where they are kept."""
+    if not all(isinstance(row.get("item"), str) and row["item"] for row in body.items):
+        raise ApiError(400, "items: each needs its name in `item`.", param="items")
+    try:
+        table = pa.Table.from_pylist(body.items)
+    except pa.ArrowInvalid as error:
+        raise ApiError(400, f"items: a column has values of several kinds: {str(error).splitlines()[0].rstrip('.')}.") from None
+    counts = [await worker_of(await models.get(name)).add_items(table) for name in rankers(models)]
+    return JSONResponse({"items": counts[0]})
 
 
 async def keep(body: EventsRequest, caller: CurrentCaller, events: KeptEventStore) -> Response:

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from tenfold.rank.serving.places import List
@@ -84,6 +85,10 @@ class RankWorker:
         self._waiting.append(asked)
         self._wake.set()
         return await asked.answer
+
+    async def add_items(self, items: pa.Table) -> int:
+        """`Recommender.add_items`, between two batches."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self.recommender.add_items, items)
 
     async def generate(self, request: Request) -> AsyncGenerator[Output, None]:
         yield failed(request, "This model ranks items and writes no text: ask /v1/recommend or /v1/rank.")
