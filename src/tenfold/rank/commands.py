@@ -28,7 +28,7 @@ class TaskOptions(Struct, frozen=True):
     ] = "softmax"
     dropout: Annotated[
         Annotated[float, Meta(ge=0, lt=1)] | None,
-        Meta(description="Share of the residual stream left out; by default as epochs ask."),
+        Meta(description="Share left out of the residual stream."),
     ] = None
     objectives: Annotated[str, Meta(description="Further objectives, with commas between: rating>=4,value.")] = ""
     content: Annotated[bool, Meta(description="A tower of the items' attributes, so that new ones can be ranked.")] = False
@@ -106,9 +106,7 @@ def compare(
     /,
     *,
     beside: Annotated[Folder | None, Meta(description="Another run on the same interactions and split.")] = None,
-    cuts: Annotated[
-        Annotated[int, Meta(ge=0, le=1000)], Meta(description="Train again at so many moments, and pool the tests.")
-    ] = 0,
+    cuts: Annotated[Annotated[int, Meta(ge=0, le=1000)], Meta(description="Train again before so many moments.")] = 0,
     home: Home = None,
     json: Json = False,
 ) -> None:
@@ -129,6 +127,10 @@ def compare(
     _show(found, json)
 
 
+def _title(found: dict[str, Any]) -> str:
+    return f"{found['split']}: {found['users']} users, {found['queries']} queries, {found['items']} items"
+
+
 def _show(found: dict[str, Any], json: bool) -> None:
     from tenfold.spec.terminal import Figures, console
 
@@ -136,9 +138,7 @@ def _show(found: dict[str, Any], json: bool) -> None:
         print_json(found)
         return
     measures = list(next(iter(found["scores"].values())))
-    table = Figures(
-        "", *measures, title=f"{found['split']}: {found['users']} users, {found['queries']} queries, {found['items']} items"
-    )
+    table = Figures("", *measures, title=_title(found))
     for name, scores in found["scores"].items():
         table.add_row(name, *(f"{scores[m]:.4f}" if m in scores else "" for m in measures))
     out = console()

@@ -1,6 +1,6 @@
 """What a user may think of an item beside taking it: a like, a purchase, how long it is watched. Each is a column of the table.
 
-`rating>=4` and `action=like` are yes or no, trained by binary cross-entropy; a column alone, as `value`, is an amount of at least 0,
+`rating>=4` and `action=like` are yes or no, trained by binary cross-entropy; a column alone, as `value`, is an amount of 0 or more,
 trained by the squared error of log(1 + amount). Both are calibrated on the validation by isotonic regression.
 """
 

@@ -17,7 +17,7 @@ from tenfold.data.interactions.splits import Split
 from tenfold.data.text.batches import share_of
 from tenfold.model.loss import cross_entropy
 from tenfold.rank.extras import calibrate_objectives, write_extras
-from tenfold.rank.family import NAMES
+from tenfold.rank.family import HSTU_NAME, NAMES
 from tenfold.rank.losses import binary_cross_entropy, sampled_softmax
 from tenfold.rank.metrics import evaluate, summary
 from tenfold.rank.model import ContentTower, ItemModel
@@ -149,7 +149,7 @@ class Ranking(TaskBase):
             nn.init.zeros_(model.objectives.bias)
 
     def finish(self, model: nn.Module, directory: Path) -> None:
-        """Keep tower, heads and calibration in `directory`, and add what the tower says to the table, which is then a plain model's."""
+        """Keep tower, heads and calibration in `directory`, and add what the tower says to the table of the model."""
         assert isinstance(model, ItemModel)
         if self.adds_modules:
             curves = calibrate_objectives(model, self.interactions, self.objectives, self.values, self.seq_len)
@@ -224,6 +224,6 @@ def _check(config: RunConfig, spec: Any, seq_len: int) -> None:
     if spec.context != seq_len + 1:
         raise TenfoldError(f"Rows of {seq_len} and the item after need context = {seq_len + 1} in [model].")
     if config.parallel != "auto" and (
-        config.parallel.pp > 1 or (spec.family == "hstu" and config.parallel.cp * config.parallel.tp > 1)
+        config.parallel.pp > 1 or (spec.family == HSTU_NAME and config.parallel.cp * config.parallel.tp > 1)
     ):
         raise TenfoldError("Rankers lie on several processes by rows: set pp = 1, and for hstu cp = 1 and tp = 1, in [parallel].")

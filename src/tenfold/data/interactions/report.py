@@ -73,7 +73,7 @@ def _share(flags: np.ndarray) -> float:
 
 
 def _warnings(found: dict[str, Any]) -> list[str]:
-    few, late = 0.05, found["training_after_half_of_the_test"]
+    few, late, bots = 0.05, found["training_after_half_of_the_test"], found["bots_share_of_events"]
     said = [
         (
             found["tied_share"] > few,
@@ -82,23 +82,23 @@ def _warnings(found: dict[str, Any]) -> list[str]:
         ),
         (
             late > few,
-            f"{late:.0%} of the training happened after half of the test: what is found is what papers report, and not what a model "
-            "would have known in its time; the split temporal has no such leak.",
+            f"{late:.0%} of the training happened after half of the test: what is found is what papers report, and not what a "
+            "model would have known in its time; the split temporal has no such leak.",
         ),
         (
             found["bots"] > 0,
-            f"{found['bots']} users have more than a thousand events and {BOT} times the median, {found['bots_share_of_events']:.0%} "
-            "of all events: they may be machines.",
+            f"{found['bots']} users have more than a thousand events and {BOT} times the median, {bots:.0%} of all "
+            "events: they may be machines.",
         ),
         (
             found["test_items_not_in_training"] > few,
-            f"{found['test_items_not_in_training']:.0%} of the test are items that the training never saw: a model without a content "
-            "tower misses them.",
+            f"{found['test_items_not_in_training']:.0%} of the test are items that the training never saw: a model without a "
+            "content tower misses them.",
         ),
         (
             found["repeated_share"] > few,
-            f"{found['repeated_share']:.0%} of the events repeat an item of the same user: metrics leave a user's items out, but for "
-            "the one that came.",
+            f"{found['repeated_share']:.0%} of the events repeat an item of the same user: metrics leave a user's items out, but "
+            "for the one that came.",
         ),
         (
             found["first"] == found["last"],
