@@ -102,8 +102,8 @@ def write_forecast(forecast: dict[str, Any], path: Path) -> str:
 
 # What a climb forecasts: its kind in the record of forecasts, and its unit.
 KINDS = {
-    TEXT_LOSS: ("loss", "bits/byte"), OTHER_LOSS: ("loss", "nats"), "tokens_per_s": ("speed", "tokens/s"), "seconds": ("duration", "s"),
-    "energy_kwh": ("energy", "kWh"),
+    TEXT_LOSS: ("loss", "bits/byte"), OTHER_LOSS: ("loss", "nats"), "tokens_per_s": ("speed", "tokens/s"),
+    "seconds": ("duration", "s"), "energy_kwh": ("energy", "kWh"),
 }  # fmt: skip
 
 

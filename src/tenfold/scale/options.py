@@ -23,9 +23,7 @@ class ClimbSettings:
     seed: Annotated[Seed, Meta(description="Seed of weights and data order.")] = 0
     device: Annotated[Text, Meta(description="auto, cpu, cuda or an accelerator.")] = "auto"
     optimizer: Annotated[Literal["muon", "adamw"], Meta(description="The optimizer of all runs.")] = "muon"
-    family: Annotated[Text, Meta(description="llama3 (dense) or llama4 (16 experts, one a token); of rank: rank or hstu.")] = (
-        "llama3"
-    )
+    family: Annotated[Text, Meta(description="llama3 or llama4 (16 experts, one a token); of rank: rank or hstu.")] = "llama3"
     task: Annotated[Text, Meta(description="pretrain; or rank, with interactions for --corpus.")] = PRETRAIN
 
     def __post_init__(self) -> None:
