@@ -2,12 +2,9 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 
 import numpy as np
 import pyarrow as pa
@@ -17,12 +14,8 @@ import torch
 
 from tenfold.cli.commands import run
 from tenfold.rank.ranker import History, Ranker
-from tenfold.rank.routes import rankers
 from tenfold.rank.task import Ranking
 from tenfold.rank.walk import doubled, walk
-from tenfold.serve.api.app import make_app
-from tenfold.serve.api.models import Models
-from tenfold.serve.options import EngineOptions, Limits, ServerOptions
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.forecasts import read_forecasts
 from tenfold.train.run_file import config_from_fields
@@ -95,92 +88,6 @@ def test_a_walk_that_is_killed_at_any_moment_goes_on_to_the_same_result(home, tm
     for file in ("rank-synthetic/score.json", "rank-synthetic/model/model.safetensors"):
         assert (tmp_path / file).read_bytes() == (home / file).read_bytes()
     assert [one.measured for one in read_forecasts(tmp_path)] == [one.measured for one in read_forecasts(home)]
-
-
-class Served:
-    def __init__(self, port):
-        self.url = f"http://127.0.0.1:{port}"
-
-    def recommend(self, **body):
-        request = urllib.request.Request(
-            f"{self.url}/v1/recommend", json.dumps(body).encode(), {"content-type": "application/json"}
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                return answer.status, json.load(answer)
-        except urllib.error.HTTPError as error:
-            return error.code, json.load(error)
-
-
-@pytest.fixture(scope="module")
-def served(home):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "tenfold", "serve", str(home / "rank-synthetic"), "--port", str(port), "--feedback", ""]
-    process = subprocess.Popen(
-        [*command, "--threads", "1", "--kv-cache-gib", "0.02"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    server, end = Served(port), time.monotonic() + 120
-    while True:
-        try:
-            server.recommend(history=[])
-            break
-        except OSError:
-            assert process.poll() is None and time.monotonic() < end, process.stdout.read()
-            time.sleep(0.1)
-    yield server
-    process.terminate()
-    assert "Traceback" not in process.communicate(timeout=60)[0]
-
-
-def test_the_server_recommends_what_the_model_ranks_first(home, served):
-    ranker = Ranker.load(home / "rank-synthetic")
-    rng = np.random.default_rng(0)
-    for length, k in ((19, 10), (2, 100), (0, 3), (40, 5)):
-        history = rng.integers(1, len(ranker.names), length)
-        scores = ranker.score([History(history)])[0]
-        scores[[0, *history]] = -np.inf
-        status, answer = served.recommend(history=[ranker.names[token] for token in history], k=k)
-        assert status == 200 and answer["model"] == "rank-synthetic" and answer["unknown"] == []
-        assert answer["items"] == [ranker.names[token] for token in np.argsort(-scores)[:k]]
-        assert answer["logprobs"] == sorted(answer["logprobs"], reverse=True)
-
-
-def test_excluded_and_unknown_items_are_left_out_and_said(served):
-    first = served.recommend(history=["item-3"], k=2)[1]["items"]
-    answer = served.recommend(history=["nobody's", "item-3"], exclude=[first[0], "<start>"], k=1)[1]
-    assert answer["items"] == [first[1]] and answer["unknown"] == ["nobody's", "<start>"]
-
-
-@pytest.mark.parametrize(
-    ("body", "said"),
-    [
-        ({}, "history"),
-        ({"history": "item-1"}, "history"),
-        ({"history": [1]}, "history"),
-        ({"history": ["item-1"] * 513}, "512"),
-        ({"history": [], "exclude": ["item-1"] * 401}, "400"),
-        ({"history": [], "k": 0}, "greater than or equal to 1"),
-        ({"history": [], "k": 101}, "less than or equal to 100"),
-        ({"history": ["x" * 1001]}, "1000"),
-    ],
-)
-def test_a_request_that_costs_too_much_or_says_nothing_is_refused_in_a_sentence(served, body, said):
-    status, answer = served.recommend(**body)
-    assert status == 400 and said in answer["error"]["message"] and answer["error"]["message"].endswith(".")
-
-
-def test_a_model_that_is_not_there_is_said(served):
-    assert served.recommend(history=[], model="another")[0] == 404
-
-
-def test_a_server_without_a_ranking_model_has_no_such_route(home, tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    text, rank = EngineOptions(tmp_path), EngineOptions(home / "rank-synthetic" / "model")
-    for options, there in (({"text": text}, False), ({"text": text, "rank": rank}, True)):
-        models = Models(options, Limits())
-        assert ("/v1/recommend" in make_app(models, ServerOptions()).openapi()["paths"]) == there == bool(rankers(models))
 
 
 def test_a_run_file_of_another_family_or_context_is_refused(tmp_path):

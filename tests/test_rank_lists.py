@@ -114,12 +114,21 @@ def test_filters_and_limits_hold_at_every_place(ranker):
 
 
 @pytest.mark.parametrize(
-    ("where", "said"),
-    [({"colour": "red"}, "no attribute 'colour'"), ({"shelf": Range(1, 2)}, "is text"), ({"price": "cheap"}, "is a number")],
+    ("rules", "said"),
+    [
+        (Rules(where={"colour": "red"}), "no attribute 'colour'"),
+        (Rules(where={"shelf": Range(1, 2)}), "is text"),
+        (Rules(where={"price": "cheap"}), "is a number"),
+        (Rules(at_most={"colour": 1}), "no attribute 'colour'"),
+        (Rules(boost={"colour": {"red": 1.0}}), "no attribute 'colour'"),
+    ],
 )
-def test_a_filter_that_means_nothing_is_said_and_stops_nobody_else(ranker, where, said):
-    bad, good = listed(recommender(ranker), Query(History(()), 3, rules=Rules(where=where)), Query(History(()), 3))
-    assert isinstance(bad, TenfoldError) and said in str(bad) and len(good.tokens) == 3
+def test_a_rule_that_means_nothing_is_said_and_stops_nobody_else(ranker, rules, said):
+    wrong = [Query(History(()), 3, candidates, rules=rules) for candidates in (None, [1, 2, 3])]
+    right = [Query(History(()), 3, candidates) for candidates in (None, [1, 2, 3])]
+    *bad, catalogue, candidates = listed(recommender(ranker), *wrong, *right)
+    assert all(isinstance(one, TenfoldError) and said in str(one) for one in bad)
+    assert len(catalogue.tokens) == len(candidates.tokens) == 3
 
 
 def test_variety_prefers_what_is_unlike_all_before():

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet
+import torch
 
 from tenfold.learn.checks import Check
 from tenfold.learn.data import write_versioned
@@ -105,6 +106,7 @@ def held_out(train: Path, later: Path) -> list[Asked]:
     return asked
 
 
+@torch.inference_mode()
 def ndcg(ranker: Ranker, asked: Sequence[Asked]) -> np.ndarray:
     """NDCG at 10 of each; 0 where the ranker does not know the item. Ties count against it."""
     found = []

@@ -5,10 +5,10 @@ the history and not on the other candidates.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,7 @@ from tenfold.rank.serving.places import List, Places, Pool, Rules, fill
 from tenfold.rank.serving.settings import RankSettings
 from tenfold.spec.errors import TenfoldError, nearest
 
+T = TypeVar("T")
 TOGETHER = 64  # histories computed at once
 BESIDE = 512  # candidates that read a history at once
 NEXT = "next"  # the objective of the training itself: the logit of the next item
@@ -85,21 +86,23 @@ class Recommender:
 
     def places(self, queries: Sequence[Query]) -> list[Places | TenfoldError]:
         """The places of each query, none of them filled."""
-        users = self._users([query.history for query in queries])
-        made: list[Places | TenfoldError] = [TenfoldError("") for _ in queries]
-        together: dict[str, list[int]] = {}  # queries that one search can answer
+        found = self._found(queries, self._users([query.history for query in queries]))
+        pairs = zip(queries, found, strict=True)
+        return [one if isinstance(one, TenfoldError) else _or_error(self._places, query, one) for query, one in pairs]
+
+    def _found(self, queries: Sequence[Query], users: Tensor) -> list[Found | TenfoldError]:
+        """The pool of each query; those of the whole catalogue that have the same filter are searched for together."""
+        made: dict[int, Found | TenfoldError] = {}
+        together: dict[str, list[int]] = {}
         for i, query in enumerate(queries):
-            together.setdefault("" if query.candidates is not None else repr(query.rules.where), []).append(i)
-        for of_catalogue, numbers in together.items():
-            try:
-                some = [queries[i] for i in numbers]
-                found = self._searched(some, users[numbers]) if of_catalogue else [*map(self._scored, some, users[numbers])]
-                for i, one in zip(numbers, found, strict=True):
-                    made[i] = self._places(queries[i], one)
-            except TenfoldError as error:
-                for i in numbers:
-                    made[i] = error
-        return made
+            if query.candidates is None:
+                together.setdefault(repr(query.rules.where), []).append(i)
+            else:
+                made[i] = _or_error(self._scored, query, users[i])
+        for numbers in together.values():
+            found = _or_error(self._searched, [queries[i] for i in numbers], users[numbers])
+            made |= dict.fromkeys(numbers, found) if isinstance(found, TenfoldError) else dict(zip(numbers, found, strict=True))
+        return [made[i] for i in range(len(queries))]
 
     def _searched(self, queries: list[Query], users: Tensor) -> list[Found]:
         """The pools of queries with the same filter."""
@@ -151,3 +154,11 @@ class Recommender:
         while len(self._vectors) > self.settings.cached_histories:
             self._vectors.popitem(last=False)
         return vectors
+
+
+def _or_error(work: Callable[..., T], *given: Any) -> T | TenfoldError:
+    """What is made of a request, or why nothing is: a wrong one stops no other that is answered with it."""
+    try:
+        return work(*given)
+    except TenfoldError as error:
+        return error
