@@ -167,22 +167,16 @@ def open_interactions(source: str, home: Path, split: Split = Split()) -> Intera
     Raises TenfoldError where they cannot be had, or too few of them may be learned from or are asked about.
     """
     source = str(movielens()) if source == MOVIELENS else source
-    table = read_interactions(source) if is_database(source) or not (made(source) or Path(source).is_file()) else None
-    mark = digest([_content(source, table), split.name])[:8]
+    drawn, table = made(source), None
+    if drawn is None and (is_database(source) or not Path(source).is_file()):
+        table = read_interactions(source)  # of a database all rows say what it holds; of no file, that there is none
+    content = repr(table.to_pydict()) if table is not None else repr(drawn) if drawn else file_sha256(Path(source))
     stem = "database" if is_database(source) else Path(source.partition(":")[0]).stem
-    directory = home / f"interactions-{stem}-{mark}"
+    directory = home / f"interactions-{stem}-{digest([content, Path(source).suffix, split.name])[:8]}"
     if not directory.exists():
-        if table is None:
-            table = drawn.table() if (drawn := made(source)) else read_interactions(source)
-        _write(directory, source, table, split)
+        rows = table if table is not None else drawn.table() if drawn else read_interactions(source)
+        _write(directory, source, rows, split)
     return _open(directory, split)
-
-
-def _content(source: str, table: pa.Table | None) -> list[str]:
-    """What the histories depend on: the bytes of a file, and its ending, which says how they are read; or the rows of a table."""
-    if table is not None:
-        return [repr(table.to_pydict())]
-    return [repr(drawn)] if (drawn := made(source)) else [Path(source).suffix, file_sha256(Path(source))]
 
 
 def _open(directory: Path, split: Split) -> Interactions:
@@ -210,8 +204,13 @@ def _write(directory: Path, source: str, table: pa.Table, split: Split) -> None:
     asked = (found.test > found.validation).any() and (found.validation > found.training).any()
     names = items.dictionary.take(pa.array(by_first)).to_pylist()
     known = len(np.unique(item[time < found.until]))
-    if START in names or not asked or not known:
-        raise TenfoldError(f"{directory.name} needs a user with three interactions, and no item called {START!r}.")
+    if START in names:
+        raise TenfoldError(f"{source} has an item called {START!r}, which is what begins a history: give it another name.")
+    if not asked or not known:
+        raise TenfoldError(
+            f"The split {split.kind} of {source} leaves nothing to learn from or to ask about: it needs a user with three "
+            "interactions, and events on both sides of its moments."
+        )
     with whole_folder(directory) as scratch:
         others = table.drop_columns(["user", "item", "time"]).take(pa.array(order))
         columns = {"user": pa.DictionaryArray.from_arrays(user, users.dictionary), "token": token[item], "time": time}
