@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tenfold.data.interactions.interactions import Interactions, Queries
+from tenfold.data.interactions.events import Interactions, Queries
 from tenfold.rank.objectives import calibration_error
 from tenfold.rank.ranker import Scorer
 

@@ -11,8 +11,9 @@ from msgspec import Meta, Struct
 from torch import Tensor, nn
 
 from tenfold.data.interactions.content import read_features
-from tenfold.data.interactions.interactions import FILE, ITEMS, Interactions, open_interactions
-from tenfold.data.interactions.interactions import Rows as EventRows
+from tenfold.data.interactions.events import FILE, ITEMS, Interactions
+from tenfold.data.interactions.events import Rows as EventRows
+from tenfold.data.interactions.interactions import open_interactions
 from tenfold.data.interactions.splits import Split
 from tenfold.data.text.batches import share_of
 from tenfold.model.loss import cross_entropy
