@@ -19,9 +19,10 @@ from tenfold.data.text.batches import share_of
 from tenfold.model.loss import cross_entropy
 from tenfold.rank.extras import calibrate_objectives, write_extras
 from tenfold.rank.family import HSTU_NAME, NAMES
+from tenfold.rank.hstu import HSTUBlock
 from tenfold.rank.losses import binary_cross_entropy, sampled_softmax
 from tenfold.rank.metrics import evaluate, summary
-from tenfold.rank.model import ContentTower, ItemModel
+from tenfold.rank.model import ContentTower, GatedBlock, ItemModel
 from tenfold.rank.objectives import objective_loss, parse
 from tenfold.rank.ranker import scorer_of
 from tenfold.spec.errors import TenfoldError
@@ -138,7 +139,7 @@ class Ranking(TaskBase):
             raise TenfoldError("Objectives and content are trained on one process: leave them out, or train there.")
         model.id_dropout = self.settings.id_dropout
         for part in model.modules():
-            if hasattr(part, "dropout"):
+            if isinstance(part, ItemModel | GatedBlock | HSTUBlock):
                 part.dropout = self._dropout
         device = model.embedding.weight.device
         if self.settings.content:

@@ -23,6 +23,12 @@ ITEMS = "items.parquet"
 QUERIES_PER_USER = 20  # that are asked of a user at most, evenly spread over what is held out
 
 
+def item_names(directory: Path) -> list[str]:
+    """The items' names by token, as the tokenizer of a folder has them."""
+    known = read_tokenizer(directory).get_vocab()
+    return sorted(known, key=known.__getitem__)
+
+
 class Rows(NamedTuple):
     """Rows of a batch: `tokens` and `targets` int64 [rows, T], -100 where there is none; `times` int64 [rows, T + 1] in seconds,
     those of the tokens and of the item after the last; `events` int64 [rows, T], which event a token is, -1 where none."""
@@ -83,8 +89,7 @@ class Interactions:
     @cached_property
     def names(self) -> list[str]:
         """The items' names by token; `names[0]` is no item's."""
-        tokenizer = read_tokenizer(self.directory)
-        return [tokenizer.id_to_token(token) for token in range(self.vocab_size)]
+        return item_names(self.directory)
 
     def signal(self, column: str) -> pa.ChunkedArray:
         """A further column of the table, by event. Raises TenfoldError where the interactions have none of this name."""
