@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tenfold.data.interactions.content import features
-from tenfold.data.interactions.events import Queries, Rows
+from tenfold.data.interactions.events import Queries, Rows, item_names
 from tenfold.model.io.huggingface import read_model
 from tenfold.rank.extras import Extras, read_extras
 from tenfold.rank.family import NAMES
