@@ -168,7 +168,7 @@ def test_compare_says_how_far_another_run_and_later_cuts_lie(shop, capsys):
 
 @pytest.mark.slow
 def test_a_climb_of_rankers_forecasts_the_next_one_and_is_scored(tmp_path, capsys):
-    command = ["climb", "--task", "rank", "--corpus", "teacher:users=3000,n_items=200,length=40", "--seq-len", "40"]
+    command = ["climb", "--task", "rank", "--corpus", "teacher:users=20000,n_items=200,length=40", "--seq-len", "40"]
     run([*command, "--top", "2e11", "--home", str(tmp_path), "--json"])
     found = json.loads(capsys.readouterr().out)
     loss = found["scores"]["loss_nats"]

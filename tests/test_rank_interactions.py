@@ -69,7 +69,7 @@ def test_every_form_gives_the_same_histories_and_rows_of_one_time_keep_their_ord
         ("user,item,time\n1,2,1e300\n", "no times"),
         ("user,item,time\n1,2,3\n1,2\n", "cannot be read"),
         ("user,item,time\n1,2,3\n1,3,4\n2,2,2\n", "three interactions"),
-        ("user,item,time\n1,<start>,3\n1,3,4\n1,2,2\n", "no item called"),
+        ("user,item,time\n1,<start>,3\n1,3,4\n1,2,2\n", "an item called"),
     ],
 )
 def test_what_is_no_table_of_interactions_is_said_in_a_sentence(tmp_path, text, said):
@@ -85,7 +85,7 @@ def test_what_is_no_table_of_interactions_is_said_in_a_sentence(tmp_path, text, 
         ("nowhere.csv", "no file of interactions"),
         ("teacher:user=3", "no setting 'user'"),
         ("teacher:users=many", "are numbers"),
-        ("sqlite:////{}/none.db#events", "no table 'events'"),
+        ("sqlite:///{}/none.db#events", "no table 'events'"),
         ("nosuch://base", "cannot be read"),
         ("{}/bad.dat", "Row 2 of .* has 3 fields"),
     ],

@@ -12,7 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tenfold.data.interactions.interactions import Queries, open_interactions
+from tenfold.data.interactions.events import Queries
+from tenfold.data.interactions.interactions import open_interactions
 from tenfold.data.interactions.splits import Split
 from tenfold.model.build import make_model
 from tenfold.model.io.huggingface import read_model, write_model

@@ -40,10 +40,7 @@ def main() -> None:
     row = {**loss, "best_of_ladder": best, "entropy": entropy, "share_of_the_promised_gain": error / promised, "source": source}
     four = loss["forecast"], loss["measured"], best, entropy
     headline = [
-        (
-            "forecast, measured, ladder's best, entropy",
-            " ".join(f"{x:.4f}" for x in (loss["forecast"], loss["measured"], best, entropy)),
-        ),
+        ("forecast, measured, ladder's best, entropy", " ".join(f"{x:.4f}" for x in four)),
         ("error as a share of the forecast gain", f"{error / promised:.2f}"),
         ("nearer than no change", "yes" if error < abs(loss["measured"] - best) else "no"),
         ("inside 80 %", "yes" if loss["inside_80"] else "no"),

@@ -13,7 +13,8 @@ import tempfile
 from pathlib import Path
 
 from bench.harness import TENFOLD, alternate, options, ratio, ratio_interval, write_results
-from tenfold.data.interactions.interactions import FILE, open_interactions
+from tenfold.data.interactions.events import FILE
+from tenfold.data.interactions.interactions import open_interactions
 from tenfold.data.interactions.splits import Split
 
 RIVALS = {"sasrec": "llama", "hstu": "hstu"}  # of RecTools, and what is of its kind here

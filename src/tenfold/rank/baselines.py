@@ -6,7 +6,7 @@ All are counted from what may be learned from. The two that have a setting take 
 import numpy as np
 from scipy.sparse import csr_array
 
-from tenfold.data.interactions.interactions import Interactions, Queries
+from tenfold.data.interactions.events import Interactions, Queries
 from tenfold.rank.metrics import evaluate, summary
 from tenfold.rank.ranker import Scorer
 

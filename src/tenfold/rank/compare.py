@@ -7,7 +7,8 @@ from typing import Any, cast
 import numpy as np
 from msgspec.structs import replace
 
-from tenfold.data.interactions.interactions import Interactions, open_interactions
+from tenfold.data.interactions.events import Interactions
+from tenfold.data.interactions.interactions import open_interactions
 from tenfold.data.interactions.splits import Held, rolling
 from tenfold.data.interactions.synthetic import SYNTHETIC, made
 from tenfold.model.io.huggingface import read_model

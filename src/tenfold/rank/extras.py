@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tenfold.data.interactions.interactions import Interactions
+from tenfold.data.interactions.events import Interactions
 from tenfold.rank.model import ContentTower, ItemModel
 from tenfold.rank.objectives import Calibration, Objective, calibrate, calibration_error, parse
 from tenfold.spec.files import whole_file, write_json

@@ -15,7 +15,6 @@ from tenfold.spec.shapes import llama_shape
 
 if TYPE_CHECKING:
     from tenfold.model.io.format import CheckpointFormat, Slot
-    from tenfold.model.llama import Llama
 
 NAME, HSTU_NAME = "rank", "hstu"
 NAMES = (NAME, HSTU_NAME)
@@ -87,7 +86,7 @@ def _format(kind: str, architecture: str, slots: Callable[[Any], dict[str, Any]]
     return llama.llama_format()._replace(model_types=(kind,), config=config, slots=slots, gguf=None)
 
 
-def _rank_slots(model: "Llama") -> dict[str, Any]:
+def _rank_slots(model: Any) -> dict[str, Any]:
     llama, slot = import_module("tenfold.model.io.llama"), _slot()
     gates = {
         f"model.layers.{i}.{part}.gate.weight": slot(gate.weight.data)

@@ -91,7 +91,7 @@ class HSTU(ItemModel):
         mask = (relative <= 0)[None, None] if mask is None else mask
         buckets = None if times is None else time_buckets(times)
         for block in self.layers:
-            x = block(x, relative, buckets, mask)  # type: ignore[arg-type]
+            x = block(x, relative, buckets, mask)
         return F.normalize(x, dim=-1, eps=EPS) / TEMPERATURE
 
 

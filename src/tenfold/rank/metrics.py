@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tenfold.data.interactions.interactions import Interactions, Queries
+from tenfold.data.interactions.events import Interactions, Queries
 from tenfold.rank.objectives import calibration_error
 from tenfold.rank.ranker import Scorer
 
@@ -100,7 +100,8 @@ def pooled(parts: list[Evaluation]) -> Evaluation:
 
 
 def _part(queries: Queries, some: slice) -> Queries:
-    return Queries(*(of[some] for of in queries))
+    q = queries
+    return Queries(q.user[some], q.histories[some], q.times[some], q.targets[some], q.now[some])
 
 
 def _best(scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:

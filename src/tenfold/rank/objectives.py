@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from scipy.optimize import isotonic_regression
 from torch import Tensor
 
-from tenfold.data.interactions.interactions import Interactions
+from tenfold.data.interactions.events import Interactions
 from tenfold.spec.errors import TenfoldError
 
 TESTS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt, "=": operator.eq}

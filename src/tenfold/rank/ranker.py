@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from tenfold.data.interactions.content import features
-from tenfold.data.interactions.interactions import Queries, Rows
+from tenfold.data.interactions.events import Queries, Rows, item_names
 from tenfold.model.io.huggingface import read_model
-from tenfold.model.io.tokenizer import read_tokenizer
 from tenfold.rank.extras import Extras, read_extras
 from tenfold.rank.family import NAMES
 from tenfold.rank.model import ItemModel
@@ -53,10 +52,9 @@ class Ranker:
         model = read_model(path).eval()
         if model.spec.family not in NAMES:
             raise TenfoldError(f"The model in {path} ranks no items: train one with `tenfold rank train`.")
-        ranker, tokenizer = cast(ItemModel, model), read_tokenizer(path)
-        names = [tokenizer.id_to_token(token) for token in range(tokenizer.get_vocab_size())]
-        with torch.no_grad():
-            return cls(ranker, names, ranker.item_vectors(ranker.table()).float(), read_extras(path.parent, ranker.spec.dim))
+        ranker = cast(ItemModel, model)
+        items = ranker.item_vectors(ranker.table()).detach().float()
+        return cls(ranker, item_names(path), items, read_extras(path.parent, ranker.spec.dim))
 
     @cached_property
     def _token(self) -> dict[str, int]:
@@ -91,6 +89,7 @@ class Ranker:
         hidden = self.model.hidden(tokens, times=times)
         return hidden[torch.arange(len(last)), last].float()
 
+    @torch.inference_mode()
     def score(self, histories: Sequence[History], candidates: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
         """Logits of the next item, float32 [histories, candidates]; without `candidates` of every token."""
         items = self.items if candidates is None else self.items[torch.as_tensor(np.asarray(candidates), dtype=torch.int64)]

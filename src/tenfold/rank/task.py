@@ -11,16 +11,18 @@ from msgspec import Meta, Struct
 from torch import Tensor, nn
 
 from tenfold.data.interactions.content import read_features
-from tenfold.data.interactions.interactions import FILE, ITEMS, Interactions, open_interactions
-from tenfold.data.interactions.interactions import Rows as EventRows
+from tenfold.data.interactions.events import FILE, ITEMS, Interactions
+from tenfold.data.interactions.events import Rows as EventRows
+from tenfold.data.interactions.interactions import open_interactions
 from tenfold.data.interactions.splits import Split
 from tenfold.data.text.batches import share_of
 from tenfold.model.loss import cross_entropy
 from tenfold.rank.extras import calibrate_objectives, write_extras
 from tenfold.rank.family import HSTU_NAME, NAMES
+from tenfold.rank.hstu import HSTUBlock
 from tenfold.rank.losses import binary_cross_entropy, sampled_softmax
 from tenfold.rank.metrics import evaluate, summary
-from tenfold.rank.model import ContentTower, ItemModel
+from tenfold.rank.model import ContentTower, GatedBlock, ItemModel
 from tenfold.rank.objectives import objective_loss, parse
 from tenfold.rank.ranker import scorer_of
 from tenfold.spec.errors import TenfoldError
@@ -137,7 +139,7 @@ class Ranking(TaskBase):
             raise TenfoldError("Objectives and content are trained on one process: leave them out, or train there.")
         model.id_dropout = self.settings.id_dropout
         for part in model.modules():
-            if hasattr(part, "dropout"):
+            if isinstance(part, ItemModel | GatedBlock | HSTUBlock):
                 part.dropout = self._dropout
         device = model.embedding.weight.device
         if self.settings.content:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from tenfold.data.interactions.interactions import ITEMS
+from tenfold.data.interactions.events import ITEMS
 from tenfold.spec.errors import TenfoldError
 
 HASHED = 512

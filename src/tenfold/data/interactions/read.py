@@ -7,7 +7,6 @@ What comes out has the columns user and item (text), time (int64, seconds), and 
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from urllib.parse import urldefrag
 
 import numpy as np
 import pyarrow as pa
@@ -108,7 +107,7 @@ def _from_database(source: str) -> pa.Table:
         from sqlalchemy.exc import NoSuchTableError, SQLAlchemyError
     except ImportError:
         raise NotInstalled("Databases are read with SQLAlchemy: pip install 'tenfold[serve]'.") from None
-    url, name = urldefrag(source)
+    url, _, name = source.partition("#")
     try:
         engine = create_engine(url)
         with engine.connect() as connection:

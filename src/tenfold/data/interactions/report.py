@@ -1,16 +1,12 @@
 """What a person should know of interactions before a model learns from them: ties in time, repeats, bots, the long tail, leaks."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from tenfold.data.interactions.events import Interactions
 from tenfold.spec.files import write_json
-
-if TYPE_CHECKING:
-    from tenfold.data.interactions.interactions import Interactions
 
 REPORT = "report.json"
 BOT = 100  # times the median user's events, and more than a thousand

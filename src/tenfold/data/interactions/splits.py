@@ -52,8 +52,8 @@ def ends(split: Split, offsets: np.ndarray, times: np.ndarray) -> Ends:
     shares = np.clip([split.begin - split.validation, split.begin, split.end], 0, 1)
     moments = np.append(np.sort(times), np.iinfo(np.int64).max)[np.round(shares * len(times)).astype(np.int64)]
     users = np.repeat(np.arange(len(length)), length)
-    counts = [np.bincount(users[times < moment], minlength=len(length)) for moment in moments]
-    return Ends(*counts, until=float(moments[0]))
+    training, validation, test = (np.bincount(users[times < moment], minlength=len(length)) for moment in moments)
+    return Ends(training, validation, test, float(moments[0]))
 
 
 def rolling(cuts: int, first: float = 0.5) -> list[Split]:

@@ -5,7 +5,7 @@ A table of them has a column `nats`: how surprising each event was to what drew 
 
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -130,7 +130,7 @@ def made(source: str) -> Made | None:
     kind = {SYNTHETIC: ClusterChain, TEACHER: Teacher}.get(name)
     if kind is None:
         return None
-    known = {f.name: type(f.default) for f in fields(kind)}
+    known: dict[str, Any] = {f.name: type(f.default) for f in fields(kind)}
     given = [part.partition("=") for part in filter(None, text.split(","))]
     if bad := next((key for key, _, _ in given if key not in known), None):
         raise TenfoldError(f"{name} has no setting {bad!r}{nearest(bad, known)}: it has {', '.join(known)}.")
