@@ -78,7 +78,11 @@ def _data(new: Path, old: Path, wanted: Next, rankers: Path) -> None:
     source = without_secrets(wanted.events)
     users = {part: sorted(set(table["user"].to_pylist())) for part, table in parts.items()}
     present = store.users() | set(found.table["user"].to_pylist())
-    people = {"users": users, "deleted_users_still_in": holders(rankers, source, present), "left_out": dict(found.left_out)}
+    people = {
+        "users": users,
+        "deleted_users_still_in": holders(rankers, source, present, ".parquet"),
+        "left_out": dict(found.left_out),
+    }
     begun = model_path(old)
     write_versioned(
         new / "lineage.json",

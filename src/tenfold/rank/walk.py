@@ -26,7 +26,7 @@ from tenfold.spec.forecasts import Forecast, forecast, normal, outcome
 from tenfold.train.result import RunResult, read_result
 
 RUNGS = (8, 4, 2)  # parts of a run's epochs that it is forecast from
-MODELS = {  # the server's engine runs Llama's block alone
+MODELS = {
     SYNTHETIC: RankOptions("llama", width=32, seq_len=20, epochs=5, learning_rate=0.03),
     MOVIELENS: RankOptions("llama", width=32, epochs=10),
 }
@@ -111,21 +111,23 @@ def _run(home: Path, directory: Path, source: str, part: float = 1.0) -> RunResu
 
 
 def _served(home: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """How often the server's ten best items hold what test users took next, asked over HTTP."""
+    """How often the server's ten best items hold what test users took next, asked over HTTP; it is told what they took."""
 
     def ask() -> dict[str, Any]:
         from tenfold.serve.options import EngineOptions
         from tenfold.serve.start import serving
 
-        hits, seconds = 0, []
-        with serving({"rank": EngineOptions(home / f"rank-{SYNTHETIC}" / "model", kv_cache_gib=0.02)}) as server:
+        hits, seconds, directory = 0, [], home / f"rank-{SYNTHETIC}"
+        with serving({"rank": EngineOptions(directory / "model")}, events=f"sqlite:///{directory / 'events.db'}") as server:
             interactions = open_interactions(SYNTHETIC, home, HELD)
             queries, names = interactions.held_out("test", ASKED), interactions.names
             for tokens, target in zip(queries.histories, queries.targets, strict=True):
                 history, came = [names[token] for token in tokens], names[target]
                 began = time.perf_counter()
-                hits += came in _recommended(server, history)
+                shown = _asked(server, "recommend", {"history": history})
                 seconds.append(time.perf_counter() - began)
+                hits += came in shown["items"]
+                _asked(server, "events", {"events": [{"item": came, "id": shown["id"], "list": shown["id"]}]})
         return {"users": ASKED, "hits": hits, "median_ms": 1000 * sorted(seconds)[ASKED // 2]}
 
     found = _once(home / f"rank-{SYNTHETIC}" / "served.json", ask)
@@ -133,11 +135,11 @@ def _served(home: Path, say: Callable[[str], None]) -> dict[str, Any]:
     return found
 
 
-def _recommended(server: str, history: list[str]) -> list[str]:
-    """The items that a server recommends after a history."""
-    body, headers = json.dumps({"history": history}).encode(), {"content-type": "application/json"}
-    with urllib.request.urlopen(urllib.request.Request(f"{server}/v1/recommend", body, headers), timeout=60) as answer:
-        return json.load(answer)["items"]
+def _asked(server: str, route: str, body: dict[str, Any]) -> dict[str, Any]:
+    """What a route of a server answers."""
+    request = urllib.request.Request(f"{server}/v1/{route}", json.dumps(body).encode(), {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.load(answer)
 
 
 def _once(file: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
