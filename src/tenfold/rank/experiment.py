@@ -55,12 +55,12 @@ class Verdict:
 
 def interleaved(lists: Iterable[dict[str, Any]], taken: set[tuple[str, str]]) -> list[Verdict]:
     """Of lists of two rankers, each won by the one of whose picks more were taken; one verdict for each pair of rankers."""
-    won: defaultdict[tuple[str, str], Counter[int]] = defaultdict(Counter)
+    won: defaultdict[str, Counter[int]] = defaultdict(Counter)
     for one in lists:
         if (teams := one.get("teams")) is not None:
             clicks = Counter(team for item, team in zip(one["items"], teams, strict=True) if (one["id"], item) in taken)
-            won[tuple(one["model"].split("|"))][int(np.sign(clicks[1] - clicks[0]))] += 1  # type: ignore[index]
-    return [_verdict(pair, count[-1], count[1], count[0]) for pair, count in won.items()]
+            won[one["model"]][int(np.sign(clicks[1] - clicks[0]))] += 1
+    return [_verdict(pair.split("|"), (count[-1], count[1]), count[0]) for pair, count in won.items()]
 
 
 def split(lists: Iterable[dict[str, Any]], taken: set[tuple[str, str]]) -> list[Verdict]:
@@ -68,23 +68,21 @@ def split(lists: Iterable[dict[str, Any]], taken: set[tuple[str, str]]) -> list[
 
     A user counts once, since what one person takes is no independent evidence.
     """
-    users: defaultdict[tuple[str, str], dict[str, bool]] = defaultdict(dict)
-    arms: dict[tuple[str, str], set[str]] = defaultdict(set)
+    users: defaultdict[tuple[str, ...], dict[str, bool]] = defaultdict(dict)
     for one in lists:
         if (pair := one.get("arms")) is not None:
-            took = any((one["id"], item) in taken for item in one["items"])
-            key = tuple(pair), one["user_hash"]
-            users[key[0]][key[1]] = users[key[0]].get(key[1], False) or took  # type: ignore[index]
-            arms[key[0]].add(one["user_hash"])  # type: ignore[index]
+            took, who = users[tuple(pair)], one["user_hash"]
+            took[who] = took.get(who, False) or any((one["id"], item) in taken for item in one["items"])
     found = []
-    for pair, took_any in users.items():
-        wins = [sum(took and arm(user) == team for user, took in took_any.items()) for team in (0, 1)]
-        found.append(_verdict(pair, *wins, len(took_any) - sum(wins)))
+    for models, took_any in users.items():
+        first, second = (sum(took and arm(user) == team for user, took in took_any.items()) for team in (0, 1))
+        found.append(_verdict(models, (first, second), len(took_any) - first - second))
     return found
 
 
-def _verdict(pair: tuple[str, str], first: int, second: int, ties: int) -> Verdict:
-    return Verdict(pair, (first, second), ties, always_valid(second, first))
+def _verdict(models: Sequence[str], wins: tuple[int, int], ties: int) -> Verdict:
+    first, second = models
+    return Verdict((first, second), wins, ties, always_valid(wins[1], wins[0]))
 
 
 def verdicts(events: Events, actions: Sequence[str] = ()) -> dict[str, list[Verdict]]:

@@ -26,7 +26,8 @@ class Writer:
 
     def __init__(self, engine: Engine):
         self._engine = engine
-        self._insert = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}.get(engine.dialect.name)
+        inserts: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+        self._insert = inserts.get(engine.dialect.name)
         if self._insert is None:
             raise TenfoldError(f"Events are kept in SQLite or PostgreSQL, not in {engine.dialect.name}.")
         self._asked: SimpleQueue[_Asked | None] = SimpleQueue()
@@ -62,7 +63,8 @@ class Writer:
         """One transaction; where it fails, nothing of it is kept, and whoever asked is told."""
         try:
             with self._engine.begin() as connection:
-                new = [sum(connection.execute(self._once(asked.table, row)).rowcount for row in asked.rows) for asked in batch]
+                counting = connection.execution_options(preserve_rowcount=True)
+                new = [sum(counting.execute(self._once(asked.table, row)).rowcount for row in asked.rows) for asked in batch]
         except SQLAlchemyError as error:
             for asked in batch:
                 asked.done.set_exception(TenfoldError(f"The events cannot be kept: {str(error).splitlines()[0]}."))
@@ -71,5 +73,4 @@ class Writer:
             asked.done.set_result(count)
 
     def _once(self, table: Table, row: dict[str, Any]) -> Any:
-        assert self._insert is not None
         return self._insert(table).values(**row).on_conflict_do_nothing()

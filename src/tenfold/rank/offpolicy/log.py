@@ -65,9 +65,10 @@ def read_log(file: Path) -> Log:
     Raises TenfoldError for what is no such table, or has propensities that are none.
     """
     table = _table(file)
-    columns = {name: next((table[known] for known in of if known in table.column_names), None) for name, of in NAMES.items()}
-    if missing := [name for name, column in columns.items() if column is None]:
+    found = {name: next((known for known in of if known in table.column_names), "") for name, of in NAMES.items()}
+    if missing := [name for name, known in found.items() if not known]:
         raise TenfoldError(f"{file} has no column {missing[0]!r}: it has {', '.join(table.column_names)}.")
+    columns = {name: table[known] for name, known in found.items()}
     if not len(table) or any(column.null_count for column in columns.values()):
         raise TenfoldError(f"{file} has no rows, or rows with an empty field.")
     items = columns["item"].cast(pa.string()).combine_chunks().dictionary_encode()

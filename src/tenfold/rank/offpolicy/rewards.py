@@ -34,8 +34,8 @@ class RewardModel:
     def fit(cls, shown: Choice, reward: np.ndarray, sizes: tuple[int, int]) -> "RewardModel":
         """Of rows [n] among `sizes` items and places."""
         items, places = (_rates(of, reward, size) for of, size in zip(shown[:2], sizes, strict=True))
-        own = (_rates_without_own(of, reward, size) for of, size in zip(shown[:2], sizes, strict=True))
-        x = _features(*own, shown.score)
+        of_item, of_place = (_rates_without_own(of, reward, size) for of, size in zip(shown[:2], sizes, strict=True))
+        x = _features(of_item, of_place, shown.score)
         penalty = np.diag([0.0, *[RIDGE * reward.var()] * (x.shape[1] - 1)])
         return cls(items, places, np.linalg.lstsq(x.T @ x + penalty, x.T @ reward, rcond=None)[0])
 
