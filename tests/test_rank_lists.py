@@ -11,6 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.rank.made import made_ranker
+from tenfold.data.interactions.content import HASHED, features
+from tenfold.rank.extras import Extras
+from tenfold.rank.model import ContentTower
+from tenfold.rank.objectives import Calibration, parse
 from tenfold.rank.ranker import History, Ranker
 from tenfold.rank.serving.catalogue import Catalogue, Range, read_catalogue
 from tenfold.rank.serving.index import Approximate, Exact
@@ -174,6 +178,42 @@ def test_after_the_first_hundred_places_scores_decide():
     found = fill(Places(pool, Rules(), Catalogue(301), 0.9), 250, np.random.default_rng(0))
     rest = found.tokens[ARRANGED:]
     assert len(set(found.tokens)) == 250 and rest == sorted(rest) and set(found.propensities[ARRANGED:]) == {1.0}
+
+
+@pytest.fixture
+def taught(tmp_path):
+    """A recommender of a ranker with a content tower and an objective, all of random weights."""
+    of = Recommender.load(made_ranker(tmp_path / "r", ITEMS, 16, 50), RankSettings(pool=20))
+    tower, heads = ContentTower(torch.empty(0, HASHED), 16).requires_grad_(False), torch.nn.Linear(16, 1).requires_grad_(False)
+    of.ranker.extras = Extras(tower, heads, [parse("action=like")], [Calibration([-3.0, 3.0], [0.0, 1.0])])
+    of.catalogue = Catalogue(ITEMS + 1, {"item_genre": np.array(["", *["rock"] * ITEMS])})
+    return of
+
+
+@pytest.mark.parametrize("make", [Exact, Approximate])
+def test_new_items_are_found_by_what_is_known_of_them(taught, make):
+    taught.index = make(taught.ranker.items)
+    new = pa.table({"item": ["new-1", "new-2"], "item_genre": ["jazz", "folk"]})
+    assert taught.add_items(new) == ITEMS + 2
+    vectors, user = taught.ranker.extras.tower(torch.from_numpy(features(new))), taught.ranker.users([History((3, 4))])[0]
+    (jazz,) = listed(taught, Query(History((3, 4)), 5, rules=Rules(where={"item_genre": "jazz"})))
+    assert [taught.ranker.names[token] for token in jazz.tokens] == ["new-1"]
+    assert jazz.scores == pytest.approx([float(vectors[0] @ user)], abs=1e-5)
+    (every,) = listed(taught, Query(History((3, 4)), 62))
+    assert set(taught.ranker.tokens(["new-1", "new-2"])) <= set(every.tokens) and len(every.tokens) == ITEMS + 2
+
+
+def test_objectives_decide_where_they_are_asked_for(taught):
+    history, candidates = History((3, 4, 5)), list(range(6, 40))
+    alone = {c: taught.ranker.predict(history, [c])["action=like"][0] for c in candidates}
+    (liked,) = listed(taught, Query(history, 99, candidates, objectives={"action=like": 2.0}))
+    assert liked.scores == pytest.approx([2 * alone[token] for token in liked.tokens], abs=1e-5)
+    assert liked.scores == sorted(liked.scores, reverse=True) and set(liked.tokens) == set(candidates)
+    (both,) = listed(taught, Query(history, 99, candidates, objectives={"action=like": 1.0, "next": 0.5}))
+    logits = dict(zip(candidates, taught.ranker.score([history], candidates)[0], strict=True))
+    assert both.scores == pytest.approx([alone[token] + 0.5 * logits[token] for token in both.tokens], abs=1e-4)
+    (wrong,) = listed(taught, Query(history, 9, candidates, objectives={"likes": 1.0}))
+    assert isinstance(wrong, TenfoldError) and "predicts no 'likes'" in str(wrong)
 
 
 def test_a_catalogue_of_one_and_an_empty_history_are_no_errors(tmp_path):

@@ -27,9 +27,9 @@ class Writer:
     def __init__(self, engine: Engine):
         self._engine = engine
         inserts: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
-        self._insert = inserts.get(engine.dialect.name)
-        if self._insert is None:
+        if engine.dialect.name not in inserts:
             raise TenfoldError(f"Events are kept in SQLite or PostgreSQL, not in {engine.dialect.name}.")
+        self._insert = inserts[engine.dialect.name]
         self._asked: SimpleQueue[_Asked | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="tenfold-events", daemon=True)
         self._thread.start()

@@ -12,6 +12,7 @@ from tenfold.rank.offpolicy.log import Log, Policy
 from tenfold.rank.offpolicy.rewards import Choice
 from tenfold.rank.ranker import History
 from tenfold.rank.serving.places import Places, Rules, retraced
+from tenfold.rank.serving.protocol import LONGEST
 from tenfold.rank.serving.recommender import Query, Recommender
 from tenfold.spec.errors import TenfoldError
 
@@ -75,7 +76,7 @@ def _query(events: Events, recommender: Recommender, one: Any) -> Query:
     """What was asked then, in the ranker's tokens."""
     shown, ranker = one.shown, recommender.ranker
     if shown["history"] is None:
-        known = events.history_of(one.user_hash, ranker.model.spec.context, before=one.created)
+        known = events.history_of(one.user_hash, LONGEST, before=one.created)
         names, times = [item.item for item in known], [item.time for item in known]
     else:
         names, times = shown["history"], shown["times"] or []

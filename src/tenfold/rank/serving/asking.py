@@ -10,7 +10,7 @@ import numpy as np
 from tenfold.rank.events.store import Events
 from tenfold.rank.experiment import arm, interleave
 from tenfold.rank.ranker import History, Ranker
-from tenfold.rank.serving.protocol import RankRequest, RecommendRequest
+from tenfold.rank.serving.protocol import LONGEST, RankRequest, RecommendRequest
 from tenfold.rank.serving.recommender import Query
 from tenfold.rank.serving.worker import RankWorker
 from tenfold.serve.api.budget import Place
@@ -46,20 +46,20 @@ class Asking:
         first = await self.models.get(name)
         experiment = worker_of(first).settings.experiment
         pair = found[:2] if experiment != "none" and not self.body.model and len(found) > 1 else []
-        taken = await self._taken(worker_of(first))
+        taken = await self._taken(first)
         if not pair:
             shown = await self._listed(first, place, taken)
         elif experiment == "ab" and self.events is not None:
             chosen = pair[arm(self.events.user_hash(self.user))]
             shown = {**await self._listed(await self.models.get(chosen), place, taken), "arms": pair}
         else:
-            shown = await self._interleaved([first, await self.models.get(pair[1])], place, taken)
+            shown = await self._interleaved(pair, place, taken)
         list_id = new_id("list")
         await self._keep(list_id, shown, from_store=self.body.history is None)
         return {"id": list_id, **{key: shown[key] for key in ("model", "items", "scores", "propensities", "unknown")}}
 
-    async def _taken(self, worker: RankWorker) -> tuple[list[str], list[float]]:
-        """What the user took before, the oldest first, and when where that is known."""
+    async def _taken(self, model: ServedModel) -> tuple[list[str], list[float]]:
+        """What the user took before, the oldest first, and when where that is known; the model is kept meanwhile."""
         body = self.body
         if body.history is not None:
             if body.times is not None and len(body.times) != len(body.history):
@@ -67,8 +67,12 @@ class Asking:
             return body.history, body.times or []
         if body.user is None or self.events is None:
             return [], []
-        asked = self.user, worker.max_model_len, worker.settings.history_actions
-        found = await asyncio.to_thread(self.events.history, *asked)
+        model.preparing += 1
+        try:
+            asked = self.user, LONGEST, worker_of(model).settings.history_actions
+            found = await asyncio.to_thread(self.events.history, *asked)
+        finally:
+            model.preparing -= 1
         return [one.item for one in found], [one.time for one in found]
 
     async def _listed(self, model: ServedModel, place: Place, taken: tuple[list[str], list[float]]) -> dict[str, Any]:
@@ -85,7 +89,7 @@ class Asking:
         model.metrics.success.labels(model.name, "stop").inc()
         names = worker.recommender.ranker.names
         return {
-            "model": model.name, "checkpoint": await model.checkpoint(), "items": [names[token] for token in made.tokens],
+            "model": model.name, "checkpoint": worker.checkpoint, "items": [names[token] for token in made.tokens],
             "scores": made.scores, "propensities": made.propensities, "unknown": unknown,
         }  # fmt: skip
 
@@ -101,9 +105,13 @@ class Asking:
         out = frozenset(filter(None, left_out)) | frozenset(() if body.repeat else history.items)
         return Query(history, body.k, candidates, out, body.rules, body.objectives), list(dict.fromkeys(unknown))[:UNKNOWN]
 
-    async def _interleaved(self, pair: list[ServedModel], place: Place, taken: tuple[list[str], list[float]]) -> dict[str, Any]:
+    async def _interleaved(self, pair: list[str], place: Place, taken: tuple[list[str], list[float]]) -> dict[str, Any]:
         """One list of both. Its propensities depend on which picks are whose, and are not kept."""
-        a, b = await asyncio.gather(*(self._listed(model, place, taken) for model in pair))
+
+        async def listed(name: str) -> dict[str, Any]:
+            return await self._listed(await self.models.get(name), place, taken)
+
+        a, b = await asyncio.gather(*map(listed, pair))
         items, teams = interleave(a["items"], b["items"], self.body.k, self.rng)
         scores = [dict(zip(one["items"], one["scores"], strict=True)) for one in (a, b)]
         return {

@@ -144,7 +144,7 @@ class Recommender:
         """The vector of each history: remembered, or computed together with others of about its length."""
         missing = sorted({h for h in histories if h not in self._vectors}, key=lambda h: len(h.items))
         self.hits = Hits(self.hits.asked + len(histories), self.hits.found + len(histories) - len(missing))
-        made = {}
+        made: dict[History, Tensor] = {}
         for some in (missing[first : first + TOGETHER] for first in range(0, len(missing), TOGETHER)):
             made |= dict(zip(some, self.ranker.users(some).cpu(), strict=True))
         vectors = torch.stack([made[h] if h in made else self._vectors[h] for h in histories])

@@ -15,6 +15,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from tenfold.model.io.huggingface import weights_hash
+from tenfold.rank.ranker import History
 from tenfold.rank.serving.places import List
 from tenfold.rank.serving.recommender import Query, Recommender
 from tenfold.rank.serving.settings import WorkerSettings
@@ -68,14 +70,17 @@ class RankWorker:
         }
 
     async def start(self) -> None:
-        self.recommender = await asyncio.get_running_loop().run_in_executor(self._thread, self._load)
+        self.recommender, self.checkpoint = await asyncio.get_running_loop().run_in_executor(self._thread, self._load)
         self.max_model_len = self.recommender.ranker.model.spec.context
         self._task = asyncio.create_task(self._work())
 
-    def _load(self) -> Recommender:
+    def _load(self) -> tuple[Recommender, str]:
+        """The recommender, warm, and the hash of its weights: after a swap the first request waits for neither."""
         if self.options.threads:
             torch.set_num_threads(self.options.threads)
-        return Recommender.load(self.options.path, self.settings)
+        recommender = Recommender.load(self.options.path, self.settings)
+        recommender.answer([Query(History(()), 1)], self._rng)
+        return recommender, weights_hash(self.options.path)
 
     async def recommend(self, query: Query) -> List:
         """The list for a query. Raises TenfoldError where there is none, ApiError where it waited too long, or BackendStopped."""

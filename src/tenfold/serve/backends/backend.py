@@ -21,7 +21,6 @@ class Backend(Protocol):
     """One model that computes. All methods are for the event loop that called `start`."""
 
     max_model_len: int  # longest prompt and answer together; known after `start`
-    stats: dict[str, float]  # the numbers of `Engine.stats`, or nothing
 
     @property
     def is_alive(self) -> bool:
@@ -31,6 +30,11 @@ class Backend(Protocol):
     @property
     def in_flight(self) -> int:
         """Requests without their last output."""
+        ...
+
+    @property
+    def stats(self) -> dict[str, float]:
+        """The numbers of `Engine.stats`, or nothing."""
         ...
 
     async def start(self) -> None:
