@@ -15,6 +15,7 @@ from tenfold.rank.serving.recommender import Query
 from tenfold.rank.serving.worker import RankWorker
 from tenfold.serve.api.budget import Place
 from tenfold.serve.api.errors import ApiError
+from tenfold.serve.api.keys import ANYBODY
 from tenfold.serve.api.models import Models
 from tenfold.serve.api.routes.answers import new_id
 from tenfold.serve.api.served_model import ServedModel
@@ -37,6 +38,11 @@ class Asking:
         self.body, self.user, self.models, self.events = body, user, models, events
         self.rng = np.random.default_rng()
 
+    @property
+    def _of_store(self) -> bool:
+        """Whether the history is the store's: nobody in particular has none."""
+        return self.body.history is None and self.events is not None and self.user != ANYBODY.name
+
     async def answer(self, place: Place) -> dict[str, Any]:
         """The answer's fields, once the list is on its way to the store. Raises ApiError or TenfoldError."""
         found = rankers(self.models)
@@ -45,17 +51,17 @@ class Asking:
             raise ApiError(400, f"The model {name!r} recommends nothing: it ranks no items.", param="model")
         first = await self.models.get(name)
         experiment = worker_of(first).settings.experiment
-        pair = found[:2] if experiment != "none" and not self.body.model and len(found) > 1 else []
+        store = None if experiment == "none" or self.body.model or len(found) < 2 else self.events
         taken = await self._taken(first)
-        if not pair:
+        if store is None:
             shown = await self._listed(first, place, taken)
-        elif experiment == "ab" and self.events is not None:
-            chosen = pair[arm(self.events.user_hash(self.user))]
-            shown = {**await self._listed(await self.models.get(chosen), place, taken), "arms": pair}
+        elif experiment == "ab":
+            chosen = found[arm(store.user_hash(self.user))]
+            shown = {**await self._listed(await self.models.get(chosen), place, taken), "arms": found[:2]}
         else:
-            shown = await self._interleaved(pair, place, taken)
+            shown = await self._interleaved(found[:2], place, taken)
         list_id = new_id("list")
-        await self._keep(list_id, shown, from_store=self.body.history is None)
+        await self._keep(list_id, shown)
         return {"id": list_id, **{key: shown[key] for key in ("model", "items", "scores", "propensities", "unknown")}}
 
     async def _taken(self, model: ServedModel) -> tuple[list[str], list[float]]:
@@ -65,7 +71,7 @@ class Asking:
             if body.times is not None and len(body.times) != len(body.history):
                 raise ApiError(400, f"times has {len(body.times)} of {len(body.history)} items: give one for each.", param="times")
             return body.history, body.times or []
-        if body.user is None or self.events is None:
+        if self.events is None or not self._of_store:
             return [], []
         model.preparing += 1
         try:
@@ -120,7 +126,7 @@ class Asking:
             "teams": teams, "unknown": a["unknown"],
         }  # fmt: skip
 
-    async def _keep(self, list_id: str, shown: dict[str, Any], from_store: bool) -> None:
+    async def _keep(self, list_id: str, shown: dict[str, Any]) -> None:
         """Hand a list to the store. A history that the store has itself is not kept again."""
         if self.events is None:
             return
@@ -133,7 +139,7 @@ class Asking:
             "repeat": body.repeat,
         }
         context |= {"candidates": body.candidates if isinstance(body, RankRequest) else None}
-        context |= {"history": None if from_store else body.history, "times": None if from_store else body.times}
+        context |= {"history": None if self._of_store else body.history or [], "times": body.times}
         done = self.events.keep_list(list_id, self.user, {**shown, **context})
         if self.events.writer.waiting > WAITING:
             await asyncio.wrap_future(done)
