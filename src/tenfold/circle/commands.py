@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct, structs
 
 from tenfold.scale import documents
-from tenfold.scale.options import ClimbSettings
+from tenfold.scale.options import PRETRAIN, ClimbSettings
 from tenfold.spec.commands import File, Given, Home, Json, print_json
 from tenfold.spec.errors import TenfoldError, when_stopped
 from tenfold.spec.ranges import Text
@@ -39,11 +39,13 @@ def climb(
 
       tenfold climb --family llama4        # after a dense climb in the same home: also compares the two
 
+      tenfold climb --task rank --corpus interactions.parquet --seq-len 50 --top 1e13
+
       tenfold climb --again
     """
     from tenfold.scale import climb as climbing
     from tenfold.scale.commands import beside_lines, score_table
-    from tenfold.scale.generations import prompt_of
+    from tenfold.scale.generations import prompt_of, read_settings
     from tenfold.scale.report import write_report
     from tenfold.serve.complete import complete
     from tenfold.spec.terminal import console
@@ -56,10 +58,16 @@ def climb(
             generation = climbing.again(home, say=out.print, quiet=json, on=on)
         else:
             generation = climbing.climb(settings, home, say=out.print, quiet=json, on=on)
+    scored = documents.read(generation / "score.json")
+    if read_settings(generation).task != PRETRAIN:
+        if json:
+            print_json({"generation": str(generation), **scored})
+        else:
+            out.print(score_table(generation, scored))
+        return
     prompt = prompt_of(generation)
     text = complete(generation / "model", prompt, max_new_tokens=160, temperature=0.7, top_p=0.95, seed=0)
     report = write_report(generation, sample=text)
-    scored = documents.read(generation / "score.json")
     if json:
         print_json({"generation": str(generation), "report": str(report), **scored, "sample": text})
         return

@@ -15,10 +15,10 @@ def read_lineage(generation: Path) -> dict[str, Any]:
     return read_document(generation / "lineage.json", VERSION, "tune the model with `tenfold learn sft`")
 
 
-def holders(home: Path, source: str, present: set[str]) -> dict[str, list[str]]:
+def holders(home: Path, source: str, present: set[str], ending: str = ".jsonl") -> dict[str, list[str]]:
     """The users of earlier sets of `source` who are not `present` any more, each with the sets and models that hold their rows.
 
-    A model holds what it learned, and what the model that it began from had learned.
+    A model holds what it learned, and what the model that it began from had learned. The sets' files have this ending.
     """
     lineages = {file.parent: read_lineage(file.parent) for file in sorted(home.glob("*/lineage.json"))}
     found: dict[str, list[str]] = {}
@@ -26,7 +26,7 @@ def holders(home: Path, source: str, present: set[str]) -> dict[str, list[str]]:
         if lineage["source"] != source:
             continue
         for part, users in lineage.get("people", {}).get("users", {}).items():
-            held = [f"{generation.name}/data/{part}.jsonl"]
+            held = [f"{generation.name}/data/{part}{ending}"]
             if part == "train":
                 held += [f"{one.name}/model" for one in [generation, *_descendants(generation, lineages)]]
             for user in set(users) - present:

@@ -25,7 +25,8 @@ class Role(Enum):
 
     EMBEDDING = auto()  # a table that is looked up
     HEAD = auto()  # hidden states to logits
-    VECTOR = auto()  # norms and biases
+    VECTOR = auto()  # norms, and an image encoder's biases
+    BIAS = auto()  # what is added, from nothing on
     MATRIX = auto()  # a hidden matrix
     RESIDUAL = auto()  # a hidden matrix that writes to the residual stream
     ROUTER = auto()  # hidden states to scores of experts
@@ -36,7 +37,7 @@ class Role(Enum):
     @property
     def is_matrix(self) -> bool:
         """Whether hidden states are multiplied with the weight."""
-        return self not in (Role.EMBEDDING, Role.VECTOR, Role.ENCODER_POSITIONS)
+        return self not in (Role.EMBEDDING, Role.VECTOR, Role.BIAS, Role.ENCODER_POSITIONS)
 
     @property
     def is_hidden(self) -> bool:

@@ -25,6 +25,8 @@ def draw(name: str, p: Tensor, spec: ModelSpec) -> None:
     role = family_of(spec).role(name)
     if role is Role.VECTOR:
         nn.init.ones_(p)
+    elif role is Role.BIAS:
+        nn.init.zeros_(p)
     elif role is Role.EMBEDDING:
         nn.init.normal_(p, std=EMBEDDING_STD if not spec.tied else spec.dim**-0.5)
     elif role is Role.HEAD:

@@ -1,6 +1,6 @@
 """Plan the next generation: shape, layout, days, failures, money, power, carbon, water."""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,6 +8,7 @@ from msgspec import Meta, Struct, structs
 
 from tenfold.plan.costs.surroundings import Surroundings
 from tenfold.plan.request import GpuRequest, Request, StepRequest
+from tenfold.plan.serving.rank import ServeRequest
 from tenfold.plan.workload.machine import Machine, machine
 from tenfold.spec.commands import File, Folder, Home, Json, print_json
 from tenfold.spec.errors import TenfoldError
@@ -59,9 +60,16 @@ class PlanOutput(Output, frozen=True):
     out: Annotated[Folder | None, Meta(description="Directory for plan.json and plan.html.")] = None
 
 
+@dataclass(frozen=True)
+class PlanRequest(Request):
+    """What is trained; or with --serve what is served."""
+
+    serving: ServeRequest = field(default_factory=ServeRequest)
+
+
 def make(
     *,
-    asked: Request = Request(),
+    asked: PlanRequest = PlanRequest(),
     fixed: GpuRequest = GpuRequest(),
     hardware: MachineOptions = MachineOptions(),
     step: StepRequest = StepRequest(),
@@ -77,7 +85,12 @@ def make(
       tenfold plan --flops 3.8e26 --days 90 --accelerator b200 --experts 128
 
       tenfold plan --model my.toml --budget-usd 2e6 --law law.json
+
+      tenfold plan --serve rank --queries-per-s 20000 --items 10000000
     """
+    if asked.serving.serve:
+        _plan_serving(asked.serving, output)
+        return
     from tenfold.plan.costs.consequences import consequences
     from tenfold.plan.document import document, record
     from tenfold.plan.explain import explain
@@ -111,11 +124,24 @@ def make(
         console().print(terminal(whole))
 
 
+def _plan_serving(asked: ServeRequest, output: PlanOutput) -> None:
+    from tenfold.plan.serving.rank import document, lines, plan_rank, rank_costs
+
+    plan = plan_rank(asked, rank_costs(output.home))
+    if output.out:
+        write_json(output.out / "plan.json", document(asked, plan))
+    if output.json:
+        print_json(document(asked, plan))
+    else:
+        print("\n".join(lines(asked, plan)))
+
+
 def _request(*options: Any) -> dict[str, Any]:
     """What was asked for, as it is kept in plan.json: every option that has a value."""
     values: dict[str, Any] = {}
     for table in options:
         values |= structs.asdict(table) if isinstance(table, Struct) else asdict(table)
+    values.pop("serving", None)
     return {k: v if isinstance(v, int | float | str) else str(v) for k, v in values.items() if v is not None}
 
 

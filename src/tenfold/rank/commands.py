@@ -1,92 +1,148 @@
-"""Train and evaluate ranking models; a run file of `tenfold train` with `name = "rank"` in `[task]` can say more."""
+"""Look at interactions, train rankers on them, and say honestly how good they are."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, structs
 
-from tenfold.rank.family import NAME
+from tenfold.rank.options import RankOptions
 from tenfold.spec.commands import Folder, Json, print_json
-from tenfold.spec.errors import TenfoldError
-from tenfold.spec.ranges import LearningRate, Positive, SeqLen, Text
+from tenfold.spec.ranges import Text
 from tenfold.train.commands import RunOptions
 from tenfold.train.commands import run as run_training
-from tenfold.train.config import RunConfig
-from tenfold.train.run_file import config_from_fields, read_config
 
-Width = Annotated[int, Meta(ge=16, le=2**20)]
-USERS_PER_STEP = 64
+Source = Annotated[
+    Text, Meta(description="A table of user, item and time: a file, a database's URL#table; or movielens-100k, synthetic, teacher.")
+]
+Home = Annotated[Folder | None, Meta(description="Where the interactions are kept; by default beside the run.")]
+Kind = Annotated[Literal["temporal", "leave-one-out"], Meta(description="What is held out: what came after a moment, or last.")]
+Finished = Annotated[Folder, Meta(description="The directory of a finished run of the task rank.")]
 
 
-class RankOptions(Struct, frozen=True):
-    """The model, and how long it is trained."""
+class TaskOptions(Struct, frozen=True):
+    """What is learned, and what is held out."""
 
-    width: Annotated[Width, Meta(description="Width of the model.")] = 32
-    seq_len: Annotated[SeqLen, Meta(description="Items of a history that it sees.")] = 50
-    epochs: Annotated[Positive, Meta(description="Rows for each user.")] = 10.0
-    learning_rate: Annotated[LearningRate, Meta(description="At the peak.")] = 0.01
+    split: Kind = "temporal"
+    loss: Annotated[
+        Literal["softmax", "sampled_softmax", "bce"], Meta(description="Over the whole catalogue, or over shared negatives.")
+    ] = "softmax"
+    dropout: Annotated[
+        Annotated[float, Meta(ge=0, lt=1)] | None,
+        Meta(description="Share left out of the residual stream."),
+    ] = None
+    objectives: Annotated[str, Meta(description="Further objectives, with commas between: rating>=4,value.")] = ""
+    content: Annotated[bool, Meta(description="A tower of the items' attributes, so that new ones can be ranked.")] = False
 
-    def run(self, source: str, users: int) -> RunConfig:
-        """The run on the interactions `source` of so many users."""
-        fields: dict[str, Any] = {
-            "tokens": max(1, round(self.epochs * users)) * self.seq_len,
-            "task": {"name": NAME},
-            "model": {"family": NAME, "width": self.width, "context": self.seq_len + 1},
-            "data": {"corpus": source, "seq_len": self.seq_len, "batch_size": min(USERS_PER_STEP, users)},
-            "optimizer": {"learning_rate": self.learning_rate},
-        }
-        return config_from_fields(fields, "The run")
+    @property
+    def table(self) -> dict[str, Any]:
+        """The table `[task]`."""
+        given = {name: value for name, value in structs.asdict(self).items() if value is not None}
+        return given | {"objectives": [text for text in self.objectives.split(",") if text]}
 
 
 def train(
-    interactions: Annotated[Text, Meta(description="A table of user, item and time; or synthetic, or movielens-100k.")],
+    interactions: Source,
     /,
     *,
     model: RankOptions = RankOptions(),
+    task: TaskOptions = TaskOptions(),
     options: RunOptions = RunOptions(),
 ) -> None:
     """Train a model that says what a user takes next.
 
-    Example: tenfold rank train interactions.parquet
+    Examples:
+
+      tenfold rank train interactions.parquet
+
+      tenfold rank train movielens-100k --split leave-one-out --objectives "rating>=4" --content
     """
     from tenfold.data.interactions.interactions import open_interactions
+    from tenfold.rank.task import RankConfig
 
-    config = model.run(interactions, len(open_interactions(interactions, options.home).histories))
-    run_training(config, options.out or options.home / f"rank-{Path(interactions).stem}", options)
+    held = RankConfig(**task.table).held
+    config = model.run(interactions, len(open_interactions(interactions, options.home, held).users), task.table)
+    name = interactions.partition(":")[0] if "://" not in interactions else "database"
+    run_training(config, options.out or options.home / f"rank-{Path(name).stem}", options)
 
 
-def evaluate(
-    generation: Annotated[Folder, Meta(description="The directory of a finished run of the task rank.")],
-    /,
-    *,
-    home: Annotated[Folder | None, Meta(description="Where the interactions are kept; by default beside the run.")] = None,
-    json: Json = False,
-) -> None:
-    """Hit rate and NDCG at 10 on the test items, over the whole catalogue, beside what needs no model.
+def report(interactions: Source, /, *, split: Kind = "temporal", home: Folder = Path("generations"), json: Json = False) -> None:
+    """What a person should know of interactions before a model is trained on them: ties, repeats, bots, the long tail, leaks.
 
-    Example: tenfold rank evaluate generations/rank-synthetic
+    Example: tenfold rank report interactions.parquet
     """
-    found = evaluated(generation, home or generation.parent, "test")
+    from json import loads as parse
+
+    from tenfold.data.interactions.interactions import open_interactions
+    from tenfold.data.interactions.report import REPORT
+    from tenfold.data.interactions.splits import Split
+    from tenfold.spec.terminal import Figures, console
+
+    found = parse((open_interactions(interactions, home, Split(split)).directory / REPORT).read_text())
     if json:
         print_json(found)
         return
-    print(f"{found['users']} users, {found['items']} items.\n{'':14} HR@10  NDCG@10")
-    for name in ("model", "popularity", "markov", "best_possible"):
-        if name in found:
-            print(f"{name:14} {found[name]['hit_rate_10']:.4f}  {found[name]['ndcg_10']:.4f}")
-    print("Above popularity by {hit_rate_10:.4f} (95 %: {low:.4f} to {high:.4f}).".format(**found["above_popularity"]))
+    table = Figures("", "")
+    for name, value in found.items():
+        if name != "warnings":
+            table.add_row(name.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value))
+    out = console()
+    out.print(table)
+    for sentence in found["warnings"]:
+        out.print(sentence)
 
 
-def evaluated(generation: Path, home: Path, split: Literal["validation", "test"]) -> dict[str, Any]:
-    """`metrics.compare` for the model of a finished run. Raises TenfoldError where it is of another task, or other interactions."""
-    from tenfold.data.interactions.interactions import open_interactions
-    from tenfold.model.io.huggingface import read_model
-    from tenfold.rank.metrics import compare, scorer_of
+def evaluate(generation: Finished, /, *, home: Home = None, json: Json = False) -> None:
+    """Hit rate, NDCG and MRR on the test, over the whole catalogue, beside what needs no model, with intervals over users.
 
-    source, model = read_config(generation / "run.toml").data.corpus, read_model(generation / "model")
-    if model.spec.family != NAME:
-        raise TenfoldError(f"The model in {generation} ranks no items: train one with `tenfold rank train`.")
-    interactions = open_interactions(source, home)
-    if model.spec.vocab_size != interactions.vocab_size:
-        raise TenfoldError(f"{source} has other items than {generation} was trained on: train again.")
-    return compare(scorer_of(model), interactions, source, split)
+    Example: tenfold rank evaluate generations/rank-movielens-100k
+    """
+    from tenfold.rank.compare import evaluated
+
+    _show(evaluated(generation, home or generation.parent, "test"), json)
+
+
+def compare(
+    generation: Finished,
+    /,
+    *,
+    beside: Annotated[Folder | None, Meta(description="Another run on the same interactions and split.")] = None,
+    cuts: Annotated[Annotated[int, Meta(ge=0, le=1000)], Meta(description="Train again before so many moments.")] = 0,
+    home: Home = None,
+    json: Json = False,
+) -> None:
+    """How far a model lies above what needs no model, and above another one, on the same users.
+
+    Examples:
+
+      tenfold rank compare generations/rank-movielens-100k --beside generations/another
+
+      tenfold rank compare generations/rank-movielens-100k --cuts 8
+    """
+    from tenfold.rank.compare import compared, rolled
+    from tenfold.spec.errors import when_stopped
+
+    home = home or generation.parent
+    with when_stopped("the same command goes on from what had finished"):
+        found = rolled(generation, home, cuts) if cuts else compared(generation, home, beside)
+    _show(found, json)
+
+
+def _title(found: dict[str, Any]) -> str:
+    return f"{found['split']}: {found['users']} users, {found['queries']} queries, {found['items']} items"
+
+
+def _show(found: dict[str, Any], json: bool) -> None:
+    from tenfold.spec.terminal import Figures, console
+
+    if json:
+        print_json(found)
+        return
+    measures = list(next(iter(found["scores"].values())))
+    table = Figures("", *measures, title=_title(found))
+    for name, scores in found["scores"].items():
+        table.add_row(name, *(f"{scores[m]:.4f}" if m in scores else "" for m in measures))
+    out = console()
+    out.print(table)
+    for name, by_measure in found["model_above"].items():
+        said = (f"{m} {d['mean']:+.4f} ({d['low']:+.4f} to {d['high']:+.4f})" for m, d in by_measure.items())
+        out.print(f"Above {name} (95 %, users drawn again): {', '.join(said)}.")

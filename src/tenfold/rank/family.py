@@ -1,37 +1,114 @@
-"""The family `rank`: Llama's decoder with items as tokens (as SASRec, arXiv 1808.09781), one table for input and output.
+"""The families of rankers: `rank`, Llama's decoder with items as tokens and gated blocks (as SASRec, arXiv 1808.09781, and eSASRec,
+arXiv 2508.06450), and `hstu`. One table of items serves input and output.
 
-Checkpoints have Llama's names under a `model_type` of their own, so that nobody takes one for a model of text.
+Checkpoints have names of Llama's kind under a `model_type` of their own, so that nobody takes one for a model of text.
 """
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from tenfold.model.family import LLAMA3, Family, llama_role
-from tenfold.spec.model import ModelSpec
+from tenfold.model.family import Family, Role, llama_role
+from tenfold.spec.model import ModelSpec, Parameters
 from tenfold.spec.shapes import llama_shape
 
 if TYPE_CHECKING:
-    from tenfold.model.io.format import CheckpointFormat
+    from tenfold.model.io.format import CheckpointFormat, Slot
 
-NAME = "rank"
-MODEL_TYPE = "tenfold_rank"
+NAME, HSTU_NAME = "rank", "hstu"
+NAMES = (NAME, HSTU_NAME)
+MODEL_TYPE, HSTU_TYPE = "tenfold_rank", "tenfold_hstu"
+MODEL_TYPES = (MODEL_TYPE, HSTU_TYPE)
 CONTEXT = 129  # a history of 128 and the item after, where a run file says nothing else
+BUCKETS = 129  # of HSTU's time bias
+
+
+@dataclass(frozen=True)
+class RankSpec(ModelSpec):
+    """Llama's shape with a gate to each of a block's two branches."""
+
+    @property
+    def attention_weights(self) -> int:
+        return super().attention_weights + 2 * self.dim**2
+
+
+@dataclass(frozen=True)
+class HSTUSpec(ModelSpec):
+    """HSTU's shape; `ffn_dim` says nothing, since its blocks have no feed-forward."""
+
+    @property
+    def attention_weights(self) -> int:
+        return 5 * self.dim * self.n_heads * self.head_dim
+
+    def parameters(self) -> Parameters:
+        embedding, matrices = self.vocab_size * self.dim, self.n_layers * self.attention_weights
+        biases = self.n_layers * (self.dim + 2 * self.context - 1 + BUCKETS)
+        total = matrices + embedding + biases + self.context * self.dim
+        return Parameters(total=total, active=total, embedding=embedding, matrix_active=matrices + embedding)
 
 
 def rank_shape(width: int, vocab_size: int) -> ModelSpec:
     """The ranking model of a width: of two layers, since histories say less than text."""
-    shape = llama_shape(width, vocab_size, CONTEXT, tied=True)
-    return replace(shape, name=f"rank-{width}", family=NAME, n_layers=2, rope_theta=10_000.0)
+    return _shape(RankSpec, NAME, width, vocab_size)
 
 
-def _weights() -> "CheckpointFormat":
+def hstu_shape(width: int, vocab_size: int) -> ModelSpec:
+    """The HSTU of a width, of two layers too."""
+    return _shape(HSTUSpec, HSTU_NAME, width, vocab_size)
+
+
+def _shape(kind: type[ModelSpec], family: str, width: int, vocab_size: int) -> ModelSpec:
+    llama = llama_shape(width, vocab_size, CONTEXT, tied=True)
+    fields = {name: getattr(llama, name) for name in ModelSpec.__dataclass_fields__}
+    return kind(**fields | {"name": f"{family}-{width}", "family": family, "n_layers": 2, "rope_theta": 10_000.0})
+
+
+def rank_role(name: str) -> Role:
+    """The role of a weight of a ranker."""
+    if name.endswith(("bias", "_bias")):
+        return Role.BIAS
+    if name.startswith(("content.", "objectives.")):
+        return Role.MATRIX
+    return Role.EMBEDDING if name.startswith("positions.") else llama_role(name)
+
+
+def _later(module: str, name: str) -> Callable[..., Any]:
+    return lambda *arguments: getattr(import_module(f"tenfold.rank.{module}"), name)(*arguments)
+
+
+def _format(kind: str, architecture: str, slots: Callable[[Any], dict[str, Any]]) -> "CheckpointFormat":
     llama = import_module("tenfold.model.io.llama")
 
     def config(spec: ModelSpec, shared: dict[str, Any]) -> dict[str, Any]:
-        return llama.llama_config(spec, shared) | {"architectures": ["TenfoldRankModel"], "model_type": MODEL_TYPE}
+        return llama.llama_config(spec, shared) | {"architectures": [architecture], "model_type": kind}
 
-    return llama.llama_format()._replace(model_types=(MODEL_TYPE,), config=config, gguf=None)
+    return llama.llama_format()._replace(model_types=(kind,), config=config, slots=slots, gguf=None)
 
 
-RANK = Family(ModelSpec, LLAMA3.build, rank_shape, llama_role, _weights)
+def _rank_slots(model: Any) -> dict[str, Any]:
+    llama, slot = import_module("tenfold.model.io.llama"), _slot()
+    gates = {
+        f"model.layers.{i}.{part}.gate.weight": slot(gate.weight.data)
+        for i, block in enumerate(model.blocks)
+        for part, gate in (("self_attn", block.attention_gate), ("mlp", block.ffn_gate))
+    }
+    return llama.llama_slots(model) | gates
+
+
+def _hstu_slots(model: Any) -> dict[str, Any]:
+    slot = _slot()
+    slots = {"model.embed_tokens.weight": slot(model.embedding.weight.data), "model.positions": slot(model.positions[0].data)}
+    for i, block in enumerate(model.blocks):
+        slots |= {f"model.layers.{i}.{name}": slot(p.data) for name, p in block.named_parameters()}
+    return slots
+
+
+def _slot() -> "type[Slot]":
+    return import_module("tenfold.model.io.format").Slot
+
+
+RANK = Family(RankSpec, _later("model", "RankLlama"), rank_shape, rank_role,
+              lambda: _format(MODEL_TYPE, "TenfoldRankModel", _rank_slots))  # fmt: skip
+HSTU = Family(HSTUSpec, _later("hstu", "HSTU"), hstu_shape, rank_role,
+              lambda: _format(HSTU_TYPE, "TenfoldHSTUModel", _hstu_slots))  # fmt: skip

@@ -17,15 +17,21 @@ from msgspec.structs import replace
 
 from tenfold.data.interactions.interactions import open_interactions
 from tenfold.data.interactions.read import MOVIELENS
+from tenfold.data.interactions.splits import Split
 from tenfold.data.interactions.synthetic import SYNTHETIC
-from tenfold.rank.commands import RankOptions, evaluated
+from tenfold.rank.options import RankOptions
 from tenfold.spec.errors import NotInstalled, TenfoldError
 from tenfold.spec.files import file_sha256, write_json
 from tenfold.spec.forecasts import Forecast, forecast, normal, outcome
 from tenfold.train.result import RunResult, read_result
 
 RUNGS = (8, 4, 2)  # parts of a run's epochs that it is forecast from
-MODELS = {SYNTHETIC: RankOptions(seq_len=20, epochs=5, learning_rate=0.03), MOVIELENS: RankOptions()}
+MODELS = {
+    SYNTHETIC: RankOptions("llama", width=32, seq_len=20, epochs=5, learning_rate=0.03),
+    MOVIELENS: RankOptions("llama", width=32, epochs=10),
+}
+HELD = Split("leave-one-out")
+TASK = {"split": HELD.kind, "dropout": 0.0}
 SHIFT = 0.15  # how far a rate on the test lies from the one on the validation, as a share of it, since its items came later
 ASKED = 16  # users for whom the server is asked
 
@@ -50,23 +56,27 @@ def _generation(home: Path, source: str, say: Callable[[str], None]) -> dict[str
     """One ranker: the smaller runs, the forecasts, its own run, and what came."""
     directory, key = home / f"rank-{source}", f"rank/{source}"
     rungs = [_run(home, directory / "rungs" / str(n), source, 1 / n) for n in RUNGS]
-    users = len(open_interactions(source, home).held_out("test")[1])
+    users = len(open_interactions(source, home, HELD).asked("test"))
     quantiles = doubled([rung.scores["hit_rate_10"] for rung in rungs], users)
     said = _forecast(home, f"{key}/hit_rate", "hit_rate", quantiles, [rung.directory / "run.jsonl" for rung in rungs])
     _run(home, directory, source)
 
     def test() -> dict[str, Any]:
-        seen = evaluated(directory, home, "validation")["above_popularity"]
-        sampling, mean = (seen["high"] - seen["low"]) / 2 / 1.96, seen["hit_rate_10"]
+        from tenfold.rank.compare import evaluated
+
+        seen = evaluated(directory, home, "validation")["model_above"]["popularity"]["hit_rate_10"]
+        sampling, mean = (seen["high"] - seen["low"]) / 2 / 1.96, seen["mean"]
         quantiles = normal(mean, math.hypot(math.sqrt(2) * sampling, SHIFT * mean))
         _forecast(home, f"{key}/above_popularity", "paired_difference", quantiles, [directory / "run.jsonl"])
         return evaluated(directory, home, "test")
 
     found = _once(directory / "score.json", test)
-    outcome(home, f"{key}/hit_rate", found["model"]["hit_rate_10"])
-    outcome(home, f"{key}/above_popularity", found["above_popularity"]["hit_rate_10"])
-    rates = {name: f"{of['hit_rate_10']:.3f}" for name, of in found.items() if isinstance(of, dict)}
-    say(f"rank: {source}: hit rate at 10 is {rates['model']}, forecast {said.median:.3f}; popularity {rates['popularity']}.")
+    rates = {name: of["hit_rate_10"] for name, of in found["scores"].items()}
+    outcome(home, f"{key}/hit_rate", rates["model"])
+    outcome(home, f"{key}/above_popularity", found["model_above"]["popularity"]["hit_rate_10"]["mean"])
+    say(
+        f"rank: {source}: hit rate at 10 is {rates['model']:.3f}, forecast {said.median:.3f}; popularity {rates['popularity']:.3f}."
+    )
     return found
 
 
@@ -93,7 +103,7 @@ def _run(home: Path, directory: Path, source: str, part: float = 1.0) -> RunResu
 
     if (done := read_result(directory)) is None:
         options = replace(MODELS[source], epochs=part * MODELS[source].epochs)
-        config = options.run(source, len(open_interactions(source, home).histories))
+        config = options.run(source, len(open_interactions(source, home, HELD).users), TASK)
         done = fit(Ranking.open(config, home, quiet=True), config, directory, standard_hooks(config, quiet=True))
     if not done.finished:
         raise TenfoldError(f"The run in {directory} was stopped: the same command goes on with it.")
@@ -101,19 +111,23 @@ def _run(home: Path, directory: Path, source: str, part: float = 1.0) -> RunResu
 
 
 def _served(home: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """How often the server's ten best items hold what test users took next, asked over HTTP."""
+    """How often the server's ten best items hold what test users took next, asked over HTTP; it is told what they took."""
 
     def ask() -> dict[str, Any]:
         from tenfold.serve.options import EngineOptions
         from tenfold.serve.start import serving
 
-        hits, seconds = 0, []
-        with serving({"rank": EngineOptions(home / f"rank-{SYNTHETIC}" / "model", kv_cache_gib=0.02)}) as server:
-            for tokens in open_interactions(SYNTHETIC, home).histories[:ASKED]:
-                *history, came = [f"item-{token - 1}" for token in tokens]
+        hits, seconds, directory = 0, [], home / f"rank-{SYNTHETIC}"
+        with serving({"rank": EngineOptions(directory / "model")}, events=f"sqlite:///{directory / 'events.db'}") as server:
+            interactions = open_interactions(SYNTHETIC, home, HELD)
+            queries, names = interactions.held_out("test", ASKED), interactions.names
+            for tokens, target in zip(queries.histories, queries.targets, strict=True):
+                history, came = [names[token] for token in tokens], names[target]
                 began = time.perf_counter()
-                hits += came in _recommended(server, history)
+                shown = _asked(server, "recommend", {"history": history})
                 seconds.append(time.perf_counter() - began)
+                hits += came in shown["items"]
+                _asked(server, "events", {"events": [{"item": came, "id": shown["id"], "list": shown["id"]}]})
         return {"users": ASKED, "hits": hits, "median_ms": 1000 * sorted(seconds)[ASKED // 2]}
 
     found = _once(home / f"rank-{SYNTHETIC}" / "served.json", ask)
@@ -121,11 +135,11 @@ def _served(home: Path, say: Callable[[str], None]) -> dict[str, Any]:
     return found
 
 
-def _recommended(server: str, history: list[str]) -> list[str]:
-    """The items that a server recommends after a history."""
-    body, headers = json.dumps({"history": history}).encode(), {"content-type": "application/json"}
-    with urllib.request.urlopen(urllib.request.Request(f"{server}/v1/recommend", body, headers), timeout=60) as answer:
-        return json.load(answer)["items"]
+def _asked(server: str, route: str, body: dict[str, Any]) -> dict[str, Any]:
+    """What a route of a server answers."""
+    request = urllib.request.Request(f"{server}/v1/{route}", json.dumps(body).encode(), {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.load(answer)
 
 
 def _once(file: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from tenfold.data.text.sources import is_corpus, where
 from tenfold.scale import documents
 from tenfold.scale.forecast import (
     Speed,
+    loss_name,
     make_forecast,
     record_forecast,
     record_outcome,
@@ -43,9 +44,9 @@ from tenfold.scale.generations import (
 from tenfold.scale.isoflop import minimum, rungs
 from tenfold.scale.ladder import Rung, plan_ladder
 from tenfold.scale.law import BITS_PER_BYTE, Law, fit_law
-from tenfold.scale.options import ClimbSettings
+from tenfold.scale.options import PRETRAIN, ClimbSettings
 from tenfold.scale.points import Point
-from tenfold.scale.rungs import train_rungs, workers
+from tenfold.scale.rungs import Opened, Source, task_on, train_on_source, train_rungs, workers
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import file_sha256, make_folder, one_at_a_time, write_json
 from tenfold.spec.shapes import shape_for_flops
@@ -54,11 +55,12 @@ from tenfold.train.device import resolve_device
 from tenfold.train.probe import probe
 from tenfold.train.result import RunResult, read_result
 from tenfold.train.run_file import config_from_fields
-from tenfold.train.tasks.pretrain import Pretraining, pretrain
+from tenfold.train.tasks.find import open_task
 from tenfold.train.text import open_source
 
 EVALUATE_TOKENS = 98_304
 PROBE_SECONDS = 8.0
+SMALLEST = 32  # width of a model that only opens the data
 
 
 Say = Callable[[str], None]
@@ -108,6 +110,8 @@ def _alone(home: Path) -> AbstractContextManager[None]:
 def _resolved(settings: ClimbSettings, home: Path) -> ClimbSettings:
     """The settings with the corpus's path from any folder, and the vocabulary of one that is built already."""
     source, vocab_size = settings.corpus, settings.vocab_size
+    if settings.task != PRETRAIN:
+        return settings
     if is_remote(source) or is_corpus(source):
         vocab_size = open_source(source, home, vocab_size, DataConfig().cache_gib).vocab_size
         if settings.vocab_size not in (vocab_size, ClimbSettings.vocab_size):
@@ -117,10 +121,14 @@ def _resolved(settings: ClimbSettings, home: Path) -> ClimbSettings:
     return replace(settings, corpus=source if is_remote(source) else where(source), vocab_size=vocab_size)
 
 
-def _checked_corpus(settings: ClimbSettings, home: Path, *, say: Say, quiet: bool) -> Corpus:
+def _checked_corpus(settings: ClimbSettings, home: Path, *, say: Say, quiet: bool) -> Source:
     """The climb's corpus, built where it is not there yet. Raises TenfoldError for a ladder that cannot be trained on it."""
     resolve_device(settings.device)
-    ladder = _ladder(settings)
+    if settings.task != PRETRAIN:
+        config = _config(settings, SMALLEST, 64 * settings.seq_len, settings.seed)
+        task = open_task(config, home, quiet=quiet)
+        return Opened(home, task.vocab_size, json.dumps(task.fingerprint(), sort_keys=True))
+    ladder = _ladder(settings, settings.vocab_size)
     say(f"Preparing the corpus {settings.corpus!r}: what is new is cleaned, searched for copies and tokenized ...")
     corpus = open_source(settings.corpus, home, settings.vocab_size, DataConfig().cache_gib, quiet=quiet)
     splits = corpus.manifest["splits"]
@@ -131,18 +139,23 @@ def _checked_corpus(settings: ClimbSettings, home: Path, *, say: Say, quiet: boo
     return corpus
 
 
-def _ladder(settings: ClimbSettings) -> list[Rung]:
-    return plan_ladder(settings.top_flops / 10, settings.vocab_size, settings.seq_len, family=settings.family)
+def _ladder(settings: ClimbSettings, vocab_size: int) -> list[Rung]:
+    return plan_ladder(settings.top_flops / 10, vocab_size, settings.seq_len, family=settings.family)
 
 
-def _climb_in(generation: Path, settings: ClimbSettings, corpus: Corpus, *, say: Say, quiet: bool, on: str | None = None) -> Path:
+def _asymptote(settings: ClimbSettings) -> tuple[float, float] | None:
+    """What is known of the lowest loss: of text, in bits per byte; of others nothing."""
+    return BITS_PER_BYTE if settings.task == PRETRAIN else None
+
+
+def _climb_in(generation: Path, settings: ClimbSettings, corpus: Source, *, say: Say, quiet: bool, on: str | None = None) -> Path:
     """All steps of one climb in its directory."""
     if not (generation / "points.csv").exists():
         _train_ladder(generation, settings, corpus, say=say, quiet=quiet, on=on)
     points = read_points_file(generation)
     law_file = generation / "law.json"
     if not law_file.exists():
-        law = fit_law(points, asymptote=BITS_PER_BYTE, seed=settings.seed)
+        law = fit_law(points, asymptote=_asymptote(settings), seed=settings.seed)
         best = law.optima(settings.top_flops, lambda flops: choose_params(law, points, flops))
         write_json(law_file, {**law.to_dict(), "optimum": best})
     law = Law.from_dict(json.loads(law_file.read_text()))
@@ -151,14 +164,15 @@ def _climb_in(generation: Path, settings: ClimbSettings, corpus: Corpus, *, say:
     forecast = documents.read(generation / "forecast.json")
     if read_result(generation) is None:
         record_forecast(generation)
-        low, high = forecast["loss_bits_per_byte"]["intervals"]["80"]
+        loss = forecast[loss_name(forecast)]
+        low, high = loss["intervals"]["80"]
         say(
-            f"Forecast, frozen: {forecast['loss_bits_per_byte']['median']:.4f} bits per byte (80 %: {low:.4f} to "
+            f"Forecast, frozen: {loss['median']:.4f} {_unit(settings)} (80 %: {low:.4f} to "
             f"{high:.4f}) for {forecast['params'] / 1e6:.2f}M parameters and {forecast['tokens'] / 1e6:.1f}M tokens."
         )
         notes = {"forecast_sha256": file_sha256(generation / "forecast.json")}
         config = _config(settings, forecast["width"], forecast["tokens"], settings.seed)
-        result = pretrain(config, corpus, generation, quiet=quiet, notes=notes)
+        result = train_on_source(config, corpus, generation, quiet=quiet, notes=notes)
         if not result.finished:
             raise TenfoldError(f"The climb was stopped at step {result.step}: `tenfold climb` goes on from there.")
     scored = score(generation)
@@ -167,8 +181,8 @@ def _climb_in(generation: Path, settings: ClimbSettings, corpus: Corpus, *, say:
     return generation
 
 
-def _train_ladder(generation: Path, settings: ClimbSettings, corpus: Corpus, *, say: Say, quiet: bool, on: str | None) -> None:
-    ladder = _ladder(settings)
+def _train_ladder(generation: Path, settings: ClimbSettings, corpus: Source, *, say: Say, quiet: bool, on: str | None) -> None:
+    ladder = _ladder(settings, corpus.vocab_size)
     total = sum(r.flops for r in ladder)
     at_once = workers(settings.device) if on is None else len(ladder)
     where = f", on {on}." if on else f", {at_once} side by side." if at_once > 1 else "."
@@ -185,17 +199,18 @@ def _train_ladder(generation: Path, settings: ClimbSettings, corpus: Corpus, *, 
         if not result.finished:
             raise TenfoldError("The climb was stopped in its ladder: the same command goes on from there.")
         results[i] = result
-        say(_rung_line(len(ladder) - len(missing) + done + 1, len(ladder), ladder[i], result))
+        say(_rung_line(len(ladder) - len(missing) + done + 1, len(ladder), ladder[i], result, _unit(settings)))
     write_points([_point(_need(r)) for r in results], generation)
 
 
-def _forecast(generation: Path, settings: ClimbSettings, corpus: Corpus, law: Law) -> None:
+def _forecast(generation: Path, settings: ClimbSettings, corpus: Source, law: Law) -> None:
     spec, tokens, *_ = shape_for_flops(
         settings.top_flops, corpus.vocab_size, settings.seq_len, family=settings.family, law=str(generation / "law.json")
     )
     config = _config(settings, spec.dim, tokens, settings.seed)
-    require_tokens(corpus, tokens, config.data.max_epochs)
-    speed = Speed(*probe(Pretraining(config, corpus, generation.parent), config, PROBE_SECONDS))
+    if isinstance(corpus, Corpus):
+        require_tokens(corpus, tokens, config.data.max_epochs)
+    speed = Speed(*probe(task_on(config, corpus, generation.parent), config, PROBE_SECONDS))
     forecast = make_forecast(
         law,
         flops=settings.top_flops,
@@ -203,6 +218,7 @@ def _forecast(generation: Path, settings: ClimbSettings, corpus: Corpus, law: La
         tokens=tokens,
         width=spec.dim,
         speed=speed,
+        bits_per_byte=settings.task == PRETRAIN,
     )
     write_forecast(forecast, generation / "forecast.json")
 
@@ -220,14 +236,17 @@ def choose_params(law: Law, points: list[Point], flops: float) -> float:
 
 
 def _config(settings: ClimbSettings, width: int, tokens: int, seed: int) -> RunConfig:
+    text = {"vocab_size": settings.vocab_size} if settings.task == PRETRAIN else {}
+    task = {"evaluate_tokens": EVALUATE_TOKENS} if settings.task == PRETRAIN else {"name": settings.task}
+    context = {} if settings.task == PRETRAIN else {"context": settings.seq_len + 1}
     return config_from_fields(
         {
             "tokens": tokens,
             "seed": seed,
             "device": settings.device,
-            "model": {"width": width, "family": settings.family},
-            "data": {"corpus": settings.corpus, "vocab_size": settings.vocab_size, "seq_len": settings.seq_len},
-            "task": {"evaluate_tokens": EVALUATE_TOKENS},
+            "model": {"width": width, "family": settings.family, **context},
+            "data": {"corpus": settings.corpus, "seq_len": settings.seq_len, **text},
+            "task": task,
             "optimizer": {"name": settings.optimizer},
             "checkpoint": {"keep_last": 1},
         },
@@ -235,18 +254,27 @@ def _config(settings: ClimbSettings, width: int, tokens: int, seed: int) -> RunC
     )
 
 
-def _rung_line(done: int, count: int, rung: Rung, result: RunResult) -> str:
+def _unit(settings: ClimbSettings) -> str:
+    return "bits/byte" if settings.task == PRETRAIN else "nats"
+
+
+def _rung_line(done: int, count: int, rung: Rung, result: RunResult, unit: str) -> str:
     return (
         f"  {done:>2}/{count}  {rung.flops:.1e} FLOPs  {rung.params / 1e6:6.3f}M parameters  {rung.tokens / 1e6:6.2f}M tokens  "
-        f"{result.bits_per_byte:.4f} bits/byte  {result.flops / result.seconds / 1e9:4.0f} GFLOP/s  {result.seconds:5.1f} s"
+        f"{_loss(result):.4f} {unit}  {result.flops / result.seconds / 1e9:4.0f} GFLOP/s  {result.seconds:5.1f} s"
     )
 
 
 def _point(result: RunResult) -> Point:
-    return Point(result.parameters, result.tokens, result.flops, result.bits_per_byte)
+    return Point(result.parameters, result.tokens, result.flops, _loss(result))
+
+
+def _loss(result: RunResult) -> float:
+    """In bits per byte of text, else in nats."""
+    return result.loss if math.isnan(result.bits_per_byte) else result.bits_per_byte
 
 
 def _need(result: RunResult | None) -> RunResult:
-    if result is None or not math.isfinite(result.bits_per_byte):
+    if result is None or not math.isfinite(_loss(result)):
         raise TenfoldError("The generation to climb from has no finished run.")
     return result

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 LABELS = {
     "loss_bits_per_byte": "loss (bits/byte)",
+    "loss_nats": "loss (nats)",
     "tokens_per_s": "speed (tokens/s)",
     "seconds": "seconds (s)",
     "energy_kwh": "energy (kWh)",

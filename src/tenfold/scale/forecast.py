@@ -18,6 +18,7 @@ from tenfold.train.metrics import read_metrics
 
 # Relative spread of a machine's speed from one quarter of an hour to the next, beside what the probe saw itself.
 SPEED_DRIFT = 0.04
+TEXT_LOSS, OTHER_LOSS = "loss_bits_per_byte", "loss_nats"
 BUSY = 0.1  # of the machine's cores: where other processes use so much more or less than in the probe, speeds say little
 
 
@@ -47,8 +48,10 @@ class Speed:
     busy_share: float = 0.0
 
 
-def make_forecast(law: Law, *, flops: float, params: int, tokens: int, width: int, speed: Speed) -> dict[str, Any]:
-    """The forecast of one run as a JSON object. Loss in the law's unit (bits per byte), time of training alone."""
+def make_forecast(
+    law: Law, *, flops: float, params: int, tokens: int, width: int, speed: Speed, bits_per_byte: bool = True
+) -> dict[str, Any]:
+    """The forecast of one run as a JSON object. Loss in the law's unit (bits per byte, or nats), time of training alone."""
     loss = law.predict(params, tokens)
     optimal_n, optimal_d, n_intervals = law.optimum(flops)
     step = statistics.fmean(speed.step_seconds)  # a run has its slow steps, too
@@ -64,7 +67,9 @@ def make_forecast(law: Law, *, flops: float, params: int, tokens: int, width: in
         "tokens": tokens,
         "optimal_params": asdict(Quantity(optimal_n, {str(k): list(v) for k, v in n_intervals.items()})),
         "optimal_tokens": optimal_d,
-        "loss_bits_per_byte": asdict(Quantity(loss.median, {str(k): list(v) for k, v in loss.intervals.items()})),
+        TEXT_LOSS if bits_per_byte else OTHER_LOSS: asdict(
+            Quantity(loss.median, {str(k): list(v) for k, v in loss.intervals.items()})
+        ),
         "loss_by_form": loss.by_form,
         "tokens_per_s": asdict(_around(tokens_per_s, spread)),
         "seconds": asdict(_around(seconds, spread)),
@@ -97,8 +102,8 @@ def write_forecast(forecast: dict[str, Any], path: Path) -> str:
 
 # What a climb forecasts: its kind in the record of forecasts, and its unit.
 KINDS = {
-    "loss_bits_per_byte": ("loss", "bits/byte"), "tokens_per_s": ("speed", "tokens/s"), "seconds": ("duration", "s"),
-    "energy_kwh": ("energy", "kWh"),
+    TEXT_LOSS: ("loss", "bits/byte"), OTHER_LOSS: ("loss", "nats"), "tokens_per_s": ("speed", "tokens/s"),
+    "seconds": ("duration", "s"), "energy_kwh": ("energy", "kWh"),
 }  # fmt: skip
 
 
@@ -107,6 +112,8 @@ def record_forecast(generation: Path) -> None:
     path = generation / "forecast.json"
     forecast, data = documents.read(path), {f"{generation.name}/{path.name}": file_sha256(path)}
     for name, (kind, unit) in KINDS.items():
+        if name not in forecast:
+            continue
         quantiles = of_intervals(**forecast[name])
         key = f"climb/{generation.name}/{kind}"
         freeze(generation.parent, Forecast(key=key, who="climb", kind=kind, unit=unit, quantiles=quantiles, data=data))
@@ -115,7 +122,14 @@ def record_forecast(generation: Path) -> None:
 def record_outcome(generation: Path, scores: dict[str, Any]) -> None:
     """Add what was measured, of a generation whose forecast is in the record."""
     for name, (kind, _) in KINDS.items():
+        if name not in scores:
+            continue
         outcome(generation.parent, f"climb/{generation.name}/{kind}", scores[name]["measured"])
+
+
+def loss_name(forecast: dict[str, Any]) -> str:
+    """What the loss is called in a forecast: bits per byte of text, nats elsewhere."""
+    return TEXT_LOSS if TEXT_LOSS in forecast else OTHER_LOSS
 
 
 def quantity(forecast: dict[str, Any], name: str) -> Quantity:
@@ -136,9 +150,9 @@ def score(directory: Path) -> dict[str, Any]:
     if start.get("forecast_sha256") != file_sha256(path):
         raise TenfoldError(f"{path} was changed after the run began: its forecast cannot be scored.")
     forecast = documents.read(path)
-    rows = {}
+    rows, loss = {}, loss_name(forecast)
     for name, measured in (
-        ("loss_bits_per_byte", end["bits_per_byte"]),
+        (loss, end["bits_per_byte"] if loss == TEXT_LOSS else end["loss"]),
         ("tokens_per_s", end["tokens_per_s"]),
         ("seconds", end["seconds"]),
         ("energy_kwh", end["energy_kwh"]),

@@ -5,10 +5,10 @@ import time
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from tenfold.data.text.corpus import Corpus
 from tenfold.scale import documents
 from tenfold.scale.options import ClimbSettings
 from tenfold.scale.points import Point
+from tenfold.scale.rungs import Source
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import whole_file
 
@@ -37,7 +37,7 @@ def is_finished(generation: Path) -> bool:
 
 def read_settings(generation: Path) -> ClimbSettings:
     facts = documents.read(generation / ASKED)
-    return ClimbSettings(**{f.name: facts[f.name] for f in fields(ClimbSettings)})
+    return ClimbSettings(**{f.name: facts.get(f.name, f.default) for f in fields(ClimbSettings)})
 
 
 def parent_of(generation: Path) -> str | None:
@@ -63,7 +63,7 @@ def unfinished(home: Path, settings: ClimbSettings) -> Path | None:
     return last
 
 
-def require_same_text(generation: Path, corpus: Corpus) -> None:
+def require_same_text(generation: Path, corpus: Source) -> None:
     """Raises TenfoldError where a generation was begun on another text than the corpus has."""
     if documents.read(generation / ASKED).get("corpus_fingerprint", corpus.fingerprint) != corpus.fingerprint:
         raise TenfoldError(
@@ -71,7 +71,7 @@ def require_same_text(generation: Path, corpus: Corpus) -> None:
         )
 
 
-def begin(home: Path, settings: ClimbSettings, corpus: Corpus, parent: str | None = None) -> Path:
+def begin(home: Path, settings: ClimbSettings, corpus: Source, parent: str | None = None) -> Path:
     """A new generation, in the place of one in which nothing was begun."""
     generation = home / f"g{1 + max((_number(folder) for folder in _folders(home) if is_begun(folder)), default=0)}"
     about_corpus = {"corpus_fingerprint": corpus.fingerprint, "prompt": corpus.opening(min(8, settings.seq_len // 4))}

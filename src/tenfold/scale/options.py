@@ -7,6 +7,8 @@ from msgspec import Meta
 
 from tenfold.spec.ranges import Flops, Seed, SeqLen, Text, VocabSize
 
+PRETRAIN = "pretrain"
+
 
 @dataclass(frozen=True)
 class ClimbSettings:
@@ -21,4 +23,9 @@ class ClimbSettings:
     seed: Annotated[Seed, Meta(description="Seed of weights and data order.")] = 0
     device: Annotated[Text, Meta(description="auto, cpu, cuda or an accelerator.")] = "auto"
     optimizer: Annotated[Literal["muon", "adamw"], Meta(description="The optimizer of all runs.")] = "muon"
-    family: Annotated[Text, Meta(description="llama3 (dense) or llama4 (16 experts, one a token).")] = "llama3"
+    family: Annotated[Text, Meta(description="llama3 or llama4 (16 experts, one a token); of rank: rank or hstu.")] = "llama3"
+    task: Annotated[Text, Meta(description="pretrain; or rank, with interactions for --corpus.")] = PRETRAIN
+
+    def __post_init__(self) -> None:
+        if self.task == "rank" and self.family == "llama3":
+            object.__setattr__(self, "family", "rank")

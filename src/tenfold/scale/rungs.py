@@ -5,7 +5,9 @@ the machine has.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from msgspec.structs import replace
@@ -17,12 +19,41 @@ from tenfold.train.config import RunConfig
 from tenfold.train.device import resolve_device
 from tenfold.train.resolve import resolve_model
 from tenfold.train.result import RunResult
-from tenfold.train.tasks.pretrain import pretrain
+from tenfold.train.task import Task
+from tenfold.train.tasks.find import open_task
+from tenfold.train.tasks.pretrain import Pretraining
+from tenfold.train.trainer import fit, standard_hooks
 
 PROCESS_BYTES = 2**30  # Python, PyTorch and the batches
 BYTES_PER_PARAMETER = 16  # weights, gradient and two moments in 32 bits
 
 Run = tuple[RunConfig, Path]  # and the run's directory
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Data of another task than pretraining, which each run opens in `home` by itself: what a climb asks of a corpus."""
+
+    home: Path
+    vocab_size: int
+    fingerprint: str
+
+    def opening(self, tokens: int) -> str:
+        """Nothing that a person would read."""
+        return ""
+
+
+Source = Corpus | Opened
+
+
+def task_on(config: RunConfig, source: Source, home: Path) -> Task:
+    """The task of a run on a climb's data; images and the like are kept in `home`."""
+    return open_task(config, source.home, quiet=True) if isinstance(source, Opened) else Pretraining(config, source, home)
+
+
+def train_on_source(config: RunConfig, source: Source, directory: Path, **how: Any) -> RunResult:
+    """Train a run; `how` are the options of `standard_hooks`."""
+    return fit(task_on(config, source, directory.parent), config, directory, standard_hooks(config, **how))
 
 
 def workers(device: str) -> int:
@@ -31,7 +62,7 @@ def workers(device: str) -> int:
 
 
 def train_rungs(
-    runs: Sequence[Run], corpus: Corpus, at_once: int, *, on: str = "local", quiet: bool = False
+    runs: Sequence[Run], corpus: Source, at_once: int, *, on: str = "local", quiet: bool = False
 ) -> Iterator[tuple[int, RunResult]]:
     """Train the runs, keeping metrics alone, by the launcher `on`. Yields (index, result) as they end, in any order.
 
@@ -39,12 +70,12 @@ def train_rungs(
     """
     if on == "local" and at_once == 1:
         for i, (config, directory) in enumerate(runs):
-            yield i, pretrain(config, corpus, directory, quiet=quiet, keep_model=False)
+            yield i, train_on_source(config, corpus, directory, quiet=quiet, keep_model=False)
         return
     yield from run_all(open_launcher(on), [_job(run, corpus) for run in runs], at_once)
 
 
-def _job(run: Run, corpus: Corpus) -> Job:
+def _job(run: Run, corpus: Source) -> Job:
     config, directory = run
     config = replace(config, threads=1)
     spec, _ = resolve_model(config, corpus.vocab_size)
@@ -54,5 +85,5 @@ def _job(run: Run, corpus: Corpus) -> Job:
     return Job(name, function=train_rung, arguments=(config, corpus, directory), resources=needs, directory=directory)
 
 
-def train_rung(config: RunConfig, corpus: Corpus, directory: Path) -> RunResult:
-    return pretrain(config, corpus, directory, quiet=True, keep_model=False)
+def train_rung(config: RunConfig, corpus: Source, directory: Path) -> RunResult:
+    return train_on_source(config, corpus, directory, quiet=True, keep_model=False)

@@ -5,11 +5,14 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tenfold.launch.job import Job, open_launcher
 from tenfold.serve.options import EngineOptions, ServerOptions
 from tenfold.spec.errors import TenfoldError
+
+if TYPE_CHECKING:
+    from tenfold.serve.api.models import Loader
 
 START_S = 240.0  # a server that does not answer by then is lost
 
@@ -31,17 +34,19 @@ def answers(url: str) -> bool:
 
 
 @contextmanager
-def serving(models: dict[str, EngineOptions], **options: Any) -> Iterator[str]:
-    """The address of a server of `models`, with `options` of ServerOptions; its process ends with this one.
+def serving(models: dict[str, EngineOptions], *, load: "Loader | None" = None, **options: Any) -> Iterator[str]:
+    """The address of a server of `models`, with `options` of ServerOptions; its process ends with this one. `load` is how a model
+    is loaded, where not as `tenfold serve` does.
 
     Raises TenfoldError where it does not start.
     """
+    from tenfold.serve.api.models import load_model
     from tenfold.serve.api.server import serve
 
     url, launcher, end = free_url(), open_launcher("local"), time.monotonic() + START_S
     server = ServerOptions(port=int(url.rpartition(":")[2]), **options)
     try:
-        job = launcher.submit(Job("serve", function=serve, arguments=(models, server), grace_s=10))
+        job = launcher.submit(Job("serve", function=serve, arguments=(models, server, load or load_model), grace_s=10))
         while not answers(url):
             if job.future.done() or time.monotonic() > end:
                 raise TenfoldError(f"The server of {', '.join(models)} did not start: see what it printed.")

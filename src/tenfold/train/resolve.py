@@ -10,6 +10,7 @@ from msgspec import Meta, structs
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.laws import own_law
 from tenfold.spec.model import ModelSpec, RopeScaling, published_model
+from tenfold.spec.plugins import load
 from tenfold.spec.ranges import VocabSize, convert, require, require_keys
 from tenfold.spec.shapes import shape_for_flops, shape_of
 from tenfold.spec.vision import IMAGE_TOKENS, PATCH, VisionSpec, small_vision
@@ -165,6 +166,6 @@ def _checked(fields: dict[str, Any]) -> dict[str, Any]:
 def _spec_from_fields(fields: dict[str, Any], vocab_size: int) -> ModelSpec:
     values = {"name": "custom", "vocab_size": vocab_size, **fields}
     try:
-        return ModelSpec(**values)
+        return load("families", values.get("family", "llama3")).spec(**values)
     except TypeError as error:
         raise TenfoldError(f"{TABLE} is incomplete: {error}.") from None

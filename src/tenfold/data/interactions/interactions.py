@@ -1,100 +1,113 @@
-"""Interactions ready to train on: each user's items in the order of time as tokens, the last two held out.
+"""From a table of who took what when to interactions in a home, sorted, numbered and split.
 
-Token 0 begins every history; item i is token i + 1. The items' names are kept as a tokenizer, so that a model of items has its
-vocabulary in the files beside it as a model of text does.
+The names of the items that appear before the training ends are kept as a tokenizer, so that a model of items has its vocabulary in
+the files beside it as a model of text does.
 """
 
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
-import msgspec
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 from tokenizers import Tokenizer, models
 
 from tenfold.data.fingerprint import digest
-from tenfold.data.interactions.read import MOVIELENS, movielens, read_histories
-from tenfold.data.interactions.synthetic import SYNTHETIC, ClusterChain
-from tenfold.data.text.batches import Batch, shuffled
+from tenfold.data.interactions.events import FILE, ITEMS, Interactions
+from tenfold.data.interactions.read import MOVIELENS, is_database, item_attributes, movielens, read_interactions
+from tenfold.data.interactions.report import write_report
+from tenfold.data.interactions.splits import Split, ends
+from tenfold.data.interactions.synthetic import made
 from tenfold.model.io.tokenizer import read_tokenizer, save_tokenizer
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import file_sha256, whole_folder
 from tenfold.spec.vocabulary import Vocabulary
 
 START = "<start>"
-FILE = "histories.json"
-Split = Literal["validation", "test"]
 
 
-@dataclass(frozen=True)
-class Interactions:
-    """Users' histories in tokens, split by leave-one-out: the last item is the test's, the one before it the validation's."""
+def open_interactions(source: str, home: Path, split: Split = Split()) -> Interactions:
+    """The interactions of a file, a database, or of `synthetic` or `movielens-100k`, made ready in `home`.
 
-    directory: Path
-    histories: list[list[int]]
-    vocab_size: int
-
-    @cached_property
-    def training(self) -> list[list[int]]:
-        """What may be trained on; whole histories of users who have fewer than 3 items, who are asked about nowhere."""
-        return [h[:-2] if len(h) > 2 else h for h in self.histories]
-
-    def held_out(self, split: Split) -> tuple[list[list[int]], np.ndarray]:
-        """For each user who has at least 3 items, what came before the one that is held out, and this one."""
-        last = {"validation": 2, "test": 1}[split]
-        long = [h for h in self.histories if len(h) > 2]
-        return [h[:-last] for h in long], np.array([h[-last] for h in long])
-
-    def batch(self, step: int, rows: slice, *, batch_size: int, seq_len: int, seed: int) -> Batch:
-        """`rows` of the `batch_size` rows of a step, a pure function of (seed, step): in every epoch each user has one, which
-        begins anywhere in what may be trained on."""
-        users = shuffled(np.arange(batch_size, dtype=np.int64) + step * batch_size, len(self.training), seed)[rows]
-        places = np.random.default_rng((seed, step)).random(batch_size)[rows]
-        tokens, targets = np.zeros((len(users), seq_len), np.int64), np.full((len(users), seq_len), -100, np.int64)
-        for i, (user, place) in enumerate(zip(users, places, strict=True)):
-            whole = [0, *self.training[user]]
-            first = int(place * max(1, len(whole) - seq_len))
-            window = whole[first : first + seq_len + 1]
-            tokens[i, : len(window) - 1], targets[i, : len(window) - 1] = window[:-1], window[1:]
-        return Batch(tokens, targets, np.zeros_like(tokens, np.int32))
-
-
-def last_inputs(histories: list[list[int]], seq_len: int) -> tuple[np.ndarray, np.ndarray]:
-    """The newest tokens of each history, int64 [histories, seq_len], and where the last of them stands."""
-    newest = [[0, *history][-seq_len:] for history in histories]
-    tokens = np.array([history + [0] * (seq_len - len(history)) for history in newest])
-    return tokens, np.array([len(history) - 1 for history in newest])
-
-
-def open_interactions(source: str, home: Path) -> Interactions:
-    """The interactions of a file, or of `synthetic` or `movielens-100k`, made ready in `home`.
-
-    Raises TenfoldError where they cannot be had, or nobody has three of them.
+    Raises TenfoldError where they cannot be had, or too few of them may be learned from or are asked about.
     """
-    path = None if source == SYNTHETIC else movielens() if source == MOVIELENS else Path(source)
-    if path is not None and not path.is_file():
-        raise TenfoldError(f"There is no file of interactions {source}: give one, or the name {SYNTHETIC} or {MOVIELENS}.")
-    chain = ClusterChain()
-    mark = digest([repr(chain)] if path is None else _content(path))[:8]
-    directory = home / f"interactions-{Path(source).stem}-{mark}"
+    source = str(movielens()) if source == MOVIELENS else source
+    drawn, table = made(source), None
+    if drawn is None and (is_database(source) or not Path(source).is_file()):
+        table = read_interactions(source)  # of a database all rows say what it holds; of no file, that there is none
+    content = repr(table.to_pydict()) if table is not None else repr(drawn) if drawn else file_sha256(Path(source))
+    stem = "database" if is_database(source) else Path(source.partition(":")[0]).stem
+    directory = home / f"interactions-{stem}-{digest([content, Path(source).suffix, split.name])[:8]}"
     if not directory.exists():
-        names = [f"item-{i}" for i in range(chain.clusters * chain.per_cluster)]
-        _write(directory, *((chain.histories(), names) if path is None else read_histories(path)))
-    histories = msgspec.json.decode((directory / FILE).read_bytes(), type=list[list[int]])
-    return Interactions(directory, histories, read_tokenizer(directory).get_vocab_size())
+        rows = table if table is not None else drawn.table() if drawn else read_interactions(source)
+        _write(directory, source, rows, split)
+    return _open(directory, split)
 
 
-def _content(path: Path) -> list[str]:
-    """What the histories of a file depend on: its bytes, and its ending, which says how they are read."""
-    return [path.suffix, file_sha256(path)]
+def _open(directory: Path, split: Split) -> Interactions:
+    events = pa.parquet.read_table(directory / FILE, columns=["user", "token", "time"])
+    users = events["user"].combine_chunks().indices.to_numpy()
+    offsets = np.concatenate(([0], np.bincount(users).cumsum()))
+    items, times = events["token"].to_numpy(), events["time"].to_numpy()
+    return Interactions(directory, split, read_tokenizer(directory).get_vocab_size(), items, times, offsets)
 
 
-def _write(directory: Path, histories: list[list[int]], names: list[str]) -> None:
-    if START in names or not any(len(history) > 2 for history in histories):
-        raise TenfoldError(f"{directory.name} needs a user with three interactions, and no item called {START!r}.")
-    tokenizer = Tokenizer(models.WordLevel({name: i for i, name in enumerate([START, *names])}, unk_token=START))
-    tokenizer.add_special_tokens([START])
+def _write(directory: Path, source: str, table: pa.Table, split: Split) -> None:
+    """Sort events by user and time, those of one time in the order of the table; number the items; leave out copies of a row."""
+    users, items = (table[name].combine_chunks().dictionary_encode() for name in ("user", "item"))
+    user, item, time = users.indices.to_numpy(), items.indices.to_numpy(), table["time"].to_numpy()
+    order = np.lexsort((time, user))
+    user, item, time = user[order], item[order], time[order]
+    copies = _is_copy(user, item, time)
+    kept, order = ~copies, order[~copies]
+    user, item, time = user[kept], item[kept], time[kept]
+    offsets = np.concatenate(([0], np.bincount(user).cumsum()))
+    by_first = _first_seen(item, time, len(items.dictionary))
+    token = np.empty(len(by_first), np.int32)
+    token[by_first] = np.arange(1, len(by_first) + 1)
+    found = ends(split, offsets, time)
+    asked = (found.test > found.validation).any() and (found.validation > found.training).any()
+    names = items.dictionary.take(pa.array(by_first)).to_pylist()
+    known = len(np.unique(item[time < found.until]))
+    if START in names:
+        raise TenfoldError(f"{source} has an item called {START!r}, which is what begins a history: give it another name.")
+    if not asked or not known:
+        raise TenfoldError(
+            f"The split {split.kind} of {source} leaves nothing to learn from or to ask about: it needs a user with three "
+            "interactions, and events on both sides of its moments."
+        )
     with whole_folder(directory) as scratch:
-        save_tokenizer(tokenizer, Vocabulary(size=len(names) + 1, bos=0, eos=(0,), special={START: 0}), scratch)
-        (scratch / FILE).write_bytes(msgspec.json.encode([[item + 1 for item in history] for history in histories]))
+        others = table.drop_columns(["user", "item", "time"]).take(pa.array(order))
+        columns = {"user": pa.DictionaryArray.from_arrays(user, users.dictionary), "token": token[item], "time": time}
+        pa.parquet.write_table(pa.table(columns | {n: others[n] for n in others.column_names}), scratch / FILE)
+        pa.parquet.write_table(_by_token(item_attributes(source, table), names), scratch / ITEMS)
+        tokenizer = Tokenizer(models.WordLevel({name: i for i, name in enumerate([START, *names[:known]])}, unk_token=START))
+        tokenizer.add_special_tokens([START])
+        save_tokenizer(tokenizer, Vocabulary(size=known + 1, bos=0, eos=(0,), special={START: 0}), scratch)
+        write_report(scratch, Interactions(scratch, split, known + 1, token[item], time, offsets), int(copies.sum()))
+
+
+def _is_copy(user: np.ndarray, item: np.ndarray, time: np.ndarray) -> np.ndarray:
+    """Whether an earlier row says the same: of events by user and time."""
+    order = np.lexsort((item, time, user))
+    u, i, t = user[order], item[order], time[order]
+    same = np.concatenate(([False], (u[1:] == u[:-1]) & (i[1:] == i[:-1]) & (t[1:] == t[:-1])))
+    copies = np.empty(len(user), bool)
+    copies[order] = same
+    return copies
+
+
+def _first_seen(item: np.ndarray, time: np.ndarray, items: int) -> np.ndarray:
+    """The items in the order of their first event in time."""
+    order = np.argsort(time, kind="stable")
+    _, first = np.unique(item[order], return_index=True)
+    assert len(first) == items
+    return np.argsort(first, kind="stable")
+
+
+def _by_token(attributes: pa.Table, names: list[str]) -> pa.Table:
+    """Attributes of the items named, in this order; null where nothing is known of one."""
+    place: dict[str, int] = {}
+    for row, name in enumerate(attributes["item"].to_pylist()):
+        place.setdefault(name, row)
+    taken = attributes.take(pa.array([place.get(name) for name in names], pa.int64()))
+    return taken.set_column(taken.schema.get_field_index("item"), "item", pa.array(names))

@@ -1,20 +1,30 @@
-"""Tables of who took what when, from Parquet, CSV and RecBole's `.inter` files: the columns user, item and time.
+"""Who took what when: from Parquet, CSV, JSON lines, SQL, MovieLens's `ratings.dat`, RecBole's `.inter`, and `user item` lines.
 
-What a user thought of an item (`rating`) is not used: every row counts alike.
+What comes out has the columns user and item (text), time (int64, seconds), and as they are in the table all others: `action`,
+`rating`, `value`, what was around (`context_...`), and attributes of the item (`item_...`).
 """
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
+import pyarrow.json
 import pyarrow.parquet
 
 from tenfold.spec.errors import NotInstalled, TenfoldError
 
 MOVIELENS = "movielens-100k"
-NAMES = {"user": ("user", "user_id", "userId"), "item": ("item", "item_id", "movieId"), "time": ("time", "timestamp")}
+NAMES = {
+    "user": ("user", "user_id", "userId"),
+    "item": ("item", "item_id", "itemId", "movieId"),
+    "time": ("time", "timestamp", "ts"),
+}
+TABLE = "interactions"  # of a database, where the URL names none
+UNITS = (1e11, 1e14, 1e17)  # times above are in milli-, micro- and nanoseconds: as seconds they would lie past the year 5138
 
 
 def movielens() -> Path:
@@ -25,43 +35,123 @@ def movielens() -> Path:
     return Path(found.submodule_search_locations[0]) / "dataset_example" / "ml-100k" / "ml-100k.inter"
 
 
-def read_histories(path: Path) -> tuple[list[list[int]], list[str]]:
-    """Each user's items in the order of time, as numbers from 0, and the items' names by number.
+def is_database(source: str) -> bool:
+    return "://" in source
 
-    Rows of one user at one time keep the order of the file. Raises TenfoldError for a file that has no such table.
+
+def read_interactions(source: str) -> pa.Table:
+    """The table of a file, or of a database: `sqlite:///shop.db#events` is its table `events`.
+
+    Raises TenfoldError for what is no such table, an empty field among user, item and time, or times that are none.
     """
-    table = _read(path)
-    if not len(table) or any(column.null_count for column in table.columns):
-        raise TenfoldError(f"{path} has no rows, or rows with an empty field: each needs a user, an item and a time.")
-    users, items = (table[name].cast(pa.string()).combine_chunks().dictionary_encode() for name in ("user", "item"))
-    user = users.indices.to_numpy()
-    order = np.lexsort((_numbers(table["time"], path), user))
-    histories = np.split(items.indices.to_numpy()[order], np.bincount(user).cumsum()[:-1])
-    return [history.tolist() for history in histories], items.dictionary.to_pylist()
+    table = _named(_from_database(source) if is_database(source) else _from_file(Path(source)), source)
+    if not len(table) or any(table[name].null_count for name in NAMES):
+        raise TenfoldError(f"{source} has no rows, or rows with an empty field: each needs a user, an item and a time.")
+    for name in ("user", "item"):
+        table = table.set_column(table.schema.get_field_index(name), name, _text(table[name], name, source))
+    return table.set_column(table.schema.get_field_index("time"), "time", pa.array(_seconds(table["time"], source)))
 
 
-def _read(path: Path) -> pa.Table:
+def item_attributes(source: str, table: pa.Table) -> pa.Table:
+    """What is known of the items: the columns item and `item_...` of a table, and those of a file beside it: RecBole's `.item`, or
+    MovieLens's `movies.dat`. An item of several rows has the values of its first."""
+    columns = [name for name in table.column_names if name.startswith("item_")]
+    parts = [table.select(["item", *columns])] if columns else []
+    path = Path(source)
+    for file, form in ((path.with_suffix(".item"), ".item"), (path.with_name("movies.dat"), ".dat")):
+        if not is_database(source) and file.is_file() and path.suffix in (".inter", ".dat"):
+            columns = ["item", "item_title", "item_genres"] if form == ".dat" else []
+            beside = _delimited(file, "::", columns) if form == ".dat" else _csv(file, "\t")
+            names = [name.split(":")[0] for name in beside.column_names]
+            beside = beside.rename_columns(["item" if i == 0 else name for i, name in enumerate(names)])
+            parts.append(beside.set_column(0, "item", _text(beside["item"], "item", str(file))))
+    return parts[-1] if parts else table.select(["item"]).slice(0, 0)
+
+
+def _from_file(path: Path) -> pa.Table:
+    if not path.is_file():
+        raise TenfoldError(f"There is no file of interactions {path}: give one, a database's URL, synthetic or {MOVIELENS}.")
+    readers: dict[str, Callable[[Path], pa.Table]] = {
+        ".parquet": pa.parquet.read_table,
+        ".jsonl": pa.json.read_json,
+        ".ndjson": pa.json.read_json,
+        ".csv": lambda file: _csv(file, ","),
+        ".dat": lambda file: _delimited(file, "::", ["user", "item", "rating", "time"]),
+        ".txt": lambda file: _delimited(file, " ", ["user", "item"]),
+    }
     try:
-        if path.suffix == ".parquet":
-            table = pa.parquet.read_table(path)
-        else:
-            tabs = pa.csv.ParseOptions(delimiter="," if path.suffix == ".csv" else "\t")
-            table = pa.csv.read_csv(path, parse_options=tabs)
-    except (pa.ArrowInvalid, OSError) as error:
+        return readers.get(path.suffix, lambda file: _csv(file, "\t"))(path)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, UnicodeDecodeError) as error:
         raise TenfoldError(f"{path} cannot be read as a table: {str(error).splitlines()[0].rstrip('.')}.") from None
-    columns = {name.split(":")[0]: table[name] for name in table.column_names}  # RecBole writes user_id:token
-    found = {name: next((columns[known] for known in NAMES[name] if known in columns), None) for name in NAMES}
-    if missing := [name for name, column in found.items() if column is None]:
-        raise TenfoldError(f"{path} has no column {missing[0]!r}: it has {', '.join(columns)}.")
-    return pa.table(found)
 
 
-def _numbers(column: pa.ChunkedArray, path: Path) -> np.ndarray:
-    """Times as numbers that rise; their unit does not matter."""
+def _csv(path: Path, delimiter: str) -> pa.Table:
+    return pa.csv.read_csv(path, parse_options=pa.csv.ParseOptions(delimiter=delimiter))
+
+
+def _delimited(path: Path, delimiter: str, columns: list[str]) -> pa.Table:
+    """A file without a header. One of `user item` pairs alone has the order of its lines for times."""
+    text = path.read_bytes().decode("latin-1" if delimiter == "::" else "utf-8")
+    rows = [line.split(delimiter) if delimiter == "::" else line.split() for line in text.splitlines() if line.strip()]
+    if bad := next((i for i, row in enumerate(rows, 1) if len(row) != len(columns)), 0):
+        raise TenfoldError(f"Row {bad} of {path} has {len(rows[bad - 1])} fields, and not {len(columns)}: {', '.join(columns)}.")
+    table = pa.table(dict(zip(columns, map(list, zip(*rows, strict=True)), strict=True)) if rows else {c: [] for c in columns})
+    for name in {"time", "rating"} & set(columns):
+        table = table.set_column(table.schema.get_field_index(name), name, pc.cast(table[name], pa.float64()))
+    return table if "time" in columns or "item_title" in columns else table.append_column("time", pa.array(np.arange(len(rows))))
+
+
+def _from_database(source: str) -> pa.Table:
     try:
-        numbers = (column.cast(pa.int64()) if pa.types.is_temporal(column.type) else column.cast(pa.float64())).to_numpy()
-    except pa.ArrowInvalid:
+        from sqlalchemy import MetaData, Table, create_engine, select
+        from sqlalchemy.exc import NoSuchTableError, SQLAlchemyError
+    except ImportError:
+        raise NotInstalled("Databases are read with SQLAlchemy: pip install 'tenfold[serve]'.") from None
+    url, _, name = source.partition("#")
+    try:
+        engine = create_engine(url)
+        with engine.connect() as connection:
+            table = Table(name or TABLE, MetaData(), autoload_with=connection)
+            rows = connection.execution_options(yield_per=100_000).execute(select(table)).mappings()
+            parts = [pa.Table.from_pylist([dict(row) for row in part]) for part in rows.partitions()]
+        engine.dispose()
+    except NoSuchTableError:
+        raise TenfoldError(f"The database has no table {name or TABLE!r}: name one behind a # in the URL.") from None
+    except (SQLAlchemyError, ImportError) as error:
+        raise TenfoldError(f"The database cannot be read: {str(error).splitlines()[0].rstrip('.')}.") from None
+    return pa.concat_tables(parts, promote_options="permissive") if parts else pa.table({name: [] for name in NAMES})
+
+
+def _named(table: pa.Table, source: str) -> pa.Table:
+    """The same with our names for user, item and time. Raises TenfoldError where one is missing."""
+    names = [name.split(":")[0] for name in table.column_names]  # RecBole writes user_id:token
+    found = {kind: next((names.index(known) for known in NAMES[kind] if known in names), None) for kind in NAMES}
+    if missing := [kind for kind, place in found.items() if place is None]:
+        raise TenfoldError(f"{source} has no column {missing[0]!r}: it has {', '.join(names)}.")
+    ours = {place: kind for kind, place in found.items()}
+    return table.rename_columns([ours.get(i, name) for i, name in enumerate(names)])
+
+
+def _text(column: pa.ChunkedArray, name: str, source: str) -> pa.ChunkedArray:
+    try:
+        return column.cast(pa.string())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        raise TenfoldError(f"The column {name} of {source} has values of the type {column.type}: give text or numbers.") from None
+
+
+def _seconds(column: pa.ChunkedArray, source: str) -> np.ndarray:
+    """Times in seconds, int64: numbers in the unit that their size speaks for, dates, and texts of either."""
+    try:
+        if pa.types.is_string(column.type):
+            try:
+                column = column.cast(pa.float64())
+            except pa.ArrowInvalid:
+                column = column.cast(pa.timestamp("us"))
+        if pa.types.is_temporal(column.type):
+            return column.cast(pa.timestamp("s"), safe=False).cast(pa.int64()).to_numpy()
+        numbers = column.cast(pa.float64()).to_numpy()
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         numbers = np.array([np.nan])
-    if not np.isfinite(numbers).all():
-        raise TenfoldError(f"The column time of {path} has values that are no times, such as {column[0]}: give numbers.")
-    return numbers
+    if not np.isfinite(numbers).all() or np.abs(numbers).max() > 1e20:
+        raise TenfoldError(f"The column time of {source} has values that are no times, such as {column[0]}: give seconds or dates.")
+    return (numbers / 1000.0 ** np.searchsorted(UNITS, np.median(np.abs(numbers)))).astype(np.int64)

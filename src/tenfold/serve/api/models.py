@@ -24,11 +24,11 @@ from tenfold.spec.errors import TenfoldError
 Loader = Callable[[EngineOptions], Awaitable[tuple[TextSide, Backend]]]
 
 
-async def load_model(options: EngineOptions) -> tuple[TextSide, Backend]:
+async def load_model(options: EngineOptions, make: Callable[[EngineOptions], Backend] = make_backend) -> tuple[TextSide, Backend]:
     """A model's text side, and its backend ready to answer. Raises TenfoldError if either cannot be had."""
     text = await asyncio.to_thread(read_text_side, options.path)
     await check_template(text)
-    backend = make_backend(options)
+    backend = make(options)
     try:
         await backend.start()
     except BaseException:  # also when whoever asked for the model is gone

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from tenfold.serve.api.app import make_app
 from tenfold.serve.api.connection import BACKLOG, Connection, most_connections
 from tenfold.serve.api.keys import Keys
-from tenfold.serve.api.models import Models
+from tenfold.serve.api.models import Loader, Models, load_model
 from tenfold.serve.options import EngineOptions, ServerOptions
 from tenfold.spec.errors import TenfoldError
 
@@ -25,7 +25,7 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def serve(models: dict[str, EngineOptions], options: ServerOptions) -> None:
+def serve(models: dict[str, EngineOptions], options: ServerOptions, load: Loader = load_model) -> None:
     """Answer until SIGTERM or Ctrl-C, then finish what is running. Raises TenfoldError if that cannot begin."""
     host, port = options.host, options.port
     if not is_loopback(host) and not (options.keys and Keys.read(options.keys)):
@@ -37,7 +37,7 @@ def serve(models: dict[str, EngineOptions], options: ServerOptions) -> None:
         except OSError as error:
             raise TenfoldError(f"Port {port} of {host} cannot be used ({error.strerror}): choose another with --port.") from None
     limits = options.limits if options.keys else replace(options.limits, key_share=1.0)
-    app = make_app(Models(models, limits, options.any_name), options)
+    app = make_app(Models(models, limits, options.any_name, load), options)
     connection: Any = partial(Connection, options.connections, most_connections(options.connections))
     logging.getLogger("uvicorn.error").addFilter(lambda _: app.state.failed is None)  # a sentence in place of its trace
     try:

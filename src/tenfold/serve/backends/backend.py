@@ -1,24 +1,27 @@
 """The door for whatever computes: the own engine, llama.cpp, vLLM, or the backend of a plugin.
 
 A backend is found by its name among the entry points `tenfold.backends`. The entry point refers to a class, or a function,
-that takes `EngineOptions` and returns a `Backend`. Templates, text, limits, keys and feedback are the server's own; a
-backend reads tokens and writes tokens.
+that takes `EngineOptions` and returns a `Backend`. A model whose `model_type` names a backend is computed by that one.
+Templates, text, limits, keys and feedback are the server's own; a backend reads tokens and writes tokens.
 """
 
+import json
 from collections.abc import AsyncGenerator
+from pathlib import Path
 from typing import Protocol
 
 from tenfold.serve.options import EngineOptions
 from tenfold.serve.request import Output, Request
 from tenfold.spec.errors import TenfoldError
-from tenfold.spec.plugins import load
+from tenfold.spec.plugins import load, plugins
+
+OWN = "tenfold"
 
 
 class Backend(Protocol):
     """One model that computes. All methods are for the event loop that called `start`."""
 
     max_model_len: int  # longest prompt and answer together; known after `start`
-    stats: dict[str, float]  # the numbers of `Engine.stats`, or nothing
 
     @property
     def is_alive(self) -> bool:
@@ -28,6 +31,11 @@ class Backend(Protocol):
     @property
     def in_flight(self) -> int:
         """Requests without their last output."""
+        ...
+
+    @property
+    def stats(self) -> dict[str, float]:
+        """The numbers of `Engine.stats`, or nothing."""
         ...
 
     async def start(self) -> None:
@@ -56,8 +64,16 @@ class BackendStopped(Exception):
 
 def make_backend(options: EngineOptions) -> Backend:
     """The backend that `options` name, not started yet. Raises TenfoldError if there is none, or it serves no adapters."""
-    if options.adapter is not None and options.backend != "tenfold":
-        raise TenfoldError(
-            f"Adapters are served by the backend tenfold, not by {options.backend}: merge them, or leave --backend out."
-        )
-    return load("backends", options.backend)(options)
+    name = options.backend if options.backend != OWN else backend_of(options.path)
+    if options.adapter is not None and name != OWN:
+        raise TenfoldError(f"Adapters are served by the backend {OWN}, not by {name}: merge them, or leave --backend out.")
+    return load("backends", name)(options)
+
+
+def backend_of(path: Path) -> str:
+    """The backend that a model's `model_type` names; the own engine where it names none."""
+    try:
+        named = json.loads((path / "config.json").read_bytes())["model_type"]
+    except (OSError, ValueError, KeyError, TypeError):  # whoever reads the model says what is wrong with it
+        return OWN
+    return named if named in plugins("backends") else OWN

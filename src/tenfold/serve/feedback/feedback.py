@@ -4,42 +4,19 @@ An answer is stored when its request says `store: true`; only stored answers can
 hashes, and everything that a user gave can be deleted.
 """
 
-import hashlib
-import hmac
-import secrets
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from sqlalchemy import (
-    JSON,
-    URL,
-    Boolean,
-    Column,
-    Float,
-    ForeignKey,
-    Integer,
-    MetaData,
-    Row,
-    String,
-    Table,
-    Text,
-    create_engine,
-    event,
-    make_url,
-    select,
-)
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy import JSON, Boolean, Column, Float, ForeignKey, Integer, MetaData, String, Table, Text, select
+from sqlalchemy.exc import IntegrityError
 
+from tenfold.serve.feedback.database import Database, Kind
 from tenfold.spec.errors import TenfoldError
-from tenfold.spec.files import make_private
-from tenfold.spec.versions import require_version
 
 VERSION = 1  # of the tables
 WINNERS = ("a", "b", "tie", "both_bad")
 metadata = MetaData()
-settings = Table("settings", metadata, Column("name", String(40), primary_key=True), Column("value", String(200)))
+KIND = Kind(metadata, VERSION, "feedback", "--feedback")
 responses = Table(
     "responses",
     metadata,
@@ -88,42 +65,11 @@ pairs = _judgement(
 )
 
 
-class Feedback:
-    """One database. When a method returns, its data is on the disk."""
+class Feedback(Database):
+    """The database of what people said."""
 
     def __init__(self, url: str, salt: bytes | None = None):
-        """Open or create the tables at an SQLAlchemy `url`. Raises TenfoldError if that fails.
-
-        A new database draws the salt of its users' hashes; one is given only where users are simulated, and a run is to be
-        repeated with the same ones held out.
-        """
-        address = _address(url)
-        shown = address.set(query={}).render_as_string(hide_password=True)
-        try:
-            self._engine = create_engine(address, hide_parameters=True)
-            if self._engine.dialect.name == "sqlite":
-                _make_private(address.database or "")
-                event.listen(self._engine, "connect", _durable_sqlite)
-            metadata.create_all(self._engine)
-            self._salt = bytes.fromhex(self._setting("salt", (salt or secrets.token_bytes(32)).hex()))
-            version = int(self._setting("version", str(VERSION)))
-        except (SQLAlchemyError, ImportError) as error:
-            why = str(error).splitlines()[0].replace(address.password or "\n", "***")
-            raise TenfoldError(f"The feedback database {shown} cannot be opened: {why}.") from None
-        require_version(version, (VERSION,), f"The feedback database {shown}", "begin another with --feedback")
-
-    def _setting(self, name: str, first: str) -> str:
-        """What the database keeps under a name; in a new one `first`."""
-        with self._engine.begin() as connection:
-            known = connection.scalar(select(settings.c.value).where(settings.c.name == name))
-            if known is None:
-                known = first
-                connection.execute(settings.insert().values(name=name, value=known))
-        return known
-
-    def user_hash(self, user: str) -> str:
-        """The keyed hash of a user, which cannot be traced back without this database's salt."""
-        return hmac.new(self._salt, user.encode(errors="replace"), hashlib.sha256).hexdigest()
+        super().__init__(url, KIND, salt)
 
     def add_response(self, row: dict[str, Any], user: str) -> None:
         """Store an answer; `row` has the columns of `responses` except the user and the time."""
@@ -183,32 +129,3 @@ class Feedback:
         with self._engine.connect() as connection:
             found = (connection.scalars(select(table.c.user_hash)) for table in (responses, ratings, corrections, pairs))
             return {user for some in found for user in some}
-
-    def rows(self, table: Table) -> Iterator[Row[Any]]:
-        """Every row of a table, oldest first."""
-        order = (table.c.created, table.c.id)
-        with self._engine.connect() as connection:
-            yield from connection.execution_options(yield_per=500).execute(select(table).order_by(*order))
-
-
-def _address(url: str) -> URL:
-    """Raises TenfoldError, without a word of the URL, since it may hold a password."""
-    try:
-        return make_url(url)
-    except (SQLAlchemyError, ValueError):
-        said = "sqlite:///FILE or DIALECT://USER:PASSWORD@HOST:PORT/NAME, special characters in the password as %XX"
-        raise TenfoldError(f"The URL of the feedback database cannot be read: write {said}.") from None
-
-
-def _make_private(database: str) -> None:
-    """Create SQLite's file, from which its log and index take their permissions."""
-    file = database.removeprefix("file:").partition("?")[0]
-    if file and not file.startswith(":"):
-        make_private(Path(file))
-
-
-def _durable_sqlite(connection: Any, _: Any) -> None:
-    cursor = connection.cursor()
-    for setting in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000", "secure_delete=ON"):
-        cursor.execute(f"PRAGMA {setting}")
-    cursor.close()

@@ -1,0 +1,42 @@
+"""Rankers of random weights, of any catalogue, and users who ask over HTTP."""
+
+import json
+import urllib.error
+import urllib.request
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models
+
+from tenfold.model.build import make_model
+from tenfold.model.io.huggingface import write_model
+from tenfold.model.io.tokenizer import save_tokenizer
+from tenfold.rank.family import rank_shape
+from tenfold.spec.vocabulary import Vocabulary
+
+START = "<start>"
+
+
+def made_ranker(directory: Path, items: int, width: int = 64, history: int = 200) -> Path:
+    """A generation whose ranker has random weights; its items are named item-0 and so on."""
+    torch.manual_seed(0)
+    model = make_model(replace(rank_shape(width, items + 1), context=history + 1))
+    names = [START, *(f"item-{i}" for i in range(items))]
+    tokenizer = Tokenizer(models.WordLevel({name: token for token, name in enumerate(names)}, unk_token=START))
+    tokenizer.add_special_tokens([START])
+    write_model(model, directory / "model")
+    save_tokenizer(tokenizer, Vocabulary(size=len(names), bos=0, eos=(0,), special={START: 0}), directory / "model")
+    return directory
+
+
+def ask(url: str, body: dict[str, Any] | None, method: str = "POST", key: str = "") -> tuple[int, dict[str, Any]]:
+    """The status and the fields of an answer. Raises OSError where the server is gone."""
+    headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
+    data = None if body is None else json.dumps(body).encode()
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, data, headers, method=method), timeout=60) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)

@@ -1,0 +1,60 @@
+"""What is known of items as numbers, for the towers that give new items their vectors.
+
+Texts, attributes and lists of them are words, hashed to `HASHED` places; a column `item_vector` of lists of numbers, which any
+embedding model may have written, is taken as it is.
+"""
+
+import hashlib
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+
+from tenfold.data.interactions.events import ITEMS
+from tenfold.spec.errors import TenfoldError
+
+HASHED = 512
+VECTOR = "item_vector"
+
+
+def read_features(directory: Path, vocab_size: int) -> np.ndarray:
+    """Features float32 [vocab, features] of the items of `directory`; token 0 has none. Raises TenfoldError where
+    nothing is known."""
+    return features(pa.parquet.read_table(directory / ITEMS).slice(0, vocab_size - 1), first=1)
+
+
+def features(items: pa.Table, first: int = 0) -> np.ndarray:
+    """Features float32 [first + items, features] of a table of items, behind `first` empty rows."""
+    names = [name for name in items.column_names if name != "item"]
+    if not names:
+        raise TenfoldError("Nothing is known of the items: give columns item_..., or leave content out.")
+    words = [name for name in names if name != VECTOR]
+    parts = [_hashed(items.select(words))] if words else []
+    parts += [_vectors(items[VECTOR])] if VECTOR in names else []
+    return np.concatenate((np.zeros((first, sum(p.shape[1] for p in parts)), np.float32), np.concatenate(parts, 1)))
+
+
+def _hashed(items: pa.Table) -> np.ndarray:
+    found = np.zeros((len(items), HASHED), np.float32)
+    for row, values in enumerate(items.to_pylist()):
+        for name, value in values.items():
+            for word in _words(value):
+                mark = int.from_bytes(hashlib.blake2b(f"{name} {word}".encode(), digest_size=8).digest(), "little")
+                found[row, mark % HASHED] += 1.0 if mark >> 63 else -1.0
+    return found / np.maximum(1e-6, np.linalg.norm(found, axis=1, keepdims=True)) * HASHED**0.5
+
+
+def _words(value: object) -> list[str]:
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    return [word for one in values for word in re.findall(r"\w+", str(one).lower())]
+
+
+def _vectors(column: pa.ChunkedArray) -> np.ndarray:
+    rows = column.to_pylist()
+    size = max((len(row) for row in rows if row), default=0)
+    if any(row is not None and len(row) != size for row in rows):
+        raise TenfoldError(f"The column {VECTOR} has lists of several lengths: each item needs one of the same.")
+    found = np.array([row or [0.0] * size for row in rows], np.float32)
+    return found / np.maximum(1e-6, np.linalg.norm(found, axis=1, keepdims=True)) * max(1, size) ** 0.5

@@ -1,0 +1,104 @@
+"""What a person should know of interactions before a model learns from them: ties in time, repeats, bots, the long tail, leaks."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tenfold.data.interactions.events import Interactions
+from tenfold.spec.files import write_json
+
+REPORT = "report.json"
+BOT = 100  # times the median user's events, and more than a thousand
+RARE = 5  # events of an item that hardly anything is learned of
+
+
+def write_report(directory: Path, of: Interactions, copies: int) -> None:
+    """Write `report.json` beside the interactions; `copies` are rows that were left out since another says the same."""
+    write_json(directory / REPORT, report(of, copies))
+
+
+def report(of: Interactions, copies: int = 0) -> dict[str, Any]:
+    """Counts and shares of events, and `warnings`, a sentence each."""
+    length, item_counts = np.diff(of.offsets), np.bincount(of.items)[1:]
+    item_counts = np.sort(item_counts[item_counts > 0])[::-1]
+    user, same_user = of.user_of, of.user_of[1:] == of.user_of[:-1]
+    tied = same_user & (of.times[1:] == of.times[:-1])
+    pairs = len(np.unique(user * (int(of.items.max()) + 1) + of.items))
+    bots = int((length > max(1000, BOT * np.median(length))).sum())
+    found = {
+        "events": len(of.items),
+        "users": len(length),
+        "items": len(item_counts),
+        "copies_left_out": copies,
+        "first": str(np.datetime64(int(of.times.min()), "s")),
+        "last": str(np.datetime64(int(of.times.max()), "s")),
+        "tied_share": _share(np.concatenate((tied, [False])) | np.concatenate(([False], tied))),
+        "repeated_share": 1 - pairs / len(of.items),
+        "bots": bots,
+        "bots_share_of_events": float(length[length > max(1000, BOT * np.median(length))].sum() / len(of.items)),
+        "median_history": float(np.median(length)),
+        "longest_history": int(length.max()),
+        "top_1_percent_of_items": float(item_counts[: max(1, len(item_counts) // 100)].sum() / len(of.items)),
+        "rare_items_share": _share(item_counts < RARE),
+        **_of_the_split(of),
+    }
+    return found | {"warnings": _warnings(found)}
+
+
+def _of_the_split(of: Interactions) -> dict[str, Any]:
+    test = of.held_out("test")
+    begin = np.median(test.now)
+    return {
+        "split": of.split.name,
+        "training_events": len(of.training),
+        "test_queries": len(test.targets),
+        "test_users": len(np.unique(test.user)),
+        "test_users_without_history": _share(np.array([not len(history) for history in test.histories])),
+        "test_items_not_in_training": _share(_unseen(of, test.targets)),
+        "training_after_half_of_the_test": _share(of.times[of.training] > begin),
+    }
+
+
+def _unseen(of: Interactions, targets: np.ndarray) -> np.ndarray:
+    return np.append(of.counts, 0)[np.minimum(targets, of.vocab_size)] == 0
+
+
+def _share(flags: np.ndarray) -> float:
+    return float(flags.mean()) if len(flags) else 0.0
+
+
+def _warnings(found: dict[str, Any]) -> list[str]:
+    few, late, bots = 0.05, found["training_after_half_of_the_test"], found["bots_share_of_events"]
+    said = [
+        (
+            found["tied_share"] > few,
+            f"{found['tied_share']:.0%} of the events share their time with another of the user: their order within a time is that "
+            "of the table, and results of another order differ.",
+        ),
+        (
+            late > few,
+            f"{late:.0%} of the training happened after half of the test: what is found is what papers report, and not what a "
+            "model would have known in its time; the split temporal has no such leak.",
+        ),
+        (
+            found["bots"] > 0,
+            f"{found['bots']} users have more than a thousand events and {BOT} times the median, {bots:.0%} of all "
+            "events: they may be machines.",
+        ),
+        (
+            found["test_items_not_in_training"] > few,
+            f"{found['test_items_not_in_training']:.0%} of the test are items that the training never saw: a model without a "
+            "content tower misses them.",
+        ),
+        (
+            found["repeated_share"] > few,
+            f"{found['repeated_share']:.0%} of the events repeat an item of the same user: metrics leave a user's items out, but "
+            "for the one that came.",
+        ),
+        (
+            found["first"] == found["last"],
+            "All events have the same time: histories are in the order of the table, and a temporal split says nothing.",
+        ),
+    ]
+    return [sentence for holds, sentence in said if holds]

@@ -1,0 +1,100 @@
+"""What needs no model, and always stands beside one: popularity, that of the last 30 days, a Markov chain, ItemKNN and EASE.
+
+All are counted from what may be learned from. The two that have a setting take the best of three on the validation.
+"""
+
+import numpy as np
+from scipy.sparse import csr_array
+
+from tenfold.data.interactions.events import Interactions, Queries
+from tenfold.rank.metrics import evaluate, summary
+from tenfold.rank.ranker import Scorer
+
+DAYS_S = 30 * 86400
+NEIGHBOURS = (20, 100, 500)
+SHRINK = 10.0  # added to the product of two items' lengths, so that a few users make no neighbours
+PENALTIES = (100.0, 300.0, 1000.0)
+TRIED = 2000  # users of the validation that a setting is chosen on
+LARGEST = 20_000  # items that all pairs are worked out of
+
+
+def baselines(interactions: Interactions) -> dict[str, Scorer]:
+    """The scorers by name; past `LARGEST` items without ItemKNN and EASE, which need all pairs."""
+    found = {
+        "popularity": popularity(interactions),
+        "popularity_30_days": popularity(interactions, DAYS_S),
+        "markov": markov(interactions),
+    }
+    if interactions.vocab_size <= LARGEST:
+        found["itemknn"] = _best(interactions, [item_knn(interactions, k) for k in NEIGHBOURS])
+        found["ease"] = _best(interactions, [ease(interactions, penalty) for penalty in PENALTIES])
+    return found
+
+
+def popularity(interactions: Interactions, window_s: float = np.inf) -> Scorer:
+    """How often each item occurs in what may be learned from, in the last `window_s` seconds of it, for everybody alike."""
+    events = interactions.training
+    recent = events[interactions.times[events] > interactions.times[events].max() - window_s]
+    counts = np.bincount(interactions.items[recent], minlength=interactions.vocab_size).astype(np.float64)
+    return lambda queries: np.tile(counts, (len(queries.targets), 1))
+
+
+def markov(interactions: Interactions) -> Scorer:
+    """How often each item followed a user's last one; popularity among those that never did."""
+    events = interactions.training
+    after, user = interactions.items[events], interactions.user_of[events]
+    before = np.where(np.concatenate(([True], user[1:] != user[:-1])), 0, np.roll(after, 1))
+    follows = csr_array((np.ones(len(after)), (before, after)), shape=(interactions.vocab_size,) * 2)
+    popular = interactions.counts / (len(after) + 1)
+    return lambda queries: follows[[h[-1] if len(h) else 0 for h in queries.histories]].toarray() + popular
+
+
+def item_knn(interactions: Interactions, neighbours: int) -> Scorer:
+    """The sum, over a user's items, of the cosines to the item (Sarwar et al. 2001), where it is among each one's nearest."""
+    gram = _gram(interactions)
+    length = np.sqrt(np.diag(gram))
+    near = gram / (length[:, None] * length + SHRINK)
+    np.fill_diagonal(near, 0)
+    if neighbours < len(near):
+        least = np.partition(near, -neighbours, axis=1)[:, -neighbours]
+        near[near < least[:, None]] = 0
+    return _product(near)
+
+
+def ease(interactions: Interactions, penalty: float) -> Scorer:
+    """Ridge regression of each item on all others (Steck, arXiv 1905.03375): B = I - P / diag(P), P = (X'X + penalty I)^-1."""
+    inverse = np.linalg.inv(_gram(interactions) + penalty * np.eye(interactions.vocab_size))
+    weights = -inverse / np.diag(inverse)
+    np.fill_diagonal(weights, 0)
+    return _product(weights)
+
+
+def _gram(interactions: Interactions) -> np.ndarray:
+    """How many users had both of two items, [vocab, vocab]."""
+    events = interactions.training
+    shape = (len(interactions.offsets) - 1, interactions.vocab_size)
+    had = csr_array((np.ones(len(events)), (interactions.user_of[events], interactions.items[events])), shape=shape)
+    had.sum_duplicates()
+    had.data[:] = 1
+    return (had.T @ had).toarray()
+
+
+def _product(weights: np.ndarray) -> Scorer:
+    def scores(queries: Queries) -> np.ndarray:
+        rows = np.repeat(np.arange(len(queries.histories)), [len(h) for h in queries.histories])
+        columns = np.concatenate([*queries.histories, np.empty(0, np.int64)])
+        had = csr_array((np.ones(len(rows)), (rows, columns)), shape=(len(queries.histories), len(weights)))
+        had.sum_duplicates()
+        had.data[:] = 1
+        return had @ weights
+
+    return scores
+
+
+def _best(interactions: Interactions, scorers: list[Scorer]) -> Scorer:
+    queries = interactions.held_out("validation", TRIED)
+
+    def quality(scorer: Scorer) -> float:
+        return summary(evaluate(scorer, interactions, queries, logits=False))["ndcg_10"]
+
+    return max(scorers, key=quality)

@@ -1,0 +1,72 @@
+"""Recommendations for many users at once, as a Parquet table."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+
+from tenfold.data.interactions.read import read_interactions
+from tenfold.rank.events.store import Events
+from tenfold.rank.ranker import History
+from tenfold.rank.serving.places import List
+from tenfold.rank.serving.recommender import Query, Recommender
+from tenfold.spec.files import whole_file
+
+TOGETHER = 1024  # users
+SCHEMA = pa.schema([("user", pa.string()), ("place", pa.int32()), ("item", pa.string()), ("score", pa.float32())])
+
+
+def is_event_store(source: str) -> bool:
+    """Whether `source` is an event store, not a table: a database's URL that names no table, or an SQLite file."""
+    return ("://" in source and "#" not in source) or source.endswith((".db", ".sqlite"))
+
+
+def histories(source: str, most: int) -> Iterator[tuple[str, list[str], list[float]]]:
+    """Each user, and the newest items that they took, with times, the oldest first."""
+    if is_event_store(source):
+        store = Events.open(source)
+        for user in sorted(store.users()):
+            taken = store.history_of(user, most)
+            yield user, [one.item for one in taken], [one.time for one in taken]
+        return
+    table = read_interactions(source)
+    users = table["user"].combine_chunks().dictionary_encode()
+    times, items = table["time"].to_numpy(), table["item"]
+    order = np.lexsort((times, users.indices.to_numpy()))
+    ends = np.bincount(users.indices.to_numpy(), minlength=len(users.dictionary)).cumsum()
+    for user, rows in zip(users.dictionary.to_pylist(), np.split(order, ends[:-1]), strict=True):
+        yield user, items.take(pa.array(rows[-most:])).to_pylist(), times[rows[-most:]].tolist()
+
+
+def recommend_all(recommender: Recommender, source: str, out: Path, k: int, now: float | None = None) -> int:
+    """Write `k` items for each user, none that they have in their history; the number of users. `now` is when they are shown."""
+    users = 0
+    ranker = recommender.ranker
+    some: list[tuple[str, Query]] = []
+    with whole_file(out) as scratch, pa.parquet.ParquetWriter(scratch, SCHEMA) as writer:
+        for user, names, times in histories(source, ranker.model.spec.context):
+            tokens = ranker.tokens(names)
+            known = [i for i, token in enumerate(tokens) if token]
+            history = History(tuple(tokens[i] for i in known), tuple(times[i] for i in known), now or times[-1])
+            some.append((user, Query(history, k, left_out=frozenset(history.items))))
+            if len(some) == TOGETHER:
+                users += _write(recommender, some, writer)
+                some = []
+        users += _write(recommender, some, writer)
+    return users
+
+
+def _write(recommender: Recommender, some: list[tuple[str, Query]], writer: pa.parquet.ParquetWriter) -> int:
+    """Write the lists of some users; how many."""
+    names, columns = recommender.ranker.names, ([], [], [], [])  # type: ignore[var-annotated]
+    for (user, _), made in zip(some, recommender.answer([query for _, query in some], np.random.default_rng(0)), strict=True):
+        assert isinstance(made, List)  # a query without rules has an answer
+        columns[0].extend([user] * len(made.tokens))
+        columns[1].extend(range(1, len(made.tokens) + 1))
+        columns[2].extend(names[token] for token in made.tokens)
+        columns[3].extend(made.scores)
+    if some:
+        writer.write_table(pa.table(list(columns), schema=SCHEMA))
+    return len(some)

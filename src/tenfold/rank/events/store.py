@@ -1,0 +1,134 @@
+"""What was shown to whom, and what they did: an append-only store in SQLite or PostgreSQL.
+
+A shown list is kept with the place and the propensity of each item, so that what another policy would have earned can be estimated
+later. Users are keyed hashes. Everything of a person can be deleted, and rows of theirs in other files are known as such.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sqlalchemy import JSON, Column, Float, Index, Integer, MetaData, Row, String, Table, select
+
+from tenfold.rank.events.writer import Rows, Writer
+from tenfold.serve.feedback.database import Database, Kind
+from tenfold.spec.errors import TenfoldError
+
+VERSION = 1  # of the tables
+metadata = MetaData()
+KIND = Kind(metadata, VERSION, "event", "--events")
+lists = Table(
+    "lists",
+    metadata,
+    Column("id", String(80), primary_key=True),
+    Column("created", Float, nullable=False),
+    Column("user_hash", String(64), index=True, nullable=False),
+    Column("shown", JSON, nullable=False),  # the fields of `Shown`
+)
+events = Table(
+    "events",
+    metadata,
+    Column("id", String(160), primary_key=True),
+    Column("created", Float, nullable=False),  # when it came
+    Column("time", Float, nullable=False),  # when it happened
+    Column("user_hash", String(64), nullable=False),
+    Column("item", String(1000), nullable=False),
+    Column("action", String(40), nullable=False),
+    Column("value", Float),
+    Column("list_id", String(80), index=True),
+    Column("place", Integer),
+    Index("events_of_user", "user_hash", "time"),
+)
+deleted = Table(
+    "deleted", metadata, Column("user_hash", String(64), primary_key=True), Column("created", Float, nullable=False)
+)  # people whose rows in other files are not to be learned from
+
+
+class Taken(NamedTuple):
+    """An item that a user took, and when, in seconds since 1970."""
+
+    item: str
+    time: float
+
+
+class Events(Database):
+    """The store. What `write` returns is done when its rows are on the disk."""
+
+    def __init__(self, url: str):
+        """Open or create the tables. Raises TenfoldError where that fails."""
+        super().__init__(url, KIND)
+        self.writer = Writer(self._engine)
+
+    @classmethod
+    def open(cls, database: str) -> "Events":
+        """An event database, or the SQLite file of one. Raises TenfoldError where there is none."""
+        if "://" not in database and not Path(database).is_file():
+            raise TenfoldError(f"There are no events in {database}: give the database of `tenfold rank serve --events`.")
+        return cls(database if "://" in database else f"sqlite:///{database}")
+
+    def keep_events(self, user: str, rows: Rows) -> "Future[int]":
+        """Keep what a user did: the columns of `events` without the user and when it came. How many were not there already."""
+        whose, now = self.user_hash(user), time.time()
+        return self.writer.add(events, [{"user_hash": whose, "created": now, **row} for row in rows])
+
+    def keep_list(self, list_id: str, user: str, shown: dict[str, Any]) -> "Future[int]":
+        """Keep what was shown to a user."""
+        row = {"id": list_id, "created": time.time(), "user_hash": self.user_hash(user), "shown": shown}
+        return self.writer.add(lists, [row])
+
+    def history(self, user: str, most: int, actions: Sequence[str] = (), before: float | None = None) -> list[Taken]:
+        """The newest items that a user took, the oldest first; of the given actions, where there are any."""
+        return self.history_of(self.user_hash(user), most, actions, before)
+
+    def history_of(self, user_hash: str, most: int, actions: Sequence[str] = (), before: float | None = None) -> list[Taken]:
+        """The same for the hash of a user; with `before`, of what had come by then."""
+        asked = select(events.c.item, events.c.time).where(events.c.user_hash == user_hash)
+        if actions:
+            asked = asked.where(events.c.action.in_(actions))
+        if before is not None:
+            asked = asked.where(events.c.created < before)
+        newest = asked.order_by(events.c.time.desc(), events.c.created.desc(), events.c.id.desc()).limit(most)
+        with self._engine.connect() as connection:
+            return [Taken(*row) for row in reversed(connection.execute(newest).all())]
+
+    def delete_user(self, user: str) -> int:
+        """Delete all of a person, and remember whose rows in other files are not to be learned from; the number of rows deleted."""
+        who, gone = self.user_hash(user), 0
+        self.writer.add(deleted, [{"user_hash": who, "created": time.time()}]).result()  # after what still waited of theirs
+        with self._engine.begin() as connection:
+            for table in (events, lists):
+                gone += connection.execute(table.delete().where(table.c.user_hash == who)).rowcount
+        return gone
+
+    def deleted_users(self) -> set[str]:
+        """The hashes of people who had everything deleted."""
+        with self._engine.connect() as connection:
+            return set(connection.scalars(select(deleted.c.user_hash)))
+
+    def users(self) -> set[str]:
+        """The hashes of all users of whom anything is kept."""
+        with self._engine.connect() as connection:
+            return {user for table in (events, lists) for user in connection.scalars(select(table.c.user_hash).distinct())}
+
+    def actions_on_lists(self, actions: Sequence[str] = ()) -> set[tuple[str, str]]:
+        """Which item of which list somebody took."""
+        asked = select(events.c.list_id, events.c.item).where(events.c.list_id.is_not(None)).distinct()
+        asked = asked.where(events.c.action.in_(actions)) if actions else asked
+        with self._engine.connect() as connection:
+            return {(row.list_id, row.item) for row in connection.execute(asked)}
+
+    def newest_lists(self, most: int) -> Sequence[Row[Any]]:
+        """The newest lists that were shown."""
+        with self._engine.connect() as connection:
+            return connection.execute(select(lists).order_by(lists.c.created.desc(), lists.c.id).limit(most)).all()
+
+    def of_lists(self) -> Iterator[Row[Any]]:
+        """Every list that was shown, the oldest first."""
+        return self.rows(lists)
+
+    def close(self) -> None:
+        """Write what waits, and let the database go."""
+        self.writer.close()
+        self._engine.dispose()

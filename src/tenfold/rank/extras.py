@@ -1,0 +1,117 @@
+"""What a ranker keeps beside its weights: the content tower, the heads of its objectives, and their calibration.
+
+`extras.safetensors` has the weights, `objectives.json` what they are of; both stand in the run's directory, beside `model/`.
+"""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tenfold.data.interactions.events import Interactions
+from tenfold.rank.model import ContentTower, ItemModel
+from tenfold.rank.objectives import Calibration, Objective, calibrate, calibration_error, parse
+from tenfold.spec.files import whole_file, write_json
+
+WEIGHTS, FACTS = "extras.safetensors", "objectives.json"
+TOGETHER = 64  # users whose validation is predicted at once
+
+
+class Extras(NamedTuple):
+    """The tower and the heads, where a model has them."""
+
+    tower: ContentTower | None
+    heads: nn.Linear | None
+    objectives: list[Objective]
+    curves: list[Calibration]
+
+    def predict(self, hidden: Tensor) -> dict[str, np.ndarray]:
+        """Calibrated predictions by objective, of hidden states [candidates, dim]."""
+        if self.heads is None:
+            return {}
+        outputs = self.heads(hidden).float().numpy()
+        found = zip(self.objectives, self.curves, strict=True)
+        return {objective.name: curve(outputs[:, i]) for i, (objective, curve) in enumerate(found)}
+
+
+@torch.no_grad()
+def outputs_on(model: ItemModel, interactions: Interactions, held: str, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
+    """What the heads say of held-out events, float32 [events, objectives], and which events these are, int64 [events]."""
+    ends = interactions.ends
+    first, last = (ends.training, ends.validation) if held == "validation" else (ends.validation, ends.test)
+    users = np.flatnonzero(last > first)
+    said, which = [np.empty((0, model.objectives.out_features), np.float32)] if model.objectives else [], [np.empty(0, np.int64)]
+    for some in np.split(users, range(TOGETHER, len(users), TOGETHER)):
+        rows = interactions.window(some, np.maximum(0, last[some] + 1 - seq_len), last[some], seq_len)
+        rows.tokens[rows.tokens >= interactions.vocab_size] = 0
+        device = model.embedding.weight.device
+        hidden = model.hidden(torch.from_numpy(rows.tokens).to(device), times=torch.from_numpy(rows.times).to(device))
+        place = rows.events - interactions.offsets[some][:, None]
+        asked = (rows.events >= 0) & (place >= first[some][:, None]) & (rows.tokens > 0)
+        assert model.objectives is not None
+        said.append(model.objectives(hidden).float().cpu().numpy()[asked])
+        which.append(rows.events[asked])
+    return np.concatenate(said), np.concatenate(which)
+
+
+def calibrate_objectives(
+    model: ItemModel, interactions: Interactions, objectives: list[Objective], values: np.ndarray | None, seq_len: int
+) -> list[Calibration]:
+    """A curve for each objective, from the validation."""
+    if values is None:
+        return []
+    outputs, events = outputs_on(model, interactions, "validation", seq_len)
+    curves = []
+    for i, objective in enumerate(objectives):
+        there = ~np.isnan(values[events, i])
+        said, came = (outputs[there, i], values[events[there], i]) if there.any() else (np.zeros(1), np.zeros(1))
+        curves.append(calibrate(said.astype(np.float64), came.astype(np.float64), objective))
+    return curves
+
+
+def objective_scores(ranker_extras: Extras, model: ItemModel, interactions: Interactions, seq_len: int) -> dict[str, float]:
+    """How far calibrated predictions of the test lie from what came, by objective."""
+    model.objectives = ranker_extras.heads
+    if model.objectives is None:
+        return {}
+    outputs, events = outputs_on(model, interactions, "test", seq_len)
+    found = {}
+    for i, (objective, curve) in enumerate(zip(ranker_extras.objectives, ranker_extras.curves, strict=True)):
+        came = objective.of(interactions)[events]
+        came, there = came if objective.test else np.expm1(came), ~np.isnan(came)
+        found[objective.name] = calibration_error(curve(outputs[there, i]), came[there])
+    return found
+
+
+@torch.no_grad()
+def write_extras(model: ItemModel, objectives: list[Objective], curves: list[Calibration], directory: Path) -> None:
+    """Write tower, heads and curves, and leave the model without them: its table then holds what the tower said."""
+    weights = {name: p for name, p in model.named_parameters() if name.startswith(("content.", "objectives."))}
+    with whole_file(directory / WEIGHTS) as scratch:
+        save_file({name: p.detach().cpu().contiguous() for name, p in weights.items()}, scratch)
+    known = zip(objectives, curves, strict=True)
+    write_json(directory / FACTS, [{"objective": objective.name, **curve._asdict()} for objective, curve in known])
+    model.embedding.weight.copy_(model.table())
+    model.content = model.objectives = None
+
+
+def read_extras(directory: Path, dim: int) -> Extras:
+    """What stands beside a model; nothing where it was trained for the next item alone."""
+    file = directory / WEIGHTS
+    if not file.exists():
+        return Extras(None, None, [], [])
+    weights = load_file(file)
+    tower = heads = None
+    if "content.w1.weight" in weights:
+        tower = ContentTower(torch.empty(0, weights["content.w1.weight"].shape[1]), dim).requires_grad_(False)
+        tower.load_state_dict({name: weights[f"content.{name}"] for name in ("w1.weight", "w2.weight")})
+    if "objectives.weight" in weights:
+        heads = nn.Linear(dim, len(weights["objectives.weight"])).requires_grad_(False)
+        heads.load_state_dict({name: weights[f"objectives.{name}"] for name in ("weight", "bias")})
+    facts = json.loads((directory / FACTS).read_text())
+    curves = [Calibration(fact["outputs"], fact["values"]) for fact in facts]
+    return Extras(tower, heads, [parse(fact["objective"]) for fact in facts], curves)

@@ -1,0 +1,145 @@
+"""The gate of rankers: a new one goes before users only where it ranks what they took after its training better than the old one.
+
+The measure is NDCG at 10 over the whole catalogue, what a user had left out, paired by user. As in `learn.gate`, a forecast from
+one half of the users is written down before the other half is looked at, and better means beyond noise (95 %).
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow.parquet
+import torch
+
+from tenfold.learn.checks import Check
+from tenfold.learn.data import write_versioned
+from tenfold.learn.gate import read_gate
+from tenfold.learn.statistics import paired_test, predicted
+from tenfold.model.io.huggingface import weights_hash
+from tenfold.model.path import model_path
+from tenfold.rank.ranker import History, Ranker
+from tenfold.spec.files import file_sha256
+from tenfold.spec.forecasts import Forecast, forecast, outcome
+
+K = 10
+TOGETHER = 256  # histories
+PER_USER = 20  # of the items that a user took, the first so many are asked about
+
+
+class Asked(NamedTuple):
+    """What a user had, by names and times, and what they took next."""
+
+    user: str
+    items: list[str]
+    times: list[float]
+    came: str
+    now: float
+
+
+def gate(new: Path, old: Path, home: Path) -> dict[str, Any]:
+    """Judge `new` on the held-out events of its `data` folder beside `old`; the verdict is kept in its gate.json.
+
+    Raises TenfoldError where too few users are held out.
+    """
+    files = {part: new / "data" / f"{part}.parquet" for part in ("train", "held_out")}
+    hashes = {"new": weights_hash(model_path(new)), "old": weights_hash(model_path(old))}
+    hashes |= {part: file_sha256(file) for part, file in files.items()}
+    key = f"rank/gate/{hashlib.sha256(json.dumps(hashes).encode()).hexdigest()[:12]}"
+    if not (new / "gate.json").exists() or read_gate(new)["forecast"] != key:
+        names = {"new": str(new.resolve()), "old": str(old.resolve()), "hashes": hashes}
+        write_versioned(new / "gate.json", {**names, **_judge(model_path(new), model_path(old), home, key, files)})
+    judged = read_gate(new)
+    outcome(home, key, judged["test"]["mean"])
+    return judged
+
+
+def _judge(new: Path, old: Path, home: Path, key: str, files: dict[str, Path]) -> dict[str, Any]:
+    asked = held_out(files["train"], files["held_out"])
+    halves: list[list[Asked]] = [[], []]
+    for one in asked:
+        halves[int(hashlib.sha256(one.user.encode()).hexdigest()[:8], 16) % 2].append(one)
+    rankers = Ranker.load(new), Ranker.load(old)
+
+    def worse(some: list[Asked]) -> np.ndarray:
+        """By how much the new one is worse, by user: the paired test asks for less."""
+        return by_user(some, ndcg(rankers[1], some) - ndcg(rankers[0], some))
+
+    quantiles = predicted(list(worse(halves[0])), len({one.user for one in halves[1]}))
+    data = {name: file_sha256(file) for name, file in files.items()}
+    forecast(home, Forecast(key=key, who="rank", kind="paired_difference", unit="NDCG", quantiles=quantiles, data=data))
+    test = paired_test(list(worse(halves[1])))
+    says = f"NDCG@{K} is better by {-test.mean:+.4f} (95 %: {-test.t_interval[1]:+.4f} to {-test.t_interval[0]:+.4f})."
+    known = ndcg(rankers[0], halves[1])
+    above = paired_test(list(by_user(halves[1], popularity_ndcg(files["train"], halves[1]) - known)))
+    floor = (
+        f"NDCG@{K} is above popularity's by {-above.mean:+.4f} (95 %: {-above.t_interval[1]:+.4f} to {-above.t_interval[0]:+.4f})."
+    )
+    checks = [Check("better", test.passed, says, -test.mean, 0.0), Check("above_popularity", above.passed, floor, -above.mean, 0.0)]
+    refused = [check for check in checks if not check.passed]
+    return {
+        "passed": not refused, "reason": " ".join(check.says for check in refused or checks[:1]),
+        "refused_by": [check.name for check in refused], "checks": [asdict(check) for check in checks],
+        "forecast": key, "unit": "NDCG", "test": asdict(test), "quantiles": quantiles,
+    }  # fmt: skip
+
+
+def held_out(train: Path, later: Path) -> list[Asked]:
+    """What each user of `later` took, after what they had in `train` and before it in `later`; tables by time."""
+    had: dict[str, tuple[list[str], list[float]]] = {}
+    for row in pyarrow.parquet.read_table(train, columns=["user", "item", "time"]).to_pylist():
+        items, times = had.setdefault(row["user"], ([], []))
+        items.append(row["item"])
+        times.append(row["time"])
+    asked, count = [], Counter[str]()
+    for row in pyarrow.parquet.read_table(later, columns=["user", "item", "time"]).to_pylist():
+        items, times = had.setdefault(row["user"], ([], []))
+        count[row["user"]] += 1
+        if row["item"] not in items and count[row["user"]] <= PER_USER:
+            asked.append(Asked(row["user"], list(items), list(times), row["item"], row["time"]))
+        items.append(row["item"])
+        times.append(row["time"])
+    return asked
+
+
+@torch.inference_mode()
+def ndcg(ranker: Ranker, asked: Sequence[Asked]) -> np.ndarray:
+    """NDCG at 10 of each; 0 where the ranker does not know the item. Ties count against it."""
+    found = []
+    for some in (asked[first : first + TOGETHER] for first in range(0, len(asked), TOGETHER)):
+        tokens = [ranker.tokens(one.items) for one in some]
+        known = [[i for i, token in enumerate(of) if token] for of in tokens]
+        histories = [
+            History(tuple(of[i] for i in keep), tuple(one.times[i] for i in keep), one.now)
+            for one, of, keep in zip(some, tokens, known, strict=True)
+        ]
+        for one, history, scores in zip(some, histories, ranker.score(histories), strict=True):
+            scores[[0, *history.items]] = -np.inf
+            (target,) = ranker.tokens([one.came])
+            found.append(_gain(int((scores >= scores[target]).sum()) - 1) if target and np.isfinite(scores[target]) else 0.0)
+    return np.array(found)
+
+
+def popularity_ndcg(train: Path, asked: Sequence[Asked]) -> np.ndarray:
+    """The same of items by how often they were taken in `train`; ties in the order of the table."""
+    counts = Counter(pyarrow.parquet.read_table(train, columns=["item"])["item"].to_pylist())
+    place = {item: i for i, (item, _) in enumerate(counts.most_common())}
+    found = []
+    for one in asked:
+        before = sum(place[item] < place.get(one.came, 0) for item in set(one.items) if item in place)
+        found.append(_gain(place[one.came] - before) if one.came in place else 0.0)
+    return np.array(found)
+
+
+def _gain(place: int) -> float:
+    return float(1 / np.log2(place + 2)) if place < K else 0.0
+
+
+def by_user(asked: Sequence[Asked], values: np.ndarray) -> np.ndarray:
+    """The mean of each user."""
+    _, user = np.unique([one.user for one in asked], return_inverse=True)
+    return np.bincount(user, values) / np.bincount(user)

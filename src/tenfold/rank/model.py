@@ -1,0 +1,138 @@
+"""What the families of rankers share: one table of items for input and output, towers for new items, heads for what a user thinks.
+
+A score of the next item is a product of a hidden state and an item's vector. Probabilities of objectives (a like, a watch time) are
+read from the hidden state of the item itself, which has seen the history and the item: a candidate is an item more, which sees the
+history and no other candidate (M-FALCON, arXiv 2402.17152, section 3.4).
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tenfold.model.attention import document_mask
+from tenfold.model.llama import Block, Llama, rope_table
+from tenfold.model.loss import cross_entropy
+from tenfold.spec.model import ModelSpec
+
+
+class ContentTower(nn.Module):
+    """Vectors of items from what is known of them: `features` float32 [vocab, features], which are no weights."""
+
+    def __init__(self, features: Tensor, dim: int):
+        super().__init__()
+        self.features = features
+        self.w1 = nn.Linear(features.shape[1], 2 * dim, bias=False)
+        self.w2 = nn.Linear(2 * dim, dim, bias=False)
+        for layer in (self.w1, self.w2):
+            nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Vectors [..., dim] of features [..., features], about as long as those that the table begins with."""
+        return self.w2(F.silu(self.w1(features))) * self.w2.out_features**-0.5
+
+
+class ItemModel(Llama):
+    """A decoder whose tokens are items. `dropout` and `id_dropout` work where gradients are on.
+
+    `content` adds vectors of a tower to the table; in training each item is known by its tower alone in the share `id_dropout` of
+    the steps, so that new ones are. `objectives` reads objectives [..., objectives] off hidden states.
+    """
+
+    def __init__(self, spec: ModelSpec):
+        super().__init__(spec)
+        self.dropout = self.id_dropout = 0.0
+        self.content: ContentTower | None = None
+        self.objectives: nn.Linear | None = None
+
+    def drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout) if self.dropout and torch.is_grad_enabled() else x
+
+    def table(self) -> Tensor:
+        """Every item's vector on the way in, [vocab, dim]."""
+        table = self.embedding.weight
+        if self.content is None:
+            return table
+        if self.id_dropout and torch.is_grad_enabled():
+            table = table * (torch.rand(len(table), 1, device=table.device) >= self.id_dropout)
+        return table + self.content(self.content.features)
+
+    def item_vectors(self, table: Tensor) -> Tensor:
+        """Every item's vector on the way out, for rows of the table."""
+        return table
+
+    def forward(self, tokens: Tensor, document: Tensor | None = None, **inputs: Any) -> Tensor:
+        return (self.hidden(tokens, document, **inputs) @ self.item_vectors(self.table()).T).float()
+
+    def hidden(
+        self, tokens: Tensor, document: Tensor | None = None, times: Tensor | None = None, table: Tensor | None = None
+    ) -> Tensor:
+        """Hidden states [B, T, dim] of tokens [B, T], whose products with `item_vectors` are logits of the next item.
+
+        `times` int64 [B, T + 1] are in seconds, the last one of what comes. `table` is what `self.table()` gave.
+        """
+        T = tokens.shape[1]
+        positions = torch.arange(T, device=tokens.device)
+        mask = None if document is None else document_mask(document)
+        return self.read(tokens, positions, mask, times, self.table() if table is None else table)
+
+    def read(self, tokens: Tensor, positions: Tensor, mask: Tensor | None, times: Tensor | None, table: Tensor) -> Tensor:
+        """As `hidden`, of tokens at positions [T], with a mask bool [B or 1, 1, T, T] that is causal where it is None."""
+        raise NotImplementedError
+
+    def loss(
+        self, tokens: Tensor, targets: Tensor, document: Tensor | None = None, z_loss: float = 0.0, **inputs: Any
+    ) -> tuple[Tensor, Tensor]:
+        table = self.table()
+        hidden = self.hidden(tokens, document, table=table, **inputs)
+        return cross_entropy(hidden.flatten(0, 1), self.item_vectors(table), targets.flatten(), z_loss)
+
+    def beside(self, history: Tensor, candidates: Tensor, times: Tensor | None = None) -> Tensor:
+        """Hidden states [candidates, dim] of each candidate as the next item after history [T], of which none sees another.
+
+        `times` int64 [T + 2] are those of the history, of the candidates, and again of these.
+        """
+        T, C = len(history), len(candidates)
+        positions = torch.cat((torch.arange(T), torch.full((C,), T))).to(history.device)
+        mask = torch.ones(T + C, T + C, dtype=torch.bool, device=history.device).tril()
+        mask[T:, T:] = torch.eye(C, dtype=torch.bool)
+        if times is not None:
+            times = torch.cat((times[:T], times[T : T + 1].expand(C), times[-1:]))[None]
+        tokens = torch.cat((history, candidates))[None]
+        return self.read(tokens, positions, mask[None, None], times, self.table())[0, T:]
+
+
+class GatedBlock(Block):
+    """Llama's block, each of whose two branches is let through by a gate of its input (LiGR, arXiv 2502.03417; eSASRec).
+
+    h = x + Attention(RMSNorm(x)) * sigmoid(Wa x);   out = h + FeedForward(RMSNorm(h)) * sigmoid(Wf h)
+    """
+
+    def __init__(self, spec: ModelSpec):
+        super().__init__(spec)
+        self.attention_gate = nn.Linear(spec.dim, spec.dim, bias=False)
+        self.ffn_gate = nn.Linear(spec.dim, spec.dim, bias=False)
+        self.dropout = 0.0
+
+    def attended(self, x: Tensor, rope: Tensor | None, mask: Any, temperature: Tensor | None = None) -> Tensor:
+        return x + self._drop(self.attention(self.attention_norm(x), rope, mask, temperature) * self.attention_gate(x).sigmoid())
+
+    def fed(self, h: Tensor) -> Tensor:
+        return h + self._drop(self.ffn(self.ffn_norm(h)) * self.ffn_gate(h).sigmoid())
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout) if self.dropout and torch.is_grad_enabled() else x
+
+
+class RankLlama(ItemModel):
+    """Llama's decoder of gated blocks."""
+
+    def block(self, layer: int) -> Block:
+        return GatedBlock(self.spec)
+
+    def read(self, tokens: Tensor, positions: Tensor, mask: Tensor | None, times: Tensor | None, table: Tensor) -> Tensor:
+        x, rope = self.drop(F.embedding(tokens, table)), rope_table(self.spec, positions)
+        for block in self.layers:
+            x = block(x, rope, mask)
+        return self.norm(x)

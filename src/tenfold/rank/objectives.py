@@ -1,0 +1,100 @@
+"""What a user may think of an item beside taking it: a like, a purchase, how long it is watched. Each is a column of the table.
+
+`rating>=4` and `action=like` are yes or no, trained by binary cross-entropy; a column alone, as `value`, is an amount of 0 or more,
+trained by the squared error of log(1 + amount). Both are calibrated on the validation by isotonic regression.
+"""
+
+import operator
+import re
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch.nn.functional as F
+from scipy.optimize import isotonic_regression
+from torch import Tensor
+
+from tenfold.data.interactions.events import Interactions
+from tenfold.spec.errors import TenfoldError
+
+TESTS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt, "=": operator.eq}
+BINS = 10  # of a calibration error
+
+
+class Objective(NamedTuple):
+    """A column, and what its values are tested by; an amount has no test."""
+
+    name: str
+    column: str
+    test: str = ""
+    value: str = ""
+
+    def of(self, interactions: Interactions) -> np.ndarray:
+        """Its value for each event, float32 [events]; NaN where the column is empty."""
+        column = interactions.signal(self.column)
+        try:
+            if self.test == "=" and not _is_number(self.value):
+                given = np.array([np.nan if x is None else float(x == self.value) for x in column.cast(pa.string()).to_pylist()])
+            else:
+                given = column.cast(pa.float64()).to_numpy()
+        except pa.ArrowInvalid:
+            raise TenfoldError(f"The objective {self.name!r} needs numbers in the column {self.column!r}.") from None
+        if self.test and _is_number(self.value):
+            given = np.where(np.isnan(given), np.nan, TESTS[self.test](given, float(self.value)))
+        elif not self.test:
+            if np.nanmin(given) < 0:
+                raise TenfoldError(f"The objective {self.name!r} is an amount: the column has values below 0.")
+            given = np.log1p(given)
+        return given.astype(np.float32)
+
+
+def _is_number(text: str) -> bool:
+    return bool(re.fullmatch(r"-?\d+(\.\d+)?", text))
+
+
+def parse(text: str) -> Objective:
+    """The objective that is written `column`, `column>=4` or `column=like`."""
+    found = re.fullmatch(r"\s*(\w+)\s*(?:(>=|<=|>|<|=)\s*(\S+)\s*)?", text)
+    if not found or (found[2] not in (None, "=") and not _is_number(found[3])):
+        raise TenfoldError(f"{text!r} is no objective: write a column, or one with a test, as rating>=4 or action=like.")
+    return Objective(text.replace(" ", ""), found[1], found[2] or "", found[3] or "")
+
+
+def objective_loss(outputs: Tensor, values: Tensor, objectives: list[Objective]) -> Tensor:
+    """The sum of the losses of outputs [..., objectives], where values [..., objectives] are known."""
+    total = outputs.new_zeros(())
+    for i, objective in enumerate(objectives):
+        there = ~values[..., i].isnan()
+        output, value = outputs[..., i][there].float(), values[..., i][there]
+        if objective.test:
+            total = total + F.binary_cross_entropy_with_logits(output, value, reduction="sum")
+        else:
+            total = total + (output - value).square().sum() / 2
+    return total
+
+
+class Calibration(NamedTuple):
+    """A rising function from a model's output to what came, straight between `outputs`; amounts are in the column's unit."""
+
+    outputs: list[float]
+    values: list[float]
+
+    def __call__(self, outputs: np.ndarray) -> np.ndarray:
+        return np.interp(outputs, self.outputs, self.values)
+
+
+def calibrate(outputs: np.ndarray, values: np.ndarray, objective: Objective) -> Calibration:
+    """Isotonic regression of what came on a model's outputs, both float [events]."""
+    came = values if objective.test else np.expm1(values)
+    order = np.argsort(outputs, kind="stable")
+    x, y = outputs[order], isotonic_regression(came[order]).x
+    edges = np.flatnonzero(np.diff(y, prepend=np.nan, append=np.nan))
+    ends = np.unique(np.clip(np.concatenate((edges, edges - 1)), 0, len(x) - 1))
+    return Calibration(x[ends].tolist(), y[ends].tolist())
+
+
+def calibration_error(predicted: np.ndarray, came: np.ndarray) -> float:
+    """The mean difference between what was said and what came, over `BINS` bins of equally many."""
+    order = np.argsort(predicted, kind="stable")
+    bins = [part for part in np.array_split(order, BINS) if len(part)]
+    return float(sum(len(part) * abs(predicted[part].mean() - came[part].mean()) for part in bins) / max(1, len(order)))

@@ -1,0 +1,102 @@
+"""The lists of an event store as a log, and what another ranker would have shown in their place."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+
+from tenfold.rank.events.store import Events
+from tenfold.rank.offpolicy.log import Log, Policy
+from tenfold.rank.offpolicy.rewards import Choice
+from tenfold.rank.ranker import History
+from tenfold.rank.serving.places import Places, Rules, retraced
+from tenfold.rank.serving.protocol import LONGEST
+from tenfold.rank.serving.recommender import Query, Recommender
+from tenfold.spec.errors import TenfoldError
+
+TOGETHER = 64  # lists
+
+
+class Row(NamedTuple):
+    """A place of a shown list, and the ranker's pool there."""
+
+    item: str
+    place: int
+    reward: float
+    propensity: float
+    user: str
+    pool: np.ndarray  # tokens
+    chances: np.ndarray
+    scores: np.ndarray
+    score: float
+
+
+def served_log(
+    events: Events, recommender: Recommender, most: int, actions: Sequence[str] = ()
+) -> tuple[Log, Policy, Counter[str]]:
+    """The newest `most` lists; a place earned 1 where its item was taken from this list, by one of the actions.
+
+    Also how many lists were left out, by reason. Raises TenfoldError where none is left.
+    """
+    left_out: Counter[str] = Counter()
+    rows = list(_rows(events, recommender, most, actions, left_out))
+    if not rows:
+        raise TenfoldError("The store has no list with propensities: let people be shown some first.")
+    names = recommender.ranker.names
+    number = {name: i for i, name in enumerate(dict.fromkeys([*names, *(row.item for row in rows)]))}
+    size = max(len(row.pool) for row in rows)
+    pools = [np.pad(part, (0, size - len(part))) for row in rows for part in (row.pool, row.chances, row.scores)]
+    items, chances, scores = (np.array(pools[i::3]) for i in range(3))
+    places = np.array([row.place for row in rows])
+    log = Log(
+        list(number), np.array([number[row.item] for row in rows]), places, np.array([row.reward for row in rows]),
+        np.array([row.propensity for row in rows]), np.array([row.user for row in rows]),
+    )  # fmt: skip
+    choice = Choice(items, np.broadcast_to(places[:, None], items.shape), scores)
+    return log, Policy(choice, chances, np.array([row.score for row in rows])), left_out
+
+
+def _rows(events: Events, recommender: Recommender, most: int, actions: Sequence[str], left_out: Counter[str]) -> Iterator[Row]:
+    taken = events.actions_on_lists(actions)
+    newest = events.newest_lists(most)
+    for lists in (newest[first : first + TOGETHER] for first in range(0, len(newest), TOGETHER)):
+        usable = [one for one in lists if one.shown["propensities"] is not None]
+        left_out["of two rankers, without propensities"] += len(lists) - len(usable)
+        queries = [_query(events, recommender, one) for one in usable]
+        for one, places in zip(usable, recommender.places(queries), strict=True):
+            if isinstance(places, TenfoldError):
+                left_out[str(places)] += 1
+            else:
+                yield from _places(one, places, recommender, taken)
+
+
+def _query(events: Events, recommender: Recommender, one: Any) -> Query:
+    """What was asked then, in the ranker's tokens."""
+    shown, ranker = one.shown, recommender.ranker
+    if shown["history"] is None:
+        known = events.history_of(one.user_hash, LONGEST, before=one.created)
+        names, times = [item.item for item in known], [item.time for item in known]
+    else:
+        names, times = shown["history"], shown["times"] or []
+    tokens = ranker.tokens(names)
+    kept = [i for i, token in enumerate(tokens) if token]
+    history = History(
+        tuple(tokens[i] for i in kept), tuple(times[i] for i in kept) if times else (), one.created if times else None
+    )
+    out = frozenset(filter(None, ranker.tokens(shown["exclude"]))) | frozenset(() if shown["repeat"] else history.items)
+    candidates = None if shown["candidates"] is None else ranker.tokens(shown["candidates"])
+    return Query(history, shown["k"], candidates, out, msgspec.convert(shown["rules"], Rules), shown["objectives"])
+
+
+def _places(one: Any, places: Places, recommender: Recommender, taken: set[tuple[str, str]]) -> Iterator[Row]:
+    shown, scores, pool = one.shown["items"], places.scores, places.pool.tokens
+    tokens = recommender.ranker.tokens(shown)
+    number = {token: i for i, token in enumerate(pool.tolist())}
+    lowest = float(scores.min()) if len(scores) else 0.0
+    for place, chances in enumerate(retraced(places, tokens)):
+        score = float(scores[number[tokens[place]]]) if tokens[place] in number else lowest
+        item = shown[place]
+        earned, propensity = float((one.id, item) in taken), one.shown["propensities"][place]
+        yield Row(item, place, earned, propensity, one.user_hash, pool, chances, scores, score)

@@ -1,0 +1,218 @@
+"""Rankers before users: serve them, judge a policy before anyone sees it, and train on what people did."""
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from msgspec import Meta, Struct, structs
+
+from tenfold.rank.commands import TaskOptions
+from tenfold.rank.options import RankOptions
+from tenfold.rank.serving.settings import RankSettings, WorkerSettings
+from tenfold.serve.options import EngineOptions, ServerOptions, name_models
+from tenfold.spec.commands import File, Given, Home, Json, print_json
+from tenfold.spec.ranges import Count, Share, Text
+
+if TYPE_CHECKING:
+    from tenfold.rank.offpolicy.log import Log, Policy
+
+EVENTS = "sqlite:///events.db"
+FEEDBACK = "sqlite:///feedback.db"
+Model = Annotated[Path, Meta(description="A generation of `tenfold rank train`, or its model.")]
+Store = Annotated[Text, Meta(description="The event store: a database's URL, or its SQLite file.")]
+Actions = Annotated[tuple[str, ...], Meta(description="Actions that count as taking an item; all where none is given.")]
+
+
+def serve(
+    models: Annotated[list[Path], Meta(description="Rankers, and models of text beside them; the first of each answers.")],
+    /,
+    *,
+    ranking: WorkerSettings = WorkerSettings(),
+    engine: Given[EngineOptions],
+    server: ServerOptions = ServerOptions(feedback=FEEDBACK, events=EVENTS),
+) -> None:
+    """POST /v1/recommend, /v1/rank and /v1/events, beside chat where a model of text is given too.
+
+    Examples:
+
+      tenfold rank serve generations/rank-interactions --items items.parquet --explore 0.05
+
+      tenfold rank serve generations/rank-interactions generations/g1
+
+      tenfold rank serve generations/rank-2 generations/rank-1 --experiment interleave
+    """
+    from tenfold.model.path import model_path
+    from tenfold.rank.serving.start import load_with
+    from tenfold.serve.api.server import serve as answer
+    from tenfold.spec.terminal import console
+
+    named = name_models([model_path(path) for path in models])
+    options = {name: EngineOptions(**{**engine, "path": path}) for name, path in named.items()}
+    limits = structs.replace(server.limits, max_loaded=max(server.limits.max_loaded, len(options)))
+    console().print(f"{', '.join(options)}: lists at http://{server.host}:{server.port}/v1/recommend and /v1/rank")
+    answer(options, structs.replace(server, limits=limits), partial(load_with, ranking))
+
+
+def batch(
+    model: Model,
+    users: Annotated[
+        Text, Meta(description="Interactions: a table of user, item and time, a database's table, or an event store.")
+    ],
+    /,
+    *,
+    out: Annotated[File, Meta(description="Parquet file to write.")] = Path("recommendations.parquet"),
+    k: Annotated[Count, Meta(description="Items for each user.")] = 10,
+    ranking: RankSettings = RankSettings(),
+    json: Json = False,
+) -> None:
+    """Recommend items to every user of a table: user, place, item, score.
+
+    Example: tenfold rank batch generations/rank-interactions interactions.parquet --out recommendations.parquet
+    """
+    from tenfold.rank.batch import recommend_all
+    from tenfold.rank.serving.recommender import Recommender
+
+    count = recommend_all(Recommender.load(model, ranking), users, out, k)
+    if json:
+        print_json({"users": count, "out": str(out)})
+    else:
+        print(f"{out}: {k} items for each of {count} users.")
+
+
+def offpolicy(
+    log: Annotated[Text, Meta(description="An event store, or a table of item, position, click and propensity_score.")],
+    /,
+    *,
+    policy: Annotated[Text, Meta(description="A ranker; or for a table uniform, or a table of item, position and probability.")],
+    ranking: RankSettings = RankSettings(),
+    lists: Annotated[Count, Meta(description="Lists of the store, the newest.")] = 20_000,
+    actions: Actions = (),
+    json: Json = False,
+) -> None:
+    """What a policy would have earned, before anyone sees it: IPS, SNIPS and DR with 95 % intervals, a shown place each.
+
+    Examples:
+
+      tenfold rank offpolicy events.db --policy generations/rank-2 --explore 0.05
+
+      tenfold rank offpolicy bts.csv --policy uniform
+    """
+    from tenfold.rank.batch import is_event_store
+    from tenfold.rank.offpolicy.estimators import effective_rows, estimates
+    from tenfold.rank.offpolicy.log import rows_of
+
+    left_out: dict[str, int] = {}
+    if is_event_store(log):
+        from tenfold.rank.events.store import Events
+        from tenfold.rank.offpolicy.served import served_log
+        from tenfold.rank.serving.recommender import Recommender
+
+        made, other, left_out = served_log(Events.open(log), Recommender.load(Path(policy), ranking), lists, actions)
+    else:
+        made, other = _of_table(Path(log), policy)
+    rows = rows_of(made, other)
+    found, effective = estimates(rows), effective_rows(rows.weight)
+    if json:
+        values = {name: one._asdict() for name, one in found.items()}
+        print_json({"rows": len(rows.reward), "effective_rows": effective, **values, "left_out": dict(left_out)})
+        return
+    print(f"{len(rows.reward)} shown places, which weigh as {effective:.0f}.")
+    for name, one in found.items():
+        print(f"  {name:7} {one.value:.4f} (95 %: {one.low:.4f} to {one.high:.4f})")
+    for reason, count in left_out.items():
+        if count:
+            print(f"  left out: {count} lists ({reason})")
+
+
+def _of_table(log: Path, policy: str) -> "tuple[Log, Policy]":
+    from tenfold.rank.offpolicy.log import read_log, table_policy, uniform
+
+    made = read_log(log)
+    return made, uniform(made) if policy == "uniform" else table_policy(made, Path(policy))
+
+
+def experiment(events: Store, /, *, actions: Actions = (), json: Json = False) -> None:
+    """Which of two rankers is better, of those that `tenfold rank serve --experiment` showed; it may be asked at any time.
+
+    Example: tenfold rank experiment events.db --actions like
+    """
+    from dataclasses import asdict
+
+    from tenfold.rank.events.store import Events
+    from tenfold.rank.experiment import verdicts
+
+    found = verdicts(Events.open(events), actions)
+    if json:
+        print_json({kind: [{**asdict(one), "rate": one.rate} for one in some] for kind, some in found.items()})
+        return
+    for kind, some in found.items():
+        for one in some:
+            (first, second), (rate, low, high) = one.models, one.rate
+            print(f"{kind}: {second} wins {one.wins[1]} times, {first} {one.wins[0]}, neither {one.ties}:")
+            print(f"  {rate:.1%} (95 %: {low:.1%} to {high:.1%}); p {one.p:.3g}, valid whenever one looks.")
+    if not any(found.values()):
+        print("The store has no lists of two rankers: serve two with --experiment.")
+
+
+class Source(Struct, frozen=True):
+    """What the next ranker is made of."""
+
+    events: Store = EVENTS
+    base: Annotated[Text | None, Meta(description="An earlier table of interactions, to which the events are added.")] = None
+    held_out: Annotated[Share, Meta(description="Share of the interactions, the newest, that the gate judges by.")] = 0.1
+    model: Annotated[Path | None, Meta(description="The ranker in service; by default what was released last.")] = None
+
+
+class Server(Struct, frozen=True):
+    """A running server that takes what is released."""
+
+    server: Annotated[str, Meta(description="Address of a running server.")] = ""
+    key: Annotated[str, Meta(description="An operator's key, where the server has keys.")] = ""
+
+
+def again(
+    name: Annotated[Text, Meta(description="The name of the next ranker.")],
+    /,
+    *,
+    source: Source = Source(),
+    training: RankOptions = RankOptions(),
+    task: TaskOptions = TaskOptions(),
+    server: Server = Server(),
+    home: Home = Path("generations"),
+    json: Json = False,
+) -> None:
+    """Train on what people did, judge it on the newest of it, and put it in service where it is better.
+
+    Example: tenfold rank again monday --events events.db --base interactions.parquet --server http://127.0.0.1:8000
+    """
+    from tenfold.rank.again import Next
+    from tenfold.rank.again import again as go_on
+    from tenfold.rank.training import train_on
+
+    wanted = Next(name, **structs.asdict(source))
+    judged = go_on(home, wanted, partial(train_on, home=home, options=training, task=task, quiet=json), server.server, server.key)
+    if json:
+        print_json(judged)
+        return
+    for check in judged["checks"]:
+        print(f"  {'' if check['passed'] else 'NOT '}{check['name']}: {check['says']}")
+    print(f"{'Passed' if judged['passed'] else 'Refused'}. In service: {judged['in_service']}.")
+
+
+def measure(model: Model, /, *, home: Home = Path("generations"), json: Json = False) -> None:
+    """What a list takes on this machine; the next `tenfold plan --serve rank` uses it.
+
+    Example: tenfold rank measure generations/rank-interactions
+    """
+    from dataclasses import asdict
+
+    from tenfold.plan.serving.rank import keep_costs
+    from tenfold.rank.measure import measure as try_out
+
+    costs = try_out(model)
+    file = keep_costs(costs, home)
+    if json:
+        print_json(asdict(costs))
+        return
+    print(f"{costs.machine}: {1000 * costs.query_core_s:.2f} ms of a core for a list, apart from its history and catalogue;")
+    print(f"  {costs.list_bytes:.0f} bytes of a list in the store, {costs.event_bytes:.0f} of an event. Kept in {file}.")

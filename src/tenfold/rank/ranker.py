@@ -1,0 +1,155 @@
+"""A trained ranker: histories in, scores of items out. What serves, batches, or weighs policies takes it from here.
+
+A score is a product of a user's vector, made of the history, and an item's: the best of a million items are the largest products,
+and any index of vectors may find them.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from tenfold.data.interactions.content import features
+from tenfold.data.interactions.events import Queries, Rows, item_names
+from tenfold.model.io.huggingface import read_model
+from tenfold.rank.extras import Extras, read_extras
+from tenfold.rank.family import NAMES
+from tenfold.rank.model import ItemModel
+from tenfold.spec.errors import TenfoldError
+
+Scorer = Callable[[Queries], np.ndarray]  # queries -> scores [queries, vocabulary], of which the largest are the best
+
+
+class History(NamedTuple):
+    """What a user had, in tokens, the oldest first; it may be empty. `times` are in seconds, or empty where they are not known;
+    `now` is when the next item is asked for."""
+
+    items: Sequence[int]
+    times: Sequence[float] = ()
+    now: float | None = None
+
+
+@dataclass
+class Ranker:
+    """A model, the names of its items by token, and their vectors float32 [tokens, dim]; token 0 is no item, it begins every
+    history. Items that were added have tokens past the model's own."""
+
+    model: ItemModel
+    names: list[str]
+    items: Tensor
+    extras: Extras
+
+    @classmethod
+    def load(cls, path: Path) -> "Ranker":
+        """The ranker in a finished run, or in its folder `model`. Raises TenfoldError where there is none."""
+        path = path / "model" if (path / "model").is_dir() else path
+        model = read_model(path).eval()
+        if model.spec.family not in NAMES:
+            raise TenfoldError(f"The model in {path} ranks no items: train one with `tenfold rank train`.")
+        ranker = cast(ItemModel, model)
+        items = ranker.item_vectors(ranker.table()).detach().float()
+        return cls(ranker, item_names(path), items, read_extras(path.parent, ranker.spec.dim))
+
+    @cached_property
+    def _token(self) -> dict[str, int]:
+        return {name: token for token, name in enumerate(self.names)}
+
+    def tokens(self, names: Iterable[str]) -> list[int]:
+        """Tokens of items by their names; 0 for those that are not known."""
+        return [self._token.get(name, 0) for name in names]
+
+    @property
+    def objectives(self) -> list[str]:
+        """What else is predicted of a candidate, as it was written in the run file."""
+        return [objective.name for objective in self.extras.objectives]
+
+    @torch.no_grad()
+    def add_items(self, items: pa.Table) -> None:
+        """Let items that the training never saw be ranked: a table of their names in `item`, and what is known of them, in the
+        columns that the model was trained with. Raises TenfoldError where it has no tower."""
+        if self.extras.tower is None:
+            raise TenfoldError("The model has no content tower: train it with `content = true` in [task].")
+        new = items.filter(pa.array([name not in self._token for name in items["item"].to_pylist()]))
+        table = self.extras.tower(torch.from_numpy(features(new)))
+        self.model.embedding.weight = torch.nn.Parameter(torch.cat((self.model.embedding.weight, table)), requires_grad=False)
+        self.items = torch.cat((self.items, self.model.item_vectors(table).float()))
+        self.names += new["item"].to_pylist()
+        self._token.update({name: token for token, name in enumerate(self.names)})
+
+    @torch.inference_mode()
+    def users(self, histories: Sequence[History]) -> Tensor:
+        """The vector of each history, float32 [histories, dim]: products with `items` are logits of the next item."""
+        tokens, times, last = _padded(histories, self.model.spec.context - 1)
+        hidden = self.model.hidden(tokens, times=times)
+        return hidden[torch.arange(len(last)), last].float()
+
+    @torch.inference_mode()
+    def score(self, histories: Sequence[History], candidates: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
+        """Logits of the next item, float32 [histories, candidates]; without `candidates` of every token."""
+        items = self.items if candidates is None else self.items[torch.as_tensor(np.asarray(candidates), dtype=torch.int64)]
+        return (self.users(histories) @ items.T).numpy()
+
+    @torch.inference_mode()
+    def predict(self, history: History, candidates: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
+        """What a user would think of each candidate, by objective, calibrated: probabilities, or amounts in their column's unit,
+        [candidates] each. Candidates see the history and not each other."""
+        tokens, times, _ = _padded([history], self.model.spec.context - 1)
+        if times is not None:
+            times = torch.cat((times[0], times[0, -1:]))
+        hidden = self.model.beside(tokens[0], torch.as_tensor(np.asarray(candidates), dtype=torch.int64), times)
+        return self.extras.predict(hidden)
+
+
+def _padded(histories: Sequence[History], context: int) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Tokens [histories, T], times [histories, T + 1] where all have theirs, and where each one's last token stands."""
+    longest = min(context, 1 + max((len(h.items) for h in histories), default=0))
+    known = all(h.now is not None and len(h.times) == len(h.items) for h in histories)
+    none = np.empty(0)
+    rows, last = as_rows(
+        Queries(
+            np.arange(len(histories)),
+            [np.asarray(h.items, np.int64) for h in histories],
+            [np.asarray(h.times, np.int64) if known else np.zeros(len(h.items), np.int64) for h in histories],
+            none,
+            np.array([h.now if known else 0 for h in histories], np.int64),
+        ),
+        longest,
+    )
+    return torch.from_numpy(rows.tokens), torch.from_numpy(rows.times) if known else None, torch.from_numpy(last)
+
+
+def as_rows(queries: Queries, seq_len: int) -> tuple[Rows, np.ndarray]:
+    """The newest `seq_len` tokens of each history with their times, nothing yet as targets, and where the last token stands."""
+    n = len(queries.histories)
+    tokens, times = np.zeros((n, seq_len), np.int64), np.repeat(queries.now[:, None].astype(np.int64), seq_len + 1, 1)
+    last = np.empty(n, np.int64)
+    for row, (history, when) in enumerate(zip(queries.histories, queries.times, strict=True)):
+        kept = min(len(history), seq_len)
+        start = int(kept < seq_len)  # token 0 stands before the first item, where there is room
+        last[row] = kept - 1 + start
+        tokens[row, start : start + kept] = history[len(history) - kept :]
+        times[row, start : start + kept] = when[len(when) - kept :]
+        if start and kept:
+            times[row, 0] = when[0]
+    return Rows(tokens, np.full_like(tokens, -100), times, np.full_like(tokens, -1)), last
+
+
+def scorer_of(model: ItemModel, times: bool = True) -> Scorer:
+    """The logits of a model, which sees the newest items of a history that its context holds with the next one."""
+
+    @torch.inference_mode()
+    def scores(queries: Queries) -> np.ndarray:
+        longest = 1 + max(map(len, queries.histories), default=0)
+        rows, last = as_rows(queries, min(model.spec.context - 1, longest))
+        table = model.table()
+        tokens, when = (torch.from_numpy(values).to(table.device) for values in (rows.tokens, rows.times))
+        hidden = model.hidden(tokens, times=when if times else None, table=table)
+        return (hidden[torch.arange(len(last)), torch.from_numpy(last)] @ model.item_vectors(table).T).float().cpu().numpy()
+
+    return scores

@@ -1,0 +1,155 @@
+"""One request for a list: its history, the ranker or the two of an experiment, the answer, and what is kept of it."""
+
+import asyncio
+import time
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from tenfold.rank.events.store import Events
+from tenfold.rank.experiment import arm, interleave
+from tenfold.rank.ranker import History, Ranker
+from tenfold.rank.serving.protocol import LONGEST, RankRequest, RecommendRequest
+from tenfold.rank.serving.recommender import Query
+from tenfold.rank.serving.worker import RankWorker
+from tenfold.serve.api.budget import Place
+from tenfold.serve.api.errors import ApiError
+from tenfold.serve.api.keys import ANYBODY
+from tenfold.serve.api.models import Models
+from tenfold.serve.api.routes.answers import new_id
+from tenfold.serve.api.served_model import ServedModel
+from tenfold.serve.backends.backend import backend_of
+from tenfold.spec.plugins import load
+
+UNKNOWN = 100  # items of a request that the answer names at most
+WAITING = 10_000  # lists that wait for the disk, above which an answer waits for its own
+
+
+def rankers(models: Models) -> list[str]:
+    """The names of the served models that rank items."""
+    return [name for name, options in models.options.items() if load("backends", backend_of(options.path)) is RankWorker]
+
+
+class Asking:
+    """A request of a user, and how it is answered."""
+
+    def __init__(self, body: RecommendRequest, user: str, models: Models, events: Events | None):
+        self.body, self.user, self.models, self.events = body, user, models, events
+        self.rng = np.random.default_rng()
+
+    @property
+    def _of_store(self) -> bool:
+        """Whether the history is the store's: nobody in particular has none."""
+        return self.body.history is None and self.events is not None and self.user != ANYBODY.name
+
+    async def answer(self, place: Place) -> dict[str, Any]:
+        """The answer's fields, once the list is on its way to the store. Raises ApiError or TenfoldError."""
+        found = rankers(self.models)
+        name = self.models.resolve(self.body.model) if self.body.model or not found else found[0]
+        if name not in found:
+            raise ApiError(400, f"The model {name!r} recommends nothing: it ranks no items.", param="model")
+        first = await self.models.get(name)
+        experiment = worker_of(first).settings.experiment
+        store = None if experiment == "none" or self.body.model or len(found) < 2 else self.events
+        taken = await self._taken(first)
+        if store is None:
+            shown = await self._listed(first, place, taken)
+        elif experiment == "ab":
+            chosen = found[arm(store.user_hash(self.user))]
+            shown = {**await self._listed(await self.models.get(chosen), place, taken), "arms": found[:2]}
+        else:
+            shown = await self._interleaved(found[:2], place, taken)
+        list_id = new_id("list")
+        await self._keep(list_id, shown)
+        return {"id": list_id, **{key: shown[key] for key in ("model", "items", "scores", "propensities", "unknown")}}
+
+    async def _taken(self, model: ServedModel) -> tuple[list[str], list[float]]:
+        """What the user took before, the oldest first, and when where that is known; the model is kept meanwhile."""
+        body = self.body
+        if body.history is not None:
+            if body.times is not None and len(body.times) != len(body.history):
+                raise ApiError(400, f"times has {len(body.times)} of {len(body.history)} items: give one for each.", param="times")
+            return body.history, body.times or []
+        if self.events is None or not self._of_store:
+            return [], []
+        model.preparing += 1
+        try:
+            asked = self.user, LONGEST, worker_of(model).settings.history_actions
+            found = await asyncio.to_thread(self.events.history, *asked)
+        finally:
+            model.preparing -= 1
+        return [one.item for one in found], [one.time for one in found]
+
+    async def _listed(self, model: ServedModel, place: Place, taken: tuple[list[str], list[float]]) -> dict[str, Any]:
+        """What one ranker shows, as it is kept."""
+        began, worker = time.monotonic(), worker_of(model)
+        query, unknown = self._query(worker.recommender.ranker, taken)
+        model.admit(place, 1)
+        try:
+            made = await asyncio.wait_for(worker.recommend(query), model.limits.timeout_seconds)
+        except TimeoutError:
+            raise ApiError(504, f"The answer took longer than {model.limits.timeout_seconds:.0f} seconds.") from None
+        finally:
+            model.metrics.end(model.name, time.monotonic() - began, len(query.history.items), 0)
+        model.metrics.success.labels(model.name, "stop").inc()
+        names = worker.recommender.ranker.names
+        return {
+            "model": model.name, "checkpoint": worker.checkpoint, "items": [names[token] for token in made.tokens],
+            "scores": made.scores, "propensities": made.propensities, "unknown": unknown,
+        }  # fmt: skip
+
+    def _query(self, ranker: Ranker, taken: tuple[list[str], list[float]]) -> tuple[Query, list[str]]:
+        """The request in a ranker's tokens, and the items that it does not know."""
+        body, (names, times) = self.body, taken
+        tokens, left_out = ranker.tokens(names), ranker.tokens(body.exclude)
+        candidates = ranker.tokens(body.candidates) if isinstance(body, RankRequest) else None
+        known = [i for i, token in enumerate(tokens) if token]
+        history = History(tuple(tokens[i] for i in known), tuple(times[i] for i in known) if times else (), _now(times))
+        asked = [*names, *body.exclude, *(body.candidates if isinstance(body, RankRequest) else ())]
+        unknown = [name for name, token in zip(asked, [*tokens, *left_out, *(candidates or ())], strict=True) if not token]
+        out = frozenset(filter(None, left_out)) | frozenset(() if body.repeat else history.items)
+        return Query(history, body.k, candidates, out, body.rules, body.objectives), list(dict.fromkeys(unknown))[:UNKNOWN]
+
+    async def _interleaved(self, pair: list[str], place: Place, taken: tuple[list[str], list[float]]) -> dict[str, Any]:
+        """One list of both. Its propensities depend on which picks are whose, and are not kept."""
+
+        async def listed(name: str) -> dict[str, Any]:
+            return await self._listed(await self.models.get(name), place, taken)
+
+        a, b = await asyncio.gather(*map(listed, pair))
+        items, teams = interleave(a["items"], b["items"], self.body.k, self.rng)
+        scores = [dict(zip(one["items"], one["scores"], strict=True)) for one in (a, b)]
+        return {
+            "model": f"{a['model']}|{b['model']}", "checkpoint": f"{a['checkpoint']}|{b['checkpoint']}", "items": items,
+            "scores": [scores[team][item] for item, team in zip(items, teams, strict=True)], "propensities": None,
+            "teams": teams, "unknown": a["unknown"],
+        }  # fmt: skip
+
+    async def _keep(self, list_id: str, shown: dict[str, Any]) -> None:
+        """Hand a list to the store. A history that the store has itself is not kept again."""
+        if self.events is None:
+            return
+        body = self.body
+        context = {
+            "k": body.k,
+            "rules": asdict(body.rules),
+            "objectives": body.objectives,
+            "exclude": body.exclude,
+            "repeat": body.repeat,
+        }
+        context |= {"candidates": body.candidates if isinstance(body, RankRequest) else None}
+        context |= {"history": None if self._of_store else body.history or [], "times": body.times}
+        done = self.events.keep_list(list_id, self.user, {**shown, **context})
+        if self.events.writer.waiting > WAITING:
+            await asyncio.wrap_future(done)
+
+
+def _now(times: list[float]) -> float | None:
+    """The time, to the minute, so that a history is remembered; None where the history has no times."""
+    return max(times[-1], time.time() // 60 * 60) if times else None
+
+
+def worker_of(model: ServedModel) -> RankWorker:
+    assert isinstance(model.backend, RankWorker)
+    return model.backend

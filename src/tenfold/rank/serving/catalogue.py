@@ -1,0 +1,131 @@
+"""What is known of the items beside their names: attributes by which lists are filtered, boosted and kept varied."""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet
+import torch
+from torch import Tensor
+
+from tenfold.spec.errors import TenfoldError, nearest
+
+MASKS = 64  # filters whose items are remembered
+
+
+@dataclass
+class Range:
+    """Numbers from `min` to `max`, both included."""
+
+    min: float | None = None
+    max: float | None = None
+
+
+Wanted = str | float | list[str | float] | Range
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Attributes by token, numbers or text; NaN and "" where an item has none."""
+
+    size: int
+    attributes: dict[str, np.ndarray] = field(default_factory=dict)
+    _masks: "OrderedDict[str, Tensor]" = field(default_factory=OrderedDict)
+
+    def values(self, attribute: str) -> np.ndarray:
+        """Raises TenfoldError for an attribute that the items do not have."""
+        if attribute not in self.attributes:
+            known = ", ".join(self.attributes) or "none: give --items"
+            raise TenfoldError(f"Items have no attribute {attribute!r}{nearest(attribute, self.attributes)}; they have {known}.")
+        return self.attributes[attribute]
+
+    def allowed(self, where: Mapping[str, Wanted]) -> Tensor | None:
+        """Which tokens are items that have what is wanted, bool [size]; None where nothing is."""
+        if not where:
+            return None
+        key = repr(sorted(where.items(), key=lambda item: item[0]))
+        if key not in self._masks:
+            masks = [_has(self.values(name), wanted, name) for name, wanted in where.items()]
+            self._masks[key] = torch.from_numpy(np.logical_and.reduce(masks))
+            if len(self._masks) > MASKS:
+                self._masks.popitem(last=False)
+        return self._masks[key]
+
+    def extended(self, items: pa.Table, names: list[str]) -> "Catalogue":
+        """With more items, named in the order of their tokens, and what a table says of them."""
+        row = {name: i for i, name in enumerate(items["item"].to_pylist())}
+        rows, known = np.array([row[name] for name in names], int), _columns(items)
+        more = {}
+        for name, values in self.attributes.items():
+            number = values.dtype.kind == "f"
+            none = np.full(len(names), np.nan if number else "")
+            try:
+                more[name] = np.concatenate(
+                    (values, _by_token(items[name], rows).astype(float if number else str) if name in known else none)
+                )
+            except ValueError:
+                raise TenfoldError(f"The attribute {name!r} is a number: new items have other values.") from None
+        return Catalogue(self.size + len(names), more)
+
+
+def _has(values: np.ndarray, wanted: Wanted, name: str) -> np.ndarray:
+    numbers = values.dtype.kind == "f"
+    if isinstance(wanted, Range):
+        if not numbers:
+            raise TenfoldError(f"The attribute {name!r} is text, which has no range: give the values that are wanted.")
+        low, high = (-np.inf if wanted.min is None else wanted.min), (np.inf if wanted.max is None else wanted.max)
+        return (low <= values) & (values <= high)
+    given = wanted if isinstance(wanted, list) else [wanted]
+    if numbers and any(isinstance(one, str) for one in given):
+        raise TenfoldError(f"The attribute {name!r} is a number: it is none of {given}.")
+    return np.isin(values, np.asarray(given, float) if numbers else np.asarray([str(one) for one in given]))
+
+
+def read_catalogue(file: Path | None, names: list[str]) -> Catalogue:
+    """The attributes in a Parquet, CSV or JSON-lines table with a column `item`; items that are not in it have none.
+
+    Raises TenfoldError for a table that cannot be read, has no such column, or knows none of the items.
+    """
+    if file is None:
+        return Catalogue(len(names))
+    table = read_items(file)
+    row = {name: i for i, name in enumerate(table["item"].to_pylist())}
+    rows = np.array([row.get(name, -1) for name in names])
+    if not (rows >= 0).any():
+        raise TenfoldError(f"{file} has none of the model's items: its column 'item' must have their names.")
+    return Catalogue(len(names), {name: _by_token(table[name], rows) for name in _columns(table)})
+
+
+def read_items(file: Path) -> pa.Table:
+    """A table of items, with their names as text. Raises TenfoldError for what is none."""
+    table = _table(file)
+    if "item" not in table.column_names:
+        raise TenfoldError(f"{file} has no column 'item': it has {', '.join(table.column_names)}.")
+    return table.set_column(table.schema.get_field_index("item"), "item", table["item"].cast(pa.string()))
+
+
+def _columns(table: pa.Table) -> list[str]:
+    """Attributes that are one value an item: a list of words or numbers is for the model alone."""
+    return [name for name in table.column_names if name != "item" and not pa.types.is_nested(table[name].type)]
+
+
+def _by_token(column: pa.ChunkedArray, rows: np.ndarray) -> np.ndarray:
+    numbers = pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_boolean(column.type)
+    values: Any = column.cast(pa.float64()).to_numpy() if numbers else column.cast(pa.string()).fill_null("").to_numpy().astype(str)
+    return np.where(rows >= 0, values[rows], np.nan if numbers else "")
+
+
+def _table(file: Path) -> pa.Table:
+    readers = {".parquet": pa.parquet.read_table, ".csv": pa.csv.read_csv, ".jsonl": pa.json.read_json}
+    if file.suffix not in readers:
+        raise TenfoldError(f"{file} is no table of items: give a file that ends in {', '.join(readers)}.")
+    try:
+        return readers[file.suffix](file)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise TenfoldError(f"{file} cannot be read as a table: {str(error).splitlines()[0].rstrip('.')}.") from None
