@@ -41,8 +41,12 @@ class _Lookup(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
         (index,) = ctx.saved_tensors
         grad = grad_outputs[0]
-        summed = torch.bincount(index.flatten(), grad.flatten(), minlength=ctx.size)
+        summed = torch.bincount(index.flatten(), grad.float().flatten(), minlength=ctx.size)
         return summed.to(grad.dtype), None
+
+
+def _lookup(table: Tensor, index: Tensor) -> Tensor:
+    return table[index] if torch.compiler.is_compiling() else _Lookup.apply(table, index)
 
 
 class HSTUBlock(nn.Module):
@@ -62,9 +66,9 @@ class HSTUBlock(nn.Module):
         [B or 1, 1, T, T]."""
         u, v, q, k = F.silu(self.uvqk(_norm(x))).chunk(4, -1)
         v, q, k = (t.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for t in (v, q, k))
-        bias = _Lookup.apply(self.position_bias, relative + self.context - 1)
+        bias = _lookup(self.position_bias, relative + self.context - 1)
         if buckets is not None:
-            bias = (bias + _Lookup.apply(self.time_bias, buckets))[:, None]
+            bias = (bias + _lookup(self.time_bias, buckets))[:, None]
         weights = F.silu(q @ k.mT + bias) * (mask / self.context)
         mixed = u * _norm((weights @ v).transpose(1, 2).flatten(2))
         return x + self.wo(F.dropout(mixed, self.dropout) if self.dropout and torch.is_grad_enabled() else mixed)

@@ -66,7 +66,7 @@ class ItemModel(Llama):
         return (self.hidden(tokens, document, **inputs) @ self.item_vectors(self.table()).T).float()
 
     def hidden(
-        self, tokens: Tensor, document: Tensor | None = None, times: Tensor | None = None, table: Tensor | None = None, **_: Any
+        self, tokens: Tensor, document: Tensor | None = None, times: Tensor | None = None, table: Tensor | None = None
     ) -> Tensor:
         """Hidden states [B, T, dim] of tokens [B, T], whose products with `item_vectors` are logits of the next item.
 
