@@ -116,7 +116,8 @@ class Ranking(TaskBase):
         self.objectives = [parse(text) for text in self.settings.objectives]
         self.values = np.stack([o.of(interactions) for o in self.objectives], 1) if self.objectives else None
         h = resolve_hyperparameters(config, tokens)
-        epochs = h.steps * h.batch_size / len(interactions.users)
+        self.epoch_tokens = len(interactions.users) * self.seq_len
+        epochs = h.steps * h.batch_size * self.seq_len / self.epoch_tokens
         derived = DROPOUT if epochs > SEEN_AGAIN else 0.0
         self._dropout = derived if self.settings.dropout is None else self.settings.dropout
         self._draw: dict[str, Any] = {"batch_size": h.batch_size, "seq_len": self.seq_len, "seed": config.seed}

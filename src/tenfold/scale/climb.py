@@ -61,6 +61,7 @@ from tenfold.train.text import open_source
 EVALUATE_TOKENS = 98_304
 PROBE_SECONDS = 8.0
 SMALLEST = 32  # width of a model that only opens the data
+MAX_EPOCHS = 2.0  # of data that are no text
 
 
 Say = Callable[[str], None]
@@ -127,7 +128,9 @@ def _checked_corpus(settings: ClimbSettings, home: Path, *, say: Say, quiet: boo
     if settings.task != PRETRAIN:
         config = _config(settings, SMALLEST, 64 * settings.seq_len, settings.seed)
         task = open_task(config, home, quiet=quiet)
-        return Opened(home, task.vocab_size, json.dumps(task.fingerprint(), sort_keys=True))
+        opened = Opened(home, task.vocab_size, json.dumps(task.fingerprint(), sort_keys=True), task.epoch_tokens)
+        _require_unseen(opened, max(rung.tokens for rung in _ladder(settings, opened.vocab_size)))
+        return opened
     ladder = _ladder(settings, settings.vocab_size)
     say(f"Preparing the corpus {settings.corpus!r}: what is new is cleaned, searched for copies and tokenized ...")
     corpus = open_source(settings.corpus, home, settings.vocab_size, DataConfig().cache_gib, quiet=quiet)
@@ -141,6 +144,15 @@ def _checked_corpus(settings: ClimbSettings, home: Path, *, say: Say, quiet: boo
 
 def _ladder(settings: ClimbSettings, vocab_size: int) -> list[Rung]:
     return plan_ladder(settings.top_flops / 10, vocab_size, settings.seq_len, family=settings.family)
+
+
+def _require_unseen(data: Opened, tokens: int) -> None:
+    """Raises TenfoldError where a run would see its data more than `MAX_EPOCHS` times, and be on another curve than the rest."""
+    if data.epoch_tokens and tokens > MAX_EPOCHS * data.epoch_tokens:
+        raise TenfoldError(
+            f"A run of the climb reads {tokens / 1e6:.2f}M tokens, and the data have {data.epoch_tokens / 1e6:.2f}M: lower --top, or "
+            "give more of them."
+        )
 
 
 def _asymptote(settings: ClimbSettings) -> tuple[float, float] | None:
@@ -210,6 +222,8 @@ def _forecast(generation: Path, settings: ClimbSettings, corpus: Source, law: La
     config = _config(settings, spec.dim, tokens, settings.seed)
     if isinstance(corpus, Corpus):
         require_tokens(corpus, tokens, config.data.max_epochs)
+    else:
+        _require_unseen(corpus, tokens)
     speed = Speed(*probe(task_on(config, corpus, generation.parent), config, PROBE_SECONDS))
     forecast = make_forecast(
         law,
