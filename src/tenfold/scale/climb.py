@@ -150,8 +150,8 @@ def _require_unseen(data: Opened, tokens: int) -> None:
     """Raises TenfoldError where a run would see its data more than `MAX_EPOCHS` times, and be on another curve than the rest."""
     if data.epoch_tokens and tokens > MAX_EPOCHS * data.epoch_tokens:
         raise TenfoldError(
-            f"A run of the climb reads {tokens / 1e6:.2f}M tokens, and the data have {data.epoch_tokens / 1e6:.2f}M: lower --top, or "
-            "give more of them."
+            f"A run of the climb reads {tokens / 1e6:.2f}M tokens, and the data have {data.epoch_tokens / 1e6:.2f}M: lower --top "
+            "or give more of them."
         )
 
 
