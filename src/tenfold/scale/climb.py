@@ -20,6 +20,8 @@ from tenfold.data.text.remote import is_remote
 from tenfold.data.text.sources import is_corpus, where
 from tenfold.scale import documents
 from tenfold.scale.forecast import (
+    OTHER_LOSS,
+    TEXT_LOSS,
     Speed,
     loss_name,
     make_forecast,
@@ -44,7 +46,7 @@ from tenfold.scale.generations import (
 from tenfold.scale.isoflop import minimum, rungs
 from tenfold.scale.ladder import Rung, plan_ladder
 from tenfold.scale.law import BITS_PER_BYTE, Law, fit_law
-from tenfold.scale.options import PRETRAIN, ClimbSettings
+from tenfold.scale.options import ClimbSettings
 from tenfold.scale.points import Point
 from tenfold.scale.rungs import Opened, Source, task_on, train_on_source, train_rungs, workers
 from tenfold.spec.errors import TenfoldError
@@ -111,7 +113,7 @@ def _alone(home: Path) -> AbstractContextManager[None]:
 def _resolved(settings: ClimbSettings, home: Path) -> ClimbSettings:
     """The settings with the corpus's path from any folder, and the vocabulary of one that is built already."""
     source, vocab_size = settings.corpus, settings.vocab_size
-    if settings.task != PRETRAIN:
+    if not settings.is_text:
         return settings
     if is_remote(source) or is_corpus(source):
         vocab_size = open_source(source, home, vocab_size, DataConfig().cache_gib).vocab_size
@@ -125,7 +127,7 @@ def _resolved(settings: ClimbSettings, home: Path) -> ClimbSettings:
 def _checked_corpus(settings: ClimbSettings, home: Path, *, say: Say, quiet: bool) -> Source:
     """The climb's corpus, built where it is not there yet. Raises TenfoldError for a ladder that cannot be trained on it."""
     resolve_device(settings.device)
-    if settings.task != PRETRAIN:
+    if not settings.is_text:
         config = _config(settings, SMALLEST, 64 * settings.seq_len, settings.seed)
         task = open_task(config, home, quiet=quiet)
         opened = Opened(home, task.vocab_size, json.dumps(task.fingerprint(), sort_keys=True), task.epoch_tokens)
@@ -157,7 +159,7 @@ def _require_unseen(data: Opened, tokens: int) -> None:
 
 def _asymptote(settings: ClimbSettings) -> tuple[float, float] | None:
     """What is known of the lowest loss: of text, in bits per byte; of others nothing."""
-    return BITS_PER_BYTE if settings.task == PRETRAIN else None
+    return BITS_PER_BYTE if settings.is_text else None
 
 
 def _climb_in(generation: Path, settings: ClimbSettings, corpus: Source, *, say: Say, quiet: bool, on: str | None = None) -> Path:
@@ -232,8 +234,9 @@ def _forecast(generation: Path, settings: ClimbSettings, corpus: Source, law: La
         tokens=tokens,
         width=spec.dim,
         speed=speed,
-        bits_per_byte=settings.task == PRETRAIN,
     )
+    if not settings.is_text:
+        forecast[OTHER_LOSS] = forecast.pop(TEXT_LOSS)
     write_forecast(forecast, generation / "forecast.json")
 
 
@@ -250,9 +253,9 @@ def choose_params(law: Law, points: list[Point], flops: float) -> float:
 
 
 def _config(settings: ClimbSettings, width: int, tokens: int, seed: int) -> RunConfig:
-    text = {"vocab_size": settings.vocab_size} if settings.task == PRETRAIN else {}
-    task = {"evaluate_tokens": EVALUATE_TOKENS} if settings.task == PRETRAIN else {"name": settings.task}
-    context = {} if settings.task == PRETRAIN else {"context": settings.seq_len + 1}
+    text = {"vocab_size": settings.vocab_size} if settings.is_text else {}
+    task = {"evaluate_tokens": EVALUATE_TOKENS} if settings.is_text else {"name": settings.task}
+    context = {} if settings.is_text else {"context": settings.seq_len + 1}
     return config_from_fields(
         {
             "tokens": tokens,
@@ -269,7 +272,7 @@ def _config(settings: ClimbSettings, width: int, tokens: int, seed: int) -> RunC
 
 
 def _unit(settings: ClimbSettings) -> str:
-    return "bits/byte" if settings.task == PRETRAIN else "nats"
+    return "bits/byte" if settings.is_text else "nats"
 
 
 def _rung_line(done: int, count: int, rung: Rung, result: RunResult, unit: str) -> str:
