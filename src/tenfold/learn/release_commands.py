@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tenfold.learn.release import Server
 
 
-class ServerOptions(Struct, frozen=True):
+class RunningServer(Struct, frozen=True):
     """The running server that takes a release on."""
 
     server: Annotated[str, Meta(description="Its address, as http://127.0.0.1:8000; without one only the home is changed.")] = ""
@@ -32,7 +32,7 @@ def release(
     *,
     share: Annotated[float, Meta(gt=0, le=1, description="Share of the users that it answers, beside the one in service.")] = 1.0,
     home: Home = Path("generations"),
-    server: ServerOptions = ServerOptions(),
+    server: RunningServer = RunningServer(),
     json: Json = False,
 ) -> None:
     """Put a generation that has passed its gate in service, for all users or for a share of them.
@@ -48,7 +48,7 @@ def release(
     _tell(put_in_service(new, home, share, server.opened), server, json)
 
 
-def rollback(*, home: Home = Path("generations"), server: ServerOptions = ServerOptions(), json: Json = False) -> None:
+def rollback(*, home: Home = Path("generations"), server: RunningServer = RunningServer(), json: Json = False) -> None:
     """End the trial of a candidate; where there is none, put the generation before in service again.
 
     Example: tenfold learn rollback --server http://127.0.0.1:8000
@@ -63,7 +63,7 @@ def trial(
     feedback: Annotated[Text, Meta(description="What people said: a feedback database, or its SQLite file.")] = "feedback.db",
     decide: Annotated[bool, Meta(description="Promote a candidate that is better, and take back one that is worse.")] = False,
     home: Home = Path("generations"),
-    server: ServerOptions = ServerOptions(),
+    server: RunningServer = RunningServer(),
     json: Json = False,
 ) -> None:
     """What the thumbs of those who got the candidate say beside those of the others; may be asked at any time.
@@ -92,7 +92,7 @@ def trial(
     print(f"The candidate is {found['verdict']} (p {found['p']:.2g}, valid at any time).")
 
 
-def _tell(now: dict[str, Any], server: ServerOptions, json: bool) -> None:
+def _tell(now: dict[str, Any], server: RunningServer, json: bool) -> None:
     """Say what is in service."""
     if json:
         print_json(now)

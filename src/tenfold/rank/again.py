@@ -13,7 +13,7 @@ import pyarrow.parquet
 
 from tenfold.learn.data import write_versioned
 from tenfold.learn.lineage import holders
-from tenfold.learn.release import release, released, swap
+from tenfold.learn.release import Server, release, released
 from tenfold.model.io.huggingface import weights_hash
 from tenfold.model.path import model_path
 from tenfold.rank.events.interactions import gather
@@ -38,7 +38,7 @@ class Next:
     model: Path | None = None  # in service now; where None, what was released last
 
 
-def again(home: Path, wanted: Next, train: Train, server: str = "", key: str = "") -> dict[str, Any]:
+def again(home: Path, wanted: Next, train: Train, server: Server | None = None) -> dict[str, Any]:
     """The gate's verdict, and `in_service`. Called again it goes on from where it was. Raises TenfoldError where it cannot."""
     rankers = home / FOLDER
     now = released(rankers)
@@ -50,9 +50,7 @@ def again(home: Path, wanted: Next, train: Train, server: str = "", key: str = "
     train(new / "data" / "train.parquet", new)
     judged = gate(new, old, home)
     if judged["passed"]:
-        path = Path(release(new, rankers)["path"])
-        if server:
-            swap(server, path, key)
+        release(new, rankers, server=server)
     in_service = released(rankers)
     return {**judged, "in_service": in_service["path"] if in_service else str(old)}
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from msgspec import Meta, Struct, structs
 
+from tenfold.learn.release_commands import RunningServer
 from tenfold.rank.commands import TaskOptions
 from tenfold.rank.options import RankOptions
 from tenfold.rank.serving.settings import RankSettings, WorkerSettings
@@ -163,13 +164,6 @@ class Source(Struct, frozen=True):
     model: Annotated[Path | None, Meta(description="The ranker in service; by default what was released last.")] = None
 
 
-class Server(Struct, frozen=True):
-    """A running server that takes what is released."""
-
-    server: Annotated[str, Meta(description="Address of a running server.")] = ""
-    key: Annotated[str, Meta(description="An operator's key, where the server has keys.")] = ""
-
-
 def again(
     name: Annotated[Text, Meta(description="The name of the next ranker.")],
     /,
@@ -177,7 +171,7 @@ def again(
     source: Source = Source(),
     training: RankOptions = RankOptions(),
     task: TaskOptions = TaskOptions(),
-    server: Server = Server(),
+    server: RunningServer = RunningServer(),
     home: Home = Path("generations"),
     json: Json = False,
 ) -> None:
@@ -190,7 +184,7 @@ def again(
     from tenfold.rank.training import train_on
 
     wanted = Next(name, **structs.asdict(source))
-    judged = go_on(home, wanted, partial(train_on, home=home, options=training, task=task, quiet=json), server.server, server.key)
+    judged = go_on(home, wanted, partial(train_on, home=home, options=training, task=task, quiet=json), server.opened)
     if json:
         print_json(judged)
         return
