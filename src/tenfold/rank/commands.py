@@ -65,7 +65,14 @@ def train(
     run_training(config, options.out or options.home / f"rank-{Path(name).stem}", options)
 
 
-def report(interactions: Source, /, *, split: Kind = "temporal", home: Folder = Path("generations"), json: Json = False) -> None:
+def report(
+    interactions: Source,
+    /,
+    *,
+    split: Kind = "temporal",
+    home: Annotated[Folder, Meta(description="Where the interactions are kept.")] = Path("generations"),
+    json: Json = False,
+) -> None:
     """What a person should know of interactions before a model is trained on them: ties, repeats, bots, the long tail, leaks.
 
     Example: tenfold rank report interactions.parquet

@@ -162,6 +162,7 @@ class Source(Struct, frozen=True):
     base: Annotated[Text | None, Meta(description="An earlier table of interactions, to which the events are added.")] = None
     held_out: Annotated[Share, Meta(description="Share of the interactions, the newest, that the gate judges by.")] = 0.1
     model: Annotated[Path | None, Meta(description="The ranker in service; by default what was released last.")] = None
+    home: Home = Path("generations")
 
 
 def again(
@@ -172,7 +173,6 @@ def again(
     training: RankOptions = RankOptions(),
     task: TaskOptions = TaskOptions(),
     server: RunningServer = RunningServer(),
-    home: Home = Path("generations"),
     json: Json = False,
 ) -> None:
     """Train on what people did, judge it on the newest of it, and put it in service where it is better.
@@ -183,8 +183,9 @@ def again(
     from tenfold.rank.again import again as go_on
     from tenfold.rank.training import train_on
 
-    wanted = Next(name, **structs.asdict(source))
-    judged = go_on(home, wanted, partial(train_on, home=home, options=training, task=task, quiet=json), server.opened)
+    wanted = Next(name, source.events, source.base, source.held_out, source.model)
+    train = partial(train_on, home=source.home, options=training, task=task, quiet=json)
+    judged = go_on(source.home, wanted, train, server.opened)
     if json:
         print_json(judged)
         return
