@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.harness import TENFOLD
 from bench.serve.server import serving, small_model
 from tenfold.serve.api.errors import ApiError
 from tenfold.serve.api.keys import make_key
@@ -205,6 +206,19 @@ def test_a_command_of_another_program_ends_with_who_started_it():
     parent.kill()
     assert gone([child])
     parent.communicate()
+
+
+def test_the_address_of_the_page_is_printed_when_the_model_can_answer(model):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [*TENFOLD, "serve", str(model), "--port", port, "--feedback", "", "--kv-cache-gib", "0.05", "--threads", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "small: loading\n"
+        address = process.stdout.readline().split()[3].rstrip(",")
+        with urllib.request.urlopen(f"{address}health", timeout=60) as answer:
+            assert answer.status == 200
+        process.terminate()
 
 
 def test_a_server_that_does_not_start_is_one_sentence(tmp_path, capfd):

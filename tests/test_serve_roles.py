@@ -1,5 +1,6 @@
 """Who may do what: every route by every role on the objects of one of them, and what pages of other sites may not."""
 
+import asyncio
 import json
 import stat
 import subprocess
@@ -15,7 +16,9 @@ from bench.serve.server import serving, small_model
 from tenfold.data.text.tokenizer import train_tokenizer
 from tenfold.rank.family import MODEL_TYPE
 from tenfold.serve.api.app import make_app
-from tenfold.serve.api.keys import make_key
+from tenfold.serve.api.errors import ApiError
+from tenfold.serve.api.gate import Gate
+from tenfold.serve.api.keys import make_key, revoke_key
 from tenfold.serve.api.models import Models
 from tenfold.serve.api.sites import Sites
 from tenfold.serve.feedback.export import export
@@ -219,6 +222,85 @@ def test_a_key_is_a_bearer_token(site, header, status):
     answer = site.client.get("/v1/models", headers=headers)
     assert answer.status_code == status and answer.headers.get("www-authenticate") == ("Bearer" if status == 401 else None)
     assert site.client.get("/v1/models", params={"api_key": site.keys["owner"]}).status_code == 401
+
+
+def test_keys_are_made_and_revoked_while_the_server_runs(tmp_path):
+    with opened(tmp_path) as site:
+        file = tmp_path / "keys.json"
+
+        def works(key):
+            return site.client.get("/v1/models", headers={"authorization": f"Bearer {key}"}).status_code
+
+        new, old = make_key(file, "dora"), site.keys["owner"]
+        assert works(new) == works(old) == 200
+        revoke_key(file, NAMES["owner"])
+        assert (works(new), works(old)) == (200, 401)
+        good = file.read_text()
+        file.write_text(good[:-3])
+        assert works(new) == 401  # it may be a key that was to be revoked
+        file.unlink()
+        assert works(new) == 401
+        file.write_text(good)
+        assert works(new) == 200
+        with pytest.raises(TenfoldError, match="no key of 'alice'"):
+            revoke_key(file, NAMES["owner"])
+
+
+def test_bodies_under_way_are_weighed_by_key_and_in_all(tmp_path):
+    keys = {name: make_key(tmp_path / "keys.json", name) for name in ("ann", "bob", "cid")}
+
+    async def reads(scope, receive, send):
+        while (await receive()).get("more_body"):
+            pass
+        await answered.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body"})
+
+    gate = Gate(reads, ServerOptions(keys=tmp_path / "keys.json"), Limits(max_in_flight_bytes=100, key_share=0.6))
+
+    async def post(owner, size, announced):
+        pieces = [{"type": "http.request", "body": b"x" * 10, "more_body": i < size // 10 - 1} for i in range(size // 10)]
+        headers = [(b"host", b"localhost"), (b"authorization", f"Bearer {keys[owner]}".encode())]
+        headers += [(b"content-length", str(size).encode())] * announced
+        sent = []
+
+        async def receive():
+            await asyncio.sleep(0)
+            return pieces.pop(0)
+
+        async def send(message):
+            sent.append(message.get("status"))
+
+        try:
+            await gate({"type": "http", "method": "POST", "path": "/v1/own", "headers": headers}, receive, send)
+        except ApiError as error:  # where the body is read, the application answers it
+            return error.status
+        assert not pieces  # a client that sends the rest reads its answer
+        return sent[0]
+
+    async def run(announced):
+        nonlocal answered
+        answered = asyncio.Event()
+        under_way = [asyncio.create_task(post("ann", 50, announced))]
+        await asyncio.sleep(0.05)
+        assert await post("ann", 20, announced) == 429
+        under_way.append(asyncio.create_task(post("bob", 50, announced)))
+        await asyncio.sleep(0.05)
+        assert await post("cid", 10, announced) == 429
+        answered.set()
+        assert await asyncio.gather(*under_way, post("cid", 60, announced)) == [200, 200, 200]
+        assert await post("ann", 70, announced) == 413
+
+    answered = None
+    for announced in (True, False):
+        asyncio.run(run(announced))
+
+
+def test_a_body_of_unknown_length_is_refused_as_one_that_is_announced(site):
+    body = (b" " * 2**20 for _ in range(17))
+    key = {"authorization": f"Bearer {site.keys['owner']}", "content-type": "application/json"}
+    answer = site.client.post("/v1/completions", content=body, headers=key)
+    assert answer.status_code == 413 and "larger than the 16777216 bytes" in answer.json()["error"]["message"]
 
 
 def test_files_of_a_server_are_named_to_operators_alone(site):

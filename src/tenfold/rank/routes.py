@@ -65,12 +65,11 @@ async def _recommended(models: Models, body: RecommendRequest, place: Place) -> 
     name = models.resolve(body.model) if body.model or not found else found[0]
     if name not in found:
         raise ApiError(400, f"The model {name!r} recommends nothing: it ranks no items.", param="model")
-    model = await models.get(name)
+    model = await models.admit(name, place, 1)
     number = {item: model.text.tokenizer.token_to_id(item) for item in (*body.history, *body.exclude)}
     history = [0, *(n for item in body.history if (n := number[item]))][-model.backend.max_model_len + 1 :]
     out = {0, *filter(None, number.values())}
     sampling = Sampling(temperature=0.0, max_tokens=1, logprobs=body.k + len(out))
-    model.admit(place, 1)
     model.room(history, 1)
     top: list[tuple[int, float]] = []
     async for delta in model.generate(Request(new_id("rec"), history, sampling, owner=place.owner), []):

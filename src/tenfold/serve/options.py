@@ -45,10 +45,15 @@ class Limits(Struct, frozen=True):
     """What a server takes on."""
 
     max_queue: Annotated[Count, Meta(description="Unfinished answers of a model before new requests are refused with 429.")] = 512
-    key_share: Annotated[Share, Meta(description="Largest share of the queue, and of what is remembered, for one key.")] = 0.5
+    key_share: Annotated[
+        Share, Meta(description="Largest share of the queue, of bodies under way and of what is remembered, for one key.")
+    ] = 0.5
     max_loaded: Annotated[Count, Meta(description="Models kept in memory; the least recently used is unloaded first.")] = 1
     timeout_seconds: Annotated[Timeout, Meta(description="Longest time for an answer; then 504.")] = 600.0
     max_body_bytes: Annotated[Count, Meta(description="Largest request body; then 413.")] = 16 * 2**20
+    max_in_flight_bytes: Annotated[
+        Count, Meta(description="Bodies of all unanswered requests together; then 429, for one key at its share.")
+    ] = 128 * 2**20
     max_stored_bytes: Annotated[Count, Meta(description="Responses kept in memory; then the oldest are forgotten.")] = 256 * 2**20
     idle_seconds: Annotated[
         Seconds, Meta(description="A model counts as idle when its last request came this long ago and nothing is unanswered.")

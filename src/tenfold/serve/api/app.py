@@ -9,7 +9,7 @@ from fastapi.middleware.cors import CORSMiddleware
 
 from tenfold.serve.api.errors import ErrorAnswer, answer_errors
 from tenfold.serve.api.gate import Gate
-from tenfold.serve.api.keys import Keys, Rate
+from tenfold.serve.api.keys import Rate
 from tenfold.serve.api.models import Models
 from tenfold.serve.feedback.feedback import Feedback
 from tenfold.serve.options import ServerOptions
@@ -38,7 +38,7 @@ def make_app(models: Models, options: ServerOptions) -> FastAPI:
     app.state.feedback = Feedback(options.feedback) if options.feedback else None
     app.state.feedback_rate = Rate(options.feedback_per_day, 86400)
     answer_errors(app)
-    app.add_middleware(Gate, options=options, keys=Keys.read(options.keys) if options.keys else None)
+    app.add_middleware(Gate, options=options, limits=models.limits)
     if options.allowed_origins:
         app.add_middleware(CORSMiddleware, allow_origins=options.allowed_origins, allow_methods=["*"], allow_headers=["*"])
     for name in plugins("routes"):

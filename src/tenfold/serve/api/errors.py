@@ -31,21 +31,20 @@ class ModelNotLoaded(TenfoldError):
     """A model that was asked for cannot be loaded; the sentence may name files of the server, which only operators read."""
 
 
-class ApiError(Exception):
+class ApiError(HTTPException):
     """An answer with this status and sentence."""
 
     def __init__(self, status: int, message: str, *, code: str | None = None, param: str | None = None, retry_after: float = 0):
-        super().__init__(message)
-        self.status, self.code, self.param, self.retry_after = status, code, param, retry_after
+        named = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
+        super().__init__(status, message, named | ({"Retry-After": str(max(1, round(retry_after)))} if retry_after else {}))
+        self.status, self.code, self.param = status, code, param
 
-    @property
-    def headers(self) -> dict[str, str]:
-        named = {"WWW-Authenticate": "Bearer"} if self.status == 401 else {}
-        return named | ({"Retry-After": str(max(1, round(self.retry_after)))} if self.retry_after else {})
+    def __str__(self) -> str:
+        return self.detail
 
     def body(self) -> dict[str, Any]:
         kind = _KINDS.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
-        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+        return {"error": {"message": self.detail, "type": kind, "param": self.param, "code": self.code}}
 
     def response(self) -> JSONResponse:
         return JSONResponse(self.body(), self.status, self.headers)

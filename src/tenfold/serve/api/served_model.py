@@ -8,7 +8,6 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from tenfold.model.io.huggingface import weights_hash
-from tenfold.serve.api.budget import Budget, Place
 from tenfold.serve.api.errors import ApiError
 from tenfold.serve.api.metrics import Metrics
 from tenfold.serve.backends.backend import Backend
@@ -48,9 +47,6 @@ class ServedModel:
     used: float = field(default_factory=time.monotonic)
     preparing: int = 0  # prompts that are being made into tokens
     _checkpoint: str = ""
-
-    def __post_init__(self) -> None:
-        self.queue = Budget(self.limits.max_queue, self.limits.key_share)  # sequences
 
     @property
     def idle(self) -> bool:
@@ -116,16 +112,6 @@ class ServedModel:
         vocab = self.text.tokenizer.get_vocab_size()
         if not all(0 <= token < vocab for token in tokens):
             raise ApiError(400, f"{what} has a token outside the vocabulary of {vocab}.", param=what)
-
-    def admit(self, place: Place, sequences: int) -> None:
-        """Give a request its places in the queue, until it is answered. Raises ApiError where there are too few."""
-        most, each = self.queue.most, self.queue.each
-        if sequences > each:
-            raise ApiError(400, f"The request asks for {sequences} answers at once: at most {each} are taken.")
-        if not self.queue.has_room(place.owner, sequences):
-            self.metrics.rejections.labels(self.name).inc()
-            raise ApiError(429, f"The queue is full: at most {most} answers wait, {each} of one key: try later.", retry_after=2)
-        place.holds.enter_context(self.queue.holding(place.owner, sequences))
 
     def room(self, tokens: list[int], wanted: int | None, answers: bool = True) -> int:
         """How many tokens an answer may have: `wanted`, or all that fit. Raises ApiError if the prompt is too long."""

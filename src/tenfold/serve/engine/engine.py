@@ -134,7 +134,7 @@ class Engine:
             raise
         except Exception as error:
             if len(work) > 1:
-                return [output for w in work for output in self._compute([w])]
+                return [output for w in work if w.sequence in self.scheduler.running for output in self._compute([w])]
             return [self._fail(work[0].sequence, error)]
         outputs, at = [], 0
         for w in work:

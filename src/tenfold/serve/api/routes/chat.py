@@ -58,8 +58,7 @@ async def prepare(models: Models, body: ChatRequest, place: Place) -> Conversati
     body.check_stream_options()
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs: true.", param="top_logprobs")
-    model = await models.get(body.model)
-    model.admit(place, body.n or 1)
+    model = await models.admit(body.model, place, body.n or 1)
     tools = [t.model_dump(exclude_none=True) for t in body.tools or () if t.function is not None]
     tools += [{"type": "function", "function": f.model_dump(exclude_none=True)} for f in body.functions or ()]
     must_call = _must_call(body, tools)

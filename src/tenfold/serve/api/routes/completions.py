@@ -47,9 +47,8 @@ class Completion:
 async def prepare(models: Models, body: CompletionRequest, place: Place) -> Completion:
     """Check a completion request. Raises ApiError or TenfoldError in one sentence."""
     body.check_stream_options()
-    model = await models.get(body.model)
     prompts = prompts_of(body.prompt, "prompt")
-    model.admit(place, len(prompts) * (body.n or 1))
+    model = await models.admit(body.model, place, len(prompts) * (body.n or 1))
     encoded = await model.prompt(lambda: encode(model, prompts, "prompt", body.suffix))
     model.check_tokens(body.logit_bias or (), "logit_bias")
     grammar = await model.grammar(body.guided)

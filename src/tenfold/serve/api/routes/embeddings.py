@@ -48,9 +48,8 @@ def encode(model: ServedModel, prompts: list[str | list[int]], what: str, suffix
 
 async def answer(models: Models, body: EmbeddingRequest, place: Place) -> dict[str, Any]:
     """The mean of the last hidden states over each text, of length 1."""
-    model = await models.get(body.model)
     inputs = prompts_of(body.input, "input")
-    model.admit(place, len(inputs))
+    model = await models.admit(body.model, place, len(inputs))
     encoded = await model.prompt(lambda: encode(model, inputs, "input"))
     for tokens in encoded:
         model.room(tokens, None, answers=False)

@@ -12,8 +12,7 @@ router = APIRouter()
 
 @router.post("/tokenize", **gives(Tokenized))
 async def tokenize(body: TokenizeRequest, place: Placed, models: ServedModels) -> Response:
-    model = await models.get(body.model)
-    model.admit(place, 1)
+    model = await models.admit(body.model, place, 1)
     if (messages := body.messages) is not None:
         tokens = await model.chat_prompt(await model.prompt(lambda: [plain(m) for m in messages]))
     else:
@@ -23,6 +22,5 @@ async def tokenize(body: TokenizeRequest, place: Placed, models: ServedModels) -
 
 @router.post("/detokenize", **gives(Detokenized))
 async def detokenize(body: DetokenizeRequest, place: Placed, models: ServedModels) -> Response:
-    model = await models.get(body.model)
-    model.admit(place, 1)
+    model = await models.admit(body.model, place, 1)
     return JSONResponse({"prompt": await model.prompt(lambda: model.text.decode(body.tokens))})
