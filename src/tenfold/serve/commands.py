@@ -142,7 +142,7 @@ def export_feedback(
     from tenfold.serve.feedback.export import export
     from tenfold.serve.feedback.feedback import Feedback
 
-    made = export(Feedback(database), format, out, test_share=test_share)
+    made = export(Feedback(database, create=False), format, out, test_share=test_share)
     if json:
         print_json({"train": made.train, "test": made.test, "left_out": dict(made.left_out)})
         return

@@ -90,6 +90,7 @@ class ServerOptions(Struct, frozen=True):
     metrics: Annotated[Literal["everyone", "operators"], Meta(description="Who may read /metrics where the server has keys.")] = (
         "everyone"
     )
+    access_log: Annotated[Literal["none", "text", "json"], Meta(description="What is written to stderr of each request.")] = "text"
     feedback: Annotated[str, Meta(description="Database URL for stored answers and feedback; '' keeps none.")] = ""
     feedback_per_day: Annotated[CountOrNone, Meta(description="Judgements taken from each key in a day; 0 is no limit.")] = 200
     any_name: Annotated[bool, Meta(description="Answer to any model name with the first model.")] = False

@@ -74,10 +74,19 @@ def answer_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part != "body")
         if first["type"] == "json_invalid":
             return ApiError(400, f"The request is not valid JSON: {first['ctx']['error']}.").response()
-        return ApiError(400, f"{where or 'The request'}: {first['msg']}.", param=where or None).response()
+        where, said = _wrong(error)
+        return ApiError(400, f"{where or 'The request'}: {said}.", param=where or None).response()
+
+    @app.exception_handler(UnicodeEncodeError)
+    async def no_unicode(_: Request, __: UnicodeEncodeError) -> JSONResponse:
+        return ApiError(400, "The request has text that is no Unicode: half of a surrogate pair.").response()
+
+    @app.exception_handler(Exception)
+    async def unforeseen(_: Request, __: Exception) -> JSONResponse:
+        """The trace goes to the server's log."""
+        return ApiError(500, "The server failed on this request: an operator finds the reason in its log.").response()
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
@@ -87,6 +96,29 @@ def answer_errors(app: FastAPI) -> None:
         if error.status_code == 405:
             response.headers["Allow"] = _allowed(app, request)
         return response
+
+
+def _wrong(error: RequestValidationError) -> tuple[str, str]:
+    """The field that is wrong, and what would be right: every form that a field may have gives an error of its own."""
+    found: dict[str, list[str]] = {}
+    for one in error.errors():
+        found.setdefault(_field(one, error.body), []).append(one["msg"])
+    where = max(found, key=lambda name: name.count("."))  # the form that fits best goes wrong deepest
+    said = list(dict.fromkeys(found[where]))
+    return where, " or ".join([said[0], *(other.removeprefix("Input should be ") for other in said[1:])])
+
+
+def _field(one: dict[str, Any], body: Any) -> str:
+    """The path of an error's field in the body, without the names of the forms that were tried."""
+    names = [part for part in one["loc"] if part != "body"]
+    path, value = [], body
+    for name in names:
+        if name in (value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()):
+            value = value[name]
+        elif isinstance(body, dict) and (one["type"] != "missing" or name is not names[-1]):
+            continue  # the name of a form
+        path.append(str(name))
+    return ".".join(path)
 
 
 def _allowed(app: FastAPI, request: Request) -> str:

@@ -64,13 +64,20 @@ class Gate:
             return ANYBODY
         if path in self.open:
             return STRANGER
-        scheme, _, key = headers.get(b"authorization", b"").decode(errors="replace").partition(" ")
-        caller = self.keys.caller(key.strip()) if scheme.lower() == "bearer" else None
+        key = _key(headers)
+        caller = self.keys.caller(key) if key else None
         if caller is None:
-            raise ApiError(401, "A valid key is needed: send it as `Authorization: Bearer KEY`.")
+            raise ApiError(401, "A valid key is needed: send it as `Authorization: Bearer KEY`, `api-key` or `x-api-key`.")
         if (wait := self.requests.wait(caller.name)) > 0:
             raise ApiError(429, f"Too many requests with this key: the next may come in {wait:.0f} s.", retry_after=wait)
         return caller
+
+
+def _key(headers: dict[bytes, bytes]) -> str:
+    """The key of a request, as clients of OpenAI, Azure and Anthropic send it; empty if there is none."""
+    scheme, _, key = headers.get(b"authorization", b"").decode(errors="replace").partition(" ")
+    other = headers.get(b"api-key") or headers.get(b"x-api-key") or b""
+    return key.strip() if scheme.lower() == "bearer" else other.decode(errors="replace")
 
 
 class _Body:

@@ -23,12 +23,13 @@ _RENDER_SECONDS = 30.0
 
 @dataclass
 class OutputDelta:
-    """New text of continuation `index`; the last delta of each has a finish reason."""
+    """New text of continuation `index`, and the tokens that it came from; the last delta of each has a finish reason."""
 
     index: int
     text: str
     tokens: list[int]
-    logprobs: list[TokenLogprob]
+    logprobs: list[TokenLogprob]  # of each token, and of the stop token that ended the answer
+    places: list[int]  # where in the text of the answer those begin
     finish_reason: FinishReason | None
     cached_tokens: int
 
@@ -141,22 +142,19 @@ class ServedModel:
                 output = await self._next(outputs, end)
                 if output.index not in unfinished or not (output.tokens or output.finish_reason):
                     continue
-                if output.tokens:
-                    now, written = time.monotonic(), written + len(output.tokens)
+                delta = _cut(output, streams[output.index])
+                if delta.tokens:
+                    now, written = time.monotonic(), written + len(delta.tokens)
                     self.metrics.token(self.name, began, last, now)
                     last = now
-                stream, finish = streams[output.index], output.finish_reason
-                text = stream.push(output.tokens)
-                if stream.stopped:
-                    finish = "stop"
-                elif finish:
-                    text += stream.rest()
-                if finish:
-                    unfinished.discard(output.index)
-                    self.metrics.success.labels(self.name, finish).inc()
-                yield OutputDelta(output.index, text, output.tokens, output.logprobs, finish, output.cached_tokens)
+                if delta.finish_reason:
+                    unfinished.discard(delta.index)
+                    self.metrics.success.labels(self.name, delta.finish_reason).inc()
+                yield delta
         finally:
             await outputs.aclose()
+            if unfinished:
+                self.metrics.success.labels(self.name, "abort").inc(len(unfinished))
             self.metrics.end(self.name, time.monotonic() - began, len(request.tokens), written)
 
     async def _next(self, outputs: AsyncGenerator[Output, None], end: float) -> Output:
@@ -164,10 +162,17 @@ class ServedModel:
         try:
             output = await asyncio.wait_for(anext(outputs), end - time.monotonic())
         except TimeoutError:
-            raise ApiError(504, f"The answer took longer than {self.limits.timeout_seconds:.0f} seconds.") from None
+            raise _late(self.limits.timeout_seconds) from None
         if output.error is not None:
             raise ApiError(400, output.error)
         return output
+
+    async def score(self, request: Request) -> list[TokenLogprob]:
+        """The log-probability of each token of a request after the first. Raises ApiError where time runs out."""
+        try:
+            return await asyncio.wait_for(self.backend.score(request), self.limits.timeout_seconds)
+        except TimeoutError:
+            raise _late(self.limits.timeout_seconds) from None
 
     async def embed(self, request: Request) -> list[float]:
         """The embedding of a request's tokens."""
@@ -177,3 +182,19 @@ class ServedModel:
             if output.embedding is not None:
                 return output.embedding
         raise ApiError(500, "The backend gave no embedding.")
+
+
+def _late(seconds: float) -> ApiError:
+    return ApiError(504, f"The answer took longer than {seconds:.0f} seconds.")
+
+
+def _cut(output: Output, stream: TextStream) -> OutputDelta:
+    """An output as text. This alone decides which tokens count, with their log-probabilities: those up to a stop string."""
+    text, places = stream.push(output.tokens)
+    tokens, logprobs, finish = output.tokens[: len(places)], output.logprobs, output.finish_reason
+    if stream.stopped:
+        finish, logprobs = "stop", logprobs[: len(places)]
+    elif finish:
+        text += stream.rest()
+        places.append(stream.length)
+    return OutputDelta(output.index, text, tokens, logprobs, places, finish, output.cached_tokens)

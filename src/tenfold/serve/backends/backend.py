@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator
 from typing import Protocol
 
 from tenfold.serve.options import EngineOptions
-from tenfold.serve.request import Output, Request
+from tenfold.serve.request import Output, Request, TokenLogprob
 from tenfold.spec.plugins import load
 
 
@@ -40,8 +40,8 @@ class Backend(Protocol):
         """
         ...
 
-    async def score(self, tokens: list[int]) -> list[float]:
-        """The log-probability of each token after the first, given those before it. Raises TenfoldError if it cannot."""
+    async def score(self, request: Request) -> list[TokenLogprob]:
+        """The log-probability of each token of a `score` request after the first. Raises TenfoldError if it cannot."""
         ...
 
     def stop(self) -> None:

@@ -76,7 +76,7 @@ class Engine:
         n = len(request.tokens)
         if not n:
             return "The prompt is empty: give at least one token."
-        if (over := n + request.generates - self.max_model_len) > 0:
+        if (over := n + (request.generates and request.sampling.max_tokens > 0) - self.max_model_len) > 0:
             return f"The prompt has {n} tokens: {over} too many for the context of {self.max_model_len} and an answer."
         vocab, s = self.runner.spec.vocab_size, request.sampling
         for what, tokens in (("The prompt", request.tokens), ("logit_bias", s.logit_bias), ("stop_tokens", s.stop_tokens)):
@@ -190,7 +190,7 @@ class Engine:
         for row, guess in enumerate([*draft, None]):
             token = self._draw(logits[row], best[row], s)
             output.finish_reason = self._take(s, token, output)
-            if p.logprobs is not None and output.tokens and output.finish_reason != "stop":
+            if p.logprobs is not None:
                 output.logprobs.append(sampling.logprob(logits[row], token, p.logprobs))
             if output.finish_reason or token != guess:
                 break

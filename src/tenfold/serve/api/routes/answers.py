@@ -19,11 +19,6 @@ def head(name: str, kind: str, created: int, model: ServedModel) -> dict[str, An
     return {"id": name, "object": kind, "created": created, "model": model.name, "system_fingerprint": None}
 
 
-def token_text(model: ServedModel, token: int) -> str:
-    """A token as text, special ones too."""
-    return model.text.tokenizer.decode([token], skip_special_tokens=False)
-
-
 def finite(logprob: float) -> float:
     """A log-probability that JSON can hold."""
     return max(logprob, -9999.0)
@@ -36,6 +31,7 @@ class Gathered:
     text: str = ""
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     first_token: float = 0.0
     cached_tokens: int = 0
@@ -45,6 +41,7 @@ class Gathered:
         self.text += delta.text
         self.tokens += delta.tokens
         self.logprobs += delta.logprobs
+        self.places += delta.places
         self.finish_reason = delta.finish_reason
         self.cached_tokens = max(self.cached_tokens, delta.cached_tokens)
 

@@ -16,11 +16,11 @@ from tenfold.serve.api.dependencies import OptionalFeedback, Placed, ServedModel
 from tenfold.serve.api.errors import ApiError
 from tenfold.serve.api.keys import Caller
 from tenfold.serve.api.models import Models
-from tenfold.serve.api.protocol import ChatRequest, Message
-from tenfold.serve.api.routes.answers import Gathered, finite, head, new_id, token_text, usage
+from tenfold.serve.api.protocol import ChatRequest, Message, Part, ToolChoice
+from tenfold.serve.api.routes.answers import Gathered, finite, head, new_id, usage
 from tenfold.serve.api.served_model import OutputDelta, ServedModel
 from tenfold.serve.api.streaming import stream, until_disconnect
-from tenfold.serve.api.tools import call_schema, find_calls, tell_of_tools
+from tenfold.serve.api.tools import as_object, call_schema, calls_as_text, find_calls, tell_of_tools
 from tenfold.serve.feedback.feedback import Feedback
 from tenfold.serve.request import Request, TokenLogprob
 from tenfold.serve.sandbox.grammars import GrammarSource
@@ -59,13 +59,13 @@ async def prepare(models: Models, body: ChatRequest, place: Place) -> Conversati
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs: true.", param="top_logprobs")
     model = await models.admit(body.model, place, body.n or 1)
-    tools = [t.model_dump(exclude_none=True) for t in body.tools or () if t.function is not None]
+    tools = [t.model_dump(exclude_none=True) for t in body.tools or ()]
     tools += [{"type": "function", "function": f.model_dump(exclude_none=True)} for f in body.functions or ()]
     must_call = _must_call(body, tools)
-    if body.tool_choice == "none":
+    if "none" in (body.tool_choice, body.function_call):
         tools = []
     messages = await model.prompt(lambda: [plain(message) for message in body.messages])
-    tokens = await _tokens(model, messages, tools)
+    tokens = await prompt_tokens(model, messages, tools)
     model.check_tokens(body.logit_bias or (), "logit_bias")
     wanted = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     sampling = body.sampling(
@@ -84,33 +84,40 @@ def plain(message: Message) -> dict[str, Any]:
     plain = message.model_dump(exclude_none=True)
     if plain["role"] == "developer":
         plain["role"] = "system"
-    content = plain.get("content") or ""
-    if isinstance(content, list):
-        for part in content:
-            if part.get("type") not in ("text", "refusal", "input_text", "output_text"):
-                raise ApiError(400, f"Content of type {part.get('type')!r} cannot be read: send text.", param="messages")
-        content = "".join(str(part.get("text", part.get("refusal", ""))) for part in content)
-    plain["content"] = content
+    content = message.content or ""
+    plain["content"] = content if isinstance(content, str) else "".join(map(_text, content))
+    for call in plain.get("tool_calls", ()):  # templates take objects, and write text as text
+        call["function"]["arguments"] = as_object(call["function"]["arguments"])
     return plain
 
 
-async def _tokens(model: ServedModel, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> list[int]:
+def _text(part: Part) -> str:
+    if part.type not in ("text", "refusal", "input_text", "output_text"):
+        raise ApiError(400, f"Content of type {part.type!r} cannot be read: send text.", param="messages")
+    text = part.refusal if part.type == "refusal" else part.text
+    if text is None:
+        raise ApiError(400, f"Content of type {part.type!r} has no text.", param="messages")
+    return text
+
+
+async def prompt_tokens(model: ServedModel, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> list[int]:
+    """The tokens of a conversation with tools and calls, also where the model's template has no place for them."""
     if tools and not model.text.knows_tools:
-        return await model.chat_prompt(tell_of_tools(messages, tools))
+        messages, tools = tell_of_tools(messages, tools), []
+    if not model.text.knows_calls:
+        messages = calls_as_text(messages)
     return await model.chat_prompt(messages, tools or None)
 
 
 def _must_call(body: ChatRequest, tools: list[dict[str, Any]]) -> str | None:
     choice = body.tool_choice
-    if isinstance(choice, dict):
-        name = (choice.get("function") or {}).get("name")
+    if isinstance(choice, ToolChoice):
+        name = choice.function.name
         if name not in {t["function"]["name"] for t in tools}:
             raise ApiError(400, f"tool_choice names {name!r}, which is not among the tools.", param="tool_choice")
         return name
-    if choice in (None, "auto", "none"):
-        return None
     if choice != "required":
-        raise ApiError(400, f"tool_choice must be auto, none, required or a tool, not {choice!r}.", param="tool_choice")
+        return None
     if not tools:
         raise ApiError(400, "tool_choice is required, but there are no tools.", param="tool_choice")
     return ""
@@ -148,13 +155,17 @@ def _choices(chat: Conversation, gathered: list[Gathered]) -> list[dict[str, Any
     choices = []
     for i, g in enumerate(gathered):
         said, finish = message(chat, g)
-        choices.append({"index": i, "message": said, "logprobs": _logprobs(chat, g.logprobs), "finish_reason": finish})
+        choices.append(
+            {"index": i, "message": said, "logprobs": _logprobs(chat, g.logprobs[: len(g.tokens)]), "finish_reason": finish}
+        )
     return choices
 
 
 def message(chat: Conversation, g: Gathered) -> tuple[dict[str, Any], str | None]:
     """The message of a finished continuation, with its calls apart from the text, and why it ended."""
     content, calls = find_calls(g.text, chat.tools) if chat.tools else (g.text, [])
+    if chat.body.parallel_tool_calls is False:
+        calls = calls[:1]
     said: dict[str, Any] = {"role": "assistant", "content": content or None if calls else content, "refusal": None}
     if not calls:
         return said, g.finish_reason
@@ -177,8 +188,9 @@ async def chunks(chat: Conversation, feedback: Feedback | None) -> AsyncGenerato
         text, finish = delta.text, delta.finish_reason
         if chat.tools:
             text, held[i] = sayable(held[i] + text, g, finish)
-        if text or (delta.logprobs and not chat.tools):
-            yield {**start, "choices": [_choice(i, {"content": text}, None, _logprobs(chat, delta.logprobs))]}
+        logprobs = delta.logprobs[: len(delta.tokens)]
+        if text or (logprobs and not chat.tools):
+            yield {**start, "choices": [_choice(i, {"content": text}, None, _logprobs(chat, logprobs))]}
         if not finish:
             continue
         said, reason = message(chat, g)
@@ -224,8 +236,8 @@ def _logprobs(chat: Conversation, logprobs: list[TokenLogprob]) -> dict[str, Any
         return None
 
     def one(token: int, value: float) -> dict[str, Any]:
-        written = token_text(chat.model, token)
-        return {"token": written, "logprob": finite(value), "bytes": list(written.encode())}
+        raw = chat.model.text.token_bytes(token)
+        return {"token": raw.decode(errors="replace"), "logprob": finite(value), "bytes": list(raw)}
 
     return {
         "content": [{**one(lp.token, lp.logprob), "top_logprobs": [one(*top) for top in lp.top]} for lp in logprobs],
@@ -246,7 +258,7 @@ async def keep(chat: Conversation, gathered: list[Gathered], feedback: Feedback 
             "messages": chat.messages,
             "text": g.text,
             "token_ids": g.tokens,
-            "logprobs": [lp.logprob for lp in g.logprobs] or None,
+            "logprobs": [lp.logprob for lp in g.logprobs[: len(g.tokens)]] or None,
             "sampling": {k: sorted(v) if isinstance(v, frozenset) else v for k, v in asdict(chat.request.sampling).items()},
             "finish_reason": g.finish_reason or "abort",
             "prompt_tokens": len(chat.request.tokens),

@@ -10,11 +10,12 @@ from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response
 
+from tenfold.serve.api.answer_types import Embeddings
 from tenfold.serve.api.budget import Place
 from tenfold.serve.api.dependencies import Placed, ServedModels, gives
 from tenfold.serve.api.errors import ApiError
 from tenfold.serve.api.models import Models
-from tenfold.serve.api.protocol import EmbeddingRequest, Embeddings
+from tenfold.serve.api.protocol import EmbeddingRequest
 from tenfold.serve.api.routes.answers import new_id
 from tenfold.serve.api.served_model import ServedModel
 from tenfold.serve.api.streaming import until_disconnect
@@ -64,6 +65,8 @@ async def answer(models: Models, body: EmbeddingRequest, place: Place) -> dict[s
 
 
 def _written(vector: list[float], form: str | None, dimensions: int | None) -> list[float] | str:
+    if dimensions is not None and dimensions > len(vector):
+        raise ApiError(400, f"This model's embeddings have {len(vector)} dimensions, not {dimensions}.", param="dimensions")
     values = np.array(vector[:dimensions], dtype=np.float32)
     values /= max(float(np.linalg.norm(values)), 1e-12)
     return base64.b64encode(values.tobytes()).decode() if form == "base64" else [float(v) for v in values]

@@ -12,11 +12,12 @@ from openai.types.responses import InputTokenCountResponse
 from openai.types.responses import Response as ResponsesAnswer
 from pydantic import ValidationError
 
+from tenfold.serve.api.answer_types import Deleted
 from tenfold.serve.api.budget import Place
 from tenfold.serve.api.dependencies import Owner, Placed, ServedModels, gives, streams
 from tenfold.serve.api.errors import ApiError
 from tenfold.serve.api.models import Models
-from tenfold.serve.api.protocol import ChatRequest, Deleted, ResponsesRequest
+from tenfold.serve.api.protocol import ChatRequest, ResponsesRequest
 from tenfold.serve.api.response_store import ResponseStore
 from tenfold.serve.api.routes import chat
 from tenfold.serve.api.routes.answers import Gathered, new_id
@@ -107,7 +108,7 @@ async def prepare(models: Models, body: ResponsesRequest, store: ResponseStore, 
     messages = store.get(place.owner, body.previous_response_id)[1] if body.previous_response_id else []
     messages = messages + _turns(body.input)
     told = [{"role": "system", "content": body.instructions}] if body.instructions else []
-    form = (body.text or {}).get("format") or {}
+    form = body.text.format if body.text else None
     choice = body.tool_choice
     if isinstance(choice, dict) and "name" in choice:
         choice = {"type": "function", "function": {"name": choice["name"]}}
@@ -121,8 +122,8 @@ async def prepare(models: Models, body: ResponsesRequest, store: ResponseStore, 
         "tool_choice": choice,
         "user": body.user,
     }
-    if isinstance(form, dict) and form.get("type") in ("json_schema", "json_object"):
-        wanted["response_format"] = {"type": form["type"], "json_schema": {"schema": form.get("schema")}}
+    if form is not None:
+        wanted["response_format"] = {"type": form.type, "json_schema": {"schema": form.schema_}}
     try:
         request = ChatRequest.model_validate(wanted)
     except ValidationError as error:
@@ -152,7 +153,7 @@ def _object(body: ResponsesRequest, conversation: chat.Conversation, status: str
         "parallel_tool_calls": bool(body.tools),
         "previous_response_id": body.previous_response_id,
         "temperature": sampling.temperature,
-        "text": body.text or {"format": {"type": "text"}},
+        "text": body.text.model_dump(by_alias=True, exclude_unset=True) if body.text else {"format": {"type": "text"}},
         "tool_choice": body.tool_choice or "auto",
         "tools": [{"parameters": None, "strict": None, **tool} for tool in body.tools or ()],
         "top_p": sampling.top_p,

@@ -1,0 +1,52 @@
+"""The answers for which OpenAI has no type, or another one."""
+
+from typing import Literal
+
+from openai.types import CreateEmbeddingResponse, Embedding, Model
+from pydantic import BaseModel
+
+
+class ModelList(BaseModel):
+    object: Literal["list"]
+    data: list[Model]
+
+
+class WrittenEmbedding(Embedding):
+    embedding: list[float] | str  # type: ignore[assignment]  # in base64 where that is asked for
+
+
+class Embeddings(CreateEmbeddingResponse):
+    data: list[WrittenEmbedding]  # type: ignore[assignment]
+
+
+class Swapped(Model):
+    path: str
+
+
+class Tokenized(BaseModel):
+    tokens: list[int]
+    count: int
+    max_model_len: int
+
+
+class Detokenized(BaseModel):
+    prompt: str
+
+
+class Deleted(BaseModel):
+    id: str
+    object: str
+    deleted: bool
+
+
+class Kept(BaseModel):
+    kept: bool
+
+
+class DeletedRows(BaseModel):
+    deleted_rows: int
+
+
+class Health(BaseModel):
+    status: str
+    feedback: bool | None = None
