@@ -172,21 +172,9 @@ def test_what_is_not_done_is_refused_by_its_field(open_site, path, body, field):
 def test_an_error_says_what_would_be_right(open_site):
     client, _ = open_site()
     said = client.post(CHAT, json={**HELLO, "tools": [TOOL], "tool_choice": "weather"}).json()["error"]["message"]
-    assert "'none', 'auto' or 'required'" in said and "ToolChoice" in said
+    assert said.startswith("tool_choice: Input should be 'none', 'auto' or 'required' or a valid dictionary")
     said = client.post(CHAT, json={"messages": [{"role": "user", "content": 5}]}).json()["error"]["message"]
     assert said == "messages.0.content: Input should be a valid string or a valid list."
-
-
-@pytest.mark.parametrize("body", [
-    b'{"messages": [{"role": "user", "content": "\\ud800"}]}',
-    b'{"messages": [{"role": "user", "content": "a", "name": "\\ud800"}], "tools": [{"type": "function", "function": '
-    b'{"name": "f", "parameters": {"title": "\\udfff"}}}]}',
-    b'{"messages": [{"role": "user", "content": "a"}], "guided_json": {"const": "\\ud800"}}',
-])  # fmt: skip
-def test_half_a_surrogate_pair_is_no_error_of_the_server(open_site, body):
-    client, _ = open_site()
-    answer = client.post(CHAT, content=body, headers={"content-type": "application/json"})
-    assert answer.status_code in (200, 400) and answer.json()
 
 
 def test_what_nobody_foresaw_is_answered_in_the_shape_of_errors(open_site):

@@ -79,10 +79,6 @@ def answer_errors(app: FastAPI) -> None:
         where, said = _wrong(error)
         return ApiError(400, f"{where or 'The request'}: {said}.", param=where or None).response()
 
-    @app.exception_handler(UnicodeEncodeError)
-    async def no_unicode(_: Request, __: UnicodeEncodeError) -> JSONResponse:
-        return ApiError(400, "The request has text that is no Unicode: half of a surrogate pair.").response()
-
     @app.exception_handler(Exception)
     async def unforeseen(_: Request, __: Exception) -> JSONResponse:
         """The trace goes to the server's log."""

@@ -3,6 +3,7 @@
 Fields of OpenAI's that this server does not know are accepted and ignored where that is harmless.
 """
 
+import json
 from dataclasses import fields
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -31,21 +32,37 @@ Bias = dict[Annotated[int, Field(ge=0, lt=2**31)], Annotated[Finite, Field(ge=-1
 
 
 class Body(BaseModel):
-    """Unknown fields are ignored, as OpenAI's own server ignores what older ones do not know.
+    """Unknown fields are ignored, as OpenAI's own server ignores what older ones do not know."""
+
+    model_config = ConfigDict(extra="ignore", protected_namespaces=())
+
+
+class RequestBody(Body):
+    """A whole request, of which every text is one: no tokenizer and no database takes half of a surrogate pair.
 
     Fields of OpenAI, vLLM or llama.cpp that would change an answer and are not done here are `refused`.
     """
 
-    model_config = ConfigDict(extra="ignore", protected_namespaces=())
     refused: ClassVar[tuple[str, ...]] = ()
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse(cls, data: Any) -> Any:
-        for name in cls.refused if isinstance(data, dict) else ():
-            if data.get(name):
+    def _refuse(cls, sent: Any) -> Any:
+        for name in cls.refused if isinstance(sent, dict) else ():
+            if sent.get(name):
                 raise ApiError(400, f"{name} is not done by this server: leave it out.", param=name)
-        return data
+        return sent
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_text(cls, sent: Any) -> Any:
+        try:
+            json.dumps(sent, ensure_ascii=False, default=str).encode()
+        except UnicodeEncodeError:
+            raise ValueError("a text has half of a surrogate pair (\\ud800 to \\udfff), which is no character") from None
+        except RecursionError:
+            raise ValueError("it is nested too deeply") from None
+        return sent
 
 
 class StreamOptions(Body):
@@ -53,7 +70,7 @@ class StreamOptions(Body):
     continuous_usage_stats: bool | None = None
 
 
-class SamplingFields(Body):
+class SamplingFields(RequestBody):
     """Fields that chat and plain completions share; None means the default. Fields from `top_k` on are extensions."""
 
     refused = (
@@ -198,7 +215,7 @@ class CompletionRequest(SamplingFields):
     suffix: str | None = None
 
 
-class EmbeddingRequest(Body):
+class EmbeddingRequest(RequestBody):
     model: str = ""
     input: Text | list[int] | list[str] | list[list[int]]
     encoding_format: Literal["float", "base64"] | None = None
@@ -219,7 +236,7 @@ class ResponseText(BaseModel):
     format: ResponseTextFormat | None = None
 
 
-class ResponsesRequest(Body):
+class ResponsesRequest(RequestBody):
     refused = ("prompt", "top_logprobs")
 
     model: str = ""
@@ -240,7 +257,7 @@ class ResponsesRequest(Body):
     user: str | None = None
 
 
-class FeedbackRequest(BaseModel):
+class FeedbackRequest(RequestBody):
     """A person's judgement of a stored answer, or of two."""
 
     consent: bool = False
@@ -256,19 +273,19 @@ class FeedbackRequest(BaseModel):
     position_swapped: bool = False
 
 
-class SwapRequest(BaseModel):
+class SwapRequest(RequestBody):
     """The path to serve a model from."""
 
     model: str = ""
     path: str
 
 
-class TokenizeRequest(Body):
+class TokenizeRequest(RequestBody):
     model: str = ""
     prompt: Text | None = None
     messages: Annotated[list[Message], Field(max_length=_MAX_MESSAGES)] | None = None
 
 
-class DetokenizeRequest(Body):
+class DetokenizeRequest(RequestBody):
     model: str = ""
     tokens: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=1_000_000)]
