@@ -105,8 +105,6 @@ def test_who_waits_for_a_model_to_load_holds_places_in_its_queue_up_to_the_share
 
     asyncio.run(run())
 
-    asyncio.run(run())
-
 
 def test_a_model_whose_engine_ended_is_loaded_again(models):
     async def run():

@@ -152,7 +152,7 @@ class TextStream:
         self._unfinished: list[int] = []  # tokens whose text has not come, since a character is not whole
         self.length = 0  # of the text of all tokens
         self._held = ""
-        self.stopped = False
+        self.stopped = ""  # the stop string that the text reached
 
     def push(self, tokens: list[int]) -> tuple[str, list[int]]:
         """The new text that is certain after these tokens, and where in all the text that of each of them begins.
@@ -173,9 +173,10 @@ class TextStream:
     def _certain(self, new: str) -> str:
         """What can be said after `new` text."""
         self._held += new
-        at = min((i for i in (self._held.find(s) for s in self._stops) if i >= 0), default=-1)
-        if at >= 0:
-            text, self._held, self.stopped = self._held[:at], "", True
+        found = {self._held.find(s): s for s in self._stops if s in self._held}
+        if found:
+            at = min(found)
+            text, self._held, self.stopped = self._held[:at], "", found[at]
             return text
         cut = min((_begins(self._held, s) for s in self._stops), default=len(self._held))
         text, self._held = self._held[:cut], self._held[cut:]

@@ -1,6 +1,6 @@
 """The answers for which OpenAI has no type, or another one."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from openai.types import CreateEmbeddingResponse, Embedding, Model
 from pydantic import BaseModel
@@ -50,3 +50,20 @@ class DeletedRows(BaseModel):
 class Health(BaseModel):
     status: str
     feedback: bool | None = None
+
+
+class AnthropicMessage(BaseModel):
+    """A message of Anthropic's Messages API."""
+
+    id: str
+    type: Literal["message"]
+    role: Literal["assistant"]
+    model: str
+    content: list[dict[str, Any]]
+    stop_reason: Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
+    stop_sequence: str | None
+    usage: dict[str, int]
+
+
+class AnthropicCount(BaseModel):
+    input_tokens: int

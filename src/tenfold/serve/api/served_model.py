@@ -32,6 +32,7 @@ class OutputDelta:
     places: list[int]  # where in the text of the answer those begin
     finish_reason: FinishReason | None
     cached_tokens: int
+    stop: str = ""  # the stop string that ended it
 
 
 @dataclass(eq=False)
@@ -197,4 +198,4 @@ def _cut(output: Output, stream: TextStream) -> OutputDelta:
     elif finish:
         text += stream.rest()
         places.append(stream.length)
-    return OutputDelta(output.index, text, tokens, logprobs, places, finish, output.cached_tokens)
+    return OutputDelta(output.index, text, tokens, logprobs, places, finish, output.cached_tokens, stream.stopped)

@@ -35,6 +35,7 @@ class Gathered:
     finish_reason: str | None = None
     first_token: float = 0.0
     cached_tokens: int = 0
+    stop: str = ""
 
     def add(self, delta: OutputDelta) -> None:
         self.first_token = self.first_token or time.time()
@@ -42,7 +43,7 @@ class Gathered:
         self.tokens += delta.tokens
         self.logprobs += delta.logprobs
         self.places += delta.places
-        self.finish_reason = delta.finish_reason
+        self.finish_reason, self.stop = delta.finish_reason, delta.stop
         self.cached_tokens = max(self.cached_tokens, delta.cached_tokens)
 
 

@@ -10,6 +10,7 @@ from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response
 from openai.types.chat import ChatCompletion
+from pydantic import ValidationError
 
 from tenfold.serve.api.budget import Place
 from tenfold.serve.api.dependencies import OptionalFeedback, Placed, ServedModels, streams
@@ -52,6 +53,10 @@ class Conversation:
     caller: Caller
     created: int = field(default_factory=lambda: int(time.time()))
 
+    def deltas(self) -> AsyncGenerator[OutputDelta, None]:
+        """The answers as they come."""
+        return self.model.generate(self.request, self.body.stops, self.body.skip_special_tokens is False)
+
 
 async def prepare(models: Models, body: ChatRequest, place: Place) -> Conversation:
     """Check a chat request and make its prompt. Raises ApiError or TenfoldError in one sentence."""
@@ -77,6 +82,16 @@ async def prepare(models: Models, body: ChatRequest, place: Place) -> Conversati
     request = Request(new_id("chatcmpl"), tokens, sampling, owner=place.owner)
     names = {t["function"]["name"] for t in tools}
     return Conversation(body, model, request, messages, names, must_call, place.caller)
+
+
+def request_of(wanted: dict[str, Any]) -> ChatRequest:
+    """The chat request that another API's request stands for. Raises ApiError where its input cannot be read."""
+    try:
+        return ChatRequest.model_validate(wanted)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ApiError(400, f"The input cannot be read ({where}: {first['msg']}).", param="input") from None
 
 
 def plain(message: Message) -> dict[str, Any]:
@@ -136,14 +151,10 @@ def _grammar(body: ChatRequest, tools: list[dict[str, Any]], must_call: str | No
     return body.guided
 
 
-def _deltas(chat: Conversation) -> AsyncGenerator[OutputDelta, None]:
-    return chat.model.generate(chat.request, chat.body.stops, chat.body.skip_special_tokens is False)
-
-
 async def answer(chat: Conversation, feedback: Feedback | None) -> dict[str, Any]:
     """The whole answer as one object."""
     gathered = [Gathered() for _ in range(chat.request.sampling.n)]
-    async for delta in _deltas(chat):
+    async for delta in chat.deltas():
         gathered[delta.index].add(delta)
     await keep(chat, gathered, feedback)
     # Log-probabilities have their tokens as text, which takes long for many.
@@ -182,7 +193,7 @@ async def chunks(chat: Conversation, feedback: Feedback | None) -> AsyncGenerato
     gathered, held = [Gathered() for _ in range(n)], [""] * n
     for i in range(n):
         yield {**start, "choices": [_choice(i, {"role": "assistant", "content": ""})]}
-    async for delta in _deltas(chat):
+    async for delta in chat.deltas():
         i, g = delta.index, gathered[delta.index]
         g.add(delta)
         text, finish = delta.text, delta.finish_reason

@@ -10,14 +10,13 @@ from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from openai.types.responses import InputTokenCountResponse
 from openai.types.responses import Response as ResponsesAnswer
-from pydantic import ValidationError
 
 from tenfold.serve.api.answer_types import Deleted
 from tenfold.serve.api.budget import Place
 from tenfold.serve.api.dependencies import Owner, Placed, ServedModels, gives, streams
 from tenfold.serve.api.errors import ApiError
 from tenfold.serve.api.models import Models
-from tenfold.serve.api.protocol import ChatRequest, ResponsesRequest
+from tenfold.serve.api.protocol import ResponsesRequest
 from tenfold.serve.api.response_store import ResponseStore
 from tenfold.serve.api.routes import chat
 from tenfold.serve.api.routes.answers import Gathered, new_id
@@ -124,13 +123,7 @@ async def prepare(models: Models, body: ResponsesRequest, store: ResponseStore, 
     }
     if form is not None:
         wanted["response_format"] = {"type": form.type, "json_schema": {"schema": form.schema_}}
-    try:
-        request = ChatRequest.model_validate(wanted)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ApiError(400, f"The input cannot be read ({where}: {first['msg']}).", param="input") from None
-    conversation = await chat.prepare(models, request, place)
+    conversation = await chat.prepare(models, chat.request_of(wanted), place)
     conversation.messages = messages
     return conversation
 
@@ -244,7 +237,7 @@ async def events(
     if not conversation.tools:  # with tools there may be no message, only calls
         for event in writer.open():
             yield event
-    async for delta in conversation.model.generate(conversation.request, []):
+    async for delta in conversation.deltas():
         g.add(delta)
         text = delta.text
         if conversation.tools:
