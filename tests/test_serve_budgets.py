@@ -70,6 +70,11 @@ class Site:
         names = ("vllm:num_requests_running{", "vllm:num_requests_waiting{", "vllm:kv_cache_usage_perc{")
         return [float(line.split()[-1]) for line in self.ask("/metrics")[1].splitlines() if line.startswith(names)]
 
+    def aborted(self):
+        """Answers whose clients left."""
+        lines = self.ask("/metrics")[1].splitlines()
+        return sum(float(line.split()[-1]) for line in lines if "request_success_total{" in line and '"abort"' in line)
+
     def wait_for(self, true):
         end = time.monotonic() + 60
         while not true():
@@ -107,7 +112,9 @@ def test_requests_left_before_their_first_token_leave_nothing_behind(site):
         for _ in range(3):
             left.enter_context(site.post("/v1/completions", LONG))
         site.wait_for(lambda: sum(site.gauges()[:2]) == 4)
+        before = site.aborted()
     site.wait_for(lambda: site.gauges() == [0, 0, 0])  # with no request after them
+    site.wait_for(lambda: site.aborted() == before + 4)
     assert site.ask("/v1/completions", {"prompt": ["a"] * 4, "max_tokens": 1})[0] == 200
 
 

@@ -320,6 +320,37 @@ def test_a_body_of_unknown_length_is_refused_as_one_that_is_announced(site):
     assert answer.status_code == 413 and "larger than the 16777216 bytes" in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("header", ["api-key", "x-api-key"])
+def test_a_key_may_come_as_azure_and_anthropic_send_it(site, header):
+    asked = [site.client.get("/v1/models", headers={header: key}).status_code for key in (site.keys["owner"], "x", "")]
+    assert asked == [200, 401, 401]
+
+
+def test_a_correction_says_something(site):
+    judged = {"consent": True, "response_id": site.objects()["answer"]}
+    said = [site.ask("POST /v1/feedback", "owner", {**judged, "correction": text}).status_code for text in ("", " \n", "better")]
+    assert said == [400, 400, 200]
+
+
+@pytest.mark.parametrize("form", ["json", "text", "none"])
+def test_each_request_has_a_name_and_a_line(tmp_path, capsys, form):
+    with opened(tmp_path, access_log=form) as site:
+        given = [site.ask("GET /v1/models", "owner", headers={"x-request-id": name}) for name in ("abc-1", "a b", "x" * 200)]
+        lost = site.ask("POST /v1/none%0aforged", "stranger")
+    names = [answer.headers["x-request-id"] for answer in (*given, lost)]
+    assert names[0] == "abc-1" and len(set(names)) == 4 and all(len(name) == 32 for name in names[1:])
+    lines = capsys.readouterr().err.splitlines()
+    if form == "json":
+        told = [json.loads(line) for line in lines]
+        assert [line["request"] for line in told] == names
+        assert [(line["status"], line["method"], line["path"], line["key"]) for line in told] == [
+            *[(200, "GET", "/v1/models", "alice")] * 3, (401, "POST", "/v1/none%0Aforged", None)
+        ]  # fmt: skip
+        assert all(line["seconds"] >= 0 and line["time"].endswith("+00:00") for line in told)
+    else:
+        assert [line.split()[-1] for line in lines] == (names if form == "text" else [])
+
+
 def test_files_of_a_server_are_named_to_operators_alone(site):
     said = {role: site.ask("POST /v1/chat/completions", role, {**CHAT, "model": "other"}) for role in ROLES[1:]}
     assert {answer.status_code for answer in said.values()} == {503}

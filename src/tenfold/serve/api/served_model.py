@@ -137,7 +137,7 @@ class ServedModel:
         n, began, last, written = request.sampling.n, time.monotonic(), 0.0, 0
         streams = [TextStream(self.text.tokenizer, stops, keep_special) for _ in range(n)]
         unfinished, end = set(range(n)), began + self.limits.timeout_seconds
-        outputs = self.backend.generate(request)
+        outputs, ended = self.backend.generate(request), "abort"  # the client left
         try:
             while unfinished:
                 output = await self._next(outputs, end)
@@ -152,10 +152,13 @@ class ServedModel:
                     unfinished.discard(delta.index)
                     self.metrics.success.labels(self.name, delta.finish_reason).inc()
                 yield delta
+        except ApiError:
+            ended = "error"
+            raise
         finally:
             await outputs.aclose()
             if unfinished:
-                self.metrics.success.labels(self.name, "abort").inc(len(unfinished))
+                self.metrics.success.labels(self.name, ended).inc(len(unfinished))
             self.metrics.end(self.name, time.monotonic() - began, len(request.tokens), written)
 
     async def _next(self, outputs: AsyncGenerator[Output, None], end: float) -> Output:
