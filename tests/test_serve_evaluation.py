@@ -38,7 +38,7 @@ def test_lm_eval_scores_as_it_does_itself(url, path):
     from lm_eval.models.huggingface import HFLM
     from lm_eval.models.openai_completions import LocalCompletionsAPI
 
-    reference = HFLM(pretrained=str(path), device="cpu", dtype="float32", batch_size=1)
+    reference = HFLM(pretrained=str(path), device="cpu", dtype="float32", batch_size=1, add_bos_token=False)
     served = LocalCompletionsAPI(
         base_url=f"{url}/v1/completions", model="tiny", tokenizer=str(path), tokenizer_backend="huggingface", batch_size=3
     )

@@ -2,13 +2,30 @@
 
 from typing import Any, Literal
 
-from openai.types import CreateEmbeddingResponse, Embedding, Model
+from openai.types import Completion, CompletionChoice, CreateEmbeddingResponse, Embedding, Model
+from openai.types.completion_choice import Logprobs
 from pydantic import BaseModel
 
 
 class ModelList(BaseModel):
     object: Literal["list"]
     data: list[Model]
+
+
+class EchoedLogprobs(Logprobs):
+    """The first token of an echoed prompt has none."""
+
+    token_logprobs: list[float | None] | None = None  # type: ignore[assignment]
+    top_logprobs: list[dict[str, float] | None] | None = None  # type: ignore[assignment]
+
+
+class EchoedChoice(CompletionChoice):
+    logprobs: EchoedLogprobs | None = None
+    prompt_logprobs: list[dict[str, dict[str, Any]] | None] | None = None
+
+
+class CompletionAnswer(Completion):
+    choices: list[EchoedChoice]  # type: ignore[assignment]
 
 
 class WrittenEmbedding(Embedding):

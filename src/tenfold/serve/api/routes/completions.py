@@ -9,8 +9,8 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response
-from openai.types import Completion as CompletionAnswer
 
+from tenfold.serve.api.answer_types import CompletionAnswer
 from tenfold.serve.api.budget import Place
 from tenfold.serve.api.dependencies import Placed, ServedModels, streams
 from tenfold.serve.api.errors import ApiError
