@@ -50,6 +50,27 @@ def test_lm_eval_scores_as_it_does_itself(url, path):
     assert any(good for _, good in found) or not greedy
 
 
+def test_lm_eval_chats_as_it_does_itself(url, path):
+    pytest.importorskip("tenacity")
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.api_models import JsonChatStr
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.models.openai_completions import LocalChatCompletion
+
+    reference = HFLM(pretrained=str(path), device="cpu", dtype="float32", batch_size=1, add_bos_token=False)
+    served = LocalChatCompletion(base_url=f"{url}/v1/chat/completions", model="tiny")
+    chats = [[{"role": "user", "content": question}] for question, _ in CASES]
+    chats.append([{"role": "system", "content": "Be brief."}, *chats[0]])
+    options = {"until": ["?"], "max_gen_toks": 12, "do_sample": False, "temperature": 0}
+    expected = reference.generate_until(
+        [Instance("generate_until", {}, (reference.apply_chat_template(chat), dict(options)), i) for i, chat in enumerate(chats)]
+    )
+    found = served.generate_until(
+        [Instance("generate_until", {}, (JsonChatStr(json.dumps(chat)), dict(options)), i) for i, chat in enumerate(chats)]
+    )
+    assert found == expected and any(expected)
+
+
 def test_an_echo_has_the_log_probabilities_of_the_prompt_and_places_in_the_text(url):
     body = {"prompt": "Hello there, how", "max_tokens": 4, "logprobs": 3, "echo": True, "temperature": 0}
     answer = post(url, body)

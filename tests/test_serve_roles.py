@@ -46,6 +46,11 @@ TABLE = {
     "GET /v1/models/{name:path}": (ANY_KEY, None),
     "POST /v1/models/swap": (OPERATORS, {"path": "{folder}"}),
     "POST /v1/chat/completions": (ANY_KEY, CHAT),
+    "GET /v1/chat/completions": (ANY_KEY, None),
+    "GET /v1/chat/completions/{name}": (OWNER, None),
+    "POST /v1/chat/completions/{name}": (OWNER, {"metadata": {"a": "b"}}),
+    "DELETE /v1/chat/completions/{name}": (OWNER, None),
+    "GET /v1/chat/completions/{name}/messages": (OWNER, None),
     "POST /v1/messages": (ANY_KEY, CHAT),
     "POST /v1/messages/count_tokens": (ANY_KEY, CHAT),
     "POST /v1/completions": (ANY_KEY, {"prompt": "hello", "max_tokens": 2}),
@@ -118,7 +123,8 @@ class Site:
         body = json.dumps(TABLE[route][1])
         for name, value in made.items():
             body = body.replace(f"{{{name}}}", value)
-        filled = route.replace("{name:path}", "tiny").replace("{name}", made["response"]).replace("{user}", "alice")
+        name = made["answer" if "chat" in route else "response"]
+        filled = route.replace("{name:path}", "tiny").replace("{name}", name).replace("{user}", "alice")
         return self.ask(filled, role, json.loads(body)).status_code
 
 
@@ -186,10 +192,13 @@ def test_an_object_of_another_is_refused_as_one_that_is_not_there(site):
     for route, body in (
         ("GET /v1/responses/NAME", None),
         ("DELETE /v1/responses/NAME", None),
+        ("GET /v1/chat/completions/NAME", None),
+        ("GET /v1/chat/completions/NAME/messages", None),
+        ("DELETE /v1/chat/completions/NAME", None),
         ("POST /v1/responses", {"input": "go on", "previous_response_id": "NAME"}),
         ("POST /v1/feedback", {**JUDGED, "response_id": "NAME"}),
     ):
-        real = made["answer" if "feedback" in route else "response"]
+        real = made["response" if "responses" in route else "answer"]
         said = [
             site.ask(route.replace("NAME", name), "another user", body and json.loads(json.dumps(body).replace("NAME", name)))
             for name in (real, "x" * len(real))

@@ -56,6 +56,14 @@ class Deleted(BaseModel):
     deleted: bool
 
 
+class Listed(BaseModel):
+    object: Literal["list"]
+    data: list[dict[str, Any]]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
 class Kept(BaseModel):
     kept: bool
 

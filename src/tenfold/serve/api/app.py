@@ -12,6 +12,7 @@ from tenfold.serve.api.errors import ErrorAnswer, answer_errors
 from tenfold.serve.api.gate import Gate
 from tenfold.serve.api.keys import Rate
 from tenfold.serve.api.models import Models
+from tenfold.serve.api.response_store import ResponseStore
 from tenfold.serve.feedback.feedback import Feedback
 from tenfold.serve.options import ServerOptions
 from tenfold.spec.errors import TenfoldError
@@ -36,6 +37,7 @@ def make_app(models: Models, options: ServerOptions) -> FastAPI:
     errors: dict[int | str, dict[str, Any]] = {code: {"model": ErrorAnswer} for code in _ERRORS}
     app = FastAPI(title="Tenfold", version="1", lifespan=lifespan, docs_url=None, redoc_url=None, responses=errors)
     app.state.models, app.state.options, app.state.failed = models, options, None
+    app.state.stored = ResponseStore(models.limits.max_stored_bytes, models.limits.key_share)
     app.state.feedback = Feedback(options.feedback) if options.feedback else None
     app.state.feedback_rate = Rate(options.feedback_per_day, 86400)
     answer_errors(app)

@@ -73,7 +73,7 @@ class StreamOptions(Body):
 class SamplingFields(RequestBody):
     """Fields that chat and plain completions share; None means the default. Fields from `top_k` on are extensions."""
 
-    refused = (
+    refused: ClassVar[tuple[str, ...]] = (
         "stop_token_ids", "bad_words", "allowed_token_ids", "use_beam_search", "length_penalty", "truncate_prompt_tokens",
         "guided_choice", "structured_outputs", "grammar", "json_schema", "mirostat", "typical_p", "prompt_embeds",
     )  # fmt: skip
@@ -188,7 +188,13 @@ class ResponseFormat(Body):
 
 
 class ChatRequest(SamplingFields):
-    refused = (*SamplingFields.refused, "chat_template", "chat_template_kwargs", "continue_final_message", "prompt_logprobs")
+    refused: ClassVar[tuple[str, ...]] = (
+        *SamplingFields.refused,
+        "chat_template",
+        "chat_template_kwargs",
+        "continue_final_message",
+        "prompt_logprobs",
+    )
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=_MAX_MESSAGES)]
     max_tokens: Annotated[int, Field(ge=0, le=2**31)] | None = None
@@ -203,6 +209,7 @@ class ChatRequest(SamplingFields):
     function_call: Literal["none", "auto"] | None = None
     modalities: list[Literal["text"]] | None = None
     store: bool | None = None
+    metadata: Metadata | None = None
 
 
 class CompletionRequest(SamplingFields):
@@ -237,7 +244,7 @@ class ResponseText(BaseModel):
 
 
 class ResponsesRequest(RequestBody):
-    refused = ("prompt", "top_logprobs")
+    refused: ClassVar[tuple[str, ...]] = ("prompt", "top_logprobs")
 
     model: str = ""
     input: Text | list[dict[str, Any]] | None = None
@@ -255,6 +262,12 @@ class ResponsesRequest(RequestBody):
     tool_choice: str | dict[str, Any] | None = None
     metadata: Metadata | None = None
     user: str | None = None
+
+
+class ChatUpdate(RequestBody):
+    """What can be changed of a stored chat completion."""
+
+    metadata: Metadata
 
 
 class FeedbackRequest(RequestBody):

@@ -13,7 +13,7 @@ from openai.types.chat import ChatCompletion
 from pydantic import ValidationError
 
 from tenfold.serve.api.budget import Place
-from tenfold.serve.api.dependencies import OptionalFeedback, Placed, ServedModels, streams
+from tenfold.serve.api.dependencies import AnswerStores, Placed, ServedModels, Stores, streams
 from tenfold.serve.api.errors import ApiError
 from tenfold.serve.api.keys import Caller
 from tenfold.serve.api.models import Models
@@ -22,7 +22,6 @@ from tenfold.serve.api.routes.answers import Gathered, finite, head, new_id, usa
 from tenfold.serve.api.served_model import OutputDelta, ServedModel
 from tenfold.serve.api.streaming import stream, until_disconnect
 from tenfold.serve.api.tools import as_object, call_schema, calls_as_text, find_calls, tell_of_tools
-from tenfold.serve.feedback.feedback import Feedback
 from tenfold.serve.request import Request, TokenLogprob
 from tenfold.serve.sandbox.grammars import GrammarSource
 
@@ -32,12 +31,12 @@ _CALL_BEGINS = ("<tool_call>", "<|python_tag|>", "{")
 
 @router.post("/v1/chat/completions", **streams(ChatCompletion))
 async def chat_completions(
-    body: ChatRequest, request: HttpRequest, place: Placed, models: ServedModels, feedback: OptionalFeedback
+    body: ChatRequest, request: HttpRequest, place: Placed, models: ServedModels, stores: AnswerStores
 ) -> Response:
     conversation = await until_disconnect(request, prepare(models, body, place))
     if body.stream:
-        return await stream(request, chunks(conversation, feedback))
-    return JSONResponse(await until_disconnect(request, answer(conversation, feedback)))
+        return await stream(request, chunks(conversation, stores))
+    return JSONResponse(await until_disconnect(request, answer(conversation, stores)))
 
 
 @dataclass
@@ -151,12 +150,17 @@ def _grammar(body: ChatRequest, tools: list[dict[str, Any]], must_call: str | No
     return body.guided
 
 
-async def answer(chat: Conversation, feedback: Feedback | None) -> dict[str, Any]:
+async def answer(chat: Conversation, stores: Stores) -> dict[str, Any]:
     """The whole answer as one object."""
     gathered = [Gathered() for _ in range(chat.request.sampling.n)]
     async for delta in chat.deltas():
         gathered[delta.index].add(delta)
-    await keep(chat, gathered, feedback)
+    whole = await _whole(chat, gathered)
+    await keep(chat, gathered, whole, stores)
+    return whole
+
+
+async def _whole(chat: Conversation, gathered: list[Gathered]) -> dict[str, Any]:
     # Log-probabilities have their tokens as text, which takes long for many.
     choices = await asyncio.to_thread(_choices, chat, gathered) if chat.body.logprobs else _choices(chat, gathered)
     return {**_head(chat, "chat.completion"), "choices": choices, "usage": _usage(chat, gathered)}
@@ -183,7 +187,7 @@ def message(chat: Conversation, g: Gathered) -> tuple[dict[str, Any], str | None
     return {**said, "tool_calls": calls}, "stop" if chat.must_call else "tool_calls"
 
 
-async def chunks(chat: Conversation, feedback: Feedback | None) -> AsyncGenerator[dict[str, Any], None]:
+async def chunks(chat: Conversation, stores: Stores) -> AsyncGenerator[dict[str, Any], None]:
     """The answer piece by piece: the role, then text, then the finish reason; usage last if it was asked for."""
     start, n = _head(chat, "chat.completion.chunk"), chat.request.sampling.n
     options = chat.body.stream_options
@@ -210,7 +214,8 @@ async def chunks(chat: Conversation, feedback: Feedback | None) -> AsyncGenerato
         elif held[i]:
             yield {**start, "choices": [_choice(i, {"content": held[i]})]}
         yield {**start, "choices": [_choice(i, {}, reason)]}
-    await keep(chat, gathered, feedback)
+    if chat.body.store:
+        await keep(chat, gathered, await _whole(chat, gathered), stores)
     if with_usage:
         yield {**start, "choices": [], "usage": _usage(chat, gathered)}
 
@@ -256,9 +261,12 @@ def _logprobs(chat: Conversation, logprobs: list[TokenLogprob]) -> dict[str, Any
     }
 
 
-async def keep(chat: Conversation, gathered: list[Gathered], feedback: Feedback | None) -> None:
-    """Store the answers if the request says so and the server keeps feedback. The first has the request's id."""
-    if feedback is None or not chat.body.store:
+async def keep(chat: Conversation, gathered: list[Gathered], whole: dict[str, Any], stores: Stores) -> None:
+    """Store the answers if the request says so, on disk where the server keeps feedback. The first has the request's id."""
+    if not chat.body.store:
+        return
+    stores.answers.add(chat.request.owner, {**whole, "metadata": chat.body.metadata or {}}, chat.messages)
+    if stores.feedback is None:
         return
     checkpoint = await chat.model.checkpoint()
     for i, g in enumerate(gathered):
@@ -275,4 +283,4 @@ async def keep(chat: Conversation, gathered: list[Gathered], feedback: Feedback 
             "prompt_tokens": len(chat.request.tokens),
             "ttft_ms": 1000 * (g.first_token - chat.created) if g.first_token else None,
         }
-        await asyncio.to_thread(feedback.add_response, row, chat.caller.user(chat.body.user))
+        await asyncio.to_thread(stores.feedback.add_response, row, chat.caller.user(chat.body.user))

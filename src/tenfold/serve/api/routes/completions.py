@@ -137,8 +137,8 @@ async def chunks(completion: Completion) -> AsyncGenerator[dict[str, Any], None]
     echoes = [_echo(completion, number) for number in range(len(completion.requests))]
     options = completion.body.stream_options
     for i in range(len(gathered)) if completion.body.echo else ():
-        told = await asyncio.to_thread(_told_prompt, completion, i // n)
-        yield {**start, "choices": [{"index": i, "text": echoes[i // n], "logprobs": told or None, "finish_reason": None}]}
+        read = await asyncio.to_thread(_told_prompt, completion, i // n)
+        yield {**start, "choices": [{"index": i, "text": echoes[i // n], "logprobs": read or None, "finish_reason": None}]}
     async for number, delta in _deltas(completion):
         i = number * n + delta.index
         gathered[i].add(delta)

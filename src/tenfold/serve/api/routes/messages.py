@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import AsyncGenerator, Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
@@ -67,7 +67,7 @@ class CountRequest(RequestBody):
 
 
 class MessagesRequest(CountRequest):
-    refused = ("mcp_servers", "container", "output_format", "output_config")
+    refused: ClassVar[tuple[str, ...]] = ("mcp_servers", "container", "output_format", "output_config")
 
     max_tokens: Annotated[int, Field(ge=1, le=2**31)]
     temperature: Annotated[Finite, Field(ge=0, le=1)] | None = None

@@ -4,16 +4,16 @@ import time
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from openai.types.responses import InputTokenCountResponse
 from openai.types.responses import Response as ResponsesAnswer
 
 from tenfold.serve.api.answer_types import Deleted
 from tenfold.serve.api.budget import Place
-from tenfold.serve.api.dependencies import Owner, Placed, ServedModels, gives, streams
+from tenfold.serve.api.dependencies import Owner, Placed, ServedModels, Stored, gives, streams
 from tenfold.serve.api.errors import ApiError
 from tenfold.serve.api.models import Models
 from tenfold.serve.api.protocol import ResponsesRequest
@@ -25,22 +25,8 @@ from tenfold.serve.api.streaming import stream, until_disconnect
 router = APIRouter()
 
 
-async def _store(request: Request) -> ResponseStore:
-    return request.app.state.responses
-
-
-Store = Annotated[ResponseStore, Depends(_store)]
-
-
-def add_routes(app: FastAPI) -> None:
-    """Add the routes, and the store that they share, to an application."""
-    limits = app.state.models.limits
-    app.state.responses = ResponseStore(limits.max_stored_bytes, limits.key_share)
-    app.include_router(router)
-
-
 @router.post("/v1/responses", **streams(ResponsesAnswer))
-async def create_response(body: ResponsesRequest, request: Request, place: Placed, models: ServedModels, store: Store) -> Response:
+async def create_response(body: ResponsesRequest, request: Request, place: Placed, models: ServedModels, store: Stored) -> Response:
     conversation = await until_disconnect(request, prepare(models, body, store, place))
     if body.stream:
         return await stream(request, events(body, conversation, store), named=True)
@@ -48,18 +34,18 @@ async def create_response(body: ResponsesRequest, request: Request, place: Place
 
 
 @router.post("/v1/responses/input_tokens", **gives(InputTokenCountResponse))
-async def count_input(body: ResponsesRequest, place: Placed, models: ServedModels, store: Store) -> Response:
+async def count_input(body: ResponsesRequest, place: Placed, models: ServedModels, store: Stored) -> Response:
     conversation = await prepare(models, body, store, place)
     return JSONResponse({"object": "response.input_tokens", "input_tokens": len(conversation.request.tokens)})
 
 
 @router.get("/v1/responses/{name}", **gives(ResponsesAnswer))
-async def get_response(name: str, owner: Owner, store: Store) -> Response:
+async def get_response(name: str, owner: Owner, store: Stored) -> Response:
     return JSONResponse(store.get(owner, name)[0])
 
 
 @router.delete("/v1/responses/{name}", **gives(Deleted))
-async def delete_response(name: str, owner: Owner, store: Store) -> Response:
+async def delete_response(name: str, owner: Owner, store: Stored) -> Response:
     store.delete(owner, name)
     return JSONResponse({"id": name, "object": "response", "deleted": True})
 
