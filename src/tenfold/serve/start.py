@@ -39,7 +39,7 @@ def serving(models: dict[str, EngineOptions], **options: Any) -> Iterator[str]:
     from tenfold.serve.api.server import serve
 
     url, launcher, end = free_url(), open_launcher("local"), time.monotonic() + START_S
-    server = ServerOptions(port=int(url.rpartition(":")[2]), **options)
+    server = ServerOptions(port=int(url.rpartition(":")[2]), **{"access_log": "none", **options})
     try:
         job = launcher.submit(Job("serve", function=serve, arguments=(models, server), grace_s=10))
         while not answers(url):
