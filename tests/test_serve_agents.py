@@ -104,6 +104,19 @@ def test_a_template_that_knows_calls_is_rendered_as_by_transformers(open_site, t
     assert backend.asked == expected
 
 
+def test_variables_reach_the_template_and_cannot_replace_the_conversation(open_site):
+    client, backend = open_site("{{ messages[0].content }}|{{ enable_thinking }}|{{ tools }}")
+    for variables, status in (
+        ({"enable_thinking": False}, 200),
+        ({"tools": "x"}, 200),
+        ({"messages": []}, 400),
+        ({"special": {}}, 400),
+    ):
+        answer = client.post("/v1/chat/completions", json={**HELLO, "chat_template_kwargs": variables, "max_tokens": 1})
+        assert answer.status_code == status, answer.text
+    assert backend.asked == ["hello|False|None", "hello||None"]
+
+
 @pytest.mark.parametrize("arguments", ["", "{}", "[1]", "no JSON", '{"a": {"b": [1]}}', '"{}"'])
 def test_arguments_are_objects_where_they_can_be(arguments):
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}

@@ -97,7 +97,7 @@ def test_a_template_is_rendered_as_in_this_process_and_may_refuse(text):
         sandbox = Sandbox(text)
         try:
             assert await sandbox.render(odd) == text.render(odd)
-            assert await sandbox.render(HELLO, tools=[{"a": 1}], add_generation_prompt=False) == text.render(
+            assert await sandbox.render(HELLO, {"tools": [{"a": 1}], "add_generation_prompt": False}) == text.render(
                 HELLO, [{"a": 1}], add_generation_prompt=False
             )
         finally:

@@ -80,9 +80,9 @@ class ServedModel:
         """Where the model's template is rendered and grammars are proven."""
         return Sandbox(self.text)
 
-    async def chat_prompt(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> list[int]:
-        """Tokens of a conversation. Raises TenfoldError if the template refuses it or fails."""
-        text = await self._outside(self.sandbox.render(messages, tools=tools))
+    async def chat_prompt(self, messages: list[dict[str, Any]], variables: dict[str, Any]) -> list[int]:
+        """Tokens of a conversation, with variables of the template. Raises TenfoldError if it refuses that or fails."""
+        text = await self._outside(self.sandbox.render(messages, variables))
         return await self.prompt(lambda: self.text.ids(text))
 
     async def grammar(self, source: GrammarSource | None) -> str | None:

@@ -69,7 +69,7 @@ async def prepare(models: Models, body: ChatRequest, place: Place) -> Conversati
     if "none" in (body.tool_choice, body.function_call):
         tools = []
     messages = await model.prompt(lambda: [plain(message) for message in body.messages])
-    tokens = await prompt_tokens(model, messages, tools)
+    tokens = await prompt_tokens(model, messages, tools, body.chat_template_kwargs)
     model.check_tokens(body.logit_bias or (), "logit_bias")
     wanted = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     sampling = body.sampling(
@@ -114,13 +114,15 @@ def _text(part: Part) -> str:
     return text
 
 
-async def prompt_tokens(model: ServedModel, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> list[int]:
+async def prompt_tokens(
+    model: ServedModel, messages: list[dict[str, Any]], tools: list[dict[str, Any]], variables: dict[str, Any] | None = None
+) -> list[int]:
     """The tokens of a conversation with tools and calls, also where the model's template has no place for them."""
     if tools and not model.text.knows_tools:
         messages, tools = tell_of_tools(messages, tools), []
     if not model.text.knows_calls:
         messages = calls_as_text(messages)
-    return await model.chat_prompt(messages, tools or None)
+    return await model.chat_prompt(messages, {**(variables or {}), "tools": tools or None})
 
 
 def _must_call(body: ChatRequest, tools: list[dict[str, Any]]) -> str | None:
