@@ -241,6 +241,9 @@ def test_the_forecast_beats_seasonal_naive_and_knows_nothing_of_the_future():
     assert model.quantiles(rates, origin).shape == (1, len(AHEAD), 2)
     with pytest.raises(TenfoldError, match="two and a half days"):
         fit_demand(rates[:DAY])
+    for days, first in ((1, 7.0), (7, 7.0), (9, 1.0)):
+        with pytest.raises(TenfoldError, match="A backtest needs more than"):
+            backtest(rates[: days * DAY], first)
 
 
 def test_pinball_is_that_of_scikit_learn():

@@ -14,7 +14,7 @@ from typing import Any
 from bench.harness import options, write_results
 from tenfold.fleet.compare import best_static, compare
 from tenfold.fleet.fleet_file import fleet_of
-from tenfold.fleet.forecast import backtest
+from tenfold.fleet.forecast import DAY, backtest
 from tenfold.fleet.results import over_seeds, ratios
 from tenfold.fleet.setup import Setup, prepare
 from tenfold.fleet.traces import read_demand
@@ -67,11 +67,12 @@ def main() -> None:
     parser.add_argument("--traces", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--days", type=float, default=9.0)
-    parser.add_argument("--demands", default="m-small,m-mid")
+    parser.add_argument("--demands", default="m-small,m-mid,deepseek-r1")
     given, rows = parser.parse_args(), []
     for name in given.demands.split(","):
         rates = read_demand(given.traces / "servegen" / f"{name}_total_rate_10min.csv")
-        rows.append({"demand": name, "backtest": backtest(rates)})
+        if len(rates) > 8 * DAY:
+            rows.append({"demand": name, "backtest": backtest(rates)})
         mean = float(rates.mean() / rates.max())
         for load, of_own in (("own", 0.85), ("fleet", 0.85 * 2 - mean)):
             rows.append(row(fleet(given.traces, name, of_own, given.days), name, load, given.seeds))

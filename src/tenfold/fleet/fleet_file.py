@@ -111,7 +111,7 @@ class FleetFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def read_fleet(path: Path) -> FleetFile:
     """Read and check a file. Raises TenfoldError with one sentence that says what binds."""
     if not path.is_file():
-        raise TenfoldError(f"There is no fleet file {path}.")
+        raise TenfoldError(f"There is no fleet file {path}: docs/fleet.md shows one.")
     try:
         fields = tomllib.loads(path.read_text())
     except tomllib.TOMLDecodeError as error:
@@ -130,7 +130,11 @@ def fleet_of(fields: dict[str, Any], where: str, folder: Path = Path()) -> Fleet
     for name, pool in fleet.pools.items():
         if pool.site not in fleet.sites:
             raise TenfoldError(f"{where}: the pool {name} is in no site {pool.site!r}{nearest(pool.site, fleet.sites)}.")
-        if accelerator(pool.accelerator).tdp_w is None:
+        try:
+            power = accelerator(pool.accelerator).tdp_w
+        except TenfoldError as error:
+            raise TenfoldError(f"{where}: the pool {name}: {error}") from None
+        if power is None:
             raise TenfoldError(f"{where}: {pool.accelerator} has no published board power, so the power of {name} is unknown.")
         if pool.nodes < 1 or pool.accelerators_per_node < 1:
             raise TenfoldError(f"{where}: the pool {name} needs a node at least, with an accelerator at least.")

@@ -89,9 +89,15 @@ def pinball(actual: np.ndarray, quantiles: np.ndarray, levels: Sequence[float]) 
 
 def backtest(rates: np.ndarray, first_days: float = 7.0, levels: tuple[float, ...] = LEVELS) -> dict[str, float]:
     """Forecast what comes after the first days as time goes on: pinball loss beside seasonal-naive (the rate of a day before, with
-    the quantiles of its own errors until then), and how often the rate was under the highest level."""
+    the quantiles of its own errors until then), and how often the rate was under the highest level.
+
+    Raises TenfoldError where nothing comes after the first days.
+    """
     first = round(first_days * DAY)
     last = len(rates) - AHEAD[-1]
+    if first < 2 * DAY + AHEAD[-1] or last <= first:
+        needed = max(first_days, 2.5) + AHEAD[-1] / DAY
+        raise TenfoldError(f"A backtest needs more than {needed:g} days of demand, and there are {len(rates) / DAY:.1f}.")
     origins, ahead = np.arange(first, last), np.asarray(AHEAD)
     actual = rates[origins[:, None] + ahead]
     ours = rolling(rates, first, levels=levels)[: last - first]

@@ -28,7 +28,7 @@ class Lending:
     load: float = 0.9
     gap: float = 0.15
     hold: float = 2.0
-    reserve: float = 0.02
+    reserve: float = 0.05
     longest_s: float = 6 * 3600.0
     pays: float = 4.0
 
@@ -41,7 +41,7 @@ class Lending:
             jobs = sorted(pool.running.values(), key=lambda job: job.left_s(now))
             return reclaim(jobs, short, lambda job: _price(now, job), True, why) + sizes
         room = min(pool.room, pool.room - soon) - more
-        if room <= 0 or (pool.leaving and not pool.waiting):
+        if not pool.waiting and (room <= 0 or pool.leaving):
             return sizes
         if pool.waiting:
             return sizes + self._start(now, pool, room)
@@ -80,10 +80,11 @@ class Lending:
         small = [job for job in pool.waiting if job.least <= room]
         started, _ = start(sorted(small, key=lambda job: job.left_s(now)), room, fits)
         elastic = sum(job.nodes - job.least for job in pool.running.values())
-        if started or pool.leaving or not elastic:
-            return started
         first = min(pool.waiting, key=lambda job: job.left_s(now))
-        return shrink(pool.running.values(), first.least - room, "a job waits")[0] if room < first.least <= room + elastic else []
+        short = first.least - room - pool.leaving  # those that leave are on their way to it
+        if started or not 0 < short <= elastic:
+            return started
+        return shrink(pool.running.values(), short, "a job waits")[0]
 
     def _extra(self, now: float, pool: Pool, room: int) -> list[Size]:
         """Give what nobody waits for to the elastic jobs that it saves most time."""
