@@ -13,6 +13,7 @@ from tenfold.serve.api.app import make_app
 from tenfold.serve.api.models import Models
 from tenfold.serve.api.protocol import Message
 from tenfold.serve.api.routes.chat import plain
+from tenfold.serve.backends.backend import BackendStopped
 from tenfold.serve.options import EngineOptions, ServerOptions
 from tenfold.serve.request import Output
 from tenfold.serve.text import PLAIN_TEMPLATE, TextSide
@@ -201,3 +202,21 @@ def test_what_nobody_foresaw_is_answered_in_the_shape_of_errors(open_site):
 def test_a_path_that_no_file_can_have_is_refused(open_site, path):
     client, _ = open_site()
     assert client.post("/v1/models/swap", json={"path": path}).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [(CHAT, HELLO), (RESPONSES, {"input": "a"}), ("/v1/messages", {**HELLO, "max_tokens": 9})]
+)
+def test_an_engine_that_ends_within_a_stream_is_an_event_of_its_own(open_site, path, body):
+    site, backend = open_site()
+
+    async def dies(request):
+        yield Output(request.id, 0, backend.tokenizer.encode("hello").ids)
+        raise BackendStopped
+
+    backend.generate = dies
+    answer = site.post(path, json={**body, "stream": True})
+    last = answer.text.strip().split("\n\n")[-1].split("\n")
+    told = json.loads(last[-1].removeprefix("data: "))
+    assert told["error"]["message"].endswith(".") and told["error"]["type"] == "server_error"
+    assert path == CHAT or (last[0], told["type"]) == ("event: error", "error")
