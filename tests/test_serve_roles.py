@@ -221,10 +221,14 @@ def test_everybody_deletes_what_is_theirs_alone(tmp_path):
 
 def test_one_key_is_one_user_whatever_users_it_invents(tmp_path):
     with opened(tmp_path, feedback_per_day=9) as site:
-        answer = site.objects()["answer"]
-        body = {"consent": True, "response_id": answer}
+        answers = [site.objects()["answer"] for _ in range(12)]
         given = [
-            site.ask("POST /v1/feedback", "owner", {**body, "user": f"user {i}", "correction": f"better {i}"}) for i in range(12)
+            site.ask(
+                "POST /v1/feedback",
+                "owner",
+                {"consent": True, "response_id": answer, "user": f"user {i}", "correction": f"better {i}"},
+            )
+            for i, answer in enumerate(answers)
         ]
         assert [r.status_code for r in given] == [200] * 9 + [429] * 3
         assert int(given[-1].headers["retry-after"]) > 80_000
