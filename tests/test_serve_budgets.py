@@ -253,7 +253,7 @@ def test_one_model_twice_is_refused():
 def test_remembered_responses_weigh_no_more_than_is_allowed_and_the_latest_is_kept(added):
     store, most, each = ResponseStore(1000, 0.5), 1000, 500
     for i, (owner, size) in enumerate(added):
-        store.add(owner, {"id": f"r{i}", "text": "x" * size}, [])
+        store.add(owner, {"id": f"r{i}", "object": "response", "text": "x" * size}, [])
         found = {(o, n): len(json.dumps([r, m])) for o, n, r, m in kept(store, i + 1)}
         assert sum(found.values()) <= most * 1.2  # this JSON has spaces
         assert all(sum(size for (o, _), size in found.items() if o == owner) <= each * 1.2 for owner in "abc")

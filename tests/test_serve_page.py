@@ -44,6 +44,7 @@ def double(x):
 """
 ANSWERS = {
     "marked": MARKED,
+    "blocks": "Text\n\n" + "```python\na = 1\n\nb = 2\n```\n\n- one\n- two\n\nmore\n\n" * 2 + "end " * 200,
     "slow": "word " * 400,
     "arabic": "مرحبا! هذه إجابة باللغة العربية مع `code` في الوسط.",
     "hindi": "नमस्ते! यह हिन्दी में एक उत्तर है।",
@@ -401,3 +402,18 @@ def test_a_conversation_survives_a_reload_and_goes_on(page):
     page.reload()
     page.wait_for_selector("#model option", state="attached")
     assert not page.inner_text("#log")
+
+
+def test_a_text_looks_alike_while_it_comes_and_when_it_is_whole(page):
+    """Blocks that are finished are not drawn again: code with empty lines, lists and tables are not cut in two."""
+    say(page, "blocks")
+    page.wait_for_selector("article.assistant .tail", state="attached")
+    page.evaluate("""() => {
+      const clean = box => { const copy = box.cloneNode(true); for (const tail of copy.querySelectorAll(".tail")) tail.replaceWith(...tail.childNodes); return copy.innerHTML; };
+      window.last = "";
+      new MutationObserver(() => { const box = document.querySelector("article.assistant .text"); if (box.querySelector(".tail")) window.last = clean(box); })
+        .observe(document.querySelector("#log"), { childList: true, subtree: true });
+    }""")
+    answer = finished(page)
+    coming, whole = page.evaluate("window.last"), answer.locator(".text").inner_html()
+    assert coming and whole.startswith(coming[: coming.rindex("</")]) and whole.count("<pre") == 2
