@@ -37,8 +37,8 @@ class AccessLog:
 
         try:
             await self.app(scope, receive, named)
-        except BaseException:
-            status = max(status, 500) if status != _GONE else 500
+        except Exception:
+            status = 500
             raise
         finally:
             self._write(scope, status, time.monotonic() - began, name.decode())

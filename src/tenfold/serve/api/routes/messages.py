@@ -209,8 +209,8 @@ async def events(conversation: chat.Conversation) -> AsyncGenerator[dict[str, An
     calls = said.get("tool_calls", [])
     for i, call in enumerate(calls, int(spoken)):
         yield {"type": "content_block_start", "index": i, "content_block": _used(call)}
-        delta_of = {"type": "input_json_delta", "partial_json": call["function"]["arguments"]}
-        yield {"type": "content_block_delta", "index": i, "delta": delta_of}
+        arguments = {"type": "input_json_delta", "partial_json": call["function"]["arguments"]}
+        yield {"type": "content_block_delta", "index": i, "delta": arguments}
         yield {"type": "content_block_stop", "index": i}
     yield {"type": "message_delta", "delta": _end(g, finish, calls), "usage": _usage(conversation, g)}
     yield {"type": "message_stop"}
