@@ -173,8 +173,11 @@ def test_seeds_and_logprobs(client):
     a, b = (client.chat.completions.create(**ask).choices[0] for _ in range(2))
     assert a.message.content == b.message.content
     assert len(a.logprobs.content) == 8 and all(len(t.top_logprobs) == 3 for t in a.logprobs.content)
-    plain = client.completions.create(model="tiny", prompt=["a", "b"], max_tokens=3, logprobs=2, echo=True)
-    assert [c.text[0] for c in plain.choices] == ["a", "b"] and len(plain.choices[1].logprobs.token_logprobs) == 3
+    plain = client.completions.create(model="tiny", prompt=["a", "b"], max_tokens=3, logprobs=2)
+    assert len(plain.choices[1].logprobs.token_logprobs) == 3
+    lenient = openai.OpenAI(base_url=client.base_url, api_key="none")  # its strict types have no null for a first token
+    plain = lenient.completions.create(model="tiny", prompt=["a", "b"], max_tokens=3, logprobs=2, echo=True)
+    assert [c.text[0] for c in plain.choices] == ["a", "b"] and plain.choices[1].logprobs.token_logprobs[0] is None
 
 
 def test_structured_output_is_what_was_asked_for(client):
@@ -220,6 +223,30 @@ def test_responses_and_their_memory(client):
     client.responses.delete(first.id)
     with pytest.raises(openai.NotFoundError):
         client.responses.retrieve(first.id)
+
+
+def test_chats_are_stored_for_their_owner_and_found_by_metadata(client):
+    chats = client.chat.completions
+    ask = {"model": "tiny", "messages": HELLO, "max_tokens": 3}
+    made = [chats.create(**ask, store=True, metadata={"run": "a", "n": str(n)}) for n in range(3)]
+    streamed = [chunk.id for chunk in chats.create(**ask, store=True, metadata={"run": "a", "n": "3"}, stream=True)].pop()
+    unstored = chats.create(**ask)
+    ids = [*(chat.id for chat in made), streamed]
+    found = chats.list(metadata={"run": "a"}, limit=3)
+    assert [chat.id for chat in found.data] == ids[:3] and found.has_more and [chat.id for chat in found] == ids
+    assert [chat.id for chat in chats.list(metadata={"run": "a"}, order="desc")] == ids[::-1]
+    assert not chats.list(model="other").data and not chats.list(metadata={"run": "b"}).data
+    assert chats.retrieve(ids[0]).choices[0].message.content == made[0].choices[0].message.content
+    chats.update(ids[0], metadata={"run": "b"})
+    assert [chat.id for chat in chats.list(metadata={"run": "b"})] == ids[:1]
+    lenient = openai.OpenAI(base_url=client.base_url, api_key="none")  # whose strict types have no user
+    assert [m.content for m in lenient.chat.completions.messages.list(ids[0])] == ["hello there"]
+    assert chats.delete(ids[0]).deleted
+    for name in (ids[0], unstored.id):
+        with pytest.raises(openai.NotFoundError):
+            chats.retrieve(name)
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve(ids[1])
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -200,12 +200,12 @@ def test_a_missing_vllm_is_one_sentence():
 def test_vllm_scores_the_tokens_that_it_is_given(served):
     async def run():
         await served.start()
-        scores = await served.score([4, 5, 6])
+        scores = await served.score(Request("s", [4, 5, 6], Sampling(logprobs=2), "score"))
         served.stop()
         return scores
 
-    assert asyncio.run(run()) == [-0.5, -0.25]
-    assert Speaks.asked[0]["prompt_logprobs"] == 0 and Speaks.asked[0]["max_tokens"] == 1
+    assert [(lp.token, lp.logprob) for lp in asyncio.run(run())] == [(5, -0.5), (6, -0.25)]
+    assert Speaks.asked[0]["prompt_logprobs"] == 2 and Speaks.asked[0]["max_tokens"] == 1
 
 
 # The two doors
@@ -228,8 +228,8 @@ class Parrot:
     async def generate(self, request):
         yield Output(request.id, 0, request.tokens[: request.sampling.max_tokens], finish_reason="length")
 
-    async def score(self, tokens):
-        return [0.0] * (len(tokens) - 1)
+    async def score(self, request):
+        return []
 
     def stop(self):
         self.is_alive = False

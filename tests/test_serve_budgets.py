@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.harness import TENFOLD
 from bench.serve.server import serving, small_model
 from tenfold.serve.api.errors import ApiError
 from tenfold.serve.api.keys import make_key
@@ -69,6 +70,11 @@ class Site:
         names = ("vllm:num_requests_running{", "vllm:num_requests_waiting{", "vllm:kv_cache_usage_perc{")
         return [float(line.split()[-1]) for line in self.ask("/metrics")[1].splitlines() if line.startswith(names)]
 
+    def aborted(self):
+        """Answers whose clients left."""
+        lines = self.ask("/metrics")[1].splitlines()
+        return sum(float(line.split()[-1]) for line in lines if "request_success_total{" in line and '"abort"' in line)
+
     def wait_for(self, true):
         end = time.monotonic() + 60
         while not true():
@@ -106,7 +112,9 @@ def test_requests_left_before_their_first_token_leave_nothing_behind(site):
         for _ in range(3):
             left.enter_context(site.post("/v1/completions", LONG))
         site.wait_for(lambda: sum(site.gauges()[:2]) == 4)
+        before = site.aborted()
     site.wait_for(lambda: site.gauges() == [0, 0, 0])  # with no request after them
+    site.wait_for(lambda: site.aborted() == before + 4)
     assert site.ask("/v1/completions", {"prompt": ["a"] * 4, "max_tokens": 1})[0] == 200
 
 
@@ -207,6 +215,19 @@ def test_a_command_of_another_program_ends_with_who_started_it():
     parent.communicate()
 
 
+def test_the_address_of_the_page_is_printed_when_the_model_can_answer(model):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [*TENFOLD, "serve", str(model), "--port", port, "--feedback", "", "--kv-cache-gib", "0.05", "--threads", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "small: loading\n"
+        address = process.stdout.readline().split()[3].rstrip(",")
+        with urllib.request.urlopen(f"{address}health", timeout=60) as answer:
+            assert answer.status == 200
+        process.terminate()
+
+
 def test_a_server_that_does_not_start_is_one_sentence(tmp_path, capfd):
     with pytest.raises(TenfoldError, match=r"The server of none did not start"), started({"none": EngineOptions(tmp_path)}):
         pass
@@ -232,7 +253,7 @@ def test_one_model_twice_is_refused():
 def test_remembered_responses_weigh_no_more_than_is_allowed_and_the_latest_is_kept(added):
     store, most, each = ResponseStore(1000, 0.5), 1000, 500
     for i, (owner, size) in enumerate(added):
-        store.add(owner, {"id": f"r{i}", "text": "x" * size}, [])
+        store.add(owner, {"id": f"r{i}", "object": "response", "text": "x" * size}, [])
         found = {(o, n): len(json.dumps([r, m])) for o, n, r, m in kept(store, i + 1)}
         assert sum(found.values()) <= most * 1.2  # this JSON has spaces
         assert all(sum(size for (o, _), size in found.items() if o == owner) <= each * 1.2 for owner in "abc")

@@ -133,3 +133,44 @@ def test_filters_keep_what_their_definition_keeps():
     p = logits[2].softmax(-1)
     assert torch.equal(kept[2], p >= 0.2 * p.max())
     assert kept[3].all()
+
+
+class Fragile(CudaRunner):
+    """Fails wherever token 7 is read from the host, and where a request of seed 13 draws its sixth token."""
+
+    def start(self, rows, chosen, draws):
+        self.check(rows, draws)
+        return super().start(rows, chosen, draws)
+
+    def hidden(self, rows):
+        self.check(rows, [])
+        return super().hidden(rows)
+
+    def draw(self, logits, draws):
+        self.check(None, draws)
+        return super().draw(logits, draws)
+
+    def check(self, rows, draws):
+        if (rows and 7 in rows.tokens) or any(d.sampling.seed == 13 and d.position >= 24 for d in draws):
+            raise RuntimeError("fragile")
+
+
+def test_a_request_on_which_a_step_fails_ends_alone(model):
+    def ids(seed):
+        return [8 if token == 7 else token for token in prompt(seed)]
+
+    fine = [request(f"fine {i}", ids(i), max_tokens=8 + i, seed=i, temperature=i % 2) for i in range(4)]
+    late = request("late", ids(9), seed=13, temperature=1)
+    bad = [request("read", [*ids(5), 7]), late, request("shared", [7, *ids(6)], n=3)]
+    healthy = run(ahead(model), *fine, late)
+    engine = AsyncSchedulingEngine(Fragile(model, 64, max_rows=8), 64, SchedulerConfig(max_num_batched_tokens=48))
+    for r in (fine[0], *bad, *fine[1:]):
+        engine.add(r)
+    found, errors = {}, []
+    while engine.has_work:
+        for output in engine.step():
+            found.setdefault((output.request_id, output.index), []).extend(output.tokens)
+            errors += [output.request_id] if output.error else []
+    assert sorted(errors) == ["late", "read", "shared"] and engine.blocks.n_free == engine.blocks.n_blocks
+    assert found.pop(("late", 0)) == healthy.pop(("late", 0))[:5]  # what it wrote before
+    assert {key: tokens for key, tokens in found.items() if tokens} == healthy

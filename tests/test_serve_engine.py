@@ -264,10 +264,13 @@ def test_embeddings_and_scores_need_every_token_whatever_is_in_the_cache(runner,
     engine = engine_of(runner, max_num_batched_tokens=16)
     run(engine, request("fills the cache", tokens))
     for task in ("embed", "score"):
-        engine.add(Request(task, tokens, task=task))
+        engine.add(Request(task, tokens, Sampling(logprobs=3), task=task))
     found = [output for _ in range(20) if engine.has_work for output in engine.step()]
     torch.testing.assert_close(torch.tensor(found[0].embedding), mean / mean.norm(), rtol=0, atol=1e-4)
-    torch.testing.assert_close(torch.tensor(found[1].scores), expected, rtol=0, atol=1e-3)
+    scores = found[1].scores
+    assert [lp.token for lp in scores] == tokens[1:]
+    torch.testing.assert_close(torch.tensor([lp.logprob for lp in scores]), expected, rtol=0, atol=1e-3)
+    assert [[t for t, _ in lp.top] for lp in scores] == log[:-1].topk(3).indices.tolist()
     assert engine.blocks.n_free == engine.blocks.n_blocks and len(found) == 2
 
 

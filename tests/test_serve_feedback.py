@@ -3,13 +3,16 @@
 import json
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 
 from tenfold.serve.feedback.export import export
-from tenfold.serve.feedback.feedback import Feedback, ratings, responses
+from tenfold.serve.feedback.feedback import Feedback, corrections, pairs, ratings, responses
 from tenfold.spec.errors import TenfoldError
 
 ASK = [{"role": "user", "content": "Name a river."}]
@@ -140,3 +143,55 @@ def test_exports_load_as_trl_reads_them(store, tmp_path):
     (row,), _ = rows(store, "dpo", tmp_path)
     # TRL's `is_conversational`: lists of messages with a role and content under these names.
     assert all(isinstance(row[k], list) and row[k][0].keys() >= {"role", "content"} for k in ("prompt", "chosen", "rejected"))
+
+
+def test_an_export_reads_one_moment_whatever_is_written_meanwhile(store, tmp_path):
+    other = Feedback(f"sqlite:///{tmp_path / 'f.db'}")
+    keep(store, "a", "Rhine")
+    store.rate("a", "ann", 1, [], None)
+    with store.snapshot() as kept:
+        assert [row.id for row in kept.rows(responses)] == ["a"]
+        keep(other, "b", "Nile", user="bob")
+        other.rate("b", "bob", 1, [], None)
+        other.correct("b", "bob", "Danube")
+        other.delete_user("ann")
+        assert [row.response_id for row in kept.rows(ratings)] == ["a"]
+        assert not [*kept.rows(corrections), *kept.rows(pairs)] and [row.id for row in kept.rows(responses)] == ["a"]
+    assert [row.response_id for row in store.rows(ratings)] == ["b"]
+
+
+def test_many_open_a_new_database_at_once(tmp_path):
+    for i in range(3):
+        at_once = Barrier(8)
+
+        def opened(_, file=tmp_path / f"{i}.db", at_once=at_once):
+            at_once.wait()
+            return Feedback(f"sqlite:///{file}").user_hash("ann")
+
+        with ThreadPoolExecutor(8) as pool:
+            assert len(set(pool.map(opened, range(8)))) == 1
+
+
+@pytest.mark.parametrize("format", ["dpo", "sft"])
+def test_only_the_last_correction_of_a_user_is_data_and_it_must_say_something_new(store, tmp_path, format):
+    for name in ("a", "b", "c"):
+        keep(store, name, "Alps")
+    for name, text in (("a", "Rhine"), ("a", "The Rhine."), ("b", "Nile"), ("b", " \n"), ("c", " Alps ")):
+        store.correct(name, "ann", text)
+    store.correct("a", "bob", "Danube")
+    found, left = rows(store, format, tmp_path)
+    said = [row["chosen"][0]["content"] if format == "dpo" else row["messages"][-1]["content"] for row in found]
+    assert sorted(said) == ["Danube", "The Rhine."] and left == {"nothing was corrected": 2}
+
+
+def test_a_database_that_is_not_there_is_not_made_for_an_export(tmp_path):
+    with pytest.raises(TenfoldError, match="no feedback database .*typo.db"):
+        Feedback(f"sqlite:///{tmp_path / 'typo.db'}", create=False)
+    assert not list(tmp_path.iterdir())
+    with sqlite3.connect(tmp_path / "other.db") as other:
+        other.execute("CREATE TABLE something (a)")
+    with pytest.raises(TenfoldError, match="holds no feedback"):
+        Feedback(f"sqlite:///{tmp_path / 'other.db'}", create=False)
+    Feedback(f"sqlite:///{tmp_path / 'f.db'}")
+    made = export(Feedback(f"sqlite:///{tmp_path / 'f.db'}", create=False), "kto", tmp_path / "new" / "folder" / "out.jsonl")
+    assert made.train == made.test == 0 and (tmp_path / "new" / "folder" / "out.jsonl").exists()

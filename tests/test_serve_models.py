@@ -8,7 +8,9 @@ import time
 
 import pytest
 
+from tenfold.serve.api.budget import Place
 from tenfold.serve.api.errors import ApiError
+from tenfold.serve.api.keys import Caller
 from tenfold.serve.api.models import Models
 from tenfold.serve.options import EngineOptions, Limits
 
@@ -84,11 +86,22 @@ def test_a_busy_model_gives_way_after_a_while_and_comes_back(models):
     asyncio.run(run())
 
 
-def test_many_who_wait_load_once_and_too_many_are_refused(models):
+def test_who_waits_for_a_model_to_load_holds_places_in_its_queue_up_to_the_share_of_its_key(make_models):
+    models = make_models(max_queue=6, key_share=0.5)
+    places = {name: Place(Caller(name, is_operator=False)) for name in ("ann", "bob", "cid")}
+
+    async def asked(owner, sequences):
+        try:
+            return (await models.admit("a", places[owner], sequences)).name
+        except ApiError as error:
+            return error.status
+
     async def run():
-        results = await asyncio.gather(*(models.get("a") for _ in range(5)), return_exceptions=True)
-        refused = [r for r in results if isinstance(r, ApiError)]
-        assert len(refused) == 2 and {r.status for r in refused} == {429} and models.loads == ["a"]
+        wanted = [("ann", 1), ("ann", 2), ("ann", 1), ("bob", 4), ("bob", 3), ("cid", 1)]
+        assert await soon(asyncio.gather(*(asked(*w) for w in wanted))) == ["a", "a", 429, 400, "a", 429]
+        assert models.loads == ["a"]
+        places["ann"].holds.close()
+        assert await soon(asked("cid", 3)) == "a"
 
     asyncio.run(run())
 
@@ -223,3 +236,4 @@ def test_a_model_that_cannot_be_loaded_ends_the_command_in_one_sentence(tmp_path
     command = [sys.executable, "-m", "tenfold", "serve", str(tmp_path), "--port", "0", *options]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1 and done.stderr.startswith("tenfold: ") and done.stderr.count("\n") == 1
+    assert "http" not in done.stdout

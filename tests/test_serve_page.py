@@ -44,6 +44,7 @@ def double(x):
 """
 ANSWERS = {
     "marked": MARKED,
+    "blocks": "Text\n\n" + "```python\na = 1\n\nb = 2\n```\n\n- one\n- two\n\nmore\n\n" * 2 + "end " * 200,
     "slow": "word " * 400,
     "arabic": "مرحبا! هذه إجابة باللغة العربية مع `code` في الوسط.",
     "hindi": "नमस्ते! यह हिन्दी में एक उत्तर है।",
@@ -245,6 +246,7 @@ def test_thumbs_and_corrections_are_kept_with_consent_alone(page, site):
     page.get_by_role("button", name="Keep correction").click()
     until(page, "document.querySelector('article.assistant:last-child .text').innerText === 'I am better.'")
     assert [r.text for r in rows(site, corrections)] == ["I am better."]
+    page.on("dialog", lambda dialog: dialog.accept())
     page.click("#forget")
     until(page, "document.querySelector('#panel').textContent.includes('deleted')")
     assert not any(rows(site, t) for t in (responses, ratings, corrections))
@@ -367,3 +369,51 @@ def test_an_error_is_told_where_the_answer_would_be(page):
     page.wait_for_selector("article .error")
     assert "too many for the context of 4096" in page.inner_text("article .error")
     assert page.get_by_role("button", name="Retry").is_enabled()
+
+
+CHUNK = 'data: {"id": "a", "choices": [{"delta": {"content": "half"}, "finish_reason": %s}]}\n\n'
+
+
+@pytest.mark.parametrize(("reply", "said"), [
+    ({"status": 502, "content_type": "text/html", "body": "<html>Bad gateway</html>"}, "The server answered 502"),
+    ({"content_type": "text/event-stream", "body": CHUNK % "null"}, "The answer was cut off"),
+    ({"content_type": "text/event-stream", "body": CHUNK % '"length"' + "data: [DONE]\n\n"}, "Cut at the longest length"),
+    ({"content_type": "text/event-stream", "body": (CHUNK % '"stop"').replace("half", " ") + "data: [DONE]\n\n"}, "The answer is empty"),
+])  # fmt: skip
+def test_an_answer_that_is_not_whole_says_so(page, reply, said):
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(**reply))
+    say(page, "hello")
+    assert said in finished(page).inner_text()
+
+
+def test_a_conversation_survives_a_reload_and_goes_on(page):
+    for i, text in enumerate(("hello", "marked"), 1):
+        say(page, text)
+        finished(page, i)
+    page.click("article.assistant >> nth=1 >> text=Retry")
+    finished(page, 2)
+    before = page.inner_text("#log")
+    page.reload()
+    page.wait_for_selector("article.assistant >> nth=1")
+    assert page.inner_text("#log") == before and "2 / 2" in before
+    say(page, "again")
+    finished(page, 3)
+    page.click("#new")
+    page.reload()
+    page.wait_for_selector("#model option", state="attached")
+    assert not page.inner_text("#log")
+
+
+def test_a_text_looks_alike_while_it_comes_and_when_it_is_whole(page):
+    """Blocks that are finished are not drawn again: code with empty lines, lists and tables are not cut in two."""
+    say(page, "blocks")
+    page.wait_for_selector("article.assistant .tail", state="attached")
+    page.evaluate("""() => {
+      const clean = box => { const copy = box.cloneNode(true); for (const tail of copy.querySelectorAll(".tail")) tail.replaceWith(...tail.childNodes); return copy.innerHTML; };
+      window.last = "";
+      new MutationObserver(() => { const box = document.querySelector("article.assistant .text"); if (box.querySelector(".tail")) window.last = clean(box); })
+        .observe(document.querySelector("#log"), { childList: true, subtree: true });
+    }""")
+    answer = finished(page)
+    coming, whole = page.evaluate("window.last"), answer.locator(".text").inner_html()
+    assert coming and whole.startswith(coming[: coming.rindex("</")]) and whole.count("<pre") == 2

@@ -1,5 +1,6 @@
 """Who may do what: every route by every role on the objects of one of them, and what pages of other sites may not."""
 
+import asyncio
 import json
 import stat
 import subprocess
@@ -17,7 +18,9 @@ from tenfold.data.text.tokenizer import train_tokenizer
 from tenfold.rank.serving.settings import WorkerSettings
 from tenfold.rank.serving.start import load_with
 from tenfold.serve.api.app import make_app
-from tenfold.serve.api.keys import make_key
+from tenfold.serve.api.errors import ApiError
+from tenfold.serve.api.gate import Gate
+from tenfold.serve.api.keys import make_key, revoke_key
 from tenfold.serve.api.models import Models
 from tenfold.serve.api.sites import Sites
 from tenfold.serve.feedback.export import export
@@ -45,6 +48,13 @@ TABLE = {
     "GET /v1/models/{name:path}": (ANY_KEY, None),
     "POST /v1/models/swap": (OPERATORS, {"path": "{folder}"}),
     "POST /v1/chat/completions": (ANY_KEY, CHAT),
+    "GET /v1/chat/completions": (ANY_KEY, None),
+    "GET /v1/chat/completions/{name}": (OWNER, None),
+    "POST /v1/chat/completions/{name}": (OWNER, {"metadata": {"a": "b"}}),
+    "DELETE /v1/chat/completions/{name}": (OWNER, None),
+    "GET /v1/chat/completions/{name}/messages": (OWNER, None),
+    "POST /v1/messages": (ANY_KEY, CHAT),
+    "POST /v1/messages/count_tokens": (ANY_KEY, CHAT),
     "POST /v1/completions": (ANY_KEY, {"prompt": "hello", "max_tokens": 2}),
     "POST /v1/embeddings": (ANY_KEY, {"input": "hello"}),
     "POST /tokenize": (ANY_KEY, {"prompt": "hello"}),
@@ -125,7 +135,8 @@ class Site:
         body = json.dumps(TABLE[route][1])
         for name, value in made.items():
             body = body.replace(f"{{{name}}}", value)
-        filled = route.replace("{name:path}", "tiny").replace("{name}", made["response"]).replace("{user}", "alice")
+        name = made["answer" if "chat" in route else "response"]
+        filled = route.replace("{name:path}", "tiny").replace("{name}", name).replace("{user}", "alice")
         return self.ask(filled, role, json.loads(body)).status_code
 
 
@@ -194,10 +205,13 @@ def test_an_object_of_another_is_refused_as_one_that_is_not_there(site):
     for route, body in (
         ("GET /v1/responses/NAME", None),
         ("DELETE /v1/responses/NAME", None),
+        ("GET /v1/chat/completions/NAME", None),
+        ("GET /v1/chat/completions/NAME/messages", None),
+        ("DELETE /v1/chat/completions/NAME", None),
         ("POST /v1/responses", {"input": "go on", "previous_response_id": "NAME"}),
         ("POST /v1/feedback", {**JUDGED, "response_id": "NAME"}),
     ):
-        real = made["answer" if "feedback" in route else "response"]
+        real = made["response" if "responses" in route else "answer"]
         said = [
             site.ask(route.replace("NAME", name), "another user", body and json.loads(json.dumps(body).replace("NAME", name)))
             for name in (real, "x" * len(real))
@@ -220,10 +234,14 @@ def test_everybody_deletes_what_is_theirs_alone(tmp_path):
 
 def test_one_key_is_one_user_whatever_users_it_invents(tmp_path):
     with opened(tmp_path, feedback_per_day=9) as site:
-        answer = site.objects()["answer"]
-        body = {"consent": True, "response_id": answer}
+        answers = [site.objects()["answer"] for _ in range(12)]
         given = [
-            site.ask("POST /v1/feedback", "owner", {**body, "user": f"user {i}", "correction": f"better {i}"}) for i in range(12)
+            site.ask(
+                "POST /v1/feedback",
+                "owner",
+                {"consent": True, "response_id": answer, "user": f"user {i}", "correction": f"better {i}"},
+            )
+            for i, answer in enumerate(answers)
         ]
         assert [r.status_code for r in given] == [200] * 9 + [429] * 3
         assert int(given[-1].headers["retry-after"]) > 80_000
@@ -247,6 +265,116 @@ def test_a_key_is_a_bearer_token(site, header, status):
     answer = site.client.get("/v1/models", headers=headers)
     assert answer.status_code == status and answer.headers.get("www-authenticate") == ("Bearer" if status == 401 else None)
     assert site.client.get("/v1/models", params={"api_key": site.keys["owner"]}).status_code == 401
+
+
+def test_keys_are_made_and_revoked_while_the_server_runs(tmp_path):
+    with opened(tmp_path) as site:
+        file = tmp_path / "keys.json"
+
+        def works(key):
+            return site.client.get("/v1/models", headers={"authorization": f"Bearer {key}"}).status_code
+
+        new, old = make_key(file, "dora"), site.keys["owner"]
+        assert works(new) == works(old) == 200
+        revoke_key(file, NAMES["owner"])
+        assert (works(new), works(old)) == (200, 401)
+        good = file.read_text()
+        file.write_text(good[:-3])
+        assert works(new) == 401  # it may be a key that was to be revoked
+        file.unlink()
+        assert works(new) == 401
+        file.write_text(good)
+        assert works(new) == 200
+        with pytest.raises(TenfoldError, match="no key of 'alice'"):
+            revoke_key(file, NAMES["owner"])
+
+
+def test_bodies_under_way_are_weighed_by_key_and_in_all(tmp_path):
+    keys = {name: make_key(tmp_path / "keys.json", name) for name in ("ann", "bob", "cid")}
+
+    async def reads(scope, receive, send):
+        while (await receive()).get("more_body"):
+            pass
+        await answered.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body"})
+
+    gate = Gate(reads, ServerOptions(keys=tmp_path / "keys.json"), Limits(max_in_flight_bytes=100, key_share=0.6))
+
+    async def post(owner, size, announced):
+        pieces = [{"type": "http.request", "body": b"x" * 10, "more_body": i < size // 10 - 1} for i in range(size // 10)]
+        headers = [(b"host", b"localhost"), (b"authorization", f"Bearer {keys[owner]}".encode())]
+        headers += [(b"content-length", str(size).encode())] * announced
+        sent = []
+
+        async def receive():
+            await asyncio.sleep(0)
+            return pieces.pop(0)
+
+        async def send(message):
+            sent.append(message.get("status"))
+
+        try:
+            await gate({"type": "http", "method": "POST", "path": "/v1/own", "headers": headers}, receive, send)
+        except ApiError as error:  # where the body is read, the application answers it
+            return error.status
+        assert not pieces  # a client that sends the rest reads its answer
+        return sent[0]
+
+    async def run(announced):
+        nonlocal answered
+        answered = asyncio.Event()
+        under_way = [asyncio.create_task(post("ann", 50, announced))]
+        await asyncio.sleep(0.05)
+        assert await post("ann", 20, announced) == 429
+        under_way.append(asyncio.create_task(post("bob", 50, announced)))
+        await asyncio.sleep(0.05)
+        assert await post("cid", 10, announced) == 429
+        answered.set()
+        assert await asyncio.gather(*under_way, post("cid", 60, announced)) == [200, 200, 200]
+        assert await post("ann", 70, announced) == 413
+
+    answered = None
+    for announced in (True, False):
+        asyncio.run(run(announced))
+
+
+def test_a_body_of_unknown_length_is_refused_as_one_that_is_announced(site):
+    body = (b" " * 2**20 for _ in range(17))
+    key = {"authorization": f"Bearer {site.keys['owner']}", "content-type": "application/json"}
+    answer = site.client.post("/v1/completions", content=body, headers=key)
+    assert answer.status_code == 413 and "larger than the 16777216 bytes" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("header", ["api-key", "x-api-key"])
+def test_a_key_may_come_as_azure_and_anthropic_send_it(site, header):
+    asked = [site.client.get("/v1/models", headers={header: key}).status_code for key in (site.keys["owner"], "x", "")]
+    assert asked == [200, 401, 401]
+
+
+def test_a_correction_says_something(site):
+    judged = {"consent": True, "response_id": site.objects()["answer"]}
+    said = [site.ask("POST /v1/feedback", "owner", {**judged, "correction": text}).status_code for text in ("", " \n", "better")]
+    assert said == [400, 400, 200]
+
+
+@pytest.mark.parametrize("form", ["json", "text", "none"])
+def test_each_request_has_a_name_and_a_line(tmp_path, capsys, form):
+    with opened(tmp_path, access_log=form) as site:
+        given = [site.ask("GET /v1/models", "owner", headers={"x-request-id": name}) for name in ("abc-1", "a b", "x" * 200)]
+        lost = site.ask("POST /v1/none%0aforged", "stranger")
+    names = [answer.headers["x-request-id"] for answer in (*given, lost)]
+    assert names[0] == "abc-1" and len(set(names)) == 4 and all(len(name) == 32 for name in names[1:])
+    lines = capsys.readouterr().err.splitlines()
+    if form == "json":
+        told = [json.loads(line) for line in lines]
+        assert [line["request"] for line in told] == names
+        assert [(line["status"], line["method"], line["path"], line["key"]) for line in told] == [
+            *[(200, "GET", "/v1/models", "alice")] * 3, (401, "POST", "/v1/none%0Aforged", None)
+        ]  # fmt: skip
+        assert all(line["seconds"] >= 0 and line["time"].endswith("+00:00") for line in told)
+    else:
+        assert [line.split()[-1] for line in lines] == (names if form == "text" else [])
 
 
 def test_files_of_a_server_are_named_to_operators_alone(site):

@@ -97,7 +97,7 @@ def test_a_template_is_rendered_as_in_this_process_and_may_refuse(text):
         sandbox = Sandbox(text)
         try:
             assert await sandbox.render(odd) == text.render(odd)
-            assert await sandbox.render(HELLO, tools=[{"a": 1}], add_generation_prompt=False) == text.render(
+            assert await sandbox.render(HELLO, {"tools": [{"a": 1}], "add_generation_prompt": False}) == text.render(
                 HELLO, [{"a": 1}], add_generation_prompt=False
             )
         finally:
@@ -181,7 +181,7 @@ def test_text_is_held_back_as_long_as_it_may_begin_a_stop(text):
         stream, read = TextStream(text.tokenizer, stops), ""
         for token in text.tokenizer.encode(written).ids:
             read += text.tokenizer.decode([token])
-            said += stream.push([token])
+            said += stream.push([token])[0]
             found = [read.find(stop) for stop in stops if stop in read]
             if found:
                 assert stream.stopped and said == read[: min(found)]

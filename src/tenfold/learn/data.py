@@ -113,7 +113,7 @@ def open_feedback(database: str) -> "Feedback":
 
     if "://" not in database and not Path(database).exists():
         raise TenfoldError(f"There is no feedback in {database}: give a file of rows, a feedback database, or its file.")
-    return Feedback(database if "://" in database else f"sqlite:///{database}")
+    return Feedback(database if "://" in database else f"sqlite:///{database}", create=False)
 
 
 def _by_user(database: str, home: Path, share: float, kind: Kind) -> tuple[dict[str, list[str]], dict[str, Any]]:

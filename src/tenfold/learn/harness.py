@@ -71,13 +71,15 @@ class EngineLM(TemplateLM):
     def _loglikelihood_tokens(self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any) -> list[tuple[float, bool]]:
         longest = self.engine.max_model_len
         for i, (_text, context, continuation) in enumerate(requests):
-            self.engine.add(Request(str(i), (context + continuation)[-longest:], task="score"))
+            self.engine.add(Request(str(i), (context + continuation)[-longest:], Sampling(logprobs=1), task="score"))
         found: dict[str, tuple[float, bool]] = {}
         while self.engine.has_work:
             for output in self._step():
                 before = len(output.scores or ()) - len(requests[int(output.request_id)][2])
-                assert output.scores is not None and output.likeliest is not None
-                found[output.request_id] = math.fsum(output.scores[max(before, 0) :]), all(output.likeliest[max(before, 0) :])
+                assert output.scores is not None
+                scored = output.scores[max(before, 0) :]
+                nats = math.fsum(one.logprob for one in scored)
+                found[output.request_id] = nats, all(one.logprob >= one.top[0][1] for one in scored)
         return [found[str(i)] for i in range(len(requests))]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
@@ -102,7 +104,7 @@ class EngineLM(TemplateLM):
                 name, stream = output.request_id, streams[output.request_id]
                 if stream.stopped:
                     continue
-                texts[name] += stream.push(output.tokens)
+                texts[name] += stream.push(output.tokens)[0]
                 if stream.stopped:
                     self.engine.cancel(name)
                 elif output.finish_reason:

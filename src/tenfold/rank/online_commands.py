@@ -50,8 +50,9 @@ def serve(
     named = name_models([model_path(path) for path in models])
     options = {name: EngineOptions(**{**engine, "path": path}) for name, path in named.items()}
     limits = structs.replace(server.limits, max_loaded=max(server.limits.max_loaded, len(options)))
-    console().print(f"{', '.join(options)}: lists at http://{server.host}:{server.port}/v1/recommend and /v1/rank")
-    answer(options, structs.replace(server, limits=limits), partial(load_with, ranking))
+    told = f"{', '.join(options)}: lists at http://{server.host}:{server.port}/v1/recommend and /v1/rank"
+    console().print(f"{next(iter(options))}: loading")
+    answer(options, structs.replace(server, limits=limits), partial(load_with, ranking), on_ready=lambda: console().print(told))
 
 
 def batch(

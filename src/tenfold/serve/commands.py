@@ -50,9 +50,9 @@ def start(
         engine["draft_model"] = model_path(engine["draft_model"])
     named = name_models([model_path(path) for path in models])
     options = {name: EngineOptions(**{**engine, "path": path}) for name, path in named.items()}
-    address = f"http://{server.host}:{server.port}"
-    console().print(f"{', '.join(options)}: chat at {address}/, API at {address}/v1")
-    serve(options, server)
+    first, address = next(iter(options)), f"http://{server.host}:{server.port}"
+    console().print(f"{first}: loading")
+    serve(options, server, on_ready=lambda: console().print(f"{', '.join(options)}: chat at {address}/, API at {address}/v1"))
 
 
 def key(
@@ -61,14 +61,22 @@ def key(
     *,
     file: Annotated[File, Meta(description="Where hashes of keys are kept.")] = Path("serve-keys.json"),
     operator: Annotated[bool, Meta(description="The key of an operator, who may swap models and delete what others gave.")] = False,
+    revoke: Annotated[bool, Meta(description="Take the key away instead.")] = False,
 ) -> None:
-    """Make a key for `tenfold serve --keys`; it is shown once and kept as a hash.
+    """Make a key for `tenfold serve --keys`; it is shown once and kept as a hash. A running server notices.
 
-    Example: tenfold serve-key alice
+    Examples:
+
+      tenfold serve-key alice
+
+      tenfold serve-key alice --revoke
     """
-    from tenfold.serve.api.keys import make_key
+    from tenfold.serve.api.keys import make_key, revoke_key
 
-    print(make_key(file, name, operator))
+    if revoke:
+        revoke_key(file, name)
+    else:
+        print(make_key(file, name, operator))
 
 
 def chat(
@@ -134,7 +142,7 @@ def export_feedback(
     from tenfold.serve.feedback.export import export
     from tenfold.serve.feedback.feedback import Feedback
 
-    made = export(Feedback(database), format, out, test_share=test_share)
+    made = export(Feedback(database, create=False), format, out, test_share=test_share)
     if json:
         print_json({"train": made.train, "test": made.test, "left_out": dict(made.left_out)})
         return

@@ -46,10 +46,15 @@ class Limits(Struct, frozen=True):
     """What a server takes on."""
 
     max_queue: Annotated[Count, Meta(description="Unfinished answers of a model before new requests are refused with 429.")] = 512
-    key_share: Annotated[Share, Meta(description="Largest share of the queue, and of what is remembered, for one key.")] = 0.5
+    key_share: Annotated[
+        Share, Meta(description="Largest share of the queue, of bodies under way and of what is remembered, for one key.")
+    ] = 0.5
     max_loaded: Annotated[Count, Meta(description="Models kept in memory; the least recently used is unloaded first.")] = 1
     timeout_seconds: Annotated[Timeout, Meta(description="Longest time for an answer; then 504.")] = 600.0
     max_body_bytes: Annotated[Count, Meta(description="Largest request body; then 413.")] = 16 * 2**20
+    max_in_flight_bytes: Annotated[
+        Count, Meta(description="Bodies of all unanswered requests together; then 429, for one key at its share.")
+    ] = 128 * 2**20
     max_stored_bytes: Annotated[Count, Meta(description="Responses kept in memory; then the oldest are forgotten.")] = 256 * 2**20
     idle_seconds: Annotated[
         Seconds, Meta(description="A model counts as idle when its last request came this long ago and nothing is unanswered.")
@@ -86,6 +91,7 @@ class ServerOptions(Struct, frozen=True):
     metrics: Annotated[Literal["everyone", "operators"], Meta(description="Who may read /metrics where the server has keys.")] = (
         "everyone"
     )
+    access_log: Annotated[Literal["none", "text", "json"], Meta(description="What is written to stderr of each request.")] = "text"
     feedback: Annotated[str, Meta(description="Database URL for stored answers and feedback; '' keeps none.")] = ""
     events: Annotated[str, Meta(description="Database URL for shown lists and events; '' keeps none.")] = ""
     feedback_per_day: Annotated[CountOrNone, Meta(description="Judgements taken from each key in a day; 0 is no limit.")] = 200

@@ -67,7 +67,9 @@ class Request:
     """A prompt and what is asked about it.
 
     `generate` continues the prompt as `sampling` says. `embed` gives the mean of its last hidden states, and `score` the
-    log-probability of each of its tokens after the first. Owners who ask at the same time get equal shares of the engine.
+    log-probability of each of its tokens after the first, with as many likeliest tokens as `sampling.logprobs` says.
+
+    Owners who ask at the same time get equal shares of the engine.
     """
 
     id: str
@@ -104,9 +106,8 @@ class TokenLogprob:
 class Output:
     """New tokens of sequence `index` of a request; the last output of a sequence has a finish reason.
 
-    `ending` is the stop token that ended the sequence, which is no part of its text, where log-probabilities are asked for. The
-    output of an `embed` request has its `embedding`, that of a `score` request its `scores`, and of the same tokens whether each
-    was the `likeliest`.
+    Where log-probabilities are asked for, `logprobs` has one for each token, and a last one for a stop token, which is no text.
+    The output of an `embed` request has its `embedding`, that of a `score` request its `scores`: one for each token but the first.
     """
 
     request_id: str
@@ -116,10 +117,8 @@ class Output:
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0
     embedding: list[float] | None = None
-    scores: list[float] | None = None
-    likeliest: list[bool] | None = None
+    scores: list[TokenLogprob] | None = None
     error: str | None = None
-    ending: TokenLogprob | None = None
 
 
 def failed(request: Request, reason: str) -> Output:

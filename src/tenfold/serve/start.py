@@ -44,7 +44,7 @@ def serving(models: dict[str, EngineOptions], *, load: "Loader | None" = None, *
     from tenfold.serve.api.server import serve
 
     url, launcher, end = free_url(), open_launcher("local"), time.monotonic() + START_S
-    server = ServerOptions(port=int(url.rpartition(":")[2]), **options)
+    server = ServerOptions(port=int(url.rpartition(":")[2]), **{"access_log": "none", **options})
     try:
         job = launcher.submit(Job("serve", function=serve, arguments=(models, server, load or load_model), grace_s=10))
         while not answers(url):

@@ -24,7 +24,7 @@ def converse(options: EngineOptions, temperature: float, top_p: float, max_token
         try:
             while engine.has_work:
                 for output in engine.step():
-                    piece = output.error or stream.push(output.tokens)
+                    piece = output.error or stream.push(output.tokens)[0] + (stream.rest() if output.finish_reason else "")
                     answer += piece
                     print(piece, end="", flush=True)
         except KeyboardInterrupt as stop:

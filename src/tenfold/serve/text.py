@@ -1,6 +1,8 @@
 """A model's text side: its tokenizer, chat template and stop tokens, and text from tokens as they come."""
 
+import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,22 @@ PLAIN_TEMPLATE = (
 )
 # Marks of the text before, the text after, and the middle to be filled in (StarCoder and others; Qwen).
 _MIDDLE = (("<fim_prefix>", "<fim_suffix>", "<fim_middle>"), ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"))
+
+
+_BYTE_NAME = re.compile("<0x([0-9A-F]{2})>")  # of a byte in vocabularies of SentencePiece
+
+
+def _byte_characters() -> dict[str, int]:
+    """The byte that each character of a byte-level vocabulary stands for: printable ones for themselves, the others from 256 on.
+
+    Source: `bytes_to_unicode` of GPT-2.
+    """
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [b for b in range(256) if b not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+_BYTES = _byte_characters()
 
 
 @dataclass(frozen=True)
@@ -63,6 +81,25 @@ class TextSide:
         # By its batches alone does the tokenizer let other threads run meanwhile.
         return self.tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that a token stands for; those of a special one are its name."""
+        name = self.tokenizer.id_to_token(token) or ""
+        if token in self._added:
+            return name.encode()
+        if self._is_byte_level:
+            return bytes(_BYTES[c] for c in name)
+        if found := _BYTE_NAME.fullmatch(name):
+            return bytes.fromhex(found[1])
+        return name.replace("\u2581", " ").encode()  # SentencePiece's mark of a space
+
+    @cached_property
+    def _added(self) -> dict[int, Any]:
+        return self.tokenizer.get_added_tokens_decoder()
+
+    @cached_property
+    def _is_byte_level(self) -> bool:
+        return "ByteLevel" in repr(self.tokenizer.decoder)
+
     def decode(self, tokens: list[int]) -> str:
         """The text of tokens, special ones too."""
         return self.tokenizer.decode_batch([tokens], skip_special_tokens=False)[0]
@@ -81,11 +118,17 @@ class TextSide:
         """Whether the template has a place for tools."""
         return "tools" in self.template
 
+    @property
+    def knows_calls(self) -> bool:
+        """Whether the template writes the calls of earlier turns."""
+        return "tool_calls" in self.template
+
 
 def read_text_side(path: Path) -> TextSide:
     """The text side of a Hugging Face directory or a GGUF file."""
     tokenizer, vocabulary = read_tokenizer(path), read_vocabulary(path)
-    template, longest = vocabulary.chat_template or PLAIN_TEMPLATE, max(map(len, tokenizer.get_vocab()))
+    plain = "{{ bos_token }}" * len(vocabulary.begin) + PLAIN_TEMPLATE  # a chat begins as every text does
+    template, longest = vocabulary.chat_template or plain, max(map(len, tokenizer.get_vocab()))
     return TextSide(tokenizer, template, vocabulary.stop_tokens, vocabulary.names, list(vocabulary.begin), longest)
 
 
@@ -98,28 +141,49 @@ def _begins(text: str, stop: str) -> int:
 class TextStream:
     """Text of one sequence as its tokens come, up to the first stop string.
 
-    Text that may be the beginning of a stop string is held back until it turns out not to be.
+    Text that may be the beginning of a stop string is held back until it turns out not to be; so are the bytes of a character
+    until it is whole.
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: list[str], keep_special: bool = False):
         self._tokenizer, self._stops = tokenizer, [s for s in stops if s]
-        self._stream = DecodeStream(skip_special_tokens=not keep_special)
+        self._skip_special = not keep_special
+        self._stream = DecodeStream(skip_special_tokens=self._skip_special)
+        self._unfinished: list[int] = []  # tokens whose text has not come, since a character is not whole
+        self.length = 0  # of the text of all tokens
         self._held = ""
-        self.stopped = False
+        self.stopped = ""  # the stop string that the text reached
 
-    def push(self, tokens: list[int]) -> str:
-        """The new text that is certain after these tokens."""
+    def push(self, tokens: list[int]) -> tuple[str, list[int]]:
+        """The new text that is certain after these tokens, and where in all the text that of each of them begins.
+
+        Tokens after a stop string have no place: they do not count.
+        """
+        text, places = "", []
         for token in tokens:
-            self._held += self._stream.step(self._tokenizer, token) or ""
-        at = min((i for i in (self._held.find(s) for s in self._stops) if i >= 0), default=-1)
-        if at >= 0:
-            text, self._held, self.stopped = self._held[:at], "", True
+            places.append(self.length)
+            new = self._stream.step(self._tokenizer, token) or ""
+            self._unfinished = [] if new else [*self._unfinished, token]
+            self.length += len(new)
+            text += self._certain(new)
+            if self.stopped:
+                break
+        return text, places
+
+    def _certain(self, new: str) -> str:
+        """What can be said after `new` text."""
+        self._held += new
+        found = {self._held.find(s): s for s in self._stops if s in self._held}
+        if found:
+            at = min(found)
+            text, self._held, self.stopped = self._held[:at], "", found[at]
             return text
         cut = min((_begins(self._held, s) for s in self._stops), default=len(self._held))
         text, self._held = self._held[:cut], self._held[cut:]
         return text
 
     def rest(self) -> str:
-        """The text that was held back; for the end of the sequence."""
-        text, self._held = self._held, ""
+        """What was held back, a character that never became whole as well; for the end of the sequence."""
+        end = self._tokenizer.decode(self._unfinished, skip_special_tokens=self._skip_special)
+        text, self._held = self._held + end, ""
         return text

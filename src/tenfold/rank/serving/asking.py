@@ -54,10 +54,10 @@ class Asking:
         store = None if experiment == "none" or self.body.model or len(found) < 2 else self.events
         taken = await self._taken(first)
         if store is None:
-            shown = await self._listed(first, place, taken)
+            shown = await self._listed(name, place, taken)
         elif experiment == "ab":
             chosen = found[arm(store.user_hash(self.user))]
-            shown = {**await self._listed(await self.models.get(chosen), place, taken), "arms": found[:2]}
+            shown = {**await self._listed(chosen, place, taken), "arms": found[:2]}
         else:
             shown = await self._interleaved(found[:2], place, taken)
         list_id = new_id("list")
@@ -81,11 +81,11 @@ class Asking:
             model.preparing -= 1
         return [one.item for one in found], [one.time for one in found]
 
-    async def _listed(self, model: ServedModel, place: Place, taken: tuple[list[str], list[float]]) -> dict[str, Any]:
+    async def _listed(self, name: str, place: Place, taken: tuple[list[str], list[float]]) -> dict[str, Any]:
         """What one ranker shows, as it is kept."""
+        model = await self.models.admit(name, place, 1)
         began, worker = time.monotonic(), worker_of(model)
         query, unknown = self._query(worker.recommender.ranker, taken)
-        model.admit(place, 1)
         try:
             made = await asyncio.wait_for(worker.recommend(query), model.limits.timeout_seconds)
         except TimeoutError:
@@ -114,10 +114,7 @@ class Asking:
     async def _interleaved(self, pair: list[str], place: Place, taken: tuple[list[str], list[float]]) -> dict[str, Any]:
         """One list of both. Its propensities depend on which picks are whose, and are not kept."""
 
-        async def listed(name: str) -> dict[str, Any]:
-            return await self._listed(await self.models.get(name), place, taken)
-
-        a, b = await asyncio.gather(*map(listed, pair))
+        a, b = await asyncio.gather(*(self._listed(name, place, taken) for name in pair))
         items, teams = interleave(a["items"], b["items"], self.body.k, self.rng)
         scores = [dict(zip(one["items"], one["scores"], strict=True)) for one in (a, b)]
         return {

@@ -18,10 +18,10 @@ from fastapi.responses import JSONResponse, Response
 from tenfold.rank.events.store import Events
 from tenfold.rank.serving.asking import Asking, rankers, worker_of
 from tenfold.rank.serving.protocol import AddedItems, EventsRequest, ItemsRequest, KeptEvents, Ranked, RankRequest, RecommendRequest
+from tenfold.serve.api.answer_types import DeletedRows
 from tenfold.serve.api.dependencies import CurrentCaller, Placed, ServedModels, gives, operator_only
 from tenfold.serve.api.errors import ApiError
 from tenfold.serve.api.keys import Caller
-from tenfold.serve.api.protocol import DeletedRows
 from tenfold.serve.api.streaming import until_disconnect
 
 

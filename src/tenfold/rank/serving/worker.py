@@ -23,7 +23,7 @@ from tenfold.rank.serving.settings import WorkerSettings
 from tenfold.serve.api.errors import ApiError
 from tenfold.serve.backends.backend import BackendStopped
 from tenfold.serve.options import EngineOptions
-from tenfold.serve.request import Output, Request, failed
+from tenfold.serve.request import Output, Request, TokenLogprob, failed
 from tenfold.spec.errors import TenfoldError
 
 
@@ -98,7 +98,7 @@ class RankWorker:
     async def generate(self, request: Request) -> AsyncGenerator[Output, None]:
         yield failed(request, "This model ranks items and writes no text: ask /v1/recommend or /v1/rank.")
 
-    async def score(self, tokens: list[int]) -> list[float]:
+    async def score(self, request: Request) -> list[TokenLogprob]:
         raise TenfoldError("This model ranks items and scores no text: ask /v1/rank.")
 
     def stop(self) -> None:

@@ -7,10 +7,12 @@ from typing import Any
 from fastapi import APIRouter, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
+from tenfold.serve.api.access_log import AccessLog
 from tenfold.serve.api.errors import ErrorAnswer, answer_errors
 from tenfold.serve.api.gate import Gate
-from tenfold.serve.api.keys import Keys, Rate
+from tenfold.serve.api.keys import Rate
 from tenfold.serve.api.models import Models
+from tenfold.serve.api.response_store import ResponseStore
 from tenfold.serve.feedback.feedback import Feedback
 from tenfold.serve.options import ServerOptions
 from tenfold.spec.errors import TenfoldError
@@ -35,10 +37,12 @@ def make_app(models: Models, options: ServerOptions) -> FastAPI:
     errors: dict[int | str, dict[str, Any]] = {code: {"model": ErrorAnswer} for code in _ERRORS}
     app = FastAPI(title="Tenfold", version="1", lifespan=lifespan, docs_url=None, redoc_url=None, responses=errors)
     app.state.models, app.state.options, app.state.failed = models, options, None
+    app.state.stored = ResponseStore(models.limits.max_stored_bytes, models.limits.key_share)
     app.state.feedback = Feedback(options.feedback) if options.feedback else None
     app.state.feedback_rate = Rate(options.feedback_per_day, 86400)
     answer_errors(app)
-    app.add_middleware(Gate, options=options, keys=Keys.read(options.keys) if options.keys else None)
+    app.add_middleware(Gate, options=options, limits=models.limits)
+    app.add_middleware(AccessLog, form=options.access_log)
     if options.allowed_origins:
         app.add_middleware(CORSMiddleware, allow_origins=options.allowed_origins, allow_methods=["*"], allow_headers=["*"])
     for name in plugins("routes"):

@@ -17,15 +17,22 @@ class Budget:
     def has_room(self, owner: str, amount: int) -> bool:
         return self._held.total() + amount <= self.most and self._held[owner] + amount <= self.each
 
+    def take(self, owner: str, amount: int) -> None:
+        """Hold `amount` more, for which there must be room."""
+        self._held[owner] += amount
+
+    def give_back(self, owner: str, amount: int) -> None:
+        self._held[owner] -= amount
+        self._held += Counter()  # forgets owners who hold nothing
+
     @contextmanager
     def holding(self, owner: str, amount: int) -> Iterator[None]:
         """Hold `amount`, for which there must be room."""
-        self._held[owner] += amount
+        self.take(owner, amount)
         try:
             yield
         finally:
-            self._held[owner] -= amount
-            self._held += Counter()  # forgets owners who hold nothing
+            self.give_back(owner, amount)
 
 
 class Place:

@@ -11,7 +11,7 @@ Parts of other packages use the same names. A route answers every key, unless it
 """
 
 from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from fastapi import Depends, Request
 from pydantic import BaseModel
@@ -21,6 +21,7 @@ from tenfold.serve.api.budget import Place
 from tenfold.serve.api.errors import ApiError
 from tenfold.serve.api.keys import Caller
 from tenfold.serve.api.models import Models
+from tenfold.serve.api.response_store import ResponseStore
 from tenfold.serve.feedback.feedback import Feedback
 
 
@@ -59,6 +60,27 @@ ServedModels = Annotated[Models, Depends(_models)]
 OptionalFeedback = Annotated[Feedback | None, Depends(_optional_feedback)]
 KeptFeedback = Annotated[Feedback, Depends(_feedback)]
 Owner = Annotated[str, Depends(_owner)]  # of what the request stores: the caller's name
+
+
+async def _stored(request: Request) -> ResponseStore:
+    return request.app.state.stored
+
+
+Stored = Annotated[ResponseStore, Depends(_stored)]
+
+
+class Stores(NamedTuple):
+    """Where an answer is kept if its request says so."""
+
+    feedback: Feedback | None
+    answers: ResponseStore
+
+
+async def _stores(feedback: OptionalFeedback, answers: Stored) -> Stores:
+    return Stores(feedback, answers)
+
+
+AnswerStores = Annotated[Stores, Depends(_stores)]
 
 
 async def _place(caller: CurrentCaller) -> AsyncIterator[Place]:

@@ -31,21 +31,20 @@ class ModelNotLoaded(TenfoldError):
     """A model that was asked for cannot be loaded; the sentence may name files of the server, which only operators read."""
 
 
-class ApiError(Exception):
+class ApiError(HTTPException):
     """An answer with this status and sentence."""
 
     def __init__(self, status: int, message: str, *, code: str | None = None, param: str | None = None, retry_after: float = 0):
-        super().__init__(message)
-        self.status, self.code, self.param, self.retry_after = status, code, param, retry_after
+        named = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
+        super().__init__(status, message, named | ({"Retry-After": str(max(1, round(retry_after)))} if retry_after else {}))
+        self.status, self.code, self.param = status, code, param
 
-    @property
-    def headers(self) -> dict[str, str]:
-        named = {"WWW-Authenticate": "Bearer"} if self.status == 401 else {}
-        return named | ({"Retry-After": str(max(1, round(self.retry_after)))} if self.retry_after else {})
+    def __str__(self) -> str:
+        return self.detail
 
     def body(self) -> dict[str, Any]:
         kind = _KINDS.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
-        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+        return {"error": {"message": self.detail, "type": kind, "param": self.param, "code": self.code}}
 
     def response(self) -> JSONResponse:
         return JSONResponse(self.body(), self.status, self.headers)
@@ -75,10 +74,15 @@ def answer_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part != "body")
         if first["type"] == "json_invalid":
             return ApiError(400, f"The request is not valid JSON: {first['ctx']['error']}.").response()
-        return ApiError(400, f"{where or 'The request'}: {first['msg']}.", param=where or None).response()
+        where, said = _wrong(error)
+        return ApiError(400, f"{where or 'The request'}: {said}.", param=where or None).response()
+
+    @app.exception_handler(Exception)
+    async def unforeseen(_: Request, __: Exception) -> JSONResponse:
+        """The trace goes to the server's log."""
+        return ApiError(500, "The server failed on this request: an operator finds the reason in its log.").response()
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
@@ -88,6 +92,29 @@ def answer_errors(app: FastAPI) -> None:
         if error.status_code == 405:
             response.headers["Allow"] = _allowed(app, request)
         return response
+
+
+def _wrong(error: RequestValidationError) -> tuple[str, str]:
+    """The field that is wrong, and what would be right: every form that a field may have gives an error of its own."""
+    found: dict[str, list[str]] = {}
+    for one in error.errors():
+        found.setdefault(_field(one, error.body), []).append(one["msg"])
+    where = max(found, key=lambda name: name.count("."))  # the form that fits best goes wrong deepest
+    said = list(dict.fromkeys(found[where]))
+    return where, " or ".join([said[0], *(other.removeprefix("Input should be ") for other in said[1:])])
+
+
+def _field(one: dict[str, Any], body: Any) -> str:
+    """The path of an error's field in the body, without the names of the forms that were tried."""
+    names = [part for part in one["loc"] if part != "body"]
+    path, value = [], body
+    for name in names:
+        if name in (value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()):
+            value = value[name]
+        elif isinstance(body, dict) and (one["type"] != "missing" or name is not names[-1]):
+            continue  # the name of a form
+        path.append(str(name))
+    return ".".join(path)
 
 
 def _allowed(app: FastAPI, request: Request) -> str:

@@ -2,10 +2,11 @@
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tenfold.serve.api.budget import Budget
 from tenfold.serve.api.errors import ApiError
-from tenfold.serve.api.keys import ANYBODY, STRANGER, Caller, Keys, Rate
+from tenfold.serve.api.keys import ANYBODY, STRANGER, Caller, KeyFile, Rate
 from tenfold.serve.api.sites import Sites
-from tenfold.serve.options import ServerOptions
+from tenfold.serve.options import Limits, ServerOptions
 
 # On every answer that does not say otherwise: it is no page, stands in no frame, and is of the type that it says.
 _HEADERS = (
@@ -18,8 +19,10 @@ _HEADERS = (
 class Gate:
     """ASGI middleware that refuses requests of other hosts and sites, without a valid key, above its limit, or too large."""
 
-    def __init__(self, app: ASGIApp, options: ServerOptions, keys: Keys | None):
-        self.app, self.keys, self.max_body_bytes = app, keys, options.limits.max_body_bytes
+    def __init__(self, app: ASGIApp, options: ServerOptions, limits: Limits):
+        self.app, self.keys = app, KeyFile(options.keys) if options.keys else None
+        self.bodies = Budget(limits.max_in_flight_bytes, limits.key_share)
+        self.max_body_bytes = min(limits.max_body_bytes, self.bodies.each)
         self.sites = Sites(options.host, options.allowed_hosts, options.allowed_origins)
         self.requests = Rate(options.requests_per_minute, 60)
         self.open = ("/", "/health", *(["/metrics"] if options.metrics == "everyone" else []))  # answered without a key
@@ -27,29 +30,33 @@ class Gate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             return await self.app(scope, receive, send)
-        headers, most, send = dict(scope["headers"]), self.max_body_bytes, _with_headers(send)
+        headers, send = dict(scope["headers"]), _with_headers(send)
         try:
             self.sites.check(scope.get("method", "websocket"), headers)
-            scope["tenfold_caller"] = self._caller(scope["path"], headers)
+            caller = scope["tenfold_caller"] = self._caller(scope["path"], headers)
         except ApiError as refusal:
             return await refusal.response()(scope, receive, send)
         length = headers.get(b"content-length", b"0")
-        if length.isdigit() and int(length) > most:
+        body = _Body(self.bodies, caller.name, self.max_body_bytes)
+        try:
+            body.grow(int(length) if length.isdigit() else 0)
+        except ApiError as refusal:
             while (await receive()).get("more_body"):  # a client reads no answer while it still sends
                 pass
-            error = ApiError(413, f"The request has {int(length)} bytes: at most {most} are taken.")
-            return await error.response()(scope, receive, send)
+            return await refusal.response()(scope, receive, send)
         read = 0
 
         async def limited() -> Message:
             nonlocal read
             message = await receive()
             read += len(message.get("body", b""))
-            if read > most:
-                raise ApiError(413, f"The request is larger than the {most} bytes that are taken.")
+            body.grow(read)  # beyond what was announced, or where nothing was
             return message
 
-        return await self.app(scope, limited, send)
+        try:
+            return await self.app(scope, limited, send)
+        finally:
+            body.release()
 
     def _caller(self, path: str, headers: dict[bytes, bytes]) -> Caller:
         """Who sends the request. Raises ApiError 401 or 429."""
@@ -57,13 +64,44 @@ class Gate:
             return ANYBODY
         if path in self.open:
             return STRANGER
-        scheme, _, key = headers.get(b"authorization", b"").decode(errors="replace").partition(" ")
-        caller = self.keys.caller(key.strip()) if scheme.lower() == "bearer" else None
+        key = _key(headers)
+        caller = self.keys.caller(key) if key else None
         if caller is None:
-            raise ApiError(401, "A valid key is needed: send it as `Authorization: Bearer KEY`.")
+            raise ApiError(401, "A valid key is needed: send it as `Authorization: Bearer KEY`, `api-key` or `x-api-key`.")
         if (wait := self.requests.wait(caller.name)) > 0:
             raise ApiError(429, f"Too many requests with this key: the next may come in {wait:.0f} s.", retry_after=wait)
         return caller
+
+
+def _key(headers: dict[bytes, bytes]) -> str:
+    """The key of a request, as clients of OpenAI, Azure and Anthropic send it; empty if there is none."""
+    scheme, _, key = headers.get(b"authorization", b"").decode(errors="replace").partition(" ")
+    other = headers.get(b"api-key") or headers.get(b"x-api-key") or b""
+    return key.strip() if scheme.lower() == "bearer" else other.decode(errors="replace")
+
+
+class _Body:
+    """What a request holds of the budget for bodies until it is answered, since what was read from it lives as long."""
+
+    def __init__(self, budget: Budget, owner: str, most: int):
+        self.budget, self.owner, self.most, self.size = budget, owner, most, 0
+
+    def grow(self, size: int) -> None:
+        """Hold at least `size` bytes. Raises ApiError 413 for too large a body, and 429 where all together are too large."""
+        more = size - self.size
+        if more <= 0:
+            return
+        if size > self.most:
+            raise ApiError(413, f"The body of the request is larger than the {self.most} bytes that are taken.")
+        if not self.budget.has_room(self.owner, more):
+            most, each = self.budget.most, self.budget.each
+            told = f"The requests under way are too large together: at most {most} bytes are held, {each} of one key: try later."
+            raise ApiError(429, told, retry_after=2)
+        self.budget.take(self.owner, more)
+        self.size = size
+
+    def release(self) -> None:
+        self.budget.give_back(self.owner, self.size)
 
 
 def _with_headers(send: Send) -> Send:

@@ -4,8 +4,11 @@ import hashlib
 import hmac
 import json
 import secrets
+import sys
 import time
 from collections import defaultdict, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +71,34 @@ class Keys:
         return None if owner is None else Caller(owner, owner in self.operators)
 
 
+class KeyFile:
+    """The keys of a file, which is read again when it changes: a new key opens, and one that is gone does not."""
+
+    def __init__(self, file: Path):
+        self._file, self._stamp = file, _stamp(file)
+        self._keys = Keys.read(file)
+
+    def caller(self, key: str) -> Caller | None:
+        """Who sends a request with this key. Nobody does while the file cannot be read."""
+        if (stamp := _stamp(self._file)) != self._stamp:
+            self._stamp = stamp
+            try:
+                self._keys = Keys.read(self._file)
+            except TenfoldError as error:
+                print(error, file=sys.stderr, flush=True)
+                self._keys = Keys({})
+        return self._keys.caller(key)
+
+
+def _stamp(file: Path) -> tuple[int, ...] | None:
+    """What changes with a file; None if there is none."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino
+
+
 class Rate:
     """At most `limit` events of each name within `seconds`; a limit of 0 is none."""
 
@@ -93,11 +124,26 @@ def make_key(file: Path, name: str, operator: bool = False) -> str:
     if not name.strip() or not name.isprintable():
         raise TenfoldError(f"A key cannot be of {name!r}: give a name that can be read.")
     key = f"tf-{secrets.token_urlsafe(32)}"
-    with one_at_a_time(file.with_name(f".{file.name}.lock"), f"adding a key to {file}"):
-        keys = {**_read(file), name: _OPERATOR * operator + _digest(key)}
+    with _changing(file) as keys:
+        keys[name] = _OPERATOR * operator + _digest(key)
+    return key
+
+
+def revoke_key(file: Path, name: str) -> None:
+    """Take the key of `name` out of `file`. Raises TenfoldError if there is none."""
+    with _changing(file) as keys:
+        if keys.pop(name, None) is None:
+            raise TenfoldError(f"There is no key of {name!r} in {file}: it has those of {', '.join(keys) or 'nobody'}.")
+
+
+@contextmanager
+def _changing(file: Path) -> Iterator[dict[str, str]]:
+    """The hash of each name, to be changed by one process at a time."""
+    with one_at_a_time(file.with_name(f".{file.name}.lock"), f"changing the keys of {file}"):
+        keys = _read(file)
+        yield keys
         with whole_file(file, private=True) as scratch:
             scratch.write_text(json.dumps({"version": VERSION, "keys": keys}, indent=1) + "\n")
-    return key
 
 
 def _read(file: Path) -> dict[str, str]:

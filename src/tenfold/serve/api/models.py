@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from tenfold.model.io.huggingface import weights_hash
+from tenfold.serve.api.budget import Budget, Place
 from tenfold.serve.api.errors import ApiError, ModelNotLoaded
 from tenfold.serve.api.metrics import Metrics
 from tenfold.serve.api.served_model import ServedModel
@@ -48,7 +49,7 @@ class Models:
         self.draining = False
         self._load_parts = load
         self._loading = asyncio.Lock()
-        self._waiting = 0
+        self._queues = {name: Budget(limits.max_queue, limits.key_share) for name in options}  # of sequences
         self._retiring: dict[asyncio.Task[None], ServedModel] = {}  # swapped out, with answers to finish
 
     def resolve(self, name: str) -> str:
@@ -62,12 +63,27 @@ class Models:
             404, f"There is no model {name!r}: this server has {', '.join(self.options)}.", code="model_not_found", param="model"
         )
 
+    async def admit(self, name: str, place: Place, sequences: int, unit: str = "") -> ServedModel:
+        """The model as by `get`, with places in its queue for a request, which holds them until it is answered.
+
+        It holds them while the model loads, too. Raises ApiError where there are too few, and as `get`.
+        """
+        name = self.resolve(name)
+        queue = self._queues[name]
+        if sequences > queue.each:
+            raise ApiError(400, f"The request asks for {sequences} answers at once: at most {queue.each} are taken.")
+        if not queue.has_room(place.owner, sequences):
+            self.metrics.rejections.labels(name).inc()
+            told = f"The queue is full: at most {queue.most} answers wait, {queue.each} of one key: try later."
+            raise ApiError(429, told, retry_after=2)
+        place.holds.enter_context(queue.holding(place.owner, sequences))
+        return await self.get(name, unit)
+
     async def get(self, name: str, unit: str = "") -> ServedModel:
         """The model, loaded first if it is not: one at a time, while those that are loaded go on answering.
 
         With the `unit` that a request comes from (`split.unit`) it may be a candidate that answers a share of them. Raises ApiError
-        for an unknown model, a full queue of requests that wait for one to load, or a server that is closing;
-        ModelNotLoaded where it cannot be loaded.
+        for an unknown model or a server that is closing, and ModelNotLoaded where it cannot be loaded.
         """
         if self.draining:
             raise ApiError(503, "The server is shutting down and takes no new requests.", retry_after=10)
@@ -77,10 +93,6 @@ class Models:
             return split.candidate
         if (found := self._ready(name)) is not None:
             return found
-        if self._waiting >= self.limits.max_queue:
-            self.metrics.rejections.labels(name).inc()
-            raise ApiError(429, f"{self._waiting} requests wait for models to load: try again later.", retry_after=10)
-        self._waiting += 1
         try:
             async with self._loading:
                 if (found := self._ready(name)) is None:
@@ -89,8 +101,6 @@ class Models:
                 return found
         except TenfoldError as error:
             raise ModelNotLoaded(str(error)) from None
-        finally:
-            self._waiting -= 1
 
     def _ready(self, name: str) -> ServedModel | None:
         """The model if it can take a request; it counts as the most recently used from here on."""

@@ -1,13 +1,12 @@
-"""The requests that clients may send, and the answers for which OpenAI has no type.
+"""The requests that clients may send.
 
 Fields of OpenAI's that this server does not know are accepted and ignored where that is harmless.
 """
 
 import json
 from dataclasses import fields
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from openai.types import CreateEmbeddingResponse, Embedding, Model
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from tenfold.serve.api.errors import ApiError
@@ -39,7 +38,20 @@ class Body(BaseModel):
 
 
 class RequestBody(Body):
-    """A whole request, of which every text is one: no tokenizer and no database takes half of a surrogate pair."""
+    """A whole request, of which every text is one: no tokenizer and no database takes half of a surrogate pair.
+
+    Fields of OpenAI, vLLM or llama.cpp that would change an answer and are not done here are `refused`.
+    """
+
+    refused: ClassVar[tuple[str, ...]] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse(cls, sent: Any) -> Any:
+        for name in cls.refused if isinstance(sent, dict) else ():
+            if sent.get(name):
+                raise ApiError(400, f"{name} is not done by this server: leave it out.", param=name)
+        return sent
 
     @model_validator(mode="before")
     @classmethod
@@ -61,6 +73,10 @@ class StreamOptions(Body):
 class SamplingFields(RequestBody):
     """Fields that chat and plain completions share; None means the default. Fields from `top_k` on are extensions."""
 
+    refused: ClassVar[tuple[str, ...]] = (
+        "stop_token_ids", "bad_words", "allowed_token_ids", "use_beam_search", "length_penalty", "truncate_prompt_tokens",
+        "guided_choice", "structured_outputs", "grammar", "json_schema", "mirostat", "typical_p", "prompt_embeds",
+    )  # fmt: skip
     model: str = ""
     temperature: Annotated[Finite, Field(ge=0, le=2)] | None = None
     top_p: Annotated[Finite, Field(ge=0, le=1)] | None = None
@@ -110,25 +126,53 @@ class SamplingFields(RequestBody):
         return Sampling(**{**same, **own, "ignore_stop": bool(self.ignore_eos)})
 
 
+class Part(Body):
+    """A part of a message, of which only text can be read."""
+
+    type: str
+    text: Text | None = None
+    refusal: Text | None = None
+
+
+class FunctionName(Body):
+    name: Annotated[str, Field(min_length=1, max_length=128)]
+
+
+class FunctionCall(FunctionName):
+    arguments: Text = ""
+
+
+class ToolCall(Body):
+    id: str = ""
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
 class Message(BaseModel):
-    """One turn. Content may be text or a list of parts, of which only text can be read."""
+    """One turn."""
 
     model_config = ConfigDict(extra="allow")
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: Text | list[dict[str, Any]] | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    content: Text | list[Part] | None = None
+    tool_calls: list[ToolCall] | None = None
 
 
-class FunctionSpec(Body):
-    name: Annotated[str, Field(min_length=1, max_length=128)]
+class FunctionSpec(FunctionName):
     description: str | None = None
     parameters: dict[str, Any] | None = None
 
 
 class Tool(Body):
-    type: str = "function"
-    function: FunctionSpec | None = None
+    type: Literal["function"] = "function"
+    function: FunctionSpec
+
+
+class ToolChoice(Body):
+    """The one tool that must be called."""
+
+    type: Literal["function"] = "function"
+    function: FunctionName
 
 
 class JsonSchemaFormat(BaseModel):
@@ -144,6 +188,13 @@ class ResponseFormat(Body):
 
 
 class ChatRequest(SamplingFields):
+    refused: ClassVar[tuple[str, ...]] = (
+        *SamplingFields.refused,
+        "chat_template",
+        "continue_final_message",
+        "prompt_logprobs",
+    )
+
     messages: Annotated[list[Message], Field(min_length=1, max_length=_MAX_MESSAGES)]
     max_tokens: Annotated[int, Field(ge=0, le=2**31)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=0, le=2**31)] | None = None
@@ -151,15 +202,21 @@ class ChatRequest(SamplingFields):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
     tools: list[Tool] | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     functions: list[FunctionSpec] | None = None
+    function_call: Literal["none", "auto"] | None = None
+    modalities: list[Literal["text"]] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None  # as vLLM has it: variables of the template
     store: bool | None = None
+    metadata: Metadata | None = None
 
 
 class CompletionRequest(SamplingFields):
     prompt: Text | list[int] | list[str] | list[list[int]] = ""
     max_tokens: Annotated[int, Field(ge=0, le=2**31)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None  # as vLLM has it
     echo: bool | None = None
     best_of: int | None = None
     suffix: str | None = None
@@ -169,11 +226,26 @@ class EmbeddingRequest(RequestBody):
     model: str = ""
     input: Text | list[int] | list[str] | list[list[int]]
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: Annotated[int, Field(ge=1)] | None = None
+    dimensions: Annotated[int, Field(ge=1, le=2**20)] | None = None
     user: str | None = None
 
 
+class ResponseTextFormat(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+
+
+class ResponseText(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    format: ResponseTextFormat | None = None
+
+
 class ResponsesRequest(RequestBody):
+    refused: ClassVar[tuple[str, ...]] = ("prompt", "top_logprobs")
+
     model: str = ""
     input: Text | list[dict[str, Any]] | None = None
     instructions: str | None = None
@@ -185,11 +257,17 @@ class ResponsesRequest(RequestBody):
     previous_response_id: str | None = None
     conversation: str | dict[str, Any] | None = None
     background: bool | None = None
-    text: dict[str, Any] | None = None
+    text: ResponseText | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     metadata: Metadata | None = None
     user: str | None = None
+
+
+class ChatUpdate(RequestBody):
+    """What can be changed of a stored chat completion."""
+
+    metadata: Metadata
 
 
 class FeedbackRequest(RequestBody):
@@ -201,7 +279,7 @@ class FeedbackRequest(RequestBody):
     rating: Literal[1, -1] | None = None
     reasons: list[Annotated[str, Field(max_length=200)]] = Field(default_factory=list, max_length=20)
     comment: str | None = Field(default=None, max_length=20_000)
-    correction: str | None = Field(default=None, max_length=200_000)
+    correction: str | None = Field(default=None, max_length=200_000, pattern=r"\S")
     other_response_id: str | None = Field(default=None, max_length=80)
     winner: Literal["a", "b", "tie", "both_bad"] | None = None
     blind: bool = False
@@ -230,54 +308,3 @@ class TokenizeRequest(RequestBody):
 class DetokenizeRequest(RequestBody):
     model: str = ""
     tokens: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=1_000_000)]
-
-
-class ModelList(BaseModel):
-    object: Literal["list"]
-    data: list[Model]
-
-
-class WrittenEmbedding(Embedding):
-    embedding: list[float] | str  # type: ignore[assignment]  # in base64 where that is asked for
-
-
-class Embeddings(CreateEmbeddingResponse):
-    data: list[WrittenEmbedding]  # type: ignore[assignment]
-
-
-class Swapped(Model):
-    path: str
-
-
-class SplitModel(Model):
-    candidate: str
-    share: float
-
-
-class Tokenized(BaseModel):
-    tokens: list[int]
-    count: int
-    max_model_len: int
-
-
-class Detokenized(BaseModel):
-    prompt: str
-
-
-class Deleted(BaseModel):
-    id: str
-    object: str
-    deleted: bool
-
-
-class Kept(BaseModel):
-    kept: bool
-
-
-class DeletedRows(BaseModel):
-    deleted_rows: int
-
-
-class Health(BaseModel):
-    status: str
-    feedback: bool | None = None

@@ -1,4 +1,4 @@
-"""The latest responses of each owner, in memory, for `previous_response_id` and for looking up."""
+"""The latest responses and chat completions of each owner, in memory, for `previous_response_id` and for looking up."""
 
 from collections import OrderedDict
 from typing import Any
@@ -21,6 +21,9 @@ class ResponseStore:
         self._bytes: dict[str, int] = {}
 
     def add(self, owner: str, response: dict[str, Any], messages: list[dict[str, Any]]) -> None:
+        """Keep a response, in place of an older one of its id."""
+        if response["id"] in self._kept.get(owner, ()):
+            self._forget(owner, response["id"])
         kept, stored = self._kept.setdefault(owner, OrderedDict()), msgspec.json.encode((response, messages))
         kept[response["id"]] = stored
         self._bytes[owner] = self._bytes.get(owner, 0) + len(stored)
@@ -31,20 +34,23 @@ class ResponseStore:
             largest = max(older, key=self._bytes.__getitem__)
             self._forget(largest, next(iter(self._kept[largest])))
 
-    def get(self, owner: str, name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """A response and its whole conversation. Raises ApiError 404."""
-        response, messages = msgspec.json.decode(self._stored(owner, name))
+    def get(self, owner: str, name: str, kind: str = "response") -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """A response and its whole conversation. Raises ApiError 404 where there is none of this kind, OpenAI's `object`."""
+        stored = self._kept.get(owner, OrderedDict()).get(name)
+        response, messages = ({}, []) if stored is None else msgspec.json.decode(stored)
+        if response.get("object") != kind:
+            raise ApiError(404, f"There is no {kind} {name!r}: it was never stored, or is no longer kept.")
         return response, messages
 
-    def delete(self, owner: str, name: str) -> None:
-        """Forget a response. Raises ApiError 404."""
-        self._stored(owner, name)
-        self._forget(owner, name)
+    def all(self, owner: str, kind: str) -> list[dict[str, Any]]:
+        """Every response of a kind, the oldest first."""
+        found = (msgspec.json.decode(stored)[0] for stored in self._kept.get(owner, {}).values())
+        return [response for response in found if response["object"] == kind]
 
-    def _stored(self, owner: str, name: str) -> bytes:
-        if (stored := self._kept.get(owner, OrderedDict()).get(name)) is None:
-            raise ApiError(404, f"There is no response {name!r}: it was never stored, or is no longer kept.")
-        return stored
+    def delete(self, owner: str, name: str, kind: str = "response") -> None:
+        """Forget a response. Raises ApiError 404."""
+        self.get(owner, name, kind)
+        self._forget(owner, name)
 
     def _forget(self, owner: str, name: str) -> None:
         self._bytes[owner] -= len(self._kept[owner].pop(name))

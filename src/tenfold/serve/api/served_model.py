@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from tenfold.model.io.huggingface import weights_hash
-from tenfold.serve.api.budget import Budget, Place
 from tenfold.serve.api.errors import ApiError
 from tenfold.serve.api.metrics import Metrics
 from tenfold.serve.backends.backend import Backend
@@ -25,15 +24,16 @@ _RENDER_SECONDS = 30.0
 
 @dataclass
 class OutputDelta:
-    """New text of continuation `index`; the last delta of each has a finish reason."""
+    """New text of continuation `index`, and the tokens that it came from; the last delta of each has a finish reason."""
 
     index: int
     text: str
     tokens: list[int]
-    logprobs: list[TokenLogprob]
+    logprobs: list[TokenLogprob]  # of each token, and of the stop token that ended the answer
+    places: list[int]  # where in the text of the answer those begin
     finish_reason: FinishReason | None
     cached_tokens: int
-    ending: TokenLogprob | None = None
+    stop: str = ""  # the stop string that ended it
 
 
 @dataclass(eq=False)
@@ -50,9 +50,6 @@ class ServedModel:
     used: float = field(default_factory=time.monotonic)
     preparing: int = 0  # prompts that are being made into tokens
     _checkpoint: str = ""
-
-    def __post_init__(self) -> None:
-        self.queue = Budget(self.limits.max_queue, self.limits.key_share)  # sequences
 
     @property
     def idle(self) -> bool:
@@ -84,9 +81,9 @@ class ServedModel:
         """Where the model's template is rendered and grammars are proven."""
         return Sandbox(self.text)
 
-    async def chat_prompt(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> list[int]:
-        """Tokens of a conversation. Raises TenfoldError if the template refuses it or fails."""
-        text = await self._outside(self.sandbox.render(messages, tools=tools))
+    async def chat_prompt(self, messages: list[dict[str, Any]], variables: dict[str, Any]) -> list[int]:
+        """Tokens of a conversation, with variables of the template. Raises TenfoldError if it refuses that or fails."""
+        text = await self._outside(self.sandbox.render(messages, variables))
         return await self.prompt(lambda: self.text.ids(text))
 
     async def grammar(self, source: GrammarSource | None) -> str | None:
@@ -119,16 +116,6 @@ class ServedModel:
         if not all(0 <= token < vocab for token in tokens):
             raise ApiError(400, f"{what} has a token outside the vocabulary of {vocab}.", param=what)
 
-    def admit(self, place: Place, sequences: int) -> None:
-        """Give a request its places in the queue, until it is answered. Raises ApiError where there are too few."""
-        most, each = self.queue.most, self.queue.each
-        if sequences > each:
-            raise ApiError(400, f"The request asks for {sequences} answers at once: at most {each} are taken.")
-        if not self.queue.has_room(place.owner, sequences):
-            self.metrics.rejections.labels(self.name).inc()
-            raise ApiError(429, f"The queue is full: at most {most} answers wait, {each} of one key: try later.", retry_after=2)
-        place.holds.enter_context(self.queue.holding(place.owner, sequences))
-
     def room(self, tokens: list[int], wanted: int | None, answers: bool = True) -> int:
         """How many tokens an answer may have: `wanted`, or all that fit. Raises ApiError if the prompt is too long."""
         context = self.backend.max_model_len
@@ -151,28 +138,28 @@ class ServedModel:
         n, began, last, written = request.sampling.n, time.monotonic(), 0.0, 0
         streams = [TextStream(self.text.tokenizer, stops, keep_special) for _ in range(n)]
         unfinished, end = set(range(n)), began + self.limits.timeout_seconds
-        outputs = self.backend.generate(request)
+        outputs, ended = self.backend.generate(request), "abort"  # the client left
         try:
             while unfinished:
                 output = await self._next(outputs, end)
                 if output.index not in unfinished or not (output.tokens or output.finish_reason):
                     continue
-                if output.tokens:
-                    now, written = time.monotonic(), written + len(output.tokens)
+                delta = _cut(output, streams[output.index])
+                if delta.tokens:
+                    now, written = time.monotonic(), written + len(delta.tokens)
                     self.metrics.token(self.name, began, last, now)
                     last = now
-                stream, finish = streams[output.index], output.finish_reason
-                text = stream.push(output.tokens)
-                if stream.stopped:
-                    finish = "stop"
-                elif finish:
-                    text += stream.rest()
-                if finish:
-                    unfinished.discard(output.index)
-                    self.metrics.success.labels(self.name, finish).inc()
-                yield OutputDelta(output.index, text, output.tokens, output.logprobs, finish, output.cached_tokens, output.ending)
+                if delta.finish_reason:
+                    unfinished.discard(delta.index)
+                    self.metrics.success.labels(self.name, delta.finish_reason).inc()
+                yield delta
+        except ApiError:
+            ended = "error"
+            raise
         finally:
             await outputs.aclose()
+            if unfinished:
+                self.metrics.success.labels(self.name, ended).inc(len(unfinished))
             self.metrics.end(self.name, time.monotonic() - began, len(request.tokens), written)
 
     async def _next(self, outputs: AsyncGenerator[Output, None], end: float) -> Output:
@@ -180,10 +167,17 @@ class ServedModel:
         try:
             output = await asyncio.wait_for(anext(outputs), end - time.monotonic())
         except TimeoutError:
-            raise ApiError(504, f"The answer took longer than {self.limits.timeout_seconds:.0f} seconds.") from None
+            raise _late(self.limits.timeout_seconds) from None
         if output.error is not None:
             raise ApiError(400, output.error)
         return output
+
+    async def score(self, request: Request) -> list[TokenLogprob]:
+        """The log-probability of each token of a request after the first. Raises ApiError where time runs out."""
+        try:
+            return await asyncio.wait_for(self.backend.score(request), self.limits.timeout_seconds)
+        except TimeoutError:
+            raise _late(self.limits.timeout_seconds) from None
 
     async def embed(self, request: Request) -> list[float]:
         """The embedding of a request's tokens."""
@@ -199,3 +193,19 @@ def _checkpoint(options: EngineOptions) -> str:
     """A hash of the weights, and of the adapters beside them."""
     hashes = [weights_hash(path) for path in (options.path, options.adapter) if path is not None]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def _late(seconds: float) -> ApiError:
+    return ApiError(504, f"The answer took longer than {seconds:.0f} seconds.")
+
+
+def _cut(output: Output, stream: TextStream) -> OutputDelta:
+    """An output as text. This alone decides which tokens count, with their log-probabilities: those up to a stop string."""
+    text, places = stream.push(output.tokens)
+    tokens, logprobs, finish = output.tokens[: len(places)], output.logprobs, output.finish_reason
+    if stream.stopped:
+        finish, logprobs = "stop", logprobs[: len(places)]
+    elif finish:
+        text += stream.rest()
+        places.append(stream.length)
+    return OutputDelta(output.index, text, tokens, logprobs, places, finish, output.cached_tokens, stream.stopped)

@@ -3,6 +3,7 @@
 import ipaddress
 import logging
 import socket
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -25,8 +26,13 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def serve(models: dict[str, EngineOptions], options: ServerOptions, load: Loader = load_model) -> None:
-    """Answer until SIGTERM or Ctrl-C, then finish what is running. Raises TenfoldError if that cannot begin."""
+def serve(
+    models: dict[str, EngineOptions], options: ServerOptions, load: Loader = load_model, on_ready: Callable[[], None] = lambda: None
+) -> None:
+    """Answer until SIGTERM or Ctrl-C, then finish what is running; `on_ready` is called when the first model can answer.
+
+    Raises TenfoldError if that cannot begin.
+    """
     host, port = options.host, options.port
     if not is_loopback(host) and not (options.keys and Keys.read(options.keys)):
         raise TenfoldError(f"{host} can be reached by others: make a key with `tenfold serve-key NAME` and give --keys.")
@@ -40,16 +46,35 @@ def serve(models: dict[str, EngineOptions], options: ServerOptions, load: Loader
     app = make_app(Models(models, limits, options.any_name, load), options)
     connection: Any = partial(Connection, options.connections, most_connections(options.connections))
     logging.getLogger("uvicorn.error").addFilter(lambda _: app.state.failed is None)  # a sentence in place of its trace
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_level="warning",
+        timeout_graceful_shutdown=int(options.drain_seconds),
+        http=connection,
+        backlog=BACKLOG,
+        timeout_keep_alive=round(options.connections.idle_timeout),
+    )
+    server = _Server(config, on_ready)
     try:
-        uvicorn.run(
-            app,
-            host=host,
-            port=port,
-            log_level="warning",
-            timeout_graceful_shutdown=int(options.drain_seconds),
-            http=connection,
-            backlog=BACKLOG,
-            timeout_keep_alive=round(options.connections.idle_timeout),
-        )
+        server.run()
+    except KeyboardInterrupt:
+        return
     except SystemExit:
-        raise app.state.failed or TenfoldError(f"The server on {host}:{port} could not start.") from None
+        pass
+    if not server.started:
+        raise app.state.failed or TenfoldError(f"The server on {host}:{port} could not start.")
+
+
+class _Server(uvicorn.Server):
+    """It says when it answers."""
+
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]):
+        super().__init__(config)
+        self.on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self.on_ready()

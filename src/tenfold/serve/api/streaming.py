@@ -54,14 +54,21 @@ async def stream(request: Request, items: AsyncGenerator[dict[str, Any]], named:
             if not named:
                 yield "data: [DONE]\n\n"
         except ApiError as error:
-            yield format_event(error.body())
+            yield _failure(error, named)
         except (TenfoldError, BackendStopped) as error:
-            yield format_event(ApiError(503, str(error) or "The model's engine ended.").body())
+            yield _failure(ApiError(503, str(error) or "The model's engine ended."), named)
         finally:
             await items.aclose()
 
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
     return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
+
+
+def _failure(error: ApiError, named: bool) -> str:
+    """An error as an event; a named one has the fields of OpenAI's responses and of Anthropic's messages."""
+    if not named:
+        return format_event(error.body())
+    return format_event({"type": "error", "message": str(error), "param": error.param, "code": error.code, **error.body()}, named)
 
 
 def format_event(item: dict[str, Any], named: bool = False) -> str:

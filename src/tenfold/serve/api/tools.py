@@ -20,6 +20,34 @@ def tell_of_tools(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -
     return [{"role": "system", "content": told}, *messages]
 
 
+def calls_as_text(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The conversation with its calls and what they gave as text, in the form that `tell_of_tools` asks for."""
+    told: list[dict[str, Any]] = []
+    answering = False  # whether the last message holds what calls gave
+    for message in messages:
+        before, answering = answering, message["role"] in ("tool", "function")
+        if answering:
+            result = f"<tool_response>\n{message['content']}\n</tool_response>"
+            result = f"{told.pop()['content']}\n{result}" if before else result
+            told.append({"role": "user", "content": result})
+        elif calls := message.get("tool_calls"):
+            written = [json.dumps(call["function"], ensure_ascii=False) for call in calls]
+            parts = [message["content"], *(f"<tool_call>\n{one}\n</tool_call>" for one in written)]
+            told.append({"role": "assistant", "content": "\n".join(filter(None, parts))})
+        else:
+            told.append(message)
+    return told
+
+
+def as_object(arguments: str) -> Any:
+    """Arguments as clients send them, JSON in a string, as the object that templates take; text that is no object stays text."""
+    try:
+        value = json.loads(arguments or "{}")
+    except ValueError:
+        return arguments
+    return value if isinstance(value, dict) else arguments
+
+
 def call_schema(tools: list[dict[str, Any]], name: str | None = None) -> dict[str, Any]:
     """The JSON schema of one call of any of the tools, or of that named `name`."""
     choices = [

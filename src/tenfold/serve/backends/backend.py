@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tenfold.serve.options import EngineOptions
-from tenfold.serve.request import Output, Request
+from tenfold.serve.request import Output, Request, TokenLogprob
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.plugins import load, plugins
 
@@ -49,8 +49,8 @@ class Backend(Protocol):
         """
         ...
 
-    async def score(self, tokens: list[int]) -> list[float]:
-        """The log-probability of each token after the first, given those before it. Raises TenfoldError if it cannot."""
+    async def score(self, request: Request) -> list[TokenLogprob]:
+        """The log-probability of each token of a `score` request after the first. Raises TenfoldError if it cannot."""
         ...
 
     def stop(self) -> None:

@@ -15,7 +15,6 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from queue import SimpleQueue
 from typing import Any
-from uuid import uuid4
 
 from tenfold.launch.child import follow_parent
 from tenfold.model.io.huggingface import check_model
@@ -24,7 +23,7 @@ from tenfold.serve.engine.build import make_engine
 from tenfold.serve.engine.engine import Engine
 from tenfold.serve.engine.grammar import GrammarCompiler
 from tenfold.serve.options import EngineOptions
-from tenfold.serve.request import Output, Request
+from tenfold.serve.request import Output, Request, TokenLogprob
 from tenfold.serve.sandbox.grammars import GrammarTokenizer
 from tenfold.serve.text import read_text_side
 from tenfold.spec.errors import TenfoldError
@@ -89,8 +88,8 @@ class EngineProcess:
             if left and self._alive:
                 self._outbox.put(("cancel", request.id))
 
-    async def score(self, tokens: list[int]) -> list[float]:
-        async for output in self.generate(Request(f"score-{uuid4().hex}", tokens, task="score")):
+    async def score(self, request: Request) -> list[TokenLogprob]:
+        async for output in self.generate(request):
             if output.scores is not None:
                 return output.scores
             raise TenfoldError(output.error or "The engine gave no scores.")

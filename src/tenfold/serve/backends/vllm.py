@@ -98,10 +98,11 @@ class VllmServer:
         finally:
             self.in_flight -= 1
 
-    async def score(self, tokens: list[int]) -> list[float]:
+    async def score(self, request: Request) -> list[TokenLogprob]:
         if not self.is_alive:
             raise BackendStopped
-        extra = {"prompt_logprobs": 0, "add_special_tokens": False}
+        tokens, count = request.tokens, request.sampling.logprobs or 0
+        extra = {"prompt_logprobs": count, "add_special_tokens": False}
         try:
             done = await self._client.completions.create(model="model", prompt=tokens, max_tokens=1, extra_body=extra)
         except openai.APIConnectionError:
@@ -109,7 +110,7 @@ class VllmServer:
         except openai.APIError as error:
             raise TenfoldError(f"vLLM gave no scores: {_message(error)}") from None
         found: Any = done.choices[0].to_dict()["prompt_logprobs"]  # of each token, by its number; None for the first
-        return [entry[str(token)]["logprob"] for token, entry in zip(tokens[1:], found[1:], strict=True)]
+        return [_scored(token, entry, count) for token, entry in zip(tokens[1:], found[1:], strict=True)]
 
     def stop(self) -> None:
         if self._process is None or self._process.poll() is not None:
@@ -119,6 +120,12 @@ class VllmServer:
             self._process.wait(timeout=30)
         except subprocess.TimeoutExpired:
             self._process.kill()
+
+
+def _scored(token: int, entry: dict[str, Any], count: int) -> TokenLogprob:
+    """What vLLM says of a prompt's token: `entry` has it and the likeliest, by their numbers."""
+    ranked = sorted(((int(number), told["logprob"]) for number, told in entry.items()), key=lambda one: -one[1])
+    return TokenLogprob(token, entry[str(token)]["logprob"], ranked[:count])
 
 
 def _message(error: openai.APIError) -> str:
@@ -159,7 +166,7 @@ def output_of(request: Request, choice: dict[str, Any]) -> Output:
     logprobs = _logprobs(choice.get("logprobs"))
     finish = choice.get("finish_reason")
     if finish == "stop" and tokens and tokens[-1] in s.stop_tokens:  # a stop token is not part of the text
-        tokens, logprobs = tokens[:-1], logprobs[: len(tokens) - 1]
+        tokens = tokens[:-1]
     return Output(request.id, choice["index"], tokens, logprobs, finish)
 
 

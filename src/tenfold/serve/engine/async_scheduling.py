@@ -6,7 +6,7 @@ sequence that turns out to be finished has one superfluous row in the step under
 
 import time
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain
 
 import torch
 from torch import Tensor
@@ -43,9 +43,21 @@ class AsyncSchedulingEngine(Engine):
             return self._land() + super().step()
         outputs, self._finished = self._finished, []
         work = self.scheduler.step()
-        started = self._start(work) if work else None
+        try:
+            started = self._start(work) if work else None
+        except torch.AcceleratorError:  # this process has lost the device
+            raise
+        except Exception:
+            return outputs + self._land() + self._wait_for(work)
         outputs += self._land()
         self._in_flight = started
+        return outputs
+
+    def _wait_for(self, work: list[ScheduledSequence]) -> list[Output]:
+        """Outputs of a step that could not be started, computed as steps that wait are; the last one's tokens are known."""
+        left = [w for w in work if w.sequence in self.scheduler.running]
+        outputs = self._compute(left) if left else []
+        self._count(sum(w.count for w in left))
         return outputs
 
     def _can_run_ahead(self) -> bool:
@@ -56,31 +68,23 @@ class AsyncSchedulingEngine(Engine):
         return all(s.request.is_plain for s in chain(scheduler.running, scheduler.waiting))
 
     def _start(self, work: list[ScheduledSequence]) -> StepInFlight:
-        rows = make_input(work)
-        chosen: list[int] = []
-        draws: list[Draw] = []
-        sequences: list[tuple[Sequence, int, bool]] = []
-        end = 0
+        """Begin a step. If the runner raises, no sequence has changed."""
+        rows, ends = make_input(work), accumulate(w.count for w in work)
+        due = [(w, end) for w, end in zip(work, ends, strict=True) if w.is_complete]
+        drawn = self.runner.start(rows, [end - 1 for _, end in due], self._draws([w for w, _ in due]))
+        sequences = [(w.sequence, len(w.sequence.tokens), w.sequence.tokens[-1] < 0) for w, _ in due]
         for w in work:
-            s, end = w.sequence, end + w.count
-            late = s.tokens[-1] < 0
-            complete = s.computed + w.count == len(s.tokens)
-            if late:
-                s.computed += w.count
+            if w.sequence.tokens[-1] < 0:
+                w.sequence.computed += w.count
             else:
-                self.scheduler.computed(s, w.count)
-            if complete:
-                chosen.append(end - 1)
-                draws.append(Draw(s.request.sampling, s.state.seed, s.computed - 1))
-                sequences.append((s, len(s.tokens), late))
-        started = StepInFlight(self.runner.start(rows, chosen, draws), sequences)
+                self.scheduler.computed(w.sequence, w.count)
         for i, (s, at, _) in enumerate(sequences):
             if not self._is_full(s, at + 1):
                 s.tokens.append(-1 - i)
             for sibling in self._siblings.pop(s.request.id, ()):
                 self.scheduler.add(sibling)
         self._count(len(rows.tokens))
-        return started
+        return StepInFlight(drawn, sequences)
 
     def _land(self) -> list[Output]:
         """The outputs of the step under way."""
@@ -93,26 +97,34 @@ class AsyncSchedulingEngine(Engine):
         for (s, at, late), token in zip(step.sequences, tokens, strict=True):
             if s not in self.scheduler.running:  # finished or cancelled while the step was under way
                 continue
-            s.tokens[at : at + 1] = [token]
-            if late:
-                self.scheduler.publish(s, at - 1, at)
-            p = s.request.sampling
-            output = Output(s.request.id, s.index, cached_tokens=s.cached_tokens)
-            if token in p.stop_tokens and not p.ignore_stop:
-                output.finish_reason = "stop"
-            else:
-                output.tokens.append(token)
-                output.finish_reason = "length" if self._is_full(s, at + 1) else None
-            if output.finish_reason:
-                self._leave(s)
-            outputs.append(output)
+            try:
+                outputs.append(self._landed(s, at, token, late))
+            except Exception as error:
+                outputs.append(self._fail(s, error))
         return outputs
+
+    def _landed(self, s: Sequence, at: int, token: int, late: bool) -> Output:
+        """The output of a sequence whose token `at` is known."""
+        s.tokens[at : at + 1] = [token]
+        if late:
+            self.scheduler.publish(s, at - 1, at)
+        p, output = s.request.sampling, Output(s.request.id, s.index, cached_tokens=s.cached_tokens)
+        if token in p.stop_tokens and not p.ignore_stop:
+            output.finish_reason = "stop"
+        else:
+            output.tokens.append(token)
+            output.finish_reason = "length" if self._is_full(s, at + 1) else None
+        if output.finish_reason:
+            self._leave(s)
+        return output
+
+    def _draws(self, due: list[ScheduledSequence]) -> list[Draw]:
+        return [Draw(w.sequence.request.sampling, w.sequence.state.seed, w.sequence.computed + w.count - 1) for w in due]
 
     # Steps that wait: the device still draws for the requests that it would draw for in any step.
 
     def _best(self, logits: Tensor, due: list[ScheduledSequence]) -> list[int]:
-        draws = [Draw(w.sequence.request.sampling, w.sequence.state.seed, w.sequence.computed + w.count - 1) for w in due]
-        return self.runner.draw(logits, draws).tolist()
+        return self.runner.draw(logits, self._draws(due)).tolist()
 
     def _is_settled(self, request: Request) -> bool:
         return request.sampling.is_plain

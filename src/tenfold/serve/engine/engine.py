@@ -76,7 +76,7 @@ class Engine:
         n = len(request.tokens)
         if not n:
             return "The prompt is empty: give at least one token."
-        if (over := n + request.generates - self.max_model_len) > 0:
+        if (over := n + (request.generates and request.sampling.max_tokens > 0) - self.max_model_len) > 0:
             return f"The prompt has {n} tokens: {over} too many for the context of {self.max_model_len} and an answer."
         vocab, s = self.runner.spec.vocab_size, request.sampling
         for what, tokens in (("The prompt", request.tokens), ("logit_bias", s.logit_bias), ("stop_tokens", s.stop_tokens)):
@@ -134,7 +134,7 @@ class Engine:
             raise
         except Exception as error:
             if len(work) > 1:
-                return [output for w in work for output in self._compute([w])]
+                return [output for w in work if w.sequence in self.scheduler.running for output in self._compute([w])]
             return [self._fail(work[0].sequence, error)]
         outputs, at = [], 0
         for w in work:
@@ -191,11 +191,7 @@ class Engine:
             token = self._draw(logits[row], best[row], s)
             output.finish_reason = self._take(s, token, output)
             if p.logprobs is not None:
-                found = sampling.logprob(logits[row], token, p.logprobs, s.state.drawn)
-                if len(output.tokens) > len(output.logprobs):
-                    output.logprobs.append(found)
-                else:
-                    output.ending = found
+                output.logprobs.append(sampling.logprob(logits[row], token, p.logprobs, s.state.drawn))
             if output.finish_reason or token != guess:
                 break
             accepted += 1

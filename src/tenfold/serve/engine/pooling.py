@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from tenfold.serve.request import Output, Sequence
+from tenfold.serve.request import Output, Sequence, TokenLogprob
 from tenfold.serve.runners.runner import Runner
 
 _ROWS = 64  # whose logits over the vocabulary are in memory at once
@@ -15,7 +15,7 @@ class Pooler:
     def __init__(self, runner: Runner):
         self._runner = runner
         self._sums: dict[Sequence, Tensor] = {}
-        self._scores: dict[Sequence, list[tuple[float, bool]]] = {}
+        self._scores: dict[Sequence, list[TokenLogprob]] = {}
 
     def add(self, s: Sequence, hidden: Tensor) -> None:
         """Take hidden states [n, dim] of the tokens from `s.computed` on. A preempted sequence begins again at 0."""
@@ -25,15 +25,18 @@ class Pooler:
             self._sums[s] = self._sums.get(s, 0) + hidden.sum(0)
         else:
             following = s.tokens[s.computed + 1 : s.computed + 1 + len(hidden)]  # one fewer at the end of the prompt
-            self._scores.setdefault(s, []).extend(self._logprobs(hidden[: len(following)], following))
+            count = s.request.sampling.logprobs or 0
+            self._scores.setdefault(s, []).extend(self._logprobs(hidden[: len(following)], following, count))
 
-    def _logprobs(self, hidden: Tensor, tokens: list[int]) -> list[tuple[float, bool]]:
-        """The log-probability of each token, and whether no other is likelier."""
-        found: list[tuple[float, bool]] = []
+    def _logprobs(self, hidden: Tensor, tokens: list[int], count: int) -> list[TokenLogprob]:
+        found: list[TokenLogprob] = []
         for at in range(0, len(tokens), _ROWS):
             log = self._runner.logits(hidden[at : at + _ROWS]).log_softmax(-1)
-            of = log.gather(-1, torch.tensor(tokens[at : at + _ROWS], device=log.device)[:, None])[:, 0]
-            found += zip(of.tolist(), (of == log.amax(-1)).tolist(), strict=True)
+            own = tokens[at : at + _ROWS]
+            values = log.gather(-1, torch.tensor(own, device=log.device)[:, None])[:, 0].tolist()
+            likeliest = log.topk(min(count, log.shape[-1]))
+            tops = zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
+            found += [TokenLogprob(t, v, list(zip(*top, strict=True))) for t, v, top in zip(own, values, tops, strict=True)]
         return found
 
     def finish(self, s: Sequence) -> Output:
@@ -43,8 +46,7 @@ class Pooler:
             mean = self._sums[s].float() / s.n_prompt
             output.embedding = (mean / mean.norm().clamp(min=1e-12)).tolist()
         else:
-            output.scores = [score for score, _ in self._scores[s]]
-            output.likeliest = [likeliest for _, likeliest in self._scores[s]]
+            output.scores = self._scores[s]
         return output
 
     def forget(self, s: Sequence) -> None:

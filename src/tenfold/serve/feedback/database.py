@@ -3,16 +3,23 @@
 import hashlib
 import hmac
 import secrets
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from sqlalchemy import URL, Column, MetaData, Row, String, Table, create_engine, event, make_url, select
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import URL, Column, MetaData, Row, String, Table, create_engine, event, inspect, make_url, select
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
 
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import make_private
 from tenfold.spec.versions import require_version
+
+T = TypeVar("T")
+_TRIES = 20  # to open a database that another process opens as well
 
 
 class Kind(NamedTuple):
@@ -33,8 +40,8 @@ class Kind(NamedTuple):
 class Database:
     """One database. When a method returns, its data is on the disk."""
 
-    def __init__(self, url: str, kind: Kind, salt: bytes | None = None):
-        """Open or create the tables at an SQLAlchemy `url`. Raises TenfoldError if that fails.
+    def __init__(self, url: str, kind: Kind, salt: bytes | None = None, *, create: bool = True):
+        """Open the tables at an SQLAlchemy `url`, or `create` them. Raises TenfoldError if that fails, or there are none.
 
         A new database draws the salt of its users' hashes; one is given only where users are simulated, and a run is to be
         repeated with the same ones held out.
@@ -44,10 +51,12 @@ class Database:
         self._settings = kind.settings
         try:
             self._engine = create_engine(address, hide_parameters=True)
-            if self._engine.dialect.name == "sqlite":
-                _make_private(address.database or "")
+            if self._is_sqlite:
+                _make_private(address.database or "", create, kind.name)
                 event.listen(self._engine, "connect", _durable_sqlite)
-            kind.metadata.create_all(self._engine)
+            if not create and not inspect(self._engine).has_table(self._settings.name):
+                raise TenfoldError(f"The database {shown} holds no {kind.name}: give the URL that the server has.")
+            _together(partial(kind.metadata.create_all, self._engine))
             self._salt = bytes.fromhex(self._setting("salt", (salt or secrets.token_bytes(32)).hex()))
             version = int(self._setting("version", str(kind.version)))
         except (SQLAlchemyError, ImportError) as error:
@@ -55,15 +64,23 @@ class Database:
             raise TenfoldError(f"The {kind.name} database {shown} cannot be opened: {why}.") from None
         require_version(version, (kind.version,), f"The {kind.name} database {shown}", f"begin another with {kind.option}")
 
+    @property
+    def _is_sqlite(self) -> bool:
+        return self._engine.dialect.name == "sqlite"
+
     def _setting(self, name: str, first: str) -> str:
         """What the database keeps under a name; in a new one `first`."""
         settings = self._settings
-        with self._engine.begin() as connection:
-            known = connection.scalar(select(settings.c.value).where(settings.c.name == name))
-            if known is None:
-                known = first
-                connection.execute(settings.insert().values(name=name, value=known))
-        return known
+
+        def read_or_write() -> str:
+            with self._engine.begin() as connection:
+                known = connection.scalar(select(settings.c.value).where(settings.c.name == name))
+                if known is None:
+                    known = first
+                    connection.execute(settings.insert().values(name=name, value=known))
+            return known
+
+        return _together(read_or_write)
 
     def user_hash(self, user: str) -> str:
         """The keyed hash of a user, which cannot be traced back without this database's salt."""
@@ -71,9 +88,39 @@ class Database:
 
     def rows(self, table: Table) -> Iterator[Row[Any]]:
         """Every row of a table, oldest first."""
-        order = (table.c.created, table.c.id)
+        with self.snapshot() as snapshot:
+            yield from snapshot.rows(table)
+
+    @contextmanager
+    def snapshot(self) -> Iterator["Snapshot"]:
+        """All tables as they are at one moment, whatever is written meanwhile."""
         with self._engine.connect() as connection:
-            yield from connection.execution_options(yield_per=500).execute(select(table).order_by(*order))
+            if self._is_sqlite:
+                connection.exec_driver_sql("BEGIN")  # the driver would read each table at a moment of its own
+            else:
+                connection.execution_options(isolation_level="REPEATABLE READ")
+            yield Snapshot(connection)
+
+
+class Snapshot:
+    """The rows of a database at one moment."""
+
+    def __init__(self, connection: Connection):
+        self._connection = connection
+
+    def rows(self, table: Table) -> Iterator[Row[Any]]:
+        """Every row of a table, oldest first."""
+        asked = select(table).order_by(table.c.created, table.c.id)
+        yield from self._connection.execute(asked, execution_options={"yield_per": 500})
+
+
+def _together(work: Callable[[], T]) -> T:
+    """What `work` gives where several processes open a new database at once, and one of them was first."""
+    for _ in range(_TRIES):
+        with suppress(IntegrityError, OperationalError, ProgrammingError):
+            return work()
+        time.sleep(0.05)
+    return work()
 
 
 def _address(url: str, name: str) -> URL:
@@ -85,15 +132,18 @@ def _address(url: str, name: str) -> URL:
         raise TenfoldError(f"The URL of the {name} database cannot be read: write {said}.") from None
 
 
-def _make_private(database: str) -> None:
-    """Create SQLite's file, from which its log and index take their permissions."""
+def _make_private(database: str, create: bool, name: str) -> None:
+    """Create SQLite's file, from which its log and index take their permissions. Raises TenfoldError if it may not and must."""
     file = database.removeprefix("file:").partition("?")[0]
-    if file and not file.startswith(":"):
-        make_private(Path(file))
+    if not file or file.startswith(":"):
+        return
+    if not create and not Path(file).exists():
+        raise TenfoldError(f"There is no {name} database {file}: give the URL that the server has.")
+    make_private(Path(file))
 
 
 def _durable_sqlite(connection: Any, _: Any) -> None:
     cursor = connection.cursor()
-    for setting in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000", "secure_delete=ON"):
+    for setting in ("busy_timeout=10000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
         cursor.execute(f"PRAGMA {setting}")
     cursor.close()

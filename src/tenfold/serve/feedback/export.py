@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from sqlalchemy import Table
+
+from tenfold.serve.feedback.database import Snapshot
 from tenfold.serve.feedback.feedback import Feedback, corrections, pairs, ratings, responses
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import whole_file
@@ -36,9 +39,9 @@ def export(feedback: Feedback, format: str, out: Path, *, test_share: float = 0.
     if format not in FORMATS:
         raise TenfoldError(f"There is no format {format!r}: ask for one of {', '.join(FORMATS)}.")
     made, seen, given = Exported(), set(), Counter[tuple[str, int]]()
-    answers = {row.id: row for row in feedback.rows(responses)}
-    with _whole(out) as train, _whole(out.with_suffix(".test.jsonl")) as test:
-        for user, created, used, row in _ROWS[format](feedback, answers, made.left_out):
+    with feedback.snapshot() as kept, _whole(out) as train, _whole(out.with_suffix(".test.jsonl")) as test:
+        answers = {row.id: row for row in kept.rows(responses)}
+        for user, created, used, row in _ROWS[format](kept, answers, made.left_out):
             digest = hashlib.sha256(json.dumps(row, sort_keys=True).encode()).digest()
             given[user, int(created // _DAY)] += 1
             if any(answer.finish_reason == "length" for answer in used):
@@ -73,13 +76,23 @@ def _said(text: str) -> list[dict[str, str]]:
     return [{"role": "assistant", "content": text}]
 
 
-def _latest(feedback: Feedback) -> list[Any]:
-    """The last rating of each user of each answer."""
-    return list({(row.user_hash, row.response_id): row for row in feedback.rows(ratings)}.values())
+def _latest(kept: Snapshot, table: Table) -> list[Any]:
+    """The last judgement of each user of each answer."""
+    return list({(row.user_hash, row.response_id): row for row in kept.rows(table)}.values())
 
 
-def _dpo(feedback: Feedback, answers: dict[str, Any], left_out: Counter[str]) -> _Found:
-    for pair in feedback.rows(pairs):
+def _edits(kept: Snapshot, answers: dict[str, Any], left_out: Counter[str]) -> Iterator[tuple[Any, Any]]:
+    """The corrections that say something new, each with its answer."""
+    for edit in _latest(kept, corrections):
+        answer = answers[edit.response_id]
+        if edit.text.strip() in ("", answer.text.strip()):
+            left_out["nothing was corrected"] += 1
+        else:
+            yield edit, answer
+
+
+def _dpo(kept: Snapshot, answers: dict[str, Any], left_out: Counter[str]) -> _Found:
+    for pair in kept.rows(pairs):
         a, b = answers[pair.a_response_id], answers[pair.b_response_id]
         if pair.winner not in ("a", "b"):
             left_out["no winner"] += 1
@@ -91,20 +104,16 @@ def _dpo(feedback: Feedback, answers: dict[str, Any], left_out: Counter[str]) ->
             chosen, rejected = (a, b) if pair.winner == "a" else (b, a)
             row = {"prompt": a.messages, "chosen": _said(chosen.text), "rejected": _said(rejected.text)}
             yield pair.user_hash, pair.created, [a, b], row
-    for edit in feedback.rows(corrections):
-        answer = answers[edit.response_id]
-        if edit.text.strip() == answer.text.strip():
-            left_out["nothing was corrected"] += 1
-            continue
+    for edit, answer in _edits(kept, answers, left_out):
         row = {"prompt": answer.messages, "chosen": _said(edit.text), "rejected": _said(answer.text)}
         yield edit.user_hash, edit.created, [], row  # a correction of a cut-off answer is whole
-    yield from _siblings(feedback, answers)
+    yield from _siblings(kept, answers)
 
 
-def _siblings(feedback: Feedback, answers: dict[str, Any]) -> _Found:
+def _siblings(kept: Snapshot, answers: dict[str, Any]) -> _Found:
     """One user's thumb up and thumb down of two answers to the same conversation."""
     groups: dict[tuple[str, str], list[Any]] = {}
-    for rating in _latest(feedback):
+    for rating in _latest(kept, ratings):
         key = rating.user_hash, json.dumps(answers[rating.response_id].messages, sort_keys=True)
         groups.setdefault(key, []).append(rating)
     for (user, _), given in groups.items():
@@ -116,17 +125,17 @@ def _siblings(feedback: Feedback, answers: dict[str, Any]) -> _Found:
                     yield user, max(up.created, down.created), [good, bad], row
 
 
-def _kto(feedback: Feedback, answers: dict[str, Any], left_out: Counter[str]) -> _Found:
-    for rating in _latest(feedback):
+def _kto(kept: Snapshot, answers: dict[str, Any], left_out: Counter[str]) -> _Found:
+    for rating in _latest(kept, ratings):
         answer = answers[rating.response_id]
         row = {"prompt": answer.messages, "completion": _said(answer.text), "label": rating.value > 0}
         yield rating.user_hash, rating.created, [answer], row
 
 
-def _sft(feedback: Feedback, answers: dict[str, Any], left_out: Counter[str]) -> _Found:
-    for edit in feedback.rows(corrections):
-        yield edit.user_hash, edit.created, [], {"messages": answers[edit.response_id].messages + _said(edit.text)}
-    for rating in _latest(feedback):
+def _sft(kept: Snapshot, answers: dict[str, Any], left_out: Counter[str]) -> _Found:
+    for edit, answer in _edits(kept, answers, left_out):
+        yield edit.user_hash, edit.created, [], {"messages": answer.messages + _said(edit.text)}
+    for rating in _latest(kept, ratings):
         answer = answers[rating.response_id]
         if rating.value > 0:
             yield rating.user_hash, rating.created, [answer], {"messages": answer.messages + _said(answer.text)}

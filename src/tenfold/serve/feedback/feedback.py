@@ -68,8 +68,8 @@ pairs = _judgement(
 class Feedback(Database):
     """The database of what people said."""
 
-    def __init__(self, url: str, salt: bytes | None = None):
-        super().__init__(url, KIND, salt)
+    def __init__(self, url: str, salt: bytes | None = None, *, create: bool = True):
+        super().__init__(url, KIND, salt, create=create)
 
     def add_response(self, row: dict[str, Any], user: str) -> None:
         """Store an answer; `row` has the columns of `responses` except the user and the time."""

@@ -118,9 +118,9 @@ class Sandbox:
         self._prover = Worker({**_PROVING, "tokenizer": made_of})
         self._verdicts: OrderedDict[bytes, Reply] = OrderedDict()
 
-    async def render(self, messages: list[dict[str, Any]], **more: Any) -> str:
+    async def render(self, messages: list[dict[str, Any]], variables: dict[str, Any] | None = None) -> str:
         """The text of a conversation. Raises TenfoldError if the template refuses it or takes too much, and SandboxBusy."""
-        reply = await self._renderer.do({"messages": messages, "more": {"add_generation_prompt": True, **more}})
+        reply = await self._renderer.do({"messages": messages, "more": {"add_generation_prompt": True, **(variables or {})}})
         return _text(reply, "The model's chat template failed on this conversation")
 
     async def prove(self, source: GrammarSource) -> str:

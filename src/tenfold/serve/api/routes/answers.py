@@ -19,11 +19,6 @@ def head(name: str, kind: str, created: int, model: ServedModel) -> dict[str, An
     return {"id": name, "object": kind, "created": created, "model": model.name, "system_fingerprint": None}
 
 
-def token_text(model: ServedModel, token: int) -> str:
-    """A token as text, special ones too."""
-    return model.text.tokenizer.decode([token], skip_special_tokens=False)
-
-
 def finite(logprob: float) -> float:
     """A log-probability that JSON can hold."""
     return max(logprob, -9999.0)
@@ -36,18 +31,19 @@ class Gathered:
     text: str = ""
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
-    ending: TokenLogprob | None = None
+    places: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     first_token: float = 0.0
     cached_tokens: int = 0
+    stop: str = ""
 
     def add(self, delta: OutputDelta) -> None:
         self.first_token = self.first_token or time.time()
         self.text += delta.text
         self.tokens += delta.tokens
         self.logprobs += delta.logprobs
-        self.ending = delta.ending
-        self.finish_reason = delta.finish_reason
+        self.places += delta.places
+        self.finish_reason, self.stop = delta.finish_reason, delta.stop
         self.cached_tokens = max(self.cached_tokens, delta.cached_tokens)
 
 

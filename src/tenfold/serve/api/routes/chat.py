@@ -10,19 +10,19 @@ from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response
 from openai.types.chat import ChatCompletion
+from pydantic import ValidationError
 
 from tenfold.serve.api.budget import Place
-from tenfold.serve.api.dependencies import OptionalFeedback, Placed, ServedModels, streams
+from tenfold.serve.api.dependencies import AnswerStores, Placed, ServedModels, Stores, streams
 from tenfold.serve.api.errors import ApiError
 from tenfold.serve.api.keys import Caller
 from tenfold.serve.api.models import Models
-from tenfold.serve.api.protocol import ChatRequest, Message
-from tenfold.serve.api.routes.answers import Gathered, finite, head, new_id, token_text, usage
+from tenfold.serve.api.protocol import ChatRequest, Message, Part, ToolChoice
+from tenfold.serve.api.routes.answers import Gathered, finite, head, new_id, usage
 from tenfold.serve.api.served_model import OutputDelta, ServedModel
 from tenfold.serve.api.split import unit
 from tenfold.serve.api.streaming import stream, until_disconnect
-from tenfold.serve.api.tools import call_schema, find_calls, tell_of_tools
-from tenfold.serve.feedback.feedback import Feedback
+from tenfold.serve.api.tools import as_object, call_schema, calls_as_text, find_calls, tell_of_tools
 from tenfold.serve.request import Request, TokenLogprob
 from tenfold.serve.sandbox.grammars import GrammarSource
 
@@ -32,12 +32,12 @@ _CALL_BEGINS = ("<tool_call>", "<|python_tag|>", "{")
 
 @router.post("/v1/chat/completions", **streams(ChatCompletion))
 async def chat_completions(
-    body: ChatRequest, request: HttpRequest, place: Placed, models: ServedModels, feedback: OptionalFeedback
+    body: ChatRequest, request: HttpRequest, place: Placed, models: ServedModels, stores: AnswerStores
 ) -> Response:
     conversation = await until_disconnect(request, prepare(models, body, place))
     if body.stream:
-        return await stream(request, chunks(conversation, feedback))
-    return JSONResponse(await until_disconnect(request, answer(conversation, feedback)))
+        return await stream(request, chunks(conversation, stores))
+    return JSONResponse(await until_disconnect(request, answer(conversation, stores)))
 
 
 @dataclass
@@ -53,21 +53,24 @@ class Conversation:
     caller: Caller
     created: int = field(default_factory=lambda: int(time.time()))
 
+    def deltas(self) -> AsyncGenerator[OutputDelta, None]:
+        """The answers as they come."""
+        return self.model.generate(self.request, self.body.stops, self.body.skip_special_tokens is False)
+
 
 async def prepare(models: Models, body: ChatRequest, place: Place) -> Conversation:
     """Check a chat request and make its prompt. Raises ApiError or TenfoldError in one sentence."""
     body.check_stream_options()
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs: true.", param="top_logprobs")
-    model = await models.get(body.model, _unit(body, place))
-    model.admit(place, body.n or 1)
-    tools = [t.model_dump(exclude_none=True) for t in body.tools or () if t.function is not None]
+    model = await models.admit(body.model, place, body.n or 1, _unit(body, place))
+    tools = [t.model_dump(exclude_none=True) for t in body.tools or ()]
     tools += [{"type": "function", "function": f.model_dump(exclude_none=True)} for f in body.functions or ()]
     must_call = _must_call(body, tools)
-    if body.tool_choice == "none":
+    if "none" in (body.tool_choice, body.function_call):
         tools = []
     messages = await model.prompt(lambda: [plain(message) for message in body.messages])
-    tokens = await _tokens(model, messages, tools)
+    tokens = await prompt_tokens(model, messages, tools, body.chat_template_kwargs)
     model.check_tokens(body.logit_bias or (), "logit_bias")
     wanted = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     sampling = body.sampling(
@@ -87,38 +90,57 @@ def _unit(body: ChatRequest, place: Place) -> str:
     return unit(place.caller.user(body.user), plain(first)["content"])
 
 
+def request_of(wanted: dict[str, Any]) -> ChatRequest:
+    """The chat request that another API's request stands for. Raises ApiError where its input cannot be read."""
+    try:
+        return ChatRequest.model_validate(wanted)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ApiError(400, f"The input cannot be read ({where}: {first['msg']}).", param="input") from None
+
+
 def plain(message: Message) -> dict[str, Any]:
     """A message as chat templates read it, with text as its content."""
     plain = message.model_dump(exclude_none=True)
     if plain["role"] == "developer":
         plain["role"] = "system"
-    content = plain.get("content") or ""
-    if isinstance(content, list):
-        for part in content:
-            if part.get("type") not in ("text", "refusal", "input_text", "output_text"):
-                raise ApiError(400, f"Content of type {part.get('type')!r} cannot be read: send text.", param="messages")
-        content = "".join(str(part.get("text", part.get("refusal", ""))) for part in content)
-    plain["content"] = content
+    content = message.content or ""
+    plain["content"] = content if isinstance(content, str) else "".join(map(_text, content))
+    for call in plain.get("tool_calls", ()):  # templates take objects, and write text as text
+        call["function"]["arguments"] = as_object(call["function"]["arguments"])
     return plain
 
 
-async def _tokens(model: ServedModel, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> list[int]:
+def _text(part: Part) -> str:
+    if part.type not in ("text", "refusal", "input_text", "output_text"):
+        raise ApiError(400, f"Content of type {part.type!r} cannot be read: send text.", param="messages")
+    text = part.refusal if part.type == "refusal" else part.text
+    if text is None:
+        raise ApiError(400, f"Content of type {part.type!r} has no text.", param="messages")
+    return text
+
+
+async def prompt_tokens(
+    model: ServedModel, messages: list[dict[str, Any]], tools: list[dict[str, Any]], variables: dict[str, Any] | None = None
+) -> list[int]:
+    """The tokens of a conversation with tools and calls, also where the model's template has no place for them."""
     if tools and not model.text.knows_tools:
-        return await model.chat_prompt(tell_of_tools(messages, tools))
-    return await model.chat_prompt(messages, tools or None)
+        messages, tools = tell_of_tools(messages, tools), []
+    if not model.text.knows_calls:
+        messages = calls_as_text(messages)
+    return await model.chat_prompt(messages, {**(variables or {}), "tools": tools or None})
 
 
 def _must_call(body: ChatRequest, tools: list[dict[str, Any]]) -> str | None:
     choice = body.tool_choice
-    if isinstance(choice, dict):
-        name = (choice.get("function") or {}).get("name")
+    if isinstance(choice, ToolChoice):
+        name = choice.function.name
         if name not in {t["function"]["name"] for t in tools}:
             raise ApiError(400, f"tool_choice names {name!r}, which is not among the tools.", param="tool_choice")
         return name
-    if choice in (None, "auto", "none"):
-        return None
     if choice != "required":
-        raise ApiError(400, f"tool_choice must be auto, none, required or a tool, not {choice!r}.", param="tool_choice")
+        return None
     if not tools:
         raise ApiError(400, "tool_choice is required, but there are no tools.", param="tool_choice")
     return ""
@@ -137,16 +159,17 @@ def _grammar(body: ChatRequest, tools: list[dict[str, Any]], must_call: str | No
     return body.guided
 
 
-def _deltas(chat: Conversation) -> AsyncGenerator[OutputDelta, None]:
-    return chat.model.generate(chat.request, chat.body.stops, chat.body.skip_special_tokens is False)
-
-
-async def answer(chat: Conversation, feedback: Feedback | None) -> dict[str, Any]:
+async def answer(chat: Conversation, stores: Stores) -> dict[str, Any]:
     """The whole answer as one object."""
     gathered = [Gathered() for _ in range(chat.request.sampling.n)]
-    async for delta in _deltas(chat):
+    async for delta in chat.deltas():
         gathered[delta.index].add(delta)
-    await keep(chat, gathered, feedback)
+    whole = await _whole(chat, gathered)
+    await keep(chat, gathered, whole, stores)
+    return whole
+
+
+async def _whole(chat: Conversation, gathered: list[Gathered]) -> dict[str, Any]:
     # Log-probabilities have their tokens as text, which takes long for many.
     choices = await asyncio.to_thread(_choices, chat, gathered) if chat.body.logprobs else _choices(chat, gathered)
     return {**_head(chat, "chat.completion"), "choices": choices, "usage": _usage(chat, gathered)}
@@ -156,20 +179,24 @@ def _choices(chat: Conversation, gathered: list[Gathered]) -> list[dict[str, Any
     choices = []
     for i, g in enumerate(gathered):
         said, finish = message(chat, g)
-        choices.append({"index": i, "message": said, "logprobs": _logprobs(chat, g.logprobs), "finish_reason": finish})
+        choices.append(
+            {"index": i, "message": said, "logprobs": _logprobs(chat, g.logprobs[: len(g.tokens)]), "finish_reason": finish}
+        )
     return choices
 
 
 def message(chat: Conversation, g: Gathered) -> tuple[dict[str, Any], str | None]:
     """The message of a finished continuation, with its calls apart from the text, and why it ended."""
     content, calls = find_calls(g.text, chat.tools) if chat.tools else (g.text, [])
+    if chat.body.parallel_tool_calls is False:
+        calls = calls[:1]
     said: dict[str, Any] = {"role": "assistant", "content": content or None if calls else content, "refusal": None}
     if not calls:
         return said, g.finish_reason
     return {**said, "tool_calls": calls}, "stop" if chat.must_call else "tool_calls"
 
 
-async def chunks(chat: Conversation, feedback: Feedback | None) -> AsyncGenerator[dict[str, Any], None]:
+async def chunks(chat: Conversation, stores: Stores) -> AsyncGenerator[dict[str, Any], None]:
     """The answer piece by piece: the role, then text, then the finish reason; usage last if it was asked for."""
     start, n = _head(chat, "chat.completion.chunk"), chat.request.sampling.n
     options = chat.body.stream_options
@@ -179,14 +206,15 @@ async def chunks(chat: Conversation, feedback: Feedback | None) -> AsyncGenerato
     gathered, held = [Gathered() for _ in range(n)], [""] * n
     for i in range(n):
         yield {**start, "choices": [_choice(i, {"role": "assistant", "content": ""})]}
-    async for delta in _deltas(chat):
+    async for delta in chat.deltas():
         i, g = delta.index, gathered[delta.index]
         g.add(delta)
         text, finish = delta.text, delta.finish_reason
         if chat.tools:
             text, held[i] = sayable(held[i] + text, g, finish)
-        if text or (delta.logprobs and chat.body.logprobs and not chat.tools):
-            yield {**start, "choices": [_choice(i, {"content": text}, None, _logprobs(chat, delta.logprobs))]}
+        logprobs = delta.logprobs[: len(delta.tokens)]
+        if text or (logprobs and chat.body.logprobs and not chat.tools):
+            yield {**start, "choices": [_choice(i, {"content": text}, None, _logprobs(chat, logprobs))]}
         if not finish:
             continue
         said, reason = message(chat, g)
@@ -195,7 +223,8 @@ async def chunks(chat: Conversation, feedback: Feedback | None) -> AsyncGenerato
         elif held[i]:
             yield {**start, "choices": [_choice(i, {"content": held[i]})]}
         yield {**start, "choices": [_choice(i, {}, reason)]}
-    await keep(chat, gathered, feedback)
+    if chat.body.store:
+        await keep(chat, gathered, await _whole(chat, gathered), stores)
     if with_usage:
         yield {**start, "choices": [], "usage": _usage(chat, gathered)}
 
@@ -232,8 +261,8 @@ def _logprobs(chat: Conversation, logprobs: list[TokenLogprob]) -> dict[str, Any
         return None
 
     def one(token: int, value: float) -> dict[str, Any]:
-        written = token_text(chat.model, token)
-        return {"token": written, "logprob": finite(value), "bytes": list(written.encode())}
+        raw = chat.model.text.token_bytes(token)
+        return {"token": raw.decode(errors="replace"), "logprob": finite(value), "bytes": list(raw)}
 
     return {
         "content": [{**one(lp.token, lp.logprob), "top_logprobs": [one(*top) for top in lp.top]} for lp in logprobs],
@@ -243,14 +272,16 @@ def _logprobs(chat: Conversation, logprobs: list[TokenLogprob]) -> dict[str, Any
 
 def _behaviour(g: Gathered) -> list[float] | None:
     """The log-probability with which each token was drawn, that of the stop token too; None where one is not known."""
-    drawn = [lp.drawn for lp in [*g.logprobs, *([] if g.ending is None else [g.ending])] if lp.drawn is not None]
-    known = len(g.tokens) + (g.ending is not None)
-    return drawn if drawn and len(drawn) == known else None
+    drawn = [lp.drawn for lp in g.logprobs if lp.drawn is not None]
+    return drawn if drawn and len(drawn) == len(g.logprobs) >= len(g.tokens) else None
 
 
-async def keep(chat: Conversation, gathered: list[Gathered], feedback: Feedback | None) -> None:
-    """Store the answers if the request says so and the server keeps feedback. The first has the request's id."""
-    if feedback is None or not chat.body.store:
+async def keep(chat: Conversation, gathered: list[Gathered], whole: dict[str, Any], stores: Stores) -> None:
+    """Store the answers if the request says so, on disk where the server keeps feedback. The first has the request's id."""
+    if not chat.body.store:
+        return
+    stores.answers.add(chat.request.owner, {**whole, "metadata": chat.body.metadata or {}}, chat.messages)
+    if stores.feedback is None:
         return
     checkpoint = await chat.model.checkpoint()
     for i, g in enumerate(gathered):
@@ -260,11 +291,11 @@ async def keep(chat: Conversation, gathered: list[Gathered], feedback: Feedback 
             "checkpoint": checkpoint,
             "messages": chat.messages,
             "text": g.text,
-            "token_ids": g.tokens + ([] if g.ending is None else [g.ending.token]),
+            "token_ids": g.tokens + [lp.token for lp in g.logprobs[len(g.tokens) :]],
             "logprobs": _behaviour(g),
             "sampling": {k: sorted(v) if isinstance(v, frozenset) else v for k, v in asdict(chat.request.sampling).items()},
             "finish_reason": g.finish_reason or "abort",
             "prompt_tokens": len(chat.request.tokens),
             "ttft_ms": 1000 * (g.first_token - chat.created) if g.first_token else None,
         }
-        await asyncio.to_thread(feedback.add_response, row, chat.caller.user(chat.body.user))
+        await asyncio.to_thread(stores.feedback.add_response, row, chat.caller.user(chat.body.user))

@@ -2,25 +2,27 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response
-from openai.types import Completion as CompletionAnswer
 
+from tenfold.serve.api.answer_types import CompletionAnswer
 from tenfold.serve.api.budget import Place
 from tenfold.serve.api.dependencies import Placed, ServedModels, streams
+from tenfold.serve.api.errors import ApiError
 from tenfold.serve.api.models import Models
 from tenfold.serve.api.protocol import CompletionRequest
-from tenfold.serve.api.routes.answers import Gathered, finite, head, new_id, token_text, usage
+from tenfold.serve.api.routes.answers import Gathered, finite, head, new_id, usage
 from tenfold.serve.api.routes.embeddings import encode, prompts_of
 from tenfold.serve.api.served_model import OutputDelta, ServedModel
 from tenfold.serve.api.split import unit
 from tenfold.serve.api.streaming import cancel, stream, until_disconnect
-from tenfold.serve.request import Request, TokenLogprob
+from tenfold.serve.request import Request, Sampling, TokenLogprob
+from tenfold.serve.text import TextStream
 
 router = APIRouter()
 BEGINNING = 64  # characters or tokens by which a prompt of nobody named is known
@@ -42,6 +44,7 @@ class Completion:
     model: ServedModel
     prompts: list[str | list[int]]
     requests: list[Request]
+    scores: list[list[TokenLogprob]] | None  # of each prompt's tokens after the first
     id: str
     created: int
 
@@ -49,22 +52,34 @@ class Completion:
 async def prepare(models: Models, body: CompletionRequest, place: Place) -> Completion:
     """Check a completion request. Raises ApiError or TenfoldError in one sentence."""
     body.check_stream_options()
-    model = await models.get(body.model, unit(place.caller.user(body.user), str(body.prompt[:BEGINNING])))
+    if body.best_of not in (None, 0, body.n or 1):
+        raise ApiError(400, "best_of is not done by this server: leave it out, or give the number of n.", param="best_of")
     prompts = prompts_of(body.prompt, "prompt")
-    model.admit(place, len(prompts) * (body.n or 1))
+    asking = unit(place.caller.user(body.user), str(body.prompt[:BEGINNING]))
+    model = await models.admit(body.model, place, len(prompts) * (body.n or 1), asking)
     encoded = await model.prompt(lambda: encode(model, prompts, "prompt", body.suffix))
     model.check_tokens(body.logit_bias or (), "logit_bias")
     grammar = await model.grammar(body.guided)
     name, requests = new_id("cmpl"), []
     for i, tokens in enumerate(encoded):
+        wanted = 16 if body.max_tokens is None else body.max_tokens
         sampling = body.sampling(
-            max_tokens=model.room(tokens, 16 if body.max_tokens is None else body.max_tokens),
+            max_tokens=model.room(tokens, wanted, answers=wanted > 0),
             stop_tokens=model.text.stop_tokens,
             logprobs=body.logprobs,
             grammar=grammar,
         )
         requests.append(Request(f"{name}-{i}", tokens, sampling, owner=place.owner))
-    return Completion(body, model, prompts, requests, name, int(time.time()))
+    return Completion(body, model, prompts, requests, await _scores(model, body, requests), name, int(time.time()))
+
+
+async def _scores(model: ServedModel, body: CompletionRequest, requests: list[Request]) -> list[list[TokenLogprob]] | None:
+    """Log-probabilities of the tokens of each prompt after the first, if they are asked for."""
+    count = body.logprobs if body.echo and body.prompt_logprobs is None else body.prompt_logprobs
+    if count is None:
+        return None
+    asked = Sampling(logprobs=max(count, body.logprobs or 0))
+    return await asyncio.gather(*(model.score(Request(f"{r.id}-prompt", r.tokens, asked, "score", r.owner)) for r in requests))
 
 
 async def _deltas(completion: Completion) -> AsyncGenerator[tuple[int, OutputDelta], None]:
@@ -101,7 +116,7 @@ async def answer(completion: Completion) -> dict[str, Any]:
     async for number, delta in _deltas(completion):
         gathered[number * n + delta.index].add(delta)
     # Log-probabilities and echoes have tokens as text, which takes long for many.
-    aside = completion.body.logprobs is not None or completion.body.echo
+    aside = completion.body.logprobs is not None or completion.body.echo or completion.scores
     choices = await asyncio.to_thread(_choices, completion, gathered) if aside else _choices(completion, gathered)
     return {**_head(completion), "choices": choices, "usage": usage(completion.requests, gathered)}
 
@@ -110,22 +125,29 @@ def _choices(completion: Completion, gathered: list[Gathered]) -> list[dict[str,
     choices, n = [], completion.requests[0].sampling.n
     for i, g in enumerate(gathered):
         before = _echo(completion, i // n)
-        logprobs = _logprobs(completion, g.logprobs, len(before))
-        choices.append({"index": i, "text": before + g.text, "logprobs": logprobs, "finish_reason": g.finish_reason})
+        told = _told(completion, [lp.token for lp in g.logprobs], g.logprobs, [len(before) + place for place in g.places])
+        if completion.body.echo and told:
+            told = {key: values + told[key] for key, values in _told_prompt(completion, i // n).items()}
+        choice = {"index": i, "text": before + g.text, "logprobs": told, "finish_reason": g.finish_reason}
+        choices.append(choice | _prompt_logprobs(completion, i // n))
     return choices
 
 
 async def chunks(completion: Completion) -> AsyncGenerator[dict[str, Any], None]:
-    """The answer piece by piece."""
+    """The answer piece by piece, an echo of the prompts first."""
     start, n = _head(completion), completion.requests[0].sampling.n
     gathered = [Gathered() for _ in range(n * len(completion.requests))]
+    echoes = [_echo(completion, number) for number in range(len(completion.requests))]
     options = completion.body.stream_options
+    for i in range(len(gathered)) if completion.body.echo else ():
+        read = await asyncio.to_thread(_told_prompt, completion, i // n)
+        yield {**start, "choices": [{"index": i, "text": echoes[i // n], "logprobs": read or None, "finish_reason": None}]}
     async for number, delta in _deltas(completion):
         i = number * n + delta.index
-        text = delta.text if gathered[i].first_token else _echo(completion, number) + delta.text
         gathered[i].add(delta)
-        logprobs = _logprobs(completion, delta.logprobs, 0)
-        yield {**start, "choices": [{"index": i, "text": text, "logprobs": logprobs, "finish_reason": delta.finish_reason}]}
+        places = [len(echoes[number]) + place for place in delta.places]
+        told = _told(completion, [lp.token for lp in delta.logprobs], delta.logprobs, places)
+        yield {**start, "choices": [{"index": i, "text": delta.text, "logprobs": told, "finish_reason": delta.finish_reason}]}
     if options and options.include_usage:
         yield {**start, "choices": [], "usage": usage(completion.requests, gathered)}
 
@@ -141,17 +163,56 @@ def _echo(completion: Completion, number: int) -> str:
     return prompt if isinstance(prompt, str) else completion.model.text.tokenizer.decode(prompt)
 
 
-def _logprobs(completion: Completion, logprobs: list[TokenLogprob], offset: int) -> dict[str, Any] | None:
+def _told_prompt(completion: Completion, number: int) -> dict[str, list[Any]]:
+    """Log-probabilities of a prompt, null for its first token; nothing if the request does not ask for them."""
+    if completion.scores is None or completion.body.logprobs is None:
+        return {}
+    tokens = completion.requests[number].tokens
+    _, places = TextStream(completion.model.text.tokenizer, []).push(tokens)
+    told = _told(completion, tokens, [None, *completion.scores[number]], places)
+    assert told is not None
+    return told
+
+
+def _told(
+    completion: Completion, tokens: list[int], logprobs: Sequence[TokenLogprob | None], places: list[int]
+) -> dict[str, list[Any]] | None:
     """Log-probabilities as plain completions write them; None if the request does not ask for them."""
     if completion.body.logprobs is None:
         return None
-    written, offsets = [token_text(completion.model, lp.token) for lp in logprobs], []
-    for text in written:
-        offsets.append(offset)
-        offset += len(text)
     return {
-        "tokens": written,
-        "token_logprobs": [finite(lp.logprob) for lp in logprobs],
-        "top_logprobs": [{token_text(completion.model, t): finite(v) for t, v in lp.top} for lp in logprobs],
-        "text_offset": offsets,
+        "tokens": [_name(completion.model, token) for token in tokens],
+        "token_logprobs": [lp and finite(lp.logprob) for lp in logprobs],
+        "top_logprobs": [lp and _top(completion, lp) for lp in logprobs],
+        "text_offset": places[: len(tokens)],
     }
+
+
+def _top(completion: Completion, lp: TokenLogprob) -> dict[str, float]:
+    """The likeliest tokens, and the token itself. Of two that are written alike the likelier stands."""
+    told: dict[str, float] = {}
+    for token, value in [*lp.top[: completion.body.logprobs], (lp.token, lp.logprob)]:
+        told.setdefault(_name(completion.model, token), finite(value))
+    return told
+
+
+def _name(model: ServedModel, token: int) -> str:
+    """A token as text, or as OpenAI writes one that is part of a character."""
+    raw = model.text.token_bytes(token)
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+
+
+def _prompt_logprobs(completion: Completion, number: int) -> dict[str, Any]:
+    """The field `prompt_logprobs`, as vLLM has it, if it is asked for."""
+    count = completion.body.prompt_logprobs
+    if count is None or completion.scores is None:
+        return {}
+
+    def told(lp: TokenLogprob) -> dict[str, Any]:
+        likeliest = dict([*lp.top[:count], (lp.token, lp.logprob)])
+        return {str(t): {"logprob": finite(v), "decoded_token": _name(completion.model, t)} for t, v in likeliest.items()}
+
+    return {"prompt_logprobs": [None, *map(told, completion.scores[number])]}

@@ -10,11 +10,12 @@ from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response
 
+from tenfold.serve.api.answer_types import Embeddings
 from tenfold.serve.api.budget import Place
 from tenfold.serve.api.dependencies import Placed, ServedModels, gives
 from tenfold.serve.api.errors import ApiError
 from tenfold.serve.api.models import Models
-from tenfold.serve.api.protocol import EmbeddingRequest, Embeddings
+from tenfold.serve.api.protocol import EmbeddingRequest
 from tenfold.serve.api.routes.answers import new_id
 from tenfold.serve.api.served_model import ServedModel
 from tenfold.serve.api.streaming import until_disconnect
@@ -48,9 +49,8 @@ def encode(model: ServedModel, prompts: list[str | list[int]], what: str, suffix
 
 async def answer(models: Models, body: EmbeddingRequest, place: Place) -> dict[str, Any]:
     """The mean of the last hidden states over each text, of length 1."""
-    model = await models.get(body.model)
     inputs = prompts_of(body.input, "input")
-    model.admit(place, len(inputs))
+    model = await models.admit(body.model, place, len(inputs))
     encoded = await model.prompt(lambda: encode(model, inputs, "input"))
     for tokens in encoded:
         model.room(tokens, None, answers=False)
@@ -65,6 +65,8 @@ async def answer(models: Models, body: EmbeddingRequest, place: Place) -> dict[s
 
 
 def _written(vector: list[float], form: str | None, dimensions: int | None) -> list[float] | str:
+    if dimensions is not None and dimensions > len(vector):
+        raise ApiError(400, f"This model's embeddings have {len(vector)} dimensions, not {dimensions}.", param="dimensions")
     values = np.array(vector[:dimensions], dtype=np.float32)
     values /= max(float(np.linalg.norm(values)), 1e-12)
     return base64.b64encode(values.tobytes()).decode() if form == "base64" else [float(v) for v in values]

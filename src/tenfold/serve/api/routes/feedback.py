@@ -5,10 +5,11 @@ import asyncio
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
+from tenfold.serve.api.answer_types import DeletedRows, Kept
 from tenfold.serve.api.dependencies import CurrentCaller, KeptFeedback, gives, operator_only
 from tenfold.serve.api.errors import ApiError
 from tenfold.serve.api.keys import Caller
-from tenfold.serve.api.protocol import DeletedRows, FeedbackRequest, Kept
+from tenfold.serve.api.protocol import FeedbackRequest
 from tenfold.serve.feedback.feedback import Feedback
 
 router = APIRouter()

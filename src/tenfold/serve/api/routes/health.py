@@ -9,8 +9,8 @@ from importlib import resources
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 
+from tenfold.serve.api.answer_types import Health
 from tenfold.serve.api.dependencies import CurrentCaller, OptionalFeedback, ServedModels, operator_only
-from tenfold.serve.api.protocol import Health
 
 router = APIRouter()
 

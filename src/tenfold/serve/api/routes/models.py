@@ -8,9 +8,11 @@ from fastapi.responses import JSONResponse, Response
 from openai.types import Model
 
 from tenfold.model.path import model_path
+from tenfold.serve.api.answer_types import ModelList, SplitModel, Swapped
 from tenfold.serve.api.dependencies import ServedModels, gives, operator_only
+from tenfold.serve.api.errors import ApiError
 from tenfold.serve.api.models import Models
-from tenfold.serve.api.protocol import ModelList, SplitModel, SplitRequest, Swapped, SwapRequest
+from tenfold.serve.api.protocol import SplitRequest, SwapRequest
 
 router = APIRouter()
 
@@ -32,7 +34,11 @@ async def get_model(name: str, models: ServedModels) -> Response:
 
 @router.post("/v1/models/swap", dependencies=[Depends(operator_only)], **gives(Swapped))
 async def swap(body: SwapRequest, models: ServedModels) -> Response:
-    swapped = await models.swap(body.model, model_path(Path(body.path)))
+    try:
+        path = model_path(Path(body.path))
+    except (OSError, ValueError):  # too long a name, or a zero in it
+        raise ApiError(400, "The path is none that a file can have.", param="path") from None
+    swapped = await models.swap(body.model, path)
     return JSONResponse({**_described(models, swapped.name), "path": body.path})
 
 

@@ -4,19 +4,19 @@ import time
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from openai.types.responses import InputTokenCountResponse
 from openai.types.responses import Response as ResponsesAnswer
-from pydantic import ValidationError
 
+from tenfold.serve.api.answer_types import Deleted
 from tenfold.serve.api.budget import Place
-from tenfold.serve.api.dependencies import Owner, Placed, ServedModels, gives, streams
+from tenfold.serve.api.dependencies import Owner, Placed, ServedModels, Stored, gives, streams
 from tenfold.serve.api.errors import ApiError
 from tenfold.serve.api.models import Models
-from tenfold.serve.api.protocol import ChatRequest, Deleted, ResponsesRequest
+from tenfold.serve.api.protocol import ResponsesRequest
 from tenfold.serve.api.response_store import ResponseStore
 from tenfold.serve.api.routes import chat
 from tenfold.serve.api.routes.answers import Gathered, new_id
@@ -25,22 +25,8 @@ from tenfold.serve.api.streaming import stream, until_disconnect
 router = APIRouter()
 
 
-async def _store(request: Request) -> ResponseStore:
-    return request.app.state.responses
-
-
-Store = Annotated[ResponseStore, Depends(_store)]
-
-
-def add_routes(app: FastAPI) -> None:
-    """Add the routes, and the store that they share, to an application."""
-    limits = app.state.models.limits
-    app.state.responses = ResponseStore(limits.max_stored_bytes, limits.key_share)
-    app.include_router(router)
-
-
 @router.post("/v1/responses", **streams(ResponsesAnswer))
-async def create_response(body: ResponsesRequest, request: Request, place: Placed, models: ServedModels, store: Store) -> Response:
+async def create_response(body: ResponsesRequest, request: Request, place: Placed, models: ServedModels, store: Stored) -> Response:
     conversation = await until_disconnect(request, prepare(models, body, store, place))
     if body.stream:
         return await stream(request, events(body, conversation, store), named=True)
@@ -48,18 +34,18 @@ async def create_response(body: ResponsesRequest, request: Request, place: Place
 
 
 @router.post("/v1/responses/input_tokens", **gives(InputTokenCountResponse))
-async def count_input(body: ResponsesRequest, place: Placed, models: ServedModels, store: Store) -> Response:
+async def count_input(body: ResponsesRequest, place: Placed, models: ServedModels, store: Stored) -> Response:
     conversation = await prepare(models, body, store, place)
     return JSONResponse({"object": "response.input_tokens", "input_tokens": len(conversation.request.tokens)})
 
 
 @router.get("/v1/responses/{name}", **gives(ResponsesAnswer))
-async def get_response(name: str, owner: Owner, store: Store) -> Response:
+async def get_response(name: str, owner: Owner, store: Stored) -> Response:
     return JSONResponse(store.get(owner, name)[0])
 
 
 @router.delete("/v1/responses/{name}", **gives(Deleted))
-async def delete_response(name: str, owner: Owner, store: Store) -> Response:
+async def delete_response(name: str, owner: Owner, store: Stored) -> Response:
     store.delete(owner, name)
     return JSONResponse({"id": name, "object": "response", "deleted": True})
 
@@ -107,7 +93,7 @@ async def prepare(models: Models, body: ResponsesRequest, store: ResponseStore, 
     messages = store.get(place.owner, body.previous_response_id)[1] if body.previous_response_id else []
     messages = messages + _turns(body.input)
     told = [{"role": "system", "content": body.instructions}] if body.instructions else []
-    form = (body.text or {}).get("format") or {}
+    form = body.text.format if body.text else None
     choice = body.tool_choice
     if isinstance(choice, dict) and "name" in choice:
         choice = {"type": "function", "function": {"name": choice["name"]}}
@@ -121,15 +107,9 @@ async def prepare(models: Models, body: ResponsesRequest, store: ResponseStore, 
         "tool_choice": choice,
         "user": body.user,
     }
-    if isinstance(form, dict) and form.get("type") in ("json_schema", "json_object"):
-        wanted["response_format"] = {"type": form["type"], "json_schema": {"schema": form.get("schema")}}
-    try:
-        request = ChatRequest.model_validate(wanted)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ApiError(400, f"The input cannot be read ({where}: {first['msg']}).", param="input") from None
-    conversation = await chat.prepare(models, request, place)
+    if form is not None:
+        wanted["response_format"] = {"type": form.type, "json_schema": {"schema": form.schema_}}
+    conversation = await chat.prepare(models, chat.request_of(wanted), place)
     conversation.messages = messages
     return conversation
 
@@ -152,7 +132,7 @@ def _object(body: ResponsesRequest, conversation: chat.Conversation, status: str
         "parallel_tool_calls": bool(body.tools),
         "previous_response_id": body.previous_response_id,
         "temperature": sampling.temperature,
-        "text": body.text or {"format": {"type": "text"}},
+        "text": body.text.model_dump(by_alias=True, exclude_unset=True) if body.text else {"format": {"type": "text"}},
         "tool_choice": body.tool_choice or "auto",
         "tools": [{"parameters": None, "strict": None, **tool} for tool in body.tools or ()],
         "top_p": sampling.top_p,
@@ -243,7 +223,7 @@ async def events(
     if not conversation.tools:  # with tools there may be no message, only calls
         for event in writer.open():
             yield event
-    async for delta in conversation.model.generate(conversation.request, []):
+    async for delta in conversation.deltas():
         g.add(delta)
         text = delta.text
         if conversation.tools:

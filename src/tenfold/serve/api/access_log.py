@@ -1,0 +1,60 @@
+"""A name for each request, which its answer carries in `X-Request-ID`, and a line on stderr when it has been answered."""
+
+import json
+import re
+import sys
+import time
+import uuid
+from datetime import UTC, datetime
+from typing import Any, Literal
+from urllib.parse import quote
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_NAME = re.compile(rb"[!-~]{1,128}")  # of a request, as its client may give it
+_GONE = 499  # the status of a request whose client left before an answer began, as in nginx
+
+
+class AccessLog:
+    """ASGI middleware around all others."""
+
+    def __init__(self, app: ASGIApp, form: Literal["none", "text", "json"]):
+        self.app, self.form = app, form
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        given = dict(scope["headers"]).get(b"x-request-id", b"")
+        name = given if _NAME.fullmatch(given) else uuid.uuid4().hex.encode()
+        status, began = _GONE, time.monotonic()
+
+        async def named(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", name)]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, named)
+        except Exception:
+            status = 500
+            raise
+        finally:
+            self._write(scope, status, time.monotonic() - began, name.decode())
+
+    def _write(self, scope: Scope, status: int, seconds: float, name: str) -> None:
+        if self.form == "none":
+            return
+        caller = scope.get("tenfold_caller")
+        line: dict[str, Any] = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "status": status,
+            "method": scope["method"],
+            "path": quote(scope["path"][:500]),
+            "seconds": round(seconds, 3),
+            "key": caller.name if caller else None,
+            "request": name,
+        }
+        text = json.dumps(line) if self.form == "json" else " ".join(str(value) for value in line.values())
+        print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,99 @@
+"""The answers for which OpenAI has no type, or another one."""
+
+from typing import Any, Literal
+
+from openai.types import Completion, CompletionChoice, CreateEmbeddingResponse, Embedding, Model
+from openai.types.completion_choice import Logprobs
+from pydantic import BaseModel
+
+
+class ModelList(BaseModel):
+    object: Literal["list"]
+    data: list[Model]
+
+
+class EchoedLogprobs(Logprobs):
+    """The first token of an echoed prompt has none."""
+
+    token_logprobs: list[float | None] | None = None  # type: ignore[assignment]
+    top_logprobs: list[dict[str, float] | None] | None = None  # type: ignore[assignment]
+
+
+class EchoedChoice(CompletionChoice):
+    logprobs: EchoedLogprobs | None = None
+    prompt_logprobs: list[dict[str, dict[str, Any]] | None] | None = None
+
+
+class CompletionAnswer(Completion):
+    choices: list[EchoedChoice]  # type: ignore[assignment]
+
+
+class WrittenEmbedding(Embedding):
+    embedding: list[float] | str  # type: ignore[assignment]  # in base64 where that is asked for
+
+
+class Embeddings(CreateEmbeddingResponse):
+    data: list[WrittenEmbedding]  # type: ignore[assignment]
+
+
+class Swapped(Model):
+    path: str
+
+
+class SplitModel(Model):
+    candidate: str
+    share: float
+
+
+class Tokenized(BaseModel):
+    tokens: list[int]
+    count: int
+    max_model_len: int
+
+
+class Detokenized(BaseModel):
+    prompt: str
+
+
+class Deleted(BaseModel):
+    id: str
+    object: str
+    deleted: bool
+
+
+class Listed(BaseModel):
+    object: Literal["list"]
+    data: list[dict[str, Any]]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class Kept(BaseModel):
+    kept: bool
+
+
+class DeletedRows(BaseModel):
+    deleted_rows: int
+
+
+class Health(BaseModel):
+    status: str
+    feedback: bool | None = None
+
+
+class AnthropicMessage(BaseModel):
+    """A message of Anthropic's Messages API."""
+
+    id: str
+    type: Literal["message"]
+    role: Literal["assistant"]
+    model: str
+    content: list[dict[str, Any]]
+    stop_reason: Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
+    stop_sequence: str | None
+    usage: dict[str, int]
+
+
+class AnthropicCount(BaseModel):
+    input_tokens: int

@@ -1,0 +1,216 @@
+"""`/v1/messages`: Anthropic's Messages API over chat completions, with streaming and tools."""
+
+import json
+from collections.abc import AsyncGenerator, Iterator
+from typing import Annotated, Any, ClassVar, Literal
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import Field
+
+from tenfold.serve.api.answer_types import AnthropicCount, AnthropicMessage
+from tenfold.serve.api.budget import Place
+from tenfold.serve.api.dependencies import Placed, ServedModels, gives, streams
+from tenfold.serve.api.errors import ApiError
+from tenfold.serve.api.models import Models
+from tenfold.serve.api.protocol import Body, Finite, RequestBody, Stop, Text
+from tenfold.serve.api.routes import chat
+from tenfold.serve.api.routes.answers import Gathered
+from tenfold.serve.api.streaming import stream, until_disconnect
+
+router = APIRouter()
+_REASONS = {"length": "max_tokens", "tool_calls": "tool_use"}
+
+
+class Block(Body):
+    """A part of a message: text, a call (`tool_use`), what it gave (`tool_result`), or thoughts, which are left out."""
+
+    type: Literal["text", "tool_use", "tool_result", "thinking", "redacted_thinking"]
+    text: Text = ""
+    id: str = ""
+    name: str = ""
+    input: dict[str, Any] = Field(default_factory=dict)
+    tool_use_id: str = ""
+    content: "Text | list[Block]" = ""
+
+
+class Thinking(Body):
+    type: Literal["disabled"]
+
+
+class Turn(Body):
+    role: Literal["user", "assistant"]
+    content: Text | list[Block]
+
+
+class ToolSpec(Body):
+    type: Literal["custom"] | None = None
+    name: str
+    description: str | None = None
+    input_schema: dict[str, Any]
+
+
+class Choice(Body):
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    disable_parallel_tool_use: bool = False
+
+
+class CountRequest(RequestBody):
+    """What a prompt is made of."""
+
+    model: str = ""
+    messages: Annotated[list[Turn], Field(min_length=1, max_length=16_384)]
+    system: Text | list[Block] | None = None
+    tools: list[ToolSpec] | None = None
+    tool_choice: Choice | None = None
+
+
+class MessagesRequest(CountRequest):
+    refused: ClassVar[tuple[str, ...]] = ("mcp_servers", "container", "output_format", "output_config")
+
+    max_tokens: Annotated[int, Field(ge=1, le=2**31)]
+    temperature: Annotated[Finite, Field(ge=0, le=1)] | None = None
+    top_p: Annotated[Finite, Field(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0, le=2**31)] | None = None
+    stop_sequences: Annotated[list[Stop], Field(max_length=16)] | None = None
+    stream: bool = False
+    thinking: Thinking | None = None
+
+
+@router.post("/v1/messages", **streams(AnthropicMessage))
+async def messages(body: MessagesRequest, request: Request, place: Placed, models: ServedModels) -> Response:
+    sampling = body.model_dump(include={"max_tokens", "temperature", "top_p", "top_k"})
+    conversation = await until_disconnect(request, prepare(models, body, place, stop=body.stop_sequences, **sampling))
+    if body.stream:
+        return await stream(request, events(conversation), named=True)
+    return JSONResponse(await until_disconnect(request, answer(conversation)))
+
+
+@router.post("/v1/messages/count_tokens", **gives(AnthropicCount))
+async def count_tokens(body: CountRequest, request: Request, place: Placed, models: ServedModels) -> Response:
+    conversation = await until_disconnect(request, prepare(models, body, place))
+    return JSONResponse({"input_tokens": len(conversation.request.tokens)})
+
+
+async def prepare(models: Models, body: CountRequest, place: Place, **sampling: Any) -> chat.Conversation:
+    """The chat request of messages. Raises ApiError or TenfoldError in one sentence."""
+    if body.messages[-1].role == "assistant":
+        raise ApiError(400, "The last message must be of the user: answers are not continued here.", param="messages")
+    told = [{"role": "system", "content": _text(body.system)}] if body.system else []
+    choice = body.tool_choice
+    wanted = {
+        "model": body.model,
+        "messages": told + [turn for message in body.messages for turn in _turns(message)],
+        "tools": [_tool(tool) for tool in body.tools or ()] or None,
+        "tool_choice": None if choice is None else _choice(choice),
+        "parallel_tool_calls": False if choice and choice.disable_parallel_tool_use else None,
+    }
+    return await chat.prepare(models, chat.request_of(wanted | sampling), place)
+
+
+def _text(content: str | list[Block]) -> str:
+    return content if isinstance(content, str) else "\n".join(block.text for block in content if block.type == "text")
+
+
+def _turns(message: Turn) -> Iterator[dict[str, Any]]:
+    """A message as chat completions have it: what calls gave is a turn of its own, before what the user says."""
+    blocks = [] if isinstance(message.content, str) else message.content
+    for block in blocks:
+        if block.type == "tool_result":
+            yield {"role": "tool", "tool_call_id": block.tool_use_id, "content": _text(block.content)}
+    calls = [
+        {"id": b.id, "type": "function", "function": {"name": b.name, "arguments": json.dumps(b.input, ensure_ascii=False)}}
+        for b in blocks
+        if b.type == "tool_use"
+    ]
+    text = _text(message.content)
+    if calls:
+        yield {"role": "assistant", "content": text, "tool_calls": calls}
+    elif text or not any(block.type == "tool_result" for block in blocks):
+        yield {"role": message.role, "content": text}
+
+
+def _tool(tool: ToolSpec) -> dict[str, Any]:
+    spec = {"name": tool.name, "description": tool.description, "parameters": tool.input_schema}
+    return {"type": "function", "function": spec}
+
+
+def _choice(choice: Choice) -> Any:
+    if choice.type == "tool":
+        return {"type": "function", "function": {"name": choice.name or ""}}
+    return {"any": "required"}.get(choice.type, choice.type)
+
+
+def _usage(conversation: chat.Conversation, g: Gathered) -> dict[str, Any]:
+    """Anthropic counts tokens that were found in the cache apart."""
+    read = len(conversation.request.tokens) - g.cached_tokens
+    cached = {"cache_read_input_tokens": g.cached_tokens, "cache_creation_input_tokens": 0}
+    return {"input_tokens": read, "output_tokens": len(g.tokens), **cached}
+
+
+def _message(conversation: chat.Conversation, g: Gathered) -> dict[str, Any]:
+    """A message without content."""
+    return {
+        "id": conversation.request.id.replace("chatcmpl", "msg"),
+        "type": "message",
+        "role": "assistant",
+        "model": conversation.model.name,
+        "content": [],
+        "stop_reason": None,
+        "stop_sequence": None,
+        "usage": _usage(conversation, g),
+    }
+
+
+def _end(g: Gathered, finish: str | None, calls: list[dict[str, Any]]) -> dict[str, Any]:
+    """Why a message ended."""
+    reason = "tool_use" if calls else "stop_sequence" if g.stop else _REASONS.get(finish or "", "end_turn")
+    return {"stop_reason": reason, "stop_sequence": g.stop or None}
+
+
+def _used(call: dict[str, Any]) -> dict[str, Any]:
+    """A call as a block without its input."""
+    return {"type": "tool_use", "id": call["id"].replace("call", "toolu"), "name": call["function"]["name"], "input": {}}
+
+
+async def answer(conversation: chat.Conversation) -> dict[str, Any]:
+    """The whole message as one object."""
+    g = Gathered()
+    async for delta in conversation.deltas():
+        g.add(delta)
+    said, finish = chat.message(conversation, g)
+    calls = said.get("tool_calls", [])
+    content = [{"type": "text", "text": said["content"]}] if said["content"] else []
+    content += [{**_used(call), "input": json.loads(call["function"]["arguments"])} for call in calls]
+    return {**_message(conversation, g), "content": content, **_end(g, finish, calls)}
+
+
+async def events(conversation: chat.Conversation) -> AsyncGenerator[dict[str, Any], None]:
+    """Every event of a streamed message: a block of text if there is any, then one for each call."""
+    g, held, spoken = Gathered(), "", False
+    yield {"type": "message_start", "message": _message(conversation, g)}
+    async for delta in conversation.deltas():
+        g.add(delta)
+        text = delta.text
+        if conversation.tools:
+            text, held = chat.sayable(held + text, g, delta.finish_reason)
+        if delta.finish_reason and not chat.message(conversation, g)[0].get("tool_calls"):
+            text += held
+        if not text:
+            continue
+        if not spoken:
+            spoken = True
+            yield {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}
+        yield {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": text}}
+    if spoken:
+        yield {"type": "content_block_stop", "index": 0}
+    said, finish = chat.message(conversation, g)
+    calls = said.get("tool_calls", [])
+    for i, call in enumerate(calls, int(spoken)):
+        yield {"type": "content_block_start", "index": i, "content_block": _used(call)}
+        arguments = {"type": "input_json_delta", "partial_json": call["function"]["arguments"]}
+        yield {"type": "content_block_delta", "index": i, "delta": arguments}
+        yield {"type": "content_block_stop", "index": i}
+    yield {"type": "message_delta", "delta": _end(g, finish, calls), "usage": _usage(conversation, g)}
+    yield {"type": "message_stop"}
