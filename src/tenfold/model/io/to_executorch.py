@@ -47,7 +47,8 @@ def lower(job: Job) -> None:
 
 def ask(job: Job) -> list[Tensor]:
     """Log-probabilities of what follows each token of each text, float32 [tokens, vocab]."""
-    import executorch.extension.llm.custom_ops.custom_ops  # noqa: F401 (the attention that the program calls)
+    import executorch.extension.llm.custom_ops.custom_ops  # the attention that the program calls
+    import executorch.kernels.quantized  # noqa: F401 (its embedding)
     from executorch.runtime import Runtime
 
     found = []
