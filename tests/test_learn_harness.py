@@ -59,7 +59,8 @@ def requests(kind, *arguments):
 
 def test_the_engine_answers_as_transformers_does(models):
     """Empty and long contexts, spaces at the seam, whole texts longer than the context, and stop strings."""
-    ours, theirs = EngineLM(models[0]), HFLM(str(models[0]), dtype="float32", device="cpu", batch_size=1)
+    ours = EngineLM(models[0])
+    theirs = HFLM(str(models[0]), dtype="float32", device="cpu", batch_size=1, max_length=ours.engine.max_model_len - 1)
     pairs = [
         ("What is 3 + 4?", " 7"),
         ("The capital of ", "Peru"),
