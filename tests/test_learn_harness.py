@@ -1,6 +1,7 @@
 """lm-eval on the serving engine, beside lm-eval's own backend for Hugging Face models and beside a server."""
 
 import json
+import re
 
 import pytest
 from chat_models import chat_model
@@ -76,7 +77,7 @@ def test_the_engine_answers_as_transformers_does(models):
     rolled = [lm.loglikelihood_rolling(requests("loglikelihood_rolling", *texts), disable_tqdm=True) for lm in (ours, theirs)]
     assert rolled[0] == pytest.approx(rolled[1], rel=1e-4)
     whole = theirs.generate_until(requests("generate_until", ("How are", {"until": [], "max_gen_toks": 24, "do_sample": False})))[0]
-    for stop in ([], [whole[5:7]], [whole[-1]]):
+    for stop in ([], re.findall("[a-z]{2}", whole)[-1:]):
         asked = requests("generate_until", *(("How are", {"until": stop, "max_gen_toks": 24, "do_sample": False}),) * 2)
         assert ours.generate_until(asked) == theirs.generate_until(asked, disable_tqdm=True)
 

@@ -42,6 +42,7 @@ TABLE = {
     "GET /v1/models": (ANY_KEY, None),
     "GET /v1/models/{name:path}": (ANY_KEY, None),
     "POST /v1/models/swap": (OPERATORS, {"path": "{folder}"}),
+    "POST /v1/models/split": (OPERATORS, {"path": "{folder}", "share": 0.5}),
     "POST /v1/chat/completions": (ANY_KEY, CHAT),
     "POST /v1/completions": (ANY_KEY, {"prompt": "hello", "max_tokens": 2}),
     "POST /v1/embeddings": (ANY_KEY, {"input": "hello"}),

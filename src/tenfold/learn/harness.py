@@ -123,7 +123,7 @@ class EngineLM(TemplateLM):
     def _sampling(self, wanted: dict[str, Any]) -> Sampling:
         drawn = {name: wanted[name] for name in ("top_p", "top_k") if name in wanted} if wanted["do_sample"] else {}
         temperature = wanted.get("temperature", 1.0) if wanted["do_sample"] else 0.0
-        stops = self.vocabulary.stop_tokens
+        stops = frozenset(self.vocabulary.eos)  # as `hf` has it, not all that a server stops at
         return Sampling(temperature=temperature, max_tokens=wanted["max_gen_toks"], stop_tokens=stops, seed=0, **drawn)
 
     def _step(self) -> list[Output]:
