@@ -80,9 +80,10 @@ class EngineLM(TemplateLM):
         found: dict[str, tuple[float, bool]] = {}
         while self.engine.has_work:
             for output in self._step():
-                before = len(output.scores or ()) - len(requests[int(output.request_id)][2])
                 assert output.scores is not None and output.likeliest is not None
-                found[output.request_id] = math.fsum(output.scores[max(before, 0) :]), all(output.likeliest[max(before, 0) :])
+                places = list(zip(output.scores, output.likeliest, strict=True))
+                last = places[max(0, len(places) - len(requests[int(output.request_id)][2])) :]
+                found[output.request_id] = math.fsum(score for score, _ in last), all(score == top for score, (_, top) in last)
         return [found[str(i)] for i in range(len(requests))]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:

@@ -99,8 +99,8 @@ class TokenLogprob:
 class Output:
     """New tokens of sequence `index` of a request; the last output of a sequence has a finish reason.
 
-    The output of an `embed` request has its `embedding`, that of a `score` request its `scores`, and of the same tokens
-    whether each was the `likeliest`.
+    The output of an `embed` request has its `embedding`, that of a `score` request its `scores`, and for the same places the
+    `likeliest` token with its log-probability.
     """
 
     request_id: str
@@ -111,7 +111,7 @@ class Output:
     cached_tokens: int = 0
     embedding: list[float] | None = None
     scores: list[float] | None = None
-    likeliest: list[bool] | None = None
+    likeliest: list[tuple[int, float]] | None = None
     error: str | None = None
 
 

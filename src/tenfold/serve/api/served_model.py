@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
+from uuid import uuid4
 
 from tenfold.model.io.huggingface import weights_hash
 from tenfold.serve.api.budget import Budget, Place
@@ -182,6 +183,15 @@ class ServedModel:
         if output.error is not None:
             raise ApiError(400, output.error)
         return output
+
+    async def score(self, tokens: list[int], owner: str) -> list[TokenLogprob]:
+        """The log-probability of each token after the first, beside the likeliest in its place. Raises ApiError where it cannot."""
+        async for output in self.backend.generate(Request(f"score-{uuid4().hex}", tokens, task="score", owner=owner)):
+            if output.scores is None or output.likeliest is None:
+                raise ApiError(400, output.error or "The backend gave no log-probabilities of the prompt.")
+            found = zip(tokens[1:], output.scores, output.likeliest, strict=True)
+            return [TokenLogprob(token, score, [top]) for token, score, top in found]
+        raise ApiError(500, "The backend gave no log-probabilities of the prompt.")
 
     async def embed(self, request: Request) -> list[float]:
         """The embedding of a request's tokens."""

@@ -15,7 +15,7 @@ class Pooler:
     def __init__(self, runner: Runner):
         self._runner = runner
         self._sums: dict[Sequence, Tensor] = {}
-        self._scores: dict[Sequence, list[tuple[float, bool]]] = {}
+        self._scores: dict[Sequence, list[tuple[float, tuple[int, float]]]] = {}
 
     def add(self, s: Sequence, hidden: Tensor) -> None:
         """Take hidden states [n, dim] of the tokens from `s.computed` on. A preempted sequence begins again at 0."""
@@ -27,13 +27,14 @@ class Pooler:
             following = s.tokens[s.computed + 1 : s.computed + 1 + len(hidden)]  # one fewer at the end of the prompt
             self._scores.setdefault(s, []).extend(self._logprobs(hidden[: len(following)], following))
 
-    def _logprobs(self, hidden: Tensor, tokens: list[int]) -> list[tuple[float, bool]]:
-        """The log-probability of each token, and whether no other is likelier."""
-        found: list[tuple[float, bool]] = []
+    def _logprobs(self, hidden: Tensor, tokens: list[int]) -> list[tuple[float, tuple[int, float]]]:
+        """The log-probability of each token, and the likeliest token in its place with its own."""
+        found: list[tuple[float, tuple[int, float]]] = []
         for at in range(0, len(tokens), _ROWS):
             log = self._runner.logits(hidden[at : at + _ROWS]).log_softmax(-1)
             of = log.gather(-1, torch.tensor(tokens[at : at + _ROWS], device=log.device)[:, None])[:, 0]
-            found += zip(of.tolist(), (of == log.amax(-1)).tolist(), strict=True)
+            most, place = log.max(-1)
+            found += zip(of.tolist(), zip(place.tolist(), most.tolist(), strict=True), strict=True)
         return found
 
     def finish(self, s: Sequence) -> Output:

@@ -3,18 +3,17 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response
-from openai.types import Completion as CompletionAnswer
 
 from tenfold.serve.api.budget import Place
 from tenfold.serve.api.dependencies import Placed, ServedModels, streams
 from tenfold.serve.api.models import Models
-from tenfold.serve.api.protocol import CompletionRequest
+from tenfold.serve.api.protocol import CompletionRequest, WrittenCompletion
 from tenfold.serve.api.routes.answers import Gathered, finite, head, new_id, token_text, usage
 from tenfold.serve.api.routes.embeddings import encode, prompts_of
 from tenfold.serve.api.served_model import OutputDelta, ServedModel
@@ -26,7 +25,7 @@ router = APIRouter()
 BEGINNING = 64  # characters or tokens by which a prompt of nobody named is known
 
 
-@router.post("/v1/completions", **streams(CompletionAnswer))
+@router.post("/v1/completions", **streams(WrittenCompletion))
 async def plain_completions(body: CompletionRequest, request: HttpRequest, place: Placed, models: ServedModels) -> Response:
     completion = await until_disconnect(request, prepare(models, body, place))
     if body.stream:
@@ -63,6 +62,8 @@ async def prepare(models: Models, body: CompletionRequest, place: Place) -> Comp
             logprobs=body.logprobs,
             grammar=grammar,
         )
+        if body.echo and body.logprobs is not None and body.max_tokens == 1:  # it is the prompt that is asked about
+            sampling = replace(sampling, ignore_stop=True)
         requests.append(Request(f"{name}-{i}", tokens, sampling, owner=place.owner))
     return Completion(body, model, prompts, requests, name, int(time.time()))
 
@@ -100,19 +101,38 @@ async def answer(completion: Completion) -> dict[str, Any]:
     gathered = [Gathered() for _ in range(n * len(completion.requests))]
     async for number, delta in _deltas(completion):
         gathered[number * n + delta.index].add(delta)
+    prompts = await _prompt_logprobs(completion)
     # Log-probabilities and echoes have tokens as text, which takes long for many.
     aside = completion.body.logprobs is not None or completion.body.echo
-    choices = await asyncio.to_thread(_choices, completion, gathered) if aside else _choices(completion, gathered)
+    choices = await asyncio.to_thread(_choices, completion, gathered, prompts) if aside else _choices(completion, gathered, prompts)
     return {**_head(completion), "choices": choices, "usage": usage(completion.requests, gathered)}
 
 
-def _choices(completion: Completion, gathered: list[Gathered]) -> list[dict[str, Any]]:
+async def _prompt_logprobs(completion: Completion) -> list[list[TokenLogprob]]:
+    """Those of each prompt, where it is echoed and they are asked for."""
+    if completion.body.logprobs is None or not completion.body.echo:
+        return []
+    return [await completion.model.score(request.tokens, request.owner) for request in completion.requests]
+
+
+def _choices(completion: Completion, gathered: list[Gathered], prompts: list[list[TokenLogprob]]) -> list[dict[str, Any]]:
     choices, n = [], completion.requests[0].sampling.n
     for i, g in enumerate(gathered):
         before = _echo(completion, i // n)
         logprobs = _logprobs(completion, g.logprobs, len(before))
+        if logprobs is not None and prompts:
+            logprobs = _after(completion, prompts[i // n], completion.requests[i // n].tokens[0], logprobs)
         choices.append({"index": i, "text": before + g.text, "logprobs": logprobs, "finish_reason": g.finish_reason})
     return choices
+
+
+def _after(completion: Completion, prompt: list[TokenLogprob], first: int, answer: dict[str, Any]) -> dict[str, Any]:
+    """The log-probabilities of an answer after those of its prompt, whose first token has none."""
+    begins = token_text(completion.model, first)
+    before = _logprobs(completion, prompt, len(begins))
+    assert before is not None
+    start: dict[str, list[Any]] = {"tokens": [begins], "token_logprobs": [None], "top_logprobs": [None], "text_offset": [0]}
+    return {key: start[key] + before[key] + answer[key] for key in start}
 
 
 async def chunks(completion: Completion) -> AsyncGenerator[dict[str, Any], None]:
