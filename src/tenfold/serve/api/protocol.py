@@ -7,8 +7,7 @@ import json
 from dataclasses import fields
 from typing import Annotated, Any, Literal
 
-from openai.types import Completion, CompletionChoice, CreateEmbeddingResponse, Embedding, Model
-from openai.types.completion_choice import Logprobs
+from openai.types import CreateEmbeddingResponse, Embedding, Model
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from tenfold.serve.api.errors import ApiError
@@ -236,19 +235,6 @@ class DetokenizeRequest(RequestBody):
 class ModelList(BaseModel):
     object: Literal["list"]
     data: list[Model]
-
-
-class EchoedLogprobs(Logprobs):  # nothing stands before the first token of a prompt
-    token_logprobs: list[float | None] | None = None  # type: ignore[assignment]
-    top_logprobs: list[dict[str, float] | None] | None = None  # type: ignore[assignment]
-
-
-class WrittenChoice(CompletionChoice):
-    logprobs: EchoedLogprobs | None = None
-
-
-class WrittenCompletion(Completion):
-    choices: list[WrittenChoice]  # type: ignore[assignment]
 
 
 class WrittenEmbedding(Embedding):

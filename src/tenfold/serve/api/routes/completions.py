@@ -9,11 +9,12 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response
+from openai.types import Completion as CompletionAnswer
 
 from tenfold.serve.api.budget import Place
 from tenfold.serve.api.dependencies import Placed, ServedModels, streams
 from tenfold.serve.api.models import Models
-from tenfold.serve.api.protocol import CompletionRequest, WrittenCompletion
+from tenfold.serve.api.protocol import CompletionRequest
 from tenfold.serve.api.routes.answers import Gathered, finite, head, new_id, token_text, usage
 from tenfold.serve.api.routes.embeddings import encode, prompts_of
 from tenfold.serve.api.served_model import OutputDelta, ServedModel
@@ -25,7 +26,7 @@ router = APIRouter()
 BEGINNING = 64  # characters or tokens by which a prompt of nobody named is known
 
 
-@router.post("/v1/completions", **streams(WrittenCompletion))
+@router.post("/v1/completions", **streams(CompletionAnswer))
 async def plain_completions(body: CompletionRequest, request: HttpRequest, place: Placed, models: ServedModels) -> Response:
     completion = await until_disconnect(request, prepare(models, body, place))
     if body.stream:
@@ -127,11 +128,11 @@ def _choices(completion: Completion, gathered: list[Gathered], prompts: list[lis
 
 
 def _after(completion: Completion, prompt: list[TokenLogprob], first: int, answer: dict[str, Any]) -> dict[str, Any]:
-    """The log-probabilities of an answer after those of its prompt, whose first token has none."""
+    """The log-probabilities of an answer after those of its prompt, whose first token is given: OpenAI's type has no null."""
     begins = token_text(completion.model, first)
     before = _logprobs(completion, prompt, len(begins))
     assert before is not None
-    start: dict[str, list[Any]] = {"tokens": [begins], "token_logprobs": [None], "top_logprobs": [None], "text_offset": [0]}
+    start: dict[str, list[Any]] = {"tokens": [begins], "token_logprobs": [0.0], "top_logprobs": [{}], "text_offset": [0]}
     return {key: start[key] + before[key] + answer[key] for key in start}
 
 
