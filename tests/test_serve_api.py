@@ -175,7 +175,12 @@ def test_seeds_and_logprobs(client):
     assert len(a.logprobs.content) == 8 and all(len(t.top_logprobs) == 3 for t in a.logprobs.content)
     plain = client.completions.create(model="tiny", prompt=["a", "b"], max_tokens=3, logprobs=2, echo=True)
     assert [c.text[0] for c in plain.choices] == ["a", "b"]
-    assert len(plain.choices[1].logprobs.token_logprobs) == 1 + 3  # of the prompt and of the answer
+    listed = plain.choices[1].logprobs  # of the token that begins every text, the prompt, and the answer
+    assert (
+        listed.tokens[:2] == ["<|begin_of_text|>", "b"]
+        and len(listed.token_logprobs) == 2 + 3
+        and listed.text_offset[:3] == [0, 0, 1]
+    )
 
 
 def test_structured_output_is_what_was_asked_for(client):

@@ -122,15 +122,16 @@ def _choices(completion: Completion, gathered: list[Gathered], prompts: list[lis
         before = _echo(completion, i // n)
         logprobs = _logprobs(completion, g.logprobs, len(before))
         if logprobs is not None and prompts:
-            logprobs = _after(completion, prompts[i // n], completion.requests[i // n].tokens[0], logprobs)
+            logprobs = _after(completion, i // n, prompts[i // n], logprobs)
         choices.append({"index": i, "text": before + g.text, "logprobs": logprobs, "finish_reason": g.finish_reason})
     return choices
 
 
-def _after(completion: Completion, prompt: list[TokenLogprob], first: int, answer: dict[str, Any]) -> dict[str, Any]:
+def _after(completion: Completion, number: int, prompt: list[TokenLogprob], answer: dict[str, Any]) -> dict[str, Any]:
     """The log-probabilities of an answer after those of its prompt, whose first token is given: OpenAI's type has no null."""
-    begins = token_text(completion.model, first)
-    before = _logprobs(completion, prompt, len(begins))
+    begins = token_text(completion.model, completion.requests[number].tokens[0])
+    shown = _echo(completion, number).startswith(begins)  # a token that begins every text is not
+    before = _logprobs(completion, prompt, len(begins) * shown)
     assert before is not None
     start: dict[str, list[Any]] = {"tokens": [begins], "token_logprobs": [0.0], "top_logprobs": [{}], "text_offset": [0]}
     return {key: start[key] + before[key] + answer[key] for key in start}
