@@ -47,6 +47,7 @@ TABLE = {
     "GET /v1/models": (ANY_KEY, None),
     "GET /v1/models/{name:path}": (ANY_KEY, None),
     "POST /v1/models/swap": (OPERATORS, {"path": "{folder}"}),
+    "POST /v1/models/split": (OPERATORS, {"path": "{folder}", "share": 0.5}),
     "POST /v1/chat/completions": (ANY_KEY, CHAT),
     "GET /v1/chat/completions": (ANY_KEY, None),
     "GET /v1/chat/completions/{name}": (OWNER, None),
@@ -64,7 +65,6 @@ TABLE = {
     "POST /v1/events": (ANY_KEY, {"events": [{"item": "item-1"}]}),
     "DELETE /v1/events": (ANY_KEY, None),
     "POST /v1/items": ((401, 403, 403, 400), {"items": [{"item": "new"}]}),  # whose ranker has no tower for new ones
-    "POST /v1/models/split": (OPERATORS, {"path": "{folder}", "share": 0.5}),
     "DELETE /v1/events/users/{user}": (OPERATORS, None),
     "POST /v1/responses": (OWNER, PREVIOUS),
     "POST /v1/responses/input_tokens": (OWNER, PREVIOUS),

@@ -3,11 +3,13 @@
 Answers are kept by document, so that two models are compared on the same ones.
 """
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import lm_eval
 import numpy as np
@@ -33,7 +35,10 @@ Values = dict[str, dict[str, float]]  # of each metric, by document
 
 
 class EngineLM(TemplateLM):
-    """A model as lm-eval reads it, with the tokens and the truncation from the left of lm-eval's own `hf`."""
+    """A model as lm-eval reads it, with the tokens of lm-eval's own `hf`.
+
+    What is too long loses its beginning, as there; the engine also has the last token in its context, so one token earlier.
+    """
 
     def __init__(self, path: Path):
         super().__init__()
@@ -43,7 +48,7 @@ class EngineLM(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        return self.vocabulary.document_end
+        return self.vocabulary.eos[0] if self.vocabulary.eos else self.vocabulary.document_end
 
     @property
     def prefix_token_id(self) -> int:
@@ -120,7 +125,7 @@ class EngineLM(TemplateLM):
     def _sampling(self, wanted: dict[str, Any]) -> Sampling:
         drawn = {name: wanted[name] for name in ("top_p", "top_k") if name in wanted} if wanted["do_sample"] else {}
         temperature = wanted.get("temperature", 1.0) if wanted["do_sample"] else 0.0
-        stops = self.vocabulary.stop_tokens
+        stops = frozenset(self.vocabulary.eos)  # as `hf` has it, not all that a server stops at
         return Sampling(temperature=temperature, max_tokens=wanted["max_gen_toks"], stop_tokens=stops, seed=0, **drawn)
 
     def _step(self) -> list[Output]:
@@ -160,24 +165,41 @@ def differences(old: dict[str, float], new: dict[str, float], level: float = 0.9
 
 def _evaluated(model: Path, asked: TaskOptions) -> tuple[dict[str, Any], dict[str, Values]]:
     """lm-eval's results by task, and the values of each metric by document."""
-    lm: Any = EngineLM(model)
-    arguments: dict[str, Any] = {}
-    if asked.api:
-        lm, address = "local-completions", f"{asked.api.rstrip('/')}/v1/completions"
-        arguments = {"model_args": {"base_url": address, "model": "", "tokenizer": str(model), "tokenizer_backend": "huggingface"}}
     names = [name for some in asked.tasks for name in some.split(",")]
-    manager = TaskManager(include_path=str(asked.include_path) if asked.include_path else None)
-    if unknown := [name for name in names if not manager.match_tasks([name])]:
-        raise TenfoldError(f"lm-eval has no task {unknown[0]!r}: `lm-eval ls tasks` lists them, --include-path adds a folder.")
+    manager = _tasks(names, asked.include_path)
+    lm: Any = "local-completions" if asked.api else EngineLM(model)
     try:
         said = lm_eval.simple_evaluate(
-            lm, tasks=names, num_fewshot=asked.num_fewshot, limit=asked.limit or None, task_manager=manager,
-            apply_chat_template=asked.apply_chat_template, bootstrap_iters=0, **arguments,
+            lm, _api(asked.api, model) if asked.api else None, tasks=names, num_fewshot=asked.num_fewshot,
+            limit=asked.limit or None, task_manager=manager, apply_chat_template=asked.apply_chat_template, bootstrap_iters=0,
         )  # fmt: skip
     except (OSError, ValueError, AssertionError) as error:  # data that cannot be fetched, a task file that is wrong
         raise TenfoldError(f"lm-eval refuses {', '.join(names)}: {' '.join(str(error).split())}") from error
     assert said is not None
     return said["results"], {task: _values(samples) for task, samples in said["samples"].items()}
+
+
+def _tasks(names: list[str], folder: Path | None) -> TaskManager:
+    """The tasks of a folder, with lm-eval's own where that does not have all: reading those takes seconds.
+
+    Raises TenfoldError for one that there is not.
+    """
+    unknown = names
+    for defaults in (False, True) if folder is not None else (True,):
+        manager = TaskManager(include_path=str(folder) if folder is not None else None, include_defaults=defaults)
+        if not (unknown := [name for name in names if not manager.match_tasks([name])]):
+            return manager
+    raise TenfoldError(f"lm-eval has no task {unknown[0]!r}: `lm-eval ls tasks` lists them, --include-path adds a folder.")
+
+
+def _api(url: str, model: Path) -> dict[str, Any]:
+    """The first model of a server, as lm-eval asks for it. Raises TenfoldError where there is no server."""
+    try:
+        with urlopen(f"{url}/v1/models", timeout=30) as answer:
+            first = json.load(answer)["data"][0]["id"]
+    except OSError as error:
+        raise TenfoldError(f"{url} cannot be reached: {error}.") from None
+    return {"base_url": f"{url}/v1/completions", "model": first, "tokenizer": str(model), "tokenizer_backend": "huggingface"}
 
 
 def _values(samples: Sequence[dict[str, Any]]) -> Values:
