@@ -169,7 +169,22 @@ def test_compare_says_how_far_another_run_and_later_cuts_lie(shop, capsys):
 @pytest.mark.slow
 def test_a_climb_of_rankers_forecasts_the_next_one_and_is_scored(tmp_path, capsys):
     command = ["climb", "--task", "rank", "--corpus", "teacher:users=20000,n_items=200,length=40", "--seq-len", "40"]
-    run([*command, "--top", "2e11", "--home", str(tmp_path), "--json"])
+    with pytest.raises(TenfoldError, match="lower --top"):
+        run([*command, "--top", "1e13", "--home", str(tmp_path), "--json"])
+    run([*command, "--top", "1e11", "--home", str(tmp_path), "--json"])
     found = json.loads(capsys.readouterr().out)
     loss = found["scores"]["loss_nats"]
     assert abs(loss["error_pct"]) < 5 and "climb/g1/loss" in {one.forecast.key for one in read_forecasts(tmp_path)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama", "hstu"])
+def test_two_processes_train_the_ranker_that_one_does(family, tmp_path, capsys):
+    command = ["rank", "train", "synthetic:users=200", "--home", str(tmp_path), "--family", family, "--dropout", "0", "--json"]
+    found = {}
+    for processes in ([], ["--launch", "local:2"]):
+        out = tmp_path / f"run{len(processes)}"
+        run([*command, "--width", "32", "--seq-len", "20", "--epochs", "3", "--out", str(out), *processes])
+        found[len(processes)] = json.loads(capsys.readouterr().out)["loss"]
+    assert found[0] == pytest.approx(found[2], rel=1e-4)
+    assert Ranker.load(tmp_path / "run2").score([History([1, 2])]).shape == (1, 241)

@@ -285,18 +285,26 @@ def test_item_knn_adds_the_cosines_of_near_items(small):
     assert scores == pytest.approx(np.where(cosines[4] >= nearest, cosines[4], 0))
 
 
-def test_popularity_and_markov_count_what_may_be_learned(small):
+def test_popularity_counts_what_may_be_learned(small):
     counts = had(small).sum(0)
     assert (popularity(small)(one_query(1))[0] == counts).all()
     last = small.times[small.training].max()
     recent = small.training[small.times[small.training] > last - 30 * 86400]
     assert (popularity(small, 30 * 86400)(one_query(1))[0] == np.bincount(small.items[recent], minlength=small.vocab_size)).all()
-    follows = np.zeros(small.vocab_size)
+
+
+@pytest.mark.parametrize("reach", [1, 3])
+def test_markov_adds_what_followed_the_last_items_the_nearer_the_more(small, reach):
+    follows = np.zeros((small.vocab_size, small.vocab_size))
     for user in range(len(small.offsets) - 1):
-        h = small.items[small.offsets[user] : small.offsets[user] + small.ends.training[user]].tolist()
-        for a, b in itertools.pairwise(h):
-            follows[b] += a == 3
-    assert np.floor(markov(small)(one_query(3))[0]).tolist() == follows.tolist()
+        h = [0, *small.items[small.offsets[user] : small.offsets[user] + small.ends.training[user]].tolist()]
+        for i, j in itertools.combinations(range(len(h)), 2):
+            follows[h[i], h[j]] += 0.8 ** (j - i - 1) * (j - i <= reach)
+    shares = follows / np.maximum(1e-12, follows.sum(1, keepdims=True))
+    for history in ([], [3], [5, 2, 4, 3]):
+        last = [0, *history][::-1][:reach]
+        expected = sum(0.8**i * shares[item] for i, item in enumerate(last))
+        assert markov(small, reach)(one_query(*history))[0] == pytest.approx(expected, abs=2e-6)
 
 
 def test_means_are_over_users_and_a_difference_of_equals_is_none(small):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct, structs
 
 from tenfold.scale import documents
-from tenfold.scale.options import PRETRAIN, ClimbSettings
+from tenfold.scale.options import ClimbSettings
 from tenfold.spec.commands import File, Given, Home, Json, print_json
 from tenfold.spec.errors import TenfoldError, when_stopped
 from tenfold.spec.ranges import Text
@@ -59,7 +59,7 @@ def climb(
         else:
             generation = climbing.climb(settings, home, say=out.print, quiet=json, on=on)
     scored = documents.read(generation / "score.json")
-    if read_settings(generation).task != PRETRAIN:
+    if not read_settings(generation).is_text:
         if json:
             print_json({"generation": str(generation), **scored})
         else:

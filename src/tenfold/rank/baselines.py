@@ -1,16 +1,19 @@
 """What needs no model, and always stands beside one: popularity, that of the last 30 days, a Markov chain, ItemKNN and EASE.
 
-All are counted from what may be learned from. The two that have a setting take the best of three on the validation.
+All are counted from what may be learned from. Those that have a setting take the best of three on the validation.
 """
 
 import numpy as np
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, diags_array
 
 from tenfold.data.interactions.events import Interactions, Queries
 from tenfold.rank.metrics import evaluate, summary
 from tenfold.rank.ranker import Scorer
 
 DAYS_S = 30 * 86400
+REACHES = (1, 5, 20)
+FADE = 0.8
+NEVER = 1e-6  # of popularity, beside shares of what followed
 NEIGHBOURS = (20, 100, 500)
 SHRINK = 10.0  # added to the product of two items' lengths, so that a few users make no neighbours
 PENALTIES = (100.0, 300.0, 1000.0)
@@ -23,7 +26,7 @@ def baselines(interactions: Interactions) -> dict[str, Scorer]:
     found = {
         "popularity": popularity(interactions),
         "popularity_30_days": popularity(interactions, DAYS_S),
-        "markov": markov(interactions),
+        "markov": _best(interactions, [markov(interactions, reach) for reach in REACHES]),
     }
     if interactions.vocab_size <= LARGEST:
         found["itemknn"] = _best(interactions, [item_knn(interactions, k) for k in NEIGHBOURS])
@@ -39,14 +42,29 @@ def popularity(interactions: Interactions, window_s: float = np.inf) -> Scorer:
     return lambda queries: np.tile(counts, (len(queries.targets), 1))
 
 
-def markov(interactions: Interactions) -> Scorer:
-    """How often each item followed a user's last one; popularity among those that never did."""
-    events = interactions.training
-    after, user = interactions.items[events], interactions.user_of[events]
-    before = np.where(np.concatenate(([True], user[1:] != user[:-1])), 0, np.roll(after, 1))
-    follows = csr_array((np.ones(len(after)), (before, after)), shape=(interactions.vocab_size,) * 2)
-    popular = interactions.counts / (len(after) + 1)
-    return lambda queries: follows[[h[-1] if len(h) else 0 for h in queries.histories]].toarray() + popular
+def markov(interactions: Interactions, reach: int = 1) -> Scorer:
+    """How often each item followed a user's last `reach` ones, among what followed them within as many; both fade by `FADE` with
+    each step away. Popularity among those that never did."""
+    events, size = interactions.training, interactions.vocab_size
+    user = interactions.user_of[events]
+    first = np.flatnonzero(np.diff(user, prepend=-1))
+    items, user = (np.insert(of, first, start) for of, start in ((interactions.items[events], 0), (user, user[first])))
+    counts = csr_array((size, size), dtype=np.float64)
+    for lag in range(1, min(reach, len(items) - 1) + 1):
+        same = user[lag:] == user[:-lag]
+        pairs = items[:-lag][same], items[lag:][same]
+        counts = counts + csr_array((np.full(same.sum(), FADE ** (lag - 1)), pairs), shape=(size, size))
+    follows = diags_array(1 / np.maximum(1e-12, counts.sum(1))) @ counts
+    popular = interactions.counts / (interactions.counts.sum() + 1)
+
+    def scores(queries: Queries) -> np.ndarray:
+        last = [[0, *history][::-1][:reach] for history in queries.histories]
+        rows = np.repeat(np.arange(len(last)), [len(items) for items in last])
+        weights = np.concatenate([FADE ** np.arange(len(items)) for items in last])
+        had = csr_array((weights, (rows, np.concatenate(last))), shape=(len(last), size))
+        return (had @ follows).toarray() + NEVER * popular
+
+    return scores
 
 
 def item_knn(interactions: Interactions, neighbours: int) -> Scorer:

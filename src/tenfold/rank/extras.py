@@ -41,18 +41,17 @@ class Extras(NamedTuple):
 @torch.no_grad()
 def outputs_on(model: ItemModel, interactions: Interactions, held: str, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
     """What the heads say of held-out events, float32 [events, objectives], and which events these are, int64 [events]."""
-    ends = interactions.ends
+    assert model.objectives is not None
+    ends, device = interactions.ends, model.embedding.weight.device
     first, last = (ends.training, ends.validation) if held == "validation" else (ends.validation, ends.test)
     users = np.flatnonzero(last > first)
-    said, which = [np.empty((0, model.objectives.out_features), np.float32)] if model.objectives else [], [np.empty(0, np.int64)]
+    said, which = [], []
     for some in np.split(users, range(TOGETHER, len(users), TOGETHER)):
         rows = interactions.window(some, np.maximum(0, last[some] + 1 - seq_len), last[some], seq_len)
         rows.tokens[rows.tokens >= interactions.vocab_size] = 0
-        device = model.embedding.weight.device
         hidden = model.hidden(torch.from_numpy(rows.tokens).to(device), times=torch.from_numpy(rows.times).to(device))
         place = rows.events - interactions.offsets[some][:, None]
         asked = (rows.events >= 0) & (place >= first[some][:, None]) & (rows.tokens > 0)
-        assert model.objectives is not None
         said.append(model.objectives(hidden).float().cpu().numpy()[asked])
         which.append(rows.events[asked])
     return np.concatenate(said), np.concatenate(which)

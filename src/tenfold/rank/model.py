@@ -65,7 +65,7 @@ class ItemModel(Llama):
     def forward(self, tokens: Tensor, document: Tensor | None = None, **inputs: Any) -> Tensor:
         return (self.hidden(tokens, document, **inputs) @ self.item_vectors(self.table()).T).float()
 
-    def hidden(
+    def hidden(  # type: ignore[override]
         self, tokens: Tensor, document: Tensor | None = None, times: Tensor | None = None, table: Tensor | None = None
     ) -> Tensor:
         """Hidden states [B, T, dim] of tokens [B, T], whose products with `item_vectors` are logits of the next item.

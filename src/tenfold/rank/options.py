@@ -20,7 +20,7 @@ class RankOptions(Struct, frozen=True):
     family: Annotated[Literal["llama", "hstu"], Meta(description="Llama's block, gated; or HSTU, which sees times.")] = "hstu"
     width: Annotated[Width, Meta(description="Width of the model.")] = 64
     layers: Annotated[Layers, Meta(description="Its layers.")] = 2
-    seq_len: Annotated[SeqLen, Meta(description="Items of a history that it sees.")] = 50
+    seq_len: Annotated[SeqLen, Meta(description="Items of a history that it sees.")] = 100
     epochs: Annotated[Positive, Meta(description="Rows for each user.")] = 50.0
     batch_size: Annotated[Count, Meta(description="Users a step.")] = USERS_PER_STEP
     learning_rate: Annotated[LearningRate, Meta(description="At the peak.")] = 0.01

@@ -40,7 +40,7 @@ from tenfold.train.tasks.pretrain import to_device
 UNUSED = ("data.mixture", "data.images", "data.image_share", "data.vocab_size", "data.cache_gib", "data.max_epochs")
 TOGETHER = 64  # users that are validated at once
 VALIDATED = 4096  # users at most, evenly spread, that a run is validated on
-DROPOUT, SEEN_AGAIN = 0.2, 2.0  # where each user is seen more often than that
+DROPOUT, SEEN_AGAIN = 0.3, 2.0  # where each user is seen more often than that
 Dropout = Annotated[float, Meta(ge=0, lt=1)]
 
 
@@ -59,7 +59,7 @@ class RankConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = "softmax"
     negatives: Annotated[Count, Meta(description="Items that the targets of a step share as negatives.")] = 512
     dropout: Annotated[
-        Dropout | None, Meta(description="Share of the residual stream that is left out; 0.2 where users are seen again, else 0.")
+        Dropout | None, Meta(description="Share of the residual stream that is left out; 0.3 where users are seen again, else 0.")
     ] = None
     times: Annotated[bool, Meta(description="Let a family that can (hstu) see when things happened.")] = True
     objectives: Annotated[list[str], Meta(description="Further objectives: rating>=4, action=like, value.")] = []
@@ -116,7 +116,8 @@ class Ranking(TaskBase):
         self.objectives = [parse(text) for text in self.settings.objectives]
         self.values = np.stack([o.of(interactions) for o in self.objectives], 1) if self.objectives else None
         h = resolve_hyperparameters(config, tokens)
-        epochs = h.steps * h.batch_size / len(interactions.users)
+        self.epoch_tokens = len(interactions.users) * self.seq_len
+        epochs = h.steps * h.batch_size * self.seq_len / self.epoch_tokens
         derived = DROPOUT if epochs > SEEN_AGAIN else 0.0
         self._dropout = derived if self.settings.dropout is None else self.settings.dropout
         self._draw: dict[str, Any] = {"batch_size": h.batch_size, "seq_len": self.seq_len, "seed": config.seed}

@@ -28,7 +28,7 @@ from tenfold.train.result import RunResult, read_result
 RUNGS = (8, 4, 2)  # parts of a run's epochs that it is forecast from
 MODELS = {
     SYNTHETIC: RankOptions("llama", width=32, seq_len=20, epochs=5, learning_rate=0.03),
-    MOVIELENS: RankOptions("llama", width=32, epochs=10),
+    MOVIELENS: RankOptions("llama", width=32, seq_len=50, epochs=10),
 }
 HELD = Split("leave-one-out")
 TASK = {"split": HELD.kind, "dropout": 0.0}

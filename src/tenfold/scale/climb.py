@@ -20,6 +20,8 @@ from tenfold.data.text.remote import is_remote
 from tenfold.data.text.sources import is_corpus, where
 from tenfold.scale import documents
 from tenfold.scale.forecast import (
+    OTHER_LOSS,
+    TEXT_LOSS,
     Speed,
     loss_name,
     make_forecast,
@@ -44,7 +46,7 @@ from tenfold.scale.generations import (
 from tenfold.scale.isoflop import minimum, rungs
 from tenfold.scale.ladder import Rung, plan_ladder
 from tenfold.scale.law import BITS_PER_BYTE, Law, fit_law
-from tenfold.scale.options import PRETRAIN, ClimbSettings
+from tenfold.scale.options import ClimbSettings
 from tenfold.scale.points import Point
 from tenfold.scale.rungs import Opened, Source, task_on, train_on_source, train_rungs, workers
 from tenfold.spec.errors import TenfoldError
@@ -61,6 +63,7 @@ from tenfold.train.text import open_source
 EVALUATE_TOKENS = 98_304
 PROBE_SECONDS = 8.0
 SMALLEST = 32  # width of a model that only opens the data
+MAX_EPOCHS = 2.0  # of data that are no text
 
 
 Say = Callable[[str], None]
@@ -110,7 +113,7 @@ def _alone(home: Path) -> AbstractContextManager[None]:
 def _resolved(settings: ClimbSettings, home: Path) -> ClimbSettings:
     """The settings with the corpus's path from any folder, and the vocabulary of one that is built already."""
     source, vocab_size = settings.corpus, settings.vocab_size
-    if settings.task != PRETRAIN:
+    if not settings.is_text:
         return settings
     if is_remote(source) or is_corpus(source):
         vocab_size = open_source(source, home, vocab_size, DataConfig().cache_gib).vocab_size
@@ -124,10 +127,12 @@ def _resolved(settings: ClimbSettings, home: Path) -> ClimbSettings:
 def _checked_corpus(settings: ClimbSettings, home: Path, *, say: Say, quiet: bool) -> Source:
     """The climb's corpus, built where it is not there yet. Raises TenfoldError for a ladder that cannot be trained on it."""
     resolve_device(settings.device)
-    if settings.task != PRETRAIN:
+    if not settings.is_text:
         config = _config(settings, SMALLEST, 64 * settings.seq_len, settings.seed)
         task = open_task(config, home, quiet=quiet)
-        return Opened(home, task.vocab_size, json.dumps(task.fingerprint(), sort_keys=True))
+        opened = Opened(home, task.vocab_size, json.dumps(task.fingerprint(), sort_keys=True), task.epoch_tokens)
+        _require_unseen(opened, max(rung.tokens for rung in _ladder(settings, opened.vocab_size)))
+        return opened
     ladder = _ladder(settings, settings.vocab_size)
     say(f"Preparing the corpus {settings.corpus!r}: what is new is cleaned, searched for copies and tokenized ...")
     corpus = open_source(settings.corpus, home, settings.vocab_size, DataConfig().cache_gib, quiet=quiet)
@@ -143,9 +148,18 @@ def _ladder(settings: ClimbSettings, vocab_size: int) -> list[Rung]:
     return plan_ladder(settings.top_flops / 10, vocab_size, settings.seq_len, family=settings.family)
 
 
+def _require_unseen(data: Opened, tokens: int) -> None:
+    """Raises TenfoldError where a run would see its data more than `MAX_EPOCHS` times, and be on another curve than the rest."""
+    if data.epoch_tokens and tokens > MAX_EPOCHS * data.epoch_tokens:
+        raise TenfoldError(
+            f"A run of the climb reads {tokens / 1e6:.2f}M tokens, and the data have {data.epoch_tokens / 1e6:.2f}M: lower --top "
+            "or give more of them."
+        )
+
+
 def _asymptote(settings: ClimbSettings) -> tuple[float, float] | None:
     """What is known of the lowest loss: of text, in bits per byte; of others nothing."""
-    return BITS_PER_BYTE if settings.task == PRETRAIN else None
+    return BITS_PER_BYTE if settings.is_text else None
 
 
 def _climb_in(generation: Path, settings: ClimbSettings, corpus: Source, *, say: Say, quiet: bool, on: str | None = None) -> Path:
@@ -210,6 +224,8 @@ def _forecast(generation: Path, settings: ClimbSettings, corpus: Source, law: La
     config = _config(settings, spec.dim, tokens, settings.seed)
     if isinstance(corpus, Corpus):
         require_tokens(corpus, tokens, config.data.max_epochs)
+    else:
+        _require_unseen(corpus, tokens)
     speed = Speed(*probe(task_on(config, corpus, generation.parent), config, PROBE_SECONDS))
     forecast = make_forecast(
         law,
@@ -218,8 +234,9 @@ def _forecast(generation: Path, settings: ClimbSettings, corpus: Source, law: La
         tokens=tokens,
         width=spec.dim,
         speed=speed,
-        bits_per_byte=settings.task == PRETRAIN,
     )
+    if not settings.is_text:
+        forecast[OTHER_LOSS] = forecast.pop(TEXT_LOSS)
     write_forecast(forecast, generation / "forecast.json")
 
 
@@ -236,9 +253,9 @@ def choose_params(law: Law, points: list[Point], flops: float) -> float:
 
 
 def _config(settings: ClimbSettings, width: int, tokens: int, seed: int) -> RunConfig:
-    text = {"vocab_size": settings.vocab_size} if settings.task == PRETRAIN else {}
-    task = {"evaluate_tokens": EVALUATE_TOKENS} if settings.task == PRETRAIN else {"name": settings.task}
-    context = {} if settings.task == PRETRAIN else {"context": settings.seq_len + 1}
+    text = {"vocab_size": settings.vocab_size} if settings.is_text else {}
+    task = {"evaluate_tokens": EVALUATE_TOKENS} if settings.is_text else {"name": settings.task}
+    context = {} if settings.is_text else {"context": settings.seq_len + 1}
     return config_from_fields(
         {
             "tokens": tokens,
@@ -255,7 +272,7 @@ def _config(settings: ClimbSettings, width: int, tokens: int, seed: int) -> RunC
 
 
 def _unit(settings: ClimbSettings) -> str:
-    return "bits/byte" if settings.task == PRETRAIN else "nats"
+    return "bits/byte" if settings.is_text else "nats"
 
 
 def _rung_line(done: int, count: int, rung: Rung, result: RunResult, unit: str) -> str:

@@ -48,10 +48,8 @@ class Speed:
     busy_share: float = 0.0
 
 
-def make_forecast(
-    law: Law, *, flops: float, params: int, tokens: int, width: int, speed: Speed, bits_per_byte: bool = True
-) -> dict[str, Any]:
-    """The forecast of one run as a JSON object. Loss in the law's unit (bits per byte, or nats), time of training alone."""
+def make_forecast(law: Law, *, flops: float, params: int, tokens: int, width: int, speed: Speed) -> dict[str, Any]:
+    """The forecast of one run as a JSON object. Loss in the law's unit (bits per byte), time of training alone."""
     loss = law.predict(params, tokens)
     optimal_n, optimal_d, n_intervals = law.optimum(flops)
     step = statistics.fmean(speed.step_seconds)  # a run has its slow steps, too
@@ -67,9 +65,7 @@ def make_forecast(
         "tokens": tokens,
         "optimal_params": asdict(Quantity(optimal_n, {str(k): list(v) for k, v in n_intervals.items()})),
         "optimal_tokens": optimal_d,
-        TEXT_LOSS if bits_per_byte else OTHER_LOSS: asdict(
-            Quantity(loss.median, {str(k): list(v) for k, v in loss.intervals.items()})
-        ),
+        TEXT_LOSS: asdict(Quantity(loss.median, {str(k): list(v) for k, v in loss.intervals.items()})),
         "loss_by_form": loss.by_form,
         "tokens_per_s": asdict(_around(tokens_per_s, spread)),
         "seconds": asdict(_around(seconds, spread)),

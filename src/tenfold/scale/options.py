@@ -29,3 +29,8 @@ class ClimbSettings:
     def __post_init__(self) -> None:
         if self.task == "rank" and self.family == "llama3":
             object.__setattr__(self, "family", "rank")
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the climb is of a text, whose loss is in bits per byte; that of others is in nats."""
+        return self.task == PRETRAIN

@@ -37,6 +37,7 @@ class Opened:
     home: Path
     vocab_size: int
     fingerprint: str
+    epoch_tokens: int
 
     def opening(self, tokens: int) -> str:
         """Nothing that a person would read."""

@@ -62,12 +62,14 @@ class Task(Protocol):
 
     `vocab_size` is that of the text; `directory` holds the files of the tokenizer, for the export. `is_remote` says whether rows
     may come from an object store, and are better made ahead of time; `adds_modules` whether `prepare` adds modules to the model.
+    `epoch_tokens` are the tokens of rows after which it shows the same again; 0 where it does not say.
     """
 
     vocab_size: int
     directory: Path
     is_remote: bool
     adds_modules: bool
+    epoch_tokens: int
 
     def prepare(self, model: nn.Module) -> None:
         """Give a model what this task trains beside it."""
@@ -115,6 +117,7 @@ class TaskBase:
 
     is_remote = False
     adds_modules = False
+    epoch_tokens = 0
 
     def prepare(self, model: nn.Module) -> None:
         pass
