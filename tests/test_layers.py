@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-ROOMS = ["spec", "model", "data", "launch", "train", "scale", "plan", "serve", "rank", "learn", "fleet", "console", "circle", "cli"]
+ROOMS = ["spec", "model", "data", "launch", "train", "scale", "plan", "serve", "learn", "rank", "fleet", "console", "circle", "cli"]
 PACKAGE = Path(__file__).parents[1] / "src" / "tenfold"
 FILES = {
     ".".join(("tenfold", *p.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): p for p in PACKAGE.rglob("*.py")

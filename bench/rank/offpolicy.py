@@ -5,8 +5,8 @@
 
 Open Bandit's logs come with its own wheel, `pip install --no-deps obp==0.4.1` (CC BY 4.0): 10,000 rows of each policy and campaign.
 The value of a policy is what its own log earned; the estimate is made from the other's. That value is as uncertain as the estimate,
-with 10,000 rows of which 40 earned anything: `covered_both` counts the values that lie within both uncertainties. Uniform's probabilities are known; those of
-Thompson sampling are the frequencies of its propensities by item and place in its own log.
+with 10,000 rows of which 40 earned anything: `covered_both` counts the values that lie within both uncertainties. Uniform's
+probabilities are known; those of Thompson sampling are the frequencies of its propensities by item and place in its own log.
 """
 
 import math

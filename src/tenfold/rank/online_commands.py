@@ -163,9 +163,10 @@ class Source(Struct, frozen=True):
     model: Annotated[Path | None, Meta(description="The ranker in service; by default what was released last.")] = None
 
 
-class Server(Struct, frozen=True):
-    """A running server that takes what is released."""
+class Release(Struct, frozen=True):
+    """Where rankers are kept, and a running server that takes what is released."""
 
+    home: Home = Path("generations")
     server: Annotated[str, Meta(description="Address of a running server.")] = ""
     key: Annotated[str, Meta(description="An operator's key, where the server has keys.")] = ""
 
@@ -177,8 +178,7 @@ def again(
     source: Source = Source(),
     training: RankOptions = RankOptions(),
     task: TaskOptions = TaskOptions(),
-    server: Server = Server(),
-    home: Home = Path("generations"),
+    release: Release = Release(),
     json: Json = False,
 ) -> None:
     """Train on what people did, judge it on the newest of it, and put it in service where it is better.
@@ -190,7 +190,8 @@ def again(
     from tenfold.rank.training import train_on
 
     wanted = Next(name, **structs.asdict(source))
-    judged = go_on(home, wanted, partial(train_on, home=home, options=training, task=task, quiet=json), server.server, server.key)
+    train = partial(train_on, home=release.home, options=training, task=task, quiet=json)
+    judged = go_on(release.home, wanted, train, release.server, release.key)
     if json:
         print_json(judged)
         return
