@@ -9,7 +9,10 @@ from tenfold.spec.errors import TenfoldError
 
 
 def train_on(source: Path, directory: Path, *, home: Path, options: RankOptions, task: dict[str, Any], quiet: bool = False) -> Path:
-    """A finished run in `directory`, with the table `[task]`; one that was stopped is gone on with. Raises TenfoldError where it is stopped again."""
+    """A finished run in `directory`, with the table `[task]`; one that was stopped is gone on with.
+
+    Raises TenfoldError where it is stopped again.
+    """
     from tenfold.rank.task import RankConfig, Ranking
     from tenfold.train.result import read_result
     from tenfold.train.trainer import fit, standard_hooks
