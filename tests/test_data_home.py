@@ -12,6 +12,7 @@ import pytest
 from tenfold.data.fingerprint import fingerprint
 from tenfold.data.images.corpus import images_in
 from tenfold.data.interactions.interactions import open_interactions
+from tenfold.data.interactions.splits import Split
 from tenfold.data.text.big import clean_big
 from tenfold.data.text.corpus import build, open_corpus
 from tenfold.data.text.home import corpus_of_text
@@ -171,13 +172,14 @@ def test_images_are_prepared_again_where_they_or_their_words_changed(drawings, c
 def test_interactions_are_those_of_the_file_and_how_it_is_read(tmp_path):
     rows = "user,item,time\n" + "".join(f"a,{item},{item}\n" for item in range(4))
     (tmp_path / "t.csv").write_text(rows)
-    first = open_interactions(str(tmp_path / "t.csv"), tmp_path)
+    split = Split("leave-one-out")
+    first = open_interactions(str(tmp_path / "t.csv"), tmp_path, split)
     (tmp_path / "t.csv").write_text(rows + "a,9,9\n")
-    second = open_interactions(str(tmp_path / "t.csv"), tmp_path)
-    assert [len(x.histories[0]) for x in (first, second)] == [4, 5]
+    second = open_interactions(str(tmp_path / "t.csv"), tmp_path, split)
+    assert [len(x.items) for x in (first, second)] == [4, 5]
     (tmp_path / "t.tsv").write_text(rows + "a,9,9\n")  # commas in a file whose columns are parted by tabs
     with pytest.raises(TenfoldError, match="no column"):
-        open_interactions(str(tmp_path / "t.tsv"), tmp_path)
+        open_interactions(str(tmp_path / "t.tsv"), tmp_path, split)
 
 
 def test_cleaning_in_stages_is_not_continued_with_other_text(texts, tmp_path):

@@ -51,7 +51,7 @@ def trained(shop, source, directory):
     kept = shop / "trained"
     if not kept.exists():
         options = RankOptions("llama", width=16, seq_len=10, epochs=40, learning_rate=0.03)
-        train_on(source, kept, home=shop, options=options, task=TaskOptions(split="leave-one-out", dropout=0.0), quiet=True)
+        train_on(source, kept, home=shop, options=options, task=TaskOptions(split="leave-one-out", dropout=0.0).table, quiet=True)
     shutil.copytree(kept, directory, dirs_exist_ok=True)
     return directory
 

@@ -108,7 +108,7 @@ def main() -> None:
         folder = Path(place)
         counts = write(asked.users, folder / "t.parquet")
         training = RankOptions("llama", width=32, seq_len=20, epochs=asked.epochs)
-        task = TaskOptions(split="leave-one-out", content=True)
+        task = TaskOptions(split="leave-one-out", content=True).table
         run = train_on(folder / "t.parquet", folder / "r", home=folder, options=training, task=task)
         models = Models({"r": EngineOptions(run / "model", threads=1)}, Limits(), load=partial(load_with, WorkerSettings()))
         app = make_app(models, ServerOptions(events=f"sqlite:///{folder}/events.db"))

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct, structs
 
 from tenfold.rank.options import RankOptions
-from tenfold.spec.commands import Folder, Json, print_json
+from tenfold.spec.commands import Folder, Home, Json, print_json
 from tenfold.spec.ranges import Text
 from tenfold.train.commands import RunOptions
 from tenfold.train.commands import run as run_training
@@ -14,7 +14,7 @@ from tenfold.train.commands import run as run_training
 Source = Annotated[
     Text, Meta(description="A table of user, item and time: a file, a database's URL#table; or movielens-100k, synthetic, teacher.")
 ]
-Home = Annotated[Folder | None, Meta(description="Where the interactions are kept; by default beside the run.")]
+Kept = Annotated[Folder | None, Meta(description="Where the interactions are kept; by default beside the run.")]
 Kind = Annotated[Literal["temporal", "leave-one-out"], Meta(description="What is held out: what came after a moment, or last.")]
 Finished = Annotated[Folder, Meta(description="The directory of a finished run of the task rank.")]
 
@@ -65,14 +65,7 @@ def train(
     run_training(config, options.out or options.home / f"rank-{Path(name).stem}", options)
 
 
-def report(
-    interactions: Source,
-    /,
-    *,
-    split: Kind = "temporal",
-    home: Annotated[Folder, Meta(description="Where the interactions are kept.")] = Path("generations"),
-    json: Json = False,
-) -> None:
+def report(interactions: Source, /, *, split: Kind = "temporal", home: Home = Path("generations"), json: Json = False) -> None:
     """What a person should know of interactions before a model is trained on them: ties, repeats, bots, the long tail, leaks.
 
     Example: tenfold rank report interactions.parquet
@@ -98,7 +91,7 @@ def report(
         out.print(sentence)
 
 
-def evaluate(generation: Finished, /, *, home: Home = None, json: Json = False) -> None:
+def evaluate(generation: Finished, /, *, home: Kept = None, json: Json = False) -> None:
     """Hit rate, NDCG and MRR on the test, over the whole catalogue, beside what needs no model, with intervals over users.
 
     Example: tenfold rank evaluate generations/rank-movielens-100k
@@ -114,7 +107,7 @@ def compare(
     *,
     beside: Annotated[Folder | None, Meta(description="Another run on the same interactions and split.")] = None,
     cuts: Annotated[Annotated[int, Meta(ge=0, le=1000)], Meta(description="Train again before so many moments.")] = 0,
-    home: Home = None,
+    home: Kept = None,
     json: Json = False,
 ) -> None:
     """How far a model lies above what needs no model, and above another one, on the same users.

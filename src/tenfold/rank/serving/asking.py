@@ -75,8 +75,8 @@ class Asking:
             return [], []
         model.preparing += 1
         try:
-            asked = self.user, LONGEST, worker_of(model).settings.history_actions
-            found = await asyncio.to_thread(self.events.history, *asked)
+            actions = worker_of(model).settings.history_actions
+            found = await asyncio.to_thread(self.events.history, self.user, LONGEST, actions)
         finally:
             model.preparing -= 1
         return [one.item for one in found], [one.time for one in found]
