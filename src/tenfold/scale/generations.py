@@ -8,7 +8,7 @@ from pathlib import Path
 from tenfold.data.text.corpus import Corpus
 from tenfold.scale import documents
 from tenfold.scale.options import ClimbSettings
-from tenfold.scale.points import Point
+from tenfold.scale.points import NAMES, Point
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import whole_file
 
@@ -83,9 +83,9 @@ def begin(home: Path, settings: ClimbSettings, corpus: Corpus, parent: str | Non
 
 def write_points(points: list[Point], generation: Path) -> None:
     with whole_file(generation / "points.csv") as scratch, scratch.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, [f.name for f in fields(Point)])
-        writer.writeheader()
-        writer.writerows(asdict(p) for p in points)
+        writer = csv.writer(stream)
+        writer.writerow(NAMES)
+        writer.writerows([getattr(p, name) for name in NAMES] for p in points)
 
 
 def read_points_file(generation: Path) -> list[Point]:
