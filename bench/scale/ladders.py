@@ -24,8 +24,8 @@ from tenfold.scale.law import fit_law
 from tenfold.scale.points import Point, arrays, read_points
 from tenfold.scale.posterior import Calibration
 
-OFF_FRONTIER = (0.02, 0.03, 0.05, 0.08)
-MISFIT = (0.005, 0.01)
+OFF_FRONTIER = (0.02, 0.03, 0.05)
+MISFIT = (0.01,)
 WIDTHS = np.arange(0.6, 1.31, 0.05)
 HOLDOUT = 10.0
 NOISE = 0.004  # of a run of the known truths

@@ -15,7 +15,6 @@ from scipy import stats
 from tenfold.scale.forms import FORMS, fit, starts
 from tenfold.scale.points import Point, arrays, fingerprint, once
 from tenfold.scale.posterior import (
-    ASYMPTOTE_SHARE,
     NOISE,
     Calibration,
     Data,
@@ -53,7 +52,7 @@ class LossForecast:
 
 
 class Coefficient(NamedTuple):
-    """A coefficient of Chinchilla's form. `identified`: whether the points alone, without any prior, say it within a factor of 2."""
+    """A coefficient of Chinchilla's form; `identified` where the points alone, without any prior, say it within a factor of 2."""
 
     value: float
     standard_error: float
@@ -164,7 +163,7 @@ class Law:
         found = {}
         for name, draws in drawn.items():
             low, below, above, high = (float(x) for x in np.quantile(draws, [0.025, 0.16, 0.84, 0.975]))
-            identified = tenable and alone[name] <= np.log(2)
+            identified = tenable and alone[name] <= np.log(2) and above <= 4 * below
             found[name] = Coefficient(float(centre[name][0]), (above - below) / 2, (low, high), bool(identified))
         return found
 
@@ -231,7 +230,11 @@ def _quantiles(weight: np.ndarray, mean: np.ndarray, spread: np.ndarray, freedom
 
 
 def fit_law(
-    points: Sequence[Point], *, asymptote: tuple[float, float] | None = None, seed: int = 0, calibration: Calibration = Calibration()
+    points: Sequence[Point],
+    *,
+    asymptote: tuple[float, float] | None = None,
+    seed: int = 0,
+    calibration: Calibration = Calibration(),
 ) -> Law:
     """Fit the mixture. `asymptote` is what is known of E beforehand: (mean, standard deviation) of its logarithm.
 
@@ -245,8 +248,8 @@ def fit_law(
     first = first_fits(data, asymptote)
     scale = Scale(first["chinchilla"], calibration.off_frontier)(data.u, data.v)
     trusted = trust(data, first, scale)
-    known = Prior(asymptote or (ASYMPTOTE_SHARE[0] + float(data.y.min()), ASYMPTOTE_SHARE[1]), asymptote is None)
-    members = _worth_keeping(posterior(data, scale, trusted, first, known, calibration.misfit))
+    prior = Prior.of_points(data, asymptote)
+    members = _worth_keeping(posterior(data, scale, trusted, first, prior, calibration.misfit))
     noise = float(np.sqrt(np.average([m.variance for m in members], weights=[m.weight for m in members])))
     return Law(
         points=points,
@@ -285,6 +288,8 @@ def _check(points: Sequence[Point], minimum: int) -> None:
         raise TenfoldError("A law can only be fitted to losses that are positive numbers: leave the others out.")
     if c.max() / c.min() < 1.5:
         raise TenfoldError("All points have nearly the same compute: a law needs budgets that differ by half or more.")
+    if loss.max() < 1.0001 * loss.min():
+        raise TenfoldError("All losses are the same: these points show no law to forecast by.")
     middle = np.sqrt(c.max() * c.min())
     if loss[c > middle].min() >= loss[c <= middle].min():
         raise TenfoldError(

@@ -19,6 +19,7 @@ ROBUST = 2.5  # residuals past so many times the noise count less: points read o
 NOISE = (0.002, 2.0)  # what is known of one run's relative noise beforehand, and as how many runs that counts
 ASYMPTOTE_SHARE = (np.log(0.5), 1.0)  # log of E as a share of the lowest loss, where nothing else is known of it
 SHIFT = np.linspace(-8, 8, 161)  # of log N along one compute, among which the best size is sought
+REDUCIBLE = 2.0  # standard deviation of the logarithm of the terms that N and D reduce: a factor of 7
 ROUNDS = 3  # the noise and the parameters are found in turn
 
 
@@ -140,14 +141,23 @@ def _usual(variance: float, usual: tuple[float, float]) -> float:
 
 @dataclass(frozen=True)
 class Prior:
-    """What is known of the parameters beforehand: of log E (mean, standard deviation); whether E may be nothing at all."""
+    """What is known of the parameters beforehand: log E (mean, standard deviation), whether E may be nothing at all, and the
+    logarithm of what each of the other terms usually is at the centre of the points."""
 
     asymptote: tuple[float, float]
     may_vanish: bool
+    reducible: float
+
+    @staticmethod
+    def of_points(data: Data, asymptote: tuple[float, float] | None) -> "Prior":
+        lowest, middle = float(data.y.min()), float(np.median(data.y))
+        return Prior(asymptote or (ASYMPTOTE_SHARE[0] + lowest, ASYMPTOTE_SHARE[1]), asymptote is None, middle - np.log(4))
 
     def of(self, form: Form) -> list[tuple[np.ndarray, np.ndarray, float]]:
         """(centre [P], 1 / variance [P], mass) of each of its parts."""
         centre, inverse = precision(form, self.asymptote)
+        power = 4.0 if form.name == "kaplan" else 1.0  # its terms are raised to beta
+        centre[1:3], inverse[1:3] = power * self.reducible, (power * REDUCIBLE) ** -2
         if not self.may_vanish:
             return [(centre, inverse, 1.0)]
         none, fixed = centre.copy(), inverse.copy()
