@@ -18,6 +18,7 @@ from tenfold.scale.posterior import (
     NOISE,
     Calibration,
     Data,
+    Kernel,
     Member,
     Prior,
     Scale,
@@ -84,12 +85,11 @@ class Law:
 
     @cached_property
     def scale(self) -> Scale:
-        return Scale(self.frontier, self.calibration.off_frontier)
+        return Scale(self.frontier)
 
     @cached_property
-    def _whitened(self) -> dict[tuple[float, float], np.ndarray]:
-        here = self.scale(self.data.u, self.data.v)
-        return {how: whitening(self.data, here, self.trusted, how)[0] for how in {m.kernel for m in self.members}}
+    def _whitened(self) -> dict[Kernel, np.ndarray]:
+        return {how: whitening(self.data, self.scale, self.trusted, how)[0] for how in {m.kernel for m in self.members}}
 
     def predict(self, params: float, tokens: float) -> LossForecast:
         """The loss of one run of `params` and `tokens`, with the noise that one run has."""
@@ -120,9 +120,9 @@ class Law:
 
     def _part(self, m: Member, u: np.ndarray, v: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
         """A member's weight, and the mean and the spread of the log loss of runs at (u, v), given the points."""
-        data, form, (ratio, reach) = self.data, FORMS[m.form], m.kernel
-        there = self.scale(u, v)
-        covariance = ratio * np.outer(self.scale(data.u, data.v), there) * correlation(data.u, data.v, u, v, reach)
+        data, form, (ratio, reach, off) = self.data, FORMS[m.form], m.kernel
+        there = self.scale(u, v, off)
+        covariance = ratio * np.outer(self.scale(data.u, data.v, off), there) * correlation(data.u, data.v, u, v, reach)
         known = self._whitened[m.kernel]
         learnt = known @ covariance
         at_points, slope_at_points = form.value(m.theta, data.u, data.v)
@@ -246,7 +246,7 @@ def fit_law(
     n, d, c, loss = arrays(points)
     data = Data.of(points)
     first = first_fits(data, asymptote)
-    scale = Scale(first["chinchilla"], calibration.off_frontier)(data.u, data.v)
+    scale = Scale(first["chinchilla"])
     trusted = trust(data, first, scale)
     prior = Prior.of_points(data, asymptote)
     members = _worth_keeping(posterior(data, scale, trusted, first, prior, calibration.misfit))

@@ -27,17 +27,23 @@ ROUNDS = 3  # the noise and the parameters are found in turn
 class Calibration:
     """What is the same for all ladders. Found on the public ones, each judged by what the others say (`bench.scale.ladders`).
 
-    `off_frontier` is the excess (in log loss) over the best run of equal compute at which misfit and noise are twice as large;
-    `misfit` the usual misfit with the standard deviation of its logarithm; `width` what intervals are multiplied by.
+    `misfit` is the usual misfit with the standard deviation of its logarithm; `width` what intervals are multiplied by.
     """
 
-    off_frontier: float = 0.03
     misfit: tuple[float, float] = (0.01, 1.0)
-    width: float = 1.0
+    width: float = 0.85
 
 
-# Misfit over noise (in variance), and how far the misfit reaches in log N and log D.
-KERNELS = ((0.0, 1.0), *((ratio, reach) for reach in (2.0, 6.0) for ratio in (3.0, 30.0, 300.0)))
+# Misfit over noise (in variance); how far the misfit reaches in log N and log D; and at what excess (in log loss) over the best
+# run of equal compute both are twice as large.
+KERNELS = tuple(
+    (ratio, reach, off)
+    for off in (0.02, 0.05)
+    for ratio, reach in ((0.0, 1.0), *((ratio, reach) for reach in (2.0, 6.0) for ratio in (3.0, 30.0, 300.0)))
+)
+
+
+Kernel = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -61,13 +67,12 @@ class Scale:
     """How many times the usual misfit and noise a run has; `frontier` are Chinchilla's parameters of the excess."""
 
     frontier: np.ndarray
-    off_frontier: float
 
-    def __call__(self, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    def __call__(self, u: np.ndarray, v: np.ndarray, off_frontier: float) -> np.ndarray:
         value = FORMS["chinchilla"].value
         here = value(self.frontier, u, v)[0]
         along = value(self.frontier, (u[:, None] + SHIFT).ravel(), (v[:, None] - SHIFT).ravel())[0].reshape(len(u), -1)
-        return 1 + np.maximum(0.0, here - along.min(1)) / self.off_frontier
+        return 1 + np.maximum(0.0, here - along.min(1)) / off_frontier
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ class Member:
     """One fit: `theta` [P] with its `covariance`, the variance of the noise, and its `weight` among all."""
 
     form: str
-    kernel: tuple[float, float]
+    kernel: Kernel
     weight: float
     theta: np.ndarray
     covariance: np.ndarray
@@ -87,13 +92,14 @@ def correlation(u: np.ndarray, v: np.ndarray, u2: np.ndarray, v2: np.ndarray, re
     return np.exp(-0.5 * ((u[:, None] - u2) ** 2 + (v[:, None] - v2) ** 2) / reach**2)
 
 
-def whitening(data: Data, scale: np.ndarray, trusted: np.ndarray, how: tuple[float, float]) -> tuple[np.ndarray, float]:
+def whitening(data: Data, scale: Scale, trusted: np.ndarray, how: Kernel) -> tuple[np.ndarray, float]:
     """The matrix that makes misfit and noise at the points independent and of the noise's variance, and the logarithm of the
     determinant of their covariance over that variance."""
-    ratio, reach = how
+    ratio, reach, off = how
+    here = scale(data.u, data.v, off)
     alike = np.diag(1 / trusted) + ratio * correlation(data.u, data.v, data.u, data.v, reach)
-    factor = np.linalg.cholesky(np.outer(scale, scale) * alike)
-    return solve_triangular(factor, np.eye(len(scale)), lower=True), 2 * float(np.log(np.diag(factor)).sum())
+    factor = np.linalg.cholesky(np.outer(here, here) * alike)
+    return solve_triangular(factor, np.eye(len(here)), lower=True), 2 * float(np.log(np.diag(factor)).sum())
 
 
 def first_fits(data: Data, asymptote: tuple[float, float] | None) -> dict[str, np.ndarray]:
@@ -109,14 +115,15 @@ def first_fits(data: Data, asymptote: tuple[float, float] | None) -> dict[str, n
     return found
 
 
-def trust(data: Data, first: dict[str, np.ndarray], scale: np.ndarray) -> np.ndarray:
+def trust(data: Data, first: dict[str, np.ndarray], scale: Scale) -> np.ndarray:
     """How much each point counts, at most 1: less where the best form misses it by much more than the others."""
-    residual = min((np.abs(FORMS[name].value(t, data.u, data.v)[0] - data.y) / scale for name, t in first.items()), key=np.median)
+    here = scale(data.u, data.v, KERNELS[-1][2])
+    residual = min((np.abs(FORMS[name].value(t, data.u, data.v)[0] - data.y) / here for name, t in first.items()), key=np.median)
     return np.minimum(1.0, ROBUST * max(1.4826 * float(np.median(residual)), NOISE[0] / 3) / np.maximum(residual, 1e-12))
 
 
 def posterior(
-    data: Data, scale: np.ndarray, trusted: np.ndarray, first: dict[str, np.ndarray], prior: "Prior", usual: tuple[float, float]
+    data: Data, scale: Scale, trusted: np.ndarray, first: dict[str, np.ndarray], prior: "Prior", usual: tuple[float, float]
 ) -> list[Member]:
     """A member for each form, kernel, and asymptote (free or none), weighted by its evidence."""
     found = [whitening(data, scale, trusted, how) for how in KERNELS]
