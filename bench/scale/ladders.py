@@ -8,8 +8,6 @@ chosen by the interval score of the ladders of the *other* studies. FOLDER may h
 the shipped calibration, into `known_laws.json`.
 """
 
-import csv
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +16,7 @@ import numpy as np
 from scipy import stats
 
 from bench.harness import ROOT, Headline, Row, options, write_results
-from bench.scale.published_laws import DATA, chinchilla
+from bench.scale.published_laws import chinchilla, olmo_ladder
 from tenfold.scale.law import fit_law
 from tenfold.scale.points import Point, arrays, read_points
 from tenfold.scale.posterior import Calibration
@@ -69,21 +67,9 @@ class Hidden:
         return np.abs(self.middle - self.measured)
 
 
-def olmo(column: str) -> list[Point]:
-    """The OLMo ladder's final losses in `column`; "MxC" is M times 20 tokens per parameter."""
-    points = []
-    with (DATA / "olmo_ladder_points.csv").open() as stream:
-        for row in csv.DictReader(stream):
-            if found := re.match(r"\d+[MB]-([\d.]+)xC", row["run"]):
-                tokens = float(row["throughput/total_tokens"])
-                size = tokens / 20 / float(found[1])
-                points.append(Point(size, tokens, 6 * size * tokens, float(row[column])))
-    return points
-
-
 def ladders(more: Path | None) -> dict[str, list[Point]]:
     """All tables, named STUDY-TABLE."""
-    tables = {"chinchilla-figure 4": chinchilla(), "olmo-c4": olmo("c4_loss"), "olmo-pile": olmo("pile_loss")}
+    tables = {"chinchilla-figure 4": chinchilla(), "olmo-c4": olmo_ladder(), "olmo-pile": olmo_ladder("pile_loss")}
     for folder in (ROOT / "bench" / "scale" / "ladders", more):
         for path in sorted(folder.glob("*.csv")) if folder else ():
             tables[path.stem] = read_points(path)[0]
