@@ -74,7 +74,9 @@ def test_intervals_hold_in_known_worlds(seeds):
             for level, (low, high) in forecast.intervals.items():
                 inside[level].append(low <= truth <= high)
     assert np.mean(errors) < 0.02
-    assert np.mean(inside[80]) >= 0.7 and np.mean(inside[95]) >= 0.85
+    for level in (80, 95):  # two standard deviations of a count below the level
+        share = level / 100
+        assert np.mean(inside[level]) >= share - 2 * np.sqrt(share * (1 - share) / len(inside[level]))
     assert np.mean(inside[50]) <= 0.95, "intervals that always hold say nothing"
 
 
@@ -130,7 +132,7 @@ def test_bad_points_are_one_sentence(tmp_path):
     with pytest.raises(TenfoldError, match="at least 6 different points"):
         fit_law(points[:3])
     with pytest.raises(TenfoldError, match="nearly the same compute"):
-        fit_law([p for p in points if p.flops == 1e11] * 2)
+        fit_law([replace(p, params=p.params * k, tokens=p.tokens / k) for p in points if p.flops == 1e11 for k in (1, 1.1)])
     with pytest.raises(TenfoldError, match="more than 1"):
         backtest(points, 0.5)
     file = tmp_path / "points.csv"
@@ -240,7 +242,7 @@ SPELLINGS = {
     "semicolons": "params;tokens;loss\n{0:.0f};{1:.0f};{2}\n",
     "tabs": "params\ttokens\tloss\n{0:.0f}\t{1:.0f}\t{2}\n",
     "thousands": 'params,tokens,loss\n"{0:,.0f}","{1:,.0f}",{2}\n',
-    "suffixes": "params,tokens,loss\n{3:.6f}M,{4:.6f}B,{2}\n",
+    "suffixes": "params,tokens,loss\n{3:.6f}M,{4:.9f}B,{2}\n",
     "a byte-order mark": "\ufeffparams,tokens,loss\n{0:.0f},{1:.0f},{2}\n",
 }
 
