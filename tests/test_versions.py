@@ -5,7 +5,6 @@ import json
 import shutil
 from dataclasses import asdict
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -23,8 +22,9 @@ from tenfold.plan.validation.calibrate import Calibration, calibrated, write
 from tenfold.plan.workload.machine import machine
 from tenfold.scale import documents
 from tenfold.scale.generations import read_settings
-from tenfold.scale.law import Law, Member
+from tenfold.scale.law import Law, fit_law
 from tenfold.scale.options import ClimbSettings
+from tenfold.scale.points import Point
 from tenfold.serve.api.keys import Keys, make_key
 from tenfold.serve.feedback.feedback import Feedback
 from tenfold.spec.errors import TenfoldError
@@ -123,8 +123,8 @@ class Metrics:
 
 class LawFile:
     def write(self, folder, corpus):
-        member = Member("chinchilla", 0.5, 1.0, 0.01, np.zeros((2, 5)))
-        law = Law([member], 15.0, 18.0, 6.0, 0.01, 0.01, 1e15, 9, "", 0, (1.0, 2.0))
+        points = [Point(n, d, 6 * n * d, 1 + n**-0.3 + d**-0.3) for n in (1e6, 2e6, 4e6) for d in (1e7, 2e7, 4e7)]
+        law = fit_law(points)
         (folder / "law.json").write_text(json.dumps(law.to_dict()))
 
     def stamp(self, folder, version):
@@ -220,7 +220,7 @@ KINDS = [
     (RunFile, 2, 1, ""),
     (FlatRunFile, 2, None, "gives seq_len, which is seq_len in the table [data]: write it there"),
     (Metrics, 2, None, ""),
-    (LawFile, 2, None, "one of an older version without 'optimum'"),
+    (LawFile, 3, None, "one of an older version without 'optimum'"),
     (Climb, 1, None, ""),
     (ForecastAndScore, 1, None, ""),
     (RecordOfForecasts, 1, None, ""),

@@ -1,14 +1,13 @@
 """The law on published points: Besiroglu's refit, and back-tests at ten and thirty times the compute.
 
-    python -m bench.scale.published_laws --porian FOLDER
+    python -m bench.scale.published_laws
 
-Chinchilla's points (Epoch's reading of figure 4) and the OLMo ladder's (AI2) are those of `tests/data`; FOLDER holds the
-`*_points.csv` of Porian et al. (arXiv 2406.19146), as published in formll/resolving-scaling-law-discrepancies.
+Chinchilla's points (Epoch's reading of figure 4) and the OLMo ladder's (AI2) are those of `tests/data`. `bench.scale.ladders`
+judges the intervals on more tables, with what the others say.
 """
 
 import csv
 import re
-from pathlib import Path
 
 from bench.harness import ROOT, Headline, Row, options, write_results
 from tenfold.scale.backtest import backtest
@@ -34,8 +33,8 @@ def chinchilla_trimmed() -> list[Point]:
     return chinchilla()[5:]
 
 
-def olmo_ladder() -> list[Point]:
-    """The final losses on C4 of the OLMo ladder."""
+def olmo_ladder(column: str = "c4_loss") -> list[Point]:
+    """The final losses of the OLMo ladder on C4, or in another column."""
     points = []
     with (DATA / "olmo_ladder_points.csv").open() as stream:
         for row in csv.DictReader(stream):
@@ -43,7 +42,7 @@ def olmo_ladder() -> list[Point]:
                 # "MxC" is M times 20 tokens per parameter; reruns are other seeds of the same.
                 tokens = float(row["throughput/total_tokens"])
                 size = tokens / 20 / float(found[1])
-                points.append(Point(size, tokens, 6 * size * tokens, float(row["c4_loss"])))
+                points.append(Point(size, tokens, 6 * size * tokens, float(row[column])))
     return points
 
 
@@ -55,12 +54,8 @@ def headline(rows: list[Row]) -> Headline:
 
 
 def main() -> None:
-    parser = options(__doc__)
-    parser.add_argument("--porian", type=Path, help="folder of Porian et al.'s points")
-    given = parser.parse_args()
+    options(__doc__).parse_args()
     sets = {"Chinchilla": chinchilla(), "Chinchilla less five": chinchilla_trimmed(), "OLMo ladder C4": olmo_ladder()}
-    for path in sorted(given.porian.glob("*_points.csv")) if given.porian else ():
-        sets[f"porian {path.stem.removeprefix('summary_df').removesuffix('_points').strip('_')}".strip()] = read_points(path)[0]
     fitted = classic_fit(sets["Chinchilla less five"])
     rows: list[Row] = [
         {"case": "besiroglu", "coefficient": name, "published": value, "standard_error": error, "found": fitted[name]}

@@ -66,8 +66,8 @@ def backtest(points: Sequence[Point], holdout: float, *, asymptote: tuple[float,
         )
     law = fit_law(below, asymptote=asymptote, seed=seed)
     predictions = []
-    for p in above:
-        forecast = law.predict(p.params, p.tokens)
+    forecasts = law.predict_all([p.params for p in above], [p.tokens for p in above])
+    for p, forecast in zip(above, forecasts, strict=True):
         inside = {level: low <= p.loss <= high for level, (low, high) in forecast.intervals.items()}
         error = 100 * (forecast.median / p.loss - 1)
         predictions.append(Prediction(p.params, p.tokens, p.flops, p.loss, forecast.median, error, inside))

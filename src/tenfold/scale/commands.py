@@ -1,8 +1,7 @@
 """Fit scaling laws, test them on what they have not seen, and score a forecast."""
 
-import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
@@ -12,10 +11,6 @@ from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import write_json
 from tenfold.spec.ranges import Flops
 
-if TYPE_CHECKING:
-    from tenfold.scale.law import Law
-    from tenfold.scale.points import Point
-
 LABELS = {
     "loss_bits_per_byte": "loss (bits/byte)",
     "loss_nats": "loss (nats)",
@@ -24,7 +19,6 @@ LABELS = {
     "energy_kwh": "energy (kWh)",
 }
 DRAWN = (".png", ".svg", ".pdf")
-COEFFICIENTS = ("E", "A", "B", "alpha", "beta")
 Holdout = Annotated[float, Meta(gt=1)]
 PointsFile = Annotated[File, Meta(description="A CSV file with params, tokens and/or flops, and loss.")]
 
@@ -118,7 +112,7 @@ def fit(
 
     Example: tenfold law fit points.csv --columns params=n,tokens=d --flops 1e22
     """
-    from tenfold.scale.law import classic_fit, fit_law
+    from tenfold.scale.fitted import as_json, fit_table, show
     from tenfold.scale.points import parse_columns, read_points
 
     if options.plot is not None and options.plot.suffix not in DRAWN:
@@ -126,54 +120,18 @@ def fit(
     if options.total is not None:
         _fit_sparsity(points, parse_columns(reading.columns), options.total, json)
         return
-    found, unusable = read_points(points, parse_columns(reading.columns))
-    law, classic = fit_law(found, asymptote=reading.asymptote), classic_fit(found)
-    target = options.flops or 10 * law.largest_flops
+    rows, unusable = read_points(points, parse_columns(reading.columns))
+    found = fit_table(rows, unusable, reading.asymptote, options.flops)
     if options.out:
-        write_json(options.out, law.to_dict())
+        write_json(options.out, found.law.to_dict())
     if options.plot:
         from tenfold.scale.plots import draw_law
 
-        draw_law(found, law, options.plot)
+        draw_law(rows, found.law, options.plot)
     if json:
-        print_json({"points": len(found), "unusable_rows": unusable, "classic": classic, **_law_as_json(law, target)})
-        return
-    _print_law(found, law, classic, target)
-    if unusable:
-        print(f"{unusable} rows could not be used.")
-
-
-def _law_as_json(law: "Law", target: float) -> dict[str, Any]:
-    n, d, _ = law.optimum(target)
-    forecast = law.predict(n, d)
-    return {
-        "coefficients": {k: {"value": v, "standard_error": s} for k, (v, s) in law.coefficients().items()},
-        "members": [{"form": m.form, "compute_weight": m.compute_weight, "weight": m.weight} for m in law.members],
-        "noise": law.noise,
-        "flops": target,
-        "params": n,
-        "tokens": d,
-        "loss": forecast.median,
-        "intervals": forecast.intervals,
-    }
-
-
-def _print_law(points: "list[Point]", law: "Law", classic: dict[str, float], target: float) -> None:
-    from tenfold.spec.terminal import Figures, console
-
-    coefficients, (n, d, _), (n0, _, _) = law.coefficients(), law.optimum(target), law.optimum(law.largest_flops)
-    table = Figures("", *COEFFICIENTS, title=f"L(N, D) = E + A/N^alpha + B/D^beta, {len(points)} points")
-    table.add_row("plain refit", *(f"{classic[k]:.4g}" for k in COEFFICIENTS))
-    table.add_row("weighted", *(f"{v:.4g} ± {s:.2g}" for v, s in (coefficients[k] for k in COEFFICIENTS)))
-    out = console()
-    out.print(table)
-    exponent = math.log(n / n0) / math.log(target / law.largest_flops)
-    forecast = law.predict(n, d)
-    low, high = forecast.intervals[80]
-    out.print(f"N* grows as C^{exponent:.2f}, D* as C^{1 - exponent:.2f}.")
-    out.print(
-        f"At {target:.3g} FLOPs: {n:.3g} parameters, {d:.3g} tokens, loss {forecast.median:.4f} (80 %: {low:.4f} to {high:.4f})."
-    )
+        print_json(as_json(found, unusable))
+    else:
+        show(found)
 
 
 def _fit_sparsity(points: Path, columns: dict[str, str], total: str, json: bool) -> None:
@@ -215,7 +173,7 @@ def backtest(
     result = hide_and_predict(found, holdout, asymptote=reading.asymptote)
     rungs = rung_by_rung(found, asymptote=reading.asymptote) if len({round(p.flops, -1) for p in found}) <= 40 else []
     if json:
-        print_json({**result.to_dict(), "unusable_rows": unusable, "rungs": [r.summary() for r in rungs]})
+        print_json({**result.to_dict(), "unusable_rows": len(unusable), "rungs": [r.summary() for r in rungs]})
         return
     table = Figures("", "fitted up to", "points", "hidden", "mean error", "worst", "largest run", "in 50 %", "80 %", "95 %")
     for name, test in [(f"x{holdout:g}", result), *((f"rung {i + 1}", rung) for i, rung in enumerate(rungs))]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tenfold.scale import documents
 from tenfold.scale.options import ClimbSettings
-from tenfold.scale.points import Point
+from tenfold.scale.points import NAMES, Point
 from tenfold.scale.rungs import Source
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import whole_file
@@ -83,14 +83,14 @@ def begin(home: Path, settings: ClimbSettings, corpus: Source, parent: str | Non
 
 def write_points(points: list[Point], generation: Path) -> None:
     with whole_file(generation / "points.csv") as scratch, scratch.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, [f.name for f in fields(Point)])
-        writer.writeheader()
-        writer.writerows(asdict(p) for p in points)
+        writer = csv.writer(stream)
+        writer.writerow(NAMES)
+        writer.writerows([getattr(p, name) for name in NAMES] for p in points)
 
 
 def read_points_file(generation: Path) -> list[Point]:
     with (generation / "points.csv").open(newline="") as stream:
-        return [Point(**{k: float(v) for k, v in row.items()}) for row in csv.DictReader(stream)]
+        return [Point(*(float(row[name]) for name in NAMES)) for row in csv.DictReader(stream)]
 
 
 def _folders(home: Path) -> list[Path]:

@@ -1,47 +1,46 @@
-"""The law L(N, D), fitted as an ensemble, and what it forecasts with intervals.
+"""The law L(N, D): what it forecasts, with intervals, where its optimum lies, and what its coefficients are.
 
-An ensemble has a member for each functional form and each weighting of the points by their compute. Members are
-weighted by how well they predicted the upper part of the points from the lower part, so that the choice is made by
-the points given and by nothing else. The intervals come from a bootstrap over runs within every member, from the
-members' disagreement, and from what the same procedure got wrong on the points' own upper parts.
+A law is a mixture of fits (`posterior`): forms, reaches of the misfit, with and without an asymptote. Every fit forecasts a
+Student's t distribution that holds the doubt about its parameters, the misfit of its form, and the noise of one run.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import stats
 
-from tenfold.scale.forms import FORMS, Form, fit, precision, starts
-from tenfold.scale.points import Point, arrays, fingerprint
+from tenfold.scale.forms import FORMS, fit, starts
+from tenfold.scale.points import Point, arrays, fingerprint, once
+from tenfold.scale.posterior import (
+    NOISE,
+    Calibration,
+    Data,
+    Kernel,
+    Member,
+    Prior,
+    Scale,
+    correlation,
+    first_fits,
+    posterior,
+    trust,
+    whitening,
+)
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.laws import VERSION
 from tenfold.spec.versions import require_version
 
-COMPUTE_WEIGHTS = (0.25, 0.5, 1.0)  # a point of a tenth of the compute counts 10^-w
-RATIO_DECADES = 1.5
-AS_MANY = 20  # points that a member's likelihood counts at most
-HUBER = 0.5  # residuals past so many times the noise count linearly: points read off figures have outliers
-CUTS = (1.5, 3.0, 10.0)  # inner back-tests predict what lies above such a part of the largest compute
-USUAL_DRIFT = 0.01  # relative error at ten times the compute of plain refits of published points; a ladder shows few of its own
 # What is known of the loss that no model goes below, before any point: (mean, standard deviation) of the logarithm of bits
 # per byte. Large published models reach 0.3 on code to 0.7 on prose (recalled: Chinchilla, arXiv 2203.15556, table A5).
 BITS_PER_BYTE = (float(np.log(0.35)), 0.3)
 MINIMUM_POINTS = 6
 MINIMUM_WITH_ASYMPTOTE = 4  # where something is known of E beforehand
 LEVELS = (50, 80, 95)
-DRAWS = 4000
-
-
-@dataclass(frozen=True)
-class Member:
-    """One fit: `theta` [bootstrap, P], the first row that of all points; `weight` its share in the ensemble."""
-
-    form: str
-    compute_weight: float
-    weight: float
-    inner_error: float
-    theta: np.ndarray
+NEGLIGIBLE = 1e-4  # the weight below which a member is left out
+TENABLE = 0.05  # the weight below which another form than a sum of two powers is so much likelier that its coefficients say nothing
+DRAWS = 400
 
 
 @dataclass(frozen=True)
@@ -53,76 +52,135 @@ class LossForecast:
     by_form: dict[str, float]
 
 
+class Coefficient(NamedTuple):
+    """A coefficient of Chinchilla's form; `identified` where the points alone, without any prior, say it within a factor of 2."""
+
+    value: float
+    standard_error: float
+    interval_95: tuple[float, float]
+    identified: bool
+
+
 @dataclass(frozen=True)
 class Law:
-    """The fitted ensemble. `flops_per_nd` is the points' own C / (N D); `noise` the relative spread of one run."""
+    """The fitted mixture, with the points it was fitted to. `flops_per_nd` is their own C / (N D); `noise` the relative spread
+    of one run; `trusted` how much each point counts; `frontier` the parameters of `Scale`."""
 
+    points: list[Point]
     members: list[Member]
-    log_n: float
-    log_d: float
+    trusted: np.ndarray
+    frontier: np.ndarray
+    calibration: Calibration
     flops_per_nd: float
     noise: float
-    drift_per_decade: float
     largest_flops: float
     n_points: int
     points_sha256: str
     seed: int = 0
     loss_range: tuple[float, float] = field(default=(0.0, 0.0))
 
+    @cached_property
+    def data(self) -> Data:
+        return Data.of(self.points)
+
+    @cached_property
+    def scale(self) -> Scale:
+        return Scale(self.frontier)
+
+    @cached_property
+    def _whitened(self) -> dict[Kernel, np.ndarray]:
+        return {how: whitening(self.data, self.scale, self.trusted, how)[0] for how in {m.kernel for m in self.members}}
+
     def predict(self, params: float, tokens: float) -> LossForecast:
         """The loss of one run of `params` and `tokens`, with the noise that one run has."""
-        u, v = np.array([np.log(params) - self.log_n]), np.array([np.log(tokens) - self.log_d])
-        rng = np.random.default_rng(self.seed)
-        centre = float(np.exp(sum(m.weight * _value(m, u, v)[0] for m in self.members)))
-        draws = np.concatenate(
-            [rng.choice(_value(m, u, v), size=max(1, round(DRAWS * m.weight))) for m in self.members if round(DRAWS * m.weight)]
-        )
-        # A bootstrap with few runs has outliers that say nothing about the world: they are drawn in.
-        middle = np.median(draws)
-        draws = np.clip(draws, middle - 0.5, middle + 0.5)
-        decades = max(0.0, np.log10(self.flops_per_nd * params * tokens / self.largest_flops))
-        spread = np.hypot(self.noise, self.drift_per_decade * decades)
-        draws = draws - middle + np.log(centre) + spread * rng.standard_t(5, size=len(draws))
-        intervals = {}
-        for level in LEVELS:
-            low, high = np.quantile(draws, [0.5 - level / 200, 0.5 + level / 200])
-            intervals[level] = (float(np.exp(low)), float(np.exp(high)))
-        by_form = {
-            name: float(np.exp(_mean([(m.weight, m.theta[0]) for m in self.members if m.form == name], FORMS[name], u, v)))
-            for name in {m.form for m in self.members}
-        }
-        return LossForecast(centre, intervals, by_form)
+        return self.predict_all([params], [tokens])[0]
+
+    def predict_all(self, params: Sequence[float], tokens: Sequence[float]) -> list[LossForecast]:
+        """`predict` for several runs at once."""
+        u, v = np.log(np.array(params, dtype=float)) - self.data.log_n, np.log(np.array(tokens, dtype=float)) - self.data.log_d
+        parts = [self._part(m, u, v) for m in self.members]
+        weight, mean, spread = (np.array(x) for x in zip(*parts, strict=True))
+        cuts = [0.5, *(0.5 + sign * level / 200 for level in LEVELS for sign in (-1, 1))]
+        middle, *ends = _quantiles(weight, mean, spread, self._freedom, cuts)
+        found = []
+        for i, centre in enumerate(middle):
+            low_high = [float(np.exp(centre + self.calibration.width * (end[i] - centre))) for end in ends]
+            intervals = {level: (low_high[2 * k], low_high[2 * k + 1]) for k, level in enumerate(LEVELS)}
+            by_form = {name: self._of_form(name, weight, mean[:, i]) for name in dict.fromkeys(m.form for m in self.members)}
+            found.append(LossForecast(float(np.exp(centre)), intervals, by_form))
+        return found
+
+    @property
+    def _freedom(self) -> float:
+        return max(self.n_points - 5, 0) + NOISE[1]
+
+    def _of_form(self, name: str, weight: np.ndarray, mean: np.ndarray) -> float:
+        chosen = np.array([m.form == name for m in self.members])
+        return float(np.exp(np.average(mean[chosen], weights=weight[chosen])))
+
+    def _part(self, m: Member, u: np.ndarray, v: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+        """A member's weight, and the mean and the spread of the log loss of runs at (u, v), given the points."""
+        data, form, (ratio, reach, off) = self.data, FORMS[m.form], m.kernel
+        there = self.scale(u, v, off)
+        covariance = ratio * np.outer(self.scale(data.u, data.v, off), there) * correlation(data.u, data.v, u, v, reach)
+        known = self._whitened[m.kernel]
+        learnt = known @ covariance
+        at_points, slope_at_points = form.value(m.theta, data.u, data.v)
+        value, slope = form.value(m.theta, u, v)
+        mean = value - learnt.T @ (known @ (at_points - data.y))
+        slope = slope - learnt.T @ (known @ slope_at_points)
+        of_parameters = np.einsum("np,pq,nq->n", slope, m.covariance, slope)
+        of_run = m.variance * (there**2 * (1 + ratio) - (learnt**2).sum(0))
+        return m.weight, mean, np.sqrt(of_parameters + np.maximum(of_run, 0.0))
 
     def optimum(self, flops: float) -> tuple[float, float, dict[int, tuple[float, float]]]:
-        """Compute-optimal (params, tokens) at `flops`, and intervals of params over the ensemble."""
-        log_n = np.linspace(-12, 12, 481) + 0.5 * (np.log(flops / self.flops_per_nd) + self.log_n - self.log_d)
-        u = log_n - self.log_n
-        v = np.log(flops / self.flops_per_nd) - log_n - self.log_d
-        best: list[np.ndarray] = []
+        """Compute-optimal (params, tokens) at `flops`, and intervals of params over the mixture."""
+        log_n = np.linspace(-12, 12, 481) + 0.5 * (np.log(flops / self.flops_per_nd) + self.data.log_n - self.data.log_d)
+        u = log_n - self.data.log_n
+        v = np.log(flops / self.flops_per_nd) - log_n - self.data.log_d
+        rng = np.random.default_rng(self.seed)
+        best = []
         for m in self.members:
-            values, _ = FORMS[m.form].value(m.theta, u, v)
-            count = max(1, round(400 * m.weight))
-            best.append(np.resize(log_n[values.argmin(-1)], count))
+            theta = _draw(rng, m, max(1, round(DRAWS * m.weight)))
+            best.append(log_n[FORMS[m.form].value(theta, u, v)[0].argmin(-1)])
+        modes = [log_n[FORMS[m.form].value(m.theta, u, v)[0].argmin(-1)] for m in self.members]
+        n = float(np.exp(np.average(modes, weights=[m.weight for m in self.members])))
         found = np.concatenate(best)
-        n = float(np.exp(np.median(found)))
         intervals = {
             level: tuple(float(x) for x in np.exp(np.quantile(found, [0.5 - level / 200, 0.5 + level / 200]))) for level in LEVELS
         }
         return n, flops / self.flops_per_nd / n, intervals  # type: ignore[return-value]
 
-    def coefficients(self, form: str = "chinchilla") -> dict[str, tuple[float, float]]:
-        """Each coefficient of the best-weighted member of `form` with its bootstrap standard error, in real units."""
-        member = max((m for m in self.members if m.form == form), key=lambda m: m.weight)
-        theta = member.theta
-        alpha, beta = np.exp(theta[:, 3]), np.exp(theta[:, -1])
-        real = {
-            "E": np.exp(theta[:, 0]),
-            "A": np.exp(theta[:, 1] + alpha * self.log_n),
-            "B": np.exp(theta[:, 2] + beta * self.log_d),
-            "alpha": alpha,
-            "beta": beta,
-        }
-        return {name: (float(x[0]), _spread(x)) for name, x in real.items()}
+    def coefficients(self) -> dict[str, Coefficient]:
+        """The coefficients of Chinchilla's form, in real units, over all members of that form."""
+        members = [m for m in self.members if m.form == "chinchilla"]
+        tenable = sum(m.weight for m in self.members if m.form in ("chinchilla", "tied")) >= TENABLE
+        share = sum(m.weight for m in members)
+        rng = np.random.default_rng(self.seed)
+        drawn = self._real(np.concatenate([_draw(rng, m, max(1, round(10 * DRAWS * m.weight / share))) for m in members]))
+        top = max(members, key=lambda m: m.weight)
+        centre, alone = self._real(top.theta[None]), self._alone(top)
+        found = {}
+        for name, draws in drawn.items():
+            low, below, above, high = (float(x) for x in np.quantile(draws, [0.025, 0.16, 0.84, 0.975]))
+            identified = tenable and alone[name] <= np.log(2) and above <= 4 * below
+            found[name] = Coefficient(float(centre[name][0]), (above - below) / 2, (low, high), bool(identified))
+        return found
+
+    def _real(self, theta: np.ndarray) -> dict[str, np.ndarray]:
+        """The coefficients of parameters [draws, 5]."""
+        alpha, beta = np.exp(theta[:, 3]), np.exp(theta[:, 4])
+        a, b = theta[:, 1] + alpha * self.data.log_n, theta[:, 2] + beta * self.data.log_d
+        return {"E": np.exp(theta[:, 0]), "A": np.exp(a), "B": np.exp(b), "alpha": alpha, "beta": beta}
+
+    def _alone(self, m: Member) -> dict[str, float]:
+        """The standard deviation of each coefficient's logarithm by the curvature of the likelihood, without any prior."""
+        slope = self._whitened[m.kernel] @ FORMS[m.form].value(m.theta, self.data.u, self.data.v)[1]
+        covariance = np.linalg.inv(slope.T @ slope / m.variance + 1e-6 * np.eye(5))
+        to_real = np.eye(5)
+        to_real[1, 3], to_real[2, 4] = np.exp(m.theta[3]) * self.data.log_n, np.exp(m.theta[4]) * self.data.log_d
+        spread = np.sqrt(np.diag(to_real @ covariance @ to_real.T))
+        return dict(zip(("E", "A", "B", "alpha", "beta"), (float(s) for s in spread), strict=True))
 
     def optima(self, around: float, params: Callable[[float], float]) -> list[tuple[float, float]]:
         """(FLOPs, best `params` for them) from a tenth of `around` to 1,000 times it: what `spec.laws` reads of a law."""
@@ -130,81 +188,77 @@ class Law:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON object that `from_dict` and `spec.laws` read."""
-        plain = asdict(self)
-        plain["members"] = [{**asdict(m), "theta": m.theta.tolist()} for m in self.members]
+        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        plain["points"] = np.array(arrays(self.points)).T.tolist()
+        plain["members"] = [{**asdict(m), "theta": m.theta.tolist(), "covariance": m.covariance.tolist()} for m in self.members]
+        plain |= {"trusted": self.trusted.tolist(), "frontier": self.frontier.tolist(), "calibration": asdict(self.calibration)}
         return {"version": VERSION, **plain, "optimum": self.optima(self.largest_flops, lambda flops: self.optimum(flops)[0])}
 
     @staticmethod
     def from_dict(plain: dict[str, Any]) -> "Law":
-        require_version(plain.get("version", 1), (1, VERSION), "The law", "fit it again by `tenfold law fit`")
-        members = [Member(**{**m, "theta": np.array(m["theta"])}) for m in plain["members"]]
-        known = {name: plain[name] for name in Law.__dataclass_fields__ if name in plain}
-        return Law(**{**known, "members": members, "loss_range": tuple(plain["loss_range"])})
+        require_version(plain.get("version", 1), (VERSION,), "The law", "fit it again by `tenfold law fit`")
+        known = {name: plain[name] for name in Law.__dataclass_fields__}
+        calibration = Calibration(**{**plain["calibration"], "misfit": tuple(plain["calibration"]["misfit"])})
+        made = {"points": [Point(*row) for row in plain["points"]], "members": [_member(m) for m in plain["members"]]}
+        made |= {"trusted": np.array(plain["trusted"]), "frontier": np.array(plain["frontier"]), "calibration": calibration}
+        return Law(**{**known, **made, "loss_range": tuple(plain["loss_range"])})
 
 
-@dataclass(frozen=True)
-class Fit:
-    """How every member is fitted: the prior of log E (mean, standard deviation) if any, and the noise of one run."""
-
-    asymptote: tuple[float, float] | None
-    noise: float
-
-    def best(self, form: Form, u: np.ndarray, v: np.ndarray, log_loss: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, float]:
-        """theta [P] of the lowest objective over all starts, and how likely it makes the points: up to `AS_MANY` of them
-        count, since what is wrong with a form is wrong at all points alike."""
-        first = starts(form, log_loss)
-        theta, value = fit(form, u, v, log_loss, np.tile(weight, (len(first), 1)), first, **self.options(form, len(u)))
-        scale = max(1e-3, HUBER * self.noise) / self.noise**2
-        return theta[value.argmin()], float(np.exp(-min(len(u), AS_MANY) * scale * value.min()))
-
-    def options(self, form: Form, count: int) -> dict[str, Any]:
-        """Huber's threshold, and the weight at which the prior counts as in Bayes' rule beside `count` points."""
-        delta = max(1e-3, HUBER * self.noise)
-        return {"delta": delta, "prior": precision(form, self.asymptote), "prior_weight": self.noise**2 / (count * delta)}
+def _member(plain: dict[str, Any]) -> Member:
+    arrays_of = {name: np.array(plain[name]) for name in ("theta", "covariance")}
+    return Member(**{**plain, **arrays_of, "kernel": tuple(plain["kernel"])})
 
 
-def fit_law(points: Sequence[Point], *, asymptote: tuple[float, float] | None = None, seed: int = 0, bootstrap: int = 100) -> Law:
-    """Fit the ensemble. `asymptote` is what is known of E beforehand: (mean, standard deviation) of its logarithm.
+def _draw(rng: np.random.Generator, m: Member, count: int) -> np.ndarray:
+    """Parameters [count, P]; the first is the mode."""
+    drawn = rng.multivariate_normal(m.theta, m.covariance, size=count, method="eigh")
+    drawn[0] = m.theta
+    return drawn
 
-    Raises TenfoldError for too few points, too few budgets or impossible losses.
+
+def _quantiles(weight: np.ndarray, mean: np.ndarray, spread: np.ndarray, freedom: float, cuts: Sequence[float]) -> list[np.ndarray]:
+    """Quantiles of mixtures of Student's t [members, runs], by bisection."""
+    found = []
+    for cut in cuts:
+        low, high = (mean - 60 * spread).min(0), (mean + 60 * spread).max(0)
+        for _ in range(48):
+            middle = 0.5 * (low + high)
+            below = weight @ stats.t.cdf((middle - mean) / spread, freedom) < cut
+            low, high = np.where(below, middle, low), np.where(below, high, middle)
+        found.append(0.5 * (low + high))
+    return found
+
+
+def fit_law(
+    points: Sequence[Point],
+    *,
+    asymptote: tuple[float, float] | None = None,
+    seed: int = 0,
+    calibration: Calibration = Calibration(),
+) -> Law:
+    """Fit the mixture. `asymptote` is what is known of E beforehand: (mean, standard deviation) of its logarithm.
+
+    Equal rows count once, and their order says nothing. Raises TenfoldError for too few points, too few budgets, impossible
+    losses, or losses that do not fall.
     """
+    points = once(points)
+    _check(points, minimum_points(asymptote))
     n, d, c, loss = arrays(points)
-    _check(points, c, loss, minimum_points(asymptote))
-    u, v = np.log(n) - np.log(n).mean(), np.log(d) - np.log(d).mean()
-    even = _weight(n, d, c, 0.0)
-    first = Fit(asymptote, 0.003)
-    how = Fit(asymptote, min(_noise(form.value(first.best(form, u, v, np.log(loss), even)[0], u, v)[0] - np.log(loss), even)
-                             for form in FORMS.values()))  # fmt: skip
-    members, residual = [], []
-    errors, shares = {}, {}
-    best: dict[tuple[str, float], np.ndarray] = {}
-    inner: dict[tuple[str, float], list[np.ndarray]] = {}
-    for name, form in FORMS.items():
-        for power in COMPUTE_WEIGHTS:
-            inner[name, power] = list(_inner_errors(how, form, power, n, d, c, loss))
-            sizes = [np.abs(e).mean() for e in inner[name, power]]
-            errors[name, power] = float(np.mean(sizes)) if sizes else 1.0
-            best[name, power], likelihood = how.best(form, u, v, np.log(loss), _weight(n, d, c, power))
-            shares[name, power] = likelihood / errors[name, power] ** 2
-    total = sum(shares.values())
-    shares = {key: share / total for key, share in shares.items()}
-    rng = np.random.default_rng(seed)
-    draws = rng.multinomial(len(points), np.full(len(points), 1 / len(points)), size=bootstrap).astype(float)
-    for (name, power), theta in best.items():
-        form = FORMS[name]
-        start = np.tile(theta, (bootstrap, 1))
-        weight = draws * _weight(n, d, c, power) + 1e-9
-        redrawn, _ = fit(form, u, v, np.log(loss), weight, start, **how.options(form, len(points)))
-        members.append(Member(name, power, shares[name, power], errors[name, power], np.vstack([theta, redrawn])))
-        residual.append(form.value(theta, u, v)[0] - np.log(loss))
-    noise = _noise(np.array(list(shares.values())) @ np.array(residual), even)
+    data = Data.of(points)
+    first = first_fits(data, asymptote)
+    scale = Scale(first["chinchilla"])
+    trusted = trust(data, first, scale)
+    prior = Prior.of_points(data, asymptote)
+    members = _worth_keeping(posterior(data, scale, trusted, first, prior, calibration.misfit))
+    noise = float(np.sqrt(np.average([m.variance for m in members], weights=[m.weight for m in members])))
     return Law(
+        points=points,
         members=members,
-        log_n=float(np.log(n).mean()),
-        log_d=float(np.log(d).mean()),
+        trusted=trusted,
+        frontier=first["chinchilla"],
+        calibration=calibration,
         flops_per_nd=float(np.exp(np.median(np.log(c / n / d)))),
         noise=noise,
-        drift_per_decade=_drift(inner, shares, noise),
         largest_flops=float(c.max()),
         n_points=len(points),
         points_sha256=fingerprint(points),
@@ -213,80 +267,40 @@ def fit_law(points: Sequence[Point], *, asymptote: tuple[float, float] | None = 
     )
 
 
+def _worth_keeping(members: list[Member]) -> list[Member]:
+    """Those whose weight matters, and of each form the likeliest."""
+    best = [max((m for m in members if m.form == name), key=lambda m: m.weight) for name in FORMS]
+    return [replace(m, weight=max(m.weight, 1e-9)) for m in members if m.weight > NEGLIGIBLE or any(m is one for one in best)]
+
+
 def minimum_points(asymptote: tuple[float, float] | None) -> int:
     """How many points a law needs."""
     return MINIMUM_POINTS if asymptote is None else MINIMUM_WITH_ASYMPTOTE
 
 
-def _noise(residual: np.ndarray, weight: np.ndarray) -> float:
-    """Standard deviation from the mean size of the residuals, as a normal distribution would have it, with five
-    parameters spent."""
-    size = float(np.average(np.abs(residual), weights=weight))
-    return 1.2533 * size * float(np.sqrt(len(residual) / max(1, len(residual) - 5)))
-
-
-def _check(points: Sequence[Point], c: np.ndarray, loss: np.ndarray, minimum: int) -> None:
+def _check(points: Sequence[Point], minimum: int) -> None:
     if len(points) < minimum:
         raise TenfoldError(
-            f"A law needs at least {minimum} points at two or more budgets; there are {len(points)}: train more rungs."
+            f"A law needs at least {minimum} different points at two or more budgets; there are {len(points)}: train more rungs."
         )
+    _, _, c, loss = arrays(points)
     if not (np.isfinite(loss).all() and (loss > 0).all()):
         raise TenfoldError("A law can only be fitted to losses that are positive numbers: leave the others out.")
     if c.max() / c.min() < 1.5:
         raise TenfoldError("All points have nearly the same compute: a law needs budgets that differ by half or more.")
-
-
-def _weight(n: np.ndarray, d: np.ndarray, c: np.ndarray, power: float) -> np.ndarray:
-    """What each point counts: more with more compute, less far from the usual tokens per parameter, where no model is
-    trained and a sum of two terms fits worst."""
-    ratio = np.log10(d / n)
-    return (c / c.max()) ** power * np.exp(-0.5 * ((ratio - np.median(ratio)) / RATIO_DECADES) ** 2)
-
-
-def _inner_errors(how: Fit, form: Form, power: float, n: np.ndarray, d: np.ndarray, c: np.ndarray, loss: np.ndarray):
-    """Signed relative errors on the points above each cut, predicted from those below it."""
-    for cut in CUTS:
-        below = c <= c.max() / cut * 1.0001
-        if below.sum() < MINIMUM_POINTS or below.all() or c[below].max() / c[below].min() < 1.5:
-            continue
-        u, v = np.log(n), np.log(d)
-        mu, mv = u[below].mean(), v[below].mean()
-        weight = _weight(n[below], d[below], c[below], power)
-        theta, _ = how.best(form, u[below] - mu, v[below] - mv, np.log(loss[below]), weight)
-        value, _ = form.value(theta, u[~below] - mu, v[~below] - mv)
-        yield value - np.log(loss[~below])
-
-
-def _drift(inner: dict, shares: dict, noise: float) -> float:
-    """Relative error per decade of extrapolation that the ensemble made on the points' own upper parts, less noise."""
-    found = []
-    for i, cut in enumerate(CUTS):
-        if all(len(v) > i for v in inner.values()):
-            mixed = sum(shares[key] * inner[key][i] for key in inner)
-            excess = max(0.0, float(np.mean(mixed**2)) - noise**2)
-            found.append(np.sqrt(excess) / max(0.5, np.log10(cut)))
-    return float(np.mean([*found, USUAL_DRIFT]))
-
-
-def _value(member: Member, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return FORMS[member.form].value(member.theta, u, v)[0][:, 0]
-
-
-def _mean(parts: list[tuple[float, np.ndarray]], form: Form, u: np.ndarray, v: np.ndarray) -> float:
-    total = sum(w for w, _ in parts)
-    if not total:  # of points that a law goes through exactly, all weights are too small for a float
-        parts, total = [(1.0, theta) for _, theta in parts], float(len(parts))
-    return sum(w / total * form.value(theta, u, v)[0][0] for w, theta in parts)
-
-
-def _spread(x: np.ndarray) -> float:
-    low, high = np.quantile(x[1:], [0.16, 0.84])
-    return float(high - low) / 2
+    if loss.max() < 1.0001 * loss.min():
+        raise TenfoldError("All losses are the same: these points show no law to forecast by.")
+    middle = np.sqrt(c.max() * c.min())
+    if loss[c > middle].min() >= loss[c <= middle].min():
+        raise TenfoldError(
+            "The lowest loss of the larger computes is not below that of the smaller ones: these points show no law to forecast by "
+            "(is the column a loss, and do both halves have trained models?)."
+        )
 
 
 def classic_fit(points: Sequence[Point]) -> dict[str, float]:
     """The plain refit of E + A / N^alpha + B / D^beta (Besiroglu et al., arXiv 2404.10102): Huber loss, all points alike."""
-    n, d, _, loss = arrays(points)
+    n, d, _, loss = arrays(once(points))
     u, v = np.log(n) - np.log(n).mean(), np.log(d) - np.log(d).mean()
     form, first = FORMS["chinchilla"], starts(FORMS["chinchilla"], np.log(loss))
     found, value = fit(form, u, v, np.log(loss), np.ones((len(first), len(loss))), first)

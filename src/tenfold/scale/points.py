@@ -3,14 +3,17 @@
 import csv
 import hashlib
 import math
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from tenfold.spec.errors import TenfoldError, nearest
 from tenfold.spec.files import readable
+from tenfold.spec.units import parse_quantity
 
 
 @dataclass(frozen=True)
@@ -21,72 +24,100 @@ class Point:
     tokens: float
     flops: float
     loss: float
+    row: int = field(default=0, compare=False)  # of its file, the header being the first
+
+
+NAMES = ("params", "tokens", "flops", "loss")
 
 
 def arrays(points: Sequence[Point]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """params, tokens, flops, loss as float arrays [points]."""
-    return tuple(np.array([getattr(p, f.name) for p in points], dtype=float) for f in fields(Point))  # type: ignore
+    return tuple(np.array([getattr(p, name) for p in points], dtype=float) for name in NAMES)  # type: ignore
+
+
+def once(points: Sequence[Point]) -> list[Point]:
+    """The points without those that say the same again, in an order that does not depend on the file's."""
+    return sorted(set(points), key=lambda p: (p.flops, p.params, p.tokens, p.loss))
 
 
 def fingerprint(points: Sequence[Point]) -> str:
-    """SHA-256 of the points, in order, so that a forecast can say what it was fitted on."""
-    text = "\n".join(f"{p.params:.9g},{p.tokens:.9g},{p.flops:.9g},{p.loss:.9g}" for p in points)
+    """SHA-256 of the points, whatever their order, so that a forecast can say what it was fitted on."""
+    text = "\n".join(sorted(f"{p.params:.9g},{p.tokens:.9g},{p.flops:.9g},{p.loss:.9g}" for p in points))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def parse_columns(text: str) -> dict[str, str]:
     """`"params=n,tokens=d"` as {"params": "n", "tokens": "d"}."""
-    known = [f.name for f in fields(Point)]
     columns = {}
     for part in filter(None, text.split(",")):
         name, _, column = part.partition("=")
-        if name not in known or not column:
-            raise TenfoldError(f"--columns has {part!r}{nearest(name, known)}: write for example params=n,tokens=d,flops=c,loss=l.")
+        if name not in NAMES or not column:
+            raise TenfoldError(f"--columns has {part!r}{nearest(name, NAMES)}: write for example params=n,tokens=d,flops=c,loss=l.")
         columns[name] = column
     return columns
 
 
-def read_points(path: Path, columns: dict[str, str] | None = None) -> tuple[list[Point], int]:
-    """Points of a CSV file, and how many rows could not be used (no number where one is needed).
+def read_points(path: Path, columns: dict[str, str] | None = None) -> tuple[list[Point], list[int]]:
+    """Points of a CSV file, and the numbers of the rows that could not be used (no positive number where one is needed).
 
-    One of params, tokens and flops may be missing: it then follows from flops = 6 params tokens.
+    Cells are separated by commas, semicolons or tabs; numbers may be written as 10,569,312 or 11M. One of params, tokens and flops
+    may be missing: it then follows from flops = 6 params tokens.
     """
-    names = {f.name: f.name for f in fields(Point)} | (columns or {})
+    names = {name: name for name in NAMES} | (columns or {})
     if not path.exists():
         raise TenfoldError(f"There is no file {path}.")
     with readable(path), path.open(newline="", encoding="utf-8-sig") as stream:
-        reader = csv.DictReader(stream)
-        header = reader.fieldnames or []
-        for name, column in names.items():
-            if column not in header and (name == "loss" or name in (columns or {})):
-                raise TenfoldError(
-                    f"{path} has no column {column!r} for {name}{nearest(column, header)}: name it with --columns {name}=..."
-                )
-        present = [name for name in ("params", "tokens", "flops") if names[name] in header]
-        if len(present) < 2:
-            raise TenfoldError(
-                f"{path} must have two of params, tokens and flops (found {', '.join(present) or 'none'}): name them with "
-                "--columns."
-            )
-        points, unusable = [], 0
-        for row in reader:
-            values = {name: _number(row.get(names[name])) for name in names}
-            n, d, c = values["params"], values["tokens"], values["flops"]
-            if math.isnan(c):
-                c = 6 * n * d
-            elif math.isnan(d):
-                d = c / (6 * n)
-            elif math.isnan(n):
-                n = c / (6 * d)
-            if all(math.isfinite(v) and v > 0 for v in (n, d, c, values["loss"])):
-                points.append(Point(n, d, c, values["loss"]))
+        first = stream.readline()
+        stream.seek(0)
+        reader = csv.DictReader(stream, delimiter=max(",;\t", key=first.count))
+        _check_header(path, list(reader.fieldnames or []), names, list(columns or {}))
+        points, unusable = [], []
+        for number, row in enumerate(reader, start=2):
+            if (point := _point({name: _number(row.get(names[name])) for name in names}, number)) is None:
+                unusable.append(number)
             else:
-                unusable += 1
+                points.append(point)
+    if not points and not unusable:
+        raise TenfoldError(f"{path} has no rows below its header: give a row for each finished run.")
     return points, unusable
 
 
+def _check_header(path: Path, header: list[str], names: dict[str, str], asked: list[str]) -> None:
+    """Raises TenfoldError where a column is missing."""
+    if not any(header):
+        raise TenfoldError(f"{path} is empty: give a CSV file with a header and a row for each finished run.")
+    there = f" (it has {', '.join(header)})"
+    for name, column in names.items():
+        if column not in header and (name == "loss" or name in asked):
+            raise TenfoldError(
+                f"{path} has no column {column!r} for {name}{nearest(column, header)}{there}: name it with --columns {name}=..."
+            )
+    present = [name for name in ("params", "tokens", "flops") if names[name] in header]
+    if len(present) < 2:
+        raise TenfoldError(
+            f"{path} must have two of params, tokens and flops (found {', '.join(present) or 'none'}){there}: name them with "
+            "--columns, as params=n,tokens=d."
+        )
+
+
+def _point(values: dict[str, float], row: int) -> Point | None:
+    n, d, c, loss = (values[name] for name in NAMES)
+    if math.isnan(c):
+        c = 6 * n * d
+    elif math.isnan(d):
+        d = c / (6 * n) if n else math.nan
+    elif math.isnan(n):
+        n = c / (6 * d) if d else math.nan
+    return Point(n, d, c, loss, row) if all(math.isfinite(v) and v > 0 for v in (n, d, c, loss)) else None
+
+
 def _number(text: str | None) -> float:
-    try:
-        return float(text or "nan")
-    except ValueError:
-        return math.nan
+    """NaN where the text is no number."""
+    text = (text or "").strip()
+    if re.fullmatch(r"\d{1,3}(,\d{3})+(\.\d*)?", text):
+        text = text.replace(",", "")
+    with suppress(ValueError):
+        return float(text)
+    with suppress(TenfoldError):
+        return parse_quantity(text)
+    return math.nan

@@ -50,7 +50,7 @@ def fit_sparsity(points: Sequence[Point], totals: Sequence[float], *, seed: int 
     low, high = np.quantile(best[1:], (0.1, 0.9))
     gamma = float(best[0])
     dense = [replace(p, params=p.params * float(np.exp(gamma * r))) for p, r in zip(points, ratio, strict=True)]
-    law = fit_law(dense, seed=seed, bootstrap=bootstrap)
+    law = fit_law(dense, seed=seed)
     return SparsityLaw(gamma, (float(low), float(high)), law)
 
 

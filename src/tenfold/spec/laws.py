@@ -13,7 +13,7 @@ from typing import Any
 from tenfold.spec.errors import TenfoldError, nearest
 from tenfold.spec.versions import read_document, require_version
 
-VERSION = 2  # of law files; those of version 1 have no table of optima
+VERSION = 3  # of law files; those of version 1 have no table of optima
 LLAMA3 = "llama3"
 REACH = 1e3  # times the compute of its largest run that a law of one's own is trusted without being asked for
 
@@ -74,7 +74,7 @@ def read_law(path: Path) -> dict[str, Any]:
         raise TenfoldError(f"There is no law at {path}: {again}.")
     try:
         law = dict(json.loads(path.read_text()))
-        require_version(law.get("version", 1), (1, VERSION), path, again)
+        require_version(law.get("version", 1), (1, 2, VERSION), path, again)
         missing = next((name for name in ("optimum", "flops_per_nd", "largest_flops", "n_points") if name not in law), None)
     except (OSError, ValueError, TypeError) as error:
         raise TenfoldError(f"{path} is no law: {again}.") from error
