@@ -86,7 +86,7 @@ def make(
     from tenfold.spec.terminal import console
 
     part, calibrated = hardware.machine(output.home)
-    plan = solve(asked, fixed, part, step, output.home)
+    plan = solve(asked, fixed, part, step, output.home, around)
     if output.explain:
         lines = explain(plan, output.explain, around)
         if output.json:
@@ -100,6 +100,7 @@ def make(
         alternatives=plan.alternatives,
         notes=[*([calibrated] if calibrated else []), *plan.notes],
         request=_request(asked, fixed, hardware, step, around),
+        limits=fixed.limits,
     )
     if output.out:
         write_json(output.out / "plan.json", whole)
@@ -159,7 +160,7 @@ def _compared(name: str, home: Path, asked: Request, fixed: GpuRequest, step: St
 
     part, _ = MachineOptions(accelerator=name).machine(home)
     try:
-        plan = solve(asked, fixed, part, step, home)
+        plan = solve(asked, fixed, part, step, home, around)
         w, c = plan.workload, consequences(plan.workload, around)
     except TenfoldError as error:
         return {"accelerator": name, "reason": str(error)}

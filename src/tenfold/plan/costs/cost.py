@@ -48,12 +48,12 @@ def price(part: Accelerator) -> Price:
 def _known_or_scaled(table: str, part: Accelerator) -> tuple[Range, str, bool]:
     known, own = facts("prices")[table], getattr(part, table)
     if own is not None:
-        return Range.of(own), part.source, False
+        return Range.of(own, table), part.source, False
     if part.key in known:
-        return Range.of(known[part.key]["usd"]), known[part.key]["source"], False
+        return Range.of(known[part.key]["usd"], table), known[part.key]["source"], False
     ratio = part.bf16_tflops / accelerator("h100").bf16_tflops
     mid = known["h100"]["usd"][1] * ratio
-    return mid * Range.of(facts("prices")["unknown"]["spread"]), "none published, scaled from H100 by peak bf16 rate", True
+    return mid * Range.of(facts("prices")["unknown"]["spread"], table), "none published, scaled from H100 by peak bf16 rate", True
 
 
 def run_cost(held: Held, power: RunPower, site: Site, around: Surroundings = Surroundings()) -> RunCost:
@@ -82,7 +82,7 @@ def run_cost(held: Held, power: RunPower, site: Site, around: Surroundings = Sur
 
 def _own_parts(held: Held, purchase_usd: Range, power: RunPower) -> dict[str, Range]:
     """What owning the machines for the run costs, but for electricity."""
-    own = {k: Range.of(v) for k, v in facts("prices")["own"].items() if k != "source"}
+    own = {k: Range.of(v, f"own {k}") for k, v in facts("prices")["own"].items() if k != "source"}
     wall_years = Range.of(held.wall_hours) / HOURS_PER_YEAR
     years = (held.gpus + held.spare_gpus) * Range.of(held.wall_hours) / HOURS_PER_YEAR / own["in_use"]
     servers = purchase_usd * (1 + own["server"])

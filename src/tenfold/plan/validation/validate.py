@@ -11,7 +11,8 @@ from tenfold.plan.costs.failures import effective_time
 from tenfold.plan.facts import facts
 from tenfold.plan.plan import make_plan
 from tenfold.plan.request import StepRequest
-from tenfold.plan.validation.published import Row, read_layouts, read_vtrain, table
+from tenfold.plan.validation.published import Row, read_layouts, read_vtrain
+from tenfold.plan.validation.tables import read_table
 from tenfold.plan.workload.machine import machine
 from tenfold.plan.workload.memory import memory
 from tenfold.plan.workload.step_time import step_time
@@ -94,7 +95,7 @@ def hours_errors(path: Path | None = None) -> list[tuple[str, float, float]]:
     tokens, the best layout, and the time that failures cost.
     """
     found = []
-    for row in table("training_runs.csv", path):
+    for row in read_table("training_runs.csv", path):
         part = next((key for pattern, key in PARTS if pattern in row["gpu_model"].lower().replace(" ", "")), None)
         if not (part and row["gpu_hours"] and row["tokens"]) or "3.2" in row["family"]:
             continue  # Llama 3.2's models are pruned and distilled: their hours are not those of 6ND
@@ -116,7 +117,7 @@ def _planned_hours(row: dict[str, str], part: str) -> float:
     batch = max(gpus if params > 1e11 else 1, round(HOURS_BATCH_TOKENS / seq_len))
     while gpus > 8 and batch / gpus < 0.1:
         gpus //= 2
-    plan = make_plan(shape, gpus, machine(part, "megatron"), StepRequest(seq_len, batch))
+    plan = make_plan(shape, gpus, machine(part, "megatron-lm-2024"), StepRequest(seq_len, batch))
     share = effective_time(gpus, plan.workload.days * DAY_S, 14 * params).effective_share.mid
     return plan.workload.gpu_hours / share
 
@@ -124,7 +125,7 @@ def _planned_hours(row: dict[str, str], part: str) -> float:
 def card_errors(path: Path | None = None) -> list[tuple[str, float]]:
     """(model, error in percent) of t CO2e by the rule of the model cards, from GPU-hours and board power."""
     known, found = facts("cards")["rules"], []
-    for row in table("training_runs.csv", path):
+    for row in read_table("training_runs.csv", path):
         hours, watts, told = row["gpu_hours"], row["tdp_w_assumed"], row["tco2e_location"]
         rule = known.get(row["family"].lower().replace(" ", "-"))
         if rule and hours and watts and told:
