@@ -1,6 +1,7 @@
 """Fit the constants of `plan/data/constants.toml` that no data sheet gives; `--write` puts them into the file.
 
     python -m bench.plan.fit --half
+    python -m bench.plan.fit --by-source --every 15 --evaluations 6
 
 Least squares of log step times over published rows, with a weak prior on every constant, so that what the rows do not show
 stays where measurements elsewhere put it. A source weighs as the square root of its rows. `--half` fits on half of the rows
@@ -186,14 +187,32 @@ def report(title: str, rows: list[Row], values: np.ndarray) -> list[dict[str, An
     return found
 
 
+def by_source(rows: list[Row], evaluations: int) -> list[dict[str, Any]]:
+    """The errors of each publication by constants that were fitted to the others."""
+    found = []
+    for source in dict.fromkeys(publication(row) for row in rows):
+        left = [row for row in rows if publication(row) == source]
+        found += report("left out", left, fit([row for row in rows if publication(row) != source], evaluations))
+    return found
+
+
+def publication(row: Row) -> str:
+    """vTrain's tables are of one publication, as are those of a README; releases of Megatron-Bridge are too."""
+    return row.source.split("/")[0].split(",")[0] if "vTrain" in row.source else short(row.source)
+
+
 def main() -> None:
     parser = options(__doc__)
+    parser.add_argument("--by-source", action="store_true", help="each source by a fit on the others; keep the errors")
     parser.add_argument("--half", action="store_true", help="fit on half of the rows, report the other, keep the errors")
     parser.add_argument("--write", action="store_true", help="put the constants into the file")
     parser.add_argument("--every", type=int, default=1, help="of vTrain's rows: every so manieth")
     parser.add_argument("--evaluations", type=int, default=25)
     asked = parser.parse_args()
     rows = [*read_layouts()[0], *(row for i, row in enumerate(read_vtrain()) if i % asked.every == 0)]
+    if asked.by_source:
+        print(write_results("plan_by_source", [*report("fitted", rows, start()), *by_source(rows, asked.evaluations)]))
+        return
     seen = [row for row in rows if not asked.half or in_first_half(row)]
     values = fit(seen, asked.evaluations)
     for (where, field, *_), before, after in zip(FITTED, start(), values, strict=True):

@@ -24,6 +24,9 @@ class MachineOptions(Struct, frozen=True):
 
     accelerator: Annotated[Text, Meta(description="h100, b200, mi300x, ...")] = "h100"
     network_gb_per_s: Annotated[Rate | None, Meta(description="Scale-out network, GB/s per GPU and direction.")] = None
+    stack: Annotated[Text, Meta(description="Software and version that trains: tenfold, megatron-bridge-26.02, ...")] = "tenfold"
+    domain_gpus: Annotated[Buildings | None, Meta(description="GPUs that the scale-up network joins (an island).")] = None
+    board_w: Annotated[Rate | None, Meta(description="Power of a board at most, W, in place of the data sheet's.")] = None
     buildings: Annotated[Buildings, Meta(description="Buildings that share the GPUs evenly.")] = 1
     between_gb_per_s: Annotated[RateOrNone, Meta(description="Between buildings, GB/s per GPU and direction.")] = 0.0
 
@@ -33,8 +36,8 @@ class MachineOptions(Struct, frozen=True):
 
         known, unknown = None, None
         try:
-            changes: dict[str, Any] = {"scaleout_gb_per_s": self.network_gb_per_s} if self.network_gb_per_s else {}
-            known = machine(self.accelerator, **changes)
+            said = {"scaleout_gb_per_s": self.network_gb_per_s, "domain_gpus": self.domain_gpus, "tdp_w": self.board_w}
+            known = machine(self.accelerator, self.stack, **{name: value for name, value in said.items() if value})
         except TenfoldError as error:
             unknown = error
         part, words = calibrated(known, self.accelerator, home)
@@ -180,28 +183,31 @@ def validate(
     *,
     layouts: Annotated[File | None, Meta(description="A table with the columns of layouts.csv.")] = None,
     runs: Annotated[File | None, Meta(description="A table with the columns of training_runs.csv.")] = None,
+    stack: Annotated[Text | None, Meta(description="Software of rows that name none, as megatron-bridge-26.02.")] = None,
     json: Json = False,
 ) -> None:
     """What this plan gets wrong on published runs.
 
-    Example: tenfold plan validate --layouts my_layouts.csv
+    Example: tenfold plan validate --layouts my_layouts.csv --stack nemo-25.04
     """
+    from tenfold.plan.document import plain
     from tenfold.plan.validation.validate import validate as compare_with_published
     from tenfold.spec.terminal import Figures, console
 
-    errors, remarks = compare_with_published(layouts, runs)
+    found = compare_with_published(layouts, runs, stack)
     if json:
-        print_json({"rows": [asdict(e) for e in errors], "remarks": remarks})
+        print_json({**{name: [plain(one) for one in getattr(found, name)] for name in ("errors", "rows", "unread")},
+                    "ranges": plain(found.ranges), "remarks": found.remarks})  # fmt: skip
         return
     table = Figures("", "source", "rows", "mean error", "median", "bias", "worst")
-    for e in errors:
+    for e in found.errors:
         table.add_row(
             e.kind, e.source, str(e.rows), f"{e.mean_abs_pct:.1f} %", f"{e.median_abs_pct:.1f} %", f"{e.bias_pct:+.1f} %",
             f"{e.worst_pct:+.0f} % {e.worst}",
         )  # fmt: skip
     out = console()
     out.print(table)
-    for remark in remarks:
+    for remark in found.remarks:
         out.print(remark)
 
 

@@ -138,11 +138,18 @@ class Coverage:
     misses: tuple[str, ...]
 
 
-def coverage(runs: Sequence[Hours], make: Callable[[Sequence[Hours], str], Factor] = factor) -> Coverage:
-    """Each run against the range that the other sources give (Gneiting and Raftery 2007: width and what lies outside)."""
+def coverage(
+    runs: Sequence[Hours],
+    make: Callable[[Sequence[Hours], str], Factor] = factor,
+    known: Sequence[Hours] | None = None,
+) -> Coverage:
+    """Each run against the range that the other sources give (of `known`, where it is given).
+
+    The interval score is that of Gneiting and Raftery 2007: the width and what lies outside.
+    """
     widths, scores, misses = [], [], []
     for run in runs:
-        low, high = make([other for other in runs if other.source != run.source], run.hold).interval(run.planned)
+        low, high = make([other for other in known or runs if other.source != run.source], run.hold).interval(run.planned)
         outside = max(math.log(low / run.told), math.log(run.told / high), 0.0)
         widths.append(high / low)
         scores.append(math.log(high / low) + 2 / (1 - LEVEL) * outside)

@@ -104,7 +104,8 @@ def _machine(row: dict[str, str], stack_name: str) -> Machine:
     for pattern, part, changes in PARTS:
         if match := re.search(pattern, text):
             key = part if part and not part.endswith(("v", "trainium")) else part + (match[match.lastindex or 0]).replace(" ", "")
-            return machine(key, stack_name, **changes)
+            if key in accelerators():
+                return machine(key, stack_name, **changes)
     raise Refused("gpu", row["gpu"], f"is none that is known{nearest(text, accelerators())}")
 
 

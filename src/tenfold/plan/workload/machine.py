@@ -159,6 +159,7 @@ def machine(name: str, stack_name: str = "tenfold", **changes: Any) -> Machine:
     """
     sheet = {f.name for f in fields(Accelerator)}
     part = replace(accelerator(name), **{k: v for k, v in changes.items() if k in sheet})
+    part = replace(part, guessed=tuple(figure for figure in part.guessed if figure not in changes))
     own = facts("constants")["accelerators"].get(part.key, {})
     merged = {**facts("constants")["accelerators"]["any"], **own, **changes}
     names = {f.name for f in fields(Constants)}
