@@ -81,11 +81,13 @@ def make(
 
       tenfold plan --model my.toml --budget-usd 2e6 --law law.json
     """
+    from tenfold.plan.assumptions import assumptions
     from tenfold.plan.costs.consequences import consequences
     from tenfold.plan.document import document, record
     from tenfold.plan.explain import explain
     from tenfold.plan.plan import solve
     from tenfold.plan.report import html, terminal
+    from tenfold.plan.workload.data import generations
     from tenfold.spec.terminal import console
 
     part, calibrated = hardware.machine(output.home)
@@ -97,13 +99,16 @@ def make(
         else:
             print("\n".join(lines))
         return
+    after = consequences(plan.workload, around)
     whole = document(
         plan.workload,
-        consequences(plan.workload, around),
+        after,
         alternatives=plan.alternatives,
         notes=[*([calibrated] if calibrated else []), *plan.notes],
         request=_request(asked, fixed, hardware, step, around),
         limits=fixed.limits,
+        assumed=assumptions(part, after, around),
+        data=generations(plan.workload.tokens, asked.unique_tokens, asked.feedback_tokens),
     )
     if output.out:
         write_json(output.out / "plan.json", whole)
@@ -144,16 +149,25 @@ def compare(
         return
     from tenfold.spec.terminal import Figures, console
 
-    table = Figures("", "GPUs", "days", "MFU", "GPU-hours", "rent, M$", "MWh", "layout")
-    for row in rows:
-        if "reason" in row:
-            table.add_row(row["accelerator"], *["-"] * 6, row["reason"])
-            continue
+    table, out = Figures("", "GPUs", "days", "MFU", "rent, M$", "energy, GWh"), console()
+    for row in (row for row in rows if "reason" not in row):
+        rent, energy = (("~" if guessed in row["guessed"] else "") for guessed in ("rent_usd", "tdp_w"))
         table.add_row(
-            row["accelerator"], f"{row['gpus']:,}", f"{row['wall_days']:.0f}", f"{row['mfu']:.1%}", f"{row['gpu_hours']:.3g}",
-            f"{row['rent_usd'] / 1e6:,.0f}", f"{row['energy_mwh']:,.0f}", row["layout"],
+            row["accelerator"], f"{row['gpus']:,}", _spread(row["wall_days"]), f"{row['mfu']:.0%}",
+            rent + _spread(row["rent_usd"], 1e-6), energy + _spread(row["energy_mwh"], 1e-3),
         )  # fmt: skip
-    console().print(table)
+    out.print(table)
+    out.print("Best guess (10 to 90 %); ~: from a price or a board power that is a guess.")
+    for row in (row for row in rows if "reason" in row):
+        out.print(f"{row['accelerator']}: {row['reason']}")
+
+
+def _spread(ends: dict[str, float], by: float = 1.0) -> str:
+    """`90 (71-118)`."""
+    low, mid, high = (
+        f"{by * ends[end]:,.3g}" if by * ends[end] < 1000 else f"{by * ends[end]:,.0f}" for end in ("low", "mid", "high")
+    )
+    return f"{mid} ({low}-{high})"
 
 
 def _compared(name: str, home: Path, asked: Request, fixed: GpuRequest, step: StepRequest, around: Surroundings) -> dict[str, Any]:
@@ -170,11 +184,12 @@ def _compared(name: str, home: Path, asked: Request, fixed: GpuRequest, step: St
     return {
         "accelerator": name,
         "gpus": w.gpus,
-        "wall_days": c.wall_days.mid,
+        "wall_days": c.wall_days.ends(),
         "mfu": w.mfu,
-        "gpu_hours": c.gpu_hours.mid,
-        "rent_usd": c.cost.rent_usd.mid,
-        "energy_mwh": c.power.energy_mwh.mid,
+        "gpu_hours": c.gpu_hours.ends(),
+        "rent_usd": c.cost.rent_usd.ends(),
+        "energy_mwh": c.power.energy_mwh.ends(),
+        "guessed": [*w.accelerator.guessed, *(["rent_usd"] if c.cost.assumed and around.rent_usd_per_h is None else [])],
         "layout": w.layout.words(),
     }
 
@@ -218,7 +233,7 @@ def calibrate(
     home: Home = Path("generations"),
     json: Json = False,
 ) -> None:
-    """Take the constants of the machine from a run on it; the next plan uses them and says so.
+    """Take the constants of the machine from a run on it; plans use those of all its runs, pooled, and say so.
 
     Example: tenfold plan calibrate generations/g2
     """

@@ -12,6 +12,7 @@ import msgspec
 from tenfold.plan.costs.consequences import Consequences
 from tenfold.plan.ranges import Range
 from tenfold.plan.request import Limits
+from tenfold.plan.workload.data import Data
 from tenfold.plan.workload.workload import Workload
 from tenfold.spec.forecasts import Forecast, forecast, of_samples
 from tenfold.spec.layout import Layout
@@ -28,12 +29,15 @@ def document(
     notes: Sequence[str] = (),
     request: dict[str, Any] | None = None,
     limits: Limits = Limits(),
+    assumed: Sequence[str] = (),
+    data: Sequence[Data] = (),
 ) -> Document:
     """The plan as plain JSON values, quantities with units in their names, ranges as `{low, mid, high}`: 10 % quantile, best
     guess, 90 % quantile.
 
     `alternatives` are rows of `layout` (words), `step_s`, `reason` (why it loses); `notes` are sentences: assumptions,
-    data limits, calibration. `request` is what was asked for, kept as it was; `limits` are what the run must hold.
+    data limits, calibration. `request` is what was asked for, kept as it was; `limits` are what the run must hold; `assumed` are
+    sentences on what nobody said; `data` what this generation and the next ask of the corpus.
     """
     spec, parameters, layout = workload.spec, workload.spec.parameters(), workload.layout
     tokens_per_s = layout.tokens_per_step / workload.step_s
@@ -52,6 +56,7 @@ def document(
         "machine": {
             "accelerator": workload.accelerator.key,
             "name": workload.accelerator.name,
+            "guessed": list(workload.accelerator.guessed),
             "gpus": workload.gpus,
             "gpus_per_node": after.failures.gpus_per_node,
             "nodes": after.failures.n_nodes,
@@ -77,12 +82,15 @@ def document(
             "gpu_hours": plain(after.gpu_hours),
         },
         "chances": chances(after, limits),
+        "data": [plain(one) for one in data],
         "failures": {**plain(after.failures), "simulated_share": plain(after.simulated_share)},
         "power": plain(after.power),
         "cost": plain(after.cost),
+        "outlay": plain(after.outlay),
         "footprint": plain(after.footprint),
         "alternatives": [dict(row) for row in alternatives],
         "notes": list(notes),
+        "assumed": list(assumed),
     }
 
 

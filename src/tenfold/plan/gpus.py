@@ -22,7 +22,8 @@ NO_GAIN = 64  # numbers without a faster one among them, after which no larger o
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be trained, on which machine, and `lasts`: the time that a number of GPUs takes over that of its steps."""
+    """What is to be trained, on which machine; `lasts`: the time that a number of GPUs takes over that of its steps, which is
+    never below `least`."""
 
     spec: ModelSpec
     machine: Machine
@@ -30,6 +31,7 @@ class Job:
     global_batch: int
     dtype: str
     lasts: Callable[[int], float]
+    least: float
 
     def search(self, gpus: int) -> Search:
         return search(
@@ -45,8 +47,8 @@ class Job:
             return 0.0
 
     def most_per_gpu(self) -> float:
-        """Tokens per second and GPU that no number of GPUs passes."""
-        return fastest_pass(self.spec, self.machine, self.seq_len, self.global_batch, self.dtype)
+        """Tokens per second by the clock and GPU that no number of GPUs passes."""
+        return fastest_pass(self.spec, self.machine, self.seq_len, self.global_batch, self.dtype) / self.least
 
 
 @lru_cache(maxsize=65_536)
@@ -111,4 +113,3 @@ def quickest(job: Job) -> tuple[float, int]:
         if best[0] and since > NO_GAIN:
             break
     return best
-

@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tenfold.plan.costs.consequences import consequences, stretch
+from tenfold.plan.costs.consequences import beside_steps, consequences, step_error, stretch
 from tenfold.plan.costs.cost import price
 from tenfold.plan.costs.surroundings import Surroundings
 from tenfold.plan.gpus import Job, fastest, fewest, first_that_fits, quickest
@@ -79,12 +79,14 @@ def _job(shape: Shape, machine: Machine, step: StepRequest, around: Surroundings
     parameters = shape.spec.parameters().total
     batch = step.global_batch or max(1, round(batch_tokens(shape.flops) / step.seq_len))
 
-    @cache
-    def lasts(gpus: int) -> float:
-        longer = stretch(gpus, parameters, around)
+    def judged(longer: Range) -> float:
         return longer.mid if confidence is None else longer.quantile(confidence)
 
-    return Job(shape.spec, machine, step.seq_len, batch, step.dtype, lasts)
+    @cache
+    def lasts(gpus: int) -> float:
+        return judged(stretch(gpus, parameters, around))
+
+    return Job(shape.spec, machine, step.seq_len, batch, step.dtype, lasts, judged(step_error() * beside_steps(around)))
 
 
 def _check(gpus: int, machine: Machine, step: StepRequest) -> None:
@@ -138,7 +140,7 @@ def solve(
     A law that was fitted in `home` is used as far as it reaches. Raises TenfoldError where flags contradict each other or
     nothing fixes the plan.
     """
-    known = asked.flops or asked.after or asked.tokens and asked.model
+    known = asked.flops or asked.after or (asked.tokens and asked.model)
     if not (fixed.gpus or fixed.days or fixed.budget_usd):
         raise TenfoldError("Nothing fixes the machines: say --gpus, --days or --budget-usd.")
     if known and not (fixed.gpus or fixed.days):

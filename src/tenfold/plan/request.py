@@ -10,6 +10,7 @@ from tenfold.spec.ranges import Count, CountOrNone, Flops, SeqLen, Text, VocabSi
 
 Experts = Annotated[int, Meta(ge=0, le=2**20)]
 Tokens = Annotated[float, Meta(ge=1, le=1e24)]
+FeedbackTokens = Annotated[float, Meta(ge=0, le=1e24)]
 Times = Annotated[float, Meta(ge=1e-6, le=1e9)]
 Days = Annotated[float, Meta(ge=1e-3, le=1e6)]
 Budget = Annotated[float, Meta(ge=1, le=1e15)]
@@ -38,6 +39,7 @@ class Request:
     unique_tokens: Annotated[Tokens | None, Meta(description="Unique tokens at hand, as 15T.", extra={"flag": "--data-tokens"})] = (
         None
     )
+    feedback_tokens: Annotated[FeedbackTokens, Meta(description="Unique tokens that users add for each next generation.")] = 0.0
 
 
 @dataclass(frozen=True)

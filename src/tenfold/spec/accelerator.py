@@ -16,7 +16,8 @@ class Accelerator:
     """One accelerator's data sheet. Rates are dense (no sparsity); `None` is unknown.
 
     `measured_bf16_tflops` is the best matrix product that anybody measured on it: the honest ceiling. `device` is the torch
-    device that it trains and serves on; `guessed` names figures that nobody has published. Prices are those of `plan/data/prices.toml` where they are not given.
+    device that it trains and serves on; `guessed` names figures that nobody has published. Prices are those of
+    `plan/data/prices.toml` where they are not given.
     """
 
     key: str
@@ -45,7 +46,10 @@ class Accelerator:
 
 def _published() -> dict[str, Accelerator]:
     text = resources.files("tenfold.spec").joinpath("data/accelerators.toml").read_text()
-    return {key: Accelerator(key=key, **fields | {"guessed": tuple(fields.get("guessed", ()))}) for key, fields in tomllib.loads(text).items()}
+    return {
+        key: Accelerator(key=key, **fields | {"guessed": tuple(fields.get("guessed", ()))})
+        for key, fields in tomllib.loads(text).items()
+    }
 
 
 PUBLISHED = _published()  # an entry point of `tenfold.accelerators`

@@ -44,6 +44,7 @@ class Consequences:
     gpu_hours: Range
     power: RunPower
     cost: money.RunCost
+    outlay: money.Outlay
     footprint: Footprint
 
 
@@ -90,6 +91,7 @@ def consequences(workload: Workload, around: Surroundings | None = None) -> Cons
     hours = 24 * wall_days
     held = Held(workload.accelerator, workload.gpus, hours, failures.spare_gpus, around.gpus_per_node)
     power = run_power(held, place.pue, computing_of(workload.step_time), failures.effective_share.mid)
+    cost = money.run_cost(held, power, place, around)
     return Consequences(
         site=place,
         failures=failures,
@@ -99,6 +101,7 @@ def consequences(workload: Workload, around: Surroundings | None = None) -> Cons
         wall_days=wall_days,
         gpu_hours=workload.gpus * 24 * wall_days,
         power=power,
-        cost=money.run_cost(held, power, place, around),
+        cost=cost,
+        outlay=money.outlay(held, power, cost),
         footprint=run_footprint(held, power, place, around),
     )

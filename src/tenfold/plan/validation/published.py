@@ -167,7 +167,9 @@ def _layout(row: dict[str, str], part: Machine, precision: str) -> Layout:
 def fill_in(spec: ModelSpec, layout: Layout, part: Machine, recompute_known: bool) -> Layout:
     """The layout with what its table left out, as its software does it: virtual stages, as little recomputation as fits, and
     the fastest micro-batch of those that fit, for no software has a default of that."""
-    several = [layout.micro_batch] if layout.micro_batch else [m for m in (1, 2, 4, 8) if layout.global_batch % (m * layout.dp) == 0]
+    several = (
+        [layout.micro_batch] if layout.micro_batch else [m for m in (1, 2, 4, 8) if layout.global_batch % (m * layout.dp) == 0]
+    )
     filled = [_filled(spec, layout.replace(micro_batch=m), part, recompute_known) for m in several or [1]]
     return min(filled, key=lambda one: step_time(spec, one, part).total_s * (1 if memory(spec, one, part).fits else 100))
 

@@ -26,7 +26,9 @@ class Unread:
     why: str
 
     def words(self) -> str:
-        return f"row {self.line}, column {self.column}: {self.value!r} {self.why}" if self.column else f"row {self.line}: {self.why}"
+        return (
+            f"row {self.line}, column {self.column}: {self.value!r} {self.why}" if self.column else f"row {self.line}: {self.why}"
+        )
 
 
 class Refused(Exception):

@@ -177,8 +177,8 @@ def _too_large(rows: list[Measured]) -> list[str]:
     short = sum(row.memory_of_capacity > 1 for row in rows)
     found = [f"Memory: {short} of {len(rows)} rows that ran need more than their part has, by the plan."] * bool(short)
     found += [
-        f"{r.model} on {r.accelerator}, {r.layout}: needs {r.memory_of_capacity:.1f} times the part's memory, so the row does not say "
-        f"all that ran (step {r.error_pct:+.0f} %)."
+        f"{r.model} on {r.accelerator}, {r.layout}: needs {r.memory_of_capacity:.1f} times the part's memory, so the row does "
+        f"not say all that ran (step {r.error_pct:+.0f} %)."
         for r in far[:SHOWN]
     ]
     return found + [f"... and {len(far) - SHOWN} more rows that need several times the memory."] * (len(far) > SHOWN)
@@ -190,7 +190,9 @@ def _unread_words(unread: list[Unread]) -> list[str]:
     for one in unread:
         reasons[one.column, one.value, one.why].append(one.line)
     return [
-        f"Not read: {Unread(lines[0], *reason).words()}" + (f" (as rows {', '.join(map(str, lines[1:]))})" if lines[1:] else "") + "."
+        f"Not read: {Unread(lines[0], *reason).words()}"
+        + (f" (as rows {', '.join(map(str, lines[1:]))})" if lines[1:] else "")
+        + "."
         for reason, lines in reasons.items()
     ]
 
@@ -202,8 +204,14 @@ def _step_table(rows: Iterable[Row]) -> list[Error]:
     for (source, precision), errors in by_source.items():
         named = [(f"{row.name}, {row.layout.words()}", e) for row, e in errors]
         found.append(_summary(f"step time, {precision}", source, named))
-    every = [(p, bool(r.spec.n_experts), r, e) for (_, p), errors in by_source.items() for r, e in errors if "vTrain" not in r.source]
-    for precision, of, kinds in (("bf16", "all", (True, False)), ("fp8", "all dense", (False,)), ("fp8", "all with experts", (True,))):
+    every = [
+        (p, bool(r.spec.n_experts), r, e) for (_, p), errors in by_source.items() for r, e in errors if "vTrain" not in r.source
+    ]
+    for precision, of, kinds in (
+        ("bf16", "all", (True, False)),
+        ("fp8", "all dense", (False,)),
+        ("fp8", "all with experts", (True,)),
+    ):
         those = [(r.name, e) for p, experts, r, e in every if p == precision and experts in kinds]
         found += [_summary(f"step time, {precision}", of, those)] if those else []
     return found
@@ -217,7 +225,9 @@ def _runs_table(path: Path | None) -> tuple[list[Error], list[str], dict[str, Co
     if runs:
         known = published_hours()[0] if path else runs
         errors = held_out(runs, known)
-        found.append(_summary("GPU-hours, steps and failures", "training runs", [(r.model, 100 * (r.planned / r.told - 1)) for r in runs]))
+        found.append(
+            _summary("GPU-hours, steps and failures", "training runs", [(r.model, 100 * (r.planned / r.told - 1)) for r in runs])
+        )
         found.append(_summary("GPU-hours, all that is reported", "training runs", errors))
         remarks = hours_misses(runs, errors)
         ranges = {"plan": coverage(runs, factor, known), "one factor for all": coverage(runs, one_factor, known)}
@@ -230,9 +240,9 @@ def _runs_table(path: Path | None) -> tuple[list[Error], list[str], dict[str, Co
 
 def _coverage_words(ours: Coverage, one: Coverage) -> str:
     return (
-        f"Ranges: {ours.inside} of {ours.runs} runs lie in the 80 % range that the other sources give ({ours.inside / ours.runs:.0%}), "
-        f"which is {ours.median_ratio:.2f} times as high as low (median); interval score {ours.score:.2f}, of one factor for all "
-        f"{one.score:.2f}."
+        f"Ranges: {ours.inside} of {ours.runs} runs ({ours.inside / ours.runs:.0%}) lie in the 80 % range that the other sources "
+        f"give, which is {ours.median_ratio:.2f} times as high as low (median); interval score {ours.score:.2f}, of one factor for "
+        f"all {one.score:.2f}."
     )
 
 

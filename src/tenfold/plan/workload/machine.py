@@ -51,11 +51,12 @@ class Stack:
     chunks; has embedding, head and shared experts whole on every tensor parallel rank, and the tables gathered through the
     step; keeps the inputs of tensor parallel products as they were gathered; and in a pipeline keeps all weights gathered, and
     their gradients whole, through the step. `step_s`: host work per step.
-    `straggler`: share of the step lost each time the number of GPUs doubles beyond a node. `score_bytes`: of a score of the vocabulary (12: in 16 bits,
-    its copy in 32, and the gradients of both). `weight_copies`: bytes of a weight
-    that are kept beside it for products in 8 bits. `graph_gib`: what the pools of captured graphs hold. What a table's empty
-    cells mean: `interleaves`: a pipeline has virtual stages of one layer, not one stage a rank; `accumulates`: micro-batches of
-    as many rows as are fastest (Megatron has no default), not all rows of a rank at once; `recompute`: the activation checkpointing, where it is not as little as fits.
+    `straggler`: share of the step lost each time the number of GPUs doubles beyond a node. `score_bytes`: of a score of the
+    vocabulary (12: in 16 bits, its copy in 32, and the gradients of both). `weight_copies`: bytes of a weight that are kept
+    beside it for products in 8 bits. `graph_gib`: what the pools of captured graphs hold. What a table's empty cells mean:
+    `interleaves`: a pipeline has virtual stages of one layer, not one stage a rank; `accumulates`: as many rows as are fastest
+    go through the model together (Megatron has no default), not all rows of a rank; `recompute`: the activation
+    checkpointing, where it is not as little as fits.
     """
 
     name: str = ""

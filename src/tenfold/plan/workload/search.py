@@ -12,7 +12,7 @@ from tenfold.plan.workload.memory import memory
 from tenfold.plan.workload.step_time import pass_s, step_time
 from tenfold.plan.workload.workload import Memory, StepTime
 from tenfold.spec.errors import TenfoldError
-from tenfold.spec.layout import ActivationCheckpointing, Layout, check
+from tenfold.spec.layout import ActivationCheckpointing, Layout, check, check_trainer
 from tenfold.spec.model import ModelSpec
 
 RECOMPUTE: tuple[ActivationCheckpointing, ...] = ("none", "selective", "full")
@@ -57,7 +57,7 @@ def layouts(spec: ModelSpec, gpus: int, machine: Machine, asked: Layout) -> Iter
     for base in _meshes(spec, gpus, machine, asked):
         for sharded in _shardings(spec, base, machine):
             for layout in _batches(spec, sharded, asked.global_batch):
-                if not check(layout, spec):
+                if not (check_trainer if machine.stack.own_trainer else check)(layout, spec):
                     yield layout
 
 
