@@ -135,7 +135,7 @@ def test_gpus_for_days_hold_the_days_by_the_clock():
 small_shapes = st.sampled_from(["llama-3.2-1b", "llama-3.1-8b"])
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(small_shapes, st.integers(8, 1500), st.integers(1, 200))
 def test_more_gpus_are_never_slower(parent, gpus, more):
     shape, part = resolve(Request(after=parent, times=1.0)), machine("h100")
@@ -144,7 +144,7 @@ def test_more_gpus_are_never_slower(parent, gpus, more):
     assert many.gpu_hours.mid <= few.gpu_hours.mid * (gpus + more) / gpus * (1 + 1e-9)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(small_shapes, st.floats(20, 200), st.floats(1.01, 1.5))
 def test_fewer_days_never_take_fewer_gpus(parent, days, longer):
     shape, part = resolve(Request(after=parent, times=1.0)), machine("h100")

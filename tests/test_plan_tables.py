@@ -60,7 +60,7 @@ def test_a_cell_that_is_not_understood_is_refused_by_row_and_column(tmp_path, ce
     assert any("row 3" in remark for remark in found.remarks)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.sampled_from([c for c in COLUMNS if c not in ("source", "notes", "stack", "params", "model", "gpu")]), st.text(max_size=8)
 )

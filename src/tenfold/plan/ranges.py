@@ -56,7 +56,8 @@ class Range:
         if isinstance(value, Range):
             return value
         if isinstance(value, (list, tuple)):
-            return cls(*(float(v) for v in value), name=name)  # type: ignore[misc]
+            low, mid, high = value
+            return cls(float(low), float(mid), float(high), name)
         return cls(float(value), float(value), float(value))
 
     @classmethod

@@ -77,8 +77,8 @@ def stretch(gpus: int, parameters: float, around: Surroundings) -> Range:
 
 
 def _log_normal(row: dict[str, float], name: str) -> Range:
-    ends = (row["median"] * math.exp(sign * Z90 * row["log_sd"]) for sign in (-1, 0, 1))
-    return Range(*ends, name=name)
+    reach = math.exp(Z90 * row["log_sd"])
+    return Range(row["median"] / reach, row["median"], row["median"] * reach, name)
 
 
 def consequences(workload: Workload, around: Surroundings | None = None) -> Consequences:

@@ -1,6 +1,7 @@
 """Tables of measurements: their files, and their cells, each of which is understood or refused."""
 
 import csv
+import io
 import re
 from dataclasses import dataclass
 from importlib import resources
@@ -11,6 +12,7 @@ from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import readable
 
 DATA = resources.files("tenfold.plan").joinpath("data/published")
+LARGEST, MOST = 1e30, 1e9  # figures, whole numbers
 NOTHING = ("", "n/a", "-")
 # A plain number; tables that give a second quantisation or layout have its figure behind it in brackets.
 NUMBER = re.compile(r"([0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)(?: \(.*\))?", re.IGNORECASE)
@@ -50,9 +52,10 @@ def read_table(name: str, path: Path | None = None) -> list[dict[str, str]]:
     if not path.is_file():
         raise TenfoldError(f"There is no table at {path}.")
     with readable(path):
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-        head = lines[0] if lines else ""
-        given = csv.DictReader(lines, delimiter=";" if head.count(";") > head.count(",") else ",", strict=True)
+        text = path.read_bytes().decode("utf-8-sig")
+        head = text.partition("\n")[0]
+        delimiter = ";" if head.count(";") > head.count(",") else ","
+        given = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         rows = [{key: (value or "").strip() for key, value in row.items() if isinstance(key, str)} for row in given]
     missing = [c for c in own.fieldnames or () if c not in (given.fieldnames or ()) and c != "stack"]
     if missing:
@@ -71,8 +74,8 @@ def number(row: dict[str, str], column: str) -> float | None:
     if not match:
         raise Refused(column, text, "is no number above zero: write it in digits, without separators or units")
     value = float(match[1])
-    if value <= 0:
-        raise Refused(column, text, "must be above zero")
+    if not 0 < value < LARGEST:
+        raise Refused(column, text, "must be above zero" if value <= 0 else "is larger than anything that is measured")
     return value
 
 
@@ -81,6 +84,8 @@ def whole(row: dict[str, str], column: str, default: int = 1) -> int:
     value = number(row, column)
     if value is not None and value % 1:
         raise Refused(column, row[column], "must be a whole number")
+    if value is not None and value > MOST:
+        raise Refused(column, row[column], f"is more than {MOST:,.0f}")
     return default if value is None else int(value)
 
 
