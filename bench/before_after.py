@@ -3,9 +3,9 @@
     python -m bench.before_after --before ../old --after . --before-run old-64.toml old-256.toml --after-run 64.toml 256.toml
 
 Each tree is driven by its own command line, in processes of its own that take turns: `tenfold train` of every run file with each
-number of threads, and `tenfold serve`, which the `openai` package asks for one answer, and for eight at once. A run file is given
-for each tree, because formats differ; the first of both are one case, called by the name of the second tree's. A row has the
-medians of both trees, after over before, and the 95 % interval of that (bootstrap over rounds).
+number of threads, and `tenfold serve`, which the `openai` package asks to read a prompt, for one answer, and for eight at once. A
+run file is given for each tree, because formats differ; the first of both are one case, called by the name of the second tree's.
+A row has the medians of both trees, after over before, and the 95 % interval of that (bootstrap over rounds).
 """
 
 import json
@@ -25,11 +25,11 @@ from openai import OpenAI
 
 from bench.harness import TENFOLD, Headline, Row, alternate, options, ratio, ratio_interval, write_results
 from bench.serve.server import serving
-from bench.serve.speed import smollm2
+from bench.serve.speed import prompt, smollm2
 from tenfold.spec.threads import busy_share
 
 Figures = dict[str, float]
-PROMPT = "The sea is"
+PROMPT, PROMPT_TOKENS = "The sea is", 512
 AT_ONCE = (1, 8)
 
 
@@ -61,13 +61,17 @@ class Tree:
             client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
             ask = partial(answer, client, client.models.list().data[0].id, tokens)
             ask("Before all")
-            return {f"answers_{number}_tokens_per_s": answers(ask, number) for number in AT_ONCE}
+            one_token = partial(answer, client, client.models.list().data[0].id, 1)
+            begun = time.perf_counter()
+            one_token(prompt(next(self.numbers), PROMPT_TOKENS, 40_000))
+            read = {f"prompt_{PROMPT_TOKENS}_tokens_per_s": PROMPT_TOKENS / (time.perf_counter() - begun)}
+            return read | {f"answers_{number}_tokens_per_s": answers(ask, number) for number in AT_ONCE}
 
 
-def answer(client: OpenAI, model: str, tokens: int, prompt: str) -> int:
+def answer(client: OpenAI, model: str, tokens: int, asked: str | list[int]) -> int:
     """Ask for one greedy answer; the tokens that it has."""
     longest = {"max_tokens": tokens, "extra_body": {"ignore_eos": True}}
-    said = client.completions.create(model=model, prompt=prompt, temperature=0, **longest)
+    said = client.completions.create(model=model, prompt=asked, temperature=0, **longest)
     return said.usage.completion_tokens
 
 

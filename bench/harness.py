@@ -24,7 +24,7 @@ from scipy import stats
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(os.environ.get("TENFOLD_BENCH_RESULTS", ROOT / "bench" / "results"))
 TENFOLD = (sys.executable, "-m", "tenfold")
-PACKAGES = ("tenfold", "torch", "numpy", "scipy", "transformers", "tokenizers", "llama-cpp-python")
+PACKAGES = ("tenfold", "torch", "numpy", "scipy", "transformers", "tokenizers", "xllamacpp")
 
 Row = dict[str, Any]
 Headline = Iterable[tuple[str, str]]
@@ -104,6 +104,11 @@ def rows_of(name: str) -> list[Row]:
     return json.loads(path.read_text())["rows"] if path.exists() else []
 
 
+def _without_folder(argument: str) -> str:
+    """An absolute path by its last part: where a machine keeps its files is nobody's business."""
+    return Path(argument).name if argument.startswith("/") else argument
+
+
 def write_results(
     name: str, rows: list[Row], headline: Headline = (), command: str = "", beside: dict[str, str] | None = None
 ) -> Path:
@@ -117,7 +122,7 @@ def write_results(
         "machine": machine(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "versions": versions() | (beside or {}),
-        "command": command or shlex.join(["python", *sys.orig_argv[1:]]),
+        "command": command or shlex.join(["python", *map(_without_folder, sys.orig_argv[1:])]),
         "headline": [{"what": what, "figure": figure} for what, figure in headline],
         "rows": rows,
     }

@@ -12,13 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import toy_roles
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tenfold.fleet.dispatcher import Dispatcher
 from tenfold.fleet.fleet import Demand, Lend, Limits, Return, tick
 from tenfold.fleet.ledger import Ledger
-from tenfold.fleet.lend import LendByThreshold
+from tenfold.fleet.lend import Lending
 from tenfold.fleet.local import LocalWorld
 from tenfold.fleet.roles import hold
 from tenfold.fleet.simulated import SimulatedWorld, simulate
@@ -54,9 +54,9 @@ class AnyPolicy:
     def __init__(self, seed):
         self.chance = random.Random(seed)
 
-    def decide(self, now, fleet):
+    def decide(self, now, pool):
         moves = []
-        for slot in self.chance.choices(fleet.slots, k=self.chance.randrange(3)):
+        for slot in self.chance.choices(pool.slots, k=self.chance.randrange(3)):
             lend = Lend(slot.name, "chat", now + self.chance.uniform(-50, 200), "")
             moves.append(self.chance.choice([lend, Return(slot.name, "")]))
         return moves
@@ -88,7 +88,7 @@ def test_whatever_a_policy_says_a_slot_has_one_role_and_a_loan_ends_by_its_deadl
 @given(RATES, st.integers(1, 3), st.integers(0, 4), DELAYS)
 def test_lend_keeps_the_bounds_and_does_not_flap(rates, chat, train, delays):
     owners = fleet_of(chat, train)
-    moves, leases = run(owners, LendByThreshold(), rates, delays)
+    moves, leases = run(owners, Lending(), rates, delays)
     assert_kept(owners, leases)
     for slot in owners:
         times = [(now, move) for now, move in moves if move.slot == slot]
@@ -98,15 +98,16 @@ def test_lend_keeps_the_bounds_and_does_not_flap(rates, chat, train, delays):
 
 @settings(max_examples=40)
 @given(st.floats(0, 60), st.integers(1, 3), st.integers(1, 4), DELAYS)
+@example(37.0, 1, 4, [(0.0, 0.0)])
 def test_a_demand_that_stays_leaves_the_roles_as_they_are(rate, chat, train, delays):
-    moves, _ = run(fleet_of(chat, train), LendByThreshold(), [rate] * 40, delays)
+    moves, _ = run(fleet_of(chat, train), Lending(), [rate] * 40, delays)
     needed = next((n for n in range(chat, chat + train) if rate <= 0.9 * 10 * n), chat + train)
     assert [type(move) for _, move in moves] == [Lend] * (needed - chat)
     assert len({move.slot for _, move in moves}) == len(moves)
 
 
 def test_a_foreseen_peak_is_lent_for_and_given_back_after():
-    moves, leases = run(fleet_of(1, 1), LendByThreshold(), [5, 5, 15, 15, 5, 5, 5], [(3.0, 5.0)], seconds=340)
+    moves, leases = run(fleet_of(1, 1), Lending(), [5, 5, 15, 15, 5, 5, 5], [(3.0, 5.0)], seconds=340)
     assert [type(move) for _, move in moves] == [Lend, Return]
     lent, back = (now for now, _ in moves)
     assert lent < 100 and 200 <= back <= 255  # before the peak began, and once it was over
@@ -114,7 +115,7 @@ def test_a_foreseen_peak_is_lent_for_and_given_back_after():
 
 
 def test_a_policy_of_another_name_comes_by_the_same_door():
-    assert load("policies", "lend") is LendByThreshold
+    assert load("policies", "lend") is Lending
 
 
 def test_the_ledger_itself_refuses_a_second_lease_of_a_slot(tmp_path):
@@ -122,7 +123,7 @@ def test_the_ledger_itself_refuses_a_second_lease_of_a_slot(tmp_path):
     ledger.turn("a", "chat", 20.0, "more demand", 5.0)
     other = sqlite3.connect(tmp_path / "ledger.db")
     with pytest.raises(sqlite3.IntegrityError):
-        other.execute("INSERT INTO leases (slot, role, since, why) VALUES ('a', 'rank', 6.0, '')")
+        other.execute("INSERT INTO leases (slot, follows, role, since, why) VALUES ('a', 1, 'rank', 6.0, '')")
     other.close()
     ledger.close()
     again = Ledger(tmp_path / "ledger.db", {"a": "train"}, now=9.0)
@@ -198,7 +199,7 @@ def test_a_slot_is_lent_and_returned_on_real_processes(tmp_path):
             until(lambda: not any(slot.turning for slot in world.observe(time.time()).slots))
             asked = [pool.submit(lambda: [dispatcher.ask({}) for _ in range(8)]) for _ in range(6)]
             while not counting.finished or not all(one.done() for one in asked) or ledger.of("b").until:
-                tick(time.time(), world, LendByThreshold())
+                tick(time.time(), world, Lending())
                 if ledger.of("b").role == "chat" and ledger.of("b").ready:
                     rates[0] = 1.0
                 time.sleep(0.1)

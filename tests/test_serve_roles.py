@@ -136,6 +136,21 @@ def test_every_route_answers_every_role_as_the_table_says(site):
     }
 
 
+def test_no_route_takes_half_of_a_surrogate_pair(site):
+    half, json_type, api = "\ud800", {"content-type": "application/json"}, site.app.openapi()
+    asked = {
+        (m, path): route["requestBody"] for path, of in api["paths"].items() for m, route in of.items() if "requestBody" in route
+    }
+    assert len(asked) >= 9
+    for (method, path), body in asked.items():
+        schema = body["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+        for name in [*api["components"]["schemas"][schema]["properties"], "unknown"]:
+            for value in (half, [{"text": {half: 1}}]):
+                sent, route = TABLE[f"{method.upper()} {path}"][1] | {name: value}, f"{method.upper()} {path}"
+                answer = site.ask(route, "operator", content=json.dumps(sent), headers=json_type)
+                assert answer.status_code == 400 and "surrogate" in answer.json()["error"]["message"], (path, name, answer.text)
+
+
 def test_without_keys_everybody_may_do_everything(tmp_path):
     with opened(tmp_path, keys=False) as site:
         assert {site.status(route, "stranger") for route in site.routes()} == {200}

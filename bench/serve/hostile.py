@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -29,6 +30,8 @@ import psutil
 from bench.harness import Headline, Row, options, write_results
 from bench.serve.hostile_requests import HELLO, KINDS
 from bench.serve.server import serving, small_model
+
+WARM_SECONDS = 5
 
 
 @dataclass
@@ -74,10 +77,16 @@ async def beside(url: str, seen: Seen, times: list[float], end: Callable[[], boo
                 await asyncio.sleep(0.1)
 
 
+def passed(until: float) -> bool:
+    return time.monotonic() > until
+
+
 async def trial(url: str, requests: int, attackers: int, clients: int, calm: float) -> Seen:
-    """Ordinary clients alone, and then with the hostile requests beside them."""
-    seen, until = Seen(), time.monotonic() + calm
-    await asyncio.gather(*(beside(url, seen, seen.calm, lambda: time.monotonic() > until) for _ in range(clients)))
+    """Ordinary clients alone, after a few seconds that are not counted, and then with the hostile requests beside them."""
+    seen = Seen()
+    for times, seconds in (([], WARM_SECONDS), (seen.calm, calm)):
+        over = partial(passed, time.monotonic() + seconds)
+        await asyncio.gather(*(beside(url, seen, times, over) for _ in range(clients)))
     attacks = asyncio.gather(*(attack(url, seen, list(range(i, requests, attackers))) for i in range(attackers)))
     await asyncio.gather(attacks, *(beside(url, seen, seen.meanwhile, attacks.done) for _ in range(clients)))
     return seen
@@ -91,7 +100,7 @@ def lasting(pid: int) -> set[int]:
 
 def summary(seen: Seen) -> dict[str, Any]:
     """The row: counts and milliseconds."""
-    times = {}
+    times: dict[str, float] = {}
     for name, values in (("calm", seen.calm), ("meanwhile", seen.meanwhile)):
         times |= {f"{name}_p50_ms": round(1e3 * median(values), 1), f"{name}_p99_ms": round(1e3 * quantiles(values, n=100)[98], 1)}
     return {

@@ -19,6 +19,7 @@ import subprocess
 import tempfile
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -96,27 +97,26 @@ class Transformers:
 
 
 class LlamaCpp:
-    """llama.cpp through llama-cpp-python; one sequence at a time, as its high-level interface has it."""
+    """llama.cpp as its server computes (xllamacpp): weights repacked for the processor, sequences in one batch."""
 
     def __init__(self, path: Path):
-        from llama_cpp import Llama
+        import xllamacpp
 
-        threads = len(os.sched_getaffinity(0))
-        self.model = Llama(str(path), n_ctx=1024, n_threads=threads, n_threads_batch=threads, verbose=False)
+        params, threads = xllamacpp.CommonParams(), len(os.sched_getaffinity(0))
+        params.model.path, params.n_parallel, params.n_ctx = str(path), CONCURRENT, 1024 * CONCURRENT
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+        params.verbosity, params.ui, params.fit_params = 0, False, False
+        self.server = xllamacpp.Server(params)
 
     def run(self, prompts: list[list[int]], new: int) -> tuple[float, float]:
-        first = rest = 0.0
-        for tokens in prompts:
-            self.model.reset()
-            begin = time.perf_counter()
-            self.model.eval(tokens)
-            token = self.model.sample(temp=0)
-            middle = time.perf_counter()
-            for _ in range(new - 1):
-                self.model.eval([token])
-                token = self.model.sample(temp=0)
-            first, rest = first + middle - begin, rest + time.perf_counter() - middle
-        return first, rest
+        def ask(tokens: list[int]) -> float:
+            answer = self.server.handle_completions({"prompt": tokens, "n_predict": new, "temperature": 0, "ignore_eos": True})
+            return answer["timings"]["predicted_ms"] / 1000
+
+        begin = time.perf_counter()
+        with ThreadPoolExecutor(len(prompts)) as pool:
+            rest = max(pool.map(ask, prompts))
+        return time.perf_counter() - begin - rest, rest
 
 
 class Vllm:
@@ -194,7 +194,7 @@ def systems_for(path: Path, vllm: Path | None) -> dict[str, Any]:
         "transformers float32": Transformers(expanded, torch.float32),
         "transformers bfloat16": Transformers(expanded, torch.bfloat16),
     }
-    if importlib.util.find_spec("llama_cpp") and path.suffix == ".gguf":
+    if importlib.util.find_spec("xllamacpp") and path.suffix == ".gguf":
         systems["llama.cpp"] = LlamaCpp(path)
     if vllm:
         systems["vllm bfloat16"] = Vllm(vllm, expanded)

@@ -33,6 +33,41 @@ def run(
     print(f"{found['lost_work_s'] or 0:.1f} s of lost work; the losses of {found['steps']} steps are those of an undisturbed run.")
 
 
+def simulate(
+    file: Annotated[Path, Meta(description="The fleet: sites, pools, services and jobs, as fleet.toml.")],
+    /,
+    *,
+    policy: Annotated[str, Meta(description="The policy to look at.")] = "lend",
+    against: Annotated[str, Meta(description="Policies to compare with, with commas between them.")] = "static,borrow,lyra",
+    seeds: Annotated[int | None, Meta(description="How many simulations of each, in place of the file's.", ge=1)] = None,
+    out: Annotated[Path | None, Meta(description="A page to write, with the busiest day as a picture.")] = None,
+    json: Json = False,
+) -> None:
+    """Simulate a fleet under a policy and beside others: the same jobs, demand and failures for each.
+
+    Example: tenfold fleet simulate fleet.toml --policy lend --against static,borrow,lyra --out report.html
+    """
+    from tenfold.fleet.compare import compare
+    from tenfold.fleet.fleet_file import read_fleet
+    from tenfold.fleet.report import html, said
+    from tenfold.fleet.results import WORDS
+    from tenfold.fleet.setup import prepare
+    from tenfold.spec.files import write_text
+
+    fleet = read_fleet(file)
+    names = list(dict.fromkeys([policy, *(name for name in against.split(",") if name)]))
+    found = compare(prepare(fleet), names, seeds or fleet.simulation.seeds, (lambda text: None) if json else print)
+    means = found.means()
+    if out:
+        write_text(out, html(f"{file.stem}: {policy} beside {', '.join(names[1:])}", means, found.first))
+    if json:
+        print_json({"means": means, "runs": found.runs})
+        return
+    print(f"{'':34}" + "".join(f"{name:>22}" for name in names))
+    for key, words in WORDS.items():
+        print(f"{words:34}" + "".join(f"{said(means[name][key]):>22}" for name in names))
+
+
 def show(*, home: Home = Path("generations"), json: Json = False) -> None:
     """Who holds which slot, since when and until when, and every lease before.
 

@@ -1,11 +1,17 @@
 """What a policy sees and may do: slots, who holds each and until when, the demand for chat, and moves.
 
-A world shows the fleet and carries moves out; a policy chooses them. The same policy decides for a simulated and a live world.
-Policies are entry points of the group `tenfold.policies`. Times are in seconds since the epoch, in a simulation since its start.
+A world shows the fleet and carries moves out. A policy sees it as a pool of nodes (`pools.py`) and chooses sizes; which slots
+follow from that is chosen here. The same policy decides for a simulated and a live world. Policies are entry points of the group
+`tenfold.policies`. Times are in seconds since the epoch, in a simulation since its start.
 """
 
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
+
+from tenfold.fleet.pools import Job, Policy, Pool, Service, Size
+
+SERVICE = "chat"  # the role that `demand` is of
+MARGIN = 1 / 0.9  # of expected rates, which have none of their own
 
 
 @dataclass(frozen=True)
@@ -35,10 +41,6 @@ class Demand:
     into_s: float = 0.0
     per_slot: float = 1.0
 
-    def within(self, seconds: float) -> float:
-        """The highest rate from now to so many seconds ahead."""
-        return max(self.now, *self.expected[: int((self.into_s + seconds) / self.bin_s) + 1], 0.0)
-
 
 @dataclass(frozen=True)
 class Limits:
@@ -58,6 +60,21 @@ class Fleet:
     slots: tuple[Slot, ...]
     demand: Demand
     limits: Limits
+
+    def pool(self) -> Pool:
+        """As a policy sees it: each slot is a node, the owners' work is a job that stops and goes on."""
+        held, demand = [slot for slot in self.slots if slot.role == SERVICE], self.demand
+        high = tuple(MARGIN * rate for rate in demand.expected)
+        service = Service(
+            SERVICE, sum(slot.owner == SERVICE for slot in self.slots), demand.per_slot, least=0, nodes=len(held), rate=demand.now,
+            high=high, middle=demand.expected, bin_s=demand.bin_s, into_s=demand.into_s,
+        )  # fmt: skip
+        working = [slot for slot in self.slots if slot.role != SERVICE and not slot.idle]
+        jobs = {slot.name: Job(slot.name, 1, 1, slot.since, 1e9, 1, slot.since, slot.since) for slot in working}
+        return Pool(
+            "slots", len(self.slots), [service], jobs, training=len(jobs), serving=len(held), switch_s=self.limits.switch_s,
+            leave_s=2 * self.limits.leave_s + 5 * self.limits.tick_s, slots=self.slots,
+        )  # fmt: skip
 
 
 class Lend(NamedTuple):
@@ -79,12 +96,6 @@ class Return(NamedTuple):
 Move = Lend | Return
 
 
-class Policy(Protocol):
-    """Chooses moves from nothing but what it is shown."""
-
-    def decide(self, now: float, fleet: Fleet) -> list[Move]: ...
-
-
 class World(Protocol):
     """A fleet, simulated or live. `apply` begins a move and does not wait for its end."""
 
@@ -98,14 +109,30 @@ def tick(now: float, world: World, policy: Policy) -> list[Move]:
     fleet = world.observe(now)
     leaving = fleet.limits.leave_s + 2 * fleet.limits.tick_s
     still = {slot.name: slot for slot in fleet.slots if not slot.turning}
-    due: list[Move] = [Return(x.name, "its deadline") for x in still.values() if x.until is not None and x.until <= now + leaving]
+    due: list[Move | Size] = [
+        Return(x.name, "its deadline") for x in still.values() if x.until is not None and x.until <= now + leaving
+    ]
     chosen: list[Move] = []
-    for move in [*due, *policy.decide(now, fleet)]:
-        if move.slot in still and _allowed(still[move.slot], move, now + 2 * leaving):
+    for wish in [*due, *policy.decide(now, fleet.pool())]:
+        move = _slot_of(now, fleet, wish) if isinstance(wish, Size) else wish
+        if move and move.slot in still and _allowed(still[move.slot], move, now + 2 * leaving):
             del still[move.slot]
             world.apply(move)
             chosen.append(move)
     return chosen
+
+
+def _slot_of(now: float, fleet: Fleet, size: Size) -> Move | None:
+    """The one slot that a service's size moves: an idle one first, the newest loan back first; none while a slot turns."""
+    held = [slot for slot in fleet.slots if slot.role == size.holder]
+    if size.holder != SERVICE or any(slot.turning for slot in fleet.slots):
+        return None
+    rested = [slot for slot in fleet.slots if now - slot.since >= fleet.limits.switch_s or slot.idle]
+    if size.nodes > len(held):
+        free = sorted((slot for slot in rested if slot.role != size.holder and slot.until is None), key=lambda slot: not slot.idle)
+        return Lend(free[0].name, size.holder, size.until or now, size.why) if free else None
+    loans = [slot for slot in rested if slot.role == size.holder and slot.until is not None]
+    return Return(loans[-1].name, size.why) if loans and size.nodes < len(held) else None
 
 
 def _allowed(slot: Slot, move: Move, earliest: float) -> bool:

@@ -11,12 +11,12 @@ class SimulatedWorld:
 
     def __init__(self, ledger: Ledger, demand: Callable[[float], Demand], limits: Limits, delays: Iterator[tuple[float, float]]):
         self._ledger, self._demand, self._limits, self._delays = ledger, demand, limits, delays
-        self._now, self._ready = 0.0, dict.fromkeys(ledger.owners, 0.0)
+        self._now, self._ready, self._leases = 0.0, dict.fromkeys(ledger.owners, 0.0), ledger.leases(current=True)
 
     def observe(self, now: float) -> Fleet:
         self._now = now
-        leases, owners = self._ledger.leases(current=True), self._ledger.owners
-        slots = [Slot(x.slot, owners[x.slot], x.role, x.since, x.until, now < self._ready[x.slot]) for x in leases]
+        owners = self._ledger.owners
+        slots = [Slot(x.slot, owners[x.slot], x.role, x.since, x.until, now < self._ready[x.slot]) for x in self._leases]
         return Fleet(tuple(slots), self._demand(now), self._limits)
 
     def apply(self, move: Move) -> None:
@@ -26,6 +26,7 @@ class SimulatedWorld:
         role, until = (move.role, move.until) if isinstance(move, Lend) else (owner, None)
         latest = gone + limits.start_s if until is None else until - limits.leave_s - 2 * limits.tick_s
         self._ledger.turn(move.slot, role, until, move.why, gone)
+        self._leases = self._ledger.leases(current=True)
         self._ready[move.slot] = max(gone, min(gone + start_s, latest))
 
 

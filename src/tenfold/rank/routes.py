@@ -15,7 +15,7 @@ from tenfold.serve.api.budget import Place
 from tenfold.serve.api.dependencies import Placed, ServedModels, gives
 from tenfold.serve.api.errors import ApiError
 from tenfold.serve.api.models import Models
-from tenfold.serve.api.protocol import Body
+from tenfold.serve.api.protocol import Body, RequestBody
 from tenfold.serve.api.routes.answers import new_id
 from tenfold.serve.api.streaming import until_disconnect
 from tenfold.serve.request import Request, Sampling
@@ -25,7 +25,7 @@ Item = Annotated[str, Field(max_length=1000)]
 router = APIRouter()
 
 
-class RecommendRequest(Body):
+class RecommendRequest(RequestBody):
     """A history, the oldest item first, by the items' names; it may be empty. Items of it and of `exclude` are not recommended."""
 
     model: str = ""

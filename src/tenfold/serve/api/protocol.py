@@ -3,11 +3,12 @@
 Fields of OpenAI's that this server does not know are accepted and ignored where that is harmless.
 """
 
+import json
 from dataclasses import fields
 from typing import Annotated, Any, Literal
 
 from openai.types import CreateEmbeddingResponse, Embedding, Model
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from tenfold.serve.api.errors import ApiError
 from tenfold.serve.request import Sampling
@@ -37,12 +38,27 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
 
 
+class RequestBody(Body):
+    """A whole request, of which every text is one: no tokenizer and no database takes half of a surrogate pair."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_text(cls, sent: Any) -> Any:
+        try:
+            json.dumps(sent, ensure_ascii=False, default=str).encode()
+        except UnicodeEncodeError:
+            raise ValueError("a text has half of a surrogate pair (\\ud800 to \\udfff), which is no character") from None
+        except RecursionError:
+            raise ValueError("it is nested too deeply") from None
+        return sent
+
+
 class StreamOptions(Body):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
 
 
-class SamplingFields(Body):
+class SamplingFields(RequestBody):
     """Fields that chat and plain completions share; None means the default. Fields from `top_k` on are extensions."""
 
     model: str = ""
@@ -149,7 +165,7 @@ class CompletionRequest(SamplingFields):
     suffix: str | None = None
 
 
-class EmbeddingRequest(Body):
+class EmbeddingRequest(RequestBody):
     model: str = ""
     input: Text | list[int] | list[str] | list[list[int]]
     encoding_format: Literal["float", "base64"] | None = None
@@ -157,7 +173,7 @@ class EmbeddingRequest(Body):
     user: str | None = None
 
 
-class ResponsesRequest(Body):
+class ResponsesRequest(RequestBody):
     model: str = ""
     input: Text | list[dict[str, Any]] | None = None
     instructions: str | None = None
@@ -176,7 +192,7 @@ class ResponsesRequest(Body):
     user: str | None = None
 
 
-class FeedbackRequest(BaseModel):
+class FeedbackRequest(RequestBody):
     """A person's judgement of a stored answer, or of two."""
 
     consent: bool = False
@@ -192,20 +208,20 @@ class FeedbackRequest(BaseModel):
     position_swapped: bool = False
 
 
-class SwapRequest(BaseModel):
+class SwapRequest(RequestBody):
     """The path to serve a model from."""
 
     model: str = ""
     path: str
 
 
-class TokenizeRequest(Body):
+class TokenizeRequest(RequestBody):
     model: str = ""
     prompt: Text | None = None
     messages: Annotated[list[Message], Field(max_length=_MAX_MESSAGES)] | None = None
 
 
-class DetokenizeRequest(Body):
+class DetokenizeRequest(RequestBody):
     model: str = ""
     tokens: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=1_000_000)]
 

@@ -1,0 +1,111 @@
+"""A model trained here made smaller: a taught student beside one trained from scratch with equal compute, and weights of 4 bits.
+
+    python -m bench.learn.smaller                          # a climb of 5e12 FLOPs first: its model is the teacher
+    python -m bench.learn.smaller --top 5e11 --dry         # a try
+    python -m bench.learn.smaller --home generations       # with a climb that there is
+
+The student is pruned to half of the parameters and taught on `--share` of the tokens that its teacher learned from. The same shape
+begins with random weights, too, and learns from more of the same text: as much as the teacher's forward passes would have paid
+for. "Recovered" is the share of the gap between that model and the teacher that the student closes. The gain over the model from
+scratch is forecast before either runs: by the climb's law, and by the forecast of `tenfold learn distil`. Writes
+bench/results/smaller.json.
+"""
+
+import json
+import subprocess
+import tempfile
+import tomllib
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from bench.harness import TENFOLD, Headline, Row, options, write_results
+from tenfold.learn.distil import nats_of
+from tenfold.learn.tune import trained
+from tenfold.learn.walk import smollm2
+from tenfold.model.io.huggingface import read_model, read_spec, write_model
+from tenfold.scale.generations import newest
+from tenfold.scale.law import Law
+from tenfold.train.run_file import config_from_fields
+from tenfold.train.text import open_source
+
+
+def tenfold(home: Path, *arguments: Any) -> dict[str, Any]:
+    command = [*TENFOLD, *map(str, arguments), "--home", str(home), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{command}: {done.stderr}")
+    return json.loads(done.stdout)
+
+
+def student(home: Path, teacher: Path, share: float) -> Row:
+    """The taught student beside the same shape from scratch, in nats a token of held-out text."""
+    run = tomllib.loads((teacher / "run.toml").read_text())
+    text, seq_len, tokens = run["data"]["corpus"], run["data"]["seq_len"], int(share * run["tokens"])
+    taught = tenfold(
+        home, "learn", "distil", teacher, "--data", text, "--tokens", tokens, "--seq-len", seq_len, "--name", "student"
+    )
+    spec = read_spec(home / "student" / "model")
+    size, larger = (one.parameters().matrix_active for one in (spec, read_spec(teacher / "model")))
+    equal = int(tokens * (3 * size + larger) / (3 * size))
+    shape = {name: value for name, value in asdict(spec).items() if name != "name" and value is not None}
+    fields = {"tokens": equal, "model": shape, "data": {**run["data"], "max_epochs": 99.0}, "optimizer": run["optimizer"]}
+    alone = trained(config_from_fields(fields, "the benchmark"), home / "scratch", quiet=True)
+    corpus = open_source(text, home, 0, 0.0, tokenizer_from=teacher / "model", quiet=True)
+    loss = {name: nats_of(read_model(home / name / "model"), corpus, seq_len) for name in ("student", "scratch", teacher.name)}
+    gain = loss["scratch"] - loss["student"]
+    law = Law.from_dict(json.loads((teacher / "law.json").read_text()))
+    nats_per_token = law.predict(size, equal).median * alone.loss / alone.bits_per_byte
+    forecast = nats_per_token - median(taught["forecast"])
+    return {
+        "what": "student", "parameters": [size, larger], "tokens": tokens, "tokens_from_scratch": equal, "loss": loss,
+        "recovered": gain / (loss["scratch"] - loss[teacher.name]), "gain": gain, "forecast_gain": forecast,
+        "forecast_off_by": abs(forecast - gain) / abs(gain),
+    }  # fmt: skip
+
+
+def four_bits(home: Path, model: Path, text: str, *arguments: str) -> Row:
+    """What weights of 4 bits cost, with arguments of `tenfold learn quantise`."""
+    name = "-".join(["int4", model.parent.name, *(argument.strip("-") for argument in arguments)])
+    found = tenfold(home, "learn", "quantise", model, "--to", "int4", "--data", text, "--name", name, *arguments)
+    return {"what": "int4", "model": model.parent.name, "arguments": list(arguments)} | found
+
+
+def headline(rows: list[Row]) -> Headline:
+    for row in rows:
+        if row["what"] == "student":
+            off = f"forecast of its gain off by {row['forecast_off_by']:.0%}"
+            yield "a taught student of half the size: share of the gap to its teacher", f"{row['recovered']:.0%}; {off}"
+        else:
+            change, low, high = row["perplexity_change_pct"]
+            what = f"int4 of {row['model']} {' '.join(row['arguments'])}".strip()
+            yield f"{what}: perplexity", f"{change:+.2f} % (95 %: {low:+.2f} to {high:+.2f})"
+
+
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("--home", type=Path, help="of a climb; one is made where it has none")
+    parser.add_argument("--top", type=float, default=5e12)
+    parser.add_argument("--share", type=float, default=0.5, help="of the teacher's tokens")
+    parser.add_argument("--dry", action="store_true", help="write nothing")
+    given = parser.parse_args()
+    home = given.home or Path(tempfile.mkdtemp())
+    if newest(home) is None:
+        tenfold(home, "climb", "--top", given.top)
+    teacher = newest(home)
+    assert teacher is not None
+    text = tomllib.loads((teacher / "run.toml").read_text())["data"]["corpus"]
+    rows = [student(home, teacher, given.share)]
+    rows += [four_bits(home, teacher / "model", text), four_bits(home, teacher / "model", text, "--qat")]
+    small = home / "smollm2" / "model"
+    if not small.exists():
+        write_model(read_model(smollm2()), small, tokenizer_directory=smollm2())
+    rows.append(four_bits(home, small, text))
+    print(*rows, sep="\n")
+    if not given.dry:
+        write_results("smaller", rows, headline(rows))
+
+
+if __name__ == "__main__":
+    main()

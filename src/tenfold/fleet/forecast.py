@@ -1,0 +1,122 @@
+"""Demand of the hours to come as quantiles, learned from the hours before by scikit-learn, and its backtest.
+
+For each number of bins ahead, quantile regression of the logarithm of the rate on the last rates, on that of the same time a day
+(and a week) before, and on the time of day. Bins are of ten minutes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tenfold.spec.errors import NotInstalled, TenfoldError
+
+LEVELS = (0.5, 0.9)  # `middle` and `high` of a service
+AHEAD = (1, 2, 3, 6, 12, 24, 36, 72)  # bins of ten minutes: to twelve hours
+DAY, WEEK = 144, 1008
+ROWS = 1008  # a week: the newest that a model learns from
+
+
+@dataclass(frozen=True)
+class DemandModel:
+    """A linear model for each level and each of AHEAD. `floor` is the rate below which there is nothing to tell apart."""
+
+    levels: tuple[float, ...]
+    floor: float
+    weekly: bool
+    coefficients: np.ndarray  # ahead, level, feature
+
+    def quantiles(self, rates: np.ndarray, origins: np.ndarray) -> np.ndarray:
+        """Rates by (origin, bins ahead, level). An origin is the last bin that was seen."""
+        logs, found = np.log(np.maximum(rates, self.floor)), []
+        for ahead, coefficients in zip(AHEAD, self.coefficients, strict=True):
+            found.append(np.exp(_features(logs, origins, ahead, self.weekly) @ coefficients.T))
+        return np.sort(np.stack(found, 1), -1)
+
+
+def fit_demand(rates: np.ndarray, levels: tuple[float, ...] = LEVELS) -> DemandModel:
+    """Learn from rates in bins of ten minutes, of two days at least. Raises TenfoldError for fewer."""
+    try:
+        from sklearn.linear_model import QuantileRegressor
+    except ImportError:
+        raise NotInstalled("A forecast of demand needs scikit-learn: pip install 'tenfold[fleet]'.") from None
+    if len(rates) < 2 * DAY + AHEAD[-1]:
+        raise TenfoldError(f"A forecast of demand needs two and a half days of it, not {len(rates) / DAY:.1f}.")
+    floor = max(1e-6, 0.01 * float(np.median(rates)))
+    logs, weekly = np.log(np.maximum(rates, floor)), len(rates) >= WEEK + 3 * DAY
+    rows: list[Any] = []
+    for ahead in AHEAD:
+        origins = np.arange(WEEK if weekly else DAY, len(rates) - ahead)[-ROWS:]
+        x, y = _features(logs, origins, ahead, weekly), logs[origins + ahead]
+        rows.append([QuantileRegressor(quantile=q, alpha=1e-4, fit_intercept=False).fit(x, y).coef_ for q in levels])
+    return DemandModel(levels, floor, weekly, np.array(rows))
+
+
+def rolling(rates: np.ndarray, first: int, every: int = DAY, levels: tuple[float, ...] = LEVELS) -> np.ndarray:
+    """Forecasts at every bin from `first` on, by a model that is fitted again after each `every` bins on what was seen until then.
+
+    A level that the rates of the last week passed more often than it says is moved up by as much as would have held (conformal).
+    """
+    found = np.zeros((0, len(AHEAD), len(levels)))
+    for begin in range(first, len(rates), every):
+        model = fit_demand(rates[max(0, begin - 4 * WEEK) : begin], levels)
+        new = model.quantiles(rates, np.arange(begin, min(begin + every, len(rates))))
+        found = np.concatenate([found, new * _correction(rates, found, begin, levels)])
+    return found
+
+
+def _correction(rates: np.ndarray, found: np.ndarray, now: int, levels: tuple[float, ...]) -> np.ndarray:
+    """By (bins ahead, level): what the forecasts of the last week, whose time has come, should have been multiplied with."""
+    factors = np.ones(found.shape[1:])
+    origins = np.arange(max(now - len(found), now - WEEK), now)
+    for i, ahead in enumerate(AHEAD):
+        past = origins[origins + ahead < now]
+        if len(past) < DAY // 2:
+            continue
+        ratios = rates[past + ahead][:, None] / found[past - now + len(found), i]
+        for j, level in enumerate(levels):
+            factors[i, j] = max(1.0, np.quantile(ratios[:, j], level)) if level > 0.5 else 1.0
+    return factors
+
+
+def pinball(actual: np.ndarray, quantiles: np.ndarray, levels: Sequence[float]) -> float:
+    """The mean pinball loss; quantiles have the level as their last axis."""
+    over = actual[..., None] - quantiles
+    level = np.asarray(levels)
+    return float(np.maximum(level * over, (level - 1) * over).mean())
+
+
+def backtest(rates: np.ndarray, first_days: float = 7.0, levels: tuple[float, ...] = LEVELS) -> dict[str, float]:
+    """Forecast what comes after the first days as time goes on: pinball loss beside seasonal-naive (the rate of a day before, with
+    the quantiles of its own errors until then), and how often the rate was under the highest level.
+
+    Raises TenfoldError where nothing comes after the first days.
+    """
+    first = round(first_days * DAY)
+    last = len(rates) - AHEAD[-1]
+    if first < 2 * DAY + AHEAD[-1] or last <= first:
+        needed = max(first_days, 2.5) + AHEAD[-1] / DAY
+        raise TenfoldError(f"A backtest needs more than {needed:g} days of demand, and there are {len(rates) / DAY:.1f}.")
+    origins, ahead = np.arange(first, last), np.asarray(AHEAD)
+    actual = rates[origins[:, None] + ahead]
+    ours = rolling(rates, first, levels=levels)[: last - first]
+    floor = max(1e-6, 0.01 * float(np.median(rates[:first])))
+    logs = np.log(np.maximum(rates, floor))
+    changes = logs[DAY:] - logs[:-DAY]
+    days = range(first, last, DAY)
+    errors = np.repeat([np.quantile(changes[: day - DAY], levels) for day in days], DAY, 0)[: last - first]
+    naive = np.exp(logs[origins[:, None] + ahead - DAY][..., None] + errors[:, None])
+    return {
+        "pinball": pinball(actual, ours, levels), "pinball_naive": pinball(actual, naive, levels),
+        "under_high": float((actual <= ours[..., -1]).mean()), "under_high_naive": float((actual <= naive[..., -1]).mean()),
+    }  # fmt: skip
+
+
+def _features(logs: np.ndarray, origins: np.ndarray, ahead: int, weekly: bool) -> np.ndarray:
+    """A row for each origin; nothing in it is newer than the origin."""
+    at = 2 * np.pi * (origins + ahead) / DAY
+    before = origins + ahead - DAY
+    columns = [logs[origins], logs[origins - 1], logs[origins - 6], logs[before], logs[origins - DAY]]
+    columns += [np.ones(len(origins)), np.sin(at), np.cos(at), np.sin(2 * at), np.cos(2 * at)]
+    return np.stack([*columns, *([logs[origins + ahead - WEEK], logs[origins - WEEK]] if weekly else [])], -1)
