@@ -187,7 +187,9 @@ def calibrated(part: Machine | None, key: str, home: Path) -> tuple[Machine | No
     logs = [math.log(run["factor"]) for run in runs]
     factor = math.exp(mean(logs))
     constants = Constants(**{f.name: newest["base"][f.name] for f in fields(Constants)})
-    sheet = {name: tuple(value) if isinstance(value, list) else value for name, value in newest["accelerator"].items()}
+    sheet: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in newest["accelerator"].items()
+    }
     base = part or replace(machine("h100"), accelerator=Accelerator(**sheet))
     if len(runs) == 1:
         words = f"measured {newest['measured_step_s']:.3g} s a step, planned {newest['planned_step_s']:.3g}"
