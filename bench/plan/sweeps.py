@@ -40,8 +40,9 @@ def sweep(number: int) -> list[str]:
     small, large = (after(planned(parent, part, n)) for n in (few, more))
     if large.wall_days.mid > small.wall_days.mid * SLACK:
         found.append(f"{parent} on {part}: {more} GPUs take {large.wall_days.mid:.4g} days, {few} take {small.wall_days.mid:.4g}")
-    if large.cost.rent_usd.mid > small.cost.rent_usd.mid * SLACK * more / few:
-        found.append(f"{parent} on {part}: {more} GPUs cost more than {few} by a larger factor than their number")
+    used = large.failures.n_gpus / small.failures.n_gpus
+    if large.gpu_hours.mid > small.gpu_hours.mid * SLACK * used:
+        found.append(f"{parent} on {part}: {more} GPUs take more GPU-hours than {few} by a larger factor than train")
     low, high = sorted(draw.uniform(0.5, 9) for _ in range(2))
     cheap, dear = (after(planned(parent, part, few), rent_usd_per_h=rent).cost.rent_usd for rent in (low, high))
     if any(getattr(cheap, end) > getattr(dear, end) * SLACK for end in ("low", "mid", "high")):
