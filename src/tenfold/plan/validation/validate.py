@@ -146,7 +146,8 @@ def validate(layouts: Path | None = None, runs: Path | None = None, stack: str |
     remembered = [(row.name, e) for row, e in memory_errors(rows)]
     if remembered:
         found.append(_summary("memory", "all that report it", remembered))
-    remarks, ranges = _assumed(table) + _too_large(table), {}
+    remarks = _assumed(table) + _too_large(table)
+    ranges: dict[str, Coverage] = {}
     if runs or not layouts:
         errors, said, ranges, not_read = _runs_table(runs)
         found, unread = [*found, *errors], [*unread, *not_read]
@@ -221,7 +222,8 @@ def _runs_table(path: Path | None) -> tuple[list[Error], list[str], dict[str, Co
     """Errors of GPU-hours and carbon of whole runs, a sentence for each that is far off, and whether ranges hold."""
     found: list[Error] = []
     remarks: list[str] = []
-    (runs, unread), ranges = published_hours(path), {}
+    ranges: dict[str, Coverage] = {}
+    runs, unread = published_hours(path)
     if runs:
         known = published_hours()[0] if path else runs
         errors = held_out(runs, known)
