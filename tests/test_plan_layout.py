@@ -2,24 +2,33 @@
 
 import json
 import math
+import re
 from dataclasses import replace
+from itertools import pairwise, takewhile
 from statistics import median
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from tenfold.plan.costs.consequences import consequences
+from tenfold.plan.costs.surroundings import Surroundings
 from tenfold.plan.explain import NAMES, explain
+from tenfold.plan.facts import facts
+from tenfold.plan.gpus import numbers
 from tenfold.plan.plan import gpus_for_days, make_plan, solve
 from tenfold.plan.request import GpuRequest, Request, StepRequest
+from tenfold.plan.validation.hours import coverage, factor, held_out, one_factor, published_hours
 from tenfold.plan.validation.published import read_layouts
-from tenfold.plan.validation.validate import hours_errors, hours_misses, with_overhead
+from tenfold.plan.validation.validate import hours_misses
 from tenfold.plan.workload.machine import machine
 from tenfold.plan.workload.memory import memory
 from tenfold.plan.workload.search import divisors, search
-from tenfold.plan.workload.shape import resolve
+from tenfold.plan.workload.shape import batch_tokens, resolve
 from tenfold.plan.workload.step_time import step_time
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.laws import optimum
-from tenfold.spec.layout import Layout, check
+from tenfold.spec.layout import Layout, check, check_trainer
 from tenfold.spec.model import published_model
 
 
@@ -30,19 +39,36 @@ def test_memory_of_torchtitan():
     assert sum(map(abs, errors)) / len(errors) <= 0.12
 
 
-def test_gpu_hours_of_published_runs():
-    hours = hours_errors()
-    errors = [abs(planned / told - 1) for _, told, planned in with_overhead(hours)]
+@pytest.fixture(scope="module")
+def hours():
+    return published_hours()[0]
+
+
+def test_gpu_hours_of_published_runs(hours):
+    errors = held_out(hours)
     assert len(hours) == 20
-    assert median(errors) <= 0.20
-    assert len(hours_misses(hours)) == sum(e > 0.2 for e in errors)
-    # one model alone is judged by the factor of the others
-    alone = with_overhead(hours[:1], hours)
-    assert alone == with_overhead(hours)[:1]
-    assert all(planned < told for _, told, planned in hours)  # reported hours hold the steps, and more
+    assert median(abs(e) for _, e in errors) <= 25
+    assert len(hours_misses(hours, errors)) == sum(abs(e) > 20 for _, e in errors)
+    assert held_out(hours[:1], hours) == errors[:1]  # one model alone is judged by the factor of the others
+    assert all(run.planned < run.told for run in hours)  # reported hours hold the steps, and more
 
 
-@pytest.mark.parametrize(("stack", "each"), [("megatron", 18), ("tenfold", 16)])  # a bfloat16 copy of the weights, or none
+def test_ranges_of_published_runs_hold(hours):
+    """Each run in the 80 % range that the other sources give; better than one factor for all by the interval score."""
+    ours, one = coverage(hours), coverage(hours, one_factor)
+    assert 0.70 <= ours.inside / ours.runs <= 0.92
+    assert ours.median_ratio <= 2.6
+    assert ours.score < one.score
+
+
+def test_a_plan_has_the_factors_of_the_published_runs(hours):
+    """The file's factor beside the steps is that of all runs, and no wider with the step's own error than they are."""
+    table, known = facts("beside"), factor(hours, "all")
+    assert table["beside_steps"]["median"] == pytest.approx(math.exp(known.log_mean), rel=0.02)
+    assert math.hypot(table["beside_steps"]["log_sd"], table["step_error"]["log_sd"]) == pytest.approx(known.log_sd, rel=0.3)
+
+
+@pytest.mark.parametrize(("stack", "each"), [("megatron-lm-2024", 18), ("tenfold", 16)])  # a bfloat16 copy of the weights, or none
 def test_state_without_sharding_is_16_or_18_bytes_a_parameter(stack, each):
     spec, part = published_model("llama-3.1-8b"), machine("h100", stack)
     needed = memory(spec, Layout(seq_len=128, zero=0), part)
@@ -62,6 +88,7 @@ def test_the_search_keeps_its_promises(llama_405b):
     found = [llama_405b.best, *llama_405b.others]
     assert len(found) == 10
     assert all(c.memory.fits and c.layout.world == 16_384 and not check(c.layout, published_model("llama-3.1-405b")) for c in found)
+    assert all(not check_trainer(c.layout, published_model("llama-3.1-405b")) for c in found)
     assert all(c.layout.global_batch % (c.layout.dp * c.layout.micro_batch) == 0 for c in found)
     assert [c.slower_pct for c in found] == sorted(c.slower_pct for c in found)
     assert all(c.loses_by for c in llama_405b.others)
@@ -69,7 +96,7 @@ def test_the_search_keeps_its_promises(llama_405b):
 
 
 def test_the_search_beats_what_meta_ran():
-    spec, part = published_model("llama-3.1-405b"), machine("h100", "megatron")  # a trainer like theirs
+    spec, part = published_model("llama-3.1-405b"), machine("h100", "megatron-lm-2024")  # a trainer like theirs
     theirs = Layout(
         tp=8,
         pp=16,
@@ -96,15 +123,40 @@ def test_laws_agree_with_their_papers():
     assert best.params == pytest.approx(40e9, rel=0.25)
 
 
-def test_gpus_for_days_hold_the_days():
-    shape, part = resolve(Request(flops=1e23)), machine("h100")
-    gpus = gpus_for_days(shape, 20, part)
+def test_gpus_for_days_hold_the_days_by_the_clock():
+    shape, part, around = resolve(Request(flops=1e22)), machine("h100"), Surroundings()
+    gpus = gpus_for_days(shape, GpuRequest(days=20), part, StepRequest(), around)
+    after = consequences(make_plan(shape, gpus, part).workload, around)
     assert gpus % 8 == 0
-    plan = make_plan(shape, gpus, part)
-    assert plan.workload.days <= 20 < 2 * plan.workload.days
-    assert plan.workload.mfu < 1
-    for name in NAMES:
-        assert explain(plan, name)
+    assert after.wall_days.quantile(0.8) <= 20 < 2 * after.wall_days.quantile(0.8)
+    assert gpus_for_days(shape, GpuRequest(days=20, confidence=0.95), part, StepRequest(), around) > gpus
+
+
+small_shapes = st.sampled_from(["llama-3.2-1b", "llama-3.1-8b"])
+
+
+@settings(max_examples=8, deadline=None)
+@given(small_shapes, st.integers(32, 1500), st.integers(1, 200))
+def test_more_gpus_are_never_slower(parent, gpus, more):
+    shape, part = resolve(Request(after=parent, times=1.0)), machine("h100")
+    few, many = (consequences(make_plan(shape, n, part).workload) for n in (gpus, gpus + more))
+    assert many.wall_days.mid <= few.wall_days.mid * (1 + 1e-9)
+    assert many.failures.n_gpus >= few.failures.n_gpus
+
+
+@settings(max_examples=4, deadline=None)
+@given(small_shapes, st.floats(20, 200), st.floats(1.01, 1.5))
+def test_fewer_days_never_take_fewer_gpus(parent, days, longer):
+    shape, part = resolve(Request(after=parent, times=1.0)), machine("h100")
+    short, long = (gpus_for_days(shape, GpuRequest(days=d), part, StepRequest(), Surroundings()) for d in (days, days * longer))
+    assert short >= long
+
+
+def test_numbers_of_gpus_that_are_tried_leave_few_to_stand_by():
+    tried = list(takewhile(lambda n: n < 10**6, numbers()))
+    assert tried == sorted(set(tried))
+    assert max(b / a for a, b in pairwise(tried) if a >= 8 * 32) <= 1 + 1 / 32
+    assert {1, 8, 16_384, 98_304} <= set(tried)
 
 
 @pytest.mark.parametrize(
@@ -116,13 +168,11 @@ def test_gpus_for_days_hold_the_days():
         (Request(flops=1e24), GpuRequest(), "--gpus, --days or --budget-usd"),
         (Request(), GpuRequest(gpus=8), "how large"),
         (Request(after="llama-3.1-405b"), GpuRequest(gpus=64), "GiB"),
-        (Request(after="llama-3.1-405b"), GpuRequest(gpus=16384, days=10), "need .* days, not 10"),
-        (Request(flops=1e24), GpuRequest(gpus=8, budget_usd=1e6), "--budget-usd and --flops"),
-        (Request(flops=1e24), GpuRequest(gpus=0, days=-1), "--days"),
-        (Request(flops=1e24), GpuRequest(gpus=1009), "take 1,008, whole servers"),
+        (Request(flops=1e24), GpuRequest(budget_usd=1e6), "say --gpus or --days too"),
+        (Request(flops=1e24), GpuRequest(days=-1), "--days"),
         (Request(flops=1e24, times=5), GpuRequest(gpus=64), "--after"),
         (Request(flops=1e24, experts_per_token=2), GpuRequest(gpus=64), "--experts"),
-        (Request(after="llama-3.1-405b"), GpuRequest(gpus=64), "at least [0-9,]+ GPUs, or parts with more memory"),
+        (Request(after="llama-3.1-405b"), GpuRequest(gpus=64), "It fits on [0-9,]+"),
     ],
 )
 def test_bad_requests_say_what_binds(asked, fixed, says):
@@ -146,9 +196,22 @@ def test_a_repeated_corpus_is_said():
     assert "beyond 4 epochs" in notes
 
 
-def test_a_budget_is_spent_and_not_passed():
-    plan = solve(Request(), GpuRequest(budget_usd=2e6), machine("h100"))
-    assert 0.7 * 2e6 < plan.workload.gpu_hours * 2.95 < 1.1 * 2e6
+def test_a_budget_is_kept_with_the_probability_asked_for():
+    plan = solve(Request(), GpuRequest(budget_usd=1e5), machine("h100"))
+    assert consequences(plan.workload).cost.rent_usd.chance_within(1e5) == pytest.approx(0.8, abs=0.03)
+
+
+def test_a_number_that_is_advised_is_accepted():
+    """Too few GPUs for the memory, or for the days: the number in the sentence works."""
+    with pytest.raises(TenfoldError, match="fits on") as caught:
+        solve(Request(after="llama-3.1-70b", times=1.0), GpuRequest(gpus=8), machine("h100"))
+    enough = int(re.findall(r"fits on ([0-9,]+)\.", str(caught.value))[0].replace(",", ""))
+    assert solve(Request(after="llama-3.1-70b", times=1.0), GpuRequest(gpus=enough), machine("h100")).workload.memory.fits
+    asked = Request(after="llama-3.2-1b", times=1.0)
+    plan = solve(asked, GpuRequest(gpus=64, days=30), machine("h100"))
+    words = next(note for note in plan.notes if note.startswith("Days: 30 hold"))
+    more = int(re.findall(r"; ([0-9,]+) GPUs hold", words)[0].replace(",", ""))
+    assert consequences(solve(asked, GpuRequest(gpus=more), machine("h100")).workload).wall_days.chance_within(30) >= 0.8
 
 
 def test_a_model_of_ones_own(tmp_path):
@@ -187,6 +250,11 @@ def test_calibration_finds_the_machine_again(tmp_path):
     write(found, tmp_path / "home")
     again, words = calibrated(part, "h100", tmp_path / "home")
     assert again is not None and "Calibrated by" in words
+    second = replace(found, run="another", factor=found.factor * 1.21)
+    write(second, tmp_path / "home")
+    write(second, tmp_path / "home")  # the same run counts once
+    pooled, said = calibrated(part, "h100", tmp_path / "home")
+    assert pooled is not None and f"rates x {found.factor * 1.1:.3g}" in said and "spread" in said
     assert step_time(spec, layout, again).total_s == pytest.approx(slow, rel=0.01)
     assert math.isclose(found.measured_step_s, slow, rel_tol=1e-6)
     assert found.calibrated_step_s == pytest.approx(slow, rel=0.01)
@@ -238,9 +306,15 @@ def test_what_cannot_be_built_is_never_planned():
 
 
 def test_gpus_that_divide_badly_stand_by():
-    plan = make_plan(resolve(Request(after="llama-3.1-405b")), 100_000, machine("h100"))
-    assert plan.workload.gpus == plan.workload.layout.world == 98_304
-    assert plan.notes[0].startswith("GPUs: 98,304 of 100,000 train")
+    shape = resolve(Request(after="llama-3.1-405b"))
+    plan = make_plan(shape, 100_000, machine("h100"))
+    used = plan.workload.gpus
+    assert used == plan.workload.layout.world < 100_000 and used % 8 == 0
+    assert plan.notes[0].startswith(f"GPUs: {used:,} of 100,000 train")
+    near = search(
+        plan.workload.spec, 98_304, machine("h100"), seq_len=8192, global_batch=round(batch_tokens(shape.flops) / 8192)
+    ).best
+    assert near.tokens_per_s <= 1.05 * plan.search.best.tokens_per_s  # fewer GPUs fail less often
 
 
 def test_every_part_can_be_explained():
@@ -251,9 +325,10 @@ def test_every_part_can_be_explained():
     assert f"{days:.4g}" in " ".join(explain(plan, "failures"))
 
 
-def test_alternatives_are_different_layouts(llama_405b):
-    ranks = [c.layout.replace(activation_checkpointing="none") for c in llama_405b.others]
-    assert len(set(ranks)) == len(ranks)
+def test_alternatives_differ_in_kind_and_say_what_they_gain(llama_405b):
+    layouts = [llama_405b.best.layout, *(c.layout for c in llama_405b.others)]
+    assert len({(lay.tp, lay.pp, lay.cp, lay.ep, lay.dp_replicate > 1) for lay in layouts}) == len(layouts)
+    assert any(" -" in c.loses_by for c in llama_405b.others)
 
 
 def test_buildings_only_cost_where_data_parallel_ranks_meet():
@@ -266,5 +341,5 @@ def test_buildings_only_cost_where_data_parallel_ranks_meet():
     assert slow.matmul_s == one.matmul_s and slow.tensor_parallel_s == one.tensor_parallel_s
     with pytest.raises(TenfoldError, match="--between-gb-per-s"):
         make_plan(shape, 512, replace(near, buildings=2))
-    with pytest.raises(TenfoldError, match="buildings"):
-        make_plan(shape, 8 * 125, replace(near, buildings=3, between_gb_per_s=1.0))
+    three = make_plan(shape, 8 * 125, replace(near, buildings=3, between_gb_per_s=1.0)).workload
+    assert three.layout.dp % 3 == 0  # each building holds whole replicas

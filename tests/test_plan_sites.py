@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
+from tenfold.plan.document import SCHEMA
 from tenfold.plan.sites import commands
 from tenfold.plan.sites.example import demand_tree, example_sites, unmet_usd
 from tenfold.plan.sites.staging import BuildSite, solve, staging
@@ -141,7 +142,7 @@ def test_the_command_prints_what_the_solver_finds(tmp_path, capsys):
 
 def test_the_walk_plans_for_the_newest_plan_and_repeats_itself(tmp_path):
     power = {"peak_mw": {"mid": 11.0}, "pue": {"mid": 1.1}}
-    (tmp_path / "plan.json").write_text(json.dumps({"schema": 2, "power": power}))
+    (tmp_path / "plan.json").write_text(json.dumps({"schema": SCHEMA, "power": power}))
     said = []
     assert walk(tmp_path, said.append) == walk(tmp_path, said.append)
     assert len(said) == 2

@@ -178,7 +178,7 @@ class Plan:
 
 class Calibrated:
     def write(self, folder, corpus):
-        write(Calibration(H100.accelerator, H100.constants, 1.0, 1.0, 1.0, 1.0, 1.0, 0.4, "run"), folder)
+        write(Calibration(H100.accelerator, H100.constants, H100.constants, 1.0, 1.0, 1.0, 1.0, 1.0, 0.4, "run"), folder)
 
     def stamp(self, folder, version):
         edit(folder / "calibration.json", lambda d: {k: {**v, "version": version or 1} for k, v in d.items()})
@@ -224,8 +224,8 @@ KINDS = [
     (Climb, 1, None, ""),
     (ForecastAndScore, 1, None, ""),
     (RecordOfForecasts, 1, None, ""),
-    (Plan, 2, 1, "make it again by `tenfold plan`"),
-    (Calibrated, 1, None, ""),
+    (Plan, 3, 2, "make it again by `tenfold plan`"),
+    (Calibrated, 2, None, "remove it and calibrate again"),
     (KeysFile, 2, None, ""),
     (FeedbackDatabase, 1, None, ""),
 ]

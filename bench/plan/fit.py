@@ -1,6 +1,7 @@
 """Fit the constants of `plan/data/constants.toml` that no data sheet gives; `--write` puts them into the file.
 
     python -m bench.plan.fit --half
+    python -m bench.plan.fit --by-source --every 15 --evaluations 6
 
 Least squares of log step times over published rows, with a weak prior on every constant, so that what the rows do not show
 stays where measurements elsewhere put it. A source weighs as the square root of its rows. `--half` fits on half of the rows
@@ -24,12 +25,13 @@ import tenfold.plan
 from bench.harness import options, write_results
 from tenfold.plan.validation.published import Row, read_layouts, read_vtrain
 from tenfold.plan.validation.validate import short
-from tenfold.plan.workload.machine import Machine, stack, stacks
+from tenfold.plan.workload.machine import Machine, stack
 from tenfold.plan.workload.step_time import step_time
 
 # (tables of the file, constant, prior: what microbenchmarks or documents suggest, its relative standard deviation, largest value)
-OLD = ("megatron-2021", "megatron-2021-node")
-FSDP = ("fsdp", "fsdp-compiled")
+OLD = ("megatron-lm-2021", "megatron-lm-2021-node")
+FSDP = ("llm-foundry-2023", "torchtitan-2024.12")
+TPUS = ("tpu-v5p", "tpu-v6e", "tpu-v7x")
 FITTED: tuple[tuple[tuple[str, ...], str, float, float, float], ...] = (
     (("any",), "matmul_efficiency", 0.7, 0.1, 0.95),
     (("a100",), "matmul_efficiency", 0.8, 0.1, 0.95),
@@ -37,6 +39,7 @@ FITTED: tuple[tuple[tuple[str, ...], str, float, float, float], ...] = (
     (("gb300",), "matmul_efficiency", 0.75, 0.1, 0.95),
     (("b200",), "matmul_efficiency", 0.69, 0.1, 0.95),
     (("b300",), "matmul_efficiency", 0.7, 0.1, 0.95),
+    *(((tpu,), "matmul_efficiency", 0.75, 0.1, 0.95) for tpu in TPUS),
     (("any",), "attention_efficiency", 0.5, 0.15, 0.8),
     (("a100",), "attention_efficiency", 0.6, 0.15, 0.8),
     (("any",), "fill_k", 32.0, 0.3, 300.0),
@@ -46,34 +49,31 @@ FITTED: tuple[tuple[tuple[str, ...], str, float, float, float], ...] = (
     (("any",), "scaleup_latency_s", 5e-06, 0.5, 1e-4),
     (("any",), "scaleout_efficiency", 0.85, 0.15, 0.95),
     (("any",), "scaleout_latency_s", 2e-05, 0.5, 1e-4),
-    (("megatron",), "pointwise", 1.0, 0.3, 4.0),
-    (("megatron-2025",), "pointwise", 1.0, 0.3, 4.0),
-    (("megatron-2025",), "grouped", 0.7, 0.3, 1.0),
-    (("megatron-2025",), "hidden_ep", 0.7, 0.3, 1.0),
-    (("megatron-2025",), "imbalance", 0.15, 0.5, 1.0),
+    (("megatron-lm-2024",), "pointwise", 1.0, 0.3, 4.0),
+    (("megatron-bridge-25",), "pointwise", 1.0, 0.3, 4.0),
+    (("megatron-bridge-25",), "grouped", 0.7, 0.3, 1.0),
+    (("megatron-bridge-25",), "hidden_ep", 0.7, 0.3, 1.0),
+    (("megatron-bridge-25",), "imbalance", 0.15, 0.5, 1.0),
+    (("maxtext-2025",), "pointwise", 0.7, 0.3, 4.0),
+    (("maxtext-2025",), "grouped", 0.7, 0.3, 1.0),
     (OLD, "pointwise", 1.0, 0.3, 4.0),
-    (("fsdp",), "pointwise", 1.0, 0.3, 4.0),
-    (("fsdp-compiled",), "pointwise", 1.0, 0.3, 4.0),
+    (("llm-foundry-2023",), "pointwise", 1.0, 0.3, 4.0),
+    (("torchtitan-2024.12",), "pointwise", 1.0, 0.3, 4.0),
     (FSDP, "attention", 0.5, 0.3, 1.0),
     (FSDP, "hidden_dp", 0.5, 0.5, 1.0),
-    (("megatron-2021",), "dispatch_s", 6e-05, 0.5, 1e-3),
-    (("megatron-2021-node",), "dispatch_s", 6e-05, 0.5, 1e-3),
-    (("fsdp",), "dispatch_s", 6e-05, 0.5, 1e-3),
-    (("megatron", "megatron-2025", "fsdp-compiled"), "dispatch_s", 6e-06, 0.5, 1e-3),
-    (("megatron-2021",), "gap_s", 1e-05, 1.0, 1e-3),
-    (("megatron-2021-node",), "gap_s", 1e-05, 1.0, 1e-3),
-    (("fsdp",), "gap_s", 1e-05, 1.0, 1e-3),
+    (("megatron-lm-2021",), "dispatch_s", 6e-05, 0.5, 1e-3),
+    (("megatron-lm-2021-node",), "dispatch_s", 6e-05, 0.5, 1e-3),
+    (("llm-foundry-2023",), "dispatch_s", 6e-05, 0.5, 1e-3),
+    (("megatron-lm-2024", "megatron-bridge-25", "torchtitan-2024.12"), "dispatch_s", 6e-06, 0.5, 1e-3),
+    (("megatron-lm-2021",), "gap_s", 1e-05, 1.0, 1e-3),
+    (("megatron-lm-2021-node",), "gap_s", 1e-05, 1.0, 1e-3),
+    (("llm-foundry-2023",), "gap_s", 1e-05, 1.0, 1e-3),
     (OLD, "skew_s", 0.0001, 1.0, 1e-2),
-    (("megatron-2021", "megatron", "megatron-2025", *FSDP), "step_s", 0.01, 0.5, 1.0),
+    (("megatron-lm-2021", "megatron-lm-2024", "megatron-bridge-25", *FSDP), "step_s", 0.01, 0.5, 1.0),
 )
 FILE = Path(tenfold.plan.__file__).parent / "data/constants.toml"
 CONSTANTS = tomllib.loads(FILE.read_text())
 SCALE = 0.06  # log errors beyond this count less than their square
-
-
-def name_of(machine: Machine) -> str:
-    """The name of the machine's software."""
-    return next(name for name, known in stacks().items() if known == machine.stack)
 
 
 def own_table(key: str, field: str) -> str:
@@ -81,17 +81,24 @@ def own_table(key: str, field: str) -> str:
     return key if field in CONSTANTS["accelerators"].get(key, {}) else "any"
 
 
-def concerns(row: Row, software: str, where: tuple[str, ...], field: str) -> bool:
-    return software in where or own_table(row.machine.accelerator.key, field) in where
+def software_table(name: str, field: str) -> str:
+    """The table that gives a stack this constant: its own, or the one that it is as."""
+    row = CONSTANTS["stacks"][name]
+    return name if field in row or "as" not in row else software_table(row["as"], field)
+
+
+@cache
+def concerns(key: str, software: str, where: tuple[str, ...], field: str) -> bool:
+    return software_table(software, field) in where or own_table(key, field) in where
 
 
 def changed(row: Row, software: str, values: np.ndarray) -> Machine:
     """The row's machine with the fitted constants put in; where a share is scaled (a capped board), it stays so."""
     constants, own, new = row.machine.constants, stack(software), {}
     for (where, field, *_), value, before in zip(FITTED, values, start(), strict=True):
-        if software in where:
+        if software_table(software, field) in where and hasattr(own, field):
             own = replace(own, **{field: value})
-        elif concerns(row, software, where, field):
+        elif concerns(row.machine.accelerator.key, software, where, field):
             new[field] = getattr(constants, field) * value / before
     return replace(row.machine, constants=replace(constants, **new), stack=own)
 
@@ -109,7 +116,7 @@ def write(values: np.ndarray) -> None:
     rounded = {(name, field): float(f"{v:.3g}") for (where, field, *_), v in zip(FITTED, values, strict=True) for name in where}
     for i, line in enumerate(lines):
         if line.startswith("["):
-            table = line.strip("[]").split(".")[1]
+            table = line.strip("[]").partition(".")[2].strip('"')
         name, _, rest = line.partition(" = ")
         if (table, name) in rounded:
             lines[i] = f"{name} = {rounded[table, name]!r}" + (" #" + rest.split("#", 1)[1] if "#" in rest else "")
@@ -135,7 +142,7 @@ def log_errors(rows: list[Row], names: list[str], values: np.ndarray) -> np.ndar
 
 def fit(rows: list[Row], evaluations: int) -> np.ndarray:
     """Fitted constants, in the order of `FITTED`."""
-    names = [name_of(row.machine) for row in rows]
+    names = [row.machine.stack.name for row in rows]
     sizes = Counter((short(row.source), row.layout.dtype) for row in rows)
     weights = np.array([sizes[short(row.source), row.layout.dtype] ** -0.25 for row in rows])
     centre, prior = (np.array([row[i] for row in FITTED]) for i in (2, 3))
@@ -146,7 +153,7 @@ def fit(rows: list[Row], evaluations: int) -> np.ndarray:
     def jacobian(logs: np.ndarray) -> np.ndarray:
         now, columns = log_errors(rows, names, np.exp(logs)), []
         for i, (where, field, *_) in enumerate(FITTED):
-            touched = [k for k, r in enumerate(rows) if concerns(r, names[k], where, field)]
+            touched = [k for k, r in enumerate(rows) if concerns(r.machine.accelerator.key, names[k], where, field)]
             moved = logs.copy()
             moved[i] += 0.01
             column = np.zeros(len(rows) + len(logs))
@@ -165,7 +172,7 @@ def fit(rows: list[Row], evaluations: int) -> np.ndarray:
 
 def report(title: str, rows: list[Row], values: np.ndarray) -> list[dict[str, Any]]:
     """The errors by source, printed and returned."""
-    rows = [replace(row, machine=changed(row, name_of(row.machine), values)) for row in rows]
+    rows = [replace(row, machine=changed(row, row.machine.stack.name, values)) for row in rows]
     by_source: dict[tuple[str, str], list[float]] = defaultdict(list)
     for row in rows:
         error = 100 * (step_time(row.spec, row.layout, row.machine).total_s / row.step_s - 1)
@@ -180,13 +187,32 @@ def report(title: str, rows: list[Row], values: np.ndarray) -> list[dict[str, An
     return found
 
 
+def by_source(rows: list[Row], evaluations: int) -> list[dict[str, Any]]:
+    """The errors of each publication by constants that were fitted to the others."""
+    found = []
+    for source in dict.fromkeys(publication(row) for row in rows):
+        left = [row for row in rows if publication(row) == source]
+        found += report("left out", left, fit([row for row in rows if publication(row) != source], evaluations))
+    return found
+
+
+def publication(row: Row) -> str:
+    """vTrain's tables are of one publication, as are those of a README; releases of Megatron-Bridge are too."""
+    return row.source.split("/")[0].split(",")[0] if "vTrain" in row.source else short(row.source)
+
+
 def main() -> None:
     parser = options(__doc__)
+    parser.add_argument("--by-source", action="store_true", help="each source by a fit on the others; keep the errors")
     parser.add_argument("--half", action="store_true", help="fit on half of the rows, report the other, keep the errors")
     parser.add_argument("--write", action="store_true", help="put the constants into the file")
+    parser.add_argument("--every", type=int, default=1, help="of vTrain's rows: every so manieth")
     parser.add_argument("--evaluations", type=int, default=25)
     asked = parser.parse_args()
-    rows = [*read_layouts()[0], *read_vtrain()]
+    rows = [*read_layouts()[0], *(row for i, row in enumerate(read_vtrain()) if i % asked.every == 0)]
+    if asked.by_source:
+        print(write_results("plan_by_source", [*report("fitted", rows, start()), *by_source(rows, asked.evaluations)]))
+        return
     seen = [row for row in rows if not asked.half or in_first_half(row)]
     values = fit(seen, asked.evaluations)
     for (where, field, *_), before, after in zip(FITTED, start(), values, strict=True):

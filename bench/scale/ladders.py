@@ -4,8 +4,8 @@
 
 On every ladder the runs above a tenth of the largest compute are hidden and forecast. What all ladders share (`Calibration`) is
 chosen by the interval score of the ladders of the *other* studies. FOLDER may hold further tables in the columns of
-`bench/scale/public_ladders`, named STUDY-TABLE.csv. `--synthetic 100` forecasts so many ladders of each of five known truths instead, with
-the shipped calibration, into `known_laws.json`.
+`bench/scale/public_ladders`, named STUDY-TABLE.csv. `--synthetic 100` forecasts so many ladders of each of five known truths
+instead, with the shipped calibration, into `known_laws.json`.
 """
 
 from collections.abc import Callable

@@ -25,6 +25,9 @@ class MachineOptions(Struct, frozen=True):
 
     accelerator: Annotated[Text, Meta(description="h100, b200, mi300x, ...")] = "h100"
     network_gb_per_s: Annotated[Rate | None, Meta(description="Scale-out network, GB/s per GPU and direction.")] = None
+    stack: Annotated[Text, Meta(description="Software and version that trains: tenfold, megatron-bridge-26.02, ...")] = "tenfold"
+    domain_gpus: Annotated[Buildings | None, Meta(description="GPUs that the scale-up network joins (an island).")] = None
+    board_w: Annotated[Rate | None, Meta(description="Power of a board at most, W, in place of the data sheet's.")] = None
     buildings: Annotated[Buildings, Meta(description="Buildings that share the GPUs evenly.")] = 1
     between_gb_per_s: Annotated[RateOrNone, Meta(description="Between buildings, GB/s per GPU and direction.")] = 0.0
 
@@ -34,8 +37,8 @@ class MachineOptions(Struct, frozen=True):
 
         known, unknown = None, None
         try:
-            changes: dict[str, Any] = {"scaleout_gb_per_s": self.network_gb_per_s} if self.network_gb_per_s else {}
-            known = machine(self.accelerator, **changes)
+            said = {"scaleout_gb_per_s": self.network_gb_per_s, "domain_gpus": self.domain_gpus, "tdp_w": self.board_w}
+            known = machine(self.accelerator, self.stack, **{name: value for name, value in said.items() if value})
         except TenfoldError as error:
             unknown = error
         part, words = calibrated(known, self.accelerator, home)
@@ -91,15 +94,17 @@ def make(
     if asked.serving.serve:
         _plan_serving(asked.serving, output)
         return
+    from tenfold.plan.assumptions import assumptions
     from tenfold.plan.costs.consequences import consequences
     from tenfold.plan.document import document, record
     from tenfold.plan.explain import explain
     from tenfold.plan.plan import solve
     from tenfold.plan.report import html, terminal
+    from tenfold.plan.workload.data import generations
     from tenfold.spec.terminal import console
 
     part, calibrated = hardware.machine(output.home)
-    plan = solve(asked, fixed, part, step, output.home)
+    plan = solve(asked, fixed, part, step, output.home, around)
     if output.explain:
         lines = explain(plan, output.explain, around)
         if output.json:
@@ -107,12 +112,16 @@ def make(
         else:
             print("\n".join(lines))
         return
+    after = consequences(plan.workload, around)
     whole = document(
         plan.workload,
-        consequences(plan.workload, around),
+        after,
         alternatives=plan.alternatives,
         notes=[*([calibrated] if calibrated else []), *plan.notes],
         request=_request(asked, fixed, hardware, step, around),
+        limits=fixed.limits,
+        assumed=assumptions(part, after, around),
+        data=generations(plan.workload.tokens, asked.unique_tokens, asked.feedback_tokens),
     )
     if output.out:
         write_json(output.out / "plan.json", whole)
@@ -166,16 +175,25 @@ def compare(
         return
     from tenfold.spec.terminal import Figures, console
 
-    table = Figures("", "GPUs", "days", "MFU", "GPU-hours", "rent, M$", "MWh", "layout")
-    for row in rows:
-        if "reason" in row:
-            table.add_row(row["accelerator"], *["-"] * 6, row["reason"])
-            continue
+    table, out = Figures("", "GPUs", "days", "MFU", "rent, M$", "energy, GWh"), console()
+    for row in (row for row in rows if "reason" not in row):
+        rent, energy = (("~" if guessed in row["guessed"] else "") for guessed in ("rent_usd", "tdp_w"))
         table.add_row(
-            row["accelerator"], f"{row['gpus']:,}", f"{row['wall_days']:.0f}", f"{row['mfu']:.1%}", f"{row['gpu_hours']:.3g}",
-            f"{row['rent_usd'] / 1e6:,.0f}", f"{row['energy_mwh']:,.0f}", row["layout"],
+            row["accelerator"], f"{row['gpus']:,}", _spread(row["wall_days"]), f"{row['mfu']:.0%}",
+            rent + _spread(row["rent_usd"], 1e-6), energy + _spread(row["energy_mwh"], 1e-3),
         )  # fmt: skip
-    console().print(table)
+    out.print(table)
+    out.print("Best guess (10 to 90 %); ~: from a price or a board power that is a guess.")
+    for row in (row for row in rows if "reason" in row):
+        out.print(f"{row['accelerator']}: {row['reason']}")
+
+
+def _spread(ends: dict[str, float], by: float = 1.0) -> str:
+    """`90 (71-118)`."""
+    low, mid, high = (
+        f"{by * ends[end]:,.3g}" if by * ends[end] < 1000 else f"{by * ends[end]:,.0f}" for end in ("low", "mid", "high")
+    )
+    return f"{mid} ({low}-{high})"
 
 
 def _compared(name: str, home: Path, asked: Request, fixed: GpuRequest, step: StepRequest, around: Surroundings) -> dict[str, Any]:
@@ -185,18 +203,19 @@ def _compared(name: str, home: Path, asked: Request, fixed: GpuRequest, step: St
 
     part, _ = MachineOptions(accelerator=name).machine(home)
     try:
-        plan = solve(asked, fixed, part, step, home)
+        plan = solve(asked, fixed, part, step, home, around)
         w, c = plan.workload, consequences(plan.workload, around)
     except TenfoldError as error:
         return {"accelerator": name, "reason": str(error)}
     return {
         "accelerator": name,
         "gpus": w.gpus,
-        "wall_days": c.wall_days.mid,
+        "wall_days": c.wall_days.ends(),
         "mfu": w.mfu,
-        "gpu_hours": c.gpu_hours.mid,
-        "rent_usd": c.cost.rent_usd.mid,
-        "energy_mwh": c.power.energy_mwh.mid,
+        "gpu_hours": c.gpu_hours.ends(),
+        "rent_usd": c.cost.rent_usd.ends(),
+        "energy_mwh": c.power.energy_mwh.ends(),
+        "guessed": [*w.accelerator.guessed, *(["rent_usd"] if c.cost.assumed and around.rent_usd_per_h is None else [])],
         "layout": w.layout.words(),
     }
 
@@ -205,28 +224,31 @@ def validate(
     *,
     layouts: Annotated[File | None, Meta(description="A table with the columns of layouts.csv.")] = None,
     runs: Annotated[File | None, Meta(description="A table with the columns of training_runs.csv.")] = None,
+    stack: Annotated[Text | None, Meta(description="Software of rows that name none, as megatron-bridge-26.02.")] = None,
     json: Json = False,
 ) -> None:
     """What this plan gets wrong on published runs.
 
-    Example: tenfold plan validate --layouts my_layouts.csv
+    Example: tenfold plan validate --layouts my_layouts.csv --stack nemo-25.04
     """
+    from tenfold.plan.document import plain
     from tenfold.plan.validation.validate import validate as compare_with_published
     from tenfold.spec.terminal import Figures, console
 
-    errors, remarks = compare_with_published(layouts, runs)
+    found = compare_with_published(layouts, runs, stack)
     if json:
-        print_json({"rows": [asdict(e) for e in errors], "remarks": remarks})
+        print_json({**{name: [plain(one) for one in getattr(found, name)] for name in ("errors", "rows", "unread")},
+                    "ranges": plain(found.ranges), "remarks": found.remarks})  # fmt: skip
         return
     table = Figures("", "source", "rows", "mean error", "median", "bias", "worst")
-    for e in errors:
+    for e in found.errors:
         table.add_row(
             e.kind, e.source, str(e.rows), f"{e.mean_abs_pct:.1f} %", f"{e.median_abs_pct:.1f} %", f"{e.bias_pct:+.1f} %",
             f"{e.worst_pct:+.0f} % {e.worst}",
         )  # fmt: skip
     out = console()
     out.print(table)
-    for remark in remarks:
+    for remark in found.remarks:
         out.print(remark)
 
 
@@ -237,7 +259,7 @@ def calibrate(
     home: Home = Path("generations"),
     json: Json = False,
 ) -> None:
-    """Take the constants of the machine from a run on it; the next plan uses them and says so.
+    """Take the constants of the machine from a run on it; plans use those of all its runs, pooled, and say so.
 
     Example: tenfold plan calibrate generations/g2
     """

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields, is_dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,14 @@ from typing import Any
 import msgspec
 
 from tenfold.plan.costs.consequences import Consequences
+from tenfold.plan.ranges import Range
+from tenfold.plan.request import Limits
+from tenfold.plan.workload.data import Data
 from tenfold.plan.workload.workload import Workload
-from tenfold.spec.forecasts import Forecast, around, forecast
+from tenfold.spec.forecasts import Forecast, forecast, of_samples
 from tenfold.spec.layout import Layout
 
-SCHEMA = 2
-SPREAD = 0.3  # relative standard deviation of a plan's time, as wide as its GPU-hours miss what is reported (docs/plan.md)
+SCHEMA = 3
 Document = dict[str, Any]
 
 
@@ -26,11 +28,16 @@ def document(
     alternatives: Sequence[dict[str, Any]] = (),
     notes: Sequence[str] = (),
     request: dict[str, Any] | None = None,
+    limits: Limits = Limits(),
+    assumed: Sequence[str] = (),
+    data: Sequence[Data] = (),
 ) -> Document:
-    """The plan as plain JSON values, quantities with units in their names, ranges as `{low, mid, high}`.
+    """The plan as plain JSON values, quantities with units in their names, ranges as `{low, mid, high}`: 10 % quantile, best
+    guess, 90 % quantile.
 
     `alternatives` are rows of `layout` (words), `step_s`, `reason` (why it loses); `notes` are sentences: assumptions,
-    data limits, calibration. `request` is what was asked for, kept as it was.
+    data limits, calibration. `request` is what was asked for, kept as it was; `limits` are what the run must hold; `assumed` are
+    sentences on what nobody said; `data` what this generation and the next ask of the corpus.
     """
     spec, parameters, layout = workload.spec, workload.spec.parameters(), workload.layout
     tokens_per_s = layout.tokens_per_step / workload.step_s
@@ -49,6 +56,7 @@ def document(
         "machine": {
             "accelerator": workload.accelerator.key,
             "name": workload.accelerator.name,
+            "guessed": list(workload.accelerator.guessed),
             "gpus": workload.gpus,
             "gpus_per_node": after.failures.gpus_per_node,
             "nodes": after.failures.n_nodes,
@@ -57,7 +65,7 @@ def document(
             "region_name": after.site.name,
         },
         "layout": _layout(layout),
-        "memory": {**asdict(workload.memory), "total_gib": workload.memory.total_gib},
+        "memory": {**plain(workload.memory), "total_gib": workload.memory.total_gib},
         "step": {
             "step_s": workload.step_s,
             "parts_s": workload.step_time.parts(),
@@ -67,16 +75,44 @@ def document(
         },
         "time": {
             "training_days": workload.days,
-            "wall_days": asdict(after.wall_days),
-            "gpu_hours": asdict(after.gpu_hours),
+            "step_error": plain(after.step_error),
+            "beside_steps": plain(after.beside_steps),
+            "wall_days": plain(after.wall_days),
+            "wall_days_quantiles": of_samples(after.wall_days.draws.tolist()),
+            "gpu_hours": plain(after.gpu_hours),
         },
-        "failures": {**asdict(after.failures), "simulated_share": asdict(after.simulated_share)},
-        "power": asdict(after.power),
-        "cost": asdict(after.cost),
-        "footprint": asdict(after.footprint),
+        "chances": chances(after, limits),
+        "data": [plain(one) for one in data],
+        "failures": {**plain(after.failures), "simulated_share": plain(after.simulated_share)},
+        "power": plain(after.power),
+        "cost": plain(after.cost),
+        "outlay": plain(after.outlay),
+        "footprint": plain(after.footprint),
         "alternatives": [dict(row) for row in alternatives],
         "notes": list(notes),
+        "assumed": list(assumed),
     }
+
+
+def chances(after: Consequences, limits: Limits) -> dict[str, dict[str, float]]:
+    """The probability of each limit that is given: done by the deadline, rented or owned under the budget."""
+    figures = {
+        "done_by_the_deadline": (limits.days, after.wall_days),
+        "rented_under_the_budget": (limits.budget_usd, after.cost.rent_usd),
+        "owned_under_the_budget": (limits.budget_usd, after.cost.own_usd),
+    }
+    return {name: {"limit": limit, "probability": f.chance_within(limit)} for name, (limit, f) in figures.items() if limit}
+
+
+def plain(value: Any) -> Any:
+    """A dataclass as its fields, a range as its ends, all the way down."""
+    if isinstance(value, Range):
+        return value.ends()
+    if isinstance(value, dict):
+        return {key: plain(part) for key, part in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+    return value
 
 
 def record(home: Path, plan: Document, data: dict[str, str]) -> str:
@@ -86,9 +122,9 @@ def record(home: Path, plan: Document, data: dict[str, str]) -> str:
     file that the plan was made from, such as a calibration.
     """
     planned = msgspec.json.encode([plan[part] for part in ("request", "model", "machine", "layout")], order="sorted")
+    quantiles = tuple(days * 86400 for days in plan["time"]["wall_days_quantiles"])
     key = f"plan/{hashlib.sha256(planned).hexdigest()[:12]}/seconds"
-    seconds = plan["time"]["wall_days"]["mid"] * 86400
-    forecast(home, Forecast(key=key, who="plan", kind="seconds", unit="s", quantiles=around(seconds, SPREAD), data=data))
+    forecast(home, Forecast(key=key, who="plan", kind="seconds", unit="s", quantiles=quantiles, data=data))
     return key
 
 

@@ -110,7 +110,7 @@ def _days(plan: Plan) -> list[str]:
         f"days = tokens / tokens a step x step / 86400 = {si(w.tokens)} / {si(w.layout.tokens_per_step)} x {w.step_s:.4g} s "
         f"/ 86400 "
         f"= {w.days:.4g}",
-        "Failures come on top (see the plan's wall-clock days).",
+        "Failures and what comes beside the steps are on top (see --explain failures).",
     ]
 
 
@@ -161,7 +161,8 @@ def _failures(plan: Plan, after: Consequences) -> list[str]:
         f"recovery = detection {duration(f.detection_s)} + restart {duration(f.restart_s)}",
         f"effective time = interval / expected time from one safe checkpoint to the next = {_said(f.effective_share, 100, '%')}; "
         f"in {SIMULATED_RUNS} simulated runs {after.simulated_share.mid:.1%}; {shares}",
-        f"wall-clock days = {plan.workload.days:.4g} / effective time = {_said(after.wall_days)}",
+        f"wall-clock days = {plan.workload.days:.4g} x step error {_said(after.step_error)} x beside the steps "
+        f"{_said(after.beside_steps)} / effective time = {_said(after.wall_days)}",
         f"spare nodes = those away for repair, 99 times in 100: {f.spare_nodes}",
         f"rates: {f.source}",
     ]

@@ -1,26 +1,26 @@
 """A plan: a model, its tokens, machines, the best layout, the days. What follows from it stands in `consequences`."""
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from tenfold.plan.costs.consequences import beside_steps, consequences, step_error, stretch
 from tenfold.plan.costs.cost import price
+from tenfold.plan.costs.surroundings import Surroundings
+from tenfold.plan.gpus import Job, fastest, fewest, first_that_fits, quickest
+from tenfold.plan.ranges import Range
 from tenfold.plan.request import GpuRequest, Request, StepRequest
 from tenfold.plan.workload.machine import Machine
-from tenfold.plan.workload.search import Search, search
+from tenfold.plan.workload.search import Search
 from tenfold.plan.workload.shape import batch_tokens, resolve
 from tenfold.plan.workload.workload import DAY_S, Workload
 from tenfold.spec.errors import TenfoldError, nearest
-from tenfold.spec.model import ModelSpec
 from tenfold.spec.shapes import Shape
 
 DTYPES = ("bf16", "fp8")
-GOODPUT = 0.9  # of rented hours, where failures are not counted yet
 BUDGET_DAYS = 30.0  # how long a budget is spent over where neither --days nor --gpus says
-MOST_GPUS = 1e9  # beyond them no layout is looked for
-GOOD_MFU = 0.6  # nobody has trained a large model faster than this share of the peak
+GUESSED_MFU = 0.4  # where a budget's compute is looked for
 
 
 @dataclass(frozen=True)
@@ -47,27 +47,25 @@ class Plan:
         ]
 
 
-def make_plan(shape: Shape, gpus: int, machine: Machine, step: StepRequest = StepRequest(), days: float | None = None) -> Plan:
-    """The best plan for a shape on so many GPUs. Raises TenfoldError where it does not fit, or not in `days`."""
+def make_plan(
+    shape: Shape, gpus: int, machine: Machine, step: StepRequest = StepRequest(), around: Surroundings = Surroundings()
+) -> Plan:
+    """The fastest plan for a shape on at most so many GPUs. Raises TenfoldError where it does not fit."""
     _check(gpus, machine, step)
     if shape.tokens < 1:
         raise TenfoldError(f"{shape.flops:.3g} FLOPs train {shape.spec.name} on less than one token: ask for more compute.")
-    spec, peak = shape.spec, machine.accelerator.peak_flops(step.dtype)
-    batch = step.global_batch or max(1, round(batch_tokens(shape.flops) / step.seq_len))
-    found = _search(spec, gpus, machine, step, batch)
+    spec, peak, job = shape.spec, machine.accelerator.peak_flops(step.dtype), _job(shape, machine, step, around)
+    try:
+        found = fastest(job, gpus)
+    except TenfoldError as error:
+        more = first_that_fits(job, gpus)
+        raise TenfoldError(f"{error} {f'It fits on {more:,}.' if more else ''}".rstrip()) from error
     best = found.best
-    used = best.layout.world
-    step_s = best.step_time.total_s
+    used, step_s = best.layout.world, best.step_time.total_s
     mfu = best.layout.tokens_per_step * spec.train_flops_per_token(step.seq_len) / step_s / used / peak
     if mfu > 1:
         raise TenfoldError(f"The constants of {machine.accelerator.name} give {mfu:.0%} of its peak: correct or recalibrate them.")
     took = shape.tokens / best.layout.tokens_per_step * step_s / DAY_S
-    if days is not None and took > days:
-        least = shape.flops / (peak * days * DAY_S)
-        raise TenfoldError(
-            f"{gpus} {machine.accelerator.name} need {took:.0f} days, not {days:g}: take {math.ceil(gpus * took / days):,} GPUs"
-            + (f" (fewer than {least:,.0f} could not at any MFU)." if least > gpus else ", or fewer FLOPs.")
-        )
     workload = Workload(spec, shape.tokens, machine.accelerator, used, best.layout, best.memory, best.step_time, step_s, took, mfu)
     notes = [*shape.reasons, found.second_wins_if]
     if used < gpus:
@@ -76,17 +74,19 @@ def make_plan(shape: Shape, gpus: int, machine: Machine, step: StepRequest = Ste
     return Plan(workload, found, machine, tuple(notes))
 
 
-def _search(spec: ModelSpec, gpus: int, machine: Machine, step: StepRequest, batch: int) -> Search:
-    """The search on all GPUs, or on the next lower number that divides well where that trains faster."""
-    domain, found, missed = machine.constants.domain_gpus, [], None
-    for count in [gpus] if gpus % domain else sorted({gpus, _tidy(gpus, domain, math.floor)}, reverse=True):
-        try:
-            found.append(search(spec, count, machine, seq_len=step.seq_len, global_batch=batch, dtype=step.dtype))
-        except TenfoldError as error:
-            missed = missed or error
-    if missed and not found:
-        raise missed
-    return max(found, key=lambda search: search.best.tokens_per_s)
+def _job(shape: Shape, machine: Machine, step: StepRequest, around: Surroundings, confidence: float | None = None) -> Job:
+    """The job of a shape; with a confidence, numbers of GPUs compete by the time that they keep with that probability."""
+    parameters = shape.spec.parameters().total
+    batch = step.global_batch or max(1, round(batch_tokens(shape.flops) / step.seq_len))
+
+    def judged(longer: Range) -> float:
+        return longer.mid if confidence is None else longer.quantile(confidence)
+
+    @cache
+    def lasts(gpus: int) -> float:
+        return judged(stretch(gpus, parameters, around))
+
+    return Job(shape.spec, machine, step.seq_len, batch, step.dtype, lasts, judged(step_error() * beside_steps(around)))
 
 
 def _check(gpus: int, machine: Machine, step: StepRequest) -> None:
@@ -107,79 +107,92 @@ def _check(gpus: int, machine: Machine, step: StepRequest) -> None:
         raise TenfoldError("--buildings needs --between-gb-per-s above zero: what a GPU can send to another building.")
 
 
-def gpus_for_days(shape: Shape, days: float, machine: Machine, step: StepRequest = StepRequest()) -> int:
-    """The least number of GPUs (whole domains, or tidy multiples of them) that trains the shape within `days`."""
+def gpus_for_days(shape: Shape, fixed: GpuRequest, machine: Machine, step: StepRequest, around: Surroundings) -> int:
+    """The least number of GPUs that trains the shape within `fixed.days` by the clock, with the probability asked for."""
+    days = fixed.days or 0.0
     if days <= 0:
         raise TenfoldError(f"--days must be above zero, not {days:g}.")
     _check(1, machine, step)
-    peak, domain = machine.accelerator.peak_flops(step.dtype), machine.constants.domain_gpus
-    needed, reason = shape.flops / (peak * GOOD_MFU * days * DAY_S), ""
-    if needed > MOST_GPUS:
-        raise TenfoldError(
-            f"{needed:.3g} {machine.accelerator.name} would be needed in {days:g} days: take more days or fewer FLOPs."
-        )
-    fastest: tuple[float, int] | None = None
-    for _ in range(16):
-        gpus = _tidy(needed, domain)
-        try:
-            took = make_plan(shape, gpus, machine, step).workload.days
-        except TenfoldError as error:
-            needed, reason = 1.3 * gpus, str(error)
-            continue
-        if took <= days:
-            return gpus
-        fastest = min(fastest or (took, gpus), (took, gpus))
-        needed = max(gpus + 1, gpus * min(2.0, 1.01 * took / days))
-    least = shape.flops / (peak * days * DAY_S)
-    tried = f"the fastest tried, {fastest[1]:,}, need {fastest[0]:.3g} days" if fastest else f"none tried works: {reason}"
+    job = _job(shape, machine, step, around, fixed.confidence)
+    found = fewest(job, shape.tokens / (days * DAY_S))
+    if found is not None:
+        return found
+    rate, gpus = quickest(job)
+    if not gpus:
+        raise TenfoldError(f"{shape.spec.name} fits on no number of {machine.accelerator.name}: take parts with more memory.")
     raise TenfoldError(
-        f"No number of {machine.accelerator.name} trains {shape.spec.name} in {days:g} days: {least:,.0f} would at 100 % of their "
-        f"peak, but {tried.rstrip('.')}; take more days or another accelerator."
+        f"No number of {machine.accelerator.name} trains {shape.spec.name} in {days:g} days with a probability of "
+        f"{fixed.confidence:.0%}: the quickest, {gpus:,}, need {shape.tokens / rate / DAY_S:.3g} days; take as many days, fewer "
+        "FLOPs, a larger --global-batch or another accelerator."
     )
 
 
-def _tidy(gpus: float, domain: int, rounded: Callable[[float], int] = math.ceil) -> int:
-    """The next number of GPUs that divides well: a multiple of the domain times a power of two near a 32nd of it."""
-    step = domain
-    while step * 32 <= gpus:
-        step *= 2
-    return rounded(gpus / step) * step
-
-
-def solve(asked: Request, fixed: GpuRequest, machine: Machine, step: StepRequest = StepRequest(), home: Path | None = None) -> Plan:
+def solve(
+    asked: Request,
+    fixed: GpuRequest,
+    machine: Machine,
+    step: StepRequest = StepRequest(),
+    home: Path | None = None,
+    around: Surroundings = Surroundings(),
+) -> Plan:
     """The plan for a request: compute from a parent, FLOPs or a budget; GPUs as given, or as the days need.
 
     A law that was fitted in `home` is used as far as it reaches. Raises TenfoldError where flags contradict each other or
     nothing fixes the plan.
     """
-    if fixed.budget_usd and (asked.flops or asked.after):
-        named = "--flops" if asked.flops else "--after"
-        raise TenfoldError(f"--budget-usd and {named} both fix the compute: say one of them.")
+    known = asked.flops or asked.after or (asked.tokens and asked.model)
     if not (fixed.gpus or fixed.days or fixed.budget_usd):
         raise TenfoldError("Nothing fixes the machines: say --gpus, --days or --budget-usd.")
+    if known and not (fixed.gpus or fixed.days):
+        raise TenfoldError("--budget-usd judges a plan whose compute is known: say --gpus or --days too, or leave the compute out.")
     _check(1, machine, step)
-    if fixed.budget_usd:
-        return _within_budget(asked, fixed, machine, step, home)
+    if not known and fixed.budget_usd:
+        return _within_budget(asked, fixed, machine, step, home, around)
     shape = resolve(asked, step.seq_len, home=home)
-    gpus = fixed.gpus or gpus_for_days(shape, fixed.days or 90.0, machine, step)
-    return make_plan(shape, gpus, machine, step, fixed.days)
+    gpus = fixed.gpus or gpus_for_days(shape, fixed, machine, step, around)
+    plan = make_plan(shape, gpus, machine, step, around)
+    return _with_advice(plan, shape, fixed, step, around) if fixed.gpus and fixed.days else plan
 
 
-def _within_budget(asked: Request, fixed: GpuRequest, machine: Machine, step: StepRequest, home: Path | None) -> Plan:
-    """The most compute that the money rents: the MFU that the plan finds sets the FLOPs, which set the plan."""
+def _with_advice(plan: Plan, shape: Shape, fixed: GpuRequest, step: StepRequest, around: Surroundings) -> Plan:
+    """Where the GPUs given will hardly hold the days, the number that does."""
+    assert fixed.days
+    chance = consequences(plan.workload, around).wall_days.chance_within(fixed.days)
+    if chance >= fixed.confidence:
+        return plan
+    words = f"Days: {fixed.days:g} hold with a probability of {chance:.0%}"
+    try:
+        enough = gpus_for_days(shape, fixed, plan.machine, step, around)
+        words += f"; {enough:,} GPUs hold them with {fixed.confidence:.0%}."
+    except TenfoldError as error:
+        words += f". {error}"
+    return replace(plan, notes=(words, *plan.notes))
+
+
+def _within_budget(
+    asked: Request, fixed: GpuRequest, machine: Machine, step: StepRequest, home: Path | None, around: Surroundings
+) -> Plan:
+    """The most compute whose rent keeps within the money with the probability asked for."""
     budget = fixed.budget_usd or 0.0
     if budget <= 0:
         raise TenfoldError(f"--budget-usd must be above zero, not {budget:g}.")
-    rent = price(machine.accelerator).rent_usd_per_h.mid
-    peak, mfu = machine.accelerator.peak_flops(step.dtype), 0.4
-    for _ in range(4):
-        hours = budget * GOODPUT / rent
-        shape = resolve(asked, step.seq_len, flops=hours * 3600 * peak * mfu, home=home)
-        gpus = fixed.gpus or _tidy(hours / 24 / (fixed.days or BUDGET_DAYS), machine.constants.domain_gpus)
-        plan = make_plan(shape, gpus, machine, step)
-        spent = plan.workload.gpu_hours / hours
+    peak, rent = machine.accelerator.peak_flops(step.dtype), _rent(machine, around)
+    hours = budget / rent.mid
+    flops = hours * 3600 * peak * GUESSED_MFU
+    for _ in range(6):
+        shape = resolve(asked, step.seq_len, flops=flops, home=home)
+        gpus = fixed.gpus or max(1, round(hours / 24 / (fixed.days or BUDGET_DAYS)))
+        plan = make_plan(shape, gpus, machine, step, around)
+        spent = consequences(plan.workload, around).cost.rent_usd.quantile(fixed.confidence) / budget
         if abs(spent - 1) < 0.01:
             break
-        mfu /= spent
-    note = f"Budget: ${budget:,.0f} rents {budget / rent:,.0f} GPU-hours at ${rent:.2f}; {GOODPUT:.0%} of them are taken to train."
+        flops /= spent
+    note = (
+        f"Budget: ${budget:,.0f} pays for {plan.workload.flops:.3g} FLOPs with a probability of {fixed.confidence:.0%}, at "
+        f"${rent.mid:.2f} ({rent.low:.2f} to {rent.high:.2f}) a GPU-hour."
+    )
     return replace(plan, notes=(note, *plan.notes))
+
+
+def _rent(machine: Machine, around: Surroundings) -> Range:
+    return price(machine.accelerator).rent_usd_per_h if around.rent_usd_per_h is None else Range.of(around.rent_usd_per_h)

@@ -22,7 +22,22 @@ from tenfold.plan.ranges import Range
 from tenfold.spec.layout import stage_layers
 
 INK, QUIET, ACCENT, MARK = "#334155", "#94a3b8", "#2563eb", "#dc2626"
-COLOURS = ["#2563eb", "#0d9488", "#d97706", "#7c3aed", "#dc2626", "#64748b", "#65a30d", "#db2777", "#0891b2", "#a16207"]
+COLOURS = [
+    "#2563eb",
+    "#0d9488",
+    "#d97706",
+    "#7c3aed",
+    "#dc2626",
+    "#64748b",
+    "#65a30d",
+    "#db2777",
+    "#0891b2",
+    "#a16207",
+    "#9f1239",
+    "#166534",
+    "#c084fc",
+    "#1e293b",
+]  # as many as a step has parts
 MOST_ROWS, MOST_COLUMNS = 16, 32  # of the layout map, beyond which rows and columns are left out and said so
 
 
@@ -99,7 +114,7 @@ def _replica(axes: Axes, layout: dict[str, Any], model: dict[str, Any]) -> None:
             colour = COLOURS[stage % len(COLOURS)]
             axes.add_patch(Rectangle((x + 0.04, y + 0.06), 0.92, 0.88, fc=colour, alpha=0.55 + 0.4 * (column % tp) / tp, ec="none"))
             gpu = column if sharded else (stage * dp * cp + column // tp) * tp + column % tp
-            axes.text(x + 0.5, y + 0.5, str(gpu), ha="center", va="center", fontsize=6 if len(columns) <= 16 else 4, color="white")
+            axes.text(x + 0.5, y + 0.5, str(gpu), ha="center", va="center", fontsize=_fits(str(gpu), len(columns)), color="white")
         if stage is not None:
             axes.text(-0.15, y + 0.5, _holds(stage, layout, model["n_layers"]), ha="right", va="center", fontsize=7, color=INK)
     axes.set(xlim=(0, len(columns)), ylim=(len(stages), 0), xticks=[], yticks=[])
@@ -112,6 +127,11 @@ def _replica(axes: Axes, layout: dict[str, Any], model: dict[str, Any]) -> None:
     if model["n_experts"]:
         title += f", {model['n_experts'] // layout['ep']} of {model['n_experts']} experts a GPU"
     axes.set_title(title, fontsize=9, loc="left")
+
+
+def _fits(text: str, columns: int) -> float:
+    """Points of a font in which `text` fits a cell of one of so many columns: the map is some 340 points wide."""
+    return min(7.0, 340 / columns / (0.65 * max(2, len(text))))
 
 
 def _holds(rank: int, layout: dict[str, Any], n_layers: int) -> str:

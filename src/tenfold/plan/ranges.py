@@ -1,73 +1,140 @@
-"""A figure with its low and high ends: every amount of money, power, carbon and water in a plan is one."""
+"""A figure that is not known exactly: its best guess and the 10 and 90 % quantiles of joint draws."""
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from scipy.special import ndtri
 
 from tenfold.spec.errors import TenfoldError
 
+DRAWS = 2048
+Z90 = 1.2815515655446004  # the normal distribution's 90 % quantile
 
-@dataclass(frozen=True)
+
+@lru_cache(maxsize=512)
+def normal_draws(name: str) -> np.ndarray:
+    """Standard normal draws of the unknown `name`, the same at every call; unknowns of different names are independent.
+
+    They are stratified: the quantiles of one unknown are exact.
+    """
+    order = np.random.default_rng(zlib.crc32(name.encode())).permutation(DRAWS)
+    return np.asarray(ndtri((order + 0.5) / DRAWS))
+
+
+@dataclass(frozen=True, init=False, eq=False)
 class Range:
-    """`low <= mid <= high`. Arithmetic is that of intervals: the result holds whatever the operands may be.
+    """`low <= mid <= high`: 10 % quantile, best guess, 90 % quantile. Eight in ten outcomes lie between low and high.
 
-    So a sum of ranges assumes that all are low together or high together; it is never too narrow. Operands are
-    taken as unrelated: `x - x` is a range about zero.
+    `mid` is what the best guesses of all that went into the figure give; `low` and `high` come from `draws`, in which
+    figures that depend on the same unknown move together. A figure that is given by its three ends is an unknown of its
+    own: log-normal on either side of mid (normal where an end is not above zero), and never below zero where low is not.
     """
 
     low: float
     mid: float
     high: float
+    draws: np.ndarray
 
-    def __post_init__(self) -> None:
-        if not self.low <= self.mid <= self.high:
-            raise TenfoldError(f"A range must rise from low over mid to high, not {self.low}, {self.mid}, {self.high}.")
+    def __init__(self, low: float, mid: float, high: float, name: str = "") -> None:
+        if not low <= mid <= high:
+            raise TenfoldError(f"A range must rise from low over mid to high, not {low}, {mid}, {high}.")
+        self._set(low, mid, high, _drawn(low, mid, high, name or repr((low, mid, high))))
+
+    def _set(self, low: float, mid: float, high: float, draws: np.ndarray) -> None:
+        for name, value in (("low", float(low)), ("mid", float(mid)), ("high", float(high)), ("draws", draws)):
+            object.__setattr__(self, name, value)
 
     @classmethod
-    def of(cls, value: Range | float | list[float] | tuple[float, ...]) -> Range:
+    def of(cls, value: Range | float | list[float] | tuple[float, ...], name: str = "") -> Range:
         """A number without spread, `[low, mid, high]` as data files write it, or a Range as it is."""
         if isinstance(value, Range):
             return value
         if isinstance(value, (list, tuple)):
-            return cls(*(float(v) for v in value))
+            low, mid, high = value
+            return cls(float(low), float(mid), float(high), name)
         return cls(float(value), float(value), float(value))
 
-    def __add__(self, other: Range | float) -> Range:
-        other = Range.of(other)
-        return Range(self.low + other.low, self.mid + other.mid, self.high + other.high)
+    @classmethod
+    def of_draws(cls, mid: float, draws: np.ndarray) -> Range:
+        """A figure by its best guess and its draws; one that no draw changes has no spread."""
+        low, high = np.quantile(draws, (0.1, 0.9)) if draws.size > 1 else (mid, mid)
+        made = cls.__new__(cls)
+        made._set(min(low, mid), mid, max(high, mid), draws)
+        return made
 
-    __radd__ = __add__
+    def quantile(self, level: float) -> float:
+        """The value that the figure stays below with probability `level`."""
+        return float(np.quantile(self.draws, level))
+
+    def chance_within(self, limit: float) -> float:
+        """The probability that the figure does not pass `limit`."""
+        return float(np.mean(np.broadcast_to(self.draws, DRAWS) <= limit))
+
+    def ends(self) -> dict[str, float]:
+        return {"low": self.low, "mid": self.mid, "high": self.high}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Range) and self.ends() == other.ends()
+
+    def __hash__(self) -> int:
+        return hash((self.low, self.mid, self.high))
+
+    def __add__(self, other: Range | float) -> Range:
+        return apply(np.add, self, other)
+
+    def __radd__(self, other: float) -> Range:
+        return self + other
 
     def __neg__(self) -> Range:
-        return Range(-self.high, -self.mid, -self.low)
+        return apply(np.negative, self)
 
     def __sub__(self, other: Range | float) -> Range:
-        return self + -Range.of(other)
+        return apply(np.subtract, self, other)
 
     def __rsub__(self, other: float) -> Range:
-        return Range.of(other) + -self
+        return apply(np.subtract, other, self)
 
     def __mul__(self, other: Range | float) -> Range:
-        other = Range.of(other)
-        ends = [a * b for a in (self.low, self.high) for b in (other.low, other.high)]
-        return Range(min(ends), self.mid * other.mid, max(ends))
+        return apply(np.multiply, self, other)
 
     __rmul__ = __mul__
 
     def __truediv__(self, other: Range | float) -> Range:
         other = Range.of(other)
-        if other.low <= 0 <= other.high:
+        if min(other.low, other.draws.min()) <= 0 <= max(other.high, other.draws.max()):
             raise TenfoldError(f"Cannot divide by the range {other.low} to {other.high}: it holds zero.")
-        return self * Range(1 / other.high, 1 / other.mid, 1 / other.low)
+        return apply(np.divide, self, other)
 
     def __rtruediv__(self, other: float) -> Range:
         return Range.of(other) / self
 
     def clip(self, low: float, high: float) -> Range:
         """The part between two limits, as where a share cannot pass 1."""
-        return Range(*(min(high, max(low, v)) for v in (self.low, self.mid, self.high)))
+        return apply(lambda value: np.clip(value, low, high), self)
 
 
-def total(ranges: list[Range]) -> Range:
+def _drawn(low: float, mid: float, high: float, name: str) -> np.ndarray:
+    if low == mid == high:
+        return np.array([mid], dtype=float)
+    z = normal_draws(name) / Z90
+    if low > 0:
+        return np.asarray(mid * np.exp(np.where(z < 0, z * np.log(mid / low), z * np.log(high / mid))))
+    drawn = mid + np.where(z < 0, z * (mid - low), z * (high - mid))
+    return np.asarray(np.maximum(drawn, 0.0) if low == 0 else drawn)
+
+
+def apply(function: Callable[..., Any], *figures: Range | float) -> Range:
+    """A function of figures, elementwise on numpy arrays: of their best guesses, and of their draws."""
+    known = [Range.of(f) for f in figures]
+    return Range.of_draws(float(function(*(k.mid for k in known))), np.asarray(function(*(k.draws for k in known)), dtype=float))
+
+
+def total(ranges: Iterable[Range]) -> Range:
     """The sum; zero where there is none."""
     return sum(ranges, Range(0.0, 0.0, 0.0))

@@ -48,14 +48,15 @@ def rows(plan: Document) -> list[tuple[str, str, str, str]]:
     time, failures, power, cost, foot = (plan[k] for k in ("time", "failures", "power", "cost", "footprint"))
     million_hours = {k: v / 1e6 for k, v in time["gpu_hours"].items()}
     table = [
-        ("days, failures included", time["wall_days"], count),
+        ("days by the clock", time["wall_days"], count),
         ("million GPU-hours", million_hours, count),
         ("interruptions", failures["interruptions"], count),
         ("hours between interruptions", failures["mean_time_to_interruption_h"], count),
         ("effective training time", failures["effective_share"], lambda v: f"{100 * v:.1f} %"),
-        ("cost, rented", cost["rent_usd"], usd),
+        (f"cost, rented{' (price guessed)' if cost['assumed'] else ''}", cost["rent_usd"], usd),
         ("cost, owned", cost["own_usd"], usd),
-        ("peak power, MW", power["peak_mw"], count),
+        ("bought for it, in all", plan["outlay"]["total_usd"], usd),
+        (f"peak power, MW{' (guessed)' if 'tdp_w' in plan['machine']['guessed'] else ''}", power["peak_mw"], count),
         ("energy, MWh", power["energy_mwh"], count),
         ("share of a year's data centres *", power["share_of_year_pct"], lambda v: f"{v:.2g} %"),
         ("t CO2e, by location", foot["location_tco2e"], count),
@@ -79,8 +80,21 @@ def bottom_lines(plan: Document) -> list[str]:
         f"Checkpoint of {si(failures['checkpoint_bytes'], 'B')} every {duration(failures['checkpoint_interval_s'])}, "
         f"stall {duration(failures['checkpoint_stall_s'])}. Lost: {lost}. "
         f"Effective in simulated runs: {100 * failures['simulated_share']['mid']:.1f} %.",
+        f"Bought for it: {100 * plan['outlay']['run_share']['mid']:.0f} % is this run's; "
+        + ", ".join(f"{usd(r['mid'])} {when}" for when, r in plan["outlay"]["paid_usd"].items())
+        + ".",
         f"* {plan['power']['year']}.",
     ]
+
+
+def chance_words(plan: Document) -> list[str]:
+    """`Done within 90 days: 83 %.` for every limit that was given."""
+    said = {
+        "done_by_the_deadline": lambda limit: f"Done within {limit:g} days",
+        "rented_under_the_budget": lambda limit: f"Rented for at most {usd(limit)}",
+        "owned_under_the_budget": lambda limit: f"Owned for at most {usd(limit)}",
+    }
+    return [f"{said[name](chance['limit'])}: {100 * chance['probability']:.0f} %." for name, chance in plan["chances"].items()]
 
 
 def terminal(plan: Document) -> RenderableType:
@@ -88,12 +102,14 @@ def terminal(plan: Document) -> RenderableType:
     require_version(plan["schema"], (SCHEMA,), "The plan", AGAIN)
     table = Figures(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
     table.add_column("", min_width=32)
-    for name in ("low", "mid", "high"):
+    for name in ("10 %", "mid", "90 %"):
         table.add_column(name, justify="right", style="bold" if name == "mid" else "dim", min_width=12, no_wrap=True)
     for row in rows(plan):
         table.add_row(*row)
     first, *others = headline(plan)
-    parts: list[RenderableType] = [Text(first, style="bold"), *(Text(line) for line in others), Text(), table, Text()]
+    parts: list[RenderableType] = [Text(first, style="bold"), *(Text(line) for line in others), Text(), table]
+    parts += [Text(" ".join(chance_words(plan)), style="bold")] if plan["chances"] else []
+    parts.append(Text())
     parts += [Text(line, style="dim") for line in bottom_lines(plan)]
     if plan["alternatives"]:
         second = plan["alternatives"][0]
@@ -117,6 +133,7 @@ def html(plan: Document) -> str:
         headline=headline(plan),
         rows=rows(plan),
         bottom=bottom_lines(plan),
+        chances=chance_words(plan),
         duration=duration,
         plots={name: draw(plan) for name, draw in plots.ALL.items()},
     )

@@ -10,9 +10,11 @@ from tenfold.spec.ranges import Count, CountOrNone, Flops, SeqLen, Text, VocabSi
 
 Experts = Annotated[int, Meta(ge=0, le=2**20)]
 Tokens = Annotated[float, Meta(ge=1, le=1e24)]
+FeedbackTokens = Annotated[float, Meta(ge=0, le=1e24)]
 Times = Annotated[float, Meta(ge=1e-6, le=1e9)]
 Days = Annotated[float, Meta(ge=1e-3, le=1e6)]
 Budget = Annotated[float, Meta(ge=1, le=1e15)]
+Confidence = Annotated[float, Meta(ge=0.05, le=0.95)]
 Gpus = Annotated[int, Meta(ge=1, le=2**40)]
 VOCABULARY = 128_256  # Llama 3's
 
@@ -37,6 +39,15 @@ class Request:
     unique_tokens: Annotated[Tokens | None, Meta(description="Unique tokens at hand, as 15T.", extra={"flag": "--data-tokens"})] = (
         None
     )
+    feedback_tokens: Annotated[FeedbackTokens, Meta(description="Unique tokens that users add for each next generation.")] = 0.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a run must hold, as far as something is said: wall-clock days, money."""
+
+    days: float | None = None
+    budget_usd: float | None = None
 
 
 @dataclass(frozen=True)
@@ -44,8 +55,15 @@ class GpuRequest:
     """What is fixed: the number of GPUs, the days, or the money for rent; what is None is solved for."""
 
     gpus: Annotated[Gpus | None, Meta(description="How many; solved for where --days or --budget-usd is given.")] = None
-    days: Annotated[Days | None, Meta(description="Days of training, failures apart.")] = None
-    budget_usd: Annotated[Budget | None, Meta(description="Money for rent: the compute follows from it.")] = None
+    days: Annotated[Days | None, Meta(description="Days by the clock, failures and what comes beside the steps included.")] = None
+    budget_usd: Annotated[
+        Budget | None, Meta(description="Money for rent: the compute follows from it, or its probability where that is given.")
+    ] = None
+    confidence: Annotated[Confidence, Meta(description="Probability with which --days and --budget-usd are to hold.")] = 0.8
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.days, self.budget_usd)
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,8 @@ def write_points(points: list[Point], generation: Path) -> None:
 
 def read_points_file(generation: Path) -> list[Point]:
     with (generation / "points.csv").open(newline="") as stream:
-        return [Point(*(float(row[name]) for name in NAMES)) for row in csv.DictReader(stream)]
+        rows = ([float(row[name]) for name in NAMES] for row in csv.DictReader(stream))
+        return [Point(params, tokens, flops, loss) for params, tokens, flops, loss in rows]
 
 
 def _folders(home: Path) -> list[Path]:

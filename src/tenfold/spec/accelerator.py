@@ -16,7 +16,8 @@ class Accelerator:
     """One accelerator's data sheet. Rates are dense (no sparsity); `None` is unknown.
 
     `measured_bf16_tflops` is the best matrix product that anybody measured on it: the honest ceiling. `device` is the torch
-    device that it trains and serves on. Prices are those of `plan/data/prices.toml` where they are not given.
+    device that it trains and serves on; `guessed` names figures that nobody has published. Prices are those of
+    `plan/data/prices.toml` where they are not given.
     """
 
     key: str
@@ -33,6 +34,7 @@ class Accelerator:
     device: str = "cuda"
     rent_usd_per_h: Spread | None = None
     purchase_usd: Spread | None = None
+    guessed: tuple[str, ...] = ()
 
     def peak_flops(self, dtype: str = "bf16") -> float:
         """Peak FLOP/s in `bf16`, `fp8` or `fp4`. Raises TenfoldError where the part has no such unit."""
@@ -44,7 +46,10 @@ class Accelerator:
 
 def _published() -> dict[str, Accelerator]:
     text = resources.files("tenfold.spec").joinpath("data/accelerators.toml").read_text()
-    return {key: Accelerator(key=key, **fields) for key, fields in tomllib.loads(text).items()}
+    return {
+        key: Accelerator(key=key, **fields | {"guessed": tuple(fields.get("guessed", ()))})
+        for key, fields in tomllib.loads(text).items()
+    }
 
 
 PUBLISHED = _published()  # an entry point of `tenfold.accelerators`

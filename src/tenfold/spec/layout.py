@@ -136,6 +136,15 @@ def check(layout: Layout, spec: ModelSpec) -> str:
     return next((fault for faults in (_rows, _dense, _experts, _pipeline) for fault in faults(layout, spec)), "")
 
 
+def check_trainer(layout: Layout, spec: ModelSpec) -> str:
+    """Why Tenfold's own trainer cannot train `spec` in this layout, in a sentence; empty where it can."""
+    if layout.world > 1 and layout.zero != 3:
+        return "The trainer shards parameters too: set zero = 3 in [parallel]."
+    if layout.etp != 1:
+        return "The trainer keeps experts whole: set etp = 1 in [parallel]."
+    return check(layout, spec)
+
+
 def stage_layers(layers: int, stages: int) -> list[range]:
     """The layers of each pipeline stage: at most one apart; the ends, which hold a table too, are the first to have fewer."""
     from_the_ends = sorted(range(stages), key=lambda s: min(2 * s + 1, 2 * (stages - 1 - s)))

@@ -1,5 +1,6 @@
 """What a workload takes beyond its step time: failures, power, money, carbon and water, in one call."""
 
+import math
 from dataclasses import dataclass
 
 from tenfold.plan.costs import cost as money
@@ -8,7 +9,7 @@ from tenfold.plan.costs.failures import Failures, effective_time, monte_carlo
 from tenfold.plan.costs.power import Held, RunPower, run_power
 from tenfold.plan.costs.surroundings import Surroundings
 from tenfold.plan.facts import facts
-from tenfold.plan.ranges import Range
+from tenfold.plan.ranges import Z90, Range
 from tenfold.plan.sites.site import Site, site
 from tenfold.plan.workload.workload import DAY_S, StepTime, Workload
 
@@ -28,7 +29,8 @@ SIMULATED_RUNS = 20
 
 @dataclass(frozen=True)
 class Consequences:
-    """`wall_days` holds the time lost to failures; `gpu_hours` the whole of it, without spares.
+    """`wall_days` holds the steps, what the plan's step time is wrong by (`step_error`), the time lost to failures, and what
+    runs take beside their steps (`beside_steps`); `gpu_hours` the whole of it, without spares.
 
     `simulated_share` is the effective share of simulated runs: 5th percentile, mean, 95th percentile.
     """
@@ -36,10 +38,13 @@ class Consequences:
     site: Site
     failures: Failures
     simulated_share: Range
+    step_error: Range
+    beside_steps: Range
     wall_days: Range
     gpu_hours: Range
     power: RunPower
     cost: money.RunCost
+    outlay: money.Outlay
     footprint: Footprint
 
 
@@ -53,22 +58,50 @@ def checkpoint_bytes(parameters: float) -> float:
     return parameters * facts("reliability")["checkpoint"]["bytes_per_parameter"]
 
 
+def step_error() -> Range:
+    """The factor between a step as it will be measured and as it is planned, as wide as the plan missed unseen sources."""
+    return _log_normal(facts("beside")["step_error"], "step time")
+
+
+def beside_steps(around: Surroundings) -> Range:
+    """The factor between all that a run takes and its steps with failures: evaluation, slow starts, stages that are repeated."""
+    if around.beside_steps is not None:
+        return Range.of(around.beside_steps)
+    return _log_normal(facts("beside")["beside_steps"], "beside the steps")
+
+
+def stretch(gpus: int, parameters: float, around: Surroundings) -> Range:
+    """How much longer than its planned steps a run on `gpus` takes: step error, failures, and what comes beside the steps."""
+    share = effective_time(gpus, DAY_S, checkpoint_bytes(parameters), around).effective_share
+    return step_error() * beside_steps(around) / share
+
+
+def _log_normal(row: dict[str, float], name: str) -> Range:
+    reach = math.exp(Z90 * row["log_sd"])
+    return Range(row["median"] / reach, row["median"], row["median"] * reach, name)
+
+
 def consequences(workload: Workload, around: Surroundings | None = None) -> Consequences:
     """Failures, power, cost and footprint of a workload. Raises TenfoldError as they do."""
     around = around or Surroundings()
     place = site(around.region, around.pue, around.wue_l_per_kwh)
     failures = effective_time(workload.gpus, workload.days * DAY_S, checkpoint_bytes(workload.spec.parameters().total), around)
-    wall_days = workload.days / failures.effective_share
+    error, beside = step_error(), beside_steps(around)
+    wall_days = workload.days * error * beside / failures.effective_share
     hours = 24 * wall_days
     held = Held(workload.accelerator, workload.gpus, hours, failures.spare_gpus, around.gpus_per_node)
     power = run_power(held, place.pue, computing_of(workload.step_time), failures.effective_share.mid)
+    cost = money.run_cost(held, power, place, around)
     return Consequences(
         site=place,
         failures=failures,
         simulated_share=monte_carlo(failures, workload.days * DAY_S, SIMULATED_RUNS),
+        step_error=error,
+        beside_steps=beside,
         wall_days=wall_days,
         gpu_hours=workload.gpus * 24 * wall_days,
         power=power,
-        cost=money.run_cost(held, power, place, around),
+        cost=cost,
+        outlay=money.outlay(held, power, cost),
         footprint=run_footprint(held, power, place, around),
     )

@@ -38,6 +38,19 @@ class RunCost:
     source: str
 
 
+@dataclass(frozen=True)
+class Outlay:
+    """USD of all that is bought for the machines of a run, by what and by when it is paid, and the run's share of it.
+
+    The run's share is what owning costs for its time over what is bought: the rest serves what comes after.
+    """
+
+    parts_usd: dict[str, Range]
+    total_usd: Range
+    paid_usd: dict[str, Range]
+    run_share: Range
+
+
 def price(part: Accelerator) -> Price:
     """Rent and purchase of one accelerator; scaled from H100 by peak bf16 rate, twice as wide, where none is known."""
     rent, rent_source, rent_assumed = _known_or_scaled("rent_usd_per_h", part)
@@ -48,12 +61,12 @@ def price(part: Accelerator) -> Price:
 def _known_or_scaled(table: str, part: Accelerator) -> tuple[Range, str, bool]:
     known, own = facts("prices")[table], getattr(part, table)
     if own is not None:
-        return Range.of(own), part.source, False
+        return Range.of(own, table), part.source, False
     if part.key in known:
-        return Range.of(known[part.key]["usd"]), known[part.key]["source"], False
+        return Range.of(known[part.key]["usd"], table), known[part.key]["source"], False
     ratio = part.bf16_tflops / accelerator("h100").bf16_tflops
     mid = known["h100"]["usd"][1] * ratio
-    return mid * Range.of(facts("prices")["unknown"]["spread"]), "none published, scaled from H100 by peak bf16 rate", True
+    return mid * Range.of(facts("prices")["unknown"]["spread"], table), "none published, scaled from H100 by peak bf16 rate", True
 
 
 def run_cost(held: Held, power: RunPower, site: Site, around: Surroundings = Surroundings()) -> RunCost:
@@ -66,7 +79,7 @@ def run_cost(held: Held, power: RunPower, site: Site, around: Surroundings = Sur
         kwh_price = over_run(read_prices(around.price_csv), wall_hours.mid, around.start_hour)
     parts = _own_parts(held, prices.purchase_usd, power)
     parts["electricity"] = 1e3 * power.energy_mwh * kwh_price
-    whole = total(list(parts.values()))
+    whole = total(parts.values())
     return RunCost(
         gpu_hours=hours,
         rent_usd=hours * rent,
@@ -80,9 +93,31 @@ def run_cost(held: Held, power: RunPower, site: Site, around: Surroundings = Sur
     )
 
 
+def outlay(held: Held, power: RunPower, cost: RunCost) -> Outlay:
+    """What is bought: accelerators with spares, their servers and network, and the building for their peak power.
+
+    The building is paid over the two years before the start in equal parts, machines on delivery in the last of them.
+    """
+    own, bought = _own(), (held.gpus + held.spare_gpus) * price(held.accelerator).purchase_usd
+    parts = {
+        "accelerators": bought,
+        "servers": bought * own["server"],
+        "network and storage": bought * (1 + own["server"]) * own["network"],
+        "building": power.peak_mw * own["facility_usd_per_mw"],
+    }
+    half, whole = 0.5 * parts["building"], total(parts.values())
+    return Outlay(
+        parts, whole, {"two years before the start": half, "the year before the start": whole - half}, cost.own_usd / whole
+    )
+
+
+def _own() -> dict[str, Range]:
+    return {k: Range.of(v, f"own {k}") for k, v in facts("prices")["own"].items() if k != "source"}
+
+
 def _own_parts(held: Held, purchase_usd: Range, power: RunPower) -> dict[str, Range]:
     """What owning the machines for the run costs, but for electricity."""
-    own = {k: Range.of(v) for k, v in facts("prices")["own"].items() if k != "source"}
+    own = _own()
     wall_years = Range.of(held.wall_hours) / HOURS_PER_YEAR
     years = (held.gpus + held.spare_gpus) * Range.of(held.wall_hours) / HOURS_PER_YEAR / own["in_use"]
     servers = purchase_usd * (1 + own["server"])

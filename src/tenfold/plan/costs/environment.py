@@ -67,9 +67,10 @@ def run_footprint(held: Held, power: RunPower, site: Site, around: Surroundings 
 
 def _embodied(held: Held) -> Range:
     table = facts("cards")["embodied"]
-    per_gpu = Range.of(table["kgco2e_per_accelerator"]) + Range.of(table["kgco2e_per_server"]) / held.gpus_per_node
+    per_gpu = Range.of(table["kgco2e_per_accelerator"], "carbon of an accelerator")
+    per_gpu += Range.of(table["kgco2e_per_server"], "carbon of a server") / held.gpus_per_node
     years = Range.of(held.wall_hours) / HOURS_PER_YEAR
-    return 1e-3 * (held.gpus + held.spare_gpus) * per_gpu * years / Range.of(table["years"])
+    return 1e-3 * (held.gpus + held.spare_gpus) * per_gpu * years / Range.of(table["years"], "years of use")
 
 
 def card_tco2e(

@@ -7,6 +7,7 @@ node from the last checkpoint that reached storage, and does the work since then
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -14,7 +15,7 @@ from scipy.stats import poisson
 
 from tenfold.plan.costs.surroundings import Surroundings
 from tenfold.plan.facts import facts
-from tenfold.plan.ranges import Range
+from tenfold.plan.ranges import Range, apply
 from tenfold.spec.errors import TenfoldError
 
 DAY_S, HOUR_S = 86_400.0, 3_600.0
@@ -65,7 +66,7 @@ def rate_per_node_day(gpus_per_node: int = 8) -> Range:
     mid = sum(component_rates(gpus_per_node).values())
     bounds = {row["bound"]: row["per_1000_node_days"] for row in facts("reliability")["fleets"].values() if "bound" in row}
     scale = mid / (1e-3 * facts("reliability")["fleets"]["Llama 3 405B"]["per_1000_node_days"])
-    return Range(1e-3 * bounds["low"] * scale, mid, 1e-3 * bounds["high"] * scale)
+    return Range(1e-3 * bounds["low"] * scale, mid, 1e-3 * bounds["high"] * scale, "failure rate")
 
 
 def young_interval(stall_s: float, mtti_s: float) -> float:
@@ -81,23 +82,21 @@ def daly_interval(stall_s: float, mtti_s: float) -> float:
     return math.sqrt(2 * stall_s * mtti_s) * (1 + math.sqrt(x) / 3 + x / 9) - stall_s
 
 
-def segment_s(work_s: float, stall_s: float, write_s: float, recovery_s: float, mtti_s: float) -> float:
+def segment_s(work_s: Any, stall_s: Any, write_s: Any, recovery_s: Any, mtti_s: Any) -> Any:
     """Expected wall-clock seconds from one durable checkpoint to the next, `work_s` of work apart. Exact.
 
     Interruptions are Poisson and may also hit a recovery. A checkpoint is durable `write_s` after its stall; until then
     a failure goes back to the one before. So the first attempt needs `work + stall` seconds without interruption, each
     further one `recovery + work + stall + write`. With `write_s = 0` this is Daly's
-    exp(R / M) M (exp((work + stall) / M) - 1). Infinite where it overflows.
+    exp(R / M) M (exp((work + stall) / M) - 1). Infinite where it overflows. Numbers, or arrays of draws.
     """
     length = work_s + stall_s
     again = (recovery_s + length + write_s) / mtti_s
-    if again > 700:
-        return math.inf
-    interrupted = -math.expm1(-length / mtti_s)
-    return mtti_s * interrupted * (1 + math.expm1(again))
+    with np.errstate(over="ignore"):
+        return mtti_s * -np.expm1(-length / mtti_s) * np.exp(again)
 
 
-def effective_share(work_s: float, stall_s: float, write_s: float, recovery_s: float, mtti_s: float) -> float:
+def effective_share(work_s: Any, stall_s: Any, write_s: Any, recovery_s: Any, mtti_s: Any) -> Any:
     """Useful work over wall-clock time, as an expectation (see `segment_s`)."""
     return work_s / segment_s(work_s, stall_s, write_s, recovery_s, mtti_s)
 
@@ -122,9 +121,14 @@ def checkpoint_times(state_bytes: float, n_gpus: int, n_nodes: int, storage_gb_p
     file system), or at the file's rate per node.
     """
     table = facts("reliability")["checkpoint"]
-    copy = state_bytes / (1e9 * n_gpus * Range.of(table["host_copy_gb_per_s_per_gpu"]))
-    rate = Range.of(storage_gb_per_s) if storage_gb_per_s else n_nodes * Range.of(table["storage_gb_per_s_per_node"])
-    return copy + Range.of(table["coordination_s"]), state_bytes / (1e9 * rate)
+    copy = state_bytes / (1e9 * n_gpus * Range.of(table["host_copy_gb_per_s_per_gpu"], "copies to the host"))
+    rate = Range.of(storage_gb_per_s) if storage_gb_per_s else n_nodes * _storage()
+    return copy + Range.of(table["coordination_s"], "coordination"), state_bytes / (1e9 * rate)
+
+
+def _storage() -> Range:
+    """GB/s that a node writes to storage, or reads from it."""
+    return Range.of(facts("reliability")["checkpoint"]["storage_gb_per_s_per_node"], "storage")
 
 
 def spare_nodes(repairs_per_day: float, repair_h: float, suffice: float = SPARES_SUFFICE) -> int:
@@ -150,14 +154,13 @@ def effective_time(n_gpus: int, work_s: float, state_bytes: float, around: Surro
             f"A checkpoint takes {write.mid:.0f} s to write, longer than the {interval:.0f} s between two: raise the "
             f"interval or the storage bandwidth."
         )
-    mid = effective_share(interval, stall.mid, write.mid, recovery.mid, mtti_s.mid)
+    mid = float(effective_share(interval, stall.mid, write.mid, recovery.mid, mtti_s.mid))
     if mid < 0.01:
         raise TenfoldError(
             f"{n_gpus} accelerators are interrupted every {mtti_s.mid / 60:.1f} min and need {recovery.mid / 60:.1f} min to "
             f"come back: use fewer, or restart faster."
         )
-    worst = effective_share(interval, stall.high, write.high, recovery.high, mtti_s.low)
-    share = Range(max(0.01 * mid, worst), mid, effective_share(interval, stall.low, write.low, recovery.low, mtti_s.high))
+    share = apply(lambda *drawn: np.maximum(0.01 * mid, effective_share(interval, *drawn)), stall, write, recovery, mtti_s)
     table = facts("reliability")["components"]["counts"]
     repairs_per_day = n_nodes * sum(rate for name, rate in rates.items() if table[name]["needs_repair"])
     return Failures(
@@ -195,10 +198,11 @@ def _rates(around: Surroundings) -> tuple[dict[str, float], Range]:
 def _recovery(state_bytes: float, n_nodes: int, around: Surroundings) -> tuple[Range, Range]:
     """(seconds until a failure is noticed, seconds until the job computes again: detection, restart and reading back)."""
     table = facts("reliability")
-    detection, restart = (Range.of(table["recovery"][key]) for key in ("detection_s", "restart_s"))
+    detection, restart = (Range.of(table["recovery"][key], key) for key in ("detection_s", "restart_s"))
     if around.recovery_s is not None:
         return detection, Range.of(around.recovery_s)
-    reload = state_bytes / (1e9 * n_nodes * Range.of(table["checkpoint"]["storage_gb_per_s_per_node"]))
+    rate = Range.of(around.storage_gb_per_s) if around.storage_gb_per_s else n_nodes * _storage()
+    reload = state_bytes / (1e9 * rate)
     return detection, detection + restart + reload
 
 

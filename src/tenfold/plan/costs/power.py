@@ -60,7 +60,8 @@ def board_w(accelerator: Accelerator, computing: float) -> Range:
     if accelerator.tdp_w is None:
         raise TenfoldError(f"{accelerator.name} has no published board power: choose another accelerator.")
     table = facts("power")["board"]
-    return accelerator.tdp_w * (Range.of(table["computing"]) * computing + Range.of(table["waiting"]) * (1 - computing))
+    computes, waits = (Range.of(table[key], f"board power {key}") for key in ("computing", "waiting"))
+    return accelerator.tdp_w * (computes * computing + waits * (1 - computing))
 
 
 def run_power(held: Held, pue: Range | float, computing: float, effective_share: float = 1.0) -> RunPower:
@@ -72,13 +73,13 @@ def run_power(held: Held, pue: Range | float, computing: float, effective_share:
     table, pue, wall_hours = facts("power"), Range.of(pue), Range.of(held.wall_hours)
     board = board_w(held.accelerator, computing * effective_share)
     tdp = held.accelerator.tdp_w or 0.0
-    host = tdp * Range.of(table["host"]["mean"])
-    share = Range.of(table["network"]["share"])
+    host = tdp * Range.of(table["host"]["mean"], "host power")
+    share = Range.of(table["network"]["share"], "network power")
     network = _network(board + host, share)
-    spare = held.spare_gpus * tdp * (Range.of(table["board"]["idle"]) + Range.of(table["host"]["mean"]))
+    spare = held.spare_gpus * (tdp * Range.of(table["board"]["idle"], "idle board power") + host)
     it_w = board + host + network
     it_mw = 1e-6 * (held.gpus * it_w + spare)
-    at_peak = tdp * (Range.of(table["board"]["peak"]) + Range.of(table["host"]["peak"]))
+    at_peak = tdp * (Range.of(table["board"]["peak"], "peak board power") + Range.of(table["host"]["peak"], "host power"))
     it_mwh = it_mw * wall_hours
     energy = it_mwh * pue
     mwh = 1e-6 * held.gpus * wall_hours
@@ -107,8 +108,4 @@ def run_power(held: Held, pue: Range | float, computing: float, effective_share:
 
 def _network(others: Range, share: Range) -> Range:
     """Watts of a part that is `share` of the whole, beside `others`."""
-    return Range(*(w * s / (1 - s) for w, s in zip(_ends(others), _ends(share), strict=True)))
-
-
-def _ends(r: Range) -> tuple[float, float, float]:
-    return r.low, r.mid, r.high
+    return others * (share / (1 - share))

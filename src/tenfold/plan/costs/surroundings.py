@@ -14,6 +14,7 @@ Wue = Annotated[float, Meta(ge=0, le=1e3)]
 Rent = Annotated[float, Meta(ge=0, le=1e6)]
 Failures = Annotated[float, Meta(ge=0, le=1e6)]
 Storage = Annotated[float, Meta(ge=1e-3, le=1e9)]
+Beside = Annotated[float, Meta(ge=1, le=100)]
 Interval = Annotated[float, Meta(ge=1, le=1e9)]
 
 
@@ -33,6 +34,9 @@ class Surroundings:
     checkpoint_interval_s: Annotated[Interval | None, Meta(description="Seconds between checkpoints, in place of the best.")] = None
     per_1000_node_days: Annotated[Failures | None, Meta(description="Failures per 1,000 nodes and day.")] = None
     recovery_s: Annotated[Seconds | None, Meta(description="Seconds from a failure until the run goes on.")] = None
+    beside_steps: Annotated[
+        Beside | None, Meta(description="What the run takes, over its steps and failures (1: nothing beside them).")
+    ] = None
     gpus_per_node: Annotated[Nodes, Meta(description="GPUs of a node, which fail together.")] = 8
     carbon_csv: Annotated[File | None, Meta(description="Hourly grid carbon: a column avg_CI, g CO2/kWh.")] = None
     price_csv: Annotated[File | None, Meta(description="Hourly prices: a column in USD/MWh.")] = None

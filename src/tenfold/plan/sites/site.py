@@ -26,7 +26,7 @@ def water_of_fuels(shares: dict[str, float]) -> Range:
     """Litres that power stations evaporate per kWh, for shares of nuclear, coal, gas, oil, hydro, solar, wind, other."""
     factors = facts("grid")["water_l_per_kwh"]
     whole = sum(shares.values())
-    return total([Range.of(factors[fuel]) * (share / whole) for fuel, share in shares.items()])
+    return total([Range.of(factors[fuel], f"water of {fuel}") * (share / whole) for fuel, share in shares.items()])
 
 
 def site(region: str = "US", pue: float | None = None, wue_l_per_kwh: float | None = None) -> Site:
@@ -46,12 +46,12 @@ def site(region: str = "US", pue: float | None = None, wue_l_per_kwh: float | No
     return Site(
         key=key,
         name=row["name"],
-        usd_per_kwh=Range(industrial * table["price"]["contract_share"][0], industrial, commercial),
+        usd_per_kwh=Range(industrial * table["price"]["contract_share"][0], industrial, commercial, "price of electricity"),
         kgco2_per_kwh=_carbon(key, row["kgco2_per_kwh_2016"]),
         water_off_site_l_per_kwh=water_of_fuels(table["fuels"].get(key, table["fuels"]["US"])),
-        pue=Range.of(pue or table["site"]["pue"]),
-        wue_l_per_kwh=Range.of(table["site"]["wue_l_per_kwh"] if wue_l_per_kwh is None else wue_l_per_kwh),
-        residual_mix=Range.of(table["site"]["residual_mix"]),
+        pue=Range.of(pue or table["site"]["pue"], "PUE"),
+        wue_l_per_kwh=Range.of(table["site"]["wue_l_per_kwh"] if wue_l_per_kwh is None else wue_l_per_kwh, "WUE"),
+        residual_mix=Range.of(table["site"]["residual_mix"], "residual mix"),
         source="EIA 2023 prices; eGRID 2016 carbon with the US trend to 2023"
         + ("; hourly means of 2022" if key in table["kgco2_per_kwh_2022"] else ""),
     )
@@ -62,4 +62,4 @@ def _carbon(key: str, of_2016: float) -> Range:
     trend = facts("grid")["trend"]
     mid = facts("grid")["kgco2_per_kwh_2022"].get(key, of_2016 * trend["us_kgco2_per_kwh_2023"] / trend["us_kgco2_per_kwh_2016"])
     low, _, high = trend["uncertainty"]
-    return Range(low * mid, mid, max(high * mid, of_2016))
+    return Range(low * mid, mid, max(high * mid, of_2016), "carbon of the grid")

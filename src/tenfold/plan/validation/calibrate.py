@@ -1,10 +1,12 @@
 """Constants of a machine from a run that was trained on it: the measured step over the planned one."""
 
 import json
+import math
 import os
 import tomllib
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import msgspec
@@ -13,14 +15,14 @@ from tenfold.plan.workload.machine import Constants, Machine, Stack, machine
 from tenfold.plan.workload.step_time import step_time
 from tenfold.spec.accelerator import Accelerator, accelerators
 from tenfold.spec.errors import TenfoldError
-from tenfold.spec.files import write_json
+from tenfold.spec.files import readable, write_json
 from tenfold.spec.layout import Layout, for_world
 from tenfold.spec.model import ModelSpec, RopeScaling
 from tenfold.spec.versions import require_version
 from tenfold.train.metrics import read_metrics
 
 FILE = "calibration.json"
-VERSION = 1  # of each calibration in it
+VERSION = 2  # of each accelerator's calibrations in it
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Calibration:
     """What a run taught: `factor` on the rates of matrix products, attention and memory, and the run it came from."""
 
     accelerator: Accelerator
+    base: Constants
     constants: Constants
     factor: float
     planned_step_s: float
@@ -50,6 +53,7 @@ def calibrate(run: Path) -> Calibration:
     scaled = _scaled(base, factor)
     return Calibration(
         accelerator=base.accelerator,
+        base=base.constants,
         constants=scaled.constants,
         factor=factor,
         planned_step_s=step_time(spec, layout, base).total_s,
@@ -146,28 +150,53 @@ def _machine_of(start: dict[str, Any], end: dict[str, Any]) -> Machine:
 
 
 def write(calibration: Calibration, home: Path) -> Path:
-    """Keep it in `home`, where the next plan finds it. Returns the file."""
+    """Keep it in `home` beside those of other runs, where the next plan finds them. Returns the file."""
     path = home / FILE
-    known = json.loads(path.read_text()) if path.exists() else {}
-    known[calibration.accelerator.key] = {"version": VERSION, **asdict(calibration)}
+    known = _kept(path)
+    runs = known.get(calibration.accelerator.key, {}).get("runs", [])
+    others = [run for run in runs if run["run"] != calibration.run]  # a run that is measured again counts once
+    known[calibration.accelerator.key] = {"version": VERSION, "runs": [*others, asdict(calibration)]}
     write_json(path, known)
     return path
 
 
-def calibrated(part: Machine | None, key: str, home: Path) -> tuple[Machine | None, str]:
-    """(the machine with constants calibrated in `home`, a sentence that says so), or what was given and ''."""
-    path = home / FILE
+def _kept(path: Path) -> dict[str, Any]:
+    """The calibrations of a file by accelerator; none where there is no file. Raises TenfoldError where it holds others."""
     if not path.exists():
-        return part, ""
-    kept = json.loads(path.read_text()).get(key.lower())
+        return {}
+    with readable(path):
+        try:
+            known = json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise TenfoldError(
+                f"{path} holds no calibrations ({error}): remove it and run `tenfold plan calibrate` again."
+            ) from None
+    for key, kept in known.items():
+        require_version(kept.get("version", 1), (VERSION,), f"The calibration of {key} in {path}", "remove it and calibrate again")
+    return dict(known)
+
+
+def calibrated(part: Machine | None, key: str, home: Path) -> tuple[Machine | None, str]:
+    """(the machine with its rates times the pooled factor of the runs in `home`, a sentence that says so), or what was given
+    and ''."""
+    kept = _kept(home / FILE).get(key.lower())
     if kept is None:
         return part, ""
-    require_version(kept.get("version", 1), (VERSION,), f"The calibration of {key} in {path}", "run `tenfold plan calibrate` again")
-    constants = Constants(**{f.name: kept["constants"][f.name] for f in fields(Constants)})
-    base = part or replace(machine("h100"), accelerator=Accelerator(**kept["accelerator"]))
-    software = _host(base.stack, kept["factor"])
-    words = (
-        f"Calibrated by {kept['run']}: rates x {kept['factor']:.3g} (measured {kept['measured_step_s']:.3g} s a step, "
-        f"planned {kept['planned_step_s']:.3g})."
-    )
-    return replace(base, constants=constants, stack=software, source=f"calibrated by {kept['run']}"), words
+    runs = kept["runs"]
+    newest = runs[-1]
+    logs = [math.log(run["factor"]) for run in runs]
+    factor = math.exp(mean(logs))
+    constants = Constants(**{f.name: newest["base"][f.name] for f in fields(Constants)})
+    sheet: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in newest["accelerator"].items()
+    }
+    base = part or replace(machine("h100"), accelerator=Accelerator(**sheet))
+    if len(runs) == 1:
+        words = f"measured {newest['measured_step_s']:.3g} s a step, planned {newest['planned_step_s']:.3g}"
+        source = f"calibrated by {newest['run']}"
+    else:
+        sd = stdev(logs)
+        words = f"those of single runs {math.exp(min(logs)):.3g} to {math.exp(max(logs)):.3g}, a spread of {100 * sd:.0f} %"
+        source = f"calibrated by {len(runs)} runs, the newest {newest['run']}"
+    scaled = _scaled(replace(base, constants=constants), factor)
+    return replace(scaled, source=source), f"{source[0].upper()}{source[1:]}: rates x {factor:.3g} ({words})."

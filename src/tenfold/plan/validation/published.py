@@ -4,50 +4,49 @@ import csv
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from importlib import resources
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 from tenfold.plan.facts import facts
+from tenfold.plan.validation.tables import DATA, Refused, Unread, number, read_table, whole, word
 from tenfold.plan.workload.machine import Machine, machine
 from tenfold.plan.workload.memory import memory
-from tenfold.plan.workload.search import divisors, least_recompute
+from tenfold.plan.workload.search import least_recompute
 from tenfold.plan.workload.step_time import step_time
-from tenfold.spec.errors import TenfoldError
-from tenfold.spec.files import readable
+from tenfold.spec.accelerator import accelerators
+from tenfold.spec.errors import nearest
 from tenfold.spec.layout import Layout
 from tenfold.spec.model import ModelSpec, published_models
-
-DATA = resources.files("tenfold.plan").joinpath("data/published")
 
 # (pattern in the table's `gpu`, accelerator, what differs from its data sheet)
 PARTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     (r"500 ?w", "h100", {"memory_gb": 102.0, "memory_gb_per_s": 2400.0, "limit_w": 500.0}),
     (r"a100.?40", "a100", {"memory_gb": 42.9, "memory_gb_per_s": 1555.0}),
-    (r"a100", "a100", {}),
-    (r"h800", "h800", {}),
-    (r"h200", "h200", {}),
-    (r"h100", "h100", {}),
     (r"gb300", "gb300", {"domain_gpus": 72}),
     (r"gb200", "gb200", {"domain_gpus": 72}),
-    (r"b300", "b300", {}),
-    (r"b200", "b200", {}),
+    (r"gh200", "gh200", {}),
+    (r"tpu ?v?([0-9]+[a-z]*)", "tpu-v", {}),
+    (r"(trainium|trn)([0-9])", "trainium", {}),
+    (r"(mi3[0-9]{2}x|a100|h800|h200|h100|b300|b200|v100|gaudi[ -]?[23])", "", {}),
 )
-# (pattern in the table's source and notes, software)
-STACKS = (
-    (r"llama 3 paper", "megatron"),
-    (r"vtrain|narayanan|tr11|bigscience", "megatron-2021"),
-    (r"torchtitan.*compile|compile.*torchtitan", "fsdp-compiled"),
-    (r"torchtitan", "fsdp-compiled"),
-    (r"llm-foundry|fsdp|full_shard", "fsdp"),
-    (r"bridge", "megatron-2025"),
-)
+ASSUMED_STACK = "megatron-lm-2024"
+PRECISIONS = {
+    "bf16": "bf16", "fp16": "bf16", "amp_bf16": "bf16", "amp_fp16": "bf16", "fp8": "fp8", "amp_fp8": "fp8", "mxfp8": "fp8",
+    "fp8 mixed": "fp8", "fp8-cs": "fp8", "fp8-mx": "fp8", "fp8-cs (fp8-mx)": "fp8", "fp8 (see note)": "fp8", "nvfp4": "fp4",
+}  # fmt: skip
+RECOMPUTE = {
+    "": None, "n/a": None, "none": "none", "false": "none", "full": "full", "true": "full", "selective": "selective",
+}  # fmt: skip
+SHARDING = {
+    "": None, "n/a": None, "0": 1, "1": 1, "2": 2, "3": 3, "none": 0, "zero-0": 0, "zero-1": 1, "zero-2": 2, "zero-3": 3,
+    "fsdp2": 3, "full_shard": 3, "shard_grad_op": 2, "hybrid_shard": 3, "fsdp (params not resharded)": 2,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement: what ran, where, and how long a step took. `memory_gib` where it was reported."""
+    """One measurement: what ran, where, and how long a step took. `memory_gib` where it was reported; `stack_said` is false
+    where neither the table nor the publication names the software."""
 
     source: str
     name: str
@@ -57,6 +56,7 @@ class Row:
     step_s: float
     precision: str
     memory_gib: float | None = None
+    stack_said: bool = True
 
     def group(self, same_batch: bool) -> tuple[Any, ...]:
         """Rows of one group are layouts of the same model, GPUs and sequence, and of the same global batch where asked."""
@@ -70,12 +70,7 @@ def gpt(name: str, dim: int, layers: int, heads: int, vocab_size: int, context: 
     return ModelSpec(name, dim, layers, heads, heads, round(8 * dim / 3), vocab_size, context=context, tied=True)
 
 
-def _number(text: str | None) -> float | None:
-    match = re.match(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)", (text or "").lower())
-    return float(match[1]) if match else None
-
-
-def _spec(row: dict[str, str], seq_len: int) -> ModelSpec | None:
+def _spec(row: dict[str, str], seq_len: int) -> ModelSpec:
     plain = row["model"].lower().replace("_", "-").replace(" ", "-")
     for name, spec in published_models().items():
         if plain == name or (
@@ -88,40 +83,42 @@ def _spec(row: dict[str, str], seq_len: int) -> ModelSpec | None:
                 dim, layers, heads, vocab_size = fields["gpt"]
                 return gpt(name, dim, layers, heads, vocab_size, seq_len)
             return ModelSpec(name=name, **{k: v for k, v in fields.items() if k != "source"})
-    if _number(row["hidden"]) and _number(row["layers"]) and _number(row["heads"]):
+    if number(row, "hidden") and number(row, "layers") and number(row, "heads"):
         vocab = 131072 if "131072" in row.get("notes", "") or "h100" in row["gpu"].lower() else 51200
         if "bloom" in plain:
             vocab = 250880
         return gpt(row["model"], int(float(row["hidden"])), int(float(row["layers"])), int(float(row["heads"])), vocab, seq_len)
-    return None
+    raise Refused("model", row["model"], "has no published shape: give hidden, layers and heads")
 
 
-def _machine(row: dict[str, str]) -> Machine | None:
-    what = " ".join((row["source"], row.get("notes", ""), row["fsdp_or_zero"])).lower()
-    if "torchtitan" in what and "eager" in what:
-        stack = "fsdp"
-    else:
-        stack = next((name for pattern, name in STACKS if re.search(pattern, what)), "megatron")
+def _stack(row: dict[str, str], asked: str | None) -> tuple[str, bool]:
+    """(the software of a row, whether anything names it): the row's own column, what was asked for, or that of its source."""
+    if row.get("stack"):
+        return row["stack"], True
+    found = next((name for source, name in facts("sources").items() if row["source"].startswith(source)), None)
+    return asked or found or ASSUMED_STACK, bool(asked or found)
+
+
+def _machine(row: dict[str, str], stack_name: str) -> Machine:
+    text = row["gpu"].lower()
     for pattern, part, changes in PARTS:
-        if re.search(pattern, row["gpu"].lower()):
-            return machine(part, stack, **changes)
-    return None
+        if match := re.search(pattern, text):
+            key = part if part and not part.endswith(("v", "trainium")) else part + (match[match.lastindex or 0]).replace(" ", "")
+            if key in accelerators():
+                return machine(key, stack_name, **changes)
+    raise Refused("gpu", row["gpu"], f"is none that is known{nearest(text, accelerators())}")
 
 
-def _step_s(row: dict[str, str], spec: ModelSpec, layout: Layout, part: Machine) -> float | None:
+def _step_s(row: dict[str, str], spec: ModelSpec, layout: Layout, part: Machine) -> float:
     """Seconds of a step from whatever the row gives: time, tokens/s, or FLOP/s by the convention of its source."""
-    seconds = _number(row["iter_time_s"])
-    if seconds:
+    if seconds := number(row, "iter_time_s"):
         return seconds
-    rate = _number(row["tokens_per_s_per_gpu"])
-    if rate:
+    if rate := number(row, "tokens_per_s_per_gpu"):
         return layout.tokens_per_step / layout.world / rate
-    tflops = _number(row["tflops_per_gpu"])
+    tflops, mfu = number(row, "tflops_per_gpu"), number(row, "mfu_pct")
+    tflops = tflops or (mfu / 100 * part.accelerator.bf16_tflops if mfu else None)
     if not tflops:
-        mfu = _number(row["mfu_pct"])
-        tflops = mfu / 100 * part.accelerator.bf16_tflops if mfu else None
-    if not tflops:
-        return None
+        raise Refused("iter_time_s", "", "is empty, as are tokens_per_s_per_gpu, tflops_per_gpu and mfu_pct")
     convention = "exact" if "llama 3" in row["source"].lower() else "full_attention"
     flops = spec.train_flops_per_token(layout.seq_len, convention)  # type: ignore[arg-type]
     if "hardware" in row["flops_counted"]:
@@ -129,91 +126,92 @@ def _step_s(row: dict[str, str], spec: ModelSpec, layout: Layout, part: Machine)
     return layout.tokens_per_step / layout.world * flops / (tflops * 1e12)
 
 
-def _layout(row: dict[str, str], seq_len: int) -> Layout | None:
-    gpus = _number(row["n_gpus"])
+def _sharding(row: dict[str, str], dp: int) -> int:
+    """The ZeRO stage; a number of ranks beyond 3 is that of FSDP, and an empty cell is an optimizer that is shared."""
+    text = row["fsdp_or_zero"].split(" (")[0].strip()
+    if text.isdigit() and int(text) > 3:
+        return 3
+    zero = word({"fsdp_or_zero": row["fsdp_or_zero"] if "params" in row["fsdp_or_zero"] else text}, "fsdp_or_zero", SHARDING)
+    return 1 if zero is None else zero
+
+
+def _layout(row: dict[str, str], part: Machine, precision: str) -> Layout:
+    """What the row says, and its software's own way where a cell is empty. Raises Refused for what contradicts itself."""
+    gpus, seq_len, stack = whole(row, "n_gpus", 0), whole(row, "seq_len", 2048), part.stack
     if not gpus:
-        return None
-    tp, pp, cp, ep = (int(_number(row[k]) or 1) for k in ("tp", "pp", "cp", "ep"))
-    dp = int(gpus) // (tp * pp * cp)
-    micro = int(_number(row["micro_batch"]) or 0)
-    batch = int(_number(row["global_batch_seqs"]) or dp * max(1, micro) * int(_number(row["grad_accum"]) or 1))
-    sharding = row["fsdp_or_zero"].lower()
-    full = any(word in sharding for word in ("fsdp2", "full_shard")) or (sharding.isdigit() and int(sharding) > 1)
-    checkpointing = row["act_checkpointing"].lower()
-    again: Any = {"full": "full", "true": "full", "selective": "selective"}.get(checkpointing, "none")
-    virtual = int(_number(row["vp"]) or 0)
+        raise Refused("n_gpus", row["n_gpus"], "is empty")
+    tp, pp, cp, ep = (whole(row, column) for column in ("tp", "pp", "cp", "ep"))
+    for column, ranks in (("tp", tp), ("pp", tp * pp), ("cp", tp * pp * cp)):
+        if gpus % ranks:
+            raise Refused(column, row[column], f"does not divide {gpus} GPUs (tp {tp} x pp {pp} x cp {cp})")
+    dp = gpus // (tp * pp * cp)
+    if whole(row, "dp", dp) != dp:
+        raise Refused("dp", row["dp"], f"is not what {gpus} GPUs leave beside tp {tp} x pp {pp} x cp {cp}: {dp}")
+    accumulated = whole(row, "grad_accum")
+    batch = whole(row, "global_batch_seqs", dp * whole(row, "micro_batch") * accumulated)
+    if batch < dp:
+        raise Refused("global_batch_seqs", row["global_batch_seqs"], f"is below {dp} data parallel ranks")
+    micro = whole(row, "micro_batch", 0) or (0 if stack.accumulates else batch // dp)
+    virtual = whole(row, "vp", 0)
+    if not virtual and not (stack.interleaves and pp > 1):  # an interleaved pipeline's follow from the model's layers
+        virtual = 1
+    whole_fsdp = stack.name.startswith("maxtext") and not row["fsdp_or_zero"]
     return Layout(
         tp=tp, pp=pp, cp=cp, ep=ep, etp=tp, dp_shard=dp, micro_batch=micro, global_batch=batch, seq_len=seq_len,
-        schedule="interleaved" if virtual > 1 else "1f1b", virtual_stages=virtual, activation_checkpointing=again,
-        zero=3 if full else 2 if "grad_op" in sharding or "not resharded" in sharding else 1,
-        dtype="fp8" if "fp8" in row["precision"].lower() else "bf16",
+        schedule="interleaved" if virtual > 1 else "1f1b", virtual_stages=virtual,
+        activation_checkpointing=word(row, "act_checkpointing", RECOMPUTE) or "none",
+        zero=3 if whole_fsdp else _sharding(row, dp), dtype=precision,
     )  # fmt: skip
 
 
 def fill_in(spec: ModelSpec, layout: Layout, part: Machine, recompute_known: bool) -> Layout:
-    """The layout with what its table left out (micro-batch, virtual stages, recomputation) as this plan would choose it."""
-    micro = [layout.micro_batch]
-    if not layout.micro_batch:
-        micro = [m for m in (1, 2, 4, 8) if layout.global_batch % (m * layout.dp) == 0] or [1]
-    stages = -(-spec.n_layers // layout.pp)
-    virtual = [layout.virtual_stages] if layout.virtual_stages else [v for v in divisors(stages) if layout.pp > 1 or v == 1]
-    best: tuple[float, Layout] | None = None
-    for m, v in product(micro, virtual):
-        tried = layout.replace(micro_batch=m, virtual_stages=v, schedule="interleaved" if v > 1 else "1f1b")
-        if v > 1 and not layout.virtual_stages and tried.micro_batches % layout.pp:
-            continue
-        if not recompute_known:
-            tried, needed = least_recompute(spec, tried, part)
-        else:
-            needed = memory(spec, tried, part)
-        seconds = step_time(spec, tried, part).total_s * (1 if needed.fits else 100)
-        if best is None or seconds < best[0]:
-            best = (seconds, tried)
-    return best[1] if best else layout.replace(micro_batch=1, virtual_stages=1)
+    """The layout with what its table left out, as its software does it: virtual stages, as little recomputation as fits, and
+    the fastest micro-batch of those that fit, for no software has a default of that."""
+    several = (
+        [layout.micro_batch] if layout.micro_batch else [m for m in (1, 2, 4, 8) if layout.global_batch % (m * layout.dp) == 0]
+    )
+    filled = [_filled(spec, layout.replace(micro_batch=m), part, recompute_known) for m in several or [1]]
+    return min(filled, key=lambda one: step_time(spec, one, part).total_s * (1 if memory(spec, one, part).fits else 100))
 
 
-def table(name: str, path: Path | None = None) -> list[dict[str, str]]:
-    """The rows of `path`, or of the package's own copy of `name`. Raises TenfoldError where columns of that are missing."""
-    own = csv.DictReader(DATA.joinpath(name).read_text().splitlines())
-    if path is None:
-        return list(own)
-    if not path.is_file():
-        raise TenfoldError(f"There is no table at {path}.")
-    with readable(path):
-        given = csv.DictReader(path.read_text().splitlines())
-    missing = [column for column in own.fieldnames or () if column not in (given.fieldnames or ())]
-    if missing:
-        raise TenfoldError(f"{path} has no column {', '.join(missing)}: it needs those of {name}.")
-    return list(given)
+def _filled(spec: ModelSpec, layout: Layout, part: Machine, recompute_known: bool) -> Layout:
+    if not layout.virtual_stages:
+        stages = -(-spec.n_layers // layout.pp)
+        virtual = stages if layout.micro_batches % layout.pp == 0 else 1
+        layout = layout.replace(virtual_stages=virtual, schedule="interleaved" if virtual > 1 else "1f1b")
+    if recompute_known:
+        return layout
+    default: Any = part.stack.recompute
+    return layout.replace(activation_checkpointing=default) if default else least_recompute(spec, layout, part)[0]
 
 
-def read_layouts(path: Path | None = None) -> tuple[list[Row], int]:
-    """(rows, rows that could not be read) of a table with the columns of layouts.csv; the package's own copy by default."""
-    rows, unread = [], 0
-    for row in table("layouts.csv", path):
-        found = _read(row)
-        if found is None:
-            unread += 1
-        else:
-            rows.append(found)
+def read_layouts(path: Path | None = None, stack: str | None = None) -> tuple[list[Row], list[Unread]]:
+    """(rows, those that were not read) of a table with the columns of layouts.csv; by default of the package's own copies.
+
+    `stack` is the software of rows that have none in a column of that name.
+    """
+    tables = [read_table("layouts.csv", path)] if path else [read_table("layouts.csv"), read_table("layouts_2026.csv")]
+    rows, unread = [], []
+    for line, row in ((i + 2, row) for table in tables for i, row in enumerate(table)):
+        try:
+            rows.append(_read(row, stack))
+        except Refused as fault:
+            unread.append(Unread(line, fault.column, fault.value, fault.why))
     return rows, unread
 
 
-def _read(row: dict[str, str]) -> Row | None:
-    seq_len = int(_number(row["seq_len"]) or 2048)
-    spec, part, layout = _spec(row, seq_len), _machine(row), _layout(row, seq_len)
-    precision = row["precision"].lower().removeprefix("amp_")
-    precision = "bf16" if precision in ("bf16", "fp16") else precision
-    if spec is None or part is None or layout is None or "fp4" in precision:
-        return None
+def _read(row: dict[str, str], asked: str | None) -> Row:
+    stack_name, said = _stack(row, asked)
+    precision = word(row, "precision", PRECISIONS)
+    if precision == "fp4":
+        raise Refused("precision", row["precision"], "is not modelled")
+    spec, part = _spec(row, whole(row, "seq_len", 2048)), _machine(row, stack_name)
+    layout = _layout(row, part, precision)
     if precision != "bf16" and part.accelerator.fp8_tflops is None:
-        return None
-    known = bool(row["act_checkpointing"])
-    layout = fill_in(spec, layout, part, known)
+        raise Refused("precision", row["precision"], f"is not what {part.accelerator.name} computes in")
+    layout = fill_in(spec, layout, part, bool(RECOMPUTE[row["act_checkpointing"].strip().lower()]))
     step_s = _step_s(row, spec, layout, part)
-    if not step_s:
-        return None
-    return Row(row["source"], row["model"], spec, layout, part, step_s, precision, _number(row["memory_gib"]))
+    return Row(row["source"], row["model"], spec, layout, part, step_s, precision, number(row, "memory_gib"), said)
 
 
 def read_vtrain(path: Path | None = None) -> Iterator[Row]:
@@ -238,5 +236,5 @@ def read_vtrain(path: Path | None = None) -> Iterator[Row]:
             assert layout.world == gpus
             spec = gpt(f"GPT {dim}x{layers}", dim, layers, heads, 51200, seq)
             source = "vTrain, 64 to 512 GPUs" if several else "vTrain, one node"
-            part = machine("a100", "megatron-2021" if several else "megatron-2021-node")
+            part = machine("a100", "megatron-lm-2021" if several else "megatron-lm-2021-node")
             yield Row(source, spec.name, spec, layout, part, get["iteration time (ms)"] / 1e3, "bf16")

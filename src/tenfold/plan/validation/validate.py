@@ -7,25 +7,18 @@ from pathlib import Path
 from statistics import mean, median
 
 from tenfold.plan.costs.environment import card_tco2e
-from tenfold.plan.costs.failures import effective_time
 from tenfold.plan.facts import facts
-from tenfold.plan.plan import make_plan
-from tenfold.plan.request import StepRequest
-from tenfold.plan.validation.published import Row, read_layouts, read_vtrain, table
-from tenfold.plan.workload.machine import machine
+from tenfold.plan.validation.hours import Coverage, Hours, coverage, factor, held_out, one_factor, published_hours
+from tenfold.plan.validation.published import Row, read_layouts, read_vtrain
+from tenfold.plan.validation.tables import Unread, read_table
 from tenfold.plan.workload.memory import memory
 from tenfold.plan.workload.step_time import step_time
-from tenfold.plan.workload.workload import DAY_S
 from tenfold.spec.errors import TenfoldError
-from tenfold.spec.shapes import Shape, shape_for_params
 
 NEAR_BEST = 1.03
 HOURS_BAR_PCT = 20.0
 SHOWN = 3  # groups that the plan ranked wrong, in words
-HOURS_BATCH_TOKENS = 4e6  # of every model in the table of GPU-hours, where its own is not used
-HOURS_VOCABULARY = 32_000
-HOURS_GPUS = 1024  # where the number is not given
-PARTS = (("h800", "h800"), ("h100", "h100"), ("a100", "a100"), ("v100", "v100"), ("tpuv4", "tpu-v4"))
+SEVERAL = 2.0  # times a part's memory, beyond which a row cannot be what ran
 
 
 @dataclass(frozen=True)
@@ -87,44 +80,10 @@ def memory_errors(rows: Iterable[Row]) -> list[tuple[Row, float]]:
     ]
 
 
-def hours_errors(path: Path | None = None) -> list[tuple[str, float, float]]:
-    """(model, reported GPU-hours, planned GPU-hours) from parameters, tokens and the number of GPUs alone.
-
-    The plan takes the Llama shape nearest to the (active) parameters, as many tokens as make the same FLOPs, a batch of 4M
-    tokens, the best layout, and the time that failures cost.
-    """
-    found = []
-    for row in table("training_runs.csv", path):
-        part = next((key for pattern, key in PARTS if pattern in row["gpu_model"].lower().replace(" ", "")), None)
-        if not (part and row["gpu_hours"] and row["tokens"]) or "3.2" in row["family"]:
-            continue  # Llama 3.2's models are pruned and distilled: their hours are not those of 6ND
-        try:
-            found.append((row["model"], float(row["gpu_hours"]), _planned_hours(row, part)))
-        except TenfoldError:
-            continue
-    return found
-
-
-def _planned_hours(row: dict[str, str], part: str) -> float:
-    """GPU-hours of one row of the table. Raises TenfoldError where its model does not fit."""
-    params, tokens = float(row["params_active"] or row["params_total"]), float(row["tokens"])
-    digits = row["n_gpus"].split("-")[-1]
-    gpus = int(digits) if digits.isdigit() else HOURS_GPUS
-    seq_len = int(row["sequence_length"] or 4096)
-    spec = shape_for_params(params, HOURS_VOCABULARY)
-    shape = Shape(spec, round(tokens * params / spec.parameters().total), 6 * params * tokens)
-    batch = max(gpus if params > 1e11 else 1, round(HOURS_BATCH_TOKENS / seq_len))
-    while gpus > 8 and batch / gpus < 0.1:
-        gpus //= 2
-    plan = make_plan(shape, gpus, machine(part, "megatron"), StepRequest(seq_len, batch))
-    share = effective_time(gpus, plan.workload.days * DAY_S, 14 * params).effective_share.mid
-    return plan.workload.gpu_hours / share
-
-
 def card_errors(path: Path | None = None) -> list[tuple[str, float]]:
     """(model, error in percent) of t CO2e by the rule of the model cards, from GPU-hours and board power."""
     known, found = facts("cards")["rules"], []
-    for row in table("training_runs.csv", path):
+    for row in read_table("training_runs.csv", path):
         hours, watts, told = row["gpu_hours"], row["tdp_w_assumed"], row["tco2e_location"]
         rule = known.get(row["family"].lower().replace(" ", "-"))
         if rule and hours and watts and told:
@@ -133,78 +92,160 @@ def card_errors(path: Path | None = None) -> list[tuple[str, float]]:
     return found
 
 
-def with_overhead(
-    hours: list[tuple[str, float, float]], known: list[tuple[str, float, float]] | None = None
-) -> list[tuple[str, float, float]]:
-    """The same with what reported hours hold beside steps and failures (evaluation, ablations, annealing, slow starts).
-
-    One factor, the median over all other models (`known`, where another table is judged): no model's hours stand behind
-    its own figure.
-    """
-    ratios = [(name, told / planned) for name, told, planned in known or hours]
-    return [(name, told, planned * median(r for other, r in ratios if other != name)) for name, told, planned in hours]
-
-
-def hours_misses(hours: list[tuple[str, float, float]], known: list[tuple[str, float, float]] | None = None) -> list[str]:
-    """A sentence for every model that misses by more than 20 % with the common factor: how far, and why."""
-    ratios = {name: told / planned for name, told, planned in hours}
-    middle, reasons = median(told / planned for _, told, planned in known or hours), facts("published_runs")["hours"]
+def hours_misses(runs: list[Hours], errors: list[tuple[str, float]]) -> list[str]:
+    """A sentence for every run that is missed by more than 20 % with the factor of the other sources: how far, and why."""
+    factors = {run.model: run.told / run.planned for run in runs}
+    middle, reasons = median(factors.values()), facts("published_runs")["hours"]
     found = []
-    for name, error in _hours_pct(with_overhead(hours, known)):
+    for name, error in errors:
         if abs(error) > HOURS_BAR_PCT:
-            more = "more" if ratios[name] > middle else "less"
+            more = "more" if factors[name] > middle else "less"
             reason = reasons.get(name, f"reported hours hold {more} beside the steps than those of most models")
-            words = f"{ratios[name]:.2f} times its steps and failures, {more} than the usual {middle:.2f}: {reason}"
+            words = f"{factors[name]:.2f} times its steps and failures, {more} than the usual {middle:.2f}: {reason}"
             found.append(f"GPU-hours of {name} ({error:+.0f} %): {words}.")
     return found
 
 
-def _hours_pct(hours: list[tuple[str, float, float]]) -> list[tuple[str, float]]:
-    return [(name, 100 * (planned / told - 1)) for name, told, planned in hours]
+@dataclass(frozen=True)
+class Measured:
+    """One row beside the plan: measured and planned seconds of a step, and planned memory over what the part has."""
+
+    source: str
+    model: str
+    accelerator: str
+    stack: str
+    stack_said: bool
+    layout: str
+    measured_s: float
+    planned_s: float
+    error_pct: float
+    memory_of_capacity: float
 
 
-def validate(layouts: Path | None = None, runs: Path | None = None) -> tuple[list[Error], list[str]]:
-    """(the error table, remarks) on published runs; on `layouts` and `runs`, of the same columns, where one is given."""
-    rows, unread = read_layouts(layouts) if layouts or not runs else ([], 0)
+@dataclass(frozen=True)
+class Validation:
+    """The table of errors, every row of layouts, the rows that were not read, how well ranges hold, and remarks."""
+
+    errors: list[Error]
+    rows: list[Measured]
+    unread: list[Unread]
+    ranges: dict[str, Coverage]
+    remarks: list[str]
+
+
+def validate(layouts: Path | None = None, runs: Path | None = None, stack: str | None = None) -> Validation:
+    """What the plan gets wrong on published runs, or on `layouts` and `runs` of the same columns where one is given.
+
+    `stack` is the software of rows of `layouts` that name none. Raises TenfoldError where no row of a table can be read.
+    """
+    rows, unread = read_layouts(layouts, stack) if layouts or not runs else ([], [])
+    if layouts and not rows:
+        raise TenfoldError(f"No row of {layouts} could be read: {'; '.join(u.words() for u in unread[:SHOWN])}.")
     measured = rows if layouts or runs else [*rows, *read_vtrain()]
-    found = _step_table(measured)
-    remarks: list[str] = []
+    found, table = _step_table(measured), [_measured(row) for row in rows]
     remembered = [(row.name, e) for row, e in memory_errors(rows)]
     if remembered:
         found.append(_summary("memory", "all that report it", remembered))
+    remarks = _assumed(table) + _too_large(table)
+    ranges: dict[str, Coverage] = {}
     if runs or not layouts:
-        errors, remarks = _runs_table(runs)
-        found += errors
-    remarks += _ranking_words(measured)
-    if unread:
-        remarks.append(f"{unread} rows were not read: no shape, no figure, or a precision that is not modelled (FP4).")
-    return found, remarks
+        errors, said, ranges, not_read = _runs_table(runs)
+        found, unread = [*found, *errors], [*unread, *not_read]
+        remarks += said
+    remarks += _ranking_words(measured) + _unread_words(unread)
+    return Validation(found, table, unread, ranges, remarks)
+
+
+def _measured(row: Row) -> Measured:
+    planned, needed = step_time(row.spec, row.layout, row.machine).total_s, memory(row.spec, row.layout, row.machine)
+    return Measured(
+        row.source, row.name, row.machine.accelerator.key, row.machine.stack.name, row.stack_said, row.layout.words(), row.step_s,
+        planned, 100 * (planned / row.step_s - 1), needed.total_gib / needed.capacity_gib,
+    )  # fmt: skip
+
+
+def _assumed(rows: list[Measured]) -> list[str]:
+    """A sentence on rows whose software nothing names."""
+    unsaid = [row for row in rows if not row.stack_said]
+    if not unsaid:
+        return []
+    return [f"{len(unsaid)} rows name no software and are taken for {unsaid[0].stack}: add a column `stack`, or say --stack."]
+
+
+def _too_large(rows: list[Measured]) -> list[str]:
+    """Rows that ran and would not have by the plan: its memory is wrong there, or the row holds less than what ran."""
+    far = [row for row in rows if row.memory_of_capacity > SEVERAL]
+    short = sum(row.memory_of_capacity > 1 for row in rows)
+    found = [f"Memory: {short} of {len(rows)} rows that ran need more than their part has, by the plan."] * bool(short)
+    found += [
+        f"{r.model} on {r.accelerator}, {r.layout}: needs {r.memory_of_capacity:.1f} times the part's memory, so the row does "
+        f"not say all that ran (step {r.error_pct:+.0f} %)."
+        for r in far[:SHOWN]
+    ]
+    return found + [f"... and {len(far) - SHOWN} more rows that need several times the memory."] * (len(far) > SHOWN)
+
+
+def _unread_words(unread: list[Unread]) -> list[str]:
+    """Rows that were not read, those of the same reason together."""
+    reasons = defaultdict(list)
+    for one in unread:
+        reasons[one.column, one.value, one.why].append(one.line)
+    return [
+        f"Not read: {Unread(lines[0], *reason).words()}"
+        + (f" (as rows {', '.join(map(str, lines[1:]))})" if lines[1:] else "")
+        + "."
+        for reason, lines in reasons.items()
+    ]
 
 
 def _step_table(rows: Iterable[Row]) -> list[Error]:
-    """Errors of the step time by source, and of all of layouts.csv."""
+    """Errors of the step time by source, and of all that are not vTrain's, by precision and kind of model."""
     by_source = step_errors(rows)
     found = []
     for (source, precision), errors in by_source.items():
         named = [(f"{row.name}, {row.layout.words()}", e) for row, e in errors]
         found.append(_summary(f"step time, {precision}", source, named))
-    sixteen = [(r.name, e) for (_, p), errors in by_source.items() if p == "bf16" for r, e in errors if "vTrain" not in r.source]
-    return [*found, *([_summary("step time, bf16", "all of layouts.csv", sixteen)] if sixteen else [])]
+    every = [
+        (p, bool(r.spec.n_experts), r, e) for (_, p), errors in by_source.items() for r, e in errors if "vTrain" not in r.source
+    ]
+    for precision, of, kinds in (
+        ("bf16", "all", (True, False)),
+        ("fp8", "all dense", (False,)),
+        ("fp8", "all with experts", (True,)),
+    ):
+        those = [(r.name, e) for p, experts, r, e in every if p == precision and experts in kinds]
+        found += [_summary(f"step time, {precision}", of, those)] if those else []
+    return found
 
 
-def _runs_table(runs: Path | None) -> tuple[list[Error], list[str]]:
-    """Errors of GPU-hours and carbon of whole runs, and a sentence for each that is far off."""
+def _runs_table(path: Path | None) -> tuple[list[Error], list[str], dict[str, Coverage], list[Unread]]:
+    """Errors of GPU-hours and carbon of whole runs, a sentence for each that is far off, and whether ranges hold."""
     found: list[Error] = []
     remarks: list[str] = []
-    hours, known = hours_errors(runs), hours_errors() if runs else None
-    if hours:
-        found.append(_summary("GPU-hours, steps and failures", "training runs", _hours_pct(hours)))
-        found.append(_summary("GPU-hours, all that is reported", "training runs", _hours_pct(with_overhead(hours, known))))
-        remarks = hours_misses(hours, known)
-    tonnes = card_errors(runs)
+    ranges: dict[str, Coverage] = {}
+    runs, unread = published_hours(path)
+    if runs:
+        known = published_hours()[0] if path else runs
+        errors = held_out(runs, known)
+        found.append(
+            _summary("GPU-hours, steps and failures", "training runs", [(r.model, 100 * (r.planned / r.told - 1)) for r in runs])
+        )
+        found.append(_summary("GPU-hours, all that is reported", "training runs", errors))
+        remarks = hours_misses(runs, errors)
+        ranges = {"plan": coverage(runs, factor, known), "one factor for all": coverage(runs, one_factor, known)}
+        remarks.insert(0, _coverage_words(ranges["plan"], ranges["one factor for all"]))
+    tonnes = card_errors(path)
     if tonnes:
         found.append(_summary("t CO2e of model cards", "training runs", tonnes))
-    return found, remarks
+    return found, remarks, ranges, unread
+
+
+def _coverage_words(ours: Coverage, one: Coverage) -> str:
+    return (
+        f"Ranges: {ours.inside} of {ours.runs} runs ({ours.inside / ours.runs:.0%}) lie in the 80 % range that the other sources "
+        f"give, which is {ours.median_ratio:.2f} times as high as low (median); interval score {ours.score:.2f}, of one factor for "
+        f"all {one.score:.2f}."
+    )
 
 
 def _ranking_words(rows: list[Row]) -> list[str]:

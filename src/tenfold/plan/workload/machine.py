@@ -1,6 +1,8 @@
 """The constants of machines and of training software, from `plan/data/constants.toml`: each with its source there."""
 
+import re
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from typing import Any
 
 from tenfold.plan.facts import facts
@@ -49,9 +51,15 @@ class Stack:
     chunks; has embedding, head and shared experts whole on every tensor parallel rank, and the tables gathered through the
     step; keeps the inputs of tensor parallel products as they were gathered; and in a pipeline keeps all weights gathered, and
     their gradients whole, through the step. `step_s`: host work per step.
-    `straggler`: share of the step lost each time the number of GPUs doubles beyond a node.
+    `straggler`: share of the step lost each time the number of GPUs doubles beyond a node. `score_bytes`: of a score of the
+    vocabulary (12: in 16 bits, its copy in 32, and the gradients of both). `weight_copies`: bytes of a weight that are kept
+    beside it for products in 8 bits. `graph_gib`: what the pools of captured graphs hold. What a table's empty cells mean:
+    `interleaves`: a pipeline has virtual stages of one layer, not one stage a rank; `accumulates`: as many rows as are fastest
+    go through the model together (Megatron has no default), not all rows of a rank; `recompute`: the activation
+    checkpointing, where it is not as little as fits.
     """
 
+    name: str = ""
     fused_attention: bool = True
     sequence_parallel: bool = True
     pointwise: float = 1.0
@@ -73,6 +81,12 @@ class Stack:
     optimizer_bytes: float = 40.0
     step_s: float = 5e-3
     straggler: float = 0.005
+    score_bytes: float = 12.0
+    weight_copies: float = 0.0
+    graph_gib: float = 0.0
+    interleaves: bool = False
+    accumulates: bool = True
+    recompute: str = ""
 
 
 @dataclass(frozen=True)
@@ -106,16 +120,37 @@ class Machine:
         return self.constants.scaleout_gb_per_s * 1e9 * self.constants.scaleout_efficiency
 
 
+@cache
 def stacks() -> dict[str, Stack]:
-    """Training software by name."""
-    return {k: Stack(**{f: v for f, v in row.items() if f != "source"}) for k, row in facts("constants")["stacks"].items()}
+    """Training software by name and version; a table with `as` has what another one has, but for what it says itself."""
+    tables = facts("constants")["stacks"]
+
+    def whole(name: str) -> dict[str, Any]:
+        row = tables[name]
+        return {**(whole(row["as"]) if "as" in row else {}), **row, "name": name}
+
+    return {name: Stack(**{k: v for k, v in whole(name).items() if k not in ("source", "as")}) for name in tables}
 
 
 def stack(name: str) -> Stack:
-    known = stacks()
-    if name not in known:
-        raise TenfoldError(f"There is no software stack {name!r}{nearest(name, known)}.")
-    return known[name]
+    """The software `NAME-VERSION`: that version, or the newest known before it, or the first. Raises TenfoldError with the
+    nearest name where the software is unknown."""
+    known, (software, version) = stacks(), _version(name)
+    if name in known:
+        return known[name]
+    versions = sorted((_version(k)[1], k) for k in known if _version(k)[0] == software and _version(k)[1])
+    if not versions:
+        raise TenfoldError(f"There is no software stack {name!r}{nearest(name, known)}: name {', '.join(known)}.")
+    before = [k for v, k in versions if not version or v <= version]
+    return known[before[-1] if before else versions[0][1]]
+
+
+def _version(name: str) -> tuple[str, tuple[int, ...]]:
+    """`megatron-bridge-26.02` as its name and (26, 2)."""
+    software, _, version = name.lower().rpartition("-")
+    if not re.fullmatch(r"[0-9]+(\.[0-9]+)*", version):
+        return name.lower(), ()
+    return software, tuple(map(int, version.split(".")))
 
 
 def machine(name: str, stack_name: str = "tenfold", **changes: Any) -> Machine:
@@ -125,6 +160,7 @@ def machine(name: str, stack_name: str = "tenfold", **changes: Any) -> Machine:
     """
     sheet = {f.name for f in fields(Accelerator)}
     part = replace(accelerator(name), **{k: v for k, v in changes.items() if k in sheet})
+    part = replace(part, guessed=tuple(figure for figure in part.guessed if figure not in changes))
     own = facts("constants")["accelerators"].get(part.key, {})
     merged = {**facts("constants")["accelerators"]["any"], **own, **changes}
     names = {f.name for f in fields(Constants)}

@@ -11,7 +11,6 @@ from tenfold.spec.model import ModelSpec
 
 MASTER_BYTES = 4.0  # fp32 copy of a weight, where the weight is not fp32 itself
 MOMENT_BYTES = 8.0  # the two of Adam
-SCORE_BYTES = 12.0  # bf16 scores, their fp32 copy, and the gradients of both
 CHUNK_SCORE_BYTES, CHUNK_BYTES = 4.0, 2.0 * GIB  # in chunks: bf16 scores and gradients, of as many tokens as this holds
 CONTEXT_GIB = 1.5  # CUDA context, NCCL and the allocator's slack
 RESERVED = 0.03  # share of memory that the driver keeps
@@ -147,7 +146,7 @@ def _activations(spec: ModelSpec, layout: Layout, stack: Stack, stage: _Stage) -
         again = ((stage.working + stage.squares) * 2 - (stage.kept if mode == "selective" else 0.0)) * stage.tokens
     scores = stage.tokens * spec.vocab_size / layout.tp
     if not stack.own_trainer:
-        return max(first, kept + SCORE_BYTES * scores) + again
+        return max(first, kept + stack.score_bytes * scores) + again
     # The fullest moment: in the loss, with the head's gradient in fp32 and what a chunk adds to it; in the last layer's
     # backward pass, with that gradient in bf16; at its end, when the layer's gradient stands in bf16 and in fp32, and the next
     # layer's weights are there; or when the tables' gradients are reduced in fp32.
@@ -164,13 +163,14 @@ def memory(spec: ModelSpec, layout: Layout, machine: Machine) -> Memory:
     stack = machine.stack
     stage = _stage(spec, layout, stack)
     master = MASTER_BYTES if stack.weight_bytes < MASTER_BYTES else 0.0
+    copies = stack.weight_copies if layout.dtype == "fp8" else 0.0
     each = stack.gradient_bytes
     gradients = each * (stage.dense + stage.experts) if stage.whole else _state(stage, layout, each, 2)
     return Memory(
-        parameters_gib=_state(stage, layout, stack.weight_bytes, 3) / GIB,
+        parameters_gib=_state(stage, layout, stack.weight_bytes + copies, 3) / GIB,
         gradients_gib=gradients / GIB,
         optimizer_gib=_state(stage, layout, MOMENT_BYTES + master, 1) / GIB,
         activations_gib=_activations(spec, layout, stack, stage) / GIB,
-        buffers_gib=_gathered(stage, layout, stack) / GIB + CONTEXT_GIB,
+        buffers_gib=_gathered(stage, layout, stack) / GIB + CONTEXT_GIB + stack.graph_gib,
         capacity_gib=machine.accelerator.memory_gb * 1e9 * (1 - RESERVED) / GIB,
     )

@@ -45,7 +45,7 @@ def over_run(hourly: np.ndarray, hours: float, start_hour: int | None = None) ->
     sums = np.concatenate([[0.0], np.cumsum(np.concatenate([hourly, hourly]))])
     means = (whole * sums[n] + sums[rest : rest + n] - sums[:n]) / length
     mid = float(hourly.mean() if start_hour is None else means[start_hour % n])
-    return Range(min(mid, float(means.min())), mid, max(mid, float(means.max())))
+    return Range(min(mid, float(means.min())), mid, max(mid, float(means.max())), "start of the run")
 
 
 def read_carbon(path: Path) -> Carbon:

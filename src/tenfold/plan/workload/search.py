@@ -3,18 +3,22 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import product
 from typing import Any
 
 from tenfold.plan.workload.machine import Machine
 from tenfold.plan.workload.memory import memory
-from tenfold.plan.workload.step_time import step_time
+from tenfold.plan.workload.step_time import pass_s, step_time
 from tenfold.plan.workload.workload import Memory, StepTime
 from tenfold.spec.errors import TenfoldError
-from tenfold.spec.layout import ActivationCheckpointing, Layout, check
+from tenfold.spec.layout import ActivationCheckpointing, Layout, check, check_trainer
 from tenfold.spec.model import ModelSpec
 
 RECOMPUTE: tuple[ActivationCheckpointing, ...] = ("none", "selective", "full")
+TENSOR = CONTEXT = (1, 2, 4, 8, 16, 32)
+MICRO_BATCHES = (1, 2, 4, 8, 16)
+LEAST_CONTEXT = 2048  # tokens of a row that a context parallel rank has at least
 BATCH_MAY_CHANGE = 0.25  # how far the global batch may be rounded so that it divides
 MOST_IDLE = 1.3  # the layers of a full stage over those of a mean one
 
@@ -53,21 +57,21 @@ def layouts(spec: ModelSpec, gpus: int, machine: Machine, asked: Layout) -> Iter
     for base in _meshes(spec, gpus, machine, asked):
         for sharded in _shardings(spec, base, machine):
             for layout in _batches(spec, sharded, asked.global_batch):
-                if not check(layout, spec):
+                if not (check_trainer if machine.stack.own_trainer else check)(layout, spec):
                     yield layout
 
 
 def _meshes(spec: ModelSpec, gpus: int, machine: Machine, asked: Layout) -> Iterator[Layout]:
     """Divisions of the GPUs into tensor, pipeline, context and data parallel ranks."""
-    for tp in (1, 2, 4, 8, 16, 32):
+    for tp in TENSOR:
         if tp > machine.constants.domain_gpus or spec.n_heads % tp or gpus % tp:
             continue
         for pp in divisors(gpus // tp):
             if pp > min(spec.n_layers, 64) or math.ceil(spec.n_layers / pp) * pp > MOST_IDLE * spec.n_layers:
                 continue
-            for cp in (1, 2, 4, 8, 16, 32):
+            for cp in CONTEXT:
                 rest = gpus // tp // pp
-                if rest % cp or (cp > 1 and asked.seq_len // cp < 2048):
+                if rest % cp or (cp > 1 and asked.seq_len // cp < LEAST_CONTEXT):
                     continue
                 dp = rest // cp
                 if dp <= asked.global_batch * (1 + BATCH_MAY_CHANGE) and dp % machine.buildings == 0:
@@ -97,7 +101,7 @@ def _batches(spec: ModelSpec, base: Layout, global_batch: int) -> Iterator[Layou
     """Micro-batches and virtual stages, with the global batch rounded so that they divide it."""
     stages = math.ceil(spec.n_layers / base.pp)
     virtual = [1] if base.pp == 1 else sorted({v for v in (1, 2, stages // 2, stages) if v and stages % v == 0})
-    for micro_batch, fill in product((1, 2, 4, 8, 16), {1, base.pp}):  # rows that fill a pipeline, where the batch allows
+    for micro_batch, fill in product(MICRO_BATCHES, {1, base.pp}):  # rows that fill a pipeline, where the batch allows
         unit = base.dp * micro_batch * fill
         batch = max(1, round(global_batch / unit)) * unit
         if abs(batch / global_batch - 1) > BATCH_MAY_CHANGE:
@@ -119,6 +123,21 @@ def least_recompute(spec: ModelSpec, layout: Layout, machine: Machine) -> tuple[
     return chosen, needed
 
 
+@lru_cache(maxsize=256)
+def fastest_pass(spec: ModelSpec, machine: Machine, seq_len: int, global_batch: int, dtype: str) -> float:
+    """Tokens per second and GPU that no layout passes: of all ways to divide a layer the fastest, without bubble or traffic
+    between replicas."""
+    asked, best = Layout(seq_len=seq_len, global_batch=global_batch, dtype=dtype), 0.0
+    experts = divisors(spec.n_experts) if spec.n_experts else [1]
+    for tp, cp, ep, micro_batch in product(TENSOR, CONTEXT, experts, MICRO_BATCHES):
+        if tp > machine.constants.domain_gpus or spec.n_heads % tp or (cp > 1 and seq_len // cp < LEAST_CONTEXT):
+            continue
+        layout = asked.replace(tp=tp, cp=cp, ep=ep, etp=1 if machine.stack.own_trainer else tp, micro_batch=micro_batch)
+        best = max(best, micro_batch * seq_len / (tp * cp * pass_s(spec, layout, machine)))
+    return best
+
+
+@lru_cache(maxsize=4096)
 def search(spec: ModelSpec, gpus: int, machine: Machine, *, seq_len: int, global_batch: int, dtype: str = "bf16") -> Search:
     """The fastest layouts of `spec` on `gpus`. Raises TenfoldError that says what binds where none fits."""
     machine.accelerator.peak_flops(dtype)
@@ -149,27 +168,29 @@ def search(spec: ModelSpec, gpus: int, machine: Machine, *, seq_len: int, global
 
 
 def _different(candidates: list[Candidate]) -> list[Candidate]:
-    """The first of those that differ by no more than batch, activation checkpointing, and what the same ranks shard."""
-    first: dict[Layout, Candidate] = {}
+    """The first of each kind: layouts of a kind divide model and experts over the same ranks."""
+    first: dict[tuple[Any, ...], Candidate] = {}
     for candidate in candidates:
-        zero = 3 if candidate.layout.zero == 3 else 1
-        first.setdefault(candidate.layout.replace(activation_checkpointing="none", zero=zero, global_batch=1), candidate)
+        lay = candidate.layout
+        first.setdefault((lay.tp, lay.pp, lay.cp, lay.ep, lay.dp_replicate > 1), candidate)
     return list(first.values())
 
 
-def _costliest(best: Candidate, other: Candidate) -> tuple[str, float, float]:
-    """(the part of a step that puts `other` behind the most, its seconds, by how much more than the best's) at equal tokens."""
+def _more_than(best: Candidate, other: Candidate) -> dict[str, float]:
+    """By how many seconds each part of a step of `other` is longer, at as many tokens as a step of the best."""
     scale = best.layout.tokens_per_step / other.layout.tokens_per_step
-    mine, theirs = best.step_time.parts(), {name: s * scale for name, s in other.step_time.parts().items()}
-    part = max(mine, key=lambda name: theirs[name] - mine[name])
-    return part, theirs[part], theirs[part] - mine[part]
+    mine, theirs = best.step_time.parts(), other.step_time.parts()
+    return {name: theirs[name] * scale - mine[name] for name in mine}
 
 
 def _against(best: Candidate, other: Candidate) -> Candidate:
-    """The candidate with how much slower it is and the part that costs it most."""
-    part, _, more = _costliest(best, other)
-    reason = f"{part.replace('_', ' ')} +{more:.3g} s a step"
-    return replace(other, slower_pct=100 * (best.tokens_per_s / other.tokens_per_s - 1), loses_by=reason)
+    """The candidate with how much slower it is, the part that costs it most, and the part in which it gains most."""
+    more = _more_than(best, other)
+    worst, least = max(more, key=more.__getitem__), min(more, key=more.__getitem__)
+    reason = f"{worst.replace('_', ' ')} +{more[worst]:.3g} s"
+    if more[least] < -0.001 * best.step_time.total_s:
+        reason += f", {least.replace('_', ' ')} -{-more[least]:.3g} s"
+    return replace(other, slower_pct=100 * (best.tokens_per_s / other.tokens_per_s - 1), loses_by=f"{reason} a step")
 
 
 LEVERS = {
@@ -183,7 +204,9 @@ def _second_wins_if(best: Candidate, others: list[Candidate]) -> str:
     if not others:
         return "No other layout fits."
     second = others[0]
-    part, seconds, _ = _costliest(best, second)
+    more = _more_than(best, second)
+    part = max(more, key=more.__getitem__)
+    seconds = more[part] + best.step_time.parts()[part]
     behind = best.step_time.total_s * second.slower_pct / 100
     if seconds <= behind or behind <= 0:
         return f"{second.layout.words()} ties within {second.slower_pct:.2f} %: measure both."
@@ -206,8 +229,7 @@ def _what_binds(spec: ModelSpec, gpus: int, machine: Machine, layout: Layout, ne
     state = needed.parameters_gib + needed.gradients_gib + needed.optimizer_gib
     if state > needed.activations_gib:
         binds = "its state binds"
-        least = math.ceil(gpus * state / max(1.0, needed.capacity_gib - needed.buffers_gib - needed.activations_gib))
-        fix = f"at least {least:,} GPUs, or parts with more memory"
+        fix = "more GPUs, or parts with more memory"
     else:
         binds = "its activations bind"
         fix = "a shorter sequence, more context parallel ranks (more GPUs), or parts with more memory"

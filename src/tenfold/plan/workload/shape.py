@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tenfold.plan.request import Request
+from tenfold.plan.workload.data import data_note
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import readable
 from tenfold.spec.laws import facts, optimum, own_law
@@ -23,17 +24,6 @@ def parent_flops(parent: str, seq_len: int) -> tuple[ModelSpec, float]:
     if tokens is None:
         raise TenfoldError(f"The tokens of {spec.name} are not published: say --flops instead of --after.")
     return spec, spec.train_flops_per_token(seq_len) * tokens
-
-
-def data_note(tokens: float, unique_tokens: float | None = None) -> str:
-    """What the corpus allows: how often it is repeated, and whether that is harmless."""
-    unique = unique_tokens or facts()["data"]["unique_tokens"]
-    epochs, limit = tokens / unique, facts()["data"]["harmless_epochs"]
-    corpus = "the corpus given" if unique_tokens else "the largest published corpus"
-    words = f"Data: {si(tokens)} tokens are {epochs:.2g} times {corpus} ({si(unique)})"
-    if epochs <= 1:
-        return words + "."
-    return words + (", a repetition that costs little." if epochs <= limit else f": beyond {limit:g} epochs, loss suffers.")
 
 
 def batch_tokens(flops: float) -> float:
@@ -62,7 +52,7 @@ def resolve(asked: Request, seq_len: int = 8192, *, flops: float | None = None, 
         shape = shape._replace(spec=replace(shape.spec, name=name))
     else:
         raise TenfoldError("Nothing says how large: give --after MODEL, --flops, --model with --tokens, or --budget-usd.")
-    return shape._replace(reasons=(*shape.reasons, data_note(shape.tokens, asked.unique_tokens)))
+    return shape._replace(reasons=(*shape.reasons, data_note(shape.tokens, asked.unique_tokens, asked.feedback_tokens)))
 
 
 def _check(asked: Request, flops: float | None) -> None:

@@ -62,6 +62,11 @@ def _stage_pass(spec: ModelSpec, layout: Layout, machine: Machine) -> _Pass:
     return _Pass(*(value * stage for value in sums))
 
 
+def pass_s(spec: ModelSpec, layout: Layout, machine: Machine) -> float:
+    """Seconds of one micro-batch in the fullest stage, forward and backward, on the device."""
+    return _stage_pass(spec, layout, machine).device_s
+
+
 def _waiting_s(device_s: float, kernels: float, stack: Stack) -> float:
     """Seconds that a stage takes beyond its device's work: the gaps between kernels, or the host that launches them."""
     gaps = kernels * stack.gap_s

@@ -24,7 +24,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, PrepareModuleInpu
 from tenfold.model.llama import FeedForward, Llama
 from tenfold.model.moe import expert_layers
 from tenfold.spec.errors import TenfoldError
-from tenfold.spec.layout import Layout, check, for_world
+from tenfold.spec.layout import Layout, check_trainer, for_world
 from tenfold.train.parallel.dims import ParallelDims
 from tenfold.train.parallel.expert_parallel import divide_experts, matrices
 from tenfold.train.parallel.pipeline import HiddenStates, Pipeline, cut
@@ -67,9 +67,7 @@ def _check(model: Llama, layout: Layout) -> None:
     """Raises TenfoldError for a layout that the trainer or this model does not know."""
     cut_rows, mtp = layout.cp * layout.tp > 1, model.mtp is not None
     faults = {
-        check(layout, model.spec): True,
-        "The trainer shards parameters too: set zero = 3 in [parallel].": layout.zero != 3,
-        "The trainer keeps experts whole: set etp = 1 in [parallel].": layout.etp != 1,
+        check_trainer(layout, model.spec): True,
         "Tokens ahead are trained on whole rows: set mtp = 0 in [task], or cp and tp to 1.": mtp and cut_rows,
         "Tokens ahead are not trained in a pipeline: set mtp = 0 in [task], or pp = 1 in [parallel].": mtp and layout.pp > 1,
         'A balance loss depends on what one process sees: say load_balancing = "aux_loss_free" on several processes.': any(

@@ -1,0 +1,68 @@
+"""Whether a plan's ranges hold: published runs in the range that other sources give, and the factors that plans use.
+
+    python -m bench.plan.ranges --write
+
+`--write` puts the two factors of a plan's time into `plan/data/beside.toml`: of a measured step over the planned one, from
+`bench/results/plan_by_source.json` (`python -m bench.plan.fit --by-source`), and of what runs take over their steps and failures.
+"""
+
+import math
+import re
+from dataclasses import asdict
+from pathlib import Path
+
+import tenfold.plan
+from bench.harness import Headline, Row, options, rows_of, write_results
+from tenfold.plan.ranges import Z90
+from tenfold.plan.validation.hours import coverage, factor, held_out, one_factor, published_hours
+
+FILE = Path(tenfold.plan.__file__).parent / "data/beside.toml"
+FAILURES_SD = 0.03  # of the log effective share, by draws
+
+
+def step_sd() -> float:
+    """The log spread of a measured step about the planned one for a source that no constant was fitted to.
+
+    Over sources, each with the same weight: the square of its bias and of its mean error (that of a normal spread is 0.8 of it).
+    """
+    left = [row for row in rows_of("plan_by_source") if row["rows"] == "left out"]
+    return math.sqrt(sum((0.01 * row["mean_abs_pct"] / 0.8) ** 2 for row in left) / len(left))
+
+
+def write(step: float, median: float, beside: float) -> None:
+    text = FILE.read_text()
+    parts = re.split(r"(?=\[beside_steps\])", text)
+    parts[0] = re.sub(r"log_sd = .*", f"log_sd = {step:.3f}", parts[0])
+    parts[1] = re.sub(r"log_sd = .*", f"log_sd = {beside:.3f}", re.sub(r"median = .*", f"median = {median:.3f}", parts[1]))
+    FILE.write_text("".join(parts))
+
+
+def headline(rows: list[Row]) -> Headline:
+    ours, one = (next(r for r in rows if r["what"] == name) for name in ("plan", "one factor for all"))
+    yield "published runs in the plan's 80 % range, their source left out", f"{ours['inside']} of {ours['runs']}"
+    yield "high over low of that range, median", f"{ours['median_ratio']:.2f}"
+    yield "interval score, and that of one factor for all", f"{ours['score']:.2f}, {one['score']:.2f}"
+
+
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("--write", action="store_true", help="put the factors into the file")
+    asked = parser.parse_args()
+    runs, _ = published_hours()
+    rows: list[Row] = [
+        {"what": name, **asdict(coverage(runs, make))} for name, make in (("plan", factor), ("one factor for all", one_factor))
+    ]
+    errors = dict(held_out(runs))
+    rows += [{"what": "run", **asdict(run), "factor": run.told / run.planned, "error_pct": errors[run.model]} for run in runs]
+    known = factor(runs, "all")
+    whole = known.interval(1.0)[1] / math.exp(known.log_mean)  # as wide as Student's t makes it
+    total, step = math.log(whole) / Z90, step_sd()
+    beside = math.sqrt(max(0.01, total**2 - step**2 - FAILURES_SD**2))
+    rows.append({"what": "factors", "step_log_sd": step, "beside_median": math.exp(known.log_mean), "beside_log_sd": beside})
+    if asked.write:
+        write(step, math.exp(known.log_mean), beside)
+    print(write_results("plan_ranges", rows, headline(rows)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""Tables of measurements: what is understood, what is refused and by which cell, and software by name."""
+
+import csv
+import io
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tenfold.cli.commands import run as tenfold
+from tenfold.plan.validation.published import read_layouts
+from tenfold.plan.validation.tables import read_table
+from tenfold.plan.validation.validate import validate
+from tenfold.plan.workload.machine import stack
+from tenfold.spec.errors import TenfoldError
+
+COLUMNS = list(read_table("layouts.csv")[0])
+ROW = {
+    "model": "Llama 3.1 8B", "gpu": "DGX H100", "n_gpus": "8", "precision": "bf16", "seq_len": "8192", "global_batch_seqs": "128",
+    "micro_batch": "1", "tp": "1", "pp": "1", "cp": "2", "iter_time_s": "12.27", "source": "a table of our own",
+}  # fmt: skip
+
+
+def table(path, *rows, delimiter=",", mark=""):
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [c for c in COLUMNS if c != "stack" or any("stack" in row for row in rows)], delimiter=delimiter)
+    writer.writeheader()
+    writer.writerows({**dict.fromkeys(writer.fieldnames, ""), **ROW, **row} for row in rows)
+    path.write_text(mark + text.getvalue(), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("cells", "says"),
+    [
+        ({"n_gpus": "2,048"}, "row 2, column n_gpus: '2,048'"),
+        ({"tp": "3"}, "row 2, column tp: '3' does not divide 8"),
+        ({"cp": "3"}, "column cp: '3'"),
+        ({"global_batch_seqs": "1"}, "is below 4 data parallel ranks"),
+        ({"act_checkpointing": "norm, act"}, "column act_checkpointing: 'norm, act' is none of"),
+        ({"dp": "ZeRO-1"}, "column dp: 'ZeRO-1'"),
+        ({"dp": "8"}, "column dp: '8' is not what 8 GPUs leave"),
+        ({"iter_time_s": "-3"}, "column iter_time_s: '-3'"),
+        ({"iter_time_s": "0"}, "column iter_time_s: '0' must be above zero"),
+        ({"iter_time_s": ""}, "is empty, as are"),
+        ({"gpu": "a quantum computer"}, "column gpu"),
+        ({"precision": "int3"}, "column precision: 'int3' is none of"),
+        ({"fsdp_or_zero": "sideways"}, "column fsdp_or_zero"),
+        ({"model": "Someone's 9B"}, "column model"),
+        ({"micro_batch": "1.5"}, "must be a whole number"),
+    ],
+)
+def test_a_cell_that_is_not_understood_is_refused_by_row_and_column(tmp_path, cells, says):
+    with pytest.raises(TenfoldError, match="could be read") as caught:
+        validate(layouts=table(tmp_path / "own.csv", cells))
+    assert says in str(caught.value)
+    found = validate(layouts=table(tmp_path / "own.csv", {}, cells))  # beside a good row it is named, and the other is read
+    assert len(found.rows) == 1 and found.unread[0].line == 3
+    assert any("row 3" in remark for remark in found.remarks)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from([c for c in COLUMNS if c not in ("source", "notes", "stack", "params", "model", "gpu")]), st.text(max_size=8)
+)
+def test_no_cell_ends_in_a_trace(tmp_path_factory, column, text):
+    path = tmp_path_factory.mktemp("tables") / "own.csv"
+    try:
+        rows, unread = read_layouts(table(path, {column: text.replace("\0", "")}))
+    except (TenfoldError, UnicodeEncodeError):
+        return
+    assert len(rows) + len(unread) == 1
+
+
+@pytest.mark.parametrize(("delimiter", "mark"), [(",", "\ufeff"), (";", ""), (";", "\ufeff")])
+def test_a_mark_or_semicolons_change_nothing(tmp_path, delimiter, mark):
+    plain, other = table(tmp_path / "a.csv", {}), table(tmp_path / "b.csv", {}, delimiter=delimiter, mark=mark)
+    assert read_layouts(plain) == read_layouts(other)
+
+
+def test_an_empty_table_says_so(tmp_path):
+    with pytest.raises(TenfoldError, match="but no row"):
+        validate(layouts=table(tmp_path / "own.csv"))
+
+
+def test_words_in_a_note_change_nothing(tmp_path):
+    read = [read_layouts(table(tmp_path / "own.csv", {"notes": note}))[0][0] for note in ("", "FSDP off", "torchtitan eager")]
+    assert read[0] == read[1] == read[2]
+
+
+def test_software_is_said_by_column_or_option_or_named_as_assumed(tmp_path):
+    own = table(tmp_path / "own.csv", {})
+    assert not read_layouts(own)[0][0].stack_said
+    assert any("--stack" in remark for remark in validate(layouts=own).remarks)
+    assert read_layouts(own, "torchtitan-2024.12")[0][0].machine.stack.name == "torchtitan-2024.12"
+    said = table(tmp_path / "said.csv", {"stack": "llm-foundry-2023"})
+    assert read_layouts(said, "torchtitan-2024.12")[0][0].machine.stack.name == "llm-foundry-2023"
+
+
+def test_a_version_is_the_newest_known_before_it():
+    assert stack("megatron-bridge-26.02").name == "megatron-bridge-25"
+    assert stack("megatron-lm-2022").name == "megatron-lm-2021"
+    assert stack("megatron-lm-2019").name == "megatron-lm-2021"  # none is older
+    with pytest.raises(TenfoldError, match="did you mean"):
+        stack("megatronn-lm-2024")
+
+
+def test_an_empty_cell_is_what_the_software_does(tmp_path):
+    """No virtual stages are plain 1F1B, whatever the plan would choose; MaxText takes all rows of a chip at once."""
+    pipeline = table(tmp_path / "own.csv", {"n_gpus": "64", "pp": "8", "cp": "1", "stack": "nemo-25.04"})
+    assert read_layouts(pipeline)[0][0].layout.schedule == "1f1b"
+    tpu = table(tmp_path / "tpu.csv", {"gpu": "TPU v6e", "tp": "", "pp": "", "cp": "", "micro_batch": "", "stack": "maxtext-2025"})
+    (row,) = read_layouts(tpu)[0]
+    assert (row.layout.dp_shard, row.layout.micro_batch, row.layout.activation_checkpointing) == (8, 16, "full")
+
+
+def test_errors_by_row_for_scripts(tmp_path, capsys):
+    tenfold(["plan", "validate", "--layouts", str(table(tmp_path / "own.csv", {}, {"tp": "3"})), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert [row["model"] for row in found["rows"]] == ["Llama 3.1 8B"] and "error_pct" in found["rows"][0]
+    assert found["unread"][0]["column"] == "tp"
