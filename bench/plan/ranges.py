@@ -39,9 +39,8 @@ def write(step: float, median: float, beside: float) -> None:
 
 def headline(rows: list[Row]) -> Headline:
     ours, one = (next(r for r in rows if r["what"] == name) for name in ("plan", "one factor for all"))
-    yield "published runs in the plan's 80 % range, their source left out", f"{ours['inside']} of {ours['runs']}"
-    yield "high over low of that range, median", f"{ours['median_ratio']:.2f}"
-    yield "interval score, and that of one factor for all", f"{ours['score']:.2f}, {one['score']:.2f}"
+    what = "published runs in the plan's 80 % range, their source left out; high over low; interval score, of one factor for all"
+    yield what, f"{ours['inside']} of {ours['runs']}; {ours['median_ratio']:.2f}; {ours['score']:.2f}, {one['score']:.2f}"
 
 
 def main() -> None:

@@ -179,8 +179,9 @@ def headline(rows: list[Row]) -> Headline:
                 f"{r['ladders']} public ladders, {r['hidden']} runs forecast from 1/10 of the compute, calibrated on other studies",
                 f"mean error {r['mean_abs_error_pct']:.2f} %, 80 % interval held in {r['inside_80']:.0%}",
             )
-        if r["case"] == "synthetic":
-            yield f"{r['ladders']} ladders of a known truth ({r['truth']}): 80 % interval held", f"{r['inside_80']:.0%}"
+    if known := [r for r in rows if r["case"] == "synthetic"]:
+        held = ", ".join(f"{r['truth']} {r['inside_80']:.0%}" for r in known)
+        yield f"{known[0]['ladders']} ladders of each known truth: 80 % interval held", held
 
 
 def main() -> None:
