@@ -218,4 +218,4 @@ def test_plans_take_its_rates_power_and_price(tenfold):
     assert step["tflops_per_gpu"] / step["mfu"] == pytest.approx(0.5)
     assert 0.25 * 350 <= plan["power"]["board_w"]["low"] <= plan["power"]["board_w"]["high"] <= 350
     assert cost["rent_usd"]["mid"] / cost["gpu_hours"]["mid"] == pytest.approx(1.0)
-    assert cost["rent_usd"]["low"] / cost["gpu_hours"]["low"] == pytest.approx(0.9)
+    assert cost["rent_usd_per_gpu_hour"] == {"low": 0.9, "mid": 1.0, "high": 1.2}

@@ -275,4 +275,4 @@ def test_whoever_waited_too_long_is_told_and_a_stopped_worker_says_so(worked):
         return late
 
     late = asyncio.run(work())
-    assert all(isinstance(one, ApiError) and one.status == 503 and one.retry_after for one in late)
+    assert all(isinstance(one, ApiError) and one.status == 503 and one.headers["Retry-After"] for one in late)

@@ -60,7 +60,7 @@ def test_the_command_reads_a_column_of_total_parameters(tmp_path, capsys, monkey
 
 @pytest.fixture(scope="module")
 def law():
-    return fit_law([p for p, _ in runs(0.4, 1.0, 1)], bootstrap=2)
+    return fit_law([p for p, _ in runs(0.4, 1.0, 1)])
 
 
 def generation(

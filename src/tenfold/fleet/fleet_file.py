@@ -8,6 +8,7 @@ import msgspec
 
 from tenfold.spec.accelerator import accelerator
 from tenfold.spec.errors import TenfoldError, nearest
+from tenfold.spec.files import readable
 
 
 class Resources(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -110,10 +111,10 @@ class FleetFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def read_fleet(path: Path) -> FleetFile:
     """Read and check a file. Raises TenfoldError with one sentence that says what binds."""
-    if not path.is_file():
-        raise TenfoldError(f"There is no fleet file {path}: docs/fleet.md shows one.")
+    with readable(path):
+        text = path.read_text()
     try:
-        fields = tomllib.loads(path.read_text())
+        fields = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise TenfoldError(f"{path} is not TOML: {error}.") from None
     return fleet_of(fields, str(path), path.parent)

@@ -52,8 +52,6 @@ def make_plan(
 ) -> Plan:
     """The fastest plan for a shape on at most so many GPUs. Raises TenfoldError where it does not fit."""
     _check(gpus, machine, step)
-    if shape.tokens < 1:
-        raise TenfoldError(f"{shape.flops:.3g} FLOPs train {shape.spec.name} on less than one token: ask for more compute.")
     spec, peak, job = shape.spec, machine.accelerator.peak_flops(step.dtype), _job(shape, machine, step, around)
     try:
         found = fastest(job, gpus)
@@ -120,9 +118,10 @@ def gpus_for_days(shape: Shape, fixed: GpuRequest, machine: Machine, step: StepR
     rate, gpus = quickest(job)
     if not gpus:
         raise TenfoldError(f"{shape.spec.name} fits on no number of {machine.accelerator.name}: take parts with more memory.")
+    need = f"{shape.tokens / rate / DAY_S:.3g} days" if rate else "more days than can be counted"
     raise TenfoldError(
         f"No number of {machine.accelerator.name} trains {shape.spec.name} in {days:g} days with a probability of "
-        f"{fixed.confidence:.0%}: the quickest, {gpus:,}, need {shape.tokens / rate / DAY_S:.3g} days; take as many days, fewer "
+        f"{fixed.confidence:.0%}: the quickest, {gpus:,}, need {need}; take as many days, fewer "
         "FLOPs, a larger --global-batch or another accelerator."
     )
 

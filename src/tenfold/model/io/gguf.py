@@ -96,7 +96,7 @@ def _family(path: Path, architecture: str) -> tuple[str, GGUFNames]:
         if names is not None and names.architecture == architecture:
             return family_name, names
         known += [names.architecture] if names else []
-    raise TenfoldError(f"{path} is a {architecture!r} model: only {', '.join(map(repr, known))} can be read.")
+    raise TenfoldError(f"{path} is a {architecture!r} model: only {', '.join(map(repr, sorted(known)))} can be read.")
 
 
 def _tensors(reader: Any, spec: ModelSpec, names: GGUFNames) -> dict[str, Callable[[], Tensor]]:

@@ -24,7 +24,7 @@ def spec_from_config(config: dict[str, Any], name: str = "model") -> ModelSpec:
         raise TenfoldError(f"The config.json of {name} lacks {error}.") from None
     except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise TenfoldError(f"The config.json of {name} describes no model: {error}.") from None
-    raise TenfoldError(f"{name} is a {kind!r} model: only {', '.join(map(repr, known))} can be read.")
+    raise TenfoldError(f"{name} is a {kind!r} model: only {', '.join(map(repr, sorted(known)))} can be read.")
 
 
 def config_from_spec(spec: ModelSpec, dtype: torch.dtype = torch.float32) -> dict[str, Any]:

@@ -52,6 +52,8 @@ def resolve(asked: Request, seq_len: int = 8192, *, flops: float | None = None, 
         shape = shape._replace(spec=replace(shape.spec, name=name))
     else:
         raise TenfoldError("Nothing says how large: give --after MODEL, --flops, --model with --tokens, or --budget-usd.")
+    if shape.tokens < 1:
+        raise TenfoldError(f"{shape.flops:.3g} FLOPs train {shape.spec.name} on less than one token: ask for more compute.")
     return shape._replace(reasons=(*shape.reasons, data_note(shape.tokens, asked.unique_tokens, asked.feedback_tokens)))
 
 
