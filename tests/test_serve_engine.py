@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize, quantize
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -131,6 +133,22 @@ def test_exact_packing_finds_the_smallest_format_that_keeps_every_weight(format)
     packed = pack(weight)
     assert packed.format == format
     assert packed.bytes < weight.nbytes or format == "float32"
+
+
+@needs_compiler
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
+def test_llamacpp_s_own_grids_are_packed_without_a_loss_and_computed_so(model, kind):
+    kind = GGMLQuantizationType[kind]
+    weight = torch.from_numpy(dequantize(quantize(torch.randn(48, 96).numpy(), kind), kind))
+    assert pack(weight).format == ("int8" if kind is GGMLQuantizationType.Q8_0 else "int4")
+    rounded = copy.deepcopy(model)
+    with torch.no_grad():
+        for p in rounded.parameters():
+            if p.dim() == 2 and p.shape[1] % 32 == 0:
+                p.copy_(torch.from_numpy(dequantize(quantize(p.numpy(), kind), kind)))
+    exact, plain = (native.NativeRunner(rounded, 64, weights, threads=1) for weights in ("exact", "float32"))
+    rows = ModelInput(prompt(1, 40), list(range(40)), [40], [[0, 1, 2]], [0])
+    torch.testing.assert_close(exact.hidden(rows), plain.hidden(rows), rtol=0, atol=1e-4)
 
 
 def test_greedy_is_the_models_own_argmax_for_many_at_once(runner, model):

@@ -105,3 +105,13 @@ def int4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     scales = ((most - leasts.float()) / 15).half()
     q = ((grouped - leasts.float()[..., None]) / scales.float()[..., None]).nan_to_num(0).round().clamp(0, 15)
     return q.to(torch.uint8).flatten(1)[:, : weight.shape[1]], scales, leasts
+
+
+def int4_of_q4_0(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same where the grid is that of GGUF's Q4_0: the largest weight of a group, whatever its sign, is -8 scales."""
+    grouped = groups(weight)
+    largest = grouped.gather(-1, grouped.abs().argmax(-1, keepdim=True))[..., 0]
+    scales = (largest / -8).half()
+    leasts = -8 * scales
+    q = ((grouped - leasts.float()[..., None]) / scales.float()[..., None]).nan_to_num(0).round().clamp(0, 15)
+    return q.to(torch.uint8).flatten(1)[:, : weight.shape[1]], scales, leasts

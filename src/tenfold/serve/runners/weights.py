@@ -4,16 +4,18 @@
     int8                   w = scale * q                  one scale for 32 inputs of an output
     int4                   w = scale * q + least          one scale and one least for 32 inputs of an output
 
-A checkpoint in bfloat16 is exact in bfloat16; GGUF's Q8_0 and Q4_1 are exact in int8 and int4, which have the same groups.
+A checkpoint in bfloat16 is exact in bfloat16; GGUF's Q8_0 is exact in int8, its Q4_1 and Q4_0 in int4, which have
+the same groups; the scales of Q4_0 may be negative.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tenfold.model.quantised import groups, int4, int8
+from tenfold.model.quantised import groups, int4, int4_of_q4_0, int8
 
 PANEL = 16
 FORMATS = ("float32", "bfloat16", "int8", "int4")  # by the numbers that native.cpp knows them by
@@ -48,14 +50,19 @@ def pack(weight: Tensor, format: str = "exact") -> Packed:
     weight = F.pad(weight.detach().float(), (0, 0, 0, -weight.shape[0] % PANEL))
     if format == "exact":
         few = weight[:: max(1, len(weight) // 64)]  # most formats fail on any rows
-        for smallest in ("int4", "int8", "bfloat16"):
-            if _is_exact(few, _packed(few, smallest)) and _is_exact(weight, packed := _packed(weight, smallest)):
+        for smallest in (partial(_packed, "int4"), _packed_q4_0, partial(_packed, "int8"), partial(_packed, "bfloat16")):
+            if _is_exact(few, smallest(few)) and _is_exact(weight, packed := smallest(weight)):
                 return packed.in_panels()
         format = "float32"
-    return _packed(weight, format).in_panels()
+    return _packed(format, weight).in_panels()
 
 
-def _packed(weight: Tensor, format: str) -> Packed:
+def _packed_q4_0(weight: Tensor) -> Packed:
+    outputs, inputs = weight.shape
+    return Packed("int4", outputs, inputs, *int4_of_q4_0(weight))
+
+
+def _packed(format: str, weight: Tensor) -> Packed:
     """Row by row still, int4 one number a byte."""
     outputs, inputs = weight.shape
     if format == "int4":
