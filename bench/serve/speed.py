@@ -218,6 +218,7 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--model", type=Path)
     parser.add_argument("--vllm", type=Path, metavar="PYTHON")
+    parser.add_argument("--only", nargs="+", metavar="SYSTEM", help="some of the systems, as tenfold llama.cpp")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--name", default="serve", help="of the file in bench/results; the README shows `serve`")
@@ -225,7 +226,7 @@ def main() -> None:
     given = parser.parse_args()
     path = given.model or smollm2()
     start = median(first_token_seconds(path) for _ in range(min(3, given.rounds)))
-    systems = systems_for(path, given.vllm)
+    systems = {name: system for name, system in systems_for(path, given.vllm).items() if name in (given.only or [name])}
     vocab = systems["tenfold"].engine.runner.spec.vocab_size
     found = alternate({name: Turn(name, system, vocab, given.tokens) for name, system in systems.items()}, given.rounds)
     rows: list[Row] = [

@@ -1,12 +1,14 @@
 """Simulated users with a taste: they talk, get two answers, and give the one they prefer a thumb up and the other a thumb down.
 
-No two users say the same, so that what those who are held out say has not been learned.
+Some also say what the worse one should have been. No two users say the same, so that what those who are held out say has not been
+learned.
 """
 
 import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from tenfold.learn.release import post
 from tenfold.serve.feedback.feedback import Feedback, ratings, responses
@@ -24,17 +26,22 @@ OPENINGS = ("I like {}.", "Let us talk about {}.", "Yesterday I read about {}.",
 
 @dataclass(frozen=True)
 class Asked:
-    """What a user says first."""
+    """What a user says first, and the answer that they would have `liked` best, where they say so."""
 
     user: str
     prompt: str
+    liked: str = ""
 
 
 def asked_by(users: int, each: int) -> list[Asked]:
     """What `users` users say, `each` so many things, none twice; always the same."""
-    said = [f"{opening.format(thing)} Answer in one short sentence." for opening in OPENINGS for thing in THINGS]
+    said = [
+        (f"{opening.format(thing)} Answer in one short sentence.", f"What do you like about {thing}?")
+        for opening in OPENINGS
+        for thing in THINGS
+    ]
     drawn = random.Random(0).sample(said, users * each)
-    return [Asked(f"user-{i // each:03}", prompt) for i, prompt in enumerate(drawn)]
+    return [Asked(f"user-{i // each:03}", *one) for i, one in enumerate(drawn)]
 
 
 def ask(server: str, asked: Asked, *, seed: int = 0, store: bool = False) -> tuple[str, str]:
@@ -69,12 +76,17 @@ class Taste:
 
 
 def judge_two(server: str, asked: Asked, taste: Taste = Taste()) -> None:
-    """Ask twice, and give a thumb up to the better answer and a thumb down to the other; equal ones are both liked."""
+    """Ask twice, and give a thumb up to the better answer and a thumb down to the other; equal ones are both liked.
+
+    A user who knows what they would have liked says so of the one that is not.
+    """
     chance = random.Random(f"{asked.user}: {asked.prompt}")
     (first, text), (second, other) = (ask(server, asked, seed=chance.getrandbits(31), store=True) for _ in range(2))
     liked = taste.prefers_first(text, other, chance)
     for answer, rating in ((first, liked or text == other), (second, not liked or text == other)):
-        said = {"response_id": answer, "rating": 1 if rating else -1}
+        said: dict[str, Any] = {"response_id": answer, "rating": 1 if rating else -1}
+        if asked.liked and not rating:
+            said["correction"] = asked.liked
         post(f"{server}/v1/feedback", {"consent": True, "user": asked.user, **said})
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from tenfold.learn.data import VERSION, write_versioned
 from tenfold.learn.gate import gate
-from tenfold.learn.options import DPOOptions, TuneSettings
+from tenfold.learn.options import TuneSettings
 from tenfold.learn.release import Server, release
 from tenfold.learn.tune import tune
 from tenfold.model.io.huggingface import read_model, write_model
@@ -26,7 +26,6 @@ from tenfold.spec.versions import read_document
 NAME, OLD = "chat-1", "smollm2-135m"
 SALT = bytes(32)  # the users are simulated: the same ones are held out in every home
 CALLERS = 4  # that ask at once
-LEARNING_RATE = 1e-4  # more than is usual, for so few steps
 
 
 def walk(home: Path, say: Callable[[str], None], model: Path | None = None, settings: TuneSettings | None = None) -> dict[str, Any]:
@@ -35,13 +34,11 @@ def walk(home: Path, say: Callable[[str], None], model: Path | None = None, sett
     `model` is SmolLM2-135M where none is given. Raises TenfoldError where a package is missing.
     """
     small = os.environ.get("TENFOLD_CIRCLE") == "small"
-    settings = settings or TuneSettings(
-        steps=10 if small else 20, batch_size=2, seq_len=256, learning_rate=LEARNING_RATE, held_out=0.3
-    )
+    settings = settings or TuneSettings(steps=10 if small else 20, batch_size=2, held_out=0.3)
     old, new = _base(model or smollm2(), home / OLD), home / NAME
-    _judge(old, home / "feedback.db", (40, 1 if small else 3), say)
+    _judge(old, home / "feedback.db", (30, 1 if small else 2), say)
     say(f"learn: {settings.steps} steps on what they said.")
-    result = tune(old, str(home / "feedback.db"), new, settings, options=DPOOptions(), quiet=True)
+    result = tune(old, str(home / "feedback.db"), new, settings, quiet=True)
     if not result.finished:
         raise TenfoldError(f"The run in {new} was stopped: the same command goes on with it.")
     shutil.rmtree(new / "checkpoint", ignore_errors=True)  # of a run that has finished
