@@ -215,7 +215,7 @@ def test_simulated_users_say_nothing_twice():
 
 SAID = ("Yes. What do you like?", "Why?", "I see.", "However, I know nothing about that and so I can not say much.")
 TALK = TuneSettings(steps=80, batch_size=8, learning_rate=3e-3, max_epochs=500)
-DPO = TuneSettings(steps=30, batch_size=4, seq_len=192, learning_rate=1e-3, max_epochs=50, held_out=0.3)
+LEARNED = TuneSettings(steps=60, batch_size=4, seq_len=192, learning_rate=3e-3, max_epochs=500, held_out=0.3)
 
 
 @pytest.fixture(scope="module")
@@ -232,28 +232,23 @@ def talkative(tmp_path_factory):
 def test_the_walk_ends_in_a_release_that_a_server_took(talkative, tmp_path, monkeypatch):
     monkeypatch.setenv("TENFOLD_CIRCLE", "small")
     said = []
-    found = walk(tmp_path / "home", said.append, model=talkative, settings=DPO)
-    assert (
-        found["passed"]
-        and found["win_rate"] > 0.6
-        and found["dropped"] == 0
-        and found["answered"] > 4
-        and found["switch_seconds"] > 0
-    )
+    found = walk(tmp_path / "home", said.append, model=talkative, settings=LEARNED)
+    assert found["passed"] and found["win_rate"] > 0.6, said
+    assert found["dropped"] == 0 and found["answered"] > 4 and found["switch_seconds"] > 0
     assert all((tmp_path / "home" / file).exists() for file in found["files"])
     kinds = {"paired_difference", "switch_seconds", "tuning_seconds", "tuning_kwh", "tuning_usd", "tuning_gib"}
     assert {s.forecast.kind for s in read_forecasts(tmp_path / "home") if s.measured is not None} == kinds
     before = (tmp_path / "home" / FILE).read_bytes()
-    assert walk(tmp_path / "home", said.append, model=talkative, settings=DPO) == found
+    assert walk(tmp_path / "home", said.append, model=talkative, settings=LEARNED) == found
     assert (tmp_path / "home" / FILE).read_bytes() == before and released(tmp_path / "home")["path"].endswith(NAME)
 
 
 WALK = """
 import sys
 from pathlib import Path
-from test_learn import DPO, walk
+from test_learn import LEARNED, walk
 if __name__ == "__main__":
-    walk(Path(sys.argv[1]), print, model=Path(sys.argv[2]), settings=DPO)
+    walk(Path(sys.argv[1]), print, model=Path(sys.argv[2]), settings=LEARNED)
 """
 
 

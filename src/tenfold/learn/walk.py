@@ -36,7 +36,7 @@ def walk(home: Path, say: Callable[[str], None], model: Path | None = None, sett
     small = os.environ.get("TENFOLD_CIRCLE") == "small"
     settings = settings or TuneSettings(steps=10 if small else 20, batch_size=2, held_out=0.3)
     old, new = _base(model or smollm2(), home / OLD), home / NAME
-    _judge(old, home / "feedback.db", (30, 1 if small else 2), say)
+    _judge(old, home / "feedback.db", (60, 1), say)
     say(f"learn: {settings.steps} steps on what they said.")
     result = tune(old, str(home / "feedback.db"), new, settings, quiet=True)
     if not result.finished:
