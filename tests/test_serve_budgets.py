@@ -136,6 +136,17 @@ def test_idle_connections_give_way_and_are_closed(site):
             assert closed(connection)
 
 
+def test_of_connections_that_come_at_once_no_more_stand_than_may(site):
+    server = psutil.Process(site.process.pid)
+    with ExitStack() as opened:
+        server.suspend()
+        for _ in range(100):
+            opened.enter_context(site.connect())
+        server.resume()
+        assert site.ask("/health")[0] == 200
+        assert len(server.net_connections()) <= 1 + 20  # it listens
+
+
 def test_a_head_or_a_body_that_does_not_come_and_an_answer_that_is_not_read(site):
     with site.connect() as head, site.connect() as body, site.post("/detokenize", {"tokens": [100] * 1_000_000}) as unread:
         head.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nX: ")

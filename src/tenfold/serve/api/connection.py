@@ -35,8 +35,9 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        if len(self.connections) > self._most:
-            idle = [c for c in self.connections if c is not self and c._state[0] == "idle"]
+        standing = [c for c in self.connections if not c.transport.is_closing()]  # many may come before the first is lost
+        if len(standing) > self._most:
+            idle = [c for c in standing if c is not self and c._state[0] == "idle"]
             min(idle, key=lambda c: c._since, default=self).transport.abort()
         self._watch()
 
