@@ -239,6 +239,7 @@ def test_chats_are_stored_for_their_owner_and_found_by_metadata(client):
     assert chats.retrieve(ids[0]).choices[0].message.content == made[0].choices[0].message.content
     chats.update(ids[0], metadata={"run": "b"})
     assert [chat.id for chat in chats.list(metadata={"run": "b"})] == ids[:1]
+    assert [chat.id for chat in chats.list() if chat.id in ids] == ids  # in its place
     lenient = openai.OpenAI(base_url=client.base_url, api_key="none")  # whose strict types have no user
     assert [m.content for m in lenient.chat.completions.messages.list(ids[0])] == ["hello there"]
     assert chats.delete(ids[0]).deleted

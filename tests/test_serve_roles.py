@@ -377,6 +377,29 @@ def test_each_request_has_a_name_and_a_line(tmp_path, capsys, form):
         assert [line.split()[-1] for line in lines] == (names if form == "text" else [])
 
 
+def test_an_unforeseen_failure_is_answered_as_others_are_and_logged(tmp_path, capsys):
+    with opened(tmp_path, access_log="json", allowed_origins=("http://a.example",)) as site:
+        router = APIRouter()
+        router.add_api_route("/v1/broken", lambda: 1 / 0)
+        site.app.include_router(router)
+        site.client = TestClient(site.app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False)
+        headers = {"x-request-id": "abc", "origin": "http://a.example"}
+        answer = site.ask("GET /v1/broken", "owner", headers=headers)
+        site.client.options("/v1/models", headers={**headers, "access-control-request-method": "GET"})
+    assert answer.status_code == 500 and "an operator finds the reason" in answer.json()["error"]["message"]
+    assert answer.headers["x-request-id"] == "abc" and answer.headers["x-frame-options"] == "DENY"
+    assert answer.headers["access-control-allow-origin"] == "http://a.example"
+    told = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [(line["status"], line["request"]) for line in told] == [(500, "abc"), (200, "abc")]
+
+
+@pytest.mark.parametrize("route", ["swap", "split"])
+def test_a_path_that_no_file_can_have_is_one_sentence(site, route):
+    for path in ("x" * 5000, "a\x00b"):
+        answer = site.ask(f"POST /v1/models/{route}", "operator", {"path": path, "share": 0.5})
+        assert answer.status_code == 400 and answer.json()["error"]["message"].endswith(".")
+
+
 def test_files_of_a_server_are_named_to_operators_alone(site):
     said = {role: site.ask("POST /v1/chat/completions", role, {**CHAT, "model": "other"}) for role in ROLES[1:]}
     assert {answer.status_code for answer in said.values()} == {503}

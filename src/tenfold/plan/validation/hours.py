@@ -11,7 +11,7 @@ from scipy.stats import t as student
 
 from tenfold.plan.costs.consequences import checkpoint_bytes
 from tenfold.plan.costs.failures import effective_time
-from tenfold.plan.validation.tables import Refused, Unread, number, read_table
+from tenfold.plan.validation.tables import ASSUMED_STACK, Refused, Unread, number, read_table
 from tenfold.plan.workload.machine import machine
 from tenfold.plan.workload.search import search
 from tenfold.plan.workload.workload import DAY_S
@@ -22,7 +22,6 @@ BATCH_TOKENS = 4e6  # of every model in the table, where its own is not used
 VOCABULARY = 32_000
 GPUS = 1024  # where the number is not given
 PARTS = (("h800", "h800"), ("h100", "h100"), ("a100", "a100"), ("v100", "v100"), ("tpuv4", "tpu-v4"))
-STACK = "megatron-lm-2024"  # where the table names none
 LEVEL = 0.8  # of the intervals
 PRIOR_SD, PRIOR_SOURCES = 0.25, 2  # of a source's log factor, before any is known
 
@@ -96,7 +95,7 @@ def _planned(row: dict[str, str]) -> float:
     while gpus > 8 and batch / gpus < 0.1:
         gpus //= 2
     gpus = max(8, gpus // 8 * 8)
-    best = search(spec, gpus, machine(part, row.get("stack") or STACK), seq_len=seq_len, global_batch=batch).best
+    best = search(spec, gpus, machine(part, row.get("stack") or ASSUMED_STACK), seq_len=seq_len, global_batch=batch).best
     seconds = tokens * params / spec.parameters().total / best.tokens_per_s
     share = effective_time(gpus, DAY_S, checkpoint_bytes(params)).effective_share.mid
     return gpus * seconds / 3600 / share

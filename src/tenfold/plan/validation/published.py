@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tenfold.plan.facts import facts
-from tenfold.plan.validation.tables import DATA, Refused, Unread, number, read_table, whole, word
+from tenfold.plan.validation.tables import ASSUMED_STACK, DATA, Refused, Unread, number, read_table, whole, word
 from tenfold.plan.workload.machine import Machine, machine
 from tenfold.plan.workload.memory import memory
 from tenfold.plan.workload.search import least_recompute
@@ -29,7 +29,6 @@ PARTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     (r"(trainium|trn)([0-9])", "trainium", {}),
     (r"(mi3[0-9]{2}x|a100|h800|h200|h100|b300|b200|v100|gaudi[ -]?[23])", "", {}),
 )
-ASSUMED_STACK = "megatron-lm-2024"
 PRECISIONS = {
     "bf16": "bf16", "fp16": "bf16", "amp_bf16": "bf16", "amp_fp16": "bf16", "fp8": "fp8", "amp_fp8": "fp8", "mxfp8": "fp8",
     "fp8 mixed": "fp8", "fp8-cs": "fp8", "fp8-mx": "fp8", "fp8-cs (fp8-mx)": "fp8", "fp8 (see note)": "fp8", "nvfp4": "fp4",

@@ -12,6 +12,7 @@ from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import readable
 
 DATA = resources.files("tenfold.plan").joinpath("data/published")
+ASSUMED_STACK = "megatron-lm-2024"  # where a row names none
 LARGEST, MOST = 1e30, 1e9  # figures, whole numbers
 NOTHING = ("", "n/a", "-")
 # A plain number; tables that give a second quantisation or layout have its figure behind it in brackets.

@@ -92,10 +92,11 @@ def card_errors(path: Path | None = None) -> list[tuple[str, float]]:
     return found
 
 
-def hours_misses(runs: list[Hours], errors: list[tuple[str, float]]) -> list[str]:
-    """A sentence for every run that is missed by more than 20 % with the factor of the other sources: how far, and why."""
+def hours_misses(runs: list[Hours], errors: list[tuple[str, float]], known: list[Hours]) -> list[str]:
+    """A sentence for every run that is missed by more than 20 % with the factor of the other sources: how far beside the `known`
+    runs, and why."""
     factors = {run.model: run.told / run.planned for run in runs}
-    middle, reasons = median(factors.values()), facts("published_runs")["hours"]
+    middle, reasons = median(run.told / run.planned for run in known), facts("published_runs")["hours"]
     found = []
     for name, error in errors:
         if abs(error) > HOURS_BAR_PCT:
@@ -231,7 +232,7 @@ def _runs_table(path: Path | None) -> tuple[list[Error], list[str], dict[str, Co
             _summary("GPU-hours, steps and failures", "training runs", [(r.model, 100 * (r.planned / r.told - 1)) for r in runs])
         )
         found.append(_summary("GPU-hours, all that is reported", "training runs", errors))
-        remarks = hours_misses(runs, errors)
+        remarks = hours_misses(runs, errors, known)
         ranges = {"plan": coverage(runs, factor, known), "one factor for all": coverage(runs, one_factor, known)}
         remarks.insert(0, _coverage_words(ranges["plan"], ranges["one factor for all"]))
     tonnes = card_errors(path)

@@ -8,7 +8,7 @@ from fastapi import APIRouter, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from tenfold.serve.api.access_log import AccessLog
-from tenfold.serve.api.errors import ErrorAnswer, answer_errors
+from tenfold.serve.api.errors import AnswerFailures, ErrorAnswer, answer_errors
 from tenfold.serve.api.gate import Gate
 from tenfold.serve.api.keys import Rate
 from tenfold.serve.api.models import Models
@@ -41,10 +41,11 @@ def make_app(models: Models, options: ServerOptions) -> FastAPI:
     app.state.feedback = Feedback(options.feedback) if options.feedback else None
     app.state.feedback_rate = Rate(options.feedback_per_day, 86400)
     answer_errors(app)
+    app.add_middleware(AnswerFailures)  # each one that is added stands around those before
     app.add_middleware(Gate, options=options, limits=models.limits)
-    app.add_middleware(AccessLog, form=options.access_log)
     if options.allowed_origins:
         app.add_middleware(CORSMiddleware, allow_origins=options.allowed_origins, allow_methods=["*"], allow_headers=["*"])
+    app.add_middleware(AccessLog, form=options.access_log)
     for name in plugins("routes"):
         part = load("routes", name)
         if isinstance(part, APIRouter):

@@ -8,9 +8,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import iter_route_contexts
 from openai.types import ErrorObject
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tenfold.serve.backends.backend import BackendStopped
 from tenfold.spec.errors import TenfoldError
@@ -76,13 +77,8 @@ def answer_errors(app: FastAPI) -> None:
         first = error.errors()[0]
         if first["type"] == "json_invalid":
             return ApiError(400, f"The request is not valid JSON: {first['ctx']['error']}.").response()
-        where, said = _wrong(error)
+        where, said = wrong(error, error.body)
         return ApiError(400, f"{where or 'The request'}: {said}.", param=where or None).response()
-
-    @app.exception_handler(Exception)
-    async def unforeseen(_: Request, __: Exception) -> JSONResponse:
-        """The trace goes to the server's log."""
-        return ApiError(500, "The server failed on this request: an operator finds the reason in its log.").response()
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
@@ -94,17 +90,40 @@ def answer_errors(app: FastAPI) -> None:
         return response
 
 
-def _wrong(error: RequestValidationError) -> tuple[str, str]:
-    """The field that is wrong, and what would be right: every form that a field may have gives an error of its own."""
+class AnswerFailures:
+    """ASGI middleware inside all others: an unforeseen error is answered as any other is, and goes on to the server's log."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def noted(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noted)
+        except Exception:
+            if scope["type"] == "http" and not begun:
+                told = "The server failed on this request: an operator finds the reason in its log."
+                await ApiError(500, told).response()(scope, receive, send)
+            raise
+
+
+def wrong(error: RequestValidationError | ValidationError, body: Any) -> tuple[str, str]:
+    """The field of `body` that is wrong, and what would be right: every form that a field may have gives an error of its own."""
     found: dict[str, list[str]] = {}
     for one in error.errors():
-        found.setdefault(_field(one, error.body), []).append(one["msg"])
+        found.setdefault(_field(one, body), []).append(one["msg"])
     where = max(found, key=lambda name: name.count("."))  # the form that fits best goes wrong deepest
     said = list(dict.fromkeys(found[where]))
     return where, " or ".join([said[0], *(other.removeprefix("Input should be ") for other in said[1:])])
 
 
-def _field(one: dict[str, Any], body: Any) -> str:
+def _field(one: Any, body: Any) -> str:
     """The path of an error's field in the body, without the names of the forms that were tried."""
     names = [part for part in one["loc"] if part != "body"]
     path, value = [], body

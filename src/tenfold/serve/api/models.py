@@ -148,17 +148,17 @@ class Models:
         """The model of a split that has the weights at `path`."""
         if (split := self.splits.get(name)) is None:
             return None
-        weights = await asyncio.to_thread(weights_hash, path)
-        of = {split.released: self.loaded.get(name), split.checkpoint: split.candidate}
-        found = of.get(weights)
-        return found if found is not None and found.backend.is_alive and not found.leaving else None
+        weights, released = await asyncio.to_thread(weights_hash, path), self.loaded.get(name)
+        found = split.candidate if split.checkpoint == weights else released
+        if found is None or not found.backend.is_alive or found.leaving:
+            return None
+        return found if found is split.candidate or await found.checkpoint() == weights else None
 
     async def split(self, name: str, path: Path, share: float) -> Split:
         """Let the model at `path` answer a share of the users of `name`; a candidate that does so already gets another share."""
         name = self.resolve(name)
-        released = await self.get(name)
+        await self.get(name)
         async with self._loading:
-            released = self.loaded.get(name, released)  # a swap may have come first
             weights, before = await asyncio.to_thread(weights_hash, path), self.splits.get(name)
             if before is not None and before.checkpoint == weights and before.candidate.backend.is_alive:
                 before.share = share
@@ -166,9 +166,10 @@ class Models:
             called = model_name(path)
             called = f"{called} (candidate)" if called in self.options else called
             candidate = await self._load(called, self._moved(name, path))
-            self.splits[name] = Split(candidate, share, await released.checkpoint(), weights)
-        if before is not None:
-            self._retire(before.candidate)
+            if before is not None:
+                self.metrics.gone(before.candidate.name)
+                self._retire(before.candidate)
+            self.splits[name] = Split(candidate, share, weights)
         return self.splits[name]
 
     @property

@@ -21,16 +21,25 @@ class ResponseStore:
         self._bytes: dict[str, int] = {}
 
     def add(self, owner: str, response: dict[str, Any], messages: list[dict[str, Any]]) -> None:
-        """Keep a response, in place of an older one of its id."""
-        if response["id"] in self._kept.get(owner, ()):
-            self._forget(owner, response["id"])
+        """Keep a new response, as the latest of its owner."""
         kept, stored = self._kept.setdefault(owner, OrderedDict()), msgspec.json.encode((response, messages))
         kept[response["id"]] = stored
         self._bytes[owner] = self._bytes.get(owner, 0) + len(stored)
+        self._make_room(owner, response["id"])
+
+    def replace(self, owner: str, response: dict[str, Any], messages: list[dict[str, Any]]) -> None:
+        """Keep a response in the place of the one of its id, which there is."""
+        stored = msgspec.json.encode((response, messages))
+        self._bytes[owner] += len(stored) - len(self._kept[owner][response["id"]])
+        self._kept[owner][response["id"]] = stored
+        self._make_room(owner, response["id"])
+
+    def _make_room(self, owner: str, newest: str) -> None:
+        kept = self._kept[owner]
         while self._bytes.get(owner, 0) > self.each:
             self._forget(owner, next(iter(kept)))
         while sum(self._bytes.values()) > self.most:
-            older = (name for name in self._bytes if next(iter(self._kept[name])) != response["id"])
+            older = (name for name in self._bytes if next(iter(self._kept[name])) != newest)
             largest = max(older, key=self._bytes.__getitem__)
             self._forget(largest, next(iter(self._kept[largest])))
 
@@ -44,7 +53,7 @@ class ResponseStore:
 
     def all(self, owner: str, kind: str) -> list[dict[str, Any]]:
         """Every response of a kind, the oldest first."""
-        found = (msgspec.json.decode(stored)[0] for stored in self._kept.get(owner, {}).values())
+        found = (msgspec.json.decode(stored)[0] for stored in list(self._kept.get(owner, {}).values()))
         return [response for response in found if response["object"] == kind]
 
     def delete(self, owner: str, name: str, kind: str = "response") -> None:

@@ -13,12 +13,11 @@ UNITS = 2**64
 class Split:
     """`candidate` answers `share` (0 to 1) of the users, always the same ones; as the share grows, none of them goes back.
 
-    `released` and `checkpoint` are the hashes of the weights of the two models.
+    `checkpoint` is the hash of its weights.
     """
 
     candidate: ServedModel
     share: float
-    released: str
     checkpoint: str
 
     def takes(self, unit: str) -> bool:

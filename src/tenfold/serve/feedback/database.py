@@ -54,6 +54,8 @@ class Database:
             if self._is_sqlite:
                 _make_private(address.database or "", create, kind.name)
                 event.listen(self._engine, "connect", _durable_sqlite)
+            if not self._is_sqlite:
+                self._engine.connect().close()  # so that what is repeated below is a race alone, and no host that does not answer
             if not create and not inspect(self._engine).has_table(self._settings.name):
                 raise TenfoldError(f"The database {shown} holds no {kind.name}: give the URL that the server has.")
             _together(partial(kind.metadata.create_all, self._engine))

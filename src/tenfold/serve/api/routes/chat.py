@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from tenfold.serve.api.budget import Place
 from tenfold.serve.api.dependencies import AnswerStores, Placed, ServedModels, Stores, streams
-from tenfold.serve.api.errors import ApiError
+from tenfold.serve.api.errors import ApiError, wrong
 from tenfold.serve.api.keys import Caller
 from tenfold.serve.api.models import Models
 from tenfold.serve.api.protocol import ChatRequest, Message, Part, ToolChoice
@@ -34,7 +34,8 @@ _CALL_BEGINS = ("<tool_call>", "<|python_tag|>", "{")
 async def chat_completions(
     body: ChatRequest, request: HttpRequest, place: Placed, models: ServedModels, stores: AnswerStores
 ) -> Response:
-    conversation = await until_disconnect(request, prepare(models, body, place))
+    keeps = stores.feedback is not None
+    conversation = await until_disconnect(request, prepare(models, body, place, keeps=keeps))
     if body.stream:
         return await stream(request, chunks(conversation, stores))
     return JSONResponse(await until_disconnect(request, answer(conversation, stores)))
@@ -58,8 +59,11 @@ class Conversation:
         return self.model.generate(self.request, self.body.stops, self.body.skip_special_tokens is False)
 
 
-async def prepare(models: Models, body: ChatRequest, place: Place) -> Conversation:
-    """Check a chat request and make its prompt. Raises ApiError or TenfoldError in one sentence."""
+async def prepare(models: Models, body: ChatRequest, place: Place, *, keeps: bool = False) -> Conversation:
+    """Check a chat request and make its prompt; `keeps` says that stored answers are kept on disk, with how they were drawn.
+
+    Raises ApiError or TenfoldError in one sentence.
+    """
     body.check_stream_options()
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs: true.", param="top_logprobs")
@@ -76,7 +80,7 @@ async def prepare(models: Models, body: ChatRequest, place: Place) -> Conversati
     sampling = body.sampling(
         max_tokens=model.room(tokens, wanted),
         stop_tokens=model.text.stop_tokens,
-        logprobs=(body.top_logprobs or 0) if body.logprobs or body.store else None,  # stored answers keep how they were drawn
+        logprobs=(body.top_logprobs or 0) if body.logprobs or (body.store and keeps) else None,
         grammar=await model.grammar(_grammar(body, tools, must_call)),
     )
     request = Request(new_id("chatcmpl"), tokens, sampling, owner=place.owner)
@@ -95,9 +99,8 @@ def request_of(wanted: dict[str, Any]) -> ChatRequest:
     try:
         return ChatRequest.model_validate(wanted)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ApiError(400, f"The input cannot be read ({where}: {first['msg']}).", param="input") from None
+        where, said = wrong(error, wanted)
+        raise ApiError(400, f"The input cannot be read ({where}: {said}).", param=where or None) from None
 
 
 def plain(message: Message) -> dict[str, Any]:

@@ -54,6 +54,8 @@ async def prepare(models: Models, body: CompletionRequest, place: Place) -> Comp
     body.check_stream_options()
     if body.best_of not in (None, 0, body.n or 1):
         raise ApiError(400, "best_of is not done by this server: leave it out, or give the number of n.", param="best_of")
+    if body.prompt_logprobs is not None and body.stream:
+        raise ApiError(400, "prompt_logprobs come with a whole answer: leave stream out.", param="prompt_logprobs")
     prompts = prompts_of(body.prompt, "prompt")
     asking = unit(place.caller.user(body.user), str(body.prompt[:BEGINNING]))
     model = await models.admit(body.model, place, len(prompts) * (body.n or 1), asking)

@@ -34,11 +34,7 @@ async def get_model(name: str, models: ServedModels) -> Response:
 
 @router.post("/v1/models/swap", dependencies=[Depends(operator_only)], **gives(Swapped))
 async def swap(body: SwapRequest, models: ServedModels) -> Response:
-    try:
-        path = model_path(Path(body.path))
-    except (OSError, ValueError):  # too long a name, or a zero in it
-        raise ApiError(400, "The path is none that a file can have.", param="path") from None
-    swapped = await models.swap(body.model, path)
+    swapped = await models.swap(body.model, _path(body))
     return JSONResponse({**_described(models, swapped.name), "path": body.path})
 
 
@@ -46,5 +42,13 @@ async def swap(body: SwapRequest, models: ServedModels) -> Response:
 async def split(body: SplitRequest, models: ServedModels) -> Response:
     """A swap ends it: to the candidate's path, which promotes it, or to that of the model beside it."""
     name = models.resolve(body.model)
-    made = await models.split(name, model_path(Path(body.path)), body.share)
+    made = await models.split(name, _path(body), body.share)
     return JSONResponse({**_described(models, name), "candidate": made.candidate.name, "share": made.share})
+
+
+def _path(body: SwapRequest | SplitRequest) -> Path:
+    """The weights that a request names. Raises ApiError or TenfoldError where there can be none, or are none."""
+    try:
+        return model_path(Path(body.path))
+    except (OSError, ValueError):  # too long a name, or a zero in it
+        raise ApiError(400, "The path is none that a file can have.", param="path") from None

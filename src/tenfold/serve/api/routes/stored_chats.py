@@ -1,5 +1,6 @@
 """Stored chat completions (`store: true`), while they are remembered: read, listed, given metadata and deleted by their owner."""
 
+import asyncio
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -24,7 +25,7 @@ async def list_chats(
     wanted = {key[len(_METADATA) : -1]: value for key, value in query.items() if key.startswith(_METADATA)}
     found = [
         chat
-        for chat in store.all(owner, _KIND)
+        for chat in await asyncio.to_thread(store.all, owner, _KIND)
         if query.get("model") in (None, chat["model"]) and wanted.items() <= chat["metadata"].items()
     ]
     return JSONResponse(_page(found if order == "asc" else found[::-1], after, limit))
@@ -39,7 +40,7 @@ async def get_chat(name: str, owner: Owner, store: Stored) -> Response:
 async def update_chat(name: str, body: ChatUpdate, owner: Owner, store: Stored) -> Response:
     chat, messages = store.get(owner, name, _KIND)
     chat["metadata"] = body.metadata
-    store.add(owner, chat, messages)
+    store.replace(owner, chat, messages)
     return JSONResponse(chat)
 
 
@@ -53,7 +54,7 @@ async def delete_chat(name: str, owner: Owner, store: Stored) -> Response:
 async def list_messages(
     name: str, owner: Owner, store: Stored, limit: Limit = 20, after: str = "", order: Literal["asc", "desc"] = "asc"
 ) -> Response:
-    messages = [{"id": f"{name}-{i}", **message} for i, message in enumerate(store.get(owner, name, _KIND)[1])]
+    messages = [{**message, "id": f"{name}-{i}"} for i, message in enumerate(store.get(owner, name, _KIND)[1])]
     return JSONResponse(_page(messages if order == "asc" else messages[::-1], after, limit))
 
 
