@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tenfold.data.conversations.tokens import ChatEncoder
+from tenfold.learn.lineage import holders
 from tenfold.learn.options import GRPOOptions, RewardSource, TuneSettings
 from tenfold.learn.sampler import draw
 from tenfold.learn.stored import advantages, read_stored
@@ -158,9 +159,13 @@ def test_thumbs_comparisons_and_functions_say_what_an_answer_is_worth(model, row
         "without log-probabilities": 1, "drawn without chance (temperature 0)": 1, "not finished": 1, "not judged": 1,
     }  # fmt: skip
     assert [one.reward for one in found[:4]] == [-1, -1, 0, 0]  # 4, 5, and 6 and 7 with a comparison against their thumbs
-    assert set(people["users"]["train"]) <= feedback.users()
+    assert set(people["users"]["stored"]) <= feedback.users()
     lineage = json.loads((folder.parent / "lineage.json").read_text())
     assert lineage["people"]["users"] == people["users"] and lineage["source"] == str(database)
+    gone = people["users"]["stored"][0]
+    still = holders(tmp_path / "home", str(database), feedback.users() - {gone})
+    assert still == {gone: ["g/data/stored.jsonl", "g/model"]}
+    assert all((tmp_path / "home" / held).exists() for held in still[gone])
     (tmp_path / "r.py").write_text("def reward(completions):\n    return [float(len(c[0]['content'])) for c in completions]\n")
     source = RewardSource(rewards=str(tmp_path / "r.py"), stored=str(database))
     tune_on_rewards(model, source, tmp_path / "home" / "f", settings, options=OPTIONS, quiet=True)

@@ -18,7 +18,8 @@ def read_lineage(generation: Path) -> dict[str, Any]:
 def holders(home: Path, source: str, present: set[str], ending: str = ".jsonl") -> dict[str, list[str]]:
     """The users of earlier sets of `source` who are not `present` any more, each with the sets and models that hold their rows.
 
-    A model holds what it learned, and what the model that it began from had learned. The sets' files have this ending.
+    A model holds what it learned, and what the model that it began from had learned. Parts are called by their files, which have
+    this `ending`; all are learned but those for validation and held out.
     """
     lineages = {file.parent: read_lineage(file.parent) for file in sorted(home.glob("*/lineage.json"))}
     found: dict[str, list[str]] = {}
@@ -27,7 +28,7 @@ def holders(home: Path, source: str, present: set[str], ending: str = ".jsonl") 
             continue
         for part, users in lineage.get("people", {}).get("users", {}).items():
             held = [f"{generation.name}/data/{part}{ending}"]
-            if part == "train":
+            if part not in ("validation", "held_out"):
                 held += [f"{one.name}/model" for one in [generation, *_descendants(generation, lineages)]]
             for user in set(users) - present:
                 found.setdefault(user, []).extend(held)

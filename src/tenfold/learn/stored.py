@@ -65,10 +65,10 @@ def keep_stored(source: str, encoder: ChatEncoder, folder: Path, rewards: Reward
     if rewards is not None:
         for row, worth in zip(rows, rewards(rows, [row["text"] for row in rows]), strict=True):
             row["reward"] = worth
-    said: dict[str, Any] = {"made_of": made_of, "rows": {"train": len(rows)}, "left_out": dict(left_out)}
+    said: dict[str, Any] = {"made_of": made_of, "rows": {file.stem: len(rows)}, "left_out": dict(left_out)}
     if not is_file_of_rows(source):
         gone = holders(folder.parent.parent, without_secrets(source), open_feedback(source).users())
-        said |= {"users": {"train": sorted(users)}, "deleted_users_still_in": gone}
+        said |= {"users": {file.stem: sorted(users)}, "deleted_users_still_in": gone}
     with whole_folder(folder) as scratch:
         write_versioned(scratch / "people.json", said)
         write_text(scratch / file.name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
