@@ -86,10 +86,11 @@ def test_tasks_in_process_and_through_the_api_agree_and_models_are_compared_by_d
     names = ("own_choice", "own_written")
     here = harness(models[0], TaskOptions(tasks=(",".join(names),), include_path=tasks, limit=16), models[1])
     with serving({"m": EngineOptions(models[0], kv_cache_gib=0.05, threads=1)}) as url:
-        there = harness(models[0], TaskOptions(tasks=names, include_path=tasks, limit=16, api=url))
+        there = harness(models[0], TaskOptions(tasks=names, include_path=tasks, limit=16, api=url), models[1])
     assert here.keys() == there.keys() == set(names)
     for name in names:
         assert here[name]["metrics"] == pytest.approx(there[name]["metrics"], nan_ok=True) and here[name]["documents"] == 16
+        assert here[name]["against"] == there[name]["against"]
     beside = here["own_choice"]["against"]["acc,none"]
     other = harness(models[1], TaskOptions(tasks=names, include_path=tasks, limit=16))
     assert beside["n"] == 16 and 0 <= beside["lost_p"] <= 1

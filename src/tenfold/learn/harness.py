@@ -18,6 +18,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from msgspec import structs
 
 from tenfold.data.conversations.template import render
 from tenfold.learn.answers import CACHE_GIB
@@ -137,12 +138,12 @@ class EngineLM(TemplateLM):
 
 
 def harness(model: Path, asked: TaskOptions, against: Path | None = None) -> dict[str, dict[str, Any]]:
-    """Each task's metrics; beside another model the paired difference of each, in this process.
+    """Each task's metrics; beside another model, which answers in this process, the paired difference of each.
 
     Raises TenfoldError where lm-eval refuses: a task that it does not know, or data that it cannot have.
     """
     results, values = _evaluated(model, asked)
-    beside = _evaluated(against, asked)[1] if against is not None else {}
+    beside = _evaluated(against, structs.replace(asked, api=""))[1] if against is not None else {}
     found: dict[str, dict[str, Any]] = {}
     for task, metrics in results.items():
         shown = {name: value for name, value in metrics.items() if isinstance(value, float | int)}
