@@ -152,6 +152,14 @@ def test_training_for_the_grid_costs_less_than_rounding(corpus, home, tmp_path):
     assert packed.path.exists()
 
 
+def test_a_rotation_of_another_seed_is_made_anew_under_the_same_name(corpus, home):
+    model, text = home / "teacher" / "model", str(corpus.directory)
+    options, other = QuantiseOptions(rotate=True), structs.replace(QAT, seed=1)
+    first = quantise(model, text, home / "turned-twice", options, QAT, quiet=True)
+    again = quantise(model, text, home / "turned-twice", options, other, quiet=True)
+    assert again == quantise(model, text, home / "turned-other", options, other, quiet=True) != first
+
+
 def test_matrices_that_groups_do_not_fill_are_counted_or_refused(corpus, home):
     spec = read_spec(home / "teacher" / "model")
     for name, dim, ffn_dim in (("none", 40, 72), ("some", 64, 72)):

@@ -42,8 +42,7 @@ def quantise(
     begun = source
     if options.rotate:
         begun = generation / "rotated"
-        if not begun.exists():
-            write_model(rotated(read_model(source), settings.seed), begun, tokenizer_directory=source)
+        write_model(rotated(original, settings.seed), begun, tokenizer_directory=source)
     if options.qat:
         if not teach(begun, begun, data, generation, settings, grid=options.to, quiet=quiet).finished:
             raise TenfoldError(f"Stopped and saved in {generation}: the same command goes on from there.")
