@@ -31,12 +31,10 @@ from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import make_folder
 from tenfold.spec.forecasts import Forecast, around, forecast, normal, outcome
 from tenfold.train.config import RunConfig
-from tenfold.train.result import RunResult, read_result
+from tenfold.train.result import RunResult
 from tenfold.train.run_file import config_from_fields
-from tenfold.train.tasks.find import open_task
 from tenfold.train.tasks.pretrain import EVALUATION_ROWS, HostRows
 from tenfold.train.text import open_source
-from tenfold.train.trainer import fit, standard_hooks
 
 _CALIBRATION_ROWS, _VALIDATION_TOKENS = 64, 16_384
 _PILOTS, _LEAST_STEPS = (64, 16, 4), 4  # parts of the tokens that shorter students are taught, and their fewest steps
@@ -60,6 +58,8 @@ def distil(teacher: Path, data: str, generation: Path, settings: DistilSettings,
         rows = validation_rows(corpus, settings.seq_len, _CALIBRATION_ROWS * settings.seq_len)
         write_model(pruned(model, spec, importance(model, rows)), student, tokenizer_directory=teacher)
     key = _forecast(home, (teacher, student), data, corpus, generation, settings)
+    for part in _parts(settings):  # the forecast stands
+        shutil.rmtree(_pilot_directory(generation, part), ignore_errors=True)
     result = teach(teacher, student, data, generation, settings, quiet=quiet)
     if result.finished:
         outcome(home, key, result.loss)
@@ -140,8 +140,6 @@ def _forecast(home: Path, models: tuple[Path, Path], data: str, corpus: Corpus, 
     made = forecast(home, Forecast(key=key, who="learn", kind="student_loss", unit="nats/token", quantiles=quantiles, data=hashes))
     said = {"teacher": str(teacher.resolve()), "teacher_loss": theirs, "pruned_loss": ours, "pilots": pilots}
     write_versioned(file, {**said, "forecast": made.quantiles})
-    for part in _parts(settings):
-        shutil.rmtree(_pilot_directory(generation, part))
     return key
 
 
@@ -156,13 +154,13 @@ def _pilot_directory(generation: Path, part: int) -> Path:
 
 
 def _pilot(models: tuple[Path, Path], data: str, generation: Path, settings: DistilSettings, part: int) -> float:
-    """The loss of a student that is taught a part of the tokens. Goes on from where an earlier call was stopped."""
+    """The loss of a student that is taught a part of the tokens. Goes on from where an earlier call was stopped.
+
+    Raises TenfoldError where that was of other settings.
+    """
     directory = _pilot_directory(generation, part)
     config = _config(*models, data, structs.replace(settings, tokens=settings.tokens // part), "none", generation.parent)
-    result = read_result(directory)
-    if result is None or not result.finished:
-        task = open_task(config, generation.parent, quiet=True)
-        result = fit(task, config, directory, standard_hooks(config, quiet=True))
+    result = trained(config, directory, quiet=True, with_budget=False)
     if not result.finished:
         raise TenfoldError(f"Stopped and saved in {directory}: the same command goes on from there.")
     return result.loss

@@ -98,15 +98,19 @@ def _config(model: Path, fields: dict[str, Any]) -> RunConfig:
     return config_from_fields({**fields, "init_from": str(model)}, "The run")
 
 
-def trained(config: RunConfig, generation: Path, quiet: bool, rent_usd_per_h: float = 0.0) -> RunResult:
+def trained(
+    config: RunConfig, generation: Path, quiet: bool, rent_usd_per_h: float = 0.0, *, with_budget: bool = True
+) -> RunResult:  # fmt: skip
     """Train a generation, or go on with it. One that has finished is not trained again, unless it was given more tokens.
 
-    What it takes is forecast first, and scored when it has finished. Raises TenfoldError where it was begun with other settings.
+    `with_budget` forecasts what it takes first, which is scored when it has finished. Raises TenfoldError where it was begun with
+    other settings.
     """
     task, result = open_task(config, generation.parent, quiet=quiet), read_result(generation)
     changed = identify(task, config, generation).changed
     if result is None or "tokens" in changed:
-        budget(task, config, generation, rent_usd_per_h, quiet=quiet)
+        if with_budget:
+            budget(task, config, generation, rent_usd_per_h, quiet=quiet)
         result = fit(task, config, generation, standard_hooks(config, quiet=quiet))
     if result.finished:
         settle(generation, result)
