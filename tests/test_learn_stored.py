@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import openai
@@ -26,6 +27,8 @@ from tenfold.serve.request import Sampling
 from tenfold.serve.start import serving
 from tenfold.spec.errors import TenfoldError
 from tenfold.train.metrics import read_metrics
+from tenfold.train.run_file import config_from_fields
+from tenfold.train.tasks.find import open_task
 
 SETTINGS = TuneSettings(steps=30, seq_len=48, batch_size=32, learning_rate=1e-3, max_epochs=99)
 OPTIONS = GRPOOptions(max_completion_length=8)
@@ -123,6 +126,16 @@ def test_rewards_of_stored_answers_are_learned_and_the_ratio_is_bounded(model, r
     prompts = [encoder.prompt([{"role": "user", "content": f"Hello {i}"}]) for i in (3, 50)]
     own = [even(one.tokens) for group in draw(network, prompts, how, 0) for one in group]
     assert np.mean(own) > 0.05 + np.mean([row["reward"] for row in rows])
+
+
+def test_an_evaluation_tells_the_watchdog_that_it_goes_on(model, rows, tmp_path):
+    config = config_from_fields({
+        "tokens": 48 * 8, "init_from": str(model), "task": {"name": "stored_grpo"}, "optimizer": {"name": "adamw"},
+        "data": {"corpus": write(tmp_path / "stored.jsonl", rows), "seq_len": 48, "batch_size": 8, "max_epochs": 99},
+    }, "test")  # fmt: skip
+    task, network, beats = open_task(config, tmp_path, quiet=True), read_model(model), []
+    task.evaluate(SimpleNamespace(model=network, watchdog=SimpleNamespace(beat=lambda: beats.append(1))))
+    assert len(beats) == 3  # 2 of 20 prompts are kept, with 6 answers each, of which 4 are weighed at once
 
 
 def test_without_change_of_weights_the_ratio_is_the_temperatures(model, rows, tmp_path):
