@@ -191,7 +191,7 @@ def test_grpo_is_trls_on_equal_log_probabilities(models, tmp_path, kind):
     }  # fmt: skip
     loss = theirs._compute_loss(theirs.model, inputs)
     answer = torch.arange(4)[:, None].expand(4, 7)[mask]
-    ours_weight = objectives.importance((old - sampled)[mask], answer, 4, "sequence_mask", 3.0)
+    ours_weight = objectives.importance(objectives.ratios((old - sampled)[mask], answer, 4, "sequence_mask"), "sequence_mask", 3.0)
     losses = ours_weight * objectives.clipped((new - old)[mask].exp(), advantage[answer], 0.2, 0.28)
     losses = losses + 0.1 * objectives.kl_to(reference[mask], new[mask], (new - old)[mask].exp())
     ours = objectives.reduced(losses, answer, 4, kind) / objectives.divisor(kind, int(mask.sum()), 4, 7)

@@ -30,7 +30,7 @@ from tenfold.learn.rewards import read_prompts, read_rewards
 from tenfold.learn.sampler import Drawn, draw
 from tenfold.learn.tasks import objectives
 from tenfold.learn.tasks.policy import PolicyGradient
-from tenfold.learn.tasks.rollouts import DrawnRows, pack_drawn
+from tenfold.learn.tasks.rollouts import DrawnRows
 from tenfold.learn.tasks.start import model_of
 from tenfold.learn.tasks.tally import Tally
 from tenfold.serve.request import Sampling
@@ -101,17 +101,14 @@ class GRPO(PolicyGradient):
         prompts = [self.prompts[i] for i in chosen]
         answers = self._answers([prompt for _, prompt in prompts], s.temperature, s.num_generations, generation)
         rewards = torch.tensor(self._reward([row for row, _ in prompts], answers))
-        scaled = s.loss_type != "dr_grpo" if s.scale_rewards is None else s.scale_rewards
-        advantages = objectives.advantages(rewards, scaled)
+        advantages = objectives.advantages(rewards, self.scaled)
         self.tally.add("reward", rewards)
         self.tally.add("reward_std", rewards.std(1))
         self.tally.add("equal_groups", (rewards.std(1) == 0).float())
         flat = [(prompt, drawn) for (_, prompt), group in zip(prompts, answers, strict=True) for drawn in group]
         self.tally.add("length", torch.tensor([len(drawn.tokens) for _, drawn in flat]))
         self.tally.add("ended", torch.tensor([drawn.ended for _, drawn in flat]))
-        rows = pack_drawn(flat, advantages.flatten().tolist(), self.seq_len, self.encoder.vocabulary.pad or 0)
-        longest = self.settings.max_completion_length
-        rows = rows.over(objectives.divisor(s.loss_type, rows.batch.target_count, self.answers, longest))
+        rows = self._packed(flat, advantages.flatten().tolist())
         old = self._model if s.num_iterations > 1 else None  # else the log-probabilities of the step itself
         return self._add_log_probs(rows, {"old": old, "reference": self._first})
 

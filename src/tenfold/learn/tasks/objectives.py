@@ -60,13 +60,10 @@ def ratios(log_ratio: Tensor, answer: Tensor, answers: int, mode: ImportanceSamp
     return log_ratio.exp()
 
 
-def importance(log_ratio: Tensor, answer: Tensor, answers: int, mode: ImportanceSampling, cap: float) -> Tensor:
+def importance(ratio: Tensor, mode: ImportanceSampling, cap: float) -> Tensor:
     """The weight of each token for having been drawn by another program, or by other weights, than are trained: its ratio, which
     is cut to `cap` where it is above it (truncate), or made zero (mask)."""
-    if mode == "none":
-        return torch.ones_like(log_ratio)
-    weight = ratios(log_ratio, answer, answers, mode)
-    return weight.clamp(max=cap) if mode.endswith("truncate") else weight.masked_fill(weight > cap, 0.0)
+    return ratio.clamp(max=cap) if mode.endswith("truncate") else ratio.masked_fill(ratio > cap, 0.0)
 
 
 def reduced(losses: Tensor, answer: Tensor, answers: int, kind: GRPOLoss) -> Tensor:

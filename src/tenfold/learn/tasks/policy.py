@@ -1,15 +1,18 @@
 """What learning from rewards shares, whoever has drawn the answers: the loss of tokens that have an advantage."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tenfold.data.conversations.tokens import ChatEncoder
 from tenfold.learn.options import GRPOOptions, ImportanceSampling
+from tenfold.learn.sampler import Drawn
 from tenfold.learn.tasks import objectives
-from tenfold.learn.tasks.rollouts import DrawnRows
+from tenfold.learn.tasks.rollouts import DrawnRows, pack_drawn
 from tenfold.learn.tasks.start import TuningTask
 from tenfold.learn.tasks.tally import Tally
 from tenfold.model.log_probs import target_log_probs
@@ -20,7 +23,9 @@ class PolicyGradient(TuningTask):
     """A task whose rows are `DrawnRows` of `answers` answers. A subclass gives the rows."""
 
     settings: GRPOOptions
+    encoder: ChatEncoder
     tally: Tally
+    seq_len: int
     answers: int
     sampling: ClassVar[ImportanceSampling] = "sequence_mask"  # where the settings leave it out
 
@@ -33,6 +38,17 @@ class PolicyGradient(TuningTask):
     def correction(self) -> ImportanceSampling:
         """How a token weighs for having been drawn by another program or by other weights."""
         return self.settings.importance_sampling or self.sampling
+
+    @property
+    def scaled(self) -> bool:
+        """Whether advantages are divided by their standard deviation."""
+        s = self.settings
+        return s.loss_type != "dr_grpo" if s.scale_rewards is None else s.scale_rewards
+
+    def _packed(self, answers: Sequence[tuple[list[int], Drawn]], advantages: Sequence[float]) -> DrawnRows:
+        """Prompts with their answers in rows, and what the losses of a step are divided by."""
+        s, rows = self.settings, pack_drawn(answers, advantages, self.seq_len, self.encoder.vocabulary.pad or 0)
+        return rows.over(objectives.divisor(s.loss_type, rows.batch.target_count, self.answers, s.max_completion_length))
 
     def _log_probs(self, model: nn.Module, batch: Batch) -> Tensor:
         return target_log_probs(model, batch.tokens, batch.targets, batch.document, self.settings.temperature)
@@ -70,12 +86,14 @@ class PolicyGradient(TuningTask):
     def _importance(self, log_ratio: Tensor, answer: Tensor) -> Tensor:
         """The weight of each token; the record has its bounds, those of the ratio before the cap, and how often that cut."""
         mode, cap = self.correction, self.settings.importance_cap
-        weight = objectives.importance(log_ratio, answer, self.answers, mode, cap)
-        self.tally.bound("importance", weight)
-        if mode != "none":
+        if mode == "none":
+            weight = torch.ones_like(log_ratio)
+        else:
             ratio = objectives.ratios(log_ratio, answer, self.answers, mode)
+            weight = objectives.importance(ratio, mode, cap)
             self.tally.bound("ratio", ratio)
             self.tally.add("cut_share", (ratio > cap).float())
+        self.tally.bound("importance", weight)
         return weight
 
     def progress(self, step: int) -> dict[str, Any]:

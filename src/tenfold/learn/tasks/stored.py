@@ -30,9 +30,8 @@ from tenfold.data.text.batches import shuffled
 from tenfold.learn.options import ImportanceSampling, StoredGRPOConfig
 from tenfold.learn.sampler import Drawn
 from tenfold.learn.stored import StoredAnswer, advantages, read_stored
-from tenfold.learn.tasks import objectives
 from tenfold.learn.tasks.policy import PolicyGradient
-from tenfold.learn.tasks.rollouts import DrawnRows, pack_drawn
+from tenfold.learn.tasks.rollouts import DrawnRows
 from tenfold.learn.tasks.start import check_rows, model_of
 from tenfold.learn.tasks.tally import Tally
 from tenfold.spec.errors import TenfoldError
@@ -52,6 +51,10 @@ class Encoded(NamedTuple):
 
     prompt: list[int]
     answer: StoredAnswer
+
+    @property
+    def drawn(self) -> tuple[list[int], Drawn]:
+        return self.prompt, Drawn(self.answer.tokens, self.answer.log_probs, True)
 
 
 class StoredGRPO(PolicyGradient):
@@ -75,8 +78,7 @@ class StoredGRPO(PolicyGradient):
         self.answers, self.seed, self.seq_len = h.batch_size, config.seed, config.data.seq_len
         self.train, self.held = self._split(Path(config.data.corpus))
         check_rows(len(self.train), h.steps * self.answers, config.data.max_epochs)
-        scaled = settings.loss_type != "dr_grpo" if settings.scale_rewards is None else settings.scale_rewards
-        self.advantages = advantages([tuple(e.prompt) for e in self.train], [e.answer.reward for e in self.train], scaled)
+        self.advantages = advantages([tuple(e.prompt) for e in self.train], [e.answer.reward for e in self.train], self.scaled)
         if not any(self.advantages):
             raise TenfoldError(f"All answers to each prompt of {config.data.corpus} are worth the same: there is nothing to learn.")
         self._flops_per_token = self.trained_share * self.spec.train_flops_per_token(self.seq_len)
@@ -108,14 +110,8 @@ class StoredGRPO(PolicyGradient):
 
     def rows(self, step: int, rows: slice) -> DrawnRows:
         chosen = shuffled(np.arange(self.answers, dtype=np.int64) + step * self.answers, len(self.train), self.seed)
-        packed = self._packed([self.train[i] for i in chosen], [self.advantages[i] for i in chosen])
-        s = self.settings
-        packed = packed.over(objectives.divisor(s.loss_type, packed.batch.target_count, self.answers, s.max_completion_length))
+        packed = self._packed([self.train[i].drawn for i in chosen], [self.advantages[i] for i in chosen])
         return self._add_log_probs(packed, {"reference": self._first})
-
-    def _packed(self, some: list[Encoded], worth: list[float]) -> DrawnRows:
-        drawn = [(one.prompt, Drawn(one.answer.tokens, one.answer.log_probs, True)) for one in some]
-        return pack_drawn(drawn, worth, self.seq_len, self.encoder.vocabulary.pad or 0)
 
     def flops(self, rows: Rows) -> float:
         return cast(DrawnRows, rows).batch.tokens.size * self._flops_per_token
@@ -139,7 +135,7 @@ class StoredGRPO(PolicyGradient):
 
     def _log_ratios(self, model: nn.Module, some: list[Encoded]) -> torch.Tensor:
         """The logarithm of how much likelier each answer is than when it was drawn."""
-        batch = self._packed(some, [0.0] * len(some)).on(next(model.parameters()).device, slice(None))
+        batch = self._packed([one.drawn for one in some], [0.0] * len(some)).on(next(model.parameters()).device, slice(None))
         chosen = batch.targets >= 0
         difference = self._log_probs(model, batch) - batch.inputs["sampled"][chosen]
         return torch.zeros(len(some)).index_add(0, batch.inputs["answer"][chosen].cpu(), difference.cpu())
