@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from chat_models import chat_model
+from safetensors.torch import load_file, save_file
 from scipy import stats
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -209,8 +210,8 @@ def test_prompts_that_were_learned_are_left_out(copy):
 
 
 def test_simulated_users_say_nothing_twice():
-    said = asked_by(40, 3)
-    assert len({one.prompt for one in said}) == 120 and len({one.user for one in said}) == 40 and said == asked_by(40, 3)
+    said = asked_by(120)
+    assert len({one.prompt for one in said}) == len({one.user for one in said}) == 120 and said == asked_by(120)
 
 
 SAID = ("Yes. What do you like?", "Why?", "I see.", "However, I know nothing about that and so I can not say much.")
@@ -222,7 +223,7 @@ LEARNED = TuneSettings(steps=60, batch_size=4, seq_len=192, learning_rate=3e-3, 
 def talkative(tmp_path_factory):
     """A model that says now this, now that, whatever it is told."""
     home, chance = tmp_path_factory.mktemp("talk"), random.Random(0)
-    said = [(one.prompt, chance.choice(SAID)) for one in asked_by(40, 4)]
+    said = [(one.prompt, chance.choice(SAID)) for one in asked_by(160)]
     rows = [{"messages": [{"role": "user", "content": p}, {"role": "assistant", "content": a}]} for p, a in said]
     (home / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     tune(chat_model(home / "tiny"), str(home / "chats.jsonl"), home / "talk", TALK, quiet=True)
@@ -241,6 +242,10 @@ def test_the_walk_ends_in_a_release_that_a_server_took(talkative, tmp_path, monk
     before = (tmp_path / "home" / FILE).read_bytes()
     assert walk(tmp_path / "home", said.append, model=talkative, settings=LEARNED) == found
     assert (tmp_path / "home" / FILE).read_bytes() == before and released(tmp_path / "home")["path"].endswith(NAME)
+    weights = tmp_path / "home" / NAME / "model" / "model.safetensors"
+    save_file({name: torch.full_like(tensor, torch.nan) for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
+    refused = walk(tmp_path / "home", said.append, model=talkative, settings=LEARNED)
+    assert not refused["passed"] and refused["difference_nats"] is refused["win_rate"] is None
 
 
 WALK = """

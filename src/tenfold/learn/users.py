@@ -33,15 +33,14 @@ class Asked:
     liked: str = ""
 
 
-def asked_by(users: int, each: int) -> list[Asked]:
-    """What `users` users say, `each` so many things, none twice; always the same."""
+def asked_by(users: int) -> list[Asked]:
+    """What `users` users say, one thing each, none twice; always the same."""
     said = [
         (f"{opening.format(thing)} Answer in one short sentence.", f"What do you like about {thing}?")
         for opening in OPENINGS
         for thing in THINGS
     ]
-    drawn = random.Random(0).sample(said, users * each)
-    return [Asked(f"user-{i // each:03}", *one) for i, one in enumerate(drawn)]
+    return [Asked(f"user-{i:03}", *one) for i, one in enumerate(random.Random(0).sample(said, users))]
 
 
 def ask(server: str, asked: Asked, *, seed: int = 0, store: bool = False) -> tuple[str, str]:

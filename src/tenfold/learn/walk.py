@@ -36,7 +36,7 @@ def walk(home: Path, say: Callable[[str], None], model: Path | None = None, sett
     small = os.environ.get("TENFOLD_CIRCLE") == "small"
     settings = settings or TuneSettings(steps=10 if small else 20, batch_size=2, held_out=0.3)
     old, new = _base(model or smollm2(), home / OLD), home / NAME
-    _judge(old, home / "feedback.db", (60, 1), say)
+    _judge(old, home / "feedback.db", 60, say)
     say(f"learn: {settings.steps} steps on what they said.")
     result = tune(old, str(home / "feedback.db"), new, settings, quiet=True)
     if not result.finished:
@@ -46,7 +46,7 @@ def walk(home: Path, say: Callable[[str], None], model: Path | None = None, sett
     say(f"learn: {judged['reason']}")
     files = ["feedback.db", *(f"{NAME}/{file}" for file in ("run.jsonl", "lineage.json", "gate.json"))]
     numbers = {
-        "validation_loss": result.loss, "win_rate": _measured(judged, "win rate"), "difference_nats": judged["test"]["mean"],
+        "validation_loss": result.loss, "win_rate": _measured(judged, "win rate"), "difference_nats": _measured(judged, "better"),
         "passed": judged["passed"],
     }  # fmt: skip
     if not judged["passed"]:
@@ -91,12 +91,12 @@ def _served(model: Path, database: Path) -> AbstractContextManager[str]:
     return serving({OLD: EngineOptions(model, kv_cache_gib=0.1)}, feedback=f"sqlite:///{database}")
 
 
-def _judge(model: Path, database: Path, asked: tuple[int, int], say: Callable[[str], None]) -> None:
-    """What so many users say, and how often each, answered and judged where it has not been."""
+def _judge(model: Path, database: Path, users: int, say: Callable[[str], None]) -> None:
+    """What so many users say, answered and judged where it has not been."""
     from tenfold.learn.users import asked_by, judge_two, unjudged
     from tenfold.serve.feedback.feedback import Feedback
 
-    if left := list(unjudged(Feedback(f"sqlite:///{database}", SALT), asked_by(*asked))):
+    if left := list(unjudged(Feedback(f"sqlite:///{database}", SALT), asked_by(users))):
         say(f"learn: {OLD} answers {len(left)} things that simulated users say, each twice.")
         with _served(model, database) as server, ThreadPoolExecutor(CALLERS) as callers:
             list(callers.map(partial(judge_two, server), left))
@@ -121,7 +121,7 @@ def _swap(old: Path, new: Path, home: Path) -> dict[str, Any]:
 def _under_load(server: str, new: Path) -> dict[str, Any]:
     from tenfold.learn.users import ask, asked_by
 
-    asked, ended = asked_by(10, 1), Event()
+    asked, ended = asked_by(10), Event()
     answered: list[tuple[str, str]] = []
     dropped: list[str] = []
 
