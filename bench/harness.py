@@ -10,6 +10,7 @@ import math
 import os
 import platform
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -34,6 +35,15 @@ T = TypeVar("T")
 def options(description: str | None) -> argparse.ArgumentParser:
     """A parser whose help is the benchmark's docstring."""
     return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def tenfold(*arguments: Any) -> dict[str, Any]:
+    """What a command says with `--json`. Raises SystemExit with its error where it fails."""
+    command = [*TENFOLD, *map(str, arguments), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{shlex.join(command)}: {done.stderr}")
+    return json.loads(done.stdout)
 
 
 def alternate(sides: Mapping[str, Callable[[], T]], rounds: int, warm_up: int = 1) -> dict[str, list[T]]:

@@ -6,28 +6,25 @@
 Users with a hidden preference (`tenfold.learn.users.Taste`) each say one thing twice to a running server, and give the answer that
 they prefer, with noise, a thumb up and the other a thumb down. `tenfold learn next` makes the next generation of it, and judges it.
 Then both models answer the prompts of the users who were held out by their likeliest tokens, and the preference, without its
-noise, judges each pair; a tie is half a win. The interval is by bootstrap over prompts. `--evaluation-prompts` questions with one
+noise, judges each pair; a tie is half a win. The interval is that of the gate. `--evaluation-prompts` questions with one
 right answer are the named evaluation in which the new model must not be worse. Writes bench/results/next.json.
 """
 
 import json
 import random
-import subprocess
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
-
-from bench.harness import TENFOLD, Headline, Row, options, write_results
+from bench.harness import Headline, Row, options, tenfold, write_results
 from bench.learn.exports import FRAMES
 from bench.learn.questions import questions
 from tenfold.learn.answers import answers
 from tenfold.learn.data import read_judgements
+from tenfold.learn.statistics import WinRate, win_rate
 from tenfold.learn.users import Asked, Taste, judge_two
-from tenfold.learn.walk import smollm2
-from tenfold.model.io.huggingface import read_model, write_model
+from tenfold.learn.walk import smollm2, unpacked
 from tenfold.serve.options import EngineOptions
 from tenfold.serve.start import serving
 
@@ -51,16 +48,11 @@ def judge(server: str, count: int) -> None:
         list(users.map(lambda i: judge_two(server, Asked(f"user-{i}", prompts[i])), range(count)))
 
 
-def wins(new: Path, old: Path, held_out: Path) -> np.ndarray:
-    """For each held-out prompt 1 where the new model's answer has more points, 0 where the old one's has, 0.5 for as many."""
+def wins(new: Path, old: Path, held_out: Path) -> WinRate:
+    """How often the new model's answer to a held-out prompt has more points than the old one's."""
     taste, prompts = Taste(), [one.prompt for one in read_judgements(held_out)]
-    points = [np.array([taste.points(said.text) for said in answers(model, prompts, LONGEST)]) for model in (new, old)]
-    return (1 + np.sign(points[0] - points[1])) / 2
-
-
-def interval(values: np.ndarray) -> list[float]:
-    draws = values[np.random.default_rng(0).integers(0, len(values), (10_000, len(values)))].mean(1)
-    return [float(x) for x in np.quantile(draws, (0.025, 0.975))]
+    points = [[taste.points(said.text) for said in answers(model, prompts, LONGEST)] for model in (new, old)]
+    return win_rate([ours - theirs for ours, theirs in zip(*points, strict=True)])
 
 
 def headline(rows: list[Row]) -> Headline:
@@ -83,9 +75,8 @@ def main() -> None:
     given = parser.parse_args()
     home = given.home or Path(tempfile.mkdtemp())
     home.mkdir(parents=True, exist_ok=True)
-    old, new, began = home / "smollm2" / "model", home / "next", time.monotonic()
-    if not old.exists():
-        write_model(read_model(smollm2()), old, tokenizer_directory=smollm2())
+    began = time.monotonic()
+    old, new = unpacked(smollm2(), home / "smollm2"), home / "next"
     feedback, evaluation = home / "feedback.db", home / "questions.jsonl"
     if not feedback.exists():
         with serving({"smollm2": EngineOptions(old, kv_cache_gib=0.25)}, feedback=f"sqlite:///{feedback}") as server:
@@ -93,18 +84,15 @@ def main() -> None:
     judged_s = time.monotonic() - began
     asked = [{"prompt": q.prompt, "ideal": q.answer} for q in questions(given.evaluation_prompts)]
     evaluation.write_text("".join(f"{json.dumps(row)}\n" for row in asked))
-    command = [*TENFOLD, "learn", "next", new.name, "--home", home, "--feedback", feedback, "--model", old, "--kind", given.kind,
-               "--steps", given.steps, "--batch-size", given.batch_size, "--evaluations", evaluation, "--json"]  # fmt: skip
+    command = ["learn", "next", new.name, "--home", home, "--feedback", feedback, "--model", old, "--kind", given.kind,
+               "--steps", given.steps, "--batch-size", given.batch_size, "--evaluations", evaluation]  # fmt: skip
     command += ["--learning-rate", given.learning_rate] if given.learning_rate else []
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    verdict, minutes = json.loads(done.stdout), (time.monotonic() - began) / 60
+    verdict, minutes = tenfold(*command), (time.monotonic() - began) / 60
     found = wins(new / "model", old, new / "data" / "held_out.jsonl")
     row = {
         "judgements": given.judgements, "kind": given.kind, "steps": given.steps, "batch_size": given.batch_size,
         "learning_rate": given.learning_rate, "minutes": round(minutes, 1), "judging_minutes": round(judged_s / 60, 1),
-        "held_out": len(found), "win_rate": float(found.mean()), "interval": interval(found), "gate_passed": verdict["passed"],
+        "held_out": found.n, "win_rate": found.rate, "interval": list(found.interval), "gate_passed": verdict["passed"],
         "gate": {check["name"]: check["says"] for check in verdict["checks"]},
     }  # fmt: skip
     print(json.dumps(row, indent=1))

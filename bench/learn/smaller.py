@@ -12,40 +12,29 @@ bench/results/smaller.json.
 """
 
 import json
-import subprocess
 import tempfile
 import tomllib
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
-from typing import Any
 
-from bench.harness import TENFOLD, Headline, Row, options, write_results
+from bench.harness import Headline, Row, options, tenfold, write_results
 from tenfold.learn.distil import nats_of
 from tenfold.learn.tune import trained
-from tenfold.learn.walk import smollm2
-from tenfold.model.io.huggingface import read_model, read_spec, write_model
+from tenfold.learn.walk import smollm2, unpacked
+from tenfold.model.io.huggingface import read_model, read_spec
 from tenfold.scale.generations import newest
 from tenfold.scale.law import Law
 from tenfold.train.run_file import config_from_fields
 from tenfold.train.text import open_source
 
 
-def tenfold(home: Path, *arguments: Any) -> dict[str, Any]:
-    command = [*TENFOLD, *map(str, arguments), "--home", str(home), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{command}: {done.stderr}")
-    return json.loads(done.stdout)
-
-
 def student(home: Path, teacher: Path, share: float) -> Row:
     """The taught student beside the same shape from scratch, in nats a token of held-out text."""
     run = tomllib.loads((teacher / "run.toml").read_text())
     text, seq_len, tokens = run["data"]["corpus"], run["data"]["seq_len"], int(share * run["tokens"])
-    taught = tenfold(
-        home, "learn", "distil", teacher, "--data", text, "--tokens", tokens, "--seq-len", seq_len, "--name", "student"
-    )
+    sizes = ("--tokens", tokens, "--seq-len", seq_len)
+    taught = tenfold("learn", "distil", teacher, "--home", home, "--data", text, *sizes, "--name", "student")
     spec = read_spec(home / "student" / "model")
     size, larger = (one.parameters().matrix_active for one in (spec, read_spec(teacher / "model")))
     equal = int(tokens * (3 * size + larger) / (3 * size))
@@ -68,7 +57,7 @@ def student(home: Path, teacher: Path, share: float) -> Row:
 def four_bits(home: Path, model: Path, text: str, *arguments: str) -> Row:
     """What weights of 4 bits cost, with arguments of `tenfold learn quantise`."""
     name = "-".join(["int4", model.parent.name, *(argument.strip("-") for argument in arguments)])
-    found = tenfold(home, "learn", "quantise", model, "--to", "int4", "--data", text, "--name", name, *arguments)
+    found = tenfold("learn", "quantise", model, "--to", "int4", "--home", home, "--data", text, "--name", name, *arguments)
     return {"what": "int4", "model": model.parent.name, "arguments": list(arguments)} | found
 
 
@@ -93,7 +82,7 @@ def main() -> None:
     given = parser.parse_args()
     home = given.home or Path(tempfile.mkdtemp())
     if newest(home) is None:
-        tenfold(home, "climb", "--top", given.top)
+        tenfold("climb", "--top", given.top, "--home", home)
     teacher = newest(home)
     assert teacher is not None
     text = tomllib.loads((teacher / "run.toml").read_text())["data"]["corpus"]
@@ -101,9 +90,7 @@ def main() -> None:
     tuned = ("--rounding", "tuned", "--rounding-steps", str(given.rounding_steps))
     for how in ((), ("--qat",), tuned, ("--rotate",), ("--rotate", *tuned)):
         rows.append(four_bits(home, teacher / "model", text, *how))
-    small = home / "smollm2" / "model"
-    if not small.exists():
-        write_model(read_model(smollm2()), small, tokenizer_directory=smollm2())
+    small = unpacked(smollm2(), home / "smollm2")
     # Its weights lie on a grid of 4 bits already: rounding is judged on the same function in other channels.
     rows += [four_bits(home, small, text, *how) for how in (("--rotate",), ("--rotate", *tuned))]
     print(*rows, sep="\n")

@@ -35,7 +35,10 @@ def walk(home: Path, say: Callable[[str], None], model: Path | None = None, sett
     """
     small = os.environ.get("TENFOLD_CIRCLE") == "small"
     settings = settings or TuneSettings(steps=10 if small else 20, batch_size=2, held_out=0.3)
-    old, new = _base(model or smollm2(), home / OLD), home / NAME
+    for package in ("fastapi", "sqlalchemy"):
+        if find_spec(package) is None:
+            raise NotInstalled(f"Serving needs the package {package}: pip install 'tenfold[serve]'.")
+    old, new = unpacked(model or smollm2(), home / OLD), home / NAME
     _judge(old, home / "feedback.db", 60, say)
     say(f"learn: {settings.steps} steps on what they said.")
     result = tune(old, str(home / "feedback.db"), new, settings, quiet=True)
@@ -72,11 +75,8 @@ def smollm2() -> Path:
     return files[0]
 
 
-def _base(source: Path, directory: Path) -> Path:
-    """The model in Hugging Face layout, which is read in a tenth of the time."""
-    for package in ("fastapi", "sqlalchemy"):
-        if find_spec(package) is None:
-            raise NotInstalled(f"Serving needs the package {package}: pip install 'tenfold[serve]'.")
+def unpacked(source: Path, directory: Path) -> Path:
+    """The model as `directory/model` in Hugging Face layout, made once: it is read in a tenth of the time."""
     if not directory.exists():
         with whole_folder(directory) as scratch:
             write_model(read_model(source), scratch / "model", tokenizer_directory=source)
