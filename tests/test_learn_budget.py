@@ -5,6 +5,7 @@ import math
 
 import pytest
 from chat_models import chat_model
+from msgspec import structs
 
 from tenfold.learn.budget import _spread
 from tenfold.learn.options import DPOOptions, GRPOOptions, KTOOptions, LoRAOptions, RewardSource, TuneSettings
@@ -50,7 +51,7 @@ def test_every_kind_of_run_is_forecast_before_and_scored_after(model, tmp_path):
     (tmp_path / "r.py").write_text(REWARD)
     tune(model, str(chats), home / "sft", SETTINGS, options=LoRAOptions(lora_rank=2, quantization="int8"), quiet=True)
     tune(model, pairs, home / "dpo", SETTINGS, options=DPOOptions(), quiet=True)
-    tune(model, pairs, home / "kto", TuneSettings(**{**struct(SETTINGS), "rent_usd_per_h": 3.6}), options=KTOOptions(), quiet=True)
+    tune(model, pairs, home / "kto", structs.replace(SETTINGS, rent_usd_per_h=3.6), options=KTOOptions(), quiet=True)
     options = GRPOOptions(max_completion_length=8, validation_prompts=2, num_generations=4)
     tune_on_rewards(model, RewardSource(str(tmp_path / "r.py")), home / "grpo", SETTINGS, options=options, quiet=True)
     scored = {one.forecast.key: one for one in read_forecasts(home)}
@@ -67,12 +68,6 @@ def test_every_kind_of_run_is_forecast_before_and_scored_after(model, tmp_path):
         # A tiny run on a busy machine: the order of magnitude alone is sure.
         assert 0.02 < came["seconds"].measured / came["seconds"].forecast.median < 50
         assert 0.5 < came["gib"].measured / came["gib"].forecast.median < 2
-
-
-def struct(settings):
-    from msgspec.structs import asdict
-
-    return asdict(settings)
 
 
 def test_a_run_that_has_finished_is_not_forecast_again_and_one_with_more_steps_is(model, tmp_path):

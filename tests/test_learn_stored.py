@@ -138,8 +138,7 @@ def test_an_evaluation_tells_the_watchdog_that_it_goes_on(model, rows, tmp_path)
     assert len(beats) == 3  # 2 of 20 prompts are kept, with 6 answers each, of which 4 are weighed at once
 
 
-def test_without_change_of_weights_the_ratio_is_the_temperatures(model, rows, tmp_path):
-    """The first step's ratios are the model's probabilities at temperature 1 over those at 1.2, which are known exactly."""
+def test_the_weights_that_drew_at_the_temperature_of_the_draw_have_ratios_of_one(model, rows, tmp_path):
     source = RewardSource(stored=write(tmp_path / "stored.jsonl", rows))
     settings = TuneSettings(steps=2, seq_len=48, batch_size=len(rows), max_epochs=99)
     options = GRPOOptions(temperature=1.2, max_completion_length=8)

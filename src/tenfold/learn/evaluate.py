@@ -97,14 +97,13 @@ def evaluate(model: Path, asked: EvaluateOptions, against: Path | None = None) -
         kept = [item for item, was_learned in zip(items, dirty, strict=True) if not was_learned]
         if len(kept) < FEWEST:
             raise TenfoldError(f"{sum(dirty)} of {len(items)} prompts of {file} were learned: too few are left to evaluate.")
-        found[file.stem] = {"learned": sum(dirty), **_report(file.stem, kept, [answered(one, kept) for one in models])}
+        results = [answered(one, kept) for one in models]
+        languages = by_language([item.language for item in kept])
+        of = {language: _report([result.of(rows) for result in results]) for language, rows in languages.items()}
+        found[file.stem] = {"learned": sum(dirty), **_report(results), "languages": of}
     return found
 
 
-def _report(name: str, items: Sequence[Item], results: Sequence[Answered]) -> dict[str, Any]:
-    """The shares of the first of the results, by language too; beside a second one, `compared`."""
-    of = {}
-    for group, rows in groups(name, items).items():
-        some = [result.of(rows) for result in results]
-        of[group] = some[0].shares | ({"against": compared(some[1], some[0], 0.95)} if len(some) > 1 else {})
-    return {**of.pop(name), "languages": {group.removeprefix(f"{name} (").removesuffix(")"): one for group, one in of.items()}}
+def _report(results: Sequence[Answered]) -> dict[str, Any]:
+    """The shares of the first of the results; beside a second one, `compared`."""
+    return results[0].shares | ({"against": compared(results[1], results[0], 0.95)} if len(results) > 1 else {})

@@ -8,9 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tenfold.model.llama import Llama
-
-GROUP = 32
-GRIDS = ("int8", "int4")
+from tenfold.model.quantised import GROUP
 
 
 def on_grid(weight: Tensor, grid: str) -> Tensor:

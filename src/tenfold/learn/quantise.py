@@ -11,13 +11,14 @@ from torch import Tensor
 from tenfold.data.text.batches import train_batch
 from tenfold.learn.data import write_versioned
 from tenfold.learn.distil import teach, text_of, validation_rows
-from tenfold.learn.grid import GROUP, left_as_they_are, round_to_grid
+from tenfold.learn.grid import left_as_they_are, round_to_grid
 from tenfold.learn.rotate import rotated
 from tenfold.learn.shrink_options import DistilSettings, QuantiseOptions
 from tenfold.learn.tuned_rounding import round_by_blocks
 from tenfold.model.io.compare import interval, log_probs
 from tenfold.model.io.huggingface import read_model, write_model
 from tenfold.model.llama import Llama
+from tenfold.model.quantised import GROUP
 from tenfold.spec.errors import TenfoldError
 
 _TOKENS = 8192  # of held-out text that both models are judged on

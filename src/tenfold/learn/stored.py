@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tenfold.data.conversations.chats import Chat, messages_of
 from tenfold.data.conversations.rows import Row, read_rows
@@ -23,6 +23,9 @@ from tenfold.learn.personal import found as personal_data
 from tenfold.learn.rewards import Rewards
 from tenfold.spec.errors import TenfoldError, without_secrets
 from tenfold.spec.files import whole_folder, write_text
+
+if TYPE_CHECKING:
+    from tenfold.serve.feedback.feedback import Feedback
 
 FORM = '{"prompt": "...", "token_ids": [...], "logprobs": [...], "reward": 1.0}'
 WORTH = {1: 1.0, -1: -1.0}
@@ -50,7 +53,9 @@ def keep_stored(source: str, encoder: ChatEncoder, folder: Path, rewards: Reward
         return file
     left_out, users = Counter[str](), set[str]()
     rows: list[Row] = []
-    for user, row in _found(source, rewards is not None, left_out):
+    feedback, by_functions = None if is_file_of_rows(source) else open_feedback(source), rewards is not None
+    found = _of_feedback(feedback, by_functions, left_out) if feedback is not None else _of_file(Path(source), by_functions)
+    for user, row in found:
         text = encoder.tokenizer.decode(row["token_ids"])
         if any(personal_data(said) for said in (text, *(message["content"] for message in row["prompt"]))):
             left_out["personal data"] += 1
@@ -66,8 +71,8 @@ def keep_stored(source: str, encoder: ChatEncoder, folder: Path, rewards: Reward
         for row, worth in zip(rows, rewards(rows, [row["text"] for row in rows]), strict=True):
             row["reward"] = worth
     said: dict[str, Any] = {"made_of": made_of, "rows": {file.stem: len(rows)}, "left_out": dict(left_out)}
-    if not is_file_of_rows(source):
-        gone = holders(folder.parent.parent, without_secrets(source), open_feedback(source).users())
+    if feedback is not None:
+        gone = holders(folder.parent.parent, without_secrets(source), feedback.users())
         said |= {"users": {file.stem: sorted(users)}, "deleted_users_still_in": gone}
     with whole_folder(folder) as scratch:
         write_versioned(scratch / "people.json", said)
@@ -75,20 +80,17 @@ def keep_stored(source: str, encoder: ChatEncoder, folder: Path, rewards: Reward
     return file
 
 
-def _found(source: str, is_judged: bool, left_out: Counter[str]) -> Iterator[tuple[str, Row]]:
-    """Each row, and the user who gave it."""
-    if not is_file_of_rows(source):
-        yield from _of_feedback(source, is_judged, left_out)
-        return
-    for where, row in read_rows(Path(source)):
-        answer = _answer({**row, "reward": 0.0} if is_judged else row, where)
+def _of_file(path: Path, by_functions: bool) -> Iterator[tuple[str, Row]]:
+    """Each row, of no user; `by_functions` what it is worth is said by functions, so that it needs no reward."""
+    for where, row in read_rows(path):
+        answer = _answer({**row, "reward": 0.0} if by_functions else row, where)
         yield "", {**row, "prompt": answer.prompt}
 
 
-def _of_feedback(database: str, is_judged: bool, left_out: Counter[str]) -> Iterator[tuple[str, Row]]:
+def _of_feedback(feedback: "Feedback", by_functions: bool, left_out: Counter[str]) -> Iterator[tuple[str, Row]]:
+    """Each answer that can be learned from, and the user who asked for it."""
     from tenfold.serve.feedback.feedback import pairs, ratings, responses
 
-    feedback = open_feedback(database)
     worth: dict[str, dict[str, float]] = {}  # of each answer, by user: the last judgement counts
     for rating in feedback.rows(ratings):
         worth.setdefault(rating.response_id, {})[rating.user_hash] = WORTH.get(rating.value, 0.0)
@@ -98,7 +100,7 @@ def _of_feedback(database: str, is_judged: bool, left_out: Counter[str]) -> Iter
             worth.setdefault(mine, {})[pair.user_hash] = won
     for answer in feedback.rows(responses):
         given = worth.get(answer.id, {})
-        if reason := _unfit(answer, bool(given) or is_judged):
+        if reason := _unfit(answer, bool(given) or by_functions):
             left_out[reason] += 1
             continue
         reward = math.fsum(given.values()) / max(1, len(given))

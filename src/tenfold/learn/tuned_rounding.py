@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tenfold.learn.grid import GROUP
 from tenfold.model.io.huggingface import slots_of, write_model
 from tenfold.model.llama import Llama
+from tenfold.model.quantised import GROUP
 from tenfold.spec.errors import NotInstalled
 
 BATCH = 8  # rows that a block sees in a step

@@ -24,19 +24,17 @@ from torch.utils.checkpoint import checkpoint
 from tenfold.data.text.corpus import Corpus
 from tenfold.data.text.mixture import Mixture
 from tenfold.learn.grid import train_on_grid
-from tenfold.learn.tasks.taught import TeacherStore, Top, mean_log_probs, rest
+from tenfold.learn.tasks.taught import CHUNK, TeacherStore, Top, mean_log_probs, rest
 from tenfold.model.io.huggingface import read_model, read_spec, weights_hash
 from tenfold.model.io.tokenizer import same_tokenizer
 from tenfold.model.llama import Llama
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.layout import Layout
 from tenfold.spec.model import ModelSpec
-from tenfold.spec.ranges import Share, Text
+from tenfold.spec.ranges import Text
 from tenfold.train.config import PretrainingConfig, RunConfig
 from tenfold.train.task import Batch, LossSums, Rows
 from tenfold.train.tasks.pretrain import HostRows, Pretraining
-
-_CHUNK = 1024  # tokens whose logits are in memory at once
 
 
 class DistilConfig(PretrainingConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -47,7 +45,6 @@ class DistilConfig(PretrainingConfig, frozen=True, kw_only=True, forbid_unknown_
     teachers: Annotated[tuple[str, ...], Meta(description="Further teachers, of the same tokens.")] = ()
     top_k: Annotated[int, Meta(ge=0, description="Tokens of the teacher that count each; 0 takes all.")] = 0
     store: Annotated[Text | None, Meta(description="A folder that keeps what the teachers say.")] = None
-    text_share: Annotated[Share, Meta(description="Share of the loss that is the text's own next token.")] = 0.0
     grid: Annotated[Literal["none", "int8", "int4"], Meta(description="Train for weights on this grid (QAT).")] = "none"
 
 
@@ -114,11 +111,10 @@ class Distillation(Pretraining):
         ours, counted = model.hidden(batch.tokens, batch.document), batch.targets >= 0
         said = self._said(batch, counted)
         nats, kl = torch.zeros((), device=ours.device), torch.zeros((), device=ours.device)
-        for h, target, *theirs in zip(*(t.split(_CHUNK) for t in (ours[counted], batch.targets[counted], *said)), strict=True):
+        for h, target, *theirs in zip(*(t.split(CHUNK) for t in (ours[counted], batch.targets[counted], *said)), strict=True):
             one, other = checkpoint(self._chunk, h, model.head.weight, target, *theirs, use_reentrant=False)
             nats, kl = nats + one, kl + other
-        share = self.settings.text_share
-        return LossSums(nats, (1 - share) * (kl - nats))
+        return LossSums(nats, kl - nats)
 
     @torch.no_grad()
     def _said(self, batch: Batch, counted: Tensor) -> list[Tensor]:

@@ -19,7 +19,7 @@ from tenfold.spec.files import make_folder, whole_file
 from tenfold.train.task import Batch
 from tenfold.train.tasks.pretrain import HostRows, to_device
 
-_CHUNK = 1024  # tokens whose logits are in memory at once
+CHUNK = 1024  # tokens whose logits are in memory at once
 
 
 def mean_log_probs(logits: Sequence[Tensor]) -> Tensor:
@@ -82,7 +82,7 @@ class TeacherStore:
         given = HostRows(batch).on(teachers[0].embedding.weight.device, slice(None))
         hidden = [teacher.hidden(given.tokens, given.document).flatten(0, 1) for teacher in teachers]
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
-        for some in zip(*(h.split(_CHUNK) for h in hidden), strict=True):
+        for some in zip(*(h.split(CHUNK) for h in hidden), strict=True):
             log_p = mean_log_probs([h @ teacher.head.weight.T for h, teacher in zip(some, teachers, strict=True)])
             values, index = log_p.topk(self.k, -1)
             parts.append((index.int(), values.half(), rest(values)[:, 0]))

@@ -16,11 +16,11 @@ from tenfold.model.io.huggingface import read_model, read_spec
 from tenfold.model.io.meta import write_meta
 from tenfold.model.io.to_executorch import Job
 from tenfold.model.io.tokenizer import copy_tokenizer, has_tokenizer, read_tokenizer, read_vocabulary
+from tenfold.model.quantised import GROUP
 from tenfold.spec.errors import NotInstalled, TenfoldError
 from tenfold.spec.model import ModelSpec
 
 KINDS = ("f32", "8da4w")
-GROUP = 32
 LONGEST = 2048  # tokens of the cache, as on phones usual; its memory is set aside when the program is loaded
 SLACK = 0.05  # nats that a program of floats may be off
 
