@@ -134,14 +134,15 @@ class AnyPolicy:
         assert pool.training == sum(job.nodes for job in pool.running.values())
         assert pool.serving == sum(service.nodes for service in pool.services)
         assert all(job.least <= job.nodes <= job.most for job in pool.running.values())
+        assert all(service.nodes >= 0 for service in pool.services)
         assert not any(job.nodes for job in pool.waiting) and pool.leaving >= 0
         assert len({job.name for job in (*pool.running.values(), *pool.waiting)}) == len(pool.running) + len(pool.waiting)
         if not pool.periodic:
             return []
         jobs = [*pool.running.values(), *pool.waiting]
         chosen = self.chance.sample(jobs, min(3, len(jobs)))
-        sizes = [Size(job.name, self.chance.randint(0, job.most + 1), None, "", self.chance.random() < 0.5) for job in chosen]
-        services = [Size(s.name, self.chance.randint(s.least, 40), now + 3600) for s in pool.services if self.chance.random() < 0.3]
+        sizes = [Size(job.name, self.chance.randint(-1, job.most + 1), None, "", self.chance.random() < 0.5) for job in chosen]
+        services = [Size(s.name, self.chance.randint(-1, 40), now + 3600) for s in pool.services if self.chance.random() < 0.3]
         return [*sizes, *services, Size("nobody", 3)]
 
 
@@ -179,6 +180,25 @@ def test_power_stays_under_a_cap_that_changes_by_the_hour():
         out = Simulation(setup, load("policies", policy)(), 0).run()
         assert all(row[11] <= row[12] * (1 + 1e-9) for row in out.series), policy
         assert max(row[11] for row in out.series) > 0.85e6 * full and out.stops > 0
+
+
+def test_a_cap_that_falls_takes_no_node_from_a_service_that_no_policy_shrinks(setup):
+    site = dataclasses.replace(setup.sites["tx"], cap_w=setup.pools["a"].peak_w * (1 - 0.03 * np.arange(24)))
+
+    class Shrinking:
+        """Takes a node from the service once an hour, and says at each other look that it keeps what it has."""
+
+        holds, short = 30, False
+
+        def decide(self, now, pool):
+            assert pool.services[0].nodes == pool.serving == self.holds
+            self.short = self.short or pool.room < 0
+            self.holds -= pool.periodic and now % 3600 == 0
+            return [Size("chat", self.holds)]
+
+    policy = Shrinking()
+    Simulation(dataclasses.replace(setup, sites={"tx": site}), policy, 0).run()
+    assert policy.holds == 5 and policy.short
 
 
 def test_a_seed_gives_the_same_figures_and_policies_meet_the_same_jobs(setup):

@@ -154,9 +154,9 @@ class Simulation:
     def _size_service(self, now: float, meter: Meter, serving: Serving, size: Size) -> None:
         service, pool = serving.service, meter.pool
         meter.advance(min(now, self._end))
-        more = min(size.nodes - service.nodes, pool.room)
-        if size.nodes > service.nodes:
-            more = max(0, more)
+        more = max(0, size.nodes) - service.nodes
+        if more > 0:
+            more = min(more, max(0, pool.room))
             serving.starting += more
             service.until = size.until if size.nodes > service.own else None
             if more:
@@ -175,7 +175,7 @@ class Simulation:
     def _size_job(self, now: float, meter: Meter, job: Job, size: Size) -> None:
         """Bring a job to a size: it stops with or without a checkpoint, and starts from the last one it has."""
         pool, had = meter.pool, job.nodes
-        new = min(size.nodes, job.most, had + max(0, pool.room))
+        new = max(0, min(size.nodes, job.most, had + max(0, pool.room)))
         if new == had or 0 < new < job.least:
             return
         meter.advance(min(now, self._end))
