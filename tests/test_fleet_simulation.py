@@ -68,7 +68,20 @@ def without_failures(setup):
         ({"pools__a": {"host_core": 3}}, "host_core"),
         ({"services__chat": {"needs": {"host_cores": 128}}}, "chat needs 128 host cores of a node, and one of a has 96: add 32"),
         ({"services__chat": {"pool": "b"}}, "no pool 'b'"),
-        ({"jobs__philly": {"load": "high"}}, "load"),
+        ({"jobs__philly": {"load": "high"}}, "jobs.philly: load must be a number > 0, not 'high'"),
+        ({"jobs__philly": {"pools": []}}, "jobs.philly: pools must be a list that is not empty, not []"),
+        ({"jobs__philly": {"longest_interval_s": 0}}, "jobs.philly: longest_interval_s must be a number > 0, not 0"),
+        ({"services__chat": {"own": 60}}, "services own every node of a, and none is left for the jobs philly"),
+        ({"services__chat": {"requests_per_s": 0}}, "services.chat: requests_per_s must be a number > 0, not 0"),
+        ({"services__chat": {"own": -1}}, "services.chat: own must be a whole number >= 0, not -1"),
+        ({"pools__a": {"nodes": 0}}, "pools.a: nodes must be a whole number >= 1 and <= 1048576, not 0"),
+        ({"pools__a": {"ram_gib": math.nan}}, "pools.a: ram_gib must be a number >= 0, not nan"),
+        (
+            {"sites__tx": {"power_cap_mw": [1.0] * 3}},
+            "sites.tx: power_cap_mw must be a number > 0 or 24 of them, one for each hour",
+        ),
+        ({"simulation": {"tick_s": 0}}, "tick_s in the table [simulation] must be a number >= 1, not 0"),
+        ({"simulation": {"seeds": 0}}, "seeds in the table [simulation] must be a whole number >= 1, not 0"),
     ],
 )
 def test_a_file_that_cannot_work_says_in_a_sentence_what_binds(tables, said):
