@@ -185,6 +185,21 @@ def test_a_service_gives_back_what_it_borrowed_by_its_deadline(setup):
     assert ready[1.5] == 40 and ready[2.5] == 30
 
 
+def test_a_job_comes_to_a_pool_where_it_fits_beside_what_services_own():
+    setup = without_failures(prepare(changed(
+        pools__b={"site": "tx", "accelerator": "h100", "nodes": 20, "accelerators_per_node": 1},
+        services__chat={"own": 56}, jobs__philly={"pools": ["a", "b"], "load": 4.0},
+    )))  # fmt: skip
+    assert any(job.least > 4 for _, job in draw_work(setup, 0))
+
+    class Fitting(Static):
+        def decide(self, now, pool):
+            assert all(job.least <= pool.nodes - pool.own for job in pool.waiting)
+            return super().decide(now, pool)
+
+    Simulation(setup, Fitting(), 0).run()
+
+
 def test_power_stays_under_a_cap_that_changes_by_the_hour():
     full = prepare(changed()).pools["a"].peak_w / 1e6
     cap = [full * (0.8 if 8 <= hour < 16 else 1.0) for hour in range(24)]

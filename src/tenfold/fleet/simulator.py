@@ -228,7 +228,8 @@ class Simulation:
         self._next += 1
         if self._next < len(self._work):
             self._at(self._work[self._next][1].came, self._arrive)
-        pools = [p for p in self._setup.file.jobs[name].pools if self._setup.pools[p].nodes >= job.least]
+        fitting = [p for p in self._setup.file.jobs[name].pools if self._setup.pools[p].nodes >= job.least]
+        pools = [p for p in fitting if self._setup.pools[p].nodes - self._pools[p].own >= job.least] or fitting
         best = min(pools, key=lambda p: (self._queued[p] - max(0, self._pools[p].room)) / self._setup.pools[p].nodes)
         job.work_s /= self._setup.pools[best].speed
         self._queued[best] += job.least * job.work_s
