@@ -120,6 +120,13 @@ def test_drawn_jobs_make_the_work_that_is_asked_for_and_no_job_more(seed, work):
     assert (np.diff(drawn.came) >= 0).all() and drawn.came[0] >= 0 and drawn.came[-1] <= 7 * 86_400
 
 
+def test_guesses_of_two_tables_of_jobs_err_by_themselves():
+    jobs = PLAIN["jobs"]["philly"]
+    setup = without_failures(prepare(changed(jobs__philly={**jobs, "load": 0.3}, jobs__other={**jobs, "load": 0.3})))
+    errors = {table: [job.estimate for name, job in draw_work(setup, 0) if name == table] for table in setup.file.jobs}
+    assert not set(errors["philly"]) & set(errors["other"]) and len(errors["other"]) > 1
+
+
 def test_static_queues_as_a_plain_reckoning_of_first_come_first_served():
     """Jobs of one node on as many as training has: each starts when a node is free, in order."""
     calm = without_failures(prepare(changed(jobs__philly={"load": 8.0})))

@@ -3,7 +3,7 @@
 import itertools
 import math
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -83,7 +83,7 @@ class Setup:
     sites: dict[str, SiteFacts]
     services: dict[str, ServiceFacts]
     traces: dict[str, JobRows]
-    recovery: dict[str, float] = field(default_factory=dict)
+    recovery: dict[str, float]
     work_of: "Setup | None" = None  # whose jobs come, where another split of the same fleet is tried
 
 
@@ -131,20 +131,19 @@ def draw_work(setup: Setup, seed: int) -> list[tuple[str, Job]]:
         rows, most = setup.traces[name], max(setup.pools[p].nodes - own[p] for p in table.pools)
         sizes = np.clip(np.ceil(rows.gpus * table.nodes_per_gpu), 1, most).astype(int)
         drawn = draw_jobs(rows, seconds, table.load * free * seconds, sizes.tolist(), 1000 * seed + number)
-        errors = np.exp(np.random.default_rng(seed).normal(0, table.estimate_error, len(drawn)))
-        gpus = setup.pools[table.pools[0]].gpus
+        errors = np.exp(np.random.default_rng([seed, 2, number]).normal(0, table.estimate_error, len(drawn)))
         for i in range(len(drawn)):
-            found.append((name, _job(f"{name}-{i}", table, gpus, drawn, i, float(errors[i]))))
+            found.append((name, _job(setup, f"{name}-{i}", table, drawn, i, float(errors[i]))))
     return sorted(found, key=lambda row: row[1].came)
 
 
-def _job(name: str, table: JobsTable, gpus: int, rows: JobRows, i: int, error: float) -> Job:
-    least = int(rows.gpus[i])
+def _job(setup: Setup, name: str, table: JobsTable, rows: JobRows, i: int, error: float) -> Job:
+    least, gpus = int(rows.gpus[i]), setup.pools[table.pools[0]].gpus
     most = max(least, int(least * table.most)) if least >= table.elastic_from else least
     save, interval = _checkpoint(least, gpus, table.state_gb_per_node)
     return Job(
         name, least, most, float(rows.came[i]), float(rows.seconds[i]), save_s=save, scaling=table.scaling, estimate=error,
-        restart_s=Range.of(facts("reliability")["recovery"]["restart_s"]).mid if least * gpus > 8 else 60.0,
+        restart_s=setup.recovery["restart_s"] if least * gpus > 8 else 60.0,
         interval_s=max(save, min(table.longest_interval_s, interval)),
     )  # fmt: skip
 
