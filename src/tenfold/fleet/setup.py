@@ -53,7 +53,6 @@ class SiteFacts:
     kgco2_per_kwh: np.ndarray
     cap_w: np.ndarray
     litres_per_kwh: float
-    pue: float
     carbon_usd_per_t: float
 
 
@@ -162,7 +161,7 @@ def _site(file: FleetFile, name: str, place: Site) -> SiteFacts:
     carbon = read_carbon(Path(table.carbon_csv)).kgco2_per_kwh if table.carbon_csv else np.full(24, place.kgco2_per_kwh.mid)
     cap = np.inf if table.power_cap_mw is None else np.asarray(table.power_cap_mw) * 1e6
     water = place.water_off_site_l_per_kwh.mid + place.wue_l_per_kwh.mid / place.pue.mid
-    return SiteFacts(price, carbon, np.resize(cap, 24), water, place.pue.mid, table.carbon_usd_per_t)
+    return SiteFacts(price, carbon, np.resize(cap, 24), water, table.carbon_usd_per_t)
 
 
 def _pool(name: str, table: PoolTable, pue: float, first: PoolTable) -> PoolFacts:

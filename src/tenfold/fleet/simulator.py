@@ -276,7 +276,7 @@ class Simulation:
         for job in list(pool.running.values()):
             at -= job.nodes
             if at < 0:
-                return self._hit(now, meter, job, repaired)
+                return self._hit(now, meter, job)
         for serving in meter.serving:
             at -= serving.ready
             if at < 0:
@@ -287,7 +287,7 @@ class Simulation:
                 return None
         return None
 
-    def _hit(self, now: float, meter: Meter, job: Job, repaired: bool) -> None:
+    def _hit(self, now: float, meter: Meter, job: Job) -> None:
         """A job loses what it did since its checkpoint, and goes on: with another node, with fewer, or from the line."""
         pool = meter.pool
         self._stop(now, job, False, "failures")
