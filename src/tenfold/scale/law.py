@@ -268,9 +268,11 @@ def fit_law(
 
 
 def _worth_keeping(members: list[Member]) -> list[Member]:
-    """Those whose weight matters, and of each form the likeliest."""
+    """Those whose weight matters, and of each form the likeliest; their weights sum to 1."""
     best = [max((m for m in members if m.form == name), key=lambda m: m.weight) for name in FORMS]
-    return [replace(m, weight=max(m.weight, 1e-9)) for m in members if m.weight > NEGLIGIBLE or any(m is one for one in best)]
+    kept = [replace(m, weight=max(m.weight, 1e-9)) for m in members if m.weight > NEGLIGIBLE or any(m is one for one in best)]
+    whole = sum(m.weight for m in kept)
+    return [replace(m, weight=m.weight / whole) for m in kept]
 
 
 def minimum_points(asymptote: tuple[float, float] | None) -> int:
