@@ -236,6 +236,21 @@ def test_a_cap_that_falls_takes_no_node_from_a_service_that_no_policy_shrinks(se
     assert policy.holds == 5 and policy.short
 
 
+def test_the_highest_power_is_that_of_one_moment():
+    """Two pools whose services work in turns: one of them at a time."""
+    pool, chat = PLAIN["pools"]["a"], {**PLAIN["services"]["chat"], "own": 0}
+    services = {name: {**chat, "pool": name} for name in ("a", "b")}
+    fleet = {**PLAIN, "pools": {"a": pool, "b": pool}, "services": services, "jobs": {}}
+    calm = without_failures(prepare(fleet_of(fleet, "fleet.toml")))
+
+    class Turns:
+        def decide(self, now, pool):
+            return [Size(pool.name, 30 if (now // 3600) % 2 == (pool.name == "a") else 0)]
+
+    found, node = figures(Simulation(calm, Turns(), 0).run(), 1.0), calm.pools["a"]
+    assert found["peak_mw"] * 1e6 == pytest.approx(120 * node.idle_w + 30 * (node.busy_w - node.idle_w))
+
+
 def test_a_seed_gives_the_same_figures_and_policies_meet_the_same_jobs(setup):
     runs = {name: Simulation(setup, load("policies", name)(), 1).run() for name in ("lend", "static")}
     again = Simulation(setup, Lending(), 1).run()

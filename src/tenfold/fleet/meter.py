@@ -39,7 +39,6 @@ class Meter:
     kgco2: float = 0.0
     litres: float = 0.0
     over_cap_s: float = 0.0
-    peak_w: float = 0.0
     _before: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     def advance(self, now: float) -> None:
@@ -80,4 +79,3 @@ class Meter:
         self.usd += kwh * self.site.usd_per_kwh[hour % len(self.site.usd_per_kwh)]
         self.kgco2 += kwh * self.site.kgco2_per_kwh[hour % len(self.site.kgco2_per_kwh)]
         self.litres += kwh * self.site.litres_per_kwh
-        self.peak_w = max(self.peak_w, self.watts())

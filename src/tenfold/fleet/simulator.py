@@ -23,8 +23,8 @@ SWITCH_S = 60.0  # of a pool, beside a look and the start of its slowest service
 
 @dataclass
 class Outcome:
-    """What came of one simulation: jobs as (came, began or None, ended or None, nodes), lost node-seconds by cause, the meters, and
-    the day as a series of rows."""
+    """What came of one simulation: jobs as (came, began or None, ended or None, nodes), lost node-seconds by cause, the meters,
+    the highest watts of all pools together at a tick, and the day as a series of rows."""
 
     jobs: list[tuple[float, float | None, float | None, int]] = field(default_factory=list)
     lost_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("policy", "failures"), 0.0))
@@ -32,6 +32,7 @@ class Outcome:
     stops: int = 0
     events: int = 0
     meters: dict[str, Meter] = field(default_factory=dict)
+    peak_w: float = 0.0
     series: list[tuple[float, ...]] = field(default_factory=list)
 
 
@@ -93,6 +94,8 @@ class Simulation:
         if now + self._table.tick_s <= self._end + self._table.drain_days * DAY_S:
             self._at(now + self._table.tick_s, self._tick)
         into, index = now % BIN_S, int(now / BIN_S)
+        if now <= self._end:
+            self.out.peak_w = max(self.out.peak_w, self._watts())
         for meter in self.out.meters.values():
             if now <= self._end:
                 meter.advance(now)
@@ -308,6 +311,9 @@ class Simulation:
         meter.down -= 1
         self._decide(now, meter)
 
+    def _watts(self) -> float:
+        return sum(meter.watts() for meter in self.out.meters.values())
+
     def _row(self, now: float) -> None:
         meters = self.out.meters.values()
         servings = [serving for meter in meters for serving in meter.serving]
@@ -317,5 +323,5 @@ class Simulation:
             sum(m.pool.leaving for m in meters), sum(m.pool.nodes for m in meters), sum(m.down for m in meters),
             sum(s.service.rate for s in servings), sum(float(s.service.middle[5]) for s in servings),
             sum(float(s.service.high[5]) for s in servings), sum(s.ready * s.service.per_node for s in servings),
-            sum(m.watts() for m in meters), cap,
+            self._watts(), cap,
         ))  # fmt: skip
