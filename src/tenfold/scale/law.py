@@ -5,7 +5,7 @@ Student's t distribution that holds the doubt about its parameters, the misfit o
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -77,7 +77,6 @@ class Law:
     n_points: int
     points_sha256: str
     seed: int = 0
-    loss_range: tuple[float, float] = field(default=(0.0, 0.0))
 
     @cached_property
     def data(self) -> Data:
@@ -201,7 +200,7 @@ class Law:
         calibration = Calibration(**{**plain["calibration"], "misfit": tuple(plain["calibration"]["misfit"])})
         made = {"points": [Point(*row) for row in plain["points"]], "members": [_member(m) for m in plain["members"]]}
         made |= {"trusted": np.array(plain["trusted"]), "frontier": np.array(plain["frontier"]), "calibration": calibration}
-        return Law(**{**known, **made, "loss_range": tuple(plain["loss_range"])})
+        return Law(**(known | made))
 
 
 def _member(plain: dict[str, Any]) -> Member:
@@ -243,7 +242,7 @@ def fit_law(
     """
     points = once(points)
     _check(points, minimum_points(asymptote))
-    n, d, c, loss = arrays(points)
+    n, d, c, _ = arrays(points)
     data = Data.of(points)
     first = first_fits(data, asymptote)
     scale = Scale(first["chinchilla"])
@@ -263,7 +262,6 @@ def fit_law(
         n_points=len(points),
         points_sha256=fingerprint(points),
         seed=seed,
-        loss_range=(float(loss.min()), float(loss.max())),
     )
 
 
