@@ -20,6 +20,7 @@ from tenfold.fleet.fleet import Demand, Lend, Limits, Return, tick
 from tenfold.fleet.ledger import Ledger
 from tenfold.fleet.lend import Lending
 from tenfold.fleet.local import LocalWorld
+from tenfold.fleet.pools import Size
 from tenfold.fleet.roles import hold
 from tenfold.fleet.simulated import SimulatedWorld, simulate
 from tenfold.fleet.wave import PEAK, draw_arrivals, draw_days, forecast_peak
@@ -49,17 +50,16 @@ def run(owners, policy, rates, delays, seconds=600):
 
 
 class AnyPolicy:
-    """Moves by chance, with sense or without."""
+    """Sizes by chance, with sense or without."""
 
     def __init__(self, seed):
         self.chance = random.Random(seed)
 
     def decide(self, now, pool):
-        moves = []
-        for slot in self.chance.choices(pool.slots, k=self.chance.randrange(3)):
-            lend = Lend(slot.name, "chat", now + self.chance.uniform(-50, 200), "")
-            moves.append(self.chance.choice([lend, Return(slot.name, "")]))
-        return moves
+        holders = self.chance.choices(
+            ["chat", *pool.running, "nobody"], [5, *[1] * len(pool.running), 1], k=self.chance.randrange(3)
+        )
+        return [Size(one, self.chance.randint(-1, pool.nodes + 1), now + self.chance.uniform(-50, 200)) for one in holders]
 
 
 def assert_kept(owners, leases):
@@ -80,8 +80,9 @@ def assert_kept(owners, leases):
 @given(st.integers(0, 2**32), st.integers(1, 2), st.integers(1, 3), DELAYS)
 def test_whatever_a_policy_says_a_slot_has_one_role_and_a_loan_ends_by_its_deadline(seed, chat, train, delays):
     owners = fleet_of(chat, train)
-    _, leases = run(owners, AnyPolicy(seed), [0.0], delays, seconds=300)
+    moves, leases = run(owners, AnyPolicy(seed), [0.0], delays, seconds=300)
     assert_kept(owners, leases)
+    assert any(isinstance(move, Lend) for _, move in moves)
 
 
 @settings(max_examples=40)

@@ -68,7 +68,20 @@ def without_failures(setup):
         ({"pools__a": {"host_core": 3}}, "host_core"),
         ({"services__chat": {"needs": {"host_cores": 128}}}, "chat needs 128 host cores of a node, and one of a has 96: add 32"),
         ({"services__chat": {"pool": "b"}}, "no pool 'b'"),
-        ({"jobs__philly": {"load": "high"}}, "load"),
+        ({"jobs__philly": {"load": "high"}}, "jobs.philly: load must be a number > 0, not 'high'"),
+        ({"jobs__philly": {"pools": []}}, "jobs.philly: pools must be a list that is not empty, not []"),
+        ({"jobs__philly": {"longest_interval_s": 0}}, "jobs.philly: longest_interval_s must be a number > 0, not 0"),
+        ({"services__chat": {"own": 60}}, "services own every node of a, and none is left for the jobs philly"),
+        ({"services__chat": {"requests_per_s": 0}}, "services.chat: requests_per_s must be a number > 0, not 0"),
+        ({"services__chat": {"own": -1}}, "services.chat: own must be a whole number >= 0, not -1"),
+        ({"pools__a": {"nodes": 0}}, "pools.a: nodes must be a whole number >= 1 and <= 1048576, not 0"),
+        ({"pools__a": {"ram_gib": math.nan}}, "pools.a: ram_gib must be a number >= 0, not nan"),
+        (
+            {"sites__tx": {"power_cap_mw": [1.0] * 3}},
+            "sites.tx: power_cap_mw must be a number > 0 or 24 of them, one for each hour",
+        ),
+        ({"simulation": {"tick_s": 0}}, "tick_s in the table [simulation] must be a number >= 1, not 0"),
+        ({"simulation": {"seeds": 0}}, "seeds in the table [simulation] must be a whole number >= 1, not 0"),
     ],
 )
 def test_a_file_that_cannot_work_says_in_a_sentence_what_binds(tables, said):
@@ -107,6 +120,13 @@ def test_drawn_jobs_make_the_work_that_is_asked_for_and_no_job_more(seed, work):
     assert (np.diff(drawn.came) >= 0).all() and drawn.came[0] >= 0 and drawn.came[-1] <= 7 * 86_400
 
 
+def test_guesses_of_two_tables_of_jobs_err_by_themselves():
+    jobs = PLAIN["jobs"]["philly"]
+    setup = without_failures(prepare(changed(jobs__philly={**jobs, "load": 0.3}, jobs__other={**jobs, "load": 0.3})))
+    errors = {table: [job.estimate for name, job in draw_work(setup, 0) if name == table] for table in setup.file.jobs}
+    assert not set(errors["philly"]) & set(errors["other"]) and len(errors["other"]) > 1
+
+
 def test_static_queues_as_a_plain_reckoning_of_first_come_first_served():
     """Jobs of one node on as many as training has: each starts when a node is free, in order."""
     calm = without_failures(prepare(changed(jobs__philly={"load": 8.0})))
@@ -134,14 +154,15 @@ class AnyPolicy:
         assert pool.training == sum(job.nodes for job in pool.running.values())
         assert pool.serving == sum(service.nodes for service in pool.services)
         assert all(job.least <= job.nodes <= job.most for job in pool.running.values())
+        assert all(service.nodes >= 0 for service in pool.services)
         assert not any(job.nodes for job in pool.waiting) and pool.leaving >= 0
         assert len({job.name for job in (*pool.running.values(), *pool.waiting)}) == len(pool.running) + len(pool.waiting)
         if not pool.periodic:
             return []
         jobs = [*pool.running.values(), *pool.waiting]
         chosen = self.chance.sample(jobs, min(3, len(jobs)))
-        sizes = [Size(job.name, self.chance.randint(0, job.most + 1), None, "", self.chance.random() < 0.5) for job in chosen]
-        services = [Size(s.name, self.chance.randint(s.least, 40), now + 3600) for s in pool.services if self.chance.random() < 0.3]
+        sizes = [Size(job.name, self.chance.randint(-1, job.most + 1), None, "", self.chance.random() < 0.5) for job in chosen]
+        services = [Size(s.name, self.chance.randint(-1, 40), now + 3600) for s in pool.services if self.chance.random() < 0.3]
         return [*sizes, *services, Size("nobody", 3)]
 
 
@@ -171,6 +192,21 @@ def test_a_service_gives_back_what_it_borrowed_by_its_deadline(setup):
     assert ready[1.5] == 40 and ready[2.5] == 30
 
 
+def test_a_job_comes_to_a_pool_where_it_fits_beside_what_services_own():
+    setup = without_failures(prepare(changed(
+        pools__b={"site": "tx", "accelerator": "h100", "nodes": 20, "accelerators_per_node": 1},
+        services__chat={"own": 56}, jobs__philly={"pools": ["a", "b"], "load": 4.0},
+    )))  # fmt: skip
+    assert any(job.least > 4 for _, job in draw_work(setup, 0))
+
+    class Fitting(Static):
+        def decide(self, now, pool):
+            assert all(job.least <= pool.nodes - pool.own for job in pool.waiting)
+            return super().decide(now, pool)
+
+    Simulation(setup, Fitting(), 0).run()
+
+
 def test_power_stays_under_a_cap_that_changes_by_the_hour():
     full = prepare(changed()).pools["a"].peak_w / 1e6
     cap = [full * (0.8 if 8 <= hour < 16 else 1.0) for hour in range(24)]
@@ -179,6 +215,40 @@ def test_power_stays_under_a_cap_that_changes_by_the_hour():
         out = Simulation(setup, load("policies", policy)(), 0).run()
         assert all(row[11] <= row[12] * (1 + 1e-9) for row in out.series), policy
         assert max(row[11] for row in out.series) > 0.85e6 * full and out.stops > 0
+
+
+def test_a_cap_that_falls_takes_no_node_from_a_service_that_no_policy_shrinks(setup):
+    site = dataclasses.replace(setup.sites["tx"], cap_w=setup.pools["a"].peak_w * (1 - 0.03 * np.arange(24)))
+
+    class Shrinking:
+        """Takes a node from the service once an hour, and says at each other look that it keeps what it has."""
+
+        holds, short = 30, False
+
+        def decide(self, now, pool):
+            assert pool.services[0].nodes == pool.serving == self.holds
+            self.short = self.short or pool.room < 0
+            self.holds -= pool.periodic and now % 3600 == 0
+            return [Size("chat", self.holds)]
+
+    policy = Shrinking()
+    Simulation(dataclasses.replace(setup, sites={"tx": site}), policy, 0).run()
+    assert policy.holds == 5 and policy.short
+
+
+def test_the_highest_power_is_that_of_one_moment():
+    """Two pools whose services work in turns: one of them at a time."""
+    pool, chat = PLAIN["pools"]["a"], {**PLAIN["services"]["chat"], "own": 0}
+    services = {name: {**chat, "pool": name} for name in ("a", "b")}
+    fleet = {**PLAIN, "pools": {"a": pool, "b": pool}, "services": services, "jobs": {}}
+    calm = without_failures(prepare(fleet_of(fleet, "fleet.toml")))
+
+    class Turns:
+        def decide(self, now, pool):
+            return [Size(pool.name, 30 if (now // 3600) % 2 == (pool.name == "a") else 0)]
+
+    found, node = figures(Simulation(calm, Turns(), 0).run(), 1.0), calm.pools["a"]
+    assert found["peak_mw"] * 1e6 == pytest.approx(120 * node.idle_w + 30 * (node.busy_w - node.idle_w))
 
 
 def test_a_seed_gives_the_same_figures_and_policies_meet_the_same_jobs(setup):

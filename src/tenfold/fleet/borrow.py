@@ -26,4 +26,4 @@ class Borrow:
                 latest = stop(pool.running.values(), short, lambda job: -job.since * job.least, False, "its quota is reclaimed")
                 return latest + sizes
         room = pool.room - more
-        return sizes + (start(pool.waiting, room)[0] if room > 0 and pool.waiting else [])
+        return sizes + (start(pool.waiting, room) if room > 0 and pool.waiting else [])

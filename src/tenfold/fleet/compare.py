@@ -43,14 +43,11 @@ def with_own(setup: Setup, share: float) -> Setup:
 
     The work that comes stays that of the fleet as it was.
     """
-    replace = msgspec.structs.replace
-    services, tables = {}, dict(setup.file.services)
+    services = {}
     for name, known in setup.services.items():
         own = max(known.table.least, round(share * float(known.rates.max()) / known.table.requests_per_s))
-        tables[name] = replace(known.table, own=own)
-        services[name] = dataclasses.replace(known, table=tables[name])
-    whole = setup.work_of or setup
-    return dataclasses.replace(setup, file=replace(setup.file, services=tables), services=services, work_of=whole)
+        services[name] = dataclasses.replace(known, table=msgspec.structs.replace(known.table, own=own))
+    return dataclasses.replace(setup, services=services, work_of=setup.work_of or setup)
 
 
 def best_static(setup: Setup, seeds: int, missed: float, shares: Sequence[float]) -> tuple[float, list[dict[str, float]]]:

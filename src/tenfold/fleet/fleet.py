@@ -73,7 +73,7 @@ class Fleet:
         jobs = {slot.name: Job(slot.name, 1, 1, slot.since, 1e9, 1, slot.since, slot.since) for slot in working}
         return Pool(
             "slots", len(self.slots), [service], jobs, training=len(jobs), serving=len(held), switch_s=self.limits.switch_s,
-            leave_s=2 * self.limits.leave_s + 5 * self.limits.tick_s, slots=self.slots,
+            leave_s=2 * self.limits.leave_s + 5 * self.limits.tick_s,
         )  # fmt: skip
 
 
@@ -105,38 +105,30 @@ class World(Protocol):
 
 
 def tick(now: float, world: World, policy: Policy) -> list[Move]:
-    """Look, decide and apply once. A loan that is due ends whatever the policy says; a move that may not be is left out."""
+    """Look, decide and apply once. A loan that is due ends whatever the policy says; a size that may not be moves nothing."""
     fleet = world.observe(now)
     leaving = fleet.limits.leave_s + 2 * fleet.limits.tick_s
-    still = {slot.name: slot for slot in fleet.slots if not slot.turning}
-    due: list[Move | Size] = [
-        Return(x.name, "its deadline") for x in still.values() if x.until is not None and x.until <= now + leaving
-    ]
+    still = {slot.name for slot in fleet.slots if not slot.turning}
+    due = [Return(x.name, "its deadline") for x in fleet.slots if x.until is not None and x.until <= now + leaving]
+    wished = [_move(now, fleet, size, now + 2 * leaving) for size in policy.decide(now, fleet.pool())]
     chosen: list[Move] = []
-    for wish in [*due, *policy.decide(now, fleet.pool())]:
-        move = _slot_of(now, fleet, wish) if isinstance(wish, Size) else wish
-        if move and move.slot in still and _allowed(still[move.slot], move, now + 2 * leaving):
-            del still[move.slot]
+    for move in [*due, *wished]:
+        if move and move.slot in still:
+            still.remove(move.slot)
             world.apply(move)
             chosen.append(move)
     return chosen
 
 
-def _slot_of(now: float, fleet: Fleet, size: Size) -> Move | None:
-    """The one slot that a service's size moves: an idle one first, the newest loan back first; none while a slot turns."""
+def _move(now: float, fleet: Fleet, size: Size, earliest: float) -> Move | None:
+    """The one slot that a service's size moves: an idle one first, the newest loan back first; none while a slot turns, and no loan
+    that is too short for both roles to leave."""
     held = [slot for slot in fleet.slots if slot.role == size.holder]
     if size.holder != SERVICE or any(slot.turning for slot in fleet.slots):
         return None
     rested = [slot for slot in fleet.slots if now - slot.since >= fleet.limits.switch_s or slot.idle]
     if size.nodes > len(held):
         free = sorted((slot for slot in rested if slot.role != size.holder and slot.until is None), key=lambda slot: not slot.idle)
-        return Lend(free[0].name, size.holder, size.until or now, size.why) if free else None
+        return Lend(free[0].name, size.holder, size.until, size.why) if free and size.until and size.until > earliest else None
     loans = [slot for slot in rested if slot.role == size.holder and slot.until is not None]
     return Return(loans[-1].name, size.why) if loans and size.nodes < len(held) else None
-
-
-def _allowed(slot: Slot, move: Move, earliest: float) -> bool:
-    """A loan is of an owner's slot to another role, and long enough for both to leave."""
-    if isinstance(move, Return):
-        return slot.until is not None
-    return slot.until is None and move.role != slot.owner and move.until > earliest

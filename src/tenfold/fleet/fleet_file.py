@@ -2,35 +2,42 @@
 
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin
 
 import msgspec
+from msgspec import Meta
 
 from tenfold.spec.accelerator import accelerator
 from tenfold.spec.errors import TenfoldError, nearest
 from tenfold.spec.files import readable
+from tenfold.spec.ranges import Count, CountOrNone, Nodes, NotNegative, Positive, Seconds, Share, convert, hints_of
+
+OfEachHour = Annotated[
+    list[Positive], Meta(min_length=24, max_length=24, extra={"words": "24 of them, one for each hour of the day"})
+]
+OneOrMore = Annotated[float, Meta(ge=1)]
 
 
 class Resources(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a node has, or what a role needs of it."""
 
-    accelerators: int = 0
-    memory_gb: float = 0.0  # of each accelerator
-    host_cores: int = 0
-    ram_gib: float = 0.0
-    storage_tb: float = 0.0
-    network_gbps: float = 0.0
+    accelerators: CountOrNone = 0
+    memory_gb: NotNegative = 0.0  # of each accelerator
+    host_cores: CountOrNone = 0
+    ram_gib: NotNegative = 0.0
+    storage_tb: NotNegative = 0.0
+    network_gbps: NotNegative = 0.0
 
 
 class SiteTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A place with one connection to the grid. `power_cap_mw` is one figure, or one for each hour of the day."""
 
     region: str = "US"
-    power_cap_mw: float | list[float] | None = None
+    power_cap_mw: Positive | OfEachHour | None = None
     price_csv: str | None = None
     carbon_csv: str | None = None
-    pue: float | None = None
-    carbon_usd_per_t: float = 0.0
+    pue: OneOrMore | None = None
+    carbon_usd_per_t: NotNegative = 0.0
 
 
 class PoolTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -38,12 +45,12 @@ class PoolTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     site: str
     accelerator: str
-    nodes: int
-    accelerators_per_node: int = 8
-    host_cores: int = 96
-    ram_gib: float = 2048
-    storage_tb: float = 30
-    network_gbps: float = 3200
+    nodes: Nodes
+    accelerators_per_node: Count = 8
+    host_cores: CountOrNone = 96
+    ram_gib: NotNegative = 2048
+    storage_tb: NotNegative = 30
+    network_gbps: NotNegative = 3200
 
     @property
     def node(self) -> Resources:
@@ -57,17 +64,12 @@ class ServiceTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     requests/s in its first two columns, times `demand_scale`. `own` nodes are its quota."""
 
     pool: str
-    own: int
-    requests_per_s: float
+    own: CountOrNone
+    requests_per_s: Positive
     demand_csv: str
-    demand_scale: float = 1.0
-    kind: str = "chat"
-    model: str = ""
-    least: int = 1
-    start_s: float = 60.0
-    first_token_s: float | None = None
-    between_tokens_s: float | None = None
-    p99_s: float | None = None
+    demand_scale: Positive = 1.0
+    least: CountOrNone = 1
+    start_s: Seconds = 60.0
     needs: Resources = Resources()
 
 
@@ -77,26 +79,26 @@ class JobsTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     times that size, at (size)^`scaling` times the speed. `estimate_error` is the spread of its owner's guess of its time."""
 
     trace_csv: str
-    pools: list[str]
-    load: float = 0.85
-    nodes_per_gpu: float = 1.0
-    elastic_from: int = 2
-    most: float = 2.0
-    scaling: float = 0.9
-    estimate_error: float = 0.25
-    state_gb_per_node: float = 100.0
-    longest_interval_s: float = 1800.0
+    pools: Annotated[list[str], Meta(min_length=1)]
+    load: Positive = 0.85
+    nodes_per_gpu: Positive = 1.0
+    elastic_from: Count = 2
+    most: OneOrMore = 2.0
+    scaling: Share = 0.9
+    estimate_error: NotNegative = 0.25
+    state_gb_per_node: Positive = 100.0
+    longest_interval_s: Positive = 1800.0
     needs: Resources = Resources()
 
 
 class SimulationTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How much is simulated: `days`, after which jobs may have `drain_days` to end; a periodic look is every `tick_s`."""
 
-    days: float = 14.0
-    drain_days: float = 0.0
-    tick_s: float = 60.0
-    seeds: int = 3
-    history_days: float = 7.0
+    days: Positive = 14.0
+    drain_days: NotNegative = 0.0
+    tick_s: OneOrMore = 60.0
+    seeds: Count = 3
+    history_days: NotNegative = 7.0
 
 
 class FleetFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -122,35 +124,50 @@ def read_fleet(path: Path) -> FleetFile:
 
 def fleet_of(fields: dict[str, Any], where: str, folder: Path = Path()) -> FleetFile:
     """The fleet of a file's tables, its paths made absolute. Raises TenfoldError as `read_fleet` does."""
-    try:
-        fleet = msgspec.convert(fields, FleetFile)
-    except msgspec.ValidationError as error:
-        raise TenfoldError(f"{where}: {error}.") from None
+    fleet = _converted(fields, where)
     if not fleet.pools:
         raise TenfoldError(f"{where} has no [pools.NAME]: a fleet has one at least.")
     for name, pool in fleet.pools.items():
-        if pool.site not in fleet.sites:
-            raise TenfoldError(f"{where}: the pool {name} is in no site {pool.site!r}{nearest(pool.site, fleet.sites)}.")
-        try:
-            power = accelerator(pool.accelerator).tdp_w
-        except TenfoldError as error:
-            raise TenfoldError(f"{where}: the pool {name}: {error}") from None
-        if power is None:
-            raise TenfoldError(f"{where}: {pool.accelerator} has no published board power, so the power of {name} is unknown.")
-        if pool.nodes < 1 or pool.accelerators_per_node < 1:
-            raise TenfoldError(f"{where}: the pool {name} needs a node at least, with an accelerator at least.")
+        _check_pool(fleet, where, name, pool)
     for kind, roles in (("service", fleet.services), ("jobs", fleet.jobs)):
         for name, role in roles.items():
             for pool_name in [role.pool] if isinstance(role, ServiceTable) else role.pools:
                 if pool_name not in fleet.pools:
                     raise TenfoldError(f"{where}: {kind} {name}: no pool {pool_name!r}{nearest(pool_name, fleet.pools)}.")
                 _check_needs(where, name, role.needs, pool_name, fleet.pools[pool_name].node)
-    for name, pool in fleet.pools.items():
-        owned = sum(service.own for service in fleet.services.values() if service.pool == name)
-        if owned > pool.nodes:
-            more = f"{owned - pool.nodes:,} more are needed"
-            raise TenfoldError(f"{where}: services own {owned:,} nodes of {name}, which has {pool.nodes:,}: {more}.")
+    left = {name: pool.nodes - sum(s.own for s in fleet.services.values() if s.pool == name) for name, pool in fleet.pools.items()}
+    for name, nodes in left.items():
+        if nodes < 0:
+            has = fleet.pools[name].nodes
+            raise TenfoldError(
+                f"{where}: services own {has - nodes:,} nodes of {name}, which has {has:,}: {-nodes:,} more are needed."
+            )
+    for name, jobs in fleet.jobs.items():
+        if not any(left[pool] for pool in jobs.pools):
+            raise TenfoldError(
+                f"{where}: services own every node of {' and '.join(jobs.pools)}, and none is left for the jobs {name}: add some."
+            )
     return _absolute(fleet, folder)
+
+
+def _converted(fields: dict[str, Any], where: str) -> FleetFile:
+    """The tables, each by itself first, so that a sentence names it."""
+    for key, kind in hints_of(FleetFile).items():
+        if get_origin(kind) is dict and isinstance(tables := fields.get(key), dict):
+            for name, table in tables.items():
+                convert(table, get_args(kind)[1], f"{where}: {key}.{name}")
+    return convert(fields, FleetFile, where)
+
+
+def _check_pool(fleet: FleetFile, where: str, name: str, pool: PoolTable) -> None:
+    if pool.site not in fleet.sites:
+        raise TenfoldError(f"{where}: the pool {name} is in no site {pool.site!r}{nearest(pool.site, fleet.sites)}.")
+    try:
+        power = accelerator(pool.accelerator).tdp_w
+    except TenfoldError as error:
+        raise TenfoldError(f"{where}: the pool {name}: {error}") from None
+    if power is None:
+        raise TenfoldError(f"{where}: {pool.accelerator} has no published board power, so the power of {name} is unknown.")
 
 
 def _check_needs(where: str, role: str, needs: Resources, pool: str, node: Resources) -> None:

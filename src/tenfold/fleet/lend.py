@@ -78,7 +78,7 @@ class Lending:
             return peaks.lasts(room - job.least) >= min(job.left_s(now), self.pays * (job.save_s + job.restart_s))
 
         small = [job for job in pool.waiting if job.least <= room]
-        started, _ = start(sorted(small, key=lambda job: job.left_s(now)), room, fits)
+        started = start(sorted(small, key=lambda job: job.left_s(now)), room, fits)
         elastic = sum(job.nodes - job.least for job in pool.running.values())
         first = min(pool.waiting, key=lambda job: job.left_s(now))
         short = first.least - room - pool.leaving  # those that leave are on their way to it

@@ -31,7 +31,7 @@ class Lyra:
         if not pool.waiting:
             return sizes + (self._extra(now, list(running), room) if pool.periodic and room > 0 else [])
         waiting = sorted(pool.waiting, key=lambda job: job.left_s(now))
-        started, _ = start(waiting, room)
+        started = start(waiting, room)
         if not started and not pool.leaving and waiting[0].least <= room + sum(job.nodes - job.least for job in running):
             return sizes + shrink(running, waiting[0].least - room, "a job waits")[0]
         return sizes + started

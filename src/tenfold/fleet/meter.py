@@ -1,11 +1,9 @@
 """What a simulated pool uses and misses, added up whenever something changes."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from tenfold.fleet.pools import Pool, Service
-from tenfold.fleet.setup import PoolFacts, SiteFacts
-
-HOUR_S = 3600.0
+from tenfold.fleet.setup import HOUR_S, PoolFacts, SiteFacts
 
 
 @dataclass(slots=True)
@@ -41,8 +39,7 @@ class Meter:
     kgco2: float = 0.0
     litres: float = 0.0
     over_cap_s: float = 0.0
-    peak_w: float = 0.0
-    _before: tuple[float, float, float, float] = field(default=(0.0, 0.0, 0.0, 0.0))
+    _before: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     def advance(self, now: float) -> None:
         """Add what was used since the last change."""
@@ -72,8 +69,8 @@ class Meter:
 
     def settle(self, now: float) -> None:
         """Pay for what was used since the last time, at the hour's price. An advance comes before."""
-        used = (self.training_s, self.answering_s, self.up_s, self.all_s)
-        training, answering, _, whole = (a - b for a, b in zip(used, self._before, strict=True))
+        used = (self.training_s, self.answering_s, self.all_s)
+        training, answering, whole = (a - b for a, b in zip(used, self._before, strict=True))
         self._before = used
         facts, hour = self.facts, int(now / HOUR_S)
         joules = whole * facts.idle_w + (training + answering) * (facts.busy_w - facts.idle_w)
@@ -82,4 +79,3 @@ class Meter:
         self.usd += kwh * self.site.usd_per_kwh[hour % len(self.site.usd_per_kwh)]
         self.kgco2 += kwh * self.site.kgco2_per_kwh[hour % len(self.site.kgco2_per_kwh)]
         self.litres += kwh * self.site.litres_per_kwh
-        self.peak_w = max(self.peak_w, self.watts())

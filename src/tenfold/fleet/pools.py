@@ -7,7 +7,7 @@ pool has thousands of nodes, a live one has a slot for each.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 
 @dataclass(slots=True, eq=False)
@@ -111,7 +111,6 @@ class Pool:
     periodic: bool = True
     worth_usd: float = 0.0  # what a node is worth for an hour,
     energy_usd: float = 0.0  # and what its energy and carbon cost for one, at work
-    slots: Sequence[Any] = ()
 
     @property
     def own(self) -> int:
@@ -139,4 +138,4 @@ class Size(NamedTuple):
 class Policy(Protocol):
     """Chooses sizes from nothing but what it is shown, which it does not change."""
 
-    def decide(self, now: float, pool: Pool) -> list[Any]: ...
+    def decide(self, now: float, pool: Pool) -> list[Size]: ...

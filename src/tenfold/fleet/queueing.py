@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable
 from tenfold.fleet.pools import Job, Pool, Size
 
 
-def start(waiting: Iterable[Job], room: int, fits: Callable[[Job], bool] | None = None) -> tuple[list[Size], int]:
-    """Start the jobs in their order, leaving out those that do not fit, as Kueue's BestEffortFIFO does; and what room is left."""
+def start(waiting: Iterable[Job], room: int, fits: Callable[[Job], bool] | None = None) -> list[Size]:
+    """Start the jobs in their order, leaving out those that do not fit, as Kueue's BestEffortFIFO does."""
     sizes: list[Size] = []
     for job in waiting:
         if room <= 0:
@@ -14,7 +14,7 @@ def start(waiting: Iterable[Job], room: int, fits: Callable[[Job], bool] | None 
         if job.least <= room and (fits is None or fits(job)):
             sizes.append(Size(job.name, job.least, None, "its turn"))
             room -= job.least
-    return sizes, room
+    return sizes
 
 
 def stop(jobs: Iterable[Job], need: int, price: Callable[[Job], float], save: bool, why: str) -> list[Size]:

@@ -19,9 +19,9 @@ from tenfold.plan.plots import ACCENT, COLOURS, INK, MARK, QUIET, as_svg
 NAMES = ("training", "answering", "starting", "saving", "idle", "down")
 
 
-def draw_day(out: Outcome, first_h: float, hours: float = 24.0) -> str:
+def draw_day(out: Outcome, first_h: float) -> str:
     """Demand and forecast, machines by role, and power under its cap, hour by hour."""
-    rows = np.array([row for row in out.series if first_h <= row[0] <= first_h + hours])
+    rows = np.array([row for row in out.series if first_h <= row[0] <= first_h + 24])
     at, training, ready, starting, saving, nodes, down, rate, middle, high, can, watts, cap = rows.T
     figure, (above, mid, below) = plt.subplots(
         3, 1, figsize=(9, 7), sharex=True, height_ratios=[2, 3, 1.6], constrained_layout=True
@@ -54,12 +54,12 @@ def busiest_day(out: Outcome) -> float:
     return 24.0 * (peak // 24)
 
 
-def html(title: str, found: Mapping[str, Mapping[str, Any]], out: Mapping[str, Outcome], first_h: float | None = None) -> str:
+def html(title: str, found: Mapping[str, Mapping[str, Any]], out: Mapping[str, Outcome]) -> str:
     """The page. `found` are the figures over seeds by policy, the first of them ours; `out` one run of each to draw."""
     template = resources.files("tenfold.fleet").joinpath("report.html.jinja").read_text()
     page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template)
     names = list(found)
-    first_h = busiest_day(out[names[0]]) if first_h is None else first_h
+    first_h = busiest_day(out[names[0]])
     rows = [(words, [said(found[name][key]) for name in names]) for key, words in WORDS.items()]
     return page.render(
         title=title,

@@ -40,7 +40,7 @@ def figures(out: Outcome, days: float) -> dict[str, float]:
         "lost_failures_h": out.lost_s["failures"] / HOUR_S, "stops": out.stops, "moves": out.moves,
         "energy_mwh": sum(m.kwh for m in meters) / 1e3, "energy_usd": float(sum(m.usd for m in meters)),
         "carbon_t": float(sum(m.kgco2 for m in meters)) / 1e3, "water_m3": sum(m.litres for m in meters) / 1e3,
-        "peak_mw": sum(m.peak_w for m in meters) / 1e6, "over_cap_h": sum(m.over_cap_s for m in meters) / HOUR_S,
+        "peak_mw": out.peak_w / 1e6, "over_cap_h": sum(m.over_cap_s for m in meters) / HOUR_S,
         "events": out.events,
     }  # fmt: skip
 

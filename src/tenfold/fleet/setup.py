@@ -3,7 +3,7 @@
 import itertools
 import math
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -53,7 +53,6 @@ class SiteFacts:
     kgco2_per_kwh: np.ndarray
     cap_w: np.ndarray
     litres_per_kwh: float
-    pue: float
     carbon_usd_per_t: float
 
 
@@ -83,7 +82,7 @@ class Setup:
     sites: dict[str, SiteFacts]
     services: dict[str, ServiceFacts]
     traces: dict[str, JobRows]
-    recovery: dict[str, float] = field(default_factory=dict)
+    recovery: dict[str, float]
     work_of: "Setup | None" = None  # whose jobs come, where another split of the same fleet is tried
 
 
@@ -131,20 +130,19 @@ def draw_work(setup: Setup, seed: int) -> list[tuple[str, Job]]:
         rows, most = setup.traces[name], max(setup.pools[p].nodes - own[p] for p in table.pools)
         sizes = np.clip(np.ceil(rows.gpus * table.nodes_per_gpu), 1, most).astype(int)
         drawn = draw_jobs(rows, seconds, table.load * free * seconds, sizes.tolist(), 1000 * seed + number)
-        errors = np.exp(np.random.default_rng(seed).normal(0, table.estimate_error, len(drawn)))
-        gpus = setup.pools[table.pools[0]].gpus
+        errors = np.exp(np.random.default_rng([seed, 2, number]).normal(0, table.estimate_error, len(drawn)))
         for i in range(len(drawn)):
-            found.append((name, _job(f"{name}-{i}", table, gpus, drawn, i, float(errors[i]))))
+            found.append((name, _job(setup, f"{name}-{i}", table, drawn, i, float(errors[i]))))
     return sorted(found, key=lambda row: row[1].came)
 
 
-def _job(name: str, table: JobsTable, gpus: int, rows: JobRows, i: int, error: float) -> Job:
-    least = int(rows.gpus[i])
+def _job(setup: Setup, name: str, table: JobsTable, rows: JobRows, i: int, error: float) -> Job:
+    least, gpus = int(rows.gpus[i]), setup.pools[table.pools[0]].gpus
     most = max(least, int(least * table.most)) if least >= table.elastic_from else least
     save, interval = _checkpoint(least, gpus, table.state_gb_per_node)
     return Job(
         name, least, most, float(rows.came[i]), float(rows.seconds[i]), save_s=save, scaling=table.scaling, estimate=error,
-        restart_s=Range.of(facts("reliability")["recovery"]["restart_s"]).mid if least * gpus > 8 else 60.0,
+        restart_s=setup.recovery["restart_s"] if least * gpus > 8 else 60.0,
         interval_s=max(save, min(table.longest_interval_s, interval)),
     )  # fmt: skip
 
@@ -163,7 +161,7 @@ def _site(file: FleetFile, name: str, place: Site) -> SiteFacts:
     carbon = read_carbon(Path(table.carbon_csv)).kgco2_per_kwh if table.carbon_csv else np.full(24, place.kgco2_per_kwh.mid)
     cap = np.inf if table.power_cap_mw is None else np.asarray(table.power_cap_mw) * 1e6
     water = place.water_off_site_l_per_kwh.mid + place.wue_l_per_kwh.mid / place.pue.mid
-    return SiteFacts(price, carbon, np.resize(cap, 24), water, place.pue.mid, table.carbon_usd_per_t)
+    return SiteFacts(price, carbon, np.resize(cap, 24), water, table.carbon_usd_per_t)
 
 
 def _pool(name: str, table: PoolTable, pue: float, first: PoolTable) -> PoolFacts:

@@ -23,8 +23,8 @@ SWITCH_S = 60.0  # of a pool, beside a look and the start of its slowest service
 
 @dataclass
 class Outcome:
-    """What came of one simulation: jobs as (came, began or None, ended or None, nodes), lost node-seconds by cause, the meters, and
-    the day as a series of rows."""
+    """What came of one simulation: jobs as (came, began or None, ended or None, nodes), lost node-seconds by cause, the meters,
+    the highest watts of all pools together at a tick, and the day as a series of rows."""
 
     jobs: list[tuple[float, float | None, float | None, int]] = field(default_factory=list)
     lost_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("policy", "failures"), 0.0))
@@ -32,6 +32,7 @@ class Outcome:
     stops: int = 0
     events: int = 0
     meters: dict[str, Meter] = field(default_factory=dict)
+    peak_w: float = 0.0
     series: list[tuple[float, ...]] = field(default_factory=list)
 
 
@@ -93,6 +94,8 @@ class Simulation:
         if now + self._table.tick_s <= self._end + self._table.drain_days * DAY_S:
             self._at(now + self._table.tick_s, self._tick)
         into, index = now % BIN_S, int(now / BIN_S)
+        if now <= self._end:
+            self.out.peak_w = max(self.out.peak_w, self._watts())
         for meter in self.out.meters.values():
             if now <= self._end:
                 meter.advance(now)
@@ -154,9 +157,9 @@ class Simulation:
     def _size_service(self, now: float, meter: Meter, serving: Serving, size: Size) -> None:
         service, pool = serving.service, meter.pool
         meter.advance(min(now, self._end))
-        more = min(size.nodes - service.nodes, pool.room)
-        if size.nodes > service.nodes:
-            more = max(0, more)
+        more = max(0, size.nodes) - service.nodes
+        if more > 0:
+            more = min(more, max(0, pool.room))
             serving.starting += more
             service.until = size.until if size.nodes > service.own else None
             if more:
@@ -175,7 +178,7 @@ class Simulation:
     def _size_job(self, now: float, meter: Meter, job: Job, size: Size) -> None:
         """Bring a job to a size: it stops with or without a checkpoint, and starts from the last one it has."""
         pool, had = meter.pool, job.nodes
-        new = min(size.nodes, job.most, had + max(0, pool.room))
+        new = max(0, min(size.nodes, job.most, had + max(0, pool.room)))
         if new == had or 0 < new < job.least:
             return
         meter.advance(min(now, self._end))
@@ -228,7 +231,8 @@ class Simulation:
         self._next += 1
         if self._next < len(self._work):
             self._at(self._work[self._next][1].came, self._arrive)
-        pools = [p for p in self._setup.file.jobs[name].pools if self._setup.pools[p].nodes >= job.least]
+        fitting = [p for p in self._setup.file.jobs[name].pools if self._setup.pools[p].nodes >= job.least]
+        pools = [p for p in fitting if self._setup.pools[p].nodes - self._pools[p].own >= job.least] or fitting
         best = min(pools, key=lambda p: (self._queued[p] - max(0, self._pools[p].room)) / self._setup.pools[p].nodes)
         job.work_s /= self._setup.pools[best].speed
         self._queued[best] += job.least * job.work_s
@@ -275,7 +279,7 @@ class Simulation:
         for job in list(pool.running.values()):
             at -= job.nodes
             if at < 0:
-                return self._hit(now, meter, job, repaired)
+                return self._hit(now, meter, job)
         for serving in meter.serving:
             at -= serving.ready
             if at < 0:
@@ -286,7 +290,7 @@ class Simulation:
                 return None
         return None
 
-    def _hit(self, now: float, meter: Meter, job: Job, repaired: bool) -> None:
+    def _hit(self, now: float, meter: Meter, job: Job) -> None:
         """A job loses what it did since its checkpoint, and goes on: with another node, with fewer, or from the line."""
         pool = meter.pool
         self._stop(now, job, False, "failures")
@@ -307,6 +311,9 @@ class Simulation:
         meter.down -= 1
         self._decide(now, meter)
 
+    def _watts(self) -> float:
+        return sum(meter.watts() for meter in self.out.meters.values())
+
     def _row(self, now: float) -> None:
         meters = self.out.meters.values()
         servings = [serving for meter in meters for serving in meter.serving]
@@ -316,5 +323,5 @@ class Simulation:
             sum(m.pool.leaving for m in meters), sum(m.pool.nodes for m in meters), sum(m.down for m in meters),
             sum(s.service.rate for s in servings), sum(float(s.service.middle[5]) for s in servings),
             sum(float(s.service.high[5]) for s in servings), sum(s.ready * s.service.per_node for s in servings),
-            sum(m.watts() for m in meters), cap,
+            self._watts(), cap,
         ))  # fmt: skip

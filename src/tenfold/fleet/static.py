@@ -14,5 +14,5 @@ class Static:
         sizes = [Size(s.name, s.own, None, "its own") for s in pool.services if s.nodes != s.own]
         room = min(pool.room, pool.nodes - pool.own - pool.training - pool.leaving)
         if room > 0 and pool.waiting:
-            sizes += start(pool.waiting, room)[0]
+            sizes += start(pool.waiting, room)
         return sizes

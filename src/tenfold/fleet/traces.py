@@ -10,7 +10,6 @@ import numpy as np
 
 from tenfold.spec.errors import TenfoldError
 
-WEEK_S = 7 * 86_400.0
 BIN_S = 600.0
 JITTER_S = 3600.0
 

@@ -5,7 +5,7 @@ Student's t distribution that holds the doubt about its parameters, the misfit o
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -77,7 +77,6 @@ class Law:
     n_points: int
     points_sha256: str
     seed: int = 0
-    loss_range: tuple[float, float] = field(default=(0.0, 0.0))
 
     @cached_property
     def data(self) -> Data:
@@ -201,7 +200,7 @@ class Law:
         calibration = Calibration(**{**plain["calibration"], "misfit": tuple(plain["calibration"]["misfit"])})
         made = {"points": [Point(*row) for row in plain["points"]], "members": [_member(m) for m in plain["members"]]}
         made |= {"trusted": np.array(plain["trusted"]), "frontier": np.array(plain["frontier"]), "calibration": calibration}
-        return Law(**{**known, **made, "loss_range": tuple(plain["loss_range"])})
+        return Law(**(known | made))
 
 
 def _member(plain: dict[str, Any]) -> Member:
@@ -243,7 +242,7 @@ def fit_law(
     """
     points = once(points)
     _check(points, minimum_points(asymptote))
-    n, d, c, loss = arrays(points)
+    n, d, c, _ = arrays(points)
     data = Data.of(points)
     first = first_fits(data, asymptote)
     scale = Scale(first["chinchilla"])
@@ -263,14 +262,15 @@ def fit_law(
         n_points=len(points),
         points_sha256=fingerprint(points),
         seed=seed,
-        loss_range=(float(loss.min()), float(loss.max())),
     )
 
 
 def _worth_keeping(members: list[Member]) -> list[Member]:
-    """Those whose weight matters, and of each form the likeliest."""
+    """Those whose weight matters, and of each form the likeliest; their weights sum to 1."""
     best = [max((m for m in members if m.form == name), key=lambda m: m.weight) for name in FORMS]
-    return [replace(m, weight=max(m.weight, 1e-9)) for m in members if m.weight > NEGLIGIBLE or any(m is one for one in best)]
+    kept = [replace(m, weight=max(m.weight, 1e-9)) for m in members if m.weight > NEGLIGIBLE or any(m is one for one in best)]
+    whole = sum(m.weight for m in kept)
+    return [replace(m, weight=m.weight / whole) for m in kept]
 
 
 def minimum_points(asymptote: tuple[float, float] | None) -> int:

@@ -130,7 +130,7 @@ def words(kind: Any) -> str:
 def _bounds(metadata: tuple[Any, ...]) -> list[str]:
     found = [m for m in metadata if isinstance(m, Meta)]
     bounds = [f"{sign} {_number(value)}" for m in found for name, sign in BOUNDS.items() if (value := getattr(m, name)) is not None]
-    return ["that is not empty"] * any(m.min_length for m in found) + bounds
+    return ["that is not empty"] * any(m.min_length == 1 for m in found) + bounds
 
 
 def _number(value: float) -> str:
