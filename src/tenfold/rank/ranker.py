@@ -34,6 +34,11 @@ class History(NamedTuple):
     times: Sequence[float] = ()
     now: float | None = None
 
+    @property
+    def is_timed(self) -> bool:
+        """Whether it is known when each item was taken; of none it is."""
+        return not self.items or (self.now is not None and len(self.times) == len(self.items))
+
 
 @dataclass
 class Ranker:
@@ -85,9 +90,12 @@ class Ranker:
     @torch.inference_mode()
     def users(self, histories: Sequence[History]) -> Tensor:
         """The vector of each history, float32 [histories, dim]: products with `items` are logits of the next item."""
-        tokens, times, last = _padded(histories, self.model.spec.context - 1)
-        hidden = self.model.hidden(tokens, times=times)
-        return hidden[torch.arange(len(last)), last].float()
+        vectors = torch.empty(len(histories), self.items.shape[1])
+        for timed in (True, False):  # a model that sees times sees those of all rows, or none
+            if some := [i for i, history in enumerate(histories) if history.is_timed == timed]:
+                tokens, times, last = _padded([histories[i] for i in some], self.model.spec.context - 1)
+                vectors[some] = self.model.hidden(tokens, times=times)[torch.arange(len(last)), last].float()
+        return vectors
 
     @torch.inference_mode()
     def score(self, histories: Sequence[History], candidates: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
@@ -107,17 +115,16 @@ class Ranker:
 
 
 def _padded(histories: Sequence[History], context: int) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Tokens [histories, T], times [histories, T + 1] where all have theirs, and where each one's last token stands."""
-    longest = min(context, 1 + max((len(h.items) for h in histories), default=0))
-    known = all(h.now is not None and len(h.times) == len(h.items) for h in histories)
-    none = np.empty(0)
+    """Tokens [histories, T], times [histories, T + 1] where the histories have them, and where each one's last token stands."""
+    longest = min(context, 1 + max(len(h.items) for h in histories))
+    known, none = all(h.is_timed for h in histories), np.empty(0)
     rows, last = as_rows(
         Queries(
             np.arange(len(histories)),
             [np.asarray(h.items, np.int64) for h in histories],
             [np.asarray(h.times, np.int64) if known else np.zeros(len(h.items), np.int64) for h in histories],
             none,
-            np.array([h.now if known else 0 for h in histories], np.int64),
+            np.array([(h.now or 0) if known else 0 for h in histories], np.int64),
         ),
         longest,
     )
