@@ -104,6 +104,10 @@ def test_users_answered_together_get_what_each_gets_alone(ranker):
         assert found.tokens == alone.tokens and found.scores == pytest.approx(alone.scores, abs=1e-5)
 
 
+def test_of_nobody_there_are_no_lists(ranker):
+    assert listed(recommender(ranker)) == [] and ranker.score([]).shape == (0, ITEMS + 1)
+
+
 def test_filters_and_limits_hold_at_every_place(ranker):
     history = History((1, 2, 3))
     rules = Rules(where={"price": Range(10, 40), "shelf": ["shelf 1", "shelf 2"]}, at_most={"shelf": 3}, diversity=0.3)
