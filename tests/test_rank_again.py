@@ -85,6 +85,20 @@ def test_a_user_with_very_many_events_in_a_day_is_cut_off(tmp_path):
     assert len(store.history("bot", 20)) == 20 and store.history("bot", 20)[-1].time == rows[-1]["time"]
 
 
+def test_nobody_who_leaves_and_no_row_that_cannot_be_written_stops_the_writer(tmp_path):
+    store = Events(f"sqlite:///{tmp_path / 'events.db'}")
+    row = {"time": 1.0, "item": "item-1", "action": "click"}
+    kept = [store.keep_events("left", [{"id": f"left-{n}", **row}]) for n in range(50)]
+    for done in kept:
+        done.cancel()
+    assert sum(done.result(timeout=20) for done in kept) == 50
+    with pytest.raises(TenfoldError, match="cannot be kept"):
+        store.keep_events("much", [{"id": "much", **row, "place": 2**70}]).result(timeout=20)
+    assert store.keep_events("stays", [{"id": "stays", **row}]).result(timeout=20) == 1
+    assert len(store.history("left", 100)) == 50 and store.history("much", 1) == []
+    store.close()
+
+
 def test_what_is_asked_of_the_gate_comes_after_all_that_was_learned(tmp_path):
     tables = {
         "train": {"user": ["a", "b", "a"], "item": ["x", "y", "z"], "time": [1, 2, 3]},
