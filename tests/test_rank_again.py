@@ -18,8 +18,9 @@ from tenfold.rank.events.interactions import PER_USER_DAY, gather
 from tenfold.rank.events.store import Events
 from tenfold.rank.gate import Asked, by_user, held_out, ndcg, popularity_ndcg
 from tenfold.rank.options import RankOptions
-from tenfold.rank.ranker import Ranker
-from tenfold.rank.serving.recommender import Recommender
+from tenfold.rank.ranker import History, Ranker
+from tenfold.rank.serving.recommender import Query, Recommender
+from tenfold.rank.serving.settings import RankSettings
 from tenfold.rank.training import train_on
 from tenfold.spec.errors import TenfoldError
 
@@ -196,3 +197,26 @@ def test_recommendations_for_everybody_are_those_of_each(shop, tmp_path, capsys)
     assert "3 items for each of 20 users" in capsys.readouterr().out
     table = pyarrow.parquet.read_table(Path(tmp_path / "b.parquet"))
     assert table.column_names == ["user", "place", "item", "score"] and len(table) == 60
+
+
+def test_actions_that_make_no_history_are_none_in_a_batch_either_and_who_took_nothing_is_recommended_to(shop, tmp_path):
+    store = Events(f"sqlite:///{tmp_path / 'events.db'}")
+    store.keep_list("seen", "looker", {"items": ["item-1"]}).result()
+    taken = [("item-3", "click"), ("item-7", "view"), ("item-9", "click")]
+    rows = [{"id": str(n), "time": 1000.0 + n, "item": item, "action": action} for n, (item, action) in enumerate(taken)]
+    store.keep_events("buyer", rows).result()
+    columns = {"user": ["buyer"] * 3, "item": [i for i, _ in taken], "time": [1000, 1001, 1002], "action": [a for _, a in taken]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "t.parquet")
+    of = Recommender.load(shop / "random", RankSettings(history_actions=("click",)))
+    history = of.ranker.history(["item-3", "item-9"], [1000.0, 1002.0], 1002.0)
+    queries = [Query(History(()), 4), Query(history, 4, left_out=frozenset(history.items))]
+    empty, right = ([of.ranker.names[token] for token in made.tokens] for made in of.answer(queries, np.random.default_rng(0)))
+    for source, users in (("events.db", 2), ("t.parquet", 1)):
+        assert recommend_all(of, str(tmp_path / source), tmp_path / "all.parquet", 4) == users
+        lists = {}
+        for row in pyarrow.parquet.read_table(tmp_path / "all.parquet").to_pylist():
+            lists.setdefault(row["user"], []).append(row["item"])
+        assert lists.get("buyer", lists.get(store.user_hash("buyer"))) == right
+        assert users == 1 or lists[store.user_hash("looker")] == empty
+    with pytest.raises(TenfoldError, match="no column 'action'"):
+        recommend_all(of, str(shop / "base.csv"), tmp_path / "all.parquet", 4)

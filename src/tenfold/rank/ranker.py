@@ -69,6 +69,11 @@ class Ranker:
         """Tokens of items by their names; 0 for those that are not known."""
         return [self._token.get(name, 0) for name in names]
 
+    def history(self, names: Sequence[str], times: Sequence[float] = (), now: float | None = None) -> History:
+        """What a user had, by names, without the items that are not known."""
+        known = [(i, token) for i, token in enumerate(self.tokens(names)) if token]
+        return History(tuple(token for _, token in known), tuple(times[i] for i, _ in known) if times else (), now)
+
     @property
     def objectives(self) -> list[str]:
         """What else is predicted of a candidate, as it was written in the run file."""
