@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import sqlite3
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +77,40 @@ def test_events_and_an_earlier_table_are_one_table_by_time_without_those_who_lef
     gone = {store.user_hash("user-155"), store.user_hash("user-165")}
     assert set(after.table["user"].to_pylist()) == users - gone
     assert after.left_out["of users who had theirs deleted"] == 8 and after.from_store == (USERS - 1) * LENGTH
+
+
+def test_the_next_ranker_learns_what_the_earlier_table_knows_of_items_and_of_their_ratings(shop, tmp_path):
+    rows = [
+        (f"user-{u}", f"item-{(u + n) % ITEMS}", n * 100, (u + n) % 6, f"kind{(u + n) % 3}") for u in range(40) for n in range(4)
+    ]
+    names = ("user", "item", "time", "rating", "item_title")
+    pyarrow.parquet.write_table(
+        pyarrow.table(dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))), tmp_path / "base.parquet"
+    )
+    found = gather(Events.open(str(shop / "events.db")), str(tmp_path / "base.parquet")).table
+    assert found["rating"].null_count == USERS * LENGTH and found["action"].null_count == len(rows)
+    assert all(row["item_title"] == f"kind{int(row['item'][5:]) % 3}" for row in found.to_pylist())
+
+    options = RankOptions("hstu", width=16, seq_len=10, epochs=1)
+    task = TaskOptions(objectives="rating>=4", content=True).table
+    take = wanted(shop, "informed", base=f"sqlite:///file:{tmp_path / 'base.db'}?uri=true&password=hush#events")
+    with sqlite3.connect(tmp_path / "base.db") as base:
+        base.execute("create table events (user text, item text, time integer, rating integer, item_title text)")
+        base.executemany("insert into events values (?, ?, ?, ?, ?)", rows)
+    base.close()
+    again(tmp_path, take, partial(train_on, home=tmp_path, options=options, task=task, quiet=True))
+    ranker = Ranker.load(tmp_path / FOLDER / "informed")
+    assert ranker.objectives == ["rating>=4"] and ranker.extras.tower is not None
+    lineage = (tmp_path / FOLDER / "informed" / "lineage.json").read_text()
+    assert "hush" not in lineage and "base.db" in lineage
+
+
+def test_attributes_in_a_file_beside_the_earlier_table_are_known_of_the_store_s_rows(shop, tmp_path):
+    (tmp_path / "ratings.dat").write_text("".join(f"{u}::item-{u % 5}::4::{100 + u}\n" for u in range(10)))
+    (tmp_path / "movies.dat").write_text("".join(f"item-{i}::title {i}::Drama|War\n" for i in range(3)))
+    found = gather(Events.open(str(shop / "events.db")), str(tmp_path / "ratings.dat")).table
+    titles = {row["item"]: (row["item_title"], row["item_genres"]) for row in found.to_pylist()}
+    assert titles["item-2"] == ("title 2", "Drama|War") and titles["item-4"] == (None, None) and len(titles) == ITEMS
 
 
 def test_a_user_with_very_many_events_in_a_day_is_cut_off(tmp_path):
