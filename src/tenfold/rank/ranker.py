@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from tenfold.data.interactions.content import features
+from tenfold.data.interactions.content import features, first_rows
 from tenfold.data.interactions.events import Queries, Rows, item_names
 from tenfold.model.io.huggingface import read_model
 from tenfold.rank.extras import Extras, read_extras
@@ -82,11 +82,24 @@ class Ranker:
     @torch.no_grad()
     def add_items(self, items: pa.Table) -> None:
         """Let items that the training never saw be ranked: a table of their names in `item`, and what is known of them, in the
-        columns that the model was trained with. Raises TenfoldError where it has no tower."""
-        if self.extras.tower is None:
+        columns that the model was trained with. Of several rows of an item the first counts.
+
+        Raises TenfoldError where the model has no tower, or one of other columns.
+        """
+        tower = self.extras.tower
+        if tower is None:
             raise TenfoldError("The model has no content tower: train it with `content = true` in [task].")
-        new = items.filter(pa.array([name not in self._token for name in items["item"].to_pylist()]))
-        table = self.extras.tower(torch.from_numpy(features(new)))
+        rows = first_rows(items)
+        new = items.take(pa.array([row for name, row in rows.items() if name not in self._token], pa.int64()))
+        if not len(new):
+            return
+        known = features(new)
+        if known.shape[1] != tower.w1.in_features:
+            raise TenfoldError(
+                f"The new items have {known.shape[1]} features, and the model was trained with {tower.w1.in_features}: give the "
+                "columns of the training, and an item_vector of its length."
+            )
+        table = tower(torch.from_numpy(known))
         self.model.embedding.weight = torch.nn.Parameter(torch.cat((self.model.embedding.weight, table)), requires_grad=False)
         self.items = torch.cat((self.items, self.model.item_vectors(table).float()))
         self.names += new["item"].to_pylist()
@@ -113,9 +126,8 @@ class Ranker:
         """What a user would think of each candidate, by objective, calibrated: probabilities, or amounts in their column's unit,
         [candidates] each. Candidates see the history and not each other."""
         tokens, times, _ = _padded([history], self.model.spec.context - 1)
-        if times is not None:
-            times = torch.cat((times[0], times[0, -1:]))
-        hidden = self.model.beside(tokens[0], torch.as_tensor(np.asarray(candidates), dtype=torch.int64), times)
+        asked = torch.as_tensor(np.asarray(candidates), dtype=torch.int64)
+        hidden = self.model.beside(tokens[0], asked, None if times is None else times[0])
         return self.extras.predict(hidden)
 
 

@@ -12,6 +12,7 @@ import pyarrow.parquet
 from tokenizers import Tokenizer, models
 
 from tenfold.data.fingerprint import digest
+from tenfold.data.interactions.content import first_rows
 from tenfold.data.interactions.events import FILE, ITEMS, Interactions
 from tenfold.data.interactions.read import MOVIELENS, is_database, item_attributes, movielens, read_interactions
 from tenfold.data.interactions.report import write_report
@@ -106,8 +107,6 @@ def _first_seen(item: np.ndarray, time: np.ndarray, items: int) -> np.ndarray:
 
 def attributes_of(names: list[str], attributes: pa.Table) -> pa.Table:
     """Attributes of the items named, in this order; null where nothing is known of one."""
-    place: dict[str, int] = {}
-    for row, name in enumerate(attributes["item"].to_pylist()):
-        place.setdefault(name, row)
+    place = first_rows(attributes)
     taken = attributes.take(pa.array([place.get(name) for name in names], pa.int64()))
     return taken.set_column(taken.schema.get_field_index("item"), "item", pa.array(names))
