@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import sqlite3
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +20,9 @@ from tenfold.rank.events.interactions import PER_USER_DAY, gather
 from tenfold.rank.events.store import Events
 from tenfold.rank.gate import Asked, by_user, held_out, ndcg, popularity_ndcg
 from tenfold.rank.options import RankOptions
-from tenfold.rank.ranker import Ranker
-from tenfold.rank.serving.recommender import Recommender
+from tenfold.rank.ranker import History, Ranker
+from tenfold.rank.serving.recommender import Query, Recommender
+from tenfold.rank.serving.settings import RankSettings
 from tenfold.rank.training import train_on
 from tenfold.spec.errors import TenfoldError
 
@@ -76,6 +79,40 @@ def test_events_and_an_earlier_table_are_one_table_by_time_without_those_who_lef
     assert after.left_out["of users who had theirs deleted"] == 8 and after.from_store == (USERS - 1) * LENGTH
 
 
+def test_the_next_ranker_learns_what_the_earlier_table_knows_of_items_and_of_their_ratings(shop, tmp_path):
+    rows = [
+        (f"user-{u}", f"item-{(u + n) % ITEMS}", n * 100, (u + n) % 6, f"kind{(u + n) % 3}") for u in range(40) for n in range(4)
+    ]
+    names = ("user", "item", "time", "rating", "item_title")
+    pyarrow.parquet.write_table(
+        pyarrow.table(dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))), tmp_path / "base.parquet"
+    )
+    found = gather(Events.open(str(shop / "events.db")), str(tmp_path / "base.parquet")).table
+    assert found["rating"].null_count == USERS * LENGTH and found["action"].null_count == len(rows)
+    assert all(row["item_title"] == f"kind{int(row['item'][5:]) % 3}" for row in found.to_pylist())
+
+    options = RankOptions("hstu", width=16, seq_len=10, epochs=1)
+    task = TaskOptions(objectives="rating>=4", content=True).table
+    take = wanted(shop, "informed", base=f"sqlite:///file:{tmp_path / 'base.db'}?uri=true&password=hush#events")
+    with sqlite3.connect(tmp_path / "base.db") as base:
+        base.execute("create table events (user text, item text, time integer, rating integer, item_title text)")
+        base.executemany("insert into events values (?, ?, ?, ?, ?)", rows)
+    base.close()
+    again(tmp_path, take, partial(train_on, home=tmp_path, options=options, task=task, quiet=True))
+    ranker = Ranker.load(tmp_path / FOLDER / "informed")
+    assert ranker.objectives == ["rating>=4"] and ranker.extras.tower is not None
+    lineage = (tmp_path / FOLDER / "informed" / "lineage.json").read_text()
+    assert "hush" not in lineage and "base.db" in lineage
+
+
+def test_attributes_in_a_file_beside_the_earlier_table_are_known_of_the_store_s_rows(shop, tmp_path):
+    (tmp_path / "ratings.dat").write_text("".join(f"{u}::item-{u % 5}::4::{100 + u}\n" for u in range(10)))
+    (tmp_path / "movies.dat").write_text("".join(f"item-{i}::title {i}::Drama|War\n" for i in range(3)))
+    found = gather(Events.open(str(shop / "events.db")), str(tmp_path / "ratings.dat")).table
+    titles = {row["item"]: (row["item_title"], row["item_genres"]) for row in found.to_pylist()}
+    assert titles["item-2"] == ("title 2", "Drama|War") and titles["item-4"] == (None, None) and len(titles) == ITEMS
+
+
 def test_a_user_with_very_many_events_in_a_day_is_cut_off(tmp_path):
     store = Events(f"sqlite:///{tmp_path / 'events.db'}")
     rows = [{"id": f"bot-{n}", "time": 1.0 * n, "item": f"item-{n % 7}", "action": "click"} for n in range(PER_USER_DAY + 50)]
@@ -83,6 +120,20 @@ def test_a_user_with_very_many_events_in_a_day_is_cut_off(tmp_path):
     found = gather(store, None)
     assert len(found.table) == PER_USER_DAY and found.left_out["over the daily limit of a user"] == 50
     assert len(store.history("bot", 20)) == 20 and store.history("bot", 20)[-1].time == rows[-1]["time"]
+
+
+def test_nobody_who_leaves_and_no_row_that_cannot_be_written_stops_the_writer(tmp_path):
+    store = Events(f"sqlite:///{tmp_path / 'events.db'}")
+    row = {"time": 1.0, "item": "item-1", "action": "click"}
+    kept = [store.keep_events("left", [{"id": f"left-{n}", **row}]) for n in range(50)]
+    for done in kept:
+        done.cancel()
+    assert sum(done.result(timeout=20) for done in kept) == 50
+    with pytest.raises(TenfoldError, match="cannot be kept"):
+        store.keep_events("much", [{"id": "much", **row, "place": 2**70}]).result(timeout=20)
+    assert store.keep_events("stays", [{"id": "stays", **row}]).result(timeout=20) == 1
+    assert len(store.history("left", 100)) == 50 and store.history("much", 1) == []
+    store.close()
 
 
 def test_what_is_asked_of_the_gate_comes_after_all_that_was_learned(tmp_path):
@@ -182,3 +233,26 @@ def test_recommendations_for_everybody_are_those_of_each(shop, tmp_path, capsys)
     assert "3 items for each of 20 users" in capsys.readouterr().out
     table = pyarrow.parquet.read_table(Path(tmp_path / "b.parquet"))
     assert table.column_names == ["user", "place", "item", "score"] and len(table) == 60
+
+
+def test_actions_that_make_no_history_are_none_in_a_batch_either_and_who_took_nothing_is_recommended_to(shop, tmp_path):
+    store = Events(f"sqlite:///{tmp_path / 'events.db'}")
+    store.keep_list("seen", "looker", {"items": ["item-1"]}).result()
+    taken = [("item-3", "click"), ("item-7", "view"), ("item-9", "click")]
+    rows = [{"id": str(n), "time": 1000.0 + n, "item": item, "action": action} for n, (item, action) in enumerate(taken)]
+    store.keep_events("buyer", rows).result()
+    columns = {"user": ["buyer"] * 3, "item": [i for i, _ in taken], "time": [1000, 1001, 1002], "action": [a for _, a in taken]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "t.parquet")
+    of = Recommender.load(shop / "random", RankSettings(history_actions=("click",)))
+    history = of.ranker.history(["item-3", "item-9"], [1000.0, 1002.0], 1002.0)
+    queries = [Query(History(()), 4), Query(history, 4, left_out=frozenset(history.items))]
+    empty, right = ([of.ranker.names[token] for token in made.tokens] for made in of.answer(queries, np.random.default_rng(0)))
+    for source, users in (("events.db", 2), ("t.parquet", 1)):
+        assert recommend_all(of, str(tmp_path / source), tmp_path / "all.parquet", 4) == users
+        lists = {}
+        for row in pyarrow.parquet.read_table(tmp_path / "all.parquet").to_pylist():
+            lists.setdefault(row["user"], []).append(row["item"])
+        assert lists.get("buyer", lists.get(store.user_hash("buyer"))) == right
+        assert users == 1 or lists[store.user_hash("looker")] == empty
+    with pytest.raises(TenfoldError, match="no column 'action'"):
+        recommend_all(of, str(shop / "base.csv"), tmp_path / "all.parquet", 4)

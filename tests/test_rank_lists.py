@@ -104,6 +104,10 @@ def test_users_answered_together_get_what_each_gets_alone(ranker):
         assert found.tokens == alone.tokens and found.scores == pytest.approx(alone.scores, abs=1e-5)
 
 
+def test_of_nobody_there_are_no_lists(ranker):
+    assert listed(recommender(ranker)) == [] and ranker.score([]).shape == (0, ITEMS + 1)
+
+
 def test_filters_and_limits_hold_at_every_place(ranker):
     history = History((1, 2, 3))
     rules = Rules(where={"price": Range(10, 40), "shelf": ["shelf 1", "shelf 2"]}, at_most={"shelf": 3}, diversity=0.3)
@@ -203,6 +207,24 @@ def test_new_items_are_found_by_what_is_known_of_them(taught, make):
     assert set(taught.ranker.tokens(["new-1", "new-2"])) <= set(every.tokens) and len(every.tokens) == ITEMS + 2
 
 
+def test_of_several_rows_of_a_new_item_the_first_counts_and_no_new_item_is_no_error(taught):
+    twice = pa.table({"item": ["new", "item-3", "new"], "item_genre": ["jazz", "folk", "rock"]})
+    assert taught.add_items(twice) == ITEMS + 1 == len(taught.ranker.items) - 1
+    first = taught.ranker.extras.tower(torch.from_numpy(features(twice.slice(0, 1))))[0]
+    assert torch.allclose(taught.ranker.items[-1], first, atol=1e-6) and taught.catalogue.attributes["item_genre"][-1] == "jazz"
+    for nothing in (twice, twice.slice(0, 0), pa.table({"item": ["item-3"], "item_vector": [[1.0, 2.0]]})):
+        assert taught.add_items(nothing) == ITEMS + 1
+
+
+@pytest.mark.parametrize(
+    ("vector", "said"), [([[1.0, 2.0]], "trained with 512"), (["words"], "lists of numbers"), ([3.0], "lists of numbers")]
+)
+def test_new_items_of_other_columns_than_the_training_s_are_said_and_change_nothing(taught, vector, said):
+    with pytest.raises(TenfoldError, match=said):
+        taught.add_items(pa.table({"item": ["new"], "item_genre": ["jazz"], "item_vector": vector}))
+    assert taught.ranker.tokens(["new"]) == [0] and len(taught.ranker.items) == ITEMS + 1
+
+
 def test_objectives_decide_where_they_are_asked_for(taught):
     history, candidates = History((3, 4, 5)), list(range(6, 40))
     alone = {c: taught.ranker.predict(history, [c])["action=like"][0] for c in candidates}
@@ -228,7 +250,8 @@ def test_attributes_are_read_by_the_items_names(tmp_path):
     pa.parquet.write_table(pa.table(columns), tmp_path / "t.parquet")
     (tmp_path / "t.csv").write_text("item,genre,year\nb,x,2001\nz,,2002\na,y,\n")
     (tmp_path / "t.jsonl").write_text('{"item": "b", "genre": "x", "year": 2001}\n{"item": "a", "genre": "y"}\n')
-    for name in ("t.parquet", "t.csv", "t.jsonl"):
+    (tmp_path / "twice.csv").write_text("item,genre,year\nb,x,2001\na,y,\nb,z,1900\n")
+    for name in ("t.parquet", "t.csv", "t.jsonl", "twice.csv"):
         found = read_catalogue(tmp_path / name, ["<start>", "a", "b", "c"])
         assert found.attributes["genre"].tolist() == ["", "y", "x", ""]
         assert np.array_equal(found.attributes["year"], [np.nan, np.nan, 2001, np.nan], equal_nan=True)

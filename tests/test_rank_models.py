@@ -19,9 +19,12 @@ from tenfold.model.build import make_model
 from tenfold.model.io.huggingface import read_model, write_model
 from tenfold.model.loss import cross_entropy
 from tenfold.rank.baselines import ease, item_knn, markov, popularity
+from tenfold.rank.extras import Extras, outputs_on
 from tenfold.rank.losses import binary_cross_entropy, sampled_softmax
 from tenfold.rank.metrics import difference, evaluate, quality, summary
-from tenfold.rank.objectives import Objective, calibrate, calibration_error, objective_loss, parse
+from tenfold.rank.objectives import Calibration, Objective, calibrate, calibration_error, objective_loss, parse
+from tenfold.rank.ranker import History, Ranker
+from tenfold.rank.serving.recommender import Query, Recommender
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.shapes import shape_of
 
@@ -141,10 +144,46 @@ def test_gradients_of_the_time_and_position_biases_are_those_of_differences():
 def test_candidates_see_the_history_and_not_each_other(family):
     model, now = drawn_model(family), 2 * 10**9
     candidates = torch.tensor([4, 9, 4, 21])
-    found = model.beside(torch.tensor(TOKENS), candidates, torch.tensor([*TIMES[:7], now, now]))
+    found = model.beside(torch.tensor(TOKENS), candidates, torch.tensor([*TIMES[:7], now]))
     for state, candidate in zip(found, candidates.tolist(), strict=True):
-        alone = model.hidden(torch.tensor([[*TOKENS, candidate]]), times=torch.tensor([[*TIMES[:7], now, now]]))[0, -1]
+        alone = model.hidden(torch.tensor([[*TOKENS, candidate]]), times=torch.tensor([[*TIMES[:7], now]]))[0, -1]
         assert torch.allclose(state, alone, atol=1e-9)
+
+
+def ranker_of(model, extras=Extras(None, None, [], [])):
+    """A ranker of a drawn model, whose items are named by their tokens."""
+    items = model.item_vectors(model.embedding.weight).detach().float()
+    return Ranker(model.float(), [str(token) for token in range(model.spec.vocab_size)], items, extras)
+
+
+def test_histories_with_times_without_and_empty_ones_are_seen_as_each_is_alone():
+    timed, empty = History((3, 7, 29), (100, 160, 90_000), 10**6), History(())
+    histories = [timed, History((3, 7, 29)), empty, History((5,), (70,), 80), History((), (), 10**6)]
+    ranker = ranker_of(drawn_model("hstu"))
+    alone = torch.cat([ranker.users([history]) for history in histories])
+    assert torch.allclose(ranker.users(histories), alone, atol=1e-4)
+    assert not torch.allclose(alone[0], alone[1], atol=0.01) and torch.allclose(alone[2], alone[4])
+    with torch.no_grad():
+        slow = slow_hstu(ranker.model.double(), [0, 3, 7, 29], [100, 100, 160, 90_000, 10**6])
+    assert torch.allclose(alone[0], slow[-1].float(), atol=1e-3)
+    ranker.model.float()
+    of, rng = Recommender(ranker), np.random.default_rng(0)
+    first = of.answer([Query(history, 5) for history in histories], rng)
+    assert of.answer([Query(timed, 5)], rng)[0].scores == pytest.approx(first[0].scores)
+    assert first[0].scores == pytest.approx(np.sort(ranker.score([timed])[0][1:])[::-1][:5], rel=1e-4)
+
+
+def test_heads_are_calibrated_on_what_they_say_of_a_candidate(small):
+    model, heads = drawn_model("hstu", small.vocab_size).float(), torch.nn.Linear(32, 1)
+    torch.nn.init.normal_(heads.weight)
+    model.objectives = heads
+    outputs, events = outputs_on(model, small, "test", 12)
+    ranker = ranker_of(model, Extras(None, heads.requires_grad_(False), [parse("like")], [Calibration([-99, 99], [-99, 99])]))
+    assert len(events) >= 30
+    for output, event in zip(outputs[:, 0], events, strict=True):
+        before = slice(small.offsets[small.user_of[event]], event)
+        history = History(small.items[before].tolist(), small.times[before].tolist(), float(small.times[event]))
+        assert ranker.predict(history, small.items[[event]])["like"] == pytest.approx([output], rel=1e-3, abs=1e-3)
 
 
 @pytest.mark.parametrize("family", ["rank", "hstu"])

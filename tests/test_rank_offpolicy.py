@@ -118,7 +118,9 @@ def served(tmp_path_factory):
             "exclude": [],
         }
         store.keep_list(
-            f"list-{n}", f"user-{n % 50}", {**shown, "repeat": False, "candidates": None, "history": names, "times": None}
+            f"list-{n}",
+            f"user-{n % 50}",
+            {**shown, "repeat": False, "candidates": None, "history": names, "times": None, "now": None},
         )
         good = [{"id": f"{n}-{item}", "time": 1.0 * n, "item": item, "action": "click", "list_id": f"list-{n}"} for item in items]
         store.keep_events(f"user-{n % 50}", [row for row in good if int(row["item"][5:]) % 2])

@@ -1,19 +1,27 @@
 """The ranking routes: lists against brute force, histories from the event store, experiments, keys, swaps, kills, and bad requests."""
 
 import random
+import shutil
 import threading
+import time
 from functools import partial
 
 import numpy as np
 import pytest
+import torch
 from fastapi.testclient import TestClient
 
 from bench.rank.kills import lost, one_life
 from bench.rank.made import made_ranker
+from tenfold.model.io.huggingface import read_model, write_model
 from tenfold.rank.events.store import Events
+from tenfold.rank.family import hstu_shape
+from tenfold.rank.offpolicy.log import rows_of
+from tenfold.rank.offpolicy.served import served_log
 from tenfold.rank.ranker import History, Ranker
 from tenfold.rank.serving.asking import rankers
-from tenfold.rank.serving.settings import WorkerSettings
+from tenfold.rank.serving.recommender import Recommender
+from tenfold.rank.serving.settings import RankSettings, WorkerSettings
 from tenfold.rank.serving.start import load_with
 from tenfold.serve.api.app import make_app
 from tenfold.serve.api.keys import make_key
@@ -98,6 +106,28 @@ def test_shown_lists_are_kept_with_their_places_and_chances(folder, server):
     assert row.user_hash == store.user_hash("someone") and row.shown["items"] == answer["items"]
     assert row.shown["propensities"] == [1.0] * 5 and row.shown["history"] == ["item-1"] and len(row.shown["checkpoint"]) == 64
     assert "someone" not in (folder / "events.db").read_bytes().decode("latin-1")
+
+
+def test_a_log_of_the_store_s_histories_is_judged_by_what_was_served(folder, tmp_path):
+    made_ranker(folder / "timed", ITEMS, 16, 20, hstu_shape)
+    model = read_model(folder / "timed" / "model")
+    for block in model.blocks:
+        torch.nn.init.normal_(block.time_bias, std=3.0)
+    write_model(model, tmp_path / "drawn")
+    shutil.copy(tmp_path / "drawn" / "model.safetensors", folder / "timed" / "model")
+    settings = WorkerSettings(history_actions=("click",), explore=0.3)
+    later = time.time() + 10_000  # a clock that is ahead: lists are of a later time than that of their rows
+    with client(folder, f"sqlite:///{tmp_path / 'events.db'}", settings, ("timed",)) as server:
+        for user in range(30):
+            taken = [("view", 5), ("click", 10 + user), ("click", 9), ("view", 21)]
+            events = [{"item": f"item-{i}", "action": a, "time": later - 100.0**n} for n, (a, i) in enumerate(taken)]
+            assert posted(server, "/v1/events", user=f"u{user}", events=events)[0] == 200
+            assert posted(server, "/v1/recommend", user=f"u{user}", k=5)[0] == 200
+    ranking = RankSettings(history_actions=("click",), explore=0.3)
+    store = Events.open(str(tmp_path / "events.db"))
+    rows = rows_of(*served_log(store, Recommender.load(folder / "timed", ranking), 100)[:2])
+    assert len(rows.weight) == 150 and rows.weight == pytest.approx(1)
+    store.close()
 
 
 def wait_for_list(store, name):

@@ -3,6 +3,7 @@
 import json
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,18 @@ from tenfold.model.build import make_model
 from tenfold.model.io.huggingface import write_model
 from tenfold.model.io.tokenizer import save_tokenizer
 from tenfold.rank.family import rank_shape
+from tenfold.spec.model import ModelSpec
 from tenfold.spec.vocabulary import Vocabulary
 
 START = "<start>"
 
 
-def made_ranker(directory: Path, items: int, width: int = 64, history: int = 200) -> Path:
+def made_ranker(
+    directory: Path, items: int, width: int = 64, history: int = 200, shape: Callable[[int, int], ModelSpec] = rank_shape
+) -> Path:
     """A generation whose ranker has random weights; its items are named item-0 and so on."""
     torch.manual_seed(0)
-    model = make_model(replace(rank_shape(width, items + 1), context=history + 1))
+    model = make_model(replace(shape(width, items + 1), context=history + 1))
     names = [START, *(f"item-{i}" for i in range(items))]
     tokenizer = Tokenizer(models.WordLevel({name: token for token, name in enumerate(names)}, unk_token=START))
     tokenizer.add_special_tokens([START])

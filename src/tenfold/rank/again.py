@@ -85,7 +85,7 @@ def _data(new: Path, old: Path, wanted: Next, rankers: Path) -> None:
     write_versioned(
         new / "lineage.json",
         {
-            "source": source, "base": wanted.base, "events": found.from_store, "people": people,
+            "source": source, "base": wanted.base and without_secrets(wanted.base), "events": found.from_store, "people": people,
             "init_from": {"path": str(begun.resolve()), "sha256": weights_hash(begun)},
             "data": {part: file_sha256(new / "data" / f"{part}.parquet") for part in parts},
         },

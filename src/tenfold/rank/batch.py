@@ -1,17 +1,19 @@
 """Recommendations for many users at once, as a Parquet table."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet
 
 from tenfold.data.interactions.read import read_interactions
 from tenfold.rank.events.store import Events
-from tenfold.rank.ranker import History
 from tenfold.rank.serving.places import List
+from tenfold.rank.serving.protocol import LONGEST
 from tenfold.rank.serving.recommender import Query, Recommender
+from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import whole_file
 
 TOGETHER = 1024  # users
@@ -23,33 +25,38 @@ def is_event_store(source: str) -> bool:
     return ("://" in source and "#" not in source) or source.endswith((".db", ".sqlite"))
 
 
-def histories(source: str, most: int) -> Iterator[tuple[str, list[str], list[float]]]:
-    """Each user, and the newest items that they took, with times, the oldest first."""
+def histories(source: str, actions: Sequence[str] = ()) -> Iterator[tuple[str, list[str], list[float]]]:
+    """Each user, and the newest items that they took, by the given actions where there are any, with times, the oldest first.
+
+    Raises TenfoldError where a table does not say by which actions.
+    """
     if is_event_store(source):
         store = Events.open(source)
         for user in sorted(store.users()):
-            taken = store.history_of(user, most)
+            taken = store.history_of(user, LONGEST, actions)
             yield user, [one.item for one in taken], [one.time for one in taken]
         return
     table = read_interactions(source)
+    if actions and "action" not in table.column_names:
+        raise TenfoldError(f"{source} has no column 'action': leave --history-actions out.")
+    counts = pc.is_in(table["action"].cast(pa.string()), pa.array(actions)).to_numpy() if actions else np.ones(len(table), bool)
     users = table["user"].combine_chunks().dictionary_encode()
     times, items = table["time"].to_numpy(), table["item"]
     order = np.lexsort((times, users.indices.to_numpy()))
     ends = np.bincount(users.indices.to_numpy(), minlength=len(users.dictionary)).cumsum()
     for user, rows in zip(users.dictionary.to_pylist(), np.split(order, ends[:-1]), strict=True):
-        yield user, items.take(pa.array(rows[-most:])).to_pylist(), times[rows[-most:]].tolist()
+        taken = rows[counts[rows]][-LONGEST:]
+        yield user, items.take(pa.array(taken)).to_pylist(), times[taken].tolist()
 
 
-def recommend_all(recommender: Recommender, source: str, out: Path, k: int, now: float | None = None) -> int:
-    """Write `k` items for each user, none that they have in their history; the number of users. `now` is when they are shown."""
+def recommend_all(recommender: Recommender, source: str, out: Path, k: int) -> int:
+    """Write `k` items for each user, none that they have in their history, as of their last event; the number of users."""
     users = 0
     ranker = recommender.ranker
     some: list[tuple[str, Query]] = []
     with whole_file(out) as scratch, pa.parquet.ParquetWriter(scratch, SCHEMA) as writer:
-        for user, names, times in histories(source, ranker.model.spec.context):
-            tokens = ranker.tokens(names)
-            known = [i for i, token in enumerate(tokens) if token]
-            history = History(tuple(tokens[i] for i in known), tuple(times[i] for i in known), now or times[-1])
+        for user, names, times in histories(source, recommender.settings.history_actions):
+            history = ranker.history(names, times, times[-1] if times else None)
             some.append((user, Query(history, k, left_out=frozenset(history.items))))
             if len(some) == TOGETHER:
                 users += _write(recommender, some, writer)

@@ -49,7 +49,7 @@ def outputs_on(model: ItemModel, interactions: Interactions, held: str, seq_len:
     for some in np.split(users, range(TOGETHER, len(users), TOGETHER)):
         rows = interactions.window(some, np.maximum(0, last[some] + 1 - seq_len), last[some], seq_len)
         rows.tokens[rows.tokens >= interactions.vocab_size] = 0
-        hidden = model.hidden(torch.from_numpy(rows.tokens).to(device), times=torch.from_numpy(rows.times).to(device))
+        hidden = model.hidden(torch.from_numpy(rows.tokens).to(device), times=torch.from_numpy(rows.times[:, :-1]).to(device))
         place = rows.events - interactions.offsets[some][:, None]
         asked = (rows.events >= 0) & (place >= first[some][:, None]) & (rows.tokens > 0)
         said.append(model.objectives(hidden).float().cpu().numpy()[asked])

@@ -22,7 +22,7 @@ from tenfold.learn.gate import read_gate
 from tenfold.learn.statistics import paired_test, predicted
 from tenfold.model.io.huggingface import weights_hash
 from tenfold.model.path import model_path
-from tenfold.rank.ranker import History, Ranker
+from tenfold.rank.ranker import Ranker
 from tenfold.spec.files import file_sha256
 from tenfold.spec.forecasts import Forecast, forecast, outcome
 
@@ -111,12 +111,7 @@ def ndcg(ranker: Ranker, asked: Sequence[Asked]) -> np.ndarray:
     """NDCG at 10 of each; 0 where the ranker does not know the item. Ties count against it."""
     found = []
     for some in (asked[first : first + TOGETHER] for first in range(0, len(asked), TOGETHER)):
-        tokens = [ranker.tokens(one.items) for one in some]
-        known = [[i for i, token in enumerate(of) if token] for of in tokens]
-        histories = [
-            History(tuple(of[i] for i in keep), tuple(one.times[i] for i in keep), one.now)
-            for one, of, keep in zip(some, tokens, known, strict=True)
-        ]
+        histories = [ranker.history(one.items, one.times, one.now) for one in some]
         for one, history, scores in zip(some, histories, ranker.score(histories), strict=True):
             scores[[0, *history.items]] = -np.inf
             (target,) = ranker.tokens([one.came])

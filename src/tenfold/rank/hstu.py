@@ -22,9 +22,10 @@ LOG_STEP = 0.301  # of the seconds between two items, from one bucket to the nex
 EPS = 1e-6
 
 
-def time_buckets(times: Tensor) -> Tensor:
-    """Of times int64 [B, T + 1] in seconds, the bucket of how long before the item after i item j came: int64 [B, T, T]."""
-    seconds = (times[:, 1:, None] - times[:, None, :-1]).abs().clamp(min=1)
+def time_buckets(times: Tensor, T: int) -> Tensor:
+    """Of times int64 [B, T + 1] in seconds, the bucket of how long before the item after i item j came: int64 [B, T, T]. Of
+    [B, T], how long before i."""
+    seconds = (times[:, -T:, None] - times[:, None, :T]).abs().clamp(min=1)
     return (seconds.double().log() / LOG_STEP).long().clamp(max=BUCKETS)
 
 
@@ -93,7 +94,7 @@ class HSTU(ItemModel):
         x = F.embedding(tokens, table) * self.spec.dim**0.5 + self.positions[0][positions]
         x, relative = self.drop(x), positions[None, :] - positions[:, None]
         mask = (relative <= 0)[None, None] if mask is None else mask
-        buckets = None if times is None else time_buckets(times)
+        buckets = None if times is None else time_buckets(times, tokens.shape[1])
         for block in self.layers:
             x = block(x, relative, buckets, mask)
         return F.normalize(x, dim=-1, eps=EPS) / TEMPERATURE

@@ -70,7 +70,9 @@ class ItemModel(Llama):
     ) -> Tensor:
         """Hidden states [B, T, dim] of tokens [B, T], whose products with `item_vectors` are logits of the next item.
 
-        `times` int64 [B, T + 1] are in seconds, the last one of what comes. `table` is what `self.table()` gave.
+        `times` int64 [B, T + 1] are in seconds, the last one of what comes: a token's state is as of the next one's time. Of times
+        [B, T] it is as of the token's own, for the heads: what a user thinks of an item does not know when the next one comes.
+        `table` is what `self.table()` gave.
         """
         T = tokens.shape[1]
         positions = torch.arange(T, device=tokens.device)
@@ -91,14 +93,14 @@ class ItemModel(Llama):
     def beside(self, history: Tensor, candidates: Tensor, times: Tensor | None = None) -> Tensor:
         """Hidden states [candidates, dim] of each candidate as the next item after history [T], of which none sees another.
 
-        `times` int64 [T + 2] are those of the history, of the candidates, and again of these.
+        `times` int64 [T + 1] are those of the history and of the candidates.
         """
         T, C = len(history), len(candidates)
         positions = torch.cat((torch.arange(T), torch.full((C,), T))).to(history.device)
         mask = torch.ones(T + C, T + C, dtype=torch.bool, device=history.device).tril()
         mask[T:, T:] = torch.eye(C, dtype=torch.bool)
         if times is not None:
-            times = torch.cat((times[:T], times[T : T + 1].expand(C), times[-1:]))[None]
+            times = torch.cat((times[:T], times[T:].expand(C)))[None]
         tokens = torch.cat((history, candidates))[None]
         return self.read(tokens, positions, mask[None, None], times, self.table())[0, T:]
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from tenfold.data.interactions.content import features
+from tenfold.data.interactions.content import features, first_rows
 from tenfold.data.interactions.events import Queries, Rows, item_names
 from tenfold.model.io.huggingface import read_model
 from tenfold.rank.extras import Extras, read_extras
@@ -33,6 +33,11 @@ class History(NamedTuple):
     items: Sequence[int]
     times: Sequence[float] = ()
     now: float | None = None
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether it is known when each item was taken; of none it is."""
+        return not self.items or (self.now is not None and len(self.times) == len(self.items))
 
 
 @dataclass
@@ -64,6 +69,11 @@ class Ranker:
         """Tokens of items by their names; 0 for those that are not known."""
         return [self._token.get(name, 0) for name in names]
 
+    def history(self, names: Sequence[str], times: Sequence[float] = (), now: float | None = None) -> History:
+        """What a user had, by names, without the items that are not known."""
+        known = [(i, token) for i, token in enumerate(self.tokens(names)) if token]
+        return History(tuple(token for _, token in known), tuple(times[i] for i, _ in known) if times else (), now)
+
     @property
     def objectives(self) -> list[str]:
         """What else is predicted of a candidate, as it was written in the run file."""
@@ -72,11 +82,24 @@ class Ranker:
     @torch.no_grad()
     def add_items(self, items: pa.Table) -> None:
         """Let items that the training never saw be ranked: a table of their names in `item`, and what is known of them, in the
-        columns that the model was trained with. Raises TenfoldError where it has no tower."""
-        if self.extras.tower is None:
+        columns that the model was trained with. Of several rows of an item the first counts.
+
+        Raises TenfoldError where the model has no tower, or one of other columns.
+        """
+        tower = self.extras.tower
+        if tower is None:
             raise TenfoldError("The model has no content tower: train it with `content = true` in [task].")
-        new = items.filter(pa.array([name not in self._token for name in items["item"].to_pylist()]))
-        table = self.extras.tower(torch.from_numpy(features(new)))
+        rows = first_rows(items)
+        new = items.take(pa.array([row for name, row in rows.items() if name not in self._token], pa.int64()))
+        if not len(new):
+            return
+        known = features(new)
+        if known.shape[1] != tower.w1.in_features:
+            raise TenfoldError(
+                f"The new items have {known.shape[1]} features, and the model was trained with {tower.w1.in_features}: give the "
+                "columns of the training, and an item_vector of its length."
+            )
+        table = tower(torch.from_numpy(known))
         self.model.embedding.weight = torch.nn.Parameter(torch.cat((self.model.embedding.weight, table)), requires_grad=False)
         self.items = torch.cat((self.items, self.model.item_vectors(table).float()))
         self.names += new["item"].to_pylist()
@@ -85,9 +108,12 @@ class Ranker:
     @torch.inference_mode()
     def users(self, histories: Sequence[History]) -> Tensor:
         """The vector of each history, float32 [histories, dim]: products with `items` are logits of the next item."""
-        tokens, times, last = _padded(histories, self.model.spec.context - 1)
-        hidden = self.model.hidden(tokens, times=times)
-        return hidden[torch.arange(len(last)), last].float()
+        vectors = torch.empty(len(histories), self.items.shape[1])
+        for timed in (True, False):  # a model that sees times sees those of all rows, or none
+            if some := [i for i, history in enumerate(histories) if history.is_timed == timed]:
+                tokens, times, last = _padded([histories[i] for i in some], self.model.spec.context - 1)
+                vectors[some] = self.model.hidden(tokens, times=times)[torch.arange(len(last)), last].float()
+        return vectors
 
     @torch.inference_mode()
     def score(self, histories: Sequence[History], candidates: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
@@ -100,24 +126,22 @@ class Ranker:
         """What a user would think of each candidate, by objective, calibrated: probabilities, or amounts in their column's unit,
         [candidates] each. Candidates see the history and not each other."""
         tokens, times, _ = _padded([history], self.model.spec.context - 1)
-        if times is not None:
-            times = torch.cat((times[0], times[0, -1:]))
-        hidden = self.model.beside(tokens[0], torch.as_tensor(np.asarray(candidates), dtype=torch.int64), times)
+        asked = torch.as_tensor(np.asarray(candidates), dtype=torch.int64)
+        hidden = self.model.beside(tokens[0], asked, None if times is None else times[0])
         return self.extras.predict(hidden)
 
 
 def _padded(histories: Sequence[History], context: int) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Tokens [histories, T], times [histories, T + 1] where all have theirs, and where each one's last token stands."""
-    longest = min(context, 1 + max((len(h.items) for h in histories), default=0))
-    known = all(h.now is not None and len(h.times) == len(h.items) for h in histories)
-    none = np.empty(0)
+    """Tokens [histories, T], times [histories, T + 1] where the histories have them, and where each one's last token stands."""
+    longest = min(context, 1 + max(len(h.items) for h in histories))
+    known, none = all(h.is_timed for h in histories), np.empty(0)
     rows, last = as_rows(
         Queries(
             np.arange(len(histories)),
             [np.asarray(h.items, np.int64) for h in histories],
             [np.asarray(h.times, np.int64) if known else np.zeros(len(h.items), np.int64) for h in histories],
             none,
-            np.array([h.now if known else 0 for h in histories], np.int64),
+            np.array([(h.now or 0) if known else 0 for h in histories], np.int64),
         ),
         longest,
     )

@@ -174,7 +174,8 @@ class Ranking(TaskBase):
         if training:
             torch.manual_seed(int(i["seed"]))
         table = model.table()
-        hidden = model.hidden(batch.tokens, batch.document, times=self._times(batch), table=table)
+        times = self._times(batch)
+        hidden = model.hidden(batch.tokens, batch.document, times=times, table=table)
         items, flat, targets = model.item_vectors(table), hidden.flatten(0, 1), batch.targets.flatten()
         if not training or self.settings.loss == "softmax":
             nats = cross_entropy(flat, items, targets)[0]
@@ -184,11 +185,13 @@ class Ranking(TaskBase):
             nats = sampled_softmax(flat, items, targets, i["negatives"], i["log_q"])
         extra = torch.zeros((), device=nats.device)
         if training and "values" in i:
+            if times is not None:
+                hidden = model.hidden(batch.tokens, batch.document, times=times[:, :-1], table=table)
             extra = self.settings.objective_weight * objective_loss(model.objectives(hidden), i["values"], self.objectives)
         return LossSums(nats, extra)
 
     def _times(self, batch: Batch) -> Tensor | None:
-        times = batch.inputs.get("times") if self.settings.times else None
+        times = batch.inputs.get("times") if self.settings.times and self.spec.family == HSTU_NAME else None
         if times is None or len(times) == len(batch.tokens):
             return times
         return torch.cat((times, times.new_zeros(len(batch.tokens) - len(times), times.shape[1])))  # rows that count for nothing

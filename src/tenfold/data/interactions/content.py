@@ -25,6 +25,12 @@ def read_features(directory: Path, vocab_size: int) -> np.ndarray:
     return features(pa.parquet.read_table(directory / ITEMS).slice(0, vocab_size - 1), first=1)
 
 
+def first_rows(items: pa.Table) -> dict[str, int]:
+    """The row of each item of a table, by name; of several rows the first."""
+    names = items["item"].to_pylist()
+    return {name: len(names) - 1 - i for i, name in enumerate(reversed(names))}
+
+
 def features(items: pa.Table, first: int = 0) -> np.ndarray:
     """Features float32 [first + items, features] of a table of items, behind `first` empty rows."""
     names = [name for name in items.column_names if name != "item"]
@@ -52,7 +58,10 @@ def _words(value: object) -> list[str]:
 
 
 def _vectors(column: pa.ChunkedArray) -> np.ndarray:
-    rows = column.to_pylist()
+    kind, rows = column.type, column.to_pylist()
+    numbers = pa.types.is_nested(kind) and (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type))
+    if not numbers and not pa.types.is_null(kind):
+        raise TenfoldError(f"The column {VECTOR} has values of the type {kind}: give lists of numbers.")
     size = max((len(row) for row in rows if row), default=0)
     if any(row is not None and len(row) != size for row in rows):
         raise TenfoldError(f"The column {VECTOR} has lists of several lengths: each item needs one of the same.")

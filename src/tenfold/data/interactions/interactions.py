@@ -12,6 +12,7 @@ import pyarrow.parquet
 from tokenizers import Tokenizer, models
 
 from tenfold.data.fingerprint import digest
+from tenfold.data.interactions.content import first_rows
 from tenfold.data.interactions.events import FILE, ITEMS, Interactions
 from tenfold.data.interactions.read import MOVIELENS, is_database, item_attributes, movielens, read_interactions
 from tenfold.data.interactions.report import write_report
@@ -79,7 +80,7 @@ def _write(directory: Path, source: str, table: pa.Table, split: Split) -> None:
         others = table.drop_columns(["user", "item", "time"]).take(pa.array(order))
         columns = {"user": pa.DictionaryArray.from_arrays(user, users.dictionary), "token": token[item], "time": time}
         pa.parquet.write_table(pa.table(columns | {n: others[n] for n in others.column_names}), scratch / FILE)
-        pa.parquet.write_table(_by_token(item_attributes(source, table), names), scratch / ITEMS)
+        pa.parquet.write_table(attributes_of(names, item_attributes(source, table)), scratch / ITEMS)
         tokenizer = Tokenizer(models.WordLevel({name: i for i, name in enumerate([START, *names[:known]])}, unk_token=START))
         tokenizer.add_special_tokens([START])
         save_tokenizer(tokenizer, Vocabulary(size=known + 1, bos=0, eos=(0,), special={START: 0}), scratch)
@@ -104,10 +105,8 @@ def _first_seen(item: np.ndarray, time: np.ndarray, items: int) -> np.ndarray:
     return np.argsort(first, kind="stable")
 
 
-def _by_token(attributes: pa.Table, names: list[str]) -> pa.Table:
+def attributes_of(names: list[str], attributes: pa.Table) -> pa.Table:
     """Attributes of the items named, in this order; null where nothing is known of one."""
-    place: dict[str, int] = {}
-    for row, name in enumerate(attributes["item"].to_pylist()):
-        place.setdefault(name, row)
+    place = first_rows(attributes)
     taken = attributes.take(pa.array([place.get(name) for name in names], pa.int64()))
     return taken.set_column(taken.schema.get_field_index("item"), "item", pa.array(names))

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from tenfold.data.interactions.read import read_interactions
+from tenfold.data.interactions.interactions import attributes_of
+from tenfold.data.interactions.read import item_attributes, read_interactions
 from tenfold.rank.events.store import Events, events
 from tenfold.spec.errors import TenfoldError
 
@@ -18,7 +19,10 @@ SCHEMA = pa.schema([(name, pa.string()) for name in ("user", "item", "action")] 
 
 @dataclass
 class Gathered:
-    """Interactions by time, users as the store's hashes; how many rows are the store's; and rows left out by reason."""
+    """Interactions by time, users as the store's hashes; how many rows are the store's; and rows left out by reason.
+
+    Further columns of the earlier table are empty in the store's rows; what it says of an item holds in all rows of the item.
+    """
 
     table: pa.Table
     from_store: int
@@ -29,8 +33,11 @@ def gather(store: Events, base: str | None) -> Gathered:
     """Everything that may be learned from. Raises TenfoldError where that is nothing."""
     left_out: Counter[str] = Counter()
     taken = _of_store(store, left_out)
-    parts = [taken] if base is None else [_of_base(store, base, left_out), taken]
-    table = pa.concat_tables(parts)
+    table = taken
+    if base is not None:
+        earlier = read_interactions(base)
+        table = pa.concat_tables([_of_base(store, earlier, left_out), taken], promote_options="default")
+        table = _with_attributes(table, item_attributes(base, earlier))
     if not len(table):
         raise TenfoldError("There are no events to learn from: let people use the server first, or give --base.")
     order = np.argsort(table["time"].to_numpy(), kind="stable")
@@ -52,9 +59,9 @@ def _of_store(store: Events, left_out: Counter[str]) -> pa.Table:
     return pa.table(columns, SCHEMA)
 
 
-def _of_base(store: Events, base: str, left_out: Counter[str]) -> pa.Table:
+def _of_base(store: Events, table: pa.Table, left_out: Counter[str]) -> pa.Table:
     """An earlier table, its users hashed as the store's are: one person is one user, and one who left is in neither."""
-    table, gone = read_interactions(base), store.deleted_users()
+    gone = store.deleted_users()
     users = table["user"].combine_chunks().dictionary_encode()
     hashes = [store.user_hash(user) for user in users.dictionary.to_pylist()]
     stays = np.array([user not in gone for user in hashes])[users.indices.to_numpy()]
@@ -62,4 +69,18 @@ def _of_base(store: Events, base: str, left_out: Counter[str]) -> pa.Table:
     names = pa.DictionaryArray.from_arrays(users.indices, pa.array(hashes)).cast(pa.string())
     columns = {"user": names, "item": table["item"], "time": table["time"]}
     columns |= {name: table[name] if name in table.column_names else pa.nulls(len(table)) for name in ("action", "value")}
-    return pa.table({name: columns[name] for name in SCHEMA.names}).cast(SCHEMA).filter(pa.array(stays))
+    known = pa.table({name: columns[name] for name in SCHEMA.names}).cast(SCHEMA)
+    for name in table.column_names:
+        if name not in columns:
+            known = known.append_column(name, table[name])
+    return known.filter(pa.array(stays))
+
+
+def _with_attributes(table: pa.Table, attributes: pa.Table) -> pa.Table:
+    """The table with a column item_... for each attribute, by item."""
+    of_rows = attributes_of(table["item"].to_pylist(), attributes).drop_columns(["item"])
+    names = [name if name.startswith("item_") else f"item_{name}" for name in of_rows.column_names]
+    others = table.drop_columns([name for name in names if name in table.column_names])
+    for name, column in zip(names, of_rows.columns, strict=True):
+        others = others.append_column(name, column)
+    return others

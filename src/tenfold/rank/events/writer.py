@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Engine, Table
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import SQLAlchemyError
 
 from tenfold.spec.errors import TenfoldError
 
@@ -42,6 +41,7 @@ class Writer:
     def add(self, table: Table, rows: Rows) -> "Future[int]":
         """How many of the rows were new, once all of them are on the disk."""
         asked = _Asked(table, rows, Future())
+        asked.done.set_running_or_notify_cancel()  # the rows are written whether somebody waits for them or not
         self._asked.put(asked)
         return asked.done
 
@@ -65,9 +65,10 @@ class Writer:
             with self._engine.begin() as connection:
                 counting = connection.execution_options(preserve_rowcount=True)
                 new = [sum(counting.execute(self._once(asked.table, row)).rowcount for row in asked.rows) for asked in batch]
-        except SQLAlchemyError as error:
+        except Exception as error:  # a driver has its own for values that it cannot write; the thread must not end
+            said = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
             for asked in batch:
-                asked.done.set_exception(TenfoldError(f"The events cannot be kept: {str(error).splitlines()[0]}."))
+                asked.done.set_exception(TenfoldError(f"The events cannot be kept: {said}."))
             return
         for asked, count in zip(batch, new, strict=True):
             asked.done.set_result(count)

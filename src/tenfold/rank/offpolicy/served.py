@@ -10,7 +10,6 @@ import numpy as np
 from tenfold.rank.events.store import Events
 from tenfold.rank.offpolicy.log import Log, Policy
 from tenfold.rank.offpolicy.rewards import Choice
-from tenfold.rank.ranker import History
 from tenfold.rank.serving.places import Places, Rules, retraced
 from tenfold.rank.serving.protocol import LONGEST
 from tenfold.rank.serving.recommender import Query, Recommender
@@ -76,15 +75,11 @@ def _query(events: Events, recommender: Recommender, one: Any) -> Query:
     """What was asked then, in the ranker's tokens."""
     shown, ranker = one.shown, recommender.ranker
     if shown["history"] is None:
-        known = events.history_of(one.user_hash, LONGEST, before=one.created)
+        known = events.history_of(one.user_hash, LONGEST, recommender.settings.history_actions, before=one.created)
         names, times = [item.item for item in known], [item.time for item in known]
     else:
         names, times = shown["history"], shown["times"] or []
-    tokens = ranker.tokens(names)
-    kept = [i for i, token in enumerate(tokens) if token]
-    history = History(
-        tuple(tokens[i] for i in kept), tuple(times[i] for i in kept) if times else (), one.created if times else None
-    )
+    history = ranker.history(names, times, shown.get("now", one.created))
     out = frozenset(filter(None, ranker.tokens(shown["exclude"]))) | frozenset(() if shown["repeat"] else history.items)
     candidates = None if shown["candidates"] is None else ranker.tokens(shown["candidates"])
     return Query(history, shown["k"], candidates, out, msgspec.convert(shown["rules"], Rules), shown["objectives"])

@@ -3,13 +3,13 @@
 import asyncio
 import time
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tenfold.rank.events.store import Events
 from tenfold.rank.experiment import arm, interleave
-from tenfold.rank.ranker import History, Ranker
+from tenfold.rank.ranker import Ranker
 from tenfold.rank.serving.protocol import LONGEST, RankRequest, RecommendRequest
 from tenfold.rank.serving.recommender import Query
 from tenfold.rank.serving.worker import RankWorker
@@ -29,6 +29,14 @@ WAITING = 10_000  # lists that wait for the disk, above which an answer waits fo
 def rankers(models: Models) -> list[str]:
     """The names of the served models that rank items."""
     return [name for name, options in models.options.items() if load("backends", backend_of(options.path)) is RankWorker]
+
+
+class Past(NamedTuple):
+    """What a user took before, the oldest first; when, where that is known; and the time then."""
+
+    items: list[str]
+    times: list[float]
+    now: float | None
 
 
 class Asking:
@@ -61,27 +69,27 @@ class Asking:
         else:
             shown = await self._interleaved(found[:2], place, taken)
         list_id = new_id("list")
-        await self._keep(list_id, shown)
+        await self._keep(list_id, {**shown, "now": taken.now})
         return {"id": list_id, **{key: shown[key] for key in ("model", "items", "scores", "propensities", "unknown")}}
 
-    async def _taken(self, model: ServedModel) -> tuple[list[str], list[float]]:
-        """What the user took before, the oldest first, and when where that is known; the model is kept meanwhile."""
+    async def _taken(self, model: ServedModel) -> Past:
+        """The history of the request or of the store; the model is kept meanwhile."""
         body = self.body
         if body.history is not None:
             if body.times is not None and len(body.times) != len(body.history):
                 raise ApiError(400, f"times has {len(body.times)} of {len(body.history)} items: give one for each.", param="times")
-            return body.history, body.times or []
+            return _past(body.history, body.times or [])
         if self.events is None or not self._of_store:
-            return [], []
+            return _past([], [])
         model.preparing += 1
         try:
             actions = worker_of(model).settings.history_actions
             found = await asyncio.to_thread(self.events.history, self.user, LONGEST, actions)
         finally:
             model.preparing -= 1
-        return [one.item for one in found], [one.time for one in found]
+        return _past([one.item for one in found], [one.time for one in found])
 
-    async def _listed(self, name: str, place: Place, taken: tuple[list[str], list[float]]) -> dict[str, Any]:
+    async def _listed(self, name: str, place: Place, taken: Past) -> dict[str, Any]:
         """What one ranker shows, as it is kept."""
         model = await self.models.admit(name, place, 1)
         began, worker = time.monotonic(), worker_of(model)
@@ -99,19 +107,18 @@ class Asking:
             "scores": made.scores, "propensities": made.propensities, "unknown": unknown,
         }  # fmt: skip
 
-    def _query(self, ranker: Ranker, taken: tuple[list[str], list[float]]) -> tuple[Query, list[str]]:
+    def _query(self, ranker: Ranker, taken: Past) -> tuple[Query, list[str]]:
         """The request in a ranker's tokens, and the items that it does not know."""
-        body, (names, times) = self.body, taken
+        body, names = self.body, taken.items
         tokens, left_out = ranker.tokens(names), ranker.tokens(body.exclude)
         candidates = ranker.tokens(body.candidates) if isinstance(body, RankRequest) else None
-        known = [i for i, token in enumerate(tokens) if token]
-        history = History(tuple(tokens[i] for i in known), tuple(times[i] for i in known) if times else (), _now(times))
+        history = ranker.history(*taken)
         asked = [*names, *body.exclude, *(body.candidates if isinstance(body, RankRequest) else ())]
         unknown = [name for name, token in zip(asked, [*tokens, *left_out, *(candidates or ())], strict=True) if not token]
         out = frozenset(filter(None, left_out)) | frozenset(() if body.repeat else history.items)
         return Query(history, body.k, candidates, out, body.rules, body.objectives), list(dict.fromkeys(unknown))[:UNKNOWN]
 
-    async def _interleaved(self, pair: list[str], place: Place, taken: tuple[list[str], list[float]]) -> dict[str, Any]:
+    async def _interleaved(self, pair: list[str], place: Place, taken: Past) -> dict[str, Any]:
         """One list of both. Its propensities depend on which picks are whose, and are not kept."""
 
         a, b = await asyncio.gather(*(self._listed(name, place, taken) for name in pair))
@@ -142,9 +149,9 @@ class Asking:
             await asyncio.wrap_future(done)
 
 
-def _now(times: list[float]) -> float | None:
-    """The time, to the minute, so that a history is remembered; None where the history has no times."""
-    return max(times[-1], time.time() // 60 * 60) if times else None
+def _past(items: list[str], times: list[float]) -> Past:
+    """The time is to the minute, so that a history is remembered; None where the history has no times."""
+    return Past(items, times, max(times[-1], time.time() // 60 * 60) if times else None)
 
 
 def worker_of(model: ServedModel) -> RankWorker:

@@ -14,6 +14,7 @@ import pyarrow.parquet
 import torch
 from torch import Tensor
 
+from tenfold.data.interactions.content import first_rows
 from tenfold.spec.errors import TenfoldError, nearest
 
 MASKS = 64  # filters whose items are remembered
@@ -59,7 +60,7 @@ class Catalogue:
 
     def extended(self, items: pa.Table, names: list[str]) -> "Catalogue":
         """With more items, named in the order of their tokens, and what a table says of them."""
-        row = {name: i for i, name in enumerate(items["item"].to_pylist())}
+        row = first_rows(items)
         rows, known = np.array([row[name] for name in names], int), _columns(items)
         more = {}
         for name, values in self.attributes.items():
@@ -95,7 +96,7 @@ def read_catalogue(file: Path | None, names: list[str]) -> Catalogue:
     if file is None:
         return Catalogue(len(names))
     table = read_items(file)
-    row = {name: i for i, name in enumerate(table["item"].to_pylist())}
+    row = first_rows(table)
     rows = np.array([row.get(name, -1) for name in names])
     if not (rows >= 0).any():
         raise TenfoldError(f"{file} has none of the model's items: its column 'item' must have their names.")

@@ -86,6 +86,8 @@ class Recommender:
 
     def places(self, queries: Sequence[Query]) -> list[Places | TenfoldError]:
         """The places of each query, none of them filled."""
+        if not queries:
+            return []
         found = self._found(queries, self._users([query.history for query in queries]))
         pairs = zip(queries, found, strict=True)
         return [one if isinstance(one, TenfoldError) else _or_error(self._places, query, one) for query, one in pairs]

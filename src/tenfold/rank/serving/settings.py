@@ -24,6 +24,9 @@ class RankSettings(Struct, frozen=True):
         Share, Meta(description="Probability that a place goes to one drawn from the pool, so that other policies can be judged.")
     ] = 0.0
     pool: Annotated[Count, Meta(description="The best items, from which a list is filled.")] = 200
+    history_actions: Annotated[
+        tuple[str, ...], Meta(description="Actions that make a user's history; all where none is given.")
+    ] = ()
     cached_histories: Annotated[CountOrNone, Meta(description="Histories whose vectors are remembered.")] = 100_000
 
 
@@ -33,10 +36,6 @@ class WorkerSettings(RankSettings, frozen=True):
     experiment: Annotated[
         Experiment, Meta(description="ab gives half of the users to each of the first two rankers, interleave mixes their lists.")
     ] = "none"
-    history_actions: Annotated[
-        tuple[str, ...], Meta(description="Actions that make a user's history; all where none is given.")
-    ] = ()
-
     max_wait_ms: Annotated[Positive, Meta(description="A request that has waited longer for its turn is refused with 503.")] = (
         1000.0
     )
