@@ -52,6 +52,8 @@ class SlurmLauncher(JobFileLauncher):
         for name in OPTIONS:
             if re.search(r"[\x00-\x1f\x7f]", getattr(self, name) or ""):
                 raise TenfoldError(f"Slurm's option {name} cannot be {getattr(self, name)!r}: write it on one line.")
+        if re.search(r"[\x00-\x1f\x7f\\]", str(self.folder.resolve())):
+            raise TenfoldError(f"Slurm writes no log to the folder {str(self.folder.resolve())!r}: say another one by --out.")
         if self.image and not (self.home or "").startswith("/"):
             raise TenfoldError(f"In a container the home {self.home!r} must be an absolute path: say --home /generations.")
 
