@@ -1,5 +1,6 @@
 """Jobs on a real Slurm: nodes that die, sizes that change, queues and quotes; skipped where Slurm is not installed."""
 
+import json
 import subprocess
 import time
 from pathlib import Path
@@ -9,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from slurm_cluster import SlurmCluster, missing
 
+from tenfold.cli.commands import run as tenfold
 from tenfold.launch.job import Job, Resources
 from tenfold.launch.job_files import sbatch_quoted
 from tenfold.launch.slurm import SlurmLauncher
+from tenfold.train.metrics import read_metrics
 
 pytestmark = pytest.mark.skipif(missing() != "", reason=missing())
 ALONE = "#!/bin/bash\n# Stands for Python: runs the command that torchrun would, once on each node.\n"
@@ -101,12 +104,12 @@ def test_ahead_of_the_limit_it_saves_and_is_queued_again_as_often_as_it_may(clus
 
 
 def test_what_is_asked_for_is_what_slurm_heard(cluster, slurm):
-    slurm = Plain(folder=slurm.folder, partition="train", constraint="fast&fast", gres="gpu:2", switches="1@00:10:00")
+    slurm = Plain(folder=slurm.folder, partition="train", constraint="fast&fast", gres="gpu:2", switches="1@00:04:00")
     needs = Resources(nodes=2, gpus=2, cores=3, memory_bytes=2**30)
     value = 'it\'s "$HOME" `id` \\ #\nand more'
     handle = slurm.submit(job('printf "%s" "$NCCL_TEST"', needs, environment={"NCCL_TEST": value}, time_limit_s=90061))
     asked = dict(word.split("=", 1) for word in cluster.ask("scontrol", "show", "job", handle.id).split() if "=" in word)
-    assert (asked["Partition"], asked["Features"], asked["Switches"]) == ("train", "fast&fast", "1@00:10:00")
+    assert (asked["Partition"], asked["Features"], asked["Switches"]) == ("train", "fast&fast", "1@00:04:00")
     assert (asked["TimeLimit"], asked["CPUs/Task"], asked["MinMemoryNode"]) == ("1-01:01:01", "3", "1G")
     cluster.wait(lambda: slurm.status(handle) == "finished", "it has ended")
     assert slurm.logs(handle, 9).count(value) == 2
@@ -123,10 +126,77 @@ def test_a_sweep_is_one_array_whose_jobs_have_their_own_names(cluster, slurm):
 @given(
     st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), min_size=1, max_size=40).filter(lambda text: text.strip() == text)
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_sbatch_reads_what_was_quoted(cluster, text):
     script = f"#!/bin/bash\n#SBATCH --hold\n#SBATCH --output=/dev/null\n#SBATCH --job-name={sbatch_quoted(text)}\ntrue\n"
     done = subprocess.run(["sbatch", "--parsable"], input=script, capture_output=True, text=True, check=True)
     heard = subprocess.run(["squeue", "--noheader", "--format=%j", f"--jobs={done.stdout.strip()}"], capture_output=True, text=True)
     subprocess.run(["scancel", done.stdout.strip()], check=True)
     assert heard.stdout.removesuffix("\n") == text
+
+
+RUN = """tokens = {tokens}
+dtype = "float32"
+device = "cpu"
+compile = "off"
+[model]
+name = "tiny"
+dim = 16
+n_layers = 1
+n_heads = 2
+n_kv_heads = 2
+ffn_dim = 32
+[data]
+corpus = {corpus}
+vocab_size = 400
+seq_len = 32
+batch_size = 6
+max_epochs = 1e9
+[optimizer]
+name = "adamw"
+[checkpoint]
+every_s = 0
+[log]
+every = 1
+"""
+
+
+@pytest.mark.slow
+def test_a_training_run_outlives_a_node_and_another_size_to_the_losses_of_an_undisturbed_run(cluster, slurm, text_folder, capsys):
+    steps, job_file = 400, Path("small.toml")
+    job_file.write_text(RUN.format(tokens=steps * 6 * 32, corpus=json.dumps(str(text_folder / "json"))))
+
+    def losses(home):
+        path = Path(home, "small", "run.jsonl")
+        return {row["step"]: row["loss"] for row in read_metrics(path) if row["event"] == "step"} if path.exists() else {}
+
+    def asked(*words):
+        tenfold(["launch", *words, "--json"])
+        return json.loads(capsys.readouterr().out)
+
+    def train(home, nodes):
+        common = ["--gpus-per-node", "0", "--cores-per-node", "1", "--env", "OMP_NUM_THREADS=1", "--save-s", "120"]
+        least = ["--least-nodes", "1"] if nodes > 1 else []
+        asked(
+            "small.toml", "--on", "slurm", "--nodes", str(nodes), *least, *common, "--home", str(Path(home).resolve()), "--submit"
+        )
+
+    def finished():
+        return asked("status", "small")["jobs"][0]["status"] == "finished"
+
+    train("alone", 1)
+    cluster.wait(finished, "it has finished", 600)
+    train("disturbed", 3)
+    cluster.wait(lambda: len(losses("disturbed")) > 5, "three nodes make steps", 600)
+    running = cluster.ask("squeue", "--noheader", "--format=%N")
+    dies = max(cluster.ask("scontrol", "show", "hostnames", running).split())
+    cluster.kill(dies)
+    before = len(losses("disturbed"))
+    cluster.wait(lambda: len(losses("disturbed")) > before + 5, "two nodes make steps", 600)
+    asked("resize", "small", "--nodes", "1")
+    before = len(losses("disturbed"))
+    assert before < steps
+    cluster.wait(lambda: len(losses("disturbed")) > before + 5, "one node makes steps", 600)
+    cluster.start(dies)
+    cluster.wait(finished, "it has finished", 600)
+    assert losses("disturbed") == pytest.approx(losses("alone"), rel=1e-4) and len(losses("disturbed")) == steps
