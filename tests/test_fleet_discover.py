@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from slurm_cluster import SlurmCluster, missing
 
@@ -66,6 +66,7 @@ def test_the_nodes_of_kubernetes_become_a_fleet(tmp_path, monkeypatch):
         max_leaves=6,
     )
 )
+@settings(max_examples=20, deadline=None)
 def test_what_is_no_list_of_nodes_is_one_sentence(answer):
     with pytest.raises(TenfoldError, match="no list of nodes"):
         kubernetes_nodes(json.dumps(answer))

@@ -21,7 +21,7 @@ from tenfold.launch.records import find_records, read_record, write_record
 from tenfold.spec.errors import TenfoldError
 from tenfold.train.metrics import read_metrics
 
-STEPS = 60
+STEPS = 400
 RUN = """seed = 3
 tokens = {tokens}
 dtype = "float32"
@@ -95,7 +95,7 @@ def test_a_running_job_goes_on_with_another_size_to_the_losses_of_an_undisturbed
         changes.append(max(losses(directory)))
     assert changes[0] < changes[1] < STEPS, "it was over before it was resized"
     wait_until(lambda: asked(capsys, "status", "small run")["jobs"][0]["status"] == "finished", "it has finished")
-    assert losses(directory) == pytest.approx(undisturbed, rel=1e-5) and len(losses(directory)) == STEPS
+    assert losses(directory) == pytest.approx(undisturbed, rel=1e-4) and len(losses(directory)) == STEPS
     # Nothing is saved in this run but when it leaves: no step was lost, none done twice.
     assert [row["step"] for row in rows(directory) if row["event"] == "stopped"] == changes
     tenfold(["launch", "logs", "small run", "--lines", "1"])
@@ -237,7 +237,7 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
 
 
 @given(st.lists(TEXTS, min_size=1, max_size=4), st.integers(0, 3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_words_survive_the_shell(words, place):
     """Also with what is known later in the middle of one."""
     known = "head of $(all) 'nodes'"
@@ -249,7 +249,7 @@ def test_words_survive_the_shell(words, place):
 
 
 @given(st.lists(TEXTS, min_size=1, max_size=3), TEXTS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_commands_and_environments_survive_every_job_file(tmp_path_factory, words, value):
     folder = tmp_path_factory.mktemp("jobs")
     (folder / "run.toml").write_text(value, newline="")

@@ -69,7 +69,14 @@ def test_a_job_runs_with_its_files_and_is_asked_and_stopped_by_others(cluster, t
     file = tmp_path / "it's a file.txt"
     ray = open_launcher("ray", folder=tmp_path, working_dir=there)
     text = 'cat "$1" helper.txt; echo " $WORD"; trap "echo saved; exit 0" TERM; while :; do sleep 0.1; done'
-    job = Job("a job", ("bash", "-c", text, "name", str(file)), resources=Resources(), files=(file,), environment={"WORD": "it's"}, grace_s=30)
+    job = Job(
+        "a job",
+        ("bash", "-c", text, "name", str(file)),
+        resources=Resources(),
+        files=(file,),
+        environment={"WORD": "it's"},
+        grace_s=30,
+    )
     handle = ray.submit(job)
     wait_for(ray, handle, "running")
     options = {"folder": tmp_path, "working_dir": there}

@@ -11,7 +11,7 @@ from tenfold.spec.errors import TenfoldError
 from tenfold.spec.ranges import Count, CountOrNone, Nodes, Text
 
 Name = Annotated[Text, Meta(description="The job: the name of its run file.")]
-Where = Annotated[Folder, Meta(description="The folder that it was submitted from.", extra={"flag": "--out"})]
+Where = Annotated[Folder, Meta(description="The folder that it was submitted from.")]
 Size = Annotated[Nodes | None, Meta(description="Nodes; by default as before.")]
 
 
@@ -19,7 +19,7 @@ def status(
     name: Annotated[Text | None, Meta(description="The job: the name of its run file; by default all.")] = None,
     /,
     *,
-    folder: Where = Path(),
+    out: Where = Path(),
     json: Json = False,
 ) -> None:
     """Say whether jobs wait, run, have finished, failed or were stopped.
@@ -29,7 +29,7 @@ def status(
     from tenfold.launch.records import find_records, read_record
 
     found = []
-    for path in find_records(folder, name):
+    for path in find_records(out, name):
         on, _, launcher, handle = read_record(path)
         needs = handle.job.resources
         found.append({"name": handle.job.name, "on": on, "id": handle.id, "status": launcher.status(handle), "nodes": needs.nodes})
@@ -39,7 +39,7 @@ def status(
     for job in found:
         print(f"{job['name']}: {job['status']} ({job['on']} {job['id']}, nodes: {job['nodes']})")
     if not found:
-        print(f"No job was submitted from {folder.resolve()}.")
+        print(f"No job was submitted from {out.resolve()}.")
 
 
 def logs(
@@ -47,7 +47,7 @@ def logs(
     /,
     *,
     lines: Annotated[Count, Meta(description="How many lines, the last ones.")] = 100,
-    folder: Where = Path(),
+    out: Where = Path(),
 ) -> None:
     """Show what a job printed last.
 
@@ -55,7 +55,7 @@ def logs(
     """
     from tenfold.launch.records import find_records, read_record
 
-    _, _, launcher, handle = read_record(find_records(folder, name)[0])
+    _, _, launcher, handle = read_record(find_records(out, name)[0])
     if said := launcher.logs(handle, lines):
         print(said)
 
@@ -65,7 +65,7 @@ def cancel(
     /,
     *,
     now: Annotated[bool, Meta(description="Do not let it save.")] = False,
-    folder: Where = Path(),
+    out: Where = Path(),
     json: Json = False,
 ) -> None:
     """Let a job save and leave, and end it where it does not within the seconds that it was given to save.
@@ -74,11 +74,11 @@ def cancel(
     """
     from tenfold.launch.records import find_records, read_record, write_record
 
-    on, options, launcher, handle = read_record(find_records(folder, name)[0])
+    on, options, launcher, handle = read_record(find_records(out, name)[0])
     if launcher.status(handle) in ("finished", "failed", "stopped"):
         raise TenfoldError(f"The job {name!r} has ended already: see `tenfold launch logs {name}`.")
     handle.drained = True
-    write_record(folder, on, options, handle)
+    write_record(out, on, options, handle)
     left = not now and launcher.drain(handle, handle.job.grace_s)
     if now:
         launcher.stop(handle)
@@ -95,7 +95,7 @@ def resize(
     nodes: Size = None,
     gpus_per_node: Annotated[CountOrNone | None, Meta(description="GPUs of a node; by default as before.")] = None,
     processes_per_node: Annotated[Count | None, Meta(description="Processes of a node; by default one for each GPU.")] = None,
-    folder: Where = Path(),
+    out: Where = Path(),
     json: Json = False,
 ) -> None:
     """Let a job that trains save, and go on with another size: the batch and the order of the data stay.
@@ -104,7 +104,7 @@ def resize(
     """
     from tenfold.launch.records import find_records, read_record, write_record
 
-    on, options, launcher, handle = read_record(find_records(folder, name)[0])
+    on, options, launcher, handle = read_record(find_records(out, name)[0])
     if launcher.status(handle) not in ("waiting", "running"):
         raise TenfoldError(f"The job {name!r} has ended: `tenfold launch --submit` starts it again, in any size.")
     now = handle.job.resources
@@ -115,7 +115,7 @@ def resize(
     if wanted == now:
         raise TenfoldError(f"The job {name!r} has this size already: say --nodes, --gpus-per-node or --processes-per-node.")
     handle = launcher.resize(handle, wanted)
-    write_record(folder, on, options, handle)
+    write_record(out, on, options, handle)
     if json:
         print_json({"name": handle.job.name, "id": handle.id, "nodes": handle.job.resources.nodes})
         return

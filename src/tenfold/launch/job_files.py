@@ -114,7 +114,7 @@ def yaml_text(value: Any) -> str:
         (letter,) = json.loads('"' + found[1] + '"')
         return f"\\U{ord(letter):08x}"
 
-    return re.sub(r"\\\\|(\\ud[89ab][0-9a-f]{2}\\ud[c-f][0-9a-f]{2})", one, json.dumps(value))
+    return re.sub(r"\\\\|(\\ud[89ab][0-9a-f]{2}\\ud[c-f][0-9a-f]{2})", one, json.dumps(value)).replace("\x7f", "\\x7f")
 
 
 def file_name(job: Job) -> str:

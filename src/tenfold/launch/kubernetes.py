@@ -16,7 +16,8 @@ GANGS = {
     "volcano": ("annotations", "scheduling.k8s.io/group-name"),
 }
 TOPOLOGY = "kueue.x-k8s.io/podset-required-topology"
-TOLERATION = r"(?P<key>[\w./-]+)(?:=(?P<value>[\w.-]*))?(?::(?P<effect>NoSchedule|PreferNoSchedule|NoExecute))?"
+KEY, VALUE = "[A-Za-z0-9_./-]+", "[A-Za-z0-9_.-]*"
+TOLERATION = rf"(?P<key>{KEY})(?:=(?P<value>{VALUE}))?(?::(?P<effect>NoSchedule|PreferNoSchedule|NoExecute))?"
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class KubernetesLauncher(JobFileLauncher):
 
     def facts(self, job: Job) -> dict[str, Any]:
         needs, name = job.resources, file_name(job)
-        rdma = _pairs("rdma", self.rdma, r"[1-9]\d*")
+        rdma = _pairs("rdma", self.rdma, "[1-9][0-9]*")
         cores = {"cpu": str(needs.cores)} if needs.cores else {}
         memory = {"memory": str(needs.memory_bytes)} if needs.memory_bytes else {}
         marks: dict[str, dict[str, str]] = {"labels": {"app": "tenfold"}, "annotations": {}}
@@ -67,7 +68,7 @@ class KubernetesLauncher(JobFileLauncher):
         return marks | {
             "image": self.image, "claim": self.claim, "home": self.home, "queue": self.queue, "gang": self.gang, "rdma": rdma,
             "priority_class": self.priority_class, "pull_secret": self.pull_secret, "folder": FILES,
-            "node_selector": _pairs("node-selector", self.node_selector, r"[\w.-]*"),
+            "node_selector": _pairs("node-selector", self.node_selector, VALUE),
             "tolerations": [_toleration(text) for text in self.toleration],
             "resources": {"nvidia.com/gpu": str(needs.gpus)} | cores | memory | rdma,
             "env": [{"name": variable, "value": value} for variable, value in job.environment.items()],
@@ -143,7 +144,7 @@ def _pairs(option: str, texts: tuple[str, ...], values: str) -> dict[str, str]:
     found = {}
     for text in texts:
         key, sign, value = text.partition("=")
-        if not sign or not re.fullmatch(r"[\w./-]+", key) or not re.fullmatch(values, value):
+        if not sign or not re.fullmatch(KEY, key) or not re.fullmatch(values, value):
             example = "rdma/hca=1" if option == "rdma" else "pool=training"
             raise TenfoldError(f"--{option} takes KEY=VALUE, such as {example}, not {text!r}.")
         found[key] = value
