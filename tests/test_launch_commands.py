@@ -21,7 +21,7 @@ from tenfold.launch.records import find_records, read_record, write_record
 from tenfold.spec.errors import TenfoldError
 from tenfold.train.metrics import read_metrics
 
-STEPS = 400
+STEPS = 200
 RUN = """seed = 3
 tokens = {tokens}
 dtype = "float32"
@@ -29,15 +29,15 @@ device = "cpu"
 compile = "off"
 [model]
 name = "tiny"
-dim = 16
-n_layers = 1
+dim = 64
+n_layers = 2
 n_heads = 2
 n_kv_heads = 2
-ffn_dim = 32
+ffn_dim = 192
 [data]
 corpus = {corpus}
 vocab_size = 400
-seq_len = 32
+seq_len = 128
 batch_size = 4
 max_epochs = 1e9
 [optimizer]
@@ -54,7 +54,7 @@ def run_file(tmp_path, text_folder, monkeypatch):
     """A run in a folder where jobs are submitted from."""
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "small run.toml"
-    path.write_text(RUN.format(tokens=STEPS * 4 * 32, corpus=json.dumps(str(text_folder / "json"))))
+    path.write_text(RUN.format(tokens=STEPS * 4 * 128, corpus=json.dumps(str(text_folder / "json"))))
     return path
 
 
@@ -257,7 +257,7 @@ def test_commands_and_environments_survive_every_job_file(tmp_path_factory, word
     job = Job(f"a {value} job", command=("printf", "%s\\0", *words), **fields)
     show = """printf "%s\\0" "$NCCL_TEST"; """
     local = open_launcher("local", folder=folder).write(job)
-    text = local.read_text().replace("exec >>", "true >>").replace("run=$!", f"run=$!; wait; {show}")
+    text = local.read_text().replace("exec >>", "true >>").replace('exit "$status"', f'{show} exit "$status"')
     done = subprocess.run(["bash", "-c", text], capture_output=True, check=True)
     assert done.stdout.decode().split("\0")[:-1] == [*words, value]
     slurm = open_launcher("slurm", folder=folder, reservation=value.translate(dict.fromkeys([*range(32), 127])) or None).write(job)
