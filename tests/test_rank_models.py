@@ -284,6 +284,14 @@ def test_measures_are_their_means_over_all_orders_of_ties(seed):
             assert found["mrr"][i] == pytest.approx(np.mean([1 / (place + 1) for place in places]))
 
 
+def test_scores_that_are_no_numbers_lie_last_and_their_rivals_above():
+    for target in (np.nan, 1.0):
+        scores = np.full((1, 15), np.nan)
+        scores[0, 2] = target
+        found = quality(scores, np.array([2]), [np.empty(0, np.int64)])
+        assert [found[name][0] for name in ("hit_rate_10", "ndcg_10", "mrr")] == pytest.approx([0, 0, 1 / 14])
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     folder = tmp_path_factory.mktemp("small")

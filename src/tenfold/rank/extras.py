@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tenfold.data.interactions.events import Interactions
+from tenfold.data.interactions.splits import Held
 from tenfold.rank.model import ContentTower, ItemModel
 from tenfold.rank.objectives import Calibration, Objective, calibrate, calibration_error, parse
 from tenfold.spec.files import whole_file, write_json
@@ -39,12 +40,10 @@ class Extras(NamedTuple):
 
 
 @torch.no_grad()
-def outputs_on(model: ItemModel, interactions: Interactions, held: str, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
+def outputs_on(model: ItemModel, interactions: Interactions, held: Held, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
     """What the heads say of held-out events, float32 [events, objectives], and which events these are, int64 [events]."""
     assert model.objectives is not None
-    ends, device = interactions.ends, model.embedding.weight.device
-    first, last = (ends.training, ends.validation) if held == "validation" else (ends.validation, ends.test)
-    users = np.flatnonzero(last > first)
+    users, (first, last), device = interactions.asked(held), interactions.span(held), model.embedding.weight.device
     said, which = [], []
     for some in np.split(users, range(TOGETHER, len(users), TOGETHER)):
         rows = interactions.window(some, np.maximum(0, last[some] + 1 - seq_len), last[some], seq_len)

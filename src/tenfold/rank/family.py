@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 NAME, HSTU_NAME = "rank", "hstu"
 NAMES = (NAME, HSTU_NAME)
 MODEL_TYPE, HSTU_TYPE = "tenfold_rank", "tenfold_hstu"
-MODEL_TYPES = (MODEL_TYPE, HSTU_TYPE)
 CONTEXT = 129  # a history of 128 and the item after, where a run file says nothing else
 BUCKETS = 129  # of HSTU's time bias
 

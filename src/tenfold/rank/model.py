@@ -17,6 +17,11 @@ from tenfold.model.loss import cross_entropy
 from tenfold.spec.model import ModelSpec
 
 
+def dropped(x: Tensor, share: float) -> Tensor:
+    """Dropout where gradients are on."""
+    return F.dropout(x, share) if share and torch.is_grad_enabled() else x
+
+
 class ContentTower(nn.Module):
     """Vectors of items from what is known of them: `features` float32 [vocab, features], which are no weights."""
 
@@ -45,9 +50,6 @@ class ItemModel(Llama):
         self.dropout = self.id_dropout = 0.0
         self.content: ContentTower | None = None
         self.objectives: nn.Linear | None = None
-
-    def drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout) if self.dropout and torch.is_grad_enabled() else x
 
     def table(self) -> Tensor:
         """Every item's vector on the way in, [vocab, dim]."""
@@ -118,13 +120,12 @@ class GatedBlock(Block):
         self.dropout = 0.0
 
     def attended(self, x: Tensor, rope: Tensor | None, mask: Any, temperature: Tensor | None = None) -> Tensor:
-        return x + self._drop(self.attention(self.attention_norm(x), rope, mask, temperature) * self.attention_gate(x).sigmoid())
+        return x + dropped(
+            self.attention(self.attention_norm(x), rope, mask, temperature) * self.attention_gate(x).sigmoid(), self.dropout
+        )
 
     def fed(self, h: Tensor) -> Tensor:
-        return h + self._drop(self.ffn(self.ffn_norm(h)) * self.ffn_gate(h).sigmoid())
-
-    def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout) if self.dropout and torch.is_grad_enabled() else x
+        return h + dropped(self.ffn(self.ffn_norm(h)) * self.ffn_gate(h).sigmoid(), self.dropout)
 
 
 class RankLlama(ItemModel):
@@ -134,7 +135,7 @@ class RankLlama(ItemModel):
         return GatedBlock(self.spec)
 
     def read(self, tokens: Tensor, positions: Tensor, mask: Tensor | None, times: Tensor | None, table: Tensor) -> Tensor:
-        x, rope = self.drop(F.embedding(tokens, table)), rope_table(self.spec, positions)
+        x, rope = dropped(F.embedding(tokens, table), self.dropout), rope_table(self.spec, positions)
         for block in self.layers:
             x = block(x, rope, mask)
         return self.norm(x)

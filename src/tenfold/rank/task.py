@@ -212,7 +212,7 @@ class Ranking(TaskBase):
     def _validation_loss(self, run: Run) -> float:
         """Over what is held out of each user's newest row, and has a token: of other items no loss is known."""
         interactions = self.interactions
-        users, (first, last) = interactions.asked("validation", VALIDATED), interactions.ends[:2]
+        users, (first, last) = interactions.asked("validation", VALIDATED), interactions.span("validation")
         mine, own = share_of(len(users), (run.dims.data_rank, run.dims.data))
         nats = count = 0.0
         for some in (slice(start, start + TOGETHER) for start in range(0, len(mine), TOGETHER)):
