@@ -100,7 +100,7 @@ def test_the_next_ranker_learns_what_the_earlier_table_knows_of_items_and_of_the
     base.close()
     again(tmp_path, take, partial(train_on, home=tmp_path, options=options, task=task, quiet=True))
     ranker = Ranker.load(tmp_path / FOLDER / "informed")
-    assert ranker.objectives == ["rating>=4"] and ranker.extras.tower is not None
+    assert ranker.objectives == ["rating>=4"] and ranker.extras.content is not None
     lineage = (tmp_path / FOLDER / "informed" / "lineage.json").read_text()
     assert "hush" not in lineage and "base.db" in lineage
 

@@ -67,9 +67,9 @@ def rank_role(name: str) -> Role:
     """The role of a weight of a ranker."""
     if name.endswith(("bias", "_bias")):
         return Role.BIAS
-    if name.startswith(("content.", "objectives.")):
+    if name.startswith(("content.w", "objectives.")):
         return Role.MATRIX
-    return Role.EMBEDDING if name.startswith("positions.") else llama_role(name)
+    return Role.EMBEDDING if name.startswith(("positions.", "content.codes.")) else llama_role(name)
 
 
 def _later(module: str, name: str) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""What the families of rankers share: one table of items for input and output, towers for new items, heads for what a user thinks.
+"""What the families of rankers share: one table of items for input and output, content for new items, heads for what a user thinks.
 
 A score of the next item is a product of a hidden state and an item's vector. Probabilities of objectives (a like, a watch time) are
 read from the hidden state of the item itself, which has seen the history and the item: a candidate is an item more, which sees the
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tenfold.model.attention import document_mask
 from tenfold.model.llama import Block, Llama, rope_table
 from tenfold.model.loss import cross_entropy
+from tenfold.rank.content import Content
 from tenfold.spec.model import ModelSpec
 
 
@@ -22,33 +23,17 @@ def dropped(x: Tensor, share: float) -> Tensor:
     return F.dropout(x, share) if share and torch.is_grad_enabled() else x
 
 
-class ContentTower(nn.Module):
-    """Vectors of items from what is known of them: `features` float32 [vocab, features], which are no weights."""
-
-    def __init__(self, features: Tensor, dim: int):
-        super().__init__()
-        self.features = features
-        self.w1 = nn.Linear(features.shape[1], 2 * dim, bias=False)
-        self.w2 = nn.Linear(2 * dim, dim, bias=False)
-        for layer in (self.w1, self.w2):
-            nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Vectors [..., dim] of features [..., features], about as long as those that the table begins with."""
-        return self.w2(F.silu(self.w1(features))) * self.w2.out_features**-0.5
-
-
 class ItemModel(Llama):
     """A decoder whose tokens are items. `dropout` and `id_dropout` work where gradients are on.
 
-    `content` adds vectors of a tower to the table; in training each item is known by its tower alone in the share `id_dropout` of
+    `content` adds vectors of what is known of the items; in training each is known by these alone in the share `id_dropout` of
     the steps, so that new ones are. `objectives` reads objectives [..., objectives] off hidden states.
     """
 
     def __init__(self, spec: ModelSpec):
         super().__init__(spec)
         self.dropout = self.id_dropout = 0.0
-        self.content: ContentTower | None = None
+        self.content: Content | None = None
         self.objectives: nn.Linear | None = None
 
     def table(self) -> Tensor:
@@ -58,7 +43,7 @@ class ItemModel(Llama):
             return table
         if self.id_dropout and torch.is_grad_enabled():
             table = table * (torch.rand(len(table), 1, device=table.device) >= self.id_dropout)
-        return table + self.content(self.content.features)
+        return table + self.content(self.content.known)
 
     def item_vectors(self, table: Tensor) -> Tensor:
         """Every item's vector on the way out, for rows of the table."""

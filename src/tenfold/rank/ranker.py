@@ -89,22 +89,22 @@ class Ranker:
         """Let items that the training never saw be ranked: a table of their names in `item`, and what is known of them, in the
         columns that the model was trained with. Of several rows of an item the first counts.
 
-        Raises TenfoldError where the model has no tower, or one of other columns.
+        Raises TenfoldError where the model knows no content, or that of other columns.
         """
-        tower = self.extras.tower
-        if tower is None:
-            raise TenfoldError("The model has no content tower: train it with `content = true` in [task].")
+        content = self.extras.content
+        if content is None:
+            raise TenfoldError("The model has no content tower and no semantic ids: train it with --content or --semantic-ids 3.")
         rows = first_rows(items)
         new = items.take(pa.array([row for name, row in rows.items() if name not in self._token], pa.int64()))
         if not len(new):
             return
         known = features(new)
-        if known.shape[1] != tower.w1.in_features:
+        if known.shape[1] != content.n_features:
             raise TenfoldError(
-                f"The new items have {known.shape[1]} features, and the model was trained with {tower.w1.in_features}: give the "
+                f"The new items have {known.shape[1]} features, and the model was trained with {content.n_features}: give the "
                 "columns of the training, and an item_vector of its length."
             )
-        table = tower(torch.from_numpy(known))
+        table = content(content.read(known))
         self.model.embedding.weight = torch.nn.Parameter(torch.cat((self.model.embedding.weight, table)), requires_grad=False)
         self.items = torch.cat((self.items, self.model.item_vectors(table).float()))
         self.names += new["item"].to_pylist()
