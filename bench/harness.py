@@ -25,7 +25,7 @@ from scipy import stats
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(os.environ.get("TENFOLD_BENCH_RESULTS", ROOT / "bench" / "results"))
 TENFOLD = (sys.executable, "-m", "tenfold")
-PACKAGES = ("tenfold", "torch", "numpy", "scipy", "transformers", "tokenizers", "xllamacpp")
+PACKAGES = ("tenfold", "torch", "numpy", "scipy", "transformers", "tokenizers", "trl", "xllamacpp")
 
 Row = dict[str, Any]
 Headline = Iterable[tuple[str, str]]

@@ -23,7 +23,7 @@ from bench.learn.questions import questions
 from tenfold.cli.commands import run
 from tenfold.data.conversations.chats import read_chats
 from tenfold.learn.answers import Model
-from tenfold.learn.data import parts_of
+from tenfold.learn.data import parts_of, read_people
 from tenfold.learn.gate import gate
 from tenfold.learn.options import TuneSettings
 from tenfold.learn.release import FILE, release, released, rollback
@@ -104,13 +104,31 @@ def test_sft_is_refused_without_a_model_or_enough_chats(home):
         open_task(config_from_fields(fields, "test"), home)
 
 
+def said_answers(store, count, **changes):
+    for i in range(count):
+        row = {"id": str(i), "model": "m", "checkpoint": "0", "messages": [{"role": "user", "content": f"ask {i}"}], "text": "?"}
+        row |= {"token_ids": [1], "logprobs": None, "sampling": {}, "finish_reason": "stop", "prompt_tokens": 1, "ttft_ms": None}
+        store.add_response(row | changes, "ann")
+
+
+def test_what_is_left_out_is_said_with_the_reason(tmp_path):
+    store = Feedback(f"sqlite:///{tmp_path / 'f.db'}")
+    said_answers(store, 120, finish_reason="length")
+    for i in range(120):
+        store.rate(str(i), f"user {i}", 1, [], "")
+    with pytest.raises(TenfoldError, match=r"leaves no chats for train \(left out: 120 cut off\)"):
+        parts_of(str(tmp_path / "f.db"), tmp_path / "data", 0.2)
+    for i in range(60):
+        store.correct(str(i), f"user {i}", f"answer {i}")
+    parts_of(str(tmp_path / "f.db"), tmp_path / "data", 0.2)
+    assert read_people(tmp_path / "data")["left_out"] == {"cut off": 120}
+
+
 def test_no_user_is_in_two_parts(tmp_path):
     store = Feedback(f"sqlite:///{tmp_path / 'f.db'}")
     user_of = {}
+    said_answers(store, 120)
     for i in range(120):
-        row = {"id": str(i), "model": "m", "checkpoint": "0", "messages": [{"role": "user", "content": f"ask {i}"}], "text": "?"}
-        row |= {"token_ids": [1], "logprobs": None, "sampling": {}, "finish_reason": "stop", "prompt_tokens": 1, "ttft_ms": None}
-        store.add_response(row, "ann")
         store.correct(str(i), f"user {i // 3}", f"answer {i}")
         user_of[f"answer {i}"] = i // 3
     files = parts_of(str(tmp_path / "f.db"), tmp_path / "data", 0.2)

@@ -1,12 +1,15 @@
 """Models in the layouts of other tools: read back by other readers than the writer, and opened in llama.cpp and transformers."""
 
+import ctypes
 import json
 import os
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from chat_models import chat_model
-from gguf import GGUFReader
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader
 from gguf.quants import dequantize
 from transformers import AutoModelForCausalLM
 
@@ -14,7 +17,7 @@ from tenfold.cli.commands import run
 from tenfold.model.io.compare import answers
 from tenfold.model.io.export import export
 from tenfold.model.io.gguf import read_gguf_tokenizer
-from tenfold.model.io.gguf_writer import write_gguf
+from tenfold.model.io.gguf_writer import quantised, write_gguf
 from tenfold.model.io.huggingface import read_model, write_model
 from tenfold.model.io.runtimes import open_in_llamacpp
 from tenfold.model.io.tokenizer import read_tokenizer, read_vocabulary
@@ -197,3 +200,16 @@ def test_a_program_for_phones_says_what_the_model_does(tmp_path, kind):
     assert far < (1e-6 if kind == "f32" else 0.05)
     if kind == "f32":
         assert "6 of 6 greedy answers are equal" in said
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q5_0", "Q4_K", "Q5_K", "Q6_K"])
+def test_what_is_written_are_the_bytes_of_llama_cpp_s_own_quantiser(kind):
+    xllamacpp, rows = pytest.importorskip("xllamacpp"), np.random.default_rng(0).standard_normal((64, 512)).astype(np.float32)
+    quantize_chunk = ctypes.CDLL(str(next(Path(xllamacpp.__file__).parent.glob("*.so")))).ggml_quantize_chunk
+    quantize_chunk.restype = ctypes.c_size_t
+    block, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
+    theirs = np.zeros((len(rows), rows.shape[1] // block * size), np.uint8)
+    pointers = (ctypes.c_void_p(array.ctypes.data) for array in (rows, theirs))
+    counts = (ctypes.c_int64(count) for count in (0, *rows.shape))
+    assert quantize_chunk(int(GGMLQuantizationType[kind]), *pointers, *counts, None) == theirs.size
+    assert np.array_equal(quantised(rows, kind), theirs)

@@ -37,13 +37,14 @@ THINGS = (
 ASKED = (*FRAMES, "Why do people like {}?", "Give me advice about {}.", "Explain {} to a child.", "What is special about {}?",
          "How would you describe {}?", "Tell me a fact about {}.", "Write a sentence about {}.", "What should I know about {}?",
          "Do you like {}?", "What goes well with {}?")  # fmt: skip
+BRIEFLY = "Answer in one short sentence."  # answers that are cut off are not learned
 LONGEST = 48
 
 
 def judge(server: str, count: int) -> None:
     """So many users ask and say what they prefer by their thumbs, some at once."""
     draw = random.Random(0)
-    prompts = draw.sample([frame.format(thing) for frame in ASKED for thing in THINGS], count)
+    prompts = draw.sample([f"{frame.format(thing)} {BRIEFLY}" for frame in ASKED for thing in THINGS], count)
     with ThreadPoolExecutor(8) as users:
         list(users.map(lambda i: judge_two(server, Asked(f"user-{i}", prompts[i])), range(count)))
 

@@ -1,6 +1,6 @@
-"""GRPO on a task of reasoning-gym that has one right answer: success on unseen prompts before and after half an hour.
+"""GRPO on sums of reasoning-gym's (bench/learn/arithmetic.py): success on unseen prompts before and after half an hour.
 
-    python -m bench.learn.rewards --model generations/smollm2-135m/model --task basic_arithmetic --minutes 30
+    python -m bench.learn.rewards --minutes 30
 
 Both models answer the same prompts by their likeliest tokens; the interval of the difference is paired by prompt (bootstrap).
 """
@@ -10,32 +10,33 @@ import time
 from pathlib import Path
 
 import numpy as np
-import reasoning_gym
 import torch
 
 from bench.harness import Headline, Row, options, write_results
+from bench.learn import arithmetic
+from bench.learn.arithmetic import UNSEEN, prompts, reward
 from tenfold.data.conversations.tokens import ChatEncoder
 from tenfold.learn.options import GRPOOptions, RewardSource, TuneSettings
-from tenfold.learn.rewards import GYM
 from tenfold.learn.sampler import draw
 from tenfold.learn.tune import tune_on_rewards
+from tenfold.learn.walk import smollm2, unpacked
 from tenfold.model.io.huggingface import read_model
 from tenfold.serve.request import Sampling
 from tenfold.train.metrics import read_metrics
 
 ASKED = 300  # unseen prompts
-RIGHT = 0.99  # some tasks pay a little for a wrong answer
 
 
-def successes(model: Path, task: str, longest: int) -> np.ndarray:
-    """Whether each unseen prompt is answered rightly."""
-    dataset, encoder, network = reasoning_gym.create_dataset(task, size=ASKED, seed=99), ChatEncoder.of(model), read_model(model)
-    entries = list(dataset)
-    prompts = [encoder.prompt([{"role": "user", "content": entry["question"]}]) for entry in entries]
+def successes(model: Path, longest: int) -> np.ndarray:
+    """Whether each unseen prompt is answered rightly: none of them is among those that are learned from."""
+    learned = {str(row["prompt"]) for row in prompts()}
+    found = {str(row["prompt"]): row for row in prompts(UNSEEN, 10 * ASKED)}
+    unseen = [row for prompt, row in found.items() if prompt not in learned][:ASKED]
+    encoder, network = ChatEncoder.of(model), read_model(model)
     sampling = Sampling(temperature=0.0, max_tokens=longest, stop_tokens=encoder.vocabulary.stop_tokens)
-    drawn = draw(network, prompts, sampling, 0)
-    texts = [encoder.tokenizer.decode(answers[0].tokens) for answers in drawn]
-    return np.array([dataset.score_answer(text.strip(), entry) >= RIGHT for text, entry in zip(texts, entries, strict=True)])
+    drawn = draw(network, [encoder.prompt(row["prompt"]) for row in unseen], sampling, 0)
+    said = [[{"content": encoder.tokenizer.decode(answers[0].tokens)}] for answers in drawn]
+    return np.array(reward(said, [row["ideal"] for row in unseen])) > 0
 
 
 def seconds_of_a_step(directory: Path) -> float:
@@ -45,36 +46,36 @@ def seconds_of_a_step(directory: Path) -> float:
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--model", type=Path, required=True, help="in Hugging Face layout")
-    parser.add_argument("--task", default="basic_arithmetic")
+    parser.add_argument("--model", type=Path, help="in Hugging Face layout; SmolLM2-135M-Instruct where left out")
     parser.add_argument("--minutes", type=float, default=30)
-    parser.add_argument("--longest", type=int, default=16, help="tokens of an answer")
+    parser.add_argument("--longest", type=int, default=24, help="tokens of an answer")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--seq-len", type=int, default=96)
     parser.add_argument("--learning-rate", type=float)
     given = parser.parse_args()
     torch.manual_seed(0)
-    before = successes(given.model, given.task, given.longest)
+    model = given.model or unpacked(smollm2(), Path(tempfile.mkdtemp()) / "smollm2")
+    before = successes(model, given.longest)
     print(f"before: {before.mean():.1%}", flush=True)
     chosen = GRPOOptions(max_completion_length=given.longest, validation_prompts=32)
-    source = RewardSource(f"{GYM}{given.task}")
+    source = RewardSource(str(arithmetic.__file__))
     with tempfile.TemporaryDirectory() as scratch:
 
         def train(name: str, steps: int) -> Path:
             settings = TuneSettings(steps=steps, seq_len=given.seq_len, batch_size=given.batch, learning_rate=given.learning_rate)
-            tune_on_rewards(given.model, source, Path(scratch) / name, settings, options=chosen, quiet=True)
+            tune_on_rewards(model, source, Path(scratch) / name, settings, options=chosen, quiet=True)
             return Path(scratch) / name
 
         steps = max(5, int(60 * given.minutes / seconds_of_a_step(train("probe", 4))))
         began = time.perf_counter()
         run = train("run", steps)
         minutes = (time.perf_counter() - began) / 60
-        after = successes(run / "model", given.task, given.longest)
+        after = successes(run / "model", given.longest)
     gain = after.astype(float) - before
     draws = gain[np.random.default_rng(0).integers(0, len(gain), (10_000, len(gain)))].mean(1)
     low, high = (float(x) for x in np.quantile(draws, (0.025, 0.975)))
     row: Row = {
-        "task": given.task, "steps": steps, "minutes": minutes, "prompts": ASKED, "before": float(before.mean()),
+        "steps": steps, "minutes": minutes, "prompts": len(before), "before": float(before.mean()),
         "after": float(after.mean()), "gain": float(gain.mean()), "interval": [low, high],
     }  # fmt: skip
     print(row)
@@ -83,7 +84,7 @@ def main() -> None:
 
 def headline(row: Row) -> Headline:
     points, (low, high) = 100 * row["gain"], (100 * x for x in row["interval"])
-    yield f"GRPO on {row['task']}, {row['minutes']:.0f} minutes", f"{points:+.0f} points (95 %: {low:+.0f} to {high:+.0f})"
+    yield f"GRPO on sums, {row['minutes']:.0f} minutes", f"{points:+.0f} points (95 %: {low:+.0f} to {high:+.0f})"
 
 
 if __name__ == "__main__":

@@ -4,10 +4,10 @@
     python -m bench.learn.smaller --top 5e11 --dry         # a try
     python -m bench.learn.smaller --home generations       # with a climb that there is
 
-The student is pruned to half of the parameters and taught on `--share` of the tokens that its teacher learned from. The same shape
-begins with random weights, too, and learns from more of the same text: as much as the teacher's forward passes would have paid
-for. "Recovered" is the share of the gap between that model and the teacher that the student closes. The gain over the model from
-scratch is forecast before either runs: by the climb's law, and by the forecast of `tenfold learn distil`. Writes
+Students are pruned to half of the parameters and taught on each of `--shares` of the tokens that their teacher learned from. The
+same shape begins with random weights, too, and learns from more of the same text: as much as the teacher's forward passes would
+have paid for. "Recovered" is the share of the gap between that model and the teacher that the student closes. The gain over the
+model from scratch is forecast before either runs: by the climb's law, and by the forecast of `tenfold learn distil`. Writes
 bench/results/smaller.json.
 """
 
@@ -34,22 +34,23 @@ def student(home: Path, teacher: Path, share: float) -> Row:
     run = tomllib.loads((teacher / "run.toml").read_text())
     text, seq_len, tokens = run["data"]["corpus"], run["data"]["seq_len"], int(share * run["tokens"])
     sizes = ("--tokens", tokens, "--seq-len", seq_len)
-    taught = tenfold("learn", "distil", teacher, "--home", home, "--data", text, *sizes, "--name", "student")
-    spec = read_spec(home / "student" / "model")
+    taught = tenfold("learn", "distil", teacher, "--home", home, "--data", text, *sizes, "--name", f"student-{share:g}")
+    spec = read_spec(home / f"student-{share:g}" / "model")
     size, larger = (one.parameters().matrix_active for one in (spec, read_spec(teacher / "model")))
     equal = int(tokens * (3 * size + larger) / (3 * size))
     shape = {name: value for name, value in asdict(spec).items() if name != "name" and value is not None}
     fields = {"tokens": equal, "model": shape, "data": {**run["data"], "max_epochs": 99.0}, "optimizer": run["optimizer"]}
-    alone = trained(config_from_fields(fields, "the benchmark"), home / "scratch", quiet=True)
+    alone = trained(config_from_fields(fields, "the benchmark"), home / f"scratch-{share:g}", quiet=True)
     corpus = open_source(text, home, 0, 0.0, tokenizer_from=teacher / "model", quiet=True)
-    loss = {name: nats_of(read_model(home / name / "model"), corpus, seq_len) for name in ("student", "scratch", teacher.name)}
+    made = {"student": f"student-{share:g}", "scratch": f"scratch-{share:g}", "teacher": teacher.name}
+    loss = {name: nats_of(read_model(home / folder / "model"), corpus, seq_len) for name, folder in made.items()}
     gain = loss["scratch"] - loss["student"]
     law = Law.from_dict(json.loads((teacher / "law.json").read_text()))
     nats_per_token = law.predict(size, equal).median * alone.loss / alone.bits_per_byte
     forecast = nats_per_token - median(taught["forecast"])
     return {
-        "what": "student", "parameters": [size, larger], "tokens": tokens, "tokens_from_scratch": equal, "loss": loss,
-        "recovered": gain / (loss["scratch"] - loss[teacher.name]), "gain": gain, "forecast_gain": forecast,
+        "what": "student", "share": share, "parameters": [size, larger], "tokens": tokens, "tokens_from_scratch": equal,
+        "loss": loss, "recovered": gain / (loss["scratch"] - loss["teacher"]), "gain": gain, "forecast_gain": forecast,
         "forecast_off_by": abs(forecast - gain) / abs(gain),
     }  # fmt: skip
 
@@ -65,7 +66,8 @@ def headline(rows: list[Row]) -> Headline:
     for row in rows:
         if row["what"] == "student":
             off = f"forecast of its gain off by {row['forecast_off_by']:.0%}"
-            yield "a taught student of half the size: share of the gap to its teacher", f"{row['recovered']:.0%}; {off}"
+            what = f"a student of half the size, taught {row['share']:.0%} of its teacher's tokens: share of the gap to it"
+            yield what, f"{row['recovered']:.0%}; {off}"
         else:
             change, low, high = row["perplexity_change_pct"]
             what = f"int4 of {row['model']} {' '.join(row['arguments'])}".strip()
@@ -76,7 +78,7 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--home", type=Path, help="of a climb; one is made where it has none")
     parser.add_argument("--top", type=float, default=5e12)
-    parser.add_argument("--share", type=float, default=0.5, help="of the teacher's tokens")
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.05, 0.15, 0.5], help="of the teacher's tokens")
     parser.add_argument("--rounding-steps", type=int, default=100, help="of each block, where rounding is tuned")
     parser.add_argument("--dry", action="store_true", help="write nothing")
     given = parser.parse_args()
@@ -86,7 +88,7 @@ def main() -> None:
     teacher = newest(home)
     assert teacher is not None
     text = tomllib.loads((teacher / "run.toml").read_text())["data"]["corpus"]
-    rows = [student(home, teacher, given.share)]
+    rows = [student(home, teacher, share) for share in given.shares]
     tuned = ("--rounding", "tuned", "--rounding-steps", str(given.rounding_steps))
     for how in ((), ("--qat",), tuned, ("--rotate",), ("--rotate", *tuned)):
         rows.append(four_bits(home, teacher / "model", text, *how))

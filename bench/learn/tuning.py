@@ -1,6 +1,6 @@
 """SFT and DPO beside TRL on one model: the same chats, the same tokens in a step, both in float32, sides that take turns.
 
-    python -m bench.learn.tuning --model generations/smollm2-135m/model --threads 2
+    python -m bench.learn.tuning --threads 2
 
 A token counts where it is one of a chat or an answer: padding is nobody's work. TRL computes the reference of DPO in every step
 unless told otherwise; `--precomputed` lets it, too, have it beforehand.
@@ -18,6 +18,7 @@ import torch
 
 from bench.harness import Headline, Row, alternate, options, ratio, ratio_interval, write_results
 from tenfold.learn.tasks.compared import AnswerRows
+from tenfold.learn.walk import smollm2, unpacked
 from tenfold.model.io.huggingface import read_model
 from tenfold.train.run_file import config_from_fields
 from tenfold.train.tasks.find import open_task
@@ -133,15 +134,15 @@ def headline(rows: list[Row]) -> Headline:
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--model", type=Path, required=True, help="in Hugging Face layout")
+    parser.add_argument("--model", type=Path, help="in Hugging Face layout; SmolLM2-135M-Instruct where left out")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--precomputed", action="store_true", help="TRL has the reference of DPO beforehand, too")
     parser.add_argument("--kinds", nargs="+", default=["sft", "dpo"], choices=["sft", "dpo"])
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    rows = []
+    rows, model = [], given.model or unpacked(smollm2(), Path(tempfile.mkdtemp()) / "smollm2")
     for kind in given.kinds:
-        rows.append(measure(kind, given.model, given.precomputed))
+        rows.append(measure(kind, model, given.precomputed))
         print(rows[-1], flush=True)
     write_results("tuning", rows, headline(rows))
 

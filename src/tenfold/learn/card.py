@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from tenfold.learn.data import left_out
 from tenfold.learn.lineage import licence, read_lineage
 from tenfold.spec.files import write_text
 
@@ -23,7 +24,7 @@ def write_card(generation: Path, judged: dict[str, Any]) -> None:
         "| check | verdict | found |", "|---|---|---|", *rows, "",
         "## Data", "",
         *(f"- {part}: {count} rows, of {users.get(part, 'unknown')} users" for part, count in people.get("rows", {}).items()),
-        f"- Copies left out: {people.get('copies', 0)}. Personal data scrubbed: {scrubbed}.",
+        f"- Left out: {left_out(people)}. Copies left out: {people.get('copies', 0)}. Personal data scrubbed: {scrubbed}.",
         f"- Users deleted since, whose rows earlier sets or models hold: {len(people.get('deleted_users_still_in', {}))}.", "",
     ]  # fmt: skip
     write_text(generation / "README.md", "\n".join(text))

@@ -3,8 +3,8 @@
 train.jsonl         learned
 validation.jsonl    seen between steps, and what the gate's forecast is made from
 held_out.jsonl      the gate's own
-people.json         what these were made of, whose rows they are, what was scrubbed, and which sets and models hold rows of users
-                    who were deleted
+people.json         what these were made of, whose rows they are, what was left out and scrubbed, and which sets and models hold
+                    rows of users who were deleted
 """
 
 import hashlib
@@ -53,7 +53,8 @@ def parts_of(source: str, folder: Path, share: float, kind: Kind = "sft") -> dic
     people |= _clean(rows)
     for part in PARTS:
         if not rows[part]:
-            raise TenfoldError(f"{source} leaves no chats for {part}: gather more, from more users.")
+            said = f" (left out: {left_out(people)})" if people.get("left_out") else ""
+            raise TenfoldError(f"{source} leaves no chats for {part}{said}: gather more, from more users.")
     with whole_folder(folder) as scratch:
         write_versioned(scratch / "people.json", people)
         for part in PARTS:
@@ -65,6 +66,11 @@ def read_people(folder: Path) -> dict[str, Any]:
     """`people.json`, or nothing where the parts were written by hand."""
     file = folder / "people.json"
     return read_document(file, VERSION, f"delete {folder}, and tune again") if file.exists() else {}
+
+
+def left_out(people: Mapping[str, Any]) -> str:
+    """What was said and is in no part, by reason."""
+    return ", ".join(f"{count} {reason}" for reason, count in people.get("left_out", {}).items()) or "none"
 
 
 def _made_of(source: str, share: float, kind: Kind) -> dict[str, Any]:
@@ -124,14 +130,16 @@ def _by_user(database: str, home: Path, share: float, kind: Kind) -> tuple[dict[
     for test_share in (2 * share, share):
         with TemporaryDirectory() as folder:
             rows = Path(folder) / "rows.jsonl"
-            users.append(export(feedback, kind, rows, test_share=test_share).users)
+            exported = export(feedback, kind, rows, test_share=test_share)
+            users.append(exported.users)
             found.append([file.read_text().splitlines() for file in (rows, rows.with_suffix(".test.jsonl"))])
     (train, others), (_, held_out) = found
     (learns, tests), (_, judges) = users
     whose = {"train": learns, "validation": tests - judges, "held_out": judges}
     rest = set(held_out)
     gone = holders(home, without_secrets(database), feedback.users())
-    people = {"users": {part: sorted(of) for part, of in whose.items()}, "deleted_users_still_in": gone}
+    people: dict[str, Any] = {"users": {part: sorted(of) for part, of in whose.items()}, "deleted_users_still_in": gone}
+    people["left_out"] = dict(exported.left_out.most_common())
     return {"train": train, "validation": [row for row in others if row not in rest], "held_out": held_out}, people
 
 

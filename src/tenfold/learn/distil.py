@@ -31,6 +31,7 @@ from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import make_folder
 from tenfold.spec.forecasts import Forecast, around, forecast, normal, outcome
 from tenfold.train.config import RunConfig
+from tenfold.train.optim.hyperparameters import Hyperparameters, derive
 from tenfold.train.result import RunResult
 from tenfold.train.run_file import config_from_fields
 from tenfold.train.tasks.pretrain import EVALUATION_ROWS, HostRows
@@ -79,13 +80,14 @@ def teach(
 
 
 def _config(teacher: Path, student: Path, data: str, settings: DistilSettings, grid: str, home: Path) -> RunConfig:
+    rule = _rule(settings)
     fields: dict[str, Any] = {
         "tokens": settings.tokens,
         "seed": settings.seed,
         "init_from": str(student),
         "task": {"name": "distil", "teacher": str(teacher), "evaluate_tokens": _VALIDATION_TOKENS},
-        "data": {"corpus": data, "seq_len": settings.seq_len, "batch_size": settings.batch_size},
-        "optimizer": {"name": "adamw", "learning_rate": settings.learning_rate},
+        "data": {"corpus": data, "seq_len": settings.seq_len, "batch_size": rule.batch_size},
+        "optimizer": {"name": "muon", "learning_rate": rule.learning_rate},
         "checkpoint": {"keep_last": 1},
         "log": {"every": 1},
     }
@@ -95,6 +97,11 @@ def _config(teacher: Path, student: Path, data: str, settings: DistilSettings, g
     if settings.store:
         fields["task"]["store"] = str(home.absolute() / "teachers")
     return config_from_fields(fields, "The run")
+
+
+def _rule(settings: DistilSettings) -> Hyperparameters:
+    """Batch and learning rate of a student: those of pretraining, for what pruning leaves has most of its learning to do again."""
+    return derive(settings.tokens, settings.seq_len, batch_size=settings.batch_size, learning_rate=settings.learning_rate)
 
 
 def validation_rows(corpus: Corpus, seq_len: int, tokens: int) -> Tensor:
@@ -135,7 +142,7 @@ def _forecast(home: Path, models: tuple[Path, Path], data: str, corpus: Corpus, 
     if ours <= theirs:
         raise TenfoldError(f"The pruned model in {student} is no worse than its teacher on this text: there is nothing to teach.")
     pilots = [(settings.tokens // part, _pilot(models, data, generation, settings, part)) for part in _parts(settings)]
-    quantiles = _quantiles(theirs, [(settings.batch_size * settings.seq_len, ours), *pilots], settings.tokens)
+    quantiles = _quantiles(theirs, [(_rule(settings).batch_size * settings.seq_len, ours), *pilots], settings.tokens)
     hashes = {"teacher": weights_hash(teacher), "pruned": weights_hash(student)}
     made = forecast(home, Forecast(key=key, who="learn", kind="student_loss", unit="nats/token", quantiles=quantiles, data=hashes))
     said = {"teacher": str(teacher.resolve()), "teacher_loss": theirs, "pruned_loss": ours, "pilots": pilots}
@@ -145,8 +152,8 @@ def _forecast(home: Path, models: tuple[Path, Path], data: str, corpus: Corpus, 
 
 def _parts(settings: DistilSettings) -> list[int]:
     """Which parts of the tokens make steps enough."""
-    least = _LEAST_STEPS * settings.batch_size * settings.seq_len
-    return [part for part in _PILOTS if settings.tokens // part >= least]
+    parts = {part: structs.replace(settings, tokens=settings.tokens // part) for part in _PILOTS if settings.tokens >= part}
+    return [part for part, shorter in parts.items() if _rule(shorter).steps >= _LEAST_STEPS]
 
 
 def _pilot_directory(generation: Path, part: int) -> Path:

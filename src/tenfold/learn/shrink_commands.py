@@ -48,7 +48,7 @@ def quantise(
     *,
     data: Data = "stdlib",
     options: QuantiseOptions = QuantiseOptions(),
-    settings: DistilSettings = DistilSettings(keep=1.0, learning_rate=1e-4),
+    settings: DistilSettings = DistilSettings(keep=1.0, batch_size=8, learning_rate=1e-4),
     new: NewGeneration = NewGeneration(name="quantised"),
 ) -> None:
     """Round the weights of a model to 4 or 8 bits, and say what that costs on held-out text.

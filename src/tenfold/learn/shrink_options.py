@@ -16,8 +16,10 @@ class DistilSettings(Struct, frozen=True):
     layers: Annotated[Count | None, Meta(description="Layers that are kept; all, and narrower ones, where left out.")] = None
     tokens: Annotated[Count, Meta(description="Tokens that the student is taught on.")] = 100_000
     seq_len: Annotated[SeqLen, Meta(description="Tokens in a row.")] = 128
-    batch_size: Annotated[Count, Meta(description="Rows in a step.")] = 8
-    learning_rate: Annotated[LearningRate, Meta(description="Of a hidden matrix of the base width, at the peak.")] = 1e-3
+    batch_size: Annotated[Count | None, Meta(description="Rows in a step; by the rule of pretraining where left out.")] = None
+    learning_rate: Annotated[
+        LearningRate | None, Meta(description="Of a hidden matrix of the base width, at the peak; by the rule where left out.")
+    ] = None
     top_k: Annotated[int, Meta(ge=0, description="Tokens of the teacher that count each, and the rest as one; 0 takes all.")] = 0
     teachers: Annotated[
         tuple[Path, ...],

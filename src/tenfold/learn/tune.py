@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from tenfold.data.conversations.tokens import ChatEncoder
 from tenfold.learn.budget import budget, settle
-from tenfold.learn.data import VERSION, parts_of, write_versioned
+from tenfold.learn.data import VERSION, left_out, parts_of, read_people, write_versioned
 from tenfold.learn.options import DPOOptions, GRPOOptions, KTOOptions, LoRAOptions, RewardSource, TuneSettings
 from tenfold.learn.rewards import read_rewards
 from tenfold.learn.stored import keep_stored
@@ -42,6 +42,8 @@ def tune(
     """
     kind: Any = {LoRAOptions: "sft", DPOOptions: "dpo", KTOOptions: "kto"}[type(options)]
     files = parts_of(source, generation / "data", settings.held_out, kind)
+    if not quiet and (people := read_people(generation / "data")).get("left_out"):
+        print(f"Of what people said is left out: {left_out(people)}.")
     task = {"name": kind, "validation": str(files["validation"]), **_fields(options)}
     result = trained(_config(model, _run_fields(task, str(files["train"]), settings)), generation, quiet, settings.rent_usd_per_h)
     _write_lineage(result, generation, model, source, files)
