@@ -42,6 +42,7 @@ batch_size = 4
 max_epochs = 1e9
 [optimizer]
 name = "adamw"
+learning_rate = 1e-3
 [checkpoint]
 every_s = 1e6
 [log]
