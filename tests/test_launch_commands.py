@@ -80,6 +80,7 @@ def wait_until(true, what):
     raise AssertionError(f"after two minutes it is not so that {what}")
 
 
+@pytest.mark.slow
 def test_a_running_job_goes_on_with_another_size_to_the_losses_of_an_undisturbed_run(run_file, tmp_path, capsys):
     local = ["--on", "local", "--gpus-per-node", "0", "--cores-per-node", "1", "--save-s", "60", "--submit"]
     asked(capsys, str(run_file), *local, "--processes-per-node", "1", "--home", "alone")

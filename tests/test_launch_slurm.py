@@ -107,10 +107,10 @@ def test_what_is_asked_for_is_what_slurm_heard(cluster, slurm):
     slurm = Plain(folder=slurm.folder, partition="train", constraint="fast&fast", gres="gpu:2", switches="1@00:04:00")
     needs = Resources(nodes=2, gpus=2, cores=3, memory_bytes=2**30)
     value = 'it\'s "$HOME" `id` \\ #\nand more'
-    handle = slurm.submit(job('printf "%s" "$NCCL_TEST"', needs, environment={"NCCL_TEST": value}, time_limit_s=90061))
+    handle = slurm.submit(job('printf "%s" "$NCCL_TEST"', needs, environment={"NCCL_TEST": value}, time_limit_s=90060))
     asked = dict(word.split("=", 1) for word in cluster.ask("scontrol", "show", "job", handle.id).split() if "=" in word)
     assert (asked["Partition"], asked["Features"], asked["Switches"]) == ("train", "fast&fast", "1@00:04:00")
-    assert (asked["TimeLimit"], asked["CPUs/Task"], asked["MinMemoryNode"]) == ("1-01:01:01", "3", "1G")
+    assert (asked["TimeLimit"], asked["CPUs/Task"], asked["MinMemoryNode"]) == ("1-01:01:00", "3", "1G")
     cluster.wait(lambda: slurm.status(handle) == "finished", "it has ended")
     assert slurm.logs(handle, 9).count(value) == 2
 
