@@ -56,11 +56,13 @@ def ignore_everything(path):
 
 
 class ToyChat(Chat):
-    def job(self, lock, url, until, leave_s):
-        return Job("toy chat", function=hold, arguments=(lock, until, serve, int(url.rpartition(":")[2])))
+    def job(self, lock, url, end, leave_s):
+        return Job("toy chat", function=hold, arguments=(lock, end, serve, int(url.rpartition(":")[2])))
 
 
 class Counting:
+    many = False
+
     def __init__(self, path):
         self.path = path
 
@@ -68,11 +70,17 @@ class Counting:
     def finished(self):
         return self.path.exists() and len(self.path.read_text().split()) >= STEPS
 
-    def job(self, lock, url, until, leave_s):
-        return Job("counting", function=hold, arguments=(lock, until, count, self.path))
+    def job(self, lock, url, end, leave_s):
+        return Job("counting", function=hold, arguments=(lock, end, count, self.path))
 
-    def is_ready(self, url, since):
-        return self.path.exists() and self.path.stat().st_mtime >= since
+    def starts(self):
+        return self.sign("")
+
+    def is_ready(self, url, starts):
+        return self.starts() > starts
+
+    def sign(self, url):
+        return self.path.stat().st_size if self.path.exists() else 0
 
     def redone_s(self):
         return 0.0
