@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 from tenfold.fleet.dispatcher import Dispatcher
 from tenfold.fleet.fleet import tick
+from tenfold.fleet.hold import hold
 from tenfold.fleet.ledger import Ledger
 from tenfold.fleet.lend import Lending
 from tenfold.fleet.local import LocalWorld
 from tenfold.fleet.pools import Size
-from tenfold.fleet.roles import hold
 from tenfold.fleet.simulated import SimulatedWorld, simulate
 from tenfold.fleet.slots import Demand, Lend, Limits, Return
 from tenfold.fleet.wave import PEAK, draw_arrivals, draw_days, forecast_peak
@@ -189,7 +189,7 @@ def test_a_slot_is_lent_and_returned_on_real_processes(tmp_path):
     """The work goes on where it was, no accepted request is lost, and the loan ends by its deadline with its price noted."""
     counting = toy_roles.Counting(tmp_path / "steps")
     ledger, dispatcher = Ledger(tmp_path / "ledger.db", {"a": "chat", "b": "train"}, time.time()), Dispatcher()
-    roles = {"chat": toy_roles.ToyChat(tmp_path), "train": counting}
+    roles = {"chat": toy_roles.ToyChat(), "train": counting}
     world = LocalWorld(tmp_path, ledger, roles, open_launcher("local"), dispatcher)
     world.limits = Limits(leave_s=5, tick_s=0.1, switch_s=0.5)
     rates = [20.0]

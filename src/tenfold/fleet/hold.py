@@ -9,9 +9,12 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
-from typing import TextIO
+from pathlib import Path
+from typing import Any, TextIO
 
 import psutil
 
@@ -19,7 +22,20 @@ SURE_S = 2.0  # a record that stands so long while the slot is held is the holde
 ORPHAN_S = 60.0  # in which a worker whose controller is gone saves and leaves
 
 
-def take(stream: TextIO, end: float | None) -> None:
+def hold(lock: Path, end: float | None, work: Callable[..., Any], *arguments: Any) -> Any:
+    """Work while holding the slot, until `end` at most: a time of this machine's monotonic clock, which no one sets."""
+    with lock.open("a+") as stream:
+        _take(stream, end)
+        if end is not None:
+            last = threading.Timer(end - time.monotonic(), os.killpg, (0, signal.SIGKILL))
+            last.daemon = True
+            last.start()
+            if time.monotonic() >= end:
+                return None
+        return work(*arguments)
+
+
+def _take(stream: TextIO, end: float | None) -> None:
     """Wait for the slot of a lock's file, and end its holder where that may hold it no longer; then write down who has it."""
     since, seen, began = time.monotonic(), "", time.monotonic()
     while not _locked(stream):

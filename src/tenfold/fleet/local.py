@@ -6,12 +6,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tenfold.fleet.clock import Clock
 from tenfold.fleet.dispatcher import Dispatcher
 from tenfold.fleet.ledger import Lease, Ledger
 from tenfold.fleet.obey import Word
-from tenfold.fleet.roles import Role
 from tenfold.fleet.slots import DRAINED, Demand, Fleet, Lend, Limits, Move, Slot, Wish
 from tenfold.fleet.watch import Watch
 from tenfold.fleet.wishes import Wishes
@@ -19,12 +19,15 @@ from tenfold.launch.job import Handle, Launcher
 from tenfold.serve.start import free_url
 from tenfold.spec.errors import TenfoldError
 
+if TYPE_CHECKING:  # PyTorch
+    from tenfold.fleet.roles import Role
+
 
 class LocalWorld:
     """Opened on a ledger, it goes on with the leases that stand there. Servers take requests by way of `dispatcher`. A slot is part
     of the fleet once it was opened. A role that ends before its time or hangs is started again, within its limits."""
 
-    def __init__(self, folder: Path, ledger: Ledger, roles: dict[str, Role], launcher: Launcher, dispatcher: Dispatcher):
+    def __init__(self, folder: Path, ledger: Ledger, roles: "dict[str, Role]", launcher: Launcher, dispatcher: Dispatcher):
         self.demand: Callable[[float], Demand] = lambda now: Demand()
         self.limits, self.slot_w, self.clock = Limits(), 0.0, Clock(folder / "clock.json")
         self._folder, self._ledger, self._roles, self._launcher, self._dispatcher = folder, ledger, roles, launcher, dispatcher

@@ -4,16 +4,12 @@ A role says how its process is started, whether it is ready, and what changes as
 in several slots at a time. `end` is when a borrower is gone, by the monotonic clock.
 """
 
-import os
-import signal
-import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tenfold.fleet.hold import take
+from tenfold.fleet.hold import hold
 from tenfold.launch.job import Job, Resources
 from tenfold.serve.api.server import serve
 from tenfold.serve.options import EngineOptions, ServerOptions
@@ -25,24 +21,13 @@ from tenfold.train.jobs import train_process
 from tenfold.train.result import read_result
 
 
-def hold(lock: Path, end: float | None, work: Callable[..., Any], *arguments: Any) -> Any:
-    """Work while holding the slot, until `end` at most: a time of this machine's monotonic clock, which no one sets.
-
-    It stands here so that workers are forks of a process that has imported PyTorch.
-    """
-    with lock.open("a+") as stream:
-        take(stream, end)
-        if end is not None:
-            last = threading.Timer(end - time.monotonic(), os.killpg, (0, signal.SIGKILL))
-            last.daemon = True
-            last.start()
-            if time.monotonic() >= end:
-                return None
-        return work(*arguments)
+def in_slot(*arguments: Any) -> Any:
+    """`hold`, from this module: so workers are forks of a process that has imported PyTorch."""
+    return hold(*arguments)
 
 
 def _job(name: str, arguments: tuple[Any, ...], leave_s: float) -> Job:
-    return Job(name, function=hold, arguments=arguments, resources=Resources(cores=1), grace_s=round(leave_s))
+    return Job(name, function=in_slot, arguments=arguments, resources=Resources(cores=1), grace_s=round(leave_s))
 
 
 @dataclass(frozen=True)
