@@ -180,7 +180,9 @@ print(abs(again() - one), again.ahead_s())
 @pytest.mark.skipif(not Path("/proc/sys/kernel/random/boot_id").exists(), reason="the system says nothing of its boots")
 @pytest.mark.parametrize("jump", [3600, -3600])
 def test_the_fleets_clock_goes_on_evenly_where_the_wall_jumps(tmp_path, jump):
-    run = subprocess.run([sys.executable, "-c", JUMP, tmp_path / "clock.json", str(jump)], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", JUMP, tmp_path / "clock.json", str(jump)], capture_output=True, text=True, check=True
+    )
     passed, ahead = map(float, run.stdout.split())
     assert passed < 60 and ahead == pytest.approx(-jump, abs=1)
     assert Clock(tmp_path / "clock.json").ahead_s() == 0
