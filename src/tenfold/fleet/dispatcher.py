@@ -3,7 +3,6 @@
 import json
 import threading
 import time
-import zlib
 from dataclasses import dataclass
 from http.client import HTTPException
 from typing import Any
@@ -11,9 +10,6 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from tenfold.spec.errors import TenfoldError
-
-REST_S = 1.0
-PREFIX = 256  # characters of a prompt by which servers are preferred
 
 
 @dataclass(frozen=True)
@@ -27,16 +23,11 @@ class Answer:
 
 
 class Dispatcher:
-    """Servers come and go; those that are asked already finish their answers.
+    """Servers come and go; those that are asked already finish their answers."""
 
-    A request goes to a server with the fewest, or up to `slack` more where that has seen its prompt's beginning: the same beginning
-    prefers the same server. One that did not begin an answer is left out for `REST_S`, unless there is no other.
-    """
-
-    def __init__(self, slack: int = 0) -> None:
-        self._lock, self._slack = threading.Lock(), slack
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._asked: dict[str, int] = {}
-        self._rests: dict[str, float] = {}  # until when
         self.ended = False
 
     def open(self, url: str, role: str) -> None:
@@ -57,7 +48,8 @@ class Dispatcher:
         began, sent = time.monotonic(), 0
         while not self.ended:
             with self._lock:
-                if url := self._choose(body):
+                url = min(self._asked, key=lambda one: self._asked[one], default="")
+                if url:
                     self._asked[url] += 1
             if url:
                 sent += 1
@@ -65,20 +57,10 @@ class Dispatcher:
                 with self._lock:
                     if url in self._asked:
                         self._asked[url] -= 1
-                    if answer is None:
-                        self._rests[url] = time.monotonic() + REST_S
                 if answer is not None:
                     return answer
             time.sleep(0.05)
         raise TenfoldError("The fleet ended before it answered a request.")
-
-    def _choose(self, body: dict[str, Any]) -> str:
-        now = time.monotonic()
-        well = [url for url in self._asked if self._rests.get(url, 0.0) <= now] or list(self._asked)
-        fewest = min((self._asked[url] for url in well), default=0)
-        near = [url for url in well if self._asked[url] <= fewest + self._slack]
-        beginning = str(body.get("prompt", ""))[:PREFIX]
-        return max(near, key=lambda url: zlib.crc32(f"{url} {beginning}".encode()), default="")
 
 
 def _send(url: str, body: dict[str, Any], began: float, sent: int) -> Answer | None:
