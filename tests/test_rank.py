@@ -14,6 +14,7 @@ import torch
 
 from tenfold.cli.commands import run
 from tenfold.rank.ranker import History, Ranker
+from tenfold.rank.serving.recommender import Query, Recommender
 from tenfold.rank.task import Ranking
 from tenfold.rank.walk import doubled, walk
 from tenfold.spec.errors import TenfoldError
@@ -131,7 +132,11 @@ def shop(tmp_path_factory):
 
 
 def test_a_new_item_is_ranked_by_what_is_known_of_it_without_training(shop):
-    ranker = Ranker.load(shop / "rank-shop")
+    knows_new_items(Ranker.load(shop / "rank-shop"))
+
+
+def knows_new_items(ranker):
+    """Let two new items be ranked, and see that each comes first to those who take its kind."""
     ranker.add_items(pa.table({"item": ["new1", "new2", "i1"], "item_title": ["kind1", "kind2", "kind3"]}))
     assert ranker.tokens(["new1", "new2"]) == [len(ranker.names) - 2, len(ranker.names) - 1]
     for kind in range(4):
@@ -139,6 +144,26 @@ def test_a_new_item_is_ranked_by_what_is_known_of_it_without_training(shop):
         new = ranker.score([history], ranker.tokens(["new1", "new2"]))[0]
         if kind in (1, 2):
             assert new.argmax() == kind - 1 and new.max() > np.median(ranker.score([history])[0])
+
+
+def test_semantic_ids_are_kept_with_the_model_and_new_items_are_served_by_theirs(shop, capsys):
+    command = ["rank", "train", str(shop / "shop.parquet"), "--home", str(shop), "--out", str(shop / "codes"), "--json"]
+    with pytest.raises(TenfoldError, match="a tower or by semantic ids"):
+        run([*command, "--semantic-ids", "2", "--content"])
+    run([*command, "--semantic-ids", "2", "--family", "llama", "--width", "32", "--seq-len", "12", "--epochs", "10"])
+    capsys.readouterr()
+    knows_new_items(Ranker.load(shop / "codes"))
+
+    recommender = Recommender.load(shop / "codes")
+    ranker = recommender.ranker
+    recommender.add_items(pa.table({"item": ["new1", "like new1", "bare"], "item_title": ["kind1", "Kind1", None]}))
+    vectors = ranker.items[torch.tensor(ranker.tokens(["new1", "like new1", "bare"]))]
+    assert torch.equal(vectors[0], vectors[1]) and vectors[0].norm() > 0 and not vectors[2].any()
+    history = ranker.history([f"i{4 * i + 1}" for i in (1, 5, 9)])
+    (shown,) = recommender.answer([Query(history, len(ranker.names))], np.random.default_rng(0))
+    assert set(ranker.tokens(["new1", "like new1"])) <= set(shown.tokens[:30])
+    with pytest.raises(TenfoldError, match="514 features"):
+        ranker.add_items(pa.table({"item": ["wide"], "item_title": ["kind1"], "item_vector": [[1.0, 2.0]]}))
 
 
 def test_objectives_are_predicted_as_often_as_they_come(shop, capsys):

@@ -179,6 +179,32 @@ def test_what_is_known_of_items_becomes_features_of_words_or_vectors(tmp_path):
     assert np.allclose(new[0], p)
 
 
+@pytest.mark.parametrize(
+    ("name", "beside", "lines", "known"),
+    [
+        ("t.inter", "t.item", ["item_id:token\ttitle:token_seq", "x\tred", "y\tblue"], "title"),
+        ("ratings.dat", "movies.dat", ["x::red::Drama", "y::blue::War"], "item_title"),
+    ],
+)
+def test_another_table_of_items_beside_is_another_set_of_interactions(tmp_path, name, beside, lines, known):
+    write_all(tmp_path)
+
+    def opened():
+        found = open_interactions(str(tmp_path / name), tmp_path / "home", LEAVE_ONE_OUT).directory
+        table = pa.parquet.read_table(found / "items.parquet")
+        return found, dict(
+            zip(table["item"].to_pylist(), table[known].to_pylist(), strict=True)
+        ) if known in table.column_names else {}
+
+    seen = {opened()[0]: {}}
+    for word in ("red", "green"):
+        (tmp_path / beside).write_text("\n".join(lines).replace("red", word) + "\n")
+        folder, titles = opened()
+        assert folder not in seen and titles == {"x": word, "y": "blue", "z": None}
+        seen[folder] = titles
+    assert opened() == (folder, titles)
+
+
 def test_made_interactions_follow_their_probabilities():
     for source in ("synthetic:users=400", "teacher:users=300,n_items=60,length=12"):
         generator = made(source)

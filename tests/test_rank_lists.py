@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from bench.rank.made import made_ranker
 from tenfold.data.interactions.content import HASHED, features
+from tenfold.rank.content import ContentTower
 from tenfold.rank.extras import Extras
-from tenfold.rank.model import ContentTower
 from tenfold.rank.objectives import Calibration, parse
 from tenfold.rank.ranker import History, Ranker
 from tenfold.rank.serving.catalogue import Catalogue, Range, read_catalogue
@@ -188,7 +188,7 @@ def test_after_the_first_hundred_places_scores_decide():
 def taught(tmp_path):
     """A recommender of a ranker with a content tower and an objective, all of random weights."""
     of = Recommender.load(made_ranker(tmp_path / "r", ITEMS, 16, 50), RankSettings(pool=20))
-    tower, heads = ContentTower(torch.empty(0, HASHED), 16).requires_grad_(False), torch.nn.Linear(16, 1).requires_grad_(False)
+    tower, heads = ContentTower(HASHED, 16).requires_grad_(False), torch.nn.Linear(16, 1).requires_grad_(False)
     of.ranker.extras = Extras(tower, heads, [parse("action=like")], [Calibration([-3.0, 3.0], [0.0, 1.0])])
     of.catalogue = Catalogue(ITEMS + 1, {"item_genre": np.array(["", *["rock"] * ITEMS])})
     return of
@@ -199,7 +199,7 @@ def test_new_items_are_found_by_what_is_known_of_them(taught, make):
     taught.index = make(taught.ranker.items)
     new = pa.table({"item": ["new-1", "new-2"], "item_genre": ["jazz", "folk"]})
     assert taught.add_items(new) == ITEMS + 2
-    vectors, user = taught.ranker.extras.tower(torch.from_numpy(features(new))), taught.ranker.users([History((3, 4))])[0]
+    vectors, user = taught.ranker.extras.content(torch.from_numpy(features(new))), taught.ranker.users([History((3, 4))])[0]
     (jazz,) = listed(taught, Query(History((3, 4)), 5, rules=Rules(where={"item_genre": "jazz"})))
     assert [taught.ranker.names[token] for token in jazz.tokens] == ["new-1"]
     assert jazz.scores == pytest.approx([float(vectors[0] @ user)], abs=1e-5)
@@ -210,7 +210,7 @@ def test_new_items_are_found_by_what_is_known_of_them(taught, make):
 def test_of_several_rows_of_a_new_item_the_first_counts_and_no_new_item_is_no_error(taught):
     twice = pa.table({"item": ["new", "item-3", "new"], "item_genre": ["jazz", "folk", "rock"]})
     assert taught.add_items(twice) == ITEMS + 1 == len(taught.ranker.items) - 1
-    first = taught.ranker.extras.tower(torch.from_numpy(features(twice.slice(0, 1))))[0]
+    first = taught.ranker.extras.content(torch.from_numpy(features(twice.slice(0, 1))))[0]
     assert torch.allclose(taught.ranker.items[-1], first, atol=1e-6) and taught.catalogue.attributes["item_genre"][-1] == "jazz"
     for nothing in (twice, twice.slice(0, 0), pa.table({"item": ["item-3"], "item_vector": [[1.0, 2.0]]})):
         assert taught.add_items(nothing) == ITEMS + 1

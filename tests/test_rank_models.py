@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.cluster.vq import kmeans, vq
 
 from tenfold.data.interactions.events import Queries
 from tenfold.data.interactions.interactions import open_interactions
@@ -19,6 +20,7 @@ from tenfold.model.build import make_model
 from tenfold.model.io.huggingface import read_model, write_model
 from tenfold.model.loss import cross_entropy
 from tenfold.rank.baselines import ease, item_knn, markov, popularity
+from tenfold.rank.content import SemanticIds, codes_of, residual_centres
 from tenfold.rank.extras import Extras, outputs_on
 from tenfold.rank.losses import binary_cross_entropy, sampled_softmax
 from tenfold.rank.metrics import difference, evaluate, quality, summary
@@ -282,6 +284,53 @@ def test_measures_are_their_means_over_all_orders_of_ties(seed):
             assert found["hit_rate_10"][i] == pytest.approx(np.mean([place < 10 for place in places]))
             assert found["ndcg_10"][i] == pytest.approx(np.mean([1 / np.log2(p + 2) if p < 10 else 0 for p in places]))
             assert found["mrr"][i] == pytest.approx(np.mean([1 / (place + 1) for place in places]))
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 1000), st.integers(2, 80), st.integers(1, 8))
+def test_each_level_of_semantic_ids_is_the_nearest_centre_and_leaves_less(seed, items, codes):
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(items, 6)).astype(np.float32)
+    features[rng.integers(0, items, items // 2)] = features[0]  # items of the same content
+    centres = residual_centres(features, 3, seed, codes)
+    found, left = codes_of(features, centres), features.astype(np.float64)
+    for level in range(3):
+        away = ((left[:, None] - centres[level]) ** 2).sum(2)
+        assert np.allclose(away[np.arange(items), found[:, level]], away.min(1))
+        before, left = (np.unique(left, axis=0) ** 2).sum(), left - centres[level][found[:, level]]
+        assert (np.unique(left, axis=0) ** 2).sum() <= before * (1 + 1e-6)
+    assert (found[(features == features[0]).all(1)] == found[0]).all()
+    again = codes_of(features[::-1], residual_centres(features, 3, seed, codes))
+    assert (again == found[::-1]).all()
+
+
+def test_semantic_ids_lose_no_more_than_another_k_means():
+    rng = np.random.default_rng(0)
+    features = (rng.normal(size=(20, 8))[rng.integers(0, 20, 600)] * 3 + rng.normal(size=(600, 8))).astype(np.float32)
+    centres = residual_centres(features, 1, 0, 20)
+    ours = ((features - centres[0, codes_of(features, centres)[:, 0]]) ** 2).sum()
+    theirs, _ = kmeans(features, 20, iter=3, rng=0)  # the best of three, by another library
+    assert ours <= (vq(features, theirs)[1] ** 2).sum()
+
+
+def test_an_item_of_which_nothing_is_known_has_no_semantic_id():
+    features = np.zeros((4, 3), np.float32)
+    assert not residual_centres(features, 2, 0, 5).any()
+    features[1:3] = [[1, 2, 3], [-1, 0, 1]]
+    ids = SemanticIds(torch.from_numpy(residual_centres(features, 2, 0, 5)), 16)
+    vectors, rows = ids(ids.read(features)), ids.read(features)
+    assert (rows[[0, 3]] == 0).all() and not vectors[[0, 3]].any() and (rows[1] != rows[2]).any()
+    assert torch.allclose(vectors[1], ids.codes.weight[rows[1]].sum(0)) and (rows[:, 0] <= 5).all() and (rows[1:3, 1] > 5).all()
+    vectors.square().sum().backward()
+    assert not ids.codes.weight.grad[0].any() and ids.codes.weight.grad[rows[1]].any()
+
+
+def test_scores_that_are_no_numbers_lie_last_and_their_rivals_above():
+    for target in (np.nan, 1.0):
+        scores = np.full((1, 15), np.nan)
+        scores[0, 2] = target
+        found = quality(scores, np.array([2]), [np.empty(0, np.int64)])
+        assert [found[name][0] for name in ("hit_rate_10", "ndcg_10", "mrr")] == pytest.approx([0, 0, 1 / 14])
 
 
 @pytest.fixture(scope="module")

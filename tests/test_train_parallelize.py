@@ -87,11 +87,9 @@ CASES = [(m, name) for m in MODELS for name in LAYOUTS if name not in LINES and 
 CASES += [(m, name) for m in ("deep", "deep-uneven", "deep-tied") for name in LINES if "expert" not in name]
 CASES += [("deep-routed", name) for name in LINES]
 QUICK = [
-    ("dense", "fsdp-tensor"), ("dense", "context-tensor"), ("adamw", "fsdp-tensor"), ("uneven", "hsdp"), ("uneven", "fsdp-context"),
-    ("routed", "replicate-tensor"), ("routed", "context-expert"), ("routed", "hsdp-expert"), ("few-routed", "fsdp"),
-    ("few-routed", "fsdp-context"), ("deep", "pipeline-fsdp"),
-    ("deep-uneven", "pipeline-tensor"), ("deep", "interleaved-fsdp"), ("deep-uneven", "zero-bubble-context"),
-    ("deep-tied", "pipeline"), ("deep-tied", "zero-bubble-fsdp"), ("routed", "tensor-expert"), ("deep-routed", "pipeline"),
+    ("dense", "context-tensor"), ("adamw", "fsdp-tensor"), ("uneven", "hsdp"), ("routed", "context-expert"),
+    ("routed", "hsdp-expert"), ("few-routed", "fsdp-context"), ("deep", "pipeline-fsdp"), ("deep-uneven", "pipeline-tensor"),
+    ("deep", "interleaved-fsdp"), ("deep-uneven", "zero-bubble-context"), ("deep-tied", "pipeline"), ("routed", "tensor-expert"),
     ("deep-routed", "pipeline-tensor-expert"), ("deep-routed", "zero-bubble-expert"),
 ]  # fmt: skip
 
@@ -185,7 +183,7 @@ def test_images_too(corpus, drawings, tmp_path):
     model = {name: value for name, value in ROUTED.items() if name != "vocab_size"}
     seeing = {**SEEING, "model": model, "images": str(drawings)}
     run_on(1, corpus, tmp_path / "one", [("alone", seeing)])
-    layouts = ("fsdp", "context-tensor", "hsdp-expert")
+    layouts = ("context-tensor", "hsdp-expert")
     run_on(4, corpus, tmp_path / "many", [(name, {**seeing, "parallel": LAYOUTS[name]}) for name in layouts])
     (alone,) = [e for e in read_metrics(tmp_path / "one" / "alone" / "run.jsonl") if e["event"] == "end"]
     for name in layouts:

@@ -119,8 +119,19 @@ def save_and_load_in_every_layout(folder, spec, layouts):
     dist.barrier()
 
 
+def some(layouts, *names):
+    return {name: layouts[name] for name in names}
+
+
 @pytest.mark.parametrize(
-    "spec, layouts", [(SPEC, LAYOUTS), (ROUTED, EXPERT_LAYOUTS), (TIED, TIED_LAYOUTS)], ids=["dense", "routed", "tied"]
+    "spec, layouts",
+    [
+        pytest.param(SPEC, some(LAYOUTS, "hsdp", "fsdp-tensor", "pipeline-fsdp"), id="dense"),
+        pytest.param(ROUTED, some(EXPERT_LAYOUTS, "all-expert", "tensor", "pipeline-tensor-expert"), id="routed"),
+        pytest.param(TIED, TIED_LAYOUTS, id="tied"),
+        pytest.param(SPEC, LAYOUTS, id="dense-all", marks=pytest.mark.slow),
+        pytest.param(ROUTED, EXPERT_LAYOUTS, id="routed-all", marks=pytest.mark.slow),
+    ],
 )
 def test_any_layout_loads_what_any_other_saved_to_the_bit_and_one_process_too(tmp_path, spec, layouts):
     model, optimizers = made(spec, 3, None)

@@ -12,6 +12,7 @@ bench/results/smaller.json.
 """
 
 import json
+import math
 import tempfile
 import tomllib
 from dataclasses import asdict
@@ -20,9 +21,11 @@ from statistics import median
 
 from bench.harness import Headline, Row, options, tenfold, write_results
 from tenfold.learn.distil import nats_of
+from tenfold.learn.grid import left_as_they_are
 from tenfold.learn.tune import trained
 from tenfold.learn.walk import smollm2, unpacked
 from tenfold.model.io.huggingface import read_model, read_spec
+from tenfold.model.quantised import GROUP
 from tenfold.scale.generations import newest
 from tenfold.scale.law import Law
 from tenfold.train.run_file import config_from_fields
@@ -53,6 +56,16 @@ def student(home: Path, teacher: Path, share: float) -> Row:
         "loss": loss, "recovered": gain / (loss["scratch"] - loss["teacher"]), "gain": gain, "forecast_gain": forecast,
         "forecast_off_by": abs(forecast - gain) / abs(gain),
     }  # fmt: skip
+
+
+def filled(home: Path, teacher: Path) -> Path:
+    """The teacher, or where its rows do not fill groups of weights, a model of the next width whose rows do, trained as it was."""
+    left, _ = left_as_they_are(read_model(teacher / "model"))
+    if left == 0:
+        return teacher
+    run, width = tomllib.loads((teacher / "run.toml").read_text()), read_spec(teacher / "model").dim
+    fields = {key: run[key] for key in ("tokens", "data", "optimizer")} | {"model": {"width": GROUP * math.ceil(width / GROUP)}}
+    return trained(config_from_fields(fields, "the benchmark"), home / "filled", quiet=True).directory
 
 
 def four_bits(home: Path, model: Path, text: str, *arguments: str) -> Row:
@@ -90,8 +103,9 @@ def main() -> None:
     text = tomllib.loads((teacher / "run.toml").read_text())["data"]["corpus"]
     rows = [student(home, teacher, share) for share in given.shares]
     tuned = ("--rounding", "tuned", "--rounding-steps", str(given.rounding_steps))
+    judged = filled(home, teacher) / "model"
     for how in ((), ("--qat",), tuned, ("--rotate",), ("--rotate", *tuned)):
-        rows.append(four_bits(home, teacher / "model", text, *how))
+        rows.append(four_bits(home, judged, text, *how))
     small = unpacked(smollm2(), home / "smollm2")
     # Its weights lie on a grid of 4 bits already: rounding is judged on the same function in other channels.
     rows += [four_bits(home, small, text, *how) for how in (("--rotate",), ("--rotate", *tuned))]

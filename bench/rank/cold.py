@@ -110,7 +110,9 @@ def main() -> None:
         training = RankOptions("llama", width=32, seq_len=20, epochs=asked.epochs)
         task = TaskOptions(split="leave-one-out", content=True).table
         run = train_on(folder / "t.parquet", folder / "r", home=folder, options=training, task=task)
-        models = Models({"r": EngineOptions(run / "model", threads=1)}, Limits(), load=partial(load_with, WorkerSettings()))
+        models = Models(
+            {"r": EngineOptions(run.directory / "model", threads=1)}, Limits(), load=partial(load_with, WorkerSettings())
+        )
         app = make_app(models, ServerOptions(events=f"sqlite:///{folder}/events.db"))
         with TestClient(app, base_url="http://127.0.0.1:8000") as server:
             rows = [*new_users(server, counts, asked.users // 10), new_items(server, asked.users // 10)]

@@ -9,16 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models
 
+from tenfold.data.interactions.interactions import write_names
 from tenfold.model.build import make_model
 from tenfold.model.io.huggingface import write_model
-from tenfold.model.io.tokenizer import save_tokenizer
 from tenfold.rank.family import rank_shape
 from tenfold.spec.model import ModelSpec
-from tenfold.spec.vocabulary import Vocabulary
-
-START = "<start>"
 
 
 def made_ranker(
@@ -27,11 +23,8 @@ def made_ranker(
     """A generation whose ranker has random weights; its items are named item-0 and so on."""
     torch.manual_seed(0)
     model = make_model(replace(shape(width, items + 1), context=history + 1))
-    names = [START, *(f"item-{i}" for i in range(items))]
-    tokenizer = Tokenizer(models.WordLevel({name: token for token, name in enumerate(names)}, unk_token=START))
-    tokenizer.add_special_tokens([START])
     write_model(model, directory / "model")
-    save_tokenizer(tokenizer, Vocabulary(size=len(names), bos=0, eos=(0,), special={START: 0}), directory / "model")
+    write_names([f"item-{i}" for i in range(items)], directory / "model")
     return directory
 
 

@@ -1,6 +1,6 @@
 """Training tokens a second beside RecTools' SASRec and HSTU: one shape, the full softmax, in turn.
 
-    python -m venv /tmp/rectools && /tmp/rectools/bin/pip install 'rectools[torch]' torch==2.13.0
+    python -m venv /tmp/rectools && /tmp/rectools/bin/pip install torch==2.13.0 'rectools[torch]' 'pyarrow<20'
     python -m bench.rank.speed --rectools /tmp/rectools/bin/python --rounds 5
 
 Both sides run on as many threads as OMP_NUM_THREADS says; tokens are rows times their length, filled or not.
@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 from bench.harness import TENFOLD, alternate, options, ratio, ratio_interval, write_results
+from bench.rank.rivals import SIDE
 from tenfold.data.interactions.events import FILE
 from tenfold.data.interactions.interactions import open_interactions
 from tenfold.data.interactions.splits import Split
@@ -30,7 +31,7 @@ def ours(source: str, family: str, shape: list[int], home: Path, epochs: float) 
 
 
 def theirs(python: str, events: Path, kind: str, shape: list[int]) -> float:
-    command = [python, str(Path(__file__).with_name("rectools_side.py")), str(events), kind, *map(str, shape)]
+    command = [python, str(SIDE), "speed", str(events), "--kind", kind, "--shape", *map(str, shape)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     return json.loads(done.stdout.splitlines()[-1])["tokens_per_s"]
 

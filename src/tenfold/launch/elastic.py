@@ -16,7 +16,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from tenfold.launch.child import follow_parent, set_threads
-from tenfold.launch.failures import hopeless, noted
+from tenfold.launch.failures import SAME_FAILURES, hopeless, noted
 from tenfold.launch.job import Job, JobStopped
 from tenfold.spec.errors import TenfoldError
 
@@ -45,7 +45,7 @@ def run_group(job: Job) -> Any:
         except SignalException as stop:
             raise JobStopped(f"Stopped by {stop.sigval.name}.") from None
         except ChildFailedError as failed:
-            if sentence := hopeless(job.directory, run_id):
+            if sentence := hopeless(job.directory, run_id, job.same_failures):
                 raise TenfoldError(sentence) from None
             rank, failure = failed.get_first_failure()
             said = f"process {rank} said: {failure.message}"
@@ -57,5 +57,6 @@ def _member(job: Job) -> Any:
     assert job.directory is not None and job.function is not None
     os.setpgid(0, follow_parent(job.grace_s))
     set_threads(job.resources.threads)
+    os.environ[SAME_FAILURES] = str(job.same_failures)
     with noted(job.directory):
         return job.function(*job.arguments)

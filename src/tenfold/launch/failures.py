@@ -16,6 +16,10 @@ from pathlib import Path
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import write_json
 
+SAME_FAILURES = "TENFOLD_SAME_FAILURES"  # the environment variable: how often the same failure is met with another start
+STARTS = Path("failures", "starts.json")
+LOST_STARTS = 5  # that come no further than the one before: a kill leaves no failure that could be told from another
+
 
 class ProcessLost(TenfoldError):
     """Another process of the job is gone or cannot be reached: started anew, the job goes on from its last checkpoint."""
@@ -31,7 +35,8 @@ def noted(directory: Path) -> Iterator[None]:
     if run is None:
         yield
         return
-    if sentence := hopeless(directory, run):
+    again = int(os.environ.get(SAME_FAILURES, "2"))
+    if sentence := hopeless(directory, run, again):
         # Said before torchrun, which would start this process again, is ended: it ends this process in turn.
         print(f"tenfold: {sentence} (delete {directory / 'failures'} to try once more)", file=sys.stderr, flush=True)
         os.kill(os.getppid(), signal.SIGTERM)
@@ -43,16 +48,37 @@ def noted(directory: Path) -> Iterator[None]:
     except Exception as error:
         _note(directory / "failures" / f"{os.environ.get('RANK', '0')}.json", run, error)
         raise
+    if os.environ.get("RANK", "0") == "0":
+        (directory / STARTS).unlink(missing_ok=True)  # it was not lost
 
 
-def hopeless(directory: Path, run: str) -> str | None:
+def hopeless(directory: Path, run: str, times: int = 2) -> str | None:
     """The sentence of a failure that no other start of the elastic run `run` would mend, if one was noted in `directory`.
 
-    That is any TenfoldError, and any other failure that came twice alike: type, first line and notes (the step) are the same,
-    but for numbers in the line, such as addresses and bytes.
+    That is any TenfoldError, and any other failure that came `times` times alike: type, first line and notes (the step) are the
+    same, but for numbers in the line, such as addresses and bytes.
     """
-    notes = [_read(path) for path in sorted((directory / "failures").glob("*.json"))]
-    return next((note["sentence"] for note in notes if note["run"] == run and (note["final"] or note["times"] > 1)), None)
+    notes = [_read(path) for path in sorted((directory / "failures").glob("[0-9]*.json"))]
+    return next((note["sentence"] for note in notes if note["run"] == run and (note["final"] or note["times"] >= times)), None)
+
+
+def require_progress(directory: Path, step: int) -> None:
+    """Note, in one process of an elastic run, that this start goes on from `step`.
+
+    Raises TenfoldError where as many starts as `LOST_STARTS` went on from the same step and were all lost without a failure
+    that could be noted: out of memory and killed, say, or with a broken driver.
+    """
+    run, path = os.environ.get("TORCHELASTIC_RUN_ID"), directory / STARTS
+    if run is None:
+        return
+    before = _read(path) if path.exists() else {}
+    lost = before["lost"] + 1 if (before.get("run"), before.get("step")) == (run, step) else 0
+    if lost >= max(LOST_STARTS, int(os.environ.get(SAME_FAILURES, "2"))):
+        raise TenfoldError(
+            f"The run was lost {lost} times after step {step} and saved nothing in between: see whether memory is short or a "
+            "device is broken, or save more often (every_s in [checkpoint])."
+        )
+    write_json(path, {"run": run, "step": step, "lost": lost})
 
 
 def _note(path: Path, run: str, error: Exception) -> None:
@@ -63,8 +89,10 @@ def _note(path: Path, run: str, error: Exception) -> None:
     again = before.get("run") == run and before.get("failure") == failure
     final = isinstance(error, TenfoldError)
     said = ": ".join(filter(None, (kind, line)))
-    sentence = line if final else f"The run failed twice in the same way{''.join(f', {note}' for note in notes)}: {said}"
-    note = {"run": run, "failure": failure, "times": before["times"] + 1 if again else 1, "final": final, "sentence": sentence}
+    times = before["times"] + 1 if again else 1
+    often = "twice" if times == 2 else f"{times} times"
+    sentence = line if final else f"The run failed {often} in the same way{''.join(f', {note}' for note in notes)}: {said}"
+    note = {"run": run, "failure": failure, "times": times, "final": final, "sentence": sentence}
     write_json(path, note)
 
 

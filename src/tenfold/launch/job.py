@@ -4,10 +4,11 @@ Launchers are entry points of the group `tenfold.launchers`. A launcher is a fro
 takes a job, or refuses it with one sentence (`TenfoldError`).
 """
 
+import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
@@ -51,7 +52,8 @@ class Job:
     A first word `python` stands for the interpreter of wherever the job runs. `files` are those that the command names by
     these very paths; a cluster that does not share this machine's disks gets copies. The processes of a job on several of
     them meet as `torchrun`'s do, and start again together, up to `restarts` times, when one is lost. After SIGTERM, or ahead
-    of the time limit, a job has `grace_s` seconds to save. `directory` is the job's own: its failures are noted there.
+    of the time limit, a job has `grace_s` seconds to save. `directory` is the job's own: its failures are noted there, and the
+    same failure at the same step ends it the `same_failures`th time. `environment` is added to what its processes find.
     """
 
     name: str
@@ -60,10 +62,12 @@ class Job:
     arguments: tuple[Any, ...] = ()
     resources: Resources = Resources()
     restarts: int = 0
+    same_failures: int = 2
     time_limit_s: int | None = None
     grace_s: int = 180
     files: tuple[Path, ...] = ()
     directory: Path | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         needs = self.resources
@@ -72,6 +76,7 @@ class Job:
         if self.elastic and self.function and self.directory is None:
             raise TenfoldError(f"The job {self.name!r} of several processes needs a directory for what it notes of failures.")
         asked = {"nodes": needs.nodes, "least_nodes": needs.least_nodes, "processes": needs.processes, "grace_s": self.grace_s}
+        asked["same_failures"] = self.same_failures
         for name, value in asked.items():
             if value is not None and value < 1:
                 raise TenfoldError(f"A job needs at least 1 as {name}, not {value}.")
@@ -79,6 +84,9 @@ class Job:
             raise TenfoldError(f"The job {self.name!r} cannot need less than nothing: {needs}.")
         if needs.least_nodes is not None and needs.least_nodes > needs.nodes:
             raise TenfoldError(f"A job on {needs.nodes} nodes cannot need {needs.least_nodes} at least.")
+        for name in self.environment:
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+                raise TenfoldError(f"{name!r} is no name of an environment variable: write NAME=VALUE, such as NCCL_DEBUG=INFO.")
 
     @property
     def elastic(self) -> bool:
@@ -95,6 +103,7 @@ class Handle:
     said: str = ""  # what the system answered
     future: Future[Any] = field(default_factory=Future)
     drained: bool = False
+    file: Path | None = None  # the job file
 
     def status(self) -> Status:
         """The status of a job under this process."""
@@ -121,6 +130,16 @@ class Launcher(Protocol):
     def stop(self, handle: Handle) -> None:
         """End the job, whatever it is doing."""
         ...
+
+    def logs(self, handle: Handle, lines: int) -> str:
+        """The last `lines` lines of what the job printed."""
+        ...
+
+    def submit_all(self, name: str, jobs: Sequence[Job], at_once: int | None = None) -> list[Handle]:
+        """Start the jobs of the sweep `name`, which differ in their names, commands and files; `at_once` of them at a time."""
+        if at_once is not None:
+            raise TenfoldError(f"This launcher starts all jobs of the sweep {name!r} together: leave out how many at once.")
+        return [self.submit(job) for job in jobs]
 
     def drain(self, handle: Handle, deadline_s: float) -> bool:
         """Let the job save and leave; what is still there after `deadline_s` is stopped. True where that was not needed."""

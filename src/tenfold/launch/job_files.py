@@ -8,8 +8,10 @@ import re
 import shlex
 import shutil
 import subprocess
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,6 +22,8 @@ from tenfold.launch.job import Job, Launcher
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import write_text
 
+MOST_NAME = 50  # a Service's name has 63 characters at most, a pod's name ends in its number
+
 
 @dataclass(frozen=True)
 class JobFileLauncher(Launcher):
@@ -29,15 +33,26 @@ class JobFileLauncher(Launcher):
     port: int = 29400
 
     template: ClassVar[str]
-    python: ClassVar[str] = "python"  # of an image, or of the cluster's nodes
 
-    def write(self, job: Job) -> Path:
-        """Write the job file; returns its path. Raises TenfoldError for a job that the system does not take."""
+    @property
+    def python(self) -> str:
+        """The interpreter, of an image or of the cluster's nodes."""
+        return "python"
+
+    def write(self, job: Job, members: Sequence[Job] = ()) -> Path:
+        """Write the job file; returns its path. `members` are the jobs of an array, which differ in their commands alone.
+
+        Raises TenfoldError for a job that the system does not take.
+        """
         if job.function is not None:
             raise TenfoldError(f"{self.template.split('.')[0].title()} starts command lines, and {job.name!r} is a function.")
         self.check(job)
-        write_text(self.path(job), self._render(job))
+        write_text(self.path(job), self._render(job, members or [job]))
         return self.path(job)
+
+    def write_all(self, name: str, jobs: Sequence[Job]) -> list[Path]:
+        """Write what starts the jobs of the sweep `name`."""
+        return [self.write(job) for job in jobs]
 
     def path(self, job: Job) -> Path:
         """Where the job file is written."""
@@ -54,25 +69,72 @@ class JobFileLauncher(Launcher):
         """The job with its command as the nodes see it."""
         return job
 
-    def _render(self, job: Job) -> str:
+    def _render(self, job: Job, members: Sequence[Job]) -> str:
         # Files for people and other programs, not HTML: values are quoted where they stand.
         environment = jinja2.Environment(
             loader=jinja2.PackageLoader("tenfold.launch"), undefined=jinja2.StrictUndefined, trim_blocks=True, autoescape=False
         )
-        environment.filters |= {"json": json.dumps, "quoted": shlex.quote}
-        seen = self.words(job)
+        environment.filters |= {"json": yaml_text, "quoted": shlex.quote, "sbatch": sbatch_quoted, "shell": shell_line}
 
-        def command(rendezvous_id: str, endpoint: str) -> list[str]:
+        def command(job: Job, rendezvous_id: str, endpoint: str, nodes: str = "") -> list[str]:
             meet = ("--rdzv-backend=c10d", f"--rdzv-id={rendezvous_id}", f"--rdzv-endpoint={endpoint}")
-            return command_words(seen, self.python, meet)
+            return command_words(self.words(job), self.python, meet, nodes)
 
-        facts = {"job": job, "needs": job.resources, "name": file_name(job), "port": self.port, "command": command}
-        return environment.get_template(f"{self.template}.jinja").render(**facts, **self.facts(job)) + "\n"
+        facts = {"job": job, "members": members, "needs": job.resources, "name": file_name(job), "port": self.port}
+        template = environment.get_template(f"{self.template}.jinja")
+        return template.render(**facts, command=command, later=later, **self.facts(job)) + "\n"
+
+
+def later(name: str) -> str:
+    """Stands in a word for what is known when the job runs. No word of a command holds the zero byte."""
+    return f"\0{name}\0"
+
+
+def shell_line(words: Sequence[str]) -> str:
+    """Words as bash reads them, with its variable in the place of each `later`."""
+
+    def quoted(word: str) -> str:
+        parts = enumerate(re.split("\0(.*?)\0", word))
+        return "".join(f'"${part}"' if i % 2 else shlex.quote(part) for i, part in parts if part) or "''"
+
+    return " ".join(map(quoted, words))
+
+
+def sbatch_quoted(value: str) -> str:
+    """A value as `sbatch` reads it in the lines #SBATCH: unlike a shell, it takes a backslash for itself within quotes too."""
+    return value if re.fullmatch(r"[\w./:,@%+&=-]+", value, re.ASCII) else "'" + re.sub(r"([\\'])", r"\\\1", value) + "'"
+
+
+def yaml_text(value: Any) -> str:
+    """JSON that is YAML as well, in which a character beyond 16 bits is one escape and not two."""
+
+    def one(found: re.Match[str]) -> str:
+        if not found[1]:
+            return found[0]  # an escaped backslash
+        (letter,) = json.loads('"' + found[1] + '"')
+        return f"\\U{ord(letter):08x}"
+
+    return re.sub(r"\\\\|(\\ud[89ab][0-9a-f]{2}\\ud[c-f][0-9a-f]{2})", one, json.dumps(value)).replace("\x7f", "\\x7f")
 
 
 def file_name(job: Job) -> str:
-    """The job's name as Kubernetes takes it: lower-case letters, digits and hyphens, at most 50."""
-    return f"tenfold-{re.sub(r'[^a-z0-9]+', '-', job.name.lower())}"[:50].strip("-")
+    """The job's name as Kubernetes takes it: lower-case letters, digits and hyphens, at most 50. Long names end in a hash."""
+    name = f"tenfold-{re.sub(r'[^a-z0-9]+', '-', job.name.lower())}".strip("-")
+    return name if len(name) <= MOST_NAME else f"{name[: MOST_NAME - 9].strip('-')}-{sha256(job.name.encode()).hexdigest()[:8]}"
+
+
+def shipped(job: Job) -> dict[str, Path]:
+    """The job's files by the names under which another machine gets them, as a ConfigMap takes them.
+
+    Raises TenfoldError for two files of one name, and for one that cannot be read.
+    """
+    found: dict[str, Path] = {}
+    for path in job.files:
+        name = re.sub(r"[^-._a-zA-Z0-9]", "-", path.name)
+        if name in found:
+            raise TenfoldError(f"{found[name]} and {path} would have one name, {name}, where {job.name!r} runs: rename one.")
+        found[name] = path
+    return found
 
 
 def call(program: str, arguments: Sequence[str], about: str) -> str:
@@ -84,3 +146,11 @@ def call(program: str, arguments: Sequence[str], about: str) -> str:
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
         raise TenfoldError(f"{program} did not take {about}: {lines[-1]}")
     return done.stdout.strip()
+
+
+def last_lines(path: Path, lines: int) -> str:
+    """The last `lines` lines of a log; none where there is no such file yet."""
+    if not path.exists():
+        return ""
+    with path.open(encoding="utf-8", errors="replace") as stream:
+        return "".join(deque(stream, lines)).rstrip("\n")

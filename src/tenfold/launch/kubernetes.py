@@ -4,23 +4,41 @@ import json
 import re
 import uuid
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from tenfold.launch.job import Handle, Job, Resources, Status
-from tenfold.launch.job_files import JobFileLauncher, call, file_name
+from tenfold.launch.job_files import JobFileLauncher, call, file_name, shipped
 from tenfold.spec.errors import TenfoldError
 
 FILES = "/run/tenfold"  # where a pod finds the job's files
+GANGS = {
+    "coscheduling": ("labels", "scheduling.x-k8s.io/pod-group"),
+    "volcano": ("annotations", "scheduling.k8s.io/group-name"),
+}
+TOPOLOGY = "kueue.x-k8s.io/podset-required-topology"
+KEY, VALUE = "[A-Za-z0-9_./-]+", "[A-Za-z0-9_.-]*"
+TOLERATION = rf"(?P<key>{KEY})(?:=(?P<value>{VALUE}))?(?::(?P<effect>NoSchedule|PreferNoSchedule|NoExecute))?"
 
 
 @dataclass(frozen=True)
 class KubernetesLauncher(JobFileLauncher):
-    """Runs the container `image`, in which the volume `claim` is mounted at `home`."""
+    """Runs the container `image`, in which the volume `claim` is mounted at `home`.
+
+    `queue` is Kueue's, `topology` a level of its nodes within which all pods must be; with `gang`, this scheduler starts all pods
+    or none. `rdma` are devices of a pod (`rdma/hca=1`), `toleration` taints as `kubectl taint` writes them.
+    """
 
     image: str | None = None
     claim: str = "tenfold"
     home: str = "/generations"
+    queue: str | None = None
+    topology: str | None = None
+    gang: Literal["coscheduling", "volcano"] | None = None
+    rdma: tuple[str, ...] = ()
+    toleration: tuple[str, ...] = ()
+    node_selector: tuple[str, ...] = ()
+    priority_class: str | None = None
+    pull_secret: str | None = None
 
     template: ClassVar[str] = "kubernetes.yaml"
 
@@ -29,23 +47,46 @@ class KubernetesLauncher(JobFileLauncher):
             raise TenfoldError("Kubernetes needs a container image that holds tenfold: say --image.")
         if not self.home.startswith("/"):
             raise TenfoldError(f"In a container the home {self.home!r} must be an absolute path: say --home /generations.")
+        if self.topology and not self.queue:
+            raise TenfoldError("A topology is asked of Kueue: say the name of its queue, too.")
+        names = {"claim": self.claim, "queue": self.queue, "priority_class": self.priority_class, "pull_secret": self.pull_secret}
+        for option, name in names.items():
+            if name is not None and not re.fullmatch(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", name):
+                raise TenfoldError(f"{name!r} is no name of Kubernetes, as {option} is: lower-case letters, digits, hyphens, dots.")
 
     def facts(self, job: Job) -> dict[str, Any]:
-        texts = {_key(path): path.read_text() for path in job.files}
-        # A job of the same name that was deleted is another run.
-        once = f"{file_name(job)}-{uuid.uuid4().hex[:8]}"
-        return {"image": self.image, "claim": self.claim, "home": self.home, "texts": texts, "folder": FILES, "once": once}
+        needs, name = job.resources, file_name(job)
+        rdma = _pairs("rdma", self.rdma, "[1-9][0-9]*")
+        cores = {"cpu": str(needs.cores)} if needs.cores else {}
+        memory = {"memory": str(needs.memory_bytes)} if needs.memory_bytes else {}
+        marks: dict[str, dict[str, str]] = {"labels": {"app": "tenfold"}, "annotations": {}}
+        if self.gang:
+            where, mark = GANGS[self.gang]
+            marks[where][mark] = name
+        if self.topology:
+            marks["annotations"][TOPOLOGY] = self.topology
+        return marks | {
+            "image": self.image, "claim": self.claim, "home": self.home, "queue": self.queue, "gang": self.gang, "rdma": rdma,
+            "priority_class": self.priority_class, "pull_secret": self.pull_secret, "folder": FILES,
+            "node_selector": _pairs("node-selector", self.node_selector, VALUE),
+            "tolerations": [_toleration(text) for text in self.toleration],
+            "resources": {"nvidia.com/gpu": str(needs.gpus)} | cores | memory | rdma,
+            "env": [{"name": variable, "value": value} for variable, value in job.environment.items()],
+            "texts": {key: path.read_text() for key, path in shipped(job).items()},
+            "once": f"{name}-{uuid.uuid4().hex[:8]}",  # a job of the same name that was deleted is another run
+        }  # fmt: skip
 
     def words(self, job: Job) -> Job:
-        there = {str(path): f"{FILES}/{_key(path)}" for path in job.files}
+        there = {str(path): f"{FILES}/{key}" for key, path in shipped(job).items()}
         return replace(job, command=tuple(there.get(word, word) for word in job.command))
 
     def submit(self, job: Job) -> Handle:
         path = self.write(job)
-        return Handle(job, file_name(job), call("kubectl", ["apply", "-f", str(path)], str(path)))
+        return Handle(job, file_name(job), call("kubectl", ["apply", "-f", str(path)], str(path)), file=path)
 
     def status(self, handle: Handle) -> Status:
-        found = json.loads(call("kubectl", ["get", "job", handle.id, "-o", "json"], handle.id)).get("status", {})
+        text = call("kubectl", ["get", "job", handle.id, "--ignore-not-found", "-o", "json"], handle.id)
+        found = json.loads(text).get("status", {}) if text else {"conditions": [{"type": "Suspended", "status": "True"}]}
         true = {condition["type"] for condition in found.get("conditions", []) if condition["status"] == "True"}
         if "Complete" in true:
             return "finished"
@@ -53,29 +94,67 @@ class KubernetesLauncher(JobFileLauncher):
             return "failed"
         if found.get("active", 0) + found.get("terminating", 0):
             return "running"
-        return "stopped" if "Suspended" in true else "waiting"
+        return "stopped" if "Suspended" in true and (handle.drained or not self.queue) else "waiting"
 
     def interrupt(self, handle: Handle) -> None:
-        self._patch(handle, {"suspend": True})  # the pods get SIGTERM, and their grace
+        """The pods get SIGTERM, and their grace."""
+        if self.queue:  # Kueue starts again what somebody else suspends
+            call("kubectl", ["delete", f"job/{handle.id}", "--ignore-not-found", "--cascade=foreground", "--wait=false"], handle.id)
+        else:
+            self._patch(handle, {"suspend": True})
 
     def stop(self, handle: Handle) -> None:
-        kinds = f"job,service,configmap/{handle.id}".replace(",", f"/{handle.id},")
-        call("kubectl", ["delete", *kinds.split(","), "--ignore-not-found", "--wait=false"], handle.id)
+        self._delete(handle, wait=False)
         pods = ["delete", "pods", f"--selector=job-name={handle.id}", "--grace-period=0", "--force", "--wait=false"]
         call("kubectl", pods, handle.id)
 
+    def logs(self, handle: Handle, lines: int) -> str:
+        asked = ["logs", f"--selector=job-name={handle.id}", f"--tail={lines}", "--prefix", "--max-log-requests=1000"]
+        return call("kubectl", asked, handle.id)
+
     def resize(self, handle: Handle, resources: Resources) -> Handle:
-        """In place where only the nodes change, between the fewest that the job goes on with and those it was made for."""
+        """The job saves and leaves, and goes on with the other size.
+
+        It stays the same job between the fewest nodes that it goes on with and those that it was made for.
+        """
         now = handle.job.resources
-        if replace(now, nodes=resources.nodes) != resources or not (now.least_nodes or now.nodes) <= resources.nodes <= now.nodes:
-            return super().resize(handle, resources)
-        self._patch(handle, {"completions": resources.nodes, "parallelism": resources.nodes})
+        self.drain(handle, handle.job.grace_s)
+        same = replace(now, nodes=resources.nodes) == resources and (now.least_nodes or now.nodes) <= resources.nodes <= now.nodes
+        if self.queue or not same:
+            self._delete(handle, wait=True)
+            return self.submit(replace(handle.job, resources=resources))
+        self._patch(handle, {"completions": resources.nodes, "parallelism": resources.nodes, "suspend": False})
+        handle.drained = False
         return handle
 
     def _patch(self, handle: Handle, changed: dict[str, Any]) -> None:
         call("kubectl", ["patch", "job", handle.id, "--type=merge", "--patch", json.dumps({"spec": changed})], handle.id)
 
+    def _delete(self, handle: Handle, *, wait: bool) -> None:
+        kinds = ["job", "service", "configmap", *(["podgroup"] if self.gang else [])]
+        call(
+            "kubectl",
+            ["delete", *(f"{kind}/{handle.id}" for kind in kinds), "--ignore-not-found", f"--wait={wait}".lower()],
+            handle.id,
+        )
 
-def _key(path: Path) -> str:
-    """A file's name as a ConfigMap takes it."""
-    return re.sub(r"[^-._a-zA-Z0-9]", "-", path.name)
+
+def _pairs(option: str, texts: tuple[str, ...], values: str) -> dict[str, str]:
+    """`KEY=VALUE` each. Raises TenfoldError for a text that is none, or a value that is none of `values`."""
+    found = {}
+    for text in texts:
+        key, sign, value = text.partition("=")
+        if not sign or not re.fullmatch(KEY, key) or not re.fullmatch(values, value):
+            example = "rdma/hca=1" if option == "rdma" else "pool=training"
+            raise TenfoldError(f"--{option} takes KEY=VALUE, such as {example}, not {text!r}.")
+        found[key] = value
+    return found
+
+
+def _toleration(text: str) -> dict[str, str]:
+    """As `kubectl taint` writes a taint: `KEY`, `KEY=VALUE` or `KEY=VALUE:EFFECT`."""
+    match = re.fullmatch(TOLERATION, text)
+    if match is None:
+        raise TenfoldError(f"--toleration takes KEY=VALUE:EFFECT, such as nvidia.com/gpu=present:NoSchedule, not {text!r}.")
+    given = {name: value for name, value in match.groupdict().items() if value is not None}
+    return {"operator": "Equal" if "value" in given else "Exists", **given}

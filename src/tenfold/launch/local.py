@@ -1,7 +1,7 @@
-"""Jobs as processes of this machine: a function in a fork of a process that has imported its module, a command as it is.
+"""Jobs as processes of this machine: a function in a fork of a process that has imported its module, a command from a script.
 
 Each job is a process group of its own, so that Ctrl-C is the launcher's to pass on. A function's process follows the one
-that started it: where that is gone, it saves and leaves.
+that started it: where that is gone, it saves and leaves. A command goes on by itself.
 """
 
 import multiprocessing
@@ -16,24 +16,32 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import psutil
 
 from tenfold.launch.child import follow_parent, set_threads
 from tenfold.launch.command import command_words
-from tenfold.launch.job import Handle, Job, Launcher, Status
+from tenfold.launch.job import Handle, Job, Status
+from tenfold.launch.job_files import JobFileLauncher, last_lines
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.threads import set_waiting_policy
 
 
-@dataclass
-class LocalLauncher(Launcher):
-    """Starts every job at once."""
+@dataclass(frozen=True)
+class LocalLauncher(JobFileLauncher):
+    """Starts every job at once. What a command prints, and how it ended, is in `folder`."""
 
     _handles: list[Handle] = field(default_factory=list, init=False)
 
-    def submit(self, job: Job) -> Handle:
+    template: ClassVar[str] = "local.sh"
+
+    @property
+    def python(self) -> str:
+        return sys.executable
+
+    def check(self, job: Job) -> None:
         needs, memory = job.resources, psutil.virtual_memory().total
         if needs.nodes > 1:
             raise TenfoldError(f"The job {job.name!r} needs {needs.nodes} nodes, and this machine is one.")
@@ -41,33 +49,83 @@ class LocalLauncher(Launcher):
             raise TenfoldError(
                 f"The job {job.name!r} needs {needs.memory_bytes / 2**30:.1f} GiB, and this machine has {memory / 2**30:.1f}."
             )
+
+    def facts(self, job: Job) -> dict[str, Any]:
+        threads = {"OMP_NUM_THREADS": str(job.resources.threads)} if job.resources.threads else {}
+        return {
+            "words": command_words(job, self.python), "environment": threads | dict(job.environment),
+            "limit_s": job.time_limit_s and max(1, job.time_limit_s - job.grace_s),
+            "log": str(self._file(job, "log")), "ended": str(self._file(job, "ended")),
+        }  # fmt: skip
+
+    def submit(self, job: Job) -> Handle:
+        self.check(job)
         set_waiting_policy()
-        handle = Handle(job, "")
+        handle = Handle(job, "", file=self.path(job) if job.command else None)
         self._handles.append(handle)  # before it starts: Ctrl-C in between must not leave it behind
-        handle.id, end = _start_function(job) if job.function else _start_command(job)
+        handle.id, end = _start_function(job) if job.function else self._start_command(job)
+        handle.said = f"process {handle.id}"
         threading.Thread(target=_settle, args=(handle, end), daemon=True).start()
-        if job.time_limit_s is not None:
+        if job.function and job.time_limit_s is not None:
             limit = threading.Timer(max(0, job.time_limit_s - job.grace_s), self.drain, (handle, job.grace_s))
             limit.daemon = True
             limit.start()
         return handle
 
     def status(self, handle: Handle) -> Status:
-        return handle.status()
+        """Also of a command that another process started."""
+        if handle.job.function or handle in self._handles:
+            return handle.status()
+        if self._processes(handle):
+            return "running"
+        ended = self._file(handle.job, "ended")
+        if handle.drained:
+            return "stopped"
+        return "finished" if ended.exists() and ended.read_text().strip() == "0" else "failed"
 
     def interrupt(self, handle: Handle) -> None:
-        with suppress(ProcessLookupError):
-            os.kill(int(handle.id), signal.SIGTERM)
+        if handle.job.function or self._processes(handle):
+            with suppress(ProcessLookupError):
+                os.kill(int(handle.id), signal.SIGTERM)
 
     def stop(self, handle: Handle) -> None:
         handle.drained = True
-        with suppress(ProcessLookupError):
-            os.killpg(int(handle.id), signal.SIGKILL)
+        for process in [] if handle.job.function else self._processes(handle):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        if handle.job.function:
+            with suppress(ProcessLookupError):
+                os.killpg(int(handle.id), signal.SIGKILL)
+
+    def logs(self, handle: Handle, lines: int) -> str:
+        return last_lines(self._file(handle.job, "log"), lines)
 
     def close(self) -> None:
         left = [handle for handle in self._handles if handle.id and handle.status() == "running"]
         with ThreadPoolExecutor(max(1, len(left))) as pool:
             list(pool.map(lambda handle: self.drain(handle, handle.job.grace_s), left))
+
+    def _file(self, job: Job, ending: str) -> Path:
+        return self.path(job).resolve().with_suffix(f".{ending}")
+
+    def _processes(self, handle: Handle) -> list[psutil.Process]:
+        """Those of a command, its script first; none where it has ended, though its number may be another process's by now."""
+        with suppress(psutil.NoSuchProcess):
+            script = psutil.Process(int(handle.id))
+            if script.status() != psutil.STATUS_ZOMBIE and str(self.path(handle.job).resolve()) in script.cmdline():
+                return [script, *script.children(recursive=True)]
+        return []
+
+    def _start_command(self, job: Job) -> tuple[str, Callable[[], Any]]:
+        path = self.write(job).resolve()
+        self._file(job, "ended").unlink(missing_ok=True)
+        process = subprocess.Popen(["bash", str(path)], start_new_session=True, stdin=subprocess.DEVNULL)
+
+        def end() -> None:
+            if status := process.wait():
+                raise TenfoldError(f"{job.name} ended with exit status {status}: see {self._file(job, 'log')}.")
+
+        return str(process.pid), end
 
 
 def _start_function(job: Job) -> tuple[str, Callable[[], Any]]:
@@ -79,17 +137,6 @@ def _start_function(job: Job) -> tuple[str, Callable[[], Any]]:
     process.start()
     there.close()
     return str(process.pid), lambda: _outcome(here, process, job)
-
-
-def _start_command(job: Job) -> tuple[str, Callable[[], Any]]:
-    threads = {"OMP_NUM_THREADS": str(job.resources.threads)} if job.resources.threads else {}
-    process = subprocess.Popen(command_words(job, sys.executable), process_group=0, env=os.environ | threads)
-
-    def end() -> None:
-        if status := process.wait():
-            raise TenfoldError(f"{job.name} ended with exit status {status}.")
-
-    return str(process.pid), end
 
 
 def _settle(handle: Handle, end: Callable[[], Any]) -> None:

@@ -1,20 +1,23 @@
 """Jobs on Ray: a function as a task of the cluster that `RAY_ADDRESS` names, or of this machine; a command as a Ray job.
 
-The nodes share the file system of the generations.
+A Ray job brings its files with it. The nodes share the file system of the generations.
 """
 
 import logging
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 from tenfold.launch.child import set_threads
 from tenfold.launch.job import Handle, Job, Resources, Status
-from tenfold.launch.job_files import JobFileLauncher, file_name
+from tenfold.launch.job_files import JobFileLauncher, file_name, shipped
 from tenfold.spec.errors import NotInstalled, TenfoldError
 from tenfold.spec.threads import set_waiting_policy
 
@@ -26,10 +29,19 @@ TASK_RETRIES = 3  # of a function whose node is lost
 
 @dataclass(frozen=True)
 class RayLauncher(JobFileLauncher):
-    """A task whose node is lost starts again, from what it saved."""
+    """A task whose node is lost starts again, from what it saved. A command runs in a copy of `working_dir`."""
 
+    working_dir: Path | None = None
     template: ClassVar[str] = "ray.py"
     _tasks: dict[str, Any] = field(default_factory=dict, init=False)
+
+    def facts(self, job: Job) -> dict[str, Any]:
+        needs = job.resources
+        return {"resources": {"CPU": needs.cores or needs.gpus or 1, "GPU": needs.gpus, "memory": needs.memory_bytes}}
+
+    def words(self, job: Job) -> Job:
+        there = {str(path): key for key, path in shipped(job).items()}
+        return replace(job, command=tuple(there.get(word, word) for word in job.command))
 
     def submit(self, job: Job) -> Handle:
         return self._submit_task(job) if job.function else self._submit_command(job)
@@ -49,6 +61,9 @@ class RayLauncher(JobFileLauncher):
             _ray().cancel(self._tasks[handle.id], force=True)
         else:
             _jobs().stop_job(handle.id)  # it waits for the grace that the job was submitted with
+
+    def logs(self, handle: Handle, lines: int) -> str:
+        return "\n".join(_jobs().get_job_logs(handle.id).splitlines()[-lines:])
 
     def close(self) -> None:
         if not self._tasks:
@@ -85,12 +100,17 @@ class RayLauncher(JobFileLauncher):
             handle.future.set_result(outcome)
 
     def _submit_command(self, job: Job) -> Handle:
-        path = self.write(job).resolve()
+        path, name = self.write(job), f"{file_name(job)}-{uuid.uuid4().hex[:8]}"
         # Ray kills a job three seconds after SIGTERM unless it is told to wait.
-        environment = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(job.grace_s)}}
-        name = f"{file_name(job)}-{uuid.uuid4().hex[:8]}"
-        said = _jobs().submit_job(entrypoint=f"python {path}", submission_id=name, runtime_env=environment)
-        return Handle(job, name, f"Ray job {said}")
+        variables = {**job.environment, "RAY_JOB_STOP_WAIT_TIME_S": str(job.grace_s)}
+        with TemporaryDirectory() as folder:
+            if self.working_dir is not None:
+                shutil.copytree(self.working_dir, folder, dirs_exist_ok=True)
+            for key, file in {path.name: path, **shipped(job)}.items():
+                shutil.copyfile(file, Path(folder, key))
+            environment = {"working_dir": folder, "env_vars": variables}
+            said = _jobs().submit_job(entrypoint=f"python {path.name}", submission_id=name, runtime_env=environment)
+        return Handle(job, name, f"Ray job {said}", file=path)
 
 
 def require(nodes: list[dict[str, Any]], needs: Mapping[str, float], name: str) -> None:

@@ -1,45 +1,87 @@
 """Jobs on Slurm, through `sbatch`, `squeue`, `scontrol` and `scancel`."""
 
+import re
+import shlex
 import sys
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 from tenfold.launch.job import Handle, Job, Resources, Status
-from tenfold.launch.job_files import JobFileLauncher, call
+from tenfold.launch.job_files import JobFileLauncher, call, file_name, last_lines
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.files import write_text
 
 STATUS: dict[str, Status] = {
     "PENDING": "waiting", "CONFIGURING": "waiting", "REQUEUED": "waiting", "REQUEUE_HOLD": "waiting", "SUSPENDED": "waiting",
     "RUNNING": "running", "COMPLETING": "running", "STOPPED": "running", "COMPLETED": "finished", "CANCELLED": "stopped",
 }  # fmt: skip
 DAY_S = 86400
+OPTIONS = ("partition", "account", "qos", "reservation", "constraint", "gres", "switches")  # named as sbatch's own
 
 
 @dataclass(frozen=True)
 class SlurmLauncher(JobFileLauncher):
-    """Ahead of the time limit a job saves and is queued again."""
+    """Ahead of the time limit a job saves, by `signal`, and is queued again, `requeues` times at most.
+
+    With `image` the nodes run the command in this container, through the plugin pyxis, with `home` and the job's files in it.
+    """
 
     partition: str | None = None
     account: str | None = None
+    qos: str | None = None
+    reservation: str | None = None
+    constraint: str | None = None
+    gres: str | None = None
+    switches: str | None = None
+    image: str | None = None
+    home: str | None = None
+    signal: Literal["USR1", "TERM", "INT"] = "USR1"
+    requeues: int = 100
 
     template: ClassVar[str] = "slurm.sh"
-    python: ClassVar[str] = sys.executable  # the nodes share this one's file system, and so its Python
+
+    @property
+    def python(self) -> str:
+        """The nodes share this machine's file system, and so its Python, where they run no container."""
+        return "python" if self.image else sys.executable
+
+    def check(self, job: Job) -> None:
+        for name in OPTIONS:
+            if re.search(r"[\x00-\x1f\x7f]", getattr(self, name) or ""):
+                raise TenfoldError(f"Slurm's option {name} cannot be {getattr(self, name)!r}: write it on one line.")
+        if re.search(r"[\x00-\x1f\x7f\\]", str(self.folder.resolve())):
+            raise TenfoldError(f"Slurm writes no log to the folder {str(self.folder.resolve())!r}: say another one by --out.")
+        if self.image and not (self.home or "").startswith("/"):
+            raise TenfoldError(f"In a container the home {self.home!r} must be an absolute path: say --home /generations.")
 
     def facts(self, job: Job) -> dict[str, Any]:
-        limit = job.time_limit_s or DAY_S
-        clock = f"{limit // 3600:02}:{limit % 3600 // 60:02}:{limit % 60:02}"
-        return {"partition": self.partition, "account": self.account, "limit": clock}
+        limit, folder = job.time_limit_s or DAY_S, str(self.folder.resolve())
+        return {
+            "limit": f"{limit // 3600:02}:{limit % 3600 // 60:02}:{limit % 60:02}",
+            "options": {name: getattr(self, name) for name in OPTIONS if getattr(self, name) is not None},
+            "folder": folder, "log_folder": folder.replace("%", "%%"), "requeues": self.requeues, "signal": self.signal,
+            "container": self._container(job), "elastic": (job.resources.least_nodes or job.resources.nodes) < job.resources.nodes,
+        }  # fmt: skip
+
+    def write_all(self, name: str, jobs: Sequence[Job]) -> list[Path]:
+        """As one array of Slurm's."""
+        return [self.write(replace(jobs[0], name=name), jobs)]
 
     def submit(self, job: Job) -> Handle:
-        path = self.write(job)
-        said = call("sbatch", [str(path)], str(path))
-        return Handle(job, said.split()[-1], said)
+        return self.submit_all(job.name, [job])[0]
+
+    def submit_all(self, name: str, jobs: Sequence[Job], at_once: int | None = None) -> list[Handle]:
+        (path,) = self.write_all(name, jobs)
+        array = [f"--array=0-{len(jobs) - 1}{f'%{at_once}' if at_once else ''}"] if len(jobs) > 1 else []
+        said = call("sbatch", [*array, str(path)], str(path))
+        number = said.split()[-1]
+        return [Handle(job, f"{number}_{i}" if array else number, said, file=path) for i, job in enumerate(jobs)]
 
     def status(self, handle: Handle) -> Status:
-        state = call("squeue", ["--noheader", "--states=all", "--format=%T", f"--jobs={handle.id}"], f"job {handle.id}")
-        if not state:
-            raise TenfoldError(f"Slurm has forgotten job {handle.id}: it ended a while ago; look at `sacct --jobs {handle.id}`.")
-        status = STATUS.get(state.split()[0], "failed")
+        status = STATUS.get(self._asked(handle, "%T"), "failed")
         return "stopped" if handle.drained and status in ("finished", "failed") else status
 
     def interrupt(self, handle: Handle) -> None:
@@ -51,9 +93,36 @@ class SlurmLauncher(JobFileLauncher):
     def stop(self, handle: Handle) -> None:
         call("scancel", [handle.id], f"job {handle.id}")
 
+    def logs(self, handle: Handle, lines: int) -> str:
+        found = sorted(self.folder.glob(f"*-{handle.id}.log"))
+        return last_lines(found[0], lines) if found else ""
+
     def resize(self, handle: Handle, resources: Resources) -> Handle:
-        """In place where only the nodes change; of a job that runs Slurm only takes nodes away."""
-        if replace(handle.job.resources, nodes=resources.nodes) != resources:
+        """Where the job can do with fewer nodes, it saves and goes on with those that it keeps. Otherwise it is queued anew."""
+        now, least = handle.job.resources, handle.job.resources.least_nodes or handle.job.resources.nodes
+        smaller = replace(now, nodes=resources.nodes) == resources and least <= resources.nodes < now.nodes
+        if not smaller or self.status(handle) != "running":
             return super().resize(handle, resources)
-        call("scontrol", ["update", f"JobId={handle.id}", f"NumNodes={resources.nodes}"], f"job {handle.id}")
+        write_text(self.folder / f"{file_name(handle.job)}-{handle.id}.nodes", str(resources.nodes))
+        call("scancel", ["--batch", "--signal=USR2", handle.id], f"job {handle.id}")
+        end = time.monotonic() + handle.job.grace_s
+        while int(self._asked(handle, "%D")) > resources.nodes:
+            if time.monotonic() > end:
+                raise TenfoldError(f"Job {handle.id} has not left its nodes after {handle.job.grace_s} s: see what it prints.")
+            time.sleep(0.2)
         return replace(handle, job=replace(handle.job, resources=resources))
+
+    def _asked(self, handle: Handle, what: str) -> str:
+        """What `squeue` says of the job."""
+        said = call("squeue", ["--noheader", "--states=all", f"--format={what}", f"--jobs={handle.id}"], f"job {handle.id}")
+        if not said:
+            raise TenfoldError(f"Slurm has forgotten job {handle.id}: it ended a while ago; look at `sacct --jobs {handle.id}`.")
+        return said.split()[0]
+
+    def _container(self, job: Job) -> str:
+        """The options of `srun` that pyxis takes."""
+        if self.image is None:
+            return ""
+        folders = dict.fromkeys([str(self.home), *(str(path.parent) for path in job.files)])
+        mounts = ",".join(f"{folder}:{folder}" for folder in folders)
+        return f" --container-image={shlex.quote(self.image)} --container-mounts={shlex.quote(mounts)}"

@@ -24,7 +24,7 @@ from tenfold.spec.files import file_sha256, whole_folder
 from tenfold.spec.versions import read_document
 
 FOLDER = "ranking"  # of the home: the rankers that came from events, and which one is in service
-Train = Callable[[Path, Path], Path]  # interactions, and the directory of the run -> its folder
+Train = Callable[[Path, Path], object]  # on interactions, in the directory of the run
 
 
 @dataclass(frozen=True)

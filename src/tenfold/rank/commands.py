@@ -1,11 +1,11 @@
 """Look at interactions, train rankers on them, and say honestly how good they are."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from msgspec import Meta, Struct, structs
 
-from tenfold.rank.options import RankOptions
+from tenfold.rank.options import Content, DropoutOrNone, Loss, RankOptions, SemanticLevels, SplitKind
 from tenfold.spec.commands import Folder, Home, Json, print_json
 from tenfold.spec.ranges import Text
 from tenfold.train.commands import RunOptions
@@ -15,23 +15,18 @@ Source = Annotated[
     Text, Meta(description="A table of user, item and time: a file, a database's URL#table; or movielens-100k, synthetic, teacher.")
 ]
 Kept = Annotated[Folder | None, Meta(description="Where the interactions are kept; by default beside the run.")]
-Kind = Annotated[Literal["temporal", "leave-one-out"], Meta(description="What is held out: what came after a moment, or last.")]
 Finished = Annotated[Folder, Meta(description="The directory of a finished run of the task rank.")]
 
 
 class TaskOptions(Struct, frozen=True):
     """What is learned, and what is held out."""
 
-    split: Kind = "temporal"
-    loss: Annotated[
-        Literal["softmax", "sampled_softmax", "bce"], Meta(description="Over the whole catalogue, or over shared negatives.")
-    ] = "softmax"
-    dropout: Annotated[
-        Annotated[float, Meta(ge=0, lt=1)] | None,
-        Meta(description="Share left out of the residual stream."),
-    ] = None
+    split: SplitKind = "temporal"
+    loss: Loss = "softmax"
+    dropout: DropoutOrNone = None
     objectives: Annotated[str, Meta(description="Further objectives, with commas between: rating>=4,value.")] = ""
-    content: Annotated[bool, Meta(description="A tower of the items' attributes, so that new ones can be ranked.")] = False
+    content: Content = False
+    semantic_ids: SemanticLevels = 0
 
     @property
     def table(self) -> dict[str, Any]:
@@ -65,7 +60,7 @@ def train(
     run_training(config, options.out or options.home / f"rank-{Path(name).stem}", options)
 
 
-def report(interactions: Source, /, *, split: Kind = "temporal", home: Home = Path("generations"), json: Json = False) -> None:
+def report(interactions: Source, /, *, split: SplitKind = "temporal", home: Home = Path("generations"), json: Json = False) -> None:
     """What a person should know of interactions before a model is trained on them: ties, repeats, bots, the long tail, leaks.
 
     Example: tenfold rank report interactions.parquet

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from msgspec.structs import replace
@@ -11,19 +11,16 @@ from tenfold.data.interactions.events import Interactions
 from tenfold.data.interactions.interactions import open_interactions
 from tenfold.data.interactions.splits import Held, rolling
 from tenfold.data.interactions.synthetic import SYNTHETIC, made
-from tenfold.model.io.huggingface import read_model
 from tenfold.rank.baselines import baselines
 from tenfold.rank.extras import objective_scores, read_extras
-from tenfold.rank.family import NAMES
 from tenfold.rank.metrics import Evaluation, difference, evaluate, pooled, summary
 from tenfold.rank.model import ItemModel
-from tenfold.rank.ranker import Scorer, scorer_of
-from tenfold.rank.task import RankConfig, Ranking
+from tenfold.rank.ranker import Scorer, read_ranker, scorer_of
+from tenfold.rank.task import RankConfig
+from tenfold.rank.training import finished
 from tenfold.spec.errors import TenfoldError
 from tenfold.train.config import RunConfig
-from tenfold.train.result import read_result
 from tenfold.train.run_file import read_config, task_settings
-from tenfold.train.trainer import fit, standard_hooks
 
 ABOVE = ("hit_rate_10", "ndcg_10")  # of which differences are said
 
@@ -51,14 +48,12 @@ class Trained:
 
 def open_trained(generation: Path, home: Path) -> Trained:
     """A finished run. Raises TenfoldError where it is of another task, or its interactions have changed."""
-    config, model = read_config(generation / "run.toml"), read_model(generation / "model")
-    if model.spec.family not in NAMES:
-        raise TenfoldError(f"The model in {generation} ranks no items: train one with `tenfold rank train`.")
+    config, model = read_config(generation / "run.toml"), read_ranker(generation / "model")
     task = task_settings(config, RankConfig)
     interactions = open_interactions(config.data.corpus, home, task.held)
     if model.spec.vocab_size != interactions.vocab_size:
         raise TenfoldError(f"{config.data.corpus} has other items than {generation} was trained on: train again.")
-    return Trained(config, task, interactions, cast(ItemModel, model.eval()), generation)
+    return Trained(config, task, interactions, model, generation)
 
 
 def evaluated(generation: Path, home: Path, held: Held) -> dict[str, Any]:
@@ -112,10 +107,7 @@ def rolled(generation: Path, home: Path, cuts: int) -> dict[str, Any]:
     for number, split in enumerate(rolling(cuts)):
         task = {**asked.task, "split": "temporal", "test_begin": split.begin, "test_end": split.end, "validation": split.validation}
         config, directory = replace(asked, task=task), generation / "cuts" / str(number)
-        if read_result(directory) is None:
-            done = fit(Ranking.open(config, home, quiet=True), config, directory, standard_hooks(config, quiet=True))
-            if not done.finished:
-                raise TenfoldError(f"The run in {directory} was stopped: the same command goes on with it.")
+        finished(config, directory, home)
         one = open_trained(directory, home)
         parts.append(evaluated_parts(one))
     assert one is not None

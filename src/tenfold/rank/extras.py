@@ -1,4 +1,4 @@
-"""What a ranker keeps beside its weights: the content tower, the heads of its objectives, and their calibration.
+"""What a ranker keeps beside its weights: what gives new items vectors, the heads of its objectives, and their calibration.
 
 `extras.safetensors` has the weights, `objectives.json` what they are of; both stand in the run's directory, beside `model/`.
 """
@@ -13,7 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tenfold.data.interactions.events import Interactions
-from tenfold.rank.model import ContentTower, ItemModel
+from tenfold.data.interactions.splits import Held
+from tenfold.rank.content import Content, ContentTower, SemanticIds
+from tenfold.rank.model import ItemModel
 from tenfold.rank.objectives import Calibration, Objective, calibrate, calibration_error, parse
 from tenfold.spec.files import whole_file, write_json
 
@@ -22,9 +24,9 @@ TOGETHER = 64  # users whose validation is predicted at once
 
 
 class Extras(NamedTuple):
-    """The tower and the heads, where a model has them."""
+    """What gives new items vectors, and the heads, where a model has them."""
 
-    tower: ContentTower | None
+    content: Content | None
     heads: nn.Linear | None
     objectives: list[Objective]
     curves: list[Calibration]
@@ -39,12 +41,10 @@ class Extras(NamedTuple):
 
 
 @torch.no_grad()
-def outputs_on(model: ItemModel, interactions: Interactions, held: str, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
+def outputs_on(model: ItemModel, interactions: Interactions, held: Held, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
     """What the heads say of held-out events, float32 [events, objectives], and which events these are, int64 [events]."""
     assert model.objectives is not None
-    ends, device = interactions.ends, model.embedding.weight.device
-    first, last = (ends.training, ends.validation) if held == "validation" else (ends.validation, ends.test)
-    users = np.flatnonzero(last > first)
+    users, (first, last), device = interactions.asked(held), interactions.span(held), model.embedding.weight.device
     said, which = [], []
     for some in np.split(users, range(TOGETHER, len(users), TOGETHER)):
         rows = interactions.window(some, np.maximum(0, last[some] + 1 - seq_len), last[some], seq_len)
@@ -88,8 +88,8 @@ def objective_scores(ranker_extras: Extras, model: ItemModel, interactions: Inte
 
 @torch.no_grad()
 def write_extras(model: ItemModel, objectives: list[Objective], curves: list[Calibration], directory: Path) -> None:
-    """Write tower, heads and curves, and leave the model without them: its table then holds what the tower said."""
-    weights = {name: p for name, p in model.named_parameters() if name.startswith(("content.", "objectives."))}
+    """Write content, heads and curves, and leave the model without them: its table then holds what the content said."""
+    weights = {name: p for name, p in model.state_dict().items() if name.startswith(("content.", "objectives."))}
     with whole_file(directory / WEIGHTS) as scratch:
         save_file({name: p.detach().cpu().contiguous() for name, p in weights.items()}, scratch)
     known = zip(objectives, curves, strict=True)
@@ -104,13 +104,18 @@ def read_extras(directory: Path, dim: int) -> Extras:
     if not file.exists():
         return Extras(None, None, [], [])
     weights = load_file(file)
-    tower = heads = None
+    content: ContentTower | SemanticIds | None = None
+    heads = None
     if "content.w1.weight" in weights:
-        tower = ContentTower(torch.empty(0, weights["content.w1.weight"].shape[1]), dim).requires_grad_(False)
-        tower.load_state_dict({name: weights[f"content.{name}"] for name in ("w1.weight", "w2.weight")})
+        content = ContentTower(weights["content.w1.weight"].shape[1], dim)
+    elif "content.centres" in weights:
+        content = SemanticIds(weights["content.centres"], dim)
     if "objectives.weight" in weights:
-        heads = nn.Linear(dim, len(weights["objectives.weight"])).requires_grad_(False)
-        heads.load_state_dict({name: weights[f"objectives.{name}"] for name in ("weight", "bias")})
+        heads = nn.Linear(dim, len(weights["objectives.weight"]))
+    for prefix, part in (("content.", content), ("objectives.", heads)):
+        if part is not None:
+            part.load_state_dict({name.removeprefix(prefix): p for name, p in weights.items() if name.startswith(prefix)})
+            part.requires_grad_(False)
     facts = json.loads((directory / FACTS).read_text())
     curves = [Calibration(fact["outputs"], fact["values"]) for fact in facts]
-    return Extras(tower, heads, [parse(fact["objective"]) for fact in facts], curves)
+    return Extras(content, heads, [parse(fact["objective"]) for fact in facts], curves)

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 NAME, HSTU_NAME = "rank", "hstu"
 NAMES = (NAME, HSTU_NAME)
 MODEL_TYPE, HSTU_TYPE = "tenfold_rank", "tenfold_hstu"
-MODEL_TYPES = (MODEL_TYPE, HSTU_TYPE)
 CONTEXT = 129  # a history of 128 and the item after, where a run file says nothing else
 BUCKETS = 129  # of HSTU's time bias
 
@@ -68,9 +67,9 @@ def rank_role(name: str) -> Role:
     """The role of a weight of a ranker."""
     if name.endswith(("bias", "_bias")):
         return Role.BIAS
-    if name.startswith(("content.", "objectives.")):
+    if name.startswith(("content.w", "objectives.")):
         return Role.MATRIX
-    return Role.EMBEDDING if name.startswith("positions.") else llama_role(name)
+    return Role.EMBEDDING if name.startswith(("positions.", "content.codes.")) else llama_role(name)
 
 
 def _later(module: str, name: str) -> Callable[..., Any]:

@@ -1,20 +1,19 @@
 """The gate of rankers: a new one goes before users only where it ranks what they took after its training better than the old one.
 
-The measure is NDCG at 10 over the whole catalogue, what a user had left out, paired by user. As in `learn.gate`, a forecast from
+The measure is NDCG at 10 as `rank evaluate` has it, paired by user. As in `learn.gate`, a forecast from
 one half of the users is written down before the other half is looked at, and better means beyond noise (95 %).
 """
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet
-import torch
 
 from tenfold.learn.checks import Check
 from tenfold.learn.data import write_versioned
@@ -22,11 +21,11 @@ from tenfold.learn.gate import read_gate
 from tenfold.learn.statistics import paired_test, predicted
 from tenfold.model.io.huggingface import weights_hash
 from tenfold.model.path import model_path
+from tenfold.rank.metrics import quality
 from tenfold.rank.ranker import Ranker
 from tenfold.spec.files import file_sha256
 from tenfold.spec.forecasts import Forecast, forecast, outcome
 
-K = 10
 TOGETHER = 256  # histories
 PER_USER = 20  # of the items that a user took, the first so many are asked about
 
@@ -73,11 +72,11 @@ def _judge(new: Path, old: Path, home: Path, key: str, files: dict[str, Path]) -
     data = {name: file_sha256(file) for name, file in files.items()}
     forecast(home, Forecast(key=key, who="rank", kind="paired_difference", unit="NDCG", quantiles=quantiles, data=data))
     test = paired_test(list(worse(halves[1])))
-    says = f"NDCG@{K} is better by {-test.mean:+.4f} (95 %: {-test.t_interval[1]:+.4f} to {-test.t_interval[0]:+.4f})."
+    says = f"NDCG@10 is better by {-test.mean:+.4f} (95 %: {-test.t_interval[1]:+.4f} to {-test.t_interval[0]:+.4f})."
     known = ndcg(rankers[0], halves[1])
     above = paired_test(list(by_user(halves[1], popularity_ndcg(files["train"], halves[1]) - known)))
     floor = (
-        f"NDCG@{K} is above popularity's by {-above.mean:+.4f} (95 %: {-above.t_interval[1]:+.4f} to {-above.t_interval[0]:+.4f})."
+        f"NDCG@10 is above popularity's by {-above.mean:+.4f} (95 %: {-above.t_interval[1]:+.4f} to {-above.t_interval[0]:+.4f})."
     )
     checks = [Check("better", test.passed, says, -test.mean, 0.0), Check("above_popularity", above.passed, floor, -above.mean, 0.0)]
     refused = [check for check in checks if not check.passed]
@@ -106,32 +105,30 @@ def held_out(train: Path, later: Path) -> list[Asked]:
     return asked
 
 
-@torch.inference_mode()
 def ndcg(ranker: Ranker, asked: Sequence[Asked]) -> np.ndarray:
-    """NDCG at 10 of each; 0 where the ranker does not know the item. Ties count against it."""
-    found = []
-    for some in (asked[first : first + TOGETHER] for first in range(0, len(asked), TOGETHER)):
-        histories = [ranker.history(one.items, one.times, one.now) for one in some]
-        for one, history, scores in zip(some, histories, ranker.score(histories), strict=True):
-            scores[[0, *history.items]] = -np.inf
-            (target,) = ranker.tokens([one.came])
-            found.append(_gain(int((scores >= scores[target]).sum()) - 1) if target and np.isfinite(scores[target]) else 0.0)
-    return np.array(found)
+    """NDCG at 10 of each; 0 where the ranker does not know the item."""
+
+    def scores(some: Sequence[Asked]) -> np.ndarray:
+        return ranker.score([ranker.history(one.items, one.times, one.now) for one in some])
+
+    return _ndcg(scores, ranker.names, asked)
 
 
 def popularity_ndcg(train: Path, asked: Sequence[Asked]) -> np.ndarray:
-    """The same of items by how often they were taken in `train`; ties in the order of the table."""
-    counts = Counter(pyarrow.parquet.read_table(train, columns=["item"])["item"].to_pylist())
-    place = {item: i for i, (item, _) in enumerate(counts.most_common())}
-    found = []
-    for one in asked:
-        before = sum(place[item] < place.get(one.came, 0) for item in set(one.items) if item in place)
-        found.append(_gain(place[one.came] - before) if one.came in place else 0.0)
-    return np.array(found)
+    """The same of items by how often they were taken in `train`."""
+    taken = Counter(pyarrow.parquet.read_table(train, columns=["item"])["item"].to_pylist())
+    counts = np.array([0, *taken.values()])
+    return _ndcg(lambda some: np.tile(counts, (len(some), 1)), ["", *taken], asked)
 
 
-def _gain(place: int) -> float:
-    return float(1 / np.log2(place + 2)) if place < K else 0.0
+def _ndcg(scores: Callable[[Sequence[Asked]], np.ndarray], names: list[str], asked: Sequence[Asked]) -> np.ndarray:
+    """By scores [asked, names] of the items named from 1 on."""
+    token, found = {name: i for i, name in enumerate(names) if i}, [np.empty(0)]
+    for some in (asked[first : first + TOGETHER] for first in range(0, len(asked), TOGETHER)):
+        targets = np.array([token.get(one.came, len(names)) for one in some])
+        histories = [np.array([token[item] for item in one.items if item in token], np.int64) for one in some]
+        found.append(quality(scores(some), targets, histories)["ndcg_10"])
+    return np.concatenate(found)
 
 
 def by_user(asked: Sequence[Asked], values: np.ndarray) -> np.ndarray:

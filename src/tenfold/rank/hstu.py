@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tenfold.model.initialize import draw
-from tenfold.rank.model import ItemModel
+from tenfold.rank.family import BUCKETS
+from tenfold.rank.model import ItemModel, dropped
 from tenfold.spec.model import ModelSpec
 
 TEMPERATURE = 0.05
-BUCKETS = 128
 LOG_STEP = 0.301  # of the seconds between two items, from one bucket to the next: doublings, nearly
 EPS = 1e-6
 
@@ -26,7 +26,7 @@ def time_buckets(times: Tensor, T: int) -> Tensor:
     """Of times int64 [B, T + 1] in seconds, the bucket of how long before the item after i item j came: int64 [B, T, T]. Of
     [B, T], how long before i."""
     seconds = (times[:, -T:, None] - times[:, None, :T]).abs().clamp(min=1)
-    return (seconds.double().log() / LOG_STEP).long().clamp(max=BUCKETS)
+    return (seconds.double().log() / LOG_STEP).long().clamp(max=BUCKETS - 1)
 
 
 class _Lookup(torch.autograd.Function):
@@ -60,7 +60,7 @@ class HSTUBlock(nn.Module):
         self.uvqk = nn.Linear(spec.dim, 4 * inner, bias=False)
         self.wo = nn.Linear(inner, spec.dim)
         self.position_bias = nn.Parameter(torch.zeros(2 * spec.context - 1))
-        self.time_bias = nn.Parameter(torch.zeros(BUCKETS + 1))
+        self.time_bias = nn.Parameter(torch.zeros(BUCKETS))
 
     def forward(self, x: Tensor, relative: Tensor, buckets: Tensor | None, mask: Tensor) -> Tensor:
         """x [B, T, dim]; relative int64 [T, T], positions of keys less those of queries; buckets int64 [B, T, T]; mask
@@ -72,7 +72,7 @@ class HSTUBlock(nn.Module):
             bias = (bias + _lookup(self.time_bias, buckets))[:, None]
         weights = F.silu(q @ k.mT + bias) * (mask / self.context)
         mixed = u * _norm((weights @ v).transpose(1, 2).flatten(2))
-        return x + self.wo(F.dropout(mixed, self.dropout) if self.dropout and torch.is_grad_enabled() else mixed)
+        return x + self.wo(dropped(mixed, self.dropout))
 
 
 class HSTU(ItemModel):
@@ -92,7 +92,7 @@ class HSTU(ItemModel):
 
     def read(self, tokens: Tensor, positions: Tensor, mask: Tensor | None, times: Tensor | None, table: Tensor) -> Tensor:
         x = F.embedding(tokens, table) * self.spec.dim**0.5 + self.positions[0][positions]
-        x, relative = self.drop(x), positions[None, :] - positions[:, None]
+        x, relative = dropped(x, self.dropout), positions[None, :] - positions[:, None]
         mask = (relative <= 0)[None, None] if mask is None else mask
         buckets = None if times is None else time_buckets(times, tokens.shape[1])
         for block in self.layers:

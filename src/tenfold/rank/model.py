@@ -1,4 +1,4 @@
-"""What the families of rankers share: one table of items for input and output, towers for new items, heads for what a user thinks.
+"""What the families of rankers share: one table of items for input and output, content for new items, heads for what a user thinks.
 
 A score of the next item is a product of a hidden state and an item's vector. Probabilities of objectives (a like, a watch time) are
 read from the hidden state of the item itself, which has seen the history and the item: a candidate is an item more, which sees the
@@ -14,40 +14,27 @@ from torch import Tensor, nn
 from tenfold.model.attention import document_mask
 from tenfold.model.llama import Block, Llama, rope_table
 from tenfold.model.loss import cross_entropy
+from tenfold.rank.content import Content
 from tenfold.spec.model import ModelSpec
 
 
-class ContentTower(nn.Module):
-    """Vectors of items from what is known of them: `features` float32 [vocab, features], which are no weights."""
-
-    def __init__(self, features: Tensor, dim: int):
-        super().__init__()
-        self.features = features
-        self.w1 = nn.Linear(features.shape[1], 2 * dim, bias=False)
-        self.w2 = nn.Linear(2 * dim, dim, bias=False)
-        for layer in (self.w1, self.w2):
-            nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Vectors [..., dim] of features [..., features], about as long as those that the table begins with."""
-        return self.w2(F.silu(self.w1(features))) * self.w2.out_features**-0.5
+def dropped(x: Tensor, share: float) -> Tensor:
+    """Dropout where gradients are on."""
+    return F.dropout(x, share) if share and torch.is_grad_enabled() else x
 
 
 class ItemModel(Llama):
     """A decoder whose tokens are items. `dropout` and `id_dropout` work where gradients are on.
 
-    `content` adds vectors of a tower to the table; in training each item is known by its tower alone in the share `id_dropout` of
+    `content` adds vectors of what is known of the items; in training each is known by these alone in the share `id_dropout` of
     the steps, so that new ones are. `objectives` reads objectives [..., objectives] off hidden states.
     """
 
     def __init__(self, spec: ModelSpec):
         super().__init__(spec)
         self.dropout = self.id_dropout = 0.0
-        self.content: ContentTower | None = None
+        self.content: Content | None = None
         self.objectives: nn.Linear | None = None
-
-    def drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout) if self.dropout and torch.is_grad_enabled() else x
 
     def table(self) -> Tensor:
         """Every item's vector on the way in, [vocab, dim]."""
@@ -56,7 +43,7 @@ class ItemModel(Llama):
             return table
         if self.id_dropout and torch.is_grad_enabled():
             table = table * (torch.rand(len(table), 1, device=table.device) >= self.id_dropout)
-        return table + self.content(self.content.features)
+        return table + self.content(self.content.known)
 
     def item_vectors(self, table: Tensor) -> Tensor:
         """Every item's vector on the way out, for rows of the table."""
@@ -118,13 +105,12 @@ class GatedBlock(Block):
         self.dropout = 0.0
 
     def attended(self, x: Tensor, rope: Tensor | None, mask: Any, temperature: Tensor | None = None) -> Tensor:
-        return x + self._drop(self.attention(self.attention_norm(x), rope, mask, temperature) * self.attention_gate(x).sigmoid())
+        return x + dropped(
+            self.attention(self.attention_norm(x), rope, mask, temperature) * self.attention_gate(x).sigmoid(), self.dropout
+        )
 
     def fed(self, h: Tensor) -> Tensor:
-        return h + self._drop(self.ffn(self.ffn_norm(h)) * self.ffn_gate(h).sigmoid())
-
-    def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout) if self.dropout and torch.is_grad_enabled() else x
+        return h + dropped(self.ffn(self.ffn_norm(h)) * self.ffn_gate(h).sigmoid(), self.dropout)
 
 
 class RankLlama(ItemModel):
@@ -134,7 +120,7 @@ class RankLlama(ItemModel):
         return GatedBlock(self.spec)
 
     def read(self, tokens: Tensor, positions: Tensor, mask: Tensor | None, times: Tensor | None, table: Tensor) -> Tensor:
-        x, rope = self.drop(F.embedding(tokens, table)), rope_table(self.spec, positions)
+        x, rope = dropped(F.embedding(tokens, table), self.dropout), rope_table(self.spec, positions)
         for block in self.layers:
             x = block(x, rope, mask)
         return self.norm(x)

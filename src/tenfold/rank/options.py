@@ -12,6 +12,21 @@ from tenfold.train.run_file import config_from_fields
 Width = Annotated[int, Meta(ge=16, le=2**20)]
 Layers = Annotated[int, Meta(ge=1, le=1000)]
 USERS_PER_STEP = 64
+SplitKind = Annotated[
+    Literal["temporal", "leave-one-out"], Meta(description="What is held out: what comes after a moment, or last.")
+]
+Loss = Annotated[
+    Literal["softmax", "sampled_softmax", "bce"], Meta(description="Over the whole catalogue, or over negatives, with logQ.")
+]
+Dropout = Annotated[float, Meta(ge=0, lt=1)]
+DropoutOrNone = Annotated[
+    Dropout | None, Meta(description="Share of the residual stream that is left out; 0.3 where users are seen again, else 0.")
+]
+SemanticLevels = Annotated[
+    int,
+    Meta(ge=0, le=16, description="Codes of an item, by residual k-means of its content, in place of a tower; 0: none."),
+]
+Content = Annotated[bool, Meta(description="A tower of what is known of items, so that new ones can be ranked.")]
 
 
 class RankOptions(Struct, frozen=True):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tenfold.data.interactions.content import features, first_rows
-from tenfold.data.interactions.events import Queries, Rows, item_names
+from tenfold.data.interactions.events import Queries, item_names
 from tenfold.model.io.huggingface import read_model
 from tenfold.rank.extras import Extras, read_extras
 from tenfold.rank.family import NAMES
@@ -40,6 +40,14 @@ class History(NamedTuple):
         return not self.items or (self.now is not None and len(self.times) == len(self.items))
 
 
+def read_ranker(path: Path) -> ItemModel:
+    """The model in a folder. Raises TenfoldError where it ranks no items."""
+    model = read_model(path).eval()
+    if model.spec.family not in NAMES:
+        raise TenfoldError(f"The model in {path} ranks no items: train one with `tenfold rank train`.")
+    return cast(ItemModel, model)
+
+
 @dataclass
 class Ranker:
     """A model, the names of its items by token, and their vectors float32 [tokens, dim]; token 0 is no item, it begins every
@@ -54,12 +62,9 @@ class Ranker:
     def load(cls, path: Path) -> "Ranker":
         """The ranker in a finished run, or in its folder `model`. Raises TenfoldError where there is none."""
         path = path / "model" if (path / "model").is_dir() else path
-        model = read_model(path).eval()
-        if model.spec.family not in NAMES:
-            raise TenfoldError(f"The model in {path} ranks no items: train one with `tenfold rank train`.")
-        ranker = cast(ItemModel, model)
-        items = ranker.item_vectors(ranker.table()).detach().float()
-        return cls(ranker, item_names(path), items, read_extras(path.parent, ranker.spec.dim))
+        model = read_ranker(path)
+        items = model.item_vectors(model.table()).detach().float()
+        return cls(model, item_names(path), items, read_extras(path.parent, model.spec.dim))
 
     @cached_property
     def _token(self) -> dict[str, int]:
@@ -84,22 +89,22 @@ class Ranker:
         """Let items that the training never saw be ranked: a table of their names in `item`, and what is known of them, in the
         columns that the model was trained with. Of several rows of an item the first counts.
 
-        Raises TenfoldError where the model has no tower, or one of other columns.
+        Raises TenfoldError where the model knows no content, or that of other columns.
         """
-        tower = self.extras.tower
-        if tower is None:
-            raise TenfoldError("The model has no content tower: train it with `content = true` in [task].")
+        content = self.extras.content
+        if content is None:
+            raise TenfoldError("The model has no content tower and no semantic ids: train it with --content or --semantic-ids 3.")
         rows = first_rows(items)
         new = items.take(pa.array([row for name, row in rows.items() if name not in self._token], pa.int64()))
         if not len(new):
             return
         known = features(new)
-        if known.shape[1] != tower.w1.in_features:
+        if known.shape[1] != content.n_features:
             raise TenfoldError(
-                f"The new items have {known.shape[1]} features, and the model was trained with {tower.w1.in_features}: give the "
+                f"The new items have {known.shape[1]} features, and the model was trained with {content.n_features}: give the "
                 "columns of the training, and an item_vector of its length."
             )
-        table = tower(torch.from_numpy(known))
+        table = content(content.read(known))
         self.model.embedding.weight = torch.nn.Parameter(torch.cat((self.model.embedding.weight, table)), requires_grad=False)
         self.items = torch.cat((self.items, self.model.item_vectors(table).float()))
         self.names += new["item"].to_pylist()
@@ -133,35 +138,30 @@ class Ranker:
 
 def _padded(histories: Sequence[History], context: int) -> tuple[Tensor, Tensor | None, Tensor]:
     """Tokens [histories, T], times [histories, T + 1] where the histories have them, and where each one's last token stands."""
-    longest = min(context, 1 + max(len(h.items) for h in histories))
-    known, none = all(h.is_timed for h in histories), np.empty(0)
-    rows, last = as_rows(
-        Queries(
-            np.arange(len(histories)),
-            [np.asarray(h.items, np.int64) for h in histories],
-            [np.asarray(h.times, np.int64) if known else np.zeros(len(h.items), np.int64) for h in histories],
-            none,
-            np.array([(h.now or 0) if known else 0 for h in histories], np.int64),
-        ),
-        longest,
-    )
-    return torch.from_numpy(rows.tokens), torch.from_numpy(rows.times) if known else None, torch.from_numpy(last)
+    timed = all(h.is_timed for h in histories)
+    times = [h.times if timed else [0] * len(h.items) for h in histories]
+    now = np.array([(timed and h.now) or 0 for h in histories], np.int64)
+    tokens, when, last = newest([h.items for h in histories], times, now, context)
+    return tokens, when if timed else None, last
 
 
-def as_rows(queries: Queries, seq_len: int) -> tuple[Rows, np.ndarray]:
-    """The newest `seq_len` tokens of each history with their times, nothing yet as targets, and where the last token stands."""
-    n = len(queries.histories)
-    tokens, times = np.zeros((n, seq_len), np.int64), np.repeat(queries.now[:, None].astype(np.int64), seq_len + 1, 1)
-    last = np.empty(n, np.int64)
-    for row, (history, when) in enumerate(zip(queries.histories, queries.times, strict=True)):
-        kept = min(len(history), seq_len)
-        start = int(kept < seq_len)  # token 0 stands before the first item, where there is room
+def newest(
+    histories: Sequence[Sequence[int] | np.ndarray], times: Sequence[Sequence[float] | np.ndarray], now: np.ndarray, context: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The newest items of each history that `context` holds: tokens [histories, T], times [histories, T + 1], of which what comes
+    after the last token is `now` int64 [histories], and where the last token stands."""
+    T = min(context, 1 + max(map(len, histories), default=0))
+    tokens, when = np.zeros((len(now), T), np.int64), np.repeat(now[:, None], T + 1, 1)
+    last = np.empty(len(now), np.int64)
+    for row, (history, known) in enumerate(zip(histories, times, strict=True)):
+        kept = min(len(history), T)
+        start = int(kept < T)  # token 0 stands before the first item, where there is room
         last[row] = kept - 1 + start
         tokens[row, start : start + kept] = history[len(history) - kept :]
-        times[row, start : start + kept] = when[len(when) - kept :]
+        when[row, start : start + kept] = known[len(known) - kept :]
         if start and kept:
-            times[row, 0] = when[0]
-    return Rows(tokens, np.full_like(tokens, -100), times, np.full_like(tokens, -1)), last
+            when[row, 0] = known[0]
+    return torch.from_numpy(tokens), torch.from_numpy(when), torch.from_numpy(last)
 
 
 def scorer_of(model: ItemModel, times: bool = True) -> Scorer:
@@ -169,11 +169,9 @@ def scorer_of(model: ItemModel, times: bool = True) -> Scorer:
 
     @torch.inference_mode()
     def scores(queries: Queries) -> np.ndarray:
-        longest = 1 + max(map(len, queries.histories), default=0)
-        rows, last = as_rows(queries, min(model.spec.context - 1, longest))
+        tokens, when, last = newest(queries.histories, queries.times, queries.now, model.spec.context - 1)
         table = model.table()
-        tokens, when = (torch.from_numpy(values).to(table.device) for values in (rows.tokens, rows.times))
-        hidden = model.hidden(tokens, times=when if times else None, table=table)
-        return (hidden[torch.arange(len(last)), torch.from_numpy(last)] @ model.item_vectors(table).T).float().cpu().numpy()
+        hidden = model.hidden(tokens.to(table.device), times=when.to(table.device) if times else None, table=table)
+        return (hidden[torch.arange(len(last)), last] @ model.item_vectors(table).T).float().cpu().numpy()
 
     return scores

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
@@ -17,13 +17,15 @@ from tenfold.data.interactions.interactions import open_interactions
 from tenfold.data.interactions.splits import Split
 from tenfold.data.text.batches import share_of
 from tenfold.model.loss import cross_entropy
+from tenfold.rank.content import ContentTower, SemanticIds, residual_centres
 from tenfold.rank.extras import calibrate_objectives, write_extras
 from tenfold.rank.family import HSTU_NAME, NAMES
 from tenfold.rank.hstu import HSTUBlock
 from tenfold.rank.losses import binary_cross_entropy, sampled_softmax
 from tenfold.rank.metrics import evaluate, summary
-from tenfold.rank.model import ContentTower, GatedBlock, ItemModel
+from tenfold.rank.model import GatedBlock, ItemModel
 from tenfold.rank.objectives import objective_loss, parse
+from tenfold.rank.options import Content, Dropout, DropoutOrNone, Loss, SemanticLevels, SplitKind
 from tenfold.rank.ranker import scorer_of
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import file_sha256
@@ -41,31 +43,25 @@ UNUSED = ("data.mixture", "data.images", "data.image_share", "data.vocab_size", 
 TOGETHER = 64  # users that are validated at once
 VALIDATED = 4096  # users at most, evenly spread, that a run is validated on
 DROPOUT, SEEN_AGAIN = 0.3, 2.0  # where each user is seen more often than that
-Dropout = Annotated[float, Meta(ge=0, lt=1)]
 
 
 class RankConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The table `[task]` of a run that trains a ranking model."""
 
     name: Annotated[str, Meta(description="The task.")] = "rank"
-    split: Annotated[
-        Literal["temporal", "leave-one-out"], Meta(description="What is held out: what comes after a moment, or each user's last.")
-    ] = "temporal"
+    split: SplitKind = "temporal"
     test_begin: Annotated[Share, Meta(description="Share of the events before the test (temporal).")] = 0.9
     test_end: Annotated[Share, Meta(description="Share of the events at the test's end (temporal).")] = 1.0
     validation: Annotated[Share, Meta(description="Share of the events before the test that is validated on (temporal).")] = 0.1
-    loss: Annotated[
-        Literal["softmax", "sampled_softmax", "bce"], Meta(description="Over the whole catalogue, or over negatives, with logQ.")
-    ] = "softmax"
+    loss: Loss = "softmax"
     negatives: Annotated[Count, Meta(description="Items that the targets of a step share as negatives.")] = 512
-    dropout: Annotated[
-        Dropout | None, Meta(description="Share of the residual stream that is left out; 0.3 where users are seen again, else 0.")
-    ] = None
+    dropout: DropoutOrNone = None
     times: Annotated[bool, Meta(description="Let a family that can (hstu) see when things happened.")] = True
     objectives: Annotated[list[str], Meta(description="Further objectives: rating>=4, action=like, value.")] = []
     objective_weight: Annotated[NotNegative, Meta(description="What an objective counts beside the next item.")] = 0.2
-    content: Annotated[bool, Meta(description="A tower of what is known of items, so that new ones can be ranked.")] = False
-    id_dropout: Annotated[Dropout, Meta(description="Share of the steps in which an item is known by its tower alone.")] = 0.2
+    content: Content = False
+    semantic_ids: SemanticLevels = 0
+    id_dropout: Annotated[Dropout, Meta(description="Share of the steps in which an item is known by its content alone.")] = 0.2
     evaluate_every: Annotated[CountOrNone, Meta(description="Steps between evaluations; 0 evaluates at the end alone.")] = 0
 
     @property
@@ -112,7 +108,7 @@ class Ranking(TaskBase):
         self.spec, tokens = resolve_model(config, self.vocab_size)
         self.seq_len, self.seed = config.data.seq_len, config.seed
         _check(config, self.spec, self.seq_len)
-        self.adds_modules = bool(self.settings.objectives or self.settings.content)
+        self.adds_modules = bool(self.settings.objectives or self.settings.content or self.settings.semantic_ids)
         self.objectives = [parse(text) for text in self.settings.objectives]
         self.values = np.stack([o.of(interactions) for o in self.objectives], 1) if self.objectives else None
         h = resolve_hyperparameters(config, tokens)
@@ -134,25 +130,34 @@ class Ranking(TaskBase):
         return {name: file_sha256(self.directory / file)[:16] for name, file in (("interactions", FILE), ("items", ITEMS))}
 
     def prepare(self, model: nn.Module) -> None:
-        """Set the dropout; give the model its tower and the heads of its objectives."""
+        """Set the dropout; give the model its content and the heads of its objectives."""
         assert isinstance(model, ItemModel)
         if self.adds_modules and dist.is_initialized() and dist.get_world_size() > 1:
-            raise TenfoldError("Objectives and content are trained on one process: leave them out, or train there.")
+            raise TenfoldError("Objectives, content and semantic ids are trained on one process: leave them out, or train there.")
         model.id_dropout = self.settings.id_dropout
         for part in model.modules():
             if isinstance(part, ItemModel | GatedBlock | HSTUBlock):
                 part.dropout = self._dropout
         device = model.embedding.weight.device
-        if self.settings.content:
-            known = torch.from_numpy(read_features(self.directory, self.vocab_size)).to(device)
-            model.content = ContentTower(known, model.spec.dim).to(device)
+        if self.settings.content or self.settings.semantic_ids:
+            model.content = self._content(model.spec.dim).to(device)
         if self.objectives:
             model.objectives = nn.Linear(model.spec.dim, len(self.objectives)).to(device)
             nn.init.zeros_(model.objectives.weight)
             nn.init.zeros_(model.objectives.bias)
 
+    def _content(self, dim: int) -> ContentTower | SemanticIds:
+        features, levels = read_features(self.directory, self.vocab_size), self.settings.semantic_ids
+        made: ContentTower | SemanticIds
+        if levels:
+            made = SemanticIds(torch.from_numpy(residual_centres(features, levels, self.seed)), dim)
+        else:
+            made = ContentTower(features.shape[1], dim)
+        made.known = made.read(features)
+        return made
+
     def finish(self, model: nn.Module, directory: Path) -> None:
-        """Keep tower, heads and calibration in `directory`, and add what the tower says to the table of the model."""
+        """Keep content, heads and calibration in `directory`, and add what the content says to the table of the model."""
         assert isinstance(model, ItemModel)
         if self.adds_modules:
             curves = calibrate_objectives(model, self.interactions, self.objectives, self.values, self.seq_len)
@@ -212,7 +217,7 @@ class Ranking(TaskBase):
     def _validation_loss(self, run: Run) -> float:
         """Over what is held out of each user's newest row, and has a token: of other items no loss is known."""
         interactions = self.interactions
-        users, (first, last) = interactions.asked("validation", VALIDATED), interactions.ends[:2]
+        users, (first, last) = interactions.asked("validation", VALIDATED), interactions.span("validation")
         mine, own = share_of(len(users), (run.dims.data_rank, run.dims.data))
         nats = count = 0.0
         for some in (slice(start, start + TOGETHER) for start in range(0, len(mine), TOGETHER)):
@@ -229,6 +234,8 @@ def _check(config: RunConfig, spec: Any, seq_len: int) -> None:
         raise TenfoldError(f"The task rank trains models of the families {' and '.join(NAMES)}: write one as family in [model].")
     if spec.context != seq_len + 1:
         raise TenfoldError(f"Rows of {seq_len} and the item after need context = {seq_len + 1} in [model].")
+    if config.task.get("content") and config.task.get("semantic_ids"):
+        raise TenfoldError("An item is known by a tower or by semantic ids: leave content or semantic_ids out of [task].")
     if config.parallel != "auto" and (
         config.parallel.pp > 1 or (spec.family == HSTU_NAME and config.parallel.cp * config.parallel.tp > 1)
     ):

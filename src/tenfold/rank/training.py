@@ -1,4 +1,4 @@
-"""A ranker trained on a table, for whoever needs one trained without the command line."""
+"""Rankers trained without the command line."""
 
 from pathlib import Path
 from typing import Any
@@ -6,21 +6,27 @@ from typing import Any
 from tenfold.data.interactions.interactions import open_interactions
 from tenfold.rank.options import RankOptions
 from tenfold.spec.errors import TenfoldError
+from tenfold.train.config import RunConfig
+from tenfold.train.result import RunResult, read_result
 
 
-def train_on(source: Path, directory: Path, *, home: Path, options: RankOptions, task: dict[str, Any], quiet: bool = False) -> Path:
-    """A finished run in `directory`, with the table `[task]`; one that was stopped is gone on with.
+def train_on(
+    source: str | Path, directory: Path, *, home: Path, options: RankOptions, task: dict[str, Any], quiet: bool = False
+) -> RunResult:
+    """A finished run in `directory` on the interactions `source`, with the table `[task]`, as `finished`."""
+    from tenfold.rank.task import RankConfig
 
-    Raises TenfoldError where it is stopped again.
-    """
-    from tenfold.rank.task import RankConfig, Ranking
-    from tenfold.train.result import read_result
+    users = len(open_interactions(str(source), home, RankConfig(**task).held).users)
+    return finished(options.run(str(source), users, task), directory, home, quiet)
+
+
+def finished(config: RunConfig, directory: Path, home: Path, quiet: bool = True) -> RunResult:
+    """The result of a run; where there is none it is trained, or gone on with. Raises TenfoldError where it is stopped."""
+    from tenfold.rank.task import Ranking
     from tenfold.train.trainer import fit, standard_hooks
 
     if (done := read_result(directory)) is None:
-        users = len(open_interactions(str(source), home, RankConfig(**task).held).users)
-        config = options.run(str(source), users, task)
         done = fit(Ranking.open(config, home, quiet=quiet), config, directory, standard_hooks(config, quiet=quiet))
     if not done.finished:
         raise TenfoldError(f"The run in {directory} was stopped: the same command goes on with it.")
-    return directory
+    return done

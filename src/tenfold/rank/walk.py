@@ -20,10 +20,11 @@ from tenfold.data.interactions.read import MOVIELENS
 from tenfold.data.interactions.splits import Split
 from tenfold.data.interactions.synthetic import SYNTHETIC
 from tenfold.rank.options import RankOptions
-from tenfold.spec.errors import NotInstalled, TenfoldError
+from tenfold.rank.training import train_on
+from tenfold.spec.errors import NotInstalled
 from tenfold.spec.files import file_sha256, write_json
 from tenfold.spec.forecasts import Forecast, forecast, normal, outcome
-from tenfold.train.result import RunResult, read_result
+from tenfold.train.result import RunResult
 
 RUNGS = (8, 4, 2)  # parts of a run's epochs that it is forecast from
 MODELS = {
@@ -98,16 +99,8 @@ def _forecast(home: Path, key: str, kind: str, quantiles: tuple[float, ...], fil
 
 def _run(home: Path, directory: Path, source: str, part: float = 1.0) -> RunResult:
     """A finished run of a part of the epochs. Raises TenfoldError where it was stopped."""
-    from tenfold.rank.task import Ranking
-    from tenfold.train.trainer import fit, standard_hooks
-
-    if (done := read_result(directory)) is None:
-        options = replace(MODELS[source], epochs=part * MODELS[source].epochs)
-        config = options.run(source, len(open_interactions(source, home, HELD).users), TASK)
-        done = fit(Ranking.open(config, home, quiet=True), config, directory, standard_hooks(config, quiet=True))
-    if not done.finished:
-        raise TenfoldError(f"The run in {directory} was stopped: the same command goes on with it.")
-    return done
+    options = replace(MODELS[source], epochs=part * MODELS[source].epochs)
+    return train_on(source, directory, home=home, options=options, task=TASK, quiet=True)
 
 
 def _served(home: Path, say: Callable[[str], None]) -> dict[str, Any]:

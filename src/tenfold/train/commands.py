@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING, Annotated
 
 from msgspec import Meta, Struct
 
-from tenfold.spec.commands import File, Folder, Json, print_json
+from tenfold.spec.commands import Folder, Json, print_json
 from tenfold.spec.errors import TenfoldError, when_stopped
-from tenfold.spec.ranges import Nodes, Port, Text
 from tenfold.train.config import RunConfig
 from tenfold.train.run_file import read_config
 
-Gpus = Annotated[int, Meta(ge=0, le=1024)]
 MOST_PROCESSES = 4096  # of one machine
 Planner = Callable[[RunConfig, int], RunConfig]  # a config, and the vocabulary of its corpus -> the config with a layout
 
@@ -116,70 +114,6 @@ def _on_processes(config: RunConfig, directory: Path, options: RunOptions) -> "R
     cores = 0 if "OMP_NUM_THREADS" in os.environ else available_cores()
     needs = Resources(processes=options.world, cores=cores)
     return train_on(open_launcher("local"), needs, config, directory, options.home, quiet=options.json)
-
-
-class ClusterOptions(Struct, frozen=True):
-    """What is asked of a cluster."""
-
-    nodes: Annotated[Nodes, Meta(description="Nodes to train on.")]
-    gpus_per_node: Annotated[Gpus, Meta(description="GPUs of a node; 0 trains on its CPU.")] = 8
-    least_nodes: Annotated[Nodes | None, Meta(description="Go on with so few when others are lost; by default all.")] = None
-    limit: Annotated[str | None, Meta(description="Time limit, hours:minutes:seconds; Slurm is asked for 24:00:00.")] = None
-    save_s: Annotated[Nodes, Meta(description="Seconds to save in, ahead of the limit or after SIGTERM.")] = 180
-    home: Annotated[Text, Meta(description="Where corpora and runs are kept, on all nodes alike.")] = "generations"
-
-
-class SystemOptions(Struct, frozen=True):
-    """Options of the cluster's system; each launcher takes its own."""
-
-    partition: Annotated[str | None, Meta(description="Slurm's partition.")] = None
-    account: Annotated[str | None, Meta(description="Slurm's account.")] = None
-    image: Annotated[str | None, Meta(description="The container image, for Kubernetes.")] = None
-    claim: Annotated[str | None, Meta(description="The volume claim that --home is on, for Kubernetes: tenfold.")] = None
-    port: Annotated[Port, Meta(description="Where the nodes meet on the first; other jobs on it need another.")] = 29400
-    folder: Annotated[Folder, Meta(description="Folder that the job file is written to.", extra={"flag": "--out"})] = Path()
-
-
-def launch(
-    run: Annotated[File, Meta(description="A run file.")],
-    /,
-    *,
-    on: Annotated[Text, Meta(description="The cluster's launcher: slurm, kubernetes or ray.")],
-    asked: ClusterOptions,
-    system: SystemOptions = SystemOptions(),
-    submit: Annotated[bool, Meta(description="Submit it too.")] = False,
-    json: Json = False,
-) -> None:
-    """Write the job file that trains a run on many machines, show it, and submit it if asked to.
-
-    Examples:
-
-      tenfold launch run.toml --on slurm --nodes 2048 --limit 48:00:00 --submit
-
-      tenfold launch run.toml --on kubernetes --nodes 4 --image registry.example/tenfold:1 --home /generations
-    """
-    from msgspec.structs import asdict as fields_of
-
-    from tenfold.launch.job import Resources, open_launcher
-    from tenfold.launch.job_files import JobFileLauncher
-    from tenfold.spec.units import parse_clock
-    from tenfold.train.jobs import command_job
-
-    options = fields_of(system) | ({"home": asked.home} if on == "kubernetes" else {})
-    launcher = open_launcher(on, **options)
-    if not isinstance(launcher, JobFileLauncher):
-        raise TenfoldError(f"The launcher {on!r} writes no job file: say slurm, kubernetes or ray.")
-    gpus = asked.gpus_per_node
-    needs = Resources(asked.nodes, asked.least_nodes, processes=gpus or 1, gpus=gpus)
-    limit = parse_clock(asked.limit) if asked.limit else None
-    job = command_job(run, needs, asked.home, grace_s=asked.save_s, time_limit_s=limit)
-    handle = launcher.submit(job) if submit else None
-    path = launcher.write(job) if handle is None else launcher.path(job)
-    if json:
-        print_json({"file": str(path), "job": path.read_text(), "submitted": handle.said if handle else None})
-        return
-    print(path.read_text())
-    print(f"Written to {path}." if handle is None else f"Written to {path} and submitted: {handle.said}")
 
 
 def _explain(config: RunConfig, vocab_size: int, out: "Console") -> None:

@@ -1,5 +1,9 @@
 """A run on several processes: of this machine, or as a job for a cluster."""
 
+import functools
+import itertools
+import tomllib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +12,7 @@ from tenfold.spec.errors import TenfoldError
 from tenfold.train.config import RunConfig
 from tenfold.train.parallel.processes import start_processes
 from tenfold.train.result import RunResult
-from tenfold.train.run_file import read_config
+from tenfold.train.run_file import read_config, write_config
 from tenfold.train.tasks.find import open_task
 from tenfold.train.trainer import fit, standard_hooks
 
@@ -45,11 +49,45 @@ def train_process(config: RunConfig, directory: Path, home: Path, quiet: bool) -
     return fit(open_task(config, home, quiet=quiet), config, directory, standard_hooks(config, quiet=quiet))
 
 
-def command_job(run_file: Path, resources: Resources, home: str, *, grace_s: int = 180, time_limit_s: int | None = None) -> Job:
-    """`tenfold train` of a run file as a job for a cluster. Raises TenfoldError for a file that is not one."""
+def command_job(run_file: Path, resources: Resources, home: str, **fields: Any) -> Job:
+    """`tenfold train` of a run file as a job for a cluster; `fields` are others of the job.
+
+    Raises TenfoldError for a file that is no run's.
+    """
     read_config(run_file)
     path, directory = str(run_file.resolve()), str(Path(home) / run_file.stem)
-    return Job(
-        run_file.stem, command=("python", "-m", "tenfold", "train", path, "--out", directory, "--home", home), resources=resources,
-        restarts=RESTARTS, grace_s=grace_s, time_limit_s=time_limit_s, files=(Path(path),),
-    )  # fmt: skip
+    command = "python", "-m", "tenfold", "train", path, "--out", directory, "--home", home
+    return Job(run_file.stem, command=command, resources=resources, files=(Path(path),), **{"restarts": RESTARTS, **fields})
+
+
+def write_sweep(run_file: Path, sweep: Sequence[str], folder: Path) -> list[Path]:
+    """Write a run file to `folder` for each choice of the values of `sweep`: `("seed=0,1", "optimizer.learning_rate=1e-3,3e-3")`.
+
+    Returns their paths. Raises TenfoldError for a setting that a run file does not have or a value that it does not take.
+    """
+    axes: dict[str, list[str]] = {}
+    for axis in sweep:
+        key, sign, values = (part.strip() for part in axis.partition("="))
+        if not sign or not all(values.split(",")):
+            raise TenfoldError(f"--sweep takes KEY=VALUE,VALUE, such as optimizer.learning_rate=1e-3,3e-3, not {axis!r}.")
+        if key in axes:
+            raise TenfoldError(f"--sweep gives {key} twice: give all its values at once, with commas between them.")
+        axes[key] = values.split(",")
+    configs = [read_config(run_file, _tables(dict(zip(axes, choice, strict=True)))) for choice in itertools.product(*axes.values())]
+    paths = [folder / f"{run_file.stem}-{i}.toml" for i in range(len(configs))]
+    for config, path in zip(configs, paths, strict=True):
+        write_config(config, path)
+    return paths
+
+
+def _tables(settings: Mapping[str, str]) -> dict[str, Any]:
+    """Settings by dotted keys as tables; a value that is none of TOML's is text."""
+    tables: dict[str, Any] = {}
+    for key, text in settings.items():
+        *outer, last = key.split(".")
+        table = functools.reduce(lambda found, name: found.setdefault(name, {}), outer, tables)
+        try:
+            table[last] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            table[last] = text.strip()
+    return tables

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from tenfold.data.text.prefetch import AHEAD, Prefetch
+from tenfold.launch.failures import require_progress
 from tenfold.model.attention import fastest_attention
 from tenfold.model.llama import Llama
 from tenfold.spec.errors import TenfoldError
@@ -60,6 +61,7 @@ def start_run(task: Task, config: RunConfig, directory: Path, watchdog: Watchdog
     saved = checkpoint.restore_latest(directory / "checkpoint", model, optimizers, config.checkpoint.upload_to)
     watchdog.beat()
     state = _restored(task, saved)
+    on_first_process(lambda: require_progress(directory, state.step))
     opened.enter_context(autocast(resolved.device, resolved.dtype))
     opened.enter_context(fastest_attention(resolved.device))
     peak, peak_source = peak_flops(resolved.device, resolved.dtype, this_accelerator(config.device))

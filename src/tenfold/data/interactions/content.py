@@ -26,9 +26,11 @@ def read_features(directory: Path, vocab_size: int) -> np.ndarray:
 
 
 def first_rows(items: pa.Table) -> dict[str, int]:
-    """The row of each item of a table, by name; of several rows the first."""
-    names = items["item"].to_pylist()
-    return {name: len(names) - 1 - i for i, name in enumerate(reversed(names))}
+    """The row of each item of a table, by name, in the order of the table; of several rows the first."""
+    found: dict[str, int] = {}
+    for row, name in enumerate(items["item"].to_pylist()):
+        found.setdefault(name, row)
+    return found
 
 
 def features(items: pa.Table, first: int = 0) -> np.ndarray:

@@ -98,16 +98,21 @@ class Interactions:
             raise TenfoldError(f"The interactions have no column {column!r}: they have {', '.join(schema.names)}.")
         return pa.parquet.read_table(self.directory / FILE, columns=[column])[column]
 
+    def span(self, held: Held) -> tuple[np.ndarray, np.ndarray]:
+        """Where in each user's history what is held out begins and ends, int64 [users] each."""
+        e = self.ends
+        return {"validation": (e.training, e.validation), "test": (e.validation, e.test)}[held]
+
     def asked(self, held: Held, most: int | None = None) -> np.ndarray:
         """The users of whom something is held out, int64; at most so many, evenly spread."""
-        first, last = {"validation": self.ends[:2], "test": self.ends[1:3]}[held]
+        first, last = self.span(held)
         users = np.flatnonzero(last > first)
         return users if most is None or len(users) <= most else users[np.linspace(0, len(users) - 1, most).astype(np.int64)]
 
     def held_out(self, held: Held, most: int | None = None) -> Queries:
         """For each event that is held out, at most `QUERIES_PER_USER` of a user and of at most `most` users, what came before it,
         and the event."""
-        first, last = {"validation": self.ends[:2], "test": self.ends[1:3]}[held]
+        first, last = self.span(held)
         asked = np.concatenate([_spread(u, first[u], last[u]) for u in self.asked(held, most)] or [_NONE])
         begins, places = self.offsets[asked[:, 0]], self.offsets[asked[:, 0]] + asked[:, 1]
         known = [(s := slice(a, b), self.items[s] < self.vocab_size) for a, b in zip(begins, places, strict=True)]

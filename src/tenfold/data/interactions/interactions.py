@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models
 from tenfold.data.fingerprint import digest
 from tenfold.data.interactions.content import first_rows
 from tenfold.data.interactions.events import FILE, ITEMS, Interactions
-from tenfold.data.interactions.read import MOVIELENS, is_database, item_attributes, movielens, read_interactions
+from tenfold.data.interactions.read import MOVIELENS, file_of_items, is_database, item_attributes, movielens, read_interactions
 from tenfold.data.interactions.report import write_report
 from tenfold.data.interactions.splits import Split, ends
 from tenfold.data.interactions.synthetic import made
@@ -35,9 +35,10 @@ def open_interactions(source: str, home: Path, split: Split = Split()) -> Intera
     drawn, table = made(source), None
     if drawn is None and (is_database(source) or not Path(source).is_file()):
         table = read_interactions(source)  # of a database all rows say what it holds; of no file, that there is none
-    content = repr(table.to_pydict()) if table is not None else repr(drawn) if drawn else file_sha256(Path(source))
+    files = [file for file in (Path(source), file_of_items(source)) if file is not None]
+    content = [repr(table.to_pydict())] if table is not None else [repr(drawn)] if drawn else [file_sha256(file) for file in files]
     stem = "database" if is_database(source) else Path(source.partition(":")[0]).stem
-    directory = home / f"interactions-{stem}-{digest([content, Path(source).suffix, split.name])[:8]}"
+    directory = home / f"interactions-{stem}-{digest([*content, Path(source).suffix, split.name])[:8]}"
     if not directory.exists():
         rows = table if table is not None else drawn.table() if drawn else read_interactions(source)
         _write(directory, source, rows, split)
@@ -81,10 +82,15 @@ def _write(directory: Path, source: str, table: pa.Table, split: Split) -> None:
         columns = {"user": pa.DictionaryArray.from_arrays(user, users.dictionary), "token": token[item], "time": time}
         pa.parquet.write_table(pa.table(columns | {n: others[n] for n in others.column_names}), scratch / FILE)
         pa.parquet.write_table(attributes_of(names, item_attributes(source, table)), scratch / ITEMS)
-        tokenizer = Tokenizer(models.WordLevel({name: i for i, name in enumerate([START, *names[:known]])}, unk_token=START))
-        tokenizer.add_special_tokens([START])
-        save_tokenizer(tokenizer, Vocabulary(size=known + 1, bos=0, eos=(0,), special={START: 0}), scratch)
+        write_names(names[:known], scratch)
         write_report(scratch, Interactions(scratch, split, known + 1, token[item], time, offsets), int(copies.sum()))
+
+
+def write_names(names: list[str], directory: Path) -> None:
+    """Keep the names of items, by token from 1 on, as the tokenizer of a folder."""
+    tokenizer = Tokenizer(models.WordLevel({name: i for i, name in enumerate([START, *names])}, unk_token=START))
+    tokenizer.add_special_tokens([START])
+    save_tokenizer(tokenizer, Vocabulary(size=len(names) + 1, bos=0, eos=(0,), special={START: 0}), directory)
 
 
 def _is_copy(user: np.ndarray, item: np.ndarray, time: np.ndarray) -> np.ndarray:

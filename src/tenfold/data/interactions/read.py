@@ -4,7 +4,7 @@ What comes out has the columns user and item (text), time (int64, seconds), and 
 `rating`, `value`, what was around (`context_...`), and attributes of the item (`item_...`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,6 +24,13 @@ NAMES = {
     "time": ("time", "timestamp", "ts"),
 }
 TABLE = "interactions"  # of a database, where the URL names none
+Reader = Callable[[Path], pa.Table]
+TABLES: dict[str, Reader] = {
+    ".parquet": pa.parquet.read_table,
+    ".csv": pa.csv.read_csv,
+    ".jsonl": pa.json.read_json,
+    ".ndjson": pa.json.read_json,
+}
 UNITS = (1e11, 1e14, 1e17)  # times above are in milli-, micro- and nanoseconds: as seconds they would lie past the year 5138
 
 
@@ -57,36 +64,43 @@ def item_attributes(source: str, table: pa.Table) -> pa.Table:
     MovieLens's `movies.dat`. An item of several rows has the values of its first."""
     columns = [name for name in table.column_names if name.startswith("item_")]
     parts = [table.select(["item", *columns])] if columns else []
-    path = Path(source)
-    for file, form in ((path.with_suffix(".item"), ".item"), (path.with_name("movies.dat"), ".dat")):
-        if not is_database(source) and file.is_file() and path.suffix in (".inter", ".dat"):
-            columns = ["item", "item_title", "item_genres"] if form == ".dat" else []
-            beside = _delimited(file, "::", columns) if form == ".dat" else _csv(file, "\t")
-            names = [name.split(":")[0] for name in beside.column_names]
-            beside = beside.rename_columns(["item" if i == 0 else name for i, name in enumerate(names)])
-            parts.append(beside.set_column(0, "item", _text(beside["item"], "item", str(file))))
+    if (file := file_of_items(source)) is not None:
+        beside = read_table(file, {".item": _tsv, ".dat": lambda dat: _delimited(dat, "::", ["item", "item_title", "item_genres"])})
+        names = [name.split(":")[0] for name in beside.column_names]
+        beside = beside.rename_columns(["item", *names[1:]])
+        parts.append(beside.set_column(0, "item", _text(beside["item"], "item", str(file))))
     return parts[-1] if parts else table.select(["item"]).slice(0, 0)
+
+
+def file_of_items(source: str) -> Path | None:
+    """The file beside a file of interactions that says what is known of its items, where there is one."""
+    path = Path(source)
+    beside = {".inter": path.with_suffix(".item"), ".dat": path.with_name("movies.dat")}.get(path.suffix)
+    return beside if beside is not None and not is_database(source) and beside.is_file() else None
+
+
+def read_table(path: Path, readers: Mapping[str, Reader] = TABLES) -> pa.Table:
+    """The table in a file, by how its name ends. Raises TenfoldError where that names no table, or the file holds none."""
+    if path.suffix not in readers:
+        raise TenfoldError(f"{path} is no table: give a file that ends in {', '.join(readers)}.")
+    try:
+        return readers[path.suffix](path)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, UnicodeDecodeError) as error:
+        raise TenfoldError(f"{path} cannot be read as a table: {str(error).splitlines()[0].rstrip('.')}.") from None
 
 
 def _from_file(path: Path) -> pa.Table:
     if not path.is_file():
         raise TenfoldError(f"There is no file of interactions {path}: give one, a database's URL, synthetic or {MOVIELENS}.")
-    readers: dict[str, Callable[[Path], pa.Table]] = {
-        ".parquet": pa.parquet.read_table,
-        ".jsonl": pa.json.read_json,
-        ".ndjson": pa.json.read_json,
-        ".csv": lambda file: _csv(file, ","),
+    forms: dict[str, Reader] = {
         ".dat": lambda file: _delimited(file, "::", ["user", "item", "rating", "time"]),
         ".txt": lambda file: _delimited(file, " ", ["user", "item"]),
     }
-    try:
-        return readers.get(path.suffix, lambda file: _csv(file, "\t"))(path)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, UnicodeDecodeError) as error:
-        raise TenfoldError(f"{path} cannot be read as a table: {str(error).splitlines()[0].rstrip('.')}.") from None
+    return read_table(path, {path.suffix: _tsv, **TABLES, **forms})
 
 
-def _csv(path: Path, delimiter: str) -> pa.Table:
-    return pa.csv.read_csv(path, parse_options=pa.csv.ParseOptions(delimiter=delimiter))
+def _tsv(path: Path) -> pa.Table:
+    return pa.csv.read_csv(path, parse_options=pa.csv.ParseOptions(delimiter="\t"))
 
 
 def _delimited(path: Path, delimiter: str, columns: list[str]) -> pa.Table:

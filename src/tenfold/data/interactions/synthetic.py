@@ -5,7 +5,7 @@ A table of them has a column `nats`: how surprising each event was to what drew 
 
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +26,6 @@ class Made:
     users: int = 2000
     length: int = 20
     seed: int = 0
-    repeats: ClassVar[bool] = True
 
     @property
     def items(self) -> int:
@@ -68,7 +67,6 @@ class ClusterChain(Made):
 
     clusters: int = 24
     per_cluster: int = 10
-    repeats: ClassVar[bool] = False
 
     @property
     def items(self) -> int:

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
 
+from tenfold.data.interactions.read import read_table
 from tenfold.rank.offpolicy.estimators import Rows, groups
 from tenfold.rank.offpolicy.rewards import Choice, RewardModel, folds_of
 from tenfold.spec.errors import TenfoldError
@@ -64,7 +63,7 @@ def read_log(file: Path) -> Log:
 
     Raises TenfoldError for what is no such table, or has propensities that are none.
     """
-    table = _table(file)
+    table = read_table(file)
     found = {name: next((known for known in of if known in table.column_names), "") for name, of in NAMES.items()}
     if missing := [name for name, known in found.items() if not known]:
         raise TenfoldError(f"{file} has no column {missing[0]!r}: it has {', '.join(table.column_names)}.")
@@ -94,7 +93,7 @@ def table_policy(log: Log, file: Path) -> Policy:
 
     Raises TenfoldError where it shows items that the log does not know, or its probabilities at a place do not add up to 1.
     """
-    table = _table(file)
+    table = read_table(file)
     if missing := {"item", "position", "probability"} - set(table.column_names):
         raise TenfoldError(f"{file} has no column {min(missing)!r}: a policy is a table of item, position and probability.")
     number = {name: i for i, name in enumerate(log.items)}
@@ -126,10 +125,3 @@ def _numbers(column: pa.ChunkedArray, name: str, file: Path) -> np.ndarray:
     if not np.isfinite(found).all():
         raise TenfoldError(f"The column {name} of {file} has values that are no numbers.")
     return found
-
-
-def _table(file: Path) -> pa.Table:
-    try:
-        return pa.parquet.read_table(file) if file.suffix == ".parquet" else pa.csv.read_csv(file)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise TenfoldError(f"{file} cannot be read as a table: {str(error).splitlines()[0].rstrip('.')}.") from None

@@ -4,14 +4,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import msgspec
 import numpy as np
 
 from tenfold.rank.events.store import Events
 from tenfold.rank.offpolicy.log import Log, Policy
 from tenfold.rank.offpolicy.rewards import Choice
-from tenfold.rank.serving.places import Places, Rules, retraced
-from tenfold.rank.serving.protocol import LONGEST
+from tenfold.rank.serving.places import Places, retraced
+from tenfold.rank.serving.protocol import LONGEST, as_asked
 from tenfold.rank.serving.recommender import Query, Recommender
 from tenfold.spec.errors import TenfoldError
 
@@ -79,10 +78,7 @@ def _query(events: Events, recommender: Recommender, one: Any) -> Query:
         names, times = [item.item for item in known], [item.time for item in known]
     else:
         names, times = shown["history"], shown["times"] or []
-    history = ranker.history(names, times, shown.get("now", one.created))
-    out = frozenset(filter(None, ranker.tokens(shown["exclude"]))) | frozenset(() if shown["repeat"] else history.items)
-    candidates = None if shown["candidates"] is None else ranker.tokens(shown["candidates"])
-    return Query(history, shown["k"], candidates, out, msgspec.convert(shown["rules"], Rules), shown["objectives"])
+    return as_asked(shown).query(ranker, ranker.history(names, times, shown.get("now", one.created)))
 
 
 def _places(one: Any, places: Places, recommender: Recommender, taken: set[tuple[str, str]]) -> Iterator[Row]:

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy as np
 from tenfold.rank.events.store import Events
 from tenfold.rank.experiment import arm, interleave
 from tenfold.rank.ranker import Ranker
-from tenfold.rank.serving.protocol import LONGEST, RankRequest, RecommendRequest
+from tenfold.rank.serving.protocol import LONGEST, RecommendRequest
 from tenfold.rank.serving.recommender import Query
 from tenfold.rank.serving.worker import RankWorker
 from tenfold.serve.api.budget import Place
@@ -109,14 +108,9 @@ class Asking:
 
     def _query(self, ranker: Ranker, taken: Past) -> tuple[Query, list[str]]:
         """The request in a ranker's tokens, and the items that it does not know."""
-        body, names = self.body, taken.items
-        tokens, left_out = ranker.tokens(names), ranker.tokens(body.exclude)
-        candidates = ranker.tokens(body.candidates) if isinstance(body, RankRequest) else None
-        history = ranker.history(*taken)
-        asked = [*names, *body.exclude, *(body.candidates if isinstance(body, RankRequest) else ())]
-        unknown = [name for name, token in zip(asked, [*tokens, *left_out, *(candidates or ())], strict=True) if not token]
-        out = frozenset(filter(None, left_out)) | frozenset(() if body.repeat else history.items)
-        return Query(history, body.k, candidates, out, body.rules, body.objectives), list(dict.fromkeys(unknown))[:UNKNOWN]
+        named = list(dict.fromkeys([*taken.items, *self.body.exclude, *(self.body.among or ())]))
+        unknown = [name for name, token in zip(named, ranker.tokens(named), strict=True) if not token]
+        return self.body.query(ranker, ranker.history(*taken)), unknown[:UNKNOWN]
 
     async def _interleaved(self, pair: list[str], place: Place, taken: Past) -> dict[str, Any]:
         """One list of both. Its propensities depend on which picks are whose, and are not kept."""
@@ -134,17 +128,8 @@ class Asking:
         """Hand a list to the store. A history that the store has itself is not kept again."""
         if self.events is None:
             return
-        body = self.body
-        context = {
-            "k": body.k,
-            "rules": asdict(body.rules),
-            "objectives": body.objectives,
-            "exclude": body.exclude,
-            "repeat": body.repeat,
-        }
-        context |= {"candidates": body.candidates if isinstance(body, RankRequest) else None}
-        context |= {"history": None if self._of_store else body.history or [], "times": body.times}
-        done = self.events.keep_list(list_id, self.user, {**shown, **context})
+        history = None if self._of_store else self.body.history or []
+        done = self.events.keep_list(list_id, self.user, {**shown, **self.body.kept(), "history": history})
         if self.events.writer.waiting > WAITING:
             await asyncio.wrap_future(done)
 

@@ -8,13 +8,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.json
-import pyarrow.parquet
 import torch
 from torch import Tensor
 
 from tenfold.data.interactions.content import first_rows
+from tenfold.data.interactions.read import read_table
 from tenfold.spec.errors import TenfoldError, nearest
 
 MASKS = 64  # filters whose items are remembered
@@ -105,7 +103,7 @@ def read_catalogue(file: Path | None, names: list[str]) -> Catalogue:
 
 def read_items(file: Path) -> pa.Table:
     """A table of items, with their names as text. Raises TenfoldError for what is none."""
-    table = _table(file)
+    table = read_table(file)
     if "item" not in table.column_names:
         raise TenfoldError(f"{file} has no column 'item': it has {', '.join(table.column_names)}.")
     return table.set_column(table.schema.get_field_index("item"), "item", table["item"].cast(pa.string()))
@@ -120,13 +118,3 @@ def _by_token(column: pa.ChunkedArray, rows: np.ndarray) -> np.ndarray:
     numbers = pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_boolean(column.type)
     values: Any = column.cast(pa.float64()).to_numpy() if numbers else column.cast(pa.string()).fill_null("").to_numpy().astype(str)
     return np.where(rows >= 0, values[rows], np.nan if numbers else "")
-
-
-def _table(file: Path) -> pa.Table:
-    readers = {".parquet": pa.parquet.read_table, ".csv": pa.csv.read_csv, ".jsonl": pa.json.read_json}
-    if file.suffix not in readers:
-        raise TenfoldError(f"{file} is no table of items: give a file that ends in {', '.join(readers)}.")
-    try:
-        return readers[file.suffix](file)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise TenfoldError(f"{file} cannot be read as a table: {str(error).splitlines()[0].rstrip('.')}.") from None

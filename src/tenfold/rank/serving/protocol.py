@@ -1,10 +1,12 @@
 """What clients of the ranking routes send, and what they are answered."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
+from tenfold.rank.ranker import History, Ranker
 from tenfold.rank.serving.places import Rules
+from tenfold.rank.serving.recommender import Query
 from tenfold.serve.api.protocol import Body, Finite, RequestBody
 
 LONGEST, LEFT_OUT, MOST, CANDIDATES, EVENTS = 2000, 10_000, 100, 10_000, 1000
@@ -40,6 +42,28 @@ class RecommendRequest(RequestBody):
     rules: Rules = Field(default_factory=Rules)
     objectives: Annotated[dict[Name, Finite], Field(max_length=20, default_factory=dict)]
 
+    @property
+    def among(self) -> list[str] | None:
+        """The items that are ranked; None of the whole catalogue."""
+        return None
+
+    def query(self, ranker: Ranker, history: History) -> Query:
+        """What is asked of a ranker for a user with this history."""
+        out = frozenset(filter(None, ranker.tokens(self.exclude))) | frozenset(() if self.repeat else history.items)
+        candidates = None if self.among is None else ranker.tokens(self.among)
+        return Query(history, self.k, candidates, out, self.rules, self.objectives)
+
+    def kept(self) -> dict[str, Any]:
+        """What a list is stored with, of which `as_asked` makes the request again; its history is stored beside."""
+        names = {"k", "rules", "objectives", "exclude", "repeat", "times"}
+        return {**self.model_dump(include=names), "candidates": self.among}
+
+
+def as_asked(kept: dict[str, Any]) -> RecommendRequest:
+    """The request of a stored list."""
+    asked = {name: kept[name] for name in ("k", "rules", "objectives", "exclude", "repeat")}
+    return RecommendRequest(**asked) if kept["candidates"] is None else RankRequest(**asked, candidates=kept["candidates"])
+
 
 class RankRequest(RecommendRequest):
     """The same among `candidates`; all of them are ranked where `k` says nothing else."""
@@ -47,6 +71,10 @@ class RankRequest(RecommendRequest):
     candidates: Annotated[list[Item], Field(min_length=1, max_length=CANDIDATES)]
     k: Annotated[int, Field(ge=1, le=CANDIDATES)] = CANDIDATES
     repeat: bool = True
+
+    @property
+    def among(self) -> list[str] | None:
+        return self.candidates
 
 
 class Ranked(Body):

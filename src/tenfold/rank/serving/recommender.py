@@ -62,14 +62,14 @@ class Recommender:
     def load(cls, path: Path, settings: RankSettings = RankSettings()) -> "Recommender":
         """The recommender of a finished run, or of its folder `model`. Raises TenfoldError where there is none."""
         ranker = Ranker.load(path)
-        if settings.items is not None and ranker.extras.tower is not None:
+        if settings.items is not None and ranker.extras.content is not None:
             ranker.add_items(read_items(settings.items))
         return cls(ranker, settings, read_catalogue(settings.items, ranker.names))
 
     def add_items(self, items: pa.Table) -> int:
         """Let items that the training never saw be shown, by what is known of them; how many items there are then.
 
-        Raises TenfoldError where the ranker has no tower.
+        Raises TenfoldError where the ranker knows no content.
         """
         before = len(self.ranker.names)
         self.ranker.add_items(items)

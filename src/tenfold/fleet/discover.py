@@ -1,0 +1,133 @@
+"""A first `fleet.toml` from what a cluster says of its nodes."""
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from msgspec import Meta
+
+from tenfold.spec.commands import File, Json, print_json
+from tenfold.spec.errors import TenfoldError
+from tenfold.spec.ranges import Text
+
+BINARY = {"": 1, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+ZONES = ("topology.kubernetes.io/zone", "topology.kubernetes.io/region")
+PRODUCTS = ("nvidia.com/gpu.product", "amd.com/gpu.product-name", "cloud.google.com/gke-accelerator")
+GPUS = ("nvidia.com/gpu", "amd.com/gpu")
+HERE = "here"
+
+
+class Node(NamedTuple):
+    """What a cluster says of a node. `kind` is its accelerator in the cluster's words, empty where it says none."""
+
+    site: str
+    kind: str
+    accelerators: int
+    host_cores: int
+    ram_gib: int
+
+
+def discover(
+    *,
+    on: Annotated[Literal["slurm", "kubernetes"], Meta(description="Who is asked, by scontrol or kubectl.")],
+    out: Annotated[File, Meta(description="The file to write.")] = Path("fleet.toml"),
+    accelerator: Annotated[Text | None, Meta(description="The accelerator of nodes whose cluster does not say it: h100.")] = None,
+    json: Json = False,
+) -> None:
+    """Write a first fleet.toml from the nodes of a cluster: a pool for each kind. Services, jobs and power are yours to add.
+
+    Example: tenfold fleet discover --on slurm --out fleet.toml
+    """
+    import tomli_w
+
+    from tenfold.fleet.fleet_file import fleet_of
+    from tenfold.launch.job_files import call
+    from tenfold.spec.files import write_text
+
+    if out.exists():
+        raise TenfoldError(f"{out} is there already: choose another name by --out, or delete it.")
+    if on == "slurm":
+        nodes = slurm_nodes(call("scontrol", ["show", "node", "--oneliner"], "the nodes of the cluster"))
+    else:
+        nodes = kubernetes_nodes(call("kubectl", ["get", "nodes", "-o", "json"], "the nodes of the cluster"))
+    fields = tables(nodes, accelerator)
+    fleet_of(fields, str(out))
+    write_text(out, tomli_w.dumps(fields))
+    left_out = sum(node.accelerators == 0 for node in nodes)
+    if json:
+        print_json({"file": str(out), "pools": fields["pools"], "nodes_without_accelerator": left_out})
+        return
+    for name, pool in fields["pools"].items():
+        print(f"{name}: {pool['nodes']} nodes of {pool['accelerators_per_node']} {pool['accelerator']} in {pool['site']}")
+    print(
+        f"Written to {out}; {left_out} nodes without an accelerator are left out. Network and storage are usual figures, not asked."
+    )
+
+
+def slurm_nodes(text: str) -> list[Node]:
+    """The nodes in what `scontrol show node --oneliner` prints."""
+    nodes = []
+    for line in text.splitlines():
+        said = dict(re.findall(r"(?:^|\s)(\w+)=(\S*)", line))
+        if "NodeName" not in said:
+            continue
+        # gpu:8, gpu:h100:8(S:0-1), among others with commas between them
+        gpus = re.findall(r"(?:^|,)gpu(?::([^:,()]*[^\d:,()][^:,()]*))?(?::(\d+))?(?:\(|,|$)", said.get("Gres", ""))
+        kinds = {kind for kind, _ in gpus if kind}
+        count = sum(int(number or 1) for _, number in gpus)
+        ram_gib = round(int(said.get("RealMemory", 0)) / 1024)
+        nodes.append(Node(HERE, "+".join(sorted(kinds)), count, int(said.get("CPUTot", 0)), ram_gib))
+    return nodes
+
+
+def kubernetes_nodes(text: str) -> list[Node]:
+    """The nodes in what `kubectl get nodes -o json` prints. Raises TenfoldError where it is no list of nodes."""
+    try:
+        return [_kubernetes_node(item) for item in json.loads(text)["items"]]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise TenfoldError("What kubectl answers is no list of nodes: see `kubectl get nodes -o json`.") from None
+
+
+def _kubernetes_node(item: dict[str, Any]) -> Node:
+    labels, has = item["metadata"].get("labels", {}), item["status"]["capacity"]
+    site = next((labels[label] for label in ZONES if label in labels), HERE)
+    kind = next((labels[label] for label in PRODUCTS if label in labels), "")
+    amount, unit = re.fullmatch(r"(\d+)(\w*)", has["memory"]).groups()  # type: ignore[union-attr]
+    cores = int(has["cpu"][:-1]) // 1000 if has["cpu"].endswith("m") else int(has["cpu"])
+    count = sum(int(has.get(name, 0)) for name in GPUS)
+    return Node(site, kind, count, cores, round(int(amount) * BINARY[unit] / 2**30))
+
+
+def tables(nodes: list[Node], accelerator: str | None = None) -> dict[str, Any]:
+    """The tables of a fleet file: a pool for each kind of node. `accelerator` is that of nodes which do not say theirs.
+
+    Raises TenfoldError where there is no node with an accelerator, or one of a kind that is not known.
+    """
+    counted = Counter(node for node in nodes if node.accelerators)
+    if not counted:
+        raise TenfoldError("No node of the cluster has an accelerator, as far as it says: write fleet.toml by hand.")
+    pools: dict[str, dict[str, Any]] = {}
+    for node, number in counted.most_common():
+        key = _key(node.kind, accelerator)
+        name = key if key not in pools else f"{key}-{sum(known.startswith(key) for known in pools) + 1}"
+        pools[name] = {
+            "site": node.site, "accelerator": key, "nodes": number, "accelerators_per_node": node.accelerators,
+            "host_cores": node.host_cores, "ram_gib": node.ram_gib,
+        }  # fmt: skip
+    return {"sites": {node.site: {} for node in counted}, "pools": pools}
+
+
+def _key(kind: str, otherwise: str | None) -> str:
+    """The accelerator that a cluster's word for it names: `NVIDIA-H100-80GB-HBM3` is `h100`."""
+    from tenfold.spec.accelerator import accelerator, accelerators
+
+    words = set(re.split(r"[^a-z0-9]+", kind.lower()))
+    named = [key for key in accelerators() if words.issuperset(key.lower().split("-"))]
+    if named:
+        return max(named, key=len)
+    if otherwise is None:
+        what = f"calls its accelerator {kind!r}, which is not known" if kind else "does not say what its accelerator is"
+        raise TenfoldError(f"The cluster {what}: say --accelerator, such as --accelerator h100.")
+    return accelerator(otherwise).key

@@ -1,0 +1,122 @@
+"""How jobs are that `tenfold launch --submit` handed in, what they print, and their end or other size."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+from msgspec import Meta
+
+from tenfold.spec.commands import Folder, Json, print_json
+from tenfold.spec.errors import TenfoldError
+from tenfold.spec.ranges import Count, CountOrNone, Nodes, Text
+
+Name = Annotated[Text, Meta(description="The job: the name of its run file.")]
+Where = Annotated[Folder, Meta(description="The folder that it was submitted from.")]
+Size = Annotated[Nodes | None, Meta(description="Nodes; by default as before.")]
+
+
+def status(
+    name: Annotated[Text | None, Meta(description="The job: the name of its run file; by default all.")] = None,
+    /,
+    *,
+    out: Where = Path(),
+    json: Json = False,
+) -> None:
+    """Say whether jobs wait, run, have finished, failed or were stopped.
+
+    Example: tenfold launch status run
+    """
+    from tenfold.launch.records import find_records, read_record
+
+    found = []
+    for path in find_records(out, name):
+        on, _, launcher, handle = read_record(path)
+        needs = handle.job.resources
+        found.append({"name": handle.job.name, "on": on, "id": handle.id, "status": launcher.status(handle), "nodes": needs.nodes})
+    if json:
+        print_json({"jobs": found})
+        return
+    for job in found:
+        print(f"{job['name']}: {job['status']} ({job['on']} {job['id']}, nodes: {job['nodes']})")
+    if not found:
+        print(f"No job was submitted from {out.resolve()}.")
+
+
+def logs(
+    name: Name,
+    /,
+    *,
+    lines: Annotated[Count, Meta(description="How many lines, the last ones.")] = 100,
+    out: Where = Path(),
+) -> None:
+    """Show what a job printed last.
+
+    Example: tenfold launch logs run --lines 20
+    """
+    from tenfold.launch.records import find_records, read_record
+
+    _, _, launcher, handle = read_record(find_records(out, name)[0])
+    if said := launcher.logs(handle, lines):
+        print(said)
+
+
+def cancel(
+    name: Name,
+    /,
+    *,
+    now: Annotated[bool, Meta(description="Do not let it save.")] = False,
+    out: Where = Path(),
+    json: Json = False,
+) -> None:
+    """Let a job save and leave, and end it where it does not within the seconds that it was given to save.
+
+    Example: tenfold launch cancel run
+    """
+    from tenfold.launch.records import find_records, read_record, write_record
+
+    on, options, launcher, handle = read_record(find_records(out, name)[0])
+    if launcher.status(handle) in ("finished", "failed", "stopped"):
+        raise TenfoldError(f"The job {name!r} has ended already: see `tenfold launch logs {name}`.")
+    handle.drained = True
+    write_record(out, on, options, handle)
+    left = not now and launcher.drain(handle, handle.job.grace_s)
+    if now:
+        launcher.stop(handle)
+    if json:
+        print_json({"name": handle.job.name, "id": handle.id, "saved": left})
+        return
+    print(f"{handle.job.name} has left." if left else f"{handle.job.name} was ended; what it saved before is kept.")
+
+
+def resize(
+    name: Name,
+    /,
+    *,
+    nodes: Size = None,
+    gpus_per_node: Annotated[CountOrNone | None, Meta(description="GPUs of a node; by default as before.")] = None,
+    processes_per_node: Annotated[Count | None, Meta(description="Processes of a node; by default one for each GPU.")] = None,
+    out: Where = Path(),
+    json: Json = False,
+) -> None:
+    """Let a job that trains save, and go on with another size: the batch and the order of the data stay.
+
+    Example: tenfold launch resize run --nodes 2
+    """
+    from tenfold.launch.records import find_records, read_record, write_record
+
+    on, options, launcher, handle = read_record(find_records(out, name)[0])
+    if launcher.status(handle) not in ("waiting", "running"):
+        raise TenfoldError(f"The job {name!r} has ended: `tenfold launch --submit` starts it again, in any size.")
+    now = handle.job.resources
+    gpus = now.gpus if gpus_per_node is None else gpus_per_node
+    processes = processes_per_node or (now.processes if gpus_per_node is None else gpus or 1)
+    least = min(now.least_nodes, nodes) if now.least_nodes and nodes else now.least_nodes
+    wanted = replace(now, nodes=nodes or now.nodes, least_nodes=least, processes=processes, gpus=gpus)
+    if wanted == now:
+        raise TenfoldError(f"The job {name!r} has this size already: say --nodes, --gpus-per-node or --processes-per-node.")
+    handle = launcher.resize(handle, wanted)
+    write_record(out, on, options, handle)
+    if json:
+        print_json({"name": handle.job.name, "id": handle.id, "nodes": handle.job.resources.nodes})
+        return
+    print(f"{handle.job.name} goes on with {wanted.nodes} nodes of {wanted.processes} processes ({on} {handle.id}).")

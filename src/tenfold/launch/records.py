@@ -1,0 +1,52 @@
+"""What is kept of a job that was submitted, so that another process can ask how it is, and end or resize it."""
+
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from tenfold.launch.job import Handle, Job, Launcher, Resources, open_launcher
+from tenfold.launch.job_files import file_name
+from tenfold.spec.errors import TenfoldError, nearest
+from tenfold.spec.files import write_json
+from tenfold.spec.versions import read_document
+
+VERSION = 1
+ENDING = ".job.json"
+
+
+def write_record(folder: Path, on: str, options: dict[str, Any], handle: Handle) -> Path:
+    """Keep a job of the launcher `on`, opened with `options`, as `NAME.job.json` in `folder`; returns its path."""
+    job = {name: value for name, value in asdict(handle.job).items() if name not in ("function", "arguments")}
+    job |= {"files": [str(path) for path in handle.job.files], "directory": None}
+    told = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+    path = folder / f"{file_name(handle.job)}{ENDING}"
+    document = {"version": VERSION, "on": on, "options": told, "id": handle.id, "drained": handle.drained, "job": job}
+    write_json(path, document)
+    return path
+
+
+def read_record(path: Path) -> tuple[str, dict[str, Any], Launcher, Handle]:
+    """The launcher's name and options, the launcher itself, and the job. Raises TenfoldError where the file is none of a job."""
+    document = read_document(path, VERSION, "submit the job again with `tenfold launch`")
+    try:
+        options, told = document["options"] | {"folder": Path(document["options"]["folder"])}, dict(document["job"])
+        told |= {"command": tuple(told["command"]), "arguments": (), "resources": Resources(**told["resources"])}
+        told["files"] = tuple(map(Path, told["files"]))
+        job = Job(**{field.name: told[field.name] for field in fields(Job) if field.name in told})
+        handle = Handle(job, document["id"], drained=document["drained"])
+    except (KeyError, TypeError, AttributeError):
+        raise TenfoldError(f"{path} is no record of a job: submit the job again with `tenfold launch`.") from None
+    return document["on"], options, open_launcher(document["on"], **options), handle
+
+
+def find_records(folder: Path, name: str | None = None) -> list[Path]:
+    """The records in `folder`: those of all jobs, or the one of the job `name`. Raises TenfoldError where there is none."""
+    known = {path.name.removesuffix(ENDING).removeprefix("tenfold-"): path for path in sorted(folder.glob(f"*{ENDING}"))}
+    if name is None:
+        return list(known.values())
+    asked = file_name(Job(name, command=("true",))).removeprefix("tenfold-")
+    if asked not in known:
+        raise TenfoldError(
+            f"No job {name!r} was submitted from {folder.resolve()}{nearest(asked, known)}: say its folder by --out."
+        )
+    return [known[asked]]
