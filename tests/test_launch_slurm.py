@@ -112,7 +112,7 @@ def test_what_is_asked_for_is_what_slurm_heard(cluster, slurm):
     assert (asked["Partition"], asked["Features"], asked["Switches"]) == ("train", "fast&fast", "1@00:04:00")
     assert (asked["TimeLimit"], asked["CPUs/Task"], asked["MinMemoryNode"]) == ("1-01:01:00", "3", "1G")
     cluster.wait(lambda: slurm.status(handle) == "finished", "it has ended")
-    assert slurm.logs(handle, 9).count(value) == 2
+    cluster.wait(lambda: slurm.logs(handle, 9).count(value) == 2, "both nodes have printed it")
 
 
 def test_a_sweep_is_one_array_whose_jobs_have_their_own_names(cluster, slurm):
