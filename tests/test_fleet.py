@@ -16,13 +16,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tenfold.fleet.dispatcher import Dispatcher
-from tenfold.fleet.fleet import Demand, Lend, Limits, Return, tick
+from tenfold.fleet.fleet import tick
+from tenfold.fleet.hold import hold
 from tenfold.fleet.ledger import Ledger
 from tenfold.fleet.lend import Lending
 from tenfold.fleet.local import LocalWorld
 from tenfold.fleet.pools import Size
-from tenfold.fleet.roles import hold
 from tenfold.fleet.simulated import SimulatedWorld, simulate
+from tenfold.fleet.slots import Demand, Lend, Limits, Return
 from tenfold.fleet.wave import PEAK, draw_arrivals, draw_days, forecast_peak
 from tenfold.launch.job import Job, open_launcher
 from tenfold.spec.forecasts import LEVELS, read_forecasts
@@ -188,7 +189,7 @@ def test_a_slot_is_lent_and_returned_on_real_processes(tmp_path):
     """The work goes on where it was, no accepted request is lost, and the loan ends by its deadline with its price noted."""
     counting = toy_roles.Counting(tmp_path / "steps")
     ledger, dispatcher = Ledger(tmp_path / "ledger.db", {"a": "chat", "b": "train"}, time.time()), Dispatcher()
-    roles = {"chat": toy_roles.ToyChat(tmp_path), "train": counting}
+    roles = {"chat": toy_roles.ToyChat(), "train": counting}
     world = LocalWorld(tmp_path, ledger, roles, open_launcher("local"), dispatcher)
     world.limits = Limits(leave_s=5, tick_s=0.1, switch_s=0.5)
     rates = [20.0]
@@ -218,13 +219,13 @@ def test_a_borrower_that_nobody_stops_is_gone_by_its_deadline_and_the_next_waits
     launcher, lock, begun = open_launcher("local"), tmp_path / "slot.lock", tmp_path / "begun"
     for seconds in (4, 16, 64):  # a busy machine may need longer than a deadline to start a process: such a loan shows nothing
         begun.unlink(missing_ok=True)
-        deadline = time.time() + seconds
+        deadline = time.monotonic() + seconds
         borrower = launcher.submit(Job("deaf", function=hold, arguments=(lock, deadline, toy_roles.ignore_everything, begun)))
         until(lambda one=borrower: begun.exists() or one.status() == "failed", seconds + 60)
-        if begun.exists() and time.time() < deadline - 1:
+        if begun.exists() and time.monotonic() < deadline - 1:
             break
     owner = launcher.submit(Job("counting", function=hold, arguments=(lock, None, toy_roles.count, tmp_path / "steps")))
-    time.sleep(deadline - 0.5 - time.time())
+    time.sleep(deadline - 0.5 - time.monotonic())
     assert borrower.status() == "running" and not (tmp_path / "steps").exists()
     assert owner.future.result(timeout=120) is None and borrower.status() == "failed"
     launcher.close()

@@ -5,8 +5,9 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from tenfold.fleet.roles import Chat, hold
+from tenfold.fleet.hold import hold
 from tenfold.launch.job import Job
+from tenfold.serve.start import answers
 
 STEPS = 400
 
@@ -37,12 +38,12 @@ def serve(port):
     server.server_close()  # waits for its answers
 
 
-def count(path):
+def count(path, steps=STEPS):
     stopped = []
     signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
     with path.open("a+") as stream:
         stream.seek(0)
-        for step in range(len(stream.readlines()), STEPS):
+        for step in range(len(stream.readlines()), steps):
             if stopped:
                 return
             print(step, file=stream, flush=True)
@@ -55,24 +56,46 @@ def ignore_everything(path):
     time.sleep(600)
 
 
-class ToyChat(Chat):
-    def job(self, lock, url, until, leave_s):
-        return Job("toy chat", function=hold, arguments=(lock, until, serve, int(url.rpartition(":")[2])))
+class ToyChat:
+    finished, many = False, True
+
+    def job(self, lock, url, end, leave_s):
+        return Job("toy chat", function=hold, arguments=(lock, end, serve, int(url.rpartition(":")[2])))
+
+    def starts(self):
+        return 0
+
+    def is_ready(self, url, starts):
+        return answers(url)
+
+    def sign(self, url):
+        return time.monotonic() if answers(url) else None
+
+    def redone_s(self):
+        return 0.0
 
 
 class Counting:
-    def __init__(self, path):
-        self.path = path
+    many = False
+
+    def __init__(self, path, steps=STEPS):
+        self.path, self.steps = path, steps
 
     @property
     def finished(self):
-        return self.path.exists() and len(self.path.read_text().split()) >= STEPS
+        return self.path.exists() and len(self.path.read_text().split()) >= self.steps
 
-    def job(self, lock, url, until, leave_s):
-        return Job("counting", function=hold, arguments=(lock, until, count, self.path))
+    def job(self, lock, url, end, leave_s):
+        return Job("counting", function=hold, arguments=(lock, end, count, self.path, self.steps))
 
-    def is_ready(self, url, since):
-        return self.path.exists() and self.path.stat().st_mtime >= since
+    def starts(self):
+        return self.sign("")
+
+    def is_ready(self, url, starts):
+        return self.starts() > starts
+
+    def sign(self, url):
+        return self.path.stat().st_size if self.path.exists() else 0
 
     def redone_s(self):
         return 0.0

@@ -7,14 +7,14 @@ from typing import Annotated
 from msgspec import Meta
 
 from tenfold.spec.commands import Home, Json, print_json
-from tenfold.spec.errors import TenfoldError
-from tenfold.spec.ranges import Text
+from tenfold.spec.ranges import NotNegative, Text
 
 
 def run(
     *,
     home: Home = Path("generations"),
     policy: Annotated[Text, Meta(description="What decides who has which slot: lend, or the policy of a plugin.")] = "lend",
+    slot_watts: Annotated[NotNegative, Meta(description="What a slot takes at work, for `tenfold fleet cap`; 0 is unknown.")] = 0.0,
     json: Json = False,
 ) -> None:
     """Train in one slot and serve chat in the other, and lend the first to chat while a wave of requests comes.
@@ -25,7 +25,7 @@ def run(
     from tenfold.spec.plugins import load
 
     load("policies", policy)  # before anything is started
-    found = walk(home, (lambda text: None) if json else print, policy)
+    found = walk(home, (lambda text: None) if json else print, policy, slot_watts)
     if json:
         print_json(found)
         return
@@ -73,11 +73,9 @@ def show(*, home: Home = Path("generations"), json: Json = False) -> None:
 
     Example: tenfold fleet show --json
     """
-    from tenfold.fleet.ledger import Ledger
+    from tenfold.fleet.operate import open_ledger
 
-    if not (home / "fleet" / "ledger.db").exists():
-        raise TenfoldError(f"There is no ledger of a fleet in {home}: `tenfold fleet run` begins one.")
-    leases = Ledger(home / "fleet" / "ledger.db").leases()
+    leases = open_ledger(home).leases()
     if json:
         print_json({"roles": {x.slot: x.role for x in leases if x.ended is None}, "leases": [asdict(x) for x in leases]})
         return

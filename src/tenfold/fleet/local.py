@@ -1,102 +1,181 @@
 """The fleet of this machine: slots are processes, and turns run beside the controller, one at a time in each slot."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from tenfold.fleet.clock import Clock
 from tenfold.fleet.dispatcher import Dispatcher
-from tenfold.fleet.fleet import Demand, Fleet, Lend, Limits, Move, Slot
-from tenfold.fleet.ledger import Ledger
-from tenfold.fleet.roles import Role
+from tenfold.fleet.ledger import Lease, Ledger
+from tenfold.fleet.obey import Word
+from tenfold.fleet.slots import DRAINED, Demand, Fleet, Lend, Limits, Move, Slot, Wish
+from tenfold.fleet.watch import Watch
+from tenfold.fleet.wishes import Wishes
 from tenfold.launch.job import Handle, Launcher
 from tenfold.serve.start import free_url
 from tenfold.spec.errors import TenfoldError
 
+if TYPE_CHECKING:  # PyTorch
+    from tenfold.fleet.roles import Role
+
 
 class LocalWorld:
     """Opened on a ledger, it goes on with the leases that stand there. Servers take requests by way of `dispatcher`. A slot is part
-    of the fleet once it was opened."""
+    of the fleet once it was opened. A role that ends before its time or hangs is started again, within its limits."""
 
-    def __init__(self, folder: Path, ledger: Ledger, roles: dict[str, Role], launcher: Launcher, dispatcher: Dispatcher):
+    def __init__(self, folder: Path, ledger: Ledger, roles: "dict[str, Role]", launcher: Launcher, dispatcher: Dispatcher):
         self.demand: Callable[[float], Demand] = lambda now: Demand()
-        self.limits = Limits()
+        self.limits, self.slot_w, self.clock = Limits(), 0.0, Clock(folder / "clock.json")
         self._folder, self._ledger, self._roles, self._launcher, self._dispatcher = folder, ledger, roles, launcher, dispatcher
+        self._wishes, self._watch = Wishes(ledger), Watch(len(ledger.owners))
         self._running: dict[str, tuple[Handle, str]] = {}
+        self._failed: dict[str, list[float]] = {}
         self._redone_s: dict[str, float] = {}  # before the loan
         for lease in ledger.leases(current=True):
-            if lease.until is not None and lease.until <= time.time():  # its process ended itself then
+            if lease.until is not None and lease.until <= self.clock():  # its process ended itself then
                 ledger.turn(lease.slot, ledger.owners[lease.slot], None, "its deadline, while there was no controller", lease.until)
         self._pool = ThreadPoolExecutor(len(ledger.owners))
         self._turns: dict[str, Future[None]] = {}
+        self._moves: dict[str, Move] = {}
 
     def open(self, slot: str) -> None:
         """Start the role of the slot's lease."""
         self._turns[slot] = self._pool.submit(self._start, slot)
 
     def observe(self, now: float) -> Fleet:
-        """Raises what a turn raised, and TenfoldError for a role that ended before its time."""
-        slots = []
-        for lease in (lease for lease in self._ledger.leases(current=True) if lease.slot in self._turns):
-            turning, role = not self._turns[lease.slot].done(), self._roles[lease.role]
-            if not turning:
-                self._turns[lease.slot].result()
-                running = self._running.get(lease.slot)
-                if running and running[0].status() != "running" and not role.finished:
-                    raise TenfoldError(f"{lease.role} in {lease.slot} ended before its time: started again, the fleet goes on.")
-            owner, idle = self._ledger.owners[lease.slot], lease.until is None and role.finished
-            slots.append(Slot(lease.slot, owner, lease.role, lease.since, lease.until, turning, idle))
-        return Fleet(tuple(slots), self.demand(now), self.limits)
+        """Raises what a turn raised, and TenfoldError for a role that fails again and again."""
+        slots = [self._slot(lease) for lease in self._ledger.leases(current=True) if lease.slot in self._turns]
+        many = frozenset(name for name, role in self._roles.items() if role.many)
+        return Fleet(tuple(slots), self.demand(now), self.limits, many, self._open_wishes())
 
     def apply(self, move: Move) -> None:
+        self._moves[move.slot] = move
         self._turns[move.slot] = self._pool.submit(self._turn, move)
+
+    def answer(self, said: Mapping[int, Word], now: float) -> None:
+        self._wishes.answer(said, time.time())
 
     def close(self) -> None:
         """Let every role save and leave."""
         self._pool.shutdown(cancel_futures=True)
+        self._watch.close()
         for _, url in self._running.values():
             self._dispatcher.close(url)
         self._launcher.close()
 
+    def _open_wishes(self) -> tuple[Wish, ...]:
+        """Their ends by the fleet's clock."""
+        ahead_s = self.clock.ahead_s()
+        return tuple(replace(wish, until=wish.until + ahead_s) for wish in self._wishes.open(time.time()))
+
+    def _slot(self, lease: Lease) -> Slot:
+        """As it is, or as it turns."""
+        slot, turn = lease.slot, self._turns[lease.slot]
+        turning, owner, role, until = not turn.done(), self._ledger.owners[slot], lease.role, lease.until
+        if not turning:
+            turn.result()
+            turning = self._mend(lease)
+        elif move := self._moves.get(slot):
+            role, until = (move.role, move.until) if isinstance(move, Lend) else (owner, None)
+        idle = until is None and self._roles[role].finished
+        return Slot(slot, owner, role, lease.since, until, turning, idle, watts=self.slot_w)
+
+    def _mend(self, lease: Lease) -> bool:
+        """Whether the slot's role failed and is started again: where it ended before its time, or was ended because it hung.
+
+        A borrower that is due is not: its slot goes back.
+        """
+        slot, limits = lease.slot, self.limits
+        if lease.role == DRAINED or slot not in self._running:
+            return False
+        role, (handle, url) = self._roles[lease.role], self._running[slot]
+        if role.finished:
+            return False
+        if handle.status() == "running":
+            if self._watch.silent_s(slot, lambda: role.sign(url)) <= limits.hung_s:
+                return False
+            self._launcher.stop(handle)
+            handle.future.exception(timeout=limits.leave_s)
+        self._dispatcher.close(url)
+        if lease.until is not None and lease.until <= self.clock() + limits.leave_s + 2 * limits.tick_s:
+            return False
+        self._count_failure(lease)
+        self._moves.pop(slot, None)
+        self.open(slot)
+        return True
+
+    def _count_failure(self, lease: Lease) -> None:
+        now, limits = self.clock(), self.limits
+        failed = [then for then in self._failed.get(lease.slot, []) if then > now - limits.restarts_s]
+        if len(failed) >= limits.restarts:
+            raise TenfoldError(f"{lease.role} in {lease.slot} failed {len(failed) + 1} times: see what it printed and mend that.")
+        self._failed[lease.slot] = [*failed, now]
+
     def _turn(self, move: Move) -> None:
         """Take the server out of the dispatcher, so that nothing new comes while it answers what it has; then one role follows
         the other."""
-        before, asked = self._ledger.of(move.slot), time.time()
+        before, asked = self._ledger.of(move.slot), self.clock()
         role, until = (move.role, move.until) if isinstance(move, Lend) else (self._ledger.owners[move.slot], None)
-        if until is not None:
+        if before.until is None:
             self._redone_s[move.slot] = self._roles[before.role].redone_s()
         self._ledger.note(before.id, asked=asked)
+        gone = asked if before.until is None else min(asked, before.until)
         if running := self._running.pop(move.slot, None):
+            self._watch.forget(move.slot)
             self._dispatcher.close(running[1])
-            left_s = (before.until or float("inf")) - self.limits.tick_s - asked
-            self._launcher.drain(running[0], max(0.1, min(self.limits.leave_s, left_s)))
-        self._ledger.turn(move.slot, role, until, move.why, time.time())
+            if running[0].status() == "running":
+                left_s = (before.until or float("inf")) - self.limits.tick_s - asked
+                self._launcher.drain(running[0], max(0.1, min(self.limits.leave_s, left_s)))
+                gone = self.clock()
+        self._ledger.turn(move.slot, role, until, move.why, gone)
         self._start(move.slot)
 
     def _start(self, slot: str) -> None:
-        """Start the role of the slot's lease, and wait until it works, or the loan is due. Raises TenfoldError where it ends."""
-        lease, began, limits, url = self._ledger.of(slot), time.time(), self.limits, free_url()
-        role, due = self._roles[lease.role], lease.until or began + limits.start_s
-        if role.finished:
-            return
-        handle = self._launcher.submit(role.job(self._folder / f"{slot}.lock", url, lease.until, limits.leave_s))
+        """Start the role of the slot's lease, and wait until it works, or the loan is due. One that fails is started again."""
+        lease = self._ledger.of(slot)
+        due = float("inf") if lease.until is None else lease.until - self.limits.leave_s - 2 * self.limits.tick_s
+        while lease.role != DRAINED and not self._roles[lease.role].finished and self.clock() < due:
+            try:
+                self._try(lease)
+                break
+            except TenfoldError:
+                self._count_failure(lease)
+            time.sleep(min(1.0, self.limits.tick_s))
+
+    def _try(self, lease: Lease) -> None:
+        """Raises TenfoldError where it ends, or has not come to work in its time."""
+        role, limits, url, slot = self._roles[lease.role], self.limits, free_url(), lease.slot
+        now, leaving_s = self.clock(), limits.leave_s + 2 * limits.tick_s
+        end = None if lease.until is None else time.monotonic() + lease.until - now
+        due, starts = (now + limits.start_s if lease.until is None else lease.until - leaving_s), role.starts()
+        handle = self._launcher.submit(role.job(self._folder / f"{slot}.lock", url, end, limits.leave_s))
+        self._watch.forget(slot)
         self._running[slot] = handle, url
-        while not role.is_ready(url, began):
+        while not role.is_ready(url, starts):
             if handle.future.done() and not role.finished:
                 raise TenfoldError(f"{handle.job.name} ended before it was ready.") from handle.future.exception()
-            if time.time() > due - (limits.leave_s + 2 * limits.tick_s if lease.until else 0.0):
+            if self.clock() > due and lease.until is not None:
                 return
+            if self.clock() > due:
+                self._launcher.stop(handle)
+                raise TenfoldError(f"{handle.job.name} was not ready in {limits.start_s:.0f} s.")
             time.sleep(0.05)
         if lease.ready is None:
-            self._ledger.note(lease.id, ready=time.time())
+            self._ledger.note(lease.id, ready=self.clock())
             self._price(slot)
         self._dispatcher.open(url, lease.role)
 
     def _price(self, slot: str) -> None:
-        """Where a loan is over, note what it cost: its owner's seconds of leaving and starting, and of work done again."""
-        own = [lease for lease in self._ledger.leases() if lease.slot == slot]
-        if own[-1].until is None and len(own) > 2:
-            before, loan, back = own[-3:]
-            times = ((before.asked, before.ended), (back.since, back.ready))
+        """Where a loan is over, or several in a row, note on the first what it cost: its owner's seconds of leaving and starting,
+        and of work done again."""
+        *before, back = [lease for lease in self._ledger.leases() if lease.slot == slot]
+        loans = list(takewhile(lambda lease: lease.until is not None, reversed(before)))
+        if back.until is None and loans:
+            owner = before[-len(loans) - 1]
+            times = ((owner.asked, owner.ended), (back.since, back.ready))
             redone_s = self._roles[back.role].redone_s() - self._redone_s.get(slot, 0.0)
-            self._ledger.note(loan.id, lost_s=redone_s + sum(end - start for start, end in times if start and end))
+            self._ledger.note(loans[-1].id, lost_s=redone_s + sum(end - start for start, end in times if start and end))

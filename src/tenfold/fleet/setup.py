@@ -88,12 +88,7 @@ class Setup:
 
 def prepare(file: FleetFile) -> Setup:
     """Read the traces and forecast the demand. Raises TenfoldError for what binds: power of idle nodes, or nodes at a peak."""
-    table = facts("reliability")["recovery"]
-    recovery = {key: Range.of(table[key]).mid for key in ("detection_s", "restart_s", "repair_h")}
-    places = {name: site(t.region, t.pue) for name, t in file.sites.items()}
-    sites = {name: _site(file, name, place) for name, place in places.items()}
-    first = next(iter(file.pools.values()))
-    pools = {name: _pool(name, t, places[t.site].pue.mid, first) for name, t in file.pools.items()}
+    sites, pools = sites_of(file), pools_of(file)
     for name, facts_ in sites.items():
         idle = sum(pool.nodes * pool.idle_w for pool in pools.values() if pool.site == name)
         if facts_.cap_w.min() < idle:
@@ -117,7 +112,24 @@ def prepare(file: FleetFile) -> Setup:
                 f"The nodes of {name} bind: {who} need {peak:,} at their peak and it has {pool.nodes:,}: add {peak - pool.nodes:,}."
             )
     traces = {name: read_jobs(Path(t.trace_csv)) for name, t in file.jobs.items()}
-    return Setup(file, pools, sites, services, traces, recovery)
+    return Setup(file, pools, sites, services, traces, recovery())
+
+
+def recovery() -> dict[str, float]:
+    """The published middle of how long a failure takes: detection_s, restart_s, repair_h."""
+    table = facts("reliability")["recovery"]
+    return {key: Range.of(table[key]).mid for key in ("detection_s", "restart_s", "repair_h")}
+
+
+def sites_of(file: FleetFile) -> dict[str, SiteFacts]:
+    """Each site's prices, carbon, water and cap."""
+    return {name: _site(file, name, site(t.region, t.pue)) for name, t in file.sites.items()}
+
+
+def pools_of(file: FleetFile) -> dict[str, PoolFacts]:
+    """Each pool's nodes in watts, failures and speed beside the first pool's."""
+    first, pue = next(iter(file.pools.values())), {name: site(t.region, t.pue).pue.mid for name, t in file.sites.items()}
+    return {name: _pool(name, t, pue[t.site], first) for name, t in file.pools.items()}
 
 
 def draw_work(setup: Setup, seed: int) -> list[tuple[str, Job]]:

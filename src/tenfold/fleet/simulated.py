@@ -1,9 +1,13 @@
 """A fleet that is only reckoned: its slots turn in no time of ours, and the ledger is the same as a live one's."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
-from tenfold.fleet.fleet import Demand, Fleet, Lend, Limits, Move, Policy, Slot, tick
+from tenfold.fleet.fleet import tick
 from tenfold.fleet.ledger import Ledger
+from tenfold.fleet.obey import Word
+from tenfold.fleet.pools import Policy
+from tenfold.fleet.slots import DRAINED, Demand, Fleet, Lend, Limits, Move, Slot
+from tenfold.fleet.wishes import Wishes
 
 
 class SimulatedWorld:
@@ -11,23 +15,31 @@ class SimulatedWorld:
 
     def __init__(self, ledger: Ledger, demand: Callable[[float], Demand], limits: Limits, delays: Iterator[tuple[float, float]]):
         self._ledger, self._demand, self._limits, self._delays = ledger, demand, limits, delays
+        self.wishes, self.slot_w = Wishes(ledger), 0.0
         self._now, self._ready, self._leases = 0.0, dict.fromkeys(ledger.owners, 0.0), ledger.leases(current=True)
 
     def observe(self, now: float) -> Fleet:
         self._now = now
         owners = self._ledger.owners
-        slots = [Slot(x.slot, owners[x.slot], x.role, x.since, x.until, now < self._ready[x.slot]) for x in self._leases]
-        return Fleet(tuple(slots), self._demand(now), self._limits)
+        slots = [
+            Slot(x.slot, owners[x.slot], x.role, x.since, x.until, now < self._ready[x.slot], watts=self.slot_w)
+            for x in self._leases
+        ]
+        return Fleet(tuple(slots), self._demand(now), self._limits, wishes=self.wishes.open(now))
+
+    def answer(self, said: Mapping[int, Word], now: float) -> None:
+        self.wishes.answer(said, now)
 
     def apply(self, move: Move) -> None:
         leave_s, start_s = next(self._delays)
         limits, owner = self._limits, self._ledger.owners[move.slot]
-        gone = self._now + min(leave_s, limits.leave_s)
+        before = next(lease for lease in self._leases if lease.slot == move.slot)
+        gone = self._now + (0.0 if before.role == DRAINED else min(leave_s, limits.leave_s))
         role, until = (move.role, move.until) if isinstance(move, Lend) else (owner, None)
         latest = gone + limits.start_s if until is None else until - limits.leave_s - 2 * limits.tick_s
         self._ledger.turn(move.slot, role, until, move.why, gone)
         self._leases = self._ledger.leases(current=True)
-        self._ready[move.slot] = max(gone, min(gone + start_s, latest))
+        self._ready[move.slot] = gone if role == DRAINED else max(gone, min(gone + start_s, latest))
 
 
 def simulate(world: SimulatedWorld, policy: Policy, seconds: float, tick_s: float) -> list[tuple[float, Move]]:

@@ -15,9 +15,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from tenfold.fleet.clock import Clock
 from tenfold.fleet.dispatcher import Dispatcher
-from tenfold.fleet.fleet import Limits, World, tick
+from tenfold.fleet.fleet import World, tick
 from tenfold.fleet.ledger import Ledger
+from tenfold.fleet.operate import CONTROLLER
+from tenfold.fleet.slots import DRAINED, Limits
 from tenfold.fleet.wave import PEAK, Wave, draw_arrivals, draw_days, forecast_peak
 from tenfold.launch.job import open_launcher, run
 from tenfold.learn.release import released
@@ -39,8 +42,10 @@ PROBE_TOKENS, CONTEXT = 100, 2048  # CONTEXT has room for the longest answer, be
 Say = Callable[[str], None]
 
 
-def walk(home: Path, say: Say, policy: str = "lend") -> dict[str, Any]:
-    """Do the fleet's part in `home`, going on from what is done. Returns its numbers, which `fleet.json` keeps.
+def walk(home: Path, say: Say, policy: str = "lend", slot_w: float = 0.0) -> dict[str, Any]:
+    """Do the fleet's part in `home`, going on from what is done. A slot at work takes `slot_w` watts; 0 is unknown.
+
+    Returns its numbers, which `fleet.json` keeps.
 
     Raises TenfoldError where a promise was broken: a loss that differs, an accepted request lost, a loan that came back late.
     """
@@ -49,7 +54,7 @@ def walk(home: Path, say: Say, policy: str = "lend") -> dict[str, Any]:
     folder = make_folder(home / "fleet")
     done = folder / "fleet.json"
     if not done.exists():
-        _live(home, folder, say, policy)
+        _live(home, folder, say, policy, slot_w)
         write_json(done, _numbers(folder))
     numbers = json.loads(done.read_text())
     for kind in ("demand", "switch_seconds", "lost_work_s"):
@@ -60,25 +65,26 @@ def walk(home: Path, say: Say, policy: str = "lend") -> dict[str, Any]:
     return numbers
 
 
-def _live(home: Path, folder: Path, say: Say, policy: str) -> None:
+def _live(home: Path, folder: Path, say: Say, policy: str, slot_w: float) -> None:
     """Both runs and the wave, on the fleet of this machine."""
     from tenfold.fleet.local import LocalWorld  # PyTorch
     from tenfold.fleet.roles import Chat, Role, Training
 
     with ExitStack() as opened:
-        opened.enter_context(one_at_a_time(folder / "controller.lock", f"running the fleet of {folder}"))
+        opened.enter_context(one_at_a_time(folder / CONTROLLER, f"running the fleet of {folder}"))
         small = os.environ.get("TENFOLD_CIRCLE") == "small"
         undisturbed, trained = (Training(_config(100 if small else 600), folder / name, folder) for name in RUNS)
         if not undisturbed.finished:
             say("A run trains undisturbed, to compare with.")
             run(open_launcher("local"), undisturbed.job(folder / "slot-2.lock", "", None, 30))
-        ledger, dispatcher = Ledger(folder / "ledger.db", OWNERS, time.time()), Dispatcher()
+        ledger, dispatcher = Ledger(folder / "ledger.db", OWNERS, Clock(folder / "clock.json")()), Dispatcher()
         opened.callback(ledger.close)
         served = None if small else released(home)
         model = model_path(Path(served["path"]) if served else undisturbed.directory)
         roles: dict[str, Role] = {"chat": Chat(model), "train": trained}
         world = LocalWorld(folder, ledger, roles, open_launcher("local"), dispatcher)
         opened.callback(world.close)
+        world.slot_w = slot_w
         world.open("slot-1")
         found = _measure(folder, world, dispatcher, hours_s=(0.4, 1.5) if small else (1.25, 4.0))
         start_s, per_slot, hour_s = found["chat_start_s"], found["per_slot"], found["hour_s"]
@@ -87,12 +93,12 @@ def _live(home: Path, folder: Path, say: Say, policy: str) -> None:
         world.open("slot-2")
         arrivals = draw_arrivals(_days(per_slot)[-1], hour_s, seed=1)
         say(f"A wave of {len(arrivals)} requests comes; a slot answers {per_slot:.1f} a second.")
-        wave = Wave(folder / "answers.jsonl", arrivals, _body(found["tokens"]), dispatcher)
+        wave = Wave(folder / "answers.jsonl", arrivals, _body(found["tokens"]), dispatcher, world.clock)
         opened.callback(wave.close)
         world.demand = lambda now: wave.demand(now, found["days"][-1], hour_s, per_slot)
         chosen = load("policies", policy)()
-        while not wave.over or not trained.finished or any(lease.until for lease in ledger.leases(current=True)):
-            for move in tick(time.time(), world, chosen):
+        while not wave.over or not trained.finished or any(x.until and x.role != DRAINED for x in ledger.leases(current=True)):
+            for move in tick(world.clock(), world, chosen):
                 say(f"  {type(move).__name__} {move.slot}: {move.why}.")
             time.sleep(world.limits.tick_s)
 

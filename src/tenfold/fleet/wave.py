@@ -7,7 +7,7 @@ m-small); days differ in height by some 8 %, hours by 5 %.
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tenfold.fleet.dispatcher import Dispatcher
-from tenfold.fleet.fleet import Demand
+from tenfold.fleet.slots import Demand
 from tenfold.spec.files import append_line, read_lines
 from tenfold.spec.forecasts import around
 
@@ -44,13 +44,16 @@ def forecast_peak(history: Sequence[Sequence[float]], hour_s: float) -> tuple[fl
 
 
 class Wave:
-    """Sends requests at their times, and writes each answer to `path`; those that stand there are not sent again."""
+    """Sends requests at their times, and writes each answer to `path`; those that stand there are not sent again. Times are by the
+    fleet's `clock`."""
 
-    def __init__(self, path: Path, arrivals: Sequence[float], body: dict[str, Any], dispatcher: Dispatcher):
+    def __init__(
+        self, path: Path, arrivals: Sequence[float], body: dict[str, Any], dispatcher: Dispatcher, clock: Callable[[], float]
+    ):  # fmt: skip
         self._path, self._arrivals, self._body, self._dispatcher = path, arrivals, body, dispatcher
         self._left = set(range(len(arrivals))) - {row["request"] for row in read_lines(path)}
         self._lock, self._pool, self._sent = threading.Lock(), ThreadPoolExecutor(128), list[Future[None]]()
-        self._began = time.time() - arrivals[min(self._left, default=-1)]  # from the first that has no answer
+        self._clock, self._began = clock, clock() - arrivals[min(self._left, default=-1)]  # from the first that has no answer
         threading.Thread(target=self._send, args=(sorted(self._left),), daemon=True).start()
 
     @property
@@ -74,7 +77,7 @@ class Wave:
 
     def _send(self, numbers: list[int]) -> None:
         for i in numbers:
-            time.sleep(max(0.0, self._began + self._arrivals[i] - time.time()))
+            time.sleep(max(0.0, self._began + self._arrivals[i] - self._clock()))
             if not self._dispatcher.ended:
                 self._sent.append(self._pool.submit(self._ask, i))
 

@@ -1,0 +1,41 @@
+"""A controller of toy roles in a process of its own: `python toy_controller.py HOME`, until HOME/stop is there."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import toy_roles
+
+from tenfold.fleet.dispatcher import Dispatcher
+from tenfold.fleet.fleet import tick
+from tenfold.fleet.ledger import Ledger
+from tenfold.fleet.lend import Lending
+from tenfold.fleet.local import LocalWorld
+from tenfold.fleet.operate import CONTROLLER
+from tenfold.fleet.slots import Demand, Limits
+from tenfold.launch.job import open_launcher
+from tenfold.spec.files import make_folder, one_at_a_time
+
+OWNERS = {"a": "chat", "b": "train"}
+
+
+def control(home):
+    folder = make_folder(home / "fleet")
+    with one_at_a_time(folder / CONTROLLER, "running the fleet"):
+        ledger = Ledger(folder / "ledger.db", OWNERS, time.time())
+        roles = {"chat": toy_roles.ToyChat(), "train": toy_roles.Counting(home / "steps", steps=10**6)}
+        world = LocalWorld(folder, ledger, roles, open_launcher("local"), Dispatcher())
+        world.limits = Limits(leave_s=2, tick_s=0.1, switch_s=0.5, hung_s=4)
+        world.slot_w, world.demand = 50.0, lambda now: Demand(1.0, (1.0,), 1, 0, 10)
+        for slot in ledger.owners:
+            world.open(slot)
+        while not (home / "stop").exists() and os.getppid() != 1:
+            tick(world.clock(), world, Lending())
+            time.sleep(world.limits.tick_s)
+        world.close()
+        ledger.close()
+
+
+if __name__ == "__main__":
+    control(Path(sys.argv[1]))
