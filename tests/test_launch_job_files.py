@@ -191,7 +191,7 @@ def test_submitting_says_what_the_system_says(run, tmp_path, programs, monkeypat
     tenfold(["launch", str(run), "--on", "slurm", "--nodes", "2", "--submit", "--json"])
     assert json.loads(capsys.readouterr().out)["submitted"] == "Submitted batch job 7"
     programs("sbatch", "echo 'sbatch: error: invalid partition' >&2; exit 1")
-    with pytest.raises(TenfoldError, match="sbatch did not take .* invalid partition"):
+    with pytest.raises(TenfoldError, match="sbatch fails on .* invalid partition"):
         open_launcher("slurm").submit(command_job(run, NODES, "generations"))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(TenfoldError, match="kubectl is not on this machine"):

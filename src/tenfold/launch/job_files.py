@@ -144,7 +144,7 @@ def call(program: str, arguments: Sequence[str], about: str) -> str:
     done = subprocess.run([program, *arguments], capture_output=True, text=True)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise TenfoldError(f"{program} did not take {about}: {lines[-1]}")
+        raise TenfoldError(f"{program} fails on {about}: {lines[-1]}")
     return done.stdout.strip()
 
 
