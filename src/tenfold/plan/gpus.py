@@ -104,12 +104,6 @@ def first_that_fits(job: Job, above: int) -> int | None:
 
 
 def quickest(job: Job) -> tuple[float, int]:
-    """(the most tokens a second by the clock that any number trains, that number), or (0, 0)."""
-    best, since = (0.0, 0), 0
-    for number in takewhile(lambda n: n <= MOST_GPUS, numbers()):
-        rate = job.rate(number)
-        since = 0 if rate > best[0] else since + 1
-        best = max(best, (rate, number))
-        if best[0] and since > NO_GAIN:
-            break
-    return best
+    """(the most tokens a second by the clock that any power of two trains, that number); (0, the largest) where none trains any."""
+    powers = (number for number in takewhile(lambda n: n <= MOST_GPUS, numbers()) if number.bit_count() == 1)
+    return max((job.rate(number), number) for number in powers)

@@ -116,12 +116,10 @@ def gpus_for_days(shape: Shape, fixed: GpuRequest, machine: Machine, step: StepR
     if found is not None:
         return found
     rate, gpus = quickest(job)
-    if not gpus:
-        raise TenfoldError(f"{shape.spec.name} fits on no number of {machine.accelerator.name}: take parts with more memory.")
     need = f"{shape.tokens / rate / DAY_S:.3g} days" if rate else "more days than can be counted"
     raise TenfoldError(
         f"No number of {machine.accelerator.name} trains {shape.spec.name} in {days:g} days with a probability of "
-        f"{fixed.confidence:.0%}: the quickest, {gpus:,}, need {need}; take as many days, fewer "
+        f"{fixed.confidence:.0%}: the quickest power of two, {gpus:,}, needs {need}; take as many days, fewer "
         "FLOPs, a larger --global-batch or another accelerator."
     )
 

@@ -63,6 +63,13 @@ class SystemOptions(Struct, frozen=True):
     working_dir: Annotated[Folder | None, Meta(description="Ray: a folder that the job runs in a copy of.")] = None
 
 
+class Choices(Struct, frozen=True):
+    """A job for each choice of settings."""
+
+    sweep: Annotated[tuple[str, ...], Meta(description="KEY=VALUE,VALUE: a job for each; again for their product.")] = ()
+    at_once: Annotated[Count | None, Meta(description="How many jobs of a sweep run at a time, on Slurm; by default all.")] = None
+
+
 def launch(
     run: Annotated[File, Meta(description="A run file.")],
     /,
@@ -70,8 +77,7 @@ def launch(
     on: Annotated[Text, Meta(description="The launcher: slurm, kubernetes, ray or local.")],
     asked: ClusterOptions = ClusterOptions(),
     system: SystemOptions = SystemOptions(),
-    sweep: Annotated[tuple[str, ...], Meta(description="KEY=VALUE,VALUE: a job for each; again for their product.")] = (),
-    at_once: Annotated[Count | None, Meta(description="How many jobs of a sweep run at a time, on Slurm; by default all.")] = None,
+    choices: Choices = Choices(),
     submit: Annotated[bool, Meta(description="Submit it too.")] = False,
     json: Json = False,
 ) -> None:
@@ -85,7 +91,7 @@ def launch(
 
       tenfold launch run.toml --on kubernetes --nodes 4 --image registry.example/tenfold:1 --home /generations --queue research
 
-      tenfold launch status run; tenfold launch logs run; tenfold launch resize run --nodes 2; tenfold launch cancel run
+      tenfold launch resize run --nodes 2      # also status, logs and cancel
     """
     from msgspec.structs import asdict as fields_of
 
@@ -99,12 +105,13 @@ def launch(
     launcher = open_launcher(on, **options)
     if not isinstance(launcher, JobFileLauncher):
         raise TenfoldError(f"The launcher {on!r} writes no job file: say slurm, kubernetes, ray or local.")
-    if at_once is not None and not sweep:
+    sweep = choices.sweep
+    if choices.at_once is not None and not sweep:
         raise TenfoldError("--at-once is of a sweep: say --sweep KEY=VALUE,VALUE, too.")
     runs = write_sweep(run, sweep, system.folder) if sweep else [run]
     jobs = [command_job(one, _needs(asked), asked.home, **_fields(asked)) for one in runs]
     if submit:
-        handles = launcher.submit_all(run.stem, jobs, at_once)
+        handles = launcher.submit_all(run.stem, jobs, choices.at_once)
         for handle in handles:
             write_record(system.folder, on, options, handle)
         paths = list(dict.fromkeys(handle.file for handle in handles if handle.file is not None))
