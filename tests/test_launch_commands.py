@@ -250,6 +250,11 @@ def test_words_survive_the_shell(words, place):
     assert done.stdout.decode().split("\0")[:-1] == [*words, f"{words[0]}{known}={known}"]
 
 
+def written(path):
+    """A file's text; ends of lines as they are."""
+    return path.read_bytes().decode()
+
+
 @given(st.lists(TEXTS, min_size=1, max_size=3), TEXTS)
 @settings(max_examples=12, deadline=None)
 def test_commands_and_environments_survive_every_job_file(tmp_path_factory, words, value):
@@ -259,23 +264,23 @@ def test_commands_and_environments_survive_every_job_file(tmp_path_factory, word
     job = Job(f"a {value} job", command=("printf", "%s\\0", *words), **fields)
     show = """printf "%s\\0" "$NCCL_TEST"; """
     local = open_launcher("local", folder=folder).write(job)
-    text = local.read_text().replace("exec >>", "true >>").replace('exit "$status"', f'{show} exit "$status"')
+    text = written(local).replace("exec >>", "true >>").replace('exit "$status"', f'{show} exit "$status"')
     done = subprocess.run(["bash", "-c", text], capture_output=True, check=True)
     assert done.stdout.decode().split("\0")[:-1] == [*words, value]
     slurm = open_launcher("slurm", folder=folder, reservation=value.translate(dict.fromkeys([*range(32), 127])) or None).write(job)
-    script = f"""srun() {{ shift; "$@"; {show} }}; scontrol() {{ :; }}; SLURM_JOB_ID=1 SLURM_JOB_NODELIST=n; {slurm.read_text()}"""
+    script = f"""srun() {{ shift; "$@"; {show} }}; scontrol() {{ :; }}; SLURM_JOB_ID=1 SLURM_JOB_NODELIST=n; {written(slurm)}"""
     done = subprocess.run(["bash", "-c", script], capture_output=True, check=True)
     assert done.stdout.decode().split("\0")[:-1] == [*words, value]
     cluster = open_launcher(
         "kubernetes", folder=folder, image=value, home=f"/{value}", queue="q", topology=value or "x", gang="volcano"
     )
-    documents = list(yaml.safe_load_all(cluster.write(job).read_text()))
+    documents = list(yaml.safe_load_all(written(cluster.write(job))))
     (container,) = documents[-1]["spec"]["template"]["spec"]["containers"]
     assert container["command"] == ["printf", "%s\\0", *words] and container["image"] == value
     assert container["env"] == [{"name": "NCCL_TEST", "value": value}]
-    assert documents[0]["data"] == {"run.toml": (folder / "run.toml").read_text()}
+    assert documents[0]["data"] == {"run.toml": value}
     space = {}
-    source = open_launcher("ray", folder=folder).write(job).read_text()
+    source = written(open_launcher("ray", folder=folder).write(job))
     exec(source[source.index("NODES") : source.index("@ray")], space)
     assert space["COMMAND"] == ["printf", "%s\\0", *words]
 

@@ -72,7 +72,7 @@ class KubernetesLauncher(JobFileLauncher):
             "tolerations": [_toleration(text) for text in self.toleration],
             "resources": {"nvidia.com/gpu": str(needs.gpus)} | cores | memory | rdma,
             "env": [{"name": variable, "value": value} for variable, value in job.environment.items()],
-            "texts": {key: path.read_text() for key, path in shipped(job).items()},
+            "texts": {key: path.read_bytes().decode() for key, path in shipped(job).items()},
             "once": f"{name}-{uuid.uuid4().hex[:8]}",  # a job of the same name that was deleted is another run
         }  # fmt: skip
 

@@ -63,11 +63,12 @@ class SystemOptions(Struct, frozen=True):
     working_dir: Annotated[Folder | None, Meta(description="Ray: a folder that the job runs in a copy of.")] = None
 
 
-class Choices(Struct, frozen=True):
-    """A job for each choice of settings."""
+class JobOptions(Struct, frozen=True):
+    """Which jobs are made, and whether they are submitted."""
 
     sweep: Annotated[tuple[str, ...], Meta(description="KEY=VALUE,VALUE: a job for each; again for their product.")] = ()
     at_once: Annotated[Count | None, Meta(description="How many jobs of a sweep run at a time, on Slurm; by default all.")] = None
+    submit: Annotated[bool, Meta(description="Submit it too.")] = False
 
 
 def launch(
@@ -77,8 +78,7 @@ def launch(
     on: Annotated[Text, Meta(description="The launcher: slurm, kubernetes, ray or local.")],
     asked: ClusterOptions = ClusterOptions(),
     system: SystemOptions = SystemOptions(),
-    choices: Choices = Choices(),
-    submit: Annotated[bool, Meta(description="Submit it too.")] = False,
+    jobs: JobOptions = JobOptions(),
     json: Json = False,
 ) -> None:
     """Write the job file that trains a run on many machines, show it, and submit it if asked to.
@@ -105,25 +105,24 @@ def launch(
     launcher = open_launcher(on, **options)
     if not isinstance(launcher, JobFileLauncher):
         raise TenfoldError(f"The launcher {on!r} writes no job file: say slurm, kubernetes, ray or local.")
-    sweep = choices.sweep
-    if choices.at_once is not None and not sweep:
+    if jobs.at_once is not None and not jobs.sweep:
         raise TenfoldError("--at-once is of a sweep: say --sweep KEY=VALUE,VALUE, too.")
-    runs = write_sweep(run, sweep, system.folder) if sweep else [run]
-    jobs = [command_job(one, _needs(asked), asked.home, **_fields(asked)) for one in runs]
-    if submit:
-        handles = launcher.submit_all(run.stem, jobs, choices.at_once)
+    runs = write_sweep(run, jobs.sweep, system.folder) if jobs.sweep else [run]
+    made = [command_job(one, _needs(asked), asked.home, **_fields(asked)) for one in runs]
+    if jobs.submit:
+        handles = launcher.submit_all(run.stem, made, jobs.at_once)
         for handle in handles:
             write_record(system.folder, on, options, handle)
         paths = list(dict.fromkeys(handle.file for handle in handles if handle.file is not None))
         said = "; ".join(dict.fromkeys(handle.said for handle in handles))
     else:
-        paths, said = launcher.write_all(run.stem, jobs), None
+        paths, said = launcher.write_all(run.stem, made), None
     text = "\n".join(path.read_text() for path in paths)
     if json:
         print_json({"file": str(paths[0]), "files": [str(path) for path in paths], "job": text, "submitted": said})
         return
     print(text)
-    print(f"Written to {', '.join(map(str, paths))}" + (f" and submitted: {said}" if submit else "."))
+    print(f"Written to {', '.join(map(str, paths))}" + (f" and submitted: {said}" if jobs.submit else "."))
 
 
 def _needs(asked: ClusterOptions) -> Resources:
