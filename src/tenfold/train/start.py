@@ -68,6 +68,10 @@ def start_run(task: Task, config: RunConfig, directory: Path, watchdog: Watchdog
     peak *= dist.get_world_size() if dist.is_initialized() else 1
     facts["compile"] = _compiled(model, config, resolved, dims, peak)
     skipper = _skipper(config, state, resolved.device, dims)
+    step = Step(
+        task, model, optimizers, skipper, resolved.h, config.optimizer, resolved.device, dims, layout_of(config).micro_batch,
+        read_every=config.log.every,
+    )  # fmt: skip
     record = make_folder(directory if dims.rank == 0 else directory / "ranks" / str(dims.rank))
     run = Run(
         directory=directory,
@@ -83,10 +87,7 @@ def start_run(task: Task, config: RunConfig, directory: Path, watchdog: Watchdog
         tokens_per_step=resolved.h.batch_size * config.data.seq_len,
         peak_flops=peak,
         peak_source=peak_source,
-        train_step=Step(
-            task, model, optimizers, skipper, resolved.h, config.optimizer, resolved.device, dims, layout_of(config).micro_batch,
-            read_every=config.log.every,
-        ),  # fmt: skip
+        train_step=step,
         rows_of=opened.enter_context(_rows(task, directory, dims, resolved)),
         watchdog=watchdog,
         metrics=opened.enter_context(_metrics(config, record, dims, None if saved is None else state.step)),
