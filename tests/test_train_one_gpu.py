@@ -172,6 +172,7 @@ def test_experts_worked_out_again_give_the_same_and_count_their_load_once(what, 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_the_compiled_kernel_skips_what_the_blocks_leave_out_and_is_compiled_once():
+    torch._dynamo.reset()  # what other tests of this process have compiled is not counted
     counter = CompileCounterWithBackend("inductor")
     kernel = torch.compile(lambda q, k, v, mask: flex_attention(q, k, v, block_mask=mask), backend=counter, dynamic=False)
     with torch.no_grad():
@@ -193,6 +194,7 @@ def test_the_compiled_loss_is_the_loss():
 
 
 def test_masks_of_new_documents_compile_nothing_new():
+    torch._dynamo.reset()  # what other tests of this process have compiled is not counted
     torch.manual_seed(0)
     model, counter = Llama(SPEC), CompileCounterWithBackend("eager")
     use_document_blocks(model, 256)
