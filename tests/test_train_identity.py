@@ -138,6 +138,21 @@ def test_a_run_keeps_its_number_format_and_one_that_saved_nothing_begins_anew(co
     assert pretrain(run_config(**SMALL, seed=3), corpus, tmp_path / "failed", quiet=True).finished
 
 
+def test_a_setting_that_a_start_leaves_out_is_its_default_and_so_is_one_that_is_younger_than_the_run(corpus, stopped):
+    file, young = stopped / "identity.json", ("task.z_loss", "task.mtp", "optimizer.schedule", "data.image_share", "seed")
+    said = json.loads(file.read_text())
+    file.write_text(json.dumps({**said, "settings": {key: value for key, value in said["settings"].items() if key not in young}}))
+
+    def changed(**settings):
+        config = run_config(**SMALL, **settings)
+        return identify(Pretraining(config, corpus, stopped.parent), config, stopped).changed
+
+    assert changed() == changed(z_loss=0.0, mtp=0) == {}
+    for other, shown in (({"z_loss": 0.1}, "task.z_loss was 0 and is 0.1"), ({"seed": 9}, "seed was 0 and is 9")):
+        with pytest.raises(TenfoldError, match=shown):
+            changed(**other)
+
+
 def test_an_older_run_without_an_identity_is_held_to_its_run_file(corpus, stopped):
     (stopped / "identity.json").unlink()
     with pytest.raises(TenfoldError, match="seed was 0 and is 9"):

@@ -5,12 +5,18 @@ The structs stand apart from the code that they configure, so that the command l
 
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct
+from msgspec import NODEFAULT, Meta, Struct, structs
 
 from tenfold.spec.layout import Layout
 from tenfold.spec.ranges import Count, CountOrNone, Flops, NotNegative, Positive, Seed, SeqLen, Share, Text, VocabSize
 
 VERSION = 2  # of run files, and of what is written beside them: run.jsonl, time.jsonl, skipped.jsonl
+
+
+def defaults(table: type[Struct]) -> dict[str, Any]:
+    """The defaults of a table's settings, without those that must be given."""
+    fields = structs.fields(table)
+    return {f.name: f.default_factory() if f.default is NODEFAULT else f.default for f in fields if not f.required}
 
 
 class MixedCorpus(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

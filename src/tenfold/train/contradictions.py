@@ -4,11 +4,11 @@ from collections.abc import Callable
 from functools import reduce
 from typing import Any
 
-from msgspec import NODEFAULT, Struct, structs
+from msgspec import Struct
 
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.ranges import as_key, shown
-from tenfold.train.config import RunConfig
+from tenfold.train.config import RunConfig, defaults
 
 Holds = Callable[[RunConfig], bool]
 
@@ -68,8 +68,7 @@ def refuse(table: Struct, key: str, why: str, where: str = "The run") -> None:
 
 def _default(table: type[Struct], key: str) -> Any:
     first, _, rest = key.partition(".")
-    field = next(field for field in structs.fields(table) if field.name == first)
-    default = field.default_factory() if field.default is NODEFAULT else field.default
+    default = defaults(table)[first]
     return _at(default, rest) if rest else default
 
 

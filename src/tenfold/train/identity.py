@@ -21,7 +21,7 @@ from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import make_folder, one_at_a_time, write_json
 from tenfold.spec.strict_json import finite
 from tenfold.spec.versions import read_document
-from tenfold.train.config import RunConfig
+from tenfold.train.config import RunConfig, defaults
 from tenfold.train.parallel.processes import on_first_process
 from tenfold.train.resolve import resolve
 from tenfold.train.result import read_result
@@ -78,7 +78,7 @@ def identify(task: Task, config: RunConfig, directory: Path) -> Identity:
     config = replace(config, dtype=settings["dtype"])
     if before is None and _has_saved(directory, config) and (directory / "run.toml").exists():  # of an older Tenfold
         before = _settings(task, with_absolute_paths(read_config(directory / "run.toml")))
-    changed = {} if before is None else _differences(before, settings)
+    changed = {} if before is None else _differences(before, settings, _defaults(task))
     refused = {key: values for key, values in changed.items() if not _may_change(key, *values)}
     if refused:
         raise TenfoldError(
@@ -161,7 +161,7 @@ def _settings(task: Task, config: RunConfig) -> dict[str, Any]:
         "tokens": resolved.tokens,
         "dtype": str(resolved.dtype).removeprefix("torch."),
         "model": {key: value for key, value in asdict(resolved.spec).items() if key != "name"},
-        "task": {"name": "pretrain", **config.task},
+        "task": config.task,
         "data": {key: value for key, value in given["data"].items() if key != "vocab_size"}
         | {"mixture": mixture, "batch_size": h.batch_size},
         "optimizer": {**given["optimizer"], **{key: getattr(h, key) for key in DERIVED["optimizer"]}},
@@ -179,9 +179,16 @@ def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, list[Any]]:
-    keys = [*before, *(key for key in after if key not in before)]
-    return {key: [before.get(key), after.get(key)] for key in keys if before.get(key) != after.get(key)}
+def _defaults(task: Task) -> dict[str, Any]:
+    """What a setting is that a run file leaves out, or that Tenfold did not have when a run began."""
+    of_task = {} if task.settings is None else defaults(type(task.settings))
+    return finite(_flat(msgspec.to_builtins({**defaults(RunConfig), "task": {"name": "pretrain", **of_task}})))
+
+
+def _differences(before: dict[str, Any], after: dict[str, Any], left_out: dict[str, Any]) -> dict[str, list[Any]]:
+    """Every setting of either start that differs; one that a start does not name is as `left_out` says."""
+    values = {key: [of.get(key, left_out.get(key)) for of in (before, after)] for key in before | after}
+    return {key: [was, is_] for key, (was, is_) in values.items() if was != is_}
 
 
 def _may_change(key: str, before: Any, after: Any) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
+from msgspec import Struct
 from torch import Tensor, nn
 
 
@@ -62,7 +63,8 @@ class Task(Protocol):
 
     `vocab_size` is that of the text; `directory` holds the files of the tokenizer, for the export. `is_remote` says whether rows
     may come from an object store, and are better made ahead of time; `adds_modules` whether `prepare` adds modules to the model.
-    `epoch_tokens` are the tokens of rows after which it shows the same again; 0 where it does not say.
+    `epoch_tokens` are the tokens of rows after which it shows the same again; 0 where it does not say. `settings` is the table
+    `[task]`, where the task has settings of its own.
     """
 
     vocab_size: int
@@ -70,6 +72,9 @@ class Task(Protocol):
     is_remote: bool
     adds_modules: bool
     epoch_tokens: int
+
+    @property
+    def settings(self) -> Struct | None: ...
 
     def prepare(self, model: nn.Module) -> None:
         """Give a model what this task trains beside it."""
@@ -118,6 +123,7 @@ class TaskBase:
     is_remote = False
     adds_modules = False
     epoch_tokens = 0
+    settings: Struct | None = None
 
     def prepare(self, model: nn.Module) -> None:
         pass

@@ -64,7 +64,7 @@ class ComparedAnswers(TuningTask):
 
     def __init__(self, config: RunConfig, settings: Any, *, quiet: bool = False):
         """Raises TenfoldError where the answers cannot be read, or would be read more often than `max_epochs`."""
-        self.settings, self.adapters, self.tally = settings, settings, Tally()
+        self.settings, self.tally = settings, Tally()
         model = model_of(config)
         layout = layout_of(config)
         if layout.pp * layout.tp * layout.cp != 1:
@@ -85,7 +85,7 @@ class ComparedAnswers(TuningTask):
         self._reference = on_first_process_then_all(lambda: self._columns(config, (files[0], files[1] or files[0]), quiet))
 
     def _columns(self, config: RunConfig, files: tuple[Path, Path], quiet: bool) -> tuple[np.ndarray, np.ndarray]:
-        reference = ReferenceModel(config, self.vocab_size, self.adapters, quiet)
+        reference = ReferenceModel(config, self.vocab_size, self.settings, quiet)
 
         def log_probs(model: nn.Module, packed: PackedAnswers, device: torch.device) -> Tensor:
             return self.log_probs(model, self._rows(packed, None).on(device, slice(None)))

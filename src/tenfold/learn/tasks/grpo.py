@@ -51,7 +51,7 @@ class GRPO(PolicyGradient):
         """Raises TenfoldError for prompts or rewards that cannot be had, and sizes that do not fit one another."""
         if dist.is_initialized() and dist.get_world_size() > 1:
             raise TenfoldError("GRPO draws its answers on one process: start it without --launch.")
-        self.settings, self.adapters, self.tally, self.model_path = settings, settings, Tally(), model_of(config)
+        self.settings, self.tally, self.model_path = settings, Tally(), model_of(config)
         self.encoder, self.rewards = ChatEncoder.of(self.model_path), read_rewards(settings.rewards)
         self.vocab_size, self.directory = self.encoder.vocabulary.size, self.model_path
         self.spec, tokens = resolve_model(config, self.vocab_size)

@@ -37,7 +37,7 @@ class SFT(TuningTask):
     def __init__(self, config: RunConfig, chats: tuple[PackedChats, PackedChats], encoder: ChatEncoder):
         """Raises TenfoldError where the chats would be read more often than `max_epochs`."""
         self.train, self.validation = train, _ = chats
-        self.adapters = task_settings(config, SFTConfig)
+        self.settings = task_settings(config, SFTConfig)
         self.vocab_size, self.directory = encoder.vocabulary.size, Path(config.init_from or "")
         self.spec, tokens = resolve_model(config, self.vocab_size)
         h = resolve_hyperparameters(config, tokens)

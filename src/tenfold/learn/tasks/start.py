@@ -23,24 +23,24 @@ class TuningTask(TaskBase):
     """Trains all weights of a model, or with a `lora_rank` adapters beside them, which may have few bits (`quantization`). Adapters
     are written to `adapter/` in PEFT's format, and merged into `model/`."""
 
-    adapters: LoRAOptions
+    settings: LoRAOptions
     directory: Path
 
     @property
     def adds_modules(self) -> bool:  # type: ignore[override]
-        return bool(self.adapters.lora_rank)
+        return bool(self.settings.lora_rank)
 
     @property
     def trained_share(self) -> float:
         """Of the FLOPs of training all weights: those that are kept have no gradients of their own."""
-        return 2 / 3 if self.adapters.lora_rank else 1.0
+        return 2 / 3 if self.settings.lora_rank else 1.0
 
     def fingerprint(self) -> dict[str, str]:
-        return {} if self.adapters.adapter is None else {"adapter": weights_hash(Path(self.adapters.adapter))}
+        return {} if self.settings.adapter is None else {"adapter": weights_hash(Path(self.settings.adapter))}
 
     def prepare(self, model: nn.Module) -> None:
         """Raises TenfoldError for an adapter that does not fit, and for adapters on several processes."""
-        given = self.adapters
+        given = self.settings
         if not given.lora_rank:
             return
         if dist.is_initialized() and dist.get_world_size() > 1:
@@ -51,7 +51,7 @@ class TuningTask(TaskBase):
             read_adapter(cast(Any, model), Path(given.adapter))
 
     def finish(self, model: nn.Module, directory: Path) -> None:
-        if self.adapters.lora_rank:
+        if self.settings.lora_rank:
             write_adapter(cast(Any, model), directory / "adapter", str(self.directory))
             merge_lora(model)
 

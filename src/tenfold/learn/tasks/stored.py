@@ -69,7 +69,7 @@ class StoredGRPO(PolicyGradient):
             raise TenfoldError("Stored answers are learned on one process: start it without --launch.")
         for key in IDLE:
             refuse(settings, key, "answers are stored, not drawn", "The table [task]")
-        self.settings, self.adapters, self.tally = settings, settings, Tally()
+        self.settings, self.tally = settings, Tally()
         model = model_of(config)
         self.encoder = ChatEncoder.of(model)
         self.vocab_size, self.directory = self.encoder.vocabulary.size, model
