@@ -102,7 +102,7 @@ def _config(model: Path, fields: dict[str, Any]) -> RunConfig:
 
 def trained(
     config: RunConfig, generation: Path, quiet: bool, rent_usd_per_h: float = 0.0, *, with_budget: bool = True
-) -> RunResult:  # fmt: skip
+) -> RunResult:
     """Train a generation, or go on with it. One that has finished is not trained again, unless it was given more tokens.
 
     `with_budget` forecasts what it takes first, which is scored when it has finished. Raises TenfoldError where it was begun with

@@ -54,7 +54,7 @@ class Database:
             if self._is_sqlite:
                 _make_private(address.database or "", create, kind.name)
                 event.listen(self._engine, "connect", _durable_sqlite)
-            if not self._is_sqlite:
+            else:
                 self._engine.connect().close()  # so that what is repeated below is a race alone, and no host that does not answer
             if not create and not inspect(self._engine).has_table(self._settings.name):
                 raise TenfoldError(f"The database {shown} holds no {kind.name}: give the URL that the server has.")
