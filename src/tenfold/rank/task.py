@@ -98,6 +98,8 @@ class RankRows:
 class Ranking(TaskBase):
     """The task. It evaluates on the validation; the test is for `tenfold rank evaluate` alone."""
 
+    settings: RankConfig
+
     def __init__(self, config: RunConfig, interactions: Interactions):
         """Raises TenfoldError for a model of another family, or of another context than the rows have."""
         self.settings = task_settings(config, RankConfig)

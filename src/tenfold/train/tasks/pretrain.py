@@ -70,6 +70,7 @@ class Pretraining(TaskBase):
     """The task. `corpus` is a corpus or a mixture; `images` those that a share of the rows shows."""
 
     settings_type: type[PretrainingConfig] = PretrainingConfig
+    settings: PretrainingConfig
 
     def __init__(self, config: RunConfig, corpus: Corpus | Mixture, home: Path):
         """Raises TenfoldError where the corpus is too small, or a setting of `[task]` is none. Images are prepared in `home`."""
