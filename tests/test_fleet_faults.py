@@ -171,10 +171,8 @@ def test_a_borrower_without_its_controller_is_gone_by_its_deadline_and_the_fleet
 
 
 def test_a_stopped_holder_is_ended_once_its_deadline_is_over(tmp_path):
-    launcher, lock, begun = open_launcher("local"), tmp_path / "slot.lock", tmp_path / "begun"
-    end = time.monotonic() + 6
-    stopped = launcher.submit(Job("stopped", function=hold, arguments=(lock, end, toy_roles.ignore_everything, begun)))
-    until(lambda: begun.exists() or stopped.status() == "failed")
+    launcher, lock = open_launcher("local"), tmp_path / "slot.lock"
+    stopped, end = toy_roles.borrow_deaf(launcher, lock, tmp_path / "begun")
     os.killpg(int(stopped.id), signal.SIGSTOP)
     after = launcher.submit(Job("next", function=hold, arguments=(lock, None, time.monotonic)))
     assert after.future.result(timeout=120) >= end
