@@ -7,7 +7,7 @@ import pytest
 from chat_models import chat_model
 from msgspec import structs
 
-from tenfold.learn.budget import _spread
+from tenfold.learn.budget import _spread, in_words
 from tenfold.learn.options import DPOOptions, GRPOOptions, KTOOptions, LoRAOptions, RewardSource, TuneSettings
 from tenfold.learn.tune import tune, tune_on_rewards
 from tenfold.spec.forecasts import Forecast, around, forecast, outcome, read_forecasts
@@ -102,3 +102,10 @@ def test_the_spread_is_that_of_earlier_outcomes(tmp_path):
         outcome(tmp_path, str(i), 10 * ratio)
     assert _spread(tmp_path, "tuning_seconds") == pytest.approx(math.log(1.5))
     assert _spread(tmp_path, "tuning_kwh") == 0.2
+
+
+def test_the_forecast_in_words_names_each_unit_beside_its_figure():
+    quantiles = {"tuning_seconds": around(120, 0.1), "tuning_usd": around(3, 0.1), "tuning_gib": around(2, 0.1)}
+    for rent, what in ((0.0, "electricity"), (2.0, "rent")):
+        said = in_words({"steps": 9, "quantiles": quantiles, "rent_usd_per_h": rent})
+        assert said.startswith("9 steps, about 2 min 0 s (1 min") and f"3 USD of {what} (" in said and "2 GiB (" in said

@@ -311,3 +311,10 @@ def read_model_weights(path):
     from tenfold.model.io.huggingface import read_model
 
     return dict(read_model(path).named_parameters())
+
+
+def test_a_shape_that_cannot_be_is_refused_before_the_text_is_read(tmp_path):
+    write_model(Llama(SPEC), tmp_path / "teacher")
+    with pytest.raises(TenfoldError, match="cannot be pruned to 0.01"):
+        distil(tmp_path / "teacher", str(tmp_path / "no such text"), tmp_path / "home" / "student", DistilSettings(keep=0.01))
+    assert not (tmp_path / "home").exists()

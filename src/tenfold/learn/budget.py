@@ -16,6 +16,7 @@ from tenfold.plan.sites.site import site
 from tenfold.spec.files import make_folder, write_json
 from tenfold.spec.forecasts import LEVELS, Forecast, around, forecast, outcome, read_forecasts
 from tenfold.spec.terminal import console
+from tenfold.spec.units import duration
 from tenfold.spec.versions import read_document
 from tenfold.train.config import RunConfig
 from tenfold.train.memory import peak_memory_bytes, reset_peak_memory
@@ -64,13 +65,15 @@ def settle(generation: Path, result: RunResult) -> None:
 
 def in_words(said: dict[str, Any]) -> str:
     """The forecast in one line, each with its 80 % interval."""
-    parts = []
-    for kind, quantiles in said["quantiles"].items():
-        scale, unit = (1 / 60, "min") if kind == "tuning_seconds" else (1, UNITS[kind])
-        low, mid, high = (scale * quantiles[LEVELS.index(level)] for level in (0.1, 0.5, 0.9))
-        parts.append(f"{mid:.3g} {unit} ({low:.3g} to {high:.3g})")
     what = "rent" if said["rent_usd_per_h"] else "electricity"
-    return f"{said['steps']} steps, about {', '.join(parts)} of {what}; 80 % intervals in brackets."
+    units, parts = {**UNITS, "tuning_usd": f"USD of {what}"}, []
+    for kind, quantiles in said["quantiles"].items():
+        low, mid, high = (quantiles[LEVELS.index(level)] for level in (0.1, 0.5, 0.9))
+        if kind == "tuning_seconds":
+            parts.append(f"{duration(mid)} ({duration(low)} to {duration(high)})")
+        else:
+            parts.append(f"{mid:.3g} {units[kind]} ({low:.3g} to {high:.3g})")
+    return f"{said['steps']} steps, about {', '.join(parts)}; 80 % intervals in brackets."
 
 
 def _measured(task: Task, config: RunConfig, home: Path, name: str, rent_usd_per_h: float) -> dict[str, Any]:

@@ -48,8 +48,8 @@ def distil(teacher: Path, data: str, generation: Path, settings: DistilSettings,
     Writes the generation: `pruned/`, the run with `model/`, and `distil.json`; the forecast and its outcome stand in the home.
     """
     home, student = generation.parent, generation / "pruned"
+    spec = smaller_shape(read_spec(teacher), settings.keep, settings.layers)  # refused before the text is read, which may take long
     corpus = text_of(teacher, data, home, quiet=quiet)
-    spec = smaller_shape(read_spec(teacher), settings.keep, settings.layers)
     if student.exists():
         if replace(read_spec(student), name=spec.name) != spec:
             raise TenfoldError(f"{student} was pruned to another shape: give the same --keep and --layers, or another --name.")
