@@ -85,6 +85,12 @@ def test_a_cluster_that_says_too_little_is_one_sentence(line, says):
     assert "\n" not in str(error.value)
 
 
+def test_pools_of_one_accelerator_are_numbered_among_themselves():
+    kinds = ["l4:8", "l40s:8", "l4:4", "l40s:4", "l4:2"]
+    lines = [f"NodeName=n{i} CPUTot=8 RealMemory=1024 Gres=gpu:{kind}" for i, kind in enumerate(kinds)]
+    assert list(tables(slurm_nodes("\n".join(lines)))["pools"]) == ["l4", "l40s", "l4-2", "l40s-2", "l4-3"]
+
+
 def test_every_accelerator_is_found_by_its_own_name_and_no_other():
     for key in accelerators():
         (pool,) = tables(slurm_nodes(f"NodeName=n CPUTot=8 RealMemory=1024 Gres=gpu:nvidia_{key.replace('-', '_')}_80gb:8"))[

@@ -16,10 +16,12 @@ import toy_controller
 import toy_roles
 
 from tenfold.fleet.clock import Clock
+from tenfold.fleet.dispatcher import Dispatcher
 from tenfold.fleet.hold import hold
 from tenfold.fleet.ledger import Ledger
+from tenfold.fleet.local import LocalWorld
 from tenfold.fleet.operate import read_until, status, wish
-from tenfold.fleet.slots import DRAINED, Wish
+from tenfold.fleet.slots import DRAINED, Lend, Limits, Wish
 from tenfold.launch.job import Job, open_launcher
 from tenfold.spec.errors import TenfoldError
 
@@ -113,6 +115,22 @@ def test_a_worker_that_is_killed_or_hangs_is_started_again_and_goes_on(tmp_path)
     assert steps(tmp_path) == list(range(len(steps(tmp_path))))
 
 
+class NeverReady(toy_roles.ToyChat):
+    def is_ready(self, url, starts):
+        return False
+
+
+def test_a_borrower_that_does_not_come_to_work_has_failed_long_before_its_loan_is_over(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.db", {"b": "train"}, time.time())
+    roles = {"chat": NeverReady(), "train": toy_roles.Counting(tmp_path / "steps")}
+    world = LocalWorld(tmp_path, ledger, roles, open_launcher("local"), Dispatcher())
+    world.limits = Limits(leave_s=2, start_s=0.5, tick_s=0.1, restarts=1)
+    world.apply(Lend("b", "chat", world.clock() + 3600, "a launch"))
+    with pytest.raises(TenfoldError, match="chat in b failed 2 times"):
+        until(lambda: world.observe(world.clock()) is None)
+    world.close()
+
+
 def test_a_controller_that_is_killed_at_any_moment_goes_on(tmp_path):
     """Also in the midst of turns; each slot stays on one lease, no step is done twice, and what was wished is not forgotten."""
     chance = random.Random(0)
@@ -153,10 +171,8 @@ def test_a_borrower_without_its_controller_is_gone_by_its_deadline_and_the_fleet
 
 
 def test_a_stopped_holder_is_ended_once_its_deadline_is_over(tmp_path):
-    launcher, lock, begun = open_launcher("local"), tmp_path / "slot.lock", tmp_path / "begun"
-    end = time.monotonic() + 6
-    stopped = launcher.submit(Job("stopped", function=hold, arguments=(lock, end, toy_roles.ignore_everything, begun)))
-    until(lambda: begun.exists() or stopped.status() == "failed")
+    launcher, lock = open_launcher("local"), tmp_path / "slot.lock"
+    stopped, end = toy_roles.borrow_deaf(launcher, lock, tmp_path / "begun")
     os.killpg(int(stopped.id), signal.SIGSTOP)
     after = launcher.submit(Job("next", function=hold, arguments=(lock, None, time.monotonic)))
     assert after.future.result(timeout=120) >= end

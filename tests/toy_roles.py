@@ -56,6 +56,21 @@ def ignore_everything(path):
     time.sleep(600)
 
 
+def borrow_deaf(launcher, lock, begun):
+    """A borrower that hears nothing, at work, and its deadline. A busy machine may need longer than a deadline to start a process:
+    that one is gone, and the next has longer."""
+    for seconds in (4, 16, 64):
+        begun.unlink(missing_ok=True)
+        deadline = time.monotonic() + seconds
+        borrower = launcher.submit(Job("deaf", function=hold, arguments=(lock, deadline, ignore_everything, begun)))
+        while not begun.exists() and borrower.status() == "running":
+            assert time.monotonic() < deadline + 60
+            time.sleep(0.02)
+        if begun.exists() and time.monotonic() < deadline - 1:
+            break
+    return borrower, deadline
+
+
 class ToyChat:
     finished, many = False, True
 

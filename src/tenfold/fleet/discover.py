@@ -111,8 +111,8 @@ def tables(nodes: list[Node], accelerator: str | None = None) -> dict[str, Any]:
     pools: dict[str, dict[str, Any]] = {}
     for node, number in counted.most_common():
         key = _key(node.kind, accelerator)
-        name = key if key not in pools else f"{key}-{sum(known.startswith(key) for known in pools) + 1}"
-        pools[name] = {
+        same = sum(pool["accelerator"] == key for pool in pools.values())
+        pools[f"{key}-{same + 1}" if same else key] = {
             "site": node.site, "accelerator": key, "nodes": number, "accelerators_per_node": node.accelerators,
             "host_cores": node.host_cores, "ram_gib": node.ram_gib,
         }  # fmt: skip

@@ -29,10 +29,10 @@ def tick(now: float, world: World, policy: Policy) -> list[Move]:
     """Look, decide and apply once. What operators wish comes before the policy. A loan that is due ends whatever they say; a size
     that may not be moves nothing; no move makes more slots work than the caps of power allow."""
     fleet = world.observe(now)
-    leaving = fleet.limits.leave_s + 2 * fleet.limits.tick_s
-    slots, room = {slot.name: slot for slot in fleet.slots}, {slot.site: fleet.room(slot.site) for slot in fleet.slots}
-    wished = obey(now, fleet, leaving)
-    due = [_end(fleet, slot, leaving) for slot in fleet.slots if slot.until is not None and slot.until <= now + leaving]
+    leaving_s, slots = fleet.limits.leaving_s, {slot.name: slot for slot in fleet.slots}
+    room = {slot.site: fleet.room(slot.site) for slot in fleet.slots}
+    wished = obey(now, fleet)
+    due = [_end(fleet, slot) for slot in fleet.slots if slot.until is not None and slot.until <= now + leaving_s]
     rested = [
         slot
         for slot in fleet.slots
@@ -40,7 +40,7 @@ def tick(now: float, world: World, policy: Policy) -> list[Move]:
         and (slot.busy or room[slot.site] > 0)
         and (now - slot.since >= fleet.limits.switch_s or slot.idle)
     ]
-    sized = [_move(fleet, rested, size, now + 2 * leaving) for size in policy.decide(now, fleet.pool())]
+    sized = [_move(fleet, rested, size, now + 2 * leaving_s) for size in policy.decide(now, fleet.pool())]
     chosen: list[Move] = []
     for move in [*wished.moves, *due, *sized]:
         if move is None or (slot := slots.get(move.slot)) is None or slot.turning:
@@ -56,9 +56,9 @@ def tick(now: float, world: World, policy: Policy) -> list[Move]:
     return chosen
 
 
-def _end(fleet: Fleet, slot: Slot, leaving: float) -> Move:
+def _end(fleet: Fleet, slot: Slot) -> Move:
     """Of a loan that is due."""
-    stays = stay_drained(fleet, slot, leaving) if slot.role == DRAINED else None
+    stays = stay_drained(fleet, slot) if slot.role == DRAINED else None
     return stays or Return(slot.name, "its deadline")
 
 

@@ -12,7 +12,7 @@ from tenfold.fleet.clock import Clock
 from tenfold.fleet.dispatcher import Dispatcher
 from tenfold.fleet.ledger import Lease, Ledger
 from tenfold.fleet.obey import Word
-from tenfold.fleet.slots import DRAINED, Demand, Fleet, Lend, Limits, Move, Slot, Wish
+from tenfold.fleet.slots import DRAINED, Demand, Fleet, Limits, Move, Slot, Wish, holder_after
 from tenfold.fleet.watch import Watch
 from tenfold.fleet.wishes import Wishes
 from tenfold.launch.job import Handle, Launcher
@@ -39,22 +39,21 @@ class LocalWorld:
             if lease.until is not None and lease.until <= self.clock():  # its process ended itself then
                 ledger.turn(lease.slot, ledger.owners[lease.slot], None, "its deadline, while there was no controller", lease.until)
         self._pool = ThreadPoolExecutor(len(ledger.owners))
-        self._turns: dict[str, Future[None]] = {}
-        self._moves: dict[str, Move] = {}
+        self._turns: dict[str, tuple[Future[None], Move | None]] = {}
 
     def open(self, slot: str) -> None:
         """Start the role of the slot's lease."""
-        self._turns[slot] = self._pool.submit(self._start, slot)
+        self._turns[slot] = self._pool.submit(self._start, slot), None
 
     def observe(self, now: float) -> Fleet:
         """Raises what a turn raised, and TenfoldError for a role that fails again and again."""
-        slots = [self._slot(lease) for lease in self._ledger.leases(current=True) if lease.slot in self._turns]
+        done = {slot for slot, (turn, _) in self._turns.items() if turn.done()}  # before the leases, which a turn changes
+        slots = [self._slot(lease, lease.slot in done) for lease in self._ledger.leases(current=True) if lease.slot in self._turns]
         many = frozenset(name for name, role in self._roles.items() if role.many)
         return Fleet(tuple(slots), self.demand(now), self.limits, many, self._open_wishes())
 
     def apply(self, move: Move) -> None:
-        self._moves[move.slot] = move
-        self._turns[move.slot] = self._pool.submit(self._turn, move)
+        self._turns[move.slot] = self._pool.submit(self._turn, move), move
 
     def answer(self, said: Mapping[int, Word], now: float) -> None:
         self._wishes.answer(said, time.time())
@@ -72,39 +71,41 @@ class LocalWorld:
         ahead_s = self.clock.ahead_s()
         return tuple(replace(wish, until=wish.until + ahead_s) for wish in self._wishes.open(time.time()))
 
-    def _slot(self, lease: Lease) -> Slot:
-        """As it is, or as it turns."""
-        slot, turn = lease.slot, self._turns[lease.slot]
-        turning, owner, role, until = not turn.done(), self._ledger.owners[slot], lease.role, lease.until
-        if not turning:
+    def _slot(self, lease: Lease, done: bool) -> Slot:
+        """As it is, or as it turns where its turn is not `done`."""
+        slot, turning, owner, role, until = lease.slot, not done, self._ledger.owners[lease.slot], lease.role, lease.until
+        turn, move = self._turns[slot]
+        if done:
             turn.result()
             turning = self._mend(lease)
-        elif move := self._moves.get(slot):
-            role, until = (move.role, move.until) if isinstance(move, Lend) else (owner, None)
+        elif move:
+            role, until = holder_after(move, owner)
         idle = until is None and self._roles[role].finished
         return Slot(slot, owner, role, lease.since, until, turning, idle, watts=self.slot_w)
+
+    def _is_due(self, lease: Lease) -> bool:
+        """Whether a borrower has no more time than it needs to leave."""
+        return lease.until is not None and lease.until <= self.clock() + self.limits.leaving_s
 
     def _mend(self, lease: Lease) -> bool:
         """Whether the slot's role failed and is started again: where it ended before its time, or was ended because it hung.
 
         A borrower that is due is not: its slot goes back.
         """
-        slot, limits = lease.slot, self.limits
+        slot = lease.slot
         if lease.role == DRAINED or slot not in self._running:
             return False
         role, (handle, url) = self._roles[lease.role], self._running[slot]
         if role.finished:
             return False
         if handle.status() == "running":
-            if self._watch.silent_s(slot, lambda: role.sign(url)) <= limits.hung_s:
+            if self._watch.silent_s(slot, lambda: role.sign(url)) <= self.limits.hung_s:
                 return False
             self._launcher.stop(handle)
-            handle.future.exception(timeout=limits.leave_s)
         self._dispatcher.close(url)
-        if lease.until is not None and lease.until <= self.clock() + limits.leave_s + 2 * limits.tick_s:
+        if self._is_due(lease):
             return False
         self._count_failure(lease)
-        self._moves.pop(slot, None)
         self.open(slot)
         return True
 
@@ -119,7 +120,7 @@ class LocalWorld:
         """Take the server out of the dispatcher, so that nothing new comes while it answers what it has; then one role follows
         the other."""
         before, asked = self._ledger.of(move.slot), self.clock()
-        role, until = (move.role, move.until) if isinstance(move, Lend) else (self._ledger.owners[move.slot], None)
+        role, until = holder_after(move, self._ledger.owners[move.slot])
         if before.until is None:
             self._redone_s[move.slot] = self._roles[before.role].redone_s()
         self._ledger.note(before.id, asked=asked)
@@ -137,8 +138,7 @@ class LocalWorld:
     def _start(self, slot: str) -> None:
         """Start the role of the slot's lease, and wait until it works, or the loan is due. One that fails is started again."""
         lease = self._ledger.of(slot)
-        due = float("inf") if lease.until is None else lease.until - self.limits.leave_s - 2 * self.limits.tick_s
-        while lease.role != DRAINED and not self._roles[lease.role].finished and self.clock() < due:
+        while lease.role != DRAINED and not self._roles[lease.role].finished and not self._is_due(lease):
             try:
                 self._try(lease)
                 break
@@ -148,19 +148,18 @@ class LocalWorld:
 
     def _try(self, lease: Lease) -> None:
         """Raises TenfoldError where it ends, or has not come to work in its time."""
-        role, limits, url, slot = self._roles[lease.role], self.limits, free_url(), lease.slot
-        now, leaving_s = self.clock(), limits.leave_s + 2 * limits.tick_s
-        end = None if lease.until is None else time.monotonic() + lease.until - now
-        due, starts = (now + limits.start_s if lease.until is None else lease.until - leaving_s), role.starts()
+        role, limits, url, slot, began = self._roles[lease.role], self.limits, free_url(), lease.slot, self.clock()
+        end = None if lease.until is None else time.monotonic() + lease.until - began
+        starts = role.starts()
         handle = self._launcher.submit(role.job(self._folder / f"{slot}.lock", url, end, limits.leave_s))
         self._watch.forget(slot)
         self._running[slot] = handle, url
         while not role.is_ready(url, starts):
             if handle.future.done() and not role.finished:
                 raise TenfoldError(f"{handle.job.name} ended before it was ready.") from handle.future.exception()
-            if self.clock() > due and lease.until is not None:
+            if self._is_due(lease):
                 return
-            if self.clock() > due:
+            if self.clock() > began + limits.start_s:
                 self._launcher.stop(handle)
                 raise TenfoldError(f"{handle.job.name} was not ready in {limits.start_s:.0f} s.")
             time.sleep(0.05)

@@ -17,18 +17,18 @@ class Obeyed:
     held: set[str] = field(default_factory=set)
 
 
-def obey(now: float, fleet: Fleet, leaving_s: float) -> Obeyed:
-    """A drain comes before a loan, of two loans of a slot the later wish holds, of two caps the lower one. A role takes `leaving_s`
-    to leave, and no loan is made that has no time for two of them."""
+def obey(now: float, fleet: Fleet) -> Obeyed:
+    """A drain comes before a loan, of two loans of a slot the later wish holds, of two caps the lower one. No loan is made that has
+    no time for two roles to leave."""
     found, wanted = Obeyed(), dict[str, Wish]()
     for wish in sorted(fleet.wishes, key=lambda wish: (wish.kind == "drain", wish.id)):
         wanted |= {slot.name: wish for slot in wish.slots(fleet.slots) if _can(fleet, wish, slot)}
     found.held = set(wanted)
     for wish in fleet.wishes:
         if wish.kind == "cap":
-            _cap(fleet, wish, leaving_s, found)
+            _cap(fleet, wish, found)
         else:
-            words = [_slot(now, fleet, wish, wanted.get(slot.name), slot, leaving_s, found) for slot in wish.slots(fleet.slots)]
+            words = [_slot(now, fleet, wish, wanted.get(slot.name), slot, found) for slot in wish.slots(fleet.slots)]
             worst = max((ORDER.index(state) for state, _ in words), default=ORDER.index("cannot"))
             said = "; ".join(said for _, said in words) or f"there is no slot or owner {wish.target!r}"
             found.said[wish.id] = ORDER[worst], said
@@ -40,24 +40,25 @@ def obey(now: float, fleet: Fleet, leaving_s: float) -> Obeyed:
     return found
 
 
-def stay_drained(fleet: Fleet, slot: Slot, leaving_s: float) -> Lend | None:
+def stay_drained(fleet: Fleet, slot: Slot) -> Lend | None:
     """A drained slot stays so beyond the end of its lease where a wish has no end yet that came later."""
     ends = [
         wish.until
         for wish in fleet.wishes
-        if (wish.kind == "drain" and slot in wish.slots(fleet.slots)) or (wish.kind == "cap" and fleet.room(slot.site) < 1)
+        if wish.slots([slot]) and (wish.kind == "drain" or (wish.kind == "cap" and fleet.room(slot.site) < 1))
     ]
-    return Lend(slot.name, DRAINED, max(ends) + leaving_s, "a wish keeps it drained") if ends else None
+    return Lend(slot.name, DRAINED, max(ends) + fleet.limits.leaving_s, "a wish keeps it drained") if ends else None
 
 
 def _can(fleet: Fleet, wish: Wish, slot: Slot) -> bool:
     return wish.kind == "drain" or (wish.kind == "lend" and wish.role in (slot.owner, *fleet.roles))
 
 
-def _slot(now: float, fleet: Fleet, wish: Wish, first: Wish | None, slot: Slot, leaving_s: float, found: Obeyed) -> Word:
+def _slot(now: float, fleet: Fleet, wish: Wish, first: Wish | None, slot: Slot, found: Obeyed) -> Word:
     """Bring a slot to the role that a wish wants there, and say how far that is."""
     role = DRAINED if wish.kind == "drain" else wish.role or slot.owner
-    why, until = f"wish {wish.id} of {wish.who}" + (f": {wish.why}" if wish.why else ""), wish.until
+    leaving_s, until = fleet.limits.leaving_s, wish.until
+    why = f"wish {wish.id} of {wish.who}" + (f": {wish.why}" if wish.why else "")
     ends = slot.until is not None and slot.until <= now + leaving_s < until - leaving_s
     if not _can(fleet, wish, slot):
         return "cannot", f"{slot.name} takes no {role}, which works in its own slots only"
@@ -66,7 +67,7 @@ def _slot(now: float, fleet: Fleet, wish: Wish, first: Wish | None, slot: Slot, 
     if role not in (slot.role, slot.owner, DRAINED) and until <= now + 2 * leaving_s:
         if wish.state == "done":
             return "done", f"{slot.name} goes back before the wish ends"
-        return "cannot", f"{slot.name} needs {2 * leaving_s:.0f} s for both roles to leave, and there are {until - now:.0f}"
+        return "cannot", f"{slot.name} needs {2 * leaving_s:.0f} s for both roles to leave, and wish {wish.id} ends before"
     if slot.turning:
         return "on its way", f"{slot.name} turns to {slot.role}" + ("" if slot.role == role else " first")
     if slot.role == role and not (ends and role != DRAINED):
@@ -82,7 +83,7 @@ def _slot(now: float, fleet: Fleet, wish: Wish, first: Wish | None, slot: Slot, 
     return "on its way", f"{slot.name} goes to {role}"
 
 
-def _cap(fleet: Fleet, wish: Wish, leaving_s: float, found: Obeyed) -> None:
+def _cap(fleet: Fleet, wish: Wish, found: Obeyed) -> None:
     """Drain slots of training, the newest first, until the rest is under the cap: services are not stopped for it."""
     here = wish.slots(fleet.slots)
     if not here or not all(slot.watts for slot in here):
@@ -97,7 +98,7 @@ def _cap(fleet: Fleet, wish: Wish, leaving_s: float, found: Obeyed) -> None:
     free = [slot for slot in here if slot.busy and not slot.turning and slot.role != SERVICE and slot.name not in chosen]
     for slot in sorted(free, key=lambda slot: -slot.since)[:over]:
         why = f"the power cap of wish {wish.id} of {wish.who}"
-        found.moves.append(Lend(slot.name, DRAINED, wish.until + leaving_s, why))
+        found.moves.append(Lend(slot.name, DRAINED, wish.until + fleet.limits.leaving_s, why))
     busy = sum(slot.busy for slot in here)
     said = f"{busy} slots work, with {busy * max(slot.watts for slot in here) / 1e6:.4g} MW"
     if over > len(free):

@@ -110,8 +110,6 @@ def price_s(leases: Sequence[Lease], role: str, owner: str) -> float | None:
 
     The medians of what the ledger saw: the role's leaving, with its last save, and the owner's start. None before both were seen.
     """
-    leaving = [x.ended - x.asked for x in leases if x.role == role and x.asked and x.ended]
+    leaving = [0.0] if role == DRAINED else [x.ended - x.asked for x in leases if x.role == role and x.asked and x.ended]
     starting = [x.ready - x.since for x in leases if x.role == owner and x.ready]
-    if role == DRAINED:
-        leaving = [0.0]
     return statistics.median(leaving) + statistics.median(starting) if leaving and starting else None

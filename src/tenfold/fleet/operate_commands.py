@@ -9,7 +9,9 @@ from msgspec import Meta
 from tenfold.spec.commands import Home, Json, print_json
 from tenfold.spec.ranges import Positive, Text
 
+Slots = Annotated[Text, Meta(description="A slot, or an owner: all its slots.")]
 Until = Annotated[Text, Meta(description="When it ends: 18:00, the next that comes, or 2027-03-31T18:00.")]
+UntilOrADay = Annotated[Text | None, Meta(description="When it ends, as 18:00 or 2027-03-31T18:00; a day from now if not said.")]
 Why = Annotated[str, Meta(description="The reason, for the ledger.")]
 DAY_S = 86_400.0
 
@@ -43,7 +45,7 @@ def status(*, home: Home = Path("generations"), json: Json = False) -> None:
 
 
 def lend(
-    pool: Annotated[Text, Meta(description="A slot, or an owner: all its slots.")],
+    pool: Slots,
     /,
     *,
     to: Annotated[Text, Meta(description="The role that shall have them.")],
@@ -60,10 +62,10 @@ def lend(
 
 
 def drain(
-    node: Annotated[Text, Meta(description="A slot, or an owner: all its slots.")],
+    node: Slots,
     /,
     *,
-    until: Annotated[Text | None, Meta(description="As of `lend`; a day from now where it is not said.")] = None,
+    until: UntilOrADay = None,
     why: Why = "",
     home: Home = Path("generations"),
     json: Json = False,
@@ -80,7 +82,7 @@ def cap(
     /,
     *,
     mw: Annotated[Positive, Meta(description="Megawatts that its slots may take.")],
-    until: Annotated[Text | None, Meta(description="As of `lend`; a day from now where it is not said.")] = None,
+    until: UntilOrADay = None,
     why: Why = "",
     home: Home = Path("generations"),
     json: Json = False,

@@ -6,7 +6,7 @@ from tenfold.fleet.fleet import tick
 from tenfold.fleet.ledger import Ledger
 from tenfold.fleet.obey import Word
 from tenfold.fleet.pools import Policy
-from tenfold.fleet.slots import DRAINED, Demand, Fleet, Lend, Limits, Move, Slot
+from tenfold.fleet.slots import DRAINED, Demand, Fleet, Limits, Move, Slot, holder_after
 from tenfold.fleet.wishes import Wishes
 
 
@@ -32,11 +32,11 @@ class SimulatedWorld:
 
     def apply(self, move: Move) -> None:
         leave_s, start_s = next(self._delays)
-        limits, owner = self._limits, self._ledger.owners[move.slot]
+        limits = self._limits
         before = next(lease for lease in self._leases if lease.slot == move.slot)
         gone = self._now + (0.0 if before.role == DRAINED else min(leave_s, limits.leave_s))
-        role, until = (move.role, move.until) if isinstance(move, Lend) else (owner, None)
-        latest = gone + limits.start_s if until is None else until - limits.leave_s - 2 * limits.tick_s
+        role, until = holder_after(move, self._ledger.owners[move.slot])
+        latest = gone + limits.start_s if until is None else until - limits.leaving_s
         self._ledger.turn(move.slot, role, until, move.why, gone)
         self._leases = self._ledger.leases(current=True)
         self._ready[move.slot] = gone if role == DRAINED else max(gone, min(gone + start_s, latest))

@@ -90,6 +90,11 @@ class Limits:
     restarts: int = 3
     restarts_s: float = 1800.0
 
+    @property
+    def leaving_s(self) -> float:
+        """From the look at which a role is told to leave to the look that finds it gone."""
+        return self.leave_s + 2 * self.tick_s
+
 
 @dataclass(frozen=True)
 class Fleet:
@@ -123,7 +128,7 @@ class Fleet:
         jobs = {slot.name: Job(slot.name, 1, 1, slot.since, 1e9, 1, slot.since, slot.since) for slot in working}
         return Pool(
             "slots", len(slots), [service], jobs, training=len(jobs), serving=len(held), switch_s=self.limits.switch_s,
-            leave_s=2 * self.limits.leave_s + 5 * self.limits.tick_s,
+            leave_s=2 * self.limits.leaving_s + self.limits.tick_s,
         )  # fmt: skip
 
 
@@ -144,3 +149,8 @@ class Return(NamedTuple):
 
 
 Move = Lend | Return
+
+
+def holder_after(move: Move, owner: str) -> tuple[str, float | None]:
+    """The role that has the slot after a move, and until when: None for the owner."""
+    return (move.role, move.until) if isinstance(move, Lend) else (owner, None)

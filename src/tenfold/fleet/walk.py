@@ -17,8 +17,9 @@ from typing import Any
 
 from tenfold.fleet.clock import Clock
 from tenfold.fleet.dispatcher import Dispatcher
-from tenfold.fleet.fleet import World, tick
+from tenfold.fleet.fleet import tick
 from tenfold.fleet.ledger import Ledger
+from tenfold.fleet.local import LocalWorld
 from tenfold.fleet.operate import CONTROLLER
 from tenfold.fleet.slots import DRAINED, Limits
 from tenfold.fleet.wave import PEAK, Wave, draw_arrivals, draw_days, forecast_peak
@@ -67,8 +68,7 @@ def walk(home: Path, say: Say, policy: str = "lend", slot_w: float = 0.0) -> dic
 
 def _live(home: Path, folder: Path, say: Say, policy: str, slot_w: float) -> None:
     """Both runs and the wave, on the fleet of this machine."""
-    from tenfold.fleet.local import LocalWorld  # PyTorch
-    from tenfold.fleet.roles import Chat, Role, Training
+    from tenfold.fleet.roles import Chat, Role, Training  # these need 'tenfold[serve]'
 
     with ExitStack() as opened:
         opened.enter_context(one_at_a_time(folder / CONTROLLER, f"running the fleet of {folder}"))
@@ -124,13 +124,13 @@ def _body(tokens: int) -> dict[str, Any]:
     return {"prompt": "def ", "max_tokens": tokens, "ignore_eos": True, "temperature": 1.0}
 
 
-def _measure(folder: Path, world: World, dispatcher: Dispatcher, hours_s: tuple[float, float]) -> dict[str, Any]:
+def _measure(folder: Path, world: LocalWorld, dispatcher: Dispatcher, hours_s: tuple[float, float]) -> dict[str, Any]:
     """How long the roles take to start, and what a slot answers; and the days before, on that scale. Measured once."""
-    file, began = folder / "measured.json", time.time()
-    while any(slot.turning for slot in world.observe(time.time()).slots):
+    file, began = folder / "measured.json", time.monotonic()
+    while any(slot.turning for slot in world.observe(world.clock()).slots):
         time.sleep(0.1)
     if not file.exists():
-        start_s = time.time() - began
+        start_s = time.monotonic() - began
         dispatcher.ask(_body(PROBE_TOKENS))
         token_s = statistics.median(dispatcher.ask(_body(PROBE_TOKENS)).seconds for _ in range(5)) / PROBE_TOKENS
         tokens = max(16, min(1000, round(ANSWER_S / token_s)))
