@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import kubernetes_validate
+import psutil
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -20,6 +21,7 @@ from tenfold.launch.job_files import later, shell_line
 from tenfold.launch.records import find_records, read_record, write_record
 from tenfold.spec.errors import TenfoldError
 from tenfold.train.metrics import read_metrics
+from tenfold.train.run_file import read_config
 
 STEPS = 200
 RUN = """seed = 3
@@ -160,6 +162,31 @@ def test_a_command_has_its_time_limit(tmp_path):
     assert local.logs(handle, 1) == "saved"
 
 
+def test_nothing_of_a_time_limit_is_left_when_a_command_has_ended(tmp_path):
+    local = open_launcher("local", folder=tmp_path)
+    local.submit(command("exit 0", time_limit_s=98765, grace_s=1)).future.result(timeout=60)
+
+    def waits():
+        return any("98764" in process.info["cmdline"] for process in psutil.process_iter(["cmdline"]) if process.info["cmdline"])
+
+    wait_until(lambda: not waits(), "nothing waits for its limit")
+
+
+def test_a_size_that_is_refused_leaves_the_job_as_it_is_and_it_is_found_from_everywhere(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folder = Path("jobs")
+    folder.mkdir()
+    local = open_launcher("local", folder=folder)
+    handle = local.submit(command('trap "exit 0" TERM; echo begun; while :; do sleep 0.05; done'))
+    write_record(folder, "local", {"folder": folder}, handle)
+    wait_until(lambda: local.logs(handle, 1), "it prints")
+    monkeypatch.chdir(folder)
+    with pytest.raises(TenfoldError, match="this machine is one"):
+        tenfold(["launch", "resize", "a job", "--nodes", "2"])
+    assert asked(capsys, "status", "a job")["jobs"][0]["status"] == "running"
+    assert asked(capsys, "cancel", "a job")["saved"] is True
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -195,13 +222,9 @@ def test_a_sweep_has_a_run_file_and_a_job_for_each_choice(run_file, tmp_path, ca
     sweep = ["--sweep", "optimizer.learning_rate=1e-3,2e-3", "--sweep", "seed=0,1,2", "--at-once", "2"]
     found = asked(capsys, str(run_file), "--on", "slurm", *sweep)
     assert len(found["files"]) == 1
-    texts = [(tmp_path / f"small run-{i}.toml").read_text() for i in range(6)]
-    assert (
-        sorted(("learning_rate = 0.001" in text, f"seed = {seed}" in text) for text in texts for seed in range(3)).count(
-            (True, True)
-        )
-        == 3
-    )
+    configs = [read_config(tmp_path / f"small run-{i}.toml") for i in range(6)]
+    chosen = [(config.optimizer.learning_rate, config.seed) for config in configs]
+    assert sorted(chosen) == [(rate, seed) for rate in (1e-3, 2e-3) for seed in range(3)]
     assert all(f"small run-{i}.toml" in found["job"] for i in range(6))
     kube = ["--on", "kubernetes", "--image", "x", "--home", "/home"]
     assert len(asked(capsys, str(run_file), *kube, *sweep[:2])["files"]) == 2

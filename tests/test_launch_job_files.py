@@ -230,10 +230,11 @@ def test_a_kubernetes_job_is_watched_drained_resized_and_stopped(run, tmp_path, 
     assert cluster.status(handle) == "running"
     asked(tmp_path)
     programs("kubectl", 'echo \'{"status": {"conditions": [{"type": "Suspended", "status": "True"}]}}\'')
-    cluster.resize(handle, Resources(nodes=3, least_nodes=2, processes=8, gpus=8))
+    smaller = cluster.resize(handle, Resources(nodes=3, least_nodes=2, processes=8, gpus=8))
+    assert smaller.job.resources.nodes == 3 and not smaller.drained
     patches = [json.loads(line.split("--patch ")[1])["spec"] for line in asked(tmp_path) if "--patch" in line]
     assert patches == [{"suspend": True}, {"completions": 3, "parallelism": 3, "suspend": False}]
-    cluster.resize(handle, Resources(nodes=8, processes=8, gpus=8))  # more than it was made for: another job
+    cluster.resize(smaller, Resources(nodes=8, processes=8, gpus=8))  # more than it has: another job
     assert [line.split()[0] for line in asked(tmp_path) if "get" not in line] == ["patch", "delete", "apply"]
     cluster.interrupt(handle)
     (said,) = asked(tmp_path)
@@ -245,6 +246,27 @@ def test_a_kubernetes_job_is_watched_drained_resized_and_stopped(run, tmp_path, 
     asked(tmp_path)
     cluster.stop(handle)
     assert asked(tmp_path)[0].startswith(f"delete job/{handle.id} service/{handle.id} configmap/{handle.id} ")
+
+
+def test_jobs_of_a_sweep_that_were_taken_are_recorded_though_a_later_one_is_refused(run, tmp_path, programs):
+    programs("kubectl", 'case "$*" in *-1.kubernetes.yaml) echo refused >&2; exit 1; esac')
+    with pytest.raises(TenfoldError, match="refused"):
+        kube = ["--on", "kubernetes", "--image", "x", "--home", "/home", "--out", str(tmp_path)]
+        tenfold(["launch", str(run), *kube, "--sweep", "seed=0,1", "--submit"])
+    assert [path.name for path in tmp_path.glob("*.job.json")] == ["tenfold-a-run-s-file-0.job.json"]
+
+
+def test_the_status_of_jobs_is_said_though_one_is_forgotten(run, tmp_path, programs, capsys):
+    programs("sbatch", 'case "$*" in *one*) echo Submitted batch job 1;; *) echo Submitted batch job 2; esac')
+    programs("squeue", 'case "$*" in *=2) echo RUNNING; esac')
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.toml").write_text(run.read_text())
+        tenfold(["launch", str(tmp_path / f"{name}.toml"), "--on", "slurm", "--out", str(tmp_path), "--submit"])
+    capsys.readouterr()
+    tenfold(["launch", "status", "--out", str(tmp_path), "--json"])
+    jobs = json.loads(capsys.readouterr().out)["jobs"]
+    assert [(job["name"], job["status"]) for job in jobs] == [("one", "unknown"), ("two", "running")]
+    assert "has forgotten job 1" in jobs[0]["error"]
 
 
 @pytest.mark.parametrize(
@@ -266,6 +288,9 @@ def test_a_kubernetes_job_is_watched_drained_resized_and_stopped(run, tmp_path, 
         (["--on", "slurm", "--sweep", "seed"], "--sweep takes KEY=VALUE,VALUE"),
         (["--on", "slurm", "--sweep", "sead=1,2"], "no setting 'sead' (did you mean 'seed'?)"),
         (["--on", "slurm", "--sweep", "optimizer.learning_rate=1e-3,no"], "learning_rate"),
+        (["--on", "slurm", "--sweep", "seed=1", "--sweep", "seed=2"], "gives seed twice"),
+        (["--on", "slurm", "--sweep", "optimizer=x", "--sweep", "optimizer.name=adamw"], "twice, by optimizer too"),
+        (["--on", "slurm", "--sweep", "optimizer.name=adamw", "--sweep", "optimizer=x"], "twice, by optimizer.name too"),
         (
             ["--on", "kubernetes", "--home", "/g", "--image", "x", "--at-once", "2", "--sweep", "seed=1,2", "--submit"],
             "starts all jobs",

@@ -124,6 +124,17 @@ def test_a_sweep_is_one_array_whose_jobs_have_their_own_names(cluster, slurm):
     assert [f"I am {i}" in slurm.logs(handle, 9) for i, handle in enumerate(handles)] == [True] * 3
 
 
+def test_a_job_of_a_sweep_goes_on_with_fewer_nodes(cluster, slurm):
+    needs = Resources(nodes=2, least_nodes=1, gpus=2)
+    jobs = [Job(f"a job-{i}", command=("bash", "-c", LOOP), resources=needs, grace_s=20) for i in range(2)]
+    handle, other = slurm.submit_all("a job", jobs)
+    cluster.wait(lambda: all(len(nodes_of(slurm, one, 2)) == 2 for one in (handle, other)), "two nodes work on each")
+    smaller = slurm.resize(handle, Resources(nodes=1, least_nodes=1, gpus=2))
+    assert smaller.id == handle.id
+    cluster.wait(lambda: len(nodes_of(slurm, handle, 1)) == 1, "one node works")
+    assert not nodes_of(slurm, other, 1)
+
+
 @given(
     st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), min_size=1, max_size=40).filter(lambda text: text.strip() == text)
 )

@@ -11,8 +11,7 @@ from tenfold.spec.errors import TenfoldError
 from tenfold.spec.ranges import Count, CountOrNone, Nodes, Text
 
 Name = Annotated[Text, Meta(description="The job: the name of its run file.")]
-Where = Annotated[Folder, Meta(description="The folder that it was submitted from.")]
-Size = Annotated[Nodes | None, Meta(description="Nodes; by default as before.")]
+Where = Annotated[Folder, Meta(description="The folder of its record: what `tenfold launch` had as --out.")]
 
 
 def status(
@@ -31,13 +30,16 @@ def status(
     found = []
     for path in find_records(out, name):
         on, _, launcher, handle = read_record(path)
-        needs = handle.job.resources
-        found.append({"name": handle.job.name, "on": on, "id": handle.id, "status": launcher.status(handle), "nodes": needs.nodes})
+        job = {"name": handle.job.name, "on": on, "id": handle.id, "nodes": handle.job.resources.nodes}
+        try:
+            found.append(job | {"status": launcher.status(handle)})
+        except TenfoldError as error:  # the others are still asked
+            found.append(job | {"status": "unknown", "error": str(error)})
     if json:
         print_json({"jobs": found})
         return
     for job in found:
-        print(f"{job['name']}: {job['status']} ({job['on']} {job['id']}, nodes: {job['nodes']})")
+        print(f"{job['name']}: {job['status']} ({job['on']} {job['id']}, nodes: {job['nodes']}) {job.get('error', '')}".rstrip())
     if not found:
         print(f"No job was submitted from {out.resolve()}.")
 
@@ -92,7 +94,7 @@ def resize(
     name: Name,
     /,
     *,
-    nodes: Size = None,
+    nodes: Annotated[Nodes | None, Meta(description="Nodes; by default as before.")] = None,
     gpus_per_node: Annotated[CountOrNone | None, Meta(description="GPUs of a node; by default as before.")] = None,
     processes_per_node: Annotated[Count | None, Meta(description="Processes of a node; by default one for each GPU.")] = None,
     out: Where = Path(),

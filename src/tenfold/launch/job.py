@@ -8,7 +8,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
@@ -44,6 +44,10 @@ class Resources:
         """Threads of each process; 0 leaves the choice to the process."""
         return max(1, self.cores // self.processes) if self.cores else 0
 
+    def shrinks_to(self, other: "Resources") -> bool:
+        """Whether `other` has fewer nodes, but as many as the job goes on with, and is the same otherwise."""
+        return (self.least_nodes or self.nodes) <= other.nodes < self.nodes and replace(self, nodes=other.nodes) == other
+
 
 @dataclass(frozen=True)
 class Job:
@@ -53,7 +57,8 @@ class Job:
     these very paths; a cluster that does not share this machine's disks gets copies. The processes of a job on several of
     them meet as `torchrun`'s do, and start again together, up to `restarts` times, when one is lost. After SIGTERM, or ahead
     of the time limit, a job has `grace_s` seconds to save. `directory` is the job's own: its failures are noted there, and the
-    same failure at the same step ends it the `same_failures`th time. `environment` is added to what its processes find.
+    same failure at the same step ends it the `same_failures`th time. `environment` is added to what the processes of a
+    command find.
     """
 
     name: str
@@ -75,8 +80,10 @@ class Job:
             raise TenfoldError(f"The job {self.name!r} needs a command or a function, and not both.")
         if self.elastic and self.function and self.directory is None:
             raise TenfoldError(f"The job {self.name!r} of several processes needs a directory for what it notes of failures.")
-        asked = {"nodes": needs.nodes, "least_nodes": needs.least_nodes, "processes": needs.processes, "grace_s": self.grace_s}
-        asked["same_failures"] = self.same_failures
+        asked = {
+            "nodes": needs.nodes, "least_nodes": needs.least_nodes, "processes": needs.processes, "grace_s": self.grace_s,
+            "same_failures": self.same_failures,
+        }  # fmt: skip
         for name, value in asked.items():
             if value is not None and value < 1:
                 raise TenfoldError(f"A job needs at least 1 as {name}, not {value}.")
@@ -117,6 +124,9 @@ class Handle:
 class Launcher(Protocol):
     """Starts jobs and ends them. A launcher of one's own inherits what it does not do better itself."""
 
+    def check(self, job: Job) -> None:
+        """Raise TenfoldError for a job that this system does not take."""
+
     def submit(self, job: Job) -> Handle:
         """Start the job, or queue it. Raises TenfoldError where it cannot run here."""
         ...
@@ -135,11 +145,14 @@ class Launcher(Protocol):
         """The last `lines` lines of what the job printed."""
         ...
 
-    def submit_all(self, name: str, jobs: Sequence[Job], at_once: int | None = None) -> list[Handle]:
-        """Start the jobs of the sweep `name`, which differ in their names, commands and files; `at_once` of them at a time."""
+    def submit_all(self, name: str, jobs: Sequence[Job], at_once: int | None = None) -> Iterable[Handle]:
+        """Start the jobs of the sweep `name`, which differ in their names, commands and files; `at_once` of them at a time.
+
+        Where they are started one by one, each is started when its handle is asked for, and can be recorded before the next.
+        """
         if at_once is not None:
             raise TenfoldError(f"This launcher starts all jobs of the sweep {name!r} together: leave out how many at once.")
-        return [self.submit(job) for job in jobs]
+        return map(self.submit, jobs)
 
     def drain(self, handle: Handle, deadline_s: float) -> bool:
         """Let the job save and leave; what is still there after `deadline_s` is stopped. True where that was not needed."""
@@ -155,8 +168,10 @@ class Launcher(Protocol):
 
     def resize(self, handle: Handle, resources: Resources) -> Handle:
         """Let the job go on with other resources: here, by draining it and starting it again from what it saved."""
+        job = replace(handle.job, resources=resources)
+        self.check(job)  # a size that cannot be had leaves the job as it is
         self.drain(handle, handle.job.grace_s)
-        return self.submit(replace(handle.job, resources=resources))
+        return self.submit(job)
 
     def close(self) -> None:
         """Drain the jobs that run under this process, and let go of what the launcher holds."""

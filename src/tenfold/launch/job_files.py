@@ -58,9 +58,6 @@ class JobFileLauncher(Launcher):
         """Where the job file is written."""
         return self.folder / f"{file_name(job)}.{self.template}"
 
-    def check(self, job: Job) -> None:
-        """Raise TenfoldError for a job that this system does not take."""
-
     def facts(self, job: Job) -> dict[str, Any]:
         """Further values for the template."""
         return {}
@@ -126,7 +123,7 @@ def file_name(job: Job) -> str:
 def shipped(job: Job) -> dict[str, Path]:
     """The job's files by the names under which another machine gets them, as a ConfigMap takes them.
 
-    Raises TenfoldError for two files of one name, and for one that cannot be read.
+    Raises TenfoldError for two files of one name.
     """
     found: dict[str, Path] = {}
     for path in job.files:

@@ -82,11 +82,17 @@ class KubernetesLauncher(JobFileLauncher):
 
     def submit(self, job: Job) -> Handle:
         path = self.write(job)
-        return Handle(job, file_name(job), call("kubectl", ["apply", "-f", str(path)], str(path)), file=path)
+        handle = Handle(job, file_name(job), file=path)
+        if self.status(handle) not in ("waiting", "running"):
+            self._delete(handle, wait=True)  # an ended job of the same name cannot be changed into another run
+        handle.said = call("kubectl", ["apply", "-f", str(path)], str(path))
+        return handle
 
     def status(self, handle: Handle) -> Status:
         text = call("kubectl", ["get", "job", handle.id, "--ignore-not-found", "-o", "json"], handle.id)
-        found = json.loads(text).get("status", {}) if text else {"conditions": [{"type": "Suspended", "status": "True"}]}
+        if not text:
+            return "stopped"  # somebody deleted it
+        found = json.loads(text).get("status", {})
         true = {condition["type"] for condition in found.get("conditions", []) if condition["status"] == "True"}
         if "Complete" in true:
             return "finished"
@@ -113,19 +119,12 @@ class KubernetesLauncher(JobFileLauncher):
         return call("kubectl", asked, handle.id)
 
     def resize(self, handle: Handle, resources: Resources) -> Handle:
-        """The job saves and leaves, and goes on with the other size.
-
-        It stays the same job between the fewest nodes that it goes on with and those that it was made for.
-        """
-        now = handle.job.resources
+        """The job saves and leaves, and goes on with the other size: as the same job on fewer nodes that it can do with."""
+        if self.queue or not handle.job.resources.shrinks_to(resources):
+            return super().resize(handle, resources)
         self.drain(handle, handle.job.grace_s)
-        same = replace(now, nodes=resources.nodes) == resources and (now.least_nodes or now.nodes) <= resources.nodes <= now.nodes
-        if self.queue or not same:
-            self._delete(handle, wait=True)
-            return self.submit(replace(handle.job, resources=resources))
         self._patch(handle, {"completions": resources.nodes, "parallelism": resources.nodes, "suspend": False})
-        handle.drained = False
-        return handle
+        return replace(handle, job=replace(handle.job, resources=resources), drained=False)
 
     def _patch(self, handle: Handle, changed: dict[str, Any]) -> None:
         call("kubectl", ["patch", "job", handle.id, "--type=merge", "--patch", json.dumps({"spec": changed})], handle.id)

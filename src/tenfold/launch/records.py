@@ -18,7 +18,7 @@ def write_record(folder: Path, on: str, options: dict[str, Any], handle: Handle)
     """Keep a job of the launcher `on`, opened with `options`, as `NAME.job.json` in `folder`; returns its path."""
     job = {name: value for name, value in asdict(handle.job).items() if name not in ("function", "arguments")}
     job |= {"files": [str(path) for path in handle.job.files], "directory": None}
-    told = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+    told = {name: str(value.resolve()) if isinstance(value, Path) else value for name, value in options.items()}
     path = folder / f"{file_name(handle.job)}{ENDING}"
     document = {"version": VERSION, "on": on, "options": told, "id": handle.id, "drained": handle.drained, "job": job}
     write_json(path, document)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from tenfold.launch.job import Handle, Job, Resources, Status
-from tenfold.launch.job_files import JobFileLauncher, call, file_name, last_lines
+from tenfold.launch.job_files import JobFileLauncher, call, last_lines
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import write_text
 
@@ -99,11 +99,9 @@ class SlurmLauncher(JobFileLauncher):
 
     def resize(self, handle: Handle, resources: Resources) -> Handle:
         """Where the job can do with fewer nodes, it saves and goes on with those that it keeps. Otherwise it is queued anew."""
-        now, least = handle.job.resources, handle.job.resources.least_nodes or handle.job.resources.nodes
-        smaller = replace(now, nodes=resources.nodes) == resources and least <= resources.nodes < now.nodes
-        if not smaller or self.status(handle) != "running":
+        if not handle.job.resources.shrinks_to(resources) or self.status(handle) != "running":
             return super().resize(handle, resources)
-        write_text(self.folder / f"{file_name(handle.job)}-{handle.id}.nodes", str(resources.nodes))
+        write_text(self.folder / f"tenfold-{handle.id}.nodes", str(resources.nodes))
         call("scancel", ["--batch", "--signal=USR2", handle.id], f"job {handle.id}")
         end = time.monotonic() + handle.job.grace_s
         while int(self._asked(handle, "%D")) > resources.nodes:

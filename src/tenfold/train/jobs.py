@@ -55,8 +55,8 @@ def command_job(run_file: Path, resources: Resources, home: str, **fields: Any) 
     Raises TenfoldError for a file that is no run's.
     """
     read_config(run_file)
-    path, directory = str(run_file.resolve()), str(Path(home) / run_file.stem)
-    command = "python", "-m", "tenfold", "train", path, "--out", directory, "--home", home
+    path, kept = str(run_file.resolve()), Path(home).absolute()  # it may be started again from another folder
+    command = "python", "-m", "tenfold", "train", path, "--out", str(kept / run_file.stem), "--home", str(kept)
     return Job(run_file.stem, command=command, resources=resources, files=(Path(path),), **{"restarts": RESTARTS, **fields})
 
 
@@ -70,8 +70,10 @@ def write_sweep(run_file: Path, sweep: Sequence[str], folder: Path) -> list[Path
         key, sign, values = (part.strip() for part in axis.partition("="))
         if not sign or not all(values.split(",")):
             raise TenfoldError(f"--sweep takes KEY=VALUE,VALUE, such as optimizer.learning_rate=1e-3,3e-3, not {axis!r}.")
-        if key in axes:
-            raise TenfoldError(f"--sweep gives {key} twice: give all its values at once, with commas between them.")
+        if again := [other for other in axes if f"{key}.".startswith(f"{other}.") or other.startswith(f"{key}.")]:
+            raise TenfoldError(
+                f"--sweep gives {key} twice, by {again[0]} too: give all its values at once, with commas between them."
+            )
         axes[key] = values.split(",")
     configs = [read_config(run_file, _tables(dict(zip(axes, choice, strict=True)))) for choice in itertools.product(*axes.values())]
     paths = [folder / f"{run_file.stem}-{i}.toml" for i in range(len(configs))]

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from tenfold.launch.job import Resources
+from tenfold.launch.job import Resources, open_launcher
 from tenfold.spec.commands import File, Folder, Json, print_json
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.ranges import Count, CountOrNone, Nodes, Port, Positive, Text
@@ -95,7 +95,6 @@ def launch(
     """
     from msgspec.structs import asdict as fields_of
 
-    from tenfold.launch.job import open_launcher
     from tenfold.launch.job_files import JobFileLauncher
     from tenfold.launch.records import write_record
     from tenfold.train.jobs import command_job, write_sweep
@@ -110,9 +109,10 @@ def launch(
     runs = write_sweep(run, jobs.sweep, system.folder) if jobs.sweep else [run]
     made = [command_job(one, _needs(asked), asked.home, **_fields(asked)) for one in runs]
     if jobs.submit:
-        handles = launcher.submit_all(run.stem, made, jobs.at_once)
-        for handle in handles:
+        handles = []
+        for handle in launcher.submit_all(run.stem, made, jobs.at_once):
             write_record(system.folder, on, options, handle)
+            handles.append(handle)
         paths = list(dict.fromkeys(handle.file for handle in handles if handle.file is not None))
         said = "; ".join(dict.fromkeys(handle.said for handle in handles))
     else:
