@@ -18,7 +18,7 @@ from tenfold.plan.workload.workload import DAY_S, Workload
 from tenfold.spec.errors import TenfoldError, nearest
 from tenfold.spec.shapes import Shape
 
-DTYPES = ("bf16", "fp8")
+DTYPES = ("bf16", "fp8", "fp4")
 BUDGET_DAYS = 30.0  # how long a budget is spent over where neither --days nor --gpus says
 GUESSED_MFU = 0.4  # where a budget's compute is looked for
 
@@ -96,7 +96,7 @@ def _check(gpus: int, machine: Machine, step: StepRequest) -> None:
     if step.global_batch < 0:
         raise TenfoldError(f"--global-batch must be at least one sequence, or 0 to follow the compute, not {step.global_batch}.")
     if step.dtype not in DTYPES:
-        raise TenfoldError(f"--dtype must be {' or '.join(DTYPES)}, not {step.dtype!r}{nearest(step.dtype, DTYPES)}.")
+        raise TenfoldError(f"--dtype must be {', '.join(DTYPES[:-1])} or {DTYPES[-1]}, not {step.dtype!r}{nearest(step.dtype, DTYPES)}.")
     if machine.constants.scaleout_gb_per_s <= 0:
         raise TenfoldError(f"--network-gb-per-s must be above zero, not {machine.constants.scaleout_gb_per_s:g}.")
     if machine.buildings < 1:

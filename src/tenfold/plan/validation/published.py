@@ -14,7 +14,7 @@ from tenfold.plan.workload.memory import memory
 from tenfold.plan.workload.search import least_recompute
 from tenfold.plan.workload.step_time import step_time
 from tenfold.spec.accelerator import accelerators
-from tenfold.spec.errors import nearest
+from tenfold.spec.errors import TenfoldError, nearest
 from tenfold.spec.layout import Layout
 from tenfold.spec.model import ModelSpec, published_models
 
@@ -202,12 +202,12 @@ def read_layouts(path: Path | None = None, stack: str | None = None) -> tuple[li
 def _read(row: dict[str, str], asked: str | None) -> Row:
     stack_name, said = _stack(row, asked)
     precision = word(row, "precision", PRECISIONS)
-    if precision == "fp4":
-        raise Refused("precision", row["precision"], "is not modelled")
     spec, part = _spec(row, whole(row, "seq_len", 2048)), _machine(row, stack_name)
     layout = _layout(row, part, precision)
-    if precision != "bf16" and part.accelerator.fp8_tflops is None:
-        raise Refused("precision", row["precision"], f"is not what {part.accelerator.name} computes in")
+    try:
+        part.accelerator.peak_flops(precision)
+    except TenfoldError:
+        raise Refused("precision", row["precision"], f"is not what {part.accelerator.name} computes in") from None
     layout = fill_in(spec, layout, part, bool(RECOMPUTE[row["act_checkpointing"].strip().lower()]))
     step_s = _step_s(row, spec, layout, part)
     return Row(row["source"], row["model"], spec, layout, part, step_s, precision, number(row, "memory_gib"), said)

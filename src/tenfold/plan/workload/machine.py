@@ -53,7 +53,8 @@ class Stack:
     their gradients whole, through the step. `step_s`: host work per step.
     `straggler`: share of the step lost each time the number of GPUs doubles beyond a node. `score_bytes`: of a score of the
     vocabulary (12: in 16 bits, its copy in 32, and the gradients of both). `weight_copies`: bytes of a weight that are kept
-    beside it for products in 8 bits. `graph_gib`: what the pools of captured graphs hold. What a table's empty cells mean:
+    beside it for products in 8 bits, less in 4. `gated`: feed-forwards are Llama's, of three matrices; otherwise GPT's of two, which
+    a shape gives as a gated one of as many weights. `offloads`: what full recompute keeps waits in the host's memory. `graph_gib`: what the pools of captured graphs hold. What a table's empty cells mean:
     `interleaves`: a pipeline has virtual stages of one layer, not one stage a rank; `accumulates`: as many rows as are fastest
     go through the model together (Megatron has no default), not all rows of a rank; `recompute`: the activation
     checkpointing, where it is not as little as fits.
@@ -83,6 +84,8 @@ class Stack:
     straggler: float = 0.005
     score_bytes: float = 12.0
     weight_copies: float = 0.0
+    gated: bool = True
+    offloads: bool = False
     graph_gib: float = 0.0
     interleaves: bool = False
     accumulates: bool = True
