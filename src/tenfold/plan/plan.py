@@ -97,6 +97,8 @@ def _check(gpus: int, machine: Machine, step: StepRequest) -> None:
         raise TenfoldError(f"--global-batch must be at least one sequence, or 0 to follow the compute, not {step.global_batch}.")
     if step.dtype not in DTYPES:
         raise TenfoldError(f"--dtype must be {', '.join(DTYPES[:-1])} or {DTYPES[-1]}, not {step.dtype!r}{nearest(step.dtype, DTYPES)}.")
+    if step.dtype == "fp4" and machine.stack.own_trainer:
+        raise TenfoldError("Tenfold's trainer has no products in 4 bits: name software that has, as --stack megatron-bridge-26.04.")
     if machine.constants.scaleout_gb_per_s <= 0:
         raise TenfoldError(f"--network-gb-per-s must be above zero, not {machine.constants.scaleout_gb_per_s:g}.")
     if machine.buildings < 1:

@@ -42,7 +42,7 @@ class Stack:
     `fused_attention`: no score matrix in memory. `sequence_parallel`: tensor parallel ranks also share norms and
     residuals. `pointwise`: bytes moved by element-wise kernels, relative to one kernel per operation. `attention` and
     `grouped`: rate of its attention kernel and of its products over many experts, relative to the best known on the
-    accelerator. `products_again`: share of the matrix products that selective recompute works out again. `imbalance`:
+    accelerator. `fp4`: share of the data sheet's rate that products in 4 bits reach, relative to others' share. `products_again`: share of the matrix products that selective recompute works out again. `imbalance`:
     relative spread of the tokens of an expert. `dispatch_s`: host time per kernel. `gap_s`: time between two kernels in
     which the device waits all the same. `skew_s`: spread of the times at which tensor parallel ranks come to a collective.
     `hidden_*`: share of a collective that runs behind compute where there is enough of it. `gradient_bytes`: bytes per
@@ -66,6 +66,7 @@ class Stack:
     pointwise: float = 1.0
     attention: float = 1.0
     grouped: float = 0.8
+    fp4: float = 0.64
     products_again: float = 0.0
     imbalance: float = 0.15
     dispatch_s: float = 6e-6
@@ -108,7 +109,8 @@ class Machine:
 
     def matmul_flops(self, dtype: str) -> float:
         """FLOP/s of a large matrix product."""
-        return self.accelerator.peak_flops(dtype) * self.constants.matmul_efficiency
+        share = self.constants.matmul_efficiency * (self.stack.fp4 if dtype == "fp4" else 1.0)
+        return self.accelerator.peak_flops(dtype) * share
 
     @property
     def memory_bytes_per_s(self) -> float:
