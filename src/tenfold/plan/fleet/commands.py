@@ -28,6 +28,7 @@ def fleet(
 
       tenfold plan fleet --gpus 16384 --training-share 0.5 --chat-share 0.5 --ranking-share 0 --after llama-3.1-70b --run-days 90
     """
+    from tenfold.plan.costs.cost import price
     from tenfold.plan.document import plain
     from tenfold.plan.fleet.shares import plan_fleet
     from tenfold.plan.report import count, usd
@@ -37,7 +38,8 @@ def fleet(
     part, calibrated = hardware.machine(output.home)
     found = plan_fleet(asked, shares, part, step, around, rank_costs(output.home))
     if output.json:
-        print_json({"schema": SCHEMA, "request": asdict(shares), "accelerator": part.accelerator.key, **plain(asdict(found))})
+        request = {name: value for name, value in asdict(shares).items() if value is not None}
+        print_json({"schema": SCHEMA, "request": request, "accelerator": part.accelerator.key, **plain(found)})
         return
     table = Figures("", "GPUs", "peak MW", "GWh", "rent", "owned", "bought")
     for name, c in found.costs.items():
@@ -51,6 +53,8 @@ def fleet(
     out.print(f"Energy, rent and ownership of {shares.period_days:g} days; best guesses.")
     for name, r in (("Rent", whole.rent_usd), ("owned", whole.own_usd), ("bought", whole.bought_usd)):
         out.print(f"{name.capitalize()}, all: {usd(r.low)} to {usd(r.high)} (10 to 90 %).")
+    if guessed := [*(["prices"] if price(part.accelerator).assumed else []), *part.accelerator.guessed]:
+        out.print(f"Guessed of {part.accelerator.name}, for nobody published them: {', '.join(guessed)}.")
     for role in found.roles:
         out.print(f"{role.name.capitalize()}: {role.sentence}.")
     out.print(found.sentence)

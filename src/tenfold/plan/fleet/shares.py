@@ -21,6 +21,7 @@ from tenfold.plan.workload.shape import resolve
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import published_model
 from tenfold.spec.ranges import Count, Share, Text
+from tenfold.spec.units import si
 
 DAY_S = 86_400.0
 CHAT_MODEL = "llama-3.1-70b"  # where neither --chat-model nor --after names one
@@ -34,7 +35,9 @@ class FleetRequest(ChatRequest):
     training_share: Annotated[Share, Meta(description="Share of the GPUs that trains.")] = 0.6
     chat_share: Annotated[Share, Meta(description="Share that answers.")] = 0.3
     ranking_share: Annotated[Share, Meta(description="Share that ranks.")] = 0.1
-    run_days: Annotated[Days | None, Meta(description="Days by the clock of a training run: the fewest GPUs that hold them.")] = None
+    run_days: Annotated[Days | None, Meta(description="Days of a training run by the clock: the fewest GPUs that hold them.")] = (
+        None
+    )
     confidence: Annotated[Confidence, Meta(description="Probability with which --run-days is to hold.")] = 0.8
     period_days: Annotated[Days, Meta(description="Days over which energy and money are counted.")] = 365.0
     chat_model: Annotated[Text | None, Meta(description="The published model that answers; that of --after if not said.")] = None
@@ -102,9 +105,7 @@ def plan_fleet(
     return FleetPlan(roles, costs, idle, _idle_words(idle, roles))
 
 
-def training(
-    asked: Request, fleet: FleetRequest, gpus: int, machine: Machine, step: StepRequest, around: Surroundings
-) -> Role:
+def training(asked: Request, fleet: FleetRequest, gpus: int, machine: Machine, step: StepRequest, around: Surroundings) -> Role:
     """As many runs of the model at a time as the share holds, each on the number of GPUs that is fastest or holds the days."""
     shape = resolve(asked, step.seq_len)
     if fleet.run_days:
@@ -159,18 +160,19 @@ def chat(asked: Request, fleet: FleetRequest, gpus: int, machine: Machine) -> Ro
     each = best_replica(spec, machine, dtype, fleet)
     replicas = gpus // each.gpus
     requests = replicas * each.requests_per_s
-    does = {
+    per_day = requests * fleet.mean_share * DAY_S
+    does: dict[str, Any] = {
         "model": spec.name,
         "replicas": replicas,
         "replica": asdict(each),
         "requests_per_s": requests,
         "answer_tokens_per_s": requests * fleet.answer_tokens,
         "answers_under_way": replicas * each.batch,
-        "requests_per_day": requests * fleet.mean_share * DAY_S,
+        "requests_per_day": per_day,
     }
     words = (
         f"{replicas:,} replicas of {spec.name} in {dtype} on {each.gpus} GPUs: {requests:,.0f} requests/s at the peak, "
-        f"{does['requests_per_day'] / 1e9:,.3g} bn a day, {1e3 * each.token_s:.0f} ms between tokens"
+        f"{si(per_day)} a day, {1e3 * each.token_s:.0f} ms between tokens"
     )
     return Role("chat", gpus, fleet.mean_share, does, words)
 
@@ -212,4 +214,5 @@ def _idle_words(idle: float, roles: list[Role]) -> str:
     words = f"Chat and ranking leave {idle:,.0f} GPUs without work on average"
     if trains is None:
         return f"{words}."
-    return f"{words}: lent off the peaks they would add at most {idle / trains.gpus:.0%} to what trains (see `tenfold fleet simulate`)."
+    more = f"{idle / trains.gpus:.0%}"
+    return f"{words}: lent off the peaks they would add at most {more} to what trains (see `tenfold fleet simulate`)."

@@ -57,8 +57,8 @@ def best_replica(spec: ModelSpec, machine: Machine, dtype: str, asked: ChatReque
     found = max(_replicas(spec, machine, dtype, asked), key=lambda r: r.requests_per_s / r.gpus, default=None)
     if found is None:
         raise TenfoldError(
-            f"{spec.name} does not answer on {machine.constants.domain_gpus} x {machine.accelerator.name} with {asked.token_ms:g} ms "
-            "between tokens: allow more (--token-ms), or take a smaller model or parts with more memory."
+            f"{spec.name} does not answer on {machine.constants.domain_gpus} x {machine.accelerator.name} with {asked.token_ms:g} "
+            "ms between tokens: allow more (--token-ms), or take a smaller model or parts with more memory."
         )
     return found
 
@@ -101,5 +101,6 @@ def _pass_s(spec: ModelSpec, machine: Machine, part: Part, cached: float) -> flo
 
 def _cache_bytes(spec: ModelSpec, dtype: str, gpus: int, tokens: int) -> float:
     """Bytes of keys and values of one answer on a GPU; in 8 bits where the weights are in 8 or fewer."""
-    kept = sum(min(tokens, spec.attention_chunk) if spec.attention_chunk and spec.is_local(n) else tokens for n in range(spec.n_layers))
+    near = min(tokens, spec.attention_chunk or tokens)  # of layers that attend within chunks
+    kept = sum(near if spec.is_local(layer) else tokens for layer in range(spec.n_layers))
     return 2.0 * kept * math.ceil(spec.n_kv_heads / gpus) * spec.head_dim * max(1.0, OPERAND_BYTES[dtype])

@@ -156,7 +156,8 @@ def _layout(row: dict[str, str], part: Machine, precision: str) -> Layout:
         virtual = 1
     whole_fsdp = stack.name.startswith("maxtext") and not row["fsdp_or_zero"]
     return Layout(
-        tp=tp, pp=pp, cp=cp, ep=ep, etp=tp if dp * cp % ep == 0 else 1, dp_shard=dp, micro_batch=micro, global_batch=batch, seq_len=seq_len,
+        tp=tp, pp=pp, cp=cp, ep=ep, etp=tp if dp * cp % ep == 0 else 1, dp_shard=dp, micro_batch=micro, global_batch=batch,
+        seq_len=seq_len,
         schedule="interleaved" if virtual > 1 else "1f1b", virtual_stages=virtual,
         activation_checkpointing=word(row, "act_checkpointing", RECOMPUTE) or "none",
         zero=3 if whole_fsdp else _sharding(row, dp), dtype=precision,
