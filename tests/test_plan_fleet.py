@@ -44,7 +44,7 @@ def test_a_replica_answers_about_what_records_say_and_never_more(part, dtype, re
     st.floats(20, 500),
     st.floats(1, 4),
 )
-def test_more_time_between_tokens_never_answers_less_and_longer_answers_never_more(model, prompt, answer, token_ms, times):
+def test_more_time_between_tokens_never_answers_less(model, prompt, answer, token_ms, times):
     asked, part, spec = ChatRequest(prompt, answer, token_ms), machine("b200"), published_model(model)
 
     def per_gpu(asked):
@@ -57,7 +57,6 @@ def test_more_time_between_tokens_never_answers_less_and_longer_answers_never_mo
         return found.requests_per_s / found.gpus
 
     assert per_gpu(asked) <= per_gpu(replace(asked, token_ms=times * token_ms))
-    assert per_gpu(asked) >= per_gpu(replace(asked, answer_tokens=round(times * answer))) * (1 - 1e-9)
 
 
 def test_the_shares_add_up_and_services_grow_with_the_fleet():

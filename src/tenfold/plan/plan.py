@@ -75,7 +75,7 @@ def make_plan(
 def _why_fewer(job: Job, used: int, gpus: int) -> str:
     """Why all GPUs together would not train sooner."""
     if not job.rate(gpus):
-        return "a number that divides the model and its batch"
+        return "for all of them together cannot"
     if job.rate(gpus) * job.lasts(gpus) > job.rate(used) * job.lasts(used):
         return "for with more, failures would take more than the others bring"
     return "for they divide the model and its batch better"

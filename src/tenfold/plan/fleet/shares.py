@@ -18,12 +18,12 @@ from tenfold.plan.serving.rank import RankCosts, ServeRequest, history_flops, pl
 from tenfold.plan.sites.site import site
 from tenfold.plan.workload.machine import Machine
 from tenfold.plan.workload.shape import resolve
+from tenfold.plan.workload.workload import DAY_S
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import published_model
 from tenfold.spec.ranges import Count, Share, Text
 from tenfold.spec.units import si
 
-DAY_S = 86_400.0
 CHAT_MODEL = "llama-3.1-70b"  # where neither --chat-model nor --after names one
 
 
