@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import cache
 
 import pytest
 from hypothesis import given, settings
@@ -21,6 +22,7 @@ SMALL = Request(after="llama-3.2-1b", times=1.0)
 TONIGHT = FleetRequest(gpus=1024, chat_model="llama-3.1-8b")
 
 
+@cache
 def planned(fleet=TONIGHT, part="h100", around=Surroundings()):
     return plan_fleet(SMALL, fleet, machine(part), StepRequest(), around, REFERENCE)
 
