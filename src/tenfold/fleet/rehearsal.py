@@ -1,0 +1,115 @@
+"""What the fleet's demonstration measures of a machine before its days: an answer, a step, and a switch there and back."""
+
+import itertools
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tenfold.data.conversations.tokens import ChatEncoder
+from tenfold.fleet.day import Known
+from tenfold.fleet.live import Live, Say, live, settle, small_run
+from tenfold.fleet.slots import Lend, Limits, Return
+from tenfold.fleet.wave import draw_days
+from tenfold.learn.users import asked_by
+from tenfold.spec.errors import TenfoldError
+from tenfold.spec.files import whole_folder, write_json
+from tenfold.train.metrics import read_metrics
+
+if TYPE_CHECKING:  # PyTorch
+    from tenfold.fleet.roles import Role
+
+PEAK, SWING = 1.6, 4.9  # the busiest hour, in what a slot answers; ServeGen's DeepSeek-R1 swings so between its hours
+ANSWER_S, SHORTEST = 0.25, 16  # what an answer is made to take, in no fewer tokens
+PROBES = 40  # answers by which a slot is measured
+LEAST_SWITCHES = 12  # that fit into a day
+Body = Callable[[int], dict[str, Any]]
+
+
+def measured(folder: Path, model: Path, minutes: float, days: int, say: Say) -> Known:
+    """What the days need to know of this machine, measured once: so many `days` share the minutes that are left.
+
+    Raises TenfoldError for too few."""
+    file = folder / "known.json"
+    if not file.exists():
+        say("Both roles start, an answer is timed beside a training run, and so is a switch there and back.")
+        began = time.monotonic()
+        with whole_folder(folder / "rehearsal", replace=True) as scratch:
+            found = _rehearse(scratch, model)
+        starts_s = 2 * (found["chat_start_s"] + found["train_start_s"])
+        day_s = (60 * minutes - (time.monotonic() - began) - starts_s) / days
+        least_s = LEAST_SWITCHES * (found["train_leave_s"] + found["chat_start_s"])
+        if day_s < least_s:
+            more = math.ceil(minutes + days * (least_s - day_s) / 60)
+            raise TenfoldError(
+                f"A day of {max(0, day_s):.0f} s is too short for switches of {least_s / LEAST_SWITCHES:.0f} s: --minutes {more}."
+            )
+        write_json(file, {**found, "model": str(model), "hour_s": day_s / 24, "days": _demand(1 / found["answer_s"])})
+    known = Known(**json.loads(file.read_text()))
+    say(f"A slot answers {known.per_slot:.2f} requests/s; chat starts in {known.chat_start_s:.1f} s; a day is {known.day_s:.0f} s.")
+    return known
+
+
+def _demand(per_slot: float) -> list[list[float]]:
+    """Rates of the days before and, last, of the wave, whose busiest hour asks `PEAK` times what a slot answers."""
+    drawn = draw_days(8, 1.0, seed=0, swing=SWING)
+    scale = PEAK * per_slot / max(drawn[-1])
+    return [[scale * rate for rate in day] for day in drawn]
+
+
+def roles_of(folder: Path, data: Path, model: Path, steps: int) -> "dict[str, Role]":
+    from tenfold.fleet.roles import Chat, Training  # these need 'tenfold[serve]'
+
+    config = small_run(steps, width=128, seq_len=128, corpus="asyncio")
+    return {"chat": Chat(model), "train": Training(config, folder / "trained", data)}
+
+
+def _rehearse(folder: Path, model: Path) -> dict[str, Any]:
+    """The seconds of an answer, of its first token, of a step and of each half of a switch, beside the other slot's work."""
+    with live(folder, roles_of(folder, folder.parent, model, steps=10_000)) as fleet:
+        for slot in fleet.ledger.owners:
+            fleet.world.open(slot)
+        settle(fleet.world)
+        answered = _answers(fleet, model)
+        fleet.world.limits = Limits(leave_s=60)
+        for move in (Lend("slot-2", "chat", fleet.world.clock() + 600, "the rehearsal"), Return("slot-2", "the rehearsal")):
+            fleet.world.apply(move)
+            settle(fleet.world)
+        own, loan, back = [lease for lease in fleet.ledger.leases() if lease.slot == "slot-2"]
+    times = [row["time"] for row in read_metrics(folder / "trained" / "run.jsonl") if row["event"] == "step"]
+    return {
+        **answered, "step_s": statistics.median(after - before for before, after in itertools.pairwise(times)),
+        "train_leave_s": _span(own.asked, own.ended), "chat_start_s": _span(loan.since, loan.ready),
+        "chat_leave_s": _span(loan.asked, loan.ended), "train_start_s": _span(back.since, back.ready),
+    }  # fmt: skip
+
+
+def _span(start: float | None, end: float | None) -> float:
+    if start is None or end is None:
+        raise TenfoldError("A role failed in the rehearsal: see what it printed; the same command tries again.")
+    return end - start
+
+
+def _answers(fleet: Live, model: Path) -> dict[str, Any]:
+    """What a slot answers: how long an answer takes where another waits always, and the first token of one that is alone."""
+    ask = fleet.dispatcher.ask
+    ask(body_of(model, SHORTEST)(0))
+    alone = [ask(body_of(model, SHORTEST)(i)) for i in range(5)]
+    first_s = statistics.median(answer.first_s for answer in alone)
+    token_s = statistics.median(answer.seconds - answer.first_s for answer in alone) / (SHORTEST - 1)
+    tokens = max(SHORTEST, round((ANSWER_S - first_s) / token_s))
+    body, began = body_of(model, tokens), time.monotonic()
+    with ThreadPoolExecutor(2) as clients:
+        list(clients.map(lambda i: ask(body(i)), range(PROBES)))
+    return {"tokens": tokens, "answer_s": (time.monotonic() - began) / PROBES, "first_s": first_s}
+
+
+def body_of(model: Path, tokens: int) -> Body:
+    """What users ask in turn, as the model's chat template has it."""
+    encoder = ChatEncoder.of(model)
+    prompts = [encoder.prompt([{"role": "user", "content": one.prompt}]) for one in asked_by(40)]
+    return lambda i: {"prompt": prompts[i % len(prompts)], "max_tokens": tokens, "ignore_eos": True, "temperature": 1.0}
