@@ -5,7 +5,7 @@ A simulated day has the requests and the policy of the live one, and of the mach
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 

@@ -1,4 +1,4 @@
-"""The picture of the fleet's demonstration and the page around it: a fixed split of the slots on the left, lent ones on the right."""
+"""The picture of the fleet's demonstration and the page around it: a fixed split of the slots on the left, lent slots right."""
 
 from collections.abc import Mapping
 from importlib import resources
