@@ -4,6 +4,7 @@ A simulated day has the requests and the policy of the live one, and of the mach
 """
 
 import itertools
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,14 +152,17 @@ def spans_of(leases: Sequence[Lease], began: float, seconds: float) -> list[Span
 def waits(arrivals: Sequence[float], open_: Sequence[tuple[float, float]], answer_s: float) -> list[float]:
     """How long each request waits for its answer to begin: it goes to the server with the fewest of those that are open when it
     comes, and that one answers in turn. One that comes while none is open waits for the next that opens."""
-    ends: list[list[float]] = [[] for _ in open_]
+    asked: list[deque[float]] = [deque() for _ in open_]  # when each server's unfinished answers end
     found = []
     for came in sorted(arrivals):
-        at = came if any(start <= came < end for start, end in open_) else min(s for s, _ in open_ if s > came)
-        here = [i for i, (start, end) in enumerate(open_) if start <= at < end]
-        server = min(here, key=lambda i: sum(end > at for end in ends[i]))
-        begins = max(at, ends[server][-1] if ends[server] else at)
-        ends[server].append(begins + answer_s)
+        at = came if any(start <= came < end for start, end in open_) else min(start for start, _ in open_ if start > came)
+        for ends in asked:
+            while ends and ends[0] <= at:
+                ends.popleft()
+        here = [ends for ends, (start, end) in zip(asked, open_, strict=True) if start <= at < end]
+        fewest = min(here, key=len)
+        begins = fewest[-1] if fewest else at
+        fewest.append(begins + answer_s)
         found.append(begins - came)
     return found
 

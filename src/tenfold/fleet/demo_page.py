@@ -23,6 +23,7 @@ COLOUR = {"train": COLOURS[0], "chat": COLOURS[1], SWITCHING: "#cbd5e1"}
 WORDS = {"train": "trains", "chat": "answers chat", SWITCHING: "switches"}
 TITLES = {"static": "Fixed split: one slot each", "lend": "Lent: chat gets both while it needs them"}
 SMALLEST_S = 0.01  # of a first token, on the page
+GAP_S = 2.0  # between two steps, in which the run waited
 Losses = Mapping[str, Mapping[int, tuple[float, float]]]
 
 
@@ -92,10 +93,7 @@ def _first_tokens(axes: Axes, day: Day, simulated: Day, bound_s: float) -> None:
         axes.scatter(one.came, np.maximum(SMALLEST_S, one.first_s), s=size, color=colour, lw=0, alpha=0.6, label=label)
     axes.axhline(bound_s, color=MARK, lw=1.4, label=f"bound {bound_s:g} s")
     missed = float((day.first_s > bound_s).mean())
-    text = f"{missed:.1%} wait longer" if missed else "none waits longer"
-    axes.text(
-        0.99, 0.06, text, transform=axes.transAxes, ha="right", fontsize=11, weight="bold", color=MARK if missed > 0.01 else INK
-    )
+    _say(axes, f"{missed:.1%} wait longer" if missed else "none waits longer", missed > 0.01)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
 
@@ -107,8 +105,14 @@ def _loss(axes: Axes, losses: Losses, name: str) -> None:
     if name == "static":
         return
     own = losses[name]
-    axes.plot(*np.array(list(own.values())).T, color=COLOUR["train"], lw=0.9, label="lent run: waits, then goes on")
+    at, loss = np.array(list(own.values())).T
+    waited = np.flatnonzero(np.diff(at) > GAP_S) + 1  # where the line is broken
+    axes.plot(np.insert(at, waited, np.nan), np.insert(loss, waited, np.nan), color=COLOUR["train"], lw=0.9, label="lent run")
     common = own.keys() & losses["static"].keys()
     same = all(own[step][1] == losses["static"][step][1] for step in common)
-    text = f"equal to the bit at all {len(common):,} steps" if same else "losses differ"
-    axes.text(0.99, 0.9, text, transform=axes.transAxes, ha="right", fontsize=11, weight="bold", color=INK if same else MARK)
+    _say(axes, f"equal to the bit at all {len(common):,} steps" if same else "losses differ", not same)
+
+
+def _say(axes: Axes, text: str, bad: bool) -> None:
+    """What the panel shows, above it."""
+    axes.text(0.99, 1.03, text, transform=axes.transAxes, ha="right", fontsize=11, weight="bold", color=MARK if bad else INK)

@@ -12,7 +12,7 @@ from tenfold.plan.sites.site import site
 from tenfold.spec.accelerator import accelerator
 from tenfold.spec.errors import TenfoldError, nearest
 from tenfold.spec.files import readable
-from tenfold.spec.ranges import Count, CountOrNone, Nodes, NotNegative, Share, convert, hints_of
+from tenfold.spec.ranges import Count, CountOrNone, Nodes, NotNegative, Share, convert, hints_of, require_keys
 
 Megawatts = Annotated[float, Meta(gt=0, le=1e6)]
 Multiple = Annotated[float, Meta(ge=1, le=1024)]
@@ -178,12 +178,27 @@ def _check_jobs(fleet: FleetFile, where: str, name: str, jobs: JobsTable, left: 
 
 
 def _converted(fields: dict[str, Any], where: str) -> FleetFile:
-    """The tables, each by itself first, so that a sentence names it."""
+    """The tables, each by itself first, so that a sentence names it and what it lacks or does not know."""
+    require_keys(fields, hints_of(FleetFile), where)
     for key, kind in hints_of(FleetFile).items():
         if get_origin(kind) is dict and isinstance(tables := fields.get(key), dict):
             for name, table in tables.items():
+                _check_keys(table, get_args(kind)[1], f"{where}: {key}.{name}")
                 convert(table, get_args(kind)[1], f"{where}: {key}.{name}")
+    _check_keys(fields.get("simulation", {}), SimulationTable, f"{where}: simulation")
+    if missing := [key for key in ("sites", "pools") if key not in fields]:
+        raise TenfoldError(f"{where} has no [{missing[0]}.NAME]: a fleet has one at least.")
     return convert(fields, FleetFile, where)
+
+
+def _check_keys(table: Any, kind: Any, where: str) -> None:
+    if not isinstance(table, dict):
+        return  # what else it is, `convert` says
+    require_keys(table, kind.__struct_fields__, where)
+    if missing := [field.name for field in msgspec.structs.fields(kind) if field.required and field.name not in table]:
+        raise TenfoldError(f"{where} needs {' and '.join(missing)}.")
+    if "needs" in table:
+        _check_keys(table["needs"], Resources, f"{where}.needs")
 
 
 def _check_pool(fleet: FleetFile, where: str, name: str, pool: PoolTable) -> None:

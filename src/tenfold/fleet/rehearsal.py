@@ -26,32 +26,34 @@ if TYPE_CHECKING:  # PyTorch
 PEAK, SWING = 1.6, 4.9  # the busiest hour, in what a slot answers; ServeGen's DeepSeek-R1 swings so between its hours
 ANSWER_S, SHORTEST = 0.25, 16  # what an answer is made to take, in no fewer tokens
 PROBES = 40  # answers by which a slot is measured
+DAYS_SHARE = 0.84  # of the minutes; the rest is for this and for starts
 LEAST_SWITCHES = 12  # that fit into a day
 Body = Callable[[int], dict[str, Any]]
 
 
 def measured(folder: Path, model: Path, minutes: float, days: int, say: Say) -> Known:
-    """What the days need to know of this machine, measured once: so many `days` share the minutes that are left.
+    """What the days need to know of this machine, measured once: so many `days` share most of the `minutes`.
 
     Raises TenfoldError for too few."""
     file = folder / "known.json"
     if not file.exists():
         say("Both roles start, an answer is timed beside a training run, and so is a switch there and back.")
-        began = time.monotonic()
         with whole_folder(folder / "rehearsal", replace=True) as scratch:
             found = _rehearse(scratch, model)
-        starts_s = 2 * (found["chat_start_s"] + found["train_start_s"])
-        day_s = (60 * minutes - (time.monotonic() - began) - starts_s) / days
-        least_s = LEAST_SWITCHES * (found["train_leave_s"] + found["chat_start_s"])
-        if day_s < least_s:
-            more = math.ceil(minutes + days * (least_s - day_s) / 60)
-            raise TenfoldError(
-                f"A day of {max(0, day_s):.0f} s is too short for switches of {least_s / LEAST_SWITCHES:.0f} s: --minutes {more}."
-            )
+        day_s = day_seconds(minutes, days, found["train_leave_s"] + found["chat_start_s"])
         write_json(file, {**found, "model": str(model), "hour_s": day_s / 24, "days": _demand(1 / found["answer_s"])})
     known = Known(**json.loads(file.read_text()))
     say(f"A slot answers {known.per_slot:.2f} requests/s; chat starts in {known.chat_start_s:.1f} s; a day is {known.day_s:.0f} s.")
     return known
+
+
+def day_seconds(minutes: float, days: int, switch_s: float) -> float:
+    """How long each day is. Raises TenfoldError for one in which too few switches fit."""
+    day_s, least_s = 60 * minutes * DAYS_SHARE / days, LEAST_SWITCHES * switch_s
+    if day_s < least_s:
+        more = math.ceil(least_s * days / DAYS_SHARE / 60)
+        raise TenfoldError(f"A day of {day_s:.0f} s is too short for switches of {switch_s:.0f} s: give --minutes {more}.")
+    return day_s
 
 
 def _demand(per_slot: float) -> list[list[float]]:
