@@ -14,7 +14,7 @@ from chat_models import chat_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tenfold.fleet.day import SWITCHING, Known, simulated_day, waits
+from tenfold.fleet.day import SWITCHING, Known, queue, simulated_day
 from tenfold.fleet.demo_page import draw
 from tenfold.fleet.lend import Lending
 from tenfold.fleet.live import OWNERS
@@ -23,12 +23,17 @@ from tenfold.fleet.static import Static
 from tenfold.fleet.wave import draw_arrivals, draw_days
 from tenfold.spec.errors import TenfoldError
 
+
+def waits(times, open_, *answers_s):
+    return [wait for wait, _ in queue(times, open_, answers_s)]
+
+
 TIMES = st.lists(st.floats(0, 100), min_size=1, max_size=60)
 
 
 def known(answer_s=0.25, hour_s=10.0, seed=0, height=1.6, switch_s=5.0):
     days = draw_days(8, height / answer_s, seed, swing=4.9)
-    return Known("tiny", 20, answer_s, 0.03, 1.0, switch_s - 1, 0.5, 3.0, 0.05, hour_s, days)
+    return Known("tiny", 2.0, 20, (answer_s, answer_s), 0.03, 1.0, switch_s - 1, 0.5, 3.0, 0.05, hour_s, days)
 
 
 @settings(max_examples=100)
@@ -63,6 +68,10 @@ def test_the_mean_wait_is_that_of_pollaczek_and_khinchine():
 
 def test_a_request_waits_for_a_server_that_opens_and_none_goes_to_one_that_closed():
     assert waits([1.0, 2.0, 11.0], [(3.0, 10.0), (10.5, 20.0)], 4.0) == [2.0, 5.0, 0.0]
+
+
+def test_two_servers_answer_in_the_time_that_two_were_measured_to_take():
+    assert queue([1.0, 5.0, 5.5, 6.0], [(0.0, 10.0), (5.0, 10.0)], (2.0, 3.0)) == [(0.0, 2.0), (0.0, 3.0), (0.0, 3.0), (2.0, 3.0)]
 
 
 @settings(max_examples=10, deadline=None)

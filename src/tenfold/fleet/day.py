@@ -34,12 +34,14 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class Known:
-    """What was measured of this machine before the day, in seconds: an answer of `tokens` tokens takes `answer_s`, its first token
-    `first_s` of them; roles leave and start in so many. `days` are rates by the hour of `hour_s`, the last one is the wave's."""
+    """What was measured of this machine before the day, in seconds: an answer of `tokens` tokens takes `answers_s`, the first of
+    them beside training, the second beside another slot of chat; its first token takes `first_s`; roles leave and start in so many.
+    `days` are rates by the hour of `hour_s`, the last one is the wave's."""
 
     model: str
+    minutes: float
     tokens: int
-    answer_s: float
+    answers_s: tuple[float, float]
     first_s: float
     train_leave_s: float
     chat_start_s: float
@@ -51,8 +53,8 @@ class Known:
 
     @property
     def per_slot(self) -> float:
-        """Requests per second that a slot answers."""
-        return 1 / self.answer_s
+        """Requests per second that a slot answers beside training."""
+        return 1 / self.answers_s[0]
 
     @property
     def day_s(self) -> float:
@@ -129,11 +131,11 @@ def simulated_day(known: Known, arrivals: Sequence[float], policy: Policy) -> Da
     leases = ledger.leases()
     ledger.close()
     spans = spans_of(leases, 0.0, known.day_s)
-    waited = waits(arrivals, [(one.start, one.end) for one in spans if one.what == SERVICE], known.answer_s)
+    waits, answers_s = np.array(queue(arrivals, [(one.start, one.end) for one in spans if one.what == SERVICE], known.answers_s)).T
     loans = sum(lease.until is not None for lease in leases)
     return Day(
-        known.day_s, spans, np.asarray(arrivals), np.asarray(waited) + known.first_s,
-        answering_s=len(arrivals) * (known.answer_s - known.first_s), moves=_moves(leases), loans=loans,
+        known.day_s, spans, np.asarray(arrivals), waits + known.first_s,
+        answering_s=float((answers_s - known.first_s).sum()), moves=_moves(leases), loans=loans,
     )  # fmt: skip
 
 
@@ -149,9 +151,10 @@ def spans_of(leases: Sequence[Lease], began: float, seconds: float) -> list[Span
     return [span for span in found if span.end > span.start]
 
 
-def waits(arrivals: Sequence[float], open_: Sequence[tuple[float, float]], answer_s: float) -> list[float]:
-    """How long each request waits for its answer to begin: it goes to the server with the fewest of those that are open when it
-    comes, and that one answers in turn. One that comes while none is open waits for the next that opens."""
+def queue(arrivals: Sequence[float], open_: Sequence[tuple[float, float]], answers_s: Sequence[float]) -> list[tuple[float, float]]:
+    """How long each request waits for its answer to begin, and how long that takes: it goes to the server with the fewest of those
+    that are open when it comes, and that one answers in turn, in the seconds of `answers_s` by how many are open. One that comes
+    while none is open waits for the next that opens."""
     asked: list[deque[float]] = [deque() for _ in open_]  # when each server's unfinished answers end
     found = []
     for came in sorted(arrivals):
@@ -161,9 +164,9 @@ def waits(arrivals: Sequence[float], open_: Sequence[tuple[float, float]], answe
                 ends.popleft()
         here = [ends for ends, (start, end) in zip(asked, open_, strict=True) if start <= at < end]
         fewest = min(here, key=len)
-        begins = fewest[-1] if fewest else at
-        fewest.append(begins + answer_s)
-        found.append(begins - came)
+        begins, takes = fewest[-1] if fewest else at, answers_s[min(len(here), len(answers_s)) - 1]
+        fewest.append(begins + takes)
+        found.append((begins - came, takes))
     return found
 
 

@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from tenfold.data.conversations.tokens import ChatEncoder
 from tenfold.fleet.day import Day, Known, live_day, simulated_day
 from tenfold.fleet.demo_page import write_page
 from tenfold.fleet.live import Say, live, play, settle
@@ -31,7 +32,7 @@ from tenfold.train.metrics import read_metrics
 POLICIES = ("static", "lend")
 BOUND_S = 2.0  # to the first token
 OUTLASTS = 3  # the run has so many times the steps of a day
-Steps = dict[int, tuple[float, float]]
+Steps = dict[int, tuple[float, float]]  # of a run: seconds of the day and loss by step
 
 
 def demo(home: Path, model: Path | None, minutes: float, say: Say) -> dict[str, Any]:
@@ -61,9 +62,11 @@ def demo(home: Path, model: Path | None, minutes: float, say: Say) -> dict[str, 
 
 
 def _served(model: Path | None, folder: Path) -> Path:
-    """The model in a layout that is read fast."""
+    """The model in a layout that is read fast. Raises TenfoldError where there is none, or it has no chat template."""
     path = model_path(model or smollm2())
-    return unpacked(path, folder / path.stem.lower()) if path.is_file() else path
+    path = unpacked(path, folder / path.stem.lower()) if path.is_file() else path
+    ChatEncoder.of(path)
+    return path
 
 
 def _day(folder: Path, policy: str, model: Path, known: Known, say: Say) -> Day:
@@ -78,11 +81,8 @@ def _day(folder: Path, policy: str, model: Path, known: Known, say: Say) -> Day:
 def _pass(folder: Path, data: Path, policy: str, model: Path, known: Known, say: Say) -> None:
     """Let the requests of the day come while the policy decides, until all have their answers and no slot is lent."""
     arrivals, chosen = _arrivals(known), load("policies", policy)()
-    with live(folder, roles_of(folder, data, model, math.ceil(OUTLASTS * known.day_s / known.step_s))) as (
-        world,
-        ledger,
-        dispatcher,
-    ):
+    roles = roles_of(folder, data, model, steps=math.ceil(OUTLASTS * known.day_s / known.step_s))
+    with live(folder, roles) as (world, ledger, dispatcher):
         world.limits = known.limits
         for slot in ledger.owners:
             world.open(slot)

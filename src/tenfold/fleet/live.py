@@ -63,7 +63,7 @@ def play(world: LocalWorld, policy: Policy, going: Callable[[], bool], say: Say)
 
 def small_run(steps: int, *, width: int = 64, seq_len: int = 64, corpus: str = "email") -> RunConfig:
     """A small run whose losses are the same on every start: one thread, one number format, nothing compiled."""
-    text = {"corpus": str(Path(sysconfig.get_path("stdlib")) / corpus), "vocab_size": 512, "max_epochs": 100}
+    text = {"corpus": str(Path(sysconfig.get_path("stdlib")) / corpus), "vocab_size": 512, "max_epochs": 1000}
     fields = {
         "tokens": steps * 8 * seq_len, "device": "cpu", "dtype": "float32", "threads": 1, "compile": "off",
         "model": {"width": width, "context": CONTEXT},

@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # PyTorch
     from tenfold.fleet.roles import Role
 
 PEAK, SWING = 1.6, 4.9  # the busiest hour, in what a slot answers; ServeGen's DeepSeek-R1 swings so between its hours
-ANSWER_S, SHORTEST = 0.25, 16  # what an answer is made to take, in no fewer tokens
+ANSWER_S, SHORTEST, LONGEST = 0.25, 16, 500  # what an answer is made to take, in so many tokens
 PROBES = 40  # answers by which a slot is measured
 DAYS_SHARE = 0.84  # of the minutes; the rest is for this and for starts
 LEAST_SWITCHES = 12  # that fit into a day
@@ -34,15 +34,21 @@ Body = Callable[[int], dict[str, Any]]
 def measured(folder: Path, model: Path, minutes: float, days: int, say: Say) -> Known:
     """What the days need to know of this machine, measured once: so many `days` share most of the `minutes`.
 
-    Raises TenfoldError for too few."""
+    Raises TenfoldError for too few, and for a folder that has those of another model or time.
+    """
     file = folder / "known.json"
     if not file.exists():
         say("Both roles start, an answer is timed beside a training run, and so is a switch there and back.")
         with whole_folder(folder / "rehearsal", replace=True) as scratch:
             found = _rehearse(scratch, model)
         day_s = day_seconds(minutes, days, found["train_leave_s"] + found["chat_start_s"])
-        write_json(file, {**found, "model": str(model), "hour_s": day_s / 24, "days": _demand(1 / found["answer_s"])})
+        demand = {"hour_s": day_s / 24, "days": _demand(1 / found["answers_s"][0])}
+        write_json(file, {**found, "model": str(model), "minutes": minutes, **demand})
     known = Known(**json.loads(file.read_text()))
+    if (known.model, known.minutes) != (str(model), minutes):
+        raise TenfoldError(
+            f"{folder} has a demo of {known.model} in {known.minutes:g} minutes: choose another --home, or delete it."
+        )
     say(f"A slot answers {known.per_slot:.2f} requests/s; chat starts in {known.chat_start_s:.1f} s; a day is {known.day_s:.0f} s.")
     return known
 
@@ -76,15 +82,19 @@ def _rehearse(folder: Path, model: Path) -> dict[str, Any]:
         for slot in fleet.ledger.owners:
             fleet.world.open(slot)
         settle(fleet.world)
-        answered = _answers(fleet, model)
+        first_s, tokens = _answer_length(fleet, model)
+        answers_s = [_answer_s(fleet, model, tokens, servers=1)]
         fleet.world.limits = Limits(leave_s=60)
-        for move in (Lend("slot-2", "chat", fleet.world.clock() + 600, "the rehearsal"), Return("slot-2", "the rehearsal")):
-            fleet.world.apply(move)
-            settle(fleet.world)
+        fleet.world.apply(Lend("slot-2", "chat", fleet.world.clock() + 3600, "the rehearsal"))
+        settle(fleet.world)
+        answers_s.append(_answer_s(fleet, model, tokens, servers=2))
+        fleet.world.apply(Return("slot-2", "the rehearsal"))
+        settle(fleet.world)
         own, loan, back = [lease for lease in fleet.ledger.leases() if lease.slot == "slot-2"]
     times = [row["time"] for row in read_metrics(folder / "trained" / "run.jsonl") if row["event"] == "step"]
     return {
-        **answered, "step_s": statistics.median(after - before for before, after in itertools.pairwise(times)),
+        "first_s": first_s, "tokens": tokens, "answers_s": answers_s,
+        "step_s": statistics.median(after - before for before, after in itertools.pairwise(times)),
         "train_leave_s": _span(own.asked, own.ended), "chat_start_s": _span(loan.since, loan.ready),
         "chat_leave_s": _span(loan.asked, loan.ended), "train_start_s": _span(back.since, back.ready),
     }  # fmt: skip
@@ -96,18 +106,22 @@ def _span(start: float | None, end: float | None) -> float:
     return end - start
 
 
-def _answers(fleet: Live, model: Path) -> dict[str, Any]:
-    """What a slot answers: how long an answer takes where another waits always, and the first token of one that is alone."""
-    ask = fleet.dispatcher.ask
-    ask(body_of(model, SHORTEST)(0))
-    alone = [ask(body_of(model, SHORTEST)(i)) for i in range(5)]
+def _answer_length(fleet: Live, model: Path) -> tuple[float, int]:
+    """The seconds to the first token of a request that is alone, and the tokens of an answer that takes `ANSWER_S`."""
+    ask, body = fleet.dispatcher.ask, body_of(model, SHORTEST)
+    ask(body(0))
+    alone = [ask(body(i)) for i in range(5)]
     first_s = statistics.median(answer.first_s for answer in alone)
     token_s = statistics.median(answer.seconds - answer.first_s for answer in alone) / (SHORTEST - 1)
-    tokens = max(SHORTEST, round((ANSWER_S - first_s) / token_s))
+    return first_s, max(SHORTEST, min(LONGEST, round((ANSWER_S - first_s) / token_s)))
+
+
+def _answer_s(fleet: Live, model: Path, tokens: int, servers: int) -> float:
+    """The seconds of an answer of each of the servers, where another request waits always."""
     body, began = body_of(model, tokens), time.monotonic()
-    with ThreadPoolExecutor(2) as clients:
-        list(clients.map(lambda i: ask(body(i)), range(PROBES)))
-    return {"tokens": tokens, "answer_s": (time.monotonic() - began) / PROBES, "first_s": first_s}
+    with ThreadPoolExecutor(2 * servers) as clients:
+        list(clients.map(lambda i: fleet.dispatcher.ask(body(i)), range(servers * PROBES)))
+    return (time.monotonic() - began) / PROBES
 
 
 def body_of(model: Path, tokens: int) -> Body:
