@@ -55,7 +55,7 @@ def demo(home: Path, model: Path | None, minutes: float, say: Say) -> dict[str, 
     found = _found(known, days, simulated, runs)
     write_json(folder / "demo.json", found)
     write_page(folder, known, days, simulated, runs, found)
-    broken = [name for name in ("accepted_lost", "same_losses", "returned_in_time") if not found["held"][name]]
+    broken = [name for name in ("no_accepted_request_lost", "same_losses", "returned_in_time") if not found["held"][name]]
     if broken:
         raise TenfoldError(f"The demo broke a promise ({', '.join(broken)}): see {folder / 'demo.json'}.")
     return found
@@ -131,7 +131,7 @@ def _found(known: Known, days: dict[str, Day], simulated: dict[str, Day], runs: 
         "held": {
             "peak_at_least_1.5_slots": peak >= 1.5,
             "moved_both_ways": {"slot-2 to chat", "slot-2 to train"} <= set(live_["lend"]["moves"]),
-            "accepted_lost": not any(day["accepted_lost"] for day in live_.values()),
+            "no_accepted_request_lost": not any(day["accepted_lost"] for day in live_.values()),
             "same_losses": bool(common) and all(static[step] == lend[step] for step in common),
             "returned_in_time": all(day["returned_in_time"] for day in live_.values()),
             "first_token_p95_in_bound": first <= BOUND_S, "bound_met_in_99_percent": live_["lend"]["within_bound"] >= 0.99,
