@@ -64,7 +64,7 @@ def assert_said(call):
         assert "\n" not in str(error) and str(error).endswith((".", "?)")) and str(error).count("Object") == 0
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(edits(), min_size=1, max_size=3))
 def test_no_edited_fleet_file_gives_a_traceback(changes):
     fleet = assert_said(lambda: fleet_of(edited(changes), "fleet.toml"))
@@ -80,7 +80,7 @@ def test_no_accepted_fleet_file_gives_a_traceback_when_it_is_prepared(change):
         assert_said(lambda: prepare(fleet))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.integers(0, 400), st.integers(0, 30), st.binary(max_size=8))
 def test_no_torn_file_gives_a_traceback(tmp_path_factory, at, cut, put):
     text = b'[sites.tx]\nregion = "TX"\n[pools.a]\nsite = "tx"\naccelerator = "h100"\nnodes = 60\n'
