@@ -66,7 +66,8 @@ def _requests(axes: Axes, known: Known, day: Day) -> None:
     """What came and was answered by the hour of the wave, over what the slots of chat can answer."""
     edges, at = np.arange(25) * known.hour_s, np.linspace(0, known.day_s, 500)
     chat = np.array([sum(span.what == "chat" and span.start <= t < span.end for span in day.spans) for t in at])
-    axes.fill_between(at, chat * known.per_slot, color=COLOUR["chat"], alpha=0.18, lw=0, label="what chat's slots can answer")
+    can = np.array([0.0, *(servers / seconds for servers, seconds in enumerate(known.answers_s, 1))])[chat]
+    axes.fill_between(at, can, color=COLOUR["chat"], alpha=0.18, lw=0, label="what chat's slots can answer")
     for what, times, colour in (("asked", day.came, INK), ("answers begun", day.came + day.first_s, ACCENT)):
         rates = np.histogram(times, edges)[0] / known.hour_s
         axes.stairs(rates, edges, color=colour, lw=1.6, label=what, baseline=None)

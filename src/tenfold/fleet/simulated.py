@@ -40,8 +40,8 @@ class SimulatedWorld:
         ready = gone if role == DRAINED else max(gone, min(gone + start_s, latest))
         self._ledger.note(before.id, asked=self._now)
         self._ledger.turn(move.slot, role, until, move.why, gone)
-        self._ledger.note(self._ledger.of(move.slot).id, ready=ready)
         self._leases, self._ready[move.slot] = self._ledger.leases(current=True), ready
+        self._ledger.note(next(lease.id for lease in self._leases if lease.slot == move.slot), ready=ready)
 
 
 def simulate(world: SimulatedWorld, policy: Policy, seconds: float, tick_s: float) -> list[tuple[float, Move]]:
