@@ -135,7 +135,7 @@ def page(site, browser):
             connection.execute(sql(f"DELETE FROM {table.name}"))
     context = browser.new_context(viewport={"width": 1100, "height": 800}, permissions=["clipboard-read", "clipboard-write"])
     opened = context.new_page()
-    opened.set_default_timeout(30_000)
+    opened.set_default_timeout(90_000)
     opened.on("pageerror", lambda error: pytest.fail(f"the page failed: {error}"))
     opened.goto(site.url)
     opened.wait_for_selector(".send:enabled")
@@ -145,7 +145,7 @@ def page(site, browser):
 
 def until(page, condition):
     """Return when a condition holds. Playwright's own way evaluates it inside the page, whose policy forbids that."""
-    end = time.monotonic() + 30
+    end = time.monotonic() + 90
     while not page.evaluate(condition):
         assert time.monotonic() < end, condition
         time.sleep(0.02)

@@ -25,7 +25,7 @@ async function run(chat, turn, said, more) {
   const { conversation, client } = chat, stopper = new AbortController();
   const { temperature, max_tokens } = conversation.settings;
   const body = { messages: said, stream: true, stream_options: { include_usage: true }, temperature, max_tokens, top_p: .95, user: chat.user, ...more };
-  const drawing = paced(() => chat.grow(turn), () => chat.save(conversation));
+  const drawing = paced(() => chat.grow(turn), () => chat.keep(conversation));
   chat.begin(turn, stopper);
   await Promise.all(turn.answers.filter(one => !one.end).map(one => read(client, one, body, stopper.signal, drawing.soon)));
   drawing.stop();

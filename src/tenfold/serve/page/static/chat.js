@@ -59,6 +59,7 @@ class Chat {
     this.conversation = kept ? revive(kept) : conversation(lastSettings());
     sessionStorage.tenfoldOpen = kept ? id : "";
     this.settings.show(this.conversation.settings);
+    this.parts.panel.replaceChildren();
     this.listed(false);
     this.draw();
     this.parts.log.scrollTop = this.parts.log.scrollHeight;
@@ -71,10 +72,12 @@ class Chat {
     else await this.list.draw();
   }
 
+  keep(conversation) { return this.tried(() => this.store.put(conversation)); }
+
   async save(changed = this.conversation) {
     changed.changed = Date.now();
     if (changed === this.conversation) sessionStorage.tenfoldOpen = changed.id;
-    await this.tried(() => this.store.put(changed));
+    await this.keep(changed);
     await this.list.draw();
     this.parts.heading.textContent = title(this.conversation);
   }
@@ -151,8 +154,8 @@ class Chat {
 
   speeds({ answers }) {
     const words = ({ first_ms, tokens, seconds }) => `first token ${first_ms.toFixed(0)} ms · ${tokens} tokens · ${(tokens / Math.max(seconds, .001)).toFixed(1)} tokens/s`;
-    this.parts.panel.replaceChildren(...answers.map((one, i) =>
-      make("span", { textContent: `${answers.length > 1 ? `answer ${i + 1}` : one.model}: ${one.speed ? words(one.speed) : "…"}` })));
+    this.parts.panel.replaceChildren(...answers.flatMap((one, i) =>
+      one.speed ? [make("span", { textContent: `${answers.length > 1 ? `answer ${i + 1}` : one.model}: ${words(one.speed)}` })] : []));
   }
 
   // Drawing.

@@ -31,7 +31,7 @@ export function editor(box, action, take, leave) {
 /** Asks in a dialog within `host`. Gives what was typed, "" where there is no `field`, null where it was dismissed. */
 export function question(host, text, action, field) {
   return new Promise(answer => {
-    const close = value => { dialog.remove(); answer(value); };
+    const close = value => { dialog.close(); dialog.remove(); answer(value); };
     const input = field && make("input", { type: "password", ariaLabel: field, autocomplete: "off", required: true });
     const form = make("form", { onsubmit: event => { event.preventDefault(); close(input?.value ?? ""); } }, make("p", { textContent: text }));
     if (input) form.append(input);

@@ -16,6 +16,7 @@ export class List {
 
   /** Draw what is kept, where a search is written what holds all of its words. */
   async draw() {
+    if (this.rows.querySelector("input")) return;  // a name is being written
     const { chat } = this, words = this.search.value.toLowerCase().split(/\s+/).filter(Boolean), number = this.drawn = (this.drawn ?? 0) + 1;
     await chat.tried(async () => {
       const [heads, found] = await Promise.all([chat.store.list(), words.length ? chat.store.search(words) : null]);
@@ -40,11 +41,13 @@ export class List {
 
   rename(row, head) {
     const box = make("input", { value: head.title, dir: "auto", ariaLabel: "Name of the conversation", maxLength: 80 });
+    const leave = () => { row.replaceChildren(); this.draw(); };
     const keep = name => {
       this.chat.conversation.title = name.trim();
+      row.replaceChildren();
       this.chat.save();
     };
-    row.replaceChildren(...editor(box, "Keep", keep, () => this.draw()));
+    row.replaceChildren(...editor(box, "Keep", keep, leave));
   }
 
   async delete({ id, title }) {

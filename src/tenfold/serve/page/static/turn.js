@@ -44,7 +44,7 @@ function said(answer, growing) {
 
 function side(answer, growing) {
   const box = said(answer, growing);
-  if (answer.end) box.append(make("div", { className: "tools" }, copy(answer.text)));
+  if (answer.end && answer.text.trim()) box.append(make("div", { className: "tools" }, copy(answer.text)));
   return box;
 }
 
