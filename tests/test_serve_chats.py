@@ -143,6 +143,17 @@ def test_what_was_exported_and_deleted_comes_back_by_import(page, tmp_path):
     assert page.inner_text(".log") == before
 
 
+def test_a_conversation_that_is_deleted_while_it_is_answered_stays_away(page):
+    say(page, "slow")
+    until(page, "document.querySelector('article.assistant .text')?.innerText.includes('word')")
+    page.get_by_role("button", name="Delete", exact=True).click()
+    page.click("dialog button.main")
+    page.wait_for_selector(".rows .none")
+    say(page, "hello")
+    finished(page)
+    listed(page, "hello")
+
+
 @pytest.mark.parametrize("spoil", [
     lambda text: text[:-9],
     lambda text: "[]",

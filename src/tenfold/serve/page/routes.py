@@ -2,6 +2,7 @@
 
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse, Response
@@ -24,7 +25,7 @@ POLICY = "; ".join(
 class _Fresh(StaticFiles):
     """Files that a browser asks for again, lest a page of one version run scripts of another."""
 
-    def file_response(self, *given, **named) -> Response:  # type: ignore[no-untyped-def]
+    def file_response(self, *given: Any, **named: Any) -> Response:
         answer = super().file_response(*given, **named)
         answer.headers["cache-control"] = "no-cache"
         return answer

@@ -72,7 +72,9 @@ class Chat {
     else await this.list.draw();
   }
 
-  keep(conversation) { return this.tried(() => this.store.put(conversation)); }
+  async keep(conversation) {
+    if (!conversation.isDeleted) await this.tried(() => this.store.put(conversation));
+  }
 
   async save(changed = this.conversation) {
     changed.changed = Date.now();

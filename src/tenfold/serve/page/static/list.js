@@ -29,7 +29,7 @@ export class List {
 
   row(head) {
     const isOpen = head.id === this.chat.conversation.id;
-    const name = button(head.title, () => this.chat.open(head.id), { dir: "auto", className: "name", title: new Date(head.changed).toLocaleString() });
+    const name = button(head.title, () => isOpen ? this.chat.listed(false) : this.chat.open(head.id), { dir: "auto", className: "name", title: new Date(head.changed).toLocaleString() });
     const row = make("li", {}, name);
     if (isOpen) {
       name.setAttribute("aria-current", "true");
@@ -52,6 +52,7 @@ export class List {
 
   async delete({ id, title }) {
     if (await question(this.chat.host, `Delete “${title}” from this browser?`, "Delete") === null) return;
+    this.chat.conversation.isDeleted = true;  // an answer that is under way does not bring it back
     await this.chat.open(null);
     await this.chat.tried(() => this.chat.store.remove(id));
     this.draw();
