@@ -375,7 +375,7 @@ def test_the_chat_lives_in_a_part_of_another_page(page, site):
     assert page.is_visible(".stop")
     page.press("body", "Escape")
     finished(page)
-    assert page.locator("section").bounding_box()["height"] == 500
+    assert page.locator("section.tenfold-chat").bounding_box()["height"] == 500
 
 
 @pytest.mark.skipif(find_spec("axe_playwright_python") is None, reason="the package axe-playwright-python is not installed")

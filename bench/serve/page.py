@@ -1,7 +1,7 @@
 """The processor time that the chat page takes for one long answer, in headless Chromium.
 
     python -m bench.serve.page
-    python -m bench.serve.page --beside ../old/src/tenfold/serve/api/chat.html
+    git show e77a861:src/tenfold/serve/api/chat.html > chat.html; python -m bench.serve.page --beside chat.html
 
 A small server streams an answer of 4,000 chunks, one word each, of four kinds: mixed Markdown, one list, one paragraph, one block
 of code. The page asks by itself, through a script that the server adds to it, and no debugger is attached, since that takes
