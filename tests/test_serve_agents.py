@@ -105,6 +105,18 @@ def test_a_template_that_knows_calls_is_rendered_as_by_transformers(open_site, t
     assert backend.asked == expected
 
 
+@pytest.mark.parametrize("template", [WITH_CALLS, WALKS, PLAIN_TEMPLATE])
+def test_an_answer_that_continues_gets_the_prompt_of_transformers(open_site, template):
+    client, backend = open_site(template)
+    messages = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "how are"}]
+    body = {"messages": messages, "continue_final_message": True, "max_tokens": 3}
+    assert client.post("/v1/chat/completions", json=body).status_code == 200
+    expected, _ = render_jinja_template([messages], chat_template=template, continue_final_message=True)
+    assert backend.asked == expected and expected[0].endswith("how are")
+    for wrong in ({"messages": messages[:1]}, {"messages": [*messages[:1], {"role": "assistant", "content": ""}]}, {"store": True}):
+        assert client.post("/v1/chat/completions", json={**body, **wrong}).status_code == 400
+
+
 def test_variables_reach_the_template_and_cannot_replace_the_conversation(open_site):
     client, backend = open_site("{{ messages[0].content }}|{{ enable_thinking }}|{{ tools }}")
     for variables, status in (

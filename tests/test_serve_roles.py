@@ -449,7 +449,9 @@ def test_only_pages_of_the_server_and_allowed_ones_change_anything(tmp_path_fact
 
 
 def test_every_answer_forbids_frames_scripts_and_guesses_of_its_type(site):
-    for route, role in (("GET /", "stranger"), ("GET /v1/models", "owner"), ("GET /v1/models", "stranger"), ("GET /none", "owner")):
+    asked = [("GET /none", "owner"), ("GET /v1/models", "owner")]
+    asked += [(f"GET {path}", "stranger") for path in ("/", "/page/chat.js", "/page/%2e%2e/routes.py", "/v1/models")]
+    for route, role in asked:
         headers = site.ask(route, role).headers
         policy = dict(part.strip().partition(" ")[::2] for part in headers["content-security-policy"].split(";"))
         assert policy["default-src"] == policy["frame-ancestors"] == "'none'" and "unsafe" not in str(policy)

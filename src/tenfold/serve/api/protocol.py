@@ -191,7 +191,6 @@ class ChatRequest(SamplingFields):
     refused: ClassVar[tuple[str, ...]] = (
         *SamplingFields.refused,
         "chat_template",
-        "continue_final_message",
         "prompt_logprobs",
     )
 
@@ -208,6 +207,7 @@ class ChatRequest(SamplingFields):
     function_call: Literal["none", "auto"] | None = None
     modalities: list[Literal["text"]] | None = None
     chat_template_kwargs: dict[str, Any] | None = None  # as vLLM has it: variables of the template
+    continue_final_message: bool | None = None  # as vLLM has it: the answer goes on with the last message, the assistant's
     store: bool | None = None
     metadata: Metadata | None = None
 

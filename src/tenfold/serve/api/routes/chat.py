@@ -74,7 +74,8 @@ async def prepare(models: Models, body: ChatRequest, place: Place, *, keeps: boo
     if "none" in (body.tool_choice, body.function_call):
         tools = []
     messages = await model.prompt(lambda: [plain(message) for message in body.messages])
-    tokens = await prompt_tokens(model, messages, tools, body.chat_template_kwargs)
+    _check_continues(body, messages)
+    tokens = await prompt_tokens(model, messages, tools, body.chat_template_kwargs, continues=bool(body.continue_final_message))
     model.check_tokens(body.logit_bias or (), "logit_bias")
     wanted = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     sampling = body.sampling(
@@ -125,14 +126,33 @@ def _text(part: Part) -> str:
 
 
 async def prompt_tokens(
-    model: ServedModel, messages: list[dict[str, Any]], tools: list[dict[str, Any]], variables: dict[str, Any] | None = None
+    model: ServedModel,
+    messages: list[dict[str, Any]],
+    tools: list[dict[str, Any]],
+    variables: dict[str, Any] | None = None,
+    *,
+    continues: bool = False,
 ) -> list[int]:
-    """The tokens of a conversation with tools and calls, also where the model's template has no place for them."""
+    """The tokens of a conversation with tools and calls, also where the model's template has no place for them.
+
+    Where the answer `continues` the last message, that one is not closed.
+    """
     if tools and not model.text.knows_tools:
         messages, tools = tell_of_tools(messages, tools), []
     if not model.text.knows_calls:
         messages = calls_as_text(messages)
-    return await model.chat_prompt(messages, {**(variables or {}), "tools": tools or None})
+    return await model.chat_prompt(messages, {**(variables or {}), "tools": tools or None}, continues=continues)
+
+
+def _check_continues(body: ChatRequest, messages: list[dict[str, Any]]) -> None:
+    if not body.continue_final_message:
+        return
+    if messages[-1]["role"] != "assistant" or not messages[-1]["content"]:
+        raise ApiError(
+            400, "continue_final_message needs a last message of the assistant, with text.", param="continue_final_message"
+        )
+    if body.store:
+        raise ApiError(400, "An answer that continues another is not stored: leave store out.", param="store")
 
 
 def _must_call(body: ChatRequest, tools: list[dict[str, Any]]) -> str | None:
