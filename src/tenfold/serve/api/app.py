@@ -8,6 +8,7 @@ from fastapi import APIRouter, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from tenfold.serve.api.access_log import AccessLog
+from tenfold.serve.api.background import Background
 from tenfold.serve.api.errors import AnswerFailures, ErrorAnswer, answer_errors
 from tenfold.serve.api.gate import Gate
 from tenfold.serve.api.keys import Rate
@@ -38,6 +39,7 @@ def make_app(models: Models, options: ServerOptions) -> FastAPI:
     app = FastAPI(title="Tenfold", version="1", lifespan=lifespan, docs_url=None, redoc_url=None, responses=errors)
     app.state.models, app.state.options, app.state.failed = models, options, None
     app.state.stored = ResponseStore(models.limits.max_stored_bytes, models.limits.key_share)
+    app.state.background = Background()
     app.state.feedback = Feedback(options.feedback) if options.feedback else None
     app.state.feedback_rate = Rate(options.feedback_per_day, 86400)
     answer_errors(app)

@@ -243,6 +243,10 @@ class ResponseText(BaseModel):
     format: ResponseTextFormat | None = None
 
 
+class ConversationName(Body):
+    id: str
+
+
 class ResponsesRequest(RequestBody):
     refused: ClassVar[tuple[str, ...]] = ("prompt", "top_logprobs")
 
@@ -255,7 +259,7 @@ class ResponsesRequest(RequestBody):
     stream: bool | None = None
     store: bool | None = None
     previous_response_id: str | None = None
-    conversation: str | dict[str, Any] | None = None
+    conversation: str | ConversationName | None = None
     background: bool | None = None
     text: ResponseText | None = None
     tools: list[dict[str, Any]] | None = None
@@ -263,11 +267,27 @@ class ResponsesRequest(RequestBody):
     metadata: Metadata | None = None
     user: str | None = None
 
+    @property
+    def conversation_id(self) -> str:
+        """The name of the conversation that it belongs to; empty if to none."""
+        return self.conversation.id if isinstance(self.conversation, ConversationName) else self.conversation or ""
 
-class ChatUpdate(RequestBody):
-    """What can be changed of a stored chat completion."""
+
+class MetadataUpdate(RequestBody):
+    """What can be changed of a stored chat completion and of a conversation."""
 
     metadata: Metadata
+
+
+class ItemsRequest(RequestBody):
+    """Items for a conversation, as many as OpenAI takes at once."""
+
+    items: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=20)]
+
+
+class ConversationRequest(RequestBody):
+    items: Annotated[list[dict[str, Any]], Field(max_length=20)] | None = None
+    metadata: Metadata | None = None
 
 
 class FeedbackRequest(RequestBody):
