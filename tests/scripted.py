@@ -23,7 +23,7 @@ class Scripted:
     """
 
     def __init__(self, tokenizer):
-        self.tokenizer, self.stats, self.max_model_len, self.in_flight, self.is_alive = tokenizer, {}, 4096, 0, True
+        self.tokenizer, self.stats, self.max_model_len, self.in_flight, self.is_alive = tokenizer, {}, 32_768, 0, True
         self.goes_on = threading.Event()
         self.goes_on.set()
         self.answers, self.says, self.asked = [], "", []

@@ -84,25 +84,24 @@ def test_pydantic_ai(turns, kind, stream):
         model = make("tiny", provider=OpenAIProvider(base_url=f"{turns}/v1", api_key="none"))
     agent = Agent(model, tools=[weather])
 
-    async def run():
-        if not stream:
-            return (await agent.run("Weather?")).output
-        async with agent.run_stream("Weather?") as running:
-            return await running.get_output()
+    async def read(_, events):
+        async for _ in events:
+            pass
 
-    assert asyncio.run(run()) == END
+    result = agent.run_sync("Weather?", event_stream_handler=read if stream else None)
+    assert result.output == END
 
 
-@pytest.mark.skipif(find_spec("langgraph") is None, reason="langgraph is not installed")
+@pytest.mark.skipif(find_spec("smolagents") is None, reason="smolagents is not installed")
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("responses", [False, True])
-def test_langgraph(turns, responses, stream):
-    from langchain_openai import ChatOpenAI
-    from langgraph.prebuilt import create_react_agent
+def test_smolagents(site, stream):
+    """It ends with a call of its own, and writes calls of earlier turns into the prompt as text."""
+    from smolagents import OpenAIModel, ToolCallingAgent, tool
 
-    model = ChatOpenAI(
-        model="tiny", base_url=f"{turns}/v1", api_key="none", use_responses_api=responses, streaming=stream, max_retries=0
-    )
-    agent = create_react_agent(model, [weather])
-    last = agent.invoke({"messages": [("user", "Weather?")]})["messages"][-1]
-    assert last.text == END
+    backend, url = site
+    last = json.dumps({"name": "final_answer", "arguments": {"answer": END}})
+    backend.answers, backend.asked = [(f"I look.\n{CALLS}", "stop"), (last, "stop")], []
+    model = OpenAIModel("tiny", api_base=f"{url}/v1", api_key="none")
+    agent = ToolCallingAgent([tool(weather)], model, stream_outputs=stream, verbosity_level=0)
+    assert agent.run("Weather?") == END
+    assert all(told in backend.asked[1] and told not in backend.asked[0] for told in WEATHER.values())

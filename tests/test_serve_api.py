@@ -282,6 +282,21 @@ def test_models_embeddings_tokens_and_the_page(client, server):
     assert status == 200 and "<!doctype html>" in page and "http://" not in page
 
 
+def test_texts_are_scored_by_the_cosine_of_their_embeddings(client, server):
+    texts = ["hello there", "how are you", "def f(x):"]
+    vectors = [
+        torch.tensor(one.embedding, dtype=torch.float64)
+        for one in client.embeddings.create(model="tiny", input=texts, encoding_format="float").data
+    ]
+    for first, pairs in ((texts[0], [(0, 0), (0, 1), (0, 2)]), (texts[::-1], [(2, 0), (1, 1), (0, 2)])):
+        status, answer = server.post("/v1/score", {"model": "tiny", "text_1": first, "text_2": texts})
+        assert status == 200 and [one["index"] for one in answer["data"]] == [0, 1, 2]
+        expected = [torch.nn.functional.cosine_similarity(vectors[a], vectors[b], 0).item() for a, b in pairs]
+        assert [one["score"] for one in answer["data"]] == pytest.approx(expected, abs=1e-5)
+    status, refused = server.post("/v1/score", {"text_1": texts[:2], "text_2": texts})
+    assert status == 400 and refused["error"]["param"] == "text_1"
+
+
 @pytest.mark.parametrize("path, allowed", [("/v1/models", "GET"), ("/v1/models/swap", "POST"), ("/v1/responses/x", "DELETE, GET")])
 def test_a_method_that_a_path_does_not_have_is_refused_with_those_that_it_has(server, path, allowed):
     request = urllib.request.Request(server.url + path, b"{}", method="PATCH")

@@ -230,6 +230,12 @@ class EmbeddingRequest(RequestBody):
     user: str | None = None
 
 
+class ScoreRequest(RequestBody):
+    model: str = ""
+    text_1: Text | Annotated[list[Text], Field(min_length=1)]
+    text_2: Text | Annotated[list[Text], Field(min_length=1)]
+
+
 class ResponseTextFormat(BaseModel):
     model_config = ConfigDict(extra="allow")
 
@@ -264,6 +270,7 @@ class ResponsesRequest(RequestBody):
     text: ResponseText | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
     metadata: Metadata | None = None
     user: str | None = None
 

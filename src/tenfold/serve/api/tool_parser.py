@@ -133,12 +133,16 @@ class ToolParser:
     def _text(self) -> Iterator[Piece]:
         """Text up to the next tag, without what may be the beginning of one."""
         said, tag, rest = self._held.partition(_OPEN)
-        if tag:
-            self._state, self._held, self._object = self._tagged, rest, _Object(tag)
-        else:
+        if not tag:
             kept = next((k for k in range(len(_OPEN) - 1, 0, -1) if said.endswith(_OPEN[:k])), 0)
-            said, self._held = said[: len(said) - kept], said[len(said) - kept :]
-        return self._say(said)
+            said, rest = said[: len(said) - kept], said[len(said) - kept :]
+        is_blank = not self.content and not said.strip()  # white space before a first call is not said
+        if tag:
+            self._state, self._object = self._tagged, _Object(said * is_blank + tag)
+        elif is_blank:
+            return iter(())
+        self._held = rest
+        return self._say("" if is_blank else said)
 
     def _tagged(self) -> Iterator[Piece]:
         """What follows a tag: JSON, or the tag was text."""
@@ -185,7 +189,7 @@ class ToolParser:
     def _after(self) -> Iterator[Piece]:
         """What follows a call: its closing tag, another call, or text."""
         text = self._held = _BETWEEN.sub("", self._held, count=1)
-        if text.startswith("{") and not self._object.mark.startswith(_OPEN):
+        if text.startswith("{") and _OPEN not in self._object.mark:
             self._state, self._object = self._json, _Object("")
         elif not (_OPEN.startswith(text) or _CLOSE.startswith(text)):
             self._state = self._text

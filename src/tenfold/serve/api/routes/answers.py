@@ -70,7 +70,7 @@ class Spoken(Gathered):
         return self.parser.calls
 
     @property
-    def calls_tools(self) -> bool:
+    def ends_in_calls(self) -> bool:
         """Whether it ended with calls, none of them cut."""
         return bool(self.calls) and all(call.whole for call in self.calls)
 

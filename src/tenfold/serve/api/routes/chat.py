@@ -204,7 +204,7 @@ def message(one: Spoken) -> dict[str, Any]:
 
 def _finish(chat: Conversation, one: Spoken) -> str | None:
     """Why a continuation ended: with calls, unless one was cut; a call that was asked for by name ends with `stop`."""
-    return ("stop" if chat.must_call else "tool_calls") if one.calls_tools else one.finish_reason
+    return ("stop" if chat.must_call else "tool_calls") if one.ends_in_calls else one.finish_reason
 
 
 async def chunks(chat: Conversation, stores: Stores) -> AsyncGenerator[dict[str, Any], None]:

@@ -13,7 +13,7 @@ from tenfold.serve.api.errors import ApiError
 from tenfold.serve.api.protocol import ConversationRequest, ItemsRequest, MetadataUpdate
 from tenfold.serve.api.response_store import ResponseStore
 from tenfold.serve.api.routes.answers import Limit, new_id, page
-from tenfold.serve.api.routes.chat import request_of
+from tenfold.serve.api.routes.chat import plain, request_of
 from tenfold.serve.api.routes.items import stored, turns
 
 router = APIRouter(prefix="/v1/conversations")
@@ -28,8 +28,8 @@ def append(store: ResponseStore, owner: str, name: str, items: list[dict[str, An
 
 def _checked(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Items as they are stored. Raises ApiError where a model could not read them."""
-    if items:
-        request_of({"messages": turns(items)})
+    for message in request_of({"messages": turns(items)}).messages if items else ():
+        plain(message)
     return stored(items)
 
 

@@ -51,7 +51,7 @@ def _stored(item: dict[str, Any]) -> dict[str, Any]:
     kind = item.get("type") or "message"
     kept = {**item, "id": new_id("msg" if kind == "message" else "fc"), "type": kind, "status": "completed"}
     content = item.get("content")
-    if isinstance(content, str):
+    if kind == "message" and isinstance(content, str):
         said = {"type": "output_text", "annotations": []} if item["role"] == "assistant" else {"type": "input_text"}
         kept["content"] = [{**said, "text": content}]
     return kept

@@ -169,7 +169,7 @@ def _message(conversation: chat.Conversation, g: Gathered) -> dict[str, Any]:
 def _end(spoken: Spoken) -> dict[str, Any]:
     """Why a message ended."""
     told = "stop_sequence" if spoken.stop else "max_tokens" if spoken.finish_reason == "length" else "end_turn"
-    return {"stop_reason": "tool_use" if spoken.calls_tools else told, "stop_sequence": spoken.stop or None}
+    return {"stop_reason": "tool_use" if spoken.ends_in_calls else told, "stop_sequence": spoken.stop or None}
 
 
 async def answer(conversation: chat.Conversation) -> dict[str, Any]:

@@ -104,6 +104,7 @@ async def prepare(models: Models, body: ResponsesRequest, store: ResponseStore, 
         "top_p": body.top_p,
         "tools": _tools(body.tools),
         "tool_choice": choice,
+        "parallel_tool_calls": body.parallel_tool_calls,
         "user": body.user,
     }
     if form is not None:
@@ -133,11 +134,11 @@ def _object(body: ResponsesRequest, conversation: chat.Conversation, status: str
     cut = status == "incomplete"
     return {
         "id": conversation.request.id.replace("chatcmpl", "resp"),
-        "background": bool(body.background),
-        "conversation": {"id": body.conversation_id} if body.conversation_id else None,
         "object": "response",
         "created_at": conversation.created,
         "status": status,
+        "background": bool(body.background),
+        "conversation": {"id": body.conversation_id} if body.conversation_id else None,
         "error": None,
         "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
         "instructions": body.instructions,
@@ -145,7 +146,7 @@ def _object(body: ResponsesRequest, conversation: chat.Conversation, status: str
         "metadata": body.metadata or {},
         "model": conversation.model.name,
         "output": output,
-        "parallel_tool_calls": bool(body.tools),
+        "parallel_tool_calls": body.parallel_tool_calls is not False,
         "previous_response_id": body.previous_response_id,
         "temperature": sampling.temperature,
         "text": body.text.model_dump(by_alias=True, exclude_unset=True) if body.text else {"format": {"type": "text"}},
