@@ -52,11 +52,11 @@ def folded(pieces):
         if isinstance(piece, Said):
             text += piece.text
         elif isinstance(piece, CallBegins):
-            assert piece.index == len(calls)
-            calls[piece.index] = [piece.name, ""]
+            assert piece.number == len(calls)
+            calls[piece.number] = [piece.name, ""]
         else:
             assert isinstance(piece, Arguments) and piece.text
-            calls[piece.index][1] += piece.text
+            calls[piece.number][1] += piece.text
     return text, list(calls.values())
 
 

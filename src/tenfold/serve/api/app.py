@@ -1,5 +1,6 @@
 """The HTTP application: its parts come from the entry points `tenfold.routes`, the built-in ones as those of other packages."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -14,6 +15,7 @@ from tenfold.serve.api.gate import Gate
 from tenfold.serve.api.keys import Rate
 from tenfold.serve.api.models import Models
 from tenfold.serve.api.response_store import ResponseStore
+from tenfold.serve.api.tracing import trace_provider, traced
 from tenfold.serve.feedback.feedback import Feedback
 from tenfold.serve.options import ServerOptions
 from tenfold.spec.errors import TenfoldError
@@ -25,6 +27,8 @@ _ERRORS = (400, 401, 403, 404, 413, 429, 503, 504)
 def make_app(models: Models, options: ServerOptions) -> FastAPI:
     """The application over `models`. The first model is loaded before the first request is answered."""
 
+    spans = trace_provider(options.otlp_traces_endpoint) if options.otlp_traces_endpoint else None
+
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         try:
@@ -34,6 +38,8 @@ def make_app(models: Models, options: ServerOptions) -> FastAPI:
             raise
         yield
         await models.drain(options.drain_seconds)
+        if spans is not None:
+            await asyncio.to_thread(spans.shutdown)  # sends the last ones
 
     errors: dict[int | str, dict[str, Any]] = {code: {"model": ErrorAnswer} for code in _ERRORS}
     app = FastAPI(title="Tenfold", version="1", lifespan=lifespan, docs_url=None, redoc_url=None, responses=errors)
@@ -48,6 +54,8 @@ def make_app(models: Models, options: ServerOptions) -> FastAPI:
     if options.allowed_origins:
         app.add_middleware(CORSMiddleware, allow_origins=options.allowed_origins, allow_methods=["*"], allow_headers=["*"])
     app.add_middleware(AccessLog, form=options.access_log)
+    if spans is not None:
+        app.add_middleware(traced, provider=spans)
     for name in plugins("routes"):
         part = load("routes", name)
         if isinstance(part, APIRouter):

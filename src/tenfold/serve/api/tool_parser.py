@@ -25,17 +25,17 @@ class Said(NamedTuple):
 
 
 class CallBegins(NamedTuple):
-    """A call whose arguments follow; `index` counts the calls of an answer."""
+    """A call whose arguments follow; `number` counts the calls of an answer from 0."""
 
-    index: int
+    number: int
     id: str
     name: str
 
 
 class Arguments(NamedTuple):
-    """More of the arguments of the call `index`, as the model writes them."""
+    """More of the arguments of the call `number`, as the model writes them."""
 
-    index: int
+    number: int
     text: str
 
 
