@@ -197,7 +197,7 @@ def test_a_training_run_outlives_a_node_and_another_size_to_the_losses_of_an_und
     def finished():
         return asked("status", "small")["jobs"][0]["status"] == "finished"
 
-    train("alone", 1)
+    train("undisturbed", 1)
     cluster.wait(finished, "it has finished", 600)
     train("disturbed", 3)
     cluster.wait(lambda: len(losses("disturbed")) > 5, "three nodes make steps", 600)
@@ -212,4 +212,4 @@ def test_a_training_run_outlives_a_node_and_another_size_to_the_losses_of_an_und
     cluster.wait(lambda: len(losses("disturbed")) > before + 5, "one node makes steps", 600)
     cluster.start(dies)
     cluster.wait(finished, "it has finished", 600)
-    assert losses("disturbed") == pytest.approx(losses("alone"), rel=1e-4) and len(losses("disturbed")) == steps
+    assert losses("disturbed") == pytest.approx(losses("undisturbed"), rel=1e-4) and len(losses("disturbed")) == steps
