@@ -157,34 +157,34 @@ class ToolParser:
 
     def _json(self) -> Iterator[Piece]:
         """JSON up to its end: its arguments as they come, or at once where its name does not come before them."""
-        text, self._held, begin, object = self._held, "", 0, self._object
-        for end, depth in object.depths(text):
-            if depth == 2 and not object.nested:
-                object.nested, begin = True, end - 1
-                yield from self._begin(_name(object.seen + text[:begin]))
-            elif depth == 1 and object.call and not object.call.whole:
+        text, self._held, begin, found = self._held, "", 0, self._object
+        for end, depth in found.depths(text):
+            if depth == 2 and not found.nested:
+                found.nested, begin = True, end - 1
+                yield from self._begin(_name(found.seen + text[:begin]))
+            elif depth == 1 and found.call and not found.call.whole:
                 yield from self._argue(text[begin:end])
-                object.call.whole = True
+                found.call.whole = True
             elif depth == 0:
-                object.seen, self._held = object.seen + text[:end], text[end:]
+                found.seen, self._held = found.seen + text[:end], text[end:]
                 yield from self._end_json()
                 return
-        object.seen += text
-        if object.call and not object.call.whole:
+        found.seen += text
+        if found.call and not found.call.whole:
             yield from self._argue(text[begin:])
 
     def _end_json(self) -> Iterator[Piece]:
         """The end of JSON, which was a call or is text."""
-        object = self._object
-        if object.call is None:
-            name, arguments = _call_of(object.seen)
+        found = self._object
+        if found.call is None:
+            name, arguments = _call_of(found.seen)
             yield from self._begin(name)
             yield from self._argue(arguments)
-        if object.call:
-            object.call.whole, self._state = True, self._after
+        if found.call:
+            found.call.whole, self._state = True, self._after
         else:
             self._state = self._text
-            yield from self._say(object.mark + object.seen)
+            yield from self._say(found.mark + found.seen)
 
     def _after(self) -> Iterator[Piece]:
         """What follows a call: its closing tag, another call, or text."""
