@@ -230,12 +230,6 @@ class EmbeddingRequest(RequestBody):
     user: str | None = None
 
 
-class ScoreRequest(RequestBody):
-    model: str = ""
-    text_1: Text | Annotated[list[Text], Field(min_length=1)]
-    text_2: Text | Annotated[list[Text], Field(min_length=1)]
-
-
 class ResponseTextFormat(BaseModel):
     model_config = ConfigDict(extra="allow")
 
@@ -284,17 +278,6 @@ class MetadataUpdate(RequestBody):
     """What can be changed of a stored chat completion and of a conversation."""
 
     metadata: Metadata
-
-
-class ItemsRequest(RequestBody):
-    """Items for a conversation, as many as OpenAI takes at once."""
-
-    items: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=20)]
-
-
-class ConversationRequest(RequestBody):
-    items: Annotated[list[dict[str, Any]], Field(max_length=20)] | None = None
-    metadata: Metadata | None = None
 
 
 class FeedbackRequest(RequestBody):

@@ -1,16 +1,17 @@
 """`/v1/conversations`: items by the name of a conversation, which responses go on with; remembered as responses are."""
 
 import time
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 from openai.types.conversations import Conversation
+from pydantic import Field
 
 from tenfold.serve.api.answer_types import Deleted, Listed
 from tenfold.serve.api.dependencies import Owner, Stored, gives
 from tenfold.serve.api.errors import ApiError
-from tenfold.serve.api.protocol import ConversationRequest, ItemsRequest, MetadataUpdate
+from tenfold.serve.api.protocol import Metadata, MetadataUpdate, RequestBody
 from tenfold.serve.api.response_store import ResponseStore
 from tenfold.serve.api.routes.answers import Limit, new_id, page
 from tenfold.serve.api.routes.chat import plain, request_of
@@ -18,6 +19,17 @@ from tenfold.serve.api.routes.items import stored, turns
 
 router = APIRouter(prefix="/v1/conversations")
 KIND = "conversation"
+
+
+class ItemsRequest(RequestBody):
+    """Items for a conversation, as many as OpenAI takes at once."""
+
+    items: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=20)]
+
+
+class ConversationRequest(RequestBody):
+    items: Annotated[list[dict[str, Any]], Field(max_length=20)] | None = None
+    metadata: Metadata | None = None
 
 
 def append(store: ResponseStore, owner: str, name: str, items: list[dict[str, Any]]) -> None:

@@ -1,22 +1,29 @@
 """`/v1/score`, as vLLM has it for models of text: how alike two texts are, by the cosine of their embeddings."""
 
 import time
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
+from pydantic import Field
 
 from tenfold.serve.api.answer_types import Scores
 from tenfold.serve.api.budget import Place
 from tenfold.serve.api.dependencies import Placed, ServedModels, gives
 from tenfold.serve.api.errors import ApiError
 from tenfold.serve.api.models import Models
-from tenfold.serve.api.protocol import ScoreRequest
+from tenfold.serve.api.protocol import RequestBody, Text
 from tenfold.serve.api.routes.answers import new_id
 from tenfold.serve.api.routes.embeddings import embed, prompts_of, unit_vector
 from tenfold.serve.api.streaming import until_disconnect
 
 router = APIRouter()
+
+
+class ScoreRequest(RequestBody):
+    model: str = ""
+    text_1: Text | Annotated[list[Text], Field(min_length=1)]
+    text_2: Text | Annotated[list[Text], Field(min_length=1)]
 
 
 @router.post("/v1/score", **gives(Scores))
