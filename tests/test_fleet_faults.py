@@ -16,7 +16,7 @@ import toy_controller
 import toy_roles
 
 from tenfold.fleet.clock import Clock
-from tenfold.fleet.dispatcher import Dispatcher
+from tenfold.fleet.front.control import Front
 from tenfold.fleet.hold import hold
 from tenfold.fleet.ledger import Ledger
 from tenfold.fleet.local import LocalWorld
@@ -121,14 +121,15 @@ class NeverReady(toy_roles.ToyChat):
 
 
 def test_a_borrower_that_does_not_come_to_work_has_failed_long_before_its_loan_is_over(tmp_path):
-    ledger = Ledger(tmp_path / "ledger.db", {"b": "train"}, time.time())
+    ledger, front = Ledger(tmp_path / "ledger.db", {"b": "train"}, time.time()), Front(tmp_path)
     roles = {"chat": NeverReady(), "train": toy_roles.Counting(tmp_path / "steps")}
-    world = LocalWorld(tmp_path, ledger, roles, open_launcher("local"), Dispatcher())
+    world = LocalWorld(tmp_path, ledger, roles, open_launcher("local"), front)
     world.limits = Limits(leave_s=2, start_s=0.5, tick_s=0.1, restarts=1)
     world.apply(Lend("b", "chat", world.clock() + 3600, "a launch"))
     with pytest.raises(TenfoldError, match="chat in b failed 2 times"):
         until(lambda: world.observe(world.clock()) is None)
     world.close()
+    front.end()
 
 
 def test_a_controller_that_is_killed_at_any_moment_goes_on(tmp_path):

@@ -1,0 +1,26 @@
+"""The options of a front, beside those of any server."""
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from tenfold.spec.ranges import Seconds
+
+Factor = Annotated[float, Meta(ge=1, le=1e6)]
+Period = Annotated[float, Meta(gt=0, le=1e6)]
+
+
+class FrontOptions(Struct, frozen=True):
+    """How replicas are chosen and watched. Times are in seconds."""
+
+    load_factor: Annotated[
+        Factor,
+        Meta(description="Load, in means of all replicas, up to which one gets the conversations whose beginnings it has seen."),
+    ] = 1.25
+    check_every: Annotated[Period, Meta(description="Seconds between checks of a replica's health.")] = 1.0
+    check_timeout: Annotated[
+        Period, Meta(description="Seconds until a check has failed; after three in a row a replica is left out.")
+    ] = 5.0
+    forsaken_after: Annotated[
+        Seconds, Meta(description="Seconds without any replica that is well after which the front ends; 0 is never.")
+    ] = 0.0
