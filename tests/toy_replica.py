@@ -35,7 +35,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        SEEN["asked"].append({"path": self.path, "headers": dict(self.headers), "body": body.decode("latin-1")})
+        SEEN["asked"].append(
+            {
+                "path": self.path,
+                "headers": {name.lower(): value for name, value in self.headers.items()},
+                "body": body.decode("latin-1"),
+            }
+        )
         if KIND == "hangs-up":
             self.close_connection = True
             return

@@ -11,7 +11,7 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import httpx
+import httpx2
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response
@@ -35,7 +35,7 @@ from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import one_at_a_time
 
 LOOK_S = 0.1  # between looks at the file
-CONNECT = httpx.Timeout(None, connect=5.0, write=60.0)
+CONNECT = httpx2.Timeout(None, connect=5.0, write=60.0)
 
 
 def serve_front(file: Path, options: FrontOptions, server: ServerOptions) -> None:
@@ -44,7 +44,7 @@ def serve_front(file: Path, options: FrontOptions, server: ServerOptions) -> Non
     Raises TenfoldError where that cannot begin, or another front does so.
     """
     check_address(server)
-    replicas = Replicas(options.load_factor)
+    replicas = Replicas(options.load_factor if options.affinity else None)
     replicas.set(read_replicas(file))
     with one_at_a_time(lock_of(file), f"the front of {file}"):
         listen(make_front(file, replicas, options, server), server)
@@ -54,13 +54,13 @@ def make_front(file: Path, replicas: Replicas, options: FrontOptions, server: Se
     """The application. The gates of `tenfold serve` stand before it: hosts, keys, rates, bodies."""
     limits = server.limits if server.keys else replace(server.limits, key_share=1.0)
     most = min(limits.max_queue, most_connections(server.connections) // 2)  # each request has a connection on either side
-    kept = httpx.Limits(max_keepalive_connections=most)
-    client = httpx.AsyncClient(timeout=CONNECT, limits=kept, trust_env=False)
+    kept = httpx2.Limits(max_keepalive_connections=most)
+    client = httpx2.AsyncClient(timeout=CONNECT, limits=kept, trust_env=False)
     client.headers.clear()  # a request has its client's alone
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with client, httpx.AsyncClient(timeout=options.check_timeout, trust_env=False) as checking:
+        async with client, httpx2.AsyncClient(timeout=options.check_timeout, trust_env=False) as checking:
             tasks = [asyncio.create_task(_follow(file, replicas)), asyncio.create_task(_watch(replicas, options, checking))]
             yield
             await cancel(*tasks)
@@ -109,7 +109,7 @@ async def _follow(file: Path, replicas: Replicas) -> None:
                 print(f"{error} The replicas stay as they were.", file=sys.stderr, flush=True)
 
 
-async def _watch(replicas: Replicas, options: FrontOptions, client: httpx.AsyncClient) -> None:
+async def _watch(replicas: Replicas, options: FrontOptions, client: httpx2.AsyncClient) -> None:
     """Check the replicas' health, and end this process where it is forsaken."""
     loop = asyncio.get_running_loop()
     served = loop.time()
@@ -122,8 +122,8 @@ async def _watch(replicas: Replicas, options: FrontOptions, client: httpx.AsyncC
         await asyncio.sleep(options.check_every)
 
 
-async def _check(replica: Replica, client: httpx.AsyncClient) -> None:
+async def _check(replica: Replica, client: httpx2.AsyncClient) -> None:
     try:
         replica.check((await client.get(f"{replica.url}/health")).status_code)
-    except httpx.HTTPError:
+    except httpx2.HTTPError:
         replica.check(None)

@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 import anyio
-import httpx
+import httpx2
 from fastapi import Request
 from starlette.types import Receive, Scope, Send
 
@@ -49,7 +49,7 @@ class Begun:
     """The answer of a replica: its head, and the pieces of its body. `last` is the piece that came last."""
 
     replica: Replica
-    response: httpx.Response
+    response: httpx2.Response
     last: bytes
     rest: AsyncIterator[bytes]
     tries: int = 1
@@ -71,7 +71,7 @@ class Forward:
     `queue` counts the requests under way by their owners; each takes at most `timeout_s`, all waiting included.
     """
 
-    def __init__(self, replicas: Replicas, metrics: FrontMetrics, queue: Budget, timeout_s: float, client: httpx.AsyncClient):
+    def __init__(self, replicas: Replicas, metrics: FrontMetrics, queue: Budget, timeout_s: float, client: httpx2.AsyncClient):
         self._replicas, self._metrics, self._queue, self._timeout_s, self._client = replicas, metrics, queue, timeout_s, client
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -101,9 +101,9 @@ class Forward:
             try:
                 async with asyncio.timeout_at(end):
                     await _pass_on(answer, send)
-            except (TimeoutError, httpx.HTTPError) as error:
+            except (TimeoutError, httpx2.HTTPError) as error:
                 self._metrics.cut.inc()
-                if isinstance(error, httpx.HTTPError):
+                if isinstance(error, httpx2.HTTPError):
                     answer.replica.rest()
                 await _say_cut(answer, send)
 
@@ -121,10 +121,10 @@ class Forward:
             async with AsyncExitStack() as tried:
                 try:
                     answer = await self._send(replica, asked, tried)
-                except (httpx.ConnectError, httpx.ConnectTimeout):
+                except (httpx2.ConnectError, httpx2.ConnectTimeout):
                     replica.rest()
                     continue
-                except httpx.HTTPError:
+                except httpx2.HTTPError:
                     replica.rest()
                     breaks += 1
                     continue
@@ -141,9 +141,9 @@ class Forward:
         raise ApiError(502, f"{MOST_BREAKS} replicas broke off over this request before they answered it.")
 
     async def _send(self, replica: Replica, asked: Asked, held: AsyncExitStack) -> Begun:
-        """Raises httpx.HTTPError where no answer begins, also where the replica is found to be out meanwhile."""
+        """Raises httpx2.HTTPError where no answer begins, also where the replica is found to be out meanwhile."""
         held.enter_context(replica.asked())
-        url = httpx.URL(replica.url).copy_with(raw_path=asked.path)
+        url = httpx2.URL(replica.url).copy_with(raw_path=asked.path)
         request = self._client.build_request(asked.method, url, headers=asked.headers, content=asked.body or None)
         with anyio.CancelScope() as scope:
             replica.waiting.add(scope)
@@ -154,7 +154,7 @@ class Forward:
             first = await anext(pieces, b"")
             replica.waiting.discard(scope)
             return Begun(replica, response, first, pieces)
-        raise httpx.ReadTimeout(f"{replica.url} is out.")
+        raise httpx2.ReadTimeout(f"{replica.url} is out.")
 
 
 def _asked(scope: Scope, body: bytes) -> Asked:
@@ -165,7 +165,7 @@ def _asked(scope: Scope, body: bytes) -> Asked:
 
 
 async def _pass_on(answer: Begun, send: Send) -> None:
-    """Raises httpx.HTTPError where the replica breaks off."""
+    """Raises httpx2.HTTPError where the replica breaks off."""
     headers = [(name.lower(), value) for name, value in answer.response.headers.raw if name.lower() not in _OF_ANSWER]
     headers.append((TRIES.encode(), str(answer.tries).encode()))
     await send({"type": "http.response.start", "status": answer.response.status_code, "headers": headers})

@@ -13,9 +13,10 @@ Period = Annotated[float, Meta(gt=0, le=1e6)]
 class FrontOptions(Struct, frozen=True):
     """How replicas are chosen and watched. Times are in seconds."""
 
+    affinity: Annotated[bool, Meta(description="Send a conversation where its beginning went before, while there is room.")] = True
     load_factor: Annotated[
         Factor,
-        Meta(description="Load, in means of all replicas, up to which one gets the conversations whose beginnings it has seen."),
+        Meta(description="Requests under way, in means over all replicas, up to which a replica has room for its conversations."),
     ] = 1.25
     check_every: Annotated[Period, Meta(description="Seconds between checks of a replica's health.")] = 1.0
     check_timeout: Annotated[

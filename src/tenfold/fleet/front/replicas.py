@@ -66,9 +66,12 @@ class Replica:
 
 
 class Replicas:
-    """Those that stand in a front's file, and those taken out of it that still answer."""
+    """Those that stand in a front's file, and those taken out of it that still answer.
 
-    def __init__(self, load_factor: float):
+    A replica has room up to `load_factor` times the mean load; None sends every request to the one with the fewest.
+    """
+
+    def __init__(self, load_factor: float | None):
         self.all: list[Replica] = []
         self._load_factor = load_factor
 
@@ -85,7 +88,7 @@ class Replicas:
         well = [replica for replica in self.all if replica.is_well and replica not in without]
         if not well:
             return None
-        if beginning is None:
+        if beginning is None or self._load_factor is None:
             return min(well, key=lambda replica: (replica.running, replica.sent))
         bound = math.ceil(self._load_factor * (sum(replica.running for replica in well) + 1) / len(well))
         roomy = [replica for replica in well if replica.running < bound]
@@ -113,7 +116,9 @@ def beginning_of(body: bytes) -> bytes | None:
     try:
         asked = msgspec.json.decode(body, type=_Asked)
         text = bytes(asked.prompt) or bytes(asked.input)
-        turns = msgspec.json.decode(text, type=list[msgspec.Raw]) if text.startswith(b"[") else asked.messages
+        turns = asked.messages
+        if asked.input and not asked.prompt and text.startswith(b"["):
+            turns = msgspec.json.decode(text, type=list[msgspec.Raw])
         roles = [msgspec.json.decode(turn, type=_Turn).role for turn in turns[:BEGINNING]]
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
