@@ -17,12 +17,15 @@ import toy_roles
 
 from tenfold.fleet.clock import Clock
 from tenfold.fleet.front.control import Front
+from tenfold.fleet.front.file import lock_of
 from tenfold.fleet.hold import hold
 from tenfold.fleet.ledger import Ledger
 from tenfold.fleet.local import LocalWorld
 from tenfold.fleet.operate import read_until, status, wish
 from tenfold.fleet.slots import DRAINED, Lend, Limits, Wish
 from tenfold.launch.job import Job, open_launcher
+from tenfold.serve.start import answers
+from tenfold.spec import files
 from tenfold.spec.errors import TenfoldError
 
 
@@ -113,6 +116,22 @@ def test_a_worker_that_is_killed_or_hangs_is_started_again_and_goes_on(tmp_path)
             until(lambda first=first: holder(tmp_path, "b") not in (first, None))
             until(lambda at=at: len(steps(tmp_path)) > at + 3)
     assert steps(tmp_path) == list(range(len(steps(tmp_path))))
+
+
+def test_a_front_that_is_killed_is_started_again_at_its_address_and_ends_with_the_fleet(tmp_path):
+    file = tmp_path / "fleet" / "front.json"
+
+    def process():
+        return (files.holder(lock_of(file)) or {}).get("process")
+
+    with controller(tmp_path):
+        until(process)
+        first, url = process(), json.loads(file.read_text())["url"]
+        until(lambda: answers(url))
+        os.kill(first, signal.SIGKILL)
+        until(lambda: process() not in (first, None))
+        until(lambda: answers(url))
+    assert process() is None
 
 
 class NeverReady(toy_roles.ToyChat):

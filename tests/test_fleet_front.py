@@ -5,6 +5,8 @@ import itertools
 import json
 import math
 import os
+import random
+import re
 import signal
 import socket
 import subprocess
@@ -20,6 +22,8 @@ import toy_replica
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.fleet.front import WORDS
+from bench.serve.server import serving, small_model
 from tenfold.fleet.front.control import Front
 from tenfold.fleet.front.file import lock_of, write_replicas
 from tenfold.fleet.front.replicas import BEGINNING, Replicas, beginning_of
@@ -329,7 +333,6 @@ def test_bodies_and_requests_under_way_are_bounded(site, tmp_path):
         assert status == 429 and int(headers["Retry-After"]) > 0
         gate.touch()
         assert [each.result()[0] for each in asked] == [200] * MOST
-        assert urlopen(Request(f"{site.url}/v1/seen", method="HEAD")).status == 200
         with pytest.raises(HTTPError, match="405"):
             urlopen(Request(f"{site.url}/v1/x", method="DELETE"))
 
@@ -383,3 +386,58 @@ def test_the_front_outlives_its_controller_and_the_next_one_finds_it(tmp_path):
         assert not front.ask({}).lost and holder(lock)["process"] != process
         front.end()
         assert holder(lock) is None
+
+
+def words(chance, count):
+    return " ".join(chance.choices(WORDS, k=count))
+
+
+def counted(url, name):
+    """A figure of a real server's metrics."""
+    said = urlopen(f"{url}/metrics").read().decode()
+    return sum(map(float, re.findall(rf"^vllm:{name}\{{.*\}} (\S+)$", said, re.MULTILINE)))
+
+
+def lead(url, talks, turns=4):
+    """Conversations, each sent whole with every turn, one request at a time."""
+    chance = random.Random(1)
+    for _ in range(turns):
+        for i, talk in enumerate(talks):
+            assert post(url, {"prompt": talk, "max_tokens": 2})[0] == 200
+            talks[i] = f"{talk} {words(chance, 10)}"
+
+
+@pytest.mark.slow
+def test_real_servers_find_conversations_in_their_caches_and_are_killed_and_drained_under_requests(site, tmp_path):
+    chance = random.Random(0)
+    talks = [words(chance, 60) for _ in range(8)]
+    model = small_model(tmp_path / "small", 1024)
+    given = (model, "--feedback", "", "--threads", "1", "--kv-cache-gib", "0.1", "--max-num-seqs", "2")
+    with serving(*given) as (alone, _), serving(*given) as (one, first), serving(*given) as (other, second):
+        lead(alone, list(talks))
+        site.tell(one, other)
+        until(lambda: get(f"{site.url}/health")[1]["well"] == 2)
+        lead(site.url, list(talks))
+        hits = [counted(url, "prefix_cache_hits_total") for url in (alone, one, other)]
+        assert min(hits) > 0 and sum(hits[1:]) >= 0.95 * hits[0]  # as in one cache
+        long = {"prompt": "def", "max_tokens": 900, "ignore_eos": True, "stream": True}
+
+        def whole():
+            try:
+                status, _, said = post(site.url, long)
+                assert status == 200 and said.endswith(b"[DONE]\n\n")
+            except http.client.IncompleteRead:
+                return False
+            return True
+
+        with ThreadPoolExecutor(16) as pool:
+            asked = [pool.submit(whole) for _ in range(16)]
+            until(lambda: counted(one, "num_requests_running"))
+            first.kill()
+            assert [each.result() for each in asked].count(False) <= 2  # those it had begun
+            asked = [pool.submit(whole) for _ in range(16)]
+            until(lambda: counted(other, "num_requests_running"))
+            site.tell(alone)
+            second.terminate()
+            assert all(each.result() for each in asked)
+        site.tell()

@@ -21,7 +21,7 @@ from tenfold.fleet.front.file import lock_of, read_replicas
 from tenfold.fleet.front.forward import Forward
 from tenfold.fleet.front.metrics import FrontMetrics
 from tenfold.fleet.front.options import FrontOptions
-from tenfold.fleet.front.replicas import Replica, Replicas
+from tenfold.fleet.front.replicas import LOOK_S, Replica, Replicas
 from tenfold.serve.api.access_log import AccessLog
 from tenfold.serve.api.budget import Budget
 from tenfold.serve.api.connection import most_connections
@@ -34,7 +34,6 @@ from tenfold.serve.options import ServerOptions
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import one_at_a_time
 
-LOOK_S = 0.1  # between looks at the file
 CONNECT = httpx2.Timeout(None, connect=5.0, write=60.0)
 
 

@@ -13,17 +13,17 @@ from dataclasses import dataclass
 import anyio
 import httpx2
 from fastapi import Request
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from tenfold.fleet.front.metrics import FrontMetrics
-from tenfold.fleet.front.replicas import Replica, Replicas, beginning_of
+from tenfold.fleet.front.replicas import LOOK_S, Replica, Replicas, beginning_of
 from tenfold.serve.api.budget import Budget
 from tenfold.serve.api.errors import ApiError
 from tenfold.serve.api.streaming import format_event, until_disconnect
 
 TRIES = "x-tenfold-tries"  # header of an answer: how often its request was sent
 MOST_BREAKS = 3  # replicas that may break off over one request, which may be what ends them
-LOOK_S = 0.1  # between looks for a replica where none is well
 REFUSALS = (429, 503)
 # Headers of one connection, or written anew for the other one.
 _OWN = {
@@ -79,9 +79,11 @@ class Forward:
         if not self._queue.has_room(owner, 1):
             raise ApiError(429, "Too many requests are under way: try again in a moment.", retry_after=2)
         with self._queue.holding(owner, 1):
-            asked = _asked(scope, await request.body())
             try:
+                asked = _asked(scope, await request.body())
                 await until_disconnect(request, self._answer(asked, send))
+            except ClientDisconnect:
+                self._metrics.gone.inc()
             except ApiError as error:
                 if error.status != 499:
                     raise
@@ -112,15 +114,18 @@ class Forward:
         key, refusals, tries, breaks = beginning_of(asked.body), dict[Replica, Begun](), 0, 0
         while breaks < MOST_BREAKS:
             replica = self._replicas.choose(key, refusals)
-            if replica is None and refusals:
-                return list(refusals.values())[-1]
             if replica is None:
-                await asyncio.sleep(LOOK_S)
+                await asyncio.sleep(2 * LOOK_S)  # the file may say meanwhile who leaves, and who comes
+                refusals = {one: refusal for one, refusal in refusals.items() if not one.drains}
+                if refusals and self._replicas.choose(key, refusals) is None:
+                    return list(refusals.values())[-1]
                 continue
             tries += 1
             async with AsyncExitStack() as tried:
                 try:
                     answer = await self._send(replica, asked, tried)
+                    if answer.is_refusal:
+                        answer.last += b"".join([piece async for piece in answer.rest])
                 except (httpx2.ConnectError, httpx2.ConnectTimeout):
                     replica.rest()
                     continue
@@ -135,8 +140,7 @@ class Forward:
                     replica.rest_s = 0.0
                     await held.enter_async_context(tried.pop_all())
                     return answer
-                elif not replica.drains:  # what leaves has no say
-                    answer.last += b"".join([piece async for piece in answer.rest])
+                else:
                     refusals[replica] = answer
         raise ApiError(502, f"{MOST_BREAKS} replicas broke off over this request before they answered it.")
 

@@ -16,6 +16,7 @@ from hashlib import blake2b
 import msgspec
 from anyio import CancelScope
 
+LOOK_S = 0.1  # between looks at the file that names them
 CHECKS = 3  # checks of health without an answer after which a replica is out
 LONGEST_REST_S = 30.0
 BEGINNING = 256  # bytes of a prompt, or of each message, by which a beginning is known
