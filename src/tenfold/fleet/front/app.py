@@ -78,8 +78,9 @@ def make_front(file: Path, replicas: Replicas, options: FrontOptions, server: Se
 
     @app.get("/health")
     async def health() -> Response:
-        well = sum(replica.is_well for replica in replicas.all)
-        said = {"status": "ok" if well else "no replica is well", "replicas": len(replicas.all), "well": well}
+        listed = [replica.is_well for replica in replicas.all if not replica.drains]
+        well = sum(listed)
+        said = {"status": "ok" if well else "no replica is well", "replicas": len(listed), "well": well}
         return JSONResponse(said, 200 if well else 503)
 
     @app.get("/metrics")
@@ -113,6 +114,7 @@ async def _watch(replicas: Replicas, options: FrontOptions, client: httpx2.Async
     loop = asyncio.get_running_loop()
     served = loop.time()
     while True:
+        replicas.forget()
         await asyncio.gather(*(_check(replica, client) for replica in replicas.all))
         if any(replica.is_well or replica.running for replica in replicas.all):
             served = loop.time()

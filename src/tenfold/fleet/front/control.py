@@ -87,12 +87,11 @@ class Front:
     def end(self) -> None:
         """Let it finish its answers and leave."""
         self.ended = True
-        process = self._process.pid if self._process else (holder(self._held) or {}).get("process")
         for number, seconds in ((signal.SIGTERM, LEAVE_S + 5), (signal.SIGKILL, 5)):
-            end = time.monotonic() + seconds
-            if process and self.runs():
+            if process := self._id():
                 with suppress(ProcessLookupError):
                     os.kill(process, number)
+            end = time.monotonic() + seconds
             while self.runs() and time.monotonic() < end:
                 time.sleep(0.05)
 
@@ -109,6 +108,11 @@ class Front:
             sent += 1
             time.sleep(0.05)
         raise TenfoldError("The fleet ended before it answered a request.")
+
+    def _id(self) -> int | None:
+        if self._process is not None and self._process.poll() is None:
+            return self._process.pid
+        return (holder(self._held) or {}).get("process")
 
     def _address(self) -> str:
         try:

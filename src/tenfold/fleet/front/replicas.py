@@ -82,7 +82,12 @@ class Replicas:
         kept = [known.pop(url, None) or Replica(url) for url in dict.fromkeys(urls)]
         for replica in known.values():
             replica.drains = True
-        self.all = kept + [replica for replica in self.all if replica.drains and replica.running]
+        self.all = kept + [replica for replica in self.all if replica.drains]
+        self.forget()
+
+    def forget(self) -> None:
+        """Let go of those that drained and have answered all."""
+        self.all = [replica for replica in self.all if replica.running or not replica.drains]
 
     def choose(self, beginning: bytes | None, without: Collection[Replica] = ()) -> Replica | None:
         """The replica for a request with this beginning, or None where none is well."""
