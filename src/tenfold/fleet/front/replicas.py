@@ -79,7 +79,7 @@ class Replicas:
     def set(self, urls: Iterable[str]) -> None:
         """Take over the addresses of the file: what does not stand there drains."""
         known = {replica.url: replica for replica in self.all if not replica.drains}
-        kept = [known.pop(url, None) or Replica(url) for url in dict.fromkeys(urls)]
+        kept = [known.pop(url) if url in known else Replica(url) for url in dict.fromkeys(urls)]
         for replica in known.values():
             replica.drains = True
         self.all = kept + [replica for replica in self.all if replica.drains]
