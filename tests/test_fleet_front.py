@@ -349,6 +349,14 @@ def test_a_file_that_is_damaged_changes_nothing(site):
         assert post(site.url, {})[1]["X-Port"] == toy.url.rpartition(":")[2]
 
 
+def test_a_front_to_which_nobody_comes_back_ends_and_two_of_one_file_are_not_begun(site, tmp_path):
+    forsaken = Site(tmp_path, "--forsaken-after", "1")
+    second = [sys.executable, "-m", "tenfold", "fleet", "front", site.file, "--port", "0"]
+    refused = subprocess.run(second, capture_output=True, text=True)
+    assert refused.returncode and "Another process is the front of" in " ".join(refused.stderr.split())
+    assert forsaken.process.wait(240) in (0, -signal.SIGTERM)
+
+
 CONTROLLER = """
 import sys, time
 from pathlib import Path
