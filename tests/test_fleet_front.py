@@ -54,7 +54,7 @@ def post(url, body, path="/v1/completions", **headers):
     """Status, headers and the whole body of an answer; raises what a cut one raises."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     try:
-        with urlopen(Request(url + path, data, headers), timeout=300) as answer:
+        with urlopen(Request(url + path, data, {"Content-Type": "application/json"} | headers), timeout=300) as answer:
             return answer.status, answer.headers, answer.read()
     except HTTPError as error:
         return error.code, error.headers, error.read()
