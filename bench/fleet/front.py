@@ -5,8 +5,9 @@
 
 Conversations of some turns, each with a beginning of its own, are led by several clients at once: with each turn the whole text
 so far is sent, through a front with affinity (as it is by default) and through one that sends each request to the server with
-the fewest, in alternating rounds with new texts. Recorded for each side: the share of prompt tokens that servers found in their prefix caches,
-by their own count; the requests of the busiest server over the mean; and the time to the first token as clients see it.
+the fewest, in alternating rounds with new texts. Recorded for each side: the share of prompt tokens that servers found in their
+prefix caches, by their own count; the requests of the busiest server over the mean; and the time to the first token as clients
+see it.
 Writes bench/results/fleet_front.json.
 """
 
