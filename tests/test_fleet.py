@@ -15,8 +15,8 @@ import toy_roles
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tenfold.fleet.dispatcher import Dispatcher
 from tenfold.fleet.fleet import tick
+from tenfold.fleet.front.control import Front
 from tenfold.fleet.hold import hold
 from tenfold.fleet.ledger import Ledger
 from tenfold.fleet.lend import Lending
@@ -188,9 +188,9 @@ def until(true, seconds=60):
 def test_a_slot_is_lent_and_returned_on_real_processes(tmp_path):
     """The work goes on where it was, no accepted request is lost, and the loan ends by its deadline with its price noted."""
     counting = toy_roles.Counting(tmp_path / "steps")
-    ledger, dispatcher = Ledger(tmp_path / "ledger.db", {"a": "chat", "b": "train"}, time.time()), Dispatcher()
+    ledger, front = Ledger(tmp_path / "ledger.db", {"a": "chat", "b": "train"}, time.time()), Front(tmp_path)
     roles = {"chat": toy_roles.ToyChat(), "train": counting}
-    world = LocalWorld(tmp_path, ledger, roles, open_launcher("local"), dispatcher)
+    world = LocalWorld(tmp_path, ledger, roles, open_launcher("local"), front)
     world.limits = Limits(leave_s=5, tick_s=0.1, switch_s=0.5)
     rates = [20.0]
     world.demand = lambda now: Demand(rates[0], (), 1, 0, 10)
@@ -199,15 +199,15 @@ def test_a_slot_is_lent_and_returned_on_real_processes(tmp_path):
     try:
         with ThreadPoolExecutor(6) as pool:
             until(lambda: not any(slot.turning for slot in world.observe(time.time()).slots))
-            asked = [pool.submit(lambda: [dispatcher.ask({}) for _ in range(8)]) for _ in range(6)]
+            asked = [pool.submit(lambda: [front.ask({}) for _ in range(8)]) for _ in range(6)]
             while not counting.finished or not all(one.done() for one in asked) or ledger.of("b").until:
                 tick(time.time(), world, Lending())
                 if ledger.of("b").role == "chat" and ledger.of("b").ready:
                     rates[0] = 1.0
                 time.sleep(0.1)
     finally:
-        dispatcher.ended = True
         world.close()
+        front.end()
     answers = [answer for one in asked for answer in one.result()]
     assert len(answers) == 48 and not any(answer.lost for answer in answers)
     assert [int(step) for step in counting.path.read_text().split()] == list(range(toy_roles.STEPS))

@@ -16,13 +16,16 @@ import toy_controller
 import toy_roles
 
 from tenfold.fleet.clock import Clock
-from tenfold.fleet.dispatcher import Dispatcher
+from tenfold.fleet.front.control import Front
+from tenfold.fleet.front.file import lock_of
 from tenfold.fleet.hold import hold
 from tenfold.fleet.ledger import Ledger
 from tenfold.fleet.local import LocalWorld
 from tenfold.fleet.operate import read_until, status, wish
 from tenfold.fleet.slots import DRAINED, Lend, Limits, Wish
 from tenfold.launch.job import Job, open_launcher
+from tenfold.serve.start import answers
+from tenfold.spec import files
 from tenfold.spec.errors import TenfoldError
 
 
@@ -115,20 +118,37 @@ def test_a_worker_that_is_killed_or_hangs_is_started_again_and_goes_on(tmp_path)
     assert steps(tmp_path) == list(range(len(steps(tmp_path))))
 
 
+def test_a_front_that_is_killed_is_started_again_at_its_address_and_ends_with_the_fleet(tmp_path):
+    file = tmp_path / "fleet" / "front.json"
+
+    def process():
+        return (files.holder(lock_of(file)) or {}).get("process")
+
+    with controller(tmp_path):
+        until(process)
+        first, url = process(), json.loads(file.read_text())["url"]
+        until(lambda: answers(url))
+        os.kill(first, signal.SIGKILL)
+        until(lambda: process() not in (first, None))
+        until(lambda: answers(url))
+    assert process() is None
+
+
 class NeverReady(toy_roles.ToyChat):
     def is_ready(self, url, starts):
         return False
 
 
 def test_a_borrower_that_does_not_come_to_work_has_failed_long_before_its_loan_is_over(tmp_path):
-    ledger = Ledger(tmp_path / "ledger.db", {"b": "train"}, time.time())
+    ledger, front = Ledger(tmp_path / "ledger.db", {"b": "train"}, time.time()), Front(tmp_path)
     roles = {"chat": NeverReady(), "train": toy_roles.Counting(tmp_path / "steps")}
-    world = LocalWorld(tmp_path, ledger, roles, open_launcher("local"), Dispatcher())
+    world = LocalWorld(tmp_path, ledger, roles, open_launcher("local"), front)
     world.limits = Limits(leave_s=2, start_s=0.5, tick_s=0.1, restarts=1)
     world.apply(Lend("b", "chat", world.clock() + 3600, "a launch"))
     with pytest.raises(TenfoldError, match="chat in b failed 2 times"):
         until(lambda: world.observe(world.clock()) is None)
     world.close()
+    front.end()
 
 
 def test_a_controller_that_is_killed_at_any_moment_goes_on(tmp_path):

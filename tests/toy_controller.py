@@ -7,8 +7,8 @@ from pathlib import Path
 
 import toy_roles
 
-from tenfold.fleet.dispatcher import Dispatcher
 from tenfold.fleet.fleet import tick
+from tenfold.fleet.front.control import Front
 from tenfold.fleet.ledger import Ledger
 from tenfold.fleet.lend import Lending
 from tenfold.fleet.local import LocalWorld
@@ -23,9 +23,9 @@ OWNERS = {"a": "chat", "b": "train"}
 def control(home):
     folder = make_folder(home / "fleet")
     with one_at_a_time(folder / CONTROLLER, "running the fleet"):
-        ledger = Ledger(folder / "ledger.db", OWNERS, time.time())
+        ledger, front = Ledger(folder / "ledger.db", OWNERS, time.time()), Front(folder)
         roles = {"chat": toy_roles.ToyChat(), "train": toy_roles.Counting(home / "steps", steps=10**6)}
-        world = LocalWorld(folder, ledger, roles, open_launcher("local"), Dispatcher())
+        world = LocalWorld(folder, ledger, roles, open_launcher("local"), front)
         world.limits = Limits(leave_s=2, tick_s=0.1, switch_s=0.5, hung_s=4)
         world.slot_w, world.demand = 50.0, lambda now: Demand(1.0, (1.0,), 1, 0, 10)
         for slot in ledger.owners:
@@ -34,6 +34,7 @@ def control(home):
             tick(world.clock(), world, Lending())
             time.sleep(world.limits.tick_s)
         world.close()
+        front.end()
         ledger.close()
 
 

@@ -82,14 +82,14 @@ def _pass(folder: Path, data: Path, policy: str, model: Path, known: Known, say:
     """Let the requests of the day come while the policy decides, until all have their answers and no slot is lent."""
     arrivals, chosen = _arrivals(known), load("policies", policy)()
     roles = roles_of(folder, data, model, steps=math.ceil(OUTLASTS * known.day_s / known.step_s))
-    with live(folder, roles) as (world, ledger, dispatcher):
+    with live(folder, roles) as (world, ledger, front):
         world.limits = known.limits
         for slot in ledger.owners:
             world.open(slot)
         settle(world)
         say(f"{policy}: {len(arrivals)} requests come in {known.day_s:.0f} s.")
         body = body_of(model, known.tokens)
-        with closing(Wave(folder / "answers.jsonl", arrivals, body, dispatcher, world.clock)) as wave:
+        with closing(Wave(folder / "answers.jsonl", arrivals, body, front, world.clock)) as wave:
             now = world.clock()
             began = now - wave.passed(now)
             write_json(folder / "day.json", {"began": began, "wall": time.time() - wave.passed(now)})

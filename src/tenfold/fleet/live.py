@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from tenfold.fleet.clock import Clock
-from tenfold.fleet.dispatcher import Dispatcher
 from tenfold.fleet.fleet import tick
+from tenfold.fleet.front.control import Front
 from tenfold.fleet.ledger import Ledger
 from tenfold.fleet.local import LocalWorld
 from tenfold.fleet.pools import Policy
@@ -30,20 +30,21 @@ class Live(NamedTuple):
 
     world: LocalWorld
     ledger: Ledger
-    dispatcher: Dispatcher
+    front: Front
 
 
 @contextmanager
 def live(folder: Path, roles: "dict[str, Role]") -> Iterator[Live]:
     """The fleet of the ledger in `folder`, no slot of which is open yet. At the end every role saves and leaves."""
-    ledger, dispatcher = Ledger(folder / "ledger.db", OWNERS, Clock(folder / "clock.json")()), Dispatcher()
+    ledger, front = Ledger(folder / "ledger.db", OWNERS, Clock(folder / "clock.json")()), Front(folder)
     try:
-        world = LocalWorld(folder, ledger, roles, open_launcher("local"), dispatcher)
+        world = LocalWorld(folder, ledger, roles, open_launcher("local"), front)
         try:
-            yield Live(world, ledger, dispatcher)
+            yield Live(world, ledger, front)
         finally:
             world.close()
     finally:
+        front.end()
         ledger.close()
 
 

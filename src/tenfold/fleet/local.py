@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tenfold.fleet.clock import Clock
-from tenfold.fleet.dispatcher import Dispatcher
+from tenfold.fleet.front.control import Front
 from tenfold.fleet.ledger import Lease, Ledger
 from tenfold.fleet.obey import Word
 from tenfold.fleet.slots import DRAINED, Demand, Fleet, Limits, Move, Slot, Wish, holder_after
@@ -24,13 +24,14 @@ if TYPE_CHECKING:  # PyTorch
 
 
 class LocalWorld:
-    """Opened on a ledger, it goes on with the leases that stand there. Servers take requests by way of `dispatcher`. A slot is part
-    of the fleet once it was opened. A role that ends before its time or hangs is started again, within its limits."""
+    """Opened on a ledger, it goes on with the leases that stand there. Servers take requests by way of `front`. A slot is part
+    of the fleet once it was opened. A role that ends before its time or hangs is started again, within its limits, and so is the
+    front."""
 
-    def __init__(self, folder: Path, ledger: Ledger, roles: "dict[str, Role]", launcher: Launcher, dispatcher: Dispatcher):
+    def __init__(self, folder: Path, ledger: Ledger, roles: "dict[str, Role]", launcher: Launcher, front: Front):
         self.demand: Callable[[float], Demand] = lambda now: Demand()
         self.limits, self.slot_w, self.clock = Limits(), 0.0, Clock(folder / "clock.json")
-        self._folder, self._ledger, self._roles, self._launcher, self._dispatcher = folder, ledger, roles, launcher, dispatcher
+        self._folder, self._ledger, self._roles, self._launcher, self._front = folder, ledger, roles, launcher, front
         self._wishes, self._watch = Wishes(ledger), Watch(len(ledger.owners))
         self._running: dict[str, tuple[Handle, str]] = {}
         self._failed: dict[str, list[float]] = {}
@@ -47,6 +48,9 @@ class LocalWorld:
 
     def observe(self, now: float) -> Fleet:
         """Raises what a turn raised, and TenfoldError for a role that fails again and again."""
+        if not self._front.runs():
+            self._count_failure("front", "The front")
+            self._front.start()
         done = {slot for slot, (turn, _) in self._turns.items() if turn.done()}  # before the leases, which a turn changes
         slots = [self._slot(lease, lease.slot in done) for lease in self._ledger.leases(current=True) if lease.slot in self._turns]
         many = frozenset(name for name, role in self._roles.items() if role.many)
@@ -63,7 +67,7 @@ class LocalWorld:
         self._pool.shutdown(cancel_futures=True)
         self._watch.close()
         for _, url in self._running.values():
-            self._dispatcher.close(url)
+            self._front.close(url)
         self._launcher.close()
 
     def _open_wishes(self) -> tuple[Wish, ...]:
@@ -102,22 +106,22 @@ class LocalWorld:
             if self._watch.silent_s(slot, lambda: role.sign(url)) <= self.limits.hung_s:
                 return False
             self._launcher.stop(handle)
-        self._dispatcher.close(url)
+        self._front.close(url)
         if self._is_due(lease):
             return False
-        self._count_failure(lease)
+        self._count_failure(slot, f"{lease.role} in {slot}")
         self.open(slot)
         return True
 
-    def _count_failure(self, lease: Lease) -> None:
+    def _count_failure(self, key: str, name: str) -> None:
         now, limits = self.clock(), self.limits
-        failed = [then for then in self._failed.get(lease.slot, []) if then > now - limits.restarts_s]
+        failed = [then for then in self._failed.get(key, []) if then > now - limits.restarts_s]
         if len(failed) >= limits.restarts:
-            raise TenfoldError(f"{lease.role} in {lease.slot} failed {len(failed) + 1} times: see what it printed and mend that.")
-        self._failed[lease.slot] = [*failed, now]
+            raise TenfoldError(f"{name} failed {len(failed) + 1} times: see what it printed and mend that.")
+        self._failed[key] = [*failed, now]
 
     def _turn(self, move: Move) -> None:
-        """Take the server out of the dispatcher, so that nothing new comes while it answers what it has; then one role follows
+        """Take the server from the front, so that nothing new comes while it answers what it has; then one role follows
         the other."""
         before, asked = self._ledger.of(move.slot), self.clock()
         role, until = holder_after(move, self._ledger.owners[move.slot])
@@ -127,7 +131,7 @@ class LocalWorld:
         gone = asked if before.until is None else min(asked, before.until)
         if running := self._running.pop(move.slot, None):
             self._watch.forget(move.slot)
-            self._dispatcher.close(running[1])
+            self._front.close(running[1])
             if running[0].status() == "running":
                 left_s = (before.until or float("inf")) - self.limits.tick_s - asked
                 self._launcher.drain(running[0], max(0.1, min(self.limits.leave_s, left_s)))
@@ -143,7 +147,7 @@ class LocalWorld:
                 self._try(lease)
                 break
             except TenfoldError:
-                self._count_failure(lease)
+                self._count_failure(slot, f"{lease.role} in {slot}")
             time.sleep(min(1.0, self.limits.tick_s))
 
     def _try(self, lease: Lease) -> None:
@@ -166,7 +170,7 @@ class LocalWorld:
         if lease.ready is None:
             self._ledger.note(lease.id, ready=self.clock())
             self._price(slot)
-        self._dispatcher.open(url, lease.role)
+        self._front.open(url, lease.role)
 
     def _price(self, slot: str) -> None:
         """Where a loan is over, or several in a row, note on the first what it cost: its owner's seconds of leaving and starting,

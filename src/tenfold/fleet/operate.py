@@ -3,7 +3,6 @@
 They need no controller; where one runs, it takes wishes up at its next look.
 """
 
-import fcntl
 import getpass
 import statistics
 import time
@@ -18,6 +17,7 @@ from tenfold.fleet.ledger import Lease, Ledger
 from tenfold.fleet.slots import DRAINED, Wish
 from tenfold.fleet.wishes import WITHDRAWN, Wishes
 from tenfold.spec.errors import TenfoldError, nearest
+from tenfold.spec.files import holder
 
 CONTROLLER = "controller.lock"  # held as long as a controller runs
 ANSWER_S = 5.0  # in which a controller that looks answers
@@ -32,14 +32,7 @@ def open_ledger(home: Path) -> Ledger:
 
 def is_controlled(home: Path) -> bool:
     """Whether a controller runs."""
-    try:
-        with (home / "fleet" / CONTROLLER).open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
+    return holder(home / "fleet" / CONTROLLER) is not None
 
 
 def read_until(text: str, now: datetime) -> float:

@@ -108,7 +108,7 @@ def _span(start: float | None, end: float | None) -> float:
 
 def _answer_length(fleet: Live, model: Path) -> tuple[float, int]:
     """The seconds to the first token of a request that is alone, and the tokens of an answer that takes `ANSWER_S`."""
-    ask, body = fleet.dispatcher.ask, body_of(model, SHORTEST)
+    ask, body = fleet.front.ask, body_of(model, SHORTEST)
     ask(body(0))
     alone = [ask(body(i)) for i in range(5)]
     first_s = statistics.median(answer.first_s for answer in alone)
@@ -120,7 +120,7 @@ def _answer_s(fleet: Live, model: Path, tokens: int, servers: int) -> float:
     """The seconds of an answer of each of the servers, where another request waits always."""
     body, began = body_of(model, tokens), time.monotonic()
     with ThreadPoolExecutor(2 * servers) as clients:
-        list(clients.map(lambda i: fleet.dispatcher.ask(body(i)), range(servers * PROBES)))
+        list(clients.map(lambda i: fleet.front.ask(body(i)), range(servers * PROBES)))
     return (time.monotonic() - began) / PROBES
 
 

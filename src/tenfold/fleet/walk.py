@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tenfold.fleet.dispatcher import Dispatcher
+from tenfold.fleet.front.control import Front
 from tenfold.fleet.ledger import Ledger
 from tenfold.fleet.live import Say, live, play, settle, small_run
 from tenfold.fleet.local import LocalWorld
@@ -73,10 +73,10 @@ def _live(home: Path, folder: Path, say: Say, policy: str, slot_w: float) -> Non
         served = None if small else released(home)
         model = model_path(Path(served["path"]) if served else undisturbed.directory)
         roles: dict[str, Role] = {"chat": Chat(model), "train": trained}
-        world, ledger, dispatcher = opened.enter_context(live(folder, roles))
+        world, ledger, front = opened.enter_context(live(folder, roles))
         world.slot_w = slot_w
         world.open("slot-1")
-        found = _measure(folder, world, dispatcher, hours_s=(0.4, 1.5) if small else (1.25, 4.0))
+        found = _measure(folder, world, front, hours_s=(0.4, 1.5) if small else (1.25, 4.0))
         start_s, per_slot, hour_s = found["chat_start_s"], found["per_slot"], found["hour_s"]
         world.limits = Limits(leave_s=max(20.0, 4 * start_s), switch_s=start_s + 1)
         _forecast(home, folder, found)
@@ -84,7 +84,7 @@ def _live(home: Path, folder: Path, say: Say, policy: str, slot_w: float) -> Non
         arrivals = draw_arrivals(_days(per_slot)[-1], hour_s, seed=1)
         say(f"A wave of {len(arrivals)} requests comes; a slot answers {per_slot:.1f} a second.")
         body = _body(found["tokens"])
-        wave = opened.enter_context(closing(Wave(folder / "answers.jsonl", arrivals, lambda i: body, dispatcher, world.clock)))
+        wave = opened.enter_context(closing(Wave(folder / "answers.jsonl", arrivals, lambda i: body, front, world.clock)))
         world.demand = lambda now: demand_at(wave.passed(now), arrivals, found["days"][-1], hour_s, per_slot)
 
         def going() -> bool:
@@ -103,14 +103,14 @@ def _body(tokens: int) -> dict[str, Any]:
     return {"prompt": "def ", "max_tokens": tokens, "ignore_eos": True, "temperature": 1.0}
 
 
-def _measure(folder: Path, world: LocalWorld, dispatcher: Dispatcher, hours_s: tuple[float, float]) -> dict[str, Any]:
+def _measure(folder: Path, world: LocalWorld, front: Front, hours_s: tuple[float, float]) -> dict[str, Any]:
     """How long the roles take to start, and what a slot answers; and the days before, on that scale. Measured once."""
     file, began = folder / "measured.json", time.monotonic()
     settle(world)
     if not file.exists():
         start_s = time.monotonic() - began
-        dispatcher.ask(_body(PROBE_TOKENS))
-        token_s = statistics.median(dispatcher.ask(_body(PROBE_TOKENS)).seconds for _ in range(5)) / PROBE_TOKENS
+        front.ask(_body(PROBE_TOKENS))
+        token_s = statistics.median(front.ask(_body(PROBE_TOKENS)).seconds for _ in range(5)) / PROBE_TOKENS
         tokens = max(16, min(1000, round(ANSWER_S / token_s)))
         found: dict[str, Any] = {"chat_start_s": start_s, "tokens": tokens, "per_slot": 1 / (tokens * token_s)}
         found["train_start_s"] = read_goodput(folder / RUNS[0] / "time.jsonl")["starting_s"]

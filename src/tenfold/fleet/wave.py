@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tenfold.fleet.dispatcher import Dispatcher
+from tenfold.fleet.front.control import Front
 from tenfold.fleet.slots import Demand
 from tenfold.spec.files import append_line, read_lines
 from tenfold.spec.forecasts import around
@@ -55,10 +55,10 @@ class Wave:
     fleet's `clock`. `body` is what a request asks by its number; `late_s` of an answer is how long its request waited here."""
 
     def __init__(
-        self, path: Path, arrivals: Sequence[float], body: Callable[[int], dict[str, Any]], dispatcher: Dispatcher,
+        self, path: Path, arrivals: Sequence[float], body: Callable[[int], dict[str, Any]], front: Front,
         clock: Callable[[], float],
     ):  # fmt: skip
-        self._path, self._arrivals, self._body, self._dispatcher = path, arrivals, body, dispatcher
+        self._path, self._arrivals, self._body, self._front = path, arrivals, body, front
         self._left = set(range(len(arrivals))) - {row["request"] for row in read_lines(path)}
         self._lock, self._pool, self._sent = threading.Lock(), ThreadPoolExecutor(128), list[Future[None]]()
         self._clock, self._began = clock, clock() - arrivals[min(self._left, default=-1)]  # from the first that has no answer
@@ -78,18 +78,18 @@ class Wave:
 
     def close(self) -> None:
         """Send no more."""
-        self._dispatcher.ended = True
+        self._front.ended = True
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _send(self, numbers: list[int]) -> None:
         for i in numbers:
             time.sleep(max(0.0, self._began + self._arrivals[i] - self._clock()))
-            if not self._dispatcher.ended:
+            if not self._front.ended:
                 self._sent.append(self._pool.submit(self._ask, i))
 
     def _ask(self, i: int) -> None:
         late_s = self._clock() - self._began - self._arrivals[i]
-        answer = self._dispatcher.ask({**self._body(i), "seed": i})
+        answer = self._front.ask({**self._body(i), "seed": i})
         row = {"request": i, "came": self._arrivals[i], "late_s": late_s, **asdict(answer)}
         with self._lock:
             append_line(self._path, row)

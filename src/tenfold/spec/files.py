@@ -218,6 +218,20 @@ def one_at_a_time(lock: Path, doing: str, *, wait: bool = False) -> Iterator[Non
                 lock.unlink(missing_ok=True)
 
 
+def holder(lock: Path) -> dict[str, Any] | None:
+    """What is known of the process that holds `lock` by `one_at_a_time`: its `process`, `host`, `command`. None where none does."""
+    try:
+        with lock.open() as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return None
+    except BlockingIOError:
+        with suppress(OSError, ValueError):
+            return dict(json.loads(lock.read_text()))
+        return {}
+    return None
+
+
 def _hold(file: Path, wait: bool, mode: int = 0o666) -> BinaryIO:
     """The file, empty and held by this process. Raises BlockingIOError where another holds it."""
     while True:

@@ -1,4 +1,7 @@
-"""A name for each request, which its answer carries in `X-Request-ID`, and a line on stderr when it has been answered."""
+"""A name for each request, which its answer carries in `X-Request-ID`, and a line on stderr when it has been answered.
+
+The application finds the name in its scope, as `tenfold_request`.
+"""
 
 import json
 import re
@@ -26,6 +29,7 @@ class AccessLog:
             return await self.app(scope, receive, send)
         given = dict(scope["headers"]).get(b"x-request-id", b"")
         name = given if _NAME.fullmatch(given) else uuid.uuid4().hex.encode()
+        scope["tenfold_request"] = name
         status, began = _GONE, time.monotonic()
 
         async def named(message: Message) -> None:

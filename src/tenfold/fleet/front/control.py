@@ -1,0 +1,158 @@
+"""What a fleet's controller says to its front, and how it sends requests through it.
+
+The front is a process of its own, which goes on when its controller is killed; the next controller finds it by its lock.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+from tenfold.fleet.front.file import lock_of, write_replicas
+from tenfold.serve.start import START_S, free_url
+from tenfold.spec.errors import TenfoldError
+from tenfold.spec.files import holder
+
+FORSAKEN_S = 900  # after which a front without a server ends, where no controller comes back
+LEAVE_S = 10
+REQUEST_S = 600
+AGAIN = (429, 502, 503, 504)  # what a front says where no server began an answer
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`first_s` is from the request to its first byte, `sent` how often it was sent to a server; `lost` where it broke off."""
+
+    first_s: float
+    seconds: float
+    sent: int
+    lost: bool
+
+
+class Front:
+    """The front of the fleet in `folder`, at one address over all starts. Without it there, it is started.
+
+    Servers of an earlier controller leave with that, so it begins with none. Raises TenfoldError where it does not start.
+    """
+
+    def __init__(self, folder: Path):
+        self._file, self._log = folder / "front.json", folder / "front.log"
+        self._held = lock_of(self._file)
+        self._servers, self._lock = list[str](), threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self.url, self.ended = self._address(), False
+        self._tell()
+        if not self.runs():
+            self.start()
+            self._wait()
+
+    def open(self, url: str, role: str) -> None:
+        """Let requests go to a server of chat."""
+        if role == "chat":
+            with self._lock:
+                self._servers.append(url)
+                self._tell()
+
+    def close(self, url: str) -> None:
+        """Let no further requests go there; answers that began there come to their end."""
+        with self._lock:
+            if url in self._servers:
+                self._servers.remove(url)
+                self._tell()
+
+    def runs(self) -> bool:
+        """Whether it runs, or starts."""
+        return (self._process is not None and self._process.poll() is None) or holder(self._held) is not None
+
+    def start(self) -> None:
+        """Start its process, which does not end with this one."""
+        port = self.url.rpartition(":")[2]
+        options = ("--port", port, "--access-log", "none", "--forsaken-after", str(FORSAKEN_S), "--drain-seconds", str(LEAVE_S))
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tenfold", "fleet", "front", self._file, *options],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+
+    def end(self) -> None:
+        """Let it finish its answers and leave."""
+        self.ended = True
+        for number, seconds in ((signal.SIGTERM, LEAVE_S + 5), (signal.SIGKILL, 5)):
+            if process := self._id():
+                with suppress(ProcessLookupError):
+                    os.kill(process, number)
+            end = time.monotonic() + seconds
+            while self.runs() and time.monotonic() < end:
+                time.sleep(0.05)
+
+    def ask(self, body: dict[str, Any]) -> Answer:
+        """Send a request for a streamed completion until it is answered.
+
+        Raises TenfoldError where the fleet has ended, or a server says that the request is wrong.
+        """
+        began, sent = time.monotonic(), 0
+        while not self.ended:
+            answer = _ask(self.url, body, began, sent)
+            if answer is not None:
+                return answer
+            sent += 1
+            time.sleep(0.05)
+        raise TenfoldError("The fleet ended before it answered a request.")
+
+    def _id(self) -> int | None:
+        if self._process is not None and self._process.poll() is None:
+            return self._process.pid
+        return (holder(self._held) or {}).get("process")
+
+    def _address(self) -> str:
+        try:
+            return str(json.loads(self._file.read_text())["url"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return free_url()
+
+    def _tell(self) -> None:
+        write_replicas(self._file, self.url, self._servers)
+
+    def _wait(self) -> None:
+        end = time.monotonic() + START_S
+        while not _listens(self.url):
+            if not self.runs() or time.monotonic() > end:
+                raise TenfoldError(f"The front of {self._file.parent} did not start: see {self._log}.")
+            time.sleep(0.05)
+
+
+def _listens(url: str) -> bool:
+    """Whether there is an answer of any status."""
+    try:
+        with urlopen(f"{url}/health", timeout=5):
+            return True
+    except HTTPError:
+        return True
+    except (OSError, HTTPException):
+        return False
+
+
+def _ask(url: str, body: dict[str, Any], began: float, sent: int) -> Answer | None:
+    """The answer, or None where none began."""
+    first_s, whole, tries = None, False, 0
+    request = Request(f"{url}/v1/completions", json.dumps({**body, "stream": True}).encode(), {"Content-Type": "application/json"})
+    try:
+        with urlopen(request, timeout=REQUEST_S) as response:
+            first_s, tries = time.monotonic() - began, int(response.headers["X-Tenfold-Tries"] or 1)
+            whole = response.read().endswith(b"data: [DONE]\n\n")
+    except HTTPError as error:
+        if error.code not in AGAIN:
+            raise TenfoldError(f"{url} refused a request: {error.read().decode()}") from None
+    except (OSError, HTTPException):
+        pass
+    return None if first_s is None else Answer(first_s, time.monotonic() - began, sent + tries, not whole)

@@ -1,0 +1,37 @@
+"""Prometheus metrics of a front. Replicas come and go: counters are of the front, and gauges name the replicas of the moment."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from tenfold.fleet.front.replicas import Replica
+
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+
+class FrontMetrics:
+    """One registry for a front."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.answers = Counter("tenfold_front_answers", "Answers that began.", ["status"], registry=self.registry)
+        self.resent = Counter("tenfold_front_resent", "Times that a request was sent to another replica.", registry=self.registry)
+        self.cut = Counter("tenfold_front_cut", "Answers that broke off.", registry=self.registry)
+        self.gone = Counter("tenfold_front_gone", "Requests whose clients left before their end.", registry=self.registry)
+        self.first = Histogram(
+            "tenfold_front_time_to_first_byte_seconds", "From request to answer.", buckets=_SECONDS, registry=self.registry
+        )
+        self.running = Gauge("tenfold_front_running", "Requests sent to a replica.", ["replica"], registry=self.registry)
+        self.up = Gauge("tenfold_front_replica_up", "Whether requests may go to a replica.", ["replica"], registry=self.registry)
+
+    def answered(self, status: int, seconds: float, tries: int) -> None:
+        """An answer began."""
+        self.answers.labels(str(status)).inc()
+        self.first.observe(seconds)
+        self.resent.inc(tries - 1)
+
+    def text(self, replicas: list[Replica]) -> bytes:
+        self.running.clear()
+        self.up.clear()
+        for replica in replicas:
+            self.running.labels(replica.url).set(replica.running)
+            self.up.labels(replica.url).set(replica.is_well)
+        return generate_latest(self.registry)

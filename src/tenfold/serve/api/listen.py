@@ -1,0 +1,78 @@
+"""Runs an application with uvicorn, within the limits of connections, and ends it without dropping answers that are under way."""
+
+import ipaddress
+import logging
+import socket
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+
+from tenfold.serve.api.connection import BACKLOG, Connection, most_connections
+from tenfold.serve.api.keys import Keys
+from tenfold.serve.options import ServerOptions
+from tenfold.spec.errors import TenfoldError
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def check_address(options: ServerOptions) -> None:
+    """Raises TenfoldError for an address that others can reach without keys, or that cannot be used."""
+    host, port = options.host, options.port
+    if not is_loopback(host) and not (options.keys and Keys.read(options.keys)):
+        raise TenfoldError(f"{host} can be reached by others: make a key with `tenfold serve-key NAME` and give --keys.")
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise TenfoldError(f"Port {port} of {host} cannot be used ({error.strerror}): choose another with --port.") from None
+
+
+def listen(app: FastAPI, options: ServerOptions, on_ready: Callable[[], None] = lambda: None) -> None:
+    """Answer until SIGTERM or Ctrl-C, then finish what is running; `on_ready` is called when the application has started.
+
+    Raises TenfoldError if that cannot begin: the application's own, where it set `app.state.failed`.
+    """
+    connection: Any = partial(Connection, options.connections, most_connections(options.connections))
+    logging.getLogger("uvicorn.error").addFilter(lambda _: app.state.failed is None)  # a sentence in place of its trace
+    config = uvicorn.Config(
+        app,
+        host=options.host,
+        port=options.port,
+        log_level="warning",
+        timeout_graceful_shutdown=int(options.drain_seconds),
+        http=connection,
+        backlog=BACKLOG,
+        timeout_keep_alive=round(options.connections.idle_timeout),
+    )
+    server = _Server(config, on_ready)
+    try:
+        server.run()
+    except KeyboardInterrupt:
+        return
+    except SystemExit:
+        pass
+    if not server.started:
+        raise app.state.failed or TenfoldError(f"The server on {options.host}:{options.port} could not start.")
+
+
+class _Server(uvicorn.Server):
+    """It says when it answers."""
+
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]):
+        super().__init__(config)
+        self.on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self.on_ready()
