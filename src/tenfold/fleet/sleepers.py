@@ -25,7 +25,7 @@ class Sleepers:
 
     def add(self, slot: str, role: str, worker: Worker, seconds: float) -> bool:
         """Let a worker sleep. False where it cannot, not in this time, or where there is no room: then it is to be ended."""
-        kept = _fall_asleep(worker, seconds)
+        kept = _fall_asleep(worker, seconds) if self.keep_bytes else None
         if kept is None or kept + sum(kept for _, kept in list(self._asleep.values())) > self.keep_bytes:
             return False
         self._asleep[slot, role] = worker, kept
@@ -33,7 +33,7 @@ class Sleepers:
 
     def wake(self, slot: str, role: str, end: float | None) -> Worker | None:
         """Let the role's worker wake up when the slot is free; None where none sleeps there. `end` is as in `hold.hold`."""
-        worker, _ = self._asleep.pop((slot, role), (None, 0))
+        worker, _ = self._asleep.pop((slot, role), (None, 0)) if self.keep_bytes else (None, 0)
         if worker is not None and worker.orders is not None and worker.handle.status() == "running":
             with suppress(OSError):  # it ended
                 worker.orders.send(("wake_up", end))
