@@ -6,6 +6,7 @@ import urllib.error
 import urllib.request
 from dataclasses import replace
 
+import psutil
 import pytest
 import torch
 from chat_models import chat_model
@@ -95,4 +96,9 @@ def test_a_server_answers_what_it_took_sleeps_and_answers_the_same_when_it_is_wo
         assert ask(url, "/health", method="GET") == (503, {"status": "asleep"})
         for _ in range(2):
             assert ask(url, "/wake_up") == (200, {"is_sleeping": False}) == ask(url, "/is_sleeping", method="GET")
+        assert ask(url, "/v1/completions", body)[1]["choices"] == before
+        ask(url, "/sleep")
+        engine = next(p for p in psutil.Process().children(recursive=True) if any("spawn_main" in word for word in p.cmdline()))
+        engine.kill()
+        assert ask(url, "/wake_up")[0] == 200  # it is loaded again
         assert ask(url, "/v1/completions", body)[1]["choices"] == before

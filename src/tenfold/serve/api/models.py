@@ -48,7 +48,7 @@ class Models:
         self.created = int(time.time())
         self.draining = self.asleep = False
         self._load_parts = load
-        self._loading = asyncio.Lock()
+        self._loading, self._turning = asyncio.Lock(), asyncio.Lock()
         self._queues = {name: Budget(limits.max_queue, limits.key_share) for name in options}  # of sequences
         self._retiring: dict[asyncio.Task[None], ServedModel] = {}  # swapped out, with answers to finish
 
@@ -189,23 +189,24 @@ class Models:
 
         Raises TenfoldError where the backend of one cannot.
         """
-        async with self._loading:
-            sleepers = self._sleepers()
+        async with self._turning:
             if self.asleep:
                 return
+            self._sleepers()
             self.asleep = True
             while self._is_answering():
                 await asyncio.sleep(0.02)
-            for backend in sleepers:
+            for backend in self._sleepers():
                 await backend.sleep()
 
     async def wake_up(self) -> None:
-        """Take requests again."""
-        async with self._loading:
+        """Take requests again. The first model is loaded if its backend has ended. Raises as `get`."""
+        async with self._turning:
             if self.asleep:
                 for backend in self._sleepers():
                     await backend.wake_up()
                 self.asleep = False
+        await self.get("")
 
     def _sleepers(self) -> list[SleepingBackend]:
         """The backends that have not ended. Raises TenfoldError where one cannot sleep."""
@@ -216,8 +217,8 @@ class Models:
         return [model.backend for model in alive if isinstance(model.backend, SleepingBackend)]
 
     def _is_answering(self) -> bool:
-        """Whether a request that was accepted has not been answered, or a model that was swapped out has not ended."""
-        waits = any(not queue.is_free for queue in self._queues.values())
+        """Whether a request that was accepted has not been answered, or a model loads, or one that was swapped out has not ended."""
+        waits = self._loading.locked() or any(not queue.is_free for queue in self._queues.values())
         return waits or bool(self._retiring) or any(model.backend.in_flight or model.preparing for model in self.serving)
 
     def _retire(self, model: ServedModel) -> None:
