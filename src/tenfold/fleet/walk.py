@@ -143,8 +143,8 @@ def _measure(folder: Path, world: LocalWorld, dispatcher: Dispatcher, hours_s: t
 
 
 def _forecast(home: Path, folder: Path, measured: dict[str, Any], back_s: float) -> None:
-    """Before the wave: the requests of its peak, how long a switch takes, and the lost work of a loan, whose owner needs `back_s` to
-    start again."""
+    """Before the wave: the requests of its peak, how long a switch takes, and the lost work of a loan, whose owner needs `back_s`
+    to start again."""
     data = {"fleet/measured.json": file_sha256(folder / "measured.json")}
     said = {
         "demand": ("requests", forecast_peak(measured["days"], measured["hour_s"])),

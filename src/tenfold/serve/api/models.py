@@ -217,7 +217,7 @@ class Models:
         return [model.backend for model in alive if isinstance(model.backend, SleepingBackend)]
 
     def _is_answering(self) -> bool:
-        """Whether a request that was accepted has not been answered, or a model loads, or one that was swapped out has not ended."""
+        """Whether a request that was accepted has not been answered, or a model loads, or a swapped one has not ended."""
         waits = self._loading.locked() or any(not queue.is_free for queue in self._queues.values())
         return waits or bool(self._retiring) or any(model.backend.in_flight or model.preparing for model in self.serving)
 
