@@ -204,7 +204,8 @@ def _answer(connection: Connection, engine: Engine) -> None:
             elif kind == "cancel":
                 engine.cancel(what)
             else:
-                engine.sleep() if kind == "sleep" else engine.wake_up()
+                turn = engine.sleep if kind == "sleep" else engine.wake_up
+                turn()
                 connection.send(("turned",))
         outputs = engine.step()
         connection.send(("step", outputs, engine.stats()))
