@@ -5,6 +5,7 @@ import math
 import time
 import traceback
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from tenfold.serve.api.errors import ApiError, ModelNotLoaded
 from tenfold.serve.api.metrics import Metrics
 from tenfold.serve.api.served_model import ServedModel
 from tenfold.serve.api.split import Split
-from tenfold.serve.backends.backend import Backend, SleepingBackend, make_backend
+from tenfold.serve.backends.backend import Backend, BackendStopped, SleepingBackend, make_backend
 from tenfold.serve.options import EngineOptions, Limits, model_name
 from tenfold.serve.sandbox.sandbox import check_template
 from tenfold.serve.text import TextSide, read_text_side
@@ -197,14 +198,16 @@ class Models:
             while self._is_answering():
                 await asyncio.sleep(0.02)
             for backend in self._sleepers():
-                await backend.sleep()
+                with suppress(BackendStopped):
+                    await backend.sleep()
 
     async def wake_up(self) -> None:
         """Take requests again. The first model is loaded if its backend has ended. Raises as `get`."""
         async with self._turning:
             if self.asleep:
                 for backend in self._sleepers():
-                    await backend.wake_up()
+                    with suppress(BackendStopped):
+                        await backend.wake_up()
                 self.asleep = False
         await self.get("")
 
