@@ -107,7 +107,7 @@ class Chat:
 
     def job(self, lock: Path, url: str, end: float | None, leave_s: float, orders: Connection | None = None) -> Job:
         """Its process in the slot of `lock`, which has `leave_s` to finish its answers; it listens at `url`."""
-        options = ServerOptions(port=int(url.rpartition(":")[2]), drain_seconds=leave_s)
+        options = ServerOptions(port=int(url.rpartition(":")[2]), drain_seconds=leave_s, access_log="none")
         engine = EngineOptions(self.model, max_num_seqs=1, kv_cache_gib=0.1, threads=1, speculate=False, device=self.device)
         arguments = lock, end, orders, ServerSleep(url), serve, {"chat": engine}, options
         return _job(f"Chat in {lock.stem}", in_slot, arguments, leave_s)
