@@ -5,7 +5,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from tenfold.fleet.hold import hold
+from tenfold.fleet.hold import hold, stay
 from tenfold.launch.job import Job
 from tenfold.serve.start import answers
 
@@ -13,8 +13,10 @@ STEPS = 400
 
 
 class Handler(BaseHTTPRequestHandler):
+    nap = None
+
     def do_GET(self):
-        self.send_response(200)
+        self.send_response(503 if self.nap and self.nap.asleep else 200)
         self.end_headers()
 
     def do_POST(self):
@@ -38,7 +40,7 @@ def serve(port):
     server.server_close()  # waits for its answers
 
 
-def count(path, steps=STEPS):
+def count(path, steps=STEPS, pause=None):
     stopped = []
     signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
     with path.open("a+") as stream:
@@ -47,6 +49,8 @@ def count(path, steps=STEPS):
             if stopped:
                 return
             print(step, file=stream, flush=True)
+            if pause:
+                pause.here(stopped)
             time.sleep(0.01)
 
 
@@ -114,3 +118,59 @@ class Counting:
 
     def redone_s(self):
         return 0.0
+
+
+class Pause:
+    """What a toy does when it is put to sleep: a loop stands still at `here`, a server says so."""
+
+    def __init__(self):
+        self.wanted, self.asleep, self.woken = threading.Event(), threading.Event(), threading.Event()
+
+    def sleep(self):
+        self.woken.clear()
+        self.wanted.set()
+        self.asleep.wait()
+
+    def wake_up(self):
+        self.wanted.clear()
+        self.asleep.clear()
+        self.woken.set()
+
+    def here(self, stopped):
+        if self.wanted.is_set():
+            self.asleep.set()
+            while not stopped and not self.woken.wait(0.05):
+                pass
+
+
+class Nap:
+    asleep = False
+
+    def sleep(self):
+        self.asleep = True
+
+    def wake_up(self):
+        self.asleep = False
+
+
+def serve_in_slot(lock, end, orders, port):
+    Handler.nap = Nap()
+    return stay(lock, end, orders, Handler.nap, serve, port)
+
+
+def count_in_slot(lock, end, orders, path):
+    pause = Pause()
+    return hold(path.with_name("count.lock"), None, stay, lock, end, orders, pause, count, path, 10**6, pause)
+
+
+class SleepingChat(ToyChat):
+    def job(self, lock, url, end, leave_s, orders):
+        return Job("toy chat", function=serve_in_slot, arguments=(lock, end, orders, int(url.rpartition(":")[2])))
+
+
+class SleepingCount(Counting):
+    def __init__(self, path):
+        super().__init__(path, 10**6)
+
+    def job(self, lock, url, end, leave_s, orders):
+        return Job("counting", function=count_in_slot, arguments=(lock, end, orders, self.path))

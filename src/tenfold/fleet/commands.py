@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta
 
@@ -15,6 +15,10 @@ def run(
     home: Home = Path("generations"),
     policy: Annotated[Text, Meta(description="What decides who has which slot: lend, or the policy of a plugin.")] = "lend",
     slot_watts: Annotated[NotNegative, Meta(description="What a slot takes at work, for `tenfold fleet cap`; 0 is unknown.")] = 0.0,
+    switch: Annotated[
+        Literal["cold", "warm"], Meta(description="warm lets the processes of a role stay in their slot asleep, where they fit.")
+    ] = "cold",
+    keep_gib: Annotated[NotNegative, Meta(description="Memory that those asleep may keep together, with --switch warm.")] = 4.0,
     json: Json = False,
 ) -> None:
     """Train in one slot and serve chat in the other, and lend the first to chat while a wave of requests comes.
@@ -25,7 +29,7 @@ def run(
     from tenfold.spec.plugins import load
 
     load("policies", policy)  # before anything is started
-    found = walk(home, (lambda text: None) if json else print, policy, slot_watts)
+    found = walk(home, (lambda text: None) if json else print, policy, slot_watts, keep_gib if switch == "warm" else 0.0)
     if json:
         print_json(found)
         return

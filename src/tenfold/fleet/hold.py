@@ -1,7 +1,8 @@
 """A worker's hold on its slot: a lock of the kernel's, which ends with its process, so that a slot never has two.
 
-A borrower ends itself at its deadline, though nobody tells it to. One that cannot, because it is stopped, is ended by the worker
-that waits for the slot; so is an owner's worker whose controller is gone, if it has not left by then.
+A worker that stays when its lease is over (`stay`) sleeps without the lock, and takes it before it wakes up. A borrower ends
+itself at its deadline, though nobody tells it to. One that cannot, because it is stopped, is ended by the worker that waits for the
+slot; so is an owner's worker whose controller is gone, if it has not left by then.
 """
 
 import fcntl
@@ -13,10 +14,13 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 import psutil
+
+from tenfold.spec.errors import TenfoldError
 
 SURE_S = 2.0  # a record that stands so long while the slot is held is the holder's
 ORPHAN_S = 60.0  # in which a worker whose controller is gone saves and leaves
@@ -25,14 +29,87 @@ ORPHAN_S = 60.0  # in which a worker whose controller is gone saves and leaves
 def hold(lock: Path, end: float | None, work: Callable[..., Any], *arguments: Any) -> Any:
     """Work while holding the slot, until `end` at most: a time of this machine's monotonic clock, which no one sets."""
     with lock.open("a+") as stream:
-        _take(stream, end)
-        if end is not None:
-            last = threading.Timer(end - time.monotonic(), os.killpg, (0, signal.SIGKILL))
-            last.daemon = True
-            last.start()
-            if time.monotonic() >= end:
-                return None
+        return work(*arguments) if _Slot(stream).take(end) else None
+
+
+class Sleeper(Protocol):
+    """Work that another thread can put to sleep and wake up. Both raise OSError or TenfoldError where that cannot be."""
+
+    def sleep(self) -> None:
+        """Return when nothing is computed, what must not be lost is on disk, and what can be had again is freed."""
+        ...
+
+    def wake_up(self) -> None:
+        """Go on."""
+        ...
+
+
+def stay(lock: Path, end: float | None, orders: Connection, sleeper: Sleeper, work: Callable[..., Any], *arguments: Any) -> Any:
+    """Work as by `hold`; but sleep and wake up as the controller orders, and hold the slot only while awake.
+
+    `orders` are ("wake_up", end), and ("sleep", None), which is answered by the bytes of memory that are kept, or by None where it
+    cannot sleep. One that cannot wake up ends.
+    """
+    with lock.open("a+") as stream:
+        slot = _Slot(stream)
+        if not slot.take(end):
+            return None
+        threading.Thread(target=_obey, args=(slot, orders, sleeper), daemon=True).start()
         return work(*arguments)
+
+
+def _obey(slot: "_Slot", orders: Connection, sleeper: Sleeper) -> None:
+    with suppress(EOFError, OSError):  # the controller is gone, and so is this process soon
+        while True:
+            order, end = orders.recv()
+            if order == "sleep":
+                orders.send(_fall_asleep(slot, sleeper))
+                continue
+            slot.take(end)
+            try:
+                sleeper.wake_up()
+            except (OSError, TenfoldError):
+                os.killpg(0, signal.SIGKILL)
+
+
+def _fall_asleep(slot: "_Slot", sleeper: Sleeper) -> int | None:
+    try:
+        sleeper.sleep()
+    except (OSError, TenfoldError):
+        return None
+    slot.leave()
+    this = psutil.Process()
+    return sum(_memory_bytes(process) for process in [this, *this.children(recursive=True)])
+
+
+def _memory_bytes(process: psutil.Process) -> int:
+    """Resident memory; what is shared with other processes is divided among them where the system says it."""
+    with suppress(psutil.NoSuchProcess):
+        memory = process.memory_full_info()
+        return int(getattr(memory, "pss", memory.rss))
+    return 0
+
+
+class _Slot:
+    """The lock of a slot in its file, as this process takes and leaves it."""
+
+    def __init__(self, stream: TextIO):
+        self._stream, self._last = stream, threading.Timer(0.0, int)
+
+    def take(self, end: float | None) -> bool:
+        """Wait for the slot; this process is ended at `end`. False where that is over."""
+        _take(self._stream, end)
+        if end is None:
+            return True
+        self._last = threading.Timer(end - time.monotonic(), os.killpg, (0, signal.SIGKILL))
+        self._last.daemon = True
+        self._last.start()
+        return time.monotonic() < end
+
+    def leave(self) -> None:
+        self._last.cancel()
+        self._stream.truncate(0)
+        fcntl.flock(self._stream, fcntl.LOCK_UN)
 
 
 def _take(stream: TextIO, end: float | None) -> None:

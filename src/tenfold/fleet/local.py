@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import takewhile
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,10 +13,11 @@ from tenfold.fleet.clock import Clock
 from tenfold.fleet.front.control import Front
 from tenfold.fleet.ledger import Lease, Ledger
 from tenfold.fleet.obey import Word
+from tenfold.fleet.sleepers import Sleepers, Worker
 from tenfold.fleet.slots import DRAINED, Demand, Fleet, Limits, Move, Slot, Wish, holder_after
 from tenfold.fleet.watch import Watch
 from tenfold.fleet.wishes import Wishes
-from tenfold.launch.job import Handle, Launcher
+from tenfold.launch.job import Launcher
 from tenfold.serve.start import free_url
 from tenfold.spec.errors import TenfoldError
 
@@ -33,7 +35,8 @@ class LocalWorld:
         self.limits, self.slot_w, self.clock = Limits(), 0.0, Clock(folder / "clock.json")
         self._folder, self._ledger, self._roles, self._launcher, self._front = folder, ledger, roles, launcher, front
         self._wishes, self._watch = Wishes(ledger), Watch(len(ledger.owners))
-        self._running: dict[str, tuple[Handle, str]] = {}
+        self.sleepers = Sleepers()
+        self._running: dict[str, Worker] = {}
         self._failed: dict[str, list[float]] = {}
         self._redone_s: dict[str, float] = {}  # before the loan
         for lease in ledger.leases(current=True):
@@ -66,8 +69,8 @@ class LocalWorld:
         """Let every role save and leave."""
         self._pool.shutdown(cancel_futures=True)
         self._watch.close()
-        for _, url in self._running.values():
-            self._front.close(url)
+        for worker in self._running.values():
+            self._front.close(worker.url)
         self._launcher.close()
 
     def _open_wishes(self) -> tuple[Wish, ...]:
@@ -99,7 +102,7 @@ class LocalWorld:
         slot = lease.slot
         if lease.role == DRAINED or slot not in self._running:
             return False
-        role, (handle, url) = self._roles[lease.role], self._running[slot]
+        role, handle, url = self._roles[lease.role], self._running[slot].handle, self._running[slot].url
         if role.finished:
             return False
         if handle.status() == "running":
@@ -122,7 +125,7 @@ class LocalWorld:
 
     def _turn(self, move: Move) -> None:
         """Take the server from the front, so that nothing new comes while it answers what it has; then one role follows
-        the other."""
+        the other. In a slot that is drained nothing stays, asleep or awake."""
         before, asked = self._ledger.of(move.slot), self.clock()
         role, until = holder_after(move, self._ledger.owners[move.slot])
         if before.until is None:
@@ -131,11 +134,16 @@ class LocalWorld:
         gone = asked if before.until is None else min(asked, before.until)
         if running := self._running.pop(move.slot, None):
             self._watch.forget(move.slot)
-            self._front.close(running[1])
-            if running[0].status() == "running":
+            self._front.close(running.url)
+            if running.handle.status() == "running":
                 left_s = (before.until or float("inf")) - self.limits.tick_s - asked
-                self._launcher.drain(running[0], max(0.1, min(self.limits.leave_s, left_s)))
+                left_s = max(0.1, min(self.limits.leave_s, left_s))
+                if role == DRAINED or not self.sleepers.add(move.slot, before.role, running, left_s):
+                    self._launcher.drain(running.handle, max(0.1, left_s - (self.clock() - asked)))
                 gone = self.clock()
+        if role == DRAINED:
+            for sleeper in self.sleepers.leave(move.slot):
+                self._launcher.drain(sleeper.handle, self.limits.leave_s)
         self._ledger.turn(move.slot, role, until, move.why, gone)
         self._start(move.slot)
 
@@ -152,12 +160,13 @@ class LocalWorld:
 
     def _try(self, lease: Lease) -> None:
         """Raises TenfoldError where it ends, or has not come to work in its time."""
-        role, limits, url, slot, began = self._roles[lease.role], self.limits, free_url(), lease.slot, self.clock()
+        role, limits, slot, began = self._roles[lease.role], self.limits, lease.slot, self.clock()
         end = None if lease.until is None else time.monotonic() + lease.until - began
         starts = role.starts()
-        handle = self._launcher.submit(role.job(self._folder / f"{slot}.lock", url, end, limits.leave_s))
+        worker = self.sleepers.wake(slot, lease.role, end) or self._submit(slot, role, end)
+        handle, url = worker.handle, worker.url
         self._watch.forget(slot)
-        self._running[slot] = handle, url
+        self._running[slot] = worker
         while not role.is_ready(url, starts):
             if handle.future.done() and not role.finished:
                 raise TenfoldError(f"{handle.job.name} ended before it was ready.") from handle.future.exception()
@@ -171,6 +180,15 @@ class LocalWorld:
             self._ledger.note(lease.id, ready=self.clock())
             self._price(slot)
         self._front.open(url, lease.role)
+
+    def _submit(self, slot: str, role: "Role", end: float | None) -> Worker:
+        """A new process of the role."""
+        lock, url, leave_s = self._folder / f"{slot}.lock", free_url(), self.limits.leave_s
+        if not self.sleepers.keep_bytes:
+            return Worker(self._launcher.submit(role.job(lock, url, end, leave_s)), url)
+        orders, theirs = Pipe()
+        with theirs:
+            return Worker(self._launcher.submit(role.job(lock, url, end, leave_s, theirs)), url, orders)
 
     def _price(self, slot: str) -> None:
         """Where a loan is over, or several in a row, note on the first what it cost: its owner's seconds of leaving and starting,

@@ -36,8 +36,9 @@ ANSWER_S = 0.25  # what an answer is made to take
 PROBE_TOKENS = 100
 
 
-def walk(home: Path, say: Say, policy: str = "lend", slot_w: float = 0.0) -> dict[str, Any]:
-    """Do the fleet's part in `home`, going on from what is done. A slot at work takes `slot_w` watts; 0 is unknown.
+def walk(home: Path, say: Say, policy: str = "lend", slot_w: float = 0.0, keep_gib: float = 0.0) -> dict[str, Any]:
+    """Do the fleet's part in `home`, going on from what is done. A slot at work takes `slot_w` watts; 0 is unknown. Roles that have
+    left a slot may keep `keep_gib` of memory there.
 
     Returns its numbers, which `fleet.json` keeps.
 
@@ -48,7 +49,7 @@ def walk(home: Path, say: Say, policy: str = "lend", slot_w: float = 0.0) -> dic
     folder = make_folder(home / "fleet")
     done = folder / "fleet.json"
     if not done.exists():
-        _live(home, folder, say, policy, slot_w)
+        _live(home, folder, say, policy, slot_w, keep_gib)
         write_json(done, _numbers(folder))
     numbers = json.loads(done.read_text())
     for kind in ("demand", "switch_seconds", "lost_work_s"):
@@ -59,7 +60,7 @@ def walk(home: Path, say: Say, policy: str = "lend", slot_w: float = 0.0) -> dic
     return numbers
 
 
-def _live(home: Path, folder: Path, say: Say, policy: str, slot_w: float) -> None:
+def _live(home: Path, folder: Path, say: Say, policy: str, slot_w: float, keep_gib: float) -> None:
     """Both runs and the wave, on the fleet of this machine."""
     from tenfold.fleet.roles import Chat, Role, Training  # these need 'tenfold[serve]'
 
@@ -74,12 +75,12 @@ def _live(home: Path, folder: Path, say: Say, policy: str, slot_w: float) -> Non
         model = model_path(Path(served["path"]) if served else undisturbed.directory)
         roles: dict[str, Role] = {"chat": Chat(model), "train": trained}
         world, ledger, front = opened.enter_context(live(folder, roles))
-        world.slot_w = slot_w
+        world.slot_w, world.sleepers.keep_bytes = slot_w, keep_gib * 2**30
         world.open("slot-1")
         found = _measure(folder, world, front, hours_s=(0.4, 1.5) if small else (1.25, 4.0))
         start_s, per_slot, hour_s = found["chat_start_s"], found["per_slot"], found["hour_s"]
         world.limits = Limits(leave_s=max(20.0, 4 * start_s), switch_s=start_s + 1)
-        _forecast(home, folder, found)
+        _forecast(home, folder, found, 0.0 if keep_gib else found["train_start_s"])
         world.open("slot-2")
         arrivals = draw_arrivals(_days(per_slot)[-1], hour_s, seed=1)
         say(f"A wave of {len(arrivals)} requests comes; a slot answers {per_slot:.1f} a second.")
@@ -119,13 +120,14 @@ def _measure(folder: Path, world: LocalWorld, front: Front, hours_s: tuple[float
     return json.loads(file.read_text())
 
 
-def _forecast(home: Path, folder: Path, measured: dict[str, Any]) -> None:
-    """Before the wave: the requests of its peak, how long a switch takes, and what a loan costs its owner in lost work."""
+def _forecast(home: Path, folder: Path, measured: dict[str, Any], back_s: float) -> None:
+    """Before the wave: the requests of its peak, how long a switch takes, and the lost work of a loan, whose owner needs `back_s`
+    to start again."""
     data = {"fleet/measured.json": file_sha256(folder / "measured.json")}
     said = {
         "demand": ("requests", forecast_peak(measured["days"], measured["hour_s"])),
         "switch_seconds": ("s", around(measured["chat_start_s"] + 1, 0.4)),  # the owner saves and leaves, the server starts
-        "lost_work_s": ("s", around(measured["train_start_s"] + 0.3, 0.6)),  # it leaves, and later starts again
+        "lost_work_s": ("s", around(back_s + 0.3, 0.6)),  # it leaves, and later starts again
     }
     for kind, (unit, quantiles) in said.items():
         forecast(home, Forecast(key=f"fleet/{kind}", who="fleet", kind=kind, unit=unit, quantiles=quantiles, data=data))

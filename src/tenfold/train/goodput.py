@@ -1,7 +1,7 @@
 """Where the time of a run went, over all its starts: the share in steps that counted, and what the rest went to.
 
-`time.jsonl` in the run's directory only ever grows: a line where a process begins, and lines with the seconds of each part
-so far. Steps that were done but not saved before a failure are in it, though the run's own record forgets them.
+`time.jsonl` in the run's directory only ever grows: a line where a process begins or wakes up, and lines with the seconds of each
+part so far. Steps that were done but not saved before a failure are in it, though the run's own record forgets them.
 """
 
 import time
@@ -25,7 +25,7 @@ class Goodput:
 
     `counted_s`: steps whose result the run kept. `redone_s`: `redone_steps` steps that were lost and done again.
     `starting_s`: from a process's start to its first step. `saving_s`: what the loop waited for saves. `down_s`: from the
-    last sign of a process that failed to the start of the next (a hang among it).
+    last sign of a process that failed to the start of the next (a hang among it), and while it slept.
     """
 
     wall_s: float
@@ -49,12 +49,16 @@ class GoodputTimer:
 
     def __init__(self, path: Path | None, step: int):
         self._path = path
-        self._seconds = dict.fromkeys(PARTS, 0.0)
         if path is not None:
             rows = read_lines(path)
             if step == 0 and rows and rows[-1].get("finished"):
                 path.unlink()
-            self._line({"began": time.time() - _age_s(), "time": time.time(), "step": step})
+        self.begin(step, time.time() - _age_s())
+
+    def begin(self, step: int, began: float) -> None:
+        """Count anew from the first step of a process that was started, or woken up, at the time `began`."""
+        self._seconds = dict.fromkeys(PARTS, 0.0)
+        self._line({"began": began, "time": time.time(), "step": step})
 
     @contextmanager
     def time(self, part: str) -> Iterator[None]:

@@ -10,6 +10,7 @@ from typing import Any
 from tenfold.launch.job import Job, JobStopped, Launcher, Resources, run
 from tenfold.spec.errors import TenfoldError
 from tenfold.train.config import RunConfig
+from tenfold.train.hook import Hook
 from tenfold.train.parallel.processes import start_processes
 from tenfold.train.result import RunResult
 from tenfold.train.run_file import read_config, write_config
@@ -43,10 +44,10 @@ def run_job(
     )  # fmt: skip
 
 
-def train_process(config: RunConfig, directory: Path, home: Path, quiet: bool) -> RunResult:
-    """What each process does."""
+def train_process(config: RunConfig, directory: Path, home: Path, quiet: bool, more: Sequence[Hook] = ()) -> RunResult:
+    """What each process does, with `more` hooks after the standard ones."""
     start_processes(config.health.hang_after_s)
-    return fit(open_task(config, home, quiet=quiet), config, directory, standard_hooks(config, quiet=quiet))
+    return fit(open_task(config, home, quiet=quiet), config, directory, [*standard_hooks(config, quiet=quiet), *more])
 
 
 def command_job(run_file: Path, resources: Resources, home: str, **fields: Any) -> Job:

@@ -61,6 +61,10 @@ class SplitModel(Model):
     share: float
 
 
+class Sleeping(BaseModel):
+    is_sleeping: bool
+
+
 class Tokenized(BaseModel):
     tokens: list[int]
     count: int

@@ -14,6 +14,11 @@ class Budget:
         self.most, self.each = most, max(1, int(share * most))
         self._held: Counter[str] = Counter()
 
+    @property
+    def is_free(self) -> bool:
+        """Whether nobody holds anything."""
+        return not self._held
+
     def has_room(self, owner: str, amount: int) -> bool:
         return self._held.total() + amount <= self.most and self._held[owner] + amount <= self.each
 

@@ -5,6 +5,7 @@ import math
 import time
 import traceback
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from tenfold.serve.api.errors import ApiError, ModelNotLoaded
 from tenfold.serve.api.metrics import Metrics
 from tenfold.serve.api.served_model import ServedModel
 from tenfold.serve.api.split import Split
-from tenfold.serve.backends.backend import Backend, make_backend
+from tenfold.serve.backends.backend import Backend, BackendStopped, SleepingBackend, make_backend
 from tenfold.serve.options import EngineOptions, Limits, model_name
 from tenfold.serve.sandbox.sandbox import check_template
 from tenfold.serve.text import TextSide, read_text_side
@@ -46,9 +47,9 @@ class Models:
         self.loaded: dict[str, ServedModel] = {}  # the least recently used first
         self.splits: dict[str, Split] = {}  # by the name of the model whose traffic it shares
         self.created = int(time.time())
-        self.draining = False
+        self.draining = self.asleep = False
         self._load_parts = load
-        self._loading = asyncio.Lock()
+        self._loading, self._turning = asyncio.Lock(), asyncio.Lock()
         self._queues = {name: Budget(limits.max_queue, limits.key_share) for name in options}  # of sequences
         self._retiring: dict[asyncio.Task[None], ServedModel] = {}  # swapped out, with answers to finish
 
@@ -85,8 +86,7 @@ class Models:
         With the `unit` that a request comes from (`split.unit`) it may be a candidate that answers a share of them. Raises ApiError
         for an unknown model or a server that is closing, and ModelNotLoaded where it cannot be loaded.
         """
-        if self.draining:
-            raise ApiError(503, "The server is shutting down and takes no new requests.", retry_after=10)
+        self._require_open()
         name = self.resolve(name)
         if unit and (split := self.splits.get(name)) is not None and split.takes(unit):
             split.candidate.used = time.monotonic()
@@ -101,6 +101,13 @@ class Models:
                 return found
         except TenfoldError as error:
             raise ModelNotLoaded(str(error)) from None
+
+    def _require_open(self) -> None:
+        """Raises ApiError 503 where the server is closing or asleep."""
+        if self.draining:
+            raise ApiError(503, "The server is shutting down and takes no new requests.", retry_after=10)
+        if self.asleep:
+            raise ApiError(503, "The server is asleep: an operator wakes it up by POST /wake_up.", retry_after=10)
 
     def _ready(self, name: str) -> ServedModel | None:
         """The model if it can take a request; it counts as the most recently used from here on."""
@@ -127,6 +134,7 @@ class Models:
 
         It ends a split. The model of it that has these weights already takes over without being loaded again.
         """
+        self._require_open()
         name = self.resolve(name)
         async with self._loading:
             new = await self._of_split(name, path) or await self._load(name, self._moved(name, path))
@@ -176,6 +184,45 @@ class Models:
     def serving(self) -> list[ServedModel]:
         """All models in memory that take requests."""
         return [*self.loaded.values(), *(split.candidate for split in self.splits.values())]
+
+    async def sleep(self) -> None:
+        """Take nothing new, answer what was accepted, and let the models free their caches; they keep their weights.
+
+        Raises TenfoldError where the backend of one cannot.
+        """
+        async with self._turning:
+            if self.asleep:
+                return
+            self._sleepers()
+            self.asleep = True
+            while self._is_answering():
+                await asyncio.sleep(0.02)
+            for backend in self._sleepers():
+                with suppress(BackendStopped):
+                    await backend.sleep()
+
+    async def wake_up(self) -> None:
+        """Take requests again. The first model is loaded if its backend has ended. Raises as `get`."""
+        async with self._turning:
+            if self.asleep:
+                for backend in self._sleepers():
+                    with suppress(BackendStopped):
+                        await backend.wake_up()
+                self.asleep = False
+        await self.get("")
+
+    def _sleepers(self) -> list[SleepingBackend]:
+        """The backends that have not ended. Raises TenfoldError where one cannot sleep."""
+        alive = [model for model in self.serving if model.backend.is_alive]
+        for model in alive:
+            if not isinstance(model.backend, SleepingBackend):
+                raise TenfoldError(f"The backend of {model.name} cannot sleep: stop this server instead.")
+        return [model.backend for model in alive if isinstance(model.backend, SleepingBackend)]
+
+    def _is_answering(self) -> bool:
+        """Whether a request that was accepted has not been answered, or a model loads, or a swapped one has not ended."""
+        waits = self._loading.locked() or any(not queue.is_free for queue in self._queues.values())
+        return waits or bool(self._retiring) or any(model.backend.in_flight or model.preparing for model in self.serving)
 
     def _retire(self, model: ServedModel) -> None:
         """Stop a model once it has answered everything. The loop itself keeps only a weak reference to the task."""

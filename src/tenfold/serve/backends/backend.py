@@ -8,7 +8,7 @@ Templates, text, limits, keys and feedback are the server's own; a backend reads
 import json
 from collections.abc import AsyncGenerator
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from tenfold.serve.options import EngineOptions
 from tenfold.serve.request import Output, Request, TokenLogprob
@@ -55,6 +55,19 @@ class Backend(Protocol):
 
     def stop(self) -> None:
         """End it, also in the middle of `start`; requests in flight raise BackendStopped. May block for some seconds."""
+        ...
+
+
+@runtime_checkable
+class SleepingBackend(Protocol):
+    """What a `Backend` has beside, where it can sleep: it keeps its weights, and frees what it computes with."""
+
+    async def sleep(self) -> None:
+        """Free the cache; nothing may be in flight. Raises BackendStopped if the backend ends."""
+        ...
+
+    async def wake_up(self) -> None:
+        """Return when requests can be computed again. Raises BackendStopped if the backend ends."""
         ...
 
 

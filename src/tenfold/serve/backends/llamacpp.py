@@ -76,6 +76,12 @@ class LlamaCppRunner:
     def logits(self, hidden: Tensor) -> Tensor:
         return hidden
 
+    def sleep(self) -> None:
+        """llama.cpp keeps its cache."""
+
+    def wake_up(self) -> None:
+        pass
+
     def drop(self, first_block: int) -> None:
         """Forget the sequence whose first block this was."""
         if (sequence := self._sequences.pop(first_block, None)) is not None:

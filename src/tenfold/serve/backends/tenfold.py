@@ -42,6 +42,7 @@ class EngineProcess:
         self._queues: dict[str, asyncio.Queue[Output | None]] = {}
         self._outbox: SimpleQueue[tuple[str, Any] | None] = SimpleQueue()
         self._alive = False
+        self._turned: asyncio.Future[None] | None = None  # to sleep, or awake
         self._process: SpawnProcess | None = None
 
     @property
@@ -95,6 +96,19 @@ class EngineProcess:
             raise TenfoldError(output.error or "The engine gave no scores.")
         raise BackendStopped
 
+    async def sleep(self) -> None:
+        await self._turn("sleep")
+
+    async def wake_up(self) -> None:
+        await self._turn("wake_up")
+
+    async def _turn(self, order: str) -> None:
+        if not self._alive:
+            raise BackendStopped
+        self._turned = self._loop.create_future()
+        self._outbox.put((order, None))
+        await self._turned
+
     def stop(self) -> None:
         self._alive = False
         if self._process is None:
@@ -131,6 +145,9 @@ class EngineProcess:
                 self._ready.set_result(None)
         elif kind == "failed":
             self._fail(rest[0])
+        elif kind == "turned":
+            if self._turned is not None and not self._turned.done():
+                self._turned.set_result(None)
         else:
             outputs, self.stats = rest
             for output in outputs:
@@ -140,6 +157,8 @@ class EngineProcess:
     def _lose(self) -> None:
         self._alive = False
         self._fail("The engine ended before it was ready.")
+        if self._turned is not None and not self._turned.done():
+            self._turned.set_exception(BackendStopped())
         for queue in self._queues.values():
             queue.put_nowait(None)
 
@@ -182,7 +201,11 @@ def _answer(connection: Connection, engine: Engine) -> None:
             kind, what = message
             if kind == "add":
                 engine.add(what)
-            else:
+            elif kind == "cancel":
                 engine.cancel(what)
+            else:
+                turn = engine.sleep if kind == "sleep" else engine.wake_up
+                turn()
+                connection.send(("turned",))
         outputs = engine.step()
         connection.send(("step", outputs, engine.stats()))

@@ -64,6 +64,11 @@ class BlockManager:
             self._by_hash[digest] = block
             self._hash_of[block] = digest
 
+    def forget(self) -> None:
+        """Let no sequence find what the blocks hold."""
+        self._by_hash.clear()
+        self._hash_of.clear()
+
     def release(self, blocks: "array[int]") -> None:
         """Drop one reference to each block and empty the list. The last blocks of a sequence are reused before its first."""
         for block in reversed(blocks):

@@ -14,7 +14,7 @@ from tenfold.serve.engine.blocks import BlockManager
 from tenfold.serve.engine.grammar import GrammarCompiler, Matcher
 from tenfold.serve.engine.pooling import Pooler
 from tenfold.serve.engine.scheduler import ScheduledSequence, Scheduler, SchedulerConfig
-from tenfold.serve.engine.speculate import Speculator
+from tenfold.serve.engine.speculate import DraftSpeculator, Speculator
 from tenfold.serve.request import FinishReason, Output, Request, Sequence, failed
 from tenfold.serve.runners.runner import BLOCK, ModelInput, Runner
 from tenfold.spec.errors import TenfoldError
@@ -103,6 +103,23 @@ class Engine:
         self._compiling.pop(request_id, None)
         for sequence in self.scheduler.cancel(request_id):
             self._forget(sequence)
+
+    def sleep(self) -> None:
+        """End what is under way and nobody waits for, and free the caches; `wake_up` comes before the next request."""
+        while self.has_work:
+            self.step()
+        self.blocks.forget()
+        for runner in self._runners:
+            runner.sleep()
+
+    def wake_up(self) -> None:
+        """Take requests again, with empty caches."""
+        for runner in self._runners:
+            runner.wake_up()
+
+    @property
+    def _runners(self) -> list[Runner]:
+        return [self.runner, *([self.speculator.runner] if isinstance(self.speculator, DraftSpeculator) else [])]
 
     @property
     def has_work(self) -> bool:

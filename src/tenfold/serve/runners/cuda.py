@@ -6,7 +6,7 @@ Triton or a GPU the same code runs on the plain operations of `paged.py`; the te
 
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tenfold.model.llama import FeedForward, Llama, rope_table
+from tenfold.model.parked import Parked
 from tenfold.serve.request import Sampling
 from tenfold.serve.runners import paged
 from tenfold.serve.runners.paged import Batch
@@ -97,8 +98,8 @@ class CudaRunner:
         self.embedding, self.head, self.norm = (p.detach() for p in (weight, model.head.weight, model.norm.weight))
         self.layers = [_share(block) for block in model.layers]
         self.rope = rope_table(spec, torch.arange(self.context, device=self.device))
-        shape = (spec.n_layers, 2, n_blocks, spec.n_kv_heads, BLOCK, spec.head_dim)
-        self.cache = torch.zeros(shape, dtype=self.dtype, device=self.device)
+        self._shape = (spec.n_layers, 2, n_blocks, spec.n_kv_heads, BLOCK, spec.head_dim)
+        self.cache = torch.zeros(self._shape, dtype=self.dtype, device=self.device)
         self.weight_bytes = sum(p.nbytes for p in model.parameters()) - (0 if spec.tied else weight.nbytes)
         self.max_rows = max_rows
         self.drawn = torch.zeros(max_rows, dtype=torch.int32, device=self.device)
@@ -109,7 +110,22 @@ class CudaRunner:
 
             self.ops, self.fused = kernels, True
         self._graphs: dict[int, _Graph] = {}
-        if graphs and self.device.type == "cuda":
+        self._captures = graphs and self.device.type == "cuda"
+        if self._captures:
+            self._capture_all()
+
+    def sleep(self) -> None:
+        """Free the cache and the graphs; the weights stand in host memory meanwhile."""
+        del self.cache
+        self._graphs = {}
+        own = (getattr(layer, field.name) for layer in self.layers for field in fields(layer))
+        self._parked = Parked([self.embedding, self.head, self.norm, *own])
+
+    def wake_up(self) -> None:
+        """Bring the weights back, and capture the graphs again, since all stands at other addresses."""
+        self._parked.bring_back()
+        self.cache = torch.zeros(self._shape, dtype=self.dtype, device=self.device)
+        if self._captures:
             self._capture_all()
 
     # A step: hidden states and logits for draws on the host, `start` for draws on the device.

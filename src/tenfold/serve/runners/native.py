@@ -131,10 +131,19 @@ class NativeRunner:
             spec.dim, spec.n_layers, spec.n_heads, spec.n_kv_heads, spec.head_dim, self.ffn, BLOCK, products,
             spec.norm_eps, layers, self._pointer(model.norm.weight.detach().float()),
             self._pointer(rope_table(spec, torch.arange(spec.context))), self._matrix(head),
-            self._pointer(torch.zeros(spec.n_layers * size)), self._pointer(torch.zeros(spec.n_layers * size)), size,
+            None, None, size,
         )  # fmt: skip
+        self.wake_up()
         self._kept.append(layers)
         self.weight_bytes = sum(self.formats.values())
+
+    def sleep(self) -> None:
+        del self._cache
+        self._model.keys = self._model.values = None
+
+    def wake_up(self) -> None:
+        self._cache = torch.zeros(2, self.spec.n_layers * self._model.layer_size)
+        self._model.keys, self._model.values = (part.data_ptr() for part in self._cache)
 
     def hidden(self, rows: ModelInput) -> Tensor:
         n, spec = len(rows.tokens), self.spec

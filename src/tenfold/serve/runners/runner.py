@@ -46,6 +46,14 @@ class Runner(Protocol):
         """Logits float32 [n, vocab] on the CPU or the model's device, for hidden states [n, dim]."""
         ...
 
+    def sleep(self) -> None:
+        """Free the cache and what else can be had again; `wake_up` comes before the next step."""
+        ...
+
+    def wake_up(self) -> None:
+        """Have an empty cache."""
+        ...
+
 
 def cache_block_bytes(spec: ModelSpec, dtype: torch.dtype = torch.float32) -> int:
     """Bytes that one block of keys and values takes in all layers."""
@@ -59,11 +67,18 @@ class TorchRunner:
         self.model, self.spec = model.eval().requires_grad_(False), model.spec
         weight = model.embedding.weight
         self.device = weight.device
-        shape = (self.spec.n_layers, 2, n_blocks * BLOCK, self.spec.n_kv_heads, self.spec.head_dim)
-        self.cache = torch.zeros(shape, dtype=weight.dtype, device=self.device)
+        self._shape = (self.spec.n_layers, 2, n_blocks * BLOCK, self.spec.n_kv_heads, self.spec.head_dim)
+        self._dtype = weight.dtype
+        self.wake_up()
         unread = 0 if self.spec.tied else weight.nbytes
         self.weight_bytes = sum(p.nbytes for p in model.parameters()) - unread
         self._prompt = torch.empty(0, self.spec.dim, device=self.device)
+
+    def sleep(self) -> None:
+        del self.cache
+
+    def wake_up(self) -> None:
+        self.cache = torch.zeros(self._shape, dtype=self._dtype, device=self.device)
 
     @torch.inference_mode()
     def show(self, tokens: list[int], pixels: Tensor) -> None:

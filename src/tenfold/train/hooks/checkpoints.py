@@ -30,9 +30,14 @@ class Checkpoints(Hook):
 
     def finish(self, run: Run) -> None:
         if self._keep_model or not run.finished:
-            self._save(run)
-            with run.timer.time("saving"):
-                self._saver.finish()
+            self.save(run)
+
+    def save(self, run: Run) -> None:
+        """Save, and return when it is on disk."""
+        self._save(run)
+        with run.timer.time("saving"):
+            self._saver.finish()
+        self._last_save = time.monotonic()
 
     def end(self, run: Run, result: RunResult) -> None:
         self._saver.close()

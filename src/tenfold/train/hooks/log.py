@@ -41,9 +41,7 @@ class Log(Hook):
             return
         seconds = time.monotonic() - self._mark_time
         steps = run.state.step - self._mark_step
-        energy = self._meter.read()
-        joules, watts = run.dims.total(energy.joules, energy.watts)
-        run.state.energy_j, run.energy_source = self._energy_before + joules, energy.source
+        watts = self._count_energy(run)
         rate = steps * run.tokens_per_step / seconds
         mfu = (run.state.flops - self._mark_flops) / seconds / run.peak_flops
         loss = done.loss if done.loss is not None else float("nan")
@@ -71,6 +69,24 @@ class Log(Hook):
     def pass_over(self, run: Run) -> None:
         """Leave what was done since the last step out of the next step's speed."""
         self._set_mark(run)
+
+    def before_sleep(self, run: Run) -> None:
+        """Count the energy up to here: what is used while the run sleeps is not its own."""
+        self._count_energy(run)
+
+    def after_sleep(self, run: Run, seconds: float) -> None:
+        """Count on."""
+        run.metrics.write("slept", step=run.state.step, seconds=seconds)
+        self._energy_before = run.state.energy_j
+        self._meter.start()
+        self._set_mark(run)
+
+    def _count_energy(self, run: Run) -> float:
+        """Returns the watts since the last time."""
+        energy = self._meter.read()
+        joules, watts = run.dims.total(energy.joules, energy.watts)
+        run.state.energy_j, run.energy_source = self._energy_before + joules, energy.source
+        return watts
 
     def _set_mark(self, run: Run) -> None:
         self._mark_time, self._mark_step, self._mark_flops = time.monotonic(), run.state.step, run.state.flops

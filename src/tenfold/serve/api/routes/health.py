@@ -17,8 +17,8 @@ async def _reader(request: Request, caller: CurrentCaller) -> None:
 @router.get("/health", response_model=None, responses={200: {"model": Health}, 503: {"model": Health}})
 async def health(models: ServedModels, feedback: OptionalFeedback) -> Response:
     lost = [m.name for m in models.loaded.values() if not m.backend.is_alive]
-    if models.draining or lost:
-        why = "shutting down" if models.draining else f"engine of {lost[0]} ended"
+    if models.draining or models.asleep or lost:
+        why = "shutting down" if models.draining else "asleep" if models.asleep else f"engine of {lost[0]} ended"
         return JSONResponse({"status": why}, 503)
     return JSONResponse({"status": "ok", "feedback": feedback is not None})
 

@@ -1,4 +1,4 @@
-"""`/v1/models`: the models by name, a swap of one for another, and a candidate beside one."""
+"""`/v1/models`: the models by name, a swap of one for another, and a candidate beside one; and vLLM's `/sleep` and `/wake_up`."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse, Response
 from openai.types import Model
 
 from tenfold.model.path import model_path
-from tenfold.serve.api.answer_types import ModelList, SplitModel, Swapped
+from tenfold.serve.api.answer_types import ModelList, Sleeping, SplitModel, Swapped
 from tenfold.serve.api.dependencies import ServedModels, gives, operator_only
 from tenfold.serve.api.errors import ApiError
 from tenfold.serve.api.models import Models
@@ -44,6 +44,24 @@ async def split(body: SplitRequest, models: ServedModels) -> Response:
     name = models.resolve(body.model)
     made = await models.split(name, _path(body), body.share)
     return JSONResponse({**_described(models, name), "candidate": made.candidate.name, "share": made.share})
+
+
+@router.post("/sleep", dependencies=[Depends(operator_only)], **gives(Sleeping))
+async def sleep(models: ServedModels) -> Response:
+    """Answered once all that was accepted is, and the memory of the caches is free."""
+    await models.sleep()
+    return await is_sleeping(models)
+
+
+@router.post("/wake_up", dependencies=[Depends(operator_only)], **gives(Sleeping))
+async def wake_up(models: ServedModels) -> Response:
+    await models.wake_up()
+    return await is_sleeping(models)
+
+
+@router.get("/is_sleeping", **gives(Sleeping))
+async def is_sleeping(models: ServedModels) -> Response:
+    return JSONResponse({"is_sleeping": models.asleep})
 
 
 def _path(body: SwapRequest | SplitRequest) -> Path:

@@ -1,0 +1,25 @@
+"""Tensors whose contents stand in host memory for a time, so that their device has room for other work."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+class Parked:
+    """The contents of `tensors`, until `bring_back`. The tensors, views of them and what refers to them stay, without contents."""
+
+    def __init__(self, tensors: Iterable[Tensor]):
+        storages = {storage.data_ptr(): storage for storage in (tensor.untyped_storage() for tensor in tensors)}
+        self._held = [(storage, torch.UntypedStorage(storage.nbytes()).copy_(storage)) for storage in storages.values()]
+        for storage, _ in self._held:
+            storage.resize_(0)
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+
+    def bring_back(self) -> None:
+        """Give the tensors their contents again, at other addresses of their device."""
+        while self._held:
+            storage, held = self._held.pop()
+            storage.resize_(held.nbytes())
+            storage.copy_(held)
