@@ -155,76 +155,40 @@ class Simulation:
                 self._size_job(now, meter, job, size)
 
     def _size_service(self, now: float, meter: Meter, serving: Serving, size: Size) -> None:
-        service, pool = serving.service, meter.pool
+        service = serving.service
         meter.advance(min(now, self._end))
-        more = max(0, size.nodes) - service.nodes
+        more = meter.pool.size_service(service, size)
         if more > 0:
-            more = min(more, max(0, pool.room))
             serving.starting += more
-            service.until = size.until if size.nodes > service.own else None
-            if more:
-                self._at(now + service.start_s, self._ready, meter, serving, more)
+            self._at(now + service.start_s, self._ready, meter, serving, more)
         else:
             starting = min(-more, serving.starting)
             serving.starting -= starting
             serving.called_off += starting
             serving.ready += more + starting
-            service.until = size.until if more == 0 else None if size.nodes <= service.own else service.until
-        service.nodes += more
-        pool.serving += more
-        if more:
-            self.out.moves += 1
+        self.out.moves += more != 0
 
     def _size_job(self, now: float, meter: Meter, job: Job, size: Size) -> None:
-        """Bring a job to a size: it stops with or without a checkpoint, and starts from the last one it has."""
-        pool, had = meter.pool, job.nodes
-        new = max(0, min(size.nodes, job.most, had + max(0, pool.room)))
-        if new == had or 0 < new < job.least:
-            return
+        pool = meter.pool
         meter.advance(min(now, self._end))
-        self._stop(now, job, size.save, "policy")
-        save_s = job.save_s if size.save and had else 0.0
-        if had and new < had and save_s:
-            pool.leaving += had - new
-            self._at(now + save_s, self._freed, meter, had - new)
-        pool.training += new - had
-        if new:
-            if not had:
-                pool.waiting.remove(job)
-                pool.running[job.name] = job
-                self._queued[pool.name] -= job.least * job.work_s
-            self._start(now, save_s, meter, job, new, "policy")
-        else:
-            self._wait(pool, job)
-            self.out.stops += 1
-        self.out.moves += 1
-
-    def _stop(self, now: float, job: Job, save: bool, cause: str) -> None:
-        """Keep what the job did, up to its last checkpoint or this moment, and count what is lost."""
-        if not job.nodes:
+        resized = pool.size_job(now, job, size)
+        if resized is None:
             return
-        done = max(0.0, now - job.begins)
-        lost = now - job.since if not done else job.save_s if save else job.unsaved_s(now)
-        kept = done if save else done - (job.unsaved_s(now) if done else 0.0)
-        job.work_s = max(0.0, job.work_s - kept * job.speed(job.nodes))
-        self.out.lost_s[cause] += lost * job.nodes
+        self.out.lost_s["policy"] += resized.lost_s
+        self.out.moves += 1
+        if resized.leaving:
+            self._at(now + resized.save_s, self._freed, meter, resized.leaving)
+        if not resized.had:
+            self._queued[pool.name] -= job.least * job.work_s
+        self._goes_on(meter, job)
+        self.out.stops += not resized.nodes
 
-    def _start(self, now: float, wait_s: float, meter: Meter, job: Job, nodes: int, cause: str) -> None:
-        if job.begun is None:
-            job.begun = now
+    def _goes_on(self, meter: Meter, job: Job) -> None:
+        """It will end in its time where it has nodes, and is in the line where it has none."""
+        if job.nodes:
+            self._at(job.begins + job.work_s / job.speed(job.nodes), self._finish, meter, job, job.version)
         else:
-            self.out.lost_s[cause] += job.restart_s * nodes
-        job.nodes, job.since, job.begins = nodes, now, now + wait_s + job.restart_s
-        job.version += 1
-        self._at(job.begins + job.work_s / job.speed(nodes), self._finish, meter, job, job.version)
-
-    def _wait(self, pool: Pool, job: Job) -> None:
-        """Back into the line, before those that came later."""
-        pool.running.pop(job.name, None)
-        job.nodes, job.version = 0, job.version + 1
-        self._queued[pool.name] += job.least * job.work_s
-        at = next((i for i, other in enumerate(pool.waiting) if other.came > job.came), len(pool.waiting))
-        pool.waiting.insert(at, job)
+            self._queued[meter.pool.name] += job.least * job.work_s
 
     def _arrive(self, now: float) -> None:
         name, job = self._work[self._next]
@@ -244,8 +208,7 @@ class Simulation:
             self.out.events -= 1  # it was moved since
             return
         meter.advance(min(now, self._end))
-        del meter.pool.running[job.name]
-        meter.pool.training -= job.nodes
+        meter.pool.finish(job)
         self._ended += 1
         self.out.jobs.append((job.came, job.begun, now, job.least))
         self._decide(now, meter)
@@ -292,17 +255,8 @@ class Simulation:
 
     def _hit(self, now: float, meter: Meter, job: Job) -> None:
         """A job loses what it did since its checkpoint, and goes on: with another node, with fewer, or from the line."""
-        pool = meter.pool
-        self._stop(now, job, False, "failures")
-        wait_s, nodes = self._setup.recovery["detection_s"], job.nodes
-        if pool.room < 0:
-            nodes -= 1
-        pool.training -= job.nodes
-        if nodes >= job.least:
-            pool.training += nodes
-            self._start(now, wait_s, meter, job, nodes, "failures")
-        else:
-            self._wait(pool, job)
+        self.out.lost_s["failures"] += meter.pool.hit(now, job, self._setup.recovery["detection_s"])
+        self._goes_on(meter, job)
         self._decide(now, meter)
 
     def _repaired(self, now: float, meter: Meter) -> None:
