@@ -10,12 +10,13 @@ from msgspec import Meta
 from tenfold.spec.accelerator import accelerator
 from tenfold.spec.errors import TenfoldError, nearest
 from tenfold.spec.files import readable
-from tenfold.spec.ranges import Count, CountOrNone, Nodes, NotNegative, Positive, Seconds, Share, convert, hints_of
+from tenfold.spec.ranges import Count, CountOrNone, Nodes, NotNegative, Positive, Seconds, Share, Text, convert, hints_of
 
 OfEachHour = Annotated[
     list[Positive], Meta(min_length=24, max_length=24, extra={"words": "24 of them, one for each hour of the day"})
 ]
 OneOrMore = Annotated[float, Meta(ge=1)]
+Command = Annotated[list[str], Meta(min_length=1)]
 
 
 class Resources(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -41,7 +42,7 @@ class SiteTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PoolTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Equal nodes of one site."""
+    """Equal nodes of one site. For a live fleet: they are those of Slurm's `partition`, or Ray's with the custom `resource`."""
 
     site: str
     accelerator: str
@@ -51,6 +52,8 @@ class PoolTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ram_gib: NotNegative = 2048
     storage_tb: NotNegative = 30
     network_gbps: NotNegative = 3200
+    partition: Text | None = None
+    resource: Text | None = None
 
     @property
     def node(self) -> Resources:
@@ -61,7 +64,8 @@ class PoolTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class ServiceTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Chat or ranking. A node answers `requests_per_s` within the bounds, as the server was measured; `demand_csv` has seconds and
-    requests/s in its first two columns, times `demand_scale`. `own` nodes are its quota."""
+    requests/s in its first two columns, times `demand_scale`. `own` nodes are its quota. `command` is what each of its
+    nodes runs in a live fleet, where it has `leave_s` to finish its answers."""
 
     pool: str
     own: CountOrNone
@@ -70,6 +74,26 @@ class ServiceTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     demand_scale: Positive = 1.0
     least: CountOrNone = 1
     start_s: Seconds = 60.0
+    leave_s: Count = 60
+    needs: Resources = Resources()
+    command: Command | None = None
+
+
+class RunTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A training run of a live fleet: `command` on `least` to `most` nodes of a pool, under torchrun with `processes_per_node`, by
+    default one for each accelerator. Its owner guesses that it needs `hours` on `least` nodes, `save_s` to save and leave and
+    `restart_s` to start; it saves every `interval_s`."""
+
+    pool: str
+    command: Command
+    hours: Positive
+    least: Nodes = 1
+    most: Nodes | None = None
+    processes_per_node: Count | None = None
+    save_s: Count = 60
+    restart_s: Seconds = 120.0
+    interval_s: Positive = 1800.0
+    scaling: Share = 0.9
     needs: Resources = Resources()
 
 
@@ -108,6 +132,7 @@ class FleetFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pools: dict[str, PoolTable]
     services: dict[str, ServiceTable] = {}
     jobs: dict[str, JobsTable] = {}
+    runs: dict[str, RunTable] = {}
     simulation: SimulationTable = SimulationTable()
 
 
@@ -129,9 +154,9 @@ def fleet_of(fields: dict[str, Any], where: str, folder: Path = Path()) -> Fleet
         raise TenfoldError(f"{where} has no [pools.NAME]: a fleet has one at least.")
     for name, pool in fleet.pools.items():
         _check_pool(fleet, where, name, pool)
-    for kind, roles in (("service", fleet.services), ("jobs", fleet.jobs)):
+    for kind, roles in (("service", fleet.services), ("jobs", fleet.jobs), ("run", fleet.runs)):
         for name, role in roles.items():
-            for pool_name in [role.pool] if isinstance(role, ServiceTable) else role.pools:
+            for pool_name in role.pools if isinstance(role, JobsTable) else [role.pool]:
                 if pool_name not in fleet.pools:
                     raise TenfoldError(f"{where}: {kind} {name}: no pool {pool_name!r}{nearest(pool_name, fleet.pools)}.")
                 _check_needs(where, name, role.needs, pool_name, fleet.pools[pool_name].node)

@@ -136,4 +136,3 @@ class SlurmLauncher(JobFileLauncher):
         folders = dict.fromkeys([str(self.home), *(str(path.parent) for path in job.files)])
         mounts = ",".join(f"{folder}:{folder}" for folder in folders)
         return f" --container-image={shlex.quote(self.image)} --container-mounts={shlex.quote(mounts)}"
-
