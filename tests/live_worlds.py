@@ -6,11 +6,10 @@ policy decided.
 
 import importlib
 import json
-import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +70,15 @@ def setup_of(folder, pools):
         for name, (_, pool, least, most, work_s) in RUNS.items() if pool in pools
     }  # fmt: skip
     pool = {"site": "tx", "accelerator": "h100", "accelerators_per_node": 4}
-    chat = {"pool": "a", "own": pools["a"] // 2, "requests_per_s": 10.0, "start_s": 30.0, "leave_s": 20, "demand_csv": "", "command": command}
+    chat = {
+        "pool": "a",
+        "own": pools["a"] // 2,
+        "requests_per_s": 10.0,
+        "start_s": 30.0,
+        "leave_s": 20,
+        "demand_csv": "",
+        "command": command,
+    }
     file = fleet_of({
         "simulation": {"days": 8640 / 86400, "tick_s": TICK_S}, "sites": {"tx": {"region": "TX"}},
         "pools": {name: {**pool, "nodes": nodes, "partition": name, "resource": name} for name, nodes in pools.items()},
@@ -84,7 +91,7 @@ def setup_of(folder, pools):
 
 
 def simulated(setup):
-    """The decisions of a simulation, and when runs ended."""
+    """The decisions of a simulation, and when runs ended by their names."""
     work = []
     for name, t in setup.file.runs.items():
         job = Job(name, t.least, t.most, RUNS[name][0], t.hours * 3600, save_s=20, restart_s=40.0, scaling=t.scaling)
@@ -130,16 +137,16 @@ class Controller:
         for name, text in SCRIPTS.items():
             (folder / name).write_text(text)
             (folder / name).chmod(0o755)
-        self.start()
 
-    def start(self):
+    def __enter__(self):
         words = [sys.executable, __file__, self._folder, self._on, json.dumps(self._pools)]
         self._process = subprocess.Popen(list(map(str, words)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        return self
 
     def kill(self):
         self._process.kill()
         self._process.wait()
-        self.start()
+        self.__enter__()
 
     def look(self, now, periodic=False, comes=None):
         self._process.stdin.write(json.dumps({"now": now, "periodic": periodic, "comes": comes}) + "\n")
@@ -148,7 +155,7 @@ class Controller:
         assert line, f"the controller ended with {self._process.wait()}"
         return json.loads(line)
 
-    def close(self):
+    def __exit__(self, *error):
         self._process.stdin.close()
         self._process.wait(120)
 
@@ -163,55 +170,68 @@ def marks(folder):
     return {name: sorted(nodes) for name, nodes in found.items()}
 
 
-def drive(controller, folder, decisions, ended, cluster, last_s, kills):
-    """Let the events of a simulation happen to a live fleet, and compare each decision at its time. `kills` are numbers of decisions
-    after which the controller is killed while it carries them out. Returns how many decisions were compared."""
-    comes = {came: name for name, (came, *_) in RUNS.items()}
-    deaths = [death for death in DEATHS if death[0] <= last_s and any(one[1] == death[1] for one in decisions)]
-    happen = [(at, "dies", holder) for at, _, holder, _ in deaths] + [(at + back, "is back", "") for at, *_, back in deaths]
-    happen = sorted(happen + [(at, "ends", name) for name, at in ended.items()])
-    dead, compared, number = [], 0, 0
-    while compared < len(decisions) and decisions[compared][0] <= last_s:
-        now, _, periodic, _, held = decisions[compared]
-        group = [one for one in decisions[compared:] if one[0] == now and one[2] == periodic] if periodic else [decisions[compared]]
-        while happen and happen[0][0] <= now:
-            at, what, who = happen.pop(0)
-            wait(lambda who=who: not who or who in marks(folder), f"{who} works at {at}")
-            if what == "ends":
-                (folder / f"done-{who}").touch()
-            elif what == "dies":
-                dead.append(marks(folder)[who][-1])
-                cluster.kill(dead[-1])
-            else:
-                cluster.start(dead.pop(0))
-        got, name = [], comes.get(now) if not periodic else None
-        if periodic:  # all that came before has been carried out
-            expected = {who: nodes for one in group for who, nodes in one[4].items() if nodes}
-            wait(lambda now=now, e=expected: not got_into(got, controller.look(now)) and counts(folder) == e, f"{expected} at {now}", lambda: counts(folder))
-            got += controller.look(now, True)
+class Replay:
+    """Lets the events of a simulation happen to a live fleet, and compares each decision at its time."""
+
+    def __init__(self, controller, folder, cluster, setup):
+        self._controller, self._folder, self._cluster = controller, folder, cluster
+        self._decisions, ended = simulated(setup)
+        deaths = [death for death in DEATHS if death[1] in setup.pools]
+        happens = [(at, "dies", holder) for at, _, holder, _ in deaths] + [(at + back, "is back", "") for at, *_, back in deaths]
+        self._happens = sorted(happens + [(at, "ends", name) for name, at in ended.items()])
+        self._comes, self._dead = {RUNS[name][0]: name for name in setup.file.runs}, []
+
+    def run(self, last_s, kills):
+        """Until a time. After the decisions of the numbers `kills` the controller is killed while it carries them out. Returns how
+        many decisions were compared."""
+        groups = []  # a periodic look is at all pools
+        for one in self._decisions:
+            if groups and one[2] and groups[-1][0][2] and one[0] == groups[-1][0][0]:
+                groups[-1].append(one)
+            elif one[0] <= last_s:
+                groups.append([one])
+        for number, group in enumerate(groups):
+            assert self._got(group) == group
+            if number in kills:
+                self._controller.kill()
+        return sum(map(len, groups))
+
+    def _got(self, group):
+        """What the live controller decided at the time of a group."""
+        now, _, periodic, *_ = group[0]
+        while self._happens and self._happens[0][0] <= now:
+            self._happen(*self._happens.pop(0))
+        if not periodic:
+            return self._wait(lambda: self._controller.look(now, comes=self._comes.get(now)), f"a decision comes at {now}")
+        expected = {who: nodes for one in group for who, nodes in one[4].items() if nodes}
+
+        def carried_out():
+            assert not (got := self._controller.look(now)), got
+            return self._counts() == expected
+
+        self._wait(carried_out, f"{expected} work at {now}")
+        return self._controller.look(now, periodic=True)
+
+    def _happen(self, at, what, who):
+        if who:
+            self._wait(lambda: who in marks(self._folder), f"{who} works at {at}")
+        if what == "ends":
+            (self._folder / f"done-{who}").touch()
+        elif what == "dies":
+            self._dead.append(marks(self._folder)[who][-1])
+            self._cluster.kill(self._dead[-1])
         else:
-            wait(lambda now=now, n=name: got_into(got, controller.look(now, comes=n)), f"a decision comes at {now}", lambda: counts(folder))
-        assert got == group
-        compared, number = compared + len(group), number + 1
-        if number in kills:
-            controller.kill()
-    return compared
+            self._cluster.start(self._dead.pop(0))
 
+    def _counts(self):
+        return {name: len(nodes) for name, nodes in marks(self._folder).items()}
 
-def got_into(got, decided):
-    got += decided
-    return bool(got)
-
-
-def counts(folder):
-    return {name: len(nodes) for name, nodes in marks(folder).items()}
-
-
-def wait(true, what, seen=lambda: "", timeout_s=180):
-    end = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < end, f"after {timeout_s} s it is not so that {what}: {seen()}"
-        time.sleep(0.1)
+    def _wait(self, true, what, timeout_s=300):
+        end = time.monotonic() + timeout_s
+        while not (found := true()):
+            assert time.monotonic() < end, f"after {timeout_s} s it is not so that {what}, but {self._counts()}"
+            time.sleep(0.1)
+        return found
 
 
 if __name__ == "__main__":

@@ -82,7 +82,9 @@ class SlurmCluster:
         )
         config = self.folder / "slurm.conf"
         config.write_text(CONFIG.format(folder=self.folder, host=host, ports=ports, nodes=nodes, partitions=partitions))
-        (self.folder / "gres.conf").write_text(f"NodeName=n[1-{len(self.nodes)}] Name=gpu File={self.folder}/devices/gpu[0-{self.gpus - 1}]\n")
+        (self.folder / "gres.conf").write_text(
+            f"NodeName=n[1-{len(self.nodes)}] Name=gpu File={self.folder}/devices/gpu[0-{self.gpus - 1}]\n"
+        )
         (self.folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n")
         munge = self.folder / "munge"
         (munge / "key").write_bytes(os.urandom(1024))

@@ -172,7 +172,20 @@ def fleet_of(fields: dict[str, Any], where: str, folder: Path = Path()) -> Fleet
             raise TenfoldError(
                 f"{where}: services own every node of {' and '.join(jobs.pools)}, and none is left for the jobs {name}: add some."
             )
+    for name, run in fleet.runs.items():
+        _check_run(fleet, where, name, run)
     return _absolute(fleet, folder)
+
+
+def _check_run(fleet: FleetFile, where: str, name: str, run: RunTable) -> None:
+    has, least = fleet.pools[run.pool].nodes, sum(one.least for one in fleet.services.values() if one.pool == run.pool)
+    if name in fleet.services:
+        raise TenfoldError(f"{where}: {name} is the name of a run and of a service: name one otherwise.")
+    if run.most is not None and run.most < run.least:
+        raise TenfoldError(f"{where}: the run {name} works on {run.least:,} nodes at least and cannot have {run.most:,} at most.")
+    if run.least + least > has:
+        beside = f", beside {least:,} of services," if least else ""
+        raise TenfoldError(f"{where}: the run {name} needs {run.least:,} nodes{beside} of {run.pool}, which has {has:,}: add some.")
 
 
 def _converted(fields: dict[str, Any], where: str) -> FleetFile:
