@@ -130,6 +130,10 @@ class SlurmCluster:
                 process.kill()
         self.ask("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=killed")
 
+    def node_that_listens(self, port):
+        found = next(one for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN and one.laddr.port == port)
+        return psutil.Process(found.pid).environ()["SLURMD_NODENAME"]
+
     def _on(self, node):
         """The processes of a node's tasks, which have its name in their environment, and the managers that started them."""
         for process in psutil.process_iter():

@@ -291,7 +291,8 @@ def test_commands_and_environments_survive_every_job_file(tmp_path_factory, word
     done = subprocess.run(["bash", "-c", text], capture_output=True, check=True)
     assert done.stdout.decode().split("\0")[:-1] == [*words, value]
     slurm = open_launcher("slurm", folder=folder, reservation=value.translate(dict.fromkeys([*range(32), 127])) or None).write(job)
-    script = f"""srun() {{ shift; "$@"; {show} }}; scontrol() {{ :; }}; SLURM_JOB_ID=1 SLURM_JOB_NODELIST=n; {written(slurm)}"""
+    srun = f"""srun() {{ while [[ "$1" == --* ]]; do shift; done; "$@"; {show} }}; scontrol() {{ :; }}; squeue() {{ :; }}"""
+    script = f"{srun}; SLURM_JOB_ID=1 SLURM_JOB_NODELIST=n; {written(slurm)}"
     done = subprocess.run(["bash", "-c", script], capture_output=True, check=True)
     assert done.stdout.decode().split("\0")[:-1] == [*words, value]
     cluster = open_launcher(

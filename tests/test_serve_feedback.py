@@ -195,3 +195,8 @@ def test_a_database_that_is_not_there_is_not_made_for_an_export(tmp_path):
     Feedback(f"sqlite:///{tmp_path / 'f.db'}")
     made = export(Feedback(f"sqlite:///{tmp_path / 'f.db'}", create=False), "kto", tmp_path / "new" / "folder" / "out.jsonl")
     assert made.train == made.test == 0 and (tmp_path / "new" / "folder" / "out.jsonl").exists()
+
+
+def test_a_database_is_named_by_its_file_or_by_its_url(tmp_path):
+    Feedback(str(tmp_path / "said.db")).delete_user("nobody")
+    assert not Feedback(f"sqlite:///{tmp_path / 'said.db'}", create=False).users()

@@ -99,17 +99,25 @@ class SlurmLauncher(JobFileLauncher):
         return last_lines(found[0], lines) if found else ""
 
     def resize(self, handle: Handle, resources: Resources) -> Handle:
-        """Where the job can do with fewer nodes, it saves and goes on with those that it keeps. Otherwise it is queued anew."""
+        """Where the job can do with fewer nodes, and Slurm lets it, it saves and goes on with those that it keeps.
+
+        Otherwise it is queued anew.
+        """
         if not handle.job.resources.shrinks_to(resources) or self.status(handle) != "running":
             return super().resize(handle, resources)
-        write_text(self.folder / f"tenfold-{handle.id}.nodes", str(resources.nodes))
+        asked = self.folder / f"tenfold-{handle.id}.nodes"
+        write_text(asked, str(resources.nodes))
         call("scancel", ["--batch", "--signal=USR2", handle.id], f"job {handle.id}")
         end = time.monotonic() + handle.job.grace_s
-        while int(self._asked(handle, "%D")) > resources.nodes:
+        while True:
+            answered = not asked.exists()  # looked at first: Slurm takes the nodes away before the script removes the file
+            if int(self._asked(handle, "%D")) <= resources.nodes:
+                return replace(handle, job=replace(handle.job, resources=resources))
+            if answered:
+                return super().resize(handle, resources)
             if time.monotonic() > end:
                 raise TenfoldError(f"Job {handle.id} has not left its nodes after {handle.job.grace_s} s: see what it prints.")
             time.sleep(0.2)
-        return replace(handle, job=replace(handle.job, resources=resources))
 
     def up(self) -> int:
         where = [f"--partition={self.partition}"] if self.partition else []

@@ -177,7 +177,7 @@ def gate(
     *,
     against: Annotated[Path, Meta(description="The model that it has to do better than.")],
     settings: GateSettings = GateSettings(),
-    home: Home = Path("generations"),
+    home: Annotated[Folder | None, Meta(description="Where its forecasts are kept; by default beside it.")] = None,
     json: Json = False,
 ) -> None:
     """Judge a generation beside the one before, and write its gate.json and model card.
@@ -188,7 +188,7 @@ def gate(
     """
     from tenfold.learn.gate import gate as judge
 
-    _verdict(judge(new, against, home, settings), json)
+    _verdict(judge(new, against, home or new.parent, settings), json)
 
 
 class Source(Struct, frozen=True):

@@ -119,7 +119,7 @@ def open_feedback(database: str) -> "Feedback":
 
     if "://" not in database and not Path(database).exists():
         raise TenfoldError(f"There is no feedback in {database}: give a file of rows, a feedback database, or its file.")
-    return Feedback(database if "://" in database else f"sqlite:///{database}", create=False)
+    return Feedback(database, create=False)
 
 
 def _by_user(database: str, home: Path, share: float, kind: Kind) -> tuple[dict[str, list[str]], dict[str, Any]]:

@@ -17,8 +17,8 @@ from tenfold.spec.ranges import Count, Share, Text
 if TYPE_CHECKING:
     from tenfold.rank.offpolicy.log import Log, Policy
 
-EVENTS = "sqlite:///events.db"
-FEEDBACK = "sqlite:///feedback.db"
+EVENTS = "events.db"
+FEEDBACK = "feedback.db"
 NEWEST = {"test_begin": 0.98, "validation": 0.02}  # a run that the gate judges holds little out: the newest events are learned
 Model = Annotated[Path, Meta(description="A generation of `tenfold rank train`, or its model.")]
 Store = Annotated[Text, Meta(description="The event store: a database's URL, or its SQLite file.")]

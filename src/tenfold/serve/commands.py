@@ -10,7 +10,7 @@ from tenfold.serve.options import EngineOptions, Quantization, ServerOptions, na
 from tenfold.spec.commands import File, Given, Json, print_json
 from tenfold.spec.ranges import Count, Seed, Share, Temperature, Text, TopP
 
-FEEDBACK = "sqlite:///feedback.db"
+FEEDBACK = "feedback.db"
 ModelPath = Annotated[Path, Meta(description="A generation, a Hugging Face directory, or a GGUF file of a Llama.")]
 
 
@@ -131,7 +131,7 @@ def export_feedback(
     /,
     *,
     format: Annotated[Literal["dpo", "kto", "sft"], Meta(description="The kind of rows, as TRL reads them.")] = "dpo",
-    database: Annotated[Text, Meta(description="Database URL.")] = FEEDBACK,
+    database: Annotated[Text, Meta(description="The database: a file or a URL.")] = FEEDBACK,
     test_share: Annotated[Share, Meta(description="Share of users whose feedback is kept for tests.")] = 0.1,
     json: Json = False,
 ) -> None:

@@ -92,8 +92,8 @@ class ServerOptions(Struct, frozen=True):
         "everyone"
     )
     access_log: Annotated[Literal["none", "text", "json"], Meta(description="What is written to stderr of each request.")] = "text"
-    feedback: Annotated[str, Meta(description="Database URL for stored answers and feedback; '' keeps none.")] = ""
-    events: Annotated[str, Meta(description="Database URL for shown lists and events; '' keeps none.")] = ""
+    feedback: Annotated[str, Meta(description="Database for stored answers and feedback, a file or a URL; '' keeps none.")] = ""
+    events: Annotated[str, Meta(description="Database for shown lists and events, a file or a URL; '' keeps none.")] = ""
     feedback_per_day: Annotated[CountOrNone, Meta(description="Judgements taken from each key in a day; 0 is no limit.")] = 200
     any_name: Annotated[bool, Meta(description="Answer to any model name with the first model.")] = False
     allowed_hosts: Annotated[

@@ -81,6 +81,6 @@ def check_rows(there: int, asked: int, max_epochs: float) -> None:
     """Raises TenfoldError where a run would read its rows more often than `max_epochs`."""
     if asked / there > max_epochs:
         raise TenfoldError(
-            f"The run would read its {there} rows of chats {asked / there:.1f} times: give more chats, ask for fewer tokens, or "
-            f"raise max_epochs in [data] ({max_epochs:g})."
+            f"The run would read its {there} rows of chats {asked / there:.1f} times: give more chats, take fewer steps, or "
+            f"raise max_epochs ({max_epochs:g})."
         )

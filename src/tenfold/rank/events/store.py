@@ -66,7 +66,7 @@ class Events(Database):
         """An event database, or the SQLite file of one. Raises TenfoldError where there is none."""
         if "://" not in database and not Path(database).is_file():
             raise TenfoldError(f"There are no events in {database}: give the database of `tenfold rank serve --events`.")
-        return cls(database if "://" in database else f"sqlite:///{database}")
+        return cls(database)
 
     def keep_events(self, user: str, rows: Rows) -> "Future[int]":
         """Keep what a user did: the columns of `events` without the user and when it came. How many were not there already."""

@@ -20,6 +20,7 @@ from tenfold.spec.versions import require_version
 
 T = TypeVar("T")
 _TRIES = 20  # to open a database that another process opens as well
+SQLITE_FILES = (".db", ".sqlite", ".sqlite3")  # what names a file that is not there yet
 
 
 class Kind(NamedTuple):
@@ -41,7 +42,7 @@ class Database:
     """One database. When a method returns, its data is on the disk."""
 
     def __init__(self, url: str, kind: Kind, salt: bytes | None = None, *, create: bool = True):
-        """Open the tables at an SQLAlchemy `url`, or `create` them. Raises TenfoldError if that fails, or there are none.
+        """Open the tables at an SQLAlchemy `url`, or in SQLite's file, or `create` them. Raises TenfoldError if that fails.
 
         A new database draws the salt of its users' hashes; one is given only where users are simulated, and a run is to be
         repeated with the same ones held out.
@@ -126,11 +127,12 @@ def _together(work: Callable[[], T]) -> T:
 
 
 def _address(url: str, name: str) -> URL:
-    """Raises TenfoldError, without a word of the URL, since it may hold a password."""
+    """A URL, or the SQLite file of a path. Raises TenfoldError, without a word of the URL, since it may hold a password."""
     try:
-        return make_url(url)
-    except (SQLAlchemyError, ValueError):
-        said = "sqlite:///FILE or DIALECT://USER:PASSWORD@HOST:PORT/NAME, special characters in the password as %XX"
+        is_file = Path(url).exists() or (":" not in url and url.endswith(SQLITE_FILES))
+        return make_url(f"sqlite:///{url}" if is_file else url)
+    except (SQLAlchemyError, ValueError, OSError):
+        said = "FILE.db or DIALECT://USER:PASSWORD@HOST:PORT/NAME, special characters in the password as %XX"
         raise TenfoldError(f"The URL of the {name} database cannot be read: write {said}.") from None
 
 
