@@ -42,6 +42,7 @@ def fleet(pools=None, **tables):
         ("slurm", {"services": {"chat": CHAT}, "runs": {"x": {**RUN, "least": 2}}}, "needs 2 nodes, beside 1 of services, of a"),
         ("slurm", {"runs": {"x": {**RUN, "least": 2, "most": 1}}}, "2 nodes at least and cannot have 1 at most"),
         ("slurm", {"runs": {"x": {**RUN, "command": []}}}, "runs.x: command must be a list that is not empty"),
+        ("ray", {"runs": {"a run": RUN, "a-run": RUN}}, "a run and a-run would be one name on ray"),
         ("slurm", {"services": {"x": CHAT}, "runs": {"x": RUN}}, "x is the name of a run and of a service"),
     ],
 )
@@ -78,6 +79,7 @@ log = {{every = 1}}
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.skipif(missing() != "", reason=missing())
 def test_training_on_slurm_goes_on_when_the_controller_is_killed(text_folder, tmp_path):
     """A run on two nodes and one that waits for them end by a controller that was killed while the first one trained."""

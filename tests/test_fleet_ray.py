@@ -6,7 +6,7 @@ from ray_cluster import RayCluster
 
 pytest.importorskip("ray")
 pytest.importorskip("aiohttp_cors", reason="Ray's job server is missing: pip install 'tenfold[ray]'")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 NODES = ("w1", "w2", "w3")
 
 

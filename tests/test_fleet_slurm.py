@@ -20,6 +20,7 @@ def test_a_run_that_comes_and_one_that_grows_are_decided_as_in_a_simulation(tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_two_pools_of_32_gpus_are_decided_as_in_a_simulation(tmp_path):
     """Runs come, grow, shrink, save and end, services borrow and give back, two nodes die; kills come in the middle of turns."""
     assert compare(tmp_path, {"a": 4, "b": 4}, last_s=8640, kills={3, 11, 14, 17, 24}) == 71

@@ -19,7 +19,8 @@ from tenfold.fleet.places import owners
 from tenfold.fleet.pools import Policy, Service, Size
 from tenfold.fleet.setup import Setup, pools_of, recovery, sites_of
 from tenfold.fleet.traces import BIN_S, read_demand
-from tenfold.launch.job import Launcher, open_launcher
+from tenfold.launch.job import Job, Launcher, open_launcher
+from tenfold.launch.job_files import file_name
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import make_folder, one_at_a_time
 
@@ -69,6 +70,12 @@ def check(file: FleetFile, where: str, on: str) -> None:
     for name, service in file.services.items():
         if service.command is None:
             raise TenfoldError(f"{where}: the service {name} has no command: say what each of its nodes runs.")
+    files: dict[str, str] = {}
+    for name in [*file.services, *file.runs]:
+        if (other := files.setdefault(file_name(Job(name, ("true",))), name)) != name:
+            raise TenfoldError(
+                f"{where}: {other} and {name} would be one name on {on}, as letters, digits and hyphens: change one."
+            )
     had: dict[str | None, str] = {}
     for name, pool in file.pools.items():
         nodes = getattr(pool, key)

@@ -7,24 +7,21 @@ written down first; each look begins to bring about what is not so yet. A contro
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from datetime import datetime
-from hashlib import sha256
 from pathlib import Path
 
 from tenfold.fleet.ledger import Ledger, Turn
 from tenfold.fleet.places import DOWN, TRAIN, Places
 from tenfold.fleet.pools import Job, Pool, Service, Size
-from tenfold.fleet.setup import HOUR_S, Setup
+from tenfold.fleet.setup import Setup
 from tenfold.fleet.site_pools import open_pool, show_power
 from tenfold.fleet.sizes import Given, Sizes, of_job
 from tenfold.fleet.slots import Limits
+from tenfold.fleet.started import Started, bring, is_alive, told_of
 from tenfold.launch import job as launch
-from tenfold.launch.job_files import file_name
 from tenfold.spec.errors import TenfoldError
 
 AT_ONCE = 8  # jobs that turn
-ENDED = ("finished", "failed", "stopped")
 
 
 class LaunchedWorld:
@@ -36,7 +33,7 @@ class LaunchedWorld:
         demand: Callable[[Service, float], None],
     ):  # fmt: skip
         self._folder, self._ledger, self._setup, self._launchers, self._demand = folder, ledger, setup, launchers, demand
-        self._id = sha256(str(folder.resolve()).encode()).hexdigest()[:6]  # other fleets may be on the same cluster
+        self._started = Started(setup, folder)
         self.pools = {name: open_pool(setup, facts) for name, facts in setup.pools.items()}
         self._places, self._sizes, self._workers = Places(ledger), Sizes(ledger), ThreadPoolExecutor(AT_ONCE)
         self._starts: Counter[str] = Counter()  # of each run: the number of its job
@@ -54,7 +51,7 @@ class LaunchedWorld:
         pool = self.pools[table.pool]
         known = name in pool.running or any(job.name == name for job in pool.waiting)
         if not known and name not in self._ledger.finished():
-            job = self._job_of(name)
+            job = self._started.seen_of(name)
             job.came = now
             pool.waiting.append(job)
             self._sizes.give(of_job(job, 0))
@@ -118,7 +115,7 @@ class LaunchedWorld:
                 continue
             if name not in self._setup.file.runs:
                 raise TenfoldError(f"The run {name} is not over, and the fleet file has it no longer: put it back.")
-            job, pool = known.told(self._job_of(name)), self.pools[self._setup.file.runs[name].pool]
+            job, pool = known.told(self._started.seen_of(name)), self.pools[self._setup.file.runs[name].pool]
             self._starts[name] = known.start
             left = len(self._places.of_run(pool.name, name)) - job.nodes
             self._leaving[name] = max(0, left)
@@ -131,43 +128,21 @@ class LaunchedWorld:
         for pool in self.pools.values():
             pool.waiting.sort(key=lambda job: job.came)
 
-    def _job_of(self, name: str) -> Job:
-        """A run as policies see it."""
-        t = self._setup.file.runs[name]
-        work_s = t.hours * HOUR_S / self._setup.pools[t.pool].speed
-        return Job(
-            name, t.least, t.most or t.least, 0.0, work_s, save_s=t.save_s, restart_s=t.restart_s, interval_s=t.interval_s,
-            scaling=t.scaling,
-        )  # fmt: skip
-
-    def _run_job(self, name: str, start: int, nodes: int) -> launch.Job:
-        """A run as a launcher starts it."""
-        t = self._setup.file.runs[name]
-        gpus = self._setup.file.pools[t.pool].accelerators_per_node
-        needs = launch.Resources(nodes, min(t.least, nodes), t.processes_per_node or gpus, gpus=gpus)
-        return launch.Job(f"{name}-{start}-{self._id}", tuple(t.command), resources=needs, grace_s=t.save_s)
-
-    def _service_job(self, service: str, place: str) -> launch.Job:
-        t = self._setup.file.services[service]
-        needs = launch.Resources(gpus=self._setup.file.pools[t.pool].accelerators_per_node)
-        name = self._places[place].work or f"{service}-{place}"
-        return launch.Job(f"{name}-{self._id}", tuple(t.command or ()), resources=needs, grace_s=t.leave_s)
-
     def _entry(self, name: str) -> tuple[int, launch.Seen] | None:
         """The job of a run that is alive, or else the last one, with its number.
 
         Before a job is told to leave, the number of the one that follows is written down: so a job that left has not finished."""
         found = None
         for start in (self._starts[name] - 1, self._starts[name]):
-            seen = self._seen.get(file_name(self._run_job(name, start, 1)))
-            if seen and (seen.status not in ENDED or start == self._starts[name]):
+            seen = told_of(self._started.run(name, start, 1), self._seen)
+            if seen and (is_alive(seen) or start == self._starts[name]):
                 found = start, seen
         return found
 
     def _nodes(self, name: str) -> int:
         """How many nodes the run's job has in the cluster."""
         entry = self._entry(name)
-        return entry[1].nodes if entry and entry[1].status not in ENDED else 0
+        return entry[1].nodes if entry and is_alive(entry[1]) else 0
 
     def _end_turns(self, now: float) -> None:
         for unit, turn in list(self._turns.items()):
@@ -208,7 +183,7 @@ class LaunchedWorld:
                 return held[-1]
         for service in pool.services:
             for place in self._places.of(pool.name, service.name):
-                seen = self._seen.get(file_name(self._service_job(service.name, place)))
+                seen = self._serving(service.name, place)
                 if place not in self._turns and seen and seen.status == "failed":
                     return place
         return next(iter(self._places.of(pool.name, TRAIN)), None)
@@ -225,9 +200,9 @@ class LaunchedWorld:
             pool.leaving -= self._leaving.pop(job.name, 0)
             self._places.give(now, [Turn(place, TRAIN, None, f"{job.name} is finished") for place in held])
             return True
-        if seen.status in ENDED:
+        if not is_alive(seen):
             self._count_failure(now, job.name, f"it {seen.status}")
-        if seen.status in ENDED or seen.nodes < len(held) <= job.nodes:
+        if not is_alive(seen) or seen.nodes < len(held) <= job.nodes:
             self._hit(now, pool, job)
             return True
         return False
@@ -247,13 +222,15 @@ class LaunchedWorld:
                 freed = True
         for service in pool.services:
             over = self._places.of(pool.name, service.name)[service.nodes :]
-            gone = [place for place in over if place not in self._turns and not self._serves(service.name, place)]
+            gone = [place for place in over if place not in self._turns and not is_alive(self._serving(service.name, place))]
             self._places.give(now, [Turn(place, TRAIN, None, f"{service.name} left it") for place in gone])
         return freed
 
-    def _serves(self, service: str, place: str) -> bool:
-        seen = self._seen.get(file_name(self._service_job(service, place)))
-        return seen is not None and seen.status not in ENDED
+    def _serving(self, service: str, place: str) -> launch.Seen | None:
+        return told_of(self._service_job(service, place), self._seen)
+
+    def _service_job(self, service: str, place: str) -> launch.Job:
+        return self._started.service(service, self._places[place].work or f"{service}-{place}")
 
     def _turn_service(self, now: float, pool: Pool, service: Service) -> None:
         """Take free places, and start or end its job in each."""
@@ -265,14 +242,13 @@ class LaunchedWorld:
             held.append(place)
         launcher = self._launchers[pool.name]
         for i, place in enumerate(held):
-            job = self._service_job(service.name, place)
-            seen = self._seen.get(file_name(job))
-            if place in self._turns or (i < service.nodes) == self._serves(service.name, place):
+            job, seen = self._service_job(service.name, place), self._serving(service.name, place)
+            if place in self._turns or (i < service.nodes) == is_alive(seen):
                 continue
-            if seen is not None and seen.status in ENDED:
+            if seen is not None and not is_alive(seen):
                 self._count_failure(now, f"{service.name} in {place}", f"it {seen.status}")
             handle = launch.Handle(job, seen.id) if seen and i >= service.nodes else None
-            self._turns[place] = self._workers.submit(_bring, launcher, job if i < service.nodes else None, 0, handle, 0)
+            self._turns[place] = self._workers.submit(bring, launcher, job if i < service.nodes else None, 0, handle, 0)
 
     def _turn_run(self, now: float, pool: Pool, job: Job) -> None:
         """Take the places that it needs, all or none, and bring its job to its size."""
@@ -286,15 +262,15 @@ class LaunchedWorld:
         if self._nodes(name) == job.nodes:
             return
         entry = self._entry(name)
-        alive = entry if entry and entry[1].status not in ENDED else None
+        alive = entry if entry and is_alive(entry[1]) else None
         last, handle = self._starts[name], None
         if alive:
             last, seen = alive
-            handle = launch.Handle(self._run_job(name, last, seen.nodes), seen.id)
+            handle = launch.Handle(self._started.run(name, last, seen.nodes), seen.id)
         self._starts[name] = last + 1
         self._sizes.give(of_job(job, last + 1))
-        wanted = self._run_job(name, last + 1, job.nodes) if job.nodes else None
-        self._turns[name] = self._workers.submit(_bring, self._launchers[pool.name], wanted, last + 1, handle, last)
+        wanted = self._started.run(name, last + 1, job.nodes) if job.nodes else None
+        self._turns[name] = self._workers.submit(bring, self._launchers[pool.name], wanted, last + 1, handle, last)
 
     def _count_failure(self, now: float, who: str, said: str) -> None:
         limits = Limits()
@@ -302,23 +278,6 @@ class LaunchedWorld:
         if len(failed) >= limits.restarts:
             raise TenfoldError(f"{who} failed {len(failed) + 1} times ({said}): see the logs in {self._folder} and mend that.")
         self._failed[who] = [*failed, now]
-
-
-def _bring(
-    launcher: launch.Launcher, wanted: launch.Job | None, start: int, handle: launch.Handle | None, before: int
-) -> int:  # fmt: skip
-    """Let the job of a `handle` go on in the size of `wanted`, or leave where that is None; without one, start the job.
-
-    Returns the number of the job that is there afterwards: `start`, or the one `before` where it went on.
-    """
-    if handle is not None and wanted is not None:
-        launcher.resize(handle, replace(wanted.resources))
-        return before
-    if handle is not None:
-        launcher.drain(handle, handle.job.grace_s)
-    if wanted is not None:
-        launcher.submit(wanted)
-    return start
 
 
 def _of_year(now: float) -> float:
