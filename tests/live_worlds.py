@@ -6,6 +6,7 @@ policy decided.
 
 import importlib
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -108,7 +109,9 @@ def launcher_of(on, folder, pool):
     """The launcher of a pool, whose nodes start `alone` in the place of Python under torchrun."""
     kind = getattr(importlib.import_module(f"tenfold.launch.{on}"), f"{on.title()}Launcher")
     options = {"partition": pool, "requeues": 0} if on == "slurm" else {"resource": pool}
-    return type("Plain", (kind,), {"python": str(folder / ALONE)})(folder=folder, **options)
+    with socket.socket() as free:
+        free.bind(("", 0))
+        return type("Plain", (kind,), {"python": str(folder / ALONE)})(folder=folder, port=free.getsockname()[1], **options)
 
 
 def control(folder, on, pools):
@@ -156,8 +159,8 @@ class Controller:
         return json.loads(line)
 
     def __exit__(self, *error):
-        self._process.stdin.close()
-        self._process.wait(120)
+        self._process.kill()
+        self._process.wait()
 
 
 def marks(folder):

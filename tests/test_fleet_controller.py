@@ -30,6 +30,7 @@ def fleet(pools=None, **tables):
     [
         ("slurm", {}, "neither [services.NAME] nor [runs.NAME], and so nothing to run on slurm"),
         ("slurm", {"services": {"chat": {**CHAT, "command": None}}}, "the service chat has no command"),
+        ("slurm", {"services": {"train": CHAT}}, "a service cannot be named train"),
         ("slurm", {"pools": {"a": POOL, "b": POOL}, "runs": {"x": RUN}}, "the pool a has no partition, by which slurm would know"),
         ("ray", {"pools": {"a": {**POOL, "resource": "r"}, "b": POOL}, "runs": {"x": RUN}}, "the pool b has no resource"),
         (

@@ -15,7 +15,7 @@ from tenfold.fleet.launched import LaunchedWorld
 from tenfold.fleet.ledger import Ledger
 from tenfold.fleet.look import look
 from tenfold.fleet.operate import CONTROLLER
-from tenfold.fleet.places import owners
+from tenfold.fleet.places import DOWN, TRAIN, owners
 from tenfold.fleet.pools import Policy, Service, Size
 from tenfold.fleet.setup import Setup, pools_of, recovery, sites_of
 from tenfold.fleet.traces import BIN_S, read_demand
@@ -68,6 +68,8 @@ def check(file: FleetFile, where: str, on: str) -> None:
     if not file.services and not file.runs:
         raise TenfoldError(f"{where} has neither [services.NAME] nor [runs.NAME], and so nothing to run on {on}.")
     for name, service in file.services.items():
+        if name in (TRAIN, DOWN):
+            raise TenfoldError(f"{where}: a service cannot be named {name}, which is what the ledger calls other nodes: rename it.")
         if service.command is None:
             raise TenfoldError(f"{where}: the service {name} has no command: say what each of its nodes runs.")
     files: dict[str, str] = {}

@@ -209,6 +209,7 @@ class LaunchedWorld:
 
     def _hit(self, now: float, pool: Pool, job: Job) -> None:
         pool.hit(now, job, 0.0)
+        self._starts[job.name] += not self._nodes(job.name)  # a job that is over is looked at once
         self._sizes.give(of_job(job, self._starts[job.name]))
 
     def _release(self, now: float, pool: Pool) -> bool:

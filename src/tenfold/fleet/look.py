@@ -15,7 +15,8 @@ class PoolWorld(Protocol):
     """Pools whose nodes are held by services and runs. `apply` says what a holder should have; `turn` begins to bring that about,
     and does not wait."""
 
-    pools: Mapping[str, Pool]
+    @property
+    def pools(self) -> Mapping[str, Pool]: ...
 
     def observe(self, now: float, periodic: bool) -> set[str]:
         """Look at the cluster; returns the pools in which something changed that a policy is asked about. At a `periodic` look
