@@ -167,6 +167,7 @@ batch_size = 6
 max_epochs = 1e9
 [optimizer]
 name = "adamw"
+learning_rate = 0.001
 [checkpoint]
 every_s = 0
 [log]
@@ -213,4 +214,4 @@ def test_a_training_run_outlives_a_node_and_another_size_to_the_losses_of_an_und
     cluster.wait(lambda: len(losses("disturbed")) > before + 5, "one node makes steps", 600)
     cluster.start(dies)
     cluster.wait(finished, "it has finished", 600)
-    assert losses("disturbed") == pytest.approx(losses("undisturbed"), rel=1e-4) and len(losses("disturbed")) == steps
+    assert losses("disturbed") == pytest.approx(losses("undisturbed"), rel=1e-3) and len(losses("disturbed")) == steps

@@ -113,8 +113,9 @@ class SlurmLauncher(JobFileLauncher):
             answered = not asked.exists()  # looked at first: Slurm takes the nodes away before the script removes the file
             if int(self._asked(handle, "%D")) <= resources.nodes:
                 return replace(handle, job=replace(handle.job, resources=resources))
-            if answered:
-                return super().resize(handle, resources)
+            if answered:  # it has saved, and waits to begin again with its old size
+                self.stop(handle)
+                return self.submit(replace(handle.job, resources=resources))
             if time.monotonic() > end:
                 raise TenfoldError(f"Job {handle.id} has not left its nodes after {handle.job.grace_s} s: see what it prints.")
             time.sleep(0.2)
