@@ -64,12 +64,21 @@ class RayCluster:
         )  # fmt: skip
 
     def kill(self, node):
-        """Let a node die with all that runs on it."""
-        process = self._processes.pop(node)
+        """Let a node die with all that runs on it, and Ray find out."""
+        process, before = self._processes.pop(node), self._alive()
         for one in [process, *self._on(node)]:
             with suppress(psutil.NoSuchProcess):
                 psutil.Process(one.pid).kill()
         process.wait()
+        end = time.monotonic() + 120
+        while self._alive() == before:
+            assert time.monotonic() < end, f"Ray has not found out that {node} is dead"
+            time.sleep(0.5)
+
+    def _alive(self):
+        from ray.util.state import list_nodes
+
+        return sum(node.state == "ALIVE" for node in list_nodes(address=os.environ["RAY_ADDRESS"]))
 
     def _on(self, node):
         """The processes of a node, which have its name in their environment."""
