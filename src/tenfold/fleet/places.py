@@ -13,7 +13,7 @@ DOWN = "down"  # of as many places as nodes are not up
 
 def owners(file: FleetFile) -> dict[str, str]:
     """The places of a fleet file with their owners: each service's own, and training's."""
-    found = {}
+    found: dict[str, str] = {}
     for name, pool in file.pools.items():
         own = [service for service, table in file.services.items() if table.pool == name for _ in range(table.own)]
         found |= {f"{name}/{i + 1}": own[i] if i < len(own) else TRAIN for i in range(pool.nodes)}
