@@ -13,7 +13,7 @@ from bench.harness import RESULTS, ROOT
 SHOWN = (
     "climbs", "published_laws", "ladders", "known_laws", "plan", "plan_ranges", "train", "experts", "layouts", "faults", "resume",
     "dry_run", "save_stall", "serve", "greedy", "load", "hostile", "durable", "tuning", "next", "exports", "rank_serving",
-    "fleet_policies", "fleet_year", "fleet_ledger", "circle",
+    "fleet_policies", "fleet_year", "fleet_ledger", "fleet_demo", "circle",
 )  # fmt: skip
 
 

@@ -26,6 +26,7 @@ NEEDS = {
     "learn.kto": "--data POINTS",
     "plan": "--flops 1e20 --gpus 8",
     "plan.compare": "--flops 1e20 --gpus 8",
+    "plan.fleet": "--flops 1e20 --gpus 64",
     "plan.make": "--flops 1e20 --gpus 8",
     "serve-key": "ann",
     "serve.key": "ann",

@@ -9,11 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tenfold.cli.commands import run as tenfold
-from tenfold.plan.validation.published import read_layouts
+from tenfold.plan.plan import make_plan
+from tenfold.plan.request import Request, StepRequest
+from tenfold.plan.validation.published import gpt, read_layouts
 from tenfold.plan.validation.tables import read_table
 from tenfold.plan.validation.validate import validate
-from tenfold.plan.workload.machine import stack
+from tenfold.plan.workload.machine import machine, stack
+from tenfold.plan.workload.memory import activation_bytes, memory
+from tenfold.plan.workload.shape import resolve
+from tenfold.plan.workload.step_time import step_time
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.layout import Layout
 
 COLUMNS = list(read_table("layouts.csv")[0])
 ROW = {
@@ -120,3 +126,44 @@ def test_errors_by_row_for_scripts(tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert [row["model"] for row in found["rows"]] == ["Llama 3.1 8B"] and "error_pct" in found["rows"][0]
     assert found["unread"][0]["column"] == "tp"
+
+
+def test_experts_are_whole_where_tensor_ranks_cannot_cut_them(tmp_path):
+    """EP 32 on 32 ranks of a stage, tensor ranks among them, leaves no two that could share an expert."""
+    cells = {"model": "Qwen3_235B_a22B", "n_gpus": "256", "global_batch_seqs": "2048", "tp": "2", "pp": "8", "cp": "1", "ep": "32"}
+    rows, _ = read_layouts(table(tmp_path / "own.csv", cells))
+    assert rows[0].layout.etp == 1
+    assert rows[0].layout.ep * rows[0].layout.etp <= rows[0].layout.dp * rows[0].layout.tp
+
+
+def test_published_rows_in_4_bits_are_read_and_planned():
+    rows = [row for row in read_layouts()[0] if row.precision == "fp4"]
+    assert {row.machine.accelerator.key for row in rows} == {"gb200", "gb300"}
+    errors = [step_time(row.spec, row.layout, row.machine).total_s / row.step_s - 1 for row in rows]
+    assert sum(map(abs, errors)) / len(errors) < 0.12
+    for row in rows:
+        others = [row.layout.replace(dtype=dtype) for dtype in ("fp8", "bf16")]
+        times = [step_time(row.spec, layout, row.machine).total_s for layout in (row.layout, *others)]
+        held = [memory(row.spec, layout, row.machine).activations_gib for layout in (row.layout, *others)]
+        assert times == sorted(times) and held == sorted(held)
+
+
+@pytest.mark.parametrize(("part", "software"), [("h100", "megatron-bridge-26.04"), ("gb300", "tenfold")])
+def test_4_bits_are_planned_only_where_chip_and_software_have_them(part, software):
+    shape = resolve(Request(after="llama-3.1-8b", times=1.0))
+    with pytest.raises(TenfoldError, match="fp4|4 bits"):
+        make_plan(shape, 64, machine(part, software), StepRequest(dtype="fp4"))
+
+
+def test_llm_foundrys_rows_ran_so_they_fit():
+    rows = [row for row in read_layouts()[0] if "llm-foundry" in row.source]
+    assert len(rows) > 200
+    assert [row for row in rows if not memory(row.spec, row.layout, row.machine).fits] == []
+
+
+@given(st.integers(1, 64), st.sampled_from(["llm-foundry-2023", "megatron-lm-2021"]))
+def test_activations_of_gpt_are_those_of_korthikanti(heads, software):
+    """arXiv 2205.05198, section 4: 34 bytes a token and width less two masks of dropout, scores of attention beside them."""
+    spec = gpt("own", 96 * heads, 1, heads, 50_257, 2048)
+    kept, _ = activation_bytes(spec, Layout(), False, stack(software))
+    assert kept == pytest.approx(32 * spec.dim, rel=0.01)

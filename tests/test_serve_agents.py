@@ -6,6 +6,7 @@ import re
 import pytest
 from chat_models import TEMPLATE
 from fastapi.testclient import TestClient
+from scripted import Scripted
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from tenfold.data.text.tokenizer import train_tokenizer
@@ -36,23 +37,6 @@ WITH_CALLS = """{% for m in messages %}{% if m.tool_calls %}{% for c in m.tool_c
 {% endif %}{% endfor %}{% if tools %}{{ tools | tojson }}{% endif %}"""
 WALKS = """{% for m in messages %}{% for c in m.tool_calls or [] %}{% for k, v in c.function.arguments.items() %}
 <parameter={{ k }}>{{ v }}</parameter>{% endfor %}{% endfor %}{{ m.role }}: {{ m.content }}{% endfor %}{{ tools or '' }}"""
-
-
-class Scripted:
-    """A backend that remembers its prompts and says what it was told to."""
-
-    def __init__(self, tokenizer):
-        self.tokenizer, self.stats, self.max_model_len, self.in_flight, self.is_alive = tokenizer, {}, 4096, 0, True
-        self.says, self.asked = "", []
-
-    async def generate(self, request):
-        self.asked.append(self.tokenizer.decode(request.tokens, skip_special_tokens=False))
-        for token in self.tokenizer.encode(self.says).ids:
-            yield Output(request.id, 0, [token])
-        yield Output(request.id, 0, finish_reason="stop")
-
-    def stop(self):
-        self.is_alive = False
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +89,18 @@ def test_a_template_that_knows_calls_is_rendered_as_by_transformers(open_site, t
     assert backend.asked == expected
 
 
+@pytest.mark.parametrize("template", [WITH_CALLS, WALKS, PLAIN_TEMPLATE])
+def test_an_answer_that_continues_gets_the_prompt_of_transformers(open_site, template):
+    client, backend = open_site(template)
+    messages = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "how are"}]
+    body = {"messages": messages, "continue_final_message": True, "max_tokens": 3}
+    assert client.post("/v1/chat/completions", json=body).status_code == 200
+    expected, _ = render_jinja_template([messages], chat_template=template, continue_final_message=True)
+    assert backend.asked == expected and expected[0].endswith("how are")
+    for wrong in ({"messages": messages[:1]}, {"messages": [*messages[:1], {"role": "assistant", "content": ""}]}, {"store": True}):
+        assert client.post("/v1/chat/completions", json={**body, **wrong}).status_code == 400
+
+
 def test_variables_reach_the_template_and_cannot_replace_the_conversation(open_site):
     client, backend = open_site("{{ messages[0].content }}|{{ enable_thinking }}|{{ tools }}")
     for variables, status in (
@@ -139,7 +135,12 @@ def test_calls_come_beside_each_other_unless_that_is_not_wanted(open_site, strea
         chunks = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
         calls = [call for chunk in chunks for call in chunk["choices"][0]["delta"].get("tool_calls", ())]
         text = "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks)
-        assert [call["index"] for call in calls] == list(range(len(calls)))
+        begun = [call for call in calls if "id" in call]
+        assert [call["index"] for call in begun] == list(range(len(begun)))
+        for call in begun:
+            parts = [other["function"]["arguments"] for other in calls if other["index"] == call["index"]]
+            call["function"]["arguments"] = "".join(parts)
+        calls = begun
         assert [c["choices"][0]["finish_reason"] for c in chunks][-1] == "tool_calls"
     else:
         (choice,) = answer.json()["choices"]

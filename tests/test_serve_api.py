@@ -206,10 +206,13 @@ def test_structured_output_is_what_was_asked_for(client):
 def test_tools_are_called(client, stream):
     ask = {"model": "tiny", "messages": HELLO, "tools": [WEATHER], "tool_choice": "required", "max_tokens": 100}
     if stream:
-        calls = [c for chunk in client.chat.completions.create(**ask, stream=True) for c in chunk.choices[0].delta.tool_calls or ()]
+        chunks = client.chat.completions.create(**ask, stream=True)
+        begun, *more = [c.function for chunk in chunks for c in chunk.choices[0].delta.tool_calls or ()]
+        name, arguments = begun.name, "".join(call.arguments for call in more)
     else:
-        calls = client.chat.completions.create(**ask).choices[0].message.tool_calls
-    assert calls[0].function.name == "weather" and json.loads(calls[0].function.arguments)["city"] in ("Paris", "Rome")
+        (call,) = client.chat.completions.create(**ask).choices[0].message.tool_calls
+        name, arguments = call.function.name, call.function.arguments
+    assert name == "weather" and json.loads(arguments)["city"] in ("Paris", "Rome")
 
 
 def test_responses_and_their_memory(client):
@@ -277,6 +280,21 @@ def test_models_embeddings_tokens_and_the_page(client, server):
     assert "hello there" in server.post("/detokenize", {"tokens": tokens})[1]["prompt"]
     status, page = server.get("/")
     assert status == 200 and "<!doctype html>" in page and "http://" not in page
+
+
+def test_texts_are_scored_by_the_cosine_of_their_embeddings(client, server):
+    texts = ["hello there", "how are you", "def f(x):"]
+    vectors = [
+        torch.tensor(one.embedding, dtype=torch.float64)
+        for one in client.embeddings.create(model="tiny", input=texts, encoding_format="float").data
+    ]
+    for first, pairs in ((texts[0], [(0, 0), (0, 1), (0, 2)]), (texts[::-1], [(2, 0), (1, 1), (0, 2)])):
+        status, answer = server.post("/v1/score", {"model": "tiny", "text_1": first, "text_2": texts})
+        assert status == 200 and [one["index"] for one in answer["data"]] == [0, 1, 2]
+        expected = [torch.nn.functional.cosine_similarity(vectors[a], vectors[b], 0).item() for a, b in pairs]
+        assert [one["score"] for one in answer["data"]] == pytest.approx(expected, abs=1e-5)
+    status, refused = server.post("/v1/score", {"text_1": texts[:2], "text_2": texts})
+    assert status == 400 and refused["error"]["param"] == "text_1"
 
 
 @pytest.mark.parametrize("path, allowed", [("/v1/models", "GET"), ("/v1/models/swap", "POST"), ("/v1/responses/x", "DELETE, GET")])

@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 from contextlib import contextmanager
+from functools import reduce
 
 import pytest
 from fastapi import APIRouter
@@ -36,9 +37,10 @@ ANY_KEY, OPERATORS, EVERYONE = (401, 200, 200, 200), (401, 403, 403, 200), (200,
 OWNER = (401, 404, 200, 404)
 CHAT = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
 PREVIOUS = {"input": "and you?", "previous_response_id": "{response}", "max_output_tokens": 2}
+SAID = {"items": [{"role": "user", "content": "a secret"}]}
 JUDGED = {"consent": True, "response_id": "{answer}", "rating": 1}
-# What each role gets, and the body that is sent. {response}, {answer} and {folder} are the owner's response and stored answer, and
-# the model's folder.
+# What each role gets, and the body that is sent. {response} and {answer} are the owner's response and stored answer, {folder} is the
+# model's folder.
 TABLE = {
     "GET /": (EVERYONE, None),
     "GET /health": (EVERYONE, None),
@@ -58,6 +60,7 @@ TABLE = {
     "POST /v1/messages/count_tokens": (ANY_KEY, CHAT),
     "POST /v1/completions": (ANY_KEY, {"prompt": "hello", "max_tokens": 2}),
     "POST /v1/embeddings": (ANY_KEY, {"input": "hello"}),
+    "POST /v1/score": (ANY_KEY, {"text_1": "hello", "text_2": "there"}),
     "POST /tokenize": (ANY_KEY, {"prompt": "hello"}),
     "POST /detokenize": (ANY_KEY, {"tokens": [1, 2]}),
     "POST /v1/recommend": (ANY_KEY, {"history": ["item-1"], "k": 1}),
@@ -69,7 +72,16 @@ TABLE = {
     "POST /v1/responses": (OWNER, PREVIOUS),
     "POST /v1/responses/input_tokens": (OWNER, PREVIOUS),
     "GET /v1/responses/{name}": (OWNER, None),
+    "POST /v1/responses/{name}/cancel": ((401, 404, 400, 404), None),  # it was not made in the background
     "DELETE /v1/responses/{name}": (OWNER, None),
+    "POST /v1/conversations": (ANY_KEY, SAID),
+    "GET /v1/conversations/{name}": (OWNER, None),
+    "POST /v1/conversations/{name}": (OWNER, {"metadata": {"a": "b"}}),
+    "DELETE /v1/conversations/{name}": (OWNER, None),
+    "POST /v1/conversations/{name}/items": (OWNER, SAID),
+    "GET /v1/conversations/{name}/items": (OWNER, None),
+    "GET /v1/conversations/{name}/items/{item}": (OWNER, None),
+    "DELETE /v1/conversations/{name}/items/{item}": (OWNER, None),
     "POST /v1/feedback": (OWNER, JUDGED),
     "DELETE /v1/feedback": (ANY_KEY, None),  # of the caller's own: see below
     "DELETE /v1/feedback/users/{user}": (OPERATORS, None),
@@ -120,10 +132,12 @@ class Site:
         return self.client.request(method, path, json=body, headers=key | more.pop("headers", {}), **more)
 
     def objects(self, role="owner"):
-        """A response and a stored answer of a role, and the folder."""
+        """A response, a stored answer and a conversation with an item of a role, and the folder."""
         response = self.ask("POST /v1/responses", role, {"input": "a secret", "max_output_tokens": 2}).json()["id"]
         answer = self.ask("POST /v1/chat/completions", role, {**CHAT, "store": True, "user": "invented"}).json()["id"]
-        return {"response": response, "answer": answer, "folder": str(self.folder)}
+        conversation = self.ask("POST /v1/conversations", role, {}).json()["id"]
+        item = self.ask(f"POST /v1/conversations/{conversation}/items", role, SAID).json()["first_id"]
+        return {"response": response, "answer": answer, "conversation": conversation, "item": item, "folder": str(self.folder)}
 
     def routes(self):
         """Every method and path of the application, as `METHOD /path`."""
@@ -135,8 +149,9 @@ class Site:
         body = json.dumps(TABLE[route][1])
         for name, value in made.items():
             body = body.replace(f"{{{name}}}", value)
-        name = made["answer" if "chat" in route else "response"]
-        filled = route.replace("{name:path}", "tiny").replace("{name}", name).replace("{user}", "alice")
+        name = made["answer" if "chat" in route else "conversation" if "conversations" in route else "response"]
+        named = {"{name:path}": "tiny", "{name}": name, "{user}": "alice", "{item}": made["item"]}
+        filled = reduce(lambda path, field: path.replace(*field), named.items(), route)
         return self.ask(filled, role, json.loads(body)).status_code
 
 
@@ -177,7 +192,7 @@ def test_no_route_takes_half_of_a_surrogate_pair(site):
 def test_without_keys_everybody_may_do_everything(tmp_path):
     with opened(tmp_path, keys=False) as site:
         found = {route: site.status(route, "stranger") for route in site.routes()}
-        assert found == dict.fromkeys(found, 200) | {"POST /v1/items": 400}
+        assert found == dict.fromkeys(found, 200) | {"POST /v1/items": 400, "POST /v1/responses/{name}/cancel": 400}
 
 
 def test_a_route_that_says_nothing_needs_a_key_of_anybody(tmp_path):
@@ -205,13 +220,20 @@ def test_an_object_of_another_is_refused_as_one_that_is_not_there(site):
     for route, body in (
         ("GET /v1/responses/NAME", None),
         ("DELETE /v1/responses/NAME", None),
+        ("POST /v1/responses/NAME/cancel", None),
+        ("GET /v1/conversations/NAME", None),
+        ("DELETE /v1/conversations/NAME", None),
+        ("GET /v1/conversations/NAME/items", None),
+        ("POST /v1/conversations/NAME/items", SAID),
         ("GET /v1/chat/completions/NAME", None),
         ("GET /v1/chat/completions/NAME/messages", None),
         ("DELETE /v1/chat/completions/NAME", None),
         ("POST /v1/responses", {"input": "go on", "previous_response_id": "NAME"}),
+        ("POST /v1/responses", {"input": "go on", "conversation": "NAME"}),
         ("POST /v1/feedback", {**JUDGED, "response_id": "NAME"}),
     ):
-        real = made["response" if "responses" in route else "answer"]
+        is_conversation = "conversation" in route or "conversation" in (body or {})
+        real = made["conversation" if is_conversation else "response" if "responses" in route else "answer"]
         said = [
             site.ask(route.replace("NAME", name), "another user", body and json.loads(json.dumps(body).replace("NAME", name)))
             for name in (real, "x" * len(real))
@@ -449,7 +471,9 @@ def test_only_pages_of_the_server_and_allowed_ones_change_anything(tmp_path_fact
 
 
 def test_every_answer_forbids_frames_scripts_and_guesses_of_its_type(site):
-    for route, role in (("GET /", "stranger"), ("GET /v1/models", "owner"), ("GET /v1/models", "stranger"), ("GET /none", "owner")):
+    asked = [("GET /none", "owner"), ("GET /v1/models", "owner")]
+    asked += [(f"GET {path}", "stranger") for path in ("/", "/page/chat.js", "/page/%2e%2e/routes.py", "/v1/models")]
+    for route, role in asked:
         headers = site.ask(route, role).headers
         policy = dict(part.strip().partition(" ")[::2] for part in headers["content-security-policy"].split(";"))
         assert policy["default-src"] == policy["frame-ancestors"] == "'none'" and "unsafe" not in str(policy)

@@ -51,6 +51,7 @@ FITTED: tuple[tuple[tuple[str, ...], str, float, float, float], ...] = (
     (("any",), "scaleout_latency_s", 2e-05, 0.5, 1e-4),
     (("megatron-lm-2024",), "pointwise", 1.0, 0.3, 4.0),
     (("megatron-bridge-25",), "pointwise", 1.0, 0.3, 4.0),
+    (("megatron-bridge-25",), "fp4", 0.8, 0.3, 1.0),
     (("megatron-bridge-25",), "grouped", 0.7, 0.3, 1.0),
     (("megatron-bridge-25",), "hidden_ep", 0.7, 0.3, 1.0),
     (("megatron-bridge-25",), "imbalance", 0.15, 0.5, 1.0),

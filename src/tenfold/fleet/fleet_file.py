@@ -1,5 +1,6 @@
 """`fleet.toml`: the sites, pools of nodes, services and jobs of a fleet. Paths in it are relative to the file."""
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
@@ -7,15 +8,19 @@ from typing import Annotated, Any, get_args, get_origin
 import msgspec
 from msgspec import Meta
 
+from tenfold.plan.sites.site import site
 from tenfold.spec.accelerator import accelerator
 from tenfold.spec.errors import TenfoldError, nearest
 from tenfold.spec.files import readable
-from tenfold.spec.ranges import Count, CountOrNone, Nodes, NotNegative, Positive, Seconds, Share, Text, convert, hints_of
+from tenfold.spec.ranges import Count, CountOrNone, Nodes, NotNegative, Seconds, Share, Text, convert, hints_of, require_keys
 
+Megawatts = Annotated[float, Meta(gt=0, le=1e6)]
+Multiple = Annotated[float, Meta(ge=1, le=1024)]
+Scale = Annotated[float, Meta(ge=1e-6, le=1e9)]
+Days = Annotated[float, Meta(ge=0, le=3660)]
 OfEachHour = Annotated[
-    list[Positive], Meta(min_length=24, max_length=24, extra={"words": "24 of them, one for each hour of the day"})
+    list[Megawatts], Meta(min_length=24, max_length=24, extra={"words": "24 of them, one for each hour of the day"})
 ]
-OneOrMore = Annotated[float, Meta(ge=1)]
 Command = Annotated[list[str], Meta(min_length=1)]
 
 
@@ -34,11 +39,11 @@ class SiteTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A place with one connection to the grid. `power_cap_mw` is one figure, or one for each hour of the day."""
 
     region: str = "US"
-    power_cap_mw: Positive | OfEachHour | None = None
+    power_cap_mw: Megawatts | OfEachHour | None = None
     price_csv: str | None = None
     carbon_csv: str | None = None
-    pue: OneOrMore | None = None
-    carbon_usd_per_t: NotNegative = 0.0
+    pue: Annotated[float, Meta(ge=1, le=10)] | None = None
+    carbon_usd_per_t: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
 
 
 class PoolTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -47,7 +52,7 @@ class PoolTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     site: str
     accelerator: str
     nodes: Nodes
-    accelerators_per_node: Count = 8
+    accelerators_per_node: Annotated[int, Meta(ge=1, le=1024)] = 8
     host_cores: CountOrNone = 96
     ram_gib: NotNegative = 2048
     storage_tb: NotNegative = 30
@@ -69,11 +74,11 @@ class ServiceTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     pool: str
     own: CountOrNone
-    requests_per_s: Positive
+    requests_per_s: Scale
     demand_csv: str
-    demand_scale: Positive = 1.0
+    demand_scale: Scale = 1.0
     least: CountOrNone = 1
-    start_s: Seconds = 60.0
+    start_s: Annotated[float, Meta(ge=0, le=43_200)] = 60.0  # as far ahead as demand is forecast
     leave_s: Count = 60
     needs: Resources = Resources()
     command: Command | None = None
@@ -86,13 +91,13 @@ class RunTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     pool: str
     command: Command
-    hours: Positive
+    hours: Annotated[float, Meta(gt=0, le=87_600)]
     least: Nodes = 1
     most: Nodes | None = None
     processes_per_node: Count | None = None
     save_s: Count = 60
     restart_s: Seconds = 120.0
-    interval_s: Positive = 1800.0
+    interval_s: Annotated[float, Meta(gt=0, le=1e9)] = 1800.0
     scaling: Share = 0.9
     needs: Resources = Resources()
 
@@ -104,25 +109,25 @@ class JobsTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     trace_csv: str
     pools: Annotated[list[str], Meta(min_length=1)]
-    load: Positive = 0.85
-    nodes_per_gpu: Positive = 1.0
+    load: Annotated[float, Meta(gt=0, le=100)] = 0.85
+    nodes_per_gpu: Scale = 1.0
     elastic_from: Count = 2
-    most: OneOrMore = 2.0
+    most: Multiple = 2.0
     scaling: Share = 0.9
-    estimate_error: NotNegative = 0.25
-    state_gb_per_node: Positive = 100.0
-    longest_interval_s: Positive = 1800.0
+    estimate_error: Annotated[float, Meta(ge=0, le=5)] = 0.25
+    state_gb_per_node: Annotated[float, Meta(gt=0, le=1e6)] = 100.0
+    longest_interval_s: Annotated[float, Meta(gt=0, le=1e9)] = 1800.0
     needs: Resources = Resources()
 
 
 class SimulationTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How much is simulated: `days`, after which jobs may have `drain_days` to end; a periodic look is every `tick_s`."""
 
-    days: Positive = 14.0
-    drain_days: NotNegative = 0.0
-    tick_s: OneOrMore = 60.0
-    seeds: Count = 3
-    history_days: NotNegative = 7.0
+    days: Annotated[float, Meta(ge=0.1, le=3660)] = 14.0
+    drain_days: Days = 0.0
+    tick_s: Annotated[float, Meta(ge=1, le=3600)] = 60.0
+    seeds: Annotated[int, Meta(ge=1, le=10_000)] = 3
+    history_days: Annotated[float, Meta(ge=2.5, le=3660)] = 7.0  # that a forecast needs at least
 
 
 class FleetFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -152,6 +157,8 @@ def fleet_of(fields: dict[str, Any], where: str, folder: Path = Path()) -> Fleet
     fleet = _converted(fields, where)
     if not fleet.pools:
         raise TenfoldError(f"{where} has no [pools.NAME]: a fleet has one at least.")
+    for name, table in fleet.sites.items():
+        _check_site(where, name, table)
     for name, pool in fleet.pools.items():
         _check_pool(fleet, where, name, pool)
     for kind, roles in (("service", fleet.services), ("jobs", fleet.jobs), ("run", fleet.runs)):
@@ -160,21 +167,41 @@ def fleet_of(fields: dict[str, Any], where: str, folder: Path = Path()) -> Fleet
                 if pool_name not in fleet.pools:
                     raise TenfoldError(f"{where}: {kind} {name}: no pool {pool_name!r}{nearest(pool_name, fleet.pools)}.")
                 _check_needs(where, name, role.needs, pool_name, fleet.pools[pool_name].node)
-    left = {name: pool.nodes - sum(s.own for s in fleet.services.values() if s.pool == name) for name, pool in fleet.pools.items()}
-    for name, nodes in left.items():
-        if nodes < 0:
-            has = fleet.pools[name].nodes
-            raise TenfoldError(
-                f"{where}: services own {has - nodes:,} nodes of {name}, which has {has:,}: {-nodes:,} more are needed."
-            )
+    left = {name: _left(fleet, where, name) for name in fleet.pools}
     for name, jobs in fleet.jobs.items():
-        if not any(left[pool] for pool in jobs.pools):
-            raise TenfoldError(
-                f"{where}: services own every node of {' and '.join(jobs.pools)}, and none is left for the jobs {name}: add some."
-            )
+        _check_jobs(fleet, where, name, jobs, left)
     for name, run in fleet.runs.items():
         _check_run(fleet, where, name, run)
     return _absolute(fleet, folder)
+
+
+def _check_site(where: str, name: str, table: SiteTable) -> None:
+    try:
+        site(table.region, table.pue)
+    except TenfoldError as error:
+        raise TenfoldError(f"{where}: the site {name}: {error}") from None
+
+
+def _left(fleet: FleetFile, where: str, pool: str) -> int:
+    """Nodes of a pool that services leave to jobs: neither their own nor such as they hold at the least."""
+    has, held = fleet.pools[pool].nodes, [one for one in fleet.services.values() if one.pool == pool]
+    for what, nodes in (("own", sum(one.own for one in held)), ("hold at least", sum(one.least for one in held))):
+        if nodes > has:
+            raise TenfoldError(
+                f"{where}: services {what} {nodes:,} nodes of {pool}, which has {has:,}: {nodes - has:,} more are needed."
+            )
+    return has - sum(max(one.own, one.least) for one in held)
+
+
+def _check_jobs(fleet: FleetFile, where: str, name: str, jobs: JobsTable, left: dict[str, int]) -> None:
+    if again := next((pool for pool in jobs.pools if jobs.pools.count(pool) > 1), None):
+        raise TenfoldError(f"{where}: jobs {name}: the pool {again!r} stands {jobs.pools.count(again)} times: name it once.")
+    if clash := next((one for one in fleet.services if re.fullmatch(rf"{re.escape(name)}-\d+", one)), None):
+        raise TenfoldError(f"{where}: the service {clash} has the name of a job of {name}, as {name}-0: name it otherwise.")
+    if not any(left[pool] > 0 for pool in jobs.pools):
+        raise TenfoldError(
+            f"{where}: services have every node of {' and '.join(jobs.pools)}, and none is left for the jobs {name}: add some."
+        )
 
 
 def _check_run(fleet: FleetFile, where: str, name: str, run: RunTable) -> None:
@@ -189,12 +216,27 @@ def _check_run(fleet: FleetFile, where: str, name: str, run: RunTable) -> None:
 
 
 def _converted(fields: dict[str, Any], where: str) -> FleetFile:
-    """The tables, each by itself first, so that a sentence names it."""
+    """The tables, each by itself first, so that a sentence names it and what it lacks or does not know."""
+    require_keys(fields, hints_of(FleetFile), where)
     for key, kind in hints_of(FleetFile).items():
         if get_origin(kind) is dict and isinstance(tables := fields.get(key), dict):
             for name, table in tables.items():
+                _check_keys(table, get_args(kind)[1], f"{where}: {key}.{name}")
                 convert(table, get_args(kind)[1], f"{where}: {key}.{name}")
+    _check_keys(fields.get("simulation", {}), SimulationTable, f"{where}: simulation")
+    if missing := [key for key in ("sites", "pools") if key not in fields]:
+        raise TenfoldError(f"{where} has no [{missing[0]}.NAME]: a fleet has one at least.")
     return convert(fields, FleetFile, where)
+
+
+def _check_keys(table: Any, kind: Any, where: str) -> None:
+    if not isinstance(table, dict):
+        return  # what else it is, `convert` says
+    require_keys(table, kind.__struct_fields__, where)
+    if missing := [field.name for field in msgspec.structs.fields(kind) if field.required and field.name not in table]:
+        raise TenfoldError(f"{where} needs {' and '.join(missing)}.")
+    if "needs" in table:
+        _check_keys(table["needs"], Resources, f"{where}.needs")
 
 
 def _check_pool(fleet: FleetFile, where: str, name: str, pool: PoolTable) -> None:

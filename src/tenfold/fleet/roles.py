@@ -74,7 +74,7 @@ class Chat:
 
     def job(self, lock: Path, url: str, end: float | None, leave_s: float) -> Job:
         """Its process in the slot of `lock`, which has `leave_s` to finish its answers; it listens at `url`."""
-        options = ServerOptions(port=int(url.rpartition(":")[2]), drain_seconds=leave_s)
+        options = ServerOptions(port=int(url.rpartition(":")[2]), drain_seconds=leave_s, access_log="none")
         engine = EngineOptions(self.model, max_num_seqs=1, kv_cache_gib=0.1, threads=1, speculate=False)
         arguments = lock, end, serve, {"chat": engine}, options
         return _job(f"Chat in {lock.stem}", arguments, leave_s)

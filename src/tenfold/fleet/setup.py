@@ -89,13 +89,7 @@ class Setup:
 def prepare(file: FleetFile) -> Setup:
     """Read the traces and forecast the demand. Raises TenfoldError for what binds: power of idle nodes, or nodes at a peak."""
     sites, pools = sites_of(file), pools_of(file)
-    for name, facts_ in sites.items():
-        idle = sum(pool.nodes * pool.idle_w for pool in pools.values() if pool.site == name)
-        if facts_.cap_w.min() < idle:
-            need, cap = idle / 1e6, facts_.cap_w.min() / 1e6
-            raise TenfoldError(
-                f"The power cap of {name} binds: {cap:.4g} MW, and its nodes take {need:.4g} MW standing idle: raise it."
-            )
+    _check_power(file, sites, pools)
     names, tables = list(file.services), list(file.services.values())
     if len(names) > 1 and file.simulation.days > 60:
         with ProcessPoolExecutor(2) as workers:
@@ -113,6 +107,29 @@ def prepare(file: FleetFile) -> Setup:
             )
     traces = {name: read_jobs(Path(t.trace_csv)) for name, t in file.jobs.items()}
     return Setup(file, pools, sites, services, traces, recovery())
+
+
+def _check_power(file: FleetFile, sites: dict[str, SiteFacts], pools: dict[str, PoolFacts]) -> None:
+    """Raises TenfoldError for a cap below what nodes take standing idle, and for one that at no hour lets a pool do any of its work
+    beside that: its services' least nodes, or one node of jobs."""
+    for name, facts_ in sites.items():
+        here = [pool for pool in pools.values() if pool.site == name]
+        idle_w, peak_w = sum(pool.nodes * pool.idle_w for pool in here), sum(pool.peak_w for pool in here)
+        if facts_.cap_w.min() < idle_w:
+            raise TenfoldError(_raise_cap(name, facts_.cap_w.min(), "its nodes take standing idle", idle_w))
+        for pool in here:
+            least = sum(one.least for one in file.services.values() if one.pool == pool.name)
+            jobs = [key for key, table in file.jobs.items() if table.pools == [pool.name]]
+            needed_w = (least + bool(jobs)) * (pool.busy_w - pool.idle_w) + pool.nodes * pool.idle_w
+            if facts_.cap_w.max() * pool.peak_w / peak_w < needed_w:
+                work = " and ".join([f"{least:,} nodes of services"] * (least > 0) + [f"one of {key}" for key in jobs[:1]])
+                what = f"{pool.name}, by its share of the peak power, needs for {work}"
+                raise TenfoldError(_raise_cap(name, facts_.cap_w.max(), what, needed_w * peak_w / pool.peak_w))
+
+
+def _raise_cap(site_name: str, cap_w: float, what: str, need_w: float) -> str:
+    cap, need = cap_w / 1e6, need_w / 1e6
+    return f"The power cap of {site_name} binds: {cap:.4g} MW, and {what} {need:.4g} MW: raise it by {need - cap:.3g} MW."
 
 
 def recovery() -> dict[str, float]:

@@ -37,9 +37,11 @@ class SimulatedWorld:
         gone = self._now + (0.0 if before.role == DRAINED else min(leave_s, limits.leave_s))
         role, until = holder_after(move, self._ledger.owners[move.slot])
         latest = gone + limits.start_s if until is None else until - limits.leaving_s
+        ready = gone if role == DRAINED else max(gone, min(gone + start_s, latest))
+        self._ledger.note(before.id, asked=self._now)
         self._ledger.turn(move.slot, role, until, move.why, gone)
-        self._leases = self._ledger.leases(current=True)
-        self._ready[move.slot] = gone if role == DRAINED else max(gone, min(gone + start_s, latest))
+        self._leases, self._ready[move.slot] = self._ledger.leases(current=True), ready
+        self._ledger.note(next(lease.id for lease in self._leases if lease.slot == move.slot), ready=ready)
 
 
 def simulate(world: SimulatedWorld, policy: Policy, seconds: float, tick_s: float) -> list[tuple[float, Move]]:

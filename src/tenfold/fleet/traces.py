@@ -12,6 +12,7 @@ from tenfold.spec.errors import TenfoldError
 
 BIN_S = 600.0
 JITTER_S = 3600.0
+MOST_RATE, LONGEST_S = 1e12, 3660 * 86_400.0
 
 
 def read_demand(path: Path, scale: float = 1.0) -> np.ndarray:
@@ -22,11 +23,13 @@ def read_demand(path: Path, scale: float = 1.0) -> np.ndarray:
     try:
         with path.open(newline="") as file:
             rows = [(float(row[0]), float(row[1])) for row in list(csv.reader(file))[1:] if len(row) > 1 and row[1].strip()]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise TenfoldError(f"{path} is not a trace of demand, with seconds and requests/s in its first columns: {error}.") from None
-    if len(rows) < 2 or any(rate < 0 or not np.isfinite(rate) for _, rate in rows):
-        raise TenfoldError(f"{path} needs two rows at least, and no rate below zero: seconds, requests/s.")
+    if len(rows) < 2 or not all(0 <= rate <= MOST_RATE for _, rate in rows):
+        raise TenfoldError(f"{path} needs two rows at least, and rates from 0 to {MOST_RATE:g}: seconds, requests/s.")
     seconds, rates = np.array(sorted(rows)).T
+    if not seconds[-1] - seconds[0] <= LONGEST_S:
+        raise TenfoldError(f"{path} has times from {seconds[0]:g} to {seconds[-1]:g} s: ten years are the most.")
     bins = np.arange(seconds[0], seconds[-1] + 1, BIN_S)
     return np.interp(bins, seconds, rates) * scale
 
@@ -65,9 +68,9 @@ def read_jobs(path: Path) -> JobRows:
                 (datetime.fromisoformat(row["timestamp"]).timestamp(), float(row["duration"]), float(row["num_gpus"]))
                 for row in csv.DictReader(file)
             ]
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, TypeError, OverflowError, csv.Error) as error:
         raise TenfoldError(f"{path} is not a trace of jobs, with timestamp, duration and num_gpus: {error}.") from None
-    table = np.array(sorted(row for row in rows if row[1] > 0 and row[2] > 0))
+    table = np.array(sorted(row for row in rows if 0 < row[1] <= LONGEST_S and 0 < row[2] <= 1e9))
     if not len(table):
         raise TenfoldError(f"{path} has no job that worked.")
     return JobRows(table[:, 0] - table[0, 0], table[:, 1], table[:, 2])

@@ -6,23 +6,20 @@ generations/fleet/  undisturbed/  trained/  measured.json  answers.jsonl  ledger
 import json
 import os
 import statistics
-import sysconfig
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tenfold.fleet.clock import Clock
 from tenfold.fleet.dispatcher import Dispatcher
-from tenfold.fleet.fleet import tick
 from tenfold.fleet.ledger import Ledger
+from tenfold.fleet.live import Say, live, play, settle, small_run
 from tenfold.fleet.local import LocalWorld
 from tenfold.fleet.operate import CONTROLLER
 from tenfold.fleet.slots import DRAINED, Limits
-from tenfold.fleet.wave import PEAK, Wave, draw_arrivals, draw_days, forecast_peak
+from tenfold.fleet.wave import PEAK, Wave, demand_at, draw_arrivals, draw_days, forecast_peak
 from tenfold.launch.job import open_launcher, run
 from tenfold.learn.release import released
 from tenfold.model.path import model_path
@@ -30,17 +27,13 @@ from tenfold.spec.errors import NotInstalled, TenfoldError
 from tenfold.spec.files import file_sha256, make_folder, one_at_a_time, read_lines, write_json
 from tenfold.spec.forecasts import Forecast, around, forecast, outcome
 from tenfold.spec.plugins import load
-from tenfold.train.config import RunConfig
 from tenfold.train.goodput import read_goodput
 from tenfold.train.metrics import read_metrics
-from tenfold.train.run_file import config_from_fields
 
-OWNERS = {"slot-1": "chat", "slot-2": "train"}
 RUNS = ("undisturbed", "trained")
 BUSIEST = 1.5  # the height of the usual day, in what one slot answers
 ANSWER_S = 0.25  # what an answer is made to take
-PROBE_TOKENS, CONTEXT = 100, 2048  # CONTEXT has room for the longest answer, beyond the rows that are trained
-Say = Callable[[str], None]
+PROBE_TOKENS = 100
 
 
 def walk(home: Path, say: Say, policy: str = "lend", slot_w: float = 0.0) -> dict[str, Any]:
@@ -73,17 +66,14 @@ def _live(home: Path, folder: Path, say: Say, policy: str, slot_w: float) -> Non
     with ExitStack() as opened:
         opened.enter_context(one_at_a_time(folder / CONTROLLER, f"running the fleet of {folder}"))
         small = os.environ.get("TENFOLD_CIRCLE") == "small"
-        undisturbed, trained = (Training(_config(100 if small else 600), folder / name, folder) for name in RUNS)
+        undisturbed, trained = (Training(small_run(100 if small else 600), folder / name, folder) for name in RUNS)
         if not undisturbed.finished:
             say("A run trains undisturbed, to compare with.")
             run(open_launcher("local"), undisturbed.job(folder / "slot-2.lock", "", None, 30))
-        ledger, dispatcher = Ledger(folder / "ledger.db", OWNERS, Clock(folder / "clock.json")()), Dispatcher()
-        opened.callback(ledger.close)
         served = None if small else released(home)
         model = model_path(Path(served["path"]) if served else undisturbed.directory)
         roles: dict[str, Role] = {"chat": Chat(model), "train": trained}
-        world = LocalWorld(folder, ledger, roles, open_launcher("local"), dispatcher)
-        opened.callback(world.close)
+        world, ledger, dispatcher = opened.enter_context(live(folder, roles))
         world.slot_w = slot_w
         world.open("slot-1")
         found = _measure(folder, world, dispatcher, hours_s=(0.4, 1.5) if small else (1.25, 4.0))
@@ -93,31 +83,20 @@ def _live(home: Path, folder: Path, say: Say, policy: str, slot_w: float) -> Non
         world.open("slot-2")
         arrivals = draw_arrivals(_days(per_slot)[-1], hour_s, seed=1)
         say(f"A wave of {len(arrivals)} requests comes; a slot answers {per_slot:.1f} a second.")
-        wave = Wave(folder / "answers.jsonl", arrivals, _body(found["tokens"]), dispatcher, world.clock)
-        opened.callback(wave.close)
-        world.demand = lambda now: wave.demand(now, found["days"][-1], hour_s, per_slot)
-        chosen = load("policies", policy)()
-        while not wave.over or not trained.finished or any(x.until and x.role != DRAINED for x in ledger.leases(current=True)):
-            for move in tick(world.clock(), world, chosen):
-                say(f"  {type(move).__name__} {move.slot}: {move.why}.")
-            time.sleep(world.limits.tick_s)
+        body = _body(found["tokens"])
+        wave = opened.enter_context(closing(Wave(folder / "answers.jsonl", arrivals, lambda i: body, dispatcher, world.clock)))
+        world.demand = lambda now: demand_at(wave.passed(now), arrivals, found["days"][-1], hour_s, per_slot)
+
+        def going() -> bool:
+            lent = any(lease.until and lease.role != DRAINED for lease in ledger.leases(current=True))
+            return not wave.over or not trained.finished or lent
+
+        play(world, load("policies", policy)(), going, say)
 
 
 def _days(per_slot: float) -> list[list[float]]:
     """The days before the wave, and its own."""
     return draw_days(8, BUSIEST * per_slot, seed=0)
-
-
-def _config(steps: int) -> RunConfig:
-    """A small run whose losses are the same on every start: one thread, one number format, nothing compiled."""
-    corpus = {"corpus": str(Path(sysconfig.get_path("stdlib")) / "email"), "vocab_size": 512, "max_epochs": 100}
-    fields = {
-        "tokens": steps * 8 * 64, "device": "cpu", "dtype": "float32", "threads": 1, "compile": "off",
-        "model": {"width": 64, "context": CONTEXT},
-        "data": {**corpus, "seq_len": 64, "batch_size": 8}, "task": {"evaluate_tokens": 4096}, "checkpoint": {"every_s": 5},
-        "log": {"every": 1},
-    }  # fmt: skip
-    return config_from_fields(fields, "The fleet's run")
 
 
 def _body(tokens: int) -> dict[str, Any]:
@@ -127,8 +106,7 @@ def _body(tokens: int) -> dict[str, Any]:
 def _measure(folder: Path, world: LocalWorld, dispatcher: Dispatcher, hours_s: tuple[float, float]) -> dict[str, Any]:
     """How long the roles take to start, and what a slot answers; and the days before, on that scale. Measured once."""
     file, began = folder / "measured.json", time.monotonic()
-    while any(slot.turning for slot in world.observe(world.clock()).slots):
-        time.sleep(0.1)
+    settle(world)
     if not file.exists():
         start_s = time.monotonic() - began
         dispatcher.ask(_body(PROBE_TOKENS))

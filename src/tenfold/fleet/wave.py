@@ -21,12 +21,13 @@ from tenfold.spec.files import append_line, read_lines
 from tenfold.spec.forecasts import around
 
 PEAK = slice(10, 14)  # hours
+SWING = 2.2
 
 
-def draw_days(count: int, busiest: float, seed: int) -> list[list[float]]:
-    """Rates by the hour, `busiest` at the height of the usual day."""
+def draw_days(count: int, busiest: float, seed: int, swing: float = SWING) -> list[list[float]]:
+    """Rates by the hour, `busiest` at the height of the usual day, which is `swing` times its quietest hour."""
     draw = np.random.default_rng(seed)
-    usual = 1 - 0.375 * (1 + np.cos(2 * math.pi * np.arange(24) / 24)) / 1.375
+    usual = 1 - (1 - 1 / swing) * (1 + np.cos(2 * math.pi * np.arange(24) / 24)) / 2
     return (busiest * usual * np.exp(draw.normal(0, 0.08, (count, 1)) + draw.normal(0, 0.05, (count, 24)))).tolist()
 
 
@@ -43,12 +44,19 @@ def forecast_peak(history: Sequence[Sequence[float]], hour_s: float) -> tuple[fl
     return around(sums[-1], math.sqrt(float(np.mean(np.diff(np.log(sums)) ** 2)) + 1 / sums[-1]))
 
 
+def demand_at(passed: float, arrivals: Sequence[float], yesterday: Sequence[float], hour_s: float, per_slot: float) -> Demand:
+    """What came in two hours, `passed` seconds into the wave, and what yesterday was like from this hour on."""
+    lately = sum(passed - 2 * hour_s < t <= passed for t in arrivals) / (2 * hour_s)
+    return Demand(lately, tuple(yesterday[int(passed / hour_s) :]), hour_s, passed % hour_s, per_slot)
+
+
 class Wave:
     """Sends requests at their times, and writes each answer to `path`; those that stand there are not sent again. Times are by the
-    fleet's `clock`."""
+    fleet's `clock`. `body` is what a request asks by its number; `late_s` of an answer is how long its request waited here."""
 
     def __init__(
-        self, path: Path, arrivals: Sequence[float], body: dict[str, Any], dispatcher: Dispatcher, clock: Callable[[], float]
+        self, path: Path, arrivals: Sequence[float], body: Callable[[int], dict[str, Any]], dispatcher: Dispatcher,
+        clock: Callable[[], float],
     ):  # fmt: skip
         self._path, self._arrivals, self._body, self._dispatcher = path, arrivals, body, dispatcher
         self._left = set(range(len(arrivals))) - {row["request"] for row in read_lines(path)}
@@ -64,11 +72,9 @@ class Wave:
                 sent.result()
         return not self._left
 
-    def demand(self, now: float, yesterday: Sequence[float], hour_s: float, per_slot: float) -> Demand:
-        """What came in two hours, and what yesterday was like from this hour on."""
-        passed = max(0.0, now - self._began)
-        lately = sum(passed - 2 * hour_s < t <= passed for t in self._arrivals) / (2 * hour_s)
-        return Demand(lately, tuple(yesterday[int(passed / hour_s) :]), hour_s, passed % hour_s, per_slot)
+    def passed(self, now: float) -> float:
+        """Seconds of the wave that are over."""
+        return max(0.0, now - self._began)
 
     def close(self) -> None:
         """Send no more."""
@@ -82,7 +88,9 @@ class Wave:
                 self._sent.append(self._pool.submit(self._ask, i))
 
     def _ask(self, i: int) -> None:
-        row = {"request": i, "came": self._arrivals[i], **asdict(self._dispatcher.ask({**self._body, "seed": i}))}
+        late_s = self._clock() - self._began - self._arrivals[i]
+        answer = self._dispatcher.ask({**self._body(i), "seed": i})
+        row = {"request": i, "came": self._arrivals[i], "late_s": late_s, **asdict(answer)}
         with self._lock:
             append_line(self._path, row)
             self._left.remove(i)

@@ -20,10 +20,9 @@ RateOrNone = Annotated[float, Meta(ge=0, le=1e6)]
 Buildings = Annotated[int, Meta(ge=1, le=2**20)]
 
 
-class MachineOptions(Struct, frozen=True):
-    """The accelerator and its network."""
+class HardwareOptions(Struct, frozen=True):
+    """The network and software of an accelerator."""
 
-    accelerator: Annotated[Text, Meta(description="h100, b200, mi300x, ...")] = "h100"
     network_gb_per_s: Annotated[Rate | None, Meta(description="Scale-out network, GB/s per GPU and direction.")] = None
     stack: Annotated[Text, Meta(description="Software and version that trains: tenfold, megatron-bridge-26.02, ...")] = "tenfold"
     domain_gpus: Annotated[Buildings | None, Meta(description="GPUs that the scale-up network joins (an island).")] = None
@@ -31,20 +30,30 @@ class MachineOptions(Struct, frozen=True):
     buildings: Annotated[Buildings, Meta(description="Buildings that share the GPUs evenly.")] = 1
     between_gb_per_s: Annotated[RateOrNone, Meta(description="Between buildings, GB/s per GPU and direction.")] = 0.0
 
-    def machine(self, home: Path) -> tuple[Machine, str]:
+    def machine_of(self, accelerator: str, home: Path) -> tuple[Machine, str]:
         """The machine, by its calibration in `home` where there is one, and a sentence that says so or nothing."""
         from tenfold.plan.validation.calibrate import calibrated
 
         known, unknown = None, None
         try:
             said = {"scaleout_gb_per_s": self.network_gb_per_s, "domain_gpus": self.domain_gpus, "tdp_w": self.board_w}
-            known = machine(self.accelerator, self.stack, **{name: value for name, value in said.items() if value})
+            known = machine(accelerator, self.stack, **{name: value for name, value in said.items() if value})
         except TenfoldError as error:
             unknown = error
-        part, words = calibrated(known, self.accelerator, home)
+        part, words = calibrated(known, accelerator, home)
         if part is None:
-            raise unknown or TenfoldError(f"There is no accelerator {self.accelerator!r}.")
+            raise unknown or TenfoldError(f"There is no accelerator {accelerator!r}.")
         return replace(part, buildings=self.buildings, between_gb_per_s=self.between_gb_per_s), words
+
+
+class MachineOptions(HardwareOptions, frozen=True):
+    """The accelerator, its network and its software."""
+
+    accelerator: Annotated[Text, Meta(description="h100, b200, mi300x, ...")] = "h100"
+
+    def machine(self, home: Path) -> tuple[Machine, str]:
+        """`machine_of` its accelerator."""
+        return self.machine_of(self.accelerator, home)
 
 
 class Output(Struct, frozen=True):
@@ -96,21 +105,14 @@ def make(
         return
     from tenfold.plan.assumptions import assumptions
     from tenfold.plan.costs.consequences import consequences
-    from tenfold.plan.document import document, record
-    from tenfold.plan.explain import explain
+    from tenfold.plan.document import document
     from tenfold.plan.plan import solve
-    from tenfold.plan.report import html, terminal
     from tenfold.plan.workload.data import generations
-    from tenfold.spec.terminal import console
 
     part, calibrated = hardware.machine(output.home)
     plan = solve(asked, fixed, part, step, output.home, around)
     if output.explain:
-        lines = explain(plan, output.explain, around)
-        if output.json:
-            print_json({"name": output.explain, "lines": lines, "parts_s": plan.workload.step_time.parts()})
-        else:
-            print("\n".join(lines))
+        _explain(plan, output.explain, around, output.json)
         return
     after = consequences(plan.workload, around)
     whole = document(
@@ -123,14 +125,33 @@ def make(
         assumed=assumptions(part, after, around),
         data=generations(plan.workload.tokens, asked.unique_tokens, asked.feedback_tokens),
     )
-    if output.out:
-        write_json(output.out / "plan.json", whole)
-        record(output.home, whole, {})
-        write_text(output.out / "plan.html", html(whole))
-    if output.json:
-        print_json(whole)
+    _show(whole, output)
+
+
+def _explain(plan: Any, name: str, around: Surroundings, json: bool) -> None:
+    from tenfold.plan.explain import explain
+
+    lines = explain(plan, name, around)
+    if json:
+        print_json({"name": name, "lines": lines, "parts_s": plan.workload.step_time.parts()})
     else:
-        console().print(terminal(whole))
+        print("\n".join(lines))
+
+
+def _show(plan: dict[str, Any], output: PlanOutput) -> None:
+    """Keep the document, its page and its forecast where a directory was given, and print it."""
+    from tenfold.plan.document import record
+    from tenfold.plan.report import html, terminal
+    from tenfold.spec.terminal import console
+
+    if output.out:
+        write_json(output.out / "plan.json", plan)
+        record(output.home, plan, {})
+        write_text(output.out / "plan.html", html(plan))
+    if output.json:
+        print_json(plan)
+    else:
+        console().print(terminal(plan))
 
 
 def _plan_serving(asked: ServeRequest, output: PlanOutput) -> None:
@@ -160,6 +181,7 @@ def compare(
     *,
     asked: Request = Request(),
     fixed: GpuRequest = GpuRequest(),
+    hardware: HardwareOptions = HardwareOptions(),
     step: StepRequest = StepRequest(),
     around: Surroundings = Surroundings(),
     output: Output = Output(),
@@ -169,7 +191,8 @@ def compare(
     Example: tenfold plan compare h100 h200 b200 mi300x mtia-v2 --after llama-3.1-70b --times 10
     """
     fixed = fixed if fixed.gpus or fixed.days else replace(fixed, days=90.0)
-    rows = [_compared(name, output.home, asked, fixed, step, around) for name in accelerators]
+    machines = [hardware.machine_of(name, output.home)[0] for name in accelerators]
+    rows = [_compared(part, asked, fixed, step, around, output.home) for part in machines]
     if output.json:
         print_json({"rows": rows})
         return
@@ -196,12 +219,14 @@ def _spread(ends: dict[str, float], by: float = 1.0) -> str:
     return f"{mid} ({low}-{high})"
 
 
-def _compared(name: str, home: Path, asked: Request, fixed: GpuRequest, step: StepRequest, around: Surroundings) -> dict[str, Any]:
+def _compared(
+    part: Machine, asked: Request, fixed: GpuRequest, step: StepRequest, around: Surroundings, home: Path
+) -> dict[str, Any]:
     """The row of one accelerator: what a plan with it takes, or the reason why there is none."""
     from tenfold.plan.costs.consequences import consequences
     from tenfold.plan.plan import solve
 
-    part, _ = MachineOptions(accelerator=name).machine(home)
+    name = part.accelerator.key
     try:
         plan = solve(asked, fixed, part, step, home, around)
         w, c = plan.workload, consequences(plan.workload, around)

@@ -39,50 +39,18 @@ def document(
     data limits, calibration. `request` is what was asked for, kept as it was; `limits` are what the run must hold; `assumed` are
     sentences on what nobody said; `data` what this generation and the next ask of the corpus.
     """
-    spec, parameters, layout = workload.spec, workload.spec.parameters(), workload.layout
-    tokens_per_s = layout.tokens_per_step / workload.step_s
-    model_flops_per_s = tokens_per_s * spec.train_flops_per_token(layout.seq_len)
     return {
         "schema": SCHEMA,
         "tenfold": metadata.version("tenfold"),
         "request": request or {},
-        "model": {
-            **{f.name: getattr(spec, f.name) for f in fields(spec) if f.name != "rope_scaling"},
-            "parameters_total": parameters.total,
-            "parameters_active": parameters.active,
-            "tokens": workload.tokens,
-            "flops": workload.flops,
-        },
-        "machine": {
-            "accelerator": workload.accelerator.key,
-            "name": workload.accelerator.name,
-            "guessed": list(workload.accelerator.guessed),
-            "gpus": workload.gpus,
-            "gpus_per_node": after.failures.gpus_per_node,
-            "nodes": after.failures.n_nodes,
-            "spare_nodes": after.failures.spare_nodes,
-            "region": after.site.key,
-            "region_name": after.site.name,
-        },
-        "layout": _layout(layout),
+        "model": _model(workload),
+        "machine": _machine(workload, after),
+        "layout": _layout(workload.layout),
         "memory": {**plain(workload.memory), "total_gib": workload.memory.total_gib},
-        "step": {
-            "step_s": workload.step_s,
-            "parts_s": workload.step_time.parts(),
-            "mfu": workload.mfu,
-            "tokens_per_s": tokens_per_s,
-            "tflops_per_gpu": model_flops_per_s / workload.gpus / 1e12,
-        },
-        "time": {
-            "training_days": workload.days,
-            "step_error": plain(after.step_error),
-            "beside_steps": plain(after.beside_steps),
-            "wall_days": plain(after.wall_days),
-            "wall_days_quantiles": of_samples(after.wall_days.draws.tolist()),
-            "gpu_hours": plain(after.gpu_hours),
-        },
+        "step": _step(workload),
+        "time": _time(workload, after),
         "chances": chances(after, limits),
-        "data": [plain(one) for one in data],
+        "data": plain(list(data)),
         "failures": {**plain(after.failures), "simulated_share": plain(after.simulated_share)},
         "power": plain(after.power),
         "cost": plain(after.cost),
@@ -91,6 +59,55 @@ def document(
         "alternatives": [dict(row) for row in alternatives],
         "notes": list(notes),
         "assumed": list(assumed),
+    }
+
+
+def _model(workload: Workload) -> dict[str, Any]:
+    spec, parameters = workload.spec, workload.spec.parameters()
+    return {
+        **{f.name: getattr(spec, f.name) for f in fields(spec) if f.name != "rope_scaling"},
+        "parameters_total": parameters.total,
+        "parameters_active": parameters.active,
+        "tokens": workload.tokens,
+        "flops": workload.flops,
+    }
+
+
+def _machine(workload: Workload, after: Consequences) -> dict[str, Any]:
+    part, failures = workload.accelerator, after.failures
+    return {
+        "accelerator": part.key,
+        "name": part.name,
+        "guessed": list(part.guessed),
+        "gpus": workload.gpus,
+        "gpus_per_node": failures.gpus_per_node,
+        "nodes": failures.n_nodes,
+        "spare_nodes": failures.spare_nodes,
+        "region": after.site.key,
+        "region_name": after.site.name,
+    }
+
+
+def _step(workload: Workload) -> dict[str, Any]:
+    tokens_per_s = workload.layout.tokens_per_step / workload.step_s
+    model_flops_per_s = tokens_per_s * workload.spec.train_flops_per_token(workload.layout.seq_len)
+    return {
+        "step_s": workload.step_s,
+        "parts_s": workload.step_time.parts(),
+        "mfu": workload.mfu,
+        "tokens_per_s": tokens_per_s,
+        "tflops_per_gpu": model_flops_per_s / workload.gpus / 1e12,
+    }
+
+
+def _time(workload: Workload, after: Consequences) -> dict[str, Any]:
+    return {
+        "training_days": workload.days,
+        "step_error": plain(after.step_error),
+        "beside_steps": plain(after.beside_steps),
+        "wall_days": plain(after.wall_days),
+        "wall_days_quantiles": of_samples(after.wall_days.draws.tolist()),
+        "gpu_hours": plain(after.gpu_hours),
     }
 
 
@@ -110,6 +127,8 @@ def plain(value: Any) -> Any:
         return value.ends()
     if isinstance(value, dict):
         return {key: plain(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [plain(part) for part in value]
     if is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
     return value

@@ -18,7 +18,7 @@ from tenfold.plan.workload.workload import DAY_S, Workload
 from tenfold.spec.errors import TenfoldError, nearest
 from tenfold.spec.shapes import Shape
 
-DTYPES = ("bf16", "fp8")
+DTYPES = ("bf16", "fp8", "fp4")
 BUDGET_DAYS = 30.0  # how long a budget is spent over where neither --days nor --gpus says
 GUESSED_MFU = 0.4  # where a budget's compute is looked for
 
@@ -67,9 +67,18 @@ def make_plan(
     workload = Workload(spec, shape.tokens, machine.accelerator, used, best.layout, best.memory, best.step_time, step_s, took, mfu)
     notes = [*shape.reasons, found.second_wins_if]
     if used < gpus:
-        notes.insert(0, f"GPUs: {used:,} of {gpus:,} train, for they divide better; the others can stand by as spares.")
+        notes.insert(0, f"GPUs: {used:,} of {gpus:,} train, {_why_fewer(job, used, gpus)}; the others can stand by as spares.")
     notes.append(f"Search: {found.fitted} of {found.tried} layouts fit; constants: {machine.source}.")
     return Plan(workload, found, machine, tuple(notes))
+
+
+def _why_fewer(job: Job, used: int, gpus: int) -> str:
+    """Why all GPUs together would not train sooner."""
+    if not job.rate(gpus):
+        return "for all of them together cannot"
+    if job.rate(gpus) * job.lasts(gpus) > job.rate(used) * job.lasts(used):
+        return "for with more, failures would take more than the others bring"
+    return "for they divide the model and its batch better"
 
 
 def _job(shape: Shape, machine: Machine, step: StepRequest, around: Surroundings, confidence: float | None = None) -> Job:
@@ -96,7 +105,9 @@ def _check(gpus: int, machine: Machine, step: StepRequest) -> None:
     if step.global_batch < 0:
         raise TenfoldError(f"--global-batch must be at least one sequence, or 0 to follow the compute, not {step.global_batch}.")
     if step.dtype not in DTYPES:
-        raise TenfoldError(f"--dtype must be {' or '.join(DTYPES)}, not {step.dtype!r}{nearest(step.dtype, DTYPES)}.")
+        raise TenfoldError(f"--dtype must be one of {', '.join(DTYPES)}, not {step.dtype!r}{nearest(step.dtype, DTYPES)}.")
+    if step.dtype == "fp4" and machine.stack.own_trainer:
+        raise TenfoldError("Tenfold's trainer has no products in 4 bits: name software that has, as --stack megatron-bridge-26.04.")
     if machine.constants.scaleout_gb_per_s <= 0:
         raise TenfoldError(f"--network-gb-per-s must be above zero, not {machine.constants.scaleout_gb_per_s:g}.")
     if machine.buildings < 1:

@@ -72,4 +72,4 @@ class StepRequest:
 
     seq_len: Annotated[SeqLen, Meta(description="Tokens of a sequence.")] = 8192
     global_batch: Annotated[CountOrNone, Meta(description="Sequences per step (0: from the compute).")] = 0
-    dtype: Annotated[str, Meta(description="What matrix products are computed in: bf16 or fp8.")] = "bf16"
+    dtype: Annotated[str, Meta(description="What matrix products are computed in: bf16, fp8 or fp4 (NVFP4).")] = "bf16"

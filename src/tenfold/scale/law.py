@@ -53,7 +53,8 @@ class LossForecast:
 
 
 class Coefficient(NamedTuple):
-    """A coefficient of Chinchilla's form; `identified` where the points alone, without any prior, say it within a factor of 2."""
+    """A coefficient of Chinchilla's form, its errors as wide as those of the law's forecasts; `identified` where the points alone,
+    without any prior, say it within a factor of 2, and their plain refit lies in the interval."""
 
     value: float
     standard_error: float
@@ -158,11 +159,14 @@ class Law:
         rng = np.random.default_rng(self.seed)
         drawn = self._real(np.concatenate([_draw(rng, m, max(1, round(10 * DRAWS * m.weight / share))) for m in members]))
         top = max(members, key=lambda m: m.weight)
-        centre, alone = self._real(top.theta[None]), self._alone(top)
+        centre, alone, plain = self._real(top.theta[None]), self._alone(top), classic_fit(self.points)
         found = {}
         for name, draws in drawn.items():
-            low, below, above, high = (float(x) for x in np.quantile(draws, [0.025, 0.16, 0.84, 0.975]))
-            identified = tenable and alone[name] <= np.log(2) and above <= 4 * below
+            middle = float(np.median(draws))
+            low, below, above, high = (
+                middle * (float(x) / middle) ** self.calibration.width for x in np.quantile(draws, [0.025, 0.16, 0.84, 0.975])
+            )
+            identified = tenable and alone[name] <= np.log(2) and above <= 4 * below and low <= plain[name] <= high
             found[name] = Coefficient(float(centre[name][0]), (above - below) / 2, (low, high), bool(identified))
         return found
 

@@ -92,6 +92,9 @@ class ServerOptions(Struct, frozen=True):
         "everyone"
     )
     access_log: Annotated[Literal["none", "text", "json"], Meta(description="What is written to stderr of each request.")] = "text"
+    otlp_traces_endpoint: Annotated[
+        str, Meta(description="URL of a collector of OpenTelemetry, such as http://127.0.0.1:4318/v1/traces; '' traces nothing.")
+    ] = ""
     feedback: Annotated[str, Meta(description="Database for stored answers and feedback, a file or a URL; '' keeps none.")] = ""
     events: Annotated[str, Meta(description="Database for shown lists and events, a file or a URL; '' keeps none.")] = ""
     feedback_per_day: Annotated[CountOrNone, Meta(description="Judgements taken from each key in a day; 0 is no limit.")] = 200

@@ -50,7 +50,7 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = 3
     global_batch: Annotated[Size, Meta(description="Rows of a step.")] = 1
     seq_len: Annotated[Size, Meta(description="Tokens of a row.")] = 8192
-    dtype: Annotated[str, Meta(description="Data type of matrix products: bf16 or fp8.")] = "bf16"
+    dtype: Annotated[str, Meta(description="Data type of matrix products: bf16, fp8 or fp4.")] = "bf16"
 
     @property
     def dp(self) -> int:

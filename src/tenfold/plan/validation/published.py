@@ -14,7 +14,7 @@ from tenfold.plan.workload.memory import memory
 from tenfold.plan.workload.search import least_recompute
 from tenfold.plan.workload.step_time import step_time
 from tenfold.spec.accelerator import accelerators
-from tenfold.spec.errors import nearest
+from tenfold.spec.errors import TenfoldError, nearest
 from tenfold.spec.layout import Layout
 from tenfold.spec.model import ModelSpec, published_models
 
@@ -156,7 +156,8 @@ def _layout(row: dict[str, str], part: Machine, precision: str) -> Layout:
         virtual = 1
     whole_fsdp = stack.name.startswith("maxtext") and not row["fsdp_or_zero"]
     return Layout(
-        tp=tp, pp=pp, cp=cp, ep=ep, etp=tp, dp_shard=dp, micro_batch=micro, global_batch=batch, seq_len=seq_len,
+        tp=tp, pp=pp, cp=cp, ep=ep, etp=tp if dp * cp % ep == 0 else 1, dp_shard=dp, micro_batch=micro, global_batch=batch,
+        seq_len=seq_len,
         schedule="interleaved" if virtual > 1 else "1f1b", virtual_stages=virtual,
         activation_checkpointing=word(row, "act_checkpointing", RECOMPUTE) or "none",
         zero=3 if whole_fsdp else _sharding(row, dp), dtype=precision,
@@ -202,12 +203,12 @@ def read_layouts(path: Path | None = None, stack: str | None = None) -> tuple[li
 def _read(row: dict[str, str], asked: str | None) -> Row:
     stack_name, said = _stack(row, asked)
     precision = word(row, "precision", PRECISIONS)
-    if precision == "fp4":
-        raise Refused("precision", row["precision"], "is not modelled")
     spec, part = _spec(row, whole(row, "seq_len", 2048)), _machine(row, stack_name)
     layout = _layout(row, part, precision)
-    if precision != "bf16" and part.accelerator.fp8_tflops is None:
-        raise Refused("precision", row["precision"], f"is not what {part.accelerator.name} computes in")
+    try:
+        part.accelerator.peak_flops(precision)
+    except TenfoldError:
+        raise Refused("precision", row["precision"], f"is not what {part.accelerator.name} computes in") from None
     layout = fill_in(spec, layout, part, bool(RECOMPUTE[row["act_checkpointing"].strip().lower()]))
     step_s = _step_s(row, spec, layout, part)
     return Row(row["source"], row["model"], spec, layout, part, step_s, precision, number(row, "memory_gib"), said)

@@ -213,6 +213,7 @@ def _step_table(rows: Iterable[Row]) -> list[Error]:
         ("bf16", "all", (True, False)),
         ("fp8", "all dense", (False,)),
         ("fp8", "all with experts", (True,)),
+        ("fp4", "all", (True, False)),
     ):
         those = [(r.name, e) for p, experts, r, e in every if p == precision and experts in kinds]
         found += [_summary(f"step time, {precision}", of, those)] if those else []

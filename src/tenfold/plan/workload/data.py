@@ -51,11 +51,16 @@ def data_note(tokens: float, unique_tokens: float | None = None, feedback_tokens
     corpus = "the corpus given" if unique_tokens else "the largest published corpus"
     words = f"Data: {si(tokens)} tokens are {this.epochs:.2g} times {corpus} ({si(this.unique_tokens)})"
     if this.epochs > facts()["data"]["harmless_epochs"]:
-        words += f": beyond {facts()['data']['harmless_epochs']:g} epochs, loss suffers, here by {this.loss_of_repetition:.3f} nats"
+        words += f": beyond {facts()['data']['harmless_epochs']:g} epochs repetition tells, here {_nats(this)}"
     elif this.epochs > 1:
-        words += f", a repetition that costs {this.loss_of_repetition:.3f} nats"
+        words += f", a repetition that costs {_nats(this)}"
     short = next((d for d in later if d.epochs > 1), None)
     if this.epochs <= 1 and short:
         more = GENERATION**short.generation
-        words += f"; {more:,.0f} times the compute repeats it {short.epochs:.2g} times, for {short.loss_of_repetition:.3f} nats"
+        words += f"; {more:,.0f} times the compute repeats it {short.epochs:.2g} times, for {_nats(short)}"
     return f"{words}."
+
+
+def _nats(data: Data) -> str:
+    """What repetition costs, as `0.012 nats` or `less than 0.001 nats`."""
+    return f"{data.loss_of_repetition:.3f} nats" if data.loss_of_repetition >= 5e-4 else "less than 0.001 nats"

@@ -7,6 +7,7 @@ from tenfold.plan.workload.machine import Machine
 
 TILES = ((256, 128, 1.0), (128, 128, 0.93), (128, 64, 0.8), (64, 64, 0.6))  # (rows, columns, share of the best rate)
 BLOCK = 128  # tokens on a side of an attention kernel's blocks
+OPERAND_BYTES = {"bf16": 2.0, "fp8": 1.0, "fp4": 0.5625}  # of a value in a product; fp4 has a scale in 8 bits for each 16 (NVFP4)
 
 
 @lru_cache(maxsize=200_000)
@@ -27,8 +28,7 @@ def matmul_s(m: int, n: int, k: int, machine: Machine, dtype: str = "bf16") -> f
             waves = math.ceil(tiles * split / c.units)
             seconds = waves * 2 * rows * columns * (k / split + c.fill_k) / (rate * relative)
             best = min(best, seconds)
-    width = 1 if dtype == "fp8" else 2
-    moved = (width * (m * k + k * n) + 2 * m * n) / machine.memory_bytes_per_s
+    moved = (OPERAND_BYTES[dtype] * (m * k + k * n) + 2 * m * n) / machine.memory_bytes_per_s
     return max(best, moved) + c.kernel_s
 
 

@@ -23,7 +23,9 @@ KERNELS_BACKWARD = 40
 KERNELS_HEAD = 40  # embedding, last norm, output head and loss, both ways
 KERNELS_COLLECTIVE = 2  # one launch each of the two collectives of a layer and way
 HIDES = 0.5  # share of the products that an exchange between experts may run beside
-CAST_BYTES = 4.0  # a value read in 16 bits and written in 8, once by rows and once by columns
+# Of a value that is cast for products: read in 16 bits, written once by rows and once by columns; in 4 bits read once more, for
+# the scale of the whole tensor.
+CAST_BYTES = {"bf16": 0.0, "fp8": 4.0, "fp4": 5.125}
 
 
 class Part(NamedTuple):
@@ -86,9 +88,9 @@ def _products(shapes: list[tuple[int, int, int]], machine: Machine, dtype: str) 
     """Matrix products (tokens, outputs, inputs): backward by input and by weight."""
     forward = sum(matmul_s(m, n, k, machine, dtype) for m, n, k in shapes)
     backward = sum(matmul_s(m, k, n, machine, dtype) + matmul_s(k, n, m, machine, dtype) for m, n, k in shapes)
-    if dtype == "fp8":
-        forward += moved_s(CAST_BYTES * sum(m * k for m, _, k in shapes), machine)
-        backward += moved_s(CAST_BYTES * sum(m * n for m, n, _ in shapes), machine)
+    if cast := CAST_BYTES[dtype]:
+        forward += moved_s(cast * sum(m * k for m, _, k in shapes), machine)
+        backward += moved_s(cast * sum(m * n for m, n, _ in shapes), machine)
     return Ways(forward, backward)
 
 

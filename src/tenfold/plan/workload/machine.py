@@ -39,24 +39,26 @@ class Constants:
 class Stack:
     """What the training software does, whatever the accelerator.
 
-    `fused_attention`: no score matrix in memory. `sequence_parallel`: tensor parallel ranks also share norms and
-    residuals. `pointwise`: bytes moved by element-wise kernels, relative to one kernel per operation. `attention` and
-    `grouped`: rate of its attention kernel and of its products over many experts, relative to the best known on the
-    accelerator. `products_again`: share of the matrix products that selective recompute works out again. `imbalance`:
-    relative spread of the tokens of an expert. `dispatch_s`: host time per kernel. `gap_s`: time between two kernels in
-    which the device waits all the same. `skew_s`: spread of the times at which tensor parallel ranks come to a collective.
-    `hidden_*`: share of a collective that runs behind compute where there is enough of it. `gradient_bytes`: bytes per
-    gradient that is reduced. `weight_bytes`: bytes of a weight in a rank's share, 4 where that is the optimizer's own copy.
-    `kept_by_experts`: inputs that full recompute keeps of a layer of experts. `own_trainer`: Tenfold's, which takes scores in
-    chunks; has embedding, head and shared experts whole on every tensor parallel rank, and the tables gathered through the
-    step; keeps the inputs of tensor parallel products as they were gathered; and in a pipeline keeps all weights gathered, and
-    their gradients whole, through the step. `step_s`: host work per step.
+    `fused_attention`: no score matrix in memory. `sequence_parallel`: tensor parallel ranks also share norms and residuals.
+    `pointwise`: bytes moved by element-wise kernels, relative to one kernel per operation. `attention` and `grouped`: rate of
+    its attention kernel and of its products over many experts, relative to the best known on the accelerator. `fp4`: share of
+    the data sheet's rate that products in 4 bits reach, relative to others' share. `products_again`: share of the matrix
+    products that selective recompute works out again. `imbalance`: relative spread of the tokens of an expert. `dispatch_s`:
+    host time per kernel. `gap_s`: time between two kernels in which the device waits all the same. `skew_s`: spread of the
+    times at which tensor parallel ranks come to a collective. `hidden_*`: share of a collective that runs behind compute where
+    there is enough of it. `gradient_bytes`: bytes per gradient that is reduced. `weight_bytes`: bytes of a weight in a rank's
+    share, 4 where that is the optimizer's own copy. `kept_by_experts`: inputs that full recompute keeps of a layer of experts.
+    `own_trainer`: Tenfold's, which takes scores in chunks; has embedding, head and shared experts whole on every tensor
+    parallel rank, and the tables gathered through the step; keeps the inputs of tensor parallel products as they were gathered;
+    and in a pipeline keeps all weights gathered, and their gradients whole, through the step. `step_s`: host work per step.
     `straggler`: share of the step lost each time the number of GPUs doubles beyond a node. `score_bytes`: of a score of the
     vocabulary (12: in 16 bits, its copy in 32, and the gradients of both). `weight_copies`: bytes of a weight that are kept
-    beside it for products in 8 bits. `graph_gib`: what the pools of captured graphs hold. What a table's empty cells mean:
-    `interleaves`: a pipeline has virtual stages of one layer, not one stage a rank; `accumulates`: as many rows as are fastest
-    go through the model together (Megatron has no default), not all rows of a rank; `recompute`: the activation
-    checkpointing, where it is not as little as fits.
+    beside it for products in 8 bits, less in 4. `gated`: feed-forwards are Llama's, of three matrices; otherwise GPT's of two,
+    which a shape gives as a gated one of as many weights. `offloads`: what full recompute keeps waits in the host's memory.
+    `graph_gib`: what the pools of captured graphs hold. What a table's empty cells mean: `interleaves`: a pipeline has virtual
+    stages of one layer, not one stage a rank; `accumulates`: as many rows as are fastest go through the model together
+    (Megatron has no default), not all rows of a rank; `recompute`: the activation checkpointing, where it is not as little as
+    fits.
     """
 
     name: str = ""
@@ -65,6 +67,7 @@ class Stack:
     pointwise: float = 1.0
     attention: float = 1.0
     grouped: float = 0.8
+    fp4: float = 0.64
     products_again: float = 0.0
     imbalance: float = 0.15
     dispatch_s: float = 6e-6
@@ -83,6 +86,8 @@ class Stack:
     straggler: float = 0.005
     score_bytes: float = 12.0
     weight_copies: float = 0.0
+    gated: bool = True
+    offloads: bool = False
     graph_gib: float = 0.0
     interleaves: bool = False
     accumulates: bool = True
@@ -105,7 +110,8 @@ class Machine:
 
     def matmul_flops(self, dtype: str) -> float:
         """FLOP/s of a large matrix product."""
-        return self.accelerator.peak_flops(dtype) * self.constants.matmul_efficiency
+        share = self.constants.matmul_efficiency * (self.stack.fp4 if dtype == "fp4" else 1.0)
+        return self.accelerator.peak_flops(dtype) * share
 
     @property
     def memory_bytes_per_s(self) -> float:

@@ -3,6 +3,7 @@
 import math
 from typing import NamedTuple
 
+from tenfold.plan.workload.kernels import OPERAND_BYTES
 from tenfold.plan.workload.machine import Machine, Stack
 from tenfold.plan.workload.step_time import gpu_weights, micro_batches
 from tenfold.plan.workload.workload import GIB, Memory
@@ -29,13 +30,13 @@ def activation_bytes(spec: ModelSpec, layout: Layout, expert: bool, stack: Stack
     if expert:
         ffn = spec.expert_ffn_dim * (spec.n_shared_experts + spec.experts_per_token)
         dispatched = spec.experts_per_token * spec.dim
-    width = 1.0 if layout.dtype == "fp8" else 2.0  # inputs of products are kept in their dtype
-    results = 2.0 * (spec.dim + queries + 2 * values) + 4.0 * ffn  # of products
+    width = OPERAND_BYTES[layout.dtype]  # inputs of products are kept in their dtype
+    # Of a feed-forward: results of its first products, and all; GPT's is 1.5 times as wide as the gated one of as many weights.
+    first, inside = (4.0 * ffn, (6.0 + width) * ffn) if stack.gated else (3.0 * ffn, 1.5 * (2.0 + width) * ffn)
+    results = 2.0 * (spec.dim + queries + 2 * values) + first  # of products
     products = (1 - stack.products_again) * results + width * queries + 2.0 * spec.dim + width * dispatched
-    everything = (
-        2.0 * (2 * spec.dim + queries + 2 * values) + width * (2 * spec.dim + queries + 2 * dispatched) + (6.0 + width) * ffn
-    )
-    full = 2.0 * spec.dim * (stack.kept_by_experts if expert else 1.0)
+    everything = 2.0 * (2 * spec.dim + queries + 2 * values) + width * (2 * spec.dim + queries + 2 * dispatched) + inside
+    full = 0.0 if stack.offloads else 2.0 * spec.dim * (stack.kept_by_experts if expert else 1.0)
     return {"none": everything, "selective": products, "full": full}[layout.activation_checkpointing], everything
 
 
@@ -163,7 +164,7 @@ def memory(spec: ModelSpec, layout: Layout, machine: Machine) -> Memory:
     stack = machine.stack
     stage = _stage(spec, layout, stack)
     master = MASTER_BYTES if stack.weight_bytes < MASTER_BYTES else 0.0
-    copies = stack.weight_copies if layout.dtype == "fp8" else 0.0
+    copies = 0.0 if layout.dtype == "bf16" else stack.weight_copies * OPERAND_BYTES[layout.dtype]
     each = stack.gradient_bytes
     gradients = each * (stage.dense + stage.experts) if stage.whole else _state(stage, layout, each, 2)
     return Memory(

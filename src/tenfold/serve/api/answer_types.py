@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from openai.types import Completion, CompletionChoice, CreateEmbeddingResponse, Embedding, Model
 from openai.types.completion_choice import Logprobs
+from openai.types.create_embedding_response import Usage
 from pydantic import BaseModel
 
 
@@ -34,6 +35,21 @@ class WrittenEmbedding(Embedding):
 
 class Embeddings(CreateEmbeddingResponse):
     data: list[WrittenEmbedding]  # type: ignore[assignment]
+
+
+class Score(BaseModel):
+    index: int
+    object: Literal["score"]
+    score: float
+
+
+class Scores(BaseModel):
+    id: str
+    object: Literal["list"]
+    created: int
+    model: str
+    data: list[Score]
+    usage: Usage
 
 
 class Swapped(Model):

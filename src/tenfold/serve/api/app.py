@@ -1,5 +1,6 @@
 """The HTTP application: its parts come from the entry points `tenfold.routes`, the built-in ones as those of other packages."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -8,11 +9,13 @@ from fastapi import APIRouter, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from tenfold.serve.api.access_log import AccessLog
+from tenfold.serve.api.background import Background
 from tenfold.serve.api.errors import AnswerFailures, ErrorAnswer, answer_errors
 from tenfold.serve.api.gate import Gate
 from tenfold.serve.api.keys import Rate
 from tenfold.serve.api.models import Models
 from tenfold.serve.api.response_store import ResponseStore
+from tenfold.serve.api.tracing import trace_provider, traced
 from tenfold.serve.feedback.feedback import Feedback
 from tenfold.serve.options import ServerOptions
 from tenfold.spec.errors import TenfoldError
@@ -24,6 +27,8 @@ _ERRORS = (400, 401, 403, 404, 413, 429, 503, 504)
 def make_app(models: Models, options: ServerOptions) -> FastAPI:
     """The application over `models`. The first model is loaded before the first request is answered."""
 
+    spans = trace_provider(options.otlp_traces_endpoint) if options.otlp_traces_endpoint else None
+
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         try:
@@ -33,11 +38,14 @@ def make_app(models: Models, options: ServerOptions) -> FastAPI:
             raise
         yield
         await models.drain(options.drain_seconds)
+        if spans is not None:
+            await asyncio.to_thread(spans.shutdown)  # sends the last ones
 
     errors: dict[int | str, dict[str, Any]] = {code: {"model": ErrorAnswer} for code in _ERRORS}
     app = FastAPI(title="Tenfold", version="1", lifespan=lifespan, docs_url=None, redoc_url=None, responses=errors)
     app.state.models, app.state.options, app.state.failed = models, options, None
     app.state.stored = ResponseStore(models.limits.max_stored_bytes, models.limits.key_share)
+    app.state.background = Background()
     app.state.feedback = Feedback(options.feedback) if options.feedback else None
     app.state.feedback_rate = Rate(options.feedback_per_day, 86400)
     answer_errors(app)
@@ -46,6 +54,8 @@ def make_app(models: Models, options: ServerOptions) -> FastAPI:
     if options.allowed_origins:
         app.add_middleware(CORSMiddleware, allow_origins=options.allowed_origins, allow_methods=["*"], allow_headers=["*"])
     app.add_middleware(AccessLog, form=options.access_log)
+    if spans is not None:
+        app.add_middleware(traced, provider=spans)
     for name in plugins("routes"):
         part = load("routes", name)
         if isinstance(part, APIRouter):

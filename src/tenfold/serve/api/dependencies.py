@@ -17,6 +17,7 @@ from fastapi import Depends, Request
 from pydantic import BaseModel
 from starlette.requests import HTTPConnection
 
+from tenfold.serve.api.background import Background
 from tenfold.serve.api.budget import Place
 from tenfold.serve.api.errors import ApiError
 from tenfold.serve.api.keys import Caller
@@ -67,6 +68,13 @@ async def _stored(request: Request) -> ResponseStore:
 
 
 Stored = Annotated[ResponseStore, Depends(_stored)]
+
+
+async def _works(request: Request) -> Background:
+    return request.app.state.background
+
+
+Works = Annotated[Background, Depends(_works)]
 
 
 class Stores(NamedTuple):

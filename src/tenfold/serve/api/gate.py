@@ -15,6 +15,8 @@ _HEADERS = (
     (b"x-content-type-options", b"nosniff"),
 )
 
+PAGE = "/page/"  # files of the chat page, the same for everybody
+
 
 class Gate:
     """ASGI middleware that refuses requests of other hosts and sites, without a valid key, above its limit, or too large."""
@@ -62,7 +64,7 @@ class Gate:
         """Who sends the request. Raises ApiError 401 or 429."""
         if self.keys is None:
             return ANYBODY
-        if path in self.open:
+        if path in self.open or path.startswith(PAGE):
             return STRANGER
         key = _key(headers)
         caller = self.keys.caller(key) if key else None

@@ -191,7 +191,6 @@ class ChatRequest(SamplingFields):
     refused: ClassVar[tuple[str, ...]] = (
         *SamplingFields.refused,
         "chat_template",
-        "continue_final_message",
         "prompt_logprobs",
     )
 
@@ -208,6 +207,7 @@ class ChatRequest(SamplingFields):
     function_call: Literal["none", "auto"] | None = None
     modalities: list[Literal["text"]] | None = None
     chat_template_kwargs: dict[str, Any] | None = None  # as vLLM has it: variables of the template
+    continue_final_message: bool | None = None  # as vLLM has it: the answer goes on with the last message, the assistant's
     store: bool | None = None
     metadata: Metadata | None = None
 
@@ -243,6 +243,10 @@ class ResponseText(BaseModel):
     format: ResponseTextFormat | None = None
 
 
+class ConversationName(Body):
+    id: str
+
+
 class ResponsesRequest(RequestBody):
     refused: ClassVar[tuple[str, ...]] = ("prompt", "top_logprobs")
 
@@ -255,17 +259,23 @@ class ResponsesRequest(RequestBody):
     stream: bool | None = None
     store: bool | None = None
     previous_response_id: str | None = None
-    conversation: str | dict[str, Any] | None = None
+    conversation: str | ConversationName | None = None
     background: bool | None = None
     text: ResponseText | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
     metadata: Metadata | None = None
     user: str | None = None
 
+    @property
+    def conversation_id(self) -> str:
+        """The name of the conversation that it belongs to; empty if to none."""
+        return self.conversation.id if isinstance(self.conversation, ConversationName) else self.conversation or ""
 
-class ChatUpdate(RequestBody):
-    """What can be changed of a stored chat completion."""
+
+class MetadataUpdate(RequestBody):
+    """What can be changed of a stored chat completion and of a conversation."""
 
     metadata: Metadata
 

@@ -1,4 +1,4 @@
-"""The latest responses and chat completions of each owner, in memory, for `previous_response_id` and for looking up."""
+"""The latest responses, conversations and chat completions of each owner, in memory, to be gone on with and looked up."""
 
 from collections import OrderedDict
 from typing import Any
@@ -21,10 +21,11 @@ class ResponseStore:
         self._bytes: dict[str, int] = {}
 
     def add(self, owner: str, response: dict[str, Any], messages: list[dict[str, Any]]) -> None:
-        """Keep a new response, as the latest of its owner."""
+        """Keep a response, or a later state of it, as the latest of its owner."""
         kept, stored = self._kept.setdefault(owner, OrderedDict()), msgspec.json.encode((response, messages))
+        self._bytes[owner] = self._bytes.get(owner, 0) + len(stored) - len(kept.get(response["id"], b""))
         kept[response["id"]] = stored
-        self._bytes[owner] = self._bytes.get(owner, 0) + len(stored)
+        kept.move_to_end(response["id"])
         self._make_room(owner, response["id"])
 
     def replace(self, owner: str, response: dict[str, Any], messages: list[dict[str, Any]]) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from tenfold.serve.request import FinishReason, Output, Request, TokenLogprob
 from tenfold.serve.sandbox.grammars import GrammarSource
 from tenfold.serve.sandbox.sandbox import Sandbox, SandboxBusy
 from tenfold.serve.text import TextSide, TextStream
+from tenfold.spec.errors import TenfoldError
 
 T = TypeVar("T")
 _RENDER_SECONDS = 30.0
@@ -81,9 +83,21 @@ class ServedModel:
         """Where the model's template is rendered and grammars are proven."""
         return Sandbox(self.text)
 
-    async def chat_prompt(self, messages: list[dict[str, Any]], variables: dict[str, Any]) -> list[int]:
-        """Tokens of a conversation, with variables of the template. Raises TenfoldError if it refuses that or fails."""
+    async def chat_prompt(self, messages: list[dict[str, Any]], variables: dict[str, Any], *, continues: bool = False) -> list[int]:
+        """Tokens of a conversation, with variables of the template; of one that `continues` up to the end of its last text.
+
+        Raises TenfoldError if the template refuses it or fails.
+        """
+        end = secrets.token_hex(16) if continues else ""  # written behind the last text, to find where the template puts it
+        if continues:
+            last = messages[-1]
+            messages = [*messages[:-1], {**last, "content": last["content"] + end}]
+            variables = {**variables, "add_generation_prompt": False}
         text = await self._outside(self.sandbox.render(messages, variables))
+        if continues:
+            text, found, _ = text.rpartition(end)
+            if not found:
+                raise TenfoldError("The model's chat template does not write the last message, which therefore cannot go on.")
         return await self.prompt(lambda: self.text.ids(text))
 
     async def grammar(self, source: GrammarSource | None) -> str | None:

@@ -1,15 +1,12 @@
-"""Tool calls: describing tools to a model whose template has no place for them, and finding its calls in its text."""
+"""Tools as prompts have them: described to a model whose template has no place for them, with calls of earlier turns."""
 
 import json
-import re
-import uuid
 from typing import Any
 
 _TELL = (
     "You can call functions. To call one, answer with nothing but\n<tool_call>\n"
     '{"name": "the function", "arguments": {...}}\n</tool_call>\nThe functions, as JSON:\n'
 )
-_TAGGED = re.compile(r"<tool_call>\s*(\{.*?\})\s*(?:</tool_call>|$)", re.DOTALL)
 
 
 def tell_of_tools(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -64,29 +61,3 @@ def call_schema(tools: list[dict[str, Any]], name: str | None = None) -> dict[st
         if name in (None, tool["function"]["name"])
     ]
     return choices[0] if len(choices) == 1 else {"anyOf": choices}
-
-
-def find_calls(text: str, names: set[str]) -> tuple[str, list[dict[str, Any]]]:
-    """The text without its calls, and the calls as OpenAI writes them.
-
-    Known forms: JSON between <tool_call> tags (Hermes, Qwen), or a whole answer that is JSON with a known function's
-    name and `arguments` or `parameters` (Llama 3).
-    """
-    found = [_as_call(match, names) for match in _TAGGED.findall(text)]
-    calls = [call for call in found if call]
-    if calls:
-        return _TAGGED.sub("", text).strip(), calls
-    whole = _as_call(text.strip().removeprefix("<|python_tag|>"), names)
-    return ("", [whole]) if whole else (text, [])
-
-
-def _as_call(text: str, names: set[str]) -> dict[str, Any] | None:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return None
-    if not isinstance(value, dict) or value.get("name") not in names:
-        return None
-    arguments = value.get("arguments", value.get("parameters", {}))
-    arguments = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-    return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": {"name": value["name"], "arguments": arguments}}

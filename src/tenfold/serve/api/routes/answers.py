@@ -2,11 +2,17 @@
 
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from fastapi import Query
 
 from tenfold.serve.api.served_model import OutputDelta, ServedModel
+from tenfold.serve.api.tool_parser import Call, Piece, ToolParser
 from tenfold.serve.request import Request, TokenLogprob
+
+Limit = Annotated[int, Query(ge=1, le=100)]  # of a page of a list
 
 
 def new_id(kind: str) -> str:
@@ -47,7 +53,38 @@ class Gathered:
         self.cached_tokens = max(self.cached_tokens, delta.cached_tokens)
 
 
-def usage(requests: list[Request], gathered: list[Gathered]) -> dict[str, Any]:
+@dataclass
+class Spoken(Gathered):
+    """One continuation of a chat so far, with its calls apart from what is said."""
+
+    parser: ToolParser = field(kw_only=True)
+
+    def read(self, delta: OutputDelta) -> list[Piece]:
+        """Take `delta`, and give what is new."""
+        self.add(delta)
+        pieces = list(self.parser.push(delta.text))
+        return [*pieces, *self.parser.end()] if delta.finish_reason else pieces
+
+    @property
+    def calls(self) -> list[Call]:
+        return self.parser.calls
+
+    @property
+    def ends_in_calls(self) -> bool:
+        """Whether it ended with calls, none of them cut."""
+        return bool(self.calls) and all(call.whole for call in self.calls)
+
+
+def usage(requests: list[Request], gathered: Sequence[Gathered]) -> dict[str, Any]:
     """Tokens read and written."""
     read, written = sum(len(r.tokens) for r in requests), sum(len(g.tokens) for g in gathered)
     return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+
+
+def page(found: list[dict[str, Any]], after: str, limit: int) -> dict[str, Any]:
+    """At most `limit` of the objects behind that with the id `after`; none behind one that is not there."""
+    ids = [one["id"] for one in found]
+    rest = found[ids.index(after) + 1 if after in ids else len(found) * bool(after) :]
+    shown = rest[:limit]
+    ends = {"first_id": shown[0]["id"] if shown else None, "last_id": shown[-1]["id"] if shown else None}
+    return {"object": "list", "data": shown, **ends, "has_more": len(rest) > limit}

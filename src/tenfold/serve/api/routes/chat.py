@@ -18,16 +18,16 @@ from tenfold.serve.api.errors import ApiError, wrong
 from tenfold.serve.api.keys import Caller
 from tenfold.serve.api.models import Models
 from tenfold.serve.api.protocol import ChatRequest, Message, Part, ToolChoice
-from tenfold.serve.api.routes.answers import Gathered, finite, head, new_id, usage
+from tenfold.serve.api.routes.answers import Gathered, Spoken, finite, head, new_id, usage
 from tenfold.serve.api.served_model import OutputDelta, ServedModel
 from tenfold.serve.api.split import unit
 from tenfold.serve.api.streaming import stream, until_disconnect
-from tenfold.serve.api.tools import as_object, call_schema, calls_as_text, find_calls, tell_of_tools
+from tenfold.serve.api.tool_parser import Arguments, CallBegins, Piece, Said, ToolParser
+from tenfold.serve.api.tools import as_object, call_schema, calls_as_text, tell_of_tools
 from tenfold.serve.request import Request, TokenLogprob
 from tenfold.serve.sandbox.grammars import GrammarSource
 
 router = APIRouter()
-_CALL_BEGINS = ("<tool_call>", "<|python_tag|>", "{")
 
 
 @router.post("/v1/chat/completions", **streams(ChatCompletion))
@@ -54,6 +54,11 @@ class Conversation:
     caller: Caller
     created: int = field(default_factory=lambda: int(time.time()))
 
+    def begin(self) -> list[Spoken]:
+        """Its answers, of which nothing has come yet."""
+        most = 1 if self.body.parallel_tool_calls is False else None
+        return [Spoken(parser=ToolParser(self.tools, most)) for _ in range(self.request.sampling.n)]
+
     def deltas(self) -> AsyncGenerator[OutputDelta, None]:
         """The answers as they come."""
         return self.model.generate(self.request, self.body.stops, self.body.skip_special_tokens is False)
@@ -74,7 +79,8 @@ async def prepare(models: Models, body: ChatRequest, place: Place, *, keeps: boo
     if "none" in (body.tool_choice, body.function_call):
         tools = []
     messages = await model.prompt(lambda: [plain(message) for message in body.messages])
-    tokens = await prompt_tokens(model, messages, tools, body.chat_template_kwargs)
+    _check_continues(body, messages)
+    tokens = await prompt_tokens(model, messages, tools, body.chat_template_kwargs, continues=bool(body.continue_final_message))
     model.check_tokens(body.logit_bias or (), "logit_bias")
     wanted = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     sampling = body.sampling(
@@ -125,14 +131,33 @@ def _text(part: Part) -> str:
 
 
 async def prompt_tokens(
-    model: ServedModel, messages: list[dict[str, Any]], tools: list[dict[str, Any]], variables: dict[str, Any] | None = None
+    model: ServedModel,
+    messages: list[dict[str, Any]],
+    tools: list[dict[str, Any]],
+    variables: dict[str, Any] | None = None,
+    *,
+    continues: bool = False,
 ) -> list[int]:
-    """The tokens of a conversation with tools and calls, also where the model's template has no place for them."""
+    """The tokens of a conversation with tools and calls, also where the model's template has no place for them.
+
+    Where the answer `continues` the last message, that one is not closed.
+    """
     if tools and not model.text.knows_tools:
         messages, tools = tell_of_tools(messages, tools), []
     if not model.text.knows_calls:
         messages = calls_as_text(messages)
-    return await model.chat_prompt(messages, {**(variables or {}), "tools": tools or None})
+    return await model.chat_prompt(messages, {**(variables or {}), "tools": tools or None}, continues=continues)
+
+
+def _check_continues(body: ChatRequest, messages: list[dict[str, Any]]) -> None:
+    if not body.continue_final_message:
+        return
+    if messages[-1]["role"] != "assistant" or not messages[-1]["content"]:
+        raise ApiError(
+            400, "continue_final_message needs a last message of the assistant, with text.", param="continue_final_message"
+        )
+    if body.store:
+        raise ApiError(400, "An answer that continues another is not stored: leave store out.", param="store")
 
 
 def _must_call(body: ChatRequest, tools: list[dict[str, Any]]) -> str | None:
@@ -164,85 +189,78 @@ def _grammar(body: ChatRequest, tools: list[dict[str, Any]], must_call: str | No
 
 async def answer(chat: Conversation, stores: Stores) -> dict[str, Any]:
     """The whole answer as one object."""
-    gathered = [Gathered() for _ in range(chat.request.sampling.n)]
+    spoken = chat.begin()
     async for delta in chat.deltas():
-        gathered[delta.index].add(delta)
-    whole = await _whole(chat, gathered)
-    await keep(chat, gathered, whole, stores)
+        spoken[delta.index].read(delta)
+    whole = await _whole(chat, spoken)
+    await keep(chat, spoken, whole, stores)
     return whole
 
 
-async def _whole(chat: Conversation, gathered: list[Gathered]) -> dict[str, Any]:
+async def _whole(chat: Conversation, spoken: list[Spoken]) -> dict[str, Any]:
     # Log-probabilities have their tokens as text, which takes long for many.
-    choices = await asyncio.to_thread(_choices, chat, gathered) if chat.body.logprobs else _choices(chat, gathered)
-    return {**_head(chat, "chat.completion"), "choices": choices, "usage": _usage(chat, gathered)}
+    choices = await asyncio.to_thread(_choices, chat, spoken) if chat.body.logprobs else _choices(chat, spoken)
+    return {**_head(chat, "chat.completion"), "choices": choices, "usage": _usage(chat, spoken)}
 
 
-def _choices(chat: Conversation, gathered: list[Gathered]) -> list[dict[str, Any]]:
-    choices = []
-    for i, g in enumerate(gathered):
-        said, finish = message(chat, g)
-        choices.append(
-            {"index": i, "message": said, "logprobs": _logprobs(chat, g.logprobs[: len(g.tokens)]), "finish_reason": finish}
-        )
-    return choices
+def _choices(chat: Conversation, spoken: list[Spoken]) -> list[dict[str, Any]]:
+    return [
+        {
+            "index": i,
+            "message": message(one),
+            "logprobs": _logprobs(chat, one.logprobs[: len(one.tokens)]),
+            "finish_reason": _finish(chat, one),
+        }
+        for i, one in enumerate(spoken)
+    ]
 
 
-def message(chat: Conversation, g: Gathered) -> tuple[dict[str, Any], str | None]:
-    """The message of a finished continuation, with its calls apart from the text, and why it ended."""
-    content, calls = find_calls(g.text, chat.tools) if chat.tools else (g.text, [])
-    if chat.body.parallel_tool_calls is False:
-        calls = calls[:1]
-    said: dict[str, Any] = {"role": "assistant", "content": content or None if calls else content, "refusal": None}
-    if not calls:
-        return said, g.finish_reason
-    return {**said, "tool_calls": calls}, "stop" if chat.must_call else "tool_calls"
+def message(one: Spoken) -> dict[str, Any]:
+    """The message of a continuation."""
+    content, calls = one.parser.content, [call.written() for call in one.calls]
+    said = {"role": "assistant", "content": content or None if calls else content, "refusal": None}
+    return {**said, "tool_calls": calls} if calls else said
+
+
+def _finish(chat: Conversation, one: Spoken) -> str | None:
+    """Why a continuation ended: with calls, unless one was cut; a call that was asked for by name ends with `stop`."""
+    return ("stop" if chat.must_call else "tool_calls") if one.ends_in_calls else one.finish_reason
 
 
 async def chunks(chat: Conversation, stores: Stores) -> AsyncGenerator[dict[str, Any], None]:
-    """The answer piece by piece: the role, then text, then the finish reason; usage last if it was asked for."""
-    start, n = _head(chat, "chat.completion.chunk"), chat.request.sampling.n
+    """The answer piece by piece: the role, then text and calls, then the finish reason; usage last if it was asked for."""
+    start, spoken = _head(chat, "chat.completion.chunk"), chat.begin()
     options = chat.body.stream_options
     with_usage = bool(options and options.include_usage)
     if with_usage:
         start["usage"] = None
-    gathered, held = [Gathered() for _ in range(n)], [""] * n
-    for i in range(n):
+    for i in range(len(spoken)):
         yield {**start, "choices": [_choice(i, {"role": "assistant", "content": ""})]}
     async for delta in chat.deltas():
-        i, g = delta.index, gathered[delta.index]
-        g.add(delta)
-        text, finish = delta.text, delta.finish_reason
-        if chat.tools:
-            text, held[i] = sayable(held[i] + text, g, finish)
-        logprobs = delta.logprobs[: len(delta.tokens)]
-        if text or (logprobs and chat.body.logprobs and not chat.tools):
-            yield {**start, "choices": [_choice(i, {"content": text}, None, _logprobs(chat, logprobs))]}
-        if not finish:
-            continue
-        said, reason = message(chat, g)
-        if calls := said.get("tool_calls"):
-            yield {**start, "choices": [_choice(i, {"tool_calls": [{"index": k, **call} for k, call in enumerate(calls)]})]}
-        elif held[i]:
-            yield {**start, "choices": [_choice(i, {"content": held[i]})]}
-        yield {**start, "choices": [_choice(i, {}, reason)]}
+        i, one = delta.index, spoken[delta.index]
+        pieces = [_delta(piece) for piece in one.read(delta)]
+        logprobs = _logprobs(chat, delta.logprobs[: len(delta.tokens)]) if delta.tokens else None
+        for piece in pieces or ([{"content": ""}] if logprobs else []):
+            yield {**start, "choices": [_choice(i, piece, None, logprobs)]}
+            logprobs = None  # they come with the first piece
+        if delta.finish_reason:
+            yield {**start, "choices": [_choice(i, {}, _finish(chat, one))]}
     if chat.body.store:
-        await keep(chat, gathered, await _whole(chat, gathered), stores)
+        await keep(chat, spoken, await _whole(chat, spoken), stores)
     if with_usage:
-        yield {**start, "choices": [], "usage": _usage(chat, gathered)}
+        yield {**start, "choices": [], "usage": _usage(chat, spoken)}
 
 
-def sayable(text: str, g: Gathered, finish: str | None) -> tuple[str, str]:
-    """The part of `text` that can be sent, and the part that may become a call and is held back."""
-    if g.text.lstrip().startswith("{"):
-        return "", text
-    begins = min((at for at in (text.find(mark) for mark in _CALL_BEGINS[:2]) if at >= 0), default=-1)
-    if begins >= 0:
-        return text[:begins], text[begins:]
-    if finish:
-        return text, ""
-    keep = max((k for mark in _CALL_BEGINS[:2] for k in range(1, len(mark)) if text.endswith(mark[:k])), default=0)
-    return text[: len(text) - keep], text[len(text) - keep :]
+def _delta(piece: Piece) -> dict[str, Any]:
+    """A piece as a chunk has it."""
+    match piece:
+        case Said(text):
+            return {"content": text}
+        case CallBegins(index, name, function):
+            called = {"index": index, "id": name, "type": "function", "function": {"name": function, "arguments": ""}}
+        case Arguments(index, text):
+            called = {"index": index, "function": {"arguments": text}}
+    return {"tool_calls": [called]}
 
 
 def _choice(index: int, delta: dict[str, Any], finish: str | None = None, logprobs: Any = None) -> dict[str, Any]:
@@ -253,7 +271,7 @@ def _head(chat: Conversation, kind: str) -> dict[str, Any]:
     return head(chat.request.id, kind, chat.created, chat.model)
 
 
-def _usage(chat: Conversation, gathered: list[Gathered]) -> dict[str, Any]:
+def _usage(chat: Conversation, gathered: list[Spoken]) -> dict[str, Any]:
     cached = max(g.cached_tokens for g in gathered)
     return {**usage([chat.request], gathered), "prompt_tokens_details": {"cached_tokens": cached}}
 
@@ -279,7 +297,7 @@ def _behaviour(g: Gathered) -> list[float] | None:
     return drawn if drawn and len(drawn) == len(g.logprobs) >= len(g.tokens) else None
 
 
-async def keep(chat: Conversation, gathered: list[Gathered], whole: dict[str, Any], stores: Stores) -> None:
+async def keep(chat: Conversation, gathered: list[Spoken], whole: dict[str, Any], stores: Stores) -> None:
     """Store the answers if the request says so, on disk where the server keeps feedback. The first has the request's id."""
     if not chat.body.store:
         return

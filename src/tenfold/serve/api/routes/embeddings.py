@@ -49,24 +49,34 @@ def encode(model: ServedModel, prompts: list[str | list[int]], what: str, suffix
 
 async def answer(models: Models, body: EmbeddingRequest, place: Place) -> dict[str, Any]:
     """The mean of the last hidden states over each text, of length 1."""
-    inputs = prompts_of(body.input, "input")
-    model = await models.admit(body.model, place, len(inputs))
-    encoded = await model.prompt(lambda: encode(model, inputs, "input"))
-    for tokens in encoded:
-        model.room(tokens, None, answers=False)
-    requests = [Request(new_id("embd"), tokens, task="embed", owner=place.owner) for tokens in encoded]
-    vectors = await asyncio.gather(*(model.embed(r) for r in requests))
+    model, vectors, read = await embed(models, body.model, prompts_of(body.input, "input"), place)
     data = [
         {"object": "embedding", "index": i, "embedding": _written(vector, body.encoding_format, body.dimensions)}
         for i, vector in enumerate(vectors)
     ]
-    read = sum(map(len, encoded))
     return {"object": "list", "data": data, "model": model.name, "usage": {"prompt_tokens": read, "total_tokens": read}}
+
+
+async def embed(
+    models: Models, name: str, inputs: list[str | list[int]], place: Place
+) -> tuple[ServedModel, list[list[float]], int]:
+    """The model `name`, its embedding of each text, and how many tokens these have. Raises ApiError or TenfoldError."""
+    model = await models.admit(name, place, len(inputs))
+    encoded = await model.prompt(lambda: encode(model, inputs, "input"))
+    for tokens in encoded:
+        model.room(tokens, None, answers=False)
+    requests = [Request(new_id("embd"), tokens, task="embed", owner=place.owner) for tokens in encoded]
+    return model, await asyncio.gather(*(model.embed(r) for r in requests)), sum(map(len, encoded))
+
+
+def unit_vector(vector: list[float]) -> "np.ndarray[Any, np.dtype[np.float32]]":
+    """A vector of length 1 in the same direction."""
+    values = np.array(vector, dtype=np.float32)
+    return values / max(float(np.linalg.norm(values)), 1e-12)
 
 
 def _written(vector: list[float], form: str | None, dimensions: int | None) -> list[float] | str:
     if dimensions is not None and dimensions > len(vector):
         raise ApiError(400, f"This model's embeddings have {len(vector)} dimensions, not {dimensions}.", param="dimensions")
-    values = np.array(vector[:dimensions], dtype=np.float32)
-    values /= max(float(np.linalg.norm(values)), 1e-12)
+    values = unit_vector(vector[:dimensions])
     return base64.b64encode(values.tobytes()).decode() if form == "base64" else [float(v) for v in values]

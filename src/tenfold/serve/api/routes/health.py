@@ -1,13 +1,7 @@
-"""`/health`, `/metrics`, and the chat page at `/`."""
-
-import base64
-import hashlib
-import re
-from functools import cache
-from importlib import resources
+"""`/health` and `/metrics`."""
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from tenfold.serve.api.answer_types import Health
 from tenfold.serve.api.dependencies import CurrentCaller, OptionalFeedback, ServedModels, operator_only
@@ -34,22 +28,3 @@ async def metrics(models: ServedModels) -> Response:
     for model in models.serving:
         models.metrics.update(model.name, model.backend.stats)
     return Response(models.metrics.text(), media_type="text/plain; version=0.0.4")
-
-
-@router.get("/", response_class=HTMLResponse, include_in_schema=False)
-async def page() -> Response:
-    text, policy = _page()
-    return HTMLResponse(text, headers={"Content-Security-Policy": policy})
-
-
-@cache
-def _page() -> tuple[str, str]:
-    """The page, and the policy by which it runs its own script and style and talks with this server alone."""
-    text = resources.files("tenfold.serve.api").joinpath("chat.html").read_text()
-    own = {tag: base64.b64encode(hashlib.sha256(_inside(text, tag).encode()).digest()).decode() for tag in ("script", "style")}
-    allowed = "; ".join(f"{tag}-src 'sha256-{digest}'" for tag, digest in own.items())
-    return text, f"default-src 'none'; {allowed}; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-
-
-def _inside(page: str, tag: str) -> str:
-    return re.findall(f"<{tag}>(.*?)</{tag}>", page, re.DOTALL)[0]

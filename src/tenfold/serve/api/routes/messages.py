@@ -2,11 +2,14 @@
 
 import json
 from collections.abc import AsyncGenerator, Iterator
+from dataclasses import dataclass
+from itertools import chain
 from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import Field
+from pydantic_core import from_json
 
 from tenfold.serve.api.answer_types import AnthropicCount, AnthropicMessage
 from tenfold.serve.api.budget import Place
@@ -15,11 +18,11 @@ from tenfold.serve.api.errors import ApiError
 from tenfold.serve.api.models import Models
 from tenfold.serve.api.protocol import Body, Finite, RequestBody, Stop, Text
 from tenfold.serve.api.routes import chat
-from tenfold.serve.api.routes.answers import Gathered
+from tenfold.serve.api.routes.answers import Gathered, Spoken
 from tenfold.serve.api.streaming import stream, until_disconnect
+from tenfold.serve.api.tool_parser import Arguments, CallBegins, Piece, Said
 
 router = APIRouter()
-_REASONS = {"length": "max_tokens", "tool_calls": "tool_use"}
 
 
 class Block(Body):
@@ -163,54 +166,85 @@ def _message(conversation: chat.Conversation, g: Gathered) -> dict[str, Any]:
     }
 
 
-def _end(g: Gathered, finish: str | None, calls: list[dict[str, Any]]) -> dict[str, Any]:
+def _end(spoken: Spoken) -> dict[str, Any]:
     """Why a message ended."""
-    reason = "tool_use" if calls else "stop_sequence" if g.stop else _REASONS.get(finish or "", "end_turn")
-    return {"stop_reason": reason, "stop_sequence": g.stop or None}
-
-
-def _used(call: dict[str, Any]) -> dict[str, Any]:
-    """A call as a block without its input."""
-    return {"type": "tool_use", "id": call["id"].replace("call", "toolu"), "name": call["function"]["name"], "input": {}}
+    told = "stop_sequence" if spoken.stop else "max_tokens" if spoken.finish_reason == "length" else "end_turn"
+    return {"stop_reason": "tool_use" if spoken.ends_in_calls else told, "stop_sequence": spoken.stop or None}
 
 
 async def answer(conversation: chat.Conversation) -> dict[str, Any]:
-    """The whole message as one object."""
-    g = Gathered()
-    async for delta in conversation.deltas():
-        g.add(delta)
-    said, finish = chat.message(conversation, g)
-    calls = said.get("tool_calls", [])
-    content = [{"type": "text", "text": said["content"]}] if said["content"] else []
-    content += [{**_used(call), "input": json.loads(call["function"]["arguments"])} for call in calls]
-    return {**_message(conversation, g), "content": content, **_end(g, finish, calls)}
+    """The whole message as one object: what the events of the streamed one come to."""
+    whole: dict[str, Any] = {}
+    async for event in events(conversation):
+        match event:
+            case {"message": begun}:
+                whole = begun
+            case {"content_block": {"type": "tool_use"} as block}:
+                whole["content"].append({**block, "input": ""})
+            case {"content_block": block}:
+                whole["content"].append(block)
+            case {"delta": {"text": text}}:
+                whole["content"][-1]["text"] += text
+            case {"delta": {"partial_json": text}}:
+                whole["content"][-1]["input"] += text
+            case {"type": "message_delta", "delta": end, "usage": used}:
+                whole |= {**end, "usage": used}
+    for block in whole["content"]:
+        if block["type"] == "tool_use":
+            block["input"] = _input(block["input"])
+    return whole
+
+
+def _input(arguments: str) -> dict[str, Any]:
+    """The arguments of a call as an object: of those that are cut, what has come; of those that are none, nothing."""
+    try:
+        value = from_json(arguments, allow_partial=True)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 async def events(conversation: chat.Conversation) -> AsyncGenerator[dict[str, Any], None]:
-    """Every event of a streamed message: a block of text if there is any, then one for each call."""
-    g, held, spoken = Gathered(), "", False
-    yield {"type": "message_start", "message": _message(conversation, g)}
+    """Every event of a streamed message: blocks of text and of calls, in the order in which they are written."""
+    (spoken,), blocks = conversation.begin(), _Blocks()
+    yield {"type": "message_start", "message": _message(conversation, spoken)}
     async for delta in conversation.deltas():
-        g.add(delta)
-        text = delta.text
-        if conversation.tools:
-            text, held = chat.sayable(held + text, g, delta.finish_reason)
-        if delta.finish_reason and not chat.message(conversation, g)[0].get("tool_calls"):
-            text += held
-        if not text:
-            continue
-        if not spoken:
-            spoken = True
-            yield {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}
-        yield {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": text}}
-    if spoken:
-        yield {"type": "content_block_stop", "index": 0}
-    said, finish = chat.message(conversation, g)
-    calls = said.get("tool_calls", [])
-    for i, call in enumerate(calls, int(spoken)):
-        yield {"type": "content_block_start", "index": i, "content_block": _used(call)}
-        arguments = {"type": "input_json_delta", "partial_json": call["function"]["arguments"]}
-        yield {"type": "content_block_delta", "index": i, "delta": arguments}
-        yield {"type": "content_block_stop", "index": i}
-    yield {"type": "message_delta", "delta": _end(g, finish, calls), "usage": _usage(conversation, g)}
+        for event in chain.from_iterable(map(blocks.write, spoken.read(delta))):
+            yield event
+    for event in blocks.close():
+        yield event
+    yield {"type": "message_delta", "delta": _end(spoken), "usage": _usage(conversation, spoken)}
     yield {"type": "message_stop"}
+
+
+@dataclass
+class _Blocks:
+    """The events of the blocks of one message."""
+
+    index: int = 0
+    open: Literal["", "text", "tool_use"] = ""  # the type of the block under way
+
+    def _begin(self, block: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        yield from self.close()
+        self.open = block["type"]
+        yield {"type": "content_block_start", "index": self.index, "content_block": block}
+
+    def write(self, piece: Piece) -> Iterator[dict[str, Any]]:
+        """More of the message."""
+        match piece:
+            case Said(text):
+                if self.open != "text":
+                    yield from self._begin({"type": "text", "text": ""})
+                delta = {"type": "text_delta", "text": text}
+            case CallBegins(_, name, function):
+                yield from self._begin({"type": "tool_use", "id": name.replace("call", "toolu"), "name": function, "input": {}})
+                return
+            case Arguments(_, text):
+                delta = {"type": "input_json_delta", "partial_json": text}
+        yield {"type": "content_block_delta", "index": self.index, "delta": delta}
+
+    def close(self) -> Iterator[dict[str, Any]]:
+        """End the block under way, if there is one."""
+        if self.open:
+            yield {"type": "content_block_stop", "index": self.index}
+            self.index, self.open = self.index + 1, ""

@@ -1,7 +1,11 @@
 """`/v1/responses`: OpenAI's Responses API over chat completions, with streaming, and earlier answers by name."""
 
+import asyncio
+import copy
 import time
+import traceback
 from collections.abc import AsyncGenerator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -13,21 +17,33 @@ from openai.types.responses import Response as ResponsesAnswer
 
 from tenfold.serve.api.answer_types import Deleted
 from tenfold.serve.api.budget import Place
-from tenfold.serve.api.dependencies import Owner, Placed, ServedModels, Stored, gives, streams
+from tenfold.serve.api.dependencies import Owner, Placed, ServedModels, Stored, Works, gives, streams
 from tenfold.serve.api.errors import ApiError
 from tenfold.serve.api.models import Models
 from tenfold.serve.api.protocol import ResponsesRequest
 from tenfold.serve.api.response_store import ResponseStore
 from tenfold.serve.api.routes import chat
 from tenfold.serve.api.routes.answers import Gathered, new_id
+from tenfold.serve.api.routes.conversations import KIND as CONVERSATION
+from tenfold.serve.api.routes.conversations import append
+from tenfold.serve.api.routes.items import stored, turns
 from tenfold.serve.api.streaming import stream, until_disconnect
+from tenfold.serve.api.tool_parser import Arguments, CallBegins, Piece, Said
+from tenfold.spec.errors import TenfoldError
 
 router = APIRouter()
 
 
 @router.post("/v1/responses", **streams(ResponsesAnswer))
-async def create_response(body: ResponsesRequest, request: Request, place: Placed, models: ServedModels, store: Stored) -> Response:
+async def create_response(
+    body: ResponsesRequest, request: Request, place: Placed, models: ServedModels, store: Stored, background: Works
+) -> Response:
     conversation = await until_disconnect(request, prepare(models, body, store, place))
+    if body.background:
+        begun = _object(body, conversation, "in_progress", [], None)
+        store.add(place.owner, begun, conversation.messages)
+        work = background.start(place.owner, begun["id"], in_background(body, conversation, store))
+        return JSONResponse(begun, background=work)
     if body.stream:
         return await stream(request, events(body, conversation, store), named=True)
     return JSONResponse(await until_disconnect(request, answer(body, conversation, store)))
@@ -44,36 +60,20 @@ async def get_response(name: str, owner: Owner, store: Stored) -> Response:
     return JSONResponse(store.get(owner, name)[0])
 
 
+@router.post("/v1/responses/{name}/cancel", **gives(ResponsesAnswer))
+async def cancel_response(name: str, owner: Owner, store: Stored, background: Works) -> Response:
+    """The response, which is cancelled where it was still under way."""
+    if not store.get(owner, name)[0]["background"]:
+        raise ApiError(400, "Only a response with background: true can be cancelled: close the connection of another.")
+    await background.cancel(owner, name)
+    return JSONResponse(store.get(owner, name)[0])
+
+
 @router.delete("/v1/responses/{name}", **gives(Deleted))
-async def delete_response(name: str, owner: Owner, store: Stored) -> Response:
+async def delete_response(name: str, owner: Owner, store: Stored, background: Works) -> Response:
+    await background.cancel(owner, name)
     store.delete(owner, name)
     return JSONResponse({"id": name, "object": "response", "deleted": True})
-
-
-def _turns(value: str | list[dict[str, Any]] | None) -> list[dict[str, Any]]:
-    """Chat messages of an input; none at all is an empty turn."""
-    if not isinstance(value, list):
-        return [{"role": "user", "content": value or ""}]
-    turns: list[dict[str, Any]] = []
-    for item in value:
-        kind = item.get("type") or "message"
-        if kind == "function_call":
-            call = {"name": str(item.get("name", "")), "arguments": str(item.get("arguments", ""))}
-            turns.append(_calling([{"id": str(item.get("call_id", "")), "type": "function", "function": call}]))
-        elif kind == "function_call_output":
-            turns.append({"role": "tool", "tool_call_id": str(item.get("call_id", "")), "content": item.get("output") or ""})
-        elif kind != "message":
-            raise ApiError(400, f"Input of type {kind!r} cannot be read: send messages.", param="input")
-        elif item.get("role") not in ("system", "developer", "user", "assistant"):
-            known = "system, developer, user or assistant"
-            raise ApiError(400, f"A message's role must be {known}, not {item.get('role')!r}.", param="input")
-        else:
-            turns.append({"role": item["role"], "content": item.get("content") or ""})
-    return turns
-
-
-def _calling(calls: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"role": "assistant", "content": "", "tool_calls": calls}
 
 
 def _tools(tools: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
@@ -86,12 +86,11 @@ def _tools(tools: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
 
 async def prepare(models: Models, body: ResponsesRequest, store: ResponseStore, place: Place) -> chat.Conversation:
     """The chat request of a response. Raises ApiError or TenfoldError in one sentence."""
-    if body.conversation is not None:
-        raise ApiError(404, "Conversations are not stored here: send the messages, or previous_response_id.", param="conversation")
-    if body.background:
-        raise ApiError(400, "Responses are not made in the background here: leave background out.", param="background")
-    messages = store.get(place.owner, body.previous_response_id)[1] if body.previous_response_id else []
-    messages = messages + _turns(body.input)
+    if body.background and (body.stream or body.store is False):
+        raise ApiError(
+            400, "A response in the background is stored and is not streamed: leave stream and store out.", param="background"
+        )
+    messages = _earlier(body, store, place.owner) + turns(body.input)
     told = [{"role": "system", "content": body.instructions}] if body.instructions else []
     form = body.text.format if body.text else None
     choice = body.tool_choice
@@ -105,6 +104,7 @@ async def prepare(models: Models, body: ResponsesRequest, store: ResponseStore, 
         "top_p": body.top_p,
         "tools": _tools(body.tools),
         "tool_choice": choice,
+        "parallel_tool_calls": body.parallel_tool_calls,
         "user": body.user,
     }
     if form is not None:
@@ -112,6 +112,21 @@ async def prepare(models: Models, body: ResponsesRequest, store: ResponseStore, 
     conversation = await chat.prepare(models, chat.request_of(wanted), place)
     conversation.messages = messages
     return conversation
+
+
+def _earlier(body: ResponsesRequest, store: ResponseStore, owner: str) -> list[dict[str, Any]]:
+    """What a response goes on with: a conversation, or an earlier response with all before it."""
+    if body.conversation is not None and body.previous_response_id:
+        raise ApiError(400, "Give conversation or previous_response_id, not both.", param="conversation")
+    if body.conversation is not None:
+        items = store.get(owner, body.conversation_id, CONVERSATION)[1]
+        return turns(items) if items else []
+    if not body.previous_response_id:
+        return []
+    response, messages = store.get(owner, body.previous_response_id)
+    if response["status"] == "in_progress":
+        raise ApiError(400, "The previous response is still under way: wait for its end.", param="previous_response_id")
+    return messages
 
 
 def _object(body: ResponsesRequest, conversation: chat.Conversation, status: str, output: list[Any], usage: Any) -> dict[str, Any]:
@@ -122,6 +137,8 @@ def _object(body: ResponsesRequest, conversation: chat.Conversation, status: str
         "object": "response",
         "created_at": conversation.created,
         "status": status,
+        "background": bool(body.background),
+        "conversation": {"id": body.conversation_id} if body.conversation_id else None,
         "error": None,
         "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
         "instructions": body.instructions,
@@ -129,7 +146,7 @@ def _object(body: ResponsesRequest, conversation: chat.Conversation, status: str
         "metadata": body.metadata or {},
         "model": conversation.model.name,
         "output": output,
-        "parallel_tool_calls": bool(body.tools),
+        "parallel_tool_calls": body.parallel_tool_calls is not False,
         "previous_response_id": body.previous_response_id,
         "temperature": sampling.temperature,
         "text": body.text.model_dump(by_alias=True, exclude_unset=True) if body.text else {"format": {"type": "text"}},
@@ -140,11 +157,6 @@ def _object(body: ResponsesRequest, conversation: chat.Conversation, status: str
         "usage": usage,
         "user": body.user,
     }
-
-
-def _item(name: str, text: str | None, status: str) -> dict[str, Any]:
-    content = [] if text is None else [{"type": "output_text", "text": text, "annotations": []}]
-    return {"id": name, "type": "message", "role": "assistant", "status": status, "content": content}
 
 
 def _counts(conversation: chat.Conversation, g: Gathered) -> dict[str, Any]:
@@ -160,12 +172,10 @@ def _counts(conversation: chat.Conversation, g: Gathered) -> dict[str, Any]:
 
 @dataclass
 class _Writer:
-    """The events of one response, numbered, and the items that they make: a message, then calls."""
+    """The events of one response, numbered, and the items that they make: messages, and calls of functions."""
 
-    name: str = field(default_factory=lambda: new_id("msg"))
-    spoken: str = ""
-    is_open: bool = False  # whether the message has begun
     output: list[dict[str, Any]] = field(default_factory=list)
+    is_open: bool = False  # whether the last item goes on
     _number: int = 0
 
     def event(self, kind: str, **more: Any) -> dict[str, Any]:
@@ -174,75 +184,99 @@ class _Writer:
 
     @property
     def _here(self) -> dict[str, Any]:
-        return {"item_id": self.name, "output_index": 0, "content_index": 0}
+        """Where the last item is, and for a message its one part."""
+        item = self.output[-1]
+        there = {"item_id": item["id"], "output_index": len(self.output) - 1}
+        return there | {"content_index": 0} if item["type"] == "message" else there
 
-    def open(self) -> Iterator[dict[str, Any]]:
-        """Begin the message, if it has not begun."""
-        if not self.is_open:
-            self.is_open = True
-            part = {"type": "output_text", "text": "", "annotations": []}
-            yield self.event("output_item.added", output_index=0, item=_item(self.name, None, "in_progress"))
-            yield self.event("content_part.added", **self._here, part=part)
-
-    def say(self, text: str) -> Iterator[dict[str, Any]]:
-        """More text of the message."""
-        if text:
-            yield from self.open()
-            self.spoken += text
-            yield self.event("output_text.delta", **self._here, delta=text, logprobs=[])
-
-    def close(self, status: str) -> Iterator[dict[str, Any]]:
-        """End the message, if it has begun."""
-        if self.is_open:
-            item = _item(self.name, self.spoken, status)
-            yield self.event("output_text.done", **self._here, text=self.spoken, logprobs=[])
-            yield self.event("content_part.done", **self._here, part=item["content"][0])
-            yield self.event("output_item.done", output_index=0, item=item)
-            self.output.append(item)
-
-    def call(self, call: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """A call of a function."""
-        function, at = call["function"], len(self.output)
-        item = {"id": new_id("fc"), "type": "function_call", "call_id": call["id"], "status": "completed", **function}
-        there = {"item_id": item["id"], "output_index": at}
-        yield self.event("output_item.added", output_index=at, item={**item, "arguments": "", "status": "in_progress"})
-        yield self.event("function_call_arguments.delta", **there, delta=function["arguments"])
-        yield self.event("function_call_arguments.done", **there, **function)
-        yield self.event("output_item.done", output_index=at, item=item)
+    def _open(self, item: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        yield from self.close()
         self.output.append(item)
+        self.is_open = True
+        yield self.event("output_item.added", output_index=len(self.output) - 1, item=copy.deepcopy(item))
+
+    def open_message(self) -> Iterator[dict[str, Any]]:
+        """Begin a message, if none is under way."""
+        if not (self.is_open and self.output[-1]["type"] == "message"):
+            message = {"type": "message", "role": "assistant", "content": []}
+            yield from self._open({"id": new_id("msg"), "status": "in_progress", **message})
+            part = {"type": "output_text", "text": "", "annotations": []}
+            self.output[-1]["content"].append(part)
+            yield self.event("content_part.added", **self._here, part=dict(part))
+
+    def write(self, piece: Piece) -> Iterator[dict[str, Any]]:
+        """More of the answer."""
+        match piece:
+            case Said(text):
+                yield from self.open_message()
+                self.output[-1]["content"][0]["text"] += text
+                yield self.event("output_text.delta", **self._here, delta=text, logprobs=[])
+            case CallBegins(_, name, function):
+                call = {"type": "function_call", "call_id": name, "name": function, "arguments": ""}
+                yield from self._open({"id": new_id("fc"), "status": "in_progress", **call})
+            case Arguments(_, text):
+                self.output[-1]["arguments"] += text
+                yield self.event("function_call_arguments.delta", **self._here, delta=text)
+
+    def close(self, status: str = "completed") -> Iterator[dict[str, Any]]:
+        """End the last item, if it goes on."""
+        if not self.is_open:
+            return
+        item, self.is_open = self.output[-1], False
+        item["status"] = status
+        if item["type"] == "message":
+            yield self.event("output_text.done", **self._here, text=item["content"][0]["text"], logprobs=[])
+            yield self.event("content_part.done", **self._here, part=item["content"][0])
+        else:
+            said = {"name": item["name"], "arguments": item["arguments"]}
+            yield self.event("function_call_arguments.done", **self._here, **said)
+        yield self.event("output_item.done", output_index=len(self.output) - 1, item=item)
 
 
 async def events(
     body: ResponsesRequest, conversation: chat.Conversation, store: ResponseStore
 ) -> AsyncGenerator[dict[str, Any], None]:
     """Every event of a streamed response; the last carries the whole response."""
-    writer, g, held = _Writer(), Gathered(), ""
+    writer, (spoken,) = _Writer(), conversation.begin()
     begun = _object(body, conversation, "in_progress", [], None)
     yield writer.event("created", response=begun)
     yield writer.event("in_progress", response=begun)
     if not conversation.tools:  # with tools there may be no message, only calls
-        for event in writer.open():
+        for event in writer.open_message():
             yield event
     async for delta in conversation.deltas():
-        g.add(delta)
-        text = delta.text
-        if conversation.tools:
-            text, held = chat.sayable(held + text, g, delta.finish_reason)
-        for event in writer.say(text):
+        for event in chain.from_iterable(map(writer.write, spoken.read(delta))):
             yield event
-    said, _ = chat.message(conversation, g)
-    calls = said.get("tool_calls") or []
-    status = "incomplete" if g.finish_reason == "length" else "completed"
-    for event in chain(() if calls else writer.say(held), writer.close(status), *map(writer.call, calls)):
+    status = "incomplete" if spoken.finish_reason == "length" else "completed"
+    for event in writer.close(status):
         yield event
-    whole = _object(body, conversation, status, writer.output, _counts(conversation, g))
+    whole = _object(body, conversation, status, writer.output, _counts(conversation, spoken))
     whole["completed_at"] = time.time() if status == "completed" else None
+    owner = conversation.request.owner
     if body.store is not False:
-        turn = _calling(calls) if calls else {"role": "assistant"}
-        store.add(conversation.request.owner, whole, [*conversation.messages, {**turn, "content": writer.spoken}])
+        store.add(owner, whole, [*conversation.messages, chat.message(spoken)])
+    if body.conversation_id:
+        with suppress(ApiError):  # it was deleted meanwhile
+            append(store, owner, body.conversation_id, stored(body.input) + writer.output)
     yield writer.event(status, response=whole)
 
 
 async def answer(body: ResponsesRequest, conversation: chat.Conversation, store: ResponseStore) -> dict[str, Any]:
     """The whole response as one object."""
     return [event async for event in events(body, conversation, store)][-1]["response"]
+
+
+async def in_background(body: ResponsesRequest, conversation: chat.Conversation, store: ResponseStore) -> None:
+    """Make a response that was stored when it began; how it ends is stored, too."""
+    try:
+        await answer(body, conversation, store)
+        return
+    except asyncio.CancelledError:
+        ended = _object(body, conversation, "cancelled", [], None)
+    except Exception as error:  # whatever it is, the response is under way no longer
+        told = str(error)
+        if not isinstance(error, ApiError | TenfoldError):
+            traceback.print_exception(error)
+            told = "The server failed on this request: an operator finds the reason in its log."
+        ended = _object(body, conversation, "failed", [], None) | {"error": {"code": "server_error", "message": told}}
+    store.add(conversation.request.owner, ended, conversation.messages)

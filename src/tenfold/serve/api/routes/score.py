@@ -1,0 +1,46 @@
+"""`/v1/score`, as vLLM has it for models of text: how alike two texts are, by the cosine of their embeddings."""
+
+import time
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import Field
+
+from tenfold.serve.api.answer_types import Scores
+from tenfold.serve.api.budget import Place
+from tenfold.serve.api.dependencies import Placed, ServedModels, gives
+from tenfold.serve.api.errors import ApiError
+from tenfold.serve.api.models import Models
+from tenfold.serve.api.protocol import RequestBody, Text
+from tenfold.serve.api.routes.answers import new_id
+from tenfold.serve.api.routes.embeddings import embed, prompts_of, unit_vector
+from tenfold.serve.api.streaming import until_disconnect
+
+router = APIRouter()
+
+
+class ScoreRequest(RequestBody):
+    model: str = ""
+    text_1: Text | Annotated[list[Text], Field(min_length=1)]
+    text_2: Text | Annotated[list[Text], Field(min_length=1)]
+
+
+@router.post("/v1/score", **gives(Scores))
+async def score(body: ScoreRequest, request: Request, place: Placed, models: ServedModels) -> Response:
+    return JSONResponse(await until_disconnect(request, answer(models, body, place)))
+
+
+async def answer(models: Models, body: ScoreRequest, place: Place) -> dict[str, Any]:
+    """A score for each of `text_2` beside `text_1`, or beside that of `text_1` in the same place."""
+    first, second = body.text_1 if isinstance(body.text_1, list) else [body.text_1], body.text_2
+    second = second if isinstance(second, list) else [second]
+    if len(first) not in (1, len(second)):
+        told = f"text_1 has {len(first)} texts and text_2 {len(second)}: give one text, or as many as in text_2."
+        raise ApiError(400, told, param="text_1")
+    model, vectors, read = await embed(models, body.model, prompts_of([*first, *second], "text_2"), place)
+    units = [unit_vector(vector) for vector in vectors]
+    left, right = units[: len(first)] * (len(second) // len(first)), units[len(first) :]
+    data = [{"index": i, "object": "score", "score": float(a @ b)} for i, (a, b) in enumerate(zip(left, right, strict=True))]
+    begun = {"id": new_id("score"), "object": "list", "created": int(time.time()), "model": model.name}
+    return {**begun, "data": data, "usage": {"prompt_tokens": read, "total_tokens": read}}

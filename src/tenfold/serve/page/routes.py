@@ -1,0 +1,42 @@
+"""The chat page at `/`, its scripts and styles under `/page`."""
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.responses import HTMLResponse, Response
+from fastapi.staticfiles import StaticFiles
+
+FILES = Path(str(resources.files("tenfold.serve.page").joinpath("static")))
+
+# The page runs the server's own scripts and styles and talks with the server alone; HTML from text passes DOMPurify, or is refused.
+POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        *(f"{kind}-src 'self'" for kind in ("script", "style", "img", "font", "connect")),
+        *(f"{kind} 'none'" for kind in ("base-uri", "form-action", "frame-ancestors")),
+        "require-trusted-types-for 'script'",
+        "trusted-types dompurify",
+    )
+)
+
+
+class _Fresh(StaticFiles):
+    """Files that a browser asks for again, lest a page of one version run scripts of another."""
+
+    def file_response(self, *given: Any, **named: Any) -> Response:
+        answer = super().file_response(*given, **named)
+        answer.headers["cache-control"] = "no-cache"
+        return answer
+
+
+def add_routes(app: FastAPI) -> None:
+    """Adds the page to the application."""
+
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    async def page() -> Response:
+        headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-cache"}
+        return HTMLResponse((FILES / "index.html").read_text(), headers=headers)
+
+    app.mount("/page", _Fresh(directory=FILES))
