@@ -1,4 +1,4 @@
-"""A real Slurm on this machine: its controller, and four nodes of eight GPUs that are empty files."""
+"""A real Slurm on this machine: its controller, and nodes with GPUs that are empty files."""
 
 import os
 import shutil
@@ -12,7 +12,6 @@ import psutil
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 NOTHING = subprocess.DEVNULL
-NODES = ("n1", "n2", "n3", "n4")
 CONFIG = """ClusterName=tenfold
 SlurmctldHost={host}(127.0.0.1)
 SlurmUser=root
@@ -40,7 +39,7 @@ SlurmdParameters=config_overrides
 KillWait=2
 MinJobAge=300
 {nodes}
-PartitionName=train Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+{partitions}
 """
 
 
@@ -53,29 +52,39 @@ def missing():
 
 
 class SlurmCluster:
-    """Started on entering; afterwards all its daemons and jobs are gone."""
+    """Started on entering; afterwards all its daemons and jobs are gone. Each partition has its own nodes."""
 
-    def __init__(self, folder):
-        self.folder, self.pids = Path(folder), []
+    def __init__(self, folder, partitions=None, gpus=8):
+        partitions = partitions or {"train": 4}
+        self.folder, self.gpus = Path(folder), gpus
+        self.nodes = [f"n{i + 1}" for i in range(sum(partitions.values()))]
+        left = iter(self.nodes)
+        self.partitions = {name: [next(left) for _ in range(count)] for name, count in partitions.items()}
 
     def __enter__(self):
         for name in ("munge", "devices", "state", "spool"):
             (self.folder / name).mkdir(parents=True)
-        for i in range(8):
+        for i in range(self.gpus):
             (self.folder / "devices" / f"gpu{i}").touch()
         with ExitStack() as held:
-            sockets = [held.enter_context(socket.socket()) for _ in range(5)]
+            sockets = [held.enter_context(socket.socket()) for _ in range(1 + len(self.nodes))]
             for one in sockets:
                 one.bind(("127.0.0.1", 0))
             ports = [one.getsockname()[1] for one in sockets]
         host = socket.gethostname()
         nodes = "\n".join(
-            f"NodeName={n} NodeHostname={host} NodeAddr=127.0.0.1 Port={p} CPUs=8 RealMemory=4000 Gres=gpu:8 Feature=fast"
-            for n, p in zip(NODES, ports[1:], strict=True)
+            f"NodeName={n} NodeHostname={host} NodeAddr=127.0.0.1 Port={p} CPUs=8 RealMemory=4000 Gres=gpu:{self.gpus} Feature=fast"
+            for n, p in zip(self.nodes, ports[1:], strict=True)
+        )
+        partitions = "\n".join(
+            f"PartitionName={name} Nodes={','.join(nodes)} Default={'NO' if i else 'YES'} MaxTime=INFINITE State=UP"
+            for i, (name, nodes) in enumerate(self.partitions.items())
         )
         config = self.folder / "slurm.conf"
-        config.write_text(CONFIG.format(folder=self.folder, host=host, ports=ports, nodes=nodes))
-        (self.folder / "gres.conf").write_text(f"NodeName=n[1-4] Name=gpu File={self.folder}/devices/gpu[0-7]\n")
+        config.write_text(CONFIG.format(folder=self.folder, host=host, ports=ports, nodes=nodes, partitions=partitions))
+        (self.folder / "gres.conf").write_text(
+            f"NodeName=n[1-{len(self.nodes)}] Name=gpu File={self.folder}/devices/gpu[0-{self.gpus - 1}]\n"
+        )
         (self.folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n")
         munge = self.folder / "munge"
         (munge / "key").write_bytes(os.urandom(1024))
@@ -85,9 +94,9 @@ class SlurmCluster:
             "munged", "--force", *(f"--{n}-file={munge / n}" for n in ("key", "pid", "log", "seed")), f"--socket={munge}/socket"
         )
         self._start("slurmctld", "-c", "-f", config)
-        for node in NODES:
+        for node in self.nodes:
             self.start(node)
-        self.wait(lambda: self.ask("sinfo", "--noheader", "--format=%T").split() == ["idle"], "the nodes are idle")
+        self.wait(lambda: set(self.ask("sinfo", "--noheader", "--format=%T").split()) == {"idle"}, "the nodes are idle")
         return self
 
     def __exit__(self, *error):
@@ -95,7 +104,7 @@ class SlurmCluster:
             self.ask("scancel", "--signal=KILL", "--user=root")
             self.ask("scancel", "--user=root")
             self.wait(lambda: not self.ask("squeue", "--noheader", "--states=running,completing"), "the jobs are gone")
-        for node in NODES:
+        for node in self.nodes:
             self._end(self.folder / f"slurmd-{node}.pid")
         self._end(self.folder / "slurmctld.pid")
         self._end(self.folder / "munge" / "pid")

@@ -1,15 +1,9 @@
 """A job that is really submitted to a Ray cluster on this machine; skipped where Ray's job server is not installed."""
 
-import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
+from ray_cluster import RayCluster
 
 from tenfold.launch.job import Job, Resources, open_launcher
 from tenfold.launch.records import read_record, write_record
@@ -19,38 +13,11 @@ pytest.importorskip("aiohttp_cors", reason="Ray's job server is missing: pip ins
 pytestmark = pytest.mark.slow
 
 
-def free_port():
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    """One node of two cores, whose job server's address is in RAY_ADDRESS; ended by its process group."""
-    home, port = Path(f"/tmp/tenfold-ray-{os.getpid()}"), free_port()  # short: Ray makes sockets in it
-    home.mkdir()
-    environment = os.environ | {"HOME": str(home), "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-    environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    options = ["--num-cpus=2", f"--port={free_port()}", f"--dashboard-port={port}", "--dashboard-host=127.0.0.1"]
-    options += ["--include-dashboard=true", f"--temp-dir={home}", "--node-ip-address=127.0.0.1", "--block", "--disable-usage-stats"]
-    with (home / "said").open("w") as said, pytest.MonkeyPatch.context() as patch:
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", *options]
-        ray = subprocess.Popen(command, env=environment, stdout=said, stderr=said, start_new_session=True)
-        patch.setenv("RAY_ADDRESS", f"http://127.0.0.1:{port}")
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        try:
-            for _ in range(600):
-                with socket.socket() as there:
-                    if there.connect_ex(("127.0.0.1", port)) == 0:
-                        break
-                assert ray.poll() is None, (home / "said").read_text()
-                time.sleep(0.5)
-            yield
-        finally:
-            os.killpg(ray.pid, signal.SIGTERM)
-            ray.wait(60)
-            shutil.rmtree(home, ignore_errors=True)
+def cluster():
+    """One node of two cores."""
+    with RayCluster() as cluster:
+        yield cluster
 
 
 def wait_for(ray, handle, *states):

@@ -2,39 +2,73 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from msgspec import Meta
+from msgspec import Meta, Struct
 
-from tenfold.spec.commands import Home, Json, print_json
+from tenfold.spec.commands import File, Home, Json, print_json
+from tenfold.spec.errors import TenfoldError
 from tenfold.spec.ranges import NotNegative, Text
+from tenfold.spec.strict_json import strict_json
+
+if TYPE_CHECKING:
+    from tenfold.fleet.pools import Policy, Size
+
+
+class SlotOptions(Struct, frozen=True):
+    """Of the slots of this machine."""
+
+    slot_watts: Annotated[NotNegative, Meta(description="What a slot takes at work, for `tenfold fleet cap`; 0 is unknown.")] = 0.0
+    keep_gib: Annotated[
+        NotNegative, Meta(description="Memory that roles may keep in slots they left, so that they come back warm; 0 keeps none.")
+    ] = 0.0
 
 
 def run(
+    file: Annotated[File | None, Meta(description="The fleet that a cluster runs, as fleet.toml.")] = None,
+    /,
     *,
+    on: Annotated[Literal["local", "slurm", "ray"], Meta(description="Where; local shows a loan, without a file.")] = "local",
     home: Home = Path("generations"),
     policy: Annotated[Text, Meta(description="What decides who has which slot: lend, or the policy of a plugin.")] = "lend",
-    slot_watts: Annotated[NotNegative, Meta(description="What a slot takes at work, for `tenfold fleet cap`; 0 is unknown.")] = 0.0,
-    switch: Annotated[
-        Literal["cold", "warm"], Meta(description="warm lets the processes of a role stay in their slot asleep, where they fit.")
-    ] = "cold",
-    keep_gib: Annotated[NotNegative, Meta(description="Memory that those asleep may keep together, with --switch warm.")] = 4.0,
+    slots: SlotOptions = SlotOptions(),
     json: Json = False,
 ) -> None:
-    """Train in one slot and serve chat in the other, and lend the first to chat while a wave of requests comes.
+    """Run the services and training runs of a fleet file on a cluster, or show a loan on this machine: train in one slot, serve
+    chat in the other, and lend the first to chat while a wave of requests comes.
 
-    Example: tenfold fleet run --home generations
+    Examples:
+
+      tenfold fleet run --home generations
+
+      tenfold fleet run fleet.toml --on slurm
     """
-    from tenfold.fleet.walk import walk
     from tenfold.spec.plugins import load
 
-    load("policies", policy)  # before anything is started
-    found = walk(home, (lambda text: None) if json else print, policy, slot_watts, keep_gib if switch == "warm" else 0.0)
+    chosen = load("policies", policy)  # before anything is started
+    if (file is None) != (on == "local"):
+        raise TenfoldError("A fleet file runs on a cluster: say `tenfold fleet run fleet.toml --on slurm`, or neither.")
+    if file is not None:
+        _on_cluster(file, on, home, chosen(), json)
+        return
+    from tenfold.fleet.walk import walk
+
+    found = walk(home, (lambda text: None) if json else print, policy, slots.slot_watts, slots.keep_gib)
     if json:
         print_json(found)
         return
     print(f"{found['requests']} requests, {found['accepted_lost']} accepted ones lost; {found['loans']} loans, back in time.")
     print(f"{found['lost_work_s'] or 0:.1f} s of lost work; the losses of {found['steps']} steps are those of an undisturbed run.")
+
+
+def _on_cluster(file: Path, on: str, home: Path, policy: "Policy", json: bool) -> None:
+    """Print a line for each size that is chosen."""
+    from tenfold.fleet.controller import control
+
+    def say(now: float, size: "Size") -> None:
+        print(strict_json({"at": now, **size._asdict()}) if json else f"{size.holder}: {size.nodes} nodes, {size.why}.", flush=True)
+
+    control(file, on, home, policy, say)
 
 
 def simulate(

@@ -12,7 +12,7 @@ from tenfold.plan.sites.site import site
 from tenfold.spec.accelerator import accelerator
 from tenfold.spec.errors import TenfoldError, nearest
 from tenfold.spec.files import readable
-from tenfold.spec.ranges import Count, CountOrNone, Nodes, NotNegative, Share, convert, hints_of, require_keys
+from tenfold.spec.ranges import Count, CountOrNone, Nodes, NotNegative, Seconds, Share, Text, convert, hints_of, require_keys
 
 Megawatts = Annotated[float, Meta(gt=0, le=1e6)]
 Multiple = Annotated[float, Meta(ge=1, le=1024)]
@@ -21,6 +21,7 @@ Days = Annotated[float, Meta(ge=0, le=3660)]
 OfEachHour = Annotated[
     list[Megawatts], Meta(min_length=24, max_length=24, extra={"words": "24 of them, one for each hour of the day"})
 ]
+Command = Annotated[list[str], Meta(min_length=1)]
 
 
 class Resources(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -46,7 +47,7 @@ class SiteTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PoolTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Equal nodes of one site."""
+    """Equal nodes of one site. For a live fleet: they are those of Slurm's `partition`, or Ray's with the custom `resource`."""
 
     site: str
     accelerator: str
@@ -56,6 +57,8 @@ class PoolTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ram_gib: NotNegative = 2048
     storage_tb: NotNegative = 30
     network_gbps: NotNegative = 3200
+    partition: Text | None = None
+    resource: Text | None = None
 
     @property
     def node(self) -> Resources:
@@ -66,7 +69,8 @@ class PoolTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class ServiceTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Chat or ranking. A node answers `requests_per_s` within the bounds, as the server was measured; `demand_csv` has seconds and
-    requests/s in its first two columns, times `demand_scale`. `own` nodes are its quota."""
+    requests/s in its first two columns, times `demand_scale`. `own` nodes are its quota. `command` is what each of its
+    nodes runs in a live fleet, where it has `leave_s` to finish its answers."""
 
     pool: str
     own: CountOrNone
@@ -75,6 +79,26 @@ class ServiceTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     demand_scale: Scale = 1.0
     least: CountOrNone = 1
     start_s: Annotated[float, Meta(ge=0, le=43_200)] = 60.0  # as far ahead as demand is forecast
+    leave_s: Count = 60
+    needs: Resources = Resources()
+    command: Command | None = None
+
+
+class RunTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A training run of a live fleet: `command` on `least` to `most` nodes of a pool, under torchrun with `processes_per_node`, by
+    default one for each accelerator. Its owner guesses that it needs `hours` on `least` nodes, `save_s` to save and leave and
+    `restart_s` to start; it saves every `interval_s`."""
+
+    pool: str
+    command: Command
+    hours: Annotated[float, Meta(gt=0, le=87_600)]
+    least: Nodes = 1
+    most: Nodes | None = None
+    processes_per_node: Count | None = None
+    save_s: Count = 60
+    restart_s: Seconds = 120.0
+    interval_s: Annotated[float, Meta(gt=0, le=1e9)] = 1800.0
+    scaling: Share = 0.9
     needs: Resources = Resources()
 
 
@@ -113,6 +137,7 @@ class FleetFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pools: dict[str, PoolTable]
     services: dict[str, ServiceTable] = {}
     jobs: dict[str, JobsTable] = {}
+    runs: dict[str, RunTable] = {}
     simulation: SimulationTable = SimulationTable()
 
 
@@ -136,15 +161,17 @@ def fleet_of(fields: dict[str, Any], where: str, folder: Path = Path()) -> Fleet
         _check_site(where, name, table)
     for name, pool in fleet.pools.items():
         _check_pool(fleet, where, name, pool)
-    for kind, roles in (("service", fleet.services), ("jobs", fleet.jobs)):
+    for kind, roles in (("service", fleet.services), ("jobs", fleet.jobs), ("run", fleet.runs)):
         for name, role in roles.items():
-            for pool_name in [role.pool] if isinstance(role, ServiceTable) else role.pools:
+            for pool_name in role.pools if isinstance(role, JobsTable) else [role.pool]:
                 if pool_name not in fleet.pools:
                     raise TenfoldError(f"{where}: {kind} {name}: no pool {pool_name!r}{nearest(pool_name, fleet.pools)}.")
                 _check_needs(where, name, role.needs, pool_name, fleet.pools[pool_name].node)
     left = {name: _left(fleet, where, name) for name in fleet.pools}
     for name, jobs in fleet.jobs.items():
         _check_jobs(fleet, where, name, jobs, left)
+    for name, run in fleet.runs.items():
+        _check_run(fleet, where, name, run)
     return _absolute(fleet, folder)
 
 
@@ -175,6 +202,17 @@ def _check_jobs(fleet: FleetFile, where: str, name: str, jobs: JobsTable, left: 
         raise TenfoldError(
             f"{where}: services have every node of {' and '.join(jobs.pools)}, and none is left for the jobs {name}: add some."
         )
+
+
+def _check_run(fleet: FleetFile, where: str, name: str, run: RunTable) -> None:
+    has, least = fleet.pools[run.pool].nodes, sum(one.least for one in fleet.services.values() if one.pool == run.pool)
+    if name in fleet.services:
+        raise TenfoldError(f"{where}: {name} is the name of a run and of a service: name one otherwise.")
+    if run.most is not None and run.most < run.least:
+        raise TenfoldError(f"{where}: the run {name} works on {run.least:,} nodes at least and cannot have {run.most:,} at most.")
+    if run.least + least > has:
+        beside = f", beside {least:,} of services," if least else ""
+        raise TenfoldError(f"{where}: the run {name} needs {run.least:,} nodes{beside} of {run.pool}, which has {has:,}: add some.")
 
 
 def _converted(fields: dict[str, Any], where: str) -> FleetFile:

@@ -46,6 +46,25 @@ class Job:
         """Seconds since its last checkpoint, or since it began to start."""
         return (now - self.begins) % self.interval_s if now > self.begins else now - self.since
 
+    def stop(self, now: float, save: bool) -> float:
+        """Keep what it did, up to a checkpoint that it writes or up to its last one; returns the node-seconds that are lost."""
+        if not self.nodes:
+            return 0.0
+        done = max(0.0, now - self.begins)
+        lost = now - self.since if not done else self.save_s if save else self.unsaved_s(now)
+        kept = done if save else done - (self.unsaved_s(now) if done else 0.0)
+        self.work_s = max(0.0, self.work_s - kept * self.speed(self.nodes))
+        return lost * self.nodes
+
+    def start(self, now: float, wait_s: float, nodes: int) -> float:
+        """Let it have so many nodes, and make progress after `wait_s` and a restart; returns the node-seconds of a restart, which
+        are lost where it worked before."""
+        lost = 0.0 if self.begun is None else self.restart_s * nodes
+        self.begun = now if self.begun is None else self.begun
+        self.nodes, self.since, self.begins = nodes, now, now + wait_s + self.restart_s
+        self.version += 1
+        return lost
+
 
 @dataclass(slots=True, eq=False)
 class Service:
@@ -122,6 +141,76 @@ class Pool:
         """How many more nodes may be busy."""
         busy = self.training + self.serving + self.leaving
         return min(self.nodes, self.allowed) - busy
+
+    def size_service(self, service: Service, size: "Size") -> int:
+        """Bring a service to a size, as far as there is room; returns how many nodes it got, or gave back where below zero."""
+        more = max(0, size.nodes) - service.nodes
+        if more > 0:
+            more = min(more, max(0, self.room))
+            service.until = size.until if size.nodes > service.own else None
+        elif more == 0:
+            service.until = size.until
+        elif size.nodes <= service.own:
+            service.until = None
+        service.nodes += more
+        self.serving += more
+        return more
+
+    def size_job(self, now: float, job: Job, size: "Size") -> "Resized | None":
+        """Bring a job to a size: it stops with or without a checkpoint, and starts from the last one it has.
+
+        None where that may not be, or it has the size. Nodes that it leaves with a checkpoint are `leaving` until they are `freed`.
+        """
+        had = job.nodes
+        new = max(0, min(size.nodes, job.most, had + max(0, self.room)))
+        if new == had or 0 < new < job.least:
+            return None
+        lost, save_s = job.stop(now, size.save), job.save_s if size.save and had else 0.0
+        leaving = max(0, had - new) if save_s else 0
+        self.leaving += leaving
+        self.training += new - had
+        if new:
+            if not had:
+                self.waiting.remove(job)
+                self.running[job.name] = job
+            lost += job.start(now, save_s, new)
+        else:
+            self.wait(job)
+        return Resized(had, new, leaving, save_s, lost)
+
+    def hit(self, now: float, job: Job, wait_s: float) -> float:
+        """A running job lost a node, or failed: it goes on after `wait_s` with as many, with one fewer where there is no room, or
+        waits. Returns the node-seconds that are lost."""
+        lost, nodes = job.stop(now, False), job.nodes - (self.room < 0)
+        self.training -= job.nodes
+        if nodes >= job.least:
+            self.training += nodes
+            return lost + job.start(now, wait_s, nodes)
+        self.wait(job)
+        return lost
+
+    def finish(self, job: Job) -> None:
+        """A running job has ended."""
+        del self.running[job.name]
+        self.training -= job.nodes
+
+    def wait(self, job: Job) -> None:
+        """Back into the line, before those that came later."""
+        self.running.pop(job.name, None)
+        job.nodes, job.version = 0, job.version + 1
+        at = next((i for i, other in enumerate(self.waiting) if other.came > job.came), len(self.waiting))
+        self.waiting.insert(at, job)
+
+
+class Resized(NamedTuple):
+    """A job's nodes before and after, those that `leaving` it are not free before it has saved for `save_s`, and the node-seconds
+    that are lost."""
+
+    had: int
+    nodes: int
+    leaving: int
+    save_s: float
+    lost_s: float
 
 
 class Size(NamedTuple):

@@ -6,19 +6,16 @@ every policy meets the same work and the same demand.
 
 import heapq
 import itertools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tenfold.fleet.meter import Meter, Serving
-from tenfold.fleet.pools import Job, Policy, Pool, Service, Size
+from tenfold.fleet.pools import Job, Policy, Pool, Size
 from tenfold.fleet.setup import DAY_S, HOUR_S, PoolFacts, Setup, draw_work
-from tenfold.fleet.traces import BIN_S
-
-SWITCH_S = 60.0  # of a pool, beside a look and the start of its slowest service: a checkpoint or a drain
+from tenfold.fleet.site_pools import open_pool, over_cap, over_due, show_demand, show_power
 
 
 @dataclass
@@ -36,10 +33,20 @@ class Outcome:
     series: list[tuple[float, ...]] = field(default_factory=list)
 
 
-class Simulation:
-    """One run. `sample_s` is the distance of the rows of the series."""
+class Recorded(NamedTuple):
+    """What came in place of what is drawn: jobs with their table's names, in their order, and nodes of pools that failed: when,
+    who held it and, after so many seconds, it was back."""
 
-    def __init__(self, setup: Setup, policy: Policy, seed: int = 0, sample_s: float = 600.0):
+    work: list[tuple[str, Job]]
+    failures: list[tuple[float, str, str, float]]
+
+
+class Simulation:
+    """One run. `sample_s` is the distance of the rows of the series. Jobs and failures are drawn, unless they were `recorded`."""
+
+    def __init__(
+        self, setup: Setup, policy: Policy, seed: int = 0, sample_s: float = 600.0, recorded: Recorded | None = None
+    ):  # fmt: skip
         self._setup, self._policy, self._table = setup, policy, setup.file.simulation
         self._end, self._sample_s = self._table.days * DAY_S, sample_s
         self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
@@ -47,11 +54,14 @@ class Simulation:
         self._draw = np.random.default_rng([seed, 1])
         self._pools = {name: self._open(facts) for name, facts in setup.pools.items()}
         self._queued = dict.fromkeys(self._pools, 0.0)  # node-seconds that wait
-        self._work, self._next, self._ended = draw_work(setup, seed), 0, 0
+        self._recorded, self._next, self._ended = recorded, 0, 0
+        self._work = recorded.work if recorded else draw_work(setup, seed)
 
     def run(self) -> Outcome:
         """Until the end of the time, and of the jobs where they may drain."""
-        for meter in self.out.meters.values():
+        for when, pool, holder, back_s in self._recorded.failures if self._recorded else ():
+            self._at(when, self._lose, self.out.meters[pool], holder, back_s)
+        for meter in () if self._recorded else self.out.meters.values():
             self._at(self._draw.exponential(self._failure_s(meter)), self._fail, meter)
         if self._work:
             self._at(self._work[0][1].came, self._arrive)
@@ -75,17 +85,8 @@ class Simulation:
         heapq.heappush(self._events, (when, next(self._order), happen, arguments))
 
     def _open(self, facts: PoolFacts) -> Pool:
-        """A pool with every service at its own size."""
-        pool = Pool(facts.name, facts.nodes, worth_usd=facts.worth_usd)
-        servings = []
-        for known in self._setup.services.values():
-            if known.table.pool == facts.name:
-                t = known.table
-                service = Service(known.name, t.own, t.requests_per_s, t.start_s, t.least, t.own, bin_s=BIN_S)
-                pool.services.append(service)
-                servings.append(Serving(service, ready=t.own))
-                pool.serving += t.own
-        pool.switch_s = max((s.start_s for s in pool.services), default=0.0) + SWITCH_S + self._table.tick_s
+        pool = open_pool(self._setup, facts)
+        servings = [Serving(service, ready=service.nodes) for service in pool.services]
         self.out.meters[facts.name] = Meter(facts, self._setup.sites[facts.site], pool, servings)
         return pool
 
@@ -93,23 +94,17 @@ class Simulation:
         """Pay, move the demand on, let the policy look, keep the cap, write a row."""
         if now + self._table.tick_s <= self._end + self._table.drain_days * DAY_S:
             self._at(now + self._table.tick_s, self._tick)
-        into, index = now % BIN_S, int(now / BIN_S)
         if now <= self._end:
             self.out.peak_w = max(self.out.peak_w, self._watts())
         for meter in self.out.meters.values():
             if now <= self._end:
                 meter.advance(now)
                 meter.settle(now)
-            self._power(meter, now)
+            show_power(meter.pool, self._setup, meter.down, now)
             for serving in meter.serving:
-                known, service = self._setup.services[serving.service.name], serving.service
-                at = index % len(known.rates)
-                service.rate, service.high, service.middle = known.at(now), known.high[at], known.middle[at]
-                service.into_s = into
-                if service.until is not None and service.until <= now:
-                    self._size_service(
-                        now, meter, serving, Size(service.name, min(service.own, service.nodes), None, "its deadline")
-                    )
+                show_demand(serving.service, self._setup.services[serving.service.name], now)
+            for size in over_due(now, meter.pool):
+                self._size_service(now, meter, next(s for s in meter.serving if s.service.name == size.holder), size)
             meter.pool.periodic = True
             self._decide(now, meter)
             meter.pool.periodic = False
@@ -117,25 +112,11 @@ class Simulation:
         if now <= self._end and now % self._sample_s < self._table.tick_s:
             self._row(now)
 
-    def _power(self, meter: Meter, now: float) -> None:
-        """How many nodes the site's cap lets work, at this moment and until a switch is over, and what an hour's energy costs."""
-        facts, site, pool = meter.facts, meter.site, meter.pool
-        peak = sum(one.peak_w for one in self._setup.pools.values() if one.site == facts.site)
-        hours = [int(now / HOUR_S), int((now + pool.switch_s + self._table.tick_s) / HOUR_S)]
-        spare = [site.cap_w[h % 24] * facts.peak_w / peak - (pool.nodes + meter.down) * facts.idle_w for h in hours]
-        allowed = [10**9 if watts == math.inf else int(watts / (facts.busy_w - facts.idle_w)) for watts in spare]
-        pool.allowed, pool.allowed_soon = allowed[0], min(allowed)
-        usd = site.usd_per_kwh[hours[0] % len(site.usd_per_kwh)]
-        usd += site.carbon_usd_per_t * site.kgco2_per_kwh[hours[0] % len(site.kgco2_per_kwh)] / 1000
-        pool.energy_usd = facts.busy_w / 1000 * usd
-
     def _keep_cap(self, now: float, meter: Meter) -> None:
-        """Stop jobs where a cap came down and the policy gave nothing back, the newest first."""
+        """Stop jobs where a cap came down and the policy gave nothing back."""
         pool = meter.pool
-        for job in sorted(pool.running.values(), key=lambda job: -job.since):
-            if pool.training + pool.serving + pool.leaving <= pool.allowed:
-                return
-            self._size_job(now, meter, job, Size(job.name, 0, None, "the cap of power", save=False))
+        for size in over_cap(pool):
+            self._size_job(now, meter, pool.running[size.holder], size)
         if pool.training + pool.serving + pool.leaving > pool.allowed:
             meter.over_cap_s += self._table.tick_s
 
@@ -155,76 +136,40 @@ class Simulation:
                 self._size_job(now, meter, job, size)
 
     def _size_service(self, now: float, meter: Meter, serving: Serving, size: Size) -> None:
-        service, pool = serving.service, meter.pool
+        service = serving.service
         meter.advance(min(now, self._end))
-        more = max(0, size.nodes) - service.nodes
+        more = meter.pool.size_service(service, size)
         if more > 0:
-            more = min(more, max(0, pool.room))
             serving.starting += more
-            service.until = size.until if size.nodes > service.own else None
-            if more:
-                self._at(now + service.start_s, self._ready, meter, serving, more)
+            self._at(now + service.start_s, self._ready, meter, serving, more)
         else:
             starting = min(-more, serving.starting)
             serving.starting -= starting
             serving.called_off += starting
             serving.ready += more + starting
-            service.until = size.until if more == 0 else None if size.nodes <= service.own else service.until
-        service.nodes += more
-        pool.serving += more
-        if more:
-            self.out.moves += 1
+        self.out.moves += more != 0
 
     def _size_job(self, now: float, meter: Meter, job: Job, size: Size) -> None:
-        """Bring a job to a size: it stops with or without a checkpoint, and starts from the last one it has."""
-        pool, had = meter.pool, job.nodes
-        new = max(0, min(size.nodes, job.most, had + max(0, pool.room)))
-        if new == had or 0 < new < job.least:
-            return
+        pool = meter.pool
         meter.advance(min(now, self._end))
-        self._stop(now, job, size.save, "policy")
-        save_s = job.save_s if size.save and had else 0.0
-        if had and new < had and save_s:
-            pool.leaving += had - new
-            self._at(now + save_s, self._freed, meter, had - new)
-        pool.training += new - had
-        if new:
-            if not had:
-                pool.waiting.remove(job)
-                pool.running[job.name] = job
-                self._queued[pool.name] -= job.least * job.work_s
-            self._start(now, save_s, meter, job, new, "policy")
-        else:
-            self._wait(pool, job)
-            self.out.stops += 1
-        self.out.moves += 1
-
-    def _stop(self, now: float, job: Job, save: bool, cause: str) -> None:
-        """Keep what the job did, up to its last checkpoint or this moment, and count what is lost."""
-        if not job.nodes:
+        resized = pool.size_job(now, job, size)
+        if resized is None:
             return
-        done = max(0.0, now - job.begins)
-        lost = now - job.since if not done else job.save_s if save else job.unsaved_s(now)
-        kept = done if save else done - (job.unsaved_s(now) if done else 0.0)
-        job.work_s = max(0.0, job.work_s - kept * job.speed(job.nodes))
-        self.out.lost_s[cause] += lost * job.nodes
+        self.out.lost_s["policy"] += resized.lost_s
+        self.out.moves += 1
+        if resized.leaving:
+            self._at(now + resized.save_s, self._freed, meter, resized.leaving)
+        if not resized.had:
+            self._queued[pool.name] -= job.least * job.work_s
+        self._goes_on(meter, job)
+        self.out.stops += not resized.nodes
 
-    def _start(self, now: float, wait_s: float, meter: Meter, job: Job, nodes: int, cause: str) -> None:
-        if job.begun is None:
-            job.begun = now
+    def _goes_on(self, meter: Meter, job: Job) -> None:
+        """It will end in its time where it has nodes, and is in the line where it has none."""
+        if job.nodes:
+            self._at(job.begins + job.work_s / job.speed(job.nodes), self._finish, meter, job, job.version)
         else:
-            self.out.lost_s[cause] += job.restart_s * nodes
-        job.nodes, job.since, job.begins = nodes, now, now + wait_s + job.restart_s
-        job.version += 1
-        self._at(job.begins + job.work_s / job.speed(nodes), self._finish, meter, job, job.version)
-
-    def _wait(self, pool: Pool, job: Job) -> None:
-        """Back into the line, before those that came later."""
-        pool.running.pop(job.name, None)
-        job.nodes, job.version = 0, job.version + 1
-        self._queued[pool.name] += job.least * job.work_s
-        at = next((i for i, other in enumerate(pool.waiting) if other.came > job.came), len(pool.waiting))
-        pool.waiting.insert(at, job)
+            self._queued[meter.pool.name] += job.least * job.work_s
 
     def _arrive(self, now: float) -> None:
         name, job = self._work[self._next]
@@ -244,8 +189,7 @@ class Simulation:
             self.out.events -= 1  # it was moved since
             return
         meter.advance(min(now, self._end))
-        del meter.pool.running[job.name]
-        meter.pool.training -= job.nodes
+        meter.pool.finish(job)
         self._ended += 1
         self.out.jobs.append((job.came, job.begun, now, job.least))
         self._decide(now, meter)
@@ -266,43 +210,41 @@ class Simulation:
         return DAY_S / max(1e-9, meter.pool.nodes * meter.facts.per_day)
 
     def _fail(self, now: float, meter: Meter) -> None:
-        """A node of the pool fails: whoever holds it loses it."""
+        """Some node of the pool fails."""
         pool, facts = meter.pool, meter.facts
         self._at(now + self._draw.exponential(self._failure_s(meter)), self._fail, meter)
-        meter.advance(min(now, self._end))
         at = self._draw.random() * pool.nodes
-        repaired = self._draw.random() < facts.repair_share
-        if repaired and pool.nodes > 1:
+        repaired = self._draw.random() < facts.repair_share and pool.nodes > 1
+        back_s = self._draw.exponential(self._setup.recovery["repair_h"] * HOUR_S) if repaired else 0.0
+        held = [(job.name, job.nodes) for job in pool.running.values()]
+        for name, nodes in [*held, *((serving.service.name, serving.ready) for serving in meter.serving)]:
+            at -= nodes
+            if at < 0:
+                return self._lose(now, meter, name, back_s)
+        return self._lose(now, meter, "", back_s)
+
+    def _lose(self, now: float, meter: Meter, holder: str, back_s: float) -> None:
+        """A node fails and is back after a repair, or at once: whoever holds it loses it."""
+        pool = meter.pool
+        meter.advance(min(now, self._end))
+        if back_s:
             pool.nodes -= 1
             meter.down += 1
-            self._at(now + self._draw.exponential(self._setup.recovery["repair_h"] * HOUR_S), self._repaired, meter)
-        for job in list(pool.running.values()):
-            at -= job.nodes
-            if at < 0:
-                return self._hit(now, meter, job)
+            self._at(now + back_s, self._repaired, meter)
+        if (job := pool.running.get(holder)) is not None:
+            return self._hit(now, meter, job)
         for serving in meter.serving:
-            at -= serving.ready
-            if at < 0:
+            if serving.service.name == holder:
                 serving.ready -= 1
                 serving.starting += 1
                 back = serving.service.start_s if pool.room >= 0 else self._setup.recovery["restart_s"]
                 self._at(now + self._setup.recovery["detection_s"] + back, self._ready, meter, serving, 1)
-                return None
         return None
 
     def _hit(self, now: float, meter: Meter, job: Job) -> None:
         """A job loses what it did since its checkpoint, and goes on: with another node, with fewer, or from the line."""
-        pool = meter.pool
-        self._stop(now, job, False, "failures")
-        wait_s, nodes = self._setup.recovery["detection_s"], job.nodes
-        if pool.room < 0:
-            nodes -= 1
-        pool.training -= job.nodes
-        if nodes >= job.least:
-            pool.training += nodes
-            self._start(now, wait_s, meter, job, nodes, "failures")
-        else:
-            self._wait(pool, job)
+        self.out.lost_s["failures"] += meter.pool.hit(now, job, self._setup.recovery["detection_s"])
+        self._goes_on(meter, job)
         self._decide(now, meter)
 
     def _repaired(self, now: float, meter: Meter) -> None:

@@ -13,7 +13,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.plugins import load
@@ -121,6 +121,14 @@ class Handle:
         return "failed" if self.future.exception() else "finished"
 
 
+class Seen(NamedTuple):
+    """What a cluster says of a job: its id there, and the nodes that it has, or asks for while it waits."""
+
+    id: str
+    status: Status
+    nodes: int
+
+
 class Launcher(Protocol):
     """Starts jobs and ends them. A launcher of one's own inherits what it does not do better itself."""
 
@@ -172,6 +180,14 @@ class Launcher(Protocol):
         self.check(job)  # a size that cannot be had leaves the job as it is
         self.drain(handle, handle.job.grace_s)
         return self.submit(job)
+
+    def up(self) -> int:
+        """How many nodes are up of those that its jobs may have."""
+        raise TenfoldError("This launcher does not say which nodes are up: a fleet's pools are on slurm or ray.")
+
+    def seen(self) -> dict[str, Seen]:
+        """This user's jobs by the names of their files, of equal names the last one, as far as the cluster remembers them."""
+        raise TenfoldError("This launcher does not list its jobs: a fleet's pools are on slurm or ray.")
 
     def close(self) -> None:
         """Drain the jobs that run under this process, and let go of what the launcher holds."""

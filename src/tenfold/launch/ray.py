@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 from tenfold.launch.child import set_threads
-from tenfold.launch.job import Handle, Job, Resources, Status
+from tenfold.launch.job import Handle, Job, Resources, Seen, Status
 from tenfold.launch.job_files import JobFileLauncher, file_name, shipped
 from tenfold.spec.errors import NotInstalled, TenfoldError
 from tenfold.spec.threads import set_waiting_policy
@@ -29,15 +29,18 @@ TASK_RETRIES = 3  # of a function whose node is lost
 
 @dataclass(frozen=True)
 class RayLauncher(JobFileLauncher):
-    """A task whose node is lost starts again, from what it saved. A command runs in a copy of `working_dir`."""
+    """A task whose node is lost starts again, from what it saved. A command runs in a copy of `working_dir`, on nodes that have the
+    custom `resource`, where one is named."""
 
     working_dir: Path | None = None
+    resource: str | None = None
     template: ClassVar[str] = "ray.py"
     _tasks: dict[str, Any] = field(default_factory=dict, init=False)
 
     def facts(self, job: Job) -> dict[str, Any]:
         needs = job.resources
-        return {"resources": {"CPU": needs.cores or needs.gpus or 1, "GPU": needs.gpus, "memory": needs.memory_bytes}}
+        asked = {"CPU": needs.cores or needs.gpus or 1, "GPU": needs.gpus, "memory": needs.memory_bytes}
+        return {"resources": asked, "custom": {self.resource: 1} if self.resource else {}}
 
     def words(self, job: Job) -> Job:
         there = {str(path): key for key, path in shipped(job).items()}
@@ -64,6 +67,21 @@ class RayLauncher(JobFileLauncher):
 
     def logs(self, handle: Handle, lines: int) -> str:
         return "\n".join(_jobs().get_job_logs(handle.id).splitlines()[-lines:])
+
+    def up(self) -> int:
+        _ray()
+        from ray.util.state import list_nodes
+
+        nodes = list_nodes(address=_jobs().get_address(), limit=10_000, raise_on_missing_output=False)
+        has = [node.resources_total for node in nodes if node.state == "ALIVE"]
+        return sum(self.resource is None or resources.get(self.resource, 0) >= 1 for resources in has)
+
+    def seen(self) -> dict[str, Seen]:
+        jobs = [one for one in _jobs().list_jobs() if one.submission_id and "nodes" in (one.metadata or {})]
+        return {
+            one.submission_id.rpartition("-")[0]: Seen(one.submission_id, STATUS[one.status.name], int(one.metadata["nodes"]))
+            for one in sorted(jobs, key=lambda one: one.start_time or 0)
+        }
 
     def close(self) -> None:
         if not self._tasks:
@@ -109,7 +127,10 @@ class RayLauncher(JobFileLauncher):
             for key, file in {path.name: path, **shipped(job)}.items():
                 shutil.copyfile(file, Path(folder, key))
             environment = {"working_dir": folder, "env_vars": variables}
-            said = _jobs().submit_job(entrypoint=f"python {path.name}", submission_id=name, runtime_env=environment)
+            said = _jobs().submit_job(
+                entrypoint=f"python {path.name}", submission_id=name, runtime_env=environment,
+                metadata={"nodes": str(job.resources.nodes)},
+            )  # fmt: skip
         return Handle(job, name, f"Ray job {said}", file=path)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from tenfold.launch.job import Handle, Job, Resources, Status
+from tenfold.launch.job import Handle, Job, Resources, Seen, Status
 from tenfold.launch.job_files import JobFileLauncher, call, last_lines
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import write_text
@@ -18,6 +18,7 @@ STATUS: dict[str, Status] = {
     "PENDING": "waiting", "CONFIGURING": "waiting", "REQUEUED": "waiting", "REQUEUE_HOLD": "waiting", "SUSPENDED": "waiting",
     "RUNNING": "running", "COMPLETING": "running", "STOPPED": "running", "COMPLETED": "finished", "CANCELLED": "stopped",
 }  # fmt: skip
+UP = ("idle", "mixed", "allocated", "completing", "planned", "reserved")  # a star behind it: it does not answer
 DAY_S = 86400
 OPTIONS = ("partition", "account", "qos", "reservation", "constraint", "gres", "switches")  # named as sbatch's own
 
@@ -118,6 +119,17 @@ class SlurmLauncher(JobFileLauncher):
             if time.monotonic() > end:
                 raise TenfoldError(f"Job {handle.id} has not left its nodes after {handle.job.grace_s} s: see what it prints.")
             time.sleep(0.2)
+
+    def up(self) -> int:
+        where = [f"--partition={self.partition}"] if self.partition else []
+        said = call("sinfo", ["--noheader", "--Node", "--format=%N %T", *where], "the nodes of the cluster")
+        return len({name for name, state in map(str.split, said.splitlines()) if state in UP})
+
+    def seen(self) -> dict[str, Seen]:
+        said = call("squeue", ["--noheader", "--states=all", "--me", "--format=%A|%T|%D|%j"], "the jobs of the cluster")
+        lines = (line.split("|", 3) for line in said.splitlines())  # a name may hold any character
+        rows = sorted((int(number), state, int(nodes), name) for number, state, nodes, name in lines)
+        return {name: Seen(str(number), STATUS.get(state, "failed"), nodes) for number, state, nodes, name in rows}
 
     def _asked(self, handle: Handle, what: str) -> str:
         """What `squeue` says of the job."""
