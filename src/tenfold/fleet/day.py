@@ -152,9 +152,11 @@ def spans_of(leases: Sequence[Lease], began: float, seconds: float) -> list[Span
 
 
 def queue(arrivals: Sequence[float], open_: Sequence[tuple[float, float]], answers_s: Sequence[float]) -> list[tuple[float, float]]:
-    """How long each request waits for its answer to begin, and how long that takes: it goes to the server with the fewest of those
-    that are open when it comes, and that one answers in turn, in the seconds of `answers_s` by how many are open. One that comes
-    while none is open waits for the next that opens."""
+    """How long each request waits for its answer to begin, and how long that takes.
+
+    Of the servers that are open when it comes it goes to the one with the fewest, or of several to that which is free first, and
+    is answered in turn, in the seconds of `answers_s` by how many are open. One that comes while none is open waits for the next.
+    """
     asked: list[deque[float]] = [deque() for _ in open_]  # when each server's unfinished answers end
     found = []
     for came in sorted(arrivals):
@@ -163,7 +165,7 @@ def queue(arrivals: Sequence[float], open_: Sequence[tuple[float, float]], answe
             while ends and ends[0] <= at:
                 ends.popleft()
         here = [ends for ends, (start, end) in zip(asked, open_, strict=True) if start <= at < end]
-        fewest = min(here, key=len)
+        fewest = min(here, key=lambda ends: (len(ends), max(ends, default=at)))
         begins, takes = fewest[-1] if fewest else at, answers_s[min(len(here), len(answers_s)) - 1]
         fewest.append(begins + takes)
         found.append((begins - came, takes))

@@ -175,14 +175,20 @@ def _request(*options: Any) -> dict[str, Any]:
     return {k: v if isinstance(v, int | float | str) else str(v) for k, v in values.items() if v is not None}
 
 
+@dataclass(frozen=True)
+class CompareRequest(Request):
+    """What is trained everywhere, and in which steps."""
+
+    step: StepRequest = field(default_factory=StepRequest)
+
+
 def compare(
     accelerators: Annotated[list[str], Meta(description="Accelerators to compare.")],
     /,
     *,
-    asked: Request = Request(),
+    asked: CompareRequest = CompareRequest(),
     fixed: GpuRequest = GpuRequest(),
     hardware: HardwareOptions = HardwareOptions(),
-    step: StepRequest = StepRequest(),
     around: Surroundings = Surroundings(),
     output: Output = Output(),
 ) -> None:
@@ -192,7 +198,7 @@ def compare(
     """
     fixed = fixed if fixed.gpus or fixed.days else replace(fixed, days=90.0)
     machines = [hardware.machine_of(name, output.home)[0] for name in accelerators]
-    rows = [_compared(part, asked, fixed, step, around, output.home) for part in machines]
+    rows = [_compared(part, asked, fixed, around, output.home) for part in machines]
     if output.json:
         print_json({"rows": rows})
         return
@@ -219,16 +225,14 @@ def _spread(ends: dict[str, float], by: float = 1.0) -> str:
     return f"{mid} ({low}-{high})"
 
 
-def _compared(
-    part: Machine, asked: Request, fixed: GpuRequest, step: StepRequest, around: Surroundings, home: Path
-) -> dict[str, Any]:
+def _compared(part: Machine, asked: CompareRequest, fixed: GpuRequest, around: Surroundings, home: Path) -> dict[str, Any]:
     """The row of one accelerator: what a plan with it takes, or the reason why there is none."""
     from tenfold.plan.costs.consequences import consequences
     from tenfold.plan.plan import solve
 
     name = part.accelerator.key
     try:
-        plan = solve(asked, fixed, part, step, home, around)
+        plan = solve(asked, fixed, part, asked.step, home, around)
         w, c = plan.workload, consequences(plan.workload, around)
     except TenfoldError as error:
         return {"accelerator": name, "reason": str(error)}
