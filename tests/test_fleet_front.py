@@ -240,6 +240,7 @@ def test_no_request_is_lost_while_replicas_come_drain_and_are_killed_before_they
         site.tell(other.url, third.url)
         until(lambda: post(site.url, {})[1]["X-Port"] == third.url.rpartition(":")[2])
         site.tell(third.url)  # the other drains, with all that it has
+        until(lambda: get(f"{site.url}/health")[1]["well"] == 1)
         many = [pool.submit(post, site.url, {"pieces": 3}) for _ in range(30)]
         assert {each.result()[1]["X-Port"] for each in many} == {third.url.rpartition(":")[2]}
         gate.touch()
