@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from fastapi.testclient import TestClient
+from msgspec.structs import replace
 
 from bench.rank.kills import lost, one_life
 from bench.rank.made import made_ranker
@@ -42,7 +43,8 @@ def folder(tmp_path_factory):
 
 def client(folder, events="", settings=WorkerSettings(), names=("a",), **options):
     models = {name: EngineOptions(folder / name / "model", threads=1) for name in names}
-    models = Models(models, Limits(max_loaded=4, key_share=1.0, idle_seconds=0.0), load=partial(load_with, settings))
+    patient = replace(settings, max_wait_ms=60_000.0)  # a busy machine refuses nothing
+    models = Models(models, Limits(max_loaded=4, key_share=1.0, idle_seconds=0.0), load=partial(load_with, patient))
     return TestClient(make_app(models, ServerOptions(events=events, **options)), base_url="http://127.0.0.1:8000")
 
 

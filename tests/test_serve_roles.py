@@ -48,6 +48,9 @@ TABLE = {
     "GET /openapi.json": (ANY_KEY, None),
     "GET /v1/models": (ANY_KEY, None),
     "GET /v1/models/{name:path}": (ANY_KEY, None),
+    "POST /sleep": ((401, 403, 403, 400), None),  # this backend cannot
+    "POST /wake_up": (OPERATORS, None),
+    "GET /is_sleeping": (ANY_KEY, None),
     "POST /v1/models/swap": (OPERATORS, {"path": "{folder}"}),
     "POST /v1/models/split": (OPERATORS, {"path": "{folder}", "share": 0.5}),
     "POST /v1/chat/completions": (ANY_KEY, CHAT),
@@ -112,7 +115,7 @@ class Site:
 
         async def load(options):
             if options.path.parent.name == "ranker":
-                return await load_with(WorkerSettings(), options)
+                return await load_with(WorkerSettings(max_wait_ms=60_000), options)
             if "damaged" in options.path.name:
                 raise TenfoldError(f"{options.path / 'model.safetensors'} is cut short: copy it again.")
             return TextSide(tokenizer, PLAIN_TEMPLATE, frozenset(), {}, [], 40, 4096), Parrot()
@@ -192,7 +195,8 @@ def test_no_route_takes_half_of_a_surrogate_pair(site):
 def test_without_keys_everybody_may_do_everything(tmp_path):
     with opened(tmp_path, keys=False) as site:
         found = {route: site.status(route, "stranger") for route in site.routes()}
-        assert found == dict.fromkeys(found, 200) | {"POST /v1/items": 400, "POST /v1/responses/{name}/cancel": 400}
+        refused = "POST /v1/items", "POST /v1/responses/{name}/cancel", "POST /sleep"
+        assert found == dict.fromkeys(found, 200) | dict.fromkeys(refused, 400)
 
 
 def test_a_route_that_says_nothing_needs_a_key_of_anybody(tmp_path):
