@@ -75,6 +75,11 @@ def borrow_deaf(launcher, lock, begun):
     return borrower, deadline
 
 
+def has_failed(handle):
+    """Its end is heard of a moment after its locks are free."""
+    return handle.future.exception(timeout=120) is not None and handle.status() == "failed"
+
+
 class ToyChat:
     finished, many = False, True
 
