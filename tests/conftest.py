@@ -18,6 +18,7 @@ torch.set_num_threads(1)
 hypothesis.settings.register_profile("tenfold", deadline=None)  # how long a case takes is no matter of tests
 hypothesis.settings.load_profile("tenfold")
 LONGEST = (
+    "test_circle.py",
     "test_train_parallelize.py",
     "test_scale_climb.py",
     "test_launch_elastic.py",

@@ -7,12 +7,14 @@ import sys
 import time
 
 import pytest
+from chat_models import chat_model
 
 from tenfold.serve.api.budget import Place
 from tenfold.serve.api.errors import ApiError
 from tenfold.serve.api.keys import Caller
 from tenfold.serve.api.models import Models
 from tenfold.serve.options import EngineOptions, Limits
+from tenfold.serve.text import read_text_side
 
 LIMITS = {"max_loaded": 1, "max_queue": 3, "idle_seconds": 0.02, "patience_seconds": 0.3}
 
@@ -26,13 +28,18 @@ class FakeBackend:
         self.is_alive = False
 
 
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return read_text_side(chat_model(tmp_path_factory.mktemp("models") / "tiny"))
+
+
 @pytest.fixture
-def make_models(tmp_path):
+def make_models(tmp_path, text):
     def make(**limits):
         async def load(options):
             await asyncio.sleep(0.05)
             made.loads.append(options.path.name)
-            return None, FakeBackend()
+            return text, FakeBackend()
 
         made = Models({name: EngineOptions(tmp_path / name) for name in "abc"}, Limits(**LIMITS | limits), load=load)
         made.loads = []
@@ -75,7 +82,7 @@ def test_a_busy_model_gives_way_after_a_while_and_comes_back(models):
         a = await soon(models.get("a"))
         a.backend.in_flight = 1
         other = asyncio.create_task(models.get("b"))
-        await until(lambda: a.leaving)
+        await until(lambda: a.activity.leaving)
         again = asyncio.create_task(models.get("a"))  # behind b, or b would never come
         await asyncio.sleep(0.1)
         assert not other.done() and not again.done() and a.backend.is_alive  # what it began it answers

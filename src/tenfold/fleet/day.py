@@ -34,14 +34,16 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class Known:
-    """What was measured of this machine before the day, in seconds: an answer of `tokens` tokens takes `answers_s`, the first of
-    them beside training, the second beside another slot of chat; its first token takes `first_s`; roles leave and start in so many.
+    """What was measured of this machine before the day, in seconds: an answer of `tokens` tokens takes `answers_s` where
+    others wait, the first of them beside training, the second beside another slot of chat, and `writes_s` from its first token on;
+    the first token of one that is alone takes `first_s`; roles leave and start in so many.
     `days` are rates by the hour of `hour_s`, the last one is the wave's."""
 
     model: str
     minutes: float
     tokens: int
     answers_s: tuple[float, float]
+    writes_s: tuple[float, float]
     first_s: float
     train_leave_s: float
     chat_start_s: float
@@ -131,11 +133,12 @@ def simulated_day(known: Known, arrivals: Sequence[float], policy: Policy) -> Da
     leases = ledger.leases()
     ledger.close()
     spans = spans_of(leases, 0.0, known.day_s)
-    waits, answers_s = np.array(queue(arrivals, [(one.start, one.end) for one in spans if one.what == SERVICE], known.answers_s)).T
+    open_ = [(span.start, span.end) for span in spans if span.what == SERVICE]
+    waits, servers = zip(*queue(arrivals, open_, known.answers_s), strict=True)
     loans = sum(lease.until is not None for lease in leases)
     return Day(
-        known.day_s, spans, np.asarray(arrivals), waits + known.first_s,
-        answering_s=float((answers_s - known.first_s).sum()), moves=_moves(leases), loans=loans,
+        known.day_s, spans, np.asarray(arrivals), np.array(waits) + known.first_s,
+        answering_s=sum(known.writes_s[count - 1] for count in servers), moves=_moves(leases), loans=loans,
     )  # fmt: skip
 
 
@@ -151,8 +154,8 @@ def spans_of(leases: Sequence[Lease], began: float, seconds: float) -> list[Span
     return [span for span in found if span.end > span.start]
 
 
-def queue(arrivals: Sequence[float], open_: Sequence[tuple[float, float]], answers_s: Sequence[float]) -> list[tuple[float, float]]:
-    """How long each request waits for its answer to begin, and how long that takes.
+def queue(arrivals: Sequence[float], open_: Sequence[tuple[float, float]], answers_s: Sequence[float]) -> list[tuple[float, int]]:
+    """How long each request waits for its answer to begin, and how many servers are open, at most as many as `answers_s` knows.
 
     Of the servers that are open when it comes it goes to the one with the fewest, or of several to that which is free first, and
     is answered in turn, in the seconds of `answers_s` by how many are open. One that comes while none is open waits for the next.
@@ -166,9 +169,9 @@ def queue(arrivals: Sequence[float], open_: Sequence[tuple[float, float]], answe
                 ends.popleft()
         here = [ends for ends, (start, end) in zip(asked, open_, strict=True) if start <= at < end]
         fewest = min(here, key=lambda ends: (len(ends), max(ends, default=at)))
-        begins, takes = fewest[-1] if fewest else at, answers_s[min(len(here), len(answers_s)) - 1]
-        fewest.append(begins + takes)
-        found.append((begins - came, takes))
+        begins, open_now = fewest[-1] if fewest else at, min(len(here), len(answers_s))
+        fewest.append(begins + answers_s[open_now - 1])
+        found.append((begins - came, open_now))
     return found
 
 

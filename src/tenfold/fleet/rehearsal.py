@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # PyTorch
 
 PEAK, SWING = 1.6, 4.9  # the busiest hour, in what a slot answers; ServeGen's DeepSeek-R1 swings so between its hours
 ANSWER_S, SHORTEST, LONGEST = 0.25, 16, 500  # what an answer is made to take, in so many tokens
+PROMPTS = 40  # that are asked in turn
 PROBES = 40  # answers by which a slot is measured
 DAYS_SHARE = 0.84  # of the minutes; the rest is for this and for starts
 LEAST_SWITCHES = 12  # that fit into a day
@@ -83,17 +84,17 @@ def _rehearse(folder: Path, model: Path) -> dict[str, Any]:
             fleet.world.open(slot)
         settle(fleet.world)
         first_s, tokens = _answer_length(fleet, model)
-        answers_s = [_answer_s(fleet, model, tokens, servers=1)]
+        answers = [_answer_s(fleet, model, tokens, servers=1)]
         fleet.world.limits = Limits(leave_s=60)
         fleet.world.apply(Lend("slot-2", "chat", fleet.world.clock() + 3600, "the rehearsal"))
         settle(fleet.world)
-        answers_s.append(_answer_s(fleet, model, tokens, servers=2))
+        answers.append(_answer_s(fleet, model, tokens, servers=2))
         fleet.world.apply(Return("slot-2", "the rehearsal"))
         settle(fleet.world)
         own, loan, back = [lease for lease in fleet.ledger.leases() if lease.slot == "slot-2"]
     times = [row["time"] for row in read_metrics(folder / "trained" / "run.jsonl") if row["event"] == "step"]
     return {
-        "first_s": first_s, "tokens": tokens, "answers_s": answers_s,
+        "first_s": first_s, "tokens": tokens, **dict(zip(("answers_s", "writes_s"), zip(*answers, strict=True), strict=True)),
         "step_s": statistics.median(after - before for before, after in itertools.pairwise(times)),
         "train_leave_s": _span(own.asked, own.ended), "chat_start_s": _span(loan.since, loan.ready),
         "chat_leave_s": _span(loan.asked, loan.ended), "train_start_s": _span(back.since, back.ready),
@@ -109,23 +110,27 @@ def _span(start: float | None, end: float | None) -> float:
 def _answer_length(fleet: Live, model: Path) -> tuple[float, int]:
     """The seconds to the first token of a request that is alone, and the tokens of an answer that takes `ANSWER_S`."""
     ask, body = fleet.front.ask, body_of(model, SHORTEST)
-    ask(body(0))
-    alone = [ask(body(i)) for i in range(5)]
+    alone = [ask(body(i)) for _ in ("the first time", "with prompts that the server remembers") for i in range(5)][5:]
     first_s = statistics.median(answer.first_s for answer in alone)
     token_s = statistics.median(answer.seconds - answer.first_s for answer in alone) / (SHORTEST - 1)
     return first_s, max(SHORTEST, min(LONGEST, round((ANSWER_S - first_s) / token_s)))
 
 
-def _answer_s(fleet: Live, model: Path, tokens: int, servers: int) -> float:
-    """The seconds of an answer of each of the servers, where another request waits always."""
-    body, began = body_of(model, tokens), time.monotonic()
+def _answer_s(fleet: Live, model: Path, tokens: int, servers: int) -> tuple[float, float]:
+    """The seconds of an answer of each of the servers, where another request waits always, and those after its first token.
+
+    All prompts were asked before, as most of a day's are.
+    """
+    body = body_of(model, tokens)
     with ThreadPoolExecutor(2 * servers) as clients:
-        list(clients.map(lambda i: fleet.front.ask(body(i)), range(servers * PROBES)))
-    return (time.monotonic() - began) / PROBES
+        list(clients.map(lambda i: fleet.front.ask(body(i)), range(PROMPTS)))
+        began = time.monotonic()
+        answers = list(clients.map(lambda i: fleet.front.ask(body(i)), range(servers * PROBES)))
+    return (time.monotonic() - began) / PROBES, statistics.mean(answer.seconds - answer.first_s for answer in answers)
 
 
 def body_of(model: Path, tokens: int) -> Body:
     """What users ask in turn, as the model's chat template has it."""
     encoder = ChatEncoder.of(model)
-    prompts = [encoder.prompt([{"role": "user", "content": one.prompt}]) for one in asked_by(40)]
+    prompts = [encoder.prompt([{"role": "user", "content": one.prompt}]) for one in asked_by(PROMPTS)]
     return lambda i: {"prompt": prompts[i % len(prompts)], "max_tokens": tokens, "ignore_eos": True, "temperature": 1.0}

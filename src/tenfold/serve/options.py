@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from tenfold.spec.commands import File
 from tenfold.spec.errors import TenfoldError
@@ -24,6 +25,9 @@ class EngineOptions(Struct, frozen=True):
         Quantization, Meta(description="Format of the weights; exact is the smallest that changes no weight.")
     ] = "exact"
     adapter: Annotated[Path | None, Meta(description="A folder of PEFT's with adapters, which are not merged (LoRA).")] = None
+    lora_modules: Annotated[
+        tuple[str, ...], Meta(description="Adapters as NAME=FOLDER, which a request asks for by the name of the model.")
+    ] = ()
     max_model_len: Annotated[
         CountOrNone, Meta(description="Longest prompt and answer together, in tokens; 0 is the model's own limit.")
     ] = 0
@@ -40,6 +44,20 @@ class EngineOptions(Struct, frozen=True):
     backend: Annotated[
         Text, Meta(description="What computes: tenfold, llamacpp (GGUF files), vllm, or the backend of a plugin.")
     ] = "tenfold"
+
+    def of(self, path: Path) -> "EngineOptions":
+        """The same for another model, to which these adapters do not belong."""
+        return replace(self, path=path, adapter=None, lora_modules=())
+
+    def adapters(self) -> dict[str, Path]:
+        """The folders of the adapters by name. Raises TenfoldError for what is no NAME=FOLDER, and for a name given twice."""
+        split = [given.partition("=")[::2] for given in self.lora_modules]
+        for given, (name, folder) in zip(self.lora_modules, split, strict=True):
+            if not (name and folder):
+                raise TenfoldError(f"--lora-modules takes NAME=FOLDER, not {given!r}.")
+        if len({name for name, _ in split}) < len(split):
+            raise TenfoldError(f"Two of the adapters {', '.join(self.lora_modules)} have the same name: rename one.")
+        return {name: Path(folder) for name, folder in split}
 
 
 class Limits(Struct, frozen=True):

@@ -69,7 +69,7 @@ class Request:
     `generate` continues the prompt as `sampling` says. `embed` gives the mean of its last hidden states, and `score` the
     log-probability of each of its tokens after the first, with as many likeliest tokens as `sampling.logprobs` says.
 
-    Owners who ask at the same time get equal shares of the engine.
+    Owners who ask at the same time get equal shares of the engine. The `adapter` of that name is beside the weights, if any.
     """
 
     id: str
@@ -77,6 +77,7 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     task: RequestTask = "generate"
     owner: str = ""
+    adapter: str = ""
 
     @property
     def generates(self) -> bool:

@@ -47,22 +47,30 @@ def write_adapter(model: Llama, directory: Path, base: str) -> None:
 
 def read_adapter(model: Llama, directory: Path) -> None:
     """Give a model the adapters of a PEFT directory. Raises TenfoldError where they do not fit it, or are no plain LoRA."""
+    for linear, (a, b, scale) in read_matrices(model, directory).items():
+        attach(linear, a, b, scale)
+
+
+def read_matrices(model: Llama, directory: Path) -> dict[nn.Linear, tuple[Tensor, Tensor, float]]:
+    """A [rank, in], B [out, rank] and the scale for each matrix that a PEFT directory adapts. Raises as `read_adapter`."""
     try:
         config = json.loads((directory / "adapter_config.json").read_text())
         stored = load_file(directory / "adapter_model.safetensors", device=str(model.embedding.weight.device))
-        tensors = {name: tensor.float() for name, tensor in stored.items()}
+        tensors = {name: tensor.to(model.embedding.weight.dtype) for name, tensor in stored.items()}
         scale = config["lora_alpha"] / config["r"]
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError, SafetensorError) as error:
         raise TenfoldError(f"{directory} is no adapter of PEFT's: {error}.") from None
     if config.get("use_dora") or config.get("use_rslora") or config.get("rank_pattern") or config.get("alpha_pattern"):
         raise TenfoldError(f"The adapter in {directory} is no plain LoRA of one rank: merge it with PEFT first.")
+    adapted = {}
     for name, linear, parts in _places(model):
         found = [tuple(tensors.pop(f"{name}.{part}.lora_{x}.weight", None) for x in "AB") for part in parts]
         if any(a is not None or b is not None for a, b in found):
             _check_shapes(found, linear, model, parts, directory)
-            attach(linear, *_joined(found, linear, model), scale)
+            adapted[linear] = (*_joined(found, linear, model), scale)
     if tensors:
         raise TenfoldError(f"The adapter in {directory} has a matrix {next(iter(tensors))!r} that {model.spec.name} has not.")
+    return adapted
 
 
 def _check_shapes(found: list[Any], linear: nn.Linear, model: Llama, parts: tuple[str, ...], directory: Path) -> None:
@@ -107,14 +115,14 @@ def _joined(found: list[Any], linear: nn.Linear, model: Llama) -> tuple[Tensor, 
     """One A and B for the parts of a matrix: their A's one below the other, and B's beside one another."""
     if len(found) == 1:
         return found[0]
-    rank, device = next((a.shape[0], a.device) for a, _ in found if a is not None)
-    whole_a = torch.zeros(rank * len(found), linear.in_features, device=device)
-    whole_b = torch.zeros(linear.out_features, rank * len(found), device=device)
+    rank, like = next((a.shape[0], a) for a, _ in found if a is not None)
+    whole_a = like.new_zeros(rank * len(found), linear.in_features)
+    whole_b = like.new_zeros(linear.out_features, rank * len(found))
     for i, (a, b) in enumerate(found):
         if a is not None:
             own = slice(i * rank, (i + 1) * rank)
             whole_a[own] = a
-            rows = torch.zeros(linear.out_features, rank, device=device)
+            rows = like.new_zeros(linear.out_features, rank)
             _slots(rows, model)[i].set(b)
             whole_b[:, own] = rows
     return whole_a, whole_b

@@ -80,12 +80,12 @@ class Asking:
             return _past(body.history, body.times or [])
         if self.events is None or not self._of_store:
             return _past([], [])
-        model.preparing += 1
+        model.activity.preparing += 1
         try:
             actions = worker_of(model).settings.history_actions
             found = await asyncio.to_thread(self.events.history, self.user, LONGEST, actions)
         finally:
-            model.preparing -= 1
+            model.activity.preparing -= 1
         return _past([one.item for one in found], [one.time for one in found])
 
     async def _listed(self, name: str, place: Place, taken: Past) -> dict[str, Any]:

@@ -9,8 +9,6 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-import msgspec
-
 from tenfold.model.io.huggingface import weights_hash
 from tenfold.serve.api.budget import Budget, Place
 from tenfold.serve.api.errors import ApiError, ModelNotLoaded
@@ -40,29 +38,46 @@ async def load_model(options: EngineOptions, make: Callable[[EngineOptions], Bac
 
 
 class Models:
-    """Models by name. The first stands for an empty name, and for every unknown one if `any_name`."""
+    """Models by name, and their adapters. The first stands for an empty name, and for every unknown one if `any_name`."""
 
     def __init__(self, options: dict[str, EngineOptions], limits: Limits, any_name: bool = False, load: Loader = load_model):
         self.options, self.limits, self.any_name, self.metrics = options, limits, any_name, Metrics()
         self.loaded: dict[str, ServedModel] = {}  # the least recently used first
         self.splits: dict[str, Split] = {}  # by the name of the model whose traffic it shares
         self.created = int(time.time())
+        names = [*options, *(adapter for one in options.values() for adapter in one.adapters())]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise TenfoldError(
+                f"{', '.join(twice)}: a model and an adapter need names of their own; an adapter is of one model."
+            )
         self.draining = self.asleep = False
         self._load_parts = load
         self._loading, self._turning = asyncio.Lock(), asyncio.Lock()
         self._queues = {name: Budget(limits.max_queue, limits.key_share) for name in options}  # of sequences
         self._retiring: dict[asyncio.Task[None], ServedModel] = {}  # swapped out, with answers to finish
 
+    @property
+    def parents(self) -> dict[str, str | None]:
+        """All names that requests may ask for: of adapters, with the model that they belong to, and of models."""
+        adapters = {adapter: model for model, options in self.options.items() for adapter in options.adapters()}
+        return {**dict.fromkeys(self.options), **adapters}
+
     def resolve(self, name: str) -> str:
-        """The name of the model that answers to `name`. Raises ApiError 404."""
-        if name in self.options:
+        """The name of the model or adapter that answers to `name`. Raises ApiError 404."""
+        if name in self.options or name in self.parents:
             return name
-        first = next(iter(self.options))
         if not name or self.any_name:
-            return first
-        raise ApiError(
-            404, f"There is no model {name!r}: this server has {', '.join(self.options)}.", code="model_not_found", param="model"
-        )
+            return next(iter(self.options))
+        told = f"There is no model {name!r}: this server has {', '.join(self.parents)}."
+        raise ApiError(404, told, code="model_not_found", param="model")
+
+    def _model(self, name: str) -> str:
+        """The name of a model whose weights may be others. Raises ApiError for an adapter's, and as `resolve`."""
+        name = self.resolve(name)
+        if name not in self.options:
+            told = f"{name!r} is an adapter: name its model, {self.parents[name]!r}."
+            raise ApiError(400, told, param="model")
+        return name
 
     async def admit(self, name: str, place: Place, sequences: int, unit: str = "") -> ServedModel:
         """The model as by `get`, with places in its queue for a request, which holds them until it is answered.
@@ -70,7 +85,7 @@ class Models:
         It holds them while the model loads, too. Raises ApiError where there are too few, and as `get`.
         """
         name = self.resolve(name)
-        queue = self._queues[name]
+        queue = self._queues[self.parents[name] or name]
         if sequences > queue.each:
             raise ApiError(400, f"The request asks for {sequences} answers at once: at most {queue.each} are taken.")
         if not queue.has_room(place.owner, sequences):
@@ -88,8 +103,10 @@ class Models:
         """
         self._require_open()
         name = self.resolve(name)
+        if (parent := self.parents[name]) is not None:
+            return (await self.get(parent)).with_adapter(name)
         if unit and (split := self.splits.get(name)) is not None and split.takes(unit):
-            split.candidate.used = time.monotonic()
+            split.candidate.activity.used = time.monotonic()
             return split.candidate
         if (found := self._ready(name)) is not None:
             return found
@@ -112,12 +129,12 @@ class Models:
     def _ready(self, name: str) -> ServedModel | None:
         """The model if it can take a request; it counts as the most recently used from here on."""
         found = self.loaded.get(name)
-        if found is None or found.leaving:
+        if found is None or found.activity.leaving:
             return None
         if not found.backend.is_alive:
             self._retire(self._unload(name))
             return None
-        found.used = time.monotonic()
+        found.activity.used = time.monotonic()
         self.loaded[name] = self.loaded.pop(name)
         return found
 
@@ -135,9 +152,9 @@ class Models:
         It ends a split. The model of it that has these weights already takes over without being loaded again.
         """
         self._require_open()
-        name = self.resolve(name)
+        name = self._model(name)
         async with self._loading:
-            new = await self._of_split(name, path) or await self._load(name, self._moved(name, path))
+            new = await self._of_split(name, path) or await self._load(name, self.options[name].of(path))
             old, self.loaded[name], self.options[name] = self.loaded.get(name), new, new.options
             split = self.splits.pop(name, None)
         for gone in (old, split.candidate if split is not None else None):
@@ -148,23 +165,19 @@ class Models:
             new.name = name
         return new
 
-    def _moved(self, name: str, path: Path) -> EngineOptions:
-        """The options of a model with other weights, to which its adapters do not belong."""
-        return msgspec.structs.replace(self.options[name], path=path, adapter=None)
-
     async def _of_split(self, name: str, path: Path) -> ServedModel | None:
         """The model of a split that has the weights at `path`."""
         if (split := self.splits.get(name)) is None:
             return None
         weights, released = await asyncio.to_thread(weights_hash, path), self.loaded.get(name)
         found = split.candidate if split.checkpoint == weights else released
-        if found is None or not found.backend.is_alive or found.leaving:
+        if found is None or not found.backend.is_alive or found.activity.leaving:
             return None
         return found if found is split.candidate or await found.checkpoint() == weights else None
 
     async def split(self, name: str, path: Path, share: float) -> Split:
         """Let the model at `path` answer a share of the users of `name`; a candidate that does so already gets another share."""
-        name = self.resolve(name)
+        name = self._model(name)
         await self.get(name)
         async with self._loading:
             weights, before = await asyncio.to_thread(weights_hash, path), self.splits.get(name)
@@ -172,8 +185,8 @@ class Models:
                 before.share = share
                 return before
             called = model_name(path)
-            called = f"{called} (candidate)" if called in self.options else called
-            candidate = await self._load(called, self._moved(name, path))
+            called = f"{called} (candidate)" if called in self.parents else called
+            candidate = await self._load(called, self.options[name].of(path))
             if before is not None:
                 self.metrics.gone(before.candidate.name)
                 self._retire(before.candidate)
@@ -222,7 +235,7 @@ class Models:
     def _is_answering(self) -> bool:
         """Whether a request that was accepted has not been answered, or a model loads, or a swapped one has not ended."""
         waits = self._loading.locked() or any(not queue.is_free for queue in self._queues.values())
-        return waits or bool(self._retiring) or any(model.backend.in_flight or model.preparing for model in self.serving)
+        return waits or bool(self._retiring) or any(model.backend.in_flight or model.activity.preparing for model in self.serving)
 
     def _retire(self, model: ServedModel) -> None:
         """Stop a model once it has answered everything. The loop itself keeps only a weak reference to the task."""
@@ -247,14 +260,14 @@ class Models:
                 await self._unload(gone.name).stop()
                 continue
             if time.monotonic() > patient_until:
-                next(iter(self.loaded.values())).leaving = True
+                next(iter(self.loaded.values())).activity.leaving = True
             await asyncio.sleep(0.05)
 
     async def drain(self, seconds: float) -> None:
         """Take nothing new, wait for what is in flight, and stop all backends."""
         self.draining = True
         for model in self.serving:
-            model.used = -math.inf  # nobody is about to send a prompt any more
+            model.activity.used = -math.inf  # nobody is about to send a prompt any more
             self._retire(model)
         if not self._retiring:
             return

@@ -1,12 +1,13 @@
 """A loaded model as the API sees it: prompts checked and admitted, and text from its backend as it comes."""
 
 import asyncio
+import copy
 import hashlib
 import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from tenfold.model.io.huggingface import weights_hash
@@ -38,9 +39,18 @@ class OutputDelta:
     stop: str = ""  # the stop string that ended it
 
 
+@dataclass
+class Activity:
+    """What a model in memory does, whatever name it was asked for by."""
+
+    leaving: bool = False  # it finishes what it began and takes nothing new
+    used: float = field(default_factory=time.monotonic)
+    preparing: int = 0  # prompts that are being made into tokens
+
+
 @dataclass(eq=False)
 class ServedModel:
-    """A model's text side and its backend, under a name."""
+    """A model's text side and its backend, under a name; with an adapter, under the adapter's."""
 
     name: str
     options: EngineOptions
@@ -48,21 +58,33 @@ class ServedModel:
     backend: Backend
     limits: Limits
     metrics: Metrics
-    leaving: bool = False  # it finishes what it began and takes nothing new
-    used: float = field(default_factory=time.monotonic)
-    preparing: int = 0  # prompts that are being made into tokens
-    _checkpoint: str = ""
+    adapter: str = ""
+    activity: Activity = field(default_factory=Activity)
+    sandbox: Sandbox = field(init=False)  # where the model's template is rendered and grammars are proven
+    _checkpoints: dict[str, str] = field(default_factory=dict)  # by adapter
+
+    def __post_init__(self) -> None:
+        self.sandbox = Sandbox(self.text)
+
+    def with_adapter(self, name: str) -> "ServedModel":
+        """The same model in memory, with one of its adapters."""
+        found = copy.copy(self)
+        found.name = found.adapter = name
+        return found
 
     @property
     def idle(self) -> bool:
         """Whether nobody waits for its answer, or is about to send a prompt."""
-        return not self.backend.in_flight and not self.preparing and time.monotonic() - self.used > self.limits.idle_seconds
+        busy = self.backend.in_flight or self.activity.preparing
+        return not busy and time.monotonic() - self.activity.used > self.limits.idle_seconds
 
     async def checkpoint(self) -> str:
         """SHA-256 over the files of the weights, read once."""
-        if not self._checkpoint:
-            self._checkpoint = await asyncio.to_thread(_checkpoint, self.options)
-        return self._checkpoint
+        if self.adapter not in self._checkpoints:
+            adapter = self.options.adapters().get(self.adapter)
+            paths = [path for path in (self.options.path, self.options.adapter, adapter) if path is not None]
+            self._checkpoints[self.adapter] = await asyncio.to_thread(_hash_of, paths)
+        return self._checkpoints[self.adapter]
 
     async def stop_when_idle(self) -> None:
         """Stop the backend once nobody needs it any more, or at once if this is cancelled."""
@@ -73,15 +95,9 @@ class ServedModel:
             await self.stop()
 
     async def stop(self) -> None:
-        """End the backend, and the sandbox if there is one."""
-        if "sandbox" in self.__dict__:
-            await self.sandbox.stop()
+        """End the backend and the sandbox."""
+        await self.sandbox.stop()
         await asyncio.to_thread(self.backend.stop)
-
-    @cached_property
-    def sandbox(self) -> Sandbox:
-        """Where the model's template is rendered and grammars are proven."""
-        return Sandbox(self.text)
 
     async def chat_prompt(self, messages: list[dict[str, Any]], variables: dict[str, Any], *, continues: bool = False) -> list[int]:
         """Tokens of a conversation, with variables of the template; of one that `continues` up to the end of its last text.
@@ -106,23 +122,27 @@ class ServedModel:
 
     async def _outside(self, work: Awaitable[T]) -> T:
         """What the sandbox gives. Raises ApiError 503 if it is too busy."""
-        self.preparing += 1
+        self.activity.preparing += 1
         try:
             return await work
         except SandboxBusy:
             raise ApiError(503, "The server has too many templates and grammars to read: try again later.", retry_after=5) from None
         finally:
-            self.preparing, self.used = self.preparing - 1, time.monotonic()
+            self._prepared()
 
     async def prompt(self, make: Callable[[], T]) -> T:
         """Tokens made off the event loop, since templates and tokenizers can take long."""
-        self.preparing += 1
+        self.activity.preparing += 1
         try:
             return await asyncio.wait_for(asyncio.to_thread(make), _RENDER_SECONDS)
         except TimeoutError:
             raise ApiError(400, f"The prompt could not be made into tokens within {_RENDER_SECONDS:.0f} seconds.") from None
         finally:
-            self.preparing, self.used = self.preparing - 1, time.monotonic()
+            self._prepared()
+
+    def _prepared(self) -> None:
+        self.activity.preparing -= 1
+        self.activity.used = time.monotonic()
 
     def check_tokens(self, tokens: Iterable[int], what: str) -> None:
         """Raises ApiError if a token is not in the model's vocabulary."""
@@ -152,7 +172,7 @@ class ServedModel:
         n, began, last, written = request.sampling.n, time.monotonic(), 0.0, 0
         streams = [TextStream(self.text.tokenizer, stops, keep_special) for _ in range(n)]
         unfinished, end = set(range(n)), began + self.limits.timeout_seconds
-        outputs, ended = self.backend.generate(request), "abort"  # the client left
+        outputs, ended = self.backend.generate(self._with_adapter(request)), "abort"  # the client left
         try:
             while unfinished:
                 output = await self._next(outputs, end)
@@ -186,16 +206,19 @@ class ServedModel:
             raise ApiError(400, output.error)
         return output
 
+    def _with_adapter(self, request: Request) -> Request:
+        return replace(request, adapter=self.adapter) if self.adapter else request
+
     async def score(self, request: Request) -> list[TokenLogprob]:
         """The log-probability of each token of a request after the first. Raises ApiError where time runs out."""
         try:
-            return await asyncio.wait_for(self.backend.score(request), self.limits.timeout_seconds)
+            return await asyncio.wait_for(self.backend.score(self._with_adapter(request)), self.limits.timeout_seconds)
         except TimeoutError:
             raise _late(self.limits.timeout_seconds) from None
 
     async def embed(self, request: Request) -> list[float]:
         """The embedding of a request's tokens."""
-        async for output in self.backend.generate(request):
+        async for output in self.backend.generate(self._with_adapter(request)):
             if output.error is not None:
                 raise ApiError(400, output.error)
             if output.embedding is not None:
@@ -203,9 +226,9 @@ class ServedModel:
         raise ApiError(500, "The backend gave no embedding.")
 
 
-def _checkpoint(options: EngineOptions) -> str:
-    """A hash of the weights, and of the adapters beside them."""
-    hashes = [weights_hash(path) for path in (options.path, options.adapter) if path is not None]
+def _hash_of(paths: list[Path]) -> str:
+    """A hash of weights, and of adapters beside them."""
+    hashes = [weights_hash(path) for path in paths]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 

@@ -78,7 +78,7 @@ class BackendStopped(Exception):
 def make_backend(options: EngineOptions) -> Backend:
     """The backend that `options` name, not started yet. Raises TenfoldError if there is none, or it serves no adapters."""
     name = options.backend if options.backend != OWN else backend_of(options.path)
-    if options.adapter is not None and name != OWN:
+    if (options.adapter is not None or options.lora_modules) and name != OWN:
         raise TenfoldError(f"Adapters are served by the backend {OWN}, not by {name}: merge them, or leave --backend out.")
     return load("backends", name)(options)
 

@@ -1,7 +1,7 @@
 """The block manager counts the references to each block of the cache and finds full blocks again by their contents.
 
-The hash of a full block covers its tokens and the hash of the block before it, so equal hashes mean equal prefixes. A block
-without references keeps its contents until it is needed for other tokens; the one unused longest is taken first.
+The hash of a full block covers its tokens, the hash of the block before it and the sequence's adapter, so equal hashes mean equal
+prefixes. A block without references keeps its contents until it is needed for other tokens; the one unused longest is taken first.
 """
 
 import hashlib
@@ -24,11 +24,11 @@ class BlockManager:
         """Blocks without references, whether they hold something or not."""
         return len(self._unused)
 
-    def extend_hashes(self, hashes: list[bytes], tokens: list[int], n_tokens: int | None = None) -> None:
+    def extend_hashes(self, hashes: list[bytes], tokens: list[int], n_tokens: int | None = None, adapter: str = "") -> None:
         """Append the hashes of the full blocks up to `n_tokens` to `hashes`, which has those of the first blocks of `tokens`."""
         size = self.block_size
         for i in range(len(hashes), (len(tokens) if n_tokens is None else n_tokens) // size):
-            before = hashes[-1] if hashes else b""
+            before = hashes[-1] if hashes else adapter.encode()
             block = array("q", tokens[i * size : (i + 1) * size]).tobytes()
             hashes.append(hashlib.blake2b(before + block, digest_size=16).digest())
 

@@ -15,6 +15,7 @@ from tenfold.serve.engine.scheduler import SchedulerConfig
 from tenfold.serve.engine.speculate import DraftSpeculator, Speculator
 from tenfold.serve.options import EngineOptions
 from tenfold.serve.runners import cuda, native
+from tenfold.serve.runners.adapters import Adapters
 from tenfold.serve.runners.runner import Runner, TorchRunner, cache_block_bytes
 from tenfold.spec.errors import TenfoldError
 from tenfold.train.device import resolve_device
@@ -52,8 +53,8 @@ def make_runner(options: EngineOptions) -> tuple[Runner, int]:
     n_blocks = int(options.kv_cache_gib * 2**30 / cache_block_bytes(model.spec, dtype))
     if n_blocks < 2:
         raise TenfoldError(f"A cache of {options.kv_cache_gib} GiB holds no two blocks of {model.spec.name}: allow more.")
-    if options.adapter is not None:
-        return TorchRunner(model, n_blocks), n_blocks
+    if _has_adapters(options):
+        return TorchRunner(model, n_blocks, Adapters(model, options.adapters())), n_blocks
     if on_gpu and not options.enforce_eager and cuda.fits(model.spec):
         return cuda.CudaRunner(model, n_blocks, options.max_num_seqs, options.max_model_len), n_blocks
     if device == "cpu" and not options.enforce_eager and native.fits(model.spec) and native.library():
@@ -64,13 +65,17 @@ def make_runner(options: EngineOptions) -> tuple[Runner, int]:
 
 
 def _read(options: EngineOptions, dtype: torch.dtype) -> Llama:
-    """The model, with its adapters beside weights of few bits or floats."""
+    """The model, with the adapter that all requests have, beside weights of few bits or floats."""
     model = read_model(options.path, dtype)
+    if _has_adapters(options) and options.quantization in ("int8", "int4"):
+        quantise_layers(model, options.quantization)
     if options.adapter is not None:
-        if options.quantization in ("int8", "int4"):
-            quantise_layers(model, options.quantization)
         read_adapter(model, options.adapter)
     return model
+
+
+def _has_adapters(options: EngineOptions) -> bool:
+    return options.adapter is not None or bool(options.lora_modules)
 
 
 def make_engine(options: EngineOptions) -> Engine:
@@ -89,7 +94,7 @@ def _speculator(options: EngineOptions, vocab_size: int) -> Speculator | None:
         return None
     if options.draft_model is None:
         return Speculator()
-    draft, n_blocks = make_runner(replace(options, path=options.draft_model, adapter=None, kv_cache_gib=options.kv_cache_gib / 4))
+    draft, n_blocks = make_runner(replace(options.of(options.draft_model), kv_cache_gib=options.kv_cache_gib / 4))
     if draft.spec.vocab_size != vocab_size:
         raise TenfoldError(f"The draft model has {draft.spec.vocab_size} tokens and the model {vocab_size}: they must share them.")
     return DraftSpeculator(draft, n_blocks)

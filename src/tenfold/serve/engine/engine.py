@@ -316,4 +316,5 @@ def make_input(work: list[ScheduledSequence]) -> ModelInput:
         rows.counts.append(w.count)
         rows.prompts.append(min(w.count, max(0, s.n_prompt - begin)))
         rows.tables.append(s.blocks)
+        rows.adapters.append(s.request.adapter)
     return rows

@@ -128,7 +128,7 @@ class Scheduler:
 
     def _admit(self, sequence: Sequence) -> bool:
         """Take the cached blocks of a waiting sequence; False where the rest of its prompt has no room."""
-        self.blocks.extend_hashes(sequence.hashes, sequence.tokens)
+        self._hash(sequence)
         # One token must be computed; a request that generates nothing needs the hidden states of all of them.
         most = (len(sequence.tokens) - 1) // self.blocks.block_size if sequence.request.generates else 0
         usable = sequence.hashes[:most]
@@ -154,9 +154,12 @@ class Scheduler:
         size = self.blocks.block_size
         if begin // size == end // size:
             return
-        self.blocks.extend_hashes(sequence.hashes, sequence.tokens, end)
+        self._hash(sequence, end)
         for i in range(begin // size, end // size):
             self.blocks.publish(sequence.blocks[i], sequence.hashes[i])
+
+    def _hash(self, sequence: Sequence, end: int | None = None) -> None:
+        self.blocks.extend_hashes(sequence.hashes, sequence.tokens, end, sequence.request.adapter)
 
     def finish(self, sequence: Sequence) -> None:
         """Remove a running or waiting sequence; its blocks are free at once."""

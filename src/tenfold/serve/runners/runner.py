@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tenfold.model.attention import LayerCache, attend
 from tenfold.model.llama import Llama
+from tenfold.serve.runners.adapters import Adapters
 from tenfold.spec.model import ModelSpec
 
 BLOCK = 16
@@ -22,7 +23,8 @@ BLOCK = 16
 class ModelInput:
     """The tokens of one step: sequence i has `counts[i]` rows, one after another, and the blocks `tables[i]`.
 
-    The first `prompts[i]` of its rows are of its prompt; a runner may compute those in another way.
+    The first `prompts[i]` of its rows are of its prompt; a runner may compute those in another way. The weights are those beside
+    which the adapter `adapters[i]` stands, if it is not ''.
     """
 
     tokens: list[int]
@@ -30,6 +32,7 @@ class ModelInput:
     counts: list[int]
     tables: list[Sequence[int]]
     prompts: list[int] = field(default_factory=list)
+    adapters: list[str] = field(default_factory=list)
 
 
 class Runner(Protocol):
@@ -63,8 +66,8 @@ def cache_block_bytes(spec: ModelSpec, dtype: torch.dtype = torch.float32) -> in
 class TorchRunner:
     """The model's own forward pass over a paged cache."""
 
-    def __init__(self, model: Llama, n_blocks: int):
-        self.model, self.spec = model.eval().requires_grad_(False), model.spec
+    def __init__(self, model: Llama, n_blocks: int, adapters: Adapters | None = None):
+        self.model, self.spec, self._adapters = model.eval().requires_grad_(False), model.spec, adapters
         weight = model.embedding.weight
         self.device = weight.device
         self._shape = (self.spec.n_layers, 2, n_blocks * BLOCK, self.spec.n_kv_heads, self.spec.head_dim)
@@ -88,6 +91,8 @@ class TorchRunner:
     @torch.inference_mode()
     def hidden(self, rows: ModelInput) -> Tensor:
         cache = PagedCache(self.cache, rows)
+        if self._adapters is not None:
+            self._adapters.begin(rows.adapters, rows.counts)
         x = self.model.embed(torch.tensor([rows.tokens], device=self.device))
         if len(self._prompt):
             shown = cache.positions < len(self._prompt)

@@ -18,18 +18,20 @@ router = APIRouter()
 
 
 def _described(models: Models, name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": models.created, "owned_by": "tenfold"}
+    """As OpenAI's; of an adapter also the model it belongs to, as vLLM's."""
+    parent = models.parents[name]
+    described = {"id": name, "object": "model", "created": models.created, "owned_by": "tenfold"}
+    return described if parent is None else {**described, "parent": parent}
 
 
 @router.get("/v1/models", **gives(ModelList))
 async def list_models(models: ServedModels) -> Response:
-    return JSONResponse({"object": "list", "data": [_described(models, name) for name in models.options]})
+    return JSONResponse({"object": "list", "data": [_described(models, name) for name in models.parents]})
 
 
 @router.get("/v1/models/{name:path}", **gives(Model))
 async def get_model(name: str, models: ServedModels) -> Response:
-    models.resolve(name)
-    return JSONResponse(_described(models, name))
+    return JSONResponse(_described(models, models.resolve(name)))
 
 
 @router.post("/v1/models/swap", dependencies=[Depends(operator_only)], **gives(Swapped))
