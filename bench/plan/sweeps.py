@@ -4,6 +4,7 @@ python -m bench.plan.sweeps --sweeps 2000
 """
 
 import random
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import cache
 
@@ -78,10 +79,12 @@ def main() -> None:
     parser.add_argument("--sweeps", type=int, default=2000)
     parser.add_argument("--first", type=int, default=0, help="the number of the first sweep, which seeds it")
     asked = parser.parse_args()
-    rows = [{"sweep": n, "faults": sweep(n)} for n in range(asked.first, asked.first + asked.sweeps)]
-    for row in rows:
-        for fault in row["faults"]:
-            print(fault)
+    numbers = range(asked.first, asked.first + asked.sweeps)
+    rows: list[Row] = []
+    with ProcessPoolExecutor() as pool:
+        for number, faults in zip(numbers, pool.map(sweep, numbers), strict=True):
+            rows.append({"sweep": number, "faults": faults})
+            print(f"{number}: {'; '.join(faults) or 'monotone'}", flush=True)
     print(write_results("plan_sweeps", rows, headline(rows)))
 
 
