@@ -44,9 +44,8 @@ class RayCluster:
                     break
             assert self._processes["head"].poll() is None, (self._home / "head.log").read_text()
             time.sleep(0.5)
-        for name in self._nodes:
-            self._join(name)
-        self._settle()
+        for name in self._nodes:  # one after another: nodes that join one host at once take each other's ports
+            self.start(name)
         return self
 
     def __exit__(self, *error):
@@ -61,7 +60,10 @@ class RayCluster:
 
     def start(self, node):
         """Let a node join, and Ray find out."""
-        self._join(node)
+        self._start(
+            node, f"--address=127.0.0.1:{self._port}", f"--num-cpus={self._gpus}", f"--num-gpus={self._gpus}",
+            f"--resources={json.dumps({self._resource: 1})}",
+        )  # fmt: skip
         self._settle()
 
     def _settle(self):
@@ -69,12 +71,6 @@ class RayCluster:
         while self._alive() != len(self._processes):
             assert time.monotonic() < end, "Ray has not found out which nodes are alive"
             time.sleep(0.5)
-
-    def _join(self, node):
-        self._start(
-            node, f"--address=127.0.0.1:{self._port}", f"--num-cpus={self._gpus}", f"--num-gpus={self._gpus}",
-            f"--resources={json.dumps({self._resource: 1})}",
-        )  # fmt: skip
 
     def kill(self, node):
         """Let a node die with all that runs on it, and Ray find out."""
