@@ -16,15 +16,15 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from tenfold.fleet.cluster.launched import LaunchedWorld
+from tenfold.fleet.cluster.look import look
+from tenfold.fleet.cluster.places import owners
 from tenfold.fleet.fleet_file import fleet_of
-from tenfold.fleet.launched import LaunchedWorld
 from tenfold.fleet.ledger import Ledger
-from tenfold.fleet.lend import Lending
-from tenfold.fleet.look import look
-from tenfold.fleet.places import owners
+from tenfold.fleet.policies.lend import Lending
 from tenfold.fleet.pools import Job
 from tenfold.fleet.setup import ServiceFacts, Setup, pools_of, recovery, sites_of
-from tenfold.fleet.simulator import Recorded, Simulation
+from tenfold.fleet.simulation.simulator import Recorded, Simulation
 from tenfold.fleet.site_pools import show_demand
 
 TICK_S, ALONE, TOY = 300.0, "alone", "toy"

@@ -15,16 +15,16 @@ import toy_roles
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tenfold.fleet.fleet import tick
+from tenfold.fleet.demo.wave import PEAK, draw_arrivals, draw_days, forecast_peak
 from tenfold.fleet.front.control import Front
-from tenfold.fleet.hold import hold
 from tenfold.fleet.ledger import Ledger
-from tenfold.fleet.lend import Lending
-from tenfold.fleet.local import LocalWorld
+from tenfold.fleet.policies.lend import Lending
 from tenfold.fleet.pools import Size
-from tenfold.fleet.simulated import SimulatedWorld, simulate
-from tenfold.fleet.slots import Demand, Lend, Limits, Return
-from tenfold.fleet.wave import PEAK, draw_arrivals, draw_days, forecast_peak
+from tenfold.fleet.slots.hold import hold
+from tenfold.fleet.slots.local import LocalWorld
+from tenfold.fleet.slots.simulated import SimulatedWorld, simulate
+from tenfold.fleet.slots.slots import Demand, Lend, Limits, Return
+from tenfold.fleet.slots.tick import tick
 from tenfold.launch.job import Job, open_launcher
 from tenfold.spec.forecasts import LEVELS, read_forecasts
 from tenfold.spec.plugins import load

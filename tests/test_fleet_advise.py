@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tenfold.fleet.advise import advise
 from tenfold.fleet.fleet_file import fleet_of
-from tenfold.fleet.lend import Lending
-from tenfold.fleet.static import Static
+from tenfold.fleet.operate.advise import advise
+from tenfold.fleet.policies.lend import Lending
+from tenfold.fleet.policies.static import Static
 from tenfold.fleet.traces import read_demand
 from tenfold.spec.errors import TenfoldError
 

@@ -9,7 +9,7 @@ import time
 import pytest
 from slurm_cluster import SlurmCluster, missing
 
-from tenfold.fleet.controller import DemandFiles, check
+from tenfold.fleet.cluster.controller import DemandFiles, check
 from tenfold.fleet.fleet_file import fleet_of
 from tenfold.fleet.ledger import Ledger
 from tenfold.fleet.pools import Service

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from slurm_cluster import SlurmCluster, missing
 
 from tenfold.cli.commands import run as tenfold
-from tenfold.fleet.discover import kubernetes_nodes, slurm_nodes, tables
+from tenfold.fleet.cluster.discover import kubernetes_nodes, slurm_nodes, tables
 from tenfold.fleet.fleet_file import read_fleet
 from tenfold.spec.accelerator import accelerators
 from tenfold.spec.errors import TenfoldError

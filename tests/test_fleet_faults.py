@@ -18,11 +18,11 @@ import toy_roles
 from tenfold.fleet.clock import Clock
 from tenfold.fleet.front.control import Front
 from tenfold.fleet.front.file import lock_of
-from tenfold.fleet.hold import hold
 from tenfold.fleet.ledger import Ledger
-from tenfold.fleet.local import LocalWorld
-from tenfold.fleet.operate import read_until, status, wish
-from tenfold.fleet.slots import DRAINED, Lend, Limits, Wish
+from tenfold.fleet.operate.operate import read_until, status, wish
+from tenfold.fleet.slots.hold import hold
+from tenfold.fleet.slots.local import LocalWorld
+from tenfold.fleet.slots.slots import DRAINED, Lend, Limits, Wish
 from tenfold.launch.job import Job, open_launcher
 from tenfold.serve.start import answers
 from tenfold.spec import files

@@ -10,17 +10,17 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from tenfold.fleet.cluster.launched import LaunchedWorld
+from tenfold.fleet.cluster.look import look
+from tenfold.fleet.cluster.places import owners
 from tenfold.fleet.fleet_file import fleet_of
-from tenfold.fleet.heed import caps_of, heed
-from tenfold.fleet.launched import LaunchedWorld
 from tenfold.fleet.ledger import Ledger
-from tenfold.fleet.look import look
-from tenfold.fleet.places import owners
+from tenfold.fleet.operate.heed import caps_of, heed
+from tenfold.fleet.operate.wishes import WITHDRAWN, Wishes
 from tenfold.fleet.pools import Size
 from tenfold.fleet.setup import Setup, pools_of, recovery, sites_of
 from tenfold.fleet.site_pools import open_pool, show_power
-from tenfold.fleet.slots import Wish
-from tenfold.fleet.wishes import WITHDRAWN, Wishes
+from tenfold.fleet.slots.slots import Wish
 from tenfold.launch.job import Handle, Launcher, Seen
 from tenfold.launch.job_files import file_name
 from tenfold.spec.errors import TenfoldError

@@ -18,13 +18,13 @@ from sklearn.metrics import mean_pinball_loss
 
 from tenfold.fleet.fleet_file import fleet_of, read_fleet
 from tenfold.fleet.forecast import AHEAD, DAY, backtest, fit_demand, pinball
-from tenfold.fleet.lend import Lending
-from tenfold.fleet.lyra import Lyra
+from tenfold.fleet.policies.lend import Lending
+from tenfold.fleet.policies.lyra import Lyra
+from tenfold.fleet.policies.static import Static
 from tenfold.fleet.pools import Job, Pool, Service, Size
-from tenfold.fleet.results import figures
 from tenfold.fleet.setup import draw_work, prepare
-from tenfold.fleet.simulator import Simulation
-from tenfold.fleet.static import Static
+from tenfold.fleet.simulation.results import figures
+from tenfold.fleet.simulation.simulator import Simulation
 from tenfold.fleet.traces import draw_jobs, drawn_demand, read_demand, read_jobs
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.plugins import load

@@ -16,10 +16,10 @@ import toy_roles
 from run_configs import run_config
 
 from tenfold.fleet.front.control import Front
-from tenfold.fleet.hold import hold
 from tenfold.fleet.ledger import Ledger
-from tenfold.fleet.local import LocalWorld
-from tenfold.fleet.slots import DRAINED, Lend, Limits, Return
+from tenfold.fleet.slots.hold import hold
+from tenfold.fleet.slots.local import LocalWorld
+from tenfold.fleet.slots.slots import DRAINED, Lend, Limits, Return
 from tenfold.launch.job import Job, JobStopped, open_launcher
 from tenfold.train.checkpoint import latest
 from tenfold.train.goodput import read_goodput

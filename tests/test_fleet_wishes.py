@@ -7,11 +7,11 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from test_fleet import DELAYS, LIMITS, AnyPolicy, fleet_of
 
-from tenfold.fleet.fleet import tick
 from tenfold.fleet.ledger import Ledger
-from tenfold.fleet.lend import Lending
-from tenfold.fleet.simulated import SimulatedWorld
-from tenfold.fleet.slots import DRAINED, Demand, Wish
+from tenfold.fleet.policies.lend import Lending
+from tenfold.fleet.slots.simulated import SimulatedWorld
+from tenfold.fleet.slots.slots import DRAINED, Demand, Wish
+from tenfold.fleet.slots.tick import tick
 
 SECONDS, WATTS = 200, 100.0
 WITHOUT_SHRINKING = [Phase.explicit, Phase.reuse, Phase.generate]  # a case is a whole simulation

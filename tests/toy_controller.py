@@ -7,13 +7,13 @@ from pathlib import Path
 
 import toy_roles
 
-from tenfold.fleet.fleet import tick
 from tenfold.fleet.front.control import Front
 from tenfold.fleet.ledger import Ledger
-from tenfold.fleet.lend import Lending
-from tenfold.fleet.local import LocalWorld
-from tenfold.fleet.operate import CONTROLLER
-from tenfold.fleet.slots import Demand, Limits
+from tenfold.fleet.operate.operate import CONTROLLER
+from tenfold.fleet.policies.lend import Lending
+from tenfold.fleet.slots.local import LocalWorld
+from tenfold.fleet.slots.slots import Demand, Limits
+from tenfold.fleet.slots.tick import tick
 from tenfold.launch.job import open_launcher
 from tenfold.spec.files import make_folder, one_at_a_time
 

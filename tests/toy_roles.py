@@ -5,7 +5,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from tenfold.fleet.hold import hold, stay
+from tenfold.fleet.slots.hold import hold, stay
 from tenfold.launch.job import Job
 from tenfold.serve.start import answers
 

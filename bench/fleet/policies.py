@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness import options, write_results
-from tenfold.fleet.compare import best_static, compare
 from tenfold.fleet.fleet_file import fleet_of
 from tenfold.fleet.forecast import DAY, backtest
-from tenfold.fleet.results import over_seeds, ratios
 from tenfold.fleet.setup import Setup, prepare
+from tenfold.fleet.simulation.compare import best_static, compare
+from tenfold.fleet.simulation.results import over_seeds, ratios
 from tenfold.fleet.traces import read_demand
 
 NODES = 440  # of each half: Philly's 374 mean GPUs are 85 % of them

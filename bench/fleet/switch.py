@@ -24,9 +24,9 @@ from bench.harness import alternate, options, write_results
 from bench.serve.speed import smollm2
 from tenfold.fleet.front.control import Front
 from tenfold.fleet.ledger import Ledger
-from tenfold.fleet.local import LocalWorld
-from tenfold.fleet.roles import Chat, Training
-from tenfold.fleet.slots import Lend, Limits, Move, Return
+from tenfold.fleet.slots.local import LocalWorld
+from tenfold.fleet.slots.roles import Chat, Training
+from tenfold.fleet.slots.slots import Lend, Limits, Move, Return
 from tenfold.launch.job import open_launcher
 from tenfold.train.config import RunConfig
 from tenfold.train.metrics import read_metrics

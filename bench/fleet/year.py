@@ -13,9 +13,9 @@ from typing import Any
 
 from bench.harness import options, write_results
 from tenfold.fleet.fleet_file import fleet_of
-from tenfold.fleet.results import figures
 from tenfold.fleet.setup import Setup, prepare
-from tenfold.fleet.simulator import Simulation
+from tenfold.fleet.simulation.results import figures
+from tenfold.fleet.simulation.simulator import Simulation
 from tenfold.fleet.traces import read_demand
 from tenfold.spec.plugins import load
 

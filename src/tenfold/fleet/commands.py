@@ -63,7 +63,7 @@ def run(
 
 def _on_cluster(file: Path, on: str, home: Path, policy: "Policy", json: bool) -> None:
     """Print a line for each size that is chosen."""
-    from tenfold.fleet.controller import control
+    from tenfold.fleet.cluster.controller import control
 
     def say(now: float, size: "Size") -> None:
         print(strict_json({"at": now, **size._asdict()}) if json else f"{size.holder}: {size.nodes} nodes, {size.why}.", flush=True)
@@ -85,11 +85,11 @@ def simulate(
 
     Example: tenfold fleet simulate fleet.toml --policy lend --against static,borrow,lyra --out report.html
     """
-    from tenfold.fleet.compare import compare
     from tenfold.fleet.fleet_file import read_fleet
-    from tenfold.fleet.report import html, said
-    from tenfold.fleet.results import WORDS
     from tenfold.fleet.setup import prepare
+    from tenfold.fleet.simulation.compare import compare
+    from tenfold.fleet.simulation.report import html, said
+    from tenfold.fleet.simulation.results import WORDS
     from tenfold.spec.files import write_text
 
     fleet = read_fleet(file)
@@ -111,7 +111,7 @@ def show(*, home: Home = Path("generations"), json: Json = False) -> None:
 
     Example: tenfold fleet show --json
     """
-    from tenfold.fleet.operate import open_ledger
+    from tenfold.fleet.operate.operate import open_ledger
 
     leases = open_ledger(home).leases()
     if json:

@@ -13,13 +13,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from tenfold.fleet.demo.wave import PEAK, Wave, demand_at, draw_arrivals, draw_days, forecast_peak
 from tenfold.fleet.front.control import Front
 from tenfold.fleet.ledger import Ledger
-from tenfold.fleet.live import Say, live, play, settle, small_run
-from tenfold.fleet.local import LocalWorld
-from tenfold.fleet.operate import CONTROLLER
-from tenfold.fleet.slots import DRAINED, Limits
-from tenfold.fleet.wave import PEAK, Wave, demand_at, draw_arrivals, draw_days, forecast_peak
+from tenfold.fleet.operate.operate import CONTROLLER
+from tenfold.fleet.slots.live import Say, live, play, settle, small_run
+from tenfold.fleet.slots.local import LocalWorld
+from tenfold.fleet.slots.slots import DRAINED, Limits
 from tenfold.launch.job import open_launcher, run
 from tenfold.learn.release import released
 from tenfold.model.path import model_path
@@ -62,7 +62,7 @@ def walk(home: Path, say: Say, policy: str = "lend", slot_w: float = 0.0, keep_g
 
 def _live(home: Path, folder: Path, say: Say, policy: str, slot_w: float, keep_gib: float) -> None:
     """Both runs and the wave, on the fleet of this machine."""
-    from tenfold.fleet.roles import Chat, Role, Training  # these need 'tenfold[serve]'
+    from tenfold.fleet.slots.roles import Chat, Role, Training  # these need 'tenfold[serve]'
 
     with ExitStack() as opened:
         opened.enter_context(one_at_a_time(folder / CONTROLLER, f"running the fleet of {folder}"))

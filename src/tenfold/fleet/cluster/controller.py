@@ -1,0 +1,130 @@
+"""The controller of a fleet file on a cluster: it looks at the pools, asks the policy, and carries out what it chose."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tenfold.fleet.clock import Clock
+from tenfold.fleet.cluster.launched import LaunchedWorld
+from tenfold.fleet.cluster.look import look
+from tenfold.fleet.cluster.places import DOWN, TRAIN, owners
+from tenfold.fleet.fleet_file import FleetFile, ServiceTable, read_fleet
+from tenfold.fleet.forecast import AHEAD, DAY, DemandModel, fit_demand
+from tenfold.fleet.ledger import Ledger
+from tenfold.fleet.operate.operate import CONTROLLER
+from tenfold.fleet.pools import Policy, Service, Size
+from tenfold.fleet.setup import Setup, pools_of, recovery, sites_of
+from tenfold.fleet.traces import BIN_S, read_demand
+from tenfold.launch.job import Job, Launcher, open_launcher
+from tenfold.launch.job_files import file_name
+from tenfold.spec.errors import TenfoldError
+from tenfold.spec.files import make_folder, one_at_a_time
+
+LOOK_S = 2.0
+# The launchers of clusters, with the field of a pool that says which nodes are its own, and other options.
+CLUSTERS: dict[str, tuple[str, dict[str, Any]]] = {"slurm": ("partition", {"requeues": 0}), "ray": ("resource", {})}
+
+
+def control(path: Path, on: str, home: Path, policy: Policy, say: Callable[[float, Size], None]) -> None:
+    """Run the fleet of the file at `path` on a cluster, until its runs are over, or, where it has services, until it is stopped.
+
+    What runs on the cluster goes on without the controller, and the same call goes on with it.
+
+    Raises TenfoldError for a file that cannot run there, a cluster that does not answer and work that fails again and again.
+    """
+    file = read_fleet(path)
+    check(file, str(path), on)
+    folder = make_folder((home / "fleet").absolute())
+    with one_at_a_time(folder / CONTROLLER, f"running the fleet of {folder}"):
+        clock = Clock(folder / "clock.json")
+        ledger = Ledger(folder / "ledger.db", owners(file), clock())
+        if other := sorted(ledger.owners.keys() - owners(file).keys()):
+            raise TenfoldError(f"The ledger in {folder} has the slot {other[0]}, which {path} has not: say another --home.")
+        setup = Setup(file, pools_of(file), sites_of(file), {}, {}, recovery())
+        world = LaunchedWorld(folder, ledger, setup, launchers(file, on, folder), DemandFiles(file.services))
+        try:
+            due = -math.inf
+            while file.services or file.runs.keys() - ledger.finished():
+                now = clock()
+                for name in file.runs:
+                    world.arrive(now, name)
+                periodic = now >= due
+                due = now + file.simulation.tick_s if periodic else due
+                for size in look(now, world, policy, periodic):
+                    say(now, size)
+                time.sleep(LOOK_S)
+        finally:
+            world.close()
+            ledger.close()
+
+
+def check(file: FleetFile, where: str, on: str) -> None:
+    """Raises TenfoldError with what keeps a fleet file from running on a cluster."""
+    key, _ = CLUSTERS[on]
+    if not file.services and not file.runs:
+        raise TenfoldError(f"{where} has neither [services.NAME] nor [runs.NAME], and so nothing to run on {on}.")
+    for name, service in file.services.items():
+        if name in (TRAIN, DOWN):
+            raise TenfoldError(f"{where}: a service cannot be named {name}, which is what the ledger calls other nodes: rename it.")
+        if service.command is None:
+            raise TenfoldError(f"{where}: the service {name} has no command: say what each of its nodes runs.")
+    files: dict[str, str] = {}
+    for name in [*file.services, *file.runs]:
+        if (other := files.setdefault(file_name(Job(name, ("true",))), name)) != name:
+            raise TenfoldError(
+                f"{where}: {other} and {name} would be one name on {on}, as letters, digits and hyphens: change one."
+            )
+    had: dict[str | None, str] = {}
+    for name, pool in file.pools.items():
+        nodes = getattr(pool, key)
+        if len(file.pools) > 1 and nodes is None:
+            raise TenfoldError(f"{where}: the pool {name} has no {key}, by which {on} would know its nodes from the others.")
+        if nodes in had:
+            raise TenfoldError(f"{where}: the pools {had[nodes]} and {name} are both of the {key} {nodes}: give each its own.")
+        had[nodes] = name
+
+
+def launchers(file: FleetFile, on: str, folder: Path) -> dict[str, Launcher]:
+    """The launcher of each pool, whose jobs run on the pool's nodes."""
+    key, options = CLUSTERS[on]
+    return {
+        name: open_launcher(on, folder=folder, **{key: getattr(pool, key)}, **options) for name, pool in file.pools.items()
+    }  # fmt: skip
+
+
+class DemandFiles:
+    """The demand of services from their files, which end now: whoever measures it adds a row at a time.
+
+    From two and a half days of it on there is a forecast; before that a service has the rate of the moment alone.
+    """
+
+    def __init__(self, tables: Mapping[str, ServiceTable]):
+        self._tables = tables
+        self._read: dict[str, tuple[float, np.ndarray]] = {}
+        self._models: dict[str, tuple[int, DemandModel]] = {}
+
+    def __call__(self, service: Service, now: float) -> None:
+        name, table = service.name, self._tables[service.name]
+        path = Path(table.demand_csv)
+        changed = path.stat().st_mtime if path.exists() else -1.0
+        if name not in self._read or self._read[name][0] != changed:
+            self._read[name] = changed, read_demand(path, table.demand_scale)
+            self._forecast(service, self._read[name][1])
+        service.into_s = min(BIN_S, max(0.0, time.time() - changed))
+
+    def _forecast(self, service: Service, rates: np.ndarray) -> None:
+        """By a model of at most a day ago."""
+        service.rate = float(rates[-1])
+        if len(rates) < 2 * DAY + AHEAD[-1]:
+            return
+        fitted, model = self._models.get(service.name, (0, None))
+        if model is None or len(rates) - fitted >= DAY:
+            model = fit_demand(rates)
+            self._models[service.name] = len(rates), model
+        quantiles = model.quantiles(rates, np.array([len(rates) - 1]))[0]
+        lines = [np.interp(np.arange(1, AHEAD[-1] + 1), AHEAD, quantiles[:, level]) for level in (0, 1)]
+        service.middle, service.high = lines

@@ -1,0 +1,180 @@
+"""One day of a fleet with two slots, live or simulated: who had which slot when, and when each request was answered.
+
+A simulated day has the requests and the policy of the live one, and of the machine what was measured before either.
+"""
+
+import itertools
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tenfold.fleet.demo.wave import demand_at
+from tenfold.fleet.ledger import Lease, Ledger
+from tenfold.fleet.pools import Policy
+from tenfold.fleet.slots.live import OWNERS
+from tenfold.fleet.slots.simulated import SimulatedWorld, simulate
+from tenfold.fleet.slots.slots import SERVICE, Limits
+from tenfold.spec.files import read_lines
+
+SWITCHING = "switching"
+
+
+class Span(NamedTuple):
+    """`slot` does `what`, a role or `switching`, from `start` to `end`, in seconds of the day."""
+
+    slot: str
+    what: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Known:
+    """What was measured of this machine before the day, in seconds: an answer of `tokens` tokens takes `answers_s` where
+    others wait, the first of them beside training, the second beside another slot of chat, and `writes_s` from its first token on;
+    the first token of one that is alone takes `first_s`; roles leave and start in so many.
+    `days` are rates by the hour of `hour_s`, the last one is the wave's."""
+
+    model: str
+    minutes: float
+    tokens: int
+    answers_s: tuple[float, float]
+    writes_s: tuple[float, float]
+    first_s: float
+    train_leave_s: float
+    chat_start_s: float
+    chat_leave_s: float
+    train_start_s: float
+    step_s: float
+    hour_s: float
+    days: list[list[float]]
+
+    @property
+    def per_slot(self) -> float:
+        """Requests per second that a slot answers beside training."""
+        return 1 / self.answers_s[0]
+
+    @property
+    def day_s(self) -> float:
+        return 24 * self.hour_s
+
+    @property
+    def limits(self) -> Limits:
+        """A role may take several times as long to leave as it was seen to."""
+        leave_s = max(20.0, 4 * self.train_leave_s, 4 * self.chat_leave_s)
+        return Limits(leave_s=leave_s, switch_s=self.train_leave_s + self.chat_start_s)
+
+
+@dataclass(frozen=True)
+class Day:
+    """`came` and `first_s` are of each request, from its time to its first token; `answering_s` are slot-seconds from first tokens
+    to last ones; `lost` are accepted requests that broke off."""
+
+    seconds: float
+    spans: list[Span]
+    came: np.ndarray
+    first_s: np.ndarray
+    answering_s: float
+    moves: list[str]
+    loans: int = 0
+    in_time: bool = True
+    lost: int = 0
+    sent_again: int = 0
+
+    def slot_s(self, what: str) -> float:
+        """Slot-seconds of the day."""
+        return sum(span.end - span.start for span in self.spans if span.what == what)
+
+    def figures(self, bound_s: float) -> dict[str, Any]:
+        """In numbers. `usage` is the share of the slots' time in which they trained or wrote answers; `run_waits_s` is the time in
+        which the run had no slot, or saved and started."""
+        training = self.slot_s("train")
+        percentiles = {f"p{q}": float(np.percentile(self.first_s, q)) for q in (50, 95, 99)}
+        return {
+            "requests": len(self.came), "loans": self.loans, "moves": self.moves, "returned_in_time": self.in_time,
+            "accepted_lost": self.lost, "sent_again": self.sent_again,
+            "first_token_s": {"mean": float(self.first_s.mean()), **percentiles},
+            "within_bound": float((self.first_s <= bound_s).mean()),
+            "usage": (training + self.answering_s) / (len(OWNERS) * self.seconds),
+            "training_s": training, "answering_s": self.answering_s, "switching_s": self.slot_s(SWITCHING),
+            "run_waits_s": self.seconds - training,
+        }  # fmt: skip
+
+
+def live_day(folder: Path, began: float, seconds: float) -> Day:
+    """What the files of a day say. Raises TenfoldError for a ledger that cannot be read."""
+    ledger = Ledger(folder / "ledger.db")
+    leases, rows = ledger.leases(), sorted(read_lines(folder / "answers.jsonl"), key=lambda row: row["came"])
+    ledger.close()
+    loans = [lease for lease in leases if lease.until is not None]
+    return Day(
+        seconds, spans_of(leases, began, seconds),
+        np.array([row["came"] for row in rows]), np.array([row["late_s"] + row["first_s"] for row in rows]),
+        answering_s=sum(row["seconds"] - row["first_s"] for row in rows), moves=_moves(leases), loans=len(loans),
+        in_time=all(loan.ended <= loan.until for loan in loans if loan.ended and loan.until),
+        lost=sum(row["lost"] for row in rows), sent_again=sum(row["sent"] - 1 for row in rows),
+    )  # fmt: skip
+
+
+def simulated_day(known: Known, arrivals: Sequence[float], policy: Policy) -> Day:
+    """The same requests under the same policy, in a simulated world."""
+    ledger = Ledger(":memory:", OWNERS)
+    for lease in ledger.leases():
+        ledger.note(lease.id, ready=0.0)
+    delays = itertools.cycle([(known.train_leave_s, known.chat_start_s), (known.chat_leave_s, known.train_start_s)])
+    world = SimulatedWorld(
+        ledger, lambda now: demand_at(now, arrivals, known.days[-2], known.hour_s, known.per_slot), known.limits, delays
+    )
+    simulate(world, policy, known.day_s, known.limits.tick_s)
+    leases = ledger.leases()
+    ledger.close()
+    spans = spans_of(leases, 0.0, known.day_s)
+    open_ = [(span.start, span.end) for span in spans if span.what == SERVICE]
+    waits, servers = zip(*queue(arrivals, open_, known.answers_s), strict=True)
+    loans = sum(lease.until is not None for lease in leases)
+    return Day(
+        known.day_s, spans, np.asarray(arrivals), np.array(waits) + known.first_s,
+        answering_s=sum(known.writes_s[count - 1] for count in servers), moves=_moves(leases), loans=loans,
+    )  # fmt: skip
+
+
+def spans_of(leases: Sequence[Lease], began: float, seconds: float) -> list[Span]:
+    """What the slots did in the `seconds` after `began`. A slot that is told to leave, or was not ready yet, is switching."""
+    found = []
+    for lease in leases:
+        ended = began + seconds if lease.ended is None else lease.ended
+        asked = ended if lease.asked is None else min(lease.asked, ended)
+        ready = asked if lease.ready is None else min(lease.ready, asked)
+        parts = ((SWITCHING, lease.since, ready), (lease.role, ready, asked), (SWITCHING, asked, ended))
+        found += [Span(lease.slot, what, max(0.0, start - began), min(seconds, end - began)) for what, start, end in parts]
+    return [span for span in found if span.end > span.start]
+
+
+def queue(arrivals: Sequence[float], open_: Sequence[tuple[float, float]], answers_s: Sequence[float]) -> list[tuple[float, int]]:
+    """How long each request waits for its answer to begin, and how many servers are open, at most as many as `answers_s` knows.
+
+    Of the servers that are open when it comes it goes to the one with the fewest, or of several to that which is free first, and
+    is answered in turn, in the seconds of `answers_s` by how many are open. One that comes while none is open waits for the next.
+    """
+    asked: list[deque[float]] = [deque() for _ in open_]  # when each server's unfinished answers end
+    found = []
+    for came in sorted(arrivals):
+        at = came if any(start <= came < end for start, end in open_) else min(start for start, _ in open_ if start > came)
+        for ends in asked:
+            while ends and ends[0] <= at:
+                ends.popleft()
+        here = [ends for ends, (start, end) in zip(asked, open_, strict=True) if start <= at < end]
+        fewest = min(here, key=lambda ends: (len(ends), max(ends, default=at)))
+        begins, open_now = fewest[-1] if fewest else at, min(len(here), len(answers_s))
+        fewest.append(begins + answers_s[open_now - 1])
+        found.append((begins - came, open_now))
+    return found
+
+
+def _moves(leases: Sequence[Lease]) -> list[str]:
+    """Who followed whom, in order."""
+    return [f"{lease.slot} to {lease.role}" for lease in leases if lease.why != "its own"]

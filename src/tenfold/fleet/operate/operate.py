@@ -1,0 +1,110 @@
+"""What an operator's commands do: wishes written into the ledger of a fleet, and a table of who holds which slot.
+
+They need no controller; where one runs, it takes wishes up at its next look.
+"""
+
+import getpass
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from tenfold.fleet.clock import Clock
+from tenfold.fleet.ledger import Lease, Ledger
+from tenfold.fleet.operate.wishes import WITHDRAWN, Wishes
+from tenfold.fleet.slots.slots import DRAINED, Wish
+from tenfold.spec.errors import TenfoldError, nearest
+from tenfold.spec.files import holder
+
+CONTROLLER = "controller.lock"  # held as long as a controller runs
+ANSWER_S = 5.0  # in which a controller that looks answers
+
+
+def open_ledger(home: Path) -> Ledger:
+    """The ledger of the fleet in `home`. Raises TenfoldError where there is none."""
+    if not (home / "fleet" / "ledger.db").exists():
+        raise TenfoldError(f"There is no ledger of a fleet in {home}: `tenfold fleet run` begins one.")
+    return Ledger(home / "fleet" / "ledger.db")
+
+
+def is_controlled(home: Path) -> bool:
+    """Whether a controller runs."""
+    return holder(home / "fleet" / CONTROLLER) is not None
+
+
+def read_until(text: str, now: datetime) -> float:
+    """Seconds since the epoch of `18:00`, the next that comes, or of a date with a time such as `2027-03-31T18:00`.
+
+    Raises TenfoldError for other text and for times that are over.
+    """
+    try:
+        if len(text) <= 5:
+            at = datetime.combine(now.date(), datetime.strptime(text, "%H:%M").time()).astimezone()
+            at += timedelta(days=1) if at <= now else timedelta()
+        else:
+            at = datetime.fromisoformat(text).astimezone()
+    except ValueError:
+        raise TenfoldError(f"{text!r} is no time: write 18:00, or a date with a time as 2027-03-31T18:00.") from None
+    if at <= now:
+        raise TenfoldError(f"{text} is over: write a time to come.")
+    return at.timestamp()
+
+
+def wish(home: Path, wanted: Wish) -> Wish:
+    """Write a wish down and wait a little for the controller's word, if there is one.
+
+    Raises TenfoldError for a slot that the ledger does not have.
+    """
+    ledger = open_ledger(home)
+    pools = {slot.rpartition("/")[0] for slot in ledger.owners} - {""}
+    known = {*ledger.owners, *ledger.owners.values(), *pools}
+    if wanted.kind != "cap" and wanted.target not in known:
+        near = nearest(wanted.target, known)
+        raise TenfoldError(f"There is no slot, owner or pool {wanted.target!r}{near}: `tenfold fleet status`.")
+    wishes = Wishes(ledger)
+    made = wishes.add(replace(wanted, who=wanted.who or getpass.getuser()))
+    end = time.monotonic() + ANSWER_S
+    while made.state == "waits" and is_controlled(home) and time.monotonic() < end:
+        time.sleep(0.1)
+        made = wishes.of(made.id)
+    ledger.close()
+    return made
+
+
+def withdraw(home: Path, number: int) -> Wish:
+    """Take a wish back. Raises TenfoldError where there is none of this number."""
+    ledger = open_ledger(home)
+    wishes = Wishes(ledger)
+    wishes.of(number)
+    wishes.answer({number: (WITHDRAWN, f"by {getpass.getuser()}")}, time.time())
+    made = wishes.of(number)
+    ledger.close()
+    return made
+
+
+def status(home: Path) -> dict[str, Any]:
+    """Who holds which slot, what it costs to give it back, and the open wishes. Times are seconds since the epoch, on the wall."""
+    ledger, ahead_s = open_ledger(home), Clock(home / "fleet" / "clock.json", keep=False).ahead_s()
+    leases = ledger.leases()
+    slots = [
+        {"slot": x.slot, "owner": ledger.owners[x.slot], "role": x.role, "since": x.since - ahead_s,
+         "until": None if x.until is None else x.until - ahead_s,
+         "price_s": price_s(leases, x.role, ledger.owners[x.slot]), "why": x.why}
+        for x in leases if x.ended is None
+    ]  # fmt: skip
+    wishes = [asdict(one) for one in Wishes(ledger).open(time.time())]
+    ledger.close()
+    return {"controller": is_controlled(home), "wall_jumped_s": ahead_s, "slots": slots, "wishes": wishes}
+
+
+def price_s(leases: Sequence[Lease], role: str, owner: str) -> float | None:
+    """Slot-seconds that it costs to give a slot back to its owner, or, of an owner, to lend it and have it back.
+
+    The medians of what the ledger saw: the role's leaving, with its last save, and the owner's start. None before both were seen.
+    """
+    leaving = [0.0] if role == DRAINED else [x.ended - x.asked for x in leases if x.role == role and x.asked and x.ended]
+    starting = [x.ready - x.since for x in leases if x.role == owner and x.ready]
+    return statistics.median(leaving) + statistics.median(starting) if leaving and starting else None

@@ -1,0 +1,62 @@
+"""Policies beside each other on one fleet file, seed by seed."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from tenfold.fleet.setup import Setup
+from tenfold.fleet.simulation.results import figures, over_seeds
+from tenfold.fleet.simulation.simulator import Outcome, Simulation
+from tenfold.spec.plugins import load
+
+
+@dataclass
+class Comparison:
+    """By policy: each seed's figures, and the first seed's run."""
+
+    runs: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+    first: dict[str, Outcome] = field(default_factory=dict)
+
+    def means(self) -> dict[str, dict[str, Any]]:
+        return {name: over_seeds(runs) for name, runs in self.runs.items()}
+
+
+def compare(setup: Setup, policies: Sequence[str], seeds: int, say: Callable[[str], None] = lambda text: None) -> Comparison:
+    """Simulate each policy with each seed. Raises TenfoldError for a policy that there is not."""
+    chosen = {name: load("policies", name) for name in policies}
+    table, found = setup.file.simulation, Comparison()
+    for name, policy in chosen.items():
+        for seed in range(seeds):
+            out = Simulation(setup, policy(), seed).run()
+            found.runs.setdefault(name, []).append(figures(out, table.days + table.drain_days))
+            found.first.setdefault(name, out)
+            one = found.runs[name][-1]
+            say(f"{name}, seed {seed}: {out.events:,} events, queueing {one['queueing_s']:.0f} s, missed {one['missed']:.3%}")
+    return found
+
+
+def with_own(setup: Setup, share: float) -> Setup:
+    """The same fleet with every service owning `share` of the nodes that its busiest bin needs: one fixed split.
+
+    The work that comes stays that of the fleet as it was.
+    """
+    services = {}
+    for name, known in setup.services.items():
+        own = max(known.table.least, round(share * float(known.rates.max()) / known.table.requests_per_s))
+        services[name] = dataclasses.replace(known, table=msgspec.structs.replace(known.table, own=own))
+    return dataclasses.replace(setup, services=services, work_of=setup.work_of or setup)
+
+
+def best_static(setup: Setup, seeds: int, missed: float, shares: Sequence[float]) -> tuple[float, list[dict[str, float]]]:
+    """The best fixed split in hindsight: of those that miss no more than `missed`, the one with the shortest completion."""
+    tried = {share: compare(with_own(setup, share), ["static"], seeds).runs["static"] for share in shares}
+
+    def mean(share: float, key: str) -> float:
+        return sum(run[key] for run in tried[share]) / seeds
+
+    kept = [share for share in shares if mean(share, "missed") <= missed] or [max(shares)]
+    best = min(kept, key=lambda share: mean(share, "completion_s"))
+    return best, tried[best]

@@ -1,0 +1,269 @@
+"""A fleet simulated event by event: jobs come, work and end, services follow their demand, nodes fail, a policy chooses sizes.
+
+Deterministic for a seed. Nothing is drawn but jobs, failures and the errors of guesses, each from a stream of its own, so that
+every policy meets the same work and the same demand.
+"""
+
+import heapq
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tenfold.fleet.pools import Job, Policy, Pool, Size
+from tenfold.fleet.setup import DAY_S, HOUR_S, PoolFacts, Setup, draw_work
+from tenfold.fleet.simulation.meter import Meter, Serving
+from tenfold.fleet.site_pools import open_pool, over_cap, over_due, show_demand, show_power
+
+
+@dataclass
+class Outcome:
+    """What came of one simulation: jobs as (came, began or None, ended or None, nodes), lost node-seconds by cause, the meters,
+    the highest watts of all pools together at a tick, and the day as a series of rows."""
+
+    jobs: list[tuple[float, float | None, float | None, int]] = field(default_factory=list)
+    lost_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("policy", "failures"), 0.0))
+    moves: int = 0
+    stops: int = 0
+    events: int = 0
+    meters: dict[str, Meter] = field(default_factory=dict)
+    peak_w: float = 0.0
+    series: list[tuple[float, ...]] = field(default_factory=list)
+
+
+class Recorded(NamedTuple):
+    """What came in place of what is drawn: jobs with their table's names, in their order, and nodes of pools that failed: when,
+    who held it and, after so many seconds, it was back."""
+
+    work: list[tuple[str, Job]]
+    failures: list[tuple[float, str, str, float]]
+
+
+class Simulation:
+    """One run. `sample_s` is the distance of the rows of the series. Jobs and failures are drawn, unless they were `recorded`."""
+
+    def __init__(
+        self, setup: Setup, policy: Policy, seed: int = 0, sample_s: float = 600.0, recorded: Recorded | None = None
+    ):  # fmt: skip
+        self._setup, self._policy, self._table = setup, policy, setup.file.simulation
+        self._end, self._sample_s = self._table.days * DAY_S, sample_s
+        self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._order, self.out = itertools.count(), Outcome()
+        self._draw = np.random.default_rng([seed, 1])
+        self._pools = {name: self._open(facts) for name, facts in setup.pools.items()}
+        self._queued = dict.fromkeys(self._pools, 0.0)  # node-seconds that wait
+        self._recorded, self._next, self._ended = recorded, 0, 0
+        self._work = recorded.work if recorded else draw_work(setup, seed)
+
+    def run(self) -> Outcome:
+        """Until the end of the time, and of the jobs where they may drain."""
+        for when, pool, holder, back_s in self._recorded.failures if self._recorded else ():
+            self._at(when, self._lose, self.out.meters[pool], holder, back_s)
+        for meter in () if self._recorded else self.out.meters.values():
+            self._at(self._draw.exponential(self._failure_s(meter)), self._fail, meter)
+        if self._work:
+            self._at(self._work[0][1].came, self._arrive)
+        self._at(0.0, self._tick)
+        events, last = self._events, self._end + self._table.drain_days * DAY_S
+        while events and events[0][0] <= last:
+            now, _, happen, arguments = heapq.heappop(events)
+            if now > self._end and self._ended == len(self._work):
+                break
+            happen(now, *arguments)
+            self.out.events += 1
+        over = [
+            (job.came, job.begun, None, job.least)
+            for pool in self._pools.values()
+            for job in (*pool.running.values(), *pool.waiting)
+        ]
+        self.out.jobs += over
+        return self.out
+
+    def _at(self, when: float, happen: Callable[..., None], *arguments: Any) -> None:
+        heapq.heappush(self._events, (when, next(self._order), happen, arguments))
+
+    def _open(self, facts: PoolFacts) -> Pool:
+        pool = open_pool(self._setup, facts)
+        servings = [Serving(service, ready=service.nodes) for service in pool.services]
+        self.out.meters[facts.name] = Meter(facts, self._setup.sites[facts.site], pool, servings)
+        return pool
+
+    def _tick(self, now: float) -> None:
+        """Pay, move the demand on, let the policy look, keep the cap, write a row."""
+        if now + self._table.tick_s <= self._end + self._table.drain_days * DAY_S:
+            self._at(now + self._table.tick_s, self._tick)
+        if now <= self._end:
+            self.out.peak_w = max(self.out.peak_w, self._watts())
+        for meter in self.out.meters.values():
+            if now <= self._end:
+                meter.advance(now)
+                meter.settle(now)
+            show_power(meter.pool, self._setup, meter.down, now)
+            for serving in meter.serving:
+                show_demand(serving.service, self._setup.services[serving.service.name], now)
+            for size in over_due(now, meter.pool):
+                self._size_service(now, meter, next(s for s in meter.serving if s.service.name == size.holder), size)
+            meter.pool.periodic = True
+            self._decide(now, meter)
+            meter.pool.periodic = False
+            self._keep_cap(now, meter)
+        if now <= self._end and now % self._sample_s < self._table.tick_s:
+            self._row(now)
+
+    def _keep_cap(self, now: float, meter: Meter) -> None:
+        """Stop jobs where a cap came down and the policy gave nothing back."""
+        pool = meter.pool
+        for size in over_cap(pool):
+            self._size_job(now, meter, pool.running[size.holder], size)
+        if pool.training + pool.serving + pool.leaving > pool.allowed:
+            meter.over_cap_s += self._table.tick_s
+
+    def _decide(self, now: float, meter: Meter) -> None:
+        """Ask the policy, and carry out what may be."""
+        pool = meter.pool
+        waiting: dict[str, Job] | None = None
+        for size in self._policy.decide(now, pool):
+            serving = next((s for s in meter.serving if s.service.name == size.holder), None)
+            if serving is not None:
+                self._size_service(now, meter, serving, size)
+                continue
+            if (job := pool.running.get(size.holder)) is None:
+                waiting = {job.name: job for job in pool.waiting} if waiting is None else waiting
+                job = waiting.get(size.holder)
+            if job is not None:
+                self._size_job(now, meter, job, size)
+
+    def _size_service(self, now: float, meter: Meter, serving: Serving, size: Size) -> None:
+        service = serving.service
+        meter.advance(min(now, self._end))
+        more = meter.pool.size_service(service, size)
+        if more > 0:
+            serving.starting += more
+            self._at(now + service.start_s, self._ready, meter, serving, more)
+        else:
+            starting = min(-more, serving.starting)
+            serving.starting -= starting
+            serving.called_off += starting
+            serving.ready += more + starting
+        self.out.moves += more != 0
+
+    def _size_job(self, now: float, meter: Meter, job: Job, size: Size) -> None:
+        pool = meter.pool
+        meter.advance(min(now, self._end))
+        resized = pool.size_job(now, job, size)
+        if resized is None:
+            return
+        self.out.lost_s["policy"] += resized.lost_s
+        self.out.moves += 1
+        if resized.leaving:
+            self._at(now + resized.save_s, self._freed, meter, resized.leaving)
+        if not resized.had:
+            self._queued[pool.name] -= job.least * job.work_s
+        self._goes_on(meter, job)
+        self.out.stops += not resized.nodes
+
+    def _goes_on(self, meter: Meter, job: Job) -> None:
+        """It will end in its time where it has nodes, and is in the line where it has none."""
+        if job.nodes:
+            self._at(job.begins + job.work_s / job.speed(job.nodes), self._finish, meter, job, job.version)
+        else:
+            self._queued[meter.pool.name] += job.least * job.work_s
+
+    def _arrive(self, now: float) -> None:
+        name, job = self._work[self._next]
+        self._next += 1
+        if self._next < len(self._work):
+            self._at(self._work[self._next][1].came, self._arrive)
+        fitting = [p for p in self._setup.file.jobs[name].pools if self._setup.pools[p].nodes >= job.least]
+        pools = [p for p in fitting if self._setup.pools[p].nodes - self._pools[p].own >= job.least] or fitting
+        best = min(pools, key=lambda p: (self._queued[p] - max(0, self._pools[p].room)) / self._setup.pools[p].nodes)
+        job.work_s /= self._setup.pools[best].speed
+        self._queued[best] += job.least * job.work_s
+        self._pools[best].waiting.append(job)
+        self._decide(now, self.out.meters[best])
+
+    def _finish(self, now: float, meter: Meter, job: Job, version: int) -> None:
+        if job.version != version:
+            self.out.events -= 1  # it was moved since
+            return
+        meter.advance(min(now, self._end))
+        meter.pool.finish(job)
+        self._ended += 1
+        self.out.jobs.append((job.came, job.begun, now, job.least))
+        self._decide(now, meter)
+
+    def _freed(self, now: float, meter: Meter, nodes: int) -> None:
+        meter.advance(min(now, self._end))
+        meter.pool.leaving -= nodes
+        self._decide(now, meter)
+
+    def _ready(self, now: float, meter: Meter, serving: Serving, nodes: int) -> None:
+        meter.advance(min(now, self._end))
+        off = min(nodes, serving.called_off)
+        serving.called_off -= off
+        serving.starting -= nodes - off
+        serving.ready += nodes - off
+
+    def _failure_s(self, meter: Meter) -> float:
+        return DAY_S / max(1e-9, meter.pool.nodes * meter.facts.per_day)
+
+    def _fail(self, now: float, meter: Meter) -> None:
+        """Some node of the pool fails."""
+        pool, facts = meter.pool, meter.facts
+        self._at(now + self._draw.exponential(self._failure_s(meter)), self._fail, meter)
+        at = self._draw.random() * pool.nodes
+        repaired = self._draw.random() < facts.repair_share and pool.nodes > 1
+        back_s = self._draw.exponential(self._setup.recovery["repair_h"] * HOUR_S) if repaired else 0.0
+        held = [(job.name, job.nodes) for job in pool.running.values()]
+        for name, nodes in [*held, *((serving.service.name, serving.ready) for serving in meter.serving)]:
+            at -= nodes
+            if at < 0:
+                return self._lose(now, meter, name, back_s)
+        return self._lose(now, meter, "", back_s)
+
+    def _lose(self, now: float, meter: Meter, holder: str, back_s: float) -> None:
+        """A node fails and is back after a repair, or at once: whoever holds it loses it."""
+        pool = meter.pool
+        meter.advance(min(now, self._end))
+        if back_s:
+            pool.nodes -= 1
+            meter.down += 1
+            self._at(now + back_s, self._repaired, meter)
+        if (job := pool.running.get(holder)) is not None:
+            return self._hit(now, meter, job)
+        for serving in meter.serving:
+            if serving.service.name == holder:
+                serving.ready -= 1
+                serving.starting += 1
+                back = serving.service.start_s if pool.room >= 0 else self._setup.recovery["restart_s"]
+                self._at(now + self._setup.recovery["detection_s"] + back, self._ready, meter, serving, 1)
+        return None
+
+    def _hit(self, now: float, meter: Meter, job: Job) -> None:
+        """A job loses what it did since its checkpoint, and goes on: with another node, with fewer, or from the line."""
+        self.out.lost_s["failures"] += meter.pool.hit(now, job, self._setup.recovery["detection_s"])
+        self._goes_on(meter, job)
+        self._decide(now, meter)
+
+    def _repaired(self, now: float, meter: Meter) -> None:
+        meter.advance(min(now, self._end))
+        meter.pool.nodes += 1
+        meter.down -= 1
+        self._decide(now, meter)
+
+    def _watts(self) -> float:
+        return sum(meter.watts() for meter in self.out.meters.values())
+
+    def _row(self, now: float) -> None:
+        meters = self.out.meters.values()
+        servings = [serving for meter in meters for serving in meter.serving]
+        cap = sum(self._setup.sites[name].cap_w[int(now / HOUR_S) % 24] for name in self._setup.sites)
+        self.out.series.append((
+            now / HOUR_S, sum(m.pool.training for m in meters), sum(s.ready for s in servings), sum(s.starting for s in servings),
+            sum(m.pool.leaving for m in meters), sum(m.pool.nodes for m in meters), sum(m.down for m in meters),
+            sum(s.service.rate for s in servings), sum(float(s.service.middle[5]) for s in servings),
+            sum(float(s.service.high[5]) for s in servings), sum(s.ready * s.service.per_node for s in servings),
+            self._watts(), cap,
+        ))  # fmt: skip

@@ -1,0 +1,74 @@
+"""The fleet of this machine with two slots, one of chat and one of training: opened, waited for, and let go on."""
+
+import sysconfig
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from tenfold.fleet.clock import Clock
+from tenfold.fleet.front.control import Front
+from tenfold.fleet.ledger import Ledger
+from tenfold.fleet.pools import Policy
+from tenfold.fleet.slots.local import LocalWorld
+from tenfold.fleet.slots.tick import tick
+from tenfold.launch.job import open_launcher
+from tenfold.train.config import RunConfig
+from tenfold.train.run_file import config_from_fields
+
+if TYPE_CHECKING:  # PyTorch
+    from tenfold.fleet.slots.roles import Role
+
+OWNERS = {"slot-1": "chat", "slot-2": "train"}
+CONTEXT = 2048  # has room for the longest answer, beyond the rows that are trained
+Say = Callable[[str], None]
+
+
+class Live(NamedTuple):
+    """An open fleet."""
+
+    world: LocalWorld
+    ledger: Ledger
+    front: Front
+
+
+@contextmanager
+def live(folder: Path, roles: "dict[str, Role]") -> Iterator[Live]:
+    """The fleet of the ledger in `folder`, no slot of which is open yet. At the end every role saves and leaves."""
+    ledger, front = Ledger(folder / "ledger.db", OWNERS, Clock(folder / "clock.json")()), Front(folder)
+    try:
+        world = LocalWorld(folder, ledger, roles, open_launcher("local"), front)
+        try:
+            yield Live(world, ledger, front)
+        finally:
+            world.close()
+    finally:
+        front.end()
+        ledger.close()
+
+
+def settle(world: LocalWorld) -> None:
+    """Wait until no slot turns. Raises what a turn raised."""
+    while any(slot.turning for slot in world.observe(world.clock()).slots):
+        time.sleep(0.1)
+
+
+def play(world: LocalWorld, policy: Policy, going: Callable[[], bool], say: Say) -> None:
+    """Let the policy decide as long as `going` says so."""
+    while going():
+        for move in tick(world.clock(), world, policy):
+            say(f"  {type(move).__name__} {move.slot}: {move.why}.")
+        time.sleep(world.limits.tick_s)
+
+
+def small_run(steps: int, *, width: int = 64, seq_len: int = 64, corpus: str = "email") -> RunConfig:
+    """A small run whose losses are the same on every start: one thread, one number format, nothing compiled."""
+    text = {"corpus": str(Path(sysconfig.get_path("stdlib")) / corpus), "vocab_size": 512, "max_epochs": 1000}
+    fields = {
+        "tokens": steps * 8 * seq_len, "device": "cpu", "dtype": "float32", "threads": 1, "compile": "off",
+        "model": {"width": width, "context": CONTEXT},
+        "data": {**text, "seq_len": seq_len, "batch_size": 8}, "task": {"evaluate_tokens": 4096}, "checkpoint": {"every_s": 5},
+        "log": {"every": 1},
+    }  # fmt: skip
+    return config_from_fields(fields, "The fleet's run")

@@ -1,0 +1,130 @@
+"""What a slot of this machine can do: train a run, or serve chat, in a process that holds the slot (`hold.py`).
+
+A role says how its process is started, whether it is ready, and what changes as long as it works (`sign`). One with `many` works
+in several slots at a time. `end` is when a borrower is gone, by the monotonic clock.
+"""
+
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+from tenfold.fleet.slots.hold import Sleeper, hold, stay
+from tenfold.launch.job import Job, Resources
+from tenfold.serve.api.server import serve
+from tenfold.serve.options import EngineOptions, ServerOptions
+from tenfold.serve.start import answers
+from tenfold.spec.files import make_folder, read_lines
+from tenfold.train.config import RunConfig
+from tenfold.train.goodput import read_goodput
+from tenfold.train.hooks.sleep import Sleep
+from tenfold.train.jobs import train_process
+from tenfold.train.result import read_result
+
+# What workers do is in this module: so they are forks of a process that has imported PyTorch.
+
+
+def in_slot(lock: Path, end: float | None, orders: Connection | None, sleeper: Sleeper, work: Any, *arguments: Any) -> Any:
+    """Work while holding the slot; with `orders` the process stays when its lease is over."""
+    if orders is None:
+        return hold(lock, end, work, *arguments)
+    return stay(lock, end, orders, sleeper, work, *arguments)
+
+
+def train_in_slot(
+    lock: Path, end: float | None, orders: Connection | None, config: RunConfig, directory: Path, home: Path
+) -> Any:  # fmt: skip
+    """Train once the last process of the run is gone: one that sleeps does not hold its slot, but the run."""
+    hook = Sleep()
+    training = lock, end, orders, hook, train_process, config, directory, home, True, [hook]
+    return hold(make_folder(directory) / ".worker.lock", None, in_slot, *training)
+
+
+@dataclass(frozen=True)
+class ServerSleep:
+    """Lets the server at `url` sleep, by the paths of vLLM's sleep mode."""
+
+    url: str
+
+    def sleep(self) -> None:
+        self._post("sleep")
+
+    def wake_up(self) -> None:
+        self._post("wake_up")
+
+    def _post(self, path: str) -> None:
+        urlopen(Request(f"{self.url}/{path}", method="POST")).close()
+
+
+def _job(name: str, function: Any, arguments: tuple[Any, ...], leave_s: float) -> Job:
+    return Job(name, function=function, arguments=arguments, resources=Resources(cores=1), grace_s=round(leave_s))
+
+
+@dataclass(frozen=True)
+class Training:
+    """A run in `directory`, with its data in `home`."""
+
+    config: RunConfig
+    directory: Path
+    home: Path
+    many = False
+
+    @property
+    def finished(self) -> bool:
+        return read_result(self.directory) is not None
+
+    def job(self, lock: Path, url: str, end: float | None, leave_s: float, orders: Connection | None = None) -> Job:
+        """Its process in the slot of `lock`, which has `leave_s` to save and leave."""
+        arguments = lock, end, orders, self.config, self.directory, self.home
+        return _job(f"Training in {lock.stem}", train_in_slot, arguments, leave_s)
+
+    def starts(self) -> int:
+        """How often a process came to its first step since it was started or woken up."""
+        return sum("began" in row for row in read_lines(self.directory / "time.jsonl"))
+
+    def is_ready(self, url: str, starts: int) -> bool:
+        """Whether it came to a first step once more."""
+        return self.starts() > starts
+
+    def sign(self, url: str) -> object:
+        """What was written of its steps."""
+        return [file.stat().st_size for name in ("run", "time") if (file := self.directory / f"{name}.jsonl").exists()]
+
+    def redone_s(self) -> float:
+        """Seconds of steps that were lost and done again."""
+        return read_goodput(self.directory / "time.jsonl").get("redone_s", 0.0)
+
+
+@dataclass(frozen=True)
+class Chat:
+    """What `tenfold serve` does with one model, on one thread and an answer at a time."""
+
+    model: Path
+    device: str = "cpu"
+    finished, many = False, True
+
+    def job(self, lock: Path, url: str, end: float | None, leave_s: float, orders: Connection | None = None) -> Job:
+        """Its process in the slot of `lock`, which has `leave_s` to finish its answers; it listens at `url`."""
+        options = ServerOptions(port=int(url.rpartition(":")[2]), drain_seconds=leave_s, access_log="none")
+        engine = EngineOptions(self.model, max_num_seqs=1, kv_cache_gib=0.1, threads=1, speculate=False, device=self.device)
+        arguments = lock, end, orders, ServerSleep(url), serve, {"chat": engine}, options
+        return _job(f"Chat in {lock.stem}", in_slot, arguments, leave_s)
+
+    def starts(self) -> int:
+        return 0
+
+    def is_ready(self, url: str, starts: int) -> bool:
+        """Whether it answers, awake."""
+        return answers(url)
+
+    def sign(self, url: str) -> object:
+        """When it last answered."""
+        return time.monotonic() if answers(url) else None
+
+    def redone_s(self) -> float:
+        return 0.0
+
+
+Role = Training | Chat

@@ -1,0 +1,50 @@
+"""A fleet that is only reckoned: its slots turn in no time of ours, and the ledger is the same as a live one's."""
+
+from collections.abc import Callable, Iterator, Mapping
+
+from tenfold.fleet.ledger import Ledger
+from tenfold.fleet.operate.obey import Word
+from tenfold.fleet.operate.wishes import Wishes
+from tenfold.fleet.pools import Policy
+from tenfold.fleet.slots.slots import DRAINED, Demand, Fleet, Limits, Move, Slot, holder_after
+from tenfold.fleet.slots.tick import tick
+
+
+class SimulatedWorld:
+    """`delays` are the seconds in which a role leaves and the next one starts, cut at the limits as a live world cuts them."""
+
+    def __init__(self, ledger: Ledger, demand: Callable[[float], Demand], limits: Limits, delays: Iterator[tuple[float, float]]):
+        self._ledger, self._demand, self._limits, self._delays = ledger, demand, limits, delays
+        self.wishes, self.slot_w = Wishes(ledger), 0.0
+        self._now, self._ready, self._leases = 0.0, dict.fromkeys(ledger.owners, 0.0), ledger.leases(current=True)
+
+    def observe(self, now: float) -> Fleet:
+        self._now = now
+        owners = self._ledger.owners
+        slots = [
+            Slot(x.slot, owners[x.slot], x.role, x.since, x.until, now < self._ready[x.slot], watts=self.slot_w)
+            for x in self._leases
+        ]
+        return Fleet(tuple(slots), self._demand(now), self._limits, wishes=self.wishes.open(now))
+
+    def answer(self, said: Mapping[int, Word], now: float) -> None:
+        self.wishes.answer(said, now)
+
+    def apply(self, move: Move) -> None:
+        leave_s, start_s = next(self._delays)
+        limits = self._limits
+        before = next(lease for lease in self._leases if lease.slot == move.slot)
+        gone = self._now + (0.0 if before.role == DRAINED else min(leave_s, limits.leave_s))
+        role, until = holder_after(move, self._ledger.owners[move.slot])
+        latest = gone + limits.start_s if until is None else until - limits.leaving_s
+        ready = gone if role == DRAINED else max(gone, min(gone + start_s, latest))
+        self._ledger.note(before.id, asked=self._now)
+        self._ledger.turn(move.slot, role, until, move.why, gone)
+        self._leases, self._ready[move.slot] = self._ledger.leases(current=True), ready
+        self._ledger.note(next(lease.id for lease in self._leases if lease.slot == move.slot), ready=ready)
+
+
+def simulate(world: SimulatedWorld, policy: Policy, seconds: float, tick_s: float) -> list[tuple[float, Move]]:
+    """Let time pass; returns the moves with their times."""
+    times = [i * tick_s for i in range(int(seconds / tick_s) + 1)]
+    return [(now, move) for now in times for move in tick(now, world, policy)]
