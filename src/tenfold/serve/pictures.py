@@ -13,7 +13,7 @@ from tenfold.model.io.huggingface import read_spec
 from tenfold.serve.request import Picture
 from tenfold.serve.text import TextSide
 from tenfold.spec.errors import TenfoldError
-from tenfold.spec.vision import VisionSpec
+from tenfold.spec.vision import PATCH, VisionSpec
 
 
 class View(NamedTuple):
@@ -42,9 +42,7 @@ class Sight:
         tiles, rows, columns = cut(image, self.vision.image_size, min(self.max_tiles, max_tiles or self.max_tiles))
         tokens = text.ids(image_text(rows, columns, self.vision.tokens_per_tile))
         if tokens.count(self.vision.patch_token) != len(tiles) * self.vision.tokens_per_tile:
-            raise TenfoldError(
-                "The model's tokenizer has no <|patch|> for its image encoder: take the one that belongs to the model."
-            )
+            raise TenfoldError(f"The model's tokenizer has no {PATCH} for its image encoder: take the one that belongs to it.")
         return View(tiles, tokens)
 
     def prompt(self, texts: list[list[int]], views: list[View]) -> Prompt:
