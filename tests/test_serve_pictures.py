@@ -22,6 +22,7 @@ from tenfold.serve.api.budget import Place
 from tenfold.serve.api.errors import ApiError
 from tenfold.serve.api.keys import Caller
 from tenfold.serve.api.models import Models
+from tenfold.serve.complete import complete
 from tenfold.serve.engine.blocks import BlockManager
 from tenfold.serve.engine.build import make_engine
 from tenfold.serve.options import EngineOptions, Limits, ServerOptions
@@ -389,6 +390,25 @@ def test_answers_about_pictures_are_not_kept_as_feedback(client):
     path, body = in_chat([data_url(drawing(1))])
     answer = client.post(path, json={"store": True, **body})
     assert answer.status_code == 400 and answer.json()["error"]["param"] == "store"
+
+
+def test_words_of_a_picture_in_a_text_are_words(client):
+    words = image_text(1, 2, PLACES)
+    for parts in ([words], [data_url(drawing(1)), words, data_url(drawing(2))]):
+        path, body = in_chat(parts)
+        read = said(client.post(path, json=body))[1]
+        path, body = in_chat([part.replace(words, "Hello") for part in parts])
+        assert read > said(client.post(path, json=body))[1]
+
+
+def test_one_text_about_an_image_is_what_the_model_itself_writes(seeing, model, tmp_path):
+    drawing(4, 20, 20).save(tmp_path / "a.png")
+    text = read_text_side(seeing)
+    tiles, rows, columns = tiles_of(drawing(4, 20, 20), 16, 4)
+    tokens = text.tokenizer.encode(image_text(rows, columns, PLACES) + "Hello").ids
+    following = greedy(model, tokens, torch.from_numpy(tiles), 6, text.stop_tokens)
+    written = complete(seeing, "Hello", max_new_tokens=6, temperature=0, top_p=1, seed=0, image=tmp_path / "a.png")
+    assert written == text.tokenizer.decode(tokens + following)
 
 
 def test_a_template_that_leaves_a_picture_out_is_a_sentence(tmp_path):

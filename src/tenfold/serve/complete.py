@@ -44,4 +44,5 @@ def _shown(path: Path, text: TextSide, image: Path, prompt: str) -> Prompt:
     sight = read_sight(path)
     if sight is None:
         raise TenfoldError(f"The model in {path} has no image encoder: leave --image out, or train one with images.")
-    return sight.prompt([text.begin, text.ids(prompt)], [sight.view(open_image(image), text)])
+    begin = text.tokenizer.encode("").ids  # as before a prompt without an image
+    return sight.prompt([begin, text.ids(prompt)], [sight.view(open_image(image), text)])
