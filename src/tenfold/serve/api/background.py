@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import AsyncGenerator, Coroutine
 from typing import Any
 
-from tenfold.serve.api.budget import Place
+from starlette.background import BackgroundTask
+
 from tenfold.serve.api.errors import ApiError
 from tenfold.serve.api.streaming import cancel
 
@@ -44,21 +45,25 @@ class Events:
 
 
 class Background:
-    """The work that is under way."""
+    """The work that is under way. What it holds of budgets is held by its request, which lasts as long."""
 
     def __init__(self) -> None:
         self._works: dict[tuple[str, str], tuple[asyncio.Task[None], Events]] = {}
 
-    def start(self, place: Place, name: str, work: Coroutine[Any, Any, None], log: Events) -> None:
-        """Begin `work`, which writes its events to `log`. It takes over what its request holds of budgets, until it is done."""
-        task, holds = asyncio.create_task(work), place.holds.pop_all()
-        self._works[place.owner, name] = task, log
+    def start(self, owner: str, name: str, work: Coroutine[Any, Any, None], log: Events) -> BackgroundTask:
+        """Begin `work`, which writes its events to `log`; the task that this gives belongs to the answer of its request, which then
+        lasts until the work is done."""
+        task = asyncio.create_task(work)
+        self._works[owner, name] = task, log
+        task.add_done_callback(lambda _: self._works.pop((owner, name)))
+        return BackgroundTask(self._until_done, task)
 
-        def done(_: asyncio.Task[None]) -> None:
-            del self._works[place.owner, name]
-            holds.close()
-
-        task.add_done_callback(done)
+    @staticmethod
+    async def _until_done(task: asyncio.Task[None]) -> None:
+        try:
+            await asyncio.wait([task])
+        finally:
+            await cancel(task)  # where the server ends
 
     def events(self, owner: str, name: str) -> Events | None:
         """The events of the work of this name, if it is under way."""

@@ -109,7 +109,7 @@ async def prepare(models: Models, body: CountRequest, place: Place, **sampling: 
     """The chat request of messages. Raises ApiError or TenfoldError in one sentence."""
     if body.messages[-1].role == "assistant":
         raise ApiError(400, "The last message must be of the user: answers are not continued here.", param="messages")
-    told = [{"role": "system", "content": _text(body.system)}] if body.system else []
+    told = [{"role": "system", "content": _content(body.system)}] if body.system else []
     choice = body.tool_choice
     wanted = {
         "model": body.model,

@@ -50,8 +50,10 @@ async def create_response(
     if body.background:
         begun, log = _object(body, conversation, "in_progress", [], None), Events()
         store.add(place.owner, begun, conversation.messages)
-        background.start(place, begun["id"], in_background(body, conversation, store, log), log)
-        return await stream(request, log.after(-1), named=True) if body.stream else JSONResponse(begun)
+        work = background.start(place.owner, begun["id"], in_background(body, conversation, store, log), log)
+        response = await stream(request, log.after(-1), named=True) if body.stream else JSONResponse(begun)
+        response.background = work
+        return response
     if body.stream:
         return await stream(request, events(body, conversation, store), named=True)
     return JSONResponse(await until_disconnect(request, answer(body, conversation, store)))
