@@ -7,7 +7,9 @@ from tenfold.data.text.tokenizer import train_tokenizer
 from tenfold.model.io.huggingface import write_model
 from tenfold.model.io.tokenizer import save_tokenizer
 from tenfold.model.llama import Llama
+from tenfold.model.llama4 import Llama4
 from tenfold.spec.model import ModelSpec
+from tenfold.spec.vision import IMAGE_TOKENS, PATCH, VisionSpec
 from tenfold.spec.vocabulary import Vocabulary
 
 WORDS = (
@@ -19,15 +21,22 @@ TEMPLATE = (
 )
 
 
-def chat_model(directory, seed=0, template=TEMPLATE, **changes):
-    """Its directory, in Hugging Face layout."""
+def chat_model(directory, seed=0, template=TEMPLATE, sees=False, **changes):
+    """Its directory, in Hugging Face layout; of one that `sees`, a Llama 4."""
     tokenizer = train_tokenizer([WORDS * 20], 300)
-    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in ("<|im_start|>", "<|im_end|>")])
+    names = ("<|im_start|>", "<|im_end|>", *(IMAGE_TOKENS if sees else ()))
+    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
     special = {token.content: i for i, token in tokenizer.get_added_tokens_decoder().items()}
     end = special["<|im_end|>"]
     vocabulary = Vocabulary(size=tokenizer.get_vocab_size(), eos=(end,), pad=end, special=special, chat_template=template)
     torch.manual_seed(seed)
     shape = {"dim": 32, "n_layers": 2, "n_heads": 2, "n_kv_heads": 2, "head_dim": 16, "ffn_dim": 64, "context": 256}
-    write_model(Llama(ModelSpec(name="tiny", vocab_size=vocabulary.size, **shape | changes)), directory)
+    if sees:
+        vision = VisionSpec(16, 4, dim=32, n_layers=1, n_heads=2, adapter_dim=48, patch_token=special[PATCH])
+        shape |= {"family": "llama4", "n_layers": 4, "attention_chunk": 32, "nope_every": 4, "vision": vision}
+    model = (Llama4 if sees else Llama)(ModelSpec(name="tiny", vocab_size=vocabulary.size, **shape | changes))
+    if sees:
+        model.vision.projection.weight.data *= 20  # so that what is answered depends on pictures
+    write_model(model, directory)
     save_tokenizer(tokenizer, vocabulary, directory)
     return directory

@@ -330,7 +330,7 @@ BAD = {
     "an image": (
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
         400,
-        "image_url",
+        "data URLs",
     ),
     "unknown model": ({"model": "gpt-x", "messages": HELLO}, 404, "gpt-x"),
     "too long": ({"messages": [{"role": "user", "content": "hello there " * 1000}]}, 400, "too many for the context of 512"),

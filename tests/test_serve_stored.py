@@ -1,5 +1,6 @@
 """Responses in the background and conversations by name, by OpenAI's own client: each answers to its owner alone."""
 
+import threading
 import time
 
 import openai
@@ -92,14 +93,54 @@ def test_a_response_in_the_background_is_cancelled_by_its_owner(backend, ann, be
 def test_a_failure_in_the_background_is_told(backend, ann):
     backend.says = None  # what no tokenizer takes
     failed = ended(ann, ann.responses.create(**ASK, background=True).id)
+    with ann.responses.create(**ASK, background=True, stream=True) as stream:
+        last = list(stream)[-1]
     backend.says = "hello"
+    assert (last.type, last.response.status) == ("response.failed", "failed")
     assert failed.status == "failed" and failed.error.message.endswith(".")
 
 
-@pytest.mark.parametrize("asked", [{"stream": True}, {"store": False}])
-def test_what_cannot_be_in_the_background_is_refused(ann, asked):
+def test_a_stream_of_the_background_goes_on_without_its_reader_and_is_read_from_anywhere(backend, ann, ben):
+    backend.says = "how are you today? how are you today?"
+    backend.goes_on.clear()
+    with ann.responses.create(**ASK, background=True, stream=True) as stream:
+        read = [next(stream) for _ in range(4)]  # up to the first word
+    name = read[0].response.id
+    with pytest.raises(openai.NotFoundError):
+        ben.responses.retrieve(name, stream=True)
+    threading.Timer(0.2, backend.goes_on.set).start()  # the answer to the next request begins with its first event
+    read += ann.responses.retrieve(name, stream=True, starting_after=3)
+    assert [event.sequence_number for event in read] == list(range(len(read)))
+    assert read[-1].type == "response.completed" and read[-1].response.output_text == backend.says
+    assert "".join(event.delta for event in read if event.type == "response.output_text.delta") == backend.says
+    for after in (0, 3, len(read) - 2):
+        assert list(ann.responses.retrieve(name, stream=True, starting_after=after)) == read[after + 1 :]
+    assert list(ann.responses.retrieve(name, stream=True)) == read
+    with pytest.raises(openai.BadRequestError, match="none behind"):
+        ann.responses.retrieve(name, stream=True, starting_after=len(read) - 1)
+    ann.responses.delete(name)
+    with pytest.raises(openai.NotFoundError):
+        ann.responses.retrieve(name, stream=True)
+
+
+def test_the_stream_of_a_response_that_is_cancelled_says_so(backend, ann):
+    backend.says, events = "how are you", []
+    backend.goes_on.clear()
+    with ann.responses.create(**ASK, background=True, stream=True) as stream:
+        events.append(next(stream))
+        ann.responses.cancel(events[0].response.id)
+        events += list(stream)
+    assert (events[-1].type, events[-1].response.status) == ("response.failed", "cancelled")
+
+
+def test_a_stream_is_of_a_response_that_was_begun_as_one(backend, ann):
+    with pytest.raises(openai.NotFoundError):
+        ann.responses.retrieve(ended(ann, ann.responses.create(**ASK, background=True).id).id, stream=True)
+
+
+def test_what_cannot_be_in_the_background_is_refused(ann):
     with pytest.raises(openai.BadRequestError):
-        ann.responses.create(**ASK, background=True, **asked)
+        ann.responses.create(**ASK, background=True, store=False)
     with pytest.raises(openai.BadRequestError):
         ann.responses.cancel(ann.responses.create(**ASK).id)
 

@@ -2,17 +2,13 @@
 
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from tenfold.data.images.tiles import image_text, open_image, tiles_of
-from tenfold.model.io.huggingface import read_spec
+from tenfold.data.images.tiles import open_image
 from tenfold.serve.engine.build import make_engine
 from tenfold.serve.engine.engine import Engine
 from tenfold.serve.options import EngineOptions
-from tenfold.serve.request import Request, Sampling
-from tenfold.serve.runners.runner import TorchRunner
-from tenfold.serve.text import read_text_side
+from tenfold.serve.pictures import Prompt, read_sight
+from tenfold.serve.request import Picture, Request, Sampling
+from tenfold.serve.text import TextSide, read_text_side
 from tenfold.spec.errors import TenfoldError
 
 
@@ -23,21 +19,17 @@ def complete(
 
     Tokens that stand for images are not in the text.
     """
-    before, pixels = _shown(path, image) if image else ("", None)
     text = read_text_side(path)
-    tokens = text.tokenizer.encode(before + prompt).ids
+    asked = Prompt(text.tokenizer.encode(prompt).ids) if image is None else _shown(path, text, image, prompt)
     # One text is not worth the time and memory that compiled kernels need to pack the weights.
     engine = make_engine(EngineOptions(path, enforce_eager=True, speculate=False))
-    if pixels is not None:
-        assert isinstance(engine.runner, TorchRunner)
-        engine.runner.show(tokens, pixels)
     sampling = Sampling(temperature, top_p, seed=seed, max_tokens=max_new_tokens, stop_tokens=text.stop_tokens)
-    return text.tokenizer.decode(tokens + generate(engine, tokens, sampling))
+    return text.tokenizer.decode(asked.tokens + generate(engine, asked.tokens, sampling, asked.pictures))
 
 
-def generate(engine: Engine, tokens: list[int], sampling: Sampling) -> list[int]:
+def generate(engine: Engine, tokens: list[int], sampling: Sampling, pictures: tuple[Picture, ...] = ()) -> list[int]:
     """The tokens that follow `tokens`. Raises TenfoldError where the engine refuses them."""
-    engine.add(Request("text", tokens, sampling))
+    engine.add(Request("text", tokens, sampling, pictures=pictures))
     found: list[int] = []
     while engine.has_work:
         for output in engine.step():
@@ -47,10 +39,10 @@ def generate(engine: Engine, tokens: list[int], sampling: Sampling) -> list[int]
     return found
 
 
-def _shown(path: Path, image: Path) -> tuple[str, Tensor]:
-    """What stands for an image in the text, and its tiles."""
-    vision = None if path.suffix == ".gguf" else read_spec(path).vision
-    if vision is None:
+def _shown(path: Path, text: TextSide, image: Path, prompt: str) -> Prompt:
+    """The prompt behind an image."""
+    sight = read_sight(path)
+    if sight is None:
         raise TenfoldError(f"The model in {path} has no image encoder: leave --image out, or train one with images.")
-    tiles, rows, columns = tiles_of(open_image(image), vision.image_size, max_tiles=1)
-    return image_text(rows, columns, vision.tokens_per_tile), torch.from_numpy(tiles)
+    begin = text.tokenizer.encode("").ids  # as before a prompt without an image
+    return sight.prompt([begin, text.ids(prompt)], [sight.view(open_image(image), text)])

@@ -73,6 +73,11 @@ class Limits(Struct, frozen=True):
     max_in_flight_bytes: Annotated[
         Count, Meta(description="Bodies of all unanswered requests together; then 429, for one key at its share.")
     ] = 128 * 2**20
+    max_images: Annotated[Count, Meta(description="Pictures in one request.")] = 8
+    max_image_pixels: Annotated[Count, Meta(description="Pixels of a picture as it is sent; then 400.")] = 2**24
+    max_image_bytes: Annotated[
+        Count, Meta(description="Pictures of all unanswered requests together, as a model reads them; then 429.")
+    ] = 512 * 2**20
     max_stored_bytes: Annotated[Count, Meta(description="Responses kept in memory; then the oldest are forgotten.")] = 256 * 2**20
     idle_seconds: Annotated[
         Seconds, Meta(description="A model counts as idle when its last request came this long ago and nothing is unanswered.")

@@ -1,9 +1,12 @@
 """Requests to an engine, its outputs, and the sequences that it computes between the two."""
 
+import hashlib
 from array import array
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
+
+import numpy as np
 
 from tenfold.spec.errors import TenfoldError
 
@@ -62,6 +65,18 @@ class Sampling:
         return not (penalties or self.logit_bias or self.min_tokens or self.grammar is not None)
 
 
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A picture of a prompt: its tiles, uint8 [tiles, 3, S, S], and the positions of the tokens that they become, in order."""
+
+    tiles: np.ndarray
+    patches: list[int]
+
+    @cached_property
+    def digest(self) -> bytes:
+        return _digest(self.tiles.tobytes())
+
+
 @dataclass(frozen=True)
 class Request:
     """A prompt and what is asked about it.
@@ -69,7 +84,8 @@ class Request:
     `generate` continues the prompt as `sampling` says. `embed` gives the mean of its last hidden states, and `score` the
     log-probability of each of its tokens after the first, with as many likeliest tokens as `sampling.logprobs` says.
 
-    Owners who ask at the same time get equal shares of the engine. The `adapter` of that name is beside the weights, if any.
+    Owners who ask at the same time get equal shares of the engine. The `adapter` of that name is beside the weights, if any, and
+    `pictures` are for models with an image encoder.
     """
 
     id: str
@@ -78,6 +94,7 @@ class Request:
     task: RequestTask = "generate"
     owner: str = ""
     adapter: str = ""
+    pictures: tuple[Picture, ...] = ()
 
     @property
     def generates(self) -> bool:
@@ -87,6 +104,16 @@ class Request:
     def is_plain(self) -> bool:
         """Whether only tokens are asked for, and their draws depend on the logits alone."""
         return self.generates and self.sampling.is_plain and self.sampling.logprobs is None
+
+    @cached_property
+    def salts(self) -> list[tuple[int, bytes]]:
+        """What keys and values depend on besides the tokens: each a position, and a digest of what counts from there on."""
+        beside = [(0, _digest(self.adapter.encode()))] if self.adapter else []
+        return beside + [(picture.patches[0], picture.digest) for picture in self.pictures]
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()
 
 
 @dataclass(frozen=True)

@@ -18,19 +18,22 @@ from tenfold.spec.errors import TenfoldError
 
 LARGEST_SIDE = 8192  # below what Pillow warns of as a bomb
 _SMALLER = f"make it at most {LARGEST_SIDE} on each side."
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # others of Pillow's start programs, or have parsers that few use
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 
 
-def open_image(source: Path | bytes, name: str = "") -> Image.Image:
+def open_image(source: Path | bytes, name: str = "", most_pixels: int = LARGEST_SIDE**2) -> Image.Image:
     """An image in RGB, on white where it is transparent.
 
-    Raises TenfoldError where it cannot be read, is cut short, or has a side longer than `LARGEST_SIDE`.
+    Raises TenfoldError where it cannot be read, is cut short, or has a side longer than `LARGEST_SIDE` or more than `most_pixels`.
     """
     name = name or (str(source) if isinstance(source, Path) else "The image")
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as stored:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS) as stored:
             if max(stored.size) > LARGEST_SIDE:
                 raise TenfoldError(f"{name} is {stored.width} x {stored.height} pixels: {_SMALLER}")
+            if stored.width * stored.height > most_pixels:
+                raise TenfoldError(f"{name} has {stored.width * stored.height} pixels, and at most {most_pixels} are taken.")
             image = stored.convert("RGBA")
     except FileNotFoundError:
         raise TenfoldError(f"There is no image {name}.") from None

@@ -17,6 +17,7 @@ from tenfold.serve.api.served_model import ServedModel
 from tenfold.serve.api.split import Split
 from tenfold.serve.backends.backend import Backend, BackendStopped, SleepingBackend, make_backend
 from tenfold.serve.options import EngineOptions, Limits, model_name
+from tenfold.serve.request import Picture
 from tenfold.serve.sandbox.sandbox import check_template
 from tenfold.serve.text import TextSide, read_text_side
 from tenfold.spec.errors import TenfoldError
@@ -52,6 +53,7 @@ class Models:
         self._load_parts = load
         self._loading, self._turning = asyncio.Lock(), asyncio.Lock()
         self._queues = {name: Budget(limits.max_queue, limits.key_share) for name in options}  # of sequences
+        self._pictures = Budget(limits.max_image_bytes, limits.key_share)
         self._retiring: dict[asyncio.Task[None], ServedModel] = {}  # swapped out, with answers to finish
 
     @property
@@ -92,6 +94,15 @@ class Models:
             raise ApiError(429, told, retry_after=2)
         place.holds.enter_context(queue.holding(place.owner, sequences))
         return await self.get(name, unit)
+
+    def hold_pictures(self, pictures: tuple[Picture, ...], place: Place) -> None:
+        """Count the pictures of a request until it is answered. Raises ApiError where all under way are too many."""
+        size, budget = sum(picture.tiles.nbytes for picture in pictures), self._pictures
+        if size > budget.each:
+            raise ApiError(400, f"The pictures are too large together: at most {budget.each} bytes of pixels are taken.")
+        if not budget.has_room(place.owner, size):
+            raise ApiError(429, "The pictures of all requests under way are too large together: try later.", retry_after=2)
+        place.holds.enter_context(budget.holding(place.owner, size))
 
     async def get(self, name: str, unit: str = "") -> ServedModel:
         """The model, loaded first if it is not: one at a time, while those that are loaded go on answering.

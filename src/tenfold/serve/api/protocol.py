@@ -126,12 +126,27 @@ class SamplingFields(RequestBody):
         return Sampling(**{**same, **own, "ignore_stop": bool(self.ignore_eos)})
 
 
+Detail = Literal["auto", "low", "high"]
+
+
+class ImageUrl(Body):
+    url: Text
+    detail: Detail | None = None
+
+
 class Part(Body):
-    """A part of a message, of which only text can be read."""
+    """A part of a message: text, or a picture as chat completions (`image_url`) or responses (`input_image`) have it."""
 
     type: str
     text: Text | None = None
     refusal: Text | None = None
+    image_url: ImageUrl | Text | None = None
+    detail: Detail | None = None
+
+    @property
+    def is_coarse(self) -> bool:
+        """Whether the model is shown a picture as one tile."""
+        return "low" in (self.detail, self.image_url.detail if isinstance(self.image_url, ImageUrl) else None)
 
 
 class FunctionName(Body):

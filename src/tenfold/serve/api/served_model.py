@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 from tenfold.model.io.huggingface import weights_hash
 from tenfold.serve.api.errors import ApiError
 from tenfold.serve.api.metrics import Metrics
-from tenfold.serve.backends.backend import Backend
+from tenfold.serve.backends.backend import Backend, SeeingBackend
 from tenfold.serve.options import EngineOptions, Limits
+from tenfold.serve.pictures import Sight
 from tenfold.serve.request import FinishReason, Output, Request, TokenLogprob
 from tenfold.serve.sandbox.grammars import GrammarSource
 from tenfold.serve.sandbox.sandbox import Sandbox, SandboxBusy
@@ -73,6 +74,11 @@ class ServedModel:
         return found
 
     @property
+    def sight(self) -> Sight | None:
+        """How it sees pictures, if it does."""
+        return self.backend.sight if isinstance(self.backend, SeeingBackend) else None
+
+    @property
     def idle(self) -> bool:
         """Whether nobody waits for its answer, or is about to send a prompt."""
         busy = self.backend.in_flight or self.activity.preparing
@@ -99,8 +105,8 @@ class ServedModel:
         await self.sandbox.stop()
         await asyncio.to_thread(self.backend.stop)
 
-    async def chat_prompt(self, messages: list[dict[str, Any]], variables: dict[str, Any], *, continues: bool = False) -> list[int]:
-        """Tokens of a conversation, with variables of the template; of one that `continues` up to the end of its last text.
+    async def chat_text(self, messages: list[dict[str, Any]], variables: dict[str, Any], *, continues: bool = False) -> str:
+        """A conversation as the template writes it; one that `continues` up to the end of its last text.
 
         Raises TenfoldError if the template refuses it or fails.
         """
@@ -114,7 +120,7 @@ class ServedModel:
             text, found, _ = text.rpartition(end)
             if not found:
                 raise TenfoldError("The model's chat template does not write the last message, which therefore cannot go on.")
-        return await self.prompt(lambda: self.text.ids(text))
+        return text
 
     async def grammar(self, source: GrammarSource | None) -> str | None:
         """A grammar that the backend can compile. Raises TenfoldError if there can be none."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from tenfold.serve.options import EngineOptions
+from tenfold.serve.pictures import Sight
 from tenfold.serve.request import Output, Request, TokenLogprob
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.plugins import load, plugins
@@ -69,6 +70,13 @@ class SleepingBackend(Protocol):
     async def wake_up(self) -> None:
         """Return when requests can be computed again. Raises BackendStopped if the backend ends."""
         ...
+
+
+@runtime_checkable
+class SeeingBackend(Protocol):
+    """What a `Backend` has beside, where it takes requests with pictures."""
+
+    sight: Sight | None  # None for a model without an image encoder; known after `start`
 
 
 class BackendStopped(Exception):

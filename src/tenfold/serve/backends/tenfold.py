@@ -23,6 +23,7 @@ from tenfold.serve.engine.build import make_engine
 from tenfold.serve.engine.engine import Engine
 from tenfold.serve.engine.grammar import GrammarCompiler
 from tenfold.serve.options import EngineOptions
+from tenfold.serve.pictures import Sight, read_sight
 from tenfold.serve.request import Output, Request, TokenLogprob
 from tenfold.serve.sandbox.grammars import GrammarTokenizer
 from tenfold.serve.text import read_text_side
@@ -39,6 +40,7 @@ class EngineProcess:
         self.options, self._make = options, make
         self.stats: dict[str, float] = {}
         self.max_model_len = 0
+        self.sight: Sight | None = None
         self._queues: dict[str, asyncio.Queue[Output | None]] = {}
         self._outbox: SimpleQueue[tuple[str, Any] | None] = SimpleQueue()
         self._alive = False
@@ -55,6 +57,7 @@ class EngineProcess:
 
     async def start(self) -> None:
         await asyncio.to_thread(check_model, self.options.path)  # files that cannot be right cost no process
+        self.sight = await asyncio.to_thread(read_sight, self.options.path)
         self._loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[None] = self._loop.create_future()
         method = multiprocessing.get_context("spawn")

@@ -1,12 +1,14 @@
 """The block manager counts the references to each block of the cache and finds full blocks again by their contents.
 
-The hash of a full block covers its tokens, the hash of the block before it and the sequence's adapter, so equal hashes mean equal
-prefixes. A block without references keeps its contents until it is needed for other tokens; the one unused longest is taken first.
+The hash of a full block covers its tokens, the hash of the block before it and what else its keys and values depend on, an adapter
+or pictures, so equal hashes mean equal prefixes. A block without references keeps its contents until it is needed for other tokens;
+the one unused longest is taken first.
 """
 
 import hashlib
 from array import array
 from collections import OrderedDict
+from collections.abc import Sequence
 
 
 class BlockManager:
@@ -24,13 +26,18 @@ class BlockManager:
         """Blocks without references, whether they hold something or not."""
         return len(self._unused)
 
-    def extend_hashes(self, hashes: list[bytes], tokens: list[int], n_tokens: int | None = None, adapter: str = "") -> None:
-        """Append the hashes of the full blocks up to `n_tokens` to `hashes`, which has those of the first blocks of `tokens`."""
+    def extend_hashes(
+        self, hashes: list[bytes], tokens: list[int], n_tokens: int | None = None, salts: Sequence[tuple[int, bytes]] = ()
+    ) -> None:
+        """Append the hashes of the full blocks up to `n_tokens` to `hashes`, which has those of the first blocks of `tokens`.
+
+        `salts` are `Request.salts`: each counts in the block of its position, and so in those after it.
+        """
         size = self.block_size
         for i in range(len(hashes), (len(tokens) if n_tokens is None else n_tokens) // size):
-            before = hashes[-1] if hashes else adapter.encode()
-            block = array("q", tokens[i * size : (i + 1) * size]).tobytes()
-            hashes.append(hashlib.blake2b(before + block, digest_size=16).digest())
+            own = b"".join(at.to_bytes(8) + digest for at, digest in salts if at // size == i)
+            before, block = hashes[-1] if hashes else b"", array("q", tokens[i * size : (i + 1) * size]).tobytes()
+            hashes.append(hashlib.blake2b(before + own + block, digest_size=16).digest())
 
     def take_known(self, hashes: list[bytes]) -> "array[int]":
         """The longest run of blocks that hold these hashes from the first on, each with one more reference."""

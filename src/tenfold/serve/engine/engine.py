@@ -308,7 +308,7 @@ def _told(error: BaseException) -> str:
 def make_input(work: list[ScheduledSequence]) -> ModelInput:
     """The runner's input for the scheduled sequences."""
     rows = ModelInput([], [], [], [])
-    for w in work:
+    for i, w in enumerate(work):
         s, begin = w.sequence, w.sequence.computed
         certain = w.count - w.drafted
         rows.tokens += s.tokens[begin : begin + certain] + s.draft[: w.drafted]
@@ -317,4 +317,5 @@ def make_input(work: list[ScheduledSequence]) -> ModelInput:
         rows.prompts.append(min(w.count, max(0, s.n_prompt - begin)))
         rows.tables.append(s.blocks)
         rows.adapters.append(s.request.adapter)
+        rows.pictures += [(i, p) for p in s.request.pictures if p.patches[0] < begin + w.count and begin <= p.patches[-1]]
     return rows

@@ -159,7 +159,7 @@ class Scheduler:
             self.blocks.publish(sequence.blocks[i], sequence.hashes[i])
 
     def _hash(self, sequence: Sequence, end: int | None = None) -> None:
-        self.blocks.extend_hashes(sequence.hashes, sequence.tokens, end, sequence.request.adapter)
+        self.blocks.extend_hashes(sequence.hashes, sequence.tokens, end, sequence.request.salts)
 
     def finish(self, sequence: Sequence) -> None:
         """Remove a running or waiting sequence; its blocks are free at once."""

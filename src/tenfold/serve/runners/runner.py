@@ -3,20 +3,26 @@
 Keys and values stand in blocks of `BLOCK` tokens; a sequence's table says which blocks are its own, in order.
 """
 
+from bisect import bisect_left
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import accumulate
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from tenfold.data.images.tiles import normalised
 from tenfold.model.attention import LayerCache, attend
 from tenfold.model.llama import Llama
+from tenfold.serve.request import Picture
 from tenfold.serve.runners.adapters import Adapters
 from tenfold.spec.model import ModelSpec
 
 BLOCK = 16
+SEEN = 16_384  # patches of pictures whose embeddings are kept
 
 
 @dataclass
@@ -24,7 +30,7 @@ class ModelInput:
     """The tokens of one step: sequence i has `counts[i]` rows, one after another, and the blocks `tables[i]`.
 
     The first `prompts[i]` of its rows are of its prompt; a runner may compute those in another way. The weights are those beside
-    which the adapter `adapters[i]` stands, if it is not ''.
+    which the adapter `adapters[i]` stands, if it is not ''. `pictures` are those that rows of a sequence, by its number, show.
     """
 
     tokens: list[int]
@@ -33,6 +39,7 @@ class ModelInput:
     tables: list[Sequence[int]]
     prompts: list[int] = field(default_factory=list)
     adapters: list[str] = field(default_factory=list)
+    pictures: list[tuple[int, Picture]] = field(default_factory=list)
 
 
 class Runner(Protocol):
@@ -75,18 +82,13 @@ class TorchRunner:
         self.wake_up()
         unread = 0 if self.spec.tied else weight.nbytes
         self.weight_bytes = sum(p.nbytes for p in model.parameters()) - unread
-        self._prompt = torch.empty(0, self.spec.dim, device=self.device)
 
     def sleep(self) -> None:
-        del self.cache
+        del self.cache, self._seen
 
     def wake_up(self) -> None:
         self.cache = torch.zeros(self._shape, dtype=self._dtype, device=self.device)
-
-    @torch.inference_mode()
-    def show(self, tokens: list[int], pixels: Tensor) -> None:
-        """Let every sequence begin with the prompt `tokens`, whose patch tokens are the images `pixels` [tiles, 3, S, S]."""
-        self._prompt = self.model.embed(torch.tensor([tokens], device=self.device), pixels=pixels.to(self.device))[0]
+        self._seen: OrderedDict[bytes, Tensor] = OrderedDict()  # embeddings by a picture's digest, the last used last
 
     @torch.inference_mode()
     def hidden(self, rows: ModelInput) -> Tensor:
@@ -94,10 +96,24 @@ class TorchRunner:
         if self._adapters is not None:
             self._adapters.begin(rows.adapters, rows.counts)
         x = self.model.embed(torch.tensor([rows.tokens], device=self.device))
-        if len(self._prompt):
-            shown = cache.positions < len(self._prompt)
-            x[0, shown] = self._prompt[cache.positions[shown]]
+        firsts = [0, *accumulate(rows.counts)]
+        for i, picture in rows.pictures:
+            first, begin = firsts[i], rows.positions[firsts[i]]
+            low, high = (bisect_left(picture.patches, position) for position in (begin, begin + rows.counts[i]))
+            x[0, [first + at - begin for at in picture.patches[low:high]]] = self._see(picture)[low:high]
         return self.model.norm(self.model.through(x, cache=cache))[0]
+
+    def _see(self, picture: Picture) -> Tensor:
+        """The embeddings of a picture's patches [patches, dim]."""
+        if (found := self._seen.get(picture.digest)) is None:
+            assert self.spec.vision is not None
+            tokens = torch.full((1, len(picture.patches)), self.spec.vision.patch_token, device=self.device)
+            pixels = torch.from_numpy(normalised(picture.tiles)).to(self.device, self._dtype)
+            found = self._seen[picture.digest] = self.model.embed(tokens, pixels=pixels)[0]
+        self._seen.move_to_end(picture.digest)
+        while len(self._seen) > 1 and sum(map(len, self._seen.values())) > SEEN:
+            self._seen.popitem(last=False)
+        return found
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from tenfold.serve.api.served_model import OutputDelta, ServedModel
 from tenfold.serve.api.tool_parser import Call, Piece, ToolParser
 from tenfold.serve.request import Request, TokenLogprob
 
-Limit = Annotated[int, Query(ge=1, le=100)]  # of a page of a list
+Limit = Annotated[int, Query(ge=0, le=100)]  # of a page of a list
 
 
 def new_id(kind: str) -> str:

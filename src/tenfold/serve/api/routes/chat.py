@@ -17,13 +17,14 @@ from tenfold.serve.api.dependencies import AnswerStores, Placed, ServedModels, S
 from tenfold.serve.api.errors import ApiError, wrong
 from tenfold.serve.api.keys import Caller
 from tenfold.serve.api.models import Models
-from tenfold.serve.api.protocol import ChatRequest, Message, Part, ToolChoice
+from tenfold.serve.api.prompts import Pictures, chat_prompt, plain
+from tenfold.serve.api.protocol import ChatRequest, ToolChoice
 from tenfold.serve.api.routes.answers import Gathered, Spoken, finite, head, new_id, usage
 from tenfold.serve.api.served_model import OutputDelta, ServedModel
 from tenfold.serve.api.split import unit
 from tenfold.serve.api.streaming import stream, until_disconnect
 from tenfold.serve.api.tool_parser import Arguments, CallBegins, Piece, Said, ToolParser
-from tenfold.serve.api.tools import as_object, call_schema, calls_as_text, tell_of_tools
+from tenfold.serve.api.tools import call_schema
 from tenfold.serve.request import Request, TokenLogprob
 from tenfold.serve.sandbox.grammars import GrammarSource
 
@@ -78,18 +79,26 @@ async def prepare(models: Models, body: ChatRequest, place: Place, *, keeps: boo
     must_call = _must_call(body, tools)
     if "none" in (body.tool_choice, body.function_call):
         tools = []
-    messages = await model.prompt(lambda: [plain(message) for message in body.messages])
+    pictures = Pictures(model)
+    messages = await model.prompt(lambda: [plain(message, pictures.mark) for message in body.messages])
     _check_continues(body, messages)
-    tokens = await prompt_tokens(model, messages, tools, body.chat_template_kwargs, continues=bool(body.continue_final_message))
+    prompt = await chat_prompt(
+        model, messages, tools, pictures, body.chat_template_kwargs, continues=bool(body.continue_final_message)
+    )
+    if prompt.pictures:
+        models.hold_pictures(prompt.pictures, place)
+        messages = [message.model_dump(exclude_none=True) for message in body.messages]  # as they are kept
+        if body.store and keeps:
+            raise ApiError(400, "Answers about pictures are no feedback that this server keeps: leave store out.", param="store")
     model.check_tokens(body.logit_bias or (), "logit_bias")
     wanted = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     sampling = body.sampling(
-        max_tokens=model.room(tokens, wanted),
+        max_tokens=model.room(prompt.tokens, wanted),
         stop_tokens=model.text.stop_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs or (body.store and keeps) else None,
         grammar=await model.grammar(_grammar(body, tools, must_call)),
     )
-    request = Request(new_id("chatcmpl"), tokens, sampling, owner=place.owner)
+    request = Request(new_id("chatcmpl"), prompt.tokens, sampling, owner=place.owner, pictures=prompt.pictures)
     names = {t["function"]["name"] for t in tools}
     return Conversation(body, model, request, messages, names, must_call, place.caller)
 
@@ -107,46 +116,6 @@ def request_of(wanted: dict[str, Any]) -> ChatRequest:
     except ValidationError as error:
         where, said = wrong(error, wanted)
         raise ApiError(400, f"The input cannot be read ({where}: {said}).", param=where or None) from None
-
-
-def plain(message: Message) -> dict[str, Any]:
-    """A message as chat templates read it, with text as its content."""
-    plain = message.model_dump(exclude_none=True)
-    if plain["role"] == "developer":
-        plain["role"] = "system"
-    content = message.content or ""
-    plain["content"] = content if isinstance(content, str) else "".join(map(_text, content))
-    for call in plain.get("tool_calls", ()):  # templates take objects, and write text as text
-        call["function"]["arguments"] = as_object(call["function"]["arguments"])
-    return plain
-
-
-def _text(part: Part) -> str:
-    if part.type not in ("text", "refusal", "input_text", "output_text"):
-        raise ApiError(400, f"Content of type {part.type!r} cannot be read: send text.", param="messages")
-    text = part.refusal if part.type == "refusal" else part.text
-    if text is None:
-        raise ApiError(400, f"Content of type {part.type!r} has no text.", param="messages")
-    return text
-
-
-async def prompt_tokens(
-    model: ServedModel,
-    messages: list[dict[str, Any]],
-    tools: list[dict[str, Any]],
-    variables: dict[str, Any] | None = None,
-    *,
-    continues: bool = False,
-) -> list[int]:
-    """The tokens of a conversation with tools and calls, also where the model's template has no place for them.
-
-    Where the answer `continues` the last message, that one is not closed.
-    """
-    if tools and not model.text.knows_tools:
-        messages, tools = tell_of_tools(messages, tools), []
-    if not model.text.knows_calls:
-        messages = calls_as_text(messages)
-    return await model.chat_prompt(messages, {**(variables or {}), "tools": tools or None}, continues=continues)
 
 
 def _check_continues(body: ChatRequest, messages: list[dict[str, Any]]) -> None:

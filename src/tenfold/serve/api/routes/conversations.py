@@ -11,10 +11,11 @@ from pydantic import Field
 from tenfold.serve.api.answer_types import Deleted, Listed
 from tenfold.serve.api.dependencies import Owner, Stored, gives
 from tenfold.serve.api.errors import ApiError
+from tenfold.serve.api.prompts import plain
 from tenfold.serve.api.protocol import Metadata, MetadataUpdate, RequestBody
 from tenfold.serve.api.response_store import ResponseStore
 from tenfold.serve.api.routes.answers import Limit, new_id, page
-from tenfold.serve.api.routes.chat import plain, request_of
+from tenfold.serve.api.routes.chat import request_of
 from tenfold.serve.api.routes.items import stored, turns
 
 router = APIRouter(prefix="/v1/conversations")

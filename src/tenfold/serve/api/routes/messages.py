@@ -3,7 +3,7 @@
 import json
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, groupby
 from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi import APIRouter, Request
@@ -25,11 +25,20 @@ from tenfold.serve.api.tool_parser import Arguments, CallBegins, Piece, Said
 router = APIRouter()
 
 
-class Block(Body):
-    """A part of a message: text, a call (`tool_use`), what it gave (`tool_result`), or thoughts, which are left out."""
+class Source(Body):
+    """Where a picture is: in the request itself, or elsewhere, where it is not fetched."""
 
-    type: Literal["text", "tool_use", "tool_result", "thinking", "redacted_thinking"]
+    type: Literal["base64", "url", "file"]
+    media_type: str = ""
+    data: Text = ""
+
+
+class Block(Body):
+    """A part of a message: text, a picture, a call (`tool_use`), what it gave (`tool_result`), or thoughts, which are left out."""
+
+    type: Literal["text", "image", "tool_use", "tool_result", "thinking", "redacted_thinking"]
     text: Text = ""
+    source: Source | None = None
     id: str = ""
     name: str = ""
     input: dict[str, Any] = Field(default_factory=dict)
@@ -100,7 +109,7 @@ async def prepare(models: Models, body: CountRequest, place: Place, **sampling: 
     """The chat request of messages. Raises ApiError or TenfoldError in one sentence."""
     if body.messages[-1].role == "assistant":
         raise ApiError(400, "The last message must be of the user: answers are not continued here.", param="messages")
-    told = [{"role": "system", "content": _text(body.system)}] if body.system else []
+    told = [{"role": "system", "content": _content(body.system)}] if body.system else []
     choice = body.tool_choice
     wanted = {
         "model": body.model,
@@ -116,22 +125,39 @@ def _text(content: str | list[Block]) -> str:
     return content if isinstance(content, str) else "\n".join(block.text for block in content if block.type == "text")
 
 
+def _content(content: str | list[Block]) -> str | list[dict[str, Any]]:
+    """Text, or where there are pictures parts as chat completions have them."""
+    if isinstance(content, str) or all(block.type != "image" for block in content):
+        return _text(content)
+    parts: list[dict[str, Any]] = []
+    for is_picture, found in groupby(content, lambda block: block.type == "image"):
+        blocks = list(found)
+        parts += map(_picture, blocks) if is_picture else [{"type": "text", "text": _text(blocks)}]
+    return parts
+
+
+def _picture(block: Block) -> dict[str, Any]:
+    source = block.source
+    url = f"data:{source.media_type};base64,{source.data}" if source is not None and source.type == "base64" else ""
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
 def _turns(message: Turn) -> Iterator[dict[str, Any]]:
     """A message as chat completions have it: what calls gave is a turn of its own, before what the user says."""
     blocks = [] if isinstance(message.content, str) else message.content
     for block in blocks:
         if block.type == "tool_result":
-            yield {"role": "tool", "tool_call_id": block.tool_use_id, "content": _text(block.content)}
+            yield {"role": "tool", "tool_call_id": block.tool_use_id, "content": _content(block.content)}
     calls = [
         {"id": b.id, "type": "function", "function": {"name": b.name, "arguments": json.dumps(b.input, ensure_ascii=False)}}
         for b in blocks
         if b.type == "tool_use"
     ]
-    text = _text(message.content)
+    content = _content(message.content)
     if calls:
-        yield {"role": "assistant", "content": text, "tool_calls": calls}
-    elif text or not any(block.type == "tool_result" for block in blocks):
-        yield {"role": message.role, "content": text}
+        yield {"role": "assistant", "content": content, "tool_calls": calls}
+    elif content or not any(block.type == "tool_result" for block in blocks):
+        yield {"role": message.role, "content": content}
 
 
 def _tool(tool: ToolSpec) -> dict[str, Any]:

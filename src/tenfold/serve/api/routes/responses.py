@@ -1,21 +1,21 @@
 """`/v1/responses`: OpenAI's Responses API over chat completions, with streaming, and earlier answers by name."""
 
 import asyncio
-import copy
 import time
 import traceback
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from contextlib import suppress
-from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 from openai.types.responses import InputTokenCountResponse
 from openai.types.responses import Response as ResponsesAnswer
+from pydantic import BaseModel, Field
 
 from tenfold.serve.api.answer_types import Deleted
+from tenfold.serve.api.background import Events
 from tenfold.serve.api.budget import Place
 from tenfold.serve.api.dependencies import Owner, Placed, ServedModels, Stored, Works, gives, streams
 from tenfold.serve.api.errors import ApiError
@@ -23,15 +23,23 @@ from tenfold.serve.api.models import Models
 from tenfold.serve.api.protocol import ResponsesRequest
 from tenfold.serve.api.response_store import ResponseStore
 from tenfold.serve.api.routes import chat
-from tenfold.serve.api.routes.answers import Gathered, new_id
+from tenfold.serve.api.routes.answers import Gathered
 from tenfold.serve.api.routes.conversations import KIND as CONVERSATION
 from tenfold.serve.api.routes.conversations import append
 from tenfold.serve.api.routes.items import stored, turns
+from tenfold.serve.api.routes.response_writer import Writer
 from tenfold.serve.api.streaming import stream, until_disconnect
-from tenfold.serve.api.tool_parser import Arguments, CallBegins, Piece, Said
 from tenfold.spec.errors import TenfoldError
 
 router = APIRouter()
+_EVENTS = "response.events"  # the kind under which a stream of the background is kept, for who reads it later
+
+
+class Reading(BaseModel):
+    """How a response is read: as a whole, or as events from the first or from behind a number on."""
+
+    stream: bool = False
+    starting_after: Annotated[int, Field(ge=0)] | None = None
 
 
 @router.post("/v1/responses", **streams(ResponsesAnswer))
@@ -40,10 +48,12 @@ async def create_response(
 ) -> Response:
     conversation = await until_disconnect(request, prepare(models, body, store, place))
     if body.background:
-        begun = _object(body, conversation, "in_progress", [], None)
+        begun, log = _object(body, conversation, "in_progress", [], None), Events()
         store.add(place.owner, begun, conversation.messages)
-        work = background.start(place.owner, begun["id"], in_background(body, conversation, store))
-        return JSONResponse(begun, background=work)
+        work = background.start(place.owner, begun["id"], in_background(body, conversation, store, log), log)
+        response = await stream(request, log.after(-1), named=True) if body.stream else JSONResponse(begun)
+        response.background = work
+        return response
     if body.stream:
         return await stream(request, events(body, conversation, store), named=True)
     return JSONResponse(await until_disconnect(request, answer(body, conversation, store)))
@@ -55,9 +65,17 @@ async def count_input(body: ResponsesRequest, place: Placed, models: ServedModel
     return JSONResponse({"object": "response.input_tokens", "input_tokens": len(conversation.request.tokens)})
 
 
-@router.get("/v1/responses/{name}", **gives(ResponsesAnswer))
-async def get_response(name: str, owner: Owner, store: Stored) -> Response:
-    return JSONResponse(store.get(owner, name)[0])
+@router.get("/v1/responses/{name}", **streams(ResponsesAnswer))
+async def get_response(
+    name: str, asked: Annotated[Reading, Query()], request: Request, owner: Owner, store: Stored, background: Works
+) -> Response:
+    """The response, or with `stream` the events of one that was begun in the background, those behind `starting_after`."""
+    response = store.get(owner, name)[0]
+    if not asked.stream:
+        return JSONResponse(response)
+    log = background.events(owner, name) or Events(store.get(owner, _log_name(name), _EVENTS)[1], ended=True)
+    after = -1 if asked.starting_after is None else asked.starting_after
+    return await stream(request, log.after(after), named=True)
 
 
 @router.post("/v1/responses/{name}/cancel", **gives(ResponsesAnswer))
@@ -73,6 +91,8 @@ async def cancel_response(name: str, owner: Owner, store: Stored, background: Wo
 async def delete_response(name: str, owner: Owner, store: Stored, background: Works) -> Response:
     await background.cancel(owner, name)
     store.delete(owner, name)
+    with suppress(ApiError):  # it was no stream of the background
+        store.delete(owner, _log_name(name), _EVENTS)
     return JSONResponse({"id": name, "object": "response", "deleted": True})
 
 
@@ -86,10 +106,8 @@ def _tools(tools: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
 
 async def prepare(models: Models, body: ResponsesRequest, store: ResponseStore, place: Place) -> chat.Conversation:
     """The chat request of a response. Raises ApiError or TenfoldError in one sentence."""
-    if body.background and (body.stream or body.store is False):
-        raise ApiError(
-            400, "A response in the background is stored and is not streamed: leave stream and store out.", param="background"
-        )
+    if body.background and body.store is False:
+        raise ApiError(400, "A response in the background is stored: leave store out.", param="background")
     messages = _earlier(body, store, place.owner) + turns(body.input)
     told = [{"role": "system", "content": body.instructions}] if body.instructions else []
     form = body.text.format if body.text else None
@@ -133,7 +151,7 @@ def _object(body: ResponsesRequest, conversation: chat.Conversation, status: str
     sampling = conversation.request.sampling
     cut = status == "incomplete"
     return {
-        "id": conversation.request.id.replace("chatcmpl", "resp"),
+        "id": _name(conversation),
         "object": "response",
         "created_at": conversation.created,
         "status": status,
@@ -170,74 +188,11 @@ def _counts(conversation: chat.Conversation, g: Gathered) -> dict[str, Any]:
     }
 
 
-@dataclass
-class _Writer:
-    """The events of one response, numbered, and the items that they make: messages, and calls of functions."""
-
-    output: list[dict[str, Any]] = field(default_factory=list)
-    is_open: bool = False  # whether the last item goes on
-    _number: int = 0
-
-    def event(self, kind: str, **more: Any) -> dict[str, Any]:
-        self._number += 1
-        return {"type": f"response.{kind}", "sequence_number": self._number - 1, **more}
-
-    @property
-    def _here(self) -> dict[str, Any]:
-        """Where the last item is, and for a message its one part."""
-        item = self.output[-1]
-        there = {"item_id": item["id"], "output_index": len(self.output) - 1}
-        return there | {"content_index": 0} if item["type"] == "message" else there
-
-    def _open(self, item: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        yield from self.close()
-        self.output.append(item)
-        self.is_open = True
-        yield self.event("output_item.added", output_index=len(self.output) - 1, item=copy.deepcopy(item))
-
-    def open_message(self) -> Iterator[dict[str, Any]]:
-        """Begin a message, if none is under way."""
-        if not (self.is_open and self.output[-1]["type"] == "message"):
-            message = {"type": "message", "role": "assistant", "content": []}
-            yield from self._open({"id": new_id("msg"), "status": "in_progress", **message})
-            part = {"type": "output_text", "text": "", "annotations": []}
-            self.output[-1]["content"].append(part)
-            yield self.event("content_part.added", **self._here, part=dict(part))
-
-    def write(self, piece: Piece) -> Iterator[dict[str, Any]]:
-        """More of the answer."""
-        match piece:
-            case Said(text):
-                yield from self.open_message()
-                self.output[-1]["content"][0]["text"] += text
-                yield self.event("output_text.delta", **self._here, delta=text, logprobs=[])
-            case CallBegins(_, name, function):
-                call = {"type": "function_call", "call_id": name, "name": function, "arguments": ""}
-                yield from self._open({"id": new_id("fc"), "status": "in_progress", **call})
-            case Arguments(_, text):
-                self.output[-1]["arguments"] += text
-                yield self.event("function_call_arguments.delta", **self._here, delta=text)
-
-    def close(self, status: str = "completed") -> Iterator[dict[str, Any]]:
-        """End the last item, if it goes on."""
-        if not self.is_open:
-            return
-        item, self.is_open = self.output[-1], False
-        item["status"] = status
-        if item["type"] == "message":
-            yield self.event("output_text.done", **self._here, text=item["content"][0]["text"], logprobs=[])
-            yield self.event("content_part.done", **self._here, part=item["content"][0])
-        else:
-            said = {"name": item["name"], "arguments": item["arguments"]}
-            yield self.event("function_call_arguments.done", **self._here, **said)
-        yield self.event("output_item.done", output_index=len(self.output) - 1, item=item)
-
-
 async def events(
     body: ResponsesRequest, conversation: chat.Conversation, store: ResponseStore
 ) -> AsyncGenerator[dict[str, Any], None]:
     """Every event of a streamed response; the last carries the whole response."""
-    writer, (spoken,) = _Writer(), conversation.begin()
+    writer, (spoken,) = Writer(), conversation.begin()
     begun = _object(body, conversation, "in_progress", [], None)
     yield writer.event("created", response=begun)
     yield writer.event("in_progress", response=begun)
@@ -266,11 +221,12 @@ async def answer(body: ResponsesRequest, conversation: chat.Conversation, store:
     return [event async for event in events(body, conversation, store)][-1]["response"]
 
 
-async def in_background(body: ResponsesRequest, conversation: chat.Conversation, store: ResponseStore) -> None:
-    """Make a response that was stored when it began; how it ends is stored, too."""
+async def in_background(body: ResponsesRequest, conversation: chat.Conversation, store: ResponseStore, log: Events) -> None:
+    """Make a response that was stored when it began; how it ends is stored, too, and the events of a stream."""
+    ended = None
     try:
-        await answer(body, conversation, store)
-        return
+        async for event in events(body, conversation, store):
+            log.add(event)
     except asyncio.CancelledError:
         ended = _object(body, conversation, "cancelled", [], None)
     except Exception as error:  # whatever it is, the response is under way no longer
@@ -279,4 +235,18 @@ async def in_background(body: ResponsesRequest, conversation: chat.Conversation,
             traceback.print_exception(error)
             told = "The server failed on this request: an operator finds the reason in its log."
         ended = _object(body, conversation, "failed", [], None) | {"error": {"code": "server_error", "message": told}}
-    store.add(conversation.request.owner, ended, conversation.messages)
+    owner = conversation.request.owner
+    if ended is not None:
+        store.add(owner, ended, conversation.messages)
+        log.add({"type": "response.failed", "sequence_number": len(log.all), "response": ended})
+    log.end()
+    if body.stream:
+        store.add(owner, {"id": _log_name(_name(conversation)), "object": _EVENTS}, log.all)
+
+
+def _name(conversation: chat.Conversation) -> str:
+    return conversation.request.id.replace("chatcmpl", "resp")
+
+
+def _log_name(name: str) -> str:
+    return f"{name}/events"

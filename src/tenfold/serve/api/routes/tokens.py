@@ -5,8 +5,8 @@ from fastapi.responses import JSONResponse, Response
 
 from tenfold.serve.api.answer_types import Detokenized, Tokenized
 from tenfold.serve.api.dependencies import Placed, ServedModels, gives
+from tenfold.serve.api.prompts import Pictures, chat_prompt, plain
 from tenfold.serve.api.protocol import DetokenizeRequest, TokenizeRequest
-from tenfold.serve.api.routes.chat import plain, prompt_tokens
 
 router = APIRouter()
 
@@ -15,7 +15,9 @@ router = APIRouter()
 async def tokenize(body: TokenizeRequest, place: Placed, models: ServedModels) -> Response:
     model = await models.admit(body.model, place, 1)
     if (messages := body.messages) is not None:
-        tokens = await prompt_tokens(model, await model.prompt(lambda: [plain(m) for m in messages]), [])
+        pictures = Pictures(model)
+        read = await model.prompt(lambda: [plain(m, pictures.mark) for m in messages])
+        tokens = (await chat_prompt(model, read, [], pictures)).tokens
     else:
         tokens = await model.prompt(lambda: model.text.encode(body.prompt or ""))
     return JSONResponse({"tokens": tokens, "count": len(tokens), "max_model_len": model.backend.max_model_len})

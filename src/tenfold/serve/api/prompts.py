@@ -1,0 +1,110 @@
+"""A conversation as a model's prompt: its messages as text, tools where the template has a place for them or not, and pictures."""
+
+import base64
+import re
+import secrets
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from tenfold.data.images.tiles import open_image
+from tenfold.serve.api.errors import ApiError
+from tenfold.serve.api.protocol import ImageUrl, Message, Part
+from tenfold.serve.api.served_model import ServedModel
+from tenfold.serve.api.tools import as_object, calls_as_text, tell_of_tools
+from tenfold.serve.pictures import Prompt, View
+from tenfold.spec.errors import TenfoldError
+
+_TEXTS, _PICTURES = ("text", "refusal", "input_text", "output_text"), ("image_url", "input_image")
+_OPENING = threading.Lock()  # one picture at a time: it takes far more memory than what is sent of it and what is left of it
+
+
+def address(part: Part) -> str:
+    """The data URL of a part that is a picture. Raises ApiError where it has none."""
+    url = part.image_url.url if isinstance(part.image_url, ImageUrl) else part.image_url
+    if not re.match("data:[^,]*;base64,", url or "", re.IGNORECASE):
+        told = "Pictures are read from data URLs (data:image/png;base64,...) alone, and never fetched from addresses or by ids."
+        raise ApiError(400, told, param="messages")
+    return url or ""
+
+
+def plain(message: Message, see: Callable[[Part], str] = address) -> dict[str, Any]:
+    """A message as chat templates read it, with text as its content; `see` gives what stands there for a picture."""
+    plain = message.model_dump(exclude_none=True)
+    if plain["role"] == "developer":
+        plain["role"] = "system"
+    content = message.content or ""
+    plain["content"] = content if isinstance(content, str) else "".join(_text(part, see) for part in content)
+    for call in plain.get("tool_calls", ()):  # templates take objects, and write text as text
+        call["function"]["arguments"] = as_object(call["function"]["arguments"])
+    return plain
+
+
+def _text(part: Part, see: Callable[[Part], str]) -> str:
+    if part.type in _PICTURES:
+        return see(part)
+    if part.type not in _TEXTS:
+        raise ApiError(400, f"Content of type {part.type!r} cannot be read: send text or pictures.", param="messages")
+    text = part.refusal if part.type == "refusal" else part.text
+    if text is None:
+        raise ApiError(400, f"Content of type {part.type!r} has no text.", param="messages")
+    return text
+
+
+class Pictures:
+    """The pictures of one request. In its text a mark stands for each, which nobody can write who did not draw it."""
+
+    def __init__(self, model: ServedModel):
+        self._model = model
+        self._views: dict[str, View] = {}  # by mark
+
+    def mark(self, part: Part) -> str:
+        """The mark of a picture, which is read. Raises ApiError or TenfoldError where it cannot be, or the model does not see."""
+        model, number = self._model, len(self._views) + 1
+        data = address(part).partition(",")[2]
+        if model.sight is None:
+            told = f"{model.name} reads text alone: it has no image encoder, or its backend gives it no pictures."
+            raise ApiError(400, told, param="messages")
+        if number > model.limits.max_images:
+            raise ApiError(400, f"A request may have at most {model.limits.max_images} pictures.", param="messages")
+        try:
+            stored = base64.b64decode(data, validate=True)
+        except ValueError:
+            raise ApiError(400, f"Picture {number} is not valid base64.", param="messages") from None
+        with _OPENING:
+            image = open_image(stored, f"Picture {number}", model.limits.max_image_pixels)
+            view = model.sight.view(image, model.text, 1 if part.is_coarse else None)
+        mark = secrets.token_hex(16)
+        self._views[mark] = view
+        return mark
+
+    def prompt(self, text: str) -> Prompt:
+        """The tokens of a rendered conversation. Raises TenfoldError where the template did not write each mark once."""
+        ids = self._model.text.ids
+        if not self._views or self._model.sight is None:
+            return Prompt(ids(text))
+        pieces = re.split(f"({'|'.join(self._views)})", text)
+        if pieces[1::2] != list(self._views):
+            raise TenfoldError("The model's chat template does not write each picture once and in order: send text alone.")
+        return self._model.sight.prompt([ids(piece) for piece in pieces[::2]], list(self._views.values()))
+
+
+async def chat_prompt(
+    model: ServedModel,
+    messages: list[dict[str, Any]],
+    tools: list[dict[str, Any]],
+    pictures: Pictures,
+    variables: dict[str, Any] | None = None,
+    *,
+    continues: bool = False,
+) -> Prompt:
+    """The prompt of a conversation with tools and calls, also where the model's template has no place for them.
+
+    Where the answer `continues` the last message, that one is not closed.
+    """
+    if tools and not model.text.knows_tools:
+        messages, tools = tell_of_tools(messages, tools), []
+    if not model.text.knows_calls:
+        messages = calls_as_text(messages)
+    text = await model.chat_text(messages, {**(variables or {}), "tools": tools or None}, continues=continues)
+    return await model.prompt(lambda: pictures.prompt(text))
