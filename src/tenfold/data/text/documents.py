@@ -1,12 +1,19 @@
 """A document, and how a text that is too long becomes several."""
 
 import io
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
 MAX_DOCUMENT_BYTES = 2**20  # more tokens than the longest context that is trained
 _BYTE_ORDER_MARK = "\ufeff"
+_NO_UTF8 = re.compile("[\udc80-\udcff]")  # how `rows_as_text` writes other bytes
+
+
+def rows_as_text(stream: BinaryIO, newline: str | None = None) -> io.TextIOWrapper:
+    """A stream of UTF-8 as text, in which bytes that are none leave all rows but their own."""
+    return io.TextIOWrapper(stream, "utf-8", errors="surrogateescape", newline=newline)
 
 
 @dataclass(frozen=True)
@@ -20,7 +27,9 @@ class Document:
 
 def document_of(name: str, value: object, column: str) -> Iterator[Document]:
     """The documents of what a row has in its column: none but a problem where that is no text."""
-    if isinstance(value, str):
+    if isinstance(value, str) and _NO_UTF8.search(value):
+        yield Document(name, "", "not UTF-8")
+    elif isinstance(value, str):
         yield from pieces(name, io.BytesIO(value.encode("utf-8", "replace")))
     else:
         yield Document(name, "", f"no text in {column!r}")

@@ -19,11 +19,11 @@ def _too_short(text: str) -> bool:
 
 
 def _lines_too_long(text: str) -> bool:
-    """A paragraph may be long, but prose has a space every few letters where its script has spaces."""
+    """A paragraph may be long, but prose has a space every few letters, or words of about two characters without spaces."""
     if len(text) <= 1000 * max(1, len(text.splitlines())):
         return False
     unspaced = sum(len(run[0]) for run in _UNSPACED.finditer(text))
-    return text.count(" ") < 0.08 * (len(text) - unspaced)
+    return text.count(" ") + unspaced / 2 < 0.08 * len(text)
 
 
 def _few_letters(text: str) -> bool:

@@ -5,12 +5,12 @@ import json
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from tenfold.data.text.documents import Document, document_of
+from tenfold.data.text.documents import Document, document_of, rows_as_text
 from tenfold.data.text.streams import UnreadableFile
 
 MAX_LINE_BYTES = 16 * 2**20
 _TOO_LONG = f"longer than {MAX_LINE_BYTES // 2**20} MiB"
-_CHUNK = 2**16
+_CHUNK = 2**13  # characters that are lost at most where an archive is damaged
 _BETWEEN = tuple(" \t\r\n,")  # values
 
 
@@ -40,11 +40,9 @@ def rows_of_values(name: str, stream: BinaryIO, column: str) -> Iterator[Documen
     """The rows of an array, or of values behind one another; what comes after damage cannot be told."""
     number = 0
     try:
-        for value in _values(io.TextIOWrapper(stream, "utf-8")):
+        for value in _values(rows_as_text(stream)):
             number += 1
             yield from _documents(f"{name}:{number}", value, column)
-    except UnicodeDecodeError:
-        yield Document(f"{name}:{number + 1}", "", "not UTF-8")
     except UnreadableFile as problem:
         yield Document(f"{name}:{number + 1}", "", str(problem))
 

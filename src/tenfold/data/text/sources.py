@@ -74,17 +74,14 @@ def check_columns(source: str | Path, text_column: str) -> None:
 def files_of(path: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
     """The files below `path`, sorted, links followed; a folder that cannot be listed comes itself.
 
-    A link to a folder that it is in (`above`) is passed over. Of a folder that `datasets` saved the shards alone come.
+    A link to a folder that it is in (`above`) is passed over. Of a folder that `datasets` saved its data alone come.
     """
     if not path.is_dir():
         yield path
         return
     here = (*above, path.resolve())
-    if shards := _shards(path):
-        yield from shards
-        return
     try:
-        entries = sorted(path.iterdir())
+        entries = _saved(path) or sorted(path.iterdir())
     except OSError:
         yield path
         return
@@ -92,16 +89,18 @@ def files_of(path: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
         if entry.is_dir():
             if entry.name not in _SKIPPED_FOLDERS and entry.resolve() not in here:
                 yield from files_of(entry, here)
-        elif entry.is_file() or entry.is_symlink():  # a link to nothing is named when it is read
+        elif entry.is_file() or not entry.exists():  # what is missing is named when it is read
             yield entry
 
 
-def _shards(folder: Path) -> list[Path]:
-    """The shards of a dataset that `datasets.save_to_disk` wrote, in order; none where the folder is another."""
-    state = read_facts(folder / "state.json").get("_data_files")
-    if not isinstance(state, list):
-        return []
-    return [folder / str(shard["filename"]) for shard in state if isinstance(shard, dict) and "filename" in shard]
+def _saved(folder: Path) -> list[Path]:
+    """The splits, or the shards, of what `datasets.save_to_disk` wrote, in order; none where the folder is another."""
+    splits = read_facts(folder / "dataset_dict.json").get("splits")
+    if isinstance(splits, list):
+        return [folder / str(split) for split in splits]
+    shards = read_facts(folder / "state.json").get("_data_files")
+    names = [shard.get("filename") for shard in shards if isinstance(shard, dict)] if isinstance(shards, list) else []
+    return [folder / str(name) for name in names if name]
 
 
 def _named(name: str) -> Iterator[Path]:

@@ -35,7 +35,7 @@ def open_stream(file: Path) -> Iterator[tuple[io.BufferedReader, bool]]:
     Reading raises UnreadableFile where an archive ends too soon, or what has the mark of UTF-16 or UTF-32 is none.
     """
     with ExitStack() as opened:
-        stream = io.BufferedReader(opened.enter_context(file.open("rb", buffering=0)), HEAD_BYTES)
+        stream: io.BufferedReader = io.BufferedReader(opened.enter_context(file.open("rb", buffering=0)), HEAD_BYTES)
         compression = next((name for name, magic in _COMPRESSED.items() if re.match(magic, stream.peek())), "")
         if compression:
             archive = opened.enter_context(_decompressed(stream, compression))

@@ -1,13 +1,12 @@
 """Rows of tables: CSV and TSV, Parquet, Arrow."""
 
 import csv
-import io
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tenfold.data.text.documents import Document, document_of
+from tenfold.data.text.documents import Document, document_of, rows_as_text
 from tenfold.data.text.streams import UnreadableFile
 from tenfold.spec.errors import TenfoldError, nearest
 
@@ -19,7 +18,7 @@ BATCH_ROWS = 256
 def csv_rows(name: str, stream: BinaryIO, column: str, delimiters: str) -> Iterator[Document]:
     """The rows of a file with a header, whose columns are parted by the first of `delimiters` that finds the column there."""
     csv.field_size_limit(MAX_FIELD_BYTES)
-    lines = io.TextIOWrapper(stream, "utf-8", newline="")
+    lines = rows_as_text(stream, newline="")
     number = 0
     try:
         header = lines.readline(MAX_FIELD_BYTES)
@@ -34,8 +33,6 @@ def csv_rows(name: str, stream: BinaryIO, column: str, delimiters: str) -> Itera
                 yield from document_of(f"{name}:{number}", row[names.index(column)], column)
             elif row:
                 yield Document(f"{name}:{number}", "", "a row with more or fewer columns than the header")
-    except UnicodeDecodeError:
-        yield Document(f"{name}:{number + 1}", "", "not UTF-8")
     except csv.Error:
         yield Document(f"{name}:{number + 1}", "", "damaged or cut CSV")
 
