@@ -208,7 +208,9 @@ def test_the_two_splits_hold_no_near_copies(tmp_path):
 
 
 def test_the_shards_decode_to_the_kept_documents(tmp_path, monkeypatch):
-    texts = {prose(i, 60 + i) for i in range(60)} | {"".join(random.Random(i).choices("日本語のテキスト、", k=180)) for i in range(3)}
+    texts = {prose(i, 60 + i) for i in range(60)} | {
+        "".join(random.Random(i).choices("日本語のテキスト、", k=180)) for i in range(3)
+    }
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in sorted(texts)))
     one = build(tmp_path / "a.jsonl", tmp_path / "one", vocab_size=300, quiet=True)
     monkeypatch.setattr("tenfold.data.text.corpus.SHARD_TOKENS", 1000)

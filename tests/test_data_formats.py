@@ -36,12 +36,18 @@ TEXTS = [
     'Plain words, with a comma, a "quotation" and a tab\there; a semicolon | and a bar.',
     "Two lines,\nthe second of them with \\ and 'single' marks.\n\nA blank line before this one.",
     "日本語の文章、中文的句子，한국어 문장, ελληνικά, हिन्दी, ไทย 😀",
-    "{\"looks\": \"like JSON\"} <b>and like HTML</b> &amp; [a](link)",
+    '{"looks": "like JSON"} <b>and like HTML</b> &amp; [a](link)',
     "007",
     "=1+1 and NaN, null, true: words like any others ",
 ]
 TABLE = {"id": list(range(len(TEXTS))), "text": TEXTS, "score": [0.5, None, 1.5, float("nan"), -1.0, 2.0]}
-COMPRESSORS = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstandard.compress, ".zstd": zstandard.compress}
+COMPRESSORS = {
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": zstandard.compress,
+    ".zstd": zstandard.compress,
+}
 LINES = "".join(json.dumps({"text": text, "id": i}) + "\n" for i, text in enumerate(TEXTS))
 PAGE = "<!DOCTYPE html><html><head><title>T</title><script>x = 1</script></head><body><p>Words &amp; more.</p></body></html>"
 
@@ -207,9 +213,12 @@ def test_markup_is_read_as_text_where_that_is_asked_for(tmp_path):
     (tmp_path / "a.ipynb").write_text(notebook())
     (tmp_path / "feed.xml").write_text("<?xml version='1.0'?><a>words</a>")
     named = [d.problem for d in read_documents(tmp_path) if d.problem]
-    assert named == ["HTML (--html says how it is read)"] + ["XML (--html source takes it as it stands)"] + [
-        "HTML (--html says how it is read)"
-    ] * 2
+    assert (
+        named
+        == ["HTML (--html says how it is read)"]
+        + ["XML (--html source takes it as it stands)"]
+        + ["HTML (--html says how it is read)"] * 2
+    )
     for name, text in {
         "a.html": "Words & more.", "page": "words & more.", "latin.html": "Words & café.",
         "a.md": "Title\n\nSome words and a link.", "a.ipynb": "# A title\nand words\n\n```python\nx = 1\n```",
@@ -329,7 +338,9 @@ def test_near_copies_are_found_in_every_script(tmp_path, script, dedup, kept):
             changed = [*text[:200], "龍" if script == "Chinese" else "changed", *text[201:]]
             for row in (text, text, changed):
                 stream.write(json.dumps({"text": mark.join(row)}) + "\n")
-    corpus = build(tmp_path / "rows.jsonl", tmp_path / "out", vocab_size=258, options=TextOptions(dedup=dedup, filters="none"), quiet=True)
+    corpus = build(
+        tmp_path / "rows.jsonl", tmp_path / "out", vocab_size=258, options=TextOptions(dedup=dedup, filters="none"), quiet=True
+    )
     assert corpus.manifest["cleaning"]["kept_documents"] == kept
 
 
@@ -349,7 +360,21 @@ def test_the_command_says_how_text_is_read(tmp_path, capsys):
         (tmp_path / "source" / f"{i}.html").write_text(PAGE.replace("Words", f"Words {i} " * 20))
     with pytest.raises(TenfoldError, match="has no usable text: 3 HTML \\(--html says how it is read\\)"):
         run(["data", "build", str(tmp_path / "source"), "--out", str(tmp_path / "out"), "--vocab-size", "258"])
-    run(["data", "build", str(tmp_path / "source"), "--out", str(tmp_path / "out"), "--vocab-size", "258", "--html", "text", "--dedup", "exact"])
+    run(
+        [
+            "data",
+            "build",
+            str(tmp_path / "source"),
+            "--out",
+            str(tmp_path / "out"),
+            "--vocab-size",
+            "258",
+            "--html",
+            "text",
+            "--dedup",
+            "exact",
+        ]
+    )
     assert "train: 2 documents" in capsys.readouterr().out
     with pytest.raises(TenfoldError, match="out holds a corpus of HTML that was read otherwise, other rules for copies"):
         run(["data", "build", str(tmp_path / "source"), "--out", str(tmp_path / "out"), "--vocab-size", "258"])
