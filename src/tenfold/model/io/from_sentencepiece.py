@@ -9,6 +9,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from tenfold.spec.errors import NotInstalled, TenfoldError
 
 SPACE = "\u2581"
+NEVER = -1e6  # the score of a piece that text does not spell, where another way is left
 _UNIGRAM, _BPE = 1, 2  # `TrainerSpec.ModelType`
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # `ModelProto.SentencePiece.Type`
 
@@ -75,9 +76,11 @@ def _bpe(model: Any) -> models.BPE:
 
 def _unigram(model: Any) -> models.Unigram:
     best = max(piece.score for piece in model.pieces if piece.type == _NORMAL)
-    # `GetScoreInlined` of SentencePiece: what a user defined wins over all that it is made of.
-    scores = [len(p.piece.encode()) * best - 0.1 if p.type == _USER_DEFINED else p.score for p in model.pieces]
-    vocabulary = [(piece.piece, score) for piece, score in zip(model.pieces, scores, strict=True)]
+    vocabulary = []
+    for piece in model.pieces:
+        # `GetScoreInlined` of SentencePiece: what a user defined wins over all that it is made of.
+        defined = len(piece.piece.encode()) * best - 0.1 if piece.type == _USER_DEFINED else NEVER
+        vocabulary.append((piece.piece, piece.score if piece.type == _NORMAL else defined))
     return models.Unigram(vocabulary, model.trainer_spec.unk_id, model.trainer_spec.byte_fallback)
 
 
