@@ -235,6 +235,7 @@ def test_markup_is_read_as_text_where_that_is_asked_for(tmp_path):
         ("package.json", b'{"name": "x", "version": "1.0"}', "no text in 'text'"),
         (".babelrc", b'{\n  "presets": ["text"]\n}', "no text in 'text'"),
         ("list.json", b'["text", "more text"]', "no text in 'text'"),
+        ("half.json", b'{"columns": ["id", "text"], "data": [[1], 2]}', "no text in 'text'"),
         ("numbers.csv", b"id,value\n1,2\n", "no column 'text'"),
         ("paper.txt", b"%PDF-1.4\n1 0 obj", "PDF"),
         ("letter.doc", rb"{\rtf1\ansi words}", "RTF"),

@@ -11,7 +11,7 @@ from tenfold.data.text.streams import UnreadableFile
 MAX_LINE_BYTES = 16 * 2**20
 _TOO_LONG = f"longer than {MAX_LINE_BYTES // 2**20} MiB"
 _CHUNK = 2**13  # characters that are lost at most where an archive is damaged
-_BETWEEN = tuple(" \t\r\n,")  # values
+_BETWEEN = (" ", "\t", "\r", "\n", ",")  # what parts values; the end of a text, which is "", is none of them
 
 
 def is_by_line(head: bytes, named_so: bool) -> bool:
@@ -56,14 +56,15 @@ def _documents(name: str, value: Any, column: str) -> Iterator[Document]:
 def _texts(value: Any, column: str) -> list[Any]:
     if not isinstance(value, dict):
         return [None]
-    found, data = value.get(column), value.get("data")
+    found, data, names = value.get(column), value.get("data"), value.get("columns")
     if isinstance(found, dict):  # orient="columns": {column: {row: text}}
         return list(found.values())
-    if found is None and isinstance(data, list) and column in (names := value.get("columns") or []):  # orient="split"
-        return [row[names.index(column)] for row in data]
-    if found is None and isinstance(data, list):  # orient="table"
-        return [row.get(column) if isinstance(row, dict) else None for row in data]
-    return [found]
+    if found is not None or not isinstance(data, list):
+        return [found]
+    if isinstance(names, list) and column in names:  # orient="split"
+        place = names.index(column)
+        return [row[place] if isinstance(row, list) and place < len(row) else None for row in data]
+    return [row.get(column) if isinstance(row, dict) else None for row in data]  # orient="table"
 
 
 class _Problem(str):
