@@ -51,7 +51,7 @@ def _parsed(file: Path) -> Any:
         from sentencepiece import sentencepiece_model_pb2
     except ImportError:
         raise NotInstalled("A tokenizer.model of SentencePiece needs a package: pip install 'tenfold[sentencepiece]'.") from None
-    model = sentencepiece_model_pb2.ModelProto()
+    model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     try:
         model.ParseFromString(file.read_bytes())
     except DecodeError:
