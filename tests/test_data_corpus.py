@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from tenfold.cli.commands import run
-from tenfold.data.text import sources
+from tenfold.data.text import documents
 from tenfold.data.text.batches import train_batch
 from tenfold.data.text.corpus import build, open_corpus, require_tokens
 from tenfold.data.text.dedup import PERMUTATIONS, near_copies, signature
@@ -113,7 +113,7 @@ def test_archives_behind_one_another_are_all_read(tmp_path):
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
 @given(text=st.text(st.sampled_from("ab \né日😀"), max_size=120))
 def test_a_long_text_is_parted_and_nothing_is_lost(tmp_path, monkeypatch, text):
-    monkeypatch.setattr(sources, "MAX_DOCUMENT_BYTES", 16)
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 16)
     (tmp_path / "long.txt").write_bytes(text.encode())
     (tmp_path / "long.jsonl").write_text(json.dumps({"text": text}))
     for name in ("long.txt", "long.jsonl"):
@@ -208,7 +208,9 @@ def test_the_two_splits_hold_no_near_copies(tmp_path):
 
 
 def test_the_shards_decode_to_the_kept_documents(tmp_path, monkeypatch):
-    texts = {prose(i, 60 + i) for i in range(60)} | {"日本語のテキスト、" * 20 + str(i) for i in range(3)}
+    texts = {prose(i, 60 + i) for i in range(60)} | {
+        "".join(random.Random(i).choices("日本語のテキスト、", k=180)) for i in range(3)
+    }
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in sorted(texts)))
     one = build(tmp_path / "a.jsonl", tmp_path / "one", vocab_size=300, quiet=True)
     monkeypatch.setattr("tenfold.data.text.corpus.SHARD_TOKENS", 1000)

@@ -16,6 +16,7 @@ from tenfold.data.interactions.splits import Split
 from tenfold.data.text.big import clean_big
 from tenfold.data.text.corpus import build, open_corpus
 from tenfold.data.text.home import corpus_of_text
+from tenfold.data.text.options import TextOptions
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.vision import VisionSpec
 from tenfold.train.text import open_source
@@ -113,7 +114,7 @@ def test_what_is_at_out_is_of_this_text_column_and_tokenizer_or_refused(tmp_path
     made = build(tmp_path / "rows.jsonl", tmp_path / "out", vocab_size=270, quiet=True)
     assert build(tmp_path / "rows.jsonl", tmp_path / "out", vocab_size=270, quiet=True).fingerprint == made.fingerprint
     for changed, sentence in (
-        ({"text_column": "body"}, "of another column"),
+        ({"options": TextOptions(text_column="body")}, "of another column"),
         ({"source": texts}, "of other text"),
         ({"vocab_size": 271}, "another tokenizer or vocabulary size"),
         ({"tokenizer_from": corpus.directory}, "another tokenizer"),

@@ -5,18 +5,17 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, structs
 
+from tenfold.data.text.options import ReadOptions, TextOptions
 from tenfold.spec.commands import Folder, Json, print_json
 from tenfold.spec.ranges import CountOrNone, Nodes, Text, VocabSize
 
 Corpus = Annotated[Folder, Meta(description="A corpus.")]
-TextColumn = Annotated[Text, Meta(description="The column of jsonl and Parquet files that holds the text.")]
 
 
 class BuildOptions(Struct, frozen=True):
     """How a corpus is made."""
 
     vocab_size: Annotated[VocabSize, Meta(description="Tokens in the vocabulary of a tokenizer that is trained.")] = 2048
-    text_column: TextColumn = "text"
     tokenizer_from: Annotated[Path | None, Meta(description="Take the tokenizer of a corpus, a model or a GGUF file.")] = None
 
 
@@ -25,7 +24,6 @@ class CleanOptions(Struct, frozen=True):
 
     on: Annotated[Literal["local", "slurm", "ray"], Meta(description="Where the work is done.")] = "local"
     tasks: Annotated[Nodes, Meta(description="Tasks that each stage is divided into.")] = 1
-    text_column: TextColumn = "text"
     partition: Annotated[str, Meta(description="Slurm's partition.")] = ""
     limit: Annotated[str, Meta(description="Slurm's time limit of a stage.")] = "24:00:00"
 
@@ -36,6 +34,7 @@ def build(
     *,
     out: Annotated[Folder, Meta(description="Where the corpus is written.")],
     options: BuildOptions = BuildOptions(),
+    text: TextOptions = TextOptions(),
     json: Json = False,
 ) -> None:
     """Make a corpus: clean documents, a tokenizer, memory-mapped tokens.
@@ -44,7 +43,7 @@ def build(
     """
     from tenfold.data.text.corpus import build as build_corpus
 
-    build_corpus(source, out, **structs.asdict(options), quiet=json)
+    build_corpus(source, out, **structs.asdict(options), options=text, quiet=json)
     show(out, json=json)
 
 
@@ -54,6 +53,7 @@ def clean(
     *,
     out: Annotated[Folder, Meta(description="Where stages and result are kept; the clean text comes to OUT/clean.")],
     options: CleanOptions = CleanOptions(),
+    text: ReadOptions = ReadOptions(),
 ) -> None:
     """Clean and deduplicate text that is too much for one machine, before `tenfold data build OUT/clean`.
 
@@ -61,7 +61,7 @@ def clean(
     """
     from tenfold.data.text.big import clean_big
 
-    clean_big(source, out, **structs.asdict(options))
+    clean_big(source, out, **structs.asdict(options), options=text)
     print(f"The clean text {'comes to' if options.on == 'slurm' else 'is in'} {out / 'clean'}.")
 
 

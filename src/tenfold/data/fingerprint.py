@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tenfold.data.text.clean import progress_bar
+from tenfold.spec.files import read_facts
 
 BLOCK_BYTES = 2**20
 _read: dict[str, str] = {}  # content by listing, of what this process has read
@@ -59,15 +60,6 @@ def folder_of(home: Path, name: str, recipe: Mapping[str, Any]) -> Path:
 def digest(value: Any) -> str:
     """A hash of anything that JSON can write."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def read_facts(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; an empty one where there is none, or a damaged one."""
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _stat(file: Path) -> tuple[int, int, int]:

@@ -12,6 +12,7 @@ from tokenizers.decoders import DecodeStream
 from tenfold.data.conversations.template import render
 from tenfold.model.io.tokenizer import read_tokenizer, read_vocabulary
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.vocabulary import byte_characters
 
 # For models without a chat template.
 PLAIN_TEMPLATE = (
@@ -23,19 +24,7 @@ _MIDDLE = (("<fim_prefix>", "<fim_suffix>", "<fim_middle>"), ("<|fim_prefix|>", 
 
 
 _BYTE_NAME = re.compile("<0x([0-9A-F]{2})>")  # of a byte in vocabularies of SentencePiece
-
-
-def _byte_characters() -> dict[str, int]:
-    """The byte that each character of a byte-level vocabulary stands for: printable ones for themselves, the others from 256 on.
-
-    Source: `bytes_to_unicode` of GPT-2.
-    """
-    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [b for b in range(256) if b not in printable]
-    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
-
-
-_BYTES = _byte_characters()
+_BYTES = byte_characters()
 
 
 @dataclass(frozen=True)

@@ -146,6 +146,15 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [row for row in rows if isinstance(row, dict)]
 
 
+def read_facts(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; an empty one where there is none, or a damaged one."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 @contextmanager
 def whole_folder(out: Path, *, replace: bool = False) -> Iterator[Path]:
     """A scratch folder that becomes `out` when the block ends well, and is deleted when it does not.

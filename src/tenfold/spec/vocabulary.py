@@ -8,6 +8,12 @@ from tenfold.spec.errors import TenfoldError
 LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+# Llama 4's, which GPT-4o has too (llama-models `models/llama4/tokenizer.py`).
+LLAMA4_SPLIT = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 # Names that published tokenizers give to the end of a text and to the end of a turn in a chat.
 _TEXT_ENDS = ("<|end_of_text|>", "<|endoftext|>", "</s>")
 _TURN_ENDS = ("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|eot|>", "<|eom|>")
@@ -67,3 +73,10 @@ class Vocabulary(msgspec.Struct, frozen=True, kw_only=True):
         """`bos_token_id`, `eos_token_id` and `pad_token_id`, as `config.json` and `generation_config.json` have them."""
         eos = self.eos[0] if len(self.eos) == 1 else list(self.eos) or None
         return {"bos_token_id": self.bos, "eos_token_id": eos, "pad_token_id": self.pad}
+
+
+def byte_characters() -> dict[str, int]:
+    """The byte that byte-level BPE writes as each printable character (GPT-2, `encoder.py`)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("\xa1"), ord("\xac") + 1), *range(ord("\xae"), 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}

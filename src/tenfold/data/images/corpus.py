@@ -31,14 +31,17 @@ from tenfold.data.text.batches import (
     without_targets,
 )
 from tenfold.data.text.corpus import Corpus
+from tenfold.data.text.encode import TextEncoder
 from tenfold.model.io.tokenizer import save_tokenizer, tokenizer_hash
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import whole_folder, write_json
+from tenfold.spec.terminal import console
 from tenfold.spec.versions import require_version
 from tenfold.spec.vision import IMAGE_TOKENS, VisionSpec
 from tenfold.spec.vocabulary import Vocabulary
 
 FORMAT = 2
+READER = 2  # how pixels and words are read; images that were read another way are prepared again
 VALIDATION_SHARE = 0.03
 DOCUMENT = np.dtype([("tokens", "i8"), ("tiles", "i8"), ("words", "i4"), ("bytes", "i4"), ("validation", "?")])
 
@@ -111,7 +114,7 @@ class ImageCorpus:
 def build_images(source: Path, out: Path, corpus: Corpus, vision: VisionSpec, max_tiles: int = 1) -> ImageCorpus:
     """Cut and tokenize the images of `source` to `out` with the corpus's tokenizer; what is there already is opened.
 
-    Nothing is left at `out` unless all went well. Raises TenfoldError, naming the image, for one that cannot be used.
+    Images that cannot be used are left out and named in `manifest.json`. Nothing is left at `out` unless all went well.
     """
     recipe, listing = _recipe(source, known_in(out.parent, out.name), corpus, vision, max_tiles)
     if (out / "manifest.json").exists():
@@ -120,12 +123,19 @@ def build_images(source: Path, out: Path, corpus: Corpus, vision: VisionSpec, ma
     vocabulary = _with_image_tokens(corpus.vocabulary, tokenizer)
     with whole_folder(out) as scratch:
         save_tokenizer(tokenizer, vocabulary, scratch)
-        documents = _write(_cut(source, vision, max_tiles), scratch, tokenizer, vocabulary)
+        dropped: list[str] = []
+        documents = _write(_cut(source, vision, max_tiles, dropped), scratch, tokenizer, vocabulary)
         if len(documents) < 2:
-            raise TenfoldError(f"{source} has {len(documents)} images: at least two are needed, one of them to validate with.")
+            raise TenfoldError(
+                f"{source} has {len(documents)} images: at least two are needed, one of them to validate with."
+                + "".join(f" {problem}" for problem in dropped[:1])
+            )
+        if dropped:
+            console(stderr=True).print(f"{len(dropped)} of {len(documents) + len(dropped)} images are left out: {dropped[0]}")
         np.save(scratch / "documents.npy", documents)
         origin = {"source": str(source.resolve()), "listing": listing, "recipe": recipe}
         facts = {"image_size": vision.image_size, "vocabulary": msgspec.to_builtins(vocabulary), "images": len(documents)}
+        facts["dropped"] = dropped
         write_json(scratch / "manifest.json", {"format": FORMAT, **origin, **facts})
     return _existing(out, recipe)
 
@@ -143,6 +153,7 @@ def _recipe(
     """What the images of a folder depend on, and the listing of their files."""
     found = fingerprint(partial(image_files, source), known, quiet=False)
     recipe = {
+        "reader": READER,
         "content": found.content,
         "image_size": vision.image_size,
         "tokens_per_tile": vision.tokens_per_tile,
@@ -172,9 +183,12 @@ def _with_image_tokens(vocabulary: Vocabulary, tokenizer: Tokenizer) -> Vocabula
     return msgspec.structs.replace(vocabulary, size=max(tokenizer.get_vocab().values()) + 1, special=special)
 
 
-def _cut(source: Path, vision: VisionSpec, max_tiles: int) -> Iterator[tuple[np.ndarray, str, str]]:
-    """For each image its tiles, the text that stands for them, and its words."""
-    for image, words in read_images(source):
+def _cut(source: Path, vision: VisionSpec, max_tiles: int, dropped: list[str]) -> Iterator[tuple[np.ndarray, str, str]]:
+    """For each image its tiles, the text that stands for them, and its words; why others cannot be used goes to `dropped`."""
+    for image, words, problem in read_images(source):
+        if image is None:
+            dropped.append(problem)
+            continue
         tiles, rows, columns = cut(image, vision.image_size, max_tiles)
         yield tiles, image_text(rows, columns, vision.tokens_per_tile), words
 
@@ -184,11 +198,12 @@ def _write(
 ) -> np.ndarray:
     records: list[tuple[int, int, int, int, bool]] = []
     token_end = tile_end = 0
+    encode = TextEncoder(tokenizer)  # in words the names of special tokens are text
     keys: list[int] = []
     with (scratch / "tokens.bin").open("wb") as token_file, (scratch / "tiles.bin").open("wb") as tile_file:
         for tiles, image, words in images:
             seen = [*vocabulary.begin, *tokenizer.encode(image, add_special_tokens=False).ids]
-            said = [*tokenizer.encode(words, add_special_tokens=False).ids, vocabulary.document_end]
+            said = [*encode([words])[0], vocabulary.document_end]
             token_file.write(np.array([*seen, *said], np.uint32).tobytes())
             tile_file.write(tiles.tobytes())
             token_end, tile_end = token_end + len(seen) + len(said), tile_end + len(tiles)

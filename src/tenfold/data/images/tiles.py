@@ -7,23 +7,26 @@ and a view of the whole comes last where there is more than one tile.
 
 import io
 import json
+import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tenfold.spec.errors import TenfoldError
 
 LARGEST_SIDE = 8192  # below what Pillow warns of as a bomb
 _SMALLER = f"make it at most {LARGEST_SIDE} on each side."
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # others of Pillow's start programs, or have parsers that few use
+_DEEP = ("I;16", "I;16B", "I;16L")
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", *_DEEP)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 
 
 def open_image(source: Path | bytes, name: str = "", most_pixels: int = LARGEST_SIDE**2) -> Image.Image:
-    """An image in RGB, on white where it is transparent.
+    """An image in RGB with 8 bits a channel, turned as its EXIF says, on white where it is transparent.
 
     Raises TenfoldError where it cannot be read, is cut short, or has a side longer than `LARGEST_SIDE` or more than `most_pixels`.
     """
@@ -34,16 +37,28 @@ def open_image(source: Path | bytes, name: str = "", most_pixels: int = LARGEST_
                 raise TenfoldError(f"{name} is {stored.width} x {stored.height} pixels: {_SMALLER}")
             if stored.width * stored.height > most_pixels:
                 raise TenfoldError(f"{name} has {stored.width * stored.height} pixels, and at most {most_pixels} are taken.")
-            image = stored.convert("RGBA")
+            if stored.mode not in _MODES:
+                raise TenfoldError(f"{name} has pixels of mode {stored.mode}, which are not read: save it in RGB.")
+            image = _with_alpha(ImageOps.exif_transpose(stored))
     except FileNotFoundError:
         raise TenfoldError(f"There is no image {name}.") from None
     except Image.DecompressionBombError:
         raise TenfoldError(f"{name} has too many pixels: {_SMALLER}") from None
     except UnidentifiedImageError:
         raise TenfoldError(f"{name} is no image that can be read: give PNG, JPEG, WebP, GIF or BMP.") from None
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, struct.error) as error:
         raise TenfoldError(f"{name} is damaged or cut short: {error}.") from None
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+def _with_alpha(image: Image.Image) -> Image.Image:
+    """The image in RGBA. Pillow itself clips 16 bits of grey at 255."""
+    if image.mode in _DEEP:
+        clear = np.asarray(image) == image.info.get("transparency", -1)
+        grey = Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert("RGBA")
+        grey.putalpha(Image.fromarray(np.where(clear, 0, 255).astype(np.uint8)))
+        return grey
+    return image.convert("RGBA")
 
 
 def grid_for(height: int, width: int, size: int, max_tiles: int = 16) -> tuple[int, int]:
@@ -100,18 +115,35 @@ def image_text(rows: int, columns: int, tokens_per_tile: int) -> str:
     return f"<|image_start|>{grid}<|image|>{tile}<|image_end|>"
 
 
-def read_images(source: Path) -> Iterator[tuple[Image.Image, str]]:
+class Picture(NamedTuple):
+    """An image and its words, or the sentence that says why it cannot be used."""
+
+    image: Image.Image | None
+    words: str
+    problem: str = ""
+
+
+def read_images(source: Path) -> Iterator[Picture]:
     """Images and their words from a folder (`x.png` beside `x.txt`), a Parquet file or jsonl.
 
     Parquet has columns `image` (bytes, or a struct with `bytes`) and `text`; a line of jsonl has `image`, a path from
-    the file's folder, and `text`. Raises TenfoldError, naming the image, where one has no words.
+    the file's folder, and `text`. Raises TenfoldError where the source is none of these.
     """
     if source.suffix == ".parquet" and source.is_file():
         yield from _read_parquet(source)
         return
     for path, words in _named_images(source):
-        text = words.read_text() if isinstance(words, Path) and words.exists() else words
-        yield open_image(path), _words(text if isinstance(text, str) else "", str(path))
+        yield _picture(path, words, str(path)) if isinstance(path, Path) else Picture(None, "", path)
+
+
+def _picture(image: Path | bytes, words: Any, name: str) -> Picture:
+    try:
+        text = words.read_text(encoding="utf-8-sig") if isinstance(words, Path) and words.exists() else words
+        return Picture(open_image(image, name), _words(text if isinstance(text, str) else "", name))
+    except UnicodeDecodeError:
+        return Picture(None, "", f"The words of {name} are not UTF-8.")
+    except TenfoldError as error:
+        return Picture(None, "", str(error))
 
 
 def image_files(source: Path) -> Iterator[Path]:
@@ -120,29 +152,33 @@ def image_files(source: Path) -> Iterator[Path]:
         yield source
     if source.suffix != ".parquet":
         for path, words in _named_images(source):
-            yield path
+            if isinstance(path, Path):
+                yield path
             if isinstance(words, Path) and words.exists():
                 yield words
 
 
-def _named_images(source: Path) -> Iterator[tuple[Path, Any]]:
-    """The image files that a folder or a jsonl file names, each with the file of its words, or what should be its words."""
+def _named_images(source: Path) -> Iterator[tuple[Path | str, Any]]:
+    """The image files that a folder or a jsonl file names, each with the file of its words, or what should be its words.
+
+    In place of a path comes the sentence that says why a line of jsonl names none.
+    """
     if not source.exists():
         raise TenfoldError(f"There are no images at {source}: give a folder, a .parquet or a .jsonl file.")
     if source.is_dir():
         yield from ((path, path.with_suffix(".txt")) for path in sorted(source.rglob("*")) if path.suffix.lower() in SUFFIXES)
     elif source.suffix == ".jsonl":
-        for number, line in enumerate(filter(str.strip, source.read_text().splitlines()), 1):
+        for number, line in enumerate(filter(str.strip, source.read_text(encoding="utf-8-sig").splitlines()), 1):
             try:
                 row = json.loads(line)
                 yield source.parent / row["image"], row.get("text")
             except (ValueError, KeyError, TypeError):
-                raise TenfoldError(f"Line {number} of {source} is no JSON object with an image and a text.") from None
+                yield f"Line {number} of {source} is no JSON object with an image and a text.", None
     else:
         raise TenfoldError(f"{source} holds no images that can be read: give a folder, a .parquet or a .jsonl file.")
 
 
-def _read_parquet(source: Path) -> Iterator[tuple[Image.Image, str]]:
+def _read_parquet(source: Path) -> Iterator[Picture]:
     import pyarrow.parquet as pq
 
     file = pq.ParquetFile(source)
@@ -155,12 +191,10 @@ def _read_parquet(source: Path) -> Iterator[tuple[Image.Image, str]]:
             number += 1
             name = f"Image {number} of {source}"
             image = row["image"]["bytes"] if isinstance(row["image"], dict) else row["image"]
-            if not image:
-                raise TenfoldError(f"{name} is empty.")
-            yield open_image(image, name), _words(row["text"], name)
+            yield _picture(image, row["text"], name) if isinstance(image, bytes) else Picture(None, "", f"{name} is empty.")
 
 
-def _words(text: str | None, name: str) -> str:
-    if not text or not text.strip():
+def _words(text: str, name: str) -> str:
+    if not text.strip():
         raise TenfoldError(f"{name} has no words: give it a text, or leave it out.")
     return text.strip()

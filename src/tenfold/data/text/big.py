@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from tenfold.data.fingerprint import listing_of, read_facts
+from tenfold.data.fingerprint import listing_of
 from tenfold.data.text.dedup import word_shingles
-from tenfold.data.text.filters import quality_problem
+from tenfold.data.text.filters import chosen, quality_problem
+from tenfold.data.text.options import ReadOptions
 from tenfold.data.text.sources import check_columns, files_in, files_of, read_documents
 from tenfold.spec.errors import NotInstalled, TenfoldError
-from tenfold.spec.files import write_json
+from tenfold.spec.files import read_facts, write_json
 from tenfold.spec.plugins import load
 
 BUCKETS, HASHES = 14, 8
@@ -37,7 +38,7 @@ def clean_big(
     *,
     on: str = "local",
     tasks: int = 1,
-    text_column: str = "text",
+    options: ReadOptions = ReadOptions(),
     partition: str = "",
     limit: str = "24:00:00",
 ) -> None:
@@ -63,22 +64,27 @@ def clean_big(
     if not source.is_dir():
         raise TenfoldError(f"{source} is no folder: a corpus for many tasks is a folder of files that they share.")
     out = out.resolve()
-    check_columns(source, text_column)
-    _require_same(out, {"listing": listing_of(files_in(source))[0], "text_column": text_column, "tasks": tasks})
+    chosen(options.filters)
+    check_columns(source, options.text_column)
+    _require_same(out, {"listing": listing_of(files_in(source))[0], **options.recipe, "tasks": tasks})
     config = minhash_config()
     folder = {name: str(out / name) for name in ("filtered", "signatures", "buckets", "copies", "clean")}
     stages: list[tuple[str, int, list[Any]]] = [
-        ("filter", tasks, [Read(source.resolve(), text_column), Filter(out / "dropped"), ParquetWriter(folder["filtered"])]),
+        (
+            "filter",
+            tasks,
+            [Read(source.resolve(), options), Filter(out / "dropped", options.filters), ParquetWriter(folder["filtered"])],
+        ),
         ("signatures", tasks, [ParquetReader(folder["filtered"]), signature_step(folder["signatures"])]),
         ("buckets", BUCKETS, [MinhashDedupBuckets(folder["signatures"], folder["buckets"], config=config)]),
         ("cluster", 1, [MinhashDedupCluster(folder["buckets"], folder["copies"], config=config)]),
         ("clean", tasks, [ParquetReader(folder["filtered"]), MinhashDedupFilter(folder["copies"]), ParquetWriter(folder["clean"])]),
     ]
     executor = pkgutil.resolve_name(EXECUTORS[on])
-    options = {"time": limit, "partition": partition} if on == "slurm" else {}
+    job = {"time": limit, "partition": partition} if on == "slurm" else {}
     before: Any = None
     for name, count, steps in stages:
-        more = options | ({"job_name": f"tenfold-{name}"} if on == "slurm" else {})
+        more = job | ({"job_name": f"tenfold-{name}"} if on == "slurm" else {})
         before = executor(steps, tasks=count, logging_dir=str(out / "logs" / name), depends=before, **more)
         if name == "filter" and on != "slurm":
             before.run()
@@ -90,7 +96,9 @@ def clean_big(
 def _require_same(out: Path, recipe: dict[str, Any]) -> None:
     """Note what is cleaned. Raises TenfoldError where something else was: its stages that are done would not be done again."""
     if (out / "logs").exists() and read_facts(out / "recipe.json") != recipe:
-        raise TenfoldError(f"{out} has stages of other text, or of another column or number of tasks: choose another folder.")
+        raise TenfoldError(
+            f"{out} has stages of other text, or read otherwise or in another number of tasks: choose another folder."
+        )
     write_json(out / "recipe.json", recipe)
 
 
@@ -104,15 +112,15 @@ def minhash_config() -> Any:
 class Read:
     """The documents of every `world_size`-th file, as datatrove takes them; what cannot be read comes with its problem."""
 
-    def __init__(self, source: Path, text_column: str) -> None:
-        self.source, self.text_column = source, text_column
+    def __init__(self, source: Path, options: ReadOptions) -> None:
+        self.source, self.options = source, options
 
     def __call__(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
         from datatrove.data import Document
 
         for number, file in enumerate(files_of(self.source)):
             if number % world_size == rank:
-                for document in read_documents(file, self.text_column):
+                for document in read_documents(file, self.options):
                     text = document.text or " "  # datatrove refuses a document without text
                     yield Document(text=text, id=document.name, metadata={"problem": document.problem})
 
@@ -120,13 +128,13 @@ class Read:
 class Filter:
     """Drops what `tenfold data build` drops, and counts it in `out/RANK.json`: documents for each reason."""
 
-    def __init__(self, out: Path) -> None:
-        self.out = out
+    def __init__(self, out: Path, filters: str) -> None:
+        self.out, self.filters = out, filters
 
     def __call__(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
         dropped: dict[str, int] = {}
         for document in data:
-            problem = document.metadata.pop("problem") or quality_problem(document.text)
+            problem = document.metadata.pop("problem") or quality_problem(document.text, self.filters)
             if problem:
                 dropped[problem] = dropped.get(problem, 0) + 1
             else:

@@ -10,6 +10,7 @@ from rich.progress import Progress, TimeElapsedColumn
 
 from tenfold.data.text.dedup import copies, near_copies
 from tenfold.data.text.filters import quality_problem
+from tenfold.data.text.options import TextOptions
 from tenfold.data.text.sources import read_documents
 from tenfold.data.text.spool import Spool
 from tenfold.spec.errors import TenfoldError
@@ -19,10 +20,10 @@ VALIDATION_SHARE = 0.03
 TOKENIZER_SAMPLE_BYTES = 16 * 2**20
 
 
-def clean(source: str | Path, spool: Spool, text_column: str, quiet: bool) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def clean(source: str | Path, spool: Spool, options: TextOptions, quiet: bool) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The records in `spool` of the documents of each split, and a report of what was read, dropped and kept."""
-    report = _read(source, spool, text_column, quiet)
-    kept = _without_copies(spool, report["dropped"])
+    report = _read(source, spool, options, quiet)
+    kept = _without_copies(spool, options.dedup, report["dropped"])
     report |= {"kept_documents": len(kept), "kept_bytes": int(kept["bytes"].sum(dtype=np.int64))}
     return _split(source, kept, report["dropped"]), report
 
@@ -42,20 +43,20 @@ def progress_bar(quiet: bool) -> Progress:
     return progress(TimeElapsedColumn(), field="speed", quiet=quiet)
 
 
-def _read(source: str | Path, spool: Spool, text_column: str, quiet: bool) -> dict[str, Any]:
+def _read(source: str | Path, spool: Spool, options: TextOptions, quiet: bool) -> dict[str, Any]:
     """Put the documents of good quality in the spool; returns how many were read, and dropped for each reason."""
     dropped: dict[str, dict[str, Any]] = {}
     documents = size = 0
     began = time.perf_counter()
     with progress_bar(quiet) as bar:
         task = bar.add_task("cleaning", total=None, speed="")
-        for document in read_documents(source, text_column):
+        for document in read_documents(source, options):
             text = document.text.encode("utf-8", "replace")
             documents += 1
             size += len(text)
             rate = size / 1e6 / (time.perf_counter() - began)
             bar.update(task, description=f"cleaning {size / 1e6:.0f} MB", speed=f"{rate:.1f} MB/s")
-            problem = document.problem or quality_problem(document.text)
+            problem = document.problem or quality_problem(document.text, options.filters)
             if problem:
                 entry = dropped.setdefault(problem, {"documents": 0, "bytes": 0, "example": document.name})
                 entry["documents"] += 1
@@ -65,11 +66,12 @@ def _read(source: str | Path, spool: Spool, text_column: str, quiet: bool) -> di
     return {"documents": documents, "bytes": size, "dropped": dropped}
 
 
-def _without_copies(spool: Spool, dropped: dict[str, dict[str, Any]]) -> np.ndarray:
-    """The records of the documents that are no copies, sorted by key; copies are added to `dropped`."""
+def _without_copies(spool: Spool, dedup: str, dropped: dict[str, dict[str, Any]]) -> np.ndarray:
+    """The records of the documents that are no copies of the kind `dedup`, sorted by key; copies are added to `dropped`."""
     records = spool.records()
-    exact = copies(records["key"])
-    near = near_copies(spool.signatures, ~exact)
+    none = np.zeros(len(records), dtype=bool)
+    exact = none if dedup == "none" else copies(records["key"])
+    near = near_copies(spool.signatures, ~exact) if dedup == "near" else none
     for problem, found in (("exact copy", exact), ("near copy", near)):
         if found.any():
             first = records[np.argmax(found)]

@@ -24,6 +24,8 @@ from tokenizers import Tokenizer
 from tenfold.data.fingerprint import digest, fingerprint, known_in
 from tenfold.data.text.clean import clean, progress_bar, sample
 from tenfold.data.text.encode import TextEncoder, token_bytes
+from tenfold.data.text.filters import chosen
+from tenfold.data.text.options import TextOptions
 from tenfold.data.text.shards import SHARD_TOKENS, Shards, ShardWriter, open_shards
 from tenfold.data.text.sources import check_columns, files_in, where
 from tenfold.data.text.spool import Spool
@@ -109,8 +111,8 @@ def build(
     out: Path,
     *,
     vocab_size: int = 1024,
-    text_column: str = "text",
     tokenizer_from: Path | None = None,
+    options: TextOptions = TextOptions(),
     quiet: bool = False,
 ) -> Corpus:
     """Clean, deduplicate, tokenize and write `source` to `out`; a corpus that is there already is opened.
@@ -124,18 +126,19 @@ def build(
     if tokenizer_from is None and vocab_size < SMALLEST_VOCABULARY:
         raise TenfoldError(f"A byte-level vocabulary needs at least {SMALLEST_VOCABULARY} tokens, not {vocab_size}.")
     tokenizer = vocab_size if tokenizer_from is None else _usable(tokenizer_from)
-    check_columns(source, text_column)
+    chosen(options.filters)
+    check_columns(source, options.text_column)
     if (out / "manifest.json").exists():
-        return _existing(out, text_recipe(source, text_column, known_in(out.parent, out.name), quiet)[0] | {"tokenizer": tokenizer})
+        return _existing(out, text_recipe(source, options, known_in(out.parent, out.name), quiet)[0] | {"tokenizer": tokenizer})
     began = time.perf_counter()
     with whole_folder(out) as scratch:
-        recipe, listing = text_recipe(source, text_column, {}, quiet)
+        recipe, listing = text_recipe(source, options, {}, quiet)
         if tokenizer_from is not None:
             _copy_tokenizer(tokenizer_from, scratch)
         spooled = scratch / "spool"
         spooled.mkdir()
         with Spool(spooled) as spool:
-            documents, report = clean(source, spool, text_column, quiet)
+            documents, report = clean(source, spool, options, quiet)
             if tokenizer_from is None:
                 _train_tokenizer(str(source), sample(spool, documents["train"]), vocab_size, scratch)
             texts = {split: spool.texts(records) for split, records in documents.items()}
@@ -146,10 +149,10 @@ def build(
     return open_corpus(out)
 
 
-def text_recipe(source: str | Path, text_column: str, known: Mapping[str, str], quiet: bool) -> tuple[dict[str, Any], str]:
+def text_recipe(source: str | Path, options: TextOptions, known: Mapping[str, str], quiet: bool) -> tuple[dict[str, Any], str]:
     """The text of a corpus, as its recipe has it, and the listing of its files."""
     found = fingerprint(partial(files_in, source), known, quiet)
-    return {"content": found.content, "text_column": text_column}, found.listing
+    return {"content": found.content} | options.recipe, found.listing
 
 
 def retokenize(corpus: Corpus, out: Path, tokenizer_from: Path, *, quiet: bool = False) -> Corpus:
@@ -223,13 +226,21 @@ def require_tokens(corpus: Corpus, needed: float, max_epochs: float) -> float:
     return epochs
 
 
-_OTHER = {"content": "other text", "text_column": "another column of it", "tokenizer": "another tokenizer or vocabulary size"}
+_OTHER = {
+    "content": "other text",
+    "text_column": "another column of it",
+    "html": "HTML that was read otherwise",
+    "markdown": "Markdown that was read otherwise",
+    "filters": "other filters",
+    "dedup": "other rules for copies",
+    "tokenizer": "another tokenizer or vocabulary size",
+}
 
 
 def _existing(out: Path, recipe: Mapping[str, Any]) -> Corpus:
     corpus = open_corpus(out)
     made = corpus.manifest.get("recipe", {})
-    if other := [name for key, name in _OTHER.items() if made.get(key) != recipe[key]]:
+    if other := [name for key, name in _OTHER.items() if made.get(key) != recipe.get(key)]:
         raise TenfoldError(f"{out} holds a corpus of {', '.join(other)}: choose another folder, or delete it.")
     return corpus
 

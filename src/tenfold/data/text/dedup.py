@@ -1,9 +1,14 @@
 """Copies and near copies, found with 24 bytes of memory a document; the signatures stay on disk."""
 
+import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
+import regex
 from rensa import RMinHash
+
+from tenfold.data.text.filters import UNSPACED
 
 PERMUTATIONS = 64
 BANDS = 16
@@ -13,14 +18,14 @@ SHINGLE_WORDS = 5
 _CHUNK = 2**16
 _BASE = 0x9E3779B97F4A7C15 | 1
 _INVERSE = pow(_BASE, -1, 2**64)
-_IN_WORD = np.zeros(256, dtype=bool)
-_IN_WORD[[*b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_", *range(128, 256)]] = True
+_IN_WORD, _WORD = 1, 2  # a character within a word, and one that is a word
 
 
 def signature(text: bytes) -> np.ndarray:
     """MinHash of a text's word 5-grams, uint32 [PERMUTATIONS]: the share of equal places estimates the Jaccard similarity.
 
-    A word is a run of ASCII letters, digits, underscores and non-ASCII bytes. Signatures are equal on every machine.
+    A word is a run of letters, marks, digits and underscores; in scripts without spaces every character is one. Signatures
+    are equal on every machine.
     """
     hashes = word_shingles(text)
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(hashes, [0, len(hashes)], PERMUTATIONS, 1)
@@ -28,7 +33,9 @@ def signature(text: bytes) -> np.ndarray:
 
 
 def word_shingles(text: bytes, size: int = SHINGLE_WORDS) -> np.ndarray:
-    """Hashes of all word n-grams of a text, uint64, repeated ones too; of all words where there are fewer."""
+    """Hashes of all word n-grams of a text in UTF-8, uint64, repeated ones too; of all words where there are fewer."""
+    if not text.isascii():
+        return _shingles(_words(np.frombuffer(text.decode().encode("utf-32-le"), dtype=np.uint32)), size)
     return _shingles(_words(np.frombuffer(text, dtype=np.uint8)), size)
 
 
@@ -87,14 +94,26 @@ def _combined(places: np.ndarray) -> np.ndarray:
     return out
 
 
-def _words(data: np.ndarray) -> np.ndarray:
+def _words(characters: np.ndarray) -> np.ndarray:
     """A hash of each word, uint64: the differences of a running polynomial modulo 2^64, brought to the same power."""
-    inside = np.concatenate(([False], _IN_WORD[data], [False]))
-    edges = np.flatnonzero(inside[1:] != inside[:-1])
-    starts, ends = edges[::2], edges[1::2]
-    running = np.zeros(len(data) + 1, dtype=np.uint64)
-    np.cumsum((data.astype(np.uint64) + np.uint64(1)) * _powers(_BASE, len(data)), out=running[1:])
-    return _mixed((running[ends] - running[starts]) * _powers(_INVERSE, len(data) + 1)[starts])
+    kinds = np.pad(_kinds()[characters], 1)
+    # Between two characters a word ends and another begins where one of them is no word's or a word by itself.
+    parted = (kinds[1:] != _IN_WORD) | (kinds[:-1] != _IN_WORD)
+    starts, ends = np.flatnonzero(parted[:-1] & (kinds[1:-1] > 0)), np.flatnonzero(parted[1:] & (kinds[1:-1] > 0)) + 1
+    running = np.zeros(len(characters) + 1, dtype=np.uint64)
+    np.cumsum((characters.astype(np.uint64) + np.uint64(1)) * _powers(_BASE, len(characters)), out=running[1:])
+    return _mixed((running[ends] - running[starts]) * _powers(_INVERSE, len(characters) + 1)[starts])
+
+
+@cache
+def _kinds() -> np.ndarray:
+    """What each character is to words: 0, `_IN_WORD` or `_WORD`, uint8 [characters of Unicode]."""
+    everything = np.arange(sys.maxunicode + 1, dtype=np.uint32).tobytes().decode("utf-32-le", "surrogatepass")
+    kinds = np.zeros(len(everything), dtype=np.uint8)
+    for kind, characters in ((_IN_WORD, r"\w\p{M}"), (_WORD, UNSPACED)):
+        for run in regex.finditer(f"[{characters}]+", everything):
+            kinds[run.start() : run.end()] = kind
+    return kinds
 
 
 def _powers(base: int, count: int) -> np.ndarray:

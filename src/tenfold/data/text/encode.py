@@ -16,17 +16,11 @@ import tiktoken
 from tokenizers import Tokenizer, models
 
 from tenfold.spec.errors import TenfoldError
-from tenfold.spec.vocabulary import LLAMA3_SPLIT
+from tenfold.spec.vocabulary import LLAMA3_SPLIT, LLAMA4_SPLIT, byte_characters
 
 # The split inside `ByteLevel` (GPT-2, `encoder.py`), and the same where every digit stands alone (SmolLM).
 _GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _DIGITS_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
-# Llama 4's, which GPT-4o has too (llama-models `models/llama4/tokenizer.py`).
-_LLAMA4_SPLIT = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 
 
 class TextEncoder:
@@ -40,7 +34,7 @@ class TextEncoder:
         self._fast = fast_encoder(tokenizer)
         # Bytes that the vocabulary lacks: `tokenizers` leaves them out, `tiktoken` fails.
         known = tokenizer.get_vocab()
-        self._missing = bytes(byte for character, byte in _byte_of_character().items() if character not in known)
+        self._missing = bytes(byte for character, byte in byte_characters().items() if character not in known)
 
     def __call__(self, texts: list[str]) -> list[list[int]]:
         if self._fast is None:
@@ -74,7 +68,7 @@ def fast_encoder(tokenizer: Tokenizer) -> tiktoken.Encoding | None:
         return None
     special = {token["content"] for token in stored["added_tokens"]}
     vocabulary = {token: index for token, index in model["vocab"].items() if token not in special}
-    byte = _byte_of_character()
+    byte = byte_characters()
     if any(character not in byte for token in vocabulary for character in token):
         return None
     if not _merges_by_number(vocabulary, [tuple(pair) for pair in model["merges"]], bool(model["ignore_merges"])):
@@ -96,7 +90,7 @@ def _known_split(pre_tokenizer: dict[str, Any] | None) -> str | None:
         return _DIGITS_SPLIT if regex and steps[0]["individual_digits"] else None
     if kinds == ["Split", "ByteLevel"] and not regex and not steps[0]["invert"] and steps[0]["behavior"] == "Isolated":
         pattern = steps[0]["pattern"].get("Regex")
-        return pattern if pattern in (LLAMA3_SPLIT, _LLAMA4_SPLIT) else None
+        return pattern if pattern in (LLAMA3_SPLIT, LLAMA4_SPLIT) else None
     return None
 
 
@@ -143,10 +137,3 @@ def token_bytes(tokenizer: Tokenizer) -> np.ndarray:
 
 def _sentencepiece_bytes(token: str) -> int:
     return 1 if re.fullmatch("<0x[0-9A-F]{2}>", token) else len(token.replace("\u2581", " ").encode())
-
-
-def _byte_of_character() -> dict[str, int]:
-    """The byte that byte-level BPE writes as each printable character (GPT-2, `encoder.py`)."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("\xa1"), ord("\xac") + 1), *range(ord("\xae"), 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}

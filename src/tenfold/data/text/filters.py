@@ -1,26 +1,68 @@
 """What is not worth training on, and why: simple rules on the text."""
 
 from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+
+import regex
+
+from tenfold.spec.errors import TenfoldError, nearest
 
 MINIMUM_CHARACTERS = 100
+# Scripts that are written without spaces between words.
+UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}\p{Yi}"
+_UNSPACED = regex.compile(f"[{UNSPACED}]+")
 
 
-def quality_problem(text: str) -> str:
-    """Why a text is not worth training on, or an empty string.
+def _too_short(text: str) -> bool:
+    return len(text) < MINIMUM_CHARACTERS
 
-    Limits in the spirit of Gopher's rules (Rae et al., arXiv 2112.11446, table A1), wide enough for source code.
-    """
-    if len(text) < MINIMUM_CHARACTERS:
-        return "too short"
+
+def _lines_too_long(text: str) -> bool:
+    """A paragraph may be long, but prose has a space every few letters, or words of about two characters without spaces."""
+    if len(text) <= 1000 * max(1, len(text.splitlines())):
+        return False
+    unspaced = sum(len(run[0]) for run in _UNSPACED.finditer(text))
+    return text.count(" ") + unspaced / 2 < 0.08 * len(text)
+
+
+def _few_letters(text: str) -> bool:
+    return sum(map(str.isalpha, text[:20000])) < 0.25 * min(len(text), 20000)
+
+
+def _repetitive(text: str) -> bool:
     lines = text.splitlines()
-    # A paragraph may be long, but prose has a space every few letters.
-    if len(text) / max(1, len(lines)) > 1000 and text.count(" ") < 0.08 * len(text):
-        return "lines too long (minified or data)"
-    if sum(map(str.isalpha, text[:20000])) < 0.25 * min(len(text), 20000):
-        return "too few letters"
     counted = Counter(line.strip() for line in lines if line.strip())
-    if len(lines) > 20 and counted and sum(counted.values()) > 4 * len(counted):
-        return "too repetitive"
-    if text.count("\ufffd") > 0.001 * len(text):
-        return "broken characters"
-    return ""
+    return len(lines) > 20 and bool(counted) and sum(counted.values()) > 4 * len(counted)
+
+
+def _broken(text: str) -> bool:
+    return text.count("\ufffd") > 0.001 * len(text)
+
+
+# By the names that `--filters` takes: why a text is left out, and the rule. Limits are in the spirit of Gopher's (Rae et al.,
+# arXiv 2112.11446, table A1), wide enough for source code.
+RULES: Mapping[str, tuple[str, Callable[[str], bool]]] = {
+    "short": ("too short", _too_short),
+    "long-lines": ("lines too long (minified or data)", _lines_too_long),
+    "few-letters": ("too few letters", _few_letters),
+    "repetitive": ("too repetitive", _repetitive),
+    "broken": ("broken characters", _broken),
+}
+
+
+def quality_problem(text: str, filters: str = "all") -> str:
+    """Why a text is not worth training on by these rules, or an empty string."""
+    return next((problem for problem, rule in chosen(filters) if rule(text)), "" if text.strip() else "empty")
+
+
+@lru_cache
+def chosen(filters: str) -> tuple[tuple[str, Callable[[str], bool]], ...]:
+    """The rules that are named, with commas between: all, or none. Raises TenfoldError for a name of no rule."""
+    if filters in ("all", "none"):
+        return tuple(RULES.values()) if filters == "all" else ()
+    names = [name.strip() for name in filters.split(",")]
+    for name in names:
+        if name not in RULES:
+            raise TenfoldError(f"There is no filter {name!r}{nearest(name, RULES)}: say all, none, or some of {', '.join(RULES)}.")
+    return tuple(RULES[name] for name in names)

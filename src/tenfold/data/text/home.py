@@ -4,6 +4,7 @@ from pathlib import Path
 
 from tenfold.data.fingerprint import folder_of, known_in
 from tenfold.data.text.corpus import Corpus, build, open_corpus, retokenize, retokenized_recipe, text_recipe
+from tenfold.data.text.options import TextOptions
 from tenfold.model.io.tokenizer import read_vocabulary, same_tokenizer, tokenizer_hash
 
 
@@ -13,7 +14,7 @@ def corpus_of_text(source: str, home: Path, vocab_size: int, tokenizer_from: Pat
     It is in `corpus-NAME-VOCAB`; a corpus of other text that has this name stays, and the new one has a hash behind its name.
     """
     name = _name(source)
-    text, _ = text_recipe(source, "text", known_in(home, name), quiet)
+    text, _ = text_recipe(source, TextOptions(), known_in(home, name), quiet)
     size = vocab_size if tokenizer_from is None else read_vocabulary(tokenizer_from).size
     trained = folder_of(home, f"{name}-{size}", text | {"tokenizer": size})
     if tokenizer_from is None:

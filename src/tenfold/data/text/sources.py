@@ -2,58 +2,40 @@
 
 import ast
 import io
-import json
 import site
 import sysconfig
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
 
+from tenfold.data.text.documents import Document, pieces
+from tenfold.data.text.formats import documents_of
+from tenfold.data.text.options import ReadOptions
+from tenfold.data.text.tables import check_column
 from tenfold.spec.errors import TenfoldError, nearest
+from tenfold.spec.files import read_facts
 
 NAMED = ("stdlib", "torch-headers", "docstrings")
 _DOCUMENTED = ("torch", "numpy", "scipy", "sympy", "networkx", "matplotlib", "pyarrow")  # what the project installs
-MAX_DOCUMENT_BYTES = 2**20  # more tokens than the longest context that is trained
-MAX_LINE_BYTES = 16 * 2**20
-_COMPRESSION = {".jsonl": None, ".jsonl.gz": "gzip", ".jsonl.zst": "zstd"}
 _SKIPPED_FOLDERS = {".git", "__pycache__", "node_modules", ".venv"}
 
 
-@dataclass(frozen=True)
-class Document:
-    """One text, where it is from, and, where it could not be read, why (then the text is empty)."""
-
-    name: str
-    text: str
-    problem: str = ""
-
-
-def read_documents(source: str | Path, text_column: str = "text") -> Iterator[Document]:
+def read_documents(source: str | Path, options: ReadOptions = ReadOptions()) -> Iterator[Document]:
     """Stream the documents of a named corpus, a file or a folder, in a fixed order.
 
-    A folder gives its files, sorted by path: structured ones (`.jsonl`, `.jsonl.gz`, `.jsonl.zst`, `.parquet`) a
-    document a row, all others one each. A text longer than `MAX_DOCUMENT_BYTES` becomes several documents, parted at a
-    blank line, else a line, else a space; put together they are the text. What cannot be read (binary files, text that
-    is not UTF-8, damaged archives) comes as a document with a problem, and all before it is kept.
+    A folder gives its files, sorted by path: those with rows (JSON, CSV, Parquet, Arrow) a document a row, all others one
+    each. A text longer than `MAX_DOCUMENT_BYTES` becomes several documents, parted at a blank line, else a line, else a
+    space; put together they are the text. What cannot be read (binary files, text that is not UTF-8, damaged archives)
+    comes as a document with a problem, and all before it is kept.
     """
     documented = str(source) == "docstrings"
     for file in files_in(source):
-        name = file.name.lower()
-        ending = next((e for e in _COMPRESSION if name.endswith(e)), None)
         try:
             if file.is_dir():
                 yield Document(str(file), "", "unreadable folder")
-            elif documented:
-                if prose := _docstrings(file.read_bytes()):
-                    yield from _pieces(str(file), io.BytesIO(prose.encode()))
-            elif name.endswith(".parquet"):
-                yield from _parquet(file, text_column)
-            elif ending:
-                yield from _jsonl(file, _COMPRESSION[ending], text_column)
-            else:
-                yield from _text_file(file)
+            elif not documented:
+                yield from documents_of(file, options)
+            elif prose := _docstrings(file.read_bytes()):
+                yield from pieces(str(file), io.BytesIO(prose.encode()))
         except OSError as error:
             yield Document(str(file), "", f"unreadable ({error.strerror or error})")
 
@@ -84,140 +66,41 @@ def where(source: str | Path) -> str:
 
 
 def check_columns(source: str | Path, text_column: str) -> None:
-    """Raises TenfoldError where there is no such source, or a Parquet file of it has no such column."""
-    import pyarrow
-    import pyarrow.parquet as parquet
-
+    """Raises TenfoldError where there is no such source, or a Parquet or Arrow file of it has no such column."""
     for file in files_in(source):
-        if file.name.lower().endswith(".parquet"):
-            with suppress(pyarrow.ArrowInvalid, OSError):  # what is damaged is left out when it is read
-                _require_column(file, parquet.read_schema(file).names, text_column)
+        check_column(file, text_column)
 
 
-def files_of(path: Path) -> Iterator[Path]:
-    """The files below `path`, sorted; a folder that cannot be listed comes itself."""
+def files_of(path: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """The files below `path`, sorted, links followed; a folder that cannot be listed comes itself.
+
+    A link to a folder that it is in (`above`) is passed over. Of a folder that `datasets` saved its data alone come.
+    """
     if not path.is_dir():
         yield path
         return
+    here = (*above, path.resolve())
     try:
-        entries = sorted(path.iterdir())
+        entries = _saved(path) or sorted(path.iterdir())
     except OSError:
         yield path
         return
     for entry in entries:
-        if entry.is_symlink() or entry.name in _SKIPPED_FOLDERS:
-            continue
         if entry.is_dir():
-            yield from files_of(entry)
-        elif entry.is_file():
+            if entry.name not in _SKIPPED_FOLDERS and entry.resolve() not in here:
+                yield from files_of(entry, here)
+        elif entry.is_file() or not entry.exists():  # what is missing is named when it is read
             yield entry
 
 
-def _text_file(file: Path) -> Iterator[Document]:
-    with file.open("rb") as stream:
-        if b"\0" in stream.read(8192):
-            yield Document(str(file), "", "binary")
-            return
-        stream.seek(0)
-        yield from _pieces(str(file), stream)
-
-
-def _pieces(name: str, stream: BinaryIO) -> Iterator[Document]:
-    """The text of a stream as documents of at most `MAX_DOCUMENT_BYTES`, without ever holding more."""
-    data = stream.read(MAX_DOCUMENT_BYTES + 1)
-    part = 1
-    while True:
-        last = len(data) <= MAX_DOCUMENT_BYTES
-        end = len(data) if last else _boundary(data)
-        numbered = name if last and part == 1 else f"{name} part {part}"
-        try:
-            yield Document(numbered, data[:end].decode("utf-8"))
-        except UnicodeDecodeError:
-            yield Document(numbered, "", "not UTF-8")
-            return
-        if last:
-            return
-        data = data[end:] + stream.read(end)
-        part += 1
-
-
-def _boundary(data: bytes) -> int:
-    """Where to part a text that is too long: after a blank line, else a line, else a space, else between characters."""
-    for mark in (b"\n\n", b"\n", b" "):
-        found = data.rfind(mark, MAX_DOCUMENT_BYTES // 2, MAX_DOCUMENT_BYTES)
-        if found >= 0:
-            return found + len(mark)
-    end = MAX_DOCUMENT_BYTES
-    while end > MAX_DOCUMENT_BYTES - 3 and data[end] & 0xC0 == 0x80:  # inside a character
-        end -= 1
-    return end
-
-
-def _jsonl(file: Path, compression: str | None, column: str) -> Iterator[Document]:
-    import pyarrow
-
-    # Arrow's streams read several archives behind one another, and raise where one ends too soon; a small buffer then
-    # loses little of what came before.
-    with pyarrow.input_stream(str(file), compression=compression) as raw:
-        stream = io.BufferedReader(cast(io.RawIOBase, raw), 8192)
-        number = 0
-        while True:
-            name = f"{file}:{number + 1}"
-            try:
-                line = stream.readline(MAX_LINE_BYTES)
-                too_long = len(line) == MAX_LINE_BYTES and not line.endswith(b"\n")
-                while too_long and line and not line.endswith(b"\n"):
-                    line = stream.readline(MAX_LINE_BYTES)
-            except OSError as error:
-                yield Document(name, "", "damaged or cut archive" if compression else f"unreadable ({error})")
-                return
-            if not line and not too_long:
-                return
-            number += 1
-            if too_long:
-                yield Document(name, "", f"a line longer than {MAX_LINE_BYTES // 2**20} MiB")
-                continue
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except UnicodeDecodeError:
-                yield Document(name, "", "not UTF-8")
-                continue
-            except (ValueError, RecursionError):
-                yield Document(name, "", "not JSON")
-                continue
-            yield from _row(name, row.get(column) if isinstance(row, dict) else None, column)
-
-
-def _row(name: str, text: object, column: str) -> Iterator[Document]:
-    if isinstance(text, str):
-        yield from _pieces(name, io.BytesIO(text.encode("utf-8", "replace")))
-    else:
-        yield Document(name, "", f"no text in {column!r}")
-
-
-def _parquet(file: Path, column: str) -> Iterator[Document]:
-    import pyarrow
-    import pyarrow.parquet as parquet
-
-    number = 0
-    try:
-        with parquet.ParquetFile(file) as table:
-            _require_column(file, table.schema_arrow.names, column)
-            for batch in table.iter_batches(batch_size=256, columns=[column]):
-                for value in batch.column(0):
-                    number += 1
-                    yield from _row(f"{file}:{number}", value.as_py(), column)
-    except (pyarrow.ArrowInvalid, OSError):
-        yield Document(f"{file}:{number + 1}", "", "damaged or cut Parquet")
-
-
-def _require_column(file: Path, names: list[str], column: str) -> None:
-    if column not in names:
-        raise TenfoldError(
-            f"{file} has no column {column!r}{nearest(column, names)}: it has {', '.join(names[:8])}; say --text-column."
-        )
+def _saved(folder: Path) -> list[Path]:
+    """The splits, or the shards, of what `datasets.save_to_disk` wrote, in order; none where the folder is another."""
+    splits = read_facts(folder / "dataset_dict.json").get("splits")
+    if isinstance(splits, list):
+        return [folder / str(split) for split in splits]
+    shards = read_facts(folder / "state.json").get("_data_files")
+    names = [shard.get("filename") for shard in shards if isinstance(shard, dict)] if isinstance(shards, list) else []
+    return [folder / str(name) for name in names if name]
 
 
 def _named(name: str) -> Iterator[Path]:

@@ -1,42 +1,43 @@
-"""A model's tokenizer and vocabulary, read from a Hugging Face directory or a GGUF file, and written beside a model."""
+"""A model's tokenizer and vocabulary, read from a directory, a GGUF file or a tokenizer's own, and written beside a model.
+
+A directory has `tokenizer.json` (Hugging Face), or in its place `tekken.json` (Mistral), `tokenizer.model` (SentencePiece, or
+`tiktoken`'s ranks as Meta has them) or `vocab.json` and `merges.txt` (GPT-2).
+"""
 
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
+from tenfold.model.io.from_sentencepiece import read_sentencepiece
+from tenfold.model.io.from_tiktoken import is_tiktoken, read_tekken, read_tiktoken
 from tenfold.model.io.gguf import read_gguf_text_fields, read_gguf_tokenizer
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import write_json, write_text
 from tenfold.spec.vocabulary import Vocabulary
 
-_COPIED = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+_HUGGING_FACE = "tokenizer.json"
+_FILES = (_HUGGING_FACE, "tekken.json", "tokenizer.model", "vocab.json")
+_COPIED = (_HUGGING_FACE, "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 _FACTS = ("generation_config.json", "special_tokens_map.json", "tokenizer_config.json")  # the last one's word counts
 
 
 def has_tokenizer(path: Path) -> bool:
-    return path.suffix == ".gguf" or (_folder(path) / "tokenizer.json").exists()
+    return path.suffix == ".gguf" or _file(path) is not None
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of a Hugging Face directory, a corpus, a generation, or a GGUF file."""
-    if path.suffix == ".gguf":
-        return read_gguf_tokenizer(path)
-    file = _folder(path) / "tokenizer.json"
-    if not file.exists():
-        raise TenfoldError(f"{path} has no tokenizer.json: copy the model's tokenizer there.")
-    try:
-        return Tokenizer.from_file(str(file))
-    except Exception as error:  # the package raises nothing narrower
-        raise TenfoldError(f"{file} cannot be read as a tokenizer: {error}.") from None
+    """The tokenizer of a directory (a model, a corpus, a generation), a GGUF file or a tokenizer's own file."""
+    return _tokenizer(path)[0]
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
-    """The vocabulary of a Hugging Face directory, a corpus, a generation, or a GGUF file."""
+    """The vocabulary of what `read_tokenizer` reads."""
     return _read(path)[1]
 
 
@@ -56,10 +57,10 @@ def tokenizer_hash(path: Path) -> str:
 def copy_tokenizer(source: Path, directory: Path) -> Vocabulary:
     """Write the tokenizer of `source` and its special tokens to a directory, as `transformers` reads them."""
     tokenizer, vocabulary = _read(source)
-    if source.suffix == ".gguf":
+    folder, file = _folder(source), _file(source)
+    if file is None or file.name != _HUGGING_FACE:
         save_tokenizer(tokenizer, vocabulary, directory)
         return vocabulary
-    folder = _folder(source)
     for name in _COPIED:
         if (folder / name).exists():
             shutil.copyfile(folder / name, directory / name)
@@ -78,14 +79,76 @@ def save_tokenizer(tokenizer: Tokenizer, vocabulary: Vocabulary, directory: Path
 
 
 def _read(path: Path) -> tuple[Tokenizer, Vocabulary]:
-    tokenizer = read_tokenizer(path)
-    return tokenizer, _vocabulary(tokenizer, _gguf_facts(path) if path.suffix == ".gguf" else _directory_facts(_folder(path)))
+    tokenizer, facts = _tokenizer(path)
+    return tokenizer, _vocabulary(tokenizer, facts)
+
+
+def _tokenizer(path: Path) -> tuple[Tokenizer, dict[str, Any]]:
+    """The tokenizer, and what its own file and those beside it say of special tokens."""
+    if path.suffix == ".gguf":
+        return read_gguf_tokenizer(path), _gguf_facts(path)
+    file = _file(path)
+    if file is None:
+        raise TenfoldError(f"{path} has no tokenizer.json: copy the model's tokenizer there.")
+    beside = _directory_facts(file.parent)
+    if file.name == _HUGGING_FACE:
+        return _from_hugging_face(file), beside
+    tokenizer, own = _reader(file)(file)
+    facts = own | beside
+    if facts.get("add_bos_token"):
+        begin = own["bos_token"]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{begin} $A", pair=f"{begin} $A {begin} $B", special_tokens=[(begin, tokenizer.token_to_id(begin))]
+        )
+    return tokenizer, facts
+
+
+def _reader(file: Path) -> Callable[[Path], tuple[Tokenizer, dict[str, Any]]]:
+    if file.suffix == ".json":
+        return _from_gpt2 if file.name == "vocab.json" else read_tekken
+    return read_tiktoken if is_tiktoken(file) else read_sentencepiece
+
+
+def _from_hugging_face(file: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # the package raises nothing narrower
+        raise TenfoldError(f"{file} cannot be read as a tokenizer: {error}.") from None
+
+
+def _from_gpt2(file: Path) -> tuple[Tokenizer, dict[str, Any]]:
+    """Byte-level BPE in two files, which GPT-2's split belongs to. Raises TenfoldError for a tokenizer of another class."""
+    merges, config = file.with_name("merges.txt"), _read_json(file.with_name("tokenizer_config.json"))
+    kind = config.get("tokenizer_class", "GPT2Tokenizer")
+    if kind not in ("GPT2Tokenizer", "GPT2TokenizerFast") or not merges.exists():
+        raise TenfoldError(f"{file} belongs to a {kind} or lacks its merges.txt: copy the model's tokenizer.json there.")
+    try:
+        tokenizer = Tokenizer(models.BPE.from_file(str(file), str(merges)))
+    except Exception as error:  # the package raises nothing narrower
+        raise TenfoldError(f"{file} and {merges.name} cannot be read as a tokenizer: {error}.") from None
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(config.get("add_prefix_space")))
+    tokenizer.decoder = decoders.ByteLevel()
+    end = "<|endoftext|>"
+    if tokenizer.token_to_id(end) is None:
+        return tokenizer, {}
+    tokenizer.add_special_tokens([end])
+    return tokenizer, {"bos_token": end, "eos_token": end}
+
+
+def _file(path: Path) -> Path | None:
+    """The file of the tokenizer in a directory, or the file itself."""
+    if path.is_file():
+        return path
+    found = (_folder(path) / name for name in _FILES)
+    return next((file for file in found if file.exists()), None)
 
 
 def _folder(path: Path) -> Path:
     """Where the files are: a generation has its model in a folder of its own."""
+    if path.is_file():
+        return path.parent
     inner = path / "model"
-    return inner if not (path / "tokenizer.json").exists() and (inner / "tokenizer.json").exists() else path
+    return inner if not (path / _HUGGING_FACE).exists() and (inner / _HUGGING_FACE).exists() else path
 
 
 def _directory_facts(folder: Path) -> dict[str, Any]:

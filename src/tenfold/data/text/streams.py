@@ -1,0 +1,79 @@
+"""A file as a stream of UTF-8: decompressed as its first bytes say, and recoded as its byte order mark says."""
+
+import codecs
+import io
+import lzma
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+HEAD_BYTES = 8192
+_COMPRESSED = {
+    "gzip": rb"\x1f\x8b\x08",
+    "bz2": rb"BZh[1-9]1AY&SY",
+    "xz": rb"\xfd7zXZ\0",
+    "zstd": rb"\x28\xb5\x2f\xfd",
+}
+_MARKS = {  # UTF-32's mark begins with one of UTF-16
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
+
+class UnreadableFile(Exception):
+    """Why a file, or the rest of one, cannot be read."""
+
+
+@contextmanager
+def open_stream(file: Path) -> Iterator[tuple[io.BufferedReader, bool]]:
+    """The text of a file in UTF-8, without compression and byte order mark, and whether it was compressed.
+
+    Reading raises UnreadableFile where an archive ends too soon, or what has the mark of UTF-16 or UTF-32 is none.
+    """
+    with ExitStack() as opened:
+        stream: io.BufferedReader = io.BufferedReader(opened.enter_context(file.open("rb", buffering=0)), HEAD_BYTES)
+        compression = next((name for name, magic in _COMPRESSED.items() if re.match(magic, stream.peek())), "")
+        if compression:
+            archive = opened.enter_context(_decompressed(stream, compression))
+            stream = _buffered(archive.read, (OSError, EOFError, lzma.LZMAError), "damaged or cut archive")
+        mark = stream.peek()[:4]
+        if encoding := next((name for start, name in _MARKS.items() if mark.startswith(start)), ""):
+            text = io.TextIOWrapper(stream, encoding, newline="")
+            # A character has at most four bytes.
+            stream = _buffered(lambda size: text.read(max(1, size // 4)).encode(), (UnicodeError,), f"not {encoding.upper()}")
+        elif mark.startswith(codecs.BOM_UTF8):
+            stream.read(len(codecs.BOM_UTF8))
+        yield stream, bool(compression)
+
+
+def _decompressed(stream: io.BufferedReader, compression: str) -> Any:
+    import pyarrow
+
+    # Arrow's streams, as those of `lzma`, read several archives behind one another, and raise where one ends too soon.
+    return lzma.open(stream) if compression == "xz" else pyarrow.CompressedInputStream(stream, compression)
+
+
+def _buffered(read: Callable[[int], bytes], errors: tuple[type[Exception], ...], problem: str) -> io.BufferedReader:
+    return io.BufferedReader(_Reader(read, errors, problem), HEAD_BYTES)  # a small buffer loses little before the damage
+
+
+class _Reader(io.RawIOBase):
+    """What `read` gives, with its own errors as UnreadableFile."""
+
+    def __init__(self, read: Callable[[int], bytes], errors: tuple[type[Exception], ...], problem: str) -> None:
+        self._read, self._errors, self._problem = read, errors, problem
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data = self._read(len(buffer))
+        except self._errors:
+            raise UnreadableFile(self._problem) from None
+        buffer[: len(data)] = data
+        return len(data)

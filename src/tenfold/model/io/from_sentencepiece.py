@@ -1,0 +1,94 @@
+"""SentencePiece's `tokenizer.model` as a tokenizer of `tokenizers` (its own BPE and unigram models)."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
+
+from tenfold.spec.errors import NotInstalled, TenfoldError
+
+SPACE = "\u2581"
+NEVER = -1e6  # the score of a piece that text does not spell, where another way is left
+_UNIGRAM, _BPE = 1, 2  # `TrainerSpec.ModelType`
+_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # `ModelProto.SentencePiece.Type`
+
+
+def read_sentencepiece(file: Path) -> tuple[Tokenizer, dict[str, Any]]:
+    """The tokenizer in a file of SentencePiece, and what it says of its special tokens.
+
+    Symbols that a user defined are special tokens where every text begins with a space: text after them would get another.
+    Raises TenfoldError for a damaged file, and for what `tokenizers` cannot do.
+    """
+    model = _parsed(file)
+    trainer, normalizer = model.trainer_spec, model.normalizer_spec
+    pieces = [piece.piece for piece in model.pieces]
+    for refused, what in (
+        (trainer.model_type not in (_UNIGRAM, _BPE), "is a model of words or characters"),
+        (trainer.treat_whitespace_as_suffix, "writes spaces at the end of words"),
+        (not normalizer.escape_whitespaces, "does not write spaces as U+2581"),
+        (any(piece.type == _UNUSED for piece in model.pieces), "has pieces that are not used"),
+    ):
+        if refused:
+            raise TenfoldError(f"The SentencePiece model {file} {what}, which cannot be read: take its tokenizer.json.")
+    tokenizer = Tokenizer(_bpe(model) if trainer.model_type == _BPE else _unigram(model))
+    tokenizer.normalizer = normalizers.Sequence(list(_normalizers(normalizer)))
+    ends = [decoders.Strip(" ", left=1)] if normalizer.add_dummy_prefix else []
+    tokenizer.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *ends])
+    for piece in model.pieces:
+        special = piece.type == _CONTROL or normalizer.add_dummy_prefix
+        if piece.type in (_CONTROL, _USER_DEFINED):
+            token = AddedToken(piece.piece.replace(SPACE, " "), special=special, normalized=False)
+            tokenizer.add_special_tokens([token]) if special else tokenizer.add_tokens([token])
+    ids = {"bos_token": trainer.bos_id, "eos_token": trainer.eos_id, "pad_token": trainer.pad_id}
+    facts: dict[str, Any] = {key: pieces[i] for key, i in ids.items() if 0 <= i < len(pieces)}
+    return tokenizer, facts | {"add_bos_token": "bos_token" in facts}
+
+
+def _parsed(file: Path) -> Any:
+    try:
+        from google.protobuf.message import DecodeError
+        from sentencepiece import sentencepiece_model_pb2
+    except ImportError:
+        raise NotInstalled("A tokenizer.model of SentencePiece needs a package: pip install 'tenfold[sentencepiece]'.") from None
+    model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+    try:
+        model.ParseFromString(file.read_bytes())
+    except DecodeError:
+        raise TenfoldError(f"{file} cannot be read as a SentencePiece model: it is damaged, or of another kind.") from None
+    if not model.pieces:
+        raise TenfoldError(f"{file} cannot be read as a SentencePiece model: it has no pieces.")
+    return model
+
+
+def _bpe(model: Any) -> models.BPE:
+    """Pairs are merged in the order of the scores of what they make."""
+    vocabulary = {piece.piece: i for i, piece in enumerate(model.pieces)}
+    joined = {piece.piece for piece in model.pieces if piece.type in (_NORMAL, _USER_DEFINED)}
+    merges: list[tuple[str, str]] = []
+    for piece in sorted((piece for piece in model.pieces if piece.type == _NORMAL), key=lambda piece: -piece.score):
+        text = piece.piece
+        cuts = [(text[:i], text[i:]) for i in range(1, len(text)) if text[:i] in joined and text[i:] in joined]
+        merges += sorted(cuts, key=lambda cut: (vocabulary[cut[0]], vocabulary[cut[1]]))
+    unknown = model.pieces[model.trainer_spec.unk_id].piece
+    return models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=model.trainer_spec.byte_fallback)
+
+
+def _unigram(model: Any) -> models.Unigram:
+    best = max(piece.score for piece in model.pieces if piece.type == _NORMAL)
+    vocabulary = []
+    for piece in model.pieces:
+        # `GetScoreInlined` of SentencePiece: what a user defined wins over all that it is made of.
+        defined = len(piece.piece.encode()) * best - 0.1 if piece.type == _USER_DEFINED else NEVER
+        vocabulary.append((piece.piece, piece.score if piece.type == _NORMAL else defined))
+    return models.Unigram(vocabulary, model.trainer_spec.unk_id, model.trainer_spec.byte_fallback)
+
+
+def _normalizers(spec: Any) -> Iterator[Any]:
+    if spec.precompiled_charsmap:
+        yield normalizers.Precompiled(spec.precompiled_charsmap)
+    if spec.remove_extra_whitespaces:
+        yield from (normalizers.Replace(Regex("^ +| +$"), ""), normalizers.Replace(Regex(" {2,}"), " "))
+    if spec.add_dummy_prefix:
+        yield normalizers.Prepend(SPACE)
+    yield normalizers.Replace(" ", SPACE)
