@@ -101,7 +101,7 @@ class Law:
         parts = [self._part(m, u, v) for m in self.members]
         weight, mean, spread = (np.array(x) for x in zip(*parts, strict=True))
         cuts = [0.5, *(0.5 + sign * level / 200 for level in LEVELS for sign in (-1, 1))]
-        middle, *ends = _quantiles(weight, mean, spread, self._freedom, cuts)
+        middle, *ends = mixture_quantiles(weight, mean, spread, self._freedom, cuts)
         found = []
         for i, centre in enumerate(middle):
             low_high = [float(np.exp(centre + self.calibration.width * (end[i] - centre))) for end in ends]
@@ -219,7 +219,9 @@ def _draw(rng: np.random.Generator, m: Member, count: int) -> np.ndarray:
     return drawn
 
 
-def _quantiles(weight: np.ndarray, mean: np.ndarray, spread: np.ndarray, freedom: float, cuts: Sequence[float]) -> list[np.ndarray]:
+def mixture_quantiles(
+    weight: np.ndarray, mean: np.ndarray, spread: np.ndarray, freedom: float, cuts: Sequence[float]
+) -> list[np.ndarray]:
     """Quantiles of mixtures of Student's t [members, runs], by bisection."""
     found = []
     for cut in cuts:
@@ -245,7 +247,7 @@ def fit_law(
     losses, or losses that do not fall.
     """
     points = once(points)
-    _check(points, minimum_points(asymptote))
+    require_law(points, minimum_points(asymptote))
     n, d, c, _ = arrays(points)
     data = Data.of(points)
     first = first_fits(data, asymptote)
@@ -282,7 +284,8 @@ def minimum_points(asymptote: tuple[float, float] | None) -> int:
     return MINIMUM_POINTS if asymptote is None else MINIMUM_WITH_ASYMPTOTE
 
 
-def _check(points: Sequence[Point], minimum: int) -> None:
+def require_law(points: Sequence[Point], minimum: int) -> None:
+    """Raises TenfoldError for too few points, too few budgets, impossible losses, or losses that do not fall."""
     if len(points) < minimum:
         raise TenfoldError(
             f"A law needs at least {minimum} different points at two or more budgets; there are {len(points)}: train more rungs."
