@@ -17,7 +17,7 @@ from tenfold.scale.forms import FORMS, Form, fit
 from tenfold.scale.points import Point, arrays
 from tenfold.scale.posterior import KERNELS, Data, Scale, first_fits, trust
 
-PLACES = 8  # at which a bend may begin, evenly over the computes of the points
+PLACES = 20  # at which a bend may begin, evenly over the computes of the points
 DRAWS = 4000
 FLAT = 1e-3  # of a bend's length: what is left of one that a law follows
 SQUARES = 10.0  # of log loss: a Huber loss so wide is one of squares
