@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tenfold.scale.bends import DRAWS, Bends, BestLaw, best_law, log_flops_of
+from tenfold.scale.isoflop import rungs
 from tenfold.scale.law import mixture_quantiles, require_law
 from tenfold.scale.points import Point, once
 from tenfold.scale.posterior import KERNELS, Calibration, correlation
@@ -56,19 +57,38 @@ class Limit:
     def alarm(self) -> bool:
         return self.p <= ALARM
 
+    @property
+    def verdict(self) -> str:
+        """The finding in a sentence."""
+        if not self.alarm:
+            return "No bend upwards is seen."
+        if self.p_misfit > ALARM or self.bend.size < 0:
+            return (
+                "The points follow no form of a law, but miss it by no more than is usual or bend downwards most: this is no limit."
+            )
+        return "The curve bends upwards: the law does not go on."
+
+    def chance(self, prior: float) -> float:
+        """The probability of a bend of the size `asked` that begins a decade below the largest compute, where it was `prior`
+        before the test: Bayes' rule with the test's outcome."""
+        where_bent, where_law = (self.power, ALARM) if self.alarm else (1 - self.power, 1 - ALARM)
+        return prior * where_bent / (prior * where_bent + (1 - prior) * where_law)
+
     def to_dict(self) -> dict[str, Any]:
         """A JSON object."""
-        return {**asdict(self), "alarm": self.alarm}
+        return {**asdict(self), "alarm": self.alarm, "verdict": self.verdict}
 
 
 def limit_test(points: Sequence[Point], *, asked: float = 0.03, calibration: Calibration = Calibration()) -> Limit:
     """Raises TenfoldError for fewer than 8 points, points that show no law, or too few computes for any bend to be seen."""
     points = once(points)
     require_law(points, FEWEST)
+    if len(rungs(points)) < 3:
+        raise TenfoldError("Two computes show no bend apart from a law: train rungs at three or more.")
     law = best_law(points)
     bends = Bends.of(law.slope(law.data.u, law.data.v), law.root_weight, log_flops_of(points))
     if bends.basis.shape[1] < 2 or not len(bends.breaks):
-        raise TenfoldError("A law follows any bend of these points: train rungs at three or more computes.")
+        raise TenfoldError("A law follows any bend of these points: train more sizes at each compute.")
     z = bends.seen(law.residual)
     noise, bend = _found(bends, z)
     power = bends.power(float(bends.log_flops.max()) - BEGINS, ALARM)
@@ -76,8 +96,8 @@ def limit_test(points: Sequence[Point], *, asked: float = 0.03, calibration: Cal
         form=law.form.name,
         points=len(points),
         noise=noise,
-        p=_p(bends.noise_cosines, bends.cosine(z)),
-        p_misfit=_p(bends.cosine(bends.noise + _misfits(law, bends, calibration) / noise), bends.cosine(z)),
+        p=_p(bends.noise_cosines, float(bends.cosine(z))),
+        p_misfit=_p(bends.cosine(bends.noise + _misfits(law, bends, calibration) / noise), float(bends.cosine(z))),
         bend=bend,
         asked=asked,
         power=power(math.log1p(asked) / noise),

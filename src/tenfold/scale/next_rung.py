@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +29,10 @@ class NextRung:
     def cost(self) -> float:
         """FLOPs of all runs."""
         return self.runs * self.flops
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON object."""
+        return {**asdict(self), "cost": self.cost}
 
 
 def next_rungs(points: Sequence[Point], *, bend: float, noise: float) -> list[NextRung]:
