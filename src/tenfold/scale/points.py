@@ -88,6 +88,14 @@ def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
         return list(reader.fieldnames or []), list(reader)
 
 
+def require_columns(path: Path, header: Sequence[str], names: Sequence[str]) -> None:
+    """Raises TenfoldError where a column is missing."""
+    for name in names:
+        if name not in header:
+            has = f"it has {', '.join(header)}" if any(header) else "it is empty"
+            raise TenfoldError(f"{path} has no column {name!r}{nearest(name, header)} ({has}): give {', '.join(names)}.")
+
+
 def _check_header(path: Path, header: list[str], names: dict[str, str], asked: list[str]) -> None:
     """Raises TenfoldError where a column is missing."""
     if not any(header):

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.optimize import isotonic_regression
 
 from tenfold.scale.law import Law
-from tenfold.scale.points import number_of, read_rows
+from tenfold.scale.points import number_of, read_rows, require_columns
 from tenfold.scale.posterior import Member, correlation
 from tenfold.spec.errors import TenfoldError
 
@@ -49,8 +49,7 @@ def read_worth(path: Path) -> Worth:
     Raises TenfoldError for a missing column, a row without two numbers, or values that do not fall over two losses or more.
     """
     header, rows = read_rows(path)
-    if missing := [name for name in COLUMNS if name not in header]:
-        raise TenfoldError(f"{path} has no column {missing[0]!r} (it has {', '.join(header) or 'none'}): give loss and value.")
+    require_columns(path, header, COLUMNS)
     table = np.array([[number_of(row[name]) for name in COLUMNS] for row in rows], float).reshape(-1, 2)
     for number, row in enumerate(table, start=2):
         if not np.isfinite(row).all():

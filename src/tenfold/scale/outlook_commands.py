@@ -1,10 +1,11 @@
-"""Whether a law goes on, and what the next generations are worth."""
+"""What lies ahead of a ladder: whether its law goes on, what the next generations are worth, and how a run will go."""
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-from tenfold.scale.commands import Columns, PointOptions, PointsFile
+from tenfold.scale.commands import BitsPerByte, Columns, PointOptions, PointsFile
 from tenfold.spec.commands import File, Json, print_json
 from tenfold.spec.ranges import Positive, Share
 
@@ -112,4 +113,33 @@ def _show_worth(found: Any, step: float) -> None:
             f"+{k}", f"{row['flops']:.2g}", f"{loss['median']:.4g}", "{:.4g} to {:.4g}".format(*loss["interval_80"]),
             f"{value['median']:.4g}", "{:.4g} to {:.4g}".format(*value["interval_80"]), "" if chance is None else f"{chance:.0%}",
         )  # fmt: skip
+    console().print(table)
+
+
+def trajectory(
+    curves: Annotated[File, Meta(description="A CSV file with run, params, tokens (so far) and loss, a row for each checkpoint.")],
+    /,
+    *,
+    params: Annotated[Positive, Meta(description="Parameters of the run that is forecast.")],
+    tokens: Annotated[Positive, Meta(description="Its tokens.")],
+    bits_per_byte: BitsPerByte = False,
+    json: Json = False,
+) -> None:
+    """Forecast the loss along a run, with its band, from finished runs of the same schedule.
+
+    Example: tenfold law trajectory curves.csv --params 7e9 --tokens 1e11
+    """
+    from tenfold.scale.trajectory import forecast_trajectory, read_curves
+    from tenfold.spec.terminal import Figures, console
+
+    reading = PointOptions(bits_per_byte=bits_per_byte)
+    found = forecast_trajectory(read_curves(curves), params, tokens, asymptote=reading.asymptote)
+    if json:
+        print_json({"params": params, "tokens": tokens, "moments": [asdict(moment) for moment in found]})
+        return
+    table = Figures("of the run", "tokens", "loss", "80 %", "95 %", title=f"{params:.3g} parameters, {tokens:.3g} tokens")
+    for moment in found:
+        name, done = (f"{moment.share:.0%}", f"{moment.share * tokens:.3g}") if moment.share else ("mean of the last tenth", "")
+        ends = ("{:.4g} to {:.4g}".format(*moment.intervals[level]) for level in (80, 95))
+        table.add_row(name, done, f"{moment.median:.4g}", *ends)
     console().print(table)
