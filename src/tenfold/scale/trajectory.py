@@ -66,13 +66,13 @@ def read_curves(path: Path) -> list[Curve]:
         raise TenfoldError(
             f"{path} has no column {missing[0]!r} (it has {', '.join(header) or 'none'}): give {', '.join(COLUMNS)}."
         )
-    read = [(row["run"], *(number_of(row[name]) for name in COLUMNS[1:])) for row in rows]
-    for number, row in enumerate(read, start=2):
-        if not (np.isfinite(row[1:]).all() and min(row[1:]) > 0):
+    read = [(row["run"] or "", [number_of(row[name]) for name in COLUMNS[1:]]) for row in rows]
+    for number, (_, figures) in enumerate(read, start=2):
+        if not (np.isfinite(figures).all() and min(figures) > 0):
             raise TenfoldError(f"{path}, row {number}: params, tokens and loss must be positive numbers.")
     curves = []
     for run, group in groupby(sorted(read), itemgetter(0)):
-        params, tokens, loss = np.array([row[1:] for row in group]).T
+        params, tokens, loss = np.array([figures for _, figures in group]).T
         curves.append(Curve(run, float(params[-1]), tokens, loss))
         if params[0] != params[-1]:
             raise TenfoldError(f"{path}: {run} has {params[0]:g} and {params[-1]:g} parameters: give each run its own name.")
