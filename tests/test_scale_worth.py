@@ -59,11 +59,12 @@ def test_a_bend_makes_no_step_likelier(law, chance, size):
 
 
 @pytest.mark.slow
-def test_stated_chances_are_held_in_known_worlds():
-    found = [row for name in TRUTHS for row in outcomes(name, range(30_000, 30_012))]
-    stated, held = (np.array([row[i] for row in found], float) for i in (0, 1))
-    assert held.mean() == pytest.approx(stated.mean(), abs=0.15)
-    assert np.corrcoef(stated, held)[0, 1] > 0.3, "steps that are said to be likelier come more often"
+def test_steps_come_about_as_often_as_is_stated_or_more():
+    """More where the truth has no floor, which a law holds to be likely."""
+    found = [row for name in TRUTHS for row in outcomes(name, range(30_000, 30_006))]
+    stated, came = (np.array([row[i] for row in found], float) for i in (0, 1))
+    assert stated.mean() - 0.1 < came.mean() < stated.mean() + 0.25
+    assert np.corrcoef(stated, came)[0, 1] > 0.3, "steps that are said to be likelier come more often"
 
 
 def test_a_table_is_levelled_and_holds_beyond_its_ends(tmp_path):
