@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bench.scale.ladders import TRUTHS, known_ladder
+from bench.scale.ladders import TRUTHS, known_ladder, ladders
 from bench.scale.limit import bent
 from tenfold.cli.commands import run
 from tenfold.scale.bends import Bends
@@ -19,6 +19,7 @@ from tenfold.scale.points import NAMES, Point
 from tenfold.spec.errors import TenfoldError
 
 BEND = 0.03
+TABLES = ladders(None)
 
 
 def exact(truth, bend=0.0):
@@ -50,11 +51,11 @@ def test_the_power_at_one_place_is_the_noncentral_ts(one_place, ratio):
     assert one_place.power(place, ALARM)(ratio) == pytest.approx(expected, abs=0.03)
 
 
-@pytest.mark.parametrize("ladders", [4, pytest.param(40, marks=pytest.mark.slow)])
-def test_alarms_come_as_often_as_is_stated(ladders):
+@pytest.mark.parametrize("count", [4, pytest.param(40, marks=pytest.mark.slow)])
+def test_alarms_come_as_often_as_is_stated(count):
     alarms, stated = {0.0: [], BEND: []}, []
     for i, (truth, bend) in enumerate((t, b) for t in TRUTHS for b in alarms):
-        for seed in range(i * ladders, (i + 1) * ladders):
+        for seed in range(i * count, (i + 1) * count):
             found = limit_test(bent(known_ladder(TRUTHS[truth], 10_000 + seed)[0], bend), asked=BEND)
             alarms[bend].append(found.alarm)
             if not bend:
@@ -79,6 +80,12 @@ def test_a_floor_that_the_law_follows_is_no_bend():
     points = [replace(p, loss=(p.loss + 0.5) * math.exp(0.003 * rng.standard_normal())) for p in exact("Chinchilla")]
     found = limit_test(points)
     assert found.p > 0.1 and not found.alarm
+
+
+@pytest.mark.parametrize("table", ["chinchilla-figure 4", "olmo-c4", "gadre-c4"])
+def test_published_ladders_show_no_limit(table):
+    found = limit_test(TABLES[table])
+    assert found.p_misfit > ALARM and found.verdict != limit_test(exact("Chinchilla", 0.08)).verdict
 
 
 @pytest.mark.parametrize("what", NAMES)

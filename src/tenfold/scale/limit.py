@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from tenfold.scale.bends import DRAWS, Bends, BestLaw, best_law, log_flops_of
-from tenfold.scale.isoflop import rungs
 from tenfold.scale.law import mixture_quantiles, require_law
 from tenfold.scale.points import Point, once
 from tenfold.scale.posterior import KERNELS, Calibration, correlation
@@ -80,18 +79,22 @@ class Limit:
 
 
 def limit_test(points: Sequence[Point], *, asked: float = 0.03, calibration: Calibration = Calibration()) -> Limit:
-    """Raises TenfoldError for fewer than 8 points, points that show no law, or too few computes for any bend to be seen."""
+    """Test points for a bend upwards; `asked` is the bend (a share of the loss, a decade on) whose power is stated.
+
+    Raises TenfoldError for fewer than 8 points, points that show no law, or too few computes for any bend to be seen.
+    """
     points = once(points)
     require_law(points, FEWEST)
-    if len(rungs(points)) < 3:
+    log_flops = log_flops_of(points)
+    if len(np.unique(log_flops.round(1))) < 3:
         raise TenfoldError("Two computes show no bend apart from a law: train rungs at three or more.")
     law = best_law(points)
-    bends = Bends.of(law.slope(law.data.u, law.data.v), law.root_weight, log_flops_of(points))
+    bends = Bends.of(law.slope(law.data.u, law.data.v), law.root_weight, log_flops)
     if bends.basis.shape[1] < 2 or not len(bends.breaks):
         raise TenfoldError("A law follows any bend of these points: train more sizes at each compute.")
     z = bends.seen(law.residual)
     noise, bend = _found(bends, z)
-    power = bends.power(float(bends.log_flops.max()) - BEGINS, ALARM)
+    power = bends.power(float(log_flops.max()) - BEGINS, ALARM)
     return Limit(
         form=law.form.name,
         points=len(points),
