@@ -53,7 +53,8 @@ def test_the_power_at_one_place_is_the_noncentral_ts(one_place, ratio):
 
 @pytest.mark.parametrize("count", [4, pytest.param(40, marks=pytest.mark.slow)])
 def test_alarms_come_as_often_as_is_stated(count):
-    alarms, stated = {0.0: [], BEND: []}, []
+    alarms: dict[float, list[bool]] = {0.0: [], BEND: []}
+    stated = []
     for i, (truth, bend) in enumerate((t, b) for t in TRUTHS for b in alarms):
         for seed in range(i * count, (i + 1) * count):
             found = limit_test(bent(known_ladder(TRUTHS[truth], 10_000 + seed)[0], bend), asked=BEND)
