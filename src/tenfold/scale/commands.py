@@ -21,9 +21,7 @@ LABELS = {
 DRAWN = (".png", ".svg", ".pdf")
 Holdout = Annotated[float, Meta(gt=1)]
 PointsFile = Annotated[File, Meta(description="A CSV file with params, tokens and/or flops, and loss.")]
-
 Columns = Annotated[str, Meta(description="Column names, as params=n,tokens=d,flops=c,loss=l.")]
-
 BitsPerByte = Annotated[bool, Meta(description="Losses are in bits per byte: what is known of their lowest value is used.")]
 
 

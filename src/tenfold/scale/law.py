@@ -10,7 +10,6 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from tenfold.scale.forms import FORMS, fit, starts
 from tenfold.scale.points import Point, arrays, fingerprint, once
@@ -24,6 +23,7 @@ from tenfold.scale.posterior import (
     Scale,
     correlation,
     first_fits,
+    mixture_quantiles,
     posterior,
     trust,
     whitening,
@@ -232,21 +232,6 @@ def _draw(rng: np.random.Generator, m: Member, count: int) -> np.ndarray:
     drawn = rng.multivariate_normal(m.theta, m.covariance, size=count, method="eigh")
     drawn[0] = m.theta
     return drawn
-
-
-def mixture_quantiles(
-    weight: np.ndarray, mean: np.ndarray, spread: np.ndarray, freedom: float, cuts: Sequence[float]
-) -> list[np.ndarray]:
-    """Quantiles of mixtures of Student's t [members, runs], by bisection."""
-    found = []
-    for cut in cuts:
-        low, high = (mean - 60 * spread).min(0), (mean + 60 * spread).max(0)
-        for _ in range(48):
-            middle = 0.5 * (low + high)
-            below = weight @ stats.t.cdf((middle - mean) / spread, freedom) < cut
-            low, high = np.where(below, middle, low), np.where(below, high, middle)
-        found.append(0.5 * (low + high))
-    return found
 
 
 def fit_law(

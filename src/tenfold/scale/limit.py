@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from tenfold.scale.bends import DRAWS, Bends, BestLaw, best_law, log_flops_of
-from tenfold.scale.law import mixture_quantiles, require_law
+from tenfold.scale.law import require_law
 from tenfold.scale.points import Point, once
-from tenfold.scale.posterior import KERNELS, Calibration, correlation
+from tenfold.scale.posterior import KERNELS, Calibration, correlation, mixture_quantiles
 from tenfold.spec.errors import TenfoldError
 
 ALARM = 0.05  # the probability of an alarm where a law goes on

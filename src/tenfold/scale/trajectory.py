@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from tenfold.scale.law import LEVELS, Law, fit_law
-from tenfold.scale.points import Point, number_of, read_rows
+from tenfold.scale.points import Point, number_of, read_rows, require_columns
 from tenfold.scale.worth import DRAWS, loss_draws
 from tenfold.spec.errors import TenfoldError
 
@@ -59,13 +59,10 @@ class Moment:
 def read_curves(path: Path) -> list[Curve]:
     """A CSV file with a row for each checkpoint: run, params, tokens (so far), loss.
 
-    Raises TenfoldError for missing columns, rows without numbers, or runs whose first checkpoint lies beyond a tenth of them.
+    Raises TenfoldError for missing columns, rows without numbers, and runs of two sizes or with nothing in their first tenth.
     """
     header, rows = read_rows(path)
-    if missing := [name for name in COLUMNS if name not in header]:
-        raise TenfoldError(
-            f"{path} has no column {missing[0]!r} (it has {', '.join(header) or 'none'}): give {', '.join(COLUMNS)}."
-        )
+    require_columns(path, header, COLUMNS)
     read = [(row["run"] or "", [number_of(row[name]) for name in COLUMNS[1:]]) for row in rows]
     for number, (_, figures) in enumerate(read, start=2):
         if not (np.isfinite(figures).all() and min(figures) > 0):
@@ -73,11 +70,11 @@ def read_curves(path: Path) -> list[Curve]:
     curves = []
     for run, group in groupby(sorted(read), itemgetter(0)):
         params, tokens, loss = np.array([figures for _, figures in group]).T
-        curves.append(Curve(run, float(params[-1]), tokens, loss))
         if params[0] != params[-1]:
             raise TenfoldError(f"{path}: {run} has {params[0]:g} and {params[-1]:g} parameters: give each run its own name.")
         if tokens[0] > MOMENTS[0] * tokens[-1]:
             raise TenfoldError(f"{path}: the first checkpoint of {run} lies beyond a tenth of the run: give earlier ones.")
+        curves.append(Curve(run, float(params[-1]), tokens, loss))
     return curves
 
 
