@@ -21,15 +21,15 @@ LABELS = {
 DRAWN = (".png", ".svg", ".pdf")
 Holdout = Annotated[float, Meta(gt=1)]
 PointsFile = Annotated[File, Meta(description="A CSV file with params, tokens and/or flops, and loss.")]
+Columns = Annotated[str, Meta(description="Column names, as params=n,tokens=d,flops=c,loss=l.")]
+BitsPerByte = Annotated[bool, Meta(description="Losses are in bits per byte: what is known of their lowest value is used.")]
 
 
 class PointOptions(Struct, frozen=True):
     """How a file of measured points is read."""
 
-    columns: Annotated[str, Meta(description="Column names, as params=n,tokens=d,flops=c,loss=l.")] = ""
-    bits_per_byte: Annotated[
-        bool, Meta(description="Losses are in bits per byte: what is known of their lowest value is used.")
-    ] = False
+    columns: Columns = ""
+    bits_per_byte: BitsPerByte = False
 
     @property
     def asymptote(self) -> Any:

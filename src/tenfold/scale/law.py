@@ -10,7 +10,6 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from tenfold.scale.forms import FORMS, fit, starts
 from tenfold.scale.points import Point, arrays, fingerprint, once
@@ -24,6 +23,7 @@ from tenfold.scale.posterior import (
     Scale,
     correlation,
     first_fits,
+    mixture_quantiles,
     posterior,
     trust,
     whitening,
@@ -60,6 +60,16 @@ class Coefficient(NamedTuple):
     standard_error: float
     interval_95: tuple[float, float]
     identified: bool
+
+
+class MemberRuns(NamedTuple):
+    """What a member says of n runs: the mean of their log loss [n], its slope in the parameters [n, P], how many times the usual
+    misfit and noise they have [n], and what the points tell of their misfit [points, n]."""
+
+    mean: np.ndarray
+    slope: np.ndarray
+    there: np.ndarray
+    learnt: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -101,7 +111,7 @@ class Law:
         parts = [self._part(m, u, v) for m in self.members]
         weight, mean, spread = (np.array(x) for x in zip(*parts, strict=True))
         cuts = [0.5, *(0.5 + sign * level / 200 for level in LEVELS for sign in (-1, 1))]
-        middle, *ends = _quantiles(weight, mean, spread, self._freedom, cuts)
+        middle, *ends = mixture_quantiles(weight, mean, spread, self.freedom, cuts)
         found = []
         for i, centre in enumerate(middle):
             low_high = [float(np.exp(centre + self.calibration.width * (end[i] - centre))) for end in ends]
@@ -111,15 +121,16 @@ class Law:
         return found
 
     @property
-    def _freedom(self) -> float:
+    def freedom(self) -> float:
+        """Degrees of freedom of all its Student's t distributions."""
         return max(self.n_points - 5, 0) + NOISE[1]
 
     def _of_form(self, name: str, weight: np.ndarray, mean: np.ndarray) -> float:
         chosen = np.array([m.form == name for m in self.members])
         return float(np.exp(np.average(mean[chosen], weights=weight[chosen])))
 
-    def _part(self, m: Member, u: np.ndarray, v: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-        """A member's weight, and the mean and the spread of the log loss of runs at (u, v), given the points."""
+    def of_member(self, m: Member, u: np.ndarray, v: np.ndarray) -> "MemberRuns":
+        """What a member says of runs at (u, v), given the points."""
         data, form, (ratio, reach, off) = self.data, FORMS[m.form], m.kernel
         there = self.scale(u, v, off)
         covariance = ratio * np.outer(self.scale(data.u, data.v, off), there) * correlation(data.u, data.v, u, v, reach)
@@ -128,9 +139,13 @@ class Law:
         at_points, slope_at_points = form.value(m.theta, data.u, data.v)
         value, slope = form.value(m.theta, u, v)
         mean = value - learnt.T @ (known @ (at_points - data.y))
-        slope = slope - learnt.T @ (known @ slope_at_points)
+        return MemberRuns(mean, slope - learnt.T @ (known @ slope_at_points), there, learnt)
+
+    def _part(self, m: Member, u: np.ndarray, v: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+        """A member's weight, and the mean and the spread of the log loss of runs at (u, v), given the points."""
+        mean, slope, there, learnt = self.of_member(m, u, v)
         of_parameters = np.einsum("np,pq,nq->n", slope, m.covariance, slope)
-        of_run = m.variance * (there**2 * (1 + ratio) - (learnt**2).sum(0))
+        of_run = m.variance * (there**2 * (1 + m.kernel[0]) - (learnt**2).sum(0))
         return m.weight, mean, np.sqrt(of_parameters + np.maximum(of_run, 0.0))
 
     def optimum(self, flops: float) -> tuple[float, float, dict[int, tuple[float, float]]]:
@@ -219,19 +234,6 @@ def _draw(rng: np.random.Generator, m: Member, count: int) -> np.ndarray:
     return drawn
 
 
-def _quantiles(weight: np.ndarray, mean: np.ndarray, spread: np.ndarray, freedom: float, cuts: Sequence[float]) -> list[np.ndarray]:
-    """Quantiles of mixtures of Student's t [members, runs], by bisection."""
-    found = []
-    for cut in cuts:
-        low, high = (mean - 60 * spread).min(0), (mean + 60 * spread).max(0)
-        for _ in range(48):
-            middle = 0.5 * (low + high)
-            below = weight @ stats.t.cdf((middle - mean) / spread, freedom) < cut
-            low, high = np.where(below, middle, low), np.where(below, high, middle)
-        found.append(0.5 * (low + high))
-    return found
-
-
 def fit_law(
     points: Sequence[Point],
     *,
@@ -245,7 +247,7 @@ def fit_law(
     losses, or losses that do not fall.
     """
     points = once(points)
-    _check(points, minimum_points(asymptote))
+    require_law(points, minimum_points(asymptote))
     n, d, c, _ = arrays(points)
     data = Data.of(points)
     first = first_fits(data, asymptote)
@@ -282,7 +284,8 @@ def minimum_points(asymptote: tuple[float, float] | None) -> int:
     return MINIMUM_POINTS if asymptote is None else MINIMUM_WITH_ASYMPTOTE
 
 
-def _check(points: Sequence[Point], minimum: int) -> None:
+def require_law(points: Sequence[Point], minimum: int) -> None:
+    """Raises TenfoldError for too few points, too few budgets, impossible losses, or losses that do not fall."""
     if len(points) < minimum:
         raise TenfoldError(
             f"A law needs at least {minimum} different points at two or more budgets; there are {len(points)}: train more rungs."

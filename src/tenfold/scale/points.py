@@ -64,22 +64,36 @@ def read_points(path: Path, columns: dict[str, str] | None = None) -> tuple[list
     may be missing: it then follows from flops = 6 params tokens.
     """
     names = {name: name for name in NAMES} | (columns or {})
+    header, rows = read_rows(path)
+    _check_header(path, header, names, list(columns or {}))
+    points, unusable = [], []
+    for number, row in enumerate(rows, start=2):
+        if (point := _point({name: number_of(row.get(names[name])) for name in names}, number)) is None:
+            unusable.append(number)
+        else:
+            points.append(point)
+    if not points and not unusable:
+        raise TenfoldError(f"{path} has no rows below its header: give a row for each finished run.")
+    return points, unusable
+
+
+def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """The header of a CSV file and its rows; cells are separated by commas, semicolons or tabs."""
     if not path.exists():
         raise TenfoldError(f"There is no file {path}.")
     with readable(path), path.open(newline="", encoding="utf-8-sig") as stream:
         first = stream.readline()
         stream.seek(0)
         reader = csv.DictReader(stream, delimiter=max(",;\t", key=first.count))
-        _check_header(path, list(reader.fieldnames or []), names, list(columns or {}))
-        points, unusable = [], []
-        for number, row in enumerate(reader, start=2):
-            if (point := _point({name: _number(row.get(names[name])) for name in names}, number)) is None:
-                unusable.append(number)
-            else:
-                points.append(point)
-    if not points and not unusable:
-        raise TenfoldError(f"{path} has no rows below its header: give a row for each finished run.")
-    return points, unusable
+        return list(reader.fieldnames or []), list(reader)
+
+
+def require_columns(path: Path, header: Sequence[str], names: Sequence[str]) -> None:
+    """Raises TenfoldError where a column is missing."""
+    for name in names:
+        if name not in header:
+            has = f"it has {', '.join(header)}" if any(header) else "it is empty"
+            raise TenfoldError(f"{path} has no column {name!r}{nearest(name, header)} ({has}): give {', '.join(names)}.")
 
 
 def _check_header(path: Path, header: list[str], names: dict[str, str], asked: list[str]) -> None:
@@ -111,8 +125,8 @@ def _point(values: dict[str, float], row: int) -> Point | None:
     return Point(n, d, c, loss, row) if all(math.isfinite(v) and v > 0 for v in (n, d, c, loss)) else None
 
 
-def _number(text: str | None) -> float:
-    """NaN where the text is no number."""
+def number_of(text: str | None) -> float:
+    """A cell as a number, however it is written; NaN where the text is no number."""
     text = (text or "").strip()
     if re.fullmatch(r"\d{1,3}(,\d{3})+(\.\d*)?", text):
         text = text.replace(",", "")

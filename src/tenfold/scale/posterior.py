@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 from scipy.linalg import solve_triangular
 
 from tenfold.scale.forms import FORMS, Form, fit, precision, starts
@@ -85,6 +86,21 @@ class Member:
     theta: np.ndarray
     covariance: np.ndarray
     variance: float
+
+
+def mixture_quantiles(
+    weight: np.ndarray, mean: np.ndarray, spread: np.ndarray, freedom: float, cuts: Sequence[float]
+) -> list[np.ndarray]:
+    """Quantiles of mixtures of Student's t [members, runs], by bisection."""
+    found = []
+    for cut in cuts:
+        low, high = (mean - 60 * spread).min(0), (mean + 60 * spread).max(0)
+        for _ in range(48):
+            middle = 0.5 * (low + high)
+            below = weight @ stats.t.cdf((middle - mean) / spread, freedom) < cut
+            low, high = np.where(below, middle, low), np.where(below, high, middle)
+        found.append(0.5 * (low + high))
+    return found
 
 
 def correlation(u: np.ndarray, v: np.ndarray, u2: np.ndarray, v2: np.ndarray, reach: float) -> np.ndarray:
