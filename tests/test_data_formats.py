@@ -240,7 +240,7 @@ def test_markup_is_read_as_text_where_that_is_asked_for(tmp_path):
         ("paper.txt", b"%PDF-1.4\n1 0 obj", "PDF"),
         ("letter.doc", rb"{\rtf1\ansi words}", "RTF"),
         ("words.zip", b"PK\x03\x04\x14\0\0\0", "binary"),
-        ("words.tar.gz", gzip.compress(b"name" + bytes(508) + b"words"), "binary"),
+        ("words.tar.gz", gzip.compress(b"name" + bytes(508) + b"words", mtime=0), "binary"),
         ("data.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\n", "a pointer of Git LFS (git lfs pull fetches the file)"),
         ("data.parquet", b"no table", "damaged or cut Parquet"),
         ("data.arrow", b"ARROW1\0\0no table", "damaged or cut Arrow"),
