@@ -1,31 +1,46 @@
 """`tenfold plan sites`."""
 
 from pathlib import Path
+from typing import Annotated
 
-from tenfold.spec.commands import Home, Json, print_json
+from msgspec import Meta
+
+from tenfold.spec.commands import File, Home, Json, print_json
+
+SitesPath = Annotated[File, Meta(description="Sites, phases, chips, prices, limits (sites.toml); the package's example without.")]
+DemandPath = Annotated[File, Meta(description="Demand as a random process (demand.toml); the package's example without.")]
 
 
-def sites(*, home: Home = Path("generations"), json: Json = False) -> None:
-    """Which sites to begin this quarter, before demand is known, and what deciding in stages is worth.
+def sites(
+    file: SitesPath | None = None, /, *, demand: DemandPath | None = None, home: Home = Path("generations"), json: Json = False
+) -> None:
+    """What to begin this quarter before demand is known, what waits for what news, and what deciding in stages is worth.
 
-    Two published sites and a demand tree of seven nodes around the newest plan in the home. Nothing is written.
+    Where no demand is given, the next generation of training is that of the newest plan in the home.
 
-    Example: tenfold plan sites --json
+    Examples:
+
+      tenfold plan sites
+
+      tenfold plan sites sites.toml --demand demand.toml --json
     """
-    from tenfold.plan.sites.walk import home_tree, solved
-    from tenfold.spec.terminal import Figures, console
+    from tenfold.plan.sites.answer import Question, answer
+    from tenfold.plan.sites.demand import read_demand
+    from tenfold.plan.sites.inputs import read_sites
+    from tenfold.plan.sites.portfolio import portfolio
+    from tenfold.plan.sites.screen import screen
+    from tenfold.plan.sites.staging import Aim
+    from tenfold.plan.sites.walk import home_demand
+    from tenfold.spec.terminal import console
 
-    tree, plan = home_tree(home)
-    found = solved(tree)
+    read, source = read_sites(file), str(demand or "demand of the package's example")
+    asked_demand = read_demand(demand)
+    if demand is None:
+        asked_demand, plan = home_demand(home, asked_demand, read)
+        source = str(plan or source)
+    document = answer(Question(portfolio(read, asked_demand), asked_demand, Aim(read.cvar_share)))
+    document["demand"] = source
     if json:
-        print_json({**found, "plan": plan})
+        print_json(document)
         return
-    table = Figures("stage", "node", "probability", "demand, MW", "own, MW", "rented, MW", "begun")
-    blocks = [*found["begin_now"], *found["begin_later"]]
-    for index, node in enumerate(found["nodes"]):
-        begun = ", ".join(f"{block['mw']:,.0f} MW in {block['site']}" for block in blocks if block["node"] == node["name"])
-        figures = (node["demand_mw"], sum(node["running_mw"].values()), node["unmet_mw"])
-        table.add_row(str(node["stage"]), node["name"], f"{tree.probability(index):.2g}", *(f"{f:,.0f}" for f in figures), begun)
-    out = console()
-    out.print(table)
-    out.print(f"{plan or 'Built-in demand'}: {found['sentence']}")
+    console().print(screen(document))
