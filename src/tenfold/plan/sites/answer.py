@@ -9,8 +9,9 @@ import numpy as np
 from tenfold.plan.report import usd
 from tenfold.plan.sites.demand import DemandFile, today
 from tenfold.plan.sites.portfolio import M, Portfolio, middle
-from tenfold.plan.sites.staging import Aim, Begun, SitePlan, Staging, nothing, running_mw, solve, staging, without
+from tenfold.plan.sites.staging import Aim, Begun, SitePlan, Staging, nothing, running_mw, solve, without
 from tenfold.plan.sites.tree import Grown, forecast_tree
+from tenfold.spec.errors import TenfoldError
 
 VERSION = 2
 FULL = 1 - 1e-6  # of a limit, that binds
@@ -24,16 +25,20 @@ class Question:
     demand: DemandFile
     aim: Aim
 
+    def __post_init__(self) -> None:
+        for place in self.portfolio.sites:
+            if place.halls_mw > place.limit_mw(0):
+                limit = place.limit_mw(0)
+                raise TenfoldError(f"Site {place.name} has halls of {place.halls_mw:g} MW: grid and water give {limit:.0f}.")
+
     def grown(self) -> Grown:
         return forecast_tree(self.demand, today(self.demand))
 
 
-def answer(asked: Question) -> dict[str, Any]:
-    """Solve the programme and say all of it."""
-    p, grown = asked.portfolio, asked.grown()
-    found = staging(p, grown.tree, asked.aim)
-    plan, tree = found.staged, grown.tree
-    now = [{**_said(plan, one), "waiting_usd": M * _waiting(asked, plan, one)} for one in plan.decisions(0)]
+def answer(asked: Question, grown: Grown, found: Staging) -> dict[str, Any]:
+    """All that the plans on the question's tree say."""
+    p, plan, tree = asked.portfolio, found.staged, grown.tree
+    now = [{**said(plan, one), "waiting_usd": M * _waiting(asked, plan, one)} for one in plan.decisions(0)]
     rung = M * rung_usd_m(asked, grown, plan)
     document = {
         "version": VERSION,
@@ -142,7 +147,8 @@ def _waiting(asked: Question, plan: SitePlan, one: Begun) -> float:
     )
 
 
-def _said(plan: SitePlan, one: Begun) -> dict[str, Any]:
+def said(plan: SitePlan, one: Begun) -> dict[str, Any]:
+    """A decision with what it costs."""
     p = plan.portfolio
     place = next(s for s in p.sites if s.name == one.site)
     prices = {step.name: step.usd_m for step in place.steps} | {"halls": p.hall.usd_m_per_mw * one.mw}
@@ -169,6 +175,7 @@ def _node(plan: SitePlan, n: int) -> dict[str, Any]:
     mw = running_mw(plan, n)
     return {
         **asdict(tree.nodes[n]),
+        "hours": list(tree.nodes[n].hours),
         "path_probability": tree.probability(n),
         "running_mw": {place.name: float(mw[s]) for s, place in enumerate(p.sites)},
         "rented_hours": float(plan.rented[n].sum()),
@@ -176,7 +183,7 @@ def _node(plan: SitePlan, n: int) -> dict[str, Any]:
         "mwh_per_year": float(sum(mw[s] * place.mwh for s, place in enumerate(p.sites))),
         "m3_per_year": float(sum(mw[s] * place.m3 for s, place in enumerate(p.sites))),
         "tco2_per_year": float(sum(mw[s] * place.tco2 for s, place in enumerate(p.sites))),
-        "begun": [_said(plan, one) for one in plan.decisions(n)],
+        "begun": [said(plan, one) for one in plan.decisions(n)],
     }
 
 
@@ -191,7 +198,7 @@ def binding(plan: SitePlan) -> list[dict[str, Any]]:
             if mw[s] >= FULL * limit > 0:
                 full.append(f"{'water' if limit == place.water_mw else 'grid'}.{place.name}")
         if p.most_rent is not None and plan.rented[n].sum() >= FULL * p.most_rent:
-            full.append("rent")
+            full.append("clouds")
         if p.most_usd_m is not None and plan.spent_usd_m[n] >= FULL * p.most_usd_m * tree.years(n):
             full.append("money")
         if p.most_tco2 is not None and sum(mw * [s.tco2 for s in p.sites]) >= FULL * p.most_tco2:

@@ -3,16 +3,37 @@
 from pathlib import Path
 from typing import Annotated
 
-from msgspec import Meta
+from msgspec import Meta, Struct
 
+from tenfold.plan.sites.inputs import Futures
 from tenfold.spec.commands import File, Home, Json, print_json
+from tenfold.spec.ranges import Text
 
 SitesPath = Annotated[File, Meta(description="Sites, phases, chips, prices, limits (sites.toml); the package's example without.")]
-DemandPath = Annotated[File, Meta(description="Demand as a random process (demand.toml); the package's example without.")]
+OUT = "Page to write; beside it the answer as .json, and as .xlsx where openpyxl is installed."
+CHANGES = "`grid.TX delayed 4 quarters`, `demand x2`, `price.h100 x1.1`; several with commas."
+
+
+class Asked(Struct, frozen=True):
+    """What is asked beside the plan."""
+
+    demand: Annotated[File | None, Meta(description="Demand as a random process (demand.toml); the package's example without.")] = (
+        None
+    )
+    what_if: Annotated[Text | None, Meta(description=CHANGES)] = None
+    against: Annotated[Text | None, Meta(description="Back-test beside just-in-time,all-now on sampled futures.")] = None
+
+
+class SitesOutput(Struct, frozen=True):
+    """Where the newest plan is found, and how the answer is shown."""
+
+    home: Home = Path("generations")
+    out: Annotated[File | None, Meta(description=OUT)] = None
+    json: Json = False
 
 
 def sites(
-    file: SitesPath | None = None, /, *, demand: DemandPath | None = None, home: Home = Path("generations"), json: Json = False
+    file: SitesPath | None = None, /, *, asked: Asked = Asked(), futures: Futures = Futures(), output: SitesOutput = SitesOutput()
 ) -> None:
     """What to begin this quarter before demand is known, what waits for what news, and what deciding in stages is worth.
 
@@ -20,27 +41,25 @@ def sites(
 
     Examples:
 
-      tenfold plan sites
+      tenfold plan sites --out sites.html
 
-      tenfold plan sites sites.toml --demand demand.toml --json
+      tenfold plan sites sites.toml --demand demand.toml --what-if "grid.TX delayed 4 quarters" --against just-in-time,all-now
     """
-    from tenfold.plan.sites.answer import Question, answer
-    from tenfold.plan.sites.demand import read_demand
-    from tenfold.plan.sites.inputs import read_sites
-    from tenfold.plan.sites.portfolio import portfolio
+    from tenfold.plan.sites.ask import ask
     from tenfold.plan.sites.screen import screen
-    from tenfold.plan.sites.staging import Aim
-    from tenfold.plan.sites.walk import home_demand
     from tenfold.spec.terminal import console
 
-    read, source = read_sites(file), str(demand or "demand of the package's example")
-    asked_demand = read_demand(demand)
-    if demand is None:
-        asked_demand, plan = home_demand(home, asked_demand, read)
-        source = str(plan or source)
-    document = answer(Question(portfolio(read, asked_demand), asked_demand, Aim(read.cvar_share)))
-    document["demand"] = source
-    if json:
+    document = ask(file, asked.demand, output.home, split(asked.what_if), (split(asked.against), futures))
+    if output.out:
+        from tenfold.plan.sites.page import write
+
+        write(document, output.out)
+    if output.json:
         print_json(document)
-        return
-    console().print(screen(document))
+    else:
+        console().print(screen(document))
+
+
+def split(text: str | None) -> list[str]:
+    """The parts between commas."""
+    return [part.strip() for part in (text or "").split(",") if part.strip()]

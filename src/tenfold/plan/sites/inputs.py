@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct
 
 from tenfold.spec.errors import TenfoldError, nearest
-from tenfold.spec.ranges import Count, NotNegative, Positive, Share, Text, convert
+from tenfold.spec.ranges import Count, NotNegative, Positive, Seed, Share, Text, convert
 
 Figure = NotNegative | tuple[NotNegative, ...]  # a number, or its 10 %, middle and 90 %
 Quarters = Annotated[float, Meta(ge=0, le=80)]
@@ -107,6 +107,15 @@ class SitesFile(Struct, frozen=True, forbid_unknown_fields=True):
     lead_level: Level = 0.8
     cvar_share: Share = 0.0
     limits: Limits = Limits()
+
+
+class Futures(Struct, frozen=True):
+    """How many futures, drawn with which seed; lead times and demand after today times a factor that no policy knows."""
+
+    futures: Count = 200
+    seed: Seed = 1
+    lead_factor: Positive = 1.0
+    demand_factor: Positive = 1.0
 
 
 def example_text(name: str) -> str:

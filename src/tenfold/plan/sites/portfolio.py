@@ -11,7 +11,7 @@ from tenfold.plan.costs.cost import HOURS_PER_YEAR, price
 from tenfold.plan.facts import facts
 from tenfold.plan.ranges import Range
 from tenfold.plan.sites.demand import TRAINING, DemandFile
-from tenfold.plan.sites.inputs import Chip, Figure, Halls, Place, SitesFile, order
+from tenfold.plan.sites.inputs import Figure, Halls, Place, SitesFile, order
 from tenfold.plan.sites.site import site
 from tenfold.spec.accelerator import Accelerator, accelerator
 from tenfold.spec.errors import TenfoldError
@@ -162,33 +162,29 @@ def middle(figure: Figure | Range, name: str) -> float:
     return Range.of(figure, name).mid
 
 
-def drawn(index: int) -> Pick:
-    """The numbers of one joint draw: an unknown has the same in every place where its name stands."""
+def drawn(index: int, factor: float = 1.0) -> Pick:
+    """The numbers of one joint draw, times a factor: an unknown has the same in every place where its name stands."""
 
     def pick(figure: Figure | Range, name: str) -> float:
         draws = Range.of(figure, name).draws
-        return float(draws[index % len(draws)])
+        return float(draws[index % len(draws)]) * factor
 
     return pick
 
 
-def portfolio(file: SitesFile, demand: DemandFile, pick: Pick = middle) -> Portfolio:
-    """The file in numbers: lead times at its `lead_level`, everything else by `pick`."""
-    places = tuple(_place(place, file, pick) for place in file.sites)
-    machines = tuple(_machine(key, chip, file, demand, pick) for key, chip in file.chips.items())
+def portfolio(file: SitesFile, demand: DemandFile, pick: Pick = middle, lead: Pick | None = None) -> Portfolio:
+    """The file in numbers: lead times by `lead`, which is the file's `lead_level` unless given, everything else by `pick`."""
+    lead = lead or (lambda figure, name: Range.of(figure, name).quantile(file.lead_level))
+    places = tuple(_place(place, file, pick, lead) for place in file.sites)
+    machines = tuple(_machine(key, file, demand, pick, lead) for key in file.chips)
     if not any(any(machine.hours) for machine in machines):
         raise TenfoldError("No chip of sites.toml serves a kind of demand.toml: name one of its kinds in a chip's `kinds`.")
     years = {machine.name: machine.years for machine in machines}
     rent = pick(file.rent.usd_per_hour, "rent_usd_per_h")
     limits, most = file.limits, file.rent.most_hours_per_year
-    for place in places:
-        if place.halls_mw > place.limit_mw(0):
-            raise TenfoldError(
-                f"Site {place.name} has halls of {place.halls_mw:g} MW: grid and water give {place.limit_mw(0):.0f}."
-            )
     return Portfolio(
         sites=places,
-        hall=_hall(file.halls, file.lead_level, pick),
+        hall=_hall(file.halls, pick, lead),
         machines=machines,
         standing=tuple(
             Standing(place.name, chip, mw, 0.0, 4 * years[chip]) for place in file.sites for chip, mw in place.machines_mw.items()
@@ -214,7 +210,7 @@ def kw_per_chip(part: Accelerator, pick: Pick = middle) -> float:
     return part.tdp_w / 1e3 * boards / (1 - pick(table["network"]["share"], "network share"))
 
 
-def _place(place: Place, file: SitesFile, pick: Pick) -> BuildSite:
+def _place(place: Place, file: SitesFile, pick: Pick, lead: Pick) -> BuildSite:
     region = site(place.region, place.pue, place.wue_l_per_kwh)
     pue, wue = pick(region.pue, "PUE"), pick(region.wue_l_per_kwh, "WUE")
     table = facts("power")
@@ -229,12 +225,12 @@ def _place(place: Place, file: SitesFile, pick: Pick) -> BuildSite:
     ready: dict[str, float] = {}
     for name in order(file.phases):
         phase = file.phases[name]
-        lead = Range.of(phase.quarters, f"lead {name}").quantile(file.lead_level)
+        takes = lead(phase.quarters, f"lead {name} {place.name}")
         usd = (pick(phase.usd, f"cost {name}") + pick(phase.usd_per_mw, f"cost {name} per MW") * largest) / M
-        steps.append(Step(name, lead, usd, usd * (1 - phase.lost), phase.after))
+        steps.append(Step(name, takes, usd, usd * (1 - phase.lost), phase.after))
         if name in place.begun:
             waits = max((ready[before] for before in phase.after), default=-math.inf)
-            ready[name] = 0.0 if place.halls_mw else max(waits, lead - place.begun[name])
+            ready[name] = 0.0 if place.halls_mw else max(waits, takes - place.begun[name])
     return BuildSite(
         name=place.name,
         steps=tuple(steps),
@@ -250,14 +246,13 @@ def _place(place: Place, file: SitesFile, pick: Pick) -> BuildSite:
     )
 
 
-def _hall(halls: Halls, level: float, pick: Pick) -> Hall:
-    lead = Range.of(halls.quarters, "lead halls").quantile(level)
-    return Hall(lead, pick(halls.usd_per_mw, "cost halls") / M, pick(halls.years, "years of halls"))
+def _hall(halls: Halls, pick: Pick, lead: Pick) -> Hall:
+    return Hall(lead(halls.quarters, "lead halls"), pick(halls.usd_per_mw, "cost halls") / M, pick(halls.years, "years of halls"))
 
 
-def _machine(key: str, chip: Chip, file: SitesFile, demand: DemandFile, pick: Pick) -> Machine:
+def _machine(key: str, file: SitesFile, demand: DemandFile, pick: Pick, lead: Pick) -> Machine:
     """Training is counted by peak bf16 rate, every kind of use by memory bandwidth, which binds when tokens are generated."""
-    part, reference, own = accelerator(key), accelerator(file.reference), facts("prices")["own"]
+    chip, part, reference, own = file.chips[key], accelerator(key), accelerator(file.reference), facts("prices")["own"]
     if unknown := set(chip.kinds) - set(demand.kinds):
         raise TenfoldError(
             f"Chip {key} serves {', '.join(sorted(unknown))}, which is no kind of demand: {', '.join(demand.kinds)}."
@@ -270,7 +265,7 @@ def _machine(key: str, chip: Chip, file: SitesFile, demand: DemandFile, pick: Pi
     use = part.memory_gb_per_s / reference.memory_gb_per_s
     return Machine(
         name=key,
-        lead=Range.of(chip.quarters, f"lead {key}").quantile(file.lead_level),
+        lead=lead(chip.quarters, f"lead {key}"),
         usd_m_per_mw=per_mw * cost / M,
         years=pick(own["years"], "years of machines"),
         gain=pick(chip.gain_per_year, "gain of chips"),

@@ -29,6 +29,14 @@ def screen(document: dict[str, Any]) -> RenderableType:
     for name, value in worths(document):
         table.add_row(name, usd(value))
     parts += [table, *(Text(line) for line in binding_lines(document))]
+    parts += [Text(one["sentence"]) for one in document["what_if"]]
+    if document["backtest"]:
+        table = Figures("policy", "mean cost", "CVaR 95", "over staged", "not served")
+        for one in document["backtest"]["policies"]:
+            over = f"{usd(one['over_staged_usd'])} ± {usd(2 * one['standard_error_usd'])}" if one["policy"] != "staged" else ""
+            short = f"{100 * one['short_share']:.1f} %"
+            table.add_row(one["policy"], usd(one["mean_usd"]), usd(one["cvar95_usd"]), over, short)
+        parts += [Text(f"On {document['backtest']['futures']} futures outside the tree:"), table]
     return Group(*parts)
 
 

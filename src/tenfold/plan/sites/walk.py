@@ -15,7 +15,7 @@ from tenfold.plan.sites.answer import VERSION, Question, answer
 from tenfold.plan.sites.demand import DemandFile, read_demand
 from tenfold.plan.sites.inputs import SitesFile, read_sites
 from tenfold.plan.sites.portfolio import kw_per_chip, portfolio
-from tenfold.plan.sites.staging import Aim
+from tenfold.plan.sites.staging import Aim, staging
 from tenfold.plan.sites.tree import Tree
 from tenfold.spec.accelerator import accelerator
 from tenfold.spec.files import file_sha256, write_json
@@ -33,11 +33,12 @@ def walk(home: Path, say: Callable[[str], None]) -> dict[str, Any]:
     demand, plan = home_demand(home, read_demand(), sites)
     demand = replace(demand, branches=BRANCHES)
     asked = Question(portfolio(sites, demand), demand, Aim(sites.cvar_share))
+    grown = asked.grown()
     data = {str(plan.relative_to(home)): file_sha256(plan)} if plan else {}
     key = f"sites/hours/{next(iter(data.values()))[:12] if data else 'example'}"
-    quantiles = next_quantiles(asked.grown().tree)
+    quantiles = next_quantiles(grown.tree)
     forecast(home, Forecast(key=key, who="sites", kind="demand", unit="million hours/year", quantiles=quantiles, data=data))
-    document = answer(asked)
+    document = answer(asked, grown, staging(asked.portfolio, grown.tree, asked.aim))
     write_json(home / FILE, {**document, "plan": next(iter(data), None), "forecast": key})
     say(f"sites: {document['sentence']}")
     numbers = ("expected_usd", "cvar95_usd", "value_of_staging_usd", "value_of_one_more_rung_usd", "begin_now")
