@@ -98,9 +98,12 @@ def policy_rows(futures: int) -> list[Row]:
             found = {name: np.concatenate([part[name].usd_m for part in parts]) for name in parts[0]}
             for name, usd in found.items():
                 over, short = usd - found["staged"], np.concatenate([part[name].short_share for part in parts])
-                row = {"part": "policies", "world": world, "policy": name, "futures": len(usd), "mean_usd": 1e6 * usd.mean()}
-                row |= {"cvar95_usd": 1e6 * Result(usd, short).cvar_usd_m, "short_share": short.mean()}
-                row |= {"over_staged_usd": 1e6 * over.mean(), "standard_error_usd": 1e6 * over.std() / len(over) ** 0.5}
+                row = {"part": "policies", "world": world, "policy": name, "futures": len(usd), "mean_usd": 1e6 * float(usd.mean())}
+                row |= {"cvar95_usd": 1e6 * Result(usd, short).cvar_usd_m, "short_share": float(short.mean())}
+                row |= {
+                    "over_staged_usd": 1e6 * float(over.mean()),
+                    "standard_error_usd": 1e6 * float(over.std()) / len(over) ** 0.5,
+                }
                 rows.append(row)
                 print(row, flush=True)
     return rows

@@ -15,6 +15,7 @@ from scipy.sparse import coo_array, csr_array, vstack
 from tenfold.plan.sites.portfolio import BuildSite, Portfolio
 from tenfold.plan.sites.tree import Tree
 
+Prices = tuple[list[list[float]], float, list[list[float]]]
 TAIL = 0.05  # the share of the worst outcomes whose mean is the CVaR
 
 
@@ -143,12 +144,7 @@ def _space(rows: Rows, columns: Columns, tree: Tree, path: list[int], at: tuple[
         if ready is not True:
             rows.add([*built, *([(ready, -room)] if ready is not None else [])], 0.0)
     rows.add(built, max(room, 0.0))
-    machines = [
-        (columns.ordered[m, s, k], 1.0)
-        for m in path
-        for k, machine in enumerate(p.machines)
-        if machine.runs(tree.nodes[m].quarter, node.quarter)
-    ]
+    machines = [(columns.ordered[m, s, k], 1.0) for m, k in _running(p, tree, path)]
     there = sum(one.mw for one in p.standing if one.site == place.name and one.runs(node.quarter))
     halls = [(columns.halls[m, s], -1.0) for m in path if tree.nodes[m].quarter + p.hall.lead <= node.quarter]
     if machines:
@@ -159,14 +155,10 @@ def _space(rows: Rows, columns: Columns, tree: Tree, path: list[int], at: tuple[
 
 def _work(rows: Rows, columns: Columns, tree: Tree, path: list[int], p: Portfolio) -> None:
     """Machines work as long as they can, and what they do not serve is rented or left."""
-    n, node = path[0], tree.nodes[path[0]]
+    n, node, running = path[0], tree.nodes[path[0]], _running(p, tree, path)
     for k, machine in enumerate(p.machines):
-        owned = [
-            (columns.ordered[m, s, k], -machine.work(tree.nodes[m].quarter))
-            for m in path
-            for s in range(len(p.sites))
-            if machine.runs(tree.nodes[m].quarter, node.quarter)
-        ]
+        ordered = [m for m, chip in running if chip == k]
+        owned = [(column, -machine.work(tree.nodes[m].quarter)) for m in ordered for column in columns.ordered[m, :, k]]
         there = sum(one.mw * one.work for one in p.standing if one.chip == machine.name and one.runs(node.quarter))
         rows.add([*((columns.work[n, k, d], 1 / hours) for d, hours in enumerate(machine.hours) if hours), *owned], there)
     for d, hours in enumerate(node.hours):
@@ -177,51 +169,51 @@ def _work(rows: Rows, columns: Columns, tree: Tree, path: list[int], p: Portfoli
 
 
 def _cost(p: Portfolio, tree: Tree, columns: Columns) -> csr_array:
+    """Discounted cost until the end of the tree, by node."""
     rows = Rows()
     for n, node in enumerate(tree.nodes):
-        years, worth, q = tree.years(n), p.worth(node.quarter), node.quarter
-        entries = [(column, years * worth * p.rent(q)) for column in columns.rented[n]]
-        entries += [(column, years * worth * p.rent(q) * p.shortage_times) for column in columns.short[n]]
-        for s, place in enumerate(p.sites):
-            for f, step in enumerate(place.steps):
-                usd = 0.0 if step.name in place.ready else p.step_usd(step, q, tree.end)
-                entries.append((columns.begun[n, s, f], usd))
-                if node.parent is not None:
-                    entries.append((columns.begun[node.parent, s, f], -usd))
-            entries.append((columns.halls[n, s], p.hall_usd(q, tree.end)))
-            entries += [(columns.ordered[n, s, k], p.machine_usd(m, place, q, tree.end)) for k, m in enumerate(p.machines)]
-        rows.add(entries, 0.0)
+        hour, q = tree.years(n) * p.worth(node.quarter) * p.rent(node.quarter), node.quarter
+        use = [(column, hour) for column in columns.rented[n]] + [(column, hour * p.shortage_times) for column in columns.short[n]]
+        phases = [[p.step_usd(step, q, tree.end) for step in place.steps] for place in p.sites]
+        machines = [[p.machine_usd(machine, place, q, tree.end) for machine in p.machines] for place in p.sites]
+        rows.add([*use, *_begun(p, tree, columns, n, (phases, p.hall_usd(q, tree.end), machines))], 0.0)
     return rows.matrix(columns.number)
 
 
 def _spent(p: Portfolio, tree: Tree, columns: Columns) -> csr_array:
-    """What is paid at each node for sites, halls and machines, in the money of its quarter."""
+    """What is paid for sites, halls and machines, by node, in the money of its quarter."""
     rows = Rows()
-    for n, node in enumerate(tree.nodes):
-        entries = []
-        for s, place in enumerate(p.sites):
-            for f, step in enumerate(place.steps):
-                usd = 0.0 if step.name in place.ready else step.usd_m
-                entries.append((columns.begun[n, s, f], usd))
-                if node.parent is not None:
-                    entries.append((columns.begun[node.parent, s, f], -usd))
-            entries.append((columns.halls[n, s], p.hall.usd_m_per_mw))
-            entries += [(columns.ordered[n, s, k], machine.usd_m_per_mw) for k, machine in enumerate(p.machines)]
-        rows.add(entries, 0.0)
+    phases = [[step.usd_m for step in place.steps] for place in p.sites]
+    machines = [[machine.usd_m_per_mw for machine in p.machines]] * len(p.sites)
+    for n in range(len(tree.nodes)):
+        rows.add(_begun(p, tree, columns, n, (phases, p.hall.usd_m_per_mw, machines)), 0.0)
     return rows.matrix(columns.number)
+
+
+def _begun(p: Portfolio, tree: Tree, columns: Columns, n: int, prices: Prices) -> list[tuple[int, float]]:
+    """What is begun and ordered at a node, times the prices of phases by site, of a MW of halls, and of a MW of chips by site."""
+    (phases, hall, machines), parent, entries = prices, tree.nodes[n].parent, []
+    for s, place in enumerate(p.sites):
+        for f, step in enumerate(place.steps):
+            if step.name not in place.ready:
+                entries.append((columns.begun[n, s, f], phases[s][f]))
+                entries += [(columns.begun[parent, s, f], -phases[s][f])] if parent is not None else []
+        entries.append((columns.halls[n, s], hall))
+        entries += zip(columns.ordered[n, s], machines[s], strict=True)
+    return entries
 
 
 def _carbon(rows: Rows, columns: Columns, tree: Tree, path: list[int], p: Portfolio) -> None:
     node, tco2 = tree.nodes[path[0]], {place.name: place.tco2 for place in p.sites}
     there = sum(one.mw * tco2[one.site] for one in p.standing if one.runs(node.quarter))
-    running = [
-        (columns.ordered[m, s, k], place.tco2)
-        for m in path
-        for s, place in enumerate(p.sites)
-        for k, machine in enumerate(p.machines)
-        if machine.runs(tree.nodes[m].quarter, node.quarter)
-    ]
+    running = [(columns.ordered[m, s, k], place.tco2) for m, k in _running(p, tree, path) for s, place in enumerate(p.sites)]
     rows.add(running, (p.most_tco2 or 0.0) - there)
+
+
+def _running(p: Portfolio, tree: Tree, path: list[int]) -> list[tuple[int, int]]:
+    """The nodes of a path, and chips, such that what is ordered there runs at the path's last node."""
+    quarter = tree.nodes[path[0]].quarter
+    return [(m, k) for m in path for k, machine in enumerate(p.machines) if machine.runs(tree.nodes[m].quarter, quarter)]
 
 
 def least(made: Program, tree: Tree, cvar_share: float, gap: float) -> OptimizeResult:
