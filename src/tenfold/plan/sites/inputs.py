@@ -110,12 +110,12 @@ class SitesFile(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Futures(Struct, frozen=True):
-    """How many futures, drawn with which seed; lead times and demand after today times a factor that no policy knows."""
+    """The futures of a back-test."""
 
-    futures: Count = 200
-    seed: Seed = 1
-    lead_factor: Positive = 1.0
-    demand_factor: Positive = 1.0
+    futures: Annotated[Count, Meta(description="How many futures the back-test has.")] = 200
+    seed: Annotated[Seed, Meta(description="Which futures are drawn.")] = 1
+    lead_factor: Annotated[Positive, Meta(description="Times the lead times of the futures, which no policy knows.")] = 1.0
+    demand_factor: Annotated[Positive, Meta(description="Times their demand after today, which no policy knows.")] = 1.0
 
 
 def example_text(name: str) -> str:
