@@ -1,15 +1,15 @@
 """The answer as one page, and as a spreadsheet. Everything is drawn from the JSON document."""
 
-import tomllib
 from importlib import resources
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from tenfold.plan.facts import facts
 from tenfold.plan.report import count, usd
 from tenfold.plan.sites.answer import named
-from tenfold.plan.sites.inputs import example_text
+from tenfold.plan.sites.inputs import read_toml
 from tenfold.plan.sites.screen import binding_lines, worths
 from tenfold.spec.files import whole_file, write_json, write_text
 
@@ -45,14 +45,15 @@ def stages(document: dict[str, Any]) -> list[dict[str, Any]]:
 
 def published(document: dict[str, Any]) -> list[str]:
     """The plan's last stage and its yearly payments beside what an owner of data centres published."""
-    known, rows = tomllib.loads(example_text("published.toml")), stages(document)
-    who, last = known["who"], rows[-1]
-    mwh, water, spent = known["electricity_mwh"]["2023"], known["water_m3"]["2023"], known["capex_usd"]["2024"]
+    known, rows = read_toml(None, "published.toml"), stages(document)
+    who, last, year = known["who"], rows[-1], facts("power")["year"]
     paid = sum(row["paid_usd"] for row in rows) / document["end_quarter"] * 4
     return [
-        f"Electricity in the last stage: {count(last['mwh_per_year'])} MWh a year; {who} took {mwh:,.0f} in 2023.",
-        f"Water on site in the last stage: {count(last['m3_per_year'])} m3 a year; {who}'s data centres {water:,.0f} in 2023.",
-        f"Payments for sites, halls and machines: {usd(paid)} a year; {who} {usd(spent)} in 2024, all capital outlays together.",
+        f"Electricity in the last stage: {count(last['mwh_per_year'])} MWh a year; {year['what']}: {year['mwh']:,}.",
+        f"Water on site in the last stage: {count(last['m3_per_year'])} m3 a year; "
+        f"{who}'s data centres in 2023: {known['water_m3_2023']:,}.",
+        f"Payments for sites, halls and machines: {usd(paid)} a year; "
+        f"all capital outlays of {who} in 2024: {usd(known['capex_usd_2024'])}.",
     ]
 
 
