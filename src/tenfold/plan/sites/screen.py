@@ -58,6 +58,7 @@ def worths(document: dict[str, Any]) -> list[tuple[str, float]]:
 def binding_lines(document: dict[str, Any]) -> list[str]:
     """Which limits bind, each in a line."""
     return [
-        f"{one['limit']} binds from quarter {one['first_quarter']:g}, in up to {100 * one['probability']:.0f} % of futures."
+        f"The limit {one['limit']} is reached from quarter {one['first_quarter']:g}, "
+        f"in up to {100 * one['probability']:.0f} % of futures."
         for one in document["binds"][:SHOWN]
     ]
