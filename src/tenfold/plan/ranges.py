@@ -56,6 +56,8 @@ class Range:
         if isinstance(value, Range):
             return value
         if isinstance(value, (list, tuple)):
+            if len(value) != 3:
+                raise TenfoldError(f"The range {name or list(value)} needs three numbers: 10 %, middle and 90 %.")
             low, mid, high = value
             return cls(float(low), float(mid), float(high), name)
         return cls(float(value), float(value), float(value))

@@ -89,7 +89,8 @@ def _must_be(fields: Any, table: Any, path: str) -> str:
             return ""
         parts = get_args(owners[0])
         value = value[key or int(index)]
-        kind = hints_of(owners[0])[key] if key else parts[int(index) if get_origin(owners[0]) is tuple else 0]
+        fixed = get_origin(owners[0]) is tuple and Ellipsis not in parts
+        kind = hints_of(owners[0])[key] if key else parts[int(index) if fixed else 0]
     return f"{as_key(path)} must be {words(kind)}, not {shown(value)}{nearest(str(value), choices(kind))}"
 
 

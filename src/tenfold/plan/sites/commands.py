@@ -1,31 +1,65 @@
 """`tenfold plan sites`."""
 
 from pathlib import Path
+from typing import Annotated
 
-from tenfold.spec.commands import Home, Json, print_json
+from msgspec import Meta, Struct
+
+from tenfold.plan.sites.inputs import Futures
+from tenfold.spec.commands import File, Home, Json, print_json
+from tenfold.spec.ranges import Text
+
+SitesPath = Annotated[File, Meta(description="Sites, phases, chips, prices, limits (sites.toml); the package's example without.")]
+OUT = "Page to write; beside it the answer as .json, and as .xlsx where openpyxl is installed."
+CHANGES = "`grid.TX delayed 4 quarters`, `demand x2`, `price.h100 x1.1`; several with commas."
 
 
-def sites(*, home: Home = Path("generations"), json: Json = False) -> None:
-    """Which sites to begin this quarter, before demand is known, and what deciding in stages is worth.
+class Asked(Struct, frozen=True):
+    """What is asked beside the plan."""
 
-    Two published sites and a demand tree of seven nodes around the newest plan in the home. Nothing is written.
+    demand: Annotated[File | None, Meta(description="Demand as a random process (demand.toml); the package's example without.")] = (
+        None
+    )
+    what_if: Annotated[Text | None, Meta(description=CHANGES)] = None
+    against: Annotated[Text | None, Meta(description="Back-test beside just-in-time,all-now on sampled futures.")] = None
 
-    Example: tenfold plan sites --json
+
+class SitesOutput(Struct, frozen=True):
+    """Where the newest plan is found, and how the answer is shown."""
+
+    home: Home = Path("generations")
+    out: Annotated[File | None, Meta(description=OUT)] = None
+    json: Json = False
+
+
+def sites(
+    file: SitesPath | None = None, /, *, asked: Asked = Asked(), futures: Futures = Futures(), output: SitesOutput = SitesOutput()
+) -> None:
+    """What to begin this quarter before demand is known, what waits for what news, and what deciding in stages is worth.
+
+    Where no demand is given, the next generation of training is that of the newest plan in the home.
+
+    Examples:
+
+      tenfold plan sites --out sites.html
+
+      tenfold plan sites sites.toml --demand demand.toml --what-if "grid.TX delayed 4 quarters" --against just-in-time,all-now
     """
-    from tenfold.plan.sites.walk import home_tree, solved
-    from tenfold.spec.terminal import Figures, console
+    from tenfold.plan.sites.ask import ask
+    from tenfold.plan.sites.screen import screen
+    from tenfold.spec.terminal import console
 
-    tree, plan = home_tree(home)
-    found = solved(tree)
-    if json:
-        print_json({**found, "plan": plan})
-        return
-    table = Figures("stage", "node", "probability", "demand, MW", "own, MW", "rented, MW", "begun")
-    blocks = [*found["begin_now"], *found["begin_later"]]
-    for index, node in enumerate(found["nodes"]):
-        begun = ", ".join(f"{block['mw']:,.0f} MW in {block['site']}" for block in blocks if block["node"] == node["name"])
-        figures = (node["demand_mw"], sum(node["running_mw"].values()), node["unmet_mw"])
-        table.add_row(str(node["stage"]), node["name"], f"{tree.probability(index):.2g}", *(f"{f:,.0f}" for f in figures), begun)
-    out = console()
-    out.print(table)
-    out.print(f"{plan or 'Built-in demand'}: {found['sentence']}")
+    document = ask(file, asked.demand, output.home, split(asked.what_if), (split(asked.against), futures))
+    if output.out:
+        from tenfold.plan.sites.page import write
+
+        write(document, output.out)
+    if output.json:
+        print_json(document)
+    else:
+        console().print(screen(document))
+
+
+def split(text: str | None) -> list[str]:
+    """The parts between commas."""
+    return [part.strip() for part in (text or "").split(",") if part.strip()]

@@ -1,161 +1,198 @@
-"""Which sites to begin before demand is known: a multi-stage stochastic program over a scenario tree, solved by HiGHS.
+"""Plans of sites over a tree: what is decided, what it costs in the mean and in the worst outcomes, and what waiting and knowing
+are worth."""
 
-Demand is in MW of IT power. A site that is begun gives power `lead_stages` stages later, and what was begun stays paid. Demand
-without own power is met at the penalty, such as rent. Decisions belong to nodes of the tree, so that all scenarios that share a
-node share its decisions (non-anticipativity).
-"""
-
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import coo_array
 
+from tenfold.plan.sites.portfolio import Portfolio
+from tenfold.plan.sites.program import TAIL, Program, least, program
 from tenfold.plan.sites.tree import Tree
 from tenfold.spec.errors import TenfoldError
 
-USD = 1e6  # the solver counts in millions of dollars, so that its tolerances fit
+SMALL_MW = 1e-3
+HALLS = "halls"
+
+
+class Impossible(TenfoldError):
+    """No plan keeps all limits."""
 
 
 @dataclass(frozen=True)
-class BuildSite:
-    """A place where power can be built in blocks. Powers are in MW; `power_mw` is the grid's, the building's overhead included.
+class Aim:
+    """What is made least, and how closely: the share of the CVaR in it, and the relative gap to the best bound."""
 
-    `begin_usd` is paid for each block that is begun, `usd_per_mw` for each MW of IT power in it, and `usd_per_mw_stage` for
-    each MW of IT power and stage that runs. `water_m3` is the limit for a stage at full load, at `m3_per_mw` of IT power.
-    """
-
-    name: str
-    power_mw: float
-    pue: float
-    water_m3: float
-    m3_per_mw: float
-    begin_usd: float
-    usd_per_mw: float
-    usd_per_mw_stage: float
-    lead_stages: int = 1
-
-    def __post_init__(self) -> None:
-        figures = (self.power_mw, self.water_m3, self.m3_per_mw, self.begin_usd, self.usd_per_mw, self.usd_per_mw_stage)
-        if not all(math.isfinite(f) and f >= 0 for f in figures) or not 1 <= self.pue < math.inf or self.lead_stages < 1:
-            raise TenfoldError(f"Site {self.name!r} needs limits and costs of 0 or more, a PUE and a lead of 1 or more.")
-
-    @property
-    def limit_mw(self) -> float:
-        """The most IT power, in MW, that grid and water allow."""
-        return min(self.power_mw / self.pue, self.water_m3 / self.m3_per_mw if self.m3_per_mw else math.inf)
+    cvar_share: float = 0.0
+    gap: float = 1e-3
 
 
 @dataclass(frozen=True)
 class Begun:
-    """A block that the plan begins: where, at which node, with how many MW of IT power."""
+    """A decision of a plan: at which node, in which site, which phase, halls or chip, and of how many MW (0 for a phase)."""
 
-    node: str
+    node: int
     site: str
-    mw: float
+    what: str
+    mw: float = 0.0
 
 
 @dataclass(frozen=True)
 class SitePlan:
-    """The cheapest plan: its expected cost, what it begins (at the root: now), and by node what runs and what stays unmet, MW."""
+    """A plan on a tree. `begun` by node, site, phase, `halls` and `ordered` in MW, `work`, `rented`, `short` in million hours a
+    year, `node_usd_m` discounted cost and `spent_usd_m` payments for sites,
+    halls and machines by node; `bound` is below the best plan's objective."""
 
-    expected_usd: float
-    begun: tuple[Begun, ...]
-    running_mw: tuple[dict[str, float], ...]
-    unmet_mw: tuple[float, ...]
-    decisions: np.ndarray  # begun (0 or 1) and MW by node and site
+    portfolio: Portfolio
+    tree: Tree
+    begun: np.ndarray
+    halls: np.ndarray
+    ordered: np.ndarray
+    work: np.ndarray
+    rented: np.ndarray
+    short: np.ndarray
+    node_usd_m: np.ndarray
+    spent_usd_m: np.ndarray
+    bound: float
 
-    def now(self, tree: Tree) -> tuple[Begun, ...]:
-        return tuple(b for b in self.begun if b.node == tree.nodes[0].name)
+    @cached_property
+    def path_usd_m(self) -> np.ndarray:
+        """The cost of every path from the root to a leaf."""
+        return np.array([self.node_usd_m[self.tree.path(leaf)].sum() for leaf in self.tree.leaves])
+
+    @property
+    def mean_usd_m(self) -> float:
+        return float(self.weights @ self.path_usd_m)
+
+    def objective(self, aim: Aim) -> float:
+        """What was made least."""
+        return (1 - aim.cvar_share) * self.mean_usd_m + aim.cvar_share * self.cvar_usd_m
+
+    @property
+    def weights(self) -> np.ndarray:
+        return np.array([self.tree.probability(leaf) for leaf in self.tree.leaves])
+
+    @property
+    def cvar_usd_m(self) -> float:
+        return cvar(self.path_usd_m, self.weights)
+
+    def decisions(self, node: int) -> list[Begun]:
+        """What is begun or ordered at a node."""
+        p, parent, found = self.portfolio, self.tree.nodes[node].parent, []
+        before = np.zeros_like(self.begun[node]) if parent is None else self.begun[parent]
+        for s, place in enumerate(p.sites):
+            found += [
+                Begun(node, place.name, step.name)
+                for f, step in enumerate(place.steps)
+                if step.name not in place.ready and self.begun[node, s, f] > before[s, f]
+            ]
+            if self.halls[node, s] > SMALL_MW:
+                found.append(Begun(node, place.name, HALLS, float(self.halls[node, s])))
+            mw = self.ordered[node, s]
+            found += [Begun(node, place.name, m.name, float(mw[k])) for k, m in enumerate(p.machines) if mw[k] > SMALL_MW]
+        return found
+
+
+def cvar(costs: np.ndarray, weights: np.ndarray | None = None, share: float = TAIL) -> float:
+    """The mean of the worst `share` of outcomes, the outcome at the edge in part."""
+    weights = np.full(len(costs), 1 / len(costs)) if weights is None else weights
+    worst = np.argsort(costs)[::-1]
+    taken = np.diff(np.minimum(np.cumsum(weights[worst]), share), prepend=0.0)
+    return float(taken @ costs[worst] / taken.sum())
 
 
 def solve(
-    tree: Tree, sites: Sequence[BuildSite], unmet_usd: float, *, staged: bool = True, fixed: SitePlan | None = None
+    p: Portfolio, tree: Tree, aim: Aim = Aim(), *, staged: bool = True, held: Callable[[Program], None] | None = None
 ) -> SitePlan:
-    """The plan of least expected cost, USD, where a MW without own power costs `unmet_usd` a stage.
+    """The best plan on a tree. Unless `staged`, all is decided at the root: every node of a stage begins the same.
 
-    Unless `staged`, all is decided at the root: every node of a stage begins the same. `fixed` is a plan whose decisions are
-    taken as they are, so that this is what it costs on this tree. Raises TenfoldError where HiGHS finds no plan.
+    `held` narrows the bounds of the programme, as `at_root`, `without` and `nothing` do. Raises Impossible where no plan keeps
+    the limits.
     """
-    if not sites or len({site.name for site in sites}) < len(sites) or not 0 <= unmet_usd < math.inf:
-        raise TenfoldError("A plan of sites needs at least one site, names that differ, and a finite penalty of 0 or more.")
-    nodes = range(len(tree.nodes))
-    owner = [n if staged else next(m for m in nodes if tree.stage(m) == tree.stage(n)) for n in nodes]  # whose decisions
-    begin, built, running = np.arange(3 * len(nodes) * len(sites)).reshape(3, len(nodes), len(sites))  # columns
-    unmet = running.max() + 1 + np.arange(len(nodes))
-    cost, rows = np.zeros(unmet[-1] + 1), []  # rows: coefficients by column, and their upper limit
-    for n in nodes:
-        path, weight = [owner[m] for m in tree.path(n)], tree.probability(n) / USD
-        cost[unmet[n]] = weight * unmet_usd
-        rows.append(({unmet[n]: -1.0, **dict.fromkeys(running[n], -1.0)}, -tree.nodes[n].demand_mw))
-        for i, site in enumerate(sites):
-            cost[begin[owner[n], i]] += weight * site.begin_usd
-            cost[built[owner[n], i]] += weight * site.usd_per_mw
-            cost[running[n, i]] = weight * site.usd_per_mw_stage
-            rows.append(({built[n, i]: 1.0, begin[n, i]: -site.limit_mw}, 0.0))
-            rows.append((dict.fromkeys(built[path, i], 1.0), site.limit_mw))
-            rows.append(({running[n, i]: 1.0, **dict.fromkeys(built[path[site.lead_stages :], i], -1.0)}, 0.0))
-    low, high = np.zeros(len(cost)), np.full(len(cost), np.inf)
-    high[begin] = 1
-    if fixed is not None:
-        low[[begin, built]] = high[[begin, built]] = fixed.decisions
-    x, expected = _minimum(cost, rows, (low, high), begin.ravel())
-    decisions = x[np.stack([begin, built])][:, owner]
-    return SitePlan(
-        expected_usd=expected * USD,
-        begun=tuple(
-            Begun(tree.nodes[n].name, site.name, float(decisions[1, n, i]))
-            for n in nodes
-            for i, site in enumerate(sites)
-            if decisions[1, n, i] > 1e-6
-        ),
-        running_mw=tuple({site.name: float(x[running[n, i]]) for i, site in enumerate(sites)} for n in nodes),
-        unmet_mw=tuple(float(x[unmet[n]]) for n in nodes),
-        decisions=decisions,
-    )
-
-
-def _minimum(cost: Any, rows: list[tuple[dict[int, float], float]], bounds: tuple[Any, Any], binary: Any) -> tuple[Any, float]:
-    """The best point of a mixed-integer program, binaries rounded, and its cost."""
-    entries = [(i, column, value) for i, (row, _) in enumerate(rows) for column, value in row.items()]
-    row, column, value = zip(*entries, strict=True)
-    limits = LinearConstraint(coo_array((value, (row, column)), shape=(len(rows), len(cost))).tocsr(), ub=[b for _, b in rows])
-    integrality = np.zeros(len(cost))
-    integrality[binary] = 1
-    found = milp(cost, integrality=integrality, bounds=Bounds(*bounds), constraints=limits, options={"mip_rel_gap": 0.0})
+    made = program(p, tree, staged)
+    if held is not None:
+        held(made)
+    found = least(made, tree, aim.cvar_share, aim.gap)
     if found.x is None:
-        raise TenfoldError(f"HiGHS finds no plan of the sites: {found.message}")
-    found.x[binary] = np.round(found.x[binary])
-    return found.x, float(found.fun)
+        raise Impossible(f"No plan of the sites keeps all limits ({found.message.rstrip('.')}).")
+    x, c = found.x, made.columns
+    bound = float(found.fun if found.mip_dual_bound is None else found.mip_dual_bound)
+    decided, used = (x[c.begun], x[c.halls], x[c.ordered]), (x[c.work], x[c.rented], x[c.short])
+    return SitePlan(p, tree, *decided, *used, made.cost @ x, made.spent @ x, bound)
+
+
+def at_root(begun: np.ndarray) -> Callable[[Program], None]:
+    """Just these phases, 0 or 1 by site and phase, are begun at the root."""
+
+    def held(made: Program) -> None:
+        made.low[made.columns.begun[0]] = made.high[made.columns.begun[0]] = begun
+
+    return held
+
+
+def without(p: Portfolio, one: Begun) -> Callable[[Program], None]:
+    """At the root this is not begun."""
+    s = [place.name for place in p.sites].index(one.site)
+    phases, chips = [step.name for step in p.sites[s].steps], [machine.name for machine in p.machines]
+
+    def held(made: Program) -> None:
+        c = made.columns
+        if one.what == HALLS:
+            column = c.halls[0, s]
+        else:
+            column = c.begun[0, s, phases.index(one.what)] if one.what in phases else c.ordered[0, s, chips.index(one.what)]
+        made.high[column] = 0
+
+    return held
+
+
+def nothing(made: Program) -> None:
+    """Nothing is begun or ordered at any node."""
+    for columns in (made.columns.begun, made.columns.halls, made.columns.ordered):
+        made.high[columns] = 0
+
+
+def running_mw(plan: SitePlan, n: int) -> np.ndarray:
+    """MW of machines in each site at a node."""
+    p, tree = plan.portfolio, plan.tree
+    quarter = tree.nodes[n].quarter
+    found = np.array([sum(one.mw for one in p.standing if one.site == s.name and one.runs(quarter)) for s in p.sites])
+    for m in tree.path(n):
+        runs = [machine.runs(tree.nodes[m].quarter, quarter) for machine in p.machines]
+        found = found + plan.ordered[m] @ np.array(runs, float)
+    return found
+
+
+def knowing(p: Portfolio, tree: Tree, aim: Aim = Aim()) -> np.ndarray:
+    """The least cost of every path for one who knows it before the first decision, in millions of dollars."""
+    alone = replace(aim, cvar_share=0.0)
+    return np.array([solve(p, tree.only(leaf), alone).mean_usd_m for leaf in tree.leaves])
 
 
 @dataclass(frozen=True)
 class Staging:
-    """The staged plan beside the best that decides all at the root, and beside one made for the expected demand alone."""
+    """The staged plan, the best that decides all at the root, and the cost of each path for one who knows it."""
 
     staged: SitePlan
     one_stage: SitePlan
-    for_mean: SitePlan
+    known_usd_m: np.ndarray
 
     @property
-    def value_usd(self) -> float:
-        """The value of staging: what deciding all at the root costs more than waiting for news, in expectation."""
-        return self.one_stage.expected_usd - self.staged.expected_usd
+    def value_usd_m(self) -> float:
+        """What deciding all now costs more than waiting for news, in the mean."""
+        return self.one_stage.mean_usd_m - self.staged.mean_usd_m
 
     @property
-    def stochastic_usd(self) -> float:
-        """The value of the stochastic solution: what a one-stage plan for the expected demand costs more than one for the tree."""
-        return self.for_mean.expected_usd - self.one_stage.expected_usd
+    def perfect_usd_m(self) -> float:
+        """The expected value of perfect information."""
+        return self.staged.mean_usd_m - float(self.staged.weights @ self.known_usd_m)
+
+    @property
+    def regret_usd_m(self) -> np.ndarray:
+        """By path, what the staged plan costs over the best for that path."""
+        return self.staged.path_usd_m - self.known_usd_m
 
 
-def staging(tree: Tree, sites: Sequence[BuildSite], unmet_usd: float) -> Staging:
-    """Solve the three plans of a tree."""
-    for_mean = solve(tree.mean_demand(), sites, unmet_usd, staged=False)
-    return Staging(
-        staged=solve(tree, sites, unmet_usd),
-        one_stage=solve(tree, sites, unmet_usd, staged=False),
-        for_mean=solve(tree, sites, unmet_usd, fixed=for_mean),
-    )
+def staging(p: Portfolio, tree: Tree, aim: Aim = Aim()) -> Staging:
+    return Staging(solve(p, tree, aim), solve(p, tree, aim, staged=False), knowing(p, tree, aim))

@@ -1,35 +1,48 @@
-"""A scenario tree of demand."""
+"""A scenario tree of demand, and how it is made from sampled futures."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
+from tenfold.plan.sites.demand import DemandFile, Paths, State, sample
 from tenfold.spec.errors import TenfoldError
+
+SAMPLES = 4096
+LEAST_PATHS = 8  # of a node that still branches
 
 
 @dataclass(frozen=True)
 class Node:
-    """A state of the world at one stage. `probability` is that of this node, given its parent (an index; None for the root)."""
+    """A state of the world from `quarter` on. `probability` is that of this node given its parent (an index; None for the root);
+    `hours`: demand of each kind in million hours a year of the reference accelerator."""
 
     name: str
     parent: int | None
     probability: float
-    demand_mw: float
+    quarter: float
+    hours: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Tree:
-    """A scenario tree: the root first, which is the present, and every parent before its children."""
+    """A scenario tree: the root first, which is the present, every parent before its children. It ends at the quarter `end`."""
 
     nodes: tuple[Node, ...]
+    kinds: tuple[str, ...]
+    end: float
 
     def __post_init__(self) -> None:
         for index, node in enumerate(self.nodes):
             if (node.parent is None) != (index == 0) or not -1 < (node.parent or 0) < max(index, 1):
                 raise TenfoldError(f"Node {node.name!r} needs a parent that stands before it: only the first node has none.")
-            if not (math.isfinite(node.demand_mw) and node.demand_mw >= 0):
-                raise TenfoldError(f"Node {node.name!r} has a demand of {node.demand_mw} MW: give 0 or more.")
+            if len(node.hours) != len(self.kinds) or not all(math.isfinite(h) and h >= 0 for h in node.hours):
+                raise TenfoldError(f"Node {node.name!r} has a demand of {node.hours}: give each kind's hours, 0 or more.")
             if not 0 <= node.probability <= 1:
                 raise TenfoldError(f"Node {node.name!r} has the probability {node.probability}: give 0 to 1.")
+            if not (self.nodes[node.parent].quarter if node.parent is not None else -math.inf) < node.quarter < self.end:
+                raise TenfoldError(f"Node {node.name!r} must come after its parent and before the end, quarter {self.end:g}.")
             children = [other.probability for other in self.nodes if other.parent == index]
             if children and not math.isclose(sum(children), 1, abs_tol=1e-9):
                 raise TenfoldError(f"The probabilities after node {node.name!r} sum to {sum(children):g}: they must sum to 1.")
@@ -38,8 +51,10 @@ class Tree:
 
     def path(self, node: int) -> list[int]:
         """The node and its ancestors, the root last."""
-        parent = self.nodes[node].parent
-        return [node] if parent is None else [node, *self.path(parent)]
+        found = [node]
+        while (parent := self.nodes[found[-1]].parent) is not None:
+            found.append(parent)
+        return found
 
     def stage(self, node: int) -> int:
         return len(self.path(node)) - 1
@@ -48,10 +63,115 @@ class Tree:
         """That of the node, seen from the root."""
         return math.prod(self.nodes[n].probability for n in self.path(node))
 
-    def mean_demand(self) -> "Tree":
-        """The same tree with every node's demand replaced by its stage's expected demand."""
-        means: dict[int, float] = {}
-        for index, node in enumerate(self.nodes):
-            stage = self.stage(index)
-            means[stage] = means.get(stage, 0.0) + self.probability(index) * node.demand_mw
-        return Tree(tuple(replace(node, demand_mw=means[self.stage(index)]) for index, node in enumerate(self.nodes)))
+    def years(self, node: int) -> float:
+        """How long the node lasts."""
+        stages = sorted({n.quarter for n in self.nodes} | {self.end})
+        return (stages[stages.index(self.nodes[node].quarter) + 1] - self.nodes[node].quarter) / 4
+
+    @property
+    def leaves(self) -> list[int]:
+        parents = {node.parent for node in self.nodes}
+        return [index for index in range(len(self.nodes)) if index not in parents]
+
+    def only(self, leaf: int) -> "Tree":
+        """The one path to a leaf, as a tree: demand that is known before it comes."""
+        return single(self, [self.nodes[n].hours for n in reversed(self.path(leaf))])
+
+    def mean(self) -> "Tree":
+        """One path with each stage's expected demand."""
+        stages = range(self.stage(len(self.nodes) - 1) + 1)
+        weights = np.array([self.probability(n) for n in range(len(self.nodes))])
+        at = np.array([self.stage(n) for n in range(len(self.nodes))])
+        hours = np.array([node.hours for node in self.nodes])
+        return single(self, [tuple(weights[at == s] @ hours[at == s]) for s in stages])
+
+
+def single(tree: Tree, hours: Sequence[tuple[float, ...]]) -> Tree:
+    """One path through the stages of a tree, with the demand of each stage."""
+    quarters = sorted({node.quarter for node in tree.nodes})
+    nodes = [
+        Node(str(i), i - 1 if i else None, 1.0, q, tuple(map(float, h)))
+        for i, (q, h) in enumerate(zip(quarters, hours, strict=True))
+    ]
+    return Tree(tuple(nodes), tree.kinds, tree.end)
+
+
+@dataclass(frozen=True)
+class Grown:
+    """A tree that was made from sampled futures, and `through`: by stage, the node that each of them passes."""
+
+    tree: Tree
+    paths: Paths
+    through: tuple[np.ndarray, ...]
+
+    def given(self, weights: np.ndarray) -> Tree:
+        """The same tree with the probabilities that it has where its futures are not equally likely."""
+        nodes = []
+        for n, node in enumerate(self.tree.nodes):
+            stage = self.tree.stage(n)
+            mass = weights[self.through[stage] == n].sum()
+            above = weights[self.through[stage - 1] == node.parent].sum() if stage else mass
+            siblings = sum(other.parent == node.parent for other in self.tree.nodes)
+            nodes.append(replace(node, probability=float(mass / above) if above else 1 / siblings))
+        return replace(self.tree, nodes=tuple(nodes))
+
+
+def grow(paths: Paths, demand: DemandFile, branches: Sequence[int]) -> Grown:
+    """A tree from sampled futures: the paths that reach a node are cut, by their demand one stage on, into as many groups.
+
+    Each cut is across the kind of demand, and at the place, where it explains most of the variance; a node's demand is the mean of
+    its paths, so that every stage keeps the expected demand of the paths (optimal quantisation: Pflug and Pichler 2014, Multistage
+    Stochastic Optimization). `branches` by stage, the last for all later ones.
+    """
+    nodes = [Node("now", None, 1.0, paths.quarters[0], tuple(map(float, paths.hours[0, 0])))]
+    groups = {0: np.arange(len(paths.hours))}
+    through = [np.zeros(len(paths.hours), int)]
+    for stage in range(1, len(paths.quarters)):
+        ahead: dict[int, np.ndarray] = {}
+        for parent, group in groups.items():
+            for part in _cut(group, paths.hours[:, stage], branches[min(stage, len(branches)) - 1]):
+                name = f"{paths.quarters[stage]:g}.{len(ahead) + 1}"
+                hours = tuple(map(float, paths.hours[part, stage].mean(0)))
+                ahead[len(nodes)] = part
+                nodes.append(Node(name, parent, len(part) / len(group), paths.quarters[stage], hours))
+        groups = ahead
+        through.append(np.empty(len(paths.hours), int))
+        for node, part in groups.items():
+            through[-1][part] = node
+    return Grown(Tree(tuple(nodes), demand.kinds, demand.end_quarter), paths, tuple(through))
+
+
+def forecast_tree(
+    demand: DemandFile, state: State, branches: Sequence[int] | None = None, *, samples: int = SAMPLES, seed: int = 0
+) -> Grown:
+    """The tree of a demand from a state on, over the stages that are left."""
+    quarters = tuple(q for q in demand.quarters if q >= state.quarter)
+    return grow(sample(demand, state, quarters, samples, seed), demand, branches or demand.branches)
+
+
+def _cut(group: np.ndarray, hours: np.ndarray, number: int) -> list[np.ndarray]:
+    """A group of paths in at most `number` parts, in the order of their total demand."""
+    parts = [group]
+    while len(parts) < number:
+        cuts = [_best_cut(part, hours) for part in parts]
+        best = max(range(len(parts)), key=lambda i: cuts[i][0])
+        if not cuts[best][0]:
+            break
+        parts[best : best + 1] = cuts[best][1:]
+    return sorted(parts, key=lambda part: hours[part].sum(1).mean())
+
+
+def _best_cut(part: np.ndarray, hours: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+    """The variance between two parts, and the parts; (0, part, part) where it cannot be cut."""
+    best = (0.0, part, part)
+    for kind in range(hours.shape[1] if len(part) >= 2 * LEAST_PATHS else 0):
+        rising = part[np.argsort(hours[part, kind], kind="stable")]
+        values = hours[rising]
+        count, total = np.arange(1, len(rising))[:, None], len(rising)
+        away = np.cumsum(values, 0)[:-1] - count * values.mean(0)
+        between = (away**2 * total / (count * (total - count))).sum(1)
+        between[: LEAST_PATHS - 1] = between[len(between) - LEAST_PATHS + 1 :] = 0.0
+        at = int(np.argmax(between))
+        if between[at] > best[0] * (1 + 1e-9) + 1e-12:
+            best = (float(between[at]), rising[: at + 1], rising[at + 1 :])
+    return best

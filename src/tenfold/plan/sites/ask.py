@@ -1,0 +1,75 @@
+"""All that `tenfold plan sites` is asked: the plan, what-if questions, and the back-test, in one document."""
+
+from pathlib import Path
+from typing import Any
+
+from tenfold.plan.report import usd
+from tenfold.plan.sites.answer import Question, answer, named, said
+from tenfold.plan.sites.backtest import backtest
+from tenfold.plan.sites.changes import blame, compared
+from tenfold.plan.sites.demand import DemandFile, read_demand, today
+from tenfold.plan.sites.inputs import Futures, SitesFile, read_sites
+from tenfold.plan.sites.policies import View, policies
+from tenfold.plan.sites.portfolio import M, portfolio
+from tenfold.plan.sites.staging import Aim, Impossible, SitePlan, staging
+from tenfold.plan.sites.walk import home_demand
+from tenfold.spec.errors import TenfoldError
+
+
+def ask(
+    file: Path | None, demand_file: Path | None, home: Path, changes: list[str], against: tuple[list[str], Futures]
+) -> dict[str, Any]:
+    """The whole document. Raises TenfoldError that names the limits which bind where there is no plan."""
+    sites, demand = read_sites(file), read_demand(demand_file)
+    source = str(demand_file or "demand of the package's example")
+    if demand_file is None:
+        demand, plan_file = home_demand(home, demand, sites)
+        source = str(plan_file or source)
+    question = Question(portfolio(sites, demand), demand, Aim(sites.cvar_share))
+    grown = question.grown()
+    try:
+        found = staging(question.portfolio, grown.tree, question.aim)
+    except Impossible:
+        raise TenfoldError(blame(question.portfolio, grown.tree)) from None
+    document = {"demand": source, **answer(question, grown, found)}
+    document["what_if"] = [what_if(question, change, found.staged) for change in changes]
+    names, futures = against
+    document["backtest"] = tested(sites, demand, names, futures) if names else None
+    return document
+
+
+def what_if(question: Question, change: str, before: SitePlan) -> dict[str, Any]:
+    """A change, and what it does to this quarter's decision and to the cost."""
+    found = compared(question, change, before)
+    plan, more = found.plan, M * (found.usd_m - before.objective(question.aim))
+    begins = ", ".join(named(said(plan, one)) for one in plan.decisions(0)) or "nothing"
+    cost = f"expected cost {usd(M * plan.mean_usd_m)} ({'+' if more >= 0 else '-'}{usd(abs(more))})"
+    if found.unchanged:
+        sentence = f"{change}: the same phases are begun this quarter; {cost}."
+    elif found.keeping_usd_m is None:
+        sentence = f"{change}: begin {begins}; what was to be begun is no longer possible; {cost}."
+    else:
+        sentence = f"{change}: begin {begins}; to begin the same as before would cost {usd(M * found.keeping_usd_m)} more; {cost}."
+    keeping = None if found.keeping_usd_m is None else M * found.keeping_usd_m
+    return {"change": change, "unchanged": found.unchanged, "keeping_usd": keeping, "more_usd": more, "sentence": sentence}
+
+
+def tested(sites: SitesFile, demand: DemandFile, names: list[str], asked: Futures) -> dict[str, Any]:
+    """The staged policy beside others on futures outside the tree."""
+    first = View(portfolio(sites, demand), today(demand), demand)
+    found = backtest(sites, demand, policies(names, first, sites.cvar_share), asked)
+    staged = found["staged"].usd_m
+    return {
+        "futures": asked.futures,
+        "policies": [
+            {
+                "policy": name,
+                "mean_usd": M * result.mean_usd_m,
+                "cvar95_usd": M * result.cvar_usd_m,
+                "short_share": float(result.short_share.mean()),
+                "over_staged_usd": M * float((result.usd_m - staged).mean()),
+                "standard_error_usd": M * float((result.usd_m - staged).std() / len(staged) ** 0.5),
+            }
+            for name, result in found.items()
+        ],
+    }

@@ -1,0 +1,141 @@
+"""`demand.toml`: demand that is not known yet, as a random process: generations that come or not, and growth of use.
+
+Demand is in million hours a year of the reference accelerator, by kind: `training` and any number of kinds of use.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from msgspec import Meta, Struct
+
+from tenfold.plan.ranges import Z90, Range
+from tenfold.plan.sites.inputs import Figure, Quarters, read_toml
+from tenfold.spec.errors import TenfoldError
+from tenfold.spec.ranges import Positive, Share, Text, convert
+
+TRAINING = "training"
+
+
+class Rung(Struct, frozen=True, forbid_unknown_fields=True):
+    """One more rung of the ladder as a test of whether the next generation pays: how often it is right where it does, and how
+    often it says so wrongly (the limit test's power and level)."""
+
+    sees: Share
+    false_alarms: Share
+    usd: Figure = 0.0
+
+
+class Training(Struct, frozen=True, forbid_unknown_fields=True):
+    """Generations: each takes `times` the hours of the one before, comes `every_quarters`, and only if it pays.
+
+    `pays`: the probability of each that it is worth its cost, given that the one before was; the last stands for all later ones.
+    """
+
+    hours_per_year: Positive
+    first_quarter: Quarters
+    every_quarters: Annotated[float, Meta(gt=0, le=80)]
+    times: Figure
+    pays: tuple[Share, ...]
+    rung: Rung = Rung(0.8, 0.05)
+    source: str = ""
+
+
+class Growth(Struct, frozen=True, forbid_unknown_fields=True):
+    """A kind of use: hours a year today, and the factor from one year to the next."""
+
+    hours_per_year: Positive
+    per_year: Figure
+    source: str = ""
+
+
+class DemandFile(Struct, frozen=True, forbid_unknown_fields=True):
+    """`quarters`: when stages begin, the first 0, which is this quarter; `end_quarter`: the horizon."""
+
+    quarters: tuple[Quarters, ...]
+    end_quarter: Quarters
+    training: Training
+    growth: dict[Text, Growth]
+    branches: tuple[Annotated[int, Meta(ge=1, le=8)], ...] = (2,)
+    version: int = 1
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return (TRAINING, *self.growth)
+
+
+def read_demand(path: Path | None = None) -> DemandFile:
+    """A `demand.toml`, or the example. Raises TenfoldError for what is out of range or does not fit."""
+    where = str(path or "demand.toml")
+    made = convert(read_toml(path, "demand.toml"), DemandFile, where)
+    times = [*made.quarters, made.end_quarter]
+    if times[0] != 0 or times != sorted(set(times)) or len(times) < 3:
+        raise TenfoldError(f"{where}: quarters must begin at 0 and rise over at least two stages to end_quarter.")
+    if not made.training.pays or TRAINING in made.growth:
+        raise TenfoldError(f"{where}: training needs at least one probability in pays, and is no kind of growth.")
+    for name, figure in {TRAINING: made.training.times, **{k: g.per_year for k, g in made.growth.items()}}.items():
+        if Range.of(figure).low <= 0:
+            raise TenfoldError(f"{where}: the growth of {name} must be above 0.")
+    return made
+
+
+@dataclass(frozen=True)
+class State:
+    """Where demand stands: at which quarter, hours a year by kind in millions, generations so far, whether they still pay."""
+
+    quarter: float
+    hours: tuple[float, ...]
+    generation: int = 0
+    pays: bool = True
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Sampled futures: `hours` by path, stage and kind, and by path and stage the generation and whether they still pay."""
+
+    quarters: tuple[float, ...]
+    hours: np.ndarray
+    generation: np.ndarray
+    pays: np.ndarray
+
+    def state(self, path: int, stage: int) -> State:
+        hours, at = tuple(map(float, self.hours[path, stage])), (path, stage)
+        return State(self.quarters[stage], hours, int(self.generation[at]), bool(self.pays[at]))
+
+
+def today(demand: DemandFile) -> State:
+    return State(0.0, tuple(h / 1e6 for h in (demand.training.hours_per_year, *(g.hours_per_year for g in demand.growth.values()))))
+
+
+def sample(demand: DemandFile, state: State, quarters: tuple[float, ...], number: int, seed: int) -> Paths:
+    """`number` futures from a state on. `quarters` begin with the state's own."""
+    random, training = np.random.default_rng(seed), demand.training
+    hours = np.empty((number, len(quarters), len(demand.kinds)))
+    hours[:, 0] = state.hours
+    generation = np.full((number, len(quarters)), state.generation)
+    pays = np.full((number, len(quarters)), state.pays)
+    times, growths = Range.of(training.times), [Range.of(g.per_year) for g in demand.growth.values()]
+    for stage in range(1, len(quarters)):
+        years = (quarters[stage] - quarters[stage - 1]) / 4
+        hours[:, stage] = hours[:, stage - 1]
+        for kind, growth in enumerate(growths, start=1):
+            noise = random.standard_normal(number) * math.sqrt(years) * _sigma(growth)
+            hours[:, stage, kind] *= np.exp(years * math.log(growth.mid) + noise)
+        generation[:, stage], pays[:, stage] = generation[:, stage - 1], pays[:, stage - 1]
+        for coming in range(_generations(training, quarters[stage - 1]) + 1, _generations(training, quarters[stage]) + 1):
+            pays[:, stage] &= random.random(number) < training.pays[min(coming, len(training.pays)) - 1]
+            factor = times.mid * np.exp(random.standard_normal(number) * _sigma(times))
+            hours[:, stage, 0] *= np.where(pays[:, stage], factor, 1.0)
+            generation[:, stage] += pays[:, stage]
+    return Paths(tuple(quarters), hours, generation, pays)
+
+
+def _sigma(figure: Range) -> float:
+    return math.log(figure.high / figure.low) / 2 / Z90
+
+
+def _generations(training: Training, quarter: float) -> int:
+    """How many generations may have come by a quarter, those of today not counted."""
+    return max(0, math.floor((quarter - training.first_quarter) / training.every_quarters + 1))
