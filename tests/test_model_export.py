@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from tenfold.cli.commands import run
 from tenfold.model.io.compare import answers
 from tenfold.model.io.export import export
-from tenfold.model.io.gguf import read_gguf_tokenizer
+from tenfold.model.io.gguf_tokenizer import read_gguf_tokenizer
 from tenfold.model.io.gguf_writer import quantised, write_gguf
 from tenfold.model.io.huggingface import read_model, write_model
 from tenfold.model.io.runtimes import open_in_llamacpp

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tenfold.model.io.gguf import read_gguf_tokenizer
+from tenfold.model.io.gguf_tokenizer import read_gguf_tokenizer
 from tenfold.model.io.huggingface import read_model, read_parts
 from tenfold.serve.complete import complete
 from tenfold.spec.errors import TenfoldError

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from tokenizers import Tokenizer
 
-from tenfold.model.io.gguf import read_gguf_text_fields, read_gguf_tokenizer
+from tenfold.model.io.gguf_tokenizer import read_gguf_text_fields, read_gguf_tokenizer
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import write_json, write_text
 from tenfold.spec.vocabulary import Vocabulary
@@ -100,7 +100,7 @@ def _directory_facts(folder: Path) -> dict[str, Any]:
 def _gguf_facts(path: Path) -> dict[str, Any]:
     fields = read_gguf_text_fields(path)
     facts = {key.replace("padding_token", "pad_token"): value for key, value in fields.items()}
-    ends = [facts[key] for key in ("eos_token_id", "eot_token_id") if key in facts]
+    ends = [facts[key] for key in ("eos_token_id", "eot_token_id", "eom_token_id") if key in facts]
     return facts | {"eos_token_id": ends}
 
 

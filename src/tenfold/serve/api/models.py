@@ -47,9 +47,7 @@ class Models:
         self.created = int(time.time())
         names = [*options, *(adapter for one in options.values() for adapter in one.adapters())]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise TenfoldError(
-                f"{', '.join(twice)}: a model and an adapter need names of their own; an adapter is of one model."
-            )
+            raise TenfoldError(f"{', '.join(twice)}: a model and an adapter need names of their own; an adapter is of one model.")
         self.draining = self.asleep = False
         self._load_parts = load
         self._loading, self._turning = asyncio.Lock(), asyncio.Lock()
