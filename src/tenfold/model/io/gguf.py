@@ -19,7 +19,13 @@ from tenfold.spec.model import ModelSpec, RopeScaling
 from tenfold.spec.ranges import shown
 
 # Header fields of an architecture; one that is in neither list is refused, whatever it may mean.
-_READ = ["block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size", "attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length", "attention.layer_norm_rms_epsilon", "rope.dimension_count", "rope.freq_base", "rope.scale_linear", "rope.scaling.type", "rope.scaling.factor", "rope.scaling.attn_factor", "rope.scaling.original_context_length", "rope.scaling.finetuned", "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"]
+_READ = (
+    "block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size", "attention.head_count",
+    "attention.head_count_kv", "attention.key_length", "attention.value_length", "attention.layer_norm_rms_epsilon",
+    "rope.dimension_count", "rope.freq_base", "rope.scale_linear", "rope.scaling.type", "rope.scaling.factor",
+    "rope.scaling.attn_factor", "rope.scaling.original_context_length", "rope.scaling.finetuned", "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
+)  # fmt: skip
 _FIXED = {"attention.causal": True, "expert_count": 0, "expert_used_count": 0, "tensor_data_layout": "Meta AI original pth"}
 _STRETCH = "rope_freqs.weight"
 _LONGEST_ARRAY = 2**21  # of a header; the largest vocabularies have some 2^18 tokens

@@ -24,7 +24,7 @@ def _cased(contraction: str, digits: str) -> str:
 
 
 class Split(NamedTuple):
-    """The steps of a split. `whole_words`: a word that is a token is not put together by merges. `add_bos` is llama.cpp's default."""
+    """The steps of a split. `whole_words`: a word that is a token is not merged. `add_bos` is llama.cpp's default."""
 
     steps: list[Any]
     whole_words: bool = False

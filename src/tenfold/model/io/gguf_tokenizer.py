@@ -12,13 +12,20 @@ from tenfold.spec.errors import TenfoldError
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # `tokenizer.ggml.token_type`
 _SPACE = "\u2581"  # SentencePiece's mark of a space
 # Fields that say how text becomes tokens, or nothing of it; one that is in no list is refused.
-_READ = ["model", "pre", "tokens", "scores", "token_type", "merges", "add_bos_token", "add_eos_token", "add_space_prefix", "bos_token_id", "eos_token_id", "eot_token_id", "eom_token_id", "unknown_token_id", "padding_token_id"]
-_HARMLESS = ["token_type_count", "seperator_token_id", "cls_token_id", "mask_token_id", "prefix_token_id", "suffix_token_id", "middle_token_id", "fim_pre_token_id", "fim_suf_token_id", "fim_mid_token_id", "fim_pad_token_id", "fim_rep_token_id", "fim_sep_token_id"]
+_READ = (
+    "model", "pre", "tokens", "scores", "token_type", "merges", "add_bos_token", "add_eos_token", "add_space_prefix",
+    "bos_token_id", "eos_token_id", "eot_token_id", "eom_token_id", "unknown_token_id", "padding_token_id",
+)  # fmt: skip
+_HARMLESS = (
+    "token_type_count", "seperator_token_id", "cls_token_id", "mask_token_id", "prefix_token_id", "suffix_token_id",
+    "middle_token_id", "fim_pre_token_id", "fim_suf_token_id", "fim_mid_token_id", "fim_pad_token_id", "fim_rep_token_id",
+    "fim_sep_token_id",
+)  # fmt: skip
 _FIXED = {"add_sep_token": False, "remove_extra_whitespaces": False, "normalizer.lowercase": False}
 
 
 def read_gguf_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer inside a GGUF file. Raises TenfoldError for one of another kind than BPE, or that splits text in unknown ways."""
+    """The tokenizer inside a GGUF file. Raises TenfoldError for one that is no BPE, or splits text in unknown ways."""
     fields = read_gguf_text_fields(path)
     _require_known(path)
     kinds = {"gpt2": _byte_level, "llama": _sentencepiece}

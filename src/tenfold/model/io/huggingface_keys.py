@@ -28,6 +28,17 @@ ROPE_KEYS: dict[str, dict[str, str]] = {
 
 # What says nothing of the logits of a text: names, tokens, how text is drawn, how a model is trained or kept in memory. Most are
 # fields of `PretrainedConfig`, which earlier versions of transformers wrote in full.
-HARMLESS = frozenset(
-    ["architectures", "model_type", "transformers_version", "dtype", "torch_dtype", "name_or_path", "auto_map", "tokenizer_class", "prefix", "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "unk_token_id", "decoder_start_token_id", "begin_suppress_tokens", "suppress_tokens", "forced_bos_token_id", "forced_eos_token_id", "bad_words_ids", "initializer_range", "attention_dropout", "pretraining_tp", "use_cache", "chunk_size_feed_forward", "torchscript", "use_bfloat16", "return_dict", "return_dict_in_generate", "output_attentions", "output_hidden_states", "output_scores", "remove_invalid_values", "attn_implementation", "finetuning_task", "id2label", "label2id", "num_labels", "problem_type", "task_specific_params", "tf_legacy_loss", "tie_encoder_decoder", "is_decoder", "cross_attention_hidden_size", "model_max_length", "max_sequence_length", "max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty", "temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "num_return_sequences", "exponential_decay_length_penalty", "is_llama_config", "transformers.js_config", "unsloth_fixed", "unsloth_version", "for_llm_compressor", "output_router_logits", "router_aux_loss_coef", "router_jitter_noise"]
-)
+HARMLESS = frozenset((
+    "architectures", "model_type", "transformers_version", "dtype", "torch_dtype", "name_or_path", "tokenizer_class", "prefix",
+    "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "unk_token_id", "decoder_start_token_id",
+    "begin_suppress_tokens", "suppress_tokens", "forced_bos_token_id", "forced_eos_token_id", "bad_words_ids",
+    "initializer_range", "attention_dropout", "pretraining_tp", "use_cache", "chunk_size_feed_forward", "torchscript",
+    "use_bfloat16", "return_dict", "return_dict_in_generate", "output_attentions", "output_hidden_states", "output_scores",
+    "remove_invalid_values", "attn_implementation", "finetuning_task", "id2label", "label2id", "num_labels", "problem_type",
+    "task_specific_params", "tf_legacy_loss", "tie_encoder_decoder", "is_decoder", "cross_attention_hidden_size",
+    "model_max_length", "max_sequence_length", "max_length", "min_length", "do_sample", "early_stopping", "num_beams",
+    "num_beam_groups", "diversity_penalty", "temperature", "top_k", "top_p", "typical_p", "repetition_penalty",
+    "length_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "num_return_sequences",
+    "exponential_decay_length_penalty", "is_llama_config", "transformers.js_config", "unsloth_fixed", "unsloth_version",
+    "for_llm_compressor", "output_router_logits", "router_aux_loss_coef", "router_jitter_noise",
+))  # fmt: skip
