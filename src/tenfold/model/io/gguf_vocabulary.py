@@ -33,6 +33,7 @@ def add_vocabulary(writer: Any, source: Path, size: int) -> list[str]:
         (writer.add_bos_token_id, next(iter(begin), vocabulary.bos)),
         (writer.add_eos_token_id, next(iter(vocabulary.eos), None)),
         (writer.add_eot_token_id, next(iter(vocabulary.eos[1:]), None)),
+        (writer.add_eom_token_id, next(iter(vocabulary.eos[2:]), None)),
         (writer.add_pad_token_id, vocabulary.pad),
     ):
         if token is not None:
