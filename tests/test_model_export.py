@@ -11,7 +11,7 @@ import torch
 from chat_models import chat_model
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader
 from gguf.quants import dequantize
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tenfold.cli.commands import run
 from tenfold.model.io.compare import PROMPTS, answers
@@ -243,3 +243,24 @@ def test_what_is_written_are_the_bytes_of_llama_cpp_s_own_quantiser(kind):
     counts = (ctypes.c_int64(count) for count in (0, *rows.shape))
     assert quantize_chunk(int(GGMLQuantizationType[kind]), *pointers, *counts, None) == theirs.size
     assert np.array_equal(quantised(rows, kind), theirs)
+
+
+def test_a_text_that_the_context_cuts_off_says_so(tmp_path, capsys):
+    source = chat_model(tmp_path / "model", context=16)
+    arguments = ["sample", str(source), "Hello there", "--temperature", "0"]
+    run([*arguments, "--max-new-tokens", "100"])
+    assert "at the 16 tokens that the model was trained on" in capsys.readouterr().err
+    run([*arguments, "--max-new-tokens", "1"])
+    assert capsys.readouterr().err == ""
+
+
+def test_upcycled_from_a_gguf_file_a_model_keeps_its_tokenizer_and_ids(tmp_path, capsys):
+    source, file = chat_model(tmp_path / "model"), tmp_path / "x.gguf"
+    write_gguf(source, file, "f32")
+    for model, out in ((source, "one"), (file, "other")):
+        run(["upcycle", str(model), "--out", str(tmp_path / out), "--experts", "2"])
+        ours, again = read_vocabulary(model), read_vocabulary(tmp_path / out)
+        assert (again.eos, again.pad, again.chat_template, again.special) == (ours.eos, ours.pad, ours.chat_template, ours.special)
+        assert json.loads((tmp_path / out / "config.json").read_text())["eos_token_id"] == ours.eos[0]
+        theirs = AutoTokenizer.from_pretrained(tmp_path / out)
+        assert theirs("Hello there").input_ids == read_tokenizer(model).encode("Hello there").ids

@@ -1,6 +1,7 @@
 """One text from a model, by the engine in this process."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,9 +17,16 @@ from tenfold.serve.text import read_text_side
 from tenfold.spec.errors import TenfoldError
 
 
+class Completion(NamedTuple):
+    """A prompt with what follows it. `cut_at` is the context of the model, in tokens, where that alone ended the text."""
+
+    text: str
+    cut_at: int | None
+
+
 def complete(
     path: Path, prompt: str, *, max_new_tokens: int, temperature: float, top_p: float, seed: int, image: Path | None = None
-) -> str:
+) -> Completion:
     """`prompt` and what the model in `path` writes after it, up to the end of the text; an `image` stands before it.
 
     Tokens that stand for images are not in the text.
@@ -32,7 +40,9 @@ def complete(
         assert isinstance(engine.runner, TorchRunner)
         engine.runner.show(tokens, pixels)
     sampling = Sampling(temperature, top_p, seed=seed, max_tokens=max_new_tokens, stop_tokens=text.stop_tokens)
-    return text.tokenizer.decode(tokens + generate(engine, tokens, sampling))
+    written = generate(engine, tokens, sampling)
+    cut = len(written) < max_new_tokens and len(tokens) + len(written) >= engine.max_model_len
+    return Completion(text.tokenizer.decode(tokens + written), engine.max_model_len if cut else None)
 
 
 def generate(engine: Engine, tokens: list[int], sampling: Sampling) -> list[int]:

@@ -36,8 +36,10 @@ def read_gguf_tokenizer(path: Path) -> Tokenizer:
         tokenizer = kinds[fields["model"]](fields, path)
         _add_tokens(tokenizer, fields)
         _add_marks(tokenizer, fields)
-    except (KeyError, IndexError, ValueError, TypeError) as error:
-        raise TenfoldError(f"{path} has no tokenizer that can be read: {str(error) or type(error).__name__}.") from None
+    except KeyError as error:
+        raise TenfoldError(f"{path} has no tokenizer that can be read: it lacks {error}.") from None
+    except Exception as error:  # the package `tokenizers` raises nothing narrower
+        raise TenfoldError(f"{path} has no tokenizer that can be read: {str(error).rstrip('.') or type(error).__name__}.") from None
     return tokenizer
 
 
@@ -68,6 +70,8 @@ def _byte_level(fields: dict[str, Any], path: Path) -> Tokenizer:
         )
     split = SPLITS[fields["pre"]]
     merges = [tuple(merge.split(" ")) for merge in fields["merges"]]
+    if odd := next((merge for merge in merges if len(merge) != 2), None):
+        raise ValueError(f"its merge {' '.join(odd)!r} is not of two tokens")
     tokenizer = Tokenizer(models.BPE(_ids(fields), merges, ignore_merges=split.whole_words))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split.steps)
     tokenizer.decoder = decoders.ByteLevel()
@@ -97,7 +101,11 @@ def _merges(fields: dict[str, Any], ids: dict[str, int]) -> list[tuple[str, str]
 
 
 def _ids(fields: dict[str, Any]) -> dict[str, int]:
-    return {token: i for i, token in enumerate(fields["tokens"])}
+    ids = {token: i for i, token in enumerate(fields["tokens"])}
+    if len(ids) < len(fields["tokens"]):
+        twice = next(token for i, token in enumerate(fields["tokens"]) if ids[token] != i)
+        raise ValueError(f"its token {twice!r} has two numbers")
+    return ids
 
 
 def _add_tokens(tokenizer: Tokenizer, fields: dict[str, Any]) -> None:

@@ -6,9 +6,6 @@ Names and order of the weights are those of `weights` of the model's family.
 import hashlib
 import json
 import math
-import os
-import re
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,7 +14,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tenfold.model.build import make_shapes
@@ -25,7 +21,7 @@ from tenfold.model.family import family_of
 from tenfold.model.io.format import Slot, Stack
 from tenfold.model.io.gguf import read_gguf
 from tenfold.model.io.huggingface_config import config_from_spec, config_with_vocabulary, spec_from_config
-from tenfold.model.io.stored import Stored, open_directory
+from tenfold.model.io.stored import Stored, open_directory, save_tensors
 from tenfold.model.io.tokenizer import copy_tokenizer, has_tokenizer
 from tenfold.model.llama import Llama, rope_frequencies
 from tenfold.spec.errors import TenfoldError
@@ -91,7 +87,7 @@ def _write_shards(tensors: Iterator[tuple[str, Tensor]], directory: Path) -> Non
     sizes: list[int] = []
 
     def close(shard: dict[str, Tensor]) -> None:
-        _save(shard, directory / f".shard-{len(shards)}")
+        save_tensors(shard, directory / f".shard-{len(shards)}")
         shards.append(list(shard))
         sizes.append(sum(t.nbytes for t in shard.values()))
 
@@ -112,16 +108,6 @@ def _write_shards(tensors: Iterator[tuple[str, Tensor]], directory: Path) -> Non
         weight_map |= dict.fromkeys(names, file)
     index = {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}
     write_json(directory / "model.safetensors.index.json", index)
-
-
-def _save(shard: dict[str, Tensor], file: Path) -> None:
-    try:
-        save_file(shard, file, metadata={"format": "pt"})
-        shutil.copymode(file.with_name("config.json"), file)  # as the umask says; `save_file` makes private files
-    except SafetensorError as error:
-        if found := re.search(r"os error (\d+)", str(error)):
-            raise OSError(int(found[1]), os.strerror(int(found[1])), str(file)) from None
-        raise
 
 
 def read_spec(path: Path) -> ModelSpec:

@@ -1,6 +1,8 @@
 """The tensors of a Hugging Face directory, by name: from safetensors, or from PyTorch's older files of nothing but tensors."""
 
 import json
+import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -9,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from tenfold.spec.errors import TenfoldError
@@ -81,3 +84,16 @@ def _is_zip(file: Path) -> bool:
     """Whether the file is of PyTorch 1.6 or later, whose tensors need not be in memory before they are read."""
     with file.open("rb") as stream:
         return stream.read(2) == b"PK"
+
+
+def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
+    """Write a file of safetensors with the mode that the umask gives new files; `save_file` makes private ones."""
+    file.touch()
+    mode = file.stat().st_mode
+    try:
+        save_file(tensors, file, metadata={"format": "pt"})
+        file.chmod(mode)
+    except SafetensorError as error:
+        if found := re.search(r"os error (\d+)", str(error)):
+            raise OSError(int(found[1]), os.strerror(int(found[1])), str(file)) from None
+        raise
