@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
+import requests
 
 
 def free_port():
@@ -43,7 +44,7 @@ class RayCluster:
                     break
             assert self._processes["head"].poll() is None, (self._home / "head.log").read_text()
             time.sleep(0.5)
-        for name in self._nodes:
+        for name in self._nodes:  # one after another: nodes that join one host at once take each other's ports
             self.start(name)
         return self
 
@@ -58,27 +59,36 @@ class RayCluster:
         shutil.rmtree(self._home, ignore_errors=True)
 
     def start(self, node):
+        """Let a node join, and Ray find out."""
         self._start(
             node, f"--address=127.0.0.1:{self._port}", f"--num-cpus={self._gpus}", f"--num-gpus={self._gpus}",
             f"--resources={json.dumps({self._resource: 1})}",
         )  # fmt: skip
+        self._settle()
+
+    def _settle(self):
+        end = time.monotonic() + 300
+        while self._alive() != len(self._processes):
+            assert time.monotonic() < end, "Ray has not found out which nodes are alive"
+            time.sleep(0.5)
 
     def kill(self, node):
         """Let a node die with all that runs on it, and Ray find out."""
-        process, before = self._processes.pop(node), self._alive()
+        process = self._processes.pop(node)
         for one in [process, *self._on(node)]:
             with suppress(psutil.NoSuchProcess):
                 psutil.Process(one.pid).kill()
         process.wait()
-        end = time.monotonic() + 120
-        while self._alive() == before:
-            assert time.monotonic() < end, f"Ray has not found out that {node} is dead"
-            time.sleep(0.5)
+        self._settle()
 
     def _alive(self):
+        """How many nodes Ray says are alive; none where it does not answer yet."""
         from ray.util.state import list_nodes
+        from ray.util.state.exception import RayStateApiException
 
-        return sum(node.state == "ALIVE" for node in list_nodes(address=os.environ["RAY_ADDRESS"]))
+        with suppress(RayStateApiException, requests.RequestException):
+            return sum(node.state == "ALIVE" for node in list_nodes(address=os.environ["RAY_ADDRESS"]))
+        return 0
 
     def _on(self, node):
         """The processes of a node, which have its name in their environment."""

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from urllib.error import HTTPError
@@ -140,22 +141,44 @@ def replicas(loads, factor=1.25):
     return made
 
 
-@given(LOADS, st.floats(1, 3), st.binary(max_size=8))
-def test_no_replica_is_chosen_beyond_the_bound_of_the_mean_and_without_a_beginning_the_least_is(loads, factor, beginning):
-    made = replicas(loads, factor)
-    assert made.choose(None).running == min(loads)
-    assert made.choose(beginning).running + 1 <= math.ceil(factor * (sum(loads) + 1) / len(loads))
+@given(LOADS, LOADS, st.floats(1, 3), st.binary(max_size=8))
+def test_no_replica_is_chosen_beyond_the_bound_of_the_mean_and_without_a_beginning_the_least_is(before, loads, factor, beginning):
+    made = replicas(before, factor)
+    made.choose(beginning)
+    for replica, load in zip(made.all, loads, strict=False):
+        replica.running = load
+    running = [replica.running for replica in made.all]
+    assert made.choose(None).running == min(running)
+    assert made.choose(beginning).running + 1 <= math.ceil(factor * (sum(running) + 1) / len(running))
 
 
 @given(st.integers(2, 8), st.data())
 def test_a_replica_that_goes_moves_its_own_conversations_only_and_each_gets_its_share(count, data):
-    made, keys = replicas([0] * count), [str(i).encode() for i in range(64 * count)]
-    before = {key: made.choose(key).url for key in keys}
+    made, keys = replicas([0] * count), [str(i).encode() for i in range(20 * count)]
+
+    def sent(key):
+        chosen = made.choose(key)
+        with chosen.asked():
+            return chosen.url
+
+    before = {key: sent(key) for key in keys}
+    assert set(Counter(before.values()).values()) == {20}
     gone = data.draw(st.sampled_from(made.all)).url
-    made.set(replica.url for replica in made.all if replica.url != gone)
-    after = {key: made.choose(key).url for key in keys}
+    made.set([*(replica.url for replica in made.all if replica.url != gone), "http://one-more"])
+    after = {key: sent(key) for key in keys}
     assert all((before[key] != after[key]) == (before[key] == gone) for key in keys)
-    assert all(24 < list(before.values()).count(url) < 128 for url in set(before.values()))
+    assert Counter(after.values())["http://one-more"] > 0
+
+
+@pytest.mark.parametrize("more, known", [(2, True), (3, False)])
+def test_the_front_remembers_a_bounded_number_of_beginnings(monkeypatch, more, known):
+    monkeypatch.setattr("tenfold.fleet.front.replicas.HOMES", 3)
+    made = replicas([0, 0])
+    home = made.choose(b"first")
+    for i in range(more):
+        made.choose(str(i).encode())
+    home.running = 1  # it has room, but not the fewest
+    assert (made.choose(b"first") is home) == known
 
 
 TEXT = st.text(max_size=2 * BEGINNING)

@@ -1,23 +1,30 @@
 """Whatever a policy says and a cluster does, each job has its places, no run works twice, and what is finished does not run again."""
 
+import math
 import random
 import threading
 import time
 from pathlib import Path
 
+import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from tenfold.fleet.fleet_file import fleet_of
+from tenfold.fleet.heed import caps_of, heed
 from tenfold.fleet.launched import LaunchedWorld
 from tenfold.fleet.ledger import Ledger
 from tenfold.fleet.look import look
 from tenfold.fleet.places import owners
 from tenfold.fleet.pools import Size
 from tenfold.fleet.setup import Setup, pools_of, recovery, sites_of
+from tenfold.fleet.site_pools import open_pool, show_power
+from tenfold.fleet.slots import Wish
+from tenfold.fleet.wishes import WITHDRAWN, Wishes
 from tenfold.launch.job import Handle, Launcher, Seen
 from tenfold.launch.job_files import file_name
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.plugins import load
 
 NODES, SECONDS = 5, 80
 RUNS = {"one": (1, 3), "two": (2, 2), "three": (1, 1)}
@@ -144,3 +151,70 @@ def assert_kept(pool, ledger, cluster):
     assert sum("serve-" in job for job in alive) <= NODES and len(held) + sum(x.role == "train" for x in leases) <= NODES
     assert pool.training == sum(job.nodes for job in pool.running.values()) and pool.leaving >= 0 <= pool.nodes
     assert pool.serving == pool.services[0].nodes >= 0
+
+
+def wish(kind, target, until=1e6, **more):
+    return Wish(1, kind, target, until, **more)
+
+
+def heeded(*wishes, now=0.0, nodes=2):
+    """The pool `a` that was shown wishes, and the word on the first."""
+    pool = open_pool(SETUP, SETUP.pools["a"])
+    pool.services[0].nodes = pool.serving = nodes
+    caps = caps_of(wishes)
+    show_power(pool, SETUP, 0, 0.0, caps.get("tx", math.inf))
+    return pool, heed(now, wishes, {"a": pool}, SETUP, owners(SETUP.file))[1]
+
+
+@pytest.mark.parametrize("target, least", [("a/5", 3), ("train", 5), ("a", 5), ("a/1", 1), ("chat", 1)])
+def test_a_service_gets_the_nodes_that_a_wish_names_beside_its_own(target, least):
+    pool, (state, _) = heeded(wish("lend", target, role="chat"))
+    assert pool.services[0].least == least and state == ("on its way" if least > 1 else "cannot")
+    assert heeded(wish("lend", target, role="chat"), nodes=5)[1][0] == ("done" if least > 1 else "cannot")
+
+
+@given(st.floats(0, 1e4), st.integers(2, NODES))
+def test_what_is_lent_by_a_wish_is_due_before_the_wish_ends(until, nodes):
+    pool, _ = heeded(wish("lend", "train", until, role="chat"), nodes=nodes)
+    service, end = pool.services[0], until - 60 - 5  # the time that the service has to leave, and a look
+    assert (service.least == 5) == (end > 0) and (service.until == end) == (end > 0 and nodes > service.own)
+
+
+@given(st.floats(1e-6, 1))
+def test_the_cap_of_a_wish_lets_no_more_nodes_work_than_it_has_power_for(mw):
+    facts = SETUP.pools["a"]
+    pool, (state, _) = heeded(wish("cap", "tx", mw=mw))
+    most = (1e6 * mw - NODES * facts.idle_w) / (facts.busy_w - facts.idle_w)
+    assert pool.allowed <= most < pool.allowed + 1 or most < 0
+    assert (state == "cannot") == (pool.allowed < 2)
+
+
+def test_what_a_cluster_cannot_do_by_a_wish_is_said():
+    assert "scontrol" in heeded(wish("drain", "a/5"))[1][1]
+    assert "no service" in heeded(wish("lend", "a/5", role="rank"))[1][1]
+    assert "tx" in heeded(wish("cap", "ca", mw=1.0))[1][1]
+
+
+def test_a_wish_reaches_the_controller_of_a_cluster_and_ends_when_it_is_withdrawn():
+    cluster, ledger, policy = Cluster(0), Ledger(":memory:", owners(SETUP.file)), load("policies", "lend")()
+    world = LaunchedWorld(Path("fleet"), ledger, SETUP, {"a": cluster}, lambda service, now: setattr(service, "rate", 1.0))
+    wishes = Wishes(ledger)
+
+    def until(true):
+        end = time.monotonic() + 60
+        while not true():
+            assert time.monotonic() < end
+            look(time.time(), world, policy, True)
+            time.sleep(0.01)
+
+    def serving():
+        return sum("serve-" in job for job in cluster.alive())
+
+    world.arrive(time.time(), "one")
+    until(lambda: any("run-one" in job for job in cluster.alive()))
+    made = wishes.add(Wish(0, "lend", "train", time.time() + 3600, "chat", who="olga"))
+    until(lambda: serving() == 5 and wishes.of(made.id).state == "done")
+    wishes.answer({made.id: (WITHDRAWN, "by olga")}, time.time())
+    until(lambda: serving() <= 2 and any("run-one" in job for job in cluster.alive()))
+    world.close()
+    ledger.close()

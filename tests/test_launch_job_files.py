@@ -9,7 +9,10 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
 from pathlib import Path
+from threading import Thread
 
 import kubernetes_validate
 import pytest
@@ -316,3 +319,34 @@ def test_a_command_that_is_no_group_runs_as_it_is(tmp_path):
     assert shlex.split(line) == [sys.executable, *job.command[1:]]
     with pytest.raises(TenfoldError, match="Slurm starts command lines, and 'f' is a function"):
         open_launcher("slurm", folder=tmp_path).submit(Job("f", function=print))
+
+
+@pytest.mark.parametrize("said", ["No available agent to submit job, please try again later..", "Out of order."])
+def test_rays_job_server_is_asked_again_while_it_has_no_agent_and_otherwise_refuses_in_a_sentence(monkeypatch, said):
+    pytest.importorskip("ray")
+    asked = []
+
+    class JobServer(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            about = self.path.startswith("/api/version")
+            good = about or asked.count("/api/jobs/") > 1
+            body = {"version": "4", "ray_version": version("ray"), "ray_commit": "", "session_name": ""} if about else []
+            text = json.dumps(body).encode() if good else said.encode()
+            self.send_response(200 if good else 500)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), JobServer)
+    Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("RAY_ADDRESS", f"http://127.0.0.1:{server.server_port}")
+    if said.startswith("No available agent"):
+        assert open_launcher("ray").seen() == {} and asked.count("/api/jobs/") == 2
+    else:
+        with pytest.raises(TenfoldError, match=r"Ray's job server refused.*Out of order"):
+            open_launcher("ray").seen()
+    server.shutdown()

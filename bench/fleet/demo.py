@@ -19,13 +19,11 @@ def headline(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     what = f"`fleet demo`: a wave of {found['peak_in_slots']:.2f} times what a slot answers, beside a run: first tokens within"
     what += f" {found['bound_s']:g} s, lent, fixed split"
     yield what, f"{lend['within_bound']:.1%} (p95 {lend['first_token_s']['p95']:.2f} s), {static['within_bound']:.1%}"
+    kept = "equal to the bit" if found["held"]["same_losses"] else "different"
     yield (
-        "the same: loans; accepted requests lost; losses beside an undisturbed run",
-        f"{lend['loans']}; {lend['accepted_lost']}; {'equal to the bit' if found['held']['same_losses'] else 'different'}",
-    )
-    yield (
-        "the same, live over simulated: usage, wait of the run, mean wait of requests",
-        f"{beside['usage']:.2f}, {beside['run_waits']:.2f}, {beside['requests_wait']:.2f}",
+        "the same: loans; requests lost; losses beside an undisturbed run; live over simulated usage, wait of the run, of requests",
+        f"{lend['loans']}; {lend['accepted_lost']}; {kept}; {beside['usage']:.2f}, {beside['run_waits']:.2f}, "
+        f"{beside['requests_wait']:.2f}",
     )
 
 

@@ -4,6 +4,8 @@ python -m bench.plan.sweeps --sweeps 2000
 """
 
 import random
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 
@@ -26,6 +28,16 @@ def planned(parent: str, part: str, gpus: int) -> Plan:
     return make_plan(resolve(Request(after=parent, times=1.0)), gpus, machine(part))
 
 
+@cache
+def least(parent: str, part: str) -> int:
+    """The first power of two on which it fits."""
+    for gpus in (2**power for power in range(3, 20)):
+        with suppress(TenfoldError):
+            planned(parent, part, gpus)
+            return gpus
+    raise SystemExit(f"{parent} fits on no number of {part}.")
+
+
 def after(plan: Plan, **changes: float) -> Consequences:
     return consequences(plan.workload, Surroundings(**changes))  # type: ignore[arg-type]
 
@@ -34,8 +46,7 @@ def sweep(number: int) -> list[str]:
     """What is not monotone in one random sweep."""
     draw, found = random.Random(number), []
     parent, part = draw.choice(PARENTS), draw.choice(PARTS)
-    least = {"llama-3.1-70b": 64, "llama-3.1-405b": 512}.get(parent, 8)
-    few = round(least * 2 ** draw.uniform(0, 8))
+    few = round(least(parent, part) * 2 ** draw.uniform(0, 8))
     more = few + draw.choice((1, 8, 8, 64, round(few * draw.random())))
     small, large = (after(planned(parent, part, n)) for n in (few, more))
     if large.wall_days.mid > small.wall_days.mid * SLACK:
@@ -78,10 +89,12 @@ def main() -> None:
     parser.add_argument("--sweeps", type=int, default=2000)
     parser.add_argument("--first", type=int, default=0, help="the number of the first sweep, which seeds it")
     asked = parser.parse_args()
-    rows = [{"sweep": n, "faults": sweep(n)} for n in range(asked.first, asked.first + asked.sweeps)]
-    for row in rows:
-        for fault in row["faults"]:
-            print(fault)
+    numbers = range(asked.first, asked.first + asked.sweeps)
+    rows: list[Row] = []
+    with ProcessPoolExecutor() as pool:
+        for number, faults in zip(numbers, pool.map(sweep, numbers), strict=True):
+            rows.append({"sweep": number, "faults": faults})
+            print(f"{number}: {'; '.join(faults) or 'monotone'}", flush=True)
     print(write_results("plan_sweeps", rows, headline(rows)))
 
 

@@ -4,12 +4,16 @@ A run is one job on as many nodes as it has, a service has a job of one node in 
 written down first; each look begins to bring about what is not so yet. A controller that is started again goes on with that.
 """
 
+import math
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
+from tenfold.fleet.heed import caps_of, heed
 from tenfold.fleet.ledger import Ledger, Turn
 from tenfold.fleet.places import DOWN, TRAIN, Places
 from tenfold.fleet.pools import Job, Pool, Service, Size
@@ -18,6 +22,7 @@ from tenfold.fleet.site_pools import open_pool, show_power
 from tenfold.fleet.sizes import Given, Sizes, of_job
 from tenfold.fleet.slots import Limits
 from tenfold.fleet.started import Started, bring, is_alive, told_of
+from tenfold.fleet.wishes import Wishes
 from tenfold.launch import job as launch
 from tenfold.spec.errors import TenfoldError
 
@@ -42,6 +47,7 @@ class LaunchedWorld:
         self._failed: dict[str, list[float]] = {}
         self._seen: dict[str, launch.Seen] = {}
         self._came: set[str] = set()
+        self._wishes = Wishes(ledger)
         self._shown = False
         self._go_on()
 
@@ -66,8 +72,8 @@ class LaunchedWorld:
             nodes, runs = self._count_nodes(now, pool), [self._look_at(now, pool, job) for job in list(pool.running.values())]
             if self._release(now, pool) or nodes or any(runs):
                 changed.add(name)
-            if periodic or not self._shown:
-                self._show(pool, now)
+        if periodic or not self._shown:
+            self._show(now)
         self._shown = True
         return changed
 
@@ -95,12 +101,17 @@ class LaunchedWorld:
         """Let go of the cluster, on which all goes on."""
         self._workers.shutdown()
 
-    def _show(self, pool: Pool, now: float) -> None:
-        """Demand and power, as they were at the even time."""
-        at = now - now % self._setup.file.simulation.tick_s
-        show_power(pool, self._setup, self._setup.pools[pool.name].nodes - pool.nodes, _of_year(at))
-        for service in pool.services:
-            self._demand(service, at)
+    def _show(self, now: float) -> None:
+        """Demand and power, as they were at the even time, and what operators wish, who say times by the clock on the wall."""
+        at, wall = now - now % self._setup.file.simulation.tick_s, time.time()
+        wishes = [replace(wish, until=wish.until + now - wall) for wish in self._wishes.open(wall)]
+        caps = caps_of(wishes)
+        for pool in self.pools.values():
+            facts = self._setup.pools[pool.name]
+            show_power(pool, self._setup, facts.nodes - pool.nodes, _of_year(at), caps.get(facts.site, math.inf))
+            for service in pool.services:
+                self._demand(service, at)
+        self._wishes.answer(heed(now, wishes, self.pools, self._setup, self._ledger.owners), wall)
 
     def _go_on(self) -> None:
         given, ended = self._sizes.last(), self._ledger.finished()

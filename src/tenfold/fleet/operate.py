@@ -59,9 +59,11 @@ def wish(home: Path, wanted: Wish) -> Wish:
     Raises TenfoldError for a slot that the ledger does not have.
     """
     ledger = open_ledger(home)
-    known = {*ledger.owners, *ledger.owners.values()}
+    pools = {slot.rpartition("/")[0] for slot in ledger.owners} - {""}
+    known = {*ledger.owners, *ledger.owners.values(), *pools}
     if wanted.kind != "cap" and wanted.target not in known:
-        raise TenfoldError(f"There is no slot or owner {wanted.target!r}{nearest(wanted.target, known)}: `tenfold fleet status`.")
+        near = nearest(wanted.target, known)
+        raise TenfoldError(f"There is no slot, owner or pool {wanted.target!r}{near}: `tenfold fleet status`.")
     wishes = Wishes(ledger)
     made = wishes.add(replace(wanted, who=wanted.who or getpass.getuser()))
     end = time.monotonic() + ANSWER_S

@@ -28,16 +28,16 @@ def show_demand(service: Service, known: ServiceFacts, now: float) -> None:
     service.into_s = now % BIN_S
 
 
-def show_power(pool: Pool, setup: Setup, down: int, now: float) -> None:
+def show_power(pool: Pool, setup: Setup, down: int, now: float, cap_w: float = math.inf) -> None:
     """How many nodes the site's cap lets work, at this moment and until a switch is over, and what an hour's energy costs.
 
-    `now` is in seconds since the year began; `down` nodes of the pool's are not up.
+    `now` is in seconds since the year began; `down` nodes of the pool's are not up; an operator may wish a lower cap, `cap_w`.
     """
     facts = setup.pools[pool.name]
     site, tick_s = setup.sites[facts.site], setup.file.simulation.tick_s
     peak = sum(one.peak_w for one in setup.pools.values() if one.site == facts.site)
     hours = [int(now / HOUR_S), int((now + pool.switch_s + tick_s) / HOUR_S)]
-    spare = [site.cap_w[h % 24] * facts.peak_w / peak - (pool.nodes + down) * facts.idle_w for h in hours]
+    spare = [min(cap_w, site.cap_w[h % 24]) * facts.peak_w / peak - (pool.nodes + down) * facts.idle_w for h in hours]
     allowed = [10**9 if watts == math.inf else int(watts / (facts.busy_w - facts.idle_w)) for watts in spare]
     pool.allowed, pool.allowed_soon = allowed[0], min(allowed)
     usd = site.usd_per_kwh[hours[0] % len(site.usd_per_kwh)]

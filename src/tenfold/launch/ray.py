@@ -6,6 +6,7 @@ A Ray job brings its files with it. The nodes share the file system of the gener
 import logging
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -13,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from tenfold.launch.child import set_threads
 from tenfold.launch.job import Handle, Job, Resources, Seen, Status
@@ -25,6 +26,8 @@ STATUS: dict[str, Status] = {
     "PENDING": "waiting", "RUNNING": "running", "SUCCEEDED": "finished", "FAILED": "failed", "STOPPED": "stopped",
 }  # fmt: skip
 TASK_RETRIES = 3  # of a function whose node is lost
+PATIENCE_S = 120.0  # in which a busy cluster may find an agent that takes a job
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,34 +53,34 @@ class RayLauncher(JobFileLauncher):
         return self._submit_task(job) if job.function else self._submit_command(job)
 
     def status(self, handle: Handle) -> Status:
-        return handle.status() if handle.job.function else STATUS[_jobs().get_job_status(handle.id).name]
+        return handle.status() if handle.job.function else STATUS[_ask(_jobs().get_job_status, handle.id).name]
 
     def interrupt(self, handle: Handle) -> None:
         if handle.job.function:
             _ray().cancel(self._tasks[handle.id])  # an interrupt: a run that gets one saves and leaves
         else:
-            _jobs().stop_job(handle.id)
+            _ask(_jobs().stop_job, handle.id)
 
     def stop(self, handle: Handle) -> None:
         handle.drained = True
         if handle.job.function:
             _ray().cancel(self._tasks[handle.id], force=True)
         else:
-            _jobs().stop_job(handle.id)  # it waits for the grace that the job was submitted with
+            _ask(_jobs().stop_job, handle.id)  # it waits for the grace that the job was submitted with
 
     def logs(self, handle: Handle, lines: int) -> str:
-        return "\n".join(_jobs().get_job_logs(handle.id).splitlines()[-lines:])
+        return "\n".join(_ask(_jobs().get_job_logs, handle.id).splitlines()[-lines:])
 
     def up(self) -> int:
         _ray()
         from ray.util.state import list_nodes
 
-        nodes = list_nodes(address=_jobs().get_address(), limit=10_000, raise_on_missing_output=False)
+        nodes = _ask(list_nodes, address=_jobs().get_address(), limit=10_000, raise_on_missing_output=False)
         has = [node.resources_total for node in nodes if node.state == "ALIVE"]
         return sum(self.resource is None or resources.get(self.resource, 0) >= 1 for resources in has)
 
     def seen(self) -> dict[str, Seen]:
-        jobs = [one for one in _jobs().list_jobs() if one.submission_id and "nodes" in (one.metadata or {})]
+        jobs = [one for one in _ask(_jobs().list_jobs) if one.submission_id and "nodes" in (one.metadata or {})]
         return {
             one.submission_id.rpartition("-")[0]: Seen(one.submission_id, STATUS[one.status.name], int(one.metadata["nodes"]))
             for one in sorted(jobs, key=lambda one: one.start_time or 0)
@@ -127,8 +130,8 @@ class RayLauncher(JobFileLauncher):
             for key, file in {path.name: path, **shipped(job)}.items():
                 shutil.copyfile(file, Path(folder, key))
             environment = {"working_dir": folder, "env_vars": variables}
-            said = _jobs().submit_job(
-                entrypoint=f"python {path.name}", submission_id=name, runtime_env=environment,
+            said = _ask(
+                _jobs().submit_job, entrypoint=f"python {path.name}", submission_id=name, runtime_env=environment,
                 metadata={"nodes": str(job.resources.nodes)},
             )  # fmt: skip
         return Handle(job, name, f"Ray job {said}", file=path)
@@ -185,3 +188,18 @@ def _jobs() -> Any:
         return JobSubmissionClient()
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise TenfoldError(f"Ray's job server does not answer ({str(error).splitlines()[0]}): set RAY_ADDRESS.") from None
+
+
+def _ask(call: Callable[..., T], *arguments: Any, **named: Any) -> T:
+    """What the job server answers, which is asked again while it has no agent for a job. Raises TenfoldError where it refuses."""
+    from ray.util.state.exception import RayStateApiException
+
+    end = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return call(*arguments, **named)
+        except (RuntimeError, OSError, RayStateApiException) as error:  # those of requests are OSErrors
+            if "No available agent" not in str(error) or time.monotonic() > end:
+                said = str(error).partition("\n")[0]
+                raise TenfoldError(f"Ray's job server refused: {said}") from None
+        time.sleep(1.0)

@@ -13,6 +13,7 @@ from tenfold.learn.options import (
     Kind,
     KTOOptions,
     LoRAOptions,
+    LoRARank,
     RewardSource,
     TuneSettings,
 )
@@ -197,6 +198,7 @@ class Source(Struct, frozen=True):
     feedback: Annotated[Text, Meta(description="What people said: a feedback database, its SQLite file, or a file of rows.")]
     model: Annotated[Path | None, Meta(description="The model to begin from; by default the generation in service.")] = None
     kind: Annotated[Kind, Meta(description="What is learned: chats, preferences or ratings.")] = "sft"
+    lora_rank: LoRARank = 0
 
 
 def next_generation(
@@ -222,7 +224,7 @@ def next_generation(
     if source.model is None and now is None:
         raise TenfoldError(f"No generation of {home} is in service: give --model.")
     old = source.model or Path(now["path"] if now else "")
-    options: LoRAOptions = {"sft": LoRAOptions, "dpo": DPOOptions, "kto": KTOOptions}[source.kind]()
+    options: LoRAOptions = {"sft": LoRAOptions, "dpo": DPOOptions, "kto": KTOOptions}[source.kind](lora_rank=source.lora_rank)
     _finished(tune(model_path(old), source.feedback, home / name, settings, options=options, quiet=json))
     _verdict(judge(home / name, old, home, checks), json)
 

@@ -20,10 +20,13 @@ Rent = Annotated[NotNegative, Meta(description="Rent of the machine, for the for
 Beta = Annotated[float, Meta(gt=0, description="How close the model stays to its first weights; 0.1 is usual.")]
 
 
+LoRARank = Annotated[int, Meta(ge=0, description="Rank of the adapters (LoRA); 0 trains all weights.")]
+
+
 class LoRAOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Whether all weights are trained, or adapters beside them."""
 
-    lora_rank: Annotated[int, Meta(ge=0, description="Rank of the adapters (LoRA); 0 trains all weights.")] = 0
+    lora_rank: LoRARank = 0
     lora_alpha: Annotated[float | None, Meta(description="Their weight times the rank; by default twice the rank.")] = None
     quantization: Annotated[
         Bits | None, Meta(description="Bits of the layers' weights beside adapters (QLoRA); floats where left out.")

@@ -26,7 +26,7 @@ class EngineOptions(Struct, frozen=True):
     ] = "exact"
     adapter: Annotated[Path | None, Meta(description="A folder of PEFT's with adapters, which are not merged (LoRA).")] = None
     lora_modules: Annotated[
-        tuple[str, ...], Meta(description="Adapters as NAME=FOLDER, which a request asks for by the name of the model.")
+        tuple[str, ...], Meta(description="An adapter as NAME=FOLDER, which requests name in place of the model; once for each.")
     ] = ()
     max_model_len: Annotated[
         CountOrNone, Meta(description="Longest prompt and answer together, in tokens; 0 is the model's own limit.")

@@ -1,13 +1,14 @@
 """The replicas behind a front, and the choice of one for each request.
 
-A request goes to the replica with the fewest. One of a conversation goes where its beginning went before, whose keys and values are
-in that replica's prefix cache: replicas are ranked by a hash of their address and the beginning (rendezvous hashing, so that a
-replica that comes or goes moves its own conversations only), and the first with room is taken. None has room beyond a factor of
-the mean load (Mirrokni, Thorup, Zadimoghaddam: Consistent Hashing with Bounded Loads, arXiv 1608.01350).
+A request goes to the replica with the fewest under way, of several such to the one that was sent the fewest. One of a conversation
+goes where its beginning went before, whose keys and values are in that replica's prefix cache, as long as there is room: none has
+room beyond a factor of the mean load (the bound of Mirrokni, Thorup, Zadimoghaddam: Consistent Hashing with Bounded Loads,
+arXiv 1608.01350; a hash would spread conversations less evenly than the load does).
 """
 
 import math
 import time
+from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from anyio import CancelScope
 LOOK_S = 0.1  # between looks at the file that names them
 CHECKS = 3  # checks of health without an answer after which a replica is out
 LONGEST_REST_S = 30.0
+HOMES = 2**16  # beginnings of which it is known where they went
 BEGINNING = 256  # bytes of a prompt, or of each message, by which a beginning is known
 
 
@@ -75,6 +77,7 @@ class Replicas:
     def __init__(self, load_factor: float | None):
         self.all: list[Replica] = []
         self._load_factor = load_factor
+        self._homes: OrderedDict[bytes, Replica] = OrderedDict()  # by a hash of the beginning, the longest unused first
 
     def set(self, urls: Iterable[str]) -> None:
         """Take over the addresses of the file: what does not stand there drains."""
@@ -94,11 +97,18 @@ class Replicas:
         well = [replica for replica in self.all if replica.is_well and replica not in without]
         if not well:
             return None
+        fewest = min(well, key=lambda replica: (replica.running, replica.sent))
         if beginning is None or self._load_factor is None:
-            return min(well, key=lambda replica: (replica.running, replica.sent))
+            return fewest
+        key = blake2b(beginning, digest_size=16).digest()
+        home = self._homes.pop(key, None)
         bound = math.ceil(self._load_factor * (sum(replica.running for replica in well) + 1) / len(well))
-        roomy = [replica for replica in well if replica.running < bound]
-        return max(roomy, key=lambda replica: blake2b(replica.url.encode() + beginning, digest_size=8).digest())
+        if home is None or home not in well or home.running >= bound:
+            home = fewest
+        self._homes[key] = home
+        if len(self._homes) > HOMES:
+            self._homes.popitem(last=False)
+        return home
 
 
 class _Turn(msgspec.Struct):
