@@ -36,6 +36,8 @@ def read_gguf_tokenizer(path: Path) -> Tokenizer:
         tokenizer = kinds[fields["model"]](fields, path)
         _add_tokens(tokenizer, fields)
         _add_marks(tokenizer, fields)
+    except TenfoldError:
+        raise
     except KeyError as error:
         raise TenfoldError(f"{path} has no tokenizer that can be read: it lacks {error}.") from None
     except Exception as error:  # the package `tokenizers` raises nothing narrower
