@@ -20,7 +20,7 @@ from tenfold.data.text.batches import train_batch
 from tenfold.data.text.corpus import build, open_corpus
 from tenfold.data.text.encode import TextEncoder, fast_encoder, token_bytes
 from tenfold.data.text.tokenizer import train_tokenizer
-from tenfold.model.io.gguf import read_gguf_tokenizer
+from tenfold.model.io.gguf_tokenizer import read_gguf_tokenizer
 from tenfold.model.io.huggingface import read_model, write_model
 from tenfold.model.io.tokenizer import read_vocabulary, save_tokenizer
 from tenfold.model.llama import Llama

@@ -11,12 +11,12 @@ import torch
 from chat_models import chat_model
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader
 from gguf.quants import dequantize
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tenfold.cli.commands import run
-from tenfold.model.io.compare import answers
+from tenfold.model.io.compare import PROMPTS, answers
 from tenfold.model.io.export import export
-from tenfold.model.io.gguf import read_gguf_tokenizer
+from tenfold.model.io.gguf_tokenizer import read_gguf_tokenizer
 from tenfold.model.io.gguf_writer import quantised, write_gguf
 from tenfold.model.io.huggingface import read_model, write_model
 from tenfold.model.io.runtimes import open_in_llamacpp
@@ -82,6 +82,36 @@ def test_stretched_positions_are_those_of_llamacpp(tmp_path):
     pytest.importorskip("xllamacpp")
     source = chat_model(tmp_path / "model", rope_scaling=RopeScaling(8.0, 1.0, 4.0, 16))
     assert "3 of 3 greedy answers" in " ".join(export(source, "gguf:f32", tmp_path / "x.gguf").notes)
+
+
+STRETCHES = {
+    "linear": RopeScaling(4.0, original_context=64, rope_type="linear"),
+    "dynamic": RopeScaling(4.0, original_context=64, rope_type="dynamic"),
+    "yarn": RopeScaling(4.0, original_context=64, rope_type="yarn"),
+    "yarn by its own": RopeScaling(4.0, original_context=64, rope_type="yarn", attention_factor=1.5),
+}
+
+
+@pytest.mark.parametrize("stretch", STRETCHES)
+def test_other_stretches_and_biases_are_llamacpp_s(tmp_path, stretch):
+    """Answers of llama.cpp to prompts that are longer than the original context."""
+    pytest.importorskip("xllamacpp")
+    shape = {"context": 512, "rope_scaling": STRETCHES[stretch], "attention_bias": True, "mlp_bias": True}
+    source, file = chat_model(tmp_path / "model", **shape), tmp_path / "x.gguf"
+    model = read_model(source)
+    generator = torch.Generator().manual_seed(0)
+    for p in model.parameters():
+        p.data.add_(torch.randn(p.shape, generator=generator) * 0.3)
+    write_model(model, source, source)
+    write_gguf(source, file, "f32")
+    again = read_model(file)
+    assert again.spec.parameters() == model.spec.parameters()
+    said = answers(again, read_tokenizer(file), [text * 12 for text in PROMPTS[:3]])
+    assert min(answer.begin for answer in said) > 64
+    assert "3 of 3 greedy answers are equal" in open_in_llamacpp(file, said, plain=True)
+    ours = answers(model, read_tokenizer(source), [text * 12 for text in PROMPTS[:3]])
+    for one, other in zip(ours, said, strict=True):
+        torch.testing.assert_close(one.log_probs, other.log_probs, rtol=0, atol=1e-4)
 
 
 def test_another_model_is_told_by_its_answers_in_llamacpp(tmp_path):
@@ -213,3 +243,24 @@ def test_what_is_written_are_the_bytes_of_llama_cpp_s_own_quantiser(kind):
     counts = (ctypes.c_int64(count) for count in (0, *rows.shape))
     assert quantize_chunk(int(GGMLQuantizationType[kind]), *pointers, *counts, None) == theirs.size
     assert np.array_equal(quantised(rows, kind), theirs)
+
+
+def test_a_text_that_the_context_cuts_off_says_so(tmp_path, capsys):
+    source = chat_model(tmp_path / "model", context=16)
+    arguments = ["sample", str(source), "Hello there", "--temperature", "0"]
+    run([*arguments, "--max-new-tokens", "100"])
+    assert "at the 16 tokens that the model was trained on" in capsys.readouterr().err
+    run([*arguments, "--max-new-tokens", "1"])
+    assert capsys.readouterr().err == ""
+
+
+def test_upcycled_from_a_gguf_file_a_model_keeps_its_tokenizer_and_ids(tmp_path, capsys):
+    source, file = chat_model(tmp_path / "model"), tmp_path / "x.gguf"
+    write_gguf(source, file, "f32")
+    for model, out in ((source, "one"), (file, "other")):
+        run(["upcycle", str(model), "--out", str(tmp_path / out), "--experts", "2"])
+        ours, again = read_vocabulary(model), read_vocabulary(tmp_path / out)
+        assert (again.eos, again.pad, again.chat_template, again.special) == (ours.eos, ours.pad, ours.chat_template, ours.special)
+        assert json.loads((tmp_path / out / "config.json").read_text())["eos_token_id"] == ours.eos[0]
+        theirs = AutoTokenizer.from_pretrained(tmp_path / out)
+        assert theirs("Hello there").input_ids == read_tokenizer(model).encode("Hello there").ids

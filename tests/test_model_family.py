@@ -150,7 +150,7 @@ def test_one_file_and_one_entry_point_are_a_family(parallel, corpus, tmp_path):
     for token in written:
         assert token == int(reference(path, model.spec, tokens).argmax())
         tokens.append(token)
-    assert complete(path, "def ", max_new_tokens=5, temperature=0, top_p=1, seed=0).startswith("def ")
+    assert complete(path, "def ", max_new_tokens=5, temperature=0, top_p=1, seed=0).text.startswith("def ")
 
     go_on = run_config(tokens=2_000, init_from=str(path), seq_len=64, batch_size=4, evaluate_tokens=2048, log_every=1)
     pretrain(go_on, corpus, tmp_path / "on", quiet=True)

@@ -66,7 +66,7 @@ def climb(
             out.print(score_table(generation, scored))
         return
     prompt = prompt_of(generation)
-    text = complete(generation / "model", prompt, max_new_tokens=160, temperature=0.7, top_p=0.95, seed=0)
+    text = complete(generation / "model", prompt, max_new_tokens=160, temperature=0.7, top_p=0.95, seed=0).text
     report = write_report(generation, sample=text)
     if json:
         print_json({"generation": str(generation), "report": str(report), **scored, "sample": text})

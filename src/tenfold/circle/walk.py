@@ -73,7 +73,7 @@ def _climb(home: Path, say: Say) -> dict[str, Any]:
         generation = climbing.climb(tiny if small else ClimbSettings(top_flops=TOP_FLOPS), home, say=say, quiet=True)
     report = generation / "report.html"
     if not report.exists():
-        text = complete(generation / "model", prompt_of(generation), max_new_tokens=64, temperature=0.7, top_p=0.95, seed=0)
+        text = complete(generation / "model", prompt_of(generation), max_new_tokens=64, temperature=0.7, top_p=0.95, seed=0).text
         report = write_report(generation, sample=text)
     scores = read(generation / "score.json")["scores"]
     numbers = {f"{name}_error_pct": round(row["error_pct"], 2) for name, row in scores.items()}

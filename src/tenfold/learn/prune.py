@@ -37,8 +37,8 @@ def smaller_shape(spec: ModelSpec, keep: float, layers: int | None = None) -> Mo
 
     Raises TenfoldError for a shape that cannot be pruned so far at once, or is of another family than llama3.
     """
-    if spec.family != "llama3":
-        raise TenfoldError(f"{spec.name} is of the family {spec.family!r}: only dense models of llama3 are pruned.")
+    if spec.family != "llama3" or spec.has_biases:
+        raise TenfoldError(f"{spec.name} is no dense model of llama3 without biases: no other is pruned.")
     layers = spec.n_layers if layers is None else layers
     if not 1 <= layers <= spec.n_layers:
         raise TenfoldError(f"{spec.name} has {spec.n_layers} layers, and {layers} are to be kept: give --layers between the two.")

@@ -19,8 +19,8 @@ from tenfold.spec.errors import TenfoldError
 def rotated(model: Llama, seed: int = 0) -> Llama:
     """The same function in other channels. Raises TenfoldError for a model that is no dense Llama 3."""
     spec = replace(model.spec, tied=False)
-    if spec.family != "llama3":
-        raise TenfoldError(f"{spec.name} is of the family {spec.family!r}: only dense models of llama3 are rotated.")
+    if spec.family != "llama3" or spec.has_biases:
+        raise TenfoldError(f"{spec.name} is no dense model of llama3 without biases: no other is rotated.")
     generator = torch.Generator().manual_seed(seed)
     turn, turn_values = (_orthogonal(size, generator) for size in (spec.dim, spec.head_dim))
     found = make_model(spec)

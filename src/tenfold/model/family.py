@@ -77,6 +77,8 @@ def llama_role(name: str) -> Role:
         return Role.HEAD
     if "norm." in name:
         return Role.VECTOR
+    if name.endswith(".bias"):
+        return Role.BIAS
     return Role.RESIDUAL if ".wo." in name or ".w2." in name else Role.MATRIX
 
 

@@ -20,22 +20,29 @@ from tenfold.model.initialize import initialize
 from tenfold.model.loss import cross_entropy
 from tenfold.model.norm import RMSNorm
 from tenfold.spec.errors import TenfoldError
-from tenfold.spec.model import ModelSpec
+from tenfold.spec.model import ModelSpec, RopeScaling
 
 AttentionInputs = tuple[Tensor | None, Mask, Tensor | None]  # rotary positions, mask, temperature
 
 
 def rope_frequencies(spec: ModelSpec) -> Tensor:
-    """Inverse wavelengths in radians per position, float32 [head_dim / 2], with Llama 3.1's stretch if any.
-
-    The stretch follows llama-models `apply_scaling`: long wavelengths are divided by `factor`, short ones kept,
-    and those between blended linearly in the inverse wavelength.
-    """
+    """Inverse wavelengths in radians per position, float32 [head_dim / 2], stretched as `spec.rope_scaling` says."""
     exponents = torch.arange(0, spec.head_dim, 2, dtype=torch.int64).float() / spec.head_dim
     frequencies = 1.0 / (spec.rope_theta**exponents)
     s = spec.rope_scaling
-    if s is None:
+    if s is None or s.rope_type == "dynamic":
         return frequencies
+    if s.rope_type == "linear":
+        return frequencies / s.factor
+    if s.rope_type == "yarn":
+        kept = _yarn_kept(s, spec)
+        return frequencies / s.factor * (1 - kept) + frequencies * kept
+    return _llama3_stretched(frequencies, s)
+
+
+def _llama3_stretched(frequencies: Tensor, s: RopeScaling) -> Tensor:
+    """As llama-models `apply_scaling`: long wavelengths are divided by `factor`, short ones kept, and those between blended
+    linearly in the inverse wavelength."""
     wavelengths = 2 * math.pi / frequencies
     long = s.original_context / s.low_freq_factor
     short = s.original_context / s.high_freq_factor
@@ -47,6 +54,28 @@ def rope_frequencies(spec: ModelSpec) -> Tensor:
     return torch.where((wavelengths <= long) & (wavelengths >= short), blended, stretched)
 
 
+def _yarn_kept(s: RopeScaling, spec: ModelSpec) -> Tensor:
+    """How much of each frequency YaRN keeps, float32 [head_dim / 2]: 1 where it turns fast, 0 where it turns slowly."""
+
+    def pair(turns: float) -> float:  # the number, not whole, of the pair with so many turns in the original context
+        return spec.head_dim * math.log(s.original_context / (turns * 2 * math.pi)) / (2 * math.log(spec.rope_theta))
+
+    low, high = pair(s.beta_fast), pair(s.beta_slow)
+    if s.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, spec.head_dim - 1)
+    ramp = (torch.arange(spec.head_dim // 2).float() - low) / (high - low if high != low else 0.001)
+    return 1 - ramp.clamp(0, 1)
+
+
+def rope_magnitude(spec: ModelSpec) -> float:
+    """By what cosines and sines are multiplied: 1 but for YaRN."""
+    s = spec.rope_scaling
+    if s is None or s.rope_type != "yarn":
+        return 1.0
+    return s.attention_factor or (0.1 * math.log(s.factor) + 1.0 if s.factor > 1 else 1.0)
+
+
 def rope_factors(spec: ModelSpec) -> Tensor:
     """By what the stretch divides the inverse wavelengths, float32 [head_dim / 2], as GGUF files have it."""
     return rope_frequencies(replace(spec, rope_scaling=None)) / rope_frequencies(spec)
@@ -55,7 +84,7 @@ def rope_factors(spec: ModelSpec) -> Tensor:
 def rope_table(spec: ModelSpec, positions: Tensor) -> Tensor:
     """Cosine and sine of every angle for `positions` [T]: float32 [T, head_dim / 2, 2]."""
     angles = positions.float()[:, None] * rope_frequencies(spec).to(positions.device)
-    return torch.stack((angles.cos(), angles.sin()), -1)
+    return torch.stack((angles.cos(), angles.sin()), -1) * rope_magnitude(spec)
 
 
 def rotate(x: Tensor, rope: Tensor) -> Tensor:
@@ -83,8 +112,8 @@ class Attention(nn.Module):
         super().__init__()
         self.group, self.head_dim = spec.n_heads // spec.n_kv_heads, spec.head_dim
         self.qk_norm, self.norm_eps = spec.qk_norm, spec.norm_eps
-        self.wqkv = nn.Linear(spec.dim, spec.n_kv_heads * (self.group + 2) * spec.head_dim, bias=False)
-        self.wo = nn.Linear(spec.n_heads * spec.head_dim, spec.dim, bias=False)
+        self.wqkv = nn.Linear(spec.dim, spec.n_kv_heads * (self.group + 2) * spec.head_dim, bias=spec.attention_bias)
+        self.wo = nn.Linear(spec.n_heads * spec.head_dim, spec.dim, bias=spec.attention_bias)
 
     def forward(self, x: Tensor, rope: Tensor | None, mask: Mask, temperature: Tensor | None = None) -> Tensor:
         """x [B, T, dim]; rope [T, head_dim / 2, 2]; mask None for plain causal; temperature [B, T]."""
@@ -117,11 +146,11 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """SwiGLU: w2(silu(w1 x) * w3 x)."""
 
-    def __init__(self, dim: int, hidden: int):
+    def __init__(self, dim: int, hidden: int, bias: bool = False):
         super().__init__()
-        self.w1 = nn.Linear(dim, hidden, bias=False)
-        self.w2 = nn.Linear(hidden, dim, bias=False)
-        self.w3 = nn.Linear(dim, hidden, bias=False)
+        self.w1 = nn.Linear(dim, hidden, bias=bias)
+        self.w2 = nn.Linear(hidden, dim, bias=bias)
+        self.w3 = nn.Linear(dim, hidden, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.w2(F.silu(self.w1(x)) * self.w3(x))
@@ -135,7 +164,7 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(spec.dim, eps=spec.norm_eps)
         self.attention = Attention(spec)
         self.ffn_norm = RMSNorm(spec.dim, eps=spec.norm_eps)
-        self.ffn = FeedForward(spec.dim, spec.ffn_dim) if ffn is None else ffn
+        self.ffn = FeedForward(spec.dim, spec.ffn_dim, spec.mlp_bias) if ffn is None else ffn
 
     def forward(self, x: Tensor, rope: Tensor | None, mask: Mask, temperature: Tensor | None = None) -> Tensor:
         return self.fed(self.attended(x, rope, mask, temperature))

@@ -29,7 +29,8 @@ class QuantisedLinear(nn.Linear):
         return _whole(self.numbers, self.scales, self.leasts, self.in_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        return _Product.apply(x, self.numbers, self.scales, self.leasts, self.in_features)
+        product = _Product.apply(x, self.numbers, self.scales, self.leasts, self.in_features)
+        return product if self.bias is None else product + self.bias
 
 
 def quantise_layers(model: Any, bits: Bits) -> None:

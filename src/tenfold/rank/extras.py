@@ -9,11 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tenfold.data.interactions.events import Interactions
 from tenfold.data.interactions.splits import Held
+from tenfold.model.io.stored import save_tensors
 from tenfold.rank.content import Content, ContentTower, SemanticIds
 from tenfold.rank.model import ItemModel
 from tenfold.rank.objectives import Calibration, Objective, calibrate, calibration_error, parse
@@ -91,7 +92,7 @@ def write_extras(model: ItemModel, objectives: list[Objective], curves: list[Cal
     """Write content, heads and curves, and leave the model without them: its table then holds what the content said."""
     weights = {name: p for name, p in model.state_dict().items() if name.startswith(("content.", "objectives."))}
     with whole_file(directory / WEIGHTS) as scratch:
-        save_file({name: p.detach().cpu().contiguous() for name, p in weights.items()}, scratch)
+        save_tensors({name: p.detach().cpu().contiguous() for name, p in weights.items()}, scratch)
     known = zip(objectives, curves, strict=True)
     write_json(directory / FACTS, [{"objective": objective.name, **curve._asdict()} for objective, curve in known])
     model.embedding.weight.copy_(model.table())

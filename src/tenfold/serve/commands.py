@@ -116,14 +116,17 @@ def sample(
     from msgspec.structs import asdict
 
     from tenfold.serve.complete import complete
+    from tenfold.spec.terminal import console
 
     if prompt is None:
         prompt = "" if image else "def "
-    text = complete(model_path(model), prompt, **asdict(options), image=image)
+    text, cut_at = complete(model_path(model), prompt, **asdict(options), image=image)
     if json:
-        print_json({"prompt": prompt, "text": text})
-    else:
-        print(text)
+        print_json({"prompt": prompt, "text": text, "cut_at": cut_at})
+        return
+    print(text)
+    if cut_at is not None:
+        console(stderr=True).print(f"The text ends here, at the {cut_at} tokens that the model was trained on: shorten the prompt.")
 
 
 def export_feedback(

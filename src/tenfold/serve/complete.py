@@ -1,6 +1,7 @@
 """One text from a model, by the engine in this process."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 from tenfold.data.images.tiles import open_image
 from tenfold.serve.engine.build import make_engine
@@ -12,9 +13,16 @@ from tenfold.serve.text import TextSide, read_text_side
 from tenfold.spec.errors import TenfoldError
 
 
+class Completion(NamedTuple):
+    """A prompt with what follows it. `cut_at` is the context of the model, in tokens, where that alone ended the text."""
+
+    text: str
+    cut_at: int | None
+
+
 def complete(
     path: Path, prompt: str, *, max_new_tokens: int, temperature: float, top_p: float, seed: int, image: Path | None = None
-) -> str:
+) -> Completion:
     """`prompt` and what the model in `path` writes after it, up to the end of the text; an `image` stands before it.
 
     Tokens that stand for images are not in the text.
@@ -24,7 +32,9 @@ def complete(
     # One text is not worth the time and memory that compiled kernels need to pack the weights.
     engine = make_engine(EngineOptions(path, enforce_eager=True, speculate=False))
     sampling = Sampling(temperature, top_p, seed=seed, max_tokens=max_new_tokens, stop_tokens=text.stop_tokens)
-    return text.tokenizer.decode(asked.tokens + generate(engine, asked.tokens, sampling, asked.pictures))
+    written = generate(engine, asked.tokens, sampling, asked.pictures)
+    cut = len(written) < max_new_tokens and len(asked.tokens) + len(written) >= engine.max_model_len
+    return Completion(text.tokenizer.decode(asked.tokens + written), engine.max_model_len if cut else None)
 
 
 def generate(engine: Engine, tokens: list[int], sampling: Sampling, pictures: tuple[Picture, ...] = ()) -> list[int]:

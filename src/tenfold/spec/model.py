@@ -19,6 +19,7 @@ from tenfold.spec.ranges import Positive, require_fields
 from tenfold.spec.vision import VisionSpec
 
 Convention = Literal["exact", "full_attention", "6n"]
+RopeType = Literal["llama3", "linear", "dynamic", "yarn"]
 Size = Annotated[int, Meta(ge=1, le=2**24)]
 SizeOrNone = Annotated[int, Meta(ge=0, le=2**24)]
 Length = Annotated[int, Meta(ge=0, le=2**40)]  # in tokens
@@ -26,12 +27,22 @@ Length = Annotated[int, Meta(ge=0, le=2**40)]  # in tokens
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """Llama 3.1's stretch of the rotary frequencies (llama-models `apply_scaling`)."""
+    """A stretch of the rotary frequencies, by default Llama 3.1's (llama-models `apply_scaling`).
+
+    `linear` divides all of them by `factor`; `yarn` (arXiv 2309.00071) divides those of less than `beta_slow` turns in the
+    `original_context`, keeps those of more than `beta_fast`, and scales cosines and sines by `attention_factor`, by default
+    0.1 ln(factor) + 1; `dynamic` stretches beyond the original context alone, which is where a model of this package ends.
+    """
 
     factor: Positive = 8.0
     low_freq_factor: Positive = 1.0
     high_freq_factor: Positive = 4.0
     original_context: Annotated[int, Meta(ge=1, le=2**40)] = 8192
+    rope_type: RopeType = "llama3"
+    attention_factor: Positive | None = None
+    beta_fast: Positive = 32.0
+    beta_slow: Positive = 1.0
+    truncate: bool = True
 
     def __post_init__(self) -> None:
         require_fields(self, "rope_scaling")
@@ -43,7 +54,7 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class Parameters:
-    """Counts of weights. `active` are those that one token multiplies with; `matrix` leaves out norms and,
+    """Counts of weights. `active` are those that one token multiplies with; `matrix` leaves out norms, biases and,
     where it is only looked up, the embedding table."""
 
     total: int
@@ -60,8 +71,9 @@ class ModelSpec:
     `experts_per_token` of `n_experts` feed-forward blocks of width `expert_ffn_dim`, beside
     `n_shared_experts` that every token passes through. Every `nope_every`-th layer sees the whole sequence and no
     positions, the others `attention_chunk` tokens at a time; 0 turns each of these off. Past `temperature_floor`
-    positions (0: never) queries of the layers without positions grow by `temperature_scale` per e-fold. `vision` is the
-    image encoder in front, which the counts below leave out.
+    positions (0: never) queries of the layers without positions grow by `temperature_scale` per e-fold. `attention_bias` and
+    `mlp_bias` add a vector to every product of attention and feed-forward. `vision` is the image encoder in front, which the
+    counts below leave out.
     """
 
     name: str
@@ -86,6 +98,8 @@ class ModelSpec:
     attention_chunk: Length = 0
     nope_every: SizeOrNone = 0
     qk_norm: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
     temperature_floor: Length = 0
     temperature_scale: Annotated[float, Meta(ge=0)] = 0.1
     vision: VisionSpec | None = None
@@ -105,6 +119,8 @@ class ModelSpec:
             raise TenfoldError(
                 f"{self.name}: experts, chunked attention, layers without positions, qk_norm and vision need family = 'llama4'."
             )
+        if self.family != "llama3" and (self.attention_bias or self.mlp_bias):
+            raise TenfoldError(f"{self.name}: attention_bias and mlp_bias need family = 'llama3'.")
         if self.n_experts and self.expert_ffn_dim < 1:
             raise TenfoldError(f"{self.name}: a model with experts needs expert_ffn_dim.")
         if self.n_experts and not 1 <= self.experts_per_token <= self.n_experts:
@@ -115,6 +131,15 @@ class ModelSpec:
             raise TenfoldError(
                 f"{self.name}: moe_every {self.moe_every} must lie between 1 and n_layers {self.n_layers}, or no layer has experts."
             )
+
+    @property
+    def has_biases(self) -> bool:
+        return self.attention_bias or self.mlp_bias
+
+    @property
+    def _layer_biases(self) -> int:
+        attention = (self.n_heads + 2 * self.n_kv_heads) * self.head_dim + self.dim
+        return self.attention_bias * attention + self.mlp_bias * (2 * self.ffn_dim + self.dim)
 
     @property
     def attention_weights(self) -> int:
@@ -145,11 +170,11 @@ class ModelSpec:
         shared = self.n_layers * self.attention_weights + dense_layers * 3 * self.dim * self.ffn_dim
         experts_total = self.n_expert_layers * self._expert_layer_weights(self.n_experts)
         experts_active = self.n_expert_layers * self._expert_layer_weights(self.experts_per_token)
-        norms = (2 * self.n_layers + 1) * self.dim
+        vectors = (2 * self.n_layers + 1) * self.dim + self.n_layers * self._layer_biases
         head = 0 if self.tied else embedding
         return Parameters(
-            total=shared + experts_total + norms + embedding + head,
-            active=shared + experts_active + norms + embedding + head,
+            total=shared + experts_total + vectors + embedding + head,
+            active=shared + experts_active + vectors + embedding + head,
             embedding=embedding,
             matrix_active=shared + experts_active + embedding,
         )

@@ -14,16 +14,15 @@ LLAMA4_SPLIT = (
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# Names that published tokenizers give to the end of a text and to the end of a turn in a chat.
+# Names that published tokenizers give to the end of a text, where it is not what ends a turn in a chat.
 _TEXT_ENDS = ("<|end_of_text|>", "<|endoftext|>", "</s>")
-_TURN_ENDS = ("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|eot|>", "<|eom|>")
 
 
 class Vocabulary(msgspec.Struct, frozen=True, kw_only=True):
     """The special tokens of a tokenizer of `size` ids. It travels with the corpus, the model, its exports and its server.
 
-    `eos` are the ids that end generation, the tokenizer's own first. With `add_bos` every text begins with `bos`. A model
-    may have more ids than its tokenizer (a padded table), never fewer.
+    `eos` are the ids that end generation, the tokenizer's own first, and that which ends a turn in the chat template among them.
+    With `add_bos` every text begins with `bos`. A model may have more ids than its tokenizer (a padded table), never fewer.
     """
 
     size: int
@@ -45,7 +44,7 @@ class Vocabulary(msgspec.Struct, frozen=True, kw_only=True):
 
         Raises TenfoldError where there is none.
         """
-        found = [self.special[name] for name in _TEXT_ENDS if name in self.special] + list(self.eos)
+        found = self._ends
         if not found:
             raise TenfoldError(
                 "The tokenizer names no token that ends a text, so documents cannot be told apart: set eos_token in its "
@@ -55,8 +54,12 @@ class Vocabulary(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def stop_tokens(self) -> frozenset[int]:
-        """The tokens that end an answer: `eos`, and others whose names say so."""
-        return frozenset(self.eos) | {self.special[name] for name in (*_TEXT_ENDS, *_TURN_ENDS) if name in self.special}
+        """The tokens that end an answer: `eos`, and the end of a document."""
+        return frozenset(self.eos) | frozenset(self._ends[:1])
+
+    @property
+    def _ends(self) -> list[int]:
+        return [self.special[name] for name in _TEXT_ENDS if name in self.special] + list(self.eos)
 
     def name(self, token: int | None) -> str | None:
         """The text of a special token."""

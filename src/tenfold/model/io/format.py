@@ -42,14 +42,17 @@ class Slot:
     """The place of a Hugging Face tensor in our weights: a view [..., rows, columns].
 
     `halves`: Hugging Face's rotary embedding turns the first half of each head with the second, ours turns neighbours, so
-    the rows of a head are permuted on the way in and out.
+    the rows of a head are permuted on the way in and out. `vector`: the columns are a single one, which Hugging Face has not.
     """
 
     view: Tensor
     halves: bool = False
+    vector: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
+        if self.vector:
+            return (self.view.numel(),)
         return tuple(self.view.shape) if self.view.ndim < 3 else (self.view[..., 0].numel(), self.view.shape[-1])
 
     @property

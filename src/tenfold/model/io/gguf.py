@@ -1,6 +1,6 @@
-"""GGUF files in: shape, weights and tokenizer (llama.cpp's format; read with the package `gguf`)."""
+"""GGUF files in: shape and weights (llama.cpp's format; read with the package `gguf`)."""
 
-from collections.abc import Callable
+import math
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -8,84 +8,133 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
 
 from tenfold.model.family import families
 from tenfold.model.io.format import GGUFNames
+from tenfold.model.io.stored import Stored
 from tenfold.model.llama import rope_factors
 from tenfold.spec.errors import NotInstalled, TenfoldError
 from tenfold.spec.model import ModelSpec, RopeScaling
-from tenfold.spec.vocabulary import LLAMA3_SPLIT
+from tenfold.spec.ranges import shown
 
-# How text is split before it is tokenized, by `tokenizer.ggml.pre` (llama.cpp, `llama-vocab.cpp`).
-SPLITS: dict[str, list[Any]] = {
-    "gpt-2": [pre_tokenizers.ByteLevel(add_prefix_space=False)],
-    "smollm": [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)],
-    "llama-bpe": [
-        pre_tokenizers.Split(Regex(LLAMA3_SPLIT), behavior="isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ],
-}
+# Header fields of an architecture; one that is in neither list is refused, whatever it may mean.
+_READ = (
+    "block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size", "attention.head_count",
+    "attention.head_count_kv", "attention.key_length", "attention.value_length", "attention.layer_norm_rms_epsilon",
+    "rope.dimension_count", "rope.freq_base", "rope.scale_linear", "rope.scaling.type", "rope.scaling.factor",
+    "rope.scaling.attn_factor", "rope.scaling.original_context_length", "rope.scaling.finetuned", "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
+)  # fmt: skip
+_FIXED = {"attention.causal": True, "expert_count": 0, "expert_used_count": 0, "tensor_data_layout": "Meta AI original pth"}
 _STRETCH = "rope_freqs.weight"
-_CONTROL = 3  # token type of special tokens in `tokenizer.ggml.token_type`
 _LONGEST_ARRAY = 2**21  # of a header; the largest vocabularies have some 2^18 tokens
 
 
-def read_gguf(path: Path) -> tuple[ModelSpec, dict[str, Callable[[], Tensor]]]:
-    """The shape, and for the Hugging Face name of each weight a function that reads it, dequantised to float32.
+def read_gguf(path: Path) -> tuple[ModelSpec, dict[str, Stored]]:
+    """The shape, and the weights by their Hugging Face names, dequantised to float32 as they are read.
 
-    Raises TenfoldError where the file cannot be read or is of an architecture of no family.
+    Raises TenfoldError where the file cannot be read, is of an architecture of no family, or has a header field that is not known.
     """
-    reader = _open(path)
+    reader = open_gguf(path)
     try:
         spec, names = _spec(reader, path)
         return spec, _tensors(reader, spec, names)
     except (KeyError, StopIteration) as error:
-        raise TenfoldError(f"{path} is no model that can be read: it lacks {error}.") from None
+        raise TenfoldError(f"{path} is no model that can be read: it lacks {str(error) or 'its embedding'}.") from None
     except (ValueError, TypeError, ArithmeticError) as error:
         raise TenfoldError(f"{path} is no model that can be read: {error}.") from None
 
 
-def gguf_sizes(path: Path) -> list[int]:
-    """How many weights each tensor of a GGUF file has."""
-    return [int(t.n_elements) for t in _open(path).tensors]
-
-
 def _spec(reader: Any, path: Path) -> tuple[ModelSpec, GGUFNames]:
+    _require_whole_model(reader, path)
     architecture = reader.fields["general.architecture"].contents()
     family, names = _family(path, architecture)
-    own = f"{architecture}."
-    fields = {name.removeprefix(own): f.contents() for name, f in reader.fields.items() if name.startswith(own)}
-    heads = int(fields["attention.head_count"])
-    dim = int(fields["embedding_length"])
-    embedding = next(t for t in reader.tensors if t.name == "token_embd.weight")
+    fields = _fields(reader, architecture, path)
+    heads, dim = fields["attention.head_count"], fields["embedding_length"]
+    tensors = {t.name: t for t in reader.tensors}
+    head_dim = fields.get("attention.key_length", dim // heads)
+    context = fields["context_length"]
     spec = ModelSpec(
         name=path.stem,
         family=family,
         dim=dim,
-        n_layers=int(fields["block_count"]),
+        n_layers=fields["block_count"],
         n_heads=heads,
-        n_kv_heads=int(fields.get("attention.head_count_kv", heads)),
-        head_dim=int(fields.get("rope.dimension_count", dim // heads)),
-        ffn_dim=int(fields["feed_forward_length"]),
-        vocab_size=int(embedding.shape[1]),
-        tied="output.weight" not in {t.name for t in reader.tensors},
-        context=int(fields["context_length"]),
+        n_kv_heads=fields.get("attention.head_count_kv", heads),
+        head_dim=head_dim,
+        ffn_dim=fields["feed_forward_length"],
+        vocab_size=int(tensors["token_embd.weight"].shape[1]),
+        tied="output.weight" not in tensors,
+        context=context,
         rope_theta=float(fields.get("rope.freq_base", 10000.0)),
+        rope_scaling=_rope_scaling(fields, context, path),
         norm_eps=float(f"{fields['attention.layer_norm_rms_epsilon']:.6g}"),
+        attention_bias="blk.0.attn_q.bias" in tensors,
+        mlp_bias="blk.0.ffn_up.bias" in tensors,
     )
-    factors = next((t.data for t in reader.tensors if t.name == _STRETCH), None)
-    return (spec if factors is None else _stretched(spec, np.asarray(factors), fields, path)), names
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if fields.get(key, head_dim) != head_dim:
+            raise TenfoldError(f"{path} has heads of {head_dim} and {key} = {fields[key]}: only equal ones are computed here.")
+    factors = np.asarray(tensors[_STRETCH].data) if _STRETCH in tensors else None
+    return (spec if factors is None else _stretched(spec, factors, fields, path)), names
+
+
+def _require_whole_model(reader: Any, path: Path) -> None:
+    general = {key: f.contents() for key, f in reader.fields.items() if key in ("general.type", "split.count")}
+    if (kind := general.get("general.type", "model")) != "model":
+        raise TenfoldError(f"{path} holds no model but {shown(kind)}: give the model's own file.")
+    if (parts := general.get("split.count", 1)) > 1:
+        raise TenfoldError(f"{path} is one of {parts} parts of a model: put them together with llama-gguf-split --merge.")
+
+
+def _fields(reader: Any, architecture: str, path: Path) -> dict[str, Any]:
+    """The fields of an architecture. Raises TenfoldError for one that is not known, and one that differs between layers."""
+    own, found = f"{architecture}.", {}
+    for key, field in reader.fields.items():
+        if not key.startswith(own):
+            continue
+        name, value = key.removeprefix(own), field.contents()
+        if isinstance(value, list) and len(set(value)) == 1:  # one for each layer
+            (value,) = set(value)
+        if name in _FIXED and value == _FIXED[name]:
+            continue
+        if name not in _READ:
+            raise TenfoldError(f"{path} has a header field that is not computed here: {key} = {shown(value)}.")
+        if isinstance(value, list):
+            raise TenfoldError(f"{path} has layers of several kinds, {key} = {shown(value)}: only equal layers are computed here.")
+        found[name] = value
+    return found
+
+
+def _rope_scaling(fields: dict[str, Any], context: int, path: Path) -> RopeScaling | None:
+    """The stretch that the header says; that of Llama 3.1 is in a tensor."""
+    factor = float(fields.get("rope.scaling.factor", fields.get("rope.scale_linear", 0.0)))
+    kind = fields.get("rope.scaling.type", "linear")
+    if kind == "none" or (kind == "linear" and factor in (0.0, 1.0)):
+        return None
+    if kind not in ("linear", "yarn"):
+        raise TenfoldError(f"{path} stretches its rotary positions by {shown(kind)}: only linear and yarn are known.")
+    magnitude = float(fields.get("rope.scaling.attn_factor", 1.0))
+    if kind == "linear" and magnitude != 1.0:
+        raise TenfoldError(f"{path} has rope.scaling.attn_factor = {magnitude:g} beside a linear stretch, which is not known here.")
+    return RopeScaling(
+        factor=factor,
+        original_context=int(fields.get("rope.scaling.original_context_length", context)),
+        rope_type=kind,
+        attention_factor=magnitude * (0.1 * math.log(factor) + 1) if kind == "yarn" and magnitude != 1.0 else None,
+        beta_fast=float(fields.get("rope.scaling.yarn_beta_fast", 32.0)),
+        beta_slow=float(fields.get("rope.scaling.yarn_beta_slow", 1.0)),
+    )
 
 
 def _stretched(spec: ModelSpec, factors: np.ndarray, fields: dict[str, Any], path: Path) -> ModelSpec:
     """The spec with Llama 3.1's stretch, of which a file has the factors alone. Raises TenfoldError for another one."""
     original = int(fields.get("rope.scaling.original_context_length", 8192))
-    spec = replace(spec, rope_scaling=RopeScaling(float(factors.max()), 1.0, 4.0, original))
-    if not np.allclose(rope_factors(spec).numpy(), factors, rtol=1e-4):
+    stretched = replace(spec, rope_scaling=RopeScaling(float(factors.max()), 1.0, 4.0, original))
+    if spec.rope_scaling is not None or not np.allclose(rope_factors(stretched).numpy(), factors, rtol=1e-4):
         raise TenfoldError(f"{path} stretches its rotary positions otherwise than Llama 3.1: read its Hugging Face directory.")
-    return spec
+    return stretched
 
 
 def _family(path: Path, architecture: str) -> tuple[str, GGUFNames]:
@@ -99,17 +148,19 @@ def _family(path: Path, architecture: str) -> tuple[str, GGUFNames]:
     raise TenfoldError(f"{path} is a {architecture!r} model: only {', '.join(map(repr, sorted(known)))} can be read.")
 
 
-def _tensors(reader: Any, spec: ModelSpec, names: GGUFNames) -> dict[str, Callable[[], Tensor]]:
-    found: dict[str, Callable[[], Tensor]] = {}
+def _tensors(reader: Any, spec: ModelSpec, names: GGUFNames) -> dict[str, Stored]:
+    """A tensor without a name in the family keeps the one that it has."""
+    found: dict[str, Stored] = {}
     for stored in reader.tensors:
         if stored.name == _STRETCH:
             continue
-        if stored.name in names.top:
-            found[names.top[stored.name]] = partial(_tensor, stored)
-            continue
-        _, layer, part, _ = stored.name.split(".")
-        turned = spec.head_dim if part in names.turned else 0
-        found[f"model.layers.{layer}.{names.part[part]}.weight"] = partial(_tensor, stored, turned)
+        name, turned = names.top.get(stored.name, stored.name), 0
+        if stored.name.count(".") == 3:
+            _, layer, part, kind = stored.name.split(".")
+            turned = spec.head_dim if part in names.turned else 0
+            if part in names.part:
+                name = f"model.layers.{layer}.{names.part[part]}.{kind}"
+        found[name] = Stored(tuple(map(int, reversed(stored.shape))), partial(_tensor, stored, turned))
     return found
 
 
@@ -117,44 +168,15 @@ def _tensor(stored: Any, turned_head: int = 0) -> Tensor:
     """A stored weight; `turned_head` is the size of heads whose rows llama.cpp keeps in pairs."""
     from gguf.quants import dequantize
 
-    tensor = torch.from_numpy(dequantize(stored.data, stored.tensor_type).copy()).float()
+    try:
+        tensor = torch.from_numpy(dequantize(stored.data, stored.tensor_type).copy()).float()
+    except NotImplementedError:
+        raise TenfoldError(f"{stored.name} is stored as {stored.tensor_type.name}, which cannot be read.") from None
     return tensor.unflatten(0, (-1, turned_head // 2, 2)).transpose(1, 2).flatten(0, 2) if turned_head else tensor
 
 
-def read_gguf_tokenizer(path: Path) -> Tokenizer:
-    """The byte-level BPE inside a GGUF file. Raises TenfoldError for another kind."""
-    fields = read_gguf_text_fields(path)
-    if fields["model"] != "gpt2":
-        raise TenfoldError(f"{path} has a {fields['model']!r} tokenizer: only byte-level BPE ('gpt2') can be read.")
-    if fields["pre"] not in SPLITS:
-        raise TenfoldError(
-            f"{path} splits text by {fields['pre']!r} before it is tokenized, and {', '.join(SPLITS)} are known: read the "
-            "model's Hugging Face directory."
-        )
-    tokens = fields["tokens"]
-    merges = [tuple(merge.split(" ")) for merge in fields["merges"]]
-    vocabulary = {token: i for i, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=fields["pre"] == "llama-bpe"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(SPLITS[fields["pre"]])
-    tokenizer.decoder = decoders.ByteLevel()
-    special = [t for t, kind in zip(tokens, fields["token_type"], strict=True) if kind == _CONTROL]
-    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
-    if fields["add_bos_token"]:
-        bos = tokens[fields["bos_token_id"]]
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, fields["bos_token_id"])]
-        )
-    return tokenizer
-
-
-def read_gguf_text_fields(path: Path) -> dict[str, Any]:
-    """What a GGUF file says of text: tokens and merges, chat template, and the ids of special tokens."""
-    fields = {key.split(".")[-1]: field.contents() for key, field in _open(path).fields.items() if key.startswith("tokenizer.")}
-    # Llama 3's files need not say what llama.cpp does with them.
-    return {"pre": "default", "add_bos_token": fields.get("pre") == "llama-bpe"} | fields
-
-
-def _open(path: Path) -> Any:
+def open_gguf(path: Path) -> Any:
+    """A file's fields and tensors, as the package `gguf` reads them. Raises TenfoldError where it cannot."""
     try:
         facts = path.stat()
     except OSError as error:

@@ -6,11 +6,10 @@ from typing import Any
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from tenfold.model.io.gguf import SPLITS
+from tenfold.model.io.gguf_splits import SPLITS
+from tenfold.model.io.gguf_tokenizer import CONTROL, NORMAL, UNUSED, USER_DEFINED
 from tenfold.model.io.tokenizer import read_tokenizer, read_vocabulary
 from tenfold.spec.errors import TenfoldError
-
-_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # `tokenizer.ggml.token_type`
 
 
 def add_vocabulary(writer: Any, source: Path, size: int) -> list[str]:
@@ -21,12 +20,12 @@ def add_vocabulary(writer: Any, source: Path, size: int) -> list[str]:
     tokenizer, vocabulary = read_tokenizer(source), read_vocabulary(source)
     stored = json.loads(tokenizer.to_str())
     pre = _pre(stored, source)
-    kinds = {i: _CONTROL if token.special else _USER_DEFINED for i, token in tokenizer.get_added_tokens_decoder().items()}
+    kinds = {i: CONTROL if token.special else USER_DEFINED for i, token in tokenizer.get_added_tokens_decoder().items()}
     names = {i: token for token, i in tokenizer.get_vocab(with_added_tokens=True).items()}
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre)
     writer.add_token_list([names.get(i, f"[PAD{i}]") for i in range(size)])
-    writer.add_token_types([kinds.get(i, _NORMAL if i in names else _UNUSED) for i in range(size)])
+    writer.add_token_types([kinds.get(i, NORMAL if i in names else UNUSED) for i in range(size)])
     writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in stored["model"]["merges"]])
     begin = [*vocabulary.begin, *tokenizer.encode("").ids]  # a tokenizer may put a token before every text that nobody calls bos
     writer.add_add_bos_token(bool(begin))
@@ -34,13 +33,14 @@ def add_vocabulary(writer: Any, source: Path, size: int) -> list[str]:
         (writer.add_bos_token_id, next(iter(begin), vocabulary.bos)),
         (writer.add_eos_token_id, next(iter(vocabulary.eos), None)),
         (writer.add_eot_token_id, next(iter(vocabulary.eos[1:]), None)),
+        (writer.add_eom_token_id, next(iter(vocabulary.eos[2:]), None)),
         (writer.add_pad_token_id, vocabulary.pad),
     ):
         if token is not None:
             add(token)
     if vocabulary.chat_template is not None:
         writer.add_chat_template(vocabulary.chat_template)
-    whole = _whole_words(stored["model"]) if pre == "llama-bpe" and not stored["model"].get("ignore_merges") else 0
+    whole = _whole_words(stored["model"]) if SPLITS[pre].whole_words and not stored["model"].get("ignore_merges") else 0
     odd = [f"{whole} tokens are words that llama.cpp keeps whole, and this tokenizer spells in parts."] if whole else []
     return [f"Its tokenizer splits text as {pre!r}.", *odd]
 
@@ -48,8 +48,8 @@ def add_vocabulary(writer: Any, source: Path, size: int) -> list[str]:
 def _pre(stored: dict[str, Any], source: Path) -> str:
     """The name that llama.cpp has for the way in which a tokenizer splits text."""
     ours = _steps(stored["pre_tokenizer"]) if stored["model"]["type"] == "BPE" and not stored["normalizer"] else None
-    for name, steps in SPLITS.items():
-        if ours == _steps(json.loads(pre_tokenizers.Sequence(steps).__getstate__())):
+    for name, split in SPLITS.items():
+        if ours == _steps(json.loads(pre_tokenizers.Sequence(split.steps).__getstate__())):
             return name
     raise TenfoldError(
         f"The tokenizer of {source} is no byte-level BPE that splits text as {', '.join(SPLITS)} do, and so has no name in GGUF "

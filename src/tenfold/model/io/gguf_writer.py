@@ -5,7 +5,7 @@ Which tensor gets which format, and what stands in for it where rows do not fill
 """
 
 from collections.abc import Iterator
-from math import prod
+from math import log, prod
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -20,7 +20,7 @@ from tenfold.model.io.huggingface import read_slots, read_spec, slots_of
 from tenfold.model.io.tokenizer import has_tokenizer
 from tenfold.model.llama import rope_factors
 from tenfold.spec.errors import NotInstalled, TenfoldError, nearest
-from tenfold.spec.model import ModelSpec
+from tenfold.spec.model import ModelSpec, RopeScaling
 
 
 class _Kind(NamedTuple):
@@ -96,7 +96,21 @@ def _add_shape(writer: Any, spec: ModelSpec, kind: str) -> None:
     writer.add_rope_freq_base(spec.rope_theta)
     writer.add_layer_norm_rms_eps(spec.norm_eps)
     if spec.rope_scaling:
-        writer.add_rope_scaling_orig_ctx_len(spec.rope_scaling.original_context)
+        _add_stretch(writer, spec.rope_scaling)
+
+
+def _add_stretch(writer: Any, s: RopeScaling) -> None:
+    """Llama 3.1's is a tensor beside the length; a dynamic one is none within the context."""
+    from gguf import RopeScalingType
+
+    if s.rope_type == "yarn" and (s.beta_fast, s.beta_slow, s.truncate) != (32, 1, True):
+        raise TenfoldError("llama.cpp computes YaRN with beta_fast 32 and beta_slow 1, and truncated: export the model --to hf.")
+    writer.add_rope_scaling_orig_ctx_len(s.original_context)
+    if s.rope_type in ("linear", "yarn"):
+        writer.add_rope_scaling_type(RopeScalingType(s.rope_type))
+        writer.add_rope_scaling_factor(s.factor)
+    if s.rope_type == "yarn" and s.attention_factor is not None:  # llama.cpp multiplies by its own one too
+        writer.add_rope_scaling_attn_factors(s.attention_factor / (0.1 * log(s.factor) + 1))
 
 
 def _by_name(slots: dict[str, Slot], names: GGUFNames) -> Iterator[tuple[str, Slot]]:
@@ -107,8 +121,9 @@ def _by_name(slots: dict[str, Slot], names: GGUFNames) -> Iterator[tuple[str, Sl
         if key in ours:
             yield ours[key], slot
         else:
-            _, _, layer, part = key.removesuffix(".weight").split(".", 3)
-            yield f"blk.{layer}.{parts[part]}.weight", slot
+            part, _, kind = key.rpartition(".")
+            _, _, layer, part = part.split(".", 3)
+            yield f"blk.{layer}.{parts[part]}.{kind}", slot
 
 
 def _format(name: str, shape: tuple[int, ...], kind: str, spec: ModelSpec) -> tuple[str, str]:
@@ -146,7 +161,7 @@ def _write_tensors(
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     stretch = None
-    if spec.rope_scaling:
+    if spec.rope_scaling and spec.rope_scaling.rope_type == "llama3":
         stretch = rope_factors(spec).numpy()
         writer.add_tensor_info("rope_freqs.weight", stretch.shape, stretch.dtype, stretch.nbytes)
     for name, shape, kind in planned:

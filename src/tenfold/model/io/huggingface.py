@@ -1,4 +1,4 @@
-"""Checkpoints in the layout that every other tool reads: `config.json`, `*.safetensors`, the tokenizer's files.
+"""Checkpoints in the layout that every other tool reads: `config.json`, `*.safetensors`, the tokenizer's files; GGUF files too.
 
 Names and order of the weights are those of `weights` of the model's family.
 """
@@ -6,27 +6,24 @@ Names and order of the weights are those of `weights` of the model's family.
 import hashlib
 import json
 import math
-import os
-import re
-import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from functools import partial
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from tenfold.model.build import make_shapes
 from tenfold.model.family import family_of
 from tenfold.model.io.format import Slot, Stack
-from tenfold.model.io.gguf import gguf_sizes, read_gguf
+from tenfold.model.io.gguf import read_gguf
 from tenfold.model.io.huggingface_config import config_from_spec, config_with_vocabulary, spec_from_config
+from tenfold.model.io.stored import Stored, open_directory, save_tensors
 from tenfold.model.io.tokenizer import copy_tokenizer, has_tokenizer
-from tenfold.model.llama import Llama
+from tenfold.model.llama import Llama, rope_frequencies
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import whole_folder, write_json
 from tenfold.spec.model import ModelSpec
@@ -90,7 +87,7 @@ def _write_shards(tensors: Iterator[tuple[str, Tensor]], directory: Path) -> Non
     sizes: list[int] = []
 
     def close(shard: dict[str, Tensor]) -> None:
-        _save(shard, directory / f".shard-{len(shards)}")
+        save_tensors(shard, directory / f".shard-{len(shards)}")
         shards.append(list(shard))
         sizes.append(sum(t.nbytes for t in shard.values()))
 
@@ -113,16 +110,6 @@ def _write_shards(tensors: Iterator[tuple[str, Tensor]], directory: Path) -> Non
     write_json(directory / "model.safetensors.index.json", index)
 
 
-def _save(shard: dict[str, Tensor], file: Path) -> None:
-    try:
-        save_file(shard, file, metadata={"format": "pt"})
-        shutil.copymode(file.with_name("config.json"), file)  # as the umask says; `save_file` makes private files
-    except SafetensorError as error:
-        if found := re.search(r"os error (\d+)", str(error)):
-            raise OSError(int(found[1]), os.strerror(int(found[1])), str(file)) from None
-        raise
-
-
 def read_spec(path: Path) -> ModelSpec:
     """The shape of the model in a Hugging Face directory or a GGUF file."""
     if path.suffix == ".gguf":
@@ -138,20 +125,28 @@ def read_spec(path: Path) -> ModelSpec:
 
 def check_model(path: Path) -> None:
     """Raises TenfoldError where the shape of a model cannot be that of its weights, by their headers alone."""
+    with _open(path) as (spec, stored):
+        _require_weights(path, spec, stored)
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[tuple[ModelSpec, dict[str, Stored]]]:
+    """The shape, and the tensors by their Hugging Face names, of a Hugging Face directory or a GGUF file."""
+    if path.suffix == ".gguf":
+        yield read_gguf(path)
+        return
     spec = read_spec(path)
-    sizes = gguf_sizes(path) if path.suffix == ".gguf" else _sizes(path)
+    with open_directory(path) as stored:
+        yield spec, stored
+
+
+def _require_weights(path: Path, spec: ModelSpec, stored: dict[str, Stored]) -> None:
     layers = max(spec.n_layers, spec.vision.n_layers if spec.vision else 0)
-    if layers > len(sizes):
-        raise TenfoldError(f"{path} is no model: it says that it has {layers} layers, and holds {len(sizes)} tensors.")
-    if (weights := spec.parameters().total) > 2 * sum(sizes):
-        raise TenfoldError(f"{path} is no model: it says that it has {weights} weights, and holds {sum(sizes)}.")
-
-
-def _sizes(path: Path) -> list[int]:
-    """How many weights each tensor of a Hugging Face directory has."""
-    with ExitStack() as opened:
-        files = [_open(path / file, opened) for file in _files(path)]
-        return [math.prod(stored.get_slice(name).get_shape()) for stored in files for name in stored.keys()]  # noqa: SIM118
+    if layers > len(stored):
+        raise TenfoldError(f"{path} is no model: it says that it has {layers} layers, and holds {len(stored)} tensors.")
+    held = sum(math.prod(tensor.shape) for tensor in stored.values())
+    if (weights := spec.parameters().total) > 2 * held:
+        raise TenfoldError(f"{path} is no model: it says that it has {weights} weights, and holds {held}.")
 
 
 def read_model(path: Path, dtype: torch.dtype = torch.float32) -> Llama:
@@ -159,65 +154,76 @@ def read_model(path: Path, dtype: torch.dtype = torch.float32) -> Llama:
 
     Raises TenfoldError, naming the tensor, where one is missing, too many, or of another shape.
     """
-    check_model(path)
-    if path.suffix == ".gguf":
-        spec, stored = read_gguf(path)
-        return assemble(spec, ((name, read()) for name, read in stored.items()), path, dtype)
-    return assemble(read_spec(path), _stored(path), path, dtype)
-
-
-def assemble(spec: ModelSpec, tensors: Iterator[tuple[str, Tensor]], path: Path, dtype: torch.dtype) -> Llama:
-    """A model of `spec` from tensors under their Hugging Face names."""
-    model = make_shapes(spec)
-    model = model.to(dtype).to_empty(device="cpu")
-    for buffer in model.buffers():
-        buffer.zero_()
-    if spec.tied:
-        model.head.weight = model.embedding.weight
-    slots = slots_of(model)
-    for name, tensor in tensors:
-        if name.endswith("lm_head.weight") and spec.tied:
-            continue
-        if name not in slots:
-            raise TenfoldError(f"{path} has a tensor {name!r} that a model of this config does not have.")
-        _set(slots.pop(name), tensor, name, path)
-    if slots:
-        raise TenfoldError(f"{path} lacks the tensor {next(iter(slots))!r} ({len(slots)} in all).")
+    with _open(path) as (spec, stored):
+        _require_weights(path, spec, stored)
+        model = make_shapes(spec)
+        tensors = _of_model(path, model, stored)
+        model = model.to(dtype).to_empty(device="cpu")
+        for buffer in model.buffers():
+            buffer.zero_()
+        if spec.tied:
+            model.head.weight = model.embedding.weight
+        for name, slot in slots_of(model).items():
+            _set(slot, tensors[name], name, path)
     return model.requires_grad_(True)
 
 
-def _set(slot: Slot | Stack, tensor: Tensor, name: str, path: Path) -> None:
-    if slot.shape != tuple(tensor.shape):
-        raise TenfoldError(f"{path}: {name} has shape {tuple(tensor.shape)}, its config says {slot.shape}.")
-    slot.set(tensor)
+def _of_model(path: Path, shapes: Llama, stored: dict[str, Stored]) -> dict[str, Stored]:
+    """The stored tensors that are a model's weights, which are all that it has, and what else is stored says nothing else.
+
+    `shapes` is the model on the device `meta`. Raises TenfoldError otherwise.
+    """
+    found, spec = dict(stored), shapes.spec
+    if spec.tied:
+        shapes.head.weight = shapes.embedding.weight
+    slots = slots_of(shapes)
+    for name in [name for name in found if name not in slots]:
+        extra = found.pop(name)
+        if name.endswith(".rotary_emb.inv_freq"):
+            _require_frequencies(extra, spec, name, path)
+        elif name.endswith("lm_head.weight") and spec.tied:
+            _require_equal(extra, found, name, path)
+        else:
+            raise TenfoldError(f"{path} has a tensor {name!r} that a model of this config does not have.")
+    missing = [name for name in slots if name not in found]
+    if missing:
+        raise TenfoldError(f"{path} lacks the tensor {missing[0]!r} ({len(missing)} in all).")
+    return found
 
 
-def _stored(path: Path) -> Iterator[tuple[str, Tensor]]:
-    for file in _files(path):
-        try:
-            with safe_open(path / file, framework="pt") as stored:
-                for name in stored.keys():  # noqa: SIM118 (not a dict)
-                    yield name, stored.get_tensor(name)
-        except SafetensorError as error:
-            raise TenfoldError(f"{path / file} is damaged or cut short: {error}.") from None
+def _require_frequencies(stored: Stored, spec: ModelSpec, name: str, path: Path) -> None:
+    """Raises TenfoldError where stored rotary frequencies, which may be rounded to bfloat16, are not those of the config."""
+    plain = rope_frequencies(replace(spec, rope_scaling=None))
+    if stored.shape != plain.shape or not torch.allclose(stored.read().float(), plain, rtol=0.01):
+        raise TenfoldError(f"{path}: {name} holds other rotary frequencies than the config says: correct rope_theta there.")
 
 
-def _files(path: Path) -> list[str]:
-    index = path / "model.safetensors.index.json"
+def _require_equal(stored: Stored, found: dict[str, Stored], name: str, path: Path) -> None:
+    embedding = next((tensor for key, tensor in found.items() if key.endswith("embed_tokens.weight")), None)
+    if embedding is None or stored.shape != embedding.shape or not torch.equal(stored.read(), embedding.read()):
+        raise TenfoldError(
+            f"{path} ties the output head to the embedding and holds {name}, which differs from it: set tie_word_embeddings to "
+            "false in its config.json, or take the tensor out."
+        )
+
+
+def _set(slot: Slot | Stack, stored: Stored, name: str, path: Path) -> None:
+    if slot.shape != stored.shape:
+        raise TenfoldError(f"{path}: {name} has shape {stored.shape}, its config says {slot.shape}.")
     try:
-        files = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else ["model.safetensors"]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise TenfoldError(f"{index} is not an index of weights: download it again.") from None
-    for file in files:
-        if not (path / file).exists():
-            raise TenfoldError(f"{path} lacks {file}: copy the missing shard there.")
-    return files
+        tensor = stored.read()
+    except SafetensorError as error:
+        raise TenfoldError(f"{path}: {name} cannot be read: {error}.") from None
+    if not tensor.is_floating_point() or tensor.itemsize < 2:
+        raise TenfoldError(f"{path}: {name} is stored as {tensor.dtype}, which needs a scale: give a model in 16 or 32 bits.")
+    slot.set(tensor)
 
 
 def weights_hash(path: Path) -> str:
     """SHA-256 over the files of the weights in a Hugging Face directory, or of a GGUF file."""
     digest = hashlib.sha256()
-    for file in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
+    files = sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin"))
+    for file in files if path.is_dir() else [path]:
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
@@ -238,29 +244,10 @@ def read_slots(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _read_parts(path: Path) -> Iterator[tuple[str, nn.Module, dict[str, Slot | Stack]]]:
-    check_model(path)
-    with ExitStack() as opened:
-        stored = read_gguf(path)[1] if path.suffix == ".gguf" else _opened(path, opened)
-        for name, part, slots in _parts(read_spec(path)):
+    with _open(path) as (spec, stored):
+        _require_weights(path, spec, stored)
+        tensors = _of_model(path, make_shapes(spec), stored)
+        for name, part, slots in _parts(spec):
             for key, slot in slots.items():
-                if key not in stored:
-                    raise TenfoldError(f"{path} lacks the tensor {key!r}.")
-                _set(slot, stored[key](), key, path)
+                _set(slot, tensors[key], key, path)
             yield name, part, slots
-
-
-def _opened(path: Path, opened: ExitStack) -> dict[str, Callable[[], Tensor]]:
-    """For the name of each stored tensor a function that reads it, from files that are open as long as `opened`."""
-    found: dict[str, Callable[[], Tensor]] = {}
-    for file in _files(path):
-        stored = _open(path / file, opened)
-        found |= {name: partial(stored.get_tensor, name) for name in stored.keys()}  # noqa: SIM118 (not a dict)
-    return found
-
-
-def _open(file: Path, opened: ExitStack) -> Any:
-    """A file of weights, which is open as long as `opened`."""
-    try:
-        return opened.enter_context(safe_open(file, framework="pt"))
-    except (SafetensorError, OSError) as error:
-        raise TenfoldError(f"{file} is damaged or cut short: {error}.") from None

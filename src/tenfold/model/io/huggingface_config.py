@@ -1,17 +1,23 @@
 """`config.json` in Hugging Face layout: from a shape, and to one."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
 from tenfold.model.family import families, family_of
+from tenfold.model.io.huggingface_keys import FIXED, HARMLESS, READ, ROPE_KEYS
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec, RopeScaling
+from tenfold.spec.ranges import shown
 from tenfold.spec.vocabulary import Vocabulary
 
 
 def spec_from_config(config: dict[str, Any], name: str = "model") -> ModelSpec:
-    """The shape that a Hugging Face `config.json` describes. Raises TenfoldError for a `model_type` of no family."""
+    """The shape that a Hugging Face `config.json` describes.
+
+    Raises TenfoldError for a `model_type` of no family, and for what would change the model and is not computed here.
+    """
     known: list[str] = []
     try:
         kind = config.get("model_type")
@@ -29,15 +35,7 @@ def spec_from_config(config: dict[str, Any], name: str = "model") -> ModelSpec:
 
 def config_from_spec(spec: ModelSpec, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
     """The `config.json` of a shape. Raises TenfoldError for a shape that the Hugging Face layout cannot hold."""
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": spec.rope_theta}
-    if s := spec.rope_scaling:
-        rope |= {
-            "rope_type": "llama3",
-            "factor": s.factor,
-            "low_freq_factor": s.low_freq_factor,
-            "high_freq_factor": s.high_freq_factor,
-            "original_max_position_embeddings": s.original_context,
-        }
+    rope = _rope_config(spec)
     shared: dict[str, Any] = {
         "hidden_size": spec.dim,
         "num_hidden_layers": spec.n_layers,
@@ -52,7 +50,7 @@ def config_from_spec(spec: ModelSpec, dtype: torch.dtype = torch.float32) -> dic
         "rope_scaling": rope if spec.rope_scaling else None,
         "tie_word_embeddings": spec.tied,
         "hidden_act": "silu",
-        "attention_bias": False,
+        "attention_bias": spec.attention_bias,
         "dtype": str(dtype).removeprefix("torch."),
     }
     return family_of(spec).weights().config(spec, shared)
@@ -65,14 +63,15 @@ def config_with_vocabulary(config: dict[str, Any], vocabulary: Vocabulary | None
     return config | nested | ids
 
 
-def shared_fields(config: dict[str, Any], name: str) -> dict[str, Any]:
-    """The fields of a spec that all families read alike. Raises TenfoldError for rotary positions of an unknown kind."""
+def shared_fields(config: dict[str, Any], name: str, own: Iterable[str] = ()) -> dict[str, Any]:
+    """The fields of a spec that all families read alike; `own` are the keys that the family reads beside them.
+
+    Raises TenfoldError for a key that is not known, and for a value that is not computed here.
+    """
+    require_known(config, {*READ, *own}, f"The config.json of {name}")
     # transformers 5 keeps both under rope_parameters, earlier ones rope_theta and rope_scaling apart.
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in ("default", "llama3"):
-        raise TenfoldError(f"{name} stretches its rotary positions by {kind!r}: only 'llama3' is known.")
-    heads = config["num_attention_heads"]
+    heads, context = config["num_attention_heads"], config.get("max_position_embeddings", 2048)
     return {
         "dim": config["hidden_size"],
         "n_layers": config["num_hidden_layers"],
@@ -82,15 +81,48 @@ def shared_fields(config: dict[str, Any], name: str) -> dict[str, Any]:
         "ffn_dim": config.get("intermediate_size_mlp") or config["intermediate_size"],
         "vocab_size": config["vocab_size"],
         "tied": config.get("tie_word_embeddings", False),
-        "context": config.get("max_position_embeddings", 2048),
+        "context": context,
         "rope_theta": float(rope.get("rope_theta") or config.get("rope_theta", 10000.0)),
-        "rope_scaling": RopeScaling(
-            factor=rope["factor"],
-            low_freq_factor=rope["low_freq_factor"],
-            high_freq_factor=rope["high_freq_factor"],
-            original_context=rope["original_max_position_embeddings"],
-        )
-        if kind == "llama3"
-        else None,
+        "rope_scaling": _rope_scaling(rope, context, name),
         "norm_eps": config.get("rms_norm_eps", 1e-6),
+        "attention_bias": config.get("attention_bias", False),
+        "mlp_bias": config.get("mlp_bias", False),
     }
+
+
+def require_known(config: dict[str, Any], read: Iterable[str], where: str) -> None:
+    """Raises TenfoldError for a key that is neither read nor without effect on a model's answers, unless it is null."""
+    for key, value in config.items():
+        if value is None or key in HARMLESS or key.startswith("_"):
+            continue
+        if key in FIXED and value not in FIXED[key]:
+            computed = " or ".join(map(repr, FIXED[key]))
+            raise TenfoldError(f"{where} has {key} = {shown(value)}, and only {computed} is computed here.")
+        if key not in FIXED and key not in read:
+            raise TenfoldError(
+                f"{where} has a key that is not known here, {key} = {shown(value)}: take it out if it changes nothing."
+            )
+
+
+def _rope_scaling(rope: dict[str, Any], context: int, name: str) -> RopeScaling | None:
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return None
+    if kind not in ROPE_KEYS:
+        raise TenfoldError(f"{name} stretches its rotary positions by {kind!r}: only {', '.join(ROPE_KEYS)} are known.")
+    require_known(rope, {"rope_type", "type", "rope_theta", *ROPE_KEYS[kind]}, f"The rotary positions of {name}")
+    given = {ours: rope[key] for key, ours in ROPE_KEYS[kind].items() if rope.get(key) is not None}
+    # Llama 3.1's has no default in transformers.
+    missing = [key for key, ours in ROPE_KEYS[kind].items() if ours not in given] if kind == "llama3" else []
+    if missing or "factor" not in given:
+        raise KeyError((missing or ["factor"])[0])
+    return RopeScaling(**{"original_context": context} | given, rope_type=kind)
+
+
+def _rope_config(spec: ModelSpec) -> dict[str, Any]:
+    s = spec.rope_scaling
+    if s is None:
+        return {"rope_type": "default", "rope_theta": spec.rope_theta}
+    values = {key: getattr(s, ours) for key, ours in ROPE_KEYS[s.rope_type].items()}
+    kept = {key: value for key, value in values.items() if value is not None}
+    return {"rope_type": s.rope_type, "rope_theta": spec.rope_theta, **kept}

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from tenfold.model.io.format import CheckpointFormat, GGUFNames, Slot, Stack
 from tenfold.model.io.huggingface_config import shared_fields
@@ -17,19 +17,16 @@ def llama_config(spec: ModelSpec, shared: dict[str, Any]) -> dict[str, Any]:
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "intermediate_size": spec.ffn_dim,
-        "mlp_bias": False,
+        "mlp_bias": spec.mlp_bias,
         **shared,
     }
 
 
 def ffn_slots(name: str, ffn: nn.Module) -> dict[str, Slot | Stack]:
-    """The three matrices of a dense feed-forward."""
+    """The three matrices of a dense feed-forward, and their biases."""
     assert isinstance(ffn, FeedForward)
-    return {
-        f"{name}.gate_proj.weight": Slot(ffn.w1.weight.data),
-        f"{name}.up_proj.weight": Slot(ffn.w3.weight.data),
-        f"{name}.down_proj.weight": Slot(ffn.w2.weight.data),
-    }
+    matrices = {"gate_proj": ffn.w1, "up_proj": ffn.w3, "down_proj": ffn.w2}
+    return {f"{name}.{part}.{kind}": Slot(p) for part, w in matrices.items() for kind, p in _tensors(w).items()}
 
 
 def llama_slots(
@@ -51,13 +48,19 @@ def llama_slots(
 
 def _attention_slots(name: str, attention: Attention, spec: ModelSpec, halves: bool) -> dict[str, Slot | Stack]:
     group = spec.n_heads // spec.n_kv_heads
-    rows = attention.wqkv.weight.data.view(spec.n_kv_heads, group + 2, spec.head_dim, spec.dim)
-    return {
-        f"{name}.q_proj.weight": Slot(rows[:, :group], halves),
-        f"{name}.k_proj.weight": Slot(rows[:, group : group + 1], halves),
-        f"{name}.v_proj.weight": Slot(rows[:, group + 1 :]),
-        f"{name}.o_proj.weight": Slot(attention.wo.weight.data),
-    }
+    slots: dict[str, Slot | Stack] = {}
+    for kind, p in _tensors(attention.wqkv).items():
+        vector = p.ndim == 1
+        rows = p.view(spec.n_kv_heads, group + 2, spec.head_dim, -1)
+        slots[f"{name}.q_proj.{kind}"] = Slot(rows[:, :group], halves, vector)
+        slots[f"{name}.k_proj.{kind}"] = Slot(rows[:, group : group + 1], halves, vector)
+        slots[f"{name}.v_proj.{kind}"] = Slot(rows[:, group + 1 :], vector=vector)
+    return slots | {f"{name}.o_proj.{kind}": Slot(p) for kind, p in _tensors(attention.wo).items()}
+
+
+def _tensors(linear: nn.Linear) -> dict[str, Tensor]:
+    """The weight of a matrix, and its bias where it has one."""
+    return {kind: p.data for kind in ("weight", "bias") if (p := getattr(linear, kind)) is not None}
 
 
 _GGUF = GGUFNames(

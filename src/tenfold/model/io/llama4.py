@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 
 from tenfold.model.io.format import CheckpointFormat, Slot, Stack
-from tenfold.model.io.huggingface_config import shared_fields
+from tenfold.model.io.huggingface_config import require_known, shared_fields
 from tenfold.model.io.llama import ffn_slots, llama_slots
 from tenfold.model.llama4 import Llama4
 from tenfold.model.moe import Experts
@@ -14,10 +14,23 @@ from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec
 from tenfold.spec.vision import VisionSpec
 
+_OWN = (
+    "intermediate_size_mlp", "num_local_experts", "num_experts_per_tok", "moe_layers", "interleave_moe_layer_step", "layer_types",
+    "no_rope_layers", "no_rope_layer_interval", "attention_chunk_size", "use_qk_norm", "attn_temperature_tuning", "floor_scale",
+    "attn_scale",
+)  # fmt: skip
+_TOP = (
+    "text_config", "vision_config", "image_token_index", "image_token_id", "boi_token_index", "eoi_token_index", "boi_token_id",
+    "eoi_token_id", "tie_word_embeddings",
+)  # fmt: skip
+_VISION = {"hidden_act": "gelu", "num_channels": 3, "norm_eps": 1e-5, "vision_feature_select_strategy": "default",
+           "multi_modal_projector_bias": False}  # fmt: skip
+
 
 def llama4_fields(config: dict[str, Any], name: str) -> dict[str, Any]:
     """The fields of a spec from the config of a Llama 4, of text alone or with images."""
     if config["model_type"] == "llama4":
+        require_known(config, _TOP, f"The config.json of {name}")
         vision = _vision_spec(config["vision_config"], config.get("image_token_index", 200092))
         return _text_fields(config["text_config"], name) | {"vision": vision}
     return _text_fields(config, name)
@@ -37,8 +50,11 @@ def _text_fields(config: dict[str, Any], name: str) -> dict[str, Any]:
     routed = config.get("moe_layers")
     routed = list(range(step - 1, layers, step)) if routed is None else routed
     chunk = config.get("attention_chunk_size", 8192) or 0
+    kinds = [("full_attention", "chunked_attention")[bool(kind)] for kind in turned]
+    if (config.get("layer_types") or kinds) != kinds:
+        raise TenfoldError(f"The config.json of {name} has layer_types that its no_rope_layers contradict.")
     return {
-        **shared_fields(config, name),
+        **shared_fields(config, name, _OWN),
         "n_experts": config["num_local_experts"] if routed else 0,
         "experts_per_token": config.get("num_experts_per_tok", 1),
         "expert_ffn_dim": config["intermediate_size"] if routed else 0,
@@ -72,6 +88,9 @@ def _text_config(spec: ModelSpec) -> dict[str, Any]:
 
 
 def _vision_spec(config: dict[str, Any], patch_token: int) -> VisionSpec:
+    for key, value in _VISION.items():
+        if config.get(key, value) != value:
+            raise TenfoldError(f"The image encoder has {key} = {config[key]!r}, and only {value!r} is computed here.")
     shuffle = round(1 / config.get("pixel_shuffle_ratio", 0.5))
     spec = VisionSpec(
         image_size=config["image_size"],

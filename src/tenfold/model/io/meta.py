@@ -62,6 +62,8 @@ def params_of(spec: ModelSpec) -> dict[str, int | float | bool]:
         raise TenfoldError(
             f"{spec.name} is of the family {spec.family!r}: Meta's layout is written for llama3 alone; export it --to hf."
         )
+    if spec.has_biases:
+        raise TenfoldError(f"{refused} the biases of {spec.name}: export it --to hf.")
     if spec.head_dim * spec.n_heads != spec.dim:
         raise TenfoldError(f"{refused} heads of {spec.head_dim} in {spec.name}, only for dim / n_heads: export it --to hf.")
     if spec.rope_scaling not in (None, _SCALED):

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tenfold.model.io.format import Slot
+from tenfold.model.io.stored import save_tensors
 from tenfold.model.llama import FeedForward, Llama
 from tenfold.model.lora import LoRALinear, attach
 from tenfold.spec.errors import TenfoldError
@@ -36,7 +37,7 @@ def write_adapter(model: Llama, directory: Path, base: str) -> None:
             tensors[f"{name}.{part}.lora_B.weight"] = own.contiguous()
     make_folder(directory)
     with whole_file(directory / "adapter_model.safetensors") as scratch:
-        save_file(tensors, scratch, metadata={"format": "pt"})
+        save_tensors(tensors, scratch)
     targets = sorted({name.split(".")[-3] for name in tensors})
     config = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": rank, "lora_alpha": scale * rank,

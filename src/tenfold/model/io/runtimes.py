@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer
 
 from tenfold.model.io.compare import Answer
-from tenfold.model.io.gguf import read_gguf_text_fields
+from tenfold.model.io.gguf_tokenizer import read_gguf_text_fields
 from tenfold.model.io.tokenizer import has_tokenizer, read_tokenizer, read_vocabulary
 from tenfold.spec.errors import TenfoldError
 

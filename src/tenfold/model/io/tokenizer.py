@@ -16,9 +16,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from tenfold.model.io.from_sentencepiece import read_sentencepiece
 from tenfold.model.io.from_tiktoken import is_tiktoken, read_tekken, read_tiktoken
-from tenfold.model.io.gguf import read_gguf_text_fields, read_gguf_tokenizer
+from tenfold.model.io.gguf_tokenizer import read_gguf_text_fields, read_gguf_tokenizer
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import write_json, write_text
+from tenfold.spec.template_ends import ends_of_answers
 from tenfold.spec.vocabulary import Vocabulary
 
 _HUGGING_FACE = "tokenizer.json"
@@ -163,13 +164,15 @@ def _directory_facts(folder: Path) -> dict[str, Any]:
 def _gguf_facts(path: Path) -> dict[str, Any]:
     fields = read_gguf_text_fields(path)
     facts = {key.replace("padding_token", "pad_token"): value for key, value in fields.items()}
-    ends = [facts[key] for key in ("eos_token_id", "eot_token_id") if key in facts]
+    ends = [facts[key] for key in ("eos_token_id", "eot_token_id", "eom_token_id") if key in facts]
     return facts | {"eos_token_id": ends}
 
 
 def _vocabulary(tokenizer: Tokenizer, facts: dict[str, Any]) -> Vocabulary:
     size = max(tokenizer.get_vocab().values()) + 1
+    added = {t.content: i for i, t in tokenizer.get_added_tokens_decoder().items()}
     special = {t.content: i for i, t in tokenizer.get_added_tokens_decoder().items() if t.special}
+    template = _chat_template(facts.get("chat_template"))
 
     def found(kind: str) -> list[int]:
         named, numbers = facts.get(f"{kind}_token"), facts.get(f"{kind}_token_id")
@@ -178,6 +181,7 @@ def _vocabulary(tokenizer: Tokenizer, facts: dict[str, Any]) -> Vocabulary:
         return [i for i in dict.fromkeys(ids) if i is not None and 0 <= i < size]
 
     bos, eos, pad = map(found, ("bos", "eos", "pad"))
+    eos += [added[end] for end in ends_of_answers(template or "") if end in added and added[end] not in eos]
     special |= {name: i for i in (*bos[:1], *eos, *pad[:1]) if (name := tokenizer.id_to_token(i)) is not None}
     return Vocabulary(
         size=size,
@@ -186,7 +190,7 @@ def _vocabulary(tokenizer: Tokenizer, facts: dict[str, Any]) -> Vocabulary:
         pad=pad[0] if pad else None,
         add_bos=bool(bos) and (tokenizer.encode("").ids[:1] == bos[:1] or bool(facts.get("add_bos_token"))),
         special=dict(sorted(special.items(), key=lambda item: item[1])),
-        chat_template=_chat_template(facts.get("chat_template")),
+        chat_template=template,
     )
 
 

@@ -30,7 +30,7 @@ _FIELDS = 7  # tokens, positions, starts, first rows of tiles, rows of tiles, se
 
 def fits(spec: ModelSpec) -> bool:
     """Whether the kernels support the shape."""
-    return spec.family == "llama3" and spec.head_dim in (16, 32, 64, 128, 256)
+    return spec.family == "llama3" and not spec.has_biases and spec.head_dim in (16, 32, 64, 128, 256)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ _FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=c++17")
 
 def fits(spec: ModelSpec) -> bool:
     """Whether the compiled step supports the shape."""
-    return spec.family == "llama3" and spec.dim % PANEL == 0 and spec.head_dim in range(PANEL, 257, PANEL)
+    return spec.family == "llama3" and not spec.has_biases and spec.dim % PANEL == 0 and spec.head_dim in range(PANEL, 257, PANEL)
 
 
 @cache

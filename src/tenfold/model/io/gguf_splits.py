@@ -1,0 +1,65 @@
+"""How text is split before it is tokenized, by `tokenizer.ggml.pre` (llama.cpp, `llama-vocab.cpp`).
+
+Patterns are those of the tokenizers that llama.cpp's were adapted from: its regular expressions have no scripts and no `(?i:)`.
+"""
+
+from typing import Any, NamedTuple
+
+from tokenizers import Regex, pre_tokenizers
+
+from tenfold.spec.vocabulary import LLAMA3_SPLIT
+
+_END = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_QWEN2 = LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_WORD_BEGIN, _CONTRACTION = r"[^\r\n\p{L}\p{N}]?", r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_AFTER_WORDS = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+def _cased(contraction: str, digits: str) -> str:
+    """Words that end where a capital letter follows a small one (tiktoken's o200k_base, Mistral's Tekken)."""
+    words = (f"{_WORD_BEGIN}{_UPPER}*{_LOWER}+{contraction}", f"{_WORD_BEGIN}{_UPPER}+{_LOWER}*{contraction}")
+    return "|".join((*words, digits, _AFTER_WORDS))
+
+
+class Split(NamedTuple):
+    """The steps of a split. `whole_words`: a word that is a token is not merged. `add_bos` is llama.cpp's default."""
+
+    steps: list[Any]
+    whole_words: bool = False
+    add_bos: bool = False
+
+
+def _isolated(*patterns: str) -> list[Any]:
+    return [*(pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in patterns), _END]
+
+
+_DIGITS_APART = Split([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+_PLAIN = Split([pre_tokenizers.ByteLevel(add_prefix_space=False)])
+_LLAMA3 = Split(_isolated(LLAMA3_SPLIT), whole_words=True, add_bos=True)
+_THREE_DIGITS = Split(_isolated(LLAMA3_SPLIT))
+_ONE_DIGIT = Split(_isolated(_QWEN2))
+_O200K = Split(_isolated(_cased(_CONTRACTION, r"\p{N}{1,3}")))
+
+# The first name of a split is the one that files are written with.
+SPLITS: dict[str, Split] = {
+    **dict.fromkeys(("gpt-2", "mpt", "olmo", "phi-2", "jais", "trillion", "exaone4", "granite-docling"), _PLAIN),
+    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"), _DIGITS_APART),
+    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "lfm2"), _LLAMA3),
+    **dict.fromkeys(("dbrx", "smaug-bpe", "chatglm-bpe"), _THREE_DIGITS),
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "stablelm2", "megrez", "hunyuan", "grok-2"), _ONE_DIGIT),
+    "qwen35": Split(_isolated(_QWEN2.replace(r"?\p{L}+", r"?[\p{L}\p{M}]+").replace(r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]"))),
+    **dict.fromkeys(("gpt-4o", "llama4", "kanana2"), _O200K),
+    "tekken": Split(_isolated(_cased("", r"\p{N}")), whole_words=True, add_bos=True),
+    "falcon": Split(_isolated(r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]")),
+    "deepseek-coder": Split(_isolated(r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-\ud7ff]+", r"\p{N}")),
+    "deepseek-v3": Split(
+        _isolated(
+            r"\p{N}{1,3}",
+            "[一-龥\u3040-ゟ゠-ヿ]+",
+            r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
+            r"""| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+""",
+        )
+    ),
+}

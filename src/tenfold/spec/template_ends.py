@@ -1,0 +1,102 @@
+"""Where an answer ends in a chat template: read from its text, which is not run, since a stranger wrote it."""
+
+from collections.abc import Iterator
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import loopcontrols
+
+_OTHERS = {"user", "system", "tool", "ipython"}
+_CONTENT = None  # what stands for the content of a message among the pieces of a template
+
+
+def ends_of_answers(template: str) -> list[str]:
+    """The constant texts that a template can write right after what an assistant said, as the last of a message.
+
+    `eos_token` and the like are not among them; a template that is not valid has none.
+    """
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    try:
+        body = environment.parse(template.replace("{% generation %}", "").replace("{% endgeneration %}", "")).body
+    except (jinja2.TemplateError, RecursionError):
+        return []
+    return list(dict.fromkeys(_after_content(body, [])))
+
+
+def _after_content(body: list[nodes.Node], rest: list[nodes.Node]) -> Iterator[str]:
+    """What ends a message after its content in `body`, after which come `rest`."""
+    for at, node in enumerate(body):
+        after = body[at + 1 :] + rest
+        if isinstance(node, nodes.Output):
+            pieces = list(_pieces(node))
+            for i, piece in enumerate(pieces):
+                if piece is _CONTENT:
+                    yield from _last(pieces[i + 1 :], after)
+        elif isinstance(node, nodes.If):
+            if not _is_of_another_role(node.test):
+                yield from _after_content(node.body, after)
+            yield from _after_content([*node.elif_, *node.else_], after)
+        elif isinstance(node, nodes.For):
+            yield from _after_content(node.body, [])  # a message is what one turn of a loop writes
+
+
+def _last(pieces: list[str | None], after: list[nodes.Node]) -> Iterator[str]:
+    """The first text of pieces, or else of what comes after them, where nothing but spaces need follow it."""
+    for at, piece in enumerate(pieces):
+        if piece is _CONTENT or (piece.strip() and not _can_be_silent(pieces[at + 1 :], after)):
+            return
+        if piece.strip():
+            yield piece.strip()
+            return
+    if not after:
+        return
+    node, *rest = after
+    if isinstance(node, nodes.If):
+        for branch in (node.body, [*node.elif_, *node.else_]):
+            yield from _last([], branch + rest)
+    else:
+        yield from _last(list(_pieces(node)) if isinstance(node, nodes.Output) else [], rest)
+
+
+def _can_be_silent(pieces: list[str | None], after: list[nodes.Node]) -> bool:
+    """Whether there is a way on which pieces, and what comes after them, write nothing but spaces."""
+    if any(piece is _CONTENT or piece.strip() for piece in pieces):
+        return False
+    for node in after:
+        if isinstance(node, nodes.Output) and not _can_be_silent(list(_pieces(node)), []):
+            return False
+        if isinstance(node, nodes.For) and not _can_be_silent([], node.body):
+            return False
+        branches = (node.body, [*node.elif_, *node.else_]) if isinstance(node, nodes.If) else ()
+        if branches and not any(_can_be_silent([], branch) for branch in branches):
+            return False
+    return True
+
+
+def _pieces(node: nodes.Node) -> Iterator[str | None]:
+    """The parts of an output: constant text, the content of a message, and for everything else a name that is no token's."""
+    if isinstance(node, nodes.Output | nodes.Add | nodes.Concat):
+        for child in node.iter_child_nodes():
+            yield from _pieces(child)
+    elif isinstance(node, nodes.TemplateData):
+        yield node.data
+    elif isinstance(node, nodes.Const):
+        yield str(node.value)
+    else:
+        yield _CONTENT if _is_content(node) else "{{ }}"
+
+
+def _is_content(node: nodes.Node) -> bool:
+    here = (
+        (isinstance(node, nodes.Name) and node.name == "content")
+        or (isinstance(node, nodes.Getattr) and node.attr == "content")
+        or (isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Const) and node.arg.value == "content")
+    )
+    return here or any(map(_is_content, node.iter_child_nodes()))
+
+
+def _is_of_another_role(test: nodes.Node) -> bool:
+    words = {const.value for const in test.find_all(nodes.Const) if isinstance(const.value, str)}
+    if isinstance(test, nodes.Not):
+        return False
+    return bool(words & _OTHERS) and "assistant" not in words
