@@ -138,6 +138,11 @@ def test_a_stream_is_of_a_response_that_was_begun_as_one(backend, ann):
         ann.responses.retrieve(ended(ann, ann.responses.create(**ASK, background=True).id).id, stream=True)
 
 
+@pytest.mark.parametrize("text", [{}, {"format": {}}, {"verbosity": "low"}])
+def test_a_response_says_which_format_its_text_has(ann, text):
+    assert ann.responses.create(**ASK, text=text).text.format.type == "text"
+
+
 def test_what_cannot_be_in_the_background_is_refused(ann):
     with pytest.raises(openai.BadRequestError):
         ann.responses.create(**ASK, background=True, store=False)

@@ -167,7 +167,7 @@ def _object(body: ResponsesRequest, conversation: chat.Conversation, status: str
         "parallel_tool_calls": body.parallel_tool_calls is not False,
         "previous_response_id": body.previous_response_id,
         "temperature": sampling.temperature,
-        "text": body.text.model_dump(by_alias=True, exclude_unset=True) if body.text else {"format": {"type": "text"}},
+        "text": _text(body),
         "tool_choice": body.tool_choice or "auto",
         "tools": [{"parameters": None, "strict": None, **tool} for tool in body.tools or ()],
         "top_p": sampling.top_p,
@@ -175,6 +175,12 @@ def _object(body: ResponsesRequest, conversation: chat.Conversation, status: str
         "usage": usage,
         "user": body.user,
     }
+
+
+def _text(body: ResponsesRequest) -> dict[str, Any]:
+    """What was asked of the text, and in any case its format."""
+    asked = body.text.model_dump(by_alias=True, exclude_unset=True) if body.text else {}
+    return {**asked, "format": {"type": "text", **(asked.get("format") or {})}}
 
 
 def _counts(conversation: chat.Conversation, g: Gathered) -> dict[str, Any]:
