@@ -31,6 +31,14 @@ class RayCluster:
         self._processes, self._before = {}, {name: os.environ.get(name) for name in ("RAY_ADDRESS", "RAY_AUTH_MODE")}
 
     def __enter__(self):
+        try:
+            self._begin()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _begin(self):
         self._home.mkdir()
         board = free_port()
         os.environ |= {"RAY_ADDRESS": f"http://127.0.0.1:{board}", "RAY_AUTH_MODE": "disabled"}
@@ -46,7 +54,6 @@ class RayCluster:
             time.sleep(0.5)
         for name in self._nodes:  # one after another: nodes that join one host at once take each other's ports
             self.start(name)
-        return self
 
     def __exit__(self, *error):
         for name, value in self._before.items():
