@@ -94,16 +94,6 @@ def test_policies_meet_the_same_futures_and_repeat_themselves(sites, demand):
         policies(["just-in-tim"], first, 0.0)
 
 
-@pytest.mark.slow
-def test_staged_is_better_than_naive_policies_on_futures_outside_the_tree():
-    sites, demand = read_sites(), read_demand()
-    first = View(portfolio(sites, demand), today(demand), demand)
-    found = backtest(sites, demand, policies(["just-in-time", "all-now"], first, 0.0), Futures(60))
-    for name in ("just-in-time", "all-now"):
-        assert found["staged"].mean_usd_m < found[name].mean_usd_m
-        assert found["staged"].cvar_usd_m < found[name].cvar_usd_m
-
-
 @pytest.mark.parametrize("change", ["price.b200 x1.2", "rent x0.9", "water.OH x0.5", "lead x1.5", "grid.LA-1 delayed 6 quarters"])
 def test_a_change_costs_at_least_what_a_worse_world_must(question, change):
     before = solve(question.portfolio, question.grown().tree)
