@@ -147,14 +147,14 @@ def test_the_server_answers_beside_weights_of_few_bits_without_merging(base, tmp
         if isinstance(module, LoRALinear):
             nn.init.normal_(module.lora_b, std=0.3)
     write_adapter(model, tmp_path / "adapter", str(base))
-    options = EngineOptions(base, quantization="int4", adapter=tmp_path / "adapter", kv_cache_gib=0.01, speculate=False)
+    options = EngineOptions(base, quantization="int4", adapter=tmp_path / "adapter", kv_cache_gib=0.01, threads=1, speculate=False)
     answer, tokens = engine_answer(options), TOKENS[0].tolist()
     merge_lora(model)
     with torch.no_grad():
         for _ in answer:
             tokens.append(int(model(torch.tensor([tokens]))[0, -1].argmax()))
     assert tokens[24:] == answer
-    assert engine_answer(EngineOptions(base, quantization="int4", kv_cache_gib=0.01, speculate=False)) != answer
+    assert engine_answer(EngineOptions(base, quantization="int4", kv_cache_gib=0.01, threads=1, speculate=False)) != answer
     with serving({"base": options}) as address:
         client = openai.OpenAI(base_url=f"{address}/v1", api_key="none")
         told = client.chat.completions.create(model="base", messages=[{"role": "user", "content": "Hello"}], max_tokens=4)

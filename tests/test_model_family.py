@@ -145,7 +145,7 @@ def test_one_file_and_one_entry_point_are_a_family(parallel, corpus, tmp_path):
     tokens = [5, 17, 200, 3]
     with torch.no_grad():
         torch.testing.assert_close(model(torch.tensor([tokens]))[0, -1], reference(path, model.spec, tokens), rtol=1e-4, atol=1e-4)
-    runner, n_blocks = make_runner(EngineOptions(path, kv_cache_gib=0.01))
+    runner, n_blocks = make_runner(EngineOptions(path, kv_cache_gib=0.01, threads=1))
     written = generate(Engine(runner, n_blocks), tokens, Sampling(temperature=0, max_tokens=8, ignore_stop=True))
     for token in written:
         assert token == int(reference(path, model.spec, tokens).argmax())

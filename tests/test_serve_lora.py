@@ -45,7 +45,9 @@ def adapters(base):
 
 @pytest.fixture(scope="module")
 def options(base, adapters):
-    return EngineOptions(base, kv_cache_gib=0.01, lora_modules=tuple(f"{name}={folder}" for name, folder in adapters.items()))
+    return EngineOptions(
+        base, kv_cache_gib=0.01, threads=1, lora_modules=tuple(f"{name}={folder}" for name, folder in adapters.items())
+    )
 
 
 def theirs(base, adapters, name):
@@ -171,8 +173,8 @@ def test_adapters_that_cannot_be_named_are_a_sentence(base, given, told):
 def test_an_adapter_of_another_model_is_a_sentence(options, adapters, tmp_path):
     other = chat_model(tmp_path / "other", dim=64)
     with pytest.raises(TenfoldError, match="made for another model"):
-        make_engine(EngineOptions(other, kv_cache_gib=0.01, lora_modules=options.lora_modules))
+        make_engine(EngineOptions(other, kv_cache_gib=0.01, threads=1, lora_modules=options.lora_modules))
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "adapter_config.json").write_text(json.dumps({}))
     with pytest.raises(TenfoldError, match="no adapter of PEFT's"):
-        make_engine(EngineOptions(other, kv_cache_gib=0.01, lora_modules=(f"a={tmp_path / 'empty'}",)))
+        make_engine(EngineOptions(other, kv_cache_gib=0.01, threads=1, lora_modules=(f"a={tmp_path / 'empty'}",)))
