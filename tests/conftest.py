@@ -27,6 +27,13 @@ LONGEST = (
 )
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Engines set the threads of their process: no test computes with those of the one before."""
+    yield
+    torch.set_num_threads(1)
+
+
 def pytest_collection_modifyitems(items):
     """The files that take longest begin first, so that no worker is left with one of them at the end."""
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))

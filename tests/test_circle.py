@@ -28,12 +28,12 @@ def circle(home):
 def walked(home):
     """What a circle that is let be finds."""
     child = circle(home)
-    said, error = child.communicate(timeout=900)
+    said, error = child.communicate(timeout=1500)
     assert child.returncode == 0, error
     return json.loads(said)["rooms"]
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_every_room_does_its_part_and_its_forecasts_are_scored(tmp_path):
     found = walked(tmp_path)
     assert list(found) == ROOMS

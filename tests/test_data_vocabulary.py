@@ -267,10 +267,8 @@ def test_a_run_uses_the_tokenizer_of_the_model_that_it_begins_from(corpus, stran
         pretrain(config, corpus, tmp_path / "other", quiet=True)
 
 
-@pytest.mark.parametrize(
-    ("steps", "rows", "text"),
-    [(3, 2, "invented words"), pytest.param(20, 4, "stdlib", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("steps", "rows", "text"), [(3, 2, "invented words"), (20, 4, "stdlib")])
 def test_continued_pretraining_of_published_weights(smollm2, tmp_path, steps, rows, text):
     if text == "stdlib":
         source = STDLIB / "email"

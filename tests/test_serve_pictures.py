@@ -408,7 +408,7 @@ def test_one_text_about_an_image_is_what_the_model_itself_writes(seeing, model, 
     tokens = text.tokenizer.encode(image_text(rows, columns, PLACES) + "Hello").ids
     following = greedy(model, tokens, torch.from_numpy(tiles), 6, text.stop_tokens)
     written = complete(seeing, "Hello", max_new_tokens=6, temperature=0, top_p=1, seed=0, image=tmp_path / "a.png")
-    assert written == text.tokenizer.decode(tokens + following)
+    assert written.text == text.tokenizer.decode(tokens + following)
 
 
 def test_a_template_that_leaves_a_picture_out_is_a_sentence(tmp_path):

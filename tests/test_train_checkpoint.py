@@ -181,10 +181,12 @@ def save_without_end(directory, first):
 
 def test_kill_9_in_the_middle_of_saving_loses_nothing_that_was_saved(tmp_path):
     draw, last, half_written = random.Random(1), 0, 0
+    context = multiprocessing.get_context("forkserver")  # a fork of this process would lack PyTorch's threads
+    context.set_forkserver_preload([__name__])
     for _ in range(10):
-        child = multiprocessing.get_context("fork").Process(target=save_without_end, args=(tmp_path, last + 1))
+        child = context.Process(target=save_without_end, args=(tmp_path, last + 1))
         child.start()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while not (tmp_path / f"step-{last + 1:08d}").exists() and time.monotonic() < deadline:
             time.sleep(0.001)
         time.sleep(draw.uniform(0, 0.1))

@@ -179,6 +179,7 @@ SEEING = {**RUN, "seq_len": 48, "tokens": 20 * 8 * 48, "image_share": 0.4, "micr
 SEEING |= {"vision": {"image_size": 16, "patch_size": 4, "dim": 32, "n_layers": 1, "n_heads": 2}}
 
 
+@pytest.mark.slow
 def test_images_too(corpus, drawings, tmp_path):
     model = {name: value for name, value in ROUTED.items() if name != "vocab_size"}
     seeing = {**SEEING, "model": model, "images": str(drawings)}
