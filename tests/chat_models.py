@@ -40,3 +40,15 @@ def chat_model(directory, seed=0, template=TEMPLATE, sees=False, **changes):
     write_model(model, directory)
     save_tokenizer(tokenizer, vocabulary, directory)
     return directory
+
+
+def answers(engine, requests):
+    """The outputs of each request, by its id, when the engine has answered all."""
+    found = {request.id: [] for request in requests}
+    for request in requests:
+        engine.add(request)
+    while engine.has_work:
+        for output in engine.step():
+            assert output.error is None
+            found[output.request_id].append(output)
+    return found

@@ -138,12 +138,18 @@ def test_a_broken_trace_of_demand_is_a_sentence(tmp_path, text):
 
 
 @pytest.mark.parametrize(
-    "row", ["", "2017-10-03", "2017-10-03,60", "x,60,1", "2017-10-03,inf,1", "2017-10-03,60,nan", "2017-10-03,-1,1", "2017-10-03,60,1e300"]
+    "row", ["", "2017-10-03", "2017-10-03,60", "x,60,1", "2017-10-03,inf,1", "2017-10-03,60,nan", "2017-10-03,-1,1", "2017-10-03,60,1e300", "nan,60,1", "1e18,60,1"]
 )  # fmt: skip
 def test_a_broken_trace_of_jobs_is_a_sentence(tmp_path, row):
     (tmp_path / "jobs.csv").write_text(f"timestamp,duration,num_gpus\n{row}\n")
     with pytest.raises(TenfoldError, match="jobs.csv"):
         read_jobs(tmp_path / "jobs.csv")
+
+
+def test_jobs_come_by_dates_or_by_seconds(tmp_path):
+    for name, first, second in (("dates.csv", "2027-01-01T00:00:00", "2027-01-01T00:15:00"), ("seconds.csv", "5", "905.0")):
+        (tmp_path / name).write_text(f"timestamp,duration,num_gpus\n{first},60,8\n{second},60,8\n")
+        assert read_jobs(tmp_path / name).came.tolist() == [0, 900]
 
 
 def test_a_number_that_is_infinite_is_refused_wherever_it_stands():

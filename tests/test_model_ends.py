@@ -99,3 +99,10 @@ def test_a_copy_tells_every_tool_the_template_s_end(tmp_path):
     said = json.loads((tmp_path / "copy" / "generation_config.json").read_text())["eos_token_id"]
     assert said == list(read_vocabulary(source).eos) and len(said) == 2
     assert read_vocabulary(tmp_path / "copy") == read_vocabulary(source)
+
+
+def test_a_template_of_many_branches_is_read_at_once():
+    """Each branch is looked at once: ways through them would be 2 to the power of 200."""
+    branches = "{% if a %}{% set b = 1 %}{% else %}{% set b = 2 %}{% endif %}" * 200
+    template = "{% for message in messages %}{{ message.content }}" + branches + "{{ '<|end|>' }}{% endfor %}"
+    assert ends_of_answers(template) == ["<|end|>"]

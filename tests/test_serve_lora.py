@@ -5,7 +5,7 @@ import json
 import peft
 import pytest
 import torch
-from chat_models import chat_model
+from chat_models import answers, chat_model
 from fastapi.testclient import TestClient
 from msgspec.structs import replace
 from transformers import AutoModelForCausalLM
@@ -57,17 +57,6 @@ def theirs(base, adapters, name):
 
 def prompt(seed, length):
     return torch.randint(0, 300, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
-
-
-def answers(engine, requests):
-    found = {request.id: [] for request in requests}
-    for request in requests:
-        engine.add(request)
-    while engine.has_work:
-        for output in engine.step():
-            assert output.error is None
-            found[output.request_id].append(output)
-    return found
 
 
 def scored(name, tokens, adapter):

@@ -8,7 +8,7 @@ import anthropic
 import numpy as np
 import pytest
 import torch
-from chat_models import chat_model
+from chat_models import answers, chat_model
 from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
@@ -64,17 +64,6 @@ def words(seed, length):
 def asked(name, prompt, **sampling):
     task = "generate" if sampling else "score"
     return Request(name, prompt.tokens, Sampling(temperature=0, logprobs=0, **sampling), task, pictures=prompt.pictures)
-
-
-def answers(engine, requests):
-    found = {request.id: [] for request in requests}
-    for request in requests:
-        engine.add(request)
-    while engine.has_work:
-        for output in engine.step():
-            assert output.error is None
-            found[output.request_id].append(output)
-    return found
 
 
 def pixels_of(prompt):

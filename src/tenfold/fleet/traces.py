@@ -13,6 +13,7 @@ from tenfold.spec.errors import TenfoldError
 BIN_S = 600.0
 JITTER_S = 3600.0
 MOST_RATE, LONGEST_S = 1e12, 3660 * 86_400.0
+LATEST_S = 253_402_300_800.0  # seconds since the epoch at the end of the year 9999, the last of ISO 8601
 
 
 def read_demand(path: Path, scale: float = 1.0) -> np.ndarray:
@@ -61,19 +62,26 @@ class JobRows:
 
 
 def read_jobs(path: Path) -> JobRows:
-    """Jobs with the columns timestamp, duration (s) and num_gpus, in the order in which they came."""
+    """Jobs with the columns timestamp (of ISO 8601, or seconds), duration (s) and num_gpus, in the order in which they came."""
     try:
         with path.open(newline="") as file:
-            rows = [
-                (datetime.fromisoformat(row["timestamp"]).timestamp(), float(row["duration"]), float(row["num_gpus"]))
-                for row in csv.DictReader(file)
-            ]
+            rows = [(_seconds(row["timestamp"]), float(row["duration"]), float(row["num_gpus"])) for row in csv.DictReader(file)]
     except (OSError, KeyError, ValueError, TypeError, OverflowError, csv.Error) as error:
         raise TenfoldError(f"{path} is not a trace of jobs, with timestamp, duration and num_gpus: {error}.") from None
     table = np.array(sorted(row for row in rows if 0 < row[1] <= LONGEST_S and 0 < row[2] <= 1e9))
     if not len(table):
         raise TenfoldError(f"{path} has no job that worked.")
     return JobRows(table[:, 0] - table[0, 0], table[:, 1], table[:, 2])
+
+
+def _seconds(timestamp: str) -> float:
+    try:
+        seconds = float(timestamp)
+    except ValueError:
+        return datetime.fromisoformat(timestamp).timestamp()
+    if not abs(seconds) <= LATEST_S:
+        raise ValueError(f"{timestamp} seconds are no time of a job")
+    return seconds
 
 
 def draw_jobs(rows: JobRows, seconds: float, node_seconds: float, sizes: Sequence[int], seed: int) -> JobRows:

@@ -31,7 +31,7 @@ def _after_content(body: list[nodes.Node], rest: list[nodes.Node]) -> Iterator[s
             pieces = list(_pieces(node))
             for i, piece in enumerate(pieces):
                 if piece is _CONTENT:
-                    yield from _last(pieces[i + 1 :], after)
+                    yield from _last(pieces[i + 1 :], after, [])
         elif isinstance(node, nodes.If):
             if not _is_of_another_role(node.test):
                 yield from _after_content(node.body, after)
@@ -40,22 +40,26 @@ def _after_content(body: list[nodes.Node], rest: list[nodes.Node]) -> Iterator[s
             yield from _after_content(node.body, [])  # a message is what one turn of a loop writes
 
 
-def _last(pieces: list[str | None], after: list[nodes.Node]) -> Iterator[str]:
-    """The first text of pieces, or else of what comes after them, where nothing but spaces need follow it."""
+def _last(pieces: list[str | None], after: list[nodes.Node], beyond: list[nodes.Node]) -> Iterator[str]:
+    """The first text of pieces, or else of the nodes `after` them, where nothing but spaces need follow it, `beyond` these too.
+
+    Each node is looked at once, not once for each way through the branches before it.
+    """
     for at, piece in enumerate(pieces):
-        if piece is _CONTENT or (piece.strip() and not _can_be_silent(pieces[at + 1 :], after)):
+        if piece is _CONTENT or (piece.strip() and not _can_be_silent(pieces[at + 1 :], after + beyond)):
             return
         if piece.strip():
             yield piece.strip()
             return
-    if not after:
-        return
-    node, *rest = after
-    if isinstance(node, nodes.If):
-        for branch in (node.body, [*node.elif_, *node.else_]):
-            yield from _last([], branch + rest)
-    else:
-        yield from _last(list(_pieces(node)) if isinstance(node, nodes.Output) else [], rest)
+    for at, node in enumerate(after):
+        rest = after[at + 1 :] + beyond
+        if isinstance(node, nodes.If):
+            for branch in (node.body, [*node.elif_, *node.else_]):
+                yield from _last([], branch, rest)
+        elif isinstance(node, nodes.Output):
+            yield from _last(list(_pieces(node)), [], rest)
+        if not isinstance(node, nodes.For) and not _can_be_silent([], [node]):
+            return
 
 
 def _can_be_silent(pieces: list[str | None], after: list[nodes.Node]) -> bool:

@@ -1,6 +1,6 @@
 """SentencePiece's `tokenizer.model` as a tokenizer of `tokenizers` (its own BPE and unigram models)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +64,20 @@ def _parsed(file: Path) -> Any:
 def _bpe(model: Any) -> models.BPE:
     """Pairs are merged in the order of the scores of what they make."""
     vocabulary = {piece.piece: i for i, piece in enumerate(model.pieces)}
-    joined = {piece.piece for piece in model.pieces if piece.type in (_NORMAL, _USER_DEFINED)}
-    merges: list[tuple[str, str]] = []
-    for piece in sorted((piece for piece in model.pieces if piece.type == _NORMAL), key=lambda piece: -piece.score):
-        text = piece.piece
-        cuts = [(text[:i], text[i:]) for i in range(1, len(text)) if text[:i] in joined and text[i:] in joined]
-        merges += sorted(cuts, key=lambda cut: (vocabulary[cut[0]], vocabulary[cut[1]]))
+    joined = {piece.piece: vocabulary[piece.piece] for piece in model.pieces if piece.type in (_NORMAL, _USER_DEFINED)}
+    merges = merges_by_score(((piece.piece, piece.score) for piece in model.pieces if piece.type == _NORMAL), joined)
     unknown = model.pieces[model.trainer_spec.unk_id].piece
     return models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=model.trainer_spec.byte_fallback)
+
+
+def merges_by_score(made: Iterable[tuple[str, float]], joined: Mapping[str, int]) -> list[tuple[str, str]]:
+    """The merges of a BPE that has scores in their place: the pieces `made`, the highest score first, each of every two of the
+    pieces `joined`, which have ids, that are its halves."""
+    merges: list[tuple[str, str]] = []
+    for text, _ in sorted(made, key=lambda piece: -piece[1]):
+        halves = [(text[:i], text[i:]) for i in range(1, len(text)) if text[:i] in joined and text[i:] in joined]
+        merges += sorted(halves, key=lambda pair: (joined[pair[0]], joined[pair[1]]))
+    return merges
 
 
 def _unigram(model: Any) -> models.Unigram:

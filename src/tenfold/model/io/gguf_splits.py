@@ -7,20 +7,12 @@ from typing import Any, NamedTuple
 
 from tokenizers import Regex, pre_tokenizers
 
-from tenfold.spec.vocabulary import LLAMA3_SPLIT
+from tenfold.spec.vocabulary import LLAMA3_SPLIT, LLAMA4_SPLIT
 
 _END = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _QWEN2 = LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_WORD_BEGIN, _CONTRACTION = r"[^\r\n\p{L}\p{N}]?", r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-_AFTER_WORDS = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-
-
-def _cased(contraction: str, digits: str) -> str:
-    """Words that end where a capital letter follows a small one (tiktoken's o200k_base, Mistral's Tekken)."""
-    words = (f"{_WORD_BEGIN}{_UPPER}*{_LOWER}+{contraction}", f"{_WORD_BEGIN}{_UPPER}+{_LOWER}*{contraction}")
-    return "|".join((*words, digits, _AFTER_WORDS))
+_TEKKEN = LLAMA4_SPLIT.replace(r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?", "").replace(r"\p{N}{1,3}", r"\p{N}")
 
 
 class Split(NamedTuple):
@@ -40,7 +32,7 @@ _PLAIN = Split([pre_tokenizers.ByteLevel(add_prefix_space=False)])
 _LLAMA3 = Split(_isolated(LLAMA3_SPLIT), whole_words=True, add_bos=True)
 _THREE_DIGITS = Split(_isolated(LLAMA3_SPLIT))
 _ONE_DIGIT = Split(_isolated(_QWEN2))
-_O200K = Split(_isolated(_cased(_CONTRACTION, r"\p{N}{1,3}")))
+_O200K = Split(_isolated(LLAMA4_SPLIT))
 
 # The first name of a split is the one that files are written with.
 SPLITS: dict[str, Split] = {
@@ -51,7 +43,7 @@ SPLITS: dict[str, Split] = {
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "stablelm2", "megrez", "hunyuan", "grok-2"), _ONE_DIGIT),
     "qwen35": Split(_isolated(_QWEN2.replace(r"?\p{L}+", r"?[\p{L}\p{M}]+").replace(r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]"))),
     **dict.fromkeys(("gpt-4o", "llama4", "kanana2"), _O200K),
-    "tekken": Split(_isolated(_cased("", r"\p{N}")), whole_words=True, add_bos=True),
+    "tekken": Split(_isolated(_TEKKEN), whole_words=True, add_bos=True),
     "falcon": Split(_isolated(r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]")),
     "deepseek-coder": Split(_isolated(r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-\ud7ff]+", r"\p{N}")),
     "deepseek-v3": Split(

@@ -5,6 +5,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from tenfold.model.io.from_sentencepiece import merges_by_score
 from tenfold.model.io.gguf import open_gguf
 from tenfold.model.io.gguf_splits import SPLITS
 from tenfold.spec.errors import TenfoldError
@@ -83,23 +84,15 @@ def _byte_level(fields: dict[str, Any], path: Path) -> Tokenizer:
 def _sentencepiece(fields: dict[str, Any], path: Path) -> Tokenizer:
     """BPE whose merges follow from the scores of the pieces: the pair whose piece has the highest is merged first."""
     ids, unknown = _ids(fields), fields["tokens"][fields.get("unknown_token_id", 0)]
-    tokenizer = Tokenizer(models.BPE(ids, _merges(fields, ids), unk_token=unknown, fuse_unk=True, byte_fallback=True))
+    pieces = zip(fields["tokens"], fields["scores"], fields["token_type"], strict=True)
+    merges = merges_by_score(((piece, score) for piece, score, kind in pieces if kind in (NORMAL, USER_DEFINED)), ids)
+    tokenizer = Tokenizer(models.BPE(ids, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
     prefix = fields.get("add_space_prefix", True)
     replaced = normalizers.Replace(" ", _SPACE)
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), replaced]) if prefix else replaced
     stripped = [decoders.Strip(" ", 1, 0)] if prefix else []
     tokenizer.decoder = decoders.Sequence([decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *stripped])
     return tokenizer
-
-
-def _merges(fields: dict[str, Any], ids: dict[str, int]) -> list[tuple[str, str]]:
-    found = []
-    for piece, score, kind in zip(fields["tokens"], fields["scores"], fields["token_type"], strict=True):
-        if kind in (NORMAL, USER_DEFINED):
-            halves = ((piece[:at], piece[at:]) for at in range(1, len(piece)))
-            pairs = [(ids[a], ids[b], a, b) for a, b in halves if a in ids and b in ids]
-            found += [(-score, *pair) for pair in pairs]
-    return [(a, b) for *_, a, b in sorted(found)]
 
 
 def _ids(fields: dict[str, Any]) -> dict[str, int]:

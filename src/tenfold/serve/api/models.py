@@ -64,7 +64,7 @@ class Models:
 
     def resolve(self, name: str) -> str:
         """The name of the model or adapter that answers to `name`. Raises ApiError 404."""
-        if name in self.options or name in self.parents:
+        if name in self.parents:
             return name
         if not name or self.any_name:
             return next(iter(self.options))
