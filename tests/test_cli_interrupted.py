@@ -156,6 +156,17 @@ def test_a_signal_in_a_destructor_is_not_lost(number):
     assert done.returncode == 128 + number and done.stderr.count("\n") == 1, done.stderr
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_within_a_codec_is_told_as_any_other(number):
+    run = (
+        "import encodings.utf_32_le as codec, signal\nfrom tenfold.spec.errors import when_stopped\n"
+        f"codec.decode = lambda *_: signal.raise_signal({number:d})\n"
+        "with when_stopped('c was not made'):\n  bytes(4).decode('utf-32-le')"
+    )
+    done, name = commanded(run), "Ctrl-C" if number == signal.SIGINT else number.name
+    assert done.stderr == f"tenfold: Stopped by {name}: c was not made.\n" and done.returncode == 128 + number
+
+
 def test_a_second_ctrl_c_while_clearing_up_says_what_the_first_would_have():
     run = (
         "import signal\nfrom tenfold.spec.errors import when_stopped\ntry:\n  with when_stopped('c was not made'):\n"

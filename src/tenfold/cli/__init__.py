@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
-from tenfold.spec.errors import TenfoldError
+from tenfold.spec.errors import TenfoldError, stopped
 
 ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
@@ -23,15 +23,10 @@ def main() -> None:
     except KeyboardInterrupt as stop:
         for number in (signal.SIGINT, *ENDING) if _in_main_thread() else ():
             signal.signal(number, signal.SIG_DFL)  # the next one ends the process at once
-        by = stop.args[0] if stop.args else signal.SIGINT
-        sentence = ": ".join([f"Stopped by {'Ctrl-C' if by == signal.SIGINT else by.name}", *_notes(stop)[:1]])
+        by, kept = stopped(stop)
+        sentence = f"Stopped by {'Ctrl-C' if by == signal.SIGINT else by.name}" + (kept and f": {kept}")
         print(f"tenfold: {sentence}.", file=sys.stderr)
         sys.exit(128 + by)
-
-
-def _notes(stop: BaseException | None) -> list[str]:
-    """What `when_stopped` says of it, or of an earlier stop in whose midst it came."""
-    return [] if stop is None else getattr(stop, "__notes__", []) or _notes(stop.__context__)
 
 
 def _run() -> None:
@@ -84,7 +79,7 @@ def _signals_raise() -> Iterator[None]:
 
     def again(lost: Any) -> None:
         if isinstance(lost.exc_value, KeyboardInterrupt):
-            threading.Timer(0.1, os.kill, (os.getpid(), (*lost.exc_value.args, signal.SIGINT)[0])).start()
+            threading.Timer(0.1, os.kill, (os.getpid(), stopped(lost.exc_value)[0])).start()
         else:
             sys.__unraisablehook__(lost)
 

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import signal
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -41,5 +42,19 @@ def when_stopped(sentence: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        stop.add_note(sentence)
+        vars(stop).setdefault("sentence", sentence)
         raise
+
+
+def stopped(stop: BaseException) -> tuple[signal.Signals, str]:
+    """The signal behind a KeyboardInterrupt that reached the top, and what `when_stopped` says of it ("" for nothing).
+
+    Either may be in an exception before it: Python puts a new one, with other arguments, in the place of what a codec
+    raises, and a second signal may come while the first is cleared up after.
+    """
+    chain = [stop]
+    while before := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(before)
+    by = [argument for each in chain for argument in each.args if isinstance(argument, signal.Signals)]
+    said = [vars(each)["sentence"] for each in chain if "sentence" in vars(each)]
+    return (by or [signal.SIGINT])[0], (said or [""])[0]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tenfold.launch.job import Job, JobStopped, Launcher, Resources, run
-from tenfold.spec.errors import TenfoldError
+from tenfold.spec.errors import TenfoldError, when_stopped
 from tenfold.train.config import RunConfig
 from tenfold.train.hook import Hook
 from tenfold.train.parallel.processes import start_processes
@@ -26,11 +26,12 @@ def train_on(launcher: Launcher, resources: Resources, config: RunConfig, direct
     `more` are fields of `run_job`. Raises TenfoldError for what another start would not mend, and when it was stopped.
     """
     open_task(config, home, quiet=more.get("quiet", False))  # its data is made once, before there are several processes
+    goes_on = f"`tenfold resume {directory}` goes on from the last save"
     try:
-        return run(launcher, run_job(resources, config, directory, home, **more))
-    except (JobStopped, KeyboardInterrupt) as stop:
-        said = str(stop) or "Stopped by Ctrl-C."
-        raise TenfoldError(f"{said.rstrip('.')}: `tenfold resume {directory}` goes on from the last save.") from None
+        with when_stopped(goes_on):
+            return run(launcher, run_job(resources, config, directory, home, **more))
+    except JobStopped as stop:
+        raise TenfoldError(f"{str(stop).rstrip('.')}: {goes_on}.") from None
 
 
 def run_job(
