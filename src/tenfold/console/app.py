@@ -131,6 +131,7 @@ def _add_view(app: FastAPI, view: View, home: Path) -> None:
 
     async def follow(request: Request) -> Response:
         name = request.path_params.get("name", "")
+        await _answer(lambda: document(view, home, name))  # a sentence where there is none
         look = changes(lambda: msgspec.json.encode(document(view, home, name)))
         return app.state.feeds.stream(f"{view.name}/{name}", look)
 
