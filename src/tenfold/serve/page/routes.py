@@ -11,10 +11,12 @@ from fastapi.staticfiles import StaticFiles
 FILES = Path(str(resources.files("tenfold.serve.page").joinpath("static")))
 
 # The page runs the server's own scripts and styles and talks with the server alone; HTML from text passes DOMPurify, or is refused.
+# Pictures that a user adds to a message are data URLs.
 POLICY = "; ".join(
     (
         "default-src 'none'",
-        *(f"{kind}-src 'self'" for kind in ("script", "style", "img", "font", "connect")),
+        *(f"{kind}-src 'self'" for kind in ("script", "style", "font", "connect")),
+        "img-src 'self' data:",
         *(f"{kind} 'none'" for kind in ("base-uri", "form-action", "frame-ancestors")),
         "require-trusted-types-for 'script'",
         "trusted-types dompurify",
