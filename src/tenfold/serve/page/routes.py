@@ -24,7 +24,7 @@ POLICY = "; ".join(
 )
 
 
-class _Fresh(StaticFiles):
+class Fresh(StaticFiles):
     """Files that a browser asks for again, lest a page of one version run scripts of another."""
 
     def file_response(self, *given: Any, **named: Any) -> Response:
@@ -41,4 +41,4 @@ def add_routes(app: FastAPI) -> None:
         headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-cache"}
         return HTMLResponse((FILES / "index.html").read_text(), headers=headers)
 
-    app.mount("/page", _Fresh(directory=FILES))
+    app.mount("/page", Fresh(directory=FILES))
