@@ -2,9 +2,19 @@
 
 from tenfold.console.document import View
 from tenfold.console.views import (
+    chat,
+    feedback,
     generations,
+    learn,
+    rank,
+    recommendations,
 )
 
 VIEWS: tuple[View, ...] = (
     generations.VIEW,
+    learn.VIEW,
+    feedback.VIEW,
+    rank.VIEW,
+    recommendations.VIEW,
+    chat.VIEW,
 )  # fmt: skip
