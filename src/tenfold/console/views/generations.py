@@ -146,7 +146,9 @@ def _loss(folder: Path) -> str | None:
 
 def _forecast(home: Path, name: str, quantity: str) -> Figure:
     file = f"{name}/forecast.json"
-    return figure(home, file, f"{quantity}.median", UNITS[quantity], interval=read_json(home / file)[quantity]["intervals"]["80"])
+    return figure(
+        home, file, f"{quantity}.median", UNITS[quantity], interval=read_json(home / file)[quantity]["intervals"]["80"]
+    )
 
 
 def _generation(home: Path, name: str) -> Generation:

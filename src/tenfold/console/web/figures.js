@@ -32,18 +32,21 @@ export function words(value) {
 /** A whole number in raised digits. */
 export const superscript = number => String(number).replace(/./g, sign => "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"["-0123456789".indexOf(sign)]);
 
-/** A Figure as a link to its file: rounded, with its unit and interval; the exact value and its place are the title. */
+/** A Figure as a link to its file: rounded, with its unit and interval; the exact value and its place are the title. What was
+ * computed, or stands in a database, is no link. */
 export function figure(f, note = "") {
   if (f === null || f === undefined) return element("span", { class: "none" }, "–");
   const ends = f.low === undefined || f.low === null ? "" : ` [${words(f.low)} to ${words(f.high)}]`;
   const unit = f.unit ? ` ${f.unit}` : "";
-  const exact = `${f.value}${unit} (${f.file}, ${f.key})`;
-  return element("a", { class: "figure", href: address(f.file), title: exact, "data-value": JSON.stringify(f.value), "data-file": f.file, "data-key": f.key },
-    `${words(f.value)}${unit}`, element("small", {}, ends, note ? ` ${note}` : ""));
+  const said = [`${words(f.value)}${unit}`, element("small", {}, ends, note ? ` ${note}` : "")];
+  const value = { "data-value": JSON.stringify(f.value) };
+  if ("computed" in f) return element("span", { class: "computed", title: `${f.value}${unit} (${f.computed})`, ...value }, said);
+  const place = { class: "figure", title: `${f.value}${unit} (${f.file}, ${f.key})`, ...value, "data-file": f.file, "data-key": f.key };
+  return f.file.endsWith(".db") ? element("span", place, said) : element("a", { href: address(f.file), ...place }, said);
 }
 
 /** What is shown in a cell: a Figure, an element, or a text. */
-export const shown = value => value instanceof Node ? value : value !== null && typeof value === "object" && "file" in value ? figure(value) : words(value);
+export const shown = value => value instanceof Node ? value : value !== null && typeof value === "object" && ("file" in value || "computed" in value) ? figure(value) : words(value);
 
 /** A table. The first cell of a row is its head; `caption` names it. */
 export function table(heads, rows, caption = "") {
