@@ -5,8 +5,8 @@ from pathlib import Path
 
 import msgspec
 
-from tenfold.console.site import INDEX, WEB, address, all_views, documents, index, inside, is_public
 from tenfold.console.document import files_of
+from tenfold.console.site import INDEX, WEB, address, all_views, documents, index, inside, is_public
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import make_folder, whole_folder
 

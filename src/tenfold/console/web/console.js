@@ -36,7 +36,10 @@ async function ask(path, params = {}) {
 const page = {
   live: false,
   act: actor(document.body),
+  views: [],
   link,
+  /** Whether the console has a view. */
+  has: name => page.views.includes(name),
   ask,
   load: (view, name = "", params = {}) => ask(`data/${view}${name ? `/${encoded(name)}` : ""}.json`, page.live ? params : {}),
   go(params, { quiet = false } = {}) {
@@ -109,6 +112,7 @@ async function begin() {
     const index = await ask("data/console.json");
     page.live = index.live;
     const views = index.views.filter(view => index.live || !view.private);
+    page.views = views.map(view => view.name);
     document.querySelector("nav").replaceChildren(...views.map(view => element("a", { href: link(view.name) }, view.title)));
     showAlerts(index.alerts);
     if (index.live) new EventSource("events/alerts").onmessage = async () => showAlerts((await ask("data/console.json")).alerts);
