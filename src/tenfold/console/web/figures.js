@@ -42,19 +42,23 @@ function readable(values, unit) {
   return times && values[0] !== 0 && Math.abs(values[0]) < 1 ? readable(values.map(value => value * times), smaller) : [values, unit];
 }
 
-/** A Figure as a link to its file: rounded, with its unit and interval; the exact value and its place are the title. */
+/** A Figure as a link to its file: rounded, with its unit and interval; the exact value and its place are the title. What was
+ * computed, or stands in a database, is no link. */
 export function figure(f, note = "") {
   if (f === null || f === undefined) return element("span", { class: "none" }, "–");
   const bounded = f.low !== undefined && f.low !== null;
   const [[value, low, high], unit] = typeof f.value === "number" ? readable(bounded ? [f.value, f.low, f.high] : [f.value], f.unit) : [[f.value], f.unit];
   const ends = bounded ? ` [${words(low)} to ${words(high)}]` : "";
-  const exact = `${f.value}${f.unit ? ` ${f.unit}` : ""} (${f.file}, ${f.key})`;
-  return element("a", { class: "figure", href: address(f.file), title: exact, "data-value": JSON.stringify(f.value), "data-file": f.file, "data-key": f.key },
-    `${words(value)}${unit ? ` ${unit}` : ""}`, element("small", {}, ends, note ? ` ${note}` : ""));
+  const said = [`${words(value)}${unit ? ` ${unit}` : ""}`, element("small", {}, ends, note ? ` ${note}` : "")];
+  const exact = `${f.value}${f.unit ? ` ${f.unit}` : ""}`;
+  if ("computed" in f) return element("span", { class: "computed", title: `${exact} (${f.computed})`, "data-value": JSON.stringify(f.value) }, said);
+  const place = { class: "figure", title: `${exact} (${f.file}, ${f.key})`, "data-value": JSON.stringify(f.value), "data-file": f.file, "data-key": f.key };
+  return f.file.endsWith(".db") ? element("span", place, said) : element("a", { href: address(f.file), ...place }, said);
+}
 }
 
 /** What is shown in a cell: a Figure, an element, or a text. */
-export const shown = value => value instanceof Node ? value : value !== null && typeof value === "object" && "file" in value ? figure(value) : words(value);
+export const shown = value => value instanceof Node ? value : value !== null && typeof value === "object" && ("file" in value || "computed" in value) ? figure(value) : words(value);
 
 /** A table. The first cell of a row is its head; `caption` names it. */
 export function table(heads, rows, caption = "") {
