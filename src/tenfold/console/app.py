@@ -70,7 +70,7 @@ class _Fresh(StaticFiles):
 
 
 def _add_page(app: FastAPI, options: ConsoleOptions) -> None:
-    policy = POLICY.format(connect=f" {options.server}" if options.server else "") + "; frame-ancestors 'none'"
+    policy = f"{POLICY}; frame-ancestors 'none'"
 
     @app.get("/")
     async def page() -> Response:

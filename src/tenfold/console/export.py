@@ -35,7 +35,7 @@ def export(home: Path, out: Path) -> Path:
 
 def _write_page(source: Path, target: Path) -> None:
     """The page with its policy in itself, since no server of ours sends that."""
-    policy = f'<meta http-equiv="Content-Security-Policy" content="{POLICY.format(connect="")}">'
+    policy = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
     target.write_text(source.read_text().replace("<title>", f"{policy}\n<title>", 1))
     source.unlink()
 
