@@ -84,7 +84,7 @@ def test_the_chance_that_it_pays_is_that_of_the_law_and_the_table_of_worth(home,
     reading = PointOptions(bits_per_byte=True)
     worth(home / "g2/points.csv", home / "worth.csv", step=cost, ahead=Ahead(generations=2), reading=reading, json=True)
     told = json.loads(capsys.readouterr().out)["generations"][-1]["chance"]
-    assert shown.money.value == cost and shown.chance.probability == pytest.approx(told, abs=0.05)
+    assert shown.money.value == cost and shown.chance.probability.value == pytest.approx(told, abs=0.05)
 
 
 @pytest.mark.parametrize("damage", ["{", "[]", '{"version": 1}', "\xff"])
