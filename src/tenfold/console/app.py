@@ -1,0 +1,138 @@
+"""The console as a web application: its page, the documents of its views, the files that these name, and events."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import msgspec
+from fastapi import Depends, FastAPI, Request
+from fastapi.responses import FileResponse, Response
+from fastapi.staticfiles import StaticFiles
+
+from tenfold.console.document import View
+from tenfold.console.events import Feeds, changes
+from tenfold.console.gate import ConsoleGate
+from tenfold.console.options import ConsoleOptions
+from tenfold.console.site import INDEX, POLICY, WEB, all_views, document, index, inside, is_public, named_files
+from tenfold.serve.api.dependencies import CurrentCaller, operator_only
+from tenfold.serve.api.errors import AnswerFailures, ApiError, answer_errors
+from tenfold.spec.errors import TenfoldError
+
+KEPT_SECONDS = 5.0  # for which the list of files is not made anew
+# A file is shown as it is, whatever it holds: no script of it runs, and it is of no origin.
+FILE_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+SHOWN = {".html": "text/html", ".png": "image/png", ".json": "application/json"}  # others are shown as text
+Fresh = {"Cache-Control": "no-cache"}
+
+
+def make_app(options: ConsoleOptions) -> FastAPI:
+    """The application over a home. Raises TenfoldError where there is none."""
+    if not options.home.is_dir():
+        raise TenfoldError(f"There is no directory {options.home}: name the home of the generations by --home.")
+    app = FastAPI(title="Tenfold console", docs_url=None, redoc_url=None, openapi_url=None, root_path=options.root_path.rstrip("/"))
+    app.state.options, app.state.feeds, app.state.failed = options, Feeds(), None
+    app.state.views = all_views()
+    answer_errors(app)
+    app.add_middleware(AnswerFailures)
+    listening = options.listening()
+    app.add_middleware(ConsoleGate, options=listening, limits=listening.limits)
+    _add_page(app, options)
+    _add_documents(app, options)
+    for view in app.state.views.values():
+        _add_view(app, view, options.home)
+    app.mount("/web", _Fresh(directory=WEB))
+    return app
+
+
+class _Fresh(StaticFiles):
+    """Files that a browser asks for again, lest a page of one version run scripts of another."""
+
+    def file_response(self, *given: Any, **named: Any) -> Response:
+        answer = super().file_response(*given, **named)
+        answer.headers.update(Fresh)
+        return answer
+
+
+def _add_page(app: FastAPI, options: ConsoleOptions) -> None:
+    policy = POLICY.format(connect=f" {options.server}" if options.server else "") + "; frame-ancestors 'none'"
+
+    @app.get("/")
+    async def page() -> Response:
+        return FileResponse(WEB / "index.html", headers={"Content-Security-Policy": policy, **Fresh})
+
+    @app.get(f"/{INDEX}")
+    async def console() -> Response:
+        return _json(await asyncio.to_thread(index, options.home, app.state.views, live=True, fleet=options.fleet))
+
+
+def _add_documents(app: FastAPI, options: ConsoleOptions) -> None:
+    home, public, private = options.home, _Listed(False), _Listed(True)
+
+    @app.get("/files/{file:path}")
+    async def show(file: str, caller: CurrentCaller) -> Response:
+        path = inside(home, file)
+        if path is None or not (
+            (is_public(file) and file in await public.files(app, home))
+            or (caller.is_operator and file in await private.files(app, home))
+        ):
+            raise ApiError(404, "There is no such file, or it needs the key of an operator.")
+        kind = SHOWN.get(PurePosixPath(file).suffix, "text/plain; charset=utf-8")
+        return FileResponse(path, media_type=kind, headers={"Content-Security-Policy": FILE_POLICY, **Fresh})
+
+    @app.get("/events/alerts")
+    async def listen() -> Response:
+        look = changes(lambda: index(home, app.state.views, live=True, fleet=options.fleet)["alerts"])
+        return app.state.feeds.stream("alerts", look)
+
+
+class _Listed:
+    """The files that documents name, made anew every few seconds where somebody asks."""
+
+    def __init__(self, private: bool):
+        self._private, self._made, self._files = private, float("-inf"), set[str]()
+        self._lock = asyncio.Lock()
+
+    async def files(self, app: FastAPI, home: Path) -> set[str]:
+        async with self._lock:
+            if time.monotonic() > self._made + KEPT_SECONDS:
+                self._files = await asyncio.to_thread(named_files, app.state.views, home, private=self._private)
+                self._made = time.monotonic()
+        return self._files
+
+
+def _add_view(app: FastAPI, view: View, home: Path) -> None:
+    allowed = [Depends(operator_only)] if view.private else []
+    if view.routes is not None:
+        view.routes(app)  # before the general ones, which take every name
+    if view.script is not None:
+        script = view.script
+        app.get(f"/web/{view.name}.js")(lambda: FileResponse(script, media_type="text/javascript", headers=Fresh))
+
+    async def overview() -> Response:
+        return await _answer(lambda: document(view, home, ""))
+
+    async def one(name: str) -> Response:
+        return await _answer(lambda: document(view, home, name))
+
+    async def follow(request: Request) -> Response:
+        name = request.path_params.get("name", "")
+        look = changes(lambda: msgspec.json.encode(document(view, home, name)))
+        return app.state.feeds.stream(f"{view.name}/{name}", look)
+
+    app.get(f"/data/{view.name}.json", dependencies=allowed)(overview)
+    app.get(f"/data/{view.name}/{{name:path}}.json", dependencies=allowed)(one)
+    app.get(f"/events/{view.name}", dependencies=allowed)(follow)
+    app.get(f"/events/{view.name}/{{name:path}}", dependencies=allowed)(follow)
+
+
+async def _answer(make: Callable[[], Any]) -> Response:
+    try:
+        return _json(await asyncio.to_thread(make))
+    except TenfoldError as error:
+        raise ApiError(404, str(error)) from None
+
+
+def _json(value: Any) -> Response:
+    return Response(msgspec.json.encode(value), media_type="application/json", headers=Fresh)

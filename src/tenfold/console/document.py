@@ -1,0 +1,145 @@
+"""What the console shows: figures, each with the place that it stands in, and views, which build documents from files."""
+
+import csv
+import json
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from msgspec import Struct
+
+from tenfold.spec.errors import TenfoldError
+
+Value = bool | int | float | str | None
+
+
+class Figure(Struct, frozen=True, omit_defaults=True):
+    """A value as it stands in `file`, a path within the home, under `key`.
+
+    In JSON the key is the names and places on the way, with dots between (`scores.loss.measured`, `rows.0.days`); in a file of
+    lines, JSON or CSV, the number of the line from 1, a colon, and the same within the line (`12:loss`). `low` and `high` are the
+    ends of its interval, in `unit` as the value.
+    """
+
+    value: Value
+    file: str
+    key: str
+    unit: str = ""
+    low: float | None = None
+    high: float | None = None
+
+
+class View(NamedTuple):
+    """A part of the console. Its page is `web/NAME.js`, or `script` where another package brings it.
+
+    `names(home)` gives the names of its documents, "" for its overview; `document(home, name)` builds one of them, a struct or a
+    dict, and raises TenfoldError in one sentence. A `private` view is the operator's alone, and in no export. `routes` adds
+    what else the view's page asks of a server (events, changes) to the application, a FastAPI whose `state.options` are the
+    console's `ConsoleOptions` and `state.feeds` its `Feeds`.
+    """
+
+    name: str
+    title: str
+    names: Callable[[Path], Iterable[str]]
+    document: Callable[[Path, str], Any]
+    private: bool = False
+    routes: Callable[[Any], None] | None = None
+    script: Path | None = None
+
+
+def figure(home: Path, file: str, key: str, unit: str = "", interval: tuple[float, float] | list[float] | None = None) -> Figure:
+    """The figure under `key` in a file of the home. Raises TenfoldError where it is not there."""
+    low, high = interval or (None, None)
+    return Figure(value_at(home / file, key), file, key, unit, low, high)
+
+
+def value_at(path: Path, key: str) -> Any:
+    """What stands under a figure's key. Raises TenfoldError where nothing does."""
+    line, colon, within = key.partition(":")
+    try:
+        if path.suffix == ".json":
+            return _within(read_json(path), key)
+        if colon and path.suffix == ".csv":
+            return _number(read_rows(path)[int(line) - 2][within])
+        if colon:
+            return _within(json.loads(_lines(path)[int(line) - 1]), within)
+    except (KeyError, IndexError, TypeError, ValueError):
+        pass
+    raise TenfoldError(f"There is no {key} in {path}: it was changed, or is damaged.")
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file, parsed once for each state of it. Raises TenfoldError where it is missing or damaged."""
+    try:
+        return _cached_json(path, stamp(path))
+    except (OSError, ValueError):
+        raise TenfoldError(f"{path} cannot be read, or is damaged: the command that wrote it writes it again.") from None
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file, parsed once for each state of it. Raises OSError where it cannot be read."""
+    return _cached_rows(path, stamp(path))
+
+
+def stamp(path: Path) -> tuple[int, int]:
+    """What changes with a file: its size and its time in ns. Raises OSError where there is none."""
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+@lru_cache(4096)
+def _cached_json(path: Path, _: tuple[int, int]) -> Any:
+    return json.loads(path.read_text())
+
+
+@lru_cache(1024)
+def _cached_rows(path: Path, _: tuple[int, int]) -> list[dict[str, str]]:
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def _lines(path: Path) -> list[bytes]:
+    return path.read_bytes().split(b"\n")
+
+
+def _within(found: Any, key: str) -> Any:
+    """What stands under dotted names. A name that has dots itself is found as well. Raises KeyError, IndexError or ValueError."""
+    if not key:
+        return found
+    if isinstance(found, list):
+        first, _, rest = key.partition(".")
+        return _within(found[int(first)], rest)
+    parts = key.split(".")
+    for taken in range(1, len(parts) + 1):
+        if isinstance(found, dict) and (name := ".".join(parts[:taken])) in found:
+            return _within(found[name], ".".join(parts[taken:]))
+    raise KeyError(key)
+
+
+def _number(text: str) -> Value:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def figures_in(document: Any) -> Iterable[Figure]:
+    """Every figure within a document."""
+    if isinstance(document, Figure):
+        yield document
+    elif isinstance(document, Struct):
+        for name in document.__struct_fields__:
+            yield from figures_in(getattr(document, name))
+    elif isinstance(document, dict):
+        for inner in document.values():
+            yield from figures_in(inner)
+    elif isinstance(document, list | tuple):
+        for inner in document:
+            yield from figures_in(inner)
+
+
+def files_of(document: Any) -> set[str]:
+    """The files that a document names: those of its figures, and those of its `files`."""
+    listed = document.get("files", ()) if isinstance(document, dict) else getattr(document, "files", ())
+    return {one.file for one in figures_in(document)} | set(listed)

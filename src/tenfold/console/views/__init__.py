@@ -1,0 +1,10 @@
+"""The console's own views, in the order of its list: one module each."""
+
+from tenfold.console.document import View
+from tenfold.console.views import (
+    generations,
+)
+
+VIEWS: tuple[View, ...] = (
+    generations.VIEW,
+)  # fmt: skip
