@@ -19,7 +19,7 @@ from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import readable
 
 FIELDS = ("loss", "grad_norm", "tokens_per_s", "mfu", "watts", "learning_rate", "expert_load_max")
-# A logged step: where its line begins in the file, the number of the line from 1, and numbers for pictures (NaN where there is none).
+# A logged step: where its line begins in the file, the number of the line from 1, and numbers for pictures, NaN where it has none.
 ROW = np.dtype([("step", "i8"), ("offset", "i8"), ("line", "i8"), *((name, "f4") for name in FIELDS)])
 CHUNK = 1 << 20  # bytes that are parsed at once
 MOST_ROWS = 4_000_000  # of all records that are kept in memory

@@ -3,8 +3,10 @@
 from tenfold.console.document import View
 from tenfold.console.views import (
     generations,
+    run,
 )
 
 VIEWS: tuple[View, ...] = (
     generations.VIEW,
+    run.VIEW,
 )  # fmt: skip
