@@ -93,7 +93,6 @@ def record(home: Path) -> Record:
 def _numbered(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects of a file of lines with the numbers of their lines; a torn line is passed over."""
 
-
     for number, line in enumerate(path.read_bytes().split(b"\n") if path.exists() else (), start=1):
         try:
             found = json.loads(line)
