@@ -21,7 +21,7 @@ from tenfold.console.gate import ConsoleGate
 from tenfold.console.options import ConsoleOptions
 from tenfold.console.site import INDEX, POLICY, WEB, all_views, document, index, inside, is_public, named_files
 from tenfold.console.webhook import send_alerts
-from tenfold.serve.api.dependencies import CurrentCaller, operator_only
+from tenfold.serve.api.callers import CurrentCaller, operator_only
 from tenfold.serve.api.errors import AnswerFailures, ApiError, answer_errors
 from tenfold.spec.errors import TenfoldError
 

@@ -10,11 +10,13 @@ from tenfold.console.views import (
     plan,
     rank,
     recommendations,
+    run,
     sites,
 )
 
 VIEWS: tuple[View, ...] = (
     generations.VIEW,
+    run.VIEW,
     plan.VIEW,
     sites.VIEW,
     fleet.VIEW,

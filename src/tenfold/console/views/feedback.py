@@ -13,7 +13,7 @@ from tenfold.console.document import View
 from tenfold.learn.data import gathered, open_feedback
 from tenfold.learn.options import Kind, TuneSettings
 from tenfold.learn.trial import trial
-from tenfold.serve.api.dependencies import operator_only
+from tenfold.serve.api.callers import operator_only
 from tenfold.spec.errors import TenfoldError
 
 FILE = "feedback.db"  # of the home, as `tenfold serve --feedback` is given it

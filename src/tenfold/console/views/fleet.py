@@ -17,7 +17,7 @@ from tenfold.fleet.simulation.document import SUFFIX, read_simulation
 from tenfold.fleet.simulation.results import WORDS
 from tenfold.fleet.slots.slots import Wish
 from tenfold.fleet.spans import spans_of
-from tenfold.serve.api.dependencies import CurrentCaller, operator_only
+from tenfold.serve.api.callers import CurrentCaller, operator_only
 from tenfold.serve.api.errors import ApiError
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.ranges import Positive

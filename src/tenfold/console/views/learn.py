@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 from tenfold.console.document import Figure, View, figure, read_json
 from tenfold.learn.release import FILE as RELEASE
 from tenfold.learn.release import Server, release, rollback
-from tenfold.serve.api.dependencies import operator_only
+from tenfold.serve.api.callers import operator_only
 from tenfold.serve.api.errors import ApiError
 from tenfold.serve.api.gate import key_of
 from tenfold.spec.forecasts import LEVELS

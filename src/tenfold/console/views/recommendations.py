@@ -20,7 +20,7 @@ from tenfold.rank.experiment import Verdict, verdicts
 from tenfold.rank.explain import explain
 from tenfold.rank.ranker import Ranker
 from tenfold.rank.serving.worker import RankWorker
-from tenfold.serve.api.dependencies import operator_only
+from tenfold.serve.api.callers import operator_only
 from tenfold.serve.backends.backend import backend_of
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.plugins import load

@@ -1,0 +1,76 @@
+"""The runs of a home, and how each is: whether it trains now, and what its record ends with."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tenfold.console.document import Figure, stamp
+from tenfold.train.lock import trainer
+
+FILE = "run.jsonl"
+DEPTH = 3  # folders below the home: a rung is HOME/g1/ladder/RUNG
+OTHER = {"checkpoint", "model", "ranks", "failures", "tensorboard"}  # folders of a run, which hold no others
+TAIL = 1 << 16  # bytes at the end of a record that hold its last events
+
+
+class Ends(NamedTuple):
+    """The lines of a record, and its last events as (number of the line, event)."""
+
+    lines: int
+    last: list[tuple[int, dict[str, Any]]]
+
+    def event(self, name: str) -> tuple[int, dict[str, Any]] | None:
+        """The last event of this name."""
+        return next((one for one in reversed(self.last) if one[1].get("event") == name), None)
+
+
+def names(home: Path) -> list[str]:
+    """The overview, and every folder within the home that has a `run.jsonl`, as a path in it."""
+    return ["", *sorted(_runs(home, "", DEPTH))]
+
+
+def _runs(folder: Path, name: str, depth: int) -> Iterator[str]:
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name == FILE and name and entry.is_file():
+                yield name
+            elif depth and entry.name not in OTHER and not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False):
+                yield from _runs(folder / entry.name, f"{name}/{entry.name}".lstrip("/"), depth - 1)
+
+
+def ends(path: Path) -> Ends:
+    """How a record ends, looked up once for each state of the file. Raises OSError where it cannot be read."""
+    return _ends(path, stamp(path))
+
+
+@lru_cache(4096)
+def _ends(path: Path, _: tuple[int, int]) -> Ends:
+    with path.open("rb") as stream:
+        lines = sum(piece.count(b"\n") for piece in iter(lambda: stream.read(1 << 20), b""))
+        stream.seek(max(0, stream.tell() - TAIL))
+        text = stream.read()
+    whole = text[: text.rfind(b"\n") + 1].split(b"\n")[:-1]
+    last = []
+    for number, line in enumerate(whole, start=lines - len(whole) + 1):
+        with suppress(ValueError):
+            if isinstance(event := json.loads(line), dict):
+                last.append((number, event))
+    return Ends(lines, last)
+
+
+def state(folder: Path, last: dict[str, Any] | None) -> str:
+    """What a run does, given its last event: training, finished, stopped, or interrupted, which is without a word."""
+    if trainer(folder) is not None:
+        return "training"
+    return {"end": "finished", "stopped": "stopped"}.get((last or {}).get("event", ""), "interrupted")
+
+
+def figure_of(name: str, found: tuple[int, dict[str, Any]] | None, field: str, unit: str = "") -> Figure | None:
+    """A field of an event in a run's record; None where there is no such number."""
+    if found is None or not isinstance(found[1].get(field), int | float):
+        return None
+    return Figure(found[1][field], f"{name}/{FILE}", f"{found[0]}:{field}", unit)
