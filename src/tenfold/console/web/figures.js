@@ -55,7 +55,6 @@ export function figure(f, note = "") {
   const place = { class: "figure", title: `${exact} (${f.file}, ${f.key})`, "data-value": JSON.stringify(f.value), "data-file": f.file, "data-key": f.key };
   return f.file.endsWith(".db") ? element("span", place, said) : element("a", { href: address(f.file), ...place }, said);
 }
-}
 
 /** What is shown in a cell: a Figure, an element, or a text. */
 export const shown = value => value instanceof Node ? value : value !== null && typeof value === "object" && ("file" in value || "computed" in value) ? figure(value) : words(value);
