@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 from fastapi import Depends, FastAPI, Request
+from fastapi.middleware.gzip import GZipMiddleware
 from fastapi.responses import FileResponse, Response
 from fastapi.staticfiles import StaticFiles
 
@@ -49,7 +50,8 @@ def make_app(options: ConsoleOptions) -> FastAPI:
     app.state.options, app.state.feeds, app.state.failed = options, Feeds(), None
     app.state.views = all_views()
     answer_errors(app)
-    app.add_middleware(AnswerFailures)
+    app.add_middleware(AnswerFailures)  # each one that is added stands around those before
+    app.add_middleware(GZipMiddleware, minimum_size=1000)
     listening = options.listening()
     app.add_middleware(ConsoleGate, options=listening, limits=listening.limits)
     _add_page(app, options)
@@ -70,7 +72,7 @@ class _Fresh(StaticFiles):
 
 
 def _add_page(app: FastAPI, options: ConsoleOptions) -> None:
-    policy = POLICY.format(connect=f" {options.server}" if options.server else "") + "; frame-ancestors 'none'"
+    policy = f"{POLICY}; frame-ancestors 'none'"
 
     @app.get("/")
     async def page() -> Response:
@@ -131,6 +133,7 @@ def _add_view(app: FastAPI, view: View, home: Path) -> None:
 
     async def follow(request: Request) -> Response:
         name = request.path_params.get("name", "")
+        await _answer(lambda: document(view, home, name))  # a sentence where there is none
         look = changes(lambda: msgspec.json.encode(document(view, home, name)))
         return app.state.feeds.stream(f"{view.name}/{name}", look)
 

@@ -20,7 +20,7 @@ PEOPLE = {"data", "conversations", "feedback", "events", "lineage.json"}  # name
 # Without inline code. Scripts come from the console alone, and HTML from text passes DOMPurify or is refused.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; font-src 'self'; img-src 'self' data: blob:; "
-    "connect-src 'self'{connect}; base-uri 'none'; form-action 'none'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; "
     "require-trusted-types-for 'script'; trusted-types dompurify"
 )
 

@@ -2,9 +2,14 @@
 
 from tenfold.console.document import View
 from tenfold.console.views import (
+    chat,
+    feedback,
     fleet,
     generations,
+    learn,
     plan,
+    rank,
+    recommendations,
     sites,
 )
 
@@ -13,4 +18,9 @@ VIEWS: tuple[View, ...] = (
     plan.VIEW,
     sites.VIEW,
     fleet.VIEW,
+    learn.VIEW,
+    feedback.VIEW,
+    rank.VIEW,
+    recommendations.VIEW,
+    chat.VIEW,
 )  # fmt: skip

@@ -4,7 +4,6 @@ import { button, element, facts, figure, fileLink, section, table, words } from 
 import { drawn } from "./marks.js";
 
 const ROLES = ["training", "answering", "starting", "saving", "idle", "down"];
-const SPEEDS = { "an hour a second": 1, "a quarter hour a second": 0.25, "four hours a second": 4, "a minute a second": 1 / 60 };
 const [AHEAD_H, LATEST, STRIP] = [1, 30, 1000];  // how far ahead the forecast looks, how many moves are shown, the strip's width
 
 export async function showDay(main, place, page) {
@@ -14,10 +13,11 @@ export async function showDay(main, place, page) {
   const choose = element("select", { "aria-label": "Policy", onchange: () => page.go({ ...place.params, policy: choose.value }) }, found.policies.map(name => element("option", { selected: name === policy }, name)));
   main.append(element("p", {}, found.title, ". ", found.files.flatMap(file => [fileLink(file), " "])));
   const part = section(`Day ${Math.floor(day.begins_h / 24) + 1}, the busiest, under one policy`, element("label", {}, "Policy ", choose));
-  main.append(part);
+  const [drawing, moves] = [element("div"), section("Moves, with their reasons")];
+  main.append(part, drawing, moves);
   const columns = machines(day);
-  const pictures = draw(part, day, columns);
-  play(part, day, columns, pictures, place, page);
+  const pictures = draw(drawing, day, columns);
+  play({ part, after: moves }, { day, columns, pictures }, place, page);
   main.append(section("Policies beside each other", table(["", ...found.policies], found.rows.map(row => [row.name, ...row.figures]), "Means over seeds, with 95 % intervals")));
 }
 
@@ -40,11 +40,11 @@ function draw(part, day, columns) {
 }
 
 /** The player: a clock that runs, the machines at that hour as a strip, and the moves up to then with their reasons. */
-function play(part, day, columns, pictures, place, page) {
+function play({ part, after }, { day, columns, pictures }, place, page) {
   const [first, last] = [columns.hours[0], columns.hours.at(-1)];
   const state = { hour: Math.min(last, Math.max(first, Number(place.params.hour) || first)), timer: null };
   const [strip, now, moves] = [drawn("svg", { viewBox: `0 0 ${STRIP} 40`, preserveAspectRatio: "none", class: "strip", "aria-hidden": "true" }), element("div", { class: "now" }), element("div", { class: "moves" })];
-  const speed = element("select", { "aria-label": "Speed" }, Object.keys(SPEEDS).map(name => element("option", {}, name)));
+  const speed = element("input", { type: "number", value: 1, min: 0.01, max: 24, step: "any" });
   const slider = element("input", { type: "range", min: first, max: last, step: 1 / 60, "aria-label": "Hour of the day", oninput: () => { state.hour = Number(slider.value); showAt(); } });
   const showAt = () => {
     slider.value = state.hour;
@@ -58,11 +58,12 @@ function play(part, day, columns, pictures, place, page) {
     if (state.timer !== null) return stop();
     if (state.hour >= last) state.hour = first;
     pressed.textContent = "Pause";
-    run(state, last, () => SPEEDS[speed.value], showAt, stop);
+    run(state, last, () => Number(speed.value) || 1, showAt, stop);
   });
   slider.addEventListener("change", () => page.go({ ...place.params, policy: day.policy, hour: state.hour.toFixed(2) }, { quiet: true }));
   page.leaving(() => cancelAnimationFrame(state.timer));
-  part.append(element("div", { class: "tools play", role: "group", "aria-label": "Play the day" }, pressed, slider, speed), strip, now, moves);
+  part.append(element("div", { class: "tools play", role: "group", "aria-label": "Play the day" }, pressed, slider, element("label", {}, speed, " hours a second")), strip, now);
+  after.append(moves);
   showAt();
 }
 

@@ -3,7 +3,7 @@ import { chart, stacked } from "./chart.js";
 import { button, element, empty, facts, fileLink, section, table } from "./figures.js";
 import { showDay } from "./day.js";
 
-const HOUR_S = 3600;
+const UNITS = [["hours", 3600], ["minutes", 60], ["seconds", 1]];
 
 export async function show(main, place, page) {
   if (place.name) return showDay(main, place, page);
@@ -37,9 +37,12 @@ function clock({ value, file, key }, ahead) {
 /** How many slots did what in the last day: steps, so that each count stands until the next change. */
 function roles(body, { roles: { at, roles: counts } }) {
   const last = at.at(-1);
-  const x = at.flatMap((time, i) => i ? [(time - last) / HOUR_S - 1e-9, (time - last) / HOUR_S] : [(time - last) / HOUR_S]);
+  const [unit, size] = UNITS.find(([, size]) => last - at[0] > 2 * size) ?? UNITS.at(-1);
+  const places = at.map(time => (time - last) / size);
+  const x = places.flatMap((place, i) => i ? [place - 1e-9, place] : [place]);
   const steps = values => values.flatMap((value, i) => i ? [values[i - 1], value] : [value]);
-  chart(body, { title: "Slots by role over the last day", xLabel: "hours ago", unit: "slots", x, series: stacked(Object.entries(counts).map(([label, values]) => ({ label, amounts: steps(values) }))) });
+  const names = Object.keys(counts).sort((a, b) => (a === "switching") - (b === "switching") || a.localeCompare(b));
+  chart(body, { title: "Slots by role over the last day", xLabel: `${unit} ago`, unit: "slots", x, series: stacked(names.map(label => ({ label, amounts: steps(counts[label]) }))) });
 }
 
 function wishes(fleet, time, page) {
