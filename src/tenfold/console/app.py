@@ -1,21 +1,26 @@
 """The console as a web application: its page, the documents of its views, the files that these name, and events."""
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import msgspec
 from fastapi import Depends, FastAPI, Request
+from fastapi.middleware.gzip import GZipMiddleware
 from fastapi.responses import FileResponse, Response
 from fastapi.staticfiles import StaticFiles
 
+from tenfold.console.alerts import alerts
 from tenfold.console.document import View
 from tenfold.console.events import Feeds, changes
 from tenfold.console.gate import ConsoleGate
 from tenfold.console.options import ConsoleOptions
 from tenfold.console.site import INDEX, POLICY, WEB, all_views, document, index, inside, is_public, named_files
+from tenfold.console.webhook import send_alerts
 from tenfold.serve.api.dependencies import CurrentCaller, operator_only
 from tenfold.serve.api.errors import AnswerFailures, ApiError, answer_errors
 from tenfold.spec.errors import TenfoldError
@@ -31,11 +36,22 @@ def make_app(options: ConsoleOptions) -> FastAPI:
     """The application over a home. Raises TenfoldError where there is none."""
     if not options.home.is_dir():
         raise TenfoldError(f"There is no directory {options.home}: name the home of the generations by --home.")
-    app = FastAPI(title="Tenfold console", docs_url=None, redoc_url=None, openapi_url=None, root_path=options.root_path.rstrip("/"))
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        look = partial(alerts, options.home, options.fleet)
+        sending = asyncio.create_task(send_alerts(options.webhook, options.home, look)) if options.webhook else None
+        yield
+        if sending is not None:
+            sending.cancel()
+
+    root_path = options.root_path.rstrip("/")
+    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, root_path=root_path)
     app.state.options, app.state.feeds, app.state.failed = options, Feeds(), None
     app.state.views = all_views()
     answer_errors(app)
-    app.add_middleware(AnswerFailures)
+    app.add_middleware(AnswerFailures)  # each one that is added stands around those before
+    app.add_middleware(GZipMiddleware, minimum_size=1000)
     listening = options.listening()
     app.add_middleware(ConsoleGate, options=listening, limits=listening.limits)
     _add_page(app, options)
@@ -56,7 +72,7 @@ class _Fresh(StaticFiles):
 
 
 def _add_page(app: FastAPI, options: ConsoleOptions) -> None:
-    policy = POLICY.format(connect=f" {options.server}" if options.server else "") + "; frame-ancestors 'none'"
+    policy = f"{POLICY}; frame-ancestors 'none'"
 
     @app.get("/")
     async def page() -> Response:
@@ -83,8 +99,7 @@ def _add_documents(app: FastAPI, options: ConsoleOptions) -> None:
 
     @app.get("/events/alerts")
     async def listen() -> Response:
-        look = changes(lambda: index(home, app.state.views, live=True, fleet=options.fleet)["alerts"])
-        return app.state.feeds.stream("alerts", look)
+        return app.state.feeds.stream("alerts", changes(partial(alerts, home, options.fleet)))
 
 
 class _Listed:
@@ -118,6 +133,7 @@ def _add_view(app: FastAPI, view: View, home: Path) -> None:
 
     async def follow(request: Request) -> Response:
         name = request.path_params.get("name", "")
+        await _answer(lambda: document(view, home, name))  # a sentence where there is none
         look = changes(lambda: msgspec.json.encode(document(view, home, name)))
         return app.state.feeds.stream(f"{view.name}/{name}", look)
 

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import sqlite3
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,13 +20,23 @@ class Figure(Struct, frozen=True, omit_defaults=True):
     """A value as it stands in `file`, a path within the home, under `key`.
 
     In JSON the key is the names and places on the way, with dots between (`scores.loss.measured`, `rows.0.days`); in a file of
-    lines, JSON or CSV, the number of the line from 1, a colon, and the same within the line (`12:loss`). `low` and `high` are the
-    ends of its interval, in `unit` as the value.
+    lines, JSON or CSV, the number of the line from 1, a colon, and the same within the line (`12:loss`); in a database of SQLite
+    the table, the row's id and the column (`leases.3.until`). `low` and `high` are the ends of its interval, in `unit` as the value.
     """
 
     value: Value
     file: str
     key: str
+    unit: str = ""
+    low: float | None = None
+    high: float | None = None
+
+
+class Computed(Struct, frozen=True, omit_defaults=True):
+    """A value that no file has: the planner's answer to a slider, or a sum over a file. `computed` says by what."""
+
+    value: Value
+    computed: str
     unit: str = ""
     low: float | None = None
     high: float | None = None
@@ -60,6 +72,8 @@ def value_at(path: Path, key: str) -> Any:
     try:
         if path.suffix == ".json":
             return _within(read_json(path), key)
+        if path.suffix == ".db":
+            return _cell(path, *key.split("."))
         if colon and path.suffix == ".csv":
             return _number(read_rows(path)[int(line) - 2][within])
         if colon:
@@ -97,6 +111,18 @@ def _cached_json(path: Path, _: tuple[int, int]) -> Any:
 def _cached_rows(path: Path, _: tuple[int, int]) -> list[dict[str, str]]:
     with path.open(newline="") as stream:
         return list(csv.DictReader(stream))
+
+
+def _cell(path: Path, table: str, number: str, column: str) -> Value:
+    """A column of a row. Raises ValueError where there is none."""
+    if not (table.isidentifier() and column.isidentifier()):
+        raise ValueError(table)
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+        try:
+            (found,) = database.execute(f"SELECT {column} FROM {table} WHERE id = ?", (int(number),)).fetchone()
+        except sqlite3.Error as error:
+            raise ValueError(str(error)) from None
+    return found
 
 
 def _lines(path: Path) -> list[bytes]:

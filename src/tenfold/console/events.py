@@ -32,9 +32,7 @@ class Feeds:
         queue: asyncio.Queue[bytes] = asyncio.Queue(BEHIND)
         if name not in self._listeners:
             self._listeners[name] = set()
-            task = asyncio.create_task(self._run(name, begin()))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            await self._begin(name, begin)
         listeners = self._listeners[name]
         listeners.add(queue)
         try:
@@ -46,6 +44,16 @@ class Feeds:
                     yield b": still here\n\n"
         finally:
             listeners.discard(queue)
+
+    async def _begin(self, name: str, begin: Callable[[], Poll]) -> None:
+        try:
+            poll = await asyncio.to_thread(begin)
+        except BaseException:
+            del self._listeners[name]
+            raise
+        task = asyncio.create_task(self._run(name, poll))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _run(self, name: str, poll: Poll) -> None:
         listeners = self._listeners[name]

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import msgspec
 
-from tenfold.console.site import INDEX, WEB, address, all_views, documents, index, inside, is_public
 from tenfold.console.document import files_of
+from tenfold.console.site import INDEX, POLICY, WEB, address, all_views, documents, index, inside, is_public
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import make_folder, whole_folder
 
@@ -21,7 +21,7 @@ def export(home: Path, out: Path) -> Path:
     views = {name: view for name, view in all_views().items() if not view.private}
     with whole_folder(out) as scratch:
         shutil.copytree(WEB, scratch / "web")
-        (scratch / "web" / "index.html").rename(scratch / "index.html")
+        _write_page(scratch / "web" / "index.html", scratch / "index.html")
         for view in views.values():
             if view.script is not None:
                 shutil.copyfile(view.script, scratch / "web" / f"{view.name}.js")
@@ -31,6 +31,13 @@ def export(home: Path, out: Path) -> Path:
             for file in files_of(made):
                 _copy(home, file, scratch / "files")
     return out
+
+
+def _write_page(source: Path, target: Path) -> None:
+    """The page with its policy in itself, since no server of ours sends that."""
+    policy = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+    target.write_text(source.read_text().replace("<title>", f"{policy}\n<title>", 1))
+    source.unlink()
 
 
 def _write(path: Path, value: object) -> None:

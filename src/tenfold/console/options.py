@@ -17,7 +17,7 @@ class ConsoleOptions(Struct, frozen=True):
     host: Annotated[Text, Meta(description="Address to listen on; any but loopback needs keys.")] = "127.0.0.1"
     port: Annotated[Port, Meta(description="Port to listen on.")] = 8765
     server: Annotated[str, Meta(description="URL of a server of `tenfold serve`, for the chat.")] = ""
-    fleet: Annotated[Folder | None, Meta(description="Directory of a running fleet; the home's own where none is given.")] = None
+    fleet: Annotated[Folder | None, Meta(description="Home of the fleet, where it is another.")] = None
     keys: Annotated[File | None, Meta(description="File of keys, made with `tenfold serve-key`.")] = None
     allowed_hosts: Annotated[
         tuple[str, ...], Meta(description="Names that the console answers to, besides localhost and its address; '*' is all.")

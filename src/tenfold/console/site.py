@@ -16,11 +16,11 @@ TAB = "console."  # names of entry points `tenfold.routes` that are views of the
 INDEX = "data/console.json"
 # Files that everybody who sees the console may read: none of them holds what people said.
 PUBLIC = {".json", ".jsonl", ".csv", ".html", ".png", ".svg", ".toml", ".txt", ".md", ".log"}
-PEOPLE = {"data", "conversations", "feedback", "events"}  # folders within a home that hold it
+PEOPLE = {"data", "conversations", "feedback", "events", "lineage.json"}  # names within a home that hold it, or say whose it is
 # Without inline code. Scripts come from the console alone, and HTML from text passes DOMPurify or is refused.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; font-src 'self'; img-src 'self' data: blob:; "
-    "connect-src 'self'{connect}; base-uri 'none'; form-action 'none'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; "
     "require-trusted-types-for 'script'; trusted-types dompurify"
 )
 
@@ -70,7 +70,7 @@ def named_files(views: dict[str, View], home: Path, *, private: bool) -> set[str
 def is_public(file: str) -> bool:
     """Whether a file of a home holds nothing of what people said."""
     path = PurePosixPath(file)
-    return path.suffix in PUBLIC and not PEOPLE & set(path.parts[:-1])
+    return path.suffix in PUBLIC and not PEOPLE & set(path.parts)
 
 
 def inside(home: Path, file: str) -> Path | None:

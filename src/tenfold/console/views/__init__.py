@@ -4,14 +4,20 @@ from tenfold.console.document import View
 from tenfold.console.views import (
     chat,
     feedback,
+    fleet,
     generations,
     learn,
+    plan,
     rank,
     recommendations,
+    sites,
 )
 
 VIEWS: tuple[View, ...] = (
     generations.VIEW,
+    plan.VIEW,
+    sites.VIEW,
+    fleet.VIEW,
     learn.VIEW,
     feedback.VIEW,
     rank.VIEW,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from tenfold.console.document import Figure, View, figure, read_json
+from tenfold.console.document import Figure, View, figure, read_json, read_rows
 from tenfold.console.views.ladder import Ladder, Next, ladder, next_tenfold
 from tenfold.console.views.lineage import Lineage, lineage
 from tenfold.console.views.record import Record, Room, record, rooms
@@ -46,12 +46,22 @@ class Quantity(Struct):
 
 
 class Check(Struct):
-    """A check of the gate: what it found, and its sentence."""
+    """A check of the gate: what it found, the limit, and its sentence."""
 
     name: str
     passed: Figure
-    measured: Figure | None
     said: str
+    measured: Figure | None = None
+    limit: Figure | None = None
+
+
+class Point(Struct):
+    """A run of the ladder."""
+
+    flops: Figure
+    params: Figure
+    tokens: Figure
+    loss: Figure
 
 
 class Overview(Struct):
@@ -72,6 +82,7 @@ class Generation(Struct):
     row: Row
     ladder: Ladder
     quantities: list[Quantity]
+    points: list[Point]
     checks: list[Check]
     reason: Figure | None
     lineage: Lineage
@@ -88,10 +99,11 @@ def document(home: Path, name: str) -> Overview | Generation:
     if name:
         return _generation(home, name)
     found = _folders(home)
+    picture = ladder(home, found)
     return Overview(
         generations=[_row(home, one) for one in found],
-        ladder=ladder(home, found),
-        next=next_tenfold(home),
+        ladder=picture,
+        next=next_tenfold(home, picture.law),
         lineage=lineage(home, found),
         rooms=rooms(home),
         record=record(home),
@@ -154,10 +166,12 @@ def _generation(home: Path, name: str) -> Generation:
     files = [f"{name}/{file}" for file in FILES if (folder / file).is_file()]
     files += [str(path.relative_to(home)) for path in sorted(folder.glob("ladder/*/run.jsonl"))]
     checks, reason = _gate(home, name)
+    shown = ladder(home, [name])
     return Generation(
         row=_row(home, name),
-        ladder=ladder(home, [name]),
+        ladder=shown,
         quantities=list(_quantities(home, name)),
+        points=_points(home, name, shown.unit),
         checks=checks,
         reason=reason,
         lineage=lineage(home, [name]),
@@ -183,6 +197,15 @@ def _quantities(home: Path, name: str) -> Iterator[Quantity]:
         yield found
 
 
+def _points(home: Path, name: str, unit: str) -> list[Point]:
+    """The rows of its `points.csv`; the first line of the file has their names."""
+    file = f"{name}/points.csv"
+    units = {"flops": "FLOPs", "params": "", "tokens": "", "loss": unit}
+    count = len(read_rows(home / file)) if (home / file).exists() else 0
+    lines = range(2, count + 2)
+    return [Point(**{key: figure(home, file, f"{line}:{key}", said) for key, said in units.items()}) for line in lines]
+
+
 def _gate(home: Path, name: str) -> tuple[list[Check], Figure | None]:
     """The gate's checks and its reason, where it has judged."""
     file = f"{name}/gate.json"
@@ -191,9 +214,8 @@ def _gate(home: Path, name: str) -> tuple[list[Check], Figure | None]:
     checks = []
     try:
         for i, check in enumerate(read_json(home / file).get("checks", [])):
-            measured = figure(home, file, f"checks.{i}.measured") if "measured" in check else None
-            said = str(check.get("reason", check.get("sentence", "")))
-            checks.append(Check(str(check["name"]), figure(home, file, f"checks.{i}.passed"), measured, said))
+            found = {key: figure(home, file, f"checks.{i}.{key}") for key in ("measured", "limit") if check.get(key) is not None}
+            checks.append(Check(str(check["name"]), figure(home, file, f"checks.{i}.passed"), str(check.get("says", "")), **found))
         return checks, figure(home, file, "reason")
     except (KeyError, TypeError, AttributeError):
         raise TenfoldError(f"{home / file} is damaged: judge {name} again by `tenfold learn gate`.") from None

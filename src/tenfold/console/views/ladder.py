@@ -8,6 +8,7 @@ from typing import Any
 from msgspec import Struct
 
 from tenfold.console.document import Figure, figure, read_json, read_rows, stamp
+from tenfold.console.views.chance import Chance, chance
 from tenfold.spec.errors import TenfoldError
 
 PLACES = 24  # of the law's line
@@ -36,13 +37,17 @@ class Line(Struct):
 
 
 class Ladder(Struct):
-    """What the picture shows; losses in `unit`. `measured` are rungs, `forecasts` and `outcomes` the generations' own runs."""
+    """What the picture shows; losses in `unit`. `measured` are rungs, `forecasts` and `outcomes` the generations' own runs.
+
+    `arrow` goes from the newest generation's run to what the law says of ten times its compute.
+    """
 
     unit: str
     measured: Runs
     forecasts: Runs
     outcomes: Runs
     law: Line | None = None
+    arrow: Line | None = None
     note: str = ""
 
 
@@ -50,12 +55,10 @@ class Next(Struct):
     """What the next times ten takes by the newest plan, and the chance that it pays."""
 
     flops: Figure
-    hours: Figure
+    time: Figure
     energy: Figure | None
     money: Figure | None
-    loss: list[float] | None
-    chance: Figure | None = None
-    missing: str = ""
+    chance: Chance | None
 
 
 def ladder(home: Path, generations: list[str]) -> Ladder:
@@ -74,6 +77,7 @@ def ladder(home: Path, generations: list[str]) -> Ladder:
     for name in reversed(generations):
         if (home / name / "law.json").exists() and _unit(home / name) in (unit, ""):
             shown.law, shown.note = _law(home, name)
+            shown.arrow = _arrow(shown, name)
             break
     return shown
 
@@ -116,6 +120,17 @@ def _add_forecast(shown: Ladder, home: Path, name: str) -> None:
         _add(shown.outcomes, name, made["flops"], scores[loss]["measured"])
 
 
+def _arrow(shown: Ladder, name: str) -> Line | None:
+    """From a generation's outcome, or its forecast before it came, to the end of its law."""
+    law = shown.law
+    runs = next((found for found in (shown.outcomes, shown.forecasts) if name in found.names), None)
+    if law is None or runs is None:
+        return None
+    at = runs.names.index(name)
+    flops, loss = runs.flops[at], runs.loss[at]
+    return Line(name, law.file, [flops, law.flops[-1]], [loss, law.loss[-1]], [loss, law.low[-1]], [loss, law.high[-1]])
+
+
 def _law(home: Path, name: str) -> tuple[Line | None, str]:
     """The law's line, to ten times the compute of the generation's run; else a sentence why there is none."""
     file = f"{name}/law.json"
@@ -142,8 +157,8 @@ def _line(path: Path, _: tuple[int, int], top: float | None) -> tuple[list[float
     return flops.tolist(), [f.median for f in found], [f.intervals[80][0] for f in found], [f.intervals[80][1] for f in found]
 
 
-def next_tenfold(home: Path) -> Next | None:
-    """The next times ten, as `plan/plan.json` of the home has it."""
+def next_tenfold(home: Path, law: Line | None) -> Next | None:
+    """The next times ten, as `plan/plan.json` of the home has it, and the chance that it pays by a law."""
     file = "plan/plan.json"
     if not (home / file).exists():
         return None
@@ -156,16 +171,16 @@ def next_tenfold(home: Path) -> Next | None:
                 return figure(home, file, f"{key}.mid", unit, (found["low"], found["high"]))
         return None
 
-    hours = ranged("time.wall_days", unit="days")
-    if hours is None or _at(plan, "model.flops") is None:
+    days = ranged("time.wall_days", unit="days")
+    if days is None or _at(plan, "model.flops") is None:
         return None
+    money = ranged("cost.rent_usd", "cost.own_usd", unit="USD")
     return Next(
         flops=figure(home, file, "model.flops", "FLOPs"),
-        hours=hours,
+        time=days,
         energy=ranged("power.energy_mwh", unit="MWh"),
-        money=ranged("cost.rent_usd", "cost.own_usd", unit="USD"),
-        loss=None,
-        missing="tenfold law worth points.csv worth.csv --step 1",
+        money=money,
+        chance=chance(home, law.file, float(plan["model"]["flops"]), money) if law else None,
     )
 
 

@@ -2,7 +2,7 @@
 // data as a table for those who do not see the picture.
 import uPlot from "./libraries/uplot.js";
 import { button, element, save, table, words } from "./figures.js";
-import { svgOf } from "./svg.js";
+import { svgOf, ticks } from "./svg.js";
 import { drawMark, outline } from "./marks.js";
 
 export const DASHES = [[], [8, 4], [2, 3], [10, 3, 2, 3], [5, 5], [12, 6], [1, 4], [6, 2, 2, 2]];
@@ -17,7 +17,7 @@ const ROWS = 200;  // of the table
  * @returns {{element, update, range}} `update({x, series})` shows other data, `range(from, to)` a part of it.
  */
 export function chart(main, given) {
-  const state = { ...given, plot: null, own: false };
+  const state = { ...given, series: styled(given.series), plot: null, own: false };
   const box = element("div", { class: given.tall ? "plot tall" : "plot", tabindex: 0, role: "group", "aria-label": `${given.title}: drag or + and - to zoom, arrows to move, 0 for the whole` });
   const [readout, legend, data] = [element("div", { class: "readout" }), element("ul", { class: "legend" }), element("details", {}, element("summary", {}, "Data as a table"))];
   const figure = element("figure", {}, element("figcaption", {}, given.title), legend, box, readout, element("div", { class: "tools" }, savers(state)), data);
@@ -31,7 +31,7 @@ export function chart(main, given) {
   showLegend(state);
   return {
     element: figure,
-    update(fresh) { Object.assign(state, fresh); state.plot?.setData(aligned(state)); showLegend(state); fillTable(state); },
+    update({ x = state.x, series }) { Object.assign(state, { x, series: styled(series) }); state.plot?.setData(aligned(state)); showLegend(state); fillTable(state); },
     range(from, to) { state.from = from; state.to = to; setRange(state, from, to); },
   };
 }
@@ -46,7 +46,8 @@ function colours(box) {
   return found;
 }
 
-const colourOf = (series, i) => (series.colour ?? i) % 8;
+/** Series with colours and dashes of their own, where none are said. */
+const styled = series => series.map((one, i) => ({ ...one, colour: (one.colour ?? i) % 8, dashes: DASHES[(one.dash ?? i) % DASHES.length] }));
 const isBand = one => one.low && one.line !== false;
 
 /** The places of all series in one rising list, and the columns of each; where a series has no value there, null. */
@@ -88,13 +89,14 @@ function resize(state) {
 
 function options(state) {
   const { box, log = "", xLabel = "", unit = "", colours: { text, line } } = state;
-  const axis = label => ({ label, labelSize: 22, labelFont: "13px system-ui", font: "13px system-ui", stroke: text, grid: { stroke: line, width: 1 }, ticks: { stroke: line }, values: (_, found) => found.map(value => value === null ? "" : words(value)) });
+  const splits = name => log.includes(name) ? { splits: (_, __, min, max) => ticks({ min, max }, true), filter: (_, found) => found } : {};
+  const axis = (label, name) => ({ ...splits(name), label, labelSize: 22, labelFont: "13px system-ui", font: "13px system-ui", stroke: text, grid: { stroke: line, width: 1 }, ticks: { stroke: line }, values: (_, found) => found.map(value => value === null ? "" : words(value)) });
   const padded = (_, low, high) => low === null ? [1, 10] : [low / (high / low) ** 0.05, high * (high / low || 2) ** 0.05];
   const scale = name => log.includes(name) ? { time: false, distr: 3, range: padded } : { time: false };
   const { series, bands } = seriesOf(state);
   return {
     width: box.clientWidth, height: box.clientHeight, legend: { show: false }, scales: { x: scale("x"), y: scale("y") },
-    axes: [axis(xLabel), { ...axis(unit), size: 70 }], series: [{}, ...series], bands,
+    axes: [axis(xLabel, "x"), { ...axis(unit, "y"), size: 70 }], series: [{}, ...series], bands,
     cursor: { drag: { x: true, y: false }, points: { show: false } },
     hooks: {
       drawSeries: [(plot, i) => drawMarks(state, plot, i)],
@@ -107,10 +109,10 @@ function options(state) {
 
 function seriesOf(state) {
   const series = [], bands = [];
-  state.series.forEach((one, i) => {
-    const stroke = state.colours.series[colourOf(one, i)];
+  state.series.forEach(one => {
+    const stroke = state.colours.series[one.colour];
     const shown = one.line !== false;
-    series.push({ label: one.label, stroke, width: shown ? 2 : 0, dash: DASHES[one.dash ?? i % DASHES.length], paths: shown ? undefined : () => null, points: { show: false }, spanGaps: true, mark: one });
+    series.push({ label: one.label, stroke, width: shown ? 2 : 0, dash: one.dashes, ...(shown ? {} : { paths: () => null }), points: { show: false }, spanGaps: true, mark: one });
     if (!one.low) return;
     const end = { stroke: "transparent", width: 0, points: { show: false }, spanGaps: true, ...(shown ? {} : { paths: () => null }) };
     series.push({ ...end, label: `${one.label}, low` }, { ...end, label: `${one.label}, high` });
@@ -121,11 +123,11 @@ function seriesOf(state) {
 
 /** The marks of a series, each with its interval. */
 function drawMarks(state, plot, number) {
-  const { mark: one, stroke } = plot.series[number];
+  const { mark: one } = plot.series[number];
   if (!one?.mark) return;
   const { ctx } = plot;
   ctx.save();
-  ctx.strokeStyle = ctx.fillStyle = plot.series[number]._stroke ?? state.colours.series[colourOf(one, state.series.indexOf(one))];
+  ctx.strokeStyle = ctx.fillStyle = state.colours.series[one.colour];
   ctx.lineWidth = 1.5 * devicePixelRatio;
   plot.data[0].forEach((place, i) => {
     const value = plot.data[number][i];
@@ -186,7 +188,7 @@ function press(state, event) {
 }
 
 function showLegend(state) {
-  state.legend.replaceChildren(...state.series.map((one, i) => element("li", {}, outline(one, colourOf(one, i), DASHES[one.dash ?? i % DASHES.length]), one.label)));
+  state.legend.replaceChildren(...state.series.map(one => element("li", {}, outline(one), one.label)));
 }
 
 /** Buttons that save the picture and its data. */

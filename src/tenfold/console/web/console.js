@@ -36,27 +36,39 @@ async function ask(path, params = {}) {
 const page = {
   live: false,
   act: actor(document.body),
+  views: [],
   link,
+  /** Whether the console has a view. */
+  has: name => page.views.includes(name),
   ask,
   load: (view, name = "", params = {}) => ask(`data/${view}${name ? `/${encoded(name)}` : ""}.json`, page.live ? params : {}),
+  /** Changes the permalink's parameters; `quiet` keeps what is shown. */
   go(params, { quiet = false } = {}) {
     const { view, name } = placeOf(location.hash);
     const next = link(view, name, params);
     if (quiet) history.replaceState(null, "", next); else location.hash = next;
   },
+  /** Calls the handler with each event of a relative address until another place is shown; gives a function that ends it. */
   events(path, handler) {
     if (!page.live) return () => {};
     const source = new EventSource(path);
     source.onmessage = event => handler(JSON.parse(event.data));
-    const before = leave;
-    leave = () => { source.close(); before(); };
+    source.onopen = () => said("live");
+    source.onerror = () => said("no connection");
+    page.leaving(() => { source.close(); said(""); });
     return () => source.close();
   },
+  /** Calls the handler whenever a document has changed. */
   follow: (view, name, handler) => page.events(`events/${view}${name ? `/${encoded(name)}` : ""}`, handler),
   /** Shows the place again, with fresh documents. */
   refresh: () => dispatchEvent(new HashChangeEvent("hashchange")),
+  /** Has an action done when another place is shown. */
   leaving(action) { const before = leave; leave = () => { action(); before(); }; },
 };
+
+function said(state) {
+  document.querySelector("#live").textContent = state;
+}
 
 async function show(index) {
   const place = placeOf(location.hash);
@@ -109,6 +121,7 @@ async function begin() {
     const index = await ask("data/console.json");
     page.live = index.live;
     const views = index.views.filter(view => index.live || !view.private);
+    page.views = views.map(view => view.name);
     document.querySelector("nav").replaceChildren(...views.map(view => element("a", { href: link(view.name) }, view.title)));
     showAlerts(index.alerts);
     if (index.live) new EventSource("events/alerts").onmessage = async () => showAlerts((await ask("data/console.json")).alerts);

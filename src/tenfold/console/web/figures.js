@@ -24,7 +24,8 @@ export function words(value) {
   if (typeof value !== "number") return String(value);
   if (value !== 0 && (Math.abs(value) >= 1e7 || Math.abs(value) < 1e-3)) {
     const [digits, power] = value.toExponential(2).split("e");
-    return `${Number(digits)}×10${superscript(Number(power))}`;
+    const times = Number(digits) === 1 ? "" : `${Number(digits)}×`;
+    return `${times}10${superscript(Number(power))}`;
   }
   return Number.isInteger(value) ? value.toLocaleString("en") : Number(value.toPrecision(4)).toLocaleString("en", { maximumFractionDigits: 6 });
 }
@@ -32,18 +33,31 @@ export function words(value) {
 /** A whole number in raised digits. */
 export const superscript = number => String(number).replace(/./g, sign => "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"["-0123456789".indexOf(sign)]);
 
-/** A Figure as a link to its file: rounded, with its unit and interval; the exact value and its place are the title. */
+// Units that a value below 1 is told in instead.
+const SMALLER = { days: [24, "h"], h: [60, "min"], min: [60, "s"], MWh: [1000, "kWh"], kWh: [1000, "Wh"], MW: [1000, "kW"], kW: [1000, "W"] };
+
+/** Values of a unit, all in the first smaller unit in which the first is 1 or more. */
+function readable(values, unit) {
+  const [times, smaller] = SMALLER[unit] ?? [];
+  return times && values[0] !== 0 && Math.abs(values[0]) < 1 ? readable(values.map(value => value * times), smaller) : [values, unit];
+}
+
+/** A Figure as a link to its file: rounded, with its unit and interval; the exact value and its place are the title. What was
+ * computed, or stands in a database, is no link. */
 export function figure(f, note = "") {
   if (f === null || f === undefined) return element("span", { class: "none" }, "–");
-  const ends = f.low === undefined || f.low === null ? "" : ` [${words(f.low)} to ${words(f.high)}]`;
-  const unit = f.unit ? ` ${f.unit}` : "";
-  const exact = `${f.value}${unit} (${f.file}, ${f.key})`;
-  return element("a", { class: "figure", href: address(f.file), title: exact, "data-value": JSON.stringify(f.value), "data-file": f.file, "data-key": f.key },
-    `${words(f.value)}${unit}`, element("small", {}, ends, note ? ` ${note}` : ""));
+  const bounded = f.low !== undefined && f.low !== null;
+  const [[value, low, high], unit] = typeof f.value === "number" ? readable(bounded ? [f.value, f.low, f.high] : [f.value], f.unit) : [[f.value], f.unit];
+  const ends = bounded ? ` [${words(low)} to ${words(high)}]` : "";
+  const said = [`${words(value)}${unit ? ` ${unit}` : ""}`, element("small", {}, ends, note ? ` ${note}` : "")];
+  const exact = `${f.value}${f.unit ? ` ${f.unit}` : ""}`;
+  if ("computed" in f) return element("span", { class: "computed", title: `${exact} (${f.computed})`, "data-value": JSON.stringify(f.value) }, said);
+  const place = { class: "figure", title: `${exact} (${f.file}, ${f.key})`, "data-value": JSON.stringify(f.value), "data-file": f.file, "data-key": f.key };
+  return f.file.endsWith(".db") ? element("span", place, said) : element("a", { href: address(f.file), ...place }, said);
 }
 
 /** What is shown in a cell: a Figure, an element, or a text. */
-export const shown = value => value instanceof Node ? value : value !== null && typeof value === "object" && "file" in value ? figure(value) : words(value);
+export const shown = value => value instanceof Node ? value : value !== null && typeof value === "object" && ("file" in value || "computed" in value) ? figure(value) : words(value);
 
 /** A table. The first cell of a row is its head; `caption` names it. */
 export function table(heads, rows, caption = "") {

@@ -39,9 +39,9 @@ export function markOf(mark, x, y, radius, colour) {
 }
 
 /** How a series looks, for a legend. */
-export function outline(one, colour, dash) {
-  const made = drawn("svg", { viewBox: "0 0 36 14", class: `c${colour}`, "aria-hidden": "true" });
-  if (one.line !== false) made.append(drawn("line", { x1: 0, x2: 36, y1: 7, y2: 7, stroke: "currentColor", "stroke-width": 2, "stroke-dasharray": dash.join(" ") }));
+export function outline(one) {
+  const made = drawn("svg", { viewBox: "0 0 36 14", class: `c${one.colour}`, "aria-hidden": "true" });
+  if (one.line !== false) made.append(drawn("line", { x1: 0, x2: 36, y1: 7, y2: 7, stroke: "currentColor", "stroke-width": 2, "stroke-dasharray": one.dashes.join(" ") }));
   if (one.mark) made.append(markOf(one.mark, 18, 7, 4, "currentColor"));
   return made;
 }

@@ -11,7 +11,8 @@ function scale({ min, max }, log, from, to) {
   return value => from + (to - from) * (of(value) - of(min)) / (of(max) - of(min) || 1);
 }
 
-function ticks({ min, max }, log) {
+/** Round values between two ends: powers of ten where the scale is logarithmic, with 2 and 5 between where those are few. */
+export function ticks({ min, max }, log) {
   if (!log) {
     const step = 10 ** Math.floor(Math.log10((max - min) / TICKS || 1));
     const wide = [1, 2, 5, 10].map(times => times * step).find(one => (max - min) / one <= TICKS);
@@ -33,11 +34,11 @@ export function svgOf({ title, xLabel = "", unit = "", log = "", series, plot, c
   for (const tick of ticks(plot.scales.y, log.includes("y"))) svg.append(drawn("line", { x1: LEFT, x2: WIDTH - 20, y1: y(tick), y2: y(tick), stroke: colours.line }), text(words(tick), [LEFT - 6, y(tick) + 4], { "text-anchor": "end" }));
   svg.append(text(xLabel, [(LEFT + WIDTH) / 2, HEIGHT - 16], { "text-anchor": "middle" }), text(unit, [8, TOP - 8]));
   series.forEach((one, i) => {
-    const colour = colours.series[(one.colour ?? i) % 8];
+    const colour = colours.series[one.colour];
     const seen = places.map((place, n) => n).filter(n => within(places[n]) && rows[i].values[n] != null);
     const path = (list, of) => list.map(n => `${x(places[n]).toFixed(1)},${y(of[n]).toFixed(1)}`);
     if (one.low && one.line !== false) svg.append(drawn("polygon", { points: [...path(seen, rows[i].high), ...path([...seen].reverse(), rows[i].low)].join(" "), fill: colour, "fill-opacity": 0.18 }));
-    if (one.line !== false) svg.append(drawn("polyline", { points: path(seen, rows[i].values).join(" "), fill: "none", stroke: colour, "stroke-width": 2, "stroke-dasharray": (one.dashes ?? []).join(" ") }));
+    if (one.line !== false) svg.append(drawn("polyline", { points: path(seen, rows[i].values).join(" "), fill: "none", stroke: colour, "stroke-width": 2, "stroke-dasharray": one.dashes.join(" ") }));
     for (const n of one.mark ? seen : []) {
       if (one.low && one.line === false) svg.append(drawn("line", { x1: x(places[n]), x2: x(places[n]), y1: y(rows[i].low[n]), y2: y(rows[i].high[n]), stroke: colour }));
       svg.append(markOf(one.mark, x(places[n]), y(rows[i].values[n]), 5, colour));
