@@ -70,8 +70,8 @@ async function curve(main, name, page) {
   const loss = run?.fields?.loss;
   if (!loss) return;
   const series = [{ label: "training loss", x: run.x, values: loss.mean, low: loss.low, high: loss.high, colour: 0 }];
-  const { step, loss: seen } = run.evaluations ?? {};
-  if (step?.length && seen) series.push({ label: "validation loss", x: step, values: seen, colour: 1, mark: "dot" });
+  const { x, loss: seen } = run.evaluations;
+  if (x.length) series.push({ label: "validation loss", x, values: seen, line: false, colour: 1, mark: "square" });
   main.append(section("Training", element("p", {}, element("a", { href: page.link("run", name) }, "The run with all its figures"))));
   chart(main, { title: `Training of ${name}`, xLabel: "step", unit: "loss", series });
 }
