@@ -41,7 +41,7 @@ def home(tmp_path_factory):
     rng = random.Random(0)
     taken = [(user, rng.randrange(12), 1000 * user + n) for user in range(60) for n in range(8)]
     (home / "shop.csv").write_text("user,item,time\n" + "".join(f"u{u},i{i},{t}\n" for u, i, t in taken))
-    run(["rank", "train", str(home / "shop.csv"), "--home", str(home), "--epochs", "1", "--width", "8", "--seq-len", "8", "--json"])
+    run(["rank", "train", str(home / "shop.csv"), "--home", str(home), "--epochs", "1", "--width", "16", "--seq-len", "8", "--json"])
     run(["rank", "evaluate", str(home / "rank-shop"), "--json"])
     return home
 
