@@ -3,14 +3,12 @@
 import json
 import socket
 import threading
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib import resources
 from importlib.util import find_spec
 
 import pytest
-import uvicorn
 from chat_page import finished, needs_chromium, say, until
+from console_page import running, violations
 from fastapi.testclient import TestClient
 
 from tenfold.console.app import make_app
@@ -20,22 +18,6 @@ from tenfold.serve.api.keys import make_key
 pytest_plugins = ["chat_page"]
 in_chromium = pytest.mark.skipif(any(mark.args[0] for mark in needs_chromium), reason="Chromium or playwright is not installed")
 TYPES = {"/health": "application/json", "/v1/chat/completions": "text/event-stream"}
-
-
-@contextmanager
-def running(options):
-    """The address of a console on a free port, in a thread."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(make_app(options), port=port, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{port}/"
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 @pytest.fixture
@@ -173,10 +155,8 @@ def test_the_chat_is_a_tab_that_lives_on_while_others_are_shown(tab, site):
 def test_axe_finds_no_violation_in_the_tab(tab):
     say(tab, "marked")
     finished(tab)
-    tab.evaluate(resources.files("axe_playwright_python").joinpath("axe.min.js").read_text())
     for width, scheme in ((1100, "dark"), (360, "light")):
         tab.set_viewport_size({"width": width, "height": 800})
         tab.emulate_media(color_scheme=scheme)
-        found = tab.evaluate("axe.run().then(result => result.violations.map(v => [v.id, v.nodes.map(n => n.html).slice(0, 3)]))")
-        assert found == [], (width, scheme)
+        assert violations(tab) == [], (width, scheme)
         assert tab.evaluate("document.documentElement.scrollWidth") <= width

@@ -5,10 +5,13 @@ import json
 import random
 import sqlite3
 import time
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
 from chat_models import chat_model
+from chat_page import needs_chromium, until
+from console_page import running, violations
 from fastapi.testclient import TestClient
 
 from bench.rank.made import made_ranker
@@ -25,6 +28,7 @@ from tenfold.rank.ranker import History, Ranker
 from tenfold.serve.api.keys import make_key
 from tenfold.serve.feedback.feedback import Feedback
 
+pytest_plugins = ["chat_page"]
 PRIVATE = ("feedback", "recommendations")
 
 
@@ -41,7 +45,9 @@ def home(tmp_path_factory):
     rng = random.Random(0)
     taken = [(user, rng.randrange(12), 1000 * user + n) for user in range(60) for n in range(8)]
     (home / "shop.csv").write_text("user,item,time\n" + "".join(f"u{u},i{i},{t}\n" for u, i, t in taken))
-    run(["rank", "train", str(home / "shop.csv"), "--home", str(home), "--epochs", "1", "--width", "16", "--seq-len", "8", "--json"])
+    run(
+        ["rank", "train", str(home / "shop.csv"), "--home", str(home), "--epochs", "1", "--width", "16", "--seq-len", "8", "--json"]
+    )
     run(["rank", "evaluate", str(home / "rank-shop"), "--json"])
     return home
 
@@ -213,3 +219,44 @@ def test_a_user_and_a_list_of_the_event_store_are_explained(tmp_path):
     wrong = console.post("/recommendations/explain", json={**asked, "store": "../events.db"})
     assert wrong.status_code == 400 and "no ranker" in wrong.json()["error"]["message"]
     store.close()
+
+
+@needs_chromium[0]
+@needs_chromium[1]
+@pytest.mark.skipif(find_spec("axe_playwright_python") is None, reason="the package axe-playwright-python is not installed")
+def test_the_pages_show_it_release_it_and_axe_finds_no_violation(home, judged, browser):
+    said(judged)
+    (judged / "rank-shop").mkdir()
+    evaluation = json.loads((home / "rank-shop" / "evaluation.json").read_text())
+    (judged / "rank-shop" / "evaluation.json").write_text(json.dumps(evaluation))
+    made_ranker(judged / "rank-made", 30, 16, 20)
+    Events(f"sqlite:///{judged / 'events.db'}").close()
+    page = browser.new_context(viewport={"width": 1100, "height": 900}).new_page()
+    page.set_default_timeout(90_000)
+    page.on("pageerror", lambda error: pytest.fail(f"the page failed: {error}"))
+    page.on("dialog", lambda dialog: dialog.accept())
+    with running(ConsoleOptions(judged)) as address:
+        page.goto(f"{address}#/learn/chat-1")
+        page.get_by_label("Percent of the users").fill("50")
+        page.get_by_role("button", name="Put chat-1 in service").click()
+        until(page, "document.querySelector('main').innerText.includes('tried on 50')")
+        assert released(judged)["candidate"]["share"] == 0.5
+        places = ("learn", "learn/chat-1", "feedback", "rank", "rank/rank-shop", "recommendations")
+        for place, (width, scheme) in zip(places, 3 * [(1100, "light"), (360, "dark")], strict=True):
+            page.set_viewport_size({"width": width, "height": 900})
+            page.emulate_media(color_scheme=scheme)
+            page.evaluate(f"location.hash = '#/{place}'")
+            until(page, f"document.querySelector('main').dataset.shown === '#/{place}'")
+            assert violations(page) == [], place
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, place
+        page.get_by_label("User", exact=True).fill("anna")
+        page.get_by_role("button", name="Explain").first.click()
+        page.get_by_role("table", name="Recommendations, explained by the history").wait_for()
+        page.evaluate("location.hash = '#/feedback'")
+        page.get_by_role("button", name="Count").click()
+        page.get_by_role("table", name="The next set by part").wait_for()
+        page.evaluate("location.hash = '#/learn'")
+        page.get_by_role("button", name="End the trial of chat-1").click()
+        until(page, "!document.querySelector('main').innerText.includes('tried on')")
+        assert "candidate" not in released(judged)
+    page.context.close()
