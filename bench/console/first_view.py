@@ -27,9 +27,10 @@ DESKTOP = {"offline": False, "latency": 40, "downloadThroughput": 10 * 1024 * 10
 CURVES = {"fcp": (934, 1600, 10), "lcp": (1200, 2400, 25), "tbt": (150, 350, 30), "cls": (0.1, 0.25, 25)}
 OBSERVE = """
 window.seen = { lcp: 0, cls: 0, tasks: [] };
-new PerformanceObserver(list => { for (const e of list.getEntries()) seen.lcp = e.startTime; }).observe({ type: "largest-contentful-paint", buffered: true });
-new PerformanceObserver(list => { for (const e of list.getEntries()) if (!e.hadRecentInput) seen.cls += e.value; }).observe({ type: "layout-shift", buffered: true });
-new PerformanceObserver(list => { for (const e of list.getEntries()) seen.tasks.push([e.startTime, e.duration]); }).observe({ type: "longtask", buffered: true });
+const observe = (type, each) => new PerformanceObserver(list => list.getEntries().forEach(each)).observe({ type, buffered: true });
+observe("largest-contentful-paint", entry => { seen.lcp = entry.startTime; });
+observe("layout-shift", entry => { if (!entry.hadRecentInput) seen.cls += entry.value; });
+observe("longtask", entry => { seen.tasks.push([entry.startTime, entry.duration]); });
 """
 FOUND = """() => {
   const fcp = performance.getEntriesByName("first-contentful-paint")[0].startTime;

@@ -21,7 +21,7 @@ class Figure(Struct, frozen=True, omit_defaults=True):
 
     In JSON the key is the names and places on the way, with dots between (`scores.loss.measured`, `rows.0.days`); in a file of
     lines, JSON or CSV, the number of the line from 1, a colon, and the same within the line (`12:loss`); in a database of SQLite
-    the table, the row's id and the column (`leases.3.until`). `low` and `high` are the ends of its interval, in `unit` as the value.
+    the table, the row's id and the column (`leases.3.until`). `low` and `high` are the ends of its interval, in the same unit.
     """
 
     value: Value
