@@ -10,6 +10,7 @@ export async function show(main, place, page) {
   if (place.name) return showOne(main, place, page);
   const all = await page.load("generations");
   if (all.empty) main.append(empty("There is no generation yet. Make one by", all.empty));
+  main.append(...all.notes.map(note => element("p", { class: "bad" }, note)));
   ladder(main, all.ladder);
   if (all.next) main.append(section("The next times ten", ...nextFacts(all.next)));
   if (all.generations.length) main.append(section("All generations", list(all.generations, page), compare(all.generations, page)));
