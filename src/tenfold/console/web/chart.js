@@ -31,7 +31,7 @@ export function chart(main, given) {
   showLegend(state);
   return {
     element: figure,
-    update({ x = state.x, series }) { Object.assign(state, { x, series: styled(series) }); state.plot?.setData(aligned(state)); showLegend(state); fillTable(state); },
+    update({ x = state.x, series }) { Object.assign(state, { x, series: styled(series) }); renew(state); showLegend(state); fillTable(state); },
     range(from, to) { state.from = from; state.to = to; setRange(state, from, to); },
   };
 }
@@ -68,6 +68,18 @@ export function columns({ x, series }) {
 function aligned(state) {
   const { places, rows } = columns(state);
   return [places, ...rows.flatMap(row => row.low ? [row.values, row.low, row.high] : [row.values])];
+}
+
+/** Other data in the same plot, or in another where there are more or fewer columns. */
+function renew(state) {
+  const data = aligned(state);
+  if (state.plot && data.length === state.plot.series.length) state.plot.setData(data); else redraw(state);
+}
+
+/** Shows other data in the same plot, or in a new one where there are more or fewer columns. */
+function renew(state) {
+  const data = aligned(state);
+  if (data.length === state.plot?.series.length) state.plot.setData(data); else redraw(state);
 }
 
 function redraw(state) {
