@@ -90,7 +90,15 @@ def test_the_chance_that_it_pays_is_that_of_the_law_and_the_table_of_worth(home,
 def test_a_damaged_file_is_a_sentence_that_names_it_and_the_rest_is_shown(tmp_path, home):
     copy, view = tmp_path / "home", all_views()["generations"]
     shutil.copytree(home, copy, symlinks=True)
-    for name in ("g1/forecast.json", "g1/score.json", "g1/points.csv", "g1/climb.json", "chat-1/gate.json", "circle.json", "plan/plan.json"):
+    for name in (
+        "g1/forecast.json",
+        "g1/score.json",
+        "g1/points.csv",
+        "g1/climb.json",
+        "chat-1/gate.json",
+        "circle.json",
+        "plan/plan.json",
+    ):
         whole = (copy / name).read_bytes()
         for damage in (b"{", b"[]", b'{"version": 1}', b"\xff", b""):
             (copy / name).unlink()

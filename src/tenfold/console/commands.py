@@ -11,7 +11,9 @@ from tenfold.spec.commands import Folder, Json, print_json
 def start(
     *,
     options: ConsoleOptions = ConsoleOptions(),
-    export: Annotated[Folder | None, Meta(description="Write static files into this new folder instead, for any web server.")] = None,
+    export: Annotated[
+        Folder | None, Meta(description="Write static files into this new folder instead, for any web server.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Show a home as a web page: generations and their forecasts, runs as they go on, plans, the fleet.

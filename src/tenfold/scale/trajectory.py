@@ -87,7 +87,12 @@ def forecast_trajectory(
     """
     if len(curves) < FEWEST:
         raise TenfoldError(f"A trajectory needs {FEWEST} finished runs, there are {len(curves)}: train more.")
-    drawn = _draws(fit_law([c.point for c in curves], asymptote=asymptote), curves, params, tokens)
+    return moments(fit_law([c.point for c in curves], asymptote=asymptote), curves, params, tokens)
+
+
+def moments(law: Law, curves: Sequence[Curve], params: float, tokens: float, unit: float = 1.0) -> list[Moment]:
+    """The same by a law that is known. `unit` is what the curves' unit is in that of the law."""
+    drawn = _draws(law, curves, params, tokens) / unit
     found = []
     for share, losses in zip((*MOMENTS, None), drawn.T, strict=True):
         ends = {level: np.quantile(losses, [0.5 - level / 200, 0.5 + level / 200]) for level in LEVELS}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from msgspec import Struct
 
-from tenfold.console.document import Figure, stamp
+from tenfold.console.document import Computed, Figure, stamp
 from tenfold.console.runs.band import Band, band, forecast_end
 from tenfold.console.runs.faults import Fault, faults
 from tenfold.console.runs.find import FILE, Ends, ends, figure_of, names, state
@@ -72,7 +72,7 @@ class Run(Struct):
     band: Band | None
     forecast: Figure | None
     evaluations: dict[str, list[float]]
-    spent: dict[str, float]
+    spent: dict[str, Computed]
     faults: list[Fault]
     experts: Experts | None
     log: dict[str, list[str]]
@@ -119,7 +119,7 @@ def _run(home: Path, name: str, start: float | None, end: float | None) -> Run:
         band=band(folder, total[0] if total else 0),
         forecast=forecast_end(home, name),
         evaluations=_evaluations(record, start, end),
-        spent=_spent(folder),
+        spent=spent(home, name),
         faults=faults(home, name, record.events),
         experts=_experts(record, part),
         log=_log(folder),
@@ -160,15 +160,16 @@ def _evaluations(record: Record, start: float | None, end: float | None) -> dict
     return {"x": [step for step, _ in inside], "loss": [loss for _, loss in inside]}
 
 
-def _spent(folder: Path) -> dict[str, float]:
-    path = folder / "time.jsonl"
-    return _cached_spent(path, stamp(path)) if path.is_file() else {}
+def spent(home: Path, name: str) -> dict[str, Computed]:
+    """Seconds of a run by what they went to."""
+    path = home / name / "time.jsonl"
+    found = _cached_spent(path, stamp(path)) if path.is_file() else {}
+    return {part: Computed(found[part], f"from {name}/time.jsonl", "s") for part in SPENT if part in found}
 
 
 @lru_cache(64)
 def _cached_spent(path: Path, _: tuple[int, int]) -> dict[str, float]:
-    found = read_spent(path)
-    return {part: found[part] for part in SPENT if part in found}
+    return read_spent(path)
 
 
 def _experts(record: Record, part: slice) -> Experts | None:

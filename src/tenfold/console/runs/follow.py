@@ -4,10 +4,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tenfold.console.runs.document import RECORDS, latest
+from tenfold.console.runs.document import RECORDS, latest, spent
 from tenfold.console.runs.find import FILE, ends, state
 from tenfold.console.runs.record import FIELDS
-from tenfold.console.runs.spent import read_spent
 from tenfold.console.runs.thin import thinned
 
 BINS = 50  # of the steps of one look
@@ -22,7 +21,7 @@ class Follow:
     """
 
     def __init__(self, home: Path, name: str):
-        self._name, self._folder = name, home / name
+        self._home, self._name, self._folder = home, name, home / name
         self._known: tuple[int, int, int] | None = None  # the beginning's number, steps, other events
         self._state = ""
         self._spent_at = time.monotonic()
@@ -44,5 +43,5 @@ class Follow:
             news["events"] = True
         if time.monotonic() > self._spent_at + SPENT_EVERY_S:
             self._spent_at = time.monotonic()
-            news["spent"] = read_spent(self._folder / "time.jsonl")
+            news["spent"] = spent(self._home, self._name)
         return news

@@ -33,7 +33,7 @@ export function chart(main, given) {
   showLegend(state);
   return {
     element: figure,
-    update({ x = state.x, series }) { Object.assign(state, { x, series: styled(series) }); state.plot?.setData(aligned(state)); showLegend(state); fillTable(state); },
+    update({ x = state.x, series }) { Object.assign(state, { x, series: styled(series) }); renew(state); showLegend(state); fillTable(state); },
     cursor(x) { state.plot?.setCursor({ left: state.plot.valToPos(x, "x"), top: 0 }); },
     range(from, to) { state.from = from; state.to = to; setRange(state, from, to); },
   };
@@ -81,6 +81,12 @@ export function columns({ x, series }) {
 function aligned(state) {
   const { places, rows } = state.shown = columns(state);
   return [places, ...rows.flatMap(row => row.low ? [row.values, row.low, row.high] : [row.values])];
+}
+
+/** Shows other data in the same plot, or in a new one where there are more or fewer columns. */
+function renew(state) {
+  const data = aligned(state);
+  if (data.length === state.plot?.series.length) state.plot.setData(data); else redraw(state);
 }
 
 function redraw(state) {
