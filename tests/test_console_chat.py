@@ -4,11 +4,12 @@ import json
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import resources
 from importlib.util import find_spec
 
 import pytest
 from chat_page import finished, needs_chromium, say, until
-from console_page import running, violations
+from console_home import console, opened
 from fastapi.testclient import TestClient
 
 from tenfold.console.app import make_app
@@ -17,6 +18,7 @@ from tenfold.serve.api.keys import make_key
 
 pytest_plugins = ["chat_page"]
 in_chromium = pytest.mark.skipif(any(mark.args[0] for mark in needs_chromium), reason="Chromium or playwright is not installed")
+AXE = "axe.run().then(result => result.violations.map(v => [v.id, v.nodes.map(n => n.html).slice(0, 3)]))"
 TYPES = {"/health": "application/json", "/v1/chat/completions": "text/event-stream"}
 
 
@@ -59,9 +61,9 @@ def test_requests_of_the_page_are_passed_on_with_the_callers_key_and_nothing_els
         "referer": "http://127.0.0.1:8765/",
         "x-forwarded-for": "1.2.3.4",
     }
-    with client(tmp_path, server=address) as console:
-        answer = console.post("/chat/v1/chat/completions", json={"a": 1}, headers=headers)
-        console.delete("/chat/v1/feedback?user=me", headers=headers)
+    with client(tmp_path, server=address) as api:
+        answer = api.post("/chat/v1/chat/completions", json={"a": 1}, headers=headers)
+        api.delete("/chat/v1/feedback?user=me", headers=headers)
     assert (
         answer.json() == {"a": 1} and answer.headers["content-type"] == "text/event-stream" and "set-cookie" not in answer.headers
     )
@@ -86,21 +88,21 @@ def test_requests_of_the_page_are_passed_on_with_the_callers_key_and_nothing_els
 ])  # fmt: skip
 def test_nothing_else_reaches_the_server(tmp_path, recorder, method, path):
     address, noted = recorder
-    with client(tmp_path, server=address) as console:
-        assert console.request(method, path).status_code in (404, 405)
+    with client(tmp_path, server=address) as api:
+        assert api.request(method, path).status_code in (404, 405)
     assert noted == []
 
 
 def test_where_the_console_has_keys_a_stranger_does_not_reach_the_server(tmp_path, recorder):
     address, noted = recorder
     key = make_key(tmp_path / "keys.json", "ann")
-    with client(tmp_path, server=address, keys=tmp_path / "keys.json") as console:
-        assert console.get("/chat/health").status_code == 401
-        assert console.get("/chat/health", headers={"authorization": "Bearer no"}).status_code == 401
-        assert console.post("/chat/v1/feedback", json={}, headers={"origin": "https://example.org"}).status_code == 403
-        assert console.get("/chat/health", headers={"host": "evil.example"}).status_code == 403
+    with client(tmp_path, server=address, keys=tmp_path / "keys.json") as api:
+        assert api.get("/chat/health").status_code == 401
+        assert api.get("/chat/health", headers={"authorization": "Bearer no"}).status_code == 401
+        assert api.post("/chat/v1/feedback", json={}, headers={"origin": "https://example.org"}).status_code == 403
+        assert api.get("/chat/health", headers={"host": "evil.example"}).status_code == 403
         assert noted == []
-        assert console.get("/chat/health", headers={"authorization": f"Bearer {key}"}).status_code == 200
+        assert api.get("/chat/health", headers={"authorization": f"Bearer {key}"}).status_code == 200
     assert noted[0][2]["authorization"] == f"Bearer {key}"
 
 
@@ -109,23 +111,19 @@ def test_a_server_that_is_not_there_is_said(tmp_path):
         free.bind(("127.0.0.1", 0))
         gone = f"http://127.0.0.1:{free.getsockname()[1]}"
     for server, status, told in (("", 404, "--server"), (gone, 502, "does not answer")):
-        with client(tmp_path, server=server) as console:
-            answer = console.get("/chat/health")
+        with client(tmp_path, server=server) as api:
+            answer = api.get("/chat/health")
             assert answer.status_code == status and told in answer.json()["error"]["message"]
 
 
 @pytest.fixture
 def tab(site, browser, tmp_path):
     """The chat tab of a console over a real server."""
-    context = browser.new_context(viewport={"width": 1100, "height": 800})
-    opened = context.new_page()
-    opened.set_default_timeout(90_000)
-    opened.on("pageerror", lambda error: pytest.fail(f"the page failed: {error}"))
-    with running(ConsoleOptions(tmp_path, server=site.url.rstrip("/"))) as address:
-        opened.goto(f"{address}#/chat")
-        opened.wait_for_selector(".send:enabled")
-        yield opened
-        context.close()
+    with (
+        console(tmp_path, server=site.url.rstrip("/")) as address,
+        opened(browser, f"{address}#/chat", ready=".send:enabled") as page,
+    ):
+        yield page
 
 
 @in_chromium
@@ -155,8 +153,9 @@ def test_the_chat_is_a_tab_that_lives_on_while_others_are_shown(tab, site):
 def test_axe_finds_no_violation_in_the_tab(tab):
     say(tab, "marked")
     finished(tab)
+    tab.evaluate(resources.files("axe_playwright_python").joinpath("axe.min.js").read_text())
     for width, scheme in ((1100, "dark"), (360, "light")):
         tab.set_viewport_size({"width": width, "height": 800})
         tab.emulate_media(color_scheme=scheme)
-        assert violations(tab) == [], (width, scheme)
+        assert tab.evaluate(AXE) == [], (width, scheme)
         assert tab.evaluate("document.documentElement.scrollWidth") <= width

@@ -5,13 +5,14 @@ import json
 import random
 import sqlite3
 import time
+from importlib import resources
 from importlib.util import find_spec
 
 import numpy as np
 import pytest
 from chat_models import chat_model
 from chat_page import needs_chromium, until
-from console_page import running, violations
+from console_home import console, opened
 from fastapi.testclient import TestClient
 
 from bench.rank.made import made_ranker
@@ -29,6 +30,7 @@ from tenfold.serve.api.keys import make_key
 from tenfold.serve.feedback.feedback import Feedback
 
 pytest_plugins = ["chat_page"]
+AXE = "axe.run().then(result => result.violations.map(v => [v.id, v.nodes.map(n => n.html).slice(0, 3)]))"
 PRIVATE = ("feedback", "recommendations")
 
 
@@ -141,22 +143,22 @@ def test_the_next_set_is_what_the_next_generation_would_be_made_of(judged, tmp_p
 
 def test_release_trial_and_rollback_are_those_of_the_commands(judged):
     said(judged)
-    console = client(judged)
-    assert console.post("/learn/release", json={"name": "chat-1", "share": 0.5}).status_code == 200
+    api = client(judged)
+    assert api.post("/learn/release", json={"name": "chat-1", "share": 0.5}).status_code == 200
     assert released(judged)["candidate"]["share"] == 0.5
     since = released(judged) | {"candidate": released(judged)["candidate"] | {"since": 0.0}}
     (judged / "release.json").write_text(json.dumps(since))  # what was said before counts
-    trial = console.get("/data/feedback.json").json()["trial"]
+    trial = api.get("/data/feedback.json").json()["trial"]
     assert trial["wins"] > trial["losses"] and trial["candidate"]["users"] == trial["released"]["users"] == 20
     last = trial["course"][-1]
     assert [last["low"], last["high"]] == trial["wins_interval"] and len(trial["course"]) == trial["wins"] + trial["losses"] + 1
-    overview = console.get("/data/learn.json").json()
+    overview = api.get("/data/learn.json").json()
     assert overview["releases"][0]["candidate"] == "chat-1" and overview["generations"][0]["state"] == "tried on 50%"
-    assert console.post("/learn/rollback", json={}).json() == {"in_service": "old"}
+    assert api.post("/learn/rollback", json={}).json() == {"in_service": "old"}
     assert "candidate" not in released(judged)
-    assert console.post("/learn/release", json={"name": "chat-1"}).json() == {"in_service": "chat-1"}
+    assert api.post("/learn/release", json={"name": "chat-1"}).json() == {"in_service": "chat-1"}
     assert [one["path"] for one in released(judged)["before"]] == [str(judged / "old")]
-    refused = console.post("/learn/release", json={"name": "../../etc"})
+    refused = api.post("/learn/release", json={"name": "../../etc"})
     assert refused.status_code == 404 and "no tuned generation" in refused.json()["error"]["message"]
     with pytest.raises(Exception, match="in service already"):
         release(judged / "chat-1", judged, 0.5)
@@ -166,7 +168,7 @@ def test_what_is_personal_and_what_changes_needs_the_key_of_an_operator(judged, 
     said(judged, 4)
     file = tmp_path_factory.mktemp("keys") / "keys.json"
     keys = {role: make_key(file, role, operator=role == "operator") for role in ("user", "operator")}
-    console = client(judged, keys=file)
+    api = client(judged, keys=file)
     asked = [
         ("GET", "/data/feedback.json", None), ("GET", "/feedback/next?kind=sft", None), ("GET", "/data/recommendations.json", None),
         ("POST", "/learn/release", {"name": "chat-1"}), ("POST", "/learn/rollback", {}),
@@ -175,15 +177,15 @@ def test_what_is_personal_and_what_changes_needs_the_key_of_an_operator(judged, 
     for method, path, body in asked:
         for key, status in ((None, 403), (keys["user"], 403), ("wrong", 401)):
             headers = {} if key is None else {"authorization": f"Bearer {key}"}
-            assert console.request(method, path, json=body, headers=headers).status_code == status, (path, key)
+            assert api.request(method, path, json=body, headers=headers).status_code == status, (path, key)
     operator = {"authorization": f"Bearer {keys['operator']}"}
-    assert console.get("/data/feedback.json", headers=operator).status_code == 200
+    assert api.get("/data/feedback.json", headers=operator).status_code == 200
     there = {**operator, "origin": "https://example.org"}
-    assert console.post("/learn/release", json={"name": "chat-1"}, headers=there).status_code == 403
-    assert console.post("/learn/release", json={"name": "chat-1"}, headers={**operator, "host": "evil.example"}).status_code == 403
+    assert api.post("/learn/release", json={"name": "chat-1"}, headers=there).status_code == 403
+    assert api.post("/learn/release", json={"name": "chat-1"}, headers={**operator, "host": "evil.example"}).status_code == 403
     assert not (judged / "release.json").exists()
-    assert console.get("/files/feedback.db", headers=operator).status_code == 404
-    assert console.get("/data/learn.json").status_code == 200
+    assert api.get("/files/feedback.db", headers=operator).status_code == 404
+    assert api.get("/data/learn.json").status_code == 200
 
 
 def test_a_recommendation_is_explained_by_what_its_score_is_without_each_item(tmp_path):
@@ -208,15 +210,15 @@ def test_a_user_and_a_list_of_the_event_store_are_explained(tmp_path):
     store.keep_events("anna", taken).result()
     shown = {"model": "rank-made", "items": ["item-9"], "history": ["item-7", "item-8"], "times": None}
     store.keep_list("list-1", "ben", shown).result()
-    console = client(tmp_path)
-    overview = console.get("/data/recommendations.json").json()
+    api = client(tmp_path)
+    overview = api.get("/data/recommendations.json").json()
     assert overview["rankers"] == ["rank-made"] and [one["id"] for one in overview["stores"][0]["lists"]] == ["list-1"]
     asked = {"ranker": "rank-made", "store": "events.db"}
     for more, history in (({"user": "anna"}, ["item-0", "item-1", "item-2", "item-3"]), ({"list": "list-1"}, ["item-7", "item-8"])):
-        found = console.post("/recommendations/explain", json=asked | more).json()
+        found = api.post("/recommendations/explain", json=asked | more).json()
         assert [one["item"] for one in found["history"]] == history and found["known"] == len(history)
         assert all({reason["item"] for reason in one["reasons"]} == set(history) for one in found["items"])
-    wrong = console.post("/recommendations/explain", json={**asked, "store": "../events.db"})
+    wrong = api.post("/recommendations/explain", json={**asked, "store": "../events.db"})
     assert wrong.status_code == 400 and "no ranker" in wrong.json()["error"]["message"]
     store.close()
 
@@ -231,12 +233,9 @@ def test_the_pages_show_it_release_it_and_axe_finds_no_violation(home, judged, b
     (judged / "rank-shop" / "evaluation.json").write_text(json.dumps(evaluation))
     made_ranker(judged / "rank-made", 30, 16, 20)
     Events(f"sqlite:///{judged / 'events.db'}").close()
-    page = browser.new_context(viewport={"width": 1100, "height": 900}).new_page()
-    page.set_default_timeout(90_000)
-    page.on("pageerror", lambda error: pytest.fail(f"the page failed: {error}"))
-    page.on("dialog", lambda dialog: dialog.accept())
-    with running(ConsoleOptions(judged)) as address:
-        page.goto(f"{address}#/learn/chat-1")
+    with console(judged) as address, opened(browser, f"{address}#/learn/chat-1") as page:
+        page.on("dialog", lambda dialog: dialog.accept())
+        page.evaluate(resources.files("axe_playwright_python").joinpath("axe.min.js").read_text())
         page.get_by_label("Percent of the users").fill("50")
         page.get_by_role("button", name="Put chat-1 in service").click()
         until(page, "document.querySelector('main').innerText.includes('tried on 50')")
@@ -247,7 +246,7 @@ def test_the_pages_show_it_release_it_and_axe_finds_no_violation(home, judged, b
             page.emulate_media(color_scheme=scheme)
             page.evaluate(f"location.hash = '#/{place}'")
             until(page, f"document.querySelector('main').dataset.shown === '#/{place}'")
-            assert violations(page) == [], place
+            assert page.evaluate(AXE) == [], place
             assert page.evaluate("document.documentElement.scrollWidth") <= width, place
         page.get_by_label("User", exact=True).fill("anna")
         page.get_by_role("button", name="Explain").first.click()
@@ -259,4 +258,3 @@ def test_the_pages_show_it_release_it_and_axe_finds_no_violation(home, judged, b
         page.get_by_role("button", name="End the trial of chat-1").click()
         until(page, "!document.querySelector('main').innerText.includes('tried on')")
         assert "candidate" not in released(judged)
-    page.context.close()
