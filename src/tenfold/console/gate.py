@@ -26,7 +26,8 @@ class Below:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self.path and scope["type"] == "http":
             if scope["path"] == self.path:  # the page's addresses are relative to a folder
-                return await RedirectResponse(f"{self.path}/")(scope, receive, send)
+                await RedirectResponse(f"{self.path}/")(scope, receive, send)
+                return
             if scope["path"].startswith(f"{self.path}/"):
                 scope = {**scope, "path": scope["path"].removeprefix(self.path)}
         await self.app(scope, receive, send)
