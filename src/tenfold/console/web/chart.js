@@ -70,12 +70,6 @@ function aligned(state) {
   return [places, ...rows.flatMap(row => row.low ? [row.values, row.low, row.high] : [row.values])];
 }
 
-/** Other data in the same plot, or in another where there are more or fewer columns. */
-function renew(state) {
-  const data = aligned(state);
-  if (state.plot && data.length === state.plot.series.length) state.plot.setData(data); else redraw(state);
-}
-
 /** Shows other data in the same plot, or in a new one where there are more or fewer columns. */
 function renew(state) {
   const data = aligned(state);
