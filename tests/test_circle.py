@@ -44,7 +44,6 @@ def test_every_room_does_its_part_and_its_forecasts_are_scored(tmp_path):
     scored = [one for one in read_forecasts(tmp_path) if one.measured is not None]
     # So few steps of tuning may be refused by the gate; the time of the swap is then never measured.
     assert len(scored) >= 9 + found["learn"]["numbers"]["passed"] and len({one.forecast.kind for one in scored}) >= 6
-    assert (tmp_path / "index.html").exists()
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.safetensors")}
     assert walked(tmp_path).keys() == found.keys()  # again: nothing is done twice
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.safetensors")} == before

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from tenfold.console.document import read_json
 from tenfold.spec.errors import TenfoldError
-from tenfold.spec.files import holder
+from tenfold.train.lock import trainer
 
 TAIL = 1 << 16  # bytes at a run's end in which its last events are looked for
 STALLED_S = 120.0  # without an event, or
@@ -38,7 +38,7 @@ def _run(file: Path, now: float) -> Alert | None:
         return None
     name, place = file.parent.name, f"#/run/{file.parent.name}"
     step = next((event["step"] for event in reversed(events) if "step" in event), 0)
-    if holder(file.with_name(".training.lock")) is None:
+    if trainer(file.parent) is None:
         return Alert("run", f"The run {name} was stopped at step {step}: `tenfold resume {file.parent}` goes on with it.", place)
     times = [event["time"] for event in events[-2:]]
     silent = now - times[-1]

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 from fastapi import Depends, FastAPI, Request
+from fastapi.middleware.gzip import GZipMiddleware
 from fastapi.responses import FileResponse, Response
 from fastapi.staticfiles import StaticFiles
 
@@ -49,7 +50,8 @@ def make_app(options: ConsoleOptions) -> FastAPI:
     app.state.options, app.state.feeds, app.state.failed = options, Feeds(), None
     app.state.views = all_views()
     answer_errors(app)
-    app.add_middleware(AnswerFailures)
+    app.add_middleware(AnswerFailures)  # each one that is added stands around those before
+    app.add_middleware(GZipMiddleware, minimum_size=1000)
     listening = options.listening()
     app.add_middleware(ConsoleGate, options=listening, limits=listening.limits)
     _add_page(app, options)

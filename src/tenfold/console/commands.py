@@ -1,18 +1,19 @@
 """Show a home: generations, runs, plans, fleet and what was learned."""
 
-from pathlib import Path
 from typing import Annotated
 
 from msgspec import Meta
 
 from tenfold.console.options import ConsoleOptions
-from tenfold.spec.commands import Json, print_json
+from tenfold.spec.commands import Folder, Json, print_json
 
 
 def start(
     *,
     options: ConsoleOptions = ConsoleOptions(),
-    export: Annotated[Path | None, Meta(description="Write static files into this new folder instead, for any web server.")] = None,
+    export: Annotated[
+        Folder | None, Meta(description="Write static files into this new folder instead, for any web server.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Show a home as a web page: generations and their forecasts, runs as they go on, plans, the fleet.
@@ -35,8 +36,8 @@ def start(
     from tenfold.serve.api.listen import check_address, listen
     from tenfold.spec.terminal import console
 
-    listening = options.listening()
+    app, listening = make_app(options), options.listening()
     check_address(listening)
     address = f"http://{options.host}:{options.port}/"
     say = (lambda: print_json({"address": address})) if json else (lambda: console().print(f"{options.home}: {address}"))
-    listen(make_app(options), listening, say)
+    listen(app, listening, say)

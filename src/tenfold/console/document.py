@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable
 from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from msgspec import Struct
 
 from tenfold.spec.errors import TenfoldError
 
 Value = bool | int | float | str | None
+Known = TypeVar("Known")
 
 
 class Figure(Struct, frozen=True, omit_defaults=True):
@@ -21,7 +22,7 @@ class Figure(Struct, frozen=True, omit_defaults=True):
 
     In JSON the key is the names and places on the way, with dots between (`scores.loss.measured`, `rows.0.days`); in a file of
     lines, JSON or CSV, the number of the line from 1, a colon, and the same within the line (`12:loss`); in a database of SQLite
-    the table, the row's id and the column (`leases.3.until`). `low` and `high` are the ends of its interval, in `unit` as the value.
+    the table, the row's id and the column (`leases.3.until`). `low` and `high` are the ends of its interval, in the same unit.
     """
 
     value: Value
@@ -83,17 +84,28 @@ def value_at(path: Path, key: str) -> Any:
     raise TenfoldError(f"There is no {key} in {path}: it was changed, or is damaged.")
 
 
-def read_json(path: Path) -> Any:
-    """A JSON file, parsed once for each state of it. Raises TenfoldError where it is missing or damaged."""
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, parsed once for each state of its file. Raises TenfoldError where that is missing, damaged or none."""
     try:
-        return _cached_json(path, stamp(path))
+        found = _cached_json(path, stamp(path))
     except (OSError, ValueError):
-        raise TenfoldError(f"{path} cannot be read, or is damaged: the command that wrote it writes it again.") from None
+        found = None
+    return _known(found, dict, path)
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file, parsed once for each state of it. Raises OSError where it cannot be read."""
-    return _cached_rows(path, stamp(path))
+    """The rows of a CSV file, parsed once for each state of it. Raises TenfoldError where it cannot be read."""
+    try:
+        found = _cached_rows(path, stamp(path))
+    except (OSError, ValueError, csv.Error):
+        found = None
+    return _known(found, list, path)
+
+
+def _known(found: Any, kind: type[Known], path: Path) -> Known:
+    if not isinstance(found, kind):
+        raise TenfoldError(f"{path} cannot be read, or is damaged: the command that wrote it writes it again.")
+    return found
 
 
 def stamp(path: Path) -> tuple[int, int]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from tenfold.console.document import Figure, read_json, stamp
+from tenfold.console.document import Computed, Figure, read_json, stamp
 from tenfold.spec.errors import TenfoldError
 
 WORTH = "worth.csv"  # in the home: `loss` and `value`, in the money of the plan
@@ -14,10 +14,10 @@ MOST = 6  # generations that are looked ahead
 
 
 class Chance(Struct):
-    """The probability that the value rises by `cost` or more, computed from `files`; else a sentence why it is not known."""
+    """The probability that the value rises by its cost or more, computed from `files`; else a sentence why it is not known."""
 
     files: list[str]
-    probability: float | None = None
+    probability: Computed | None = None
     missing: str = ""
 
 
@@ -29,7 +29,8 @@ def chance(home: Path, law: str, flops: float, cost: Figure | None) -> Chance:
         return Chance([WORTH], missing="The plan says no cost.")
     stamps = stamp(home / law), stamp(home / WORTH)
     try:
-        return Chance([law, WORTH, cost.file], _probability(home / law, home / WORTH, stamps, flops, float(cost.value)))
+        found = _probability(home / law, home / WORTH, stamps, flops, float(cost.value))
+        return Chance([law, WORTH, cost.file], Computed(found, "that its value rises by its cost or more"))
     except TenfoldError as error:
         return Chance([law, WORTH], missing=str(error))
 

@@ -55,6 +55,7 @@ class Forward:
     def __init__(self, server: str):
         self.server, self.running = server.rstrip("/"), 0
         self.client = httpx2.AsyncClient(timeout=WAIT, limits=httpx2.Limits(max_connections=MOST), trust_env=False)
+        self.client.headers.clear()  # a request has its client's alone
 
     async def answer(self, path: str, request: Request, caller: CurrentCaller) -> Response:
         """The server's answer. Raises ApiError where there is no server, or the request is not of the page."""

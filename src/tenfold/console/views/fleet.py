@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
-from fastapi import Depends, FastAPI
+from fastapi import Depends, FastAPI, Response
 from msgspec import Meta, Struct
 
 from tenfold.console.document import Computed, Figure, View, figure, read_json
+from tenfold.console.events import changes
 from tenfold.fleet.clock import Clock
 from tenfold.fleet.ledger import Lease
 from tenfold.fleet.operate.operate import ask, is_controlled, open_ledger, price_s, withdraw
@@ -37,13 +38,15 @@ def names(home: Path) -> list[str]:
 
 def document(home: Path, name: str) -> dict[str, Any]:
     """The fleet that runs or ran here, or one simulation."""
-    simulations = _simulations(home)
-    if name:
-        return _simulation(home, simulations[name])
-    ran = (home / LEDGER).exists()
+    return _simulation(home, _simulations(home)[name]) if name else _overview(home, home)
+
+
+def _overview(home: Path, fleet: Path) -> dict[str, Any]:
+    """The fleet of one home, and the simulations of another or the same."""
+    simulations, ran = _simulations(home), (fleet / LEDGER).exists()
     return {
-        "empty": "" if ran or simulations else f"tenfold fleet run --home {home.name}",
-        "fleet": _now(home) if ran else None,
+        "empty": "" if ran or simulations else f"tenfold fleet run --home {fleet.name}",
+        "fleet": _now(fleet) if ran else None,
         "simulations": list(simulations),
         "simulate": f"tenfold fleet simulate fleet.toml --out {home.name}/fleet/day.html",
     }
@@ -108,10 +111,10 @@ def _wish(wish: Wish) -> dict[str, Any]:
 def _roles(leases: list[Lease], now: float) -> dict[str, Any]:
     """How many slots did what, at every change of the last day that the ledger saw: times, and a column for each role.
 
-    The last time is this minute's begin, or the ledger's last word where that came later.
+    The last time is this minute's begin, or a second after the ledger's last word where that is later.
     """
     said = [at for one in leases for at in (one.since, one.ready, one.asked) if at is not None]
-    last = max(now // MINUTE_S * MINUTE_S, *said)
+    last = max(now // MINUTE_S * MINUTE_S, 1.0 + max(said))
     first = max(leases[0].since, last - DAY_S)
     spans = spans_of(leases, first, last - first)
     times = sorted({0.0, last - first, *(edge for span in spans for edge in (span.start, span.end))})
@@ -143,7 +146,8 @@ def _simulation(home: Path, file: str) -> dict[str, Any]:
 def _mean(home: Path, file: str, policy: str, key: str) -> Figure:
     ends = read_json(home / file)["means"][policy][key]
     unit = next((unit for ending, unit in UNITS.items() if key.endswith(ending)), "")
-    return figure(home, file, f"means.{policy}.{key}.mean", unit, (ends["low"], ends["high"]))
+    interval = (ends["low"], ends["high"]) if ends["low"] < ends["high"] else None
+    return figure(home, file, f"means.{policy}.{key}.mean", unit, interval)
 
 
 class Wanted(Struct, frozen=True, forbid_unknown_fields=True):
@@ -164,8 +168,10 @@ class Wanted(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def _routes(app: FastAPI) -> None:
-    """Wishes of operators, by the functions of their commands."""
-    home: Path = app.state.options.home
+    """Wishes of operators, by the functions of their commands; and the fleet of another home where the options name one."""
+    home: Path = app.state.options.fleet or app.state.options.home
+    if home != app.state.options.home:
+        _show_other(app, home)
 
     @app.post("/act/fleet/wish", dependencies=[Depends(operator_only)])
     def wish(body: dict[str, Any], caller: CurrentCaller) -> dict[str, Any]:
@@ -181,6 +187,19 @@ def _routes(app: FastAPI) -> None:
             return _told(withdraw(home, number, _named(caller.name)))
         except TenfoldError as error:
             raise ApiError(400, str(error)) from None
+
+
+def _show_other(app: FastAPI, fleet: Path) -> None:
+    """In place of the home's own fleet that of another home, whose files are not shown."""
+
+    def overview() -> Response:
+        return Response(msgspec.json.encode(_overview(app.state.options.home, fleet)), media_type="application/json")
+
+    async def follow() -> Response:
+        return app.state.feeds.stream("fleet/", changes(lambda: overview().body))
+
+    app.get("/data/fleet.json")(overview)
+    app.get("/events/fleet")(follow)
 
 
 def _named(caller: str) -> str:

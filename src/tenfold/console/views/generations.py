@@ -1,11 +1,12 @@
 """Generations: the ladder with its law, forecasts and outcomes, where each came from, and all that is known of one."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from msgspec import Struct
 
-from tenfold.console.document import Figure, View, figure, read_json, read_rows
+from tenfold.console.document import Figure, View, figure, read_json, read_rows, value_at
 from tenfold.console.views.ladder import Ladder, Next, ladder, next_tenfold
 from tenfold.console.views.lineage import Lineage, lineage
 from tenfold.console.views.record import Record, Room, record, rooms
@@ -16,13 +17,20 @@ FILES = (
     "report.html", "card.html", "climb.json", "points.csv", "law.json", "forecast.json", "score.json", "gate.json",
     "lineage.json", "identity.json", "run.toml", "run.jsonl", "time.jsonl", "climb.png", "run.png", "README.md",
 )  # fmt: skip
+STATES = {  # how far a generation has come, by the last of its files
+    "scored": "score.json", "judged": "gate.json", "trained or training": "run.jsonl", "forecast": "forecast.json", "begun": "",
+}  # fmt: skip
+Made = TypeVar("Made")
 LOSSES = ("loss_bits_per_byte", "loss_nats")
 UNITS = {"loss_bits_per_byte": "bits/byte", "loss_nats": "nats", "tokens_per_s": "tokens/s", "seconds": "s", "energy_kwh": "kWh"}
 TITLES = {"loss_bits_per_byte": "loss", "loss_nats": "loss", "tokens_per_s": "speed", "seconds": "time", "energy_kwh": "energy"}
 
 
 class Row(Struct):
-    """A generation in the list: its compute, the loss that was forecast with its 80 % interval, what came, and the gate's word."""
+    """A generation in the list: its compute, the loss that was forecast with its 80 % interval, what came, and the gate's word.
+
+    Where its files are damaged, `state` is the sentence about them.
+    """
 
     name: str
     state: str
@@ -73,6 +81,7 @@ class Overview(Struct):
     lineage: Lineage
     rooms: list[Room]
     record: Record
+    notes: list[str]
     empty: str = ""
 
 
@@ -99,14 +108,25 @@ def document(home: Path, name: str) -> Overview | Generation:
     if name:
         return _generation(home, name)
     found = _folders(home)
-    picture = ladder(home, found)
+    rows = [_row_or_sentence(home, one) for one in found]
+    sound = [row.name for row in rows if row.state in STATES]
+    picture, notes = ladder(home, sound), list[str]()
+
+    def noted(make: Callable[[], Made], otherwise: Made) -> Made:
+        try:
+            return make()
+        except TenfoldError as error:
+            notes.append(str(error))
+            return otherwise
+
     return Overview(
-        generations=[_row(home, one) for one in found],
+        generations=rows,
         ladder=picture,
-        next=next_tenfold(home, picture.law),
-        lineage=lineage(home, found),
-        rooms=rooms(home),
+        next=noted(lambda: next_tenfold(home, picture.law), None),
+        lineage=noted(lambda: lineage(home, sound), Lineage([], [])),
+        rooms=noted(lambda: rooms(home), []),
         record=record(home),
+        notes=notes,
         empty="" if found else f"tenfold climb --home {home.name}",
     )
 
@@ -119,6 +139,13 @@ def _folders(home: Path) -> list[str]:
 
 def _is_climb(name: str) -> bool:
     return name[:1] == "g" and name[1:].isdecimal()
+
+
+def _row_or_sentence(home: Path, name: str) -> Row:
+    try:
+        return _row(home, name)
+    except TenfoldError as error:
+        return Row(name, str(error))
 
 
 def _row(home: Path, name: str) -> Row:
@@ -142,10 +169,7 @@ def _row(home: Path, name: str) -> Row:
 
 def _state(folder: Path) -> str:
     """How far it has come."""
-    for file, state in (("score.json", "scored"), ("gate.json", "judged"), ("run.jsonl", "trained or training")):
-        if (folder / file).exists():
-            return state
-    return "forecast" if (folder / "forecast.json").exists() else "begun"
+    return next((state for state, file in STATES.items() if (folder / file).exists()), "begun")
 
 
 def _loss(folder: Path) -> str | None:
@@ -158,7 +182,8 @@ def _loss(folder: Path) -> str | None:
 
 def _forecast(home: Path, name: str, quantity: str) -> Figure:
     file = f"{name}/forecast.json"
-    return figure(home, file, f"{quantity}.median", UNITS[quantity], interval=read_json(home / file)[quantity]["intervals"]["80"])
+    interval = value_at(home / file, f"{quantity}.intervals.80")
+    return figure(home, file, f"{quantity}.median", UNITS[quantity], interval)
 
 
 def _generation(home: Path, name: str) -> Generation:
@@ -184,7 +209,7 @@ def _quantities(home: Path, name: str) -> Iterator[Quantity]:
     if not (folder / "forecast.json").exists():
         return
     made = read_json(folder / "forecast.json")
-    scores = read_json(folder / "score.json")["scores"] if (folder / "score.json").exists() else {}
+    scores = value_at(folder / "score.json", "scores") if (folder / "score.json").exists() else {}
     for quantity, unit in UNITS.items():
         if quantity not in made:
             continue

@@ -1,13 +1,12 @@
 """The ladder as a picture: runs by compute, the law with its band, forecasts and outcomes, and the next times ten."""
 
-import csv
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from msgspec import Struct
 
-from tenfold.console.document import Figure, figure, read_json, read_rows, stamp
+from tenfold.console.document import Figure, figure, read_json, read_rows, stamp, value_at
 from tenfold.console.views.chance import Chance, chance
 from tenfold.spec.errors import TenfoldError
 
@@ -93,7 +92,7 @@ def _unit(folder: Path) -> str:
 def _points(folder: Path) -> list[tuple[float, float]]:
     try:
         return [(float(row["flops"]), float(row["loss"])) for row in read_rows(folder / "points.csv")]
-    except (OSError, KeyError, ValueError, TypeError, csv.Error):
+    except (TenfoldError, KeyError, ValueError, TypeError):
         return []
 
 
@@ -111,13 +110,14 @@ def _add_forecast(shown: Ladder, home: Path, name: str) -> None:
     folder = home / name
     if not (folder / "forecast.json").exists():
         return
-    made = read_json(folder / "forecast.json")
-    loss = next((key for key in LOSSES if key in made), None)
+    made = folder / "forecast.json"
+    loss = next((key for key in LOSSES if key in read_json(made)), None)
     if loss is None:
         return
-    _add(shown.forecasts, name, made["flops"], made[loss]["median"], made[loss]["intervals"]["80"])
-    if (folder / "score.json").exists() and loss in (scores := read_json(folder / "score.json")["scores"]):
-        _add(shown.outcomes, name, made["flops"], scores[loss]["measured"])
+    flops, median, interval = (value_at(made, key) for key in ("flops", f"{loss}.median", f"{loss}.intervals.80"))
+    _add(shown.forecasts, name, flops, median, interval)
+    if (folder / "score.json").exists() and loss in value_at(folder / "score.json", "scores"):
+        _add(shown.outcomes, name, flops, value_at(folder / "score.json", f"scores.{loss}.measured"))
 
 
 def _arrow(shown: Ladder, name: str) -> Line | None:
@@ -135,7 +135,7 @@ def _law(home: Path, name: str) -> tuple[Line | None, str]:
     """The law's line, to ten times the compute of the generation's run; else a sentence why there is none."""
     file = f"{name}/law.json"
     made = home / name / "forecast.json"
-    top = 10 * float(read_json(made)["flops"]) if made.exists() else None
+    top = 10 * float(value_at(made, "flops")) if made.exists() else None
     try:
         return Line(name, file, *_line(home / file, stamp(home / file), top)), ""
     except (TenfoldError, KeyError, ValueError, TypeError) as error:

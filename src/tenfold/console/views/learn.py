@@ -150,7 +150,7 @@ def _learned(home: Path, name: str) -> Learned:
         unit, quantiles = judged["unit"], judged["quantiles"]
         forecast = figure(home, file, f"quantiles.{MIDDLE}", unit, (quantiles[LOW], quantiles[HIGH]))
         measured = figure(home, file, "test.mean", unit, judged["test"]["t_interval"])
-    return Learned(row, _name(judged["old"]), judged["reason"], checks, forecast, measured, files)
+    return Learned(row, _name(judged.get("old", "")), judged["reason"], checks, forecast, measured, files)
 
 
 def _measured(home: Path, file: str, number: int) -> Figure | None:

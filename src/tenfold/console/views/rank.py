@@ -48,13 +48,8 @@ class Ranker(Struct):
 
 def names(home: Path) -> list[str]:
     """The overview, and every ranker that was evaluated."""
-    found = {
-        path.parent.relative_to(home).as_posix()
-        for file in FILES.values()
-        for under in UNDER
-        for path in home.glob(f"{under}/{file}")
-    }
-    return ["", *sorted(name for name in found if _scored(home, name))]
+    files = [path for file in FILES.values() for under in UNDER for path in home.glob(f"{under}/{file}")]
+    return ["", *sorted(name for name in {path.parent.relative_to(home).as_posix() for path in files} if _scored(home, name))]
 
 
 def document(home: Path, name: str) -> Overview | Ranker:

@@ -12,9 +12,11 @@ const ROWS = 200;  // of the table
  * A picture, appended to `main`.
  * @param {object} given `title`; `x`, the places that series without an `x` of their own share; `series`: `label`, `values`,
  *   `x`, `low` and `high` (a band, or the intervals of marks), `dash` (a number of DASHES), `colour` (0 to 7), `mark` ("dot",
- *   "square", "star", "triangle"), `line` (false: marks alone); `log` ("", "x", "y", "xy"); `xLabel`; `unit` of the values;
- *   `tall`; `onRange(from, to)` when a person zooms, with nulls for the whole.
- * @returns {{element, update, range}} `update({x, series})` shows other data, `range(from, to)` a part of it.
+ *   "square", "star", "triangle"), `line` (false: marks alone), `amounts` (of an area between `low` and `high` its height, which
+ *   is told in place of where it lies); `log` ("", "x", "y", "xy"); `xLabel`; `unit` of the values; `tall`; `onRange(from, to)`
+ *   when a person zooms, with nulls for the whole.
+ * @returns {{element, update, range, cursor}} `update({x, series})` shows other data, `range(from, to)` a part of it, and
+ *   `cursor(x)` puts the cursor there.
  */
 export function chart(main, given) {
   const state = { ...given, series: styled(given.series), plot: null, own: false };
@@ -32,6 +34,7 @@ export function chart(main, given) {
   return {
     element: figure,
     update({ x = state.x, series }) { Object.assign(state, { x, series: styled(series) }); renew(state); showLegend(state); fillTable(state); },
+    cursor(x) { state.plot?.setCursor({ left: state.plot.valToPos(x, "x"), top: 0 }); },
     range(from, to) { state.from = from; state.to = to; setRange(state, from, to); },
   };
 }
@@ -48,11 +51,21 @@ function colours(box) {
 
 /** Series with colours and dashes of their own, where none are said. */
 const styled = series => series.map((one, i) => ({ ...one, colour: (one.colour ?? i) % 8, dashes: DASHES[(one.dash ?? i) % DASHES.length] }));
+/** Areas on top of each other: each `{label, amounts, colour}` from the sum of those before to its own. */
+export function stacked(series) {
+  let below = new Array(series[0]?.amounts.length ?? 0).fill(0);
+  return series.map((one, i) => {
+    const low = below;
+    below = low.map((value, place) => value + one.amounts[place]);
+    return { ...one, colour: one.colour ?? i, dash: 0, values: below, low, high: below };
+  });
+}
+
 const isBand = one => one.low && one.line !== false;
 
 /** The places of all series in one rising list, and the columns of each; where a series has no value there, null. */
 export function columns({ x, series }) {
-  if (!series.some(one => one.x)) return { places: x, rows: series.map(one => ({ values: one.values, low: one.low, high: one.high })) };
+  if (!series.some(one => one.x)) return { places: x, rows: series.map(one => ({ values: one.values, low: one.low, high: one.high, amounts: one.amounts })) };
   const places = [...new Set([...(x ?? []), ...series.flatMap(one => one.x ?? [])])].sort((a, b) => a - b);
   const at = new Map(places.map((place, i) => [place, i]));
   const spread = (own, values) => {
@@ -61,12 +74,12 @@ export function columns({ x, series }) {
     own.forEach((place, i) => { made[at.get(place)] = values[i]; });
     return made;
   };
-  return { places, rows: series.map(one => Object.fromEntries(["values", "low", "high"].map(name => [name, spread(one.x ?? x, one[name])]))) };
+  return { places, rows: series.map(one => Object.fromEntries(["values", "low", "high", "amounts"].map(name => [name, spread(one.x ?? x, one[name])]))) };
 }
 
 /** The data as uPlot takes it: each series, and after a series with an interval its two ends. */
 function aligned(state) {
-  const { places, rows } = columns(state);
+  const { places, rows } = state.shown = columns(state);
   return [places, ...rows.flatMap(row => row.low ? [row.values, row.low, row.high] : [row.values])];
 }
 
@@ -122,7 +135,7 @@ function seriesOf(state) {
     if (!one.low) return;
     const end = { stroke: "transparent", width: 0, points: { show: false }, spanGaps: true, ...(shown ? {} : { paths: () => null }) };
     series.push({ ...end, label: `${one.label}, low` }, { ...end, label: `${one.label}, high` });
-    if (isBand(one)) bands.push({ series: [series.length, series.length - 1], fill: stroke.replace(/^rgb\((.*)\)$/, "rgba($1, 0.18)") });
+    if (isBand(one)) bands.push({ series: [series.length, series.length - 1], fill: stroke.replace(/^rgb\((.*)\)$/, `rgba($1, ${one.amounts ? 0.55 : 0.18})`) });
   });
   return { series, bands };
 }
@@ -152,7 +165,10 @@ function drawMarks(state, plot, number) {
 function read(state, plot) {
   const i = plot.cursor.idx;
   if (i === null || i === undefined) { state.readout.textContent = ""; return; }
-  const values = plot.series.slice(1).map((one, n) => one.mark && plot.data[n + 1][i] != null ? `${one.label} ${words(plot.data[n + 1][i])}` : "");
+  const values = state.series.map((one, n) => {
+    const value = (state.shown.rows[n].amounts ?? state.shown.rows[n].values)[i];
+    return value === null || value === undefined ? "" : `${one.label} ${words(value)}`;
+  });
   state.readout.textContent = [`${state.xLabel ?? ""} ${words(plot.data[0][i])}`, ...values.filter(Boolean)].join(" · ");
 }
 
@@ -216,20 +232,31 @@ function onGround({ plot, colours: { back } }) {
   return copy;
 }
 
-const headsOf = ({ xLabel, series }) => [xLabel || "x", ...series.flatMap(one => one.low ? [one.label, `${one.label}, low`, `${one.label}, high`] : [one.label])];
+const hasEnds = one => one.low && !one.amounts;
+const headsOf = ({ xLabel, series }) => [xLabel || "x", ...series.flatMap(one => hasEnds(one) ? [one.label, `${one.label}, low`, `${one.label}, high`] : [one.label])];
 
-/** The data in rows, as CSV has them: a cell that would begin a formula is quoted as text. */
+/** What is told of the data: places, and of each series its values with their ends, or its amounts. */
+function toldOf(state) {
+  const { places, rows } = columns(state);
+  return [places, ...rows.flatMap(row => row.amounts ? [row.amounts] : row.low ? [row.values, row.low, row.high] : [row.values])];
+}
+
+/** The data of a picture as CSV. */
 export function csvOf(state) {
+  const data = toldOf(state);
+  return csvText([headsOf(state), ...data[0].map((_, i) => data.map(column => column[i]))]);
+}
+
+/** Rows as CSV: a cell that would begin a formula is quoted as text. */
+export function csvText(rows) {
   const cell = text => /^[=+\-@\t\r]/.test(text) && Number.isNaN(Number(text)) ? `'${text}` : text;
   const quoted = value => { const text = cell(String(value ?? "")); return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text; };
-  const data = aligned(state);
-  const rows = data[0].map((_, i) => data.map(column => column[i]));
-  return [headsOf(state), ...rows].map(row => row.map(quoted).join(",")).join("\r\n") + "\r\n";
+  return rows.map(row => row.map(quoted).join(",")).join("\r\n") + "\r\n";
 }
 
 function fillTable(state) {
   if (!state.data.open) return;
-  const data = aligned(state);
+  const data = toldOf(state);
   const every = Math.ceil(data[0].length / ROWS);
   const rows = [];
   for (let i = 0; i < data[0].length; i += every) rows.push(data.map(column => column[i]));

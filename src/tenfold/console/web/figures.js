@@ -33,11 +33,15 @@ export function words(value) {
 /** A whole number in raised digits. */
 export const superscript = number => String(number).replace(/./g, sign => "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"["-0123456789".indexOf(sign)]);
 
-// Units that a value below 1 is told in instead.
+// Units that a value below 1 is told in instead, and from how much on a larger one is.
 const SMALLER = { days: [24, "h"], h: [60, "min"], min: [60, "s"], MWh: [1000, "kWh"], kWh: [1000, "Wh"], MW: [1000, "kW"], kW: [1000, "W"] };
 
-/** Values of a unit, all in the first smaller unit in which the first is 1 or more. */
+const LARGER = { USD: [1e6, "million USD"], "million USD": [1e3, "billion USD"] };
+
+/** Values of a unit, all in the unit in which the first is best read. */
 function readable(values, unit) {
+  const [size, larger] = LARGER[unit] ?? [];
+  if (Math.abs(values[0]) >= size) return readable(values.map(value => value / size), larger);
   const [times, smaller] = SMALLER[unit] ?? [];
   return times && values[0] !== 0 && Math.abs(values[0]) < 1 ? readable(values.map(value => value * times), smaller) : [values, unit];
 }

@@ -1,6 +1,6 @@
 // Generations: the ladder, the list, the lineage, the circle; one generation, and two side by side.
 import { chart } from "./chart.js";
-import { button, element, empty, facts, fileLink, section, shown, table } from "./figures.js";
+import { button, element, empty, facts, figure, fileLink, section, shown, table } from "./figures.js";
 import { graph } from "./lineage.js";
 
 const FIRST = 40;  // rows of a long table that are shown at once
@@ -10,6 +10,7 @@ export async function show(main, place, page) {
   if (place.name) return showOne(main, place, page);
   const all = await page.load("generations");
   if (all.empty) main.append(empty("There is no generation yet. Make one by", all.empty));
+  main.append(...all.notes.map(note => element("p", { class: "bad" }, note)));
   ladder(main, all.ladder);
   if (all.next) main.append(section("The next times ten", ...nextFacts(all.next)));
   if (all.generations.length) main.append(section("All generations", list(all.generations, page), compare(all.generations, page)));
@@ -33,8 +34,8 @@ function ladder(main, { unit, measured, forecasts, outcomes, law, arrow, note })
 }
 
 function nextFacts({ flops, time, energy, money, chance }) {
-  const pays = chance?.probability == null ? element("small", {}, chance?.missing ?? "A climb writes the law that this needs.")
-    : element("span", { title: `computed from ${chance.files.join(", ")}` }, `${Math.round(100 * chance.probability)} % `, element("small", {}, "that its value rises by its cost or more, from "), ...chance.files.flatMap(file => [fileLink(file), " "]));
+  const pays = chance?.probability ? element("span", {}, figure(chance.probability), element("small", {}, ` ${chance.probability.computed}, from `), chance.files.flatMap(file => [fileLink(file), " "]))
+    : element("small", {}, chance?.missing ?? "A climb writes the law that this needs.");
   return [facts([["compute", flops], ["time", time], ["energy", energy], ["money", money], ["chance that it pays", pays]])];
 }
 

@@ -6,13 +6,14 @@ export async function show(main, place, page) {
   if (place.name) return showOne(main, place.name, page);
   const all = await page.load("learn");
   if (all.empty) main.append(empty("Nothing was learned from people yet. Tune a model:", all.empty));
-  for (const release of all.releases) main.append(section(release.folder ? "Ranker in service" : "In service", ...releaseOf(release, page)));
-  if (all.generations.length) main.append(section("Tuned generations", list(all.generations, page)));
+  const known = new Set(all.generations.map(one => one.name));
+  const linked = name => known.has(name) ? element("a", { href: page.link("learn", name) }, name) : name;
+  for (const release of all.releases) main.append(section(release.folder ? "Ranker in service" : "In service", ...releaseOf(release, linked, page)));
+  if (all.generations.length) main.append(section("Tuned generations", list(all.generations, linked)));
   page.follow("learn", "", () => page.refresh());
 }
 
-function releaseOf({ folder, in_service, before, candidate, share, since, files }, page) {
-  const linked = name => element("a", { href: page.link("learn", name) }, name);
+function releaseOf({ folder, in_service, before, candidate, share, since, files }, linked, page) {
   const rows = [["in service", linked(in_service)], ["before it", before.length ? before.join(", ") : "–"]];
   if (candidate) rows.push(["tried beside it", linked(candidate)], ["on this share of the users", share], ["since", new Date(since.value * 1000).toLocaleString()]);
   const back = candidate ? `End the trial of ${candidate}` : `Go back to ${before[0]}`;
@@ -20,8 +21,8 @@ function releaseOf({ folder, in_service, before, candidate, share, since, files 
   return [facts(rows), ...tools, element("p", {}, files.map(file => fileLink(file)))];
 }
 
-function list(generations, page) {
-  const rows = generations.map(one => [element("a", { href: page.link("learn", one.name) }, one.name), one.state, one.passed, one.better, one.win_rate]);
+function list(generations, linked) {
+  const rows = generations.map(one => [linked(one.name), one.state, one.passed, one.better, one.win_rate]);
   return table(["generation", "state", "gate passed", "better by (95 %)", "win rate (95 %)"], rows, "Tuned generations and the gate's verdicts");
 }
 
@@ -70,8 +71,8 @@ async function curve(main, name, page) {
   const loss = run?.fields?.loss;
   if (!loss) return;
   const series = [{ label: "training loss", x: run.x, values: loss.mean, low: loss.low, high: loss.high, colour: 0 }];
-  const { step, loss: seen } = run.evaluations ?? {};
-  if (step?.length && seen) series.push({ label: "validation loss", x: step, values: seen, colour: 1, mark: "dot" });
+  const { x, loss: seen } = run.evaluations;
+  if (x.length) series.push({ label: "validation loss", x, values: seen, line: false, colour: 1, mark: "square" });
   main.append(section("Training", element("p", {}, element("a", { href: page.link("run", name) }, "The run with all its figures"))));
   chart(main, { title: `Training of ${name}`, xLabel: "step", unit: "loss", series });
 }
