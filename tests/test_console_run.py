@@ -218,6 +218,12 @@ def test_an_empty_home_says_the_command(tmp_path):
     assert document(tmp_path, "").empty.startswith("tenfold train")
 
 
+def test_the_console_is_there_without_pytorch():
+    """It starts at once, and memory is left for runs."""
+    program = "import sys, tenfold.console.app; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 def test_following_a_run_gives_each_new_step_once(tmp_path):
     folder = tmp_path / "r"
     with MetricsWriter(folder) as metrics:
