@@ -340,7 +340,7 @@ def test_the_page_shows_a_run_follows_it_and_zooms(runs, runs_address, browser):
         assert axe.run(page).violations_count == 0
         page.locator(".plot").first.focus()
         page.keyboard.press("0")
-        page.wait_for_function("!location.hash.includes('from=100')")
+        page.wait_for_url(lambda url: "from=100" not in url)
         with (runs / "g1" / "run.jsonl").open("a") as stream:
             stream.write('{"event": "step", "step": 301, "loss": 1.25, "tokens_per_s": 10000.0}\n')
         page.wait_for_selector("a.figure[data-key$=':step'][data-value='301']")

@@ -17,7 +17,6 @@ from tenfold.console.document import View
 from tenfold.learn.statistics import always_valid_interval
 from tenfold.rank.events.store import Events, Taken
 from tenfold.rank.experiment import Verdict, verdicts
-from tenfold.rank.serving.worker import RankWorker
 from tenfold.serve.api.callers import operator_only
 from tenfold.serve.backends.backend import backend_of
 from tenfold.spec.errors import TenfoldError
@@ -74,6 +73,8 @@ def _stores(home: Path) -> list[str]:
 
 def _rankers(home: Path) -> list[str]:
     """Generations whose model ranks items."""
+    from tenfold.rank.serving.worker import RankWorker  # brings PyTorch along
+
     models = [path for under in ("*", "ranking/*") for path in home.glob(f"{under}/model")]
     return sorted(path.parent.relative_to(home).as_posix() for path in models if load("backends", backend_of(path)) is RankWorker)
 
