@@ -18,7 +18,7 @@ from tenfold.scale.trajectory import FEWEST, MOMENTS, Curve, moments
 from tenfold.train.metrics import read_metrics
 from tenfold.train.result import read_result
 
-PARTS = 40  # of a run, over each of which the losses of its batches are averaged
+PARTS = 20  # of a run, over each of which the losses of its batches are averaged
 
 
 def write_trajectory(generation: Path, law: Law, params: int, tokens: int) -> None:
@@ -33,8 +33,8 @@ def write_trajectory(generation: Path, law: Law, params: int, tokens: int) -> No
 
 
 def read_curve(directory: Path) -> tuple[Curve, float] | None:
-    """The losses of a finished run's batches with its validation loss at the end, in nats per token, and what a nat per token is
-    in the law's unit. None for a run that has not finished, or has nothing on record in its first tenth."""
+    """The losses of a finished run's batches, beside that of validation at its end, in nats per token; and what a nat per token
+    is in the law's unit. None for a run that has not finished, or has nothing on record in its first tenth."""
     result = read_result(directory)
     rows = [row for row in read_metrics(directory / "run.jsonl") if row.get("event") == "step" and row["loss"] is not None]
     if result is None or not rows or rows[0]["tokens"] > MOMENTS[0] * result.tokens:
@@ -42,9 +42,9 @@ def read_curve(directory: Path) -> tuple[Curve, float] | None:
     tokens, loss = (np.array([row[name] for row in rows], dtype=float) for name in ("tokens", "loss"))
     part = np.minimum(PARTS * tokens // result.tokens, PARTS - 1)
     means = [(tokens[part == one].mean(), loss[part == one].mean()) for one in np.unique(part)]
-    x, y = np.array([*means, (result.tokens, result.loss)]).T
+    x, y = np.array([*means, (tokens[-1], means[-1][1])]).T
     per_nat = 1.0 if math.isnan(result.bits_per_byte) else result.bits_per_byte / result.loss
-    return Curve(str(directory), result.parameters, x, y), per_nat
+    return Curve(str(directory), result.parameters, x, y, result.loss), per_nat
 
 
 def _runs_before(generation: Path) -> Iterator[Path]:

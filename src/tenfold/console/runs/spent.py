@@ -29,7 +29,7 @@ def _needed(text: mmap.mmap, end: int) -> Iterator[Row]:
         needed = {start, last}
         if following is not None:
             kept = _row(text, following, following)[1]["step"]
-            beyond = bisect_right(range(start, last + 1), kept, key=lambda at: _row(text, start, at)[1]["step"])
+            beyond = start + bisect_right(range(start, last + 1), kept, key=lambda at: _row(text, start, at)[1]["step"])
             needed.add(_row(text, start, max(start, beyond - 1))[0])
         for at in sorted(needed):
             yield _row(text, at, at)[1]

@@ -12,7 +12,7 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import Response, StreamingResponse
 
 from tenfold.console.document import View
-from tenfold.serve.api.dependencies import CurrentCaller
+from tenfold.serve.api.callers import CurrentCaller
 from tenfold.serve.api.errors import ApiError
 from tenfold.serve.api.keys import STRANGER, Caller
 from tenfold.serve.api.streaming import until_disconnect

@@ -12,7 +12,6 @@ from msgspec import Struct
 from tenfold.console.document import View
 from tenfold.learn.data import gathered, open_feedback
 from tenfold.learn.options import Kind, TuneSettings
-from tenfold.learn.trial import trial
 from tenfold.serve.api.callers import operator_only
 from tenfold.spec.errors import TenfoldError
 
@@ -48,6 +47,8 @@ def document(home: Path, name: str) -> Overview:
     """How much came, and the trial that goes on."""
     if not (home / FILE).is_file():
         return Overview(FILE, None, None, f"tenfold serve MODEL --feedback {home.name}/{FILE}")
+    from tenfold.learn.trial import trial  # brings PyTorch along
+
     going = None
     with suppress(TenfoldError):  # no candidate is tried
         going = trial(home, str(home / FILE))

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -11,12 +11,14 @@ from msgspec import Struct
 from pydantic import BaseModel, Field
 
 from tenfold.console.document import Figure, View, figure, read_json
-from tenfold.learn.release import FILE as RELEASE
-from tenfold.learn.release import Server, release, rollback
+from tenfold.learn.options import RELEASE
 from tenfold.serve.api.callers import operator_only
 from tenfold.serve.api.errors import ApiError
 from tenfold.serve.api.gate import key_of
 from tenfold.spec.forecasts import LEVELS
+
+if TYPE_CHECKING:
+    from tenfold.learn.release import Server
 
 GATE, MARKS = "gate.json", ("gate.json", "lineage.json")  # a folder with one of these is a tuned generation
 RANKERS = "ranking"  # of the home: what `tenfold rank again` makes, with a release of its own
@@ -181,19 +183,24 @@ def add_routes(app: FastAPI) -> None:
         if body.name not in _tuned(home):
             raise ApiError(404, f"There is no tuned generation {body.name!r}.")
         new = home / body.name
-        return await _changed(lambda: release(new, new.parent, body.share, _server(request)))
+        return await _changed(lambda learn: learn.release(new, new.parent, body.share, _server(request)))
 
     @app.post("/learn/rollback", dependencies=[Depends(operator_only)])
     async def go_back(body: RollbackRequest, request: Request) -> Response:
-        return await _changed(lambda: rollback(app.state.options.home / body.folder, _server(request)))
+        return await _changed(lambda learn: learn.rollback(app.state.options.home / body.folder, _server(request)))
 
 
-async def _changed(change: Callable[[], dict[str, Any]]) -> Response:
-    now = await asyncio.to_thread(change)
+async def _changed(change: Callable[[Any], dict[str, Any]]) -> Response:
+    """The answer to a change by the module of releases, which brings PyTorch along when it is first needed."""
+    from tenfold.learn import release
+
+    now = await asyncio.to_thread(change, release)
     return JSONResponse({"in_service": _name(now["path"])})
 
 
-def _server(request: Request) -> Server | None:
+def _server(request: Request) -> "Server | None":
+    from tenfold.learn.release import Server
+
     url = request.app.state.options.server
     return Server(url, key_of(dict(request.scope["headers"]))) if url else None
 

@@ -6,7 +6,7 @@ from contextlib import closing
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends, FastAPI
 from fastapi.responses import JSONResponse, Response
@@ -17,13 +17,13 @@ from tenfold.console.document import View
 from tenfold.learn.statistics import always_valid_interval
 from tenfold.rank.events.store import Events, Taken
 from tenfold.rank.experiment import Verdict, verdicts
-from tenfold.rank.explain import explain
-from tenfold.rank.ranker import Ranker
-from tenfold.rank.serving.worker import RankWorker
 from tenfold.serve.api.callers import operator_only
 from tenfold.serve.backends.backend import backend_of
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.plugins import load
+
+if TYPE_CHECKING:
+    from tenfold.rank.ranker import Ranker
 
 FILE = "events.db"  # of the home or of a generation, as `tenfold rank serve --events` is given it
 LISTS = 50  # the newest that are named
@@ -73,6 +73,8 @@ def _stores(home: Path) -> list[str]:
 
 def _rankers(home: Path) -> list[str]:
     """Generations whose model ranks items."""
+    from tenfold.rank.serving.worker import RankWorker  # brings PyTorch along
+
     models = [path for under in ("*", "ranking/*") for path in home.glob(f"{under}/model")]
     return sorted(path.parent.relative_to(home).as_posix() for path in models if load("backends", backend_of(path)) is RankWorker)
 
@@ -109,6 +111,8 @@ def add_routes(app: FastAPI) -> None:
 
 def _explained(home: Path, asked: Asked) -> dict[str, Any]:
     """Raises TenfoldError where there is no such store, ranker or list."""
+    from tenfold.rank.explain import explain  # brings PyTorch along
+
     if asked.store not in _stores(home) or asked.ranker not in _rankers(home):
         raise TenfoldError(f"The home has no ranker {asked.ranker!r} with the event store {asked.store!r}.")
     with closing(Events.open(str(home / asked.store))) as events:
@@ -132,7 +136,9 @@ def _of_list(events: Events, name: str) -> list[Taken]:
 
 
 @lru_cache(1)
-def _ranker(folder: Path, _: int) -> Ranker:
+def _ranker(folder: Path, _: int) -> "Ranker":
+    from tenfold.rank.ranker import Ranker
+
     return Ranker.load(folder)
 
 
