@@ -2,7 +2,6 @@
 
 import itertools
 import json
-from dataclasses import asdict
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
@@ -77,7 +76,7 @@ def fleet(tmp_path_factory):
     home = tmp_path_factory.mktemp("fleets") / "generations"
     run_fleet(home)
     (home / "fleet.toml").write_text(FILE)
-    simulate_command(home / "fleet.toml", against="static", seeds=2, out=home / "fleet" / "monday.html", json=True)
+    simulate_command(home / "fleet.toml", against="static", seeds=2, out=home / "fleet" / "monday.html")
     return home
 
 

@@ -1,6 +1,8 @@
 """Plans and sites in the console: figures as their files have them, the planner's answers, and what may not be asked."""
 
 import asyncio
+import contextlib
+import io
 import json
 from dataclasses import replace
 from importlib import resources
@@ -36,17 +38,27 @@ SMALL_TREE = (
 )
 
 
+def said_by(command, **options):
+    """What a command prints as JSON."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        command(**options)
+    return json.loads(out.getvalue())
+
+
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory):
-    """A home with a plan and sites, as the commands write them."""
+    """A home with a plan and sites, as the commands say them."""
     home = tmp_path_factory.mktemp("planned") / "generations"
-    make(asked=ASKED, fixed=FIXED, around=AROUND, output=PlanOutput(home=home, json=True, out=home / "next"))
+    plan = said_by(make, asked=ASKED, fixed=FIXED, around=AROUND, output=PlanOutput(home=home, json=True))
+    write_json(home / "next" / "plan.json", plan)
     text = example_text("demand.toml")
     for old, new in SMALL_TREE:
         text = text.replace(old, new)
     (home / "demand.toml").write_text(text)
     asked = sites_commands.Asked(demand=home / "demand.toml", what_if="demand x2")
-    sites_commands.sites(asked=asked, output=sites_commands.SitesOutput(home=home, out=home / "sites.html", json=True))
+    write_json(
+        home / "sites.json", said_by(sites_commands.sites, asked=asked, output=sites_commands.SitesOutput(home=home, json=True))
+    )
     return home
 
 
