@@ -68,16 +68,16 @@ def figure(home: Path, file: str, key: str, unit: str = "", interval: tuple[floa
 
 def value_at(path: Path, key: str) -> Any:
     """What stands under a figure's key. Raises TenfoldError where nothing does."""
-    line, colon, within = key.partition(":")
+    line, colon, rest = key.partition(":")
     try:
         if path.suffix == ".json":
             return within(read_json(path), key)
         if path.suffix == ".db":
             return _cell(path, *key.split("."))
         if colon and path.suffix == ".csv":
-            return _number(read_rows(path)[int(line) - 2][within])
+            return _number(read_rows(path)[int(line) - 2][rest])
         if colon:
-            return within(json.loads(_lines(path)[int(line) - 1]), within)
+            return within(json.loads(_lines(path)[int(line) - 1]), rest)
     except (KeyError, IndexError, TypeError, ValueError):
         pass
     raise TenfoldError(f"There is no {key} in {path}: it was changed, or is damaged.")
