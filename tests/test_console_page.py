@@ -14,8 +14,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from console_home import climb, console, judged, needs_chromium, opened
-from test_console_documents import parsed
+from console_home import climb, console, judged, needs_chromium, opened, parsed
 
 from tenfold.console.export import export
 
