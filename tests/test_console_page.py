@@ -53,7 +53,7 @@ def test_a_stranger_finds_what_was_forecast_what_came_and_what_comes_next(addres
         assert "intervals of 80 % held" in page.inner_text("main")  # how far can the forecasts be trusted?
         page.get_by_label("generation chat-1").click()
         page.wait_for_selector("h1:has-text('chat-1')")  # from what was this model made, and may it go out?
-        assert {"feedback.db", "g2"} <= set(page.locator(".lineage text.name").all_inner_texts())
+        assert {"feedback.db", "g2"} <= set(page.locator(".lineage text.name").all_text_contents())
         assert "finds the right answers likelier" in page.inner_text("main")
 
 
@@ -163,7 +163,7 @@ def test_an_export_shows_the_same_under_any_path(home, address, tmp_path, browse
         opened(browser, f"{address}{place}") as live,
     ):
         assert page.locator("main").inner_text() == live.locator("main").inner_text()
-        page.get_by_role("link", name="g2").first.click()
+        page.get_by_role("link", name="g2", exact=True).first.click()
         page.wait_for_selector("h1:has-text('g2')")
         page.locator("a.figure").first.click()
         assert "/deep/report/files/g2/" in page.url

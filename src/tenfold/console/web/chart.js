@@ -63,15 +63,30 @@ export function stacked(series) {
 
 const isBand = one => one.low && one.line !== false;
 
+/** All places of several lists, rising, each as often as in the list that has it most often. */
+function union(lists) {
+  const times = new Map();
+  for (const list of lists) {
+    const own = new Map();
+    for (const place of list) own.set(place, (own.get(place) ?? 0) + 1);
+    for (const [place, count] of own) times.set(place, Math.max(count, times.get(place) ?? 0));
+  }
+  return [...times].sort(([a], [b]) => a - b).flatMap(([place, count]) => new Array(count).fill(place));
+}
+
 /** The places of all series in one rising list, and the columns of each; where a series has no value there, null. */
 export function columns({ x, series }) {
   if (!series.some(one => one.x)) return { places: x, rows: series.map(one => ({ values: one.values, low: one.low, high: one.high, amounts: one.amounts })) };
-  const places = [...new Set([...(x ?? []), ...series.flatMap(one => one.x ?? [])])].sort((a, b) => a - b);
-  const at = new Map(places.map((place, i) => [place, i]));
+  const places = union(series.map(one => one.x ?? x));
+  const first = new Map(places.map((place, i) => [place, i]).reverse());
   const spread = (own, values) => {
     if (!values) return values;
-    const made = new Array(places.length).fill(null);
-    own.forEach((place, i) => { made[at.get(place)] = values[i]; });
+    const made = new Array(places.length).fill(null), seen = new Map();
+    own.forEach((place, i) => {
+      const before = seen.get(place) ?? 0;
+      made[first.get(place) + before] = values[i];
+      seen.set(place, before + 1);
+    });
     return made;
   };
   return { places, rows: series.map(one => Object.fromEntries(["values", "low", "high", "amounts"].map(name => [name, spread(one.x ?? x, one[name])]))) };
