@@ -176,11 +176,11 @@ def _experts(record: Record, part: slice) -> Experts | None:
     """Rows of the part, evenly spaced; None for a model without experts."""
     if part.start == part.stop or np.isnan(record.rows["expert_load_max"][part.start]):
         return None
-    shape = np.shape(record.row(part.start).get("expert_load"))
+    shape = np.shape(record.row(part.start).get("expert_load") or ())
     if len(shape) != 2:
         return None
     chosen = sample(part, shape[0] * shape[1])
-    loads = [record.row(i).get("expert_load") for i in chosen]
+    loads = [record.row(i).get("expert_load") or () for i in chosen]
     kept = [(i, np.array(load)) for i, load in zip(chosen, loads, strict=True) if np.shape(load) == shape]
     columns = np.stack([load for _, load in kept], axis=-1)
     return Experts(record.rows["step"][[i for i, _ in kept]].tolist(), np.rint(1000 * columns).astype(int).tolist())

@@ -20,7 +20,8 @@ from tenfold.serve.api.errors import ApiError
 from tenfold.spec.errors import TenfoldError
 
 Step = float | None
-From, To = Annotated[Step, Query(alias="from")], Annotated[Step, Query(alias="to")]
+From = Annotated[Step, Query(alias="from")]
+To = Annotated[Step, Query(alias="to")]
 Stamps = tuple[object, ...]
 
 
