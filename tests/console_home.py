@@ -24,6 +24,7 @@ from tenfold.scale.forecast import Speed, make_forecast, record_forecast, record
 from tenfold.scale.generations import write_points
 from tenfold.scale.law import BITS_PER_BYTE, fit_law
 from tenfold.scale.points import Point
+from tenfold.serve.feedback.feedback import Feedback
 from tenfold.spec.files import file_sha256, write_json
 from tenfold.train.metrics import MetricsWriter
 
@@ -88,7 +89,7 @@ def judged(folder, *, passed):
 
 def tuned(home, name, begun):
     """A generation that was tuned on feedback."""
-    (home / "feedback.db").write_text("what people said")
+    Feedback(f"sqlite:///{home / 'feedback.db'}")
     folder = home / name
     (folder / "data").mkdir(parents=True)
     (folder / "data" / "train.jsonl").write_text('{"said": "something personal"}\n')

@@ -43,7 +43,7 @@ def fact(page, term):
 
 def test_a_stranger_finds_what_was_forecast_what_came_and_what_comes_next(address, home, browser):
     with opened(browser, address) as page:
-        row = page.locator("tr", has=page.locator("th:text-is('g2')")).first.inner_text()
+        row = page.locator("section:has(h2:text-is('All generations')) tr:has(a:text-is('g2'))").inner_text()
         forecast = parsed(home / "g2/forecast.json", "loss_bits_per_byte.median")
         measured = parsed(home / "g2/score.json", "scores.loss_bits_per_byte.measured")
         assert f"{forecast:.4g}" in row and f"{measured:.4g}" in row  # how good will it be, and how good did it become?
@@ -188,7 +188,7 @@ def test_what_is_new_comes_by_itself_and_an_alert_reaches_the_webhook(home, tmp_
         page.wait_for_selector("#live:has-text('live')")
         climb(copy, "g3", 2e13, "g2")
         judged(copy / "g3", passed=False)
-        page.wait_for_selector("th:text-is('g3')")
+        page.wait_for_selector("th a:text-is('g3')")
         page.wait_for_selector("#alerts a:has-text('The gate refuses g3')")
         assert came.wait(120)
     assert [(one["kind"], one["place"]) for one in posted] == [("gate", "#/generations/g3")]

@@ -1,6 +1,8 @@
 """Plans and sites in the console: figures as their files have them, the planner's answers, and what may not be asked."""
 
 import asyncio
+import contextlib
+import io
 import json
 from dataclasses import replace
 from importlib import resources
@@ -19,10 +21,13 @@ from tenfold.console.views.plan import WAITING
 from tenfold.plan.commands import MachineOptions, PlanOutput, PlanRequest, make
 from tenfold.plan.costs.consequences import consequences
 from tenfold.plan.costs.surroundings import Surroundings
+from tenfold.plan.document import SCHEMA
 from tenfold.plan.plan import solve
 from tenfold.plan.request import GpuRequest, StepRequest
 from tenfold.plan.sites import commands as sites_commands
+from tenfold.plan.sites.answer import VERSION
 from tenfold.plan.sites.inputs import example_text
+from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import write_json
 
 pytest_plugins = ["chat_page", "console_home"]
@@ -36,17 +41,27 @@ SMALL_TREE = (
 )
 
 
+def said_by(command, **options):
+    """What a command prints as JSON."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        command(**options)
+    return json.loads(out.getvalue())
+
+
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory):
-    """A home with a plan and sites, as the commands write them."""
+    """A home with a plan and sites, as the commands say them."""
     home = tmp_path_factory.mktemp("planned") / "generations"
-    make(asked=ASKED, fixed=FIXED, around=AROUND, output=PlanOutput(home=home, json=True, out=home / "next"))
+    plan = said_by(make, asked=ASKED, fixed=FIXED, around=AROUND, output=PlanOutput(home=home, json=True))
+    write_json(home / "next" / "plan.json", plan)
     text = example_text("demand.toml")
     for old, new in SMALL_TREE:
         text = text.replace(old, new)
     (home / "demand.toml").write_text(text)
     asked = sites_commands.Asked(demand=home / "demand.toml", what_if="demand x2")
-    sites_commands.sites(asked=asked, output=sites_commands.SitesOutput(home=home, out=home / "sites.html", json=True))
+    write_json(
+        home / "sites.json", said_by(sites_commands.sites, asked=asked, output=sites_commands.SitesOutput(home=home, json=True))
+    )
     return home
 
 
@@ -178,8 +193,14 @@ def test_an_empty_home_says_what_to_run(tmp_path):
 def test_plans_of_serving_and_damaged_ones_are_said_to_be_so(tmp_path):
     write_json(tmp_path / "rank" / "plan.json", {"request": {}})
     write_json(tmp_path / "old" / "plan.json", {"schema": 1})
+    write_json(tmp_path / "cut" / "plan.json", {"schema": SCHEMA, "model": []})
+    write_json(tmp_path / "sites.json", {"version": VERSION, "sentence": "begin nothing"})
     failed = {one["name"]: one["failed"] for one in document(all_views()["plan"], tmp_path, "")["plans"]}
     assert "no plan of training" in failed["rank"] and "make it again" in failed["old"]
+    for view, name in (("plan", "cut"), ("plan", "rank"), ("sites", "")):
+        with pytest.raises(TenfoldError, match="again|training"):
+            document(all_views()[view], tmp_path, name)
+    assert told(tmp_path, "cut")[0] == 400
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -17,15 +16,14 @@ from fastapi.staticfiles import StaticFiles
 from tenfold.console.alerts import alerts
 from tenfold.console.document import View
 from tenfold.console.events import Feeds, changes
-from tenfold.console.gate import ConsoleGate
+from tenfold.console.gate import Below, ConsoleGate
 from tenfold.console.options import ConsoleOptions
-from tenfold.console.site import INDEX, POLICY, WEB, all_views, document, index, inside, is_public, named_files
+from tenfold.console.site import INDEX, POLICY, WEB, all_views, document, index, inside, is_named, is_public
 from tenfold.console.webhook import send_alerts
 from tenfold.serve.api.callers import CurrentCaller, operator_only
 from tenfold.serve.api.errors import AnswerFailures, ApiError, answer_errors
 from tenfold.spec.errors import TenfoldError
 
-KEPT_SECONDS = 5.0  # for which the list of files is not made anew
 # A file is shown as it is, whatever it holds: no script of it runs, and it is of no origin.
 FILE_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 SHOWN = {".html": "text/html", ".png": "image/png", ".json": "application/json"}  # others are shown as text
@@ -45,8 +43,7 @@ def make_app(options: ConsoleOptions) -> FastAPI:
         if sending is not None:
             sending.cancel()
 
-    root_path = options.root_path.rstrip("/")
-    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, root_path=root_path)
+    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.options, app.state.feeds, app.state.failed = options, Feeds(), None
     app.state.views = all_views()
     answer_errors(app)
@@ -54,6 +51,7 @@ def make_app(options: ConsoleOptions) -> FastAPI:
     app.add_middleware(GZipMiddleware, minimum_size=1000)
     listening = options.listening()
     app.add_middleware(ConsoleGate, options=listening, limits=listening.limits)
+    app.add_middleware(Below, path=options.root_path.rstrip("/"))
     _add_page(app, options)
     _add_documents(app, options)
     for view in app.state.views.values():
@@ -84,15 +82,15 @@ def _add_page(app: FastAPI, options: ConsoleOptions) -> None:
 
 
 def _add_documents(app: FastAPI, options: ConsoleOptions) -> None:
-    home, public, private = options.home, _Listed(False), _Listed(True)
+    home, looking = options.home, asyncio.Lock()  # a file that nothing names is looked for long: one at a time
 
     @app.get("/files/{file:path}")
     async def show(file: str, caller: CurrentCaller) -> Response:
-        path = inside(home, file)
-        if path is None or not (
-            (is_public(file) and file in await public.files(app, home))
-            or (caller.is_operator and file in await private.files(app, home))
-        ):
+        path, named = inside(home, file), False
+        if path is not None and (caller.is_operator or is_public(file)):
+            async with looking:
+                named = await asyncio.to_thread(is_named, app.state.views, home, file, private=caller.is_operator)
+        if path is None or not named:
             raise ApiError(404, "There is no such file, or it needs the key of an operator.")
         kind = SHOWN.get(PurePosixPath(file).suffix, "text/plain; charset=utf-8")
         return FileResponse(path, media_type=kind, headers={"Content-Security-Policy": FILE_POLICY, **Fresh})
@@ -100,21 +98,6 @@ def _add_documents(app: FastAPI, options: ConsoleOptions) -> None:
     @app.get("/events/alerts")
     async def listen() -> Response:
         return app.state.feeds.stream("alerts", changes(partial(alerts, home, options.fleet)))
-
-
-class _Listed:
-    """The files that documents name, made anew every few seconds where somebody asks."""
-
-    def __init__(self, private: bool):
-        self._private, self._made, self._files = private, float("-inf"), set[str]()
-        self._lock = asyncio.Lock()
-
-    async def files(self, app: FastAPI, home: Path) -> set[str]:
-        async with self._lock:
-            if time.monotonic() > self._made + KEPT_SECONDS:
-                self._files = await asyncio.to_thread(named_files, app.state.views, home, private=self._private)
-                self._made = time.monotonic()
-        return self._files
 
 
 def _add_view(app: FastAPI, view: View, home: Path) -> None:

@@ -40,4 +40,4 @@ def start(
     check_address(listening)
     address = f"http://{options.host}:{options.port}/"
     say = (lambda: print_json({"address": address})) if json else (lambda: console().print(f"{options.home}: {address}"))
-    listen(app, listening, say)
+    listen(app, listening, say, app.state.feeds.close)

@@ -3,8 +3,8 @@
 import csv
 import json
 import sqlite3
-from collections.abc import Callable, Iterable
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -69,19 +69,29 @@ def figure(home: Path, file: str, key: str, unit: str = "", interval: tuple[floa
 
 def value_at(path: Path, key: str) -> Any:
     """What stands under a figure's key. Raises TenfoldError where nothing does."""
-    line, colon, within = key.partition(":")
+    line, colon, rest = key.partition(":")
     try:
         if path.suffix == ".json":
-            return _within(read_json(path), key)
+            return within(read_json(path), key)
         if path.suffix == ".db":
             return _cell(path, *key.split("."))
         if colon and path.suffix == ".csv":
-            return _number(read_rows(path)[int(line) - 2][within])
+            return _number(read_rows(path)[int(line) - 2][rest])
         if colon:
-            return _within(json.loads(_lines(path)[int(line) - 1]), within)
+            return within(json.loads(_lines(path)[int(line) - 1]), rest)
     except (KeyError, IndexError, TypeError, ValueError):
         pass
     raise TenfoldError(f"There is no {key} in {path}: it was changed, or is damaged.")
+
+
+@contextmanager
+def undamaged(path: Path, again: str) -> Iterator[None]:
+    """What reads from a parsed file that somebody else may have written. Raises TenfoldError where the file is not as it should be;
+    `again` says what to do."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        raise TenfoldError(f"{path} is damaged ({type(error).__name__}: {error}): {again}.") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -141,17 +151,17 @@ def _lines(path: Path) -> list[bytes]:
     return path.read_bytes().split(b"\n")
 
 
-def _within(found: Any, key: str) -> Any:
+def within(found: Any, key: str) -> Any:
     """What stands under dotted names. A name that has dots itself is found as well. Raises KeyError, IndexError or ValueError."""
     if not key:
         return found
     if isinstance(found, list):
         first, _, rest = key.partition(".")
-        return _within(found[int(first)], rest)
+        return within(found[int(first)], rest)
     parts = key.split(".")
     for taken in range(1, len(parts) + 1):
         if isinstance(found, dict) and (name := ".".join(parts[:taken])) in found:
-            return _within(found[name], ".".join(parts[taken:]))
+            return within(found[name], ".".join(parts[taken:]))
     raise KeyError(key)
 
 

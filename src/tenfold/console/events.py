@@ -28,6 +28,15 @@ class Feeds:
         """The feed's events from now on. `begin` gives a function, called in a thread, that returns what is new, or None."""
         return StreamingResponse(self._listen(name, begin), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
+    def close(self) -> None:
+        """End all streams, so that the server can end; pages connect again by themselves."""
+        for listeners in self._listeners.values():
+            queues = list(listeners)
+            listeners.clear()
+            for queue in queues:
+                if not queue.full():
+                    queue.put_nowait(b"")
+
     async def _listen(self, name: str, begin: Callable[[], Poll]) -> AsyncIterator[bytes]:
         queue: asyncio.Queue[bytes] = asyncio.Queue(BEHIND)
         if name not in self._listeners:

@@ -1,6 +1,7 @@
 """What a console consists of, whether a server shows it or an export holds it: views, documents, and the files that these name."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -61,10 +62,14 @@ def documents(views: dict[str, View], home: Path, *, private: bool) -> Iterator[
                 continue
 
 
-def named_files(views: dict[str, View], home: Path, *, private: bool) -> set[str]:
-    """The files that these documents name, and that may be shown."""
-    named = {file for _, _, made in documents(views, home, private=private) for file in files_of(made)}
-    return {file for file in named if inside(home, file) and (private or is_public(file))}
+def is_named(views: dict[str, View], home: Path, file: str, *, private: bool) -> bool:
+    """Whether a document names a file. Overviews and the documents of the folders that it lies in are asked first."""
+    shown = [(view, name) for view in views.values() if private or not view.private for name in view.names(home)]
+    for view, name in sorted(shown, key=lambda one: bool(one[1]) and not file.startswith(f"{one[1]}/")):
+        with suppress(TenfoldError):
+            if file in files_of(view.document(home, name)):
+                return True
+    return False
 
 
 def is_public(file: str) -> bool:

@@ -8,7 +8,7 @@ import msgspec
 from fastapi import Depends, FastAPI, Response
 from msgspec import Meta, Struct
 
-from tenfold.console.document import Computed, Figure, View, figure, read_json
+from tenfold.console.document import Computed, Figure, View, figure, read_json, undamaged
 from tenfold.console.events import changes
 from tenfold.fleet.clock import Clock
 from tenfold.fleet.ledger import Lease
@@ -129,6 +129,11 @@ def _roles(leases: list[Lease], now: float) -> dict[str, Any]:
 def _simulation(home: Path, file: str) -> dict[str, Any]:
     """Figures of every policy over its seeds, and the busiest day of each."""
     found = read_simulation(home / file)
+    with undamaged(home / file, "write it again by `tenfold fleet simulate --out`"):
+        return _policies(home, file, found)
+
+
+def _policies(home: Path, file: str, found: dict[str, Any]) -> dict[str, Any]:
     page = file.removesuffix(SUFFIX) + ".html"
     rows = [
         {"name": words, "figures": [_mean(home, file, policy, key) for policy in found["means"]]} for key, words in WORDS.items()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tenfold.learn.release import Server
 
 GATE, MARKS = "gate.json", ("gate.json", "lineage.json")  # a folder with one of these is a tuned generation
+DIFFERENCES = ("better", "above_popularity")  # checks that are in the unit of the verdict
 RANKERS = "ranking"  # of the home: what `tenfold rank again` makes, with a release of its own
 LOW, MIDDLE, HIGH = (LEVELS.index(level) for level in (0.1, 0.5, 0.9))
 
@@ -157,8 +158,12 @@ def _learned(home: Path, name: str) -> Learned:
 
 def _measured(home: Path, file: str, number: int) -> Figure | None:
     """What a check of a verdict measured, if it is a number. Verdicts of earlier versions have no intervals."""
-    check = read_json(home / file)["checks"][number]
-    return None if check["measured"] is None else figure(home, file, f"checks.{number}.measured", "", check.get("interval"))
+    judged = read_json(home / file)
+    check = judged["checks"][number]
+    if check["measured"] is None:
+        return None
+    unit = judged.get("unit", "") if check["name"].startswith(DIFFERENCES) else ""
+    return figure(home, file, f"checks.{number}.measured", unit, check.get("interval"))
 
 
 class ReleaseRequest(BaseModel):

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from fastapi import FastAPI, Request, Response
 
-from tenfold.console.document import Computed, Figure, View, figure, read_json
+from tenfold.console.document import Computed, Figure, View, figure, read_json, undamaged, within
 from tenfold.console.views.plan_sections import sections
 from tenfold.console.views.planner import Asked, answer, offered
 from tenfold.plan.document import SCHEMA
@@ -16,6 +16,7 @@ from tenfold.spec.errors import TenfoldError
 from tenfold.spec.versions import require_version
 
 FILE = "plan.json"
+AGAIN = "make it again by `tenfold plan`"
 WAITING = 8  # questions that may wait for the planner, which answers one at a time
 LISTED = (
     ("model", "model.name", ""), ("compute", "model.flops", "FLOPs"), ("GPUs", "machine.gpus", ""),
@@ -49,15 +50,17 @@ def _in_short(home: Path, file: str) -> dict[str, Any]:
     """The row of a plan: its figures, or why it has none."""
     try:
         plan = _read(home / file)
-        return {"figures": [_figure(home, file, plan, key, unit) for _, key, unit in LISTED]}
+        with undamaged(home / file, AGAIN):
+            return {"figures": [_figure(home, file, plan, key, unit) for _, key, unit in LISTED]}
     except TenfoldError as error:
         return {"failed": str(error)}
 
 
 def _one(home: Path, file: str) -> dict[str, Any]:
     plan = _read(home / file)
-    made = sections(plan, lambda key, unit: _figure(home, file, plan, key, unit))
-    return {**made, "offered": offered(home, plan), "files": [file, *_page(home, file)]}
+    with undamaged(home / file, AGAIN):
+        made = sections(plan, lambda key, unit: _figure(home, file, plan, key, unit))
+        return {**made, "offered": offered(plan), "files": [file, *_page(home, file)]}
 
 
 def _page(home: Path, file: str) -> list[str]:
@@ -70,31 +73,20 @@ def _read(path: Path) -> dict[str, Any]:
     plan = read_json(path)
     if not isinstance(plan, dict) or "schema" not in plan:
         raise TenfoldError(f"{path} is no plan of training: `tenfold plan --serve` shows what it says.")
-    require_version(plan["schema"], (SCHEMA,), path, "make it again by `tenfold plan`")
+    require_version(plan["schema"], (SCHEMA,), path, AGAIN)
     return plan
 
 
 def _figure(home: Path, file: str, plan: dict[str, Any], key: str, unit: str) -> Figure:
     """What stands under a key; of a range its best guess, with its ends."""
-    found = at(plan, key)
+    found = within(plan, key)
     if isinstance(found, dict):
         return figure(home, file, f"{key}.mid", unit, (found["low"], found["high"]))
     return figure(home, file, key, unit)
 
 
-def at(plan: dict[str, Any], key: str) -> Any:
-    """What stands under dotted names. Raises TenfoldError where nothing does."""
-    found: Any = plan
-    try:
-        for name in key.split("."):
-            found = found[int(name)] if isinstance(found, list) else found[name]
-    except (KeyError, IndexError, ValueError, TypeError):
-        raise TenfoldError(f"The plan has no {key}: make it again by `tenfold plan`.") from None
-    return found
-
-
 def _computed(plan: dict[str, Any], key: str, unit: str) -> Computed:
-    found = at(plan, key)
+    found = within(plan, key)
     if isinstance(found, dict):
         return Computed(found["mid"], "by the planner", unit, found["low"], found["high"])
     return Computed(found, "by the planner", unit)
@@ -109,8 +101,9 @@ def _routes(app: FastAPI) -> None:
         files = _files(home)
         if name not in files:
             raise TenfoldError(f"There is no plan {name[:200]!r}.")
-        plan = answer(home, files[name], _read(home / files[name]), asked)
-        return msgspec.json.encode(sections(plan, lambda key, unit: _computed(plan, key, unit)))
+        with undamaged(home / files[name], AGAIN):
+            plan = answer(home, files[name], _read(home / files[name]), asked)
+            return msgspec.json.encode(sections(plan, lambda key, unit: _computed(plan, key, unit)))
 
     @app.get("/ask/plan/{name:path}")
     async def planner(name: str, request: Request) -> Response:

@@ -40,7 +40,7 @@ class Asked(Struct, frozen=True, forbid_unknown_fields=True):
     accelerator: Name | None = None
 
 
-def offered(home: Path, plan: dict[str, Any]) -> dict[str, Any]:
+def offered(plan: dict[str, Any]) -> dict[str, Any]:
     """What may be asked for: ranges as [low, the plan's own, high], and names with the plan's own first."""
     states = facts("grid")["states"]
     own = {"gpus": plan["machine"]["gpus"], "days": plan["time"]["wall_days"]["mid"]}
@@ -72,7 +72,7 @@ def known_machines() -> tuple[str, ...]:
 def answer(home: Path, file: str, plan: dict[str, Any], asked: Asked) -> dict[str, Any]:
     """The plan's document with what is asked for in place of its own. Raises TenfoldError for what is out of reach, and where there
     is no such plan."""
-    for name, (low, _, high) in offered(home, plan)["ranges"].items():
+    for name, (low, _, high) in offered(plan)["ranges"].items():
         value = getattr(asked, name)
         if value is not None and not low <= value <= high:
             raise TenfoldError(f"{name} is asked for from {low:.4g} to {high:.4g} for this plan, not {value:.4g}.")
@@ -114,7 +114,7 @@ def _said(**given: Any) -> dict[str, Any]:
 
 def _within(home: Path, request: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """What was asked for without hourly profiles that lie outside the home, and a sentence for each of those."""
-    left = [name for name in PROFILES if name in request and not Path(request[name]).resolve().is_relative_to(home.resolve())]
+    left = [name for name in PROFILES if name in request and not Path(str(request[name])).resolve().is_relative_to(home.resolve())]
     notes = [f"{name} {request[name]} lies outside the home, and is left out." for name in left]
     return {name: value for name, value in request.items() if name not in left}, notes
 

@@ -5,12 +5,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tenfold.console.document import Computed, Figure, View, figure, read_json
+from tenfold.console.document import Computed, Figure, View, figure, read_json, undamaged
 from tenfold.plan.sites.answer import VERSION
 from tenfold.plan.sites.page import stages
-from tenfold.spec.errors import TenfoldError
 from tenfold.spec.versions import require_version
 
+AGAIN = "make it again by `tenfold plan sites --out`"
 WORTH = (
     ("expected cost", "expected_usd"), ("cost in the worst twentieth", "cvar95_usd"), ("decided all at once", "one_stage_usd"),
     ("deciding in stages is worth", "value_of_staging_usd"), ("knowing demand would be worth", "value_of_perfect_information_usd"),
@@ -36,11 +36,9 @@ def document(home: Path, name: str) -> dict[str, Any]:
         return {"empty": f"tenfold plan sites --home {home.name} --out {home.name}/sites.html"}
     file = files[name or next(iter(files))]
     found = read_json(home / file)
-    require_version(found.get("version", 1), (VERSION,), home / file, "make it again by `tenfold plan sites --out`")
-    try:
+    with undamaged(home / file, AGAIN):
+        require_version(found.get("version", 1), (VERSION,), home / file, AGAIN)
         return {"empty": "", "all": list(files), **_answer(home, file, found)}
-    except (KeyError, TypeError, IndexError) as error:
-        raise TenfoldError(f"{home / file} is damaged ({error}): make it again by `tenfold plan sites --out`.") from None
 
 
 def _files(home: Path) -> dict[str, str]:

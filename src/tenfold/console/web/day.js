@@ -18,7 +18,7 @@ export async function showDay(main, place, page) {
   const columns = machines(day);
   const pictures = draw(drawing, day, columns);
   play({ part, after: moves }, { day, columns, pictures }, place, page);
-  main.append(section("Policies beside each other", table(["", ...found.policies], found.rows.map(row => [row.name, ...row.figures]), "Means over seeds, with 95 % intervals")));
+  main.append(section("Policies beside each other", table(["figure", ...found.policies], found.rows.map(row => [row.name, ...row.figures]), "Means over seeds, with 95 % intervals")));
 }
 
 /** The columns by the hour of the day, with the nodes that are idle. */

@@ -48,7 +48,7 @@ function roles(body, { roles: { at, roles: counts } }) {
 function wishes(fleet, time, page) {
   const back = one => page.live ? button("Withdraw", event => act(event.target, () => page.act(`act/fleet/withdraw/${one.id}`)), { "aria-label": `Withdraw wish ${one.id}` }) : "";
   const what = one => one.kind === "cap" ? one.mw : one.role ?? "";
-  return table(["wish", "of", "what", "target", "to", "until", "state", "why", ""], fleet.wishes.map(one => [one.id, one.who, one.kind, one.target, what(one), time(one.until), `${one.state}: ${one.said}`, one.why, back(one)]), "Wishes of operators");
+  return table(["wish", "of", "what", "target", "to", "until", "state", "why", "change"], fleet.wishes.map(one => [one.id, one.who, one.kind, one.target, what(one), time(one.until), `${one.state}: ${one.said}`, one.why, back(one)]), "Wishes of operators");
 }
 
 /** Does a change; what the server says against it is shown beside the button. */

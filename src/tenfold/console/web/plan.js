@@ -35,14 +35,14 @@ function tell({ plan, told }, answer) {
 
 function both({ title, facts: own }, other) {
   if (!other) return facts(own.map(({ name, figure }) => [name, figure]));
-  return table(["", "the plan", "what if"], own.map(({ name, figure }, i) => [name, figure, other.facts[i].figure]), title);
+  return table(["figure", "the plan", "what if"], own.map(({ name, figure }, i) => [name, figure, other.facts[i].figure]), title);
 }
 
 const bySide = (own, other) => element("div", { class: "columns" }, own.flatMap((one, i) => [bars(one.title, one.parts), ...(other ? [bars(`${one.title}, what if`, other[i].parts)] : [])]));
 
 function chances(plan, answer) {
   const found = [["the plan", plan.chances], ["what if", answer?.chances ?? []]].flatMap(([who, rows]) => rows.map(one => [`${one.name}: ${who}`, one.limit, one.probability]));
-  return found.length ? section("Chances", table(["", "limit", "probability"], found, "Chances that limits hold")) : "";
+  return found.length ? section("Chances", table(["chance", "limit", "probability"], found, "Chances that limits hold")) : "";
 }
 
 const sentences = list => element("ul", {}, list.map(one => element("li", {}, one)));

@@ -30,7 +30,7 @@ class Outcome:
 
     def keep(self, move: "Moved") -> None:
         """Keep a move that changed something on the busiest day."""
-        if move.had != move.nodes and 0 <= move.at_s - self.busiest_s < DAY_S:
+        if move.had != move.nodes and 0 <= move.at_s - self.busiest_s <= DAY_S:
             self.busiest.append(move)
 
     def day(self) -> list["Row"]:

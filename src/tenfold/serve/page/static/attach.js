@@ -7,7 +7,7 @@ const LONGEST_SIDE = 1568;  // pixels of a picture: what is larger is made small
 /** The chosen files of the next message, with the button that adds some. `say` tells the user of one that cannot be read. */
 export class Attached {
   constructor(say) {
-    Object.assign(this, { say, files: [], sees: true });
+    Object.assign(this, { say, files: [], sees: true, reading: 0 });
     this.rows = make("ul", { className: "files", ariaLabel: "Files of this message", hidden: true });
     this.input = make("input", { type: "file", multiple: true, hidden: true, ariaLabel: "Files for the message", onchange: () => this.add([...this.input.files]) });
     this.button = sign("📎", "Add files", () => this.input.click());
@@ -15,7 +15,7 @@ export class Attached {
 
   /** Reads files and shows them; also those that were dropped, or pasted. */
   async add(files) {
-    this.input.value = "";
+    this.reading++;  // meanwhile no message is sent
     for (const file of files) {
       try {
         this.files.push(await read(file, this.sees));
@@ -23,6 +23,8 @@ export class Attached {
         this.say(error.message);
       }
     }
+    this.reading--;
+    this.input.value = "";
     this.draw();
   }
 

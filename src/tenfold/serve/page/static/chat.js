@@ -94,7 +94,7 @@ class Chat {
   // What turns and the form ask for.
 
   get last() { return path(this.conversation).at(-1) ?? this.conversation; }
-  get isReady() { return !this.running && !this.parts.send.disabled; }
+  get isReady() { return !this.running && !this.files.reading && !this.parts.send.disabled; }
 
   send(before, text, files = []) {
     answer(this, add(before, { role: "user", text, ...files.length ? { files } : {} }));
