@@ -39,6 +39,7 @@ class Line(Struct, gc=False):
     expert_load_max: float | None = math.nan
 
 
+Event = tuple[int, dict[str, Any]]  # the number of its line from 1, and what stands there
 DECODER = msgspec.json.Decoder(Line)
 EVENT, NUMBERS = attrgetter("event"), attrgetter("step", *FIELDS)
 
@@ -56,7 +57,7 @@ class Record:
         self.replaced += 1
         self._inode, self._size, self._read, self._lines, self._count = inode, 0, 0, 0, 0
         self._rows = np.empty(0, ROW)
-        self.events: list[tuple[int, dict[str, Any]]] = []
+        self.events: list[Event] = []
 
     @property
     def rows(self) -> np.ndarray:
@@ -77,9 +78,20 @@ class Record:
                 self._take(whole + newline)
         return self
 
-    def event(self, name: str) -> tuple[int, dict[str, Any]] | None:
+    def event(self, name: str) -> Event | None:
         """The last event of this name."""
         return next((found for found in reversed(self.events) if found[1].get("event") == name), None)
+
+    @property
+    def last_kind(self) -> str:
+        """What the last line is: "step", or the name of another event; empty where there is none."""
+        line, event = self.events[-1] if self.events else (0, {})
+        is_step = self._count > 0 and self.rows["line"][-1] > line
+        return "step" if is_step else str(event.get("event", ""))
+
+    def last_step(self) -> Event | None:
+        """The last logged step. Raises TenfoldError where the file was replaced."""
+        return (int(self.rows["line"][-1]), self.row(-1)) if self._count else None
 
     def row(self, index: int) -> dict[str, Any]:
         """A logged step as it stands in the file. Raises TenfoldError where the file was replaced."""
