@@ -15,8 +15,10 @@ SHOWN = (
     ("climbs", "12 climbs"), ("climbs", "the same: loss inside"), ("ladders", "26 public ladders"),
     ("plan", "plan, step time, mean"), ("plan", "plan, median error"), ("train", "training beside"), ("layouts", "61 layouts"),
     ("faults", "30 faults"), ("resume", "kill -9"), ("serve", "SmolLM2-135M, decode 1,"), ("serve", "SmolLM2-135M, prompt 512"),
-    ("load", "64 clients"), ("durable", "50 kills"), ("tuning", "sft beside"), ("next", "600 judgements"), ("exports", "SmolLM2-135M as GGUF f16"),
-    ("rank_serving", "1,000 candidates, history of 200, 1,000,000"), ("fleet_policies", "lend beside"), ("circle", "the whole circle"),
+    ("load", "64 clients"), ("durable", "50 kills"), ("tuning", "sft beside"), ("next", "600 judgements"),
+    ("exports", "SmolLM2-135M as GGUF f16"),
+    ("rank_serving", "1,000 candidates, history of 200, 1,000,000"),
+    ("fleet_policies", "lend beside"), ("circle", "the whole circle"),
 )  # fmt: skip
 
 
