@@ -124,13 +124,14 @@ function resize(state) {
 function options(state) {
   const { box, log = "", xLabel = "", unit = "", colours: { text, line } } = state;
   const splits = name => log.includes(name) ? { splits: (_, __, min, max) => ticks({ min, max }, true), filter: (_, found) => found } : {};
-  const axis = (label, name) => ({ ...splits(name), label, labelSize: 22, labelFont: "13px system-ui", font: "13px system-ui", stroke: text, grid: { stroke: line, width: 1 }, ticks: { stroke: line }, values: (_, found) => found.map(value => value === null ? "" : words(value)) });
+  const size = Math.round(0.8 * parseFloat(getComputedStyle(document.documentElement).fontSize)), font = `${size}px system-ui`;
+  const axis = (label, name) => ({ ...splits(name), label, labelSize: 1.7 * size, labelFont: font, font, stroke: text, grid: { stroke: line, width: 1 }, ticks: { stroke: line }, values: (_, found) => found.map(value => value === null ? "" : words(value)) });
   const padded = (_, low, high) => low === null ? [1, 10] : [low / (high / low) ** 0.05, high * (high / low || 2) ** 0.05];
   const scale = name => log.includes(name) ? { time: false, distr: 3, range: padded } : { time: false };
   const { series, bands } = seriesOf(state);
   return {
     width: box.clientWidth, height: box.clientHeight, legend: { show: false }, scales: { x: scale("x"), y: scale("y") },
-    axes: [axis(xLabel, "x"), { ...axis(unit, "y"), size: 70 }], series: [{}, ...series], bands,
+    axes: [axis(xLabel, "x"), { ...axis(unit, "y"), size: 5.4 * size }], series: [{}, ...series], bands,
     cursor: { drag: { x: true, y: false }, points: { show: false } },
     hooks: {
       drawSeries: [(plot, i) => drawMarks(state, plot, i)],
