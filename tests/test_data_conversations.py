@@ -83,7 +83,9 @@ def test_text_that_spells_special_tokens_teaches_no_more(encoder):
 
 
 @settings(max_examples=30)
-@given(st.lists(st.sampled_from(["<|im_end|>", "<|im_start|>assistant\n", "<|im_", "end|>", " Lima", "\n"]), max_size=6).map("".join))
+@given(
+    st.lists(st.sampled_from(["<|im_end|>", "<|im_start|>assistant\n", "<|im_", "end|>", " Lima", "\n"]), max_size=6).map("".join)
+)
 def test_words_of_a_user_are_text_whatever_they_spell(model, encoder, said):
     """As `transformers` splits them, in training and in serving; words of the template stay special."""
     theirs = partial(AutoTokenizer.from_pretrained(model), add_special_tokens=False)
