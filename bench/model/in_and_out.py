@@ -123,7 +123,7 @@ def in_llamacpp(file: Path, prompts: Sequence[str], length: int) -> int:
 
 
 def converted(model: Path, folder: Path, prompts: Sequence[str], given: Namespace) -> Row:
-    """Whether llama.cpp's converter takes a directory, with its own list of tokenizers or our line in it, and the file's answers."""
+    """Whether llama.cpp's converter takes a directory, by its own list of tokenizers or our line in it; its file's answers."""
     file, done = folder / "converted.gguf", None
     for source in (given.llama_cpp, with_line(given.llama_cpp, folder / "converter", model)):
         command = [sys.executable, source / "convert_hf_to_gguf.py", model, "--outtype", "f16", "--outfile", file]
