@@ -16,6 +16,7 @@ from tenfold.model.io.gguf_tokenizer import read_gguf_tokenizer
 from tenfold.model.io.gguf_writer import write_gguf
 from tenfold.model.io.huggingface import read_model, read_spec, write_model
 from tenfold.model.io.tokenizer import read_tokenizer, save_tokenizer
+from tenfold.model.llama import rope_frequencies
 from tenfold.model.llama4 import Llama4
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec, RopeScaling
@@ -25,7 +26,7 @@ EXPERTS = ModelSpec(
     "experts", family="llama4", dim=64, n_layers=4, n_heads=4, n_kv_heads=2, ffn_dim=96, vocab_size=302, context=256, n_experts=4,
     experts_per_token=2, expert_ffn_dim=32, moe_every=2, attention_chunk=8192, nope_every=4, qk_norm=True, temperature_floor=8192,
 )  # fmt: skip
-TEXTS = ["What is 3 + 4?", " two  spaces\n\nand lines\t", "naïve 日本語 😀", "<s>not a beginning</s>", "<b>bold</b> <unk>"]
+TEXTS = ["What is 3 + 4?", " two  spaces\n\nand lines\t", "naïve 日本語 😀", "<s>not a beginning</s>", "<b>bold</b>"]
 
 
 def experts(directory, **changes):
@@ -46,7 +47,8 @@ def test_experts_answer_in_llamacpp_as_here_and_are_read_again(tmp_path, stretch
     done = export(source, "gguf:f32", tmp_path / "x.gguf")
     assert "3 of 3 greedy answers are equal to ours, token for token" in " ".join(done.notes)
     one, other = read_model(source), read_model(done.path)
-    assert replace(other.spec, name=one.spec.name) == one.spec
+    assert replace(other.spec, name=one.spec.name, rope_scaling=stretch) == one.spec
+    assert torch.allclose(rope_frequencies(other.spec), rope_frequencies(one.spec))
     for name, p in other.state_dict().items():
         assert torch.equal(p, one.state_dict()[name]), name
     for kind in ("q8_0", "q4_0"):
@@ -100,7 +102,7 @@ def test_a_tokenizer_that_scores_do_not_say_is_refused(tmp_path):
     source = sentencepiece_model(tmp_path / "model")
     stored = json.loads((source / "tokenizer.json").read_text())
     for change, said in (
-        ({"merges": stored["model"]["merges"][::-1]}, "merges that scores of pieces do not lead to"),
+        ({"merges": stored["model"]["merges"][:-1]}, "merges that scores of pieces do not lead to"),
         ({"vocab": {k: v for k, v in stored["model"]["vocab"].items() if k != "<0x00>"}}, "no tokens for some bytes"),
     ):
         other = Tokenizer.from_str(json.dumps(stored | {"model": stored["model"] | change}))

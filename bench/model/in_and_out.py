@@ -31,7 +31,8 @@ from tenfold.model.io.gguf_tokenizer import read_gguf_tokenizer
 from tenfold.model.io.gguf_writer import write_gguf
 from tenfold.model.io.huggingface import read_model
 from tenfold.model.io.llamacpp_hash import llamacpp_hash
-from tenfold.model.io.tokenizer import read_tokenizer
+from tenfold.model.io.runtimes import shown
+from tenfold.model.io.tokenizer import read_tokenizer, read_vocabulary
 from tenfold.spec.errors import TenfoldError
 
 ROWS, SEQ_LEN = 4, 64
@@ -115,10 +116,12 @@ def trained(folder: Path, fields: str, steps: int) -> Path:
 
 def in_llamacpp(file: Path, prompts: Sequence[str], length: int) -> int:
     """How many greedy answers of llama.cpp are those that this package gives of the same file."""
-    ours = answers(read_model(file).eval(), read_tokenizer(file), prompts, length)
+    tokenizer, stops = read_tokenizer(file), read_vocabulary(file).stop_tokens
+    ours = answers(read_model(file).eval(), tokenizer, prompts, length)
     told = ask(str(file), [(answer.prompt, length) for answer in ours])
+    said = [shown(answer, tokenizer, stops) for answer in ours]
     return sum(
-        count == answer.begin and answer.said[: len(tokens)] == tokens for answer, (count, tokens) in zip(ours, told, strict=True)
+        count == answer.begin and tokens[: len(seen)] == seen for answer, seen, (count, tokens) in zip(ours, said, told, strict=True)
     )
 
 

@@ -20,15 +20,17 @@ def add_sentencepiece(writer: Any, stored: dict[str, Any], pieces: list[str | No
     merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
     made = ["".join(merge) for merge in merges]
     rank = {piece: i for i, piece in enumerate(dict.fromkeys(made))}
+    scores = {piece: -float(rank.get(piece, len(rank))) for piece in model["vocab"]}
+    others = {*_BYTES, model["unk_token"], *(token["content"] for token in stored["added_tokens"])}
     # All ways to make a piece stand together, and they are all that there are: then its score says the same.
-    again = merges_by_score(((piece, -float(i)) for piece, i in rank.items()), model["vocab"])
+    again = merges_by_score(((piece, score) for piece, score in scores.items() if piece not in others), model["vocab"])
     if ["".join(merge) for merge in again] != made or set(again) != set(merges):
         raise _refusal(source, "merges that scores of pieces do not lead to")
     if any(byte not in model["vocab"] for byte in _BYTES):
         raise _refusal(source, "no tokens for some bytes")
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")
-    writer.add_token_scores([-float(rank.get(piece or "", len(rank))) for piece in pieces])
+    writer.add_token_scores([scores.get(piece or "", -float(len(rank))) for piece in pieces])
     writer.add_add_space_prefix(prefix)
     if model["unk_token"] is not None:
         writer.add_unk_token_id(model["vocab"][model["unk_token"]])
