@@ -119,10 +119,11 @@ def in_llamacpp(file: Path, prompts: Sequence[str], length: int) -> int:
     tokenizer, stops = read_tokenizer(file), read_vocabulary(file).stop_tokens
     ours = answers(read_model(file).eval(), tokenizer, prompts, length)
     told = ask(str(file), [(answer.prompt, length) for answer in ours])
-    said = [shown(answer, tokenizer, stops) for answer in ours]
-    return sum(
-        count == answer.begin and tokens[: len(seen)] == seen for answer, seen, (count, tokens) in zip(ours, said, told, strict=True)
-    )
+    equal = 0
+    for answer, (count, tokens) in zip(ours, told, strict=True):
+        said = shown(answer, tokenizer, stops)
+        equal += count == answer.begin and tokens[: len(said)] == said
+    return equal
 
 
 def converted(model: Path, folder: Path, prompts: Sequence[str], given: Namespace) -> Row:
