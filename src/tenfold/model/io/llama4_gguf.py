@@ -59,12 +59,8 @@ def _header(spec: ModelSpec) -> dict[str, int]:
             (spec.temperature_floor, spec.temperature_scale) != (_LENGTH, _SCALE) if grows else spec.context >= _LENGTH,
             f"queries that do not grow by {_SCALE} past {_LENGTH} positions",
         ),
-        (
-            spec.qk_norm == (spec.n_experts == _WITHOUT_NORM),
-            f"qk_norm = {spec.qk_norm} with {spec.n_experts} experts, which llama.cpp computes for {_WITHOUT_NORM} alone"
-            if not spec.qk_norm else f"qk_norm with {_WITHOUT_NORM} experts, which llama.cpp leaves out there",
-        ),
-    ):  # fmt: skip
+        (spec.qk_norm == (spec.n_experts == _WITHOUT_NORM), f"qk_norm = {spec.qk_norm} with {spec.n_experts} experts"),
+    ):
         if differs:
             raise TenfoldError(f"{spec.name} has {what}, so llama.cpp would compute another model: export it --to hf.")
     return {
