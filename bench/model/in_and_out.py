@@ -89,16 +89,14 @@ def answered_rows(folder: Path, given: Namespace) -> Iterator[Row]:
     prompts = PROMPTS[:: max(1, len(PROMPTS) // given.prompts)][: given.prompts]
     for name, model in models.items():
         said = answers(read_model(model).eval(), read_tokenizer(model), prompts, given.length)
-        yield {"model": name, "runtime": "transformers, F32", "equal": in_transformers(model, said), "prompts": len(said)}
         write_gguf(model, file := folder / "out.gguf", "f16")
-        yield {
-            "model": name,
-            "runtime": "llama.cpp, F16",
-            "equal": in_llamacpp(file, prompts, given.length),
-            "prompts": len(prompts),
+        found: dict[str, Row] = {
+            "transformers, F32": {"equal": in_transformers(model, said)},
+            "llama.cpp, F16": {"equal": in_llamacpp(file, prompts, given.length)},
         }
         if given.llama_cpp:
-            yield {"model": name, "runtime": "llama.cpp's converter, F16", **converted(model, folder, prompts, given)}
+            found["llama.cpp's converter, F16"] = converted(model, folder, prompts, given)
+        yield from ({"model": name, "runtime": runtime, "prompts": len(prompts), **row} for runtime, row in found.items())
 
 
 def trained(folder: Path, fields: str, steps: int) -> Path:
@@ -128,14 +126,14 @@ def in_llamacpp(file: Path, prompts: Sequence[str], length: int) -> int:
 
 def converted(model: Path, folder: Path, prompts: Sequence[str], given: Namespace) -> Row:
     """Whether llama.cpp's converter takes a directory, by its own list of tokenizers or our line in it; its file's answers."""
-    file, done = folder / "converted.gguf", None
-    for source in (given.llama_cpp, with_line(given.llama_cpp, folder / "converter", model)):
+    file, row = folder / "converted.gguf", {}
+    for known, source in (("yes", given.llama_cpp), ("by our line", with_line(given.llama_cpp, folder / "converter", model))):
         command = [sys.executable, source / "convert_hf_to_gguf.py", model, "--outtype", "f16", "--outfile", file]
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
         if done.returncode == 0:
-            equal, known = in_llamacpp(file, prompts, given.length), source == given.llama_cpp
-            return {"tokenizer": "known" if known else "by our line", "equal": equal, "prompts": len(prompts)}
-    return {"refused": done.stderr.strip().splitlines()[-1], "equal": 0, "prompts": len(prompts)}
+            return {"tokenizer known": known, "equal": in_llamacpp(file, prompts, given.length)}
+        row = {"refused": done.stderr.strip().splitlines()[-1], "equal": 0}
+    return row
 
 
 def with_line(source: Path, folder: Path, model: Path) -> Path:
