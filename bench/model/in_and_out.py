@@ -36,7 +36,7 @@ from tenfold.model.io.tokenizer import read_tokenizer, read_vocabulary
 from tenfold.spec.errors import TenfoldError
 
 ROWS, SEQ_LEN = 4, 64
-SHAPE = "dim = 128\nn_layers = 4\nn_heads = 4\nn_kv_heads = 2\nffn_dim = 256\n"
+SHAPE = "context = 512\ndim = 128\nn_layers = 4\nn_heads = 4\nn_kv_heads = 2\nffn_dim = 256\n"
 MADE = {
     "own tokenizer": f"[model]\n{SHAPE}",
     "experts": f'[model]\nfamily = "llama4"\n{SHAPE}n_experts = 4\nexpert_ffn_dim = 128\nmoe_every = 2\nattention_chunk = 8192\n'
