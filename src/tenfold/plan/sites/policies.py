@@ -1,17 +1,17 @@
 """Ways to decide, stage after stage, with what is known then: staged over a rolling horizon, just in time, and all now."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tenfold.plan.sites.demand import DemandFile, State
 from tenfold.plan.sites.portfolio import Portfolio
 from tenfold.plan.sites.staging import Aim, Begun, solve
-from tenfold.plan.sites.tree import forecast_tree, single
+from tenfold.plan.sites.tree import ahead, forecast_tree, grow, placed, single
 from tenfold.spec.errors import TenfoldError, nearest
 
-ROLLING = Aim(gap=0.01)
+ROLLING = Aim(gap=1e-3, later_in_part=True)
 SAMPLES = 512
-BRANCHES = (2, 2, 1)  # of the trees after the first decision
+LEAVES = 8  # of the trees after the first decision
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,24 @@ def staged(cvar_share: float) -> Policy:
     """The programme again at every stage, over a tree from where demand stands."""
 
     def decide(view: View) -> list[Begun]:
-        branches = view.demand.branches if view.state.quarter == 0 else BRANCHES
-        tree = forecast_tree(view.demand, view.state, branches, samples=SAMPLES).tree
-        return solve(view.portfolio, tree, Aim(cvar_share, ROLLING.gap)).decisions(0)
+        paths = ahead(view.demand, view.state, SAMPLES)
+        branches = view.demand.branches if view.state.quarter == 0 else placed(paths, view.demand.end_quarter, LEAVES)
+        return solve(view.portfolio, grow(paths, view.demand, branches).tree, replace(ROLLING, cvar_share=cvar_share)).decisions(0)
+
+    return decide
+
+
+def remembered(policy: Policy) -> Policy:
+    """The policy, which decides once in a first stage that is the same in many futures."""
+    known: dict[str, list[Begun]] = {}
+
+    def decide(view: View) -> list[Begun]:
+        if view.state.quarter:
+            return policy(view)
+        key = repr(view)
+        if key not in known:
+            known[key] = policy(view)
+        return known[key]
 
     return decide
 
@@ -46,7 +61,7 @@ def just_in_time(view: View) -> list[Begun]:
 
 def all_now(first: View) -> Policy:
     """Everything decided at the first stage, for all demand that may come, and done as it was decided."""
-    plan = solve(first.portfolio, forecast_tree(first.demand, first.state).tree, ROLLING, staged=False)
+    plan = solve(first.portfolio, forecast_tree(first.demand, first.state).tree, Aim(gap=ROLLING.gap), staged=False)
     quarters = [node.quarter for node in plan.tree.nodes]
     return lambda view: plan.decisions(quarters.index(view.state.quarter))
 
@@ -56,9 +71,9 @@ NAIVE = ("just-in-time", "all-now")
 
 def policies(names: list[str], first: View, cvar_share: float) -> dict[str, Policy]:
     """The staged policy and those of `names`. Raises TenfoldError for an unknown name."""
-    found: dict[str, Policy] = {"staged": staged(cvar_share)}
+    found: dict[str, Policy] = {"staged": remembered(staged(cvar_share))}
     for name in names:
         if name not in NAIVE:
             raise TenfoldError(f"There is no policy {name!r}{nearest(name, NAIVE)}: {' or '.join(NAIVE)}.")
-        found[name] = just_in_time if name == "just-in-time" else all_now(first)
+        found[name] = remembered(just_in_time) if name == "just-in-time" else all_now(first)
     return found

@@ -16,7 +16,18 @@ from tenfold.plan.sites.portfolio import BuildSite, Portfolio
 from tenfold.plan.sites.tree import Tree
 
 Prices = tuple[list[list[float]], float, list[list[float]]]
+FAILED = 4  # of HiGHS, whose presolve now and then loses a programme that has a solution
 TAIL = 0.05  # the share of the worst outcomes whose mean is the CVaR
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What is made least, and how closely: the share of the CVaR in it, the rest being the mean's, and the relative gap to the best
+    bound. With `later_in_part` phases after the root may be begun in part, for plans of which only the root's decisions count."""
+
+    cvar_share: float = 0.0
+    gap: float = 1e-3
+    later_in_part: bool = False
 
 
 @dataclass(frozen=True)
@@ -216,9 +227,9 @@ def _running(p: Portfolio, tree: Tree, path: list[int]) -> list[tuple[int, int]]
     return [(m, k) for m in path for k, machine in enumerate(p.machines) if machine.runs(tree.nodes[m].quarter, quarter)]
 
 
-def least(made: Program, tree: Tree, cvar_share: float, gap: float) -> OptimizeResult:
-    """The point of least (1 - share) * mean + share * CVaR (Rockafellar and Uryasev 2000), to a relative `gap`."""
-    columns, share = made.columns, cvar_share
+def least(made: Program, tree: Tree, aim: Aim) -> OptimizeResult:
+    """The point of what `aim` makes least, the CVaR as in Rockafellar and Uryasev 2000."""
+    columns, share = made.columns, aim.cvar_share
     weights = np.array([tree.probability(n) for n in range(len(tree.nodes))])
     objective = (1 - share) * (weights @ made.cost)
     matrix, upper, high = made.matrix, made.upper, made.high.copy()
@@ -231,16 +242,20 @@ def least(made: Program, tree: Tree, cvar_share: float, gap: float) -> OptimizeR
     else:
         high[columns.excess] = 0
     integrality = np.zeros(columns.number)
-    integrality[columns.begun] = 1
-    found = milp(
-        objective,
-        integrality=integrality,
-        bounds=Bounds(made.low, high),
-        constraints=LinearConstraint(matrix, ub=upper),
-        options={"mip_rel_gap": gap},
-    )
+    whole = columns.begun[0] if aim.later_in_part else columns.begun
+    integrality[whole] = 1
+    for presolve in (True, False):
+        found = milp(
+            objective,
+            integrality=integrality,
+            bounds=Bounds(made.low, high),
+            constraints=LinearConstraint(matrix, ub=upper),
+            options={"mip_rel_gap": aim.gap, "presolve": presolve},
+        )
+        if found.status != FAILED:
+            break
     if found.x is not None:
-        found.x[columns.begun] = np.round(found.x[columns.begun])
+        found.x[whole] = np.round(found.x[whole])
     return found
 
 
