@@ -21,7 +21,7 @@ from tenfold.plan.sites.demand import read_demand, today
 from tenfold.plan.sites.inputs import Futures, example_text, read_sites
 from tenfold.plan.sites.leads import Leads
 from tenfold.plan.sites.page import write
-from tenfold.plan.sites.policies import View, policies
+from tenfold.plan.sites.policies import View, pace, policies, published
 from tenfold.plan.sites.portfolio import portfolio
 from tenfold.plan.sites.staging import Aim, Begun, solve
 from tenfold.plan.sites.tree import forecast_tree
@@ -126,6 +126,20 @@ def test_policies_meet_the_same_futures_and_repeat_themselves(sites, demand):
         assert np.all((result.short_share >= 0) & (result.short_share <= 1))
     with pytest.raises(TenfoldError, match="just-in-time"):
         policies(["just-in-tim"], first, 0.0)
+
+
+def test_the_published_pace_fills_the_sites_whatever_the_demand(sites, demand):
+    p = portfolio(sites, demand, lead=lambda figure, name: 1.0)
+    world, paid = World(p, p, Leads.of(sites), demand.end_quarter), []
+    for quarter in demand.quarters:
+        view = View(world.view(quarter), replace(today(demand), quarter=quarter), demand)
+        paid.append(pace(view))
+        assert world.begin(published(view), quarter) == []
+    assert sum(paid) == pytest.approx(1)
+    for place in p.sites:
+        built = place.halls_mw + sum(mw for site, mw, *_ in world.halls if site == place.name)
+        assert built <= place.largest_mw + 1e-6
+    assert sum(mw for _, mw, *_ in world.halls) > 0.5 * sum(place.largest_mw - place.halls_mw for place in p.sites)
 
 
 @pytest.mark.parametrize("change", ["price.b200 x1.2", "rent x0.9", "water.OH x0.5", "lead x1.5", "grid.LA-1 delayed 6 quarters"])

@@ -95,7 +95,7 @@ def chosen() -> dict[str, Policy]:
     """All policies; they keep what they decide in the first stage."""
     sites, demand = read_sites(), read_demand()
     first = View(portfolio(sites, demand), today(demand), demand)
-    return policies(list(NAIVE), first, sites.cvar_share)
+    return policies([*NAIVE, "published"], first, sites.cvar_share)
 
 
 def policy_rows(futures: int) -> list[Row]:

@@ -24,7 +24,7 @@ class Asked(Struct, frozen=True):
     ladder: Annotated[Path | None, Meta(description=LADDER)] = None
     history: Annotated[bool, Meta(description="Decide at the ends of 2021 to 2023 too, beside what one owner built.")] = False
     what_if: Annotated[Text | None, Meta(description=CHANGES)] = None
-    against: Annotated[Text | None, Meta(description="Back-test beside just-in-time,all-now on sampled futures.")] = None
+    against: Annotated[Text | None, Meta(description="Back-test beside just-in-time,all-now,published on sampled futures.")] = None
 
 
 class SitesOutput(Struct, frozen=True):

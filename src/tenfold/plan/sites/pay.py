@@ -3,6 +3,7 @@
 Money is in millions of dollars of its quarter unless it is discounted; hours are those of the reference accelerator.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -143,7 +144,7 @@ def own_usd_per_hour(p: Portfolio, machine: Machine, place: BuildSite) -> float:
 
 def annuity(price: float, years: float, rate: float) -> float:
     """The payment of each of so many years that is worth a price today."""
-    return price * rate / (1 - (1 + rate) ** -years) if rate else price / years
+    return price * rate / -math.expm1(-years * math.log1p(rate)) if rate else price / years
 
 
 def published_case(p: Portfolio, machine: Machine, place: BuildSite) -> dict[str, float]:

@@ -1,11 +1,14 @@
-"""Ways to decide, stage after stage, with what is known then: staged over a rolling horizon, just in time, and all now."""
+"""Ways to decide, stage after stage, with what is known then: staged over a rolling horizon, just in time, all now, published."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from tenfold.plan.sites.demand import DemandFile, State
+from tenfold.plan.sites.inputs import read_toml
 from tenfold.plan.sites.portfolio import Portfolio
-from tenfold.plan.sites.staging import Aim, Begun, solve
+from tenfold.plan.sites.staging import HALLS, SMALL_MW, Aim, Begun, solve
 from tenfold.plan.sites.tree import ahead, forecast_tree, grow, placed, single
 from tenfold.spec.errors import TenfoldError, nearest
 
@@ -66,14 +69,51 @@ def all_now(first: View) -> Policy:
     return lambda view: plan.decisions(quarters.index(view.state.quarter))
 
 
+def published(view: View) -> list[Begun]:
+    """All sites developed as fast as they go, and filled at the pace of an owner's published outlays, whatever the demand.
+
+    By the last year all that the sites hold is paid; each year has the share that it has of the owner's outlays.
+    """
+    p, quarter, begun = view.portfolio, view.state.quarter, []
+    chips = [machine for machine in p.machines if all(machine.hours) and machine.from_quarter <= quarter]
+    if not chips:
+        return []
+    machine = min(chips, key=lambda one: one.usd_m_per_mw / min(one.hours))
+    mw = sum(place.largest_mw for place in p.sites) * pace(view)
+    for place in p.sites:
+        ready = {name for name, at in place.ready.items() if at <= quarter}
+        begun += [Begun(0, place.name, s.name) for s in place.steps if s.name not in place.ready and ready.issuperset(s.after)]
+        room = place.largest_mw - sum(one for site, one, _ in p.halls_begun if site == place.name)
+        built = min(mw, room) if ready.issuperset(step.name for step in place.steps) else 0.0
+        if built > SMALL_MW:
+            begun += [Begun(0, place.name, HALLS, built), Begun(0, place.name, machine.name, built)]
+            mw -= built
+    return begun
+
+
+def pace(view: View) -> float:
+    """The share of the published outlays that falls into the stage that begins."""
+    outlays = read_toml(None, "published.toml")["outlays_usd"]
+    ends = [*(q for q in view.demand.quarters if q > view.state.quarter), view.demand.end_quarter]
+    summed = np.interp(
+        [view.state.quarter, ends[0]], np.linspace(0, view.demand.end_quarter, len(outlays) + 1), np.cumsum([0, *outlays])
+    )
+    return float(np.diff(summed)[0] / sum(outlays))
+
+
 NAIVE = ("just-in-time", "all-now")
 
 
 def policies(names: list[str], first: View, cvar_share: float) -> dict[str, Policy]:
     """The staged policy and those of `names`. Raises TenfoldError for an unknown name."""
     found: dict[str, Policy] = {"staged": remembered(staged(cvar_share))}
+    makes: dict[str, Callable[[], Policy]] = {
+        "just-in-time": lambda: remembered(just_in_time),
+        "all-now": lambda: all_now(first),
+        "published": lambda: published,
+    }
     for name in names:
-        if name not in NAIVE:
-            raise TenfoldError(f"There is no policy {name!r}{nearest(name, NAIVE)}: {' or '.join(NAIVE)}.")
-        found[name] = remembered(just_in_time) if name == "just-in-time" else all_now(first)
+        if name not in makes:
+            raise TenfoldError(f"There is no policy {name!r}{nearest(name, makes)}: {' or '.join(makes)}.")
+        found[name] = makes[name]()
     return found
