@@ -48,7 +48,6 @@ INPUTS = (
     "price.b200",
     "grid.LA-1",
 )
-CARE = 0.3  # the share of the CVaR in what the staged policy makes least, for it is judged by both
 PART = 10  # futures of a task
 
 
@@ -96,7 +95,7 @@ def chosen() -> dict[str, Policy]:
     """All policies; they keep what they decide in the first stage."""
     sites, demand = read_sites(), read_demand()
     first = View(portfolio(sites, demand), today(demand), demand)
-    return policies([*NAIVE, "published"], first, CARE)
+    return policies([*NAIVE, "published"], first, sites.cvar_share)
 
 
 def policy_rows(futures: int) -> list[Row]:
