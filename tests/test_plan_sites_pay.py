@@ -13,6 +13,7 @@ from scipy import stats
 
 from bench.scale.ladders import TRUTHS, known_ladder
 from bench.scale.limit import bent
+from tenfold.plan.costs.cost import HOURS_PER_YEAR
 from tenfold.plan.sites import commands
 from tenfold.plan.sites.demand import TRAINING, State, read_demand, today
 from tenfold.plan.sites.history import forecast_growth, history, known_at
@@ -83,7 +84,9 @@ def test_yearly_payments_are_worth_the_price(price, years, rate):
 def test_the_published_case_lasts_as_long_as_was_published(plan):
     known, found = read_toml(None, "published.toml")["case"], pay(plan, {}, None)["published_case"]
     assert found["runway_months_renting"] == pytest.approx(known["cash_months"])
-    assert found["own_usd_per_year"] == pytest.approx(found["accelerators"] * 8760 * pay(plan, {}, None)["own"]["usd_per_hour"])
+    assert found["own_usd_per_year"] == pytest.approx(
+        found["accelerators"] * HOURS_PER_YEAR * pay(plan, {}, None)["own"]["usd_per_hour"]
+    )
     assert found["runway_months_owning"] >= 0
 
 
