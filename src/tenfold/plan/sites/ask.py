@@ -35,12 +35,12 @@ def ask(
     if demand_file is None:
         demand, plan_file = home_demand(home, demand, sites)
         source = str(plan_file or source)
+    known_kinds(sites, demand)
     ladder = None
     if ladder_path is not None:
         demand, ladder = read_ladder(ladder_path, demand)
     question = Question(portfolio(sites, demand), demand, Aim(sites.cvar_share))
     grown = question.grown()
-    known_kinds(sites, demand)
     try:
         found = staging(question.portfolio, grown.tree, question.aim)
     except Impossible:

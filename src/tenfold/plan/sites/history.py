@@ -17,8 +17,8 @@ from tenfold.plan.sites.backtest import Span, World, served
 from tenfold.plan.sites.demand import DemandFile, Growth, State, Training, today
 from tenfold.plan.sites.inputs import Chip, Place, SitesFile, read_toml
 from tenfold.plan.sites.leads import Leads
-from tenfold.plan.sites.policies import NAIVE, View, policies
-from tenfold.plan.sites.portfolio import M, portfolio
+from tenfold.plan.sites.policies import NAIVE, Policy, View, policies
+from tenfold.plan.sites.portfolio import M, Portfolio, portfolio
 from tenfold.plan.sites.staging import Begun
 
 USE = "use"
@@ -105,11 +105,12 @@ def _decided(file: SitesFile, table: dict[str, Any], year: int) -> list[dict[str
     return [{"decided": year, "policy": name, **_come_to(policy, file, table, known)} for name, policy in chosen.items()]
 
 
-def _come_to(policy: Any, file: SitesFile, table: dict[str, Any], known: Known) -> dict[str, Any]:
+def _come_to(policy: Policy, file: SitesFile, table: dict[str, Any], known: Known) -> dict[str, Any]:
     """One policy from a year's end until the last year that is known; each later year it has learnt that year's growth."""
     mwh = {one["year"]: one["mwh"] for one in table["years"] if one["year"] >= known.year}
     p = portfolio(known.sites, known.demand)
-    world, waiting, needs, begun = World(p, p, Leads.of(known.sites), 4.0 * len(mwh)), [], [], []
+    world, needs, begun = World(p, p, Leads.of(known.sites), 4.0 * len(mwh)), [], []
+    waiting: list[Begun] = []
     for stage, year in enumerate(mwh):
         quarter, hours = 4.0 * stage, (today(known.demand).hours[0], mwh[year] / known.mwh_per_m_hours)
         demand = _with_growth(known.demand, file, table, year)
@@ -129,7 +130,7 @@ def _come_to(policy: Any, file: SitesFile, table: dict[str, Any], known: Known) 
     }
 
 
-def _machines_mw(p: Any, decided: list[Begun]) -> float:
+def _machines_mw(p: Portfolio, decided: list[Begun]) -> float:
     return sum(one.mw for one in decided if one.what in {machine.name for machine in p.machines})
 
 

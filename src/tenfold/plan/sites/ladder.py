@@ -44,7 +44,7 @@ def read_ladder(path: Path, demand: DemandFile) -> tuple[DemandFile, Ladder]:
     best = cheapest(next_rungs(rows, bend=found.asked, noise=found.noise))
     rung = Rung(best.power, ALARM, training.rung.usd) if best else Rung(0.0, 0.0)
     training = replace(training, pays=tuple(p * (1 - chance) for p in training.pays), rung=rung)
-    return replace(demand, training=training), Ladder(points, chance, best and best.power, found.verdict)
+    return replace(demand, training=training), Ladder(points, chance, best.power if best else None, found.verdict)
 
 
 def points_file(path: Path) -> Path:

@@ -13,15 +13,13 @@ from tenfold.plan.ranges import Range
 from tenfold.plan.sites.inputs import Sold, read_toml
 from tenfold.plan.sites.portfolio import BuildSite, M, Machine, Portfolio
 from tenfold.plan.sites.staging import SitePlan, cvar
-from tenfold.plan.sites.tree import Tree
 
 SCENARIOS = ("low", "mid", "high")
 
 
 def pay(plan: SitePlan, sold: dict[str, Sold], cash_usd: float | None) -> dict[str, Any]:
     """All that is answered, as plain JSON values in USD. `sold` by kind of demand; kinds that are not sold earn nothing."""
-    p, tree = plan.portfolio, plan.tree
-    paid = outlays(plan)
+    p, paid = plan.portfolio, outlays(plan)
     scenarios = [_scenario(plan, earned(plan, sold, name) - paid, name, cash_usd) for name in SCENARIOS]
     place, machine, own = min(
         ((s, m, own_usd_per_hour(p, m, s)) for s in p.sites for m in p.machines if all(m.hours)), key=lambda found: found[2]
@@ -32,7 +30,6 @@ def pay(plan: SitePlan, sold: dict[str, Sold], cash_usd: float | None) -> dict[s
         "own": {"site": place.name, "chip": machine.name, "usd_per_hour": own},
         "rent_usd_per_hour": p.rent(0),
         "usd_per_m_tokens": {kind: {"own": own / rate, "rent": p.rent(0) / rate} for kind, rate in tokens.items()},
-        "first_year_outlays_usd": M * _first_year(tree, paid),
         "published_case": published_case(p, machine, place),
     }
 
@@ -167,9 +164,3 @@ def published_case(p: Portfolio, machine: Machine, place: BuildSite) -> dict[str
         "runway_months_renting": 12 * cash / yearly,
         "runway_months_owning": 12 * max(0.0, cash - capital) / after,
     }
-
-
-def _first_year(tree: Tree, paid: np.ndarray) -> float:
-    """Expected outlays until quarter 4."""
-    share = [min(1.0, max(0.0, 4 - node.quarter) / 4 / tree.years(n)) for n, node in enumerate(tree.nodes)]
-    return float(sum(tree.probability(n) * share[n] * paid[n] for n in range(len(tree.nodes))))
