@@ -59,6 +59,9 @@ async function reload(state) {
     }
     showRest(state);
     await update(state);
+    state.said.textContent = "";
+  } catch (error) {
+    state.said.textContent = error.message;
   } finally { state.loading = false; }
 }
 
@@ -174,7 +177,7 @@ function showExperts(state) {
 /** Stop, resume, and other runs to lay over. */
 function showControls(state) {
   const { page, name } = state;
-  const said = element("span", { role: "status" });
+  const said = state.said = element("span", { role: "status" });
   const act = what => async () => {
     try { said.textContent = (await page.act(`runs/${what}/${name.split("/").map(encodeURIComponent).join("/")}`)).done; } catch (error) { said.textContent = error.message; }
   };
