@@ -26,9 +26,8 @@ export function chart(main, given) {
   main.append(figure);
   Object.assign(state, { box, readout, legend, data });
   data.addEventListener("toggle", () => fillTable(state));
-  const draw = () => redraw(state);
   new ResizeObserver(() => resize(state)).observe(box);
-  document.addEventListener("scheme", () => box.isConnected && draw());
+  box.addEventListener("scheme", () => redraw(state));
   box.addEventListener("keydown", event => press(state, event));
   showLegend(state);
   return {
@@ -115,9 +114,10 @@ function redraw(state) {
   if (state.from != null) setRange(state, state.from, state.to);
 }
 
+/** Fits the plot to its box; one that is shown no more holds no memory. */
 function resize(state) {
   const { box, plot } = state;
-  if (!plot) redraw(state);
+  if (!plot || !box.isConnected) redraw(state);
   else if (box.clientWidth) plot.setSize({ width: box.clientWidth, height: box.clientHeight });
 }
 
