@@ -91,9 +91,10 @@ def _row(home: Path, name: str) -> Row:
         found = ends(home / name / FILE)
     except OSError:
         raise TenfoldError(f"{home / name / FILE} cannot be read.") from None
-    shown = found.event("step")
     return Row(
-        name, state(home / name, found.last_kind), *(_figure(name, shown, key) for key in ("step", "loss", "tokens_per_s", "mfu"))
+        name,
+        state(home / name, found.last_kind),
+        *(_figure(name, found.step, key) for key in ("step", "loss", "tokens_per_s", "mfu")),
     )
 
 
