@@ -33,7 +33,7 @@ def names(home: Path) -> list[str]:
 def _runs(folder: Path, name: str, depth: int) -> Iterator[str]:
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name == FILE and name and entry.is_file():
+            if entry.name == FILE and name and entry.is_file(follow_symlinks=False):
                 yield name
             elif depth and entry.name not in OTHER and not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False):
                 yield from _runs(folder / entry.name, f"{name}/{entry.name}".lstrip("/"), depth - 1)
