@@ -4,6 +4,7 @@ import math
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from msgspec import Struct
