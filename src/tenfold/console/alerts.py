@@ -4,15 +4,18 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from msgspec import Struct
 
-from tenfold.console.document import read_json
+from tenfold.console.document import read_json, stamp
 from tenfold.spec.errors import TenfoldError
 from tenfold.train.lock import trainer
 
-TAIL = 1 << 16  # bytes at a run's end in which its last events are looked for
+TAIL = 1 << 13  # bytes at a run's end in which its last events are looked for
 STALLED_S = 120.0  # without an event, or
 TIMES = 20  # so many times as long as between the last two
 
@@ -33,7 +36,7 @@ def alerts(home: Path, fleet: Path | None = None, now: Callable[[], float] = tim
 
 def _run(file: Path, now: float) -> Alert | None:
     """Of a run that has not ended: that it has written nothing for long, or that no process trains it."""
-    events = list(_last_events(file))
+    events = _last_events(file, stamp(file))
     if not events or events[-1].get("event") == "end":
         return None
     name, place = file.parent.name, f"#/run/{file.parent.name}"
@@ -47,18 +50,17 @@ def _run(file: Path, now: float) -> Alert | None:
     return None
 
 
-def _last_events(file: Path) -> Iterator[dict[str, object]]:
-    """The whole lines at the end of a file of events."""
+@lru_cache(4096)
+def _last_events(file: Path, _: tuple[int, int]) -> list[dict[str, Any]]:
+    """The whole lines at the end of a file of events, read once for each state of it."""
     with file.open("rb") as stream:
-        size = stream.seek(0, os.SEEK_END)
-        stream.seek(max(0, size - TAIL))
-        for line in stream.read().split(b"\n"):
-            try:
-                event = json.loads(line)
-            except ValueError:  # a part of one
-                continue
-            if isinstance(event, dict) and isinstance(event.get("time"), float | int):
-                yield event
+        stream.seek(max(0, stream.seek(0, os.SEEK_END) - TAIL))
+        lines = stream.read().split(b"\n")
+    events = []
+    for line in lines:
+        with suppress(ValueError):  # a part of one
+            events.append(json.loads(line))
+    return [event for event in events if isinstance(event, dict) and isinstance(event.get("time"), float | int)]
 
 
 def _loans(home: Path, now: float) -> Iterator[Alert]:

@@ -103,9 +103,9 @@ def thumbs(feedback: Feedback, arms: dict[str, bool], since: float) -> Iterator[
 def judged(outcomes: Iterable[tuple[bool, bool]]) -> Trial:
     """What `thumbs` in order of time say so far."""
     found = list(outcomes)
-    arms = (Arm.of([up for of, up in found if of is which]) for which in (True, False))
+    candidate, beside = (Arm.of([up for is_candidate, up in found if is_candidate is which]) for which in (True, False))
     wins, losses = paired(found)[-1]
-    return Trial(*arms, wins, losses, always_valid(wins, losses), always_valid_interval(wins, losses, ERROR))
+    return Trial(candidate, beside, wins, losses, always_valid(wins, losses), always_valid_interval(wins, losses, ERROR))
 
 
 def paired(outcomes: Iterable[tuple[bool, bool]]) -> list[tuple[int, int]]:

@@ -101,7 +101,7 @@ function showAlerts(alerts) {
 function setScheme(scheme) {
   document.documentElement.dataset.scheme = scheme;
   document.querySelector("#scheme").textContent = scheme === "dark" ? "Light" : "Dark";
-  document.dispatchEvent(new Event("scheme"));
+  for (const plot of document.querySelectorAll(".plot")) plot.dispatchEvent(new Event("scheme"));
 }
 
 function chooseScheme() {

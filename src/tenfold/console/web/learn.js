@@ -35,7 +35,7 @@ async function showOne(main, name, page) {
     main.append(section("The gate", table(["check", "passed", "measured (95 %)", "limit", "found"], checks.map(one => [one.name, one.passed, one.measured, one.limit, one.says]), "The checks of the gate")));
   }
   if (page.live && row.passed?.value && row.state !== "in service") main.append(section("Release", release(name, page)));
-  await curve(main, name, page);
+  if (files.includes(`${name}/run.jsonl`)) await curve(main, name, page);
   main.append(section("Files", element("ul", {}, files.map(file => element("li", {}, fileLink(file))))));
 }
 
@@ -65,7 +65,7 @@ function change(page, text, path, body) {
   return element("span", {}, act, said);
 }
 
-/** The losses of its run, where the record of it is there. */
+/** The losses of its run, unless its record cannot be read. */
 async function curve(main, name, page) {
   const run = await page.load("run", name).catch(() => null);
   const loss = run?.fields?.loss;
