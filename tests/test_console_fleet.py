@@ -213,7 +213,7 @@ def test_a_fleet_of_another_home_is_shown_and_changed_in_place_of_the_homes_own(
 
 
 def test_a_damaged_simulation_is_said_to_be_so(tmp_path):
-    for text in ('{"version": 1}', '{"version": 9}', "{", '{"version": 1, "means": [], "title": "", "days": 3, "day_begins_s": 0}'):
+    for text in ('{"version": 1}', '{"version": 9}', "{", '{"version": 1, "means": {"lend": 3}}'):
         (tmp_path / "day.simulation.json").write_text(text)
         with pytest.raises(TenfoldError, match="write it again|later one"):
             document(all_views()["fleet"], tmp_path, "day")

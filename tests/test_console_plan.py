@@ -172,6 +172,7 @@ def test_of_many_questions_some_wait_and_the_others_are_told_to_ask_again(planne
 def test_the_years_of_sites_are_the_means_of_their_futures(planned):
     found, shown = json.loads((planned / "sites.json").read_text()), document(all_views()["sites"], planned, "")
     assert shown["sentence"] == found["sentence"] and shown["what_if"] == [found["what_if"][0]["sentence"]]
+    assert [one["revenue"] for one in shown["pay"]] == [one["revenue"] for one in found["pay"]["scenarios"]]
     assert [one["what"] for one in shown["begin_now"]] == [one["what"] for one in found["begin_now"]]
     for i, quarter in enumerate(shown["power"]["quarters"][:-1]):
         nodes = [node for node in found["nodes"] if node["quarter"] == quarter]

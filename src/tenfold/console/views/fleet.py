@@ -1,6 +1,8 @@
 """Fleets: who holds which slot and why, what operators wish, and simulated days with the reason of every move."""
 
 import time
+from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -8,7 +10,7 @@ import msgspec
 from fastapi import Depends, FastAPI, Response
 from msgspec import Meta, Struct
 
-from tenfold.console.document import Computed, Figure, View, figure, read_json, undamaged
+from tenfold.console.document import Computed, Figure, View, figure, read_json, stamp, undamaged
 from tenfold.console.events import changes
 from tenfold.fleet.clock import Clock
 from tenfold.fleet.ledger import Lease
@@ -58,23 +60,31 @@ def _simulations(home: Path) -> dict[str, str]:
 
 
 def _now(home: Path) -> dict[str, Any]:
+    """What the ledger says, read anew where it was written to, and every minute."""
+    files = (home / LEDGER, home / f"{LEDGER}-wal")
+    return _said(home, tuple(stamp(file) for file in files if file.exists()), is_controlled(home), time.time() // MINUTE_S)
+
+
+@lru_cache(4)
+def _said(home: Path, _: tuple[tuple[int, int], ...], controlled: bool, minute: float) -> dict[str, Any]:
     """The ledger: slots with their leases, the day as spans of roles, the newest moves, and open wishes.
 
     Times are by the fleet's clock; `ahead_s` is how far it is ahead of the wall.
     """
-    ledger = open_ledger(home)
+    ledger, clock = open_ledger(home), Clock(home / "fleet" / "clock.json", keep=False)
     try:
         leases, owners = ledger.leases(), ledger.owners
-        wishes = Wishes(ledger).open(time.time())
+        wishes = Wishes(ledger).open(MINUTE_S * minute)
     finally:
         ledger.close()
-    clock, controlled = Clock(home / "fleet" / "clock.json", keep=False), is_controlled(home)
+    current = [one for one in leases if one.ended is None]
+    prices = {pair: price_s(leases, *pair) for pair in {(one.role, owners[one.slot]) for one in current}}
     return {
         "controller": controlled,
         "ahead_s": round(clock.ahead_s()),
-        "slots": [_slot(one, leases, owners) for one in leases if one.ended is None],
-        "roles": _roles(leases, clock() if controlled else 0.0),
-        "moves": [_move(one, leases) for one in reversed(leases[-MOVES:])],
+        "slots": [_slot(one, owners[one.slot], prices[one.role, owners[one.slot]]) for one in current],
+        "roles": _roles(leases, MINUTE_S * (clock() // MINUTE_S) if controlled else 0.0),
+        "moves": [_move(one) for one in reversed(leases[-MOVES:])],
         "wishes": [_wish(one) for one in wishes],
         "targets": {"slots": sorted({*owners, *owners.values()}), "roles": sorted({one.role for one in leases})},
     }
@@ -84,16 +94,15 @@ def _cell(table: str, row: int, column: str, value: float | None, unit: str = ""
     return None if value is None else Figure(value, LEDGER, f"{table}.{row}.{column}", unit)
 
 
-def _slot(lease: Lease, leases: list[Lease], owners: dict[str, str]) -> dict[str, Any]:
-    price = price_s(leases, lease.role, owners[lease.slot])
+def _slot(lease: Lease, owner: str, price: float | None) -> dict[str, Any]:
     return {
-        "slot": lease.slot, "owner": owners[lease.slot], "role": lease.role, "work": lease.work, "why": lease.why,
+        "slot": lease.slot, "owner": owner, "role": lease.role, "work": lease.work, "why": lease.why,
         "since": _cell("leases", lease.id, "since", lease.since), "until": _cell("leases", lease.id, "until", lease.until),
         "price": None if price is None else Computed(price, PRICE, "s"),
     }  # fmt: skip
 
 
-def _move(lease: Lease, leases: list[Lease]) -> dict[str, Any]:
+def _move(lease: Lease) -> dict[str, Any]:
     """A lease with its reason, and with what came of it."""
     in_time = None if lease.until is None or lease.ended is None else lease.ended <= lease.until
     lost = None if lease.lost_s is None else Computed(lease.lost_s, "the ledger's last note on it", "s")
@@ -109,21 +118,22 @@ def _wish(wish: Wish) -> dict[str, Any]:
 
 
 def _roles(leases: list[Lease], now: float) -> dict[str, Any]:
-    """How many slots did what, at every change of the last day that the ledger saw: times, and a column for each role.
+    """How many slots did what, at every change of the last day: times, and a column for each role.
 
-    The last time is this minute's begin, or a second after the ledger's last word where that is later.
+    The last time is `now`, or a second after the ledger's last word where that is later.
     """
     said = [at for one in leases for at in (one.since, one.ready, one.asked) if at is not None]
-    last = max(now // MINUTE_S * MINUTE_S, 1.0 + max(said))
+    last = max(now, 1.0 + max(said))
     first = max(leases[0].since, last - DAY_S)
-    spans = spans_of(leases, first, last - first)
+    spans = spans_of([one for one in leases if one.ended is None or one.ended > first], first, last - first)
     times = sorted({0.0, last - first, *(edge for span in spans for edge in (span.start, span.end))})
-    roles = {span.what: [0] * len(times) for span in spans}
     place = {at: i for i, at in enumerate(times)}
+    steps = {span.what: [0] * len(times) for span in spans}
     for span in spans:
-        for i in range(place[span.start], place[span.end]):
-            roles[span.what][i] += 1
-    return {"at": [first + at for at in times], "roles": {role: [*counts[:-1], *counts[-2:-1]] for role, counts in roles.items()}}
+        steps[span.what][place[span.start]] += 1
+        if span.end < times[-1]:
+            steps[span.what][place[span.end]] -= 1
+    return {"at": [first + at for at in times], "roles": {role: list(accumulate(column)) for role, column in steps.items()}}
 
 
 def _simulation(home: Path, file: str) -> dict[str, Any]:
@@ -187,7 +197,7 @@ def _routes(app: FastAPI) -> None:
             raise ApiError(400, str(error)) from None
 
     @app.post("/act/fleet/withdraw/{number}", dependencies=[Depends(operator_only)])
-    def take_back(number: Annotated[int, Meta(ge=1)], caller: CurrentCaller) -> dict[str, Any]:
+    def take_back(number: int, caller: CurrentCaller) -> dict[str, Any]:
         try:
             return _told(withdraw(home, number, _named(caller.name)))
         except TenfoldError as error:

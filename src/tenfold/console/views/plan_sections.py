@@ -43,6 +43,7 @@ BARS: dict[str, tuple[tuple[str, str, str], ...]] = {  # by section: a title, th
     "Cost": (("of owning", "cost.own_parts_usd", "USD"), ("paid", "outlay.paid_usd", "USD")),
     "Energy": (("energy", "power.parts_mwh", "MWh"),),
 }
+DEADLINE = "done_by_the_deadline"  # of the chances the one whose limit is in days
 MEMORY = ("parameters", "gradients", "optimizer", "activations", "buffers")
 LAYOUT = (
     "words", "tp", "cp", "pp", "dp", "ep", "stages_per_rank", "micro_batch", "micro_batches", "global_batch", "seq_len", "shards",
@@ -71,7 +72,11 @@ def sections(plan: dict[str, Any], make: Make) -> dict[str, Any]:
             for i, row in enumerate(plan["alternatives"])
         ],
         "chances": [
-            {"name": name.replace("_", " "), **{part: make(f"chances.{name}.{part}", "") for part in ("limit", "probability")}}
+            {
+                "name": name.replace("_", " "),
+                "limit": make(f"chances.{name}.limit", "days" if name == DEADLINE else "USD"),
+                "probability": make(f"chances.{name}.probability", ""),
+            }
             for name in plan["chances"]
         ],
         "notes": plan["notes"],

@@ -82,7 +82,7 @@ def answer(home: Path, file: str, plan: dict[str, Any], asked: Asked) -> dict[st
 @lru_cache(256)
 def _made(home: Path, file: str, _: tuple[int, int], asked: Asked) -> dict[str, Any]:
     plan = read_json(home / file)
-    request, notes = _within(home, plan["request"])
+    request, notes = _without_profiles(home, plan["request"], asked.region)
     step = _options(StepRequest, request)
     around = _options(Surroundings, request | _said(region=asked.region, rent_usd_per_h=asked.rent_usd_per_h))
     hardware = _options(MachineOptions, request | _said(accelerator=asked.accelerator))
@@ -112,10 +112,13 @@ def _said(**given: Any) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _within(home: Path, request: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """What was asked for without hourly profiles that lie outside the home, and a sentence for each of those."""
-    left = [name for name in PROFILES if name in request and not Path(str(request[name])).resolve().is_relative_to(home.resolve())]
-    notes = [f"{name} {request[name]} lies outside the home, and is left out." for name in left]
+def _without_profiles(home: Path, request: dict[str, Any], elsewhere: str | None) -> tuple[dict[str, Any], list[str]]:
+    """What was asked for without hourly profiles that lie outside the home, or are of another place than `elsewhere`; and a
+    sentence for each."""
+    inside = [name for name in PROFILES if name in request and Path(str(request[name])).resolve().is_relative_to(home.resolve())]
+    left = {name: "lies outside the home" for name in PROFILES if name in request and name not in inside}
+    left |= {name: "is of the plan's own place" for name in inside if elsewhere}
+    notes = [f"{name} {request[name]} {why}, and is left out." for name, why in left.items()]
     return {name: value for name, value in request.items() if name not in left}, notes
 
 

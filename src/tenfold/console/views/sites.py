@@ -24,6 +24,15 @@ YEARS = (
 )  # fmt: skip
 
 
+BACKTEST = (
+    ("mean_usd", "USD"), ("cvar95_usd", "USD"), ("over_staged_usd", "USD"), ("standard_error_usd", "USD"), ("short_share", ""),
+)  # fmt: skip
+PAY = (
+    ("value_usd", "USD"), ("pays_probability", ""), ("payback_quarter", ""), ("cash_needed_usd", "USD"),
+    ("runway_months", "months"),
+)  # fmt: skip
+
+
 def names(home: Path) -> list[str]:
     """The newest answer, and every answer by the name of its file or folder."""
     return ["", *_files(home)]
@@ -53,27 +62,28 @@ def _answer(home: Path, file: str, found: dict[str, Any]) -> dict[str, Any]:
 
     def rows(key: str, columns: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
         """The rows of a list: their texts as they are, their figures by name and unit."""
+        table, _, part = key.partition(".")
+        listed = found.get(table) or []
         made = []
-        for i, row in enumerate(found.get(key) or []):
+        for i, row in enumerate(listed[part] if listed and part else listed):
             texts = {name: value for name, value in row.items() if isinstance(value, str)}
             made.append(texts | {name: shown(f"{key}.{i}.{name}", unit) for name, unit in columns})
         return made
 
-    tests = (found.get("backtest") or {}).get("policies", [])
-    costs = ("mean_usd", "cvar95_usd", "over_staged_usd", "standard_error_usd")
+    pay = found.get("pay")
     return {
         "sentence": found["sentence"],
+        "ladder": found.get("ladder"),
         "begin_now": rows("begin_now", (("mw", "MW"), ("usd", "USD"), ("waiting_usd", "USD"))),
         "later": rows("later", (("first_quarter", ""), ("probability", ""))),
         "worth": [{"name": name, "figure": shown(key, "USD")} for name, key in WORTH],
         "gap": shown("gap"),
         "binds": rows("binds", (("first_quarter", ""), ("probability", ""))),
         "what_if": [one["sentence"] for one in found.get("what_if") or []],
-        "backtest": [
-            {"policy": one["policy"], "short_share": shown(f"backtest.policies.{i}.short_share")}
-            | {name: shown(f"backtest.policies.{i}.{name}", "USD") for name in costs}
-            for i, one in enumerate(tests)
-        ],
+        "backtest": rows("backtest.policies", BACKTEST),
+        "pay": rows("pay.scenarios", PAY),
+        "hour": {"own": shown("pay.own.usd_per_hour", "USD"), "rented": shown("pay.rent_usd_per_hour", "USD")} if pay else None,
+        "history": rows("history.decided", (("decided", ""), ("usd", "USD"), ("short_share", ""))),
         "years": _years(found),
         "tree": _tree(found),
         "power": _power(found),

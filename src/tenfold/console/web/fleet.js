@@ -66,15 +66,15 @@ async function act(pressed, change) {
 
 /** Lend, drain and cap, as the commands do. */
 function wishForm({ targets }, page) {
-  const list = element("datalist", { id: "targets" }, targets.slots.map(value => element("option", { value })));
+  const lists = Object.entries(targets).map(([id, values]) => element("datalist", { id }, values.map(value => element("option", { value }))));
   const field = (name, label, more = {}) => element("label", {}, label, element("input", { name, ...more }));
   const kind = element("select", { name: "kind", onchange: () => fit() }, ["lend", "drain", "cap"].map(value => element("option", { value }, value)));
-  const [target, role, mw] = [field("target", "Slot, owner or site", { list: "targets", required: true }), field("role", "To the role", { value: "chat" }), field("mw", "Megawatts", { type: "number", min: 0, step: "any" })];
+  const [target, role, mw] = [field("target", "Slot, owner or site", { list: "slots", required: true }), field("role", "To the role", { list: "roles", value: "chat" }), field("mw", "Megawatts", { type: "number", min: 0, step: "any" })];
   const send = element("button", {}, "Wish it");
   const form = element("form", { class: "wishes", onsubmit: event => {
     event.preventDefault();
     act(send, () => page.act("act/fleet/wish", wanted(new FormData(form))));
-  } }, element("label", {}, "What", kind), target, role, mw, field("until", "Until, as 18:00", { placeholder: "18:00" }), field("why", "Why"), send, list);
+  } }, element("label", {}, "What", kind), target, role, mw, field("until", "Until, as 18:00", { placeholder: "18:00" }), field("why", "Why"), send, lists);
   const fit = () => { role.hidden = kind.value !== "lend"; mw.hidden = kind.value !== "cap"; };
   fit();
   return form;

@@ -12,9 +12,9 @@ export async function show(main, place, page) {
   const found = await page.load("sites", place.name);
   if (found.empty) return void main.append(empty("No sites were planned yet. Plan them by", found.empty));
   const others = found.all.length > 1 ? element("p", {}, "Answers: ", found.all.flatMap(name => [element("a", { href: page.link("sites", name) }, name), " "])) : "";
-  main.append(others, element("p", { class: "sentence" }, found.sentence), now(found), later(found), worth(found));
+  main.append(others, element("p", { class: "sentence" }, found.sentence), found.ladder ? element("p", {}, found.ladder) : "", now(found), later(found), worth(found));
   years(main, found);
-  main.append(limits(found), asked(found), element("p", {}, found.files.flatMap(file => [fileLink(file), " "])));
+  main.append(limits(found), money(found), asked(found), element("p", {}, found.files.flatMap(file => [fileLink(file), " "])));
   page.follow("sites", place.name, () => page.refresh());
 }
 
@@ -59,6 +59,13 @@ function tree(branches) {
 
 function limits({ binds }) {
   return section("Limits that bind", binds.length ? table(["limit", "first in quarter", "in a share of the futures"], binds.map(one => [one.limit, one.first_quarter, one.probability]), "Limits that are reached") : element("p", {}, "None."));
+}
+
+/** Whether it pays, and what earlier years would have decided, where that was asked. */
+function money({ pay, hour, history }) {
+  const scenarios = () => table(["revenue", "worth today", "pays with", "paid back in quarter", "cash needed", "cash lasts"], pay.map(one => [one.revenue, one.value_usd, one.pays_probability, one.payback_quarter, one.cash_needed_usd, one.runway_months]), "Scenarios of revenue");
+  const decided = () => table(["decided at the end of", "policy", "cost", "not served"], history.map(one => [one.decided, one.policy, one.usd, one.short_share]), "Decisions with what was known then");
+  return element("div", {}, pay.length ? section("Does it pay", scenarios(), facts([["an hour on own machines", hour.own], ["an hour rented", hour.rented]])) : "", history.length ? section("In history", decided()) : "");
 }
 
 function asked({ what_if: sentences, backtest }) {
