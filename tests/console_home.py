@@ -3,16 +3,20 @@
 import json
 import math
 import socket
+import sqlite3
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import pytest
 import uvicorn
 from chat_page import CHROMIUM, needs_chromium
 
 from tenfold.console.app import make_app
+from tenfold.console.document import figures_in
 from tenfold.console.options import ConsoleOptions
+from tenfold.console.site import all_views
+from tenfold.console.site import documents as all_documents
 from tenfold.plan.commands import MachineOptions
 from tenfold.plan.costs.consequences import consequences
 from tenfold.plan.costs.surroundings import Surroundings
@@ -148,8 +152,8 @@ def address(home):
 
 
 @contextmanager
-def opened(browser, url, *, width=1280, scheme="light", ready="main[data-shown]"):
-    """A page that has shown its view; an error of its scripts fails the test."""
+def opened(browser, url, *, width=1280, scheme="light", ready="main[data-shown]", strict=True):
+    """A page that has shown its view; an error of its scripts, or a word of the browser, fails a strict test."""
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
     page = context.new_page()
     page.set_default_timeout(120_000)
@@ -160,7 +164,41 @@ def opened(browser, url, *, width=1280, scheme="light", ready="main[data-shown]"
     page.wait_for_selector(ready)
     yield page
     context.close()
-    assert not errors, errors
+    assert not (strict and errors), errors
+
+
+def parsed(path, key):
+    """What stands under a figure's key, found by other means than the console's: one line, row or object at a time."""
+    if path.suffix == ".csv":
+        line, column = key.split(":")
+        rows = [row.split(",") for row in path.read_text().splitlines()]
+        return float(rows[int(line) - 1][rows[0].index(column)])
+    if path.suffix == ".db":
+        table, number, column = key.split(".")
+        with closing(sqlite3.connect(path)) as database:
+            return database.execute(f"SELECT {column} FROM {table} WHERE id = {int(number)}").fetchone()[0]
+    line, colon, rest = key.partition(":")
+    found = json.loads(path.read_text().splitlines()[int(line) - 1] if colon else path.read_text())
+    return inner(found, rest if colon else key)
+
+
+def inner(found, key):
+    """What stands under dotted names, of which some have dots themselves."""
+    if not key:
+        return found
+    names = found if isinstance(found, dict) else {str(i): value for i, value in enumerate(found)}
+    fitting = [name for name in names if key == name or key.startswith(f"{name}.")]
+    return inner(names[max(fitting, key=len)], key[len(max(fitting, key=len)) + 1 :])
+
+
+def check_figures(home):
+    """Compare every figure of every document of all views with its file; returns how many there are."""
+    count = 0
+    for view, name, made in all_documents(all_views(), home, private=True):
+        for one in figures_in(made):
+            assert parsed(home / one.file, one.key) == one.value, (view.name, name, one)
+            count += 1
+    return count
 
 
 def lines(path):

@@ -14,8 +14,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from console_home import climb, console, judged, needs_chromium, opened
-from test_console_documents import parsed
+from console_home import climb, console, judged, needs_chromium, opened, parsed
 
 from tenfold.console.export import export
 
@@ -54,7 +53,7 @@ def test_a_stranger_finds_what_was_forecast_what_came_and_what_comes_next(addres
         assert "intervals of 80 % held" in page.inner_text("main")  # how far can the forecasts be trusted?
         page.get_by_label("generation chat-1").click()
         page.wait_for_selector("h1:has-text('chat-1')")  # from what was this model made, and may it go out?
-        assert {"feedback.db", "g2"} <= set(page.locator(".lineage text.name").all_inner_texts())
+        assert {"feedback.db", "g2"} <= set(page.locator(".lineage text.name").all_text_contents())
         assert "finds the right answers likelier" in page.inner_text("main")
 
 
@@ -164,10 +163,10 @@ def test_an_export_shows_the_same_under_any_path(home, address, tmp_path, browse
         opened(browser, f"{address}{place}") as live,
     ):
         assert page.locator("main").inner_text() == live.locator("main").inner_text()
-        page.get_by_role("link", name="g2").first.click()
+        page.get_by_role("link", name="g2", exact=True).first.click()
         page.wait_for_selector("h1:has-text('g2')")
-        page.locator("a.figure").first.click()
-        assert "/deep/report/files/g2/" in page.url
+        file = page.locator("a.figure").first.evaluate("link => link.href")
+        assert "/deep/report/files/g2/" in file and page.request.get(file).ok
 
 
 def test_what_is_new_comes_by_itself_and_an_alert_reaches_the_webhook(home, tmp_path, browser):

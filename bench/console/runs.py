@@ -81,16 +81,22 @@ def console(home: Path) -> Iterator[tuple[psutil.Process, str]]:
     process = psutil.Popen(command, stdout=subprocess.DEVNULL)
     try:
         address = f"http://127.0.0.1:{port}/"
-        for _ in range(1200):
-            try:
-                urllib.request.urlopen(address).close()
-                break
-            except OSError:
-                time.sleep(0.1)
+        while not _answers(address):
+            if process.poll() is not None:
+                raise SystemExit("The console ended before it answered.")
+            time.sleep(0.1)
         yield process, address
     finally:
         process.terminate()
         process.wait()
+
+
+def _answers(address: str) -> bool:
+    try:
+        urllib.request.urlopen(address).close()
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager

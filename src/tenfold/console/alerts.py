@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from msgspec import Struct
 
@@ -47,7 +48,7 @@ def _run(file: Path, now: float) -> Alert | None:
     return None
 
 
-def _last_events(file: Path) -> Iterator[dict[str, object]]:
+def _last_events(file: Path) -> Iterator[dict[str, Any]]:
     """The whole lines at the end of a file of events."""
     with file.open("rb") as stream:
         size = stream.seek(0, os.SEEK_END)

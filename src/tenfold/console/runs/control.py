@@ -47,8 +47,7 @@ def resume(folder: Path) -> str:
     Raises TenfoldError where it trains, has finished, or was no run of a run file.
     """
     with readable(folder / FILE):
-        last = ends(folder / FILE).last
-    found = state(folder, last[-1][1] if last else None)
+        found = state(folder, ends(folder / FILE).last_kind)
     if found == "training":
         raise TenfoldError(f"The run in {folder} trains already.")
     if found == "finished":

@@ -3,7 +3,6 @@
 import math
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from msgspec import Struct
@@ -11,8 +10,8 @@ from msgspec import Struct
 from tenfold.console.document import Computed, Figure, stamp
 from tenfold.console.runs.band import Band, band, forecast_end
 from tenfold.console.runs.faults import Fault, faults
-from tenfold.console.runs.find import FILE, Ends, ends, figure_of, names, state
-from tenfold.console.runs.record import FIELDS, Record, Records
+from tenfold.console.runs.find import FILE, ends, figure_of, names, state
+from tenfold.console.runs.record import FIELDS, Event, Record, Records
 from tenfold.console.runs.spent import read_spent
 from tenfold.console.runs.thin import sample, thinned, within
 from tenfold.scale.documents import TRAJECTORY
@@ -93,8 +92,9 @@ def _row(home: Path, name: str) -> Row:
     except OSError:
         raise TenfoldError(f"{home / name / FILE} cannot be read.") from None
     shown = found.event("step")
-    last = found.last[-1][1] if found.last else None
-    return Row(name, state(home / name, last), *(_figure(name, shown, key) for key in ("step", "loss", "tokens_per_s", "mfu")))
+    return Row(
+        name, state(home / name, found.last_kind), *(_figure(name, shown, key) for key in ("step", "loss", "tokens_per_s", "mfu"))
+    )
 
 
 def _run(home: Path, name: str, start: float | None, end: float | None) -> Run:
@@ -104,12 +104,11 @@ def _run(home: Path, name: str, start: float | None, end: float | None) -> Run:
     part = within(rows["step"], start, end)
     picture = thinned(rows[part], FIELDS)
     total = _planned_steps(record)
-    tail = ends(folder / FILE)
     return Run(
         name=name,
-        state=state(folder, tail.last[-1][1] if tail.last else None),
+        state=state(folder, record.last_kind),
         planned_steps=total and Figure(total[0], f"{name}/{FILE}", total[1], "steps"),
-        latest=latest(name, tail),
+        latest=latest(name, record),
         outcome=_figures(name, record.event("end"), OUTCOME),
         goodput=figure_of(name, record.event("goodput"), "goodput", "of the time"),
         rows=len(rows),
@@ -127,16 +126,16 @@ def _run(home: Path, name: str, start: float | None, end: float | None) -> Run:
     )
 
 
-def latest(name: str, found: Ends) -> dict[str, Figure]:
+def latest(name: str, record: Record) -> dict[str, Figure]:
     """What a run's record says of its last step."""
-    return _figures(name, found.event("step"), LATEST)
+    return _figures(name, record.last_step(), LATEST)
 
 
-def _figure(name: str, found: tuple[int, dict[str, Any]] | None, field: str) -> Figure | None:
+def _figure(name: str, found: Event | None, field: str) -> Figure | None:
     return figure_of(name, found, field, UNITS[field])
 
 
-def _figures(name: str, found: tuple[int, dict[str, Any]] | None, fields: tuple[str, ...]) -> dict[str, Figure]:
+def _figures(name: str, found: Event | None, fields: tuple[str, ...]) -> dict[str, Figure]:
     made = {field: _figure(name, found, field) for field in fields}
     return {field: figure for field, figure in made.items() if figure is not None}
 
@@ -176,11 +175,11 @@ def _experts(record: Record, part: slice) -> Experts | None:
     """Rows of the part, evenly spaced; None for a model without experts."""
     if part.start == part.stop or np.isnan(record.rows["expert_load_max"][part.start]):
         return None
-    shape = np.shape(record.row(part.start).get("expert_load"))
+    shape = np.shape(record.row(part.start).get("expert_load") or ())
     if len(shape) != 2:
         return None
     chosen = sample(part, shape[0] * shape[1])
-    loads = [record.row(i).get("expert_load") for i in chosen]
+    loads = [record.row(i).get("expert_load") or () for i in chosen]
     kept = [(i, np.array(load)) for i, load in zip(chosen, loads, strict=True) if np.shape(load) == shape]
     columns = np.stack([load for _, load in kept], axis=-1)
     return Experts(record.rows["step"][[i for i, _ in kept]].tolist(), np.rint(1000 * columns).astype(int).tolist())

@@ -8,9 +8,9 @@ from msgspec import Struct
 
 from tenfold.console.document import Figure
 from tenfold.console.runs.find import FILE, figure_of
+from tenfold.console.runs.record import Event
 from tenfold.spec.files import read_facts
 
-Event = tuple[int, dict[str, Any]]
 FAILURES = "failures"  # folder of the notes that processes leave which fail
 
 

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tenfold.console.document import Figure, stamp
+from tenfold.console.runs.record import Event
 from tenfold.train.lock import trainer
 
 FILE = "run.jsonl"
@@ -21,9 +22,14 @@ class Ends(NamedTuple):
     """The lines of a record, and its last events as (number of the line, event)."""
 
     lines: int
-    last: list[tuple[int, dict[str, Any]]]
+    last: list[Event]
 
-    def event(self, name: str) -> tuple[int, dict[str, Any]] | None:
+    @property
+    def last_kind(self) -> str:
+        """The name of the last event."""
+        return str(self.last[-1][1].get("event", "")) if self.last else ""
+
+    def event(self, name: str) -> Event | None:
         """The last event of this name."""
         return next((one for one in reversed(self.last) if one[1].get("event") == name), None)
 
@@ -62,14 +68,14 @@ def _ends(path: Path, _: tuple[int, int]) -> Ends:
     return Ends(lines, last)
 
 
-def state(folder: Path, last: dict[str, Any] | None) -> str:
-    """What a run does, given its last event: training, finished, stopped, or interrupted, which is without a word."""
+def state(folder: Path, last_kind: str) -> str:
+    """What a run does, given the name of its last event: training, finished, stopped, or interrupted, which is without a word."""
     if trainer(folder) is not None:
         return "training"
-    return {"end": "finished", "stopped": "stopped"}.get((last or {}).get("event", ""), "interrupted")
+    return {"end": "finished", "stopped": "stopped"}.get(last_kind, "interrupted")
 
 
-def figure_of(name: str, found: tuple[int, dict[str, Any]] | None, field: str, unit: str = "") -> Figure | None:
+def figure_of(name: str, found: Event | None, field: str, unit: str = "") -> Figure | None:
     """A field of an event in a run's record; None where there is no such number."""
     if found is None or not isinstance(found[1].get(field), int | float):
         return None

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tenfold.console.runs.document import RECORDS, latest, spent
-from tenfold.console.runs.find import FILE, ends, state
+from tenfold.console.runs.find import FILE, state
 from tenfold.console.runs.record import FIELDS
 from tenfold.console.runs.thin import thinned
 
@@ -29,15 +29,14 @@ class Follow:
     def __call__(self) -> dict[str, Any] | None:
         record = RECORDS.read(self._folder / FILE)
         rows, events = record.rows, len(record.events)
-        tail = ends(self._folder / FILE)
         before, self._known = self._known, (record.replaced, len(rows), events)
-        was, self._state = self._state, state(self._folder, tail.last[-1][1] if tail.last else None)
+        was, self._state = self._state, state(self._folder, record.last_kind)
         if before == self._known and was == self._state:
             return None
         fresh = before is None or before[0] != record.replaced
         after = len(rows) if before is None or fresh else before[1]
         news: dict[str, Any] = {"replaced": record.replaced, "after": after, "rows": len(rows), "state": self._state}
-        news["latest"] = latest(self._name, tail)
+        news["latest"] = latest(self._name, record)
         news |= thinned(rows[after:], FIELDS, BINS)
         if before is not None and (fresh or events != before[2]):
             news["events"] = True

@@ -20,7 +20,7 @@ from tenfold.spec.files import readable
 
 FIELDS = ("loss", "grad_norm", "tokens_per_s", "mfu", "watts", "learning_rate", "expert_load_max")
 # A logged step: where its line begins in the file, the number of the line from 1, and numbers for pictures, NaN where it has none.
-ROW = np.dtype([("step", "i8"), ("offset", "i8"), ("line", "i8"), *((name, "f4") for name in FIELDS)])
+ROW = np.dtype([("step", "i8"), ("offset", "i8"), ("line", "i4"), *((name, "f4") for name in FIELDS)])
 CHUNK = 1 << 20  # bytes that are parsed at once
 MOST_ROWS = 4_000_000  # of all records that are kept in memory
 
@@ -39,6 +39,7 @@ class Line(Struct, gc=False):
     expert_load_max: float | None = math.nan
 
 
+Event = tuple[int, dict[str, Any]]  # the number of its line from 1, and what stands there
 DECODER = msgspec.json.Decoder(Line)
 EVENT, NUMBERS = attrgetter("event"), attrgetter("step", *FIELDS)
 
@@ -54,9 +55,9 @@ class Record:
 
     def _forget(self, inode: int) -> None:
         self.replaced += 1
-        self._inode, self._read, self._lines, self._count = inode, 0, 0, 0
+        self._inode, self._size, self._read, self._lines, self._count = inode, 0, 0, 0, 0
         self._rows = np.empty(0, ROW)
-        self.events: list[tuple[int, dict[str, Any]]] = []
+        self.events: list[Event] = []
 
     @property
     def rows(self) -> np.ndarray:
@@ -69,6 +70,7 @@ class Record:
             found = os.fstat(stream.fileno())
             if found.st_ino != self._inode or found.st_size < self._read:
                 self._forget(found.st_ino)
+            self._size = found.st_size
             stream.seek(self._read)
             torn = b""
             while piece := stream.read(CHUNK):
@@ -76,9 +78,20 @@ class Record:
                 self._take(whole + newline)
         return self
 
-    def event(self, name: str) -> tuple[int, dict[str, Any]] | None:
+    def event(self, name: str) -> Event | None:
         """The last event of this name."""
         return next((found for found in reversed(self.events) if found[1].get("event") == name), None)
+
+    @property
+    def last_kind(self) -> str:
+        """What the last line is: "step", or the name of another event; empty where there is none."""
+        line, event = self.events[-1] if self.events else (0, {})
+        is_step = self._count > 0 and self.rows["line"][-1] > line
+        return "step" if is_step else str(event.get("event", ""))
+
+    def last_step(self) -> Event | None:
+        """The last logged step. Raises TenfoldError where the file was replaced."""
+        return (int(self.rows["line"][-1]), self.row(-1)) if self._count else None
 
     def row(self, index: int) -> dict[str, Any]:
         """A logged step as it stands in the file. Raises TenfoldError where the file was replaced."""
@@ -103,7 +116,7 @@ class Record:
                 if isinstance(event, dict):
                     self.events.append((self._lines + int(i) + 1, event))
         steps = np.flatnonzero(is_step)
-        more = self._room(len(steps))
+        more = self._room(len(steps), len(text))
         more["offset"], more["line"] = self._read + starts[steps], self._lines + steps + 1
         for column, name in enumerate(("step", *FIELDS)):
             more[name] = numbers[steps, column]
@@ -111,10 +124,11 @@ class Record:
         self._lines += len(ends)
         self._read += len(text)
 
-    def _room(self, more: int) -> np.ndarray:
-        """So many rows behind those that there are."""
+    def _room(self, more: int, size: int) -> np.ndarray:
+        """So many rows behind those that there are, from so many bytes; with room for what else is in the file."""
         if self._count + more > len(self._rows):
-            larger = np.empty((self._count + more) * 5 // 4, ROW)
+            whole = more * (self._size - self._read) // max(1, size)
+            larger = np.empty(self._count + max(whole, more) + self._count // 16, ROW)
             larger[: self._count] = self.rows
             self._rows = larger
         return self._rows[self._count : self._count + more]

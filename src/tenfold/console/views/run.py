@@ -13,14 +13,16 @@ from fastapi.responses import Response
 from tenfold.console.document import View, stamp
 from tenfold.console.runs.control import resume, stop
 from tenfold.console.runs.document import FILES, document
-from tenfold.console.runs.find import FILE, ends, names, state
+from tenfold.console.runs.find import names
 from tenfold.console.runs.follow import Follow
 from tenfold.serve.api.callers import operator_only
 from tenfold.serve.api.errors import ApiError
 from tenfold.spec.errors import TenfoldError
+from tenfold.train.lock import trainer
 
 Step = float | None
-From, To = Annotated[Step, Query(alias="from")], Annotated[Step, Query(alias="to")]
+From = Annotated[Step, Query(alias="from")]
+To = Annotated[Step, Query(alias="to")]
 Stamps = tuple[object, ...]
 
 
@@ -30,9 +32,8 @@ def add_routes(app: FastAPI) -> None:
 
     @app.get("/data/run/{name:path}.json")
     async def show(name: str, start: From = None, end: To = None) -> Response:
-        folder = _folder(home, name)
         try:
-            text = await asyncio.to_thread(lambda: _encoded(home, name, start, end, _stamps(folder)))
+            text = await asyncio.to_thread(lambda: _encoded(home, name, start, end, _stamps(_folder(home, name))))
         except (TenfoldError, OSError) as error:
             raise ApiError(404, str(error)) from None
         return Response(text, media_type="application/json", headers={"Cache-Control": "no-cache"})
@@ -60,9 +61,8 @@ def _folder(home: Path, name: str) -> Path:
 
 def _stamps(folder: Path) -> Stamps:
     """What changes with a run."""
-    last = ends(folder / FILE).last
     files = (folder / file for file in FILES)
-    return state(folder, last[-1][1] if last else None), *(stamp(path) for path in files if path.is_file())
+    return trainer(folder) is not None, *(stamp(path) for path in files if path.is_file())
 
 
 @lru_cache(16)  # for the many pages that show one run

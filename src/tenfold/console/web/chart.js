@@ -63,15 +63,30 @@ export function stacked(series) {
 
 const isBand = one => one.low && one.line !== false;
 
+/** All places of several lists, rising, each as often as in the list that has it most often. */
+function union(lists) {
+  const times = new Map();
+  for (const list of lists) {
+    const own = new Map();
+    for (const place of list) own.set(place, (own.get(place) ?? 0) + 1);
+    for (const [place, count] of own) times.set(place, Math.max(count, times.get(place) ?? 0));
+  }
+  return [...times].sort(([a], [b]) => a - b).flatMap(([place, count]) => new Array(count).fill(place));
+}
+
 /** The places of all series in one rising list, and the columns of each; where a series has no value there, null. */
 export function columns({ x, series }) {
   if (!series.some(one => one.x)) return { places: x, rows: series.map(one => ({ values: one.values, low: one.low, high: one.high, amounts: one.amounts })) };
-  const places = [...new Set([...(x ?? []), ...series.flatMap(one => one.x ?? [])])].sort((a, b) => a - b);
-  const at = new Map(places.map((place, i) => [place, i]));
+  const places = union(series.map(one => one.x ?? x));
+  const first = new Map(places.map((place, i) => [place, i]).reverse());
   const spread = (own, values) => {
     if (!values) return values;
-    const made = new Array(places.length).fill(null);
-    own.forEach((place, i) => { made[at.get(place)] = values[i]; });
+    const made = new Array(places.length).fill(null), seen = new Map();
+    own.forEach((place, i) => {
+      const before = seen.get(place) ?? 0;
+      made[first.get(place) + before] = values[i];
+      seen.set(place, before + 1);
+    });
     return made;
   };
   return { places, rows: series.map(one => Object.fromEntries(["values", "low", "high", "amounts"].map(name => [name, spread(one.x ?? x, one[name])]))) };
@@ -109,13 +124,14 @@ function resize(state) {
 function options(state) {
   const { box, log = "", xLabel = "", unit = "", colours: { text, line } } = state;
   const splits = name => log.includes(name) ? { splits: (_, __, min, max) => ticks({ min, max }, true), filter: (_, found) => found } : {};
-  const axis = (label, name) => ({ ...splits(name), label, labelSize: 22, labelFont: "13px system-ui", font: "13px system-ui", stroke: text, grid: { stroke: line, width: 1 }, ticks: { stroke: line }, values: (_, found) => found.map(value => value === null ? "" : words(value)) });
+  const size = Math.round(0.8 * parseFloat(getComputedStyle(document.documentElement).fontSize)), font = `${size}px system-ui`;
+  const axis = (label, name) => ({ ...splits(name), label, labelSize: 1.7 * size, labelFont: font, font, stroke: text, grid: { stroke: line, width: 1 }, ticks: { stroke: line }, values: (_, found) => found.map(value => value === null ? "" : words(value)) });
   const padded = (_, low, high) => low === null ? [1, 10] : [low / (high / low) ** 0.05, high * (high / low || 2) ** 0.05];
   const scale = name => log.includes(name) ? { time: false, distr: 3, range: padded } : { time: false };
   const { series, bands } = seriesOf(state);
   return {
     width: box.clientWidth, height: box.clientHeight, legend: { show: false }, scales: { x: scale("x"), y: scale("y") },
-    axes: [axis(xLabel, "x"), { ...axis(unit, "y"), size: 70 }], series: [{}, ...series], bands,
+    axes: [axis(xLabel, "x"), { ...axis(unit, "y"), size: 5.4 * size }], series: [{}, ...series], bands,
     cursor: { drag: { x: true, y: false }, points: { show: false } },
     hooks: {
       drawSeries: [(plot, i) => drawMarks(state, plot, i)],

@@ -25,10 +25,10 @@ function ladder(main, { unit, measured, forecasts, outcomes, law, arrow, note })
   const series = [];
   const add = (label, { flops, loss, low, high }, more) => { if (flops.length) series.push({ label, x: flops, values: loss, low: low?.length ? low : null, high: high?.length ? high : null, ...more }); };
   if (law) add(`law of ${law.name}, 80 % band`, law, { colour: 0, dash: 0 });
+  if (arrow) add("next ×10", { flops: arrow.flops, loss: arrow.loss }, { mark: "triangle", colour: 3, dash: 1 });
   add("measured runs", measured, { line: false, mark: "dot", colour: 7 });
   add("forecast, 80 %", forecasts, { line: false, mark: "square", colour: 0 });
   add("outcome", outcomes, { line: false, mark: "star", colour: 1 });
-  if (arrow) add("next ×10", { flops: arrow.flops, loss: arrow.loss }, { mark: "triangle", colour: 3, dash: 1 });
   if (series.length) chart(main, { title: "The ladder: loss by compute", xLabel: "training compute (FLOPs)", unit, log: "x", series, tall: true });
   if (note) main.append(element("p", { class: "bad" }, note));
 }

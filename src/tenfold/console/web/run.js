@@ -59,6 +59,9 @@ async function reload(state) {
     }
     showRest(state);
     await update(state);
+    state.said.textContent = "";
+  } catch (error) {
+    state.said.textContent = error.message;
   } finally { state.loading = false; }
 }
 
@@ -130,10 +133,10 @@ function append(run, news) {
 
 function showHead(state) {
   const { run } = state;
-  const pairs = found => Object.entries(found).map(([field, figure]) => [TITLES[field] ?? field, figure]);
+  const pairs = (found, titles) => Object.entries(found).map(([field, figure]) => [titles[field] ?? field, figure]);
   const more = [["planned", run.planned_steps], ["loss forecast at the end (80 %)", run.forecast], ["goodput", run.goodput]].filter(([, value]) => value);
-  const shown = [facts([["state", run.state], ...pairs(run.latest), ...more])];
-  if (Object.keys(run.outcome).length) shown.push(section("What it came to", facts(pairs(run.outcome))));
+  const shown = [facts([["state", run.state], ...pairs(run.latest, TITLES), ...more])];
+  if (Object.keys(run.outcome).length) shown.push(section("What it came to", facts(pairs(run.outcome, { ...TITLES, loss: "validation loss", bits_per_byte: "validation, by byte" }))));
   state.head.replaceChildren(...shown);
 }
 
@@ -154,7 +157,7 @@ function showRest(state) {
 }
 
 function showSpent(state) {
-  const parts = Object.entries(SPENT).filter(([field]) => state.run.spent[field]).map(([field, name]) => [name, state.run.spent[field].value]);
+  const parts = Object.entries(SPENT).filter(([field]) => state.run.spent[field]?.value > 0).map(([field, name]) => [name, state.run.spent[field].value]);
   const box = element("div");
   if (parts.length) bar(box, { title: "Where the time went", unit: "s", parts });
   state.time.replaceChildren(box);
@@ -174,7 +177,7 @@ function showExperts(state) {
 /** Stop, resume, and other runs to lay over. */
 function showControls(state) {
   const { page, name } = state;
-  const said = element("span", { role: "status" });
+  const said = state.said = element("span", { role: "status" });
   const act = what => async () => {
     try { said.textContent = (await page.act(`runs/${what}/${name.split("/").map(encodeURIComponent).join("/")}`)).done; } catch (error) { said.textContent = error.message; }
   };
