@@ -214,6 +214,23 @@ def test_a_damaged_forecast_is_a_sentence(runs, tmp_path):
         document(tmp_path, "r")
 
 
+def test_no_link_leads_out_of_the_home_and_odd_records_are_shown(tmp_path):
+    home, secret = tmp_path / "home", tmp_path / "secret.json"
+    secret.write_text('{"event": "step", "step": 1, "loss": 0.777, "sentence": "0.777"}\n')
+    odd = {"expert_load_max": 1.0, "expert_load": [[0.5], [0.25, 0.25]]}
+    with MetricsWriter(home / "r") as metrics:
+        metrics.write("start", hyperparameters=3)
+        metrics.write("step", step=1, loss=3.0, **odd)
+    (home / "linked").mkdir()
+    (home / "r" / "failures").mkdir()
+    for link in ("linked/run.jsonl", "r/said.log", "r/failures/0.json"):
+        (home / link).symlink_to(secret)
+    (home / "out").symlink_to(tmp_path)
+    assert names(home) == ["", "r"]
+    run = document(home, "r")
+    assert run.experts is None and run.rows == 1 and "0.777" not in repr(run)
+
+
 def test_an_empty_home_says_the_command(tmp_path):
     assert document(tmp_path, "").empty.startswith("tenfold train")
 

@@ -10,6 +10,8 @@ from tenfold.console.site import INDEX, POLICY, WEB, address, all_views, documen
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import make_folder, whole_folder
 
+PAGE = WEB / "index.html"
+
 
 def export(home: Path, out: Path) -> Path:
     """Write the page, the documents of all views but the private ones, and the files that these name; returns `out`.
@@ -20,24 +22,23 @@ def export(home: Path, out: Path) -> Path:
         raise TenfoldError(f"There is no directory {home}: name the home of the generations by --home.")
     views = {name: view for name, view in all_views().items() if not view.private}
     with whole_folder(out) as scratch:
-        shutil.copytree(WEB, scratch / "web")
-        _write_page(scratch / "web" / "index.html", scratch / "index.html")
-        for view in views.values():
-            if view.script is not None:
-                shutil.copyfile(view.script, scratch / "web" / f"{view.name}.js")
+        _write_page(scratch / "index.html")
+        scripts = {f"{view.name}.js": view.script for view in views.values() if view.script is not None}
+        own = {str(source.relative_to(WEB)): source for source in WEB.rglob("*") if source.is_file() and source != PAGE}
+        for name, source in {**own, **scripts}.items():
+            _copy(source, scratch / "web" / name)
         _write(scratch / INDEX, index(home, views, live=False))
         for view, name, made in documents(views, home, private=False):
             _write(scratch / address(view, name), made)
             for file in files_of(made):
-                _copy(home, file, scratch / "files")
+                _copy_shown(home, file, scratch / "files")
     return out
 
 
-def _write_page(source: Path, target: Path) -> None:
+def _write_page(target: Path) -> None:
     """The page with its policy in itself, since no server of ours sends that."""
     policy = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-    target.write_text(source.read_text().replace("<title>", f"{policy}\n<title>", 1))
-    source.unlink()
+    target.write_text(PAGE.read_text().replace("<title>", f"{policy}\n<title>", 1))
 
 
 def _write(path: Path, value: object) -> None:
@@ -45,9 +46,13 @@ def _write(path: Path, value: object) -> None:
     path.write_bytes(msgspec.json.encode(value))
 
 
-def _copy(home: Path, file: str, files: Path) -> None:
-    """Beside the documents, unless it is there, elsewhere, or holds what people said."""
+def _copy_shown(home: Path, file: str, files: Path) -> None:
+    """Beside the documents, unless it is there, lies elsewhere, or holds what people said."""
     source = inside(home, file)
     if source is not None and is_public(file) and not (files / file).exists():
-        make_folder((files / file).parent)
-        shutil.copyfile(source, files / file)
+        _copy(source, files / file)
+
+
+def _copy(source: Path, target: Path) -> None:
+    make_folder(target.parent)
+    shutil.copyfile(source, target)

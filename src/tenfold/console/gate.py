@@ -3,7 +3,7 @@
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tenfold.serve.api.gate import Gate
+from tenfold.serve.api.gate import Gate, key_of
 from tenfold.serve.api.keys import STRANGER, Caller
 
 
@@ -11,8 +11,7 @@ class ConsoleGate(Gate):
     """The server's gate, but that a request without a key comes in as a stranger's, who sees what is not personal."""
 
     def _caller(self, path: str, headers: dict[bytes, bytes]) -> Caller:
-        sent = {b"authorization", b"api-key", b"x-api-key"} & headers.keys()
-        if self.keys is not None and not sent:
+        if self.keys is not None and not key_of(headers):
             return STRANGER
         return super()._caller(path, headers)
 

@@ -1,8 +1,10 @@
 """The document of a run, and that of the list of runs."""
 
 import math
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from msgspec import Struct
@@ -91,9 +93,10 @@ def _row(home: Path, name: str) -> Row:
         found = ends(home / name / FILE)
     except OSError:
         raise TenfoldError(f"{home / name / FILE} cannot be read.") from None
-    shown = found.event("step")
     return Row(
-        name, state(home / name, found.last_kind), *(_figure(name, shown, key) for key in ("step", "loss", "tokens_per_s", "mfu"))
+        name,
+        state(home / name, found.last_kind),
+        *(_figure(name, found.step, field) for field in ("step", "loss", "tokens_per_s", "mfu")),
     )
 
 
@@ -143,7 +146,8 @@ def _figures(name: str, found: Event | None, fields: tuple[str, ...]) -> dict[st
 def _planned_steps(record: Record) -> tuple[int, str] | None:
     """The steps that the run was begun with, and the key of that number."""
     number, event = record.event("start") or (0, {})
-    steps = (event.get("hyperparameters") or {}).get("steps")
+    given = event.get("hyperparameters")
+    steps = given.get("steps") if isinstance(given, dict) else None
     return (steps, f"{number}:hyperparameters.steps") if isinstance(steps, int) else None
 
 
@@ -175,20 +179,27 @@ def _experts(record: Record, part: slice) -> Experts | None:
     """Rows of the part, evenly spaced; None for a model without experts."""
     if part.start == part.stop or np.isnan(record.rows["expert_load_max"][part.start]):
         return None
-    shape = np.shape(record.row(part.start).get("expert_load") or ())
+    chosen = sample(part, _load(record.row(part.start)).size)
+    loads = [(i, _load(record.row(i))) for i in chosen]
+    shape = loads[0][1].shape
+    kept = [(i, load) for i, load in loads if load.shape == shape]
     if len(shape) != 2:
         return None
-    chosen = sample(part, shape[0] * shape[1])
-    loads = [record.row(i).get("expert_load") or () for i in chosen]
-    kept = [(i, np.array(load)) for i, load in zip(chosen, loads, strict=True) if np.shape(load) == shape]
     columns = np.stack([load for _, load in kept], axis=-1)
     return Experts(record.rows["step"][[i for i, _ in kept]].tolist(), np.rint(1000 * columns).astype(int).tolist())
 
 
+def _load(row: dict[str, Any]) -> np.ndarray:
+    """The experts' shares [layers, experts] of a step; empty where it has none."""
+    with suppress(TypeError, ValueError):
+        return np.array(row.get("expert_load") or (), float)
+    return np.empty(0)
+
+
 def _log(folder: Path) -> dict[str, list[str]]:
-    """The last lines of the record and of what the run's processes said, by file."""
+    """The last lines of the record and of what the run's processes said, by file. A link is none: it may lead out of the home."""
     files = [folder / FILE, *sorted(folder.glob("*.log"))]
-    return {path.name: _last_lines(path) for path in files if path.is_file()}
+    return {path.name: _last_lines(path) for path in files if path.is_file() and not path.is_symlink()}
 
 
 def _last_lines(path: Path) -> list[str]:

@@ -55,6 +55,8 @@ def _recorded(name: str, events: Sequence[Event]) -> Iterator[Fault]:
 
 def _noted(home: Path, name: str) -> Iterator[Fault]:
     for path in sorted((home / name / FAILURES).glob("[0-9]*.json")):
+        if path.is_symlink():  # which may lead out of the home
+            continue
         note = read_facts(path)
         done = "The run ended." if note.get("final") else "Its processes were started again."
         yield Fault(str(note.get("sentence", "A process failed.")), done, str(path.relative_to(home)))

@@ -19,19 +19,10 @@ TAIL = 1 << 16  # bytes at the end of a record that hold its last events
 
 
 class Ends(NamedTuple):
-    """The lines of a record, and its last events as (number of the line, event)."""
+    """How a record ends: the name of its last event, and its last step."""
 
-    lines: int
-    last: list[Event]
-
-    @property
-    def last_kind(self) -> str:
-        """The name of the last event."""
-        return str(self.last[-1][1].get("event", "")) if self.last else ""
-
-    def event(self, name: str) -> Event | None:
-        """The last event of this name."""
-        return next((one for one in reversed(self.last) if one[1].get("event") == name), None)
+    last_kind: str
+    step: Event | None
 
 
 def names(home: Path) -> list[str]:
@@ -42,7 +33,7 @@ def names(home: Path) -> list[str]:
 def _runs(folder: Path, name: str, depth: int) -> Iterator[str]:
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name == FILE and name and entry.is_file():
+            if entry.name == FILE and name and entry.is_file(follow_symlinks=False):
                 yield name
             elif depth and entry.name not in OTHER and not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False):
                 yield from _runs(folder / entry.name, f"{name}/{entry.name}".lstrip("/"), depth - 1)
@@ -59,13 +50,13 @@ def _ends(path: Path, _: tuple[int, int]) -> Ends:
         lines = sum(piece.count(b"\n") for piece in iter(lambda: stream.read(1 << 20), b""))
         stream.seek(max(0, stream.tell() - TAIL))
         text = stream.read()
-    whole = text[: text.rfind(b"\n") + 1].split(b"\n")[:-1]
-    last = []
-    for number, line in enumerate(whole, start=lines - len(whole) + 1):
+    last: list[Event] = []
+    for back, line in enumerate(reversed(text[: text.rfind(b"\n") + 1].split(b"\n")[:-1])):
         with suppress(ValueError):
             if isinstance(event := json.loads(line), dict):
-                last.append((number, event))
-    return Ends(lines, last)
+                last.append((lines - back, event))
+    step = next((one for one in last if one[1].get("event") == "step"), None)
+    return Ends(str(last[0][1].get("event", "")) if last else "", step)
 
 
 def state(folder: Path, last_kind: str) -> str:

@@ -164,6 +164,7 @@ function drawMarks(state, plot, number) {
   ctx.save();
   ctx.strokeStyle = ctx.fillStyle = state.colours.series[one.colour];
   ctx.lineWidth = 1.5 * devicePixelRatio;
+  ctx.setLineDash([]);
   plot.data[0].forEach((place, i) => {
     const value = plot.data[number][i];
     if (value === null || value === undefined || place < plot.scales.x.min || place > plot.scales.x.max) return;

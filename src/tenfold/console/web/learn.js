@@ -23,7 +23,7 @@ function releaseOf({ folder, in_service, before, candidate, share, since, files 
 
 function list(generations, linked) {
   const rows = generations.map(one => [linked(one.name), one.state, one.passed, one.better, one.win_rate]);
-  return table(["generation", "state", "gate passed", "better by (95 %)", "win rate (95 %)"], rows, "Tuned generations and the gate's verdicts");
+  return table(["generation", "state", "gate passed", "difference to the one before (95 %)", "win rate (95 %)"], rows, "Tuned generations and the gate's verdicts");
 }
 
 async function showOne(main, name, page) {

@@ -59,7 +59,6 @@ async function reload(state) {
     }
     showRest(state);
     await update(state);
-    state.said.textContent = "";
   } catch (error) {
     state.said.textContent = error.message;
   } finally { state.loading = false; }
