@@ -5,7 +5,7 @@ import { actor } from "./changes.js";
 const ALERTS_MS = 5000;
 const main = document.querySelector("main");
 let leave = () => {};  // ends what the shown view listens to
-let shownNumber = 0;
+let shownNumber = 0, alertsShown = "[]";
 
 /** What the address names: `#/VIEW/NAME?key=value`. */
 function placeOf(hash) {
@@ -99,6 +99,9 @@ async function show(index) {
 }
 
 function showAlerts(alerts) {
+  const now = JSON.stringify(alerts);
+  if (now === alertsShown) return;  // lest a screen reader says them again
+  alertsShown = now;
   const items = alerts.map(alert => element("p", { class: "alert" }, element("a", { href: alert.place }, alert.sentence)));
   document.querySelector("#alerts").replaceChildren(...items);
 }
