@@ -52,6 +52,23 @@ class Scores(BaseModel):
     usage: Usage
 
 
+class RankedDocument(BaseModel):
+    text: str
+
+
+class Ranked(BaseModel):
+    index: int
+    document: RankedDocument
+    relevance_score: float
+
+
+class Reranked(BaseModel):
+    id: str
+    model: str
+    results: list[Ranked]
+    usage: Usage
+
+
 class Swapped(Model):
     path: str
 
@@ -69,6 +86,7 @@ class Tokenized(BaseModel):
     tokens: list[int]
     count: int
     max_model_len: int
+    token_strs: list[str] | None
 
 
 class Detokenized(BaseModel):
