@@ -5,6 +5,7 @@ from typing import Any, Literal
 from openai.types import Completion, CompletionChoice, CreateEmbeddingResponse, Embedding, Model
 from openai.types.completion_choice import Logprobs
 from openai.types.create_embedding_response import Usage
+from openai.types.responses import CompactedResponse
 from pydantic import BaseModel
 
 
@@ -97,6 +98,10 @@ class Deleted(BaseModel):
     id: str
     object: str
     deleted: bool
+
+
+class Compacted(CompactedResponse):
+    output: list[dict[str, Any]]  # type: ignore[assignment]  # messages of the user, for which OpenAI's type has no place
 
 
 class Listed(BaseModel):
