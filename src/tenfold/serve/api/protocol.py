@@ -76,6 +76,8 @@ class SamplingFields(RequestBody):
     refused: ClassVar[tuple[str, ...]] = (
         "stop_token_ids", "bad_words", "allowed_token_ids", "use_beam_search", "length_penalty", "truncate_prompt_tokens",
         "guided_choice", "structured_outputs", "grammar", "json_schema", "mirostat", "typical_p", "prompt_embeds",
+        "include_stop_str_in_output", "logits_processors", "n_predict", "lora", "samplers", "dry_multiplier", "xtc_probability",
+        "dynatemp_range", "top_n_sigma",
     )  # fmt: skip
     model: str = ""
     temperature: Annotated[Finite, Field(ge=0, le=2)] | None = None
@@ -217,7 +219,10 @@ class ChatRequest(SamplingFields, TemplateFields):
     refused: ClassVar[tuple[str, ...]] = (
         *SamplingFields.refused,
         "chat_template",
+        "documents",
+        "echo",
         "prompt_logprobs",
+        "web_search_options",
     )
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=_MAX_MESSAGES)]
@@ -247,6 +252,8 @@ class CompletionRequest(SamplingFields):
 
 
 class EmbeddingRequest(RequestBody):
+    refused: ClassVar[tuple[str, ...]] = ("truncate_prompt_tokens",)
+
     model: str = ""
     input: Text | list[int] | list[str] | list[list[int]]
     encoding_format: Literal["float", "base64"] | None = None
