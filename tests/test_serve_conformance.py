@@ -11,9 +11,9 @@ from importlib.util import find_spec
 
 import pytest
 
-from bench.serve.conformance import OPTIONS, llama_cpp_cases, openai_cases, read_report, source
+from bench.serve.conformance import llama_cpp_cases, openai_cases, read_report, source
 from bench.serve.left_out import OPENAI
-from bench.serve.server import serving, small_model
+from bench.serve.server import SMALL_OPTIONS, serving, small_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 CHECKS = (
@@ -26,7 +26,7 @@ CHECKS = (
 def server(tmp_path_factory):
     """The URL of a server, its process, and the file that it writes to."""
     home = tmp_path_factory.mktemp("server")
-    asked = (*OPTIONS, "--feedback", f"sqlite:///{home / 'feedback.db'}")
+    asked = (*SMALL_OPTIONS, "--feedback", f"sqlite:///{home / 'feedback.db'}")
     with serving(small_model(home / "small", 256), *asked, log=home / "log") as (url, process):
         yield url, process, home / "log"
 

@@ -19,9 +19,7 @@ from typing import NamedTuple
 
 from bench.harness import ROOT, Row, options, write_results
 from bench.serve.left_out import OPENAI
-from bench.serve.server import serving, small_model
-
-OPTIONS = ("--any-name", "--kv-cache-gib", "0.1", "--threads", "1")
+from bench.serve.server import SMALL_OPTIONS, serving, small_model
 
 
 class Case(NamedTuple):
@@ -38,7 +36,7 @@ def main() -> None:
     with TemporaryDirectory() as home:
         folder = Path(home)
         model = small_model(folder / "small", 256)
-        with serving(model, *OPTIONS, "--feedback", f"sqlite:///{folder / 'feedback.db'}") as (url, _):
+        with serving(model, *SMALL_OPTIONS, "--feedback", f"sqlite:///{folder / 'feedback.db'}") as (url, _):
             clients = openai_cases(url, folder)
         servers = llama_cpp_cases(folder)
     rows = [*rows_of("OpenAI's client", clients), *rows_of("llama.cpp's server", servers)]

@@ -10,8 +10,8 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
@@ -21,10 +21,11 @@ from urllib.parse import urlsplit
 import pytest
 
 from bench.serve.left_out import LLAMA_CPP
-from bench.serve.server import serving, small_model
+from bench.serve.server import SMALL_OPTIONS, serving, small_model
 from tenfold.serve.api.keys import VERSION
 
 sys.modules.setdefault("wget", ModuleType("wget"))  # with which the tests would download models
+LONGEST = 8192  # tokens of a context that a test asks for
 _SAME = ("/v1/", "/tokenize", "/detokenize", "/health")  # paths that are the same on both servers
 
 
@@ -37,70 +38,37 @@ class Wanted(NamedTuple):
     key: str
 
 
-@contextmanager
-def server(wanted: Wanted) -> Iterator[int]:
-    """The port of a server of a small model with random weights."""
-    with TemporaryDirectory() as home:
-        model = small_model(Path(home) / wanted.name, wanted.context)
-        if wanted.template:
-            shutil.copy(wanted.template, model / "chat_template.jinja")
-        options = ["--any-name", "--kv-cache-gib", "0.1", "--threads", "1", "--feedback", ""]
-        if wanted.key:
-            keys = Path(home) / "keys.json"
-            keys.write_text(json.dumps({"version": VERSION, "keys": {"test": hashlib.sha256(wanted.key.encode()).hexdigest()}}))
-            options += ["--keys", str(keys)]
-        with serving(model, *options) as (url, _):
-            yield urlsplit(url).port or 0
-
-
 class Shared:
-    """The server that runs. Another takes its place where a test wants other options."""
+    """The server that runs, of a small model with random weights. Another takes its place where a test wants other options."""
 
-    def __init__(self) -> None:
+    def __init__(self, home: Path) -> None:
+        self._home, self._model = home, small_model(home / "small", LONGEST)
         self._runs, self._port = ExitStack(), 0
         self._wanted: Wanted | None = None
 
     def port(self, wanted: Wanted) -> int:
         if wanted != self._wanted:
             self.stop()
-            self._port, self._wanted = self._runs.enter_context(server(wanted)), wanted
+            url, _ = self._runs.enter_context(serving(*self._options(wanted)))
+            self._port, self._wanted = urlsplit(url).port or 0, wanted
         return self._port
+
+    def _options(self, wanted: Wanted) -> list[str]:
+        """What the command is given for it."""
+        folder = Path(self._runs.enter_context(TemporaryDirectory(dir=self._home)))
+        model = shutil.copytree(self._model, folder / wanted.name)
+        if wanted.template:
+            shutil.copy(wanted.template, model / "chat_template.jinja")
+        options = [str(model), "--max-model-len", str(wanted.context), *SMALL_OPTIONS, "--feedback", ""]
+        if wanted.key:
+            keys = {"version": VERSION, "keys": {"test": hashlib.sha256(wanted.key.encode()).hexdigest()}}
+            (folder / "keys.json").write_text(json.dumps(keys))
+            options += ["--keys", str(folder / "keys.json")]
+        return options
 
     def stop(self) -> None:
         self._wanted = None
         self._runs.close()
-
-
-def pytest_sessionstart(session: pytest.Session) -> None:
-    """Put this server in the place of llama.cpp's in its tests' module `utils`, which their conftest has imported."""
-    utils, shared = sys.modules["utils"], Shared()
-    session.config.add_cleanup(shared.stop)
-    process, ask = utils.ServerProcess, utils.ServerProcess.make_request
-
-    def start(self: Any, timeout_seconds: int = 0) -> None:
-        self.server_port = shared.port(Wanted(self.model_alias, self.n_ctx, self.chat_template_file or "", self.api_key or ""))
-
-    def make_url(self: Any, path: str, host: str | None = None) -> str:
-        return f"http://{self.server_host}:{self.server_port}{path if path.startswith(_SAME) else f'/v1{path}'}"
-
-    def make_request(self: Any, method: str, path: str, data: Any = None, *more: Any, **others: Any) -> Any:
-        if path == "/apply-template":
-            thinks = {} if self.reasoning is None else {"chat_template_kwargs": {"enable_thinking": self.reasoning != "off"}}
-            tokens = ask(self, method, "/tokenize", data | thinks).body["tokens"]
-            return ask(self, method, "/detokenize", {"tokens": tokens})
-        if path not in _NAMES:
-            return ask(self, method, path, data, *more, **others)
-        there, names = _NAMES[path]
-        answer = ask(
-            self, method, there, _DEFAULTS.get(path, {}) | {names.get(key, key): data[key] for key in data}, *more, **others
-        )
-        if answer.status_code == 200:
-            _READ[path](answer.body)
-        return answer
-
-    process.start, process.make_url, process.make_request = start, make_url, make_request
-    process.stop = lambda self: None
-    utils.ServerPreset.load_all = staticmethod(lambda: None)
 
 
 def _tokenized(body: dict[str, Any]) -> None:
@@ -117,22 +85,63 @@ def _completed(body: dict[str, Any]) -> None:
     body["content"] = body["choices"][0]["text"]
 
 
+class Call(NamedTuple):
+    """How what a path of llama.cpp's does is asked for here."""
+
+    path: str
+    names: dict[str, str]  # of fields that are called otherwise
+    defaults: dict[str, Any]
+    read: Callable[[dict[str, Any]], None]  # writes an answer as llama.cpp does
+
+
+_COMPLETION = Call("/v1/completions", {"n_predict": "max_tokens"}, {"max_tokens": 64}, _completed)
 _TOKENIZE = {"content": "prompt", "add_special": "add_special_tokens", "with_pieces": "return_token_strs"}
-_NAMES = {  # by path of llama.cpp's the path here, and the fields that are called otherwise
-    "/tokenize": ("/tokenize", _TOKENIZE),
-    "/detokenize": ("/detokenize", {}),
-    "/completion": ("/completions", {"n_predict": "max_tokens"}),
-    "/completions": ("/completions", {"n_predict": "max_tokens"}),
+CALLS = {
+    "/completion": _COMPLETION,
+    "/completions": _COMPLETION,
+    "/tokenize": Call("/tokenize", _TOKENIZE, {"add_special_tokens": False}, _tokenized),
+    "/detokenize": Call("/detokenize", {}, {}, _detokenized),
 }
-_DEFAULTS = {"/tokenize": {"add_special_tokens": False}, "/completion": {"max_tokens": 64}, "/completions": {"max_tokens": 64}}
-_READ = {"/tokenize": _tokenized, "/detokenize": _detokenized, "/completion": _completed, "/completions": _completed}
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is listed, and mark each by its reason."""
-    left_out = [item for item in items if reason(item.nodeid)]
-    config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if item not in left_out]
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Put this server in the place of llama.cpp's in its tests' module `utils`, which their conftest has imported."""
+    utils, home = sys.modules["utils"], TemporaryDirectory()
+    shared = Shared(Path(home.name))
+    session.config.add_cleanup(home.cleanup)
+    session.config.add_cleanup(shared.stop)  # the last one comes first
+    process, ask = utils.ServerProcess, utils.ServerProcess.make_request
+
+    def start(self: Any, timeout_seconds: int = 0) -> None:
+        self.server_port = shared.port(Wanted(self.model_alias, self.n_ctx, self.chat_template_file or "", self.api_key or ""))
+
+    def make_url(self: Any, path: str, host: str | None = None) -> str:
+        return f"http://{self.server_host}:{self.server_port}{path if path.startswith(_SAME) else f'/v1{path}'}"
+
+    def make_request(self: Any, method: str, path: str, data: Any = None, *more: Any, **others: Any) -> Any:
+        if path == "/apply-template":
+            thinks = {} if self.reasoning is None else {"chat_template_kwargs": {"enable_thinking": self.reasoning != "off"}}
+            tokens = ask(self, method, "/tokenize", data | thinks).body["tokens"]
+            return ask(self, method, "/detokenize", {"tokens": tokens})
+        if path not in CALLS:
+            return ask(self, method, path, data, *more, **others)
+        call = CALLS[path]
+        asked = call.defaults | {call.names.get(name, name): value for name, value in data.items()}
+        answer = ask(self, method, call.path, asked, *more, **others)
+        if answer.status_code == 200:
+            call.read(answer.body)
+        return answer
+
+    process.start, process.make_url, process.make_request = start, make_url, make_request
+    process.stop = lambda self: None
+    utils.ServerPreset.load_all = staticmethod(lambda: None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what is left out."""
+    for item in items:
+        if why := reason(item.nodeid):
+            item.add_marker(pytest.mark.skip(why))
 
 
 def reason(test: str) -> str:
