@@ -57,7 +57,7 @@ def main() -> None:
     with TemporaryDirectory() as home:
         model = given.model or unpacked(smollm2(), Path(home) / "smollm2")
         write_tasks(Path(home))
-        with serving(model, "--kv-cache-gib", "0.5", "--threads", str(given.threads), "--feedback", "") as (url, _):
+        with serving(model, "--any-name", "--kv-cache-gib", "0.5", "--threads", str(given.threads), "--feedback", "") as (url, _):
             rows = list(compared(model, url, Path(home), given.limit))
     equal, items = (sum(row[name] for row in rows) for name in ("equal", "items"))
     what = "items on which lm_eval finds the same through the API as by its own hf (to 1e-3)"

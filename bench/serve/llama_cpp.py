@@ -2,7 +2,8 @@
 
 Those tests start a server each, by flags. Here one runs with the options that the flags stand for, as long as tests want the
 same. What llama.cpp calls otherwise is called as here: paths without `/v1`, the fields of `/completion` and `/tokenize`, and
-`/apply-template`, which is `/tokenize` and then `/detokenize`. The tests of `bench/serve/left_out.py` are left out.
+`/apply-template`, which is `/tokenize` and then `/detokenize`; the text of a chat's first chunk is null there and empty in OpenAI's
+form. The tests of `bench/serve/left_out.py` are left out.
 """
 
 import hashlib
@@ -10,7 +11,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -85,6 +86,16 @@ def _completed(body: dict[str, Any]) -> None:
     body["content"] = body["choices"][0]["text"]
 
 
+def _counted(body: dict[str, Any]) -> None:
+    body["input_tokens"] = body["count"]
+
+
+def _begun(body: dict[str, Any]) -> None:
+    for choice in body["choices"]:
+        if choice.get("delta", {}).get("content") == "":
+            choice["delta"]["content"] = None
+
+
 class Call(NamedTuple):
     """How what a path of llama.cpp's does is asked for here."""
 
@@ -93,12 +104,20 @@ class Call(NamedTuple):
     defaults: dict[str, Any]
     read: Callable[[dict[str, Any]], None]  # writes an answer as llama.cpp does
 
+    def asked(self, data: dict[str, Any]) -> dict[str, Any]:
+        """A request of llama.cpp's as this server takes it."""
+        return self.defaults | {self.names.get(name, name): value for name, value in data.items()}
+
 
 _COMPLETION = Call("/v1/completions", {"n_predict": "max_tokens"}, {"max_tokens": 64}, _completed)
+_CHAT = Call("/v1/chat/completions", {}, {}, _begun)
 _TOKENIZE = {"content": "prompt", "add_special": "add_special_tokens", "with_pieces": "return_token_strs"}
 CALLS = {
     "/completion": _COMPLETION,
     "/completions": _COMPLETION,
+    "/chat/completions": _CHAT,
+    "/v1/chat/completions": _CHAT,
+    "/chat/completions/input_tokens": Call("/tokenize", {}, {}, _counted),
     "/tokenize": Call("/tokenize", _TOKENIZE, {"add_special_tokens": False}, _tokenized),
     "/detokenize": Call("/detokenize", {}, {}, _detokenized),
 }
@@ -110,7 +129,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     shared = Shared(Path(home.name))
     session.config.add_cleanup(home.cleanup)
     session.config.add_cleanup(shared.stop)  # the last one comes first
-    process, ask = utils.ServerProcess, utils.ServerProcess.make_request
+    process = utils.ServerProcess
+    ask, ask_for_stream = process.make_request, process.make_stream_request
 
     def start(self: Any, timeout_seconds: int = 0) -> None:
         self.server_port = shared.port(Wanted(self.model_alias, self.n_ctx, self.chat_template_file or "", self.api_key or ""))
@@ -126,13 +146,20 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         if path not in CALLS:
             return ask(self, method, path, data, *more, **others)
         call = CALLS[path]
-        asked = call.defaults | {call.names.get(name, name): value for name, value in data.items()}
-        answer = ask(self, method, call.path, asked, *more, **others)
+        answer = ask(self, method, call.path, call.asked(data), *more, **others)
         if answer.status_code == 200:
             call.read(answer.body)
         return answer
 
-    process.start, process.make_url, process.make_request = start, make_url, make_request
+    def make_stream_request(self: Any, method: str, path: str, data: Any = None, **others: Any) -> Iterator[Any]:
+        call = CALLS.get(path)
+        for chunk in ask_for_stream(self, method, call.path if call else path, call.asked(data) if call else data, **others):
+            if call:
+                call.read(chunk)
+            yield chunk
+
+    process.start, process.make_url = start, make_url
+    process.make_request, process.make_stream_request = make_request, make_stream_request
     process.stop = lambda self: None
     utils.ServerPreset.load_all = staticmethod(lambda: None)
 
