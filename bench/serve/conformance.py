@@ -75,26 +75,28 @@ def source(package: str) -> Path | None:
 
 def openai_cases(url: str, folder: Path) -> list[Case]:
     """The tests of the resources that are served."""
-    tests = _unpacked("openai", folder, "tests")
+    package = _unpacked("openai", folder)
     files = [f"tests/api_resources/{file}" for file in OPENAI]
-    return _run(tests.parent, ["-n", "0", *files], {"TEST_API_BASE_URL": f"{url}/v1"})
+    return _run(package, ["-n", "0", *files], {"TEST_API_BASE_URL": f"{url}/v1"})
 
 
 def llama_cpp_cases(folder: Path) -> list[Case]:
     """All tests, those that are left out among them."""
-    tests = _unpacked("llama_cpp_python", folder, "vendor/llama.cpp/tools/server/tests")
+    server = "vendor/llama.cpp/tools/server/tests"
+    tests = _unpacked("llama_cpp_python", folder, server, "vendor/llama.cpp/models/templates") / server
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return _run(tests, ["-p", "bench.serve.llama_cpp", "unit"], {"PYTHONPATH": path})
 
 
-def _unpacked(package: str, folder: Path, inner: str) -> Path:
-    """A folder of a source package. Raises SystemExit where the package is not in `build`."""
+def _unpacked(package: str, folder: Path, *parts: str) -> Path:
+    """A source package, or parts of it. Raises SystemExit where the package is not in `build`."""
     archive = source(package)
     if archive is None:
         raise SystemExit(f"The source package of {package} is not in build/{package}: run `make nightly`.")
     with tarfile.open(archive) as packed:
-        packed.extractall(folder, filter="data")
-    return folder / archive.name.removesuffix(".tar.gz") / inner
+        wanted = [member for member in packed if member.name.partition("/")[2].startswith(parts or ("",))]
+        packed.extractall(folder, wanted, filter="data")
+    return folder / archive.name.removesuffix(".tar.gz")
 
 
 def _run(folder: Path, arguments: Sequence[str], environment: dict[str, str]) -> list[Case]:
