@@ -151,11 +151,13 @@ def pytest_sessionstart(session: pytest.Session) -> None:
             call.read(answer.body)
         return answer
 
-    def make_stream_request(self: Any, method: str, path: str, data: Any = None, **others: Any) -> Iterator[Any]:
+    def make_stream_request(self: Any, method: str, path: str, data: Any = None, *more: Any, **others: Any) -> Iterator[Any]:
         call = CALLS.get(path)
-        for chunk in ask_for_stream(self, method, call.path if call else path, call.asked(data) if call else data, **others):
-            if call:
-                call.read(chunk)
+        if call is None:
+            yield from ask_for_stream(self, method, path, data, *more, **others)
+            return
+        for chunk in ask_for_stream(self, method, call.path, call.asked(data), *more, **others):
+            call.read(chunk)
             yield chunk
 
     process.start, process.make_url = start, make_url
