@@ -303,9 +303,7 @@ def test_documents_are_ranked_by_their_scores(server):
     best = sorted(scores, key=lambda one: one["score"], reverse=True)
     for top_n, count in ((None, 3), (0, 3), (2, 2), (9, 3)):
         status, answer = server.post("/v1/rerank", {"query": "hello there", "documents": documents, "top_n": top_n})
-        assert status == 200 and [(r["index"], r["relevance_score"]) for r in answer["results"]] == [
-            (one["index"], one["score"]) for one in best[:count]
-        ]
+        assert status == 200 and [found["index"] for found in answer["results"]] == [one["index"] for one in best[:count]]
         assert answer["results"][0] == {
             "index": 1,
             "document": {"text": documents[1]},
