@@ -128,10 +128,10 @@ def test_nobody_who_leaves_and_no_row_that_cannot_be_written_stops_the_writer(tm
     kept = [store.keep_events("left", [{"id": f"left-{n}", **row}]) for n in range(50)]
     for done in kept:
         done.cancel()
-    assert sum(done.result(timeout=20) for done in kept) == 50
+    assert sum(done.result(timeout=60) for done in kept) == 50
     with pytest.raises(TenfoldError, match="cannot be kept"):
-        store.keep_events("much", [{"id": "much", **row, "place": 2**70}]).result(timeout=20)
-    assert store.keep_events("stays", [{"id": "stays", **row}]).result(timeout=20) == 1
+        store.keep_events("much", [{"id": "much", **row, "place": 2**70}]).result(timeout=60)
+    assert store.keep_events("stays", [{"id": "stays", **row}]).result(timeout=60) == 1
     assert len(store.history("left", 100)) == 50 and store.history("much", 1) == []
     store.close()
 

@@ -146,7 +146,7 @@ def test_a_climb_stopped_and_killed_gives_the_same_points_side_by_side(home, tmp
         child.send_signal(number)
         _, said = child.communicate(timeout=240)
         assert child.returncode in (130, -signal.SIGKILL) and "Traceback" not in said
-        assert not psutil.wait_procs(workers, timeout=30)[1], "processes of the ladder were left behind"
+        assert not psutil.wait_procs(workers, timeout=90)[1], "processes of the ladder were left behind"
     child, points, wanted = start(*command, threads=2), tmp_path / "g1" / "points.csv", (home / "g1" / "points.csv").read_text()
     deadline = time.monotonic() + 240
     while child.poll() is None and time.monotonic() < deadline and not (points.exists() and points.read_text() == wanted):

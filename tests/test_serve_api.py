@@ -122,7 +122,7 @@ class Server:
         return next(line for line in self.get("/metrics")[1].splitlines() if line.startswith("vllm:kv_cache_usage_perc")).split()[1]
 
     def wait_until_idle(self):
-        end = time.monotonic() + 30
+        end = time.monotonic() + 60
         while self.usage() != "0.0":
             assert time.monotonic() < end, "blocks are still in use"
             time.sleep(0.05)

@@ -67,6 +67,20 @@ def test_a_pipeline_sends_hidden_states_there_and_their_gradients_back_and_gathe
     assert [r.rank for r in (first, middle, last)] == [0, 2, 7]
 
 
+@pytest.mark.parametrize(("schedule", "stages"), [("1f1b", 1), ("interleaved", 2)])
+def test_a_pipeline_sends_of_each_row_the_same_and_holds_no_more_of_many_rows_than_of_a_few(schedule, stages):
+    fields = {"model": {**MODEL, "n_layers": 8}, "micro_batch": 1, "vocab_size": 64}
+    layout = {"pp": 4, "tp": 2, "schedule": schedule}
+    few, more, many = (run(8, batch_size=rows, parallel=layout, **fields).ranks for rows in (8, 12, 512))
+    hidden = 2 * 64 * 64 / 2  # bytes of a row between stages; of each that it has seen, PyTorch's tracker itself keeps one
+    for a, b, c in zip(few, more, many, strict=True):
+        for name in ("pp", "tp"):  # by row; weights are gathered once a step
+            row = (b.sent_gib[name] - a.sent_gib[name]) / 4
+            assert row > 0 and c.sent_gib[name] == pytest.approx(b.sent_gib[name] + (512 - 12) * row, rel=1e-9)
+        assert (b.memory_gib - a.memory_gib) * GIB < 4 * stages * 1.5 * hidden
+        assert (c.memory_gib - b.memory_gib) * GIB < 8 * stages * 1.5 * hidden
+
+
 def test_recompute_trades_memory_and_the_fullest_rank_is_the_first():
     kept, again = (run(4, batch_size=32, micro_batch=8, activation_checkpointing=what) for what in ("none", "full"))
     assert again.ranks[0].memory_gib < kept.ranks[0].memory_gib

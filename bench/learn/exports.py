@@ -51,7 +51,10 @@ def main() -> None:
                 }
             )
             print(rows[-1], file=sys.stderr)
-    headline = [(row["kind"], f"{row['equal']} of {row['prompts']} greedy answers of llama.cpp equal") for row in rows]
+    headline = [
+        (f"SmolLM2-135M as GGUF {row['kind']}: greedy answers of llama.cpp equal to ours", f"{row['equal']} of {row['prompts']}")
+        for row in rows
+    ]
     write_results("exports", rows, headline, "python -m bench.learn.exports")
 
 

@@ -4,13 +4,13 @@
     python -m bench.plan.buildable --models smollm2-135m --worlds 8 --dry-runs 1
 
 All published models on 8 to 131,072 processes: the best layout and the next nine of each are checked, `--dry-runs` of them, the
-best ones of every model and number first, are run on fake processes (`tenfold train --dry-run`). Minutes for each of the
-largest.
+best ones of every model and number first, are run on fake processes (`tenfold train --dry-run`).
 """
 
 import json
 import subprocess
 import tempfile
+import time
 from itertools import zip_longest
 from pathlib import Path
 
@@ -77,12 +77,17 @@ def main() -> None:
                 fault = check_trainer(layout, published_model(name))
                 rows.append({"what": "check", "model": name, "world": world, "layout": layout.words(), "fault": fault})
             per_case.append([(name, layout) for layout in layouts])
+    path = write_results("plan_buildable", rows, headline(rows))
     in_turn = [one for rank in zip_longest(*per_case) for one in rank if one is not None]
     for name, layout in in_turn[: asked.dry_runs]:
+        began = time.perf_counter()
         fault = dry_run(name, layout)
-        rows.append({"what": "dry run", "model": name, "world": layout.world, "layout": layout.words(), "fault": fault})
-        print(name, layout.world, layout.words(), fault or "runs", flush=True)
-    print(write_results("plan_buildable", rows, headline(rows)))
+        seconds = round(time.perf_counter() - began, 1)
+        done = {"model": name, "world": layout.world, "layout": layout.words(), "fault": fault, "seconds": seconds}
+        rows.append({"what": "dry run", **done})
+        print(f"{name} {layout.world} {layout.words()}: {fault or 'runs'}, {seconds} s", flush=True)
+        path = write_results("plan_buildable", rows, headline(rows))  # what has run is kept
+    print(path)
 
 
 if __name__ == "__main__":

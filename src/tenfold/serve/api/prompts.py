@@ -101,6 +101,7 @@ async def chat_prompt(
     Where the answer continues the last message, that one is not closed. Raises ApiError or TenfoldError.
     """
     _check_continues(form, messages)
+    messages = model.text.said(messages)
     if tools and not model.text.knows_tools:
         messages, tools = tell_of_tools(messages, tools), []
     if not model.text.knows_calls:

@@ -83,6 +83,45 @@ def cut(model: Llama, layout: Layout, rank: int) -> dict[int, Stage]:
     return stages
 
 
+class _PipelineStage(PipelineStage):
+    """PyTorch's, with room for what is received while it is on its way and in use, not for all parts of a batch at once."""
+
+    def _prepare_forward_infra(self, *args: Any, **kwargs: Any) -> Any:
+        return self._without_room(super()._prepare_forward_infra, *args, **kwargs)
+
+    def _prepare_backward_infra(self, *args: Any, **kwargs: Any) -> Any:
+        return self._without_room(super()._prepare_backward_infra, *args, **kwargs)
+
+    def _without_room(self, prepare: Any, *args: Any, **kwargs: Any) -> Any:
+        """Let `prepare` make its buffers, one for each part of a batch, on the meta device; shapes are known before it."""
+        device, self.device = self.device, torch.device("meta")
+        try:
+            return prepare(*args, **kwargs)
+        finally:
+            self.device = device
+
+    def _get_recv_ops(self, recv_infos: Any) -> Any:
+        _move(recv_infos, self.device)
+        return super()._get_recv_ops(recv_infos)
+
+    def _retrieve_recv_activations(self, fwd_chunk_id: int) -> Any:
+        received = super()._retrieve_recv_activations(fwd_chunk_id)
+        _move(self.args_recv_info[fwd_chunk_id], torch.device("meta"))
+        return received
+
+    def _retrieve_recv_grads(self, bwd_chunk_id: int) -> Any:
+        received = super()._retrieve_recv_grads(bwd_chunk_id)
+        _move(self.grad_recv_info[bwd_chunk_id], torch.device("meta"))
+        return received
+
+
+def _move(recv_infos: Any, device: torch.device) -> None:
+    """Empty buffers on `device` in the place of those that the infos hold."""
+    for info in recv_infos:
+        if getattr(info, "buffer", None) is not None:
+            info.buffer = torch.empty_like(info.buffer, device=device, requires_grad=False)
+
+
 class HiddenStates(NamedTuple):
     """What goes from stage to stage: its format, that in which weights are gathered, and the device."""
 
@@ -166,7 +205,7 @@ class Pipeline:
         hidden = self._hidden(micro, length, torch.device("meta")).requires_grad_()
         sums = torch.empty(1, 2, device="meta").requires_grad_()
         stages = [
-            PipelineStage(
+            _PipelineStage(
                 stage, index, self._count, self._device, input_args=hidden if index else tokens,
                 output_args=sums if index == self._count - 1 else hidden, group=self.group,
             )
