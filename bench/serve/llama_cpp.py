@@ -109,7 +109,8 @@ class Call(NamedTuple):
         return self.defaults | {self.names.get(name, name): value for name, value in data.items()}
 
 
-_COMPLETION = Call("/v1/completions", {"n_predict": "max_tokens"}, {"max_tokens": 64}, _completed)
+_FLAGS = {"max_tokens": 64, "seed": 42, "temperature": 0.8}  # what --n-predict, --seed and --temp say to a request that does not
+_COMPLETION = Call("/v1/completions", {"n_predict": "max_tokens"}, _FLAGS, _completed)
 _CHAT = Call("/v1/chat/completions", {}, {}, _begun)
 _TOKENIZE = {"content": "prompt", "add_special": "add_special_tokens", "with_pieces": "return_token_strs"}
 CALLS = {
