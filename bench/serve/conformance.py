@@ -39,7 +39,7 @@ def main() -> None:
         with serving(model, *SMALL_OPTIONS, "--feedback", f"sqlite:///{folder / 'feedback.db'}") as (url, _):
             clients = openai_cases(url, folder)
         servers = llama_cpp_cases(folder)
-    rows = [*rows_of("OpenAI's client", clients), *rows_of("llama.cpp's server", servers)]
+    rows = [*summary("OpenAI's client", clients), *summary("llama.cpp's server", servers)]
     headline = [
         ("tests of OpenAI's own client that pass", f"{sum(c.passed for c in clients)} of {len(clients)}"),
         ("tests of llama.cpp's server that pass, of those not left out", f"{sum(c.passed for c in servers)} of {_asked(servers)}"),
@@ -51,7 +51,7 @@ def _asked(cases: Sequence[Case]) -> int:
     return sum(not case.left_out for case in cases)
 
 
-def rows_of(suite: str, cases: Sequence[Case]) -> Iterator[Row]:
+def summary(suite: str, cases: Sequence[Case]) -> Iterator[Row]:
     """How many tests of each file passed, which failed, and how many are left out for each reason."""
     for file in dict.fromkeys(case.file for case in cases):
         asked = [case for case in cases if case.file == file and not case.left_out]
