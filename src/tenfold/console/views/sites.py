@@ -63,7 +63,7 @@ def _answer(home: Path, file: str, found: dict[str, Any]) -> dict[str, Any]:
     def rows(key: str, columns: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
         """The rows of a list: their texts as they are, their figures by name and unit."""
         table, _, part = key.partition(".")
-        listed = found.get(table) or []
+        listed: Any = found.get(table) or {}
         made = []
         for i, row in enumerate(listed[part] if listed and part else listed):
             texts = {name: value for name, value in row.items() if isinstance(value, str)}
