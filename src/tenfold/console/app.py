@@ -95,10 +95,6 @@ def _add_documents(app: FastAPI, options: ConsoleOptions) -> None:
         kind = SHOWN.get(PurePosixPath(file).suffix, "text/plain; charset=utf-8")
         return FileResponse(path, media_type=kind, headers={"Content-Security-Policy": FILE_POLICY, **Fresh})
 
-    @app.get("/events/alerts")
-    async def listen() -> Response:
-        return app.state.feeds.stream("alerts", changes(partial(alerts, home, options.fleet)))
-
 
 def _add_view(app: FastAPI, view: View, home: Path) -> None:
     allowed = [Depends(operator_only)] if view.private else []

@@ -2,9 +2,10 @@
 import { button, element, empty } from "./figures.js";
 import { actor } from "./changes.js";
 
+const ALERTS_MS = 5000;
 const main = document.querySelector("main");
 let leave = () => {};  // ends what the shown view listens to
-let shownNumber = 0;
+let shownNumber = 0, alertsShown = "[]";
 
 /** What the address names: `#/VIEW/NAME?key=value`. */
 function placeOf(hash) {
@@ -55,8 +56,12 @@ const page = {
     source.onmessage = event => handler(JSON.parse(event.data));
     source.onopen = () => said("live");
     source.onerror = () => said("no connection");
-    page.leaving(() => { source.close(); said(""); });
-    return () => source.close();
+    // A browser opens six connections to a server, for all tabs together: one that is not seen gives its own up.
+    const turn = () => { if (document.hidden) source.close(); else page.refresh(); };
+    const end = () => { document.removeEventListener("visibilitychange", turn); source.close(); };
+    document.addEventListener("visibilitychange", turn);
+    page.leaving(() => { end(); said(""); });
+    return end;
   },
   /** Calls the handler whenever a document has changed. */
   follow: (view, name, handler) => page.events(`events/${view}${name ? `/${encoded(name)}` : ""}`, handler),
@@ -94,8 +99,17 @@ async function show(index) {
 }
 
 function showAlerts(alerts) {
+  const now = JSON.stringify(alerts);
+  if (now === alertsShown) return;  // lest a screen reader says them again
+  alertsShown = now;
   const items = alerts.map(alert => element("p", { class: "alert" }, element("a", { href: alert.place }, alert.sentence)));
   document.querySelector("#alerts").replaceChildren(...items);
+}
+
+async function lookForAlerts() {
+  if (document.hidden) return;
+  const index = await ask("data/console.json").catch(() => null);  // the server may be away for a while
+  if (index) showAlerts(index.alerts);
 }
 
 function setScheme(scheme) {
@@ -124,7 +138,7 @@ async function begin() {
     page.views = views.map(view => view.name);
     document.querySelector("nav").replaceChildren(...views.map(view => element("a", { href: link(view.name) }, view.title)));
     showAlerts(index.alerts);
-    if (index.live) new EventSource("events/alerts").onmessage = async () => showAlerts((await ask("data/console.json")).alerts);
+    if (index.live) setInterval(lookForAlerts, ALERTS_MS);
     addEventListener("hashchange", () => show(index));
     await show(index);
   } catch (error) {
