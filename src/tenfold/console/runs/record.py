@@ -72,10 +72,11 @@ class Record:
                 self._forget(found.st_ino)
             self._size = found.st_size
             stream.seek(self._read)
-            torn = b""
-            while piece := stream.read(CHUNK):
-                whole, newline, torn = (torn + piece).rpartition(b"\n")
-                self._take(whole + newline)
+            while text := stream.read(CHUNK) + stream.readline():
+                whole = text[: text.rfind(b"\n") + 1]
+                self._take(whole)
+                if len(whole) < len(text):  # a line that is being written
+                    break
         return self
 
     def event(self, name: str) -> Event | None:
