@@ -54,7 +54,10 @@ function controls(state) {
   const places = choice(state, "region", "Place", regions.map(one => [one.key, one.name]), region);
   const parts = choice(state, "accelerator", "Accelerator", accelerators.map(one => [one, one]), accelerators[0]);
   const again = button("As planned", () => { state.asked = {}; state.page.go({}, { quiet: true }); state.page.refresh(); });
-  return element("div", { class: "sliders" }, sliders, places, parts, again);
+  const made = element("div", { class: "sliders" }, sliders, places, parts, again);
+  // The plan's own search takes the planner longest and is kept: it is done while a hand is on its way to a slider.
+  for (const event of ["pointerenter", "focusin"]) made.addEventListener(event, () => planner(state, {}).catch(() => {}), { once: true });
+  return made;
 }
 
 function slider(state, key, label, [low, own, high]) {
@@ -88,6 +91,8 @@ function change(state, key, value) {
   state.timer = setTimeout(() => ask(state), WAIT_MS);
 }
 
+const planner = ({ page, name }, asked) => page.ask(`ask/plan/${encodeURIComponent(name)}`, asked);
+
 /** Asks the planner, one question at a time; of those that came meanwhile the last is asked next. */
 async function ask(state) {
   if (state.asking) { state.again = true; return; }
@@ -96,7 +101,7 @@ async function ask(state) {
   state.status.textContent = "The planner is at work.";
   const began = performance.now();
   try {
-    const answer = Object.keys(state.asked).length ? await state.page.ask(`ask/plan/${encodeURIComponent(state.name)}`, state.asked) : null;
+    const answer = Object.keys(state.asked).length ? await planner(state, state.asked) : null;
     tell(state, answer);
     state.status.textContent = answer ? `The planner answered in ${((performance.now() - began) / 1000).toFixed(2)} s.` : "As planned.";
   } catch (error) {
@@ -123,7 +128,7 @@ function comparison(state) {
 
 async function compared(state, accelerator) {
   try {
-    const { sections } = await state.page.ask(`ask/plan/${encodeURIComponent(state.name)}`, { ...state.asked, accelerator });
+    const { sections } = await planner(state, { ...state.asked, accelerator });
     const figures = new Map(sections.flatMap(one => one.facts.map(({ name, figure }) => [name, figure])));
     return COMPARED.map(name => figures.get(name));
   } catch (error) {
