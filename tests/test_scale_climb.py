@@ -76,6 +76,7 @@ def test_the_climb_leaves_what_the_design_says(home):
     assert loss["measured"] > 0 and abs(loss["error_pct"]) < 25
     for name in (
         "forecast.json",
+        "trajectory.json",
         "run.jsonl",
         "run.toml",
         "points.csv",

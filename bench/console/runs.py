@@ -130,7 +130,7 @@ def opened(page: Any, address: str) -> float:
     return time.monotonic() - began
 
 
-def zoomed(page: Any, steps: int) -> tuple[float, float]:
+def zoomed(page: Any) -> tuple[float, float]:
     """Seconds from a drag over the middle tenth of the loss until that part's data are drawn, and the frames a second meanwhile."""
     box = page.locator(".plot .u-over").first.bounding_box()
     left, y = box["x"] + 0.225 * box["width"], box["y"] + box["height"] / 2  # the picture goes to the end of the plan
@@ -164,33 +164,34 @@ def followed(page: Any, record: Path, first: int, seconds: float) -> tuple[float
     return median(late), rate, longest
 
 
+@contextmanager
+def new_page(browser: Any) -> Iterator[Any]:
+    """A page without anything from those before."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(300_000)
+    yield page
+    page.close()
+
+
 def in_browser(home: Path, steps: int, seconds: float, rounds: int) -> Row:
     """What one page takes."""
     from playwright.sync_api import sync_playwright
 
-    cold, warm, zooms, memory = [], [], [], 0.0
+    cold, warm, zooms = [], [], []
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--enable-precise-memory-info"])
         for _ in range(rounds):
-            with console(home) as (process, address):
-                page = browser.new_page(viewport={"width": 1280, "height": 900})
-                page.set_default_timeout(300_000)
-                cold.append(opened(page, address))
-                page.close()
-                page = browser.new_page(viewport={"width": 1280, "height": 900})
-                page.set_default_timeout(300_000)
-                warm.append(opened(page, address))
-                zooms.append(zoomed(page, steps))
-                page.keyboard.press("0")
-                if len(cold) == rounds:
-                    page.close()
-                    page = browser.new_page(viewport={"width": 1280, "height": 900})
-                    page.set_default_timeout(300_000)
-                    opened(page, address)
-                    lag, rate, longest = followed(page, home / NAME / "run.jsonl", steps + 1, seconds)
-                    heap = page.evaluate("() => performance.memory.usedJSHeapSize") / MIB
-                memory = max(memory, process.memory_info().rss / MIB)
-                page.close()
+            with console(home) as (_, address):
+                with new_page(browser) as page:
+                    cold.append(opened(page, address))
+                with new_page(browser) as page:
+                    warm.append(opened(page, address))
+                    zooms.append(zoomed(page))
+        with console(home) as (process, address), new_page(browser) as page:
+            opened(page, address)
+            lag, rate, longest = followed(page, home / NAME / "run.jsonl", steps + 1, seconds)
+            memory = process.memory_info().rss / MIB
+            heap = page.evaluate("() => performance.memory.usedJSHeapSize") / MIB
         browser.close()
     return {
         "case": "one page", "steps": steps, "open_cold_s": median(cold), "open_s": median(warm),
