@@ -39,11 +39,11 @@ def cloned(folder: Path, packages_of: str | None) -> Path:
     if packages_of:
         say = "import sysconfig; print(sysconfig.get_path('purelib'))"
         packages = subprocess.run([packages_of, "-c", say], check=True, capture_output=True, text=True).stdout
-        subprocess.run([packages_of, "-m", "venv", str(clone / ".venv")], check=True)
+        subprocess.run([packages_of, "-m", "venv", "--without-pip", str(clone / ".venv")], check=True)
         (site,) = (clone / ".venv" / "lib").glob("python*/site-packages")
-        (site / "packages.pth").write_text(packages)
-        install = [clone / ".venv" / "bin" / "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "-e", clone]
-        subprocess.run(install, check=True)
+        (site / "packages.pth").write_text(packages)  # pip and hatchling are among them
+        pip = [str(clone / ".venv" / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+        subprocess.run([*pip, str(clone)], check=True)
         (clone / ".venv" / ".ready").touch()
     return clone
 
