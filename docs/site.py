@@ -1,4 +1,4 @@
-"""What mkdocs is told of the site (`make docs`): the first page is the README, and the reference is made of the parsers and structs."""
+"""A hook of mkdocs (`make docs`): the first page is the README, and the reference is made of the parsers and structs."""
 
 import inspect
 import re
@@ -7,8 +7,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from mkdocs.structure.files import File
+from msgspec import NODEFAULT, Struct, structs
 
 from tenfold.cli.options import Option, meta, options_of
 from tenfold.fleet import fleet_file
@@ -87,26 +87,21 @@ def settings(title: str, said: str, tables: dict[str, type]) -> str:
     """A page of the structs of a file, each with its docstring and fields."""
     parts = [f"# {title}", said]
     for name, struct in tables.items():
-        rows = (
-            (
-                f"`{field.name}`",
-                words(hints_of(struct)[field.name]),
-                default(_default(field)),
-                meta(hints_of(struct)[field.name])["help"],
-            )
-            for field in msgspec.structs.fields(struct)
-        )
+        kinds = hints_of(struct)
+        rows = [
+            (f"`{f.name}`", words(kinds[f.name]), default(_default(f)), meta(kinds[f.name])["help"]) for f in structs.fields(struct)
+        ]
         parts += [f"## {name}", inspect.getdoc(struct) or "", table(("key", "takes", "default", "what"), rows)]
     return "\n\n".join(parts) + "\n"
 
 
 def _default(field: Any) -> Any:
-    return field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
+    return field.default if field.default_factory is NODEFAULT else field.default_factory()
 
 
 def default(value: Any) -> str:
     """A default in a cell; nothing for one that is required, empty, or a table."""
-    if value is None or value is inspect.Parameter.empty or value is msgspec.NODEFAULT or isinstance(value, msgspec.Struct):
+    if value is None or value is inspect.Parameter.empty or value is NODEFAULT or isinstance(value, Struct):
         return ""
     return f"`{value}`" if value not in ("", (), [], {}) else ""
 
