@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # Many tests wait for processes of their own, so that one worker more than there are cores ends sooner.
 WORKERS = $(shell $(PYTHON) -c "import os; print(len(os.sched_getaffinity(0)) + 1)")
 
-.PHONY: setup climb circle test lint nightly clean
+.PHONY: setup climb circle test lint docs nightly guides clean
 
 setup: $(READY)
 
@@ -31,6 +31,10 @@ lint: setup
 	$(BIN)/ruff check src tests bench
 	$(BIN)/mypy
 
+# The site comes to build/site; a broken link ends the build.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 # Triton checks the kernels of a GPU without one, Ray runs ladders, and the source package of openai holds the client's own tests.
 # Where one of these cannot be had, the tests that need it are skipped.
 nightly: setup
@@ -38,6 +42,10 @@ nightly: setup
 	-$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[nightly]'
 	-$(BIN)/pip download --quiet --disable-pip-version-check -c constraints.txt --no-deps --no-binary openai -d build/openai openai
 	$(BIN)/pytest -m 'slow or not slow' --timeout 3600
+
+# Every command of the README and of the guides as it is written, in clean clones: about two hours.
+guides: setup
+	$(BIN)/python -m bench.guides --packages-of $(BIN)/python
 
 clean:
 	rm -rf $(VENV) build dist
