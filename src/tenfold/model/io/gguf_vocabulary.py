@@ -27,7 +27,7 @@ def add_vocabulary(writer: Any, source: Path, size: int) -> list[str]:
     writer.add_token_list([names.get(i, f"[PAD{i}]") for i in range(size)])
     writer.add_token_types([kinds.get(i, NORMAL if i in names else UNUSED) for i in range(size)])
     writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in stored["model"]["merges"]])
-    begin = [*vocabulary.begin, *tokenizer.encode("").ids]  # a tokenizer may put a token before every text that nobody calls bos
+    begin = [*vocabulary.begin, *tokenizer.encode("").ids]  # a tokenizer may begin every text with a token that is not named bos
     writer.add_add_bos_token(bool(begin))
     for add, token in (
         (writer.add_bos_token_id, next(iter(begin), vocabulary.bos)),
@@ -66,7 +66,7 @@ def _steps(pre_tokenizer: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def _whole_words(stored: dict[str, Any]) -> int:
-    """Tokens that merges alone do not lead to."""
+    """How many tokens stand in the list of merges, but are not what its merges make of their text."""
     pairs = (m.split(" ") if isinstance(m, str) else m for m in stored["merges"])
     merges = [(first, second) for first, second in pairs]
     bare = Tokenizer(models.BPE(stored["vocab"], merges))
