@@ -3,6 +3,7 @@
 import ctypes
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +169,7 @@ def test_hugging_face_layout_is_opened_in_transformers(tmp_path):
     done = export(chat_model(tmp_path / "model"), "hf:bf16", tmp_path / "out")
     assert "transformers opens it" in " ".join(done.notes)
     assert AutoModelForCausalLM.from_pretrained(done.path).dtype == torch.bfloat16
+    assert re.search(r'chkhsh == "[0-9a-f]{64}": res = "llama-bpe"', " ".join(done.notes))
 
 
 def test_what_cannot_be_exported_is_one_sentence_and_leaves_nothing(tmp_path):

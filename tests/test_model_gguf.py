@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tenfold.model.io.gguf_tokenizer import read_gguf_tokenizer
 from tenfold.model.io.huggingface import read_model, read_parts
+from tenfold.model.io.llamacpp_hash import llamacpp_hash
 from tenfold.model.io.tokenizer import read_tokenizer, read_vocabulary
 from tenfold.serve.complete import complete
 from tenfold.spec.errors import TenfoldError
@@ -54,6 +55,11 @@ def test_read_in_parts_it_is_the_same(smollm2):
             assert torch.equal(p, whole[f"{part}.{name}"])
             seen.add(f"{part}.{name}")
     assert seen == whole.keys()
+
+
+def test_its_tokenizer_has_the_hash_of_llama_cpps_converter(smollm2):
+    """SmolLM's entry in `conversion/base.py`."""
+    assert llamacpp_hash(smollm2) == ("855059429035d75a914d1eda9f10a876752e281a054a7a3d421ef0533e5b6249", "smollm")
 
 
 def test_it_knows_the_capital_of_france(smollm2):

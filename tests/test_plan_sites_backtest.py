@@ -1,22 +1,27 @@
 """Back-tests of site policies, what-if questions, limits that leave no plan, the page and the spreadsheet."""
 
 import json
+import math
 import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from msgspec.structs import replace as with_fields
 from openpyxl import load_workbook
 
+from tenfold.plan.ranges import Range
 from tenfold.plan.sites.answer import Question
 from tenfold.plan.sites.ask import ask
-from tenfold.plan.sites.backtest import World, backtest, served
+from tenfold.plan.sites.backtest import Span, World, backtest, served
 from tenfold.plan.sites.changes import blame, changed, compared, irreducible, limits_of, possible, scaled
 from tenfold.plan.sites.demand import read_demand, today
 from tenfold.plan.sites.inputs import Futures, example_text, read_sites
+from tenfold.plan.sites.leads import Leads
 from tenfold.plan.sites.page import write
-from tenfold.plan.sites.policies import View, policies
+from tenfold.plan.sites.policies import View, pace, policies, published
 from tenfold.plan.sites.portfolio import portfolio
 from tenfold.plan.sites.staging import Aim, Begun, solve
 from tenfold.plan.sites.tree import forecast_tree
@@ -57,26 +62,55 @@ def question(sites, demand):
     return Question(portfolio(sites, demand), demand, Aim())
 
 
-def test_a_simulated_world_costs_what_the_programme_says(question):
-    """Where nothing comes otherwise than planned, the simulation's own account of a plan is the programme's."""
-    p, tree = question.portfolio, question.grown().tree.mean()
+def test_a_simulated_world_costs_what_the_programme_says(sites, demand):
+    """Where all that is begun is ready as a stage begins, the simulation's own account of a plan is the programme's."""
+    demand = with_fields(demand, quarters=(0.0, 4.0, 8.0, 12.0, 16.0))
+    p = portfolio(sites, demand, lead=lambda figure, name: 4.0)
+    tree = forecast_tree(demand, today(demand)).tree.mean()
     plan = solve(p, tree)
-    world, blocks = World(p, p, tree.end), []
+    world, spans = World(p, p, Leads.of(sites), tree.end), []
     for n, node in enumerate(tree.nodes):
         assert world.begin(plan.decisions(n), node.quarter) == []
-        blocks.append((world, node.quarter, tree.years(n), np.array(node.hours)))
-    usd, _ = served(blocks)
+    for n, node in enumerate(tree.nodes):
+        end = node.quarter + 4 * tree.years(n)
+        spans += [Span(world, node.quarter, *part, np.array(node.hours)) for part in world.spans(node.quarter, end)]
+    usd, _ = served(spans)
     assert world.usd_m + usd.sum() == pytest.approx(plan.mean_usd_m, rel=1e-4)
 
 
-def test_nothing_begins_before_its_predecessors_and_lateness_is_not_known_in_advance(question):
+def test_what_is_late_is_missing_for_as_long_as_it_is_late(sites, demand):
+    p = portfolio(sites, demand)
+    machine = p.machines[0]
+    world = World(replace(p, halls_begun=()), p, Leads.of(sites), 20.0)
+    world.begin([Begun(0, "OH", "halls", 100.0), Begun(0, "OH", machine.name, 100.0)], 0.0)
+    ready = max(p.hall.lead, machine.lead)
+    start, end = world.spans(0.0, 8.0)[-1]
+    assert start == ready and end == 8.0
+    for before, after in world.spans(0.0, 8.0):
+        assert (world.capacity((before + after) / 2) == world.capacity(before)).all()
+    there = world.capacity(ready)[0] - world.capacity(ready - 1e-6)[0]
+    assert there > 0
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.floats(0, 12), st.floats(0.5, 12))
+def test_what_is_waited_for_takes_longer_than_it_has_and_what_came_tells(waited, lead):
+    leads = Leads.of(read_sites())
+    planned = leads.expected("lead b200", [], 0.0)
+    assert planned == Range.of(read_sites().chips["b200"].quarters, "lead b200").quantile(read_sites().lead_level)
+    waiting = leads.expected("lead b200", [(0.0, math.inf)], waited)
+    assert waiting > waited and waiting >= planned - 1e-9
+    assert leads.expected("lead b200", [(2.0, 2.0 + lead), (4.0, math.inf)], 2.0 + lead) == pytest.approx(lead)
+
+
+def test_nothing_begins_before_its_predecessors_and_lateness_is_not_known_in_advance(sites, question):
     p = question.portfolio
     slow = tuple(replace(place, steps=tuple(replace(s, lead=20.0) for s in place.steps)) for place in p.sites)
-    world = World(replace(p, sites=slow), p, 30.0)
+    world = World(replace(p, sites=slow), p, Leads.of(sites), 30.0)
     shell = Begun(0, "TX", "shell")
     assert world.begin([shell, Begun(0, "TX", "land"), Begun(0, "TX", "halls", 5.0)], 0.0) == [shell, Begun(0, "TX", "halls", 5.0)]
     planned = {step.name: step.lead for step in p.sites[-1].steps}["land"]
-    assert world.view(0.0).sites[-1].ready == {"land": planned}
+    assert world.view(0.0).sites[-1].ready == pytest.approx({"land": planned})
     assert world.view(10.0).sites[-1].ready["land"] > 10
     assert world.view(20.0).sites[-1].ready["land"] == 20
 
@@ -92,6 +126,20 @@ def test_policies_meet_the_same_futures_and_repeat_themselves(sites, demand):
         assert np.all((result.short_share >= 0) & (result.short_share <= 1))
     with pytest.raises(TenfoldError, match="just-in-time"):
         policies(["just-in-tim"], first, 0.0)
+
+
+def test_the_published_pace_fills_the_sites_whatever_the_demand(sites, demand):
+    p = portfolio(sites, demand, lead=lambda figure, name: 1.0)
+    world, paid = World(p, p, Leads.of(sites), demand.end_quarter), []
+    for quarter in demand.quarters:
+        view = View(world.view(quarter), replace(today(demand), quarter=quarter), demand)
+        paid.append(pace(view))
+        assert world.begin(published(view), quarter) == []
+    assert sum(paid) == pytest.approx(1)
+    for place in p.sites:
+        built = place.halls_mw + sum(mw for site, mw, *_ in world.halls if site == place.name)
+        assert built <= place.largest_mw + 1e-6
+    assert sum(mw for _, mw, *_ in world.halls) > 0.5 * sum(place.largest_mw - place.halls_mw for place in p.sites)
 
 
 @pytest.mark.parametrize("change", ["price.b200 x1.2", "rent x0.9", "water.OH x0.5", "lead x1.5", "grid.LA-1 delayed 6 quarters"])
@@ -136,7 +184,7 @@ def test_limits_that_leave_no_plan_are_irreducible(question):
 
 
 def test_the_page_and_the_spreadsheet_say_what_the_json_says(tmp_path, small_file):
-    document = ask(None, small_file, tmp_path, ["price.h100 x1.01"], NONE)
+    document = ask(None, (small_file, None), tmp_path, ["price.h100 x1.01"], NONE)
     write(document, tmp_path / "sites.html")
     page = (tmp_path / "sites.html").read_text()
     assert document["what_if"][0]["sentence"] in page
@@ -153,7 +201,7 @@ def test_a_question_without_a_plan_is_refused_with_the_limits_that_bind(tmp_path
     text = example_text("sites.toml")
     (tmp_path / "sites.toml").write_text(text.replace("[rent]", "[limits]\nall_served = true\nusd_per_year = 8e9\n\n[rent]"))
     with pytest.raises(TenfoldError, match="bind together: .* would do"):
-        ask(tmp_path / "sites.toml", small_file, tmp_path, [], NONE)
+        ask(tmp_path / "sites.toml", (small_file, None), tmp_path, [], NONE)
 
 
 def test_one_percent_of_an_input_changes_nothing_or_is_explained(question):

@@ -11,9 +11,11 @@ import sys
 import time
 from contextlib import contextmanager, suppress
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import append_line, one_at_a_time, read_lines, whole_file, whole_folder, write_json, write_text
@@ -235,6 +237,17 @@ def test_links_devices_and_permissions_stay_what_they_are(tmp_path):
     reader = subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE, text=True)
     write_text(tmp_path / "pipe", "through")
     assert reader.communicate()[0] == "through" and stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+
+
+def test_a_private_file_of_a_library_gets_the_mode_of_others(tmp_path):
+    """`save_file` of safetensors puts a file of its own, which no other may read, in the place of the scratch file."""
+    before = os.umask(0o027)
+    try:
+        with whole_file(tmp_path / "x.safetensors") as scratch:
+            save_file({"x": np.zeros(3)}, scratch)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "x.safetensors").stat().st_mode) == 0o640
 
 
 def test_a_folder_that_holds_something_is_refused(tmp_path):

@@ -1,6 +1,6 @@
-"""Sites: how long large programmes take, policies on futures outside the tree, and inputs that change by one percent.
+"""Sites: how long large programmes take, policies on futures outside the tree and on history, inputs that change by one percent.
 
-python -m bench.plan.sites --parts size,policies,percent --futures 1000
+python -m bench.plan.sites --parts size,policies,percent,history --futures 1000
 
 The programmes of a size have sites like the example's, each with other costs, limits and prices; demand grows with their number.
 Futures are split over the cores.
@@ -10,6 +10,7 @@ import os
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 from msgspec.structs import replace as with_fields
@@ -19,8 +20,9 @@ from tenfold.plan.sites.answer import Question
 from tenfold.plan.sites.backtest import Result, backtest
 from tenfold.plan.sites.changes import changed, compared
 from tenfold.plan.sites.demand import read_demand, today
+from tenfold.plan.sites.history import history
 from tenfold.plan.sites.inputs import Futures, read_sites
-from tenfold.plan.sites.policies import NAIVE, View, policies
+from tenfold.plan.sites.policies import NAIVE, Policy, View, policies
 from tenfold.plan.sites.portfolio import Portfolio, portfolio
 from tenfold.plan.sites.staging import Aim, solve
 from tenfold.plan.sites.tree import forecast_tree
@@ -85,9 +87,15 @@ def size(nodes: int, sites: int, branches: tuple[int, ...], stages: int) -> Row:
 
 def some(number: int, count: int, factors: dict[str, float]) -> dict[str, Result]:
     """Some of the futures, by all policies."""
+    return backtest(read_sites(), read_demand(), chosen(), Futures(count, number, **factors))
+
+
+@cache
+def chosen() -> dict[str, Policy]:
+    """All policies; they keep what they decide in the first stage."""
     sites, demand = read_sites(), read_demand()
     first = View(portfolio(sites, demand), today(demand), demand)
-    return backtest(sites, demand, policies(list(NAIVE), first, sites.cvar_share), Futures(count, number, **factors))
+    return policies([*NAIVE, "published"], first, sites.cvar_share)
 
 
 def policy_rows(futures: int) -> list[Row]:
@@ -124,6 +132,12 @@ def percent_rows() -> list[Row]:
     return rows
 
 
+def history_rows() -> list[Row]:
+    """Policies decided at the ends of 2021, 2022 and 2023, beside what was built."""
+    found = history(read_sites())
+    return [{"part": "history", "what": what, **row} for what in ("decided", "built") for row in found[what]]
+
+
 def headline(rows: list[Row]) -> Headline:
     for row in rows:
         if row["part"] == "size":
@@ -136,11 +150,19 @@ def headline(rows: list[Row]) -> Headline:
     percent = [row for row in rows if row["part"] == "percent"]
     if percent:
         yield "Sites: decisions unchanged by 1 % of an input", f"{sum(row['unchanged'] for row in percent)} of {len(percent)}"
+    decided = [row for row in rows if row["part"] == "history" and row["what"] == "decided"]
+    for year in dict.fromkeys(row["decided"] for row in decided):
+        figures = ", ".join(
+            f"{row['policy']} {row['usd'] / 1e9:.1f} ({100 * row['short_share']:.1f} %)"
+            for row in decided
+            if row["decided"] == year
+        )
+        yield f"Sites, decided at the end of {year}: billion USD until {decided[0]['until']} (hours short)", figures
 
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--parts", default="size,policies,percent")
+    parser.add_argument("--parts", default="size,policies,percent,history")
     parser.add_argument("--futures", type=int, default=1000)
     asked = parser.parse_args()
     parts, rows = asked.parts.split(","), []
@@ -150,6 +172,8 @@ def main() -> None:
         rows += policy_rows(asked.futures)
     if "percent" in parts:
         rows += percent_rows()
+    if "history" in parts:
+        rows += history_rows()
     print(write_results("sites", rows, headline(rows)))
 
 

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from tenfold.data.conversations.template import render
+from tenfold.data.conversations.words import MARK, marked, special_words, without_marks
 from tenfold.model.io.tokenizer import read_tokenizer, read_vocabulary
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.vocabulary import byte_characters
@@ -55,7 +56,11 @@ class TextSide:
 
     def render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None, **more: Any) -> str:
         """The prompt of a conversation. Raises TenfoldError if the template refuses it or fails."""
-        return render(self.template, messages, self.special, tools=tools, **{"add_generation_prompt": True, **more})
+        return render(self.template, self.said(messages), self.special, tools=tools, **{"add_generation_prompt": True, **more})
+
+    def said(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The messages for a template, with marks where people's words spell special tokens."""
+        return marked(messages, self._words)
 
     def encode_chat(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None, **more: Any) -> list[int]:
         """Tokens of a conversation."""
@@ -68,7 +73,8 @@ class TextSide:
                 f"The prompt has at least {least} tokens: {least - self.limit} or more too many for the context of {self.limit}."
             )
         # By its batches alone does the tokenizer let other threads run meanwhile.
-        return self.tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        tokenizer = self._for_marks if MARK in text else self.tokenizer
+        return tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes that a token stands for; those of a special one are its name."""
@@ -80,6 +86,14 @@ class TextSide:
         if found := _BYTE_NAME.fullmatch(name):
             return bytes.fromhex(found[1])
         return name.replace("\u2581", " ").encode()  # SentencePiece's mark of a space
+
+    @cached_property
+    def _words(self) -> re.Pattern[str] | None:
+        return special_words(self.tokenizer, self.stop_tokens)
+
+    @cached_property
+    def _for_marks(self) -> Tokenizer:
+        return without_marks(self.tokenizer, self._words)
 
     @cached_property
     def _added(self) -> dict[int, Any]:

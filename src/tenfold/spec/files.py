@@ -101,7 +101,9 @@ def whole_file(path: Path, *, private: bool = False) -> Iterator[Path]:
             try:
                 if target.exists() and not private:
                     shutil.copymode(target, scratch)
+                mode = scratch.stat().st_mode
                 yield scratch
+                scratch.chmod(mode)  # of a library that puts a private file of its own in its place
                 _to_disk(scratch)
                 scratch.replace(target)
             except BaseException:

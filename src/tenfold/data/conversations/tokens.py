@@ -3,8 +3,10 @@
 The tokens before an answer are exactly those that a server would give the model as a prompt, so training matches serving.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from tokenizers import Tokenizer
 
 from tenfold.data.conversations.chats import Chat, prompt_of
 from tenfold.data.conversations.template import render
+from tenfold.data.conversations.words import MARK, marked, special_words, without_marks
 from tenfold.model.io.tokenizer import read_tokenizer, read_vocabulary
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.vocabulary import Vocabulary
@@ -54,7 +57,7 @@ class ChatEncoder:
         learned: list[bool] = []
         size = 0
         for text, is_answer in self._segments(chat, last_alone):
-            ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+            ids = self._ids(text)
             end = 0
             if is_answer:
                 # Any later stop token would come from the text of the answer itself.
@@ -69,7 +72,18 @@ class ChatEncoder:
 
     def prompt(self, messages: Chat) -> list[int]:
         """The tokens that a server would send for messages that wait for an answer."""
-        return self.tokenizer.encode(self._render(messages, add_generation_prompt=True), add_special_tokens=False).ids
+        return self._ids(self._render(messages, add_generation_prompt=True))
+
+    def _ids(self, text: str) -> list[int]:
+        return (self._for_marks if MARK in text else self.tokenizer).encode(text, add_special_tokens=False).ids
+
+    @cached_property
+    def _words(self) -> re.Pattern[str] | None:
+        return special_words(self.tokenizer, self.vocabulary.stop_tokens)
+
+    @cached_property
+    def _for_marks(self) -> Tokenizer:
+        return without_marks(self.tokenizer, self._words)
 
     def _segments(self, chat: Chat, last_alone: bool) -> Iterator[tuple[str, bool]]:
         """The rendered text in parts, and whether each is an answer, up to the last answer."""
@@ -87,4 +101,5 @@ class ChatEncoder:
     def _render(self, messages: Chat, add_generation_prompt: bool) -> str:
         assert self.vocabulary.chat_template is not None
         special = self.vocabulary.names
-        return render(self.vocabulary.chat_template, messages, special, add_generation_prompt=add_generation_prompt)
+        said = marked(messages, self._words)
+        return render(self.vocabulary.chat_template, said, special, add_generation_prompt=add_generation_prompt)

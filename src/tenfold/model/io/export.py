@@ -10,6 +10,7 @@ from tenfold.model.io import executorch
 from tenfold.model.io.compare import Answer, answers, divergence, log_probs
 from tenfold.model.io.gguf_writer import GGUF_KINDS, PLAIN_KINDS, write_gguf
 from tenfold.model.io.huggingface import read_model, read_slots, write_model
+from tenfold.model.io.llamacpp_hash import converter_note
 from tenfold.model.io.meta import meta_name, write_meta
 from tenfold.model.io.runtimes import open_in_llamacpp, open_in_transformers
 from tenfold.model.io.tokenizer import has_tokenizer, read_tokenizer
@@ -68,7 +69,7 @@ def _to_hf(source: Path, out: Path, kind: str) -> list[str]:
     with whole_folder(out) as scratch:
         write_model(read_model(source), scratch, source, _DTYPES[kind])
         found, said = _beside(source, scratch)
-        return [found, open_in_transformers(scratch, said)]
+        return [found, open_in_transformers(scratch, said), *(converter_note(scratch) if has_tokenizer(scratch) else [])]
 
 
 def _to_meta(source: Path, out: Path, kind: str) -> list[str]:

@@ -1,7 +1,8 @@
 """How other tools write the checkpoints of a family: what the entry `weights` of `tenfold.model.family.Family` gives."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -10,16 +11,27 @@ from torch import Tensor
 from tenfold.spec.model import ModelSpec
 
 
+def _nothing(_: Any) -> dict[str, Any]:
+    return {}
+
+
 class GGUFNames(NamedTuple):
     """A family's tensor names in GGUF files by their Hugging Face names: `part` within a layer (`blk.N.`), `top` outside of layers.
 
     The rows of the tensors in `turned` are stored for rotary positions of neighbouring pairs, as in llama.cpp, not of halves.
+    `stacks` are GGUF's names of the matrices that stand side by side in a stack of Hugging Face. Of the header, `read` are fields
+    of the family's own, `spec_fields` gives the fields of a spec that follow from all of them, and `header` the family's own from
+    a spec; it raises TenfoldError for a model that llama.cpp would compute otherwise.
     """
 
     architecture: str
     part: dict[str, str]
     top: dict[str, str]
     turned: tuple[str, ...] = ()
+    stacks: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    read: tuple[str, ...] = ()
+    spec_fields: Callable[[dict[str, Any]], dict[str, Any]] = _nothing
+    header: Callable[[ModelSpec], dict[str, int]] = _nothing
 
 
 class CheckpointFormat(NamedTuple):

@@ -50,7 +50,7 @@ def _spec(reader: Any, path: Path) -> tuple[ModelSpec, GGUFNames]:
     _require_whole_model(reader, path)
     architecture = reader.fields["general.architecture"].contents()
     family, names = _family(path, architecture)
-    fields = _fields(reader, architecture, path)
+    fields = _fields(reader, names, path)
     heads, dim = fields["attention.head_count"], fields["embedding_length"]
     tensors = {t.name: t for t in reader.tensors}
     head_dim = fields.get("attention.key_length", dim // heads)
@@ -72,6 +72,7 @@ def _spec(reader: Any, path: Path) -> tuple[ModelSpec, GGUFNames]:
         norm_eps=float(f"{fields['attention.layer_norm_rms_epsilon']:.6g}"),
         attention_bias="blk.0.attn_q.bias" in tensors,
         mlp_bias="blk.0.ffn_up.bias" in tensors,
+        **names.spec_fields(fields),
     )
     for key in ("attention.value_length", "rope.dimension_count"):
         if fields.get(key, head_dim) != head_dim:
@@ -88,9 +89,9 @@ def _require_whole_model(reader: Any, path: Path) -> None:
         raise TenfoldError(f"{path} is one of {parts} parts of a model: put them together with llama-gguf-split --merge.")
 
 
-def _fields(reader: Any, architecture: str, path: Path) -> dict[str, Any]:
+def _fields(reader: Any, names: GGUFNames, path: Path) -> dict[str, Any]:
     """The fields of an architecture. Raises TenfoldError for one that is not known, and one that differs between layers."""
-    own, found = f"{architecture}.", {}
+    own, known, found = f"{names.architecture}.", {*_READ, *names.read}, {}
     for key, field in reader.fields.items():
         if not key.startswith(own):
             continue
@@ -99,7 +100,7 @@ def _fields(reader: Any, architecture: str, path: Path) -> dict[str, Any]:
             (value,) = set(value)
         if name in _FIXED and value == _FIXED[name]:
             continue
-        if name not in _READ:
+        if name not in known:
             raise TenfoldError(f"{path} has a header field that is not computed here: {key} = {shown(value)}.")
         if isinstance(value, list):
             raise TenfoldError(f"{path} has layers of several kinds, {key} = {shown(value)}: only equal layers are computed here.")
@@ -129,12 +130,13 @@ def _rope_scaling(fields: dict[str, Any], context: int, path: Path) -> RopeScali
 
 
 def _stretched(spec: ModelSpec, factors: np.ndarray, fields: dict[str, Any], path: Path) -> ModelSpec:
-    """The spec with Llama 3.1's stretch, of which a file has the factors alone. Raises TenfoldError for another one."""
+    """The spec with the stretch of Llama 3.1 or 4, of which a file has the factors alone. Raises TenfoldError for another one."""
     original = int(fields.get("rope.scaling.original_context_length", 8192))
-    stretched = replace(spec, rope_scaling=RopeScaling(float(factors.max()), 1.0, 4.0, original))
-    if spec.rope_scaling is not None or not np.allclose(rope_factors(stretched).numpy(), factors, rtol=1e-4):
-        raise TenfoldError(f"{path} stretches its rotary positions otherwise than Llama 3.1: read its Hugging Face directory.")
-    return stretched
+    for high in (4.0, 1.0):
+        stretched = replace(spec, rope_scaling=RopeScaling(float(factors.max()), 1.0, high, original))
+        if spec.rope_scaling is None and np.allclose(rope_factors(stretched).numpy(), factors, rtol=1e-4):
+            return stretched
+    raise TenfoldError(f"{path} stretches its rotary positions otherwise than Llama 3.1 and 4: read its Hugging Face directory.")
 
 
 def _family(path: Path, architecture: str) -> tuple[str, GGUFNames]:
@@ -161,7 +163,19 @@ def _tensors(reader: Any, spec: ModelSpec, names: GGUFNames) -> dict[str, Stored
             if part in names.part:
                 name = f"model.layers.{layer}.{names.part[part]}.{kind}"
         found[name] = Stored(tuple(map(int, reversed(stored.shape))), partial(_tensor, stored, turned))
+    for layer in range(spec.n_layers):
+        for name, parts in names.stacks.items():
+            keys = [f"blk.{layer}.{part}.weight" for part in parts]
+            if all(key in found for key in keys):
+                found[f"model.layers.{layer}.{name}"] = _side_by_side([found.pop(key) for key in keys])
     return found
+
+
+def _side_by_side(matrices: list[Stored]) -> Stored:
+    """Experts' matrices [experts, out, in] as one stack [experts, in, sum of out]."""
+    experts, _, fan_in = matrices[0].shape
+    outs = sum(matrix.shape[1] for matrix in matrices)
+    return Stored((experts, fan_in, outs), lambda: torch.cat([matrix.read().mT for matrix in matrices], -1))
 
 
 def _tensor(stored: Any, turned_head: int = 0) -> Tensor:

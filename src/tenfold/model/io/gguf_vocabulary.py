@@ -6,10 +6,12 @@ from typing import Any
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from tenfold.model.io.gguf_sentencepiece import add_sentencepiece, sentencepiece_kinds
 from tenfold.model.io.gguf_splits import SPLITS
 from tenfold.model.io.gguf_tokenizer import CONTROL, NORMAL, UNUSED, USER_DEFINED
 from tenfold.model.io.tokenizer import read_tokenizer, read_vocabulary
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.vocabulary import Vocabulary
 
 
 def add_vocabulary(writer: Any, source: Path, size: int) -> list[str]:
@@ -19,15 +21,22 @@ def add_vocabulary(writer: Any, source: Path, size: int) -> list[str]:
     """
     tokenizer, vocabulary = read_tokenizer(source), read_vocabulary(source)
     stored = json.loads(tokenizer.to_str())
-    pre = _pre(stored, source)
     kinds = {i: CONTROL if token.special else USER_DEFINED for i, token in tokenizer.get_added_tokens_decoder().items()}
     names = {i: token for token, i in tokenizer.get_vocab(with_added_tokens=True).items()}
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre)
+    if stored["model"]["type"] == "BPE" and stored["model"].get("byte_fallback"):
+        kinds |= sentencepiece_kinds(stored["model"])
+        notes = add_sentencepiece(writer, stored, [names.get(i) for i in range(size)], source)
+    else:
+        notes = _add_byte_level(writer, stored, source)
     writer.add_token_list([names.get(i, f"[PAD{i}]") for i in range(size)])
     writer.add_token_types([kinds.get(i, NORMAL if i in names else UNUSED) for i in range(size)])
-    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in stored["model"]["merges"]])
-    begin = [*vocabulary.begin, *tokenizer.encode("").ids]  # a tokenizer may begin every text with a token that is not named bos
+    _add_special(writer, vocabulary, tokenizer.encode("").ids)
+    return notes
+
+
+def _add_special(writer: Any, vocabulary: Vocabulary, before: list[int]) -> None:
+    """Add the ids of special tokens, and the chat template."""
+    begin = [*vocabulary.begin, *before]  # a tokenizer may begin every text with a token that is not named bos
     writer.add_add_bos_token(bool(begin))
     for add, token in (
         (writer.add_bos_token_id, next(iter(begin), vocabulary.bos)),
@@ -40,21 +49,30 @@ def add_vocabulary(writer: Any, source: Path, size: int) -> list[str]:
             add(token)
     if vocabulary.chat_template is not None:
         writer.add_chat_template(vocabulary.chat_template)
+
+
+def _add_byte_level(writer: Any, stored: dict[str, Any], source: Path) -> list[str]:
+    pre = pre_of(stored)
+    if pre is None:
+        raise TenfoldError(
+            f"The tokenizer of {source} is no byte-level BPE that splits text as {', '.join(SPLITS)} do, nor SentencePiece's BPE, "
+            "and so has no name in GGUF files: export the model --to hf, for llama.cpp's own converter."
+        )
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in stored["model"]["merges"]])
     whole = _whole_words(stored["model"]) if SPLITS[pre].whole_words and not stored["model"].get("ignore_merges") else 0
     odd = [f"{whole} tokens are words that llama.cpp keeps whole, and this tokenizer spells in parts."] if whole else []
     return [f"Its tokenizer splits text as {pre!r}.", *odd]
 
 
-def _pre(stored: dict[str, Any], source: Path) -> str:
-    """The name that llama.cpp has for the way in which a tokenizer splits text."""
-    ours = _steps(stored["pre_tokenizer"]) if stored["model"]["type"] == "BPE" and not stored["normalizer"] else None
-    for name, split in SPLITS.items():
-        if ours == _steps(json.loads(pre_tokenizers.Sequence(split.steps).__getstate__())):
-            return name
-    raise TenfoldError(
-        f"The tokenizer of {source} is no byte-level BPE that splits text as {', '.join(SPLITS)} do, and so has no name in GGUF "
-        "files: export the model --to hf, for llama.cpp's own converter."
-    )
+def pre_of(stored: dict[str, Any]) -> str | None:
+    """The name that llama.cpp has for the way in which a tokenizer, as it is stored, splits text; None where it has none."""
+    if stored["model"]["type"] != "BPE" or stored["normalizer"]:
+        return None
+    ours = _steps(stored["pre_tokenizer"])
+    named = ((name, _steps(json.loads(pre_tokenizers.Sequence(split.steps).__getstate__()))) for name, split in SPLITS.items())
+    return next((name for name, steps in named if steps == ours), None)
 
 
 def _steps(pre_tokenizer: dict[str, Any] | None) -> list[dict[str, Any]]:

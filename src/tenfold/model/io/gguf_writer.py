@@ -7,14 +7,14 @@ Which tensor gets which format, and which fallback where its rows do not fill th
 from collections.abc import Iterator
 from math import log, prod
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
 from tenfold.model.build import make_shapes
 from tenfold.model.family import family_of
-from tenfold.model.io.format import GGUFNames, Slot
+from tenfold.model.io.format import GGUFNames, Slot, Stack
 from tenfold.model.io.gguf_vocabulary import add_vocabulary
 from tenfold.model.io.huggingface import read_slots, read_spec, slots_of
 from tenfold.model.io.tokenizer import has_tokenizer
@@ -64,9 +64,10 @@ def write_gguf(source: Path, file: Path, kind: str) -> list[str]:
         raise TenfoldError(f"{source} is a model of the family {spec.family!r}, which has no GGUF names: export it --to hf.")
     writer = GGUFWriter(file, names.architecture)
     _add_shape(writer, spec, kind)
+    for key, value in names.header(spec).items():
+        writer.add_uint32(f"{names.architecture}.{key}", value)
     notes = add_vocabulary(writer, source, spec.vocab_size) if has_tokenizer(source) else ["It has no tokenizer, as the model."]
-    slots = cast(dict[str, Slot], slots_of(make_shapes(spec)))  # families with stacks of experts have no GGUF names
-    shapes = {name: slot.shape for name, slot in _by_name(slots, names)}
+    shapes = {name: tuple(tensor.shape) for name, tensor in _by_name(slots_of(make_shapes(spec)), names)}
     formats = {name: _format(name, shape, kind, spec) for name, shape in shapes.items()}
     instead = [found for found, wanted in formats.values() if found != wanted]
     if instead:
@@ -113,24 +114,28 @@ def _add_stretch(writer: Any, s: RopeScaling) -> None:
         writer.add_rope_scaling_attn_factors(s.attention_factor / (0.1 * log(s.factor) + 1))
 
 
-def _by_name(slots: dict[str, Slot], names: GGUFNames) -> Iterator[tuple[str, Slot]]:
-    """Slots by their GGUF names, in the order in which a model is read in parts: what lies beside the layers first."""
+def _by_name(slots: dict[str, Slot | Stack], names: GGUFNames) -> Iterator[tuple[str, Tensor]]:
+    """Weights by their GGUF names, in the order in which a model is read in parts: what lies beside the layers first."""
     ours = {theirs: name for name, theirs in names.top.items()}
     parts = {theirs: name for name, theirs in names.part.items()}
     for key, slot in sorted(slots.items(), key=lambda item: ".layers." in item[0]):
         if key in ours:
-            yield ours[key], slot
+            assert isinstance(slot, Slot)
+            yield ours[key], slot.pairs()
+            continue
+        _, _, layer, part = key.split(".", 3)
+        if isinstance(slot, Stack):
+            yield from ((f"blk.{layer}.{one}.weight", view) for one, view in zip(names.stacks[part], slot.views, strict=True))
         else:
-            part, _, kind = key.rpartition(".")
-            _, _, layer, part = part.split(".", 3)
-            yield f"blk.{layer}.{parts[part]}.{kind}", slot
+            part, _, kind = part.rpartition(".")
+            yield f"blk.{layer}.{parts[part]}.{kind}", slot.pairs()
 
 
 def _format(name: str, shape: tuple[int, ...], kind: str, spec: ModelSpec) -> tuple[str, str]:
     """The format of a tensor, and the one that it stands in for where rows do not fill that one's blocks."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-    if len(shape) < 2:
+    if len(shape) < 2 or ".ffn_gate_inp." in name:  # llama.cpp keeps what chooses experts as it is
         return "F32", "F32"
     chosen = GGUF_KINDS[kind]
     wanted = chosen.matrix
@@ -151,7 +156,7 @@ def _finer(layer: int, layers: int) -> bool:
 
 def _tensors(source: Path, names: GGUFNames) -> Iterator[Tensor]:
     for part in read_slots(source):
-        yield from (slot.pairs() for _, slot in _by_name(part, names))
+        yield from (tensor for _, tensor in _by_name(part, names))
 
 
 def _write_tensors(
@@ -178,11 +183,14 @@ def _write_tensors(
 
 
 def quantised(rows: np.ndarray, kind: str) -> np.ndarray:
-    """Rows in a format of llama.cpp, as bytes or floats. Raises NotInstalled where a K-quant's package is missing."""
+    """Rows, or experts' stacks of rows, in a format of llama.cpp: [rows, bytes or floats].
+
+    Raises NotInstalled where a K-quant's package is missing.
+    """
     from gguf import GGMLQuantizationType
     from gguf.quants import quantize
 
-    rows = np.ascontiguousarray(rows, dtype=np.float32)
+    rows = np.ascontiguousarray(rows, dtype=np.float32).reshape(-1, rows.shape[-1])
     if kind == "Q4_0" and (kept := _kept_q4_0(rows)) is not None:
         return kept
     if not kind.endswith("_K"):

@@ -63,27 +63,28 @@ def _tensors(linear: nn.Linear) -> dict[str, Tensor]:
     return {kind: p.data for kind in ("weight", "bias") if (p := getattr(linear, kind)) is not None}
 
 
-_GGUF = GGUFNames(
-    architecture="llama",
-    part={
+GGUF_TOP = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+
+
+def gguf_part(ffn: str = "mlp") -> dict[str, str]:
+    """GGUF's names of a layer's weights, by Hugging Face's, which has the dense feed-forward under `ffn`."""
+    return {
         "attn_q": "self_attn.q_proj",
         "attn_k": "self_attn.k_proj",
         "attn_v": "self_attn.v_proj",
         "attn_output": "self_attn.o_proj",
-        "ffn_gate": "mlp.gate_proj",
-        "ffn_up": "mlp.up_proj",
-        "ffn_down": "mlp.down_proj",
+        "ffn_gate": f"{ffn}.gate_proj",
+        "ffn_up": f"{ffn}.up_proj",
+        "ffn_down": f"{ffn}.down_proj",
         "attn_norm": "input_layernorm",
         "ffn_norm": "post_attention_layernorm",
-    },
-    top={
-        "token_embd.weight": "model.embed_tokens.weight",
-        "output_norm.weight": "model.norm.weight",
-        "output.weight": "lm_head.weight",
-    },
-    turned=("attn_q", "attn_k"),
-)
+    }
 
 
 def llama_format() -> CheckpointFormat:
-    return CheckpointFormat(("llama",), shared_fields, llama_config, llama_slots, _GGUF)
+    names = GGUFNames("llama", gguf_part(), GGUF_TOP, turned=("attn_q", "attn_k"))
+    return CheckpointFormat(("llama",), shared_fields, llama_config, llama_slots, names)

@@ -7,6 +7,7 @@ from torch import nn
 from tenfold.model.io.format import CheckpointFormat, Slot, Stack
 from tenfold.model.io.huggingface_config import require_known, shared_fields
 from tenfold.model.io.llama import ffn_slots, llama_slots
+from tenfold.model.io.llama4_gguf import llama4_gguf
 from tenfold.model.llama4 import Llama4
 from tenfold.model.moe import Experts
 from tenfold.model.vision import Vision
@@ -195,4 +196,4 @@ def _vision_slots(vision: Vision) -> dict[str, Slot | Stack]:
 
 
 def llama4_format() -> CheckpointFormat:
-    return CheckpointFormat(("llama4", "llama4_text"), llama4_fields, llama4_config, llama4_slots)
+    return CheckpointFormat(("llama4", "llama4_text"), llama4_fields, llama4_config, llama4_slots, llama4_gguf())

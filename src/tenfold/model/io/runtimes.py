@@ -44,20 +44,20 @@ def open_in_llamacpp(file: Path, ours: list[Answer], plain: bool) -> str:
             raise TenfoldError(
                 f"llama.cpp makes {count} tokens of {answer.prompt!r} and this package {answer.begin}: not exported."
             )
-        shown = _shown(answer, tokenizer, stops)
-        _require_near(answer, shown, told, _PLAIN_SLACK if plain else _ROUNDED_SLACK)
-        equal += told[: len(shown)] == shown
+        said = shown(answer, tokenizer, stops)
+        _require_near(answer, said, told, _PLAIN_SLACK if plain else _ROUNDED_SLACK)
+        equal += told[: len(said)] == said
     return f"llama.cpp opens it: {equal} of {len(ours)} greedy answers are equal to ours, token for token."
 
 
-def _shown(answer: Answer, tokenizer: Tokenizer, stops: frozenset[int]) -> list[int]:
+def shown(answer: Answer, tokenizer: Tokenizer, stops: frozenset[int]) -> list[int]:
     """The tokens of an answer up to the first that ends it or is only part of a character: llama.cpp shows neither kind."""
     return list(takewhile(lambda token: token not in stops and "\ufffd" not in tokenizer.decode([token]), answer.said))
 
 
-def _require_near(answer: Answer, shown: list[int], told: list[int], slack: float) -> None:
+def _require_near(answer: Answer, said: list[int], told: list[int], slack: float) -> None:
     """Raises TenfoldError where the first other token is less likely than ours by more than `slack` nats."""
-    for at, (mine, other) in enumerate(zip(shown, told, strict=False), answer.begin - 1):
+    for at, (mine, other) in enumerate(zip(said, told, strict=False), answer.begin - 1):
         if mine != other:
             gap = float(answer.log_probs[at, mine] - answer.log_probs[at, other])
             if gap > slack:

@@ -9,33 +9,55 @@ from tenfold.plan.sites.backtest import backtest
 from tenfold.plan.sites.changes import blame, compared
 from tenfold.plan.sites.demand import DemandFile, read_demand, today
 from tenfold.plan.sites.inputs import Futures, SitesFile, read_sites
+from tenfold.plan.sites.ladder import read_ladder
+from tenfold.plan.sites.pay import pay
 from tenfold.plan.sites.policies import View, policies
 from tenfold.plan.sites.portfolio import M, portfolio
 from tenfold.plan.sites.staging import Aim, Impossible, SitePlan, staging
 from tenfold.plan.sites.walk import home_demand
-from tenfold.spec.errors import TenfoldError
+from tenfold.spec.errors import TenfoldError, nearest
 
 
 def ask(
-    file: Path | None, demand_file: Path | None, home: Path, changes: list[str], against: tuple[list[str], Futures]
+    file: Path | None,
+    of_demand: tuple[Path | None, Path | None],
+    home: Path,
+    changes: list[str],
+    against: tuple[list[str], Futures],
 ) -> dict[str, Any]:
-    """The whole document. Raises TenfoldError that names the limits which bind where there is no plan."""
+    """The whole document. `of_demand`: its file, and the ladder that weighs the next generations.
+
+    Raises TenfoldError that names the limits which bind where there is no plan.
+    """
+    demand_file, ladder_path = of_demand
     sites, demand = read_sites(file), read_demand(demand_file)
     source = str(demand_file or "demand of the package's example")
     if demand_file is None:
         demand, plan_file = home_demand(home, demand, sites)
         source = str(plan_file or source)
+    known_kinds(sites, demand)
+    ladder = None
+    if ladder_path is not None:
+        demand, ladder = read_ladder(ladder_path, demand)
     question = Question(portfolio(sites, demand), demand, Aim(sites.cvar_share))
     grown = question.grown()
     try:
         found = staging(question.portfolio, grown.tree, question.aim)
     except Impossible:
         raise TenfoldError(blame(question.portfolio, grown.tree)) from None
-    document = {"demand": source, **answer(question, grown, found)}
+    document = {"demand": source, "ladder": ladder and ladder.sentence, "history": None, **answer(question, grown, found)}
     document["what_if"] = [what_if(question, change, found.staged) for change in changes]
+    document["pay"] = pay(found.staged, sites.revenue, sites.cash_usd) if sites.revenue else None
     names, futures = against
     document["backtest"] = tested(sites, demand, names, futures) if names else None
     return document
+
+
+def known_kinds(sites: SitesFile, demand: DemandFile) -> None:
+    """Raises TenfoldError where something is sold that is no kind of demand."""
+    for kind in sites.revenue:
+        if kind not in demand.kinds:
+            raise TenfoldError(f"[revenue.{kind}] is no kind of demand{nearest(kind, demand.kinds)}: {', '.join(demand.kinds)}.")
 
 
 def what_if(question: Question, change: str, before: SitePlan) -> dict[str, Any]:

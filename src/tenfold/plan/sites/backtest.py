@@ -3,18 +3,18 @@ after stage with what it can know. What it begins takes the drawn time, and cost
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 from scipy.optimize import linprog
 
 from tenfold.plan.sites.demand import DemandFile, Paths, sample, today
 from tenfold.plan.sites.inputs import Futures, SitesFile
+from tenfold.plan.sites.leads import SOON, Leads, of_part, of_phase
 from tenfold.plan.sites.policies import Policy, View
 from tenfold.plan.sites.portfolio import BuildSite, Portfolio, Standing, drawn, portfolio
 from tenfold.plan.sites.program import Rows
 from tenfold.plan.sites.staging import HALLS, Begun, cvar
-
-SOON = 1.0  # quarters: when what is late is expected
 
 
 @dataclass
@@ -24,6 +24,7 @@ class World:
 
     true: Portfolio
     planned: Portfolio
+    leads: Leads
     end: float
     ready: dict[tuple[str, str], float] = field(default_factory=dict)
     begun: dict[tuple[str, str], float] = field(default_factory=dict)
@@ -61,25 +62,39 @@ class World:
         return place.ready.get(phase, self.ready.get((place.name, phase), np.inf))
 
     def view(self, quarter: float) -> Portfolio:
-        """What a policy can know: what is ready, and of the rest when it was planned to be, or soon where that has passed."""
+        """What a policy can know: what is ready, how long that took, and when the rest is to be expected."""
+        p = self.planned
+        sites = tuple(replace(place, ready=self._expected(place, quarter)) for place in p.sites)
+        halls = replace(
+            p.hall, lead=self.leads.expected(of_part(HALLS), [(begun, ready) for *_, begun, ready in self.halls], quarter)
+        )
+        machines = tuple(
+            replace(
+                m, lead=self.leads.expected(of_part(m.name), [(at, o.ready) for o, at in self.ordered if o.chip == m.name], quarter)
+            )
+            for m in p.machines
+        )
+        lead = {machine.name: machine.lead for machine in machines}
+        standing = (*p.standing, *(replace(one, ready=at + lead[one.chip]) for one, at in self.ordered))
+        begun = (*p.halls_begun, *((site, mw, at + halls.lead) for site, mw, at, _ in self.halls))
+        return replace(p, sites=sites, hall=halls, machines=machines, standing=standing, halls_begun=begun)
 
-        def expected(ready: float, planned: float) -> float:
-            return ready if ready <= quarter else max(planned, quarter + SOON)
+    def _expected(self, place: BuildSite, quarter: float) -> dict[str, float]:
+        """By phase that has begun, when it is ready, as far as that is known."""
+        old = next(true.ready for true in self.true.sites if true.name == place.name)
+        found = {name: quarter if at <= quarter else max(place.ready[name], quarter + SOON) for name, at in old.items()}
+        for (site, name), begun in self.begun.items():
+            if site == place.name:
+                wait = (begun, self.ready[site, name])
+                found[name] = begun + self.leads.expected(of_phase(name, site), [wait], quarter)
+        return found
 
-        p, sites = self.planned, []
-        for place, true in zip(p.sites, self.true.sites, strict=True):
-            leads = {step.name: step.lead for step in place.steps}
-            ready = {name: expected(true.ready[name], place.ready[name]) for name in place.ready}
-            for (site, name), at in self.ready.items():
-                if site == place.name:
-                    ready[name] = expected(at, self.begun[site, name] + leads[name])
-            sites.append(replace(place, ready=ready))
-        halls = [(site, mw, expected(ready, begun + p.hall.lead)) for site, mw, begun, ready in self.halls]
-        leads = {machine.name: machine.lead for machine in p.machines}
-        ordered = [replace(one, ready=expected(one.ready, at + leads[one.chip])) for one, at in self.ordered]
-        return replace(
-            p, sites=tuple(sites), standing=(*p.standing, *ordered), halls_begun=(*p.halls_begun, *halls)
-        )  # fmt: skip
+    def spans(self, start: float, end: float) -> list[tuple[float, float]]:
+        """The parts of a time in which the capacity stays as it is."""
+        machines = [*self.true.standing, *(one for one, _ in self.ordered)]
+        changes = {ready for *_, ready in self.halls} | {at for one in machines for at in (one.ready, one.end)}
+        changes |= {quarter for place in self.true.sites for quarter, _ in place.grid_mw}
+        return list(pairwise([start, *sorted(at for at in changes if start < at < end), end]))
 
     def capacity(self, quarter: float) -> np.ndarray:
         """By chip, the MW that run at a quarter in halls that are ready, times their work over that of today's."""
@@ -122,48 +137,70 @@ def futures(demand: DemandFile, asked: Futures) -> Paths:
 
 def backtest(sites: SitesFile, demand: DemandFile, chosen: dict[str, Policy], asked: Futures) -> dict[str, Result]:
     """Every policy on the same futures."""
-    paths, planned = futures(demand, asked), portfolio(sites, demand)
+    paths, planned, leads = futures(demand, asked), portfolio(sites, demand), Leads.of(sites)
     random = np.random.default_rng(20_000 + asked.seed)
     true = [
         portfolio(sites, demand, drawn(cost), drawn(lead, asked.lead_factor))
         for cost, lead in random.integers(0, 2048, (asked.futures, 2))
     ]
-    return {name: _run(policy, true, planned, paths, demand) for name, policy in chosen.items()}
+
+    def worlds() -> list[World]:
+        return [World(p, planned, leads, demand.end_quarter) for p in true]
+
+    return {name: _run(policy, worlds(), paths, demand) for name, policy in chosen.items()}
 
 
-def _run(policy: Policy, true: list[Portfolio], planned: Portfolio, paths: Paths, demand: DemandFile) -> Result:
-    worlds, blocks = [World(p, planned, demand.end_quarter) for p in true], []
+def _run(policy: Policy, worlds: list[World], paths: Paths, demand: DemandFile) -> Result:
     ends = (*demand.quarters[1:], demand.end_quarter)
     for number, world in enumerate(worlds):
         waiting: list[Begun] = []
         for stage, quarter in enumerate(demand.quarters):
             view = View(world.view(quarter), paths.state(number, stage), demand)
             waiting = world.begin([*waiting, *policy(view)], quarter)
-            years = (ends[stage] - quarter) / 4
-            blocks.append((world, quarter, years, paths.hours[number, stage]))
-    usd, short = served(blocks)
-    shape = (len(worlds), len(demand.quarters))
-    hours = np.array([years * hours.sum() for _, _, years, hours in blocks]).reshape(shape).sum(1)
-    return Result(np.array([w.usd_m for w in worlds]) + usd.reshape(shape).sum(1), short.reshape(shape).sum(1) / hours)
+    spans = [
+        (number, Span(world, quarter, start, end, paths.hours[number, stage]))
+        for number, world in enumerate(worlds)
+        for stage, quarter in enumerate(demand.quarters)
+        for start, end in world.spans(quarter, ends[stage])
+    ]
+    usd, short = served([span for _, span in spans])
+    of = [number for number, _ in spans]
+    hours = np.bincount(of, [span.years * span.hours.sum() for _, span in spans])
+    return Result(np.array([w.usd_m for w in worlds]) + np.bincount(of, usd), np.bincount(of, short) / hours)
 
 
-def served(blocks: list[tuple[World, float, float, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """By block (a world, a quarter, years, demand), the least cost of rent and shortage, and the million hours that are short."""
-    chips, kinds = len(blocks[0][0].true.machines), len(blocks[0][3])
-    per_block = chips * kinds + 2 * kinds
-    cost, rows = np.zeros(len(blocks) * per_block), Rows()
-    for b, (world, quarter, years, hours) in enumerate(blocks):
-        p, columns = world.true, b * per_block + np.arange(per_block)
+@dataclass(frozen=True)
+class Span:
+    """A part of a stage in which a world's capacity stays as it is: prices are those of the stage's beginning, `quarter`."""
+
+    world: World
+    quarter: float
+    start: float
+    end: float
+    hours: np.ndarray
+
+    @property
+    def years(self) -> float:
+        return (self.end - self.start) / 4
+
+
+def served(spans: list[Span]) -> tuple[np.ndarray, np.ndarray]:
+    """By span, the least cost of rent and shortage, and the million hours that are short."""
+    chips, kinds = len(spans[0].world.true.machines), len(spans[0].hours)
+    per_span = chips * kinds + 2 * kinds
+    cost, rows = np.zeros(len(spans) * per_span), Rows()
+    for b, span in enumerate(spans):
+        p, columns = span.world.true, b * per_span + np.arange(per_span)
         work, rented, short = columns[: chips * kinds].reshape(chips, kinds), columns[-2 * kinds : -kinds], columns[-kinds:]
-        cost[rented] = years * p.worth(quarter) * p.rent(quarter)
+        cost[rented] = span.years * p.worth(span.quarter) * p.rent(span.quarter)
         cost[short] = cost[rented] * p.shortage_times
-        for k, (machine, capacity) in enumerate(zip(p.machines, world.capacity(quarter), strict=True)):
+        for k, (machine, capacity) in enumerate(zip(p.machines, span.world.capacity(span.start), strict=True)):
             rows.add([(work[k, d], 1 / rate) for d, rate in enumerate(machine.hours) if rate], capacity)
         for d in range(kinds):
             able = [work[k, d] for k, machine in enumerate(p.machines) if machine.hours[d]]
-            rows.add([(column, -1.0) for column in (*able, rented[d], short[d])], -hours[d])
+            rows.add([(column, -1.0) for column in (*able, rented[d], short[d])], -span.hours[d])
         if p.most_rent is not None:
             rows.add([(column, 1.0) for column in rented], p.most_rent)
-    x = linprog(cost, rows.matrix(len(cost)), rows.upper).x.reshape(len(blocks), per_block)
-    lasting = np.array([block[2] for block in blocks])
+    x = linprog(cost, rows.matrix(len(cost)), rows.upper).x.reshape(len(spans), per_span)
+    lasting = np.array([span.years for span in spans])
     return (cost.reshape(x.shape) * x).sum(1), lasting * x[:, -kinds:].sum(1)

@@ -32,6 +32,7 @@ class Training(Struct, frozen=True, forbid_unknown_fields=True):
     """Generations: each takes `times` the hours of the one before, comes `every_quarters`, and only if it pays.
 
     `pays`: the probability of each that it is worth its cost, given that the one before was; the last stands for all later ones.
+    `bends`: how likely the law bends where a ladder ends, before it is tested; it counts where a ladder is given.
     """
 
     hours_per_year: Positive
@@ -39,6 +40,7 @@ class Training(Struct, frozen=True, forbid_unknown_fields=True):
     every_quarters: Annotated[float, Meta(gt=0, le=80)]
     times: Figure
     pays: tuple[Share, ...]
+    bends: Share = 0.2
     rung: Rung = Rung(0.8, 0.05)
     source: str = ""
 

@@ -3,9 +3,10 @@
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
+from msgspec.structs import replace as with_fields
 
 from tenfold.spec.errors import TenfoldError, nearest
 from tenfold.spec.ranges import Count, NotNegative, Positive, Seed, Share, Text, convert
@@ -15,7 +16,10 @@ Quarters = Annotated[float, Meta(ge=0, le=80)]
 Lead = Quarters | tuple[Quarters, ...]
 Megawatts = Annotated[float, Meta(ge=0, le=20_000)]  # nobody's grid gives one site more: watts and kilowatts are refused
 Discount = Annotated[float, Meta(ge=0, le=1)]
+Cooling = Literal["closed", "outside-air", "tower"]
 Level = Annotated[float, Meta(gt=0, lt=1)]
+
+PROFILES = ("price_csv", "carbon_csv", "weather_epw")
 
 
 class Phase(Struct, frozen=True, forbid_unknown_fields=True):
@@ -44,7 +48,8 @@ class Halls(Struct, frozen=True, forbid_unknown_fields=True):
 class Place(Struct, frozen=True, forbid_unknown_fields=True):
     """A site. `grid_mw`: from which quarter on the grid gives how many MW, the building's overhead included.
 
-    `begun`: how many quarters ago a phase was begun; `halls_mw` and `machines_mw` by chip stand today.
+    `begun`: how many quarters ago a phase was begun; `halls_mw` and `machines_mw` by chip stand today. `price_csv`, `carbon_csv`
+    and `weather_epw` with its `cooling` are profiles by hour (see `plan.workload.profiles`), from the folder of the file.
     """
 
     name: Text
@@ -56,6 +61,10 @@ class Place(Struct, frozen=True, forbid_unknown_fields=True):
     machines_mw: dict[str, Megawatts] = {}
     pue: Positive | None = None
     wue_l_per_kwh: NotNegative | None = None
+    price_csv: Text | None = None
+    carbon_csv: Text | None = None
+    weather_epw: Text | None = None
+    cooling: Cooling = "tower"
     source: str = ""
 
 
@@ -79,6 +88,16 @@ class Rent(Struct, frozen=True, forbid_unknown_fields=True):
     fall_per_year: Share
     shortage_times: Positive
     most_hours_per_year: NotNegative | None = None
+    source: str = ""
+
+
+class Sold(Struct, frozen=True, forbid_unknown_fields=True):
+    """What an hour of the reference accelerator earns that serves a kind of demand, how that falls each year, and how many million
+    tokens it serves where the kind is sold by the token."""
+
+    usd_per_hour: Figure
+    fall_per_year: Share = 0.0
+    m_tokens_per_hour: Figure | None = None
     source: str = ""
 
 
@@ -107,6 +126,8 @@ class SitesFile(Struct, frozen=True, forbid_unknown_fields=True):
     lead_level: Level = 0.8
     cvar_share: Share = 0.0
     limits: Limits = Limits()
+    revenue: dict[Text, Sold] = {}
+    cash_usd: NotNegative | None = None
 
 
 class Futures(Struct, frozen=True):
@@ -147,7 +168,14 @@ def read_sites(path: Path | None = None) -> SitesFile:
             raise TenfoldError(f"{where}: grid_mw of site {place.name!r} must begin at quarter 0 and rise in its quarters.")
     order(made.phases)
     _require_predecessors(made, where)
-    return made
+    return with_fields(made, sites=tuple(_beside(place, path) for place in made.sites))
+
+
+def _beside(place: Place, path: Path | None) -> Place:
+    """The place with its profiles found from the folder of the file."""
+    folder = path.parent if path else Path()
+    given = {name: getattr(place, name) for name in PROFILES if getattr(place, name)}
+    return with_fields(place, **{name: str(folder / file) for name, file in given.items()})
 
 
 def order(phases: dict[str, Phase]) -> list[str]:

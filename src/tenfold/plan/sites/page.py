@@ -10,7 +10,7 @@ from tenfold.plan.facts import facts
 from tenfold.plan.report import count, usd
 from tenfold.plan.sites.answer import named
 from tenfold.plan.sites.inputs import read_toml
-from tenfold.plan.sites.screen import binding_lines, worths
+from tenfold.plan.sites.screen import binding_lines, built_lines, history_cells, pay_cells, pay_lines, worths
 from tenfold.spec.files import whole_file, write_json, write_text
 
 
@@ -22,7 +22,8 @@ def html(document: dict[str, Any]) -> str:
     page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template)
     return page.render(
         document=document, named=named, usd=usd, count=count, worths=worths(document), binds=binding_lines(document),
-        stages=stages(document), published=published(document), plot=_plot(document),
+        stages=stages(document), published=published(document), plot=_plot(document), pay_cells=pay_cells, pay_lines=pay_lines,
+        history_cells=history_cells, built_lines=built_lines,
     )  # fmt: skip
 
 
@@ -104,14 +105,23 @@ def write_sheet(document: dict[str, Any], path: Path) -> None:
     begun = [{"node": node["name"], "quarter": node["quarter"], **one} for node in document["nodes"] for one in node["begun"]]
     nodes = [
         {
-            **{k: v for k, v in node.items() if not isinstance(v, dict | list)},
+            **_flat([node])[0],
             **{f"{kind} hours": hours for kind, hours in zip(document["kinds"], node["hours"], strict=True)},
             **{f"{site} MW": mw for site, mw in node["running_mw"].items()},
         }
         for node in document["nodes"]
     ]
-    paths = [{k: v for k, v in one.items() if not isinstance(v, list)} for one in document["paths"]]
-    tables = {"stages": stages(document), "nodes": nodes, "begun": begun, "later": document["later"], "paths": paths}
+    tables = {
+        "stages": stages(document),
+        "nodes": nodes,
+        "begun": begun,
+        "later": document["later"],
+        "paths": _flat(document["paths"]),
+    }
+    if document["pay"]:
+        tables["pay"] = document["pay"]["scenarios"]
+    if document["history"]:
+        tables |= {"history": _flat(document["history"]["decided"]), "built": document["history"]["built"]}
     for name, rows in tables.items():
         sheet = book.create_sheet(name)
         sheet.append(list(rows[0]) if rows else ["nothing"])
@@ -119,3 +129,8 @@ def write_sheet(document: dict[str, Any], path: Path) -> None:
             sheet.append(list(row.values()))
     with whole_file(path) as file:
         book.save(file)
+
+
+def _flat(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows without the values that are no single cell."""
+    return [{k: v for k, v in row.items() if not isinstance(v, dict | list)} for row in rows]

@@ -11,7 +11,9 @@ from tenfold.plan.costs.cost import HOURS_PER_YEAR, price
 from tenfold.plan.facts import facts
 from tenfold.plan.ranges import Range
 from tenfold.plan.sites.demand import TRAINING, DemandFile
+from tenfold.plan.sites.hours import by_hour
 from tenfold.plan.sites.inputs import Figure, Halls, Place, SitesFile, order
+from tenfold.plan.sites.leads import of_part, of_phase
 from tenfold.plan.sites.site import site
 from tenfold.spec.accelerator import Accelerator, accelerator
 from tenfold.spec.errors import TenfoldError
@@ -89,6 +91,10 @@ class Machine:
         """Whether one that was ordered at a quarter runs at another."""
         return 0 <= quarter - ordered - self.lead < 4 * self.years
 
+    def left(self, ordered: float, horizon: float) -> float:
+        """The share of its years of use that is left at a quarter."""
+        return min(1.0, max(0.0, 1 - (horizon - ordered - self.lead) / 4 / self.years))
+
     def work(self, ordered: float) -> float:
         """The work of a MW ordered at a quarter over that of one ordered today."""
         return self.gain ** (ordered / 4)
@@ -143,15 +149,17 @@ class Portfolio:
         """All that a MW costs until the horizon: price, people, electricity, less the years of use that are left then."""
         ready = ordered + machine.lead
         gone = min(horizon, ready + 4 * machine.years)
-        left = 1.0 if ready >= horizon else max(0.0, 1 - (horizon - ready) / 4 / machine.years)
         yearly = machine.usd_m_per_mw * machine.operation + place.usd_m_per_mw_year
         running = self.running_worth(ready, gone) * yearly if ready < horizon else 0.0
-        return machine.usd_m_per_mw * (self.worth(ordered) - left * self.worth(horizon)) + running
+        return machine.usd_m_per_mw * (self.worth(ordered) - machine.left(ordered, horizon) * self.worth(horizon)) + running
 
     def hall_usd(self, begun: float, horizon: float) -> float:
         """What a MW of halls costs until the horizon, less the years of use that are left then."""
-        left = min(1.0, max(0.0, 1 - (horizon - begun - self.hall.lead) / 4 / self.hall.years))
-        return self.hall.usd_m_per_mw * (self.worth(begun) - left * self.worth(horizon))
+        return self.hall.usd_m_per_mw * (self.worth(begun) - self.hall_left(begun, horizon) * self.worth(horizon))
+
+    def hall_left(self, begun: float, horizon: float) -> float:
+        """The share of the years of use that is left of halls at a quarter."""
+        return min(1.0, max(0.0, 1 - (horizon - begun - self.hall.lead) / 4 / self.hall.years))
 
     def step_usd(self, step: Step, begun: float, horizon: float) -> float:
         """What a phase costs until the horizon, where it counts at what it can be sold for."""
@@ -211,7 +219,7 @@ def kw_per_chip(part: Accelerator, pick: Pick = middle) -> float:
 
 
 def _place(place: Place, file: SitesFile, pick: Pick, lead: Pick) -> BuildSite:
-    region = site(place.region, place.pue, place.wue_l_per_kwh)
+    region = by_hour(site(place.region, place.pue, place.wue_l_per_kwh), place)
     pue, wue = pick(region.pue, "PUE"), pick(region.wue_l_per_kwh, "WUE")
     table = facts("power")
     load = (pick(table["board"]["computing"], "board") + pick(table["host"]["mean"], "host")) / (
@@ -225,7 +233,7 @@ def _place(place: Place, file: SitesFile, pick: Pick, lead: Pick) -> BuildSite:
     ready: dict[str, float] = {}
     for name in order(file.phases):
         phase = file.phases[name]
-        takes = lead(phase.quarters, f"lead {name} {place.name}")
+        takes = lead(phase.quarters, of_phase(name, place.name))
         usd = (pick(phase.usd, f"cost {name}") + pick(phase.usd_per_mw, f"cost {name} per MW") * largest) / M
         steps.append(Step(name, takes, usd, usd * (1 - phase.lost), phase.after))
         if name in place.begun:
@@ -247,7 +255,9 @@ def _place(place: Place, file: SitesFile, pick: Pick, lead: Pick) -> BuildSite:
 
 
 def _hall(halls: Halls, pick: Pick, lead: Pick) -> Hall:
-    return Hall(lead(halls.quarters, "lead halls"), pick(halls.usd_per_mw, "cost halls") / M, pick(halls.years, "years of halls"))
+    return Hall(
+        lead(halls.quarters, of_part("halls")), pick(halls.usd_per_mw, "cost halls") / M, pick(halls.years, "years of halls")
+    )
 
 
 def _machine(key: str, file: SitesFile, demand: DemandFile, pick: Pick, lead: Pick) -> Machine:
@@ -265,7 +275,7 @@ def _machine(key: str, file: SitesFile, demand: DemandFile, pick: Pick, lead: Pi
     use = part.memory_gb_per_s / reference.memory_gb_per_s
     return Machine(
         name=key,
-        lead=lead(chip.quarters, f"lead {key}"),
+        lead=lead(chip.quarters, of_part(key)),
         usd_m_per_mw=per_mw * cost / M,
         years=pick(own["years"], "years of machines"),
         gain=pick(chip.gain_per_year, "gain of chips"),

@@ -16,7 +16,18 @@ from tenfold.plan.sites.portfolio import BuildSite, Portfolio
 from tenfold.plan.sites.tree import Tree
 
 Prices = tuple[list[list[float]], float, list[list[float]]]
+FAILED = 4  # of HiGHS, whose presolve now and then loses a programme that has a solution
 TAIL = 0.05  # the share of the worst outcomes whose mean is the CVaR
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What is made least, and how closely: the share of the CVaR in it, the rest being the mean's, and the relative gap to the best
+    bound. With `later_in_part` phases after the root may be begun in part, for plans of which only the root's decisions count."""
+
+    cvar_share: float = 0.0
+    gap: float = 1e-3
+    later_in_part: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,7 +125,7 @@ def _phases(rows: Rows, columns: Columns, tree: Tree, path: list[int], at: tuple
             continue  # its column has no use
         begun, before = columns.begun[path[0], s, f], [columns.begun[m, s, f] for m in path[1:2]]
         rows.add([*((column, 1.0) for column in before), (begun, -1.0)], 0.0)
-        if quarter + place.until_halls(step) + hall.lead > tree.nodes[-1].quarter:
+        if quarter + place.until_halls(step) + hall.lead >= tree.end:
             rows.add([(begun, 1.0), *((column, -1.0) for column in before)], 0.0)
         for name in step.after:
             ready = _ready(columns, tree, path, (s, place), (names.index(name), quarter))
@@ -151,14 +162,23 @@ def _space(rows: Rows, columns: Columns, tree: Tree, path: list[int], at: tuple[
         rows.add([*machines, *halls], max(sum(mw for _, mw, ready in begun if ready <= node.quarter) - there, 0.0))
         if place.limit_mw(node.quarter) < place.largest_mw:
             rows.add(machines, max(place.limit_mw(node.quarter) - there, 0.0))
+    if path[0] in tree.leaves and len(coming := _coming(p, tree, path)):
+        last = [(columns.ordered[m, s, k], 1.0) for m, k, _ in coming]
+        halls = [(columns.halls[m, s], -1.0) for m in path if tree.nodes[m].quarter + p.hall.lead < tree.end]
+        rows.add([*machines, *last, *halls], max(sum(mw for _, mw, ready in begun if ready < tree.end) - there, 0.0))
+        rows.add([*machines, *last], max(place.limit_mw(node.quarter) - there, 0.0))
 
 
 def _work(rows: Rows, columns: Columns, tree: Tree, path: list[int], p: Portfolio) -> None:
-    """Machines work as long as they can, and what they do not serve is rented or left."""
-    n, node, running = path[0], tree.nodes[path[0]], _running(p, tree, path)
+    """Machines work as long as they can, and what they do not serve is rented or left.
+
+    What comes within a node's time works for the share of it that is left then.
+    """
+    n, node = path[0], tree.nodes[path[0]]
+    running = [*((m, k, 1.0) for m, k in _running(p, tree, path)), *_coming(p, tree, path)]
     for k, machine in enumerate(p.machines):
-        ordered = [m for m, chip in running if chip == k]
-        owned = [(column, -machine.work(tree.nodes[m].quarter)) for m in ordered for column in columns.ordered[m, :, k]]
+        ordered = [(m, -share * machine.work(tree.nodes[m].quarter)) for m, chip, share in running if chip == k]
+        owned = [(column, work) for m, work in ordered for column in columns.ordered[m, :, k]]
         there = sum(one.mw * one.work for one in p.standing if one.chip == machine.name and one.runs(node.quarter))
         rows.add([*((columns.work[n, k, d], 1 / hours) for d, hours in enumerate(machine.hours) if hours), *owned], there)
     for d, hours in enumerate(node.hours):
@@ -216,9 +236,23 @@ def _running(p: Portfolio, tree: Tree, path: list[int]) -> list[tuple[int, int]]
     return [(m, k) for m in path for k, machine in enumerate(p.machines) if machine.runs(tree.nodes[m].quarter, quarter)]
 
 
-def least(made: Program, tree: Tree, cvar_share: float, gap: float) -> OptimizeResult:
-    """The point of least (1 - share) * mean + share * CVaR (Rockafellar and Uryasev 2000), to a relative `gap`."""
-    columns, share = made.columns, cvar_share
+def _coming(p: Portfolio, tree: Tree, path: list[int]) -> list[tuple[int, int, float]]:
+    """The nodes of a path, and chips, such that what is ordered there comes within the last node's time, with halls that are begun
+    with it; and for which share of that time it runs."""
+    start, years = tree.nodes[path[0]].quarter, tree.years(path[0])
+    found = []
+    for m in path:
+        for k, machine in enumerate(p.machines):
+            ordered = tree.nodes[m].quarter
+            ready = ordered + max(machine.lead, p.hall.lead)
+            if ordered + machine.lead > start and ready < start + 4 * years:
+                found.append((m, k, 1 - (ready - start) / 4 / years))
+    return found
+
+
+def least(made: Program, tree: Tree, aim: Aim) -> OptimizeResult:
+    """The point of what `aim` makes least, the CVaR as in Rockafellar and Uryasev 2000."""
+    columns, share = made.columns, aim.cvar_share
     weights = np.array([tree.probability(n) for n in range(len(tree.nodes))])
     objective = (1 - share) * (weights @ made.cost)
     matrix, upper, high = made.matrix, made.upper, made.high.copy()
@@ -231,16 +265,20 @@ def least(made: Program, tree: Tree, cvar_share: float, gap: float) -> OptimizeR
     else:
         high[columns.excess] = 0
     integrality = np.zeros(columns.number)
-    integrality[columns.begun] = 1
-    found = milp(
-        objective,
-        integrality=integrality,
-        bounds=Bounds(made.low, high),
-        constraints=LinearConstraint(matrix, ub=upper),
-        options={"mip_rel_gap": gap},
-    )
+    whole = columns.begun[0] if aim.later_in_part else columns.begun
+    integrality[whole] = 1
+    for presolve in (True, False):
+        found = milp(
+            objective,
+            integrality=integrality,
+            bounds=Bounds(made.low, high),
+            constraints=LinearConstraint(matrix, ub=upper),
+            options={"mip_rel_gap": aim.gap, "presolve": presolve},
+        )
+        if found.status != FAILED:
+            break
     if found.x is not None:
-        found.x[columns.begun] = np.round(found.x[columns.begun])
+        found.x[whole] = np.round(found.x[whole])
     return found
 
 

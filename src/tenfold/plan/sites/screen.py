@@ -14,7 +14,8 @@ SHOWN = 8  # lines of each part
 
 def screen(document: dict[str, Any]) -> RenderableType:
     """What to begin, what waits, what it is worth, what binds."""
-    parts: list[RenderableType] = [Text(f"{document['demand']}: {document['sentence']}", style="bold"), Text()]
+    parts: list[RenderableType] = [Text(f"{document['demand']}: {document['sentence']}", style="bold")]
+    parts += [Text(document["ladder"] or "")]
     if document["begin_now"]:
         table = Figures("begin this quarter", "costs", "not to would cost")
         for one in document["begin_now"]:
@@ -30,6 +31,16 @@ def screen(document: dict[str, Any]) -> RenderableType:
         table.add_row(name, usd(value))
     parts += [table, *(Text(line) for line in binding_lines(document))]
     parts += [Text(one["sentence"]) for one in document["what_if"]]
+    if document["pay"]:
+        table = Figures("revenue", "worth today", "pays with", "paid back", "cash needed", "cash lasts")
+        for one in document["pay"]["scenarios"]:
+            table.add_row(*pay_cells(one))
+        parts += [Text(), table, *(Text(line) for line in pay_lines(document["pay"]))]
+    if document["history"]:
+        table = Figures("decided at the end of", "policy", "begins", "cost", "not served")
+        for one in document["history"]["decided"]:
+            table.add_row(*history_cells(one))
+        parts += [Text(), table, *(Text(line) for line in built_lines(document["history"]))]
     if document["backtest"]:
         table = Figures("policy", "mean cost", "CVaR 95", "over staged", "not served")
         for one in document["backtest"]["policies"]:
@@ -52,6 +63,51 @@ def worths(document: dict[str, Any]) -> list[tuple[str, float]]:
         ("value of perfect information", document["value_of_perfect_information_usd"]),
         ("value of one more rung of the ladder", document["value_of_one_more_rung_usd"]),
         ("largest regret of a path", max(regrets)),
+    ]
+
+
+def pay_cells(one: dict[str, Any]) -> list[str]:
+    """A scenario of revenue: what the plan is worth, how likely it pays, when it is paid back, and what cash it needs."""
+    back, months = one["payback_quarter"], one["runway_months"]
+    return [
+        one["revenue"],
+        usd(one["value_usd"]),
+        f"{100 * one['pays_probability']:.0f} %",
+        "not by the end" if back is None else f"quarter {back:.0f}",
+        usd(one["cash_needed_usd"]),
+        "to the end" if months is None else f"{months:.0f} months",
+    ]
+
+
+def pay_lines(pay: dict[str, Any]) -> list[str]:
+    """Own or rent, by the hour and by the million tokens, and a published case."""
+    own, case = pay["own"], pay["published_case"]
+    tokens = [
+        f"A million tokens of {kind} cost {one['own']:.2f} USD on own machines, {one['rent']:.2f} on rented ones."
+        for kind, one in pay["usd_per_m_tokens"].items()
+    ]
+    return [
+        f"An hour of the reference costs {own['usd_per_hour']:.2f} USD on an own {own['chip']} in {own['site']}, "
+        f"{pay['rent_usd_per_hour']:.2f} rented.",
+        *tokens,
+        f"A published company rents for {usd(case['rented_usd_per_year'])} a year: own machines would take "
+        f"{usd(case['own_usd_per_year'])} a year and {usd(case['capital_usd'])} before the first hour; its cash lasts "
+        f"{case['runway_months_renting']:.0f} months renting, {case['runway_months_owning']:.0f} owning.",
+    ]
+
+
+def history_cells(one: dict[str, Any]) -> list[str]:
+    """A decision of history, and what it came to until the last year that is known."""
+    begins = ", ".join(named(begun) for begun in one["begins"]) or "nothing"
+    cost = f"{usd(one['usd'])} until {one['until']}"
+    return [str(one["decided"]), one["policy"], begins, cost, f"{100 * one['short_share']:.1f} %"]
+
+
+def built_lines(history: dict[str, Any]) -> list[str]:
+    """What the owner built by year, and paid in all."""
+    return [
+        f"{history['who']} in {one['year']}: {one['mwh']:,} MWh ({one['mean_mw']:,.0f} MW), all outlays {usd(one['outlays_usd'])}."
+        for one in history["built"]
     ]
 
 

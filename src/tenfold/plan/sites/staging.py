@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from tenfold.plan.sites.portfolio import Portfolio
-from tenfold.plan.sites.program import TAIL, Program, least, program
+from tenfold.plan.sites.program import TAIL, Aim, Program, least, program
 from tenfold.plan.sites.tree import Tree
 from tenfold.spec.errors import TenfoldError
 
@@ -18,14 +18,6 @@ HALLS = "halls"
 
 class Impossible(TenfoldError):
     """No plan keeps all limits."""
-
-
-@dataclass(frozen=True)
-class Aim:
-    """What is made least, and how closely: the share of the CVaR in it, and the relative gap to the best bound."""
-
-    cvar_share: float = 0.0
-    gap: float = 1e-3
 
 
 @dataclass(frozen=True)
@@ -113,7 +105,7 @@ def solve(
     made = program(p, tree, staged)
     if held is not None:
         held(made)
-    found = least(made, tree, aim.cvar_share, aim.gap)
+    found = least(made, tree, aim)
     if found.x is None:
         raise Impossible(f"No plan of the sites keeps all limits ({found.message.rstrip('.')}).")
     x, c = found.x, made.columns

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 
@@ -65,8 +67,13 @@ class Tree:
 
     def years(self, node: int) -> float:
         """How long the node lasts."""
-        stages = sorted({n.quarter for n in self.nodes} | {self.end})
-        return (stages[stages.index(self.nodes[node].quarter) + 1] - self.nodes[node].quarter) / 4
+        quarter = self.nodes[node].quarter
+        return (self._ends[quarter] - quarter) / 4
+
+    @cached_property
+    def _ends(self) -> dict[float, float]:
+        """By the quarter at which a stage begins, that at which it ends."""
+        return dict(pairwise(sorted({n.quarter for n in self.nodes} | {self.end})))
 
     @property
     def leaves(self) -> list[int]:
@@ -145,8 +152,34 @@ def forecast_tree(
     demand: DemandFile, state: State, branches: Sequence[int] | None = None, *, samples: int = SAMPLES, seed: int = 0
 ) -> Grown:
     """The tree of a demand from a state on, over the stages that are left."""
-    quarters = tuple(q for q in demand.quarters if q >= state.quarter)
-    return grow(sample(demand, state, quarters, samples, seed), demand, branches or demand.branches)
+    return grow(ahead(demand, state, samples, seed), demand, branches or demand.branches)
+
+
+def ahead(demand: DemandFile, state: State, samples: int = SAMPLES, seed: int = 0) -> Paths:
+    """Futures from a state on, over the stages that are left."""
+    return sample(demand, state, tuple(q for q in demand.quarters if q >= state.quarter), samples, seed)
+
+
+def placed(paths: Paths, end: float, leaves: int) -> tuple[int, ...]:
+    """How often the nodes of each stage branch so that a tree of at most `leaves` leaves branches where most is learnt.
+
+    What a stage tells is the variance of its demand that the demand of the stage before does not explain, over the time that is
+    left; a cut in two leaves a quarter of it, as it does of a uniform distribution.
+    """
+    hours, number = paths.hours.sum(2), len(paths.quarters) - 1
+    news = [_unexplained(paths.hours[:, s], hours[:, s + 1]) * (end - paths.quarters[s + 1]) ** 2 for s in range(number)]
+    branches = [1] * number
+    while 2 * math.prod(branches) <= leaves and max(news, default=0.0) > 0:
+        most = int(np.argmax(news))
+        branches[most] *= 2
+        news[most] /= 4
+    return tuple(branches)
+
+
+def _unexplained(before: np.ndarray, after: np.ndarray) -> float:
+    """The variance of demand that a straight line through the kinds of demand one stage before leaves."""
+    known = np.column_stack([np.ones(len(before)), before])
+    return float((after - known @ np.linalg.lstsq(known, after)[0]).var())
 
 
 def _cut(group: np.ndarray, hours: np.ndarray, number: int) -> list[np.ndarray]:

@@ -102,6 +102,7 @@ async def chat_prompt(
 
     Where the answer `continues` the last message, that one is not closed.
     """
+    messages = model.text.said(messages)
     if tools and not model.text.knows_tools:
         messages, tools = tell_of_tools(messages, tools), []
     if not model.text.knows_calls:

@@ -1,0 +1,140 @@
+"""Policies on what came to pass: decisions with what was known at the end of a year, beside what one owner built.
+
+Demand is the electricity that the owner used in each year, as machines that use as much. Nothing of a later year is known: growth
+is forecast from the years before. Nobody published what stood half built: see `ROOM`. Phases, halls and their lead times are
+those of `sites.toml`.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from msgspec.structs import replace as with_fields
+from scipy import stats
+
+from tenfold.plan.sites.backtest import Span, World, served
+from tenfold.plan.sites.demand import DemandFile, Growth, State, Training, today
+from tenfold.plan.sites.inputs import Chip, Place, SitesFile, read_toml
+from tenfold.plan.sites.leads import Leads
+from tenfold.plan.sites.policies import NAIVE, Policy, View, policies
+from tenfold.plan.sites.portfolio import M, Portfolio, portfolio
+from tenfold.plan.sites.staging import Begun
+
+USE = "use"
+YEARS_AHEAD = 4
+LONG = 80.0  # quarters ago, when all is ready
+ROOM = {"ready": 1.0, "under way": 2.0, "new": 8.0}  # assumption: sites have room for the last year's growth, so many times
+UNDER_WAY = {
+    "land": 12.0,
+    "permit": 12.0,
+    "grid": 12.0,
+}  # assumption: phases of a site without its shell, and how long ago they began
+RENTED = 0.1  # assumption: of the hours that are used, so much can be rented
+
+
+@dataclass(frozen=True)
+class Known:
+    """What was known at the end of a year: the sites file and the demand file of then, and MWh for each million hours."""
+
+    year: int
+    sites: SitesFile
+    demand: DemandFile
+    mwh_per_m_hours: float
+
+
+def history(file: SitesFile) -> dict[str, Any]:
+    """For each year of decision what each policy begins and comes to until the last year that is known, and what was built."""
+    table = read_toml(None, "history.toml")
+    years = sorted(int(year) for year in table["known"])
+    rows = [row for year in years for row in _decided(file, table, year)]
+    return {"who": table["who"], "decided": rows, "built": built(table)}
+
+
+def built(table: dict[str, Any]) -> list[dict[str, Any]]:
+    """By year, the owner's electricity, its mean power, and all its outlays."""
+    return [
+        {"year": one["year"], "mwh": one["mwh"], "mean_mw": one["mwh"] / 8766, "outlays_usd": one["outlays_usd"]}
+        for one in table["years"]
+    ]
+
+
+def known_at(file: SitesFile, table: dict[str, Any], year: int) -> Known:
+    """The files of a year's end. Phases, halls and prices of land are those of `file`."""
+    then = table["known"][str(year)]
+    mwh = {one["year"]: float(one["mwh"]) for one in table["years"] if one["year"] <= year}
+    whole = dict.fromkeys(file.phases, LONG)
+    chip = Chip(tuple(then["quarters"]), 1.0, (USE,), usd=tuple(then["usd"]), source=then["source"])
+    rent = with_fields(file.rent, usd_per_hour=tuple(then["rent_usd_per_hour"]), fall_per_year=0.0, most_hours_per_year=None)
+    bare = Place("standing", "US", ((0.0, 1.0),), 1e12, begun=whole)
+    made = with_fields(
+        file, chips={then["chip"]: chip}, reference=then["chip"], rent=rent, sites=(bare,), revenue={}, limits=type(file.limits)()
+    )
+    demand = DemandFile(
+        quarters=tuple(4.0 * i for i in range(YEARS_AHEAD)),
+        end_quarter=4.0 * YEARS_AHEAD,
+        training=Training(1.0, 80.0, 80.0, 1.0, (0.0,), source="within use: no share of it was published"),
+        growth={USE: Growth(1.0, forecast_growth(list(mwh.values())))},
+        branches=(3, 2, 2),
+    )
+    one = portfolio(made, demand)
+    mw, grown = (value / one.sites[0].mwh for value in (mwh[year], mwh[year] - mwh[year - 1]))
+    pue, hours = one.sites[0].pue, one.machines[0].hours[1]
+    stages = {"ready": whole, "under way": {name: ago for name, ago in UNDER_WAY.items() if name in file.phases}, "new": {}}
+    places = (
+        with_fields(bare, grid_mw=((0.0, mw * pue),), halls_mw=mw, machines_mw={then["chip"]: mw}),
+        *(with_fields(bare, name=name, grid_mw=((0.0, ROOM[name] * grown * pue),), begun=begun) for name, begun in stages.items()),
+    )
+    rent = with_fields(rent, most_hours_per_year=RENTED * mw * hours * M)
+    growth = {USE: with_fields(demand.growth[USE], hours_per_year=mw * hours * M)}
+    return Known(year, with_fields(made, sites=places, rent=rent), with_fields(demand, growth=growth), one.sites[0].mwh / hours)
+
+
+def forecast_growth(use: list[float]) -> tuple[float, float, float]:
+    """The factor from one year to the next, 10 %, middle and 90 %: Student's interval for one more of the logarithms so far."""
+    logs = np.diff(np.log(use))
+    spread = stats.t.ppf(0.9, len(logs) - 1) * logs.std(ddof=1) * math.sqrt(1 + 1 / len(logs))
+    low, mid, high = np.exp(logs.mean() + spread * np.array([-1, 0, 1]))
+    return float(low), float(mid), float(high)
+
+
+def _decided(file: SitesFile, table: dict[str, Any], year: int) -> list[dict[str, Any]]:
+    known = known_at(file, table, year)
+    first = View(portfolio(known.sites, known.demand), today(known.demand), known.demand)
+    chosen = policies(list(NAIVE), first, known.sites.cvar_share)
+    return [{"decided": year, "policy": name, **_come_to(policy, file, table, known)} for name, policy in chosen.items()]
+
+
+def _come_to(policy: Policy, file: SitesFile, table: dict[str, Any], known: Known) -> dict[str, Any]:
+    """One policy from a year's end until the last year that is known; each later year it has learnt that year's growth."""
+    mwh = {one["year"]: one["mwh"] for one in table["years"] if one["year"] >= known.year}
+    p = portfolio(known.sites, known.demand)
+    world, needs, begun = World(p, p, Leads.of(known.sites), 4.0 * len(mwh)), [], []
+    waiting: list[Begun] = []
+    for stage, year in enumerate(mwh):
+        quarter, hours = 4.0 * stage, (today(known.demand).hours[0], mwh[year] / known.mwh_per_m_hours)
+        demand = _with_growth(known.demand, file, table, year)
+        decided = policy(View(world.view(quarter), State(quarter, hours), demand))
+        begun.append(decided)
+        waiting = world.begin([*waiting, *decided], quarter)
+        needs.append((quarter, np.array(hours)))
+    spans = [Span(world, q, start, end, hours) for q, hours in needs for start, end in world.spans(q, q + 4)]
+    usd, short = served(spans)
+    needed = sum(float(hours.sum()) for _, hours in needs)
+    return {
+        "begins": [{"site": one.site, "what": one.what, "mw": one.mw} for one in begun[0]],
+        "mw_by_year": {str(year): _machines_mw(p, decided) for year, decided in zip(mwh, begun, strict=True)},
+        "until": max(mwh),
+        "usd": M * (world.usd_m + float(usd.sum())),
+        "short_share": float(short.sum()) / needed,
+    }
+
+
+def _machines_mw(p: Portfolio, decided: list[Begun]) -> float:
+    return sum(one.mw for one in decided if one.what in {machine.name for machine in p.machines})
+
+
+def _with_growth(demand: DemandFile, file: SitesFile, table: dict[str, Any], year: int) -> DemandFile:
+    """The demand file with the growth that the years up to one forecast."""
+    use = [float(one["mwh"]) for one in table["years"] if one["year"] <= year]
+    return with_fields(demand, growth={USE: with_fields(demand.growth[USE], per_year=forecast_growth(use))})
