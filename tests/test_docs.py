@@ -15,7 +15,7 @@ from tenfold.cli.commands import find
 from tenfold.cli.options import UsageError
 
 ROOT = Path(__file__).parents[1]
-ALL = ["README.md", "CHANGELOG.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
+ALL = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
 COMMAND = re.compile(r"^\s*(?:.*(?:&& |; |\| |\$\())?(?:torchrun .*-m )?(tenfold .+)$")
 
 
@@ -59,6 +59,8 @@ def test_what_stands_in_a_sentence_names_commands_and_options_that_there_are(doc
     text = re.sub(r"^```.*?^```$", "", (ROOT / document).read_text(), flags=re.DOTALL | re.MULTILINE)
     wrong = []
     for line in re.findall(r"(?<!`)`(tenfold [^`]+)`", text):
+        if re.search(r"--help|^tenfold [A-Z]", line):  # of the command line as a whole: `tenfold ROOM VERB`
+            continue
         try:
             parse(" ".join(line.split()))
         except UsageError as error:  # arguments and values may be left out in a sentence
