@@ -43,7 +43,7 @@ nightly: setup
 	-$(BIN)/pip download --quiet --disable-pip-version-check -c constraints.txt --no-deps --no-binary openai -d build/openai openai
 	$(BIN)/pytest -m 'slow or not slow' --timeout 3600
 
-# Every command of the README and of the guides as it is written, in clean clones: about two hours.
+# Every command of the README and of the guides as it is written, in clean clones: about half an hour on two cores.
 guides: setup
 	$(BIN)/python -m bench.guides --packages-of $(BIN)/python
 

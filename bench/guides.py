@@ -4,7 +4,7 @@ What is run are the code blocks marked `sh`; those of one document run in one sh
 stops at the first command that fails. A clone installs what it needs by `make setup`, as the documents say; with `--packages-of`
 it uses the packages of another environment, and installs Tenfold alone.
 
-    python -m bench.guides                                    # all documents: about two hours, the README's climbs most of it
+    python -m bench.guides                                    # all documents: about half an hour on two cores
     python -m bench.guides docs/guides/plugin.md --show       # one of them, and what its commands print
     python -m bench.guides --packages-of .venv/bin/python     # without downloads
 
@@ -19,6 +19,8 @@ import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from bench.harness import ROOT, Row, options, write_results
 
@@ -61,8 +63,7 @@ def run(text: str, clone: Path) -> list[Row]:
         try:
             code, ended = shell.wait(), time.time()
         finally:
-            with suppress(ProcessLookupError):
-                os.killpg(shell.pid, signal.SIGKILL)  # servers that it left
+            _end(shell.pid, clone)
         printed.seek(0)
         parts = [part.partition("\n") for part in printed.read().split(MARK)[1:]]
     starts = [float(start) for start, _, _ in parts]
@@ -72,6 +73,16 @@ def run(text: str, clone: Path) -> list[Row]:
         {"commands": block, "exit": status, "seconds": end - start, "printed": said}
         for block, (_, _, said), start, end, status in zip(found, parts, starts, ends, codes, strict=False)
     ]
+
+
+def _end(group: int, clone: Path) -> None:
+    """End what a document left running: its process group, and daemons, which name the clone in their command lines."""
+    with suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+    for process in psutil.process_iter(["cmdline"]):
+        if any(str(clone) in word for word in process.info["cmdline"] or ()):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def main() -> None:
