@@ -100,8 +100,8 @@ def _default(field: Any) -> Any:
 
 
 def default(value: Any) -> str:
-    """A default in a cell; nothing for one that is required, empty, or a table."""
-    if value is None or value is inspect.Parameter.empty or value is NODEFAULT or isinstance(value, Struct):
+    """A default in a cell; nothing for one that is required, empty, off, or a table."""
+    if any(value is nothing for nothing in (None, False, inspect.Parameter.empty, NODEFAULT)) or isinstance(value, Struct):
         return ""
     return f"`{value}`" if value not in ("", (), [], {}) else ""
 
