@@ -35,12 +35,15 @@ lint: setup
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
-# Triton checks the kernels of a GPU without one, Ray runs ladders, and the source package of openai holds the client's own tests.
+# Triton checks the kernels of a GPU without one, Ray runs ladders, and source packages hold the tests of OpenAI's client and of
+# llama.cpp's server.
 # Where one of these cannot be had, the tests that need it are skipped.
 nightly: setup
 	-$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps triton
 	-$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[nightly]'
 	-$(BIN)/pip download --quiet --disable-pip-version-check -c constraints.txt --no-deps --no-binary openai -d build/openai openai
+	-$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --no-binary llama-cpp-python -d build/llama_cpp_python \
+	  llama-cpp-python==0.3.36
 	$(BIN)/pytest -m 'slow or not slow' --timeout 3600
 
 # Every command of the README and of the guides as it is written, in clean clones: about half an hour on two cores.

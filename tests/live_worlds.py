@@ -24,7 +24,8 @@ from tenfold.fleet.ledger import Ledger
 from tenfold.fleet.policies.lend import Lending
 from tenfold.fleet.pools import Job
 from tenfold.fleet.setup import ServiceFacts, Setup, pools_of, recovery, sites_of
-from tenfold.fleet.simulation.simulator import Recorded, Simulation
+from tenfold.fleet.simulation.outcome import Recorded
+from tenfold.fleet.simulation.simulator import Simulation
 from tenfold.fleet.site_pools import show_demand
 
 TICK_S, ALONE, TOY = 300.0, "alone", "toy"

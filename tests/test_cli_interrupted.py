@@ -32,7 +32,7 @@ max_epochs = 50.0
 WRITING = (
     "climb --corpus {text} --top 6e10 --vocab-size 300 --seq-len 16", "train {run}", "train {run} --out r", "circle", "fleet run",
     "data build {text} --out c --vocab-size 300", "law fit {points} --out l.json", "upcycle {model} --out up --experts 2",
-    "plan --flops 1e22 --gpus 64 --out p", "launch {run} --on slurm --nodes 2 --out jobs", "serve-key alice", "console --home .",
+    "plan --flops 1e22 --gpus 64 --out p", "launch {run} --on slurm --nodes 2 --out jobs", "serve-key alice", "console --home . --export page",
 )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """The forecast along a run, on the OLMo ladder's published curves and on curves of a known shape."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -9,9 +9,13 @@ import pytest
 from bench.scale.ladders import TRUTHS, known_ladder
 from bench.scale.trajectory import TABLE
 from tenfold.cli.commands import run
+from tenfold.scale import documents
+from tenfold.scale.curves import write_trajectory
 from tenfold.scale.law import fit_law
 from tenfold.scale.trajectory import MOMENTS, Curve, forecast_trajectory, read_curves
 from tenfold.spec.errors import TenfoldError
+from tenfold.train.metrics import MetricsWriter
+from tenfold.train.result import RunResult
 
 DONE = np.linspace(0.02, 1, 50)
 
@@ -50,6 +54,30 @@ def test_the_end_is_what_the_law_says_and_the_way_there_a_known_shape():
     expected = law.median * np.interp(MOMENTS, DONE, shape(target.tokens / target.params))
     assert [m.median for m in along] == pytest.approx(expected, rel=3e-3)
     assert mean.share is None and along[-1].median < mean.median < along[-2].median
+
+
+def test_the_band_of_a_generation_comes_from_the_records_of_its_ladder(tmp_path):
+    """The runs log nats per token, the law knows bits per byte; runs that have not finished count for nothing."""
+    (curves, target), nat, generation = known(1), 0.4, tmp_path / "g1"
+    documents.write(generation / "climb.json", {"parent": None})
+    law = fit_law([c.point for c in curves])
+    for finished in (False, True):
+        for c in curves:
+            folder = generation / "ladder" / c.run
+            end = RunResult(folder, True, 50, c.loss[-1] / nat, c.loss[-1], c.params, c.tokens[-1], 0, 1, 1, 1, 1, "", 1, 0)
+            with MetricsWriter(folder) as metrics:
+                for step, (tokens, loss) in enumerate(zip(c.tokens, c.loss, strict=True)):
+                    metrics.write("step", step=step, tokens=tokens, loss=loss / nat)
+                if finished:
+                    metrics.write("end", **asdict(end))
+        write_trajectory(generation, law, target.params, target.tokens)
+        assert (generation / documents.TRAJECTORY).exists() is finished
+    *along, mean = documents.read(generation / documents.TRAJECTORY)["moments"]
+    expected = (
+        law.predict(target.params, target.tokens).median / nat * np.interp(MOMENTS, DONE, shape(target.tokens / target.params))
+    )
+    assert [m["median"] for m in along] == pytest.approx(expected, rel=0.01) and mean["share"] is None
+    assert all(m["intervals"]["80"][0] < m["median"] < m["intervals"]["80"][1] for m in along)
 
 
 def test_what_other_runs_scatter_widens_the_band():

@@ -97,8 +97,47 @@ def test_an_answer_that_continues_gets_the_prompt_of_transformers(open_site, tem
     assert client.post("/v1/chat/completions", json=body).status_code == 200
     expected, _ = render_jinja_template([messages], chat_template=template, continue_final_message=True)
     assert backend.asked == expected and expected[0].endswith("how are")
-    for wrong in ({"messages": messages[:1]}, {"messages": [*messages[:1], {"role": "assistant", "content": ""}]}, {"store": True}):
+    for wrong in (
+        {"add_generation_prompt": True},
+        {"messages": messages[:1]},
+        {"messages": [*messages[:1], {"role": "assistant", "content": ""}]},
+        {"store": True},
+    ):
         assert client.post("/v1/chat/completions", json={**body, **wrong}).status_code == 400
+
+
+@pytest.mark.parametrize("template", [WITH_CALLS, WALKS])
+@pytest.mark.parametrize("begins", [None, True, False])
+def test_tokens_of_a_conversation_are_those_of_its_prompt(open_site, template, begins):
+    template += "{{ hint }}{% if add_generation_prompt %}assistant:{% endif %}"
+    client, _ = open_site(template)
+    asked = {"messages": HISTORY[-1:], "tools": [TOOL], "chat_template_kwargs": {"hint": "hint"}, "add_generation_prompt": begins}
+    tokens = client.post("/tokenize", json={**asked, "return_token_strs": True}).json()
+    text = client.post("/detokenize", json={"tokens": tokens["tokens"]}).json()["prompt"]
+    expected, _ = render_jinja_template(
+        [HISTORY[-1:]], tools=[TOOL], chat_template=template, add_generation_prompt=begins is not False, hint="hint"
+    )
+    assert text == expected[0] and len(tokens["token_strs"]) == tokens["count"] == len(tokens["tokens"])
+    said = {"messages": [*HISTORY[-1:], {"role": "assistant", "content": "how"}], "continue_final_message": True}
+    tokens = client.post("/tokenize", json=said).json()["tokens"]
+    expected, _ = render_jinja_template([said["messages"]], chat_template=template, continue_final_message=True)
+    assert client.post("/detokenize", json={"tokens": tokens}).json()["prompt"] == expected[0]
+
+
+def test_thoughts_of_earlier_turns_reach_a_template_that_writes_them(open_site):
+    client, _ = open_site("{% for m in messages %}{{ m.role }} {{ m.reasoning_content }} {{ m.content }}\n{% endfor %}")
+    turn = {
+        "role": "assistant",
+        "content": [{"type": "thinking", "thinking": "a b", "signature": ""}, {"type": "text", "text": "c"}],
+    }
+    counts = [
+        client.post("/v1/messages/count_tokens", json={"messages": [user, {**turn, "content": content}, user]}).json()[
+            "input_tokens"
+        ]
+        for user in ({"role": "user", "content": "hello"},)
+        for content in (turn["content"], "c")
+    ]
+    assert counts[0] > counts[1]
 
 
 def test_variables_reach_the_template_and_cannot_replace_the_conversation(open_site):
@@ -157,6 +196,10 @@ REFUSED = [
     (PLAIN, {"prompt": "a", "best_of": 3}, "best_of"),
     (PLAIN, {"prompt": "a", "use_beam_search": True}, "use_beam_search"),
     (PLAIN, {"prompt": "a", "stop_token_ids": [1]}, "stop_token_ids"),
+    (PLAIN, {"prompt": "a", "n_predict": 5}, "n_predict"),
+    (CHAT, {**HELLO, "xtc_probability": 0.5}, "xtc_probability"),
+    (CHAT, {**HELLO, "web_search_options": {"search_context_size": "low"}}, "web_search_options"),
+    ("/v1/embeddings", {"input": "a", "truncate_prompt_tokens": 5}, "truncate_prompt_tokens"),
     (PLAIN, {"prompt": {"id": "x"}}, "prompt"),
     (CHAT, {**HELLO, "function_call": {"name": "f"}}, "function_call"),
     (CHAT, {**HELLO, "tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools.0.type"),
@@ -172,6 +215,10 @@ REFUSED = [
     (RESPONSES, {"input": "a", "top_logprobs": 3}, "top_logprobs"),
     (RESPONSES, {"input": "a", "text": {"format": {"type": "xml"}}}, "text.format.type"),
     ("/v1/embeddings", {"input": "a", "dimensions": 10**9}, "dimensions"),
+    ("/tokenize", {**HELLO, "chat_template": "x"}, "chat_template"),
+    ("/tokenize", {**HELLO, "add_special_tokens": True}, "add_special_tokens"),
+    ("/v1/rerank", {"query": "a", "documents": []}, "documents"),
+    ("/v1/responses/compact", {"input": "a", "background": True}, "background"),
 ]
 
 

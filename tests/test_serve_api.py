@@ -297,6 +297,25 @@ def test_texts_are_scored_by_the_cosine_of_their_embeddings(client, server):
     assert status == 400 and refused["error"]["param"] == "text_1"
 
 
+def test_documents_are_ranked_by_their_scores(server):
+    documents = ["def f(x):", "hello there", "how are you"]
+    scores = server.post("/v1/score", {"text_1": "hello there", "text_2": documents})[1]["data"]
+    best = sorted(scores, key=lambda one: one["score"], reverse=True)
+    for top_n, count in ((None, 3), (0, 3), (2, 2), (9, 3)):
+        status, answer = server.post("/v1/rerank", {"query": "hello there", "documents": documents, "top_n": top_n})
+        assert status == 200 and [found["index"] for found in answer["results"]] == [one["index"] for one in best[:count]]
+        assert answer["results"][0] == {
+            "index": 1,
+            "document": {"text": documents[1]},
+            "relevance_score": pytest.approx(1, abs=1e-5),
+        }
+
+
+def test_a_json_object_follows_the_schema_that_comes_with_it(server):
+    body = {"messages": HELLO, "max_tokens": 20, "response_format": {"type": "json_object", "schema": {"const": "42"}}}
+    assert server.post("/v1/chat/completions", body)[1]["choices"][0]["message"]["content"] == '"42"'
+
+
 @pytest.mark.parametrize("path, allowed", [("/v1/models", "GET"), ("/v1/models/swap", "POST"), ("/v1/responses/x", "DELETE, GET")])
 def test_a_method_that_a_path_does_not_have_is_refused_with_those_that_it_has(server, path, allowed):
     request = urllib.request.Request(server.url + path, b"{}", method="PATCH")

@@ -64,6 +64,7 @@ TABLE = {
     "POST /v1/completions": (ANY_KEY, {"prompt": "hello", "max_tokens": 2}),
     "POST /v1/embeddings": (ANY_KEY, {"input": "hello"}),
     "POST /v1/score": (ANY_KEY, {"text_1": "hello", "text_2": "there"}),
+    "POST /v1/rerank": (ANY_KEY, {"query": "hello", "documents": ["there", "hello"]}),
     "POST /tokenize": (ANY_KEY, {"prompt": "hello"}),
     "POST /detokenize": (ANY_KEY, {"tokens": [1, 2]}),
     "POST /v1/recommend": (ANY_KEY, {"history": ["item-1"], "k": 1}),
@@ -73,6 +74,7 @@ TABLE = {
     "POST /v1/items": ((401, 403, 403, 400), {"items": [{"item": "new"}]}),  # whose ranker has no tower for new ones
     "DELETE /v1/events/users/{user}": (OPERATORS, None),
     "POST /v1/responses": (OWNER, PREVIOUS),
+    "POST /v1/responses/compact": (OWNER, PREVIOUS),
     "POST /v1/responses/input_tokens": (OWNER, PREVIOUS),
     "GET /v1/responses/{name}": (OWNER, None),
     "POST /v1/responses/{name}/cancel": ((401, 404, 400, 404), None),  # it was not made in the background

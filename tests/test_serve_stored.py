@@ -143,6 +143,23 @@ def test_a_response_says_which_format_its_text_has(ann, text):
     assert ann.responses.create(**ASK, text=text).text.format.type == "text"
 
 
+def test_a_compacted_conversation_is_what_its_user_said_and_a_summary_and_goes_on(backend, ann):
+    backend.says = "how are you"
+    first = ann.responses.create(**ASK)
+    backend.says = "hello was said"
+    asked = {"model": "tiny", "previous_response_id": first.id, "input": "there"}
+    answer = ann.with_options(max_retries=0).responses.with_raw_response.compact(**asked).http_response.json()
+    assert answer["object"] == "response.compaction" and answer["usage"]["output_tokens"] > 0
+    assert all(said in backend.asked[-1] for said in ("hello", "how are you", "there"))
+    *said, summary = answer["output"]
+    assert [item["content"][0]["text"] for item in said] == ["hello", "there"] and summary["type"] == "compaction"
+    ann.responses.create(model="tiny", input=[*answer["output"], {"role": "user", "content": "today?"}])
+    prompt = backend.asked[-1]
+    assert prompt.index("there") < prompt.index("hello was said") < prompt.index("today?") and "how are you" not in prompt
+    with pytest.raises(openai.BadRequestError, match="compaction"):
+        ann.responses.create(model="tiny", input=[{**summary, "encrypted_content": "?"}])
+
+
 def test_what_cannot_be_in_the_background_is_refused(ann):
     with pytest.raises(openai.BadRequestError):
         ann.responses.create(**ASK, background=True, store=False)

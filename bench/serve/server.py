@@ -18,6 +18,8 @@ from tenfold.model.io.tokenizer import save_tokenizer
 from tenfold.model.llama import Llama
 from tenfold.spec.model import ModelSpec
 
+SMALL_OPTIONS = ("--any-name", "--kv-cache-gib", "0.1", "--threads", "1")  # for a small model that answers to any name
+
 
 def free_port() -> int:
     with socket.socket() as free:

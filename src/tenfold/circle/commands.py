@@ -175,7 +175,7 @@ def layout(
 
 
 def circle(*, home: Home = Path("generations"), json: Json = False) -> None:
-    """Let every room do its part in one home, from a climb to a fleet that learns, and write a page of what came.
+    """Let every room do its part in one home, from a climb to a fleet that learns.
 
     A circle that was stopped goes on where it was. With TENFOLD_CIRCLE=small in the environment it is a small one.
 
@@ -190,7 +190,7 @@ def circle(*, home: Home = Path("generations"), json: Json = False) -> None:
     if json:
         print_json(found)
     else:
-        out.print(f"Page: {home / 'index.html'}")
+        out.print(f"See it: tenfold console --home {home}")
 
 
 def forecasts(*, home: Home = Path("generations"), json: Json = False) -> None:

@@ -1,7 +1,6 @@
 """The circle: every room does its part in one home, in order, and its results are passed to the next room.
 
-circle.json     what each room found, skipped by a sentence, or failed by one
-index.html      the page of it
+`circle.json` says what each room found; that it was skipped, or failed, by a sentence.
 """
 
 import os
@@ -44,7 +43,6 @@ def walk(home: Path, say: Say) -> dict[str, Any]:
             raise
         finally:
             write_json(home / "circle.json", {"version": VERSION, "rooms": found})
-            import_module("tenfold.console.page").write_page(home)
     return read_document(home / "circle.json", VERSION, "walk the circle again")
 
 

@@ -1,19 +1,43 @@
-"""Write the page of a home."""
+"""Show a home: generations, runs, plans, fleet and what was learned."""
 
-from pathlib import Path
+from typing import Annotated
 
-from tenfold.spec.commands import Home, Json, print_json
+from msgspec import Meta
+
+from tenfold.console.options import ConsoleOptions
+from tenfold.spec.commands import Folder, Json, print_json
 
 
-def page(*, home: Home = Path("generations"), json: Json = False) -> None:
-    """Write index.html: the circle, the numbers of each part with their files, the forecasts and what came.
+def start(
+    *,
+    options: ConsoleOptions = ConsoleOptions(),
+    export: Annotated[
+        Folder | None, Meta(description="Write static files into this new folder instead, for any web server.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Show a home as a web page: generations and their forecasts, runs as they go on, plans, the fleet.
 
-    Example: tenfold console --home generations
+    Examples:
+
+      tenfold console
+
+      tenfold console --home generations --server http://127.0.0.1:8000
+
+      tenfold console --export report
     """
-    from tenfold.console.page import write_page
+    if export is not None:
+        from tenfold.console.export import export as write
 
-    path = write_page(home)
-    if json:
-        print_json({"file": str(path)})
-    else:
-        print(path)
+        path = write(options.home, export)
+        print_json({"folder": str(path)}) if json else print(path / "index.html")
+        return
+    from tenfold.console.app import make_app
+    from tenfold.serve.api.listen import check_address, listen
+    from tenfold.spec.terminal import console
+
+    app, listening = make_app(options), options.listening()
+    check_address(listening)
+    address = f"http://{options.host}:{options.port}/"
+    say = (lambda: print_json({"address": address})) if json else (lambda: console().print(f"{options.home}: {address}"))
+    listen(app, listening, say, app.state.feeds.close)

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from tenfold.fleet.pools import Policy, Size
 
 
+OUT = "A page to write, with the busiest day as a picture; beside it the same as .simulation.json, for the console."
+
+
 class SlotOptions(Struct, frozen=True):
     """Of the slots of this machine."""
 
@@ -78,7 +81,7 @@ def simulate(
     policy: Annotated[str, Meta(description="The policy to look at.")] = "lend",
     against: Annotated[str, Meta(description="Policies to compare with, with commas between them.")] = "static,borrow,lyra",
     seeds: Annotated[int | None, Meta(description="How many simulations of each, in place of the file's.", ge=1)] = None,
-    out: Annotated[Path | None, Meta(description="A page to write, with the busiest day as a picture.")] = None,
+    out: Annotated[Path | None, Meta(description=OUT)] = None,
     json: Json = False,
 ) -> None:
     """Simulate a fleet under a policy and beside others: the same jobs, demand and failures for each.
@@ -88,16 +91,19 @@ def simulate(
     from tenfold.fleet.fleet_file import read_fleet
     from tenfold.fleet.setup import prepare
     from tenfold.fleet.simulation.compare import compare
+    from tenfold.fleet.simulation.document import SUFFIX, document
     from tenfold.fleet.simulation.report import html, said
     from tenfold.fleet.simulation.results import WORDS
-    from tenfold.spec.files import write_text
+    from tenfold.spec.files import write_json, write_text
 
     fleet = read_fleet(file)
     names = list(dict.fromkeys([policy, *(name for name in against.split(",") if name)]))
     found = compare(prepare(fleet), names, seeds or fleet.simulation.seeds, (lambda text: None) if json else print)
     means = found.means()
     if out:
-        write_text(out, html(f"{file.stem}: {policy} beside {', '.join(names[1:])}", means, found.first))
+        title = f"{file.stem}: {policy} beside {', '.join(names[1:])}"
+        write_text(out, html(title, means, found.first))
+        write_json(out.with_suffix(SUFFIX), document(title, means, found.first))
     if json:
         print_json({"means": means, "runs": found.runs})
         return

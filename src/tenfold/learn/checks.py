@@ -29,13 +29,14 @@ ROUNDS = 7  # of the measurement of speed
 
 @dataclass(frozen=True)
 class Check:
-    """`measured` and `limit` are in the unit that the sentence names."""
+    """`measured`, its 95 % `interval` and `limit` are in the unit that the sentence names."""
 
     name: str
     passed: bool
     says: str
     measured: float | None = None
     limit: float | None = None
+    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def speed(both: Both, chats: Sequence[Chat], limit: float) -> Check:
     low, high = (math.exp(value) for value in paired_test(logs).t_interval)
     ratio = math.exp(float(np.median(logs)))
     says = f"It needs {ratio:.2f} times the processor's time (95 %: {low:.2f} to {high:.2f}); {limit:g} are allowed."
-    return Check("speed", low <= limit, says, ratio, limit)
+    return Check("speed", low <= limit, says, ratio, limit, (low, high))
 
 
 def stops(both: Both, new: Sequence[Answer], old: Sequence[Answer]) -> Check:
@@ -150,7 +151,7 @@ def better(name: str, test: PairedTest) -> Check:
     low, high = test.t_interval
     said = "finds the right answers likelier" if test.passed else "is not better beyond noise"
     says = f"{name} {said}: {test.mean:+.2f} nats an answer (95 %: {low:+.2f} to {high:+.2f}) on {test.n} held-out prompts."
-    return Check("better", test.passed, says, test.mean, 0)
+    return Check("better", test.passed, says, test.mean, 0, test.t_interval)
 
 
 def better_in_each(both: Both, rows: Sequence[Judgement], margins: np.ndarray) -> list[Check]:
@@ -173,7 +174,7 @@ def preferred(rows: Sequence[Judgement], margins: np.ndarray) -> Check:
     won = win_rate(_by_prompt(rows, margins))
     low, high = won.interval
     says = f"It agrees better with people on {won.rate:.0%} of {won.n} held-out prompts (95 %: {low:.0%} to {high:.0%})."
-    return Check("win rate", low > 0.5, says, won.rate, 0.5)
+    return Check("win rate", low > 0.5, says, won.rate, 0.5, won.interval)
 
 
 def _by_prompt(rows: Sequence[Judgement], margins: np.ndarray) -> list[float]:

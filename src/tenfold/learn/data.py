@@ -44,22 +44,29 @@ def parts_of(source: str, folder: Path, share: float, kind: Kind = "sft") -> dic
         if read_people(folder).get("made_of", made_of) != made_of:
             raise TenfoldError(f"{folder} was made of other rows or shares than {source}: give the new generation another --name.")
         return files
-    people: dict[str, Any] = {"made_of": made_of}
-    if is_file_of_rows(source):
-        rows = _by_prompt(Path(source), share, kind)
-    else:
-        rows, found = _by_user(source, folder.parent.parent, share, kind)
-        people |= found
-    people |= _clean(rows)
+    rows, people = gathered(source, folder.parent.parent, share, kind)
     for part in PARTS:
         if not rows[part]:
             said = f" (left out: {left_out(people)})" if people.get("left_out") else ""
             raise TenfoldError(f"{source} leaves no chats for {part}{said}: gather more, from more users.")
     with whole_folder(folder) as scratch:
-        write_versioned(scratch / "people.json", people)
+        write_versioned(scratch / "people.json", {"made_of": made_of, **people})
         for part in PARTS:
             write_text(scratch / f"{part}.jsonl", "".join(f"{row}\n" for row in sorted(rows[part])))  # whoever spoke first
     return files
+
+
+def gathered(source: str, home: Path, share: float, kind: Kind = "sft") -> tuple[dict[str, list[str]], dict[str, Any]]:
+    """The rows of each part that `source` gives now, and what `people.json` says of them. Writes nothing; a part may be empty.
+
+    `home` has the generations whose sets may hold rows of users who were deleted. Raises TenfoldError where nothing can be read.
+    """
+    people: dict[str, Any] = {}
+    if is_file_of_rows(source):
+        rows = _by_prompt(Path(source), share, kind)
+    else:
+        rows, people = _by_user(source, home, share, kind)
+    return rows, people | _clean(rows)
 
 
 def read_people(folder: Path) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from msgspec import Meta, Struct
 from tenfold.spec.commands import File, Folder
 from tenfold.spec.ranges import Count, LearningRate, NotNegative, Positive, Seed, SeqLen, Text
 
+RELEASE = "release.json"  # of a home: the generation in service
+
 Kind = Literal["sft", "dpo", "kto"]
 Bits = Literal["int8", "int4"]
 DPOLoss = Literal["sigmoid", "ipo", "sigmoid_norm"]

@@ -10,13 +10,12 @@ from urllib.request import Request, urlopen
 
 from tenfold.learn.data import VERSION, write_versioned
 from tenfold.learn.gate import read_gate
+from tenfold.learn.options import RELEASE as FILE
 from tenfold.model.io.huggingface import weights_hash
 from tenfold.model.path import model_path
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import file_sha256
 from tenfold.spec.versions import read_document
-
-FILE = "release.json"
 
 
 @dataclass(frozen=True)

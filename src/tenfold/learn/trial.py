@@ -8,7 +8,9 @@ pairs whose thumbs differ are wins and losses of the candidate.
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
 
 from tenfold.learn.data import open_feedback
 from tenfold.learn.release import released
@@ -18,6 +20,7 @@ from tenfold.serve.api.split import unit
 from tenfold.serve.feedback.feedback import Feedback, ratings, responses
 from tenfold.spec.errors import TenfoldError
 
+LOOKS = 100  # of the course of a trial
 ERROR = 0.05  # the probability that two models that are as good are ever told apart
 Verdict = Literal["better", "worse", "undecided"]
 
@@ -34,6 +37,15 @@ class Arm:
     def of(cls, thumbs: list[bool]) -> "Arm":
         n = len(thumbs)
         return cls(n, sum(thumbs) / n, share_interval(sum(thumbs), n)) if n else cls(0, 0.0, (0.0, 1.0))
+
+
+class Look(NamedTuple):
+    """Wins and losses of the candidate at a moment, and the chances of a win that they do not refuse (95 %, at all moments)."""
+
+    wins: int
+    losses: int
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -55,7 +67,7 @@ class Trial:
 
 
 def trial(home: Path, database: str) -> dict[str, Any]:
-    """What people say of the candidate of `home`: a `Trial` with its verdict, and both paths.
+    """What people say of the candidate of `home`: a `Trial` with its verdict and its `course`, and both paths.
 
     Raises TenfoldError where no candidate is tried, or there is no feedback.
     """
@@ -63,9 +75,12 @@ def trial(home: Path, database: str) -> dict[str, Any]:
     if now is None or "candidate" not in now:
         raise TenfoldError(f"No candidate of {home} is tried: begin with `tenfold learn release NEW --share 0.1`.")
     candidate = now["candidate"]
-    found = judged(thumbs(open_feedback(database), {candidate["sha256"]: True, now["sha256"]: False}, candidate["since"]))
+    arms = {candidate["sha256"]: True, now["sha256"]: False}
+    outcomes = list(thumbs(open_feedback(database), arms, candidate["since"]))
+    found = judged(outcomes)
     names = {"candidate_path": candidate["path"], "released_path": now["path"], "share": candidate["share"]}
-    return {**names, **asdict(found), "verdict": found.verdict}
+    looks = [look._asdict() for look in course(paired(outcomes))]
+    return {**names, **asdict(found), "verdict": found.verdict, "course": looks}
 
 
 def thumbs(feedback: Feedback, arms: dict[str, bool], since: float) -> Iterator[tuple[bool, bool]]:
@@ -86,18 +101,33 @@ def thumbs(feedback: Feedback, arms: dict[str, bool], since: float) -> Iterator[
 
 
 def judged(outcomes: Iterable[tuple[bool, bool]]) -> Trial:
-    """Of `thumbs` in order of time: each is paired with the last one of the other model that has no partner."""
-    of: dict[bool, list[bool]] = {True: [], False: []}
+    """What `thumbs` in order of time say so far."""
+    found = list(outcomes)
+    candidate, beside = (Arm.of([up for is_candidate, up in found if is_candidate is which]) for which in (True, False))
+    wins, losses = paired(found)[-1]
+    return Trial(candidate, beside, wins, losses, always_valid(wins, losses), always_valid_interval(wins, losses, ERROR))
+
+
+def paired(outcomes: Iterable[tuple[bool, bool]]) -> list[tuple[int, int]]:
+    """Wins and losses of the candidate at first, and after each pair whose thumbs differ: each thumb is paired with the last one
+    of the other model that has no partner."""
     alone: list[tuple[bool, bool]] = []
-    wins = losses = 0
+    counts = [(0, 0)]
     for is_candidate, up in outcomes:
-        of[is_candidate].append(up)
         if not alone or alone[-1][0] is is_candidate:
             alone.append((is_candidate, up))
             continue
         partner = alone.pop()[1]
         if up is not partner:
+            wins, losses = counts[-1]
             won = up is is_candidate
-            wins, losses = wins + won, losses + (not won)
-    interval = always_valid_interval(wins, losses, ERROR)
-    return Trial(Arm.of(of[True]), Arm.of(of[False]), wins, losses, always_valid(wins, losses), interval)
+            counts.append((wins + won, losses + (not won)))
+    return counts
+
+
+def course(counts: list[tuple[int, int]]) -> list[Look]:
+    """At most `LOOKS` of the looks that one could have taken, the last one among them."""
+    return [
+        Look(wins, losses, *always_valid_interval(wins, losses, ERROR))
+        for wins, losses in (counts[i] for i in np.linspace(0, len(counts) - 1, min(LOOKS, len(counts))).round().astype(int))
+    ]

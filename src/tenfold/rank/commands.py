@@ -7,10 +7,12 @@ from msgspec import Meta, Struct, structs
 
 from tenfold.rank.options import Content, DropoutOrNone, Loss, RankOptions, SemanticLevels, SplitKind
 from tenfold.spec.commands import Folder, Home, Json, print_json
+from tenfold.spec.files import write_json
 from tenfold.spec.ranges import Text
 from tenfold.train.commands import RunOptions
 from tenfold.train.commands import run as run_training
 
+EVALUATION, COMPARISON = "evaluation.json", "comparison.json"  # in the directory of a run
 Source = Annotated[
     Text, Meta(description="A table of user, item and time: a file, a database's URL#table; or movielens-100k, synthetic, teacher.")
 ]
@@ -89,11 +91,15 @@ def report(interactions: Source, /, *, split: SplitKind = "temporal", home: Home
 def evaluate(generation: Finished, /, *, home: Kept = None, json: Json = False) -> None:
     """Hit rate, NDCG and MRR on the test, over the whole catalogue, beside what needs no model, with intervals over users.
 
+    What was found is kept in evaluation.json of the generation.
+
     Example: tenfold rank evaluate generations/rank-movielens-100k
     """
     from tenfold.rank.compare import evaluated
 
-    _show(evaluated(generation, home or generation.parent, "test"), json)
+    found = evaluated(generation, home or generation.parent, "test")
+    write_json(generation / EVALUATION, found)
+    _show(found, json)
 
 
 def compare(
@@ -107,6 +113,8 @@ def compare(
 ) -> None:
     """How far a model lies above what needs no model, and above another one, on the same users.
 
+    What was found last is kept in comparison.json of the generation.
+
     Examples:
 
       tenfold rank compare generations/rank-movielens-100k --beside generations/another
@@ -119,6 +127,7 @@ def compare(
     home = home or generation.parent
     with when_stopped("the same command goes on from what had finished"):
         found = rolled(generation, home, cuts) if cuts else compared(generation, home, beside)
+    write_json(generation / COMPARISON, found)
     _show(found, json)
 
 

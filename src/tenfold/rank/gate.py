@@ -18,7 +18,7 @@ import pyarrow.parquet
 from tenfold.learn.checks import Check
 from tenfold.learn.data import write_versioned
 from tenfold.learn.gate import read_gate
-from tenfold.learn.statistics import paired_test, predicted
+from tenfold.learn.statistics import PairedTest, paired_test, predicted
 from tenfold.model.io.huggingface import weights_hash
 from tenfold.model.path import model_path
 from tenfold.rank.metrics import quality
@@ -72,19 +72,22 @@ def _judge(new: Path, old: Path, home: Path, key: str, files: dict[str, Path]) -
     data = {name: file_sha256(file) for name, file in files.items()}
     forecast(home, Forecast(key=key, who="rank", kind="paired_difference", unit="NDCG", quantiles=quantiles, data=data))
     test = paired_test(list(worse(halves[1])))
-    says = f"NDCG@10 is better by {-test.mean:+.4f} (95 %: {-test.t_interval[1]:+.4f} to {-test.t_interval[0]:+.4f})."
     known = ndcg(rankers[0], halves[1])
     above = paired_test(list(by_user(halves[1], popularity_ndcg(files["train"], halves[1]) - known)))
-    floor = (
-        f"NDCG@10 is above popularity's by {-above.mean:+.4f} (95 %: {-above.t_interval[1]:+.4f} to {-above.t_interval[0]:+.4f})."
-    )
-    checks = [Check("better", test.passed, says, -test.mean, 0.0), Check("above_popularity", above.passed, floor, -above.mean, 0.0)]
+    checks = [_check("better", "better", test), _check("above_popularity", "above popularity's", above)]
     refused = [check for check in checks if not check.passed]
     return {
         "passed": not refused, "reason": " ".join(check.says for check in refused or checks[:1]),
         "refused_by": [check.name for check in refused], "checks": [asdict(check) for check in checks],
         "forecast": key, "unit": "NDCG", "test": asdict(test), "quantiles": quantiles,
     }  # fmt: skip
+
+
+def _check(name: str, what: str, worse: PairedTest) -> Check:
+    """Whether the new one is better beyond noise; `worse` is by how much it is worse."""
+    low, high = -worse.t_interval[1], -worse.t_interval[0]
+    says = f"NDCG@10 is {what} by {-worse.mean:+.4f} (95 %: {low:+.4f} to {high:+.4f})."
+    return Check(name, worse.passed, says, -worse.mean, 0.0, (low, high))
 
 
 def held_out(train: Path, later: Path) -> list[Asked]:

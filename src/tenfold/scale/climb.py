@@ -19,6 +19,7 @@ from tenfold.data.text.corpus import SPLITS, Corpus, require_tokens
 from tenfold.data.text.remote import is_remote
 from tenfold.data.text.sources import is_corpus, where
 from tenfold.scale import documents
+from tenfold.scale.curves import write_trajectory
 from tenfold.scale.forecast import (
     OTHER_LOSS,
     TEXT_LOSS,
@@ -237,6 +238,7 @@ def _forecast(generation: Path, settings: ClimbSettings, corpus: Source, law: La
     )
     if not settings.is_text:
         forecast[OTHER_LOSS] = forecast.pop(TEXT_LOSS)
+    write_trajectory(generation, law, forecast["params"], tokens)
     write_forecast(forecast, generation / "forecast.json")
 
 

@@ -7,6 +7,7 @@ from tenfold.spec.files import write_json
 from tenfold.spec.versions import read_document
 
 VERSION = 1
+TRAJECTORY = "trajectory.json"  # of a run: its loss as it was forecast along the way, as `tenfold law trajectory --json` says it
 
 
 def write(path: Path, document: dict[str, Any]) -> None:

@@ -27,16 +27,24 @@ ALIKE = 0.1  # in the logarithm of tokens per parameter
 
 @dataclass(frozen=True)
 class Curve:
-    """A finished run: its parameters, and the loss after so many tokens [checkpoints], the last at its end."""
+    """A finished run: its parameters, and the loss after so many tokens [checkpoints], the last at its end.
+
+    `known` is the loss at the end that a law knows, where that is of another text than the curve.
+    """
 
     run: str
     params: float
     tokens: np.ndarray
     loss: np.ndarray
+    known: float | None = None
+
+    @property
+    def end(self) -> float:
+        return float(self.loss[-1]) if self.known is None else self.known
 
     @property
     def point(self) -> Point:
-        return Point(self.params, float(self.tokens[-1]), 6 * self.params * float(self.tokens[-1]), float(self.loss[-1]))
+        return Point(self.params, float(self.tokens[-1]), 6 * self.params * float(self.tokens[-1]), self.end)
 
     def at(self, shares: Sequence[float] | np.ndarray) -> np.ndarray:
         """Loss at shares of the run."""
@@ -87,7 +95,12 @@ def forecast_trajectory(
     """
     if len(curves) < FEWEST:
         raise TenfoldError(f"A trajectory needs {FEWEST} finished runs, there are {len(curves)}: train more.")
-    drawn = _draws(fit_law([c.point for c in curves], asymptote=asymptote), curves, params, tokens)
+    return moments(fit_law([c.point for c in curves], asymptote=asymptote), curves, params, tokens)
+
+
+def moments(law: Law, curves: Sequence[Curve], params: float, tokens: float, unit: float = 1.0) -> list[Moment]:
+    """The same by a law that is known. `unit` is what the curves' unit is in that of the law."""
+    drawn = _draws(law, curves, params, tokens) / unit
     found = []
     for share, losses in zip((*MOMENTS, None), drawn.T, strict=True):
         ends = {level: np.quantile(losses, [0.5 - level / 200, 0.5 + level / 200]) for level in LEVELS}
@@ -101,7 +114,7 @@ def _draws(law: Law, curves: Sequence[Curve], params: float, tokens: float) -> n
     ratios = np.log([c.point.tokens / c.params for c in curves])
     middle, degree = ratios.mean(), min(2, len(set(np.round(ratios / ALIKE))) - 1)
     design, here = (np.vander(np.atleast_1d(x) - middle, degree + 1) for x in (ratios, np.log(tokens / params)))
-    left = np.log([c.watched() / c.loss[-1] for c in curves])
+    left = np.log([c.watched() / c.end for c in curves])
     fitted, free = np.linalg.pinv(design) @ left, len(curves) - degree - 1
     variance = ((left - design @ fitted) ** 2).sum(0) / free * (1 + here @ np.linalg.inv(design.T @ design) @ here.T)[0, 0]
     scatter = np.sqrt(variance) * np.random.default_rng(0).standard_t(free, (DRAWS, 1))

@@ -6,7 +6,7 @@ part so far. Steps that were done but not saved before a failure are in it, thou
 
 import time
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -78,8 +78,13 @@ class GoodputTimer:
 
 def read_goodput(path: Path) -> dict[str, Any]:
     """The `Goodput` of a `time.jsonl` as plain values; empty where there is none."""
+    return goodput_of(read_lines(path))
+
+
+def goodput_of(rows_of_file: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """The same of its rows. Of each start the first and the last are needed, and the last that the next start kept."""
     starts: list[list[dict[str, Any]]] = []
-    for row in read_lines(path):
+    for row in rows_of_file:
         if "began" in row:
             starts.append([{**row, **dict.fromkeys(PARTS, 0.0)}])
         elif starts:

@@ -22,6 +22,7 @@ from tenfold.spec.files import make_folder, one_at_a_time, write_json
 from tenfold.spec.strict_json import finite
 from tenfold.spec.versions import read_document
 from tenfold.train.config import RunConfig, defaults
+from tenfold.train.lock import LOCK
 from tenfold.train.parallel.processes import on_first_process
 from tenfold.train.resolve import resolve
 from tenfold.train.result import read_result
@@ -61,7 +62,7 @@ def only_training(directory: Path) -> Iterator[None]:
 
 
 def _hold(directory: Path, held: ExitStack) -> None:
-    lock = make_folder(directory) / ".training.lock"
+    lock = make_folder(directory) / LOCK
     held.enter_context(one_at_a_time(lock, f"training in {directory}"))
 
 

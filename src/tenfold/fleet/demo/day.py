@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -18,18 +18,8 @@ from tenfold.fleet.pools import Policy
 from tenfold.fleet.slots.live import OWNERS
 from tenfold.fleet.slots.simulated import SimulatedWorld, simulate
 from tenfold.fleet.slots.slots import SERVICE, Limits
+from tenfold.fleet.spans import SWITCHING, Span, spans_of
 from tenfold.spec.files import read_lines
-
-SWITCHING = "switching"
-
-
-class Span(NamedTuple):
-    """`slot` does `what`, a role or `switching`, from `start` to `end`, in seconds of the day."""
-
-    slot: str
-    what: str
-    start: float
-    end: float
 
 
 @dataclass(frozen=True)
@@ -140,18 +130,6 @@ def simulated_day(known: Known, arrivals: Sequence[float], policy: Policy) -> Da
         known.day_s, spans, np.asarray(arrivals), np.array(waits) + known.first_s,
         answering_s=sum(known.writes_s[count - 1] for count in servers), moves=_moves(leases), loans=loans,
     )  # fmt: skip
-
-
-def spans_of(leases: Sequence[Lease], began: float, seconds: float) -> list[Span]:
-    """What the slots did in the `seconds` after `began`. A slot that is told to leave, or was not ready yet, is switching."""
-    found = []
-    for lease in leases:
-        ended = began + seconds if lease.ended is None else lease.ended
-        asked = ended if lease.asked is None else min(lease.asked, ended)
-        ready = asked if lease.ready is None else min(lease.ready, asked)
-        parts = ((SWITCHING, lease.since, ready), (lease.role, ready, asked), (SWITCHING, asked, ended))
-        found += [Span(lease.slot, what, max(0.0, start - began), min(seconds, end - began)) for what, start, end in parts]
-    return [span for span in found if span.end > span.start]
 
 
 def queue(arrivals: Sequence[float], open_: Sequence[tuple[float, float]], answers_s: Sequence[float]) -> list[tuple[float, int]]:

@@ -13,7 +13,6 @@ Slots = Annotated[Text, Meta(description="A slot, or an owner: all its slots.")]
 Until = Annotated[Text, Meta(description="When it ends: 18:00, the next that comes, or 2027-03-31T18:00.")]
 UntilOrADay = Annotated[Text | None, Meta(description="When it ends, as 18:00 or 2027-03-31T18:00; a day from now if not said.")]
 Why = Annotated[str, Meta(description="The reason, for the ledger.")]
-DAY_S = 86_400.0
 
 
 def status(*, home: Home = Path("generations"), json: Json = False) -> None:
@@ -116,12 +115,9 @@ def withdraw(
 def _wish(home: Path, json: bool, *, until: str | None, **wanted: Any) -> None:
     from dataclasses import asdict
 
-    from tenfold.fleet.operate.operate import is_controlled, read_until, wish
-    from tenfold.fleet.slots.slots import Wish
+    from tenfold.fleet.operate.operate import ask, is_controlled
 
-    now = datetime.now().astimezone()
-    end = now.timestamp() + DAY_S if until is None else read_until(until, now)
-    made = wish(home, Wish(0, until=end, **wanted))
+    made = ask(home, until, **wanted)
     if json:
         print_json(asdict(made))
         return

@@ -21,6 +21,7 @@ from tenfold.spec.files import holder
 
 CONTROLLER = "controller.lock"  # held as long as a controller runs
 ANSWER_S = 5.0  # in which a controller that looks answers
+DAY_S = 86_400.0
 
 
 def open_ledger(home: Path) -> Ledger:
@@ -53,6 +54,14 @@ def read_until(text: str, now: datetime) -> float:
     return at.timestamp()
 
 
+def ask(home: Path, until: str | None, **wanted: Any) -> Wish:
+    """Write down a wish of these fields, until a time as people say it, or a day from now. Raises TenfoldError as `read_until` and
+    `wish` do."""
+    now = datetime.now().astimezone()
+    end = now.timestamp() + DAY_S if until is None else read_until(until, now)
+    return wish(home, Wish(0, until=end, **wanted))
+
+
 def wish(home: Path, wanted: Wish) -> Wish:
     """Write a wish down and wait a little for the controller's word, if there is one.
 
@@ -74,12 +83,12 @@ def wish(home: Path, wanted: Wish) -> Wish:
     return made
 
 
-def withdraw(home: Path, number: int) -> Wish:
+def withdraw(home: Path, number: int, who: str = "") -> Wish:
     """Take a wish back. Raises TenfoldError where there is none of this number."""
     ledger = open_ledger(home)
     wishes = Wishes(ledger)
     wishes.of(number)
-    wishes.answer({number: (WITHDRAWN, f"by {getpass.getuser()}")}, time.time())
+    wishes.answer({number: (WITHDRAWN, f"by {who or getpass.getuser()}")}, time.time())
     made = wishes.of(number)
     ledger.close()
     return made

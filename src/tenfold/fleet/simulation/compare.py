@@ -8,8 +8,9 @@ from typing import Any
 import msgspec
 
 from tenfold.fleet.setup import Setup
+from tenfold.fleet.simulation.outcome import Outcome
 from tenfold.fleet.simulation.results import figures, over_seeds
-from tenfold.fleet.simulation.simulator import Outcome, Simulation
+from tenfold.fleet.simulation.simulator import Simulation
 from tenfold.spec.plugins import load
 
 

@@ -12,16 +12,17 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
+from tenfold.fleet.setup import DAY_S
+from tenfold.fleet.simulation.outcome import Outcome
 from tenfold.fleet.simulation.results import WORDS
-from tenfold.fleet.simulation.simulator import Outcome
 from tenfold.plan.plots import ACCENT, COLOURS, INK, MARK, QUIET, as_svg
 
 NAMES = ("training", "answering", "starting", "saving", "idle", "down")
 
 
-def draw_day(out: Outcome, first_h: float) -> str:
-    """Demand and forecast, machines by role, and power under its cap, hour by hour."""
-    rows = np.array([row for row in out.series if first_h <= row[0] <= first_h + 24])
+def draw_day(out: Outcome) -> str:
+    """Demand and forecast, machines by role, and power under its cap, hour by hour of the busiest day."""
+    rows = np.array(out.day())
     at, training, ready, starting, saving, nodes, down, rate, middle, high, can, watts, cap = rows.T
     figure, (above, mid, below) = plt.subplots(
         3, 1, figsize=(9, 7), sharex=True, height_ratios=[2, 3, 1.6], constrained_layout=True
@@ -48,25 +49,18 @@ def _plain(axes: Axes) -> None:
     axes.legend(fontsize=7, frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
 
 
-def busiest_day(out: Outcome) -> float:
-    """The hour with which the day begins whose demand has the highest peak."""
-    peak = max(out.series, key=lambda row: row[7])[0]
-    return 24.0 * (peak // 24)
-
-
 def html(title: str, found: Mapping[str, Mapping[str, Any]], out: Mapping[str, Outcome]) -> str:
     """The page. `found` are the figures over seeds by policy, the first of them ours; `out` one run of each to draw."""
     template = resources.files("tenfold.fleet.simulation").joinpath("report.html.jinja").read_text()
     page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template)
     names = list(found)
-    first_h = busiest_day(out[names[0]])
     rows = [(words, [said(found[name][key]) for name in names]) for key, words in WORDS.items()]
     return page.render(
         title=title,
         names=names,
         rows=rows,
-        days={name: draw_day(one, first_h) for name, one in out.items()},
-        day=int(first_h // 24) + 1,
+        days={name: draw_day(one) for name, one in out.items()},
+        day=int(out[names[0]].busiest_s // DAY_S) + 1,
     )
 
 

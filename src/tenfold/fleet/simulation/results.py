@@ -7,7 +7,7 @@ import numpy as np
 from scipy import stats
 
 from tenfold.fleet.setup import DAY_S, HOUR_S
-from tenfold.fleet.simulation.simulator import Outcome
+from tenfold.fleet.simulation.outcome import Outcome
 
 WORDS = {
     "queueing_s": "queueing, mean s", "queueing_p95_s": "queueing, p95 s", "completion_s": "completion, mean s",

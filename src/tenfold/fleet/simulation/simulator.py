@@ -7,38 +7,15 @@ every policy meets the same work and the same demand.
 import heapq
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from tenfold.fleet.pools import Job, Policy, Pool, Size
 from tenfold.fleet.setup import DAY_S, HOUR_S, PoolFacts, Setup, draw_work
 from tenfold.fleet.simulation.meter import Meter, Serving
+from tenfold.fleet.simulation.outcome import Moved, Outcome, Recorded, Row, busiest_day_s
 from tenfold.fleet.site_pools import open_pool, over_cap, over_due, show_demand, show_power
-
-
-@dataclass
-class Outcome:
-    """What came of one simulation: jobs as (came, began or None, ended or None, nodes), lost node-seconds by cause, the meters,
-    the highest watts of all pools together at a tick, and the day as a series of rows."""
-
-    jobs: list[tuple[float, float | None, float | None, int]] = field(default_factory=list)
-    lost_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("policy", "failures"), 0.0))
-    moves: int = 0
-    stops: int = 0
-    events: int = 0
-    meters: dict[str, Meter] = field(default_factory=dict)
-    peak_w: float = 0.0
-    series: list[tuple[float, ...]] = field(default_factory=list)
-
-
-class Recorded(NamedTuple):
-    """What came in place of what is drawn: jobs with their table's names, in their order, and nodes of pools that failed: when,
-    who held it and, after so many seconds, it was back."""
-
-    work: list[tuple[str, Job]]
-    failures: list[tuple[float, str, str, float]]
 
 
 class Simulation:
@@ -50,7 +27,7 @@ class Simulation:
         self._setup, self._policy, self._table = setup, policy, setup.file.simulation
         self._end, self._sample_s = self._table.days * DAY_S, sample_s
         self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
-        self._order, self.out = itertools.count(), Outcome()
+        self._order, self.out = itertools.count(), Outcome(busiest_s=busiest_day_s(setup))
         self._draw = np.random.default_rng([seed, 1])
         self._pools = {name: self._open(facts) for name, facts in setup.pools.items()}
         self._queued = dict.fromkeys(self._pools, 0.0)  # node-seconds that wait
@@ -136,9 +113,10 @@ class Simulation:
                 self._size_job(now, meter, job, size)
 
     def _size_service(self, now: float, meter: Meter, serving: Serving, size: Size) -> None:
-        service = serving.service
+        service, had = serving.service, serving.service.nodes
         meter.advance(min(now, self._end))
         more = meter.pool.size_service(service, size)
+        self.out.keep(Moved(now, meter.pool.name, service.name, had, service.nodes, service.until, size.why))
         if more > 0:
             serving.starting += more
             self._at(now + service.start_s, self._ready, meter, serving, more)
@@ -155,6 +133,7 @@ class Simulation:
         resized = pool.size_job(now, job, size)
         if resized is None:
             return
+        self.out.keep(Moved(now, pool.name, job.name, resized.had, resized.nodes, job.until, size.why))
         self.out.lost_s["policy"] += resized.lost_s
         self.out.moves += 1
         if resized.leaving:
@@ -189,6 +168,7 @@ class Simulation:
             self.out.events -= 1  # it was moved since
             return
         meter.advance(min(now, self._end))
+        self.out.keep(Moved(now, meter.pool.name, job.name, job.nodes, 0, None, "it has ended"))
         meter.pool.finish(job)
         self._ended += 1
         self.out.jobs.append((job.came, job.begun, now, job.least))
@@ -243,7 +223,9 @@ class Simulation:
 
     def _hit(self, now: float, meter: Meter, job: Job) -> None:
         """A job loses what it did since its checkpoint, and goes on: with another node, with fewer, or from the line."""
+        had = job.nodes
         self.out.lost_s["failures"] += meter.pool.hit(now, job, self._setup.recovery["detection_s"])
+        self.out.keep(Moved(now, meter.pool.name, job.name, had, job.nodes, job.until, "a node failed"))
         self._goes_on(meter, job)
         self._decide(now, meter)
 
@@ -260,7 +242,7 @@ class Simulation:
         meters = self.out.meters.values()
         servings = [serving for meter in meters for serving in meter.serving]
         cap = sum(self._setup.sites[name].cap_w[int(now / HOUR_S) % 24] for name in self._setup.sites)
-        self.out.series.append((
+        self.out.series.append(Row(
             now / HOUR_S, sum(m.pool.training for m in meters), sum(s.ready for s in servings), sum(s.starting for s in servings),
             sum(m.pool.leaving for m in meters), sum(m.pool.nodes for m in meters), sum(m.down for m in meters),
             sum(s.service.rate for s in servings), sum(float(s.service.middle[5]) for s in servings),

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from openai.types import Completion, CompletionChoice, CreateEmbeddingResponse, Embedding, Model
 from openai.types.completion_choice import Logprobs
 from openai.types.create_embedding_response import Usage
+from openai.types.responses import CompactedResponse
 from pydantic import BaseModel
 
 
@@ -52,6 +53,23 @@ class Scores(BaseModel):
     usage: Usage
 
 
+class RankedDocument(BaseModel):
+    text: str
+
+
+class Ranked(BaseModel):
+    index: int
+    document: RankedDocument
+    relevance_score: float
+
+
+class Reranked(BaseModel):
+    id: str
+    model: str
+    results: list[Ranked]
+    usage: Usage
+
+
 class Swapped(Model):
     path: str
 
@@ -69,6 +87,7 @@ class Tokenized(BaseModel):
     tokens: list[int]
     count: int
     max_model_len: int
+    token_strs: list[str] | None
 
 
 class Detokenized(BaseModel):
@@ -79,6 +98,10 @@ class Deleted(BaseModel):
     id: str
     object: str
     deleted: bool
+
+
+class Compacted(CompactedResponse):
+    output: list[dict[str, Any]]  # type: ignore[assignment]  # messages of the user, for which OpenAI's type has no place
 
 
 class Listed(BaseModel):

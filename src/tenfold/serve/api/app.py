@@ -57,6 +57,8 @@ def make_app(models: Models, options: ServerOptions) -> FastAPI:
     if spans is not None:
         app.add_middleware(traced, provider=spans)
     for name in plugins("routes"):
+        if name.startswith("console."):  # a view of the console
+            continue
         part = load("routes", name)
         if isinstance(part, APIRouter):
             app.include_router(part)

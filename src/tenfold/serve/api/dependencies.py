@@ -15,12 +15,12 @@ from typing import Annotated, Any, NamedTuple
 
 from fastapi import Depends, Request
 from pydantic import BaseModel
-from starlette.requests import HTTPConnection
 
 from tenfold.serve.api.background import Background
 from tenfold.serve.api.budget import Place
+from tenfold.serve.api.callers import CurrentCaller as CurrentCaller
+from tenfold.serve.api.callers import operator_only as operator_only
 from tenfold.serve.api.errors import ApiError
-from tenfold.serve.api.keys import Caller
 from tenfold.serve.api.models import Models
 from tenfold.serve.api.response_store import ResponseStore
 from tenfold.serve.feedback.feedback import Feedback
@@ -40,21 +40,8 @@ async def _feedback(request: Request) -> Feedback:
     return feedback
 
 
-async def _caller(request: HTTPConnection) -> Caller:
-    return request.scope["tenfold_caller"]
-
-
-CurrentCaller = Annotated[Caller, Depends(_caller)]
-
-
 async def _owner(caller: CurrentCaller) -> str:
     return caller.name
-
-
-async def operator_only(caller: CurrentCaller) -> None:
-    """Raises ApiError 403 for the key of a user. A server without keys can be reached from its own machine alone."""
-    if not caller.is_operator:
-        raise ApiError(403, "This needs the key of an operator: make one with `tenfold serve-key NAME --operator`.")
 
 
 ServedModels = Annotated[Models, Depends(_models)]

@@ -66,7 +66,7 @@ class Gate:
             return ANYBODY
         if path in self.open or path.startswith(PAGE):
             return STRANGER
-        key = _key(headers)
+        key = key_of(headers)
         caller = self.keys.caller(key) if key else None
         if caller is None:
             raise ApiError(401, "A valid key is needed: send it as `Authorization: Bearer KEY`, `api-key` or `x-api-key`.")
@@ -75,7 +75,7 @@ class Gate:
         return caller
 
 
-def _key(headers: dict[bytes, bytes]) -> str:
+def key_of(headers: dict[bytes, bytes]) -> str:
     """The key of a request, as clients of OpenAI, Azure and Anthropic send it; empty if there is none."""
     scheme, _, key = headers.get(b"authorization", b"").decode(errors="replace").partition(" ")
     other = headers.get(b"api-key") or headers.get(b"x-api-key") or b""

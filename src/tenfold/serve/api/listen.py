@@ -5,6 +5,7 @@ import logging
 import socket
 from collections.abc import Callable
 from functools import partial
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -37,8 +38,11 @@ def check_address(options: ServerOptions) -> None:
             raise TenfoldError(f"Port {port} of {host} cannot be used ({error.strerror}): choose another with --port.") from None
 
 
-def listen(app: FastAPI, options: ServerOptions, on_ready: Callable[[], None] = lambda: None) -> None:
-    """Answer until SIGTERM or Ctrl-C, then finish what is running; `on_ready` is called when the application has started.
+def listen(
+    app: FastAPI, options: ServerOptions, on_ready: Callable[[], None] = lambda: None, on_exit: Callable[[], None] = lambda: None
+) -> None:
+    """Answer until SIGTERM or Ctrl-C, then finish what is running; `on_ready` is called when the application has started,
+    `on_exit` by the signal, to end answers that would go on for ever.
 
     Raises TenfoldError if that cannot begin: the application's own, where it set `app.state.failed`.
     """
@@ -54,7 +58,7 @@ def listen(app: FastAPI, options: ServerOptions, on_ready: Callable[[], None] = 
         backlog=BACKLOG,
         timeout_keep_alive=round(options.connections.idle_timeout),
     )
-    server = _Server(config, on_ready)
+    server = _Server(config, on_ready, on_exit)
     try:
         server.run()
     except KeyboardInterrupt:
@@ -66,11 +70,15 @@ def listen(app: FastAPI, options: ServerOptions, on_ready: Callable[[], None] = 
 
 
 class _Server(uvicorn.Server):
-    """It says when it answers."""
+    """It says when it answers, and when it is to end."""
 
-    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]):
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None], on_exit: Callable[[], None]):
         super().__init__(config)
-        self.on_ready = on_ready
+        self.on_ready, self.on_exit = on_ready, on_exit
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.on_exit()
+        super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

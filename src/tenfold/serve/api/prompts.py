@@ -9,7 +9,7 @@ from typing import Any
 
 from tenfold.data.images.tiles import open_image
 from tenfold.serve.api.errors import ApiError
-from tenfold.serve.api.protocol import ImageUrl, Message, Part
+from tenfold.serve.api.protocol import ImageUrl, Message, Part, TemplateFields
 from tenfold.serve.api.served_model import ServedModel
 from tenfold.serve.api.tools import as_object, calls_as_text, tell_of_tools
 from tenfold.serve.pictures import Prompt, View
@@ -94,18 +94,32 @@ async def chat_prompt(
     messages: list[dict[str, Any]],
     tools: list[dict[str, Any]],
     pictures: Pictures,
-    variables: dict[str, Any] | None = None,
-    *,
-    continues: bool = False,
+    form: TemplateFields,
 ) -> Prompt:
     """The prompt of a conversation with tools and calls, also where the model's template has no place for them.
 
-    Where the answer `continues` the last message, that one is not closed.
+    Where the answer continues the last message, that one is not closed. Raises ApiError or TenfoldError.
     """
+    _check_continues(form, messages)
     messages = model.text.said(messages)
     if tools and not model.text.knows_tools:
         messages, tools = tell_of_tools(messages, tools), []
     if not model.text.knows_calls:
         messages = calls_as_text(messages)
-    text = await model.chat_text(messages, {**(variables or {}), "tools": tools or None}, continues=continues)
+    variables = {**(form.chat_template_kwargs or {}), "tools": tools or None}
+    if form.add_generation_prompt is not None:
+        variables["add_generation_prompt"] = form.add_generation_prompt
+    text = await model.chat_text(messages, variables, continues=bool(form.continue_final_message))
     return await model.prompt(lambda: pictures.prompt(text))
+
+
+def _check_continues(form: TemplateFields, messages: list[dict[str, Any]]) -> None:
+    """Raises ApiError where the answer cannot go on with the last message."""
+    if not form.continue_final_message:
+        return
+    if form.add_generation_prompt:
+        told = "add_generation_prompt begins an answer and continue_final_message goes on with one: give one of them."
+        raise ApiError(400, told, param="add_generation_prompt")
+    if messages[-1]["role"] != "assistant" or not messages[-1]["content"]:
+        told = "continue_final_message needs a last message of the assistant, with text."
+        raise ApiError(400, told, param="continue_final_message")

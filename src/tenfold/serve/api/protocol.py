@@ -76,6 +76,8 @@ class SamplingFields(RequestBody):
     refused: ClassVar[tuple[str, ...]] = (
         "stop_token_ids", "bad_words", "allowed_token_ids", "use_beam_search", "length_penalty", "truncate_prompt_tokens",
         "guided_choice", "structured_outputs", "grammar", "json_schema", "mirostat", "typical_p", "prompt_embeds",
+        "include_stop_str_in_output", "logits_processors", "n_predict", "lora", "samplers", "dry_multiplier", "xtc_probability",
+        "dynatemp_range", "top_n_sigma",
     )  # fmt: skip
     model: str = ""
     temperature: Annotated[Finite, Field(ge=0, le=2)] | None = None
@@ -197,16 +199,30 @@ class JsonSchemaFormat(BaseModel):
     schema_: dict[str, Any] | None = Field(default=None, alias="schema")
 
 
-class ResponseFormat(Body):
+class ResponseFormat(BaseModel):
+    model_config = ConfigDict(extra="ignore", populate_by_name=True)
+
     type: Literal["text", "json_object", "json_schema"] = "text"
     json_schema: JsonSchemaFormat | None = None
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")  # of a json_object, as llama.cpp has it
 
 
-class ChatRequest(SamplingFields):
+class TemplateFields(RequestBody):
+    """How a chat template makes a conversation a prompt; the fields are vLLM's."""
+
+    chat_template_kwargs: dict[str, Any] | None = None  # variables of the template
+    add_generation_prompt: bool | None = None  # whether the prompt ends where an answer begins; it does by default
+    continue_final_message: bool | None = None  # the answer goes on with the last message, the assistant's
+
+
+class ChatRequest(SamplingFields, TemplateFields):
     refused: ClassVar[tuple[str, ...]] = (
         *SamplingFields.refused,
         "chat_template",
+        "documents",
+        "echo",
         "prompt_logprobs",
+        "web_search_options",
     )
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=_MAX_MESSAGES)]
@@ -221,8 +237,6 @@ class ChatRequest(SamplingFields):
     functions: list[FunctionSpec] | None = None
     function_call: Literal["none", "auto"] | None = None
     modalities: list[Literal["text"]] | None = None
-    chat_template_kwargs: dict[str, Any] | None = None  # as vLLM has it: variables of the template
-    continue_final_message: bool | None = None  # as vLLM has it: the answer goes on with the last message, the assistant's
     store: bool | None = None
     metadata: Metadata | None = None
 
@@ -238,6 +252,8 @@ class CompletionRequest(SamplingFields):
 
 
 class EmbeddingRequest(RequestBody):
+    refused: ClassVar[tuple[str, ...]] = ("truncate_prompt_tokens",)
+
     model: str = ""
     input: Text | list[int] | list[str] | list[list[int]]
     encoding_format: Literal["float", "base64"] | None = None
@@ -324,10 +340,17 @@ class SplitRequest(SwapRequest):
     share: Annotated[Finite, Field(gt=0, lt=1)]
 
 
-class TokenizeRequest(RequestBody):
+class TokenizeRequest(TemplateFields):
+    """A text or a conversation, with the fields that vLLM has for it."""
+
+    refused: ClassVar[tuple[str, ...]] = ("chat_template", "mm_processor_kwargs")
+
     model: str = ""
     prompt: Text | None = None
-    messages: Annotated[list[Message], Field(max_length=_MAX_MESSAGES)] | None = None
+    messages: Annotated[list[Message], Field(min_length=1, max_length=_MAX_MESSAGES)] | None = None
+    tools: list[Tool] | None = None
+    add_special_tokens: bool | None = None  # before a text; a template writes its own
+    return_token_strs: bool | None = None
 
 
 class DetokenizeRequest(RequestBody):

@@ -8,13 +8,15 @@ Templates, text, limits, keys and feedback are the server's own; a backend reads
 import json
 from collections.abc import AsyncGenerator
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from tenfold.serve.options import EngineOptions
-from tenfold.serve.pictures import Sight
 from tenfold.serve.request import Output, Request, TokenLogprob
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.plugins import load, plugins
+
+if TYPE_CHECKING:  # so that the API's errors and keys are known without PyTorch
+    from tenfold.serve.pictures import Sight
 
 OWN = "tenfold"
 
@@ -76,7 +78,7 @@ class SleepingBackend(Protocol):
 class SeeingBackend(Protocol):
     """What a `Backend` has beside, where it takes requests with pictures."""
 
-    sight: Sight | None  # None for a model without an image encoder; known after `start`
+    sight: "Sight | None"  # None for a model without an image encoder; known after `start`
 
 
 class BackendStopped(Exception):

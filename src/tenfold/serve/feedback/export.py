@@ -16,12 +16,11 @@ from typing import Any, TextIO
 from sqlalchemy import Table
 
 from tenfold.serve.feedback.database import Snapshot
-from tenfold.serve.feedback.feedback import Feedback, corrections, pairs, ratings, responses
+from tenfold.serve.feedback.feedback import DAY, Feedback, corrections, pairs, ratings, responses
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import whole_file
 
 FORMATS = ("dpo", "kto", "sft")
-_DAY = 86400
 
 
 @dataclass
@@ -43,12 +42,12 @@ def export(feedback: Feedback, format: str, out: Path, *, test_share: float = 0.
         answers = {row.id: row for row in kept.rows(responses)}
         for user, created, used, row in _ROWS[format](kept, answers, made.left_out):
             digest = hashlib.sha256(json.dumps(row, sort_keys=True).encode()).digest()
-            given[user, int(created // _DAY)] += 1
+            given[user, int(created // DAY)] += 1
             if any(answer.finish_reason == "length" for answer in used):
                 made.left_out["cut off"] += 1
             elif digest in seen:
                 made.left_out["repeated"] += 1
-            elif given[user, int(created // _DAY)] > per_user_day:
+            elif given[user, int(created // DAY)] > per_user_day:
                 made.left_out["over the daily limit of a user"] += 1
             elif int(user[:8], 16) < test_share * 2**32:
                 made.test += 1

@@ -5,6 +5,7 @@ hashes, and everything that a user gave can be deleted.
 """
 
 import time
+from collections import Counter
 from typing import Any
 
 from sqlalchemy import JSON, Boolean, Column, Float, ForeignKey, Integer, MetaData, String, Table, Text, select
@@ -14,6 +15,7 @@ from tenfold.serve.feedback.database import Database, Kind
 from tenfold.spec.errors import TenfoldError
 
 VERSION = 1  # of the tables
+DAY = 86400  # seconds
 WINNERS = ("a", "b", "tie", "both_bad")
 metadata = MetaData()
 KIND = Kind(metadata, VERSION, "feedback", "--feedback")
@@ -123,6 +125,23 @@ class Feedback(Database):
                     gone += connection.execute(table.delete().where(column.in_(theirs))).rowcount
             gone += connection.execute(responses.delete().where(responses.c.user_hash == who)).rowcount
         return gone
+
+    def by_day(self) -> dict[str, Counter[int]]:
+        """How many answers, thumbs up, thumbs down, corrections and comparisons came on each day (UTC, in days since 1970)."""
+        kinds = {
+            "answers": select(responses.c.created),
+            "good": select(ratings.c.created).where(ratings.c.value > 0),
+            "bad": select(ratings.c.created).where(ratings.c.value < 0),
+            "corrections": select(corrections.c.created),
+            "comparisons": select(pairs.c.created),
+        }
+        with self._engine.connect() as connection:
+            return {kind: Counter(int(time // DAY) for time in connection.scalars(asked)) for kind, asked in kinds.items()}
+
+    def reasons(self) -> Counter[str]:
+        """How often each reason was given for a thumb."""
+        with self._engine.connect() as connection:
+            return Counter(reason for given in connection.scalars(select(ratings.c.reasons)) for reason in given or ())
 
     def users(self) -> set[str]:
         """The hashes of all users of whom anything is kept."""

@@ -11,10 +11,12 @@ from fastapi.staticfiles import StaticFiles
 FILES = Path(str(resources.files("tenfold.serve.page").joinpath("static")))
 
 # The page runs the server's own scripts and styles and talks with the server alone; HTML from text passes DOMPurify, or is refused.
+# Pictures that a user adds to a message are data URLs.
 POLICY = "; ".join(
     (
         "default-src 'none'",
-        *(f"{kind}-src 'self'" for kind in ("script", "style", "img", "font", "connect")),
+        *(f"{kind}-src 'self'" for kind in ("script", "style", "font", "connect")),
+        "img-src 'self' data:",
         *(f"{kind} 'none'" for kind in ("base-uri", "form-action", "frame-ancestors")),
         "require-trusted-types-for 'script'",
         "trusted-types dompurify",
@@ -22,7 +24,7 @@ POLICY = "; ".join(
 )
 
 
-class _Fresh(StaticFiles):
+class Fresh(StaticFiles):
     """Files that a browser asks for again, lest a page of one version run scripts of another."""
 
     def file_response(self, *given: Any, **named: Any) -> Response:
@@ -39,4 +41,4 @@ def add_routes(app: FastAPI) -> None:
         headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-cache"}
         return HTMLResponse((FILES / "index.html").read_text(), headers=headers)
 
-    app.mount("/page", _Fresh(directory=FILES))
+    app.mount("/page", Fresh(directory=FILES))

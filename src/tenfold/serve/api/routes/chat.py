@@ -81,10 +81,9 @@ async def prepare(models: Models, body: ChatRequest, place: Place, *, keeps: boo
         tools = []
     pictures = Pictures(model)
     messages = await model.prompt(lambda: [plain(message, pictures.mark) for message in body.messages])
-    _check_continues(body, messages)
-    prompt = await chat_prompt(
-        model, messages, tools, pictures, body.chat_template_kwargs, continues=bool(body.continue_final_message)
-    )
+    if body.continue_final_message and body.store:
+        raise ApiError(400, "An answer that continues another is not stored: leave store out.", param="store")
+    prompt = await chat_prompt(model, messages, tools, pictures, body)
     if prompt.pictures:
         models.hold_pictures(prompt.pictures, place)
         messages = [message.model_dump(exclude_none=True) for message in body.messages]  # as they are kept
@@ -118,17 +117,6 @@ def request_of(wanted: dict[str, Any]) -> ChatRequest:
         raise ApiError(400, f"The input cannot be read ({where}: {said}).", param=where or None) from None
 
 
-def _check_continues(body: ChatRequest, messages: list[dict[str, Any]]) -> None:
-    if not body.continue_final_message:
-        return
-    if messages[-1]["role"] != "assistant" or not messages[-1]["content"]:
-        raise ApiError(
-            400, "continue_final_message needs a last message of the assistant, with text.", param="continue_final_message"
-        )
-    if body.store:
-        raise ApiError(400, "An answer that continues another is not stored: leave store out.", param="store")
-
-
 def _must_call(body: ChatRequest, tools: list[dict[str, Any]]) -> str | None:
     choice = body.tool_choice
     if isinstance(choice, ToolChoice):
@@ -148,7 +136,7 @@ def _grammar(body: ChatRequest, tools: list[dict[str, Any]], must_call: str | No
         return GrammarSource.of_schema(call_schema(tools, must_call or None))
     form = body.response_format
     if form is not None and form.type == "json_object":
-        return GrammarSource.of_schema({"type": "object"})
+        return GrammarSource.of_schema({"type": "object"} if form.schema_ is None else form.schema_)
     if form is not None and form.type == "json_schema":
         if form.json_schema is None or form.json_schema.schema_ is None:
             raise ApiError(400, "response_format of type json_schema needs a json_schema with a schema.", param="response_format")

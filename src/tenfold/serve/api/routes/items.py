@@ -1,5 +1,6 @@
-"""Items of OpenAI's responses and conversations: messages, calls of functions, and what these gave."""
+"""Items of OpenAI's responses and conversations: messages, calls of functions, what these gave, and summaries."""
 
+import base64
 from typing import Any
 
 from tenfold.serve.api.errors import ApiError
@@ -29,6 +30,8 @@ def _turn(item: dict[str, Any]) -> dict[str, Any]:
         return {"role": "assistant", "content": "", "tool_calls": [_call(item)]}
     if kind == "function_call_output":
         return {"role": "tool", "tool_call_id": str(item.get("call_id", "")), "content": item.get("output") or ""}
+    if kind == "compaction":
+        return {"role": "user", "content": f"Summary of the conversation before:\n{_summary(item)}"}
     if kind != "message":
         raise ApiError(400, f"Input of type {kind!r} cannot be read: send messages.", param="input")
     if item.get("role") not in _ROLES:
@@ -41,10 +44,28 @@ def _call(item: dict[str, Any]) -> dict[str, Any]:
     return {"id": str(item.get("call_id", "")), "type": "function", "function": function}
 
 
+def compaction(summary: str) -> dict[str, Any]:
+    """The item that stands for a conversation of which this is the summary, in base64: clients give it back as it is."""
+    return {"type": "compaction", "id": new_id("cmp"), "encrypted_content": base64.b64encode(summary.encode()).decode()}
+
+
+def _summary(item: dict[str, Any]) -> str:
+    try:
+        return base64.b64decode(str(item.get("encrypted_content", "")), validate=True).decode()
+    except ValueError:
+        raise ApiError(
+            400, "The encrypted_content of a compaction is not what /v1/responses/compact gave.", param="input"
+        ) from None
+
+
+def as_list(value: str | list[dict[str, Any]] | None) -> list[dict[str, Any]]:
+    """An input as items."""
+    return value if isinstance(value, list) else [{"role": "user", "content": value}] if value else []
+
+
 def stored(value: str | list[dict[str, Any]] | None) -> list[dict[str, Any]]:
     """An input as items that can be looked up: each with an id of its own, a type, and its content in parts."""
-    items = value if isinstance(value, list) else [{"role": "user", "content": value}] if value else []
-    return [_stored(item) for item in items]
+    return [_stored(item) for item in as_list(value)]
 
 
 def _stored(item: dict[str, Any]) -> dict[str, Any]:

@@ -34,10 +34,11 @@ class Source(Body):
 
 
 class Block(Body):
-    """A part of a message: text, a picture, a call (`tool_use`), what it gave (`tool_result`), or thoughts, which are left out."""
+    """A part of a message: text, a picture, a call (`tool_use`), what it gave (`tool_result`), or thoughts."""
 
     type: Literal["text", "image", "tool_use", "tool_result", "thinking", "redacted_thinking"]
     text: Text = ""
+    thinking: Text = ""
     source: Source | None = None
     id: str = ""
     name: str = ""
@@ -154,10 +155,12 @@ def _turns(message: Turn) -> Iterator[dict[str, Any]]:
         if b.type == "tool_use"
     ]
     content = _content(message.content)
+    thoughts = "".join(block.thinking for block in blocks)
+    said = {"content": content, **({"reasoning_content": thoughts} if thoughts else {})}  # as templates of such models name it
     if calls:
-        yield {"role": "assistant", "content": content, "tool_calls": calls}
+        yield {"role": "assistant", **said, "tool_calls": calls}
     elif content or not any(block.type == "tool_result" for block in blocks):
-        yield {"role": message.role, "content": content}
+        yield {"role": message.role, **said}
 
 
 def _tool(tool: ToolSpec) -> dict[str, Any]:

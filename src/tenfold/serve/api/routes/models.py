@@ -18,9 +18,11 @@ router = APIRouter()
 
 
 def _described(models: Models, name: str) -> dict[str, Any]:
-    """As OpenAI's; of an adapter also the model it belongs to, as vLLM's."""
+    """As OpenAI's; of an adapter also the model it belongs to, as vLLM's; of a loaded model whether it sees, as Mistral's."""
     parent = models.parents[name]
-    described = {"id": name, "object": "model", "created": models.created, "owned_by": "tenfold"}
+    described: dict[str, Any] = {"id": name, "object": "model", "created": models.created, "owned_by": "tenfold"}
+    if (loaded := models.loaded.get(parent or name)) is not None:
+        described["capabilities"] = {"vision": loaded.sight is not None}
     return described if parent is None else {**described, "parent": parent}
 
 

@@ -1,4 +1,4 @@
-"""`/v1/score`, as vLLM has it for models of text: how alike two texts are, by the cosine of their embeddings."""
+"""`/v1/score` and `/v1/rerank`, as vLLM has them: how alike two texts are, by the cosine of their embeddings."""
 
 import time
 from typing import Annotated, Any
@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import Field
 
-from tenfold.serve.api.answer_types import Scores
+from tenfold.serve.api.answer_types import Reranked, Scores
 from tenfold.serve.api.budget import Place
 from tenfold.serve.api.dependencies import Placed, ServedModels, gives
 from tenfold.serve.api.errors import ApiError
@@ -24,6 +24,13 @@ class ScoreRequest(RequestBody):
     model: str = ""
     text_1: Text | Annotated[list[Text], Field(min_length=1)]
     text_2: Text | Annotated[list[Text], Field(min_length=1)]
+
+
+class RerankRequest(RequestBody):
+    model: str = ""
+    query: Text
+    documents: Annotated[list[Text], Field(min_length=1)]
+    top_n: Annotated[int, Field(ge=0)] | None = None  # None and 0 are all
 
 
 @router.post("/v1/score", **gives(Scores))
@@ -44,3 +51,19 @@ async def answer(models: Models, body: ScoreRequest, place: Place) -> dict[str, 
     data = [{"index": i, "object": "score", "score": float(a @ b)} for i, (a, b) in enumerate(zip(left, right, strict=True))]
     begun = {"id": new_id("score"), "object": "list", "created": int(time.time()), "model": model.name}
     return {**begun, "data": data, "usage": {"prompt_tokens": read, "total_tokens": read}}
+
+
+@router.post("/v1/rerank", **gives(Reranked))
+async def rerank(body: RerankRequest, request: Request, place: Placed, models: ServedModels) -> Response:
+    return JSONResponse(await until_disconnect(request, ranking(models, body, place)))
+
+
+async def ranking(models: Models, body: RerankRequest, place: Place) -> dict[str, Any]:
+    """The documents by their score beside the query, the highest first."""
+    asked = ScoreRequest(model=body.model, text_1=body.query, text_2=body.documents)
+    scored = await answer(models, asked, place)
+    results = [
+        {"index": one["index"], "document": {"text": body.documents[one["index"]]}, "relevance_score": one["score"]}
+        for one in sorted(scored["data"], key=lambda one: -one["score"])
+    ]
+    return {"id": new_id("rerank"), "model": scored["model"], "results": results[: body.top_n or None], "usage": scored["usage"]}

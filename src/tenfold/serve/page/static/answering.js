@@ -1,6 +1,7 @@
 // Asking the server for an answer, and drawing it while it comes.
 import { add, chosen, messages } from "./conversation.js";
 import { Cut } from "./client.js";
+import { readTools } from "./calls.js";
 
 const BETWEEN_DRAWS_MS = 100, SHARE = 20;  // drawing takes a twentieth of the time at most, however long an answer is
 const BETWEEN_SAVES_MS = 2000;
@@ -23,8 +24,8 @@ export async function goOn(chat, turn) {
 
 async function run(chat, turn, said, more) {
   const { conversation, client } = chat, stopper = new AbortController();
-  const { temperature, max_tokens } = conversation.settings;
-  const body = { messages: said, stream: true, stream_options: { include_usage: true }, temperature, max_tokens, top_p: .95, user: chat.user, ...more };
+  const { temperature, max_tokens, tools } = conversation.settings;
+  const body = { messages: said, stream: true, stream_options: { include_usage: true }, temperature, max_tokens, top_p: .95, tools: readTools(tools), user: chat.user, ...more };
   const drawing = paced(() => chat.grow(turn), () => chat.keep(conversation));
   chat.begin(turn, stopper);
   await Promise.all(turn.answers.filter(one => !one.end).map(one => read(client, one, body, stopper.signal, drawing.soon)));
@@ -38,6 +39,7 @@ async function read(client, answer, body, signal, drawn) {
   const take = event => {
     answer.id = event.id;
     const [choice] = event.choices ?? [], text = choice?.delta?.content;
+    for (const part of choice?.delta?.tool_calls ?? []) takeCall(answer, part);
     finish = choice?.finish_reason ?? finish;
     if (text) { first ||= performance.now(); answer.text += text; tokens++; }
     if (event.usage) tokens = event.usage.completion_tokens;
@@ -52,6 +54,12 @@ async function read(client, answer, body, signal, drawn) {
     answer.end = error.name === "AbortError" ? "stopped" : error instanceof Cut ? "cut" : "failed";
     if (answer.end === "failed") answer.error = error.message;
   }
+}
+
+/** A piece of a call: its beginning, or more of its arguments. */
+function takeCall(answer, { index, id = "", function: { name = "", arguments: more = "" } }) {
+  const call = (answer.calls ??= [])[index] ??= { id, name, arguments: "" };
+  call.arguments += more;
 }
 
 /** Draws with the browser's frames, seldom enough for drawing to stay a small share of the time; and saves now and then. */

@@ -1,6 +1,8 @@
 // The chat, in any element of any page of this server: `mount(element)`. The page has chat.css, and the element a height.
 import { button, make, question } from "./dom.js";
 import { Client } from "./client.js";
+import { Attached } from "./attach.js";
+import { Branches } from "./branches.js";
 import { List } from "./list.js";
 import { Settings, lastSettings } from "./settings.js";
 import { Store } from "./store.js";
@@ -24,6 +26,8 @@ class Chat {
     this.user = localStorage.tenfoldUser ??= newId();
     Object.assign(this, { models: [], running: null, conversation: conversation(lastSettings()), articles: new WeakMap(), growing: new Map() });
     this.settings = new Settings(() => this.conversation, () => { if (this.conversation.children.length) this.save(); });
+    this.files = new Attached(text => this.say(text));
+    this.branches = new Branches(() => this.conversation, turn => this.reveal(turn));
     this.list = new List(this);
     this.parts = layout(this);
     document.addEventListener("keydown", event => {
@@ -36,13 +40,16 @@ class Chat {
   async start() {
     this.parts.log.replaceChildren();
     try {
-      this.models = (await this.client.json("/v1/models")).data.map(model => model.id);
+      const { data } = await this.client.json("/v1/models");
+      this.models = data.map(model => model.id);
+      this.blind = new Set(data.filter(model => model.capabilities?.vision === false).map(model => model.id));
     } catch (error) {
       this.parts.log.append(make("p", { className: "error", role: "alert", textContent: error.message }), button("Try again", () => this.start()));
       return;
     }
     const { model, consent, consentLabel } = this.parts;
     model.replaceChildren(...this.models.map(name => make("option", { value: name, textContent: name })));
+    this.chooseModel();
     await this.tried(async () => {
       const { feedback } = await this.client.json("/health");
       consentLabel.hidden = this.list.forget.hidden = !feedback;
@@ -87,12 +94,18 @@ class Chat {
   // What turns and the form ask for.
 
   get last() { return path(this.conversation).at(-1) ?? this.conversation; }
-  get isReady() { return !this.running && !this.parts.send.disabled; }
+  get isReady() { return !this.running && !this.files.reading && !this.parts.send.disabled; }
 
-  send(before, text) {
-    answer(this, add(before, { role: "user", text }));
+  send(before, text, files = []) {
+    answer(this, add(before, { role: "user", text, ...files.length ? { files } : {} }));
     return true;
   }
+
+  /** Goes on with what the calls of an answer gave. */
+  sendResults(turn, results) { answer(this, add(turn, { role: "tool", results })); }
+
+  /** Whether pictures may be added: a model that the server has not loaded yet may see. */
+  chooseModel() { this.files.sees = !this.blind.has(this.parts.model.value); }
 
   retry(turn) { answer(this, parent(turn)); }
   goOn(turn) { goOn(this, turn); }
@@ -103,6 +116,15 @@ class Chat {
     parent(turn).shown = at;
     for (const sibling of parent(turn).children) this.articles.delete(sibling);
     this.draw();
+    this.save();
+  }
+
+  /** Shows the branch that a turn is in. */
+  reveal(turn) {
+    for (let at = turn; parent(at); at = parent(at)) parent(at).shown = parent(at).children.indexOf(at);
+    this.articles = new WeakMap();
+    this.draw();
+    this.articles.get(turn).scrollIntoView({ block: "nearest" });
     this.save();
   }
 
@@ -178,7 +200,8 @@ class Chat {
     heading.textContent = title(this.conversation);
     send.hidden = Boolean(this.running);
     stop.hidden = !this.running;
-    for (const tools of log.querySelectorAll("fieldset")) tools.disabled = Boolean(this.running);
+    this.branches.draw();
+    for (const tools of [...log.querySelectorAll("fieldset"), this.branches.box]) tools.disabled = Boolean(this.running);
   }
 
   articleOf(turn) {

@@ -1,6 +1,8 @@
-// A conversation is a tree of plain objects: each turn has its alternatives, one of which is shown. A user's turn has a `text`, the
-// model's has one answer, or two side by side. An answer's `end` is why it ended: "stop" and other finish reasons of the server,
-// "stopped" by the user, "cut" with its connection, "failed" with an `error`; none while it is under way.
+// A conversation is a tree of plain objects: each turn has its alternatives, one of which is shown. A user's turn has a `text`, and
+// may have `files`: a name each, with a `text`, or an `image` as a data URL. The model's turn has one answer, or two side by side; an
+// answer may have `calls` of tools, and a turn of the role "tool" behind it the `results` of these. An answer's `end` is why it
+// ended: "stop" and other finish reasons of the server, "stopped" by the user, "cut" with its connection, "failed" with an `error`;
+// none while it is under way.
 
 const VERSION = 1, LONGEST_TITLE = 80;
 const parents = new WeakMap();
@@ -29,24 +31,59 @@ export function path(conversation) {
 }
 
 export const chosen = turn => turn.answers[turn.winner ?? 0];
-export const spoken = turn => turn.role === "user" ? turn.text : chosen(turn).text;
+
+/** What a turn says, in words. */
+export function spoken(turn) {
+  if (turn.role === "user") return turn.text;
+  if (turn.role === "tool") return turn.results.map(({ text }) => text).join("\n");
+  const { text, calls = [] } = chosen(turn);
+  return text || calls.map(({ name, arguments: given }) => `${name}(${given})`).join("\n");
+}
 
 /** The messages up to a turn. What is empty is left out, and what then stands beside its like becomes one, as templates want it. */
 export function messages(conversation, turn) {
   const said = [];
-  for (let at = turn; at !== conversation; at = parent(at)) said.unshift({ role: at.role, content: spoken(at) });
+  for (let at = turn; at !== conversation; at = parent(at)) said.unshift(...WRITTEN[at.role](at));
   said.unshift({ role: "system", content: conversation.settings.system ?? "" });
-  return said.filter(message => message.content.trim()).reduce((kept, message) => {
+  return said.filter(one => one.role === "tool" || one.tool_calls || one.content.length && String(one.content).trim()).reduce((kept, one) => {
     const last = kept.at(-1);
-    if (last?.role === message.role) last.content += `\n\n${message.content}`;
-    else kept.push(message);
+    if (last?.role === one.role && one.role !== "tool" && !last.tool_calls && !one.tool_calls) last.content = joined(last.content, one.content);
+    else kept.push(one);
     return kept;
   }, []);
 }
 
+/** The messages of a turn, as the API has them. */
+const WRITTEN = {
+  user({ text, files = [] }) {
+    const whole = [...files.filter(file => !file.image).map(quoted), text].filter(part => part.trim()).join("\n\n");
+    const images = files.filter(file => file.image).map(({ image }) => ({ type: "image_url", image_url: { url: image } }));
+    return [{ role: "user", content: images.length ? joined(images, whole) : whole }];
+  },
+  assistant(turn) {
+    const { text, calls } = chosen(turn);
+    if (!calls?.length) return [{ role: "assistant", content: text }];
+    const written = calls.map(({ id, name, arguments: given }) => ({ id, type: "function", function: { name, arguments: given } }));
+    return [{ role: "assistant", content: text || null, tool_calls: written }];
+  },
+  tool: ({ results }) => results.map(({ id, text }) => ({ role: "tool", tool_call_id: id, content: text })),
+};
+
+/** A file as text: its name, and what it holds between fences that are longer than any within. */
+function quoted({ name, text }) {
+  const fence = "`".repeat(Math.max(3, ...[...text.matchAll(/`+/g)].map(([run]) => run.length + 1)));
+  return `${name}:\n${fence}\n${text}${text.endsWith("\n") ? "" : "\n"}${fence}`;
+}
+
+/** Two contents one after the other: texts, or parts where one of them has pictures. */
+function joined(before, after) {
+  if (typeof before === "string" && typeof after === "string") return `${before}\n\n${after}`;
+  return [before, after].flatMap(one => typeof one !== "string" ? one : one.trim() ? [{ type: "text", text: one }] : []);
+}
+
 /** What it is called: the name that it was given, or how its first message begins. */
 export function title(conversation) {
-  const first = conversation.children[0]?.text ?? "";
+  const [begun] = conversation.children, first = begun?.text || begun?.files?.[0].name || "";
   return conversation.title || first.trim().replace(/\s+/g, " ").slice(0, LONGEST_TITLE) || "New chat";
 }
 
@@ -62,7 +99,7 @@ function* turns(conversation) {
 /** Whether all of `words` are in its title or its texts, whatever their case. */
 export function holds(conversation, words) {
   const texts = [conversation.title];
-  for (const [turn] of turns(conversation)) texts.push(...turn.role === "user" ? [turn.text] : turn.answers.map(answer => answer.text));
+  for (const [turn] of turns(conversation)) texts.push(...turn.answers?.map(answer => answer.text) ?? [spoken(turn)], ...(turn.files ?? []).map(file => file.name));
   const whole = texts.join("\n").toLowerCase();
   return words.every(word => whole.includes(word));
 }
@@ -103,7 +140,7 @@ const optional = (check, value) => value === undefined || value === null ? undef
 function read(found) {
   const settings = found.settings ?? {};
   const whole = { id: string(found.id), title: string(found.title), changed: number(found.changed), children: [], shown: 0, settings: {
-    system: optional(string, settings.system), temperature: optional(number, settings.temperature), max_tokens: optional(number, settings.max_tokens) } };
+    system: optional(string, settings.system), tools: optional(string, settings.tools), temperature: optional(number, settings.temperature), max_tokens: optional(number, settings.max_tokens) } };
   const left = [[found, whole]];
   while (left.length) {
     const [from, to] = left.pop();
@@ -114,8 +151,18 @@ function read(found) {
 }
 
 function readTurn(found) {
-  if (found.role === "user") return { role: "user", text: string(found.text) };
+  if (found.role === "user") return { role: "user", text: string(found.text), files: optional(files => files.map(readFile), found.files) };
+  if (found.role === "tool") return { role: "tool", results: found.results.map(({ id, name, text }) => ({ id: string(id), name: string(name), text: string(text) })) };
   if (found.role !== "assistant" || ![1, 2].includes(found.answers.length)) throw new TypeError();
-  const answers = found.answers.map(answer => ({ model: string(answer.model), text: string(answer.text), end: optional(string, answer.end) ?? "cut", error: optional(string, answer.error) }));
+  const answers = found.answers.map(answer => ({ model: string(answer.model), text: string(answer.text), calls: optional(calls => calls.map(readCall), answer.calls),
+    end: optional(string, answer.end) ?? "cut", error: optional(string, answer.error) }));
   return { role: "assistant", answers, winner: found.winner === 0 || found.winner === 1 ? found.winner % answers.length : undefined };
 }
+
+function readFile({ name, text, image }) {
+  if (image === undefined) return { name: string(name), text: string(text) };
+  if (!/^data:image\/(png|jpeg);base64,[A-Za-z0-9+/=]+$/.test(string(image))) throw new TypeError();
+  return { name: string(name), image };
+}
+
+const readCall = ({ id, name, arguments: given }) => ({ id: string(id), name: string(name), arguments: string(given) });

@@ -1,5 +1,7 @@
 // One turn of a conversation as an article: who spoke, the text, how it ended, and what can be done with it.
 import { button, editor, make, sign, toggle } from "./dom.js";
+import { shown } from "./attach.js";
+import { calls, results, resultsForm } from "./calls.js";
 import { chosen, parent } from "./conversation.js";
 import { Growing, markdown } from "./markdown.js";
 
@@ -13,20 +15,22 @@ const ENDS = {
 /** The article of a turn. Answers that are under way are put into `growing`, by which more of them is drawn. */
 export function article(chat, turn, growing) {
   const box = make("article", { className: turn.role }, make("div", { className: "who", textContent: who(turn) }));
-  if (turn.role === "user") box.append(make("div", { className: "text", dir: "auto", textContent: turn.text }));
+  if (turn.files?.length) box.append(make("div", { className: "files" }, ...turn.files.map(shown)));
+  if (turn.role === "user") box.append(make("div", { className: "text", dir: "auto", textContent: turn.text, hidden: !turn.text }));
+  else if (turn.role === "tool") box.append(...results(turn.results));
   else if (isOpen(turn)) box.append(make("div", { className: "sides" }, ...order(turn).map(answer => side(answer, growing))));
   else box.append(said(chosen(turn), growing));
   box.append(tools(chat, turn));
   return box;
 }
 
-const isOpen = turn => turn.answers.length === 2 && turn.winner === undefined;
+const isOpen = turn => turn.answers?.length === 2 && turn.winner === undefined;
 
 /** Two answers, left and right as they were put. */
 const order = turn => turn.swapped ? turn.answers.toReversed() : turn.answers;
 
 function who(turn) {
-  if (turn.role === "user") return "You";
+  if (turn.role !== "assistant") return "You";
   return isOpen(turn) ? "Two answers" : chosen(turn).model;
 }
 
@@ -36,7 +40,8 @@ function said(answer, growing) {
     growing.set(answer, new Growing(text));
     growing.get(answer).grow(answer.text);
   } else if (!growing.has(answer)) text.append(markdown(answer.text));
-  const mark = ENDS[answer.end] ?? (answer.end && !answer.error && !answer.text.trim() ? "The answer is empty." : "");
+  if (answer.end && answer.calls) box.append(...calls(answer.calls));
+  const mark = ENDS[answer.end] ?? (answer.end && !answer.error && !answer.text.trim() && !answer.calls ? "The answer is empty." : "");
   if (mark) box.append(make("p", { className: "mark", textContent: mark }));
   if (answer.error) box.append(make("p", { className: "error", textContent: answer.error }));
   return box;
@@ -56,9 +61,9 @@ function tools(chat, turn) {
   if (turn.role === "user") {
     bar.append(button("Edit", () => {
       const box = make("textarea", { value: turn.text, dir: "auto", ariaLabel: "Edit message" });
-      bar.replaceChildren(...editor(box, "Send again", text => { again(); chat.send(parent(turn), text); }, again));
+      bar.replaceChildren(...editor(box, "Send again", text => { again(); chat.send(parent(turn), text, turn.files); }, again));
     }), copy(turn.text));
-  } else if (turn.answers.every(answer => answer.end)) {
+  } else if (turn.role === "assistant" && turn.answers.every(answer => answer.end)) {
     bar.append(button("Retry", () => chat.retry(turn)));
     if (isOpen(turn)) bar.append(...choices(chat, turn));
     else bar.append(...ofAnswer(chat, turn, bar));
@@ -78,7 +83,8 @@ function versions(chat, turn) {
 function ofAnswer(chat, turn, bar) {
   const answer = chosen(turn), made = answer.text.trim() ? [copy(answer.text)] : [], again = () => chat.redraw(turn);
   const isCut = answer.error || answer.end in ENDS;
-  if (isCut && answer.text.trim() && !turn.children.length) made.unshift(button("Continue", () => chat.goOn(turn)));
+  if (answer.calls && !isCut && !turn.children.length) bar.append(resultsForm(answer.calls, given => chat.sendResults(turn, given)));
+  if (isCut && answer.text.trim() && !answer.calls && !turn.children.length) made.unshift(button("Continue", () => chat.goOn(turn)));
   if (!answer.stored || turn.answers.length > 1) return made;
   const rate = (value, reason) => chat.judge(turn, { rating: value, reasons: reason ? [reason] : [] }, () => { turn.rating = value; });
   const why = () => {

@@ -1,0 +1,90 @@
+"""What needs somebody's attention: a run that stalls or was stopped, a loan that is late, a gate that refuses."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+
+from tenfold.console.document import read_json, stamp
+from tenfold.spec.errors import TenfoldError
+from tenfold.train.lock import trainer
+
+TAIL = 1 << 13  # bytes at a run's end in which its last events are looked for
+STALLED_S = 120.0  # without an event, or
+TIMES = 20  # so many times as long as between the last two
+
+
+class Alert(Struct, frozen=True):
+    """A sentence about what is wrong, and the place of the page that shows it, such as `#/run/g1`."""
+
+    kind: str
+    sentence: str
+    place: str
+
+
+def alerts(home: Path, fleet: Path | None = None, now: Callable[[], float] = time.time) -> list[Alert]:
+    """All that is wrong in a home at a time, in seconds since the epoch, and in a fleet's home where that is another."""
+    runs = (alert for file in sorted(home.glob("*/run.jsonl")) if (alert := _run(file, now())))
+    return [*runs, *_loans(fleet or home, now()), *_gates(home)]
+
+
+def _run(file: Path, now: float) -> Alert | None:
+    """Of a run that has not ended: that it has written nothing for long, or that no process trains it."""
+    events = _last_events(file, stamp(file))
+    if not events or events[-1].get("event") == "end":
+        return None
+    name, place = file.parent.name, f"#/run/{file.parent.name}"
+    step = next((event["step"] for event in reversed(events) if "step" in event), 0)
+    if trainer(file.parent) is None:
+        return Alert("run", f"The run {name} was stopped at step {step}: `tenfold resume {file.parent}` goes on with it.", place)
+    times = [event["time"] for event in events[-2:]]
+    silent = now - times[-1]
+    if silent > max(STALLED_S, TIMES * (times[-1] - times[0])):
+        return Alert("run", f"The run {name} stalls: it has written nothing since step {step}.", place)
+    return None
+
+
+@lru_cache(4096)
+def _last_events(file: Path, _: tuple[int, int]) -> list[dict[str, Any]]:
+    """The whole lines at the end of a file of events, read once for each state of it."""
+    with file.open("rb") as stream:
+        stream.seek(max(0, stream.seek(0, os.SEEK_END) - TAIL))
+        lines = stream.read().split(b"\n")
+    events = []
+    for line in lines:
+        with suppress(ValueError):  # a part of one
+            events.append(json.loads(line))
+    return [event for event in events if isinstance(event, dict) and isinstance(event.get("time"), float | int)]
+
+
+def _loans(home: Path, now: float) -> Iterator[Alert]:
+    """Slots of a fleet whose loans are past their deadlines."""
+    if not (home / "fleet" / "ledger.db").exists():
+        return
+    from tenfold.fleet.operate.operate import is_controlled, status
+
+    if not is_controlled(home):
+        return
+    for slot in status(home)["slots"]:
+        if slot["until"] is not None and slot["until"] < now:
+            yield Alert("loan", f"{slot['slot']} is late: {slot['role']} had it until {_clock(slot['until'])}.", "#/fleet")
+
+
+def _clock(seconds: float) -> str:
+    return time.strftime("%H:%M", time.localtime(seconds))
+
+
+def _gates(home: Path) -> Iterator[Alert]:
+    for file in sorted(home.glob("*/gate.json")):
+        try:
+            judged = read_json(file)
+            if judged["passed"] is False:
+                yield Alert("gate", f"The gate refuses {file.parent.name}: {judged['reason']}", f"#/generations/{file.parent.name}")
+        except (TenfoldError, KeyError, TypeError):
+            continue

@@ -1,0 +1,101 @@
+"""Server-sent events that many pages listen to: what is new is looked for once a second for all of them, and encoded once."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+from fastapi.responses import StreamingResponse
+
+from tenfold.spec.errors import TenfoldError
+
+SECONDS = 1.0  # between two looks
+QUIET = 15.0  # seconds after which a comment keeps the connection open
+BEHIND = 64  # events that a page may be late by before its stream ends; it connects again by itself
+
+Poll = Callable[[], Any]
+
+
+class Feeds:
+    """The feeds of a console by name. A feed is polled while anybody listens, and begins anew afterwards."""
+
+    def __init__(self) -> None:
+        self._listeners: dict[str, set[asyncio.Queue[bytes]]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def stream(self, name: str, begin: Callable[[], Poll]) -> StreamingResponse:
+        """The feed's events from now on. `begin` gives a function, called in a thread, that returns what is new, or None."""
+        return StreamingResponse(self._listen(name, begin), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+    def close(self) -> None:
+        """End all streams, so that the server can end; pages connect again by themselves."""
+        for listeners in self._listeners.values():
+            queues = list(listeners)
+            listeners.clear()
+            for queue in queues:
+                if not queue.full():
+                    queue.put_nowait(b"")
+
+    async def _listen(self, name: str, begin: Callable[[], Poll]) -> AsyncIterator[bytes]:
+        queue: asyncio.Queue[bytes] = asyncio.Queue(BEHIND)
+        if name not in self._listeners:
+            self._listeners[name] = set()
+            await self._begin(name, begin)
+        listeners = self._listeners[name]
+        listeners.add(queue)
+        try:
+            yield b": here\n\n"
+            while queue in listeners:
+                try:
+                    yield await asyncio.wait_for(queue.get(), QUIET)
+                except TimeoutError:
+                    yield b": still here\n\n"
+        finally:
+            listeners.discard(queue)
+
+    async def _begin(self, name: str, begin: Callable[[], Poll]) -> None:
+        try:
+            poll = await asyncio.to_thread(begin)
+        except BaseException:
+            del self._listeners[name]
+            raise
+        task = asyncio.create_task(self._run(name, poll))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, name: str, poll: Poll) -> None:
+        listeners = self._listeners[name]
+        try:
+            while listeners:
+                news = None
+                with suppress(TenfoldError, OSError):  # a file that is being replaced
+                    news = await asyncio.to_thread(poll)
+                if news is not None:
+                    text = b"data: " + msgspec.json.encode(news) + b"\n\n"
+                    for queue in list(listeners):
+                        if queue.full():
+                            listeners.discard(queue)
+                        else:
+                            queue.put_nowait(text)
+                await asyncio.sleep(SECONDS)
+        finally:
+            if self._listeners.get(name) is listeners:
+                del self._listeners[name]
+
+
+def changes(look: Callable[[], Any]) -> Callable[[], Poll]:
+    """A feed that says {"changed": true} whenever what `look` returns is another than before."""
+
+    def begin() -> Poll:
+        before = look()
+
+        def poll() -> dict[str, bool] | None:
+            nonlocal before
+            now = look()
+            before, changed = now, now != before
+            return {"changed": True} if changed else None
+
+        return poll
+
+    return begin

@@ -1,0 +1,1 @@
+"""What a run's directory says of the run: its record, its time, its faults, and whether it trains now."""

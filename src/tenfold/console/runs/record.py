@@ -1,0 +1,178 @@
+"""A `run.jsonl` as columns in memory. It is read once, then only what was appended, so that long runs can be followed."""
+
+import json
+import math
+import os
+import threading
+from collections import OrderedDict
+from contextlib import suppress
+from itertools import chain
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from tenfold.spec.errors import TenfoldError
+from tenfold.spec.files import readable
+
+FIELDS = ("loss", "grad_norm", "tokens_per_s", "mfu", "watts", "learning_rate", "expert_load_max")
+# A logged step: where its line begins in the file, the number of the line from 1, and numbers for pictures, NaN where it has none.
+ROW = np.dtype([("step", "i8"), ("offset", "i8"), ("line", "i4"), *((name, "f4") for name in FIELDS)])
+CHUNK = 1 << 20  # bytes that are parsed at once
+MOST_ROWS = 4_000_000  # of all records that are kept in memory
+
+
+class Line(Struct, gc=False):
+    """What is read of each line."""
+
+    event: str = ""
+    step: int = -1
+    loss: float | None = math.nan
+    grad_norm: float | None = math.nan
+    tokens_per_s: float | None = math.nan
+    mfu: float | None = math.nan
+    watts: float | None = math.nan
+    learning_rate: float | None = math.nan
+    expert_load_max: float | None = math.nan
+
+
+Event = tuple[int, dict[str, Any]]  # the number of its line from 1, and what stands there
+DECODER = msgspec.json.Decoder(Line)
+EVENT, NUMBERS = attrgetter("event"), attrgetter("step", *FIELDS)
+
+
+class Record:
+    """The steps of a `run.jsonl`, and its other events as (number of the line, event). `replaced` counts how often the file began
+    anew, which it does when a run goes on from a checkpoint."""
+
+    def __init__(self, path: Path):
+        self.path, self.replaced = path, -1
+        self._lock = threading.Lock()
+        self._forget(inode=0)
+
+    def _forget(self, inode: int) -> None:
+        self.replaced += 1
+        self._inode, self._size, self._read, self._lines, self._count = inode, 0, 0, 0, 0
+        self._rows = np.empty(0, ROW)
+        self.events: list[Event] = []
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The logged steps [rows] of the type `ROW`."""
+        return self._rows[: self._count]
+
+    def read(self) -> "Record":
+        """Take in the whole lines that are new. Raises TenfoldError where the file cannot be read."""
+        with self._lock, readable(self.path), self.path.open("rb") as stream:
+            found = os.fstat(stream.fileno())
+            if found.st_ino != self._inode or found.st_size < self._read:
+                self._forget(found.st_ino)
+            self._size = found.st_size
+            stream.seek(self._read)
+            torn = b""
+            while piece := stream.read(CHUNK):
+                whole, newline, torn = (torn + piece).rpartition(b"\n")
+                self._take(whole + newline)
+        return self
+
+    def event(self, name: str) -> Event | None:
+        """The last event of this name."""
+        return next((found for found in reversed(self.events) if found[1].get("event") == name), None)
+
+    @property
+    def last_kind(self) -> str:
+        """What the last line is: "step", or the name of another event; empty where there is none."""
+        line, event = self.events[-1] if self.events else (0, {})
+        is_step = self._count > 0 and self.rows["line"][-1] > line
+        return "step" if is_step else str(event.get("event", ""))
+
+    def last_step(self) -> Event | None:
+        """The last logged step. Raises TenfoldError where the file was replaced."""
+        return (int(self.rows["line"][-1]), self.row(-1)) if self._count else None
+
+    def row(self, index: int) -> dict[str, Any]:
+        """A logged step as it stands in the file. Raises TenfoldError where the file was replaced."""
+        with readable(self.path), self.path.open("rb") as stream:
+            stream.seek(int(self.rows["offset"][index]))
+            with suppress(ValueError):
+                found = json.loads(stream.readline())
+                if isinstance(found, dict):
+                    return found
+        raise TenfoldError(f"{self.path} was replaced while it was read: look again.")
+
+    def _take(self, text: bytes) -> None:
+        """Take in whole lines."""
+        ends = np.flatnonzero(np.frombuffer(text, np.uint8) == ord("\n"))
+        starts = np.append(0, ends + 1)
+        parsed = _parse(text, len(ends))
+        numbers = _numbers(parsed)
+        is_step = np.fromiter(map("step".__eq__, map(EVENT, parsed)), bool, len(parsed)) & (numbers[:, 0] >= 0)
+        for i in np.flatnonzero(~is_step):
+            with suppress(ValueError):
+                event = json.loads(text[starts[i] : ends[i]])
+                if isinstance(event, dict):
+                    self.events.append((self._lines + int(i) + 1, event))
+        steps = np.flatnonzero(is_step)
+        more = self._room(len(steps), len(text))
+        more["offset"], more["line"] = self._read + starts[steps], self._lines + steps + 1
+        for column, name in enumerate(("step", *FIELDS)):
+            more[name] = numbers[steps, column]
+        self._count += len(steps)
+        self._lines += len(ends)
+        self._read += len(text)
+
+    def _room(self, more: int, size: int) -> np.ndarray:
+        """So many rows behind those that there are, from so many bytes; with room for what else is in the file."""
+        if self._count + more > len(self._rows):
+            whole = more * (self._size - self._read) // max(1, size)
+            larger = np.empty(self._count + max(whole, more) + self._count // 16, ROW)
+            larger[: self._count] = self.rows
+            self._rows = larger
+        return self._rows[self._count : self._count + more]
+
+
+def _parse(text: bytes, lines: int) -> list[Line]:
+    """A Line for each line of the text, an empty one for what is torn or another event."""
+    with suppress(msgspec.MsgspecError, UnicodeDecodeError):
+        parsed = DECODER.decode_lines(text)
+        if len(parsed) == lines:
+            return parsed
+    return [_parse_one(line) for line in text.split(b"\n")[:lines]]
+
+
+def _parse_one(line: bytes) -> Line:
+    try:
+        return DECODER.decode(line)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return Line()
+
+
+def _numbers(lines: list[Line]) -> np.ndarray:
+    """The step and the fields [lines, 1 + fields] in float64, NaN for what a line does not have."""
+    shape = len(lines), 1 + len(FIELDS)
+    try:
+        return np.fromiter(chain.from_iterable(map(NUMBERS, lines)), float, shape[0] * shape[1]).reshape(shape)
+    except TypeError:  # None is no float here, and NaN below
+        return np.array(list(map(NUMBERS, lines)), float).reshape(shape)
+
+
+class Records:
+    """The records that were asked for, those asked for last in memory."""
+
+    def __init__(self, most_rows: int = MOST_ROWS):
+        self._most, self._lock = most_rows, threading.Lock()
+        self._kept: OrderedDict[Path, Record] = OrderedDict()
+
+    def read(self, path: Path) -> Record:
+        """The record of a file as it is now. Raises TenfoldError where it cannot be read."""
+        with self._lock:
+            record = self._kept.setdefault(path, Record(path))
+            self._kept.move_to_end(path)
+        record.read()
+        with self._lock:
+            while len(self._kept) > 1 and sum(len(one.rows) for one in self._kept.values()) > self._most:
+                self._kept.popitem(last=False)
+        return record

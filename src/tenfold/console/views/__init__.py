@@ -1,0 +1,28 @@
+"""The console's own views, in the order of its list: one module each."""
+
+from tenfold.console.document import View
+from tenfold.console.views import (
+    chat,
+    feedback,
+    fleet,
+    generations,
+    learn,
+    plan,
+    rank,
+    recommendations,
+    run,
+    sites,
+)
+
+VIEWS: tuple[View, ...] = (
+    generations.VIEW,
+    run.VIEW,
+    plan.VIEW,
+    sites.VIEW,
+    fleet.VIEW,
+    learn.VIEW,
+    feedback.VIEW,
+    rank.VIEW,
+    recommendations.VIEW,
+    chat.VIEW,
+)  # fmt: skip

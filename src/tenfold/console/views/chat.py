@@ -1,0 +1,99 @@
+"""The chat: the page of `tenfold serve` as a tab, whose requests the console passes on to the server that it names.
+
+Only what that page needs is passed on, with the caller's own key: the console has none.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import httpx2
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.responses import Response, StreamingResponse
+
+from tenfold.console.document import View
+from tenfold.serve.api.callers import CurrentCaller
+from tenfold.serve.api.errors import ApiError
+from tenfold.serve.api.keys import STRANGER, Caller
+from tenfold.serve.api.streaming import until_disconnect
+from tenfold.serve.page.routes import FILES, Fresh
+
+PASSED_ON = {"GET": ("health", "v1/models"), "POST": ("v1/chat/completions", "v1/feedback"), "DELETE": ("v1/feedback",)}
+OF_REQUEST, OF_ANSWER = ("authorization", "content-type", "accept"), ("content-type", "retry-after", "x-request-id")  # headers
+MOST = 64  # requests at once
+WAIT = httpx2.Timeout(600.0, connect=5.0)  # seconds, for the next piece of an answer
+
+
+def names(home: Path) -> list[str]:
+    """None: what is said stands in the browser."""
+    return [""]
+
+
+def document(home: Path, name: str) -> dict[str, str]:
+    """How the chat is begun."""
+    return {"empty": "tenfold console --server http://127.0.0.1:8000"}
+
+
+def add_routes(app: FastAPI) -> None:
+    """The page's files under `/page`, and the server's API under `/chat`."""
+    forward = Forward(app.state.options.server)
+
+    @asynccontextmanager
+    async def closing(_: FastAPI) -> AsyncIterator[None]:
+        async with forward.client:
+            yield
+
+    router = APIRouter(lifespan=closing)
+    router.api_route("/chat/{path:path}", methods=list(PASSED_ON))(forward.answer)
+    app.include_router(router)
+    app.mount("/page", Fresh(directory=FILES))
+
+
+class Forward:
+    """Passes requests on to one server, and its answers back piece by piece."""
+
+    def __init__(self, server: str):
+        self.server, self.running = server.rstrip("/"), 0
+        self.client = httpx2.AsyncClient(timeout=WAIT, limits=httpx2.Limits(max_connections=MOST), trust_env=False)
+        self.client.headers.clear()  # a request has its client's alone
+
+    async def answer(self, path: str, request: Request, caller: CurrentCaller) -> Response:
+        """The server's answer. Raises ApiError where there is no server, or the request is not of the page."""
+        self._check(path, request.method, caller)
+        headers = {name: request.headers[name] for name in OF_REQUEST if name in request.headers}
+        url = httpx2.URL(f"{self.server}/{path}", query=request.scope["query_string"] or None)
+        asked = self.client.build_request(request.method, url, headers=headers, content=await request.body() or None)
+        self.running += 1
+        try:
+            answer = await until_disconnect(request, self.client.send(asked, stream=True))
+        except httpx2.HTTPError:
+            self.running -= 1
+            raise ApiError(502, f"The server at {self.server} does not answer: start it with `tenfold serve`.") from None
+        except BaseException:
+            self.running -= 1
+            raise
+        kept = {name: answer.headers[name] for name in OF_ANSWER if name in answer.headers}
+        return StreamingResponse(self._pieces(answer), answer.status_code, kept)
+
+    def _check(self, path: str, method: str, caller: Caller) -> None:
+        if caller is STRANGER:
+            raise ApiError(401, "A valid key is needed: the console passes it on to the server.")
+        if not self.server:
+            raise ApiError(404, "The console names no server: start it with --server http://127.0.0.1:8000.")
+        if path not in PASSED_ON[method]:
+            raise ApiError(404, f"The console does not pass {method} /{path[:200]} on to the server.")
+        if self.running >= MOST:
+            raise ApiError(429, f"{MOST} requests are under way at the server: try again in a moment.", retry_after=2)
+
+    async def _pieces(self, answer: httpx2.Response) -> AsyncIterator[bytes]:
+        """What comes of a body. One that breaks off ends without the event that says it is whole."""
+        try:
+            with suppress(httpx2.HTTPError):
+                async for piece in answer.aiter_bytes():
+                    yield piece
+        finally:
+            self.running -= 1
+            await answer.aclose()
+
+
+VIEW = View("chat", "Chat", names, document, private=True, routes=add_routes)

@@ -1,0 +1,229 @@
+"""Fleets: who holds which slot and why, what operators wish, and simulated days with the reason of every move."""
+
+import time
+from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from fastapi import Depends, FastAPI, Response
+from msgspec import Meta, Struct
+
+from tenfold.console.document import Computed, Figure, View, figure, read_json, stamp, undamaged
+from tenfold.console.events import changes
+from tenfold.fleet.clock import Clock
+from tenfold.fleet.ledger import Lease
+from tenfold.fleet.operate.operate import ask, is_controlled, open_ledger, price_s, withdraw
+from tenfold.fleet.operate.wishes import Wishes
+from tenfold.fleet.simulation.document import SUFFIX, read_simulation
+from tenfold.fleet.simulation.results import WORDS
+from tenfold.fleet.slots.slots import Wish
+from tenfold.fleet.spans import spans_of
+from tenfold.serve.api.callers import CurrentCaller, operator_only
+from tenfold.serve.api.errors import ApiError
+from tenfold.spec.errors import TenfoldError
+from tenfold.spec.ranges import Positive
+
+LEDGER = "fleet/ledger.db"
+PRICE = "the medians of what the ledger saw: leaving, and the owner's start"
+DAY_S, MINUTE_S = 86_400.0, 60.0
+MOVES = 200  # of the ledger that are shown, the newest
+UNITS = {"_s": "s", "_h": "node-hours", "_mwh": "MWh", "_usd": "USD", "_t": "t CO2", "_m3": "m3", "_mw": "MW"}
+Text = Annotated[str, Meta(min_length=1, max_length=200)]
+
+
+def names(home: Path) -> list[str]:
+    """The fleet now, and every simulation by the name of its page."""
+    return ["", *_simulations(home)]
+
+
+def document(home: Path, name: str) -> dict[str, Any]:
+    """The fleet that runs or ran here, or one simulation."""
+    return _simulation(home, _simulations(home)[name]) if name else _overview(home, home)
+
+
+def _overview(home: Path, fleet: Path) -> dict[str, Any]:
+    """The fleet of one home, and the simulations of another or the same."""
+    simulations, ran = _simulations(home), (fleet / LEDGER).exists()
+    return {
+        "empty": "" if ran or simulations else f"tenfold fleet run --home {fleet.name}",
+        "fleet": _now(fleet) if ran else None,
+        "simulations": list(simulations),
+        "simulate": f"tenfold fleet simulate fleet.toml --out {home.name}/fleet/day.html",
+    }
+
+
+def _simulations(home: Path) -> dict[str, str]:
+    found = sorted([*home.glob(f"*{SUFFIX}"), *home.glob(f"fleet/*{SUFFIX}")])
+    return {path.name.removesuffix(SUFFIX): str(path.relative_to(home)) for path in found}
+
+
+def _now(home: Path) -> dict[str, Any]:
+    """What the ledger says, read anew where it was written to, and every minute."""
+    files = (home / LEDGER, home / f"{LEDGER}-wal")
+    return _said(home, tuple(stamp(file) for file in files if file.exists()), is_controlled(home), time.time() // MINUTE_S)
+
+
+@lru_cache(4)
+def _said(home: Path, _: tuple[tuple[int, int], ...], controlled: bool, minute: float) -> dict[str, Any]:
+    """The ledger: slots with their leases, the day as spans of roles, the newest moves, and open wishes.
+
+    Times are by the fleet's clock; `ahead_s` is how far it is ahead of the wall.
+    """
+    ledger, clock = open_ledger(home), Clock(home / "fleet" / "clock.json", keep=False)
+    try:
+        leases, owners = ledger.leases(), ledger.owners
+        wishes = Wishes(ledger).open(MINUTE_S * minute)
+    finally:
+        ledger.close()
+    current = [one for one in leases if one.ended is None]
+    prices = {pair: price_s(leases, *pair) for pair in {(one.role, owners[one.slot]) for one in current}}
+    return {
+        "controller": controlled,
+        "ahead_s": round(clock.ahead_s()),
+        "slots": [_slot(one, owners[one.slot], prices[one.role, owners[one.slot]]) for one in current],
+        "roles": _roles(leases, MINUTE_S * (clock() // MINUTE_S) if controlled else 0.0),
+        "moves": [_move(one) for one in reversed(leases[-MOVES:])],
+        "wishes": [_wish(one) for one in wishes],
+        "targets": {"slots": sorted({*owners, *owners.values()}), "roles": sorted({one.role for one in leases})},
+    }
+
+
+def _cell(table: str, row: int, column: str, value: float | None, unit: str = "") -> Figure | None:
+    return None if value is None else Figure(value, LEDGER, f"{table}.{row}.{column}", unit)
+
+
+def _slot(lease: Lease, owner: str, price: float | None) -> dict[str, Any]:
+    return {
+        "slot": lease.slot, "owner": owner, "role": lease.role, "work": lease.work, "why": lease.why,
+        "since": _cell("leases", lease.id, "since", lease.since), "until": _cell("leases", lease.id, "until", lease.until),
+        "price": None if price is None else Computed(price, PRICE, "s"),
+    }  # fmt: skip
+
+
+def _move(lease: Lease) -> dict[str, Any]:
+    """A lease with its reason, and with what came of it."""
+    in_time = None if lease.until is None or lease.ended is None else lease.ended <= lease.until
+    lost = None if lease.lost_s is None else Computed(lease.lost_s, "the ledger's last note on it", "s")
+    return {
+        "lease": lease.id, "slot": lease.slot, "role": lease.role, "why": lease.why, "in_time": in_time, "lost": lost,
+        "since": _cell("leases", lease.id, "since", lease.since), "until": _cell("leases", lease.id, "until", lease.until),
+    }  # fmt: skip
+
+
+def _wish(wish: Wish) -> dict[str, Any]:
+    told = {name: getattr(wish, name) for name in ("id", "kind", "target", "role", "who", "why", "state", "said")}
+    return told | {"mw": _cell("wishes", wish.id, "mw", wish.mw, "MW"), "until": _cell("wishes", wish.id, "until", wish.until)}
+
+
+def _roles(leases: list[Lease], now: float) -> dict[str, Any]:
+    """How many slots did what, at every change of the last day: times, and a column for each role.
+
+    The last time is `now`, or a second after the ledger's last word where that is later.
+    """
+    said = [at for one in leases for at in (one.since, one.ready, one.asked) if at is not None]
+    last = max(now, 1.0 + max(said))
+    first = max(leases[0].since, last - DAY_S)
+    spans = spans_of([one for one in leases if one.ended is None or one.ended > first], first, last - first)
+    times = sorted({0.0, last - first, *(edge for span in spans for edge in (span.start, span.end))})
+    place = {at: i for i, at in enumerate(times)}
+    steps = {span.what: [0] * len(times) for span in spans}
+    for span in spans:
+        steps[span.what][place[span.start]] += 1
+        if span.end < times[-1]:
+            steps[span.what][place[span.end]] -= 1
+    return {"at": [first + at for at in times], "roles": {role: list(accumulate(column)) for role, column in steps.items()}}
+
+
+def _simulation(home: Path, file: str) -> dict[str, Any]:
+    """Figures of every policy over its seeds, and the busiest day of each."""
+    found = read_simulation(home / file)
+    with undamaged(home / file, "write it again by `tenfold fleet simulate --out`"):
+        return _policies(home, file, found)
+
+
+def _policies(home: Path, file: str, found: dict[str, Any]) -> dict[str, Any]:
+    page = file.removesuffix(SUFFIX) + ".html"
+    rows = [
+        {"name": words, "figures": [_mean(home, file, policy, key) for policy in found["means"]]} for key, words in WORDS.items()
+    ]
+    return {
+        "title": found["title"],
+        "policies": list(found["means"]),
+        "rows": rows,
+        "day_begins_s": found["day_begins_s"],
+        "days": found["days"],
+        "files": [file, *([page] if (home / page).is_file() else [])],
+    }
+
+
+def _mean(home: Path, file: str, policy: str, key: str) -> Figure:
+    ends = read_json(home / file)["means"][policy][key]
+    unit = next((unit for ending, unit in UNITS.items() if key.endswith(ending)), "")
+    interval = (ends["low"], ends["high"]) if ends["low"] < ends["high"] else None
+    return figure(home, file, f"means.{policy}.{key}.mean", unit, interval)
+
+
+class Wanted(Struct, frozen=True, forbid_unknown_fields=True):
+    """What an operator wishes, as `tenfold fleet lend|drain|cap` take it."""
+
+    kind: Literal["lend", "drain", "cap"]
+    target: Text
+    role: Text | None = None
+    mw: Positive | None = None
+    until: Text | None = None
+    why: Annotated[str, Meta(max_length=1000)] = ""
+
+    def __post_init__(self) -> None:
+        if self.kind == "lend" and not (self.role and self.until):
+            raise ValueError("a loan needs a role and a time at which it ends")
+        if self.kind == "cap" and self.mw is None:
+            raise ValueError("a cap needs its megawatts")
+
+
+def _routes(app: FastAPI) -> None:
+    """Wishes of operators, by the functions of their commands; and the fleet of another home where the options name one."""
+    home: Path = app.state.options.fleet or app.state.options.home
+    if home != app.state.options.home:
+        _show_other(app, home)
+
+    @app.post("/act/fleet/wish", dependencies=[Depends(operator_only)])
+    def wish(body: dict[str, Any], caller: CurrentCaller) -> dict[str, Any]:
+        try:
+            wanted = msgspec.structs.asdict(msgspec.convert(body, Wanted))
+            return _told(ask(home, wanted.pop("until"), who=_named(caller.name), **wanted))
+        except (TenfoldError, msgspec.ValidationError) as error:
+            raise ApiError(400, str(error)) from None
+
+    @app.post("/act/fleet/withdraw/{number}", dependencies=[Depends(operator_only)])
+    def take_back(number: int, caller: CurrentCaller) -> dict[str, Any]:
+        try:
+            return _told(withdraw(home, number, _named(caller.name)))
+        except TenfoldError as error:
+            raise ApiError(400, str(error)) from None
+
+
+def _show_other(app: FastAPI, fleet: Path) -> None:
+    """In place of the home's own fleet that of another home, whose files are not shown."""
+
+    def overview() -> Response:
+        return Response(msgspec.json.encode(_overview(app.state.options.home, fleet)), media_type="application/json")
+
+    async def follow() -> Response:
+        return app.state.feeds.stream("fleet/", changes(lambda: overview().body))
+
+    app.get("/data/fleet.json")(overview)
+    app.get("/events/fleet")(follow)
+
+
+def _named(caller: str) -> str:
+    """The key's name; without keys that of the account, which the command says."""
+    return "" if caller == "anonymous" else caller
+
+
+def _told(made: Wish) -> dict[str, Any]:
+    return {"id": made.id, "state": made.state, "said": made.said}
+
+
+VIEW = View("fleet", "Fleet", names, document, routes=_routes)
