@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # Many tests wait for processes of their own, so that one worker more than there are cores ends sooner.
 WORKERS = $(shell $(PYTHON) -c "import os; print(len(os.sched_getaffinity(0)) + 1)")
 
-.PHONY: setup climb circle test lint nightly clean
+.PHONY: setup climb circle test lint docs nightly guides clean
 
 setup: $(READY)
 
@@ -31,6 +31,10 @@ lint: setup
 	$(BIN)/ruff check src tests bench
 	$(BIN)/mypy
 
+# The site comes to build/site; a broken link ends the build.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 # Triton checks the kernels of a GPU without one, Ray runs ladders, and source packages hold the tests of OpenAI's client and of
 # llama.cpp's server.
 # Where one of these cannot be had, the tests that need it are skipped.
@@ -41,6 +45,10 @@ nightly: setup
 	-$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --no-binary llama-cpp-python -d build/llama_cpp_python \
 	  llama-cpp-python==0.3.36
 	$(BIN)/pytest -m 'slow or not slow' --timeout 3600
+
+# Every command of the README and of the guides as it is written, in clean clones: about half an hour on two cores.
+guides: setup
+	$(BIN)/python -m bench.guides --packages-of $(BIN)/python
 
 clean:
 	rm -rf $(VENV) build dist

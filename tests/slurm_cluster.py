@@ -1,5 +1,10 @@
-"""A real Slurm on this machine: its controller, and nodes with GPUs that are empty files."""
+"""A real Slurm on this machine: its controller, and nodes with GPUs that are empty files.
 
+python tests/slurm_cluster.py start FOLDER --nodes 2      # then: export SLURM_CONF=FOLDER/slurm.conf
+python tests/slurm_cluster.py stop FOLDER --nodes 2
+"""
+
+import argparse
 import os
 import shutil
 import socket
@@ -151,3 +156,24 @@ class SlurmCluster:
             process = psutil.Process(int(pid_file.read_text()))
             process.terminate()
             process.wait(10)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=("start", "stop"))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--nodes", type=int, default=2)
+    asked = parser.parse_args()
+    folder = asked.folder.absolute()
+    cluster = SlurmCluster(folder, {"train": asked.nodes})
+    if asked.action == "start":
+        if reason := missing():
+            parser.error(reason)
+        cluster.__enter__()
+    else:
+        os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
+        cluster.__exit__()
+
+
+if __name__ == "__main__":
+    main()

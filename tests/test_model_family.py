@@ -4,12 +4,11 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from packages import install
+from packages import install_example
 from run_configs import run_config
 from safetensors.torch import load_file
 
@@ -91,8 +90,7 @@ assert "torch" not in sys.modules
 def parallel(tmp_path, monkeypatch):
     """The family as an installed package."""
     package = tmp_path / "site"
-    text = (Path(__file__).parent / "parallel_family.py").read_text()
-    install(package, "parallel", {"parallel_family": text}, {"families": {"parallel": "parallel_family:PARALLEL"}})
+    install_example(package)
     monkeypatch.syspath_prepend(package)
     for known in (plugins.plugins, plugins.load):
         known.cache_clear()

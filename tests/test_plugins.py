@@ -1,4 +1,7 @@
-"""A package from outside adds a family, a task, a command, a route and an accelerator, and `tenfold` works with all of them."""
+"""Packages from outside add a family, a task, an accelerator, a command and a route, and `tenfold` works with all of them.
+
+The first three are those of `docs/guides/plugin`.
+"""
 
 import json
 import math
@@ -9,19 +12,11 @@ import subprocess
 import sys
 import time
 import urllib.request
-from pathlib import Path
 
 import pytest
-from packages import install
+from packages import install, install_example
 
 from tenfold.train.metrics import read_metrics
-
-CHIP = """
-from tenfold.spec.accelerator import Accelerator
-
-CHIP = Accelerator(key="tiny", name="Tiny chip", memory_gb=96, memory_gb_per_s=2000, source="its maker", bf16_tflops=0.5,
-                   scaleup_gb_per_s=100, tdp_w=350, device="cpu", rent_usd_per_h=(0.9, 1.0, 1.2), purchase_usd=9000)
-"""
 
 COMMAND = '''
 from typing import Annotated
@@ -50,71 +45,6 @@ async def device(models: ServedModels) -> dict[str, str]:
     return {"device": (await models.get("")).options.device}
 """
 
-TASK = '''
-from dataclasses import dataclass
-
-import numpy as np
-import torch
-from msgspec import Struct
-
-from tenfold.train.run_file import task_settings
-from tenfold.train.task import Batch, LossSums, TaskBase
-from tenfold.train.text import open_text
-
-
-class CopyingConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    name: str
-    words: int = 50
-
-
-@dataclass
-class CopyRows:
-    tokens: np.ndarray
-
-    def __len__(self):
-        return len(self.tokens)
-
-    def weight(self):
-        return float(self.on(torch.device("cpu"), slice(None)).targets.ge(0).sum())
-
-    def on(self, device, rows):
-        tokens = torch.from_numpy(self.tokens[rows]).to(device)
-        targets = tokens.roll(-1, 1)
-        targets[:, : tokens.shape[1] // 2] = targets[:, -1] = -100
-        return Batch(tokens, targets)
-
-
-class Copying(TaskBase):
-    """The second half of every row repeats the first, which is random; only the second is learned."""
-
-    def __init__(self, config, text):
-        self.settings = task_settings(config, CopyingConfig)
-        self.vocab_size, self.directory = text.vocab_size, text.directory
-        self.seed, self.half = config.seed, config.data.seq_len // 2
-
-    @classmethod
-    def open(cls, config, home, *, quiet=False):
-        return cls(config, open_text(config, home, quiet=quiet))
-
-    def rows(self, step, rows):
-        drawn = np.random.default_rng([self.seed, step]).integers(self.settings.words, size=(rows.stop, self.half))
-        return CopyRows(np.tile(drawn, 2)[rows])
-
-    def loss(self, model, batch):
-        return LossSums(*model.loss(batch.tokens, batch.targets))
-
-    def flops(self, rows):
-        return 1e6 * rows.tokens.size
-
-    def progress(self, step):
-        return {"words": self.settings.words}
-
-    def evaluate(self, run):
-        rows = self.rows(10**6, slice(0, 8))
-        nats = run.loss_of(rows.on(run.device, slice(None)))
-        return {"loss": nats / rows.weight(), "copied": 1.0}
-'''
-
 RUN = """
 tokens = 4096
 device = "tiny"
@@ -125,20 +55,15 @@ data = {{ corpus = "{corpus}", seq_len = 32, batch_size = 8 }}
 log = {{ every = 1 }}
 """
 
-PARTS = {
-    "families": {"parallel": "parallel_family:PARALLEL"}, "tasks": {"copying": "tiny_task:Copying"},
-    "commands": {"tiny.greet": "tiny_command:greet"}, "routes": {"device": "tiny_route:router"},
-    "accelerators": {"tiny": "tiny_chip:CHIP"},
-}  # fmt: skip
+PARTS = {"commands": {"tiny.greet": "tiny_command:greet"}, "routes": {"device": "tiny_route:router"}}
 
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
-    """That of a process which finds the package."""
+    """That of a process which finds the packages."""
     site = tmp_path_factory.mktemp("site")
-    family = (Path(__file__).parent / "parallel_family.py").read_text()
-    modules = {"tiny_chip": CHIP, "tiny_command": COMMAND, "tiny_route": ROUTE, "tiny_task": TASK, "parallel_family": family}
-    install(site, "tiny", modules, PARTS)
+    install(site, "tiny", {"tiny_command": COMMAND, "tiny_route": ROUTE}, PARTS)
+    install_example(site)
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")]))}
 
 

@@ -1,4 +1,4 @@
-"""What needs several rooms: to climb and read what the model writes, to train in the planner's layout, to compare their figures."""
+"""Commands that need several rooms: climb and sample, train in the planner's layout, compare a dry run with the planner."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -80,7 +80,7 @@ def climb(
 
 
 class DryRunOptions(Struct, frozen=True):
-    """Whether a run is only reckoned through, and for which machines."""
+    """Whether a run is only simulated with fake tensors (a dry run), and for which machines."""
 
     dry_run: Annotated[bool, Meta(description="Say what each process would hold and send, and end.")] = False
     world: Annotated[World | None, Meta(description="The number of processes of a dry run.")] = None

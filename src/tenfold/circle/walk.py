@@ -1,4 +1,4 @@
-"""The circle: every room does its part in one home, in order, and what it found goes to the next.
+"""The circle: every room does its part in one home, in order, and its results are passed to the next room.
 
 `circle.json` says what each room found; that it was skipped, or failed, by a sentence.
 """
@@ -47,7 +47,7 @@ def walk(home: Path, say: Say) -> dict[str, Any]:
 
 
 def rooms() -> Iterator[tuple[str, Walk]]:
-    """The rooms in their order, each with its part; a room's code is loaded when its turn comes."""
+    """The rooms in order, each with the function that does its part; a room's code is loaded when its turn comes."""
     yield "climb", _climb
     yield "plan", _plan
     for name, module in (("sites", "plan.sites"), ("learn", "learn"), ("rank", "rank"), ("fleet", "fleet")):

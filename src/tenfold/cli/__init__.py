@@ -22,7 +22,7 @@ def main() -> None:
             _run()
     except KeyboardInterrupt as stop:
         for number in (signal.SIGINT, *ENDING) if _in_main_thread() else ():
-            signal.signal(number, signal.SIG_DFL)  # the next one ends the process at once
+            signal.signal(number, signal.SIG_DFL)  # a second signal ends the process at once
         by, kept = stopped(stop)
         sentence = f"Stopped by {'Ctrl-C' if by == signal.SIGINT else by.name}" + (kept and f": {kept}")
         print(f"tenfold: {sentence}.", file=sys.stderr)
@@ -32,7 +32,7 @@ def main() -> None:
 def _run() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # names of files may be no text, and a terminal may know few letters
+            stream.reconfigure(errors="backslashreplace")  # file names need not be valid text, nor has every terminal all letters
     try:
         from tenfold.cli.commands import run
         from tenfold.spec.threads import set_waiting_policy
@@ -45,9 +45,9 @@ def _run() -> None:
     except (TenfoldError, OSError) as error:
         if os.environ.get("TENFOLD_DEBUG"):
             raise
-        if isinstance(error, OSError) and error.filename is None:  # of the output, perhaps: what is left of it is dropped
+        if isinstance(error, OSError) and error.filename is None:  # writing the output may have failed: drop what is buffered
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        if not isinstance(error, BrokenPipeError):  # whoever read the output has left
+        if not isinstance(error, BrokenPipeError):  # a reader such as `head` that has left is no error to report
             print(f"tenfold: {_sentence(error)}", file=sys.stderr)
         sys.exit(_status(error))
 
@@ -69,9 +69,9 @@ def _status(error: Exception) -> int:
 
 @contextmanager
 def _signals_raise() -> Iterator[None]:
-    """SIGTERM and SIGHUP, where they are not ignored, end the block as Ctrl-C does, so that it clears up after itself.
+    """SIGTERM and SIGHUP, where they are not ignored, raise KeyboardInterrupt in the block as Ctrl-C does, so that it can clean up.
 
-    A signal in a destructor or a callback, from which nothing can be raised, is sent again.
+    An exception raised within a destructor or a callback is lost, so a signal that arrives there is sent again.
     """
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:

@@ -30,9 +30,9 @@ def run(arguments: list[str]) -> None:
 
 
 def find(arguments: list[str]) -> tuple[Parser | None, list[str]]:
-    """The parser of the command that the first arguments name, and the other arguments.
+    """The parser of the command that the first arguments name, and the remaining arguments.
 
-    None and the words so far where they name no command, but a group of them. `plan.compare` is `tenfold plan compare`.
+    Where they name a group of commands, None and the words that name it. `plan.compare` is `tenfold plan compare`.
     """
     known = plugins("commands")
     words: list[str] = []

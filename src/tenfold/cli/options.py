@@ -30,7 +30,7 @@ class UsageError(TenfoldError):
 
 
 class Option(NamedTuple):
-    """`path` is where a value goes: the parameter's name, then those of fields. `flag` is empty for an argument."""
+    """An option, or an argument, whose `flag` is empty. `path` says where its value goes: the parameter, then fields within it."""
 
     path: tuple[str, ...]
     flag: str
@@ -101,7 +101,7 @@ def meta(kind: Any) -> dict[str, Any]:
 
 
 def _metas(kind: Any) -> Iterator[msgspec.Meta]:
-    """Those of an annotation, the outermost first, and of the alternatives within it."""
+    """The `msgspec.Meta` of an annotation, the outermost first, then those of the alternatives within it."""
     yield from (m for m in getattr(kind, "__metadata__", ()) if isinstance(m, msgspec.Meta))
     inner = get_args(kind)[:1] if get_origin(kind) is Annotated else get_args(kind)
     for part in inner if get_origin(kind) in (Annotated, Union, UnionType) else ():
@@ -124,7 +124,7 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """The parser of one command. `verbs` may stand in its place. What is wrong is raised as a UsageError."""
+    """The parser of one command. `verbs` are the further commands below its name. Wrong usage is raised as a UsageError."""
 
     def __init__(self, function: Callable[..., Any], name: str, verbs: list[str]):
         see = f"See also: {', '.join(f'{name} {verb}' for verb in verbs)}." if verbs else ""
@@ -188,7 +188,7 @@ def bind(function: Callable[..., Any], options: list[Option], texts: dict[str, A
 
 
 def _build(kind: Any, value: Any, default: Any = None) -> Any:
-    """`value` as it is, or where a table is wanted its fields as one, the others as `default` has them."""
+    """`value` itself; or, where `kind` is a table, the table with the fields in `value`, and the other fields as in `default`."""
     if not is_table(kind):
         return value
     hints = get_type_hints(kind)
@@ -206,7 +206,7 @@ def _value(option: Option, text: Any) -> Any:
 
 
 def _read(option: Option, kind: Any, text: Any) -> Any:
-    """A text as its type: tables and lists are written as in TOML, numbers also as 15T."""
+    """The value that a text stands for: tables and lists are written as in TOML, numbers also as 15T."""
     value = text
     try:
         if isinstance(text, str) and text[:1] in ("[", "{") and not set(alternatives(kind)) <= METAVARS.keys():
@@ -217,7 +217,7 @@ def _read(option: Option, kind: Any, text: Any) -> Any:
     except msgspec.ValidationError as error:
         if value is not text:
             raise UsageError(f"{option.name} does not take {text!r}: {str(error).replace('`', '')}.") from None
-        plain = text.isdecimal()  # has been read to the last digit, which a quantity is not
+        plain = text.isdecimal()  # a plain whole number was read exactly above; as a quantity it would be rounded to a float
         made = _quantity(text, kind) if {int, float} & set(option.kinds) and not plain else math.nan
     if unusable(made) is not None:
         raise UsageError(f"{option.name} must be {words(kind)}, not {shown(text)}{nearest(text, option.choices)}.")

@@ -1,4 +1,4 @@
-"""Prepare text: clean it, find copies, tokenize."""
+"""Commands that prepare text: build, clean, show and upload corpora."""
 
 from pathlib import Path
 from typing import Annotated, Literal

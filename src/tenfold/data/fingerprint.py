@@ -1,6 +1,6 @@
-"""What a folder of a home was made of, so that it is found again by its content and not by a name.
+"""Fingerprints of the data that a folder of a home was made from, so that it is found again by content and not by name.
 
-`manifest.json` of such a folder has its `recipe`: hashes and options that another folder would have to share to hold the same.
+`manifest.json` of such a folder has its `recipe`: the hashes and options that determine its content.
 """
 
 import glob
@@ -14,7 +14,7 @@ from tenfold.data.text.clean import progress_bar
 from tenfold.spec.files import read_facts
 
 BLOCK_BYTES = 2**20
-_read: dict[str, str] = {}  # content by listing, of what this process has read
+_read: dict[str, str] = {}  # the content hash by listing, for files that this process has read
 
 
 class Fingerprint(NamedTuple):
@@ -28,7 +28,7 @@ class Fingerprint(NamedTuple):
 
 
 def fingerprint(files: Callable[[], Iterable[Path]], known: Mapping[str, str], quiet: bool) -> Fingerprint:
-    """The fingerprint of `files`; `known` are contents by listing, of what was read before."""
+    """The fingerprint of `files`; `known` has content hashes by listing, from earlier readings."""
     listing, size = listing_of(files())
     content = known.get(listing) or _read.get(listing) or _content(files(), size, quiet)
     _read[listing] = content
@@ -46,13 +46,13 @@ def listing_of(files: Iterable[Path]) -> tuple[str, int]:
 
 
 def known_in(home: Path, name: str) -> dict[str, str]:
-    """Contents by listing, of the folders in `home` whose names begin with `name`."""
+    """Content hashes by listing, from the manifests of the folders in `home` whose names begin with `name`."""
     manifests = [read_facts(path) for path in sorted(home.glob(f"{glob.escape(name)}*/manifest.json"))]
     return {m["listing"]: m["recipe"]["content"] for m in manifests if "listing" in m and "recipe" in m}
 
 
 def folder_of(home: Path, name: str, recipe: Mapping[str, Any]) -> Path:
-    """Where what `recipe` makes is in `home`, or is to be made: `name`, or where that holds something else, `name` and a hash."""
+    """The folder in `home` for what `recipe` makes: `name`, or `name` and a hash where `name` holds something else."""
     plain, other = home / name, home / f"{name}-{digest(recipe)[:8]}"
     return other if other.exists() or (plain.exists() and read_facts(plain / "manifest.json").get("recipe") != recipe) else plain
 
@@ -71,7 +71,7 @@ def _stat(file: Path) -> tuple[int, int, int]:
 
 
 def _content(files: Iterable[Path], size: int, quiet: bool) -> str:
-    """A file that cannot be read counts as such: its documents are left out of what is made."""
+    """A hash over the files. An unreadable file is hashed as unreadable, since its documents will be left out."""
     whole, done = hashlib.sha256(), 0
     with progress_bar(quiet) as bar:
         task = bar.add_task("reading", total=size, speed="")

@@ -1,4 +1,4 @@
-"""What a process does first that a launcher started for a function."""
+"""The first steps of a process that a launcher started for a function: follow its parent, and set its threads."""
 
 import multiprocessing
 import os
@@ -12,7 +12,7 @@ _FOLLOW = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execvp(sys
 
 
 def follow_parent(grace_s: float) -> int:
-    """Let this process save and leave, in `grace_s` at most, when the one that started it is gone. Returns the latter's id."""
+    """Let this process save and leave, within `grace_s`, when its parent is gone. Returns the parent's process id."""
     parent = multiprocessing.parent_process()
     assert parent is not None and parent.pid is not None
 
@@ -27,7 +27,7 @@ def follow_parent(grace_s: float) -> int:
 
 
 def following(command: list[str]) -> list[str]:
-    """The same command, which is told to end (SIGTERM) when the thread that started it is gone, where the system can do that."""
+    """The same command, but where the system can do that, it gets SIGTERM when the thread that started it is gone."""
     return [sys.executable, "-c", _FOLLOW, *command] if sys.platform == "linux" else command
 
 

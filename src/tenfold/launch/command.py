@@ -15,7 +15,7 @@ def command_words(job: Job, python: str, rendezvous: tuple[str, ...] = ("--stand
     if not job.elastic:
         return words
     needs = job.resources
-    # Of its own accord an agent keeps one store over all starts, where a start may read the addresses of the one before.
+    # By default torchrun's agent keeps one store over all starts, and a restarted process may read addresses of the start before.
     return [
         "env", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1", f"{SAME_FAILURES}={job.same_failures}",
         python, "-m", "torch.distributed.run",

@@ -1,4 +1,4 @@
-"""How jobs are that `tenfold launch --submit` handed in, what they print, and their end or other size."""
+"""Commands for jobs that `tenfold launch --submit` submitted: their status and logs, cancelling and resizing them."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +33,7 @@ def status(
         job = {"name": handle.job.name, "on": on, "id": handle.id, "nodes": handle.job.resources.nodes}
         try:
             found.append(job | {"status": launcher.status(handle)})
-        except TenfoldError as error:  # the others are still asked
+        except TenfoldError as error:  # go on with the other jobs
             found.append(job | {"status": "unknown", "error": str(error)})
     if json:
         print_json({"jobs": found})

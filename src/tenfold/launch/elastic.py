@@ -22,15 +22,16 @@ from tenfold.spec.errors import TenfoldError
 
 
 def run_group(job: Job) -> Any:
-    """Run the job's function in all its processes, from the start again when one is lost; returns the first one's result.
+    """Run the job's function in all its processes, and start all again when one is lost; returns the result of rank 0.
 
     Raises TenfoldError for a failure that another start would not mend, and where the starts are used up.
     """
     assert job.directory is not None and job.function is not None
-    # FSDP imports `torch._dynamo` when it is first used.
+    # FSDP imports `torch._dynamo` when it is first used, which takes seconds: the server of forks imports it once for all.
     multiprocessing.set_forkserver_preload([job.function.__module__, "torch._dynamo"])
     run_id = uuid.uuid4().hex
-    # Each start has an agent and a store of its own: in a store that was kept, a process could find one that is gone.
+    # Each start has an agent and a store of its own: in a store kept from the last start, a process could find the address of
+    # a process that is gone.
     launch = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=job.resources.processes, run_id=run_id, rdzv_backend="c10d",
         rdzv_endpoint="localhost:0", max_restarts=0, monitor_interval=0.1, start_method="forkserver",

@@ -16,9 +16,9 @@ from pathlib import Path
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import write_json
 
-SAME_FAILURES = "TENFOLD_SAME_FAILURES"  # the environment variable: how often the same failure is met with another start
+SAME_FAILURES = "TENFOLD_SAME_FAILURES"  # the environment variable: the same failure this many times ends the run
 STARTS = Path("failures", "starts.json")
-LOST_STARTS = 5  # that come no further than the one before: a kill leaves no failure that could be told from another
+LOST_STARTS = 5  # starts in a row without progress after which a run ends: a process that is killed leaves no failure to compare
 
 
 class ProcessLost(TenfoldError):
@@ -27,9 +27,9 @@ class ProcessLost(TenfoldError):
 
 @contextmanager
 def noted(directory: Path) -> Iterator[None]:
-    """Around the work of one process: note why it fails, unless it only lost another one.
+    """A context around the work of one process that notes why it fails, unless it fails because another process was lost.
 
-    A process that is not under an elastic agent notes nothing.
+    Outside of an elastic agent nothing is noted.
     """
     run = os.environ.get("TORCHELASTIC_RUN_ID")
     if run is None:
@@ -37,7 +37,7 @@ def noted(directory: Path) -> Iterator[None]:
         return
     again = int(os.environ.get(SAME_FAILURES, "2"))
     if sentence := hopeless(directory, run, again):
-        # Said before torchrun, which would start this process again, is ended: it ends this process in turn.
+        # The sentence is printed first: torchrun, which would start this process again, is ended here, and ends this process.
         print(f"tenfold: {sentence} (delete {directory / 'failures'} to try once more)", file=sys.stderr, flush=True)
         os.kill(os.getppid(), signal.SIGTERM)
         raise SystemExit(1)
@@ -49,14 +49,14 @@ def noted(directory: Path) -> Iterator[None]:
         _note(directory / "failures" / f"{os.environ.get('RANK', '0')}.json", run, error)
         raise
     if os.environ.get("RANK", "0") == "0":
-        (directory / STARTS).unlink(missing_ok=True)  # it was not lost
+        (directory / STARTS).unlink(missing_ok=True)  # the process reached its end: the count of lost starts begins anew
 
 
 def hopeless(directory: Path, run: str, times: int = 2) -> str | None:
-    """The sentence of a failure that no other start of the elastic run `run` would mend, if one was noted in `directory`.
+    """A sentence on a failure, noted in `directory`, that restarting the elastic run `run` would not mend; None if there is none.
 
-    That is any TenfoldError, and any other failure that came `times` times alike: type, first line and notes (the step) are the
-    same, but for numbers in the line, such as addresses and bytes.
+    Such a failure is any TenfoldError, and any other that came `times` times: with the same type, notes (the step) and first
+    line, whose numbers (addresses, bytes) may differ.
     """
     notes = [_read(path) for path in sorted((directory / "failures").glob("[0-9]*.json"))]
     return next((note["sentence"] for note in notes if note["run"] == run and (note["final"] or note["times"] >= times)), None)

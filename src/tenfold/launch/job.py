@@ -27,9 +27,9 @@ class JobStopped(TenfoldError):
 
 @dataclass(frozen=True)
 class Resources:
-    """What a job needs; all but the nodes are those of one node, and 0 asks for nothing in particular.
+    """What a job needs. All fields but `nodes` and `least_nodes` count per node; 0 leaves the amount open.
 
-    A job that can go on when nodes are lost says with how few in `least_nodes`.
+    A job that can go on when nodes are lost says in `least_nodes` how few suffice.
     """
 
     nodes: int = 1
@@ -53,12 +53,11 @@ class Resources:
 class Job:
     """Work to start: a command line, or a function with its arguments, all of which can be pickled.
 
-    A first word `python` stands for the interpreter of wherever the job runs. `files` are those that the command names by
-    these very paths; a cluster that does not share this machine's disks gets copies. The processes of a job on several of
-    them meet as `torchrun`'s do, and start again together, up to `restarts` times, when one is lost. After SIGTERM, or ahead
-    of the time limit, a job has `grace_s` seconds to save. `directory` is the job's own: its failures are noted there, and the
-    same failure at the same step ends it the `same_failures`th time. `environment` is added to what the processes of a
-    command find.
+    If the first word of the command is `python`, it stands for the interpreter where the job runs. `files` are the paths that
+    the command reads; a cluster that does not share this machine's disks gets copies of them. A job of several processes runs
+    as under `torchrun`: when one process is lost, all start again, up to `restarts` times. After SIGTERM, or ahead of the time
+    limit, a job has `grace_s` seconds to save. Failures are noted in `directory`, which no other job may use; the same failure
+    at the same step ends the job the `same_failures`th time. `environment` is added to the environment of a command's processes.
     """
 
     name: str
@@ -103,7 +102,7 @@ class Job:
 
 @dataclass
 class Handle:
-    """A submitted job. `future` is there where the job runs under this process, and ends with its result."""
+    """A submitted job. Where the job runs under this process, `future` holds its result when it has ended."""
 
     job: Job
     id: str
@@ -130,7 +129,7 @@ class Seen(NamedTuple):
 
 
 class Launcher(Protocol):
-    """Starts jobs and ends them. A launcher of one's own inherits what it does not do better itself."""
+    """Starts jobs and ends them. A launcher of a plugin inherits from this class and overrides what its system does differently."""
 
     def check(self, job: Job) -> None:
         """Raise TenfoldError for a job that this system does not take."""
@@ -156,14 +155,15 @@ class Launcher(Protocol):
     def submit_all(self, name: str, jobs: Sequence[Job], at_once: int | None = None) -> Iterable[Handle]:
         """Start the jobs of the sweep `name`, which differ in their names, commands and files; `at_once` of them at a time.
 
-        Where they are started one by one, each is started when its handle is asked for, and can be recorded before the next.
+        Where they are started one by one, each starts when the iterator is asked for its handle, so that the caller can record
+        one job before the next is submitted.
         """
         if at_once is not None:
             raise TenfoldError(f"This launcher starts all jobs of the sweep {name!r} together: leave out how many at once.")
         return map(self.submit, jobs)
 
     def drain(self, handle: Handle, deadline_s: float) -> bool:
-        """Let the job save and leave; what is still there after `deadline_s` is stopped. True where that was not needed."""
+        """Let the job save and leave, and stop it after `deadline_s` if it has not left. Returns whether it left by itself."""
         handle.drained = True
         self.interrupt(handle)
         end = time.monotonic() + deadline_s
@@ -175,18 +175,18 @@ class Launcher(Protocol):
         return True
 
     def resize(self, handle: Handle, resources: Resources) -> Handle:
-        """Let the job go on with other resources: here, by draining it and starting it again from what it saved."""
+        """Let the job go on with other resources. This default drains the job and starts it again from what it saved."""
         job = replace(handle.job, resources=resources)
         self.check(job)  # a size that cannot be had leaves the job as it is
         self.drain(handle, handle.job.grace_s)
         return self.submit(job)
 
     def up(self) -> int:
-        """How many nodes are up of those that its jobs may have."""
+        """How many of the nodes that this launcher's jobs may use are up."""
         raise TenfoldError("This launcher does not say which nodes are up: a fleet's pools are on slurm or ray.")
 
     def seen(self) -> dict[str, Seen]:
-        """This user's jobs by the names of their files, of equal names the last one, as far as the cluster remembers them."""
+        """This user's jobs that the cluster remembers, by the names of their job files; of several with one name the last one."""
         raise TenfoldError("This launcher does not list its jobs: a fleet's pools are on slurm or ray.")
 
     def close(self) -> None:
@@ -207,7 +207,7 @@ def open_launcher(name: str, **options: Any) -> Launcher:
 def run_all(launcher: Launcher, jobs: Sequence[Job], at_once: int) -> Iterator[tuple[int, Any]]:
     """Run jobs under this process, `at_once` at a time. Yields (index, result) as they end, in any order.
 
-    When it is left early (Ctrl-C, an error in one job) the others save and leave.
+    When the iteration ends early (Ctrl-C, an error in one job) the jobs that still run save and leave.
     """
     waiting = list(enumerate(jobs))
     running: dict[Future[Any], int] = {}

@@ -1,4 +1,4 @@
-"""Job files: what Slurm, Kubernetes and Ray start a command from. They are made from `templates/`, which are meant to be read.
+"""Job files, from which Slurm, Kubernetes and Ray start a command. They are made from `templates/`, which are meant to be read.
 
 On each node the command runs once, or under one `torchrun`, whose processes meet at the first node.
 """
@@ -83,12 +83,15 @@ class JobFileLauncher(Launcher):
 
 
 def later(name: str) -> str:
-    """Stands in a word for what is known when the job runs. No word of a command holds the zero byte."""
+    """A placeholder, within a word of a command, for a shell variable that is set when the job runs.
+
+    It is marked by zero bytes, which no word of a command can hold.
+    """
     return f"\0{name}\0"
 
 
 def shell_line(words: Sequence[str]) -> str:
-    """Words as bash reads them, with its variable in the place of each `later`."""
+    """Words quoted for bash, with the shell variable in the place of each `later`."""
 
     def quoted(word: str) -> str:
         parts = enumerate(re.split("\0(.*?)\0", word))
@@ -98,12 +101,12 @@ def shell_line(words: Sequence[str]) -> str:
 
 
 def sbatch_quoted(value: str) -> str:
-    """A value as `sbatch` reads it in the lines #SBATCH: unlike a shell, it takes a backslash for itself within quotes too."""
+    """A value quoted for a line #SBATCH. Unlike a shell, `sbatch` reads a backslash as an escape within quotes too."""
     return value if re.fullmatch(r"[\w./:,@%+&=-]+", value, re.ASCII) else "'" + re.sub(r"([\\'])", r"\\\1", value) + "'"
 
 
 def yaml_text(value: Any) -> str:
-    """JSON that is YAML as well, in which a character beyond 16 bits is one escape and not two."""
+    """A text as JSON that is also valid YAML: a character beyond 16 bits is written as one escape, not as a surrogate pair."""
 
     def one(found: re.Match[str]) -> str:
         if not found[1]:

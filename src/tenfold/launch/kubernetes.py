@@ -24,8 +24,8 @@ TOLERATION = rf"(?P<key>{KEY})(?:=(?P<value>{VALUE}))?(?::(?P<effect>NoSchedule|
 class KubernetesLauncher(JobFileLauncher):
     """Runs the container `image`, in which the volume `claim` is mounted at `home`.
 
-    `queue` is Kueue's, `topology` a level of its nodes within which all pods must be; with `gang`, this scheduler starts all pods
-    or none. `rdma` are devices of a pod (`rdma/hca=1`), `toleration` taints as `kubectl taint` writes them.
+    `queue` is Kueue's queue, `topology` the label of a level of nodes within which all pods must be placed; `gang` names the
+    scheduler that starts all pods or none. `rdma` are devices of a pod (`rdma/hca=1`); `toleration` is as `kubectl taint` has it.
     """
 
     image: str | None = None
@@ -103,7 +103,7 @@ class KubernetesLauncher(JobFileLauncher):
         return "stopped" if "Suspended" in true and (handle.drained or not self.queue) else "waiting"
 
     def interrupt(self, handle: Handle) -> None:
-        """The pods get SIGTERM, and their grace."""
+        """Suspend the job: its pods get SIGTERM, and `grace_s` seconds to save."""
         if self.queue:  # Kueue starts again what somebody else suspends
             call("kubectl", ["delete", f"job/{handle.id}", "--ignore-not-found", "--cascade=foreground", "--wait=false"], handle.id)
         else:

@@ -62,7 +62,7 @@ class LocalLauncher(JobFileLauncher):
         self.check(job)
         set_waiting_policy()
         handle = Handle(job, "", file=self.path(job) if job.command else None)
-        self._handles.append(handle)  # before it starts: Ctrl-C in between must not leave it behind
+        self._handles.append(handle)  # before the job starts, so that Ctrl-C in between cannot leave it running
         handle.id, end = _start_function(job) if job.function else self._start_command(job)
         handle.said = f"process {handle.id}"
         threading.Thread(target=_settle, args=(handle, end), daemon=True).start()
@@ -73,7 +73,7 @@ class LocalLauncher(JobFileLauncher):
         return handle
 
     def status(self, handle: Handle) -> Status:
-        """Also of a command that another process started."""
+        """The status of the job, which for a command may have been started by another process."""
         if handle.job.function or handle in self._handles:
             return handle.status()
         if self._processes(handle):
@@ -109,7 +109,7 @@ class LocalLauncher(JobFileLauncher):
         return self.path(job).resolve().with_suffix(f".{ending}")
 
     def _processes(self, handle: Handle) -> list[psutil.Process]:
-        """Those of a command, its script first; none where it has ended, though its number may be another process's by now."""
+        """The processes of a command, its script first. None where it has ended, even if another process has its id."""
         with suppress(psutil.NoSuchProcess):
             script = psutil.Process(int(handle.id))
             if script.status() != psutil.STATUS_ZOMBIE and str(self.path(handle.job).resolve()) in script.cmdline():
@@ -162,7 +162,7 @@ def _outcome(link: Connection, process: BaseProcess, job: Job) -> Any:
 
 
 def _enter(link: Connection, job: Job) -> None:
-    """In the process of a function."""
+    """Run the job's function in its own process, and send its result or its TenfoldError through `link`."""
     os.setpgid(0, 0)
     follow_parent(job.grace_s)
     set_threads(job.resources.threads)
@@ -170,14 +170,14 @@ def _enter(link: Connection, job: Job) -> None:
         outcome = _work(job)
     except TenfoldError as error:
         outcome = error
-    with suppress(BrokenPipeError):  # where the parent is gone, all that counts is on disk
+    with suppress(BrokenPipeError):  # the parent is gone: nobody reads the result, and what the job saved is on disk
         link.send(outcome)
 
 
 def _work(job: Job) -> Any:
     assert job.function is not None
     if job.elastic:
-        from tenfold.launch.elastic import run_group  # PyTorch, which only groups need
+        from tenfold.launch.elastic import run_group  # imports PyTorch, which a single process may not need
 
         return run_group(job)
     return job.function(*job.arguments)

@@ -32,8 +32,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RayLauncher(JobFileLauncher):
-    """A task whose node is lost starts again, from what it saved. A command runs in a copy of `working_dir`, on nodes that have the
-    custom `resource`, where one is named."""
+    """A task whose node is lost starts again from what it saved. A command runs in a copy of `working_dir`; where a custom
+    `resource` is named, it runs on nodes that have it."""
 
     working_dir: Path | None = None
     resource: str | None = None
@@ -149,7 +149,7 @@ def require(nodes: list[dict[str, Any]], needs: Mapping[str, float], name: str) 
 
 
 def _attempt(function: Callable[..., Any], arguments: tuple[Any, ...], resources: Resources) -> Any:
-    """In a process of Ray's, which wraps an error that is raised: one that is meant for people is returned."""
+    """Run a job in a worker of Ray. Ray wraps what is raised in its own error, so a TenfoldError, meant for people, is returned."""
     set_threads(resources.threads)
     try:
         return function(*arguments)
@@ -191,7 +191,7 @@ def _jobs() -> Any:
 
 
 def _ask(call: Callable[..., T], *arguments: Any, **named: Any) -> T:
-    """What the job server answers, which is asked again while it has no agent for a job. Raises TenfoldError where it refuses."""
+    """The job server's answer; it is asked again while it has no agent for a job. Raises TenfoldError where it refuses."""
     from ray.util.state.exception import RayStateApiException
 
     end = time.monotonic() + PATIENCE_S

@@ -1,4 +1,4 @@
-"""What is kept of a job that was submitted, so that another process can ask how it is, and end or resize it."""
+"""Records of submitted jobs, from which another process can later ask for a job's status, cancel or resize it."""
 
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -26,7 +26,7 @@ def write_record(folder: Path, on: str, options: dict[str, Any], handle: Handle)
 
 
 def read_record(path: Path) -> tuple[str, dict[str, Any], Launcher, Handle]:
-    """The launcher's name and options, the launcher itself, and the job. Raises TenfoldError where the file is none of a job."""
+    """The launcher's name and options, the launcher itself, and the job. Raises TenfoldError where the file is no job's record."""
     document = read_document(path, VERSION, "submit the job again with `tenfold launch`")
     try:
         options, told = document["options"] | {"folder": Path(document["options"]["folder"])}, dict(document["job"])

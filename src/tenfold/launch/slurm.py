@@ -18,7 +18,7 @@ STATUS: dict[str, Status] = {
     "PENDING": "waiting", "CONFIGURING": "waiting", "REQUEUED": "waiting", "REQUEUE_HOLD": "waiting", "SUSPENDED": "waiting",
     "RUNNING": "running", "COMPLETING": "running", "STOPPED": "running", "COMPLETED": "finished", "CANCELLED": "stopped",
 }  # fmt: skip
-UP = ("idle", "mixed", "allocated", "completing", "planned", "reserved")  # a star behind it: it does not answer
+UP = ("idle", "mixed", "allocated", "completing", "planned", "reserved")  # sinfo adds a star where the node does not answer
 DAY_S = 86400
 OPTIONS = ("partition", "account", "qos", "reservation", "constraint", "gres", "switches")  # named as sbatch's own
 
@@ -46,7 +46,7 @@ class SlurmLauncher(JobFileLauncher):
 
     @property
     def python(self) -> str:
-        """The nodes share this machine's file system, and so its Python, where they run no container."""
+        """The interpreter on the nodes: this one, since nodes share this machine's file system, or `python` in a container."""
         return "python" if self.image else sys.executable
 
     def check(self, job: Job) -> None:
@@ -68,7 +68,7 @@ class SlurmLauncher(JobFileLauncher):
         }  # fmt: skip
 
     def write_all(self, name: str, jobs: Sequence[Job]) -> list[Path]:
-        """As one array of Slurm's."""
+        """Write the jobs as one array of Slurm."""
         return [self.write(replace(jobs[0], name=name), jobs)]
 
     def submit(self, job: Job) -> Handle:
@@ -99,9 +99,9 @@ class SlurmLauncher(JobFileLauncher):
         return last_lines(found[0], lines) if found else ""
 
     def resize(self, handle: Handle, resources: Resources) -> Handle:
-        """Where the job can do with fewer nodes, and Slurm lets it, it saves and goes on with those that it keeps.
+        """Shrink a running job that can do with fewer nodes: it saves and goes on with the nodes that it keeps.
 
-        Otherwise it is queued anew.
+        Where Slurm does not allow that, or more nodes are asked for, the job is queued anew.
         """
         if not handle.job.resources.shrinks_to(resources) or self.status(handle) != "running":
             return super().resize(handle, resources)
@@ -110,10 +110,10 @@ class SlurmLauncher(JobFileLauncher):
         call("scancel", ["--batch", "--signal=USR2", handle.id], f"job {handle.id}")
         end = time.monotonic() + handle.job.grace_s
         while True:
-            answered = not asked.exists()  # looked at first: Slurm takes the nodes away before the script removes the file
+            answered = not asked.exists()  # checked before squeue: Slurm takes the nodes away, then the script removes the file
             if int(self._asked(handle, "%D")) <= resources.nodes:
                 return replace(handle, job=replace(handle.job, resources=resources))
-            if answered:  # it has saved, and waits to begin again with its old size
+            if answered:  # Slurm kept the nodes: the job has saved, and would begin again with its old size
                 self.stop(handle)
                 return self.submit(replace(handle.job, resources=resources))
             if time.monotonic() > end:

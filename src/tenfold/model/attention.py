@@ -32,7 +32,7 @@ class Cache(Protocol):
     positions: Tensor
 
     def layer(self, number: int, chunk: int = 0) -> "LayerCache":
-        """The cache of a layer whose queries attend within chunks of so many positions; 0 is everywhere."""
+        """The cache of a layer whose queries attend within chunks of `chunk` positions; 0 is no chunks."""
         ...
 
 
@@ -65,14 +65,14 @@ def document_blocks(document: Tensor) -> BlockMask:
     mixed = (before | (index[:, None] == index)) & meets & ~full
 
     def attends(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
-        row = b if B > 1 else b * 0  # one row of documents is that of every row
+        row = b if B > 1 else b * 0  # a single row of document numbers holds for every row of the batch
         return (q >= kv) & (document[row, q] == document[row, kv])
 
     return BlockMask.from_kv_blocks(*_listed(mixed), *_listed(full), BLOCK_SIZE=BLOCK, mask_mod=attends, seq_lengths=(T, T))
 
 
 def _listed(tiles: Tensor) -> tuple[Tensor, Tensor]:
-    """How many tiles of each row of bool [B, rows, columns] are set, and a permutation of its columns, those first."""
+    """For each row of bool [B, rows, columns]: how many tiles are set, and the columns ordered so that these come first."""
     first = tiles.int().argsort(stable=True, dim=-1, descending=True)
     return tiles.sum(-1, dtype=torch.int32)[:, None], first.int()[:, None]
 
@@ -106,5 +106,5 @@ def _compiled_flex() -> Callable[..., Any]:
 
 
 def fastest_attention(device: torch.device) -> AbstractContextManager:
-    """A context in which PyTorch's attention tries cuDNN's kernel first: on Hopper it is faster than FlashAttention 2."""
+    """A context in which PyTorch's attention tries cuDNN's kernel first, which on Hopper is faster than FlashAttention 2."""
     return sdpa_kernel(FASTEST_FIRST, set_priority=True) if device.type == "cuda" else nullcontext()

@@ -22,7 +22,7 @@ def make_shapes(spec: ModelSpec) -> Llama:
 
 
 class _NoInitialization(TorchFunctionMode):
-    """Skips `torch.nn.init`. On `meta` it would have no effect, but make PyTorch import its compiler, which takes seconds."""
+    """Skips `torch.nn.init`: on the device `meta` it has no effect, but makes PyTorch import its compiler, which takes seconds."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

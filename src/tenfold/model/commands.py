@@ -1,4 +1,4 @@
-"""Change models."""
+"""Commands that change models: upcycle a dense one into experts, export one for another tool."""
 
 from pathlib import Path
 from typing import Annotated

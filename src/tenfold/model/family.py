@@ -1,4 +1,4 @@
-"""What the rest of Tenfold knows of a family of models. A new family is one file and one entry point of `tenfold.families`.
+"""`Family`: all that the rest of Tenfold knows of a family of models. A new one is one file and an entry point `tenfold.families`.
 
 `shape` and `role` are also asked for where PyTorch is not imported, so the built-in families import their modules when `build` or
 `weights` is called.
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 class Role(Enum):
     """What a weight is for. It decides how the weight is initialized, how fast it learns, and whether it decays.
 
-    A stack of the experts' matrices has the role of a single one.
+    A weight that stacks the matrices of all experts has the role of a single matrix.
     """
 
     EMBEDDING = auto()  # a table that is looked up
     HEAD = auto()  # hidden states to logits
     VECTOR = auto()  # norms, and an image encoder's biases
-    BIAS = auto()  # what is added, from nothing on
+    BIAS = auto()  # a vector that is added, and begins at zero
     MATRIX = auto()  # a hidden matrix
     RESIDUAL = auto()  # a hidden matrix that writes to the residual stream
     ROUTER = auto()  # hidden states to scores of experts
@@ -96,7 +96,7 @@ def llama4_role(name: str) -> Role:
 
 
 def _later(module: str, name: str) -> Callable[..., Any]:
-    """`name` of a module of this room, which is imported when it is called."""
+    """A function that imports a module of this room when it is called, and calls `name` there."""
     return lambda *arguments: getattr(import_module(f"tenfold.model.{module}"), name)(*arguments)
 
 

@@ -69,7 +69,7 @@ def _yarn_kept(s: RopeScaling, spec: ModelSpec) -> Tensor:
 
 
 def rope_magnitude(spec: ModelSpec) -> float:
-    """By what cosines and sines are multiplied: 1 but for YaRN."""
+    """The factor of cosines and sines: 1, except for YaRN."""
     s = spec.rope_scaling
     if s is None or s.rope_type != "yarn":
         return 1.0
@@ -77,7 +77,7 @@ def rope_magnitude(spec: ModelSpec) -> float:
 
 
 def rope_factors(spec: ModelSpec) -> Tensor:
-    """By what the stretch divides the inverse wavelengths, float32 [head_dim / 2], as GGUF files have it."""
+    """The divisors of the inverse wavelengths under `spec.rope_scaling`, float32 [head_dim / 2], as GGUF files store them."""
     return rope_frequencies(replace(spec, rope_scaling=None)) / rope_frequencies(spec)
 
 

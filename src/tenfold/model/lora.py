@@ -26,7 +26,7 @@ class QuantisedLoRALinear(LoRALinear, QuantisedLinear):
 
 
 def add_lora(model: Any, rank: int, alpha: float) -> None:
-    """Keep every weight, and give each matrix of the layers an adapter that is nothing at first; A is drawn from the generator."""
+    """Freeze every weight, and give each matrix of the layers an adapter: A is random and B zero, so no output changes at first."""
     model.requires_grad_(False)
     for layer in model.layers:
         for linear in [m for m in layer.modules() if type(m) in (nn.Linear, QuantisedLinear)]:
@@ -36,7 +36,7 @@ def add_lora(model: Any, rank: int, alpha: float) -> None:
 
 
 def attach(linear: nn.Linear, a: Tensor, b: Tensor, scale: float) -> None:
-    """Make of a matrix one with an adapter, in place."""
+    """Turn a linear layer into one with an adapter, in place."""
     linear.requires_grad_(False)
     linear.__class__ = QuantisedLoRALinear if isinstance(linear, QuantisedLinear) else LoRALinear
     assert isinstance(linear, LoRALinear)

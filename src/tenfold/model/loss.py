@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK_BYTES = {"cpu": 2**20, "cuda": 2**30}  # a CPU's second-level cache; a share of a GPU's memory
-FEWEST = 128  # rows of a product worth its weights
-BEYOND_CACHE = 2**28  # what a chunk may take where no cache would hold its logits anyway
+FEWEST = 128  # rows of a product, below which reading the weights would cost more than the product
+BEYOND_CACHE = 2**28  # bytes of a chunk where CHUNK_BYTES would hold fewer than FEWEST rows
 
 
 def chunk_rows(weight: Tensor) -> int:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Parked:
-    """The contents of `tensors`, until `bring_back`. The tensors, views of them and what refers to them stay, without contents."""
+    """Holds the contents of `tensors` until `bring_back`. The tensor objects and their views stay valid, but without storage."""
 
     def __init__(self, tensors: Iterable[Tensor]):
         storages = {storage.data_ptr(): storage for storage in (tensor.untyped_storage() for tensor in tensors)}

@@ -49,7 +49,7 @@ def quantise_layers(model: Any, bits: Bits) -> None:
 
 
 def make_plain(linear: nn.Linear, weight: Tensor) -> None:
-    """Make of a matrix one of floats that is trained, in place."""
+    """Turn a quantised linear layer into a trainable one of floats, in place."""
     if isinstance(linear, QuantisedLinear):
         for name in ("numbers", "scales", "leasts"):
             delattr(linear, name)

@@ -15,9 +15,9 @@ Spread = float | tuple[float, float, float]  # a figure, or its low, mid and hig
 class Accelerator:
     """One accelerator's data sheet. Rates are dense (no sparsity); `None` is unknown.
 
-    `measured_bf16_tflops` is the best matrix product that anybody measured on it: the honest ceiling. `device` is the torch
-    device that it trains and serves on; `guessed` names figures that nobody has published. Prices are those of
-    `plan/data/prices.toml` where they are not given.
+    `measured_bf16_tflops` is the rate of the fastest matrix product that anybody measured on it, the ceiling in practice.
+    `device` is the torch device that it trains and serves on; `guessed` names figures that nobody has published. Prices are
+    those of `plan/data/prices.toml` where they are not given.
     """
 
     key: str

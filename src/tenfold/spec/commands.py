@@ -15,13 +15,13 @@ Struct = TypeVar("Struct")
 
 
 class Given(dict[str, Any], Generic[Struct]):
-    """The fields of `Struct` that the command line gives, and no others: what changes a file or other defaults.
+    """The fields of `Struct` that the user gave on the command line, and no others; they override a file or other defaults.
 
-    Fields of a table within the struct are options with a dot, as `--optimizer.learning-rate`, and a dict within this one.
+    A field of a table within the struct is an option with a dot (`--optimizer.learning-rate`); the table is a dict in this dict.
     """
 
 
-# Paths that may be missing, but if there must be of this kind.
+# Paths that need not exist; what exists there must be of this kind.
 File = Annotated[Path, Meta(extra={"kind": "file"})]
 Folder = Annotated[Path, Meta(extra={"kind": "folder"})]
 Json = Annotated[bool, Meta(description="Print one JSON object instead of text.")]

@@ -38,7 +38,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 @contextmanager
 def when_stopped(sentence: str) -> Iterator[None]:
-    """Within it, Ctrl-C or a signal to end is followed by `sentence`: what is kept, and how to go on. The inner one counts."""
+    """Where Ctrl-C or a signal ends the block, the command's last line adds `sentence`: what is kept, and how to go on.
+
+    Of nested blocks the innermost one's sentence is shown.
+    """
     try:
         yield
     except KeyboardInterrupt as stop:
@@ -49,8 +52,8 @@ def when_stopped(sentence: str) -> Iterator[None]:
 def stopped(stop: BaseException) -> tuple[signal.Signals, str]:
     """The signal behind a KeyboardInterrupt that reached the top, and what `when_stopped` says of it ("" for nothing).
 
-    Either may be in an exception before it: Python puts a new one, with other arguments, in the place of what a codec
-    raises, and a second signal may come while the first is cleared up after.
+    Both are also looked for in the exceptions that led to this one: Python replaces an exception raised within a codec by a new
+    one with other arguments, and a second signal may come while the first is being handled.
     """
     chain = [stop]
     while before := chain[-1].__cause__ or chain[-1].__context__:

@@ -1,4 +1,4 @@
-"""Writing files and folders that are there whole or not at all, and work that one process at a time does in a folder."""
+"""Atomic writing of files and folders (complete, or not there at all), and locks for work that one process at a time may do."""
 
 import csv
 import ctypes
@@ -22,14 +22,14 @@ from tenfold.spec.strict_json import strict_json
 
 PRIVATE = 0o600
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of a network's file system that is mounted without them
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what flock says on a network file system mounted without locks
 
 
 @contextmanager
 def writable(path: Path) -> Iterator[None]:
     """Raises TenfoldError that names `path` where the block cannot write: a full disk, a read-only folder, no permission.
 
-    Where another file is at fault, which the block reads, that file is named.
+    Where the block fails on another file, such as one that it reads, the error names that file.
     """
     try:
         yield
@@ -51,19 +51,19 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def _belongs(file: Path, path: Path) -> bool:
-    """Whether `file` is `path`, above or below it, or its scratch."""
+    """Whether `file` is `path`, a folder above it, something below it, or its scratch file."""
     file, path = file.absolute(), path.absolute()
     return path.is_relative_to(file) or file.is_relative_to(path) or str(file).startswith(str(_beside(path, "")))
 
 
 def _beside(path: Path, ending: str) -> Path:
-    """The hidden name beside `path` of what is not finished."""
+    """The hidden name beside `path` under which it is written until it is finished."""
     return path.with_name(f".{path.name}.{ending}")
 
 
 def reason(error: OSError) -> str:
     """What went wrong, as the end of a sentence."""
-    if error.errno in NO_ROOM or (error.errno is None and "requested and" in str(error)):  # the words of NumPy
+    if error.errno in NO_ROOM or (error.errno is None and "requested and" in str(error)):  # NumPy's message
         return "the disk is full; free some room"
     text = error.strerror or str(error)
     return text[:1].lower() + text[1:]
@@ -192,13 +192,13 @@ def file_sha256(path: Path) -> str:
 
 
 def _to_disk(file: Path) -> None:
-    """See that it is on disk; a network's disk may only say here that it is full."""
+    """Flush a file to disk. A network file system may report only here that it is full."""
     with file.open("rb") as stream:
         os.fsync(stream.fileno())
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Let two folders change their names in one step. False where the system cannot, and the second is out of the way."""
+    """Swap the names of two folders in one step. Where the system cannot, delete the second one and return False."""
     with suppress(AttributeError):
         at, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
         if not ctypes.CDLL(None).renameat2(at, os.fsencode(one), at, os.fsencode(other), exchange):
@@ -221,7 +221,7 @@ def one_at_a_time(lock: Path, doing: str, *, wait: bool = False) -> Iterator[Non
             raise TenfoldError(f"Another process is {doing}{_holder(lock)}: wait for its end, or choose another folder.") from None
     with stream:
         try:
-            with suppress(OSError):  # it is held on a full disk too
+            with suppress(OSError):  # a full disk: the lock holds without these words
                 stream.write(json.dumps(_this_process()).encode())
             yield
         finally:
@@ -230,7 +230,7 @@ def one_at_a_time(lock: Path, doing: str, *, wait: bool = False) -> Iterator[Non
 
 
 def holder(lock: Path) -> dict[str, Any] | None:
-    """What is known of the process that holds `lock` by `one_at_a_time`: its `process`, `host`, `command`. None where none does."""
+    """The `process`, `host` and `command` of the process that holds `lock` by `one_at_a_time`; None where no process holds it."""
     try:
         with lock.open() as stream:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -254,12 +254,13 @@ def _hold(file: Path, wait: bool, mode: int = 0o666) -> BinaryIO:
             except OSError as error:
                 if error.errno not in NO_LOCKS:
                     raise
-            # Its last holder may have deleted or renamed it between the two calls: then the name is another file's, or nobody's.
+            # The previous holder may have deleted or renamed the file between open and flock: then the name is gone, or is that
+            # of another file, and the lock must be taken again.
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(stream.fileno()), file.stat()):
                     stream.truncate(0)
                     if mode == PRIVATE:
-                        os.fchmod(handle, mode)  # of a killed writer's
+                        os.fchmod(handle, mode)  # a killed writer may have left the file with another mode
                     opened.pop_all()
                     return stream
 

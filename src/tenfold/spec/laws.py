@@ -92,7 +92,7 @@ def _of_file(flops: float, path: Path) -> Optimum:
 
 
 def between(points: Sequence[Sequence[float]], x: float) -> float:
-    """The curve through (x, y) points, straight in logarithms; beyond the ends it goes on as it does there."""
+    """Interpolate (x, y) points linearly in logarithms; beyond the ends the slope of the last segment continues."""
     i = max(0, min(len(points) - 2, sum(x >= first for first, _ in points) - 1))
     (x0, y0), (x1, y1) = points[i], points[i + 1]
     return y0 * math.exp(math.log(x / x0) * math.log(y1 / y0) / math.log(x1 / x0))

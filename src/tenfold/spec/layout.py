@@ -95,7 +95,7 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     @property
     def micro_batches(self) -> int:
-        """Parts that a rank's rows are worked off in."""
+        """Micro-batches into which a rank's rows are divided."""
         return math.ceil(self.rows / self.rows_together)
 
     @property
@@ -146,7 +146,8 @@ def check_trainer(layout: Layout, spec: ModelSpec) -> str:
 
 
 def stage_layers(layers: int, stages: int) -> list[range]:
-    """The layers of each pipeline stage: at most one apart; the ends, which hold a table too, are the first to have fewer."""
+    """The number of layers of each pipeline stage. They differ by one at most; the first and last stages, which also hold the
+    embedding and the head, are the first to get fewer."""
     from_the_ends = sorted(range(stages), key=lambda s: min(2 * s + 1, 2 * (stages - 1 - s)))
     longer = from_the_ends[stages - layers % stages :]
     ends = list(accumulate(layers // stages + (s in longer) for s in range(stages)))

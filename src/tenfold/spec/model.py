@@ -31,7 +31,7 @@ class RopeScaling:
 
     `linear` divides all of them by `factor`; `yarn` (arXiv 2309.00071) divides those of less than `beta_slow` turns in the
     `original_context`, keeps those of more than `beta_fast`, and scales cosines and sines by `attention_factor`, by default
-    0.1 ln(factor) + 1; `dynamic` stretches beyond the original context alone, which is where a model of this package ends.
+    0.1 ln(factor) + 1; `dynamic` stretches only positions beyond the original context, and models of this package have none.
     """
 
     factor: Positive = 8.0
@@ -54,8 +54,8 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class Parameters:
-    """Counts of weights. `active` are those that one token multiplies with; `matrix` leaves out norms, biases and,
-    where it is only looked up, the embedding table."""
+    """Counts of weights. `active` are those that take part in computing one token; `matrix` leaves out norms, biases and, unless
+    it is also the output head, the embedding table."""
 
     total: int
     active: int

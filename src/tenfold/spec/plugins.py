@@ -15,7 +15,7 @@ GROUPS = ("families", "tasks", "backends", "launchers", "policies", "commands", 
 
 @cache
 def plugins(group: str) -> dict[str, EntryPoint]:
-    """The entry points of `group`, one of `GROUPS`, by name. Another package's stands before a built-in one of its name."""
+    """The entry points of `group`, one of `GROUPS`, by name. Another package's takes the place of a built-in one of its name."""
     found = sorted(entry_points(group=f"tenfold.{group}"), key=lambda e: e.dist is None or e.dist.name != "tenfold")
     return {point.name: point for point in found}
 

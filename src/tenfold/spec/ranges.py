@@ -40,7 +40,7 @@ NAMES |= {tuple: "a list", dict: "a table", date: "a date such as 2027-03-31"}
 
 
 def require(value: Any, kind: Any, name: str) -> None:
-    """Raises TenfoldError, in which `name` stands for the value, where it is not of the type and range `kind`."""
+    """Raises TenfoldError that calls the value `name` where it is not of the type and range `kind`."""
     try:
         msgspec.convert(value, kind)
         fits = unusable(value) is None
@@ -68,7 +68,7 @@ def require_keys(fields: Iterable[str], known: Iterable[str], where: str) -> Non
 
 
 def convert(fields: Any, table: type[T], where: str) -> T:
-    """`fields` as a `table`. Raises TenfoldError that says `where`, and names the key, its range and the value that is none."""
+    """`fields` as a `table`. Raises TenfoldError that says `where` and names the key, its range and the wrong value."""
     try:
         made = msgspec.convert(fields, table)
     except msgspec.ValidationError as error:

@@ -47,7 +47,7 @@ def llama_shape(width: int, vocab_size: int, context: int = 2048, tied: bool = F
     """The Llama-3-shaped model of a width.
 
     Up to `LADDER_WIDTH`, depth is width / `WIDTH_PER_LAYER` (at least 2); from there on depth and feed-forward go through
-    the published models (past them depth is a multiple of 16), and from the first of them on 8 heads have keys and values.
+    the published models (past them depth is a multiple of 16), and from the first of them on there are 8 key-value heads.
     """
     n_heads = _heads(width)
     return ModelSpec(
@@ -102,7 +102,7 @@ def _layers(width: int) -> int:
     if width <= LADDER_WIDTH:
         return max(2, round(width / WIDTH_PER_LAYER))
     points = [(LADDER_WIDTH, LADDER_WIDTH / WIDTH_PER_LAYER), *((w, n) for w, n, _ in PUBLISHED)]
-    even = 16 if width > PUBLISHED[-1][0] else 2  # a pipeline of many stages is as slow as its deepest one
+    even = 16 if width > PUBLISHED[-1][0] else 2  # a depth that pipelines divide evenly: the deepest stage sets the pace
     return even * round(between(points, width) / even)
 
 

@@ -24,7 +24,7 @@ def ends_of_answers(template: str) -> list[str]:
 
 
 def _after_content(body: list[nodes.Node], rest: list[nodes.Node]) -> Iterator[str]:
-    """What ends a message after its content in `body`, after which come `rest`."""
+    """The constant texts that follow a message's content in the nodes `body`, which the nodes `rest` follow."""
     for at, node in enumerate(body):
         after = body[at + 1 :] + rest
         if isinstance(node, nodes.Output):
@@ -37,7 +37,7 @@ def _after_content(body: list[nodes.Node], rest: list[nodes.Node]) -> Iterator[s
                 yield from _after_content(node.body, after)
             yield from _after_content([*node.elif_, *node.else_], after)
         elif isinstance(node, nodes.For):
-            yield from _after_content(node.body, [])  # a message is what one turn of a loop writes
+            yield from _after_content(node.body, [])  # one turn of a loop writes one message
 
 
 def _last(pieces: list[str | None], after: list[nodes.Node], beyond: list[nodes.Node]) -> Iterator[str]:
@@ -63,7 +63,7 @@ def _last(pieces: list[str | None], after: list[nodes.Node], beyond: list[nodes.
 
 
 def _can_be_silent(pieces: list[str | None], after: list[nodes.Node]) -> bool:
-    """Whether there is a way on which pieces, and what comes after them, write nothing but spaces."""
+    """Whether some choice of branches lets the pieces, and what comes after them, write nothing but spaces."""
     if any(piece is _CONTENT or piece.strip() for piece in pieces):
         return False
     for node in after:
@@ -78,7 +78,7 @@ def _can_be_silent(pieces: list[str | None], after: list[nodes.Node]) -> bool:
 
 
 def _pieces(node: nodes.Node) -> Iterator[str | None]:
-    """The parts of an output: constant text, the content of a message, and for everything else a name that is no token's."""
+    """The parts of an output: constant text, the content of a message, and a name that no token has for everything else."""
     if isinstance(node, nodes.Output | nodes.Add | nodes.Concat):
         for child in node.iter_child_nodes():
             yield from _pieces(child)

@@ -12,7 +12,7 @@ LEAST_WORDS = 12  # columns that are left to the words at a table's end
 
 
 def console(*, stderr: bool = False, quiet: bool = False) -> Console:
-    """Where a command prints. No text is taken for markup, lines are wrapped on a terminal alone, and colours stay there."""
+    """The console that commands print to. Text is never read as markup; only a terminal gets wrapped lines and colours."""
     found = Console(stderr=stderr, quiet=quiet, markup=False, emoji=False, highlight=False)
     if not found.is_terminal:
         found.width = UNWRAPPED

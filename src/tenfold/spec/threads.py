@@ -1,7 +1,8 @@
 """Being a good neighbour: how OpenMP's threads wait, how many a model takes, and what other processes use meanwhile.
 
-PyTorch's threads spin while they wait for one another. Beside a busy process the one that is waited for has lost its core, and
-those that spin keep it from getting one back: two threads on two cores then train a hundred times slower, not twice.
+PyTorch's threads spin while they wait for one another. Beside another busy process a thread may lose its core while the others
+wait for it, and their spinning keeps it from getting one back: two threads on two cores then train a hundred times slower,
+not twice.
 """
 
 import json
@@ -20,7 +21,7 @@ ONE_THREAD_BELOW = 128  # wide: narrower models train as fast on one thread as o
 def set_waiting_policy() -> None:
     """Let waiting threads sleep, in this process and those that it starts. Call it before PyTorch is loaded.
 
-    What the environment says already stays.
+    Variables that the environment sets already are kept.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         for name, value in WAITING.items():
@@ -33,10 +34,10 @@ def available_cores() -> int:
 
 
 def recommended_threads(width: int, run: Path | None = None) -> int:
-    """Threads to train a model so wide with: those that the run in `run` began with, or `OMP_NUM_THREADS`, or a choice.
+    """Threads to train a model of this width with: as many as the run in `run` began with, or `OMP_NUM_THREADS`, or a choice.
 
     Sums depend on the number of threads in their last bits. So the choice depends on the width and the cores, never on what
-    the machine does at the moment, and a run that goes on keeps its own.
+    the machine does at the moment, and a resumed run keeps the number that it began with.
     """
     if run is not None and (begun := _threads_of(run / "run.jsonl")):
         return begun

@@ -8,20 +8,20 @@ from tenfold.spec.errors import TenfoldError
 LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# Llama 4's, which GPT-4o has too (llama-models `models/llama4/tokenizer.py`).
+# How Llama 4 and GPT-4o split it (llama-models `models/llama4/tokenizer.py`).
 LLAMA4_SPLIT = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# Names that published tokenizers give to the end of a text, where it is not what ends a turn in a chat.
+# Names that published tokenizers give to the token that ends a text, where another token ends a turn in a chat.
 _TEXT_ENDS = ("<|end_of_text|>", "<|endoftext|>", "</s>")
 
 
 class Vocabulary(msgspec.Struct, frozen=True, kw_only=True):
     """The special tokens of a tokenizer of `size` ids. It travels with the corpus, the model, its exports and its server.
 
-    `eos` are the ids that end generation, the tokenizer's own first, and that which ends a turn in the chat template among them.
+    `eos` are the ids that end generation: the tokenizer's own first, then others, such as the one that ends a turn of a chat.
     With `add_bos` every text begins with `bos`. A model may have more ids than its tokenizer (a padded table), never fewer.
     """
 

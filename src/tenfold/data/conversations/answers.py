@@ -1,4 +1,4 @@
-"""Answers that are compared, packed into rows without padding: pairs, and rated answers beside those of other prompts."""
+"""Answers for DPO and KTO packed into rows without padding: pairs for one prompt, and rated answers with a mismatched one each."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ from tenfold.spec.errors import TenfoldError
 
 @dataclass(frozen=True)
 class PackedAnswers:
-    """Rows of examples. `members` [rows, most] numbers those of each row in the order of their documents, -1 where there is none.
+    """Rows of examples. `members` [rows, most] has the numbers of the examples in each row, in their order; -1 fills it up.
 
-    Example i has `lengths[i]` learned tokens in its two answers, and is `good` or not.
-    Of a pair both answers stand in `rows`, the chosen one first; else the second ones are in `mismatched`.
+    Example i has `lengths[i]` learned tokens in its two answers, and is `good` or not. Both answers of a pair stand in `rows`,
+    the chosen one first. For rated answers, the second answer of each example is in `mismatched` instead.
     """
 
     rows: Batch
@@ -51,8 +51,8 @@ class PackedAnswers:
 def pack_pairs(pairs: Sequence[Preference], encoder: ChatEncoder, seq_len: int) -> PackedAnswers:
     """Both answers of a pair, each after its prompt, stand in one row of `seq_len` tokens.
 
-    Where they are too long together, what is over half a row loses its end; a pair of which an answer has no token left is left
-    out, and so is one whose answers are equal as far as they are kept. Raises TenfoldError where none is left.
+    Where the two are too long together, an answer longer than half a row loses its end. A pair is left out if one answer has no
+    token left, or if the kept parts of both are equal. Raises TenfoldError where no pair is left.
     """
     found: list[tuple[Piece, Piece]] = []
     cut = 0

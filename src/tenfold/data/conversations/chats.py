@@ -34,7 +34,7 @@ def prompt_of(chat: Chat) -> Chat:
 
 
 def messages_of(value: Any, where: str, role: str = "user") -> Chat:
-    """Messages of a row in any of the formats; text alone is a message of `role`. Raises TenfoldError for what is none."""
+    """The messages in a row of any of the formats; a plain text is one message of `role`. Raises TenfoldError for anything else."""
     if isinstance(value, str):
         return [{"role": role, "content": value}]
     try:
@@ -61,7 +61,7 @@ def _message(message: dict[str, Any]) -> dict[str, Any]:
     if "from" in message:
         said = str(message["from"])
         return {"role": SHAREGPT_ROLES.get(said, said), "content": message["value"]}
-    known = {key: value for key, value in message.items() if value is not None or key == "content"}  # Parquet fills up with None
+    known = {key: value for key, value in message.items() if value is not None or key == "content"}  # Parquet: absent keys are None
     return {"role": message["role"], **known}
 
 

@@ -65,7 +65,8 @@ def pack(chats: Sequence[EncodedChat], seq_len: int, fill: int = 0) -> PackedCha
 
 
 def first_fit(sizes: Sequence[Sequence[int]], capacity: int) -> list[list[int]]:
-    """Which things stand in each row, the longest first, each in the first row with room for all of its `sizes`."""
+    """First-fit packing: the numbers of the items in each row. The longest come first, each in the first row with room for all its
+    `sizes`."""
     packed: list[list[int]] = []
     room: list[list[int]] = []
     for i in sorted(range(len(sizes)), key=lambda i: -max(sizes[i])):
@@ -109,5 +110,5 @@ def piece(chat: EncodedChat, seq_len: int) -> Piece:
 
 
 def learns(document: Piece) -> bool:
-    """Whether a document has a target."""
+    """Whether a document has a target to learn."""
     return bool((document[1] >= 0).any())

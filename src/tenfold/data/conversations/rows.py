@@ -1,4 +1,4 @@
-"""Rows of chat data: JSON lines, a JSON list, or Parquet; each with its place, for errors."""
+"""Rows of chat data from JSON lines, a JSON list or Parquet, each with its place in the file for error messages."""
 
 import json
 from collections.abc import Iterator

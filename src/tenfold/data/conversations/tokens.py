@@ -1,6 +1,6 @@
 """A chat in a model's own tokens, and which of them are learned: each answer with the token that ends it, nothing else.
 
-The tokens before an answer are those that a server would send for it, so the model learns at the very place where it is asked.
+The tokens before an answer are exactly those that a server would give the model as a prompt, so training matches serving.
 """
 
 import re
@@ -49,7 +49,7 @@ class ChatEncoder:
         return cls(read_tokenizer(model), vocabulary)
 
     def encode(self, chat: Chat, last_alone: bool = False) -> EncodedChat:
-        """With `last_alone` the last answer is learned, and the ones before it are part of its prompt.
+        """The tokens of a chat. With `last_alone` only the last answer is learned, and earlier ones are part of its prompt.
 
         Raises TenfoldError where the template rewrites earlier turns, or ends an answer without a stop token.
         """
@@ -60,7 +60,7 @@ class ChatEncoder:
             ids = self._ids(text)
             end = 0
             if is_answer:
-                # Later stop tokens would be ones that the text of the answer spells out.
+                # Any later stop token would come from the text of the answer itself.
                 end = 1 + next((i for i, token in enumerate(ids) if token in self.vocabulary.stop_tokens), -1)
                 if not end:
                     raise TenfoldError("The chat template ends an answer without a stop token: no model would learn to stop.")

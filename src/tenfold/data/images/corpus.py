@@ -41,7 +41,7 @@ from tenfold.spec.vision import IMAGE_TOKENS, VisionSpec
 from tenfold.spec.vocabulary import Vocabulary
 
 FORMAT = 2
-READER = 2  # how pixels and words are read; images that were read another way are prepared again
+READER = 2  # version of how pixels and words are read; images prepared under another version are prepared again
 VALIDATION_SHARE = 0.03
 DOCUMENT = np.dtype([("tokens", "i8"), ("tiles", "i8"), ("words", "i4"), ("bytes", "i4"), ("validation", "?")])
 
@@ -78,8 +78,8 @@ class ImageCorpus:
         return np.memmap(self.directory / "tiles.bin", np.uint8, "r").reshape(-1, 3, size, size)
 
     def packed(self, split: str, seq_len: int) -> list[list[int]]:
-        """The documents of `train` or `validation` in each row of `seq_len`; those of a row have nothing in common, for
-        they are dealt at random (neighbours in a folder are often alike).
+        """The documents of `train` or `validation` in each row of `seq_len`. Documents are dealt to rows at random, since
+        neighbours in a folder are often alike.
 
         Raises TenfoldError where one is longer than a row.
         """
@@ -184,7 +184,7 @@ def _with_image_tokens(vocabulary: Vocabulary, tokenizer: Tokenizer) -> Vocabula
 
 
 def _cut(source: Path, vision: VisionSpec, max_tiles: int, dropped: list[str]) -> Iterator[tuple[np.ndarray, str, str]]:
-    """For each image its tiles, the text that stands for them, and its words; why others cannot be used goes to `dropped`."""
+    """For each image its tiles, the text that stands for them, and its words. Reasons why images are unusable go to `dropped`."""
     for image, words, problem in read_images(source):
         if image is None:
             dropped.append(problem)
@@ -198,7 +198,7 @@ def _write(
 ) -> np.ndarray:
     records: list[tuple[int, int, int, int, bool]] = []
     token_end = tile_end = 0
-    encode = TextEncoder(tokenizer)  # in words the names of special tokens are text
+    encode = TextEncoder(tokenizer)  # reads names of special tokens in the words as plain text
     keys: list[int] = []
     with (scratch / "tokens.bin").open("wb") as token_file, (scratch / "tiles.bin").open("wb") as tile_file:
         for tiles, image, words in images:
@@ -216,7 +216,7 @@ def _write(
 
 @dataclass(frozen=True)
 class ImagesAmongText:
-    """Rows with images, `share` of all, evenly among rows of text."""
+    """Batches in which the share `share` of all rows has images, spread evenly among rows of text."""
 
     corpus: Corpus
     images: ImageCorpus
@@ -259,7 +259,7 @@ def image_batches(
 ) -> Iterator[Batch]:  # fmt: skip
     """The rows of a split once, in order, or a part of them as `data.text.batches.validation_batches` parts them.
 
-    Of `shuffled` ones each tile is the one before it in the whole split, so that words stand beside another's image.
+    With `shuffled`, each tile is replaced by the tile before it in the whole split, so that words stand beside the wrong image.
     """
     packed = images.packed(split, seq_len)
     tile_numbers = _previous_tiles(images, packed) if shuffled else np.arange(len(images.tiles))

@@ -17,9 +17,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tenfold.spec.errors import TenfoldError
 
-LARGEST_SIDE = 8192  # below what Pillow warns of as a bomb
+LARGEST_SIDE = 8192  # below the size that Pillow warns of as a decompression bomb
 _SMALLER = f"make it at most {LARGEST_SIDE} on each side."
-_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # others of Pillow's start programs, or have parsers that few use
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # Pillow's other readers start programs or are little tested
 _DEEP = ("I;16", "I;16B", "I;16L")
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", *_DEEP)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
@@ -85,7 +85,7 @@ def normalised(tiles: np.ndarray) -> np.ndarray:
 
 
 def cut(image: Image.Image, size: int, max_tiles: int = 16) -> tuple[np.ndarray, int, int]:
-    """What `tiles_of` gives, as uint8."""
+    """Like `tiles_of`, but as uint8."""
     rows, columns = grid_for(image.height, image.width, size, max_tiles)
     height, width = rows * size, columns * size
     # An image smaller than its grid is not enlarged beyond one tile's size.
@@ -109,7 +109,7 @@ def _pixels(image: Image.Image) -> np.ndarray:
 
 
 def image_text(rows: int, columns: int, tokens_per_tile: int) -> str:
-    """What stands for an image of rows x columns tiles in the text (llama-models `chat_format.py`, `_encode_image`)."""
+    """The tokens, as text, that stand for an image of rows x columns tiles (llama-models `chat_format.py`, `_encode_image`)."""
     tile = "<|patch|>" * tokens_per_tile
     grid = ("<|tile_x_separator|>".join([tile] * columns) + "<|tile_y_separator|>") * rows if rows * columns > 1 else ""
     return f"<|image_start|>{grid}<|image|>{tile}<|image_end|>"

@@ -1,4 +1,4 @@
-"""What is known of items as numbers, for the towers that give new items their vectors.
+"""Content features of items, from which a tower computes the vectors of new items.
 
 Texts, attributes and lists of them are words, hashed to `HASHED` places; a column `item_vector` of lists of numbers, which any
 embedding model may have written, is taken as it is.

@@ -1,4 +1,4 @@
-"""Interactions ready to train on: each user's items in the order of time as tokens, split into what is learned and what is asked.
+"""Interactions ready to train on: each user's items in the order of time as tokens, split into training and held-out events.
 
 Token 0 begins every history; items are tokens from 1 on, in the order in which they first appear. Those that first appear after the
 training has ended have tokens past the vocabulary.
@@ -20,7 +20,7 @@ from tenfold.spec.errors import TenfoldError
 
 FILE = "events.parquet"
 ITEMS = "items.parquet"
-QUERIES_PER_USER = 20  # that are asked of a user at most, evenly spread over what is held out
+QUERIES_PER_USER = 20  # at most, evenly spread over a user's held-out events
 
 
 def item_names(directory: Path) -> list[str]:
@@ -30,8 +30,8 @@ def item_names(directory: Path) -> list[str]:
 
 
 class Rows(NamedTuple):
-    """Rows of a batch: `tokens` and `targets` int64 [rows, T], -100 where there is none; `times` int64 [rows, T + 1] in seconds,
-    those of the tokens and of the item after the last; `events` int64 [rows, T], which event a token is, -1 where none."""
+    """Rows of a batch: `tokens` int64 [rows, T]; `targets` int64 [rows, T], -100 where there is none; `times` int64 [rows, T + 1]
+    in seconds, of each token and of the item after the last; `events` int64 [rows, T], the number of each token's event or -1."""
 
     tokens: np.ndarray
     targets: np.ndarray
@@ -40,8 +40,8 @@ class Rows(NamedTuple):
 
 
 class Queries(NamedTuple):
-    """What is asked: the `user` int64 [queries] of each, the tokens and times of the history before, and the token and the time
-    of what came. Tokens past the vocabulary are left out of histories; `targets` has them, since they count as missed."""
+    """Queries of an evaluation: the `user` int64 [queries] of each, the tokens and times of the history before, and the token and
+    time of the event that came. Histories leave out tokens past the vocabulary; `targets` keeps them, and they count as missed."""
 
     user: np.ndarray
     histories: list[np.ndarray]
@@ -67,18 +67,18 @@ class Interactions:
 
     @cached_property
     def users(self) -> np.ndarray:
-        """Those who have something that may be learned from."""
+        """The users who have training events."""
         return np.flatnonzero(self.ends.training)
 
     @cached_property
     def training(self) -> np.ndarray:
-        """Which events may be learned from, int64, by user and time."""
+        """The numbers of the training events, int64, by user and time."""
         place = np.arange(len(self.items)) - np.repeat(self.offsets[:-1], np.diff(self.offsets))
         return np.flatnonzero(place < np.repeat(self.ends.training, np.diff(self.offsets)))
 
     @cached_property
     def counts(self) -> np.ndarray:
-        """How often each token occurs in what may be learned from, int64 [vocabulary]."""
+        """How often each token occurs in the training events, int64 [vocabulary]."""
         return np.bincount(self.items[self.training], minlength=self.vocab_size)
 
     @cached_property
@@ -88,7 +88,7 @@ class Interactions:
 
     @cached_property
     def names(self) -> list[str]:
-        """The items' names by token; `names[0]` is no item's."""
+        """The items' names by token; `names[0]`, of the token that begins a history, is no item's name."""
         return item_names(self.directory)
 
     def signal(self, column: str) -> pa.ChunkedArray:
@@ -99,12 +99,12 @@ class Interactions:
         return pa.parquet.read_table(self.directory / FILE, columns=[column])[column]
 
     def span(self, held: Held) -> tuple[np.ndarray, np.ndarray]:
-        """Where in each user's history what is held out begins and ends, int64 [users] each."""
+        """Where the held-out events begin and end in each user's history, int64 [users] each."""
         e = self.ends
         return {"validation": (e.training, e.validation), "test": (e.validation, e.test)}[held]
 
     def asked(self, held: Held, most: int | None = None) -> np.ndarray:
-        """The users of whom something is held out, int64; at most so many, evenly spread."""
+        """The users who have held-out events, int64; at most `most` of them, evenly spread."""
         first, last = self.span(held)
         users = np.flatnonzero(last > first)
         return users if most is None or len(users) <= most else users[np.linspace(0, len(users) - 1, most).astype(np.int64)]
@@ -140,7 +140,7 @@ class Interactions:
 
     def window(self, users: np.ndarray, first: np.ndarray, length: np.ndarray, seq_len: int) -> Rows:
         """Rows of users' histories up to `length` events, from the event `first` on; before event 0 stands token 0."""
-        place = first[:, None] + np.arange(seq_len + 1) - 1  # of the token, then of the item after the last one
+        place = first[:, None] + np.arange(seq_len + 1) - 1  # the event of each token, and of the item after the last one
         event = self.offsets[users][:, None] + place
         there = place < length[:, None]
         event = np.where(there & (place >= 0), event, -1)

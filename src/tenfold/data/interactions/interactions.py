@@ -1,4 +1,4 @@
-"""From a table of who took what when to interactions in a home, sorted, numbered and split.
+"""Prepare a table of users, items and times as interactions in a home: sorted, numbered and split.
 
 The names of the items that appear before the training ends are kept as a tokenizer, so that a model of items has its vocabulary in
 the files beside it as a model of text does.
@@ -94,7 +94,7 @@ def write_names(names: list[str], directory: Path) -> None:
 
 
 def _is_copy(user: np.ndarray, item: np.ndarray, time: np.ndarray) -> np.ndarray:
-    """Whether an earlier row says the same: of events by user and time."""
+    """Whether an event is a copy of an earlier one; events are sorted by user and time."""
     order = np.lexsort((item, time, user))
     u, i, t = user[order], item[order], time[order]
     same = np.concatenate(([False], (u[1:] == u[:-1]) & (i[1:] == i[:-1]) & (t[1:] == t[:-1])))

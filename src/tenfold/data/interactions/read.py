@@ -1,7 +1,7 @@
-"""Who took what when: from Parquet, CSV, JSON lines, SQL, MovieLens's `ratings.dat`, RecBole's `.inter`, and `user item` lines.
+"""Read interactions from Parquet, CSV, JSON lines, SQL, MovieLens's `ratings.dat`, RecBole's `.inter`, and `user item` lines.
 
-What comes out has the columns user and item (text), time (int64, seconds), and as they are in the table all others: `action`,
-`rating`, `value`, what was around (`context_...`), and attributes of the item (`item_...`).
+The table that is read has the columns user and item (text) and time (int64, seconds). All other columns stay as they are:
+`action`, `rating`, `value`, the context of an event (`context_...`) and attributes of its item (`item_...`).
 """
 
 from collections.abc import Callable, Mapping
@@ -23,7 +23,7 @@ NAMES = {
     "item": ("item", "item_id", "itemId", "movieId"),
     "time": ("time", "timestamp", "ts"),
 }
-TABLE = "interactions"  # of a database, where the URL names none
+TABLE = "interactions"  # the table of a database whose URL names none
 Reader = Callable[[Path], pa.Table]
 TABLES: dict[str, Reader] = {
     ".parquet": pa.parquet.read_table,
@@ -31,7 +31,7 @@ TABLES: dict[str, Reader] = {
     ".jsonl": pa.json.read_json,
     ".ndjson": pa.json.read_json,
 }
-UNITS = (1e11, 1e14, 1e17)  # times above are in milli-, micro- and nanoseconds: as seconds they would lie past the year 5138
+UNITS = (1e11, 1e14, 1e17)  # times above these are milli-, micro-, nanoseconds: 1e11 seconds are the year 5138
 
 
 def movielens() -> Path:
@@ -137,7 +137,7 @@ def _from_database(source: str) -> pa.Table:
 
 
 def _named(table: pa.Table, source: str) -> pa.Table:
-    """The same with our names for user, item and time. Raises TenfoldError where one is missing."""
+    """The table with its user, item and time columns renamed to these names. Raises TenfoldError where one is missing."""
     names = [name.split(":")[0] for name in table.column_names]  # RecBole writes user_id:token
     found = {kind: next((names.index(known) for known in NAMES[kind] if known in names), None) for kind in NAMES}
     if missing := [kind for kind, place in found.items() if place is None]:

@@ -9,8 +9,8 @@ from tenfold.data.interactions.events import Interactions
 from tenfold.spec.files import write_json
 
 REPORT = "report.json"
-BOT = 100  # times the median user's events, and more than a thousand
-RARE = 5  # events of an item that hardly anything is learned of
+BOT = 100  # a user with this many times the median user's events, and more than a thousand, may be a bot
+RARE = 5  # hardly anything is learned of an item with fewer events
 
 
 def write_report(directory: Path, of: Interactions, copies: int) -> None:

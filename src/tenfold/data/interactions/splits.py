@@ -1,4 +1,4 @@
-"""Splits of interactions in time, each a part of every user's history that may be learned from, and the parts that are asked about.
+"""Splits of interactions in time: which part of each user's history is for training, and which are held out.
 
 Histories are in the order of time, so all that a split needs is where in each its training, its validation and its test end.
 """

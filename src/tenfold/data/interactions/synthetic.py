@@ -21,7 +21,7 @@ STEP_S, SPREAD_S = 3600, 30 * 86400  # between a user's events, and between the 
 
 @dataclass(frozen=True)
 class Made:
-    """So many users of so many events each."""
+    """A generator of the events of a number of users, each with the same number of events."""
 
     users: int = 2000
     length: int = 20
@@ -105,7 +105,7 @@ class Teacher(Made):
 
     @cached_property
     def _tables(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What the items before say, [order, items, dim], the items that come, [items, dim], and their popularity, [items]."""
+        """Vectors of the last items by their place [order, items, dim], of the next item [items, dim], and popularity [items]."""
         rng, n = np.random.default_rng((self.seed, 3)), self.n_items
         spectrum = np.arange(1, self.dim + 1) ** -self.decay
         spectrum *= self.strength / np.linalg.norm(spectrum)

@@ -92,7 +92,8 @@ def validation_bytes(corpus: Corpus, *, seq_len: int, limit_tokens: int | None =
 
 
 def share_of(count: int, part: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers below `count` that belong to a part, as many for every part, and which of them count: the last may be a repeat."""
+    """The numbers below `count` that belong to a part, equally many for all parts, and whether each counts: the last may be a
+    repeat that fills the part up."""
     index, parts = part
     mine = np.arange(index, index + -(-count // parts) * parts, parts)
     return mine % count, mine < count

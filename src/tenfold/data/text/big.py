@@ -24,7 +24,7 @@ from tenfold.spec.files import read_facts, write_json
 from tenfold.spec.plugins import load
 
 BUCKETS, HASHES = 14, 8
-# datatrove's own executors, by the names of the launchers in whose places they stand
+# datatrove's executors by the names of our launchers that they correspond to
 EXECUTORS = {
     "local": "datatrove.executor:LocalPipelineExecutor",
     "slurm": "datatrove.executor:SlurmPipelineExecutor",
@@ -55,7 +55,7 @@ def clean_big(
     except ImportError as error:
         raise NotInstalled(f"Cleaning in many tasks needs datatrove: pip install 'tenfold[bigdata]' ({error}).") from None
     if on not in EXECUTORS:
-        load("launchers", on)  # for its own sentence, where there is none of that name
+        load("launchers", on)  # raises its own error for an unknown launcher
         raise TenfoldError(f"datatrove does not run on {on!r}: say {', '.join(EXECUTORS)}.")
     if on == "slurm" and not partition:
         raise TenfoldError("Slurm needs to know where to run: say --partition.")
@@ -90,11 +90,11 @@ def clean_big(
             before.run()
             if not any(Path(folder["filtered"]).glob("*")):
                 raise TenfoldError(f"{source} has no usable text: {out / 'dropped'} says what was left out.")
-    before.run()  # and what it depends on first
+    before.run()  # runs the stages that it depends on first
 
 
 def _require_same(out: Path, recipe: dict[str, Any]) -> None:
-    """Note what is cleaned. Raises TenfoldError where something else was: its stages that are done would not be done again."""
+    """Note what is cleaned. Raises TenfoldError where `out` has stages of other input, since finished stages are not run again."""
     if (out / "logs").exists() and read_facts(out / "recipe.json") != recipe:
         raise TenfoldError(
             f"{out} has stages of other text, or read otherwise or in another number of tasks: choose another folder."

@@ -18,7 +18,7 @@ SHINGLE_WORDS = 5
 _CHUNK = 2**16
 _BASE = 0x9E3779B97F4A7C15 | 1
 _INVERSE = pow(_BASE, -1, 2**64)
-_IN_WORD, _WORD = 1, 2  # a character within a word, and one that is a word
+_IN_WORD, _WORD = 1, 2  # a character that is part of a word; a character that is a word by itself
 
 
 def signature(text: bytes) -> np.ndarray:
@@ -40,7 +40,7 @@ def word_shingles(text: bytes, size: int = SHINGLE_WORDS) -> np.ndarray:
 
 
 def copies(keys: np.ndarray) -> np.ndarray:
-    """Which of the documents with these hashes came before: bool [documents]."""
+    """Which of the documents with these hashes are exact copies of an earlier one: bool [documents]."""
     copy = np.ones(len(keys), dtype=bool)
     copy[np.unique(keys, return_index=True)[1]] = False
     return copy
@@ -68,7 +68,7 @@ def near_copies(signatures: Path, candidates: np.ndarray) -> np.ndarray:
 
 
 def _thin(same: np.ndarray, stored: np.ndarray, kept: np.ndarray) -> None:
-    """Of documents that share a band, keep those that are near none of the earlier ones."""
+    """Of documents that share a band, keep those that are no near copy of an earlier kept one."""
     signatures = stored[same]
     while len(same) > 1:
         near = (signatures[1:] == signatures[0]).mean(axis=1) >= NEAR_COPY
@@ -97,7 +97,7 @@ def _combined(places: np.ndarray) -> np.ndarray:
 def _words(characters: np.ndarray) -> np.ndarray:
     """A hash of each word, uint64: the differences of a running polynomial modulo 2^64, brought to the same power."""
     kinds = np.pad(_kinds()[characters], 1)
-    # Between two characters a word ends and another begins where one of them is no word's or a word by itself.
+    # There is a boundary between two characters unless both are _IN_WORD.
     parted = (kinds[1:] != _IN_WORD) | (kinds[:-1] != _IN_WORD)
     starts, ends = np.flatnonzero(parted[:-1] & (kinds[1:-1] > 0)), np.flatnonzero(parted[1:] & (kinds[1:-1] > 0)) + 1
     running = np.zeros(len(characters) + 1, dtype=np.uint64)
@@ -107,7 +107,7 @@ def _words(characters: np.ndarray) -> np.ndarray:
 
 @cache
 def _kinds() -> np.ndarray:
-    """What each character is to words: 0, `_IN_WORD` or `_WORD`, uint8 [characters of Unicode]."""
+    """The kind of each character: 0 (no part of a word), `_IN_WORD` or `_WORD`, uint8 [characters of Unicode]."""
     everything = np.arange(sys.maxunicode + 1, dtype=np.uint32).tobytes().decode("utf-32-le", "surrogatepass")
     kinds = np.zeros(len(everything), dtype=np.uint8)
     for kind, characters in ((_IN_WORD, r"\w\p{M}"), (_WORD, UNSPACED)):

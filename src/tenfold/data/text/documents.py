@@ -8,11 +8,11 @@ from typing import BinaryIO
 
 MAX_DOCUMENT_BYTES = 2**20  # more tokens than the longest context that is trained
 _BYTE_ORDER_MARK = "\ufeff"
-_NO_UTF8 = re.compile("[\udc80-\udcff]")  # how `rows_as_text` writes other bytes
+_NO_UTF8 = re.compile("[\udc80-\udcff]")  # what `rows_as_text` decodes invalid bytes to
 
 
 def rows_as_text(stream: BinaryIO, newline: str | None = None) -> io.TextIOWrapper:
-    """A stream of UTF-8 as text, in which bytes that are none leave all rows but their own."""
+    """A stream of UTF-8 as text. Invalid bytes become marks, so that only their own rows are lost."""
     return io.TextIOWrapper(stream, "utf-8", errors="surrogateescape", newline=newline)
 
 
@@ -26,7 +26,7 @@ class Document:
 
 
 def document_of(name: str, value: object, column: str) -> Iterator[Document]:
-    """The documents of what a row has in its column: none but a problem where that is no text."""
+    """The documents in the text column of a row; where it holds no text, a document that says so as its problem."""
     if isinstance(value, str) and _NO_UTF8.search(value):
         yield Document(name, "", "not UTF-8")
     elif isinstance(value, str):
@@ -36,7 +36,7 @@ def document_of(name: str, value: object, column: str) -> Iterator[Document]:
 
 
 def pieces(name: str, stream: BinaryIO) -> Iterator[Document]:
-    """The text of a stream as documents of at most `MAX_DOCUMENT_BYTES`, without ever holding more."""
+    """Divide the text of a stream into documents of at most `MAX_DOCUMENT_BYTES`, without ever holding more in memory."""
     data = stream.read(MAX_DOCUMENT_BYTES + 1)
     part = 1
     while True:

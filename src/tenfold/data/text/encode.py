@@ -32,7 +32,7 @@ class TextEncoder:
         self._plain.no_truncation()
         self._plain.no_padding()
         self._fast = fast_encoder(tokenizer)
-        # Bytes that the vocabulary lacks: `tokenizers` leaves them out, `tiktoken` fails.
+        # Bytes that the vocabulary has no token for: `tokenizers` leaves them out, `tiktoken` would fail.
         known = tokenizer.get_vocab()
         self._missing = bytes(byte for character, byte in byte_characters().items() if character not in known)
 
@@ -95,7 +95,8 @@ def _known_split(pre_tokenizer: dict[str, Any] | None) -> str | None:
 
 
 def _merges_by_number(vocabulary: dict[str, int], merges: list[tuple[str, str]], whole_first: bool) -> bool:
-    """Whether merging by listed pairs and by token numbers come to the same. `whole_first` looks up whole words before."""
+    """Whether merging by listed pairs and by token numbers gives the same tokens. With `whole_first`, a word that is a token as a
+    whole is looked up before any merge."""
     made = [vocabulary.get(left + right, -1) for left, right in merges]
     if any(later < earlier for earlier, later in pairwise(made)):
         return False

@@ -1,4 +1,4 @@
-"""What is not worth training on, and why: simple rules on the text."""
+"""Quality filters: simple rules that say why a text is not worth training on."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -19,7 +19,8 @@ def _too_short(text: str) -> bool:
 
 
 def _lines_too_long(text: str) -> bool:
-    """A paragraph may be long, but prose has a space every few letters, or words of about two characters without spaces."""
+    """Long lines without spaces are minified code or data. Long paragraphs of prose have a space every few letters, or, in scripts
+    without spaces, words of about two characters."""
     if len(text) <= 1000 * max(1, len(text.splitlines())):
         return False
     unspaced = sum(len(run[0]) for run in _UNSPACED.finditer(text))

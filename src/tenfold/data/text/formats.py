@@ -1,4 +1,4 @@
-"""What kind of file a file is, by its content and its name, and its documents."""
+"""The format of a file, by its content and its name, and the documents in it."""
 
 import io
 import re
@@ -29,7 +29,7 @@ _ENDINGS = {
     **dict.fromkeys(PARQUET, "parquet"),
     **dict.fromkeys(ARROW, "arrow"),
 }
-_STARTS = {  # of files whatever they are called
+_STARTS = {  # first bytes that decide the format, whatever the file's name says
     rb"PAR1": "parquet",
     rb"ARROW1": "arrow",
 }
@@ -38,7 +38,7 @@ _NO_TEXT = {
     rb"\{\\rtf": "RTF",
     rb"version https://git-lfs\.github\.com": "a pointer of Git LFS (git lfs pull fetches the file)",
 }
-_TEXT_STARTS = {  # of files whose names say nothing
+_TEXT_STARTS = {  # first bytes that decide the format where the name does not
     rb'\s*(\[\s*)*\{\s*("([^"\\]|\\.)*"\s*:|\})': "json",
     rb"(?i)\s*<(!doctype html|html\b)": "html",
     rb"\s*<(\?xml|!doctype|svg)\b": "xml",
@@ -46,7 +46,7 @@ _TEXT_STARTS = {  # of files whose names say nothing
 
 
 def documents_of(file: Path, options: ReadOptions) -> Iterator[Document]:
-    """The documents of a file; why it or the rest of it cannot be read is one with a problem. Raises OSError and TenfoldError."""
+    """The documents of a file. Where it, or the rest of it, cannot be read, the last one says why. Raises OSError, TenfoldError."""
     try:
         with open_stream(file) as (stream, was_compressed):
             yield from _documents(file, stream, was_compressed, options)
@@ -104,7 +104,7 @@ def _marked_up(kind: str, name: str, stream: io.BufferedReader, options: ReadOpt
     data = stream.read(MAX_LINE_BYTES + 1)
     if len(data) > MAX_LINE_BYTES:
         raise UnreadableFile(f"a page longer than {MAX_LINE_BYTES // 2**20} MiB")
-    # The libraries of pages are loaded where there are pages.
+    # HTML and Markdown libraries are imported only where such files are read.
     from tenfold.data.text import markup
 
     text = {"html": markup.html_text, "markdown": markup.markdown_text, "notebook": markup.notebook_text}[kind](data)

@@ -10,8 +10,8 @@ from tenfold.data.text.streams import UnreadableFile
 
 MAX_LINE_BYTES = 16 * 2**20
 _TOO_LONG = f"longer than {MAX_LINE_BYTES // 2**20} MiB"
-_CHUNK = 2**13  # characters that are lost at most where an archive is damaged
-_BETWEEN = (" ", "\t", "\r", "\n", ",")  # what parts values; the end of a text, which is "", is none of them
+_CHUNK = 2**13  # characters read at a time: at most so many are lost where an archive is damaged
+_BETWEEN = (" ", "\t", "\r", "\n", ",")  # characters between values; a tuple, since the empty text at the end is in every text
 
 
 def is_by_line(head: bytes, named_so: bool) -> bool:
@@ -21,7 +21,7 @@ def is_by_line(head: bytes, named_so: bool) -> bool:
 
 
 def rows_by_line(name: str, stream: BinaryIO, column: str) -> Iterator[Document]:
-    """The rows of JSON lines; what is wrong with one leaves the others."""
+    """The rows of JSON lines; a faulty line becomes a problem and does not affect the others."""
     number = 0
     while line := stream.readline(MAX_LINE_BYTES):
         number += 1
@@ -37,7 +37,7 @@ def rows_by_line(name: str, stream: BinaryIO, column: str) -> Iterator[Document]
 
 
 def rows_of_values(name: str, stream: BinaryIO, column: str) -> Iterator[Document]:
-    """The rows of an array, or of values behind one another; what comes after damage cannot be told."""
+    """The rows of an array, or of values one after another; all that comes after damage is lost."""
     number = 0
     try:
         for value in _values(rows_as_text(stream)):
@@ -68,7 +68,7 @@ def _texts(value: Any, column: str) -> list[Any]:
 
 
 class _Problem(str):
-    """Why a line has no value."""
+    """A line that holds no value, and the reason."""
 
 
 def _value(line: bytes) -> Any:

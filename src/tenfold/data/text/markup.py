@@ -13,7 +13,7 @@ _FRONT_MATTER = re.compile(r"\A---\r?\n.*?\n---\r?\n", re.DOTALL)
 
 
 def html_text(data: bytes) -> str:
-    """The text of a page, without what stands around it on every page of a site."""
+    """The main text of a page, without navigation, headers and footers."""
     encoding, extract = _resiliparse()
     try:
         page = data.decode()
@@ -23,7 +23,7 @@ def html_text(data: bytes) -> str:
 
 
 def markdown_text(data: bytes) -> str:
-    """The text of Markdown without its marks, tables and strikethrough as GitHub has them among them."""
+    """The text of Markdown without its markup, including GitHub's tables and strikethrough."""
     _, extract = _resiliparse()
     source = _FRONT_MATTER.sub("", _utf8(data))
     page = MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(source)
@@ -42,7 +42,7 @@ def notebook_text(data: bytes) -> str:
 
 
 def _cell(cell: dict[str, Any], language: str) -> str:
-    source = cell["source"] if "source" in cell else cell["input"]  # `input` is that of code before version 4
+    source = cell["source"] if "source" in cell else cell["input"]  # notebook formats before 4 keep code in `input`
     text = source if isinstance(source, str) else "".join(source)
     return f"```{language}\n{text}\n```" if cell["cell_type"] == "code" and text.strip() else text
 

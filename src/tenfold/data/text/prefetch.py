@@ -14,7 +14,7 @@ class Prefetch(Generic[T]):
     """`prefetch(step)` is `make(step)`; the `ahead` steps after it are already being made, up to `last` (excluded).
 
     `make` is a pure function of the step, so any order of calls gives the same batches; going back (a resume, a rollback)
-    begins anew from there. With `ahead` 0 everything is made where it is asked for. An error of `make` is raised at its step.
+    starts prefetching from there. With `ahead` 0 each batch is made when it is asked for. An error of `make` is raised at its step.
     """
 
     def __init__(self, make: Callable[[int], T], last: int, ahead: int = AHEAD, threads: int = THREADS) -> None:

@@ -78,7 +78,7 @@ def open_remote(url: str, cache: Path, cache_bytes: int = CACHE_BYTES) -> Remote
                 f"{url} holds no corpus: make one with `tenfold data build`, and `tenfold data upload` it."
             ) from None
         manifest = read_manifest(written, url)
-        # Another corpus that is written to the same place gets another folder.
+        # The folder's name depends on the manifest, so another corpus at the same address gets another folder.
         directory = cache / f"remote-{url.rsplit('/', 1)[1]}-{hashlib.sha256(url.encode() + written).hexdigest()[:16]}"
         make_folder(directory)
         for name, facts in manifest["files"].items():  # all but the tokens
@@ -180,7 +180,7 @@ class MirroredShards(RemoteShards):
             tuple(np.memmap(f, tokens.dtype, "r") for f in self._files), tokens.shard_tokens, np.empty(0, np.int64)
         )
         self._coming: dict[tuple[int, int], Future] = {}
-        self._lock = threading.RLock()  # a request that is done at once calls back within it
+        self._lock = threading.RLock()  # reentrant: a request that completes at once calls back while the lock is held
 
     def _read(self, positions: np.ndarray) -> np.ndarray:
         shard, place = np.divmod(positions, self._tokens.shard_tokens)
@@ -263,7 +263,7 @@ _NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "TokenRetrie
 
 @contextmanager
 def _explained(url: str) -> Iterator[None]:
-    """What a store raises as one sentence."""
+    """Turn the exceptions of a store into a TenfoldError of one sentence."""
     try:
         yield
     except TenfoldError:

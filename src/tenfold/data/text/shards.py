@@ -90,7 +90,7 @@ class ShardWriter:
 
 
 class _Checked:
-    """A file that is written once, and the SHA-256 of what was written."""
+    """A file being written, with the SHA-256 of its content so far."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -74,7 +74,7 @@ def check_columns(source: str | Path, text_column: str) -> None:
 def files_of(path: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
     """The files below `path`, sorted, links followed; a folder that cannot be listed comes itself.
 
-    A link to a folder that it is in (`above`) is passed over. Of a folder that `datasets` saved its data alone come.
+    A link to a folder that contains it (`above`) is skipped. Of a folder saved by `datasets` only the data files are given.
     """
     if not path.is_dir():
         yield path
@@ -89,7 +89,7 @@ def files_of(path: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
         if entry.is_dir():
             if entry.name not in _SKIPPED_FOLDERS and entry.resolve() not in here:
                 yield from files_of(entry, here)
-        elif entry.is_file() or not entry.exists():  # what is missing is named when it is read
+        elif entry.is_file() or not entry.exists():  # a broken link is reported when it is read
             yield entry
 
 

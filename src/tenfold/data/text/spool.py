@@ -37,7 +37,7 @@ class Spool:
     def add(self, name: str, text: bytes) -> None:
         texts, records, signatures = self._files
         key = int.from_bytes(hashlib.sha256(text).digest()[:8], "little")
-        # The end of a long path says more than its beginning.
+        # Of a name that is too long the end is kept, which says more than the beginning of a path.
         called = name.encode("utf-8", "replace")[-2000:]
         records.write(np.array((self._end, key, len(text), len(called)), dtype=RECORD).tobytes())
         signatures.write(signature(text).tobytes())

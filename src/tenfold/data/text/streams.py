@@ -16,7 +16,7 @@ _COMPRESSED = {
     "xz": rb"\xfd7zXZ\0",
     "zstd": rb"\x28\xb5\x2f\xfd",
 }
-_MARKS = {  # UTF-32's mark begins with one of UTF-16
+_MARKS = {  # UTF-32 first: its little-endian mark begins with that of UTF-16
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
@@ -43,7 +43,7 @@ def open_stream(file: Path) -> Iterator[tuple[io.BufferedReader, bool]]:
         mark = stream.peek()[:4]
         if encoding := next((name for start, name in _MARKS.items() if mark.startswith(start)), ""):
             text = io.TextIOWrapper(stream, encoding, newline="")
-            # A character has at most four bytes.
+            # A character becomes at most four bytes of UTF-8, so at most `size` bytes are returned.
             stream = _buffered(lambda size: text.read(max(1, size // 4)).encode(), (UnicodeError,), f"not {encoding.upper()}")
         elif mark.startswith(codecs.BOM_UTF8):
             stream.read(len(codecs.BOM_UTF8))
@@ -53,7 +53,7 @@ def open_stream(file: Path) -> Iterator[tuple[io.BufferedReader, bool]]:
 def _decompressed(stream: io.BufferedReader, compression: str) -> Any:
     import pyarrow
 
-    # Arrow's streams, as those of `lzma`, read several archives behind one another, and raise where one ends too soon.
+    # Arrow's streams, like those of `lzma`, read concatenated archives, and raise an error where one ends too soon.
     return lzma.open(stream) if compression == "xz" else pyarrow.CompressedInputStream(stream, compression)
 
 
@@ -62,7 +62,7 @@ def _buffered(read: Callable[[int], bytes], errors: tuple[type[Exception], ...],
 
 
 class _Reader(io.RawIOBase):
-    """What `read` gives, with its own errors as UnreadableFile."""
+    """A raw stream of what `read` gives, whose `errors` are raised as UnreadableFile."""
 
     def __init__(self, read: Callable[[int], bytes], errors: tuple[type[Exception], ...], problem: str) -> None:
         self._read, self._errors, self._problem = read, errors, problem

@@ -10,7 +10,7 @@ from typing import Any
 
 
 def ask(file: str, prompts: list[tuple[str, int]]) -> list[tuple[int, list[int]]]:
-    """The number of tokens of each prompt, and the tokens of its greedy answer, an end of text among them or not."""
+    """For each prompt its number of tokens, and the tokens of its greedy answer, which may hold an end of text."""
     import xllamacpp
 
     params = xllamacpp.CommonParams()

@@ -1,4 +1,4 @@
-"""Two models beside each other on the same words: what they would say next, and how far they are from agreeing."""
+"""Compare two models on the same texts: their greedy answers, and the divergence of their probabilities."""
 
 import math
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ ANSWER = 8  # tokens of a greedy answer
 
 
 class Answer(NamedTuple):
-    """A prompt, its tokens with the greedy answer behind them, and log-probabilities float32 [tokens, vocab] of each next one."""
+    """A prompt, its tokens followed by the greedy answer's, and log-probabilities float32 [tokens, vocab] of each next token."""
 
     prompt: str
     begin: int
@@ -66,7 +66,7 @@ def answers(model: Llama, tokenizer: Tokenizer | None, prompts: Sequence[str] = 
 
 
 def greedy(model: Llama, ids: list[int], length: int) -> list[int]:
-    """The tokens `ids`, and the likeliest ones behind them."""
+    """The tokens `ids`, followed by the greedy continuation."""
     tokens = list(ids)
     with torch.no_grad():
         for _ in range(length):

@@ -1,4 +1,4 @@
-"""ExecuTorch programs out, for phones: `model.pte` for XNNPACK with a cache, and the tokenizer beside it."""
+"""Export to ExecuTorch, for phones: `model.pte` for XNNPACK with a cache, and the tokenizer beside it."""
 
 import os
 import subprocess
@@ -21,8 +21,8 @@ from tenfold.spec.errors import NotInstalled, TenfoldError
 from tenfold.spec.model import ModelSpec
 
 KINDS = ("f32", "8da4w")
-LONGEST = 2048  # tokens of the cache, as on phones usual; its memory is set aside when the program is loaded
-SLACK = 0.05  # nats that a program of floats may be off
+LONGEST = 2048  # tokens of the cache, usual on phones; its memory is allocated when the program is loaded
+SLACK = 0.05  # nats by which a float program's log-probabilities may differ
 
 
 def write_executorch(source: Path, folder: Path, kind: str) -> list[str]:
@@ -70,7 +70,7 @@ def _check(spec: ModelSpec, kind: str) -> None:
 
 
 def _metadata(source: Path) -> dict[str, int | list[int]]:
-    """What ExecuTorch's runners ask a program: the tokens that begin and end a text."""
+    """Metadata that ExecuTorch's runners read from a program: the tokens that begin and end a text."""
     vocabulary = read_vocabulary(source)
     begins: dict[str, int | list[int]] = {} if vocabulary.bos is None else {"get_bos_id": vocabulary.bos}
     return begins | {"get_eos_ids": sorted(vocabulary.stop_tokens)}

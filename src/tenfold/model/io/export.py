@@ -1,4 +1,4 @@
-"""The one export: a model in the layout of another tool, opened there and compared before it stands under its name."""
+"""Export a model to the layout of another tool. It is opened there and compared with the model before it gets its name."""
 
 import math
 from pathlib import Path
@@ -34,12 +34,12 @@ class Exported(NamedTuple):
 def export(source: Path, to: str, out: Path | None = None) -> Exported:
     """Write the model in `source`, a Hugging Face directory or GGUF file, as `LAYOUT` or `LAYOUT:FORMAT`.
 
-    Raises TenfoldError for a layout that is not known or cannot hold the model, and where the export is not the same model when
-    it is opened; then nothing is there.
+    Raises TenfoldError for a layout that is not known or cannot hold the model, and where the opened export answers otherwise
+    than the model; then nothing is left at the path.
     """
     layout, kind = _asked(to)
     name = source.stem if source.suffix == ".gguf" else source.absolute().name
-    if name == "model":  # of a generation
+    if name == "model":  # the folder `model` of a generation: take the generation's name
         name = source.absolute().parent.name
     out = out or Path(f"{name}-{kind}.gguf" if layout == "gguf" else f"{name}-{layout}-{kind}")
     return Exported(out, f"{layout}:{kind}", _WRITERS[layout](source, out, kind))
@@ -92,7 +92,7 @@ _WRITERS = {"gguf": _to_gguf, "hf": _to_hf, "meta": _to_meta, "executorch": _to_
 
 
 def _beside(source: Path, written: Path) -> tuple[str, list[Answer]]:
-    """How far an export is from the model, in words, and its own answers, when both are read by this package."""
+    """How far an export is from the model, in words, and the export's answers; both are read by this package."""
     tokenizer = read_tokenizer(source) if has_tokenizer(source) else None
     said = answers(read_model(source).eval(), tokenizer)
     model = read_model(written).eval()

@@ -16,12 +16,12 @@ def _nothing(_: Any) -> dict[str, Any]:
 
 
 class GGUFNames(NamedTuple):
-    """A family's names in GGUF files, which `part` has under `blk.N.` and `top` beside the layers, by Hugging Face's.
+    """A family's tensor names in GGUF files by their Hugging Face names: `part` within a layer (`blk.N.`), `top` outside of layers.
 
-    llama.cpp turns neighbouring pairs of the heads of `turned`, and Hugging Face halves. `stacks` are GGUF's names of the matrices
-    that stand side by side in a stack of Hugging Face. Of the header, `read` are fields of the family's own, `spec_fields` gives
-    the fields of a spec that follow from all of them, and `header` the family's own from a spec; it raises TenfoldError for a
-    model that llama.cpp would compute otherwise.
+    The rows of the tensors in `turned` are stored for rotary positions of neighbouring pairs, as in llama.cpp, not of halves.
+    `stacks` are GGUF's names of the matrices that stand side by side in a stack of Hugging Face. Of the header, `read` are fields
+    of the family's own, `spec_fields` gives the fields of a spec that follow from all of them, and `header` the family's own from
+    a spec; it raises TenfoldError for a model that llama.cpp would compute otherwise.
     """
 
     architecture: str
@@ -54,7 +54,7 @@ class Slot:
     """The place of a Hugging Face tensor in our weights: a view [..., rows, columns].
 
     `halves`: Hugging Face's rotary embedding turns the first half of each head with the second, ours turns neighbours, so
-    the rows of a head are permuted on the way in and out. `vector`: the columns are a single one, which Hugging Face has not.
+    the rows of a head are permuted on the way in and out. `vector`: the tensor is a vector there, and one column here.
     """
 
     view: Tensor
@@ -79,7 +79,7 @@ class Slot:
         return rows.reshape(self.shape)
 
     def pairs(self) -> Tensor:
-        """The tensor as Meta and llama.cpp have it, whose rotary embedding turns neighbours too."""
+        """The tensor as Meta and llama.cpp store it: their rotary embedding turns neighbours, as ours does."""
         return self.view.reshape(self.shape)
 
     def set(self, tensor: Tensor) -> None:

@@ -9,7 +9,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from tenfold.spec.errors import NotInstalled, TenfoldError
 
 SPACE = "\u2581"
-NEVER = -1e6  # the score of a piece that text does not spell, where another way is left
+NEVER = -1e6  # the score of a piece that is never chosen while the text can be spelled otherwise
 _UNIGRAM, _BPE = 1, 2  # `TrainerSpec.ModelType`
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # `ModelProto.SentencePiece.Type`
 
@@ -17,7 +17,8 @@ _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # `ModelProto.SentencePi
 def read_sentencepiece(file: Path) -> tuple[Tokenizer, dict[str, Any]]:
     """The tokenizer in a file of SentencePiece, and what it says of its special tokens.
 
-    Symbols that a user defined are special tokens where every text begins with a space: text after them would get another.
+    Where every text begins with a space, user-defined symbols become special tokens: otherwise `tokenizers` would add another
+    space after them.
     Raises TenfoldError for a damaged file, and for what `tokenizers` cannot do.
     """
     model = _parsed(file)
@@ -62,7 +63,7 @@ def _parsed(file: Path) -> Any:
 
 
 def _bpe(model: Any) -> models.BPE:
-    """Pairs are merged in the order of the scores of what they make."""
+    """BPE in which the pair is merged first whose merged piece has the highest score."""
     vocabulary = {piece.piece: i for i, piece in enumerate(model.pieces)}
     joined = {piece.piece: vocabulary[piece.piece] for piece in model.pieces if piece.type in (_NORMAL, _USER_DEFINED)}
     merges = merges_by_score(((piece.piece, piece.score) for piece in model.pieces if piece.type == _NORMAL), joined)
@@ -84,7 +85,7 @@ def _unigram(model: Any) -> models.Unigram:
     best = max(piece.score for piece in model.pieces if piece.type == _NORMAL)
     vocabulary = []
     for piece in model.pieces:
-        # `GetScoreInlined` of SentencePiece: what a user defined wins over all that it is made of.
+        # `GetScoreInlined` of SentencePiece: a user-defined piece wins over the pieces that it consists of.
         defined = len(piece.piece.encode()) * best - 0.1 if piece.type == _USER_DEFINED else NEVER
         vocabulary.append((piece.piece, piece.score if piece.type == _NORMAL else defined))
     return models.Unigram(vocabulary, model.trainer_spec.unk_id, model.trainer_spec.byte_fallback)

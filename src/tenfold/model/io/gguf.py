@@ -18,7 +18,7 @@ from tenfold.spec.errors import NotInstalled, TenfoldError
 from tenfold.spec.model import ModelSpec, RopeScaling
 from tenfold.spec.ranges import shown
 
-# Header fields of an architecture; one that is in neither list is refused, whatever it may mean.
+# Known header fields of an architecture. A field in neither list is refused, since it might change the model.
 _READ = (
     "block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size", "attention.head_count",
     "attention.head_count_kv", "attention.key_length", "attention.value_length", "attention.layer_norm_rms_epsilon",
@@ -28,7 +28,7 @@ _READ = (
 )  # fmt: skip
 _FIXED = {"attention.causal": True, "expert_count": 0, "expert_used_count": 0, "tensor_data_layout": "Meta AI original pth"}
 _STRETCH = "rope_freqs.weight"
-_LONGEST_ARRAY = 2**21  # of a header; the largest vocabularies have some 2^18 tokens
+_LONGEST_ARRAY = 2**21  # values of an array in a header; the largest vocabularies have some 2^18 tokens
 
 
 def read_gguf(path: Path) -> tuple[ModelSpec, dict[str, Stored]]:
@@ -109,7 +109,7 @@ def _fields(reader: Any, names: GGUFNames, path: Path) -> dict[str, Any]:
 
 
 def _rope_scaling(fields: dict[str, Any], context: int, path: Path) -> RopeScaling | None:
-    """The stretch that the header says; that of Llama 3.1 is in a tensor."""
+    """The rope scaling in the header; Llama 3.1's is not there, but in a tensor."""
     factor = float(fields.get("rope.scaling.factor", fields.get("rope.scale_linear", 0.0)))
     kind = fields.get("rope.scaling.type", "linear")
     if kind == "none" or (kind == "linear" and factor in (0.0, 1.0)):
@@ -151,7 +151,7 @@ def _family(path: Path, architecture: str) -> tuple[str, GGUFNames]:
 
 
 def _tensors(reader: Any, spec: ModelSpec, names: GGUFNames) -> dict[str, Stored]:
-    """A tensor without a name in the family keeps the one that it has."""
+    """The tensors by Hugging Face's names. A tensor that the family has no name for keeps its own."""
     found: dict[str, Stored] = {}
     for stored in reader.tensors:
         if stored.name == _STRETCH:
@@ -198,7 +198,7 @@ def open_gguf(path: Path) -> Any:
     return _opened(path, facts.st_mtime_ns, facts.st_size)
 
 
-@lru_cache(maxsize=2)  # parsing a vocabulary of 50,000 takes seconds
+@lru_cache(maxsize=2)  # parsing a vocabulary of 50,000 tokens takes seconds
 def _opened(path: Path, changed_ns: int, size: int) -> Any:
     try:
         from gguf import GGUFReader, GGUFValueType
@@ -207,7 +207,7 @@ def _opened(path: Path, changed_ns: int, size: int) -> Any:
 
     class Reader(GGUFReader):
         def __setattr__(self, name: str, value: Any) -> None:
-            # Its hundred thousand slices of a vocabulary are twice as fast of a plain array as of a memory map.
+            # GGUFReader slices its data once for each token, which is twice as fast on a plain array as on a memory map.
             super().__setattr__(name, np.asarray(value) if name == "data" else value)
 
         def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:

@@ -1,6 +1,6 @@
 """How text is split before it is tokenized, by `tokenizer.ggml.pre` (llama.cpp, `llama-vocab.cpp`).
 
-Patterns are those of the tokenizers that llama.cpp's were adapted from: its regular expressions have no scripts and no `(?i:)`.
+Patterns are those of the original tokenizers; llama.cpp had to rewrite them, as its regular expressions know no scripts or `(?i:)`.
 """
 
 from typing import Any, NamedTuple
@@ -34,7 +34,7 @@ _THREE_DIGITS = Split(_isolated(LLAMA3_SPLIT))
 _ONE_DIGIT = Split(_isolated(_QWEN2))
 _O200K = Split(_isolated(LLAMA4_SPLIT))
 
-# The first name of a split is the one that files are written with.
+# Several names may have one split: files are written with the first of them.
 SPLITS: dict[str, Split] = {
     **dict.fromkeys(("gpt-2", "mpt", "olmo", "phi-2", "jais", "trillion", "exaone4", "granite-docling"), _PLAIN),
     **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"), _DIGITS_APART),

@@ -12,7 +12,7 @@ from tenfold.spec.errors import TenfoldError
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # `tokenizer.ggml.token_type`
 _SPACE = "\u2581"  # SentencePiece's mark of a space
-# Fields that say how text becomes tokens, or nothing of it; one that is in no list is refused.
+# Known fields, whether they change how text becomes tokens or not; a field in no list is refused.
 _READ = (
     "model", "pre", "tokens", "scores", "token_type", "merges", "add_bos_token", "add_eos_token", "add_space_prefix",
     "bos_token_id", "eos_token_id", "eot_token_id", "eom_token_id", "unknown_token_id", "padding_token_id",
@@ -50,7 +50,7 @@ def read_gguf_text_fields(path: Path) -> dict[str, Any]:
     """What a GGUF file says of text: tokens and merges, chat template, and the ids of special tokens."""
     fields = {key.split(".")[-1]: field.contents() for key, field in open_gguf(path).fields.items() if key.startswith("tokenizer.")}
     split = SPLITS.get(fields.get("pre", ""))
-    # What llama.cpp takes for granted where a file does not say it.
+    # llama.cpp's defaults where a file does not say otherwise.
     begins = fields.get("model") == "llama" or (split is not None and split.add_bos)
     return {"pre": "default", "add_bos_token": begins, "add_eos_token": False} | fields
 

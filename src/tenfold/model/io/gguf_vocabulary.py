@@ -36,7 +36,7 @@ def add_vocabulary(writer: Any, source: Path, size: int) -> list[str]:
 
 def _add_special(writer: Any, vocabulary: Vocabulary, before: list[int]) -> None:
     """Add the ids of special tokens, and the chat template."""
-    begin = [*vocabulary.begin, *before]  # a tokenizer may put a token before every text that nobody calls bos
+    begin = [*vocabulary.begin, *before]  # a tokenizer may begin every text with a token that is not named bos
     writer.add_add_bos_token(bool(begin))
     for add, token in (
         (writer.add_bos_token_id, next(iter(begin), vocabulary.bos)),
@@ -84,7 +84,7 @@ def _steps(pre_tokenizer: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def _whole_words(stored: dict[str, Any]) -> int:
-    """Tokens that merges alone do not lead to."""
+    """How many tokens stand in the list of merges, but are not what its merges make of their text."""
     pairs = (m.split(" ") if isinstance(m, str) else m for m in stored["merges"])
     merges = [(first, second) for first, second in pairs]
     bare = Tokenizer(models.BPE(stored["vocab"], merges))

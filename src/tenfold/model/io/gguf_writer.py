@@ -1,6 +1,6 @@
-"""GGUF files out: shape, weights and tokenizer, in llama.cpp's formats.
+"""Write GGUF files: shape, weights and tokenizer, in llama.cpp's formats.
 
-Which tensor gets which format, and what stands in for it where rows do not fill its blocks, is as in llama.cpp's
+Which tensor gets which format, and which fallback where its rows do not fill the format's blocks, follows llama.cpp's
 `llama-quant.cpp`. The package `gguf` writes the plain formats, `libgguf` the K-quants.
 """
 
@@ -43,7 +43,7 @@ GGUF_KINDS = {
     "q5_k": _Kind("Q5_K", "Q6_K", "Q6_K", "MOSTLY_Q5_K_M"),
     "q4_k": _Kind("Q4_K", "Q6_K", "Q6_K", "MOSTLY_Q4_K_M"),
 }
-PLAIN_KINDS = ("f32", "f16", "bf16")  # whose weights keep their values but for rounding
+PLAIN_KINDS = ("f32", "f16", "bf16")  # floats, not blocks with scales
 _INSTEAD = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 
 
@@ -150,7 +150,7 @@ def _format(name: str, shape: tuple[int, ...], kind: str, spec: ModelSpec) -> tu
 
 
 def _finer(layer: int, layers: int) -> bool:
-    """The layers that llama.cpp keeps finer in its K-quant mixes (`use_more_bits`)."""
+    """Whether llama.cpp gives a layer more bits in its K-quant mixes (`use_more_bits`)."""
     return layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
 
 
@@ -203,9 +203,10 @@ def quantised(rows: np.ndarray, kind: str) -> np.ndarray:
 
 
 def _kept_q4_0(rows: np.ndarray) -> np.ndarray | None:
-    """Rows that lie on a grid of Q4_0 already, whatever step their largest weight is; None where they do not.
+    """Rows packed without loss where they lie on a grid of Q4_0 already; None where they do not.
 
-    `gguf` takes the largest weight of a block for step -8, which moves every weight of one that ends at another step.
+    The package `gguf` would place a block's largest weight at step -8. In a block whose largest weight is at another step of
+    its grid, that would change every weight.
     """
     blocks = rows.reshape(-1, 32)
     largest = np.take_along_axis(blocks, np.abs(blocks).argmax(1, keepdims=True), 1)

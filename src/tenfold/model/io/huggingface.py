@@ -55,7 +55,7 @@ def _filled(spec: ModelSpec, fill: Callable[[str, nn.Module], None]) -> Iterator
 
 
 def _parts(spec: ModelSpec) -> Iterator[tuple[str, nn.Module, dict[str, Slot | Stack]]]:
-    """Each part of a model in turn, the only one that has memory then: its name, itself, its weights by Hugging Face's names."""
+    """Each part of a model in turn: name, module, weights by Hugging Face's names. Only one part at a time has memory."""
     model = make_shapes(spec)
     if spec.tied:
         model.head.weight = model.embedding.weight
@@ -82,7 +82,7 @@ def _write(
 
 
 def _write_shards(tensors: Iterator[tuple[str, Tensor]], directory: Path) -> None:
-    """Write shards as they fill; they have their names when their number is known."""
+    """Write each shard when it is full; shards are renamed at the end, when their number is known."""
     shards: list[list[str]] = []
     sizes: list[int] = []
 
@@ -169,7 +169,7 @@ def read_model(path: Path, dtype: torch.dtype = torch.float32) -> Llama:
 
 
 def _of_model(path: Path, shapes: Llama, stored: dict[str, Stored]) -> dict[str, Stored]:
-    """The stored tensors that are a model's weights, which are all that it has, and what else is stored says nothing else.
+    """The stored tensors that are the model's weights: every weight is there, and tensors beside them contradict nothing.
 
     `shapes` is the model on the device `meta`. Raises TenfoldError otherwise.
     """

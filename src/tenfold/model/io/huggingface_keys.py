@@ -1,4 +1,4 @@
-"""The keys of a `config.json` that are understood: a key that is in none of these lists is refused, whatever it may mean."""
+"""The keys of a `config.json` that are understood. A key in none of these lists is refused, since it might change the model."""
 
 READ = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size",

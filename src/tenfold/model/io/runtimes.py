@@ -1,4 +1,4 @@
-"""An export opened in the tool that it is for, where that is installed, beside this package's own reading of the same file."""
+"""Open an export in the tool that it is for, where that is installed, and compare with this package's reading of the file."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from tenfold.model.io.gguf_tokenizer import read_gguf_text_fields
 from tenfold.model.io.tokenizer import has_tokenizer, read_tokenizer, read_vocabulary
 from tenfold.spec.errors import TenfoldError
 
-_AT_MOST = 3  # prompts that llama.cpp is given
+_AT_MOST = 3  # prompts that llama.cpp is asked
 _PLAIN_SLACK, _ROUNDED_SLACK = 0.05, 1.0  # nats; llama.cpp also rounds what a quantized matrix is multiplied with, to 8 bits
 
 
@@ -51,7 +51,7 @@ def open_in_llamacpp(file: Path, ours: list[Answer], plain: bool) -> str:
 
 
 def shown(answer: Answer, tokenizer: Tokenizer, stops: frozenset[int]) -> list[int]:
-    """The tokens of an answer before one that ends it, or is a part of a letter: llama.cpp does not show those."""
+    """The tokens of an answer up to the first that ends it or is only part of a character: llama.cpp shows neither kind."""
     return list(takewhile(lambda token: token not in stops and "\ufffd" not in tokenizer.decode([token]), answer.said))
 
 

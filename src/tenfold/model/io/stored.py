@@ -81,7 +81,7 @@ def _same(tensor: Tensor) -> Tensor:
 
 
 def _is_zip(file: Path) -> bool:
-    """Whether the file is of PyTorch 1.6 or later, whose tensors need not be in memory before they are read."""
+    """Whether the file has the zip format of PyTorch 1.6 and later, from which tensors can be memory-mapped."""
     with file.open("rb") as stream:
         return stream.read(2) == b"PK"
 

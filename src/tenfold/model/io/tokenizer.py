@@ -25,7 +25,7 @@ from tenfold.spec.vocabulary import Vocabulary
 _HUGGING_FACE = "tokenizer.json"
 _FILES = (_HUGGING_FACE, "tekken.json", "tokenizer.model", "vocab.json")
 _COPIED = (_HUGGING_FACE, "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
-_FACTS = ("generation_config.json", "special_tokens_map.json", "tokenizer_config.json")  # the last one's word counts
+_FACTS = ("generation_config.json", "special_tokens_map.json", "tokenizer_config.json")  # a later file overrides an earlier one
 
 
 def has_tokenizer(path: Path) -> bool:

@@ -1,0 +1,113 @@
+"""Runs every command of the README and of the guides as it is written, in a clean clone of this repository.
+
+What is run are the code blocks marked `sh`; those of one document run in one shell, from the root of a clone of its own, which
+stops at the first command that fails. A clone installs what it needs by `make setup`, as the documents say; with `--packages-of`
+it uses the packages of another environment, and installs Tenfold alone.
+
+    python -m bench.guides                                    # all documents: about half an hour on two cores
+    python -m bench.guides docs/guides/plugin.md --show       # one of them, and what its commands print
+    python -m bench.guides --packages-of .venv/bin/python     # without downloads
+
+Writes bench/results/guides.json where all documents were run.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from bench.harness import ROOT, Row, options, write_results
+
+DOCUMENTS = ("README.md", *(f"docs/guides/{name}.md" for name in ("this-machine", "one-gpu-machine", "slurm", "plugin")))
+BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+MARK = "\x1e"  # stands before what each block prints
+
+
+def blocks(text: str) -> list[str]:
+    """The code blocks of a document that are marked `sh`."""
+    return BLOCK.findall(text)
+
+
+def cloned(folder: Path, packages_of: str | None) -> Path:
+    """A clone of the last commit, in which `make setup` finds nothing to do where another environment's packages are used."""
+    clone = folder / "tenfold"
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+    if packages_of:
+        say = "import sysconfig; print(sysconfig.get_path('purelib'))"
+        packages = subprocess.run([packages_of, "-c", say], check=True, capture_output=True, text=True).stdout
+        subprocess.run([packages_of, "-m", "venv", "--without-pip", str(clone / ".venv")], check=True)
+        (site,) = (clone / ".venv" / "lib").glob("python*/site-packages")
+        (site / "packages.pth").write_text(packages)  # pip and hatchling are among them
+        pip = [str(clone / ".venv" / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+        subprocess.run([*pip, str(clone)], check=True)
+        (clone / ".venv" / ".ready").touch()
+    return clone
+
+
+def run(text: str, clone: Path) -> list[Row]:
+    """Run the blocks of a document; a row for each that began, with its exit code, seconds and what it printed."""
+    found = blocks(text)
+    script = "".join(f"printf '{MARK}%s\\n' $EPOCHREALTIME\n{block}" for block in found)
+    without = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    with tempfile.TemporaryFile("w+") as printed:
+        shell = subprocess.Popen(
+            ["bash", "-e", "-o", "pipefail", "-c", script], cwd=clone, env=without, stdin=subprocess.DEVNULL,
+            stdout=printed, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+        try:
+            code, ended = shell.wait(), time.time()
+        finally:
+            _end(shell.pid, clone)
+        printed.seek(0)
+        parts = [part.partition("\n") for part in printed.read().split(MARK)[1:]]
+    starts = [float(start) for start, _, _ in parts]
+    ends = [*starts[1:], ended]
+    codes = [0] * (len(parts) - 1) + [code]
+    return [
+        {"commands": block, "exit": status, "seconds": end - start, "printed": said}
+        for block, (_, _, said), start, end, status in zip(found, parts, starts, ends, codes, strict=False)
+    ]
+
+
+def _end(group: int, clone: Path) -> None:
+    """End what a document left running: its process group, and daemons, which name the clone in their command lines."""
+    with suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+    for process in psutil.process_iter(["cmdline"]):
+        if any(str(clone) in word for word in process.info["cmdline"] or ()):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("documents", nargs="*", default=DOCUMENTS)
+    parser.add_argument("--packages-of", metavar="PYTHON", help="the interpreter whose packages the clones use")
+    parser.add_argument("--show", action="store_true", help="print what the commands print")
+    asked = parser.parse_args()
+    rows: list[Row] = []
+    for document in asked.documents:
+        text = (ROOT / document).read_text()
+        with tempfile.TemporaryDirectory() as folder:
+            ran = run(text, cloned(Path(folder), asked.packages_of))
+        for row in ran:
+            if asked.show or row["exit"]:
+                print(f"{row['commands']}{row['printed']}")
+            print(f"{document}: exit {row['exit']} after {row['seconds']:.1f} s")
+        rows += [{"document": document, **{key: row[key] for key in ("commands", "exit", "seconds")}} for row in ran]
+        if len(ran) < len(blocks(text)) or any(row["exit"] for row in ran):
+            raise SystemExit(f"{document}: a command failed.")
+    if set(asked.documents) == set(DOCUMENTS):
+        minutes = sum(row["seconds"] for row in rows) / 60
+        what = f"every command of the README and of {len(DOCUMENTS) - 1} guides, in clean clones"
+        write_results("guides", rows, [(what, f"all {len(rows)} blocks exit 0, {minutes:.0f} minutes")])
+
+
+if __name__ == "__main__":
+    main()
