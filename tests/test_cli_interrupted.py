@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -123,9 +122,7 @@ def test_a_full_disk_is_one_sentence_of_every_command_and_blocks_nothing(inputs,
 )
 def test_a_stopped_build_says_so_and_leaves_nothing(text_folder, tmp_path, numbers, by):
     command = [sys.executable, "-m", "tenfold", "data", "build", text_folder, "--out", str(tmp_path / "c"), "--vocab-size", "2048"]
-    child = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
-    )
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=hears_signals)
     while not (tmp_path / ".c.new" / "spool").exists():
         assert child.poll() is None
         time.sleep(0.01)
@@ -139,11 +136,16 @@ def test_a_stopped_build_says_so_and_leaves_nothing(text_folder, tmp_path, numbe
         assert not list(tmp_path.iterdir())
 
 
+def hears_signals():
+    """Whatever started the tests in the background, or under nohup, is not to be inherited."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def commanded(code):
     """The command line with `code` as its command, in a process that hears Ctrl-C."""
     script = f"import tenfold.cli.commands as c; c.run = lambda _: exec({code!r}, {{}}); from tenfold.cli import main; main()"
-    hears = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, preexec_fn=hears, timeout=50)
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, preexec_fn=hears_signals, timeout=50)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

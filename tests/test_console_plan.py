@@ -8,7 +8,7 @@ from dataclasses import replace
 from importlib import resources
 from importlib.util import find_spec
 
-import httpx
+import httpx2
 import pytest
 from console_home import console, needs_chromium, opened
 from test_console_documents import parsed
@@ -69,8 +69,8 @@ def told(home, name="next", **asked):
     """What the console's planner answers: a status and the body."""
 
     async def get():
-        transport = httpx.ASGITransport(make_app(ConsoleOptions(home=home)))
-        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8765", timeout=300) as client:
+        transport = httpx2.ASGITransport(make_app(ConsoleOptions(home=home)))
+        async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1:8765", timeout=300) as client:
             reply = await client.get(f"/ask/plan/{name}", params=asked)
             return reply.status_code, reply.json()
 
@@ -160,8 +160,8 @@ def test_a_plan_that_names_files_elsewhere_has_them_left_out(planned):
 
 def test_of_many_questions_some_wait_and_the_others_are_told_to_ask_again(planned):
     async def all_at_once():
-        transport = httpx.ASGITransport(make_app(ConsoleOptions(home=planned)))
-        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8765", timeout=300) as client:
+        transport = httpx2.ASGITransport(make_app(ConsoleOptions(home=planned)))
+        async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1:8765", timeout=300) as client:
             asked = [client.get("/ask/plan/next", params={"gpus": 200}) for _ in range(5 * WAITING)]
             return [reply.status_code for reply in await asyncio.gather(*asked)]
 

@@ -124,6 +124,22 @@ def test_muon_on_a_stack_is_muon_on_each_matrix(shape):
     torch.testing.assert_close(stack.data, torch.stack([p.data for p in single]), rtol=0, atol=0.02)
 
 
+def test_muon_takes_the_same_step_however_many_matrices_go_together(monkeypatch):
+    def stepped(together):
+        monkeypatch.setattr("tenfold.train.optim.muon.TOGETHER_BYTES", together)
+        torch.manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(shape)) for shape in ((20, 12), (20, 12), (3, 20, 12), (12, 20), (20, 12))]
+        muon = Muon(params, lr=0.1, weight_decay=0.2)
+        for p in params:
+            p.grad = torch.randn(p.shape)
+        muon.step()
+        return [p.data for p in params]
+
+    whole = stepped(2**28)
+    for together in (1, 2 * 4 * 20 * 12, 4 * 4 * 20 * 12):
+        torch.testing.assert_close(stepped(together), whole, rtol=0, atol=1e-6)
+
+
 SMALL = {"seq_len": 64, "batch_size": 4, "evaluate_tokens": 2048, "log_every": 5, "model": {"width": 16, "family": "llama4"}}
 
 

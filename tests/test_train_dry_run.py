@@ -67,6 +67,18 @@ def test_a_pipeline_sends_hidden_states_there_and_their_gradients_back_and_gathe
     assert [r.rank for r in (first, middle, last)] == [0, 2, 7]
 
 
+def test_muon_holds_a_few_whole_matrices_and_not_those_of_all_layers(monkeypatch):
+    def held(layers):
+        fields = {"model": {**MODEL, "dim": 256, "ffn_dim": 1024, "n_layers": layers}, "vocab_size": 64, "seq_len": 16}
+        rank = run(4, optimizer="muon", batch_size=4, parallel={"dp_shard": 4}, **fields).ranks[0]
+        return GIB * (rank.memory_gib - sum(rank.parts_gib[part] for part in ("parameters", "optimizer")))
+
+    monkeypatch.setattr("tenfold.train.optim.muon.TOGETHER_BYTES", 4 * 256 * 1024)
+    more = held(6) - held(2)
+    matrices = 4 * 4 * (2 * 256 * 256 + 2 * 256 * 256 + 3 * 256 * 1024)  # bytes of those of four layers, in float32
+    assert more < 0.5 * matrices  # each process's share of the gradients is a quarter
+
+
 @pytest.mark.parametrize(("schedule", "stages"), [("1f1b", 1), ("interleaved", 2)])
 def test_a_pipeline_sends_of_each_row_the_same_and_holds_no_more_of_many_rows_than_of_a_few(schedule, stages):
     fields = {"model": {**MODEL, "n_layers": 8}, "micro_batch": 1, "vocab_size": 64}

@@ -158,8 +158,16 @@ def test_a_gpus_name_finds_its_own_data_sheet_and_no_others(name, key):
 # Signals
 
 
+@pytest.fixture
+def hangup_ends():
+    """Also where the tests were started under nohup, which ignores it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1])
-def test_a_signal_becomes_a_flag_and_the_old_handlers_come_back(number):
+def test_a_signal_becomes_a_flag_and_the_old_handlers_come_back(number, hangup_ends):
     before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1)]
     with stop_on_signals() as stop:
         assert not stop.requested

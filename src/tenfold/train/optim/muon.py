@@ -1,10 +1,10 @@
-"""Muon (Keller Jordan), for matrices and for stacks of them, all of one shape in one go.
+"""Muon (Keller Jordan), for matrices and for stacks of them, many of one shape in one go.
 
 PyTorch's own takes single matrices alone and one after another, in bfloat16: on a CPU, for small models, that is a
 fifth of a step.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # those of torch.optim.Muon
 ITERATIONS = 5
+TOGETHER_BYTES = 2**28  # of float32 matrices in one go: what a process holds whole does not grow with the model's depth
 
 
 def orthogonalize(g: Tensor, eps: float = 1e-7) -> Tensor:
@@ -47,12 +48,18 @@ class Muon(Optimizer):
             for p in group["params"]:
                 if p.grad is not None:
                     shapes.setdefault(tuple(p.shape[-2:]), []).append(p)
-            for (rows, columns), params in shapes.items():
-                step_size = group["lr"] * max(1.0, rows / columns) ** 0.5
-                directions = orthogonalize(torch.cat([self._direction(p, group["momentum"]) for p in params]))
-                for p, direction in zip(params, directions.split([p.numel() // (rows * columns) for p in params]), strict=True):
-                    p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.add_(_placed_as(p, direction.view(p.shape).to(p.dtype)), alpha=-step_size)
+            for params in shapes.values():
+                for together in _portions(params):
+                    self._update(together, group)
+
+    def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        """The step of parameters whose matrices are of one shape."""
+        rows, columns = params[0].shape[-2:]
+        step_size = group["lr"] * max(1.0, rows / columns) ** 0.5
+        directions = orthogonalize(torch.cat([self._direction(p, group["momentum"]) for p in params]))
+        for p, direction in zip(params, directions.split([p.numel() // (rows * columns) for p in params]), strict=True):
+            p.mul_(1 - group["lr"] * group["weight_decay"])
+            p.add_(_placed_as(p, direction.view(p.shape).to(p.dtype)), alpha=-step_size)
 
     def _direction(self, p: Tensor, momentum: float) -> Tensor:
         """Nesterov's momentum of the gradient, as [matrices, rows, columns]."""
@@ -63,6 +70,17 @@ class Muon(Optimizer):
         direction = p.grad.lerp(buffer, momentum)
         whole = direction.full_tensor() if isinstance(direction, DTensor) else direction
         return whole.view(-1, *p.shape[-2:])
+
+
+def _portions(params: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Parameters in their order, as many at a time as `TOGETHER_BYTES` allows, and at least one."""
+    together: list[Tensor] = []
+    for p in params:
+        if together and 4 * sum(one.numel() for one in (*together, p)) > TOGETHER_BYTES:
+            yield together
+            together = []
+        together.append(p)
+    yield together
 
 
 def _placed_as(p: Tensor, whole: Tensor) -> Tensor:
