@@ -145,7 +145,7 @@ def hears_signals():
 def commanded(code):
     """The command line with `code` as its command, in a process that hears Ctrl-C."""
     script = f"import tenfold.cli.commands as c; c.run = lambda _: exec({code!r}, {{}}); from tenfold.cli import main; main()"
-    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, preexec_fn=hears_signals, timeout=50)
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, preexec_fn=hears_signals, timeout=250)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
