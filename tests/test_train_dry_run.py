@@ -67,6 +67,7 @@ def test_a_pipeline_sends_hidden_states_there_and_their_gradients_back_and_gathe
     assert [r.rank for r in (first, middle, last)] == [0, 2, 7]
 
 
+@pytest.mark.slow
 def test_muon_holds_a_few_whole_matrices_and_not_those_of_all_layers(monkeypatch):
     def held(layers):
         fields = {"model": {**MODEL, "dim": 256, "ffn_dim": 1024, "n_layers": layers}, "vocab_size": 64, "seq_len": 16}
