@@ -85,7 +85,7 @@ def answered_rows(folder: Path, given: Namespace) -> Iterator[Row]:
     """Answers of models in other runtimes beside ours."""
     models = {name: trained(folder / name, fields, given.steps) for name, fields in MADE.items()}
     models = {"SmolLM2": trained(folder / "smollm2", f'init_from = "{smollm2()}"', given.steps)} | models
-    models |= {str(path): path for path in given.models}
+    models |= {"/".join(path.parts[-2:]): path for path in given.models}
     prompts = PROMPTS[:: max(1, len(PROMPTS) // given.prompts)][: given.prompts]
     for name, model in models.items():
         said = answers(read_model(model).eval(), read_tokenizer(model), prompts, given.length)
