@@ -80,7 +80,7 @@ def test_muon_holds_a_few_whole_matrices_and_not_those_of_all_layers(monkeypatch
     assert more < 0.5 * matrices  # each process's share of the gradients is a quarter
 
 
-@pytest.mark.parametrize(("schedule", "stages"), [("1f1b", 1), ("interleaved", 2)])
+@pytest.mark.parametrize(("schedule", "stages"), [pytest.param("1f1b", 1, marks=pytest.mark.slow), ("interleaved", 2)])
 def test_a_pipeline_sends_of_each_row_the_same_and_holds_no_more_of_many_rows_than_of_a_few(schedule, stages):
     fields = {"model": {**MODEL, "n_layers": 8}, "micro_batch": 1, "vocab_size": 64}
     layout = {"pp": 4, "tp": 2, "schedule": schedule}
