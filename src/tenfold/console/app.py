@@ -11,7 +11,6 @@ import msgspec
 from fastapi import Depends, FastAPI, Request
 from fastapi.middleware.gzip import GZipMiddleware
 from fastapi.responses import FileResponse, Response
-from fastapi.staticfiles import StaticFiles
 
 from tenfold.console.alerts import alerts
 from tenfold.console.document import View
@@ -22,12 +21,13 @@ from tenfold.console.site import INDEX, POLICY, WEB, all_views, document, index,
 from tenfold.console.webhook import send_alerts
 from tenfold.serve.api.callers import CurrentCaller, operator_only
 from tenfold.serve.api.errors import AnswerFailures, ApiError, answer_errors
+from tenfold.serve.page.routes import Fresh
 from tenfold.spec.errors import TenfoldError
 
 # A file is shown as it is, whatever it holds: no script of it runs, and it is of no origin.
 FILE_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 SHOWN = {".html": "text/html", ".png": "image/png", ".json": "application/json"}  # others are shown as text
-Fresh = {"Cache-Control": "no-cache"}
+NO_CACHE = {"Cache-Control": "no-cache"}
 
 
 def make_app(options: ConsoleOptions) -> FastAPI:
@@ -56,17 +56,8 @@ def make_app(options: ConsoleOptions) -> FastAPI:
     _add_documents(app, options)
     for view in app.state.views.values():
         _add_view(app, view, options.home)
-    app.mount("/web", _Fresh(directory=WEB))
+    app.mount("/web", Fresh(directory=WEB))
     return app
-
-
-class _Fresh(StaticFiles):
-    """Files that a browser asks for again, lest a page of one version run scripts of another."""
-
-    def file_response(self, *given: Any, **named: Any) -> Response:
-        answer = super().file_response(*given, **named)
-        answer.headers.update(Fresh)
-        return answer
 
 
 def _add_page(app: FastAPI, options: ConsoleOptions) -> None:
@@ -74,7 +65,7 @@ def _add_page(app: FastAPI, options: ConsoleOptions) -> None:
 
     @app.get("/")
     async def page() -> Response:
-        return FileResponse(WEB / "index.html", headers={"Content-Security-Policy": policy, **Fresh})
+        return FileResponse(WEB / "index.html", headers={"Content-Security-Policy": policy, **NO_CACHE})
 
     @app.get(f"/{INDEX}")
     async def console() -> Response:
@@ -93,7 +84,7 @@ def _add_documents(app: FastAPI, options: ConsoleOptions) -> None:
         if path is None or not named:
             raise ApiError(404, "There is no such file, or it needs the key of an operator.")
         kind = SHOWN.get(PurePosixPath(file).suffix, "text/plain; charset=utf-8")
-        return FileResponse(path, media_type=kind, headers={"Content-Security-Policy": FILE_POLICY, **Fresh})
+        return FileResponse(path, media_type=kind, headers={"Content-Security-Policy": FILE_POLICY, **NO_CACHE})
 
 
 def _add_view(app: FastAPI, view: View, home: Path) -> None:
@@ -102,7 +93,7 @@ def _add_view(app: FastAPI, view: View, home: Path) -> None:
         view.routes(app)  # before the general ones, which take every name
     if view.script is not None:
         script = view.script
-        app.get(f"/web/{view.name}.js")(lambda: FileResponse(script, media_type="text/javascript", headers=Fresh))
+        app.get(f"/web/{view.name}.js")(lambda: FileResponse(script, media_type="text/javascript", headers=NO_CACHE))
 
     async def overview() -> Response:
         return await _answer(lambda: document(view, home, ""))
@@ -130,4 +121,4 @@ async def _answer(make: Callable[[], Any]) -> Response:
 
 
 def _json(value: Any) -> Response:
-    return Response(msgspec.json.encode(value), media_type="application/json", headers=Fresh)
+    return Response(msgspec.json.encode(value), media_type="application/json", headers=NO_CACHE)

@@ -4,11 +4,11 @@ Only what that page needs is passed on, with the caller's own key: the console h
 """
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import httpx2
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import Response, StreamingResponse
 
 from tenfold.console.document import View
@@ -44,7 +44,7 @@ def add_routes(app: FastAPI) -> None:
             yield
 
     router = APIRouter(lifespan=closing)
-    router.api_route("/chat/{path:path}", methods=list(PASSED_ON))(forward.answer)
+    router.api_route("/chat/{path:path}", methods=list(PASSED_ON), dependencies=[Depends(forward.slot)])(forward.answer)
     app.include_router(router)
     app.mount("/page", Fresh(directory=FILES))
 
@@ -57,23 +57,30 @@ class Forward:
         self.client = httpx2.AsyncClient(timeout=WAIT, limits=httpx2.Limits(max_connections=MOST), trust_env=False)
         self.client.headers.clear()  # a request has its client's alone
 
+    async def slot(self, request: Request) -> AsyncIterator[None]:
+        """One of the requests that may be under way, until its answer has gone out or its client has left, however early."""
+        if self.running >= MOST:
+            raise ApiError(429, f"{MOST} requests are under way at the server: try again in a moment.", retry_after=2)
+        self.running += 1
+        try:
+            async with AsyncExitStack() as request.state.held:
+                yield
+        finally:
+            self.running -= 1
+
     async def answer(self, path: str, request: Request, caller: CurrentCaller) -> Response:
         """The server's answer. Raises ApiError where there is no server, or the request is not of the page."""
         self._check(path, request.method, caller)
         headers = {name: request.headers[name] for name in OF_REQUEST if name in request.headers}
         url = httpx2.URL(f"{self.server}/{path}", query=request.scope["query_string"] or None)
         asked = self.client.build_request(request.method, url, headers=headers, content=await request.body() or None)
-        self.running += 1
         try:
             answer = await until_disconnect(request, self.client.send(asked, stream=True))
         except httpx2.HTTPError:
-            self.running -= 1
             raise ApiError(502, f"The server at {self.server} does not answer: start it with `tenfold serve`.") from None
-        except BaseException:
-            self.running -= 1
-            raise
+        request.state.held.push_async_callback(answer.aclose)
         kept = {name: answer.headers[name] for name in OF_ANSWER if name in answer.headers}
-        return StreamingResponse(self._pieces(answer), answer.status_code, kept)
+        return StreamingResponse(_pieces(answer), answer.status_code, kept)
 
     def _check(self, path: str, method: str, caller: Caller) -> None:
         if caller is STRANGER:
@@ -82,18 +89,13 @@ class Forward:
             raise ApiError(404, "The console names no server: start it with --server http://127.0.0.1:8000.")
         if path not in PASSED_ON[method]:
             raise ApiError(404, f"The console does not pass {method} /{path[:200]} on to the server.")
-        if self.running >= MOST:
-            raise ApiError(429, f"{MOST} requests are under way at the server: try again in a moment.", retry_after=2)
 
-    async def _pieces(self, answer: httpx2.Response) -> AsyncIterator[bytes]:
-        """What comes of a body. One that breaks off ends without the event that says it is whole."""
-        try:
-            with suppress(httpx2.HTTPError):
-                async for piece in answer.aiter_bytes():
-                    yield piece
-        finally:
-            self.running -= 1
-            await answer.aclose()
+
+async def _pieces(answer: httpx2.Response) -> AsyncIterator[bytes]:
+    """What comes of a body. One that breaks off ends without the event that says it is whole."""
+    with suppress(httpx2.HTTPError):
+        async for piece in answer.aiter_bytes():
+            yield piece
 
 
 VIEW = View("chat", "Chat", names, document, private=True, routes=add_routes)

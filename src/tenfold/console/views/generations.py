@@ -7,7 +7,7 @@ from typing import TypeVar
 from msgspec import Struct
 
 from tenfold.console.document import Figure, View, figure, read_json, read_rows, value_at
-from tenfold.console.views.ladder import Ladder, Next, ladder, next_tenfold
+from tenfold.console.views.ladder import LOSSES, Ladder, Next, ladder, loss_in, next_tenfold
 from tenfold.console.views.lineage import Lineage, lineage
 from tenfold.console.views.record import Record, Room, record, rooms
 from tenfold.spec.errors import TenfoldError
@@ -21,9 +21,8 @@ STATES = {  # how far a generation has come, by the last of its files
     "scored": "score.json", "judged": "gate.json", "trained or training": "run.jsonl", "forecast": "forecast.json", "begun": "",
 }  # fmt: skip
 Made = TypeVar("Made")
-LOSSES = ("loss_bits_per_byte", "loss_nats")
-UNITS = {"loss_bits_per_byte": "bits/byte", "loss_nats": "nats", "tokens_per_s": "tokens/s", "seconds": "s", "energy_kwh": "kWh"}
-TITLES = {"loss_bits_per_byte": "loss", "loss_nats": "loss", "tokens_per_s": "speed", "seconds": "time", "energy_kwh": "energy"}
+UNITS = {**LOSSES, "tokens_per_s": "tokens/s", "seconds": "s", "energy_kwh": "kWh"}
+TITLES = {**dict.fromkeys(LOSSES, "loss"), "tokens_per_s": "speed", "seconds": "time", "energy_kwh": "energy"}
 
 
 class Row(Struct):
@@ -151,7 +150,7 @@ def _row_or_sentence(home: Path, name: str) -> Row:
 def _row(home: Path, name: str) -> Row:
     folder = home / name
     row = Row(name, _state(folder))
-    if (loss := _loss(folder)) is not None:
+    if (loss := loss_in(folder)) is not None:
         file = f"{name}/forecast.json"
         row.flops, row.params, row.tokens = (
             figure(home, file, key, unit) for key, unit in (("flops", "FLOPs"), ("params", ""), ("tokens", ""))
@@ -170,14 +169,6 @@ def _row(home: Path, name: str) -> Row:
 def _state(folder: Path) -> str:
     """How far it has come."""
     return next((state for state, file in STATES.items() if (folder / file).exists()), "begun")
-
-
-def _loss(folder: Path) -> str | None:
-    """What the loss is called in its forecast."""
-    if not (folder / "forecast.json").exists():
-        return None
-    made = read_json(folder / "forecast.json")
-    return next((name for name in LOSSES if name in made), None)
 
 
 def _forecast(home: Path, name: str, quantity: str) -> Figure:

@@ -83,10 +83,15 @@ def ladder(home: Path, generations: list[str]) -> Ladder:
 
 def _unit(folder: Path) -> str:
     """The unit of a generation's loss, by its forecast."""
+    return LOSSES.get(loss_in(folder) or "", "")
+
+
+def loss_in(folder: Path) -> str | None:
+    """What the loss is called in a generation's forecast; None where it has none."""
     if not (folder / "forecast.json").exists():
-        return ""
+        return None
     made = read_json(folder / "forecast.json")
-    return next((unit for name, unit in LOSSES.items() if name in made), "")
+    return next((name for name in LOSSES if name in made), None)
 
 
 def _points(folder: Path) -> list[tuple[float, float]]:
@@ -108,12 +113,10 @@ def _add(runs: Runs, name: str, flops: float, loss: float, interval: list[float]
 def _add_forecast(shown: Ladder, home: Path, name: str) -> None:
     """The frozen forecast of a generation, and what came."""
     folder = home / name
-    if not (folder / "forecast.json").exists():
-        return
-    made = folder / "forecast.json"
-    loss = next((key for key in LOSSES if key in read_json(made)), None)
+    loss = loss_in(folder)
     if loss is None:
         return
+    made = folder / "forecast.json"
     flops, median, interval = (value_at(made, key) for key in ("flops", f"{loss}.median", f"{loss}.intervals.80"))
     _add(shown.forecasts, name, flops, median, interval)
     if (folder / "score.json").exists() and loss in value_at(folder / "score.json", "scores"):

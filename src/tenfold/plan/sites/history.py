@@ -102,10 +102,10 @@ def _decided(file: SitesFile, table: dict[str, Any], year: int) -> list[dict[str
     known = known_at(file, table, year)
     first = View(portfolio(known.sites, known.demand), today(known.demand), known.demand)
     chosen = policies(list(NAIVE), first, known.sites.cvar_share)
-    return [{"decided": year, "policy": name, **_come_to(policy, file, table, known)} for name, policy in chosen.items()]
+    return [{"decided": year, "policy": name, **_come_to(policy, table, known)} for name, policy in chosen.items()]
 
 
-def _come_to(policy: Policy, file: SitesFile, table: dict[str, Any], known: Known) -> dict[str, Any]:
+def _come_to(policy: Policy, table: dict[str, Any], known: Known) -> dict[str, Any]:
     """One policy from a year's end until the last year that is known; each later year it has learnt that year's growth."""
     mwh = {one["year"]: one["mwh"] for one in table["years"] if one["year"] >= known.year}
     p = portfolio(known.sites, known.demand)
@@ -113,7 +113,7 @@ def _come_to(policy: Policy, file: SitesFile, table: dict[str, Any], known: Know
     waiting: list[Begun] = []
     for stage, year in enumerate(mwh):
         quarter, hours = 4.0 * stage, (today(known.demand).hours[0], mwh[year] / known.mwh_per_m_hours)
-        demand = _with_growth(known.demand, file, table, year)
+        demand = _with_growth(known.demand, table, year)
         decided = policy(View(world.view(quarter), State(quarter, hours), demand))
         begun.append(decided)
         waiting = world.begin([*waiting, *decided], quarter)
@@ -134,7 +134,7 @@ def _machines_mw(p: Portfolio, decided: list[Begun]) -> float:
     return sum(one.mw for one in decided if one.what in {machine.name for machine in p.machines})
 
 
-def _with_growth(demand: DemandFile, file: SitesFile, table: dict[str, Any], year: int) -> DemandFile:
+def _with_growth(demand: DemandFile, table: dict[str, Any], year: int) -> DemandFile:
     """The demand file with the growth that the years up to one forecast."""
     use = [float(one["mwh"]) for one in table["years"] if one["year"] <= year]
     return with_fields(demand, growth={USE: with_fields(demand.growth[USE], per_year=forecast_growth(use))})

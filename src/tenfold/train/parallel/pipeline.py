@@ -101,21 +101,21 @@ class _PipelineStage(PipelineStage):
             self.device = device
 
     def _get_recv_ops(self, recv_infos: Any) -> Any:
-        _move(recv_infos, self.device)
+        _renew_buffers(recv_infos, self.device)
         return super()._get_recv_ops(recv_infos)
 
     def _retrieve_recv_activations(self, fwd_chunk_id: int) -> Any:
         received = super()._retrieve_recv_activations(fwd_chunk_id)
-        _move(self.args_recv_info[fwd_chunk_id], torch.device("meta"))
+        _renew_buffers(self.args_recv_info[fwd_chunk_id], torch.device("meta"))
         return received
 
     def _retrieve_recv_grads(self, bwd_chunk_id: int) -> Any:
         received = super()._retrieve_recv_grads(bwd_chunk_id)
-        _move(self.grad_recv_info[bwd_chunk_id], torch.device("meta"))
+        _renew_buffers(self.grad_recv_info[bwd_chunk_id], torch.device("meta"))
         return received
 
 
-def _move(recv_infos: Any, device: torch.device) -> None:
+def _renew_buffers(recv_infos: Any, device: torch.device) -> None:
     """Empty buffers on `device` in the place of those that the infos hold."""
     for info in recv_infos:
         if getattr(info, "buffer", None) is not None:
