@@ -132,7 +132,7 @@ def console(home, **options):
         port = free.getsockname()[1]
     app = make_app(ConsoleOptions(home=home, port=port, **options))
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning", timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=server.run)
+    thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:
         end = time.monotonic() + 60
@@ -142,10 +142,11 @@ def console(home, **options):
         yield f"http://127.0.0.1:{port}/"
     finally:
         server.should_exit = True
-        thread.join()
+        thread.join(120)
+        assert not thread.is_alive(), "the console does not end"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def address(home):
     with console(home) as url:
         yield url

@@ -101,6 +101,7 @@ def test_a_picture_is_saved_as_png_svg_and_csv(address, home, browser):
         losses = {line.split(",")[3] for name in ("g1", "g2") for line in (home / name / "points.csv").read_text().splitlines()[1:]}
         assert {float(row["measured runs"]) for row in measured} == {float(loss) for loss in losses} and dots >= len(measured)
         page.locator("figure summary").first.click()
+        page.wait_for_selector("figure details tbody tr")  # the table is made when it is opened
         assert page.locator("figure details tbody tr").count() == len(rows)
 
 
@@ -185,9 +186,13 @@ def test_what_is_new_comes_by_itself_and_an_alert_reaches_the_webhook(home, tmp_
 
     with receiving(Hook) as hook, console(copy, webhook=hook) as url, opened(browser, url) as page:
         page.wait_for_selector("#live:has-text('live')")
+        page.locator("figure summary").first.click()
+        page.locator("th a:text-is('g2')").focus()
         climb(copy, "g3", 2e13, "g2")
         judged(copy / "g3", passed=False)
         page.wait_for_selector("th a:text-is('g3')")
+        assert page.evaluate("document.activeElement.textContent") == "g2"  # a reader stays at the same place
+        page.wait_for_selector("figure details[open] tbody tr")
         page.wait_for_selector("#alerts a:has-text('The gate refuses g3')")
         assert came.wait(120)
     assert [(one["kind"], one["place"]) for one in posted] == [("gate", "#/generations/g3")]

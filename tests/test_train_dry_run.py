@@ -107,14 +107,14 @@ def test_recompute_trades_memory_and_the_fullest_rank_is_the_first():
         ({}, {"dp_shard": 8}, "none"),
         ({}, {"dp_shard": 4, "cp": 2}, "selective"),
         ({}, {"dp_shard": 4, "tp": 2}, "full"),
-        (EXPERTS, {"dp_shard": 8, "ep": 4}, "full"),
+        pytest.param(EXPERTS, {"dp_shard": 8, "ep": 4}, "full", marks=pytest.mark.slow),
         (EXPERTS, {"dp_shard": 4, "tp": 2, "ep": 4}, "none"),
-        (EXPERTS, {"dp_shard": 4, "tp": 2}, "full"),
+        pytest.param(EXPERTS, {"dp_shard": 4, "tp": 2}, "full", marks=pytest.mark.slow),
         ({**EXPERTS, "n_experts": 4}, {"dp_shard": 8}, "none"),
         ({}, {"pp": 4, "tp": 2}, "selective"),
         ({}, {"pp": 2, "dp_shard": 4, "schedule": "interleaved"}, "none"),
         ({"tied": True}, {"pp": 2, "dp_shard": 4, "schedule": "zero_bubble"}, "full"),
-        (EXPERTS, {"pp": 2, "dp_shard": 2, "tp": 2, "ep": 2}, "full"),
+        pytest.param(EXPERTS, {"pp": 2, "dp_shard": 2, "tp": 2, "ep": 2}, "full", marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_the_planner_is_within_a_tenth(more, layout, what):

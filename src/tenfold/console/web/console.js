@@ -1,4 +1,5 @@
 // The console: finds the view that the address names, and gives it documents, events and changes.
+import { carry } from "./carry.js";
 import { button, element, empty } from "./figures.js";
 import { actor } from "./changes.js";
 
@@ -92,9 +93,12 @@ async function show(index) {
     fresh.append(empty(error.message));
   }
   if (number !== shownNumber) return;  // another view was asked for meanwhile
+  const here = location.hash || "#/";
+  const settle = main.dataset.shown === here ? carry(main) : () => {};
   main.replaceChildren(fresh);
+  settle(main);
   main.removeAttribute("aria-busy");
-  main.dataset.shown = location.hash || "#/";
+  main.dataset.shown = here;
   fresh.dispatchEvent(new Event("placed"));
 }
 
