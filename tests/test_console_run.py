@@ -69,6 +69,14 @@ def test_a_record_that_grows_has_the_rows_of_its_file(tmp_path_factory, lines, p
         assert all(same(float(row[name]), event.get(name)) for name in FIELDS)
 
 
+def test_numbers_that_no_run_has_are_left_out(tmp_path):
+    lines = ('{"event": "step", "step": %s}' % ("9" * 400), '{"event": "step", "step": 1, "loss": 1%s}' % ("0" * 400))
+    good = '{"event": "step", "step": 2, "loss": 0.5}'
+    (tmp_path / "run.jsonl").write_text("\n".join([lines[0], good, *lines, ""]))
+    record = Record(tmp_path / "run.jsonl").read()
+    assert record.rows["step"].tolist() == [2] and record.rows["line"].tolist() == [2] and len(record.events) == 3
+
+
 def test_a_long_record_is_read_in_pieces_and_anew_when_it_is_replaced(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "CHUNK", 100)
     with MetricsWriter(tmp_path) as metrics:

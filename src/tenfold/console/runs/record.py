@@ -6,14 +6,16 @@ import os
 import threading
 from collections import OrderedDict
 from contextlib import suppress
-from itertools import chain
+from itertools import starmap
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from struct import Struct as Packed
+from struct import error as NotPacked
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import readable
@@ -29,7 +31,7 @@ class Line(Struct, gc=False):
     """What is read of each line."""
 
     event: str = ""
-    step: int = -1
+    step: Annotated[int, Meta(le=2**53)] = -1  # so that it is a number of `ROW`
     loss: float | None = math.nan
     grad_norm: float | None = math.nan
     tokens_per_s: float | None = math.nan
@@ -42,6 +44,7 @@ class Line(Struct, gc=False):
 Event = tuple[int, dict[str, Any]]  # the number of its line from 1, and what stands there
 DECODER = msgspec.json.Decoder(Line)
 EVENT, NUMBERS = attrgetter("event"), attrgetter("step", *FIELDS)
+PACK = Packed(f"={1 + len(FIELDS)}d").pack
 
 
 class Record:
@@ -73,7 +76,7 @@ class Record:
             self._size = found.st_size
             stream.seek(self._read)
             while text := stream.read(CHUNK) + stream.readline():
-                whole = text[: text.rfind(b"\n") + 1]
+                whole = text if text.endswith(b"\n") else text[: text.rfind(b"\n") + 1]
                 self._take(whole)
                 if len(whole) < len(text):  # a line that is being written
                     break
@@ -110,7 +113,7 @@ class Record:
         starts = np.append(0, ends + 1)
         parsed = _parse(text, len(ends))
         numbers = _numbers(parsed)
-        is_step = np.fromiter(map("step".__eq__, map(EVENT, parsed)), bool, len(parsed)) & (numbers[:, 0] >= 0)
+        is_step = (numbers[:, 0] >= 0) & _named(parsed, "step")
         for i in np.flatnonzero(~is_step):
             with suppress(ValueError):
                 event = json.loads(text[starts[i] : ends[i]])
@@ -151,13 +154,18 @@ def _parse_one(line: bytes) -> Line:
         return Line()
 
 
+def _named(lines: list[Line], event: str) -> np.ndarray:
+    """Which lines are this event [lines]; most often all are."""
+    found = list(map(EVENT, lines))
+    return np.ones(len(lines), bool) if found.count(event) == len(lines) else np.array([one == event for one in found], bool)
+
+
 def _numbers(lines: list[Line]) -> np.ndarray:
     """The step and the fields [lines, 1 + fields] in float64, NaN for what a line does not have."""
-    shape = len(lines), 1 + len(FIELDS)
     try:
-        return np.fromiter(chain.from_iterable(map(NUMBERS, lines)), float, shape[0] * shape[1]).reshape(shape)
-    except TypeError:  # None is no float here, and NaN below
-        return np.array(list(map(NUMBERS, lines)), float).reshape(shape)
+        return np.frombuffer(b"".join(starmap(PACK, map(NUMBERS, lines)))).reshape(len(lines), 1 + len(FIELDS))
+    except NotPacked:  # None is no float here, and NaN below
+        return np.array(list(map(NUMBERS, lines)), float)
 
 
 class Records:
