@@ -20,6 +20,10 @@ from tenfold.fleet.ledger import Ledger
 from tenfold.fleet.operate.commands import cap, drain, lend
 from tenfold.fleet.operate.operate import status
 from tenfold.fleet.policies.lend import Lending
+from tenfold.fleet.policies.static import Static
+from tenfold.fleet.pools import Pool, Service
+from tenfold.fleet.seen import FILE as FILE_SEEN
+from tenfold.fleet.seen import Recorded, read_seen
 from tenfold.fleet.slots.simulated import SimulatedWorld, simulate
 from tenfold.fleet.slots.slots import Demand, Limits
 from tenfold.serve.api.keys import make_key
@@ -28,6 +32,7 @@ from tenfold.spec.errors import TenfoldError
 pytest_plugins = ["chat_page", "console_home"]
 TRACES = Path(__file__).parent / "data" / "traces"
 OWNERS = {"slot-1": "chat", "slot-2": "train", "slot-3": "train"}
+RATES = [0.0, 25.0, 25.0, 0.0, 0.0]  # requests/s, in bins of 50 s
 FILE = f"""
 [simulation]
 days = 1.0
@@ -61,12 +66,12 @@ def run_fleet(home):
     for lease in ledger.leases():
         ledger.note(lease.id, ready=1.0)
     limits = Limits(leave_s=10, start_s=30, tick_s=1, switch_s=8)
-    rates = [0.0, 25.0, 25.0, 0.0, 0.0]
+    rates = RATES
     world = SimulatedWorld(
         ledger, lambda now: Demand(rates[min(4, int(now / 50))], tuple(rates[int(now / 50) :]), 50, now % 50, 10), limits,
         itertools.repeat((3.0, 4.0)),
     )  # fmt: skip
-    simulate(world, Lending(), 250, 1.0)
+    simulate(world, Recorded(Lending(), home / "fleet"), 250, 1.0)
     ledger.close()
 
 
@@ -93,6 +98,37 @@ def test_figures_of_the_ledger_and_of_simulations_are_theirs(fleet):
         ends = parsed(fleet / one.file, one.key.removesuffix(".mean"))
         assert one.value == ends["mean"] and (one.low is None or (one.low, one.high) == (ends["low"], ends["high"]))
     assert len(means) > 30
+
+
+def test_demand_stands_beside_what_was_forecast_a_bin_before(fleet):
+    (pool,) = document(all_views()["fleet"], fleet, "")["fleet"]["pools"]
+    chat, at = pool["services"]["chat"], pool["at"]
+    assert pool["name"] == "slots" and at == sorted(at) and set(pool["busy"]) == {3}
+    for i, now in enumerate(at):
+        assert chat["rate"][i] == RATES[min(4, int(now / 50))]
+        assert chat["answers"][i] in (10, 20, 30)  # of one slot to three
+    known = [(now, one) for now, one in zip(at, chat["middle"], strict=True) if one is not None]
+    assert 50 <= known[0][0] < 60  # a bin after the first look
+    begins = {int(now / 50): one for now, one in known if now % 50 == 0}
+    assert begins == {number: RATES[number] for number in begins} and len(begins) >= 3
+    kept = [json.loads(line) for line in (fleet / "fleet" / FILE_SEEN).read_text().splitlines()]
+    assert [row["at"] for row in kept] == at and kept[0]["services"]["chat"]["high"] == pytest.approx(RATES[1] / 0.9)
+
+
+def test_the_record_of_demand_is_bounded_and_torn_lines_are_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr("tenfold.fleet.seen.LARGEST", 1000)
+    pool = Pool("a", 4, [Service("rank", 2, 5.0, nodes=2, rate=3.0, bin_s=10)], training=1, serving=2, allowed=3)
+    recorded = Recorded(Static(), tmp_path)
+    for now in range(40):
+        recorded.decide(float(now), pool)
+    assert (tmp_path / FILE_SEEN).stat().st_size < 1200 and (tmp_path / f"{FILE_SEEN}.1").exists()
+    with (tmp_path / FILE_SEEN).open("a") as stream:
+        stream.write('{"at": 50, "pool"')
+    rows = read_seen(tmp_path, 0.0, 1 << 20)
+    assert rows[-1].at == 39 and rows[-1].allowed == 3 and rows[-1].services["rank"].middle is None
+    (tmp_path / FILE_SEEN).unlink()
+    (tmp_path / FILE_SEEN).mkdir()
+    assert recorded.decide(60.0, pool) == Static().decide(60.0, pool)  # a record that cannot be written hinders nothing
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,12 @@ from msgspec import Meta, Struct
 
 from tenfold.console.document import Computed, Figure, View, figure, read_json, stamp, undamaged
 from tenfold.console.events import changes
+from tenfold.console.views.demand import pools
 from tenfold.fleet.clock import Clock
 from tenfold.fleet.ledger import Lease
 from tenfold.fleet.operate.operate import ask, is_controlled, open_ledger, price_s, withdraw
 from tenfold.fleet.operate.wishes import Wishes
+from tenfold.fleet.seen import FILE as SEEN
 from tenfold.fleet.simulation.document import SUFFIX, read_simulation
 from tenfold.fleet.simulation.results import WORDS
 from tenfold.fleet.slots.slots import Wish
@@ -26,6 +28,7 @@ from tenfold.spec.errors import TenfoldError
 from tenfold.spec.ranges import Positive
 
 LEDGER = "fleet/ledger.db"
+WRITTEN = (LEDGER, f"{LEDGER}-wal", f"fleet/{SEEN}")  # while a fleet is controlled
 PRICE = "the medians of what the ledger saw: leaving, and the owner's start"
 DAY_S, MINUTE_S = 86_400.0, 60.0
 MOVES = 200  # of the ledger that are shown, the newest
@@ -61,8 +64,8 @@ def _simulations(home: Path) -> dict[str, str]:
 
 def _now(home: Path) -> dict[str, Any]:
     """What the ledger says, read anew where it was written to, and every minute."""
-    files = (home / LEDGER, home / f"{LEDGER}-wal")
-    return _said(home, tuple(stamp(file) for file in files if file.exists()), is_controlled(home), time.time() // MINUTE_S)
+    files = tuple(stamp(home / file) for file in WRITTEN if (home / file).exists())
+    return _said(home, files, is_controlled(home), time.time() // MINUTE_S)
 
 
 @lru_cache(4)
@@ -84,6 +87,7 @@ def _said(home: Path, _: tuple[tuple[int, int], ...], controlled: bool, minute: 
         "ahead_s": round(clock.ahead_s()),
         "slots": [_slot(one, owners[one.slot], prices[one.role, owners[one.slot]]) for one in current],
         "roles": _roles(leases, MINUTE_S * (clock() // MINUTE_S) if controlled else 0.0),
+        "pools": pools(home / "fleet", max(one.since for one in leases) - DAY_S),
         "moves": [_move(one) for one in reversed(leases[-MOVES:])],
         "wishes": [_wish(one) for one in wishes],
         "targets": {"slots": sorted({*owners, *owners.values()}), "roles": sorted({one.role for one in leases})},

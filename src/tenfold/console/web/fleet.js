@@ -25,6 +25,7 @@ function tell(body, fleet, page) {
   body.append(section("Slots", table(["slot", "owner", "role", "since", "until", "price of return", "why"], fleet.slots.map(one => [one.slot, one.owner, one.work ? `${one.role}: ${one.work}` : one.role, time(one.since), time(one.until) ?? "", one.price, one.why]), "Who holds which slot")));
   if (fleet.wishes.length) body.append(section("Open wishes", wishes(fleet, time, page)));
   roles(body, fleet);
+  for (const pool of fleet.pools) seen(body, pool, fleet.pools.length > 1 ? ` of ${pool.name}` : "");
   body.append(section("Moves", table(["lease", "slot", "to", "since", "until", "back in time", "lost work", "why"], fleet.moves.map(one => [one.lease, one.slot, one.role, time(one.since), time(one.until) ?? "", one.in_time ?? "", one.lost ?? "", one.why]), "The newest moves, with their reasons")));
 }
 
@@ -43,6 +44,18 @@ function roles(body, { roles: { at, roles: counts } }) {
   const steps = values => values.flatMap((value, i) => i ? [values[i - 1], value] : [value]);
   const names = Object.keys(counts).sort((a, b) => (a === "switching") - (b === "switching") || a.localeCompare(b));
   chart(body, { title: "Slots by role over the last day", xLabel: `${unit} ago`, unit: "slots", x, series: stacked(names.map(label => ({ label, amounts: steps(counts[label]) }))) });
+}
+
+/** What the controller saw of a pool in the last day, by when: the demand of each service beside its forecast, and power's limit. */
+function seen(body, { at, services, busy, allowed }, of) {
+  const last = at.at(-1), [unit, size] = UNITS.find(([, size]) => last - at[0] > 2 * size) ?? UNITS.at(-1);
+  const x = at.map(time => (time - last) / size), xLabel = `${unit} before the last look`;
+  for (const [name, { rate, answers, middle, high }] of Object.entries(services)) {
+    const forecast = middle.some(value => value !== null) ? [{ label: "forecast one bin before", values: middle, low: middle, high }] : [];
+    chart(body, { title: `Demand of ${name}${of}`, xLabel, unit: "requests/s", x, series: [{ label: "came", values: rate }, ...forecast, { label: "can be answered", values: answers }] });
+  }
+  const limit = allowed.some(value => value !== null) ? [{ label: "power allows", values: allowed }] : [];
+  chart(body, { title: `Nodes at work${of}`, xLabel, unit: "nodes", x, series: [{ label: "at work", values: busy }, ...limit] });
 }
 
 function wishes(fleet, time, page) {

@@ -17,6 +17,7 @@ from tenfold.fleet.forecast import AHEAD, DAY, DemandModel, fit_demand
 from tenfold.fleet.ledger import Ledger
 from tenfold.fleet.operate.operate import CONTROLLER
 from tenfold.fleet.pools import Policy, Service, Size
+from tenfold.fleet.seen import Recorded
 from tenfold.fleet.setup import Setup, pools_of, recovery, sites_of
 from tenfold.fleet.traces import BIN_S, read_demand
 from tenfold.launch.job import Job, Launcher, open_launcher
@@ -47,14 +48,14 @@ def control(path: Path, on: str, home: Path, policy: Policy, say: Callable[[floa
         setup = Setup(file, pools_of(file), sites_of(file), {}, {}, recovery())
         world = LaunchedWorld(folder, ledger, setup, launchers(file, on, folder), DemandFiles(file.services))
         try:
-            due = -math.inf
+            due, recorded = -math.inf, Recorded(policy, folder)
             while file.services or file.runs.keys() - ledger.finished():
                 now = clock()
                 for name in file.runs:
                     world.arrive(now, name)
                 periodic = now >= due
                 due = now + file.simulation.tick_s if periodic else due
-                for size in look(now, world, policy, periodic):
+                for size in look(now, world, recorded, periodic):
                     say(now, size)
                 time.sleep(LOOK_S)
         finally:

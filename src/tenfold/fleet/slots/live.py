@@ -11,6 +11,7 @@ from tenfold.fleet.clock import Clock
 from tenfold.fleet.front.control import Front
 from tenfold.fleet.ledger import Ledger
 from tenfold.fleet.pools import Policy
+from tenfold.fleet.seen import Recorded
 from tenfold.fleet.slots.local import LocalWorld
 from tenfold.fleet.slots.tick import tick
 from tenfold.launch.job import open_launcher
@@ -55,9 +56,10 @@ def settle(world: LocalWorld) -> None:
 
 
 def play(world: LocalWorld, policy: Policy, going: Callable[[], bool], say: Say) -> None:
-    """Let the policy decide as long as `going` says so."""
+    """Let the policy decide as long as `going` says so; what it was shown is kept."""
+    recorded = Recorded(policy, world.folder)
     while going():
-        for move in tick(world.clock(), world, policy):
+        for move in tick(world.clock(), world, recorded):
             say(f"  {type(move).__name__} {move.slot}: {move.why}.")
         time.sleep(world.limits.tick_s)
 

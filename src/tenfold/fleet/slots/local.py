@@ -33,7 +33,7 @@ class LocalWorld:
     def __init__(self, folder: Path, ledger: Ledger, roles: "dict[str, Role]", launcher: Launcher, front: Front):
         self.demand: Callable[[float], Demand] = lambda now: Demand()
         self.limits, self.slot_w, self.clock = Limits(), 0.0, Clock(folder / "clock.json")
-        self._folder, self._ledger, self._roles, self._launcher, self._front = folder, ledger, roles, launcher, front
+        self.folder, self._ledger, self._roles, self._launcher, self._front = folder, ledger, roles, launcher, front
         self._wishes, self._watch = Wishes(ledger), Watch(len(ledger.owners))
         self.sleepers = Sleepers()
         self._running: dict[str, Worker] = {}
@@ -183,7 +183,7 @@ class LocalWorld:
 
     def _submit(self, slot: str, role: "Role", end: float | None) -> Worker:
         """A new process of the role."""
-        lock, url, leave_s = self._folder / f"{slot}.lock", free_url(), self.limits.leave_s
+        lock, url, leave_s = self.folder / f"{slot}.lock", free_url(), self.limits.leave_s
         if not self.sleepers.keep_bytes:
             return Worker(self._launcher.submit(role.job(lock, url, end, leave_s)), url)
         orders, theirs = Pipe()

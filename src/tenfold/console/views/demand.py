@@ -1,0 +1,52 @@
+"""The demand of a fleet's services beside its forecast, and the nodes at work beside those that power allows, as columns."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tenfold.fleet.seen import Seen, SeenService, read_seen
+
+READ, PLACES = 4 << 20, 600  # bytes of the record that are read at most, and what a picture has of it
+
+Column = list[float | None]
+
+
+def pools(folder: Path, since: float) -> list[dict[str, Any]]:
+    """What the controller saw of each pool since a time of the fleet's clock."""
+    rows = read_seen(folder, since, READ)
+    return [_pool(name, [row for row in rows if row.pool == name]) for name in sorted({row.pool for row in rows})]
+
+
+def _pool(name: str, rows: list[Seen]) -> dict[str, Any]:
+    rows = rows[:: -math.ceil(len(rows) / PLACES)][::-1]  # evenly, with the last
+    at = np.array([row.at for row in rows])
+    services = sorted({service for row in rows for service in row.services})
+    return {
+        "name": name,
+        "at": at.tolist(),
+        "busy": [row.busy for row in rows],
+        "allowed": [row.allowed for row in rows],
+        "services": {service: _demand(at, [row.services.get(service) for row in rows]) for service in services},
+    }
+
+
+def _demand(at: np.ndarray, said: list[SeenService | None]) -> dict[str, Column]:
+    """What was forecast stands at the time that it was forecast for: a bin's begin, by the first look a bin before."""
+    known = [(now + one.in_s, one.middle, one.high) for now, one in zip(at, said, strict=True) if one and one.in_s is not None]
+    when, middle, high = np.array(known, float).reshape(-1, 3).T
+    when, first = np.unique(when.round(3), return_index=True)
+    return {
+        "rate": [one.rate if one else None for one in said],
+        "answers": [one.answers if one else None for one in said],
+        "middle": _between(at, when, middle[first]),
+        "high": _between(at, when, high[first]),
+    }
+
+
+def _between(at: np.ndarray, when: np.ndarray, values: np.ndarray) -> Column:
+    """The line through the values at other times; None before its begin and after its end."""
+    if not len(when):
+        return [None] * len(at)
+    return [None if math.isnan(value) else value for value in np.interp(at, when, values, math.nan, math.nan).tolist()]
