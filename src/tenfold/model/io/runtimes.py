@@ -1,6 +1,7 @@
 """Open an export in the tool that it is for, where that is installed, and compare with this package's reading of the file."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -73,10 +74,12 @@ def open_in_transformers(directory: Path, ours: list[Answer]) -> str:
     """
     if find_spec("transformers") is None:
         return "It was not opened in transformers: pip install transformers."
+    for other in ("torchao", "torch.utils._pytree"):  # which transformers imports, and which say what kernels a CPU lacks
+        logging.getLogger(other).setLevel(logging.ERROR)
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
+    from transformers.utils.logging import disable_progress_bar
 
-    logging.disable_progress_bar()
+    disable_progress_bar()
     theirs = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(directory) if has_tokenizer(directory) else None
     worst = 0.0
