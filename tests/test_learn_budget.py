@@ -1,16 +1,15 @@
 """What a run will take, said before it: frozen, in the units of what is measured, and scored by its outcome."""
 
 import json
-import math
 
 import pytest
 from chat_models import chat_model
 from msgspec import structs
 
-from tenfold.learn.budget import _spread, in_words
+from tenfold.learn.budget import in_words
 from tenfold.learn.options import DPOOptions, GRPOOptions, KTOOptions, LoRAOptions, RewardSource, TuneSettings
 from tenfold.learn.tune import tune, tune_on_rewards
-from tenfold.spec.forecasts import Forecast, around, forecast, outcome, read_forecasts
+from tenfold.spec.forecasts import around, read_forecasts
 
 SETTINGS = TuneSettings(steps=8, seq_len=64, batch_size=8, max_epochs=99)
 REWARD = """
@@ -93,15 +92,6 @@ def test_the_throw_away_start_changes_nothing_of_the_run(model, tmp_path):
         record = [json.loads(line) for line in (generation / "run.jsonl").read_text().splitlines()]
         losses.append([(row["loss"], row.get("reward"), row.get("kl")) for row in record if row["event"] == "step"])
     assert losses[0] == losses[1]
-
-
-def test_the_spread_is_that_of_earlier_outcomes(tmp_path):
-    assert _spread(tmp_path, "tuning_seconds") == 0.2
-    for i, ratio in enumerate((1.5, 1 / 1.5) * 3):
-        forecast(tmp_path, Forecast(key=str(i), who="learn", kind="tuning_seconds", unit="s", quantiles=around(10.0, 0.2)))
-        outcome(tmp_path, str(i), 10 * ratio)
-    assert _spread(tmp_path, "tuning_seconds") == pytest.approx(math.log(1.5))
-    assert _spread(tmp_path, "tuning_kwh") == 0.2
 
 
 def test_the_forecast_in_words_names_each_unit_beside_its_figure():

@@ -1,5 +1,6 @@
 """The record of forecasts: frozen, scored once, and right whatever happens while it is written."""
 
+import json
 import math
 import multiprocessing
 import os
@@ -11,14 +12,19 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
+from tenfold.circle.commands import forecasts as forecasts_command
+from tenfold.console.views.record import record
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.forecasts import (
     FILE,
     LEVELS,
     Forecast,
+    Learnt,
     Scored,
     around,
+    calibrated,
     forecast,
     normal,
     of_intervals,
@@ -75,6 +81,66 @@ def write_without_end(home, who):
         key = f"{who}/{i}"
         forecast(home, made(key))
         outcome(home, key, 2.0)
+
+
+@pytest.mark.parametrize("truth", [0.3, 1.0, 3.0])
+@pytest.mark.parametrize("states", [around, normal])
+def test_intervals_come_to_hold_whatever_spread_their_maker_states(tmp_path, truth, states):
+    drawn, held, widths = np.random.default_rng(0), [], []
+    for i in range(120):
+        median = float(drawn.uniform(5, 50))
+        said = forecast(tmp_path, made(str(i), states(median, 0.1)))
+        off = truth * 0.1 * drawn.standard_normal()
+        held.append(outcome(tmp_path, str(i), median * math.exp(off) if states is around else median + off).inside_80)
+        low, high = (said.quantiles[LEVELS.index(level)] for level in (0.1, 0.9))
+        widths.append(math.log(high / low) if states is around else high - low)
+        assert said.median == pytest.approx(median) and said.learnt.outcomes == i
+    assert 0.7 <= np.mean(held[20:]) <= 0.9
+    assert widths[-1] / widths[0] == pytest.approx(truth, rel=0.25)  # the first is as stated
+
+
+def test_a_forecast_learns_from_its_own_maker_and_kind_alone_and_once(tmp_path):
+    for i, ratio in enumerate((1.5, 1 / 1.5) * 3):
+        forecast(tmp_path, made(str(i), around(10.0, 0.2)))
+        outcome(tmp_path, str(i), 10 * ratio)
+    z = math.log(1.5) / 0.2
+    steps = [1.0]  # each outcome counts by the width that was stated, not by the one that it was given
+    for n in range(1, 7):
+        steps.append(math.sqrt((4 + n * z * z) / (4 + n)))
+    assert [one.forecast.learnt.factor for one in read_forecasts(tmp_path)] == pytest.approx(steps[:-1])
+    next_one = calibrated(tmp_path, made("next", around(10.0, 0.2)))
+    assert next_one.learnt == Learnt(pytest.approx(steps[-1]), 6)
+    assert next_one.quantiles == pytest.approx(around(10.0, 0.2 * steps[-1]))
+    assert calibrated(tmp_path, next_one) == next_one == structs.replace(forecast(tmp_path, next_one), made="")
+    other = structs.replace(made("other", around(10.0, 0.2)), kind="speed")
+    assert forecast(tmp_path, other).quantiles == other.quantiles
+    assert forecast(tmp_path, structs.replace(other, key="third", kind="loss", who="rank")).quantiles == other.quantiles
+
+
+def test_the_command_and_the_console_say_what_a_forecast_learnt(tmp_path, capsys):
+    forecast(tmp_path, made("first", around(10.0, 0.2)))
+    outcome(tmp_path, "first", 10.0)
+    forecast(tmp_path, made("second", around(10.0, 0.2)))
+    forecasts_command(home=tmp_path, json=True)
+    first, second = json.loads(capsys.readouterr().out)["forecasts"]
+    factor = math.sqrt(4 / 5)
+    assert first["learnt"] == {"factor": 1.0, "outcomes": 0} and second["learnt"] == {
+        "factor": pytest.approx(factor),
+        "outcomes": 1,
+    }
+    forecasts_command(home=tmp_path)
+    assert "0.89" in capsys.readouterr().out
+    rows = record(tmp_path).rows
+    assert rows[0].factor is None and rows[1].factor.value == pytest.approx(factor) and rows[1].outcomes == 1
+
+
+def test_one_outcome_from_another_world_does_not_end_all_precision(tmp_path):
+    forecast(tmp_path, made("far", normal(0.0, 1.0)))
+    outcome(tmp_path, "far", 1e9)
+    assert calibrated(tmp_path, made("next", normal(0.0, 1.0))).learnt.factor == pytest.approx(2.0)
+    forecast(tmp_path, made("certain", (3.0,) * 7))
+    outcome(tmp_path, "certain", 4.0)  # by how many deviations nobody can say
+    assert calibrated(tmp_path, made("next", normal(0.0, 1.0))).learnt.outcomes == 1
 
 
 def test_kill_9_while_several_write_loses_nothing_that_was_returned(tmp_path):

@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct, structs
+from msgspec import Meta, Struct, structs, to_builtins
 
 from tenfold.scale import documents
 from tenfold.scale.options import ClimbSettings
@@ -196,6 +196,8 @@ def circle(*, home: Home = Path("generations"), json: Json = False) -> None:
 def forecasts(*, home: Home = Path("generations"), json: Json = False) -> None:
     """Every forecast made in a home, what came, and whether its interval held.
 
+    `width` is how many times as wide as its maker stated an interval is, by the outcomes of the same kind before it.
+
     Example: tenfold forecasts --home generations
     """
     from tenfold.spec.forecasts import LEVELS, read_forecasts
@@ -205,16 +207,18 @@ def forecasts(*, home: Home = Path("generations"), json: Json = False) -> None:
     scored = [one for one in found if one.measured is not None]
     if json:
         scores = [{k: getattr(one, k) for k in ("measured", "came", "inside_80", "crps")} for one in found]
-        rows = [structs.asdict(one.forecast) | score for one, score in zip(found, scores, strict=True)]
+        rows = [to_builtins(one.forecast) | score for one, score in zip(found, scores, strict=True)]
         print_json({"levels": LEVELS, "forecasts": rows})
         return
     if not found:
         raise TenfoldError(f"No forecast was made in {home} yet: `tenfold climb` makes some.")
-    table = Figures("forecast", "unit", "median", "80 % interval", "measured", "inside")
+    table = Figures("forecast", "unit", "median", "80 % interval", "width", "measured", "inside")
     for one in found:
         q = dict(zip(LEVELS, one.forecast.quantiles, strict=True))
         came = ("", "") if one.measured is None else (f"{one.measured:.4g}", "yes" if one.inside_80 else "no")
-        table.add_row(one.forecast.key, one.forecast.unit, f"{q[0.5]:.4g}", f"{q[0.1]:.4g} to {q[0.9]:.4g}", *came)
+        learnt = one.forecast.learnt
+        width = f"{learnt.factor:.2f}" if learnt and learnt.outcomes else ""
+        table.add_row(one.forecast.key, one.forecast.unit, f"{q[0.5]:.4g}", f"{q[0.1]:.4g} to {q[0.9]:.4g}", width, *came)
     out = console()
     out.print(table)
     inside = sum(bool(one.inside_80) for one in scored)

@@ -1,20 +1,22 @@
 """What a run will take, said before it: time, energy, money and memory, measured on a throw-away start and frozen in the record.
 
 A copy of the model does the run's own first steps, with its own rows: for rewards it draws them, for distillation the teacher
-runs along. How far earlier forecasts of the same home were off widens the intervals of the next.
+runs along.
 """
 
 import copy
-import math
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from msgspec import convert, to_builtins
+
 from tenfold.learn.lineage import VERSION
 from tenfold.plan.sites.site import site
 from tenfold.spec.files import make_folder, write_json
-from tenfold.spec.forecasts import LEVELS, Forecast, around, forecast, outcome, read_forecasts
+from tenfold.spec.forecasts import LEVELS, Forecast, Learnt, around, calibrated, forecast, outcome
 from tenfold.spec.terminal import console
 from tenfold.spec.units import duration
 from tenfold.spec.versions import read_document
@@ -28,9 +30,8 @@ from tenfold.train.task import Task
 FILE = "budget.json"
 FIRST, LEAST = 1, 2  # steps of the throw-away start that are left out, and that are measured
 UNITS = {"tuning_seconds": "s", "tuning_kwh": "kWh", "tuning_usd": "USD", "tuning_gib": "GiB"}
-# Relative spreads before a home has outcomes: a busy machine's speed, and what an evaluation takes beside training.
+# Relative spreads: a busy machine's speed, and what an evaluation takes beside training.
 SPREAD = {"tuning_seconds": 0.2, "tuning_kwh": 0.2, "tuning_usd": 0.2, "tuning_gib": 0.15}
-ENOUGH = 5  # outcomes that tell the spread
 
 
 def budget(task: Task, config: RunConfig, generation: Path, rent_usd_per_h: float, *, quiet: bool = False) -> None:
@@ -44,8 +45,7 @@ def budget(task: Task, config: RunConfig, generation: Path, rent_usd_per_h: floa
         write_json(file, {"version": VERSION, **_measured(task, config, home, generation.name, rent_usd_per_h)})
     said = _read(file)
     for kind, quantiles in said["quantiles"].items():  # again where a run was stopped between the two
-        made = Forecast(key=_key(said, kind), who="learn", kind=kind, unit=UNITS[kind], quantiles=tuple(quantiles))
-        forecast(home, made)
+        forecast(home, _forecast(said, kind, quantiles, convert(said["learnt"][kind], Learnt) if "learnt" in said else Learnt()))
     if not quiet:
         console().print(f"{generation.name}: {in_words(said)}", highlight=False)
 
@@ -94,20 +94,17 @@ def _measured(task: Task, config: RunConfig, home: Path, name: str, rent_usd_per
     medians = {"tuning_seconds": seconds, "tuning_kwh": kwh, "tuning_usd": _usd(said, seconds, kwh)}
     if known:
         medians["tuning_gib"] = memory
-    said["quantiles"] = {kind: around(median, _spread(home, kind)) for kind, median in medians.items()}
-    return said
+    made = {kind: calibrated(home, _forecast(said, kind, around(median, SPREAD[kind]))) for kind, median in medians.items()}
+    said["quantiles"] = {kind: one.quantiles for kind, one in made.items()}
+    return said | {"learnt": {kind: to_builtins(one.learnt) for kind, one in made.items()}}
 
 
 def _usd(said: dict[str, Any], seconds: float, kwh: float) -> float:
     return said["rent_usd_per_h"] * seconds / 3600 or said["usd_per_kwh"] * kwh
 
 
-def _spread(home: Path, kind: str) -> float:
-    """The relative deviation to expect: that of the home's earlier outcomes from their medians, where there are enough."""
-    past = [one for one in read_forecasts(home) if one.forecast.kind == kind and one.measured]
-    if len(past) < ENOUGH:
-        return SPREAD[kind]
-    return max(0.03, math.sqrt(fmean(math.log(one.measured / one.forecast.median) ** 2 for one in past if one.measured)))
+def _forecast(said: dict[str, Any], kind: str, quantiles: Sequence[float], learnt: Learnt | None = None) -> Forecast:
+    return Forecast(key=_key(said, kind), who="learn", kind=kind, unit=UNITS[kind], quantiles=tuple(quantiles), learnt=learnt)
 
 
 def _key(said: dict[str, Any], kind: str) -> str:

@@ -86,7 +86,7 @@ def _judge(new: Path, old: Path, home: Path, key: str, hashes: dict[str, str], s
         quantiles = predicted(list(-checks.margins(both, validation)), len(unseen))
         data = {name: hashes[name] for name in ("validation", "new", "old")}
         made = Forecast(key=key, who="learn", kind="paired_difference", unit="nats/answer", quantiles=quantiles, data=data)
-        forecast(home, made)
+        quantiles = forecast(home, made).quantiles
         margins = checks.margins(both, unseen)
         test = paired_test(list(-margins))
         said = {"test": asdict(test), "quantiles": quantiles, "left_out_prompts": len(held_out) - len(unseen)}

@@ -14,7 +14,7 @@ from tenfold.plan.ranges import Range
 from tenfold.plan.request import Limits
 from tenfold.plan.workload.data import Data
 from tenfold.plan.workload.workload import Workload
-from tenfold.spec.forecasts import Forecast, forecast, of_samples
+from tenfold.spec.forecasts import Forecast, Learnt, forecast, of_samples
 from tenfold.spec.layout import Layout
 
 SCHEMA = 3
@@ -143,7 +143,8 @@ def record(home: Path, plan: Document, data: dict[str, str]) -> str:
     planned = msgspec.json.encode([plan[part] for part in ("request", "model", "machine", "layout")], order="sorted")
     quantiles = tuple(days * 86400 for days in plan["time"]["wall_days_quantiles"])
     key = f"plan/{hashlib.sha256(planned).hexdigest()[:12]}/seconds"
-    forecast(home, Forecast(key=key, who="plan", kind="seconds", unit="s", quantiles=quantiles, data=data))
+    asis = Learnt()  # the record says what the plan does; runs change the plan itself, by `calibrate`
+    forecast(home, Forecast(key=key, who="plan", kind="seconds", unit="s", quantiles=quantiles, data=data, learnt=asis))
     return key
 
 

@@ -24,6 +24,7 @@ from tenfold.scale.forecast import (
     OTHER_LOSS,
     TEXT_LOSS,
     Speed,
+    learn_from_outcomes,
     loss_name,
     make_forecast,
     record_forecast,
@@ -238,6 +239,7 @@ def _forecast(generation: Path, settings: ClimbSettings, corpus: Source, law: La
     )
     if not settings.is_text:
         forecast[OTHER_LOSS] = forecast.pop(TEXT_LOSS)
+    learn_from_outcomes(forecast, generation)
     write_trajectory(generation, law, forecast["params"], tokens)
     write_forecast(forecast, generation / "forecast.json")
 

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import convert, structs, to_builtins
 
 from tenfold.scale import documents
 from tenfold.scale.law import LEVELS, Law
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import file_sha256
-from tenfold.spec.forecasts import Forecast, of_intervals, outcome
+from tenfold.spec.forecasts import Forecast, Learnt, calibrated, of_intervals, outcome, widened
 from tenfold.spec.forecasts import forecast as freeze
 from tenfold.train.metrics import read_metrics
 
@@ -103,16 +104,30 @@ KINDS = {
 }  # fmt: skip
 
 
+def learn_from_outcomes(forecast: dict[str, Any], generation: Path) -> None:
+    """Make the intervals as wide as what came of earlier climbs in the home asks for; `learnt` says what it did, by name."""
+    forecast["learnt"] = {}
+    for name in KINDS.keys() & forecast.keys():
+        learnt = calibrated(generation.parent, _in_record(generation, forecast, name)).learnt or Learnt()
+        said = forecast[name]
+        said["intervals"] = {k: list(widened(ends, said["median"], learnt.factor)) for k, ends in said["intervals"].items()}
+        forecast["learnt"][name] = to_builtins(learnt)
+
+
 def record_forecast(generation: Path) -> None:
     """Write a generation's frozen forecast to the record of its home."""
     path = generation / "forecast.json"
     forecast, data = documents.read(path), {f"{generation.name}/{path.name}": file_sha256(path)}
-    for name, (kind, unit) in KINDS.items():
-        if name not in forecast:
-            continue
-        quantiles = of_intervals(**forecast[name])
-        key = f"climb/{generation.name}/{kind}"
-        freeze(generation.parent, Forecast(key=key, who="climb", kind=kind, unit=unit, quantiles=quantiles, data=data))
+    for name in KINDS:
+        if name in forecast:
+            learnt = convert(forecast.get("learnt", {}).get(name, {}), Learnt)
+            freeze(generation.parent, structs.replace(_in_record(generation, forecast, name), data=data, learnt=learnt))
+
+
+def _in_record(generation: Path, forecast: dict[str, Any], name: str) -> Forecast:
+    kind, unit = KINDS[name]
+    key = f"climb/{generation.name}/{kind}"
+    return Forecast(key=key, who="climb", kind=kind, unit=unit, quantiles=of_intervals(**forecast[name]))
 
 
 def record_outcome(generation: Path, scores: dict[str, Any]) -> None:

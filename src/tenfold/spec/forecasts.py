@@ -2,6 +2,8 @@
 
 `forecasts.jsonl` under the home only ever grows: a line for a forecast, and later one for its outcome. Nothing in it is edited,
 and a second forecast or outcome under the same key is refused. So a reader can count how often the intervals held.
+
+What came widens or narrows the next intervals of the same maker and kind (`calibrated`), and each forecast says how much it did.
 """
 
 import math
@@ -22,12 +24,23 @@ LEVELS = (0.05, 0.10, 0.25, 0.50, 0.75, 0.90, 0.95)
 SHARES = (0.075, 0.1, 0.2, 0.25, 0.2, 0.1, 0.075)  # of all levels, those nearer to each quantile than to its neighbours
 FILE = "forecasts.jsonl"
 VERSION = 1  # of each line
+STATED = 4  # outcomes that the width which a maker states counts for
+FARTHEST = 4.0  # of the deviations that a forecast gave, which its outcome counts for at most, lest one widens all that follow
+Z80 = NormalDist().inv_cdf(0.9)
+
+
+class Learnt(Struct, frozen=True):
+    """What earlier outcomes did to a forecast: its intervals are `factor` times as wide as its maker stated, by `outcomes`."""
+
+    factor: float = 1.0
+    outcomes: int = 0
 
 
 class Forecast(Struct, frozen=True, kw_only=True):
     """One forecast. `quantiles` are those of `LEVELS`, in `unit`; `data` has the hash of each file that it was made from.
 
     `key` names it within its home: who makes it and of what (`climb/g1/loss`). `kind` groups keys in the scores (`loss`).
+    `learnt` is None as long as its maker states the quantiles and nothing was learnt from outcomes.
     """
 
     key: str
@@ -37,6 +50,7 @@ class Forecast(Struct, frozen=True, kw_only=True):
     quantiles: tuple[float, ...]
     data: dict[str, str] = {}
     made: str = ""
+    learnt: Learnt | None = None
 
     @property
     def median(self) -> float:
@@ -68,7 +82,7 @@ class Scored(Struct, frozen=True, kw_only=True):
 
 
 def forecast(home: Path, made: Forecast) -> Forecast:
-    """Write a forecast down before its outcome is known. One that stands under its key already is returned as it is.
+    """Write a forecast down, `calibrated`, before its outcome is known. One that stands under its key is returned as it is.
 
     Raises TenfoldError for quantiles that do not rise, or are no numbers.
     """
@@ -79,9 +93,45 @@ def forecast(home: Path, made: Forecast) -> Forecast:
     with _locked(home):
         standing = {one.forecast.key: one.forecast for one in read_forecasts(home)}
         if made.key not in standing:
-            standing[made.key] = structs.replace(made, made=_now())
+            standing[made.key] = structs.replace(calibrated(home, made), made=_now())
             _append(home, {"forecast": to_builtins(standing[made.key])})
     return standing[made.key]
+
+
+def calibrated(home: Path, made: Forecast) -> Forecast:
+    """The forecast with intervals as wide as outcomes of the same maker and kind in this home ask for; once, and not again.
+
+    Each outcome lies some standard deviations z from its median, by the width that its maker stated. The factor is the root of
+    the mean of z squared, in which the stated width counts for `STATED` outcomes with z = 1 (the posterior mean of a normal
+    scale, by its prior's pseudo-observations: Gelman et al., Bayesian Data Analysis, section 2.6). Without outcomes it is 1.
+    """
+    if made.learnt is not None:
+        return made
+    past = [one for one in read_forecasts(home) if (one.forecast.who, one.forecast.kind) == (made.who, made.kind)]
+    found = [z for one in past if (z := _deviations(one)) is not None]
+    factor = math.sqrt((STATED + sum(z * z for z in found)) / (STATED + len(found)))
+    return structs.replace(made, quantiles=widened(made.quantiles, made.median, factor), learnt=Learnt(factor, len(found)))
+
+
+def widened(values: Sequence[float], median: float, factor: float) -> tuple[float, ...]:
+    """Quantiles so many times as far from their median, in logarithms where all are positive."""
+    if min(*values, median) > 0:
+        return tuple(median * (value / median) ** factor for value in values)
+    return tuple(median + factor * (value - median) for value in values)
+
+
+def _deviations(one: Scored) -> float | None:
+    """How many standard deviations an outcome lies from its median, by the interval that its maker stated; None where that has
+    no width, or nothing came."""
+    if one.measured is None:
+        return None
+    low, median, high = (one.forecast.quantiles[LEVELS.index(level)] for level in (0.1, 0.5, 0.9))
+    off, below, above = one.measured - median, median - low, high - median
+    if min(*one.forecast.quantiles, one.measured) > 0:
+        off, below, above = math.log(one.measured / median), math.log(median / low), math.log(high / median)
+    width = above if off > 0 else below
+    factor = one.forecast.learnt.factor if one.forecast.learnt else 1.0
+    return min(Z80 * abs(off) / width, FARTHEST) * factor if width > 0 else None
 
 
 def outcome(home: Path, key: str, measured: float) -> Scored:

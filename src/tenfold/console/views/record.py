@@ -25,12 +25,15 @@ class Room(Struct):
 
 
 class Said(Struct):
-    """A forecast of the record, with its 80 % interval, and what came."""
+    """A forecast of the record, with its 80 % interval, and what came. `factor` is how many times as wide as its maker stated the
+    interval is, by so many `outcomes` before."""
 
     key: str
     kind: str
     made: str
     forecast: Figure
+    factor: Figure | None = None
+    outcomes: int = 0
     measured: Figure | None = None
     inside: bool | None = None
 
@@ -81,7 +84,9 @@ def record(home: Path) -> Record:
             q = made["quantiles"]
             key = f"{number}:forecast.quantiles.{middle}"
             shown = Figure(q[middle], FILE, key, made["unit"], q[low], q[high])
-            found.setdefault(made["key"], Said(made["key"], made["kind"], made.get("made", ""), shown))
+            learnt = (made.get("learnt") or {}).get("outcomes", 0)
+            factor = Figure(made["learnt"]["factor"], FILE, f"{number}:forecast.learnt.factor") if learnt else None
+            found.setdefault(made["key"], Said(made["key"], made["kind"], made.get("made", ""), shown, factor, learnt))
         elif "outcome" in line and (said := found.get(line["outcome"]["key"])) and said.forecast.low is not None:
             value = line["outcome"]["measured"]
             said.measured = Figure(value, FILE, f"{number}:outcome.measured", said.forecast.unit)

@@ -75,7 +75,7 @@ function numbers(pairs) {
 function record({ rows, came, held }) {
   if (!rows.length) return [empty("Nothing was forecast yet. A climb forecasts its run:", "tenfold climb")];
   const said = element("p", {}, `${held} of ${came} intervals of 80 % held; ${rows.length - came} of ${rows.length} forecasts wait for their outcome.`);
-  return [said, long(["forecast", "median (80 %)", "came", "inside", "made"], rows.map(one => [one.key, one.forecast, one.measured, one.inside ?? "", one.made.slice(0, 16).replace("T", " ")]), "Forecasts as they were written down, and what came")];
+  return [said, long(["forecast", "median (80 %)", "times as wide", "came", "inside", "made"], rows.map(one => [one.key, one.forecast, one.factor ?? "", one.measured, one.inside ?? "", one.made.slice(0, 16).replace("T", " ")]), "Forecasts as they were written down, and what came")];
 }
 
 async function showOne(main, place, page) {
