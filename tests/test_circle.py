@@ -18,17 +18,17 @@ ROOMS = ["climb", "plan", "sites", "learn", "rank", "fleet"]
 ENVIRONMENT = os.environ | {"TENFOLD_CIRCLE": "small", "OMP_NUM_THREADS": "2"}
 
 
-def circle(home):
+def circle(home, *more):
     """`tenfold circle` in a process group of its own."""
-    command = [sys.executable, "-m", "tenfold", "circle", "--home", str(home), "--json"]
+    command = [sys.executable, "-m", "tenfold", "circle", "--home", str(home), "--json", *more]
     return subprocess.Popen(
         command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
 
 
-def walked(home):
+def walked(home, *more):
     """What a circle that is let be finds."""
-    child = circle(home)
+    child = circle(home, *more)
     said, error = child.communicate(timeout=1500)
     assert child.returncode == 0, error
     return json.loads(said)["rooms"]
@@ -49,6 +49,34 @@ def test_every_room_does_its_part_and_its_forecasts_are_scored(tmp_path):
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.safetensors")}
     assert walked(tmp_path).keys() == found.keys()  # again: nothing is done twice
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.safetensors")} == before
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_next_circle_climbs_on_and_learns_from_the_first(tmp_path):
+    walked(tmp_path)
+    first = {one.forecast.key: one for one in read_forecasts(tmp_path)}
+    child = circle(tmp_path, "--again")
+    while not (tmp_path / "g2").exists():
+        time.sleep(0.1)
+    os.killpg(child.pid, signal.SIGKILL)
+    child.communicate()
+    found = walked(tmp_path)  # goes on with the second, though it is not asked for again
+    assert list(found) == ROOMS and json.loads((tmp_path / "circle.json").read_text())["number"] == 2
+    known = {one.forecast.key: one for one in read_forecasts(tmp_path)}
+    assert all(known[key] == one for key, one in first.items() if one.measured is not None)
+    (plan,) = (one for one in first.values() if one.forecast.who == "plan")
+    seconds = json.loads((tmp_path / "g2" / "score.json").read_text())["scores"]["seconds"]["measured"]
+    assert plan.measured is None and known[plan.forecast.key].measured == seconds
+    for kind in ("loss", "speed", "duration", "energy"):
+        assert known[f"climb/g2/{kind}"].forecast.learnt.outcomes == 1 and known[f"climb/g2/{kind}"].measured is not None
+    assert known["fleet-2/switch_seconds"].forecast.learnt.outcomes == 1
+    assert (tmp_path / "fleet-1" / "fleet.json").exists() and (tmp_path / "chat-2" / "gate.json").exists()
+
+
+def test_the_next_circle_needs_a_first(tmp_path):
+    child = circle(tmp_path, "--again")
+    assert "leave --again out" in child.communicate(timeout=120)[1] and child.returncode == 1
 
 
 @pytest.mark.slow

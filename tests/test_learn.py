@@ -30,7 +30,7 @@ from tenfold.learn.release import FILE, release, released, rollback
 from tenfold.learn.statistics import paired_test, predicted
 from tenfold.learn.tune import tune
 from tenfold.learn.users import asked_by
-from tenfold.learn.walk import NAME, smollm2, walk
+from tenfold.learn.walk import smollm2, walk
 from tenfold.serve.feedback.feedback import Feedback
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import file_sha256
@@ -259,8 +259,8 @@ def test_the_walk_ends_in_a_release_that_a_server_took(talkative, tmp_path, monk
     assert {s.forecast.kind for s in read_forecasts(tmp_path / "home") if s.measured is not None} == kinds
     before = (tmp_path / "home" / FILE).read_bytes()
     assert walk(tmp_path / "home", said.append, model=talkative, settings=LEARNED) == found
-    assert (tmp_path / "home" / FILE).read_bytes() == before and released(tmp_path / "home")["path"].endswith(NAME)
-    weights = tmp_path / "home" / NAME / "model" / "model.safetensors"
+    assert (tmp_path / "home" / FILE).read_bytes() == before and released(tmp_path / "home")["path"].endswith("chat-1")
+    weights = tmp_path / "home" / "chat-1" / "model" / "model.safetensors"
     save_file({name: torch.full_like(tensor, torch.nan) for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
     refused = walk(tmp_path / "home", said.append, model=talkative, settings=LEARNED)
     assert not refused["passed"] and refused["difference_nats"] is refused["win_rate"] is None

@@ -174,19 +174,28 @@ def layout(
         print(tomli_w.dumps(chosen), end="")
 
 
-def circle(*, home: Home = Path("generations"), json: Json = False) -> None:
+def circle(
+    *,
+    home: Home = Path("generations"),
+    again: Annotated[bool, Meta(description="Walk the next circle: ten times the compute.")] = False,
+    json: Json = False,
+) -> None:
     """Let every room do its part in one home, from a climb to a fleet that learns.
 
     A circle that was stopped goes on where it was. With TENFOLD_CIRCLE=small in the environment it is a small one.
 
-    Example: tenfold circle --home generations
+    Examples:
+
+      tenfold circle --home generations
+
+      tenfold circle --home generations --again
     """
     from tenfold.circle.walk import walk
     from tenfold.spec.terminal import console
 
     out = console(stderr=json)
     with when_stopped("the same command goes on from what had finished"):
-        found = walk(home, out.print)
+        found = walk(home, out.print, again)
     if json:
         print_json(found)
     else:

@@ -36,9 +36,9 @@ ANSWER_S = 0.25  # what an answer is made to take
 PROBE_TOKENS = 100
 
 
-def walk(home: Path, say: Say, policy: str = "lend", slot_w: float = 0.0, keep_gib: float = 0.0) -> dict[str, Any]:
+def walk(home: Path, say: Say, policy: str = "lend", slot_w: float = 0.0, keep_gib: float = 0.0, number: int = 1) -> dict[str, Any]:
     """Do the fleet's part in `home`, going on from what is done. A slot at work takes `slot_w` watts; 0 is unknown. Roles that have
-    left a slot may keep `keep_gib` of memory there.
+    left a slot may keep `keep_gib` of memory there. The fleet of the circle before the `number`th is kept as `fleet-N`.
 
     Returns its numbers, which `fleet.json` keeps.
 
@@ -46,24 +46,28 @@ def walk(home: Path, say: Say, policy: str = "lend", slot_w: float = 0.0, keep_g
     """
     if not (find_spec("uvicorn") and find_spec("fastapi") and find_spec("openai")):
         raise NotInstalled("A fleet serves chat: pip install 'tenfold[serve]'.")
-    folder = make_folder(home / "fleet")
+    before = home / f"fleet-{number - 1}"
+    if number > 1 and not before.exists() and (home / "fleet" / "fleet.json").exists():
+        (home / "fleet").replace(before)
+    folder, key = make_folder(home / "fleet"), "fleet" if number == 1 else f"fleet-{number}"
     done = folder / "fleet.json"
     if not done.exists():
-        _live(home, folder, say, policy, slot_w, keep_gib)
+        _live(home, key, say, policy, slot_w, keep_gib)
         write_json(done, _numbers(folder))
     numbers = json.loads(done.read_text())
     for kind in ("demand", "switch_seconds", "lost_work_s"):
         if numbers[kind] is not None:
-            outcome(home, f"fleet/{kind}", numbers[kind])
+            outcome(home, f"{key}/{kind}", numbers[kind])
     if not (numbers["same_losses"] and numbers["loans"] and not numbers["accepted_lost"] and numbers["returned_in_time"]):
         raise TenfoldError(f"The fleet broke a promise: see {done}; delete {folder} to try again.")
     return numbers
 
 
-def _live(home: Path, folder: Path, say: Say, policy: str, slot_w: float, keep_gib: float) -> None:
+def _live(home: Path, key: str, say: Say, policy: str, slot_w: float, keep_gib: float) -> None:
     """Both runs and the wave, on the fleet of this machine."""
     from tenfold.fleet.slots.roles import Chat, Role, Training  # these need 'tenfold[serve]'
 
+    folder = home / "fleet"
     with ExitStack() as opened:
         opened.enter_context(one_at_a_time(folder / CONTROLLER, f"running the fleet of {folder}"))
         small = os.environ.get("TENFOLD_CIRCLE") == "small"
@@ -80,7 +84,7 @@ def _live(home: Path, folder: Path, say: Say, policy: str, slot_w: float, keep_g
         found = _measure(folder, world, front, hours_s=(0.4, 1.5) if small else (1.25, 4.0))
         start_s, per_slot, hour_s = found["chat_start_s"], found["per_slot"], found["hour_s"]
         world.limits = Limits(leave_s=max(20.0, 4 * start_s), switch_s=start_s + 1)
-        _forecast(home, folder, found, 0.0 if keep_gib else found["train_start_s"])
+        _forecast(home, key, found, 0.0 if keep_gib else found["train_start_s"])
         world.open("slot-2")
         arrivals = draw_arrivals(_days(per_slot)[-1], hour_s, seed=1)
         say(f"A wave of {len(arrivals)} requests comes; a slot answers {per_slot:.1f} a second.")
@@ -120,17 +124,17 @@ def _measure(folder: Path, world: LocalWorld, front: Front, hours_s: tuple[float
     return json.loads(file.read_text())
 
 
-def _forecast(home: Path, folder: Path, measured: dict[str, Any], back_s: float) -> None:
+def _forecast(home: Path, key: str, measured: dict[str, Any], back_s: float) -> None:
     """Before the wave: the requests of its peak, how long a switch takes, and the lost work of a loan, whose owner needs `back_s`
     to start again."""
-    data = {"fleet/measured.json": file_sha256(folder / "measured.json")}
+    data = {"fleet/measured.json": file_sha256(home / "fleet" / "measured.json")}
     said = {
         "demand": ("requests", forecast_peak(measured["days"], measured["hour_s"])),
         "switch_seconds": ("s", around(measured["chat_start_s"] + 1, 0.4)),  # the owner saves and leaves, the server starts
         "lost_work_s": ("s", around(back_s + 0.3, 0.6)),  # it leaves, and later starts again
     }
     for kind, (unit, quantiles) in said.items():
-        forecast(home, Forecast(key=f"fleet/{kind}", who="fleet", kind=kind, unit=unit, quantiles=quantiles, data=data))
+        forecast(home, Forecast(key=f"{key}/{kind}", who="fleet", kind=kind, unit=unit, quantiles=quantiles, data=data))
 
 
 def _numbers(folder: Path) -> dict[str, Any]:

@@ -33,14 +33,14 @@ class Asked:
     liked: str = ""
 
 
-def asked_by(users: int) -> list[Asked]:
-    """What `users` users say, one thing each, none twice; always the same."""
+def asked_by(users: int, crowd: int = 0) -> list[Asked]:
+    """What `users` users say, one thing each, none twice; always the same. Another `crowd` is of other users."""
     said = [
         (f"{opening.format(thing)} Answer in one short sentence.", f"What do you like about {thing}?")
         for opening in OPENINGS
         for thing in THINGS
     ]
-    return [Asked(f"user-{i:03}", *one) for i, one in enumerate(random.Random(0).sample(said, users))]
+    return [Asked(f"user-{crowd * users + i:03}", *one) for i, one in enumerate(random.Random(crowd).sample(said, users))]
 
 
 def ask(server: str, asked: Asked, *, seed: int = 0, store: bool = False) -> tuple[str, str]:

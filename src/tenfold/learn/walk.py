@@ -15,31 +15,35 @@ from typing import Any
 from tenfold.learn.data import VERSION, write_versioned
 from tenfold.learn.gate import gate
 from tenfold.learn.options import TuneSettings
-from tenfold.learn.release import Server, release
+from tenfold.learn.release import Server, release, released
 from tenfold.learn.tune import tune
 from tenfold.model.io.huggingface import read_model, write_model
+from tenfold.model.path import model_path
 from tenfold.spec.errors import NotInstalled, TenfoldError
 from tenfold.spec.files import file_sha256, whole_folder
 from tenfold.spec.forecasts import Forecast, around, forecast, outcome
 from tenfold.spec.versions import read_document
 
-NAME, OLD = "chat-1", "smollm2-135m"
+OLD, USERS = "smollm2-135m", 60  # the model of the first circle, and who judges in each
 SALT = bytes(32)  # the users are simulated: the same ones are held out in every home
 CALLERS = 4  # that ask at once
 
 
-def walk(home: Path, say: Callable[[str], None], model: Path | None = None, settings: TuneSettings | None = None) -> dict[str, Any]:
+def walk(
+    home: Path, say: Callable[[str], None], model: Path | None = None, settings: TuneSettings | None = None, number: int = 1
+) -> dict[str, Any]:
     """Ask and judge, tune, pass the gate, release, swap. Goes on from where an earlier call was stopped.
 
-    `model` is SmolLM2-135M where none is given. Raises TenfoldError where a package is missing.
+    `model` is SmolLM2-135M where none is given. The `number`th circle begins from what is in service by then, and asks other
+    users. Raises TenfoldError where a package is missing.
     """
     small = os.environ.get("TENFOLD_CIRCLE") == "small"
     settings = settings or TuneSettings(steps=10 if small else 20, batch_size=2, held_out=0.3)
     for package in ("fastapi", "sqlalchemy"):
         if find_spec(package) is None:
             raise NotInstalled(f"Serving needs the package {package}: pip install 'tenfold[serve]'.")
-    old, new = unpacked(model or smollm2(), home / OLD), home / NAME
-    _judge(old, home / "feedback.db", 60, say)
+    old, new = _in_service(home, number) or unpacked(model or smollm2(), home / OLD), home / f"chat-{number}"
+    _judge(old, home / "feedback.db", number, say)
     say(f"learn: {settings.steps} steps on what they said.")
     result = tune(old, str(home / "feedback.db"), new, settings, quiet=True)
     if not result.finished:
@@ -47,7 +51,7 @@ def walk(home: Path, say: Callable[[str], None], model: Path | None = None, sett
     shutil.rmtree(new / "checkpoint", ignore_errors=True)  # of a run that has finished
     judged = gate(new, old, home)
     say(f"learn: {judged['reason']}")
-    files = ["feedback.db", *(f"{NAME}/{file}" for file in ("run.jsonl", "lineage.json", "gate.json"))]
+    files = ["feedback.db", *(f"{new.name}/{file}" for file in ("run.jsonl", "lineage.json", "gate.json"))]
     numbers = {
         "validation_loss": result.loss, "win_rate": _measured(judged, "win rate"), "difference_nats": _measured(judged, "better"),
         "passed": judged["passed"],
@@ -56,9 +60,9 @@ def walk(home: Path, say: Callable[[str], None], model: Path | None = None, sett
         return {**numbers, "files": files}
     release(new, home)
     swapped = _swap(old, new, home)
-    say(f"learn: {NAME} is in service after {swapped['switch_seconds']:.1f} s, {swapped['dropped']} requests lost.")
+    say(f"learn: {new.name} is in service after {swapped['switch_seconds']:.1f} s, {swapped['dropped']} requests lost.")
     swapped.pop("version")
-    return {**swapped, **numbers, "files": [*files, "release.json", f"{NAME}/swap.json"]}
+    return {**swapped, **numbers, "files": [*files, "release.json", f"{new.name}/swap.json"]}
 
 
 def _measured(judged: dict[str, Any], name: str) -> float | None:
@@ -84,20 +88,28 @@ def unpacked(source: Path, directory: Path) -> Path:
 
 
 def _served(model: Path, database: Path) -> AbstractContextManager[str]:
-    """The address of a server of the old model, which keeps what people say."""
+    """The address of a server of a model, which keeps what people say."""
     from tenfold.serve.options import EngineOptions
     from tenfold.serve.start import serving
 
-    return serving({OLD: EngineOptions(model, kv_cache_gib=0.1)}, feedback=f"sqlite:///{database}")
+    return serving({model.parent.name: EngineOptions(model, kv_cache_gib=0.1)}, feedback=f"sqlite:///{database}")
 
 
-def _judge(model: Path, database: Path, users: int, say: Callable[[str], None]) -> None:
-    """What so many users say, answered and judged where it has not been."""
+def _in_service(home: Path, number: int) -> Path | None:
+    """The weights that the circles before this one left in service; None where that is nothing."""
+    said = released(home)
+    known = [] if said is None else [said["path"], *(one["path"] for one in said["before"])]
+    earlier = [Path(path) for path in known if Path(path).name != f"chat-{number}"]
+    return model_path(earlier[0]) if number > 1 and earlier else None
+
+
+def _judge(model: Path, database: Path, number: int, say: Callable[[str], None]) -> None:
+    """What the users of this circle say, answered and judged where it has not been."""
     from tenfold.learn.users import asked_by, judge_two, unjudged
     from tenfold.serve.feedback.feedback import Feedback
 
-    if left := list(unjudged(Feedback(f"sqlite:///{database}", SALT), asked_by(users))):
-        say(f"learn: {OLD} answers {len(left)} things that simulated users say, each twice.")
+    if left := list(unjudged(Feedback(f"sqlite:///{database}", SALT), asked_by(USERS, number - 1))):
+        say(f"learn: {model.parent.name} answers {len(left)} things that simulated users say, each twice.")
         with _served(model, database) as server, ThreadPoolExecutor(CALLERS) as callers:
             list(callers.map(partial(judge_two, server), left))
 
