@@ -74,9 +74,13 @@ def test_the_next_circle_climbs_on_and_learns_from_the_first(tmp_path):
     assert (tmp_path / "fleet-1" / "fleet.json").exists() and (tmp_path / "chat-2" / "gate.json").exists()
 
 
-def test_the_next_circle_needs_a_first(tmp_path):
+def test_the_next_circle_needs_a_first_and_the_settings_of_a_home_stay(tmp_path):
     child = circle(tmp_path, "--again")
     assert "leave --again out" in child.communicate(timeout=120)[1] and child.returncode == 1
+    begun = {"version": 1, "number": 1, "settings": {"corpus": "docstrings", "seed": 3}, "rooms": {}}
+    (tmp_path / "circle.json").write_text(json.dumps(begun))
+    child = circle(tmp_path, "--seed", "4")
+    assert "is of docstrings with the seed 3" in child.communicate(timeout=120)[1] and child.returncode == 1
 
 
 @pytest.mark.slow

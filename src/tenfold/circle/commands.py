@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, structs, to_builtins
 
+from tenfold.circle.walk import CircleSettings, walk
 from tenfold.scale import documents
 from tenfold.scale.options import ClimbSettings
 from tenfold.spec.commands import File, Given, Home, Json, print_json
@@ -176,6 +177,7 @@ def layout(
 
 def circle(
     *,
+    settings: CircleSettings = CircleSettings(),
     home: Home = Path("generations"),
     again: Annotated[bool, Meta(description="Walk the next circle: ten times the compute.")] = False,
     json: Json = False,
@@ -189,13 +191,14 @@ def circle(
       tenfold circle --home generations
 
       tenfold circle --home generations --again
+
+      tenfold circle --home others --corpus ~/texts --seed 1
     """
-    from tenfold.circle.walk import walk
     from tenfold.spec.terminal import console
 
     out = console(stderr=json)
     with when_stopped("the same command goes on from what had finished"):
-        found = walk(home, out.print, again)
+        found = walk(home, out.print, settings, again)
     if json:
         print_json(found)
     else:

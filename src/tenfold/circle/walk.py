@@ -8,13 +8,18 @@ import os
 import sysconfig
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct, convert, to_builtins
 
 from tenfold.spec.errors import NotInstalled, TenfoldError
 from tenfold.spec.files import file_sha256, make_folder, write_json
+from tenfold.spec.ranges import Seed, Text
 from tenfold.spec.versions import read_document
 
 VERSION = 1  # of circle.json
@@ -25,16 +30,25 @@ Say = Callable[[str], None]
 Walk = Callable[..., dict[str, Any]]  # of a home, of what is called with each sentence, and by name of the circle's number
 
 
-def walk(home: Path, say: Say, again: bool = False) -> dict[str, Any]:
+class CircleSettings(Struct, frozen=True):
+    """What all circles of a home have in common."""
+
+    corpus: Annotated[Text, Meta(description="Text of the climb, as `tenfold climb` takes it.")] = "stdlib"
+    seed: Annotated[Seed, Meta(description="Seed of weights, of the order of data, and of the fleet's demand.")] = 0
+
+
+def walk(home: Path, say: Say, asked: CircleSettings = CircleSettings(), again: bool = False) -> dict[str, Any]:
     """Walk the circle in `home`, going on from where an earlier call was stopped; returns what `circle.json` holds. `again`
     begins the next circle where the last is done.
 
     A room whose extra is not installed is skipped by a sentence. Raises TenfoldError where one fails; those before it stay done.
     """
-    number, found = _number(home, again), dict[str, Any]()
+    number, settings = _begun(home, asked, again)
     make_folder(home)
-    write_json(home / "circle.json", {"version": VERSION, "number": number, "rooms": found})
-    for name, room in rooms(number):
+    found: dict[str, Any] = {}
+    whole = {"version": VERSION, "number": number, "settings": to_builtins(settings), "rooms": found}
+    write_json(home / "circle.json", whole)
+    for name, room in rooms(number, settings):
         began = time.monotonic()
         say(f"{name} ...")
         try:
@@ -48,42 +62,50 @@ def walk(home: Path, say: Say, again: bool = False) -> dict[str, Any]:
             found[name] = {"failed": str(error)}
             raise
         finally:
-            write_json(home / "circle.json", {"version": VERSION, "number": number, "rooms": found})
+            write_json(home / "circle.json", whole)
     return read_document(home / "circle.json", VERSION, AGAIN)
 
 
-def _number(home: Path, again: bool) -> int:
-    """Of the circle that is to be walked: the one that was begun, or the next where that is done and `again` is asked for.
+def _begun(home: Path, asked: CircleSettings, again: bool) -> tuple[int, CircleSettings]:
+    """The number of the circle that is to be walked, and its settings: of the one that was begun, or of the next where that is
+    done and `again` is asked for.
 
-    Raises TenfoldError for `again` where none was walked.
+    Raises TenfoldError for `again` where none was walked, and for other settings than those of the home's first circle.
     """
     if not (home / "circle.json").exists():
         if again:
             raise TenfoldError(f"No circle was walked in {home} yet: leave --again out.")
-        return 1
+        return 1, asked
     last = read_document(home / "circle.json", VERSION, AGAIN)
+    settings = convert(last.get("settings", {}), CircleSettings)
+    if asked not in (settings, CircleSettings()):
+        raise TenfoldError(
+            f"The circle in {home} is of {settings.corpus} with the seed {settings.seed}: leave --corpus and --seed out, or say"
+            " another --home."
+        )
     done = tuple(last["rooms"]) == ROOMS and not any("failed" in room for room in last["rooms"].values())
-    return int(last.get("number", 1)) + (again and done)
+    return int(last.get("number", 1)) + (again and done), settings
 
 
-def rooms(number: int) -> Iterator[tuple[str, Walk]]:
+def rooms(number: int, settings: CircleSettings) -> Iterator[tuple[str, Walk]]:
     """The rooms in order, each with the function that does its part; a room's code is loaded when its turn comes.
 
     The ranker's part is done once in a home.
     """
-    yield "climb", partial(_climb, number=number)
+    seed = settings.seed + number - 1
+    yield "climb", partial(_climb, number=number, settings=settings)
     yield "plan", partial(_plan, number=number)
-    yield "sites", _walk_of("plan.sites")
-    yield "learn", partial(_walk_of("learn"), number=number)
-    yield "rank", _walk_of("rank")
-    yield "fleet", partial(_walk_of("fleet"), number=number)
+    yield "sites", _of("plan.sites").walk
+    yield "learn", partial(_of("learn").walk, number=number, seed=seed)
+    yield "rank", _of("rank").walk
+    yield "fleet", partial(_of("fleet").walk, part=_of("fleet").Part(number=number, seed=seed))
 
 
-def _walk_of(room: str) -> Walk:
-    return import_module(f"tenfold.{room}.walk").walk
+def _of(room: str) -> ModuleType:
+    return import_module(f"tenfold.{room}.walk")
 
 
-def _climb(home: Path, say: Say, number: int) -> dict[str, Any]:
+def _climb(home: Path, say: Say, number: int, settings: CircleSettings) -> dict[str, Any]:
     """A tiny climb, or ten times the last one, scored; one that has been scored stays."""
     from tenfold.scale import climb as climbing
     from tenfold.scale.documents import read
@@ -97,9 +119,11 @@ def _climb(home: Path, say: Say, number: int) -> dict[str, Any]:
     if 0 < finished < number:
         generation = climbing.again(home, say=say, quiet=True)
     elif generation is None or not is_finished(generation):
-        texts = str(Path(sysconfig.get_path("stdlib")) / "email")
-        tiny = ClimbSettings(corpus=texts, top_flops=6e10, vocab_size=300, seq_len=16)
-        generation = climbing.climb(tiny if small else ClimbSettings(top_flops=TOP_FLOPS), home, say=say, quiet=True)
+        asked = ClimbSettings(settings.corpus, TOP_FLOPS, seed=settings.seed)
+        if small:
+            a_part = str(Path(sysconfig.get_path("stdlib")) / "email") if asked.corpus == "stdlib" else asked.corpus
+            asked = replace(asked, corpus=a_part, top_flops=6e10, vocab_size=300, seq_len=16)
+        generation = climbing.climb(asked, home, say=say, quiet=True)
     report = generation / "report.html"
     if not report.exists():
         text = complete(generation / "model", prompt_of(generation), max_new_tokens=64, temperature=0.7, top_p=0.95, seed=0).text

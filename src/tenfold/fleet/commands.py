@@ -54,9 +54,9 @@ def run(
     if file is not None:
         _on_cluster(file, on, home, chosen(), json)
         return
-    from tenfold.fleet.walk import walk
+    from tenfold.fleet.walk import Part, walk
 
-    found = walk(home, (lambda text: None) if json else print, policy, slots.slot_watts, slots.keep_gib)
+    found = walk(home, (lambda text: None) if json else print, Part(policy, slots.slot_watts, slots.keep_gib))
     if json:
         print_json(found)
         return

@@ -11,7 +11,7 @@ from contextlib import ExitStack, closing
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tenfold.fleet.demo.wave import PEAK, Wave, demand_at, draw_arrivals, draw_days, forecast_peak
 from tenfold.fleet.front.control import Front
@@ -36,9 +36,19 @@ ANSWER_S = 0.25  # what an answer is made to take
 PROBE_TOKENS = 100
 
 
-def walk(home: Path, say: Say, policy: str = "lend", slot_w: float = 0.0, keep_gib: float = 0.0, number: int = 1) -> dict[str, Any]:
-    """Do the fleet's part in `home`, going on from what is done. A slot at work takes `slot_w` watts; 0 is unknown. Roles that have
-    left a slot may keep `keep_gib` of memory there. The fleet of the circle before the `number`th is kept as `fleet-N`.
+class Part(NamedTuple):
+    """How the fleet does its part. A slot at work takes `slot_w` watts; 0 is unknown. Roles that have left a slot may keep
+    `keep_gib` of memory there. `number` counts the circles of the home; the demand is drawn by `seed`."""
+
+    policy: str = "lend"
+    slot_w: float = 0.0
+    keep_gib: float = 0.0
+    number: int = 1
+    seed: int = 0
+
+
+def walk(home: Path, say: Say, part: Part = Part()) -> dict[str, Any]:
+    """Do the fleet's part in `home`, going on from what is done. Fleets of earlier circles are kept as `fleet-1`, `fleet-2`, ...
 
     Returns its numbers, which `fleet.json` keeps.
 
@@ -46,13 +56,13 @@ def walk(home: Path, say: Say, policy: str = "lend", slot_w: float = 0.0, keep_g
     """
     if not (find_spec("uvicorn") and find_spec("fastapi") and find_spec("openai")):
         raise NotInstalled("A fleet serves chat: pip install 'tenfold[serve]'.")
-    before = home / f"fleet-{number - 1}"
-    if number > 1 and not before.exists() and (home / "fleet" / "fleet.json").exists():
-        (home / "fleet").replace(before)
-    folder, key = make_folder(home / "fleet"), "fleet" if number == 1 else f"fleet-{number}"
-    done = folder / "fleet.json"
+    kept, done = len(list(home.glob("fleet-[0-9]*"))), home / "fleet" / "fleet.json"
+    if part.number > kept + 1 and done.exists():
+        kept += 1
+        done.parent.replace(home / f"fleet-{kept}")
+    folder, key = make_folder(done.parent), f"fleet-{kept + 1}" if kept else "fleet"
     if not done.exists():
-        _live(home, key, say, policy, slot_w, keep_gib)
+        _live(home, key, say, part)
         write_json(done, _numbers(folder))
     numbers = json.loads(done.read_text())
     for kind in ("demand", "switch_seconds", "lost_work_s"):
@@ -63,7 +73,7 @@ def walk(home: Path, say: Say, policy: str = "lend", slot_w: float = 0.0, keep_g
     return numbers
 
 
-def _live(home: Path, key: str, say: Say, policy: str, slot_w: float, keep_gib: float) -> None:
+def _live(home: Path, key: str, say: Say, part: Part) -> None:
     """Both runs and the wave, on the fleet of this machine."""
     from tenfold.fleet.slots.roles import Chat, Role, Training  # these need 'tenfold[serve]'
 
@@ -79,14 +89,14 @@ def _live(home: Path, key: str, say: Say, policy: str, slot_w: float, keep_gib: 
         model = model_path(Path(served["path"]) if served else undisturbed.directory)
         roles: dict[str, Role] = {"chat": Chat(model), "train": trained}
         world, ledger, front = opened.enter_context(live(folder, roles))
-        world.slot_w, world.sleepers.keep_bytes = slot_w, keep_gib * 2**30
+        world.slot_w, world.sleepers.keep_bytes = part.slot_w, part.keep_gib * 2**30
         world.open("slot-1")
-        found = _measure(folder, world, front, hours_s=(0.4, 1.5) if small else (1.25, 4.0))
+        found = _measure(folder, world, front, part.seed, hours_s=(0.4, 1.5) if small else (1.25, 4.0))
         start_s, per_slot, hour_s = found["chat_start_s"], found["per_slot"], found["hour_s"]
         world.limits = Limits(leave_s=max(20.0, 4 * start_s), switch_s=start_s + 1)
-        _forecast(home, key, found, 0.0 if keep_gib else found["train_start_s"])
+        _forecast(home, key, found, 0.0 if part.keep_gib else found["train_start_s"])
         world.open("slot-2")
-        arrivals = draw_arrivals(_days(per_slot)[-1], hour_s, seed=1)
+        arrivals = draw_arrivals(_days(per_slot, part.seed)[-1], hour_s, seed=part.seed + 1)
         say(f"A wave of {len(arrivals)} requests comes; a slot answers {per_slot:.1f} a second.")
         body = _body(found["tokens"])
         wave = opened.enter_context(closing(Wave(folder / "answers.jsonl", arrivals, lambda i: body, front, world.clock)))
@@ -96,19 +106,19 @@ def _live(home: Path, key: str, say: Say, policy: str, slot_w: float, keep_gib: 
             lent = any(lease.until and lease.role != DRAINED for lease in ledger.leases(current=True))
             return not wave.over or not trained.finished or lent
 
-        play(world, load("policies", policy)(), going, say)
+        play(world, load("policies", part.policy)(), going, say)
 
 
-def _days(per_slot: float) -> list[list[float]]:
+def _days(per_slot: float, seed: int) -> list[list[float]]:
     """The days before the wave, and its own."""
-    return draw_days(8, BUSIEST * per_slot, seed=0)
+    return draw_days(8, BUSIEST * per_slot, seed)
 
 
 def _body(tokens: int) -> dict[str, Any]:
     return {"prompt": "def ", "max_tokens": tokens, "ignore_eos": True, "temperature": 1.0}
 
 
-def _measure(folder: Path, world: LocalWorld, front: Front, hours_s: tuple[float, float]) -> dict[str, Any]:
+def _measure(folder: Path, world: LocalWorld, front: Front, seed: int, hours_s: tuple[float, float]) -> dict[str, Any]:
     """How long the roles take to start, and what a slot answers; and the days before, on that scale. Measured once."""
     file, began = folder / "measured.json", time.monotonic()
     settle(world)
@@ -120,7 +130,7 @@ def _measure(folder: Path, world: LocalWorld, front: Front, hours_s: tuple[float
         found: dict[str, Any] = {"chat_start_s": start_s, "tokens": tokens, "per_slot": 1 / (tokens * token_s)}
         found["train_start_s"] = read_goodput(folder / RUNS[0] / "time.jsonl")["starting_s"]
         found["hour_s"] = min(hours_s[1], max(hours_s[0], start_s / 6))  # a switch takes some of them
-        write_json(file, {**found, "days": _days(found["per_slot"])[:-1]})
+        write_json(file, {**found, "days": _days(found["per_slot"], seed)[:-1]})
     return json.loads(file.read_text())
 
 

@@ -30,7 +30,8 @@ CALLERS = 4  # that ask at once
 
 
 def walk(
-    home: Path, say: Callable[[str], None], model: Path | None = None, settings: TuneSettings | None = None, number: int = 1
+    home: Path, say: Callable[[str], None], model: Path | None = None, settings: TuneSettings | None = None, number: int = 1,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Ask and judge, tune, pass the gate, release, swap. Goes on from where an earlier call was stopped.
 
@@ -38,7 +39,7 @@ def walk(
     users. Raises TenfoldError where a package is missing.
     """
     small = os.environ.get("TENFOLD_CIRCLE") == "small"
-    settings = settings or TuneSettings(steps=10 if small else 20, batch_size=2, held_out=0.3)
+    settings = settings or TuneSettings(steps=10 if small else 20, batch_size=2, held_out=0.3, seed=seed)
     for package in ("fastapi", "sqlalchemy"):
         if find_spec(package) is None:
             raise NotInstalled(f"Serving needs the package {package}: pip install 'tenfold[serve]'.")
