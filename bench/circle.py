@@ -1,11 +1,12 @@
-"""The whole circle in a clean home: seconds by room, forecasts that were scored, and the release after kills at random moments.
+"""Whole circles in clean homes: seconds by room, forecasts that were scored and held, and the release after kills.
 
-    python -m bench.circle                    # one circle, and another that is killed ten times
-    python -m bench.circle --kills 0          # one circle
+    python -m bench.circle                                 # one home: a circle, and the next at ten times the compute
+    python -m bench.circle --seed 1 --corpus docstrings    # another home; its rows are added to those that there are
+    python -m bench.circle --circles 1 --kills 20          # and beside it one that is killed 20 times at random moments
     TENFOLD_CIRCLE=small python -m bench.circle --dry      # a try
 
-Both circles run with the same seeds, in processes of their own; a kill ends the whole process group with SIGKILL. "The same
-release" compares the hashes of the released weights. Writes bench/results/circle.json.
+A kill ends the whole process group with SIGKILL; both homes of a row with kills have the same seed, and "the same release" compares
+the hashes of the released weights. Each circle is a row of bench/results/circle.json, with every forecast that was scored in it.
 """
 
 import json
@@ -15,34 +16,40 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from bench.harness import TENFOLD, Headline, Row, options, write_results
-from tenfold.spec.forecasts import read_forecasts
+from scipy.stats import binomtest
+
+from bench.harness import RESULTS, TENFOLD, Headline, Row, options, write_results
+from tenfold.spec.forecasts import LEVELS, Scored, read_forecasts
 from tenfold.spec.threads import busy_share
 
+COMPARED = ("speed", "energy", "switch_seconds")  # kinds whose intervals are to be sharper in a second circle
 
-def begun(home: Path) -> subprocess.Popen[str]:
+
+def begun(home: Path, *more: str) -> subprocess.Popen[str]:
     """`tenfold circle`, in a process group of its own."""
-    command = [*TENFOLD, "circle", "--home", str(home), "--json"]
+    command = [*TENFOLD, "circle", "--home", str(home), "--json", *more]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
-def walked(home: Path) -> dict[str, Any]:
+def walked(home: Path, *more: str) -> dict[str, Any]:
     """What a circle found that ran to its end."""
-    child = begun(home)
+    child = begun(home, *more)
     said, error = child.communicate()
     if child.returncode:
         raise SystemExit(f"the circle in {home} failed: {error}")
     return json.loads(said)["rooms"]
 
 
-def killed(home: Path, kills: int, longest_s: float) -> int:
+def killed(home: Path, kills: int, longest_s: float, *more: str) -> int:
     """Start the circle and kill it after a random time, so many times; how many were killed before their end."""
     draw, found = random.Random(0), 0
     for _ in range(kills):
-        child = begun(home)
+        child = begun(home, *more)
         try:
             child.wait(draw.uniform(3, longest_s))
         except subprocess.TimeoutExpired:
@@ -56,38 +63,98 @@ def released(home: Path) -> str:
     return json.loads((home / "release.json").read_text())["sha256"]
 
 
+def measured(home: Path, number: int, *more: str) -> Row:
+    """Walk the `number`th circle of a home: its seconds, and the forecasts that got their outcome in it."""
+    others, began, known = busy_share(), time.monotonic(), {one.forecast.key for one in scored(home)}
+    rooms = walked(home, *more)
+    return {
+        "number": number,
+        "seconds": round(time.monotonic() - began, 1),
+        "busy_before": others,
+        "rooms": {name: round(room["seconds"], 1) if "seconds" in room else room for name, room in rooms.items()},
+        "forecasts": [in_row(one) for one in scored(home) if one.forecast.key not in known],
+    }
+
+
+def scored(home: Path) -> list[Scored]:
+    return [one for one in read_forecasts(home) if one.measured is not None]
+
+
+def in_row(one: Scored) -> Row:
+    """A scored forecast; its interval score (Gneiting and Raftery 2007, section 6.2) is in units of what was measured."""
+    low, high = (one.forecast.quantiles[LEVELS.index(level)] for level in (0.1, 0.9))
+    came = one.measured or 0.0
+    missed = max(0.0, low - came, came - high)
+    return {
+        "key": one.forecast.key, "kind": one.forecast.kind, "held": one.inside_80, "measured": came, "low": low, "high": high,
+        "factor": one.forecast.learnt.factor if one.forecast.learnt else 1.0,
+        "interval_score": (high - low + 2 / 0.2 * missed) / abs(came) if came else None,
+    }  # fmt: skip
+
+
 def headline(rows: list[Row]) -> Headline:
-    for r in rows:
-        figure = f"{r['seconds']:.0f} s; {r['scored']} of {r['forecasts']} forecasts scored, {r['in_80']} inside their 80 % range"
-        yield "the whole circle in a clean home", figure
-        if r["kills"]:
-            yield f"the circle killed {r['kills']} times", "the same release" if r["same_release"] else "another release"
+    newest = rows[-1]
+    firsts = [row["seconds"] for row in rows if row["number"] == 1]
+    yield "the whole circle in a clean home, newest", f"{firsts[-1]:.0f} s"
+    if later := [row["seconds"] for row in rows if row["number"] > 1]:
+        yield "the next circle in it, at ten times the compute, newest", f"{later[-1]:.0f} s"
+    held = [one["held"] for row in rows for one in row["forecasts"]]
+    kinds = {one["kind"] for row in rows for one in row["forecasts"]}
+    yield f"80 % intervals of {len(kinds)} kinds that held in {len(rows)} circles", f"{sum(held)} of {len(held)}"
+    lowest = min((of_kind(rows, kind), kind) for kind in kinds)
+    yield "the kind that is least calibrated, p", f"{lowest[1]}, {lowest[0]:.3f}"
+    for kind in COMPARED:
+        first, second = (scores(row for row in rows if (row["number"] > 1) is again) for again in (False, True))
+        if kind in first and kind in second:
+            yield f"interval score of {kind}, later circles over first", f"{fmean(second[kind]) / fmean(first[kind]):.2f}"
+    if newest.get("kills"):
+        yield f"the circle killed {newest['kills']} times", "the same release" if newest["same_release"] else "another release"
+
+
+def of_kind(rows: list[Row], kind: str) -> float:
+    """How likely a count as far from 80 % is, of the forecasts of a kind."""
+    held = [one["held"] for row in rows for one in row["forecasts"] if one["kind"] == kind]
+    return float(binomtest(sum(held), len(held), 0.8).pvalue)
+
+
+def scores(rows: Iterable[Row]) -> dict[str, list[float]]:
+    """Interval scores by kind."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        for one in row["forecasts"]:
+            if one["interval_score"] is not None:
+                found.setdefault(one["kind"], []).append(one["interval_score"])
+    return found
 
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--circles", type=int, default=2, help="in one home, each at ten times the compute of the one before")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--corpus", default="stdlib")
+    parser.add_argument("--kills", type=int, default=0)
     parser.add_argument("--longest", type=float, default=60, help="seconds until a kill, at most")
     parser.add_argument("--dry", action="store_true", help="write nothing")
     given = parser.parse_args()
-    folder, others = Path(tempfile.mkdtemp()), busy_share()
-    began = time.monotonic()
-    rooms = walked(folder / "undisturbed")
-    row: Row = {"seconds": round(time.monotonic() - began, 1), "busy_before": others}
-    row["rooms"] = {name: round(room["seconds"], 1) if "seconds" in room else room for name, room in rooms.items()}
-    forecasts = read_forecasts(folder / "undisturbed")
-    scored = [one for one in forecasts if one.measured is not None]
-    inside = sum(bool(one.inside_80) for one in scored)
-    row |= {"forecasts": len(forecasts), "scored": len(scored), "in_80": inside, "kills": 0}
-    if given.kills:
-        began = time.monotonic()
-        row["kills"] = killed(folder / "killed", given.kills, given.longest)
-        walked(folder / "killed")
-        row |= {"killed_seconds": round(time.monotonic() - began, 1)}
-        row["same_release"] = released(folder / "undisturbed") == released(folder / "killed")
-    print(row)
+    of = {"corpus": given.corpus, "seed": given.seed}
+    flags = [f"--{name}={value}" for name, value in of.items()]
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        home, other = Path(folder, "home"), Path(folder, "killed")
+        for number in range(1, given.circles + 1):
+            row = of | measured(home, number, *flags, *(["--again"] if number > 1 else []))
+            if given.kills and number == 1:
+                row["kills"] = killed(other, given.kills, given.longest, *flags)
+                walked(other)
+                row["same_release"] = released(home) == released(other)
+            rows.append(row)
+            print(json.dumps(row))
+    file = RESULTS / "circle.json"
+    before = json.loads(file.read_text())["rows"] if file.exists() else []
+    rows = [*(row for row in before if "number" in row and {k: row[k] for k in of} != of), *rows]
+    print(list(headline(rows)))
     if not given.dry:
-        write_results("circle", [row], headline([row]))
+        write_results("circle", rows, headline(rows))
 
 
 if __name__ == "__main__":
