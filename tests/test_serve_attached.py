@@ -157,6 +157,26 @@ def test_what_is_exported_is_imported_as_it_was(page):
 
 
 @pytest.mark.skipif(find_spec("axe_playwright_python") is None, reason="the package axe-playwright-python is not installed")
+def test_a_call_is_shown_while_it_is_written(page, site):
+    page.evaluate(
+        """() => {
+      const fetched = window.fetch;
+      window.fetch = (url, options) => !String(url).endsWith('/v1/chat/completions') ? fetched(url, options) : Promise.resolve(
+        new Response(new ReadableStream({ start: made => { window.said = made; } }), { headers: { 'content-type': 'text/event-stream' } }));
+    }"""
+    )
+    write = "text => window.said.enqueue(new TextEncoder().encode(text))"
+    say(page, "How warm is Lima?")
+    page.wait_for_function("() => window.said")
+    page.evaluate(write, call(name="weather", arguments="") + call(arguments='{"city": '))
+    page.wait_for_selector(".call:has-text('Calls weather')")
+    assert page.locator(".call pre").inner_text() == '{"city": ' and page.get_by_label("Result of weather").count() == 0
+    page.evaluate(write, call(arguments='"Lima"}') + event(finish="tool_calls") + "data: [DONE]\n\n")
+    page.evaluate("() => window.said.close()")
+    assert json.loads(finished(page).locator(".call pre").inner_text()) == {"city": "Lima"}
+    assert page.locator(".call").count() == 1
+
+
 def test_axe_finds_no_violation_in_files_calls_and_branches(page, asked):
     asked.replies = [CALLS]
     attach(page, "notes.md", "text/markdown", b"text")

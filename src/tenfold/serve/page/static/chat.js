@@ -8,7 +8,7 @@ import { Settings, lastSettings } from "./settings.js";
 import { Store } from "./store.js";
 import { add, conversation, newId, parent, path, revive, title } from "./conversation.js";
 import { answer, goOn } from "./answering.js";
-import { article } from "./turn.js";
+import { article, grow } from "./turn.js";
 import { layout } from "./layout.js";
 
 const NEAR_END_PX = 120;
@@ -158,12 +158,12 @@ class Chat {
   }
 
   grow(turn) {
-    this.keepPlace(() => { for (const one of turn.answers) this.growing.get(one)?.grow(one.text); });
+    this.keepPlace(() => { for (const one of turn.answers) if (this.growing.has(one)) grow(one, this.growing); });
     this.speeds(turn);
   }
 
   end(ended, turn) {
-    for (const [one, growing] of this.growing) growing.end(one.text);
+    for (const [one, { text }] of this.growing) text.end(one.text);
     this.running = null;
     if (ended === this.conversation) {
       this.redraw(turn);

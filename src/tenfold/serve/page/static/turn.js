@@ -35,16 +35,25 @@ function who(turn) {
 }
 
 function said(answer, growing) {
-  const text = growing.get(answer)?.box ?? make("div", { className: "text", dir: "auto" }), box = make("div", {}, text);
+  const text = growing.get(answer)?.text.box ?? make("div", { className: "text", dir: "auto" }), box = make("div", {}, text);
   if (!answer.end) {
-    growing.set(answer, new Growing(text));
-    growing.get(answer).grow(answer.text);
+    const calling = make("div");
+    box.append(calling);
+    growing.set(answer, { text: new Growing(text), calling });
+    grow(answer, growing);
   } else if (!growing.has(answer)) text.append(markdown(answer.text));
   if (answer.end && answer.calls) box.append(...calls(answer.calls));
   const mark = ENDS[answer.end] ?? (answer.end && !answer.error && !answer.text.trim() && !answer.calls ? "The answer is empty." : "");
   if (mark) box.append(make("p", { className: "mark", textContent: mark }));
   if (answer.error) box.append(make("p", { className: "error", textContent: answer.error }));
   return box;
+}
+
+/** Draws more of an answer that is under way: its text, and the calls that it writes. */
+export function grow(answer, growing) {
+  const { text, calling } = growing.get(answer);
+  text.grow(answer.text);
+  if (answer.calls) calling.replaceChildren(...calls(answer.calls.filter(Boolean)));
 }
 
 function side(answer, growing) {
