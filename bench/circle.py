@@ -94,13 +94,11 @@ def in_row(one: Scored) -> Row:
 
 def headline(rows: list[Row]) -> Headline:
     newest = rows[-1]
-    firsts = [row["seconds"] for row in rows if row["number"] == 1]
-    yield "the whole circle in a clean home, newest", f"{firsts[-1]:.0f} s"
-    if later := [row["seconds"] for row in rows if row["number"] > 1]:
-        yield "the next circle in it, at ten times the compute, newest", f"{later[-1]:.0f} s"
+    took = [next(row["seconds"] for row in reversed(rows) if (row["number"] > 1) is again) for again in (False, True)]
     held = [one["held"] for row in rows for one in row["forecasts"]]
     kinds = {one["kind"] for row in rows for one in row["forecasts"]}
-    yield f"80 % intervals of {len(kinds)} kinds that held in {len(rows)} circles", f"{sum(held)} of {len(held)}"
+    found = f"{took[0]:.0f} s, {took[1]:.0f} s; 80 % ranges of {len(kinds)} kinds held in {sum(held)} of {len(held)} forecasts"
+    yield "the whole circle in a clean home, the next at ten times its compute", found
     lowest = min((of_kind(rows, kind), kind) for kind in kinds)
     yield "the kind that is least calibrated, p", f"{lowest[1]}, {lowest[0]:.3f}"
     for kind in COMPARED:
