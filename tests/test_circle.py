@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from console_home import check_figures
 
+from tenfold.circle.walk import walk
+from tenfold.spec.errors import TenfoldError
 from tenfold.spec.forecasts import read_forecasts
 
 ROOMS = ["climb", "plan", "sites", "learn", "rank", "fleet"]
@@ -81,6 +83,10 @@ def test_the_next_circle_needs_a_first_and_the_settings_of_a_home_stay(tmp_path)
     (tmp_path / "circle.json").write_text(json.dumps(begun))
     child = circle(tmp_path, "--seed", "4")
     assert "is of docstrings with the seed 3" in child.communicate(timeout=120)[1] and child.returncode == 1
+    for damaged in ({"settings": {"seed": "x"}}, {"number": "two"}, {"rooms": [1]}):
+        (tmp_path / "circle.json").write_text(json.dumps(begun | damaged))
+        with pytest.raises(TenfoldError, match="is damaged: remove it"):
+            walk(tmp_path, print)
 
 
 @pytest.mark.slow

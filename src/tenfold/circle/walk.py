@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
 
-from msgspec import Meta, Struct, convert, to_builtins
+from msgspec import Meta, Struct, ValidationError, convert, to_builtins
 
 from tenfold.spec.errors import NotInstalled, TenfoldError
 from tenfold.spec.files import file_sha256, make_folder, write_json
@@ -48,7 +48,7 @@ def walk(home: Path, say: Say, asked: CircleSettings = CircleSettings(), again: 
     found: dict[str, Any] = {}
     whole = {"version": VERSION, "number": number, "settings": to_builtins(settings), "rooms": found}
     write_json(home / "circle.json", whole)
-    for name, room in rooms(number, settings):
+    for name, room in parts(number, settings):
         began = time.monotonic()
         say(f"{name} ...")
         try:
@@ -77,17 +77,21 @@ def _begun(home: Path, asked: CircleSettings, again: bool) -> tuple[int, CircleS
             raise TenfoldError(f"No circle was walked in {home} yet: leave --again out.")
         return 1, asked
     last = read_document(home / "circle.json", VERSION, AGAIN)
-    settings = convert(last.get("settings", {}), CircleSettings)
+    try:
+        settings, number = convert(last.get("settings", {}), CircleSettings), convert(last.get("number", 1), int)
+        rooms = convert(last.get("rooms"), dict[str, dict[str, Any]])
+    except ValidationError:
+        raise TenfoldError(f"{home / 'circle.json'} is damaged: remove it, and {AGAIN}.") from None
     if asked not in (settings, CircleSettings()):
         raise TenfoldError(
             f"The circle in {home} is of {settings.corpus} with the seed {settings.seed}: leave --corpus and --seed out, or say"
             " another --home."
         )
-    done = tuple(last["rooms"]) == ROOMS and not any("failed" in room for room in last["rooms"].values())
-    return int(last.get("number", 1)) + (again and done), settings
+    done = tuple(rooms) == ROOMS and not any("failed" in room for room in rooms.values())
+    return number + (again and done), settings
 
 
-def rooms(number: int, settings: CircleSettings) -> Iterator[tuple[str, Walk]]:
+def parts(number: int, settings: CircleSettings) -> Iterator[tuple[str, Walk]]:
     """The rooms in order, each with the function that does its part; a room's code is loaded when its turn comes.
 
     The ranker's part is done once in a home.
