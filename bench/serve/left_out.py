@@ -2,8 +2,8 @@
 
 # OpenAI's client: by test file of a resource that is served, what fails by intent: objects that were never made; echoes with
 # log-probabilities in the strict client, whose types have no null for the first token; embeddings without a format in it, which
-# asks for base64 and then expects numbers; a search of the web; prompt objects; a conversation together with a previous response, or one that was never
-# made; and what there is no route for: to delete a model, and to list the input items of a response.
+# asks for base64 and then expects numbers; a search of the web; prompt objects; a conversation together with a previous response,
+# or one that was never made; and what there is no route for: to delete a model, and to list the input items of a response.
 OPENAI = {
     "chat/test_completions.py": "delete|retrieve|update|create_with_all_params",
     "chat/completions/test_messages.py": "list",
