@@ -30,7 +30,11 @@ CALLERS = 4  # that ask at once
 
 
 def walk(
-    home: Path, say: Callable[[str], None], model: Path | None = None, settings: TuneSettings | None = None, number: int = 1,
+    home: Path,
+    say: Callable[[str], None],
+    model: Path | None = None,
+    settings: TuneSettings | None = None,
+    number: int = 1,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Ask and judge, tune, pass the gate, release, swap. Goes on from where an earlier call was stopped.
