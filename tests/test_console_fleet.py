@@ -15,6 +15,7 @@ from tenfold.console.app import make_app
 from tenfold.console.document import figures_in, value_at
 from tenfold.console.options import ConsoleOptions
 from tenfold.console.site import all_views, document
+from tenfold.console.views.demand import pools
 from tenfold.fleet.commands import simulate as simulate_command
 from tenfold.fleet.ledger import Ledger
 from tenfold.fleet.operate.commands import cap, drain, lend
@@ -115,6 +116,14 @@ def test_demand_stands_beside_what_was_forecast_a_bin_before(fleet):
     assert [row["at"] for row in kept] == at and kept[0]["services"]["chat"]["high"] == pytest.approx(RATES[1] / 0.9)
 
 
+def test_the_day_before_the_last_look_is_shown(tmp_path):
+    recorded, service = Recorded(Static(), tmp_path), Service("rank", 2, 5.0, nodes=2, bin_s=36_000)
+    for hour in range(48):
+        recorded.decide(3600.0 * hour, Pool("a", 4, [service], serving=2))
+    (pool,) = pools(tmp_path)
+    assert pool["at"] == [3600.0 * hour for hour in range(23, 48)] and pool["allowed"] == [None] * 25
+
+
 def test_the_record_of_demand_is_bounded_and_torn_lines_are_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr("tenfold.fleet.seen.LARGEST", 1000)
     pool = Pool("a", 4, [Service("rank", 2, 5.0, nodes=2, rate=3.0, bin_s=10)], training=1, serving=2, allowed=3)
@@ -124,7 +133,7 @@ def test_the_record_of_demand_is_bounded_and_torn_lines_are_left_out(tmp_path, m
     assert (tmp_path / FILE_SEEN).stat().st_size < 1200 and (tmp_path / f"{FILE_SEEN}.1").exists()
     with (tmp_path / FILE_SEEN).open("a") as stream:
         stream.write('{"at": 50, "pool"')
-    rows = read_seen(tmp_path, 0.0, 1 << 20)
+    rows = read_seen(tmp_path, 1 << 20)
     assert rows[-1].at == 39 and rows[-1].allowed == 3 and rows[-1].services["rank"].middle is None
     (tmp_path / FILE_SEEN).unlink()
     (tmp_path / FILE_SEEN).mkdir()

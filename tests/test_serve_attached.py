@@ -157,7 +157,7 @@ def test_what_is_exported_is_imported_as_it_was(page):
 
 
 @pytest.mark.skipif(find_spec("axe_playwright_python") is None, reason="the package axe-playwright-python is not installed")
-def test_a_call_is_shown_while_it_is_written(page, site):
+def test_a_call_is_shown_while_it_is_written(page):
     page.evaluate(
         """() => {
       const fetched = window.fetch;

@@ -27,7 +27,7 @@ AGAIN = "walk the circle again"
 ROOMS = ("climb", "plan", "sites", "learn", "rank", "fleet")
 TOP_FLOPS = 5e11
 Say = Callable[[str], None]
-Walk = Callable[..., dict[str, Any]]  # of a home, of what is called with each sentence, and by name of the circle's number
+Walk = Callable[[Path, Say], dict[str, Any]]
 
 
 class CircleSettings(Struct, frozen=True):

@@ -71,12 +71,12 @@ def _service(service: Service) -> SeenService:
     return SeenService(rate, answers, service.bin_s - service.into_s, float(service.middle[1]), float(service.high[1]))
 
 
-def read_seen(folder: Path, since: float, most_bytes: int) -> list[Seen]:
-    """The rows from a time on, of the last `most_bytes` of the record; none where there is no record. Torn lines are left out."""
+def read_seen(folder: Path, most_bytes: int) -> list[Seen]:
+    """The rows in the last `most_bytes` of the record; none where there is no record. Torn lines are left out."""
     path, rows, decoder = folder / FILE, list[Seen](), msgspec.json.Decoder(Seen)
     with suppress(OSError), path.open("rb") as stream:
         stream.seek(max(0, path.stat().st_size - most_bytes))
         for line in stream.read().splitlines():
             with suppress(msgspec.MsgspecError):
                 rows.append(decoder.decode(line))
-    return [row for row in rows if row.at >= since]
+    return rows

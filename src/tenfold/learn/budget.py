@@ -45,7 +45,7 @@ def budget(task: Task, config: RunConfig, generation: Path, rent_usd_per_h: floa
         write_json(file, {"version": VERSION, **_measured(task, config, home, generation.name, rent_usd_per_h)})
     said = _read(file)
     for kind, quantiles in said["quantiles"].items():  # again where a run was stopped between the two
-        forecast(home, _forecast(said, kind, quantiles, convert(said["learnt"][kind], Learnt) if "learnt" in said else Learnt()))
+        forecast(home, _forecast(said, kind, quantiles, convert(said.get("learnt", {}).get(kind, {}), Learnt)))
     if not quiet:
         console().print(f"{generation.name}: {in_words(said)}", highlight=False)
 

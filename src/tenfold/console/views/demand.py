@@ -8,15 +8,17 @@ import numpy as np
 
 from tenfold.fleet.seen import Seen, SeenService, read_seen
 
+DAY_S = 86_400.0
 READ, PLACES = 4 << 20, 600  # bytes of the record that are read at most, and what a picture has of it
 
 Column = list[float | None]
 
 
-def pools(folder: Path, since: float) -> list[dict[str, Any]]:
-    """What the controller saw of each pool since a time of the fleet's clock."""
-    rows = read_seen(folder, since, READ)
-    return [_pool(name, [row for row in rows if row.pool == name]) for name in sorted({row.pool for row in rows})]
+def pools(folder: Path) -> list[dict[str, Any]]:
+    """What the controller saw of each pool in the day before its last look."""
+    rows = read_seen(folder, READ)
+    last_day = [row for row in rows if row.at >= rows[-1].at - DAY_S]
+    return [_pool(name, [row for row in last_day if row.pool == name]) for name in sorted({row.pool for row in last_day})]
 
 
 def _pool(name: str, rows: list[Seen]) -> dict[str, Any]:

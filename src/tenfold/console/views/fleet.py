@@ -12,7 +12,7 @@ from msgspec import Meta, Struct
 
 from tenfold.console.document import Computed, Figure, View, figure, read_json, stamp, undamaged
 from tenfold.console.events import changes
-from tenfold.console.views.demand import pools
+from tenfold.console.views.demand import DAY_S, pools
 from tenfold.fleet.clock import Clock
 from tenfold.fleet.ledger import Lease
 from tenfold.fleet.operate.operate import ask, is_controlled, open_ledger, price_s, withdraw
@@ -30,7 +30,7 @@ from tenfold.spec.ranges import Positive
 LEDGER = "fleet/ledger.db"
 WRITTEN = (LEDGER, f"{LEDGER}-wal", f"fleet/{SEEN}")  # while a fleet is controlled
 PRICE = "the medians of what the ledger saw: leaving, and the owner's start"
-DAY_S, MINUTE_S = 86_400.0, 60.0
+MINUTE_S = 60.0
 MOVES = 200  # of the ledger that are shown, the newest
 UNITS = {"_s": "s", "_h": "node-hours", "_mwh": "MWh", "_usd": "USD", "_t": "t CO2", "_m3": "m3", "_mw": "MW"}
 Text = Annotated[str, Meta(min_length=1, max_length=200)]
@@ -87,7 +87,7 @@ def _said(home: Path, _: tuple[tuple[int, int], ...], controlled: bool, minute: 
         "ahead_s": round(clock.ahead_s()),
         "slots": [_slot(one, owners[one.slot], prices[one.role, owners[one.slot]]) for one in current],
         "roles": _roles(leases, MINUTE_S * (clock() // MINUTE_S) if controlled else 0.0),
-        "pools": pools(home / "fleet", max(one.since for one in leases) - DAY_S),
+        "pools": pools(home / "fleet"),
         "moves": [_move(one) for one in reversed(leases[-MOVES:])],
         "wishes": [_wish(one) for one in wishes],
         "targets": {"slots": sorted({*owners, *owners.values()}), "roles": sorted({one.role for one in leases})},
