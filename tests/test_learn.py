@@ -30,7 +30,7 @@ from tenfold.learn.release import FILE, release, released, rollback
 from tenfold.learn.statistics import paired_test, predicted
 from tenfold.learn.tune import tune
 from tenfold.learn.users import asked_by
-from tenfold.learn.walk import smollm2, walk
+from tenfold.learn.walk import Part, smollm2, walk
 from tenfold.serve.feedback.feedback import Feedback
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import file_sha256
@@ -251,27 +251,27 @@ def talkative(tmp_path_factory):
 def test_the_walk_ends_in_a_release_that_a_server_took(talkative, tmp_path, monkeypatch):
     monkeypatch.setenv("TENFOLD_CIRCLE", "small")
     said = []
-    found = walk(tmp_path / "home", said.append, model=talkative, settings=LEARNED)
+    found = walk(tmp_path / "home", said.append, Part(model=str(talkative)), settings=LEARNED)
     assert found["passed"] and found["win_rate"] > 0.6, said
     assert found["dropped"] == 0 and found["answered"] > 4 and found["switch_seconds"] > 0
     assert all((tmp_path / "home" / file).exists() for file in found["files"])
     kinds = {"paired_difference", "switch_seconds", "tuning_seconds", "tuning_kwh", "tuning_usd", "tuning_gib"}
     assert {s.forecast.kind for s in read_forecasts(tmp_path / "home") if s.measured is not None} == kinds
     before = (tmp_path / "home" / FILE).read_bytes()
-    assert walk(tmp_path / "home", said.append, model=talkative, settings=LEARNED) == found
+    assert walk(tmp_path / "home", said.append, Part(model=str(talkative)), settings=LEARNED) == found
     assert (tmp_path / "home" / FILE).read_bytes() == before and released(tmp_path / "home")["path"].endswith("chat-1")
     weights = tmp_path / "home" / "chat-1" / "model" / "model.safetensors"
     save_file({name: torch.full_like(tensor, torch.nan) for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
-    refused = walk(tmp_path / "home", said.append, model=talkative, settings=LEARNED)
+    refused = walk(tmp_path / "home", said.append, Part(model=str(talkative)), settings=LEARNED)
     assert not refused["passed"] and refused["difference_nats"] is refused["win_rate"] is None
 
 
 WALK = """
 import sys
 from pathlib import Path
-from test_learn import LEARNED, walk
+from test_learn import LEARNED, Part, walk
 if __name__ == "__main__":
-    walk(Path(sys.argv[1]), print, model=Path(sys.argv[2]), settings=LEARNED)
+    walk(Path(sys.argv[1]), print, Part(model=sys.argv[2]), settings=LEARNED)
 """
 
 

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from chat_models import chat_model
 from msgspec import structs
 
@@ -10,6 +11,9 @@ from tenfold.learn.budget import in_words
 from tenfold.learn.options import DPOOptions, GRPOOptions, KTOOptions, LoRAOptions, RewardSource, TuneSettings
 from tenfold.learn.tune import tune, tune_on_rewards
 from tenfold.spec.forecasts import around, read_forecasts
+from tenfold.train.run_file import config_from_fields
+from tenfold.train.tasks.find import open_task
+from tenfold.train.trainer import fit, standard_hooks
 
 SETTINGS = TuneSettings(steps=8, seq_len=64, batch_size=8, max_epochs=99)
 REWARD = """
@@ -99,3 +103,30 @@ def test_the_forecast_in_words_names_each_unit_beside_its_figure():
     for rent, what in ((0.0, "electricity"), (2.0, "rent")):
         said = in_words({"steps": 9, "quantiles": quantiles, "rent_usd_per_h": rent})
         assert said.startswith("9 steps, about 2 min 0 s (1 min") and f"3 USD of {what} (" in said and "2 GiB (" in said
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "sft", "dpo", "kto"])
+def test_no_more_rows_are_evaluated_together_than_are_trained_on(kind, model, tmp_path):
+    chats = tmp_path / "chats.jsonl"
+    turns = [[{"role": "user", "content": f"Hi {i}"}, {"role": "assistant", "content": "Lima " * 9}] for i in range(60)]
+    chats.write_text("".join(json.dumps({"messages": one}) + "\n" for one in turns))
+    corpus = {"pretrain": "stdlib", "sft": str(chats)}.get(kind) or rows(tmp_path / "rows.jsonl")
+    fields = {
+        "tokens": 2 * 4 * 64, "task": {"name": kind}, "parallel": {"micro_batch": 2},
+        "data": {"corpus": corpus, "seq_len": 64, "batch_size": 4},
+    }  # fmt: skip
+    if kind == "pretrain":
+        (tmp_path / "text").mkdir()
+        for n in range(40):
+            (tmp_path / "text" / f"{n}.txt").write_text(" ".join(f"word{i * n}" for i in range(300)))
+        fields["data"] |= {"corpus": str(tmp_path / "text"), "vocab_size": 300}
+        fields["model"] = {"width": 32, "n_layers": 1}
+    else:
+        fields["init_from"] = str(model)
+    config = config_from_fields(fields, "test")
+    task, together = open_task(config, tmp_path, quiet=True), []
+    loss = task.loss
+    task.loss = lambda model, batch: together.append((torch.is_grad_enabled(), len(batch.tokens))) or loss(model, batch)
+    assert fit(task, config, tmp_path / "run", standard_hooks(config, quiet=True)).finished
+    assert {rows for trained, rows in together if trained} == {2}
+    assert max(rows for trained, rows in together if not trained) == 2

@@ -13,28 +13,61 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from msgspec import Meta, Struct, ValidationError, convert, to_builtins
+from msgspec import Meta, Struct, ValidationError, convert, structs, to_builtins
 
+from tenfold.data.text.sources import NAMED
 from tenfold.spec.errors import NotInstalled, TenfoldError
 from tenfold.spec.files import file_sha256, make_folder, write_json
-from tenfold.spec.ranges import Seed, Text
+from tenfold.spec.ranges import Count, Seed, Text
 from tenfold.spec.versions import read_document
+
+if TYPE_CHECKING:
+    from tenfold.scale.options import ClimbSettings
 
 VERSION = 1  # of circle.json
 AGAIN = "walk the circle again"
 ROOMS = ("climb", "plan", "sites", "learn", "rank", "fleet")
 TOP_FLOPS = 5e11
+FILES = ("model", "feedback", "interactions", "fleet", "sites", "demand")  # settings that name a file, or a database by its URL
 Say = Callable[[str], None]
 Walk = Callable[[Path, Say], dict[str, Any]]
 
 
-class CircleSettings(Struct, frozen=True):
-    """What all circles of a home have in common."""
+class CircleSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """What all circles of a home have in common. What is left out is simulated, or an example."""
 
     corpus: Annotated[Text, Meta(description="Text of the climb, as `tenfold climb` takes it.")] = "stdlib"
     seed: Annotated[Seed, Meta(description="Seed of weights, of the order of data, and of the fleet's demand.")] = 0
+    model: Annotated[Text | None, Meta(description="The chat model that is tuned first; by default SmolLM2-135M.")] = None
+    feedback: Annotated[Text | None, Meta(description="A feedback database of your users, in place of simulated ones.")] = None
+    steps: Annotated[Count, Meta(description="Steps of tuning in each circle.")] = 20
+    interactions: Annotated[Text | None, Meta(description="A table of your users, items and times, for the ranker.")] = None
+    fleet: Annotated[Text | None, Meta(description="A fleet file, which is simulated beside the live slots.")] = None
+    sites: Annotated[Text | None, Meta(description="A sites file, as `tenfold sites` takes it.")] = None
+    demand: Annotated[Text | None, Meta(description="A demand file, as `tenfold sites` takes it.")] = None
+
+    def from_anywhere(self) -> "CircleSettings":
+        """The same with absolute paths. Raises TenfoldError for a file that is not there."""
+        given = {name: getattr(self, name) for name in FILES if "://" not in (getattr(self, name) or "://")}
+        if missing := next((name for name in given if not Path(given[name]).exists()), None):
+            raise TenfoldError(f"{given[missing]} does not exist: give --{missing} a file that does.")
+        corpus = str(Path(self.corpus).resolve()) if Path(self.corpus).exists() and self.corpus not in NAMED else self.corpus
+        return structs.replace(self, corpus=corpus, **{name: str(Path(given[name]).resolve()) for name in given})
+
+
+class Circle(Struct, frozen=True):
+    """The `number`th circle of a home; `after` names the newest generation when it began, from which the climb goes on."""
+
+    number: int = 1
+    settings: CircleSettings = CircleSettings()
+    after: str | None = None
+
+    @property
+    def seed(self) -> int:
+        """Of the users and the demand, which are others in each circle."""
+        return self.settings.seed + self.number - 1
 
 
 def walk(home: Path, say: Say, asked: CircleSettings = CircleSettings(), again: bool = False) -> dict[str, Any]:
@@ -43,12 +76,12 @@ def walk(home: Path, say: Say, asked: CircleSettings = CircleSettings(), again: 
 
     A room whose extra is not installed is skipped by a sentence. Raises TenfoldError where one fails; those before it stay done.
     """
-    number, settings = _begun(home, asked, again)
+    circle = _begun(home, asked.from_anywhere(), again)
     make_folder(home)
     found: dict[str, Any] = {}
-    whole = {"version": VERSION, "number": number, "settings": to_builtins(settings), "rooms": found}
+    whole = {"version": VERSION, **to_builtins(circle), "rooms": found}
     write_json(home / "circle.json", whole)
-    for name, room in parts(number, settings):
+    for name, room in parts(circle):
         began = time.monotonic()
         say(f"{name} ...")
         try:
@@ -66,68 +99,64 @@ def walk(home: Path, say: Say, asked: CircleSettings = CircleSettings(), again: 
     return read_document(home / "circle.json", VERSION, AGAIN)
 
 
-def _begun(home: Path, asked: CircleSettings, again: bool) -> tuple[int, CircleSettings]:
-    """The number of the circle that is to be walked, and its settings: of the one that was begun, or of the next where that is
-    done and `again` is asked for.
+def _begun(home: Path, asked: CircleSettings, again: bool) -> Circle:
+    """The circle that is to be walked: the one that was begun, or the next where that is done and `again` is asked for.
 
     Raises TenfoldError for `again` where none was walked, and for other settings than those of the home's first circle.
     """
-    if not (home / "circle.json").exists():
+    file = home / "circle.json"
+    if not file.exists():
         if again:
             raise TenfoldError(f"No circle was walked in {home} yet: leave --again out.")
-        return 1, asked
-    last = read_document(home / "circle.json", VERSION, AGAIN)
+        return Circle(settings=asked)
+    last = read_document(file, VERSION, AGAIN)
     try:
-        settings, number = convert(last.get("settings", {}), CircleSettings), convert(last.get("number", 1), int)
-        rooms = convert(last.get("rooms"), dict[str, dict[str, Any]])
+        circle, rooms = convert(last, Circle), convert(last.get("rooms"), dict[str, dict[str, Any]])
     except ValidationError:
-        raise TenfoldError(f"{home / 'circle.json'} is damaged: remove it, and {AGAIN}.") from None
-    if asked not in (settings, CircleSettings()):
-        raise TenfoldError(
-            f"The circle in {home} is of {settings.corpus} with the seed {settings.seed}: leave --corpus and --seed out, or say"
-            " another --home."
-        )
-    done = tuple(rooms) == ROOMS and not any("failed" in room for room in rooms.values())
-    return number + (again and done), settings
+        raise TenfoldError(f"{file} is damaged: remove it, and {AGAIN}.") from None
+    if asked not in (circle.settings, CircleSettings()):
+        fields, of = structs.asdict(asked), structs.asdict(circle.settings)
+        other = ", ".join(f"--{name} {of[name]}" for name in fields if fields[name] != of[name])
+        raise TenfoldError(f"The circle in {home} is walked with {other}: say the same, no such option at all, or another --home.")
+    if not again or tuple(rooms) != ROOMS or any("failed" in room for room in rooms.values()):
+        return circle
+    return structs.replace(circle, number=circle.number + 1, after=_newest_finished(home))
 
 
-def parts(number: int, settings: CircleSettings) -> Iterator[tuple[str, Walk]]:
-    """The rooms in order, each with the function that does its part; a room's code is loaded when its turn comes.
-
-    The ranker's part is done once in a home.
-    """
-    seed = settings.seed + number - 1
-    yield "climb", partial(_climb, number=number, settings=settings)
+def parts(circle: Circle) -> Iterator[tuple[str, Walk]]:
+    """The rooms in order, each with the function that does its part; a room's code is loaded when its turn comes."""
+    asked, number, seed = circle.settings, circle.number, circle.seed
+    yield "climb", partial(_climb, circle=circle)
     yield "plan", partial(_plan, number=number)
-    yield "sites", _of("plan.sites").walk
-    yield "learn", partial(_of("learn").walk, number=number, seed=seed)
-    yield "rank", _of("rank").walk
-    yield "fleet", partial(_of("fleet").walk, part=_of("fleet").Part(number=number, seed=seed))
+    yield "sites", partial(_of("plan.sites").walk, sites_file=asked.sites, demand_file=asked.demand)
+    yield "learn", partial(_of("learn").walk, part=_of("learn").Part(asked.model, asked.feedback, asked.steps, number, seed))
+    yield "rank", partial(_of("rank").walk, part=_of("rank").Part(asked.interactions, number, asked.seed))
+    yield "fleet", partial(_of("fleet").walk, part=_of("fleet").Part(number=number, seed=seed, file=asked.fleet))
 
 
 def _of(room: str) -> ModuleType:
     return import_module(f"tenfold.{room}.walk")
 
 
-def _climb(home: Path, say: Say, number: int, settings: CircleSettings) -> dict[str, Any]:
+def _newest_finished(home: Path) -> str | None:
+    from tenfold.scale.generations import generations, is_finished
+
+    return next((generation.name for generation in reversed(generations(home)) if is_finished(generation)), None)
+
+
+def _climb(home: Path, say: Say, circle: Circle) -> dict[str, Any]:
     """A tiny climb, or ten times the last one, scored; one that has been scored stays."""
     from tenfold.scale import climb as climbing
     from tenfold.scale.documents import read
-    from tenfold.scale.generations import generations, is_finished, newest, prompt_of
-    from tenfold.scale.options import ClimbSettings
+    from tenfold.scale.generations import is_finished, newest, prompt_of
     from tenfold.scale.report import write_report
     from tenfold.serve.complete import complete
 
-    small = os.environ.get("TENFOLD_CIRCLE") == "small"
-    generation, finished = newest(home), sum(map(is_finished, generations(home)))
-    if 0 < finished < number:
+    generation, finished = newest(home), _newest_finished(home)
+    if finished is None:
+        generation = climbing.climb(_first_climb(circle.settings), home, say=say, quiet=True)
+    elif generation is None or not is_finished(generation) or finished == circle.after:
         generation = climbing.again(home, say=say, quiet=True)
-    elif generation is None or not is_finished(generation):
-        asked = ClimbSettings(settings.corpus, TOP_FLOPS, seed=settings.seed)
-        if small:
-            a_part = str(Path(sysconfig.get_path("stdlib")) / "email") if asked.corpus == "stdlib" else asked.corpus
-            asked = replace(asked, corpus=a_part, top_flops=6e10, vocab_size=300, seq_len=16)
-        generation = climbing.climb(asked, home, say=say, quiet=True)
     report = generation / "report.html"
     if not report.exists():
         text = complete(generation / "model", prompt_of(generation), max_new_tokens=64, temperature=0.7, top_p=0.95, seed=0).text
@@ -135,6 +164,16 @@ def _climb(home: Path, say: Say, number: int, settings: CircleSettings) -> dict[
     scores = read(generation / "score.json")["scores"]
     numbers = {f"{name}_error_pct": round(row["error_pct"], 2) for name, row in scores.items()}
     return {**numbers, "files": [f"{generation.name}/{name}" for name in ("score.json", "run.jsonl", report.name)]}
+
+
+def _first_climb(settings: CircleSettings) -> "ClimbSettings":
+    from tenfold.scale.options import ClimbSettings
+
+    asked = ClimbSettings(settings.corpus, TOP_FLOPS, seed=settings.seed)
+    if os.environ.get("TENFOLD_CIRCLE") != "small":
+        return asked
+    a_part = str(Path(sysconfig.get_path("stdlib")) / "email") if asked.corpus == "stdlib" else asked.corpus
+    return replace(asked, corpus=a_part, top_flops=6e10, vocab_size=300, seq_len=16)
 
 
 def _plan(home: Path, say: Say, number: int) -> dict[str, Any]:

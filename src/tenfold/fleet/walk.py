@@ -38,13 +38,15 @@ PROBE_TOKENS = 100
 
 class Part(NamedTuple):
     """How the fleet does its part. A slot at work takes `slot_w` watts; 0 is unknown. Roles that have left a slot may keep
-    `keep_gib` of memory there. `number` counts the circles of the home; the demand is drawn by `seed`."""
+    `keep_gib` of memory there. `number` counts the circles of the home; the demand is drawn by `seed`. The fleet of a `file` is
+    simulated beside the live slots."""
 
     policy: str = "lend"
     slot_w: float = 0.0
     keep_gib: float = 0.0
     number: int = 1
     seed: int = 0
+    file: str | None = None
 
 
 def walk(home: Path, say: Say, part: Part = Part()) -> dict[str, Any]:
@@ -63,7 +65,8 @@ def walk(home: Path, say: Say, part: Part = Part()) -> dict[str, Any]:
     folder, key = make_folder(done.parent), f"fleet-{kept + 1}" if kept else "fleet"
     if not done.exists():
         _live(home, key, say, part)
-        write_json(done, _numbers(folder))
+        simulated = {"simulated": _simulated(Path(part.file), folder, part.policy, say)} if part.file else {}
+        write_json(done, _numbers(folder) | simulated)
     numbers = json.loads(done.read_text())
     for kind in ("demand", "switch_seconds", "lost_work_s"):
         if numbers[kind] is not None:
@@ -71,6 +74,20 @@ def walk(home: Path, say: Say, part: Part = Part()) -> dict[str, Any]:
     if not (numbers["same_losses"] and numbers["loans"] and not numbers["accepted_lost"] and numbers["returned_in_time"]):
         raise TenfoldError(f"The fleet broke a promise: see {done}; delete {folder} to try again.")
     return numbers
+
+
+def _simulated(file: Path, folder: Path, policy: str, say: Say) -> dict[str, Any]:
+    """Means of the fleet of a file under the policy and under `static`; the console shows the document that is left."""
+    from tenfold.fleet.fleet_file import read_fleet
+    from tenfold.fleet.setup import prepare
+    from tenfold.fleet.simulation.compare import compare
+    from tenfold.fleet.simulation.document import SUFFIX, document
+
+    fleet, names = read_fleet(file), list(dict.fromkeys([policy, "static"]))
+    found = compare(prepare(fleet), names, fleet.simulation.seeds, say)
+    means = found.means()
+    write_json(folder / f"own{SUFFIX}", document(f"{file.stem}: {policy} beside static", means, found.first))
+    return means
 
 
 def _live(home: Path, key: str, say: Say, part: Part) -> None:

@@ -216,14 +216,13 @@ def next_generation(
     Example: tenfold learn next chat-2 --feedback feedback.db --steps 200
     """
     from tenfold.learn.gate import gate as judge
-    from tenfold.learn.release import released
+    from tenfold.learn.release import released_before
     from tenfold.learn.tune import tune
     from tenfold.model.path import model_path
 
-    now = released(home)
-    if source.model is None and now is None:
+    old = source.model or released_before(home, name)
+    if old is None:
         raise TenfoldError(f"No generation of {home} is in service: give --model.")
-    old = source.model or Path(now["path"] if now else "")
     options: LoRAOptions = {"sft": LoRAOptions, "dpo": DPOOptions, "kto": KTOOptions}[source.kind](lora_rank=source.lora_rank)
     _finished(tune(model_path(old), source.feedback, home / name, settings, options=options, quiet=json))
     _verdict(judge(home / name, old, home, checks), json)

@@ -34,7 +34,7 @@ from tenfold.train.config import RunConfig
 from tenfold.train.optim.hyperparameters import Hyperparameters, derive
 from tenfold.train.result import RunResult
 from tenfold.train.run_file import config_from_fields
-from tenfold.train.tasks.pretrain import EVALUATION_ROWS, HostRows
+from tenfold.train.tasks.pretrain import HostRows
 from tenfold.train.text import open_source
 
 _CALIBRATION_ROWS, _VALIDATION_TOKENS = 64, 16_384
@@ -114,7 +114,7 @@ def validation_rows(corpus: Corpus, seq_len: int, tokens: int) -> Tensor:
 def nats_of(model: Llama, corpus: Corpus, seq_len: int) -> float:
     """Mean nats of each held-out token, of the same rows that the run of a student is evaluated on."""
     nats, count = 0.0, 0
-    for rows in validation_batches(corpus, batch_size=EVALUATION_ROWS, seq_len=seq_len, limit_tokens=_VALIDATION_TOKENS):
+    for rows in validation_batches(corpus, batch_size=16, seq_len=seq_len, limit_tokens=_VALIDATION_TOKENS):
         batch = HostRows(rows).on(torch.device("cpu"), slice(None))
         nats += float(model.loss(batch.tokens, batch.targets, batch.document)[0])
         count += rows.target_count

@@ -48,6 +48,13 @@ def released(home: Path) -> dict[str, Any] | None:
     return read_document(home / FILE, VERSION, "release a generation anew") if (home / FILE).exists() else None
 
 
+def released_before(home: Path, name: str) -> Path | None:
+    """The generation in service, or where that is called `name` the one before it; None where there is none."""
+    now = released(home)
+    known = [] if now is None else [now["path"], *(one["path"] for one in now["before"])]
+    return next((Path(path) for path in known if Path(path).name != name), None)
+
+
 def release(new: Path, home: Path, share: float = 1.0, server: Server | None = None) -> dict[str, Any]:
     """Put `new` in service, or try it on a `share` of the users beside the one that is; first at the server, where there is one.
 

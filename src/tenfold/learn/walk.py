@@ -10,17 +10,17 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import Any, NamedTuple
 
 from tenfold.learn.data import VERSION, write_versioned
 from tenfold.learn.gate import gate
 from tenfold.learn.options import TuneSettings
-from tenfold.learn.release import Server, release, released
+from tenfold.learn.release import Server, release, released_before
 from tenfold.learn.tune import tune
 from tenfold.model.io.huggingface import read_model, write_model
 from tenfold.model.path import model_path
 from tenfold.spec.errors import NotInstalled, TenfoldError
-from tenfold.spec.files import file_sha256, whole_folder
+from tenfold.spec.files import file_sha256, make_folder, whole_folder
 from tenfold.spec.forecasts import Forecast, around, forecast, outcome
 from tenfold.spec.versions import read_document
 
@@ -29,34 +29,41 @@ SALT = bytes(32)  # the users are simulated: the same ones are held out in every
 CALLERS = 4  # that ask at once
 
 
-def walk(
-    home: Path,
-    say: Callable[[str], None],
-    model: Path | None = None,
-    settings: TuneSettings | None = None,
-    number: int = 1,
-    seed: int = 0,
-) -> dict[str, Any]:
+class Part(NamedTuple):
+    """How this room does its part: from which `model`, by default SmolLM2-135M; on whose `feedback`, by default that of simulated
+    users; in how many `steps`. The `number`th circle begins from what is in service by then, and asks other users."""
+
+    model: str | None = None
+    feedback: str | None = None
+    steps: int = 20
+    number: int = 1
+    seed: int = 0
+
+
+def walk(home: Path, say: Callable[[str], None], part: Part = Part(), settings: TuneSettings | None = None) -> dict[str, Any]:
     """Ask and judge, tune, pass the gate, release, swap. Goes on from where an earlier call was stopped.
 
-    `model` is SmolLM2-135M where none is given. The `number`th circle begins from what is in service by then, and asks other
-    users. Raises TenfoldError where a package is missing.
+    Raises TenfoldError where a package is missing.
     """
-    small = os.environ.get("TENFOLD_CIRCLE") == "small"
-    settings = settings or TuneSettings(steps=10 if small else 20, batch_size=2, held_out=0.3, seed=seed)
+    steps = min(part.steps, 10) if os.environ.get("TENFOLD_CIRCLE") == "small" else part.steps
+    settings = settings or TuneSettings(steps=steps, batch_size=2, held_out=0.3, seed=part.seed)
     for package in ("fastapi", "sqlalchemy"):
         if find_spec(package) is None:
             raise NotInstalled(f"Serving needs the package {package}: pip install 'tenfold[serve]'.")
-    old, new = _in_service(home, number) or unpacked(model or smollm2(), home / OLD), home / f"chat-{number}"
-    _judge(old, home / "feedback.db", number, say)
+    new = make_folder(home) / f"chat-{part.number}"
+    before = released_before(home, new.name) if part.number > 1 else None
+    old = model_path(before) if before else _first(Path(part.model) if part.model else None, home)
+    if part.feedback is None:
+        _judge(old, home / "feedback.db", part.number, say)
     say(f"learn: {settings.steps} steps on what they said.")
-    result = tune(old, str(home / "feedback.db"), new, settings, quiet=True)
+    result = tune(old, part.feedback or str(home / "feedback.db"), new, settings, quiet=True)
     if not result.finished:
         raise TenfoldError(f"The run in {new} was stopped: the same command goes on with it.")
     shutil.rmtree(new / "checkpoint", ignore_errors=True)  # of a run that has finished
     judged = gate(new, old, home)
     say(f"learn: {judged['reason']}")
-    files = ["feedback.db", *(f"{new.name}/{file}" for file in ("run.jsonl", "lineage.json", "gate.json"))]
+    files = [f"{new.name}/{file}" for file in ("run.jsonl", "lineage.json", "gate.json")]
+    files += [] if part.feedback else ["feedback.db"]
     numbers = {
         "validation_loss": result.loss, "win_rate": _measured(judged, "win rate"), "difference_nats": _measured(judged, "better"),
         "passed": judged["passed"],
@@ -84,6 +91,13 @@ def smollm2() -> Path:
     return files[0]
 
 
+def _first(model: Path | None, home: Path) -> Path:
+    """The weights that the first circle begins from: a Hugging Face directory as it is, another file unpacked in the home."""
+    if model is not None and model_path(model).is_dir():
+        return model_path(model)
+    return unpacked(model or smollm2(), home / (model.stem if model else OLD))
+
+
 def unpacked(source: Path, directory: Path) -> Path:
     """The model as `directory/model` in Hugging Face layout, made once: it is read in a tenth of the time."""
     if not directory.exists():
@@ -98,14 +112,6 @@ def _served(model: Path, database: Path) -> AbstractContextManager[str]:
     from tenfold.serve.start import serving
 
     return serving({model.parent.name: EngineOptions(model, kv_cache_gib=0.1)}, feedback=f"sqlite:///{database}")
-
-
-def _in_service(home: Path, number: int) -> Path | None:
-    """The weights that the circles before this one left in service; None where that is nothing."""
-    said = released(home)
-    known = [] if said is None else [said["path"], *(one["path"] for one in said["before"])]
-    earlier = [Path(path) for path in known if Path(path).name != f"chat-{number}"]
-    return model_path(earlier[0]) if number > 1 and earlier else None
 
 
 def _judge(model: Path, database: Path, number: int, say: Callable[[str], None]) -> None:

@@ -13,7 +13,7 @@ import pyarrow.parquet
 
 from tenfold.learn.data import write_versioned
 from tenfold.learn.lineage import holders
-from tenfold.learn.release import Server, release, released
+from tenfold.learn.release import Server, release, released, released_before
 from tenfold.model.io.huggingface import weights_hash
 from tenfold.model.path import model_path
 from tenfold.rank.events.interactions import gather
@@ -23,6 +23,7 @@ from tenfold.spec.errors import TenfoldError, without_secrets
 from tenfold.spec.files import file_sha256, whole_folder
 from tenfold.spec.versions import read_document
 
+NEWEST = {"test_begin": 0.98, "validation": 0.02}  # a run that the gate judges holds little out: the newest events are learned
 FOLDER = "ranking"  # of the home: the rankers that came from events, and which one is in service
 Train = Callable[[Path, Path], object]  # on interactions, in the directory of the run
 
@@ -41,10 +42,9 @@ class Next:
 def again(home: Path, wanted: Next, train: Train, server: Server | None = None) -> dict[str, Any]:
     """The gate's verdict, and `in_service`. Called again it goes on from where it was. Raises TenfoldError where it cannot."""
     rankers = home / FOLDER
-    now = released(rankers)
-    if wanted.model is None and now is None:
+    old = wanted.model or released_before(rankers, wanted.name)
+    if old is None:
         raise TenfoldError(f"No ranker of {rankers} is in service: give --model.")
-    old = wanted.model or Path(now["path"] if now else "")
     new = rankers / wanted.name
     _data(new, old, wanted, rankers)
     train(new / "data" / "train.parquet", new)

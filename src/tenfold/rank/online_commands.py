@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 EVENTS = "events.db"
 FEEDBACK = "feedback.db"
-NEWEST = {"test_begin": 0.98, "validation": 0.02}  # a run that the gate judges holds little out: the newest events are learned
 Model = Annotated[Path, Meta(description="A generation of `tenfold rank train`, or its model.")]
 Store = Annotated[Text, Meta(description="The event store: a database's URL, or its SQLite file.")]
 Actions = Annotated[tuple[str, ...], Meta(description="Actions that count as taking an item; all where none is given.")]
@@ -181,7 +180,7 @@ def again(
 
     Example: tenfold rank again monday --events events.db --base interactions.parquet --server http://127.0.0.1:8000
     """
-    from tenfold.rank.again import Next
+    from tenfold.rank.again import NEWEST, Next
     from tenfold.rank.again import again as go_on
     from tenfold.rank.training import train_on
 

@@ -51,6 +51,13 @@ def save(directory: Path, step: int, model: nn.Module, optimizer: Optimizers, ex
     return _save(directory, _facts(step, unused, extra), state, keep, None)
 
 
+def copy_state(model: nn.Module, optimizer: Optimizers) -> None:
+    """Make the copy in memory that a save in the background makes, and drop it: its peak is part of what a run needs."""
+    stager = DefaultStager(StagingOptions(False, False, False, False))
+    stager.stage(_state_of(model, _listed(optimizer))[0])
+    stager.close()
+
+
 class Saver:
     """Saves in the background: the loop waits for a copy in memory alone. `upload_to` is a folder that fsspec can reach.
 

@@ -6,6 +6,7 @@ import torch
 
 from tenfold.spec.threads import watch_others
 from tenfold.train.activation_checkpointing import checkpoint_activations
+from tenfold.train.checkpoint import copy_state
 from tenfold.train.config import RunConfig
 from tenfold.train.energy import EnergyMeter
 from tenfold.train.initial_weights import build
@@ -52,4 +53,6 @@ def probe(
             step(rows, state.step, rows.weight())
             state.step += 1
             taken.append(time.perf_counter() - began)
+    if r.device.type == "cpu":  # where the copy that a checkpoint is written from is in the same memory
+        copy_state(model, optimizers)
     return taken[first:], r.h.batch_size * config.data.seq_len, meter.read().watts, meter.source, others()

@@ -97,6 +97,11 @@ class Run:
             return self.dims.pipeline.loss(batch)
         return float(self.dims.loss_of(self.model, self.task, batch).loss)
 
+    def evaluation_rows(self, most: int = 16) -> int:
+        """How many rows an evaluation puts through the model together: no more than training does, so that a run which trains
+        within its memory also evaluates within it."""
+        return min(most, self.train_step.rows_at_once)
+
     def evaluate(self) -> dict[str, float]:
         """The task's evaluation of the model."""
         with self.timer.time("evaluating"):

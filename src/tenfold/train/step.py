@@ -57,14 +57,19 @@ class Step:
         return StepOutput(float(loss), float(norm))
 
     @property
+    def rows_at_once(self) -> int:
+        """How many rows go through the model, or a stage of it, together."""
+        processes = self.dims.pipeline.processes if self.dims.pipeline else 1
+        return self.micro_batch or max(1, self.dims.most_rows(self.h.batch_size) // processes)
+
+    @property
     def _on_device(self) -> bool:
         return isinstance(self.skipper, DeviceStepSkipper)
 
     def _passes(self, rows: Rows, weight: float) -> Tensor | float:
         """Leave the gradients of the loss divided by `weight`; returns the sum of the loss over these rows."""
         total: Tensor | float = 0.0
-        most = self.dims.most_rows(self.h.batch_size)
-        micro = self.micro_batch or most
+        most, micro = self.dims.most_rows(self.h.batch_size), self.rows_at_once
         for offset in range(0, most, micro):
             batch = rows.on(self.device, slice(offset, min(offset + micro, len(rows)))).padded(min(micro, most - offset))
             if not self.dims.alone:
@@ -77,8 +82,7 @@ class Step:
     def _pipeline_passes(self, rows: Rows, weight: float) -> Tensor | float:
         pipeline = self.dims.pipeline
         assert pipeline is not None
-        most = self.dims.most_rows(self.h.batch_size)
-        micro = self.micro_batch or max(1, most // pipeline.processes)
+        most, micro = self.dims.most_rows(self.h.batch_size), self.rows_at_once
         together = micro * pipeline.processes
         batch = rows.on(self.device, slice(None)).padded(-(-most // together) * together)
         return pipeline.step(self.dims.own_positions(batch), micro, weight)

@@ -24,7 +24,7 @@ from tenfold.train.start import layout_of
 from tenfold.train.task import Batch, LossSums, Rows
 from tenfold.train.tasks.pretrain import to_device
 
-EVALUATION_ROWS = 4  # that go through the model together
+EVALUATION_ROWS = 4  # at most, that go through the model together: each has two answers and their logits
 
 
 @dataclass(frozen=True)
@@ -138,8 +138,9 @@ class ComparedAnswers(TuningTask):
         self.tally.take()
         mine, own = share_of(len(self.validation), (run.dims.data_rank, run.dims.data))
         total, count = 0.0, 0.0
-        for start in range(0, len(mine), EVALUATION_ROWS):
-            some = slice(start, start + EVALUATION_ROWS)
+        together = run.evaluation_rows(EVALUATION_ROWS)
+        for start in range(0, len(mine), together):
+            some = slice(start, start + together)
             packed = self.validation.take(mine[some])
             rows = AnswerRows(packed, self._reference[1], (packed.members >= 0) & own[some, None])
             total += run.loss_of(rows.on(run.device, slice(None)))

@@ -28,7 +28,7 @@ from tenfold.train.resolve import resolve_hyperparameters, resolve_model
 from tenfold.train.run import Run
 from tenfold.train.run_file import task_settings
 from tenfold.train.task import Batch, LossSums, Rows
-from tenfold.train.tasks.pretrain import EVALUATION_ROWS, HostRows
+from tenfold.train.tasks.pretrain import HostRows
 
 
 class SFT(TuningTask):
@@ -81,7 +81,7 @@ class SFT(TuningTask):
     def evaluate(self, run: Run) -> dict[str, float]:
         """`loss` in nats per learned token of the validation chats, and `bits_per_byte` of their answers."""
         nats, count = 0.0, 0
-        for batch in self.validation.batches(EVALUATION_ROWS, (run.dims.data_rank, run.dims.data)):
+        for batch in self.validation.batches(run.evaluation_rows(), (run.dims.data_rank, run.dims.data)):
             nats += run.loss_of(HostRows(batch).on(run.device, slice(None)))
             count += batch.target_count
             run.watchdog.beat()

@@ -121,8 +121,9 @@ class StoredGRPO(PolicyGradient):
         """`reward` of the model's answers to the prompts that were kept, estimated by self-normalised ratios of whole answers cut
         at the cap, and `loss` less than nothing by as much. `ess_share` is the effective sample size as a share of the answers."""
         log_ratios = []
-        for i in range(0, len(self.held), 4):
-            log_ratios.append(self._log_ratios(run.model, self.held[i : i + 4]))
+        together = run.evaluation_rows(4)
+        for i in range(0, len(self.held), together):
+            log_ratios.append(self._log_ratios(run.model, self.held[i : i + together]))
             run.watchdog.beat()
         ratio = torch.cat(log_ratios).exp()
         weight = ratio.clamp(max=self.settings.importance_cap)

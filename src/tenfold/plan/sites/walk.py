@@ -27,11 +27,14 @@ LEAST_MW = 1.0  # nobody builds a site for less
 BRANCHES = (2, 2, 1)  # of the circle's tree: it answers in a second
 
 
-def walk(home: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """Solve the sites, write `sites.json`, and forecast the demand of the next stage. The same again changes nothing."""
-    sites = read_sites()
-    demand, plan = home_demand(home, read_demand(), sites)
-    demand = replace(demand, branches=BRANCHES)
+def walk(home: Path, say: Callable[[str], None], sites_file: str | None = None, demand_file: str | None = None) -> dict[str, Any]:
+    """Solve the sites, write `sites.json`, and forecast the demand of the next stage. The same again changes nothing.
+
+    Without files the sites and the demand are the examples, the demand on a tree of few branches.
+    """
+    sites = read_sites(Path(sites_file) if sites_file else None)
+    demand, plan = home_demand(home, read_demand(Path(demand_file) if demand_file else None), sites)
+    demand = demand if demand_file else replace(demand, branches=BRANCHES)
     asked = Question(portfolio(sites, demand), demand, Aim(sites.cvar_share))
     grown = asked.grown()
     data = {str(plan.relative_to(home)): file_sha256(plan)} if plan else {}

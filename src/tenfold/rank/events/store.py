@@ -56,9 +56,9 @@ class Taken(NamedTuple):
 class Events(Database):
     """The store. What `write` returns is done when its rows are on the disk."""
 
-    def __init__(self, url: str):
-        """Open or create the tables. Raises TenfoldError where that fails."""
-        super().__init__(url, KIND)
+    def __init__(self, url: str, salt: bytes | None = None):
+        """Open or create the tables; a `salt` is for simulated users alone. Raises TenfoldError where that fails."""
+        super().__init__(url, KIND, salt)
         self.writer = Writer(self._engine)
 
     @classmethod

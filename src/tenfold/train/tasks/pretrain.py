@@ -35,8 +35,6 @@ from tenfold.train.task import Batch, LossSums, Rows, TaskBase
 from tenfold.train.text import open_text
 from tenfold.train.trainer import fit, standard_hooks
 
-EVALUATION_ROWS = 16  # that go through the model together
-
 
 @dataclass(frozen=True)
 class HostRows:
@@ -163,7 +161,7 @@ class Pretraining(TaskBase):
         part = run.dims.data_rank, run.dims.data
         limit: dict[str, Any] = {"seq_len": self.config.data.seq_len, "limit_tokens": self.settings.evaluate_tokens}
         nats, count = 0.0, 0.0
-        for batch in validation_batches(corpus, batch_size=EVALUATION_ROWS, part=part, **limit):
+        for batch in validation_batches(corpus, batch_size=run.evaluation_rows(), part=part, **limit):
             nats += run.loss_of(HostRows(batch).on(run.device, slice(None)))
             count += batch.target_count
             run.watchdog.beat()
@@ -175,7 +173,7 @@ class Pretraining(TaskBase):
     def _validate_images(self, run: Run, images: ImageCorpus) -> dict[str, float]:
         size = int(images.documents["bytes"][images.documents["validation"]].sum())
         options: dict[str, Any] = {
-            "batch_size": EVALUATION_ROWS, "seq_len": self.config.data.seq_len, "part": (run.dims.data_rank, run.dims.data)
+            "batch_size": run.evaluation_rows(), "seq_len": self.config.data.seq_len, "part": (run.dims.data_rank, run.dims.data)
         }  # fmt: skip
         bits_per_byte = {}
         for name, shuffled in (("image_bits_per_byte", False), ("image_bits_per_byte_shuffled", True)):
