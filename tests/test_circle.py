@@ -6,13 +6,22 @@ import random
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
+from importlib import resources
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
+import tomli_w
 from console_home import check_figures
+from test_fleet_simulation import PLAIN
 
-from tenfold.circle.walk import walk
+from tenfold.circle.walk import Circle, CircleSettings, parts, walk
+from tenfold.data.interactions.synthetic import made
+from tenfold.scale import climb as climbing
+from tenfold.scale.options import ClimbSettings
+from tenfold.serve.feedback.feedback import Feedback
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.forecasts import read_forecasts
 
@@ -76,13 +85,66 @@ def test_the_next_circle_climbs_on_and_learns_from_the_first(tmp_path):
     assert (tmp_path / "fleet-1" / "fleet.json").exists() and (tmp_path / "chat-2" / "gate.json").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_circle_of_ones_own_uses_what_it_was_given_and_nothing_simulated(tmp_path):
+    home, text = tmp_path / "home", tmp_path / "text"
+    text.mkdir()
+    for n, file in enumerate(sorted(Path(sysconfig.get_path("stdlib"), "email").glob("*.py"))):
+        (text / f"{n}.txt").write_bytes(file.read_bytes())
+    said = Feedback(f"sqlite:///{tmp_path / 'said.db'}")
+    for i in range(120):
+        row = {"id": str(i), "model": "m", "checkpoint": "0", "messages": [{"role": "user", "content": f"What of {i}?"}]}
+        row |= {"text": "Nothing.", "token_ids": [1], "logprobs": None, "sampling": {}, "finish_reason": "stop"}
+        said.add_response(row | {"prompt_tokens": 1, "ttft_ms": None}, f"user {i}")
+        said.correct(str(i), f"user {i}", f"Of {i} I know all.")
+    pyarrow.parquet.write_table(made("synthetic:users=300,seed=9").table(), tmp_path / "shop.parquet")
+    fleet = json.loads(json.dumps(PLAIN))
+    fleet["simulation"] |= {"days": 0.5, "seeds": 1}
+    (tmp_path / "fleet.toml").write_text(tomli_w.dumps(fleet))
+    for name in ("sites", "demand"):
+        (tmp_path / f"{name}.toml").write_text((resources.files("tenfold.plan") / f"data/sites/{name}.toml").read_text())
+    given = {name: tmp_path / f"{name}.toml" for name in ("fleet", "sites", "demand")}
+    given |= {"corpus": text, "feedback": tmp_path / "said.db", "interactions": tmp_path / "shop.parquet", "steps": 5}
+    found = walked(home, *(f"--{name}={value}" for name, value in given.items()))
+    assert list(found) == ROOMS
+    settings = json.loads((home / "circle.json").read_text())["settings"]
+    assert {name: settings[name] for name in given} == {n: v if n == "steps" else str(v) for n, v in given.items()}
+    assert json.loads((home / "g1" / "climb.json").read_text())["corpus"] == str(text)
+    assert json.loads((home / "chat-1" / "lineage.json").read_text())["source"] == str(tmp_path / "said.db")
+    assert set(found["rank"]["numbers"]) == {"own", "served"} and found["rank"]["numbers"]["served"]["events"] == 16
+    assert set(found["fleet"]["numbers"]["simulated"]) == {"lend", "static"}
+    assert (home / "fleet" / "own.simulation.json").exists() and check_figures(home) > 400
+
+
+def test_what_a_circle_is_given_must_be_there(tmp_path):
+    for option in ("model", "feedback", "interactions", "fleet", "sites", "demand"):
+        with pytest.raises(TenfoldError, match=f"give --{option} a file that does"):
+            walk(tmp_path / "home", print, CircleSettings(**{option: str(tmp_path / "nothing")}))
+    assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_circle_climbs_on_from_the_generation_that_it_began_after_however_many_there_are(tmp_path):
+    text, home = tmp_path / "text", tmp_path / "home"
+    text.mkdir()
+    for n in range(40):
+        (text / f"{n}.txt").write_text(" ".join(f"word{i * n}" for i in range(300)))
+    asked = CircleSettings(corpus=str(text))
+    climbing.climb(ClimbSettings(str(text), 3e9, vocab_size=300, seq_len=16), home, say=print, quiet=True)
+    for circle, newest in ((Circle(1, asked), "g1"), (Circle(1, asked, "g1"), "g2"), (Circle(3, asked, "g1"), "g2")):
+        name, climb = next(parts(circle))
+        assert name == "climb" and f"{newest}/score.json" in climb(home, print)["files"]
+
+
 def test_the_next_circle_needs_a_first_and_the_settings_of_a_home_stay(tmp_path):
     child = circle(tmp_path, "--again")
     assert "leave --again out" in child.communicate(timeout=120)[1] and child.returncode == 1
     begun = {"version": 1, "number": 1, "settings": {"corpus": "docstrings", "seed": 3}, "rooms": {}}
     (tmp_path / "circle.json").write_text(json.dumps(begun))
     child = circle(tmp_path, "--seed", "4")
-    assert "is of docstrings with the seed 3" in child.communicate(timeout=120)[1] and child.returncode == 1
+    assert "is walked with --corpus docstrings, --seed 3" in child.communicate(timeout=120)[1] and child.returncode == 1
     for damaged in ({"settings": {"seed": "x"}}, {"number": "two"}, {"rooms": [1]}):
         (tmp_path / "circle.json").write_text(json.dumps(begun | damaged))
         with pytest.raises(TenfoldError, match="is damaged: remove it"):
