@@ -132,7 +132,7 @@ def test_a_circle_climbs_on_from_the_generation_that_it_began_after_however_many
     for n in range(40):
         (text / f"{n}.txt").write_text(" ".join(f"word{i * n}" for i in range(300)))
     asked = CircleSettings(corpus=str(text))
-    climbing.climb(ClimbSettings(str(text), 3e9, vocab_size=300, seq_len=16), home, say=print, quiet=True)
+    climbing.climb(ClimbSettings(str(text), 1e10, vocab_size=300, seq_len=16), home, say=print, quiet=True)
     for circle, newest in ((Circle(1, asked), "g1"), (Circle(1, asked, "g1"), "g2"), (Circle(3, asked, "g1"), "g2")):
         name, climb = next(parts(circle))
         assert name == "climb" and f"{newest}/score.json" in climb(home, print)["files"]
