@@ -10,8 +10,8 @@ from fastapi.staticfiles import StaticFiles
 
 FILES = Path(str(resources.files("tenfold.serve.page").joinpath("static")))
 
-# The page runs only the server's scripts and styles, and connects only to the server. HTML that is made from text must pass DOMPurify
-# (trusted types). Images that a user adds to a message are data URLs.
+# The page runs only the server's scripts and styles, and connects only to the server. HTML made from text must pass DOMPurify, as
+# trusted types enforce. Images that a user adds to a message are data URLs.
 POLICY = "; ".join(
     (
         "default-src 'none'",
