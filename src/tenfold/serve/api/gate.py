@@ -97,10 +97,10 @@ class _Body:
         if more <= 0:
             return
         if size > self.most:
-            raise ApiError(413, f"The body of the request is larger than the {self.most} bytes that are taken.")
+            raise ApiError(413, f"The body of the request is larger than the {self.most} bytes that are allowed.")
         if not self.budget.has_room(self.owner, more):
             most, each = self.budget.most, self.budget.each
-            told = f"The requests under way are too large together: at most {most} bytes are held, {each} of one key: try later."
+            told = f"The unanswered requests are too large together (at most {most} bytes, {each} of one key): try again later."
             raise ApiError(429, told, retry_after=2)
         self.budget.take(self.owner, more)
         self.size = size

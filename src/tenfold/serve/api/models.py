@@ -93,10 +93,10 @@ class Models:
         name = self.resolve(name)
         queue = self._queues[self.parents[name] or name]
         if sequences > queue.each:
-            raise ApiError(400, f"The request asks for {sequences} answers at once: at most {queue.each} are taken.")
+            raise ApiError(400, f"The request asks for {sequences} answers at once: at most {queue.each} are allowed.")
         if not queue.has_room(place.owner, sequences):
             self.metrics.rejections.labels(name).inc()
-            told = f"The queue is full: at most {queue.most} answers wait, {queue.each} of one key: try later."
+            told = f"The queue is full, with at most {queue.most} unfinished answers, {queue.each} of one key: try again later."
             raise ApiError(429, told, retry_after=2)
         place.holds.enter_context(queue.holding(place.owner, sequences))
         return await self.get(name, unit)
@@ -105,9 +105,9 @@ class Models:
         """Count the bytes of a request's images until it is answered. Raises ApiError 400 or 429 if there are too many."""
         size, budget = sum(picture.tiles.nbytes for picture in pictures), self._pictures
         if size > budget.each:
-            raise ApiError(400, f"The pictures are too large together: at most {budget.each} bytes of pixels are taken.")
+            raise ApiError(400, f"The pictures are too large together: at most {budget.each} bytes of pixels are allowed.")
         if not budget.has_room(place.owner, size):
-            raise ApiError(429, "The pictures of all requests under way are too large together: try later.", retry_after=2)
+            raise ApiError(429, "The pictures of all unanswered requests are too large together: try again later.", retry_after=2)
         place.holds.enter_context(budget.holding(place.owner, size))
 
     async def get(self, name: str, unit: str = "") -> ServedModel:

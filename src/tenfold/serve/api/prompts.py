@@ -23,7 +23,7 @@ def address(part: Part) -> str:
     """The data URL of an image part. Raises ApiError if it has none."""
     url = part.image_url.url if isinstance(part.image_url, ImageUrl) else part.image_url
     if not re.match("data:[^,]*;base64,", url or "", re.IGNORECASE):
-        told = "Pictures are read from data URLs (data:image/png;base64,...) alone, and never fetched from addresses or by ids."
+        told = "Send pictures as data URLs (data:image/png;base64,...): they are not fetched from addresses or by ids."
         raise ApiError(400, told, param="messages")
     return url or ""
 
@@ -63,7 +63,7 @@ class Pictures:
         model, number = self._model, len(self._views) + 1
         data = address(part).partition(",")[2]
         if model.sight is None:
-            told = f"{model.name} reads text alone: it has no image encoder, or its backend gives it no pictures."
+            told = f"{model.name} reads text alone, since it or its backend takes no pictures: leave them out."
             raise ApiError(400, told, param="messages")
         if number > model.limits.max_images:
             raise ApiError(400, f"A request may have at most {model.limits.max_images} pictures.", param="messages")

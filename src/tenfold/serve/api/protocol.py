@@ -50,7 +50,7 @@ class RequestBody(Body):
     def _refuse(cls, sent: Any) -> Any:
         for name in cls.refused if isinstance(sent, dict) else ():
             if sent.get(name):
-                raise ApiError(400, f"{name} is not done by this server: leave it out.", param=name)
+                raise ApiError(400, f"This server does not support {name}: leave it out.", param=name)
         return sent
 
     @model_validator(mode="before")

@@ -132,7 +132,9 @@ class ServedModel:
         try:
             return await work
         except SandboxBusy:
-            raise ApiError(503, "The server has too many templates and grammars to read: try again later.", retry_after=5) from None
+            raise ApiError(
+                503, "The server has too many templates and grammars to process: try again later.", retry_after=5
+            ) from None
         finally:
             self._prepared()
 

@@ -1,4 +1,4 @@
-"""Tools as prompts have them: described to a model whose template has no place for them, with calls of earlier turns."""
+"""Tools and tool calls as text, for models whose chat template does not support them, and JSON schemas of calls."""
 
 import json
 from typing import Any
@@ -18,9 +18,9 @@ def tell_of_tools(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -
 
 
 def calls_as_text(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The conversation with its calls and what they gave as text, in the form that `tell_of_tools` asks for."""
+    """The conversation with its tool calls and their results as text, in the form that `tell_of_tools` asks for."""
     told: list[dict[str, Any]] = []
-    answering = False  # whether the last message holds what calls gave
+    answering = False  # whether the last message holds results of calls
     for message in messages:
         before, answering = answering, message["role"] in ("tool", "function")
         if answering:
@@ -37,7 +37,7 @@ def calls_as_text(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def as_object(arguments: str) -> Any:
-    """Arguments as clients send them, JSON in a string, as the object that templates take; text that is no object stays text."""
+    """The object of a call's arguments, which clients send as a JSON string; a string that is not a JSON object stays a string."""
     try:
         value = json.loads(arguments or "{}")
     except ValueError:
@@ -46,7 +46,7 @@ def as_object(arguments: str) -> Any:
 
 
 def call_schema(tools: list[dict[str, Any]], name: str | None = None) -> dict[str, Any]:
-    """The JSON schema of one call of any of the tools, or of that named `name`."""
+    """The JSON schema of a call of any of the tools, or of the one named `name`."""
     choices = [
         {
             "type": "object",

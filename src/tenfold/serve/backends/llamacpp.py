@@ -21,7 +21,7 @@ from tenfold.serve.engine.engine import Engine
 from tenfold.serve.engine.scheduler import SchedulerConfig
 from tenfold.serve.options import EngineOptions
 from tenfold.serve.request import Request
-from tenfold.serve.runners.runner import BLOCK, ModelInput, cache_block_bytes
+from tenfold.serve.runners.runner import BLOCK, ModelInput, cache_blocks
 from tenfold.spec.errors import NotInstalled, TenfoldError
 
 _MAX_NUM_SEQS = 256  # the limit of a llama.cpp context
@@ -130,7 +130,7 @@ class LlamaCppEngine(Engine):
 
 
 def make_llamacpp_engine(options: EngineOptions) -> LlamaCppEngine:
-    """An engine for a GGUF file. Raises TenfoldError if llama-cpp-python is missing or the file cannot be read."""
+    """An engine for a GGUF file. Raises TenfoldError if llama-cpp-python is missing, or the file or the options cannot be used."""
     if options.path.suffix != ".gguf":
         raise TenfoldError(f"llama.cpp reads GGUF files, and {options.path} is not one: leave --backend out.")
     try:
@@ -138,7 +138,7 @@ def make_llamacpp_engine(options: EngineOptions) -> LlamaCppEngine:
     except ImportError:
         raise NotInstalled("llama-cpp-python is not installed: `pip install llama-cpp-python`.") from None
     spec, _ = read_gguf(options.path)
-    n_blocks = int(options.kv_cache_gib * 2**30 / cache_block_bytes(spec, torch.float16))
+    n_blocks = cache_blocks(options.kv_cache_gib, spec, torch.float16)
     config = SchedulerConfig(
         max_num_batched_tokens=options.max_num_batched_tokens or MAX_NUM_BATCHED_TOKENS["cpu"],
         max_num_seqs=min(options.max_num_seqs, _MAX_NUM_SEQS),

@@ -16,7 +16,7 @@ from tenfold.serve.engine.speculate import DraftSpeculator, Speculator
 from tenfold.serve.options import EngineOptions
 from tenfold.serve.runners import cuda, native
 from tenfold.serve.runners.adapters import Adapters
-from tenfold.serve.runners.runner import Runner, TorchRunner, cache_block_bytes
+from tenfold.serve.runners.runner import Runner, TorchRunner, cache_blocks
 from tenfold.spec.errors import TenfoldError
 from tenfold.train.device import resolve_device
 
@@ -52,9 +52,7 @@ def make_runner(options: EngineOptions) -> tuple[Runner, int]:
         raise TenfoldError(f"Weights in {options.quantization} are for CPUs: leave --quantization out on a GPU.")
     dtype = torch.bfloat16 if device != "cpu" and options.quantization != "float32" else torch.float32
     model = _read(options, dtype).to(device)
-    n_blocks = int(options.kv_cache_gib * 2**30 / cache_block_bytes(model.spec, dtype))
-    if n_blocks < 2:
-        raise TenfoldError(f"A cache of {options.kv_cache_gib} GiB holds no two blocks of {model.spec.name}: allow more.")
+    n_blocks = cache_blocks(options.kv_cache_gib, model.spec, dtype)
     if _has_adapters(options):
         return TorchRunner(model, n_blocks, Adapters(model, options.adapters())), n_blocks
     if on_gpu and not options.enforce_eager and cuda.fits(model.spec):

@@ -19,6 +19,7 @@ from tenfold.model.attention import LayerCache, attend
 from tenfold.model.llama import Llama
 from tenfold.serve.request import Picture
 from tenfold.serve.runners.adapters import Adapters
+from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec
 
 BLOCK = 16  # tokens
@@ -63,6 +64,14 @@ class Runner(Protocol):
     def wake_up(self) -> None:
         """Allocate an empty cache, and restore what `sleep` freed."""
         ...
+
+
+def cache_blocks(kv_cache_gib: float, spec: ModelSpec, dtype: torch.dtype) -> int:
+    """How many blocks a cache of `kv_cache_gib` GiB has. Raises TenfoldError if it has fewer than two."""
+    n_blocks = int(kv_cache_gib * 2**30 / cache_block_bytes(spec, dtype))
+    if n_blocks < 2:
+        raise TenfoldError(f"A cache of {kv_cache_gib} GiB holds no two blocks of {spec.name}: allow more with --kv-cache-gib.")
+    return n_blocks
 
 
 def cache_block_bytes(spec: ModelSpec, dtype: torch.dtype = torch.float32) -> int:

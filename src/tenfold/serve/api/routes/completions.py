@@ -1,4 +1,4 @@
-"""`/v1/completions`: plain completions of one prompt or several."""
+"""`/v1/completions`: plain completions of one or several prompts."""
 
 import asyncio
 import time
@@ -25,7 +25,7 @@ from tenfold.serve.request import Request, Sampling, TokenLogprob
 from tenfold.serve.text import TextStream
 
 router = APIRouter()
-BEGINNING = 64  # characters or tokens by which a prompt of nobody named is known
+BEGINNING = 64  # characters or tokens that identify a prompt of an anonymous user in an A/B test
 
 
 @router.post("/v1/completions", **streams(CompletionAnswer))
@@ -38,24 +38,24 @@ async def plain_completions(body: CompletionRequest, request: HttpRequest, place
 
 @dataclass
 class Completion:
-    """A request for each prompt."""
+    """A completion request that is ready for the engine: a `Request` for each prompt."""
 
     body: CompletionRequest
     model: ServedModel
     prompts: list[str | list[int]]
     requests: list[Request]
-    scores: list[list[TokenLogprob]] | None  # of each prompt's tokens after the first
+    scores: list[list[TokenLogprob]] | None  # of each prompt's tokens after the first, if asked for
     id: str
     created: int
 
 
 async def prepare(models: Models, body: CompletionRequest, place: Place) -> Completion:
-    """Check a completion request. Raises ApiError or TenfoldError in one sentence."""
+    """Check a completion request and make its prompts. Raises ApiError or TenfoldError."""
     body.check_stream_options()
     if body.best_of not in (None, 0, body.n or 1):
-        raise ApiError(400, "best_of is not done by this server: leave it out, or give the number of n.", param="best_of")
+        raise ApiError(400, "This server does not support best_of: leave it out, or give the value of n.", param="best_of")
     if body.prompt_logprobs is not None and body.stream:
-        raise ApiError(400, "prompt_logprobs come with a whole answer: leave stream out.", param="prompt_logprobs")
+        raise ApiError(400, "prompt_logprobs are not streamed: leave stream out.", param="prompt_logprobs")
     prompts = prompts_of(body.prompt, "prompt")
     asking = unit(place.caller.user(body.user), str(body.prompt[:BEGINNING]))
     model = await models.admit(body.model, place, len(prompts) * (body.n or 1), asking)
@@ -76,7 +76,7 @@ async def prepare(models: Models, body: CompletionRequest, place: Place) -> Comp
 
 
 async def _scores(model: ServedModel, body: CompletionRequest, requests: list[Request]) -> list[list[TokenLogprob]] | None:
-    """Log-probabilities of the tokens of each prompt after the first, if they are asked for."""
+    """The log-probabilities of each prompt's tokens after the first; None if they are not asked for."""
     count = body.logprobs if body.echo and body.prompt_logprobs is None else body.prompt_logprobs
     if count is None:
         return None
@@ -85,7 +85,7 @@ async def _scores(model: ServedModel, body: CompletionRequest, requests: list[Re
 
 
 async def _deltas(completion: Completion) -> AsyncGenerator[tuple[int, OutputDelta], None]:
-    """Deltas of all prompts as they come, with the number of the prompt."""
+    """Yield the deltas of all prompts as they come, each with its prompt's number."""
     queue: asyncio.Queue[tuple[int, OutputDelta] | Exception | None] = asyncio.Queue()
 
     async def one(number: int, request: Request) -> None:
@@ -93,7 +93,7 @@ async def _deltas(completion: Completion) -> AsyncGenerator[tuple[int, OutputDel
             async for delta in completion.model.generate(request, completion.body.stops):
                 queue.put_nowait((number, delta))
             queue.put_nowait(None)
-        except Exception as error:  # it is raised where the deltas are read
+        except Exception as error:  # raised again where the deltas are read
             queue.put_nowait(error)
 
     tasks = [asyncio.create_task(one(i, r)) for i, r in enumerate(completion.requests)]
@@ -117,7 +117,7 @@ async def answer(completion: Completion) -> dict[str, Any]:
     gathered = [Gathered() for _ in range(n * len(completion.requests))]
     async for number, delta in _deltas(completion):
         gathered[number * n + delta.index].add(delta)
-    # Log-probabilities and echoes have tokens as text, which takes long for many.
+    # Log-probabilities and echoes contain tokens as text, which takes long for many tokens, so they are made in a thread.
     aside = completion.body.logprobs is not None or completion.body.echo or completion.scores
     choices = await asyncio.to_thread(_choices, completion, gathered) if aside else _choices(completion, gathered)
     return {**_head(completion), "choices": choices, "usage": usage(completion.requests, gathered)}
@@ -136,7 +136,7 @@ def _choices(completion: Completion, gathered: list[Gathered]) -> list[dict[str,
 
 
 async def chunks(completion: Completion) -> AsyncGenerator[dict[str, Any], None]:
-    """The answer piece by piece, an echo of the prompts first."""
+    """Yield the answer's chunks: an echo of the prompts if asked for, the text, and the usage if asked for."""
     start, n = _head(completion), completion.requests[0].sampling.n
     gathered = [Gathered() for _ in range(n * len(completion.requests))]
     echoes = [_echo(completion, number) for number in range(len(completion.requests))]
@@ -166,7 +166,7 @@ def _echo(completion: Completion, number: int) -> str:
 
 
 def _told_prompt(completion: Completion, number: int) -> dict[str, list[Any]]:
-    """Log-probabilities of a prompt, null for its first token; nothing if the request does not ask for them."""
+    """Log-probabilities of a prompt, None for its first token; an empty dictionary if the request does not ask for them."""
     if completion.scores is None or completion.body.logprobs is None:
         return {}
     tokens = completion.requests[number].tokens
@@ -179,7 +179,7 @@ def _told_prompt(completion: Completion, number: int) -> dict[str, list[Any]]:
 def _told(
     completion: Completion, tokens: list[int], logprobs: Sequence[TokenLogprob | None], places: list[int]
 ) -> dict[str, list[Any]] | None:
-    """Log-probabilities as plain completions write them; None if the request does not ask for them."""
+    """Log-probabilities in the form of plain completions; None if the request does not ask for them."""
     if completion.body.logprobs is None:
         return None
     return {
@@ -191,7 +191,7 @@ def _told(
 
 
 def _top(completion: Completion, lp: TokenLogprob) -> dict[str, float]:
-    """The likeliest tokens, and the token itself. Of two that are written alike the likelier stands."""
+    """The most likely tokens, and the token itself. Of tokens with the same text, the most likely one is kept."""
     told: dict[str, float] = {}
     for token, value in [*lp.top[: completion.body.logprobs], (lp.token, lp.logprob)]:
         told.setdefault(_name(completion.model, token), finite(value))
@@ -199,7 +199,7 @@ def _top(completion: Completion, lp: TokenLogprob) -> dict[str, float]:
 
 
 def _name(model: ServedModel, token: int) -> str:
-    """A token as text, or as OpenAI writes one that is part of a character."""
+    """A token as text; in OpenAI's form `bytes:...` if it is not valid UTF-8."""
     raw = model.text.token_bytes(token)
     try:
         return raw.decode()
@@ -208,7 +208,7 @@ def _name(model: ServedModel, token: int) -> str:
 
 
 def _prompt_logprobs(completion: Completion, number: int) -> dict[str, Any]:
-    """The field `prompt_logprobs`, as vLLM has it, if it is asked for."""
+    """vLLM's field `prompt_logprobs`, if it is asked for."""
     count = completion.body.prompt_logprobs
     if count is None or completion.scores is None:
         return {}
