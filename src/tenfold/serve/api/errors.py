@@ -111,8 +111,8 @@ class AnswerFailures:
             await self.app(scope, receive, noted)
         except Exception:
             if scope["type"] == "http" and not begun:
-                told = "The server failed on this request: an operator finds the reason in its log."
-                await ApiError(500, told).response()(scope, receive, send)
+                message = "The server failed on this request: an operator finds the reason in its log."
+                await ApiError(500, message).response()(scope, receive, send)
             raise
 
 

@@ -100,8 +100,8 @@ class _Body:
             raise ApiError(413, f"The body of the request is larger than the {self.most} bytes that are allowed.")
         if not self.budget.has_room(self.owner, more):
             most, each = self.budget.most, self.budget.each
-            told = f"The unanswered requests are too large together (at most {most} bytes, {each} of one key): try again later."
-            raise ApiError(429, told, retry_after=2)
+            message = f"The unanswered requests are too large together (at most {most} bytes, {each} of one key): try again later."
+            raise ApiError(429, message, retry_after=2)
         self.budget.take(self.owner, more)
         self.size = size
 

@@ -56,7 +56,7 @@ class Models:
             )
         self.draining = self.asleep = False
         self._load_parts = load
-        self._loading, self._turning = asyncio.Lock(), asyncio.Lock()
+        self._load_lock, self._sleep_lock = asyncio.Lock(), asyncio.Lock()
         self._queues = {name: Budget(limits.max_queue, limits.key_share) for name in options}  # of unfinished sequences
         self._pictures = Budget(limits.max_image_bytes, limits.key_share)
         self._retiring: dict[asyncio.Task[None], ServedModel] = {}  # replaced models that finish their answers
@@ -73,15 +73,15 @@ class Models:
             return name
         if not name or self.any_name:
             return next(iter(self.options))
-        told = f"There is no model {name!r}: this server has {', '.join(self.parents)}."
-        raise ApiError(404, told, code="model_not_found", param="model")
+        message = f"There is no model {name!r}: this server has {', '.join(self.parents)}."
+        raise ApiError(404, message, code="model_not_found", param="model")
 
-    def _model(self, name: str) -> str:
+    def _swappable(self, name: str) -> str:
         """The name of a model that can be swapped. Raises ApiError for an adapter's name, and like `resolve`."""
         name = self.resolve(name)
         if name not in self.options:
-            told = f"{name!r} is an adapter: name its model, {self.parents[name]!r}."
-            raise ApiError(400, told, param="model")
+            message = f"{name!r} is an adapter: name its model, {self.parents[name]!r}."
+            raise ApiError(400, message, param="model")
         return name
 
     async def admit(self, name: str, place: Place, sequences: int, unit: str = "") -> ServedModel:
@@ -96,8 +96,8 @@ class Models:
             raise ApiError(400, f"The request asks for {sequences} answers at once: at most {queue.each} are allowed.")
         if not queue.has_room(place.owner, sequences):
             self.metrics.rejections.labels(name).inc()
-            told = f"The queue is full, with at most {queue.most} unfinished answers, {queue.each} of one key: try again later."
-            raise ApiError(429, told, retry_after=2)
+            message = f"The queue is full, with at most {queue.most} unfinished answers, {queue.each} of one key: try again later."
+            raise ApiError(429, message, retry_after=2)
         place.holds.enter_context(queue.holding(place.owner, sequences))
         return await self.get(name, unit)
 
@@ -126,7 +126,7 @@ class Models:
         if (found := self._ready(name)) is not None:
             return found
         try:
-            async with self._loading:
+            async with self._load_lock:
                 if (found := self._ready(name)) is None:
                     await self._make_room()
                     found = self.loaded[name] = await self._load(name, self.options[name])
@@ -168,9 +168,9 @@ class Models:
         Raises ApiError, and TenfoldError if the model cannot be loaded.
         """
         self._require_open()
-        name = self._model(name)
-        async with self._loading:
-            new = await self._of_split(name, path) or await self._load(name, self.options[name].of(path))
+        name = self._swappable(name)
+        async with self._load_lock:
+            new = await self._in_split(name, path) or await self._load(name, self.options[name].of(path))
             old, self.loaded[name], self.options[name] = self.loaded.get(name), new, new.options
             split = self.splits.pop(name, None)
         for gone in (old, split.candidate if split is not None else None):
@@ -181,7 +181,7 @@ class Models:
             new.name = name
         return new
 
-    async def _of_split(self, name: str, path: Path) -> ServedModel | None:
+    async def _in_split(self, name: str, path: Path) -> ServedModel | None:
         """The one of a split's two models that has the weights at `path` and can take requests; None if there is none."""
         if (split := self.splits.get(name)) is None:
             return None
@@ -196,9 +196,9 @@ class Models:
 
         If it is the candidate already, only its share changes. Raises like `swap`.
         """
-        name = self._model(name)
+        name = self._swappable(name)
         await self.get(name)
-        async with self._loading:
+        async with self._load_lock:
             weights, before = await asyncio.to_thread(weights_hash, path), self.splits.get(name)
             if before is not None and before.checkpoint == weights and before.candidate.backend.is_alive:
                 before.share = share
@@ -222,28 +222,28 @@ class Models:
 
         Raises TenfoldError if a model's backend cannot sleep.
         """
-        async with self._turning:
+        async with self._sleep_lock:
             if self.asleep:
                 return
-            self._sleepers()
+            self._alive_backends()
             self.asleep = True
             while self._is_answering():
                 await asyncio.sleep(0.02)
-            for backend in self._sleepers():
+            for backend in self._alive_backends():
                 with suppress(BackendStopped):
                     await backend.sleep()
 
     async def wake_up(self) -> None:
         """Take requests again. The first model is loaded again if its backend has ended. Raises like `get`."""
-        async with self._turning:
+        async with self._sleep_lock:
             if self.asleep:
-                for backend in self._sleepers():
+                for backend in self._alive_backends():
                     with suppress(BackendStopped):
                         await backend.wake_up()
                 self.asleep = False
         await self.get("")
 
-    def _sleepers(self) -> list[SleepingBackend]:
+    def _alive_backends(self) -> list[SleepingBackend]:
         """The backends that are alive. Raises TenfoldError if one of them cannot sleep."""
         alive = [model for model in self.serving if model.backend.is_alive]
         for model in alive:
@@ -253,7 +253,7 @@ class Models:
 
     def _is_answering(self) -> bool:
         """Whether an accepted request is unanswered, a model is being loaded, or a replaced model has not been stopped."""
-        waits = self._loading.locked() or any(not queue.is_free for queue in self._queues.values())
+        waits = self._load_lock.locked() or any(not queue.is_free for queue in self._queues.values())
         return waits or bool(self._retiring) or any(model.backend.in_flight or model.activity.preparing for model in self.serving)
 
     def _retire(self, model: ServedModel) -> None:

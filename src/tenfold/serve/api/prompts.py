@@ -23,8 +23,8 @@ def address(part: Part) -> str:
     """The data URL of an image part. Raises ApiError if it has none."""
     url = part.image_url.url if isinstance(part.image_url, ImageUrl) else part.image_url
     if not re.match("data:[^,]*;base64,", url or "", re.IGNORECASE):
-        told = "Send pictures as data URLs (data:image/png;base64,...): they are not fetched from addresses or by ids."
-        raise ApiError(400, told, param="messages")
+        message = "Send pictures as data URLs (data:image/png;base64,...): they are not fetched from addresses or by ids."
+        raise ApiError(400, message, param="messages")
     return url or ""
 
 
@@ -63,8 +63,8 @@ class Pictures:
         model, number = self._model, len(self._views) + 1
         data = address(part).partition(",")[2]
         if model.sight is None:
-            told = f"{model.name} reads text alone, since it or its backend takes no pictures: leave them out."
-            raise ApiError(400, told, param="messages")
+            message = f"{model.name} reads text alone, since it or its backend takes no pictures: leave them out."
+            raise ApiError(400, message, param="messages")
         if number > model.limits.max_images:
             raise ApiError(400, f"A request may have at most {model.limits.max_images} pictures.", param="messages")
         try:
@@ -118,8 +118,8 @@ def _check_continues(form: TemplateFields, messages: list[dict[str, Any]]) -> No
     if not form.continue_final_message:
         return
     if form.add_generation_prompt:
-        told = "add_generation_prompt begins an answer and continue_final_message goes on with one: give one of them."
-        raise ApiError(400, told, param="add_generation_prompt")
+        message = "add_generation_prompt begins an answer and continue_final_message goes on with one: give one of them."
+        raise ApiError(400, message, param="add_generation_prompt")
     if messages[-1]["role"] != "assistant" or not messages[-1]["content"]:
-        told = "continue_final_message needs a last message of the assistant, with text."
-        raise ApiError(400, told, param="continue_final_message")
+        message = "continue_final_message needs a last message of the assistant, with text."
+        raise ApiError(400, message, param="continue_final_message")

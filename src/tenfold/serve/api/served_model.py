@@ -115,7 +115,7 @@ class ServedModel:
             last = messages[-1]
             messages = [*messages[:-1], {**last, "content": last["content"] + end}]
             variables = {**variables, "add_generation_prompt": False}
-        text = await self._outside(self.sandbox.render(messages, variables))
+        text = await self._in_sandbox(self.sandbox.render(messages, variables))
         if continues:
             text, found, _ = text.rpartition(end)
             if not found:
@@ -124,9 +124,9 @@ class ServedModel:
 
     async def grammar(self, source: GrammarSource | None) -> str | None:
         """A grammar that the backend can compile; None for no source. Raises TenfoldError if it cannot be compiled."""
-        return None if source is None else await self._outside(self.sandbox.prove(source))
+        return None if source is None else await self._in_sandbox(self.sandbox.prove(source))
 
-    async def _outside(self, work: Awaitable[T]) -> T:
+    async def _in_sandbox(self, work: Awaitable[T]) -> T:
         """Wait for the sandbox. Raises ApiError 503 if it is too busy."""
         self.activity.preparing += 1
         try:
@@ -195,7 +195,7 @@ class ServedModel:
                 output = await self._next(outputs, end)
                 if output.index not in unfinished or not (output.tokens or output.finish_reason):
                     continue
-                delta = _cut(output, streams[output.index])
+                delta = _as_delta(output, streams[output.index])
                 if delta.tokens:
                     now, written = time.monotonic(), written + len(delta.tokens)
                     self.metrics.token(self.name, began, last, now)
@@ -218,7 +218,7 @@ class ServedModel:
         try:
             output = await asyncio.wait_for(anext(outputs), end - time.monotonic())
         except TimeoutError:
-            raise _late(self.limits.timeout_seconds) from None
+            raise _timed_out(self.limits.timeout_seconds) from None
         if output.error is not None:
             raise ApiError(400, output.error)
         return output
@@ -231,14 +231,14 @@ class ServedModel:
         try:
             return await asyncio.wait_for(self.backend.score(self._with_adapter(request)), self.limits.timeout_seconds)
         except TimeoutError:
-            raise _late(self.limits.timeout_seconds) from None
+            raise _timed_out(self.limits.timeout_seconds) from None
 
     async def embed(self, request: Request) -> list[float]:
         """The embedding of a request's tokens. Raises ApiError if the backend fails or after `timeout_seconds`."""
         try:
             return await asyncio.wait_for(self._embedding(request), self.limits.timeout_seconds)
         except TimeoutError:
-            raise _late(self.limits.timeout_seconds) from None
+            raise _timed_out(self.limits.timeout_seconds) from None
 
     async def _embedding(self, request: Request) -> list[float]:
         async for output in self.backend.generate(self._with_adapter(request)):
@@ -255,11 +255,11 @@ def _hash_of(paths: list[Path]) -> str:
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
-def _late(seconds: float) -> ApiError:
+def _timed_out(seconds: float) -> ApiError:
     return ApiError(504, f"The answer took longer than {seconds:.0f} seconds.")
 
 
-def _cut(output: Output, stream: TextStream) -> OutputDelta:
+def _as_delta(output: Output, stream: TextStream) -> OutputDelta:
     """The delta of an output.
 
     Only this function decides which tokens, with their log-probabilities, count as the answer: those up to a stop string.

@@ -44,7 +44,7 @@ class EngineProcess:
         self._queues: dict[str, asyncio.Queue[Output | None]] = {}
         self._outbox: SimpleQueue[tuple[str, Any] | None] = SimpleQueue()
         self._alive = False
-        self._turned: asyncio.Future[None] | None = None  # done when the engine is asleep, or awake again
+        self._switched: asyncio.Future[None] | None = None  # done when the engine is asleep, or awake again
         self._process: SpawnProcess | None = None
 
     @property
@@ -100,17 +100,17 @@ class EngineProcess:
         raise BackendStopped
 
     async def sleep(self) -> None:
-        await self._turn("sleep")
+        await self._switch("sleep")
 
     async def wake_up(self) -> None:
-        await self._turn("wake_up")
+        await self._switch("wake_up")
 
-    async def _turn(self, order: str) -> None:
+    async def _switch(self, order: str) -> None:
         if not self._alive:
             raise BackendStopped
-        self._turned = self._loop.create_future()
+        self._switched = self._loop.create_future()
         self._outbox.put((order, None))
-        await self._turned
+        await self._switched
 
     def stop(self) -> None:
         self._alive = False
@@ -127,10 +127,10 @@ class EngineProcess:
         try:
             while True:
                 message = self._connection.recv()
-                self._loop.call_soon_threadsafe(self._take, message)
+                self._loop.call_soon_threadsafe(self._receive, message)
         except (EOFError, OSError, TypeError):  # closed on either side
             if not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(self._lose)
+                self._loop.call_soon_threadsafe(self._connection_lost)
 
     def _write(self) -> None:
         """Send what is put in the outbox, up to None.
@@ -143,7 +143,7 @@ class EngineProcess:
                 message = self._outbox.get()
                 self._connection.send(message)
 
-    def _take(self, message: Any) -> None:
+    def _receive(self, message: Any) -> None:
         kind, *rest = message
         if kind == "ready":
             (self.max_model_len,) = rest
@@ -152,19 +152,19 @@ class EngineProcess:
         elif kind == "failed":
             self._fail(rest[0])
         elif kind == "turned":
-            if self._turned is not None and not self._turned.done():
-                self._turned.set_result(None)
+            if self._switched is not None and not self._switched.done():
+                self._switched.set_result(None)
         else:
             outputs, self.stats = rest
             for output in outputs:
                 if queue := self._queues.get(output.request_id):
                     queue.put_nowait(output)
 
-    def _lose(self) -> None:
+    def _connection_lost(self) -> None:
         self._alive = False
         self._fail("The engine ended before it was ready.")
-        if self._turned is not None and not self._turned.done():
-            self._turned.set_exception(BackendStopped())
+        if self._switched is not None and not self._switched.done():
+            self._switched.set_exception(BackendStopped())
         for queue in self._queues.values():
             queue.put_nowait(None)
 

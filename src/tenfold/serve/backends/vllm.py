@@ -124,7 +124,7 @@ class VllmServer:
 
 def _scored(token: int, entry: dict[str, Any], count: int) -> TokenLogprob:
     """The log-probability of a prompt's token from vLLM's `entry`, which has it and the most likely tokens, by token id."""
-    ranked = sorted(((int(number), told["logprob"]) for number, told in entry.items()), key=lambda one: -one[1])
+    ranked = sorted(((int(number), info["logprob"]) for number, info in entry.items()), key=lambda one: -one[1])
     return TokenLogprob(token, entry[str(token)]["logprob"], ranked[:count])
 
 

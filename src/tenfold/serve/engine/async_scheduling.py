@@ -47,7 +47,7 @@ class AsyncSchedulingEngine(Engine):
     def step(self) -> list[Output]:
         self._queue_compiled()
         if not self._can_run_ahead():
-            return self._land() + super().step()
+            return self._finish_step() + super().step()
         outputs, self._finished = self._finished, []
         work = self.scheduler.step()
         try:
@@ -55,8 +55,8 @@ class AsyncSchedulingEngine(Engine):
         except torch.AcceleratorError:  # this process can use the device no more
             raise
         except Exception:
-            return outputs + self._land() + self._wait_for(work)
-        outputs += self._land()
+            return outputs + self._finish_step() + self._wait_for(work)
+        outputs += self._finish_step()
         self._in_flight = started
         return outputs
 
@@ -96,7 +96,7 @@ class AsyncSchedulingEngine(Engine):
         self._count(len(rows.tokens))
         return StepInFlight(drawn, sequences)
 
-    def _land(self) -> list[Output]:
+    def _finish_step(self) -> list[Output]:
         """Wait for the step under way, and return its outputs."""
         step, self._in_flight = self._in_flight, None
         if step is None:
@@ -108,12 +108,12 @@ class AsyncSchedulingEngine(Engine):
             if s not in self.scheduler.running:  # finished or cancelled while the step was under way
                 continue
             try:
-                outputs.append(self._landed(s, at, token, late))
+                outputs.append(self._output_of(s, at, token, late))
             except Exception as error:
                 outputs.append(self._fail(s, error))
         return outputs
 
-    def _landed(self, s: Sequence, at: int, token: int, late: bool) -> Output:
+    def _output_of(self, s: Sequence, at: int, token: int, late: bool) -> Output:
         """The output of a sequence whose token at index `at` has been drawn."""
         s.tokens[at : at + 1] = [token]
         if late:
@@ -125,7 +125,7 @@ class AsyncSchedulingEngine(Engine):
             output.tokens.append(token)
             output.finish_reason = "length" if self._is_full(s, at + 1) else None
         if output.finish_reason:
-            self._leave(s)
+            self._finish_sequence(s)
         return output
 
     def _draws(self, due: list[ScheduledSequence]) -> list[Draw]:

@@ -196,7 +196,7 @@ class Engine:
         if not is_complete:
             return []
         output = self._pooler.finish(s)
-        self._leave(s)
+        self._finish_sequence(s)
         return [output]
 
     def _fail(self, s: Sequence, error: BaseException) -> Output:
@@ -212,7 +212,7 @@ class Engine:
         accepted = 0
         for row, guess in enumerate([*draft, None]):
             token = self._draw(logits[row], best[row], s)
-            output.finish_reason = self._take(s, token, output)
+            output.finish_reason = self._append(s, token, output)
             if p.logprobs is not None:
                 output.logprobs.append(sampling.logprob(logits[row], token, p.logprobs, s.state.drawn))
             if output.finish_reason or token != guess:
@@ -224,7 +224,7 @@ class Engine:
         for sibling in self._siblings.pop(s.request.id, ()):
             self.scheduler.add(sibling)
         if output.finish_reason:
-            self._leave(s)
+            self._finish_sequence(s)
         return output
 
     def _best(self, logits: Tensor, due: list[ScheduledSequence]) -> list[int]:
@@ -248,7 +248,7 @@ class Engine:
             state.drawn = sampling.drawn_logprob(logits, p, token)
         return token
 
-    def _take(self, s: Sequence, token: int, output: Output) -> FinishReason | None:
+    def _append(self, s: Sequence, token: int, output: Output) -> FinishReason | None:
         """Append a token to its sequence and, unless it is a stop token, to the output. Returns the finish reason, if any."""
         p = s.request.sampling
         s.tokens.append(token)
@@ -276,7 +276,7 @@ class Engine:
             if s.computed == len(s.tokens) - 1 and left > 0 and s.n_output and s.state.matcher is None:
                 s.draft = self.speculator.propose(s)[: min(room, left)]
 
-    def _leave(self, s: Sequence) -> None:
+    def _finish_sequence(self, s: Sequence) -> None:
         self.scheduler.finish(s)
         self._forget(s)
 

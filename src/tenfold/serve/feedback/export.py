@@ -75,7 +75,7 @@ def _whole(path: Path) -> Iterator[TextIO]:
 _Found = Iterator[tuple[str, float, list[Any], dict[str, Any]]]
 
 
-def _said(text: str) -> list[dict[str, str]]:
+def _assistant(text: str) -> list[dict[str, str]]:
     """An answer as TRL's conversational formats have it."""
     return [{"role": "assistant", "content": text}]
 
@@ -106,10 +106,10 @@ def _dpo(kept: Snapshot, answers: dict[str, Any], left_out: Counter[str]) -> _Fo
             left_out["equal answers"] += 1
         else:
             chosen, rejected = (a, b) if pair.winner == "a" else (b, a)
-            row = {"prompt": a.messages, "chosen": _said(chosen.text), "rejected": _said(rejected.text)}
+            row = {"prompt": a.messages, "chosen": _assistant(chosen.text), "rejected": _assistant(rejected.text)}
             yield pair.user_hash, pair.created, [a, b], row
     for edit, answer in _edits(kept, answers, left_out):
-        row = {"prompt": answer.messages, "chosen": _said(edit.text), "rejected": _said(answer.text)}
+        row = {"prompt": answer.messages, "chosen": _assistant(edit.text), "rejected": _assistant(answer.text)}
         yield edit.user_hash, edit.created, [], row  # [], since the correction of a cut-off answer may be used
     yield from _siblings(kept, answers)
 
@@ -125,24 +125,24 @@ def _siblings(kept: Snapshot, answers: dict[str, Any]) -> _Found:
             for down in (r for r in given if r.value < 0):
                 good, bad = answers[up.response_id], answers[down.response_id]
                 if good.text != bad.text:
-                    row = {"prompt": good.messages, "chosen": _said(good.text), "rejected": _said(bad.text)}
+                    row = {"prompt": good.messages, "chosen": _assistant(good.text), "rejected": _assistant(bad.text)}
                     yield user, max(up.created, down.created), [good, bad], row
 
 
 def _kto(kept: Snapshot, answers: dict[str, Any], left_out: Counter[str]) -> _Found:
     for rating in _latest(kept, ratings):
         answer = answers[rating.response_id]
-        row = {"prompt": answer.messages, "completion": _said(answer.text), "label": rating.value > 0}
+        row = {"prompt": answer.messages, "completion": _assistant(answer.text), "label": rating.value > 0}
         yield rating.user_hash, rating.created, [answer], row
 
 
 def _sft(kept: Snapshot, answers: dict[str, Any], left_out: Counter[str]) -> _Found:
     for edit, answer in _edits(kept, answers, left_out):
-        yield edit.user_hash, edit.created, [], {"messages": answer.messages + _said(edit.text)}
+        yield edit.user_hash, edit.created, [], {"messages": answer.messages + _assistant(edit.text)}
     for rating in _latest(kept, ratings):
         answer = answers[rating.response_id]
         if rating.value > 0:
-            yield rating.user_hash, rating.created, [answer], {"messages": answer.messages + _said(answer.text)}
+            yield rating.user_hash, rating.created, [answer], {"messages": answer.messages + _assistant(answer.text)}
 
 
 _ROWS = {"dpo": _dpo, "kto": _kto, "sft": _sft}

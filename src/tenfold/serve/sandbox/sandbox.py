@@ -34,8 +34,8 @@ class SandboxBusy(Exception):
 class Worker:
     """A process that does jobs one after another. It is started for the first job, and again after a job that ended it."""
 
-    def __init__(self, duty: Job):
-        self._duty, self._turn = duty, asyncio.Lock()
+    def __init__(self, setup: Job):
+        self._setup, self._turn = setup, asyncio.Lock()
         self._process: Process | None = None
 
     async def do(self, job: Job) -> Reply:
@@ -64,7 +64,7 @@ class Worker:
     async def _ask(self, frame: bytes) -> Reply:
         process = self._process
         if process is None:
-            process = self._process = await _start(self._duty)
+            process = self._process = await _start(self._setup)
         assert process.stdin is not None and process.stdout is not None
         process.stdin.write(frame)
         await process.stdin.drain()
@@ -95,7 +95,7 @@ class Worker:
             await self._end()
 
 
-async def _start(duty: Job) -> Process:
+async def _start(setup: Job) -> Process:
     """Start a process in a session of its own, so that Ctrl-C in the server's terminal does not end it, without secrets."""
     environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
     command = (sys.executable, "-P", "-m", worker.__name__)
@@ -103,7 +103,7 @@ async def _start(duty: Job) -> Process:
         *command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, env=environment, start_new_session=True
     )
     assert process.stdin is not None
-    process.stdin.write(pack(duty))
+    process.stdin.write(pack(setup))
     return process
 
 

@@ -55,38 +55,38 @@ def _confine() -> None:
         resource.setrlimit(kind, (most, resource.getrlimit(kind)[1]))
 
 
-def _allow(memory_mib: int) -> None:
+def _limit_memory(memory_mib: int) -> None:
     """Limit this process to `memory_mib` more memory than it has."""
     most = psutil.Process().memory_info().vms + memory_mib * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
-def _time(seconds: float) -> None:
+def _limit_time(seconds: float) -> None:
     """End this process after so many seconds of CPU time, or CLOCK_SECONDS of wall time; 0 removes the limits."""
     signal.setitimer(signal.ITIMER_PROF, seconds)
     signal.setitimer(signal.ITIMER_REAL, CLOCK_SECONDS if seconds else 0)
 
 
-def _rendering(duty: Job) -> Callable[[Job], Reply]:
+def _rendering(setup: Job) -> Callable[[Job], Reply]:
     """A function that renders the template in this process, so that the template is compiled once."""
-    _allow(duty["memory_mib"])
+    _limit_memory(setup["memory_mib"])
 
     def work(job: Job) -> Reply:
-        _time(duty["seconds"])
+        _limit_time(setup["seconds"])
         try:
-            return {"text": render(duty["template"], job["messages"], duty["special"], **job["more"])}
+            return {"text": render(setup["template"], job["messages"], setup["special"], **job["more"])}
         finally:
-            _time(0)
+            _limit_time(0)
 
     return work
 
 
-def _proving(duty: Job) -> Callable[[Job], Reply]:
+def _proving(setup: Job) -> Callable[[Job], Reply]:
     """A function that tries a grammar in a fork of this process.
 
     So the tokenizer is read only once, and a job cannot affect later ones.
     """
-    tokenizer = GrammarTokenizer(**duty["tokenizer"])
+    tokenizer = GrammarTokenizer(**setup["tokenizer"])
 
     def prove(job: Job) -> Reply:
         source = GrammarSource(**job)
@@ -102,10 +102,10 @@ def _proving(duty: Job) -> Callable[[Job], Reply]:
         ours, theirs = os.pipe()
         child = os.fork()
         if not child:
-            _allow(duty["memory_mib"])
-            _time(duty["seconds"])
+            _limit_memory(setup["memory_mib"])
+            _limit_time(setup["seconds"])
             with os.fdopen(theirs, "wb") as out:
-                out.write(json.dumps(_answered(prove, job)).encode())
+                out.write(json.dumps(_reply_to(prove, job)).encode())
             os._exit(0)
         os.close(theirs)
         with os.fdopen(ours, "rb") as file:
@@ -116,7 +116,7 @@ def _proving(duty: Job) -> Callable[[Job], Reply]:
     return work
 
 
-def _answered(work: Callable[[Job], Reply], job: Job) -> Reply:
+def _reply_to(work: Callable[[Job], Reply], job: Job) -> Reply:
     try:
         return work(job)
     except TemplateRefusal as error:
@@ -129,12 +129,12 @@ def _answered(work: Callable[[Job], Reply], job: Job) -> Reply:
 
 def main() -> None:
     files = sys.stdin.buffer, sys.stdout.buffer
-    duty = _read(files[0])
+    setup = _read(files[0])
     _confine()
-    os.nice(duty["niceness"])
-    work = _rendering(duty) if "template" in duty else _proving(duty)
+    os.nice(setup["niceness"])
+    work = _rendering(setup) if "template" in setup else _proving(setup)
     while (job := _read(files[0])) is not None:
-        said = pack(_answered(work, job))
+        said = pack(_reply_to(work, job))
         if len(said) > MAX_FRAME:
             said = pack({"ended": "it writes too much"})
         files[1].write(said)

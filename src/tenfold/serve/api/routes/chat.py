@@ -151,12 +151,12 @@ async def answer(chat: Conversation, stores: Stores) -> dict[str, Any]:
     spoken = chat.begin()
     async for delta in chat.deltas():
         spoken[delta.index].read(delta)
-    whole = await _whole(chat, spoken)
+    whole = await _completion(chat, spoken)
     await keep(chat, spoken, whole, stores)
     return whole
 
 
-async def _whole(chat: Conversation, spoken: list[Spoken]) -> dict[str, Any]:
+async def _completion(chat: Conversation, spoken: list[Spoken]) -> dict[str, Any]:
     # Log-probabilities contain tokens as text, which takes long for many tokens, so they are made in a thread.
     choices = await asyncio.to_thread(_choices, chat, spoken) if chat.body.logprobs else _choices(chat, spoken)
     return {**_head(chat, "chat.completion"), "choices": choices, "usage": _usage(chat, spoken)}
@@ -205,7 +205,7 @@ async def chunks(chat: Conversation, stores: Stores) -> AsyncGenerator[dict[str,
         if delta.finish_reason:
             yield {**start, "choices": [_choice(i, {}, _finish(chat, one))]}
     if chat.body.store:
-        await keep(chat, spoken, await _whole(chat, spoken), stores)
+        await keep(chat, spoken, await _completion(chat, spoken), stores)
     if with_usage:
         yield {**start, "choices": [], "usage": _usage(chat, spoken)}
 
@@ -250,7 +250,7 @@ def _logprobs(chat: Conversation, logprobs: list[TokenLogprob]) -> dict[str, Any
     }
 
 
-def _behaviour(g: Gathered) -> list[float] | None:
+def _drawn_logprobs(g: Gathered) -> list[float] | None:
     """The log-probability with which each token, including the stop token, was drawn; None if one is not known."""
     drawn = [lp.drawn for lp in g.logprobs if lp.drawn is not None]
     return drawn if drawn and len(drawn) == len(g.logprobs) >= len(g.tokens) else None
@@ -275,7 +275,7 @@ async def keep(chat: Conversation, gathered: list[Spoken], whole: dict[str, Any]
             "messages": chat.messages,
             "text": g.text,
             "token_ids": g.tokens + [lp.token for lp in g.logprobs[len(g.tokens) :]],
-            "logprobs": _behaviour(g),
+            "logprobs": _drawn_logprobs(g),
             "sampling": {k: sorted(v) if isinstance(v, frozenset) else v for k, v in asdict(chat.request.sampling).items()},
             "finish_reason": g.finish_reason or "abort",
             "prompt_tokens": len(chat.request.tokens),

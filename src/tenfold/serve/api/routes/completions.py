@@ -127,10 +127,10 @@ def _choices(completion: Completion, gathered: list[Gathered]) -> list[dict[str,
     choices, n = [], completion.requests[0].sampling.n
     for i, g in enumerate(gathered):
         before = _echo(completion, i // n)
-        told = _told(completion, [lp.token for lp in g.logprobs], g.logprobs, [len(before) + place for place in g.places])
-        if completion.body.echo and told:
-            told = {key: values + told[key] for key, values in _told_prompt(completion, i // n).items()}
-        choice = {"index": i, "text": before + g.text, "logprobs": told, "finish_reason": g.finish_reason}
+        logprobs = _logprobs(completion, [lp.token for lp in g.logprobs], g.logprobs, [len(before) + place for place in g.places])
+        if completion.body.echo and logprobs:
+            logprobs = {key: values + logprobs[key] for key, values in _echoed_logprobs(completion, i // n).items()}
+        choice = {"index": i, "text": before + g.text, "logprobs": logprobs, "finish_reason": g.finish_reason}
         choices.append(choice | _prompt_logprobs(completion, i // n))
     return choices
 
@@ -142,14 +142,14 @@ async def chunks(completion: Completion) -> AsyncGenerator[dict[str, Any], None]
     echoes = [_echo(completion, number) for number in range(len(completion.requests))]
     options = completion.body.stream_options
     for i in range(len(gathered)) if completion.body.echo else ():
-        read = await asyncio.to_thread(_told_prompt, completion, i // n)
+        read = await asyncio.to_thread(_echoed_logprobs, completion, i // n)
         yield {**start, "choices": [{"index": i, "text": echoes[i // n], "logprobs": read or None, "finish_reason": None}]}
     async for number, delta in _deltas(completion):
         i = number * n + delta.index
         gathered[i].add(delta)
         places = [len(echoes[number]) + place for place in delta.places]
-        told = _told(completion, [lp.token for lp in delta.logprobs], delta.logprobs, places)
-        yield {**start, "choices": [{"index": i, "text": delta.text, "logprobs": told, "finish_reason": delta.finish_reason}]}
+        logprobs = _logprobs(completion, [lp.token for lp in delta.logprobs], delta.logprobs, places)
+        yield {**start, "choices": [{"index": i, "text": delta.text, "logprobs": logprobs, "finish_reason": delta.finish_reason}]}
     if options and options.include_usage:
         yield {**start, "choices": [], "usage": usage(completion.requests, gathered)}
 
@@ -165,40 +165,40 @@ def _echo(completion: Completion, number: int) -> str:
     return prompt if isinstance(prompt, str) else completion.model.text.tokenizer.decode(prompt)
 
 
-def _told_prompt(completion: Completion, number: int) -> dict[str, list[Any]]:
+def _echoed_logprobs(completion: Completion, number: int) -> dict[str, list[Any]]:
     """Log-probabilities of a prompt, None for its first token; an empty dictionary if the request does not ask for them."""
     if completion.scores is None or completion.body.logprobs is None:
         return {}
     tokens = completion.requests[number].tokens
     _, places = TextStream(completion.model.text.tokenizer, []).push(tokens)
-    told = _told(completion, tokens, [None, *completion.scores[number]], places)
-    assert told is not None
-    return told
+    logprobs = _logprobs(completion, tokens, [None, *completion.scores[number]], places)
+    assert logprobs is not None
+    return logprobs
 
 
-def _told(
+def _logprobs(
     completion: Completion, tokens: list[int], logprobs: Sequence[TokenLogprob | None], places: list[int]
 ) -> dict[str, list[Any]] | None:
     """Log-probabilities in the form of plain completions; None if the request does not ask for them."""
     if completion.body.logprobs is None:
         return None
     return {
-        "tokens": [_name(completion.model, token) for token in tokens],
+        "tokens": [_token_text(completion.model, token) for token in tokens],
         "token_logprobs": [lp and finite(lp.logprob) for lp in logprobs],
-        "top_logprobs": [lp and _top(completion, lp) for lp in logprobs],
+        "top_logprobs": [lp and _top_logprobs(completion, lp) for lp in logprobs],
         "text_offset": places[: len(tokens)],
     }
 
 
-def _top(completion: Completion, lp: TokenLogprob) -> dict[str, float]:
+def _top_logprobs(completion: Completion, lp: TokenLogprob) -> dict[str, float]:
     """The most likely tokens, and the token itself. Of tokens with the same text, the most likely one is kept."""
-    told: dict[str, float] = {}
+    found: dict[str, float] = {}
     for token, value in [*lp.top[: completion.body.logprobs], (lp.token, lp.logprob)]:
-        told.setdefault(_name(completion.model, token), finite(value))
-    return told
+        found.setdefault(_token_text(completion.model, token), finite(value))
+    return found
 
 
-def _name(model: ServedModel, token: int) -> str:
+def _token_text(model: ServedModel, token: int) -> str:
     """A token as text; in OpenAI's form `bytes:...` if it is not valid UTF-8."""
     raw = model.text.token_bytes(token)
     try:
@@ -213,8 +213,8 @@ def _prompt_logprobs(completion: Completion, number: int) -> dict[str, Any]:
     if count is None or completion.scores is None:
         return {}
 
-    def told(lp: TokenLogprob) -> dict[str, Any]:
+    def entry(lp: TokenLogprob) -> dict[str, Any]:
         likeliest = dict([*lp.top[:count], (lp.token, lp.logprob)])
-        return {str(t): {"logprob": finite(v), "decoded_token": _name(completion.model, t)} for t, v in likeliest.items()}
+        return {str(t): {"logprob": finite(v), "decoded_token": _token_text(completion.model, t)} for t, v in likeliest.items()}
 
-    return {"prompt_logprobs": [None, *map(told, completion.scores[number])]}
+    return {"prompt_logprobs": [None, *map(entry, completion.scores[number])]}

@@ -112,11 +112,11 @@ async def prepare(models: Models, body: CountRequest, place: Place, **sampling: 
         raise ApiError(
             400, "The last message must be the user's: this server does not continue answers on /v1/messages.", param="messages"
         )
-    told = [{"role": "system", "content": _content(body.system)}] if body.system else []
+    system = [{"role": "system", "content": _content(body.system)}] if body.system else []
     choice = body.tool_choice
     wanted = {
         "model": body.model,
-        "messages": told + [turn for message in body.messages for turn in _turns(message)],
+        "messages": system + [turn for message in body.messages for turn in _turns(message)],
         "tools": [_tool(tool) for tool in body.tools or ()] or None,
         "tool_choice": None if choice is None else _choice(choice),
         "parallel_tool_calls": False if choice and choice.disable_parallel_tool_use else None,
@@ -202,8 +202,8 @@ def _message(conversation: chat.Conversation, g: Gathered) -> dict[str, Any]:
 
 def _end(spoken: Spoken) -> dict[str, Any]:
     """Why a message ended."""
-    told = "stop_sequence" if spoken.stop else "max_tokens" if spoken.finish_reason == "length" else "end_turn"
-    return {"stop_reason": "tool_use" if spoken.ends_in_calls else told, "stop_sequence": spoken.stop or None}
+    reason = "stop_sequence" if spoken.stop else "max_tokens" if spoken.finish_reason == "length" else "end_turn"
+    return {"stop_reason": "tool_use" if spoken.ends_in_calls else reason, "stop_sequence": spoken.stop or None}
 
 
 async def answer(conversation: chat.Conversation) -> dict[str, Any]:

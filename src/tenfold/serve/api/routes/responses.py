@@ -109,14 +109,14 @@ async def prepare(models: Models, body: ResponsesRequest, store: ResponseStore, 
     if body.background and body.store is False:
         raise ApiError(400, "A response in the background is stored: leave store out.", param="background")
     messages = _earlier(body, store, place.owner) + turns(body.input)
-    told = [{"role": "system", "content": body.instructions}] if body.instructions else []
+    system = [{"role": "system", "content": body.instructions}] if body.instructions else []
     form = body.text.format if body.text else None
     choice = body.tool_choice
     if isinstance(choice, dict) and "name" in choice:
         choice = {"type": "function", "function": {"name": choice["name"]}}
     wanted = {
         "model": body.model,
-        "messages": told + messages,
+        "messages": system + messages,
         "max_completion_tokens": body.max_output_tokens,
         "temperature": body.temperature,
         "top_p": body.top_p,
@@ -236,11 +236,11 @@ async def in_background(body: ResponsesRequest, conversation: chat.Conversation,
     except asyncio.CancelledError:
         ended = _object(body, conversation, "cancelled", [], None)
     except Exception as error:  # whatever it is, the stored response must not stay in progress
-        told = str(error)
+        message = str(error)
         if not isinstance(error, ApiError | TenfoldError):
             traceback.print_exception(error)
-            told = "The server failed on this request: an operator finds the reason in its log."
-        ended = _object(body, conversation, "failed", [], None) | {"error": {"code": "server_error", "message": told}}
+            message = "The server failed on this request: an operator finds the reason in its log."
+        ended = _object(body, conversation, "failed", [], None) | {"error": {"code": "server_error", "message": message}}
     owner = conversation.request.owner
     if ended is not None:
         store.add(owner, ended, conversation.messages)

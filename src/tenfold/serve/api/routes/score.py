@@ -43,8 +43,8 @@ async def answer(models: Models, body: ScoreRequest, place: Place) -> dict[str, 
     first, second = body.text_1 if isinstance(body.text_1, list) else [body.text_1], body.text_2
     second = second if isinstance(second, list) else [second]
     if len(first) not in (1, len(second)):
-        told = f"text_1 has {len(first)} texts and text_2 {len(second)}: give one text, or as many as in text_2."
-        raise ApiError(400, told, param="text_1")
+        message = f"text_1 has {len(first)} texts and text_2 {len(second)}: give one text, or as many as in text_2."
+        raise ApiError(400, message, param="text_1")
     model, vectors, read = await embed(models, body.model, prompts_of([*first, *second], "text_2"), place)
     units = [unit_vector(vector) for vector in vectors]
     left, right = units[: len(first)] * (len(second) // len(first)), units[len(first) :]
