@@ -54,14 +54,15 @@ def export(feedback: Feedback, format: str, out: Path, *, test_share: float = 0.
             elif given[user, int(created // DAY)] > per_user_day:
                 made.left_out["over the daily limit of a user"] += 1
             elif int(user[:8], 16) < test_share * 2**32:
+                seen.add(digest)
                 made.test += 1
                 made.users[1].add(user)
                 test.write(json.dumps(row, ensure_ascii=False) + "\n")
             else:
+                seen.add(digest)
                 made.train += 1
                 made.users[0].add(user)
                 train.write(json.dumps(row, ensure_ascii=False) + "\n")
-            seen.add(digest)
     return made
 
 
