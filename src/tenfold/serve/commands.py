@@ -15,7 +15,7 @@ ModelPath = Annotated[Path, Meta(description="A generation, a Hugging Face direc
 
 
 class SampleOptions(Struct, frozen=True):
-    """How tokens are drawn."""
+    """Options of generating one text."""
 
     max_new_tokens: Annotated[Count, Meta(description="Largest number of tokens to generate.")] = 200
     temperature: Annotated[
@@ -58,7 +58,8 @@ def start(
         engine["draft_model"] = model_path(engine["draft_model"])
     named = name_models([model_path(path) for path in models])
     options = {name: EngineOptions(**{**engine, "path": path}) for name, path in named.items()}
-    first, address = next(iter(options)), f"http://{server.host}:{server.port}"
+    host = f"[{server.host}]" if ":" in server.host else server.host  # IPv6
+    first, address = next(iter(options)), f"http://{host}:{server.port}"
     console().print(f"{first}: loading")
     serve(options, server, on_ready=lambda: console().print(f"{', '.join(options)}: chat at {address}/, API at {address}/v1"))
 

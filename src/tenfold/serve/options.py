@@ -37,7 +37,9 @@ class EngineOptions(Struct, frozen=True):
     ] = 0
     max_num_seqs: Annotated[Count, Meta(description="Most sequences computed in one step.")] = 64
     threads: Annotated[Threads, Meta(description="CPU threads; 0 is one for each core.")] = 0
-    speculate: Annotated[bool, Meta(description="Guess tokens from the text so far, and check several in one step.")] = True
+    speculate: Annotated[
+        bool, Meta(description="Speculative decoding: guess tokens from the text so far, and check them in one step.")
+    ] = True
     draft_model: Annotated[
         Path | None, Meta(description="A smaller model with the same vocabulary that makes the guesses instead.")
     ] = None

@@ -19,7 +19,7 @@ _GONE = 499  # the status of a request whose client left before an answer began,
 
 
 class AccessLog:
-    """ASGI middleware that measures a request with all other middleware."""
+    """ASGI middleware, the outermost, that sets request ids and writes the log."""
 
     def __init__(self, app: ASGIApp, form: Literal["none", "text", "json"]):
         self.app, self.form = app, form

@@ -59,7 +59,7 @@ class Backend(Protocol):
     def stop(self) -> None:
         """Stop the backend, also during `start`; requests in flight raise BackendStopped.
 
-        It may block for some seconds, and is called in another thread than the event loop's.
+        It may block for some seconds, so the server calls it in a thread.
         """
         ...
 
