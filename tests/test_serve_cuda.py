@@ -76,6 +76,10 @@ def asked(count=8):
     return [request(str(i), prompt(i, 9 + 11 * i), max_tokens=3 + 4 * i, **{"seed": i, **ways[i % 4]}) for i in range(count)]
 
 
+def test_keys_are_split_for_any_number_of_rows(model):
+    assert [CudaRunner(model, 64)._splits(rows) for rows in (1, 64, 256, 257, 512, 513)] == [16, 4, 4, 4, 4, 1]
+
+
 def test_greedy_tokens_are_those_of_the_engine_that_waits(model):
     requests = [request(str(i), prompt(i, 5 + 13 * i), max_tokens=1 + 5 * i) for i in range(6)]
     expected = run(Engine(TorchRunner(model, 64), 64), *requests)

@@ -23,7 +23,7 @@ from tenfold.serve.options import EngineOptions
 from tenfold.serve.request import Request, Sampling, Sequence
 from tenfold.serve.runners import native
 from tenfold.serve.runners.cuda import CudaRunner
-from tenfold.serve.runners.runner import ModelInput, TorchRunner
+from tenfold.serve.runners.runner import ModelInput, TorchRunner, cache_blocks
 from tenfold.serve.runners.weights import pack
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec, RopeScaling
@@ -355,6 +355,12 @@ def test_a_gpu_gets_its_own_runner_and_an_engine_that_runs_ahead(model, monkeypa
     for options, message in (({"quantization": "int8"}, "are for CPUs"), ({"draft_model": Path("d")}, "are for CPUs")):
         with pytest.raises(TenfoldError, match=message):
             make_engine(EngineOptions(Path("m"), device="cuda", kv_cache_gib=0.01, threads=1, **options))
+
+
+def test_a_cache_without_room_for_two_blocks_is_refused():
+    assert cache_blocks(0.01, SPEC, torch.float32) > 2
+    with pytest.raises(TenfoldError, match="holds no two blocks"):
+        cache_blocks(1e-9, SPEC, torch.float32)
 
 
 @needs_compiler

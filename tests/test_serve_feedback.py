@@ -86,6 +86,16 @@ def test_one_user_cannot_flood_and_is_in_one_part_alone(store, tmp_path):
     assert not {user_of[t] for t in train} & {user_of[t] for t in test}
 
 
+def test_a_row_that_was_left_out_does_not_make_another_users_row_a_repeat(store, tmp_path):
+    for name, text in {"a": "Nile", "b": "Rhine", "c": "Rhine"}.items():
+        keep(store, name, text)
+    for name, user in (("a", "ann"), ("b", "ann"), ("c", "bob")):
+        store.rate(name, user, 1, [], None)
+    found, left = rows(store, "kto", tmp_path, per_user_day=1)
+    assert [r["completion"][0]["content"] for r in found] == ["Nile", "Rhine"]
+    assert left == {"over the daily limit of a user": 1}
+
+
 def test_comparisons_are_of_answers_to_the_same(store):
     keep(store, "a", "Rhine")
     keep(store, "x", "Fly", messages=[{"role": "user", "content": "Name an insect."}])

@@ -14,6 +14,7 @@ from tenfold.serve.api.errors import ApiError
 from tenfold.serve.api.keys import Caller
 from tenfold.serve.api.models import Models
 from tenfold.serve.options import EngineOptions, Limits
+from tenfold.serve.request import Request
 from tenfold.serve.text import read_text_side
 
 LIMITS = {"max_loaded": 1, "max_queue": 3, "idle_seconds": 0.02, "patience_seconds": 0.3}
@@ -89,6 +90,52 @@ def test_a_busy_model_gives_way_after_a_while_and_comes_back(models):
         a.backend.in_flight = 0
         assert (await soon(other)).name == "b"
         assert (await soon(again)) is not a and models.loads == ["a", "b", "a"]
+
+    asyncio.run(run())
+
+
+def test_a_busy_model_stays_if_another_was_unloaded_in_its_place_or_the_load_was_cancelled(make_models):
+    async def run():
+        models = make_models(max_loaded=2)
+        a, b = await soon(models.get("a")), await soon(models.get("b"))
+        a.backend.in_flight = b.backend.in_flight = 1
+        cancelled = asyncio.create_task(models.get("c"))
+        await until(lambda: a.activity.leaving)
+        cancelled.cancel()
+        await asyncio.gather(cancelled, return_exceptions=True)
+        assert await soon(models.get("b")) is b and await soon(models.get("a")) is a
+        other = asyncio.create_task(models.get("c"))
+        await until(lambda: b.activity.leaving)
+        a.backend.in_flight = 0
+        await soon(other)
+        assert not a.backend.is_alive and await soon(models.get("b")) is b and models.loads == ["a", "b", "c"]
+        b.backend.in_flight = 0
+
+    asyncio.run(run())
+
+
+def test_an_embedding_that_takes_too_long_is_given_up(make_models):
+    async def generate(_):
+        await asyncio.sleep(60)
+        yield
+
+    async def run():
+        a = await soon(make_models(timeout_seconds=0.05).get("a"))
+        a.backend.generate = generate
+        with pytest.raises(ApiError, match="took longer") as late:
+            await soon(a.embed(Request("x", [1], task="embed")))
+        assert late.value.status == 504
+
+    asyncio.run(run())
+
+
+def test_an_answer_counts_in_the_tokens_that_are_too_many_only_if_there_is_one(models):
+    async def run():
+        a = await soon(models.get("a"))
+        a.backend.max_model_len = 10
+        for wanted, answers, over in ((None, True, 3), (5, True, 7), (None, False, 2), (0, False, 2)):
+            with pytest.raises(ApiError, match=f" {over} too many for the context of 10"):
+                a.room([1] * 12, wanted, answers)
 
     asyncio.run(run())
 

@@ -335,7 +335,7 @@ def huge(width, height):
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%EOF\n"
 REFUSED = {
-    "an address": (["http://127.0.0.1:1/a.png"], "never fetched from addresses"),
+    "an address": (["http://127.0.0.1:1/a.png"], "not fetched from addresses"),
     "no base64": (["data:image/png;base64,????"], "Picture 1 is not valid base64"),
     "no picture": ([f"data:image/png;base64,{base64.b64encode(b'hello').decode()}"], "Picture 1 is no image that can be read"),
     "a program": ([f"data:image/eps;base64,{base64.b64encode(EPS).decode()}"], "is no image that can be read"),

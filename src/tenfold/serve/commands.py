@@ -1,4 +1,4 @@
-"""Serve models, talk with them, and keep what people say of their answers."""
+"""Commands that serve models, chat with them, sample from them, and export the users' feedback."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,35 +11,43 @@ from tenfold.spec.commands import File, Given, Json, print_json
 from tenfold.spec.ranges import Count, Seed, Share, Temperature, Text, TopP
 
 FEEDBACK = "feedback.db"
-ModelPath = Annotated[Path, Meta(description="A generation, a Hugging Face directory, or a GGUF file of a Llama.")]
+ModelPath = Annotated[Path, Meta(description="A generation, a Hugging Face directory, or a GGUF file of a Llama model.")]
 
 
 class SampleOptions(Struct, frozen=True):
-    """How tokens are drawn."""
+    """Options of generating one text."""
 
-    max_new_tokens: Annotated[Count, Meta(description="Tokens to write.")] = 200
-    temperature: Annotated[Temperature, Meta(description="0 takes the likeliest token every time.")] = 0.7
-    top_p: Annotated[TopP, Meta(description="Draw from the likeliest tokens that hold this share.")] = 0.95
-    seed: Annotated[Seed, Meta(description="Seed of the draw.")] = 0
+    max_new_tokens: Annotated[Count, Meta(description="Largest number of tokens to generate.")] = 200
+    temperature: Annotated[
+        Temperature, Meta(description="Sampling temperature, at most 2; 0 always takes the most likely token.")
+    ] = 0.7
+    top_p: Annotated[
+        TopP, Meta(description="Draw from the most likely tokens whose probabilities add up to this share (nucleus sampling).")
+    ] = 0.95
+    seed: Annotated[Seed, Meta(description="Seed of the random draws.")] = 0
 
 
 class ChatOptions(Struct, frozen=True):
-    """How a conversation in the terminal is held."""
+    """Options of a chat in the terminal."""
 
-    temperature: Annotated[Temperature, Meta(description="0 takes the likeliest token every time.")] = 0.7
-    top_p: Annotated[TopP, Meta(description="Draw from the likeliest tokens that hold this share.")] = 0.95
-    max_tokens: Annotated[Count, Meta(description="Longest answer.")] = 512
-    system: Annotated[str, Meta(description="What the model is told before the conversation.")] = ""
+    temperature: Annotated[
+        Temperature, Meta(description="Sampling temperature, at most 2; 0 always takes the most likely token.")
+    ] = 0.7
+    top_p: Annotated[
+        TopP, Meta(description="Draw from the most likely tokens whose probabilities add up to this share (nucleus sampling).")
+    ] = 0.95
+    max_tokens: Annotated[Count, Meta(description="Largest number of tokens in an answer.")] = 512
+    system: Annotated[str, Meta(description="System prompt; empty for none.")] = ""
 
 
 def start(
-    models: Annotated[list[Path], Meta(description="Models; the first answers where a request names none.")],
+    models: Annotated[list[Path], Meta(description="Models to serve; the first answers requests that name no model.")],
     /,
     *,
     engine: Given[EngineOptions],
     server: ServerOptions = ServerOptions(feedback=FEEDBACK),
 ) -> None:
-    """A chat page at / and an OpenAI-compatible API at /v1.
+    """Serve models: a chat page at / and an OpenAI-compatible API at /v1.
 
     Example: tenfold serve generations/g1 --port 8000
     """
@@ -50,20 +58,23 @@ def start(
         engine["draft_model"] = model_path(engine["draft_model"])
     named = name_models([model_path(path) for path in models])
     options = {name: EngineOptions(**{**engine, "path": path}) for name, path in named.items()}
-    first, address = next(iter(options)), f"http://{server.host}:{server.port}"
+    host = f"[{server.host}]" if ":" in server.host else server.host  # IPv6
+    first, address = next(iter(options)), f"http://{host}:{server.port}"
     console().print(f"{first}: loading")
     serve(options, server, on_ready=lambda: console().print(f"{', '.join(options)}: chat at {address}/, API at {address}/v1"))
 
 
 def key(
-    name: Annotated[Text, Meta(description="Whose key it is.")],
+    name: Annotated[Text, Meta(description="Name of the key's owner.")],
     /,
     *,
-    file: Annotated[File, Meta(description="Where hashes of keys are kept.")] = Path("serve-keys.json"),
-    operator: Annotated[bool, Meta(description="The key of an operator, who may swap models and delete what others gave.")] = False,
-    revoke: Annotated[bool, Meta(description="Take the key away instead.")] = False,
+    file: Annotated[File, Meta(description="File in which the hashes of the keys are stored.")] = Path("serve-keys.json"),
+    operator: Annotated[
+        bool, Meta(description="Make an operator's key, which may also swap models and delete other users' data.")
+    ] = False,
+    revoke: Annotated[bool, Meta(description="Remove the key of NAME instead of making one.")] = False,
 ) -> None:
-    """Make a key for `tenfold serve --keys`; it is shown once and kept as a hash. A running server notices.
+    """Make an API key for `tenfold serve --keys`: it is shown once, only its hash is stored, and a running server accepts it.
 
     Examples:
 
@@ -83,10 +94,12 @@ def chat(
     model: ModelPath,
     /,
     *,
-    quantization: Annotated[Quantization, Meta(description="Format of the weights; exact changes none of them.")] = "exact",
+    quantization: Annotated[
+        Quantization, Meta(description="Format of the weights; exact is the smallest that changes no weight.")
+    ] = "exact",
     options: ChatOptions = ChatOptions(),
 ) -> None:
-    """Talk with a model in the terminal; an empty line ends it.
+    """Chat with a model in the terminal; an empty line ends the chat.
 
     Example: tenfold chat generations/g1
     """
@@ -98,14 +111,14 @@ def chat(
 
 def sample(
     model: ModelPath,
-    prompt: Annotated[str | None, Meta(description="What the text begins with: 'def ', or nothing after an image.")] = None,
+    prompt: Annotated[str | None, Meta(description="Text to continue; by default 'def ', or nothing after an image.")] = None,
     /,
     *,
-    image: Annotated[File | None, Meta(description="An image that stands before the text, for a model that sees.")] = None,
+    image: Annotated[File | None, Meta(description="Image to put before the text, for a model with an image encoder.")] = None,
     options: SampleOptions = SampleOptions(),
     json: Json = False,
 ) -> None:
-    """Let a model write.
+    """Generate text with a model.
 
     Examples:
 
@@ -130,15 +143,15 @@ def sample(
 
 
 def export_feedback(
-    out: Annotated[File, Meta(description="File to write; the test part goes to NAME.test.jsonl beside it.")],
+    out: Annotated[File, Meta(description="JSONL file to write; the test rows go to NAME.test.jsonl beside it.")],
     /,
     *,
-    format: Annotated[Literal["dpo", "kto", "sft"], Meta(description="The kind of rows, as TRL reads them.")] = "dpo",
-    database: Annotated[Text, Meta(description="The database: a file or a URL.")] = FEEDBACK,
-    test_share: Annotated[Share, Meta(description="Share of users whose feedback is kept for tests.")] = 0.1,
+    format: Annotated[Literal["dpo", "kto", "sft"], Meta(description="Kind of rows, in TRL's format.")] = "dpo",
+    database: Annotated[Text, Meta(description="Feedback database: an SQLite file or an SQLAlchemy URL.")] = FEEDBACK,
+    test_share: Annotated[Share, Meta(description="Share of the users, 0 to 1, whose rows go to the test file.")] = 0.1,
     json: Json = False,
 ) -> None:
-    """Write what people said as rows to train on.
+    """Export the users' feedback as training rows.
 
     Example: tenfold feedback export --format kto thumbs.jsonl
     """

@@ -1,4 +1,4 @@
-"""One text from a model, by the engine in this process."""
+"""Generates one text with a model, by the engine in this process."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from tenfold.spec.errors import TenfoldError
 
 
 class Completion(NamedTuple):
-    """A prompt with what follows it. `cut_at` is the context of the model, in tokens, where that alone ended the text."""
+    """A prompt and its continuation. `cut_at` is the model's context in tokens if that ended the text, else None."""
 
     text: str
     cut_at: int | None
@@ -23,13 +23,13 @@ class Completion(NamedTuple):
 def complete(
     path: Path, prompt: str, *, max_new_tokens: int, temperature: float, top_p: float, seed: int, image: Path | None = None
 ) -> Completion:
-    """`prompt` and what the model in `path` writes after it, up to the end of the text; an `image` stands before it.
+    """Continue `prompt`, with `image` before it, with the model at `path`, up to a stop token or `max_new_tokens`.
 
-    Tokens that stand for images are not in the text.
+    The text has no tokens of the image. Raises TenfoldError if the prompt is too long, or the model cannot read the image.
     """
     text = read_text_side(path)
-    asked = Prompt(text.tokenizer.encode(prompt).ids) if image is None else _shown(path, text, image, prompt)
-    # One text is not worth the time and memory that compiled kernels need to pack the weights.
+    asked = Prompt(text.tokenizer.encode(prompt).ids) if image is None else _with_image(path, text, image, prompt)
+    # Compiled kernels pack the weights first, which costs more time and memory than one text saves.
     engine = make_engine(EngineOptions(path, enforce_eager=True, speculate=False))
     sampling = Sampling(temperature, top_p, seed=seed, max_tokens=max_new_tokens, stop_tokens=text.stop_tokens)
     written = generate(engine, asked.tokens, sampling, asked.pictures)
@@ -38,7 +38,7 @@ def complete(
 
 
 def generate(engine: Engine, tokens: list[int], sampling: Sampling, pictures: tuple[Picture, ...] = ()) -> list[int]:
-    """The tokens that follow `tokens`. Raises TenfoldError where the engine refuses them."""
+    """The tokens that the engine generates after `tokens`. Raises TenfoldError if it refuses them."""
     engine.add(Request("text", tokens, sampling, pictures=pictures))
     found: list[int] = []
     while engine.has_work:
@@ -49,10 +49,10 @@ def generate(engine: Engine, tokens: list[int], sampling: Sampling, pictures: tu
     return found
 
 
-def _shown(path: Path, text: TextSide, image: Path, prompt: str) -> Prompt:
-    """The prompt behind an image."""
+def _with_image(path: Path, text: TextSide, image: Path, prompt: str) -> Prompt:
+    """The prompt with an image before it."""
     sight = read_sight(path)
     if sight is None:
         raise TenfoldError(f"The model in {path} has no image encoder: leave --image out, or train one with images.")
-    begin = text.tokenizer.encode("").ids  # as before a prompt without an image
+    begin = text.tokenizer.encode("").ids  # the special tokens with which a prompt without an image begins, too
     return sight.prompt([begin, text.ids(prompt)], [sight.view(open_image(image), text)])

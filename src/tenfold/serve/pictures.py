@@ -1,4 +1,4 @@
-"""Pictures in prompts: cut in tiles, and between the texts as the tokens that stand for them."""
+"""Images in prompts: cut into tiles, with tokens that stand for them between those of the texts."""
 
 import json
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ from tenfold.spec.vision import PATCH, VisionSpec
 
 
 class View(NamedTuple):
-    """A picture as a model is shown it: tiles uint8 [tiles, 3, S, S], and the tokens that stand for them and their order."""
+    """An image as a model reads it: tiles uint8 [tiles, 3, S, S], and the tokens that stand for them and their layout."""
 
     tiles: np.ndarray
     tokens: list[int]
 
 
 class Prompt(NamedTuple):
-    """The tokens of a prompt, with the pictures whose tokens are among them."""
+    """The tokens of a prompt, and the images whose tokens are among them."""
 
     tokens: list[int]
     pictures: tuple[Picture, ...] = ()
@@ -32,13 +32,13 @@ class Prompt(NamedTuple):
 
 @dataclass(frozen=True)
 class Sight:
-    """What a model with an image encoder is shown of a picture: at most `max_tiles` tiles, and the whole beside several."""
+    """How a model reads images: in at most `max_tiles` tiles each; several tiles are followed by one of the whole image."""
 
     vision: VisionSpec
     max_tiles: int = 1
 
     def view(self, image: Image.Image, text: TextSide, max_tiles: int | None = None) -> View:
-        """A picture for the prompt. Raises TenfoldError where the tokenizer has no words for one."""
+        """An image for the prompt. Raises TenfoldError if the tokenizer has no token for patches."""
         tiles, rows, columns = cut(image, self.vision.image_size, min(self.max_tiles, max_tiles or self.max_tiles))
         tokens = text.ids(image_text(rows, columns, self.vision.tokens_per_tile))
         if tokens.count(self.vision.patch_token) != len(tiles) * self.vision.tokens_per_tile:
@@ -46,9 +46,9 @@ class Sight:
         return View(tiles, tokens)
 
     def prompt(self, texts: list[list[int]], views: list[View]) -> Prompt:
-        """The tokens of `texts` with a view between each two of them.
+        """The tokens of `texts`, with one of `views` between each two of them; there is one text more than views.
 
-        Only a view's own tokens stand for its patches; a text that has the same token says nothing but its name.
+        Only a view's own patch tokens stand for patches. The same token in a text is just a token.
         """
         tokens, pictures = [*texts[0]], []
         for view, text in zip(views, texts[1:], strict=True):
@@ -59,9 +59,10 @@ class Sight:
 
 
 def read_sight(path: Path) -> Sight | None:
-    """How the model in a Hugging Face directory sees; None for one without an image encoder, or of a GGUF file.
+    """How the model in a Hugging Face directory reads images; None for a GGUF file or a model without an image encoder.
 
-    Tiles are as many as its `preprocessor_config.json` says (`max_patches`), or one, which models that were trained here know.
+    `max_patches` in its `preprocessor_config.json` is the limit of tiles; without that file it is 1, as Tenfold trains. Raises
+    TenfoldError if the file is damaged, or the limit is not from 1 to 64.
     """
     vision = None if path.suffix == ".gguf" else read_spec(path).vision
     if vision is None:
@@ -71,7 +72,7 @@ def read_sight(path: Path) -> Sight | None:
     except FileNotFoundError:
         most = 1
     except (OSError, ValueError, AttributeError):
-        raise TenfoldError(f"{path / 'preprocessor_config.json'} is no JSON object: write it anew, or remove it.") from None
+        raise TenfoldError(f"{path / 'preprocessor_config.json'} is not a JSON object: write it again, or remove it.") from None
     if not isinstance(most, int) or not 1 <= most <= 64:
         raise TenfoldError(f"max_patches in {path / 'preprocessor_config.json'} must be from 1 to 64, not {most!r}.")
     return Sight(vision, most)

@@ -1,4 +1,4 @@
-"""Requests to an engine, its outputs, and the sequences that it computes between the two."""
+"""Requests to an engine, its outputs, and the sequences that it computes for them."""
 
 import hashlib
 from array import array
@@ -12,7 +12,7 @@ from tenfold.spec.errors import TenfoldError
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 RequestTask = Literal["generate", "embed", "score"]
-MAX_LOGPROBS = 1024  # of a token; OpenAI's routes take 20 at most
+MAX_LOGPROBS = 1024  # per token; OpenAI's routes take at most 20
 _RANGES = (
     ("temperature", 0, 2),
     ("top_p", 0, 1),
@@ -28,9 +28,11 @@ _RANGES = (
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. `top_k` 0 and `top_p` 1 leave nothing out; `logprobs` None gives none, k the k likeliest.
+    """How tokens are drawn; the names are vLLM's. `top_k` 0 and `top_p` 1 leave no token out.
 
-    `stop_tokens` end the sequence and are not part of the text. The text matches `grammar` (`serve/engine/grammar.py`).
+    `logprobs` k gives log-probabilities of each token and of the k most likely ones, None gives none. `stop_tokens` end the
+    sequence, unless `ignore_stop`, and are not part of the text. The text matches `grammar` (`serve/engine/grammar.py`).
+    Raises TenfoldError for a value outside its range.
     """
 
     temperature: float = 1.0
@@ -56,18 +58,18 @@ class Sampling:
             if not low <= value <= high:
                 raise TenfoldError(f"{name} must lie between {low} and {high}, not be {value}.")
         if self.logprobs is not None and not 0 <= self.logprobs <= MAX_LOGPROBS:
-            raise TenfoldError(f"At most {MAX_LOGPROBS} logprobs can be had for a token, not {self.logprobs}.")
+            raise TenfoldError(f"logprobs must lie between 0 and {MAX_LOGPROBS}, not be {self.logprobs}.")
 
     @cached_property
     def is_plain(self) -> bool:
-        """Whether a draw depends on the logits alone, not on the text so far or a grammar."""
+        """Whether a draw depends only on the logits, not on the text so far or a grammar."""
         penalties = self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1
         return not (penalties or self.logit_bias or self.min_tokens or self.grammar is not None)
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A picture of a prompt: its tiles, uint8 [tiles, 3, S, S], and the positions of the tokens that they become, in order."""
+    """An image in a prompt: its tiles, uint8 [tiles, 3, S, S], and the positions of its patch tokens, in ascending order."""
 
     tiles: np.ndarray
     patches: list[int]
@@ -79,12 +81,12 @@ class Picture:
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt and what is asked about it.
+    """A prompt and what to do with it.
 
     `generate` continues the prompt as `sampling` says. `embed` gives the mean of its last hidden states, and `score` the
-    log-probability of each of its tokens after the first, with as many likeliest tokens as `sampling.logprobs` says.
+    log-probability of each of its tokens after the first, with the `sampling.logprobs` most likely tokens.
 
-    Owners who ask at the same time get equal shares of the engine. The `adapter` of that name is beside the weights, if any, and
+    Owners with requests at the same time get equal shares of the engine. `adapter` names the LoRA adapter to use, if any;
     `pictures` are for models with an image encoder.
     """
 
@@ -102,12 +104,15 @@ class Request:
 
     @cached_property
     def is_plain(self) -> bool:
-        """Whether only tokens are asked for, and their draws depend on the logits alone."""
+        """Whether the request wants only tokens, and their draws depend only on the logits."""
         return self.generates and self.sampling.is_plain and self.sampling.logprobs is None
 
     @cached_property
     def salts(self) -> list[tuple[int, bytes]]:
-        """What keys and values depend on besides the tokens: each a position, and a digest of what counts from there on."""
+        """What keys and values depend on besides the tokens: the adapter and the pictures.
+
+        Each is a position from which on it matters, and a digest.
+        """
         beside = [(0, _digest(self.adapter.encode()))] if self.adapter else []
         return beside + [(picture.patches[0], picture.digest) for picture in self.pictures]
 
@@ -118,10 +123,10 @@ def _digest(content: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """A token, its log-probability before any filter, and the likeliest tokens with theirs.
+    """A token, its log-probability before temperature and filters, and the most likely tokens with theirs.
 
-    `drawn` is its log-probability in the distribution that it was drawn from, after temperature, penalties and filters, where
-    that is known.
+    `drawn` is the token's log-probability in the distribution that it was drawn from, after temperature, penalties and filters;
+    None if that is not known.
     """
 
     token: int
@@ -134,8 +139,9 @@ class TokenLogprob:
 class Output:
     """New tokens of sequence `index` of a request; the last output of a sequence has a finish reason.
 
-    Where log-probabilities are asked for, `logprobs` has one for each token, and a last one for a stop token, which is no text.
-    The output of an `embed` request has its `embedding`, that of a `score` request its `scores`: one for each token but the first.
+    If the request asks for log-probabilities, `logprobs` has one for each token, and a last one for the stop token, which is not
+    among `tokens`. The output of an `embed` request has its `embedding`, that of a `score` request its `scores`: one for each
+    token but the first. `cached_tokens` of the prompt were found in the prefix cache.
     """
 
     request_id: str
@@ -156,7 +162,11 @@ def failed(request: Request, reason: str) -> Output:
 
 @dataclass(eq=False)
 class Sequence:
-    """One continuation of a request. Keys and values of the first `computed` of `tokens` are in `blocks`."""
+    """One continuation of a request: `tokens` are its prompt and what has been generated.
+
+    Keys and values of the first `computed` tokens are in the cache's `blocks`; `hashes` are those of its full blocks, and `draft`
+    are guesses of the tokens that follow.
+    """
 
     request: Request
     index: int = 0
@@ -167,7 +177,7 @@ class Sequence:
     draft: list[int] = field(default_factory=list)
     cached_tokens: int = 0
     preemptions: int = 0
-    state: Any = None  # the sampler's
+    state: Any = None  # a SamplerState
 
     def __post_init__(self) -> None:
         if not self.tokens:

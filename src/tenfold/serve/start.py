@@ -1,4 +1,4 @@
-"""A server in a process of its own, for whoever needs one beside other work."""
+"""Starts a server in a process of its own, for code that needs one while it does other work."""
 
 import socket
 import time
@@ -14,18 +14,18 @@ from tenfold.spec.errors import TenfoldError
 if TYPE_CHECKING:
     from tenfold.serve.api.models import Loader
 
-START_S = 240.0  # a server that does not answer by then is lost
+START_S = 240.0  # a server that does not answer within these seconds has failed
 
 
 def free_url() -> str:
-    """An address of this machine at which nothing listens."""
+    """A loopback URL with a port on which nothing listens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{free.getsockname()[1]}"
 
 
 def answers(url: str) -> bool:
-    """Whether the server at `url` has loaded its model and is well."""
+    """Whether the server at `url` has loaded its model and is healthy."""
     try:
         with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
             return answer.status == 200
@@ -35,10 +35,9 @@ def answers(url: str) -> bool:
 
 @contextmanager
 def serving(models: dict[str, EngineOptions], *, load: "Loader | None" = None, **options: Any) -> Iterator[str]:
-    """The address of a server of `models`, with `options` of ServerOptions; its process ends with this one. `load` is how a model
-    is loaded, where not as `tenfold serve` does.
+    """Run a server of `models` with `options` of ServerOptions, and give its URL; it ends with the context or this process.
 
-    Raises TenfoldError where it does not start.
+    `load` loads a model in another way than `tenfold serve` does. Raises TenfoldError if the server does not start.
     """
     from tenfold.serve.api.models import load_model
     from tenfold.serve.api.server import serve

@@ -7,7 +7,7 @@ from tenfold.serve.text import TextStream, read_text_side
 
 
 def converse(options: EngineOptions, temperature: float, top_p: float, max_tokens: int, system: str) -> None:
-    """Read questions and write answers until an empty line or the end of the input; Ctrl-C stops an answer."""
+    """Read questions and print answers until an empty line or the end of the input; Ctrl-C stops an answer."""
     text, engine = read_text_side(options.path), make_engine(options)
     messages = [{"role": "system", "content": system}] if system else []
     while True:
@@ -28,7 +28,7 @@ def converse(options: EngineOptions, temperature: float, top_p: float, max_token
                     answer += piece
                     print(piece, end="", flush=True)
         except KeyboardInterrupt as stop:
-            if stop.args:  # by another signal than Ctrl-C
+            if stop.args:  # raised for another signal than SIGINT
                 raise
             engine.cancel("answer")
         print()

@@ -1,4 +1,4 @@
-"""A model's text side: its tokenizer, chat template and stop tokens, and text from tokens as they come."""
+"""A model's text side: its tokenizer, chat template and stop tokens, and incremental decoding."""
 
 import re
 from dataclasses import dataclass
@@ -20,11 +20,10 @@ PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ message['role']|capitalize }}: {{ message['content'] }}\n\n{% endfor %}"
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
-# Marks of the text before, the text after, and the middle to be filled in (StarCoder and others; Qwen).
+# Special tokens before the prefix, the suffix and the middle that is to be filled in (StarCoder and others; Qwen).
 _MIDDLE = (("<fim_prefix>", "<fim_suffix>", "<fim_middle>"), ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"))
 
-
-_BYTE_NAME = re.compile("<0x([0-9A-F]{2})>")  # of a byte in vocabularies of SentencePiece
+_BYTE_NAME = re.compile("<0x([0-9A-F]{2})>")  # how SentencePiece vocabularies name a byte
 _BYTES = byte_characters()
 
 
@@ -35,10 +34,10 @@ class TextSide:
     tokenizer: Tokenizer
     template: str
     stop_tokens: frozenset[int]
-    special: dict[str, str]  # bos_token and the like, for the template
+    special: dict[str, str]  # special tokens by their names in templates, such as bos_token
     begin: list[int]  # tokens before every text that is not a chat
-    longest: int  # characters of the longest token
-    limit: int = 0  # a text of more tokens is refused before it is read; 0 is no limit
+    longest: int  # characters in the longest token
+    limit: int = 0  # a text that must have more tokens is refused before it is tokenized; 0 is no limit
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a whole text, after the model's begin-of-sequence token if it uses one."""
@@ -46,7 +45,7 @@ class TextSide:
         return ids if ids[: len(self.begin)] == self.begin else self.begin + ids
 
     def between(self, tokens: list[int], suffix: str) -> list[int]:
-        """The prompt for the text between `tokens` and `suffix`. Raises TenfoldError if the model has no marks for it."""
+        """The prompt for the text between `tokens` and `suffix`. Raises TenfoldError if the tokenizer has no tokens for it."""
         for marks in _MIDDLE:
             ids = [i for mark in marks if (i := self.tokenizer.token_to_id(mark)) is not None]
             if len(ids) == len(marks):
@@ -55,11 +54,14 @@ class TextSide:
         raise TenfoldError("suffix needs a model trained to fill in the middle, and this one is not: leave suffix out.")
 
     def render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None, **more: Any) -> str:
-        """The prompt of a conversation. Raises TenfoldError if the template refuses it or fails."""
+        """The prompt of a conversation; `more` are variables of the template.
+
+        Raises TenfoldError if the template refuses the conversation or fails.
+        """
         return render(self.template, self.said(messages), self.special, tools=tools, **{"add_generation_prompt": True, **more})
 
     def said(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The messages for a template, with marks where people's words spell special tokens."""
+        """The messages for a template, marked where they spell special tokens (`data/conversations/words.py`)."""
         return marked(messages, self._words)
 
     def encode_chat(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None, **more: Any) -> list[int]:
@@ -67,17 +69,20 @@ class TextSide:
         return self.ids(self.render(messages, tools, **more))
 
     def ids(self, text: str) -> list[int]:
-        """Tokens of a text as it stands, such as a rendered conversation, whose template writes every special token."""
+        """Tokens of a text without further special tokens, such as a conversation, whose template writes its own.
+
+        Raises TenfoldError if the text must have more tokens than `limit`.
+        """
         if self.limit and (least := len(text) // self.longest) > self.limit:
             raise TenfoldError(
                 f"The prompt has at least {least} tokens: {least - self.limit} or more too many for the context of {self.limit}."
             )
-        # By its batches alone does the tokenizer let other threads run meanwhile.
+        # The tokenizer releases the GIL only in its batch methods.
         tokenizer = self._for_marks if MARK in text else self.tokenizer
         return tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes that a token stands for; those of a special one are its name."""
+        """The bytes that a token stands for; a special token stands for its name."""
         name = self.tokenizer.id_to_token(token) or ""
         if token in self._added:
             return name.encode()
@@ -85,7 +90,7 @@ class TextSide:
             return bytes(_BYTES[c] for c in name)
         if found := _BYTE_NAME.fullmatch(name):
             return bytes.fromhex(found[1])
-        return name.replace("\u2581", " ").encode()  # SentencePiece's mark of a space
+        return name.replace("\u2581", " ").encode()  # SentencePiece writes a space so
 
     @cached_property
     def _words(self) -> re.Pattern[str] | None:
@@ -104,11 +109,11 @@ class TextSide:
         return "ByteLevel" in repr(self.tokenizer.decoder)
 
     def decode(self, tokens: list[int]) -> str:
-        """The text of tokens, special ones too."""
+        """The text of tokens, including special tokens."""
         return self.tokenizer.decode_batch([tokens], skip_special_tokens=False)[0]
 
     def check_fits(self, rows: int) -> None:
-        """Raises TenfoldError if the tokenizer has a token without a row in a model of `rows`."""
+        """Raises TenfoldError if the tokenizer has a token without a row in a model's embedding of `rows`."""
         name, last = max(self.tokenizer.get_vocab().items(), key=lambda item: item[1])
         if last >= rows:
             raise TenfoldError(
@@ -118,49 +123,49 @@ class TextSide:
 
     @property
     def knows_tools(self) -> bool:
-        """Whether the template has a place for tools."""
+        """Whether the template writes tools."""
         return "tools" in self.template
 
     @property
     def knows_calls(self) -> bool:
-        """Whether the template writes the calls of earlier turns."""
+        """Whether the template writes the tool calls of earlier turns."""
         return "tool_calls" in self.template
 
 
 def read_text_side(path: Path) -> TextSide:
     """The text side of a Hugging Face directory or a GGUF file."""
     tokenizer, vocabulary = read_tokenizer(path), read_vocabulary(path)
-    plain = "{{ bos_token }}" * len(vocabulary.begin) + PLAIN_TEMPLATE  # a chat begins as every text does
+    plain = "{{ bos_token }}" * len(vocabulary.begin) + PLAIN_TEMPLATE  # templates write the begin-of-sequence token
     template, longest = vocabulary.chat_template or plain, max(map(len, tokenizer.get_vocab()))
     return TextSide(tokenizer, template, vocabulary.stop_tokens, vocabulary.names, list(vocabulary.begin), longest)
 
 
 def _begins(text: str, stop: str) -> int:
-    """Where the end of `text` may begin `stop`; its length if nowhere."""
+    """The first index from which the rest of `text` is a beginning of `stop`; len(text) if there is none."""
     first = max(0, len(text) - len(stop) + 1)
     return next((i for i in range(first, len(text)) if stop.startswith(text[i:])), len(text))
 
 
 class TextStream:
-    """Text of one sequence as its tokens come, up to the first stop string.
+    """Decodes one sequence incrementally, up to the first stop string.
 
-    Text that may be the beginning of a stop string is held back until it turns out not to be; so are the bytes of a character
-    until it is whole.
+    Text that may be the beginning of a stop string is held back until more text decides it; the bytes of a character are held
+    back until the character is complete.
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: list[str], keep_special: bool = False):
         self._tokenizer, self._stops = tokenizer, [s for s in stops if s]
         self._skip_special = not keep_special
         self._stream = DecodeStream(skip_special_tokens=self._skip_special)
-        self._unfinished: list[int] = []  # tokens whose text has not come, since a character is not whole
-        self.length = 0  # of the text of all tokens
+        self._unfinished: list[int] = []  # tokens without text yet, since a character is incomplete
+        self.length = 0  # characters of the text of all tokens
         self._held = ""
-        self.stopped = ""  # the stop string that the text reached
+        self.stopped = ""  # the stop string that ended the text
 
     def push(self, tokens: list[int]) -> tuple[str, list[int]]:
-        """The new text that is certain after these tokens, and where in all the text that of each of them begins.
+        """The text that can be given out after these tokens, and each token's offset: the character at which its text begins.
 
-        Tokens after a stop string have no place: they do not count.
+        Tokens after a stop string have no offset: they do not count.
         """
         text, places = "", []
         for token in tokens:
@@ -174,7 +179,7 @@ class TextStream:
         return text, places
 
     def _certain(self, new: str) -> str:
-        """What can be said after `new` text."""
+        """The part of the held back text and `new` that can be given out."""
         self._held += new
         found = {self._held.find(s): s for s in self._stops if s in self._held}
         if found:
@@ -186,7 +191,7 @@ class TextStream:
         return text
 
     def rest(self) -> str:
-        """What was held back, a character that never became whole as well; for the end of the sequence."""
+        """What is still held back, including an incomplete character, at the end of the sequence."""
         end = self._tokenizer.decode(self._unfinished, skip_special_tokens=self._skip_special)
         text, self._held = self._held + end, ""
         return text

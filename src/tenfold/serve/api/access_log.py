@@ -1,6 +1,6 @@
-"""A name for each request, which its answer carries in `X-Request-ID`, and a line on stderr when it has been answered.
+"""Gives each request an id, which its answer has in `X-Request-ID`, and writes a line to stderr when it has been answered.
 
-The application finds the name in its scope, as `tenfold_request`.
+The application finds the id in its scope, as `tenfold_request`.
 """
 
 import json
@@ -14,12 +14,12 @@ from urllib.parse import quote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-_NAME = re.compile(rb"[!-~]{1,128}")  # of a request, as its client may give it
+_NAME = re.compile(rb"[!-~]{1,128}")  # the ids that a client may give to its request
 _GONE = 499  # the status of a request whose client left before an answer began, as in nginx
 
 
 class AccessLog:
-    """ASGI middleware around all others."""
+    """ASGI middleware, the outermost, that sets request ids and writes the log."""
 
     def __init__(self, app: ASGIApp, form: Literal["none", "text", "json"]):
         self.app, self.form = app, form

@@ -1,4 +1,4 @@
-"""The answers for which OpenAI has no type, or another one."""
+"""Types of answers, for the OpenAPI document, for which OpenAI's package has no type or a different one."""
 
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ class ModelList(BaseModel):
 
 
 class EchoedLogprobs(Logprobs):
-    """The first token of an echoed prompt has none."""
+    """Log-probabilities with an echoed prompt, whose first token has none."""
 
     token_logprobs: list[float | None] | None = None  # type: ignore[assignment]
     top_logprobs: list[dict[str, float] | None] | None = None  # type: ignore[assignment]
@@ -31,7 +31,7 @@ class CompletionAnswer(Completion):
 
 
 class WrittenEmbedding(Embedding):
-    embedding: list[float] | str  # type: ignore[assignment]  # in base64 where that is asked for
+    embedding: list[float] | str  # type: ignore[assignment]  # base64 if the request asks for it
 
 
 class Embeddings(CreateEmbeddingResponse):
@@ -101,7 +101,7 @@ class Deleted(BaseModel):
 
 
 class Compacted(CompactedResponse):
-    output: list[dict[str, Any]]  # type: ignore[assignment]  # messages of the user, for which OpenAI's type has no place
+    output: list[dict[str, Any]]  # type: ignore[assignment]  # with messages of the user, which OpenAI's type does not allow
 
 
 class Listed(BaseModel):

@@ -1,4 +1,4 @@
-"""The HTTP application: its parts come from the entry points `tenfold.routes`, the built-in ones as those of other packages."""
+"""The HTTP application. Its parts come from the entry points `tenfold.routes`, both the built-in ones and those of plugins."""
 
 import asyncio
 import contextlib
@@ -25,8 +25,11 @@ _ERRORS = (400, 401, 403, 404, 413, 429, 503, 504)
 
 
 def make_app(models: Models, options: ServerOptions) -> FastAPI:
-    """The application over `models`. The first model is loaded before the first request is answered."""
+    """The application that serves `models`; at its start, before any request is answered, it loads the first model.
 
+    If that fails, `app.state.failed` is the error. Raises TenfoldError if the feedback database cannot be opened, or
+    OpenTelemetry is needed and not installed.
+    """
     spans = trace_provider(options.otlp_traces_endpoint) if options.otlp_traces_endpoint else None
 
     @contextlib.asynccontextmanager
@@ -39,7 +42,7 @@ def make_app(models: Models, options: ServerOptions) -> FastAPI:
         yield
         await models.drain(options.drain_seconds)
         if spans is not None:
-            await asyncio.to_thread(spans.shutdown)  # sends the last ones
+            await asyncio.to_thread(spans.shutdown)  # sends the last spans
 
     errors: dict[int | str, dict[str, Any]] = {code: {"model": ErrorAnswer} for code in _ERRORS}
     app = FastAPI(title="Tenfold", version="1", lifespan=lifespan, docs_url=None, redoc_url=None, responses=errors)
@@ -49,7 +52,7 @@ def make_app(models: Models, options: ServerOptions) -> FastAPI:
     app.state.feedback = Feedback(options.feedback) if options.feedback else None
     app.state.feedback_rate = Rate(options.feedback_per_day, 86400)
     answer_errors(app)
-    app.add_middleware(AnswerFailures)  # each one that is added stands around those before
+    app.add_middleware(AnswerFailures)  # each further one is wrapped around those before
     app.add_middleware(Gate, options=options, limits=models.limits)
     if options.allowed_origins:
         app.add_middleware(CORSMiddleware, allow_origins=options.allowed_origins, allow_methods=["*"], allow_headers=["*"])
@@ -57,7 +60,7 @@ def make_app(models: Models, options: ServerOptions) -> FastAPI:
     if spans is not None:
         app.add_middleware(traced, provider=spans)
     for name in plugins("routes"):
-        if name.startswith("console."):  # a view of the console
+        if name.startswith("console."):  # a tab of the console
             continue
         part = load("routes", name)
         if isinstance(part, APIRouter):
@@ -69,7 +72,7 @@ def make_app(models: Models, options: ServerOptions) -> FastAPI:
 
 
 def _document(app: FastAPI) -> Callable[[], dict[str, Any]]:
-    """FastAPI's document without the status 422, in place of which this application answers 400."""
+    """FastAPI's OpenAPI document without the status 422, since this application answers 400 instead."""
     written = app.openapi
 
     def document() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Answers that are made after their request has been answered, each known by its owner and its name."""
+"""Responses that are made in the background, after their request has been answered; each is identified by its owner and name."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Coroutine
@@ -11,7 +11,7 @@ from tenfold.serve.api.streaming import cancel
 
 
 class Events:
-    """The events of an answer, numbered from 0 as they come; each reader follows them from where it likes."""
+    """The events of a response, numbered from 0; each reader can follow them from any number on."""
 
     def __init__(self, known: list[dict[str, Any]] | None = None, *, ended: bool = False):
         self.all, self._ended, self._news = known or [], ended, asyncio.Event()
@@ -21,18 +21,19 @@ class Events:
         self._tell()
 
     def end(self) -> None:
-        """Nothing more will come."""
+        """Note that no more events will come."""
         self._ended = True
         self._tell()
 
     def _tell(self) -> None:
+        """Wake up all readers."""
         self._news.set()
         self._news = asyncio.Event()
 
     async def after(self, number: int) -> AsyncGenerator[dict[str, Any], None]:
-        """The events behind that of a number, up to the last. Raises ApiError where none can follow."""
+        """Yield the events after that of a number, as they come, up to the last. Raises ApiError if there can be none."""
         if number >= len(self.all) - self._ended:
-            raise ApiError(400, f"There are {len(self.all)} events so far, none behind {number}.", param="starting_after")
+            raise ApiError(400, f"There are {len(self.all)} events so far, none behind number {number}.", param="starting_after")
         at = number + 1
         while True:
             news = self._news
@@ -45,14 +46,16 @@ class Events:
 
 
 class Background:
-    """The work that is under way. What it holds of budgets is held by its request, which lasts as long."""
+    """The running background work. Its request lasts as long, and so holds its share of budgets until then."""
 
     def __init__(self) -> None:
         self._works: dict[tuple[str, str], tuple[asyncio.Task[None], Events]] = {}
 
     def start(self, owner: str, name: str, work: Coroutine[Any, Any, None], log: Events) -> BackgroundTask:
-        """Begin `work`, which writes its events to `log`; the task that this gives belongs to the answer of its request, which then
-        lasts until the work is done."""
+        """Start `work`, which writes its events to `log`.
+
+        The request's answer must run the returned task in the background, so that the request lasts until the work is done.
+        """
         task = asyncio.create_task(work)
         self._works[owner, name] = task, log
         task.add_done_callback(lambda _: self._works.pop((owner, name)))
@@ -63,14 +66,14 @@ class Background:
         try:
             await asyncio.wait([task])
         finally:
-            await cancel(task)  # where the server ends
+            await cancel(task)  # if the server shuts down
 
     def events(self, owner: str, name: str) -> Events | None:
-        """The events of the work of this name, if it is under way."""
+        """The events of the work of this name; None if it is not running."""
         found = self._works.get((owner, name))
         return None if found is None else found[1]
 
     async def cancel(self, owner: str, name: str) -> None:
-        """End the work of this name, if it is under way."""
+        """Cancel the work of this name if it is running, and wait until it has ended."""
         if found := self._works.get((owner, name)):
             await cancel(found[0])

@@ -1,4 +1,4 @@
-"""Budgets: what all requests together, and those of one key, may hold of something until they are answered."""
+"""Budgets: how much of something all requests together, and those of one key, may hold until they are answered."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from tenfold.serve.api.keys import Caller
 
 
 class Budget:
-    """At most `most` in all, and a `share` of that for each owner."""
+    """Allows at most `most` in all, and a `share` of that for each owner."""
 
     def __init__(self, most: int, share: float = 1.0):
         self.most, self.each = most, max(1, int(share * most))
@@ -28,7 +28,7 @@ class Budget:
 
     def give_back(self, owner: str, amount: int) -> None:
         self._held[owner] -= amount
-        self._held += Counter()  # forgets owners who hold nothing
+        self._held += Counter()  # removes owners who hold nothing
 
     @contextmanager
     def holding(self, owner: str, amount: int) -> Iterator[None]:
@@ -41,7 +41,7 @@ class Budget:
 
 
 class Place:
-    """Whose a request is, and what it holds of budgets until its answer has been sent, or its client is gone."""
+    """A request's caller, and what it holds of budgets until its answer has been sent or its client has disconnected."""
 
     def __init__(self, caller: Caller):
         self.caller, self.owner, self.holds = caller, caller.name, ExitStack()

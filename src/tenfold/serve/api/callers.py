@@ -1,4 +1,4 @@
-"""Who sends a request, for routes. It needs no model, so that an application without one has the same callers."""
+"""The caller of a request, as a dependency of routes; applications without models (the console) use it, too."""
 
 from typing import Annotated
 
@@ -17,6 +17,6 @@ CurrentCaller = Annotated[Caller, Depends(_caller)]
 
 
 async def operator_only(caller: CurrentCaller) -> None:
-    """Raises ApiError 403 for the key of a user. A server without keys can be reached from its own machine alone."""
+    """Raises ApiError 403 unless the caller is an operator, as everybody is on a server without keys."""
     if not caller.is_operator:
         raise ApiError(403, "This needs the key of an operator: make one with `tenfold serve-key NAME --operator`.")

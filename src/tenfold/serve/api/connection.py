@@ -1,4 +1,4 @@
-"""Connections that do not hold a server up: uvicorn's, with time limits, and the longest idle one dropped for a new one."""
+"""HTTP connections of uvicorn with time limits; above the limit of connections the longest idle one is closed."""
 
 import asyncio
 import resource
@@ -8,21 +8,21 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from tenfold.serve.options import ConnectionLimits
 
-BACKLOG = 128  # connections that the system takes in one go
-_OTHER_FILES = 64  # that the process may have open: pipes, databases, files of a model
+BACKLOG = 128  # connections that wait in the kernel to be accepted
+_OTHER_FILES = 64  # file descriptors for pipes, databases and a model's files
 
 
 def most_connections(limits: ConnectionLimits) -> int:
-    """How many connections may be open, for which there are file descriptors."""
+    """The limit of open connections, lowered to what the limit of file descriptors allows."""
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return max(8, min(limits.max_connections, files - BACKLOG - _OTHER_FILES))
 
 
 class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
-    """One connection, which is in one of four states and may stay in three of them only so long.
+    """One connection, which is in one of four states. Three of them have a time limit, after which it is closed.
 
-    It is idle until the head of a request is whole, then the body comes, then the application works. Where the client reads
-    too little of the answer, the connection is stalled.
+    It is "idle" until the headers of a request have arrived, "body" until the body has, and then "working", without a limit. It is
+    "stalled" while the client does not read the answer.
     """
 
     def __init__(self, limits: ConnectionLimits, most: int, **given: Any):
@@ -35,7 +35,9 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        standing = [c for c in self.connections if not c.transport.is_closing()]  # many may come before the first is lost
+        standing = [
+            c for c in self.connections if not c.transport.is_closing()
+        ]  # several may be accepted before `connection_lost` of an aborted one
         if len(standing) > self._most:
             idle = [c for c in standing if c is not self and c._state[0] == "idle"]
             min(idle, key=lambda c: c._since, default=self).transport.abort()
@@ -65,7 +67,7 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         self._watch()
 
     def _watch(self) -> None:
-        """Note the state; in a new one, or with another request, the time begins anew."""
+        """Determine the state; restart the timer if the state, or the request, is another."""
         cycle = self.cycle
         if self._stalled:
             state = "stalled"

@@ -1,7 +1,7 @@
-"""What routes are given: the models, the feedback database, who asks; and how routes describe their answers.
+"""FastAPI dependencies of routes (the models, the feedback database, the caller), and how routes declare their answers.
 
-A part of the API is a FastAPI router, or a function that takes the application, under an entry point of `tenfold.routes`.
-Parts of other packages use the same names. A route answers every key, unless it has `dependencies=[Depends(operator_only)]`:
+A part of the API is a FastAPI router, or a function that takes the application, registered as an entry point of `tenfold.routes`.
+Plugins use the same dependencies. A route accepts every key, unless it has `dependencies=[Depends(operator_only)]`:
 
     router = APIRouter()
 
@@ -47,7 +47,7 @@ async def _owner(caller: CurrentCaller) -> str:
 ServedModels = Annotated[Models, Depends(_models)]
 OptionalFeedback = Annotated[Feedback | None, Depends(_optional_feedback)]
 KeptFeedback = Annotated[Feedback, Depends(_feedback)]
-Owner = Annotated[str, Depends(_owner)]  # of what the request stores: the caller's name
+Owner = Annotated[str, Depends(_owner)]  # the caller's name, which owns what the request stores
 
 
 async def _stored(request: Request) -> ResponseStore:
@@ -65,7 +65,7 @@ Works = Annotated[Background, Depends(_works)]
 
 
 class Stores(NamedTuple):
-    """Where an answer is kept if its request says so."""
+    """Where an answer is stored if its request has `store: true`."""
 
     feedback: Feedback | None
     answers: ResponseStore
@@ -88,12 +88,12 @@ Placed = Annotated[Place, Depends(_place)]
 
 
 def gives(model: type[BaseModel]) -> dict[str, Any]:
-    """Options of a route whose answer has the fields of `model`, for the API's document."""
+    """Options of a route whose answer has the fields of `model`, for the OpenAPI document."""
     return {"response_model": None, "responses": {200: {"model": model}}}
 
 
 def streams(model: type[BaseModel]) -> dict[str, Any]:
-    """The same where `stream: true` gives server-sent events instead."""
+    """The same for a route that answers `stream: true` with server-sent events."""
     text = {"type": "string"}
     event = {"type": "object", "properties": {"event": text, "data": text}, "required": ["data"]}
     return {"response_model": None, "responses": {200: {"model": model, "content": {"text/event-stream": {"itemSchema": event}}}}}

@@ -1,4 +1,4 @@
-"""Errors as the OpenAI client expects them: a status, and one sentence in a JSON object."""
+"""Error answers in OpenAI's format: a status, and one sentence in a JSON object."""
 
 import sys
 from typing import Any
@@ -23,17 +23,20 @@ _KINDS = {
 
 
 class ErrorAnswer(BaseModel):
-    """The body of every answer that is an error."""
+    """The body of every error answer."""
 
     error: ErrorObject
 
 
 class ModelNotLoaded(TenfoldError):
-    """A model that was asked for cannot be loaded; the sentence may name files of the server, which only operators read."""
+    """A requested model cannot be loaded. The message may name files of the server, so only operators get it."""
 
 
 class ApiError(HTTPException):
-    """An answer with this status and sentence."""
+    """An error that is answered with this status and message, one sentence.
+
+    `code` and `param` are OpenAI's fields; `retry_after` is in seconds, 0 for no `Retry-After` header.
+    """
 
     def __init__(self, status: int, message: str, *, code: str | None = None, param: str | None = None, retry_after: float = 0):
         named = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
@@ -52,7 +55,7 @@ class ApiError(HTTPException):
 
 
 def answer_errors(app: FastAPI) -> None:
-    """Answer every error of the application in that shape."""
+    """Install handlers that answer every error of the application in OpenAI's format."""
 
     @app.exception_handler(ApiError)
     async def api_error(_: Request, error: ApiError) -> JSONResponse:
@@ -91,7 +94,7 @@ def answer_errors(app: FastAPI) -> None:
 
 
 class AnswerFailures:
-    """ASGI middleware inside all others: an unforeseen error is answered as any other is, and goes on to the server's log."""
+    """ASGI middleware, the innermost: answers unexpected exceptions with status 500, and raises them again for the log."""
 
     def __init__(self, app: ASGIApp):
         self.app = app
@@ -108,36 +111,39 @@ class AnswerFailures:
             await self.app(scope, receive, noted)
         except Exception:
             if scope["type"] == "http" and not begun:
-                told = "The server failed on this request: an operator finds the reason in its log."
-                await ApiError(500, told).response()(scope, receive, send)
+                message = "The server failed on this request: an operator finds the reason in its log."
+                await ApiError(500, message).response()(scope, receive, send)
             raise
 
 
 def wrong(error: RequestValidationError | ValidationError, body: Any) -> tuple[str, str]:
-    """The field of `body` that is wrong, and what would be right: every form that a field may have gives an error of its own."""
+    """The field of `body` that is wrong (a dotted path, '' for the body itself), and what is wrong with it.
+
+    A field that may have several forms (a union) has an error for each form; those of the form that fits best are taken.
+    """
     found: dict[str, list[str]] = {}
     for one in error.errors():
         found.setdefault(_field(one, body), []).append(one["msg"])
-    where = max(found, key=lambda name: name.count("."))  # the form that fits best goes wrong deepest
+    where = max(found, key=lambda name: name.count("."))  # the form that fits best has the deepest error
     said = list(dict.fromkeys(found[where]))
     return where, " or ".join([said[0], *(other.removeprefix("Input should be ") for other in said[1:])])
 
 
 def _field(one: Any, body: Any) -> str:
-    """The path of an error's field in the body, without the names of the forms that were tried."""
+    """The path of an error's field in the body, without the names of a union's members, which pydantic puts into it."""
     names = [part for part in one["loc"] if part != "body"]
     path, value = [], body
     for name in names:
         if name in (value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()):
             value = value[name]
         elif isinstance(body, dict) and (one["type"] != "missing" or name is not names[-1]):
-            continue  # the name of a form
+            continue  # the name of a union's member
         path.append(str(name))
     return ".".join(path)
 
 
 def _allowed(app: FastAPI, request: Request) -> str:
-    """The methods of a path. Starlette's own list has only those of the first route that matches, exact or not."""
+    """The methods that the path of a request allows. Starlette's own list has only those of the first matching route."""
     routes = (context.original_route for context in iter_route_contexts(app.routes))
     found = [r for r in routes if isinstance(r, Route) and r.matches(request.scope)[0] != Match.NONE]
     exact = min(found, key=lambda route: len(route.param_convertors)).path

@@ -1,4 +1,4 @@
-"""The gate before the application: who may come in, under which name, from which page, and with how large a body."""
+"""The gate before the application: checks the host, the page, the key and the size of each request."""
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -8,18 +8,21 @@ from tenfold.serve.api.keys import ANYBODY, STRANGER, Caller, KeyFile, Rate
 from tenfold.serve.api.sites import Sites
 from tenfold.serve.options import Limits, ServerOptions
 
-# On every answer that does not say otherwise: it is no page, stands in no frame, and is of the type that it says.
+# Headers of answers that do not set them: load nothing as a page, allow no framing, do not guess the content type.
 _HEADERS = (
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
     (b"x-frame-options", b"DENY"),
     (b"x-content-type-options", b"nosniff"),
 )
 
-PAGE = "/page/"  # files of the chat page, the same for everybody
+PAGE = "/page/"  # files of the chat page, which need no key
 
 
 class Gate:
-    """ASGI middleware that refuses requests of other hosts and sites, without a valid key, above its limit, or too large."""
+    """ASGI middleware that refuses requests for other hosts, of other sites' pages, without a valid key, too many or too large.
+
+    The application finds the caller in its scope, as `tenfold_caller`.
+    """
 
     def __init__(self, app: ASGIApp, options: ServerOptions, limits: Limits):
         self.app, self.keys = app, KeyFile(options.keys) if options.keys else None
@@ -43,7 +46,7 @@ class Gate:
         try:
             body.grow(int(length) if length.isdigit() else 0)
         except ApiError as refusal:
-            while (await receive()).get("more_body"):  # a client reads no answer while it still sends
+            while (await receive()).get("more_body"):  # many clients read the answer only after they have sent the body
                 pass
             return await refusal.response()(scope, receive, send)
         read = 0
@@ -52,7 +55,7 @@ class Gate:
             nonlocal read
             message = await receive()
             read += len(message.get("body", b""))
-            body.grow(read)  # beyond what was announced, or where nothing was
+            body.grow(read)  # more than `content-length` says, or without that header
             return message
 
         try:
@@ -61,7 +64,7 @@ class Gate:
             body.release()
 
     def _caller(self, path: str, headers: dict[bytes, bytes]) -> Caller:
-        """Who sends the request. Raises ApiError 401 or 429."""
+        """Who sends the request. Raises ApiError 401 without a valid key, and 429 above the rate limit."""
         if self.keys is None:
             return ANYBODY
         if path in self.open or path.startswith(PAGE):
@@ -71,34 +74,34 @@ class Gate:
         if caller is None:
             raise ApiError(401, "A valid key is needed: send it as `Authorization: Bearer KEY`, `api-key` or `x-api-key`.")
         if (wait := self.requests.wait(caller.name)) > 0:
-            raise ApiError(429, f"Too many requests with this key: the next may come in {wait:.0f} s.", retry_after=wait)
+            raise ApiError(429, f"Too many requests with this key: the next may come in {max(1, wait):.0f} s.", retry_after=wait)
         return caller
 
 
 def key_of(headers: dict[bytes, bytes]) -> str:
-    """The key of a request, as clients of OpenAI, Azure and Anthropic send it; empty if there is none."""
+    """The key of a request, as clients of OpenAI, Azure and Anthropic send it; '' if there is none."""
     scheme, _, key = headers.get(b"authorization", b"").decode(errors="replace").partition(" ")
     other = headers.get(b"api-key") or headers.get(b"x-api-key") or b""
     return key.strip() if scheme.lower() == "bearer" else other.decode(errors="replace")
 
 
 class _Body:
-    """What a request holds of the budget for bodies until it is answered, since what was read from it lives as long."""
+    """The part of the budget for bodies that a request holds until it is answered, since its parsed content lives as long."""
 
     def __init__(self, budget: Budget, owner: str, most: int):
         self.budget, self.owner, self.most, self.size = budget, owner, most, 0
 
     def grow(self, size: int) -> None:
-        """Hold at least `size` bytes. Raises ApiError 413 for too large a body, and 429 where all together are too large."""
+        """Hold `size` bytes in all. Raises ApiError 413 if the body is too large, and 429 if all bodies together are."""
         more = size - self.size
         if more <= 0:
             return
         if size > self.most:
-            raise ApiError(413, f"The body of the request is larger than the {self.most} bytes that are taken.")
+            raise ApiError(413, f"The body of the request is larger than the {self.most} bytes that are allowed.")
         if not self.budget.has_room(self.owner, more):
             most, each = self.budget.most, self.budget.each
-            told = f"The requests under way are too large together: at most {most} bytes are held, {each} of one key: try later."
-            raise ApiError(429, told, retry_after=2)
+            message = f"The unanswered requests are too large together (at most {most} bytes, {each} of one key): try again later."
+            raise ApiError(429, message, retry_after=2)
         self.budget.take(self.owner, more)
         self.size = size
 

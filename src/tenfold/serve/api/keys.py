@@ -1,4 +1,4 @@
-"""API keys, stored as hashes, who sends a request, and how often a key may do something."""
+"""API keys and their file, the callers of requests, and rate limits."""
 
 import hashlib
 import hmac
@@ -24,25 +24,25 @@ _OPERATOR = "operator:"
 
 @dataclass(frozen=True)
 class Caller:
-    """Who sends a request. Where a server has no keys, everybody is the same operator, who may name users."""
+    """Who sends a request. On a server without keys everybody is the same operator, who may name users."""
 
     name: str
     is_operator: bool
     may_name_users: bool = False
 
     def user(self, named: str | None) -> str:
-        """Whose data a request gives: the caller's, or that of the user which it names if it may."""
+        """The user to whom a request's data belongs: the user that it names, if the caller may name users, else the caller."""
         return named if named and self.may_name_users else self.name
 
 
-ANYBODY = Caller("anonymous", is_operator=True, may_name_users=True)  # where there are no keys
-STRANGER = Caller("stranger", is_operator=False)  # without a key where there are keys
+ANYBODY = Caller("anonymous", is_operator=True, may_name_users=True)  # on a server without keys
+STRANGER = Caller("stranger", is_operator=False)  # without a key on a server with keys
 
 
 class Keys:
-    """A JSON file of names and SHA-256 hashes of keys. The keys are random 256-bit numbers, so a plain hash is enough.
+    """The keys of a server, as SHA-256 hashes by the names of their owners.
 
-    The hash of an operator's key begins with `operator:`.
+    Keys are random 256-bit numbers, so a plain hash is enough. The hash of an operator's key begins with `operator:`.
     """
 
     def __init__(self, hashes: dict[str, str]):
@@ -51,35 +51,35 @@ class Keys:
 
     @classmethod
     def read(cls, file: Path) -> "Keys":
-        """The keys of a file. Raises TenfoldError if it has none, or is damaged."""
+        """The keys of a JSON file. Raises TenfoldError if it has none, or is damaged."""
         hashes = _read(file)
         if not hashes:
             raise TenfoldError(f"There are no keys in {file}: make a key with `tenfold serve-key NAME --file {file}`.")
         return cls(hashes)
 
     def owner(self, key: str) -> str | None:
-        """The name that a key belongs to."""
+        """The name of a key's owner; None for an unknown key."""
         digest = _digest(key)
         found = None
-        for name, known in self._hashes.items():  # compare with all, so that timing reveals nothing
+        for name, known in self._hashes.items():  # compare with all hashes, so that timing reveals nothing
             found = name if hmac.compare_digest(known, digest) else found
         return found
 
     def caller(self, key: str) -> Caller | None:
-        """Who sends a request with this key."""
+        """The caller with this key; None for an unknown key."""
         owner = self.owner(key)
         return None if owner is None else Caller(owner, owner in self.operators)
 
 
 class KeyFile:
-    """The keys of a file, which is read again when it changes: a new key opens, and one that is gone does not."""
+    """The keys of a file, which is read again when it changes, so that new and revoked keys take effect at once."""
 
     def __init__(self, file: Path):
         self._file, self._stamp = file, _stamp(file)
         self._keys = Keys.read(file)
 
     def caller(self, key: str) -> Caller | None:
-        """Who sends a request with this key. Nobody does while the file cannot be read."""
+        """The caller with this key; None for an unknown key, and for every key while the file cannot be read."""
         if (stamp := _stamp(self._file)) != self._stamp:
             self._stamp = stamp
             try:
@@ -91,7 +91,7 @@ class KeyFile:
 
 
 def _stamp(file: Path) -> tuple[int, ...] | None:
-    """What changes with a file; None if there is none."""
+    """What changes when a file is changed; None if there is no file."""
     try:
         found = file.stat()
     except OSError:
@@ -100,14 +100,14 @@ def _stamp(file: Path) -> tuple[int, ...] | None:
 
 
 class Rate:
-    """At most `limit` events of each name within `seconds`; a limit of 0 is none."""
+    """A rate limit: at most `limit` events of each name within `seconds`; 0 is no limit."""
 
     def __init__(self, limit: int, seconds: float):
         self.limit, self.seconds = limit, seconds
         self._recent: defaultdict[str, deque[float]] = defaultdict(deque)
 
     def wait(self, name: str) -> float:
-        """Count an event: 0 if it is allowed, else the seconds until the next one is."""
+        """Count an event and return 0 if it is allowed; otherwise return the seconds until one will be."""
         if not self.limit:
             return 0
         now, recent = time.monotonic(), self._recent[name]
@@ -120,9 +120,12 @@ class Rate:
 
 
 def make_key(file: Path, name: str, operator: bool = False) -> str:
-    """Add a key for `name` to `file`, in place of an earlier one, and return it. Only its hash is stored."""
+    """Make a key for `name`, replacing an earlier one in `file`, and return it. Only its hash is stored.
+
+    Raises TenfoldError for an empty or unprintable name, or a damaged file.
+    """
     if not name.strip() or not name.isprintable():
-        raise TenfoldError(f"A key cannot be of {name!r}: give a name that can be read.")
+        raise TenfoldError(f"{name!r} is not a name for a key: give one of printable characters.")
     key = f"tf-{secrets.token_urlsafe(32)}"
     with _changing(file) as keys:
         keys[name] = _OPERATOR * operator + _digest(key)
@@ -130,7 +133,7 @@ def make_key(file: Path, name: str, operator: bool = False) -> str:
 
 
 def revoke_key(file: Path, name: str) -> None:
-    """Take the key of `name` out of `file`. Raises TenfoldError if there is none."""
+    """Remove the key of `name` from `file`. Raises TenfoldError if there is none."""
     with _changing(file) as keys:
         if keys.pop(name, None) is None:
             raise TenfoldError(f"There is no key of {name!r} in {file}: it has those of {', '.join(keys) or 'nobody'}.")
@@ -138,7 +141,7 @@ def revoke_key(file: Path, name: str) -> None:
 
 @contextmanager
 def _changing(file: Path) -> Iterator[dict[str, str]]:
-    """The hash of each name, to be changed by one process at a time."""
+    """The hashes by name, to be changed within the context, and then written; one process at a time can do so."""
     with one_at_a_time(file.with_name(f".{file.name}.lock"), f"changing the keys of {file}"):
         keys = _read(file)
         yield keys
@@ -147,7 +150,7 @@ def _changing(file: Path) -> Iterator[dict[str, str]]:
 
 
 def _read(file: Path) -> dict[str, str]:
-    """The hash of each name. A file of version 1 has nothing else."""
+    """The hashes by name. A file of version 1 contains nothing else."""
     if not file.exists():
         return {}
     try:

@@ -1,4 +1,4 @@
-"""Runs an application with uvicorn, within the limits of connections, and ends it without dropping answers that are under way."""
+"""Runs an application with uvicorn, with limits on connections, and shuts it down without dropping running answers."""
 
 import ipaddress
 import logging
@@ -26,7 +26,7 @@ def is_loopback(host: str) -> bool:
 
 
 def check_address(options: ServerOptions) -> None:
-    """Raises TenfoldError for an address that others can reach without keys, or that cannot be used."""
+    """Raises TenfoldError for an address that other machines could reach without keys, or that cannot be bound."""
     host, port = options.host, options.port
     if not is_loopback(host) and not (options.keys and Keys.read(options.keys)):
         raise TenfoldError(f"{host} can be reached by others: make a key with `tenfold serve-key NAME` and give --keys.")
@@ -41,13 +41,15 @@ def check_address(options: ServerOptions) -> None:
 def listen(
     app: FastAPI, options: ServerOptions, on_ready: Callable[[], None] = lambda: None, on_exit: Callable[[], None] = lambda: None
 ) -> None:
-    """Answer until SIGTERM or Ctrl-C, then finish what is running; `on_ready` is called when the application has started,
-    `on_exit` by the signal, to end answers that would go on for ever.
+    """Serve until SIGTERM or Ctrl-C, then finish the running answers.
 
-    Raises TenfoldError if that cannot begin: the application's own, where it set `app.state.failed`.
+    `on_ready` is called when the application has started, `on_exit` at the signal, to end answers that would never end. Raises
+    TenfoldError if the server cannot start; the application's own if it has set `app.state.failed`.
     """
     connection: Any = partial(Connection, options.connections, most_connections(options.connections))
-    logging.getLogger("uvicorn.error").addFilter(lambda _: app.state.failed is None)  # a sentence in place of its trace
+    logging.getLogger("uvicorn.error").addFilter(
+        lambda _: app.state.failed is None
+    )  # the sentence is printed instead of a traceback
     config = uvicorn.Config(
         app,
         host=options.host,
@@ -70,7 +72,7 @@ def listen(
 
 
 class _Server(uvicorn.Server):
-    """It says when it answers, and when it is to end."""
+    """uvicorn's server, with callbacks for the start and for the signal that ends it."""
 
     def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None], on_exit: Callable[[], None]):
         super().__init__(config)

@@ -1,9 +1,10 @@
-"""Prometheus metrics under vLLM's names, so that dashboards made for vLLM work."""
+"""Prometheus metrics under vLLM's names, so that dashboards for vLLM work."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _TOKENS = tuple(2**i for i in range(18))
+# Counters by their names in `Engine.stats`.
 _COUNTED = {
     "preemptions": ("num_preemptions", "Sequences that lost their blocks and started again."),
     "prefix_queries": ("prefix_cache_queries", "Prompt tokens looked for in the prefix cache."),
@@ -14,7 +15,7 @@ _COUNTED = {
 
 
 class Metrics:
-    """One registry for an application."""
+    """The metrics of one application, in a registry of its own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -43,11 +44,14 @@ class Metrics:
         return Histogram(f"vllm:{name}", text, ["model_name"], buckets=buckets, registry=self.registry)
 
     def token(self, model: str, began: float, last: float, now: float) -> None:
-        """Tokens of a request came at `now`: the first (`last` is 0), or others after those at `last`."""
+        """Observe that tokens of a request came at `now` (seconds of time.monotonic).
+
+        They are its first if `last` is 0; otherwise `last` is when the tokens before them came. The request began at `began`.
+        """
         (self.between if last else self.first).labels(model).observe(now - (last or began))
 
     def end(self, model: str, seconds: float, prompt_tokens: int, written: int) -> None:
-        """A request was answered or given up."""
+        """Observe that a request has ended: answered, failed or cancelled."""
         self.whole.labels(model).observe(seconds)
         self.prompt_tokens.labels(model).inc(prompt_tokens)
         self.generation_tokens.labels(model).inc(written)
@@ -55,7 +59,7 @@ class Metrics:
         self.output_length.labels(model).observe(written)
 
     def update(self, model: str, stats: dict[str, float]) -> None:
-        """Take over the numbers that an engine last reported."""
+        """Take over the latest `Engine.stats` of a model."""
         if not stats:
             return
         self.running.labels(model).set(stats["running"])
@@ -68,9 +72,10 @@ class Metrics:
             self._seen[model, key] = now
 
     def gone(self, model: str) -> None:
-        """A model is no longer loaded: it computes nothing."""
+        """Set the gauges of a model that has been unloaded to 0."""
         for gauge in (self.running, self.waiting, self.usage):
             gauge.labels(model).set(0)
 
     def text(self) -> bytes:
+        """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)

@@ -1,4 +1,4 @@
-"""A conversation as a model's prompt: its messages as text, tools where the template has a place for them or not, and pictures."""
+"""Turns a conversation into a model's prompt, with tools and images, also for templates that do not support tools."""
 
 import base64
 import re
@@ -16,26 +16,26 @@ from tenfold.serve.pictures import Prompt, View
 from tenfold.spec.errors import TenfoldError
 
 _TEXTS, _PICTURES = ("text", "refusal", "input_text", "output_text"), ("image_url", "input_image")
-_OPENING = threading.Lock()  # one picture at a time: it takes far more memory than what is sent of it and what is left of it
+_OPENING = threading.Lock()  # decode one image at a time: that takes far more memory than the file and the tiles
 
 
 def address(part: Part) -> str:
-    """The data URL of a part that is a picture. Raises ApiError where it has none."""
+    """The data URL of an image part. Raises ApiError if it has none."""
     url = part.image_url.url if isinstance(part.image_url, ImageUrl) else part.image_url
     if not re.match("data:[^,]*;base64,", url or "", re.IGNORECASE):
-        told = "Pictures are read from data URLs (data:image/png;base64,...) alone, and never fetched from addresses or by ids."
-        raise ApiError(400, told, param="messages")
+        message = "Send pictures as data URLs (data:image/png;base64,...): they are not fetched from addresses or by ids."
+        raise ApiError(400, message, param="messages")
     return url or ""
 
 
 def plain(message: Message, see: Callable[[Part], str] = address) -> dict[str, Any]:
-    """A message as chat templates read it, with text as its content; `see` gives what stands there for a picture."""
+    """A message for a chat template, with text as its content; `see` gives the text in place of an image part."""
     plain = message.model_dump(exclude_none=True)
     if plain["role"] == "developer":
         plain["role"] = "system"
     content = message.content or ""
     plain["content"] = content if isinstance(content, str) else "".join(_text(part, see) for part in content)
-    for call in plain.get("tool_calls", ()):  # templates take objects, and write text as text
+    for call in plain.get("tool_calls", ()):  # templates expect objects, and would write a string in quotes
         call["function"]["arguments"] = as_object(call["function"]["arguments"])
     return plain
 
@@ -52,19 +52,19 @@ def _text(part: Part, see: Callable[[Part], str]) -> str:
 
 
 class Pictures:
-    """The pictures of one request. In its text a mark stands for each, which nobody can write who did not draw it."""
+    """The images of one request. In its text, each is replaced by a random mark, which no client can guess and write."""
 
     def __init__(self, model: ServedModel):
         self._model = model
-        self._views: dict[str, View] = {}  # by mark
+        self._views: dict[str, View] = {}  # by their marks
 
     def mark(self, part: Part) -> str:
-        """The mark of a picture, which is read. Raises ApiError or TenfoldError where it cannot be, or the model does not see."""
+        """Read an image and return its mark. Raises ApiError or TenfoldError if it cannot be read, or the model takes no images."""
         model, number = self._model, len(self._views) + 1
         data = address(part).partition(",")[2]
         if model.sight is None:
-            told = f"{model.name} reads text alone: it has no image encoder, or its backend gives it no pictures."
-            raise ApiError(400, told, param="messages")
+            message = f"{model.name} reads text alone, since it or its backend takes no pictures: leave them out."
+            raise ApiError(400, message, param="messages")
         if number > model.limits.max_images:
             raise ApiError(400, f"A request may have at most {model.limits.max_images} pictures.", param="messages")
         try:
@@ -79,7 +79,7 @@ class Pictures:
         return mark
 
     def prompt(self, text: str) -> Prompt:
-        """The tokens of a rendered conversation. Raises TenfoldError where the template did not write each mark once."""
+        """The tokens of a rendered conversation. Raises TenfoldError unless the template has written each mark once, in order."""
         ids = self._model.text.ids
         if not self._views or self._model.sight is None:
             return Prompt(ids(text))
@@ -96,9 +96,9 @@ async def chat_prompt(
     pictures: Pictures,
     form: TemplateFields,
 ) -> Prompt:
-    """The prompt of a conversation with tools and calls, also where the model's template has no place for them.
+    """The prompt of a conversation with tools and tool calls, which are written as text if the template does not support them.
 
-    Where the answer continues the last message, that one is not closed. Raises ApiError or TenfoldError.
+    If the answer continues the last message, that message is not closed. Raises ApiError or TenfoldError.
     """
     _check_continues(form, messages)
     messages = model.text.said(messages)
@@ -114,12 +114,12 @@ async def chat_prompt(
 
 
 def _check_continues(form: TemplateFields, messages: list[dict[str, Any]]) -> None:
-    """Raises ApiError where the answer cannot go on with the last message."""
+    """Raises ApiError if the answer is to continue the last message, but cannot."""
     if not form.continue_final_message:
         return
     if form.add_generation_prompt:
-        told = "add_generation_prompt begins an answer and continue_final_message goes on with one: give one of them."
-        raise ApiError(400, told, param="add_generation_prompt")
+        message = "add_generation_prompt begins an answer and continue_final_message goes on with one: give one of them."
+        raise ApiError(400, message, param="add_generation_prompt")
     if messages[-1]["role"] != "assistant" or not messages[-1]["content"]:
-        told = "continue_final_message needs a last message of the assistant, with text."
-        raise ApiError(400, told, param="continue_final_message")
+        message = "continue_final_message needs a last message of the assistant, with text."
+        raise ApiError(400, message, param="continue_final_message")

@@ -1,6 +1,6 @@
-"""The requests that clients may send.
+"""The bodies of requests, mostly as OpenAI's API defines them.
 
-Fields of OpenAI's that this server does not know are accepted and ignored where that is harmless.
+OpenAI's fields that this server does not support are ignored if that is harmless, and refused if they would change the answer.
 """
 
 import json
@@ -17,14 +17,14 @@ Text = Annotated[str, Field(max_length=10_000_000)]
 Stop = Annotated[str, Field(max_length=1000)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
-Metadata = Annotated[  # as much as OpenAI takes
+Metadata = Annotated[  # within OpenAI's limits
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
 ]
 _MAX_MESSAGES = 16_384
 
 
 def _without_zeros(bias: Any) -> Any:
-    """A bias of 0 changes nothing, whatever its token."""
+    """Remove biases of 0, which change nothing, so that their tokens need not exist."""
     return {token: value for token, value in bias.items() if value != 0} if isinstance(bias, dict) else bias
 
 
@@ -32,15 +32,15 @@ Bias = dict[Annotated[int, Field(ge=0, lt=2**31)], Annotated[Finite, Field(ge=-1
 
 
 class Body(BaseModel):
-    """Unknown fields are ignored, as OpenAI's own server ignores what older ones do not know."""
+    """A body whose unknown fields are ignored, so that clients of newer APIs work."""
 
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
 
 
 class RequestBody(Body):
-    """A whole request, of which every text is one: no tokenizer and no database takes half of a surrogate pair.
+    """The body of a whole request. Its texts must be valid Unicode: tokenizers and databases take no lone surrogates.
 
-    Fields of OpenAI, vLLM or llama.cpp that would change an answer and are not done here are `refused`.
+    `refused` are fields of OpenAI, vLLM or llama.cpp that would change an answer and are not supported.
     """
 
     refused: ClassVar[tuple[str, ...]] = ()
@@ -50,7 +50,7 @@ class RequestBody(Body):
     def _refuse(cls, sent: Any) -> Any:
         for name in cls.refused if isinstance(sent, dict) else ():
             if sent.get(name):
-                raise ApiError(400, f"{name} is not done by this server: leave it out.", param=name)
+                raise ApiError(400, f"This server does not support {name}: leave it out.", param=name)
         return sent
 
     @model_validator(mode="before")
@@ -71,7 +71,7 @@ class StreamOptions(Body):
 
 
 class SamplingFields(RequestBody):
-    """Fields that chat and plain completions share; None means the default. Fields from `top_k` on are extensions."""
+    """Fields that chat and plain completions share; None is the default. The fields from `top_k` on are vLLM's extensions."""
 
     refused: ClassVar[tuple[str, ...]] = (
         "stop_token_ids", "bad_words", "allowed_token_ids", "use_beam_search", "length_penalty", "truncate_prompt_tokens",
@@ -102,7 +102,7 @@ class SamplingFields(RequestBody):
     guided_grammar: str | None = None
 
     def check_stream_options(self) -> None:
-        """Raises ApiError for stream_options without `stream`; `stream: false` may have them."""
+        """Raises ApiError for stream_options in a request without `stream`; with `stream: false` they are allowed."""
         if self.stream_options is not None and self.stream is None:
             raise ApiError(400, "stream_options needs stream: true.", param="stream_options")
 
@@ -112,7 +112,7 @@ class SamplingFields(RequestBody):
 
     @property
     def guided(self) -> GrammarSource | None:
-        """What the `guided_` fields ask the text to follow."""
+        """The grammar of the `guided_` fields, which the text must follow; None if there are none."""
         if self.guided_regex is not None:
             return GrammarSource("regular expression", self.guided_regex)
         if self.guided_json is not None:
@@ -122,7 +122,7 @@ class SamplingFields(RequestBody):
         return None
 
     def sampling(self, *, max_tokens: int, stop_tokens: frozenset[int], logprobs: int | None, grammar: str | None) -> Sampling:
-        """The engine's view of these fields."""
+        """The engine's sampling parameters from these fields and from those that the caller has worked out."""
         same = {f.name: value for f in fields(Sampling) if (value := getattr(self, f.name, None)) is not None}
         own = {"max_tokens": max_tokens, "stop_tokens": stop_tokens, "logprobs": logprobs, "grammar": grammar}
         return Sampling(**{**same, **own, "ignore_stop": bool(self.ignore_eos)})
@@ -137,7 +137,7 @@ class ImageUrl(Body):
 
 
 class Part(Body):
-    """A part of a message: text, or a picture as chat completions (`image_url`) or responses (`input_image`) have it."""
+    """A part of a message: text, or an image as in chat completions (`image_url`) or responses (`input_image`)."""
 
     type: str
     text: Text | None = None
@@ -147,7 +147,7 @@ class Part(Body):
 
     @property
     def is_coarse(self) -> bool:
-        """Whether the model is shown a picture as one tile."""
+        """Whether the model gets an image as one tile only (`detail: "low"`)."""
         return "low" in (self.detail, self.image_url.detail if isinstance(self.image_url, ImageUrl) else None)
 
 
@@ -166,7 +166,7 @@ class ToolCall(Body):
 
 
 class Message(BaseModel):
-    """One turn."""
+    """One message of a conversation; further fields are passed to the chat template."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -204,15 +204,15 @@ class ResponseFormat(BaseModel):
 
     type: Literal["text", "json_object", "json_schema"] = "text"
     json_schema: JsonSchemaFormat | None = None
-    schema_: dict[str, Any] | None = Field(default=None, alias="schema")  # of a json_object, as llama.cpp has it
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")  # llama.cpp's extension for json_object
 
 
 class TemplateFields(RequestBody):
-    """How a chat template makes a conversation a prompt; the fields are vLLM's."""
+    """How a chat template turns a conversation into a prompt; the fields are vLLM's."""
 
-    chat_template_kwargs: dict[str, Any] | None = None  # variables of the template
-    add_generation_prompt: bool | None = None  # whether the prompt ends where an answer begins; it does by default
-    continue_final_message: bool | None = None  # the answer goes on with the last message, the assistant's
+    chat_template_kwargs: dict[str, Any] | None = None  # further variables of the template
+    add_generation_prompt: bool | None = None  # whether the prompt ends with the beginning of an answer, the default
+    continue_final_message: bool | None = None  # the answer continues the last message, which is the assistant's
 
 
 class ChatRequest(SamplingFields, TemplateFields):
@@ -245,7 +245,7 @@ class CompletionRequest(SamplingFields):
     prompt: Text | list[int] | list[str] | list[list[int]] = ""
     max_tokens: Annotated[int, Field(ge=0, le=2**31)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None  # as vLLM has it
+    prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None  # vLLM's extension
     echo: bool | None = None
     best_of: int | None = None
     suffix: str | None = None
@@ -301,18 +301,18 @@ class ResponsesRequest(RequestBody):
 
     @property
     def conversation_id(self) -> str:
-        """The name of the conversation that it belongs to; empty if to none."""
+        """The id of the conversation that the response continues; '' for none."""
         return self.conversation.id if isinstance(self.conversation, ConversationName) else self.conversation or ""
 
 
 class MetadataUpdate(RequestBody):
-    """What can be changed of a stored chat completion and of a conversation."""
+    """The change of a stored chat completion or a conversation."""
 
     metadata: Metadata
 
 
 class FeedbackRequest(RequestBody):
-    """A person's judgement of a stored answer, or of two."""
+    """A user's judgement of a stored answer, or comparison of two."""
 
     consent: bool = False
     user: str | None = Field(default=None, max_length=200)
@@ -328,20 +328,20 @@ class FeedbackRequest(RequestBody):
 
 
 class SwapRequest(RequestBody):
-    """The path to serve a model from."""
+    """The path from which a model is to be served."""
 
     model: str = ""
     path: str
 
 
 class SplitRequest(SwapRequest):
-    """The path of a candidate, and the share of the users that it answers."""
+    """The path of a candidate, and the share of the users, between 0 and 1, that it is to answer."""
 
     share: Annotated[Finite, Field(gt=0, lt=1)]
 
 
 class TokenizeRequest(TemplateFields):
-    """A text or a conversation, with the fields that vLLM has for it."""
+    """A text or a conversation to tokenize, with vLLM's fields."""
 
     refused: ClassVar[tuple[str, ...]] = ("chat_template", "mm_processor_kwargs")
 
@@ -349,7 +349,7 @@ class TokenizeRequest(TemplateFields):
     prompt: Text | None = None
     messages: Annotated[list[Message], Field(min_length=1, max_length=_MAX_MESSAGES)] | None = None
     tools: list[Tool] | None = None
-    add_special_tokens: bool | None = None  # before a text; a template writes its own
+    add_special_tokens: bool | None = None  # for a text only; a template writes its own
     return_token_strs: bool | None = None
 
 

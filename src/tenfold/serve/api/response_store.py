@@ -1,4 +1,4 @@
-"""The latest responses, conversations and chat completions of each owner, in memory, to be gone on with and looked up."""
+"""Stores the latest responses, conversations and chat completions of each owner in memory, to be continued and looked up."""
 
 from collections import OrderedDict
 from typing import Any
@@ -9,10 +9,10 @@ from tenfold.serve.api.errors import ApiError
 
 
 class ResponseStore:
-    """Holds `most` bytes in all, and a `share` of them for each owner; for a newer one the oldest are forgotten,
-    in the end those of the owner who has most.
+    """Holds at most `most` bytes in all, and a `share` of them for each owner.
 
-    Responses are kept as JSON, so that what they weigh is what they take. They answer to their owner alone.
+    To make room for a new one, the owner's oldest are deleted, then the oldest of the owner with the most bytes. Responses are
+    stored as JSON, so that their size is known. Only their owner can get them.
     """
 
     def __init__(self, most: int, share: float = 1.0):
@@ -21,7 +21,7 @@ class ResponseStore:
         self._bytes: dict[str, int] = {}
 
     def add(self, owner: str, response: dict[str, Any], messages: list[dict[str, Any]]) -> None:
-        """Keep a response, or a later state of it, as the latest of its owner."""
+        """Store a response with its conversation, or a later state of it, as the newest of its owner."""
         kept, stored = self._kept.setdefault(owner, OrderedDict()), msgspec.json.encode((response, messages))
         self._bytes[owner] = self._bytes.get(owner, 0) + len(stored) - len(kept.get(response["id"], b""))
         kept[response["id"]] = stored
@@ -29,7 +29,7 @@ class ResponseStore:
         self._make_room(owner, response["id"])
 
     def replace(self, owner: str, response: dict[str, Any], messages: list[dict[str, Any]]) -> None:
-        """Keep a response in the place of the one of its id, which there is."""
+        """Replace the stored response of the same id, which must exist, without making it the newest."""
         stored = msgspec.json.encode((response, messages))
         self._bytes[owner] += len(stored) - len(self._kept[owner][response["id"]])
         self._kept[owner][response["id"]] = stored
@@ -45,7 +45,10 @@ class ResponseStore:
             self._forget(largest, next(iter(self._kept[largest])))
 
     def get(self, owner: str, name: str, kind: str = "response") -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """A response and its whole conversation. Raises ApiError 404 where there is none of this kind, OpenAI's `object`."""
+        """A response and its whole conversation.
+
+        Raises ApiError 404 if the owner has none of this name and `kind`, the value of OpenAI's field `object`.
+        """
         stored = self._kept.get(owner, OrderedDict()).get(name)
         response, messages = ({}, []) if stored is None else msgspec.json.decode(stored)
         if response.get("object") != kind:
@@ -53,12 +56,12 @@ class ResponseStore:
         return response, messages
 
     def all(self, owner: str, kind: str) -> list[dict[str, Any]]:
-        """Every response of a kind, the oldest first."""
+        """All responses of a kind, the oldest first."""
         found = (msgspec.json.decode(stored)[0] for stored in list(self._kept.get(owner, {}).values()))
         return [response for response in found if response["object"] == kind]
 
     def delete(self, owner: str, name: str, kind: str = "response") -> None:
-        """Forget a response. Raises ApiError 404."""
+        """Delete a response. Raises ApiError 404 if there is none."""
         self.get(owner, name, kind)
         self._forget(owner, name)
 

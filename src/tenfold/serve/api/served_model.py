@@ -1,4 +1,4 @@
-"""A loaded model as the API sees it: prompts checked and admitted, and text from its backend as it comes."""
+"""A loaded model as the API uses it: makes prompts, checks them, and streams the text of its backend's answers."""
 
 import asyncio
 import copy
@@ -23,35 +23,35 @@ from tenfold.serve.text import TextSide, TextStream
 from tenfold.spec.errors import TenfoldError
 
 T = TypeVar("T")
-_RENDER_SECONDS = 30.0
+_RENDER_SECONDS = 30.0  # most seconds for making a prompt's tokens
 
 
 @dataclass
 class OutputDelta:
-    """New text of continuation `index`, and the tokens that it came from; the last delta of each has a finish reason."""
+    """New text of continuation `index`, and the tokens that it was decoded from; the last delta of each has a finish reason."""
 
     index: int
     text: str
     tokens: list[int]
-    logprobs: list[TokenLogprob]  # of each token, and of the stop token that ended the answer
-    places: list[int]  # where in the text of the answer those begin
+    logprobs: list[TokenLogprob]  # of each token, and of a stop token that ended the answer
+    places: list[int]  # the character offsets in the answer's text at which those begin
     finish_reason: FinishReason | None
     cached_tokens: int
-    stop: str = ""  # the stop string that ended it
+    stop: str = ""  # the stop string that ended the answer
 
 
 @dataclass
 class Activity:
-    """What a model in memory does, whatever name it was asked for by."""
+    """The state of a model in memory, shared by its names (the model's and its adapters')."""
 
-    leaving: bool = False  # it finishes what it began and takes nothing new
-    used: float = field(default_factory=time.monotonic)
-    preparing: int = 0  # prompts that are being made into tokens
+    leaving: bool = False  # it finishes its requests and takes no new ones
+    used: float = field(default_factory=time.monotonic)  # when it was last used
+    preparing: int = 0  # requests whose prompt or grammar is being made
 
 
 @dataclass(eq=False)
 class ServedModel:
-    """A model's text side and its backend, under a name; with an adapter, under the adapter's."""
+    """A model's text side and backend under a name: the model's, or that of one of its adapters."""
 
     name: str
     options: EngineOptions
@@ -61,31 +61,31 @@ class ServedModel:
     metrics: Metrics
     adapter: str = ""
     activity: Activity = field(default_factory=Activity)
-    sandbox: Sandbox = field(init=False)  # where the model's template is rendered and grammars are proven
-    _checkpoints: dict[str, str] = field(default_factory=dict)  # by adapter
+    sandbox: Sandbox = field(init=False)  # renders the model's template and tries grammars
+    _checkpoints: dict[str, str] = field(default_factory=dict)  # hashes of the weights, by adapter
 
     def __post_init__(self) -> None:
         self.sandbox = Sandbox(self.text)
 
     def with_adapter(self, name: str) -> "ServedModel":
-        """The same model in memory, with one of its adapters."""
+        """The same loaded model with one of its adapters."""
         found = copy.copy(self)
         found.name = found.adapter = name
         return found
 
     @property
     def sight(self) -> Sight | None:
-        """How it sees pictures, if it does."""
+        """How the model reads images; None if it does not."""
         return self.backend.sight if isinstance(self.backend, SeeingBackend) else None
 
     @property
     def idle(self) -> bool:
-        """Whether nobody waits for its answer, or is about to send a prompt."""
+        """Whether it has no requests, and has had none for `idle_seconds`."""
         busy = self.backend.in_flight or self.activity.preparing
         return not busy and time.monotonic() - self.activity.used > self.limits.idle_seconds
 
     async def checkpoint(self) -> str:
-        """SHA-256 over the files of the weights, read once."""
+        """SHA-256 of the weights' files, and of the adapters' in use; computed once."""
         if self.adapter not in self._checkpoints:
             adapter = self.options.adapters().get(self.adapter)
             paths = [path for path in (self.options.path, self.options.adapter, adapter) if path is not None]
@@ -93,7 +93,7 @@ class ServedModel:
         return self._checkpoints[self.adapter]
 
     async def stop_when_idle(self) -> None:
-        """Stop the backend once nobody needs it any more, or at once if this is cancelled."""
+        """Stop the backend as soon as the model is idle, or at once if this is cancelled."""
         try:
             while not self.idle:
                 await asyncio.sleep(0.05)
@@ -101,21 +101,21 @@ class ServedModel:
             await self.stop()
 
     async def stop(self) -> None:
-        """End the backend and the sandbox."""
+        """Stop the sandbox and the backend."""
         await self.sandbox.stop()
         await asyncio.to_thread(self.backend.stop)
 
     async def chat_text(self, messages: list[dict[str, Any]], variables: dict[str, Any], *, continues: bool = False) -> str:
-        """A conversation as the template writes it; one that `continues` up to the end of its last text.
+        """A conversation as the template writes it; with `continues`, up to the end of its last message's text.
 
-        Raises TenfoldError if the template refuses it or fails.
+        Raises TenfoldError if the template refuses the conversation or fails, or does not write the last message.
         """
-        end = secrets.token_hex(16) if continues else ""  # written behind the last text, to find where the template puts it
+        end = secrets.token_hex(16) if continues else ""  # appended to the last message, to find its end in the template's text
         if continues:
             last = messages[-1]
             messages = [*messages[:-1], {**last, "content": last["content"] + end}]
             variables = {**variables, "add_generation_prompt": False}
-        text = await self._outside(self.sandbox.render(messages, variables))
+        text = await self._in_sandbox(self.sandbox.render(messages, variables))
         if continues:
             text, found, _ = text.rpartition(end)
             if not found:
@@ -123,21 +123,23 @@ class ServedModel:
         return text
 
     async def grammar(self, source: GrammarSource | None) -> str | None:
-        """A grammar that the backend can compile. Raises TenfoldError if there can be none."""
-        return None if source is None else await self._outside(self.sandbox.prove(source))
+        """A grammar that the backend can compile; None for no source. Raises TenfoldError if it cannot be compiled."""
+        return None if source is None else await self._in_sandbox(self.sandbox.prove(source))
 
-    async def _outside(self, work: Awaitable[T]) -> T:
-        """What the sandbox gives. Raises ApiError 503 if it is too busy."""
+    async def _in_sandbox(self, work: Awaitable[T]) -> T:
+        """Wait for the sandbox. Raises ApiError 503 if it is too busy."""
         self.activity.preparing += 1
         try:
             return await work
         except SandboxBusy:
-            raise ApiError(503, "The server has too many templates and grammars to read: try again later.", retry_after=5) from None
+            raise ApiError(
+                503, "The server has too many templates and grammars to process: try again later.", retry_after=5
+            ) from None
         finally:
             self._prepared()
 
     async def prompt(self, make: Callable[[], T]) -> T:
-        """Tokens made off the event loop, since templates and tokenizers can take long."""
+        """The result of `make` in a thread, since tokenizers can take long. Raises ApiError 400 after _RENDER_SECONDS."""
         self.activity.preparing += 1
         try:
             return await asyncio.wait_for(asyncio.to_thread(make), _RENDER_SECONDS)
@@ -151,20 +153,23 @@ class ServedModel:
         self.activity.used = time.monotonic()
 
     def check_tokens(self, tokens: Iterable[int], what: str) -> None:
-        """Raises ApiError if a token is not in the model's vocabulary."""
+        """Raises ApiError 400 if one of `tokens`, the field `what`, is not in the model's vocabulary."""
         vocab = self.text.tokenizer.get_vocab_size()
         if not all(0 <= token < vocab for token in tokens):
             raise ApiError(400, f"{what} has a token outside the vocabulary of {vocab}.", param=what)
 
     def room(self, tokens: list[int], wanted: int | None, answers: bool = True) -> int:
-        """How many tokens an answer may have: `wanted`, or all that fit. Raises ApiError if the prompt is too long."""
+        """The most tokens that an answer may have: `wanted`, or all that fit.
+
+        Raises ApiError 400 if the prompt is empty or too long. `answers` is whether there is an answer at all.
+        """
         context = self.backend.max_model_len
         room = context - len(tokens)
         if not tokens:
             raise ApiError(400, "The prompt is empty: give at least one token.")
         if room < answers or (wanted is not None and wanted > room and answers):
             asked = "" if wanted is None else f" and the answer up to {wanted}"
-            over = len(tokens) + (wanted or 1) - context
+            over = len(tokens) + (wanted or int(answers)) - context
             raise ApiError(
                 400,
                 f"The prompt has {len(tokens)} tokens{asked}: {over} too many for the context of {context}.",
@@ -174,17 +179,23 @@ class ServedModel:
         return room if wanted is None else wanted
 
     async def generate(self, request: Request, stops: list[str], keep_special: bool = False) -> AsyncGenerator[OutputDelta, None]:
-        """Text of a request as it comes. Raises ApiError if the backend refuses or time runs out."""
+        """Yield the text of the answers to a request as it comes, up to a stop string of `stops`.
+
+        With `keep_special` the text has special tokens. Raises ApiError if the backend fails or after `timeout_seconds`.
+        """
         n, began, last, written = request.sampling.n, time.monotonic(), 0.0, 0
         streams = [TextStream(self.text.tokenizer, stops, keep_special) for _ in range(n)]
         unfinished, end = set(range(n)), began + self.limits.timeout_seconds
-        outputs, ended = self.backend.generate(self._with_adapter(request)), "abort"  # the client left
+        outputs, ended = (
+            self.backend.generate(self._with_adapter(request)),
+            "abort",
+        )  # unless there is an error, the client has left
         try:
             while unfinished:
                 output = await self._next(outputs, end)
                 if output.index not in unfinished or not (output.tokens or output.finish_reason):
                     continue
-                delta = _cut(output, streams[output.index])
+                delta = _as_delta(output, streams[output.index])
                 if delta.tokens:
                     now, written = time.monotonic(), written + len(delta.tokens)
                     self.metrics.token(self.name, began, last, now)
@@ -203,11 +214,11 @@ class ServedModel:
             self.metrics.end(self.name, time.monotonic() - began, len(request.tokens), written)
 
     async def _next(self, outputs: AsyncGenerator[Output, None], end: float) -> Output:
-        """The next output before the time `end`."""
+        """The next output. Raises ApiError at the time `end`, and for an output with an error."""
         try:
             output = await asyncio.wait_for(anext(outputs), end - time.monotonic())
         except TimeoutError:
-            raise _late(self.limits.timeout_seconds) from None
+            raise _timed_out(self.limits.timeout_seconds) from None
         if output.error is not None:
             raise ApiError(400, output.error)
         return output
@@ -216,14 +227,20 @@ class ServedModel:
         return replace(request, adapter=self.adapter) if self.adapter else request
 
     async def score(self, request: Request) -> list[TokenLogprob]:
-        """The log-probability of each token of a request after the first. Raises ApiError where time runs out."""
+        """The log-probability of each token of a request after the first. Raises ApiError after `timeout_seconds`."""
         try:
             return await asyncio.wait_for(self.backend.score(self._with_adapter(request)), self.limits.timeout_seconds)
         except TimeoutError:
-            raise _late(self.limits.timeout_seconds) from None
+            raise _timed_out(self.limits.timeout_seconds) from None
 
     async def embed(self, request: Request) -> list[float]:
-        """The embedding of a request's tokens."""
+        """The embedding of a request's tokens. Raises ApiError if the backend fails or after `timeout_seconds`."""
+        try:
+            return await asyncio.wait_for(self._embedding(request), self.limits.timeout_seconds)
+        except TimeoutError:
+            raise _timed_out(self.limits.timeout_seconds) from None
+
+    async def _embedding(self, request: Request) -> list[float]:
         async for output in self.backend.generate(self._with_adapter(request)):
             if output.error is not None:
                 raise ApiError(400, output.error)
@@ -233,17 +250,20 @@ class ServedModel:
 
 
 def _hash_of(paths: list[Path]) -> str:
-    """A hash of weights, and of adapters beside them."""
+    """One hash of weights and adapters."""
     hashes = [weights_hash(path) for path in paths]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
-def _late(seconds: float) -> ApiError:
+def _timed_out(seconds: float) -> ApiError:
     return ApiError(504, f"The answer took longer than {seconds:.0f} seconds.")
 
 
-def _cut(output: Output, stream: TextStream) -> OutputDelta:
-    """An output as text. This alone decides which tokens count, with their log-probabilities: those up to a stop string."""
+def _as_delta(output: Output, stream: TextStream) -> OutputDelta:
+    """The delta of an output.
+
+    Only this function decides which tokens, with their log-probabilities, count as the answer: those up to a stop string.
+    """
     text, places = stream.push(output.tokens)
     tokens, logprobs, finish = output.tokens[: len(places)], output.logprobs, output.finish_reason
     if stream.stopped:

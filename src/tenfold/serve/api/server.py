@@ -1,4 +1,4 @@
-"""Serves models: the application over them, and how it listens."""
+"""Serves models over HTTP."""
 
 from collections.abc import Callable
 
@@ -13,9 +13,9 @@ from tenfold.serve.options import EngineOptions, ServerOptions
 def serve(
     models: dict[str, EngineOptions], options: ServerOptions, load: Loader = load_model, on_ready: Callable[[], None] = lambda: None
 ) -> None:
-    """Answer until SIGTERM or Ctrl-C, then finish what is running; `on_ready` is called when the first model can answer.
+    """Serve `models`, the options of each by name, until SIGTERM or Ctrl-C, then finish the running answers.
 
-    Raises TenfoldError if that cannot begin.
+    `load` loads a model; `on_ready` is called when the first model can answer. Raises TenfoldError if the server cannot start.
     """
     check_address(options)
     limits = options.limits if options.keys else replace(options.limits, key_share=1.0)

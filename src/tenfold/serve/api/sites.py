@@ -1,7 +1,7 @@
-"""The web pages that may use a server. Any page in a browser can send requests to addresses that its user can reach.
+"""Checks which web pages may use a server, since any page in a browser can send requests to addresses that its user can reach.
 
-Browsers name the page's site in `Origin`, and in `Host` the name under which the server was found. A site that points its
-name at 127.0.0.1 to pass for this server is known by that name.
+Browsers send the page's site in `Origin`, and in `Host` the name by which they address the server. So a site that resolves its
+own name to 127.0.0.1 (DNS rebinding) is recognised by that name in `Host`.
 """
 
 import ipaddress
@@ -13,7 +13,7 @@ _READING = ("GET", "HEAD", "OPTIONS")
 
 
 class Sites:
-    """The names that a server listening on `host` answers to, and the sites whose pages may change its state."""
+    """The host names that a server listening on `host` answers to, and the origins whose pages may change its state."""
 
     def __init__(self, host: str, allowed_hosts: tuple[str, ...], allowed_origins: tuple[str, ...]):
         bound = f"[{host}]" if ":" in host else host
@@ -22,7 +22,7 @@ class Sites:
         self._on_all_addresses = _is_address(_name(bound)) and ipaddress.ip_address(_name(bound)).is_unspecified
 
     def check(self, method: str, headers: dict[bytes, bytes]) -> None:
-        """Raises ApiError 403 for a name that is not this server's, and for a change that another site's page asks for."""
+        """Raises ApiError 403 for a foreign `Host`, and for a request of another site's page that may change something."""
         host, origin = (headers.get(header, b"").decode("latin-1") for header in (b"host", b"origin"))
         if not self._answers_to(_name(host)):
             raise ApiError(403, f"This server does not answer to the host {host[:200]!r}: allow it with --allowed-hosts.")
@@ -30,7 +30,11 @@ class Sites:
             raise ApiError(403, f"Pages of {origin[:200]!r} may not use this server: allow them with --allowed-origins.")
 
     def _answers_to(self, name: str) -> bool:
-        """On all addresses a server cannot know which are its own; an address cannot be pointed elsewhere, as a name can."""
+        """Whether `name` is one of this server's.
+
+        A server that listens on all addresses does not know which are its own, so it accepts any IP address: unlike a name, an
+        address cannot be made to resolve elsewhere.
+        """
         return name in self._names or "*" in self._names or (self._on_all_addresses and _is_address(name))
 
     def _trusts(self, origin: str, host: str) -> bool:

@@ -1,4 +1,4 @@
-"""A share of a model's traffic that a candidate answers, so that people's thumbs can tell the two apart (A/B, canary)."""
+"""A/B tests: a candidate answers a share of a model's traffic, so that users' feedback can compare the two."""
 
 import hashlib
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ UNITS = 2**64
 
 @dataclass
 class Split:
-    """`candidate` answers `share` (0 to 1) of the users, always the same ones; as the share grows, none of them goes back.
+    """`candidate` answers `share` (0 to 1) of the users, always the same ones; as the share grows, users are only added.
 
-    `checkpoint` is the hash of its weights.
+    `checkpoint` is the hash of the candidate's weights.
     """
 
     candidate: ServedModel
@@ -21,11 +21,11 @@ class Split:
     checkpoint: str
 
     def takes(self, unit: str) -> bool:
-        """Whether the candidate answers; it does not where its engine has ended."""
+        """Whether the candidate answers a `unit`; it never does after its engine has ended."""
         digest = hashlib.sha256(f"{self.checkpoint}/{unit}".encode(errors="replace")).digest()
         return int.from_bytes(digest[:8]) < self.share * UNITS and self.candidate.backend.is_alive
 
 
 def unit(user: str, begins: str) -> str:
-    """What stays with one model: a user, or where nobody is named the conversation, known by what it `begins` with."""
+    """What is always answered by the same model: a user, or for anonymous users a conversation, identified by how it `begins`."""
     return user if user != ANYBODY.name else begins

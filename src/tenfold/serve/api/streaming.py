@@ -1,4 +1,4 @@
-"""Answers that come piece by piece, and work that ends with its client."""
+"""Streamed answers (server-sent events), and work that is cancelled when its client disconnects."""
 
 import asyncio
 import json
@@ -13,12 +13,12 @@ from tenfold.serve.backends.backend import BackendStopped
 from tenfold.spec.errors import TenfoldError
 
 T = TypeVar("T")
-# Many clients take these for the ends of lines, which in a stream of events they are not.
+# Many clients take these characters for line ends, which they are not in server-sent events; JSON may escape them.
 _LINE_ENDS = {ord(c): f"\\u{ord(c):04x}" for c in "\x85\u2028\u2029"}
 
 
 async def until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled as soon as the client is gone."""
+    """The result of `work`, which is cancelled as soon as the client disconnects. Raises ApiError 499 then."""
     tasks = task, watcher = asyncio.create_task(work), asyncio.create_task(_disconnect(request))
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -36,14 +36,17 @@ async def _disconnect(request: Request) -> None:
 
 
 async def cancel(*tasks: asyncio.Task[Any]) -> None:
-    """Cancel tasks and wait until they have ended, whatever they raise then."""
+    """Cancel tasks and wait until they have ended, ignoring what they raise."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def stream(request: Request, items: AsyncGenerator[dict[str, Any]], named: bool = False) -> StreamingResponse:
-    """Server-sent events. An error before the first is an ordinary answer; a later one is an event of its own."""
+    """An answer of `items` as server-sent events, which are `named` by their "type" or end with [DONE].
+
+    An error before the first item is raised, so it becomes an ordinary error answer; a later error becomes an event.
+    """
     first = await until_disconnect(request, items.__anext__())
 
     async def events() -> AsyncIterator[str]:
@@ -65,13 +68,13 @@ async def stream(request: Request, items: AsyncGenerator[dict[str, Any]], named:
 
 
 def _failure(error: ApiError, named: bool) -> str:
-    """An error as an event; a named one has the fields of OpenAI's responses and of Anthropic's messages."""
+    """An error as an event; a named one has the fields of both OpenAI's responses and Anthropic's messages."""
     if not named:
         return format_event(error.body())
     return format_event({"type": "error", "message": str(error), "param": error.param, "code": error.code, **error.body()}, named)
 
 
 def format_event(item: dict[str, Any], named: bool = False) -> str:
-    """One server-sent event, on one line however a client splits lines."""
+    """A server-sent event whose data is one line, whichever characters a client takes for line ends."""
     head = f"event: {item['type']}\n" if named else ""
     return f"{head}data: {json.dumps(item, ensure_ascii=False, separators=(',', ':')).translate(_LINE_ENDS)}\n\n"

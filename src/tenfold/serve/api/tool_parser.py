@@ -1,8 +1,8 @@
-"""Calls of tools told apart from text while both come: the one place that does so, for streamed and for whole answers.
+"""Parses tool calls in an answer incrementally, for streamed and for whole answers.
 
-Known forms: JSON between <tool_call> tags (Hermes, Qwen), and answers that begin with JSON, or with <|python_tag|> and JSON, of one
-call or several with `;` between them (Llama 3). JSON is a call if it has the `name` of a known function, and mostly `arguments` or
-`parameters`.
+Known forms are JSON between <tool_call> tags (Hermes, Qwen), and answers that begin with JSON, or with <|python_tag|> and JSON, for
+one call or several with `;` between them (Llama 3). JSON is a call if its `name` is that of a known function; its `arguments` or
+`parameters` may be missing.
 """
 
 import json
@@ -13,19 +13,19 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 _OPEN, _CLOSE, _PYTHON = "<tool_call>", "</tool_call>", "<|python_tag|>"
-_BETWEEN = re.compile(rf"(?:[\s;]|{_CLOSE})*")  # a call and what follows it
-_SIGN = re.compile(r'\\.|\\\Z|["{}\[\]]', re.DOTALL)  # what the depth of JSON depends on
+_BETWEEN = re.compile(rf"(?:[\s;]|{_CLOSE})*")  # between a call and what follows
+_SIGN = re.compile(r'\\.|\\\Z|["{}\[\]]', re.DOTALL)  # the characters that change the depth in JSON, and escapes
 _HEAD = re.compile(r'\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*', re.DOTALL)
 
 
 class Said(NamedTuple):
-    """More of what is said."""
+    """More text of the answer."""
 
     text: str
 
 
 class CallBegins(NamedTuple):
-    """A call whose arguments follow; `number` counts the calls of an answer from 0."""
+    """The beginning of a call, whose arguments follow; `number` counts the calls of an answer from 0."""
 
     number: int
     id: str
@@ -33,7 +33,7 @@ class CallBegins(NamedTuple):
 
 
 class Arguments(NamedTuple):
-    """More of the arguments of the call `number`, as the model writes them."""
+    """More of the arguments of call `number`, as the model writes them."""
 
     number: int
     text: str
@@ -44,7 +44,7 @@ Piece = Said | CallBegins | Arguments
 
 @dataclass
 class Call:
-    """A call so far; it is `whole` when its arguments have come to their end."""
+    """A call so far; it is `whole` once its arguments are complete."""
 
     id: str
     name: str
@@ -52,24 +52,24 @@ class Call:
     whole: bool = False
 
     def written(self) -> dict[str, Any]:
-        """The call as chat completions have it."""
+        """The call in the form of chat completions."""
         return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}
 
 
 @dataclass
 class _Object:
-    """JSON that may be a call, behind a `mark` that introduced it. Each character is looked at once."""
+    """JSON that may be a call, after the text `mark` that introduced it. Each character is scanned once."""
 
     mark: str
     seen: str = ""
     depth: int = 0
     in_string: bool = False
-    escaped: bool = False  # whether the next character belongs to a backslash
-    nested: bool = False  # whether a value that is an object or a list has begun
+    escaped: bool = False  # whether the next character follows a backslash
+    nested: bool = False  # whether a nested object or list has begun
     call: Call | None = None
 
     def depths(self, text: str) -> Iterator[tuple[int, int]]:
-        """Where in further `text` objects and lists begin and end: the place behind the bracket, and the depth from there on."""
+        """Yield for each bracket in further `text` the index after it, and the depth from there on."""
         last = ""
         for sign in _SIGN.finditer(text, int(self.escaped)):
             last = sign[0]
@@ -82,7 +82,10 @@ class _Object:
 
 
 class ToolParser:
-    """Reads one answer. Without `names` all of it is text; of the calls the first `most` count."""
+    """Parses one answer, with calls of the functions `names`; without names, all of it is text.
+
+    Only the first `most` calls count. `content` and `calls` are what has been parsed so far.
+    """
 
     def __init__(self, names: set[str], most: int | None = None):
         self.content = ""
@@ -93,7 +96,7 @@ class ToolParser:
         self._state = self._start if names else self._plain
 
     def push(self, text: str) -> Iterator[Piece]:
-        """What is certain after more of the answer's text."""
+        """Parse more of the answer's text, and yield the new pieces that are certain."""
         self._held += text
         before = None
         while self._held and self._state != before:
@@ -101,7 +104,7 @@ class ToolParser:
             yield from before()
 
     def end(self) -> Iterator[Piece]:
-        """What was held back, for the end of the answer."""
+        """Yield what was held back, at the end of the answer."""
         text, self._held = self._held, ""
         if self._state == self._after and _CLOSE.startswith(text):
             return
@@ -115,12 +118,12 @@ class ToolParser:
             yield Said(text)
 
     def _plain(self) -> Iterator[Piece]:
-        """An answer that can hold no calls."""
+        """State: the answer can have no calls."""
         text, self._held = self._held, ""
         return self._say(text)
 
     def _start(self) -> Iterator[Piece]:
-        """The beginning of an answer, which may be JSON."""
+        """State: the beginning of the answer, which may be JSON."""
         text = self._held.lstrip()
         json_text = text.removeprefix(_PYTHON).lstrip()
         if json_text.startswith("{"):
@@ -131,12 +134,12 @@ class ToolParser:
         yield from ()
 
     def _text(self) -> Iterator[Piece]:
-        """Text up to the next tag, without what may be the beginning of one."""
+        """State: text up to the next tag, without an end that may be the beginning of a tag."""
         said, tag, rest = self._held.partition(_OPEN)
         if not tag:
             kept = next((k for k in range(len(_OPEN) - 1, 0, -1) if said.endswith(_OPEN[:k])), 0)
             said, rest = said[: len(said) - kept], said[len(said) - kept :]
-        is_blank = not self.content and not said.strip()  # white space before a first call is not said
+        is_blank = not self.content and not said.strip()  # white space before the first call is not part of the text
         if tag:
             self._state, self._object = self._tagged, _Object(said * is_blank + tag)
         elif is_blank:
@@ -145,7 +148,7 @@ class ToolParser:
         return self._say("" if is_blank else said)
 
     def _tagged(self) -> Iterator[Piece]:
-        """What follows a tag: JSON, or the tag was text."""
+        """State: after a tag. JSON must follow, otherwise the tag was text."""
         text = self._held.lstrip()
         if text.startswith("{"):
             self._object.mark += self._held[: -len(text)]
@@ -156,7 +159,7 @@ class ToolParser:
         return iter(())
 
     def _json(self) -> Iterator[Piece]:
-        """JSON up to its end: its arguments as they come, or at once where its name does not come before them."""
+        """State: JSON up to its end. Arguments are given out as they come if the name came before them, else at the end."""
         text, self._held, begin, found = self._held, "", 0, self._object
         for end, depth in found.depths(text):
             if depth == 2 and not found.nested:
@@ -174,7 +177,7 @@ class ToolParser:
             yield from self._argue(text[begin:])
 
     def _end_json(self) -> Iterator[Piece]:
-        """The end of JSON, which was a call or is text."""
+        """At the end of JSON: it is a call, or text."""
         found = self._object
         if found.call is None:
             name, arguments = _call_of(found.seen)
@@ -187,7 +190,7 @@ class ToolParser:
             yield from self._say(found.mark + found.seen)
 
     def _after(self) -> Iterator[Piece]:
-        """What follows a call: its closing tag, another call, or text."""
+        """State: after a call. Its closing tag, another call or text may follow."""
         text = self._held = _BETWEEN.sub("", self._held, count=1)
         if text.startswith("{") and _OPEN not in self._object.mark:
             self._state, self._object = self._json, _Object("")
@@ -196,7 +199,7 @@ class ToolParser:
         yield from ()
 
     def _begin(self, name: str | None) -> Iterator[Piece]:
-        """A call begins if there is a function of this name, and counts if it is not one too many."""
+        """Begin a call if there is a function of this name; it counts if it is among the first `most`."""
         if name not in self._names:
             return
         self._object.call = call = Call(f"call_{uuid.uuid4().hex[:24]}", str(name))
@@ -213,13 +216,13 @@ class ToolParser:
 
 
 def _name(head: str) -> str | None:
-    """The name of a call whose arguments follow on `head`."""
+    """The name in the beginning of a call, `head`, after which its arguments follow."""
     found = _HEAD.fullmatch(head)
     return _parsed(found[1]) if found else None
 
 
 def _call_of(text: str) -> tuple[str | None, str]:
-    """The name and the arguments of a call that is written in any order; no name if it is none."""
+    """The name and the arguments of a call whose fields come in any order; None as the name if `text` is not a call."""
     value = _parsed(text)
     if not isinstance(value, dict) or not isinstance(name := value.get("name"), str):
         return None, ""

@@ -1,4 +1,4 @@
-"""Tools as prompts have them: described to a model whose template has no place for them, with calls of earlier turns."""
+"""Tools and tool calls as text, for models whose chat template does not support them, and JSON schemas of calls."""
 
 import json
 from typing import Any
@@ -11,33 +11,33 @@ _TELL = (
 
 def tell_of_tools(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The conversation with the tools described in its system message."""
-    told = _TELL + "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in tools)
+    described = _TELL + "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in tools)
     if messages and messages[0]["role"] == "system":
-        return [{**messages[0], "content": f"{messages[0]['content']}\n\n{told}"}, *messages[1:]]
-    return [{"role": "system", "content": told}, *messages]
+        return [{**messages[0], "content": f"{messages[0]['content']}\n\n{described}"}, *messages[1:]]
+    return [{"role": "system", "content": described}, *messages]
 
 
 def calls_as_text(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The conversation with its calls and what they gave as text, in the form that `tell_of_tools` asks for."""
-    told: list[dict[str, Any]] = []
-    answering = False  # whether the last message holds what calls gave
+    """The conversation with its tool calls and their results as text, in the form that `tell_of_tools` asks for."""
+    turns: list[dict[str, Any]] = []
+    answering = False  # whether the last message holds results of calls
     for message in messages:
         before, answering = answering, message["role"] in ("tool", "function")
         if answering:
             result = f"<tool_response>\n{message['content']}\n</tool_response>"
-            result = f"{told.pop()['content']}\n{result}" if before else result
-            told.append({"role": "user", "content": result})
+            result = f"{turns.pop()['content']}\n{result}" if before else result
+            turns.append({"role": "user", "content": result})
         elif calls := message.get("tool_calls"):
             written = [json.dumps(call["function"], ensure_ascii=False) for call in calls]
             parts = [message["content"], *(f"<tool_call>\n{one}\n</tool_call>" for one in written)]
-            told.append({"role": "assistant", "content": "\n".join(filter(None, parts))})
+            turns.append({"role": "assistant", "content": "\n".join(filter(None, parts))})
         else:
-            told.append(message)
-    return told
+            turns.append(message)
+    return turns
 
 
 def as_object(arguments: str) -> Any:
-    """Arguments as clients send them, JSON in a string, as the object that templates take; text that is no object stays text."""
+    """The object of a call's arguments, which clients send as a JSON string; a string that is not a JSON object stays a string."""
     try:
         value = json.loads(arguments or "{}")
     except ValueError:
@@ -46,7 +46,7 @@ def as_object(arguments: str) -> Any:
 
 
 def call_schema(tools: list[dict[str, Any]], name: str | None = None) -> dict[str, Any]:
-    """The JSON schema of one call of any of the tools, or of that named `name`."""
+    """The JSON schema of a call of any of the tools, or of the one named `name`."""
     choices = [
         {
             "type": "object",

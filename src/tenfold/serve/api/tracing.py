@@ -1,4 +1,4 @@
-"""A span of OpenTelemetry for each request, sent to a collector by OTLP; spans hold no text of prompts and answers."""
+"""An OpenTelemetry span for each request, sent to a collector by OTLP; spans contain no text of prompts or answers."""
 
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def trace_provider(endpoint: str) -> "TracerProvider":
-    """What sends spans to a collector, in a thread of its own. Raises TenfoldError where OpenTelemetry is not installed."""
+    """A provider that sends spans to the collector at `endpoint`, in a thread. Raises TenfoldError without OpenTelemetry."""
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import SERVICE_NAME, Resource
@@ -25,7 +25,7 @@ def trace_provider(endpoint: str) -> "TracerProvider":
 
 
 def traced(app: ASGIApp, provider: "TracerProvider") -> ASGIApp:
-    """ASGI middleware: a span from a request to the end of its answer, in the trace that its client names (`traceparent`)."""
+    """ASGI middleware: a span from the request to the end of its answer, in the client's trace (the header `traceparent`)."""
     from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 
     return OpenTelemetryMiddleware(

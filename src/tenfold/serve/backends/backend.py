@@ -1,8 +1,8 @@
-"""The door for whatever computes: the own engine, llama.cpp, vLLM, or the backend of a plugin.
+"""The interface of inference backends: Tenfold's engine, llama.cpp, vLLM, or the backend of a plugin.
 
-A backend is found by its name among the entry points `tenfold.backends`. The entry point refers to a class, or a function,
-that takes `EngineOptions` and returns a `Backend`. A model whose `model_type` names a backend is computed by that one.
-Templates, text, limits, keys and feedback are the server's own; a backend reads tokens and writes tokens.
+A backend is found by its name among the entry points `tenfold.backends`. The entry point refers to a class or a function that
+takes `EngineOptions` and returns a `Backend`. A model whose config.json has a backend's name as its `model_type` is served by that
+backend. The server itself does templates, tokenization, limits, keys and feedback; a backend takes tokens and generates tokens.
 """
 
 import json
@@ -15,16 +15,16 @@ from tenfold.serve.request import Output, Request, TokenLogprob
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.plugins import load, plugins
 
-if TYPE_CHECKING:  # so that the API's errors and keys are known without PyTorch
+if TYPE_CHECKING:  # so that the API's errors and keys can be imported without PyTorch
     from tenfold.serve.pictures import Sight
 
 OWN = "tenfold"
 
 
 class Backend(Protocol):
-    """One model that computes. All methods are for the event loop that called `start`."""
+    """One loaded model. Methods may be called only from the event loop that called `start`, except `stop`."""
 
-    max_model_len: int  # longest prompt and answer together; known after `start`
+    max_model_len: int  # most tokens of a prompt and its answer together; known after `start`
 
     @property
     def is_alive(self) -> bool:
@@ -33,20 +33,20 @@ class Backend(Protocol):
 
     @property
     def in_flight(self) -> int:
-        """Requests without their last output."""
+        """The number of requests that have not got their last output."""
         ...
 
     @property
     def stats(self) -> dict[str, float]:
-        """The numbers of `Engine.stats`, or nothing."""
+        """The numbers of `Engine.stats`, or an empty dictionary."""
         ...
 
     async def start(self) -> None:
-        """Return when the model can answer. Raises TenfoldError if it cannot be loaded."""
+        """Load the model, and return when it can answer. Raises TenfoldError if it cannot be loaded."""
         ...
 
     def generate(self, request: Request) -> AsyncGenerator[Output, None]:
-        """Outputs until every sequence is finished; closing the generator early cancels the request.
+        """Yield outputs until every sequence is finished; closing the generator early cancels the request.
 
         A request that the backend cannot compute gets one output with an error. Raises BackendStopped if the backend ends.
         """
@@ -57,16 +57,19 @@ class Backend(Protocol):
         ...
 
     def stop(self) -> None:
-        """End it, also in the middle of `start`; requests in flight raise BackendStopped. May block for some seconds."""
+        """Stop the backend, also during `start`; requests in flight raise BackendStopped.
+
+        It may block for some seconds, so the server calls it in a thread.
+        """
         ...
 
 
 @runtime_checkable
 class SleepingBackend(Protocol):
-    """What a `Backend` has beside, where it can sleep: it keeps its weights, and frees what it computes with."""
+    """Further methods of a `Backend` that can sleep: keep its weights, and free the memory that it computes with."""
 
     async def sleep(self) -> None:
-        """Free the cache; nothing may be in flight. Raises BackendStopped if the backend ends."""
+        """Free the KV cache; no request may be in flight. Raises BackendStopped if the backend ends."""
         ...
 
     async def wake_up(self) -> None:
@@ -76,17 +79,17 @@ class SleepingBackend(Protocol):
 
 @runtime_checkable
 class SeeingBackend(Protocol):
-    """What a `Backend` has beside, where it takes requests with pictures."""
+    """A further attribute of a `Backend` that takes requests with pictures."""
 
     sight: "Sight | None"  # None for a model without an image encoder; known after `start`
 
 
 class BackendStopped(Exception):
-    """The backend ended, or was stopped, before the request was answered."""
+    """The backend ended, or was stopped, before it had answered the request."""
 
 
 def make_backend(options: EngineOptions) -> Backend:
-    """The backend that `options` name, not started yet. Raises TenfoldError if there is none, or it serves no adapters."""
+    """The backend for `options`, not started. Raises TenfoldError for an unknown name, or for adapters that it cannot serve."""
     name = options.backend if options.backend != OWN else backend_of(options.path)
     if (options.adapter is not None or options.lora_modules) and name != OWN:
         raise TenfoldError(f"Adapters are served by the backend {OWN}, not by {name}: merge them, or leave --backend out.")
@@ -94,9 +97,9 @@ def make_backend(options: EngineOptions) -> Backend:
 
 
 def backend_of(path: Path) -> str:
-    """The backend that a model's `model_type` names; the own engine where it names none."""
+    """The backend that a model's `model_type` names; Tenfold's engine if it names none."""
     try:
         named = json.loads((path / "config.json").read_bytes())["model_type"]
-    except (OSError, ValueError, KeyError, TypeError):  # whoever reads the model says what is wrong with it
+    except (OSError, ValueError, KeyError, TypeError):  # the loader of the model reports what is wrong with it
         return OWN
     return named if named in plugins("backends") else OWN

@@ -1,7 +1,7 @@
-"""llama.cpp as a backend (`--backend llamacpp`): it computes, and the own engine schedules, draws and counts.
+"""llama.cpp as a backend (`--backend llamacpp`): it computes logits, and Tenfold's engine schedules, draws and counts.
 
-llama.cpp places keys and values itself, by sequence, so a block only counts the tokens that a sequence may hold. Prefixes
-are not shared, tokens are not guessed, and hidden states are not available, so there are no embeddings and no scores.
+llama.cpp manages its KV cache itself, by sequence, so a block only counts tokens that a sequence may hold. There is no prefix
+cache and no speculation; llama.cpp gives no hidden states here, so there are no embeddings and no scores.
 """
 
 import ctypes
@@ -21,14 +21,17 @@ from tenfold.serve.engine.engine import Engine
 from tenfold.serve.engine.scheduler import SchedulerConfig
 from tenfold.serve.options import EngineOptions
 from tenfold.serve.request import Request
-from tenfold.serve.runners.runner import BLOCK, ModelInput, cache_block_bytes
+from tenfold.serve.runners.runner import BLOCK, ModelInput, cache_blocks
 from tenfold.spec.errors import NotInstalled, TenfoldError
 
-_MAX_NUM_SEQS = 256  # that a context of llama.cpp can tell apart
+_MAX_NUM_SEQS = 256  # the limit of a llama.cpp context
 
 
 class LlamaCppRunner:
-    """A GGUF file in llama.cpp's own formats. The cache holds `n_blocks` blocks of tokens of all sequences together."""
+    """A `Runner` of a GGUF file by llama.cpp, in the file's own formats. The cache holds `n_blocks` blocks for all sequences.
+
+    Raises TenfoldError if llama.cpp cannot read the file, or allocate the cache.
+    """
 
     def __init__(self, options: EngineOptions, n_blocks: int, config: SchedulerConfig):
         import llama_cpp
@@ -40,7 +43,7 @@ class LlamaCppRunner:
         llama_cpp.llama_log_set(self._quiet, ctypes.c_void_p())
         model = llama_cpp.llama_model_load_from_file(str(options.path).encode(), llama_cpp.llama_model_default_params())
         if model is None:
-            raise TenfoldError(f"llama.cpp cannot read {options.path}.")
+            raise TenfoldError(f"llama.cpp cannot read {options.path}: leave --backend out, or use a GGUF file that it supports.")
         params = llama_cpp.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_seq_max = n_blocks * BLOCK, config.max_num_batched_tokens, config.max_num_seqs
         params.kv_unified = True
@@ -51,10 +54,10 @@ class LlamaCppRunner:
         self.weight_bytes = int(llama_cpp.llama_model_size(model))
         self._batch = llama_cpp.llama_batch_init(config.max_num_batched_tokens, 0, 1)
         self._free = list(range(params.n_seq_max))
-        self._sequences: dict[int, int] = {}  # by the first block of each
+        self._sequences: dict[int, int] = {}  # llama.cpp's sequence numbers by the first block of each sequence
 
     def hidden(self, rows: ModelInput) -> Tensor:
-        """Logits [rows, vocab], set only for the last row of each sequence."""
+        """In place of hidden states, logits [rows, vocab], set only for the last row of each sequence."""
         batch, vocab, at = self._batch, self.spec.vocab_size, 0
         for table, count in zip(rows.tables, rows.counts, strict=True):
             sequence = self._sequence_of(table)
@@ -77,13 +80,13 @@ class LlamaCppRunner:
         return hidden
 
     def sleep(self) -> None:
-        """llama.cpp keeps its cache."""
+        """Does nothing: llama.cpp keeps its cache."""
 
     def wake_up(self) -> None:
         pass
 
     def drop(self, first_block: int) -> None:
-        """Forget the sequence whose first block this was."""
+        """Remove the sequence with this first block from llama.cpp's cache."""
         if (sequence := self._sequences.pop(first_block, None)) is not None:
             self._library.llama_memory_seq_rm(self._library.llama_get_memory(self._context), sequence, -1, -1)
             self._free.append(sequence)
@@ -95,7 +98,7 @@ class LlamaCppRunner:
 
 
 class _CountedBlocks(BlockManager):
-    """Blocks of which each belongs to one sequence; the runner drops the sequence when they are released."""
+    """Blocks that are never shared; the runner drops a sequence when its blocks are released."""
 
     def __init__(self, n_blocks: int, runner: LlamaCppRunner):
         super().__init__(n_blocks, BLOCK)
@@ -122,20 +125,20 @@ class LlamaCppEngine(Engine):
 
     def _refusal(self, request: Request) -> str | None:
         if not request.generates:
-            return f"This server's backend, llama.cpp, cannot {request.task} here."
+            return f"The backend llamacpp cannot {request.task}: serve the model with --backend tenfold."
         return super()._refusal(request)
 
 
 def make_llamacpp_engine(options: EngineOptions) -> LlamaCppEngine:
-    """An engine for a GGUF file. Raises TenfoldError if llama-cpp-python is missing or the file cannot be read."""
+    """An engine for a GGUF file. Raises TenfoldError if llama-cpp-python is missing, or the file or the options cannot be used."""
     if options.path.suffix != ".gguf":
-        raise TenfoldError(f"llama.cpp reads GGUF files, and {options.path} is none: leave --backend out.")
+        raise TenfoldError(f"llama.cpp reads GGUF files, and {options.path} is not one: leave --backend out.")
     try:
         import llama_cpp  # noqa: F401
     except ImportError:
         raise NotInstalled("llama-cpp-python is not installed: `pip install llama-cpp-python`.") from None
     spec, _ = read_gguf(options.path)
-    n_blocks = int(options.kv_cache_gib * 2**30 / cache_block_bytes(spec, torch.float16))
+    n_blocks = cache_blocks(options.kv_cache_gib, spec, torch.float16)
     config = SchedulerConfig(
         max_num_batched_tokens=options.max_num_batched_tokens or MAX_NUM_BATCHED_TOKENS["cpu"],
         max_num_seqs=min(options.max_num_seqs, _MAX_NUM_SEQS),
@@ -145,5 +148,5 @@ def make_llamacpp_engine(options: EngineOptions) -> LlamaCppEngine:
 
 
 def llamacpp_backend(options: EngineOptions) -> EngineProcess:
-    """The backend `llamacpp`."""
+    """The entry point of the backend `llamacpp`."""
     return EngineProcess(options, make_llamacpp_engine)

@@ -1,6 +1,6 @@
-"""The own engine as a backend: in a process of its own, behind a pipe.
+"""Tenfold's engine as a backend, in a process of its own, behind a pipe.
 
-Another subclass of `Engine` needs only a function that makes it from `EngineOptions`.
+A backend with another subclass of `Engine` needs only a function that makes it from `EngineOptions`.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ class EngineProcess:
         self._queues: dict[str, asyncio.Queue[Output | None]] = {}
         self._outbox: SimpleQueue[tuple[str, Any] | None] = SimpleQueue()
         self._alive = False
-        self._turned: asyncio.Future[None] | None = None  # to sleep, or awake
+        self._switched: asyncio.Future[None] | None = None  # done when the engine is asleep, or awake again
         self._process: SpawnProcess | None = None
 
     @property
@@ -56,7 +56,7 @@ class EngineProcess:
         return len(self._queues)
 
     async def start(self) -> None:
-        await asyncio.to_thread(check_model, self.options.path)  # files that cannot be right cost no process
+        await asyncio.to_thread(check_model, self.options.path)  # no process for files that cannot be right
         self.sight = await asyncio.to_thread(read_sight, self.options.path)
         self._loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[None] = self._loop.create_future()
@@ -100,17 +100,17 @@ class EngineProcess:
         raise BackendStopped
 
     async def sleep(self) -> None:
-        await self._turn("sleep")
+        await self._switch("sleep")
 
     async def wake_up(self) -> None:
-        await self._turn("wake_up")
+        await self._switch("wake_up")
 
-    async def _turn(self, order: str) -> None:
+    async def _switch(self, order: str) -> None:
         if not self._alive:
             raise BackendStopped
-        self._turned = self._loop.create_future()
+        self._switched = self._loop.create_future()
         self._outbox.put((order, None))
-        await self._turned
+        await self._switched
 
     def stop(self) -> None:
         self._alive = False
@@ -123,24 +123,27 @@ class EngineProcess:
         self._connection.close()
 
     def _read(self) -> None:
-        """Carry the engine's messages into the event loop until the pipe is closed."""
+        """Pass the engine's messages to the event loop until the pipe is closed; runs in a thread."""
         try:
             while True:
                 message = self._connection.recv()
-                self._loop.call_soon_threadsafe(self._take, message)
+                self._loop.call_soon_threadsafe(self._receive, message)
         except (EOFError, OSError, TypeError):  # closed on either side
             if not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(self._lose)
+                self._loop.call_soon_threadsafe(self._connection_lost)
 
     def _write(self) -> None:
-        """Send what stands in the outbox, None last: long prompts fill the pipe, and the engine reads it between steps only."""
+        """Send what is put in the outbox, up to None.
+
+        It runs in a thread, since long prompts fill the pipe, and the engine reads the pipe only between steps.
+        """
         message: Any = ()
-        with suppress(OSError):  # closed on the other side, which the reader tells
+        with suppress(OSError):  # closed on the other side, which `_read` notices
             while message is not None:
                 message = self._outbox.get()
                 self._connection.send(message)
 
-    def _take(self, message: Any) -> None:
+    def _receive(self, message: Any) -> None:
         kind, *rest = message
         if kind == "ready":
             (self.max_model_len,) = rest
@@ -149,19 +152,19 @@ class EngineProcess:
         elif kind == "failed":
             self._fail(rest[0])
         elif kind == "turned":
-            if self._turned is not None and not self._turned.done():
-                self._turned.set_result(None)
+            if self._switched is not None and not self._switched.done():
+                self._switched.set_result(None)
         else:
             outputs, self.stats = rest
             for output in outputs:
                 if queue := self._queues.get(output.request_id):
                     queue.put_nowait(output)
 
-    def _lose(self) -> None:
+    def _connection_lost(self) -> None:
         self._alive = False
         self._fail("The engine ended before it was ready.")
-        if self._turned is not None and not self._turned.done():
-            self._turned.set_exception(BackendStopped())
+        if self._switched is not None and not self._switched.done():
+            self._switched.set_exception(BackendStopped())
         for queue in self._queues.values():
             queue.put_nowait(None)
 
@@ -171,8 +174,9 @@ class EngineProcess:
 
 
 def _run(connection: Connection, options: EngineOptions, make: Callable[[EngineOptions], Engine]) -> None:
-    # The process leaves the group of the server, so that a signal to that group lets requests in flight be answered; but it
-    # ends with the server, however that ends and whatever this process is doing then.
+    """The main function of the engine's process."""
+    # It leaves the server's process group, so that a signal to that group does not end it before requests in flight are answered.
+    # It still ends with the server, however the server ends and whatever this process does then.
     os.setpgid(0, 0)
     follow_parent(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -185,7 +189,7 @@ def _run(connection: Connection, options: EngineOptions, make: Callable[[EngineO
     except Exception as error:
         if not isinstance(error, TenfoldError):
             traceback.print_exc()
-        connection.send(("failed", str(error)))
+        connection.send(("failed", str(error) or type(error).__name__))
         return
     try:
         connection.send(("ready", engine.max_model_len))
@@ -195,10 +199,11 @@ def _run(connection: Connection, options: EngineOptions, make: Callable[[EngineO
 
 
 def _answer(connection: Connection, engine: Engine) -> None:
+    """Take requests from the pipe and send outputs, one message a step, until None comes."""
     while True:
         wait = 0.0 if engine.has_work else _IDLE_SECONDS
         while connection.poll(wait):
-            wait = 0.0  # a request or the end of one changes the numbers that follow
+            wait = 0.0  # go on to a step after each message, since messages change the stats
             if (message := connection.recv()) is None:
                 return
             kind, what = message

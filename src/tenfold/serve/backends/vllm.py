@@ -1,6 +1,6 @@
-"""A vLLM server as a backend (`--backend vllm`), asked by OpenAI's own client with vLLM's extensions.
+"""A vLLM server as a backend (`--backend vllm`), used through OpenAI's client with vLLM's extensions.
 
-Prompts go to it as tokens and tokens come back, by `return_token_ids`. vLLM schedules and computes.
+Prompts are sent as tokens, and `return_token_ids` has the answers sent as tokens too. vLLM schedules and computes.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from tenfold.serve.options import EngineOptions
 from tenfold.serve.request import Output, Request, Sampling, TokenLogprob, failed
 from tenfold.spec.errors import NotInstalled, TenfoldError
 
-_START_SECONDS = 1800.0  # large models take long to read and to compile
+_START_SECONDS = 1800.0  # large models take long to load and to compile
 _SAME = (
     "temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed", "max_tokens",
     "min_tokens", "logprobs", "n",
@@ -42,7 +42,7 @@ def vllm_command(options: EngineOptions, port: int) -> list[str]:
 
 
 class VllmServer:
-    """A `Backend` that starts a vLLM server and asks it over HTTP."""
+    """A `Backend` that starts a vLLM server and sends it requests over HTTP."""
 
     def __init__(self, options: EngineOptions):
         self.options = options
@@ -58,7 +58,7 @@ class VllmServer:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        # A session of its own: a signal to this process's group must not end it before requests in flight are answered.
+        # In a session of its own, so that a signal to this process's group does not end it before requests in flight are answered.
         self._process = subprocess.Popen(following(vllm_command(self.options, port)), start_new_session=True)
         self._client = openai.AsyncOpenAI(
             base_url=f"http://127.0.0.1:{port}/v1",
@@ -70,7 +70,7 @@ class VllmServer:
         while not self.max_model_len:
             if not self.is_alive or time.monotonic() > end:
                 self.stop()
-                raise TenfoldError(f"vLLM could not serve {self.options.path}: its own messages stand above.")
+                raise TenfoldError(f"vLLM could not serve {self.options.path}: see its messages above.")
             try:
                 (served,) = (await self._client.models.list()).data
                 self.max_model_len = int(served.to_dict()["max_model_len"])  # type: ignore[call-overload]
@@ -81,7 +81,7 @@ class VllmServer:
         if not self.is_alive:
             raise BackendStopped
         if not request.generates:
-            yield failed(request, f"This server's backend, vLLM, cannot {request.task} here.")
+            yield failed(request, f"The backend vllm cannot {request.task} here: serve the model with --backend tenfold.")
             return
         self.in_flight += 1
         try:
@@ -109,7 +109,7 @@ class VllmServer:
             raise BackendStopped from None
         except openai.APIError as error:
             raise TenfoldError(f"vLLM gave no scores: {_message(error)}") from None
-        found: Any = done.choices[0].to_dict()["prompt_logprobs"]  # of each token, by its number; None for the first
+        found: Any = done.choices[0].to_dict()["prompt_logprobs"]  # a dictionary by token id for each token; None for the first
         return [_scored(token, entry, count) for token, entry in zip(tokens[1:], found[1:], strict=True)]
 
     def stop(self) -> None:
@@ -123,18 +123,18 @@ class VllmServer:
 
 
 def _scored(token: int, entry: dict[str, Any], count: int) -> TokenLogprob:
-    """What vLLM says of a prompt's token: `entry` has it and the likeliest, by their numbers."""
-    ranked = sorted(((int(number), told["logprob"]) for number, told in entry.items()), key=lambda one: -one[1])
+    """The log-probability of a prompt's token from vLLM's `entry`, which has it and the most likely tokens, by token id."""
+    ranked = sorted(((int(number), info["logprob"]) for number, info in entry.items()), key=lambda one: -one[1])
     return TokenLogprob(token, entry[str(token)]["logprob"], ranked[:count])
 
 
 def _message(error: openai.APIError) -> str:
-    """What vLLM says of an error, without the client's words around it."""
+    """vLLM's own error message, without what OpenAI's client adds."""
     return str(error.body.get("message", error.message)) if isinstance(error.body, dict) else error.message
 
 
 def completion_body(request: Request) -> dict[str, Any]:
-    """Sampling as vLLM's /v1/completions takes it. Raises TenfoldError for a grammar that it cannot take."""
+    """The sampling fields of a request to vLLM's /v1/completions. Raises TenfoldError for a grammar that vLLM is not given."""
     s = request.sampling
     body: dict[str, Any] = {name: value for name in _SAME if (value := getattr(s, name)) is not None}
     if s.grammar is not None:
@@ -152,15 +152,15 @@ def completion_body(request: Request) -> dict[str, Any]:
 
 
 def _structured(grammar: str) -> dict[str, Any]:
-    """The JSON schema that a compiled grammar was made of."""
+    """The JSON schema from which a compiled grammar was made, as vLLM takes it."""
     parts = json.loads(grammar)["grammars"] if grammar.startswith("{") else []
     if len(parts) == 1 and (schema := parts[0].get("json_schema")) is not None:
         return {"json": {key: value for key, value in schema.items() if key != "x-guidance"}}
-    raise TenfoldError("Of grammars, only JSON schemas are passed on to vLLM.")
+    raise TenfoldError("The backend vllm takes JSON schemas only, no other grammars.")
 
 
 def output_of(request: Request, choice: dict[str, Any]) -> Output:
-    """The output that a choice in a chunk of vLLM's stream stands for."""
+    """The output for a choice in a chunk of vLLM's stream."""
     s: Sampling = request.sampling
     tokens = list(choice.get("token_ids") or ())
     logprobs = _logprobs(choice.get("logprobs"))
@@ -171,7 +171,7 @@ def output_of(request: Request, choice: dict[str, Any]) -> Output:
 
 
 def _logprobs(given: dict[str, Any] | None) -> list[TokenLogprob]:
-    """Log-probabilities whose tokens are written `token_id:NUMBER`."""
+    """Log-probabilities from vLLM, which names tokens `token_id:NUMBER`."""
     if not given:
         return []
 

@@ -1,7 +1,7 @@
-"""The engine with asynchronous scheduling: where the device draws tokens, a step starts before the last one's tokens are known.
+"""The engine with asynchronous scheduling: the device draws tokens, so a step can start before the last step's tokens are known.
 
-While the device computes a step, the host reads the tokens of the step before, sends them on and schedules the next. A
-sequence that turns out to be finished has one superfluous row in the step under way; its token is dropped.
+While the device computes a step, the host reads the tokens of the step before, sends them on and schedules the next step. If a
+token turns out to end its sequence, the step under way has one superfluous row for the sequence; that row's token is dropped.
 """
 
 import time
@@ -20,55 +20,65 @@ from tenfold.serve.runners.runner import BLOCK
 
 @dataclass
 class StepInFlight:
-    """A step under way: its sequences, where their next tokens will stand, and whether a full block waits for that."""
+    """A step that the device computes.
+
+    `sequences` are those whose next token it draws: each with the index of that token among the sequence's tokens, and whether
+    the token before it was still unknown when the step started, so that a block which that token fills is not published yet.
+    """
 
     drawn: Drawn
     sequences: list[tuple[Sequence, int, bool]]
 
 
 class AsyncSchedulingEngine(Engine):
-    """Continuous batching with one step under way. A step with a request that needs the host to draw waits for its tokens."""
+    """Continuous batching with one step under way.
+
+    A step with a request whose tokens the host must draw is computed synchronously, as by `Engine`.
+    """
 
     runner: CudaRunner
 
     def __init__(self, runner: CudaRunner, n_blocks: int, config: SchedulerConfig = SchedulerConfig()):
         super().__init__(runner, n_blocks, config)
         self._in_flight: StepInFlight | None = None
-        self.waited = 0.0  # seconds in which the host had nothing to do
+        self.waited = 0.0  # seconds that the host has waited for the device
 
     @torch.inference_mode()
     def step(self) -> list[Output]:
         self._queue_compiled()
         if not self._can_run_ahead():
-            return self._land() + super().step()
+            return self._finish_step() + super().step()
         outputs, self._finished = self._finished, []
         work = self.scheduler.step()
         try:
             started = self._start(work) if work else None
-        except torch.AcceleratorError:  # this process has lost the device
+        except torch.AcceleratorError:  # this process can use the device no more
             raise
         except Exception:
-            return outputs + self._land() + self._wait_for(work)
-        outputs += self._land()
+            return outputs + self._finish_step() + self._wait_for(work)
+        outputs += self._finish_step()
         self._in_flight = started
         return outputs
 
     def _wait_for(self, work: list[ScheduledSequence]) -> list[Output]:
-        """Outputs of a step that could not be started, computed as steps that wait are; the last one's tokens are known."""
+        """Outputs of a step that could not be started, computed synchronously; the last step's tokens are known by then."""
         left = [w for w in work if w.sequence in self.scheduler.running]
         outputs = self._compute(left) if left else []
         self._count(sum(w.count for w in left))
         return outputs
 
     def _can_run_ahead(self) -> bool:
-        """Whether the device can draw for all, and no sequence can lose its blocks while one of its tokens is unknown."""
+        """Whether the device can draw for all requests, and no sequence can be preempted while one of its tokens is unknown."""
         scheduler, config = self.scheduler, self.scheduler.config
         if scheduler.blocks.n_free < len(scheduler.running) + config.max_num_batched_tokens // BLOCK + 1:
             return False
         return all(s.request.is_plain for s in chain(scheduler.running, scheduler.waiting))
 
     def _start(self, work: list[ScheduledSequence]) -> StepInFlight:
-        """Begin a step. If the runner raises, no sequence has changed."""
+        """Start a step. If the runner raises, no sequence has been changed.
+
+        An unknown token stands in its sequence as -1 - i, i being its draw in this step.
+        """
         rows, ends = make_input(work), accumulate(w.count for w in work)
         due = [(w, end) for w, end in zip(work, ends, strict=True) if w.is_complete]
         drawn = self.runner.start(rows, [end - 1 for _, end in due], self._draws([w for w, _ in due]))
@@ -86,8 +96,8 @@ class AsyncSchedulingEngine(Engine):
         self._count(len(rows.tokens))
         return StepInFlight(drawn, sequences)
 
-    def _land(self) -> list[Output]:
-        """The outputs of the step under way."""
+    def _finish_step(self) -> list[Output]:
+        """Wait for the step under way, and return its outputs."""
         step, self._in_flight = self._in_flight, None
         if step is None:
             return []
@@ -98,13 +108,13 @@ class AsyncSchedulingEngine(Engine):
             if s not in self.scheduler.running:  # finished or cancelled while the step was under way
                 continue
             try:
-                outputs.append(self._landed(s, at, token, late))
+                outputs.append(self._output_of(s, at, token, late))
             except Exception as error:
                 outputs.append(self._fail(s, error))
         return outputs
 
-    def _landed(self, s: Sequence, at: int, token: int, late: bool) -> Output:
-        """The output of a sequence whose token `at` is known."""
+    def _output_of(self, s: Sequence, at: int, token: int, late: bool) -> Output:
+        """The output of a sequence whose token at index `at` has been drawn."""
         s.tokens[at : at + 1] = [token]
         if late:
             self.scheduler.publish(s, at - 1, at)
@@ -115,13 +125,13 @@ class AsyncSchedulingEngine(Engine):
             output.tokens.append(token)
             output.finish_reason = "length" if self._is_full(s, at + 1) else None
         if output.finish_reason:
-            self._leave(s)
+            self._finish_sequence(s)
         return output
 
     def _draws(self, due: list[ScheduledSequence]) -> list[Draw]:
         return [Draw(w.sequence.request.sampling, w.sequence.state.seed, w.sequence.computed + w.count - 1) for w in due]
 
-    # Steps that wait: the device still draws for the requests that it would draw for in any step.
+    # In synchronous steps, too, the device draws for the requests that it can draw for, so their tokens are the same.
 
     def _best(self, logits: Tensor, due: list[ScheduledSequence]) -> list[int]:
         return self.runner.draw(logits, self._draws(due)).tolist()

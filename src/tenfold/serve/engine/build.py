@@ -1,4 +1,4 @@
-"""Engines from options: the runner and the engine that suit the model and the device."""
+"""Makes the engine for `EngineOptions`: chooses the runner and the engine by the model and the device."""
 
 import os
 
@@ -16,16 +16,17 @@ from tenfold.serve.engine.speculate import DraftSpeculator, Speculator
 from tenfold.serve.options import EngineOptions
 from tenfold.serve.runners import cuda, native
 from tenfold.serve.runners.adapters import Adapters
-from tenfold.serve.runners.runner import Runner, TorchRunner, cache_block_bytes
+from tenfold.serve.runners.runner import Runner, TorchRunner, cache_blocks
 from tenfold.spec.errors import TenfoldError
 from tenfold.train.device import resolve_device
 
-MAX_NUM_BATCHED_TOKENS = {"cpu": 128, "cuda": 2048}  # such a step takes some tens of milliseconds
-PROMPT_TOKENS = 256  # of a step without replies, where prompts are multiplied on a matrix unit
+# By device. A step of so many tokens takes some tens of milliseconds.
+MAX_NUM_BATCHED_TOKENS = {"cpu": 128, "cuda": 2048}
+PROMPT_TOKENS = 256  # in a step without replies, on a CPU with a matrix unit (AMX)
 
 
 def scheduler_config(options: EngineOptions, runner: Runner) -> SchedulerConfig:
-    """The limits of `options`, with the device's default where one is 0."""
+    """The scheduler's limits from `options`; a `max_num_batched_tokens` of 0 becomes the device's default."""
     given = options.max_num_batched_tokens
     on_tiles = isinstance(runner, native.NativeRunner) and runner.tiles
     return SchedulerConfig(
@@ -37,10 +38,11 @@ def scheduler_config(options: EngineOptions, runner: Runner) -> SchedulerConfig:
 
 
 def make_runner(options: EngineOptions) -> tuple[Runner, int]:
-    """The model of `options` ready to run, and how many blocks its cache has.
+    """A runner of the model of `options`, and the number of blocks in its cache.
 
-    A GPU uses Triton kernels and a CPU the compiled step, where they fit the model and are available; otherwise, and beside
-    adapters, PyTorch computes. Raises TenfoldError for what cannot be read or run.
+    On a GPU it is `CudaRunner` (Triton kernels), on a CPU `NativeRunner` (compiled C++), if the model's shape fits and they are
+    available. Otherwise, and for models with adapters, it is `TorchRunner`. Raises TenfoldError if the model cannot be read, or
+    cannot run with these options.
     """
     threads = options.threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
@@ -50,22 +52,20 @@ def make_runner(options: EngineOptions) -> tuple[Runner, int]:
         raise TenfoldError(f"Weights in {options.quantization} are for CPUs: leave --quantization out on a GPU.")
     dtype = torch.bfloat16 if device != "cpu" and options.quantization != "float32" else torch.float32
     model = _read(options, dtype).to(device)
-    n_blocks = int(options.kv_cache_gib * 2**30 / cache_block_bytes(model.spec, dtype))
-    if n_blocks < 2:
-        raise TenfoldError(f"A cache of {options.kv_cache_gib} GiB holds no two blocks of {model.spec.name}: allow more.")
+    n_blocks = cache_blocks(options.kv_cache_gib, model.spec, dtype)
     if _has_adapters(options):
         return TorchRunner(model, n_blocks, Adapters(model, options.adapters())), n_blocks
     if on_gpu and not options.enforce_eager and cuda.fits(model.spec):
         return cuda.CudaRunner(model, n_blocks, options.max_num_seqs, options.max_model_len), n_blocks
     if device == "cpu" and not options.enforce_eager and native.fits(model.spec) and native.library():
         runner = native.NativeRunner(model, n_blocks, options.quantization, threads)
-        torch.set_num_threads(1)  # two pools of threads would fight for the cores
+        torch.set_num_threads(1)  # or PyTorch's threads would compete with the runner's for the cores
         return runner, n_blocks
     return TorchRunner(model, n_blocks), n_blocks
 
 
 def _read(options: EngineOptions, dtype: torch.dtype) -> Llama:
-    """The model, with the adapter that all requests have, beside weights of few bits or floats."""
+    """The model with the adapter of all requests, if there is one, on floating-point, int8 or int4 weights."""
     model = read_model(options.path, dtype)
     if _has_adapters(options) and options.quantization in ("int8", "int4"):
         quantise_layers(model, options.quantization)
@@ -79,7 +79,7 @@ def _has_adapters(options: EngineOptions) -> bool:
 
 
 def make_engine(options: EngineOptions) -> Engine:
-    """The engine for `options`; it schedules asynchronously if the runner draws tokens. Raises TenfoldError as `make_runner`."""
+    """The engine for `options`; it schedules asynchronously if the runner draws tokens. Raises TenfoldError like `make_runner`."""
     runner, n_blocks = make_runner(options)
     config = scheduler_config(options, runner)
     if isinstance(runner, cuda.CudaRunner):

@@ -1,4 +1,4 @@
-"""The engine: requests in, tokens out, one step at a time. It runs in the process that calls `step`."""
+"""The engine: takes requests and generates their tokens, one step at a time, in the process that calls `step`."""
 
 import traceback
 from collections import defaultdict
@@ -19,8 +19,8 @@ from tenfold.serve.request import FinishReason, Output, Request, Sequence, faile
 from tenfold.serve.runners.runner import BLOCK, ModelInput, Runner
 from tenfold.spec.errors import TenfoldError
 
-_COMPILING_SECONDS = 0.01  # that a step without other work waits for a grammar
-FREE_ROWS = 4  # a step of this many rows takes about as long as a step of one, so guesses may fill them
+_COMPILING_SECONDS = 0.01  # for which a step without other work waits for a grammar to be compiled
+FREE_ROWS = 4  # a step of so many rows takes about as long as a step of one, so guesses may fill them
 
 
 class Engine:
@@ -46,7 +46,7 @@ class Engine:
         self._counters: defaultdict[str, float] = defaultdict(float)
 
     def add(self, request: Request) -> None:
-        """Queue a request. If it can never run, the next step answers it with an error."""
+        """Queue a request. If it can never run, the next step returns an output with an error for it."""
         if reason := self._refusal(request):
             self._finished.append(failed(request, reason))
             return
@@ -61,18 +61,18 @@ class Engine:
             self._compiling[request.id] = request, self.grammars.compile(request.sampling.grammar)
 
     def _queue(self, request: Request, grammar: Any = None) -> None:
-        """Let the sequences of a request wait for their turn, with a compiled grammar if they have one."""
+        """Hand the sequences of a request to the scheduler, with its compiled grammar if it has one."""
         fallback_seed = int(torch.randint(2**62, ()))
         sequences = [Sequence(request, i) for i in range(request.sampling.n if request.generates else 1)]
         for sequence in sequences:
             sequence.state = sampling.start(sequence, fallback_seed)
             sequence.state.matcher = None if grammar is None else Matcher(grammar)
         self.scheduler.add(sequences[0])
-        if len(sequences) > 1:  # they find the prompt in the cache once the first has computed it
+        if len(sequences) > 1:  # added once the first has computed the prompt, which they then find in the cache
             self._siblings[request.id] = sequences[1:]
 
     def _refusal(self, request: Request) -> str | None:
-        """Why a request can never run, if so."""
+        """Why a request can never run; None if it can."""
         n = len(request.tokens)
         if not n:
             return "The prompt is empty: give at least one token."
@@ -85,7 +85,7 @@ class Engine:
         return None
 
     def _queue_compiled(self) -> None:
-        """Queue the requests whose grammars are compiled; with nothing else to do, wait a little for one."""
+        """Queue the requests whose grammars have been compiled; without other work, wait briefly for one."""
         if self._compiling and not (self.scheduler.has_work or self._finished):
             wait([future for _, future in self._compiling.values()], _COMPILING_SECONDS, FIRST_COMPLETED)
         for name, (request, future) in list(self._compiling.items()):
@@ -95,7 +95,7 @@ class Engine:
             if (error := future.exception()) is None:
                 self._queue(request, future.result())
             else:
-                self._finished.append(failed(request, _told(error)))
+                self._finished.append(failed(request, _reason(error)))
 
     def cancel(self, request_id: str) -> None:
         """Drop a request; its blocks are free when this returns."""
@@ -105,7 +105,10 @@ class Engine:
             self._forget(sequence)
 
     def sleep(self) -> None:
-        """End what is under way and nobody waits for, and free the caches; `wake_up` comes before the next request."""
+        """Finish all requests, dropping their outputs, and free the runners' caches.
+
+        Call it when no caller waits for an output, and `wake_up` before the next request.
+        """
         while self.has_work:
             self.step()
         self.blocks.forget()
@@ -113,7 +116,7 @@ class Engine:
             runner.sleep()
 
     def wake_up(self) -> None:
-        """Take requests again, with empty caches."""
+        """Allocate empty caches, so that requests can be computed again."""
         for runner in self._runners:
             runner.wake_up()
 
@@ -143,11 +146,14 @@ class Engine:
         self._counters["rows"] += rows
 
     def _compute(self, work: list[ScheduledSequence]) -> list[Output]:
-        """Outputs of scheduled sequences. Where computing fails, each is computed alone, and a request that fails alone ends."""
+        """Outputs of the scheduled sequences.
+
+        If the batch fails, each sequence is computed alone, and a request whose sequence fails alone ends with an error.
+        """
         try:
             hidden = self.runner.hidden(make_input(work))
             drawn = self._logits(work, hidden)
-        except torch.AcceleratorError:  # this process has lost the device
+        except torch.AcceleratorError:  # this process can use the device no more
             raise
         except Exception as error:
             if len(work) > 1:
@@ -156,7 +162,7 @@ class Engine:
         outputs, at = [], 0
         for w in work:
             rows, at = hidden[at : at + w.count], at + w.count
-            if w.sequence not in self.scheduler.running:  # another sequence of its request failed
+            if w.sequence not in self.scheduler.running:  # its request ended when another sequence of it failed
                 continue
             try:
                 outputs += self._continue(w, rows, drawn.get(w.sequence))
@@ -179,7 +185,7 @@ class Engine:
         return found
 
     def _continue(self, w: ScheduledSequence, hidden: Tensor, drawn: tuple[Tensor, list[int]] | None) -> list[Output]:
-        """Take what was computed for a sequence."""
+        """Outputs of one sequence from its hidden states, and from logits and best tokens if its next token is due (`drawn`)."""
         s = w.sequence
         if drawn is not None:
             return [self._advance(w, *drawn)]
@@ -190,23 +196,23 @@ class Engine:
         if not is_complete:
             return []
         output = self._pooler.finish(s)
-        self._leave(s)
+        self._finish_sequence(s)
         return [output]
 
     def _fail(self, s: Sequence, error: BaseException) -> Output:
-        """End a request, with all its sequences; the others go on."""
+        """End a request with all its sequences; other requests go on."""
         self.cancel(s.request.id)
-        return failed(s.request, _told(error))
+        return failed(s.request, _reason(error))
 
     def _advance(self, w: ScheduledSequence, logits: Tensor, best: list[int]) -> Output:
-        """Draw one token, and one more for each guess that it agreed with. logits [1 + drafted, vocab]."""
+        """Draw one token, and after each guess that equals the draw one more. `logits` are [1 + drafted, vocab]."""
         s, p = w.sequence, w.sequence.request.sampling
         output = Output(s.request.id, s.index, cached_tokens=s.cached_tokens)
         draft, s.draft = s.draft[: w.drafted], []
         accepted = 0
         for row, guess in enumerate([*draft, None]):
             token = self._draw(logits[row], best[row], s)
-            output.finish_reason = self._take(s, token, output)
+            output.finish_reason = self._append(s, token, output)
             if p.logprobs is not None:
                 output.logprobs.append(sampling.logprob(logits[row], token, p.logprobs, s.state.drawn))
             if output.finish_reason or token != guess:
@@ -216,17 +222,17 @@ class Engine:
             self.speculator.learn(s, len(draft), accepted)
         self.scheduler.computed(s, w.count - w.drafted + accepted)
         for sibling in self._siblings.pop(s.request.id, ()):
-            sibling.cached_tokens = 0
             self.scheduler.add(sibling)
         if output.finish_reason:
-            self._leave(s)
+            self._finish_sequence(s)
         return output
 
     def _best(self, logits: Tensor, due: list[ScheduledSequence]) -> list[int]:
-        """A token for each row, which is the draw where `_is_settled` says so."""
+        """A token for each row: the final draw of requests for which `_is_settled`, unused for others."""
         return sampling.best(logits)
 
     def _is_settled(self, request: Request) -> bool:
+        """Whether the token that `_best` gives is the request's draw."""
         return request.sampling.is_plain and request.sampling.temperature < 1e-5
 
     def _draw(self, logits: Tensor, best: int, s: Sequence) -> int:
@@ -242,8 +248,8 @@ class Engine:
             state.drawn = sampling.drawn_logprob(logits, p, token)
         return token
 
-    def _take(self, s: Sequence, token: int, output: Output) -> FinishReason | None:
-        """Append a token to its sequence and, unless it is a stop token, to the output."""
+    def _append(self, s: Sequence, token: int, output: Output) -> FinishReason | None:
+        """Append a token to its sequence and, unless it is a stop token, to the output. Returns the finish reason, if any."""
         p = s.request.sampling
         s.tokens.append(token)
         s.state.counts[token] += 1
@@ -260,7 +266,7 @@ class Engine:
         return length - s.n_prompt >= s.request.sampling.max_tokens or length >= self.max_model_len
 
     def _propose(self) -> None:
-        """Guess tokens for the next step, where that leaves room."""
+        """Have the speculator guess tokens for the next step, if that has free rows."""
         running = self.scheduler.running
         room = FREE_ROWS // max(1, len(running)) - 1
         if self.speculator is None or room <= 0:
@@ -270,7 +276,7 @@ class Engine:
             if s.computed == len(s.tokens) - 1 and left > 0 and s.n_output and s.state.matcher is None:
                 s.draft = self.speculator.propose(s)[: min(room, left)]
 
-    def _leave(self, s: Sequence) -> None:
+    def _finish_sequence(self, s: Sequence) -> None:
         self.scheduler.finish(s)
         self._forget(s)
 
@@ -280,7 +286,7 @@ class Engine:
             self.speculator.forget(s)
 
     def stats(self) -> dict[str, float]:
-        """Numbers for the metrics."""
+        """The engine's gauges and counters, as `api/metrics.py` reads them."""
         scheduler, speculator = self.scheduler, self.speculator
         return {
             "running": len(scheduler.running),
@@ -297,8 +303,8 @@ class Engine:
         }
 
 
-def _told(error: BaseException) -> str:
-    """What whoever sent a request is told of an error; one that nobody expected is printed."""
+def _reason(error: BaseException) -> str:
+    """The message for the client whose request failed. The traceback of an unexpected error is printed."""
     if isinstance(error, TenfoldError):
         return str(error)
     traceback.print_exception(error)
@@ -306,7 +312,7 @@ def _told(error: BaseException) -> str:
 
 
 def make_input(work: list[ScheduledSequence]) -> ModelInput:
-    """The runner's input for the scheduled sequences."""
+    """The runner's input for the scheduled sequences, with their guesses."""
     rows = ModelInput([], [], [], [])
     for i, w in enumerate(work):
         s, begin = w.sequence, w.sequence.computed

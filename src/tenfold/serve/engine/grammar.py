@@ -1,4 +1,7 @@
-"""Grammars in the engine: compiled beside it, once for all requests that have the same, and followed by masks of the vocabulary."""
+"""Grammars in the engine: compiled in a thread, once for all requests with the same grammar, and enforced by masks of the logits.
+
+llguidance compiles the grammars and computes the masks.
+"""
 
 import os
 import threading
@@ -13,12 +16,12 @@ from torch import Tensor
 from tenfold.serve.sandbox.grammars import GrammarTokenizer, first_line
 from tenfold.spec.errors import TenfoldError
 
-_STACK = 16 * 2**20  # bytes; the sandbox proves grammars on a smaller one
-_KEPT = 32
+_STACK = 16 * 2**20  # bytes, more than in the sandbox, so that what compiled there compiles here
+_KEPT = 32  # compiled grammars
 
 
 class GrammarCompiler:
-    """Compiles in a thread, so that steps go on meanwhile, and keeps the latest grammars."""
+    """Compiles grammars in a thread, so that steps go on meanwhile, and keeps the most recently used."""
 
     def __init__(self, tokenizer: GrammarTokenizer):
         self._tokenizer = tokenizer
@@ -26,7 +29,7 @@ class GrammarCompiler:
         self._thread = ThreadPoolExecutor(1, "grammars", _yield_to_steps)
 
     def compile(self, grammar: str) -> "Future[Any]":
-        """llguidance's matcher of a grammar; TenfoldError as its exception if it cannot be used."""
+        """A future of llguidance's matcher of a grammar; its exception is TenfoldError if the grammar cannot be used."""
         found = self._compiled.pop(grammar, None)
         if found is None:
             found = self._submit(grammar)
@@ -36,7 +39,7 @@ class GrammarCompiler:
         return found
 
     def _submit(self, grammar: str) -> "Future[Any]":
-        before = threading.stack_size(_STACK)  # the pool starts its thread here
+        before = threading.stack_size(_STACK)  # for the pool's thread, which starts with the first task
         try:
             return self._thread.submit(self._tokenizer.compile, grammar)
         finally:
@@ -45,18 +48,18 @@ class GrammarCompiler:
 
 def _yield_to_steps() -> None:
     if hasattr(os, "PRIO_PROCESS"):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)  # of this thread, on Linux
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)  # on Linux, of this thread only
 
 
 class Matcher:
-    """The place of a sequence in its grammar. It takes memory of its own from the first mask on."""
+    """The position of one sequence in its grammar. The compiled grammar is copied at the first mask."""
 
     def __init__(self, compiled: Any):
         self._compiled = compiled
         self._matcher: Any = None
 
     def mask(self, logits: Tensor) -> Tensor:
-        """`logits` [vocab], minus infinity for tokens that the grammar does not allow."""
+        """`logits` [vocab], minus infinity for tokens that the grammar forbids. Raises TenfoldError if the matcher fails."""
         self._matcher = self._matcher or self._compiled.deep_copy()
         bits = np.unpackbits(np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8), bitorder="little")
         allowed = torch.from_numpy(bits[: len(logits)]).bool()
@@ -64,7 +67,7 @@ class Matcher:
         return logits.masked_fill(~allowed, -torch.inf)
 
     def accept(self, token: int) -> bool:
-        """Take a token; True if the grammar is complete with it."""
+        """Advance by a token; True if the text is complete. Raises TenfoldError if the matcher fails."""
         self._matcher.consume_token(token)
         self._check()
         return self._matcher.is_stopped()

@@ -1,4 +1,4 @@
-"""Results of requests that generate nothing: the embedding of a prompt, or the scores of its tokens."""
+"""Results of requests that generate no tokens: the embedding of a prompt, or the log-probabilities of its tokens."""
 
 import torch
 from torch import Tensor
@@ -6,11 +6,14 @@ from torch import Tensor
 from tenfold.serve.request import Output, Sequence, TokenLogprob
 from tenfold.serve.runners.runner import Runner
 
-_ROWS = 64  # whose logits over the vocabulary are in memory at once
+_ROWS = 64  # rows of logits [rows, vocab] that are in memory at once
 
 
 class Pooler:
-    """Gathers what each `embed` or `score` sequence needs of its hidden states, which come in pieces."""
+    """Accumulates the results of `embed` and `score` sequences, whose hidden states come in pieces, one a step.
+
+    An embedding is the mean of the last hidden states over the prompt, scaled to length 1.
+    """
 
     def __init__(self, runner: Runner):
         self._runner = runner
@@ -18,7 +21,7 @@ class Pooler:
         self._scores: dict[Sequence, list[TokenLogprob]] = {}
 
     def add(self, s: Sequence, hidden: Tensor) -> None:
-        """Take hidden states [n, dim] of the tokens from `s.computed` on. A preempted sequence begins again at 0."""
+        """Add the hidden states [n, dim] of the tokens from `s.computed` on. A preempted sequence starts again at 0."""
         if s.computed == 0:
             self.forget(s)
         if s.request.task == "embed":
@@ -40,7 +43,7 @@ class Pooler:
         return found
 
     def finish(self, s: Sequence) -> Output:
-        """The result of a sequence whose tokens are all computed."""
+        """The output of a sequence whose prompt has been computed."""
         output = Output(s.request.id, 0, finish_reason="stop")
         if s.request.task == "embed":
             mean = self._sums[s].float() / s.n_prompt

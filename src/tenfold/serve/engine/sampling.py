@@ -1,4 +1,4 @@
-"""Draws tokens from logits. Each sequence has its own generator, so its tokens depend on its seed alone."""
+"""Draws tokens from logits. Each sequence has its own generator, so its draws do not depend on what else is in the batch."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -13,17 +13,17 @@ from tenfold.serve.request import Sampling, Sequence, TokenLogprob
 
 @dataclass
 class SamplerState:
-    """The sampler's state of a sequence: its generator, how often it wrote each token, and its place in its grammar."""
+    """A sequence's sampling state: its generator, how often it has generated each token, and its position in its grammar."""
 
     generator: torch.Generator
-    seed: int = 0  # of 31 bits
+    seed: int = 0  # 31 bits, for draws on a device
     counts: Counter[int] = field(default_factory=Counter)
     matcher: Matcher | None = None
-    drawn: float | None = None  # log-probability of the last token, where log-probabilities are asked for
+    drawn: float | None = None  # TokenLogprob.drawn of the last token, if the request asks for log-probabilities
 
 
 def start(sequence: Sequence, fallback_seed: int) -> SamplerState:
-    """The state before the first token; continuation i of a request draws as a request of seed + i would."""
+    """The state before the first token. Continuation i of a request draws like a request with seed + i."""
     seed = sequence.request.sampling.seed
     seed = fallback_seed if seed is None else seed
     seed = (seed + sequence.index) % 2**63
@@ -31,7 +31,10 @@ def start(sequence: Sequence, fallback_seed: int) -> SamplerState:
 
 
 def adjust(logits: Tensor, sequence: Sequence, state: SamplerState) -> Tensor:
-    """Logits [vocab] after bias and penalties (OpenAI's presence and frequency; CTRL's repetition, arXiv 1909.05858)."""
+    """Logits [vocab] after `logit_bias`, penalties and `min_tokens`.
+
+    The penalties are OpenAI's presence and frequency penalties and CTRL's repetition penalty (arXiv 1909.05858).
+    """
     s = sequence.request.sampling
     if s.logit_bias:
         logits = logits.clone()
@@ -54,12 +57,12 @@ def adjust(logits: Tensor, sequence: Sequence, state: SamplerState) -> Tensor:
 
 
 def best(logits: Tensor) -> list[int]:
-    """The likeliest token of each row, logits [rows, vocab]. On a CPU by NumPy, which compares many at once."""
+    """The most likely token of each row of logits [rows, vocab]. On a CPU, NumPy's argmax is vectorised and faster than torch's."""
     return (logits.argmax(-1) if logits.is_cuda else logits.numpy().argmax(-1)).tolist()
 
 
 def draw(logits: Tensor, s: Sampling, state: SamplerState) -> int:
-    """One token from adjusted logits [vocab]: temperature, then top-k, top-p and min-p, then one uniform number."""
+    """Draw a token from adjusted logits [vocab]: temperature, then top-k, top-p and min-p, then one uniform random number."""
     if s.temperature < 1e-5:
         return best(logits[None])[0]
     uniform = float(torch.rand((), generator=state.generator))
@@ -71,7 +74,10 @@ def draw(logits: Tensor, s: Sampling, state: SamplerState) -> int:
 
 
 def candidates(scaled: np.ndarray, s: Sampling) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens that pass the filters, likeliest first, and their exp(logit - largest), for logits over temperature [vocab]."""
+    """The tokens that pass top-k, top-p and min-p, the most likely first, and their weights exp(logit - largest logit).
+
+    `scaled` are the logits [vocab] divided by the temperature. Top-p counts shares of what top-k leaves.
+    """
     top = scaled.max()
     if s.top_k > 0:
         tokens = largest(scaled, s.top_k)
@@ -100,14 +106,16 @@ def largest(values: np.ndarray, count: int) -> np.ndarray:
 
 
 def _choose(weights: np.ndarray, uniform: float) -> int:
-    """An index, as likely as its share of the weights."""
+    """An index drawn with probability in proportion to its weight, by `uniform` in [0, 1)."""
     cumulative = torch.from_numpy(weights).cumsum(-1, dtype=torch.float64).numpy()
     return min(int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right")), len(weights) - 1)
 
 
 def drawn_logprob(logits: Tensor, s: Sampling, token: int) -> float | None:
-    """The log-probability with which `draw` gives `token` from adjusted logits [vocab]: 0 where it always does, None where it never
-    would, and so another program has drawn."""
+    """The log-probability with which `draw` gives `token` from adjusted logits [vocab].
+
+    It is 0 for greedy decoding, and None for a token that `draw` would never give: then another program has drawn it.
+    """
     if s.temperature < 1e-5:
         return 0.0
     scaled = logits.numpy() / np.float32(s.temperature)
@@ -119,7 +127,7 @@ def drawn_logprob(logits: Tensor, s: Sampling, token: int) -> float | None:
 
 
 def logprob(logits: Tensor, token: int, count: int, drawn: float | None = None) -> TokenLogprob:
-    """Log-probabilities of `token` and of the `count` likeliest, from the model's own logits [vocab]."""
+    """Log-probabilities of `token` and of the `count` most likely tokens, from the model's unadjusted logits [vocab]."""
     log = logits.log_softmax(-1).numpy()
     likeliest = largest(log, count)
     return TokenLogprob(token, float(log[token]), list(zip(likeliest.tolist(), log[likeliest].tolist(), strict=True)), drawn)

@@ -1,11 +1,11 @@
 """The scheduler decides which tokens the next step computes: replies first, then prompts in pieces, within a budget of tokens.
 
-A prompt and a reply differ only in how many of their tokens are not computed yet. A running sequence keeps running while
-there are blocks. When there are none, the sequence that came last gives its blocks back and starts again later
-(recomputation; its prefix may still be found in the cache).
+A prompt and a reply differ only in how many of their tokens have not been computed. A running sequence keeps running while there
+are free blocks. When there are none, the sequence that arrived last is preempted: it returns its blocks and starts again later
+(recomputation; its prefix may still be in the cache).
 
-Owners share fairly: of those with something to compute, the one for whom the fewest tokens were computed goes first (the virtual
-token counter of Sheng et al., 2024, arXiv:2401.00588). Within an owner the first to come goes first.
+Owners share fairly: of the owners with something to compute, the one for whom the fewest tokens have been computed goes first (the
+virtual token counter of Sheng et al., 2024, arXiv:2401.00588). Requests of one owner go in the order of arrival.
 """
 
 from collections import Counter, deque
@@ -26,7 +26,7 @@ class ScheduledSequence:
 
     @property
     def is_complete(self) -> bool:
-        """Whether all tokens of the sequence are computed with these."""
+        """Whether this step computes the sequence's last token, so that its next token is due."""
         s = self.sequence
         return s.computed + self.count - self.drafted == len(s.tokens)
 
@@ -35,8 +35,8 @@ class ScheduledSequence:
 class SchedulerConfig:
     """Limits of a step and of a sequence, named as in vLLM.
 
-    A step in which no reply is computed may have `max_num_prompt_tokens`, if that is more than `max_num_batched_tokens`.
-    `max_model_len` 0 is the model's own limit.
+    A step without replies may have `max_num_prompt_tokens`, if that is more than `max_num_batched_tokens`. A `max_model_len` of 0
+    is the model's own limit.
     """
 
     max_num_batched_tokens: int = 128
@@ -46,7 +46,7 @@ class SchedulerConfig:
 
 
 class Scheduler:
-    """Sequences wait, run and leave, within the limits of `config`."""
+    """Holds the waiting and the running sequences, and plans steps within the limits of `config`."""
 
     def __init__(self, blocks: BlockManager, config: SchedulerConfig):
         self.blocks, self.config = blocks, config
@@ -60,7 +60,10 @@ class Scheduler:
         return bool(self.waiting or self.running)
 
     def add(self, sequence: Sequence) -> None:
-        """Let a sequence wait. An owner who had nothing here saves up no claim: it begins level with the one served least."""
+        """Queue a sequence.
+
+        An owner who had no sequences here gets no credit for that time: its counter is raised to that of the owner served least.
+        """
         owner, active = sequence.request.owner, {s.request.owner for s in chain(self.running, self.waiting)}
         if not active:
             self.served.clear()
@@ -69,11 +72,11 @@ class Scheduler:
         self.waiting.append(sequence)
 
     def _turn(self, sequence: Sequence) -> int:
-        """Less for what goes first: replies, then prompts of the owner who was served least."""
+        """The sort key of a sequence: replies go first, then prompts by how many tokens their owner has been served."""
         return 1 + self.served[sequence.request.owner] if len(sequence.tokens) - sequence.computed > 1 else 0
 
     def step(self) -> list[ScheduledSequence]:
-        """The tokens to compute in this step. The blocks for all of them are taken."""
+        """Plan a step: the tokens to compute, for which blocks have been taken."""
         config, budget = self.config, self.config.max_num_batched_tokens
         if not any(s.n_output for s in self.running):
             budget = max(budget, config.max_num_prompt_tokens)
@@ -88,7 +91,10 @@ class Scheduler:
         return work
 
     def _start_waiting(self, budget: int, work: list[ScheduledSequence], before: float) -> int:
-        """Let waiting sequences run whose turn comes `before`, as long as there is room; the tokens of `budget` that they take."""
+        """Start waiting sequences whose turn comes `before` the given one, as long as there is room.
+
+        Returns how many tokens of `budget` they take.
+        """
         left = budget
         while self.waiting and left and len(self.running) < self.config.max_num_seqs:
             sequence = min(self.waiting, key=lambda s: self.served[s.request.owner])
@@ -97,10 +103,7 @@ class Scheduler:
             self.waiting.remove(sequence)
             self.running[sequence] = None
             piece = ScheduledSequence(sequence, min(left, len(sequence.tokens) - sequence.computed))
-            if not self.blocks.grow(sequence.blocks, sequence.computed + piece.count):
-                self._preempt(sequence)
-                self.preemptions -= 1  # it never ran
-                break
+            self.blocks.grow(sequence.blocks, sequence.computed + piece.count)  # `_admit` has checked that they are free
             left -= piece.count
             self._take(piece, work)
         return budget - left
@@ -110,26 +113,29 @@ class Scheduler:
         self.served[piece.sequence.request.owner] += piece.count
 
     def _piece(self, sequence: Sequence, budget: int, work: list[ScheduledSequence]) -> ScheduledSequence | None:
-        """The next tokens of a running sequence; sequences that came later may lose their blocks for them."""
+        """The next tokens of a running sequence; None if there are none, or no blocks for them.
+
+        Sequences that arrived later may be preempted for their blocks.
+        """
         left = len(sequence.tokens) - sequence.computed
-        if not left:  # its last token is on its way
+        if not left:  # its last token is being computed (asynchronous scheduling)
             return None
         drafted = min(len(sequence.draft), budget - left) if left <= budget else 0
-        count = min(left, budget) + max(drafted, 0)
+        count = min(left, budget) + drafted
         while not self.blocks.grow(sequence.blocks, sequence.computed + count):
-            if drafted > 0:
+            if drafted:
                 count, drafted = count - drafted, 0
                 continue
             victim = next((s for s in reversed(self.running) if not any(w.sequence is s for w in work)), sequence)
             self._preempt(victim)
             if victim is sequence:
                 return None
-        return ScheduledSequence(sequence, count, max(drafted, 0))
+        return ScheduledSequence(sequence, count, drafted)
 
     def _admit(self, sequence: Sequence) -> bool:
-        """Take the cached blocks of a waiting sequence; False where the rest of its prompt has no room."""
+        """Take the cached blocks of a waiting sequence; False, and none taken, if its other tokens do not fit the free blocks."""
         self._hash(sequence)
-        # One token must be computed; a request that generates nothing needs the hidden states of all of them.
+        # The last token must be computed for its logits; a request that generates nothing needs the hidden states of all tokens.
         most = (len(sequence.tokens) - 1) // self.blocks.block_size if sequence.request.generates else 0
         usable = sequence.hashes[:most]
         sequence.blocks = self.blocks.take_known(usable)
@@ -145,12 +151,12 @@ class Scheduler:
         return True
 
     def computed(self, sequence: Sequence, count: int) -> None:
-        """`count` more tokens of a sequence have keys and values; publish the blocks that became full."""
+        """Note that `count` more tokens of a sequence have been computed, and publish the blocks that became full."""
         self.publish(sequence, sequence.computed, sequence.computed + count)
         sequence.computed += count
 
     def publish(self, sequence: Sequence, begin: int, end: int) -> None:
-        """Let other sequences find the blocks that tokens `begin` to `end` fill; tokens before `begin` were published."""
+        """Publish the blocks that the tokens `begin` to `end` fill; those before `begin` have been published."""
         size = self.blocks.block_size
         if begin // size == end // size:
             return
@@ -162,7 +168,7 @@ class Scheduler:
         self.blocks.extend_hashes(sequence.hashes, sequence.tokens, end, sequence.request.salts)
 
     def finish(self, sequence: Sequence) -> None:
-        """Remove a running or waiting sequence; its blocks are free at once."""
+        """Remove a running or waiting sequence and free its blocks."""
         if sequence in self.running:
             del self.running[sequence]
         elif sequence in self.waiting:
@@ -170,7 +176,7 @@ class Scheduler:
         self.blocks.release(sequence.blocks)
 
     def cancel(self, request_id: str) -> list[Sequence]:
-        """Remove every sequence of a request."""
+        """Remove all sequences of a request, and return them."""
         gone = [s for s in (*self.running, *self.waiting) if s.request.id == request_id]
         for sequence in gone:
             self.finish(sequence)

@@ -1,7 +1,7 @@
-"""Speculation: guesses of the next tokens, from the text so far (prompt lookup) or by a smaller model (draft model).
+"""Speculative decoding: guesses of the next tokens, from the text so far (prompt lookup) or by a smaller model (draft model).
 
-The step that computes the next token also checks the guesses, and keeps those that equal the model's own draws, so the
-text is the same with and without speculation. It pays when a step of a few rows takes about as long as a step of one row.
+The step that computes the next token also checks the guesses. It keeps the guesses that equal the model's own draws, so the text
+is the same with and without speculation. This saves time if a step of a few rows takes about as long as a step of one row.
 """
 
 from array import array
@@ -12,21 +12,26 @@ from tenfold.serve.engine.sampling import best
 from tenfold.serve.request import Sequence
 from tenfold.serve.runners.runner import BLOCK, ModelInput, Runner
 
-LONGEST, SHORTEST = 4, 2
-CATCH_UP = 128  # tokens of a text that a draft model reads in one step
+LONGEST, SHORTEST = 4, 2  # tokens of the n-grams that are looked up
+CATCH_UP = 128  # most tokens of a text that a draft model reads in one step
 
 
 class Speculator:
-    """Proposes up to `width` tokens for a sequence, as long as enough of its earlier guesses were right."""
+    """Proposes up to `width` tokens for a sequence, from what followed the same n-gram earlier in it.
+
+    After `patience` guesses for a sequence, at least `least_share` of the recent ones must have been right.
+    """
 
     def __init__(self, width: int = 3, least_share: float = 0.25, patience: int = 16):
         self.width, self.least_share, self.patience = width, least_share, patience
         self.drafted = self.accepted = 0
-        self._record: dict[int, tuple[float, float]] = {}  # by sequence: guesses and right ones, fading
-        self._index: dict[int, tuple[int, dict[tuple[int, ...], int]]] = {}  # tokens read, where each n-gram last ended
+        self._record: dict[int, tuple[float, float]] = {}  # by sequence: guesses and right guesses, decaying
+        self._index: dict[
+            int, tuple[int, dict[tuple[int, ...], int]]
+        ] = {}  # by sequence: tokens indexed, and where each n-gram last ended
 
     def propose(self, sequence: Sequence) -> list[int]:
-        """Guesses for the next tokens; none if earlier ones were mostly wrong, except for a new try now and then."""
+        """Guesses for the next tokens; none if too many recent guesses were wrong, except for a new try every 32 tokens."""
         return self._guess(sequence) if self._pays(sequence) else []
 
     def _pays(self, sequence: Sequence) -> bool:
@@ -53,7 +58,7 @@ class Speculator:
         return seen
 
     def learn(self, sequence: Sequence, drafted: int, accepted: int) -> None:
-        """Record how many of a sequence's guesses were right in a step."""
+        """Record how many of a sequence's `drafted` guesses were right (`accepted`) in a step."""
         self.drafted += drafted
         self.accepted += accepted
         before = self._record.get(id(sequence), (0.0, 0.0))
@@ -66,14 +71,17 @@ class Speculator:
 
 @dataclass
 class _Reading:
-    """The part of a sequence that a draft model has read: keys and values of `tokens` are in `blocks`."""
+    """The tokens of a sequence that the draft model has computed; their keys and values are in `blocks`."""
 
     tokens: list[int] = field(default_factory=list)
     blocks: "array[int]" = field(default_factory=lambda: array("i"))
 
 
 class DraftSpeculator(Speculator):
-    """Proposes the likeliest tokens of a smaller model with the same vocabulary, which must be right more often to pay."""
+    """Proposes the most likely tokens of a smaller model with the same vocabulary.
+
+    Its guesses cost more than prompt lookup, so a larger share of them must be right.
+    """
 
     def __init__(self, runner: Runner, n_blocks: int, width: int = 3, least_share: float = 0.5):
         super().__init__(width, least_share)
@@ -85,7 +93,7 @@ class DraftSpeculator(Speculator):
         if len(tokens) + self.width > self.runner.spec.context:
             return []
         known = min(len(reading.tokens), len(tokens) - 1)
-        while reading.tokens[:known] != tokens[:known]:  # drop its own wrong guesses at the end
+        while reading.tokens[:known] != tokens[:known]:  # drop the wrong guesses that it has read
             known -= 1
         del reading.tokens[known:]
         if not self._read_on(reading, tokens[known : known + CATCH_UP]) or len(reading.tokens) < len(tokens):
@@ -96,7 +104,7 @@ class DraftSpeculator(Speculator):
         return guesses
 
     def _read_on(self, reading: _Reading, tokens: list[int]) -> bool:
-        """Compute the next tokens of a sequence; False if the cache is full."""
+        """Have the draft model compute the next tokens of a sequence; False if its cache is full."""
         begin, end = len(reading.tokens), len(reading.tokens) + len(tokens)
         if not self.blocks.grow(reading.blocks, end):
             return False

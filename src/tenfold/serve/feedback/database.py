@@ -1,4 +1,4 @@
-"""A database of what people did, in any database of SQLAlchemy: opened with its tables, durable, users as keyed hashes."""
+"""Databases of users' feedback and events, in SQLite or any database of SQLAlchemy: durable, with users as keyed hashes."""
 
 import hashlib
 import hmac
@@ -19,12 +19,12 @@ from tenfold.spec.files import make_private
 from tenfold.spec.versions import require_version
 
 T = TypeVar("T")
-_TRIES = 20  # to open a database that another process opens as well
-SQLITE_FILES = (".db", ".sqlite", ".sqlite3")  # what names a file that is not there yet
+_TRIES = 20  # of creating tables or settings while another process creates them
+SQLITE_FILES = (".db", ".sqlite", ".sqlite3")  # suffixes by which a path that does not exist is taken for an SQLite file
 
 
 class Kind(NamedTuple):
-    """What a database holds: its tables and their version, its name in errors, and the option that names one."""
+    """A kind of database: its tables and their version, its name in error messages, and the option that names one."""
 
     metadata: MetaData
     version: int
@@ -33,19 +33,19 @@ class Kind(NamedTuple):
 
     @property
     def settings(self) -> Table:
-        """The table of the salt and the version, beside the others."""
+        """The table that holds the salt and the version."""
         columns = Column("name", String(40), primary_key=True), Column("value", String(200))
         return Table("settings", self.metadata, *columns, keep_existing=True)
 
 
 class Database:
-    """One database. When a method returns, its data is on the disk."""
+    """One open database. When a method returns, its data is on the disk."""
 
     def __init__(self, url: str, kind: Kind, salt: bytes | None = None, *, create: bool = True):
-        """Open the tables at an SQLAlchemy `url`, or in SQLite's file, or `create` them. Raises TenfoldError if that fails.
+        """Open the database at an SQLAlchemy `url` or the path of an SQLite file, and with `create` make missing tables.
 
-        A new database draws the salt of its users' hashes; one is given only where users are simulated, and a run is to be
-        repeated with the same ones held out.
+        A new database draws the `salt` of its user hashes. Give one only for simulated users, to repeat a run with the same users
+        held out for the test. Raises TenfoldError if the database cannot be opened, or has tables of another version.
         """
         address = _address(url, kind.name)
         shown = address.set(query={}).render_as_string(hide_password=True)
@@ -56,10 +56,10 @@ class Database:
                 _make_private(address.database or "", create, kind.name)
                 event.listen(self._engine, "connect", _durable_sqlite)
             else:
-                self._engine.connect().close()  # so that what is repeated below is a race alone, and no host that does not answer
+                self._engine.connect().close()  # fails at once for a host that does not answer, which `_retried` would try again
             if not create and not inspect(self._engine).has_table(self._settings.name):
                 raise TenfoldError(f"The database {shown} holds no {kind.name}: give the URL that the server has.")
-            _together(partial(kind.metadata.create_all, self._engine))
+            _retried(partial(kind.metadata.create_all, self._engine))
             self._salt = bytes.fromhex(self._setting("salt", (salt or secrets.token_bytes(32)).hex()))
             version = int(self._setting("version", str(kind.version)))
         except (SQLAlchemyError, ImportError) as error:
@@ -72,7 +72,7 @@ class Database:
         return self._engine.dialect.name == "sqlite"
 
     def _setting(self, name: str, first: str) -> str:
-        """What the database keeps under a name; in a new one `first`."""
+        """The setting of this name; a new database gets `first`."""
         settings = self._settings
 
         def read_or_write() -> str:
@@ -83,10 +83,10 @@ class Database:
                     connection.execute(settings.insert().values(name=name, value=known))
             return known
 
-        return _together(read_or_write)
+        return _retried(read_or_write)
 
     def user_hash(self, user: str) -> str:
-        """The keyed hash of a user, which cannot be traced back without this database's salt."""
+        """The keyed hash (HMAC-SHA256) of a user, which cannot be linked to the user without this database's salt."""
         return hmac.new(self._salt, user.encode(errors="replace"), hashlib.sha256).hexdigest()
 
     def rows(self, table: Table) -> Iterator[Row[Any]]:
@@ -96,17 +96,17 @@ class Database:
 
     @contextmanager
     def snapshot(self) -> Iterator["Snapshot"]:
-        """All tables as they are at one moment, whatever is written meanwhile."""
+        """A consistent view of all tables, whatever is written meanwhile."""
         with self._engine.connect() as connection:
             if self._is_sqlite:
-                connection.exec_driver_sql("BEGIN")  # the driver would read each table at a moment of its own
+                connection.exec_driver_sql("BEGIN")  # without it, the driver would start a transaction for each read
             else:
                 connection.execution_options(isolation_level="REPEATABLE READ")
             yield Snapshot(connection)
 
 
 class Snapshot:
-    """The rows of a database at one moment."""
+    """A consistent view of a database's tables."""
 
     def __init__(self, connection: Connection):
         self._connection = connection
@@ -117,8 +117,8 @@ class Snapshot:
         yield from self._connection.execute(asked, execution_options={"yield_per": 500})
 
 
-def _together(work: Callable[[], T]) -> T:
-    """What `work` gives where several processes open a new database at once, and one of them was first."""
+def _retried(work: Callable[[], T]) -> T:
+    """The result of `work`, repeated while it fails since another process is setting up the same new database."""
     for _ in range(_TRIES):
         with suppress(IntegrityError, OperationalError, ProgrammingError):
             return work()
@@ -127,7 +127,7 @@ def _together(work: Callable[[], T]) -> T:
 
 
 def _address(url: str, name: str) -> URL:
-    """A URL, or the SQLite file of a path. Raises TenfoldError, without a word of the URL, since it may hold a password."""
+    """The URL of a database, also for the path of an SQLite file. Its TenfoldError does not quote `url` and its password."""
     try:
         is_file = Path(url).exists() or (":" not in url and url.endswith(SQLITE_FILES))
         return make_url(f"sqlite:///{url}" if is_file else url)
@@ -137,7 +137,10 @@ def _address(url: str, name: str) -> URL:
 
 
 def _make_private(database: str, create: bool, name: str) -> None:
-    """Create SQLite's file, from which its log and index take their permissions. Raises TenfoldError if it may not and must."""
+    """Create SQLite's file, readable by its owner only; its journal files get the same permissions.
+
+    Raises TenfoldError if the file does not exist and `create` is false.
+    """
     file = database.removeprefix("file:").partition("?")[0]
     if not file or file.startswith(":"):
         return

@@ -1,7 +1,7 @@
-"""Exports feedback as rows to train on, in TRL's conversational formats dpo, kto and sft.
+"""Exports feedback as training rows, in TRL's conversational formats dpo, kto and sft.
 
 The export leaves out answers that were cut off, ties, blind comparisons in which an answer names its model, repeated rows,
-and rows of one user above a daily limit. All rows of a user go to either the training or the test part.
+and rows of a user above a daily limit. All rows of a user go to either the training or the test file.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ FORMATS = ("dpo", "kto", "sft")
 
 @dataclass
 class Exported:
-    """Rows written to each part, rows left out by reason, and the hashes of the users whose rows were written."""
+    """Rows written to each file, the hashes of their users (train, test), and rows left out by reason."""
 
     train: int = 0
     test: int = 0
@@ -34,7 +34,11 @@ class Exported:
 
 
 def export(feedback: Feedback, format: str, out: Path, *, test_share: float = 0.1, per_user_day: int = 200) -> Exported:
-    """Write `out` and, beside it, NAME.test.jsonl. Raises TenfoldError for a format that is not dpo, kto or sft."""
+    """Write `out` and, beside it, NAME.test.jsonl.
+
+    `test_share` of the users go to the test file; `per_user_day` is the most rows of a user in a day. Raises TenfoldError for a
+    format that is not in FORMATS.
+    """
     if format not in FORMATS:
         raise TenfoldError(f"There is no format {format!r}: ask for one of {', '.join(FORMATS)}.")
     made, seen, given = Exported(), set(), Counter[tuple[str, int]]()
@@ -50,14 +54,15 @@ def export(feedback: Feedback, format: str, out: Path, *, test_share: float = 0.
             elif given[user, int(created // DAY)] > per_user_day:
                 made.left_out["over the daily limit of a user"] += 1
             elif int(user[:8], 16) < test_share * 2**32:
+                seen.add(digest)
                 made.test += 1
                 made.users[1].add(user)
                 test.write(json.dumps(row, ensure_ascii=False) + "\n")
             else:
+                seen.add(digest)
                 made.train += 1
                 made.users[0].add(user)
                 train.write(json.dumps(row, ensure_ascii=False) + "\n")
-            seen.add(digest)
     return made
 
 
@@ -67,21 +72,22 @@ def _whole(path: Path) -> Iterator[TextIO]:
         yield stream
 
 
-# user, time, the answers used, the row
+# Rows with the hash of their user, their time, and the stored answers whose text they contain.
 _Found = Iterator[tuple[str, float, list[Any], dict[str, Any]]]
 
 
-def _said(text: str) -> list[dict[str, str]]:
+def _assistant(text: str) -> list[dict[str, str]]:
+    """An answer as TRL's conversational formats have it."""
     return [{"role": "assistant", "content": text}]
 
 
 def _latest(kept: Snapshot, table: Table) -> list[Any]:
-    """The last judgement of each user of each answer."""
+    """Each user's latest judgement of each answer."""
     return list({(row.user_hash, row.response_id): row for row in kept.rows(table)}.values())
 
 
 def _edits(kept: Snapshot, answers: dict[str, Any], left_out: Counter[str]) -> Iterator[tuple[Any, Any]]:
-    """The corrections that say something new, each with its answer."""
+    """The latest corrections that differ from their answers, each with its answer."""
     for edit in _latest(kept, corrections):
         answer = answers[edit.response_id]
         if edit.text.strip() in ("", answer.text.strip()):
@@ -101,16 +107,16 @@ def _dpo(kept: Snapshot, answers: dict[str, Any], left_out: Counter[str]) -> _Fo
             left_out["equal answers"] += 1
         else:
             chosen, rejected = (a, b) if pair.winner == "a" else (b, a)
-            row = {"prompt": a.messages, "chosen": _said(chosen.text), "rejected": _said(rejected.text)}
+            row = {"prompt": a.messages, "chosen": _assistant(chosen.text), "rejected": _assistant(rejected.text)}
             yield pair.user_hash, pair.created, [a, b], row
     for edit, answer in _edits(kept, answers, left_out):
-        row = {"prompt": answer.messages, "chosen": _said(edit.text), "rejected": _said(answer.text)}
-        yield edit.user_hash, edit.created, [], row  # a correction of a cut-off answer is whole
+        row = {"prompt": answer.messages, "chosen": _assistant(edit.text), "rejected": _assistant(answer.text)}
+        yield edit.user_hash, edit.created, [], row  # [], since the correction of a cut-off answer may be used
     yield from _siblings(kept, answers)
 
 
 def _siblings(kept: Snapshot, answers: dict[str, Any]) -> _Found:
-    """One user's thumb up and thumb down of two answers to the same conversation."""
+    """Pairs of answers to the same conversation, one with a thumb up and one with a thumb down of the same user."""
     groups: dict[tuple[str, str], list[Any]] = {}
     for rating in _latest(kept, ratings):
         key = rating.user_hash, json.dumps(answers[rating.response_id].messages, sort_keys=True)
@@ -120,24 +126,24 @@ def _siblings(kept: Snapshot, answers: dict[str, Any]) -> _Found:
             for down in (r for r in given if r.value < 0):
                 good, bad = answers[up.response_id], answers[down.response_id]
                 if good.text != bad.text:
-                    row = {"prompt": good.messages, "chosen": _said(good.text), "rejected": _said(bad.text)}
+                    row = {"prompt": good.messages, "chosen": _assistant(good.text), "rejected": _assistant(bad.text)}
                     yield user, max(up.created, down.created), [good, bad], row
 
 
 def _kto(kept: Snapshot, answers: dict[str, Any], left_out: Counter[str]) -> _Found:
     for rating in _latest(kept, ratings):
         answer = answers[rating.response_id]
-        row = {"prompt": answer.messages, "completion": _said(answer.text), "label": rating.value > 0}
+        row = {"prompt": answer.messages, "completion": _assistant(answer.text), "label": rating.value > 0}
         yield rating.user_hash, rating.created, [answer], row
 
 
 def _sft(kept: Snapshot, answers: dict[str, Any], left_out: Counter[str]) -> _Found:
     for edit, answer in _edits(kept, answers, left_out):
-        yield edit.user_hash, edit.created, [], {"messages": answer.messages + _said(edit.text)}
+        yield edit.user_hash, edit.created, [], {"messages": answer.messages + _assistant(edit.text)}
     for rating in _latest(kept, ratings):
         answer = answers[rating.response_id]
         if rating.value > 0:
-            yield rating.user_hash, rating.created, [answer], {"messages": answer.messages + _said(answer.text)}
+            yield rating.user_hash, rating.created, [answer], {"messages": answer.messages + _assistant(answer.text)}
 
 
 _ROWS = {"dpo": _dpo, "kto": _kto, "sft": _sft}

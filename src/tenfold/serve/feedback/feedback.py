@@ -1,7 +1,7 @@
-"""Feedback on answers, kept append-only in SQLite or any database of SQLAlchemy, and only with consent.
+"""The database of feedback on answers: append-only, and written only with the user's consent.
 
-An answer is stored when its request says `store: true`; only stored answers can be judged. Users are stored as keyed
-hashes, and everything that a user gave can be deleted.
+An answer is stored when its request has `store: true`; only stored answers can be judged. Users are stored as keyed hashes, and
+everything that a user gave can be deleted.
 """
 
 import time
@@ -16,7 +16,6 @@ from tenfold.spec.errors import TenfoldError
 
 VERSION = 1  # of the tables
 DAY = 86400  # seconds
-WINNERS = ("a", "b", "tie", "both_bad")
 metadata = MetaData()
 KIND = Kind(metadata, VERSION, "feedback", "--feedback")
 responses = Table(
@@ -68,7 +67,7 @@ pairs = _judgement(
 
 
 class Feedback(Database):
-    """The database of what people said."""
+    """An open feedback database."""
 
     def __init__(self, url: str, salt: bytes | None = None, *, create: bool = True):
         super().__init__(url, KIND, salt, create=create)
@@ -87,15 +86,15 @@ class Feedback(Database):
             return connection.scalar(asked) is not None
 
     def rate(self, response_id: str, user: str, value: int, reasons: list[str], comment: str | None) -> None:
-        """Keep a thumb up (1) or down (-1); the latest of each user counts."""
+        """Store a thumb up (1) or down (-1); each user's latest one of an answer counts."""
         self._judge(ratings, user, response_id=response_id, value=value, reasons=reasons, comment=comment)
 
     def correct(self, response_id: str, user: str, text: str) -> None:
-        """Keep the text that the answer should have been."""
+        """Store the text that the answer should have been."""
         self._judge(corrections, user, response_id=response_id, text=text)
 
     def compare(self, a: str, b: str, user: str, winner: str, blind: bool, position_swapped: bool) -> None:
-        """Keep which of two answers to the same conversation is better: a, b, tie or both_bad."""
+        """Store which of two answers to the same conversation is better: a, b, tie or both_bad."""
         with self._engine.connect() as connection:
             rows = connection.execute(select(responses.c.messages).where(responses.c.id.in_((a, b)))).all()
         if len(rows) == 2 and rows[0].messages != rows[1].messages:
@@ -111,7 +110,7 @@ class Feedback(Database):
             raise TenfoldError("There is no such stored answer: ask for it with `store: true` first.") from None
 
     def delete_user(self, user: str) -> int:
-        """Delete a user's answers, all judgements of them and all judgements by the user; the number of rows deleted."""
+        """Delete a user's answers, all judgements of them and all judgements by the user. Returns the number of deleted rows."""
         who, gone = self.user_hash(user), 0
         with self._engine.begin() as connection:
             theirs = select(responses.c.id).where(responses.c.user_hash == who)
@@ -127,7 +126,7 @@ class Feedback(Database):
         return gone
 
     def by_day(self) -> dict[str, Counter[int]]:
-        """How many answers, thumbs up, thumbs down, corrections and comparisons came on each day (UTC, in days since 1970)."""
+        """The numbers of answers, thumbs up and down, corrections and comparisons by day (UTC, in days since 1970)."""
         kinds = {
             "answers": select(responses.c.created),
             "good": select(ratings.c.created).where(ratings.c.value > 0),
@@ -139,12 +138,12 @@ class Feedback(Database):
             return {kind: Counter(int(time // DAY) for time in connection.scalars(asked)) for kind, asked in kinds.items()}
 
     def reasons(self) -> Counter[str]:
-        """How often each reason was given for a thumb."""
+        """How often each reason was given with a thumb."""
         with self._engine.connect() as connection:
             return Counter(reason for given in connection.scalars(select(ratings.c.reasons)) for reason in given or ())
 
     def users(self) -> set[str]:
-        """The hashes of all users of whom anything is kept."""
+        """The hashes of all users of whom there are rows."""
         with self._engine.connect() as connection:
             found = (connection.scalars(select(table.c.user_hash)) for table in (responses, ratings, corrections, pairs))
             return {user for some in found for user in some}

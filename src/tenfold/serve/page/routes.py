@@ -1,4 +1,4 @@
-"""The chat page at `/`, its scripts and styles under `/page`."""
+"""The chat page at `/`, and its scripts and styles under `/page`."""
 
 from importlib import resources
 from pathlib import Path
@@ -10,8 +10,8 @@ from fastapi.staticfiles import StaticFiles
 
 FILES = Path(str(resources.files("tenfold.serve.page").joinpath("static")))
 
-# The page runs the server's own scripts and styles and talks with the server alone; HTML from text passes DOMPurify, or is refused.
-# Pictures that a user adds to a message are data URLs.
+# The page runs only the server's scripts and styles, and connects only to the server. HTML made from text must pass DOMPurify, as
+# trusted types enforce. Images that a user adds to a message are data URLs.
 POLICY = "; ".join(
     (
         "default-src 'none'",
@@ -25,7 +25,7 @@ POLICY = "; ".join(
 
 
 class Fresh(StaticFiles):
-    """Files that a browser asks for again, lest a page of one version run scripts of another."""
+    """Files that a browser must revalidate, so that a page of one version does not run scripts of another."""
 
     def file_response(self, *given: Any, **named: Any) -> Response:
         answer = super().file_response(*given, **named)
@@ -34,7 +34,7 @@ class Fresh(StaticFiles):
 
 
 def add_routes(app: FastAPI) -> None:
-    """Adds the page to the application."""
+    """Add the page to the application."""
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def page() -> Response:

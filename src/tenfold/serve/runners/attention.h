@@ -1,5 +1,5 @@
-// Attention of rows to the keys and values that stand in a cache's blocks. The softmax goes along with the blocks, some at a
-// time (arXiv 1805.02867). What a row takes is summed in the order of the positions, whatever rows attend beside it.
+// Attention of rows over keys and values in the cache's blocks, with an online softmax over a few blocks at a time (arXiv
+// 1805.02867). A row's result is summed in the order of the positions, whatever other rows are computed with it.
 
 #pragma once
 #include "tiles.h"
@@ -40,12 +40,12 @@ inline float total(vec v) {
     return lanes[0];
 }
 
-// Rows of one sequence at neighbouring positions, which attend together.
+// Neighbouring rows of one sequence at successive positions, whose attention is computed together.
 struct Run {
     int first, count;
 };
 
-// Those of rows begin ... end, of at most `most` rows each.
+// The runs among the rows from `begin` to before `end`, of at most `most` rows each.
 std::vector<Run> runs_of(int begin, int end, int most, const int32_t* positions, const int32_t* starts) {
     std::vector<Run> runs;
     for (int r = begin; r < end; r++) {
@@ -56,26 +56,28 @@ std::vector<Run> runs_of(int begin, int end, int most, const int32_t* positions,
     return runs;
 }
 
-constexpr int SPAN = 4;          // blocks between two updates of the softmax
-constexpr int MOST_HEAD = 256;   // numbers of a head
-constexpr int MOST_TOGETHER = 64;  // rows of a prompt that attend together
+constexpr int SPAN = 4;          // blocks for each update of the softmax
+constexpr int MOST_HEAD = 256;   // largest head_dim
+constexpr int MOST_TOGETHER = 64;  // rows of a prompt in one run
 
-// One layer's keys [blocks][kv_heads][head_dim][block] and values [blocks][kv_heads][block][head_dim] of one sequence, whose blocks
-// are those of `table`, as key-value head `kv` has them.
+// The cached keys and values of one sequence for one layer and key-value head `kv`. `keys` [blocks][kv_heads][head_dim][block] and
+// `values` [blocks][kv_heads][block][head_dim] are those of the layer; `table` lists the sequence's blocks.
 struct Cached {
     const float *keys, *values;
     const int32_t* table;
     int kv_heads, kv, head_dim, block;
 
+    // Where the block `b` of the sequence begins.
     size_t at(int b) const { return ((size_t)table[b] * kv_heads + kv) * head_dim * block; }
 };
 
-// A row's softmax so far: its largest score, and the sum of its weights in lanes.
+// A row's online softmax: its largest score so far, and the sum of its weights, lane by lane.
 struct Softmax {
     float most = -INFINITY;
     vec sum = {};
 
-    // The weights of `width` more scores, of which the row sees `seen`, in their place; returns by how much what was before fades.
+    // Replaces `width` further scores, of which the row attends to the first `seen`, by their weights. Returns the factor by which
+    // earlier weights, and sums with them, must be multiplied.
     float add(float* scores, int width, int seen, float scale) {
         for (int t = seen > 0 ? seen : 0; t < width; t++) scores[t] = -INFINITY;
         vec high = load(scores);
@@ -95,7 +97,7 @@ struct Softmax {
     }
 };
 
-// sum[c][j][lanes] += the sum over i < count of a[j][i] * b[c][i][lanes], for ROWS rows j of STRIDE numbers and COLUMNS columns c.
+// sum[c][j][lanes] += sum over i < count of a[j * STRIDE + i] * b[c][i][lanes], for ROWS rows j and COLUMNS columns c of lanes.
 template <int ROWS, int STRIDE, int COLUMNS>
 inline void add_outer(const float* a, const float* const (&b)[COLUMNS], int b_stride, int count, vec (&sum)[COLUMNS][ROWS]) {
     for (int i = 0; i < count; i++) {
@@ -108,20 +110,21 @@ inline void add_outer(const float* a, const float* const (&b)[COLUMNS], int b_st
     }
 }
 
-// `work` on all of `count` columns: on COLUMNS at a time, and what is left one by one.
-template <int COLUMNS, class ScheduledSequence>
-inline void in_columns(int count, ScheduledSequence work) {
+// Calls `work` for `count` columns: for COLUMNS at a time, and for the rest one by one.
+template <int COLUMNS, class Work>
+inline void in_columns(int count, Work work) {
     int c = 0;
     for (; c + COLUMNS <= count; c += COLUMNS) work(c, std::integral_constant<int, COLUMNS>());
     if constexpr (COLUMNS > 1)
         for (; c < count; c++) work(c, std::integral_constant<int, 1>());
 }
 
-// Queries [ROWS, stride] of one key-value head to out [ROWS, stride], the first at `position`, each `advance` (0 or 1) behind the
-// one before, and each up to its own position: one head of neighbouring rows, or neighbouring heads of a row.
+// Attention of ROWS queries q [ROWS, q_stride] of one key-value head, into out [ROWS, out_stride]. Query j is at position + j *
+// advance and attends up to its own position. The queries are one head of neighbouring rows (advance 1), or neighbouring heads of
+// one row (advance 0).
 template <int ROWS>
 void attend(const Cached& c, int position, int advance, const float* q, int q_stride, float* out, int out_stride) {
-    constexpr int COLUMNS = ROWS <= 4 ? 4 : 1;  // so many sums at once that none waits for another
+    constexpr int COLUMNS = ROWS <= 4 ? 4 : 1;  // enough independent sums to hide the latency of the additions
     const int D = c.head_dim, B = c.block, all = (position + advance * (ROWS - 1)) / B + 1;
     const float scale = 1.0f / std::sqrt((float)D);
     float scaled[ROWS][MOST_HEAD], weights[ROWS][SPAN * PANEL], fade[ROWS];
@@ -144,7 +147,7 @@ void attend(const Cached& c, int position, int advance, const float* q, int q_st
             for (int n = 0; n < columns; n++)
                 for (int j = 0; j < ROWS; j++) store(weights[j] + (begin + n) * LANES, sum[n][j]);
         });
-        const int seen = position + 1 - first * B;  // of these, by row 0
+        const int seen = position + 1 - first * B;  // how many of these blocks' positions row 0 attends to
         for (int j = 0; j < ROWS; j++) fade[j] = softmax[j].add(weights[j], blocks * B, seen + advance * j, 1.0f);
         in_columns<COLUMNS>(D / LANES, [&](int begin, auto columns) {
             float* to = out + begin * LANES;
@@ -158,7 +161,7 @@ void attend(const Cached& c, int position, int advance, const float* q, int q_st
                     add_outer<ROWS, SPAN * PANEL>(weights[0] + b * B, values, D, B, mix);
                     continue;
                 }
-                for (int j = 0; j < ROWS; j++) {  // what stands in places that a row does not see may be anything
+                for (int j = 0; j < ROWS; j++) {  // positions that a row does not attend to may hold anything, even NaN
                     const int own = seen + advance * j - b * B;
                     vec sum[columns][1];
                     for (int n = 0; n < columns; n++) sum[n][0] = mix[n][j];
@@ -187,7 +190,7 @@ void attend_some(int count, const Cached& c, int position, int advance, const fl
     }
 }
 
-// All `group` heads of `count` neighbouring rows that share keys and values: q and out [rows, heads of head_dim].
+// Attention of the `group` query heads of one key-value head, for `count` neighbouring rows; q and out are [rows][heads][head_dim].
 void attend_rows(const Cached& c, int count, int group, int position, const float* q, int q_stride, float* out, int out_stride) {
     const int D = c.head_dim;
     if (count == 1 && group <= MAX_ROWS) return attend_some(group, c, position, 0, q, D, out, D);
@@ -195,7 +198,7 @@ void attend_rows(const Cached& c, int count, int group, int position, const floa
 }
 
 #ifdef HAS_TILES
-// The values of 32 positions from block `first` on, 16 numbers of each, as a panel; nothing stands beyond position `last`.
+// The values of 32 positions from block `first` on, 16 numbers of each, as a panel; zeros from position `last` on.
 struct ValuePanel {
     Cached c;
     int first, last, begin_at;
@@ -207,7 +210,7 @@ struct ValuePanel {
     }
 };
 
-// The same on tiles, by one product or as exactly as float32; a block holds 16 positions.
+// The same as attend_rows on tiles: by one product of bfloat16, or by four, as exact as float32. A block holds 16 positions.
 void attend_tiles(const Cached& c, int count, int group, int position, int products, const float* q, int q_stride, float* out,
                   int out_stride) {
     static thread_local Room<uint16_t> of_queries, of_keys, of_values, of_weights;
@@ -241,7 +244,7 @@ void attend_tiles(const Cached& c, int count, int group, int position, int produ
             }
         for (int g = 0; g < group; g++)
             for (int t = 0; t < pairs; t += 2) {
-                // Rows before these blocks see nothing of them; a row beyond the last is none.
+                // Rows before these blocks do not attend to them; rows beyond `count` are padding.
                 if (first * B >= position + (t + 2 < rows ? (t + 2) * PANEL : count)) continue;
                 alignas(64) float scores[2 * PANEL * SPAN * PANEL];
                 const int width = SPAN * PANEL, head = g * pairs + t;

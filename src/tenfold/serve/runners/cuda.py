@@ -1,7 +1,7 @@
 """The runner for Llama 3 on a GPU: Triton kernels over the paged cache, and CUDA graphs for steps with only replies.
 
-`start` draws on the device and does not wait, so the next step may begin with tokens that the host has not seen. Without
-Triton or a GPU the same code runs on the plain operations of `paged.py`; the tests run it that way.
+`start` draws on the device and does not wait, so the next step can start with tokens that the host has not seen yet. Without
+Triton or a GPU the same code runs on the plain PyTorch operations of `paged.py`, as in the tests.
 """
 
 from array import array
@@ -24,7 +24,7 @@ from tenfold.serve.runners.runner import BLOCK, ModelInput
 from tenfold.spec.model import ModelSpec
 
 GRAPH_SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512)
-TILE_ROWS = 16  # rows of a prompt in one program of attention
+TILE_ROWS = 16  # rows of a prompt in one program of the attention kernel
 _FIELDS = 7  # tokens, positions, starts, first rows of tiles, rows of tiles, seeds, temperatures
 
 
@@ -35,7 +35,7 @@ def fits(spec: ModelSpec) -> bool:
 
 @dataclass(frozen=True)
 class Draw:
-    """The parameters of one draw: how the token after a row is drawn."""
+    """The parameters with which the token after a row at `position` is drawn."""
 
     sampling: Sampling
     seed: int
@@ -43,12 +43,13 @@ class Draw:
 
     @property
     def filters(self) -> bool:
+        """Whether top-p, top-k or min-p may exclude tokens."""
         s = self.sampling
         return s.temperature > 0 and (s.top_p < 1 or s.top_k > 0 or s.min_p > 0)
 
 
 class Drawn:
-    """Drawn tokens on their way to the host."""
+    """Drawn tokens that are being copied to the host."""
 
     def __init__(self, tokens: Tensor):
         self._event = None
@@ -61,7 +62,7 @@ class Drawn:
             self._tokens = tokens.clone()
 
     def tokens(self) -> list[int]:
-        """Wait for them."""
+        """Wait for the copy, and return the tokens."""
         if self._event is not None:
             self._event.synchronize()
         return self._tokens.tolist()
@@ -79,7 +80,7 @@ class _Layer:
 
 @dataclass
 class _Graph:
-    """A captured step of some number of rows, padded; its tensors hold its results until the next replay."""
+    """A captured CUDA graph of a step with a fixed number of rows; its tensors hold the results until the next replay."""
 
     graph: Any
     hidden: Tensor
@@ -87,7 +88,11 @@ class _Graph:
 
 
 class CudaRunner:
-    """Shares the model's weights, with gate and up in one matrix. Results depend on the batch only by rounding."""
+    """A `Runner` that shares the model's weights, with gate and up in one matrix.
+
+    `max_rows` is the largest number of rows in a step of replies, `context` the longest sequence (0 is the model's context).
+    Results depend on the other rows of a batch only to rounding.
+    """
 
     def __init__(self, model: Llama, n_blocks: int, max_rows: int = 256, context: int = 0, graphs: bool = True):
         spec = self.spec = model.spec
@@ -115,20 +120,20 @@ class CudaRunner:
             self._capture_all()
 
     def sleep(self) -> None:
-        """Free the cache and the graphs; the weights stand in host memory meanwhile."""
+        """Free the cache and the graphs, and move the weights to host memory."""
         del self.cache
         self._graphs = {}
         own = (getattr(layer, field.name) for layer in self.layers for field in fields(layer))
         self._parked = Parked([self.embedding, self.head, self.norm, *own])
 
     def wake_up(self) -> None:
-        """Bring the weights back, and capture the graphs again, since all stands at other addresses."""
+        """Bring the weights back and capture the graphs again, since all addresses have changed."""
         self._parked.bring_back()
         self.cache = torch.zeros(self._shape, dtype=self.dtype, device=self.device)
         if self._captures:
             self._capture_all()
 
-    # A step: hidden states and logits for draws on the host, `start` for draws on the device.
+    # A step: `hidden` and `logits` for draws on the host, `start` for draws on the device.
 
     @torch.inference_mode()
     def hidden(self, rows: ModelInput) -> Tensor:
@@ -143,7 +148,10 @@ class CudaRunner:
 
     @torch.inference_mode()
     def start(self, rows: ModelInput, chosen: list[int], draws: list[Draw]) -> Drawn:
-        """Compute the rows and draw what follows the `chosen` ones. Draw i is token `-1 - i` for the next step."""
+        """Compute the rows, and draw the token after each of the `chosen` rows with the parameters in `draws`.
+
+        In the next step's tokens, -1 - i stands for the token of draw i.
+        """
         n, filters = len(draws), any(d.filters for d in draws)
         graph = self._replay(rows, draws) if n == len(rows.tokens) else None
         if graph is None:
@@ -154,7 +162,7 @@ class CudaRunner:
             at = _upload(np.array(chosen, dtype=np.int32), self.device)
             logits, positions = self._head(hidden[at]), batch.positions[at]
         elif filters:
-            seeds, temperatures = self._ways(draws)
+            seeds, temperatures = self._seeds_and_temperatures(draws)
             logits = graph.logits[:n]
             positions = _upload(np.array([d.position for d in draws], dtype=np.int32), self.device)
         if graph is None or filters:
@@ -164,15 +172,15 @@ class CudaRunner:
 
     @torch.inference_mode()
     def draw(self, logits: Tensor, draws: list[Draw]) -> Tensor:
-        """Tokens as `start` would draw them from logits [rows, vocab]."""
-        seeds, temperatures = self._ways(draws)
+        """Tokens int32 [rows] from logits [rows, vocab], as `start` would draw them."""
+        seeds, temperatures = self._seeds_and_temperatures(draws)
         positions = _upload(np.array([d.position for d in draws], dtype=np.int32), self.device)
         if any(d.filters for d in draws):
             logits = keep_likely(logits, draws)
         return self.ops.draw(logits.contiguous(), seeds, positions, temperatures)
 
     def _forward(self, batch: Batch) -> Tensor:
-        """Normed last hidden states [rows, dim]."""
+        """The last hidden states after the final norm [rows, dim]."""
         if self.fused and len(batch.tokens) == 1:
             return self._forward_one(batch)
         ops, spec = self.ops, self.spec
@@ -199,10 +207,10 @@ class CudaRunner:
             return self.ops.product_one(hidden, self.head, dtype=torch.float32)
         return F.linear(hidden, self.head)
 
-    # The input of a step, copied to the device in one piece.
+    # The input of a step, which is copied to the device as one tensor.
 
     def _pack(self, rows: ModelInput, draws: list[Draw], size: int, tiles: tuple[list[int], list[int]] | None) -> np.ndarray:
-        """int32: `_FIELDS` fields of `size`, then the tables. Padding rows have position -1."""
+        """The input as int32: `_FIELDS` fields of length `size`, then the block tables. Padding rows have position -1."""
         blocks = np.frombuffer(b"".join([array("i", table) for table in rows.tables]), dtype=np.int32)
         packed = np.zeros(_FIELDS * size + len(blocks), dtype=np.int32)
         fields = packed[: _FIELDS * size].reshape(_FIELDS, size)
@@ -221,7 +229,7 @@ class CudaRunner:
         return packed
 
     def _views(self, packed: Tensor, size: int, n_tiles: int, rows_per_tile: int) -> tuple[Batch, Tensor, Tensor]:
-        """The batch, and seeds and temperatures of its draws, in what `_pack` made."""
+        """The batch, and the seeds and temperatures of its draws, as views of what `_pack` made."""
         tokens, positions, starts, first, count, seeds, temperatures = packed[: _FIELDS * size].view(_FIELDS, size)
         splits = self._splits(n_tiles) if rows_per_tile == 1 else 1
         tables = packed[_FIELDS * size :]
@@ -235,15 +243,16 @@ class CudaRunner:
         batch, seeds, temperatures = self._views(packed, n, len(tiles), rows_per_tile)
         return batch, seeds[: len(draws)], temperatures[: len(draws)]
 
-    def _ways(self, draws: list[Draw]) -> tuple[Tensor, Tensor]:
+    def _seeds_and_temperatures(self, draws: list[Draw]) -> tuple[Tensor, Tensor]:
         seeds = _upload(np.array([d.seed for d in draws], dtype=np.int32), self.device)
         return seeds, _upload(np.array([d.sampling.temperature for d in draws], dtype=np.float32), self.device)
 
     def _splits(self, rows: int) -> int:
-        """Parts that each sequence's keys are split into, so that one long sequence keeps the whole GPU busy."""
-        return min(16, max(4, 1 << (512 // (rows * self.spec.n_kv_heads)).bit_length() - 1)) if rows <= 512 else 1
+        """Parts that each sequence's keys are split into, a power of two, so that few long sequences keep the whole GPU busy."""
+        wanted = max(1, 512 // (rows * self.spec.n_kv_heads))
+        return min(16, max(4, 1 << wanted.bit_length() - 1)) if rows <= 512 else 1
 
-    # CUDA graphs replay the launches of a step without the host.
+    # CUDA graphs replay a step's kernel launches without work on the host.
 
     def _replay(self, rows: ModelInput, draws: list[Draw]) -> _Graph | None:
         n = len(rows.tokens)
@@ -256,7 +265,7 @@ class CudaRunner:
         return self._graphs[size]
 
     def _capture_all(self) -> None:
-        """Capture graphs for every size up to `max_rows`, the largest first, whose memory the others share."""
+        """Capture a graph for each size up to `max_rows`; the largest comes first, since the others share its memory."""
         sizes = [s for s in GRAPH_SIZES if s < self.max_rows] + [self.max_rows]
         longest = self.max_rows * -(-self.context // BLOCK)
         self._inputs = torch.zeros(_FIELDS * self.max_rows + longest, dtype=torch.int32, device=self.device)
@@ -289,7 +298,7 @@ class CudaRunner:
 
 
 def keep_likely(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
-    """Logits float32 [rows, vocab], minus infinity for tokens that top-k, top-p and min-p leave out."""
+    """Logits float32 [rows, vocab], minus infinity for tokens that top-k, top-p and min-p exclude (as `sampling.candidates`)."""
     k = [d.sampling.top_k if d.sampling.top_k > 0 else logits.shape[1] for d in draws]
     limits = [(max(d.sampling.temperature, 1e-5), d.sampling.top_p, d.sampling.min_p) for d in draws]
     temperature, top_p, min_p = _upload(np.array(limits, dtype=np.float32).T.copy(), logits.device)[:, :, None]
@@ -304,20 +313,19 @@ def keep_likely(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
 
 
 def _share(block: Any) -> _Layer:
-    """A layer's weights, with gate and up in one matrix; the module's own weights become views of it."""
+    """A layer's weights, with gate and up in one matrix; the module's weights become views of that matrix."""
     ffn = block.ffn
     assert isinstance(ffn, FeedForward)
     w13 = torch.cat((ffn.w1.weight.detach(), ffn.w3.weight.detach()))
     half = len(w13) // 2
     ffn.w1.weight.data, ffn.w3.weight.data = w13[:half], w13[half:]
-    attention, own = block.attention, (block.attention_norm, block.attention.wqkv, block.attention.wo, block.ffn_norm)
-    del attention
+    own = block.attention_norm, block.attention.wqkv, block.attention.wo, block.ffn_norm
     norm, wqkv, wo, ffn_norm = (m.weight.detach() for m in own)
     return _Layer(norm, wqkv, wo, ffn_norm, w13, ffn.w2.weight.detach())
 
 
 def _tiles(counts: list[int], rows_per_tile: int) -> Iterator[tuple[int, int]]:
-    """First row and rows of each tile."""
+    """The first row and the number of rows of each tile."""
     at = 0
     for count in counts:
         for begin in range(0, count, rows_per_tile):
@@ -326,6 +334,6 @@ def _tiles(counts: list[int], rows_per_tile: int) -> Iterator[tuple[int, int]]:
 
 
 def _upload(values: np.ndarray, device: torch.device) -> Tensor:
-    """Copy to the device without waiting for its work."""
+    """Copy to the device without waiting for the device."""
     tensor = torch.from_numpy(values)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

@@ -1,8 +1,10 @@
-"""Triton kernels for the operations of `paged.py`, and for products of a single row fused with the operations around them.
+"""Triton kernels for the operations of `paged.py`, and for products with a single row, fused with the operations around them.
 
-A step of one row reads every weight once and computes little, so memory bounds it if the launches are few and without gaps.
-Each program of such a product loads its weights before it waits for the previous launch (`pdl`, programmatic dependent
-launch, on Hopper and later), so the next kernel's weights load while the current kernel ends.
+Functions without a docstring have the shapes and meanings of those in `paged.py`.
+
+A step of one row reads every weight once and computes little, so memory bandwidth is its limit if there are few launches without
+gaps. With `pdl` (programmatic dependent launch, on Hopper and later), each program of such a product loads its weights before it
+waits for the previous launch, so that the next kernel's weights are loaded while the current kernel ends.
 """
 
 from functools import cache
@@ -14,14 +16,14 @@ from torch import Tensor
 
 from tenfold.serve.runners.paged import Batch
 
-pdl = False  # set it only on a device that has it, where the results were checked
+pdl = False  # set it only on a device that has it, and on which the results have been checked
 INTERPRETED = triton.knobs.runtime.interpret
-VOCAB_TILE = 4096
+VOCAB_TILE = 4096  # logits in one program of `_draw`
 
 
 @cache
 def _configs() -> list[triton.Config]:
-    """Choices of matrix rows and warps for one program of a one-row product; the first use finds the fastest."""
+    """Candidates for the matrix rows and warps of one program of a one-row product; the autotuner times them at the first use."""
     if INTERPRETED:
         return [triton.Config({"ROWS": 4})]
     return [triton.Config({"ROWS": rows}, num_warps=warps) for rows in (2, 4, 8) for warps in (4, 8)]
@@ -31,7 +33,7 @@ def _launch() -> dict[str, bool]:
     return {"PDL": True, "launch_pdl": True} if pdl else {"PDL": False}
 
 
-# Steps of many rows
+# Steps of many rows.
 
 
 @triton.jit
@@ -118,7 +120,10 @@ def _attention(
     KV: tl.constexpr, GROUP: tl.constexpr, M: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr,
     SPLITS: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Online softmax of one tile's queries over one part of its keys. With parts, `out` and `sums` (log) are float32 by part."""
+    """Online softmax of one tile's queries over one part of its keys.
+
+    With several parts, `out` and `sums` (logarithms of the softmax's denominators) are float32, one for each part.
+    """
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
@@ -163,7 +168,7 @@ def _attention(
 
 @triton.jit
 def _join(parts, sums, out, DIM: tl.constexpr, SPLITS: tl.constexpr, PDL: tl.constexpr):
-    """One head of one row from its parts."""
+    """Combine the parts of one head of one row."""
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
@@ -243,7 +248,7 @@ def draw(logits: Tensor, seeds: Tensor, positions: Tensor, temperatures: Tensor)
     return out
 
 
-# Steps of one row: a program takes ROWS whole rows of a matrix [N, K], or of two matrices side by side.
+# Steps of one row: a program computes ROWS whole rows of a matrix [N, K], or ROWS rows of each of two such matrices.
 
 
 @triton.jit
@@ -254,7 +259,7 @@ def _weights(matrix, n, N, K: tl.constexpr):
 
 @triton.jit
 def _input(x, weight, eps, K: tl.constexpr, PDL: tl.constexpr):
-    """The row x [1, K] in float32, normed if there is a `weight`, once the previous launch has written it."""
+    """The row x [1, K] in float32, with RMSNorm if there is a `weight`, after the previous launch has written it."""
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
@@ -293,7 +298,7 @@ def _qkv_one(
     x, weight, matrix, rope, tables, starts, positions, q, keys, values, eps, N, K: tl.constexpr,
     KV: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """N pairs of rows of `wqkv`. A rotary pair is two neighbours, so a program rotates and stores its own results."""
+    """N pairs of rows of `wqkv`. A rotary pair is two neighbouring rows, so each program rotates and stores its own results."""
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     even, odd = _weights(matrix, 2 * n, 2 * N, K), _weights(matrix, 2 * n + 1, 2 * N, K)
     value = _input(x, weight, eps, K, PDL)
@@ -326,7 +331,7 @@ def _tuned(kernel: str) -> triton.runtime.Autotuner:
 
 
 def product_one(x: Tensor, matrix: Tensor, residual: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
-    """matrix @ x [1, K], plus `residual` [1, N]."""
+    """matrix [N, K] @ x [1, K], plus `residual` [1, N] if there is one, as [1, N]."""
     n, k = matrix.shape
     out = x.new_empty(1, n, dtype=dtype)
     _tuned("product")[lambda config: (triton.cdiv(n, config["ROWS"]),)](x, matrix, residual, out, n, k, **_launch())
@@ -334,7 +339,7 @@ def product_one(x: Tensor, matrix: Tensor, residual: Tensor | None = None, dtype
 
 
 def gate_one(x: Tensor, norm: tuple[Tensor, float], matrix: Tensor) -> Tensor:
-    """silu(a) * b of [a, b] = matrix @ RMSNorm(x [1, K]); `norm` is its weight and eps."""
+    """silu(a) * b of [a, b] = matrix @ RMSNorm(x [1, K]); `norm` is the weight and the eps of the RMSNorm."""
     n, k = len(matrix) // 2, matrix.shape[1]
     out = x.new_empty(1, n)
     weight, eps = norm
@@ -343,7 +348,7 @@ def gate_one(x: Tensor, norm: tuple[Tensor, float], matrix: Tensor) -> Tensor:
 
 
 def qkv_one(x: Tensor, norm: tuple[Tensor, float], matrix: Tensor, rope: Tensor, batch: Batch, cache: Tensor) -> Tensor:
-    """Turned queries [1, heads, head_dim] of RMSNorm(x [1, K]); its key and value enter the layer's `cache`."""
+    """Queries [1, heads, head_dim] of RMSNorm(x [1, K]), with rotary embeddings; writes key and value into the layer's `cache`."""
     keys, values = cache
     _, kv, block, dim = keys.shape
     n, k = len(matrix) // 2, matrix.shape[1]

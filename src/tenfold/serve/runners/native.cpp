@@ -1,8 +1,8 @@
-// One step of a Llama 3 on a CPU, for rows that are each a token at a position of some sequence.
+// One step of a Llama 3 model on a CPU. A row is a token at a position of some sequence.
 //
-// Every row writes its key and value into the cache's blocks, then attends to its own sequence up to its own position. Rows of
-// prompts may be multiplied by tiles, those of replies never: every number is summed in an order that depends on nothing but the
-// row, so results do not depend, to the bit, on what else is in the batch or how a prompt was cut into steps.
+// Every row writes its key and value into the cache's blocks, then attends to its own sequence up to its own position. Products with
+// rows of prompts may use the matrix unit (tiles.h), products with rows of replies never do. Every number is summed in an order that
+// depends only on its row. So results are bitwise the same whatever else is in the batch and however a prompt was cut into steps.
 
 #include <omp.h>
 
@@ -24,16 +24,16 @@ struct Layer {
 
 struct Model {
     int32_t dim, layers, heads, kv_heads, head_dim, ffn, block;  // ffn padded to whole panels
-    int32_t products;                                            // of tiles for a product of prompts' rows; 0 uses no tiles
+    int32_t products;                                            // of bfloat16 tiles for one of prompts' rows, 1 or 3; 0: no tiles
     float eps;
     const Layer* layer;
     const float *norm, *rope;  // rope [positions][head_dim / 2][cos, sin]
     Matrix head;
     float *keys, *values;  // [layers][blocks][kv_heads][head_dim][block], [layers][blocks][kv_heads][block][head_dim]
-    int64_t layer_size;    // floats of one layer of either
+    int64_t layer_size;    // floats of one layer of keys, or of values
 };
 
-// gate = silu(gate) * up, for `count` neighbours.
+// gate = silu(gate) * up, for `count` neighbouring numbers.
 void swiglu(float* gate, const float* up, int count) {
     for (int i = 0; i < count; i += LANES) {
         vec g = load(gate + i), e = exponential(g < 0 ? g : -g);
@@ -41,11 +41,11 @@ void swiglu(float* gate, const float* up, int count) {
     }
 }
 
-// The products of one step, each shared out among the threads of a team that all call it: `replies` rows on vectors, and
-// those that follow, of prompts, on tiles.
+// The matrix products of one step. All threads of an OpenMP team call each method, which divides its work among them. The first
+// `replies` rows are multiplied by vector instructions, the rows of prompts that follow on tiles.
 struct Products {
     int rows, replies, products;
-    uint16_t *packed, *packed_gate;  // what the next products of prompts' rows take; of the feed-forward's second, of its own
+    uint16_t *packed, *packed_gate;  // the prompts' rows in bfloat16: inputs of the next products; inputs of the product with w2
 
     int blocks() const { return (rows - replies + PANEL - 1) / PANEL; }
     size_t tiles_of(int inputs) const { return (size_t)depth_tiles(inputs) * (1 + (products > 1)) * TILE; }
@@ -58,7 +58,7 @@ struct Products {
         }
     }
 
-    // out [rows, stride] (+)= x, whose rows of prompts are `packed`, times m.
+    // out [rows, stride] = x m, or += with `add`. The rows of prompts are read from `packed` instead of x.
     void multiply_by(const Matrix& m, const float* x, const uint16_t* packed, float* out, int stride, bool add) const {
         const int panels = m.outputs / PANEL, at_once = add ? 2 : 4;
         if (replies) {
@@ -75,8 +75,8 @@ struct Products {
         }
     }
 
-    // The feed-forward's first half: gate [replies, stride] = silu(x w1) * (x w3), and `packed_gate`. `gates` and `ups` are of
-    // this thread, 32 numbers a row of a prompt.
+    // The feed-forward's first half, silu(x w1) * (x w3): into gate [replies, stride] for replies, and into `packed_gate` for
+    // prompts. `gates` and `ups` are scratch memory of this thread, 32 floats for each row of a prompt.
     void gate_by(const Matrix& w1, const Matrix& w3, const float* x, float* gate, float* up, int stride, float* gates, float* ups) const {
         const int panels = w1.outputs / PANEL;
         if (replies) {
@@ -109,13 +109,14 @@ struct Products {
 
 }  // namespace
 
-// Whether this machine has a matrix unit that rows of prompts can use.
+// Whether this machine has a matrix unit (AMX) for the rows of prompts.
 extern "C" int tenfold_tiles() { return may_use_tiles(); }
 
-// Embedded rows `x` become normed last hidden states. Row r stands at positions[r] of the sequence whose blocks are
-// tables[starts[r]...]; the first `replies` go on vectors, the others on tiles. `x` [rows, dim] and `scratch`, of
-// dim + qkv + heads * head_dim + 2 * ffn + 64 * threads floats a row, have room for 15 rows more; `packed` and `packed_gate` hold
-// the widest input, padded to 32, twice in bfloat16 for every row, padded to 16.
+// Turns the embedded rows `x` [rows, dim] into the last hidden states after the final norm, in place. Row r is at positions[r] of
+// the sequence whose block table begins at tables[starts[r]]. The first `replies` rows belong to replies, the others to prompts.
+//
+// `x` and `scratch` have room for 15 further rows; `scratch` has dim + qkv + heads * head_dim + 2 * ffn + 64 * threads floats a row.
+// `packed` and `packed_gate` have room for two bfloat16 copies of the widest input, padded to 32, for every row, padded to 16.
 extern "C" void tenfold_forward(const Model* m, int rows, int replies, float* x, const int32_t* positions, const int32_t* tables,
                                 const int32_t* starts, float* scratch, uint16_t* packed, uint16_t* packed_gate, int threads) {
     const int D = m->head_dim, group = m->heads / m->kv_heads, span = (group + 2) * D, B = m->block;
@@ -168,7 +169,7 @@ extern "C" void tenfold_forward(const Model* m, int rows, int replies, float* x,
 #pragma omp for schedule(dynamic) collapse(2)
             for (size_t n = 0; n < prompts.size(); n++)
                 for (int kv = 0; kv < m->kv_heads; kv++) {
-                    const auto [r, count] = prompts[prompts.size() - 1 - n];  // the longest work first
+                    const auto [r, count] = prompts[prompts.size() - 1 - n];  // the longest first
                     attend_tiles(cached(r, kv), count, group, positions[r], m->products, qkv + (size_t)r * qkv_stride + kv * span,
                                  qkv_stride, mixed + (size_t)r * mixed_size + kv * group * D, mixed_size);
                 }

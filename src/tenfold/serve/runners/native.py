@@ -1,7 +1,8 @@
-"""The runner for CPUs, compiled once on this machine from native.cpp; needs a C++ compiler, Llama 3 and even sizes.
+"""The runner for Llama 3 on CPUs, compiled once on this machine from native.cpp; it needs a C++ compiler.
 
-On a processor with a matrix unit (AMX) it multiplies the rows of prompts by three products of bfloat16 halves, about as exact
-as float32, or by one product if the weights were rounded on request. It computes the rows of replies in float32.
+Sizes must be multiples of 16 (`fits`). On a processor with a matrix unit (AMX) a product with rows of prompts is the sum of three
+products of bfloat16 halves, about as exact as float32, or one product if `weights` asks for rounded weights. Products with rows of
+replies are computed in float32.
 """
 
 import ctypes
@@ -36,7 +37,7 @@ def fits(spec: ModelSpec) -> bool:
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled step, from the user's cache directory or compiled here (seconds); None without a working compiler."""
+    """The compiled step, from the user's cache directory or compiled now (some seconds); None without a working compiler."""
     compiler = shutil.which(os.environ.get("CXX", "c++"))
     if compiler is None:
         return None
@@ -59,6 +60,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def _processor() -> bytes:
+    """What -march=native depends on: the processor's model and features."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return "".join(sorted({line for line in lines if line.startswith(("model name", "flags"))})).encode()
@@ -67,10 +69,13 @@ def _processor() -> bytes:
 
 
 def _of_prompt(rows: ModelInput) -> np.ndarray:
-    """Which rows belong to prompts: the first ones of each sequence."""
+    """Which rows belong to prompts, bool [rows]: the first `rows.prompts[i]` rows of sequence i."""
     ends = np.cumsum(rows.counts)
     within = np.arange(len(rows.tokens)) - np.repeat(ends - rows.counts, rows.counts)
     return within < np.repeat(np.array(rows.prompts or [0] * len(rows.counts)), rows.counts)
+
+
+# The structures of native.cpp and products.h, field by field.
 
 
 class _Matrix(ctypes.Structure):
@@ -98,7 +103,10 @@ class _Model(ctypes.Structure):
 
 
 class NativeRunner:
-    """A `Runner` whose results for a row are the same to the bit in any batch and any division of a prompt into steps."""
+    """A `Runner` whose results for a row are bitwise the same in any batch, and however a prompt is divided into steps.
+
+    `weights` is a format of `weights.py`; `threads` are all cores by default.
+    """
 
     def __init__(self, model: Llama, n_blocks: int, weights: str = "exact", threads: int | None = None):
         found = library()
@@ -108,7 +116,7 @@ class NativeRunner:
         products = (3 if weights in ("exact", "float32") else 1) if found.tenfold_tiles() else 0
         self.tiles = products > 0
         self._rows = 0
-        self._kept: list[Any] = []  # tensors that the structures point to
+        self._kept: list[Any] = []  # keeps the tensors alive that the structures point to
         self.embedding = model.embedding.weight.detach()
         self.formats: dict[str, int] = dict.fromkeys(FORMATS, 0)
         spec = self.spec
@@ -125,7 +133,7 @@ class NativeRunner:
             ours.w2 = self._matrix(pack(w2, weights))
             ours.attention_norm = self._pointer(block.attention_norm.weight.detach().float())
             ours.ffn_norm = self._pointer(block.ffn_norm.weight.detach().float())
-        # Four bits harm the head more than a layer, so it gets eight.
+        # Rounding to four bits harms the output head more than a layer, so the head gets eight.
         head = pack(model.head.weight, "int8" if weights == "int4" else weights)
         self._model = _Model(
             spec.dim, spec.n_layers, spec.n_heads, spec.n_kv_heads, spec.head_dim, self.ffn, BLOCK, products,
@@ -164,7 +172,7 @@ class NativeRunner:
         return x[:n] if order is None else x[np.argsort(order)]
 
     def _room(self, rows: int) -> tuple[Tensor, ...]:
-        """Memory for a step of this many rows. It is kept for later steps, since the system clears new pages first."""
+        """Scratch memory for a step of `rows` rows, kept for later steps, since the kernel must clear newly allocated pages."""
         if rows > self._rows:
             spec = self.spec
             mixed, room = spec.n_heads * spec.head_dim, rows + PANEL - 1

@@ -1,6 +1,6 @@
 """The operations of a step over a paged cache in plain PyTorch, the reference for the Triton kernels of `kernels.py`.
 
-Keys and values of a layer are [blocks, kv heads, BLOCK, head_dim], so the block of one head is contiguous.
+Keys and values of a layer are [blocks, kv heads, BLOCK, head_dim] each, so the block of one head is contiguous.
 """
 
 from dataclasses import dataclass
@@ -14,10 +14,11 @@ from tenfold.model.llama import rotate
 
 @dataclass
 class Batch:
-    """The rows of a step on the device, int32. A row of position -1 is padding.
+    """The rows of a step, as int32 tensors on the device. A row of position -1 is padding.
 
-    A token below zero is draw `-1 - token` of the step before. The blocks of row r's sequence begin at `tables[starts[r]]`.
-    A tile is up to `rows_per_tile` neighbouring rows of one sequence.
+    A token below zero stands for draw `-1 - token` of the step before. The block table of row r's sequence begins at
+    `tables[starts[r]]`. A tile is up to `rows_per_tile` neighbouring rows of one sequence: tile i has `tile_rows[i]` rows from
+    row `tile_first[i]` on. The attention kernel divides the keys of each tile into `splits` parts.
     """
 
     tokens: Tensor
@@ -31,20 +32,23 @@ class Batch:
 
 
 def embed(batch: Batch, drawn: Tensor, table: Tensor) -> Tensor:
-    """[rows, dim] from the token table."""
+    """The embeddings [rows, dim] of the batch's tokens; `drawn` are the tokens of the step before, `table` [vocab, dim]."""
     tokens = batch.tokens
     known = torch.where(tokens < 0, drawn[(-1 - tokens).clamp(min=0)], tokens)
     return table[known.long()]
 
 
 def norm(x: Tensor, weight: Tensor, eps: float, added: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """x + added, and its RMSNorm."""
+    """x + added, and the RMSNorm of that, both [rows, dim]."""
     x = x if added is None else x + added
     return x, F.rms_norm(x, (x.shape[-1],), weight, eps)
 
 
 def turn_and_store(qkv: Tensor, rope: Tensor, batch: Batch, keys: Tensor, values: Tensor) -> Tensor:
-    """Queries [rows, heads, head_dim] of `qkv` [rows, kv heads, group + 2, head_dim], turned; keys and values enter the cache."""
+    """Apply rotary embeddings, and write keys and values into the cache.
+
+    `qkv` is [rows, kv heads, group + 2, head_dim], `rope` [positions, head_dim / 2, 2]. Returns queries [rows, heads, head_dim].
+    """
     real = batch.positions >= 0
     position = batch.positions.clamp(min=0).long()
     turned = rotate(qkv[:, :, :-1], rope[position][:, None, None]).to(qkv.dtype)
@@ -56,7 +60,7 @@ def turn_and_store(qkv: Tensor, rope: Tensor, batch: Batch, keys: Tensor, values
 
 
 def attention(q: Tensor, keys: Tensor, values: Tensor, batch: Batch) -> Tensor:
-    """What queries [rows, heads, head_dim] take from the cache, [rows, heads * head_dim]."""
+    """Causal attention of the queries [rows, heads, head_dim] over the cache, [rows, heads * head_dim]."""
     size = keys.shape[2]
     out = torch.zeros_like(q)
     for first, count in zip(batch.tile_first.tolist(), batch.tile_rows.tolist(), strict=True):
@@ -74,15 +78,15 @@ def attention(q: Tensor, keys: Tensor, values: Tensor, batch: Batch) -> Tensor:
 
 
 def gate(x: Tensor) -> Tensor:
-    """silu(a) * b for x = [a, b]."""
+    """silu(a) * b for x = [a, b] along the last dimension (SwiGLU)."""
     a, b = x.chunk(2, -1)
     return F.silu(a) * b
 
 
 def draw(logits: Tensor, seeds: Tensor, positions: Tensor, temperatures: Tensor) -> Tensor:
-    """A token for each row of logits [rows, vocab], int32: the likeliest at temperature 0, else by the Gumbel trick.
+    """A token for each row of logits [rows, vocab], int32: the most likely at temperature 0, else drawn by the Gumbel-max trick.
 
-    The noise depends on a row's seed and position alone.
+    The noise depends only on a row's seed and position.
     """
     noise = torch.zeros_like(logits, dtype=torch.float32)
     for i in (temperatures > 0).nonzero().flatten().tolist():

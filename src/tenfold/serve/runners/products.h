@@ -1,5 +1,5 @@
-// Products of rows with matrices that stand in panels of 16 outputs, [panels][inputs][16], in one of four formats; groups of 32
-// inputs share a scale. In float32, on vectors: weights are read about as fast as memory gives them.
+// Products of float32 rows with matrices in panels of 16 outputs, [panels][inputs][16], in one of four formats; groups of 32 inputs
+// share a scale. The arithmetic is float32 with vector instructions, fast enough for the memory bandwidth to be the limit.
 
 #pragma once
 #include <cmath>
@@ -27,7 +27,7 @@ typedef int32_t ints __attribute__((vector_size(LANES * 4), aligned(4)));
 inline vec load(const float* p) { return *(const vec*)p; }
 inline void store(float* p, vec v) { *(vec*)p = v; }
 
-// LANES small numbers from memory as integers or floats. Compilers make poor code of the portable form on x86.
+// Loads LANES small numbers as integers or floats. On x86, compilers make poor code of the portable form.
 #if defined(__AVX512F__)
 inline ints widen(const int8_t* p) { return (ints)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)); }
 inline ints widen(const uint8_t* p) { return (ints)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)); }
@@ -51,13 +51,13 @@ inline vec widen(const _Float16* p) { return widen_lanes<_Float16, vec>(p); }
 #endif
 inline vec to_float(ints q) { return __builtin_convertvector(q, vec); }
 
-// Asks for `bytes` of memory, so that they are near when they are read: processors do not guess the way from panel to panel.
+// Prefetches `bytes` of memory; the hardware prefetcher does not follow the jumps from panel to panel.
 inline void fetch(const void* from, int bytes) {
     for (int i = 0; i < bytes; i += 64) __builtin_prefetch((const char*)from + i);
 }
 
-// Each format gives 16 weights of input k of a panel as PARTS vectors; `begin` reads what the group of k shares, and `fetch_group`
-// asks for what it takes of the panel that stands `ahead` panels on. Inputs come in pairs, of which ODD is the second.
+// Each format gives the 16 weights of input k of a panel as PARTS vectors (`at`; ODD is k % 2). `begin` reads what a group of inputs
+// shares, and `fetch_group` prefetches the group of input k of the panel that is `ahead` panels further on.
 struct Float32 {
     const float* w;
     size_t panel_size;
@@ -145,7 +145,7 @@ __attribute__((always_inline)) inline void add_input(
             for (int i = 0; i < PARTS; i++) sum[r][p][i] += x[(size_t)r * x_stride + k] * weight[p][i];
 }
 
-// out[r][16 * p + i] for ROWS rows and PANELS panels; every output is summed in the order of k.
+// out[r][16 * p + i] = (or += with `add`) the products of ROWS rows and PANELS panels; every output is summed in the order of k.
 template <class Format, int ROWS, int PANELS>
 void tile(const float* x, int x_stride, const Format* formats, int k_size, float* out, int out_stride, bool add) {
     Format w[PANELS];
@@ -170,7 +170,7 @@ void tile(const float* x, int x_stride, const Format* formats, int k_size, float
             }
 }
 
-// As many panels at once as there are registers for their sums: fewer of them would wait for one another.
+// As many panels at once as there are registers for their sums; with fewer, additions would wait for one another.
 template <int ROWS>
 constexpr int panels_at_once() { return ROWS == 1 ? 4 : ROWS * 2 * PARTS <= REGISTERS * 3 / 4 ? 2 : 1; }
 
@@ -189,7 +189,7 @@ void few_rows(int rows, const float* x, int x_stride, const Format* w, int panel
     }
 }
 
-// Memory that begins where a line of the caches does.
+// Memory that is aligned to a cache line, and grows as needed.
 template <class T>
 struct Room {
     std::vector<T> all;
@@ -204,7 +204,7 @@ struct Matrix {
     int32_t format, outputs, inputs;  // outputs padded to whole panels
 };
 
-// The weights of a panel as floats [inputs][16].
+// Writes the weights of a panel as floats [inputs][16].
 template <class Format>
 void unpack_panel(Format w, int k_size, float* out) {
     for (int k = 0; k < k_size; k++) {
@@ -236,7 +236,7 @@ void panels_of(const Matrix& m, const float* x, int rows, int first, int count, 
     in_tiles(floats);
 }
 
-// out [rows, out_stride] (+)= x [rows, inputs] times panels first ... first + count (at most 4) of m.
+// out [rows, out_stride] = x [rows, inputs] times the panels first ... first + count (at most 4) of m, or += with `add`.
 void multiply(const Matrix& m, const float* x, int rows, int first, int count, float* out, int out_stride, bool add) {
     if (m.format == 0) panels_of<Float32>(m, x, rows, first, count, out, out_stride, add);
     if (m.format == 1) panels_of<BFloat16>(m, x, rows, first, count, out, out_stride, add);

@@ -1,6 +1,6 @@
-"""One step of a model over a paged cache, in PyTorch: any device, any family.
+"""The interface of runners, which compute steps of a model over a paged KV cache, and one in PyTorch for any device and family.
 
-Keys and values stand in blocks of `BLOCK` tokens; a sequence's table says which blocks are its own, in order.
+Keys and values are stored in blocks of `BLOCK` tokens; a sequence's block table lists its blocks in order.
 """
 
 from bisect import bisect_left
@@ -19,18 +19,19 @@ from tenfold.model.attention import LayerCache, attend
 from tenfold.model.llama import Llama
 from tenfold.serve.request import Picture
 from tenfold.serve.runners.adapters import Adapters
+from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec
 
-BLOCK = 16
-SEEN = 16_384  # patches of pictures whose embeddings are kept
+BLOCK = 16  # tokens
+SEEN = 16_384  # patches of images whose embeddings are kept
 
 
 @dataclass
 class ModelInput:
-    """The tokens of one step: sequence i has `counts[i]` rows, one after another, and the blocks `tables[i]`.
+    """The tokens of one step. A row is a token at a position; sequence i has `counts[i]` neighbouring rows and blocks `tables[i]`.
 
-    The first `prompts[i]` of its rows are of its prompt; a runner may compute those in another way. The weights are those beside
-    which the adapter `adapters[i]` stands, if it is not ''. `pictures` are those that rows of a sequence, by its number, show.
+    The first `prompts[i]` of its rows belong to its prompt, which a runner may compute by other kernels. It uses the adapter
+    `adapters[i]`, '' for none. `pictures` are pairs of a sequence's number and an image that has patches among its rows.
     """
 
     tokens: list[int]
@@ -43,13 +44,13 @@ class ModelInput:
 
 
 class Runner(Protocol):
-    """What the engine asks of a model. `weight_bytes` are read once per step, whatever the rows."""
+    """A model as the engine uses it. `weight_bytes` are read in each step, however many rows it has."""
 
     spec: ModelSpec
     weight_bytes: int
 
     def hidden(self, rows: ModelInput) -> Tensor:
-        """Normed last hidden states [rows, dim]; keys and values of the rows enter the cache."""
+        """The last hidden states after the final norm [rows, dim]; writes the keys and values of the rows into the cache."""
         ...
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -57,21 +58,29 @@ class Runner(Protocol):
         ...
 
     def sleep(self) -> None:
-        """Free the cache and what else can be had again; `wake_up` comes before the next step."""
+        """Free the cache and what else can be restored; `wake_up` is called before the next step."""
         ...
 
     def wake_up(self) -> None:
-        """Have an empty cache."""
+        """Allocate an empty cache, and restore what `sleep` freed."""
         ...
 
 
+def cache_blocks(kv_cache_gib: float, spec: ModelSpec, dtype: torch.dtype) -> int:
+    """How many blocks a cache of `kv_cache_gib` GiB has. Raises TenfoldError if it has fewer than two."""
+    n_blocks = int(kv_cache_gib * 2**30 / cache_block_bytes(spec, dtype))
+    if n_blocks < 2:
+        raise TenfoldError(f"A cache of {kv_cache_gib} GiB holds no two blocks of {spec.name}: allow more with --kv-cache-gib.")
+    return n_blocks
+
+
 def cache_block_bytes(spec: ModelSpec, dtype: torch.dtype = torch.float32) -> int:
-    """Bytes that one block of keys and values takes in all layers."""
+    """Bytes of one block of keys and values over all layers."""
     return 2 * spec.n_layers * spec.n_kv_heads * spec.head_dim * BLOCK * dtype.itemsize
 
 
 class TorchRunner:
-    """The model's own forward pass over a paged cache."""
+    """A `Runner` by the model's own PyTorch modules."""
 
     def __init__(self, model: Llama, n_blocks: int, adapters: Adapters | None = None):
         self.model, self.spec, self._adapters = model.eval().requires_grad_(False), model.spec, adapters
@@ -88,7 +97,7 @@ class TorchRunner:
 
     def wake_up(self) -> None:
         self.cache = torch.zeros(self._shape, dtype=self._dtype, device=self.device)
-        self._seen: OrderedDict[bytes, Tensor] = OrderedDict()  # embeddings by a picture's digest, the last used last
+        self._seen: OrderedDict[bytes, Tensor] = OrderedDict()  # patch embeddings by an image's digest, the last used last
 
     @torch.inference_mode()
     def hidden(self, rows: ModelInput) -> Tensor:
@@ -104,7 +113,7 @@ class TorchRunner:
         return self.model.norm(self.model.through(x, cache=cache))[0]
 
     def _see(self, picture: Picture) -> Tensor:
-        """The embeddings of a picture's patches [patches, dim]."""
+        """The embeddings of an image's patches [patches, dim]."""
         if (found := self._seen.get(picture.digest)) is None:
             assert self.spec.vision is not None
             tokens = torch.full((1, len(picture.patches)), self.spec.vision.patch_token, device=self.device)
@@ -121,12 +130,15 @@ class TorchRunner:
 
 
 class PagedCache:
-    """What the rows of one step attend to: `keys_values` [layers, 2, slots, kv heads, head_dim], sequence by sequence."""
+    """The paged cache as the model's attention uses it in one step, sequence by sequence.
+
+    `keys_values` is [layers, 2, slots, kv heads, head_dim]; a slot holds one token.
+    """
 
     def __init__(self, keys_values: Tensor, rows: ModelInput):
         self.keys_values = keys_values
         self.positions = torch.tensor(rows.positions, device=keys_values.device)
-        self.sequences: list[tuple[slice, Tensor]] = []  # its rows, and the slots of its context
+        self.sequences: list[tuple[slice, Tensor]] = []  # rows, and the slots of the tokens up to the last row
         within, first = torch.arange(BLOCK, device=keys_values.device), 0
         for table, count in zip(rows.tables, rows.counts, strict=True):
             end = first + count
@@ -138,13 +150,14 @@ class PagedCache:
         self._masks: dict[int, list[Tensor]] = {}
 
     def layer(self, number: int, chunk: int = 0) -> LayerCache:
+        """The attention function of a layer; with a `chunk`, attention stays within chunks of that many positions (Llama 4)."""
         if chunk not in self._masks:
             self._masks[chunk] = [self._mask(self.positions[own, None], len(slots), chunk) for own, slots in self.sequences]
         keys, values = self.keys_values[number]
         return partial(self._attend, keys, values, self._masks[chunk])
 
     def _attend(self, keys: Tensor, values: Tensor, masks: list[Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """`attend` for each sequence over keys and values [slots, kv heads, head_dim], which k and v of the new tokens enter."""
+        """Write k and v of the new tokens into keys and values [slots, kv heads, head_dim], then `attend` sequence by sequence."""
         keys[self.new], values[self.new] = k[0].transpose(0, 1), v[0].transpose(0, 1)
         mixed = []
         for (own, slots), mask in zip(self.sequences, masks, strict=True):
@@ -153,7 +166,7 @@ class PagedCache:
         return torch.cat(mixed, 2)
 
     def _mask(self, position: Tensor, context: int, chunk: int) -> Tensor:
-        """bool [rows, context] for the positions [rows, 1] of a sequence's rows."""
+        """The mask bool [rows, context] of a sequence's rows at the positions [rows, 1]: True for what a row attends to."""
         at = torch.arange(context, device=position.device)
         mask = at <= position
         return mask & (at // chunk == position // chunk) if chunk else mask

@@ -1,8 +1,8 @@
-// Products on a processor's matrix unit (Intel's AMX): tiles of 16 rows by 32 bfloat16 each, summed in float32.
+// Matrix products on a processor's matrix unit (Intel's AMX): tiles of 16 rows by 32 bfloat16 each, summed in float32.
 //
-// A float is the sum of two bfloat16 to 2^-17 of it. Where results shall be as good as float32's, x = x0 + x1 and w = w0 + w1
-// are multiplied as x1 w0 + x0 w0 + x0 w1; where weights were rounded anyway, as x0 w0. An output is summed in the order of its
-// inputs, whatever rows there are beside its own.
+// A float equals the sum of two bfloat16 up to 2^-17 of it. If results must be about as exact as float32's, x = x0 + x1 and
+// w = w0 + w1 are multiplied as x1 w0 + x0 w0 + x0 w1; if the weights have been rounded anyway, as x0 w0. An output is summed in the
+// order of its inputs, whatever other rows are computed with it.
 
 #pragma once
 #include "products.h"
@@ -17,8 +17,8 @@
 
 namespace {
 
-constexpr int DEPTH = 32, TILE = PANEL * DEPTH;  // inputs, and numbers, of a tile
-constexpr int UNPACKED = 18;                     // tiles of a panel that are unpacked together: they stay in the nearest caches
+constexpr int DEPTH = 32, TILE = PANEL * DEPTH;  // inputs in a tile, and numbers in it
+constexpr int UNPACKED = 18;                     // tiles of a panel that are unpacked together, so that they stay in the L1/L2 cache
 
 struct alignas(64) TileShapes {
     uint8_t palette = 1, start = 0, unused[14] = {};
@@ -26,10 +26,10 @@ struct alignas(64) TileShapes {
     uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
-// Linux lends the tiles' registers only to a process that asks.
+// Linux lets a process use the tile registers only after it has asked for them.
 inline bool may_use_tiles() { return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* XTILEDATA */) == 0; }
 inline void begin_tiles() {
-    static const TileShapes shapes;  // in memory: compilers do not know how much of it is read
+    static const TileShapes shapes;  // static: the compiler does not see that _tile_loadconfig reads all of it
     _tile_loadconfig(&shapes);
 }
 inline void end_tiles() { _tile_release(); }
@@ -41,7 +41,8 @@ inline void store_half(uint16_t* to, ints high) { _mm256_storeu_si256((__m256i*)
 
 inline int depth_tiles(int inputs) { return (inputs + DEPTH - 1) / DEPTH; }
 
-// 16 rows of x [rows, stride] as tiles [inputs / 32][16][32] of the nearest bfloat16, with `rest` each before that of what it leaves.
+// Packs 16 rows of x [rows, stride], with zeros for missing rows, into tiles [inputs / 32][16][32] of the nearest bfloat16. With `rest`
+// each tile is followed by one of the remainders, x minus the nearest bfloat16.
 void pack_rows(const float* x, int stride, int rows, int inputs, bool rest, uint16_t* tiles) {
     for (int r = 0; r < PANEL; r++)
         for (int k = 0; k < depth_tiles(inputs) * DEPTH; k += LANES) {
@@ -53,7 +54,7 @@ void pack_rows(const float* x, int stride, int rows, int inputs, bool rest, uint
         }
 }
 
-// Inputs begin ... begin + 32 of a panel as such tiles of 16 pairs of inputs by 16 outputs.
+// Unpacks the inputs begin ... begin + 32 of a panel into a tile of 16 pairs of inputs by 16 outputs, with `rest` followed by remainders.
 template <class Format>
 void unpack(Format& w, int begin, int inputs, bool rest, uint16_t* tiles) {
     w.begin(begin / GROUP);
@@ -69,7 +70,7 @@ void unpack(Format& w, int begin, int inputs, bool rest, uint16_t* tiles) {
     }
 }
 
-// Tiles 0 ... 3 hold sums of ROWS by PANELS, 4 and 5 rows, 6 and 7 weights.
+// Tile registers 0 ... 3 hold the sums of ROWS by PANELS tiles, 4 and 5 rows, 6 and 7 weights.
 template <int ROWS, int PANELS>
 inline void add_products() {
     _tile_dpbf16ps(0, 4, 6);
@@ -78,12 +79,14 @@ inline void add_products() {
     if constexpr (ROWS > 1 && PANELS > 1) _tile_dpbf16ps(3, 5, 7);
 }
 
-// Tiles of rows, of which neighbouring blocks of 16 lie `across` apart, or of weights, of panels; the next are a `step` on.
+// Tiles of rows or of weights: those of the next inputs are `step` further on, those of the next 16 rows or the next panel `across`.
 struct Tiles {
     const uint16_t* at;
     size_t step, across;
 };
 
+// out [16 * ROWS, stride] (+)= `depth` tiles of x times those of w. `products` is 1 (x0 w0), 2 (and x1 w0), 3 (and x0 w1) or 4
+// (and x1 w1).
 template <int ROWS, int PANELS>
 void tile_block(Tiles x, Tiles w, int depth, bool from_zero, int products, float* out, size_t stride) {
     auto load_rows = [&](const uint16_t* at) {
@@ -94,7 +97,7 @@ void tile_block(Tiles x, Tiles w, int depth, bool from_zero, int products, float
         _tile_loadd(6, at, 64);
         if constexpr (PANELS > 1) _tile_loadd(7, at + w.across, 64);
     };
-    std::atomic_signal_fence(std::memory_order_seq_cst);  // compilers do not know that loads of tiles read memory
+    std::atomic_signal_fence(std::memory_order_seq_cst);  // compilers do not see that tile loads read memory
     if (from_zero) {
         _tile_zero(0);
         _tile_zero(1);
@@ -153,14 +156,14 @@ void tile_panels(const Matrix& m, const uint16_t* x, bool rest, int blocks, int 
 
 template <class Format>
 void tile_panels_of(const Matrix& m, const uint16_t* x, int blocks, int first, int count, bool add, int products, float* out, size_t stride) {
-    // What a bfloat16 leaves of a bfloat16 is nothing.
+    // Weights in bfloat16 have no remainders.
     const int needed = std::is_same<Format, BFloat16>::value && products > 2 ? 2 : products;
     if (count == 2) tile_panels<Format, 2>(m, x, products > 1, blocks, first, add, needed, out, stride);
     else tile_panels<Format, 1>(m, x, products > 1, blocks, first, add, needed, out, stride);
 }
 
-// out [16 * blocks, stride] (+)= rows of packed x times panels first ... first + count (1 or 2) of m, by 1 or 3 products; `out`
-// begins where the first panel's outputs go.
+// out [16 * blocks, stride] = rows of packed x times the panels first ... first + count (1 or 2) of m, or += with `add`, by 1 or 3
+// products. `out` begins at the first panel's outputs.
 void multiply_tiles(const Matrix& m, const uint16_t* x, int blocks, int first, int count, bool add, int products, float* out, size_t stride) {
     if (m.format == 0) tile_panels_of<Float32>(m, x, blocks, first, count, add, products, out, stride);
     if (m.format == 1) tile_panels_of<BFloat16>(m, x, blocks, first, count, add, products, out, stride);

@@ -1,11 +1,11 @@
 """Weight matrices for the compiled step: panels of 16 outputs, in one of four formats. "exact" is the smallest lossless one.
 
-    float32, bfloat16      as they are
-    int8                   w = scale * q                  one scale for 32 inputs of an output
-    int4                   w = scale * q + least          one scale and one least for 32 inputs of an output
+    float32, bfloat16      the weights themselves
+    int8                   w = scale * q                  one scale for each group of 32 inputs of an output
+    int4                   w = scale * q + least          one scale and one `least` for each group of 32 inputs of an output
 
-A checkpoint in bfloat16 is exact in bfloat16; GGUF's Q8_0 is exact in int8, its Q4_1 and Q4_0 in int4, which have
-the same groups; the scales of Q4_0 may be negative.
+A checkpoint in bfloat16 is exact in bfloat16. GGUF's Q8_0 is exact in int8, and its Q4_1 and Q4_0 are exact in int4, since the
+groups are the same; the scales of Q4_0 may be negative.
 """
 
 from dataclasses import dataclass, replace
@@ -18,12 +18,12 @@ from torch import Tensor
 from tenfold.model.quantised import groups, int4, int4_of_q4_0, int8
 
 PANEL = 16
-FORMATS = ("float32", "bfloat16", "int8", "int4")  # by the numbers that native.cpp knows them by
+FORMATS = ("float32", "bfloat16", "int8", "int4")  # the index is `Matrix.format` in products.h
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A matrix [outputs, inputs], outputs padded to whole panels; `bytes` is what one product with a row reads."""
+    """A matrix [outputs, inputs], with outputs padded to whole panels. `bytes` are read for a product with one row."""
 
     format: str
     outputs: int
@@ -37,7 +37,7 @@ class Packed:
         return sum(t.nbytes for t in (self.data, self.scales, self.leasts) if t is not None)
 
     def in_panels(self) -> "Packed":
-        """The same in panels [outputs / 16, inputs, 16], int4 two inputs a byte."""
+        """The matrix in panels [outputs / 16, inputs, 16]; int4 has two inputs in a byte, the even one in the low bits."""
         data = _panels(self.data)
         if self.format == "int4":
             data = data[:, 0::2] | (data[:, 1::2] << 4)
@@ -49,7 +49,7 @@ def pack(weight: Tensor, format: str = "exact") -> Packed:
     """`weight` [outputs, inputs] in `format`, one of FORMATS, or "exact": the smallest that keeps every weight."""
     weight = F.pad(weight.detach().float(), (0, 0, 0, -weight.shape[0] % PANEL))
     if format == "exact":
-        few = weight[:: max(1, len(weight) // 64)]  # most formats fail on any rows
+        few = weight[:: max(1, len(weight) // 64)]  # a format that is not exact fails on a few rows already
         for smallest in (partial(_packed, "int4"), _packed_q4_0, partial(_packed, "int8"), partial(_packed, "bfloat16")):
             if _is_exact(few, smallest(few)) and _is_exact(weight, packed := smallest(weight)):
                 return packed.in_panels()
@@ -63,7 +63,7 @@ def _packed_q4_0(weight: Tensor) -> Packed:
 
 
 def _packed(format: str, weight: Tensor) -> Packed:
-    """Row by row still, int4 one number a byte."""
+    """The matrix in `format` row by row, before it is put in panels; int4 has one number in a byte."""
     outputs, inputs = weight.shape
     if format == "int4":
         return Packed(format, outputs, inputs, *int4(weight))
@@ -73,7 +73,7 @@ def _packed(format: str, weight: Tensor) -> Packed:
 
 
 def _is_exact(weight: Tensor, packed: Packed) -> bool:
-    """Whether the packed weights are the weights, to float32's rounding."""
+    """Whether the packed weights equal the weights up to float32's rounding."""
     again = packed.data.float()
     if packed.scales is not None:
         again = groups(again) * packed.scales.float()[..., None]
@@ -84,5 +84,5 @@ def _is_exact(weight: Tensor, packed: Packed) -> bool:
 
 
 def _panels(rows: Tensor) -> Tensor:
-    """[outputs, n] as [outputs / 16, n, 16]."""
+    """Rearrange [outputs, n] to [outputs / 16, n, 16]."""
     return rows.unflatten(0, (-1, PANEL)).transpose(1, 2).contiguous()

@@ -1,6 +1,6 @@
-"""Grammars by llguidance: JSON schemas, regular expressions and Lark grammars become matchers, within limits.
+"""Compiles JSON schemas, regular expressions and Lark grammars with llguidance, within limits.
 
-The worker that proves a grammar and the engine that follows it compile it by the same code, so what passed there passes here.
+The sandbox's worker, which tries a grammar first, and the engine use the same code, so a grammar that passes there compiles here.
 """
 
 import json
@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 from tenfold.spec.errors import TenfoldError
 
 Kind = Literal["JSON schema", "regular expression", "grammar"]
-# Of llguidance: less than its defaults, which let one grammar take half a gigabyte and 100 ms of a step.
+# llguidance's limits. With its defaults, a grammar may take half a gigabyte, and 100 ms in each step.
 _LIMITS: dict[str, Any] = {
     "step_lexer_fuel": 100_000,
     "step_max_items": 20_000,
@@ -21,21 +21,21 @@ _LIMITS: dict[str, Any] = {
 
 
 class GrammarSource(NamedTuple):
-    """A grammar as a request gives it; a schema is JSON text."""
+    """A grammar as a request gives it; a schema is given as JSON text."""
 
     kind: Kind
     text: str
 
     @classmethod
     def of_schema(cls, schema: Any) -> "GrammarSource":
-        """Raises TenfoldError for a schema that is nested too deeply to be written."""
+        """The source for a JSON schema. Raises TenfoldError for one that is nested too deeply to be written as JSON."""
         try:
             return cls("JSON schema", json.dumps(schema))
         except RecursionError:
             raise TenfoldError("The JSON schema cannot be used: it is nested too deeply.") from None
 
     def grammar(self) -> str:
-        """The form that llguidance compiles. Raises TenfoldError for a schema that is no JSON object."""
+        """The grammar in llguidance's form. Raises TenfoldError for a schema that is not a JSON object."""
         from llguidance import LLMatcher
 
         if self.kind == "regular expression":
@@ -49,7 +49,7 @@ class GrammarSource(NamedTuple):
 
 
 class GrammarTokenizer:
-    """A tokenizer, as the text of its tokenizer.json, in llguidance's form, made at its first use."""
+    """A tokenizer for llguidance, made at its first use from the text of its tokenizer.json."""
 
     def __init__(self, tokenizer: str, vocab_size: int, stop_tokens: list[int]):
         self._made_of = tokenizer, vocab_size, stop_tokens
@@ -65,11 +65,11 @@ class GrammarTokenizer:
             raise TenfoldError(f"This model's tokenizer cannot follow grammars: {first_line(error)}.") from None
 
     def warm(self) -> None:
-        """Make it, which takes seconds. Raises TenfoldError if llguidance cannot read the tokenizer."""
+        """Make llguidance's tokenizer, which takes seconds. Raises TenfoldError if llguidance cannot read the tokenizer."""
         _ = self._tokenizer
 
     def compile(self, grammar: str, kind: str = "grammar") -> Any:
-        """A matcher at the beginning of a text. Raises TenfoldError if the grammar is invalid or above a limit."""
+        """A matcher at the start of a text. Raises TenfoldError, which names the `kind`, if the grammar is invalid or too large."""
         from llguidance import LLMatcher, LLParserLimits
 
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=LLParserLimits(**_LIMITS))
@@ -79,4 +79,5 @@ class GrammarTokenizer:
 
 
 def first_line(error: object) -> str:
+    """The first line of an error message, without its period and at most 300 characters."""
     return (str(error).strip().splitlines() or ["unknown"])[0][:300].rstrip(".")

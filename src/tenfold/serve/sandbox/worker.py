@@ -1,9 +1,9 @@
-"""The process in which grammars are compiled and chat templates rendered: what a stranger wrote may end it, and nothing is lost.
+"""The process that compiles grammars and renders chat templates from untrusted sources: it may crash without harm to the server.
 
     python -m tenfold.serve.sandbox.worker
 
-It reads frames from standard input and writes one for each but the first, which says what the jobs are: to render a template, or
-to prove grammars for a tokenizer. A frame is its length in four bytes, and JSON.
+It reads frames from standard input. The first says what its jobs are: to render a template, or to try grammars for a tokenizer.
+Each further frame is a job, to which it writes a frame as the reply. A frame is a length in four bytes, big-endian, and JSON.
 """
 
 import json
@@ -20,22 +20,24 @@ from tenfold.data.conversations.template import TemplateRefusal, render
 from tenfold.serve.sandbox.grammars import GrammarSource, GrammarTokenizer
 from tenfold.spec.errors import TenfoldError
 
-MAX_FRAME = 64 * 2**20
-CLOCK_SECONDS = 60.0  # for a job on a busy machine; its seconds of computing are fewer
-_STACK = 4 * 2**20  # bytes; the engine compiles on a larger one
+MAX_FRAME = 64 * 2**20  # bytes
+CLOCK_SECONDS = 60.0  # of wall time for a job on a busy machine; its limit of CPU time is lower
+_STACK = 4 * 2**20  # bytes, less than in the engine, so that what compiles here compiles there
 Job = dict[str, Any]
 Reply = dict[str, str]
 
 
 def pack(value: Any) -> bytes:
-    """A frame."""
+    """A value as a frame."""
     said = json.dumps(value).encode()
     return len(said).to_bytes(4, "big") + said
 
 
 def ended_by(number: int) -> Reply:
-    """The reply to a job that the system ended with a signal. What took too long by the clock alone may be tried again, as may
-    what never ran."""
+    """The reply to a job whose process was ended by signal `number`.
+
+    It is "busy", for another try, if the job never ran, or exceeded the limit of wall time but not that of CPU time.
+    """
     if number <= 0 or number == signal.SIGALRM:
         return {"busy": ""}
     return {"ended": "it takes too long" if number == signal.SIGPROF else "it is nested too deeply or needs too much memory"}
@@ -48,40 +50,43 @@ def _read(file: BinaryIO) -> Any:
 
 
 def _confine() -> None:
-    """No deep stack, no files written, no core dumps."""
+    """Limit this process to a small stack, no writing of files and no core dumps."""
     for kind, most in ((resource.RLIMIT_STACK, _STACK), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0)):
         resource.setrlimit(kind, (most, resource.getrlimit(kind)[1]))
 
 
-def _allow(memory_mib: int) -> None:
-    """So much memory beyond what this process has."""
+def _limit_memory(memory_mib: int) -> None:
+    """Limit this process to `memory_mib` more memory than it has."""
     most = psutil.Process().memory_info().vms + memory_mib * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
-def _time(seconds: float) -> None:
-    """End this process after so many seconds of computing; 0 disarms."""
+def _limit_time(seconds: float) -> None:
+    """End this process after so many seconds of CPU time, or CLOCK_SECONDS of wall time; 0 removes the limits."""
     signal.setitimer(signal.ITIMER_PROF, seconds)
     signal.setitimer(signal.ITIMER_REAL, CLOCK_SECONDS if seconds else 0)
 
 
-def _rendering(duty: Job) -> Callable[[Job], Reply]:
-    """Jobs that render the template in this process, so that it is compiled once."""
-    _allow(duty["memory_mib"])
+def _rendering(setup: Job) -> Callable[[Job], Reply]:
+    """A function that renders the template in this process, so that the template is compiled once."""
+    _limit_memory(setup["memory_mib"])
 
     def work(job: Job) -> Reply:
-        _time(duty["seconds"])
+        _limit_time(setup["seconds"])
         try:
-            return {"text": render(duty["template"], job["messages"], duty["special"], **job["more"])}
+            return {"text": render(setup["template"], job["messages"], setup["special"], **job["more"])}
         finally:
-            _time(0)
+            _limit_time(0)
 
     return work
 
 
-def _proving(duty: Job) -> Callable[[Job], Reply]:
-    """Jobs that prove a grammar in a fork of this process, so that the tokenizer is read once and no job leaves anything behind."""
-    tokenizer = GrammarTokenizer(**duty["tokenizer"])
+def _proving(setup: Job) -> Callable[[Job], Reply]:
+    """A function that tries a grammar in a fork of this process.
+
+    So the tokenizer is read only once, and a job cannot affect later ones.
+    """
+    tokenizer = GrammarTokenizer(**setup["tokenizer"])
 
     def prove(job: Job) -> Reply:
         source = GrammarSource(**job)
@@ -97,10 +102,10 @@ def _proving(duty: Job) -> Callable[[Job], Reply]:
         ours, theirs = os.pipe()
         child = os.fork()
         if not child:
-            _allow(duty["memory_mib"])
-            _time(duty["seconds"])
+            _limit_memory(setup["memory_mib"])
+            _limit_time(setup["seconds"])
             with os.fdopen(theirs, "wb") as out:
-                out.write(json.dumps(_answered(prove, job)).encode())
+                out.write(json.dumps(_reply_to(prove, job)).encode())
             os._exit(0)
         os.close(theirs)
         with os.fdopen(ours, "rb") as file:
@@ -111,25 +116,25 @@ def _proving(duty: Job) -> Callable[[Job], Reply]:
     return work
 
 
-def _answered(work: Callable[[Job], Reply], job: Job) -> Reply:
+def _reply_to(work: Callable[[Job], Reply], job: Job) -> Reply:
     try:
         return work(job)
     except TemplateRefusal as error:
         return {"refused": str(error)}
     except TenfoldError as error:
         return {"error": str(error)}
-    except BaseException as error:  # a panic of llguidance is no Exception
+    except BaseException as error:  # llguidance's panics are not subclasses of Exception
         return {"ended": f"it fails ({type(error).__name__})"}
 
 
 def main() -> None:
     files = sys.stdin.buffer, sys.stdout.buffer
-    duty = _read(files[0])
+    setup = _read(files[0])
     _confine()
-    os.nice(duty["niceness"])
-    work = _rendering(duty) if "template" in duty else _proving(duty)
+    os.nice(setup["niceness"])
+    work = _rendering(setup) if "template" in setup else _proving(setup)
     while (job := _read(files[0])) is not None:
-        said = pack(_answered(work, job))
+        said = pack(_reply_to(work, job))
         if len(said) > MAX_FRAME:
             said = pack({"ended": "it writes too much"})
         files[1].write(said)

@@ -1,4 +1,4 @@
-"""Parts of an answer that chat, completions and responses share."""
+"""Parts of answers that the routes of chat, completions and responses share."""
 
 import time
 import uuid
@@ -12,27 +12,27 @@ from tenfold.serve.api.served_model import OutputDelta, ServedModel
 from tenfold.serve.api.tool_parser import Call, Piece, ToolParser
 from tenfold.serve.request import Request, TokenLogprob
 
-Limit = Annotated[int, Query(ge=0, le=100)]  # of a page of a list
+Limit = Annotated[int, Query(ge=0, le=100)]  # most items on a page of a list
 
 
 def new_id(kind: str) -> str:
-    """A name that no other answer has."""
+    """A unique id such as `cmpl-...`."""
     return f"{kind}-{uuid.uuid4().hex}"
 
 
 def head(name: str, kind: str, created: int, model: ServedModel) -> dict[str, Any]:
-    """Fields with which every answer and chunk of OpenAI's completions begins."""
+    """The common first fields of answers and chunks of OpenAI's completions."""
     return {"id": name, "object": kind, "created": created, "model": model.name, "system_fingerprint": None}
 
 
 def finite(logprob: float) -> float:
-    """A log-probability that JSON can hold."""
+    """A log-probability without minus infinity, which JSON cannot represent (-9999, as OpenAI and vLLM do)."""
     return max(logprob, -9999.0)
 
 
 @dataclass
 class Gathered:
-    """One continuation so far."""
+    """One continuation, accumulated from its deltas."""
 
     text: str = ""
     tokens: list[int] = field(default_factory=list)
@@ -55,12 +55,12 @@ class Gathered:
 
 @dataclass
 class Spoken(Gathered):
-    """One continuation of a chat so far, with its calls apart from what is said."""
+    """One continuation of a chat, with its tool calls parsed from the text."""
 
     parser: ToolParser = field(kw_only=True)
 
     def read(self, delta: OutputDelta) -> list[Piece]:
-        """Take `delta`, and give what is new."""
+        """Add a delta, and return the new pieces of text and calls."""
         self.add(delta)
         pieces = list(self.parser.push(delta.text))
         return [*pieces, *self.parser.end()] if delta.finish_reason else pieces
@@ -71,18 +71,18 @@ class Spoken(Gathered):
 
     @property
     def ends_in_calls(self) -> bool:
-        """Whether it ended with calls, none of them cut."""
+        """Whether it has calls, and all of them are complete."""
         return bool(self.calls) and all(call.whole for call in self.calls)
 
 
 def usage(requests: list[Request], gathered: Sequence[Gathered]) -> dict[str, Any]:
-    """Tokens read and written."""
+    """OpenAI's usage: the numbers of prompt and completion tokens."""
     read, written = sum(len(r.tokens) for r in requests), sum(len(g.tokens) for g in gathered)
     return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
 
 def page(found: list[dict[str, Any]], after: str, limit: int) -> dict[str, Any]:
-    """At most `limit` of the objects behind that with the id `after`; none behind one that is not there."""
+    """OpenAI's list page: at most `limit` of the objects after the one with the id `after`; none if there is no such id."""
     ids = [one["id"] for one in found]
     rest = found[ids.index(after) + 1 if after in ids else len(found) * bool(after) :]
     shown = rest[:limit]

@@ -1,4 +1,4 @@
-"""`/v1/chat/completions`: a conversation in, OpenAI's answer or its chunks out."""
+"""`/v1/chat/completions`: OpenAI's chat completions, whole or streamed. Other chat APIs are built on this module."""
 
 import asyncio
 import time
@@ -44,31 +44,32 @@ async def chat_completions(
 
 @dataclass
 class Conversation:
-    """A chat request ready for the engine."""
+    """A chat request that is ready for the engine."""
 
     body: ChatRequest
     model: ServedModel
     request: Request
     messages: list[dict[str, Any]]
     tools: set[str]
-    must_call: str | None  # the tool that must be called; "" is any, None is no obligation
+    must_call: str | None  # the tool that must be called; "" is any tool, None that no call is needed
     caller: Caller
     created: int = field(default_factory=lambda: int(time.time()))
 
     def begin(self) -> list[Spoken]:
-        """Its answers, of which nothing has come yet."""
+        """The answers (`n` of the request), still empty."""
         most = 1 if self.body.parallel_tool_calls is False else None
         return [Spoken(parser=ToolParser(self.tools, most)) for _ in range(self.request.sampling.n)]
 
     def deltas(self) -> AsyncGenerator[OutputDelta, None]:
-        """The answers as they come."""
+        """Yield the text of the answers as it comes."""
         return self.model.generate(self.request, self.body.stops, self.body.skip_special_tokens is False)
 
 
 async def prepare(models: Models, body: ChatRequest, place: Place, *, keeps: bool = False) -> Conversation:
-    """Check a chat request and make its prompt; `keeps` says that stored answers are kept on disk, with how they were drawn.
+    """Check a chat request and make its prompt.
 
-    Raises ApiError or TenfoldError in one sentence.
+    `keeps` is whether stored answers go to the feedback database, with the log-probabilities with which they were drawn. Raises
+    ApiError or TenfoldError.
     """
     body.check_stream_options()
     if body.top_logprobs is not None and not body.logprobs:
@@ -86,9 +87,9 @@ async def prepare(models: Models, body: ChatRequest, place: Place, *, keeps: boo
     prompt = await chat_prompt(model, messages, tools, pictures, body)
     if prompt.pictures:
         models.hold_pictures(prompt.pictures, place)
-        messages = [message.model_dump(exclude_none=True) for message in body.messages]  # as they are kept
+        messages = [message.model_dump(exclude_none=True) for message in body.messages]  # as they are stored
         if body.store and keeps:
-            raise ApiError(400, "Answers about pictures are no feedback that this server keeps: leave store out.", param="store")
+            raise ApiError(400, "Answers about pictures cannot be stored for feedback: leave store out.", param="store")
     model.check_tokens(body.logit_bias or (), "logit_bias")
     wanted = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     sampling = body.sampling(
@@ -103,13 +104,13 @@ async def prepare(models: Models, body: ChatRequest, place: Place, *, keeps: boo
 
 
 def _unit(body: ChatRequest, place: Place) -> str:
-    """What is answered by one model alone while two share the traffic."""
+    """What is always answered by the same model during an A/B test (`split.unit`)."""
     first = next((message for message in body.messages if message.role == "user"), body.messages[0])
     return unit(place.caller.user(body.user), plain(first)["content"])
 
 
 def request_of(wanted: dict[str, Any]) -> ChatRequest:
-    """The chat request that another API's request stands for. Raises ApiError where its input cannot be read."""
+    """The chat request for a request of another API. Raises ApiError if its input is not valid."""
     try:
         return ChatRequest.model_validate(wanted)
     except ValidationError as error:
@@ -118,6 +119,7 @@ def request_of(wanted: dict[str, Any]) -> ChatRequest:
 
 
 def _must_call(body: ChatRequest, tools: list[dict[str, Any]]) -> str | None:
+    """`Conversation.must_call` of a request. Raises ApiError if there is no such tool."""
     choice = body.tool_choice
     if isinstance(choice, ToolChoice):
         name = choice.function.name
@@ -149,13 +151,13 @@ async def answer(chat: Conversation, stores: Stores) -> dict[str, Any]:
     spoken = chat.begin()
     async for delta in chat.deltas():
         spoken[delta.index].read(delta)
-    whole = await _whole(chat, spoken)
+    whole = await _completion(chat, spoken)
     await keep(chat, spoken, whole, stores)
     return whole
 
 
-async def _whole(chat: Conversation, spoken: list[Spoken]) -> dict[str, Any]:
-    # Log-probabilities have their tokens as text, which takes long for many.
+async def _completion(chat: Conversation, spoken: list[Spoken]) -> dict[str, Any]:
+    # Log-probabilities contain tokens as text, which takes long for many tokens, so they are made in a thread.
     choices = await asyncio.to_thread(_choices, chat, spoken) if chat.body.logprobs else _choices(chat, spoken)
     return {**_head(chat, "chat.completion"), "choices": choices, "usage": _usage(chat, spoken)}
 
@@ -173,19 +175,19 @@ def _choices(chat: Conversation, spoken: list[Spoken]) -> list[dict[str, Any]]:
 
 
 def message(one: Spoken) -> dict[str, Any]:
-    """The message of a continuation."""
+    """The message of an answer."""
     content, calls = one.parser.content, [call.written() for call in one.calls]
     said = {"role": "assistant", "content": content or None if calls else content, "refusal": None}
     return {**said, "tool_calls": calls} if calls else said
 
 
 def _finish(chat: Conversation, one: Spoken) -> str | None:
-    """Why a continuation ended: with calls, unless one was cut; a call that was asked for by name ends with `stop`."""
+    """The finish reason: `tool_calls` if it ended with complete calls, but `stop` if the request named the tool to call."""
     return ("stop" if chat.must_call else "tool_calls") if one.ends_in_calls else one.finish_reason
 
 
 async def chunks(chat: Conversation, stores: Stores) -> AsyncGenerator[dict[str, Any], None]:
-    """The answer piece by piece: the role, then text and calls, then the finish reason; usage last if it was asked for."""
+    """Yield the answer's chunks: the role, text and calls, the finish reason, and last the usage if asked for."""
     start, spoken = _head(chat, "chat.completion.chunk"), chat.begin()
     options = chat.body.stream_options
     with_usage = bool(options and options.include_usage)
@@ -199,17 +201,17 @@ async def chunks(chat: Conversation, stores: Stores) -> AsyncGenerator[dict[str,
         logprobs = _logprobs(chat, delta.logprobs[: len(delta.tokens)]) if delta.tokens else None
         for piece in pieces or ([{"content": ""}] if logprobs else []):
             yield {**start, "choices": [_choice(i, piece, None, logprobs)]}
-            logprobs = None  # they come with the first piece
+            logprobs = None  # only in the chunk of the first piece
         if delta.finish_reason:
             yield {**start, "choices": [_choice(i, {}, _finish(chat, one))]}
     if chat.body.store:
-        await keep(chat, spoken, await _whole(chat, spoken), stores)
+        await keep(chat, spoken, await _completion(chat, spoken), stores)
     if with_usage:
         yield {**start, "choices": [], "usage": _usage(chat, spoken)}
 
 
 def _delta(piece: Piece) -> dict[str, Any]:
-    """A piece as a chunk has it."""
+    """The `delta` of a chunk for a piece of the answer."""
     match piece:
         case Said(text):
             return {"content": text}
@@ -234,7 +236,7 @@ def _usage(chat: Conversation, gathered: list[Spoken]) -> dict[str, Any]:
 
 
 def _logprobs(chat: Conversation, logprobs: list[TokenLogprob]) -> dict[str, Any] | None:
-    """Log-probabilities as chat completions write them; None if the request does not ask for them."""
+    """Log-probabilities in the form of chat completions; None if the request does not ask for them."""
     if not chat.body.logprobs:
         return None
 
@@ -248,14 +250,17 @@ def _logprobs(chat: Conversation, logprobs: list[TokenLogprob]) -> dict[str, Any
     }
 
 
-def _behaviour(g: Gathered) -> list[float] | None:
-    """The log-probability with which each token was drawn, that of the stop token too; None where one is not known."""
+def _drawn_logprobs(g: Gathered) -> list[float] | None:
+    """The log-probability with which each token, including the stop token, was drawn; None if one is not known."""
     drawn = [lp.drawn for lp in g.logprobs if lp.drawn is not None]
     return drawn if drawn and len(drawn) == len(g.logprobs) >= len(g.tokens) else None
 
 
 async def keep(chat: Conversation, gathered: list[Spoken], whole: dict[str, Any], stores: Stores) -> None:
-    """Store the answers if the request says so, on disk where the server keeps feedback. The first has the request's id."""
+    """Store the answers if the request has `store: true`: in memory, and in the feedback database if there is one.
+
+    In the database the first answer has the request's id, further ones the id with their number.
+    """
     if not chat.body.store:
         return
     stores.answers.add(chat.request.owner, {**whole, "metadata": chat.body.metadata or {}}, chat.messages)
@@ -270,7 +275,7 @@ async def keep(chat: Conversation, gathered: list[Spoken], whole: dict[str, Any]
             "messages": chat.messages,
             "text": g.text,
             "token_ids": g.tokens + [lp.token for lp in g.logprobs[len(g.tokens) :]],
-            "logprobs": _behaviour(g),
+            "logprobs": _drawn_logprobs(g),
             "sampling": {k: sorted(v) if isinstance(v, frozenset) else v for k, v in asdict(chat.request.sampling).items()},
             "finish_reason": g.finish_reason or "abort",
             "prompt_tokens": len(chat.request.tokens),

@@ -1,4 +1,4 @@
-"""`/v1/responses/compact`: a conversation in fewer tokens, as what its user said and the model's own summary of it all."""
+"""`/v1/responses/compact`: shortens a conversation to the user's messages and the model's summary of all messages."""
 
 from typing import Any, ClassVar
 
@@ -35,7 +35,7 @@ async def compact_response(body: CompactRequest, request: Request, place: Placed
 
 
 async def answer(models: Models, body: CompactRequest, store: ResponseStore, place: Place) -> dict[str, Any]:
-    """The compacted conversation, which is the input of a later response. Raises ApiError or TenfoldError."""
+    """The compacted conversation, which a later response can take as its input. Raises ApiError or TenfoldError."""
     asked = body.model_copy(update={"input": [*as_list(body.input), {"role": "user", "content": _ASKED}], "store": False})
     conversation = await responses.prepare(models, asked, store, place)
     said = [{"role": "user", "content": turn["content"]} for turn in conversation.messages[:-1] if turn["role"] == "user"]

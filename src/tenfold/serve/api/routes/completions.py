@@ -1,4 +1,4 @@
-"""`/v1/completions`: plain completions of one prompt or several."""
+"""`/v1/completions`: plain completions of one or several prompts."""
 
 import asyncio
 import time
@@ -25,7 +25,7 @@ from tenfold.serve.request import Request, Sampling, TokenLogprob
 from tenfold.serve.text import TextStream
 
 router = APIRouter()
-BEGINNING = 64  # characters or tokens by which a prompt of nobody named is known
+BEGINNING = 64  # characters or tokens that identify a prompt of an anonymous user in an A/B test
 
 
 @router.post("/v1/completions", **streams(CompletionAnswer))
@@ -38,24 +38,24 @@ async def plain_completions(body: CompletionRequest, request: HttpRequest, place
 
 @dataclass
 class Completion:
-    """A request for each prompt."""
+    """A completion request that is ready for the engine: a `Request` for each prompt."""
 
     body: CompletionRequest
     model: ServedModel
     prompts: list[str | list[int]]
     requests: list[Request]
-    scores: list[list[TokenLogprob]] | None  # of each prompt's tokens after the first
+    scores: list[list[TokenLogprob]] | None  # of each prompt's tokens after the first, if asked for
     id: str
     created: int
 
 
 async def prepare(models: Models, body: CompletionRequest, place: Place) -> Completion:
-    """Check a completion request. Raises ApiError or TenfoldError in one sentence."""
+    """Check a completion request and make its prompts. Raises ApiError or TenfoldError."""
     body.check_stream_options()
     if body.best_of not in (None, 0, body.n or 1):
-        raise ApiError(400, "best_of is not done by this server: leave it out, or give the number of n.", param="best_of")
+        raise ApiError(400, "This server does not support best_of: leave it out, or give the value of n.", param="best_of")
     if body.prompt_logprobs is not None and body.stream:
-        raise ApiError(400, "prompt_logprobs come with a whole answer: leave stream out.", param="prompt_logprobs")
+        raise ApiError(400, "prompt_logprobs are not streamed: leave stream out.", param="prompt_logprobs")
     prompts = prompts_of(body.prompt, "prompt")
     asking = unit(place.caller.user(body.user), str(body.prompt[:BEGINNING]))
     model = await models.admit(body.model, place, len(prompts) * (body.n or 1), asking)
@@ -76,7 +76,7 @@ async def prepare(models: Models, body: CompletionRequest, place: Place) -> Comp
 
 
 async def _scores(model: ServedModel, body: CompletionRequest, requests: list[Request]) -> list[list[TokenLogprob]] | None:
-    """Log-probabilities of the tokens of each prompt after the first, if they are asked for."""
+    """The log-probabilities of each prompt's tokens after the first; None if they are not asked for."""
     count = body.logprobs if body.echo and body.prompt_logprobs is None else body.prompt_logprobs
     if count is None:
         return None
@@ -85,7 +85,7 @@ async def _scores(model: ServedModel, body: CompletionRequest, requests: list[Re
 
 
 async def _deltas(completion: Completion) -> AsyncGenerator[tuple[int, OutputDelta], None]:
-    """Deltas of all prompts as they come, with the number of the prompt."""
+    """Yield the deltas of all prompts as they come, each with its prompt's number."""
     queue: asyncio.Queue[tuple[int, OutputDelta] | Exception | None] = asyncio.Queue()
 
     async def one(number: int, request: Request) -> None:
@@ -93,7 +93,7 @@ async def _deltas(completion: Completion) -> AsyncGenerator[tuple[int, OutputDel
             async for delta in completion.model.generate(request, completion.body.stops):
                 queue.put_nowait((number, delta))
             queue.put_nowait(None)
-        except Exception as error:  # it is raised where the deltas are read
+        except Exception as error:  # raised again where the deltas are read
             queue.put_nowait(error)
 
     tasks = [asyncio.create_task(one(i, r)) for i, r in enumerate(completion.requests)]
@@ -117,7 +117,7 @@ async def answer(completion: Completion) -> dict[str, Any]:
     gathered = [Gathered() for _ in range(n * len(completion.requests))]
     async for number, delta in _deltas(completion):
         gathered[number * n + delta.index].add(delta)
-    # Log-probabilities and echoes have tokens as text, which takes long for many.
+    # Log-probabilities and echoes contain tokens as text, which takes long for many tokens, so they are made in a thread.
     aside = completion.body.logprobs is not None or completion.body.echo or completion.scores
     choices = await asyncio.to_thread(_choices, completion, gathered) if aside else _choices(completion, gathered)
     return {**_head(completion), "choices": choices, "usage": usage(completion.requests, gathered)}
@@ -127,29 +127,29 @@ def _choices(completion: Completion, gathered: list[Gathered]) -> list[dict[str,
     choices, n = [], completion.requests[0].sampling.n
     for i, g in enumerate(gathered):
         before = _echo(completion, i // n)
-        told = _told(completion, [lp.token for lp in g.logprobs], g.logprobs, [len(before) + place for place in g.places])
-        if completion.body.echo and told:
-            told = {key: values + told[key] for key, values in _told_prompt(completion, i // n).items()}
-        choice = {"index": i, "text": before + g.text, "logprobs": told, "finish_reason": g.finish_reason}
+        logprobs = _logprobs(completion, [lp.token for lp in g.logprobs], g.logprobs, [len(before) + place for place in g.places])
+        if completion.body.echo and logprobs:
+            logprobs = {key: values + logprobs[key] for key, values in _echoed_logprobs(completion, i // n).items()}
+        choice = {"index": i, "text": before + g.text, "logprobs": logprobs, "finish_reason": g.finish_reason}
         choices.append(choice | _prompt_logprobs(completion, i // n))
     return choices
 
 
 async def chunks(completion: Completion) -> AsyncGenerator[dict[str, Any], None]:
-    """The answer piece by piece, an echo of the prompts first."""
+    """Yield the answer's chunks: an echo of the prompts if asked for, the text, and the usage if asked for."""
     start, n = _head(completion), completion.requests[0].sampling.n
     gathered = [Gathered() for _ in range(n * len(completion.requests))]
     echoes = [_echo(completion, number) for number in range(len(completion.requests))]
     options = completion.body.stream_options
     for i in range(len(gathered)) if completion.body.echo else ():
-        read = await asyncio.to_thread(_told_prompt, completion, i // n)
+        read = await asyncio.to_thread(_echoed_logprobs, completion, i // n)
         yield {**start, "choices": [{"index": i, "text": echoes[i // n], "logprobs": read or None, "finish_reason": None}]}
     async for number, delta in _deltas(completion):
         i = number * n + delta.index
         gathered[i].add(delta)
         places = [len(echoes[number]) + place for place in delta.places]
-        told = _told(completion, [lp.token for lp in delta.logprobs], delta.logprobs, places)
-        yield {**start, "choices": [{"index": i, "text": delta.text, "logprobs": told, "finish_reason": delta.finish_reason}]}
+        logprobs = _logprobs(completion, [lp.token for lp in delta.logprobs], delta.logprobs, places)
+        yield {**start, "choices": [{"index": i, "text": delta.text, "logprobs": logprobs, "finish_reason": delta.finish_reason}]}
     if options and options.include_usage:
         yield {**start, "choices": [], "usage": usage(completion.requests, gathered)}
 
@@ -165,41 +165,41 @@ def _echo(completion: Completion, number: int) -> str:
     return prompt if isinstance(prompt, str) else completion.model.text.tokenizer.decode(prompt)
 
 
-def _told_prompt(completion: Completion, number: int) -> dict[str, list[Any]]:
-    """Log-probabilities of a prompt, null for its first token; nothing if the request does not ask for them."""
+def _echoed_logprobs(completion: Completion, number: int) -> dict[str, list[Any]]:
+    """Log-probabilities of a prompt, None for its first token; an empty dictionary if the request does not ask for them."""
     if completion.scores is None or completion.body.logprobs is None:
         return {}
     tokens = completion.requests[number].tokens
     _, places = TextStream(completion.model.text.tokenizer, []).push(tokens)
-    told = _told(completion, tokens, [None, *completion.scores[number]], places)
-    assert told is not None
-    return told
+    logprobs = _logprobs(completion, tokens, [None, *completion.scores[number]], places)
+    assert logprobs is not None
+    return logprobs
 
 
-def _told(
+def _logprobs(
     completion: Completion, tokens: list[int], logprobs: Sequence[TokenLogprob | None], places: list[int]
 ) -> dict[str, list[Any]] | None:
-    """Log-probabilities as plain completions write them; None if the request does not ask for them."""
+    """Log-probabilities in the form of plain completions; None if the request does not ask for them."""
     if completion.body.logprobs is None:
         return None
     return {
-        "tokens": [_name(completion.model, token) for token in tokens],
+        "tokens": [_token_text(completion.model, token) for token in tokens],
         "token_logprobs": [lp and finite(lp.logprob) for lp in logprobs],
-        "top_logprobs": [lp and _top(completion, lp) for lp in logprobs],
+        "top_logprobs": [lp and _top_logprobs(completion, lp) for lp in logprobs],
         "text_offset": places[: len(tokens)],
     }
 
 
-def _top(completion: Completion, lp: TokenLogprob) -> dict[str, float]:
-    """The likeliest tokens, and the token itself. Of two that are written alike the likelier stands."""
-    told: dict[str, float] = {}
+def _top_logprobs(completion: Completion, lp: TokenLogprob) -> dict[str, float]:
+    """The most likely tokens, and the token itself. Of tokens with the same text, the most likely one is kept."""
+    found: dict[str, float] = {}
     for token, value in [*lp.top[: completion.body.logprobs], (lp.token, lp.logprob)]:
-        told.setdefault(_name(completion.model, token), finite(value))
-    return told
+        found.setdefault(_token_text(completion.model, token), finite(value))
+    return found
 
 
-def _name(model: ServedModel, token: int) -> str:
-    """A token as text, or as OpenAI writes one that is part of a character."""
+def _token_text(model: ServedModel, token: int) -> str:
+    """A token as text; in OpenAI's form `bytes:...` if it is not valid UTF-8."""
     raw = model.text.token_bytes(token)
     try:
         return raw.decode()
@@ -208,13 +208,13 @@ def _name(model: ServedModel, token: int) -> str:
 
 
 def _prompt_logprobs(completion: Completion, number: int) -> dict[str, Any]:
-    """The field `prompt_logprobs`, as vLLM has it, if it is asked for."""
+    """vLLM's field `prompt_logprobs`, if it is asked for."""
     count = completion.body.prompt_logprobs
     if count is None or completion.scores is None:
         return {}
 
-    def told(lp: TokenLogprob) -> dict[str, Any]:
+    def entry(lp: TokenLogprob) -> dict[str, Any]:
         likeliest = dict([*lp.top[:count], (lp.token, lp.logprob)])
-        return {str(t): {"logprob": finite(v), "decoded_token": _name(completion.model, t)} for t, v in likeliest.items()}
+        return {str(t): {"logprob": finite(v), "decoded_token": _token_text(completion.model, t)} for t, v in likeliest.items()}
 
-    return {"prompt_logprobs": [None, *map(told, completion.scores[number])]}
+    return {"prompt_logprobs": [None, *map(entry, completion.scores[number])]}

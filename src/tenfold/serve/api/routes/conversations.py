@@ -1,4 +1,4 @@
-"""`/v1/conversations`: items by the name of a conversation, which responses go on with; remembered as responses are."""
+"""`/v1/conversations`: named lists of items, which responses can continue; stored in memory like responses."""
 
 import time
 from typing import Annotated, Any, Literal
@@ -23,7 +23,7 @@ KIND = "conversation"
 
 
 class ItemsRequest(RequestBody):
-    """Items for a conversation, as many as OpenAI takes at once."""
+    """Items to add to a conversation, within OpenAI's limit."""
 
     items: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=20)]
 
@@ -34,13 +34,13 @@ class ConversationRequest(RequestBody):
 
 
 def append(store: ResponseStore, owner: str, name: str, items: list[dict[str, Any]]) -> None:
-    """Add items to the end of a conversation. Raises ApiError 404 where there is none."""
+    """Append items to a conversation. Raises ApiError 404 if there is none of this name."""
     conversation, before = store.get(owner, name, KIND)
     store.add(owner, conversation, before + items)
 
 
 def _checked(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Items as they are stored. Raises ApiError where a model could not read them."""
+    """Items in the form in which they are stored. Raises ApiError for items that a model could not be given."""
     for message in request_of({"messages": turns(items)}).messages if items else ():
         plain(message)
     return stored(items)

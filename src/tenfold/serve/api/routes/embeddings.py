@@ -1,4 +1,4 @@
-"""`/v1/embeddings`: the mean of the last hidden states over each text, and the texts of a request in their several forms."""
+"""`/v1/embeddings`: the mean of the last hidden states over each text; and reading the inputs of a request, text or tokens."""
 
 import asyncio
 import base64
@@ -31,7 +31,7 @@ async def embeddings(body: EmbeddingRequest, request: HttpRequest, place: Placed
 
 
 def prompts_of(value: Any, what: str) -> list[str | list[int]]:
-    """One prompt or several, each text or tokens."""
+    """The prompts of a field `what`, each text or tokens. Raises ApiError for an empty list, or more than _MAX_PROMPTS."""
     if isinstance(value, list) and not value:
         raise ApiError(400, f"{what} is an empty list: give at least one text.", param=what)
     prompts = value if isinstance(value, list) and not isinstance(value[0], int) else [value]
@@ -41,14 +41,17 @@ def prompts_of(value: Any, what: str) -> list[str | list[int]]:
 
 
 def encode(model: ServedModel, prompts: list[str | list[int]], what: str, suffix: str | None = None) -> list[list[int]]:
-    """Tokens of each prompt; with a suffix, of the text that stands between the two. Raises ApiError for unknown tokens."""
+    """The tokens of each prompt; with a suffix, those of the prompt for the text between the two (fill in the middle).
+
+    Raises ApiError for tokens outside the vocabulary.
+    """
     encoded = [model.text.encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
     model.check_tokens(chain.from_iterable(encoded), what)
     return [model.text.between(tokens, suffix) for tokens in encoded] if suffix else encoded
 
 
 async def answer(models: Models, body: EmbeddingRequest, place: Place) -> dict[str, Any]:
-    """The mean of the last hidden states over each text, of length 1."""
+    """The whole answer as one object; embeddings have length 1."""
     model, vectors, read = await embed(models, body.model, prompts_of(body.input, "input"), place)
     data = [
         {"object": "embedding", "index": i, "embedding": _written(vector, body.encoding_format, body.dimensions)}
@@ -60,7 +63,7 @@ async def answer(models: Models, body: EmbeddingRequest, place: Place) -> dict[s
 async def embed(
     models: Models, name: str, inputs: list[str | list[int]], place: Place
 ) -> tuple[ServedModel, list[list[float]], int]:
-    """The model `name`, its embedding of each text, and how many tokens these have. Raises ApiError or TenfoldError."""
+    """The model `name`, its embedding of each input, and the number of tokens of all. Raises ApiError or TenfoldError."""
     model = await models.admit(name, place, len(inputs))
     encoded = await model.prompt(lambda: encode(model, inputs, "input"))
     for tokens in encoded:
@@ -70,7 +73,7 @@ async def embed(
 
 
 def unit_vector(vector: list[float]) -> "np.ndarray[Any, np.dtype[np.float32]]":
-    """A vector of length 1 in the same direction."""
+    """The vector scaled to length 1."""
     values = np.array(vector, dtype=np.float32)
     return values / max(float(np.linalg.norm(values)), 1e-12)
 

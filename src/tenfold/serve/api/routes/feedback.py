@@ -1,4 +1,4 @@
-"""`/v1/feedback`: what people say of stored answers, and its deletion."""
+"""`/v1/feedback`: users' judgements of stored answers, and the deletion of users' data."""
 
 import asyncio
 
@@ -16,7 +16,7 @@ router = APIRouter()
 
 
 async def _below_limit(request: Request, caller: CurrentCaller) -> None:
-    """Raises ApiError 429 for a key that has judged enough for a day."""
+    """Raises ApiError 429 for a key that has given its feedback of a day."""
     if not caller.may_name_users and (wait := request.app.state.feedback_rate.wait(caller.name)) > 0:
         raise ApiError(429, f"Too much feedback with this key: the next may come in {wait / 3600:.1f} h.", retry_after=wait)
 
@@ -42,7 +42,7 @@ async def judge(body: FeedbackRequest, caller: CurrentCaller, feedback: KeptFeed
 
 
 async def _check_answers(body: FeedbackRequest, caller: Caller, feedback: Feedback) -> None:
-    """Raises ApiError 404 for answers that are not stored, and for those of others."""
+    """Raises ApiError 404 for answers that are not stored, or belong to other users."""
     of = None if caller.may_name_users else caller.name
     for answer in filter(None, (body.response_id, body.other_response_id)):
         if not await asyncio.to_thread(feedback.has, answer, of):
@@ -51,7 +51,7 @@ async def _check_answers(body: FeedbackRequest, caller: Caller, feedback: Feedba
 
 @router.delete("/v1/feedback", **gives(DeletedRows))
 async def forget(caller: CurrentCaller, feedback: KeptFeedback, user: str | None = None) -> Response:
-    """Delete what the caller gave; where the server has no keys, what `user` gave."""
+    """Delete the caller's data; on a server without keys, that of `user`."""
     return JSONResponse({"deleted_rows": await asyncio.to_thread(feedback.delete_user, caller.user(user))})
 
 

@@ -1,4 +1,4 @@
-"""Items of OpenAI's responses and conversations: messages, calls of functions, what these gave, and summaries."""
+"""Items of OpenAI's responses and conversations: messages, function calls, their outputs, and summaries (compactions)."""
 
 import base64
 from typing import Any
@@ -10,11 +10,11 @@ _ROLES = ("system", "developer", "user", "assistant")
 
 
 def turns(value: str | list[dict[str, Any]] | None) -> list[dict[str, Any]]:
-    """Chat messages of an input; none at all is an empty turn. Calls that follow each other are made in one turn."""
+    """The chat messages of an input; no input is an empty user message. Successive calls go into one message."""
     if not isinstance(value, list):
         return [{"role": "user", "content": value or ""}]
     made: list[dict[str, Any]] = []
-    calling = False  # whether the last turn calls
+    calling = False  # whether the last item was a call
     for item in value:
         before, calling = calling, item.get("type") == "function_call"
         if calling and before:
@@ -45,7 +45,7 @@ def _call(item: dict[str, Any]) -> dict[str, Any]:
 
 
 def compaction(summary: str) -> dict[str, Any]:
-    """The item that stands for a conversation of which this is the summary, in base64: clients give it back as it is."""
+    """An item that stands for a summarised conversation. The summary is in base64, since clients must return it unchanged."""
     return {"type": "compaction", "id": new_id("cmp"), "encrypted_content": base64.b64encode(summary.encode()).decode()}
 
 
@@ -59,12 +59,12 @@ def _summary(item: dict[str, Any]) -> str:
 
 
 def as_list(value: str | list[dict[str, Any]] | None) -> list[dict[str, Any]]:
-    """An input as items."""
+    """An input as a list of items."""
     return value if isinstance(value, list) else [{"role": "user", "content": value}] if value else []
 
 
 def stored(value: str | list[dict[str, Any]] | None) -> list[dict[str, Any]]:
-    """An input as items that can be looked up: each with an id of its own, a type, and its content in parts."""
+    """An input as items that can be stored: each with an id of its own, a type, and its content in parts."""
     return [_stored(item) for item in as_list(value)]
 
 

@@ -1,4 +1,4 @@
-"""`/v1/messages`: Anthropic's Messages API over chat completions, with streaming and tools."""
+"""`/v1/messages`: Anthropic's Messages API on top of chat completions, with streaming and tools."""
 
 import json
 from collections.abc import AsyncGenerator, Iterator
@@ -26,7 +26,7 @@ router = APIRouter()
 
 
 class Source(Body):
-    """Where a picture is: in the request itself, or elsewhere, where it is not fetched."""
+    """An image's source. Only images in the request itself (base64) are read, others are refused."""
 
     type: Literal["base64", "url", "file"]
     media_type: str = ""
@@ -34,7 +34,7 @@ class Source(Body):
 
 
 class Block(Body):
-    """A part of a message: text, a picture, a call (`tool_use`), what it gave (`tool_result`), or thoughts."""
+    """A part of a message: text, an image, a tool call (`tool_use`), its result (`tool_result`), or thinking."""
 
     type: Literal["text", "image", "tool_use", "tool_result", "thinking", "redacted_thinking"]
     text: Text = ""
@@ -70,7 +70,7 @@ class Choice(Body):
 
 
 class CountRequest(RequestBody):
-    """What a prompt is made of."""
+    """The fields of a request that make its prompt."""
 
     model: str = ""
     messages: Annotated[list[Turn], Field(min_length=1, max_length=16_384)]
@@ -107,14 +107,16 @@ async def count_tokens(body: CountRequest, request: Request, place: Placed, mode
 
 
 async def prepare(models: Models, body: CountRequest, place: Place, **sampling: Any) -> chat.Conversation:
-    """The chat request of messages. Raises ApiError or TenfoldError in one sentence."""
+    """The chat request for Anthropic's messages. Raises ApiError or TenfoldError."""
     if body.messages[-1].role == "assistant":
-        raise ApiError(400, "The last message must be of the user: answers are not continued here.", param="messages")
-    told = [{"role": "system", "content": _content(body.system)}] if body.system else []
+        raise ApiError(
+            400, "The last message must be the user's: this server does not continue answers on /v1/messages.", param="messages"
+        )
+    system = [{"role": "system", "content": _content(body.system)}] if body.system else []
     choice = body.tool_choice
     wanted = {
         "model": body.model,
-        "messages": told + [turn for message in body.messages for turn in _turns(message)],
+        "messages": system + [turn for message in body.messages for turn in _turns(message)],
         "tools": [_tool(tool) for tool in body.tools or ()] or None,
         "tool_choice": None if choice is None else _choice(choice),
         "parallel_tool_calls": False if choice and choice.disable_parallel_tool_use else None,
@@ -127,7 +129,7 @@ def _text(content: str | list[Block]) -> str:
 
 
 def _content(content: str | list[Block]) -> str | list[dict[str, Any]]:
-    """Text, or where there are pictures parts as chat completions have them."""
+    """Content as text; with images, as parts in the form of chat completions."""
     if isinstance(content, str) or all(block.type != "image" for block in content):
         return _text(content)
     parts: list[dict[str, Any]] = []
@@ -144,7 +146,7 @@ def _picture(block: Block) -> dict[str, Any]:
 
 
 def _turns(message: Turn) -> Iterator[dict[str, Any]]:
-    """A message as chat completions have it: what calls gave is a turn of its own, before what the user says."""
+    """A message as messages of chat completions: results of tool calls become messages of their own, before the user's text."""
     blocks = [] if isinstance(message.content, str) else message.content
     for block in blocks:
         if block.type == "tool_result":
@@ -156,7 +158,10 @@ def _turns(message: Turn) -> Iterator[dict[str, Any]]:
     ]
     content = _content(message.content)
     thoughts = "".join(block.thinking for block in blocks)
-    said = {"content": content, **({"reasoning_content": thoughts} if thoughts else {})}  # as templates of such models name it
+    said = {
+        "content": content,
+        **({"reasoning_content": thoughts} if thoughts else {}),
+    }  # the name in templates of reasoning models
     if calls:
         yield {"role": "assistant", **said, "tool_calls": calls}
     elif content or not any(block.type == "tool_result" for block in blocks):
@@ -175,14 +180,14 @@ def _choice(choice: Choice) -> Any:
 
 
 def _usage(conversation: chat.Conversation, g: Gathered) -> dict[str, Any]:
-    """Anthropic counts tokens that were found in the cache apart."""
+    """The usage; Anthropic counts prompt tokens that were found in the cache separately."""
     read = len(conversation.request.tokens) - g.cached_tokens
     cached = {"cache_read_input_tokens": g.cached_tokens, "cache_creation_input_tokens": 0}
     return {"input_tokens": read, "output_tokens": len(g.tokens), **cached}
 
 
 def _message(conversation: chat.Conversation, g: Gathered) -> dict[str, Any]:
-    """A message without content."""
+    """Anthropic's message object, without content."""
     return {
         "id": conversation.request.id.replace("chatcmpl", "msg"),
         "type": "message",
@@ -197,12 +202,12 @@ def _message(conversation: chat.Conversation, g: Gathered) -> dict[str, Any]:
 
 def _end(spoken: Spoken) -> dict[str, Any]:
     """Why a message ended."""
-    told = "stop_sequence" if spoken.stop else "max_tokens" if spoken.finish_reason == "length" else "end_turn"
-    return {"stop_reason": "tool_use" if spoken.ends_in_calls else told, "stop_sequence": spoken.stop or None}
+    reason = "stop_sequence" if spoken.stop else "max_tokens" if spoken.finish_reason == "length" else "end_turn"
+    return {"stop_reason": "tool_use" if spoken.ends_in_calls else reason, "stop_sequence": spoken.stop or None}
 
 
 async def answer(conversation: chat.Conversation) -> dict[str, Any]:
-    """The whole message as one object: what the events of the streamed one come to."""
+    """The whole message as one object, put together from the events of a streamed message."""
     whole: dict[str, Any] = {}
     async for event in events(conversation):
         match event:
@@ -225,7 +230,7 @@ async def answer(conversation: chat.Conversation) -> dict[str, Any]:
 
 
 def _input(arguments: str) -> dict[str, Any]:
-    """The arguments of a call as an object: of those that are cut, what has come; of those that are none, nothing."""
+    """A call's arguments as an object: incomplete JSON as far as it goes, {} if they are not a JSON object."""
     try:
         value = from_json(arguments, allow_partial=True)
     except ValueError:
@@ -234,7 +239,7 @@ def _input(arguments: str) -> dict[str, Any]:
 
 
 async def events(conversation: chat.Conversation) -> AsyncGenerator[dict[str, Any], None]:
-    """Every event of a streamed message: blocks of text and of calls, in the order in which they are written."""
+    """Yield the events of a streamed message: blocks of text and of tool calls, in the order in which they are generated."""
     (spoken,), blocks = conversation.begin(), _Blocks()
     yield {"type": "message_start", "message": _message(conversation, spoken)}
     async for delta in conversation.deltas():
@@ -248,7 +253,7 @@ async def events(conversation: chat.Conversation) -> AsyncGenerator[dict[str, An
 
 @dataclass
 class _Blocks:
-    """The events of the blocks of one message."""
+    """Writes the events of the blocks of one message."""
 
     index: int = 0
     open: Literal["", "text", "tool_use"] = ""  # the type of the block under way
@@ -259,7 +264,7 @@ class _Blocks:
         yield {"type": "content_block_start", "index": self.index, "content_block": block}
 
     def write(self, piece: Piece) -> Iterator[dict[str, Any]]:
-        """More of the message."""
+        """The events for a piece of the answer."""
         match piece:
             case Said(text):
                 if self.open != "text":
@@ -273,7 +278,7 @@ class _Blocks:
         yield {"type": "content_block_delta", "index": self.index, "delta": delta}
 
     def close(self) -> Iterator[dict[str, Any]]:
-        """End the block under way, if there is one."""
+        """End the open block, if there is one."""
         if self.open:
             yield {"type": "content_block_stop", "index": self.index}
             self.index, self.open = self.index + 1, ""

@@ -1,4 +1,4 @@
-"""`/v1/models`: the models by name, a swap of one for another, and a candidate beside one; and vLLM's `/sleep` and `/wake_up`."""
+"""`/v1/models`: list, swap and split (A/B test) models; and vLLM's `/sleep`, `/wake_up` and `/is_sleeping`."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,10 @@ router = APIRouter()
 
 
 def _described(models: Models, name: str) -> dict[str, Any]:
-    """As OpenAI's; of an adapter also the model it belongs to, as vLLM's; of a loaded model whether it sees, as Mistral's."""
+    """OpenAI's model object.
+
+    An adapter also has its model as `parent`, as in vLLM; a loaded model has `capabilities.vision`, as in Mistral's API.
+    """
     parent = models.parents[name]
     described: dict[str, Any] = {"id": name, "object": "model", "created": models.created, "owned_by": "tenfold"}
     if (loaded := models.loaded.get(parent or name)) is not None:
@@ -44,7 +47,7 @@ async def swap(body: SwapRequest, models: ServedModels) -> Response:
 
 @router.post("/v1/models/split", dependencies=[Depends(operator_only)], **gives(SplitModel))
 async def split(body: SplitRequest, models: ServedModels) -> Response:
-    """A swap ends it: to the candidate's path, which promotes it, or to that of the model beside it."""
+    """Start an A/B test. A swap ends it: to the candidate's path, which promotes the candidate, or to the old model's path."""
     name = models.resolve(body.model)
     made = await models.split(name, _path(body), body.share)
     return JSONResponse({**_described(models, name), "candidate": made.candidate.name, "share": made.share})
@@ -52,7 +55,7 @@ async def split(body: SplitRequest, models: ServedModels) -> Response:
 
 @router.post("/sleep", dependencies=[Depends(operator_only)], **gives(Sleeping))
 async def sleep(models: ServedModels) -> Response:
-    """Answered once all that was accepted is, and the memory of the caches is free."""
+    """Put the models to sleep; answered once all accepted requests are answered and the caches' memory is free."""
     await models.sleep()
     return await is_sleeping(models)
 
@@ -69,8 +72,8 @@ async def is_sleeping(models: ServedModels) -> Response:
 
 
 def _path(body: SwapRequest | SplitRequest) -> Path:
-    """The weights that a request names. Raises ApiError or TenfoldError where there can be none, or are none."""
+    """The model path in a request. Raises ApiError or TenfoldError if it is not a possible path, or has no model."""
     try:
         return model_path(Path(body.path))
-    except (OSError, ValueError):  # too long a name, or a zero in it
-        raise ApiError(400, "The path is none that a file can have.", param="path") from None
+    except (OSError, ValueError):  # the name is too long, or contains a zero byte
+        raise ApiError(400, "The path is not one that a file can have: give another.", param="path") from None

@@ -1,4 +1,4 @@
-"""The events of a streamed response of OpenAI's, and the items that they make."""
+"""Writes the events of a streamed response of OpenAI's Responses API, and collects its output items."""
 
 import copy
 from collections.abc import Iterator
@@ -11,10 +11,10 @@ from tenfold.serve.api.tool_parser import Arguments, CallBegins, Piece, Said
 
 @dataclass
 class Writer:
-    """The events of one response, numbered, and the items that they make: messages, and calls of functions."""
+    """Makes the numbered events of one response; `output` has its items so far: messages and function calls."""
 
     output: list[dict[str, Any]] = field(default_factory=list)
-    is_open: bool = False  # whether the last item goes on
+    is_open: bool = False  # whether the last item is unfinished
     _number: int = 0
 
     def event(self, kind: str, **more: Any) -> dict[str, Any]:
@@ -23,7 +23,7 @@ class Writer:
 
     @property
     def _here(self) -> dict[str, Any]:
-        """Where the last item is, and for a message its one part."""
+        """The fields of an event that identify the last item, and for a message its only part."""
         item = self.output[-1]
         there = {"item_id": item["id"], "output_index": len(self.output) - 1}
         return there | {"content_index": 0} if item["type"] == "message" else there
@@ -35,7 +35,7 @@ class Writer:
         yield self.event("output_item.added", output_index=len(self.output) - 1, item=copy.deepcopy(item))
 
     def open_message(self) -> Iterator[dict[str, Any]]:
-        """Begin a message, if none is under way."""
+        """Begin a message, if none is open."""
         if not (self.is_open and self.output[-1]["type"] == "message"):
             message = {"type": "message", "role": "assistant", "content": []}
             yield from self._open({"id": new_id("msg"), "status": "in_progress", **message})
@@ -44,7 +44,7 @@ class Writer:
             yield self.event("content_part.added", **self._here, part=dict(part))
 
     def write(self, piece: Piece) -> Iterator[dict[str, Any]]:
-        """More of the answer."""
+        """The events for a piece of the answer."""
         match piece:
             case Said(text):
                 yield from self.open_message()
@@ -58,7 +58,7 @@ class Writer:
                 yield self.event("function_call_arguments.delta", **self._here, delta=text)
 
     def close(self, status: str = "completed") -> Iterator[dict[str, Any]]:
-        """End the last item, if it goes on."""
+        """End the open item, if there is one."""
         if not self.is_open:
             return
         item, self.is_open = self.output[-1], False

@@ -1,4 +1,4 @@
-"""`/v1/responses`: OpenAI's Responses API over chat completions, with streaming, and earlier answers by name."""
+"""`/v1/responses`: OpenAI's Responses API on top of chat completions: streaming, stored responses and background mode."""
 
 import asyncio
 import time
@@ -32,11 +32,11 @@ from tenfold.serve.api.streaming import stream, until_disconnect
 from tenfold.spec.errors import TenfoldError
 
 router = APIRouter()
-_EVENTS = "response.events"  # the kind under which a stream of the background is kept, for who reads it later
+_EVENTS = "response.events"  # the kind under which a background stream's events are stored, for later readers
 
 
 class Reading(BaseModel):
-    """How a response is read: as a whole, or as events from the first or from behind a number on."""
+    """How a response is to be read: whole, or as events, from the first or from after a number on."""
 
     stream: bool = False
     starting_after: Annotated[int, Field(ge=0)] | None = None
@@ -69,7 +69,7 @@ async def count_input(body: ResponsesRequest, place: Placed, models: ServedModel
 async def get_response(
     name: str, asked: Annotated[Reading, Query()], request: Request, owner: Owner, store: Stored, background: Works
 ) -> Response:
-    """The response, or with `stream` the events of one that was begun in the background, those behind `starting_after`."""
+    """The response; with `stream`, the events of a background response after number `starting_after`."""
     response = store.get(owner, name)[0]
     if not asked.stream:
         return JSONResponse(response)
@@ -80,9 +80,9 @@ async def get_response(
 
 @router.post("/v1/responses/{name}/cancel", **gives(ResponsesAnswer))
 async def cancel_response(name: str, owner: Owner, store: Stored, background: Works) -> Response:
-    """The response, which is cancelled where it was still under way."""
+    """Cancel a background response if it is running, and return it."""
     if not store.get(owner, name)[0]["background"]:
-        raise ApiError(400, "Only a response with background: true can be cancelled: close the connection of another.")
+        raise ApiError(400, "Only a response with background: true can be cancelled: to stop another, close its connection.")
     await background.cancel(owner, name)
     return JSONResponse(store.get(owner, name)[0])
 
@@ -91,13 +91,13 @@ async def cancel_response(name: str, owner: Owner, store: Stored, background: Wo
 async def delete_response(name: str, owner: Owner, store: Stored, background: Works) -> Response:
     await background.cancel(owner, name)
     store.delete(owner, name)
-    with suppress(ApiError):  # it was no stream of the background
+    with suppress(ApiError):  # it has no stored events
         store.delete(owner, _log_name(name), _EVENTS)
     return JSONResponse({"id": name, "object": "response", "deleted": True})
 
 
 def _tools(tools: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
-    """Functions as chat completions have them."""
+    """Functions in the form of chat completions."""
     for tool in tools or ():
         if tool.get("type") != "function" or not tool.get("name"):
             raise ApiError(400, f"Tools must be functions with a name, not {tool.get('type')!r}.", param="tools")
@@ -105,18 +105,18 @@ def _tools(tools: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
 
 
 async def prepare(models: Models, body: ResponsesRequest, store: ResponseStore, place: Place) -> chat.Conversation:
-    """The chat request of a response. Raises ApiError or TenfoldError in one sentence."""
+    """The chat request for a response. Raises ApiError or TenfoldError."""
     if body.background and body.store is False:
         raise ApiError(400, "A response in the background is stored: leave store out.", param="background")
     messages = _earlier(body, store, place.owner) + turns(body.input)
-    told = [{"role": "system", "content": body.instructions}] if body.instructions else []
+    system = [{"role": "system", "content": body.instructions}] if body.instructions else []
     form = body.text.format if body.text else None
     choice = body.tool_choice
     if isinstance(choice, dict) and "name" in choice:
         choice = {"type": "function", "function": {"name": choice["name"]}}
     wanted = {
         "model": body.model,
-        "messages": told + messages,
+        "messages": system + messages,
         "max_completion_tokens": body.max_output_tokens,
         "temperature": body.temperature,
         "top_p": body.top_p,
@@ -133,7 +133,7 @@ async def prepare(models: Models, body: ResponsesRequest, store: ResponseStore, 
 
 
 def _earlier(body: ResponsesRequest, store: ResponseStore, owner: str) -> list[dict[str, Any]]:
-    """What a response goes on with: a conversation, or an earlier response with all before it."""
+    """The messages before a response: of its conversation, or of the previous response and all before it."""
     if body.conversation is not None and body.previous_response_id:
         raise ApiError(400, "Give conversation or previous_response_id, not both.", param="conversation")
     if body.conversation is not None:
@@ -178,7 +178,7 @@ def _object(body: ResponsesRequest, conversation: chat.Conversation, status: str
 
 
 def _text(body: ResponsesRequest) -> dict[str, Any]:
-    """What was asked of the text, and in any case its format."""
+    """The request's field `text`, always with a format."""
     asked = body.text.model_dump(by_alias=True, exclude_unset=True) if body.text else {}
     return {**asked, "format": {"type": "text", **(asked.get("format") or {})}}
 
@@ -197,12 +197,12 @@ def _counts(conversation: chat.Conversation, g: Gathered) -> dict[str, Any]:
 async def events(
     body: ResponsesRequest, conversation: chat.Conversation, store: ResponseStore
 ) -> AsyncGenerator[dict[str, Any], None]:
-    """Every event of a streamed response; the last carries the whole response."""
+    """Yield the events of a streamed response, the last with the whole response; store the response unless `store` is false."""
     writer, (spoken,) = Writer(), conversation.begin()
     begun = _object(body, conversation, "in_progress", [], None)
     yield writer.event("created", response=begun)
     yield writer.event("in_progress", response=begun)
-    if not conversation.tools:  # with tools there may be no message, only calls
+    if not conversation.tools:  # with tools there may be only calls, and no message
         for event in writer.open_message():
             yield event
     async for delta in conversation.deltas():
@@ -217,7 +217,7 @@ async def events(
     if body.store is not False:
         store.add(owner, whole, [*conversation.messages, chat.message(spoken)])
     if body.conversation_id:
-        with suppress(ApiError):  # it was deleted meanwhile
+        with suppress(ApiError):  # the conversation has been deleted meanwhile
             append(store, owner, body.conversation_id, stored(body.input) + writer.output)
     yield writer.event(status, response=whole)
 
@@ -228,19 +228,19 @@ async def answer(body: ResponsesRequest, conversation: chat.Conversation, store:
 
 
 async def in_background(body: ResponsesRequest, conversation: chat.Conversation, store: ResponseStore, log: Events) -> None:
-    """Make a response that was stored when it began; how it ends is stored, too, and the events of a stream."""
+    """Make a response in the background, whose beginning is stored already. Stores its end, and the events if it is a stream."""
     ended = None
     try:
         async for event in events(body, conversation, store):
             log.add(event)
     except asyncio.CancelledError:
         ended = _object(body, conversation, "cancelled", [], None)
-    except Exception as error:  # whatever it is, the response is under way no longer
-        told = str(error)
+    except Exception as error:  # whatever it is, the stored response must not stay in progress
+        message = str(error)
         if not isinstance(error, ApiError | TenfoldError):
             traceback.print_exception(error)
-            told = "The server failed on this request: an operator finds the reason in its log."
-        ended = _object(body, conversation, "failed", [], None) | {"error": {"code": "server_error", "message": told}}
+            message = "The server failed on this request: an operator finds the reason in its log."
+        ended = _object(body, conversation, "failed", [], None) | {"error": {"code": "server_error", "message": message}}
     owner = conversation.request.owner
     if ended is not None:
         store.add(owner, ended, conversation.messages)

@@ -1,4 +1,4 @@
-"""`/v1/score` and `/v1/rerank`, as vLLM has them: how alike two texts are, by the cosine of their embeddings."""
+"""`/v1/score` and `/v1/rerank`, as in vLLM: the similarity of two texts, as the cosine of their embeddings."""
 
 import time
 from typing import Annotated, Any
@@ -30,7 +30,7 @@ class RerankRequest(RequestBody):
     model: str = ""
     query: Text
     documents: Annotated[list[Text], Field(min_length=1)]
-    top_n: Annotated[int, Field(ge=0)] | None = None  # None and 0 are all
+    top_n: Annotated[int, Field(ge=0)] | None = None  # None and 0 mean all
 
 
 @router.post("/v1/score", **gives(Scores))
@@ -39,12 +39,12 @@ async def score(body: ScoreRequest, request: Request, place: Placed, models: Ser
 
 
 async def answer(models: Models, body: ScoreRequest, place: Place) -> dict[str, Any]:
-    """A score for each of `text_2` beside `text_1`, or beside that of `text_1` in the same place."""
+    """The score of each text of `text_2` with the one text of `text_1`, or with the text of `text_1` at the same index."""
     first, second = body.text_1 if isinstance(body.text_1, list) else [body.text_1], body.text_2
     second = second if isinstance(second, list) else [second]
     if len(first) not in (1, len(second)):
-        told = f"text_1 has {len(first)} texts and text_2 {len(second)}: give one text, or as many as in text_2."
-        raise ApiError(400, told, param="text_1")
+        message = f"text_1 has {len(first)} texts and text_2 {len(second)}: give one text, or as many as in text_2."
+        raise ApiError(400, message, param="text_1")
     model, vectors, read = await embed(models, body.model, prompts_of([*first, *second], "text_2"), place)
     units = [unit_vector(vector) for vector in vectors]
     left, right = units[: len(first)] * (len(second) // len(first)), units[len(first) :]
@@ -59,7 +59,7 @@ async def rerank(body: RerankRequest, request: Request, place: Placed, models: S
 
 
 async def ranking(models: Models, body: RerankRequest, place: Place) -> dict[str, Any]:
-    """The documents by their score beside the query, the highest first."""
+    """The documents by their score with the query, the highest first."""
     asked = ScoreRequest(model=body.model, text_1=body.query, text_2=body.documents)
     scored = await answer(models, asked, place)
     results = [

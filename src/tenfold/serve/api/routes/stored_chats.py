@@ -1,4 +1,4 @@
-"""Stored chat completions (`store: true`), while they are remembered: read, listed, given metadata and deleted by their owner."""
+"""Stored chat completions (`store: true`): their owner can read, list and delete them, and change their metadata."""
 
 import asyncio
 from typing import Literal
@@ -14,7 +14,7 @@ from tenfold.serve.api.routes.answers import Limit, page
 
 router = APIRouter(prefix="/v1/chat/completions")
 _KIND = "chat.completion"
-_METADATA = "metadata["  # before a key in a query, as OpenAI's client writes it
+_METADATA = "metadata["  # the prefix of a metadata key in a query, as OpenAI's client writes it
 
 
 @router.get("", **gives(Listed))

@@ -1,4 +1,4 @@
-"""`/tokenize` and `/detokenize`: text to a model's tokens and back."""
+"""`/tokenize` and `/detokenize`, as in vLLM: text to a model's tokens and back."""
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
@@ -24,7 +24,7 @@ async def tokenize(body: TokenizeRequest, place: Placed, models: ServedModels) -
 
 
 async def _tokens(model: ServedModel, body: TokenizeRequest) -> list[int]:
-    """Tokens of a text or a conversation. Raises ApiError or TenfoldError."""
+    """The tokens of a text or a conversation. Raises ApiError or TenfoldError."""
     if (messages := body.messages) is None:
         encode = model.text.ids if body.add_special_tokens is False else model.text.encode
         return await model.prompt(lambda: encode(body.prompt or ""))

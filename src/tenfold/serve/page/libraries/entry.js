@@ -1,4 +1,4 @@
-// What the page takes from other packages; `npm ci && npm run build` writes ../static/libraries.js and LICENSES.txt.
+// What the page uses of other packages; `npm ci && npm run build` writes ../static/libraries.js and LICENSES.txt.
 export { tasklist } from "@mdit/plugin-tasklist";
 export { tex } from "@mdit/plugin-tex";
 export { default as DOMPurify } from "dompurify";

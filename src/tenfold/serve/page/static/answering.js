@@ -1,19 +1,19 @@
-// Asking the server for an answer, and drawing it while it comes.
+// Requests an answer from the server, and draws it while it is generated.
 import { add, chosen, messages } from "./conversation.js";
 import { Cut } from "./client.js";
 import { readTools } from "./calls.js";
 
-const BETWEEN_DRAWS_MS = 100, SHARE = 20;  // drawing takes a twentieth of the time at most, however long an answer is
+const BETWEEN_DRAWS_MS = 100, SHARE = 20;  // drawing takes at most about 1 / SHARE of the time, however long an answer is
 const BETWEEN_SAVES_MS = 2000;
 
-/** Answers a user's turn by the model that is chosen, or by two. */
+/** Answers a turn of the user or of tools with the selected model, or with two models. */
 export async function answer(chat, asked) {
   const { names, stores } = chat.wishes();
   const turn = add(asked, { role: "assistant", swapped: names.length > 1 && Math.random() < .5, answers: names.map(model => ({ model, text: "" })) });
   await run(chat, turn, messages(chat.conversation, asked), { store: stores });
 }
 
-/** Goes on with an answer that ended too early. */
+/** Continues an answer that ended too early. */
 export async function goOn(chat, turn) {
   const cut = chosen(turn);
   delete cut.end;
@@ -49,20 +49,20 @@ async function read(client, answer, body, signal, drawn) {
   try {
     await client.stream("/v1/chat/completions", { ...body, model: answer.model }, signal, take);
     answer.end = finish ?? "stop";
-    answer.stored = Boolean(body.store);  // what was not finished is not stored
+    answer.stored = Boolean(body.store);  // the server stores only finished answers
   } catch (error) {
     answer.end = error.name === "AbortError" ? "stopped" : error instanceof Cut ? "cut" : "failed";
     if (answer.end === "failed") answer.error = error.message;
   }
 }
 
-/** A piece of a call: its beginning, or more of its arguments. */
+/** Adds a piece of a tool call: its beginning, or more of its arguments. */
 function takeCall(answer, { index, id = "", function: { name = "", arguments: more = "" } }) {
   const call = (answer.calls ??= [])[index] ??= { id, name, arguments: "" };
   call.arguments += more;
 }
 
-/** Draws with the browser's frames, seldom enough for drawing to stay a small share of the time; and saves now and then. */
+/** Schedules drawing for the browser's frames, so rarely that it takes a small share of the time; and saves from time to time. */
 function paced(draw, save) {
   let timer = 0, frame = 0, cost = 0, saved = performance.now();
   const drawNow = () => {

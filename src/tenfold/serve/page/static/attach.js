@@ -1,10 +1,10 @@
-// Files beside a message: text goes to the model as text, a picture as a picture where the model sees them.
+// Files with a message: text is sent to the model as text, an image as an image if the model reads images.
 import { make, sign } from "./dom.js";
 
-const LONGEST_TEXT = 400_000;  // characters; what a model reads of them its context decides
-const LONGEST_SIDE = 1568;  // pixels of a picture: what is larger is made smaller before it is sent
+const LONGEST_TEXT = 400_000;  // characters; the model's context may allow fewer
+const LONGEST_SIDE = 1568;  // pixels; larger images are scaled down before they are sent
 
-/** The chosen files of the next message, with the button that adds some. `say` tells the user of one that cannot be read. */
+/** The files of the next message, and the button that adds files. `say` tells the user about a file that cannot be read. */
 export class Attached {
   constructor(say) {
     Object.assign(this, { say, files: [], sees: true, reading: 0 });
@@ -13,9 +13,9 @@ export class Attached {
     this.button = sign("📎", "Add files", () => this.input.click());
   }
 
-  /** Reads files and shows them; also those that were dropped, or pasted. */
+  /** Reads files, which were chosen, dropped or pasted, and shows them. */
   async add(files) {
-    this.reading++;  // meanwhile no message is sent
+    this.reading++;  // no message can be sent meanwhile
     for (const file of files) {
       try {
         this.files.push(await read(file, this.sees));
@@ -28,7 +28,7 @@ export class Attached {
     this.draw();
   }
 
-  /** The files, which a message takes with it. */
+  /** Returns the files for a message that is sent, and clears them. */
   take() {
     const taken = this.files;
     this.files = [];
@@ -43,7 +43,7 @@ export class Attached {
   }
 }
 
-/** A file as it is kept: its name with its `text`, or with its `image` as a data URL. Throws an Error of one sentence. */
+/** Reads a file: its name with its `text`, or with its `image` as a data URL. Throws an Error of one sentence. */
 async function read(file, sees) {
   if (file.type.startsWith("image/")) {
     if (!sees) throw new Error(`${file.name}: this model reads text alone, and sees no pictures.`);
@@ -61,7 +61,7 @@ async function read(file, sees) {
   return { name: file.name, text };
 }
 
-/** A picture drawn anew: no larger than models look at, and without what the camera wrote beside it, such as the place. */
+/** An image as a data URL, encoded again: scaled down to LONGEST_SIDE, and without metadata such as the camera's location. */
 async function picture(file) {
   let bitmap;
   try {
@@ -75,7 +75,7 @@ async function picture(file) {
   return canvas.toDataURL(file.type === "image/jpeg" ? "image/jpeg" : "image/png", .9);
 }
 
-/** A file of a message, to be seen. */
+/** The element that shows a file of a message. */
 export function shown({ name, text, image }) {
   if (image) return make("img", { src: image, alt: name, title: name });
   return make("details", {}, make("summary", { textContent: name, dir: "auto" }), make("pre", { textContent: text, tabIndex: 0 }));

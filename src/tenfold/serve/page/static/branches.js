@@ -1,10 +1,10 @@
-// A conversation as a tree: where a message was asked anew, or an answer given again, its branches stand below each other.
+// Shows a conversation as a tree: where a message was edited, or an answer repeated, the branches are listed below each other.
 import { button, make } from "./dom.js";
 import { path, spoken } from "./conversation.js";
 
 const LONGEST_LINE = 60;  // characters of a turn
 
-/** The tree's box; `open` is called with a turn whose branch is to be shown. */
+/** The panel with the tree; `open` is called with the turn whose branch is to be shown. */
 export class Branches {
   constructor(conversation, open) {
     Object.assign(this, { conversation, open });
@@ -18,7 +18,7 @@ export class Branches {
     this.box.replaceChildren(...rows.length ? rows : [make("p", { textContent: "Nothing was said yet." })]);
   }
 
-  /** A turn and what follows it up to the next fork, then the branches of that. */
+  /** A list of a turn and those after it up to the next fork, with the fork's branches as lists in it. */
   #branch(first, shown) {
     const list = make("ul");
     for (let turn = first, next; turn; turn = next) {

@@ -1,7 +1,7 @@
-// Calls of tools in an answer: which function, with which arguments; and what they gave, which the user writes.
+// Tool calls in an answer, with function and arguments; and their results, which the user writes.
 import { button, make } from "./dom.js";
 
-/** The calls of an answer, each as it was written; JSON is laid out. */
+/** The elements of an answer's calls; arguments in JSON are formatted. */
 export const calls = made => made.map(({ name, arguments: given }) => make("div", { className: "call" },
   make("span", { textContent: `Calls ${name}` }), make("pre", { textContent: laidOut(given), tabIndex: 0, ariaLabel: `Arguments of ${name}` })));
 
@@ -9,22 +9,22 @@ function laidOut(text) {
   try {
     return JSON.stringify(JSON.parse(text), null, 1);
   } catch {
-    return text;  // cut, or no JSON
+    return text;  // incomplete, or not JSON
   }
 }
 
-/** A form for what calls gave; `send` gets the results, each with the id and the name of its call. */
+/** A form for the results of calls; `send` gets them, each with the id and the name of its call. */
 export function resultsForm(made, send) {
   const boxes = made.map(call => make("textarea", { rows: 2, dir: "auto", ariaLabel: `Result of ${call.name}`, placeholder: `What ${call.name} gave` }));
   return make("div", { className: "results" }, ...boxes,
     button("Send results", () => send(made.map(({ id, name }, i) => ({ id, name, text: boxes[i].value })))));
 }
 
-/** What calls gave, as it was sent. */
+/** The elements of the results of calls. */
 export const results = given => given.map(({ name, text }) => make("div", { className: "call" },
   make("span", { textContent: `${name} gave` }), make("pre", { textContent: text, tabIndex: 0, ariaLabel: `Result of ${name}` })));
 
-/** Tools as JSON: functions, or tools that hold one. Throws an Error of one sentence. */
+/** Parses tools in JSON: functions, or tools that contain one. Throws an Error of one sentence. */
 export function readTools(text) {
   if (!text?.trim()) return undefined;
   let read;

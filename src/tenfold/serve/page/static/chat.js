@@ -1,4 +1,4 @@
-// The chat, in any element of any page of this server: `mount(element)`. The page has chat.css, and the element a height.
+// The chat, for any element of any page of this server: `mount(element)`. The page must load chat.css, and the element needs a height.
 import { button, make, question } from "./dom.js";
 import { Client } from "./client.js";
 import { Attached } from "./attach.js";
@@ -13,7 +13,7 @@ import { layout } from "./layout.js";
 
 const NEAR_END_PX = 120;
 
-/** Puts the chat into `host`; `server` is the address before /v1, by default that of the page. */
+/** Puts the chat into `host`; `server` is the URL before /v1, by default the page's own server. */
 export function mount(host, { server = "" } = {}) {
   new Chat(host, server).start();
 }
@@ -59,7 +59,7 @@ class Chat {
     this.parts.send.disabled = false;
   }
 
-  /** Opens the conversation with an id; a new one for null, and where there is none. */
+  /** Opens the conversation with an id; a new one for null, or if there is none of this id. */
   async open(id) {
     this.stop();
     const kept = id && await this.tried(() => this.store.get(id));
@@ -91,7 +91,7 @@ class Chat {
     this.parts.heading.textContent = title(this.conversation);
   }
 
-  // What turns and the form ask for.
+  // Actions of turns and the form.
 
   get last() { return path(this.conversation).at(-1) ?? this.conversation; }
   get isReady() { return !this.running && !this.files.reading && !this.parts.send.disabled; }
@@ -101,10 +101,10 @@ class Chat {
     return true;
   }
 
-  /** Goes on with what the calls of an answer gave. */
+  /** Sends the results of an answer's tool calls. */
   sendResults(turn, results) { answer(this, add(turn, { role: "tool", results })); }
 
-  /** Whether pictures may be added: a model that the server has not loaded yet may see. */
+  /** Sets whether images may be added: not for models that are known to read none; the server knows it of loaded models only. */
   chooseModel() { this.files.sees = !this.blind.has(this.parts.model.value); }
 
   retry(turn) { answer(this, parent(turn)); }
@@ -128,13 +128,13 @@ class Chat {
     this.save();
   }
 
-  /** The models that a question is put to, and whether the answers are stored. */
+  /** The names of the models to ask, and whether the answers are to be stored. */
   wishes() {
     const { model, beside, consent } = this.parts, other = this.models.find(name => name !== model.value) ?? model.value;
     return { names: beside.checked ? [model.value, other] : [model.value], stores: consent.checked };
   }
 
-  /** Sends what the user thinks of an answer; where that was kept, `take` changes the turn. */
+  /** Sends the user's feedback on an answer; if the server has kept it, `take` changes the turn. */
   async judge(turn, what, take) {
     try {
       await this.client.ask("/v1/feedback", "POST", { consent: true, user: this.user, response_id: turn.answers[0].id, ...what });
@@ -148,7 +148,7 @@ class Chat {
     this.save();
   }
 
-  // An answer that is under way.
+  // While an answer is generated.
 
   begin(turn, stopper) {
     this.running = { turn, stopper };
@@ -189,7 +189,7 @@ class Chat {
     this.draw();
   }
 
-  /** Brings the articles up to date: those of turns that did not change stay. */
+  /** Updates the articles; those of unchanged turns stay. */
   draw() {
     const { log, heading, send, stop } = this.parts, shown = path(this.conversation).map(turn => this.articleOf(turn));
     this.keepPlace(() => {
@@ -209,7 +209,7 @@ class Chat {
     return this.articles.get(turn);
   }
 
-  /** Who reads the end of the conversation goes on reading the end; who has the keyboard on a button keeps it there. */
+  /** Makes a change, and keeps the log scrolled to its end if it was there, and the keyboard's focus on the same button. */
   keepPlace(change) {
     const { log } = this.parts, near = log.scrollHeight - log.scrollTop - log.clientHeight < NEAR_END_PX;
     const name = element => element.ariaLabel ?? element.textContent, on = document.activeElement;
@@ -222,14 +222,14 @@ class Chat {
     if (near) log.scrollTop = log.scrollHeight;
   }
 
-  /** Shows or hides the list where it has no place beside the conversation. */
+  /** Shows or hides the list of conversations on narrow screens. */
   listed(on) {
     this.host.classList.toggle("listed", on);
     this.parts.menu.ariaExpanded = on;
     if (on) this.list.search.focus();
   }
 
-  /** To the message, unless the keyboard is at work elsewhere, or would cover a touch screen. */
+  /** Focuses the message box, unless the focus is elsewhere, or a touch screen's keyboard would cover the page. */
   focus() {
     const { message, box } = this.parts, on = document.activeElement;
     if ((on === document.body || box.contains(on)) && !matchMedia("(pointer: coarse)").matches) message.focus();
@@ -239,7 +239,7 @@ class Chat {
     this.parts.status.textContent = this.parts.panel.textContent = text;
   }
 
-  /** What `work` gives; where it fails the user is told, and gets undefined. */
+  /** The result of `work`; if it fails, the user is told, and the result is undefined. */
   async tried(work) {
     try {
       return await work();

@@ -1,15 +1,15 @@
-// Requests to the server. What goes wrong is an Error whose message is one sentence.
+// Requests to the server. Failures are thrown as an Error whose message is one sentence.
 import { createParser } from "./libraries.js";
 
-// A server sends an answer in many small pieces. Those that come while the page waits are read in one go.
+// A server sends an answer in many small pieces. After a read that had to wait, the page pauses, so that it reads several at once.
 const BETWEEN_READS_MS = 50, WAITED_MS = 1;
 const UNREACHED = "The server cannot be reached: is it running?";
 
-/** An answer that ended before it was whole, since its connection did. */
+/** The connection ended before the answer was complete. */
 export class Cut extends Error {}
 
 export class Client {
-  /** `askKey` is called where the server wants a key, and gives one or null. A key is kept for this tab alone. */
+  /** `askKey` is called if the server requires a key, and resolves to one or null. The key is kept for this tab only. */
   constructor(server, askKey) {
     Object.assign(this, { server, askKey });
   }
@@ -39,7 +39,7 @@ export class Client {
     }
   }
 
-  /** Gives `take` each object of a streamed answer as it comes. Throws Cut where the answer ends before it is whole. */
+  /** Calls `take` with each object of a streamed answer as it comes. Throws Cut if the answer ends before it is complete. */
   async stream(path, body, signal, take) {
     const reply = await this.ask(path, "POST", body, signal), type = reply.headers.get("content-type") ?? "";
     if (!type.startsWith("text/event-stream")) throw new Error(`The server answered with ${type || "an unknown type"} in place of a stream.`);

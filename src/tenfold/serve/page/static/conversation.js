@@ -1,21 +1,21 @@
-// A conversation is a tree of plain objects: each turn has its alternatives, one of which is shown. A user's turn has a `text`, and
-// may have `files`: a name each, with a `text`, or an `image` as a data URL. The model's turn has one answer, or two side by side; an
-// answer may have `calls` of tools, and a turn of the role "tool" behind it the `results` of these. An answer's `end` is why it
-// ended: "stop" and other finish reasons of the server, "stopped" by the user, "cut" with its connection, "failed" with an `error`;
-// none while it is under way.
+// A conversation is a tree of plain objects. The `children` of a turn are the alternative next turns; the one with index `shown` is
+// shown. A user's turn has a `text`, and may have `files`: a name each, with a `text`, or an `image` as a data URL. The model's turn
+// has one answer, or two side by side. An answer may have tool `calls`; a turn of the role "tool" after it has their `results`. An
+// answer's `end` is why it ended: a finish reason of the server such as "stop", "stopped" by the user, "cut" with the connection,
+// or "failed" with an `error`. It has no `end` while it is being generated.
 
 const VERSION = 1, LONGEST_TITLE = 80;
 const parents = new WeakMap();
 
 export const parent = turn => parents.get(turn);
 
-export const newId = () => crypto.randomUUID?.() ?? String(Math.random()).slice(2);  // randomUUID is there on https and localhost alone
+export const newId = () => crypto.randomUUID?.() ?? String(Math.random()).slice(2);  // randomUUID exists on https and localhost only
 
 export function conversation(settings) {
   return { id: newId(), title: "", changed: Date.now(), settings, children: [], shown: 0 };
 }
 
-/** Adds a turn behind another, or as the first of a conversation, and shows it. */
+/** Adds a turn after another, or as the first of a conversation, and shows it. */
 export function add(before, turn) {
   parents.set(turn, before);
   before.children.push(Object.assign(turn, { children: [], shown: 0 }));
@@ -23,16 +23,17 @@ export function add(before, turn) {
   return turn;
 }
 
-/** The turns that are shown, in their order. */
+/** The shown turns, in order. */
 export function path(conversation) {
   const turns = [];
   for (let at = conversation; at.children.length;) turns.push(at = at.children[at.shown]);
   return turns;
 }
 
+/** The answer of a turn that the user has chosen; the first without a choice. */
 export const chosen = turn => turn.answers[turn.winner ?? 0];
 
-/** What a turn says, in words. */
+/** A turn as text. */
 export function spoken(turn) {
   if (turn.role === "user") return turn.text;
   if (turn.role === "tool") return turn.results.map(({ text }) => text).join("\n");
@@ -40,7 +41,7 @@ export function spoken(turn) {
   return text || calls.map(({ name, arguments: given }) => `${name}(${given})`).join("\n");
 }
 
-/** The messages up to a turn. What is empty is left out, and what then stands beside its like becomes one, as templates want it. */
+/** The messages up to a turn, for the API. Empty ones are left out; neighbours of the same role are joined, since many templates require it. */
 export function messages(conversation, turn) {
   const said = [];
   for (let at = turn; at !== conversation; at = parent(at)) said.unshift(...WRITTEN[at.role](at));
@@ -53,7 +54,7 @@ export function messages(conversation, turn) {
   }, []);
 }
 
-/** The messages of a turn, as the API has them. */
+/** The messages of a turn by its role, in the form of the API. */
 const WRITTEN = {
   user({ text, files = [] }) {
     const whole = [...files.filter(file => !file.image).map(quoted), text].filter(part => part.trim()).join("\n\n");
@@ -69,25 +70,25 @@ const WRITTEN = {
   tool: ({ results }) => results.map(({ id, text }) => ({ role: "tool", tool_call_id: id, content: text })),
 };
 
-/** A file as text: its name, and what it holds between fences that are longer than any within. */
+/** A file as text: its name, and its content between fences that are longer than any in the content. */
 function quoted({ name, text }) {
   const fence = "`".repeat(Math.max(3, ...[...text.matchAll(/`+/g)].map(([run]) => run.length + 1)));
   return `${name}:\n${fence}\n${text}${text.endsWith("\n") ? "" : "\n"}${fence}`;
 }
 
-/** Two contents one after the other: texts, or parts where one of them has pictures. */
+/** Two contents joined: as text, or as parts if one of them has images. */
 function joined(before, after) {
   if (typeof before === "string" && typeof after === "string") return `${before}\n\n${after}`;
   return [before, after].flatMap(one => typeof one !== "string" ? one : one.trim() ? [{ type: "text", text: one }] : []);
 }
 
-/** What it is called: the name that it was given, or how its first message begins. */
+/** The conversation's title: the one that the user gave it, or the beginning of its first message. */
 export function title(conversation) {
   const [begun] = conversation.children, first = begun?.text || begun?.files?.[0].name || "";
   return conversation.title || first.trim().replace(/\s+/g, " ").slice(0, LONGEST_TITLE) || "New chat";
 }
 
-/** Every turn of a conversation with the one before it. */
+/** Every turn of a conversation, with the turn before it. */
 function* turns(conversation) {
   const left = [conversation];
   while (left.length) {
@@ -96,7 +97,7 @@ function* turns(conversation) {
   }
 }
 
-/** Whether all of `words` are in its title or its texts, whatever their case. */
+/** Whether the title and texts of a conversation contain all `words`, which are in lower case; case is ignored. */
 export function holds(conversation, words) {
   const texts = [conversation.title];
   for (const [turn] of turns(conversation)) texts.push(...turn.answers?.map(answer => answer.text) ?? [spoken(turn)], ...(turn.files ?? []).map(file => file.name));
@@ -104,7 +105,7 @@ export function holds(conversation, words) {
   return words.every(word => whole.includes(word));
 }
 
-/** Makes a conversation that was kept ready to go on: what was under way when it was kept was cut. */
+/** Makes a conversation from the store usable: sets the turns' parents, and marks unfinished answers as cut. */
 export function revive(conversation) {
   for (const [turn, before] of turns(conversation)) {
     parents.set(turn, before);
@@ -115,7 +116,7 @@ export function revive(conversation) {
 
 export const exported = conversations => JSON.stringify({ tenfold_chats: VERSION, conversations }, null, 1);
 
-/** The conversations of an exported file, with nothing in them that is not known. Throws an Error of one sentence. */
+/** The conversations of an exported file, with known fields only. Throws an Error of one sentence. */
 export function imported(text) {
   let file;
   try {

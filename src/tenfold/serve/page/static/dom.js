@@ -1,4 +1,4 @@
-// Elements. What a person or a model wrote is set as text here, never as HTML.
+// Helpers that make elements. Texts of users and models are set as text, never as HTML.
 
 export function make(tag, properties = {}, ...children) {
   const element = Object.assign(document.createElement(tag), properties);
@@ -8,7 +8,7 @@ export function make(tag, properties = {}, ...children) {
 
 export const button = (name, onclick, more = {}) => make("button", { type: "button", textContent: name, onclick, ...more });
 
-/** A button that shows a sign in place of its name. */
+/** A button that shows a symbol, with its name as label and tooltip. */
 export const sign = (shown, name, onclick, more = {}) => button(shown, onclick, { ariaLabel: name, title: name, ...more });
 
 /** A button that is on or off. */
@@ -18,7 +18,7 @@ export function toggle(name, on, onclick) {
   return made;
 }
 
-/** A box to write in with a button that takes what was written, and one that leaves it. */
+/** A text box with a button that calls `take` with the text, and one that calls `leave`. */
 export function editor(box, action, take, leave) {
   box.addEventListener("keydown", event => {
     if (event.key === "Enter" && box.tagName === "INPUT" && !event.isComposing) take(box.value);
@@ -28,7 +28,7 @@ export function editor(box, action, take, leave) {
   return [box, button(action, () => take(box.value)), button("Cancel", leave)];
 }
 
-/** Asks in a dialog within `host`. Gives what was typed, "" where there is no `field`, null where it was dismissed. */
+/** Asks in a dialog within `host`. Resolves to the text typed into `field`, "" without a field, null if it was dismissed. */
 export function question(host, text, action, field) {
   return new Promise(answer => {
     const close = value => { dialog.close(); dialog.remove(); answer(value); };

@@ -1,7 +1,7 @@
-// The fixed parts of the chat: header, where the conversation stands, the form and what stands below it.
+// The fixed parts of the chat: the header, the log of the conversation, the form and the options below it.
 import { button, make, sign } from "./dom.js";
 
-/** Builds the parts into `chat.host`, and gives those that change. */
+/** Builds the parts in `chat.host`, and returns those that change later. */
 export function layout(chat) {
   const heading = make("h2", { dir: "auto" }), model = make("select", { className: "model", ariaLabel: "Model", onchange: () => chat.chooseModel() });
   const log = make("section", { className: "log", ariaLabel: "Conversation", tabIndex: 0 });

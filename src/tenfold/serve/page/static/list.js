@@ -1,4 +1,4 @@
-// The conversations that this browser keeps: list, search, rename, delete, export, import.
+// The list of the conversations in this browser: search, rename, delete, export, import.
 import { button, download, editor, make, question } from "./dom.js";
 import { exported, imported, newId, title } from "./conversation.js";
 
@@ -14,13 +14,13 @@ export class List {
       make("div", { className: "tools" }, button("Export all", () => this.export()), button("Import", () => file.click()), this.forget), file);
   }
 
-  /** Draw what is kept, where a search is written what holds all of its words. */
+  /** Draw the list of stored conversations; with a search, of those that contain all of its words. */
   async draw() {
-    if (this.rows.querySelector("input")) return;  // a name is being written
+    if (this.rows.querySelector("input")) return;  // a conversation is being renamed
     const { chat } = this, words = this.search.value.toLowerCase().split(/\s+/).filter(Boolean), number = this.drawn = (this.drawn ?? 0) + 1;
     await chat.tried(async () => {
       const [heads, found] = await Promise.all([chat.store.list(), words.length ? chat.store.search(words) : null]);
-      if (number !== this.drawn) return;  // a later one was faster
+      if (number !== this.drawn) return;  // a later call has drawn already
       const shown = heads.filter(head => found?.has(head.id) ?? true);
       this.rows.replaceChildren(...shown.map(head => this.row(head)));
       if (!shown.length) this.rows.append(make("li", { className: "none", textContent: words.length ? "Nothing is found." : "No conversation yet." }));
@@ -52,7 +52,7 @@ export class List {
 
   async delete({ id, title }) {
     if (await question(this.chat.host, `Delete “${title}” from this browser?`, "Delete") === null) return;
-    this.chat.conversation.isDeleted = true;  // an answer that is under way does not bring it back
+    this.chat.conversation.isDeleted = true;  // so that an unfinished answer does not store it again
     await this.chat.open(null);
     await this.chat.tried(() => this.chat.store.remove(id));
     this.draw();
@@ -66,7 +66,7 @@ export class List {
     });
   }
 
-  /** Adds the conversations of a file. One that is here already as it is there is left; a different one comes beside it. */
+  /** Adds the conversations of a file. Those that are stored already and unchanged are skipped; changed ones are added under a new id. */
   async import(file) {
     const { chat } = this, [chosen] = file.files;
     file.value = "";

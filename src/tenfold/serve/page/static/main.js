@@ -1,4 +1,4 @@
-// The page that has the chat alone: it fills the window.
+// The page that contains only the chat, which fills the window.
 import { mount } from "./chat.js";
 
 mount(document.querySelector("#chat"));

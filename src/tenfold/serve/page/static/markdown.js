@@ -1,9 +1,10 @@
-// Markdown as DOM: read by markdown-it, which passes no HTML through, and then sanitised. While a text still comes, what cannot change
-// any more is drawn once, with the colours of its code and its formulas; only the last block, of a list the last item, is drawn again.
+// Turns Markdown into DOM nodes: parsed by markdown-it, which passes no HTML through, and then sanitised. While a text is being
+// generated, blocks that cannot change any more are drawn once, with highlighted code and formulas; only the last block, or the last
+// item of a list, is drawn again.
 import { DOMPurify, MarkdownIt, hljs, katex, tasklist, tex } from "./libraries.js";
 import { button, make } from "./dom.js";
 
-const LONGEST_COLOURED = 50_000;  // characters of a block of code
+const LONGEST_COLOURED = 50_000;  // characters of a code block that is highlighted
 const FORMULA = { throwOnError: true, trust: false, maxSize: 20, maxExpand: 100, strict: "ignore" };
 const ALLOWED = { ADD_ATTR: ["target"], FORBID_TAGS: ["img", "style", "form"], FORBID_ATTR: ["style", "id"], RETURN_DOM_FRAGMENT: true };
 
@@ -11,11 +12,11 @@ const md = new MarkdownIt({ linkify: true, breaks: true });
 const { escapeHtml } = md.utils;
 md.use(tasklist, { label: false });
 md.use(tex, { delimiters: "all", render: (source, block) => `<span class="formula${block ? " block" : ""}">${escapeHtml(source)}</span>` });
-md.linkify.set({ fuzzyLink: false, fuzzyEmail: false });  // main.py is no site
-// A picture would tell its site who reads this conversation, and what; it is a link that the reader may follow.
+md.linkify.set({ fuzzyLink: false, fuzzyEmail: false });  // main.py is not a site
+// Loading an image would tell its site about this conversation and its reader; so it becomes a link.
 md.renderer.rules.image = (tokens, i) => `<a href="${escapeHtml(tokens[i].attrGet("src"))}">${escapeHtml(tokens[i].content || "picture")}</a>`;
 
-// Headings of an answer stand below the page's own, without gaps, whatever number the model gave them.
+// Headings of an answer are below the page's own headings, and skip no level, whatever levels the model uses.
 md.core.ruler.push("levels", ({ tokens, env }) => {
   const levels = env.levels ??= [];
   for (const token of tokens) {
@@ -27,7 +28,7 @@ md.core.ruler.push("levels", ({ tokens, env }) => {
   }
 });
 
-// The alignment of columns as an attribute, since the page's policy allows no styles of elements.
+// The alignment of columns as an attribute, since the content security policy allows no style attributes.
 md.core.ruler.push("alignment", ({ tokens }) => {
   for (const token of tokens) {
     const side = token.attrGet("style")?.replace("text-align:", "");
@@ -35,7 +36,7 @@ md.core.ruler.push("alignment", ({ tokens }) => {
   }
 });
 
-/** The elements of a text. `known` is what earlier parts of the same text have defined. */
+/** The DOM nodes of a text. `known` is markdown-it's environment: what earlier parts of the same text have defined. */
 function elements(text, known) {
   const fragment = DOMPurify.sanitize(md.render(text, known), ALLOWED);
   for (const link of fragment.querySelectorAll("a")) Object.assign(link, { target: "_blank", rel: "noopener noreferrer" });
@@ -46,14 +47,14 @@ function elements(text, known) {
   return fragment;
 }
 
-/** What may be wider than the page scrolls by itself, also by keyboard. */
+/** Puts an element that may be wider than the page into a box that scrolls, also by keyboard. */
 function scrolling(element, name) {
   const box = make("div", { className: "wide", tabIndex: 0, role: "group", ariaLabel: name });
   element.replaceWith(box);
   box.append(element);
 }
 
-/** Adds what needs whole blocks: colours and copying of code, formulas. */
+/** Adds what needs complete blocks: highlighted code with a button to copy it, and formulas. */
 function finish(fragment) {
   for (const code of fragment.querySelectorAll("pre > code")) {
     const language = /language-(\S+)/.exec(code.className)?.[1] ?? "", text = code.textContent;
@@ -71,14 +72,14 @@ function formula(span) {
   const source = span.textContent;
   try {
     katex.render(source, span, { ...FORMULA, displayMode: span.classList.contains("block") });
-  } catch {  // stays as it was written
+  } catch {  // show the source
     span.replaceChildren(make("code", { textContent: source }));
   }
 }
 
 export const markdown = text => finish(elements(text, {}));
 
-/** Where in whole lines the part begins that later lines can still change, and whether that goes on with a list before it. */
+/** The index in complete lines of the block that later lines may still change, and whether it continues a list before it. */
 function lastBlock(lines) {
   const tokens = [];
   md.block.parse(lines, md, {}, tokens);
@@ -93,7 +94,7 @@ function lastBlock(lines) {
   return [at, items > 1];
 }
 
-/** A text that is drawn into `box` while it comes. */
+/** Draws a text into `box` while it is being generated. */
 export class Growing {
   constructor(box) {
     this.tail = make("div", { className: "tail" });
@@ -101,7 +102,7 @@ export class Growing {
     box.append(this.tail);
   }
 
-  /** Draw the text so far, which begins with the one before. */
+  /** Draw the text so far, which begins with the text of the last call. */
   grow(text) {
     if (this.code && !/^ *(```|~~~)/m.test(text.slice(text.lastIndexOf("\n", this.shown - 1) + 1))) {
       this.code.append(text.slice(this.shown));
@@ -113,7 +114,7 @@ export class Growing {
     this.shown = text.length;
   }
 
-  /** Draw the whole text, which no more is added to. */
+  /** Draw the complete text. */
   end(text) {
     this.#add(text.slice(this.done), false);
     this.tail.remove();
@@ -142,7 +143,7 @@ export class Growing {
 
   #drawTail(rest) {
     const fragment = elements(rest, structuredClone(this.known));
-    const open = /^ {0,3}(```|~~~)[^\n]*\n/.test(rest) && !/\n *(```|~~~)/.test(rest);  // code that is not closed yet
+    const open = /^ {0,3}(```|~~~)[^\n]*\n/.test(rest) && !/\n *(```|~~~)/.test(rest);  // an unclosed code block
     this.code = open ? fragment.querySelector("pre > code") : null;
     this.tail.replaceChildren(fragment.hasChildNodes() || this.done ? fragment : "…");
   }

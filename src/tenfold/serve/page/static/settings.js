@@ -1,4 +1,4 @@
-// What a conversation is answered with: a system prompt, tools, the temperature, the longest length. A new one begins with the last.
+// The settings of a conversation: system prompt, tools, temperature, longest answer. A new conversation gets the latest settings.
 import { readTools } from "./calls.js";
 import { make } from "./dom.js";
 
@@ -12,7 +12,7 @@ export function lastSettings() {
   }
 }
 
-/** The panel of settings. `changed` is called when the conversation's were. */
+/** The settings panel. `changed` is called when the settings of the conversation have changed. */
 export class Settings {
   constructor(conversation, changed) {
     const read = (input, value) => () => {
@@ -23,7 +23,7 @@ export class Settings {
       changed();
     };
     const number = text => text === "" ? undefined : Number(text);
-    this.system = make("textarea", { name: "system", rows: 2, dir: "auto", placeholder: "How the model shall answer" });
+    this.system = make("textarea", { name: "system", rows: 2, dir: "auto", placeholder: "How the model should answer" });
     this.tools = make("textarea", { name: "tools", rows: 2, spellcheck: false, placeholder: '[{"name": "weather", "description": "…", "parameters": {…}}]' });
     this.temperature = make("input", { type: "number", name: "temperature", min: 0, max: 2, step: .1, placeholder: "1" });
     this.longest = make("input", { type: "number", name: "max_tokens", min: 1, step: 1, placeholder: "as fits" });
@@ -44,7 +44,7 @@ export class Settings {
   }
 }
 
-/** Why a text describes no tools; empty where it does. */
+/** Why a text is not a valid list of tools; "" if it is. */
 function wrong(text) {
   try {
     readTools(text);

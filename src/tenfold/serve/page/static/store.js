@@ -1,5 +1,5 @@
-// Conversations in this browser (IndexedDB): each a record of its own, so that two tabs spoil nothing of each other's, and a short
-// one for the list.
+// Stores the conversations in this browser (IndexedDB). Each has a record of its own, so that two tabs do not overwrite each other's
+// conversations, and a short record for the list.
 import { holds, title } from "./conversation.js";
 
 const NAME = "tenfold-chats", HEADS = "heads", WHOLE = "conversations";
@@ -10,7 +10,7 @@ const done = request => new Promise((resolve, reject) => {
 });
 
 export class Store {
-  /** `changed` is called with the id of a conversation that another tab has changed. */
+  /** `changed` is called with the id of each conversation that another tab has changed. */
   constructor(changed) {
     this.others = new BroadcastChannel(NAME);
     this.others.onmessage = event => changed(event.data);
@@ -34,7 +34,7 @@ export class Store {
     return done(request).catch(error => { throw new Error(`This browser keeps no conversations: ${error.message}`); });
   }
 
-  /** Id, title and time of change of each conversation, the latest first. */
+  /** The id, title and time of the last change of each conversation, the latest first. */
   async list() {
     const { heads } = await this.#stores("readonly");
     return (await done(heads.getAll())).sort((a, b) => b.changed - a.changed);
@@ -48,7 +48,7 @@ export class Store {
     return done((await this.#stores("readonly")).whole.getAll());
   }
 
-  /** The ids of the conversations that hold all of `words`. */
+  /** The ids of the conversations that contain all of `words`. */
   async search(words) {
     const found = new Set(), { whole } = await this.#stores("readonly"), request = whole.openCursor();
     for (let cursor; (cursor = await done(request)); cursor.continue()) if (holds(cursor.value, words)) found.add(cursor.value.id);

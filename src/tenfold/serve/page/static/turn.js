@@ -1,4 +1,4 @@
-// One turn of a conversation as an article: who spoke, the text, how it ended, and what can be done with it.
+// The element of one turn of a conversation: the speaker, the text, why it ended, and buttons for what can be done with it.
 import { button, editor, make, sign, toggle } from "./dom.js";
 import { shown } from "./attach.js";
 import { calls, results, resultsForm } from "./calls.js";
@@ -12,7 +12,7 @@ const ENDS = {
   content_filter: "Cut by a filter of the server.",
 };
 
-/** The article of a turn. Answers that are under way are put into `growing`, by which more of them is drawn. */
+/** The article element of a turn. Unfinished answers are put into the map `growing`, with which `grow` draws more of them. */
 export function article(chat, turn, growing) {
   const box = make("article", { className: turn.role }, make("div", { className: "who", textContent: who(turn) }));
   if (turn.files?.length) box.append(make("div", { className: "files" }, ...turn.files.map(shown)));
@@ -26,7 +26,7 @@ export function article(chat, turn, growing) {
 
 const isOpen = turn => turn.answers?.length === 2 && turn.winner === undefined;
 
-/** Two answers, left and right as they were put. */
+/** The two answers in the order in which they are shown. */
 const order = turn => turn.swapped ? turn.answers.toReversed() : turn.answers;
 
 function who(turn) {
@@ -49,7 +49,7 @@ function said(answer, growing) {
   return box;
 }
 
-/** Draws more of an answer that is under way: its text, and the calls that it writes. */
+/** Draws more of an unfinished answer: its text and its tool calls. */
 export function grow(answer, growing) {
   const { text, calling } = growing.get(answer);
   text.grow(answer.text);
@@ -81,7 +81,7 @@ function tools(chat, turn) {
   return bar;
 }
 
-/** The way to the other versions of a turn. */
+/** Buttons that show the other versions of a turn. */
 function versions(chat, turn) {
   const siblings = parent(turn).children, at = siblings.indexOf(turn);
   if (siblings.length < 2) return [];
@@ -108,7 +108,7 @@ function ofAnswer(chat, turn, bar) {
   return [...made, toggle("👍 Good", turn.rating === 1, () => rate(1)), toggle("👎 Bad", turn.rating === -1, why), button("Correct it", correct)];
 }
 
-/** Which of two answers is better: shown left and right, kept as the first and the second model that were asked. */
+/** Buttons to say which of two answers is better. They say left and right; the feedback says a for the first model and b for the second. */
 function choices(chat, turn) {
   const [first, second] = turn.answers, [left, right] = turn.swapped ? ["b", "a"] : ["a", "b"];
   if (turn.answers.some(answer => answer.error || answer.end === "cut")) return [];
