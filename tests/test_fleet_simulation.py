@@ -66,7 +66,7 @@ def without_failures(setup):
         ({"pools__a": {"site": "ty"}}, "no site 'ty' (did you mean 'tx'?)"),
         ({"pools__a": {"nodes": 20}}, "services own 30 nodes of a, which has 20: 10 more are needed"),
         ({"pools__a": {"host_core": 3}}, "host_core"),
-        ({"services__chat": {"needs": {"host_cores": 128}}}, "chat needs 128 host cores of a node, and one of a has 96: add 32"),
+        ({"services__chat": {"needs": {"host_cores": 128}}}, "chat needs 128 host cores of a node, and one of a has 96: 32 more are needed"),
         ({"services__chat": {"pool": "b"}}, "no pool 'b'"),
         ({"jobs__philly": {"load": "high"}}, "jobs.philly: load must be a number > 0 and <= 100, not 'high'"),
         ({"jobs__philly": {"pools": []}}, "jobs.philly: pools must be a list that is not empty, not []"),
@@ -93,8 +93,8 @@ def test_a_file_that_cannot_work_says_in_a_sentence_what_binds(tables, said):
 @pytest.mark.parametrize(
     "tables, said",
     [
-        ({"sites__tx": {"power_cap_mw": 0.01}}, "The power cap of tx binds"),
-        ({"services__chat": {"requests_per_s": 20.0}}, "The nodes of a bind"),
+        ({"sites__tx": {"power_cap_mw": 0.01}}, "The power cap of tx is too low"),
+        ({"services__chat": {"requests_per_s": 20.0}}, "The pool a is too small"),
         ({"services__chat": {"demand_csv": "/nowhere.csv"}}, "not a trace of demand"),
     ],
 )

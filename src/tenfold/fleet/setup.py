@@ -106,7 +106,7 @@ def prepare(file: FleetFile) -> Setup:
         if peak > pool.nodes:
             who = " and ".join(s.name for s in held)
             raise TenfoldError(
-                f"The nodes of {name} bind: {who} need {peak:,} at their peak and it has {pool.nodes:,}: add {peak - pool.nodes:,}."
+                f"The pool {name} is too small: {who} need {peak:,} nodes at peak, it has {pool.nodes:,}: add {peak - pool.nodes:,}."
             )
     traces = {name: read_jobs(Path(t.trace_csv)) for name, t in file.jobs.items()}
     return Setup(file, pools, sites, services, traces, recovery())
@@ -119,7 +119,7 @@ def _check_power(file: FleetFile, sites: dict[str, SiteFacts], pools: dict[str, 
         here = [pool for pool in pools.values() if pool.site == name]
         idle_w, peak_w = sum(pool.nodes * pool.idle_w for pool in here), sum(pool.peak_w for pool in here)
         if facts_.cap_w.min() < idle_w:
-            raise TenfoldError(_raise_cap(name, facts_.cap_w.min(), "its nodes take standing idle", idle_w))
+            raise TenfoldError(_raise_cap(name, facts_.cap_w.min(), "its idle nodes draw", idle_w))
         for pool in here:
             least = sum(one.least for one in file.services.values() if one.pool == pool.name)
             jobs = [key for key, table in file.jobs.items() if table.pools == [pool.name]]
@@ -132,7 +132,7 @@ def _check_power(file: FleetFile, sites: dict[str, SiteFacts], pools: dict[str, 
 
 def _raise_cap(site_name: str, cap_w: float, what: str, need_w: float) -> str:
     cap, need = cap_w / 1e6, need_w / 1e6
-    return f"The power cap of {site_name} binds: {cap:.4g} MW, and {what} {need:.4g} MW: raise it by {need - cap:.3g} MW."
+    return f"The power cap of {site_name} is too low: {cap:.4g} MW, and {what} {need:.4g} MW: raise it by {need - cap:.3g} MW."
 
 
 def recovery() -> dict[str, float]:
