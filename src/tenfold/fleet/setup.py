@@ -106,7 +106,7 @@ def prepare(file: FleetFile) -> Setup:
         if peak > pool.nodes:
             who = " and ".join(s.name for s in held)
             raise TenfoldError(
-                f"The pool {name} is too small: {who} need {peak:,} nodes at peak, it has {pool.nodes:,}: add {peak - pool.nodes:,}."
+                f"The pool {name} is too small: {who} need {peak:,} nodes at peak, of {pool.nodes:,}: add {peak - pool.nodes:,}."
             )
     traces = {name: read_jobs(Path(t.trace_csv)) for name, t in file.jobs.items()}
     return Setup(file, pools, sites, services, traces, recovery())
