@@ -63,7 +63,8 @@ def rolling(rates: np.ndarray, first: int, every: int = DAY, levels: tuple[float
     """
     found = np.zeros((0, len(AHEAD), len(levels)))
     for begin in range(first, len(rates), every):
-        model = fit_demand(rates[max(0, begin - 4 * WEEK) : begin], levels)
+        start = max(0, begin - 4 * WEEK) // DAY * DAY  # at a whole day, since features have the time of day by index
+        model = fit_demand(rates[start:begin], levels)
         new = model.quantiles(rates, np.arange(begin, min(begin + every, len(rates))))
         found = np.concatenate([found, new * _correction(rates, found, begin, levels)])
     return found
