@@ -31,11 +31,7 @@ class Feeds:
     def close(self) -> None:
         """End all streams, so that the server can end; pages connect again by themselves."""
         for listeners in self._listeners.values():
-            queues = list(listeners)
-            listeners.clear()
-            for queue in queues:
-                if not queue.full():
-                    queue.put_nowait(b"")
+            _end(listeners)
 
     async def _listen(self, name: str, begin: Callable[[], Poll]) -> AsyncIterator[bytes]:
         queue: asyncio.Queue[bytes] = asyncio.Queue(BEHIND)
@@ -58,7 +54,7 @@ class Feeds:
         try:
             poll = await asyncio.to_thread(begin)
         except BaseException:
-            del self._listeners[name]
+            _end(self._listeners.pop(name))
             raise
         task = asyncio.create_task(self._run(name, poll))
         self._tasks.add(task)
@@ -82,6 +78,16 @@ class Feeds:
         finally:
             if self._listeners.get(name) is listeners:
                 del self._listeners[name]
+            _end(listeners)
+
+
+def _end(listeners: set[asyncio.Queue[bytes]]) -> None:
+    """End the streams of these listeners."""
+    queues = list(listeners)
+    listeners.clear()
+    for queue in queues:
+        if not queue.full():
+            queue.put_nowait(b"")
 
 
 def changes(look: Callable[[], Any]) -> Callable[[], Poll]:

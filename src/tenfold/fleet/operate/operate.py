@@ -7,6 +7,7 @@ import getpass
 import statistics
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -70,31 +71,28 @@ def wish(home: Path, wanted: Wish) -> Wish:
 
     Raises TenfoldError for a slot, owner or pool that the ledger does not have.
     """
-    ledger = open_ledger(home)
-    pools = {slot.rpartition("/")[0] for slot in ledger.owners} - {""}
-    known = {*ledger.owners, *ledger.owners.values(), *pools}
-    if wanted.kind != "cap" and wanted.target not in known:
-        near = nearest(wanted.target, known)
-        raise TenfoldError(f"There is no slot, owner or pool {wanted.target!r}{near}: see `tenfold fleet status`.")
-    wishes = Wishes(ledger)
-    made = wishes.add(replace(wanted, who=wanted.who or getpass.getuser()))
-    end = time.monotonic() + ANSWER_S
-    while made.state == "waits" and is_controlled(home) and time.monotonic() < end:
-        time.sleep(0.1)
-        made = wishes.of(made.id)
-    ledger.close()
-    return made
+    with closing(open_ledger(home)) as ledger:
+        pools = {slot.rpartition("/")[0] for slot in ledger.owners} - {""}
+        known = {*ledger.owners, *ledger.owners.values(), *pools}
+        if wanted.kind != "cap" and wanted.target not in known:
+            near = nearest(wanted.target, known)
+            raise TenfoldError(f"There is no slot, owner or pool {wanted.target!r}{near}: see `tenfold fleet status`.")
+        wishes = Wishes(ledger)
+        made = wishes.add(replace(wanted, who=wanted.who or getpass.getuser()))
+        end = time.monotonic() + ANSWER_S
+        while made.state == "waits" and is_controlled(home) and time.monotonic() < end:
+            time.sleep(0.1)
+            made = wishes.of(made.id)
+        return made
 
 
 def withdraw(home: Path, number: int, who: str = "") -> Wish:
     """Withdraw a wish. Raises TenfoldError where there is no wish of this number."""
-    ledger = open_ledger(home)
-    wishes = Wishes(ledger)
-    wishes.of(number)
-    wishes.answer({number: (WITHDRAWN, f"by {who or getpass.getuser()}")}, time.time())
-    made = wishes.of(number)
-    ledger.close()
-    return made
+    with closing(open_ledger(home)) as ledger:
+        wishes = Wishes(ledger)
+        wishes.of(number)
+        wishes.answer({number: (WITHDRAWN, f"by {who or getpass.getuser()}")}, time.time())
+        return wishes.of(number)
 
 
 def status(home: Path) -> dict[str, Any]:
