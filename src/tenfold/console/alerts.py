@@ -15,7 +15,7 @@ from tenfold.console.document import read_json, stamp
 from tenfold.spec.errors import TenfoldError
 from tenfold.train.lock import trainer
 
-TAIL = 1 << 13  # bytes at a run's end in which its last events are looked for
+TAIL = 1 << 13  # bytes at the end of a run's record that are read for its last events; more where its lines are long
 STALLED_S = 120.0  # without an event, or
 TIMES = 20  # so many times as long as between the last two
 
@@ -36,7 +36,10 @@ def alerts(home: Path, fleet: Path | None = None, now: Callable[[], float] = tim
 
 def _run(file: Path, now: float) -> Alert | None:
     """Of a run that has not ended: that it has written nothing for long, or that no process trains it."""
-    events = _last_events(file, stamp(file))
+    try:
+        events = _last_events(file, stamp(file))
+    except OSError:  # the run was deleted meanwhile
+        return None
     if not events or events[-1].get("event") == "end":
         return None
     name, place = file.parent.name, f"#/run/{file.parent.name}"
@@ -52,13 +55,22 @@ def _run(file: Path, now: float) -> Alert | None:
 
 @lru_cache(4096)
 def _last_events(file: Path, _: tuple[int, int]) -> list[dict[str, Any]]:
-    """The whole lines at the end of a file of events, read once for each state of it."""
+    """The last events of a record, two at least if it has them; read once for each state of the file."""
     with file.open("rb") as stream:
-        stream.seek(max(0, stream.seek(0, os.SEEK_END) - TAIL))
-        lines = stream.read().split(b"\n")
+        size, tail = stream.seek(0, os.SEEK_END), TAIL
+        while True:
+            stream.seek(max(0, size - tail))
+            events = _events(stream.read())
+            if len(events) > 1 or tail >= size:
+                return events
+            tail *= 2
+
+
+def _events(text: bytes) -> list[dict[str, Any]]:
+    """The events with a time in the complete lines of a text."""
     events = []
-    for line in lines:
-        with suppress(ValueError):  # a part of one
+    for line in text.split(b"\n"):
+        with suppress(ValueError):  # an incomplete line
             events.append(json.loads(line))
     return [event for event in events if isinstance(event, dict) and isinstance(event.get("time"), float | int)]
 

@@ -15,7 +15,7 @@ from tenfold.train.lock import trainer
 FILE = "run.jsonl"
 DEPTH = 3  # folders below the home: a rung is HOME/g1/ladder/RUNG
 OTHER = {"checkpoint", "model", "ranks", "failures", "tensorboard"}  # folders of a run, which hold no others
-TAIL = 1 << 16  # bytes at the end of a record that hold its last events
+TAIL = 1 << 16  # bytes at the end of a record that are read for its last events; more where its lines are long
 
 
 class Ends(NamedTuple):
@@ -48,15 +48,24 @@ def ends(path: Path) -> Ends:
 def _ends(path: Path, _: tuple[int, int]) -> Ends:
     with path.open("rb") as stream:
         lines = sum(piece.count(b"\n") for piece in iter(lambda: stream.read(1 << 20), b""))
-        stream.seek(max(0, stream.tell() - TAIL))
-        text = stream.read()
+        size, tail = stream.tell(), TAIL
+        while True:
+            stream.seek(max(0, size - tail))
+            last = _last_events(stream.read(min(size, tail)), lines)
+            step = next((one for one in last if one[1].get("event") == "step"), None)
+            if step is not None or tail >= size:
+                return Ends(str(last[0][1].get("event", "")) if last else "", step)
+            tail *= 2
+
+
+def _last_events(text: bytes, lines: int) -> list[Event]:
+    """The events in the complete lines of a text, the last one first; `lines` is the number of its last complete line."""
     last: list[Event] = []
     for back, line in enumerate(reversed(text[: text.rfind(b"\n") + 1].split(b"\n")[:-1])):
         with suppress(ValueError):
             if isinstance(event := json.loads(line), dict):
                 last.append((lines - back, event))
-    step = next((one for one in last if one[1].get("event") == "step"), None)
-    return Ends(str(last[0][1].get("event", "")) if last else "", step)
+    return last
 
 
 def state(folder: Path, last_kind: str) -> str:

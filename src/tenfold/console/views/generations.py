@@ -124,7 +124,7 @@ def document(home: Path, name: str) -> Overview | Generation:
         next=noted(lambda: next_tenfold(home, picture.law), None),
         lineage=noted(lambda: lineage(home, sound), Lineage([], [])),
         rooms=noted(lambda: rooms(home), []),
-        record=record(home),
+        record=noted(lambda: record(home), Record([], 0, 0)),
         notes=notes,
         empty="" if found else f"tenfold climb --home {home.name}",
     )

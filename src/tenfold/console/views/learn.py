@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse, Response
 from msgspec import Struct
 from pydantic import BaseModel, Field
 
-from tenfold.console.document import Figure, View, figure, read_json
+from tenfold.console.document import Figure, View, figure, read_json, undamaged
 from tenfold.learn.options import RELEASE
 from tenfold.serve.api.callers import operator_only
 from tenfold.serve.api.errors import ApiError
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tenfold.learn.release import Server
 
 GATE, MARKS = "gate.json", ("gate.json", "lineage.json")  # a folder with one of these is a tuned generation
+AGAIN = "judge the generation again by `tenfold learn gate`"
 DIFFERENCES = ("better", "above_popularity")  # checks that are in the unit of the verdict
 RANKERS = "ranking"  # of the home: what `tenfold rank again` makes, with a release of its own
 LOW, MIDDLE, HIGH = (LEVELS.index(level) for level in (0.1, 0.5, 0.9))
@@ -108,10 +109,14 @@ def _releases(home: Path) -> Iterator[Release]:
         if not (home / file).is_file():
             continue
         said = read_json(home / file)
-        made = Release(folder, _name(said["path"]), [_name(one["path"]) for one in said["before"]], [file])
-        if "candidate" in said:
-            made.candidate = _name(said["candidate"]["path"])
-            made.share, made.since = figure(home, file, "candidate.share"), figure(home, file, "candidate.since", "s since 1970")
+        with undamaged(home / file, "release a generation again by `tenfold learn release`"):
+            made = Release(folder, _name(said["path"]), [_name(one["path"]) for one in said["before"]], [file])
+            if "candidate" in said:
+                made.candidate = _name(said["candidate"]["path"])
+                made.share, made.since = (
+                    figure(home, file, "candidate.share"),
+                    figure(home, file, "candidate.since", "s since 1970"),
+                )
         yield made
 
 
@@ -127,8 +132,11 @@ def _row(home: Path, name: str, releases: list[Release]) -> Row:
     file = f"{name}/{GATE}"
     if (home / file).is_file():
         row.passed = figure(home, file, "passed")
-        found = {check["name"]: i for i, check in enumerate(read_json(home / file)["checks"])}
-        row.better, row.win_rate = (_measured(home, file, found[key]) if key in found else None for key in ("better", "win rate"))
+        with undamaged(home / file, AGAIN):
+            found = {check["name"]: i for i, check in enumerate(read_json(home / file)["checks"])}
+            row.better, row.win_rate = (
+                _measured(home, file, found[key]) if key in found else None for key in ("better", "win rate")
+            )
     return row
 
 
@@ -137,6 +145,11 @@ def _learned(home: Path, name: str) -> Learned:
     files = [f"{name}/{one}" for one in (GATE, "README.md", "run.toml", "run.jsonl") if (home / name / one).is_file()]
     if not (home / file).is_file():
         return Learned(row, "", "", [], None, None, files)
+    with undamaged(home / file, AGAIN):
+        return _judged(home, file, row, files)
+
+
+def _judged(home: Path, file: str, row: Row, files: list[str]) -> Learned:
     judged = read_json(home / file)
     checks = [
         Check(

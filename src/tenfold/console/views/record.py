@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from tenfold.console.document import Figure, figure, read_json
+from tenfold.console.document import Figure, figure, read_json, undamaged
 from tenfold.spec.forecasts import FILE, LEVELS
 
 ROOMS = ("climb", "plan", "sites", "learn", "rank", "fleet")
@@ -75,22 +75,23 @@ def _flat(numbers: dict[str, Any], before: str = "") -> Iterator[str]:
 
 
 def record(home: Path) -> Record:
-    """The record of forecasts, each figure with its line in the file."""
+    """The record of forecasts, each figure with its line in the file. Raises TenfoldError for a damaged file."""
     found: dict[str, Said] = {}
     low, middle, high = (LEVELS.index(level) for level in (0.1, 0.5, 0.9))
-    for number, line in _numbered(home / FILE):
-        if "forecast" in line:
-            made = line["forecast"]
-            q = made["quantiles"]
-            key = f"{number}:forecast.quantiles.{middle}"
-            shown = Figure(q[middle], FILE, key, made["unit"], q[low], q[high])
-            learnt = (made.get("learnt") or {}).get("outcomes", 0)
-            factor = Figure(made["learnt"]["factor"], FILE, f"{number}:forecast.learnt.factor") if learnt else None
-            found.setdefault(made["key"], Said(made["key"], made["kind"], made.get("made", ""), shown, factor, learnt))
-        elif "outcome" in line and (said := found.get(line["outcome"]["key"])) and said.forecast.low is not None:
-            value = line["outcome"]["measured"]
-            said.measured = Figure(value, FILE, f"{number}:outcome.measured", said.forecast.unit)
-            said.inside = said.forecast.low <= value <= (said.forecast.high or 0)
+    with undamaged(home / FILE, "restore the file, or remove the damaged line"):
+        for number, line in _numbered(home / FILE):
+            if "forecast" in line:
+                made = line["forecast"]
+                q = made["quantiles"]
+                key = f"{number}:forecast.quantiles.{middle}"
+                shown = Figure(q[middle], FILE, key, made["unit"], q[low], q[high])
+                learnt = (made.get("learnt") or {}).get("outcomes", 0)
+                factor = Figure(made["learnt"]["factor"], FILE, f"{number}:forecast.learnt.factor") if learnt else None
+                found.setdefault(made["key"], Said(made["key"], made["kind"], made.get("made", ""), shown, factor, learnt))
+            elif "outcome" in line and (said := found.get(line["outcome"]["key"])) and said.forecast.low is not None:
+                value = line["outcome"]["measured"]
+                said.measured = Figure(value, FILE, f"{number}:outcome.measured", said.forecast.unit)
+                said.inside = said.forecast.low <= value <= (said.forecast.high or 0)
     rows = list(found.values())
     return Record(rows, sum(one.measured is not None for one in rows), sum(bool(one.inside) for one in rows))
 
