@@ -1,4 +1,4 @@
-"""What needs somebody's attention: a run that stalls or was stopped, a loan that is late, a gate that refuses."""
+"""Alerts: a run that stalls or was stopped, a loan past its deadline, a gate that refuses."""
 
 import json
 import os
@@ -16,12 +16,12 @@ from tenfold.spec.errors import TenfoldError
 from tenfold.train.lock import trainer
 
 TAIL = 1 << 13  # bytes at the end of a run's record that are read for its last events; more where its lines are long
-STALLED_S = 120.0  # without an event, or
-TIMES = 20  # so many times as long as between the last two
+STALLED_S = 120.0  # a run stalls after so many seconds without an event,
+TIMES = 20  # or after so many times the interval between its last two events, if that is longer
 
 
 class Alert(Struct, frozen=True):
-    """A sentence about what is wrong, and the place of the page that shows it, such as `#/run/g1`."""
+    """A sentence about what is wrong, and the address within the page that shows it, such as `#/run/g1`."""
 
     kind: str
     sentence: str
@@ -29,13 +29,13 @@ class Alert(Struct, frozen=True):
 
 
 def alerts(home: Path, fleet: Path | None = None, now: Callable[[], float] = time.time) -> list[Alert]:
-    """All that is wrong in a home at a time, in seconds since the epoch, and in a fleet's home where that is another."""
+    """The alerts of a home, and of the fleet in the home `fleet` where that is another. `now` returns seconds since the epoch."""
     runs = (alert for file in sorted(home.glob("*/run.jsonl")) if (alert := _run(file, now())))
     return [*runs, *_loans(fleet or home, now()), *_gates(home)]
 
 
 def _run(file: Path, now: float) -> Alert | None:
-    """Of a run that has not ended: that it has written nothing for long, or that no process trains it."""
+    """The alert of a run that has not ended, and that no process trains or that has written nothing for long."""
     try:
         events = _last_events(file, stamp(file))
     except OSError:  # the run was deleted meanwhile
@@ -45,7 +45,7 @@ def _run(file: Path, now: float) -> Alert | None:
     name, place = file.parent.name, f"#/run/{file.parent.name}"
     step = next((event["step"] for event in reversed(events) if "step" in event), 0)
     if trainer(file.parent) is None:
-        return Alert("run", f"The run {name} was stopped at step {step}: `tenfold resume {file.parent}` goes on with it.", place)
+        return Alert("run", f"The run {name} was stopped at step {step}: `tenfold resume {file.parent}` continues it.", place)
     times = [event["time"] for event in events[-2:]]
     silent = now - times[-1]
     if silent > max(STALLED_S, TIMES * (times[-1] - times[0])):
@@ -76,7 +76,7 @@ def _events(text: bytes) -> list[dict[str, Any]]:
 
 
 def _loans(home: Path, now: float) -> Iterator[Alert]:
-    """Slots of a fleet whose loans are past their deadlines."""
+    """Alerts of slots whose loans are past their deadlines, while a controller runs."""
     if not (home / "fleet" / "ledger.db").exists():
         return
     from tenfold.fleet.operate.operate import is_controlled, status
