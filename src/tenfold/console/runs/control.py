@@ -33,7 +33,7 @@ def stop(folder: Path) -> str:
         )
     process = held.get("process")
     if not isinstance(process, int) or not _has_open(process, folder / LOCK):
-        raise TenfoldError(f"The process that trains in {folder} is unknown: stop it where it was started.")
+        raise TenfoldError(f"The process that trains in {folder} is not known: stop it where it was started.")
     try:
         os.kill(process, signal.SIGTERM)
     except OSError as error:

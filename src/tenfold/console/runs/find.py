@@ -26,7 +26,7 @@ class Ends(NamedTuple):
 
 
 def names(home: Path) -> list[str]:
-    """ "" for the overview, and every folder of the home that has a `run.jsonl`, as a relative path."""
+    """The overview "", and the relative path of every folder of the home that has a `run.jsonl`."""
     return ["", *sorted(_runs(home, "", DEPTH))]
 
 
