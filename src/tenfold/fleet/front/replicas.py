@@ -60,8 +60,8 @@ class Replica:
         self.rests_until = time.monotonic() + self.rest_s
 
     def check(self, answer: int | None) -> None:
-        """Count a health check: `answer` is its status, or None where there was no answer. A status other than 200 is a failure at
-        once.
+        """Count a health check: `answer` is its status, or None where there was no answer, which may happen `CHECKS` - 1 times in a
+        row. Any other status than 200 takes the replica out at once.
 
         When the replica fails, requests that still wait for its answers are cancelled, so that they go to other replicas.
         """

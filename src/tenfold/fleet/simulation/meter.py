@@ -8,8 +8,8 @@ from tenfold.fleet.setup import HOUR_S, PoolFacts, SiteFacts
 
 @dataclass(slots=True)
 class Serving:
-    """A service in the simulation: its nodes that answer (`ready`) and that start, cancelled starts, the requests that arrived and
-    that were missed, and the largest share that was missed at any time (`worst`)."""
+    """A service in the simulation: its nodes that answer (`ready`) and that start, cancelled starts, and the requests that
+    arrived and that were missed."""
 
     service: Service
     ready: int = 0
@@ -17,7 +17,6 @@ class Serving:
     called_off: int = 0
     asked: float = 0.0
     missed: float = 0.0
-    worst: float = 0.0
 
 
 @dataclass(slots=True)
@@ -57,7 +56,6 @@ class Meter:
             serving.asked += rate * seconds
             if rate > can:
                 serving.missed += (rate - can) * seconds
-                serving.worst = max(serving.worst, 1 - can / rate)
             self.held_s += seconds * service.nodes
             self.answering_s += seconds * min(rate, can) / service.per_node
 
