@@ -13,6 +13,7 @@ from tenfold.console.commands import start
 from tenfold.console.document import Figure, figure, figures_in, value_at
 from tenfold.console.export import export
 from tenfold.console.options import ConsoleOptions
+from tenfold.console.runs.find import TAIL
 from tenfold.console.site import all_views, document, documents, inside, is_public
 from tenfold.scale.commands import PointOptions
 from tenfold.scale.law import Law
@@ -108,6 +109,26 @@ def test_names_with_dots_and_lists_are_found_within_json(tmp_path):
     for file, key in (("a.json", "x"), ("a.json", "x.y.z.7"), ("b.jsonl", "3:a"), ("b.jsonl", "a"), ("c.json", "a")):
         with pytest.raises(TenfoldError):
             value_at(tmp_path / file, key)
+
+
+def test_a_damaged_record_of_forecasts_is_a_note(tmp_path):
+    (tmp_path / "forecasts.jsonl").write_text('{"forecast": {"key": "climb/g1/loss"}}\n')
+    shown = document(all_views()["generations"], tmp_path, "")
+    assert shown.record.rows == [] and "forecasts.jsonl is damaged" in shown.notes[0]
+
+
+def test_a_run_with_long_lines_has_alerts_and_a_row(tmp_path):
+    """As a step of many experts has."""
+    folder = climb(tmp_path, "g1", 2e11, finished=False)
+    last = lines(folder / "run.jsonl")[-1]
+    line = json.dumps({"event": "step", **last, "step": 41, "expert_load": [[0.001] * 1000] * 30})
+    assert len(line) > 2 * TAIL
+    with (folder / "run.jsonl").open("a") as stream:
+        stream.write(line + "\n")
+    (stopped,) = alerts(tmp_path)
+    assert "stopped at step 41" in stopped.sentence
+    (row,) = (one for one in document(all_views()["run"], tmp_path, "").runs if one.name == "g1")
+    assert row.step.value == 41 and row.state == "interrupted"
 
 
 def test_alerts_of_a_run_that_was_stopped_or_stalls_and_of_a_gate(tmp_path):

@@ -302,7 +302,7 @@ def test_an_operator_wishes_and_withdraws_on_the_page(browser, tmp_path):
         page.locator("select[name=kind]").select_option("drain")
         page.get_by_label("Slot, owner or site").fill("slot-2")
         page.get_by_label("Why").fill("<img src=x onerror=alert(1)>")
-        page.get_by_role("button", name="Wish it").click()
+        page.get_by_role("button", name="Send").click()
         page.get_by_role("button", name="Withdraw wish 1").wait_for()
         assert [(one["kind"], one["target"]) for one in status(home)["wishes"]] == [("drain", "slot-2")]
         assert page.locator("td:text-is('<img src=x onerror=alert(1)>')").count() == 1

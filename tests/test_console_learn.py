@@ -28,6 +28,7 @@ from tenfold.rank.explain import explain
 from tenfold.rank.ranker import History, Ranker
 from tenfold.serve.api.keys import make_key
 from tenfold.serve.feedback.feedback import Feedback
+from tenfold.spec.errors import TenfoldError
 
 pytest_plugins = ["chat_page"]
 AXE = "axe.run().then(result => result.violations.map(v => [v.id, v.nodes.map(n => n.html).slice(0, 3)]))"
@@ -109,6 +110,14 @@ def test_an_empty_home_says_what_to_run(tmp_path):
     for view in views:
         (command,) = (view.document(tmp_path, name).empty for name in view.names(tmp_path))
         assert command.startswith("tenfold ")
+
+
+@pytest.mark.parametrize("text", ["{}", '{"passed": true, "checks": [{}]}', '{"passed": true, "checks": [], "test": {}}'])
+def test_a_damaged_verdict_is_a_sentence_that_names_it(tmp_path, text):
+    (tmp_path / "chat-1").mkdir()
+    (tmp_path / "chat-1" / "gate.json").write_text(text)
+    with pytest.raises(TenfoldError, match=r"gate\.json"):
+        all_views()["learn"].document(tmp_path, "chat-1")
 
 
 def test_feedback_is_counted_as_the_database_has_it(judged):

@@ -1,5 +1,6 @@
 """The console as a command: it says where it is, follows what changes, and ends at once though pages listen."""
 
+import asyncio
 import http.client
 import json
 import signal
@@ -10,6 +11,8 @@ import sysconfig
 
 import pytest
 from console_home import needs_chromium, opened
+
+from tenfold.console.events import Feeds
 
 pytest_plugins = ["chat_page", "console_home"]
 
@@ -40,6 +43,22 @@ def test_it_ends_without_a_trace_while_a_page_listens(home, by):
     _, said = running.communicate(timeout=120)
     assert "Traceback" not in said and "Exception" not in said, said
     assert stream.read().strip() == b""  # the stream was ended, not cut
+
+
+def test_a_feed_that_fails_ends_its_streams_so_that_pages_connect_again():
+    def begin():
+        def poll():
+            raise KeyError("a damaged file")
+
+        return poll
+
+    async def pieces():
+        return [piece async for piece in Feeds().stream("view/", begin).body_iterator]
+
+    async def within_10_s():
+        return await asyncio.wait_for(pieces(), 10)
+
+    assert asyncio.run(within_10_s()) == [b": here\n\n", b""]
 
 
 @needs_chromium[0]

@@ -41,7 +41,7 @@ def fleet(pools=None, **tables):
         ("slurm", {"runs": {"x": {**RUN, "pool": "c"}}}, "run x: no pool 'c'"),
         ("slurm", {"runs": {"x": {**RUN, "least": 3}}}, "the run x needs 3 nodes of a, which has 2"),
         ("slurm", {"services": {"chat": CHAT}, "runs": {"x": {**RUN, "least": 2}}}, "needs 2 nodes, beside 1 of services, of a"),
-        ("slurm", {"runs": {"x": {**RUN, "least": 2, "most": 1}}}, "2 nodes at least and cannot have 1 at most"),
+        ("slurm", {"runs": {"x": {**RUN, "least": 2, "most": 1}}}, "the run x has least = 2 nodes and most = 1"),
         ("slurm", {"runs": {"x": {**RUN, "command": []}}}, "runs.x: command must be a list that is not empty"),
         ("ray", {"runs": {"a run": RUN, "a-run": RUN}}, "a run and a-run would be one name on ray"),
         ("slurm", {"services": {"x": CHAT}, "runs": {"x": RUN}}, "x is the name of a run and of a service"),

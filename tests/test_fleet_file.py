@@ -100,7 +100,7 @@ def test_no_torn_file_gives_a_traceback(tmp_path_factory, at, cut, put):
         ({"services__chat": {"least": 60}}, "none is left for the jobs philly"),
         ({"services__chat": {"start_s": 50_000.0}}, "start_s must be a number >= 0 and <= 43200, not 50000.0"),
         ({"services__chat": {"needs": {"cores": 2}}}, "services.chat.needs has no setting 'cores'"),
-        ({"jobs__philly": {"pools": ["a", "a"]}}, "jobs philly: the pool 'a' stands 2 times: name it once"),
+        ({"jobs__philly": {"pools": ["a", "a"]}}, "jobs philly: the pool 'a' is named 2 times: name it once"),
         ({"services__philly-0": PLAIN["services"]["chat"] | {"own": 1}}, "the service philly-0 has the name of a job of philly"),
         ({"simulation": {"history_days": 1.0}}, "history_days in the table [simulation] must be a number >= 2.5"),
     ],
@@ -115,7 +115,7 @@ def test_a_cap_says_by_how_much_it_binds():
     """Raised by what the sentence says it no longer binds; by a little less it still does."""
     plain = json.loads(json.dumps(PLAIN))
     plain["services"] = {}
-    for cap_mw, what in ((0.01, "standing idle"), (None, "needs for one of philly")):
+    for cap_mw, what in ((0.01, "idle nodes draw"), (None, "needs for one of philly")):
         found = prepare(fleet_of(plain, "fleet.toml"))
         pool = found.pools["a"]
         cap_mw = cap_mw or 1e-6 * (pool.nodes * pool.idle_w + 0.5 * (pool.busy_w - pool.idle_w))

@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import mean_pinball_loss
 
+from tenfold.fleet import forecast
 from tenfold.fleet.fleet_file import fleet_of, read_fleet
-from tenfold.fleet.forecast import AHEAD, DAY, backtest, fit_demand, pinball
+from tenfold.fleet.forecast import AHEAD, DAY, WEEK, backtest, fit_demand, pinball, rolling
 from tenfold.fleet.policies.lend import Lending
 from tenfold.fleet.policies.lyra import Lyra
 from tenfold.fleet.policies.static import Static
@@ -66,7 +67,10 @@ def without_failures(setup):
         ({"pools__a": {"site": "ty"}}, "no site 'ty' (did you mean 'tx'?)"),
         ({"pools__a": {"nodes": 20}}, "services own 30 nodes of a, which has 20: 10 more are needed"),
         ({"pools__a": {"host_core": 3}}, "host_core"),
-        ({"services__chat": {"needs": {"host_cores": 128}}}, "chat needs 128 host cores of a node, and one of a has 96: add 32"),
+        (
+            {"services__chat": {"needs": {"host_cores": 128}}},
+            "chat needs 128 host cores of a node, and one of a has 96: 32 more are needed",
+        ),
         ({"services__chat": {"pool": "b"}}, "no pool 'b'"),
         ({"jobs__philly": {"load": "high"}}, "jobs.philly: load must be a number > 0 and <= 100, not 'high'"),
         ({"jobs__philly": {"pools": []}}, "jobs.philly: pools must be a list that is not empty, not []"),
@@ -93,8 +97,8 @@ def test_a_file_that_cannot_work_says_in_a_sentence_what_binds(tables, said):
 @pytest.mark.parametrize(
     "tables, said",
     [
-        ({"sites__tx": {"power_cap_mw": 0.01}}, "The power cap of tx binds"),
-        ({"services__chat": {"requests_per_s": 20.0}}, "The nodes of a bind"),
+        ({"sites__tx": {"power_cap_mw": 0.01}}, "The power cap of tx is too low"),
+        ({"services__chat": {"requests_per_s": 20.0}}, "The pool a is too small"),
         ({"services__chat": {"demand_csv": "/nowhere.csv"}}, "not a trace of demand"),
     ],
 )
@@ -321,6 +325,24 @@ def test_the_forecast_beats_seasonal_naive_and_knows_nothing_of_the_future():
     for days, first in ((1, 7.0), (7, 7.0), (9, 1.0)):
         with pytest.raises(TenfoldError, match="A backtest needs more than"):
             backtest(rates[: days * DAY], first)
+
+
+def test_a_rolling_forecast_keeps_the_time_of_day_whatever_history_it_begins_with(monkeypatch):
+    """A model knows the time of day by the index of a bin: what it is fitted to must begin at a whole day."""
+    starts = []
+
+    class Model:
+        def quantiles(self, rates, origins):
+            return np.ones((len(origins), len(AHEAD), 1))
+
+    def fit(rates, levels):
+        starts.append(int(rates[0]) - 1)
+        return Model()
+
+    monkeypatch.setattr(forecast, "fit_demand", fit)
+    found = rolling(1.0 + np.arange(5 * WEEK), first=round(2.5 * DAY), every=4 * WEEK, levels=(0.5,))
+    assert len(found) == 5 * WEEK - round(2.5 * DAY)
+    assert len(starts) == 2 and starts[1] > 0 and all(start % DAY == 0 for start in starts)
 
 
 def test_pinball_is_that_of_scikit_learn():

@@ -1,1 +1,1 @@
-"""The console: one page that shows what the other rooms wrote."""
+"""The console: a web page over the files that the other rooms write."""

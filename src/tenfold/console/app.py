@@ -1,4 +1,4 @@
-"""The console as a web application: its page, the documents of its views, the files that these name, and events."""
+"""The console as a web application: its page, the documents of its views, the files that documents name, and events."""
 
 import asyncio
 import contextlib
@@ -24,16 +24,16 @@ from tenfold.serve.api.errors import AnswerFailures, ApiError, answer_errors
 from tenfold.serve.page.routes import Fresh
 from tenfold.spec.errors import TenfoldError
 
-# A file is shown as it is, whatever it holds: no script of it runs, and it is of no origin.
+# A file may hold anything: in this sandbox it runs no script and has no origin.
 FILE_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 SHOWN = {".html": "text/html", ".png": "image/png", ".json": "application/json"}  # others are shown as text
 NO_CACHE = {"Cache-Control": "no-cache"}
 
 
 def make_app(options: ConsoleOptions) -> FastAPI:
-    """The application over a home. Raises TenfoldError where there is none."""
+    """The application for the home in the options. Raises TenfoldError where that does not exist."""
     if not options.home.is_dir():
-        raise TenfoldError(f"There is no directory {options.home}: name the home of the generations by --home.")
+        raise TenfoldError(f"There is no directory {options.home}: give the home of the generations by --home.")
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -47,7 +47,7 @@ def make_app(options: ConsoleOptions) -> FastAPI:
     app.state.options, app.state.feeds, app.state.failed = options, Feeds(), None
     app.state.views = all_views()
     answer_errors(app)
-    app.add_middleware(AnswerFailures)  # each one that is added stands around those before
+    app.add_middleware(AnswerFailures)  # a middleware that is added later wraps the earlier ones
     app.add_middleware(GZipMiddleware, minimum_size=1000)
     listening = options.listening()
     app.add_middleware(ConsoleGate, options=listening, limits=listening.limits)
@@ -73,7 +73,7 @@ def _add_page(app: FastAPI, options: ConsoleOptions) -> None:
 
 
 def _add_documents(app: FastAPI, options: ConsoleOptions) -> None:
-    home, looking = options.home, asyncio.Lock()  # a file that nothing names is looked for long: one at a time
+    home, looking = options.home, asyncio.Lock()  # checking a file that no document names takes long: one check at a time
 
     @app.get("/files/{file:path}")
     async def show(file: str, caller: CurrentCaller) -> Response:
@@ -90,7 +90,7 @@ def _add_documents(app: FastAPI, options: ConsoleOptions) -> None:
 def _add_view(app: FastAPI, view: View, home: Path) -> None:
     allowed = [Depends(operator_only)] if view.private else []
     if view.routes is not None:
-        view.routes(app)  # before the general ones, which take every name
+        view.routes(app)  # before the general routes, which match every name
     if view.script is not None:
         script = view.script
         app.get(f"/web/{view.name}.js")(lambda: FileResponse(script, media_type="text/javascript", headers=NO_CACHE))
@@ -103,7 +103,7 @@ def _add_view(app: FastAPI, view: View, home: Path) -> None:
 
     async def follow(request: Request) -> Response:
         name = request.path_params.get("name", "")
-        await _answer(lambda: document(view, home, name))  # a sentence where there is none
+        await _answer(lambda: document(view, home, name))  # an error answer where there is no such document
         look = changes(lambda: msgspec.json.encode(document(view, home, name)))
         return app.state.feeds.stream(f"{view.name}/{name}", look)
 

@@ -12,11 +12,11 @@ def start(
     *,
     options: ConsoleOptions = ConsoleOptions(),
     export: Annotated[
-        Folder | None, Meta(description="Write static files into this new folder instead, for any web server.")
+        Folder | None, Meta(description="Write the console as static files into this new folder instead, for any web server.")
     ] = None,
     json: Json = False,
 ) -> None:
-    """Show a home as a web page: generations and their forecasts, runs as they go on, plans, the fleet.
+    """Serve a web page over a home: generations and their forecasts, runs as they train, plans, the fleet.
 
     Examples:
 

@@ -1,4 +1,4 @@
-"""What the console shows: figures, each with the place that it stands in, and views, which build documents from files."""
+"""The console's data model: views build documents from files, and each figure in a document names its file and key."""
 
 import csv
 import json
@@ -18,11 +18,12 @@ Known = TypeVar("Known")
 
 
 class Figure(Struct, frozen=True, omit_defaults=True):
-    """A value as it stands in `file`, a path within the home, under `key`.
+    """A value that is in `file`, a path relative to the home, under `key`.
 
-    In JSON the key is the names and places on the way, with dots between (`scores.loss.measured`, `rows.0.days`); in a file of
-    lines, JSON or CSV, the number of the line from 1, a colon, and the same within the line (`12:loss`); in a database of SQLite
-    the table, the row's id and the column (`leases.3.until`). `low` and `high` are the ends of its interval, in the same unit.
+    In a JSON file the key is a path of names and indices, separated by dots (`scores.loss.measured`, `rows.0.days`). In JSON lines
+    and CSV it is the number of the line from 1, a colon, and the path or column within the line (`12:loss`). In an SQLite database
+    it is table, id of the row and column (`leases.3.until`). `low` and `high` are the ends of the value's interval, in the same
+    unit.
     """
 
     value: Value
@@ -34,7 +35,7 @@ class Figure(Struct, frozen=True, omit_defaults=True):
 
 
 class Computed(Struct, frozen=True, omit_defaults=True):
-    """A value that no file has: the planner's answer to a slider, or a sum over a file. `computed` says by what."""
+    """A value that is in no file, such as the planner's answer or a sum over a file. `computed` says how it was computed."""
 
     value: Value
     computed: str
@@ -44,12 +45,12 @@ class Computed(Struct, frozen=True, omit_defaults=True):
 
 
 class View(NamedTuple):
-    """A part of the console. Its page is `web/NAME.js`, or `script` where another package brings it.
+    """A tab of the console. Its page is the module `web/NAME.js`, or the file `script` of another package.
 
-    `names(home)` gives the names of its documents, "" for its overview; `document(home, name)` builds one of them, a struct or a
-    dict, and raises TenfoldError in one sentence. A `private` view is the operator's alone, and in no export. `routes` adds
-    what else the view's page asks of a server (events, changes) to the application, a FastAPI whose `state.options` are the
-    console's `ConsoleOptions` and `state.feeds` its `Feeds`.
+    `names(home)` returns the names of its documents, "" for the overview. `document(home, name)` builds one of them, a struct or a
+    dict, and raises TenfoldError with one sentence. A `private` view is for operators only, and in no export. `routes` adds further
+    endpoints to the application, such as events and changes; it is a FastAPI whose `state.options` are the console's
+    `ConsoleOptions`, and whose `state.feeds` its `Feeds`.
     """
 
     name: str
@@ -62,13 +63,13 @@ class View(NamedTuple):
 
 
 def figure(home: Path, file: str, key: str, unit: str = "", interval: tuple[float, float] | list[float] | None = None) -> Figure:
-    """The figure under `key` in a file of the home. Raises TenfoldError where it is not there."""
+    """The figure under `key` in a file of the home. Raises TenfoldError where the file has no such key."""
     low, high = interval or (None, None)
     return Figure(value_at(home / file, key), file, key, unit, low, high)
 
 
 def value_at(path: Path, key: str) -> Any:
-    """What stands under a figure's key. Raises TenfoldError where nothing does."""
+    """The value under a figure's key. Raises TenfoldError where the file has no such key."""
     line, colon, rest = key.partition(":")
     try:
         if path.suffix == ".json":
@@ -81,13 +82,13 @@ def value_at(path: Path, key: str) -> Any:
             return within(json.loads(_lines(path)[int(line) - 1]), rest)
     except (KeyError, IndexError, TypeError, ValueError):
         pass
-    raise TenfoldError(f"There is no {key} in {path}: it was changed, or is damaged.")
+    raise TenfoldError(f"There is no {key} in {path}: the file was changed, or is damaged.")
 
 
 @contextmanager
 def undamaged(path: Path, again: str) -> Iterator[None]:
-    """What reads from a parsed file that somebody else may have written. Raises TenfoldError where the file is not as it should be;
-    `again` says what to do."""
+    """Read from a parsed file inside of this block. Raises TenfoldError where the file has not the expected form; `again` says what
+    to do about it."""
     try:
         yield
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
@@ -95,7 +96,8 @@ def undamaged(path: Path, again: str) -> Iterator[None]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, parsed once for each state of its file. Raises TenfoldError where that is missing, damaged or none."""
+    """The JSON object in a file, parsed once for each state of it. Raises TenfoldError where it is missing, damaged or no
+    object."""
     try:
         found = _cached_json(path, stamp(path))
     except (OSError, ValueError):
@@ -104,7 +106,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file, parsed once for each state of it. Raises TenfoldError where it cannot be read."""
+    """The rows of a CSV file, parsed once for each state of it. Raises TenfoldError where the file cannot be read."""
     try:
         found = _cached_rows(path, stamp(path))
     except (OSError, ValueError, csv.Error):
@@ -114,12 +116,12 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 def _known(found: Any, kind: type[Known], path: Path) -> Known:
     if not isinstance(found, kind):
-        raise TenfoldError(f"{path} cannot be read, or is damaged: the command that wrote it writes it again.")
+        raise TenfoldError(f"{path} cannot be read or is damaged: write it again by the command that made it.")
     return found
 
 
 def stamp(path: Path) -> tuple[int, int]:
-    """What changes with a file: its size and its time in ns. Raises OSError where there is none."""
+    """A value that changes when the file does: its size and modification time in ns. Raises OSError where there is no file."""
     found = path.stat()
     return found.st_size, found.st_mtime_ns
 
@@ -136,7 +138,7 @@ def _cached_rows(path: Path, _: tuple[int, int]) -> list[dict[str, str]]:
 
 
 def _cell(path: Path, table: str, number: str, column: str) -> Value:
-    """A column of a row. Raises ValueError where there is none."""
+    """The value in a row and column of a database. Raises TypeError or ValueError where there is none."""
     if not (table.isidentifier() and column.isidentifier()):
         raise ValueError(table)
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
@@ -152,7 +154,7 @@ def _lines(path: Path) -> list[bytes]:
 
 
 def within(found: Any, key: str) -> Any:
-    """What stands under dotted names. A name that has dots itself is found as well. Raises KeyError, IndexError or ValueError."""
+    """The value under a dotted key; names in it may contain dots themselves. Raises KeyError, IndexError or ValueError."""
     if not key:
         return found
     if isinstance(found, list):
@@ -188,6 +190,6 @@ def figures_in(document: Any) -> Iterable[Figure]:
 
 
 def files_of(document: Any) -> set[str]:
-    """The files that a document names: those of its figures, and those of its `files`."""
+    """The files that a document names: those of its figures, and those in its field `files`."""
     listed = document.get("files", ()) if isinstance(document, dict) else getattr(document, "files", ())
     return {one.file for one in figures_in(document)} | set(listed)

@@ -1,4 +1,4 @@
-"""Server-sent events that many pages listen to: what is new is looked for once a second for all of them, and encoded once."""
+"""Server-sent events for many pages: a feed is polled once a second for all pages that listen, and its news are encoded once."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -10,32 +10,29 @@ from fastapi.responses import StreamingResponse
 
 from tenfold.spec.errors import TenfoldError
 
-SECONDS = 1.0  # between two looks
-QUIET = 15.0  # seconds after which a comment keeps the connection open
-BEHIND = 64  # events that a page may be late by before its stream ends; it connects again by itself
+SECONDS = 1.0  # between two polls
+QUIET = 15.0  # seconds without news after which a comment is sent, to keep the connection open
+BEHIND = 64  # events that a slow page may have pending before its stream is ended; it then connects again
 
 Poll = Callable[[], Any]
 
 
 class Feeds:
-    """The feeds of a console by name. A feed is polled while anybody listens, and begins anew afterwards."""
+    """The feeds of a console by name. A feed is polled while a page listens; later listeners begin it anew."""
 
     def __init__(self) -> None:
         self._listeners: dict[str, set[asyncio.Queue[bytes]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def stream(self, name: str, begin: Callable[[], Poll]) -> StreamingResponse:
-        """The feed's events from now on. `begin` gives a function, called in a thread, that returns what is new, or None."""
+        """A response with the feed's events from now on. `begin` returns a function that returns news, or None; both run in a
+        thread."""
         return StreamingResponse(self._listen(name, begin), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
     def close(self) -> None:
         """End all streams, so that the server can end; pages connect again by themselves."""
         for listeners in self._listeners.values():
-            queues = list(listeners)
-            listeners.clear()
-            for queue in queues:
-                if not queue.full():
-                    queue.put_nowait(b"")
+            _end(listeners)
 
     async def _listen(self, name: str, begin: Callable[[], Poll]) -> AsyncIterator[bytes]:
         queue: asyncio.Queue[bytes] = asyncio.Queue(BEHIND)
@@ -58,7 +55,7 @@ class Feeds:
         try:
             poll = await asyncio.to_thread(begin)
         except BaseException:
-            del self._listeners[name]
+            _end(self._listeners.pop(name))
             raise
         task = asyncio.create_task(self._run(name, poll))
         self._tasks.add(task)
@@ -82,10 +79,20 @@ class Feeds:
         finally:
             if self._listeners.get(name) is listeners:
                 del self._listeners[name]
+            _end(listeners)
+
+
+def _end(listeners: set[asyncio.Queue[bytes]]) -> None:
+    """End the streams of these listeners."""
+    queues = list(listeners)
+    listeners.clear()
+    for queue in queues:
+        if not queue.full():
+            queue.put_nowait(b"")
 
 
 def changes(look: Callable[[], Any]) -> Callable[[], Poll]:
-    """A feed that says {"changed": true} whenever what `look` returns is another than before."""
+    """A feed that sends {"changed": true} whenever the value of `look()` has changed."""
 
     def begin() -> Poll:
         before = look()

@@ -14,12 +14,12 @@ PAGE = WEB / "index.html"
 
 
 def export(home: Path, out: Path) -> Path:
-    """Write the page, the documents of all views but the private ones, and the files that these name; returns `out`.
+    """Write the page, the documents of all views except the private ones, and the files that they name; returns `out`.
 
-    Raises TenfoldError where the home does not exist, or `out` holds something already.
+    Raises TenfoldError where the home does not exist, or where `out` is not empty.
     """
     if not home.is_dir():
-        raise TenfoldError(f"There is no directory {home}: name the home of the generations by --home.")
+        raise TenfoldError(f"There is no directory {home}: give the home of the generations by --home.")
     views = {name: view for name, view in all_views().items() if not view.private}
     with whole_folder(out) as scratch:
         _write_page(scratch / "index.html")
@@ -36,7 +36,7 @@ def export(home: Path, out: Path) -> Path:
 
 
 def _write_page(target: Path) -> None:
-    """The page with its policy in itself, since no server of ours sends that."""
+    """Write the page with its content security policy in a meta element, since another web server does not send ours."""
     policy = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
     target.write_text(PAGE.read_text().replace("<title>", f"{policy}\n<title>", 1))
 
@@ -47,7 +47,7 @@ def _write(path: Path, value: object) -> None:
 
 
 def _copy_shown(home: Path, file: str, files: Path) -> None:
-    """Beside the documents, unless it is there, lies elsewhere, or holds what people said."""
+    """Copy a file, unless that is done, it is outside the home, or it may hold what people said."""
     source = inside(home, file)
     if source is not None and is_public(file) and not (files / file).exists():
         _copy(source, files / file)

@@ -1,4 +1,4 @@
-"""Who may come in: requests to the console's own names, from its own pages, and with a key where one is sent."""
+"""Access checks: host names of the console only, changes from its own pages only, and a valid key where one is sent."""
 
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -8,7 +8,7 @@ from tenfold.serve.api.keys import STRANGER, Caller
 
 
 class ConsoleGate(Gate):
-    """The server's gate, but that a request without a key comes in as a stranger's, who sees what is not personal."""
+    """The gate of `tenfold serve`, except that a request without a key is admitted as a stranger, who sees nothing personal."""
 
     def _caller(self, path: str, headers: dict[bytes, bytes]) -> Caller:
         if self.keys is not None and not key_of(headers):
@@ -17,14 +17,14 @@ class ConsoleGate(Gate):
 
 
 class Below:
-    """ASGI middleware that takes the path of a proxy from the beginning of a request's own, where the proxy passes it on."""
+    """ASGI middleware that removes a proxy's path prefix from requests, where the proxy does not remove it itself."""
 
     def __init__(self, app: ASGIApp, path: str):
         self.app, self.path = app, path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self.path and scope["type"] == "http":
-            if scope["path"] == self.path:  # the page's addresses are relative to a folder
+            if scope["path"] == self.path:  # the page's addresses are relative and need the final slash
                 await RedirectResponse(f"{self.path}/")(scope, receive, send)
                 return
             if scope["path"].startswith(f"{self.path}/"):

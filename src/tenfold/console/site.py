@@ -1,4 +1,4 @@
-"""What a console consists of, whether a server shows it or an export holds it: views, documents, and the files that these name."""
+"""What served and exported consoles have in common: views, their documents, and the files that documents name."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,12 +13,18 @@ from tenfold.spec.errors import TenfoldError
 from tenfold.spec.plugins import load, plugins
 
 WEB = Path(str(resources.files("tenfold.console").joinpath("web")))
-TAB = "console."  # names of entry points `tenfold.routes` that are views of the console begin so
+TAB = "console."  # prefix of the entry points `tenfold.routes` that are views of the console
 INDEX = "data/console.json"
-# Files that everybody who sees the console may read: none of them holds what people said.
+# Suffixes of files that everybody may read who sees the console: such files do not hold what people said.
 PUBLIC = {".json", ".jsonl", ".csv", ".html", ".png", ".svg", ".toml", ".txt", ".md", ".log"}
-PEOPLE = {"data", "conversations", "feedback", "events", "lineage.json"}  # names within a home that hold it, or say whose it is
-# Without inline code. Scripts come from the console alone, and HTML from text passes DOMPurify or is refused.
+PEOPLE = {
+    "data",
+    "conversations",
+    "feedback",
+    "events",
+    "lineage.json",
+}  # files and folders of a home that hold what people said, or name the people
+# No inline code: scripts come from the console only, and HTML that is made of text must pass DOMPurify.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; font-src 'self'; img-src 'self' data: blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -27,31 +33,32 @@ POLICY = (
 
 
 def all_views() -> dict[str, View]:
-    """The views by name: the console's own, then those of other packages."""
+    """The views by name: the console's own, then those of plugins."""
     others = (load("routes", name) for name in plugins("routes") if name.startswith(TAB))
     return {view.name: view for view in (*VIEWS, *others)}
 
 
 def index(home: Path, views: dict[str, View], *, live: bool, fleet: Path | None = None) -> dict[str, Any]:
-    """What the page asks for first: its views, and what needs somebody's attention."""
+    """The document that the page loads first: the views and the alerts."""
     listed = [{"name": view.name, "title": view.title, "private": view.private} for view in views.values()]
     return {"live": live, "home": home.resolve().name, "views": listed, "alerts": alerts(home, fleet)}
 
 
 def document(view: View, home: Path, name: str) -> Any:
-    """A view's document. Raises TenfoldError where the view has none of this name, or it cannot be built."""
+    """A document of a view. Raises TenfoldError where the view has no such document, or it cannot be built."""
     if name not in view.names(home):
         raise TenfoldError(f"The view {view.name} has no {name[:200]!r}.")
     return view.document(home, name)
 
 
 def address(view: View, name: str) -> str:
-    """Where a document lies, relative to the page."""
+    """The address of a document, relative to the page."""
     return f"data/{view.name}{'/' * bool(name)}{name}.json"
 
 
 def documents(views: dict[str, View], home: Path, *, private: bool) -> Iterator[tuple[View, str, Any]]:
-    """Every document of all views, or of those that are not private; one that cannot be built is left out."""
+    """All documents as (view, name, document), with those of private views where `private`. Documents that cannot be built are
+    skipped."""
     for view in views.values():
         if view.private and not private:
             continue
@@ -63,7 +70,7 @@ def documents(views: dict[str, View], home: Path, *, private: bool) -> Iterator[
 
 
 def is_named(views: dict[str, View], home: Path, file: str, *, private: bool) -> bool:
-    """Whether a document names a file. Overviews and the documents of the folders that it lies in are asked first."""
+    """Whether any document names a file. Overviews and documents of the file's folders are built first, since these probably do."""
     shown = [(view, name) for view in views.values() if private or not view.private for name in view.names(home)]
     for view, name in sorted(shown, key=lambda one: bool(one[1]) and not file.startswith(f"{one[1]}/")):
         with suppress(TenfoldError):
@@ -73,13 +80,13 @@ def is_named(views: dict[str, View], home: Path, file: str, *, private: bool) ->
 
 
 def is_public(file: str) -> bool:
-    """Whether a file of a home holds nothing of what people said."""
+    """Whether a file of a home is certain not to hold what people said."""
     path = PurePosixPath(file)
     return path.suffix in PUBLIC and not PEOPLE & set(path.parts)
 
 
 def inside(home: Path, file: str) -> Path | None:
-    """The file of this relative path, where it is one and lies in the home, also behind links."""
+    """The file at this relative path; None where there is no such file, or it lies outside the home after links are resolved."""
     try:
         path = (home / file).resolve(strict=True)
         path.relative_to(home.resolve())

@@ -1,4 +1,4 @@
-"""New alerts, sent to a webhook."""
+"""Sends new alerts to a webhook."""
 
 import asyncio
 import sys
@@ -11,21 +11,21 @@ import msgspec
 from tenfold.console.alerts import Alert
 from tenfold.spec.errors import TenfoldError, without_secrets
 
-EVERY_S = 5.0  # between two looks
+EVERY_S = 5.0  # between two checks for alerts
 TIMEOUT_S = 10.0
 
 
 async def send_alerts(url: str, home: Path, look: Callable[[], list[Alert]]) -> None:
-    """Post each alert once as JSON, `{"home", "kind", "sentence", "place"}`, until cancelled. One that is not taken is sent again.
+    """Post each alert once as JSON, `{"home", "kind", "sentence", "place"}`, until cancelled. After an error it is sent again.
 
-    An alert that went away and comes again is a new one.
+    An alert that ended and appears again is a new one.
     """
     sent: set[Alert] = set()
     async with httpx2.AsyncClient(timeout=TIMEOUT_S) as client:
         while True:
             try:
                 found = await asyncio.to_thread(look)
-            except (TenfoldError, OSError):  # a file that is being written
+            except (TenfoldError, OSError):  # for instance a file that is being written
                 found = list(sent)
             sent &= set(found)
             for alert in found:
@@ -38,6 +38,6 @@ async def _post(client: httpx2.AsyncClient, url: str, body: dict[str, str]) -> b
     try:
         (await client.post(url, json=body)).raise_for_status()
     except httpx2.HTTPError as error:
-        print(f"The webhook did not take an alert: {without_secrets(str(error))}", file=sys.stderr, flush=True)
+        print(f"The webhook did not accept an alert: {without_secrets(str(error))}", file=sys.stderr, flush=True)
         return False
     return True

@@ -1,7 +1,7 @@
-"""The fleet's clock: seconds since the epoch that pass evenly, whatever is done to the clock on the wall.
+"""The fleet's clock: seconds since the epoch that advance steadily, even where somebody sets the system clock.
 
-It is set by the wall once and goes on with the machine's monotonic clock, over starts of the controller too. A new boot sets it
-again: no worker outlives that.
+It is set from the system clock once and then follows the machine's monotonic clock, also across restarts of the controller. A
+reboot sets it again: no worker survives a reboot.
 """
 
 import json
@@ -10,11 +10,11 @@ from pathlib import Path
 
 from tenfold.spec.files import write_json
 
-BOOT = Path("/proc/sys/kernel/random/boot_id")  # where there is none, each start of a controller sets its clock
+BOOT = Path("/proc/sys/kernel/random/boot_id")  # missing outside Linux: there, each start of a controller sets the clock again
 
 
 class Clock:
-    """Calling it gives the time. `file` keeps how it was set."""
+    """A call returns the time in seconds. `file` stores the offset to the monotonic clock; with `keep=False` it is not written."""
 
     def __init__(self, file: Path, *, keep: bool = True):
         boot = BOOT.read_text().strip() if BOOT.exists() else ""
@@ -33,6 +33,7 @@ class Clock:
         return self._offset + time.monotonic()
 
     def ahead_s(self) -> float:
-        """How far it is ahead of the wall, which jumped back by so much; what is less than a second is 0."""
+        """Seconds by which this clock is ahead of the system clock, which was set back by as much. Less than one second counts as
+        0."""
         ahead = self() - time.time()
         return ahead if abs(ahead) >= 1 else 0.0

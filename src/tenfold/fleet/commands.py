@@ -15,30 +15,39 @@ if TYPE_CHECKING:
     from tenfold.fleet.pools import Policy, Size
 
 
-OUT = "A page to write, with the busiest day as a picture; beside it the same as .simulation.json, for the console."
+OUT = "HTML page to write, with pictures of the busiest day. The console reads the .simulation.json file written beside it."
 
 
 class SlotOptions(Struct, frozen=True):
-    """Of the slots of this machine."""
+    """Options of the slots on this machine."""
 
-    slot_watts: Annotated[NotNegative, Meta(description="What a slot takes at work, for `tenfold fleet cap`; 0 is unknown.")] = 0.0
+    slot_watts: Annotated[
+        NotNegative, Meta(description="Power of a busy slot in watts, needed by `tenfold fleet cap`; 0 is unknown.")
+    ] = 0.0
     keep_gib: Annotated[
-        NotNegative, Meta(description="Memory that roles may keep in slots they left, so that they come back warm; 0 keeps none.")
+        NotNegative,
+        Meta(description="Memory in GiB for sleeping processes, so that a role returns without reloading; 0 keeps none."),
     ] = 0.0
 
 
 def run(
-    file: Annotated[File | None, Meta(description="The fleet that a cluster runs, as fleet.toml.")] = None,
+    file: Annotated[
+        File | None, Meta(description="The fleet to run on a cluster (fleet.toml); without it, a demonstration runs here.")
+    ] = None,
     /,
     *,
-    on: Annotated[Literal["local", "slurm", "ray"], Meta(description="Where; local shows a loan, without a file.")] = "local",
+    on: Annotated[
+        Literal["local", "slurm", "ray"], Meta(description="Where it runs: local (a demonstration, without a file), slurm or ray.")
+    ] = "local",
     home: Home = Path("generations"),
-    policy: Annotated[Text, Meta(description="What decides who has which slot: lend, or the policy of a plugin.")] = "lend",
+    policy: Annotated[
+        Text, Meta(description="Policy that assigns slots or nodes: lend, static, borrow, lyra or a plugin's.")
+    ] = "lend",
     slots: SlotOptions = SlotOptions(),
     json: Json = False,
 ) -> None:
-    """Run the services and training runs of a fleet file on a cluster, or show a loan on this machine: train in one slot, serve
-    chat in the other, and lend the first to chat while a wave of requests comes.
+    """Run the services and training runs of a fleet file on a cluster. Without a file, show a loan on this machine: one slot
+    trains, the other serves chat, and the training slot is lent to chat during a peak of requests.
 
     Examples:
 
@@ -50,7 +59,9 @@ def run(
 
     chosen = load("policies", policy)  # before anything is started
     if (file is None) != (on == "local"):
-        raise TenfoldError("A fleet file runs on a cluster: say `tenfold fleet run fleet.toml --on slurm`, or neither.")
+        raise TenfoldError(
+            "A fleet file needs --on slurm or --on ray, and these need a file: run `tenfold fleet run fleet.toml --on slurm`."
+        )
     if file is not None:
         _on_cluster(file, on, home, chosen(), json)
         return
@@ -60,12 +71,16 @@ def run(
     if json:
         print_json(found)
         return
-    print(f"{found['requests']} requests, {found['accepted_lost']} accepted ones lost; {found['loans']} loans, back in time.")
-    print(f"{found['lost_work_s'] or 0:.1f} s of lost work; the losses of {found['steps']} steps are those of an undisturbed run.")
+    print(
+        f"{found['requests']} requests, {found['accepted_lost']} accepted ones lost; {found['loans']} loans, all returned in time."
+    )
+    print(
+        f"{found['lost_work_s'] or 0:.1f} s of lost work; the losses of {found['steps']} steps equal those of an undisturbed run."
+    )
 
 
 def _on_cluster(file: Path, on: str, home: Path, policy: "Policy", json: bool) -> None:
-    """Print a line for each size that is chosen."""
+    """Run the controller and print a line for each decision."""
     from tenfold.fleet.cluster.controller import control
 
     def say(now: float, size: "Size") -> None:
@@ -75,16 +90,18 @@ def _on_cluster(file: Path, on: str, home: Path, policy: "Policy", json: bool) -
 
 
 def simulate(
-    file: Annotated[Path, Meta(description="The fleet: sites, pools, services and jobs, as fleet.toml.")],
+    file: Annotated[Path, Meta(description="The fleet file (fleet.toml): sites, pools, services and jobs.")],
     /,
     *,
-    policy: Annotated[str, Meta(description="The policy to look at.")] = "lend",
-    against: Annotated[str, Meta(description="Policies to compare with, with commas between them.")] = "static,borrow,lyra",
-    seeds: Annotated[int | None, Meta(description="How many simulations of each, in place of the file's.", ge=1)] = None,
+    policy: Annotated[str, Meta(description="Policy to simulate.")] = "lend",
+    against: Annotated[str, Meta(description="Policies to compare it with, separated by commas.")] = "static,borrow,lyra",
+    seeds: Annotated[
+        int | None, Meta(description="Simulations of each policy, one for each seed; the file's number by default.", ge=1)
+    ] = None,
     out: Annotated[Path | None, Meta(description=OUT)] = None,
     json: Json = False,
 ) -> None:
-    """Simulate a fleet under a policy and beside others: the same jobs, demand and failures for each.
+    """Simulate a fleet under a policy and compare it with other policies on the same jobs, demand and failures.
 
     Example: tenfold fleet simulate fleet.toml --policy lend --against static,borrow,lyra --out report.html
     """
@@ -97,11 +114,11 @@ def simulate(
     from tenfold.spec.files import write_json, write_text
 
     fleet = read_fleet(file)
-    names = list(dict.fromkeys([policy, *(name for name in against.split(",") if name)]))
+    names = list(dict.fromkeys([policy, *(name.strip() for name in against.split(",") if name.strip())]))
     found = compare(prepare(fleet), names, seeds or fleet.simulation.seeds, (lambda text: None) if json else print)
     means = found.means()
     if out:
-        title = f"{file.stem}: {policy} beside {', '.join(names[1:])}"
+        title = f"{file.stem}: {policy} compared with {', '.join(names[1:])}"
         write_text(out, html(title, means, found.first))
         write_json(out.with_suffix(SUFFIX), document(title, means, found.first))
     if json:
@@ -113,7 +130,7 @@ def simulate(
 
 
 def show(*, home: Home = Path("generations"), json: Json = False) -> None:
-    """Who holds which slot, since when and until when, and every lease before.
+    """Show all leases of the fleet's ledger, past and current: slot, role, duration and reason.
 
     Example: tenfold fleet show --json
     """

@@ -25,7 +25,7 @@ Command = Annotated[list[str], Meta(min_length=1)]
 
 
 class Resources(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a node has, or what a role needs of it."""
+    """What a node has, or what a service, job or run needs of each of its nodes."""
 
     accelerators: CountOrNone = 0
     memory_gb: NotNegative = 0.0  # of each accelerator
@@ -36,7 +36,8 @@ class Resources(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SiteTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A place with one connection to the grid. `power_cap_mw` is one figure, or one for each hour of the day."""
+    """A place with one grid connection. `power_cap_mw` is one number, or one for each hour of the day. The region's published
+    figures stand in for prices, carbon intensity and PUE that are not given."""
 
     region: str = "US"
     power_cap_mw: Megawatts | OfEachHour | None = None
@@ -47,7 +48,8 @@ class SiteTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PoolTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Equal nodes of one site. For a live fleet: they are those of Slurm's `partition`, or Ray's with the custom `resource`."""
+    """Equal nodes of one site. In a live fleet they are the nodes of Slurm's `partition`, or Ray's nodes with the custom
+    `resource`."""
 
     site: str
     accelerator: str
@@ -62,15 +64,16 @@ class PoolTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def node(self) -> Resources:
-        """What one node has."""
+        """The resources of one node."""
         memory = accelerator(self.accelerator).memory_gb
         return Resources(self.accelerators_per_node, memory, self.host_cores, self.ram_gib, self.storage_tb, self.network_gbps)
 
 
 class ServiceTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Chat or ranking. A node answers `requests_per_s` within the bounds, as the server was measured; `demand_csv` has seconds and
-    requests/s in its first two columns, times `demand_scale`. `own` nodes are its quota. `command` is what each of its
-    nodes runs in a live fleet, where it has `leave_s` to finish its answers."""
+    """Chat or ranking. A node answers `requests_per_s` within the latency bounds, as measured. `demand_csv` has seconds and
+    requests/s in its first two columns; `demand_scale` multiplies the latter. `own` nodes are its quota, and it never has fewer
+    than `least`. A node is ready `start_s` seconds after its start. In a live fleet each node runs `command`, and has `leave_s`
+    seconds to finish its answers when it is told to leave."""
 
     pool: str
     own: CountOrNone
@@ -78,16 +81,18 @@ class ServiceTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     demand_csv: str
     demand_scale: Scale = 1.0
     least: CountOrNone = 1
-    start_s: Annotated[float, Meta(ge=0, le=43_200)] = 60.0  # as far ahead as demand is forecast
+    start_s: Annotated[float, Meta(ge=0, le=43_200)] = 60.0  # at most twelve hours, the longest horizon of the forecasts
     leave_s: Count = 60
     needs: Resources = Resources()
     command: Command | None = None
 
 
 class RunTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A training run of a live fleet: `command` on `least` to `most` nodes of a pool, under torchrun with `processes_per_node`, by
-    default one for each accelerator. Its owner guesses that it needs `hours` on `least` nodes, `save_s` to save and leave and
-    `restart_s` to start; it saves every `interval_s`."""
+    """A training run of a live fleet: `command` under torchrun on `least` to `most` nodes of a pool (`least` alone without `most`),
+    with `processes_per_node`, by default one for each accelerator.
+
+    Its owner's estimates: `hours` of work on `least` nodes, `save_s` seconds to save and leave, `restart_s` to start, and a
+    checkpoint every `interval_s`. On n nodes it is (n / `least`)^`scaling` times as fast."""
 
     pool: str
     command: Command
@@ -103,9 +108,12 @@ class RunTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class JobsTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Training jobs of a trace with the columns timestamp, duration and num_gpus, as many as make `load` of the nodes that services
-    do not own. A job of n GPUs in the trace has n x `nodes_per_gpu` nodes; from `elastic_from` nodes on it can grow to `most`
-    times that size, at (size)^`scaling` times the speed. `estimate_error` is the spread of its owner's guess of its time."""
+    """Training jobs of a simulation, drawn from a trace with the columns timestamp, duration and num_gpus, so that they fill the
+    share `load` of the nodes that services do not own.
+
+    A job of n GPUs in the trace has n x `nodes_per_gpu` nodes. From `elastic_from` nodes on it can grow to `most` times its size;
+    at k times its size it is k^`scaling` times as fast. `estimate_error` is the standard deviation of the logarithm of its owner's
+    estimate of its duration. A checkpoint has `state_gb_per_node`, and is written at least every `longest_interval_s`."""
 
     trace_csv: str
     pools: Annotated[list[str], Meta(min_length=1)]
@@ -121,17 +129,18 @@ class JobsTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SimulationTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How much is simulated: `days`, after which jobs may have `drain_days` to end; a periodic look is every `tick_s`."""
+    """How much is simulated: `days`, then up to `drain_days` in which jobs may finish. The policy is called every `tick_s` seconds.
+    Figures are means over `seeds` simulations. A live fleet uses `tick_s` alone."""
 
     days: Annotated[float, Meta(ge=0.1, le=3660)] = 14.0
     drain_days: Days = 0.0
     tick_s: Annotated[float, Meta(ge=1, le=3600)] = 60.0
     seeds: Annotated[int, Meta(ge=1, le=10_000)] = 3
-    history_days: Annotated[float, Meta(ge=2.5, le=3660)] = 7.0  # that a forecast needs at least
+    history_days: Annotated[float, Meta(ge=2.5, le=3660)] = 7.0  # demand before the first day, for the first forecast
 
 
 class FleetFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The whole file."""
+    """The whole file: tables by name, and the table [simulation]."""
 
     sites: dict[str, SiteTable]
     pools: dict[str, PoolTable]
@@ -142,7 +151,7 @@ class FleetFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def read_fleet(path: Path) -> FleetFile:
-    """Read and check a file. Raises TenfoldError with one sentence that says what binds."""
+    """Read and check a file. Raises TenfoldError with one sentence that says what is wrong in it."""
     with readable(path):
         text = path.read_text()
     try:
@@ -153,10 +162,10 @@ def read_fleet(path: Path) -> FleetFile:
 
 
 def fleet_of(fields: dict[str, Any], where: str, folder: Path = Path()) -> FleetFile:
-    """The fleet of a file's tables, its paths made absolute. Raises TenfoldError as `read_fleet` does."""
+    """The fleet in a file's tables; its paths are resolved against `folder`. Raises TenfoldError as `read_fleet` does."""
     fleet = _converted(fields, where)
     if not fleet.pools:
-        raise TenfoldError(f"{where} has no [pools.NAME]: a fleet has one at least.")
+        raise TenfoldError(f"{where} has no [pools.NAME]: add at least one pool.")
     for name, table in fleet.sites.items():
         _check_site(where, name, table)
     for name, pool in fleet.pools.items():
@@ -183,7 +192,7 @@ def _check_site(where: str, name: str, table: SiteTable) -> None:
 
 
 def _left(fleet: FleetFile, where: str, pool: str) -> int:
-    """Nodes of a pool that services leave to jobs: neither their own nor such as they hold at the least."""
+    """The nodes of a pool that services leave to jobs: those that they neither own nor need at the least."""
     has, held = fleet.pools[pool].nodes, [one for one in fleet.services.values() if one.pool == pool]
     for what, nodes in (("own", sum(one.own for one in held)), ("hold at least", sum(one.least for one in held))):
         if nodes > has:
@@ -195,28 +204,32 @@ def _left(fleet: FleetFile, where: str, pool: str) -> int:
 
 def _check_jobs(fleet: FleetFile, where: str, name: str, jobs: JobsTable, left: dict[str, int]) -> None:
     if again := next((pool for pool in jobs.pools if jobs.pools.count(pool) > 1), None):
-        raise TenfoldError(f"{where}: jobs {name}: the pool {again!r} stands {jobs.pools.count(again)} times: name it once.")
+        raise TenfoldError(f"{where}: jobs {name}: the pool {again!r} is named {jobs.pools.count(again)} times: name it once.")
     if clash := next((one for one in fleet.services if re.fullmatch(rf"{re.escape(name)}-\d+", one)), None):
-        raise TenfoldError(f"{where}: the service {clash} has the name of a job of {name}, as {name}-0: name it otherwise.")
+        raise TenfoldError(f"{where}: the service {clash} has the name of a job of {name}, such as {name}-0: rename it.")
     if not any(left[pool] > 0 for pool in jobs.pools):
         raise TenfoldError(
-            f"{where}: services have every node of {' and '.join(jobs.pools)}, and none is left for the jobs {name}: add some."
+            f"{where}: services have every node of {' and '.join(jobs.pools)}, and none is left for the jobs {name}: add nodes."
         )
 
 
 def _check_run(fleet: FleetFile, where: str, name: str, run: RunTable) -> None:
     has, least = fleet.pools[run.pool].nodes, sum(one.least for one in fleet.services.values() if one.pool == run.pool)
     if name in fleet.services:
-        raise TenfoldError(f"{where}: {name} is the name of a run and of a service: name one otherwise.")
+        raise TenfoldError(f"{where}: {name} is the name of a run and of a service: rename one of them.")
     if run.most is not None and run.most < run.least:
-        raise TenfoldError(f"{where}: the run {name} works on {run.least:,} nodes at least and cannot have {run.most:,} at most.")
+        raise TenfoldError(
+            f"{where}: the run {name} has least = {run.least:,} nodes and most = {run.most:,}: most must not be smaller."
+        )
     if run.least + least > has:
         beside = f", beside {least:,} of services," if least else ""
-        raise TenfoldError(f"{where}: the run {name} needs {run.least:,} nodes{beside} of {run.pool}, which has {has:,}: add some.")
+        raise TenfoldError(
+            f"{where}: the run {name} needs {run.least:,} nodes{beside} of {run.pool}, which has {has:,}: add nodes."
+        )
 
 
 def _converted(fields: dict[str, Any], where: str) -> FleetFile:
-    """The tables, each by itself first, so that a sentence names it and what it lacks or does not know."""
+    """Convert each table by itself first, so that an error names the table and the key."""
     require_keys(fields, hints_of(FleetFile), where)
     for key, kind in hints_of(FleetFile).items():
         if get_origin(kind) is dict and isinstance(tables := fields.get(key), dict):
@@ -225,13 +238,13 @@ def _converted(fields: dict[str, Any], where: str) -> FleetFile:
                 convert(table, get_args(kind)[1], f"{where}: {key}.{name}")
     _check_keys(fields.get("simulation", {}), SimulationTable, f"{where}: simulation")
     if missing := [key for key in ("sites", "pools") if key not in fields]:
-        raise TenfoldError(f"{where} has no [{missing[0]}.NAME]: a fleet has one at least.")
+        raise TenfoldError(f"{where} has no [{missing[0]}.NAME]: add at least one.")
     return convert(fields, FleetFile, where)
 
 
 def _check_keys(table: Any, kind: Any, where: str) -> None:
     if not isinstance(table, dict):
-        return  # what else it is, `convert` says
+        return  # `convert` raises the error
     require_keys(table, kind.__struct_fields__, where)
     if missing := [field.name for field in msgspec.structs.fields(kind) if field.required and field.name not in table]:
         raise TenfoldError(f"{where} needs {' and '.join(missing)}.")
@@ -241,7 +254,7 @@ def _check_keys(table: Any, kind: Any, where: str) -> None:
 
 def _check_pool(fleet: FleetFile, where: str, name: str, pool: PoolTable) -> None:
     if pool.site not in fleet.sites:
-        raise TenfoldError(f"{where}: the pool {name} is in no site {pool.site!r}{nearest(pool.site, fleet.sites)}.")
+        raise TenfoldError(f"{where}: the pool {name}: there is no site {pool.site!r}{nearest(pool.site, fleet.sites)}.")
     try:
         power = accelerator(pool.accelerator).tdp_w
     except TenfoldError as error:
@@ -256,12 +269,12 @@ def _check_needs(where: str, role: str, needs: Resources, pool: str, node: Resou
         if need > has:
             what = name.replace("_", " ")
             raise TenfoldError(
-                f"{where}: {role} needs {need:g} {what} of a node, and one of {pool} has {has:g}: add {need - has:g}."
+                f"{where}: {role} needs {need:g} {what} of a node, and one of {pool} has {has:g}: {need - has:g} more are needed."
             )
 
 
 def _absolute(fleet: FleetFile, folder: Path) -> FleetFile:
-    """The fleet with its files found from `folder`."""
+    """The fleet with the paths of its CSV files resolved against `folder`."""
     replace = msgspec.structs.replace
 
     def found(table: Any) -> Any:

@@ -1,7 +1,7 @@
-"""Demand of the hours to come as quantiles, learned from the hours before by scikit-learn, and its backtest.
+"""Forecasts of demand for the next twelve hours as quantiles, fitted with scikit-learn, and their backtest.
 
-For each number of bins ahead, quantile regression of the logarithm of the rate on the last rates, on that of the same time a day
-(and a week) before, and on the time of day. Bins are of ten minutes.
+For each horizon, a quantile regression of the logarithm of the rate on the last rates, the rate at the same time a day (and a week)
+before, and the time of day. A bin is ten minutes.
 """
 
 from collections.abc import Sequence
@@ -12,23 +12,24 @@ import numpy as np
 
 from tenfold.spec.errors import NotInstalled, TenfoldError
 
-LEVELS = (0.5, 0.9)  # `middle` and `high` of a service
-AHEAD = (1, 2, 3, 6, 12, 24, 36, 72)  # bins of ten minutes: to twelve hours
-DAY, WEEK = 144, 1008
-ROWS = 1008  # a week: the newest that a model learns from
+LEVELS = (0.5, 0.9)  # the quantiles `middle` and `high` of a service
+AHEAD = (1, 2, 3, 6, 12, 24, 36, 72)  # horizons in bins of ten minutes: up to twelve hours
+DAY, WEEK = 144, 1008  # bins
+ROWS = 1008  # the newest bins, a week, that a model is fitted to
 
 
 @dataclass(frozen=True)
 class DemandModel:
-    """A linear model for each level and each of AHEAD. `floor` is the rate below which there is nothing to tell apart."""
+    """A linear model of the log-rate for each horizon of AHEAD and each quantile level. Rates below `floor` are taken as
+    `floor`."""
 
     levels: tuple[float, ...]
     floor: float
     weekly: bool
-    coefficients: np.ndarray  # ahead, level, feature
+    coefficients: np.ndarray  # [horizon, level, feature]
 
     def quantiles(self, rates: np.ndarray, origins: np.ndarray) -> np.ndarray:
-        """Rates by (origin, bins ahead, level). An origin is the last bin that was seen."""
+        """Forecast rates [origin, horizon, level]. An origin is the index in `rates` of the last bin that is known."""
         logs, found = np.log(np.maximum(rates, self.floor)), []
         for ahead, coefficients in zip(AHEAD, self.coefficients, strict=True):
             found.append(np.exp(_features(logs, origins, ahead, self.weekly) @ coefficients.T))
@@ -36,7 +37,7 @@ class DemandModel:
 
 
 def fit_demand(rates: np.ndarray, levels: tuple[float, ...] = LEVELS) -> DemandModel:
-    """Learn from rates in bins of ten minutes, of two days at least. Raises TenfoldError for fewer."""
+    """Fit to rates in bins of ten minutes. Raises TenfoldError for less than two and a half days of them."""
     try:
         from sklearn.linear_model import QuantileRegressor
     except ImportError:
@@ -54,20 +55,23 @@ def fit_demand(rates: np.ndarray, levels: tuple[float, ...] = LEVELS) -> DemandM
 
 
 def rolling(rates: np.ndarray, first: int, every: int = DAY, levels: tuple[float, ...] = LEVELS) -> np.ndarray:
-    """Forecasts at every bin from `first` on, by a model that is fitted again after each `every` bins on what was seen until then.
+    """Forecasts [bin, horizon, level] at every bin from `first` on, by a model that is fitted anew every `every` bins to the bins
+    before.
 
-    A level that the rates of the last week passed more often than it says is moved up by as much as would have held (conformal).
+    A quantile above the median that the rates of the last week exceeded too often is scaled up, so that it would have held for them
+    (conformal prediction).
     """
     found = np.zeros((0, len(AHEAD), len(levels)))
     for begin in range(first, len(rates), every):
-        model = fit_demand(rates[max(0, begin - 4 * WEEK) : begin], levels)
+        start = max(0, begin - 4 * WEEK) // DAY * DAY  # at a whole day, since features have the time of day by index
+        model = fit_demand(rates[start:begin], levels)
         new = model.quantiles(rates, np.arange(begin, min(begin + every, len(rates))))
         found = np.concatenate([found, new * _correction(rates, found, begin, levels)])
     return found
 
 
 def _correction(rates: np.ndarray, found: np.ndarray, now: int, levels: tuple[float, ...]) -> np.ndarray:
-    """By (bins ahead, level): what the forecasts of the last week, whose time has come, should have been multiplied with."""
+    """Factors [horizon, level] by which last week's forecasts should have been multiplied, from those whose outcomes are known."""
     factors = np.ones(found.shape[1:])
     origins = np.arange(max(now - len(found), now - WEEK), now)
     for i, ahead in enumerate(AHEAD):
@@ -81,17 +85,18 @@ def _correction(rates: np.ndarray, found: np.ndarray, now: int, levels: tuple[fl
 
 
 def pinball(actual: np.ndarray, quantiles: np.ndarray, levels: Sequence[float]) -> float:
-    """The mean pinball loss; quantiles have the level as their last axis."""
+    """The mean pinball (quantile) loss. The last axis of `quantiles` is the level."""
     over = actual[..., None] - quantiles
     level = np.asarray(levels)
     return float(np.maximum(level * over, (level - 1) * over).mean())
 
 
 def backtest(rates: np.ndarray, first_days: float = 7.0, levels: tuple[float, ...] = LEVELS) -> dict[str, float]:
-    """Forecast what comes after the first days as time goes on: pinball loss beside seasonal-naive (the rate of a day before, with
-    the quantiles of its own errors until then), and how often the rate was under the highest level.
+    """Rolling forecasts of the time after the first days, compared with a seasonal-naive forecast: the rate one day before, with
+    the quantiles of its errors until then.
 
-    Raises TenfoldError where nothing comes after the first days.
+    Returns the pinball loss of both, and the share of rates that were below the highest level. Raises TenfoldError where there are
+    too few days.
     """
     first = round(first_days * DAY)
     last = len(rates) - AHEAD[-1]
@@ -114,7 +119,7 @@ def backtest(rates: np.ndarray, first_days: float = 7.0, levels: tuple[float, ..
 
 
 def _features(logs: np.ndarray, origins: np.ndarray, ahead: int, weekly: bool) -> np.ndarray:
-    """A row for each origin; nothing in it is newer than the origin."""
+    """The regression's features [origin, feature]; none uses a rate after the origin."""
     at = 2 * np.pi * (origins + ahead) / DAY
     before = origins + ahead - DAY
     columns = [logs[origins], logs[origins - 1], logs[origins - 6], logs[before], logs[origins - DAY]]

@@ -1,8 +1,8 @@
 """The ledger: who holds which slot, since when, until when and why, and what a loan cost its owner.
 
-SQLite (WAL, synced at every write) or PostgreSQL, through SQLAlchemy. Rows are only added. A lease names the one that it follows,
-and no two may follow the same: so a slot is on exactly one lease at a time, which the database itself sees to. Ids are never used
-again. The view `current_leases` has those that nothing follows.
+SQLite (WAL, synced at every write) or PostgreSQL, through SQLAlchemy. Rows are only added. Each lease names its predecessor, and a
+unique constraint lets no two leases have the same one: the database itself guarantees that a slot has exactly one lease at a time.
+Ids are never reused. The view `current_leases` has the leases without a successor.
 """
 
 import threading
@@ -48,7 +48,7 @@ leases = Table(
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=True),
     Column("slot", String(200), ForeignKey("slots.name"), nullable=False, index=True),
-    Column("follows", Integer, nullable=False),  # 0: it is the slot's first
+    Column("follows", Integer, nullable=False),  # the id of the lease before; 0 for the first lease of a slot
     Column("role", String(200), nullable=False),
     Column("since", Float, nullable=False),
     Column("until", Float),
@@ -74,10 +74,11 @@ event.listen(leases, "after_create", VIEW)
 
 @dataclass(frozen=True)
 class Lease:
-    """`role` has `slot` from `since`, as its owner where `until` is None, for `work` where it is said.
+    """`role` has `slot` from `since` until `until`, which is None where the role is the slot's owner. `work` names the job, if any.
 
-    It works from `ready`, is told to leave at `asked`, and is gone at `ended`. `lost_s` of a loan are the owner's seconds of
-    stopping, starting and work done again. The id is the fencing token of its worker: a higher one of the same slot came later."""
+    The role works from `ready`, is told to leave at `asked`, and is gone at `ended`. `lost_s` is what a loan cost the owner:
+    seconds of stopping, starting and repeated work. The id is the worker's fencing token: of two leases of a slot, the one with the
+    higher id is the later one."""
 
     id: int
     slot: str
@@ -94,7 +95,7 @@ class Lease:
 
 @dataclass(frozen=True)
 class Turn:
-    """The next lease of a slot."""
+    """The next lease of a slot, to be written to the ledger."""
 
     slot: str
     role: str
@@ -104,7 +105,10 @@ class Turn:
 
 
 class Ledger:
-    """One database, one writer. `owners` are the slots with their owners, for a ledger that is new."""
+    """A database with one writer. `owners` maps slots to owners: those that the ledger does not have yet are added, from `now` on.
+
+    Raises TenfoldError where the database cannot be used.
+    """
 
     def __init__(self, where: Path | str, owners: dict[str, str] | None = None, now: float = 0.0):
         self._lock, self.engine = threading.RLock(), _engine(str(where))
@@ -123,7 +127,7 @@ class Ledger:
             raise TenfoldError(f"The ledger {where} cannot be used: {_reason(error)}.") from None
 
     def leases(self, current: bool = False) -> list[Lease]:
-        """Every lease in the order in which they began, or those that have not ended."""
+        """All leases in the order in which they began; with `current` only those that have not ended."""
         with self._lock, self._reading() as connection:
             rows = [
                 row._mapping
@@ -138,20 +142,21 @@ class Ledger:
         return [_lease(row, said.get(row["id"], {}), ended.get(row["id"])) for row in rows]
 
     def of(self, slot: str) -> Lease:
-        """The slot's lease."""
+        """The slot's current lease."""
         return next(lease for lease in self.leases(current=True) if lease.slot == slot)
 
     def turn(self, slot: str, role: str, until: float | None, why: str, now: float) -> None:
-        """End the slot's lease, and begin the next in the same transaction."""
+        """End the slot's lease and begin the next one in the same transaction."""
         self.turn_all([Turn(slot, role, until, why)], now)
 
     def turn_all(self, turns: Sequence[Turn], now: float, gone: bool = True) -> None:
-        """Turn a gang of slots, all or none.
+        """Begin the next leases of several slots in one transaction: all of them or none.
 
-        Where nobody saw the workers before them `gone`, a loan's slot is given again only when its deadline has come, at which its
-        worker stops itself; an owner's only when it was seen.
+        `gone` says that the slots' previous workers were seen to end. Without it, a slot on loan is given to the next role only
+        after its deadline, when its worker stops itself, and a slot that its owner holds is not given at all.
 
-        Raises TenfoldError for that, for work that was finished, and where another writer turned a slot at the same time.
+        Raises TenfoldError where a worker may still run, for work that is finished, for a slot that the ledger does not have, and
+        where another writer changed one of the slots at the same time.
         """
         with self._lock:
             try:
@@ -177,19 +182,19 @@ class Ledger:
                 raise TenfoldError("Another controller turned a slot at the same time: a fleet has one.") from None
 
     def note(self, lease: int, **times: float) -> None:
-        """Say `ready`, `asked` or `lost_s` of a lease; what is said last holds."""
+        """Write `ready`, `asked` or `lost_s` of a lease. Of several values the last one counts."""
         with self._lock, self.engine.begin() as connection:
             for name, value in times.items():
                 connection.execute(insert(notes).values(lease=lease, name=name, value=value))
 
     def finish(self, work: str, now: float) -> None:
-        """Say that work is done, once."""
+        """Mark work as finished; a second call changes nothing."""
         with self._lock, self.engine.begin() as connection:
             if not connection.execute(select(func.count()).where(finished.c.work == work)).scalar():
                 connection.execute(insert(finished).values(work=work, at=now))
 
     def finished(self) -> set[str]:
-        """The work that is done."""
+        """The names of finished work."""
         with self._lock, self._reading() as connection:
             return {row.work for row in connection.execute(select(finished.c.work))}
 
@@ -197,7 +202,7 @@ class Ledger:
         self.engine.dispose()
 
     def _reading(self) -> Connection:
-        """A connection that takes no lock of a writer."""
+        """A connection that does not take the writer's lock."""
         return self.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
 
 
@@ -209,7 +214,7 @@ def _engine(where: str) -> Engine:
 
     @event.listens_for(engine, "connect")
     def durable(connection: Any, _: Any) -> None:
-        connection.isolation_level = None  # SQLAlchemy's own BEGIN below, not the driver's
+        connection.isolation_level = None  # the driver must not begin transactions: `at_once` does
         connection.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;")
 
     @event.listens_for(engine, "begin")

@@ -1,7 +1,7 @@
 """What a policy sees: a pool of equal nodes, the services and jobs that hold them, and the jobs that wait.
 
-A policy says what size each holder should have; a world chooses which nodes, and gives no more than there are. A simulated
-pool has thousands of nodes, a live one has a slot for each.
+A policy decides how many nodes each holder should have. The world, simulated or live, chooses which nodes, and gives no more than
+there are.
 """
 
 import math
@@ -12,8 +12,12 @@ from typing import NamedTuple, Protocol
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """A training job, between `least` and `most` nodes or none. `work_s` are seconds left at `least` nodes when it came to its
-    size; from `begins` it makes progress, with a checkpoint every `interval_s`. `estimate` is the error of its owner's guess."""
+    """A training job on `least` to `most` nodes, or waiting with none. Times are in seconds.
+
+    It arrived at `came`, first got nodes at `begun`, has its present size `since` and makes progress from `begins`, after saving
+    and restarting. `work_s` is the work left at that time, in seconds on `least` nodes. It writes a checkpoint every `interval_s`.
+    `estimate` is the factor by which its owner's guess of the work is wrong. `version` counts its changes of size.
+    """
 
     name: str
     least: int
@@ -33,21 +37,22 @@ class Job:
     version: int = 0
 
     def speed(self, nodes: int) -> float:
-        """Relative to that of `least` nodes."""
+        """The speed on so many nodes, relative to that on `least` nodes."""
         return 1.0 if nodes == self.least else (nodes / self.least) ** self.scaling
 
     def left_s(self, now: float) -> float:
-        """Seconds of work that are left at `least` nodes, as its owner guesses."""
+        """Seconds of work left on `least` nodes, as its owner estimates them."""
         if not self.nodes or now <= self.begins:
             return self.work_s * self.estimate
         return max(0.0, self.work_s - (now - self.begins) * self.speed(self.nodes)) * self.estimate
 
     def unsaved_s(self, now: float) -> float:
-        """Seconds since its last checkpoint, or since it began to start."""
+        """Seconds since its last checkpoint, or, while it starts, since it got its nodes."""
         return (now - self.begins) % self.interval_s if now > self.begins else now - self.since
 
     def stop(self, now: float, save: bool) -> float:
-        """Keep what it did, up to a checkpoint that it writes or up to its last one; returns the node-seconds that are lost."""
+        """Account for a stop: its progress is kept up to `now` with `save`, else up to its last checkpoint. Returns lost
+        node-seconds."""
         if not self.nodes:
             return 0.0
         done = max(0.0, now - self.begins)
@@ -57,8 +62,10 @@ class Job:
         return lost * self.nodes
 
     def start(self, now: float, wait_s: float, nodes: int) -> float:
-        """Let it have so many nodes, and make progress after `wait_s` and a restart; returns the node-seconds of a restart, which
-        are lost where it worked before."""
+        """Give it so many nodes, on which it makes progress after `wait_s` and a restart.
+
+        Returns lost node-seconds: those of the restart where the job worked before, and 0 at its first start.
+        """
         lost = 0.0 if self.begun is None else self.restart_s * nodes
         self.begun = now if self.begun is None else self.begun
         self.nodes, self.since, self.begins = nodes, now, now + wait_s + self.restart_s
@@ -68,10 +75,11 @@ class Job:
 
 @dataclass(slots=True, eq=False)
 class Service:
-    """Chat or ranking. `nodes` are those that answer or start; each answers `per_node` requests/s within the service's bounds.
+    """Chat or ranking. `nodes` counts the nodes that answer or start; each can answer `per_node` requests/s within its latency
+    bounds.
 
-    Rates of the time to come are quantiles of the forecast, in bins of `bin_s` seconds, `into_s` into the first: `high` is
-    seldom passed, `middle` as often as not.
+    `own` nodes belong to it, and it never has fewer than `least`. `rate` is the present demand in requests/s. `middle` and `high`
+    are the median and a high quantile of the forecast, in bins of `bin_s` seconds; `into_s` seconds of the first bin are over.
     """
 
     name: str
@@ -85,13 +93,14 @@ class Service:
     middle: Sequence[float] = ()
     bin_s: float = 600.0
     into_s: float = 0.0
-    until: float | None = None  # when what it has beyond its own is due
+    until: float | None = None  # when it must give back the nodes that it has beyond its own
 
     def highest(self, seconds: float, load: float) -> float:
-        """The highest rate from now to so many seconds ahead.
+        """The highest rate to provide for, from now to so many seconds ahead.
 
-        That is the rate of this moment, which is to be a share `load` of what answers, or a point of the line from it to the
-        forecasts at the begins of the next bins, which have their own margin.
+        It is the larger of the present rate divided by `load`, the share of the nodes' throughput that may be used, and the highest
+        point of the line from the present rate through the `high` forecasts at the beginnings of the next bins, which have a margin
+        of their own.
         """
         found, at, rate = self.rate / load, 0.0, self.rate
         for i in range(1, len(self.high)):
@@ -103,16 +112,16 @@ class Service:
         return found
 
     def needs(self, rate: float, load: float = 1.0) -> int:
-        """The nodes that answer a rate at a share `load` of what they can."""
+        """The nodes that are needed to answer a rate with a share `load` of their throughput; `least` at the least."""
         return max(self.least, math.ceil(rate / (load * self.per_node) - 1e-9))
 
 
 @dataclass(slots=True)
 class Pool:
-    """`nodes` are up, `leaving` of them on the way from one holder to the next.
+    """A pool of equal nodes. `nodes` are up; `serving` are held by services, `training` by jobs, and `leaving` are being released.
 
-    `allowed` may be busy under the cap of the site's power, `allowed_soon` at the least within `switch_s`. `periodic` looks come
-    at even times, others when something changed.
+    The site's power cap allows `allowed` nodes to be busy now, and `allowed_soon` at the lowest point within `switch_s` seconds.
+    `periodic` is true where the policy is called by the clock, and false where it is called because something changed.
     """
 
     name: str
@@ -125,15 +134,15 @@ class Pool:
     serving: int = 0
     allowed: int = 10**9
     allowed_soon: int = 10**9
-    switch_s: float = 180.0  # a switch takes some of them,
-    leave_s: float = 60.0  # and leaving, from the word to the last of it, at most so many
+    switch_s: float = 180.0  # how long a switch of roles takes, about
+    leave_s: float = 60.0  # how long a role may take to leave, from the order to its end
     periodic: bool = True
-    worth_usd: float = 0.0  # what a node is worth for an hour,
-    energy_usd: float = 0.0  # and what its energy and carbon cost for one, at work
+    worth_usd: float = 0.0  # what an hour of a node is worth
+    energy_usd: float = 0.0  # what the energy and carbon of an hour of a busy node cost
 
     @property
     def own(self) -> int:
-        """Nodes that belong to services."""
+        """The number of nodes that services own."""
         return sum(service.own for service in self.services)
 
     @property
@@ -143,7 +152,8 @@ class Pool:
         return min(self.nodes, self.allowed) - busy
 
     def size_service(self, service: Service, size: "Size") -> int:
-        """Bring a service to a size, as far as there is room; returns how many nodes it got, or gave back where below zero."""
+        """Resize a service, as far as there is room. Returns the nodes that it got; a negative number are nodes that it gave
+        back."""
         more = max(0, size.nodes) - service.nodes
         if more > 0:
             more = min(more, max(0, self.room))
@@ -157,9 +167,10 @@ class Pool:
         return more
 
     def size_job(self, now: float, job: Job, size: "Size") -> "Resized | None":
-        """Bring a job to a size: it stops with or without a checkpoint, and starts from the last one it has.
+        """Resize a job: it stops, with or without writing a checkpoint, and starts again from its last checkpoint.
 
-        None where that may not be, or it has the size. Nodes that it leaves with a checkpoint are `leaving` until they are `freed`.
+        None where it has this size already, or where there is no room for its least size. Nodes that it releases after a checkpoint
+        count as `leaving` until the caller frees them.
         """
         had = job.nodes
         new = max(0, min(size.nodes, job.most, had + max(0, self.room)))
@@ -179,8 +190,8 @@ class Pool:
         return Resized(had, new, leaving, save_s, lost)
 
     def hit(self, now: float, job: Job, wait_s: float) -> float:
-        """A running job lost a node, or failed: it goes on after `wait_s` with as many, with one fewer where there is no room, or
-        waits. Returns the node-seconds that are lost."""
+        """A running job lost a node, or failed. It goes on after `wait_s` with as many nodes, or with one fewer where no node is
+        free; where that is below its least, it waits. Returns lost node-seconds."""
         lost, nodes = job.stop(now, False), job.nodes - (self.room < 0)
         self.training -= job.nodes
         if nodes >= job.least:
@@ -190,12 +201,12 @@ class Pool:
         return lost
 
     def finish(self, job: Job) -> None:
-        """A running job has ended."""
+        """Remove a running job that has finished."""
         del self.running[job.name]
         self.training -= job.nodes
 
     def wait(self, job: Job) -> None:
-        """Back into the line, before those that came later."""
+        """Put a job back into the queue, before those that arrived later."""
         self.running.pop(job.name, None)
         job.nodes, job.version = 0, job.version + 1
         at = next((i for i, other in enumerate(self.waiting) if other.came > job.came), len(self.waiting))
@@ -203,8 +214,8 @@ class Pool:
 
 
 class Resized(NamedTuple):
-    """A job's nodes before and after, those that `leaving` it are not free before it has saved for `save_s`, and the node-seconds
-    that are lost."""
+    """A job's nodes before (`had`) and after, the `leaving` nodes that are free only after it saved for `save_s` seconds, and the
+    node-seconds that are lost."""
 
     had: int
     nodes: int
@@ -214,8 +225,8 @@ class Resized(NamedTuple):
 
 
 class Size(NamedTuple):
-    """From here on `holder` has so many nodes; of a loan until a deadline. A job that is told with `save` writes a checkpoint
-    before it gives nodes away, otherwise it loses what it did since its last."""
+    """A decision: `holder`, a service or job, shall have `nodes`, in a loan until the deadline `until`. With `save` a job writes a
+    checkpoint before it releases nodes; without, it loses its work since the last one."""
 
     holder: str
     nodes: int
@@ -225,6 +236,6 @@ class Size(NamedTuple):
 
 
 class Policy(Protocol):
-    """Chooses sizes from nothing but what it is shown, which it does not change."""
+    """Decides sizes from the pool that it is given alone, and does not change the pool."""
 
     def decide(self, now: float, pool: Pool) -> list[Size]: ...

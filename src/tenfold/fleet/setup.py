@@ -1,4 +1,4 @@
-"""What a simulation needs of a fleet file, in numbers: watts, prices and carbon by hour, demand with its forecasts, jobs."""
+"""The numbers that a simulation takes from a fleet file: watts, hourly prices and carbon, demand with its forecasts, jobs."""
 
 import itertools
 import math
@@ -27,7 +27,8 @@ DAY_S, HOUR_S = 86_400.0, 3_600.0
 
 @dataclass(frozen=True)
 class PoolFacts:
-    """A pool's nodes, their watts at work and standing idle with the building's share, and their failures for each day."""
+    """A pool's nodes: their number, watts when busy and idle (with host, network and PUE), failures per node and day (`per_day`),
+    the share of failures that need a repair, the speed relative to the first pool's nodes, and what an hour of a node is worth."""
 
     name: str
     site: str
@@ -47,7 +48,7 @@ class PoolFacts:
 
 @dataclass(frozen=True)
 class SiteFacts:
-    """Prices and carbon by the hour of the year, caps by the hour of the day, litres for each kWh."""
+    """Prices and carbon intensity by hour of the year (or day), power caps by hour of the day, and water in litres per kWh."""
 
     usd_per_kwh: np.ndarray
     kgco2_per_kwh: np.ndarray
@@ -58,7 +59,8 @@ class SiteFacts:
 
 @dataclass(frozen=True)
 class ServiceFacts:
-    """A service's table, its rate by bins and, for each bin, the forecast made at its begin: `middle` and `high` by bins ahead."""
+    """A service's table, its rates [bin] in requests/s, and the forecasts `middle` and `high` [bin, bins ahead] made at each bin's
+    start."""
 
     name: str
     table: ServiceTable
@@ -67,7 +69,7 @@ class ServiceFacts:
     high: np.ndarray
 
     def at(self, now: float) -> float:
-        """The rate at a moment, on the line between the middles of two bins."""
+        """The rate at a time in seconds, linear between the middles of two bins."""
         bins = now / BIN_S + len(self.rates) - 0.5
         part, index = bins % 1, int(bins)
         return float((1 - part) * self.rates[index % len(self.rates)] + part * self.rates[(index + 1) % len(self.rates)])
@@ -83,11 +85,12 @@ class Setup:
     services: dict[str, ServiceFacts]
     traces: dict[str, JobRows]
     recovery: dict[str, float]
-    work_of: "Setup | None" = None  # whose jobs come, where another split of the same fleet is tried
+    work_of: "Setup | None" = None  # the setup whose jobs are drawn, where another split of the same fleet is tried
 
 
 def prepare(file: FleetFile) -> Setup:
-    """Read the traces and forecast the demand. Raises TenfoldError for what binds: power of idle nodes, or nodes at a peak."""
+    """Read the traces and forecast the demand. Raises TenfoldError where a power cap is too low, or a pool too small for its
+    peak."""
     sites, pools = sites_of(file), pools_of(file)
     _check_power(file, sites, pools)
     names, tables = list(file.services), list(file.services.values())
@@ -103,20 +106,20 @@ def prepare(file: FleetFile) -> Setup:
         if peak > pool.nodes:
             who = " and ".join(s.name for s in held)
             raise TenfoldError(
-                f"The nodes of {name} bind: {who} need {peak:,} at their peak and it has {pool.nodes:,}: add {peak - pool.nodes:,}."
+                f"The pool {name} is too small: {who} need {peak:,} nodes at peak, of {pool.nodes:,}: add {peak - pool.nodes:,}."
             )
     traces = {name: read_jobs(Path(t.trace_csv)) for name, t in file.jobs.items()}
     return Setup(file, pools, sites, services, traces, recovery())
 
 
 def _check_power(file: FleetFile, sites: dict[str, SiteFacts], pools: dict[str, PoolFacts]) -> None:
-    """Raises TenfoldError for a cap below what nodes take standing idle, and for one that at no hour lets a pool do any of its work
-    beside that: its services' least nodes, or one node of jobs."""
+    """Raises TenfoldError for a power cap below the draw of idle nodes, and for one that never allows a pool its minimum of work:
+    the least nodes of its services, and one node for its jobs."""
     for name, facts_ in sites.items():
         here = [pool for pool in pools.values() if pool.site == name]
         idle_w, peak_w = sum(pool.nodes * pool.idle_w for pool in here), sum(pool.peak_w for pool in here)
         if facts_.cap_w.min() < idle_w:
-            raise TenfoldError(_raise_cap(name, facts_.cap_w.min(), "its nodes take standing idle", idle_w))
+            raise TenfoldError(_raise_cap(name, facts_.cap_w.min(), "its idle nodes draw", idle_w))
         for pool in here:
             least = sum(one.least for one in file.services.values() if one.pool == pool.name)
             jobs = [key for key, table in file.jobs.items() if table.pools == [pool.name]]
@@ -129,28 +132,28 @@ def _check_power(file: FleetFile, sites: dict[str, SiteFacts], pools: dict[str, 
 
 def _raise_cap(site_name: str, cap_w: float, what: str, need_w: float) -> str:
     cap, need = cap_w / 1e6, need_w / 1e6
-    return f"The power cap of {site_name} binds: {cap:.4g} MW, and {what} {need:.4g} MW: raise it by {need - cap:.3g} MW."
+    return f"The power cap of {site_name} is too low: {cap:.4g} MW, and {what} {need:.4g} MW: raise it by {need - cap:.3g} MW."
 
 
 def recovery() -> dict[str, float]:
-    """The published middle of how long a failure takes: detection_s, restart_s, repair_h."""
+    """The middle values of published ranges for the handling of a failure: `detection_s`, `restart_s`, `repair_h`."""
     table = facts("reliability")["recovery"]
     return {key: Range.of(table[key]).mid for key in ("detection_s", "restart_s", "repair_h")}
 
 
 def sites_of(file: FleetFile) -> dict[str, SiteFacts]:
-    """Each site's prices, carbon, water and cap."""
+    """The facts of each site by name."""
     return {name: _site(file, name, site(t.region, t.pue)) for name, t in file.sites.items()}
 
 
 def pools_of(file: FleetFile) -> dict[str, PoolFacts]:
-    """Each pool's nodes in watts, failures and speed beside the first pool's."""
+    """The facts of each pool by name; speeds are relative to the first pool."""
     first, pue = next(iter(file.pools.values())), {name: site(t.region, t.pue).pue.mid for name, t in file.sites.items()}
     return {name: _pool(name, t, pue[t.site], first) for name, t in file.pools.items()}
 
 
 def draw_work(setup: Setup, seed: int) -> list[tuple[str, Job]]:
-    """The jobs of one simulated time with their table's names, in the order in which they come."""
+    """The jobs of one simulation as (name of their table, job), in the order of their arrival."""
     setup = setup.work_of or setup
     seconds, found = setup.file.simulation.days * DAY_S, []
     for number, (name, table) in enumerate(setup.file.jobs.items()):
@@ -178,7 +181,7 @@ def _job(setup: Setup, name: str, table: JobsTable, rows: JobRows, i: int, error
 
 @cache
 def _checkpoint(nodes: int, gpus: int, state_gb_per_node: float) -> tuple[float, float]:
-    """(seconds until a checkpoint is safe, Young's interval) of a job."""
+    """Seconds until a checkpoint of the job is on storage, and Young's interval between checkpoints."""
     stall, write = checkpoint_times(1e9 * state_gb_per_node * nodes, nodes * gpus, nodes)
     mtti_s = DAY_S / (nodes * rate_per_node_day(gpus).mid)
     return stall.mid + write.mid, young_interval(stall.mid, mtti_s)
@@ -217,7 +220,8 @@ def _pool(name: str, table: PoolTable, pue: float, first: PoolTable) -> PoolFact
 
 
 def _service(file: FleetFile, name: str, table: ServiceTable, seed: int) -> ServiceFacts:
-    """The demand, longer by the history that the first forecast is learned from."""
+    """The demand of a simulation and its forecasts. The demand is drawn with a history before it, to which the first forecast is
+    fitted."""
     before, bins = round(file.simulation.history_days * DAY), math.ceil(file.simulation.days * DAY)
     trace = read_demand(Path(table.demand_csv), table.demand_scale)
     rates = drawn_demand(trace, before + bins, seed)
@@ -229,6 +233,6 @@ def _service(file: FleetFile, name: str, table: ServiceTable, seed: int) -> Serv
 
 
 def forecasts(rates: np.ndarray, before: int, every: int) -> np.ndarray:
-    """Forecasts made at the end of each bin from the one before `before` on."""
+    """Forecasts [bin, horizon, level] made at the end of bin `before - 1` and of each bin after it."""
     first = fit_demand(rates[:before]).quantiles(rates, np.array([before - 1]))
     return np.concatenate([first, rolling(rates, before, every)])

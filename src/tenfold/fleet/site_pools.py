@@ -1,4 +1,5 @@
-"""Pools of a fleet file as policies see them: services at their own sizes, the demand of the moment, and what power allows."""
+"""Pools of a fleet file as policies see them: services at their owned sizes, the current demand, and the nodes that power
+allows."""
 
 import math
 from collections.abc import Iterator
@@ -7,11 +8,11 @@ from tenfold.fleet.pools import Pool, Service, Size
 from tenfold.fleet.setup import HOUR_S, PoolFacts, ServiceFacts, Setup
 from tenfold.fleet.traces import BIN_S
 
-SWITCH_S = 60.0  # of a pool, beside a look and the start of its slowest service: a checkpoint or a drain
+SWITCH_S = 60.0  # for a checkpoint or a drain; a pool's switch also takes one tick and the start of its slowest service
 
 
 def open_pool(setup: Setup, facts: PoolFacts) -> Pool:
-    """A pool with every service at its own size."""
+    """A pool in which every service has the nodes that it owns."""
     pool = Pool(facts.name, facts.nodes, worth_usd=facts.worth_usd)
     for name, t in setup.file.services.items():
         if t.pool == facts.name:
@@ -22,16 +23,18 @@ def open_pool(setup: Setup, facts: PoolFacts) -> Pool:
 
 
 def show_demand(service: Service, known: ServiceFacts, now: float) -> None:
-    """Let the service have the rate of a moment of a known demand, and the forecasts that were made for it."""
+    """Set the service's rate and forecasts to those of a known demand at the time `now`, in seconds since its beginning."""
     at = int(now / BIN_S) % len(known.rates)
     service.rate, service.high, service.middle = known.at(now), known.high[at], known.middle[at]
     service.into_s = now % BIN_S
 
 
 def show_power(pool: Pool, setup: Setup, down: int, now: float, cap_w: float = math.inf) -> None:
-    """How many nodes the site's cap lets work, at this moment and until a switch is over, and what an hour's energy costs.
+    """Set how many nodes the site's power cap allows to be busy, now and until a switch is over, and the energy cost of a
+    node-hour.
 
-    `now` is in seconds since the year began; `down` nodes of the pool's are not up; an operator may wish a lower cap, `cap_w`.
+    `now` is in seconds since the beginning of the year, `down` counts the pool's nodes that are not up, and `cap_w` is a lower cap
+    that an operator asked for, in watts. A site's cap is divided among its pools by their peak power.
     """
     facts = setup.pools[pool.name]
     site, tick_s = setup.sites[facts.site], setup.file.simulation.tick_s
@@ -46,14 +49,16 @@ def show_power(pool: Pool, setup: Setup, down: int, now: float, cap_w: float = m
 
 
 def over_due(now: float, pool: Pool) -> list[Size]:
-    """Services whose loans are due go back to what they own, whatever a policy says."""
+    """The sizes that bring services whose loans are due back to what they own, whatever the policy decides."""
     due = [service for service in pool.services if service.until is not None and service.until <= now]
     return [Size(service.name, min(service.own, service.nodes), None, "its deadline") for service in due]
 
 
 def over_cap(pool: Pool) -> Iterator[Size]:
-    """Stop jobs, the newest first, as long as more nodes are busy than the cap lets work: each size is to be carried out before
-    the next is asked for."""
+    """Stop jobs, the newest first, while more nodes are busy than the power cap allows.
+
+    The caller must apply each size before it takes the next one.
+    """
     for job in sorted(pool.running.values(), key=lambda job: -job.since):
         if pool.training + pool.serving + pool.leaving <= pool.allowed:
             return

@@ -1,4 +1,4 @@
-"""What slots did, as spans of time, from the leases of a ledger."""
+"""The role of each slot over time, as spans computed from the leases of a ledger."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,7 +9,7 @@ SWITCHING = "switching"
 
 
 class Span(NamedTuple):
-    """`slot` does `what`, a role or `switching`, from `start` to `end`, in seconds of the day."""
+    """`slot` works for the role `what`, or is `switching`, from `start` to `end`, in seconds since the beginning of the period."""
 
     slot: str
     what: str
@@ -18,7 +18,8 @@ class Span(NamedTuple):
 
 
 def spans_of(leases: Sequence[Lease], began: float, seconds: float) -> list[Span]:
-    """What the slots did in the `seconds` after `began`. A slot that is told to leave, or was not ready yet, is switching."""
+    """The spans of all slots in the `seconds` after `began`. A slot is switching until its role is ready, and again from the time
+    at which the role is told to leave."""
     found = []
     for lease in leases:
         ended = began + seconds if lease.ended is None else lease.ended

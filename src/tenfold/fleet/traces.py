@@ -1,4 +1,4 @@
-"""Traces of demand and of jobs, and what is drawn from them for one simulated time."""
+"""Traces of demand and of jobs, and demand and jobs that are drawn from them for one simulation."""
 
 import csv
 from collections.abc import Sequence
@@ -17,9 +17,10 @@ LATEST_S = 253_402_300_800.0  # seconds since the epoch at the end of the year 9
 
 
 def read_demand(path: Path, scale: float = 1.0) -> np.ndarray:
-    """Requests/s in bins of ten minutes, from a CSV file with seconds and requests/s in its first two columns.
+    """Requests/s every ten minutes, from a CSV file with a header and with seconds and requests/s in its first two columns.
 
-    A bin without a row takes what the line between its neighbours says. Raises TenfoldError where there is no such file.
+    The value of a bin is the trace's at the start of the bin, linear between the two nearest rows: rows closer together than ten
+    minutes are sampled, not averaged. Raises TenfoldError where the file cannot be read or is no such trace.
     """
     try:
         with path.open(newline="") as file:
@@ -36,8 +37,10 @@ def read_demand(path: Path, scale: float = 1.0) -> np.ndarray:
 
 
 def drawn_demand(rates: np.ndarray, bins: int, seed: int) -> np.ndarray:
-    """A longer demand like `rates`: its days one after another, those of the same weekday in random order, each day's height
-    moved by the ratio of two days of the trace."""
+    """The first `bins` of `rates`, or, where there are fewer, a longer demand like them.
+
+    Its days are drawn from the trace's days of the same weekday, and each is multiplied by exp(N(0, 0.03)).
+    """
     day = round(86_400 / BIN_S)
     if bins <= len(rates):
         return rates[:bins]
@@ -51,7 +54,7 @@ def drawn_demand(rates: np.ndarray, bins: int, seed: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class JobRows:
-    """When jobs came, in seconds from the first, how long they worked and on how many GPUs."""
+    """For each job: the arrival in seconds since the first one, the duration in seconds and the number of GPUs."""
 
     came: np.ndarray
     seconds: np.ndarray
@@ -62,7 +65,11 @@ class JobRows:
 
 
 def read_jobs(path: Path) -> JobRows:
-    """Jobs with the columns timestamp (of ISO 8601, or seconds), duration (s) and num_gpus, in the order in which they came."""
+    """Jobs of a CSV file with the columns timestamp (ISO 8601, or seconds), duration (s) and num_gpus, in the order of their
+    arrival.
+
+    Rows without a positive duration or GPU count are skipped. Raises TenfoldError where the file cannot be read or has no job.
+    """
     try:
         with path.open(newline="") as file:
             rows = [(_seconds(row["timestamp"]), float(row["duration"]), float(row["num_gpus"])) for row in csv.DictReader(file)]
@@ -85,10 +92,10 @@ def _seconds(timestamp: str) -> float:
 
 
 def draw_jobs(rows: JobRows, seconds: float, node_seconds: float, sizes: Sequence[int], seed: int) -> JobRows:
-    """The jobs of a time of `seconds`, as many as make `node_seconds` of work, `sizes` being the nodes of each row.
+    """The jobs of a period of `seconds` that together have `node_seconds` of work; `sizes` are the nodes of each row.
 
-    What they are is drawn from all rows; when they come, from the arrivals of a window of the trace that begins where the seed says
-    and goes on at the trace's beginning, within an hour. `gpus` of the result are nodes.
+    Sizes and durations are drawn from all rows. Arrivals are drawn from those in a window of the trace that begins at a random
+    place and wraps around at its end, and are shifted at random by up to an hour. In the result `gpus` are nodes.
     """
     draw, work = np.random.default_rng(seed), rows.seconds * np.asarray(sizes)
     index = np.zeros(0, int)

@@ -1,1 +1,1 @@
-"""What a run's directory says of the run: its record, its time, its faults, and whether it trains now."""
+"""Reads the directory of a run: its record, where its time went, its faults, and whether it is training."""

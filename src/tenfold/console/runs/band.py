@@ -9,11 +9,11 @@ from tenfold.console.document import Figure, read_json
 from tenfold.scale.documents import TRAJECTORY
 from tenfold.spec.errors import TenfoldError
 
-LEVEL = "80"
+LEVEL = "80"  # per cent, of the interval that is shown
 
 
 class Band(Struct):
-    """The loss after the steps `x`: its median, and the ends of its interval."""
+    """The forecast loss after the steps `x`: its median and the ends of its interval."""
 
     x: list[float]
     median: list[float]
@@ -22,7 +22,7 @@ class Band(Struct):
 
 
 def band(folder: Path, planned_steps: int) -> Band | None:
-    """The 80 % interval along a run of so many steps; None where nothing was forecast. Raises TenfoldError for a damaged file."""
+    """The 80 % band along a run of so many steps; None where there is no forecast. Raises TenfoldError for a damaged file."""
     moments = _moments(folder)
     if not moments or not planned_steps:
         return None
@@ -36,7 +36,7 @@ def band(folder: Path, planned_steps: int) -> Band | None:
 
 
 def forecast_end(home: Path, name: str) -> Figure | None:
-    """The forecast at the end of the run with its interval."""
+    """The forecast loss at the end of the run, with its interval; None where there is none."""
     moments = _moments(home / name)
     if not moments:
         return None
@@ -45,7 +45,7 @@ def forecast_end(home: Path, name: str) -> Figure | None:
 
 
 def _moments(folder: Path) -> list[dict[str, Any]]:
-    """The moments along the run, without the mean of its last tenth."""
+    """The moments of the forecast trajectory. Its mean over the last tenth of the run, which has no share, is left out."""
     path = folder / TRAJECTORY
     if not path.exists():
         return []

@@ -1,4 +1,4 @@
-"""Stopping a run and going on with it, as Ctrl-C in its terminal and `tenfold resume` do."""
+"""Stops and resumes a run, as Ctrl-C in its terminal and `tenfold resume` do."""
 
 import os
 import signal
@@ -20,9 +20,9 @@ LOG = "resume.log"
 
 
 def stop(folder: Path) -> str:
-    """Ask a run that trains on this machine to save and to end; returns what was done.
+    """Ask a run that trains on this machine to save and to end; returns a sentence about what was done.
 
-    Raises TenfoldError where it does not train, or trains elsewhere.
+    Raises TenfoldError where the run does not train, or trains on another machine.
     """
     held = trainer(folder)
     if held is None:
@@ -42,9 +42,9 @@ def stop(folder: Path) -> str:
 
 
 def resume(folder: Path) -> str:
-    """Go on with a run by `tenfold resume`, in a process of its own that writes to `resume.log`; returns what was done.
+    """Resume a run by `tenfold resume`, in a process of its own that writes to `resume.log`; returns a sentence about it.
 
-    Raises TenfoldError where it trains, has finished, or was no run of a run file.
+    Raises TenfoldError where the run trains already, has finished, or has no run file.
     """
     with readable(folder / FILE):
         found = state(folder, ends(folder / FILE).last_kind)
@@ -53,16 +53,16 @@ def resume(folder: Path) -> str:
     if found == "finished":
         raise TenfoldError(f"The run in {folder} has finished; there is nothing to resume.")
     if not (folder / "run.toml").exists():
-        raise TenfoldError(f"{folder} is no run: it has no run.toml.")
+        raise TenfoldError(f"{folder} cannot be resumed: it has no run.toml.")
     command = [sys.executable, "-m", "tenfold", "resume", str(folder.resolve())]
     with writable(folder / LOG), (folder / LOG).open("ab") as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
-    threading.Thread(target=process.wait, daemon=True).start()  # so that nothing is left of it when it ends
-    return f"Process {process.pid} goes on with the run; {LOG} has what it says."
+    threading.Thread(target=process.wait, daemon=True).start()  # reaps the process when it ends
+    return f"Process {process.pid} resumes the run; its output is in {LOG}."
 
 
 def _has_open(process: int, file: Path) -> bool:
-    """Whether this process, which a file names, is in truth one that holds the file."""
+    """Whether a process really has the lock file open that names it: the id may have been reused."""
     with suppress(psutil.Error):
         return str(file.resolve()) in {one.path for one in psutil.Process(process).open_files()}
     return False

@@ -1,4 +1,4 @@
-"""The document of a run, and that of the list of runs."""
+"""The console's documents of a run, and of the list of runs."""
 
 import math
 from contextlib import suppress
@@ -32,7 +32,7 @@ RECORDS = Records()
 
 
 class Row(Struct):
-    """A run in the list, with what its record says last."""
+    """A run in the list, with the figures of its last step."""
 
     name: str
     state: str
@@ -50,15 +50,15 @@ class Overview(Struct):
 
 
 class Experts(Struct):
-    """The share of its layer's tokens that each expert had, in thousandths [layers, experts, columns], after the steps `x`."""
+    """Each expert's share of its layer's tokens, in thousandths [layers, experts, len(x)], at the steps `x`."""
 
     x: list[int]
     loads: list[list[list[int]]]
 
 
 class Run(Struct):
-    """A run. `rows` counts the logged steps of all of it; `x` and `fields` are the asked part, thinned for a picture; `band`
-    is the forecast along the run, and `spent` has seconds by what they went to."""
+    """A run. `rows` counts all its logged steps. `x` and `fields` have the requested range of steps, thinned for a picture. `band`
+    is the forecast along the run, and `spent` has seconds by use."""
 
     name: str
     state: str
@@ -81,7 +81,7 @@ class Run(Struct):
 
 
 def document(home: Path, name: str, start: float | None = None, end: float | None = None) -> Overview | Run:
-    """The overview, or a run from step `start` to step `end`. Raises TenfoldError where its record cannot be read."""
+    """The overview, or a run from step `start` to step `end`. Raises TenfoldError where a record cannot be read."""
     if not name:
         found = names(home)[1:]
         return Overview([_row(home, one) for one in found], "" if found else f"tenfold train run.toml --home {home.name}")
@@ -130,7 +130,7 @@ def _run(home: Path, name: str, start: float | None, end: float | None) -> Run:
 
 
 def latest(name: str, record: Record) -> dict[str, Figure]:
-    """What a run's record says of its last step."""
+    """The figures of a run's last step."""
     return _figures(name, record.last_step(), LATEST)
 
 
@@ -144,7 +144,7 @@ def _figures(name: str, found: Event | None, fields: tuple[str, ...]) -> dict[st
 
 
 def _planned_steps(record: Record) -> tuple[int, str] | None:
-    """The steps that the run was begun with, and the key of that number."""
+    """The planned steps, from the run's last start, and the key of that number."""
     number, event = record.event("start") or (0, {})
     given = event.get("hyperparameters")
     steps = given.get("steps") if isinstance(given, dict) else None
@@ -152,7 +152,7 @@ def _planned_steps(record: Record) -> tuple[int, str] | None:
 
 
 def _evaluations(record: Record, start: float | None, end: float | None) -> dict[str, list[float]]:
-    """The losses of evaluations, after the steps `x`."""
+    """The losses of evaluations between two steps, at the steps `x`."""
     found = [event for _, event in record.events if event.get("event") in ("evaluation", "end")]
     points = [(event.get("step"), event.get("loss")) for event in found]
     inside = [
@@ -164,7 +164,7 @@ def _evaluations(record: Record, start: float | None, end: float | None) -> dict
 
 
 def spent(home: Path, name: str) -> dict[str, Computed]:
-    """Seconds of a run by what they went to."""
+    """The seconds of a run by use, such as steps, saving and evaluation."""
     path = home / name / "time.jsonl"
     found = _cached_spent(path, stamp(path)) if path.is_file() else {}
     return {part: Computed(found[part], f"from {name}/time.jsonl", "s") for part in SPENT if part in found}
@@ -176,7 +176,7 @@ def _cached_spent(path: Path, _: tuple[int, int]) -> dict[str, float]:
 
 
 def _experts(record: Record, part: slice) -> Experts | None:
-    """Rows of the part, evenly spaced; None for a model without experts."""
+    """Experts' loads at evenly spaced steps of the range; None for a model without experts."""
     if part.start == part.stop or np.isnan(record.rows["expert_load_max"][part.start]):
         return None
     chosen = sample(part, _load(record.row(part.start)).size)
@@ -197,7 +197,7 @@ def _load(row: dict[str, Any]) -> np.ndarray:
 
 
 def _log(folder: Path) -> dict[str, list[str]]:
-    """The last lines of the record and of what the run's processes said, by file. A link is none: it may lead out of the home."""
+    """The last lines of the record and of the run's logs, by file. Symbolic links are skipped: they may lead out of the home."""
     files = [folder / FILE, *sorted(folder.glob("*.log"))]
     return {path.name: _last_lines(path) for path in files if path.is_file() and not path.is_symlink()}
 

@@ -1,4 +1,4 @@
-"""What went wrong in a run, and what was done about it, as its files have it."""
+"""What went wrong in a run and what was done about it, from its files."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,11 +11,11 @@ from tenfold.console.runs.find import FILE, figure_of
 from tenfold.console.runs.record import Event
 from tenfold.spec.files import read_facts
 
-FAILURES = "failures"  # folder of the notes that processes leave which fail
+FAILURES = "failures"  # folder of the notes that failing processes leave
 
 
 class Fault(Struct):
-    """What happened, after which step, what was done, and the file that says so."""
+    """What happened (`what`), after which step, what was done about it (`done`), and the file that says so."""
 
     what: str
     done: str
@@ -24,7 +24,7 @@ class Fault(Struct):
 
 
 def faults(home: Path, name: str, events: Sequence[Event]) -> list[Fault]:
-    """The faults of a run in the order of its record, then failures that its processes noted."""
+    """The faults in the run's record, in its order, then those that its processes noted."""
     return [*_recorded(name, events), *_noted(home, name)]
 
 
@@ -35,27 +35,27 @@ def _recorded(name: str, events: Sequence[Event]) -> Iterator[Fault]:
         if kind == "resume":
             before, left_out = left_out, event.get("batches_left_out") or 0
             if left_out > before:
-                done = f"The run went back, and left out {left_out - before} batches."
-                yield _fault(name, step, "The loss left its course.", done)
+                done = f"The run went back to a checkpoint and skipped {left_out - before} batches."
+                yield _fault(name, step, "The loss spiked.", done)
             else:
-                yield _fault(name, step, "The run had stopped.", "It went on from its newest checkpoint.")
+                yield _fault(name, step, "The run had stopped.", "It continued from its newest checkpoint.")
         elif kind == "straggler":
-            what = f"Process {event.get('rank')} on {event.get('host')} held up the others: {event.get('why')}."
-            yield _fault(name, step, what, "It was written down.")
+            what = f"Process {event.get('rank')} on {event.get('host')} was slower than the others: {event.get('why')}."
+            yield _fault(name, step, what, "It was recorded.")
         elif kind == "changed":
-            yield _fault(name, step, f"Settings were changed: {_changes(event)}.", "The run went on with them.")
+            yield _fault(name, step, f"Settings were changed: {_changes(event)}.", "The run continued with them.")
         elif kind == "slept":
-            yield _fault(name, step, "The run slept: its machine was lent.", "It went on from memory.")
+            yield _fault(name, step, "The run slept: its machine was lent.", "It continued from memory.")
         elif kind == "stopped":
             yield _fault(name, step, "The run was asked to stop.", "It saved a checkpoint and ended.")
         elif kind == "end" and event.get("skipped_steps"):
             skipped = figure_of(name, (number, event), "skipped_steps", "steps")
-            yield _fault(name, skipped, "Gradients exploded, or were no numbers.", "These steps left the weights as they were.")
+            yield _fault(name, skipped, "Gradients exploded or were not finite.", "These steps left the weights as they were.")
 
 
 def _noted(home: Path, name: str) -> Iterator[Fault]:
     for path in sorted((home / name / FAILURES).glob("[0-9]*.json")):
-        if path.is_symlink():  # which may lead out of the home
+        if path.is_symlink():  # it may lead out of the home
             continue
         note = read_facts(path)
         done = "The run ended." if note.get("final") else "Its processes were started again."

@@ -1,4 +1,4 @@
-"""What is new of a run since the last look, for the pages that follow it."""
+"""The news of a run since the last poll, for pages that follow it."""
 
 import time
 from pathlib import Path
@@ -9,20 +9,20 @@ from tenfold.console.runs.find import FILE, state
 from tenfold.console.runs.record import FIELDS
 from tenfold.console.runs.thin import thinned
 
-BINS = 50  # of the steps of one look
-SPENT_EVERY_S = 15.0
+BINS = 50  # into which the new steps of one poll are thinned
+SPENT_EVERY_S = 15.0  # how often the use of time is sent
 
 
 class Follow:
-    """Calling it gives the logged steps that are new, None where nothing is.
+    """A poll of a `Feed`: a call returns the logged steps since the last call and the run's state, or None where nothing changed.
 
-    `after` is how many there were before, of the file's beginning number `replaced`: a page that knows fewer, or another beginning,
-    asks for its document again, as it does after `events` other than steps, and for another `state`. `spent` comes now and then.
+    `after` is the number of steps before them, and `replaced` counts how often the file was replaced. A page that has fewer steps
+    or another count loads the run's document again; so it does when the news has `events` other than steps, or another `state`.
     """
 
     def __init__(self, home: Path, name: str):
         self._home, self._name, self._folder = home, name, home / name
-        self._known: tuple[int, int, int] | None = None  # the beginning's number, steps, other events
+        self._known: tuple[int, int, int] | None = None  # (replaced, number of steps, number of other events)
         self._state = ""
         self._spent_at = time.monotonic()
 

@@ -1,4 +1,4 @@
-"""A `run.jsonl` as columns in memory. It is read once, then only what was appended, so that long runs can be followed."""
+"""A `run.jsonl` as columns in memory. After the first read only appended lines are read, so that long runs can be followed."""
 
 import json
 import math
@@ -21,17 +21,17 @@ from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import readable
 
 FIELDS = ("loss", "grad_norm", "tokens_per_s", "mfu", "watts", "learning_rate", "expert_load_max")
-# A logged step: where its line begins in the file, the number of the line from 1, and numbers for pictures, NaN where it has none.
+# A logged step: the offset of its line in the file, the number of the line from 1, and the fields for pictures, NaN where missing.
 ROW = np.dtype([("step", "i8"), ("offset", "i8"), ("line", "i4"), *((name, "f4") for name in FIELDS)])
-CHUNK = 1 << 20  # bytes that are parsed at once
-MOST_ROWS = 4_000_000  # of all records that are kept in memory
+CHUNK = 1 << 20  # bytes that are parsed at a time
+MOST_ROWS = 4_000_000  # of all records together that are kept in memory
 
 
 class Line(Struct, gc=False):
-    """What is read of each line."""
+    """The fields that are parsed of each line."""
 
     event: str = ""
-    step: Annotated[int, Meta(le=2**53)] = -1  # so that it is a number of `ROW`
+    step: Annotated[int, Meta(le=2**53)] = -1  # so that it is exact as a float
     loss: float | None = math.nan
     grad_norm: float | None = math.nan
     tokens_per_s: float | None = math.nan
@@ -41,15 +41,15 @@ class Line(Struct, gc=False):
     expert_load_max: float | None = math.nan
 
 
-Event = tuple[int, dict[str, Any]]  # the number of its line from 1, and what stands there
+Event = tuple[int, dict[str, Any]]  # the number of its line from 1, and its object
 DECODER = msgspec.json.Decoder(Line)
 EVENT, NUMBERS = attrgetter("event"), attrgetter("step", *FIELDS)
 PACK = Packed(f"={1 + len(FIELDS)}d").pack
 
 
 class Record:
-    """The steps of a `run.jsonl`, and its other events as (number of the line, event). `replaced` counts how often the file began
-    anew, which it does when a run goes on from a checkpoint."""
+    """The steps of a `run.jsonl`, and its other events as (number of the line, event). `replaced` counts how often the file was
+    replaced, as happens when a run resumes from a checkpoint."""
 
     def __init__(self, path: Path):
         self.path, self.replaced = path, -1
@@ -64,11 +64,11 @@ class Record:
 
     @property
     def rows(self) -> np.ndarray:
-        """The logged steps [rows] of the type `ROW`."""
+        """The logged steps, an array [rows] of dtype `ROW`."""
         return self._rows[: self._count]
 
     def read(self) -> "Record":
-        """Take in the whole lines that are new. Raises TenfoldError where the file cannot be read."""
+        """Read new complete lines. Raises TenfoldError where the file cannot be read."""
         with self._lock, readable(self.path), self.path.open("rb") as stream:
             found = os.fstat(stream.fileno())
             if found.st_ino != self._inode or found.st_size < self._read:
@@ -83,12 +83,12 @@ class Record:
         return self
 
     def event(self, name: str) -> Event | None:
-        """The last event of this name."""
+        """The last event of this name; None where there is none."""
         return next((found for found in reversed(self.events) if found[1].get("event") == name), None)
 
     @property
     def last_kind(self) -> str:
-        """What the last line is: "step", or the name of another event; empty where there is none."""
+        """The name of the last line's event, such as "step"; empty where there is none."""
         line, event = self.events[-1] if self.events else (0, {})
         is_step = self._count > 0 and self.rows["line"][-1] > line
         return "step" if is_step else str(event.get("event", ""))
@@ -98,17 +98,17 @@ class Record:
         return (int(self.rows["line"][-1]), self.row(-1)) if self._count else None
 
     def row(self, index: int) -> dict[str, Any]:
-        """A logged step as it stands in the file. Raises TenfoldError where the file was replaced."""
+        """The object of a logged step, read from the file. Raises TenfoldError where the file was replaced."""
         with readable(self.path), self.path.open("rb") as stream:
             stream.seek(int(self.rows["offset"][index]))
             with suppress(ValueError):
                 found = json.loads(stream.readline())
                 if isinstance(found, dict):
                     return found
-        raise TenfoldError(f"{self.path} was replaced while it was read: look again.")
+        raise TenfoldError(f"{self.path} was replaced while it was read: try again.")
 
     def _take(self, text: bytes) -> None:
-        """Take in whole lines."""
+        """Add complete lines."""
         ends = np.flatnonzero(np.frombuffer(text, np.uint8) == ord("\n"))
         starts = np.append(0, ends + 1)
         parsed = _parse(text, len(ends))
@@ -129,7 +129,8 @@ class Record:
         self._read += len(text)
 
     def _room(self, more: int, size: int) -> np.ndarray:
-        """So many rows behind those that there are, from so many bytes; with room for what else is in the file."""
+        """`more` new rows at the end of the array, which were read from `size` bytes. The array grows to the expected size of the
+        whole file."""
         if self._count + more > len(self._rows):
             whole = more * (self._size - self._read) // max(1, size)
             larger = np.empty(self._count + max(whole, more) + self._count // 16, ROW)
@@ -139,7 +140,7 @@ class Record:
 
 
 def _parse(text: bytes, lines: int) -> list[Line]:
-    """A Line for each line of the text, an empty one for what is torn or another event."""
+    """A Line for each line of the text; an empty one for a line that is damaged or has other types."""
     with suppress(msgspec.MsgspecError, UnicodeDecodeError):
         parsed = DECODER.decode_lines(text)
         if len(parsed) == lines:
@@ -155,28 +156,28 @@ def _parse_one(line: bytes) -> Line:
 
 
 def _named(lines: list[Line], event: str) -> np.ndarray:
-    """Which lines are this event [lines]; most often all are."""
+    """A mask [lines] of the lines with this event; usually all of them."""
     found = list(map(EVENT, lines))
     return np.ones(len(lines), bool) if found.count(event) == len(lines) else np.array([one == event for one in found], bool)
 
 
 def _numbers(lines: list[Line]) -> np.ndarray:
-    """The step and the fields [lines, 1 + fields] in float64, NaN for what a line does not have."""
+    """The step and the fields [lines, 1 + fields] in float64, NaN where a line has no value."""
     try:
         return np.frombuffer(b"".join(starmap(PACK, map(NUMBERS, lines)))).reshape(len(lines), 1 + len(FIELDS))
-    except NotPacked:  # None is no float here, and NaN below
+    except NotPacked:  # a field is None, which becomes NaN below
         return np.array(list(map(NUMBERS, lines)), float)
 
 
 class Records:
-    """The records that were asked for, those asked for last in memory."""
+    """A cache of records, which drops the least recently used ones beyond `most_rows` rows."""
 
     def __init__(self, most_rows: int = MOST_ROWS):
         self._most, self._lock = most_rows, threading.Lock()
         self._kept: OrderedDict[Path, Record] = OrderedDict()
 
     def read(self, path: Path) -> Record:
-        """The record of a file as it is now. Raises TenfoldError where it cannot be read."""
+        """The present record of a file. Raises TenfoldError where it cannot be read."""
         with self._lock:
             record = self._kept.setdefault(path, Record(path))
             self._kept.move_to_end(path)

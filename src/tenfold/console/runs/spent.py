@@ -1,4 +1,4 @@
-"""Where the time of a run went so far, from few lines of its `time.jsonl`: that file has a line for each logged step."""
+"""The use of a run's time so far, from a few lines of its `time.jsonl`, which has a line for each logged step."""
 
 import json
 import mmap
@@ -15,14 +15,15 @@ Row = dict[str, Any]
 
 
 def read_spent(path: Path) -> Row:
-    """What `tenfold.train.goodput.read_goodput` returns, without parsing every line; empty where there is no file."""
+    """The result of `tenfold.train.goodput.read_goodput`, without parsing every line; empty where there is no file."""
     with suppress(OSError, ValueError), path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as text:
         return goodput_of(_needed(text, text.rfind(b"\n")))
     return {}
 
 
 def _needed(text: mmap.mmap, end: int) -> Iterator[Row]:
-    """Of each start its first row, the last that the next start kept, and its last. `end` is that of the last whole line."""
+    """The rows of each start that the result depends on: its first row, the last one that the next start kept, and its last row.
+    `end` is the end of the last complete line."""
     begins = list(_begins(text, end))
     for start, following in zip(begins, [*begins[1:], None], strict=True):
         last, _ = _row(text, start, (following or end + 1) - 2)
@@ -36,7 +37,7 @@ def _needed(text: mmap.mmap, end: int) -> Iterator[Row]:
 
 
 def _begins(text: mmap.mmap, end: int) -> Iterator[int]:
-    """Where the lines of starts begin."""
+    """The offsets of the lines at which a start began."""
     found = text.find(BEGAN, 0, end)
     while found >= 0:
         yield text.rfind(b"\n", 0, found) + 1
@@ -44,7 +45,8 @@ def _begins(text: mmap.mmap, end: int) -> Iterator[int]:
 
 
 def _row(text: mmap.mmap, start: int, at: int) -> tuple[int, Row]:
-    """The line at the byte `at`, with where it begins; of one that a kill tore, the line before. `start` is a whole line's."""
+    """The offset and the row of the line at the byte `at`, or of the line before it where that one is incomplete after a kill.
+    `start` is the offset of a complete line before."""
     while True:
         begin = text.rfind(b"\n", start, at) + 1 or start
         with suppress(ValueError):

@@ -1,4 +1,4 @@
-"""Pictures of long runs: as many bins as a screen has columns, each with the mean, the lowest and the highest of its steps."""
+"""Thins long runs for pictures: at most as many bins as a screen has columns, each with the mean, lowest and highest value."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -6,24 +6,24 @@ from typing import Any
 import numpy as np
 
 BINS = 1000
-CELLS = 20_000  # of a picture of experts' loads
-COLUMNS = 120
-DIGITS = 6
+CELLS = 20_000  # at most in a picture of experts' loads,
+COLUMNS = 120  # and so many columns
+DIGITS = 6  # significant digits of numbers in documents
 
 Column = list[float | None]
 
 
 def within(steps: np.ndarray, start: float | None, end: float | None) -> slice:
-    """The part of ascending steps [rows] from `start` to `end`."""
+    """The slice of the ascending steps [rows] from `start` to `end`, both included."""
     first = 0 if start is None else int(np.searchsorted(steps, start, "left"))
     last = len(steps) if end is None else int(np.searchsorted(steps, end, "right"))
     return slice(first, max(first, last))
 
 
 def thinned(rows: np.ndarray, fields: Iterable[str], bins: int = BINS) -> dict[str, Any]:
-    """Rows [rows] as `x`, the middle step of each bin, and `fields`: name -> `mean`, `low`, `high` [bins].
+    """The rows in bins: `x`, the middle step of each bin, and `fields`: name -> `mean`, `low` and `high` [bins].
 
-    Where there are no more rows than bins, each stands for itself and has a `mean` alone. A field that no row has is left out.
+    Where there are no more rows than bins, each row is a bin and fields have a `mean` only. A field that no row has is left out.
     """
     count = min(len(rows), bins)
     starts = np.arange(count) * len(rows) // max(1, count)
@@ -46,11 +46,11 @@ def _bins(values: np.ndarray, starts: np.ndarray, several: bool) -> dict[str, Co
 
 
 def plain(values: np.ndarray) -> Column:
-    """Numbers for JSON: six digits, and None for what is no number."""
+    """Numbers for JSON, with six significant digits; None for values that are not finite."""
     return [float(f"{value:.{DIGITS}g}") if np.isfinite(value) else None for value in values.tolist()]
 
 
 def sample(rows: slice, cells: int) -> list[int]:
-    """The indices of rows, evenly spaced, for a picture that has so many cells in a column."""
+    """Indices of evenly spaced rows, for a picture with so many cells in each column."""
     columns = max(8, min(COLUMNS, CELLS // max(1, cells)))
     return sorted({int(i) for i in np.linspace(rows.start, rows.stop - 1, columns)}) if rows.stop > rows.start else []

@@ -1,4 +1,4 @@
-"""The console's own views, in the order of its list: one module each."""
+"""The console's own views, one module each, in the order of the navigation."""
 
 from tenfold.console.document import View
 from tenfold.console.views import (

@@ -1,6 +1,6 @@
-"""The chat: the page of `tenfold serve` as a tab, whose requests the console passes on to the server that it names.
+"""The chat: the page of `tenfold serve` as a tab, whose requests the console forwards to the server given by --server.
 
-Only what that page needs is passed on, with the caller's own key: the console has none.
+Only the requests that this page needs are forwarded, with the caller's own key; the console itself has no key.
 """
 
 from collections.abc import AsyncIterator
@@ -19,18 +19,21 @@ from tenfold.serve.api.streaming import until_disconnect
 from tenfold.serve.page.routes import FILES, Fresh
 
 PASSED_ON = {"GET": ("health", "v1/models"), "POST": ("v1/chat/completions", "v1/feedback"), "DELETE": ("v1/feedback",)}
-OF_REQUEST, OF_ANSWER = ("authorization", "content-type", "accept"), ("content-type", "retry-after", "x-request-id")  # headers
+OF_REQUEST, OF_ANSWER = (
+    ("authorization", "content-type", "accept"),
+    ("content-type", "retry-after", "x-request-id"),
+)  # headers that are forwarded
 MOST = 64  # requests at once
-WAIT = httpx2.Timeout(600.0, connect=5.0)  # seconds, for the next piece of an answer
+WAIT = httpx2.Timeout(600.0, connect=5.0)  # seconds until the next piece of an answer
 
 
 def names(home: Path) -> list[str]:
-    """None: what is said stands in the browser."""
+    """The overview alone: conversations are kept in the browser."""
     return [""]
 
 
 def document(home: Path, name: str) -> dict[str, str]:
-    """How the chat is begun."""
+    """The command that starts a console with a chat."""
     return {"empty": "tenfold console --server http://127.0.0.1:8000"}
 
 
@@ -50,15 +53,15 @@ def add_routes(app: FastAPI) -> None:
 
 
 class Forward:
-    """Passes requests on to one server, and its answers back piece by piece."""
+    """Forwards requests to one server, and streams its answers back."""
 
     def __init__(self, server: str):
         self.server, self.running = server.rstrip("/"), 0
         self.client = httpx2.AsyncClient(timeout=WAIT, limits=httpx2.Limits(max_connections=MOST), trust_env=False)
-        self.client.headers.clear()  # a request has its client's alone
+        self.client.headers.clear()  # a forwarded request has its client's headers only
 
     async def slot(self, request: Request) -> AsyncIterator[None]:
-        """One of the requests that may be under way, until its answer has gone out or its client has left, however early."""
+        """Hold one of the `MOST` slots for requests until the answer has been sent or the client has disconnected."""
         if self.running >= MOST:
             raise ApiError(429, f"{MOST} requests are under way at the server: try again in a moment.", retry_after=2)
         self.running += 1
@@ -69,7 +72,7 @@ class Forward:
             self.running -= 1
 
     async def answer(self, path: str, request: Request, caller: CurrentCaller) -> Response:
-        """The server's answer. Raises ApiError where there is no server, or the request is not of the page."""
+        """The server's answer. Raises ApiError where there is no server, or the chat page needs no such request."""
         self._check(path, request.method, caller)
         headers = {name: request.headers[name] for name in OF_REQUEST if name in request.headers}
         url = httpx2.URL(f"{self.server}/{path}", query=request.scope["query_string"] or None)
@@ -84,15 +87,15 @@ class Forward:
 
     def _check(self, path: str, method: str, caller: Caller) -> None:
         if caller is STRANGER:
-            raise ApiError(401, "A valid key is needed: the console passes it on to the server.")
+            raise ApiError(401, "A valid key is needed: the console forwards it to the server.")
         if not self.server:
-            raise ApiError(404, "The console names no server: start it with --server http://127.0.0.1:8000.")
+            raise ApiError(404, "The console has no server: start it with --server http://127.0.0.1:8000.")
         if path not in PASSED_ON[method]:
-            raise ApiError(404, f"The console does not pass {method} /{path[:200]} on to the server.")
+            raise ApiError(404, f"The console does not forward {method} /{path[:200]} to the server.")
 
 
 async def _pieces(answer: httpx2.Response) -> AsyncIterator[bytes]:
-    """What comes of a body. One that breaks off ends without the event that says it is whole."""
+    """The pieces of a body. Where it breaks off, the stream ends without its final event, so that readers notice."""
     with suppress(httpx2.HTTPError):
         async for piece in answer.aiter_bytes():
             yield piece

@@ -1,4 +1,4 @@
-"""What people say, for operators: how much arrives and why, what the next set would hold, and a trial as it stands."""
+"""Feedback, for operators: how much arrives and for which reasons, what the next training set would hold, and the present trial."""
 
 import asyncio
 from contextlib import suppress
@@ -15,12 +15,12 @@ from tenfold.learn.options import Kind, TuneSettings
 from tenfold.serve.api.callers import operator_only
 from tenfold.spec.errors import TenfoldError
 
-FILE = "feedback.db"  # of the home, as `tenfold serve --feedback` is given it
-REASONS = 50  # the most frequent
+FILE = "feedback.db"  # in the home; `tenfold serve --feedback` writes it
+REASONS = 50  # the most frequent ones that are shown
 
 
 class Arrived(Struct):
-    """What came on each day, in days since 1970, and the reasons that were given for thumbs with how often."""
+    """Counts of feedback by kind on each day (days since 1970), and the reasons given with ratings, with their counts."""
 
     days: list[int]
     kinds: dict[str, list[int]]
@@ -30,7 +30,7 @@ class Arrived(Struct):
 
 
 class Overview(Struct):
-    """All that people said. `trial` is what `tenfold learn trial --json` says, where a candidate is tried."""
+    """The overview. `trial` is the output of `tenfold learn trial --json` where a candidate is on trial."""
 
     source: str
     arrived: Arrived | None
@@ -39,18 +39,18 @@ class Overview(Struct):
 
 
 def names(home: Path) -> list[str]:
-    """The overview alone: what the next set would hold is made when it is asked for."""
+    """The overview alone: the next training set is counted only on request."""
     return [""]
 
 
 def document(home: Path, name: str) -> Overview:
-    """How much came, and the trial that goes on."""
+    """How much feedback arrived, and the present trial."""
     if not (home / FILE).is_file():
         return Overview(FILE, None, None, f"tenfold serve MODEL --feedback {home.name}/{FILE}")
-    from tenfold.learn.trial import trial  # brings PyTorch along
+    from tenfold.learn.trial import trial  # imports PyTorch
 
     going = None
-    with suppress(TenfoldError):  # no candidate is tried
+    with suppress(TenfoldError):  # no candidate is on trial
         going = trial(home, str(home / FILE))
     return Overview(FILE, _arrived(home), going)
 
@@ -70,7 +70,7 @@ def _arrived(home: Path) -> Arrived:
 
 
 def add_routes(app: FastAPI) -> None:
-    """`/feedback/next`: what `tenfold learn next` would learn and be judged on now, by the function that it calls."""
+    """`/feedback/next`: the sets that `tenfold learn next` would train on and be judged on now, from the same function."""
 
     @app.get("/feedback/next", dependencies=[Depends(operator_only)])
     async def next_set(kind: Kind) -> Response:

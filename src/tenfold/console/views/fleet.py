@@ -1,4 +1,4 @@
-"""Fleets: who holds which slot and why, what operators wish, and simulated days with the reason of every move."""
+"""The fleet: who holds which slot and why, operators' wishes, and simulated days with the reason for every move."""
 
 import time
 from functools import lru_cache
@@ -28,26 +28,26 @@ from tenfold.spec.errors import TenfoldError
 from tenfold.spec.ranges import Positive
 
 LEDGER = "fleet/ledger.db"
-WRITTEN = (LEDGER, f"{LEDGER}-wal", f"fleet/{SEEN}")  # while a fleet is controlled
-PRICE = "the medians of what the ledger saw: leaving, and the owner's start"
+WRITTEN = (LEDGER, f"{LEDGER}-wal", f"fleet/{SEEN}")  # files that change while a controller runs
+PRICE = "the ledger's median times of leaving and of the owner's start"
 MINUTE_S = 60.0
-MOVES = 200  # of the ledger that are shown, the newest
+MOVES = 200  # the newest moves of the ledger that are shown
 UNITS = {"_s": "s", "_h": "node-hours", "_mwh": "MWh", "_usd": "USD", "_t": "t CO2", "_m3": "m3", "_mw": "MW"}
 Text = Annotated[str, Meta(min_length=1, max_length=200)]
 
 
 def names(home: Path) -> list[str]:
-    """The fleet now, and every simulation by the name of its page."""
+    """The live fleet "", and every simulation by the name of its file."""
     return ["", *_simulations(home)]
 
 
 def document(home: Path, name: str) -> dict[str, Any]:
-    """The fleet that runs or ran here, or one simulation."""
+    """The fleet that runs or ran in this home, or one simulation."""
     return _simulation(home, _simulations(home)[name]) if name else _overview(home, home)
 
 
 def _overview(home: Path, fleet: Path) -> dict[str, Any]:
-    """The fleet of one home, and the simulations of another or the same."""
+    """The fleet of the home `fleet`, and the simulations of `home`."""
     simulations, ran = _simulations(home), (fleet / LEDGER).exists()
     return {
         "empty": "" if ran or simulations else f"tenfold fleet run --home {fleet.name}",
@@ -63,16 +63,16 @@ def _simulations(home: Path) -> dict[str, str]:
 
 
 def _now(home: Path) -> dict[str, Any]:
-    """What the ledger says, read anew where it was written to, and every minute."""
+    """The fleet's state, read again when its files change, and every minute."""
     files = tuple(stamp(home / file) for file in WRITTEN if (home / file).exists())
     return _said(home, files, is_controlled(home), time.time() // MINUTE_S)
 
 
 @lru_cache(4)
 def _said(home: Path, _: tuple[tuple[int, int], ...], controlled: bool, minute: float) -> dict[str, Any]:
-    """The ledger: slots with their leases, the day as spans of roles, the newest moves, and open wishes.
+    """Slots with their leases, slots by role over the last day, demand by pool, the newest moves, and open wishes.
 
-    Times are by the fleet's clock; `ahead_s` is how far it is ahead of the wall.
+    Times are by the fleet's clock, which is `ahead_s` seconds ahead of the system clock.
     """
     ledger, clock = open_ledger(home), Clock(home / "fleet" / "clock.json", keep=False)
     try:
@@ -107,9 +107,9 @@ def _slot(lease: Lease, owner: str, price: float | None) -> dict[str, Any]:
 
 
 def _move(lease: Lease) -> dict[str, Any]:
-    """A lease with its reason, and with what came of it."""
+    """A lease with its reason, whether its loan was returned in time, and the work lost by it."""
     in_time = None if lease.until is None or lease.ended is None else lease.ended <= lease.until
-    lost = None if lease.lost_s is None else Computed(lease.lost_s, "the ledger's last note on it", "s")
+    lost = None if lease.lost_s is None else Computed(lease.lost_s, "the ledger's last note on the lease", "s")
     return {
         "lease": lease.id, "slot": lease.slot, "role": lease.role, "why": lease.why, "in_time": in_time, "lost": lost,
         "since": _cell("leases", lease.id, "since", lease.since), "until": _cell("leases", lease.id, "until", lease.until),
@@ -122,9 +122,9 @@ def _wish(wish: Wish) -> dict[str, Any]:
 
 
 def _roles(leases: list[Lease], now: float) -> dict[str, Any]:
-    """How many slots did what, at every change of the last day: times, and a column for each role.
+    """The number of slots by role at every change of the last day: times, and a column for each role.
 
-    The last time is `now`, or a second after the ledger's last word where that is later.
+    The last time is `now`, or one second after the ledger's last entry where that is later.
     """
     said = [at for one in leases for at in (one.since, one.ready, one.asked) if at is not None]
     last = max(now, 1.0 + max(said))
@@ -141,7 +141,7 @@ def _roles(leases: list[Lease], now: float) -> dict[str, Any]:
 
 
 def _simulation(home: Path, file: str) -> dict[str, Any]:
-    """Figures of every policy over its seeds, and the busiest day of each."""
+    """The figures of every policy over its seeds, and its busiest day."""
     found = read_simulation(home / file)
     with undamaged(home / file, "write it again by `tenfold fleet simulate --out`"):
         return _policies(home, file, found)
@@ -170,7 +170,7 @@ def _mean(home: Path, file: str, policy: str, key: str) -> Figure:
 
 
 class Wanted(Struct, frozen=True, forbid_unknown_fields=True):
-    """What an operator wishes, as `tenfold fleet lend|drain|cap` take it."""
+    """The body of a wish, with the arguments of `tenfold fleet lend|drain|cap`."""
 
     kind: Literal["lend", "drain", "cap"]
     target: Text
@@ -187,7 +187,7 @@ class Wanted(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def _routes(app: FastAPI) -> None:
-    """Wishes of operators, by the functions of their commands; and the fleet of another home where the options name one."""
+    """Endpoints for operators' wishes, and the fleet of another home where the options name one."""
     home: Path = app.state.options.fleet or app.state.options.home
     if home != app.state.options.home:
         _show_other(app, home)
@@ -209,7 +209,7 @@ def _routes(app: FastAPI) -> None:
 
 
 def _show_other(app: FastAPI, fleet: Path) -> None:
-    """In place of the home's own fleet that of another home, whose files are not shown."""
+    """Serve the fleet of another home in place of the home's own. The other home's files are not served."""
 
     def overview() -> Response:
         return Response(msgspec.json.encode(_overview(app.state.options.home, fleet)), media_type="application/json")
@@ -222,7 +222,7 @@ def _show_other(app: FastAPI, fleet: Path) -> None:
 
 
 def _named(caller: str) -> str:
-    """The key's name; without keys that of the account, which the command says."""
+    """The name of the caller's key; empty without keys, so that the name of the account is taken."""
     return "" if caller == "anonymous" else caller
 
 

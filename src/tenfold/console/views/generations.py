@@ -1,4 +1,4 @@
-"""Generations: the ladder with its law, forecasts and outcomes, where each came from, and all that is known of one."""
+"""Generations: the ladder with its law, forecasts and outcomes, the lineage, and all that is known of one generation."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +17,7 @@ FILES = (
     "report.html", "card.html", "climb.json", "points.csv", "law.json", "forecast.json", "score.json", "gate.json",
     "lineage.json", "identity.json", "run.toml", "run.jsonl", "time.jsonl", "climb.png", "run.png", "README.md",
 )  # fmt: skip
-STATES = {  # how far a generation has come, by the last of its files
+STATES = {  # a generation's state is the first one whose file exists
     "scored": "score.json", "judged": "gate.json", "trained or training": "run.jsonl", "forecast": "forecast.json", "begun": "",
 }  # fmt: skip
 Made = TypeVar("Made")
@@ -26,9 +26,9 @@ TITLES = {**dict.fromkeys(LOSSES, "loss"), "tokens_per_s": "speed", "seconds": "
 
 
 class Row(Struct):
-    """A generation in the list: its compute, the loss that was forecast with its 80 % interval, what came, and the gate's word.
+    """A generation in the list: its compute, the forecast loss with its 80 % interval, the measured loss, and the gate's verdict.
 
-    Where its files are damaged, `state` is the sentence about them.
+    Where its files are damaged, `state` is the error's sentence.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Row(Struct):
 
 
 class Quantity(Struct):
-    """A forecast quantity: its median with the 80 % interval, and what came of it."""
+    """A forecast quantity: its median with the 80 % interval, and its outcome."""
 
     title: str
     forecast: Figure
@@ -53,7 +53,7 @@ class Quantity(Struct):
 
 
 class Check(Struct):
-    """A check of the gate: what it found, the limit, and its sentence."""
+    """A check of the gate: the measured value, the limit, and its sentence."""
 
     name: str
     passed: Figure
@@ -124,7 +124,7 @@ def document(home: Path, name: str) -> Overview | Generation:
         next=noted(lambda: next_tenfold(home, picture.law), None),
         lineage=noted(lambda: lineage(home, sound), Lineage([], [])),
         rooms=noted(lambda: rooms(home), []),
-        record=record(home),
+        record=noted(lambda: record(home), Record([], 0, 0)),
         notes=notes,
         empty="" if found else f"tenfold climb --home {home.name}",
     )
@@ -167,7 +167,7 @@ def _row(home: Path, name: str) -> Row:
 
 
 def _state(folder: Path) -> str:
-    """How far it has come."""
+    """The generation's state."""
     return next((state for state, file in STATES.items() if (folder / file).exists()), "begun")
 
 
@@ -214,7 +214,7 @@ def _quantities(home: Path, name: str) -> Iterator[Quantity]:
 
 
 def _points(home: Path, name: str, unit: str) -> list[Point]:
-    """The rows of its `points.csv`; the first line of the file has their names."""
+    """The rows of the generation's `points.csv`. They begin in line 2 of the file, after the header."""
     file = f"{name}/points.csv"
     units = {"flops": "FLOPs", "params": "", "tokens": "", "loss": unit}
     count = len(read_rows(home / file)) if (home / file).exists() else 0
@@ -223,7 +223,7 @@ def _points(home: Path, name: str, unit: str) -> list[Point]:
 
 
 def _gate(home: Path, name: str) -> tuple[list[Check], Figure | None]:
-    """The gate's checks and its reason, where it has judged."""
+    """The gate's checks and its reason; without a verdict an empty list and None."""
     file = f"{name}/gate.json"
     if not (home / file).exists():
         return [], None

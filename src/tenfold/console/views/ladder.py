@@ -1,4 +1,4 @@
-"""The ladder as a picture: runs by compute, the law with its band, forecasts and outcomes, and the next times ten."""
+"""The picture of the ladder: runs by compute, the law with its band, forecasts, outcomes, and the next generation."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -10,12 +10,12 @@ from tenfold.console.document import Figure, figure, read_json, read_rows, stamp
 from tenfold.console.views.chance import Chance, chance
 from tenfold.spec.errors import TenfoldError
 
-PLACES = 24  # of the law's line
+PLACES = 24  # points of the law's line
 LOSSES = {"loss_bits_per_byte": "bits/byte", "loss_nats": "nats"}
 
 
 class Runs(Struct):
-    """Losses by compute, each of the generation `names`; `low` and `high` are 80 % intervals."""
+    """Losses by compute, with the generation of each in `names`; `low` and `high` are 80 % intervals."""
 
     flops: list[float] = []
     loss: list[float] = []
@@ -25,7 +25,7 @@ class Runs(Struct):
 
 
 class Line(Struct):
-    """The law at the best size of each compute, with its 80 % band, of the generation `name`."""
+    """The law of the generation `name` at the optimal model size for each compute, with its 80 % band."""
 
     name: str
     file: str
@@ -36,9 +36,10 @@ class Line(Struct):
 
 
 class Ladder(Struct):
-    """What the picture shows; losses in `unit`. `measured` are rungs, `forecasts` and `outcomes` the generations' own runs.
+    """The data of the picture; losses are in `unit`. `measured` are rungs; `forecasts` and `outcomes` are of the generations' own
+    runs.
 
-    `arrow` goes from the newest generation's run to what the law says of ten times its compute.
+    `arrow` goes from the newest generation's run to the law's forecast at ten times its compute.
     """
 
     unit: str
@@ -51,7 +52,7 @@ class Ladder(Struct):
 
 
 class Next(Struct):
-    """What the next times ten takes by the newest plan, and the chance that it pays."""
+    """What the next generation (ten times the compute) needs by the newest plan, and the chance that it pays."""
 
     flops: Figure
     time: Figure
@@ -61,7 +62,7 @@ class Next(Struct):
 
 
 def ladder(home: Path, generations: list[str]) -> Ladder:
-    """The picture of these generations: the law is the newest that can be read, and only losses in its unit are shown."""
+    """The picture of these generations, with the law of the newest one. Only losses in the newest generation's unit are shown."""
     unit = next((found for name in reversed(generations) if (found := _unit(home / name))), "")
     shown = Ladder(unit, Runs(), Runs(), Runs())
     seen = set()
@@ -82,12 +83,12 @@ def ladder(home: Path, generations: list[str]) -> Ladder:
 
 
 def _unit(folder: Path) -> str:
-    """The unit of a generation's loss, by its forecast."""
+    """The unit of a generation's loss by its forecast; empty without one."""
     return LOSSES.get(loss_in(folder) or "", "")
 
 
 def loss_in(folder: Path) -> str | None:
-    """What the loss is called in a generation's forecast; None where it has none."""
+    """The name of the loss in a generation's forecast; None without one."""
     if not (folder / "forecast.json").exists():
         return None
     made = read_json(folder / "forecast.json")
@@ -111,7 +112,7 @@ def _add(runs: Runs, name: str, flops: float, loss: float, interval: list[float]
 
 
 def _add_forecast(shown: Ladder, home: Path, name: str) -> None:
-    """The frozen forecast of a generation, and what came."""
+    """Add a generation's forecast and, if it has one, its outcome."""
     folder = home / name
     loss = loss_in(folder)
     if loss is None:
@@ -124,7 +125,7 @@ def _add_forecast(shown: Ladder, home: Path, name: str) -> None:
 
 
 def _arrow(shown: Ladder, name: str) -> Line | None:
-    """From a generation's outcome, or its forecast before it came, to the end of its law."""
+    """The arrow from a generation's outcome, or its forecast while there is none, to the end of the law's line."""
     law = shown.law
     runs = next((found for found in (shown.outcomes, shown.forecasts) if name in found.names), None)
     if law is None or runs is None:
@@ -135,19 +136,19 @@ def _arrow(shown: Ladder, name: str) -> Line | None:
 
 
 def _law(home: Path, name: str) -> tuple[Line | None, str]:
-    """The law's line, to ten times the compute of the generation's run; else a sentence why there is none."""
+    """The law's line up to ten times the compute of the generation's run, or None and a sentence why there is none."""
     file = f"{name}/law.json"
     made = home / name / "forecast.json"
     top = 10 * float(value_at(made, "flops")) if made.exists() else None
     try:
         return Line(name, file, *_line(home / file, stamp(home / file), top)), ""
     except (TenfoldError, KeyError, ValueError, TypeError) as error:
-        return None, str(error) if isinstance(error, TenfoldError) else f"{file} is damaged: climb again."
+        return None, str(error) if isinstance(error, TenfoldError) else f"{file} is damaged: run `tenfold climb` again."
 
 
 @lru_cache(256)
 def _line(path: Path, _: tuple[int, int], top: float | None) -> tuple[list[float], list[float], list[float], list[float]]:
-    """FLOPs, and the median and the ends of the 80 % interval of the loss at the best size for them."""
+    """FLOPs, and the median, low and high end of the 80 % interval of the loss at the optimal size for them."""
     import numpy as np
 
     from tenfold.scale.law import Law
@@ -161,14 +162,14 @@ def _line(path: Path, _: tuple[int, int], top: float | None) -> tuple[list[float
 
 
 def next_tenfold(home: Path, law: Line | None) -> Next | None:
-    """The next times ten, as `plan/plan.json` of the home has it, and the chance that it pays by a law."""
+    """The next generation by the home's `plan/plan.json`, and the chance that it pays by the law; None without a plan."""
     file = "plan/plan.json"
     if not (home / file).exists():
         return None
     plan = read_json(home / file)
 
     def ranged(*keys: str, unit: str) -> Figure | None:
-        """The first of these ranges that the plan has."""
+        """The figure of the first of these keys that the plan has."""
         for key in keys:
             if (found := _at(plan, key)) is not None:
                 return figure(home, file, f"{key}.mid", unit, (found["low"], found["high"]))

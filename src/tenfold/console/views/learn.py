@@ -1,4 +1,4 @@
-"""What was learned: the verdict on each tuned generation, which one is in service, and which is tried beside it."""
+"""Learning: the gate's verdict on each tuned generation, which one is in service, and which is on trial."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse, Response
 from msgspec import Struct
 from pydantic import BaseModel, Field
 
-from tenfold.console.document import Figure, View, figure, read_json
+from tenfold.console.document import Figure, View, figure, read_json, undamaged
 from tenfold.learn.options import RELEASE
 from tenfold.serve.api.callers import operator_only
 from tenfold.serve.api.errors import ApiError
@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from tenfold.learn.release import Server
 
 GATE, MARKS = "gate.json", ("gate.json", "lineage.json")  # a folder with one of these is a tuned generation
-DIFFERENCES = ("better", "above_popularity")  # checks that are in the unit of the verdict
-RANKERS = "ranking"  # of the home: what `tenfold rank again` makes, with a release of its own
+AGAIN = "judge the generation again by `tenfold learn gate`"
+DIFFERENCES = ("better", "above_popularity")  # beginnings of names of checks whose unit is that of the verdict
+RANKERS = "ranking"  # folder of the home in which `tenfold rank again` makes rankers, with a release of its own
 LOW, MIDDLE, HIGH = (LEVELS.index(level) for level in (0.1, 0.5, 0.9))
 
 
 class Release(Struct):
-    """What a release.json says: the generation in service, those before it, and the one that is tried on a `share` of the users."""
+    """A release.json: the generation in service, those before it, and the candidate on trial with a `share` of the users."""
 
     folder: str
     in_service: str
@@ -39,7 +40,8 @@ class Release(Struct):
 
 
 class Row(Struct):
-    """A tuned generation in the list: its verdict, by how much it is better (95 %), and whether it is in service."""
+    """A tuned generation in the list: the verdict, its difference to the old model (95 % interval), and whether it is in
+    service."""
 
     name: str
     state: str
@@ -49,7 +51,7 @@ class Row(Struct):
 
 
 class Check(Struct):
-    """A check of the gate: what it found with its 95 % interval, what is allowed, and its sentence."""
+    """A check of the gate: the measured value with its 95 % interval, the limit, and its sentence."""
 
     name: str
     passed: Figure
@@ -68,7 +70,8 @@ class Overview(Struct):
 
 
 class Learned(Struct):
-    """One tuned generation. `forecast` is the median of the difference with its 80 % interval, `measured` what came with 95 %."""
+    """One tuned generation. `forecast` is the forecast difference with its 80 % interval, `measured` the outcome with its 95 %
+    interval."""
 
     row: Row
     against: str
@@ -108,15 +111,19 @@ def _releases(home: Path) -> Iterator[Release]:
         if not (home / file).is_file():
             continue
         said = read_json(home / file)
-        made = Release(folder, _name(said["path"]), [_name(one["path"]) for one in said["before"]], [file])
-        if "candidate" in said:
-            made.candidate = _name(said["candidate"]["path"])
-            made.share, made.since = figure(home, file, "candidate.share"), figure(home, file, "candidate.since", "s since 1970")
+        with undamaged(home / file, "release a generation again by `tenfold learn release`"):
+            made = Release(folder, _name(said["path"]), [_name(one["path"]) for one in said["before"]], [file])
+            if "candidate" in said:
+                made.candidate = _name(said["candidate"]["path"])
+                made.share, made.since = (
+                    figure(home, file, "candidate.share"),
+                    figure(home, file, "candidate.since", "s since 1970"),
+                )
         yield made
 
 
 def _name(path: str) -> str:
-    """How a generation is called in the lists, by its path."""
+    """The name of a generation in the lists, from its path."""
     found = Path(path)
     return f"{RANKERS}/{found.name}" if found.parent.name == RANKERS else found.name
 
@@ -127,8 +134,11 @@ def _row(home: Path, name: str, releases: list[Release]) -> Row:
     file = f"{name}/{GATE}"
     if (home / file).is_file():
         row.passed = figure(home, file, "passed")
-        found = {check["name"]: i for i, check in enumerate(read_json(home / file)["checks"])}
-        row.better, row.win_rate = (_measured(home, file, found[key]) if key in found else None for key in ("better", "win rate"))
+        with undamaged(home / file, AGAIN):
+            found = {check["name"]: i for i, check in enumerate(read_json(home / file)["checks"])}
+            row.better, row.win_rate = (
+                _measured(home, file, found[key]) if key in found else None for key in ("better", "win rate")
+            )
     return row
 
 
@@ -137,6 +147,11 @@ def _learned(home: Path, name: str) -> Learned:
     files = [f"{name}/{one}" for one in (GATE, "README.md", "run.toml", "run.jsonl") if (home / name / one).is_file()]
     if not (home / file).is_file():
         return Learned(row, "", "", [], None, None, files)
+    with undamaged(home / file, AGAIN):
+        return _judged(home, file, row, files)
+
+
+def _judged(home: Path, file: str, row: Row, files: list[str]) -> Learned:
     judged = read_json(home / file)
     checks = [
         Check(
@@ -157,7 +172,7 @@ def _learned(home: Path, name: str) -> Learned:
 
 
 def _measured(home: Path, file: str, number: int) -> Figure | None:
-    """What a check of a verdict measured, if it is a number. Verdicts of earlier versions have no intervals."""
+    """The measured value of a verdict's check; None where it has none. A verdict may have no intervals."""
     judged = read_json(home / file)
     check = judged["checks"][number]
     if check["measured"] is None:
@@ -167,20 +182,20 @@ def _measured(home: Path, file: str, number: int) -> Figure | None:
 
 
 class ReleaseRequest(BaseModel):
-    """A generation to put in service, for all users or a share of them."""
+    """A generation to be put in service, for all users or a share of them."""
 
     name: Annotated[str, Field(max_length=400)]
     share: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 
 class RollbackRequest(BaseModel):
-    """The folder of the release: that of the home, or of its rankers."""
+    """The folder of the release: the home (""), or that of its rankers."""
 
     folder: Annotated[str, Field(pattern=f"^({RANKERS})?$")] = ""
 
 
 def add_routes(app: FastAPI) -> None:
-    """Release and rollback, as `tenfold learn` does them: at the server that the console names, with the caller's own key."""
+    """Endpoints for release and rollback, as `tenfold learn` does them: at the console's --server, with the caller's own key."""
 
     @app.post("/learn/release", dependencies=[Depends(operator_only)])
     async def put_in_service(body: ReleaseRequest, request: Request) -> Response:
@@ -196,7 +211,7 @@ def add_routes(app: FastAPI) -> None:
 
 
 async def _changed(change: Callable[[Any], dict[str, Any]]) -> Response:
-    """The answer to a change by the module of releases, which brings PyTorch along when it is first needed."""
+    """Make a change by `tenfold.learn.release`, which is imported here since it imports PyTorch."""
     from tenfold.learn import release
 
     now = await asyncio.to_thread(change, release)

@@ -1,4 +1,4 @@
-"""Which data, feedback and earlier generations made which model."""
+"""The lineage: from which data, feedback and earlier generations each model was made."""
 
 from pathlib import Path
 
@@ -6,18 +6,16 @@ from msgspec import Struct
 
 from tenfold.console.document import read_json
 
-KINDS = ("generation", "data", "feedback", "model")
-
 
 class Node(Struct):
-    """A generation, or what one was made of: `data`, `feedback`, or a `model` from elsewhere."""
+    """A generation or a source of one; `kind` is `generation`, `data`, `feedback`, or `model` for a model from elsewhere."""
 
     name: str
     kind: str
 
 
 class Edge(Struct):
-    """`source` went into `target`, as `file` says."""
+    """`source` was used for `target` as its `what` (text, ladder, weights or data), by the record in `file`."""
 
     source: str
     target: str
@@ -26,14 +24,14 @@ class Edge(Struct):
 
 
 class Lineage(Struct):
-    """The graph."""
+    """The graph of the lineage."""
 
     nodes: list[Node]
     edges: list[Edge]
 
 
 def lineage(home: Path, generations: list[str]) -> Lineage:
-    """The graph of these generations, and of what they were made of."""
+    """The graph of these generations and their sources."""
     nodes, edges = {name: "generation" for name in generations}, []
 
     def add(source: str, kind: str, target: str, what: str, file: str) -> None:
@@ -58,13 +56,13 @@ def lineage(home: Path, generations: list[str]) -> Lineage:
 
 
 def _path(named: object) -> str | None:
-    """The path in what a lineage says of weights: a text, or an object with one."""
+    """The path of the initial weights in a lineage: a string, or an object with `path`."""
     found = named.get("path") if isinstance(named, dict) else named
     return str(found) if found else None
 
 
 def _short(home: Path, named: str) -> str:
-    """A path within the home as it is there, without the model's folder; of others the last two parts."""
+    """A path relative to the home, without a final `model`; of a path outside the home its last two parts."""
     path = Path(named)
     try:
         path = path.resolve().relative_to(home.resolve())

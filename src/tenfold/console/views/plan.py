@@ -1,4 +1,4 @@
-"""Plans: what each takes, with its ranges, and what the planner answers for other GPUs, days, prices, places and accelerators."""
+"""Plans: what each needs, with ranges, and the planner's answers for other GPUs, days, prices, places and accelerators."""
 
 import asyncio
 from pathlib import Path
@@ -17,7 +17,7 @@ from tenfold.spec.versions import require_version
 
 FILE = "plan.json"
 AGAIN = "make it again by `tenfold plan`"
-WAITING = 8  # questions that may wait for the planner, which answers one at a time
+WAITING = 8  # questions that may wait, since the planner answers one at a time
 LISTED = (
     ("model", "model.name", ""), ("compute", "model.flops", "FLOPs"), ("GPUs", "machine.gpus", ""),
     ("accelerator", "machine.name", ""), ("days by the clock", "time.wall_days", "days"), ("rented for", "cost.rent_usd", "USD"),
@@ -26,12 +26,12 @@ LISTED = (
 
 
 def names(home: Path) -> list[str]:
-    """The overview, and every plan by its folder; one that lies in the home itself by its file."""
+    """The overview, and every plan by the name of its folder; a plan in the home itself by that of its file."""
     return ["", *_files(home)]
 
 
 def document(home: Path, name: str) -> dict[str, Any]:
-    """All plans with what they take in the main, or one plan."""
+    """All plans with their main figures, or one plan."""
     files = _files(home)
     if name:
         return _one(home, files[name])
@@ -47,7 +47,7 @@ def _files(home: Path) -> dict[str, str]:
 
 
 def _in_short(home: Path, file: str) -> dict[str, Any]:
-    """The row of a plan: its figures, or why it has none."""
+    """The row of a plan: its figures, or the sentence why it has none."""
     try:
         plan = _read(home / file)
         with undamaged(home / file, AGAIN):
@@ -69,16 +69,16 @@ def _page(home: Path, file: str) -> list[str]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A plan of training. Raises TenfoldError for another, which has no shape."""
+    """Read a plan of training. Raises TenfoldError for another file, such as a plan of serving."""
     plan = read_json(path)
     if not isinstance(plan, dict) or "schema" not in plan:
-        raise TenfoldError(f"{path} is no plan of training: `tenfold plan --serve` shows what it says.")
+        raise TenfoldError(f"{path} is no plan of training, so the console cannot show it: make one by `tenfold plan --out`.")
     require_version(plan["schema"], (SCHEMA,), path, AGAIN)
     return plan
 
 
 def _figure(home: Path, file: str, plan: dict[str, Any], key: str, unit: str) -> Figure:
-    """What stands under a key; of a range its best guess, with its ends."""
+    """The figure under a key; of a range its middle, with the ends as interval."""
     found = within(plan, key)
     if isinstance(found, dict):
         return figure(home, file, f"{key}.mid", unit, (found["low"], found["high"]))
@@ -93,7 +93,7 @@ def _computed(plan: dict[str, Any], key: str, unit: str) -> Computed:
 
 
 def _routes(app: FastAPI) -> None:
-    """The planner's answers, one at a time: what asks meanwhile waits, up to a number."""
+    """The endpoint of the planner. It answers one question at a time; up to `WAITING` wait."""
     turn, waiting = asyncio.Semaphore(1), 0
     home: Path = app.state.options.home
 
@@ -109,7 +109,7 @@ def _routes(app: FastAPI) -> None:
     async def planner(name: str, request: Request) -> Response:
         nonlocal waiting
         if waiting >= WAITING:
-            raise ApiError(503, "The planner is busy: ask again.")
+            raise ApiError(503, "The planner is busy: try again in a moment.")
         waiting += 1
         try:
             asked = msgspec.convert(dict(request.query_params), Asked, strict=False)

@@ -1,11 +1,11 @@
-"""What is shown of a plan, whether it stands in a file or was just made: figures by their keys, in sections."""
+"""The sections of a plan's page, for plans in files and for answers of the planner: titles, figures by key, and bars."""
 
 from collections.abc import Callable
 from typing import Any
 
 from tenfold.spec.layout import stage_layers
 
-Make = Callable[[str, str], Any]  # a key and a unit to what is shown under it
+Make = Callable[[str, str], Any]  # makes the figure for a key and its unit
 
 FACTS: dict[str, tuple[tuple[str, str, str], ...]] = {
     "The run": (
@@ -37,13 +37,13 @@ FACTS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("water at power stations", "footprint.water_off_site_m3", "m3"),
     ),
 }  # fmt: skip
-BARS: dict[str, tuple[tuple[str, str, str], ...]] = {  # by section: a title, the key of a table of parts, their unit
+BARS: dict[str, tuple[tuple[str, str, str], ...]] = {  # by section: (title, key of a table of parts, unit)
     "Step": (("seconds of a step", "step.parts_s", "s"),),
     "Failures": (("where the time goes", "failures.shares", ""), ("failures a day", "failures.by_component_per_day", "1/day")),
     "Cost": (("of owning", "cost.own_parts_usd", "USD"), ("paid", "outlay.paid_usd", "USD")),
     "Energy": (("energy", "power.parts_mwh", "MWh"),),
 }
-DEADLINE = "done_by_the_deadline"  # of the chances the one whose limit is in days
+DEADLINE = "done_by_the_deadline"  # the chance whose limit is in days, not in USD
 MEMORY = ("parameters", "gradients", "optimizer", "activations", "buffers")
 LAYOUT = (
     "words", "tp", "cp", "pp", "dp", "ep", "stages_per_rank", "micro_batch", "micro_batches", "global_batch", "seq_len", "shards",
@@ -52,7 +52,7 @@ LAYOUT = (
 
 
 def sections(plan: dict[str, Any], make: Make) -> dict[str, Any]:
-    """The plan's facts and bars by section, its layout, the layouts that lose, its chances, and what it says in words."""
+    """The plan's facts and bars by section, its layout, the next best layouts, its chances, notes and assumptions."""
     memory = [{"name": name, "figure": make(f"memory.{name}_gib", "GiB")} for name in MEMORY]
     bars = {name: [_bars(plan, *one, make) for one in found] for name, found in BARS.items()}
     return {
@@ -85,14 +85,14 @@ def sections(plan: dict[str, Any], make: Make) -> dict[str, Any]:
 
 
 def _bars(plan: dict[str, Any], title: str, key: str, unit: str, make: Make) -> dict[str, Any]:
-    """The parts of a table, without those that are nothing."""
+    """The parts of a table, without those that are zero."""
     table, _, name = key.partition(".")
     parts = {part: value for part, value in plan[table][name].items() if value}
     return {"title": title, "parts": [{"name": part.replace("_", " "), "figure": make(f"{key}.{part}", unit)} for part in parts]}
 
 
 def _stages(plan: dict[str, Any]) -> list[list[list[int]]]:
-    """The layers of each pipeline rank: the first and the last of each of its stages."""
+    """For each pipeline rank, the first and the last layer of each of its stages."""
     pp, virtual = plan["layout"]["pp"], plan["layout"]["stages_per_rank"]
     stages = stage_layers(plan["model"]["n_layers"], pp * virtual)
     return [[[stage.start, stage.stop - 1] for stage in stages[rank::pp]] for rank in range(pp)]

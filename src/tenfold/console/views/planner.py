@@ -1,4 +1,4 @@
-"""A kept plan made again by the planner, with other machines, days, prices or places: the model and its tokens stay."""
+"""Makes a stored plan again with other machines, days, prices or places; the model and its tokens stay the same."""
 
 from dataclasses import fields, replace
 from functools import lru_cache
@@ -25,13 +25,13 @@ from tenfold.spec.ranges import Positive
 from tenfold.spec.shapes import Shape
 
 T = TypeVar("T")
-REACH = 8.0  # how far from the plan's a number may be asked for, as a factor: the planner's work stays small
+REACH = 8.0  # the largest factor between an asked number and the plan's, which bounds the planner's work
 PROFILES = ("carbon_csv", "price_csv", "weather_epw")
 Name = Annotated[str, Meta(min_length=1, max_length=100)]
 
 
 class Asked(Struct, frozen=True, forbid_unknown_fields=True):
-    """What is to be other than in the plan. GPUs are solved for where days are asked for."""
+    """What shall differ from the plan. Where `days` is given, the planner solves for the number of GPUs."""
 
     gpus: Gpus | None = None
     days: Positive | None = None
@@ -41,7 +41,8 @@ class Asked(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def offered(plan: dict[str, Any]) -> dict[str, Any]:
-    """What may be asked for: ranges as [low, the plan's own, high], and names with the plan's own first."""
+    """What may be asked for: ranges as [low, the plan's value, high], and names of regions and accelerators, the plan's own
+    first."""
     states = facts("grid")["states"]
     own = {"gpus": plan["machine"]["gpus"], "days": plan["time"]["wall_days"]["mid"]}
     own["rent_usd_per_h"] = plan["cost"]["rent_usd_per_gpu_hour"]["mid"]
@@ -70,12 +71,12 @@ def known_machines() -> tuple[str, ...]:
 
 
 def answer(home: Path, file: str, plan: dict[str, Any], asked: Asked) -> dict[str, Any]:
-    """The plan's document with what is asked for in place of its own. Raises TenfoldError for what is out of reach, and where there
-    is no such plan."""
+    """The document of the plan with what is asked for. Raises TenfoldError for numbers out of range, and where the planner finds no
+    such plan."""
     for name, (low, _, high) in offered(plan)["ranges"].items():
         value = getattr(asked, name)
         if value is not None and not low <= value <= high:
-            raise TenfoldError(f"{name} is asked for from {low:.4g} to {high:.4g} for this plan, not {value:.4g}.")
+            raise TenfoldError(f"{name} must be from {low:.4g} to {high:.4g} for this plan, not {value:.4g}.")
     return _made(home, file, stamp(home / file), asked)
 
 
@@ -113,8 +114,8 @@ def _said(**given: Any) -> dict[str, Any]:
 
 
 def _without_profiles(home: Path, request: dict[str, Any], elsewhere: str | None) -> tuple[dict[str, Any], list[str]]:
-    """What was asked for without hourly profiles that lie outside the home, or are of another place than `elsewhere`; and a
-    sentence for each."""
+    """The plan's request without hourly profiles that are outside the home or, where another region is asked for (`elsewhere`), of
+    the plan's own; and a sentence for each profile that is left out."""
     inside = [name for name in PROFILES if name in request and Path(str(request[name])).resolve().is_relative_to(home.resolve())]
     left = {name: "lies outside the home" for name in PROFILES if name in request and name not in inside}
     left |= {name: "is of the plan's own place" for name in inside if elsewhere}
@@ -128,9 +129,11 @@ def _shape(model: dict[str, Any]) -> Shape:
 
 
 def _options(kind: type[T], values: dict[str, Any]) -> T:
-    """A table of options from those of `values` that it has. Raises TenfoldError for values that it cannot have."""
+    """A struct of options from `values`; others are ignored. Raises TenfoldError for values that do not fit."""
     known = kind.__struct_fields__ if issubclass(kind, Struct) else [one.name for one in fields(kind)]  # type: ignore[arg-type]
     try:
         return msgspec.convert({name: values[name] for name in known if name in values}, kind, strict=False)
     except msgspec.ValidationError as error:
-        raise TenfoldError(f"The plan was asked for with what this Tenfold does not take ({error}): make it again.") from None
+        raise TenfoldError(
+            f"The plan has options that this version of Tenfold does not accept ({error}): make it again by `tenfold plan`."
+        ) from None

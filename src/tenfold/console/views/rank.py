@@ -1,4 +1,4 @@
-"""Rankers: what `rank evaluate` and `rank compare` found of each, beside what needs no model."""
+"""Rankers: the results of `rank evaluate` and `rank compare` for each, compared with baselines that need no model."""
 
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,13 @@ from tenfold.rank.commands import COMPARISON, EVALUATION
 from tenfold.spec.errors import TenfoldError
 
 FILES = {"Evaluation": EVALUATION, "Comparison": COMPARISON, "Evaluation by the circle": "score.json"}
-UNDER = ("*", "ranking/*")  # the home: where rankers are
+UNDER = ("*", "ranking/*")  # folders of the home that may be rankers
 MODEL, MAIN = "model", "hit_rate_10"
 
 
 class Scores(Struct):
-    """What one file says: the counts, each scorer's measures, and how far the model lies above the others (95 %, by users)."""
+    """The results in one file: counts, each scorer's measures, and the model's differences to the others (95 % intervals over
+    users)."""
 
     title: str
     counts: dict[str, Figure]
@@ -33,7 +34,7 @@ class Row(Struct):
 
 
 class Overview(Struct):
-    """All rankers of a home that were evaluated."""
+    """All evaluated rankers of a home."""
 
     rankers: list[Row]
     empty: str = ""
@@ -47,7 +48,7 @@ class Ranker(Struct):
 
 
 def names(home: Path) -> list[str]:
-    """The overview, and every ranker that was evaluated."""
+    """The overview, and every evaluated ranker."""
     files = [path for file in FILES.values() for under in UNDER for path in home.glob(f"{under}/{file}")]
     return ["", *sorted(name for name in {path.parent.relative_to(home).as_posix() for path in files} if _scored(home, name))]
 
@@ -62,7 +63,7 @@ def document(home: Path, name: str) -> Overview | Ranker:
 
 
 def _scored(home: Path, name: str) -> dict[str, str]:
-    """The files of a generation that hold scores of rankers, by what they are; a climb's score.json holds none."""
+    """The files of a generation with scores of rankers, by title. A climb's score.json has none."""
     files = {title: f"{name}/{file}" for title, file in FILES.items()}
     return {title: file for title, file in files.items() if (home / file).is_file() and "model_above" in _read(home, file)}
 

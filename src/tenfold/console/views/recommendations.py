@@ -1,4 +1,4 @@
-"""Recommendations explained by the history, and experiments between two rankers; for operators, since events are personal."""
+"""Recommendations explained by the user's history, and experiments between rankers. For operators only: events are personal."""
 
 import asyncio
 import time
@@ -25,13 +25,13 @@ from tenfold.spec.plugins import load
 if TYPE_CHECKING:
     from tenfold.rank.ranker import Ranker
 
-FILE = "events.db"  # of the home or of a generation, as `tenfold rank serve --events` is given it
-LISTS = 50  # the newest that are named
-LONGEST = 200  # items of a history that is explained
+FILE = "events.db"  # in the home or a generation; `tenfold rank serve --events` writes it
+LISTS = 50  # the newest ones that are shown
+LONGEST = 200  # items of a history, at most
 
 
 class Shown(Struct):
-    """A list that somebody was shown; `user` is the beginning of a keyed hash."""
+    """A list that a user was shown; `user` is the beginning of a keyed hash of the name."""
 
     id: str
     created: float
@@ -41,7 +41,7 @@ class Shown(Struct):
 
 
 class Store(Struct):
-    """An event store: its newest lists, and the experiments among all of them."""
+    """An event store: its newest lists, and the experiments in all of its lists."""
 
     file: str
     lists: list[Shown]
@@ -49,7 +49,7 @@ class Store(Struct):
 
 
 class Overview(Struct):
-    """The event stores of a home, and the rankers that can explain."""
+    """The event stores of a home, and its rankers, which can explain recommendations."""
 
     stores: list[Store]
     rankers: list[str]
@@ -57,12 +57,12 @@ class Overview(Struct):
 
 
 def names(home: Path) -> list[str]:
-    """The overview alone: an explanation is made when it is asked for."""
+    """The overview alone: explanations are made on request."""
     return [""]
 
 
 def document(home: Path, name: str) -> Overview:
-    """What the stores hold."""
+    """The contents of the stores."""
     stores = [_store(home, file) for file in _stores(home)]
     return Overview(stores, _rankers(home), "" if stores else f"tenfold rank serve RANKER --events {home.name}/{FILE}")
 
@@ -73,7 +73,7 @@ def _stores(home: Path) -> list[str]:
 
 def _rankers(home: Path) -> list[str]:
     """Generations whose model ranks items."""
-    from tenfold.rank.serving.worker import RankWorker  # brings PyTorch along
+    from tenfold.rank.serving.worker import RankWorker  # imports PyTorch
 
     models = [path for under in ("*", "ranking/*") for path in home.glob(f"{under}/model")]
     return sorted(path.parent.relative_to(home).as_posix() for path in models if load("backends", backend_of(path)) is RankWorker)
@@ -88,12 +88,12 @@ def _store(home: Path, file: str) -> Store:
 
 
 def _experiment(one: Verdict) -> dict[str, Any]:
-    """A verdict with the interval of the second one's share of wins, which holds however often it is looked at."""
+    """A verdict with an always-valid interval of the second ranker's share of wins."""
     return {**asdict(one), "interval": always_valid_interval(one.wins[1], one.wins[0])}
 
 
 class Asked(BaseModel):
-    """Whose recommendations are explained: those of a user by name, or of the user and history of a list."""
+    """The recommendations to explain: for a user by name, or for the user and history of a list."""
 
     ranker: Annotated[str, Field(max_length=400)]
     store: Annotated[str, Field(max_length=400)]
@@ -102,7 +102,7 @@ class Asked(BaseModel):
 
 
 def add_routes(app: FastAPI) -> None:
-    """`/recommendations/explain`: what a ranker recommends, with what each item of the history adds to it."""
+    """`/recommendations/explain`: a ranker's recommendations, with the effect of each item of the history."""
 
     @app.post("/recommendations/explain", dependencies=[Depends(operator_only)])
     async def explained(asked: Asked) -> Response:
@@ -110,8 +110,8 @@ def add_routes(app: FastAPI) -> None:
 
 
 def _explained(home: Path, asked: Asked) -> dict[str, Any]:
-    """Raises TenfoldError where there is no such store, ranker or list."""
-    from tenfold.rank.explain import explain  # brings PyTorch along
+    """Explain recommendations. Raises TenfoldError where there is no such store, ranker or list."""
+    from tenfold.rank.explain import explain  # imports PyTorch
 
     if asked.store not in _stores(home) or asked.ranker not in _rankers(home):
         raise TenfoldError(f"The home has no ranker {asked.ranker!r} with the event store {asked.store!r}.")
@@ -125,7 +125,7 @@ def _explained(home: Path, asked: Asked) -> dict[str, Any]:
 
 
 def _of_list(events: Events, name: str) -> list[Taken]:
-    """The history that a list was made for: what its request gave, or what the store had then."""
+    """The history for which a list was made: that of its request, or what the store had at that time."""
     row = next((row for row in events.newest_lists(LISTS) if row.id == name), None)
     if row is None:
         raise TenfoldError(f"The list {name} is not among the newest {LISTS}.")

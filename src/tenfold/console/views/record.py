@@ -1,4 +1,4 @@
-"""The circle of a home, room by room, and the record of its forecasts with what came of them."""
+"""The circle of a home, room by room, and the record of its forecasts with their outcomes."""
 
 import json
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from tenfold.console.document import Figure, figure, read_json
+from tenfold.console.document import Figure, figure, read_json, undamaged
 from tenfold.spec.forecasts import FILE, LEVELS
 
 ROOMS = ("climb", "plan", "sites", "learn", "rank", "fleet")
@@ -15,7 +15,7 @@ CIRCLE = "circle.json"
 
 
 class Room(Struct):
-    """A room of the circle: its numbers and files, or the sentence why there are none."""
+    """A room of the circle: its results and files, or a sentence why there are none (`why`)."""
 
     name: str
     state: str
@@ -25,8 +25,8 @@ class Room(Struct):
 
 
 class Said(Struct):
-    """A forecast of the record, with its 80 % interval, and what came. `factor` is how many times as wide as its maker stated the
-    interval is, by so many `outcomes` before."""
+    """A forecast of the record with its 80 % interval, and its outcome. `factor` is how many times wider than its maker stated the
+    interval was made, because of so many earlier `outcomes`."""
 
     key: str
     kind: str
@@ -39,7 +39,8 @@ class Said(Struct):
 
 
 class Record(Struct):
-    """All forecasts of a home, in the order in which they were made; `came` have an outcome, `held` of them lie in the interval."""
+    """All forecasts of a home in the order in which they were made: `came` of them have an outcome, `held` of these are in the
+    interval."""
 
     rows: list[Said]
     came: int
@@ -47,7 +48,7 @@ class Record(Struct):
 
 
 def rooms(home: Path) -> list[Room]:
-    """The rooms in the order of the circle, then others; none where no circle was walked."""
+    """The rooms in the order of the circle, then others; an empty list where no circle was run."""
     if not (home / CIRCLE).exists():
         return []
     found = read_json(home / CIRCLE).get("rooms", {})
@@ -56,7 +57,7 @@ def rooms(home: Path) -> list[Room]:
 
 def _room(home: Path, name: str, said: Any) -> Room:
     if not isinstance(said, dict):
-        return Room(name, "waiting", "The circle has not come here yet.")
+        return Room(name, "waiting", "The circle has not run this room yet.")
     for state in ("failed", "skipped"):
         if said.get(state):
             return Room(name, state, str(said[state]))
@@ -66,7 +67,7 @@ def _room(home: Path, name: str, said: Any) -> Room:
 
 
 def _flat(numbers: dict[str, Any], before: str = "") -> Iterator[str]:
-    """The dotted keys of numbers within numbers; lists are left to the file."""
+    """The dotted keys of nested numbers; lists are left out."""
     for key, value in numbers.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{before}{key}.")
@@ -75,28 +76,29 @@ def _flat(numbers: dict[str, Any], before: str = "") -> Iterator[str]:
 
 
 def record(home: Path) -> Record:
-    """The record of forecasts, each figure with its line in the file."""
+    """The record of forecasts, each figure with its line in the file. Raises TenfoldError for a damaged file."""
     found: dict[str, Said] = {}
     low, middle, high = (LEVELS.index(level) for level in (0.1, 0.5, 0.9))
-    for number, line in _numbered(home / FILE):
-        if "forecast" in line:
-            made = line["forecast"]
-            q = made["quantiles"]
-            key = f"{number}:forecast.quantiles.{middle}"
-            shown = Figure(q[middle], FILE, key, made["unit"], q[low], q[high])
-            learnt = (made.get("learnt") or {}).get("outcomes", 0)
-            factor = Figure(made["learnt"]["factor"], FILE, f"{number}:forecast.learnt.factor") if learnt else None
-            found.setdefault(made["key"], Said(made["key"], made["kind"], made.get("made", ""), shown, factor, learnt))
-        elif "outcome" in line and (said := found.get(line["outcome"]["key"])) and said.forecast.low is not None:
-            value = line["outcome"]["measured"]
-            said.measured = Figure(value, FILE, f"{number}:outcome.measured", said.forecast.unit)
-            said.inside = said.forecast.low <= value <= (said.forecast.high or 0)
+    with undamaged(home / FILE, "restore the file, or remove the damaged line"):
+        for number, line in _numbered(home / FILE):
+            if "forecast" in line:
+                made = line["forecast"]
+                q = made["quantiles"]
+                key = f"{number}:forecast.quantiles.{middle}"
+                shown = Figure(q[middle], FILE, key, made["unit"], q[low], q[high])
+                learnt = (made.get("learnt") or {}).get("outcomes", 0)
+                factor = Figure(made["learnt"]["factor"], FILE, f"{number}:forecast.learnt.factor") if learnt else None
+                found.setdefault(made["key"], Said(made["key"], made["kind"], made.get("made", ""), shown, factor, learnt))
+            elif "outcome" in line and (said := found.get(line["outcome"]["key"])) and said.forecast.low is not None:
+                value = line["outcome"]["measured"]
+                said.measured = Figure(value, FILE, f"{number}:outcome.measured", said.forecast.unit)
+                said.inside = said.forecast.low <= value <= (said.forecast.high or 0)
     rows = list(found.values())
     return Record(rows, sum(one.measured is not None for one in rows), sum(bool(one.inside) for one in rows))
 
 
 def _numbered(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a file of lines with the numbers of their lines; a torn line is passed over."""
+    """The objects of a JSON-lines file with their line numbers from 1; incomplete lines are skipped."""
 
     for number, line in enumerate(path.read_bytes().split(b"\n") if path.exists() else (), start=1):
         try:

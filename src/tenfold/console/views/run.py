@@ -1,4 +1,4 @@
-"""Runs: the loss within the band of its forecast, speed, energy, time, faults and experts of a run, also while it trains."""
+"""Runs: loss with its forecast band, speed, energy, use of time, faults and experts of a run, also while it trains."""
 
 import asyncio
 from collections.abc import Callable
@@ -27,7 +27,7 @@ Stamps = tuple[object, ...]
 
 
 def add_routes(app: FastAPI) -> None:
-    """A part of a run by its steps, what is new of it, and the operator's stop and resume."""
+    """Endpoints for a range of a run's steps, for its news, and for stop and resume by operators."""
     home = app.state.options.home
 
     @app.get("/data/run/{name:path}.json")
@@ -53,19 +53,19 @@ def add_routes(app: FastAPI) -> None:
 
 
 def _folder(home: Path, name: str) -> Path:
-    """A run's folder. Raises ApiError 404 for what is no run of the home."""
+    """A run's folder. Raises ApiError 404 where the home has no such run."""
     if not name or name not in names(home):
         raise ApiError(404, f"There is no run {name[:200]!r}.")
     return home / name
 
 
 def _stamps(folder: Path) -> Stamps:
-    """What changes with a run."""
+    """A value that changes when the run's document does."""
     files = (folder / file for file in FILES)
     return trainer(folder) is not None, *(stamp(path) for path in files if path.is_file())
 
 
-@lru_cache(16)  # for the many pages that show one run
+@lru_cache(16)  # many pages may show the same run
 def _encoded(home: Path, name: str, start: Step, end: Step, _: Stamps) -> bytes:
     return msgspec.json.encode(document(home, name, start, end))
 

@@ -1,4 +1,4 @@
-"""Sites: what this quarter begins, what waits for what news, what deciding in stages is worth, and the years to come."""
+"""Sites: what to begin this quarter, what waits for which news, the value of deciding in stages, and the years ahead."""
 
 from collections.abc import Iterable
 from itertools import pairwise
@@ -22,8 +22,6 @@ YEARS = (
     ("mwh_per_year", "electricity", "MWh/year"), ("m3_per_year", "water on site", "m3/year"),
     ("tco2_per_year", "carbon", "t CO2/year"),
 )  # fmt: skip
-
-
 BACKTEST = (
     ("mean_usd", "USD"), ("cvar95_usd", "USD"), ("over_staged_usd", "USD"), ("standard_error_usd", "USD"), ("short_share", ""),
 )  # fmt: skip
@@ -34,7 +32,7 @@ PAY = (
 
 
 def names(home: Path) -> list[str]:
-    """The newest answer, and every answer by the name of its file or folder."""
+    """The newest answer "", and every answer by the name of its file or folder."""
     return ["", *_files(home)]
 
 
@@ -61,7 +59,7 @@ def _answer(home: Path, file: str, found: dict[str, Any]) -> dict[str, Any]:
         return figure(home, file, key, unit)
 
     def rows(key: str, columns: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
-        """The rows of a list: their texts as they are, their figures by name and unit."""
+        """The rows of a list in the file: texts as they are, and the given columns as figures."""
         table, _, part = key.partition(".")
         listed: Any = found.get(table) or {}
         made = []
@@ -92,15 +90,16 @@ def _answer(home: Path, file: str, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _years(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """By stage, what is expected: means over the nodes of the tree."""
-    how = "the mean over the futures of that quarter"
+    """Expected values by stage: means over the nodes of the tree."""
+    how = "the mean over the tree's nodes of that quarter"
     return [
         {"quarter": row["quarter"], "figures": [Computed(row[key], how, unit) for key, _, unit in YEARS]} for row in stages(found)
     ]
 
 
 def _tree(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """The branches of demand, each from its parent's quarter until the next: quarters, million hours a year, its probability."""
+    """The branches of the demand tree, each from its parent's quarter to the next stage: quarters, million hours a year,
+    probability."""
     nodes = found["nodes"]
     quarters = [*sorted({node["quarter"] for node in nodes}), found["end_quarter"]]
     after = dict(pairwise(quarters))
@@ -120,7 +119,7 @@ def _tree(found: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _power(found: dict[str, Any]) -> dict[str, Any]:
-    """Expected MW of each site by quarter."""
+    """The expected MW of each site by quarter."""
     nodes = found["nodes"]
     quarters = sorted({node["quarter"] for node in nodes})
 

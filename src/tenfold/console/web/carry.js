@@ -1,10 +1,10 @@
-// What a reader was at when a view is shown afresh: the focus and what was opened stay where they were.
+// Keeps the focus and the opened details when a view is rendered again.
 
 const REACHED = "a[href], button, input, select, textarea, summary, [tabindex]";
 const name = one => one.getAttribute("aria-label") ?? one.getAttribute("name") ?? (one.textContent.trim() || one.getAttribute("href"));
 const alike = (root, one) => [...root.querySelectorAll(REACHED)].filter(other => other.tagName === one.tagName && name(other) === name(one));
 
-/** Takes down the focus and the opened details of a view; gives a function that sets them in another, after it was placed. */
+/** Records the focus and the opened details of a view; returns a function that restores them in another view, which must be in the page. */
 export function carry(before) {
   const at = before.contains(document.activeElement) ? document.activeElement : null;
   const opened = [...before.querySelectorAll("details[open] > summary")];

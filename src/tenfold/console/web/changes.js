@@ -1,9 +1,9 @@
-// Requests with the operator's key, which is asked for where the server wants one, and forgotten with the tab.
+// Requests with the operator's key. It is asked for when the server needs one, and kept until the tab is closed.
 import { button, element } from "./figures.js";
 
 const KEPT = "tenfold-key";
 
-/** A function that posts a change and gives the server's answer; its `reading` reads JSON in the same way. */
+/** A function that posts a change and returns the server's answer. Its property `reading` gets JSON in the same way. */
 export function actor(host) {
   const send = async (path, options = {}) => {
     for (let refused = false; ; refused = true) {
@@ -31,7 +31,7 @@ async function sentenceOf(reply) {
   return said?.error?.message ?? `The server answered ${reply.status}.`;
 }
 
-/** Asks for the key in a dialog; null where that was dismissed. */
+/** Asks for the key in a dialog; resolves to null where that was dismissed. */
 function askKey(host, sentence) {
   return new Promise(done => {
     const close = value => { dialog.remove(); done(value); };

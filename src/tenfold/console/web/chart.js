@@ -1,22 +1,22 @@
-// Pictures on uPlot: lines with bands, marks with intervals; zoom by dragging or by keys; saved as PNG, SVG and CSV; the same
-// data as a table for those who do not see the picture.
+// Charts on uPlot: lines with bands, marks with intervals; zoom by dragging or by keys; saved as PNG, SVG and CSV; the same data as a
+// table for those who do not see the picture.
 import uPlot from "./libraries/uplot.js";
 import { button, element, save, table, words } from "./figures.js";
 import { svgOf, ticks } from "./svg.js";
 import { drawMark, outline } from "./marks.js";
 
 export const DASHES = [[], [8, 4], [2, 3], [10, 3, 2, 3], [5, 5], [12, 6], [1, 4], [6, 2, 2, 2]];
-const ROWS = 200;  // of the table
+const ROWS = 200;  // of the table, at most
 
 /**
- * A picture, appended to `main`.
- * @param {object} given `title`; `x`, the places that series without an `x` of their own share; `series`: `label`, `values`,
- *   `x`, `low` and `high` (a band, or the intervals of marks), `dash` (a number of DASHES), `colour` (0 to 7), `mark` ("dot",
- *   "square", "star", "triangle"), `line` (false: marks alone), `amounts` (of an area between `low` and `high` its height, which
- *   is told in place of where it lies); `log` ("", "x", "y", "xy"); `xLabel`; `unit` of the values; `tall`; `onRange(from, to)`
- *   when a person zooms, with nulls for the whole.
- * @returns {{element, update, range, cursor}} `update({x, series})` shows other data, `range(from, to)` a part of it, and
- *   `cursor(x)` puts the cursor there.
+ * A chart, appended to `main`.
+ * @param {object} given `title`; `x`, the x values of all series without an `x` of their own; `series`, a list of objects with
+ *   `label`, `values`, `x`, `low` and `high` (a band, or the intervals of marks), `dash` (an index of DASHES), `colour` (0 to 7),
+ *   `mark` ("dot", "square", "star", "triangle"), `line` (false: marks only) and `amounts` (for an area between `low` and `high`
+ *   its height, which is shown as the value); `log` ("", "x", "y", "xy"); `xLabel`; `unit` of the values; `tall`;
+ *   `onRange(from, to)`, called when a person zooms, with nulls for the whole range.
+ * @returns {{element, update, range, cursor}} `update({x, series})` shows other data, `range(from, to)` a range of x, and
+ *   `cursor(x)` sets the cursor.
  */
 export function chart(main, given) {
   const state = { ...given, series: styled(given.series), plot: null, own: false };
@@ -38,7 +38,7 @@ export function chart(main, given) {
   };
 }
 
-/** The colours of the page as the canvas needs them. */
+/** The page's colours as CSS values for the canvas. */
 function colours(box) {
   const probe = element("span");
   box.append(probe);
@@ -48,9 +48,10 @@ function colours(box) {
   return found;
 }
 
-/** Series with colours and dashes of their own, where none are said. */
+/** The series with colours and dashes, by their index where none are given. */
 const styled = series => series.map((one, i) => ({ ...one, colour: (one.colour ?? i) % 8, dashes: DASHES[(one.dash ?? i) % DASHES.length] }));
-/** Areas on top of each other: each `{label, amounts, colour}` from the sum of those before to its own. */
+
+/** Stacked areas from `{label, amounts, colour}`: each lies between the sums of `amounts` before and including it. */
 export function stacked(series) {
   let below = new Array(series[0]?.amounts.length ?? 0).fill(0);
   return series.map((one, i) => {
@@ -62,7 +63,7 @@ export function stacked(series) {
 
 const isBand = one => one.low && one.line !== false;
 
-/** All places of several lists, rising, each as often as in the list that has it most often. */
+/** The sorted union of several lists; a value occurs as often as in the list that has it most often. */
 function union(lists) {
   const times = new Map();
   for (const list of lists) {
@@ -73,7 +74,7 @@ function union(lists) {
   return [...times].sort(([a], [b]) => a - b).flatMap(([place, count]) => new Array(count).fill(place));
 }
 
-/** The places of all series in one rising list, and the columns of each; where a series has no value there, null. */
+/** The x values of all series in one sorted list, and each series' columns at them, with null where it has no value. */
 export function columns({ x, series }) {
   if (!series.some(one => one.x)) return { places: x, rows: series.map(one => ({ values: one.values, low: one.low, high: one.high, amounts: one.amounts })) };
   const places = union(series.map(one => one.x ?? x));
@@ -91,13 +92,13 @@ export function columns({ x, series }) {
   return { places, rows: series.map(one => Object.fromEntries(["values", "low", "high", "amounts"].map(name => [name, spread(one.x ?? x, one[name])]))) };
 }
 
-/** The data as uPlot takes it: each series, and after a series with an interval its two ends. */
+/** The data for uPlot: each series, followed by the two ends of its interval if it has one. */
 function aligned(state) {
   const { places, rows } = state.shown = columns(state);
   return [places, ...rows.flatMap(row => row.low ? [row.values, row.low, row.high] : [row.values])];
 }
 
-/** Shows other data in the same plot, or in a new one where there are more or fewer columns. */
+/** Shows other data in the same plot, or in a new one where the number of columns differs. */
 function renew(state) {
   const data = aligned(state);
   if (data.length === state.plot?.series.length) state.plot.setData(data); else redraw(state);
@@ -114,7 +115,7 @@ function redraw(state) {
   if (state.from != null) setRange(state, state.from, state.to);
 }
 
-/** Fits the plot to its box; one that is shown no more holds no memory. */
+/** Fits the plot to its box. A plot that is no part of the page is destroyed, so that it holds no memory. */
 function resize(state) {
   const { box, plot } = state;
   if (!plot || !box.isConnected) redraw(state);
@@ -156,7 +157,7 @@ function seriesOf(state) {
   return { series, bands };
 }
 
-/** The marks of a series, each with its interval. */
+/** Draws the marks of a series, each with its interval. */
 function drawMarks(state, plot, number) {
   const { mark: one } = plot.series[number];
   if (!one?.mark) return;
@@ -178,7 +179,7 @@ function drawMarks(state, plot, number) {
   ctx.restore();
 }
 
-/** What the series have at the cursor, in words. */
+/** Writes the values at the cursor below the chart. */
 function read(state, plot) {
   const i = plot.cursor.idx;
   if (i === null || i === undefined) { state.readout.textContent = ""; return; }
@@ -196,7 +197,7 @@ function setRange(state, from, to) {
   plot.setScale("x", { min: from ?? places[0], max: to ?? places.at(-1) });
 }
 
-/** Says which part a person has chosen. */
+/** Reports the range that a person has chosen. */
 function told(state, plot) {
   if (!state.own) return;
   state.own = false;
@@ -252,19 +253,19 @@ function onGround({ plot, colours: { back } }) {
 const hasEnds = one => one.low && !one.amounts;
 const headsOf = ({ xLabel, series }) => [xLabel || "x", ...series.flatMap(one => hasEnds(one) ? [one.label, `${one.label}, low`, `${one.label}, high`] : [one.label])];
 
-/** What is told of the data: places, and of each series its values with their ends, or its amounts. */
+/** The columns for the table and the CSV: x values, and each series' values with the ends of its intervals, or its amounts. */
 function toldOf(state) {
   const { places, rows } = columns(state);
   return [places, ...rows.flatMap(row => row.amounts ? [row.amounts] : row.low ? [row.values, row.low, row.high] : [row.values])];
 }
 
-/** The data of a picture as CSV. */
+/** The data of a chart as CSV. */
 export function csvOf(state) {
   const data = toldOf(state);
   return csvText([headsOf(state), ...data[0].map((_, i) => data.map(column => column[i]))]);
 }
 
-/** Rows as CSV: a cell that would begin a formula is quoted as text. */
+/** Rows as CSV. A cell that a spreadsheet would take for a formula gets an apostrophe in front. */
 export function csvText(rows) {
   const cell = text => /^[=+\-@\t\r]/.test(text) && Number.isNaN(Number(text)) ? `'${text}` : text;
   const quoted = value => { const text = cell(String(value ?? "")); return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text; };

@@ -1,14 +1,14 @@
-// The console: finds the view that the address names, and gives it documents, events and changes.
+// The console: shows the view that the address names, and provides documents, events and changes to it.
 import { carry } from "./carry.js";
 import { button, element, empty } from "./figures.js";
 import { actor } from "./changes.js";
 
 const ALERTS_MS = 5000;
 const main = document.querySelector("main");
-let leave = () => {};  // ends what the shown view listens to
+let leave = () => {};  // called when the shown view is left
 let shownNumber = 0, alertsShown = "[]";
 
-/** What the address names: `#/VIEW/NAME?key=value`. */
+/** The view, name and parameters in an address: `#/VIEW/NAME?key=value`. */
 function placeOf(hash) {
   const [path, query] = hash.replace(/^#\/?/, "").split(/\?(.*)/s);
   const [view, ...name] = path.split("/").map(decode);
@@ -19,7 +19,7 @@ function decode(text) {
   try { return decodeURIComponent(text); } catch { return text; }
 }
 
-/** The permalink of a place. */
+/** The permalink of a view, name and parameters. */
 export function link(view, name = "", params = {}) {
   const path = [view, ...(name ? name.split("/") : [])].map(encodeURIComponent).join("/");
   const kept = Object.entries(params).filter(([, value]) => value !== null && value !== undefined && value !== "");
@@ -28,47 +28,47 @@ export function link(view, name = "", params = {}) {
 
 const encoded = name => name.split("/").map(encodeURIComponent).join("/");
 
-/** JSON from a relative address, with the key where one was given. Throws an Error with the server's sentence. */
+/** Gets JSON from a relative address, with the key if one was given. Throws an Error with the server's sentence. */
 async function ask(path, params = {}) {
   const query = new URLSearchParams(Object.entries(params).filter(([, value]) => value !== undefined && value !== ""));
   return page.act.reading(`${path}${query.size ? `?${query}` : ""}`);
 }
 
-/** What views are given. */
+/** The interface that views are given. */
 const page = {
   live: false,
   act: actor(document.body),
   views: [],
   link,
-  /** Whether the console has a view. */
+  /** Whether the console has the view. */
   has: name => page.views.includes(name),
   ask,
   load: (view, name = "", params = {}) => ask(`data/${view}${name ? `/${encoded(name)}` : ""}.json`, page.live ? params : {}),
-  /** Changes the permalink's parameters; `quiet` keeps what is shown. */
+  /** Changes the permalink's parameters; with `quiet` the view is not rendered again. */
   go(params, { quiet = false } = {}) {
     const { view, name } = placeOf(location.hash);
     const next = link(view, name, params);
     if (quiet) history.replaceState(null, "", next); else location.hash = next;
   },
-  /** Calls the handler with each event of a relative address until another place is shown; gives a function that ends it. */
+  /** Calls the handler with each event of a relative address until the view is left; returns a function that ends it. */
   events(path, handler) {
     if (!page.live) return () => {};
     const source = new EventSource(path);
     source.onmessage = event => handler(JSON.parse(event.data));
     source.onopen = () => said("live");
     source.onerror = () => said("no connection");
-    // A browser opens six connections to a server, for all tabs together: one that is not seen gives its own up.
+    // A browser opens at most six HTTP/1.1 connections to a server for all tabs together: a hidden tab closes its own.
     const turn = () => { if (document.hidden) source.close(); else page.refresh(); };
     const end = () => { document.removeEventListener("visibilitychange", turn); source.close(); };
     document.addEventListener("visibilitychange", turn);
     page.leaving(() => { end(); said(""); });
     return end;
   },
-  /** Calls the handler whenever a document has changed. */
+  /** Calls the handler whenever a document changes. */
   follow: (view, name, handler) => page.events(`events/${view}${name ? `/${encoded(name)}` : ""}`, handler),
-  /** Shows the place again, with fresh documents. */
+  /** Renders the view again, with new documents. */
   refresh: () => dispatchEvent(new HashChangeEvent("hashchange")),
-  /** Has an action done when another place is shown. */
+  /** Registers an action for when the view is left. */
   leaving(action) { const before = leave; leave = () => { action(); before(); }; },
 };
 
@@ -92,7 +92,7 @@ async function show(index) {
   } catch (error) {
     fresh.append(empty(error.message));
   }
-  if (number !== shownNumber) return;  // another view was asked for meanwhile
+  if (number !== shownNumber) return;  // another view was chosen meanwhile
   const here = location.hash || "#/";
   const settle = main.dataset.shown === here ? carry(main) : () => {};
   main.replaceChildren(fresh);
@@ -104,7 +104,7 @@ async function show(index) {
 
 function showAlerts(alerts) {
   const now = JSON.stringify(alerts);
-  if (now === alertsShown) return;  // lest a screen reader says them again
+  if (now === alertsShown) return;  // so that a screen reader does not read them again
   alertsShown = now;
   const items = alerts.map(alert => element("p", { class: "alert" }, element("a", { href: alert.place }, alert.sentence)));
   document.querySelector("#alerts").replaceChildren(...items);
@@ -112,7 +112,7 @@ function showAlerts(alerts) {
 
 async function lookForAlerts() {
   if (document.hidden) return;
-  const index = await ask("data/console.json").catch(() => null);  // the server may be away for a while
+  const index = await ask("data/console.json").catch(() => null);  // the server may be down for a while
   if (index) showAlerts(index.alerts);
 }
 

@@ -1,10 +1,10 @@
-// A simulated day: policies beside each other, machines by role with demand, forecast and power, and the day played at any speed.
+// A simulated day: a comparison of policies, nodes by role with demand, forecast and power, and a player for the day.
 import { chart, stacked } from "./chart.js";
 import { button, element, facts, figure, fileLink, section, table, words } from "./figures.js";
 import { drawn } from "./marks.js";
 
 const ROLES = ["training", "answering", "starting", "saving", "idle", "down"];
-const [AHEAD_H, LATEST, STRIP] = [1, 30, 1000];  // how far ahead the forecast looks, how many moves are shown, the strip's width
+const [AHEAD_H, LATEST, STRIP] = [1, 30, 1000];  // horizon of the forecast, number of moves shown, width of the strip
 
 export async function showDay(main, place, page) {
   const found = await page.load("fleet", place.name);
@@ -13,15 +13,15 @@ export async function showDay(main, place, page) {
   const choose = element("select", { "aria-label": "Policy", onchange: () => page.go({ ...place.params, policy: choose.value }) }, found.policies.map(name => element("option", { selected: name === policy }, name)));
   main.append(element("p", {}, found.title, ". ", found.files.flatMap(file => [fileLink(file), " "])));
   const part = section(`Day ${Math.floor(day.begins_h / 24) + 1}, the busiest, under one policy`, element("label", {}, "Policy ", choose));
-  const [drawing, moves] = [element("div"), section("Moves, with their reasons")];
+  const [drawing, moves] = [element("div"), section("Moves and their reasons")];
   main.append(part, drawing, moves);
   const columns = machines(day);
   const pictures = draw(drawing, day, columns);
   play({ part, after: moves }, { day, columns, pictures }, place, page);
-  main.append(section("Policies beside each other", table(["figure", ...found.policies], found.rows.map(row => [row.name, ...row.figures]), "Means over seeds, with 95 % intervals")));
+  main.append(section("Comparison of policies", table(["figure", ...found.policies], found.rows.map(row => [row.name, ...row.figures]), "Means over seeds, with 95 % intervals")));
 }
 
-/** The columns by the hour of the day, with the nodes that are idle. */
+/** The columns with the hour of the day and the idle nodes added. */
 function machines({ columns, begins_h: begins }) {
   const idle = columns.nodes.map((nodes, i) => Math.max(0, nodes - columns.training[i] - columns.answering[i] - columns.starting[i] - columns.saving[i]));
   return { ...columns, idle, hours: columns.at_h.map(at => at - begins) };
@@ -29,17 +29,17 @@ function machines({ columns, begins_h: begins }) {
 
 function draw(part, day, columns) {
   const x = columns.hours;
-  const machine = chart(part, { title: `Machines by role under ${day.policy}`, xLabel: "hour of the day", unit: "nodes", x, series: stacked(ROLES.map((label, i) => ({ label, amounts: columns[label], colour: [0, 1, 3, 2, 7, 5][i] }))) });
+  const machine = chart(part, { title: `Nodes by role under ${day.policy}`, xLabel: "hour of the day", unit: "nodes", x, series: stacked(ROLES.map((label, i) => ({ label, amounts: columns[label], colour: [0, 1, 3, 2, 7, 5][i] }))) });
   const ahead = x.map(hour => hour + AHEAD_H).filter(hour => hour <= x.at(-1));
-  const forecast = { label: "forecast an hour before, middle to high", x: ahead, values: columns.middle.slice(0, ahead.length), low: columns.middle.slice(0, ahead.length), high: columns.high.slice(0, ahead.length), colour: 0, dash: 1 };
-  const demand = chart(part, { title: "Demand, its forecast, and what the nodes answer", xLabel: "hour of the day", unit: "requests/s", x, series: [{ label: "requests", values: columns.rate, colour: 1, dash: 0 }, forecast, { label: "what the nodes answer", values: columns.can, colour: 7, dash: 2 }] });
+  const forecast = { label: "forecast one hour before, median to 90 %", x: ahead, values: columns.middle.slice(0, ahead.length), low: columns.middle.slice(0, ahead.length), high: columns.high.slice(0, ahead.length), colour: 0, dash: 1 };
+  const demand = chart(part, { title: "Demand, forecast and throughput of the nodes", xLabel: "hour of the day", unit: "requests/s", x, series: [{ label: "requests", values: columns.rate, colour: 1, dash: 0 }, forecast, { label: "throughput of the nodes", values: columns.can, colour: 7, dash: 2 }] });
   const capped = columns.cap_w.some(watts => watts !== null);
   const megawatts = values => values.map(watts => watts === null ? null : watts / 1e6);
   const power = chart(part, { title: "Power and its cap", xLabel: "hour of the day", unit: "MW", x, series: [{ label: "power", values: megawatts(columns.watts), colour: 2, dash: 0 }, ...(capped ? [{ label: "cap", values: megawatts(columns.cap_w), colour: 5, dash: 1 }] : [])] });
   return [machine, demand, power];
 }
 
-/** The player: a clock that runs, the machines at that hour as a strip, and the moves up to then with their reasons. */
+/** The player: a clock, the nodes by role at its hour as a strip, and the moves until then with their reasons. */
 function play({ part, after }, { day, columns, pictures }, place, page) {
   const [first, last] = [columns.hours[0], columns.hours.at(-1)];
   const state = { hour: Math.min(last, Math.max(first, Number(place.params.hour) || first)), timer: null };
@@ -62,12 +62,12 @@ function play({ part, after }, { day, columns, pictures }, place, page) {
   });
   slider.addEventListener("change", () => page.go({ ...place.params, policy: day.policy, hour: state.hour.toFixed(2) }, { quiet: true }));
   page.leaving(() => cancelAnimationFrame(state.timer));
-  part.append(element("div", { class: "tools play", role: "group", "aria-label": "Play the day" }, pressed, slider, element("label", {}, speed, " hours a second")), strip, now);
+  part.append(element("div", { class: "tools play", role: "group", "aria-label": "Play the day" }, pressed, slider, element("label", {}, speed, " hours per second")), strip, now);
   after.append(moves);
   showAt();
 }
 
-/** Moves the clock with the frames of the screen until the day is over. */
+/** Advances the clock on each animation frame until the day is over. */
 function run(state, last, hoursASecond, showAt, stop) {
   let before = performance.now();
   const frame = at => {
@@ -96,7 +96,7 @@ function showNow(columns, hour, strip, now) {
   now.replaceChildren(facts([["hour", told(hour)], ...ROLES.map(role => [role, `${words(columns[role][i])} nodes`]), ["demand", `${words(columns.rate[i])} requests/s`], ["power", `${words(columns.watts[i] / 1e6)} MW`]]));
 }
 
-/** The newest moves up to an hour, each figure with its place in the file. */
+/** The newest moves until an hour, each figure with its key in the file. */
 function showMoves({ moves, file, policy, begins_h: begins }, hour, shown) {
   const count = moves.findLastIndex(move => move.at_s / 3600 - begins <= hour + 1e-9) + 1;
   if (shown.dataset.count === String(count)) return;
@@ -106,5 +106,5 @@ function showMoves({ moves, file, policy, begins_h: begins }, hour, shown) {
     const { at_s: at, pool, holder, until_s: until, why } = moves[i];
     return [told(at / 3600 - begins), pool, holder, cell(i, "had"), cell(i, "nodes"), until === null ? "" : told(until / 3600 - begins), why];
   });
-  shown.replaceChildren(rows.length ? table(["at", "pool", "who", "had", "has", "until", "why"], rows, `The newest of ${count} moves until then`) : element("p", {}, "No move yet."));
+  shown.replaceChildren(rows.length ? table(["at", "pool", "holder", "nodes before", "nodes after", "until", "why"], rows, `The newest of ${count} moves until then`) : element("p", {}, "No move yet."));
 }

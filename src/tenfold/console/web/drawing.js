@@ -1,4 +1,4 @@
-// Pictures drawn as SVG: bars with intervals, and others, each with buttons that save it as PNG, SVG and CSV.
+// Figures around SVG drawings, with buttons that save them as PNG, SVG and CSV; and bars with intervals.
 import { csvText } from "./chart.js";
 import { button, element, figure, save } from "./figures.js";
 import { drawn } from "./marks.js";
@@ -6,7 +6,7 @@ import { drawn } from "./marks.js";
 const PAINT = ["fill", "stroke", "stroke-width", "font-size", "font-family", "text-anchor"];
 const [WIDTH, THICK] = [240, 16];  // of a bar
 
-/** A picture under its title, `rows` being the same as a table (the first has the heads). */
+/** A figure with a title and a drawing. `rows` has the data for the CSV; the first row has the column names. */
 export function picture(title, svg, rows) {
   const name = title.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "");
   const kinds = { PNG: () => png(svg, blob => save(`${name}.png`, blob)), SVG: () => save(`${name}.svg`, svgBlob(svg)), CSV: () => save(`${name}.csv`, new Blob([csvText(rows)], { type: "text/csv" })) };
@@ -14,7 +14,7 @@ export function picture(title, svg, rows) {
   return element("figure", {}, element("figcaption", {}, title), element("div", { class: "wide", tabindex: 0, role: "group", "aria-label": title }, svg), element("div", { class: "tools" }, buttons));
 }
 
-/** A copy of a drawing with the colours and letters that the page gives it. */
+/** A copy of a drawing as a blob, with the page's styles written into its attributes. */
 function svgBlob(svg) {
   const copy = svg.cloneNode(true);
   const [own, copied] = [[svg, ...svg.querySelectorAll("*")], [copy, ...copy.querySelectorAll("*")]];
@@ -39,7 +39,7 @@ async function png(svg, done) {
   canvas.toBlob(done);
 }
 
-/** Parts as bars from zero, each with its figure and its interval as a line: `parts` are `{name, figure}`. */
+/** A table of bars from zero, with each part's figure and its interval as a line: `parts` are `{name, figure}`. */
 export function bars(title, parts) {
   const most = Math.max(...parts.map(({ figure: f }) => f.high ?? f.value), Number.MIN_VALUE);
   const rows = parts.map(({ name, figure: f }, i) => element("tr", {}, element("th", { scope: "row" }, name), element("td", {}, bar(f, most, i)), element("td", {}, figure(f))));

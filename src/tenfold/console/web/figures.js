@@ -1,6 +1,6 @@
-// Elements, and figures with the files that they come from. What is shown is set as text, never as HTML.
+// Builds elements, and figures that link to their files. Content is set as text, never as HTML.
 
-/** An element. Attributes named `on...` are listeners; `null`, `undefined` and `false` are left out. */
+/** Creates an element. Attributes named `on...` are event listeners; `null`, `undefined` and `false` are left out. */
 export function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -17,7 +17,7 @@ export const address = file => `files/${file.split("/").map(encodeURIComponent).
 /** A link to a file of the home by its name. */
 export const fileLink = (file, text = file) => element("a", { href: address(file) }, text);
 
-/** A value to read: four digits of a fraction, all of a whole number; very large and very small ones as powers of ten. */
+/** A value as text: fractions with four digits, integers with all, very large and very small numbers with a power of ten. */
 export function words(value) {
   if (value === null || value === undefined) return "–";
   if (typeof value === "boolean") return value ? "yes" : "no";
@@ -30,15 +30,15 @@ export function words(value) {
   return Number.isInteger(value) ? value.toLocaleString("en") : Number(value.toPrecision(4)).toLocaleString("en", { maximumFractionDigits: 6 });
 }
 
-/** A whole number in raised digits. */
+/** An integer in superscript digits. */
 export const superscript = number => String(number).replace(/./g, sign => "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"["-0123456789".indexOf(sign)]);
 
-// Units that a value below 1 is told in instead, and from how much on a larger one is.
+// Smaller units for values below 1, and larger units from a size on.
 const SMALLER = { days: [24, "h"], h: [60, "min"], min: [60, "s"], MWh: [1000, "kWh"], kWh: [1000, "Wh"], MW: [1000, "kW"], kW: [1000, "W"] };
 
 const LARGER = { USD: [1e6, "million USD"], "million USD": [1e3, "billion USD"] };
 
-/** Values of a unit, all in the unit in which the first is best read. */
+/** Values in the unit in which the first one is easiest to read, and that unit. */
 function readable(values, unit) {
   const [size, larger] = LARGER[unit] ?? [];
   if (Math.abs(values[0]) >= size) return readable(values.map(value => value / size), larger);
@@ -46,8 +46,8 @@ function readable(values, unit) {
   return times && values[0] !== 0 && Math.abs(values[0]) < 1 ? readable(values.map(value => value * times), smaller) : [values, unit];
 }
 
-/** A Figure as a link to its file: rounded, with its unit and interval; the exact value and its place are the title. What was
- * computed, or stands in a database, is no link. */
+/** A Figure as a link to its file: rounded, with unit and interval; its title has the exact value, file and key. Computed values and
+ * those in a database are no links. */
 export function figure(f, note = "") {
   if (f === null || f === undefined) return element("span", { class: "none" }, "–");
   const bounded = f.low !== undefined && f.low !== null;
@@ -60,10 +60,10 @@ export function figure(f, note = "") {
   return f.file.endsWith(".db") ? element("span", place, said) : element("a", { href: address(f.file), ...place }, said);
 }
 
-/** What is shown in a cell: a Figure, an element, or a text. */
+/** The content of a cell: a Figure as `figure` shows it, an element as it is, another value as text. */
 export const shown = value => value instanceof Node ? value : value !== null && typeof value === "object" && ("file" in value || "computed" in value) ? figure(value) : words(value);
 
-/** A table. The first cell of a row is its head; `caption` names it. */
+/** A table. The first cell of each row is its header. */
 export function table(heads, rows, caption = "") {
   const head = element("tr", {}, heads.map(text => element("th", { scope: "col" }, text)));
   const body = rows.map(([first, ...others]) => element("tr", {}, element("th", { scope: "row" }, shown(first)), others.map(cell => element("td", {}, shown(cell)))));
@@ -71,10 +71,10 @@ export function table(heads, rows, caption = "") {
   return element("div", { class: "wide", tabindex: 0, role: "group", "aria-label": caption || "Table" }, made);
 }
 
-/** A list of terms and what is known of them. */
+/** A description list of [term, value] pairs. */
 export const facts = pairs => element("dl", {}, pairs.map(([term, value]) => element("div", {}, element("dt", {}, term), element("dd", {}, shown(value)))));
 
-/** In place of what is not there yet: a sentence, and the command that makes it. */
+/** A placeholder for missing content: a sentence, and the command that makes it. */
 export const empty = (text, command = "") => element("p", { class: "empty" }, `${text} `, command ? element("code", {}, command) : null);
 
 /** A part of a view under a heading. */

@@ -1,10 +1,10 @@
-// Generations: the ladder, the list, the lineage, the circle; one generation, and two side by side.
+// Generations: the ladder, the list, the lineage and the circle; one generation, or two side by side.
 import { chart } from "./chart.js";
 import { button, element, empty, facts, figure, fileLink, section, shown, table } from "./figures.js";
 import { graph } from "./lineage.js";
 
-const FIRST = 40;  // rows of a long table that are shown at once
-const FACTS = 8;  // of a room
+const FIRST = 40;  // rows of a long table that are shown at first
+const FACTS = 8;  // results of a room that are shown at first
 
 export async function show(main, place, page) {
   if (place.name) return showOne(main, place, page);
@@ -12,7 +12,7 @@ export async function show(main, place, page) {
   if (all.empty) main.append(empty("There is no generation yet. Make one by", all.empty));
   main.append(...all.notes.map(note => element("p", { class: "bad" }, note)));
   ladder(main, all.ladder);
-  if (all.next) main.append(section("The next times ten", ...nextFacts(all.next)));
+  if (all.next) main.append(section("The next generation (×10)", ...nextFacts(all.next)));
   if (all.generations.length) main.append(section("All generations", list(all.generations, page), compare(all.generations, page)));
   if (all.lineage.edges.length) main.append(section("Where they came from", graph(all.lineage, page)));
   if (all.rooms.length) main.append(section("The circle", circle(all.rooms)));
@@ -20,7 +20,7 @@ export async function show(main, place, page) {
   page.follow("generations", "", page.refresh);
 }
 
-/** The ladder of one or more generations, the law with its band, forecasts, outcomes and the next times ten. */
+/** The chart of the ladder of one or more generations: the law with its band, forecasts, outcomes and the next generation. */
 function ladder(main, { unit, measured, forecasts, outcomes, law, arrow, note }) {
   const series = [];
   const add = (label, { flops, loss, low, high }, more) => { if (flops.length) series.push({ label, x: flops, values: loss, low: low?.length ? low : null, high: high?.length ? high : null, ...more }); };
@@ -35,7 +35,7 @@ function ladder(main, { unit, measured, forecasts, outcomes, law, arrow, note })
 
 function nextFacts({ flops, time, energy, money, chance }) {
   const pays = chance?.probability ? element("span", {}, figure(chance.probability), element("small", {}, ` ${chance.probability.computed}, from `), chance.files.flatMap(file => [fileLink(file), " "]))
-    : element("small", {}, chance?.missing ?? "A climb writes the law that this needs.");
+    : element("small", {}, chance?.missing ?? "This needs the law that `tenfold climb` writes.");
   return [facts([["compute", flops], ["time", time], ["energy", energy], ["money", money], ["chance that it pays", pays]])];
 }
 
@@ -44,7 +44,7 @@ function list(generations, page) {
   return long(["generation", "state", "compute", "parameters", "loss forecast (80 %)", "loss measured", "inside", "gate passed"], rows, "Generations, with forecasts and outcomes");
 }
 
-/** A table that shows its last rows first, and all when asked. */
+/** A table that shows its last rows at first, and all on request. */
 function long(heads, rows, caption) {
   if (rows.length <= FIRST) return table(heads, rows, caption);
   const box = element("div", {}, table(heads, rows.slice(-FIRST), `${caption}: the last ${FIRST} of ${rows.length}`));
@@ -52,7 +52,7 @@ function long(heads, rows, caption) {
   return box;
 }
 
-/** Two lists to choose from, and a button that shows both side by side. */
+/** Two lists of generations, and a button that shows the chosen ones side by side. */
 function compare(generations, page) {
   if (generations.length < 2) return null;
   const choice = (label, chosen) => element("select", { "aria-label": label }, generations.map((one, i) => element("option", { value: one.name, selected: i === chosen }, one.name)));
@@ -66,7 +66,7 @@ function circle(rooms) {
     element("p", {}, ...room.files.flatMap(file => [fileLink(file), " "])))));
 }
 
-/** The first of many facts, the others behind a summary. */
+/** The first facts, and the others folded away. */
 function numbers(pairs) {
   const rest = pairs.slice(FACTS);
   return [facts(pairs.slice(0, FACTS)), rest.length ? element("details", {}, element("summary", {}, `${rest.length} more`), facts(rest)) : null];
@@ -74,8 +74,8 @@ function numbers(pairs) {
 
 function record({ rows, came, held }) {
   if (!rows.length) return [empty("Nothing was forecast yet. A climb forecasts its run:", "tenfold climb")];
-  const said = element("p", {}, `${held} of ${came} intervals of 80 % held; ${rows.length - came} of ${rows.length} forecasts wait for their outcome.`);
-  return [said, long(["forecast", "median (80 %)", "times as wide", "came", "inside", "made"], rows.map(one => [one.key, one.forecast, one.factor ?? "", one.measured, one.inside ?? "", one.made.slice(0, 16).replace("T", " ")]), "Forecasts as they were written down, and what came")];
+  const said = element("p", {}, `${held} of ${came} intervals of 80 % held; ${rows.length - came} of ${rows.length} forecasts have no outcome yet.`);
+  return [said, long(["forecast", "median (80 %)", "interval widened by", "outcome", "inside", "made"], rows.map(one => [one.key, one.forecast, one.factor ?? "", one.measured, one.inside ?? "", one.made.slice(0, 16).replace("T", " ")]), "Forecasts and their outcomes")];
 }
 
 async function showOne(main, place, page) {
@@ -94,7 +94,7 @@ function generation(main, one, page) {
   main.append(facts([["state", one.row.state], ["compute", one.row.flops], ["parameters", one.row.params], ["tokens", one.row.tokens]]));
   main.append(element("p", { class: "tools" }, run && page.has("run") ? element("a", { href: page.link("run", one.row.name) }, "The run") : null, report ? fileLink(report, "The report") : null));
   ladder(main, one.ladder);
-  if (one.quantities.length) main.append(section("Forecast and score", table(["quantity", "forecast (80 %)", "measured", "error", "inside"], one.quantities.map(q => [q.title, q.forecast, q.measured, q.error_pct, q.inside]), "What was forecast, and what came")));
+  if (one.quantities.length) main.append(section("Forecast and score", table(["quantity", "forecast (80 %)", "measured", "error", "inside"], one.quantities.map(q => [q.title, q.forecast, q.measured, q.error_pct, q.inside]), "Forecasts and their outcomes")));
   if (one.checks.length) main.append(section("The gate", element("p", {}, shown(one.reason)), table(["check", "passed", "measured", "limit", "says"], one.checks.map(check => [check.name, check.passed, check.measured, check.limit, check.said]), "Checks of the gate")));
   if (one.points.length) main.append(section("Points", table(["compute", "parameters", "tokens", "loss"], one.points.map(p => [p.flops, p.params, p.tokens, p.loss]), "Runs of the ladder")));
   if (one.lineage.edges.length) main.append(section("Where it came from", graph(one.lineage, page)));

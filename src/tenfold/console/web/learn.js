@@ -14,8 +14,8 @@ export async function show(main, place, page) {
 }
 
 function releaseOf({ folder, in_service, before, candidate, share, since, files }, linked, page) {
-  const rows = [["in service", linked(in_service)], ["before it", before.length ? before.join(", ") : "–"]];
-  if (candidate) rows.push(["tried beside it", linked(candidate)], ["on this share of the users", share], ["since", new Date(since.value * 1000).toLocaleString()]);
+  const rows = [["in service", linked(in_service)], ["before", before.length ? before.join(", ") : "–"]];
+  if (candidate) rows.push(["on trial", linked(candidate)], ["share of users", share], ["since", new Date(since.value * 1000).toLocaleString()]);
   const back = candidate ? `End the trial of ${candidate}` : `Go back to ${before[0]}`;
   const tools = page.live && (candidate || before.length) ? [change(page, back, "learn/rollback", { folder })] : [];
   return [facts(rows), ...tools, element("p", {}, files.map(file => fileLink(file)))];
@@ -23,7 +23,7 @@ function releaseOf({ folder, in_service, before, candidate, share, since, files 
 
 function list(generations, linked) {
   const rows = generations.map(one => [linked(one.name), one.state, one.passed, one.better, one.win_rate]);
-  return table(["generation", "state", "gate passed", "difference to the one before (95 %)", "win rate (95 %)"], rows, "Tuned generations and the gate's verdicts");
+  return table(["generation", "state", "gate passed", "difference to the old model (95 %)", "win rate (95 %)"], rows, "Tuned generations and the gate's verdicts");
 }
 
 async function showOne(main, name, page) {
@@ -31,22 +31,22 @@ async function showOne(main, name, page) {
   if (!checks.length) main.append(empty("The gate has not judged it yet:", `tenfold learn gate ${name} --against OLD`));
   else {
     main.append(element("p", {}, element("strong", {}, row.passed.value ? "The gate lets it pass. " : "The gate refuses it. "), reason));
-    main.append(facts([["beside", against], ["state", row.state || "not in service"], ["difference forecast (80 %)", forecast], ["difference measured (95 %)", measured]]));
-    main.append(section("The gate", table(["check", "passed", "measured (95 %)", "limit", "found"], checks.map(one => [one.name, one.passed, one.measured, one.limit, one.says]), "The checks of the gate")));
+    main.append(facts([["compared with", against], ["state", row.state || "not in service"], ["difference forecast (80 %)", forecast], ["difference measured (95 %)", measured]]));
+    main.append(section("The gate", table(["check", "passed", "measured (95 %)", "limit", "result"], checks.map(one => [one.name, one.passed, one.measured, one.limit, one.says]), "The checks of the gate")));
   }
   if (page.live && row.passed?.value && row.state !== "in service") main.append(section("Release", release(name, page)));
   if (files.includes(`${name}/run.jsonl`)) await curve(main, name, page);
   main.append(section("Files", element("ul", {}, files.map(file => element("li", {}, fileLink(file))))));
 }
 
-/** For all users, or tried on some beside the one in service. */
+/** The release of a generation for all users, or its trial with some of them. */
 function release(name, page) {
   const share = element("input", { type: "number", min: 1, max: 100, value: 100, "aria-label": "Percent of the users" });
   const body = () => ({ name, share: share.valueAsNumber / 100 });
   return element("p", {}, element("label", {}, share, " % of the users "), change(page, `Put ${name} in service`, "learn/release", body));
 }
 
-/** A button that asks first, makes a change, and says what is so then. */
+/** A button that asks for confirmation, makes a change, and shows the result. */
 function change(page, text, path, body) {
   const said = element("span", { role: "status" });
   const act = button(text, async () => {
@@ -65,7 +65,7 @@ function change(page, text, path, body) {
   return element("span", {}, act, said);
 }
 
-/** The losses of its run, unless its record cannot be read. */
+/** The chart of a run's losses, unless its record cannot be read. */
 async function curve(main, name, page) {
   const run = await page.load("run", name).catch(() => null);
   const loss = run?.fields?.loss;

@@ -1,9 +1,9 @@
-// The lineage: which data, feedback and earlier generations made which model, as a graph from left to right.
+// The lineage as a graph from left to right: from which data, feedback and earlier generations each model was made.
 import { element, fileLink, table } from "./figures.js";
 import { drawn } from "./marks.js";
 
-const [WIDTH, HEIGHT, ACROSS, DOWN] = [150, 44, 210, 60];  // of a node, and from one to the next
-const SHORT = 18;  // letters of a name
+const [WIDTH, HEIGHT, ACROSS, DOWN] = [150, 44, 210, 60];  // size of a node, and distance from one to the next
+const SHORT = 18;  // longest name in a node
 const COLOURS = { generation: 0, data: 2, feedback: 1, model: 7 };
 
 /** The graph of a lineage, and the same as a table. */
@@ -11,19 +11,19 @@ export function graph({ nodes, edges }, page) {
   const places = placed(nodes, edges);
   const columns = Math.max(...[...places.values()].map(([x]) => x)) + 1, rows = Math.max(...[...places.values()].map(([, y]) => y)) + 1;
   const [wide, high] = [columns * ACROSS - ACROSS + WIDTH + 4, rows * DOWN - DOWN + HEIGHT + 4];
-  const svg = drawn("svg", { viewBox: `-2 -2 ${wide} ${high}`, width: wide, height: high, role: "group", "aria-label": "Lineage: arrows go from what something was made of" });
+  const svg = drawn("svg", { viewBox: `-2 -2 ${wide} ${high}`, width: wide, height: high, role: "group", "aria-label": "Lineage: arrows go from sources to what was made of them" });
   svg.append(drawn("defs", {}, drawn("marker", { id: "arrow", viewBox: "0 0 8 8", refX: 8, refY: 4, markerWidth: 8, markerHeight: 8, orient: "auto" }, drawn("path", { d: "M0 0L8 4L0 8z", fill: "currentColor" }))));
   svg.append(...edges.map(edge => arrow(edge, places)), ...nodes.map(node => box(node, places.get(node.name), page)));
-  const said = table(["made of", "went into", "as", "says"], edges.map(edge => [edge.source, edge.target, edge.what, page.live ? fileLink(edge.file) : edge.file]), "Lineage");
+  const said = table(["source", "used for", "as", "file"], edges.map(edge => [edge.source, edge.target, edge.what, page.live ? fileLink(edge.file) : edge.file]), "Lineage");
   return element("div", {}, element("div", { class: "wide lineage", tabindex: 0, role: "group", "aria-label": "Lineage" }, svg), element("details", {}, element("summary", {}, "Lineage as a table"), said));
 }
 
-/** The column and row of each node: one column after all that it was made of. */
+/** The column and row of each node: a node is one column after its last source. */
 function placed(nodes, edges) {
   const into = Map.groupBy(edges, edge => edge.target);
   const depths = new Map();
   const depth = (name, above = new Set()) => {
-    if (!depths.has(name) && !above.has(name)) {  // what would be its own ancestor is cut there
+    if (!depths.has(name) && !above.has(name)) {  // a cycle is cut here
       const before = (into.get(name) ?? []).map(edge => depth(edge.source, new Set([...above, name])));
       depths.set(name, 1 + Math.max(-1, ...before));
     }
@@ -41,7 +41,7 @@ function arrow({ source, target, what }, places) {
   const [[a, b], [c, d]] = [places.get(source), places.get(target)];
   const [x0, y0, x1, y1] = [a * ACROSS + WIDTH, b * DOWN + HEIGHT / 2, c * ACROSS, d * DOWN + HEIGHT / 2];
   const path = drawn("path", { d: `M${x0} ${y0}C${x0 + 30} ${y0} ${x1 - 30} ${y1} ${x1} ${y1}`, class: "edge", "marker-end": "url(#arrow)" });
-  path.append(drawn("title", {}, `${source} went into ${target} as ${what}`));
+  path.append(drawn("title", {}, `${source} was used for ${target} as ${what}`));
   return path;
 }
 

@@ -1,8 +1,8 @@
-// The marks of pictures, on a canvas and as SVG, so that series differ in more than their colour.
+// The marks of charts, on a canvas and as SVG, so that series differ in more than their colour.
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** An element of SVG. */
+/** Creates an SVG element. */
 export function drawn(tag, attributes = {}, ...children) {
   const made = document.createElementNS(SVG, tag);
   for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
@@ -10,7 +10,7 @@ export function drawn(tag, attributes = {}, ...children) {
   return made;
 }
 
-/** The corners of a mark of this radius around (x, y); a dot has none. */
+/** The corners of a mark with this radius around (x, y); a dot has none. */
 export function corners(mark, x, y, radius) {
   const turn = (count, far) => Array.from({ length: count }, (_, i) => {
     const angle = 2 * Math.PI * i / count - Math.PI / 2;
@@ -22,7 +22,7 @@ export function corners(mark, x, y, radius) {
   return [];
 }
 
-/** A mark on a canvas, in its colour; a square is hollow. */
+/** Draws a mark on a canvas in its present colour; a square is hollow. */
 export function drawMark(context, mark, x, y, radius) {
   context.beginPath();
   if (mark === "dot") context.arc(x, y, radius * 0.8, 0, 2 * Math.PI);
@@ -31,14 +31,14 @@ export function drawMark(context, mark, x, y, radius) {
   if (mark === "square") context.stroke(); else context.fill();
 }
 
-/** The same in SVG. */
+/** The mark as an SVG element. */
 export function markOf(mark, x, y, radius, colour) {
   const paint = mark === "square" ? { fill: "none", stroke: colour, "stroke-width": 1.5 } : { fill: colour };
   if (mark === "dot") return drawn("circle", { cx: x, cy: y, r: radius * 0.8, ...paint });
   return drawn("polygon", { points: corners(mark, x, y, radius).map(at => at.map(n => n.toFixed(1)).join(",")).join(" "), ...paint });
 }
 
-/** How a series looks, for a legend. */
+/** The line and mark of a series, for a legend. */
 export function outline(one) {
   const made = drawn("svg", { viewBox: "0 0 36 14", class: `c${one.colour}`, "aria-hidden": "true" });
   if (one.line !== false) made.append(drawn("line", { x1: 0, x2: 36, y1: 7, y2: 7, stroke: "currentColor", "stroke-width": 2, "stroke-dasharray": one.dashes.join(" ") }));

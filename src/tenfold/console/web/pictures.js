@@ -1,14 +1,14 @@
-// Pictures that are no lines: parts of a whole as one bar, and a map of shares. Saved as PNG, SVG and CSV, and readable as a table.
+// Figures other than line charts: a stacked bar and a heat map, saved as PNG, SVG and CSV, with their data as a table.
 import { csvOf } from "./chart.js";
 import { button, element, save, table, words } from "./figures.js";
 import { drawn } from "./marks.js";
 
-const WIDTH = 1000;  // in the units of the drawing, which fills its column
-const TALLEST = 24;  // of an expert's row
+const WIDTH = 1000;  // in units of the drawing, which is scaled to its column
+const TALLEST = 24;  // greatest height of an expert's row
 const PAINT = ["fill", "fill-opacity", "stroke"];
 
 /**
- * Parts of a whole as one bar with its legend.
+ * Parts of a whole as one stacked bar with a legend.
  * @param {object} given `title`, `unit`, and `parts`: pairs of a name and a number.
  */
 export function bar(main, { title, unit, parts }) {
@@ -26,7 +26,7 @@ export function bar(main, { title, unit, parts }) {
 }
 
 /**
- * How a share moves over the steps: a row for each expert, dark where it had more than its part.
+ * A heat map of shares over steps: a row for each expert, darker for larger shares.
  * @param {object} given `title`, `xLabel`, `x` and `rows` [experts, x] in thousandths.
  * @returns {Element} the figure
  */
@@ -43,7 +43,7 @@ export function heat(main, { title, xLabel, x, rows }) {
   return framed(main, title, [svg, key], data);
 }
 
-/** A picture with its title, buttons that save it, and its data as a table. */
+/** A figure with a title, buttons that save it, and its data as a table. */
 function framed(main, title, shown, data) {
   const name = title.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-");
   const svg = shown.find(one => one.tagName === "svg");
@@ -60,7 +60,7 @@ function framed(main, title, shown, data) {
   return figure;
 }
 
-/** A drawing with the colours that the page gives it. */
+/** A copy of a drawing with the page's colours written into its attributes. */
 function standalone(svg) {
   const copy = svg.cloneNode(true);
   const [, , width, height] = svg.getAttribute("viewBox").split(" ");
@@ -75,7 +75,7 @@ function standalone(svg) {
 
 const blobOf = svg => new Blob([new XMLSerializer().serializeToString(svg)], { type: "image/svg+xml" });
 
-/** The drawing as an image of its own size. */
+/** The drawing as a PNG of its own size. */
 async function pngOf(svg) {
   const address = URL.createObjectURL(blobOf(svg));
   const image = element("img", { src: address, alt: "" });

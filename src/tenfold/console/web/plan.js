@@ -1,11 +1,11 @@
-// Plans: what each takes with its ranges, its layout as a map, and the planner's answers to other machines, days and prices.
+// Plans: what each needs, with ranges, a map of its layout, and the planner's answers for other machines, days and prices.
 import { bars, picture } from "./drawing.js";
 import { button, element, empty, facts, fileLink, section, shown, table, words } from "./figures.js";
 import { drawn } from "./marks.js";
 
-const STEPS = 100;  // of a slider on each side of the plan's own place
-const WAIT_MS = 200;  // after the last move of a slider
-const [CELL, MOST] = [34, 16];  // of the map: the size of a GPU, and how many stand in a row or column
+const STEPS = 100;  // of a slider on each side of the plan's value
+const WAIT_MS = 200;  // from the last move of a slider to the question
+const [CELL, MOST] = [34, 16];  // of the layout map: the size of a GPU, and the most GPUs in a row or column
 const COMPARED = ["GPUs", "days by the clock", "share of peak", "rented", "energy", "by location"];
 const SLIDERS = { gpus: "GPUs", days: "Days by the clock", rent_usd_per_h: "Rent of a GPU-hour, USD" };
 
@@ -24,11 +24,11 @@ async function showOne(main, place, page) {
   if (page.live) main.append(section("What if", controls(state), state.status, comparison(state)));
   main.append(told);
   tell(state, null);
-  main.append(section("Layout", layoutMap(plan), layoutFacts(plan), losers(plan)), section("What it says", sentences(plan.notes), element("h3", {}, "Taken for granted"), sentences(plan.assumed)), element("p", {}, plan.files.flatMap(file => [fileLink(file), " "])));
+  main.append(section("Layout", layoutMap(plan), layoutFacts(plan), losers(plan)), section("Notes", sentences(plan.notes), element("h3", {}, "Assumptions"), sentences(plan.assumed)), element("p", {}, plan.files.flatMap(file => [fileLink(file), " "])));
   if (page.live && Object.keys(state.asked).length) ask(state);
 }
 
-/** The sections of the plan, with what was asked for beside it where there is an answer. */
+/** Shows the sections of the plan, beside the planner's answer if there is one. */
 function tell({ plan, told }, answer) {
   told.replaceChildren(chances(plan, answer), ...plan.sections.map((one, i) => section(one.title, both(one, answer?.sections[i]), bySide(one.bars, answer?.sections[i].bars))));
 }
@@ -42,12 +42,12 @@ const bySide = (own, other) => element("div", { class: "columns" }, own.flatMap(
 
 function chances(plan, answer) {
   const found = [["the plan", plan.chances], ["what if", answer?.chances ?? []]].flatMap(([who, rows]) => rows.map(one => [`${one.name}: ${who}`, one.limit, one.probability]));
-  return found.length ? section("Chances", table(["chance", "limit", "probability"], found, "Chances that limits hold")) : "";
+  return found.length ? section("Chances", table(["chance", "limit", "probability"], found, "Chances that the limits are met")) : "";
 }
 
 const sentences = list => element("ul", {}, list.map(one => element("li", {}, one)));
 
-/** Sliders and lists; what they say stands in the address, so that the link shows the same again. */
+/** Sliders and lists. Their values are kept in the address, so that the link shows the same again. */
 function controls(state) {
   const { ranges, regions, region, accelerators } = state.plan.offered;
   const sliders = Object.entries(SLIDERS).map(([key, label]) => slider(state, key, label, ranges[key]));
@@ -55,7 +55,7 @@ function controls(state) {
   const parts = choice(state, "accelerator", "Accelerator", accelerators.map(one => [one, one]), accelerators[0]);
   const again = button("As planned", () => { state.asked = {}; state.page.go({}, { quiet: true }); state.page.refresh(); });
   const made = element("div", { class: "sliders" }, sliders, places, parts, again);
-  // The plan's own search takes the planner longest and is kept: it is done while a hand is on its way to a slider.
+  // The first question takes the planner longest, and its search is cached: ask it when the pointer or the focus comes near.
   for (const event of ["pointerenter", "focusin"]) made.addEventListener(event, () => planner(state, {}).catch(() => {}), { once: true });
   return made;
 }
@@ -81,7 +81,7 @@ function choice(state, key, label, options, own) {
   return element("label", {}, element("span", {}, label), select);
 }
 
-/** GPUs are solved for where days are asked for, and the other way round: of the two the last that was moved counts. */
+/** Records a changed value. Days determine the GPUs and the other way round, so the one that was changed last counts. */
 function change(state, key, value) {
   state.asked[key] = value;
   if (value !== undefined && key === "gpus") delete state.asked.days;
@@ -93,7 +93,7 @@ function change(state, key, value) {
 
 const planner = ({ page, name }, asked) => page.ask(`ask/plan/${encodeURIComponent(name)}`, asked);
 
-/** Asks the planner, one question at a time; of those that came meanwhile the last is asked next. */
+/** Asks the planner, one question at a time; of the changes made meanwhile only the last is asked next. */
 async function ask(state) {
   if (state.asking) { state.again = true; return; }
   state.asking = true;
@@ -111,7 +111,7 @@ async function ask(state) {
   if (state.again) { state.again = false; ask(state); }
 }
 
-/** The same on every accelerator, which the planner answers one after the other. */
+/** The same training on every accelerator; the planner is asked for one after the other. */
 function comparison(state) {
   const body = element("div");
   const compare = button("Compare accelerators", async () => {
@@ -136,10 +136,10 @@ async function compared(state, accelerator) {
   }
 }
 
-/** The numbers from 0 to n - 1, or the first and the last of them about a gap (null). */
+/** The numbers from 0 to n - 1; if there are too many, the first ones, null for a gap, and the last. */
 const fewOf = n => n <= MOST ? [...Array(n).keys()] : [...Array(MOST - 2).keys(), null, n - 1];
 
-/** One replica: a row for each pipeline stage, a cell for each GPU. */
+/** The map of one replica: a row for each pipeline stage, a cell for each GPU. */
 function layoutMap({ layout, stages }) {
   const [tp, cp, pp, dp] = ["tp", "cp", "pp", "dp"].map(name => layout[name].value);
   const [columns, rows] = [fewOf(tp * cp), fewOf(pp)];
@@ -169,5 +169,5 @@ function cell(stage, column, { tp, cp, dp }, x, y) {
 const layoutFacts = ({ layout: { words: said, ...others } }) => element("div", {}, element("p", {}, shown(said)), facts(Object.entries(others).map(([name, figure]) => [name.replaceAll("_", " "), figure])));
 
 function losers({ others }) {
-  return others.length ? table(["layout", "slower by", "for"], others.map(one => [one.layout, one.slower_pct, one.reason]), "The next best layouts") : "";
+  return others.length ? table(["layout", "slower by", "because"], others.map(one => [one.layout, one.slower_pct, one.reason]), "The next best layouts") : "";
 }

@@ -1,4 +1,4 @@
-// Rankers: what was found of each, beside what needs no model.
+// Rankers: the results of each, compared with baselines that need no model.
 import { element, empty, facts, fileLink, section, table } from "./figures.js";
 
 export async function show(main, place, page) {
@@ -17,7 +17,7 @@ function showOne(main, { found, files }) {
     const compared = Object.keys(Object.values(above)[0] ?? {});
     const differences = Object.entries(above).map(([name, of]) => [read(name), ...compared.map(measure => of[measure])]);
     main.append(section(title, facts(Object.entries(counts)), table(["scorer", ...measures.map(read)], rows, `${title}: measures over the whole catalogue`),
-      table(["the model above", ...compared.map(read)], differences, `${title}: differences on the same users, with 95 % intervals`)));
+      table(["model minus", ...compared.map(read)], differences, `${title}: differences on the same users, with 95 % intervals`)));
   }
   main.append(section("Files", element("ul", {}, files.map(file => element("li", {}, fileLink(file))))));
 }

@@ -1,13 +1,13 @@
-// Recommendations of a user explained by the history, and experiments between two rankers, for operators.
+// Recommendations explained by the user's history, and experiments between two rankers, for operators.
 import { button, element, empty, section, table, words } from "./figures.js";
 
-const REASONS = 3;  // of an item that are named
+const REASONS = 3;  // shown for each item
 
 export async function show(main, place, page) {
   const { stores, rankers, empty: command } = await page.load("recommendations");
   if (command) return main.append(empty("No events are kept in this home. Serve a ranker that keeps them:", command));
   const experiments = stores.flatMap(store => Object.entries(store.experiments).flatMap(([kind, some]) => some.map(one => experimentOf(kind, one))));
-  if (experiments.length) main.append(section("Experiments", table(["kind", "models", "wins", "ties", "share of the second (95 %)", "p"], experiments, "Two rankers before users, tested so that one may look at any time")));
+  if (experiments.length) main.append(section("Experiments", table(["kind", "models", "wins", "ties", "share of the second (95 %)", "p"], experiments, "Experiments between two rankers, with always-valid tests")));
   main.append(section("Explained", rankers.length ? explaining(stores, rankers, page) : empty("No ranker of this home can explain:", "tenfold rank train")));
 }
 
@@ -38,6 +38,6 @@ function explaining(stores, rankers, page) {
 
 function explained({ history, known, items }) {
   const said = `${history.length} items of history, of which the ranker knows ${known}; the newest: ${history.slice(-10).reverse().map(one => one.item).join(", ") || "none"}.`;
-  const why = reasons => reasons.slice(0, REASONS).map(({ item, effect }) => `${item} (${effect > 0 ? "+" : ""}${words(effect)})`).join(", ") || "popular: there is no history";
-  return [element("p", {}, said), table(["recommended", "score", "because of (logits that the score would lose without it)"], items.map(one => [one.item, one.score, why(one.reasons)]), "Recommendations, explained by the history")];
+  const why = reasons => reasons.slice(0, REASONS).map(({ item, effect }) => `${item} (${effect > 0 ? "+" : ""}${words(effect)})`).join(", ") || "its popularity, since there is no history";
+  return [element("p", {}, said), table(["recommended", "score", "because of (effect on the score, in logits)"], items.map(one => [one.item, one.score, why(one.reasons)]), "Recommendations, explained by the history")];
 }

@@ -1,10 +1,10 @@
-// Runs: the list, and one run while it trains or afterwards, alone or with others laid over it.
+// Runs: the list, and one run while it trains or afterwards, with others overlaid on request.
 import { chart } from "./chart.js";
 import { button, element, empty, facts, fileLink, section, table } from "./figures.js";
 import { bar, heat } from "./pictures.js";
 
-const MOST_POINTS = 2000;  // of a picture that grows, before its data are asked for anew
-const WAIT_MS = 150;  // after a zoom, before the part's data are asked for
+const MOST_POINTS = 2000;  // of a growing chart, before its data are loaded again in fewer bins
+const WAIT_MS = 150;  // from a zoom to the request for the range's data
 const PICTURES = [
   { field: "loss", title: "Loss", unit: "nats/token" },
   { field: "tokens_per_s", title: "Speed", unit: "tokens/s" },
@@ -30,7 +30,7 @@ export async function show(main, place, page) {
 
 async function showList(main, page) {
   const { runs, empty: command } = await page.load("run");
-  if (command) return main.append(empty("There is no run yet. Begin one by", command));
+  if (command) return main.append(empty("There is no run yet. Start one by", command));
   const rows = runs.map(run => [element("a", { href: page.link("run", run.name) }, run.name), run.state, run.step, run.loss, run.tokens_per_s, run.mfu]);
   main.append(table(["run", "state", "step", "loss", "speed", "MFU"], rows, "The runs of this home, with the last step of each"));
 }
@@ -39,7 +39,7 @@ const rangeOf = ({ from, to }) => ({ from: number(from), to: number(to) });
 const number = text => text === undefined || text === "" || Number.isNaN(Number(text)) ? null : Number(text);
 const othersOf = ({ with: names }) => (names ?? "").split(",").filter(Boolean).map(decodeURIComponent);
 
-/** Documents of the run and of those that are laid over it, of the range that is shown. */
+/** Loads the documents of the run and of the overlaid runs for the shown range. */
 async function load(state) {
   const { from, to } = state.range;
   const ask = name => state.page.load("run", name, { from: from ?? "", to: to ?? "" });
@@ -47,7 +47,7 @@ async function load(state) {
   [state.run, ...state.others] = await Promise.all([state.name, ...names].map(ask));
 }
 
-/** Loads anew and shows it, one time after another however often it is asked for. */
+/** Loads and shows the documents again. Calls during a load cause one more load after it. */
 async function reload(state) {
   state.again = true;
   if (state.loading) return;
@@ -76,7 +76,7 @@ function showCharts(state) {
   }
 }
 
-/** What a picture shows of a field: the run, its forecast and evaluations, and the other runs. */
+/** The series of a chart: the run, the overlaid runs and, for the loss, its forecast and evaluations. */
 function seriesOf({ run, others }, field) {
   const line = (one, i) => ({ label: one.name, x: one.x, values: one.fields[field].mean, low: one.fields[field].low, high: one.fields[field].high, colour: i ? i + 2 : 0, dash: i });
   const series = [run, ...others].filter(one => one.fields[field]).map(line);
@@ -87,7 +87,7 @@ function seriesOf({ run, others }, field) {
   return series;
 }
 
-/** Another part of the steps: at once in all pictures, then with its own data. */
+/** Shows another range of steps: at once in all charts, and then with the data of the range. */
 function zoom(state, from, to) {
   state.range = { from, to };
   state.params = { ...state.params, from, to };
@@ -97,7 +97,7 @@ function zoom(state, from, to) {
   if (state.page.live) state.timer = setTimeout(() => reload(state), WAIT_MS);
 }
 
-/** Shows the data that there are now, one picture a frame, so that the page stays smooth. */
+/** Shows the present data, one chart per frame, so that the page stays smooth. */
 async function update(state) {
   for (const { field, made } of state.charts) {
     await new Promise(requestAnimationFrame);
@@ -106,7 +106,7 @@ async function update(state) {
   }
 }
 
-/** Takes in what is new of the run. */
+/** Adds the news of the run. */
 function take(state, news) {
   const { run } = state;
   const isStale = news.events || news.replaced !== run.replaced || news.state !== run.state || (news.after !== run.rows && news.rows > run.rows);
@@ -135,11 +135,11 @@ function showHead(state) {
   const pairs = (found, titles) => Object.entries(found).map(([field, figure]) => [titles[field] ?? field, figure]);
   const more = [["planned", run.planned_steps], ["loss forecast at the end (80 %)", run.forecast], ["goodput", run.goodput]].filter(([, value]) => value);
   const shown = [facts([["state", run.state], ...pairs(run.latest, TITLES), ...more])];
-  if (Object.keys(run.outcome).length) shown.push(section("What it came to", facts(pairs(run.outcome, { ...TITLES, loss: "validation loss", bits_per_byte: "validation, by byte" }))));
+  if (Object.keys(run.outcome).length) shown.push(section("Result", facts(pairs(run.outcome, { ...TITLES, loss: "validation loss", bits_per_byte: "validation, by byte" }))));
   state.head.replaceChildren(...shown);
 }
 
-/** Everything but the lines. */
+/** Shows everything except the line charts. */
 function showRest(state) {
   const { run } = state;
   showHead(state);
@@ -148,7 +148,7 @@ function showRest(state) {
   const faults = run.faults.map(one => [one.step ?? fileLink(one.file), one.what, one.done]);
   const logs = Object.entries(run.log).map(([name, lines]) => element("details", {}, element("summary", {}, `The last ${lines.length} lines of ${name}`), element("pre", { tabindex: 0, class: "wide" }, lines.join("\n"))));
   state.events.replaceChildren(
-    section("Faults, and what was done", faults.length ? table(["step", "what", "what was done"], faults) : element("p", {}, "None is on record.")),
+    section("Faults, and what was done", faults.length ? table(["step", "what", "what was done"], faults) : element("p", {}, "None is recorded.")),
     section("Log", ...logs),
     section("Files", element("p", {}, ...run.files.flatMap(file => [fileLink(file), " "]))));
   state.stop?.toggleAttribute("disabled", run.state !== "training");
@@ -173,7 +173,7 @@ function showExperts(state) {
   state.experts.replaceChildren(element("div", { class: "tools" }, choose), box);
 }
 
-/** Stop, resume, and other runs to lay over. */
+/** The buttons to stop and resume the run, and to overlay other runs. */
 function showControls(state) {
   const { page, name } = state;
   const said = state.said = element("span", { role: "status" });
@@ -184,14 +184,14 @@ function showControls(state) {
   if (page.live) tools.append(state.stop = button("Stop", act("stop")), state.resume = button("Resume", act("resume")));
   const others = othersOf(state.params);
   const set = names => page.go({ ...state.params, with: names.map(encodeURIComponent).join(",") });
-  tools.append(button("Lay another run over it", async event => event.target.replaceWith(await choice(state, others, set))));
-  tools.append(...others.map(other => button(`Without ${other}`, () => set(others.filter(one => one !== other)))), said);
+  tools.append(button("Overlay another run", async event => event.target.replaceWith(await choice(state, others, set))));
+  tools.append(...others.map(other => button(`Remove ${other}`, () => set(others.filter(one => one !== other)))), said);
   state.controls.append(tools);
 }
 
 async function choice({ page, name }, others, set) {
   const { runs } = await page.load("run");
   const names = runs.map(run => run.name).filter(one => one !== name && !others.includes(one));
-  return element("select", { "aria-label": "Run to lay over it", onchange: event => set([...others, event.target.value]) },
-    element("option", { value: "" }, names.length ? "Choose a run" : "There is no other"), names.map(one => element("option", { value: one }, one)));
+  return element("select", { "aria-label": "Run to overlay", onchange: event => set([...others, event.target.value]) },
+    element("option", { value: "" }, names.length ? "Choose a run" : "There is no other run"), names.map(one => element("option", { value: one }, one)));
 }

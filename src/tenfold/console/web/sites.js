@@ -1,11 +1,11 @@
-// Sites: what this quarter begins, what waits for what news, what it is worth, and the years to come.
+// Sites: what to begin this quarter, what waits for which news, costs and values, and the years ahead.
 import { chart, stacked } from "./chart.js";
 import { picture } from "./drawing.js";
 import { element, empty, facts, fileLink, section, table, words } from "./figures.js";
 import { drawn } from "./marks.js";
 import { ticks } from "./svg.js";
 
-const [WIDE, HIGH, LEFT, FOOT] = [860, 360, 70, 44];  // of the tree: its size, and what its axes take
+const [WIDE, HIGH, LEFT, FOOT] = [860, 360, 70, 44];  // of the tree: its size, and the space for its axes
 const YEARS = ["demand", "rented", "short", "IT power", "paid", "electricity", "water on site", "carbon"];
 
 export async function show(main, place, page) {
@@ -19,17 +19,17 @@ export async function show(main, place, page) {
 }
 
 function now({ begin_now: rows }) {
-  const told = rows.length ? table(["what", "site", "power", "costs", "waiting costs"], rows.map(one => [one.what, one.site, one.mw, one.usd, one.waiting_usd]), "Begun this quarter") : element("p", {}, "Nothing.");
+  const told = rows.length ? table(["what", "site", "power", "costs", "waiting costs"], rows.map(one => [one.what, one.site, one.mw, one.usd, one.waiting_usd]), "To begin this quarter") : element("p", {}, "Nothing.");
   return section("What this quarter commits", told);
 }
 
 function later({ later: rows }) {
-  return rows.length ? section("What waits", table(["what", "site", "first in quarter", "in a share of the futures", "if"], rows.map(one => [one.what, one.site, one.first_quarter, one.probability, one.if]), "Begun later")) : "";
+  return rows.length ? section("What waits", table(["what", "site", "first in quarter", "share of futures", "if"], rows.map(one => [one.what, one.site, one.first_quarter, one.probability, one.if]), "To begin later")) : "";
 }
 
-const worth = found => section("What it is worth", facts([...found.worth.map(({ name, figure }) => [name, figure]), ["gap of the solution", found.gap]]));
+const worth = found => section("Costs and values", facts([...found.worth.map(({ name, figure }) => [name, figure]), ["gap of the solution", found.gap]]));
 
-/** The demand's futures as a tree, and the sites' power on top of each other. */
+/** The futures of demand as a tree, and the sites' power as stacked areas. */
 function years(main, found) {
   const part = section("The years", tree(found.tree));
   main.append(part);
@@ -39,7 +39,7 @@ function years(main, found) {
   part.append(table(["quarter", ...YEARS], found.years.map(row => [row.quarter, ...row.figures]), "Expected, by stage"));
 }
 
-/** Every future's demand as a line, as wide as it is likely, on a logarithmic scale. */
+/** The demand in every future as a line on a logarithmic scale; more probable ones are wider. */
 function tree(branches) {
   const [hours, quarters] = [branches.flatMap(one => one.hours), branches.flatMap(one => one.quarters)];
   const [least, most, end] = [Math.min(...hours), Math.max(...hours), Math.max(...quarters)];
@@ -54,18 +54,18 @@ function tree(branches) {
     svg.append(drawn("polyline", { points, class: "branch c0", "stroke-width": (0.5 + 4 * one.probability).toFixed(2) }));
   }
   const rows = branches.map(one => [one.name, one.probability, one.quarters[1], one.hours[1]]);
-  return picture("Demand in each future, million hours a year (as wide as it is likely)", svg, [["future", "probability", "quarter", "million h/year"], ...rows]);
+  return picture("Demand in each future, million hours a year (wider lines are more probable)", svg, [["future", "probability", "quarter", "million h/year"], ...rows]);
 }
 
 function limits({ binds }) {
-  return section("Limits that bind", binds.length ? table(["limit", "first in quarter", "in a share of the futures"], binds.map(one => [one.limit, one.first_quarter, one.probability]), "Limits that are reached") : element("p", {}, "None."));
+  return section("Limits that bind", binds.length ? table(["limit", "first in quarter", "share of futures"], binds.map(one => [one.limit, one.first_quarter, one.probability]), "Limits that are reached") : element("p", {}, "None."));
 }
 
-/** Whether it pays, and what earlier years would have decided, where that was asked. */
+/** Scenarios of revenue, and decisions on historical data, where the file has them. */
 function money({ pay, hour, history }) {
-  const scenarios = () => table(["revenue", "worth today", "pays with", "paid back in quarter", "cash needed", "cash lasts"], pay.map(one => [one.revenue, one.value_usd, one.pays_probability, one.payback_quarter, one.cash_needed_usd, one.runway_months]), "Scenarios of revenue");
+  const scenarios = () => table(["revenue", "present value", "probability that it pays", "paid back in quarter", "cash needed", "cash lasts"], pay.map(one => [one.revenue, one.value_usd, one.pays_probability, one.payback_quarter, one.cash_needed_usd, one.runway_months]), "Scenarios of revenue");
   const decided = () => table(["decided at the end of", "policy", "cost", "not served"], history.map(one => [one.decided, one.policy, one.usd, one.short_share]), "Decisions with what was known then");
-  return element("div", {}, pay.length ? section("Does it pay", scenarios(), facts([["an hour on own machines", hour.own], ["an hour rented", hour.rented]])) : "", history.length ? section("In history", decided()) : "");
+  return element("div", {}, pay.length ? section("Does it pay?", scenarios(), facts([["an hour on own machines", hour.own], ["an hour rented", hour.rented]])) : "", history.length ? section("On historical data", decided()) : "");
 }
 
 function asked({ what_if: sentences, backtest }) {

@@ -1,17 +1,17 @@
-// A picture's data as SVG, to be printed or put into a text.
+// A chart as SVG, for print and documents.
 import { words } from "./figures.js";
 import { drawn, markOf } from "./marks.js";
 
 const [WIDTH, HEIGHT, LEFT, BOTTOM, TOP] = [960, 540, 80, 60, 40];
 const TICKS = 6;
 
-/** A function from values to places between two ends. */
+/** A function from values to coordinates between two ends. */
 function scale({ min, max }, log, from, to) {
   const of = log ? Math.log10 : value => value;
   return value => from + (to - from) * (of(value) - of(min)) / (of(max) - of(min) || 1);
 }
 
-/** Round values between two ends: powers of ten where the scale is logarithmic, with 2 and 5 between where those are few. */
+/** Round values between two ends. On a logarithmic scale they are powers of ten, with 2 and 5 times them where these are few. */
 export function ticks({ min, max }, log) {
   if (!log) {
     const step = 10 ** Math.floor(Math.log10((max - min) / TICKS || 1));
@@ -23,7 +23,7 @@ export function ticks({ min, max }, log) {
   return Array.from({ length: high - low + 1 }, (_, i) => times.map(one => one * 10 ** (low + i))).flat().filter(tick => tick >= min && tick <= max);
 }
 
-/** The text of an SVG of what the chart shows: title, axes, bands, lines, marks and legend. */
+/** The SVG text of a chart as it is shown: title, axes, bands, lines, marks and legend. */
 export function svgOf({ title, xLabel = "", unit = "", log = "", series, plot, colours }, { places, rows }) {
   const x = scale(plot.scales.x, log.includes("x"), LEFT, WIDTH - 20), y = scale(plot.scales.y, log.includes("y"), HEIGHT - BOTTOM, TOP);
   const within = place => place >= plot.scales.x.min && place <= plot.scales.x.max;

@@ -1,4 +1,4 @@
-"""The controller of a fleet file on a cluster: it looks at the pools, asks the policy, and carries out what it chose."""
+"""The controller of a fleet file on a cluster: it observes the pools, calls the policy, and carries out its decisions."""
 
 import math
 import time
@@ -25,17 +25,18 @@ from tenfold.launch.job_files import file_name
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import make_folder, one_at_a_time
 
-LOOK_S = 2.0
-# The launchers of clusters, with the field of a pool that says which nodes are its own, and other options.
+LOOK_S = 2.0  # seconds between two iterations of the control loop
+# The launchers of clusters: the field of a pool that selects its nodes, and further options of the launcher.
 CLUSTERS: dict[str, tuple[str, dict[str, Any]]] = {"slurm": ("partition", {"requeues": 0}), "ray": ("resource", {})}
 
 
 def control(path: Path, on: str, home: Path, policy: Policy, say: Callable[[float, Size], None]) -> None:
-    """Run the fleet of the file at `path` on a cluster, until its runs are over, or, where it has services, until it is stopped.
+    """Run the fleet of the file at `path` on a cluster until all its runs have finished; with services, until it is stopped.
 
-    What runs on the cluster goes on without the controller, and the same call goes on with it.
+    `say` is called with the time and each decision. Jobs on the cluster continue without the controller, and the same call later
+    continues with them.
 
-    Raises TenfoldError for a file that cannot run there, a cluster that does not answer and work that fails again and again.
+    Raises TenfoldError for a file that cannot run there, a cluster that does not answer, and work that fails again and again.
     """
     file = read_fleet(path)
     check(file, str(path), on)
@@ -44,7 +45,9 @@ def control(path: Path, on: str, home: Path, policy: Policy, say: Callable[[floa
         clock = Clock(folder / "clock.json")
         ledger = Ledger(folder / "ledger.db", owners(file), clock())
         if other := sorted(ledger.owners.keys() - owners(file).keys()):
-            raise TenfoldError(f"The ledger in {folder} has the slot {other[0]}, which {path} has not: say another --home.")
+            raise TenfoldError(
+                f"The ledger in {folder} has the slot {other[0]}, which {path} does not have: choose another --home."
+            )
         setup = Setup(file, pools_of(file), sites_of(file), {}, {}, recovery())
         world = LaunchedWorld(folder, ledger, setup, launchers(file, on, folder), DemandFiles(file.services))
         try:
@@ -64,33 +67,35 @@ def control(path: Path, on: str, home: Path, policy: Policy, say: Callable[[floa
 
 
 def check(file: FleetFile, where: str, on: str) -> None:
-    """Raises TenfoldError with what keeps a fleet file from running on a cluster."""
+    """Raise TenfoldError where a fleet file cannot run on a cluster."""
     key, _ = CLUSTERS[on]
     if not file.services and not file.runs:
         raise TenfoldError(f"{where} has neither [services.NAME] nor [runs.NAME], and so nothing to run on {on}.")
     for name, service in file.services.items():
         if name in (TRAIN, DOWN):
-            raise TenfoldError(f"{where}: a service cannot be named {name}, which is what the ledger calls other nodes: rename it.")
+            raise TenfoldError(
+                f"{where}: a service cannot be named {name}, a name that the ledger uses for other nodes: rename it."
+            )
         if service.command is None:
-            raise TenfoldError(f"{where}: the service {name} has no command: say what each of its nodes runs.")
+            raise TenfoldError(f"{where}: the service {name} has no command: add the one that each of its nodes runs.")
     files: dict[str, str] = {}
     for name in [*file.services, *file.runs]:
         if (other := files.setdefault(file_name(Job(name, ("true",))), name)) != name:
             raise TenfoldError(
-                f"{where}: {other} and {name} would be one name on {on}, as letters, digits and hyphens: change one."
+                f"{where}: {other} and {name} would be one name on {on}, which keeps letters, digits and hyphens only: rename one."
             )
     had: dict[str | None, str] = {}
     for name, pool in file.pools.items():
         nodes = getattr(pool, key)
         if len(file.pools) > 1 and nodes is None:
-            raise TenfoldError(f"{where}: the pool {name} has no {key}, by which {on} would know its nodes from the others.")
+            raise TenfoldError(f"{where}: the pool {name} has no {key}, by which {on} would know its nodes: add one to each pool.")
         if nodes in had:
             raise TenfoldError(f"{where}: the pools {had[nodes]} and {name} are both of the {key} {nodes}: give each its own.")
         had[nodes] = name
 
 
 def launchers(file: FleetFile, on: str, folder: Path) -> dict[str, Launcher]:
-    """The launcher of each pool, whose jobs run on the pool's nodes."""
+    """A launcher for each pool, whose jobs run on the pool's nodes."""
     key, options = CLUSTERS[on]
     return {
         name: open_launcher(on, folder=folder, **{key: getattr(pool, key)}, **options) for name, pool in file.pools.items()
@@ -98,9 +103,9 @@ def launchers(file: FleetFile, on: str, folder: Path) -> dict[str, Launcher]:
 
 
 class DemandFiles:
-    """The demand of services from their files, which end now: whoever measures it adds a row at a time.
+    """The demand of services, from their CSV files: the last row is the present, and whoever measures the demand appends rows.
 
-    From two and a half days of it on there is a forecast; before that a service has the rate of the moment alone.
+    There is a forecast from two and a half days of demand on; with less, a service has only its present rate.
     """
 
     def __init__(self, tables: Mapping[str, ServiceTable]):
@@ -118,7 +123,7 @@ class DemandFiles:
         service.into_s = min(BIN_S, max(0.0, time.time() - changed))
 
     def _forecast(self, service: Service, rates: np.ndarray) -> None:
-        """By a model of at most a day ago."""
+        """Set the service's rate and forecasts; the model is fitted again after each day of rows."""
         service.rate = float(rates[-1])
         if len(rates) < 2 * DAY + AHEAD[-1]:
             return

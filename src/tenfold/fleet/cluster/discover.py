@@ -1,4 +1,4 @@
-"""A first `fleet.toml` from what a cluster says of its nodes."""
+"""Writes a first `fleet.toml` from the node list of a cluster."""
 
 import json
 import re
@@ -20,7 +20,7 @@ HERE = "here"
 
 
 class Node(NamedTuple):
-    """What a cluster says of a node. `kind` is its accelerator in the cluster's words, empty where it says none."""
+    """A node as the cluster describes it. `kind` is the cluster's name of its accelerator, empty where it gives none."""
 
     site: str
     kind: str
@@ -31,12 +31,15 @@ class Node(NamedTuple):
 
 def discover(
     *,
-    on: Annotated[Literal["slurm", "kubernetes"], Meta(description="Who is asked, by scontrol or kubectl.")],
-    out: Annotated[File, Meta(description="The file to write.")] = Path("fleet.toml"),
-    accelerator: Annotated[Text | None, Meta(description="The accelerator of nodes whose cluster does not say it: h100.")] = None,
+    on: Annotated[Literal["slurm", "kubernetes"], Meta(description="Cluster whose nodes are listed, by scontrol or kubectl.")],
+    out: Annotated[File, Meta(description="Fleet file to write; it must not exist.")] = Path("fleet.toml"),
+    accelerator: Annotated[
+        Text | None, Meta(description="Accelerator of nodes for which the cluster does not name one, such as h100.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Write a first fleet.toml from the nodes of a cluster: a pool for each kind. Services, jobs and power are yours to add.
+    """Write a first fleet.toml with a pool for each kind of node of a cluster. Services, jobs and power caps are to be added by
+    hand.
 
     Example: tenfold fleet discover --on slurm --out fleet.toml
     """
@@ -61,19 +64,17 @@ def discover(
         return
     for name, pool in fields["pools"].items():
         print(f"{name}: {pool['nodes']} nodes of {pool['accelerators_per_node']} {pool['accelerator']} in {pool['site']}")
-    print(
-        f"Written to {out}; {left_out} nodes without an accelerator are left out. Network and storage are usual figures, not asked."
-    )
+    print(f"Written to {out}; {left_out} nodes without an accelerator are left out. Network and storage have default values.")
 
 
 def slurm_nodes(text: str) -> list[Node]:
-    """The nodes in what `scontrol show node --oneliner` prints."""
+    """The nodes in the output of `scontrol show node --oneliner`."""
     nodes = []
     for line in text.splitlines():
         said = dict(re.findall(r"(?:^|\s)(\w+)=(\S*)", line))
         if "NodeName" not in said:
             continue
-        # gpu:8, gpu:h100:8(S:0-1), among others with commas between them
+        # comma-separated, such as gpu:8 or gpu:h100:8(S:0-1)
         gpus = re.findall(r"(?:^|,)gpu(?::([^:,()]*[^\d:,()][^:,()]*))?(?::(\d+))?(?:\(|,|$)", said.get("Gres", ""))
         kinds = {kind for kind, _ in gpus if kind}
         count = sum(int(number or 1) for _, number in gpus)
@@ -83,11 +84,11 @@ def slurm_nodes(text: str) -> list[Node]:
 
 
 def kubernetes_nodes(text: str) -> list[Node]:
-    """The nodes in what `kubectl get nodes -o json` prints. Raises TenfoldError where it is no list of nodes."""
+    """The nodes in the output of `kubectl get nodes -o json`. Raises TenfoldError where it is no list of nodes."""
     try:
         return [_kubernetes_node(item) for item in json.loads(text)["items"]]
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise TenfoldError("What kubectl answers is no list of nodes: see `kubectl get nodes -o json`.") from None
+        raise TenfoldError("The output of kubectl is no list of nodes: see `kubectl get nodes -o json`.") from None
 
 
 def _kubernetes_node(item: dict[str, Any]) -> Node:
@@ -101,13 +102,13 @@ def _kubernetes_node(item: dict[str, Any]) -> Node:
 
 
 def tables(nodes: list[Node], accelerator: str | None = None) -> dict[str, Any]:
-    """The tables of a fleet file: a pool for each kind of node. `accelerator` is that of nodes which do not say theirs.
+    """The tables of a fleet file, with a pool for each kind of node. `accelerator` is used for nodes without a named one.
 
-    Raises TenfoldError where there is no node with an accelerator, or one of a kind that is not known.
+    Raises TenfoldError where no node has an accelerator, or one has an unknown kind.
     """
     counted = Counter(node for node in nodes if node.accelerators)
     if not counted:
-        raise TenfoldError("No node of the cluster has an accelerator, as far as it says: write fleet.toml by hand.")
+        raise TenfoldError("No node of the cluster has an accelerator, by its own list: write fleet.toml by hand.")
     pools: dict[str, dict[str, Any]] = {}
     for node, number in counted.most_common():
         key = _key(node.kind, accelerator)
@@ -120,7 +121,7 @@ def tables(nodes: list[Node], accelerator: str | None = None) -> dict[str, Any]:
 
 
 def _key(kind: str, otherwise: str | None) -> str:
-    """The accelerator that a cluster's word for it names: `NVIDIA-H100-80GB-HBM3` is `h100`."""
+    """The key of the accelerator that the cluster calls `kind`: `NVIDIA-H100-80GB-HBM3` is `h100`."""
     from tenfold.spec.accelerator import accelerator, accelerators
 
     words = set(re.split(r"[^a-z0-9]+", kind.lower()))

@@ -1,7 +1,8 @@
-"""Live pools whose holders are jobs of a cluster, by any launcher that lists its jobs and says which nodes are up: Slurm, Ray.
+"""Live pools whose nodes are held by jobs of a cluster, for any launcher that lists its jobs and its nodes that are up: Slurm, Ray.
 
-A run is one job on as many nodes as it has, a service has a job of one node in each of its places. What each should have is
-written down first; each look begins to bring about what is not so yet. A controller that is started again goes on with that.
+A run is one job on all its nodes; a service has a job of one node in each of its places. The size that each should have is written
+to the ledger first. Each iteration of the control loop then starts, resizes or ends jobs until the cluster has these sizes, so that
+a restarted controller can continue.
 """
 
 import math
@@ -26,12 +27,14 @@ from tenfold.fleet.slots.slots import Limits
 from tenfold.launch import job as launch
 from tenfold.spec.errors import TenfoldError
 
-AT_ONCE = 8  # jobs that turn
+AT_ONCE = 8  # jobs that are started, resized or ended at the same time
 
 
 class LaunchedWorld:
-    """Opened on a ledger, it goes on with what stands there. `folder` has the jobs' files and logs, `launchers` are those of the
-    pools, and `demand` shows a service its rate and forecasts."""
+    """A `PoolWorld` of jobs on a cluster. It continues with the state in the ledger.
+
+    `folder` has the jobs' files and logs, `launchers` maps pools to launchers, and `demand` sets a service's rate and forecasts.
+    """
 
     def __init__(
         self, folder: Path, ledger: Ledger, setup: Setup, launchers: Mapping[str, launch.Launcher],
@@ -41,7 +44,7 @@ class LaunchedWorld:
         self._started = Started(setup, folder)
         self.pools = {name: open_pool(setup, facts) for name, facts in setup.pools.items()}
         self._places, self._sizes, self._workers = Places(ledger), Sizes(ledger), ThreadPoolExecutor(AT_ONCE)
-        self._starts: Counter[str] = Counter()  # of each run: the number of its job
+        self._starts: Counter[str] = Counter()  # the number of the present job of each run
         self._leaving: Counter[str] = Counter()
         self._turns: dict[str, Future[int]] = {}
         self._failed: dict[str, list[float]] = {}
@@ -52,7 +55,7 @@ class LaunchedWorld:
         self._go_on()
 
     def arrive(self, now: float, name: str) -> None:
-        """A run of the fleet file comes, unless it came before."""
+        """Add a run of the fleet file to its pool's queue, unless it is known already or has finished."""
         table = self._setup.file.runs[name]
         pool = self.pools[table.pool]
         known = name in pool.running or any(job.name == name for job in pool.waiting)
@@ -64,7 +67,7 @@ class LaunchedWorld:
             self._came.add(pool.name)
 
     def observe(self, now: float, periodic: bool) -> set[str]:
-        """Raises TenfoldError for a cluster that does not answer, and for work that fails again and again."""
+        """See `PoolWorld`. Raises TenfoldError for a cluster that does not answer, and for work that fails again and again."""
         self._end_turns(now)
         self._seen = next(iter(self._launchers.values())).seen()
         changed, self._came = self._came, set()
@@ -98,11 +101,12 @@ class LaunchedWorld:
                 self._turn_run(now, pool, job)
 
     def close(self) -> None:
-        """Let go of the cluster, on which all goes on."""
+        """Wait for calls to the cluster to end. Jobs on the cluster continue."""
         self._workers.shutdown()
 
     def _show(self, now: float) -> None:
-        """Demand and power, as they were at the even time, and what operators wish, who say times by the clock on the wall."""
+        """Update the pools' demand, power and wishes, as of the last multiple of `tick_s`. Wishes have times of the system
+        clock."""
         at, wall = now - now % self._setup.file.simulation.tick_s, time.time()
         wishes = [replace(wish, until=wish.until + now - wall) for wish in self._wishes.open(wall)]
         caps = caps_of(wishes)
@@ -125,7 +129,9 @@ class LaunchedWorld:
             if name in ended:
                 continue
             if name not in self._setup.file.runs:
-                raise TenfoldError(f"The run {name} is not over, and the fleet file has it no longer: put it back.")
+                raise TenfoldError(
+                    f"The ledger has unfinished work of {name}, which the fleet file does not have: add it to the file again."
+                )
             job, pool = known.told(self._started.seen_of(name)), self.pools[self._setup.file.runs[name].pool]
             self._starts[name] = known.start
             left = len(self._places.of_run(pool.name, name)) - job.nodes
@@ -140,9 +146,11 @@ class LaunchedWorld:
             pool.waiting.sort(key=lambda job: job.came)
 
     def _entry(self, name: str) -> tuple[int, launch.Seen] | None:
-        """The job of a run that is alive, or else the last one, with its number.
+        """A run's job that is alive, or else its last one, with its number; None where the cluster knows neither.
 
-        Before a job is told to leave, the number of the one that follows is written down: so a job that left has not finished."""
+        The number of the next job is written before a job is told to leave, so that a job that left is not taken for a finished
+        run.
+        """
         found = None
         for start in (self._starts[name] - 1, self._starts[name]):
             seen = told_of(self._started.run(name, start, 1), self._seen)
@@ -151,7 +159,7 @@ class LaunchedWorld:
         return found
 
     def _nodes(self, name: str) -> int:
-        """How many nodes the run's job has in the cluster."""
+        """The number of nodes that the run's job has on the cluster."""
         entry = self._entry(name)
         return entry[1].nodes if entry and is_alive(entry[1]) else 0
 
@@ -171,7 +179,7 @@ class LaunchedWorld:
                     self._sizes.give(of_job(job, start))
 
     def _count_nodes(self, now: float, pool: Pool) -> bool:
-        """Take nodes that are gone from whoever had them, and nodes that are back in; returns whether a policy is to be asked."""
+        """Remove nodes that are down from their holders, and add nodes that are up again; returns whether to call the policy."""
         up, changed = min(self._launchers[pool.name].up(), self._setup.pools[pool.name].nodes), False
         while pool.nodes > up and (place := self._lost(pool)) is not None:
             had = self._places[place]
@@ -187,7 +195,8 @@ class LaunchedWorld:
         return changed
 
     def _lost(self, pool: Pool) -> str | None:
-        """A place whose node is gone: of a run or service that suffers, else one that nobody has; None where none is seen yet."""
+        """A place whose node is down: that of a run or service whose job failed or lost a node, else a free one; None if there is
+        none."""
         for name in pool.running:
             held, entry = self._places.of_run(pool.name, name), self._entry(name)
             if held and entry and name not in self._turns and (entry[1].status == "failed" or entry[1].nodes < len(held)):
@@ -200,7 +209,7 @@ class LaunchedWorld:
         return next(iter(self._places.of(pool.name, TRAIN)), None)
 
     def _look_at(self, now: float, pool: Pool, job: Job) -> bool:
-        """Whether a run ended, or was hit by a failure."""
+        """Handle a run that has finished or failed; returns whether one of these happened."""
         entry, held = self._entry(job.name), self._places.of_run(pool.name, job.name)
         if entry is None or job.name in self._turns or not held:
             return False
@@ -220,11 +229,11 @@ class LaunchedWorld:
 
     def _hit(self, now: float, pool: Pool, job: Job) -> None:
         pool.hit(now, job, 0.0)
-        self._starts[job.name] += not self._nodes(job.name)  # a job that is over is looked at once
+        self._starts[job.name] += not self._nodes(job.name)  # so that a job that has ended is handled only once
         self._sizes.give(of_job(job, self._starts[job.name]))
 
     def _release(self, now: float, pool: Pool) -> bool:
-        """Free the places that were left; returns whether a run left some."""
+        """Free the places that runs and services have left; returns whether a run left some."""
         freed = False
         for job in (*pool.running.values(), *pool.waiting):
             over = self._places.of_run(pool.name, job.name)[job.nodes :]
@@ -245,12 +254,12 @@ class LaunchedWorld:
         return self._started.service(service, self._places[place].work or f"{service}-{place}")
 
     def _turn_service(self, now: float, pool: Pool, service: Service) -> None:
-        """Take free places, and start or end its job in each."""
+        """Give a service free places up to its size, and start or end its job in each place."""
         held = self._places.of(pool.name, service.name)
         for place in self._places.of(pool.name, TRAIN)[: max(0, service.nodes - len(held))]:
-            name = f"{service.name}-{place}-{self._places[place].id}"  # a lease's id is never used again
+            name = f"{service.name}-{place}-{self._places[place].id}"  # unique, since a lease's id is never reused
             until = service.until if len(held) >= service.own else None
-            self._places.give(now, [Turn(place, service.name, until, "it needs it", name)])
+            self._places.give(now, [Turn(place, service.name, until, "the service needs a node", name)])
             held.append(place)
         launcher = self._launchers[pool.name]
         for i, place in enumerate(held):
@@ -263,7 +272,7 @@ class LaunchedWorld:
             self._turns[place] = self._workers.submit(bring, launcher, job if i < service.nodes else None, 0, handle, 0)
 
     def _turn_run(self, now: float, pool: Pool, job: Job) -> None:
-        """Take the places that it needs, all or none, and bring its job to its size."""
+        """Give a run all the places that it needs or none, and start, resize or end its job accordingly."""
         name, held = job.name, self._places.of_run(pool.name, job.name)
         if name in self._turns:
             return
@@ -288,10 +297,10 @@ class LaunchedWorld:
         limits = Limits()
         failed = [then for then in self._failed.get(who, []) if then > now - limits.restarts_s]
         if len(failed) >= limits.restarts:
-            raise TenfoldError(f"{who} failed {len(failed) + 1} times ({said}): see the logs in {self._folder} and mend that.")
+            raise TenfoldError(f"{who} failed {len(failed) + 1} times ({said}): see the logs in {self._folder} for the cause.")
         self._failed[who] = [*failed, now]
 
 
 def _of_year(now: float) -> float:
-    """Seconds since the year began, by this machine's time zone."""
+    """Seconds since the beginning of the year, in this machine's time zone."""
     return now - datetime(datetime.fromtimestamp(now).year, 1, 1).timestamp()

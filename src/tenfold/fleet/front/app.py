@@ -1,7 +1,7 @@
-"""The front: one address for all replicas of a chat model, in a process of its own that outlives the fleet's controller.
+"""The front: a reverse proxy with one address for all replicas of a chat model, in a process that outlives the fleet's controller.
 
-A file names the replicas (`file.py`); whoever runs the fleet writes it whole under another name and renames it. A replica that does
-not stand there any more gets nothing new, and finishes the answers that it has.
+A file lists the replicas (`file.py`); it must be replaced atomically, by writing another file and renaming it. A replica that is
+removed from the file gets no new requests, and finishes the answers that it has begun.
 """
 
 import asyncio
@@ -38,9 +38,9 @@ CONNECT = httpx2.Timeout(None, connect=5.0, write=60.0)
 
 
 def serve_front(file: Path, options: FrontOptions, server: ServerOptions) -> None:
-    """Answer for the replicas in `file` until SIGTERM or Ctrl-C.
+    """Serve as the front of the replicas in `file` until SIGTERM or Ctrl-C.
 
-    Raises TenfoldError where that cannot begin, or another front does so.
+    Raises TenfoldError where it cannot start, or where another front of this file runs.
     """
     check_address(server)
     replicas = Replicas(options.load_factor if options.affinity else None)
@@ -50,12 +50,14 @@ def serve_front(file: Path, options: FrontOptions, server: ServerOptions) -> Non
 
 
 def make_front(file: Path, replicas: Replicas, options: FrontOptions, server: ServerOptions) -> FastAPI:
-    """The application. The gates of `tenfold serve` stand before it: hosts, keys, rates, bodies."""
+    """The front's application, behind the checks of `tenfold serve`: host names, keys, rates and sizes of bodies."""
     limits = server.limits if server.keys else replace(server.limits, key_share=1.0)
-    most = min(limits.max_queue, most_connections(server.connections) // 2)  # each request has a connection on either side
+    most = min(
+        limits.max_queue, most_connections(server.connections) // 2
+    )  # each request has one connection to its client and one to a replica
     kept = httpx2.Limits(max_keepalive_connections=most)
     client = httpx2.AsyncClient(timeout=CONNECT, limits=kept, trust_env=False)
-    client.headers.clear()  # a request has its client's alone
+    client.headers.clear()  # a forwarded request has its client's headers only
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -67,7 +69,7 @@ def make_front(file: Path, replicas: Replicas, options: FrontOptions, server: Se
     app = FastAPI(title="Tenfold's front", lifespan=lifespan, openapi_url=None)
     app.state.failed, metrics = None, FrontMetrics()
     answer_errors(app)
-    app.add_middleware(AnswerFailures)  # each one that is added stands around those before
+    app.add_middleware(AnswerFailures)  # a middleware that is added later wraps the earlier ones
     app.add_middleware(Gate, options=server, limits=limits)
     if server.allowed_origins:
         app.add_middleware(CORSMiddleware, allow_origins=server.allowed_origins, allow_methods=["*"], allow_headers=["*"])
@@ -93,7 +95,7 @@ def make_front(file: Path, replicas: Replicas, options: FrontOptions, server: Se
 
 
 async def _follow(file: Path, replicas: Replicas) -> None:
-    """Take over what is written into the file; what cannot be read changes nothing, and is said once."""
+    """Follow changes of the file. A file that cannot be read changes nothing, and its error is printed once."""
     seen = b""
     while True:
         await asyncio.sleep(LOOK_S)
@@ -110,7 +112,7 @@ async def _follow(file: Path, replicas: Replicas) -> None:
 
 
 async def _watch(replicas: Replicas, options: FrontOptions, client: httpx2.AsyncClient) -> None:
-    """Check the replicas' health, and end this process where it is forsaken."""
+    """Check the replicas' health, and end this process after `forsaken_after` seconds without a healthy replica."""
     loop = asyncio.get_running_loop()
     served = loop.time()
     while True:

@@ -1,4 +1,4 @@
-"""One address in front of several servers."""
+"""One address for several servers."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,13 +10,14 @@ from tenfold.serve.options import ServerOptions
 
 
 def front(
-    file: Annotated[Path, Meta(description='The replicas: {"version": 1, "replicas": ["http://127.0.0.1:9001"]}.')],
+    file: Annotated[Path, Meta(description='File with the replicas: {"version": 1, "replicas": ["http://127.0.0.1:9001"]}.')],
     /,
     *,
     options: FrontOptions = FrontOptions(),
     server: ServerOptions = ServerOptions(),
 ) -> None:
-    """Answer requests to /v1 by one of several `tenfold serve`, which come and go as they are written into the file.
+    """Forward requests to /v1 to one of several `tenfold serve` processes. Edit the file to add or remove them while the front
+    runs.
 
     Example: tenfold fleet front replicas.json --port 8000
     """

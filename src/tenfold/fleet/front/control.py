@@ -1,6 +1,6 @@
-"""What a fleet's controller says to its front, and how it sends requests through it.
+"""How a fleet's controller starts, updates and ends its front, and sends requests through it.
 
-The front is a process of its own, which goes on when its controller is killed; the next controller finds it by its lock.
+The front is a process of its own that continues when its controller is killed; the next controller finds it by its lock file.
 """
 
 import json
@@ -23,15 +23,16 @@ from tenfold.serve.start import START_S, free_url
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import holder
 
-FORSAKEN_S = 900  # after which a front without a server ends, where no controller comes back
-LEAVE_S = 10
-REQUEST_S = 600
-AGAIN = (429, 502, 503, 504)  # what a front says where no server began an answer
+FORSAKEN_S = 900  # after so long without a server the front ends, since no controller came back
+LEAVE_S = 10  # seconds that the front has to finish its answers
+REQUEST_S = 600  # timeout of a request
+AGAIN = (429, 502, 503, 504)  # statuses of a front when no server began an answer: the request is sent again
 
 
 @dataclass(frozen=True)
 class Answer:
-    """`first_s` is from the request to its first byte, `sent` how often it was sent to a server; `lost` where it broke off."""
+    """An answer: seconds from the request to its first byte and to its end, how often it was sent to a server (`sent`), and whether
+    it broke off (`lost`)."""
 
     first_s: float
     seconds: float
@@ -40,9 +41,10 @@ class Answer:
 
 
 class Front:
-    """The front of the fleet in `folder`, at one address over all starts. Without it there, it is started.
+    """The front of the fleet in `folder`, which keeps its address across restarts. It is started unless it runs already.
 
-    Servers of an earlier controller leave with that, so it begins with none. Raises TenfoldError where it does not start.
+    It begins without servers, since those of an earlier controller end with that controller. Raises TenfoldError where the front
+    does not start.
     """
 
     def __init__(self, folder: Path):
@@ -57,25 +59,25 @@ class Front:
             self._wait()
 
     def open(self, url: str, role: str) -> None:
-        """Let requests go to a server of chat."""
+        """Add a server, if its role is chat."""
         if role == "chat":
             with self._lock:
                 self._servers.append(url)
                 self._tell()
 
     def close(self, url: str) -> None:
-        """Let no further requests go there; answers that began there come to their end."""
+        """Remove a server: it gets no further requests, and finishes the answers that it has begun."""
         with self._lock:
             if url in self._servers:
                 self._servers.remove(url)
                 self._tell()
 
     def runs(self) -> bool:
-        """Whether it runs, or starts."""
+        """Whether the front runs or is starting."""
         return (self._process is not None and self._process.poll() is None) or holder(self._held) is not None
 
     def start(self) -> None:
-        """Start its process, which does not end with this one."""
+        """Start the front's process, which does not end with this one."""
         port = self.url.rpartition(":")[2]
         options = ("--port", port, "--access-log", "none", "--forsaken-after", str(FORSAKEN_S), "--drain-seconds", str(LEAVE_S))
         with self._log.open("ab") as log:
@@ -85,7 +87,7 @@ class Front:
             )  # fmt: skip
 
     def end(self) -> None:
-        """Let it finish its answers and leave."""
+        """End the front: it may finish its answers, and is killed where it takes too long."""
         self.ended = True
         for number, seconds in ((signal.SIGTERM, LEAVE_S + 5), (signal.SIGKILL, 5)):
             if process := self._id():
@@ -96,9 +98,9 @@ class Front:
                 time.sleep(0.05)
 
     def ask(self, body: dict[str, Any]) -> Answer:
-        """Send a request for a streamed completion until it is answered.
+        """Send a request for a streamed completion, again and again until an answer begins.
 
-        Raises TenfoldError where the fleet has ended, or a server says that the request is wrong.
+        Raises TenfoldError where the fleet has ended, or a server rejects the request.
         """
         began, sent = time.monotonic(), 0
         while not self.ended:
@@ -132,7 +134,7 @@ class Front:
 
 
 def _listens(url: str) -> bool:
-    """Whether there is an answer of any status."""
+    """Whether the front answers, with any status."""
     try:
         with urlopen(f"{url}/health", timeout=5):
             return True
@@ -143,7 +145,7 @@ def _listens(url: str) -> bool:
 
 
 def _ask(url: str, body: dict[str, Any], began: float, sent: int) -> Answer | None:
-    """The answer, or None where none began."""
+    """Send the request once. Returns the answer, or None where none began."""
     first_s, whole, tries = None, False, 0
     request = Request(f"{url}/v1/completions", json.dumps({**body, "stream": True}).encode(), {"Content-Type": "application/json"})
     try:

@@ -1,8 +1,8 @@
-"""Passes a request to a replica, and its answer back piece by piece.
+"""Forwards a request to a replica, and streams its answer back.
 
-What a replica did not begin to answer goes to another: where it cannot be reached, breaks off, refuses, or is found to be out. An
-answer begins with the first byte of its body. One that breaks off later ends without its end, which clients of HTTP/1.1 see; a
-stream of events gets an event with an error before that.
+A request goes to another replica where the first one cannot be reached, breaks off, refuses it, or fails its health checks before
+its answer begins, which is the first byte of the body. Where an answer breaks off later, the connection is closed before the
+body's end, which HTTP/1.1 clients notice; a stream of events gets an error event first.
 """
 
 import asyncio
@@ -22,21 +22,21 @@ from tenfold.serve.api.budget import Budget
 from tenfold.serve.api.errors import ApiError
 from tenfold.serve.api.streaming import format_event, until_disconnect
 
-TRIES = "x-tenfold-tries"  # header of an answer: how often its request was sent
-MOST_BREAKS = 3  # replicas that may break off over one request, which may be what ends them
+TRIES = "x-tenfold-tries"  # header of an answer: how often its request was sent to a replica
+MOST_BREAKS = 3  # replicas that may break off during one request: the request itself may be what kills them
 REFUSALS = (429, 503)
-# Headers of one connection, or written anew for the other one.
+# Headers that belong to one connection, or that the other connection gets anew.
 _OWN = {
     b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection", b"te", b"trailer",
     b"transfer-encoding", b"upgrade", b"x-request-id",
 }  # fmt: skip
-_OF_REQUEST = _OWN | {b"host", b"origin", b"content-length", b"expect"}  # the gate has checked the first two
+_OF_REQUEST = _OWN | {b"host", b"origin", b"content-length", b"expect"}  # the gate checked `host` and `origin`
 _OF_ANSWER = _OWN | {b"date", b"server"}
 
 
 @dataclass
 class Asked:
-    """A request, as each replica is asked."""
+    """A request, as it is sent to a replica."""
 
     method: str
     path: bytes
@@ -46,7 +46,7 @@ class Asked:
 
 @dataclass
 class Begun:
-    """The answer of a replica: its head, and the pieces of its body. `last` is the piece that came last."""
+    """An answer that has begun: its head, the latest chunk of its body (`last`), and the chunks to come (`rest`)."""
 
     replica: Replica
     response: httpx2.Response
@@ -56,19 +56,20 @@ class Begun:
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether a server that ends has cancelled the request: an error of the application's own is JSON."""
+        """Whether a server that is shutting down cancelled the request: it answers 500 without JSON, unlike the application's own
+        errors."""
         return self.response.status_code == 500 and "json" not in self.response.headers.get("content-type", "")
 
     @property
     def is_refusal(self) -> bool:
-        """Whether another replica may answer: this one is too busy, or leaves."""
+        """Whether another replica should be asked: this one is overloaded or is leaving."""
         return self.response.status_code in REFUSALS
 
 
 class Forward:
-    """ASGI application that lets one of `replicas` answer.
+    """ASGI application that forwards each request to one of `replicas`.
 
-    `queue` counts the requests under way by their owners; each takes at most `timeout_s`, all waiting included.
+    `queue` counts the requests under way for each caller. A request takes at most `timeout_s` seconds, including all waiting.
     """
 
     def __init__(self, replicas: Replicas, metrics: FrontMetrics, queue: Budget, timeout_s: float, client: httpx2.AsyncClient):
@@ -90,7 +91,7 @@ class Forward:
                 self._metrics.gone.inc()
 
     async def _answer(self, asked: Asked, send: Send) -> None:
-        """Raises ApiError where no answer began."""
+        """Forward a request and its answer. Raises ApiError where no answer began."""
         began = asyncio.get_running_loop().time()
         end = began + self._timeout_s
         async with AsyncExitStack() as held:
@@ -110,12 +111,12 @@ class Forward:
                 await _say_cut(answer, send)
 
     async def _begin(self, asked: Asked, held: AsyncExitStack) -> Begun:
-        """The first answer that begins, else the last refusal where all replicas refuse. It lives as long as `held`."""
+        """The first answer that begins, or the last refusal where all replicas refuse. Its connection is closed with `held`."""
         key, refusals, tries, breaks = beginning_of(asked.body), dict[Replica, Begun](), 0, 0
         while breaks < MOST_BREAKS:
             replica = self._replicas.choose(key, refusals)
             if replica is None:
-                await asyncio.sleep(2 * LOOK_S)  # the file may say meanwhile who leaves, and who comes
+                await asyncio.sleep(2 * LOOK_S)  # meanwhile the file may change, or a replica recover
                 refusals = {one: refusal for one, refusal in refusals.items() if not one.drains}
                 if refusals and self._replicas.choose(key, refusals) is None:
                     return list(refusals.values())[-1]
@@ -142,10 +143,11 @@ class Forward:
                     return answer
                 else:
                     refusals[replica] = answer
-        raise ApiError(502, f"{MOST_BREAKS} replicas broke off over this request before they answered it.")
+        raise ApiError(502, f"{MOST_BREAKS} replicas broke off during this request before they began an answer.")
 
     async def _send(self, replica: Replica, asked: Asked, held: AsyncExitStack) -> Begun:
-        """Raises httpx2.HTTPError where no answer begins, also where the replica is found to be out meanwhile."""
+        """Send the request. Raises httpx2.HTTPError where no answer begins, also where the replica fails its health checks
+        meanwhile."""
         held.enter_context(replica.asked())
         url = httpx2.URL(replica.url).copy_with(raw_path=asked.path)
         request = self._client.build_request(asked.method, url, headers=asked.headers, content=asked.body or None)
@@ -158,7 +160,7 @@ class Forward:
             first = await anext(pieces, b"")
             replica.waiting.discard(scope)
             return Begun(replica, response, first, pieces)
-        raise httpx2.ReadTimeout(f"{replica.url} is out.")
+        raise httpx2.ReadTimeout(f"{replica.url} failed its health checks.")
 
 
 def _asked(scope: Scope, body: bytes) -> Asked:
@@ -169,7 +171,7 @@ def _asked(scope: Scope, body: bytes) -> Asked:
 
 
 async def _pass_on(answer: Begun, send: Send) -> None:
-    """Raises httpx2.HTTPError where the replica breaks off."""
+    """Stream the answer to the client. Raises httpx2.HTTPError where the replica breaks off."""
     headers = [(name.lower(), value) for name, value in answer.response.headers.raw if name.lower() not in _OF_ANSWER]
     headers.append((TRIES.encode(), str(answer.tries).encode()))
     await send({"type": "http.response.start", "status": answer.response.status_code, "headers": headers})
@@ -181,7 +183,8 @@ async def _pass_on(answer: Begun, send: Send) -> None:
 
 
 async def _say_cut(answer: Begun, send: Send) -> None:
-    """Tell readers of events. The application then returns before the body's end, and its server closes the connection."""
+    """Send an error event if the answer is a stream of events. The caller then returns before the body's end, so that the server
+    closes the connection."""
     if answer.response.headers.get("content-type", "").startswith("text/event-stream") and answer.last.endswith(b"\n\n"):
         event = format_event(ApiError(502, "The replica broke off in the middle of this answer: ask again.").body())
         await send({"type": "http.response.body", "body": event.encode(), "more_body": True})

@@ -1,9 +1,10 @@
 """The replicas behind a front, and the choice of one for each request.
 
-A request goes to the replica with the fewest under way, of several such to the one that was sent the fewest. One of a conversation
-goes where its beginning went before, whose keys and values are in that replica's prefix cache, as long as there is room: none has
-room beyond a factor of the mean load (the bound of Mirrokni, Thorup, Zadimoghaddam: Consistent Hashing with Bounded Loads,
-arXiv 1608.01350; a hash would spread conversations less evenly than the load does).
+A request goes to the replica with the fewest requests under way; of several such, to the one that was sent the fewest so far. A
+request of a conversation goes to the replica that had its beginning before, whose prefix cache has the keys and values, unless that
+replica's load exceeds a factor of the mean. The bound is that of Mirrokni, Thorup, Zadimoghaddam: Consistent Hashing with Bounded
+Loads, arXiv 1608.01350; new conversations go to the least loaded replica rather than by a hash, which would spread them less
+evenly.
 """
 
 import math
@@ -17,34 +18,34 @@ from hashlib import blake2b
 import msgspec
 from anyio import CancelScope
 
-LOOK_S = 0.1  # between looks at the file that names them
-CHECKS = 3  # checks of health without an answer after which a replica is out
-LONGEST_REST_S = 30.0
-HOMES = 2**16  # beginnings of which it is known where they went
-BEGINNING = 256  # bytes of a prompt, or of each message, by which a beginning is known
+LOOK_S = 0.1  # seconds between two reads of the file with the replicas
+CHECKS = 3  # failed health checks in a row after which a replica gets no requests
+LONGEST_REST_S = 30.0  # the longest time for which a failed replica is left out
+HOMES = 2**16  # beginnings of conversations whose replica is remembered
+BEGINNING = 256  # bytes of a prompt, or of each message, that identify a conversation; also the most messages that are read
 
 
 @dataclass(eq=False)
 class Replica:
-    """One server. `running` requests were sent there and have no whole answer; `sent` counts all."""
+    """One server. `running` counts its requests under way, `sent` all that it ever got; `drains` where it left the file."""
 
     url: str
     running: int = 0
     sent: int = 0
     drains: bool = False
-    missed: int = 0  # checks of health in a row
+    missed: int = 0  # failed health checks in a row
     rest_s: float = 0.0
     rests_until: float = 0.0
-    waiting: set[CancelScope] = field(default_factory=set)  # for an answer to begin
+    waiting: set[CancelScope] = field(default_factory=set)  # requests that wait for their answers to begin
 
     @property
     def is_well(self) -> bool:
-        """Whether requests may go there."""
+        """Whether requests may be sent to it."""
         return not self.drains and self.missed < CHECKS and time.monotonic() >= self.rests_until
 
     @contextmanager
     def asked(self) -> Iterator[None]:
-        """Count a request as long as the block runs."""
+        """Count a request while the block runs."""
         self.running += 1
         self.sent += 1
         try:
@@ -53,14 +54,16 @@ class Replica:
             self.running -= 1
 
     def rest(self) -> None:
-        """Leave it out for a second, and twice as long as before where nothing went well in between."""
+        """Leave it out for one second, or twice as long as the last time if no request has succeeded since (exponential
+        backoff)."""
         self.rest_s = min(LONGEST_REST_S, 2 * self.rest_s or 1.0)
         self.rests_until = time.monotonic() + self.rest_s
 
     def check(self, answer: int | None) -> None:
-        """Note the status of its answer to a check of health, None where there was none.
+        """Count a health check: `answer` is its status, or None where there was no answer, which may happen `CHECKS` - 1 times in a
+        row. Any other status than 200 takes the replica out at once.
 
-        Once it is out, those that wait for an answer to begin go elsewhere.
+        When the replica fails, requests that still wait for its answers are cancelled, so that they go to other replicas.
         """
         self.missed = 0 if answer == 200 else CHECKS if answer else self.missed + 1
         if self.missed >= CHECKS:
@@ -69,18 +72,19 @@ class Replica:
 
 
 class Replicas:
-    """Those that stand in a front's file, and those taken out of it that still answer.
+    """The replicas in a front's file, and removed ones that still finish answers.
 
-    A replica has room up to `load_factor` times the mean load; None sends every request to the one with the fewest.
+    A replica keeps its conversations up to `load_factor` times the mean load. None turns affinity off: every request goes to the
+    least loaded replica.
     """
 
     def __init__(self, load_factor: float | None):
         self.all: list[Replica] = []
         self._load_factor = load_factor
-        self._homes: OrderedDict[bytes, Replica] = OrderedDict()  # by a hash of the beginning, the longest unused first
+        self._homes: OrderedDict[bytes, Replica] = OrderedDict()  # by a hash of the beginning, the least recently used first
 
     def set(self, urls: Iterable[str]) -> None:
-        """Take over the addresses of the file: what does not stand there drains."""
+        """Set the addresses to those of the file; replicas that are not among them drain."""
         known = {replica.url: replica for replica in self.all if not replica.drains}
         kept = [known.pop(url) if url in known else Replica(url) for url in dict.fromkeys(urls)]
         for replica in known.values():
@@ -89,11 +93,11 @@ class Replicas:
         self.forget()
 
     def forget(self) -> None:
-        """Let go of those that drained and have answered all."""
+        """Drop replicas that drain and have finished all answers."""
         self.all = [replica for replica in self.all if replica.running or not replica.drains]
 
     def choose(self, beginning: bytes | None, without: Collection[Replica] = ()) -> Replica | None:
-        """The replica for a request with this beginning, or None where none is well."""
+        """The replica for a request with this beginning; None where no replica is healthy."""
         well = [replica for replica in self.all if replica.is_well and replica not in without]
         if not well:
             return None
@@ -116,7 +120,7 @@ class _Turn(msgspec.Struct):
 
 
 class _Asked(msgspec.Struct):
-    """The fields of completions, chats, messages and responses that a model reads first."""
+    """The fields at the beginning of a prompt, in the bodies of completions, chat completions, messages and responses."""
 
     model: msgspec.Raw = msgspec.Raw()
     system: msgspec.Raw = msgspec.Raw()
@@ -127,8 +131,8 @@ class _Asked(msgspec.Struct):
 
 
 def beginning_of(body: bytes) -> bytes | None:
-    """What the requests of one conversation have in common: the model, and the beginnings of what is said up to the user's first
-    words; or the beginning of a text. None for a text so short that a cache of it saves nothing, and for any other body."""
+    """A key for the requests of one conversation: the model and the beginnings of all messages up to the user's first one, or the
+    beginning of a prompt. None for a prompt so short that caching it saves nothing, and for any other body."""
     try:
         asked = msgspec.json.decode(body, type=_Asked)
         text = bytes(asked.prompt) or bytes(asked.input)

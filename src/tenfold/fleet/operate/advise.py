@@ -1,6 +1,7 @@
-"""What a policy would do on a fleet that is run by hand: its own code, on the demand so far and the forecast of what comes.
+"""Advice for a fleet that is run by hand: what a policy would do, given the demand so far and its forecast.
 
-A person looks once in a bin of the demand; the service follows the middle of the forecast.
+The policy itself decides in a short simulation, in which the demand follows the median of the forecast. It is called once in each
+bin of ten minutes, as a person would act.
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ from tenfold.spec.errors import TenfoldError, nearest
 
 @dataclass
 class Recorded:
-    """A policy whose sizes of services are written down. `holds` is what the service has at the beginning."""
+    """A policy whose resizes of services are recorded. The service has `holds` nodes at the beginning."""
 
     policy: Policy
     holds: int
@@ -46,10 +47,10 @@ class Recorded:
 def advise(
     file: FleetFile, demand: Path, policy: Policy, *, service: str = "", holds: int | None = None, hours: float = 6.0
 ) -> dict[str, Any]:  # fmt: skip
-    """The next moves of one service's nodes within `hours`, and the forecast that they are for.
+    """The moves of one service's nodes in the next `hours`, and the forecast behind them.
 
-    `demand` ends now. Raises TenfoldError where the file has several services and none is named, and for a trace of less than
-    two and a half days.
+    `demand` is a CSV file whose last row is the present. `holds` are the service's present nodes, by default those that it owns.
+    Raises TenfoldError where the file has several services and none is named, and for a trace of less than two and a half days.
     """
     name = _service(file, service)
     table = file.services[name]
@@ -75,24 +76,26 @@ def _service(file: FleetFile, name: str) -> str:
         return next(iter(file.services))
     if name not in file.services:
         has = ", ".join(file.services) or "none"
-        raise TenfoldError(f"The file has the services {has}: say with --service whose demand it is{nearest(name, file.services)}.")
+        raise TenfoldError(
+            f"The fleet file has the services {has}: name the one whose demand it is by --service{nearest(name, file.services)}."
+        )
     return name
 
 
 def _to_come(name: str, file: FleetFile, now: float, quantiles: np.ndarray) -> ServiceFacts:
-    """The service as a simulation sees it. Its rate is the middle of the forecast; what is forecast in each bin to come lies about
-    that as what is forecast now lies about its middle, by bins ahead."""
+    """The service as the simulation sees it. Its rate follows the median of the forecast. The forecasts of later bins have the same
+    median, and the same ratio of high quantile to median at each horizon as the present forecast."""
     bins = AHEAD[-1]
     lines = [np.interp(np.arange(1, bins + 1), AHEAD, quantiles[:, level]) for level in range(len(LEVELS))]
     later = np.minimum(np.arange(bins)[:, None] + np.arange(bins)[None, :], bins - 1)
-    rates = np.append(lines[0], now)  # the rate before the first bin is that of the last
+    rates = np.append(lines[0], now)  # `ServiceFacts.at` wraps around: the rate before the first bin is the last one
     middle = np.vstack([lines[0][later], lines[0][later[-1:]]])
     high = middle * (lines[-1] / np.maximum(lines[0], 1e-9))
     return ServiceFacts(name, file.services[name], rates, middle, high)
 
 
 def _alone(file: FleetFile, service: ServiceFacts, hours: float) -> Setup:
-    """The service's pool without failures, and without the nodes that other services own there."""
+    """A setup of the service's pool alone, without failures and without the nodes that other services own."""
     replace = msgspec.structs.replace
     pool = service.table.pool
     others = sum(one.own for name, one in file.services.items() if one.pool == pool and name != service.name)

@@ -1,4 +1,4 @@
-"""Say what a policy would do on a fleet that is run by hand."""
+"""Print what a policy would do on a fleet that is run by hand."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,23 +10,25 @@ from tenfold.spec.ranges import CountOrNone, Text
 
 
 class Look(Struct, frozen=True):
-    """What is asked of a policy."""
+    """The question to the policy."""
 
-    service: Annotated[str, Meta(description="Whose demand it is, where the file has several services.")] = ""
-    holds: Annotated[CountOrNone | None, Meta(description="The nodes that it has now; what it owns, if not said.")] = None
-    hours: Annotated[float, Meta(description="How far to look, in hours.", gt=0, le=12)] = 6.0
-    policy: Annotated[Text, Meta(description="The policy to ask.")] = "lend"
+    service: Annotated[str, Meta(description="Service whose demand it is; needed where the file has several.")] = ""
+    holds: Annotated[CountOrNone | None, Meta(description="Nodes that the service has now; by default those that it owns.")] = None
+    hours: Annotated[float, Meta(description="How far to look ahead, in hours.", gt=0, le=12)] = 6.0
+    policy: Annotated[Text, Meta(description="Policy that decides: lend, static, borrow, lyra or a plugin's.")] = "lend"
 
 
 def advise(
-    file: Annotated[Path, Meta(description="The fleet, as fleet.toml.")],
+    file: Annotated[Path, Meta(description="The fleet file (fleet.toml).")],
     /,
     *,
-    demand: Annotated[Path, Meta(description="The demand so far: seconds, requests/s; its last row is now.")],
+    demand: Annotated[
+        Path, Meta(description="CSV of the demand so far: a header, then seconds and requests/s; the last row is now.")
+    ],
     look: Look = Look(),
     json: Json = False,
 ) -> None:
-    """Print the next moves that a policy would make, with when and why, and the forecast that they are for.
+    """Print the next moves that a policy would make, with their times and reasons, and the forecast of demand behind them.
 
     Example: tenfold fleet advise fleet.toml --demand trace.csv --holds 24
     """

@@ -1,4 +1,4 @@
-"""Show a fleet, and say what an operator wishes of it."""
+"""Show a fleet and give it an operator's wishes: to lend slots, drain them or cap their power."""
 
 from datetime import datetime
 from pathlib import Path
@@ -9,14 +9,14 @@ from msgspec import Meta
 from tenfold.spec.commands import Home, Json, print_json
 from tenfold.spec.ranges import Positive, Text
 
-Slots = Annotated[Text, Meta(description="A slot, or an owner: all its slots.")]
-Until = Annotated[Text, Meta(description="When it ends: 18:00, the next that comes, or 2027-03-31T18:00.")]
-UntilOrADay = Annotated[Text | None, Meta(description="When it ends, as 18:00 or 2027-03-31T18:00; a day from now if not said.")]
-Why = Annotated[str, Meta(description="The reason, for the ledger.")]
+Slots = Annotated[Text, Meta(description="A slot, an owner (all its slots) or, on a cluster, a pool.")]
+Until = Annotated[Text, Meta(description="End: a time such as 18:00 (today or tomorrow), or 2027-03-31T18:00.")]
+UntilOrADay = Annotated[Text | None, Meta(description="End, such as 18:00 or 2027-03-31T18:00; by default in 24 hours.")]
+Why = Annotated[str, Meta(description="Reason, written to the ledger.")]
 
 
 def status(*, home: Home = Path("generations"), json: Json = False) -> None:
-    """Show who holds which slot, since and until when, what its return costs, and the wishes that are open.
+    """Show who holds which slot, since and until when, what its return to the owner costs in seconds, and the open wishes.
 
     Example: tenfold fleet status --json
     """
@@ -38,22 +38,24 @@ def status(*, home: Home = Path("generations"), json: Json = False) -> None:
             f"Wish {wish['id']} of {wish['who']}, until {_at(wish['until'])}: {_wanted(wish)}: {wish['state']}. {wish['said']}"
         )
     if not now["controller"]:
-        where.print("No controller runs: `tenfold fleet run` goes on with these leases and takes the wishes up.")
+        where.print("No controller runs: `tenfold fleet run` continues with these leases and carries out the wishes.")
     if now["wall_jumped_s"]:
-        where.print(f"The clock on the wall jumped by {-now['wall_jumped_s']:.0f} s since the fleet began; its deadlines did not.")
+        where.print(
+            f"The system clock was set by {-now['wall_jumped_s']:+.0f} s since the fleet began; its deadlines did not move."
+        )
 
 
 def lend(
     pool: Slots,
     /,
     *,
-    to: Annotated[Text, Meta(description="The role that shall have them.")],
+    to: Annotated[Text, Meta(description="Role or service that gets the slots.")],
     until: Until,
     why: Why = "",
     home: Home = Path("generations"),
     json: Json = False,
 ) -> None:
-    """Lend slots to a role until a time, whatever the policy says.
+    """Lend slots to a role until a time, whatever the policy decides.
 
     Example: tenfold fleet lend slot-2 --to chat --until 18:00 --why "a launch"
     """
@@ -69,7 +71,7 @@ def drain(
     home: Home = Path("generations"),
     json: Json = False,
 ) -> None:
-    """Let what works in a slot save and leave, and keep the slot empty.
+    """Stop the work in a slot after it has saved, and keep the slot empty until the end.
 
     Example: tenfold fleet drain slot-2 --why "a new fan"
     """
@@ -77,16 +79,16 @@ def drain(
 
 
 def cap(
-    site: Annotated[Text, Meta(description="The site; that of `fleet run` is `local`.")],
+    site: Annotated[Text, Meta(description="Site; `tenfold fleet run` without a file has the site `local`.")],
     /,
     *,
-    mw: Annotated[Positive, Meta(description="Megawatts that its slots may take.")],
+    mw: Annotated[Positive, Meta(description="Power that its slots may draw, in megawatts.")],
     until: UntilOrADay = None,
     why: Why = "",
     home: Home = Path("generations"),
     json: Json = False,
 ) -> None:
-    """Keep a site's power below a cap: slots of training stop, services do not.
+    """Keep a site's power below a cap: training stops, the newest first; services do not.
 
     Example: tenfold fleet cap local --mw 0.0001 --until 20:00
     """
@@ -94,13 +96,13 @@ def cap(
 
 
 def withdraw(
-    wish: Annotated[int, Meta(ge=1, description="Its number, as `tenfold fleet status` shows it.")],
+    wish: Annotated[int, Meta(ge=1, description="Number of the wish, as `tenfold fleet status` shows it.")],
     /,
     *,
     home: Home = Path("generations"),
     json: Json = False,
 ) -> None:
-    """Take a wish back.
+    """Withdraw a wish.
 
     Example: tenfold fleet withdraw 3
     """
@@ -125,7 +127,7 @@ def _wish(home: Path, json: bool, *, until: str | None, **wanted: Any) -> None:
     if made.state == "waits" and is_controlled(home):
         print("The controller has not answered yet: see `tenfold fleet status`.")
     elif made.state == "waits":
-        print("No controller runs: `tenfold fleet run` takes it up.")
+        print("No controller runs: `tenfold fleet run` carries it out.")
     else:
         print(f"{made.state.capitalize()}: {made.said}.")
 
@@ -137,7 +139,7 @@ def _wanted(wish: dict[str, Any]) -> str:
 
 
 def _at(seconds: float | None) -> str:
-    """A time of today by the hour, another with its date."""
+    """The local time, with the date unless it is today."""
     if seconds is None:
         return ""
     at = datetime.fromtimestamp(seconds)

@@ -1,6 +1,7 @@
-"""What operators wish of a cluster's pools: more nodes for a service until a time, and a site's power below a cap.
+"""Operators' wishes for a cluster's pools: more nodes for a service until a time, or a site's power below a cap.
 
-Both become facts of the pools that a policy is shown, a service's `least` and the nodes that are `allowed`; it does the rest.
+Wishes change what the policy sees of a pool: a service's `least`, and the number of nodes that are `allowed` to be busy. The policy
+then moves the nodes.
 """
 
 import math
@@ -16,7 +17,7 @@ Pools = Mapping[str, Pool]
 
 
 def caps_of(wishes: Sequence[Wish]) -> dict[str, float]:
-    """The lowest cap in watts of each site that a wish caps."""
+    """The lowest cap of each site that has one, in watts."""
     caps: dict[str, float] = {}
     for wish in wishes:
         if wish.kind == "cap" and wish.mw is not None:
@@ -25,7 +26,7 @@ def caps_of(wishes: Sequence[Wish]) -> dict[str, float]:
 
 
 def heed(now: float, wishes: Sequence[Wish], pools: Pools, setup: Setup, owners: Mapping[str, str]) -> dict[int, Word]:
-    """Show the pools what is wished, and say how far each wish is. Of two loans to a service the larger holds."""
+    """Apply the wishes to the pools, and return the state of each. Of two loans to a service the larger one counts."""
     for pool in pools.values():
         for service in pool.services:
             service.least = setup.file.services[service.name].least
@@ -34,23 +35,23 @@ def heed(now: float, wishes: Sequence[Wish], pools: Pools, setup: Setup, owners:
 
 def _word(now: float, wish: Wish, pools: Pools, setup: Setup, owners: Mapping[str, str]) -> Word:
     if wish.kind == "drain":
-        told = "drain it by the cluster's own command, as Slurm's `scontrol update NodeName=... State=DRAIN Reason=...`"
-        return "cannot", f"which work is on which machine is the cluster's choice: {told}; the fleet then gives its work another"
+        told = "use the cluster's own command, such as Slurm's `scontrol update NodeName=... State=DRAIN Reason=...`"
+        return "cannot", f"the cluster decides which work runs on which node: {told}; the fleet then moves the work"
     return _capped(wish, pools, setup) if wish.kind == "cap" else _lent(now, wish, pools, setup.file, owners)
 
 
 def _lent(now: float, wish: Wish, pools: Pools, file: FleetFile, owners: Mapping[str, str]) -> Word:
-    """The service gets as many nodes beyond its own as the wish names, and gives them back early enough to be free at its end."""
+    """Raise the service's `least` by the nodes that the wish names, until they must be given back to be free at the wish's end."""
     found = [(pool, service) for pool in pools.values() for service in pool.services if service.name == wish.role]
     if not found:
-        return "cannot", f"{wish.role} is no service of the fleet"
+        return "cannot", f"the fleet has no service {wish.role}"
     (pool, service), table = found[0], file.services[found[0][1].name]
     nodes = [slot for slot, owner in owners.items() if owner != service.name and _names(wish.target, slot, owner, pool)]
     if not nodes:
-        return "cannot", f"{service.name} works in {pool.name}, where {wish.target} names no node but its own"
+        return "cannot", f"{service.name} runs in {pool.name}, where {wish.target} names no node that it does not own"
     end = wish.until - table.leave_s - file.simulation.tick_s
     if end <= now:
-        return "done", f"the nodes of {service.name} go back before the wish ends"
+        return "done", f"{service.name} gives the nodes back before the wish ends"
     service.least = max(service.least, service.own + len(nodes))
     if service.nodes > service.own:
         service.until = min(end, service.until or math.inf)
@@ -66,7 +67,7 @@ def _capped(wish: Wish, pools: Pools, setup: Setup) -> Word:
     if not here:
         return "cannot", f"the fleet has no pool in {wish.target}, only in {' and '.join(setup.sites)}"
     busy = sum(pool.training + pool.serving + pool.leaving for pool in here)
-    told = f"{busy} nodes work, and {sum(min(pool.nodes, max(0, pool.allowed)) for pool in here)} may"
+    told = f"{busy} nodes are busy, and {sum(min(pool.nodes, max(0, pool.allowed)) for pool in here)} are allowed"
     if any(pool.serving > pool.allowed for pool in here):
         return "cannot", f"{told}: no service is stopped for a cap"
     return _state(all(pool.training + pool.serving + pool.leaving <= pool.allowed for pool in here)), told

@@ -1,16 +1,17 @@
-"""What operators wish, as moves of slots: as far as deadlines, caps of power and one lease for each slot allow, and what to say."""
+"""Operators' wishes as moves of slots, as far as deadlines, power caps and one lease for each slot allow, and the state of each
+wish."""
 
 from dataclasses import dataclass, field
 
 from tenfold.fleet.slots.slots import DRAINED, SERVICE, Fleet, Lend, Move, Return, Slot, Wish
 
-Word = tuple[str, str]  # a state and a sentence
+Word = tuple[str, str]  # the state of a wish, and a sentence about it
 ORDER = ("done", "on its way", "cannot")
 
 
 @dataclass
 class Obeyed:
-    """Moves in the order of their weight, the last word on each wish, and the slots that wishes hold, which no policy moves."""
+    """The moves, the state of each wish by its id, and the names of slots that wishes hold, which the policy may not move."""
 
     moves: list[Move] = field(default_factory=list)
     said: dict[int, Word] = field(default_factory=dict)
@@ -18,8 +19,11 @@ class Obeyed:
 
 
 def obey(now: float, fleet: Fleet) -> Obeyed:
-    """A drain comes before a loan, of two loans of a slot the later wish holds, of two caps the lower one. No loan is made that has
-    no time for two roles to leave."""
+    """The moves that the open wishes ask for.
+
+    A drain takes precedence over a loan, the later of two loans of a slot over the earlier one, and the lower of two caps over the
+    higher one. A loan is refused where it is too short for two roles to leave.
+    """
     found, wanted = Obeyed(), dict[str, Wish]()
     for wish in sorted(fleet.wishes, key=lambda wish: (wish.kind == "drain", wish.id)):
         wanted |= {slot.name: wish for slot in wish.slots(fleet.slots) if _can(fleet, wish, slot)}
@@ -41,7 +45,7 @@ def obey(now: float, fleet: Fleet) -> Obeyed:
 
 
 def stay_drained(fleet: Fleet, slot: Slot) -> Lend | None:
-    """A drained slot stays so beyond the end of its lease where a wish has no end yet that came later."""
+    """The lease that keeps a drained slot drained beyond the end of its present lease; None where no open wish asks for that."""
     ends = [
         wish.until
         for wish in fleet.wishes
@@ -55,13 +59,13 @@ def _can(fleet: Fleet, wish: Wish, slot: Slot) -> bool:
 
 
 def _slot(now: float, fleet: Fleet, wish: Wish, first: Wish | None, slot: Slot, found: Obeyed) -> Word:
-    """Bring a slot to the role that a wish wants there, and say how far that is."""
+    """Add the move that brings a slot to the role that a wish asks for, and return the state of the wish."""
     role = DRAINED if wish.kind == "drain" else wish.role or slot.owner
     leaving_s, until = fleet.limits.leaving_s, wish.until
     why = f"wish {wish.id} of {wish.who}" + (f": {wish.why}" if wish.why else "")
     ends = slot.until is not None and slot.until <= now + leaving_s < until - leaving_s
     if not _can(fleet, wish, slot):
-        return "cannot", f"{slot.name} takes no {role}, which works in its own slots only"
+        return "cannot", f"{slot.name} takes no {role}, which runs only in its own slots"
     if first is not None and first is not wish:
         return "cannot", f"{slot.name} is held by wish {first.id}"
     if role not in (slot.role, slot.owner, DRAINED) and until <= now + 2 * leaving_s:
@@ -69,26 +73,30 @@ def _slot(now: float, fleet: Fleet, wish: Wish, first: Wish | None, slot: Slot, 
             return "done", f"{slot.name} goes back before the wish ends"
         return "cannot", f"{slot.name} needs {2 * leaving_s:.0f} s for both roles to leave, and wish {wish.id} ends before"
     if slot.turning:
-        return "on its way", f"{slot.name} turns to {slot.role}" + ("" if slot.role == role else " first")
+        return "on its way", f"{slot.name} is switching to {slot.role}" + ("" if slot.role == role else " first")
     if slot.role == role and not (ends and role != DRAINED):
-        return "done", f"{slot.name} is {role if role == DRAINED else f'with {role}'}"
+        return "done", f"{slot.name} is {role if role == DRAINED else f'held by {role}'}"
     if role == slot.owner:
         found.moves.append(Return(slot.name, why))
     elif role == DRAINED:
         found.moves.append(Lend(slot.name, role, until + leaving_s, why))
     elif not slot.busy and fleet.room(slot.site) < 1:
-        return "cannot", f"{slot.name} does not work, and the power cap of {slot.site} lets no further slot work"
+        return "cannot", f"{slot.name} is idle, and the power cap of {slot.site} allows no further busy slot"
     else:
         found.moves.append(Lend(slot.name, role, until, why))
-    return "on its way", f"{slot.name} goes to {role}"
+    return "on its way", f"{slot.name} is switching to {role}"
 
 
 def _cap(fleet: Fleet, wish: Wish, found: Obeyed) -> None:
-    """Drain slots of training, the newest first, until the rest is under the cap: services are not stopped for it."""
+    """Drain slots that train, the newest first, until the others are below the cap. Services are never stopped for a cap."""
     here = wish.slots(fleet.slots)
     if not here or not all(slot.watts for slot in here):
         sites = " and ".join(sorted({slot.site for slot in fleet.slots}))
-        said = "nobody said what a slot takes: `tenfold fleet run --slot-watts`" if here else f"this fleet is in {sites}"
+        said = (
+            "the power of a slot is not known: start the fleet with `tenfold fleet run --slot-watts`"
+            if here
+            else f"this fleet is in {sites}"
+        )
         found.said[wish.id] = "cannot", said
         return
     chosen = {move.slot for move in found.moves}
@@ -100,7 +108,7 @@ def _cap(fleet: Fleet, wish: Wish, found: Obeyed) -> None:
         why = f"the power cap of wish {wish.id} of {wish.who}"
         found.moves.append(Lend(slot.name, DRAINED, wish.until + fleet.limits.leaving_s, why))
     busy = sum(slot.busy for slot in here)
-    said = f"{busy} slots work, with {busy * max(slot.watts for slot in here) / 1e6:.4g} MW"
+    said = f"{busy} slots are busy and draw {busy * max(slot.watts for slot in here) / 1e6:.4g} MW"
     if over > len(free):
-        said += f", {over - len(free)} too many: no service and no role that turns is stopped for a cap"
+        said += f", {over - len(free)} too many: services and switching slots are not stopped for a cap"
     found.said[wish.id] = "cannot" if over > len(free) else "on its way" if over or leaving else "done", said

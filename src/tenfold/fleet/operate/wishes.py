@@ -1,4 +1,4 @@
-"""What operators wish of a fleet, in its ledger beside the leases, and what its controller says of each. Rows are only added."""
+"""Operators' wishes in a fleet's ledger, beside the leases, and the controller's answers to them. Rows are only added."""
 
 import time
 from collections.abc import Mapping
@@ -39,14 +39,14 @@ answers = Table(
 
 
 class Wishes:
-    """The wishes of one ledger, which several processes may write. Times are by the clock on the wall, as people say them."""
+    """The wishes of one ledger, which several processes may write. Times are by the system clock, as people give them."""
 
     def __init__(self, ledger: Ledger):
-        metadata.create_all(ledger.engine)  # of a ledger from before there were wishes
+        metadata.create_all(ledger.engine)  # a ledger may have been created without these tables
         self._engine, self._last = ledger.engine, dict[int, tuple[str, str]]()
 
     def add(self, wish: Wish) -> Wish:
-        """Write a wish down; its id and `at` are given here."""
+        """Add a wish. Its id is assigned here, and `at` where it is 0. Returns the wish."""
         values = {name: getattr(wish, name) for name in ("kind", "target", "until", "role", "mw", "who", "why")}
         with self._engine.begin() as connection:
             made = connection.execute(insert(wishes).values(**values, at=wish.at or time.time()))
@@ -54,18 +54,18 @@ class Wishes:
         return self.of(number)
 
     def of(self, number: int) -> Wish:
-        """One wish with the last word on it. Raises TenfoldError where there is none of this number."""
+        """One wish with its last answer. Raises TenfoldError where there is no wish of this number."""
         found = self._read(wishes.c.id == number)
         if not found:
-            raise TenfoldError(f"There is no wish {number}: `tenfold fleet status` shows those that are open.")
+            raise TenfoldError(f"There is no wish {number}: `tenfold fleet status` lists the open wishes.")
         return found[0]
 
     def open(self, now: float) -> tuple[Wish, ...]:
-        """Those that are neither over nor withdrawn, in the order in which they came."""
+        """The wishes that have neither ended nor been withdrawn, in the order of their ids."""
         return tuple(wish for wish in self._read(wishes.c.until > now) if wish.state != WITHDRAWN)
 
     def answer(self, said: Mapping[int, tuple[str, str]], now: float) -> None:
-        """Say of wishes by their ids in which state they are and why, where that is new. What was withdrawn stays so."""
+        """Write the state of wishes by their ids, with a reason, where it has changed. A withdrawn wish stays withdrawn."""
         new = [
             {"wish": number, "at": now, "state": word[0], "said": word[1]}
             for number, word in said.items()

@@ -1,4 +1,4 @@
-"""The policy `borrow`: quotas in one cohort, as Kueue has them. Who leaves a quota idle lends it, and reclaims it by preemption."""
+"""The policy `borrow`: quotas in one cohort, as in Kueue. Idle quota is lent, and reclaimed by preemption."""
 
 from dataclasses import dataclass
 
@@ -8,10 +8,12 @@ from tenfold.fleet.pools import Pool, Size
 
 @dataclass(frozen=True)
 class Borrow:
-    """Services scale by the rate of the moment, within what they own and what jobs leave idle. Jobs borrow what services leave.
+    """Services scale with the present rate, within the nodes that they own and those that jobs leave idle. Jobs use the other
+    nodes.
 
-    `reclaimWithinCohort: Any`: a service that needs its own back preempts the jobs that began last; they lose what they did since
-    their last checkpoint. Jobs keep the size they asked for.
+    As with Kueue's `reclaimWithinCohort: Any`, a service that needs its own nodes back preempts the jobs that started last; these
+    lose their work since their last checkpoint. Jobs keep the size they asked for. `load` is the share of a node's throughput that
+    a service uses.
     """
 
     load: float = 0.9

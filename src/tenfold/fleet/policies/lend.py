@@ -1,7 +1,7 @@
-"""The policy `lend`: nodes go where the forecast says that they are needed, each loan with a date of return and a price.
+"""The policy `lend`: nodes go where the forecast needs them; each loan has a deadline, and the cheapest jobs give nodes back.
 
-Services hold what the high quantile of their demand needs until a switch would be over, and lend the rest to jobs until the
-forecast wants it back. What is given back is taken where it costs the least work, at a checkpoint written for it.
+Services hold the nodes for the high quantile of their demand until a switch would be over, and lend the others to jobs until the
+forecast needs them back. Nodes are taken back from the jobs that lose the least work by it, after a checkpoint.
 """
 
 import math
@@ -15,14 +15,14 @@ from tenfold.fleet.pools import Job, Pool, Service, Size
 
 @dataclass(frozen=True)
 class Lending:
-    """A service has nodes for the high quantile, and for the rate of the moment at a share `load` of what they answer.
+    """A service has nodes for the high quantile of its forecast, and for its present rate at a share `load` of their throughput.
 
-    It shrinks to what it needs over `hold` switches, with `gap` of a node to spare, so that nothing flaps. A loan lasts `longest_s`
-    at most.
+    It shrinks to what it needs during the next `hold` switches, with `gap` of a node to spare, so that sizes do not oscillate. A
+    loan to a service lasts `longest_s` seconds at most.
 
-    A job starts on borrowed nodes where it ends before their return, or works `pays` times as long as its switch takes. An elastic
-    job gets more nodes where that saves `pays` times what its restart costs, unless their energy costs more than they are worth; a
-    share `reserve` of the nodes is left to those that come.
+    A job starts on borrowed nodes where it finishes before they are needed back, or can run `pays` times as long as it takes to
+    save and restart. An elastic job grows where that saves at least `pays` times the time of its restart, unless a node-hour costs
+    more energy than it is worth; a share `reserve` of the pool stays free for jobs that arrive.
     """
 
     load: float = 0.9
@@ -48,30 +48,30 @@ class Lending:
         return sizes + (self._extra(now, pool, room) if pool.periodic and pool.energy_usd <= pool.worth_usd else [])
 
     def _service(self, now: float, pool: Pool, service: Service) -> Size | None:
-        """What the service should hold where that is not what it does."""
+        """The size that the service should have; None where it need not change."""
         rising = service.highest(pool.switch_s, self.load)
         if (needs := service.needs(rising)) > service.nodes:
-            why = f"nodes for {rising:.4g} requests/s are needed, and there are {service.nodes} x {service.per_node:.4g}"
+            why = f"nodes for {rising:.4g} requests/s are needed, and it has {service.nodes} x {service.per_node:.4g}"
             return Size(service.name, needs, self._until(now, pool, service), why)
         if not pool.periodic:
             return None
         if service.until is not None and service.until <= now + 2 * pool.switch_s and needs > service.own:
-            return Size(service.name, service.nodes, self._until(now, pool, service), "it is needed longer")
+            return Size(service.name, service.nodes, self._until(now, pool, service), "the loan is needed longer")
         settled = service.highest(self.hold * pool.switch_s, self.load)
         keeps = max(service.least, math.ceil(settled / service.per_node + self.gap / self.load + 1e-9))
         if keeps < service.nodes:
-            return Size(service.name, keeps, None, f"{settled:.4g} requests/s need it no more")
+            return Size(service.name, keeps, None, f"{settled:.4g} requests/s need no more nodes")
         return None
 
     def _until(self, now: float, pool: Pool, service: Service) -> float:
-        """When the demand is expected to need no more than the service holds, with the time to come and to leave."""
+        """The deadline of a loan: when the forecast no longer exceeds the service's present nodes, plus the time to leave."""
         enough = (service.nodes - self.gap / self.load) * service.per_node
         over = [i for i, rate in enumerate(service.high) if rate > enough]
         needed = max(2 * pool.switch_s, service.bin_s * (max(over, default=0) + 1) - service.into_s)
         return now + min(self.longest_s, math.ceil(needed + pool.leave_s))
 
     def _start(self, now: float, pool: Pool, room: int) -> list[Size]:
-        """Start jobs, shortest first; where none fits, take what elastic jobs have beyond their least."""
+        """Start waiting jobs, the shortest first. Where none fits, shrink elastic jobs to make room for the shortest."""
         peaks = _Peaks(pool)
 
         def fits(job: Job) -> bool:
@@ -81,13 +81,13 @@ class Lending:
         started = start(sorted(small, key=lambda job: job.left_s(now)), room, fits)
         elastic = sum(job.nodes - job.least for job in pool.running.values())
         first = min(pool.waiting, key=lambda job: job.left_s(now))
-        short = first.least - room - pool.leaving  # those that leave are on their way to it
+        short = first.least - room - pool.leaving  # nodes that are being released will be free for it
         if started or not 0 < short <= elastic:
             return started
         return shrink(pool.running.values(), short, "a job waits")[0]
 
     def _extra(self, now: float, pool: Pool, room: int) -> list[Size]:
-        """Give what nobody waits for to the elastic jobs that it saves most time."""
+        """Give free nodes to the elastic jobs whose time they shorten most."""
         peaks, room = _Peaks(pool), room - math.ceil(self.reserve * pool.nodes)
         sizes: list[Size] = []
         jobs = [job for job in pool.running.values() if job.nodes < job.most and now >= job.begins]
@@ -96,19 +96,19 @@ class Lending:
             if more <= 0 or now < job.begins + again or peaks.lasts(room - more) < again:
                 continue
             if left / job.speed(job.nodes) - left / job.speed(job.nodes + more) > again:
-                sizes.append(Size(job.name, job.nodes + more, None, "nobody waits for them"))
+                sizes.append(Size(job.name, job.nodes + more, None, "no job waits for these nodes"))
                 room -= more
         return sizes
 
 
 def _price(now: float, job: Job) -> float:
-    """Node-seconds that are lost when the job is stopped at a checkpoint written for it: a job that starts loses its start."""
+    """Node-seconds that are lost when the job writes a checkpoint and stops; a job that is still starting also loses its start."""
     starting = job.begins - now if now < job.begins else 0.0
     return job.least * (job.save_s + job.restart_s + starting)
 
 
 class _Peaks:
-    """How many nodes services will want beyond those that they hold, at most until each bin of the forecast."""
+    """For each bin of the forecast, the most nodes that services will need until then beyond those that they have."""
 
     def __init__(self, pool: Pool):
         wanted = [np.maximum(0, np.ceil(np.asarray(s.high) / s.per_node - 1e-9) - s.nodes) for s in pool.services if len(s.high)]
@@ -117,6 +117,6 @@ class _Peaks:
         self._bin_s, self._into_s = (pool.services[0].bin_s, pool.services[0].into_s) if pool.services else (1.0, 0.0)
 
     def lasts(self, spare: int) -> float:
-        """The seconds in which they want no more than `spare` nodes."""
+        """The seconds during which they need no more than `spare` nodes."""
         index = int(np.searchsorted(self._most, spare, side="right"))
         return math.inf if index == len(self._most) else max(0.0, index * self._bin_s - self._into_s)

@@ -1,4 +1,4 @@
-"""The policy `lyra`: loans of idle servers to training, and elastic jobs, as in Lyra and Aryl (arXiv 2202.07896)."""
+"""The policy `lyra`: idle servers are lent to training, and jobs are elastic, as in Lyra/Aryl (arXiv 2202.07896)."""
 
 import math
 from dataclasses import dataclass
@@ -11,15 +11,16 @@ from tenfold.fleet.pools import Job, Pool, Size
 
 @dataclass(frozen=True)
 class Lyra:
-    """Services return nodes that the next minutes will not need, and reclaim them when their rate rises: first the workers that
-    elastic jobs have beyond their least, then whole jobs, those first that cost the least to preempt (greedy).
+    """Services release nodes that the next minutes will not need, and reclaim them when their rate rises: first the nodes that
+    elastic jobs have beyond their least, then whole jobs, in the order of the cost of preempting them (greedy).
 
-    Jobs start shortest first. The workers beyond the least are a multiple-choice knapsack: for each elastic job one size, so that
-    the sum of the reductions of completion time is the largest. A job that is preempted loses what it did since its checkpoint.
+    Jobs start shortest first. Free nodes are divided among elastic jobs as a multiple-choice knapsack: one size for each job, with
+    the largest sum of reductions of completion time. A preempted job loses its work since its last checkpoint. `load` is the share
+    of a node's throughput that a service uses.
     """
 
     load: float = 0.9
-    units: int = 200  # the knapsack's grain
+    units: int = 200  # into which the knapsack divides the free nodes, at most
 
     def decide(self, now: float, pool: Pool) -> list[Size]:
         sizes = now_needed(pool, self.load, foreseen=True)
@@ -37,7 +38,7 @@ class Lyra:
         return sizes + started
 
     def _extra(self, now: float, running: list[Job], room: int) -> list[Size]:
-        """Sizes of the elastic jobs by the knapsack, with the workers that they have and those that are free."""
+        """Larger sizes of elastic jobs, by the knapsack over `room` free nodes."""
         jobs = [job for job in running if job.nodes < job.most and now >= job.begins]
         unit = max(1, math.ceil(room / self.units))
         bins = room // unit
@@ -59,10 +60,10 @@ class Lyra:
             n = choices[pick[at]]
             at -= math.ceil(n / unit)
             if n:
-                sizes.append(Size(job.name, job.nodes + n, None, "the knapsack's choice"))
+                sizes.append(Size(job.name, job.nodes + n, None, "chosen by the knapsack"))
         return sizes
 
 
 def _steps(most: int) -> list[int]:
-    """At most a dozen sizes from 1 to `most`."""
+    """At most a dozen numbers from 1 to `most`, evenly spaced."""
     return sorted({round(x) for x in np.linspace(1, most, min(most, 12))}) if most > 0 else []

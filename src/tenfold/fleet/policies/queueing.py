@@ -1,4 +1,4 @@
-"""What policies share: which jobs start, which give nodes back, and what services need at this moment."""
+"""Functions that the policies share: start jobs, take nodes back from jobs, and size services by the present rate."""
 
 from collections.abc import Callable, Iterable
 
@@ -6,20 +6,20 @@ from tenfold.fleet.pools import Job, Pool, Size
 
 
 def start(waiting: Iterable[Job], room: int, fits: Callable[[Job], bool] | None = None) -> list[Size]:
-    """Start the jobs in their order, leaving out those that do not fit, as Kueue's BestEffortFIFO does."""
+    """Start waiting jobs in their order at their least size, skipping those that do not fit, as Kueue's BestEffortFIFO does."""
     sizes: list[Size] = []
     for job in waiting:
         if room <= 0:
             break
         if job.least <= room and (fits is None or fits(job)):
-            sizes.append(Size(job.name, job.least, None, "its turn"))
+            sizes.append(Size(job.name, job.least, None, "its turn to start"))
             room -= job.least
     return sizes
 
 
 def stop(jobs: Iterable[Job], need: int, price: Callable[[Job], float], save: bool, why: str) -> list[Size]:
-    """Stop jobs, all at their least size, until `need` nodes are free: those first whose price for each node is the least, and of
-    equal ones the last in `jobs`."""
+    """Stop jobs until `need` nodes are free, counting each at its least size: in the order of their price per node, and of equal
+    prices the last in `jobs` first. With `save` they write a checkpoint."""
     chosen: list[Job] = []
     freed = 0
     for job in sorted(reversed(list(jobs)), key=lambda job: price(job) / job.least):
@@ -27,7 +27,7 @@ def stop(jobs: Iterable[Job], need: int, price: Callable[[Job], float], save: bo
             break
         chosen.append(job)
         freed += job.least
-    for job in list(chosen):  # one may be needless since a larger one was chosen
+    for job in list(chosen):  # a job that was chosen early may be unnecessary once a larger one is chosen
         if freed - job.least >= need:
             chosen.remove(job)
             freed -= job.least
@@ -35,8 +35,10 @@ def stop(jobs: Iterable[Job], need: int, price: Callable[[Job], float], save: bo
 
 
 def shrink(jobs: Iterable[Job], need: int, why: str) -> tuple[list[Size], int]:
-    """Take the nodes beyond their least from elastic jobs, and how many that frees. Those come first whose restart costs the least
-    for each node that is needed of them."""
+    """Shrink elastic jobs towards their least size until `need` nodes are free; returns the sizes and the number of nodes freed.
+
+    The jobs are taken in the order of their restart's cost for each node that is needed of them.
+    """
     sizes: list[Size] = []
     freed = 0
     elastic = [job for job in jobs if job.nodes > job.least]
@@ -50,7 +52,7 @@ def shrink(jobs: Iterable[Job], need: int, why: str) -> tuple[list[Size], int]:
 
 
 def reclaim(jobs: Iterable[Job], need: int, price: Callable[[Job], float], save: bool, why: str) -> list[Size]:
-    """Free `need` nodes: first those that elastic jobs have beyond their least, then those of whole jobs by their price."""
+    """Free `need` nodes: first shrink elastic jobs to their least size, then stop whole jobs in the order of their price."""
     if need <= 0:
         return []
     jobs = list(jobs)
@@ -63,8 +65,8 @@ def reclaim(jobs: Iterable[Job], need: int, price: Callable[[Job], float], save:
 
 
 def now_needed(pool: Pool, load: float, foreseen: bool = False) -> list[Size]:
-    """Each service by the rate that comes at this moment, or is foreseen in the next bin: up at once, down by more than a
-    node and at periodic looks."""
+    """The sizes of services for the present rate or, with `foreseen`, the larger of it and the forecast medians of this and the
+    next bin. They grow at once; they shrink only at periodic calls, and only by more than one node."""
     sizes = []
     for service in pool.services:
         rate = max(service.rate, *service.middle[:2]) if foreseen and len(service.middle) else service.rate
@@ -75,6 +77,6 @@ def now_needed(pool: Pool, load: float, foreseen: bool = False) -> list[Size]:
 
 
 def grown(pool: Pool, sizes: list[Size]) -> int:
-    """How many more nodes the services hold after `sizes`."""
+    """How many more nodes the services have after `sizes`."""
     held = {service.name: service.nodes for service in pool.services}
     return sum(size.nodes - held[size.holder] for size in sizes)

@@ -1,4 +1,4 @@
-"""The policy `static`: services keep the nodes they own, and jobs start in order on the others. Nothing is lent."""
+"""The policy `static`: services keep the nodes that they own, and jobs start in order on the others. Nothing is lent."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from tenfold.fleet.pools import Pool, Size
 
 @dataclass(frozen=True)
 class Static:
-    """A job has its least size, as it was asked for."""
+    """Jobs get their least size, the one that they asked for."""
 
     def decide(self, now: float, pool: Pool) -> list[Size]:
         sizes = [Size(s.name, s.own, None, "its own") for s in pool.services if s.nodes != s.own]

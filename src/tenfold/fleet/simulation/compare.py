@@ -1,4 +1,4 @@
-"""Policies beside each other on one fleet file, seed by seed."""
+"""Compares policies on one fleet file, with the same seeds for each."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from tenfold.spec.plugins import load
 
 @dataclass
 class Comparison:
-    """By policy: each seed's figures, and the first seed's run."""
+    """By policy: the figures of each seed (`runs`), and the outcome of the first seed (`first`)."""
 
     runs: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     first: dict[str, Outcome] = field(default_factory=dict)
@@ -26,7 +26,7 @@ class Comparison:
 
 
 def compare(setup: Setup, policies: Sequence[str], seeds: int, say: Callable[[str], None] = lambda text: None) -> Comparison:
-    """Simulate each policy with each seed. Raises TenfoldError for a policy that there is not."""
+    """Simulate each policy with each seed; `say` gets a line for each run. Raises TenfoldError for an unknown policy."""
     chosen = {name: load("policies", name) for name in policies}
     table, found = setup.file.simulation, Comparison()
     for name, policy in chosen.items():
@@ -40,9 +40,9 @@ def compare(setup: Setup, policies: Sequence[str], seeds: int, say: Callable[[st
 
 
 def with_own(setup: Setup, share: float) -> Setup:
-    """The same fleet with every service owning `share` of the nodes that its busiest bin needs: one fixed split.
+    """The same fleet, in which every service owns `share` of the nodes that its busiest bin needs: another fixed split.
 
-    The work that comes stays that of the fleet as it was.
+    The jobs stay those of the original split.
     """
     services = {}
     for name, known in setup.services.items():
@@ -52,7 +52,8 @@ def with_own(setup: Setup, share: float) -> Setup:
 
 
 def best_static(setup: Setup, seeds: int, missed: float, shares: Sequence[float]) -> tuple[float, list[dict[str, float]]]:
-    """The best fixed split in hindsight: of those that miss no more than `missed`, the one with the shortest completion."""
+    """The best fixed split in hindsight, and its figures: of `shares` that miss at most the share `missed` of requests, the one
+    with the shortest completion time; where none does, the largest share."""
     tried = {share: compare(with_own(setup, share), ["static"], seeds).runs["static"] for share in shares}
 
     def mean(share: float, key: str) -> float:

@@ -11,9 +11,9 @@ VERSION, SUFFIX = 1, ".simulation.json"
 
 
 def document(title: str, means: Mapping[str, Mapping[str, Any]], out: Mapping[str, Outcome]) -> dict[str, Any]:
-    """By policy: the means of its figures over seeds, and one run's busiest day, as columns of samples and as moves.
+    """For each policy: its figures' means over seeds, and the busiest day of one run, as columns of samples and as moves.
 
-    `day_begins_s` are seconds from the start of the simulation to that day; `at_h` and `at_s` are from the same start.
+    `day_begins_s` is the beginning of that day; it, `at_h` and `at_s` are counted from the start of the simulation.
     """
     days = {
         name: {
@@ -27,5 +27,5 @@ def document(title: str, means: Mapping[str, Mapping[str, Any]], out: Mapping[st
 
 
 def read_simulation(path: Path) -> dict[str, Any]:
-    """A written document. Raises TenfoldError where it is missing, damaged, or of another version."""
+    """Read a document. Raises TenfoldError where it is missing, damaged, or of another version."""
     return read_document(path, VERSION, "write it again by `tenfold fleet simulate --out`")

@@ -1,4 +1,4 @@
-"""What a simulated pool uses and misses, added up whenever something changes."""
+"""Meters of a simulated pool: node-seconds, energy and missed requests, added up at every change."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,8 @@ from tenfold.fleet.setup import HOUR_S, PoolFacts, SiteFacts
 
 @dataclass(slots=True)
 class Serving:
-    """A service in a world: nodes that answer and that start, starts that were called off, requests that came and were missed."""
+    """A service in the simulation: its nodes that answer (`ready`) and that start, cancelled starts, and the requests that
+    arrived and that were missed."""
 
     service: Service
     ready: int = 0
@@ -16,12 +17,11 @@ class Serving:
     called_off: int = 0
     asked: float = 0.0
     missed: float = 0.0
-    worst: float = 0.0
 
 
 @dataclass(slots=True)
 class Meter:
-    """Node-seconds by role in the hour and in all; energy, money, carbon and water from them."""
+    """Node-seconds of a pool by use, and the energy, money, carbon and water that follow from them."""
 
     facts: PoolFacts
     site: SiteFacts
@@ -42,7 +42,7 @@ class Meter:
     _before: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     def advance(self, now: float) -> None:
-        """Add what was used since the last change."""
+        """Add the use since the last change."""
         seconds = now - self.last
         if seconds <= 0:
             return
@@ -56,19 +56,18 @@ class Meter:
             serving.asked += rate * seconds
             if rate > can:
                 serving.missed += (rate - can) * seconds
-                serving.worst = max(serving.worst, 1 - can / rate)
             self.held_s += seconds * service.nodes
             self.answering_s += seconds * min(rate, can) / service.per_node
 
     def watts(self) -> float:
-        """Of the pool at this moment, those that serve at full power."""
+        """The present power of the pool; nodes of services count at full power."""
         facts, pool = self.facts, self.pool
         return (pool.nodes + self.down) * facts.idle_w + (pool.training + pool.serving + pool.leaving) * (
             facts.busy_w - facts.idle_w
         )
 
     def settle(self, now: float) -> None:
-        """Pay for what was used since the last time, at the hour's price. An advance comes before."""
+        """Account for the energy used since the last call, at the price of the hour of `now`. Call `advance` before."""
         used = (self.training_s, self.answering_s, self.all_s)
         training, answering, whole = (a - b for a, b in zip(used, self._before, strict=True))
         self._before = used

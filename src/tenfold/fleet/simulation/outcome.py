@@ -1,4 +1,4 @@
-"""What comes of one simulation, and what may be recorded in place of what is drawn."""
+"""The outcome of one simulation, and recorded events that replace drawn ones."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -13,9 +13,11 @@ from tenfold.fleet.traces import BIN_S
 
 @dataclass
 class Outcome:
-    """What came of one simulation: jobs as (came, began or None, ended or None, nodes), lost node-seconds by cause, the meters,
-    the highest watts of all pools together at a tick, a row for every sample, and the moves of the busiest day, which begins at
-    `busiest_s`."""
+    """The outcome of one simulation.
+
+    `jobs` are (arrival, first start or None, end or None, nodes), `lost_s` lost node-seconds by cause, `peak_w` the highest power
+    of all pools together at a tick, `series` the samples, and `busiest` the moves of the busiest day, which begins at `busiest_s`.
+    """
 
     jobs: list[tuple[float, float | None, float | None, int]] = field(default_factory=list)
     lost_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("policy", "failures"), 0.0))
@@ -29,7 +31,7 @@ class Outcome:
     busiest: list["Moved"] = field(default_factory=list)
 
     def keep(self, move: "Moved") -> None:
-        """Keep a move that changed something on the busiest day."""
+        """Keep a move if it changed a size on the busiest day."""
         if move.had != move.nodes and 0 <= move.at_s - self.busiest_s <= DAY_S:
             self.busiest.append(move)
 
@@ -39,8 +41,8 @@ class Outcome:
 
 
 class Row(NamedTuple):
-    """All pools at a moment: nodes by what they do, those that are up or `down`, requests/s with the forecast that was made for the
-    next hour and what the nodes `can` answer, watts under their cap."""
+    """A sample of all pools together: nodes by what they do, nodes that are up and `down`, the rate in requests/s, the forecast for
+    one hour ahead (`middle`, `high`), the rate that the nodes `can` answer, the power and its cap."""
 
     at_h: float
     training: int
@@ -58,7 +60,7 @@ class Row(NamedTuple):
 
 
 class Moved(NamedTuple):
-    """Nodes of a pool that `holder` had and has now, of a loan until when, and why."""
+    """A move: the nodes that `holder` had and has from then on, the deadline of a loan, and the reason."""
 
     at_s: float
     pool: str
@@ -70,15 +72,15 @@ class Moved(NamedTuple):
 
 
 class Recorded(NamedTuple):
-    """What came in place of what is drawn: jobs with their table's names, in their order, and nodes of pools that failed: when,
-    who held it and, after so many seconds, it was back."""
+    """Recorded events that replace drawn ones: jobs as (name of their table, job) in the order of arrival, and failures of nodes as
+    (time, pool, holder, seconds until the node was back)."""
 
     work: list[tuple[str, Job]]
     failures: list[tuple[float, str, str, float]]
 
 
 def busiest_day_s(setup: Setup) -> float:
-    """When the day begins whose demand has the highest peak."""
+    """The beginning of the day with the highest demand, in seconds."""
     bins = np.arange(0, setup.file.simulation.days * DAY_S, BIN_S)
     rates = [sum(service.at(at) for service in setup.services.values()) for at in bins]
     return DAY_S * (bins[int(np.argmax(rates))] // DAY_S)

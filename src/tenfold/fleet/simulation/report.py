@@ -1,4 +1,4 @@
-"""A page about a simulated fleet: policies beside each other, and a day as a picture."""
+"""An HTML page about a simulated fleet: a table that compares policies, and pictures of the busiest day."""
 
 from collections.abc import Mapping
 from importlib import resources
@@ -21,14 +21,14 @@ NAMES = ("training", "answering", "starting", "saving", "idle", "down")
 
 
 def draw_day(out: Outcome) -> str:
-    """Demand and forecast, machines by role, and power under its cap, hour by hour of the busiest day."""
+    """An SVG of the busiest day: demand and forecast, nodes by role, and power with its cap."""
     rows = np.array(out.day())
     at, training, ready, starting, saving, nodes, down, rate, middle, high, can, watts, cap = rows.T
     figure, (above, mid, below) = plt.subplots(
         3, 1, figsize=(9, 7), sharex=True, height_ratios=[2, 3, 1.6], constrained_layout=True
     )
-    above.fill_between(at, middle, high, color=ACCENT, alpha=0.15, lw=0, label="forecast an hour ahead, middle to high")
-    above.plot(at, can, color=QUIET, lw=1, label="what the nodes answer within the bounds")
+    above.fill_between(at, middle, high, color=ACCENT, alpha=0.15, lw=0, label="forecast for an hour ahead, median to 90 %")
+    above.plot(at, can, color=QUIET, lw=1, label="throughput of the nodes within the latency bounds")
     above.plot(at, rate, color=INK, lw=1.4, label="requests/s")
     idle = np.maximum(0, nodes - training - ready - starting - saving)
     colours = [COLOURS[0], COLOURS[1], COLOURS[8], COLOURS[2], "#e2e8f0", COLOURS[4]]
@@ -50,7 +50,7 @@ def _plain(axes: Axes) -> None:
 
 
 def html(title: str, found: Mapping[str, Mapping[str, Any]], out: Mapping[str, Outcome]) -> str:
-    """The page. `found` are the figures over seeds by policy, the first of them ours; `out` one run of each to draw."""
+    """The page. `found` has the figures over seeds by policy, and `out` one outcome of each policy to draw."""
     template = resources.files("tenfold.fleet.simulation").joinpath("report.html.jinja").read_text()
     page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template)
     names = list(found)
@@ -65,7 +65,7 @@ def html(title: str, found: Mapping[str, Mapping[str, Any]], out: Mapping[str, O
 
 
 def said(figure: Mapping[str, float]) -> str:
-    """A mean and half of its interval, three digits."""
+    """A mean ± half of its interval, with three digits."""
     half = (figure["high"] - figure["low"]) / 2
     return f"{_digits(figure['mean'])}{f' ± {_digits(half)}' if half else ''}"
 

@@ -1,4 +1,4 @@
-"""The figures of simulations: one run's, and means with intervals over seeds beside those of other policies."""
+"""The figures of a simulation, their means with intervals over seeds, and ratios between policies."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,7 +22,8 @@ WORDS = {
 
 
 def figures(out: Outcome, days: float) -> dict[str, float]:
-    """One run's. A job that never began waited until the end; one that did not end has no completion time."""
+    """The figures of one simulation of so many days. A job that never started waited until the end; an unfinished job has no
+    completion time."""
     meters, end_s = list(out.meters.values()), days * DAY_S
     queued = np.array([(begun if begun is not None else end_s) - came for came, begun, _, _ in out.jobs] or [0.0])
     completed = np.array([ended - came for came, _, ended, _ in out.jobs if ended is not None] or [0.0])
@@ -46,7 +47,7 @@ def figures(out: Outcome, days: float) -> dict[str, float]:
 
 
 def over_seeds(runs: Sequence[dict[str, float]]) -> dict[str, Any]:
-    """Each figure's mean and, of several runs, its 95 % interval (Student's t)."""
+    """Each figure's mean over the runs and its 95 % interval (Student's t); with a single run the interval is the mean."""
     found: dict[str, Any] = {}
     for key in runs[0]:
         values = np.array([run[key] for run in runs], float)
@@ -56,7 +57,7 @@ def over_seeds(runs: Sequence[dict[str, float]]) -> dict[str, Any]:
 
 
 def ratios(ours: Sequence[dict[str, float]], theirs: Sequence[dict[str, float]]) -> dict[str, float]:
-    """How many times better ours are, seed by seed: theirs over ours, and the ratio of usage the other way."""
+    """Geometric means over seeds of theirs / ours, and of ours / theirs for usage: above 1, ours is better."""
 
     def mean(key: str, turned: bool = False) -> float:
         pairs = [(a[key], b[key]) if turned else (b[key], a[key]) for a, b in zip(ours, theirs, strict=True)]

@@ -1,7 +1,7 @@
-"""A fleet simulated event by event: jobs come, work and end, services follow their demand, nodes fail, a policy chooses sizes.
+"""A discrete-event simulation of a fleet: jobs arrive, run and end, services follow their demand, nodes fail, a policy sets sizes.
 
-Deterministic for a seed. Nothing is drawn but jobs, failures and the errors of guesses, each from a stream of its own, so that
-every policy meets the same work and the same demand.
+It is deterministic for a seed. Jobs, failures and the errors of owners' estimates are drawn from random streams of their own, so
+that every policy has the same work and demand.
 """
 
 import heapq
@@ -19,7 +19,7 @@ from tenfold.fleet.site_pools import open_pool, over_cap, over_due, show_demand,
 
 
 class Simulation:
-    """One run. `sample_s` is the distance of the rows of the series. Jobs and failures are drawn, unless they were `recorded`."""
+    """One simulation. A sample is kept every `sample_s` seconds. Jobs and failures are drawn, unless `recorded` has them."""
 
     def __init__(
         self, setup: Setup, policy: Policy, seed: int = 0, sample_s: float = 600.0, recorded: Recorded | None = None
@@ -30,12 +30,12 @@ class Simulation:
         self._order, self.out = itertools.count(), Outcome(busiest_s=busiest_day_s(setup))
         self._draw = np.random.default_rng([seed, 1])
         self._pools = {name: self._open(facts) for name, facts in setup.pools.items()}
-        self._queued = dict.fromkeys(self._pools, 0.0)  # node-seconds that wait
+        self._queued = dict.fromkeys(self._pools, 0.0)  # node-seconds of waiting jobs
         self._recorded, self._next, self._ended = recorded, 0, 0
         self._work = recorded.work if recorded else draw_work(setup, seed)
 
     def run(self) -> Outcome:
-        """Until the end of the time, and of the jobs where they may drain."""
+        """Simulate `days`, and then up to `drain_days` until all jobs have ended."""
         for when, pool, holder, back_s in self._recorded.failures if self._recorded else ():
             self._at(when, self._lose, self.out.meters[pool], holder, back_s)
         for meter in () if self._recorded else self.out.meters.values():
@@ -68,7 +68,7 @@ class Simulation:
         return pool
 
     def _tick(self, now: float) -> None:
-        """Pay, move the demand on, let the policy look, keep the cap, write a row."""
+        """A periodic tick: account for energy, update demand and power, call the policy, enforce the cap, keep a sample."""
         if now + self._table.tick_s <= self._end + self._table.drain_days * DAY_S:
             self._at(now + self._table.tick_s, self._tick)
         if now <= self._end:
@@ -90,7 +90,7 @@ class Simulation:
             self._row(now)
 
     def _keep_cap(self, now: float, meter: Meter) -> None:
-        """Stop jobs where a cap came down and the policy gave nothing back."""
+        """Stop jobs where the power cap fell and the policy did not release enough nodes."""
         pool = meter.pool
         for size in over_cap(pool):
             self._size_job(now, meter, pool.running[size.holder], size)
@@ -98,7 +98,7 @@ class Simulation:
             meter.over_cap_s += self._table.tick_s
 
     def _decide(self, now: float, meter: Meter) -> None:
-        """Ask the policy, and carry out what may be."""
+        """Call the policy, and carry out its sizes as far as possible."""
         pool = meter.pool
         waiting: dict[str, Job] | None = None
         for size in self._policy.decide(now, pool):
@@ -144,7 +144,7 @@ class Simulation:
         self.out.stops += not resized.nodes
 
     def _goes_on(self, meter: Meter, job: Job) -> None:
-        """It will end in its time where it has nodes, and is in the line where it has none."""
+        """Schedule the job's end where it has nodes, or count it as waiting where it has none."""
         if job.nodes:
             self._at(job.begins + job.work_s / job.speed(job.nodes), self._finish, meter, job, job.version)
         else:
@@ -165,7 +165,7 @@ class Simulation:
 
     def _finish(self, now: float, meter: Meter, job: Job, version: int) -> None:
         if job.version != version:
-            self.out.events -= 1  # it was moved since
+            self.out.events -= 1  # the job was resized since, so that this event is obsolete
             return
         meter.advance(min(now, self._end))
         self.out.keep(Moved(now, meter.pool.name, job.name, job.nodes, 0, None, "it has ended"))
@@ -190,7 +190,7 @@ class Simulation:
         return DAY_S / max(1e-9, meter.pool.nodes * meter.facts.per_day)
 
     def _fail(self, now: float, meter: Meter) -> None:
-        """Some node of the pool fails."""
+        """A random node of the pool fails."""
         pool, facts = meter.pool, meter.facts
         self._at(now + self._draw.exponential(self._failure_s(meter)), self._fail, meter)
         at = self._draw.random() * pool.nodes
@@ -204,7 +204,7 @@ class Simulation:
         return self._lose(now, meter, "", back_s)
 
     def _lose(self, now: float, meter: Meter, holder: str, back_s: float) -> None:
-        """A node fails and is back after a repair, or at once: whoever holds it loses it."""
+        """A node of `holder` fails. It is back after a repair of `back_s` seconds, or at once where that is 0."""
         pool = meter.pool
         meter.advance(min(now, self._end))
         if back_s:
@@ -222,7 +222,7 @@ class Simulation:
         return None
 
     def _hit(self, now: float, meter: Meter, job: Job) -> None:
-        """A job loses what it did since its checkpoint, and goes on: with another node, with fewer, or from the line."""
+        """A job loses its work since its last checkpoint. It continues with another node or with fewer, or waits in the queue."""
         had = job.nodes
         self.out.lost_s["failures"] += meter.pool.hit(now, job, self._setup.recovery["detection_s"])
         self.out.keep(Moved(now, meter.pool.name, job.name, had, job.nodes, job.until, "a node failed"))

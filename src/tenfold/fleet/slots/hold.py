@@ -1,8 +1,8 @@
-"""A worker's hold on its slot: a lock of the kernel's, which ends with its process, so that a slot never has two.
+"""The lock by which a worker holds its slot. The kernel releases it when the process ends, so a slot never has two workers.
 
-A worker that stays when its lease is over (`stay`) sleeps without the lock, and takes it before it wakes up. A borrower ends
-itself at its deadline, though nobody tells it to. One that cannot, because it is stopped, is ended by the worker that waits for the
-slot; so is an owner's worker whose controller is gone, if it has not left by then.
+A worker that stays in memory after its lease (`stay`) sleeps without the lock, and takes it again before it wakes up. A borrower
+kills itself at its deadline, even if nobody tells it to. Where it cannot, because it is stopped (SIGSTOP), the worker that waits
+for the slot kills it. That one also kills an owner's worker whose controller is gone, if it has not left after `ORPHAN_S` seconds.
 """
 
 import fcntl
@@ -22,33 +22,36 @@ import psutil
 
 from tenfold.spec.errors import TenfoldError
 
-SURE_S = 2.0  # a record that stands so long while the slot is held is the holder's
-ORPHAN_S = 60.0  # in which a worker whose controller is gone saves and leaves
+SURE_S = 2.0  # after so long without a change, the record in the lock file is that of the present holder
+ORPHAN_S = 60.0  # the time that a worker whose controller is gone has to save and leave
 
 
 def hold(lock: Path, end: float | None, work: Callable[..., Any], *arguments: Any) -> Any:
-    """Work while holding the slot, until `end` at most: a time of this machine's monotonic clock, which no one sets."""
+    """Call `work` while holding the slot, until `end` at the latest, a time of the monotonic clock at which the process is killed.
+
+    Returns what `work` returns, or None where the slot was free only after `end`.
+    """
     with lock.open("a+") as stream:
         return work(*arguments) if _Slot(stream).take(end) else None
 
 
 class Sleeper(Protocol):
-    """Work that another thread can put to sleep and wake up. Both raise OSError or TenfoldError where that cannot be."""
+    """Work that another thread can put to sleep and wake up. Both methods raise OSError or TenfoldError where that fails."""
 
     def sleep(self) -> None:
-        """Return when nothing is computed, what must not be lost is on disk, and what can be had again is freed."""
+        """Return when the work has paused, its state is on disk, and memory that can be filled again is freed."""
         ...
 
     def wake_up(self) -> None:
-        """Go on."""
+        """Continue the work."""
         ...
 
 
 def stay(lock: Path, end: float | None, orders: Connection, sleeper: Sleeper, work: Callable[..., Any], *arguments: Any) -> Any:
-    """Work as by `hold`; but sleep and wake up as the controller orders, and hold the slot only while awake.
+    """Like `hold`, but the worker sleeps and wakes up at the controller's orders, and holds the slot only while it is awake.
 
-    `orders` are ("wake_up", end), and ("sleep", None), which is answered by the bytes of memory that are kept, or by None where it
-    cannot sleep. One that cannot wake up ends.
+    Orders are ("wake_up", end) and ("sleep", None). A sleep order is answered with the bytes of memory that the worker keeps, or
+    with None where it cannot sleep. A worker that cannot wake up kills itself.
     """
     with lock.open("a+") as stream:
         slot = _Slot(stream)
@@ -59,7 +62,7 @@ def stay(lock: Path, end: float | None, orders: Connection, sleeper: Sleeper, wo
 
 
 def _obey(slot: "_Slot", orders: Connection, sleeper: Sleeper) -> None:
-    with suppress(EOFError, OSError):  # the controller is gone, and so is this process soon
+    with suppress(EOFError, OSError):  # the controller is gone, and this process ends soon
         while True:
             order, end = orders.recv()
             if order == "sleep":
@@ -83,7 +86,7 @@ def _fall_asleep(slot: "_Slot", sleeper: Sleeper) -> int | None:
 
 
 def _memory_bytes(process: psutil.Process) -> int:
-    """Resident memory; what is shared with other processes is divided among them where the system says it."""
+    """Resident memory. Shared memory is divided among the processes that share it, where the system reports that (PSS)."""
     with suppress(psutil.NoSuchProcess):
         memory = process.memory_full_info()
         return int(getattr(memory, "pss", memory.rss))
@@ -91,13 +94,13 @@ def _memory_bytes(process: psutil.Process) -> int:
 
 
 class _Slot:
-    """The lock of a slot in its file, as this process takes and leaves it."""
+    """A slot's lock file, as this process locks and unlocks it."""
 
     def __init__(self, stream: TextIO):
         self._stream, self._last = stream, threading.Timer(0.0, int)
 
     def take(self, end: float | None) -> bool:
-        """Wait for the slot; this process is ended at `end`. False where that is over."""
+        """Wait for the slot; at `end` this process group is killed. False where `end` has passed already."""
         _take(self._stream, end)
         if end is None:
             return True
@@ -113,14 +116,14 @@ class _Slot:
 
 
 def _take(stream: TextIO, end: float | None) -> None:
-    """Wait for the slot of a lock's file, and end its holder where that may hold it no longer; then write down who has it."""
+    """Wait for the lock, killing a holder that has no right to it any more; then record this process as the holder."""
     since, seen, began = time.monotonic(), "", time.monotonic()
     while not _locked(stream):
         stream.seek(0)
         now, record = time.monotonic(), stream.read()
         if record != seen:
             seen, since = record, now
-        elif now - since > SURE_S and (group := _outlawed(record, now - began)):
+        elif now - since > SURE_S and (group := _expired(record, now - began)):
             with suppress(ProcessLookupError):
                 os.killpg(group, signal.SIGKILL)
         time.sleep(0.05)
@@ -138,8 +141,8 @@ def _locked(stream: TextIO) -> bool:
     return True
 
 
-def _outlawed(record: str, waited_s: float) -> int | None:
-    """The process group of a holder whose deadline is over, or whose controller is gone and that had the time to leave."""
+def _expired(record: str, waited_s: float) -> int | None:
+    """The process group of a holder whose deadline has passed, or whose controller is gone and that had the time to leave."""
     try:
         holder = json.loads(record)
     except ValueError:

@@ -1,4 +1,4 @@
-"""The fleet of this machine with two slots, one of chat and one of training: opened, waited for, and let go on."""
+"""The fleet of this machine with two slots, one owned by chat and one by training: open it, wait for it and run it."""
 
 import sysconfig
 import time
@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # PyTorch
     from tenfold.fleet.slots.roles import Role
 
 OWNERS = {"slot-1": "chat", "slot-2": "train"}
-CONTEXT = 2048  # has room for the longest answer, beyond the rows that are trained
+CONTEXT = 2048  # longer than the training sequences, so that the longest answer fits
 Say = Callable[[str], None]
 
 
@@ -36,7 +36,7 @@ class Live(NamedTuple):
 
 @contextmanager
 def live(folder: Path, roles: "dict[str, Role]") -> Iterator[Live]:
-    """The fleet of the ledger in `folder`, no slot of which is open yet. At the end every role saves and leaves."""
+    """Open the fleet of the ledger in `folder`; its slots are to be opened by the caller. On exit every role saves and leaves."""
     ledger, front = Ledger(folder / "ledger.db", OWNERS, Clock(folder / "clock.json")()), Front(folder)
     try:
         world = LocalWorld(folder, ledger, roles, open_launcher("local"), front)
@@ -50,13 +50,13 @@ def live(folder: Path, roles: "dict[str, Role]") -> Iterator[Live]:
 
 
 def settle(world: LocalWorld) -> None:
-    """Wait until no slot turns. Raises what a turn raised."""
+    """Wait until no slot is switching. Raises what a switch raised."""
     while any(slot.turning for slot in world.observe(world.clock()).slots):
         time.sleep(0.1)
 
 
 def play(world: LocalWorld, policy: Policy, going: Callable[[], bool], say: Say) -> None:
-    """Let the policy decide as long as `going` says so; what it was shown is kept."""
+    """Run the control loop while `going()` is true, and record what the policy sees."""
     recorded = Recorded(policy, world.folder)
     while going():
         for move in tick(world.clock(), world, recorded):
@@ -65,7 +65,7 @@ def play(world: LocalWorld, policy: Policy, going: Callable[[], bool], say: Say)
 
 
 def small_run(steps: int, *, width: int = 64, seq_len: int = 64, corpus: str = "email") -> RunConfig:
-    """A small run whose losses are the same on every start: one thread, one number format, nothing compiled."""
+    """A small run whose losses are reproducible to the bit: one thread, float32, nothing compiled."""
     text = {"corpus": str(Path(sysconfig.get_path("stdlib")) / corpus), "vocab_size": 512, "max_epochs": 1000}
     fields = {
         "tokens": steps * 8 * seq_len, "device": "cpu", "dtype": "float32", "threads": 1, "compile": "off",

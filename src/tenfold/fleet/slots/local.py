@@ -1,4 +1,4 @@
-"""The fleet of this machine: slots are processes, and turns run beside the controller, one at a time in each slot."""
+"""The fleet of this machine: a slot is a process. Switches run in threads beside the controller, one at a time in each slot."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -26,9 +26,11 @@ if TYPE_CHECKING:  # PyTorch
 
 
 class LocalWorld:
-    """Opened on a ledger, it goes on with the leases that stand there. Servers take requests by way of `front`. A slot is part
-    of the fleet once it was opened. A role that ends before its time or hangs is started again, within its limits, and so is the
-    front."""
+    """A `World` of local processes. It continues with the current leases of the ledger. Servers get their requests through `front`.
+
+    A slot is part of the fleet once it has been opened. A role that ends early or hangs is started again, as often as `limits`
+    allow, and so is the front.
+    """
 
     def __init__(self, folder: Path, ledger: Ledger, roles: "dict[str, Role]", launcher: Launcher, front: Front):
         self.demand: Callable[[float], Demand] = lambda now: Demand()
@@ -38,23 +40,23 @@ class LocalWorld:
         self.sleepers = Sleepers()
         self._running: dict[str, Worker] = {}
         self._failed: dict[str, list[float]] = {}
-        self._redone_s: dict[str, float] = {}  # before the loan
+        self._redone_s: dict[str, float] = {}  # seconds of repeated work before the loan, by slot
         for lease in ledger.leases(current=True):
-            if lease.until is not None and lease.until <= self.clock():  # its process ended itself then
-                ledger.turn(lease.slot, ledger.owners[lease.slot], None, "its deadline, while there was no controller", lease.until)
+            if lease.until is not None and lease.until <= self.clock():  # its process killed itself at that time
+                ledger.turn(lease.slot, ledger.owners[lease.slot], None, "its deadline, while no controller ran", lease.until)
         self._pool = ThreadPoolExecutor(len(ledger.owners))
         self._turns: dict[str, tuple[Future[None], Move | None]] = {}
 
     def open(self, slot: str) -> None:
-        """Start the role of the slot's lease."""
+        """Start the role that the slot's current lease names."""
         self._turns[slot] = self._pool.submit(self._start, slot), None
 
     def observe(self, now: float) -> Fleet:
-        """Raises what a turn raised, and TenfoldError for a role that fails again and again."""
+        """The fleet as it is now. Raises what a switch raised, and TenfoldError for a role or front that fails again and again."""
         if not self._front.runs():
             self._count_failure("front", "The front")
             self._front.start()
-        done = {slot for slot, (turn, _) in self._turns.items() if turn.done()}  # before the leases, which a turn changes
+        done = {slot for slot, (turn, _) in self._turns.items() if turn.done()}  # read before the leases, which a switch changes
         slots = [self._slot(lease, lease.slot in done) for lease in self._ledger.leases(current=True) if lease.slot in self._turns]
         many = frozenset(name for name, role in self._roles.items() if role.many)
         return Fleet(tuple(slots), self.demand(now), self.limits, many, self._open_wishes())
@@ -74,12 +76,12 @@ class LocalWorld:
         self._launcher.close()
 
     def _open_wishes(self) -> tuple[Wish, ...]:
-        """Their ends by the fleet's clock."""
+        """The open wishes, with their ends moved to the fleet's clock."""
         ahead_s = self.clock.ahead_s()
         return tuple(replace(wish, until=wish.until + ahead_s) for wish in self._wishes.open(time.time()))
 
     def _slot(self, lease: Lease, done: bool) -> Slot:
-        """As it is, or as it turns where its turn is not `done`."""
+        """The slot as it is, or, while its switch is not `done`, as it will be."""
         slot, turning, owner, role, until = lease.slot, not done, self._ledger.owners[lease.slot], lease.role, lease.until
         turn, move = self._turns[slot]
         if done:
@@ -91,13 +93,13 @@ class LocalWorld:
         return Slot(slot, owner, role, lease.since, until, turning, idle, watts=self.slot_w)
 
     def _is_due(self, lease: Lease) -> bool:
-        """Whether a borrower has no more time than it needs to leave."""
+        """Whether a borrower has only the time left that it needs to leave."""
         return lease.until is not None and lease.until <= self.clock() + self.limits.leaving_s
 
     def _mend(self, lease: Lease) -> bool:
-        """Whether the slot's role failed and is started again: where it ended before its time, or was ended because it hung.
+        """Start the slot's role again where it ended early or hangs; returns whether that was done.
 
-        A borrower that is due is not: its slot goes back.
+        A borrower that is due is not started again, since its slot goes back to the owner.
         """
         slot = lease.slot
         if lease.role == DRAINED or slot not in self._running:
@@ -120,12 +122,12 @@ class LocalWorld:
         now, limits = self.clock(), self.limits
         failed = [then for then in self._failed.get(key, []) if then > now - limits.restarts_s]
         if len(failed) >= limits.restarts:
-            raise TenfoldError(f"{name} failed {len(failed) + 1} times: see what it printed and mend that.")
+            raise TenfoldError(f"{name} failed {len(failed) + 1} times: see its output for the cause.")
         self._failed[key] = [*failed, now]
 
     def _turn(self, move: Move) -> None:
-        """Take the server from the front, so that nothing new comes while it answers what it has; then one role follows
-        the other. In a slot that is drained nothing stays, asleep or awake."""
+        """Switch a slot to another role. A server is removed from the front first, so that it gets no new requests while it
+        finishes its answers. In a drained slot no process stays, asleep or awake."""
         before, asked = self._ledger.of(move.slot), self.clock()
         role, until = holder_after(move, self._ledger.owners[move.slot])
         if before.until is None:
@@ -148,7 +150,7 @@ class LocalWorld:
         self._start(move.slot)
 
     def _start(self, slot: str) -> None:
-        """Start the role of the slot's lease, and wait until it works, or the loan is due. One that fails is started again."""
+        """Start the role of the slot's lease and wait until it works or the loan is due. A role that fails is started again."""
         lease = self._ledger.of(slot)
         while lease.role != DRAINED and not self._roles[lease.role].finished and not self._is_due(lease):
             try:
@@ -159,7 +161,7 @@ class LocalWorld:
             time.sleep(min(1.0, self.limits.tick_s))
 
     def _try(self, lease: Lease) -> None:
-        """Raises TenfoldError where it ends, or has not come to work in its time."""
+        """Start the role once. Raises TenfoldError where it ends, or is not ready within `limits.start_s`."""
         role, limits, slot, began = self._roles[lease.role], self.limits, lease.slot, self.clock()
         end = None if lease.until is None else time.monotonic() + lease.until - began
         starts = role.starts()
@@ -182,7 +184,7 @@ class LocalWorld:
         self._front.open(url, lease.role)
 
     def _submit(self, slot: str, role: "Role", end: float | None) -> Worker:
-        """A new process of the role."""
+        """Start a new process for the role."""
         lock, url, leave_s = self.folder / f"{slot}.lock", free_url(), self.limits.leave_s
         if not self.sleepers.keep_bytes:
             return Worker(self._launcher.submit(role.job(lock, url, end, leave_s)), url)
@@ -191,8 +193,8 @@ class LocalWorld:
             return Worker(self._launcher.submit(role.job(lock, url, end, leave_s, theirs)), url, orders)
 
     def _price(self, slot: str) -> None:
-        """Where a loan is over, or several in a row, note on the first what it cost: its owner's seconds of leaving and starting,
-        and of work done again."""
+        """Where the owner is back after one or more loans, write the cost to the first loan's lease: the owner's seconds of leaving
+        and starting, and of repeated work."""
         *before, back = [lease for lease in self._ledger.leases() if lease.slot == slot]
         loans = list(takewhile(lambda lease: lease.until is not None, reversed(before)))
         if back.until is None and loans:

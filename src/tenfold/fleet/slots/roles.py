@@ -1,7 +1,7 @@
-"""What a slot of this machine can do: train a run, or serve chat, in a process that holds the slot (`hold.py`).
+"""The roles of a slot on this machine: train a run, or serve chat, in a process that holds the slot's lock (`hold.py`).
 
-A role says how its process is started, whether it is ready, and what changes as long as it works (`sign`). One with `many` works
-in several slots at a time. `end` is when a borrower is gone, by the monotonic clock.
+A role knows how its process is started and whether it is ready; `sign` returns a value that changes as long as it works. A role
+with `many` can run in several slots at a time. `end` is the deadline of a borrower, a time of the monotonic clock.
 """
 
 import time
@@ -23,11 +23,11 @@ from tenfold.train.hooks.sleep import Sleep
 from tenfold.train.jobs import train_process
 from tenfold.train.result import read_result
 
-# What workers do is in this module: so they are forks of a process that has imported PyTorch.
+# The functions that workers call are defined here, so that workers are forked from a process that has imported PyTorch.
 
 
 def in_slot(lock: Path, end: float | None, orders: Connection | None, sleeper: Sleeper, work: Any, *arguments: Any) -> Any:
-    """Work while holding the slot; with `orders` the process stays when its lease is over."""
+    """Call `work` while holding the slot; with `orders` the process stays, asleep, when its lease is over."""
     if orders is None:
         return hold(lock, end, work, *arguments)
     return stay(lock, end, orders, sleeper, work, *arguments)
@@ -36,7 +36,7 @@ def in_slot(lock: Path, end: float | None, orders: Connection | None, sleeper: S
 def train_in_slot(
     lock: Path, end: float | None, orders: Connection | None, config: RunConfig, directory: Path, home: Path
 ) -> Any:  # fmt: skip
-    """Train once the last process of the run is gone: one that sleeps does not hold its slot, but the run."""
+    """Train once no other process of the run is left. A sleeping process of it does not hold the slot's lock, but the run's."""
     hook = Sleep()
     training = lock, end, orders, hook, train_process, config, directory, home, True, [hook]
     return hold(make_folder(directory) / ".worker.lock", None, in_slot, *training)
@@ -44,7 +44,7 @@ def train_in_slot(
 
 @dataclass(frozen=True)
 class ServerSleep:
-    """Lets the server at `url` sleep, by the paths of vLLM's sleep mode."""
+    """A `Sleeper` for the server at `url`, by the endpoints of vLLM's sleep mode."""
 
     url: str
 
@@ -64,7 +64,7 @@ def _job(name: str, function: Any, arguments: tuple[Any, ...], leave_s: float) -
 
 @dataclass(frozen=True)
 class Training:
-    """A run in `directory`, with its data in `home`."""
+    """A training run in `directory`, with its data in `home`."""
 
     config: RunConfig
     directory: Path
@@ -76,37 +76,37 @@ class Training:
         return read_result(self.directory) is not None
 
     def job(self, lock: Path, url: str, end: float | None, leave_s: float, orders: Connection | None = None) -> Job:
-        """Its process in the slot of `lock`, which has `leave_s` to save and leave."""
+        """The job that trains in the slot of `lock`; it has `leave_s` seconds to save and leave."""
         arguments = lock, end, orders, self.config, self.directory, self.home
         return _job(f"Training in {lock.stem}", train_in_slot, arguments, leave_s)
 
     def starts(self) -> int:
-        """How often a process came to its first step since it was started or woken up."""
+        """How often a process reached its first step after a start or a wake-up."""
         return sum("began" in row for row in read_lines(self.directory / "time.jsonl"))
 
     def is_ready(self, url: str, starts: int) -> bool:
-        """Whether it came to a first step once more."""
+        """Whether a process reached its first step since `starts` was read."""
         return self.starts() > starts
 
     def sign(self, url: str) -> object:
-        """What was written of its steps."""
+        """The sizes of the files to which it writes its steps."""
         return [file.stat().st_size for name in ("run", "time") if (file := self.directory / f"{name}.jsonl").exists()]
 
     def redone_s(self) -> float:
-        """Seconds of steps that were lost and done again."""
+        """Seconds of steps that were lost and repeated."""
         return read_goodput(self.directory / "time.jsonl").get("redone_s", 0.0)
 
 
 @dataclass(frozen=True)
 class Chat:
-    """What `tenfold serve` does with one model, on one thread and an answer at a time."""
+    """A server as of `tenfold serve`, with one model, one thread and one answer at a time."""
 
     model: Path
     device: str = "cpu"
     finished, many = False, True
 
     def job(self, lock: Path, url: str, end: float | None, leave_s: float, orders: Connection | None = None) -> Job:
-        """Its process in the slot of `lock`, which has `leave_s` to finish its answers; it listens at `url`."""
+        """The job that serves in the slot of `lock` at `url`; it has `leave_s` seconds to finish its answers."""
         options = ServerOptions(port=int(url.rpartition(":")[2]), drain_seconds=leave_s, access_log="none")
         engine = EngineOptions(self.model, max_num_seqs=1, kv_cache_gib=0.1, threads=1, speculate=False, device=self.device)
         arguments = lock, end, orders, ServerSleep(url), serve, {"chat": engine}, options
@@ -116,11 +116,11 @@ class Chat:
         return 0
 
     def is_ready(self, url: str, starts: int) -> bool:
-        """Whether it answers, awake."""
+        """Whether it answers and is awake."""
         return answers(url)
 
     def sign(self, url: str) -> object:
-        """When it last answered."""
+        """The present time where it answers, else None."""
         return time.monotonic() if answers(url) else None
 
     def redone_s(self) -> float:

@@ -1,4 +1,4 @@
-"""A fleet that is only reckoned: its slots turn in no time of ours, and the ledger is the same as a live one's."""
+"""A simulated fleet of slots: switches take simulated time only. The ledger is the same as that of a live fleet."""
 
 from collections.abc import Callable, Iterator, Mapping
 
@@ -11,7 +11,8 @@ from tenfold.fleet.slots.tick import tick
 
 
 class SimulatedWorld:
-    """`delays` are the seconds in which a role leaves and the next one starts, cut at the limits as a live world cuts them."""
+    """A simulated `World`. `delays` yields for each move the seconds in which a role leaves and in which the next one starts; both
+    are cut off at the limits, as in a live world."""
 
     def __init__(self, ledger: Ledger, demand: Callable[[float], Demand], limits: Limits, delays: Iterator[tuple[float, float]]):
         self._ledger, self._demand, self._limits, self._delays = ledger, demand, limits, delays
@@ -45,6 +46,6 @@ class SimulatedWorld:
 
 
 def simulate(world: SimulatedWorld, policy: Policy, seconds: float, tick_s: float) -> list[tuple[float, Move]]:
-    """Let time pass; returns the moves with their times."""
+    """Run the control loop every `tick_s` simulated seconds; returns the moves with their times."""
     times = [i * tick_s for i in range(int(seconds / tick_s) + 1)]
     return [(now, move) for now in times for move in tick(now, world, policy)]

@@ -1,4 +1,4 @@
-"""Workers that stay in their slots asleep, so that a role comes back warm: what it needs is in memory, and nothing is loaded."""
+"""Workers that stay asleep in their slots, so that a role returns warm: its data are in memory and need not be loaded."""
 
 import time
 from contextlib import suppress
@@ -9,7 +9,7 @@ from tenfold.launch.job import Handle
 
 
 class Worker(NamedTuple):
-    """A process in a slot, the address at which it serves, and, of one that can stay, the pipe of its orders (`hold.stay`)."""
+    """A process in a slot, the address at which it serves, and the pipe for its orders where it can sleep (`hold.stay`)."""
 
     handle: Handle
     url: str
@@ -17,14 +17,14 @@ class Worker(NamedTuple):
 
 
 class Sleepers:
-    """Those of all slots together keep `keep_bytes` of memory at most; 0 keeps nothing, so every switch is cold."""
+    """The sleeping workers of all slots. Together they keep at most `keep_bytes` of memory; with 0 every switch is cold."""
 
     def __init__(self) -> None:
         self.keep_bytes = 0.0
         self._asleep: dict[tuple[str, str], tuple[Worker, int]] = {}
 
     def add(self, slot: str, role: str, worker: Worker, seconds: float) -> bool:
-        """Let a worker sleep. False where it cannot, not in this time, or where there is no room: then it is to be ended."""
+        """Put a worker to sleep. False where it cannot sleep within `seconds`, or keeps too much memory: the caller must end it."""
         kept = _fall_asleep(worker, seconds) if self.keep_bytes else None
         if kept is None or kept + sum(kept for _, kept in list(self._asleep.values())) > self.keep_bytes:
             return False
@@ -32,23 +32,24 @@ class Sleepers:
         return True
 
     def wake(self, slot: str, role: str, end: float | None) -> Worker | None:
-        """Let the role's worker wake up when the slot is free; None where none sleeps there. `end` is as in `hold.hold`."""
+        """Order the role's worker to wake up once the slot is free; None where no worker of the role sleeps there. `end` is as in
+        `hold`."""
         worker, _ = self._asleep.pop((slot, role), (None, 0)) if self.keep_bytes else (None, 0)
         if worker is not None and worker.orders is not None and worker.handle.status() == "running":
-            with suppress(OSError):  # it ended
+            with suppress(OSError):  # the worker ended meanwhile
                 worker.orders.send(("wake_up", end))
                 return worker
         return None
 
     def leave(self, slot: str) -> list[Worker]:
-        """Those of a slot, which are to be ended."""
+        """Remove and return the sleeping workers of a slot, which the caller must end."""
         return [self._asleep.pop(key)[0] for key in list(self._asleep) if key[0] == slot]
 
 
 def _fall_asleep(worker: Worker, seconds: float) -> int | None:
-    """The bytes that a worker keeps asleep; None where it does not sleep."""
+    """The bytes of memory that a worker keeps while it sleeps; None where it did not fall asleep in time."""
     end, orders = time.monotonic() + seconds, worker.orders
-    with suppress(OSError, EOFError):  # it ended
+    with suppress(OSError, EOFError):  # the worker ended meanwhile
         if orders is not None:
             orders.send(("sleep", None))
             while not orders.poll(0.05):

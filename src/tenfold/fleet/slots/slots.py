@@ -1,6 +1,6 @@
-"""The words that worlds and the controller share: slots, who holds each and until when, the demand for chat, limits, and moves.
+"""The types that worlds and the controller share: slots and who holds each until when, wishes, demand, limits and moves.
 
-Times are in seconds since the epoch, in a simulation since its start.
+Times are in seconds since the epoch, or, in a simulation, since its start.
 """
 
 import math
@@ -10,17 +10,17 @@ from typing import Literal, NamedTuple
 
 from tenfold.fleet.pools import Job, Pool, Service
 
-SERVICE = "chat"  # the role that `demand` is of
-DRAINED = "drained"  # the role of a slot in which nothing works
-MARGIN = 1 / 0.9  # of expected rates, which have none of their own
+SERVICE = "chat"  # the role whose demand `Fleet.demand` is
+DRAINED = "drained"  # the role of a slot that is kept empty
+MARGIN = 1 / 0.9  # by which expected rates are multiplied, since they come without a margin
 
 
 @dataclass(frozen=True)
 class Slot:
-    """A place for one role. `since` is when its holder came; `until` when a borrower must be gone, None for the owner.
+    """A place for one role. Its lease began at `since`; `until` is a borrower's deadline, and None for the owner.
 
-    `turning` says that a role leaves or starts, `role` being the one that comes; `idle` that the owner has no work left. At work it
-    takes `watts` of its site's power; 0 is unknown.
+    `turning` is true while one role leaves or the next one, `role`, starts; `idle` where the owner has no work left. A busy slot
+    draws `watts` of its site's power; 0 is unknown.
     """
 
     name: str
@@ -35,15 +35,16 @@ class Slot:
 
     @property
     def busy(self) -> bool:
-        """Whether it takes the power of a slot at work."""
+        """Whether it draws the power of a busy slot."""
         return self.turning or (self.role != DRAINED and not self.idle)
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What an operator wants until `until`: slots lent to a role, slots drained, or a site's power below a cap.
+    """What an operator wants until `until`: slots lent to a role, slots drained, or a site's power below a cap of `mw` megawatts.
 
-    `target` is a slot, an owner (all its slots) or a site. `state` and `said` are the controller's last word on it.
+    `target` is a slot, an owner (all its slots) or a site. `state` and `said` are the controller's last answer: "waits" before the
+    first one, then "done", "on its way" or "cannot", or "withdrawn" by the operator; and a sentence about it.
     """
 
     id: int
@@ -59,15 +60,15 @@ class Wish:
     said: str = ""
 
     def slots(self, slots: Iterable[Slot]) -> list[Slot]:
-        """Those that it is about."""
+        """The slots that the wish is about."""
         names = ("site",) if self.kind == "cap" else ("name", "owner")
         return [slot for slot in slots if self.target in [getattr(slot, name) for name in names]]
 
 
 @dataclass(frozen=True)
 class Demand:
-    """Requests per second: those that come `now`, are `expected` in bins of `bin_s` seconds, `into_s` into the first, and that one
-    slot answers."""
+    """Requests per second: the present rate `now`, the rates `expected` in bins of `bin_s` seconds, and what one slot can answer
+    (`per_slot`). `into_s` seconds of the first bin are over."""
 
     now: float = 0.0
     expected: tuple[float, ...] = ()
@@ -78,9 +79,9 @@ class Demand:
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds: a role has `leave_s` to leave and `start_s` to start; the controller looks every `tick_s`; a switch takes some
-    `switch_s`. A role without a sign of life for `hung_s` is ended. One that fails is started again, unless it did so `restarts`
-    times in `restarts_s`."""
+    """Times in seconds: a role may take `leave_s` to leave and `start_s` to start; the control loop runs every `tick_s`; a switch
+    takes about `switch_s`. A role without progress for `hung_s` is killed. A role that fails is started again, at most `restarts`
+    times in `restarts_s` seconds."""
 
     leave_s: float = 10.0
     start_s: float = 120.0
@@ -92,13 +93,13 @@ class Limits:
 
     @property
     def leaving_s(self) -> float:
-        """From the look at which a role is told to leave to the look that finds it gone."""
+        """From the iteration of the control loop that tells a role to leave to the one that finds it gone, at most."""
         return self.leave_s + 2 * self.tick_s
 
 
 @dataclass(frozen=True)
 class Fleet:
-    """What a world shows. `roles` are those that work in more than their own slots; `wishes` are open ones."""
+    """The state that a world reports. `roles` are those that can run in other slots than their own; `wishes` are the open ones."""
 
     slots: tuple[Slot, ...]
     demand: Demand
@@ -107,7 +108,7 @@ class Fleet:
     wishes: tuple[Wish, ...] = ()
 
     def room(self, site: str) -> int:
-        """How many more slots of the site may work under the caps that operators wish."""
+        """How many more slots of the site may be busy under the operators' power caps; negative where too many are."""
         here = [slot for slot in self.slots if slot.site == site]
         watts = max((slot.watts for slot in here), default=0.0)
         caps = [wish.mw for wish in self.wishes if wish.kind == "cap" and wish.target == site and wish.mw is not None]
@@ -116,7 +117,7 @@ class Fleet:
         return math.floor(1e6 * min(caps) / watts + 1e-9) - sum(slot.busy for slot in here)
 
     def pool(self) -> Pool:
-        """As a policy sees it: each slot that is not drained is a node, the owners' work is a job that stops and goes on."""
+        """The fleet as a policy sees it: each slot that is not drained is a node, and other owners' work is a job of one node."""
         slots, demand = [slot for slot in self.slots if slot.role != DRAINED], self.demand
         held = [slot for slot in slots if slot.role == SERVICE]
         high = tuple(MARGIN * rate for rate in demand.expected)
@@ -133,7 +134,7 @@ class Fleet:
 
 
 class Lend(NamedTuple):
-    """Let `role` have the slot until a deadline."""
+    """Lend the slot to `role` until the deadline `until`."""
 
     slot: str
     role: str
@@ -142,7 +143,7 @@ class Lend(NamedTuple):
 
 
 class Return(NamedTuple):
-    """Give the slot back to its owner."""
+    """Return the slot to its owner."""
 
     slot: str
     why: str
@@ -152,5 +153,5 @@ Move = Lend | Return
 
 
 def holder_after(move: Move, owner: str) -> tuple[str, float | None]:
-    """The role that has the slot after a move, and until when: None for the owner."""
+    """The role that has the slot after a move, and its deadline, which is None for the owner."""
     return (move.role, move.until) if isinstance(move, Lend) else (owner, None)

@@ -1,7 +1,7 @@
-"""One look of the controller at a fleet of slots: what is due, what operators wish, what the policy chooses, in this order.
+"""One iteration of the control loop over a fleet of slots: operators' wishes first, then loans that are due, then the policy.
 
-A world shows the fleet and carries moves out. A policy sees it as a pool of nodes (`pools.py`) and chooses sizes; which slots
-follow from that is chosen here. The same policy decides for a simulated and a live world. Policies are entry points of the group
+A world reports the fleet and carries moves out. A policy sees it as a pool of nodes (`pools.py`) and decides sizes; the slots that
+move for these are chosen here. The same policy decides for a simulated and a live world. Policies are entry points of the group
 `tenfold.policies`.
 """
 
@@ -14,20 +14,23 @@ from tenfold.fleet.slots.slots import DRAINED, SERVICE, Fleet, Lend, Move, Retur
 
 
 class World(Protocol):
-    """A fleet, simulated or live. `apply` begins a move and does not wait for its end."""
+    """A fleet, simulated or live. `observe` reports it. `apply` begins a move and does not wait for its end."""
 
     def observe(self, now: float) -> Fleet: ...
 
     def apply(self, move: Move) -> None: ...
 
     def answer(self, said: Mapping[int, Word], now: float) -> None:
-        """Say of wishes by their ids how far they are."""
+        """Write the state of wishes, by their ids."""
         ...
 
 
 def tick(now: float, world: World, policy: Policy) -> list[Move]:
-    """Look, decide and apply once. What operators wish comes before the policy. A loan that is due ends whatever they say; a size
-    that may not be moves nothing; no move makes more slots work than the caps of power allow."""
+    """Observe, decide and apply once; returns the moves that were begun.
+
+    Wishes take precedence over the policy. A loan that is due ends whatever either of them says. A size that cannot be carried out
+    moves nothing, and no move makes more slots busy than the power caps allow.
+    """
     fleet = world.observe(now)
     leaving_s, slots = fleet.limits.leaving_s, {slot.name: slot for slot in fleet.slots}
     room = {slot.site: fleet.room(slot.site) for slot in fleet.slots}
@@ -57,14 +60,17 @@ def tick(now: float, world: World, policy: Policy) -> list[Move]:
 
 
 def _end(fleet: Fleet, slot: Slot) -> Move:
-    """Of a loan that is due."""
+    """The move that ends a loan that is due."""
     stays = stay_drained(fleet, slot) if slot.role == DRAINED else None
     return stays or Return(slot.name, "its deadline")
 
 
 def _move(fleet: Fleet, rested: Sequence[Slot], size: Size, earliest: float) -> Move | None:
-    """The slot of the `rested` ones that a service's size moves: an idle one first, the newest loan back first. None while a slot
-    turns, and no loan that is too short for both roles to leave."""
+    """The move of one of the `rested` slots towards a service's size: an idle slot is lent first, the newest loan is returned
+    first.
+
+    None while any slot is switching, and where a loan would end before `earliest`, too soon for both roles to leave.
+    """
     held = [slot for slot in fleet.slots if slot.role == size.holder]
     if size.holder != SERVICE or any(slot.turning for slot in fleet.slots):
         return None

@@ -1,27 +1,27 @@
-"""Whether the roles in their slots show signs of life. They are asked beside the controller, which does not wait for them."""
+"""Watches whether roles make progress. They are asked in threads, so that the controller does not wait for an answer."""
 
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-EVERY_S = 1.0
+EVERY_S = 1.0  # seconds between two questions to a role
 
 
 class Watch:
-    """Signs of slots: values that change as long as a role works, or None where it gave none."""
+    """The last sign of each slot: a value that changes as long as the role works, or None where it gave no answer."""
 
     def __init__(self, slots: int):
         self._pool = ThreadPoolExecutor(slots)
         self._asked: dict[str, Future[object]] = {}
-        self._last: dict[str, tuple[object, float, float]] = {}  # a sign, since when, and when it was asked for
+        self._last: dict[str, tuple[object, float, float]] = {}  # (sign, since when it is the same, when it was last asked for)
 
     def forget(self, slot: str) -> None:
-        """Another role comes there."""
+        """Forget a slot's sign, because another role starts there."""
         self._asked.pop(slot, None)
         self._last.pop(slot, None)
 
     def silent_s(self, slot: str, sign: Callable[[], object]) -> float:
-        """Seconds in which nothing new was seen, as far as is known by now."""
+        """The seconds since the slot's sign last changed, as far as is known."""
         now = time.monotonic()
         before, since, asked = self._last.get(slot, (None, now, -EVERY_S))
         if slot in self._asked and self._asked[slot].done():
