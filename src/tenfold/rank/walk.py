@@ -107,12 +107,12 @@ def _generation(home: Path, name: str, source: Source, say: Callable[[str], None
         return evaluated(directory, home, "test")
 
     found = _once(directory / "score.json", test)
-    rates = {of: scores["hit_rate_10"] for of, scores in found["scores"].items()}
-    scored = outcome(home, f"{key}/hit_rate", rates["model"])
+    reached = {of: scores["hit_rate_10"] for of, scores in found["scores"].items()}
+    scored = outcome(home, f"{key}/hit_rate", reached["model"])
     outcome(home, f"{key}/above_popularity", found["model_above"]["popularity"]["hit_rate_10"]["mean"])
     say(
-        f"rank: {name}: hit rate at 10 is {rates['model']:.3f}, forecast {scored.forecast.median:.3f}; popularity"
-        f" {rates['popularity']:.3f}."
+        f"rank: {name}: hit rate at 10 is {reached['model']:.3f}, forecast {scored.forecast.median:.3f}; popularity"
+        f" {reached['popularity']:.3f}."
     )
     return found
 
