@@ -172,7 +172,9 @@ class Judgement:
 
 def read_judgements(path: Path) -> list[Judgement]:
     """The rows of a part, of whichever kind they are. Raises TenfoldError for what is none."""
-    (_, first), *_ = read_rows(path)
+    first = next((row for _, row in read_rows(path)), None)
+    if first is None:
+        raise TenfoldError(f"{path} has no rows: give a file of chats, preferences or rated answers.")
     if "chosen" in first:
         return [Judgement(pair.chosen[:-1], pair.chosen, pair.rejected) for pair in read_preferences(path)]
     if "label" in first:

@@ -11,7 +11,7 @@ from tenfold.data.conversations.chats import Chat
 from tenfold.data.text.dedup import word_shingles
 from tenfold.learn.answers import Model, answers
 from tenfold.learn.data import read_judgements
-from tenfold.learn.items import Item, by_language, read_items
+from tenfold.learn.items import Item, by_language, read_evaluations
 from tenfold.learn.options import EvaluateOptions
 from tenfold.learn.statistics import FEWEST, mcnemar, paired_test, share_interval
 from tenfold.model.path import model_path
@@ -91,16 +91,15 @@ def evaluate(model: Path, asked: EvaluateOptions, against: Path | None = None) -
     train = [chat for row in read_judgements(source) for chat in (row.liked, row.disliked) if chat is not None] if source else []
     models = [Model(model_path(path)) for path in (model, against) if path is not None and asked.data]
     found = {}
-    for file in asked.data:
-        items = read_items(file, asked.checkers)
+    for name, items in read_evaluations(asked.data, asked.checkers).items():
         dirty = learned([item.chat for item in items], train)
         kept = [item for item, was_learned in zip(items, dirty, strict=True) if not was_learned]
         if len(kept) < FEWEST:
-            raise TenfoldError(f"{sum(dirty)} of {len(items)} prompts of {file} were learned: too few are left to evaluate.")
+            raise TenfoldError(f"{sum(dirty)} of {len(items)} prompts of {name} were learned: too few are left to evaluate.")
         results = [answered(one, kept) for one in models]
         languages = by_language([item.language for item in kept])
         of = {language: _report([result.of(rows) for result in results]) for language, rows in languages.items()}
-        found[file.stem] = {"learned": sum(dirty), **_report(results), "languages": of}
+        found[name] = {"learned": sum(dirty), **_report(results), "languages": of}
     return found
 
 

@@ -19,7 +19,7 @@ from tenfold.learn.card import write_card
 from tenfold.learn.checks import Both, Check
 from tenfold.learn.data import PARTS, VERSION, Judgement, read_judgements, write_versioned
 from tenfold.learn.evaluate import groups
-from tenfold.learn.items import Item, read_items
+from tenfold.learn.items import Item, read_evaluations
 from tenfold.learn.lineage import read_lineage
 from tenfold.learn.options import GateSettings
 from tenfold.learn.safety import DEFAULT, read_safety
@@ -72,7 +72,7 @@ def read_gate(new: Path) -> dict[str, Any]:
 
 
 def _judge(new: Path, old: Path, home: Path, key: str, hashes: dict[str, str], settings: GateSettings) -> dict[str, Any]:
-    evaluations = {path.stem: read_items(path, settings.checkers) for path in settings.evaluations}
+    evaluations = read_evaluations(settings.evaluations, settings.checkers)
     probes, held_out = read_safety(settings.safety or DEFAULT), read_judgements(new / "data" / "held_out.jsonl")
     # Whether answers end, each group of probes, each language of people, and two of each group of an evaluation.
     tests = 1 + len(safety_groups(probes)) + len(checks.people_languages(held_out))

@@ -200,6 +200,8 @@ def _api(url: str, model: Path) -> dict[str, Any]:
             first = json.load(answer)["data"][0]["id"]
     except OSError as error:
         raise TenfoldError(f"{url} cannot be reached: {error}.") from None
+    except (ValueError, LookupError, TypeError):
+        raise TenfoldError(f"{url}/v1/models lists no model: give --api the address of a running server.") from None
     return {"base_url": f"{url}/v1/completions", "model": first, "tokenizer": str(model), "tokenizer_backend": "huggingface"}
 
 

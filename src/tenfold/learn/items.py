@@ -65,6 +65,16 @@ def read_items(path: Path, checkers: Path | None = None) -> list[Item]:
     return items
 
 
+def read_evaluations(files: Sequence[Path], checkers: Path | None = None) -> dict[str, list[Item]]:
+    """The prompts of each file by the file's name without its ending. Raises TenfoldError as `read_items`, and for equal names."""
+    found: dict[str, list[Item]] = {}
+    for file in files:
+        if file.stem in found:
+            raise TenfoldError(f"{file}: two evaluations are named {file.stem!r}: rename one of the files.")
+        found[file.stem] = read_items(file, checkers)
+    return found
+
+
 def _item(row: dict[str, Any], where: str, functions: dict[str, Callable[..., Any]]) -> Item:
     ideal, checker = row.get("ideal"), row.get("checker", "exact")
     texts = (ideal,) if isinstance(ideal, str) else tuple(ideal) if isinstance(ideal, list) else ()
@@ -78,10 +88,11 @@ def _item(row: dict[str, Any], where: str, functions: dict[str, Callable[..., An
     language = str(row.get("language", "")) or script(prompt[-1]["content"])
     if checker in functions:
         return Item(prompt, texts, _own(functions[checker], row, f"{where}: the checker {checker}"), language)
-    try:
-        CHECKERS[checker]("0", texts[0])
-    except (ValueError, re.error):
-        raise TenfoldError(f"{where}: the ideal answer {texts[0]!r} is nothing for the checker {checker!r}.") from None
+    for text in texts:
+        try:
+            CHECKERS[checker]("0", text)
+        except (ValueError, re.error):
+            raise TenfoldError(f"{where}: the ideal answer {text!r} is nothing for the checker {checker!r}.") from None
     return Item(prompt, texts, lambda answer: any(CHECKERS[checker](answer, text) for text in texts), language)
 
 

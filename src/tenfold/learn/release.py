@@ -99,12 +99,25 @@ def _put(home: Path, now: dict[str, Any], server: Server | None) -> dict[str, An
 
 
 def post(url: str, body: dict[str, Any], key: str = "") -> dict[str, Any]:
-    """What a server answers. Raises TenfoldError where it cannot be reached, or refuses."""
+    """POST `body` as JSON with `key` as bearer token; returns the JSON answer.
+
+    Raises TenfoldError where the server cannot be reached, refuses the request, or answers with something other than JSON.
+    """
     headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
     try:
         with urlopen(Request(url, json.dumps(body).encode(), headers), timeout=600) as answer:
             return json.load(answer)
     except HTTPError as error:
-        raise TenfoldError(f"{url} refuses: {json.load(error)['error']['message']}") from None
+        raise TenfoldError(f"{url} refuses: {_reason(error)}") from None
     except OSError as error:
         raise TenfoldError(f"{url} cannot be reached: {error}.") from None
+    except ValueError as error:
+        raise TenfoldError(f"{url} gives no answer of a Tenfold server: {error}.") from None
+
+
+def _reason(error: HTTPError) -> str:
+    """The message of an error answer, or its status where a proxy has answered with a page of its own."""
+    try:
+        return str(json.load(error)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"HTTP status {error.code}."

@@ -148,17 +148,22 @@ def _numbers(values: Any, kind: Any) -> bool:
 
 
 def advantages(prompts: Sequence[tuple[int, ...]], rewards: Sequence[float], scaled: bool) -> list[float]:
-    """How much better each answer is than the other answers to its prompt, or, where there are none, than all answers.
+    """The reward of each answer minus the mean over all answers to its prompt, or, where it is the only one, over all answers.
 
-    `scaled` divides by the standard deviation of the same, as GRPO does.
+    `scaled` divides by the standard deviation of the same rewards, as GRPO does.
     """
     groups: dict[tuple[int, ...], list[float]] = {}
     for prompt, reward in zip(prompts, rewards, strict=True):
         groups.setdefault(prompt, []).append(reward)
+    of_all = _mean_and_deviation(rewards)
+    known = {prompt: _mean_and_deviation(group) if len(group) > 1 else of_all for prompt, group in groups.items()}
     found = []
     for prompt, reward in zip(prompts, rewards, strict=True):
-        others = groups[prompt] if len(groups[prompt]) > 1 else rewards
-        mean = math.fsum(others) / len(others)
-        deviation = math.sqrt(math.fsum((r - mean) ** 2 for r in others) / max(1, len(others) - 1))
+        mean, deviation = known[prompt]
         found.append((reward - mean) / (deviation + 1e-4) if scaled else reward - mean)
     return found
+
+
+def _mean_and_deviation(rewards: Sequence[float]) -> tuple[float, float]:
+    mean = math.fsum(rewards) / max(1, len(rewards))
+    return mean, math.sqrt(math.fsum((reward - mean) ** 2 for reward in rewards) / max(1, len(rewards) - 1))

@@ -37,7 +37,7 @@ class Objective(NamedTuple):
                 given = np.array([np.nan if x is None else float(x == self.value) for x in column.cast(pa.string()).to_pylist()])
             else:
                 given = column.cast(pa.float64()).to_numpy()
-        except pa.ArrowInvalid:
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             raise TenfoldError(f"The objective {self.name!r} needs numbers in the column {self.column!r}.") from None
         if self.test and _is_number(self.value):
             given = np.where(np.isnan(given), np.nan, TESTS[self.test](given, float(self.value)))
@@ -86,8 +86,8 @@ class Calibration(NamedTuple):
 def calibrate(outputs: np.ndarray, values: np.ndarray, objective: Objective) -> Calibration:
     """Isotonic regression of what came on a model's outputs, both float [events]."""
     came = values if objective.test else np.expm1(values)
-    order = np.argsort(outputs, kind="stable")
-    x, y = outputs[order], isotonic_regression(came[order]).x
+    x, place, count = np.unique(outputs, return_inverse=True, return_counts=True)  # equal outputs get one value: their mean
+    y = isotonic_regression(np.bincount(place, came) / count, weights=count).x
     edges = np.flatnonzero(np.diff(y, prepend=np.nan, append=np.nan))
     ends = np.unique(np.clip(np.concatenate((edges, edges - 1)), 0, len(x) - 1))
     return Calibration(x[ends].tolist(), y[ends].tolist())

@@ -23,7 +23,10 @@ def kto(ratios: Tensor, good: Tensor, mismatched: Tensor, beta: float, weights: 
 
     `weights` are those of good and of other answers.
     """
-    kl = mismatched.mean().clamp(min=0).detach()
+    baseline = (
+        mismatched.mean() if mismatched.numel() else mismatched.sum()
+    )  # the mean of no values is NaN, and so are its gradients
+    kl = baseline.clamp(min=0).detach()
     gained = torch.sigmoid(beta * (ratios - kl))
     return torch.where(good, weights[0] * (1 - gained), weights[1] * gained)
 

@@ -106,8 +106,10 @@ def table_policy(log: Log, file: Path) -> Policy:
             raise TenfoldError(f"{file} shows {name!r} at place {place + 1}, which the log never did: nothing can be said of it.")
         if p:
             chances[place, number[name]] = p
-    if not np.allclose(chances.sum(1), 1, atol=1e-3):
-        raise TenfoldError(f"{file}: the probabilities of the items at a place must add up to 1, not {chances.sum(1)[0]:.4g}.")
+    sums = chances.sum(1)
+    if not np.allclose(sums, 1, atol=1e-3):
+        worst = sums[np.abs(sums - 1).argmax()]
+        raise TenfoldError(f"{file}: the probabilities of the items at a place must add up to 1, not {worst:.4g}.")
     return _everywhere(log, chances)
 
 
@@ -120,7 +122,7 @@ def _everywhere(log: Log, chances: np.ndarray) -> Policy:
 def _numbers(column: pa.ChunkedArray, name: str, file: Path) -> np.ndarray:
     try:
         found = column.cast(pa.float64()).to_numpy()
-    except pa.ArrowInvalid:
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         found = np.array([np.nan])
     if not np.isfinite(found).all():
         raise TenfoldError(f"The column {name} of {file} has values that are no numbers.")

@@ -77,7 +77,7 @@ async def add_items(body: ItemsRequest, models: ServedModels) -> Response:
         raise ApiError(400, "items: each needs its name in `item`.", param="items")
     try:
         table = pa.Table.from_pylist(body.items)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise ApiError(400, f"items: a column has values of several kinds: {str(error).splitlines()[0].rstrip('.')}.") from None
     counts = [await worker_of(await models.get(name)).add_items(table) for name in rankers(models)]
     return JSONResponse({"items": counts[0]})
