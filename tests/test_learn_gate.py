@@ -309,9 +309,9 @@ def test_a_corpus_without_rows_and_evaluations_of_one_name_are_refused_in_a_sent
     [
         ({"prompt": "a"}, "line 1: write"),
         ({"prompt": "a", "ideal": "x", "checker": "exakt"}, "no checker 'exakt'.*exact"),
-        ({"prompt": "a", "ideal": "x", "checker": "number"}, "is nothing for the checker 'number'"),
-        ({"prompt": "a", "ideal": "(", "checker": "regex"}, "is nothing for the checker 'regex'"),
-        ({"prompt": "a", "ideal": ["5", "five"], "checker": "number"}, "'five' is nothing for the checker 'number'"),
+        ({"prompt": "a", "ideal": "x", "checker": "number"}, "checker 'number' cannot read the ideal answer 'x'"),
+        ({"prompt": "a", "ideal": "(", "checker": "regex"}, "checker 'regex' cannot read the ideal answer"),
+        ({"prompt": "a", "ideal": ["5", "five"], "checker": "number"}, "checker 'number' cannot read the ideal answer 'five'"),
         ({"prompt": [{"role": "robot", "content": "a"}], "ideal": "x"}, "no role 'robot'"),
         ({"prompt": "a", "ideal": "x"}, "holds 1 prompts: an evaluation needs at least 5"),
     ],

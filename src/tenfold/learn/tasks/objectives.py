@@ -23,10 +23,8 @@ def kto(ratios: Tensor, good: Tensor, mismatched: Tensor, beta: float, weights: 
 
     `weights` are those of good and of other answers.
     """
-    baseline = (
-        mismatched.mean() if mismatched.numel() else mismatched.sum()
-    )  # the mean of no values is NaN, and so are its gradients
-    kl = baseline.clamp(min=0).detach()
+    # The mean of no values is NaN, and would make the gradients NaN, too.
+    kl = (mismatched.mean() if mismatched.numel() else mismatched.sum()).clamp(min=0).detach()
     gained = torch.sigmoid(beta * (ratios - kl))
     return torch.where(good, weights[0] * (1 - gained), weights[1] * gained)
 
