@@ -118,6 +118,9 @@ def test_filters_and_limits_hold_at_every_place(ranker):
     assert set(SHELF[candidates.tokens]) == {"shelf 1", "shelf 2"} and len(candidates.tokens) == 6
     (boosted,) = listed(recommender(ranker, pool=ITEMS), Query(history, 15, rules=Rules(boost={"shelf": {"shelf 0": 1e6}})))
     assert set(SHELF[boosted.tokens]) == {"shelf 0"}
+    price = Rules(boost={"price": {f"{PRICE[7]:g}": 1e6}})
+    (boosted,) = listed(recommender(ranker, pool=ITEMS), Query(history, 1, rules=price))
+    assert PRICE[boosted.tokens[0]] == PRICE[7]
     assert listed(recommender(ranker), Query(history, 5, rules=Rules(where={"price": Range(min=1e9)})))[0].tokens == []
 
 
@@ -127,6 +130,7 @@ def test_filters_and_limits_hold_at_every_place(ranker):
         (Rules(where={"colour": "red"}), "no attribute 'colour'"),
         (Rules(where={"shelf": Range(1, 2)}), "is text"),
         (Rules(where={"price": "cheap"}), "is a number"),
+        (Rules(boost={"price": {"cheap": 1.0}}), "is a number"),
         (Rules(at_most={"colour": 1}), "no attribute 'colour'"),
         (Rules(boost={"colour": {"red": 1.0}}), "no attribute 'colour'"),
     ],

@@ -142,7 +142,9 @@ def _forecast(home: Path, models: tuple[Path, Path], data: str, corpus: Corpus, 
     theirs = fmean(nats_of(read_model(path), corpus, settings.seq_len) for path in paths)
     ours = nats_of(read_model(student), corpus, settings.seq_len)
     if ours <= theirs:
-        raise TenfoldError(f"The pruned model in {student} is no worse than its teacher on this text: there is nothing to teach.")
+        raise TenfoldError(
+            f"The pruned model in {student} is no worse than its teacher on this text: lower --keep, or use it as it is."
+        )
     pilots = [(settings.tokens // part, _pilot(models, data, generation, settings, part)) for part in _parts(settings)]
     quantiles = _quantiles(theirs, [(_rule(settings).batch_size * settings.seq_len, ours), *pilots], settings.tokens)
     hashes = {"teacher": weights_hash(teacher), "pruned": weights_hash(student)}

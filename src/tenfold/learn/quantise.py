@@ -39,7 +39,7 @@ def quantise(
     original = read_model(source)
     left, matrices = left_as_they_are(original)
     if left == matrices:
-        raise TenfoldError(f"No matrix of a layer of {source} has rows of whole groups of {GROUP}: nothing would be rounded.")
+        raise TenfoldError(f"No matrix of a layer of {source} has rows that are a multiple of {GROUP}: nothing would be rounded.")
     corpus = text_of(source, data, generation.parent, quiet=quiet)
     begun = source
     if options.rotate:

@@ -23,6 +23,7 @@ from tenfold.rank.serving.settings import WorkerSettings
 from tenfold.rank.serving.start import load_with
 from tenfold.serve.options import EngineOptions
 from tenfold.serve.start import serving
+from tenfold.spec.errors import TenfoldError
 
 REQUESTS = 200
 INDEXED = 20_000  # random vectors in the approximate index
@@ -98,7 +99,7 @@ def _listening(url: str) -> psutil.Process:
     for process in psutil.Process().children(recursive=True):
         if any(one.laddr.port == port and one.status == psutil.CONN_LISTEN for one in process.net_connections("tcp")):
             return process
-    raise RuntimeError(f"nothing listens at {url}")
+    raise TenfoldError(f"The process that listens at {url} is not found: measure where the processes of a user can be listed.")
 
 
 def _cpu_s(process: psutil.Process) -> float:

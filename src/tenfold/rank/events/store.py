@@ -25,7 +25,7 @@ lists = Table(
     Column("id", String(80), primary_key=True),
     Column("created", Float, nullable=False),
     Column("user_hash", String(64), index=True, nullable=False),
-    Column("shown", JSON, nullable=False),  # the fields of `Shown`
+    Column("shown", JSON, nullable=False),  # the answer and the request, as in serving/asking.py
 )
 events = Table(
     "events",

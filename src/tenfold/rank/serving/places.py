@@ -6,12 +6,13 @@ computes the probability by which another ranker would have shown it (`tenfold r
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from annotated_types import Ge, Le
 
 from tenfold.rank.serving.catalogue import Catalogue, Wanted
+from tenfold.spec.errors import TenfoldError
 
 ARRANGED = 100  # places that rules and chance fill; later ones are in the order of scores
 
@@ -53,13 +54,12 @@ class Places:
     def __init__(self, pool: Pool, rules: Rules, catalogue: Catalogue, explore: float):
         """With the probability `explore` a place goes to an item drawn uniformly from all that may take it, else to the best one.
 
-        Raises TenfoldError for rules with unknown attributes.
+        Raises TenfoldError for rules with unknown attributes, and for boosts of a number by a text.
         """
         self.pool, self._explore, self._diversity = pool, explore, rules.diversity
         scores = pool.scores.astype(float)
         for attribute, boosts in rules.boost.items():
-            values = catalogue.values(attribute)[pool.tokens].astype(str)
-            scores = scores + np.array([boosts.get(value, 0.0) for value in values])
+            scores = scores + _boosts(attribute, catalogue.values(attribute)[pool.tokens], boosts)
         self.scores = scores
         spread = np.ptp(scores) if len(scores) else 0.0
         self._merit = (scores - scores.min()) / spread if spread else np.zeros(len(scores))
@@ -88,6 +88,20 @@ class Places:
             count[value := str(values[i])] += 1
             if count[value] >= most and value:  # items without a value are not limited
                 self._free[values == values[i]] = False
+
+
+def _boosts(attribute: str, values: np.ndarray, boosts: dict[str, float]) -> np.ndarray:
+    """What is added to the score of each item, by its value; "2001" is the number 2001 where the values are numbers.
+
+    Raises TenfoldError for other texts where the values are numbers.
+    """
+    known: dict[Any, float] = dict(boosts)
+    if values.dtype.kind == "f":
+        try:
+            known = {float(text): boost for text, boost in boosts.items()}
+        except ValueError:
+            raise TenfoldError(f"The attribute {attribute!r} is a number, and its boosts have texts: give numbers.") from None
+    return np.array([known.get(value, 0.0) for value in values.tolist()])
 
 
 def fill(places: Places, k: int, rng: np.random.Generator) -> List:
