@@ -67,13 +67,8 @@ def template(both: Both, prompts: Sequence[Chat]) -> Check:
 def size(both: Both, limit: float) -> Check:
     """Whether NEW has at most `limit` times the parameters of OLD."""
     ratio = both.new.parameters / both.old.parameters
-    return Check(
-        "size",
-        ratio <= limit,
-        f"It has {ratio:.2f} times the parameters of the other model; at most {limit:g} times are allowed.",
-        ratio,
-        limit,
-    )
+    says = f"It has {ratio:.2f} times the parameters of the other model; at most {limit:g} times are allowed."
+    return Check("size", ratio <= limit, says, ratio, limit)
 
 
 def speed(both: Both, chats: Sequence[Chat], limit: float) -> Check:
@@ -182,7 +177,7 @@ def people_languages(rows: Sequence[Judgement]) -> dict[str, list[int]]:
 
 
 def preferred(rows: Sequence[Judgement], margins: np.ndarray) -> Check:
-    """Whether NEW agrees with people better than OLD on more than half of the prompts: the mean margin of a prompt is above 0."""
+    """Whether NEW agrees with people better than OLD on more than half of the prompts (mean margin above 0), beyond noise."""
     won = win_rate(_by_prompt(rows, margins))
     low, high = won.interval
     says = f"It agrees better with people on {won.rate:.0%} of {won.n} held-out prompts (95 %: {low:.0%} to {high:.0%})."

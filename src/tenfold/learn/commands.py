@@ -183,7 +183,7 @@ def gate(
     settings: GateSettings = GateSettings(),
     home: Annotated[
         Folder | None,
-        Meta(description="The folder of generations in which the forecast is kept; by default the one that it is in."),
+        Meta(description="The folder of generations in which the forecast is kept; by default that of the generation."),
     ] = None,
     json: Json = False,
 ) -> None:

@@ -51,10 +51,8 @@ def parts_of(source: str, folder: Path, share: float, kind: Kind = "sft") -> dic
             raise TenfoldError(f"{source} leaves no chats for {part}{said}: gather more, from more users.")
     with whole_folder(folder) as scratch:
         write_versioned(scratch / "people.json", {"made_of": made_of, **people})
-        for part in PARTS:
-            write_text(
-                scratch / f"{part}.jsonl", "".join(f"{row}\n" for row in sorted(rows[part]))
-            )  # in an order that does not depend on when people wrote
+        for part in PARTS:  # sorted, so that the order does not depend on when people wrote
+            write_text(scratch / f"{part}.jsonl", "".join(f"{row}\n" for row in sorted(rows[part])))
     return files
 
 

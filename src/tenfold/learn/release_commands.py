@@ -70,7 +70,7 @@ def trial(
     server: RunningServer = RunningServer(),
     json: Json = False,
 ) -> None:
-    """Compare the thumbs of the users who got the candidate with those of the others. Its result is valid at any time.
+    """Compare the thumbs of the users who got the candidate with those of the others. The result is valid at any time.
 
     Example: tenfold learn trial --decide --server http://127.0.0.1:8000
     """
