@@ -211,6 +211,13 @@ def test_new_items_are_found_by_what_is_known_of_them(taught, make):
     assert set(taught.ranker.tokens(["new-1", "new-2"])) <= set(every.tokens) and len(every.tokens) == ITEMS + 2
 
 
+def test_new_items_with_a_text_for_a_number_are_refused_and_change_nothing(taught):
+    taught.catalogue.attributes["item_year"] = np.full(ITEMS + 1, 2001.0)
+    with pytest.raises(TenfoldError, match="'item_year' is a number"):
+        taught.add_items(pa.table({"item": ["new"], "item_genre": ["jazz"], "item_year": ["soon"]}))
+    assert taught.ranker.tokens(["new"]) == [0] and len(taught.ranker.items) == taught.catalogue.size == ITEMS + 1
+
+
 def test_of_several_rows_of_a_new_item_the_first_counts_and_no_new_item_is_no_error(taught):
     twice = pa.table({"item": ["new", "item-3", "new"], "item_genre": ["jazz", "folk", "rock"]})
     assert taught.add_items(twice) == ITEMS + 1 == len(taught.ranker.items) - 1

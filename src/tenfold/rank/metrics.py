@@ -41,9 +41,8 @@ def quality(scores: np.ndarray, targets: np.ndarray, histories: list[np.ndarray]
     rival = np.ones(scores.shape, bool)
     for row, history, item in zip(rival, histories, came, strict=True):
         row[[0, *history, item]] = False
-    above, tied = (
-        (rival & of).sum(1) for of in (~(scores <= target), scores == target)
-    )  # NaN counts as above, so that it is not rewarded
+    # `~(<=)` rather than `>`: a score that is NaN counts as above, so that it is not rewarded.
+    above, tied = ((rival & of).sum(1) for of in (~(scores <= target), scores == target))
     places = above, above + tied + 1
     reached = {name: np.concatenate(([0.0], np.append(gain, np.zeros(scores.shape[1])).cumsum())) for name, gain in GAINS.items()}
     reached["mrr"] = np.concatenate(([0.0], (1 / np.arange(1, scores.shape[1] + K + 1)).cumsum()))

@@ -88,6 +88,10 @@ class Ranker:
         """The objectives that are predicted of a candidate, as they were written in the run file."""
         return [objective.name for objective in self.extras.objectives]
 
+    def new_rows(self, items: pa.Table) -> dict[str, int]:
+        """The row numbers of unknown items of a table, by name; of several rows with the same item the first."""
+        return {name: row for name, row in first_rows(items).items() if name not in self._token}
+
     @torch.no_grad()
     def add_items(self, items: pa.Table) -> None:
         """Add items that were not in the training data: a table with their names in `item`, and their content in the columns that
@@ -98,8 +102,7 @@ class Ranker:
         content = self.extras.content
         if content is None:
             raise TenfoldError("The model has no content tower and no semantic ids: train it with --content or --semantic-ids 3.")
-        rows = first_rows(items)
-        new = items.take(pa.array([row for name, row in rows.items() if name not in self._token], pa.int64()))
+        new = items.take(pa.array(list(self.new_rows(items).values()), pa.int64()))
         if not len(new):
             return
         known = features(new)

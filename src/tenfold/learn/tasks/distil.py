@@ -8,7 +8,7 @@ teacher = "generations/g1/model"
 [data]
 corpus = "stdlib"
 
-The loss is the Kullback-Leibler divergence of the student from the teacher (Hinton et al., arXiv 1503.02531, at temperature 1). The
+The loss is the Kullback-Leibler divergence KL(teacher || student) of each token (arXiv 1503.02531, at temperature 1). The
 teacher runs beside the student; with further `teachers` the target is the mean of all probabilities. With `top_k` the likeliest
 tokens count each, and all others as one. With `store` these tokens are kept in a folder, and a later student of the same teachers,
 text and order reads them instead of running the teachers.

@@ -48,7 +48,7 @@ def is_clipped(ratio: Tensor, advantage: Tensor, low: float, high: float) -> Ten
 def kl_to(reference: Tensor, log_probs: Tensor, ratio: Tensor) -> Tensor:
     """An estimate of the KL divergence from the reference at each token, never below zero.
 
-    The factor `ratio` makes its gradient unbiased (arXiv 2512.02556).
+    The factor `ratio` makes its gradient that of the divergence (arXiv 2512.02556).
     """
     return ratio * (torch.exp(reference - log_probs) - (reference - log_probs) - 1)
 

@@ -102,9 +102,8 @@ class Events(Database):
     def delete_user(self, user: str) -> int:
         """Delete everything of a user, and remember the hash. Returns the number of deleted rows."""
         who, gone = self.user_hash(user), 0
-        self.writer.add(
-            deleted, [{"user_hash": who, "created": time.time()}]
-        ).result()  # waits for rows of theirs that are not written yet
+        # The writer keeps the order of requests: then rows of theirs that still waited are on the disk, too.
+        self.writer.add(deleted, [{"user_hash": who, "created": time.time()}]).result()
         with self._engine.begin() as connection:
             for table in (events, lists):
                 gone += connection.execute(table.delete().where(table.c.user_hash == who)).rowcount

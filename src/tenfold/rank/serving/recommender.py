@@ -72,9 +72,9 @@ class Recommender:
 
     def add_items(self, items: pa.Table) -> int:
         """Add new items, which are ranked by their content; returns the number of all items. See `Ranker.add_items`."""
-        before = len(self.ranker.names)
+        catalogue = self.catalogue.extended(items, list(self.ranker.new_rows(items)))  # may raise, so before any change
         self.ranker.add_items(items)
-        self.catalogue = self.catalogue.extended(items, self.ranker.names[before:])
+        self.catalogue = catalogue
         self.index.grow(self.ranker.items)
         return len(self.ranker.names) - 1
 
