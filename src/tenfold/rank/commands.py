@@ -111,7 +111,9 @@ def compare(
     generation: Finished,
     /,
     *,
-    beside: Annotated[Folder | None, Meta(description="Another run on the same interactions and split, to compare with.")] = None,
+    beside: Annotated[
+        Folder | None, Meta(description="Another run on the same interactions and split, to compare with; unused with --cuts.")
+    ] = None,
     cuts: Annotated[
         Annotated[int, Meta(ge=0, le=1000)],
         Meta(description="Train again before each of so many moments, and pool the tests after them; 0 compares the run itself."),
