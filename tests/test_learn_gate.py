@@ -295,6 +295,13 @@ def test_learned_prompts_are_known_by_their_words():
     assert learned([[{"role": "user", "content": "WHAT is 6 + 7? reply with the number ALONE."}]], train) == [True]
 
 
+def test_a_bootstrap_in_blocks_is_that_of_all_samples_at_once(monkeypatch):
+    differences = np.random.default_rng(1).normal(0.5, 1, 40).tolist()
+    whole = paired_test(differences)
+    monkeypatch.setattr("tenfold.learn.statistics.DRAWN", 30_000)
+    assert paired_test(differences).bootstrap_interval == pytest.approx(whole.bootstrap_interval, abs=0.03)
+
+
 def test_a_corpus_without_rows_and_evaluations_of_one_name_are_refused_in_a_sentence(tmp_path):
     with pytest.raises(TenfoldError, match="has no rows"):
         read_judgements(write_rows(tmp_path / "empty.jsonl", []))

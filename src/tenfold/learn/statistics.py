@@ -12,6 +12,7 @@ from tenfold.spec.forecasts import LEVELS
 
 FEWEST = 5  # prompts that a test needs
 RESAMPLES = 10_000  # of a bootstrap
+DRAWN = 2**22  # values of a bootstrap in memory at once: all samples of the 10,000 documents of a task would need gigabytes
 
 
 @dataclass(frozen=True)
@@ -118,5 +119,8 @@ def always_valid_interval(wins: int, losses: int, error: float = 0.05) -> tuple[
 
 
 def _resampled(values: np.ndarray) -> np.ndarray:
-    """Means of samples with replacement."""
-    return values[np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))].mean(1)
+    """The means of `RESAMPLES` samples of `values` with replacement."""
+    rng, n = np.random.default_rng(0), len(values)
+    at_once = max(1, DRAWN // n)
+    blocks = [min(at_once, RESAMPLES - first) for first in range(0, RESAMPLES, at_once)]
+    return np.concatenate([values[rng.integers(0, n, (samples, n))].mean(1) for samples in blocks])
