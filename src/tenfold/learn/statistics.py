@@ -58,7 +58,7 @@ def checked(differences: Sequence[float], which: str) -> np.ndarray:
     if len(differences) < FEWEST or not np.isfinite(differences).all():
         finite = int(np.isfinite(differences).sum())
         raise TenfoldError(
-            f"A test of two models needs at least {FEWEST} {which} prompts, all with finite values: {finite} of {len(differences)} are."
+            f"A paired test needs at least {FEWEST} {which} prompts, all with finite values: {finite} of {len(differences)} are."
         )
     return np.asarray(differences, float)
 
