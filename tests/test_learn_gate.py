@@ -18,11 +18,11 @@ from scipy import stats
 from bench.learn.questions import questions
 from tenfold.cli.commands import run
 from tenfold.learn.checks import Both, better_in_each
-from tenfold.learn.data import Judgement, parts_of
+from tenfold.learn.data import Judgement, parts_of, read_judgements
 from tenfold.learn.evaluate import groups as evaluation_groups
 from tenfold.learn.evaluate import learned
 from tenfold.learn.gate import gate
-from tenfold.learn.items import read_items, script
+from tenfold.learn.items import read_evaluations, read_items, script
 from tenfold.learn.lineage import holders
 from tenfold.learn.options import GateSettings, TuneSettings
 from tenfold.learn.personal import found
@@ -295,13 +295,30 @@ def test_learned_prompts_are_known_by_their_words():
     assert learned([[{"role": "user", "content": "WHAT is 6 + 7? reply with the number ALONE."}]], train) == [True]
 
 
+def test_a_bootstrap_in_blocks_is_that_of_all_samples_at_once(monkeypatch):
+    differences = np.random.default_rng(1).normal(0.5, 1, 40).tolist()
+    whole = paired_test(differences)
+    monkeypatch.setattr("tenfold.learn.statistics.DRAWN", 30_000)
+    assert paired_test(differences).bootstrap_interval == pytest.approx(whole.bootstrap_interval, abs=0.03)
+
+
+def test_a_corpus_without_rows_and_evaluations_of_one_name_are_refused_in_a_sentence(tmp_path):
+    with pytest.raises(TenfoldError, match="has no rows"):
+        read_judgements(write_rows(tmp_path / "empty.jsonl", []))
+    files = [write_rows(tmp_path / folder / "sums.jsonl", [{"prompt": "a", "ideal": "x"}] * 5) for folder in ("one", "two")]
+    assert list(read_evaluations(files[:1])) == ["sums"]
+    with pytest.raises(TenfoldError, match="two evaluations are named 'sums'"):
+        read_evaluations(files)
+
+
 @pytest.mark.parametrize(
     ("row", "words"),
     [
         ({"prompt": "a"}, "line 1: write"),
         ({"prompt": "a", "ideal": "x", "checker": "exakt"}, "no checker 'exakt'.*exact"),
-        ({"prompt": "a", "ideal": "x", "checker": "number"}, "is nothing for the checker 'number'"),
-        ({"prompt": "a", "ideal": "(", "checker": "regex"}, "is nothing for the checker 'regex'"),
+        ({"prompt": "a", "ideal": "x", "checker": "number"}, "checker 'number' cannot read the ideal answer 'x'"),
+        ({"prompt": "a", "ideal": "(", "checker": "regex"}, "checker 'regex' cannot read the ideal answer"),
+        ({"prompt": "a", "ideal": ["5", "five"], "checker": "number"}, "checker 'number' cannot read the ideal answer 'five'"),
         ({"prompt": [{"role": "robot", "content": "a"}], "ideal": "x"}, "no role 'robot'"),
         ({"prompt": "a", "ideal": "x"}, "holds 1 prompts: an evaluation needs at least 5"),
     ],

@@ -260,7 +260,7 @@ def test_a_rotated_model_is_the_same_function_without_a_channel_that_stands_out(
         return float(weight.abs().amax(0).max() / weight.std())
 
     assert peak(turned) < peak(model) / 2 and not turned.spec.tied
-    with pytest.raises(TenfoldError, match="no other is rotated"):
+    with pytest.raises(TenfoldError, match="only such models can be rotated"):
         rotated(SimpleNamespace(spec=published_model("llama-4-scout")))
 
 

@@ -229,7 +229,7 @@ def test_sources_that_say_nothing_are_refused(model, tmp_path):
     equal = write(tmp_path / "equal.jsonl", [{**GOOD, "prompt": f"{i}"} for i in range(20)])
     with pytest.raises(TenfoldError, match="are worth the same"):
         tuned(stored=equal)
-    with pytest.raises(TenfoldError, match="give --stored or --data"):
+    with pytest.raises(TenfoldError, match="give --stored or --data, not both"):
         tuned(stored=equal, data="prompts.jsonl")
     (tmp_path / "equal.jsonl").write_text((tmp_path / "equal.jsonl").read_text().replace("1.0", "0.5"))
     with pytest.raises(TenfoldError, match="was made of other rows or rewards"):

@@ -157,6 +157,14 @@ def test_kto_is_trls_on_equal_log_probabilities(models, tmp_path):
     assert float(ours) == pytest.approx(float(loss), abs=1e-6)
 
 
+def test_rows_without_an_example_have_no_loss_and_no_gradient_in_kto():
+    """A process of several may have no example in the last rows of a step."""
+    ratios = torch.randn(2, requires_grad=True)
+    losses = objectives.kto(ratios, torch.tensor([True, False]), torch.empty(0), 0.3)
+    torch.where(torch.tensor([False, False]), losses, 0.0).sum().backward()
+    assert torch.equal(ratios.grad, torch.zeros(2))
+
+
 def log_probs_of(batch):
     """Log-probabilities that are zero where a batch learns nothing, and what it learns."""
     mask = batch["completion_mask"][:, 1:]

@@ -118,6 +118,9 @@ def test_filters_and_limits_hold_at_every_place(ranker):
     assert set(SHELF[candidates.tokens]) == {"shelf 1", "shelf 2"} and len(candidates.tokens) == 6
     (boosted,) = listed(recommender(ranker, pool=ITEMS), Query(history, 15, rules=Rules(boost={"shelf": {"shelf 0": 1e6}})))
     assert set(SHELF[boosted.tokens]) == {"shelf 0"}
+    price = Rules(boost={"price": {f"{PRICE[7]:g}": 1e6}})
+    (boosted,) = listed(recommender(ranker, pool=ITEMS), Query(history, 1, rules=price))
+    assert PRICE[boosted.tokens[0]] == PRICE[7]
     assert listed(recommender(ranker), Query(history, 5, rules=Rules(where={"price": Range(min=1e9)})))[0].tokens == []
 
 
@@ -127,6 +130,7 @@ def test_filters_and_limits_hold_at_every_place(ranker):
         (Rules(where={"colour": "red"}), "no attribute 'colour'"),
         (Rules(where={"shelf": Range(1, 2)}), "is text"),
         (Rules(where={"price": "cheap"}), "is a number"),
+        (Rules(boost={"price": {"cheap": 1.0}}), "is a number"),
         (Rules(at_most={"colour": 1}), "no attribute 'colour'"),
         (Rules(boost={"colour": {"red": 1.0}}), "no attribute 'colour'"),
     ],
@@ -205,6 +209,13 @@ def test_new_items_are_found_by_what_is_known_of_them(taught, make):
     assert jazz.scores == pytest.approx([float(vectors[0] @ user)], abs=1e-5)
     (every,) = listed(taught, Query(History((3, 4)), 62))
     assert set(taught.ranker.tokens(["new-1", "new-2"])) <= set(every.tokens) and len(every.tokens) == ITEMS + 2
+
+
+def test_new_items_with_a_text_for_a_number_are_refused_and_change_nothing(taught):
+    taught.catalogue.attributes["item_year"] = np.full(ITEMS + 1, 2001.0)
+    with pytest.raises(TenfoldError, match="'item_year' is a number"):
+        taught.add_items(pa.table({"item": ["new"], "item_genre": ["jazz"], "item_year": ["soon"]}))
+    assert taught.ranker.tokens(["new"]) == [0] and len(taught.ranker.items) == taught.catalogue.size == ITEMS + 1
 
 
 def test_of_several_rows_of_a_new_item_the_first_counts_and_no_new_item_is_no_error(taught):

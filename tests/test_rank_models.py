@@ -264,6 +264,13 @@ def test_a_calibration_rises_and_says_what_comes():
     assert calibration_error(1 / (1 + np.exp(-outputs)), came) > 0.2
 
 
+def test_equal_outputs_are_calibrated_to_the_mean_of_their_values():
+    like = Objective("like", "like", "=", "1")
+    assert calibrate(np.zeros(4), np.array([0.0, 0.0, 1.0, 1.0]), like)(np.zeros(2)).tolist() == [0.5, 0.5]
+    curve = calibrate(np.array([1.0, 0.0, 1.0, 0.0]), np.array([1.0, 0.0, 0.0, 0.0]), like)
+    assert curve(np.array([0.0, 0.5, 1.0])).tolist() == [0.0, 0.25, 0.5]
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 1000))
 def test_measures_are_their_means_over_all_orders_of_ties(seed):

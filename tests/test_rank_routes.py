@@ -271,3 +271,13 @@ def test_no_acknowledged_event_is_lost_by_a_kill(folder, tmp_path):
     chance, database = random.Random(0), tmp_path / "events.db"
     kept = [one for life in range(2) for one in one_life(folder / "a", database, life, chance.uniform(0, 0.3))]
     assert len(kept) >= 6 and len(set(kept)) == len(kept) and not lost(database, kept)
+
+
+@pytest.mark.parametrize("values", [("large", 3), (3, "large")])
+def test_new_items_whose_column_has_texts_and_numbers_are_refused_in_a_sentence(folder, tmp_path, values):
+    file = tmp_path / "keys.json"
+    header = {"authorization": f"Bearer {make_key(file, 'shop', operator=True)}"}
+    rows = [{"item": f"new-{i}", "item_size": value} for i, value in enumerate(values)]
+    with client(folder, keys=file) as server:
+        answer = server.post("/v1/items", json={"items": rows}, headers=header)
+    assert answer.status_code == 400 and "several kinds" in answer.json()["error"]["message"]

@@ -1,4 +1,4 @@
-"""What a model says: its greedy answers by the serving engine, and the nats that it gives to answers of others."""
+"""Greedy answers of a model, from the serving engine, and the negative log-likelihood in nats that it gives to other answers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,19 +17,19 @@ from tenfold.serve.options import EngineOptions
 from tenfold.serve.request import Request, Sampling
 from tenfold.spec.errors import TenfoldError
 
-CACHE_GIB = 0.25
+CACHE_GIB = 0.25  # of the engine's KV cache
 
 
 @dataclass(frozen=True)
 class Answer:
-    """`stopped` says whether the model ended it by itself."""
+    """The text of an answer; `stopped` is true where the model ended it with a stop token, false where `max_tokens` cut it."""
 
     text: str
     stopped: bool
 
 
 def answers(model: Path, prompts: Sequence[Chat], max_tokens: int) -> list[Answer]:
-    """The greedy answer to each prompt. Raises TenfoldError where the engine cannot answer."""
+    """The greedy answer to each prompt, of at most `max_tokens` tokens. Raises TenfoldError where the engine cannot answer."""
     encoder = ChatEncoder.of(model)
     sampling = Sampling(temperature=0, max_tokens=max_tokens, stop_tokens=frozenset(encoder.vocabulary.stop_tokens))
     tokens: dict[str, list[int]] = {str(i): [] for i in range(len(prompts))}
@@ -47,7 +47,7 @@ def answers(model: Path, prompts: Sequence[Chat], max_tokens: int) -> list[Answe
 
 
 class Model:
-    """A model that is judged: read once, in float32."""
+    """A model under evaluation, read into memory once, in float32."""
 
     def __init__(self, path: Path):
         self.path, self.encoder = path, ChatEncoder.of(path)
@@ -59,7 +59,10 @@ class Model:
 
     @torch.no_grad()
     def nats(self, chats: Sequence[Chat]) -> np.ndarray:
-        """The nats of each chat's last answer, in the model's own tokens: comparable whatever these are."""
+        """The negative log-likelihood of each chat's last answer in nats, float64 [chats].
+
+        It is a sum over the tokens of the answer, so that models with different tokenizers can be compared.
+        """
         encoded = [self.encoder.encode(chat, last_alone=True) for chat in chats]
         rows = [pack([one], len(one.tokens) - 1).rows for one in encoded]
         found = [self.network.loss(torch.from_numpy(row.tokens), torch.from_numpy(row.targets))[0] for row in rows]

@@ -1,7 +1,7 @@
-"""What a run will take, said before it: time, energy, money and memory, measured on a throw-away start and frozen in the record.
+"""The forecast of a tuning run's time, energy, money and peak memory, made before the run and scored after it.
 
-A copy of the model does the run's own first steps, with its own rows: for rewards it draws them, for distillation the teacher
-runs along.
+A throw-away copy of the model does the first steps of the run, on the run's own rows: with rewards it also draws the answers, and
+with distillation the teacher runs, too. The measured steps are scaled to the whole run.
 """
 
 import copy
@@ -28,30 +28,31 @@ from tenfold.train.result import RunResult
 from tenfold.train.task import Task
 
 FILE = "budget.json"
-FIRST, LEAST = 1, 2  # steps of the throw-away start that are left out, and that are measured
+FIRST, LEAST = 1, 2  # of the probe: steps that are left out (warm-up), and the fewest that are measured
 UNITS = {"tuning_seconds": "s", "tuning_kwh": "kWh", "tuning_usd": "USD", "tuning_gib": "GiB"}
-# Relative spreads: a busy machine's speed, and what an evaluation takes beside training.
+# Standard deviations of the logarithm, by judgement: the speed of a busy machine varies, and evaluations are not measured.
 SPREAD = {"tuning_seconds": 0.2, "tuning_kwh": 0.2, "tuning_usd": 0.2, "tuning_gib": 0.15}
 
 
 def budget(task: Task, config: RunConfig, generation: Path, rent_usd_per_h: float, *, quiet: bool = False) -> None:
-    """Forecast a run once, and again where it is given more tokens: `budget.json`, and `forecasts.jsonl` in the home.
+    """Forecast what a run takes, once, and again where `config.tokens` has changed since.
 
-    Money is the rent of the machine, or the electricity alone where none is paid.
+    Writes `budget.json` in the generation and `forecasts.jsonl` in the home; prints one line unless `quiet`. Money is the rent of
+    the machine, or the price of the electricity where `rent_usd_per_h` is 0.
     """
     home, file = generation.parent, generation / FILE
     if not file.exists() or _read(file)["tokens"] != config.tokens:
         make_folder(generation)
         write_json(file, {"version": VERSION, **_measured(task, config, home, generation.name, rent_usd_per_h)})
     said = _read(file)
-    for kind, quantiles in said["quantiles"].items():  # again where a run was stopped between the two
+    for kind, quantiles in said["quantiles"].items():  # also where a run was stopped between writing the two files
         forecast(home, _forecast(said, kind, quantiles, convert(said.get("learnt", {}).get(kind, {}), Learnt)))
     if not quiet:
         console().print(f"{generation.name}: {in_words(said)}", highlight=False)
 
 
 def settle(generation: Path, result: RunResult) -> None:
-    """Add what a finished run took."""
+    """Record the measured outcomes of a finished run beside its forecasts. Does nothing for a run without `budget.json`."""
     file = generation / FILE
     if not file.exists():
         return
@@ -64,7 +65,7 @@ def settle(generation: Path, result: RunResult) -> None:
 
 
 def in_words(said: dict[str, Any]) -> str:
-    """The forecast in one line, each with its 80 % interval."""
+    """The forecast in one line, each quantity with its 80 % interval; `said` is the content of `budget.json`."""
     what = "rent" if said["rent_usd_per_h"] else "electricity"
     units, parts = {**UNITS, "tuning_usd": f"USD of {what}"}, []
     for kind, quantiles in said["quantiles"].items():
@@ -79,9 +80,9 @@ def in_words(said: dict[str, Any]) -> str:
 def _measured(task: Task, config: RunConfig, home: Path, name: str, rent_usd_per_h: float) -> dict[str, Any]:
     resolved = resolve(config, task.vocab_size)
     known = reset_peak_memory(resolved.device)
-    # A copy: what the throw-away start makes of the task is gone with it.
+    # On a copy, so that the attributes that the probe sets are not the task's.
     taken, per_step, watts, source, busy = probe(copy.copy(task), config, 0.0, first=FIRST, least=LEAST)
-    task.progress(0)  # what the throw-away steps have counted is not the run's
+    task.progress(0)  # clears the counters that the copy shares with the task
     memory = peak_memory_bytes(resolved.device) / 2**30
     reset_peak_memory(resolved.device)
     seconds = fmean(taken) * resolved.steps

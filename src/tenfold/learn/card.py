@@ -1,4 +1,4 @@
-"""The model card of a generation, written from its lineage and its gate."""
+"""The model card of a generation (README.md), written from its lineage and the verdict of its gate."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,10 @@ from tenfold.spec.files import write_text
 
 
 def write_card(generation: Path, judged: dict[str, Any]) -> None:
-    """Write README.md, with the head that Hugging Face reads. A model has the licence of the one that it began from."""
+    """Write README.md with the front matter that Hugging Face reads; `judged` is the content of gate.json.
+
+    The licence is that of the model that was tuned.
+    """
     lineage = read_lineage(generation)
     people = lineage.get("people", {})
     begun = lineage["init_from"]["path"]

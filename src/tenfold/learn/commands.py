@@ -1,4 +1,4 @@
-"""Tune a model on what people say, judge it, and put it in service."""
+"""Commands that tune a model on feedback or rewards, and judge the new generation."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 GivenName = Annotated[str, Meta(pattern=r"^[\w][\w. -]*$", max_length=200, extra={"words": "a name of letters, digits and - . _"})]
 Model = Annotated[Path, Meta(description="The model to begin from: a generation, a Hugging Face directory or a GGUF file.")]
-Data = Annotated[Text, Meta(description="Rows as JSON lines or Parquet, a feedback database, or its SQLite file.")]
+Data = Annotated[Text, Meta(description="Rows as JSON lines or Parquet, the URL of a feedback database, or its SQLite file.")]
 Name = Annotated[GivenName, Meta(description="The name of the new generation.")]
 Generation = Annotated[Folder, Meta(description="The generation's directory.")]
 
 
 class NewGeneration(Struct, frozen=True):
-    """The generation that is made, and how its result is shown."""
+    """Where the new generation is written, and how the result is printed."""
 
     home: Home = Path("generations")
     name: Name = "sft"
@@ -52,7 +52,7 @@ def sft(
     options: LoRAOptions = LoRAOptions(),
     new: NewGeneration = NewGeneration(),
 ) -> None:
-    """Fine-tune a model on chats; users or prompts are held out for the gate.
+    """Fine-tune a model on chats. Some users (or prompts, where no user is known) are held out for the gate.
 
     Example: tenfold learn sft generations/g1 --data feedback.db --name chat-1 --steps 200
     """
@@ -68,7 +68,7 @@ def dpo(
     options: DPOOptions = DPOOptions(),
     new: NewGeneration = NewGeneration(name="dpo"),
 ) -> None:
-    """Let a model learn which of two answers people preferred (direct preference optimization).
+    """Tune a model on pairs of answers of which people preferred one (direct preference optimization).
 
     Example: tenfold learn dpo generations/chat-1 --data feedback.db --name chat-2 --steps 100 --seq-len 512
     """
@@ -84,21 +84,21 @@ def kto(
     options: KTOOptions = KTOOptions(),
     new: NewGeneration = NewGeneration(name="kto"),
 ) -> None:
-    """Let a model learn from answers that were rated one by one, as by thumbs (Kahneman-Tversky optimization).
+    """Tune a model on answers that were rated one by one, as by thumbs (Kahneman-Tversky optimization).
 
     Example: tenfold learn kto generations/chat-1 --data feedback.db --name chat-2 --steps 100 --seq-len 512
     """
     _tune(model, data, (settings, options), new, "a loss of {:.4f} on the validation answers")
 
 
-def _tune(model: Path, data: str, how: tuple[TuneSettings, LoRAOptions], new: NewGeneration, came: str) -> None:
-    """Tune on what people said, and say what `came` of it, a text with a place for the loss."""
+def _tune(model: Path, data: str, how: tuple[TuneSettings, LoRAOptions], new: NewGeneration, outcome: str) -> None:
+    """Tune on feedback and print the result; `outcome` describes the loss, whose value is put in its braces."""
     from tenfold.learn.tune import tune
     from tenfold.model.path import model_path
 
     settings, options = how
     result = tune(model_path(model), data, new.directory, settings, options=options, quiet=new.json)
-    _report(_finished(result), came.format(result.loss), new.json)
+    _report(_finished(result), outcome.format(result.loss), new.json)
 
 
 def grpo(
@@ -110,10 +110,11 @@ def grpo(
     options: GRPOOptions = GRPOOptions(),
     new: NewGeneration = NewGeneration(name="grpo"),
 ) -> None:
-    """Let a model answer, and learn from what a function rewards (group relative policy optimization).
+    """Tune a model on rewards of its own answers (group relative policy optimization).
 
-    A step has --batch-size answers, of at most --seq-len tokens each with its prompt. With --stored it learns from answers that
-    a server kept with the log-probabilities of that moment (asked with store: true), by what people said of them or --rewards.
+    A step has --batch-size answers; a prompt with its answer has at most --seq-len tokens. With --stored no answers are drawn: the
+    run learns from answers that a server kept with their log-probabilities (requests with store: true), rewarded by people's
+    judgements or by --rewards.
 
     Examples:
 
@@ -125,11 +126,13 @@ def grpo(
     from tenfold.model.path import model_path
 
     result = _finished(tune_on_rewards(model_path(model), source, new.directory, settings, options=options, quiet=new.json))
-    came = f"a reward of {-result.loss:.4f} on the prompts that were kept"
+    outcome = f"a reward of {-result.loss:.4f} on the validation prompts"
     if source.stored:
         low, high, cut, ess = (result.scores[key] for key in ("ratio_min", "ratio_max", "cut_share", "ess_share"))
-        came = f"estimated, {came} (ratios of answers {low:.3g} to {high:.3g}, {cut:.0%} cut, {ess:.0%} effective)"
-    _report(result, came, new.json)
+        outcome = (
+            f"estimated, {outcome} (probability ratios of answers {low:.3g} to {high:.3g}, {cut:.0%} cut, {ess:.0%} effective)"
+        )
+    _report(result, outcome, new.json)
 
 
 def show(
@@ -137,12 +140,12 @@ def show(
     /,
     *,
     data: Data,
-    kind: Annotated[Kind, Meta(description="What would be learned from it.")] = "sft",
+    kind: Annotated[Kind, Meta(description="How the rows are read: chats (sft), preferences (dpo) or ratings (kto).")] = "sft",
     seq_len: Annotated[SeqLen, Meta(description="Tokens in a row; longer chats lose their end.")] = 128,
     count: Annotated[int, Meta(ge=0, description="How many answers are printed.")] = 3,
     json: Json = False,
 ) -> None:
-    """Show what a run would learn before it runs: the text as the model reads it, what is learned of it marked, and counts.
+    """Show what a run would learn, before it runs: the text as the model reads it, its learned part marked, and counts.
 
     Example: tenfold learn show generations/g1 --data chats.jsonl
     """
@@ -159,7 +162,7 @@ def show(
 
 
 def _finished(result: "RunResult") -> "RunResult":
-    """Raises TenfoldError for a run that was stopped."""
+    """The result itself. Raises TenfoldError for a run that was stopped."""
     if not result.finished:
         raise TenfoldError(f"Stopped and saved at step {result.step}: the same command goes on from there.")
     return result
@@ -176,14 +179,17 @@ def gate(
     new: Generation,
     /,
     *,
-    against: Annotated[Path, Meta(description="The model that it has to do better than.")],
+    against: Annotated[Path, Meta(description="The model that it is compared with and has to beat.")],
     settings: GateSettings = GateSettings(),
-    home: Annotated[Folder | None, Meta(description="Where its forecasts are kept; by default beside it.")] = None,
+    home: Annotated[
+        Folder | None,
+        Meta(description="The folder of generations in which the forecast is kept; by default that of the generation."),
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Judge a generation beside the one before, and write its gate.json and model card.
+    """Compare a generation with the model before it, and write its gate.json and model card.
 
-    It has to agree better with people on prompts that it has not learned, and be worse in nothing beyond noise.
+    It passes where it agrees with people better on held-out prompts, and no other check finds it worse beyond noise.
 
     Example: tenfold learn gate generations/chat-1 --against generations/g1 --evaluations sums.jsonl
     """
@@ -193,11 +199,11 @@ def gate(
 
 
 class Source(Struct, frozen=True):
-    """What the next generation learns, and from where."""
+    """The feedback that the next generation learns from, and the model that it begins with."""
 
-    feedback: Annotated[Text, Meta(description="What people said: a feedback database, its SQLite file, or a file of rows.")]
+    feedback: Annotated[Text, Meta(description="Feedback to learn from: a feedback database, its SQLite file, or a file of rows.")]
     model: Annotated[Path | None, Meta(description="The model to begin from; by default the generation in service.")] = None
-    kind: Annotated[Kind, Meta(description="What is learned: chats, preferences or ratings.")] = "sft"
+    kind: Annotated[Kind, Meta(description="What is learned: chats (sft), preferences (dpo) or ratings (kto).")] = "sft"
     lora_rank: LoRARank = 0
 
 
@@ -211,7 +217,7 @@ def next_generation(
     home: Home = Path("generations"),
     json: Json = False,
 ) -> None:
-    """From what people said to a generation that is judged: data, run and gate. Called again it goes on from where it was.
+    """Make the next generation from feedback: its data, its tuning run and its gate. A repeated call continues where one stopped.
 
     Example: tenfold learn next chat-2 --feedback feedback.db --steps 200
     """

@@ -1,10 +1,10 @@
-"""What a generation is tuned and judged on: three parts that share no user, or no prompt where no user is known.
+"""The data of a tuned generation, in three parts that share no user, or no prompt where the users are not known.
 
-train.jsonl         learned
-validation.jsonl    seen between steps, and what the gate's forecast is made from
-held_out.jsonl      the gate's own
-people.json         what these were made of, whose rows they are, what was left out and scrubbed, and which sets and models hold
-                    rows of users who were deleted
+train.jsonl         training rows
+validation.jsonl    rows of the evaluations during training, from which the gate's forecast is made, too
+held_out.jsonl      rows that the gate alone reads
+people.json         the source of the rows and their users, what was left out or scrubbed, and which data sets and models still
+                    hold rows of deleted users
 """
 
 import hashlib
@@ -33,10 +33,10 @@ PARTS = ("train", "validation", "held_out")
 
 
 def parts_of(source: str, folder: Path, share: float, kind: Kind = "sft") -> dict[str, Path]:
-    """The three parts of `source` in `folder`, made once: a file of rows, a feedback database, or its SQLite file.
+    """The files of the three parts of `source` in `folder`; they are written by the first call only.
 
-    `share` of the users, or prompts, is held out, and as many are for validation. Raises TenfoldError where a part is empty, or
-    `folder` was made of another source.
+    `source` is a file of rows, the URL of a feedback database, or its SQLite file. `share` of the users (or prompts) is held out,
+    and as many are for validation. Raises TenfoldError where a part is empty, or `folder` was made of another source.
     """
     files = {part: folder / f"{part}.jsonl" for part in PARTS}
     made_of = _made_of(source, share, kind)
@@ -51,15 +51,15 @@ def parts_of(source: str, folder: Path, share: float, kind: Kind = "sft") -> dic
             raise TenfoldError(f"{source} leaves no chats for {part}{said}: gather more, from more users.")
     with whole_folder(folder) as scratch:
         write_versioned(scratch / "people.json", {"made_of": made_of, **people})
-        for part in PARTS:
-            write_text(scratch / f"{part}.jsonl", "".join(f"{row}\n" for row in sorted(rows[part])))  # whoever spoke first
+        for part in PARTS:  # sorted, so that the order does not depend on when people wrote
+            write_text(scratch / f"{part}.jsonl", "".join(f"{row}\n" for row in sorted(rows[part])))
     return files
 
 
 def gathered(source: str, home: Path, share: float, kind: Kind = "sft") -> tuple[dict[str, list[str]], dict[str, Any]]:
-    """The rows of each part that `source` gives now, and what `people.json` says of them. Writes nothing; a part may be empty.
+    """The rows of each part that `source` gives now, and the content of `people.json`. Writes nothing; a part may be empty.
 
-    `home` has the generations whose sets may hold rows of users who were deleted. Raises TenfoldError where nothing can be read.
+    `home` has the generations whose data sets may hold rows of deleted users. Raises TenfoldError where `source` cannot be read.
     """
     people: dict[str, Any] = {}
     if is_file_of_rows(source):
@@ -70,23 +70,26 @@ def gathered(source: str, home: Path, share: float, kind: Kind = "sft") -> tuple
 
 
 def read_people(folder: Path) -> dict[str, Any]:
-    """`people.json`, or nothing where the parts were written by hand."""
+    """The content of `people.json`; empty where there is none, because the parts were written by hand."""
     file = folder / "people.json"
     return read_document(file, VERSION, f"delete {folder}, and tune again") if file.exists() else {}
 
 
 def left_out(people: Mapping[str, Any]) -> str:
-    """What was said and is in no part, by reason."""
+    """How many judgements of the source are in no part, with the reasons, as text."""
     return ", ".join(f"{count} {reason}" for reason, count in people.get("left_out", {}).items()) or "none"
 
 
 def _made_of(source: str, share: float, kind: Kind) -> dict[str, Any]:
-    """What the parts depend on."""
+    """All that the content of the parts depends on."""
     return {**content_of(source), "held_out": share, "kind": kind}
 
 
 def content_of(source: str) -> dict[str, str]:
-    """What rows are known by. A database is known by its name: what people say meanwhile is for the next generation."""
+    """What identifies the source: the hash of a file, or the name of a database.
+
+    The content of a database is no part of it: judgements that come meanwhile are for the next generation.
+    """
     if not is_file_of_rows(source):
         return {"database": without_secrets(source.rpartition("/")[2])}
     return {"content": file_sha256(Path(source)) if Path(source).is_file() else ""}
@@ -121,7 +124,7 @@ def _with_prompts(path: Path, kind: Kind) -> Iterator[tuple[Chat, dict[str, Any]
 
 
 def open_feedback(database: str) -> "Feedback":
-    """A feedback database, or the SQLite file of one. Raises TenfoldError where there is none."""
+    """Open a feedback database by its URL or SQLite file. Raises TenfoldError where there is none."""
     from tenfold.serve.feedback.feedback import Feedback
 
     if "://" not in database and not Path(database).exists():
@@ -130,7 +133,11 @@ def open_feedback(database: str) -> "Feedback":
 
 
 def _by_user(database: str, home: Path, share: float, kind: Kind) -> tuple[dict[str, list[str]], dict[str, Any]]:
-    """What people said, and who they are: a user is in one part. The smaller of two test shares holds users of the larger alone."""
+    """The rows of each part, and their users. Each user is in one part.
+
+    The data is exported twice, with test shares of 2 x `share` and `share`. The test users of the smaller share are among those of
+    the larger: they are held out, and the others of the larger are for validation.
+    """
     from tenfold.serve.feedback.export import export
 
     feedback, found, users = open_feedback(database), [], []
@@ -151,7 +158,7 @@ def _by_user(database: str, home: Path, share: float, kind: Kind) -> tuple[dict[
 
 
 def _clean(rows: dict[str, list[str]]) -> dict[str, Any]:
-    """Scrub personal data and leave out copies, in place; the report."""
+    """Scrub personal data and leave out copies, in place. Returns the counts for `people.json`."""
     personal, copies = Counter[str](), 0
     for part in PARTS:
         scrubbed = [json.dumps(scrub(json.loads(row), personal), ensure_ascii=False) for row in rows[part]]
@@ -163,7 +170,7 @@ def _clean(rows: dict[str, list[str]]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Judgement:
-    """A prompt, and the chats that end in an answer that was liked and in one that was not; one of the two may be missing."""
+    """A prompt, with the chat that ends in the liked answer and the one that ends in the disliked; one of them may be None."""
 
     prompt: Chat
     liked: Chat | None
@@ -171,8 +178,10 @@ class Judgement:
 
 
 def read_judgements(path: Path) -> list[Judgement]:
-    """The rows of a part, of whichever kind they are. Raises TenfoldError for what is none."""
-    (_, first), *_ = read_rows(path)
+    """The rows of a part, whose kind (preferences, ratings or chats) the first row tells. Raises TenfoldError for a bad row."""
+    first = next((row for _, row in read_rows(path)), None)
+    if first is None:
+        raise TenfoldError(f"{path} has no rows: give a file of chats, preferences or rated answers.")
     if "chosen" in first:
         return [Judgement(pair.chosen[:-1], pair.chosen, pair.rejected) for pair in read_preferences(path)]
     if "label" in first:
@@ -182,4 +191,5 @@ def read_judgements(path: Path) -> list[Judgement]:
 
 
 def write_versioned(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON document of this room, with its version."""
     write_json(path, {"version": VERSION, **values})

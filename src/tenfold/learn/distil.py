@@ -1,8 +1,9 @@
-"""A smaller generation: a model is pruned, and what is left is taught by it. The student's loss is forecast first.
+"""Distillation into a pruned model: the teacher is pruned, and the student is trained on its probabilities.
 
-As in a climb, the forecast is made from smaller runs: students that are taught a 64th, a 16th and a quarter of the tokens, each to
-its own end. The logarithm of their gap to the teacher, in nats a token, is continued as a parabola in the logarithm of the tokens.
-A law of sizes as in arXiv 2502.08606 would need students of many sizes; here the shape is given, and the tokens alone differ.
+The student's loss is forecast first, from shorter runs: students that are trained on a 64th, a 16th and a quarter of the tokens,
+each with a complete learning-rate schedule. The logarithm of their gap to the teacher, in nats per token, is extrapolated as a
+parabola in the logarithm of the tokens. A scaling law of student sizes as in arXiv 2502.08606 would need students of many sizes;
+here the shape is given, and only the number of tokens differs.
 """
 
 import math
@@ -38,17 +39,18 @@ from tenfold.train.tasks.pretrain import HostRows
 from tenfold.train.text import open_source
 
 _CALIBRATION_ROWS, _VALIDATION_TOKENS = 64, 16_384
-_PILOTS, _LEAST_STEPS = (64, 16, 4), 4  # parts of the tokens that shorter students are taught, and their fewest steps
-_LOG_SD = 0.25  # of a gap's forecast
+_PILOTS, _LEAST_STEPS = (64, 16, 4), 4  # divisors of the tokens for the shorter runs, and the fewest steps of such a run
+_LOG_SD = 0.25  # standard deviation of the logarithm of a forecast gap, by judgement
 
 
 def distil(teacher: Path, data: str, generation: Path, settings: DistilSettings, *, quiet: bool = False) -> RunResult:
-    """Prune `teacher`, forecast what its student comes to, and teach it; goes on from where an earlier call was stopped.
+    """Prune `teacher`, forecast the student's loss, and train the student; continues where an earlier call was stopped.
 
-    Writes the generation: `pruned/`, the run with `model/`, and `distil.json`; the forecast and its outcome stand in the home.
+    Writes the generation: `pruned/`, the run with `model/`, and `distil.json`. The forecast and its outcome are in the home's
+    `forecasts.jsonl`. Raises TenfoldError for a shape that cannot be pruned, or other settings than those of an earlier call.
     """
     home, student = generation.parent, generation / "pruned"
-    spec = smaller_shape(read_spec(teacher), settings.keep, settings.layers)  # refused before the text is read, which may take long
+    spec = smaller_shape(read_spec(teacher), settings.keep, settings.layers)  # raises before the text is read, which may take long
     corpus = text_of(teacher, data, home, quiet=quiet)
     if student.exists():
         if replace(read_spec(student), name=spec.name) != spec:
@@ -59,7 +61,7 @@ def distil(teacher: Path, data: str, generation: Path, settings: DistilSettings,
         rows = validation_rows(corpus, settings.seq_len, _CALIBRATION_ROWS * settings.seq_len)
         write_model(pruned(model, spec, importance(model, rows)), student, tokenizer_directory=teacher)
     key = _forecast(home, (teacher, student), data, corpus, generation, settings)
-    for part in _parts(settings):  # the forecast stands
+    for part in _parts(settings):  # not needed once the forecast is written
         shutil.rmtree(_pilot_directory(generation, part), ignore_errors=True)
     result = teach(teacher, student, data, generation, settings, quiet=quiet)
     if result.finished:
@@ -68,14 +70,14 @@ def distil(teacher: Path, data: str, generation: Path, settings: DistilSettings,
 
 
 def text_of(model: Path, data: str, home: Path, *, quiet: bool = False) -> Corpus:
-    """Text or a corpus in the tokens of a model."""
+    """The text or corpus `data`, in the tokens of `model`."""
     return open_source(data, home, 0, 0.0, tokenizer_from=model, quiet=quiet)
 
 
 def teach(
     teacher: Path, student: Path, data: str, generation: Path, settings: DistilSettings, *, grid: str = "none", quiet: bool = False
 ) -> RunResult:
-    """Train the student in `generation` on the teacher's probabilities."""
+    """Train `student` on the teacher's probabilities as the run in `generation`; with a `grid`, for weights on it (QAT)."""
     return trained(_config(teacher, student, data, settings, grid, generation.parent), generation, quiet, settings.rent_usd_per_h)
 
 
@@ -100,19 +102,19 @@ def _config(teacher: Path, student: Path, data: str, settings: DistilSettings, g
 
 
 def _rule(settings: DistilSettings) -> Hyperparameters:
-    """Batch and learning rate of a student: those of pretraining, for what pruning leaves has most of its learning to do again."""
+    """Batch size and learning rate of pretraining: a pruned model has to learn most of what it knew again."""
     return derive(settings.tokens, settings.seq_len, batch_size=settings.batch_size, learning_rate=settings.learning_rate)
 
 
 def validation_rows(corpus: Corpus, seq_len: int, tokens: int) -> Tensor:
-    """Rows of held-out text, int64 [rows, T], of about so many tokens."""
+    """Rows of held-out text, int64 [rows, T], with about `tokens` tokens in all."""
     batches = validation_batches(corpus, batch_size=16, seq_len=seq_len, limit_tokens=tokens)
     return torch.cat([torch.from_numpy(batch.tokens).long() for batch in batches])
 
 
 @torch.no_grad()
 def nats_of(model: Llama, corpus: Corpus, seq_len: int) -> float:
-    """Mean nats of each held-out token, of the same rows that the run of a student is evaluated on."""
+    """The mean loss of a held-out token in nats, on the rows that a student's run is evaluated on."""
     nats, count = 0.0, 0
     for rows in validation_batches(corpus, batch_size=16, seq_len=seq_len, limit_tokens=_VALIDATION_TOKENS):
         batch = HostRows(rows).on(torch.device("cpu"), slice(None))
@@ -122,16 +124,16 @@ def nats_of(model: Llama, corpus: Corpus, seq_len: int) -> float:
 
 
 def gap_after(points: Sequence[tuple[float, float]], tokens: float) -> float:
-    """The gap after so many tokens, from points of tokens and gap: a line through two, a parabola through three, on log axes.
+    """The gap after `tokens`, extrapolated on logarithmic axes from `points` of (tokens, gap): a line of two, a parabola of three.
 
-    It does not rise beyond the last point.
+    It is at most the gap of the last point.
     """
     x, y = np.log(np.asarray(points)).T
     return float(np.exp(min(y[-1], np.polyval(np.polyfit(x, y, len(points) - 1), math.log(tokens)))))
 
 
 def _forecast(home: Path, models: tuple[Path, Path], data: str, corpus: Corpus, generation: Path, settings: DistilSettings) -> str:
-    """Write down what the student will come to, once. Returns the key."""
+    """Forecast the student's loss, once. Returns the key of the forecast."""
     (teacher, student), key, file = models, f"learn/{generation.name}/student_loss", generation / "distil.json"
     if file.exists():
         return key
@@ -140,7 +142,9 @@ def _forecast(home: Path, models: tuple[Path, Path], data: str, corpus: Corpus, 
     theirs = fmean(nats_of(read_model(path), corpus, settings.seq_len) for path in paths)
     ours = nats_of(read_model(student), corpus, settings.seq_len)
     if ours <= theirs:
-        raise TenfoldError(f"The pruned model in {student} is no worse than its teacher on this text: there is nothing to teach.")
+        raise TenfoldError(
+            f"The pruned model in {student} is no worse than its teacher on this text: lower --keep, or use it as it is."
+        )
     pilots = [(settings.tokens // part, _pilot(models, data, generation, settings, part)) for part in _parts(settings)]
     quantiles = _quantiles(theirs, [(_rule(settings).batch_size * settings.seq_len, ours), *pilots], settings.tokens)
     hashes = {"teacher": weights_hash(teacher), "pruned": weights_hash(student)}
@@ -151,7 +155,7 @@ def _forecast(home: Path, models: tuple[Path, Path], data: str, corpus: Corpus, 
 
 
 def _parts(settings: DistilSettings) -> list[int]:
-    """Which parts of the tokens make steps enough."""
+    """The divisors of `_PILOTS` that leave enough steps."""
     parts = {part: structs.replace(settings, tokens=settings.tokens // part) for part in _PILOTS if settings.tokens >= part}
     return [part for part, shorter in parts.items() if _rule(shorter).steps >= _LEAST_STEPS]
 
@@ -161,9 +165,9 @@ def _pilot_directory(generation: Path, part: int) -> Path:
 
 
 def _pilot(models: tuple[Path, Path], data: str, generation: Path, settings: DistilSettings, part: int) -> float:
-    """The loss of a student that is taught a part of the tokens. Goes on from where an earlier call was stopped.
+    """The loss of a student that is trained on one `part`-th of the tokens. Continues where an earlier call was stopped.
 
-    Raises TenfoldError where that was of other settings.
+    Raises TenfoldError where that call had other settings.
     """
     directory = _pilot_directory(generation, part)
     config = _config(*models, data, structs.replace(settings, tokens=settings.tokens // part), "none", generation.parent)
@@ -174,9 +178,9 @@ def _pilot(models: tuple[Path, Path], data: str, generation: Path, settings: Dis
 
 
 def _quantiles(teacher: float, losses: Sequence[tuple[float, float]], tokens: float) -> tuple[float, ...]:
-    """The student's loss after so many tokens, from losses by tokens, of which the first is the pruned model's."""
+    """Quantiles of the student's loss after `tokens`, from points of (tokens, loss), of which the first is the pruned model."""
     points = [(number, loss - teacher) for number, loss in losses]
-    if any(gap <= 0 for _, gap in points):  # better than a teacher that had not learned all that the text holds
+    if any(gap <= 0 for _, gap in points):  # a student can become better than a teacher that knows this text badly
         (_, before), (_, last) = losses[-2:]
         return normal(last, abs(last - before) + 1e-6)
     enough = points[-len(_PILOTS) :] if len(points) > len(_PILOTS) else points[-2:]

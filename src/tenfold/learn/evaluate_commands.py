@@ -1,4 +1,4 @@
-"""Say how good and how safe a model is: on files of one's own, on the safety set, and on tasks of lm-eval."""
+"""The command that evaluates a model: on files of prompts, on the safety set, and on tasks of lm-eval."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,12 +15,13 @@ def evaluate(
     *,
     asked: EvaluateOptions = EvaluateOptions(),
     harness: TaskOptions = TaskOptions(),
-    against: Annotated[Path | None, Meta(description="Another model that answers the same prompts.")] = None,
+    against: Annotated[Path | None, Meta(description="Another model to compare with, on the same prompts.")] = None,
     json: Json = False,
 ) -> None:
-    """What a model answers right, by language; beside another model, with paired tests. Without data and tasks, how safe it is.
+    """Evaluate a model on your own prompts, by language, or on tasks of lm-eval; with --against by paired tests with another model.
 
-    Prompts that were learned, found by n-grams, are counted and left out.
+    Without --data and --tasks the safety set is asked. Prompts that are in the training data, by their n-grams, are counted and
+    left out.
 
     Examples:
 
@@ -60,7 +61,11 @@ def _harness(model: Path, asked: TaskOptions, against: Path | None) -> dict[str,
 def _print(found: dict[str, Any]) -> None:
     for name, one in found["evaluations"].items():
         _shares(name, one)
-        print(f"  {one['learned']} prompts were learned and are left out." if one["learned"] else "  No prompt was learned.")
+        print(
+            f"  {one['learned']} prompts are in the training data and left out."
+            if one["learned"]
+            else "  No prompt is in the training data."
+        )
         for language, part in one["languages"].items():
             _shares(f"  {language}", part)
     for name, one in found["tasks"].items():
@@ -82,11 +87,11 @@ def _shares(name: str, one: dict[str, Any]) -> None:
 
 
 def _difference(what: str, test: dict[str, Any] | None, lost_p: float | None) -> None:
-    """A line on the paired difference to the other model."""
+    """Print the paired difference to the other model."""
     said = []
     if test is not None:
         low, high = test["t_interval"]
         said.append(f"{what} {test['mean']:+.3g} (95 %: {low:+.3g} to {high:+.3g})")
     if lost_p is not None:
-        said.append(f"so many losses come by chance with p {lost_p:.2g}")
-    print(f"    Beside the other: {'; '.join(said)}.")
+        said.append(f"p {lost_p:.2g} that so many right answers are lost by chance")
+    print(f"    Compared with the other model: {'; '.join(said)}.")

@@ -1,4 +1,4 @@
-"""Python functions of a user's own file, that reward or check answers: run with their failures told in a sentence."""
+"""Functions of a user's Python file that reward or check answers; whatever they raise becomes a TenfoldError of one sentence."""
 
 import inspect
 import runpy
@@ -11,7 +11,7 @@ from tenfold.spec.errors import TenfoldError
 
 
 def read_functions(source: str, kind: str) -> dict[str, Callable[..., Any]]:
-    """The functions of a file whose names begin with `kind`. Raises TenfoldError where there are none, or it cannot be run."""
+    """The functions of a file whose names begin with `kind`. Raises TenfoldError where it has none, or cannot be run."""
     defined = run_file(source, kind).items()
     found: dict[str, Callable[..., Any]] = {name: f for name, f in defined if name.startswith(kind) and inspect.isfunction(f)}
     if not found:
@@ -20,7 +20,7 @@ def read_functions(source: str, kind: str) -> dict[str, Callable[..., Any]]:
 
 
 def run_file(source: str, kind: str) -> dict[str, Any]:
-    """What a file of functions of a `kind` defines. Raises TenfoldError where it is not there, or fails."""
+    """The global names that a Python file defines; `kind` is used in messages. Raises TenfoldError where it is missing or fails."""
     if not Path(source).is_file():
         raise TenfoldError(f"There is no file of {kind}s {source}.")
     with told(source, "cannot be run"):
@@ -29,7 +29,7 @@ def run_file(source: str, kind: str) -> dict[str, Any]:
 
 @contextmanager
 def told(what: str, how: str = "failed") -> Iterator[None]:
-    """Raises TenfoldError that names `what`, for whatever a user's code raises in the block."""
+    """Turn whatever a user's code raises in the block into a TenfoldError that names `what`."""
     try:
         yield
     except Exception as error:
@@ -37,7 +37,7 @@ def told(what: str, how: str = "failed") -> Iterator[None]:
 
 
 def taken(function: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
-    """Those of the arguments `given` that a function takes."""
+    """Those of the arguments `given` that the signature of `function` takes."""
     wanted = inspect.signature(function).parameters.values()
     takes_all = any(p.kind is p.VAR_KEYWORD for p in wanted)
     return given if takes_all else {p.name: given[p.name] for p in wanted if p.name in given}

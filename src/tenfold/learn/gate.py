@@ -1,8 +1,9 @@
-"""The gate: a generation is released only where it does better than the one before on what people said, and nothing else worse.
+"""The gate: a generation is released only if it is better than the model before on people's judgements, and worse in nothing else.
 
-Better: the nats of the answers that people liked, and the share of held-out prompts on which NEW agrees with them more than OLD,
-both beyond noise (95 %). Not worse: `checks.py`; their error of 1 % is shared by all tests. A forecast of the difference, made
-from the validation users, is written down before it is measured.
+Better means, beyond noise (95 %): a higher log-likelihood of the answers that people liked over those that they did not like, and
+closer agreement with people on more than half of the held-out prompts. The checks of "not worse" are in `checks.py`; together they
+refuse a model that is as good with a probability of 1 %. The difference is forecast from the validation users before it is
+measured on the held-out ones.
 """
 
 import hashlib
@@ -19,7 +20,7 @@ from tenfold.learn.card import write_card
 from tenfold.learn.checks import Both, Check
 from tenfold.learn.data import PARTS, VERSION, Judgement, read_judgements, write_versioned
 from tenfold.learn.evaluate import groups
-from tenfold.learn.items import Item, read_items
+from tenfold.learn.items import Item, read_evaluations
 from tenfold.learn.lineage import read_lineage
 from tenfold.learn.options import GateSettings
 from tenfold.learn.safety import DEFAULT, read_safety
@@ -32,14 +33,15 @@ from tenfold.spec.files import file_sha256
 from tenfold.spec.forecasts import Forecast, forecast, outcome
 from tenfold.spec.versions import read_document
 
-ERROR = 0.01  # the probability that any test of "not worse" refuses a model that is as good
-TIMED = 8  # chats
+ERROR = 0.01  # the probability that the tests of "not worse" together refuse a model that is as good
+TIMED = 8  # chats of the speed measurement
 
 
 def gate(new: Path, against: Path, home: Path, settings: GateSettings = GateSettings()) -> dict[str, Any]:
-    """Judge the generation `new`, and write its gate.json and model card. A verdict on these weights, data and checks is kept.
+    """Compare the generation `new` with the model `against`; writes its gate.json and model card. Returns the content of gate.json.
 
-    Raises TenfoldError where `new` lacks its lineage, or too few prompts are held out.
+    A verdict that exists for the same weights, data and checks is returned as it is. The forecast is kept in `home`. Raises
+    TenfoldError where `new` has no lineage, its data has changed, or too few prompts are held out.
     """
     lineage = read_lineage(new)
     weights, old = model_path(new), model_path(against)
@@ -67,14 +69,14 @@ def _files(settings: GateSettings) -> list[Path]:
 
 
 def read_gate(new: Path) -> dict[str, Any]:
-    """The verdict on a generation. Raises TenfoldError where there is none."""
+    """The content of gate.json of a generation. Raises TenfoldError where there is none."""
     return read_document(new / "gate.json", VERSION, f"judge it with `tenfold learn gate {new} --against OLD`")
 
 
 def _judge(new: Path, old: Path, home: Path, key: str, hashes: dict[str, str], settings: GateSettings) -> dict[str, Any]:
-    evaluations = {path.stem: read_items(path, settings.checkers) for path in settings.evaluations}
+    evaluations = read_evaluations(settings.evaluations, settings.checkers)
     probes, held_out = read_safety(settings.safety or DEFAULT), read_judgements(new / "data" / "held_out.jsonl")
-    # Whether answers end, each group of probes, each language of people, and two of each group of an evaluation.
+    # One for `stops`, one for each group of probes and each language of people, and two for each group of an evaluation.
     tests = 1 + len(safety_groups(probes)) + len(checks.people_languages(held_out))
     tests += 2 * sum(len(groups(name, items)) for name, items in evaluations.items())
     both = Both(Model(model_path(new)), Model(old), 1 - 2 * ERROR / tests)

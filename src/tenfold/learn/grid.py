@@ -1,6 +1,6 @@
-"""Weights on a grid of 4 or 8 bits, in groups of 32 along a row, as llama.cpp's Q4_0 and Q8_0 have them.
+"""Weights on a grid of 4 or 8 bits, in groups of 32 along a row: the grids of llama.cpp's Q4_0 and Q8_0.
 
-So a model whose weights lie on the grid is exported to those formats without a further loss.
+A model whose weights lie on the grid is exported to those formats without further loss.
 """
 
 import torch
@@ -12,14 +12,14 @@ from tenfold.model.quantised import GROUP
 
 
 def on_grid(weight: Tensor, grid: str) -> Tensor:
-    """The nearest weights on the grid; rows that groups do not fill are left as they are."""
+    """`weight` [..., n] rounded to the nearest values of the grid `int8` or `int4`; unchanged where n is no multiple of 32."""
     if weight.shape[-1] % GROUP:
         return weight
     groups = weight.float().unflatten(-1, (-1, GROUP))
     if grid == "int8":
         scale, low, high = groups.abs().amax(-1, keepdim=True) / 127, -127, 127
     else:
-        # The largest weight is -8 steps, whatever its sign.
+        # As in Q4_0, the weight of the largest magnitude becomes -8 steps; the sign of the scale follows from it.
         largest = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
         scale, low, high = largest / -8, -8, 7
     steps = torch.where(scale == 0, 0.0, groups / torch.where(scale == 0, 1.0, scale)).round().clamp(low, high)
@@ -27,15 +27,15 @@ def on_grid(weight: Tensor, grid: str) -> Tensor:
 
 
 def left_as_they_are(model: Llama) -> tuple[int, int]:
-    """How many matrices of the layers have rows that groups do not fill, and how many there are."""
+    """How many matrices of the layers cannot be rounded (rows that are no multiple of 32), and how many there are in all."""
     matrices = [p for name, p in model.named_parameters() if name.startswith("blocks.") and p.ndim == 2]
     return sum(p.shape[-1] % GROUP > 0 for p in matrices), len(matrices)
 
 
 class GridLinear(nn.Linear):
-    """A matrix that is rounded to the grid where it is used, and learns as if it were not (straight-through).
+    """A linear layer whose weight is rounded to the grid in the forward pass, with a straight-through gradient.
 
-    With 4 bits its input is rounded to 8 bits a token, as phones compute (8da4w).
+    With 4 bits its input is rounded to 8 bits per token, too, as phones compute (8da4w in torchao).
     """
 
     grid: str
@@ -49,7 +49,7 @@ class GridLinear(nn.Linear):
 
 
 def train_on_grid(model: nn.Module, grid: str) -> None:
-    """Let the matrices of the layers train for the grid; names and shapes stay."""
+    """Make the matrices of the layers `GridLinear`, in place; parameter names and shapes stay."""
     for name, module in model.named_modules():
         if name.startswith("blocks.") and type(module) is nn.Linear:
             module.__class__ = GridLinear

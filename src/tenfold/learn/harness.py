@@ -1,6 +1,6 @@
-"""lm-eval's tasks on a model of one's own: by the serving engine in this process, or by a running server through its API.
+"""lm-eval's tasks on a local model: by the serving engine in this process, or by a running server through its API.
 
-Answers are kept by document, so that two models are compared on the same ones.
+Metrics are kept for each document, so that two models are compared on the same documents.
 """
 
 import json
@@ -31,14 +31,15 @@ from tenfold.serve.request import Output, Request, Sampling
 from tenfold.serve.text import TextStream
 from tenfold.spec.errors import TenfoldError
 
-MAX_TOKENS = 256  # of an answer where a task says nothing
-Values = dict[str, dict[str, float]]  # of each metric, by document
+MAX_TOKENS = 256  # of an answer, where a task sets no limit
+Values = dict[str, dict[str, float]]  # metric -> document -> value
 
 
 class EngineLM(TemplateLM):
-    """A model as lm-eval reads it, with the tokens of lm-eval's own `hf`.
+    """The serving engine as a model of lm-eval; texts become the same tokens as with lm-eval's own model `hf`.
 
-    What is too long loses its beginning, as there; the engine also has the last token in its context, so one token earlier.
+    As there, a text that is too long loses its beginning. The engine holds the last token in its context, too, so it cuts one
+    token earlier than `hf`.
     """
 
     def __init__(self, path: Path):
@@ -53,7 +54,7 @@ class EngineLM(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """What an empty context becomes."""
+        """The token that stands for an empty context."""
         return self.eot_token_id if self.vocabulary.bos is None else self.vocabulary.bos
 
     @property
@@ -67,7 +68,7 @@ class EngineLM(TemplateLM):
         return self.tokens.encode(string, add_special_tokens=add).ids
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Without a generation prompt the last message is one that goes on."""
+        """Without `add_generation_prompt` the text ends with the last message, which the model continues."""
         template, last = self.vocabulary.chat_template, chat_history[-1]["content"]
         if template is None:
             raise TenfoldError(f"The model {self.path} has no chat template: leave --apply-chat-template out.")
@@ -118,7 +119,7 @@ class EngineLM(TemplateLM):
         return list(texts.values())
 
     def _room(self, context: str, answer: int) -> list[int]:
-        """The context's last tokens that leave room for an answer. Raises TenfoldError where there is none."""
+        """The last tokens of `context` that leave room for `answer` tokens. Raises TenfoldError where there is no room."""
         if (room := self.engine.max_model_len - answer) <= 0:
             raise TenfoldError(f"An answer of {answer} tokens does not fit the context of {self.engine.max_model_len}.")
         return self.tok_encode(context)[-room:]
@@ -126,7 +127,7 @@ class EngineLM(TemplateLM):
     def _sampling(self, wanted: dict[str, Any]) -> Sampling:
         drawn = {name: wanted[name] for name in ("top_p", "top_k") if name in wanted} if wanted["do_sample"] else {}
         temperature = wanted.get("temperature", 1.0) if wanted["do_sample"] else 0.0
-        stops = frozenset(self.vocabulary.eos)  # as `hf` has it, not all that a server stops at
+        stops = frozenset(self.vocabulary.eos)  # as with `hf`; a server has further stop tokens
         return Sampling(temperature=temperature, max_tokens=wanted["max_gen_toks"], stop_tokens=stops, seed=0, **drawn)
 
     def _step(self) -> list[Output]:
@@ -138,9 +139,10 @@ class EngineLM(TemplateLM):
 
 
 def harness(model: Path, asked: TaskOptions, against: Path | None = None) -> dict[str, dict[str, Any]]:
-    """Each task's metrics; beside another model, which answers in this process, the paired difference of each.
+    """The number of documents and the metrics of each task; with `against` also the paired `differences` of each metric.
 
-    Raises TenfoldError where lm-eval refuses: a task that it does not know, or data that it cannot have.
+    The model `against` always answers in this process. Raises TenfoldError for a task that lm-eval does not know, or whose data
+    it cannot read.
     """
     results, values = _evaluated(model, asked)
     beside = _evaluated(against, structs.replace(asked, api=""))[1] if against is not None else {}
@@ -156,7 +158,7 @@ def harness(model: Path, asked: TaskOptions, against: Path | None = None) -> dic
 
 
 def differences(old: dict[str, float], new: dict[str, float], level: float = 0.95) -> dict[str, Any]:
-    """NEW less OLD on the same documents, with intervals; where all values are 0 or 1 McNemar's probability of the losses, too."""
+    """The mean of NEW - OLD over the same documents, with intervals at `level`; for values of 0 and 1 McNemar's `lost_p`, too."""
     pairs = [(old[document], value) for document, value in new.items()]
     found = asdict(paired_test([b - a for a, b in pairs], level))
     if all(value in (0, 1) for pair in pairs for value in pair):
@@ -174,16 +176,16 @@ def _evaluated(model: Path, asked: TaskOptions) -> tuple[dict[str, Any], dict[st
             lm, _api(asked.api, model) if asked.api else None, tasks=names, num_fewshot=asked.num_fewshot,
             limit=asked.limit or None, task_manager=manager, apply_chat_template=asked.apply_chat_template, bootstrap_iters=0,
         )  # fmt: skip
-    except (OSError, ValueError, AssertionError) as error:  # data that cannot be fetched, a task file that is wrong
+    except (OSError, ValueError, AssertionError) as error:  # for data that cannot be fetched, and for wrong task files
         raise TenfoldError(f"lm-eval refuses {', '.join(names)}: {' '.join(str(error).split())}") from error
     assert said is not None
     return said["results"], {task: _values(samples) for task, samples in said["samples"].items()}
 
 
 def _tasks(names: list[str], folder: Path | None) -> TaskManager:
-    """The tasks of a folder, with lm-eval's own where that does not have all: reading those takes seconds.
+    """The tasks of `folder`, and lm-eval's own only where a name is not among them, because reading those takes seconds.
 
-    Raises TenfoldError for one that there is not.
+    Raises TenfoldError for a name that is in neither.
     """
     unknown = names
     for defaults in (False, True) if folder is not None else (True,):
@@ -194,12 +196,14 @@ def _tasks(names: list[str], folder: Path | None) -> TaskManager:
 
 
 def _api(url: str, model: Path) -> dict[str, Any]:
-    """The first model of a server, as lm-eval asks for it. Raises TenfoldError where there is no server."""
+    """Arguments of lm-eval for the first model of a server. Raises TenfoldError where there is no server."""
     try:
         with urlopen(f"{url}/v1/models", timeout=30) as answer:
             first = json.load(answer)["data"][0]["id"]
     except OSError as error:
         raise TenfoldError(f"{url} cannot be reached: {error}.") from None
+    except (ValueError, LookupError, TypeError):
+        raise TenfoldError(f"{url}/v1/models lists no model: give --api the address of a running server.") from None
     return {"base_url": f"{url}/v1/completions", "model": first, "tokenizer": str(model), "tokenizer_backend": "huggingface"}
 
 

@@ -1,10 +1,10 @@
-"""Evaluations of one's own: prompts with ideal answers, or with a function that says whether an answer is right.
+"""Evaluation files: prompts with ideal answers, or with the name of a function that checks the answer. A row is one of
 
-{"prompt": "What is 2 + 3?", "ideal": "5"}          `prompt` may be messages, `ideal` several texts that are right
+{"prompt": "What is 2 + 3?", "ideal": "5"}          `prompt` may be a list of messages, `ideal` a list of right answers
 {"prompt": "...", "ideal": "5", "checker": "number", "language": "hi"}
 {"prompt": "Write three words.", "checker": "check_words", "count": 3}
 
-def check_words(answer, count):                     in the file of checkers; it is given the answer, and what it takes of the row
+def check_words(answer, count):                     in the file of checkers; its arguments are the answer and columns of the row
     return len(answer.split()) == count
 """
 
@@ -34,13 +34,13 @@ CHECKERS: dict[str, Callable[[str, str], bool]] = {
     "exact": lambda answer, ideal: answer.strip().removesuffix(".").casefold() == ideal.strip().removesuffix(".").casefold(),
     "includes": lambda answer, ideal: ideal.casefold() in answer.casefold(),
     "regex": lambda answer, ideal: re.search(ideal, answer) is not None,
-    "number": _number,  # the last one that is said
+    "number": _number,  # the last number of the answer
 }
 
 
 @dataclass(frozen=True)
 class Item:
-    """One prompt. The first of `ideal` is the answer whose nats are counted; a function as a checker needs none."""
+    """A prompt with its checker. The nats of the first answer in `ideal` are measured; a user's checker needs no `ideal`."""
 
     prompt: Chat
     ideal: tuple[str, ...]
@@ -49,20 +49,30 @@ class Item:
 
     @property
     def chat(self) -> Chat:
-        """The prompt with its ideal answer, where there is one."""
+        """The prompt with its first ideal answer, or alone where it has none."""
         return [*self.prompt, *({"role": "assistant", "content": ideal} for ideal in self.ideal[:1])]
 
 
 def read_items(path: Path, checkers: Path | None = None) -> list[Item]:
-    """The prompts of a file, and the functions of another that check answers.
+    """The prompts of the file `path`; rows may name functions of the Python file `checkers`.
 
-    Raises TenfoldError, with the line, for a row that lacks a prompt or an ideal answer, or names no checker that there is.
+    Raises TenfoldError, with the line, for a row without a prompt or ideal answer, or with an unknown checker.
     """
     functions = read_functions(str(checkers), "check") if checkers is not None else {}
     items = [_item(row, where, functions) for where, row in read_rows(path)]
     if len(items) < FEWEST:
         raise TenfoldError(f"{path} holds {len(items)} prompts: an evaluation needs at least {FEWEST}.")
     return items
+
+
+def read_evaluations(files: Sequence[Path], checkers: Path | None = None) -> dict[str, list[Item]]:
+    """The prompts of each file by the file's name without its ending. Raises TenfoldError as `read_items`, and for equal names."""
+    found: dict[str, list[Item]] = {}
+    for file in files:
+        if file.stem in found:
+            raise TenfoldError(f"{file}: two evaluations are named {file.stem!r}: rename one of the files.")
+        found[file.stem] = read_items(file, checkers)
+    return found
 
 
 def _item(row: dict[str, Any], where: str, functions: dict[str, Callable[..., Any]]) -> Item:
@@ -73,20 +83,21 @@ def _item(row: dict[str, Any], where: str, functions: dict[str, Callable[..., An
         raise TenfoldError(f"{where}: there is no checker {checker!r}{nearest(str(checker), known)}.")
     needed = checker not in functions or ideal is not None
     if not row.get("prompt") or (needed and not texts) or not all(isinstance(text, str) and text for text in texts):
-        raise TenfoldError(f'{where}: write {{"prompt": "...", "ideal": "..."}}, or a list of texts that are right.')
+        raise TenfoldError(f'{where}: write {{"prompt": "...", "ideal": "..."}}, or a list of right answers as "ideal".')
     prompt = messages_of(row["prompt"], where)
     language = str(row.get("language", "")) or script(prompt[-1]["content"])
     if checker in functions:
         return Item(prompt, texts, _own(functions[checker], row, f"{where}: the checker {checker}"), language)
-    try:
-        CHECKERS[checker]("0", texts[0])
-    except (ValueError, re.error):
-        raise TenfoldError(f"{where}: the ideal answer {texts[0]!r} is nothing for the checker {checker!r}.") from None
+    for text in texts:
+        try:
+            CHECKERS[checker]("0", text)
+        except (ValueError, re.error):
+            raise TenfoldError(f"{where}: the checker {checker!r} cannot read the ideal answer {text!r}.") from None
     return Item(prompt, texts, lambda answer: any(CHECKERS[checker](answer, text) for text in texts), language)
 
 
 def _own(function: Callable[..., Any], row: dict[str, Any], what: str) -> Callable[[str], bool]:
-    """A function of a user as a checker. It raises TenfoldError where the function fails, or returns neither True nor False."""
+    """A user's function as a checker that raises TenfoldError where the function fails, or returns neither True nor False."""
 
     def right(answer: str) -> bool:
         with told(what):
@@ -99,13 +110,13 @@ def _own(function: Callable[..., Any], row: dict[str, Any], what: str) -> Callab
 
 
 def script(text: str) -> str:
-    """The script of most letters, as "latin" or "devanagari", which stands for a language that is not named."""
+    """The script of most letters of a text ("latin", "devanagari", ...), which stands for a language that is not named."""
     found = Counter(unicodedata.name(letter, "").partition(" ")[0].lower() for letter in text if letter.isalpha())
     return max(found, key=lambda name: found[name]) if found else ""
 
 
 def by_language(languages: Sequence[str]) -> dict[str, list[int]]:
-    """The places of each language that has enough of them for a test, where there are several."""
+    """The row numbers of each language with at least `FEWEST` rows; none where all rows have one language."""
     of: dict[str, list[int]] = {}
     for i, language in enumerate(languages):
         of.setdefault(language, []).append(i)

@@ -1,4 +1,4 @@
-"""Where a generation came from: the weights it began from, its data, whose they are, and under which licence."""
+"""The lineage of a generation: the weights that it was tuned from, its data, the users whose data it is, and the licence."""
 
 from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
@@ -6,20 +6,20 @@ from typing import Any
 
 from tenfold.spec.versions import read_document
 
-VERSION = 1  # of the files of this room
+VERSION = 1  # of the JSON files that this room writes
 UNKNOWN = "unknown"
 
 
 def read_lineage(generation: Path) -> dict[str, Any]:
-    """Raises TenfoldError where it is missing."""
+    """The content of lineage.json. Raises TenfoldError where it is missing."""
     return read_document(generation / "lineage.json", VERSION, "tune the model with `tenfold learn sft`")
 
 
 def holders(home: Path, source: str, present: set[str], ending: str = ".jsonl") -> dict[str, list[str]]:
-    """The users of earlier sets of `source` who are not `present` any more, each with the sets and models that hold their rows.
+    """The users of earlier data sets of `source` who are not `present` any more, with the files and models that hold their rows.
 
-    A model holds what it learned, and what the model that it began from had learned. Parts are called by their files, which have
-    this `ending`; all are learned but those for validation and held out.
+    A model holds the rows that it was trained on, and those of the model that it was tuned from. A part of a data set is called by
+    its file, which has this `ending`; all parts but `validation` and `held_out` are training data.
     """
     lineages = {file.parent: read_lineage(file.parent) for file in sorted(home.glob("*/lineage.json"))}
     found: dict[str, list[str]] = {}
@@ -36,14 +36,14 @@ def holders(home: Path, source: str, present: set[str], ending: str = ".jsonl") 
 
 
 def _descendants(generation: Path, lineages: dict[Path, dict[str, Any]]) -> list[Path]:
-    """The generations that began from one, directly or not."""
+    """The generations that were tuned from `generation`, directly or through others."""
     begun = {Path(generation.resolve()), generation.resolve() / "model"}
     children = [one for one, lineage in lineages.items() if Path(lineage["init_from"]["path"]).resolve() in begun]
     return children + [below for child in children for below in _descendants(child, lineages)]
 
 
 def licence(model: Path) -> str:
-    """The licence of a model: of its card, of the Python package that brings it, or of the model that it began from."""
+    """The licence of a model: from its card, from the Python package that contains it, or from the model that it was tuned from."""
     for folder in (model, model.parent):
         card = folder / "README.md"
         if card.is_file() and (stated := _stated(card)):
@@ -61,7 +61,7 @@ def licence(model: Path) -> str:
 
 
 def _stated(card: Path) -> str:
-    """`license:` in the head of a model card."""
+    """The value of `license:` in the front matter of a model card; empty where it is missing or unknown."""
     lines = card.read_text(errors="replace").splitlines()
     head = lines[1 : lines.index("---", 1)] if lines[:1] == ["---"] and "---" in lines[1:] else []
     found = next((line.partition(":")[2].strip() for line in head if line.startswith("license:")), "")

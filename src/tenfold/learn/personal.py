@@ -1,4 +1,4 @@
-"""Personal data in chats: e-mail addresses, numbers of phones and of payment cards, found by libraries. Names are not found."""
+"""Personal data in chats: e-mail addresses, phone numbers and payment card numbers, found by libraries. Names are not found."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -6,12 +6,12 @@ from typing import Any
 
 from tenfold.spec.errors import NotInstalled
 
-SHORTEST = 6  # characters of an e-mail address
-REGIONS = (None, "US", "IN")  # whose phone numbers are known without a country's code
+SHORTEST = 6  # characters: shorter texts hold no e-mail address, phone or card number
+REGIONS = (None, "US", "IN")  # countries whose phone numbers are found without a country code; None: only with one
 
 
 def found(text: str) -> list[tuple[int, int, str]]:
-    """Where personal data stand in a text, and of which kind; no two overlap. Raises TenfoldError where a library is missing."""
+    """Spans (start, end, kind) of personal data in a text, without overlap. Raises NotInstalled where a library is missing."""
     spans: list[tuple[int, int, str]] = []
     for start, end, kind in sorted(_spans(text), key=lambda span: (span[0], -span[1])):
         if not spans or start >= spans[-1][1]:
@@ -32,7 +32,7 @@ def _spans(text: str) -> Iterator[tuple[int, int, str]]:
 
 
 def scrub(value: Any, report: Counter[str]) -> Any:
-    """A row with `[email]`, `[phone]` or `[card]` in place of each; `report` counts them."""
+    """`value` with `[email]`, `[phone]` or `[card]` in place of personal data in all its texts; `report` counts them by kind."""
     if isinstance(value, dict):
         return {key: scrub(part, report) for key, part in value.items()}
     if isinstance(value, list):

@@ -1,8 +1,9 @@
-"""A smaller model out of a larger one: the channels, heads, neurons and layers that matter least are cut out.
+"""Structured pruning: the channels, heads, neurons and layers that matter least are cut out of a model.
 
-Importance is the mean activation on a few rows of text (Minitron, arXiv 2407.14679): of a channel what the norms pass on, of a
-group of heads what its values add up to, of a neuron what the down projection is given; of a layer by how much it turns the
-hidden state (arXiv 2403.03853). What is left is a plain Llama that a distillation makes good again.
+Importance is the mean magnitude of an activation on a few rows of text (Minitron, arXiv 2407.14679): for a channel the outputs of
+the norms, for a key-value head with its queries the input of the output projection, for a neuron the input of the down projection.
+A layer matters by how much it turns the hidden state, 1 - cosine (ShortGPT, arXiv 2403.03853). The result is a plain Llama of
+smaller shape, whose quality distillation restores.
 """
 
 from collections.abc import Iterator
@@ -18,13 +19,13 @@ from tenfold.model.llama import Block, Llama
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec
 
-_LEAST = 0.2  # of each width; less is no longer the same model
-_STEP = 8  # widths are multiples of it
+_LEAST = 0.2  # share of each width that is kept at least; with less, too little of the model is left to distil
+_STEP = 8  # widths are multiples of this
 
 
 @dataclass
 class Importance:
-    """Scores of `channels` [dim], and by layer of `heads` [kv heads], `neurons` [ffn] and the `layers` themselves."""
+    """Scores of the `channels` [dim], of each layer's `heads` [kv heads] and `neurons` [ffn_dim], and of the `layers`."""
 
     channels: Tensor
     heads: list[Tensor]
@@ -33,15 +34,18 @@ class Importance:
 
 
 def smaller_shape(spec: ModelSpec, keep: float, layers: int | None = None) -> ModelSpec:
-    """The shape with at most the share `keep` of the parameters: `layers` of them, and every width cut by one share.
+    """The largest shape with at most the share `keep` of the parameters: `layers` layers, and all widths cut by the same share.
 
-    Raises TenfoldError for a shape that cannot be pruned so far at once, or is of another family than llama3.
+    Without `layers` all layers are kept. Raises TenfoldError where `keep` would cut too much at once, or the model is no dense
+    Llama 3 without biases.
     """
     if spec.family != "llama3" or spec.has_biases:
-        raise TenfoldError(f"{spec.name} is no dense model of llama3 without biases: no other is pruned.")
+        raise TenfoldError(f"{spec.name} is no dense model of llama3 without biases, and only such models can be pruned.")
     layers = spec.n_layers if layers is None else layers
     if not 1 <= layers <= spec.n_layers:
-        raise TenfoldError(f"{spec.name} has {spec.n_layers} layers, and {layers} are to be kept: give --layers between the two.")
+        raise TenfoldError(
+            f"{spec.name} has {spec.n_layers} layers, and {layers} cannot be kept: give --layers from 1 to {spec.n_layers}."
+        )
     group, most = spec.n_heads // spec.n_kv_heads, keep * spec.parameters().total
     for dim in range(spec.dim, int(_LEAST * spec.dim) - 1, -1):
         share = dim / spec.dim
@@ -56,13 +60,13 @@ def smaller_shape(spec: ModelSpec, keep: float, layers: int | None = None) -> Mo
             return found
     raise TenfoldError(
         f"{spec.name} cannot be pruned to {keep:g} of its parameters at once, which would leave less than {_LEAST:g} of its width: "
-        "keep more, distil, and prune the student again."
+        "raise --keep, distil, and prune the student again."
     )
 
 
 @torch.no_grad()
 def importance(model: Llama, rows: Tensor) -> Importance:
-    """What matters in a model for rows of tokens [rows, T], one row at a time."""
+    """The importance scores of a model on rows of tokens int64 [rows, T], which are read one at a time."""
     spec = model.spec
     found = Importance(
         torch.zeros(spec.dim),
@@ -78,7 +82,7 @@ def importance(model: Llama, rows: Tensor) -> Importance:
 
 @contextmanager
 def _watched(model: Llama, found: Importance) -> Iterator[None]:
-    """Within it, what passes through the model is added to `found`."""
+    """Inside the block, forward passes of the model add their activations to `found`."""
 
     def channels(_: nn.Module, inputs: Any, out: Tensor) -> None:
         found.channels += out.abs().mean((0, 1))
@@ -110,7 +114,7 @@ def _watched(model: Llama, found: Importance) -> Iterator[None]:
 
 @torch.no_grad()
 def pruned(model: Llama, spec: ModelSpec, scores: Importance) -> Llama:
-    """The model of shape `spec` made of the most important parts, in their old order."""
+    """A model of shape `spec` made of the most important parts of `model`, which keep their order."""
     student = make_model(spec)
     channels = _best(scores.channels, spec.dim)
     layers = _best(torch.tensor(scores.layers), spec.n_layers).tolist()
@@ -129,7 +133,7 @@ def _best(scores: Tensor, count: int) -> Tensor:
 
 
 def _copy_block(mine: Block, theirs: Block, channels: Tensor, heads: Tensor, neurons: Tensor) -> None:
-    """Copy the named parts; a group of `wqkv` is a key-value head with its queries."""
+    """Copy the parts with the given numbers. In `wqkv` each key-value head follows its queries: [q ... q, k, v]."""
     groups, head_dim = theirs.attention.group + 2, theirs.attention.head_dim
     wqkv = theirs.attention.wqkv.weight.unflatten(0, (-1, groups * head_dim))[heads]
     mine.attention.wqkv.weight.copy_(wqkv.flatten(0, 1)[:, channels])

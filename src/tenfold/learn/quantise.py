@@ -1,5 +1,5 @@
-"""Weights of 4 or 8 bits: rounded to the nearest, by what the blocks compute, or trained for the grid first (QAT); and what that
-costs on held-out text."""
+"""Quantisation to 4 or 8 bits: round to nearest, tuned rounding (AutoRound), or quantisation-aware training (QAT) first; and the
+loss of quality on held-out text."""
 
 import math
 from pathlib import Path
@@ -21,24 +21,25 @@ from tenfold.model.llama import Llama
 from tenfold.model.quantised import GROUP
 from tenfold.spec.errors import TenfoldError
 
-_TOKENS = 8192  # of held-out text that both models are judged on
+_TOKENS = 8192  # of held-out text on which both models are compared
 
 
 def quantise(
     source: Path, data: str, generation: Path, options: QuantiseOptions, settings: DistilSettings, *, quiet: bool = False
 ) -> dict[str, Any]:
-    """Write the model with its weights on a grid to `generation`.
+    """Round the weights of the model at `source` to a grid and write it to `generation`.
 
-    With `options.qat` it is trained for the grid first, by itself, as `settings` say. The weights are stored as floats: `tenfold
-    export --to gguf:q4_0` or `gguf:q8_0` packs them. Returns what is in `quantise.json`: perplexity before and after, the
-    divergence in nats a token, with 95 % intervals over rows of text, and how many matrices groups do not fill. Raises
-    TenfoldError for options that do not fit one another, and where no matrix could be rounded.
+    With `options.qat` it is first trained for the grid, with itself as the teacher, as `settings` say. The weights are stored as
+    floats; `tenfold export --to gguf:q4_0` or `gguf:q8_0` packs them. Returns the content of `quantise.json`: perplexity before
+    and after, its change in percent and the KL divergence in nats per token with 95 % intervals over rows of text, and how many
+    matrices could not be rounded (`left`). Raises TenfoldError for options that contradict one another, and where no matrix can be
+    rounded.
     """
     _check(options)
     original = read_model(source)
     left, matrices = left_as_they_are(original)
     if left == matrices:
-        raise TenfoldError(f"No matrix of a layer of {source} has rows of whole groups of {GROUP}: nothing would be rounded.")
+        raise TenfoldError(f"No matrix of a layer of {source} has rows that are a multiple of {GROUP}: nothing would be rounded.")
     corpus = text_of(source, data, generation.parent, quiet=quiet)
     begun = source
     if options.rotate:
@@ -63,13 +64,18 @@ def quantise(
 
 def _check(options: QuantiseOptions) -> None:
     if options.rounding == "tuned" and options.to != "int4":
-        raise TenfoldError("Tuned rounding is for 4 bits, where plain rounding costs much: leave it out with --to int8.")
+        raise TenfoldError(
+            "Tuned rounding is for 4 bits only: leave --rounding tuned out with --to int8, where rounding to nearest costs little."
+        )
     if options.rounding == "tuned" and options.qat:
         raise TenfoldError("A model that was trained for the grid lies near it already: give --qat or --rounding tuned.")
 
 
 def cost(original: Llama, model: Llama, rows: Tensor) -> dict[str, Any]:
-    """Perplexities on rows of tokens, their ratio, and the divergence of `model` from `original`."""
+    """Perplexities of both models on rows of tokens [rows, T], their change, and the KL divergence of `model` from `original`.
+
+    Changes and divergences are triples: the value, and the low and high end of its 95 % interval.
+    """
     nats: list[list[float]] = [[], []]
     kl = []
     for row in rows:

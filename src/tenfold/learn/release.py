@@ -1,4 +1,4 @@
-"""The release: a file in the home that names the generation in service, those before it, and a candidate that is tried."""
+"""Releases: `release.json` in the home names the generation in service, those before it, and a candidate on trial."""
 
 import json
 import time
@@ -20,13 +20,16 @@ from tenfold.spec.versions import read_document
 
 @dataclass(frozen=True)
 class Server:
-    """A running server whose first model is the one in service; `key` is an operator's."""
+    """A running server whose first model is the one in service; `key` is the API key of an operator, where it has keys."""
 
     url: str
     key: str = ""
 
     def serve(self, now: dict[str, Any]) -> None:
-        """Let it answer as `release.json` says. Returns when it does; requests go on meanwhile."""
+        """Make the server answer as `now`, the content of `release.json`, says.
+
+        Returns when it does; requests are answered meanwhile. Raises TenfoldError where it refuses or cannot be reached.
+        """
         if (candidate := now.get("candidate")) is not None:
             self._post("split", {"path": _weights_path(candidate), "share": candidate["share"]})
         else:
@@ -41,9 +44,10 @@ def _weights_path(of: dict[str, Any]) -> str:
 
 
 def released(home: Path) -> dict[str, Any] | None:
-    """`path` of the generation in service with the `sha256` of its weights, and `before` it the others, newest first.
+    """The content of `release.json`, or None where there is none.
 
-    While a `candidate` is tried, that too: also with its `share` of the users, and `since` when (seconds of Unix time).
+    `path` and `sha256` (of the weights) are those of the generation in service, `before` lists the earlier ones, newest first.
+    `candidate`, while there is one, also has its `share` of the users and `since`, the Unix time in seconds when its trial began.
     """
     return read_document(home / FILE, VERSION, "release a generation anew") if (home / FILE).exists() else None
 
@@ -56,10 +60,10 @@ def released_before(home: Path, name: str) -> Path | None:
 
 
 def release(new: Path, home: Path, share: float = 1.0, server: Server | None = None) -> dict[str, Any]:
-    """Put `new` in service, or try it on a `share` of the users beside the one that is; first at the server, where there is one.
+    """Put `new` in service, or with a `share` below 1 make it the candidate for that share of the users; on `server` first, if any.
 
-    Raises TenfoldError where its gate has not let it pass, or not these very weights, and where the server refuses: then all
-    stays as it is.
+    Returns the new content of `release.json`. Raises TenfoldError where `new` has not passed its gate, its weights are not those
+    that the gate judged, or the server refuses; then nothing is changed.
     """
     judged = read_gate(new)
     weights = weights_hash(model_path(new))
@@ -72,7 +76,7 @@ def release(new: Path, home: Path, share: float = 1.0, server: Server | None = N
     named = {"path": str(new.resolve()), "sha256": weights, "gate": file_sha256(new / "gate.json")}
     if share < 1:
         if now["sha256"] == weights:
-            raise TenfoldError(f"{new} is in service already: a share is for a generation beside it.")
+            raise TenfoldError(f"{new} is in service already: give --share for another generation, which is tried beside it.")
         since = tried["since"] if tried is not None and tried["sha256"] == weights else time.time()
         now = {**now, "candidate": {**named, "share": share, "since": since}}
     elif now["sha256"] != weights:
@@ -81,9 +85,10 @@ def release(new: Path, home: Path, share: float = 1.0, server: Server | None = N
 
 
 def rollback(home: Path, server: Server | None = None) -> dict[str, Any]:
-    """End the trial of a candidate, or where there is none put the generation before in service again.
+    """End the trial of the candidate; where there is none, put the generation before in service again.
 
-    Raises TenfoldError where there is neither, weights have changed, or the server refuses.
+    Returns the new content of `release.json`. Raises TenfoldError where there is neither, the weights of the generation before
+    have changed, or the server refuses.
     """
     now = released(home)
     if now is None or not (now["before"] or "candidate" in now):
@@ -92,12 +97,12 @@ def rollback(home: Path, server: Server | None = None) -> dict[str, Any]:
         last, *others = now["before"]
         now = {**last, "before": others}
     if weights_hash(model_path(Path(now["path"]))) != now["sha256"]:
-        raise TenfoldError(f"{now['path']} is not what was in service: its weights have changed.")
+        raise TenfoldError(f"{now['path']} cannot be put in service again: its weights have changed since it was.")
     return _put(home, now, server)
 
 
 def _put(home: Path, now: dict[str, Any], server: Server | None) -> dict[str, Any]:
-    """The server first: where it fails, the same command does all of it again."""
+    """Change the server, then the file: where the server fails, the file is unchanged and the command can be repeated."""
     if server is not None:
         server.serve(now)
     now = {"version": VERSION, **now}
@@ -106,12 +111,25 @@ def _put(home: Path, now: dict[str, Any], server: Server | None) -> dict[str, An
 
 
 def post(url: str, body: dict[str, Any], key: str = "") -> dict[str, Any]:
-    """What a server answers. Raises TenfoldError where it cannot be reached, or refuses."""
+    """POST `body` as JSON with `key` as bearer token; returns the JSON answer.
+
+    Raises TenfoldError where the server cannot be reached, refuses the request, or answers with something other than JSON.
+    """
     headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
     try:
         with urlopen(Request(url, json.dumps(body).encode(), headers), timeout=600) as answer:
             return json.load(answer)
     except HTTPError as error:
-        raise TenfoldError(f"{url} refuses: {json.load(error)['error']['message']}") from None
+        raise TenfoldError(f"{url} refuses: {_reason(error)}") from None
     except OSError as error:
         raise TenfoldError(f"{url} cannot be reached: {error}.") from None
+    except ValueError as error:
+        raise TenfoldError(f"{url} gives no answer of a Tenfold server: {error}.") from None
+
+
+def _reason(error: HTTPError) -> str:
+    """The message of an error answer, or its status where a proxy has answered with a page of its own."""
+    try:
+        return str(json.load(error)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"HTTP status {error.code}."

@@ -1,4 +1,4 @@
-"""Put generations in service, try them on a share of the users, and go back."""
+"""Commands that put generations in service, try them on a share of the users, and go back."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 
 
 class RunningServer(Struct, frozen=True):
-    """The running server that takes a release on."""
+    """The running server on which the release takes effect."""
 
-    server: Annotated[str, Meta(description="Its address, as http://127.0.0.1:8000; without one only the home is changed.")] = ""
-    key: Annotated[str, Meta(description="The key of an operator, where the server has keys.")] = ""
+    server: Annotated[
+        str, Meta(description="Address of the server, e.g. http://127.0.0.1:8000; by default only the home is changed.")
+    ] = ""
+    key: Annotated[str, Meta(description="API key of an operator, where the server has keys.")] = ""
 
     @property
     def opened(self) -> "Server | None":
@@ -30,7 +32,9 @@ def release(
     new: Generation,
     /,
     *,
-    share: Annotated[float, Meta(gt=0, le=1, description="Share of the users that it answers, beside the one in service.")] = 1.0,
+    share: Annotated[
+        float, Meta(gt=0, le=1, description="Share of the users that it answers as a candidate; 1 puts it in service for all.")
+    ] = 1.0,
     home: Home = Path("generations"),
     server: RunningServer = RunningServer(),
     json: Json = False,
@@ -60,13 +64,13 @@ def rollback(*, home: Home = Path("generations"), server: RunningServer = Runnin
 
 def trial(
     *,
-    feedback: Annotated[Text, Meta(description="What people said: a feedback database, or its SQLite file.")] = "feedback.db",
-    decide: Annotated[bool, Meta(description="Promote a candidate that is better, and take back one that is worse.")] = False,
+    feedback: Annotated[Text, Meta(description="The feedback database (URL), or its SQLite file.")] = "feedback.db",
+    decide: Annotated[bool, Meta(description="Promote the candidate if it is better, and end its trial if it is worse.")] = False,
     home: Home = Path("generations"),
     server: RunningServer = RunningServer(),
     json: Json = False,
 ) -> None:
-    """What the thumbs of those who got the candidate say beside those of the others; may be asked at any time.
+    """Compare the thumbs of the users who got the candidate with those of the others. The result is valid at any time.
 
     Example: tenfold learn trial --decide --server http://127.0.0.1:8000
     """

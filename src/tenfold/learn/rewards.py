@@ -1,8 +1,8 @@
-"""Rewards as Python functions, and the prompts whose answers they judge.
+"""Reward functions, and the prompts whose answers they score.
 
-A file gives functions whose names begin with `reward`, as TRL calls them: with lists of `prompts` and `completions`, and of each
-further column of the prompts' rows; they return a number for each. Their sum is the reward. Where the file also has a function
-`prompts()`, that gives the rows. `reasoning-gym:NAME` has both, for one of that package's tasks.
+A Python file defines functions whose names begin with `reward`. They are called as TRL calls them: with lists of `prompts`, of
+`completions`, and of every further column of the prompts' rows, and return a number for each answer. The reward is their sum. A
+function `prompts()` in the same file may return the rows. `reasoning-gym:NAME` gives both for a task of that package.
 """
 
 import math
@@ -18,24 +18,27 @@ from tenfold.spec.errors import NotInstalled, TenfoldError, nearest
 from tenfold.spec.files import file_sha256
 
 GYM = "reasoning-gym:"
-GYM_ROWS = 5000
+GYM_ROWS = 5000  # prompts of a task of reasoning-gym
 
 
 @dataclass(frozen=True)
 class Rewards:
-    """Functions by name, from `source`."""
+    """Reward functions by name, and the file or task `source` that they are from."""
 
     source: str
     functions: dict[str, Callable[..., Any]]
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the file; what it imports is not part of it."""
+        """A hash of the file without the modules that it imports, or the name of the task."""
         file = Path(self.source)
         return file_sha256(file)[:16] if file.is_file() else self.source
 
     def __call__(self, rows: Sequence[Row], answers: Sequence[str]) -> list[float]:
-        """The reward of each answer to the prompt of its row. Raises TenfoldError where a function fails, or gives no number."""
+        """The reward of each answer; `rows` has the row of each answer's prompt.
+
+        Raises TenfoldError where a function fails, or does not return one finite number for each answer.
+        """
         columns = {key: [row.get(key) for row in rows] for key in rows[0] if key != "prompt"}
         spoken = [
             text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": text}]
@@ -50,15 +53,15 @@ class Rewards:
         with told(what):
             values = [0.0 if value is None else float(value) for value in function(**taken(function, given))]
         if len(values) != len(answers):
-            raise TenfoldError(f"{what} gave {len(values)} numbers for {len(answers)} answers.")
+            raise TenfoldError(f"{what} gave {len(values)} numbers for {len(answers)} answers: return one for each.")
         for value, answer in zip(values, answers, strict=True):
             if not math.isfinite(value):
-                raise TenfoldError(f"{what} gave {value} for the answer {answer[:80]!r}.")
+                raise TenfoldError(f"{what} gave {value} for the answer {answer[:80]!r}: return a finite number.")
         return values
 
 
 def read_rewards(source: str) -> Rewards:
-    """Raises TenfoldError for a file that is not there, fails, or has no rewards."""
+    """The rewards of a file or a task of reasoning-gym. Raises TenfoldError where it is missing, fails, or has no rewards."""
     if source.startswith(GYM):
         dataset = _gym(source)
         return Rewards(source, {"score_answer": lambda completions, entry: list(map(dataset.score_answer, completions, entry))})
@@ -66,7 +69,10 @@ def read_rewards(source: str) -> Rewards:
 
 
 def read_prompts(source: str) -> list[tuple[Row, Chat]]:
-    """Rows with a prompt, and its messages: of a file of rows or of rewards, or of reasoning-gym. Raises TenfoldError for none."""
+    """The rows and their prompts as messages, from a file of rows, a file of rewards or reasoning-gym.
+
+    Raises TenfoldError where there are none, or a row has no prompt.
+    """
     if source.startswith(GYM):
         rows = [(source, {"prompt": entry["question"], "entry": entry}) for entry in _gym(source)]
     elif source.endswith(".py"):

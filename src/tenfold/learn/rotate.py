@@ -1,8 +1,8 @@
-"""Rotations that leave a model's function as it is, and spread large weights over all channels before they are rounded.
+"""Rotations that do not change what a model computes, and spread outlying weights over all channels before quantisation.
 
-The residual stream is turned by one random orthogonal matrix, and the values of each head by another; the gains of the norms go
-into the matrices that read them (QuaRot, arXiv 2404.00456; the R1 and R2 of SpinQuant, arXiv 2405.16406, not learned). Nothing is
-computed in addition when the model runs. A tied embedding becomes two, since the last norm's gain stands in the head alone.
+The residual stream is rotated by one random orthogonal matrix, and the values of each head by another; the gains of the norms are
+folded into the matrices after them (QuaRot, arXiv 2404.00456; R1 and R2 of SpinQuant, arXiv 2405.16406, here random and not
+learned). Inference costs nothing more. A tied embedding is untied, since the gain of the last norm is folded into the head only.
 """
 
 from dataclasses import replace
@@ -17,10 +17,10 @@ from tenfold.spec.errors import TenfoldError
 
 @torch.no_grad()
 def rotated(model: Llama, seed: int = 0) -> Llama:
-    """The same function in other channels. Raises TenfoldError for a model that is no dense Llama 3."""
+    """A model that computes the same in rotated channels. Raises TenfoldError for any but a dense Llama 3 without biases."""
     spec = replace(model.spec, tied=False)
     if spec.family != "llama3" or spec.has_biases:
-        raise TenfoldError(f"{spec.name} is no dense model of llama3 without biases: no other is rotated.")
+        raise TenfoldError(f"{spec.name} is no dense model of llama3 without biases, and only such models can be rotated.")
     generator = torch.Generator().manual_seed(seed)
     turn, turn_values = (_orthogonal(size, generator) for size in (spec.dim, spec.head_dim))
     found = make_model(spec)
@@ -33,7 +33,7 @@ def rotated(model: Llama, seed: int = 0) -> Llama:
 
 
 def _orthogonal(size: int, generator: torch.Generator) -> Tensor:
-    """A random rotation, float64 [size, size]."""
+    """A random orthogonal matrix, float64 [size, size]."""
     q, r = torch.linalg.qr(torch.randn(size, size, dtype=torch.float64, generator=generator))
     return q * r.diagonal().sign()
 

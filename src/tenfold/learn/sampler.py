@@ -1,5 +1,4 @@
-"""Answers of a model that is being trained, drawn by the serving engine in this process: the runner reads the very weights that
-the trainer has."""
+"""Answers of a model in training, drawn by the serving engine in this process from the trainer's own weights."""
 
 from collections import defaultdict
 from collections.abc import Sequence as Several
@@ -16,12 +15,12 @@ from tenfold.serve.runners import native
 from tenfold.serve.runners.runner import BLOCK, Runner, TorchRunner
 from tenfold.spec.errors import TenfoldError
 
-SEQUENCES = 64  # that are drawn at once
+SEQUENCES = 64  # drawn at once
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """An answer: its tokens, with the stop token where it `ended`, and the sampler's log-probability of each."""
+    """An answer: its tokens, with the stop token where it `ended` with one, and the sampler's log-probability of each token."""
 
     tokens: list[int]
     log_probs: list[float]
@@ -29,7 +28,7 @@ class Drawn:
 
 
 class RecordingEngine(Engine):
-    """Keeps every token that it draws, those that end an answer too, with its log-probability at the sampling temperature."""
+    """An engine that keeps every token it draws, also stop tokens, with its log-probability at the sampling temperature."""
 
     def __init__(self, runner: Runner, n_blocks: int, config: SchedulerConfig):
         super().__init__(runner, n_blocks, config)
@@ -43,9 +42,10 @@ class RecordingEngine(Engine):
 
 
 def draw(model: Llama, prompts: Several[list[int]], sampling: Sampling, seed: int) -> list[list[Drawn]]:
-    """`sampling.n` answers to each prompt; a pure function of the weights and `seed`. Raises TenfoldError where one fails.
+    """`sampling.n` answers to each prompt (lists of tokens); a pure function of the weights and `seed`.
 
-    Tokens are drawn from the whole distribution: with top_p < 1 a sampler has other log-probabilities than the trainer.
+    Tokens are drawn from the whole distribution, because with top_p or top_k a sampler's log-probabilities are not the trainer's.
+    Raises TenfoldError where an answer fails.
     """
     longest = max(map(len, prompts)) + sampling.max_tokens + 1
     sequences = min(SEQUENCES, len(prompts) * sampling.n)
@@ -67,7 +67,7 @@ def draw(model: Llama, prompts: Several[list[int]], sampling: Sampling, seed: in
 
 
 def _runner(model: Llama, n_blocks: int) -> Runner:
-    """The compiled step where it fits, which copies the weights into an order of its own in memory; else PyTorch."""
+    """The compiled CPU step where it supports the model (it makes a copy of the weights in its own layout), else PyTorch."""
     plain = all(type(module) is nn.Linear for module in model.modules() if isinstance(module, nn.Linear))
     if plain and model.embedding.weight.device.type == "cpu" and native.fits(model.spec) and native.library():
         return native.NativeRunner(model, n_blocks, "float32", torch.get_num_threads())

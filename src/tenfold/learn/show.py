@@ -1,4 +1,4 @@
-"""What a run on chats, preferences or rated answers would learn, to be seen before it: the text with its learned part marked."""
+"""A preview of what a run on chats, preferences or rated answers would learn: the text with its learned part marked."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,12 +17,12 @@ from tenfold.data.conversations.tokens import ChatEncoder, EncodedChat
 from tenfold.learn.data import is_file_of_rows, open_feedback
 from tenfold.learn.options import Kind
 
-MARKS = "⟦", "⟧"  # around what is learned, where there is no colour
+MARKS = "⟦", "⟧"  # around the learned part, where the output is no terminal with colours
 STYLES = {"learned": "bold green", "cut": "strike red"}
 
 
 class Shown(NamedTuple):
-    """An answer with its prompt: what it is, its tokens, and how many of them a row has room for."""
+    """An answer with its prompt: its kind (title), its tokens, and how many of them a row has room for."""
 
     title: str
     chat: EncodedChat
@@ -30,14 +30,14 @@ class Shown(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What is learned from, and counts of it."""
+    """The answers that a run would learn from, and their counts."""
 
     answers: list[Shown]
     counts: dict[str, int]
 
 
 def find(model: Path, source: str, kind: Kind, seq_len: int) -> Found:
-    """What the task `kind` would learn from `source`, in rows of `seq_len` tokens. Raises TenfoldError as the task would."""
+    """What the task `kind` would learn from `source`, in rows of `seq_len` tokens. Raises TenfoldError where the task would."""
     encoder = ChatEncoder.of(model)
     with TemporaryDirectory() as scratch:
         path = Path(source) if is_file_of_rows(source) else _exported(source, kind, Path(scratch) / "rows.jsonl")
@@ -72,7 +72,7 @@ def _counted(packed: PackedChats | PackedAnswers) -> dict[str, int]:
 
 
 def show(model: Path, found: Found, count: int, console: Console) -> None:
-    """Print the first `count` answers: what is learned in colour on a terminal, between marks elsewhere; then the counts."""
+    """Print the first `count` answers, their learned part in colour on a terminal and between marks elsewhere; then the counts."""
     tokenizer = ChatEncoder.of(model).tokenizer
     for shown in found.answers[:count]:
         text = Text(f"{shown.title}:\n", style="dim" if console.is_terminal else "")
@@ -87,7 +87,7 @@ def show(model: Path, found: Found, count: int, console: Console) -> None:
 
 
 def _runs(shown: Shown) -> Iterator[tuple[str, list[int]]]:
-    """Tokens that follow one another in one state: read, learned, or cut."""
+    """Runs of successive tokens in the same state: read, learned, or cut (beyond the end of the row)."""
     chat = shown.chat
     states = ["cut" if i >= shown.room else "learned" if learned else "read" for i, learned in enumerate(chat.learned)]
     start = 0

@@ -1,4 +1,4 @@
-"""Make a model smaller: prune and distil, or quantise."""
+"""Commands that make a model smaller: prune and distil, or quantise."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +13,7 @@ from tenfold.spec.commands import print_json
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.ranges import Text
 
-Data = Annotated[Text, Meta(description="Text (a folder, a file, a name) or a corpus; its held-out part judges.")]
+Data = Annotated[Text, Meta(description="Text (a folder, a file, a name) or a corpus; its held-out part is for the evaluation.")]
 
 
 def distil(
@@ -24,7 +24,7 @@ def distil(
     settings: DistilSettings = DistilSettings(),
     new: NewGeneration = NewGeneration(name="student"),
 ) -> None:
-    """Prune a model, forecast what its student will come to, and teach the student.
+    """Prune a model, forecast the loss of the smaller student, and train the student on the model's probabilities.
 
     Example: tenfold learn distil generations/g1 --keep 0.5 --data stdlib --tokens 1000000
     """
@@ -51,7 +51,7 @@ def quantise(
     settings: DistilSettings = DistilSettings(keep=1.0, batch_size=8, learning_rate=1e-4),
     new: NewGeneration = NewGeneration(name="quantised"),
 ) -> None:
-    """Round the weights of a model to 4 or 8 bits, and say what that costs on held-out text.
+    """Round the weights of a model to 4 or 8 bits, and measure the loss of quality on held-out text.
 
     Examples:
 
@@ -72,4 +72,4 @@ def quantise(
         f"divergence {kl[0]:.3g} nats a token (95 %: {kl[1]:.3g} to {kl[2]:.3g})."
     )
     if found["left"]:
-        print(f"  {found['left']} matrices, whose rows groups of 32 do not fill, are left as they are.")
+        print(f"  {found['left']} matrices are not rounded, because their rows are no multiple of 32.")

@@ -1,10 +1,10 @@
-"""Answers that a server stored with the log-probability of each token as it was drawn, and what they were worth.
+"""Answers that a server stored with the log-probability of each token when it was drawn, and their rewards. A row is
 
 {"prompt": [messages], "token_ids": [...], "logprobs": [...], "reward": 1.0}
 
-`logprobs` are those of the distribution that drew, after temperature and filters; a stop token is one of the tokens. Of a feedback
-database every judged answer is a row: a thumb up or a won comparison is worth 1, a thumb down or a lost one -1, and several
-judgements their mean. With rewards as functions those say what an answer is worth, judged or not.
+`logprobs` are those of the sampling distribution, after temperature and filters; a stop token is one of the tokens. In a feedback
+database every judged answer is a row: a thumb up or a won comparison has the reward 1, a thumb down or a lost one -1, and several
+judgements have their mean. Reward functions, where given, replace the judgements, and score answers without any, too.
 """
 
 import json
@@ -32,7 +32,7 @@ WORTH = {1: 1.0, -1: -1.0}
 
 
 class StoredAnswer(NamedTuple):
-    """An answer with the stop token that ended it, and the log-probability with which each token was drawn."""
+    """An answer: its tokens with the stop token that ended it, the log-probability with which each was drawn, and the reward."""
 
     prompt: Chat
     tokens: list[int]
@@ -41,9 +41,10 @@ class StoredAnswer(NamedTuple):
 
 
 def keep_stored(source: str, encoder: ChatEncoder, folder: Path, rewards: Rewards | None) -> Path:
-    """The stored answers of `source` as `stored.jsonl` in `folder`, made once, so that a run goes on with the same ones.
+    """Write the stored answers of `source` to `stored.jsonl` in `folder`, once, so that a continued run has the same ones.
 
-    `people.json` beside it says whose they are and how many were left out, and why. Raises TenfoldError where none is left.
+    Returns the file. `people.json` beside it lists their users, and counts the answers left out, with reasons. Raises TenfoldError
+    where none is left, or `folder` was made of other rows or rewards.
     """
     file = folder / "stored.jsonl"
     made_of = {**content_of(source), "kind": "stored", "rewards": rewards.fingerprint if rewards else ""}
@@ -65,7 +66,7 @@ def keep_stored(source: str, encoder: ChatEncoder, folder: Path, rewards: Reward
     if not rows:
         why = ", ".join(f"{count} {reason}" for reason, count in left_out.items()) or "it has no answers"
         raise TenfoldError(
-            f"{source} has no stored answers to learn from ({why}): let people judge answers asked with store: true."
+            f"{source} has no stored answers to learn from ({why}): let people judge answers to requests with store: true."
         )
     if rewards is not None:
         for row, worth in zip(rows, rewards(rows, [row["text"] for row in rows]), strict=True):
@@ -81,17 +82,17 @@ def keep_stored(source: str, encoder: ChatEncoder, folder: Path, rewards: Reward
 
 
 def _of_file(path: Path, by_functions: bool) -> Iterator[tuple[str, Row]]:
-    """Each row, of no user; `by_functions` what it is worth is said by functions, so that it needs no reward."""
+    """Each row of a file, with an empty user; with `by_functions` rows need no `reward`, since functions give it."""
     for where, row in read_rows(path):
         answer = _answer({**row, "reward": 0.0} if by_functions else row, where)
         yield "", {**row, "prompt": answer.prompt}
 
 
 def _of_feedback(feedback: "Feedback", by_functions: bool, left_out: Counter[str]) -> Iterator[tuple[str, Row]]:
-    """Each answer that can be learned from, and the user who asked for it."""
+    """Each answer of a database that can be learned from, after the user who asked for it; `left_out` counts the others."""
     from tenfold.serve.feedback.feedback import pairs, ratings, responses
 
-    worth: dict[str, dict[str, float]] = {}  # of each answer, by user: the last judgement counts
+    worth: dict[str, dict[str, float]] = {}  # answer -> user -> reward; a user's comparison replaces their thumb
     for rating in feedback.rows(ratings):
         worth.setdefault(rating.response_id, {})[rating.user_hash] = WORTH.get(rating.value, 0.0)
     for pair in feedback.rows(pairs):
@@ -109,7 +110,7 @@ def _of_feedback(feedback: "Feedback", by_functions: bool, left_out: Counter[str
 
 
 def _unfit(answer: Any, is_judged: bool) -> str:
-    """Why an answer of a feedback database cannot be learned from, or nothing."""
+    """Why an answer of a feedback database cannot be learned from; empty where it can."""
     if not answer.logprobs or len(answer.logprobs) != len(answer.token_ids):
         return "without log-probabilities"
     if answer.sampling.get("temperature", 1.0) < 1e-5:
@@ -120,7 +121,7 @@ def _unfit(answer: Any, is_judged: bool) -> str:
 
 
 def read_stored(path: Path) -> list[StoredAnswer]:
-    """The answers of a file. Raises TenfoldError, with the line, for what is none."""
+    """The answers of a file. Raises TenfoldError, with the line, for a row that is no stored answer."""
     found = [_answer(row, where) for where, row in read_rows(path)]
     if not found:
         raise TenfoldError(f"{path} holds no stored answers: write rows {FORM}.")
@@ -148,17 +149,22 @@ def _numbers(values: Any, kind: Any) -> bool:
 
 
 def advantages(prompts: Sequence[tuple[int, ...]], rewards: Sequence[float], scaled: bool) -> list[float]:
-    """How much better each answer is than the other answers to its prompt, or, where there are none, than all answers.
+    """The reward of each answer minus the mean over all answers to its prompt, or, where it is the only one, over all answers.
 
-    `scaled` divides by the standard deviation of the same, as GRPO does.
+    `scaled` divides by the standard deviation of the same rewards, as GRPO does.
     """
     groups: dict[tuple[int, ...], list[float]] = {}
     for prompt, reward in zip(prompts, rewards, strict=True):
         groups.setdefault(prompt, []).append(reward)
+    of_all = _mean_and_deviation(rewards)
+    known = {prompt: _mean_and_deviation(group) if len(group) > 1 else of_all for prompt, group in groups.items()}
     found = []
     for prompt, reward in zip(prompts, rewards, strict=True):
-        others = groups[prompt] if len(groups[prompt]) > 1 else rewards
-        mean = math.fsum(others) / len(others)
-        deviation = math.sqrt(math.fsum((r - mean) ** 2 for r in others) / max(1, len(others) - 1))
+        mean, deviation = known[prompt]
         found.append((reward - mean) / (deviation + 1e-4) if scaled else reward - mean)
     return found
+
+
+def _mean_and_deviation(rewards: Sequence[float]) -> tuple[float, float]:
+    mean = math.fsum(rewards) / max(1, len(rewards))
+    return mean, math.sqrt(math.fsum((reward - mean) ** 2 for reward in rewards) / max(1, len(rewards) - 1))

@@ -1,8 +1,8 @@
-"""A candidate beside the release: what the thumbs of the users who got the one and of those who got the other say, at any time.
+"""The trial of a candidate beside the release: which of them users like better, by a test that may be read at any time.
 
-A user, or where nobody is named a conversation, counts once, by the first thumb: the thumbs of one person are not independent.
-Users of the two models whose thumbs are neighbours in time make pairs, so that a better hour of the day favours neither, and
-pairs whose thumbs differ are wins and losses of the candidate.
+A user (or a conversation, where no user is named) counts once, by the first thumb, since the thumbs of one person are not
+independent. Users of the two models whose thumbs are neighbours in time make pairs, so that the hour of the day favours neither. A
+pair whose thumbs differ is a win or a loss of the candidate.
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,8 +20,8 @@ from tenfold.serve.api.split import unit
 from tenfold.serve.feedback.feedback import Feedback, ratings, responses
 from tenfold.spec.errors import TenfoldError
 
-LOOKS = 100  # of the course of a trial
-ERROR = 0.05  # the probability that two models that are as good are ever told apart
+LOOKS = 100  # points of the course of a trial, at most
+ERROR = 0.05  # the probability that two equally good models are ever told apart
 Verdict = Literal["better", "worse", "undecided"]
 
 
@@ -40,7 +40,7 @@ class Arm:
 
 
 class Look(NamedTuple):
-    """Wins and losses of the candidate at a moment, and the chances of a win that they do not refuse (95 %, at all moments)."""
+    """Wins and losses of the candidate at a moment, and the 95 % interval of the probability of a win, valid at all moments."""
 
     wins: int
     losses: int
@@ -50,7 +50,7 @@ class Look(NamedTuple):
 
 @dataclass(frozen=True)
 class Trial:
-    """`p` and the interval of the share of wins (95 %) hold however often they are looked at."""
+    """Thumbs and pairs of a trial. `p` and the 95 % interval of the share of wins are valid however often they are read."""
 
     candidate: Arm
     released: Arm
@@ -67,13 +67,13 @@ class Trial:
 
 
 def trial(home: Path, database: str) -> dict[str, Any]:
-    """What people say of the candidate of `home`: a `Trial` with its verdict and its `course`, and both paths.
+    """The trial of the candidate of `home`: the fields of a `Trial`, its `verdict` and `course`, both paths and the `share`.
 
-    Raises TenfoldError where no candidate is tried, or there is no feedback.
+    Raises TenfoldError where there is no candidate or no feedback database.
     """
     now = released(home)
     if now is None or "candidate" not in now:
-        raise TenfoldError(f"No candidate of {home} is tried: begin with `tenfold learn release NEW --share 0.1`.")
+        raise TenfoldError(f"No candidate of {home} is tried: begin a trial with `tenfold learn release NEW --share 0.1`.")
     candidate = now["candidate"]
     arms = {candidate["sha256"]: True, now["sha256"]: False}
     outcomes = list(thumbs(open_feedback(database), arms, candidate["since"]))
@@ -84,9 +84,10 @@ def trial(home: Path, database: str) -> dict[str, Any]:
 
 
 def thumbs(feedback: Feedback, arms: dict[str, bool], since: float) -> Iterator[tuple[bool, bool]]:
-    """The first thumb of each unit in order of time: whether its answer was of the candidate, and whether the thumb was up.
+    """The first thumb of each user or conversation, in order of time: (whether the candidate answered, whether it was up).
 
-    `arms` says by the hash of the weights which is the candidate; answers before `since` and of other models do not count.
+    `arms` says for the hash of each model's weights whether it is the candidate. Answers before `since` (seconds of Unix time) and
+    answers of other models do not count.
     """
     nobody, seen = feedback.user_hash(ANYBODY.name), set()
     answers = {row.id: row for row in feedback.rows(responses) if row.created >= since and row.checkpoint in arms}
@@ -101,7 +102,7 @@ def thumbs(feedback: Feedback, arms: dict[str, bool], since: float) -> Iterator[
 
 
 def judged(outcomes: Iterable[tuple[bool, bool]]) -> Trial:
-    """What `thumbs` in order of time say so far."""
+    """The trial after these `thumbs`, in order of time."""
     found = list(outcomes)
     candidate, beside = (Arm.of([up for is_candidate, up in found if is_candidate is which]) for which in (True, False))
     wins, losses = paired(found)[-1]
@@ -109,8 +110,10 @@ def judged(outcomes: Iterable[tuple[bool, bool]]) -> Trial:
 
 
 def paired(outcomes: Iterable[tuple[bool, bool]]) -> list[tuple[int, int]]:
-    """Wins and losses of the candidate at first, and after each pair whose thumbs differ: each thumb is paired with the last one
-    of the other model that has no partner."""
+    """Wins and losses of the candidate at the beginning, and after each pair whose thumbs differ.
+
+    Each thumb is paired with the last one of the other model that has no partner yet.
+    """
     alone: list[tuple[bool, bool]] = []
     counts = [(0, 0)]
     for is_candidate, up in outcomes:
@@ -126,7 +129,7 @@ def paired(outcomes: Iterable[tuple[bool, bool]]) -> list[tuple[int, int]]:
 
 
 def course(counts: list[tuple[int, int]]) -> list[Look]:
-    """At most `LOOKS` of the looks that one could have taken, the last one among them."""
+    """At most `LOOKS` points of the course, evenly spaced, the last one among them; `counts` are those of `paired`."""
     return [
         Look(wins, losses, *always_valid_interval(wins, losses, ERROR))
         for wins, losses in (counts[i] for i in np.linspace(0, len(counts) - 1, min(LOOKS, len(counts))).round().astype(int))

@@ -1,4 +1,4 @@
-"""A generation from another by fine-tuning: its data, its run, and the record of where it came from."""
+"""Fine-tuning a model into a new generation: its data, its run, and its lineage."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -25,25 +25,27 @@ from tenfold.train.run_file import config_from_fields
 from tenfold.train.tasks.find import open_task
 from tenfold.train.trainer import fit, standard_hooks
 
-# Of a hidden matrix of the base width: preferences and rewards tell a model apart from itself, and want smaller steps than chats.
+# Of a hidden matrix of the base width. Preferences and rewards need smaller steps than chats: their losses compare answers that
+# the model itself could have given.
 LEARNING_RATES = {"dpo": 3e-5, "kto": 3e-5, "grpo": 5e-5, "stored_grpo": 5e-5}
-ADAPTERS = 10  # times as fast as all weights, as is usual
-TOKENS_AT_ONCE = 2048  # of drawn answers
+ADAPTERS = 10  # the learning rate of adapters as a multiple of that of all weights; usual for LoRA
+TOKENS_AT_ONCE = 2048  # of prompts and answers that go through the model together
 
 
 def tune(
     model: Path, source: str, generation: Path, settings: TuneSettings, *, options: LoRAOptions = LoRAOptions(),
     quiet: bool = False,
 ) -> RunResult:  # fmt: skip
-    """Fine-tune the weights at `model` on the chats of `source`; goes on from where an earlier call was stopped.
+    """Fine-tune the weights at `model` on `source`; continues where an earlier call was stopped.
 
-    With `options` on its preferences or ratings. Writes the generation: `data/`, the run with `model/`, and when it has finished
-    `lineage.json`. Raises TenfoldError where it was begun with other settings.
+    The type of `options` says what is learned: chats (LoRAOptions), preferences (DPOOptions) or ratings (KTOOptions). Writes the
+    generation: `data/`, the run with `model/`, and `lineage.json` when it has finished. Raises TenfoldError where the run was begun
+    with other settings, or the data cannot be used.
     """
     kind: Any = {LoRAOptions: "sft", DPOOptions: "dpo", KTOOptions: "kto"}[type(options)]
     files = parts_of(source, generation / "data", settings.held_out, kind)
     if not quiet and (people := read_people(generation / "data")).get("left_out"):
-        print(f"Of what people said is left out: {left_out(people)}.")
+        print(f"Judgements left out: {left_out(people)}.")
     task = {"name": kind, "validation": str(files["validation"]), **_fields(options)}
     result = trained(_config(model, _run_fields(task, str(files["train"]), settings)), generation, quiet, settings.rent_usd_per_h)
     _write_lineage(result, generation, model, source, files)
@@ -53,14 +55,14 @@ def tune(
 def tune_on_rewards(
     model: Path, source: RewardSource, generation: Path, settings: TuneSettings, *, options: GRPOOptions, quiet: bool = False
 ) -> RunResult:
-    """Let the weights at `model` answer, and learn from what the functions of `source` say; as `tune` otherwise.
+    """Tune the weights at `model` on the rewards of its own answers, or of stored answers; otherwise as `tune`.
 
-    Where the source has stored answers, these are learned from, and none are drawn. Raises TenfoldError for a source of neither.
+    Where `source.stored` is given, no answers are drawn. Raises TenfoldError where `source` has neither rewards nor stored answers.
     """
     if not (source.rewards or source.stored):
-        raise TenfoldError("Nothing says what an answer is worth: give --rewards, or --stored with judged answers.")
+        raise TenfoldError("There are no rewards to learn from: give --rewards, or --stored with judged answers.")
     if source.stored and source.data:
-        raise TenfoldError("Stored answers have their prompts: give --stored or --data.")
+        raise TenfoldError("Stored answers come with their prompts: give --stored or --data, not both.")
     if source.stored:
         rewards = read_rewards(source.rewards) if source.rewards else None
         prompts = keep_stored(source.stored, ChatEncoder.of(model), generation / "data", rewards)
@@ -91,7 +93,7 @@ def _run_fields(task: dict[str, Any], corpus: str, settings: TuneSettings) -> di
         "optimizer": {"name": "adamw", "learning_rate": learning_rate},
         "checkpoint": {"keep_last": 1},
         "log": {"every": 1},
-        # The losses of other tasks are no nats of a token, and jump from step to step.
+        # The losses of the other tasks are not in nats per token and jump from step to step: no loss spike detector.
         "health": {} if task["name"] == "sft" else {"loss_spike": 0.0},
     }
 
@@ -103,10 +105,10 @@ def _config(model: Path, fields: dict[str, Any]) -> RunConfig:
 def trained(
     config: RunConfig, generation: Path, quiet: bool, rent_usd_per_h: float = 0.0, *, with_budget: bool = True
 ) -> RunResult:
-    """Train a generation, or go on with it. One that has finished is not trained again, unless it was given more tokens.
+    """Train a generation, or continue its run. A finished run is not trained again, unless `config` has more tokens.
 
-    `with_budget` forecasts what it takes first, which is scored when it has finished. Raises TenfoldError where it was begun with
-    other settings.
+    `with_budget` forecasts time, energy, money and memory before the run, and scores the forecast when it has finished. Raises
+    TenfoldError where the run was begun with other settings.
     """
     task, result = open_task(config, generation.parent, quiet=quiet), read_result(generation)
     changed = identify(task, config, generation).changed

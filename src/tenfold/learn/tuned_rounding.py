@@ -1,6 +1,6 @@
-"""Rounding that is chosen by what each block computes on text, without training the model: AutoRound (arXiv 2309.05516).
+"""Tuned rounding (AutoRound, arXiv 2309.05516): weights are rounded so that each block's output on text changes least.
 
-The package auto-round tunes for every weight whether it goes up or down, and for every group its scale, block by block.
+The package auto-round learns, block by block, whether each weight is rounded up or down, and the scale of each group.
 """
 
 import logging
@@ -16,14 +16,15 @@ from tenfold.model.llama import Llama
 from tenfold.model.quantised import GROUP
 from tenfold.spec.errors import NotInstalled
 
-BATCH = 8  # rows that a block sees in a step
+BATCH = 8  # rows in a step
 
 
 @torch.no_grad()
 def round_by_blocks(model: Llama, rows: Tensor, steps: int, tokenizer: Path) -> None:
-    """Round the layers' matrices to 4 bits in groups of 32, in place, by `steps` of tuning for each block on rows [n, T] of tokens.
+    """Round the layers' matrices to 4 bits in groups of 32, in place, after `steps` of tuning for each block on tokens [rows, T].
 
-    Rows of a matrix that groups do not fill stay as they are. Raises TenfoldError where the package is missing.
+    Matrices whose rows are no multiple of 32 stay as they are. `tokenizer` is a model's directory with its tokenizer, which the
+    package needs. Raises NotInstalled where the package is missing.
     """
     found = _tuned(model, rows, steps, tokenizer)
     for name, slot in slots_of(model).items():
@@ -32,12 +33,12 @@ def round_by_blocks(model: Llama, rows: Tensor, steps: int, tokenizer: Path) -> 
         if scale is None or slot.shape[-1] % GROUP:
             continue
         scale = scale.half().float()[..., None]
-        whole = module.weight.float().unflatten(-1, (-1, GROUP))  # rounded to bfloat16, of which the steps are exact
+        whole = module.weight.float().unflatten(-1, (-1, GROUP))  # rounded to bfloat16 by the package
         slot.set(((whole / scale).round().clamp(-8, 7) * scale).flatten(-2))
 
 
 def _tuned(model: Llama, rows: Tensor, steps: int, tokenizer: Path) -> Any:
-    """The model as transformers has it, rounded; its matrices have their `scale` [out, groups]."""
+    """The rounded model as a module of transformers; its matrices have an attribute `scale` [out, groups]."""
     try:
         from auto_round import AutoRound
         from transformers import AutoModelForCausalLM, AutoTokenizer

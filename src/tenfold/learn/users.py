@@ -1,7 +1,7 @@
-"""Simulated users with a taste: they talk, get two answers, and give the one they prefer a thumb up and the other a thumb down.
+"""Simulated users with a taste: they ask, get two answers, and give the better one a thumb up and the other a thumb down.
 
-Some also say what the worse one should have been. No two users say the same, so that what those who are held out say has not been
-learned.
+Some also correct the worse answer. No two users of a crowd say the same, so that what the held-out users say is not in the
+training data.
 """
 
 import math
@@ -13,8 +13,8 @@ from typing import Any
 from tenfold.learn.release import post
 from tenfold.serve.feedback.feedback import Feedback, ratings, responses
 
-MAX_TOKENS = 48
-TEMPERATURE = 1.0  # at which two answers differ
+MAX_TOKENS = 48  # of an answer
+TEMPERATURE = 1.0  # high enough for the two answers to differ
 THINGS = (
     "apples", "bees", "books", "bread", "bridges", "buses", "carpets", "cats", "chess", "clouds", "cricket", "dogs",
     "drums", "elephants", "fish", "flutes", "frogs", "gardens", "glaciers", "goats", "honey", "horses", "islands", "kites",
@@ -26,7 +26,7 @@ OPENINGS = ("I like {}.", "Let us talk about {}.", "Yesterday I read about {}.",
 
 @dataclass(frozen=True)
 class Asked:
-    """What a user says first, and the answer that they would have `liked` best, where they say so."""
+    """What a user says first, and the answer that they would have `liked` best, empty where they do not tell it."""
 
     user: str
     prompt: str
@@ -34,7 +34,7 @@ class Asked:
 
 
 def asked_by(users: int, crowd: int = 0) -> list[Asked]:
-    """What `users` users say, one thing each, none twice; always the same. Another `crowd` is of other users."""
+    """What each of `users` users says, without repetition; a pure function of the arguments. Another `crowd` has other users."""
     said = [
         (f"{opening.format(thing)} Answer in one short sentence.", f"What do you like about {thing}?")
         for opening in OPENINGS
@@ -44,7 +44,7 @@ def asked_by(users: int, crowd: int = 0) -> list[Asked]:
 
 
 def ask(server: str, asked: Asked, *, seed: int = 0, store: bool = False) -> tuple[str, str]:
-    """The id of the answer, and its text. Raises TenfoldError for a request that was not answered."""
+    """Ask the server once; returns the id and the text of the answer. Raises TenfoldError where the request fails."""
     body = {
         "messages": [{"role": "user", "content": asked.prompt}], "max_tokens": MAX_TOKENS, "temperature": TEMPERATURE,
         "seed": seed, "store": store, "user": asked.user,
@@ -57,9 +57,9 @@ def ask(server: str, asked: Asked, *, seed: int = 0, store: bool = False) -> tup
 class Taste:
     """A hidden preference: answers that are short, end with a question, and never mention `shunned`.
 
-    An answer has three points for a question at its end, loses four for the word, and one for each ten words. Of two answers
-    a user prefers the one with more points, with the probability of Bradley and Terry at a `noise` in points. Whatever learns from
-    these users sees their thumbs alone.
+    An answer gets three points for a question at its end, and loses four for the word `shunned` and one for every ten words. A
+    user prefers one answer to another with the probability of the Bradley-Terry model: the logistic function of the difference in
+    points over `noise`. What learns from these users sees only their thumbs and corrections.
     """
 
     shunned: str = "however"
@@ -75,9 +75,9 @@ class Taste:
 
 
 def judge_two(server: str, asked: Asked, taste: Taste = Taste()) -> None:
-    """Ask twice, and give a thumb up to the better answer and a thumb down to the other; equal ones are both liked.
+    """Ask twice, and give a thumb up to the better answer and a thumb down to the other; equal answers both get a thumb up.
 
-    A user who knows what they would have liked says so of the one that is not.
+    A user with an answer that they would have `liked` sends it as the correction of the worse one.
     """
     chance = random.Random(f"{asked.user}: {asked.prompt}")
     (first, text), (second, other) = (ask(server, asked, seed=chance.getrandbits(31), store=True) for _ in range(2))
@@ -90,7 +90,7 @@ def judge_two(server: str, asked: Asked, taste: Taste = Taste()) -> None:
 
 
 def unjudged(feedback: Feedback, asked: list[Asked]) -> Iterator[Asked]:
-    """Those whose two answers do not have their thumbs yet."""
+    """The users in `asked` whose two answers do not both have a thumb yet."""
     rated = {row.response_id for row in feedback.rows(ratings)}
     known = [(row.user_hash, row.messages[-1]["content"]) for row in feedback.rows(responses) if row.id in rated]
     return (one for one in asked if known.count((feedback.user_hash(one.user), one.prompt)) < 2)

@@ -1,7 +1,7 @@
-"""From what people did to the next ranker: yesterday's events, trained on, judged, and put in service.
+"""The next ranker: train on the events of the store, judge the new ranker beside the old one, and put it in service.
 
-The newest share of the events, by time, is held out for the gate; everything before is learned from, so that nothing of the future
-is. `lineage.json` says whose events each ranker holds, and from which it came, as in `learn`.
+The newest share of the interactions is held out for the gate; the ranker is trained on everything before, so that it learns nothing
+of the future. As in `learn`, `lineage.json` lists the users whose events a ranker was trained on, and the ranker before it.
 """
 
 from collections.abc import Callable
@@ -23,24 +23,29 @@ from tenfold.spec.errors import TenfoldError, without_secrets
 from tenfold.spec.files import file_sha256, whole_folder
 from tenfold.spec.versions import read_document
 
-NEWEST = {"test_begin": 0.98, "validation": 0.02}  # a run that the gate judges holds little out: the newest events are learned
-FOLDER = "ranking"  # of the home: the rankers that came from events, and which one is in service
-Train = Callable[[Path, Path], object]  # on interactions, in the directory of the run
+# The gate holds the newest events out itself, so the run before it holds out little.
+NEWEST = {"test_begin": 0.98, "validation": 0.02}
+FOLDER = "ranking"  # in the home: the rankers trained on events, and `release.json` with the one in service
+Train = Callable[[Path, Path], object]  # (table of interactions, directory of the run) -> trains the run to its end
 
 
 @dataclass(frozen=True)
 class Next:
-    """What the next ranker is made of: the name of its folder, the store, an earlier table, and the share that is held out."""
+    """What the next ranker is made of: its name, the event store, an earlier table of interactions, and the held-out share."""
 
     name: str
     events: str
     base: str | None = None
     held_out: float = 0.1
-    model: Path | None = None  # in service now; where None, what was released last
+    model: Path | None = None  # the old ranker; None: the one that was released last
 
 
 def again(home: Path, wanted: Next, train: Train, server: Server | None = None) -> dict[str, Any]:
-    """The gate's verdict, and `in_service`. Called again it goes on from where it was. Raises TenfoldError where it cannot."""
+    """Train, judge and release the next ranker in `home`; continues where an earlier call was stopped.
+
+    Returns the content of `gate.json` and the path of the ranker `in_service`. Raises TenfoldError where no old ranker is known, or
+    there are no events.
+    """
     rankers = home / FOLDER
     old = wanted.model or released_before(rankers, wanted.name)
     if old is None:
@@ -56,7 +61,7 @@ def again(home: Path, wanted: Next, train: Train, server: Server | None = None) 
 
 
 def _data(new: Path, old: Path, wanted: Next, rankers: Path) -> None:
-    """`data` and `lineage.json`, made once."""
+    """Write `data` and `lineage.json`, once."""
     if (new / "lineage.json").exists():
         made = read_document(new / "lineage.json", 1, f"delete {new}")
         if made["source"] != without_secrets(wanted.events):
@@ -65,11 +70,11 @@ def _data(new: Path, old: Path, wanted: Next, rankers: Path) -> None:
     store = Events.open(wanted.events)
     found = gather(store, wanted.base)
     if not found.from_store:
-        raise TenfoldError("Nobody has done anything since: the store has no events.")
+        raise TenfoldError(f"{without_secrets(wanted.events)} has no events to learn from: let people use the server first.")
     cut = len(found.table) - max(1, round(wanted.held_out * len(found.table)))
     parts = {"train": found.table.slice(0, cut), "held_out": found.table.slice(cut)}
     if not cut:
-        raise TenfoldError("The events leave nothing to learn from: gather more, or hold out less.")
+        raise TenfoldError("All interactions are held out, and none is left to learn from: gather more, or lower --held-out.")
     with whole_folder(new / "data", replace=True) as scratch:
         for part, table in parts.items():
             pyarrow.parquet.write_table(table, scratch / f"{part}.parquet")

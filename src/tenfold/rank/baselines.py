@@ -1,6 +1,6 @@
-"""What needs no model, and always stands beside one: popularity, that of the last 30 days, a Markov chain, ItemKNN and EASE.
+"""Baselines that every ranker is compared with: popularity (of all time and of 30 days), a Markov chain, ItemKNN and EASE.
 
-All are counted from what may be learned from. Those that have a setting take the best of three on the validation.
+All are computed from the training events. Those with a setting take the best of three values on the validation events.
 """
 
 import numpy as np
@@ -11,18 +11,18 @@ from tenfold.rank.metrics import evaluate, summary
 from tenfold.rank.ranker import Scorer
 
 DAYS_S = 30 * 86400
-REACHES = (1, 5, 20)
-FADE = 0.8
-NEVER = 1e-6  # of popularity, beside shares of what followed
-NEIGHBOURS = (20, 100, 500)
-SHRINK = 10.0  # added to the product of two items' lengths, so that a few users make no neighbours
-PENALTIES = (100.0, 300.0, 1000.0)
-TRIED = 2000  # users of the validation that a setting is chosen on
-LARGEST = 20_000  # items that all pairs are worked out of
+REACHES = (1, 5, 20)  # items that the Markov chain looks back
+FADE = 0.8  # weight of the next older item in the Markov chain
+NEVER = 1e-6  # weight of popularity in the Markov chain: it only orders items that never followed
+NEIGHBOURS = (20, 100, 500)  # of an item in ItemKNN
+SHRINK = 10.0  # added to the product of two items' norms, so that items of few users are no close neighbours
+PENALTIES = (100.0, 300.0, 1000.0)  # L2 penalties of EASE
+TRIED = 2000  # validation users on which a setting is chosen
+LARGEST = 20_000  # items in the catalogue up to which all pairs are computed
 
 
 def baselines(interactions: Interactions) -> dict[str, Scorer]:
-    """The scorers by name; past `LARGEST` items without ItemKNN and EASE, which need all pairs."""
+    """The scorers by name. ItemKNN and EASE, which need all pairs of items, are left out beyond `LARGEST` items."""
     found = {
         "popularity": popularity(interactions),
         "popularity_30_days": popularity(interactions, DAYS_S),
@@ -35,7 +35,7 @@ def baselines(interactions: Interactions) -> dict[str, Scorer]:
 
 
 def popularity(interactions: Interactions, window_s: float = np.inf) -> Scorer:
-    """How often each item occurs in what may be learned from, in the last `window_s` seconds of it, for everybody alike."""
+    """Scores are the number of training events of each item, in the last `window_s` seconds; equal for all users."""
     events = interactions.training
     recent = events[interactions.times[events] > interactions.times[events].max() - window_s]
     counts = np.bincount(interactions.items[recent], minlength=interactions.vocab_size).astype(np.float64)
@@ -43,8 +43,11 @@ def popularity(interactions: Interactions, window_s: float = np.inf) -> Scorer:
 
 
 def markov(interactions: Interactions, reach: int = 1) -> Scorer:
-    """How often each item followed a user's last `reach` ones, among what followed them within as many; both fade by `FADE` with
-    each step away. Popularity among those that never did."""
+    """A Markov chain of several steps: how often each item followed each of the user's last `reach` items within `reach` events.
+
+    The counts are shares of all that followed an item; they, and the user's items, are weighted by `FADE` for each step of
+    distance. Items that never followed are ordered by popularity.
+    """
     events, size = interactions.training, interactions.vocab_size
     user = interactions.user_of[events]
     first = np.flatnonzero(np.diff(user, prepend=-1))
@@ -68,7 +71,7 @@ def markov(interactions: Interactions, reach: int = 1) -> Scorer:
 
 
 def item_knn(interactions: Interactions, neighbours: int) -> Scorer:
-    """The sum, over a user's items, of the cosines to the item (Sarwar et al. 2001), where it is among each one's nearest."""
+    """ItemKNN (Sarwar et al. 2001): the sum of the item's shrunk cosines to the user's items among whose neighbours it is."""
     gram = _gram(interactions)
     length = np.sqrt(np.diag(gram))
     near = gram / (length[:, None] * length + SHRINK)
@@ -80,7 +83,7 @@ def item_knn(interactions: Interactions, neighbours: int) -> Scorer:
 
 
 def ease(interactions: Interactions, penalty: float) -> Scorer:
-    """Ridge regression of each item on all others (Steck, arXiv 1905.03375): B = I - P / diag(P), P = (X'X + penalty I)^-1."""
+    """EASE (Steck, arXiv 1905.03375), ridge regression of items on the others: B = I - P / diag(P), P = (X'X + penalty I)^-1."""
     inverse = np.linalg.inv(_gram(interactions) + penalty * np.eye(interactions.vocab_size))
     weights = -inverse / np.diag(inverse)
     np.fill_diagonal(weights, 0)
@@ -88,7 +91,7 @@ def ease(interactions: Interactions, penalty: float) -> Scorer:
 
 
 def _gram(interactions: Interactions) -> np.ndarray:
-    """How many users had both of two items, [vocab, vocab]."""
+    """How many users took both of two items, float64 [vocab, vocab]."""
     events = interactions.training
     shape = (len(interactions.offsets) - 1, interactions.vocab_size)
     had = csr_array((np.ones(len(events)), (interactions.user_of[events], interactions.items[events])), shape=shape)
@@ -98,6 +101,8 @@ def _gram(interactions: Interactions) -> np.ndarray:
 
 
 def _product(weights: np.ndarray) -> Scorer:
+    """Scores that are the sums of the rows of `weights` [vocab, vocab] of a user's items, each counted once."""
+
     def scores(queries: Queries) -> np.ndarray:
         rows = np.repeat(np.arange(len(queries.histories)), [len(h) for h in queries.histories])
         columns = np.concatenate([*queries.histories, np.empty(0, np.int64)])
@@ -110,6 +115,7 @@ def _product(weights: np.ndarray) -> Scorer:
 
 
 def _best(interactions: Interactions, scorers: list[Scorer]) -> Scorer:
+    """The scorer with the highest NDCG at 10 on the validation."""
     queries = interactions.held_out("validation", TRIED)
 
     def quality(scorer: Scorer) -> float:

@@ -16,19 +16,19 @@ from tenfold.rank.serving.recommender import Query, Recommender
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import whole_file
 
-TOGETHER = 1024  # users
+TOGETHER = 1024  # users whose lists are made at once
 SCHEMA = pa.schema([("user", pa.string()), ("place", pa.int32()), ("item", pa.string()), ("score", pa.float32())])
 
 
 def is_event_store(source: str) -> bool:
-    """Whether `source` is an event store, not a table: a database's URL that names no table, or an SQLite file."""
+    """Whether `source` is an event store: the URL of a database without `#table`, or an SQLite file."""
     return ("://" in source and "#" not in source) or source.endswith((".db", ".sqlite"))
 
 
 def histories(source: str, actions: Sequence[str] = ()) -> Iterator[tuple[str, list[str], list[float]]]:
-    """Each user, and the newest items that they took, by the given actions where there are any, with times, the oldest first.
+    """Each user with the newest items that they took, and the times in seconds, the oldest first.
 
-    Raises TenfoldError where a table does not say by which actions.
+    Where `actions` are given, only events of these actions count. Raises TenfoldError for a table without a column `action` then.
     """
     if is_event_store(source):
         store = Events.open(source)
@@ -50,7 +50,10 @@ def histories(source: str, actions: Sequence[str] = ()) -> Iterator[tuple[str, l
 
 
 def recommend_all(recommender: Recommender, source: str, out: Path, k: int) -> int:
-    """Write `k` items for each user, none that they have in their history, as of their last event; the number of users."""
+    """Write `k` items for each user of `source` to the Parquet file `out`; returns the number of users.
+
+    The lists are as of the user's last event, and without items of the history.
+    """
     users = 0
     ranker = recommender.ranker
     some: list[tuple[str, Query]] = []
@@ -66,7 +69,7 @@ def recommend_all(recommender: Recommender, source: str, out: Path, k: int) -> i
 
 
 def _write(recommender: Recommender, some: list[tuple[str, Query]], writer: pa.parquet.ParquetWriter) -> int:
-    """Write the lists of some users; how many."""
+    """Write the lists of some users; returns how many they are."""
     names, columns = recommender.ranker.names, ([], [], [], [])  # type: ignore[var-annotated]
     for (user, _), made in zip(some, recommender.answer([query for _, query in some], np.random.default_rng(0)), strict=True):
         assert isinstance(made, List)  # a query without rules has an answer

@@ -1,4 +1,4 @@
-"""Look at interactions, train rankers on them, and say honestly how good they are."""
+"""Commands that report on interactions, train rankers on them, and evaluate and compare rankers."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,25 +14,30 @@ from tenfold.train.commands import run as run_training
 
 EVALUATION, COMPARISON = "evaluation.json", "comparison.json"  # in the directory of a run
 Source = Annotated[
-    Text, Meta(description="A table of user, item and time: a file, a database's URL#table; or movielens-100k, synthetic, teacher.")
+    Text,
+    Meta(description="A table of user, item and time: a file, or URL#TABLE of a database; or movielens-100k, synthetic, teacher."),
 ]
-Kept = Annotated[Folder | None, Meta(description="Where the interactions are kept; by default beside the run.")]
+Kept = Annotated[
+    Folder | None, Meta(description="The home in which the interactions are kept; by default the folder that the run is in.")
+]
 Finished = Annotated[Folder, Meta(description="The directory of a finished run of the task rank.")]
 
 
 class TaskOptions(Struct, frozen=True):
-    """What is learned, and what is held out."""
+    """What the model learns, and what is held out."""
 
     split: SplitKind = "temporal"
     loss: Loss = "softmax"
     dropout: DropoutOrNone = None
-    objectives: Annotated[str, Meta(description="Further objectives, with commas between: rating>=4,value.")] = ""
+    objectives: Annotated[
+        str, Meta(description="Further objectives, separated by commas: columns or tests of columns, e.g. rating>=4,value.")
+    ] = ""
     content: Content = False
     semantic_ids: SemanticLevels = 0
 
     @property
     def table(self) -> dict[str, Any]:
-        """The table `[task]`."""
+        """The settings as the table `[task]` of a run."""
         given = {name: value for name, value in structs.asdict(self).items() if value is not None}
         return given | {"objectives": [text for text in self.objectives.split(",") if text]}
 
@@ -45,7 +50,7 @@ def train(
     task: TaskOptions = TaskOptions(),
     options: RunOptions = RunOptions(),
 ) -> None:
-    """Train a model that says what a user takes next.
+    """Train a ranker: a model that predicts which item a user takes next.
 
     Examples:
 
@@ -63,7 +68,7 @@ def train(
 
 
 def report(interactions: Source, /, *, split: SplitKind = "temporal", home: Home = Path("generations"), json: Json = False) -> None:
-    """What a person should know of interactions before a model is trained on them: ties, repeats, bots, the long tail, leaks.
+    """Report on interactions before a model is trained on them: ties in time, repeats, bots, the long tail, leaks of the split.
 
     Example: tenfold rank report interactions.parquet
     """
@@ -89,9 +94,9 @@ def report(interactions: Source, /, *, split: SplitKind = "temporal", home: Home
 
 
 def evaluate(generation: Finished, /, *, home: Kept = None, json: Json = False) -> None:
-    """Hit rate, NDCG and MRR on the test, over the whole catalogue, beside what needs no model, with intervals over users.
+    """Hit rate, NDCG and MRR on the test over the whole catalogue, compared with baselines, with intervals over users.
 
-    What was found is kept in evaluation.json of the generation.
+    The results are kept in evaluation.json of the generation.
 
     Example: tenfold rank evaluate generations/rank-movielens-100k
     """
@@ -106,14 +111,19 @@ def compare(
     generation: Finished,
     /,
     *,
-    beside: Annotated[Folder | None, Meta(description="Another run on the same interactions and split.")] = None,
-    cuts: Annotated[Annotated[int, Meta(ge=0, le=1000)], Meta(description="Train again before so many moments.")] = 0,
+    beside: Annotated[
+        Folder | None, Meta(description="Another run on the same interactions and split, to compare with; unused with --cuts.")
+    ] = None,
+    cuts: Annotated[
+        Annotated[int, Meta(ge=0, le=1000)],
+        Meta(description="Train again before each of so many moments, and pool the tests after them; 0 compares the run itself."),
+    ] = 0,
     home: Kept = None,
     json: Json = False,
 ) -> None:
-    """How far a model lies above what needs no model, and above another one, on the same users.
+    """Compare a ranker with the baselines, and with another ranker, on the same users.
 
-    What was found last is kept in comparison.json of the generation.
+    The results of the last comparison are kept in comparison.json of the generation.
 
     Examples:
 

@@ -1,4 +1,4 @@
-"""Models beside what needs no model, beside one another, and over several moments, always on the same users."""
+"""Comparisons of rankers with baselines, with one another, and over several moments, always on the same users."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from tenfold.spec.errors import TenfoldError
 from tenfold.train.config import RunConfig
 from tenfold.train.run_file import read_config, task_settings
 
-ABOVE = ("hit_rate_10", "ndcg_10")  # of which differences are said
+ABOVE = ("hit_rate_10", "ndcg_10")  # measures whose differences are reported
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,14 @@ class Trained:
         return scorer_of(self.model, self.task.times)
 
     def objectives(self) -> dict[str, float]:
-        """How far what is predicted of the test lies from what came, by objective."""
+        """The calibration error of the predictions on the test, by objective."""
         extras = read_extras(self.directory, self.model.spec.dim)
         found = objective_scores(extras, self.model, self.interactions, self.config.data.seq_len)
         return {f"error_of_{name}": value for name, value in found.items()}
 
 
 def open_trained(generation: Path, home: Path) -> Trained:
-    """A finished run. Raises TenfoldError where it is of another task, or its interactions have changed."""
+    """Load a finished run; `home` has its interactions. Raises TenfoldError for another task or a different set of items."""
     config, model = read_config(generation / "run.toml"), read_ranker(generation / "model")
     task = task_settings(config, RankConfig)
     interactions = open_interactions(config.data.corpus, home, task.held)
@@ -57,7 +57,7 @@ def open_trained(generation: Path, home: Path) -> Trained:
 
 
 def evaluated(generation: Path, home: Path, held: Held) -> dict[str, Any]:
-    """The model of a finished run beside what needs none and, where it is known, the best there can be."""
+    """The measures of a finished run's model and of the baselines on the events `held`, and their differences."""
     one = open_trained(generation, home)
     found = evaluated_parts(one, held)
     found["model"].whole.update(one.objectives())
@@ -65,7 +65,10 @@ def evaluated(generation: Path, home: Path, held: Held) -> dict[str, Any]:
 
 
 def compared(generation: Path, home: Path, beside: Path | None) -> dict[str, Any]:
-    """The same with another run's model. Raises TenfoldError where that has other interactions or another split."""
+    """As `evaluated` on the test, also with the model of the run `beside`.
+
+    Raises TenfoldError where that run has other interactions or another split.
+    """
     found = evaluated_parts(one := open_trained(generation, home))
     if beside is not None:
         other = open_trained(beside, home)
@@ -76,7 +79,7 @@ def compared(generation: Path, home: Path, beside: Path | None) -> dict[str, Any
 
 
 def evaluated_parts(one: Trained, held: Held = "test") -> dict[str, Evaluation]:
-    """The model, what needs none and, for `synthetic`, the best there can be."""
+    """The evaluations by name: `model`, the baselines, and for the source `synthetic` also `best_possible`."""
     interactions, source = one.interactions, one.config.data.corpus
     queries, scorers = interactions.held_out(held), baselines(interactions)
     if source.partition(":")[0] == SYNTHETIC:
@@ -86,7 +89,7 @@ def evaluated_parts(one: Trained, held: Held = "test") -> dict[str, Evaluation]:
 
 
 def best_possible(source: str, interactions: Interactions) -> Scorer:
-    """The probabilities that made interactions were drawn by: no scorer has a higher expected hit rate."""
+    """The probabilities by which synthetic interactions were drawn: no scorer has a higher expected hit rate."""
     generator = made(source)
     assert generator is not None
     number = np.array([int(name.removeprefix("item-")) for name in interactions.names[1:]])
@@ -99,9 +102,9 @@ def best_possible(source: str, interactions: Interactions) -> Scorer:
 
 
 def rolled(generation: Path, home: Path, cuts: int) -> dict[str, Any]:
-    """The run of `generation` trained again before each of `cuts` moments, and the tests after each of them pooled.
+    """Train the run of `generation` again before each of `cuts` moments, and pool the tests after each of them.
 
-    Each stands in `cuts/N` of the generation; those that are there are not trained again.
+    The runs are in `cuts/N` of the generation; finished ones are not trained again.
     """
     asked, parts, one = read_config(generation / "run.toml"), [], None
     for number, split in enumerate(rolling(cuts)):

@@ -1,6 +1,6 @@
-"""Vectors of items from what is known of them, so that items that the training never saw are ranked: a tower, or semantic ids.
+"""Vectors of items from their content, so that items that are not in the training data can be ranked: a tower, or semantic ids.
 
-Both take features float32 [items, features] (`data.interactions.content`) and are zero for an item of which nothing is known.
+Both take features float32 [items, features] (`data.interactions.content`), and give a zero vector to an item without content.
 """
 
 from importlib.util import find_spec
@@ -14,28 +14,28 @@ from torch import Tensor, nn
 
 from tenfold.spec.errors import NotInstalled
 
-CODES = 256  # of a level
-FITTED = 50_000  # items that centres are found of, drawn where there are more
-ROUNDS = 20  # of Lloyd's algorithm
+CODES = 256  # on each level
+FITTED = 50_000  # items that k-means is fitted on, at most; of more a random sample is taken
+ROUNDS = 20  # iterations of Lloyd's algorithm
 
 
 class Content(Protocol):
-    """A module that gives items vectors; `known` is what it knows of the items of the vocabulary, and no weight."""
+    """A module that computes vectors of items; the buffer `known` has the content of the items of the vocabulary."""
 
     known: Tensor
     n_features: int
 
     def read(self, features: np.ndarray) -> Tensor:
-        """What is known of items with these features, as `forward` takes it."""
+        """Features [items, features] in the form that `forward` takes."""
         ...
 
     def __call__(self, known: Tensor) -> Tensor:
-        """Vectors [items, dim], about as long as those that the table of items begins with."""
+        """Vectors [items, dim], with about the norm of the initial vectors in the table of items."""
         ...
 
 
 class ContentTower(nn.Module):
-    """Two layers on the features themselves."""
+    """A tower of two linear layers on the features, with SiLU between."""
 
     known: Tensor
 
@@ -56,9 +56,9 @@ class ContentTower(nn.Module):
 
 
 class SemanticIds(nn.Module):
-    """An item is one code of each level (TIGER, arXiv 2305.05065), and its vector the sum of its codes' own.
+    """An item is one code on each level (TIGER, arXiv 2305.05065); its vector is the sum of the learned vectors of its codes.
 
-    `centres` float32 [levels, codes, features] are those of `residual_centres`; items with like features share codes.
+    `centres` float32 [levels, codes, features] are those of `residual_centres`; items with similar features share codes.
     """
 
     known: Tensor
@@ -75,7 +75,7 @@ class SemanticIds(nn.Module):
             self.codes.weight[0] = 0
 
     def read(self, features: np.ndarray) -> Tensor:
-        """Rows of `codes`, int64 [items, levels]; 0 where nothing is known."""
+        """Row numbers of the table `codes`, int64 [items, levels]; 0 for items without content."""
         levels, codes, _ = self.centres.shape
         rows = codes_of(features, self.centres.cpu().numpy()) + codes * np.arange(levels) + 1
         return torch.from_numpy(np.where(features.any(1, keepdims=True), rows, 0))
@@ -85,10 +85,10 @@ class SemanticIds(nn.Module):
 
 
 def residual_centres(features: np.ndarray, levels: int, seed: int, codes: int = CODES) -> np.ndarray:
-    """Centres float32 [levels, codes, features] by residual k-means: of the features, then of what each level leaves of them.
+    """Centres float32 [levels, codes, features] by residual k-means: of the features, then of the residuals of each level.
 
-    Where fewer items differ than there are codes, the last codes are copies of the first, and no item has them. Raises NotInstalled
-    where scikit-learn is missing.
+    Where there are fewer different items than codes, the unused codes are copies of the first one. Raises NotInstalled where
+    scikit-learn is missing.
     """
     if find_spec("sklearn") is None:
         raise NotInstalled("Semantic ids are found with scikit-learn: pip install 'tenfold[rank]'.")
@@ -108,7 +108,7 @@ def residual_centres(features: np.ndarray, levels: int, seed: int, codes: int = 
 
 
 def codes_of(features: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """The nearest centre of each level for features [items, features], int64 [items, levels]."""
+    """The code of each level for features [items, features]: int64 [items, levels], the nearest centre to the residual."""
     left, found = features.astype(np.float64), np.empty((len(features), len(centres)), np.int64)
     for level, centre in enumerate(centres.astype(np.float64)):
         found[:, level] = vq(left, centre)[0] if len(left) else 0

@@ -1,6 +1,6 @@
-"""Two rankers before users: half of the users each (A/B), or one list of both (team-draft interleaving); and who is better.
+"""Experiments with two rankers: A/B (each answers half of the users), or interleaving (team-draft lists of both); and their result.
 
-The test is `learn.statistics.always_valid`: it may be read at any time, and one may stop whenever one likes.
+The test is `learn.statistics.always_valid`: it may be read, and the experiment stopped, at any time.
 """
 
 from collections import Counter, defaultdict
@@ -15,14 +15,14 @@ from tenfold.rank.events.store import Events
 
 
 def arm(user_hash: str) -> int:
-    """Which of two rankers answers a user, always the same: by a part of the hash that decides nothing else."""
+    """Which of two rankers, 0 or 1, always answers a user: by the last digits of the hash, which nothing else depends on."""
     return int(user_hash[-8:], 16) % 2
 
 
 def interleave(a: Sequence[str], b: Sequence[str], k: int, rng: np.random.Generator) -> tuple[list[str], list[int]]:
-    """A list of `k` items of both, and whose pick each is: 0 or 1 (team draft, Radlinski et al. 2008).
+    """A list of `k` items from two rankings, and which of them, 0 or 1, picked each item (team draft, Radlinski et al. 2008).
 
-    In each round both pick their best item that is not taken, in an order drawn evenly.
+    In each round both rankings pick their best item that is not in the list yet, in random order.
     """
     rankings, shown, teams = (a, b), dict[str, int](), list[int]()
     while len(shown) < k:
@@ -39,7 +39,7 @@ def interleave(a: Sequence[str], b: Sequence[str], k: int, rng: np.random.Genera
 
 @dataclass(frozen=True)
 class Verdict:
-    """How often each of two rankers won, and the probability of such a lead, ever, were neither better."""
+    """How often each of two rankers won, and the p-value of "neither is better", which is valid at any time."""
 
     models: tuple[str, str]
     wins: tuple[int, int]
@@ -48,13 +48,16 @@ class Verdict:
 
     @property
     def rate(self) -> tuple[float, float, float]:
-        """How often the second one wins where one does, with Wilson's 95 % interval."""
+        """The share of wins of the second ranker among all wins, and the ends of Wilson's 95 % interval."""
         n = sum(self.wins)
         return (self.wins[1] / n, *share_interval(self.wins[1], n)) if n else (0.5, 0.0, 1.0)
 
 
 def interleaved(lists: Iterable[dict[str, Any]], taken: set[tuple[str, str]]) -> list[Verdict]:
-    """Of lists of two rankers, each won by the one of whose picks more were taken; one verdict for each pair of rankers."""
+    """The verdict for each pair of rankers: an interleaved list is won by the ranker of whose picks more were taken.
+
+    `taken` has (list id, item). Lists of one ranker are ignored.
+    """
     won: defaultdict[str, Counter[int]] = defaultdict(Counter)
     for one in lists:
         if (teams := one.get("teams")) is not None:
@@ -64,9 +67,10 @@ def interleaved(lists: Iterable[dict[str, Any]], taken: set[tuple[str, str]]) ->
 
 
 def split(lists: Iterable[dict[str, Any]], taken: set[tuple[str, str]]) -> list[Verdict]:
-    """Of users divided between two rankers, each who took anything is a win of theirs: were neither better, half would be.
+    """The verdict for each pair of rankers of an A/B experiment: a user who took anything is a win of the ranker that they got.
 
-    A user counts once, since what one person takes is no independent evidence.
+    If neither is better, each ranker has half of the wins. A user counts once, since the lists of one person are not independent.
+    `taken` has (list id, item).
     """
     users: defaultdict[tuple[str, ...], dict[str, bool]] = defaultdict(dict)
     for one in lists:
@@ -86,7 +90,7 @@ def _verdict(models: Sequence[str], wins: tuple[int, int], ties: int) -> Verdict
 
 
 def verdicts(events: Events, actions: Sequence[str] = ()) -> dict[str, list[Verdict]]:
-    """What the lists and events of a store say of the experiments among them."""
+    """The verdicts on all experiments in an event store; `actions` are those that count as taking an item, by default all."""
     taken = events.actions_on_lists(actions)
     lists = [{"id": row.id, "user_hash": row.user_hash, **row.shown} for row in events.of_lists()]
     return {"interleave": interleaved(lists, taken), "ab": split(lists, taken)}

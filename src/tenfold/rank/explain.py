@@ -1,4 +1,4 @@
-"""Why a ranker recommends an item to a user: what the item's score would lose without each item of the history."""
+"""Explanations of recommendations: by how much an item's score falls without each item of the history."""
 
 from typing import NamedTuple
 
@@ -6,18 +6,18 @@ import torch
 
 from tenfold.rank.ranker import History, Ranker
 
-TRIED = 100  # items of a history, the newest
+TRIED = 100  # items of the history that are left out one by one, from the newest on
 
 
 class Reason(NamedTuple):
-    """An item of the history, and by how many logits the score is higher with it than without it; below zero it speaks against."""
+    """An item of the history, and its effect in logits: the score with it minus the score without it."""
 
     item: str
     effect: float
 
 
 class Explained(NamedTuple):
-    """A recommended item, its logit of being the next, and the items of the history by what they do to it, the strongest first."""
+    """A recommended item, its logit as the next item, and the items of the history by their effect, the strongest first."""
 
     item: str
     score: float
@@ -26,9 +26,9 @@ class Explained(NamedTuple):
 
 @torch.inference_mode()
 def explain(ranker: Ranker, history: History, k: int = 10) -> list[Explained]:
-    """The `k` best items of the whole catalogue that the history lacks, the best first, each explained by the history.
+    """The `k` best items of the catalogue that are not in the history, the best first, each with its reasons.
 
-    The model reads the history again without each of its items, wherever that stands (leave one out).
+    Leave one out: the model reads the history again without each of its items, at all places where the item occurs.
     """
     seen = history.items[-(ranker.model.spec.context - 1) :]
     tried = list(dict.fromkeys(reversed(seen)))[:TRIED]

@@ -1,6 +1,7 @@
-"""What a ranker keeps beside its weights: what gives new items vectors, the heads of its objectives, and their calibration.
+"""What a ranker keeps beside its model: the content module for new items, the heads of its objectives, and their calibration.
 
-`extras.safetensors` has the weights, `objectives.json` what they are of; both stand in the run's directory, beside `model/`.
+`extras.safetensors` has the weights, `objectives.json` the objectives and their calibration curves. Both are in the run's
+directory, beside `model/`.
 """
 
 import json
@@ -21,11 +22,11 @@ from tenfold.rank.objectives import Calibration, Objective, calibrate, calibrati
 from tenfold.spec.files import whole_file, write_json
 
 WEIGHTS, FACTS = "extras.safetensors", "objectives.json"
-TOGETHER = 64  # users whose validation is predicted at once
+TOGETHER = 64  # users whose held-out events are predicted at once
 
 
 class Extras(NamedTuple):
-    """What gives new items vectors, and the heads, where a model has them."""
+    """The content module and the heads of the objectives, None where a model has none."""
 
     content: Content | None
     heads: nn.Linear | None
@@ -33,7 +34,7 @@ class Extras(NamedTuple):
     curves: list[Calibration]
 
     def predict(self, hidden: Tensor) -> dict[str, np.ndarray]:
-        """Calibrated predictions by objective, of hidden states [candidates, dim]."""
+        """Calibrated predictions [candidates] by objective, from hidden states [candidates, dim]."""
         if self.heads is None:
             return {}
         outputs = self.heads(hidden).float().numpy()
@@ -43,7 +44,7 @@ class Extras(NamedTuple):
 
 @torch.no_grad()
 def outputs_on(model: ItemModel, interactions: Interactions, held: Held, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
-    """What the heads say of held-out events, float32 [events, objectives], and which events these are, int64 [events]."""
+    """The heads' outputs for held-out events, float32 [events, objectives], and the numbers of these events, int64 [events]."""
     assert model.objectives is not None
     users, (first, last), device = interactions.asked(held), interactions.span(held), model.embedding.weight.device
     said, which = [], []
@@ -61,7 +62,7 @@ def outputs_on(model: ItemModel, interactions: Interactions, held: Held, seq_len
 def calibrate_objectives(
     model: ItemModel, interactions: Interactions, objectives: list[Objective], values: np.ndarray | None, seq_len: int
 ) -> list[Calibration]:
-    """A curve for each objective, from the validation."""
+    """The calibration curve of each objective, fitted on the validation events; `values` [events, objectives] are the targets."""
     if values is None:
         return []
     outputs, events = outputs_on(model, interactions, "validation", seq_len)
@@ -74,7 +75,7 @@ def calibrate_objectives(
 
 
 def objective_scores(ranker_extras: Extras, model: ItemModel, interactions: Interactions, seq_len: int) -> dict[str, float]:
-    """How far calibrated predictions of the test lie from what came, by objective."""
+    """The calibration error of the predictions on the test events, by objective."""
     model.objectives = ranker_extras.heads
     if model.objectives is None:
         return {}
@@ -89,7 +90,7 @@ def objective_scores(ranker_extras: Extras, model: ItemModel, interactions: Inte
 
 @torch.no_grad()
 def write_extras(model: ItemModel, objectives: list[Objective], curves: list[Calibration], directory: Path) -> None:
-    """Write content, heads and curves, and leave the model without them: its table then holds what the content said."""
+    """Write content, heads and curves to `directory` and remove them from the model, adding the content's vectors to its table."""
     weights = {name: p for name, p in model.state_dict().items() if name.startswith(("content.", "objectives."))}
     with whole_file(directory / WEIGHTS) as scratch:
         save_tensors({name: p.detach().cpu().contiguous() for name, p in weights.items()}, scratch)
@@ -100,7 +101,7 @@ def write_extras(model: ItemModel, objectives: list[Objective], curves: list[Cal
 
 
 def read_extras(directory: Path, dim: int) -> Extras:
-    """What stands beside a model; nothing where it was trained for the next item alone."""
+    """The extras in a run's directory; empty where the model was trained for the next item only. `dim` is the model's width."""
     file = directory / WEIGHTS
     if not file.exists():
         return Extras(None, None, [], [])

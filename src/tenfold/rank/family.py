@@ -1,7 +1,7 @@
-"""The families of rankers: `rank`, Llama's decoder with items as tokens and gated blocks (as SASRec, arXiv 1808.09781, and eSASRec,
-arXiv 2508.06450), and `hstu`. One table of items serves input and output.
+"""The families of rankers: `rank`, Llama's decoder with items as tokens and gated blocks (after SASRec, arXiv 1808.09781, and
+eSASRec, arXiv 2508.06450), and `hstu` (arXiv 2402.17152). One table of items serves input and output.
 
-Checkpoints have names of Llama's kind under a `model_type` of their own, so that nobody takes one for a model of text.
+Checkpoints have parameter names like Llama's, but a `model_type` of their own, so that no tool takes one for a text model.
 """
 
 from collections.abc import Callable
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 NAME, HSTU_NAME = "rank", "hstu"
 NAMES = (NAME, HSTU_NAME)
 MODEL_TYPE, HSTU_TYPE = "tenfold_rank", "tenfold_hstu"
-CONTEXT = 129  # a history of 128 and the item after, where a run file says nothing else
-BUCKETS = 129  # of HSTU's time bias
+CONTEXT = 129  # the default: a history of 128 items and the next one
+BUCKETS = 129  # of HSTU's bias by time differences
 
 
 @dataclass(frozen=True)
 class RankSpec(ModelSpec):
-    """Llama's shape with a gate to each of a block's two branches."""
+    """Llama's shape with a gate on each of a block's two branches."""
 
     @property
     def attention_weights(self) -> int:
@@ -34,7 +34,7 @@ class RankSpec(ModelSpec):
 
 @dataclass(frozen=True)
 class HSTUSpec(ModelSpec):
-    """HSTU's shape; `ffn_dim` says nothing, since its blocks have no feed-forward."""
+    """HSTU's shape; `ffn_dim` is unused, since its blocks have no feed-forward layer."""
 
     @property
     def attention_weights(self) -> int:
@@ -48,12 +48,12 @@ class HSTUSpec(ModelSpec):
 
 
 def rank_shape(width: int, vocab_size: int) -> ModelSpec:
-    """The ranking model of a width: of two layers, since histories say less than text."""
+    """The shape of a `rank` model of a width. It has two layers, since histories have less structure than text."""
     return _shape(RankSpec, NAME, width, vocab_size)
 
 
 def hstu_shape(width: int, vocab_size: int) -> ModelSpec:
-    """The HSTU of a width, of two layers too."""
+    """The shape of an `hstu` model of a width; it has two layers, too."""
     return _shape(HSTUSpec, HSTU_NAME, width, vocab_size)
 
 

@@ -1,7 +1,7 @@
-"""The gate of rankers: a new one goes before users only where it ranks what they took after its training better than the old one.
+"""The gate of rankers: a new ranker is released only if it ranks what users took after its training better than the old one does.
 
-The measure is NDCG at 10 as `rank evaluate` has it, paired by user. As in `learn.gate`, a forecast from
-one half of the users is written down before the other half is looked at, and better means beyond noise (95 %).
+The measure is NDCG at 10, as in `rank evaluate`, paired by user. As in `learn.gate`, better means beyond noise (95 %); a forecast
+from one half of the users is written down before the other half is measured.
 """
 
 import hashlib
@@ -26,12 +26,12 @@ from tenfold.rank.ranker import Ranker
 from tenfold.spec.files import file_sha256
 from tenfold.spec.forecasts import Forecast, forecast, outcome
 
-TOGETHER = 256  # histories
-PER_USER = 20  # of the items that a user took, the first so many are asked about
+TOGETHER = 256  # histories scored at once
+PER_USER = 20  # held-out events of a user that are asked about, from the first on
 
 
 class Asked(NamedTuple):
-    """What a user had, by names and times, and what they took next."""
+    """A history by the items' names and times, and the item that `came` next, at the time `now` (both in seconds)."""
 
     user: str
     items: list[str]
@@ -41,9 +41,10 @@ class Asked(NamedTuple):
 
 
 def gate(new: Path, old: Path, home: Path) -> dict[str, Any]:
-    """Judge `new` on the held-out events of its `data` folder beside `old`; the verdict is kept in its gate.json.
+    """Compare the rankers `new` and `old` on the held-out events in `new`'s folder `data`; returns the content of its gate.json.
 
-    Raises TenfoldError where too few users are held out.
+    A verdict that exists for the same weights and data is returned as it is. The forecast is kept in `home`. Raises TenfoldError
+    where too few users are held out.
     """
     files = {part: new / "data" / f"{part}.parquet" for part in ("train", "held_out")}
     hashes = {"new": weights_hash(model_path(new)), "old": weights_hash(model_path(old))}
@@ -65,7 +66,7 @@ def _judge(new: Path, old: Path, home: Path, key: str, files: dict[str, Path]) -
     rankers = Ranker.load(new), Ranker.load(old)
 
     def worse(some: list[Asked]) -> np.ndarray:
-        """By how much the new one is worse, by user: the paired test asks for less."""
+        """NDCG of the old ranker minus that of the new one, by user: below zero where the new one is better."""
         return by_user(some, ndcg(rankers[1], some) - ndcg(rankers[0], some))
 
     quantiles = predicted(list(worse(halves[0])), len({one.user for one in halves[1]}))
@@ -84,14 +85,17 @@ def _judge(new: Path, old: Path, home: Path, key: str, files: dict[str, Path]) -
 
 
 def _check(name: str, what: str, worse: PairedTest) -> Check:
-    """Whether the new one is better beyond noise; `worse` is by how much it is worse."""
+    """Whether the new ranker is better beyond noise; `worse` is the test of the other minus the new."""
     low, high = -worse.t_interval[1], -worse.t_interval[0]
     says = f"NDCG@10 is {what} by {-worse.mean:+.4f} (95 %: {low:+.4f} to {high:+.4f})."
     return Check(name, worse.passed, says, -worse.mean, 0.0, (low, high))
 
 
 def held_out(train: Path, later: Path) -> list[Asked]:
-    """What each user of `later` took, after what they had in `train` and before it in `later`; tables by time."""
+    """What each user took in the table `later`, with the history before it from both tables, which are sorted by time.
+
+    Items that the user had before are not asked about, and at most `PER_USER` events of a user.
+    """
     had: dict[str, tuple[list[str], list[float]]] = {}
     for row in pyarrow.parquet.read_table(train, columns=["user", "item", "time"]).to_pylist():
         items, times = had.setdefault(row["user"], ([], []))
@@ -109,7 +113,7 @@ def held_out(train: Path, later: Path) -> list[Asked]:
 
 
 def ndcg(ranker: Ranker, asked: Sequence[Asked]) -> np.ndarray:
-    """NDCG at 10 of each; 0 where the ranker does not know the item."""
+    """NDCG at 10 of each question, float64 [asked]; 0 where the ranker does not know the item that came."""
 
     def scores(some: Sequence[Asked]) -> np.ndarray:
         return ranker.score([ranker.history(one.items, one.times, one.now) for one in some])
@@ -118,14 +122,14 @@ def ndcg(ranker: Ranker, asked: Sequence[Asked]) -> np.ndarray:
 
 
 def popularity_ndcg(train: Path, asked: Sequence[Asked]) -> np.ndarray:
-    """The same of items by how often they were taken in `train`."""
+    """NDCG at 10 of each question when items are ranked by how often they were taken in the table `train`."""
     taken = Counter(pyarrow.parquet.read_table(train, columns=["item"])["item"].to_pylist())
     counts = np.array([0, *taken.values()])
     return _ndcg(lambda some: np.tile(counts, (len(some), 1)), ["", *taken], asked)
 
 
 def _ndcg(scores: Callable[[Sequence[Asked]], np.ndarray], names: list[str], asked: Sequence[Asked]) -> np.ndarray:
-    """By scores [asked, names] of the items named from 1 on."""
+    """NDCG at 10 by scores [asked, names]; name 0 is no item."""
     token, found = {name: i for i, name in enumerate(names) if i}, [np.empty(0)]
     for some in (asked[first : first + TOGETHER] for first in range(0, len(asked), TOGETHER)):
         targets = np.array([token.get(one.came, len(names)) for one in some])
@@ -135,6 +139,6 @@ def _ndcg(scores: Callable[[Sequence[Asked]], np.ndarray], names: list[str], ask
 
 
 def by_user(asked: Sequence[Asked], values: np.ndarray) -> np.ndarray:
-    """The mean of each user."""
+    """The mean of `values` [asked] of each user, in the order of the users' names."""
     _, user = np.unique([one.user for one in asked], return_inverse=True)
     return np.bincount(user, values) / np.bincount(user)

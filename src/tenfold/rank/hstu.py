@@ -1,9 +1,9 @@
-"""HSTU (Zhai et al., arXiv 2402.17152): attention by SiLU in place of a softmax, with biases of relative position and time.
+"""HSTU (Zhai et al., arXiv 2402.17152): attention with SiLU in place of a softmax, and biases by relative position and time.
 
     U, V, Q, K = SiLU(LN(x) W);   A = SiLU(Q K^T + position bias + time bias) / N;   x = x + Wo (U * LN(A V)) + bo
 
-N is the context, a constant; the norms have no weights. Hidden states and items are divided by their lengths, and products by
-`TEMPERATURE`. Reference: meta-recsys/generative-recommenders `research/modeling/sequential/hstu.py`.
+N is the context length, a constant; the norms have no weights. Hidden states and item vectors have the norm 1, and their products
+are divided by `TEMPERATURE`. Reference: meta-recsys/generative-recommenders `research/modeling/sequential/hstu.py`.
 """
 
 from typing import Any
@@ -18,19 +18,21 @@ from tenfold.rank.model import ItemModel, dropped
 from tenfold.spec.model import ModelSpec
 
 TEMPERATURE = 0.05
-LOG_STEP = 0.301  # of the seconds between two items, from one bucket to the next: doublings, nearly
+LOG_STEP = 0.301  # width of a time bucket in the natural logarithm of seconds, as in the reference: a factor of 1.35
 EPS = 1e-6
 
 
 def time_buckets(times: Tensor, T: int) -> Tensor:
-    """Of times int64 [B, T + 1] in seconds, the bucket of how long before the item after i item j came: int64 [B, T, T]. Of
-    [B, T], how long before i."""
+    """The bucket of the time difference between query i and key j, int64 [B, T, T].
+
+    With times int64 [B, T + 1] in seconds it is the time from item j to the item after i, with times [B, T] that from j to i.
+    """
     seconds = (times[:, -T:, None] - times[:, None, :T]).abs().clamp(min=1)
     return (seconds.double().log() / LOG_STEP).long().clamp(max=BUCKETS - 1)
 
 
 class _Lookup(torch.autograd.Function):
-    """`table[index]` of a vector. PyTorch's own gradient adds one value after another; `bincount` is one pass."""
+    """`table[index]` of a vector. PyTorch's own gradient adds the values one by one; this one is a single `bincount`."""
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, index: Tensor) -> Tensor:
@@ -51,7 +53,7 @@ def _lookup(table: Tensor, index: Tensor) -> Tensor:
 
 
 class HSTUBlock(nn.Module):
-    """One layer. The rows of `uvqk` are those of U, V, Q and K, each of all heads."""
+    """One layer. The rows of `uvqk` are those of U, V, Q and K, each with all heads."""
 
     def __init__(self, spec: ModelSpec):
         super().__init__()
@@ -63,8 +65,11 @@ class HSTUBlock(nn.Module):
         self.time_bias = nn.Parameter(torch.zeros(BUCKETS))
 
     def forward(self, x: Tensor, relative: Tensor, buckets: Tensor | None, mask: Tensor) -> Tensor:
-        """x [B, T, dim]; relative int64 [T, T], positions of keys less those of queries; buckets int64 [B, T, T]; mask
-        [B or 1, 1, T, T]."""
+        """The layer's output [B, T, dim], for x [B, T, dim].
+
+        relative int64 [T, T] is the position of the key minus that of the query; buckets int64 [B, T, T] are `time_buckets`; mask
+        is bool [B or 1, 1, T, T].
+        """
         u, v, q, k = F.silu(self.uvqk(_norm(x))).chunk(4, -1)
         v, q, k = (t.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for t in (v, q, k))
         bias = _lookup(self.position_bias, relative + self.context - 1)
@@ -76,7 +81,7 @@ class HSTUBlock(nn.Module):
 
 
 class HSTU(ItemModel):
-    """The decoder; positions are learned too."""
+    """The decoder of HSTU blocks, with learned positions."""
 
     def __init__(self, spec: ModelSpec):
         super().__init__(spec)

@@ -1,21 +1,21 @@
-"""Losses of the next item, as sums over the targets that are not -100: hidden states [tokens, dim], items [vocab, dim] or a sample.
+"""Losses of the next item, as sums over the targets that are not -100, from hidden states [tokens, dim] and items [vocab, dim].
 
-The full softmax is `tenfold.model.loss.cross_entropy`.
+The loss over the full softmax is `tenfold.model.loss.cross_entropy`.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-EQUAL = -1e9  # the logit of a negative that is the target itself
+EQUAL = -1e9  # the logit of a negative that equals the target
 
 
 def sampled_softmax(hidden: Tensor, items: Tensor, targets: Tensor, negatives: Tensor, log_q: Tensor) -> Tensor:
-    """Negative log-likelihood in nats among the target and `negatives` int64 [n], which all targets share.
+    """Negative log-likelihood in nats of the target among itself and `negatives` int64 [n], which all targets share.
 
-    The negatives were drawn with replacement by probabilities whose logarithms are `log_q` [n]. Each logit is corrected by
-    -log(n q), so that the sum over the negatives is an estimate of that over the whole catalogue (Bengio and Senecal 2008); the
-    target is always there and is not corrected (arXiv 2507.09331).
+    The negatives are drawn with replacement, with probabilities whose logarithms are `log_q` [n]. Their logits are corrected by
+    -log(n q), so that the sum over the negatives estimates that over the whole catalogue (Bengio and Senecal 2008). The target is
+    always present and is not corrected (arXiv 2507.09331).
     """
     hidden, targets = _counted(hidden, targets)
     positive, negative = _logits(hidden, items, targets, negatives)
@@ -24,7 +24,7 @@ def sampled_softmax(hidden: Tensor, items: Tensor, targets: Tensor, negatives: T
 
 
 def binary_cross_entropy(hidden: Tensor, items: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:
-    """SASRec's loss: the target against none of the negatives, of which the mean counts as one."""
+    """SASRec's loss: binary cross-entropy with label 1 for the target, and the mean of those with label 0 for the negatives."""
     hidden, targets = _counted(hidden, targets)
     positive, negative = _logits(hidden, items, targets, negatives)
     return F.softplus(-positive).sum() + F.softplus(negative).mean(1).sum()
@@ -36,7 +36,7 @@ def _counted(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _logits(hidden: Tensor, items: Tensor, targets: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits of the target [tokens], and of the negatives [tokens, n]."""
+    """Logits of the targets [tokens] and of the negatives [tokens, n], float32."""
     positive = (hidden * F.embedding(targets, items)).sum(1)
     negative = hidden @ F.embedding(negatives, items).T
     return positive.float(), negative.float().masked_fill(negatives == targets[:, None], EQUAL)

@@ -1,4 +1,4 @@
-"""What a list takes on this machine, for `tenfold plan --serve rank`: seconds of a core and bytes, of a server and its parts."""
+"""Measured costs of serving rankings on this machine, for `tenfold plan --serve rank`: core-seconds and bytes of each part."""
 
 import json
 import platform
@@ -23,14 +23,15 @@ from tenfold.rank.serving.settings import WorkerSettings
 from tenfold.rank.serving.start import load_with
 from tenfold.serve.options import EngineOptions
 from tenfold.serve.start import serving
+from tenfold.spec.errors import TenfoldError
 
 REQUESTS = 200
-INDEXED = 20_000  # made vectors in the approximate index
-PRODUCT = 200_000  # made vectors in the exact one
+INDEXED = 20_000  # random vectors in the approximate index
+PRODUCT = 200_000  # random vectors in the exact index
 
 
 def measure(path: Path) -> RankCosts:
-    """The costs with the ranker at `path`: of its server's requests, of its histories, and of made vectors of its width."""
+    """The costs of the ranker at `path`: requests to a server, computing histories, and searching random vectors of its width."""
     ranker = Ranker.load(path)
     width, context = ranker.items.shape[1], ranker.model.spec.context
     spec, length = ranker.model.spec, context - 1
@@ -58,7 +59,7 @@ def measure(path: Path) -> RankCosts:
 
 
 def _core_s(work: Callable[[int], Any], times: int) -> float:
-    """Seconds of a core of one call."""
+    """Core-seconds of one call, the mean of `times` calls after one to warm up."""
     work(0)
     began = time.process_time()
     for i in range(times):
@@ -67,7 +68,7 @@ def _core_s(work: Callable[[int], Any], times: int) -> float:
 
 
 def _server(path: Path, names: list[list[str]]) -> tuple[float, float, float, float, float]:
-    """Of a real server: seconds of a core of a list and of an event; bytes of each in its store, and of its memory."""
+    """Costs of a real server: core-seconds of a list and of an event, bytes of each in the store, and bytes of memory."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "events.db"
         load = partial(load_with, WorkerSettings(cached_histories=0))
@@ -93,12 +94,12 @@ def _server(path: Path, names: list[list[str]]) -> tuple[float, float, float, fl
 
 
 def _listening(url: str) -> psutil.Process:
-    """The process that answers at an address: one that this one has started."""
+    """The child process of this one that listens at the port of `url`."""
     port = int(url.rpartition(":")[2])
     for process in psutil.Process().children(recursive=True):
         if any(one.laddr.port == port and one.status == psutil.CONN_LISTEN for one in process.net_connections("tcp")):
             return process
-    raise RuntimeError(f"nothing listens at {url}")
+    raise TenfoldError(f"The process that listens at {url} is not found: measure where the processes of a user can be listed.")
 
 
 def _cpu_s(process: psutil.Process) -> float:
@@ -107,7 +108,7 @@ def _cpu_s(process: psutil.Process) -> float:
 
 
 def _size(file: Path) -> int:
-    """Bytes of a database in use, whatever of it still stands in SQLite's log."""
+    """Bytes of a database in use, also while some of it is still in SQLite's write-ahead log."""
     with sqlite3.connect(file) as connection:
         return connection.execute("select page_count * page_size from pragma_page_count(), pragma_page_size()").fetchone()[0]
 

@@ -1,7 +1,7 @@
-"""How well scores of the whole catalogue put the item that came next on top.
+"""Ranking metrics over the whole catalogue: hit rate, NDCG and MRR of the item that came next, coverage, novelty and others.
 
-No negatives are sampled. Items that a user has had are left out, and ties count as their mean over all orders. What is asked of one
-user is averaged first, so that every user counts alike, and intervals are those of a bootstrap over users.
+No negatives are sampled. Items of the history are left out, and ties count as the mean over all their orders. The queries of a user
+are averaged first, so that all users count alike, and intervals are from a bootstrap over users.
 """
 
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ from tenfold.data.interactions.events import Interactions, Queries
 from tenfold.rank.objectives import calibration_error
 from tenfold.rank.ranker import Scorer
 
-K = 10
+K = 10  # places of a list
 TOGETHER = 128  # queries that are scored at once
-RESAMPLES = 1000
-GAINS = {"hit_rate_10": np.ones(K), "ndcg_10": 1 / np.log2(np.arange(2, K + 2))}  # of the places from the first on
+RESAMPLES = 1000  # of the bootstrap
+GAINS = {"hit_rate_10": np.ones(K), "ndcg_10": 1 / np.log2(np.arange(2, K + 2))}  # of places 1 to K
 MEASURES = (*GAINS, "mrr")
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`by_user` has each measure of each user, float64 [users]; `whole` what is known of all lists together."""
+    """`by_user` has the measures of each user, float64 [users]; `whole` those of all lists together; `queries` is their number."""
 
     users: np.ndarray
     by_user: dict[str, np.ndarray]
@@ -30,9 +30,10 @@ class Evaluation:
 
 
 def quality(scores: np.ndarray, targets: np.ndarray, histories: list[np.ndarray]) -> dict[str, np.ndarray]:
-    """Hit rate and NDCG at 10 and the reciprocal rank of each query, of scores [queries, vocabulary] for the tokens that came next.
+    """Hit rate and NDCG at 10 and the reciprocal rank of each query, float64 [queries].
 
-    Token 0 is no item, and a target past the vocabulary is missed.
+    scores [queries, vocabulary]; targets int64 [queries], the tokens that came next; histories, the tokens that are not ranked.
+    Token 0 is no item, and a target beyond the vocabulary counts as missed.
     """
     known = targets < scores.shape[1]
     came = np.where(known, targets, 0)
@@ -40,7 +41,8 @@ def quality(scores: np.ndarray, targets: np.ndarray, histories: list[np.ndarray]
     rival = np.ones(scores.shape, bool)
     for row, history, item in zip(rival, histories, came, strict=True):
         row[[0, *history, item]] = False
-    above, tied = ((rival & of).sum(1) for of in (~(scores <= target), scores == target))  # a score that is NaN lies above
+    # `~(<=)` rather than `>`: a score that is NaN counts as above, so that it is not rewarded.
+    above, tied = ((rival & of).sum(1) for of in (~(scores <= target), scores == target))
     places = above, above + tied + 1
     reached = {name: np.concatenate(([0.0], np.append(gain, np.zeros(scores.shape[1])).cumsum())) for name, gain in GAINS.items()}
     reached["mrr"] = np.concatenate(([0.0], (1 / np.arange(1, scores.shape[1] + K + 1)).cumsum()))
@@ -48,8 +50,11 @@ def quality(scores: np.ndarray, targets: np.ndarray, histories: list[np.ndarray]
 
 
 def evaluate(scorer: Scorer, interactions: Interactions, queries: Queries, *, logits: bool = True) -> Evaluation:
-    """The quality of a scorer on what was asked. With `logits` the scores are those of probabilities, whose calibration error is
-    that of the ten likeliest items."""
+    """Evaluate a scorer on queries.
+
+    With `logits` the scores are logits of a softmax over the items that are ranked, and the calibration error of the ten likeliest
+    items' probabilities is measured, too.
+    """
     parts, lists, said = [], np.zeros(interactions.vocab_size), []
     rng = np.random.default_rng(0)
     for first in range(0, len(queries.targets), TOGETHER):
@@ -72,12 +77,12 @@ def evaluate(scorer: Scorer, interactions: Interactions, queries: Queries, *, lo
 
 
 def summary(found: Evaluation) -> dict[str, float]:
-    """The means over users, and what is known of all lists."""
+    """The means over users of each measure, and the measures of all lists together."""
     return {name: float(values.mean()) for name, values in found.by_user.items()} | found.whole
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """The 95 % interval of the mean over users, by a bootstrap over them."""
+    """The 95 % interval of the mean of `values` [users], by a bootstrap over users."""
     rng = np.random.default_rng(0)
     means = [values[rng.integers(0, len(values), len(values))].mean() for _ in range(RESAMPLES)]
     low, high = np.quantile(means, (0.025, 0.975))
@@ -85,14 +90,14 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def difference(one: Evaluation, other: Evaluation, measure: str) -> dict[str, float]:
-    """How far `one` lies above `other` on the same users, with the 95 % interval."""
+    """The mean of `one` - `other` over the same users, with the ends `low` and `high` of its 95 % interval."""
     d = one.by_user[measure] - other.by_user[measure]
     low, high = interval(d)
     return {"mean": float(d.mean()), "low": low, "high": high}
 
 
 def pooled(parts: list[Evaluation]) -> Evaluation:
-    """Several evaluations as one. A user of several counts once, by the mean of what each found."""
+    """Several evaluations as one. A user in several of them counts once, with the mean of their values."""
     users, place, count = np.unique(np.concatenate([p.users for p in parts]), return_inverse=True, return_counts=True)
     by_user = {name: np.bincount(place, np.concatenate([p.by_user[name] for p in parts])) / count for name in MEASURES}
     whole = {name: float(np.mean([p.whole[name] for p in parts])) for name in parts[0].whole}
@@ -105,7 +110,7 @@ def _part(queries: Queries, some: slice) -> Queries:
 
 
 def _best(scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The ten best items of each row, ties in random order."""
+    """The ten best items of each row, in no order; ties at the end are broken at random."""
     k = min(K, scores.shape[1] - 1)
     mixed = rng.permutation(scores.shape[1])
     best = np.argpartition(-scores[:, mixed], k - 1, axis=1)[:, :k]
@@ -113,8 +118,11 @@ def _best(scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _of_lists(shown: np.ndarray, counts: np.ndarray) -> dict[str, float]:
-    """Of how often each token was recommended: the share of the catalogue that ever was, the Gini coefficient of the items' shares
-    (0 where all are shown alike), and the mean surprise in bits of a shown item (its popularity among the training's events)."""
+    """Measures of all lists, from how often each token was `shown`, and its `counts` in the training events.
+
+    `coverage` is the share of the catalogue that was shown at all, `gini` the Gini coefficient of how often items were shown (0:
+    all equally often), `novelty_bits` the mean of -log2(popularity) of a shown item.
+    """
     shown, counts = shown[1:], counts[1:]
     order = np.sort(shown)
     n, total = len(order), max(1.0, order.sum())

@@ -1,8 +1,8 @@
-"""What the families of rankers share: one table of items for input and output, content for new items, heads for what a user thinks.
+"""What the families of rankers share: one table of items for input and output, content for new items, and heads for objectives.
 
-A score of the next item is a product of a hidden state and an item's vector. Probabilities of objectives (a like, a watch time) are
-read from the hidden state of the item itself, which has seen the history and the item: a candidate is an item more, which sees the
-history and no other candidate (M-FALCON, arXiv 2402.17152, section 3.4).
+The score of the next item is the product of a hidden state and the item's vector. Objectives (a like, a watch time) are read from
+the hidden state at the item itself, which depends on the history and the item: each candidate is appended to the history, and sees
+the history but no other candidate (M-FALCON, arXiv 2402.17152, section 3.4).
 """
 
 from typing import Any
@@ -19,15 +19,15 @@ from tenfold.spec.model import ModelSpec
 
 
 def dropped(x: Tensor, share: float) -> Tensor:
-    """Dropout where gradients are on."""
+    """Dropout of the given share of values, in training only (where gradients are enabled)."""
     return F.dropout(x, share) if share and torch.is_grad_enabled() else x
 
 
 class ItemModel(Llama):
-    """A decoder whose tokens are items. `dropout` and `id_dropout` work where gradients are on.
+    """A decoder whose tokens are items. `dropout` and `id_dropout` are applied in training only.
 
-    `content` adds vectors of what is known of the items; in training each is known by these alone in the share `id_dropout` of
-    the steps, so that new ones are. `objectives` reads objectives [..., objectives] off hidden states.
+    `content` adds vectors computed from the items' content. In a share `id_dropout` of the training steps an item has this vector
+    alone, so that the model can rank new items, which have no other. `objectives` maps hidden states to [..., objectives].
     """
 
     def __init__(self, spec: ModelSpec):
@@ -37,7 +37,7 @@ class ItemModel(Llama):
         self.objectives: nn.Linear | None = None
 
     def table(self) -> Tensor:
-        """Every item's vector on the way in, [vocab, dim]."""
+        """The input vectors of all items, [vocab, dim]."""
         table = self.embedding.weight
         if self.content is None:
             return table
@@ -46,7 +46,7 @@ class ItemModel(Llama):
         return table + self.content(self.content.known)
 
     def item_vectors(self, table: Tensor) -> Tensor:
-        """Every item's vector on the way out, for rows of the table."""
+        """The output vectors of items, for rows of `table()`."""
         return table
 
     def forward(self, tokens: Tensor, document: Tensor | None = None, **inputs: Any) -> Tensor:
@@ -57,9 +57,9 @@ class ItemModel(Llama):
     ) -> Tensor:
         """Hidden states [B, T, dim] of tokens [B, T], whose products with `item_vectors` are logits of the next item.
 
-        `times` int64 [B, T + 1] are in seconds, the last one of what comes: a token's state is as of the next one's time. Of times
-        [B, T] it is as of the token's own, for the heads: what a user thinks of an item does not know when the next one comes.
-        `table` is what `self.table()` gave.
+        `times` are in seconds. With int64 [B, T + 1], the last one that of the item asked for, a token's state depends on the time
+        of the next item. With [B, T] it depends on the token's own time only, for the heads: what a user thinks of an item does
+        not depend on when the next one comes. `table` is the result of `self.table()`, where the caller has it.
         """
         T = tokens.shape[1]
         positions = torch.arange(T, device=tokens.device)
@@ -67,7 +67,7 @@ class ItemModel(Llama):
         return self.read(tokens, positions, mask, times, self.table() if table is None else table)
 
     def read(self, tokens: Tensor, positions: Tensor, mask: Tensor | None, times: Tensor | None, table: Tensor) -> Tensor:
-        """As `hidden`, of tokens at positions [T], with a mask bool [B or 1, 1, T, T] that is causal where it is None."""
+        """As `hidden`, for tokens at `positions` [T] and a mask bool [B or 1, 1, T, T]; None is the causal mask."""
         raise NotImplementedError
 
     def loss(
@@ -78,9 +78,9 @@ class ItemModel(Llama):
         return cross_entropy(hidden.flatten(0, 1), self.item_vectors(table), targets.flatten(), z_loss)
 
     def beside(self, history: Tensor, candidates: Tensor, times: Tensor | None = None) -> Tensor:
-        """Hidden states [candidates, dim] of each candidate as the next item after history [T], of which none sees another.
+        """Hidden states [candidates, dim] of each candidate as the next item after history [T]; no candidate sees another.
 
-        `times` int64 [T + 1] are those of the history and of the candidates.
+        `times` int64 [T + 1] are those of the history, and the one of all candidates.
         """
         T, C = len(history), len(candidates)
         positions = torch.cat((torch.arange(T), torch.full((C,), T))).to(history.device)
@@ -93,7 +93,7 @@ class ItemModel(Llama):
 
 
 class GatedBlock(Block):
-    """Llama's block, each of whose two branches is let through by a gate of its input (LiGR, arXiv 2502.03417; eSASRec).
+    """Llama's block with a sigmoid gate on each of its two branches (LiGR, arXiv 2502.03417; eSASRec, arXiv 2508.06450).
 
     h = x + Attention(RMSNorm(x)) * sigmoid(Wa x);   out = h + FeedForward(RMSNorm(h)) * sigmoid(Wf h)
     """

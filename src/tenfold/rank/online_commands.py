@@ -1,4 +1,4 @@
-"""Rankers before users: serve them, judge a policy before anyone sees it, and train on what people did."""
+"""Commands for rankers in service: serving, batches, off-policy estimates, experiments, and the next ranker from events."""
 
 from functools import partial
 from pathlib import Path
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 
 EVENTS = "events.db"
 FEEDBACK = "feedback.db"
-Model = Annotated[Path, Meta(description="A generation of `tenfold rank train`, or its model.")]
-Store = Annotated[Text, Meta(description="The event store: a database's URL, or its SQLite file.")]
+Model = Annotated[Path, Meta(description="The directory of a run of `tenfold rank train`, or its folder model.")]
+Store = Annotated[Text, Meta(description="The event store: the URL of a database, or its SQLite file.")]
 Actions = Annotated[tuple[str, ...], Meta(description="Actions that count as taking an item; all where none is given.")]
 
 
 def serve(
-    models: Annotated[list[Path], Meta(description="Rankers, and models of text beside them; the first of each answers.")],
+    models: Annotated[list[Path], Meta(description="Rankers, and text models beside them; the first of each kind is the default.")],
     /,
     *,
     ranking: WorkerSettings = WorkerSettings(),
     engine: Given[EngineOptions],
     server: ServerOptions = ServerOptions(feedback=FEEDBACK, events=EVENTS),
 ) -> None:
-    """POST /v1/recommend, /v1/rank and /v1/events, beside chat where a model of text is given too.
+    """Serve rankers: POST /v1/recommend, /v1/rank and /v1/events; and chat, where a text model is given, too.
 
     Examples:
 
@@ -58,7 +58,7 @@ def serve(
 def batch(
     model: Model,
     users: Annotated[
-        Text, Meta(description="Interactions: a table of user, item and time, a database's table, or an event store.")
+        Text, Meta(description="Interactions: a table of user, item and time, URL#TABLE of a database, or an event store.")
     ],
     /,
     *,
@@ -67,7 +67,7 @@ def batch(
     ranking: RankSettings = RankSettings(),
     json: Json = False,
 ) -> None:
-    """Recommend items to every user of a table: user, place, item, score.
+    """Recommend items to every user of a table or event store; writes a table of user, place, item and score.
 
     Example: tenfold rank batch generations/rank-interactions interactions.parquet --out recommendations.parquet
     """
@@ -85,13 +85,15 @@ def offpolicy(
     log: Annotated[Text, Meta(description="An event store, or a table of item, position, click and propensity_score.")],
     /,
     *,
-    policy: Annotated[Text, Meta(description="A ranker; or for a table uniform, or a table of item, position and probability.")],
+    policy: Annotated[
+        Text, Meta(description="The policy to judge: a ranker; for a table, uniform or a table of item, position and probability.")
+    ],
     ranking: RankSettings = RankSettings(),
-    lists: Annotated[Count, Meta(description="Lists of the store, the newest.")] = 20_000,
+    lists: Annotated[Count, Meta(description="How many lists of the store are used, the newest first.")] = 20_000,
     actions: Actions = (),
     json: Json = False,
 ) -> None:
-    """What a policy would have earned, before anyone sees it: IPS, SNIPS and DR with 95 % intervals, a shown place each.
+    """Estimate off-policy what another policy would have earned per shown place: IPS, SNIPS and DR, with 95 % intervals.
 
     Examples:
 
@@ -118,7 +120,7 @@ def offpolicy(
         values = {name: one._asdict() for name, one in found.items()}
         print_json({"rows": len(rows.reward), "effective_rows": effective, **values, "left_out": dict(left_out)})
         return
-    print(f"{len(rows.reward)} shown places, which weigh as {effective:.0f}.")
+    print(f"{len(rows.reward)} shown places; effective sample size {effective:.0f}.")
     for name, one in found.items():
         print(f"  {name:7} {one.value:.4f} (95 %: {one.low:.4f} to {one.high:.4f})")
     for reason, count in left_out.items():
@@ -134,7 +136,7 @@ def _of_table(log: Path, policy: str) -> "tuple[Log, Policy]":
 
 
 def experiment(events: Store, /, *, actions: Actions = (), json: Json = False) -> None:
-    """Which of two rankers is better, of those that `tenfold rank serve --experiment` showed; it may be asked at any time.
+    """Which of two rankers is better, after `tenfold rank serve --experiment`. The result is valid at any time.
 
     Example: tenfold rank experiment events.db --actions like
     """
@@ -151,18 +153,18 @@ def experiment(events: Store, /, *, actions: Actions = (), json: Json = False) -
         for one in some:
             (first, second), (rate, low, high) = one.models, one.rate
             print(f"{kind}: {second} wins {one.wins[1]} times, {first} {one.wins[0]}, neither {one.ties}:")
-            print(f"  {rate:.1%} (95 %: {low:.1%} to {high:.1%}); p {one.p:.3g}, valid whenever one looks.")
+            print(f"  {rate:.1%} (95 %: {low:.1%} to {high:.1%}); p {one.p:.3g}, valid at any time.")
     if not any(found.values()):
-        print("The store has no lists of two rankers: serve two with --experiment.")
+        print("The store has no lists of an experiment: serve two rankers with --experiment.")
 
 
 class Source(Struct, frozen=True):
     """What the next ranker is made of."""
 
     events: Store = EVENTS
-    base: Annotated[Text | None, Meta(description="An earlier table of interactions, to which the events are added.")] = None
-    held_out: Annotated[Share, Meta(description="Share of the interactions, the newest, that the gate judges by.")] = 0.1
-    model: Annotated[Path | None, Meta(description="The ranker in service; by default what was released last.")] = None
+    base: Annotated[Text | None, Meta(description="An earlier table of interactions to train on, too.")] = None
+    held_out: Annotated[Share, Meta(description="Share of the interactions, the newest ones, that is held out for the gate.")] = 0.1
+    model: Annotated[Path | None, Meta(description="The ranker to compare with; by default the one released last.")] = None
     home: Home = Path("generations")
 
 
@@ -176,7 +178,7 @@ def again(
     server: RunningServer = RunningServer(),
     json: Json = False,
 ) -> None:
-    """Train on what people did, judge it on the newest of it, and put it in service where it is better.
+    """Train the next ranker on the events of users, judge it on the newest ones, and put it in service if it is better.
 
     Example: tenfold rank again monday --events events.db --base interactions.parquet --server http://127.0.0.1:8000
     """
@@ -196,7 +198,7 @@ def again(
 
 
 def measure(model: Model, /, *, home: Home = Path("generations"), json: Json = False) -> None:
-    """What a list takes on this machine; the next `tenfold plan --serve rank` uses it.
+    """Measure what serving a list costs on this machine; `tenfold plan --serve rank` uses the result.
 
     Example: tenfold rank measure generations/rank-interactions
     """
@@ -210,5 +212,7 @@ def measure(model: Model, /, *, home: Home = Path("generations"), json: Json = F
     if json:
         print_json(asdict(costs))
         return
-    print(f"{costs.machine}: {1000 * costs.query_core_s:.2f} ms of a core for a list, apart from its history and catalogue;")
-    print(f"  {costs.list_bytes:.0f} bytes of a list in the store, {costs.event_bytes:.0f} of an event. Kept in {file}.")
+    print(
+        f"{costs.machine}: {1000 * costs.query_core_s:.2f} ms of a core for a list, without reading its history and the catalogue;"
+    )
+    print(f"  {costs.list_bytes:.0f} bytes in the store for a list, {costs.event_bytes:.0f} for an event. Kept in {file}.")

@@ -1,7 +1,7 @@
-"""A trained ranker: histories in, scores of items out. What serves, batches, or weighs policies takes it from here.
+"""A trained ranker: histories in, scores of items out. Serving, batches and off-policy estimates are built on it.
 
-A score is a product of a user's vector, made of the history, and an item's: the best of a million items are the largest products,
-and any index of vectors may find them.
+A score is the product of a vector of the user, computed from the history, and one of the item, so that any index for maximum
+inner products finds the best items.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -27,8 +27,10 @@ Scorer = Callable[[Queries], np.ndarray]  # queries -> scores [queries, vocabula
 
 
 class History(NamedTuple):
-    """What a user had, in tokens, the oldest first; it may be empty. `times` are in seconds, or empty where they are not known;
-    `now` is when the next item is asked for."""
+    """The items that a user had, as tokens, the oldest first; it may be empty.
+
+    `times` are in seconds since 1970, or empty where they are not known. `now` is the time at which the next item is asked for.
+    """
 
     items: Sequence[int]
     times: Sequence[float] = ()
@@ -36,22 +38,24 @@ class History(NamedTuple):
 
     @property
     def is_timed(self) -> bool:
-        """Whether it is known when each item was taken; of none it is."""
+        """Whether the times of all items and `now` are known; an empty history counts as timed."""
         return not self.items or (self.now is not None and len(self.times) == len(self.items))
 
 
 def read_ranker(path: Path) -> ItemModel:
-    """The model in a folder. Raises TenfoldError where it ranks no items."""
+    """The model in a folder, in evaluation mode. Raises TenfoldError where it is no ranker."""
     model = read_model(path).eval()
     if model.spec.family not in NAMES:
-        raise TenfoldError(f"The model in {path} ranks no items: train one with `tenfold rank train`.")
+        raise TenfoldError(f"The model in {path} is no ranker: train one with `tenfold rank train`.")
     return cast(ItemModel, model)
 
 
 @dataclass
 class Ranker:
-    """A model, the names of its items by token, and their vectors float32 [tokens, dim]; token 0 is no item, it begins every
-    history. Items that were added have tokens past the model's own."""
+    """A model with the names of its items by token, and their vectors `items`, float32 [tokens, dim].
+
+    Token 0 is no item: it stands before the first item of a history. Items that were added later have the tokens after the others.
+    """
 
     model: ItemModel
     names: list[str]
@@ -75,27 +79,30 @@ class Ranker:
         return [self._token.get(name, 0) for name in names]
 
     def history(self, names: Sequence[str], times: Sequence[float] = (), now: float | None = None) -> History:
-        """What a user had, by names, without the items that are not known."""
+        """The history of a user by the items' names, without unknown items."""
         known = [(i, token) for i, token in enumerate(self.tokens(names)) if token]
         return History(tuple(token for _, token in known), tuple(times[i] for i, _ in known) if times else (), now)
 
     @property
     def objectives(self) -> list[str]:
-        """What else is predicted of a candidate, as it was written in the run file."""
+        """The objectives that are predicted of a candidate, as they were written in the run file."""
         return [objective.name for objective in self.extras.objectives]
+
+    def new_rows(self, items: pa.Table) -> dict[str, int]:
+        """The row numbers of unknown items of a table, by name; of several rows with the same item the first."""
+        return {name: row for name, row in first_rows(items).items() if name not in self._token}
 
     @torch.no_grad()
     def add_items(self, items: pa.Table) -> None:
-        """Let items that the training never saw be ranked: a table of their names in `item`, and what is known of them, in the
-        columns that the model was trained with. Of several rows of an item the first counts.
+        """Add items that were not in the training data: a table with their names in `item`, and their content in the columns that
+        the model was trained with. Of several rows with the same item the first counts; known items are ignored.
 
-        Raises TenfoldError where the model knows no content, or that of other columns.
+        Raises TenfoldError where the model was trained without content, or on other columns.
         """
         content = self.extras.content
         if content is None:
             raise TenfoldError("The model has no content tower and no semantic ids: train it with --content or --semantic-ids 3.")
-        rows = first_rows(items)
-        new = items.take(pa.array([row for name, row in rows.items() if name not in self._token], pa.int64()))
+        new = items.take(pa.array(list(self.new_rows(items).values()), pa.int64()))
         if not len(new):
             return
         known = features(new)
@@ -112,9 +119,9 @@ class Ranker:
 
     @torch.inference_mode()
     def users(self, histories: Sequence[History]) -> Tensor:
-        """The vector of each history, float32 [histories, dim]: products with `items` are logits of the next item."""
+        """The vector of each history, float32 [histories, dim]; its products with `items` are logits of the next item."""
         vectors = torch.empty(len(histories), self.items.shape[1])
-        for timed in (True, False):  # a model that sees times sees those of all rows, or none
+        for timed in (True, False):  # the rows of a batch all have times, or none has
             if some := [i for i, history in enumerate(histories) if history.is_timed == timed]:
                 tokens, times, last = _padded([histories[i] for i in some], self.model.spec.context - 1)
                 vectors[some] = self.model.hidden(tokens, times=times)[torch.arange(len(last)), last].float()
@@ -122,14 +129,16 @@ class Ranker:
 
     @torch.inference_mode()
     def score(self, histories: Sequence[History], candidates: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
-        """Logits of the next item, float32 [histories, candidates]; without `candidates` of every token."""
+        """Logits of the next item, float32 [histories, candidates]; without `candidates` for every token."""
         items = self.items if candidates is None else self.items[torch.as_tensor(np.asarray(candidates), dtype=torch.int64)]
         return (self.users(histories) @ items.T).numpy()
 
     @torch.inference_mode()
     def predict(self, history: History, candidates: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
-        """What a user would think of each candidate, by objective, calibrated: probabilities, or amounts in their column's unit,
-        [candidates] each. Candidates see the history and not each other."""
+        """Calibrated predictions [candidates] for each objective: probabilities, or amounts in the unit of their column.
+
+        A prediction depends on the history and the candidate, not on the other candidates.
+        """
         tokens, times, _ = _padded([history], self.model.spec.context - 1)
         asked = torch.as_tensor(np.asarray(candidates), dtype=torch.int64)
         hidden = self.model.beside(tokens[0], asked, None if times is None else times[0])
@@ -137,7 +146,7 @@ class Ranker:
 
 
 def _padded(histories: Sequence[History], context: int) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Tokens [histories, T], times [histories, T + 1] where the histories have them, and where each one's last token stands."""
+    """As `newest`; the times are None where some history has none."""
     timed = all(h.is_timed for h in histories)
     times = [h.times if timed else [0] * len(h.items) for h in histories]
     now = np.array([(timed and h.now) or 0 for h in histories], np.int64)
@@ -148,14 +157,17 @@ def _padded(histories: Sequence[History], context: int) -> tuple[Tensor, Tensor 
 def newest(
     histories: Sequence[Sequence[int] | np.ndarray], times: Sequence[Sequence[float] | np.ndarray], now: np.ndarray, context: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The newest items of each history that `context` holds: tokens [histories, T], times [histories, T + 1], of which what comes
-    after the last token is `now` int64 [histories], and where the last token stands."""
+    """The newest items of each history, as many as fit in `context` tokens, padded at the end.
+
+    Returns tokens int64 [histories, T], times int64 [histories, T + 1], which are `now` int64 [histories] after the last token, and
+    the position of each history's last token, int64 [histories].
+    """
     T = min(context, 1 + max(map(len, histories), default=0))
     tokens, when = np.zeros((len(now), T), np.int64), np.repeat(now[:, None], T + 1, 1)
     last = np.empty(len(now), np.int64)
     for row, (history, known) in enumerate(zip(histories, times, strict=True)):
         kept = min(len(history), T)
-        start = int(kept < T)  # token 0 stands before the first item, where there is room
+        start = int(kept < T)  # token 0 precedes the first item, where there is room
         last[row] = kept - 1 + start
         tokens[row, start : start + kept] = history[len(history) - kept :]
         when[row, start : start + kept] = known[len(known) - kept :]
@@ -165,7 +177,10 @@ def newest(
 
 
 def scorer_of(model: ItemModel, times: bool = True) -> Scorer:
-    """The logits of a model, which sees the newest items of a history that its context holds with the next one."""
+    """A scorer that gives a model's logits; with `times` the model sees when things happened.
+
+    Histories are cut to the newest items that fit in the context.
+    """
 
     @torch.inference_mode()
     def scores(queries: Queries) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The task `rank`: the next item of a user's history, over the whole catalogue, by the trainer of all tasks."""
+"""The task `rank`: predict the next item of a user's history, over the whole catalogue."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,9 +40,9 @@ from tenfold.train.task import Batch, LossSums, Rows, TaskBase
 from tenfold.train.tasks.pretrain import to_device
 
 UNUSED = ("data.mixture", "data.images", "data.image_share", "data.vocab_size", "data.cache_gib", "data.max_epochs")
-TOGETHER = 64  # users that are validated at once
-VALIDATED = 4096  # users at most, evenly spread, that a run is validated on
-DROPOUT, SEEN_AGAIN = 0.3, 2.0  # where each user is seen more often than that
+TOGETHER = 64  # users in a batch of the validation
+VALIDATED = 4096  # validation users of a run at most, evenly spread
+DROPOUT, SEEN_AGAIN = 0.3, 2.0  # the default dropout of runs longer than so many epochs
 
 
 class RankConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -50,22 +50,31 @@ class RankConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     name: Annotated[str, Meta(description="The task.")] = "rank"
     split: SplitKind = "temporal"
-    test_begin: Annotated[Share, Meta(description="Share of the events before the test (temporal).")] = 0.9
-    test_end: Annotated[Share, Meta(description="Share of the events at the test's end (temporal).")] = 1.0
-    validation: Annotated[Share, Meta(description="Share of the events before the test that is validated on (temporal).")] = 0.1
+    test_begin: Annotated[Share, Meta(description="Share of all events that come before the test (temporal).")] = 0.9
+    test_end: Annotated[Share, Meta(description="Share of all events that come before the end of the test (temporal).")] = 1.0
+    validation: Annotated[
+        Share, Meta(description="Share of the events before the test that is for validation, the newest (temporal).")
+    ] = 0.1
     loss: Loss = "softmax"
-    negatives: Annotated[Count, Meta(description="Items that the targets of a step share as negatives.")] = 512
+    negatives: Annotated[Count, Meta(description="Sampled negatives, which all targets of a step share.")] = 512
     dropout: DropoutOrNone = None
-    times: Annotated[bool, Meta(description="Let a family that can (hstu) see when things happened.")] = True
-    objectives: Annotated[list[str], Meta(description="Further objectives: rating>=4, action=like, value.")] = []
-    objective_weight: Annotated[NotNegative, Meta(description="What an objective counts beside the next item.")] = 0.2
+    times: Annotated[bool, Meta(description="Let the family hstu see the times of the events; the other family never does.")] = True
+    objectives: Annotated[
+        list[str], Meta(description="Further objectives: columns or tests of columns, e.g. rating>=4, action=like, value.")
+    ] = []
+    objective_weight: Annotated[
+        NotNegative, Meta(description="Weight of the loss of each objective beside that of the next item.")
+    ] = 0.2
     content: Content = False
     semantic_ids: SemanticLevels = 0
-    id_dropout: Annotated[Dropout, Meta(description="Share of the steps in which an item is known by its content alone.")] = 0.2
-    evaluate_every: Annotated[CountOrNone, Meta(description="Steps between evaluations; 0 evaluates at the end alone.")] = 0
+    id_dropout: Annotated[Dropout, Meta(description="Share of the steps in which an item has the vector of its content alone.")] = (
+        0.2
+    )
+    evaluate_every: Annotated[CountOrNone, Meta(description="Steps between evaluations; 0 evaluates at the end only.")] = 0
 
     @property
     def held(self) -> Split:
+        """The split of the interactions that these settings describe."""
         if self.split == "leave-one-out":
             return Split("leave-one-out")
         return Split("temporal", self.test_begin, self.test_end, self.validation)
@@ -73,7 +82,11 @@ class RankConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class RankRows:
-    """Rows in host memory, as `train.task.Rows`. `shared` is what all rows have alike: negatives; `seed` that of the dropout."""
+    """Rows in host memory, as `train.task.Rows`.
+
+    `shared` has the negatives, which are the same for all rows; `values` [rows, T, objectives] are the targets of the objectives,
+    and `seed` is that of the dropout.
+    """
 
     rows: EventRows
     shared: dict[str, np.ndarray]
@@ -96,12 +109,12 @@ class RankRows:
 
 
 class Ranking(TaskBase):
-    """The task. It evaluates on the validation; the test is for `tenfold rank evaluate` alone."""
+    """The task `rank`. It evaluates on the validation events; only `tenfold rank evaluate` and `compare` use the test."""
 
     settings: RankConfig
 
     def __init__(self, config: RunConfig, interactions: Interactions):
-        """Raises TenfoldError for a model of another family, or of another context than the rows have."""
+        """Raises TenfoldError for a model of another family, or whose context does not fit the rows."""
         self.settings = task_settings(config, RankConfig)
         for key in UNUSED:
             refuse(config, key, 'the task is "rank"')
@@ -124,7 +137,7 @@ class Ranking(TaskBase):
 
     @classmethod
     def open(cls, config: RunConfig, home: Path, *, quiet: bool = False) -> "Ranking":
-        """The task of a run file: its interactions are made ready in `home`, by one process, where they are not there yet."""
+        """The task of a run file. One process prepares the interactions in `home`, where they are not there yet."""
         held = task_settings(config, RankConfig).held
         return cls(config, on_first_process_then_all(lambda: open_interactions(config.data.corpus, home, held)))
 
@@ -132,10 +145,12 @@ class Ranking(TaskBase):
         return {name: file_sha256(self.directory / file)[:16] for name, file in (("interactions", FILE), ("items", ITEMS))}
 
     def prepare(self, model: nn.Module) -> None:
-        """Set the dropout; give the model its content and the heads of its objectives."""
+        """Set the dropout; add the content module and the heads of the objectives to the model."""
         assert isinstance(model, ItemModel)
         if self.adds_modules and dist.is_initialized() and dist.get_world_size() > 1:
-            raise TenfoldError("Objectives, content and semantic ids are trained on one process: leave them out, or train there.")
+            raise TenfoldError(
+                "Objectives, content and semantic ids are trained on one process only: leave them out, or start without --launch."
+            )
         model.id_dropout = self.settings.id_dropout
         for part in model.modules():
             if isinstance(part, ItemModel | GatedBlock | HSTUBlock):
@@ -159,7 +174,7 @@ class Ranking(TaskBase):
         return made
 
     def finish(self, model: nn.Module, directory: Path) -> None:
-        """Keep content, heads and calibration in `directory`, and add what the content says to the table of the model."""
+        """Write content, heads and calibration to `directory`, and add the content's vectors to the model's table."""
         assert isinstance(model, ItemModel)
         if self.adds_modules:
             curves = calibrate_objectives(model, self.interactions, self.objectives, self.values, self.seq_len)
@@ -176,7 +191,7 @@ class Ranking(TaskBase):
         return RankRows(found, shared, values, (self.seed, step, rows.start or 0))
 
     def loss(self, model: Any, batch: Batch) -> LossSums:
-        """Where gradients are off, the loss is that of the full softmax."""
+        """The loss of the settings in training; without gradients always that of the full softmax, so that runs compare."""
         training, i = torch.is_grad_enabled(), batch.inputs
         if training:
             torch.manual_seed(int(i["seed"]))
@@ -201,14 +216,14 @@ class Ranking(TaskBase):
         times = batch.inputs.get("times") if self.settings.times and self.spec.family == HSTU_NAME else None
         if times is None or len(times) == len(batch.tokens):
             return times
-        return torch.cat((times, times.new_zeros(len(batch.tokens) - len(times), times.shape[1])))  # rows that count for nothing
+        return torch.cat((times, times.new_zeros(len(batch.tokens) - len(times), times.shape[1])))  # for padding rows
 
     def flops(self, rows: Rows) -> float:
-        """Of the items alone, not of what fills short rows."""
+        """FLOPs of the items only, without the padding of short rows."""
         return rows.weight() * self.spec.train_flops_per_token(self.seq_len)
 
     def evaluate(self, run: Run) -> dict[str, float]:
-        """`loss` in nats per validation item; where one process has the whole model also what `rank evaluate` finds."""
+        """`loss` in nats per validation item; where one process has the whole model, also the measures of `rank evaluate`."""
         found = {"loss": self._validation_loss(run)}
         if run.dims.alone:
             queries = self.interactions.held_out("validation", VALIDATED)
@@ -217,7 +232,7 @@ class Ranking(TaskBase):
 
     @torch.no_grad()
     def _validation_loss(self, run: Run) -> float:
-        """Over what is held out of each user's newest row, and has a token: of other items no loss is known."""
+        """The mean loss of the held-out items in each user's newest row that have a token; others have no probability."""
         interactions = self.interactions
         users, (first, last) = interactions.asked("validation", VALIDATED), interactions.span("validation")
         mine, own = share_of(len(users), (run.dims.data_rank, run.dims.data))
@@ -235,10 +250,14 @@ def _check(config: RunConfig, spec: Any, seq_len: int) -> None:
     if spec.family not in NAMES:
         raise TenfoldError(f"The task rank trains models of the families {' and '.join(NAMES)}: write one as family in [model].")
     if spec.context != seq_len + 1:
-        raise TenfoldError(f"Rows of {seq_len} and the item after need context = {seq_len + 1} in [model].")
+        raise TenfoldError(f"Rows of seq_len = {seq_len} items and the next item need context = {seq_len + 1} in [model].")
     if config.task.get("content") and config.task.get("semantic_ids"):
-        raise TenfoldError("An item is known by a tower or by semantic ids: leave content or semantic_ids out of [task].")
+        raise TenfoldError(
+            "The content of items is read by a tower or by semantic ids: leave content or semantic_ids out of [task]."
+        )
     if config.parallel != "auto" and (
         config.parallel.pp > 1 or (spec.family == HSTU_NAME and config.parallel.cp * config.parallel.tp > 1)
     ):
-        raise TenfoldError("Rankers lie on several processes by rows: set pp = 1, and for hstu cp = 1 and tp = 1, in [parallel].")
+        raise TenfoldError(
+            "Rankers are not trained with pipeline parallelism: set pp = 1, and for hstu also cp = 1 and tp = 1, in [parallel]."
+        )

@@ -1,4 +1,4 @@
-"""What DPO and KTO share: packed answers, their log-probabilities beside those of the reference, and the loss of an example."""
+"""What DPO and KTO share: packed answers, their log-ratios to the reference model, and a loss for each example."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +29,11 @@ EVALUATION_ROWS = 4  # at most, that go through the model together: each has two
 
 @dataclass(frozen=True)
 class AnswerRows:
-    """Packed answers in host memory, as `train.task.Rows`. The columns are float32 [examples, 2]; examples that are not
-    `counted` have no part in the loss."""
+    """Packed answers in host memory, as `train.task.Rows`.
+
+    `reference` has the log-probabilities under the reference model, float32 [examples, 2]. `counted` bool [rows, most] says which
+    examples of a row (`most` is the largest number of examples in one) are part of the loss.
+    """
 
     packed: PackedAnswers
     reference: np.ndarray
@@ -58,9 +61,9 @@ class AnswerRows:
 
 
 class ComparedAnswers(TuningTask):
-    """A task on answers that were compared or rated. A subclass gives `read`, `log_probs` and `losses`."""
+    """A task on answers that were compared or rated. A subclass implements `read`, `pack`, `log_probs` and `losses`."""
 
-    per_token: ClassVar[float] = 1.0  # training FLOPs beside those of a token of pretraining
+    per_token: ClassVar[float] = 1.0  # training FLOPs of a token, as a multiple of those in pretraining
 
     def __init__(self, config: RunConfig, settings: Any, *, quiet: bool = False):
         """Raises TenfoldError where the answers cannot be read, or would be read more often than `max_epochs`."""
@@ -68,7 +71,9 @@ class ComparedAnswers(TuningTask):
         model = model_of(config)
         layout = layout_of(config)
         if layout.pp * layout.tp * layout.cp != 1:
-            raise TenfoldError("An answer's log-probability needs whole rows: set pp, cp and tp to 1 in [parallel].")
+            raise TenfoldError(
+                "The log-probability of an answer needs whole rows on one process: set pp, cp and tp to 1 in [parallel]."
+            )
         encoder = ChatEncoder.of(model)
         self.vocab_size, self.directory = encoder.vocabulary.size, model
         files = Path(config.data.corpus), None if settings.validation is None else Path(settings.validation)
@@ -97,15 +102,15 @@ class ComparedAnswers(TuningTask):
         raise NotImplementedError
 
     def pack(self, examples: list[Any], encoder: ChatEncoder, seq_len: int) -> PackedAnswers:
-        """The examples in rows."""
+        """The examples, packed in rows of `seq_len` tokens."""
         raise NotImplementedError
 
     def log_probs(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Log-probabilities of both answers of each example, [rows, most, 2]."""
+        """Log-probabilities of both answers of each example, float32 [rows, most, 2]."""
         raise NotImplementedError
 
     def losses(self, ratios: Tensor, batch: Batch) -> Tensor:
-        """The loss of each example, [rows, most], from the log-ratios of both answers to the reference."""
+        """The loss of each example, [rows, most], from the log-ratios [rows, most, 2] of both answers to the reference."""
         raise NotImplementedError
 
     def fingerprint(self) -> dict[str, str]:
@@ -134,7 +139,7 @@ class ComparedAnswers(TuningTask):
 
     @torch.no_grad()
     def evaluate(self, run: Run) -> dict[str, float]:
-        """`loss` of a validation example, and the means that the record of a step has."""
+        """The mean `loss` of a validation example, and the means that the record of a step has, too."""
         self.tally.take()
         mine, own = share_of(len(self.validation), (run.dims.data_rank, run.dims.data))
         total, count = 0.0, 0.0
@@ -151,7 +156,7 @@ class ComparedAnswers(TuningTask):
 
 
 def _with_all_rows(batch: Batch) -> Batch:
-    """The batch with inputs for the rows, too, that count for nothing (`Batch.padded`)."""
+    """The batch with inputs for the padding rows, too (`Batch.padded` adds those to the tokens alone)."""
     missing = len(batch.tokens) - len(batch.inputs["counted"])
     if not missing:
         return batch

@@ -1,4 +1,4 @@
-"""Distillation: a student learns the next token from the probabilities of a teacher, on text.
+"""Distillation: a student is trained on the next-token probabilities of a teacher, on text. A run file:
 
 init_from = "student"
 tokens = 100000
@@ -8,9 +8,10 @@ teacher = "generations/g1/model"
 [data]
 corpus = "stdlib"
 
-The teacher runs beside the student, and so do further `teachers`: what is learned is the mean of their probabilities. With `top_k`
-its most likely tokens count each and all others together. With `store` these are kept there, and a later student of the same
-teachers, text and order reads them instead.
+The loss is the Kullback-Leibler divergence KL(teacher || student) of each token (arXiv 1503.02531, at temperature 1). The
+teacher runs beside the student; with further `teachers` the target is the mean of all probabilities. With `top_k` the likeliest
+tokens count each, and all others as one. With `store` these tokens are kept in a folder, and a later student of the same teachers,
+text and order reads them instead of running the teachers.
 """
 
 from pathlib import Path
@@ -42,18 +43,24 @@ class DistilConfig(PretrainingConfig, frozen=True, kw_only=True, forbid_unknown_
 
     name: str = "distil"
     teacher: Annotated[str, Meta(description="The teacher: a Hugging Face directory or a GGUF file.")] = ""
-    teachers: Annotated[tuple[str, ...], Meta(description="Further teachers, of the same tokens.")] = ()
-    top_k: Annotated[int, Meta(ge=0, description="Tokens of the teacher that count each; 0 takes all.")] = 0
-    store: Annotated[Text | None, Meta(description="A folder that keeps what the teachers say.")] = None
-    grid: Annotated[Literal["none", "int8", "int4"], Meta(description="Train for weights on this grid (QAT).")] = "none"
+    teachers: Annotated[tuple[str, ...], Meta(description="Further teachers, with the same tokenizer.")] = ()
+    top_k: Annotated[
+        int, Meta(ge=0, description="Likeliest tokens of the teacher that count each, the rest as one; 0 takes all.")
+    ] = 0
+    store: Annotated[
+        Text | None, Meta(description="A folder that keeps the teachers' top_k likeliest tokens for later students.")
+    ] = None
+    grid: Annotated[Literal["none", "int8", "int4"], Meta(description="Train for weights on this grid (quantisation-aware).")] = (
+        "none"
+    )
 
 
 class Distillation(Pretraining):
-    """The task; it is evaluated as pretraining is, on the text itself."""
+    """The task `distil`. It is evaluated like pretraining, by the loss on held-out text."""
 
     settings_type = DistilConfig
     settings: DistilConfig
-    _teachers: list[Llama] | None = None  # read when they are first asked
+    _teachers: list[Llama] | None = None  # read at the first use
 
     def __init__(self, config: RunConfig, corpus: Corpus | Mixture, home: Path):
         """Raises TenfoldError for a teacher with another tokenizer, or a layout that cuts the logits."""
@@ -63,12 +70,12 @@ class Distillation(Pretraining):
         self.paths = [Path(path) for path in (self.settings.teacher, *self.settings.teachers)]
         specs = [self._checked(path) for path in self.paths]
         if isinstance(config.parallel, Layout) and config.parallel.tp * config.parallel.pp * config.parallel.cp > 1:
-            raise TenfoldError("Distillation needs whole logits: leave tp, pp and cp of the table [parallel] out.")
+            raise TenfoldError("Distillation needs whole logits on each process: leave tp, pp and cp out of the table [parallel].")
         self._teacher_flops = sum(spec.forward_flops_per_token(config.data.seq_len) for spec in specs)
         self.store = self._opened_store()
 
     def _checked(self, path: Path) -> ModelSpec:
-        """The shape of a teacher. Raises TenfoldError for one of another tokenizer than the text, or with other logits."""
+        """The shape of a teacher. Raises TenfoldError where its tokenizer or vocab_size does not fit text and student."""
         spec = read_spec(path)
         if not same_tokenizer(path, self.directory):
             raise TenfoldError(
@@ -77,7 +84,7 @@ class Distillation(Pretraining):
             )
         if spec.vocab_size != self.spec.vocab_size:
             raise TenfoldError(
-                f"The teacher {path} has {spec.vocab_size} logits and the student {self.spec.vocab_size}: take one alike."
+                f"The teacher {path} has {spec.vocab_size} logits and the student {self.spec.vocab_size}: take equal ones."
             )
         return spec
 
@@ -86,7 +93,7 @@ class Distillation(Pretraining):
         if s.store is None:
             return None
         if not 0 < s.top_k < self.spec.vocab_size:
-            raise TenfoldError(f"A store keeps the likeliest of {self.spec.vocab_size} tokens: give top_k, as 64.")
+            raise TenfoldError(f"A store keeps some of {self.spec.vocab_size} tokens only: give top_k in [task], e.g. 64.")
         return TeacherStore.of(Path(s.store), s.top_k, [self.fingerprint(), self.draw])
 
     def prepare(self, model: nn.Module) -> None:
@@ -105,7 +112,7 @@ class Distillation(Pretraining):
         return self.store.rows(step, rows, found.batch, lambda: self._on(torch.device("cpu")))
 
     def loss(self, model: Any, batch: Batch) -> LossSums:
-        """The nats of the text, which are reported; the divergence from the teacher is what is learned."""
+        """The reported loss is that of the text, in nats; the gradient is that of the divergence from the teacher."""
         if not torch.is_grad_enabled():
             return super().loss(model, batch)
         ours, counted = model.hidden(batch.tokens, batch.document), batch.targets >= 0
@@ -118,14 +125,14 @@ class Distillation(Pretraining):
 
     @torch.no_grad()
     def _said(self, batch: Batch, counted: Tensor) -> list[Tensor]:
-        """What the teachers say of the tokens that count: their hidden states [n, dim], or from the store likeliest tokens [n, k],
-        their log-probabilities and that of the rest [n]."""
+        """The teachers' part of the loss for the `n` tokens that count: the hidden states [n, dim] of each teacher; or from the
+        store the likeliest tokens [n, k], their log-probabilities [n, k] and that of the rest [n]."""
         if self.store is not None:
             return [batch.inputs[name][counted[: len(batch.inputs[name])]] for name in Top._fields]
         return [teacher.hidden(batch.tokens, batch.document)[counted] for teacher in self._on(batch.tokens.device)]
 
     def _chunk(self, h: Tensor, head: Tensor, target: Tensor, *theirs: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums over tokens: nats of the text, and divergence from the teachers."""
+        """Sums over a chunk of tokens: the loss of the text in nats, and the divergence from the teachers."""
         log_q = (h @ head.T).float().log_softmax(-1)
         nats = -log_q.gather(1, target[:, None]).sum()
         if self.store is not None:
@@ -147,9 +154,9 @@ class Distillation(Pretraining):
 
 
 def divergence(log_p: Tensor, log_q: Tensor, top_k: int = 0) -> Tensor:
-    """The sum over rows of the Kullback-Leibler divergence of q from p, given as log-probabilities [rows, vocab].
+    """The sum over rows of the Kullback-Leibler divergence KL(p || q) in nats, from log-probabilities [rows, vocab].
 
-    With `top_k` the most likely tokens of p count each, and the rest of both as one token.
+    With `top_k` the likeliest tokens of p count each, and the rest of both as one token.
     """
     if 0 < top_k < log_p.shape[1]:
         log_p, index = log_p.topk(top_k, -1)

@@ -1,4 +1,5 @@
-"""Direct preference optimization: of two answers, the chosen one becomes likelier than the other, beside the first weights.
+"""Direct preference optimization (arXiv 2305.18290): the chosen answer of a pair becomes likelier than the rejected one, relative
+to the weights that the run begins with. A run file:
 
 init_from = "SmolLM2-135M-Instruct"
 tokens = 20480
@@ -29,7 +30,7 @@ from tenfold.train.task import Batch
 
 
 class DPO(ComparedAnswers):
-    """The task. Its loss is a mean over pairs."""
+    """The task `dpo`. Its loss is a mean over pairs."""
 
     settings: DPOConfig
 

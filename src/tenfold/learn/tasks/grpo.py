@@ -1,4 +1,5 @@
-"""Group relative policy optimization: the model answers, a function rewards it, and what was better than its group is learned.
+"""Group relative policy optimization (arXiv 2402.03300): the model answers prompts, functions reward the answers, and answers
+become likelier the better they are than the others to the same prompt. A run file:
 
 init_from = "SmolLM2-135M-Instruct"
 tokens = 655360
@@ -43,12 +44,12 @@ from tenfold.train.task import Rows
 
 
 class GRPO(PolicyGradient):
-    """The task. Its rows are drawn from the model that is trained, at the beginning of a step."""
+    """The task `grpo`. The rows of a step are drawn from the model in training when the step begins."""
 
     settings: GRPOConfig
 
     def __init__(self, config: RunConfig, settings: GRPOConfig):
-        """Raises TenfoldError for prompts or rewards that cannot be had, and sizes that do not fit one another."""
+        """Raises TenfoldError for prompts or rewards that cannot be read, and for sizes that do not fit one another."""
         if dist.is_initialized() and dist.get_world_size() > 1:
             raise TenfoldError("GRPO draws its answers on one process: start it without --launch.")
         self.settings, self.tally, self.model_path = settings, Tally(), model_of(config)
@@ -72,14 +73,15 @@ class GRPO(PolicyGradient):
         return cls(config, task_settings(config, GRPOConfig))
 
     def _split(self, found: list[tuple[Row, Chat]]) -> tuple[list[tuple[Row, list[int]]], list[tuple[Row, list[int]]]]:
-        """Rows with the tokens of their prompts, to learn from and to evaluate on, without those that are too long."""
+        """Rows with the tokens of their prompts, for training and for validation, without prompts that are too long."""
         room = self.seq_len - self.settings.max_completion_length
         encoded = [(row, self.encoder.prompt(chat)) for row, chat in found]
         fitting = [(row, prompt) for row, prompt in encoded if len(prompt) <= room]
         held = min(self.settings.validation_prompts, len(fitting) // 10)
         if not held:
             raise TenfoldError(
-                f"{len(fitting)} prompts are within {room} tokens (seq_len less max_completion_length): ten are needed."
+                f"{len(fitting)} prompts have at most {room} tokens (seq_len - max_completion_length), and ten are needed: "
+                "raise seq_len or give more prompts."
             )
         return fitting[held:], fitting[:held]
 
@@ -88,7 +90,7 @@ class GRPO(PolicyGradient):
         return super().fingerprint() | {"prompts": sha256(prompts.encode()).hexdigest()[:16], "rewards": self.rewards.fingerprint}
 
     def rows(self, step: int, rows: slice) -> DrawnRows:
-        """The answers of a step: drawn where its generation has none yet."""
+        """The answers of a step. They are drawn by its first call; `num_iterations` steps share them."""
         generation = step // self.settings.num_iterations
         if self._rows is None or generation != self._generation:
             self._rows, self._generation = self._draw(generation), generation
@@ -109,7 +111,7 @@ class GRPO(PolicyGradient):
         self.tally.add("length", torch.tensor([len(drawn.tokens) for _, drawn in flat]))
         self.tally.add("ended", torch.tensor([drawn.ended for _, drawn in flat]))
         rows = self._packed(flat, advantages.flatten().tolist())
-        old = self._model if s.num_iterations > 1 else None  # else the log-probabilities of the step itself
+        old = self._model if s.num_iterations > 1 else None  # otherwise they are the log-probabilities of the step itself
         return self._add_log_probs(rows, {"old": old, "reference": self._first})
 
     def _answers(self, prompts: list[list[int]], temperature: float, n: int, generation: int) -> list[list[Drawn]]:
@@ -125,18 +127,18 @@ class GRPO(PolicyGradient):
         return [values[i : i + n] for i in range(0, len(values), n)]
 
     def flops(self, rows: Rows) -> float:
-        return cast(DrawnRows, rows).batch.tokens.size * self._flops_per_token * 4 / 3  # drawing is a forward pass
+        return cast(DrawnRows, rows).batch.tokens.size * self._flops_per_token * 4 / 3  # drawing costs a forward pass more
 
     @torch.no_grad()
     def evaluate(self, run: Run) -> dict[str, float]:
-        """`reward` is the mean of the likeliest answers to the prompts that were kept, and `loss` less than nothing by as much."""
+        """`reward` is the mean reward of greedy answers to the validation prompts, and `loss` is -`reward`."""
         answers = self._answers([prompt for _, prompt in self.held], 0.0, 1, 0)
         run.watchdog.beat()
         rewards = [values[0] for values in self._reward([row for row, _ in self.held], answers)]
         return {"loss": -float(np.mean(rewards)), "reward": float(np.mean(rewards))}
 
     def state_dict(self) -> dict[str, Any]:
-        """The answers that further steps go on with."""
+        """The answers that the following steps learn from, too; empty where each step draws its own."""
         if self.settings.num_iterations == 1 or self._rows is None:
             return {}
         return {"generation": self._generation, "rows": self._rows.state_dict()}

@@ -1,7 +1,9 @@
-"""Kahneman-Tversky optimization: rated answers become likelier or less so, each by itself, beside the first weights.
+"""Kahneman-Tversky optimization (arXiv 2402.01306): answers rated good become likelier, and the others less likely, relative to the
+weights that the run begins with.
 
-The baseline is how far answers to other prompts have moved: that of the example before, after the prompt of this one. It is a
-mean over the rows that go through the model together, so keep micro_batch at 0.
+The baseline is an estimate of the KL divergence from those weights: the mean log-ratio of mismatched answers (the answer of the
+example before, after this example's prompt) over the rows that go through the model together, so leave micro_batch at 0.
+A run file:
 
 init_from = "SmolLM2-135M-Instruct"
 tokens = 20480
@@ -34,10 +36,10 @@ from tenfold.train.task import Batch
 
 
 class KTO(ComparedAnswers):
-    """The task. Its loss is a mean over answers."""
+    """The task `kto`. Its loss is a mean over answers."""
 
     settings: KTOConfig
-    per_token: ClassVar[float] = 4 / 3  # the answers of other prompts go forward alone
+    per_token: ClassVar[float] = 4 / 3  # the mismatched answers need a forward pass only
 
     @classmethod
     def open(cls, config: RunConfig, home: Path, *, quiet: bool = False) -> "KTO":

@@ -1,4 +1,4 @@
-"""What learning from rewards shares, whoever has drawn the answers: the loss of tokens that have an advantage."""
+"""What the tasks on rewards share, for drawn and for stored answers: the clipped policy-gradient loss of tokens with advantages."""
 
 import copy
 from collections.abc import Sequence
@@ -20,14 +20,14 @@ from tenfold.train.task import Batch, LossSums
 
 
 class PolicyGradient(TuningTask):
-    """A task whose rows are `DrawnRows` of `answers` answers. A subclass gives the rows."""
+    """A task whose rows are `DrawnRows` with `answers` answers in a step. A subclass gives the rows."""
 
     settings: GRPOOptions
     encoder: ChatEncoder
     tally: Tally
     seq_len: int
     answers: int
-    sampling: ClassVar[ImportanceSampling] = "sequence_mask"  # where the settings leave it out
+    sampling: ClassVar[ImportanceSampling] = "sequence_mask"  # the default of `importance_sampling`
 
     def prepare(self, model: nn.Module) -> None:
         super().prepare(model)
@@ -36,7 +36,7 @@ class PolicyGradient(TuningTask):
 
     @property
     def correction(self) -> ImportanceSampling:
-        """How a token weighs for having been drawn by another program or by other weights."""
+        """The correction for the difference between sampler and trainer that is in force."""
         return self.settings.importance_sampling or self.sampling
 
     @property
@@ -46,7 +46,7 @@ class PolicyGradient(TuningTask):
         return s.loss_type != "dr_grpo" if s.scale_rewards is None else s.scale_rewards
 
     def _packed(self, answers: Sequence[tuple[list[int], Drawn]], advantages: Sequence[float]) -> DrawnRows:
-        """Prompts with their answers in rows, and what the losses of a step are divided by."""
+        """Prompts with their answers, packed in rows, and the divisor of their loss."""
         s, rows = self.settings, pack_drawn(answers, advantages, self.seq_len, self.encoder.vocabulary.pad or 0)
         return rows.over(objectives.divisor(s.loss_type, rows.batch.target_count, self.answers, s.max_completion_length))
 
@@ -55,7 +55,7 @@ class PolicyGradient(TuningTask):
 
     @torch.no_grad()
     def _add_log_probs(self, rows: DrawnRows, models: dict[str, Any]) -> DrawnRows:
-        """The rows with a column of log-probabilities of each model that is given."""
+        """Add to the rows a column of log-probabilities for each of `models` that is not None; returns the same rows."""
         batch = rows.on(self._model.embedding.weight.device, slice(None))
         for name, model in models.items():
             if model is not None:
@@ -84,7 +84,7 @@ class PolicyGradient(TuningTask):
         return LossSums(total, torch.zeros_like(total))
 
     def _importance(self, log_ratio: Tensor, answer: Tensor) -> Tensor:
-        """The weight of each token; the record has its bounds, those of the ratio before the cap, and how often that cut."""
+        """The importance weight of each token. Recorded: its bounds, those of the uncut ratio, and the share that was cut."""
         mode, cap = self.correction, self.settings.importance_cap
         if mode == "none":
             weight = torch.ones_like(log_ratio)

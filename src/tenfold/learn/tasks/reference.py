@@ -1,7 +1,7 @@
-"""Log-probabilities under the weights that a run begins from: computed once as the trainer computes, kept beside the data.
+"""Log-probabilities under the weights that a run begins with (the reference model), computed once and kept beside the data.
 
-They stand in `DATA.reference-KEY.parquet`, a column for each answer of an example. The key is that of the weights, the packed
-tokens and the number format, so that equal runs share them and others never do.
+They are in `DATA.reference-KEY.parquet`, one column for each of the two answers of an example. The key is a hash of the weights,
+the packed tokens and the number format, so that runs share a file only where all of these are equal.
 """
 
 import hashlib
@@ -30,13 +30,15 @@ from tenfold.train.start import use_threads
 
 ROWS = 4  # that go through the model together
 
-# The log-probabilities [rows, most, 2] of both answers of each example under a model, for rows on a device
+# (model, packed answers, device) -> log-probabilities [rows, most, 2] of both answers of each example
 LogProbs = Callable[[nn.Module, PackedAnswers, torch.device], Tensor]
 
 
 class ReferenceModel:
-    """The weights of `init_from` in the trainer's number format, with the bits and the adapter that the run begins with. They are
-    read when the first column is not there yet."""
+    """The weights of `init_from` in the trainer's number format, with the quantisation and adapter that the run begins with.
+
+    They are read only where columns have to be computed.
+    """
 
     def __init__(self, config: RunConfig, vocab_size: int, given: LoRAOptions, quiet: bool):
         assert config.init_from is not None
@@ -45,7 +47,7 @@ class ReferenceModel:
         self._model: nn.Module | None = None
 
     def columns(self, data: Path, packed: PackedAnswers, log_probs: LogProbs) -> np.ndarray:
-        """Both columns, float32 [examples, 2], from beside `data` or computed and kept there."""
+        """The log-probabilities of both answers, float32 [examples, 2], from the file beside `data`, written where missing."""
         file = data.with_suffix(f".reference-{self._key(packed)}.parquet")
         if not file.exists():
             first, second = self._compute(packed, log_probs).T

@@ -1,4 +1,4 @@
-"""Drawn answers in rows without padding, each token with what its loss needs."""
+"""Prompts with drawn answers, packed in rows, with the columns that their loss needs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from tenfold.train.tasks.pretrain import to_device
 
 
 class UnpaddedBatch(Batch):
-    """A batch that stays as it is: its rows are as many as the answers need, and one process has them all."""
+    """A batch without padding rows: it has as many rows as the answers need, and one process has them all."""
 
     def padded(self, rows: int) -> Batch:
         return self
@@ -23,8 +23,11 @@ class UnpaddedBatch(Batch):
 
 @dataclass(frozen=True)
 class DrawnRows:
-    """The answers of a step, as `train.task.Rows`. `columns` [rows, T] hold, at the targets, the number of the `answer`, its
-    `advantage`, and log-probabilities: of the sampler (`sampled`), of the model that has drawn (`old`), of the `reference`.
+    """The answers of a step, as `train.task.Rows`.
+
+    `columns` [rows, T] have at each target the number of its `answer`, the `advantage`, and log-probabilities: of the sampler
+    (`sampled`), of the trainer's weights that drew it (`old`), and of the `reference`. The sum of the losses is divided by
+    `divisor`.
     """
 
     batch: TokenRows
@@ -43,11 +46,11 @@ class DrawnRows:
         return UnpaddedBatch(tokens, targets, document, {k: to_device(v[rows], device) for k, v in self.columns.items()})
 
     def over(self, divisor: float) -> "DrawnRows":
-        """The same with what their losses are divided by."""
+        """The same rows with another divisor."""
         return replace(self, divisor=divisor)
 
     def state_dict(self) -> dict[str, Any]:
-        """As JSON values, exactly."""
+        """All arrays as JSON values, without loss."""
         arrays = {"tokens": self.batch.tokens, "targets": self.batch.targets, "document": self.batch.document, **self.columns}
         return {"divisor": self.divisor, "arrays": {name: [str(a.dtype), a.tolist()] for name, a in arrays.items()}}
 
@@ -59,9 +62,9 @@ class DrawnRows:
 
 
 def pack_drawn(answers: Sequence[tuple[list[int], Drawn]], advantages: Sequence[float], seq_len: int, fill: int) -> DrawnRows:
-    """Each answer after its prompt, in rows of `seq_len` tokens."""
+    """Each answer after its prompt, packed in rows of `seq_len` tokens; free places get the token `fill`."""
     whole = [np.array([*prompt, *drawn.tokens], np.int64) for prompt, drawn in answers]
-    before = [len(prompt) - 1 for prompt, _ in answers]  # places without a target
+    before = [len(prompt) - 1 for prompt, _ in answers]  # positions without a target
     pieces = [
         (tokens[:-1], np.where(np.arange(len(tokens) - 1) < skip, -100, tokens[1:]))
         for tokens, skip in zip(whole, before, strict=True)

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: a model learns the answers of chats, in its own chat template.
+"""Supervised fine-tuning: a model is trained on the answers of chats, in its own chat template. A run file:
 
 init_from = "SmolLM2-135M-Instruct"
 tokens = 10240
@@ -32,7 +32,7 @@ from tenfold.train.tasks.pretrain import HostRows
 
 
 class SFT(TuningTask):
-    """The task. `directory` is where the tokenizer is that the export keeps: the model's that the run begins from."""
+    """The task `sft`. `directory` is that of the model that the run begins with, whose tokenizer the export keeps."""
 
     def __init__(self, config: RunConfig, chats: tuple[PackedChats, PackedChats], encoder: ChatEncoder):
         """Raises TenfoldError where the chats would be read more often than `max_epochs`."""
@@ -46,7 +46,9 @@ class SFT(TuningTask):
         check_rows(len(train), h.steps * h.batch_size, config.data.max_epochs)
         stops = np.isin(train.rows.targets, sorted(encoder.vocabulary.stop_tokens)).sum()
         if stops != train.answers:
-            raise TenfoldError(f"{train.answers} whole answers have {stops} stop tokens to learn: one of each answer is needed.")
+            raise TenfoldError(
+                f"{train.answers} whole answers have {stops} stop tokens to learn: check that the chat template ends each with one."
+            )
 
     @classmethod
     def open(cls, config: RunConfig, home: Path, *, quiet: bool = False) -> "SFT":

@@ -1,4 +1,4 @@
-"""What every task of this room asks of a run file, and the adapters that it may train."""
+"""What the tuning tasks share: checks of the run file, and the adapters (LoRA) that a run may train."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -20,8 +20,10 @@ UNUSED = ("data.mixture", "data.images", "data.image_share", "data.vocab_size", 
 
 
 class TuningTask(TaskBase):
-    """Trains all weights of a model, or with a `lora_rank` adapters beside them, which may have few bits (`quantization`). Adapters
-    are written to `adapter/` in PEFT's format, and merged into `model/`."""
+    """A task that trains all weights of a model, or with a `lora_rank` adapters beside frozen weights, which `quantization` rounds.
+
+    Adapters are written to `adapter/` in PEFT's format, and merged into `model/`.
+    """
 
     settings: LoRAOptions
     directory: Path
@@ -32,14 +34,14 @@ class TuningTask(TaskBase):
 
     @property
     def trained_share(self) -> float:
-        """Of the FLOPs of training all weights: those that are kept have no gradients of their own."""
+        """The share of the FLOPs of training all weights: the gradients of frozen weights are not computed."""
         return 2 / 3 if self.settings.lora_rank else 1.0
 
     def fingerprint(self) -> dict[str, str]:
         return {} if self.settings.adapter is None else {"adapter": weights_hash(Path(self.settings.adapter))}
 
     def prepare(self, model: nn.Module) -> None:
-        """Raises TenfoldError for an adapter that does not fit, and for adapters on several processes."""
+        """Add the adapters to the model. Raises TenfoldError where one does not fit, and on several processes."""
         given = self.settings
         if not given.lora_rank:
             return
@@ -57,23 +59,23 @@ class TuningTask(TaskBase):
 
 
 def freeze(model: nn.Module, given: LoRAOptions) -> None:
-    """Round the weights that stay to the bits that are asked for, in place."""
+    """Quantise the frozen weights in place, where `given` asks for it."""
     if given.quantization is not None:
         quantise_layers(model, given.quantization)
 
 
 def model_of(config: RunConfig) -> Path:
-    """The model to begin from. Raises TenfoldError where the run file names none, or has settings that no tuning uses."""
+    """The model to begin with. Raises TenfoldError where the run file names none, or has settings that tuning does not use."""
     task = config.task
     for key in ("lora_alpha", "quantization", "adapter"):
         if task.get(key) is not None and not task.get("lora_rank"):
-            raise TenfoldError(f"{key} in [task] is for adapters: give lora_rank, too, or leave it out.")
+            raise TenfoldError(f"{key} in [task] is for adapters: give lora_rank, too, or leave {key} out.")
     if (adapter := task.get("adapter")) is not None and not (Path(adapter) / "adapter_config.json").exists():
-        raise TenfoldError(f"{adapter} is no adapter of PEFT's: it has no adapter_config.json.")
+        raise TenfoldError(f"{adapter} is no adapter of PEFT's: give a folder with adapter_config.json.")
     for key in UNUSED:
         refuse(config, key, f'the task is "{config.task["name"]}"')
     if config.init_from is None:
-        raise TenfoldError("Fine-tuning needs a model to begin from: give init_from.")
+        raise TenfoldError("Fine-tuning needs a model to begin with: give init_from.")
     return Path(config.init_from)
 
 

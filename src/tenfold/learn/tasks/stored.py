@@ -1,8 +1,9 @@
-"""Learning from the rewards of answers that others have drawn: stored answers with the log-probabilities of that moment.
+"""Policy optimization on stored answers, which a server drew earlier, with the log-probabilities of that moment and rewards.
 
-The weights that drew are the behaviour policy. Each token counts by how much likelier it has become since, cut at
-`importance_cap` (truncated importance sampling, arXiv 1802.01561): the cap bounds how much one token can weigh, and what it cuts
-is a bias towards the behaviour policy. `run.jsonl` has the bounds of the ratio before the cap, and the share that was cut.
+The weights that drew the answers are the behaviour policy. The loss of each token is weighted by the ratio of its probability now
+to that when it was drawn, cut at `importance_cap` (truncated importance sampling, arXiv 1802.01561). The cap bounds the variance,
+and biases the gradient towards the behaviour policy. `run.jsonl` has the bounds of the ratio before the cap, and the share of
+tokens that was cut. A run file:
 
 init_from = "generations/g1/model"
 tokens = 20480
@@ -43,11 +44,11 @@ from tenfold.train.run_file import task_settings
 from tenfold.train.task import Rows
 
 IDLE = ("num_generations", "num_iterations", "validation_prompts", "epsilon", "epsilon_high")
-HELD = 10  # one prompt of so many is kept for the evaluation
+HELD = 10  # every tenth prompt is held out for the evaluation
 
 
 class Encoded(NamedTuple):
-    """The tokens of a prompt, its answer, and what that is worth."""
+    """The tokens of a prompt, and its answer with the reward."""
 
     prompt: list[int]
     answer: StoredAnswer
@@ -58,13 +59,13 @@ class Encoded(NamedTuple):
 
 
 class StoredGRPO(PolicyGradient):
-    """The task. Its evaluation estimates what the model's own answers to the prompts that were kept would be worth."""
+    """The task `stored_grpo`. Its evaluation estimates the reward of the model's own answers to the held-out prompts."""
 
     settings: StoredGRPOConfig
     sampling: ClassVar[ImportanceSampling] = "token_truncate"
 
     def __init__(self, config: RunConfig, settings: StoredGRPOConfig):
-        """Raises TenfoldError for answers that cannot be read, fit no row, or are all worth the same."""
+        """Raises TenfoldError for answers that cannot be read, fit no row, or all have the same reward."""
         if dist.is_initialized() and dist.get_world_size() > 1:
             raise TenfoldError("Stored answers are learned on one process: start it without --launch.")
         for key in IDLE:
@@ -89,12 +90,12 @@ class StoredGRPO(PolicyGradient):
         return cls(config, task_settings(config, StoredGRPOConfig))
 
     def _split(self, path: Path) -> tuple[list[Encoded], list[Encoded]]:
-        """Answers to learn from, and those to every tenth prompt."""
+        """The answers to learn from, and those to every tenth prompt, which are held out."""
         found = [Encoded(self.encoder.prompt(answer.prompt), answer) for answer in read_stored(path)]
         for number, one in enumerate(found, 1):
-            if max(one.answer.tokens) >= self.vocab_size or min(one.answer.tokens) < 0:
+            if max(one.answer.tokens) >= self.vocab_size:
                 raise TenfoldError(
-                    f"{path}, row {number} has a token that the model does not know: take answers of the same tokenizer."
+                    f"{path}, row {number} has a token that the model does not know: use answers of one with the same tokenizer."
                 )
         fitting = [one for one in found if len(one.prompt) + len(one.answer.tokens) <= self.seq_len + 1]
         numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(tuple(one.prompt) for one in fitting))}
@@ -118,8 +119,11 @@ class StoredGRPO(PolicyGradient):
 
     @torch.no_grad()
     def evaluate(self, run: Run) -> dict[str, float]:
-        """`reward` of the model's answers to the prompts that were kept, estimated by self-normalised ratios of whole answers cut
-        at the cap, and `loss` less than nothing by as much. `ess_share` is the effective sample size as a share of the answers."""
+        """An off-policy estimate of the mean `reward` of the model's answers to the held-out prompts; `loss` is -`reward`.
+
+        It is self-normalised importance sampling with the ratios of whole answers, cut at the cap. `ess_share` is the effective
+        sample size as a share of the answers.
+        """
         log_ratios = []
         together = run.evaluation_rows(4)
         for i in range(0, len(self.held), together):
@@ -135,7 +139,7 @@ class StoredGRPO(PolicyGradient):
         return {"loss": -reward, "reward": reward, "ess_share": ess, "cut_share": cut, **bounds}
 
     def _log_ratios(self, model: nn.Module, some: list[Encoded]) -> torch.Tensor:
-        """The logarithm of how much likelier each answer is than when it was drawn."""
+        """The log-ratio of each answer's probability now to that when it was drawn, float32 [answers]."""
         batch = self._packed([one.drawn for one in some], [0.0] * len(some)).on(next(model.parameters()).device, slice(None))
         chosen = batch.targets >= 0
         difference = self._log_probs(model, batch) - batch.inputs["sampled"][chosen]

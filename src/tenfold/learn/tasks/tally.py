@@ -1,4 +1,4 @@
-"""Means of what a loss sees on its way, for the record of a run."""
+"""Means of quantities that a loss computes on its way, for the record of a run."""
 
 import torch
 from torch import Tensor
@@ -14,18 +14,18 @@ class Tally:
         self._bounds: dict[str, list[Tensor]] = {}
 
     def add(self, name: str, values: Tensor, counted: Tensor | None = None) -> None:
-        """Count `values`, or those that are marked."""
+        """Add `values`, or those that the mask `counted` marks."""
         values = values.detach().float()
         total, count = (values.sum(), values.numel()) if counted is None else ((values * counted).sum(), counted.sum())
         before = self._sums.get(name, (0.0, 0.0))
         self._sums[name] = before[0] + total, before[1] + count
 
     def bound(self, name: str, values: Tensor) -> None:
-        """Keep the least and the largest value."""
+        """Keep the smallest and the largest of `values`."""
         self._bounds.setdefault(name, []).extend(values.detach().aminmax())
 
     def take(self, dims: ParallelDims = ALONE) -> dict[str, float]:
-        """The means since the last call, over all processes of `dims`, and the bounds of this one."""
+        """The means since the last call over all processes of `dims`, and the bounds on this process; then begin anew."""
         found = {}
         for name, pair in self._sums.items():
             total, count = dims.total(*map(float, pair))

@@ -1,4 +1,4 @@
-"""What teachers say of rows of text: the mean of their probabilities, and its likeliest tokens kept on disk for later students."""
+"""The mean of several teachers' probabilities, and a store on disk of its likeliest tokens for later students."""
 
 import hashlib
 import json
@@ -23,18 +23,18 @@ CHUNK = 1024  # tokens whose logits are in memory at once
 
 
 def mean_log_probs(logits: Sequence[Tensor]) -> Tensor:
-    """Logarithm of the mean of the teachers' probabilities, from the logits [n, vocab] of each."""
+    """Logarithm of the mean of the teachers' probabilities [n, vocab], from the logits [n, vocab] of each."""
     each = [one.float().log_softmax(-1) for one in logits]
     return each[0] if len(each) == 1 else torch.stack(each).logsumexp(0) - float(np.log(len(each)))
 
 
 def rest(log_probs: Tensor) -> Tensor:
-    """The logarithm of the mass that is left [rows, 1]."""
+    """The logarithm of the probability that the given tokens [rows, k] leave to all others, [rows, 1]."""
     return torch.log1p(-log_probs.exp().sum(-1, keepdim=True).clamp(max=1 - 1e-6))
 
 
 class Top(NamedTuple):
-    """The likeliest `tokens` int32 [rows, T, k] with their log-probabilities, and that of all others together [rows, T]."""
+    """The likeliest `tokens` int32 [rows, T, k], their `log_probs` [rows, T, k], and that of all others, `rest` [rows, T]."""
 
     tokens: np.ndarray
     log_probs: np.ndarray
@@ -43,7 +43,7 @@ class Top(NamedTuple):
 
 @dataclass(frozen=True)
 class TaughtRows(HostRows):
-    """Rows of text with what the teachers say of each token."""
+    """Rows of text with the teachers' likeliest tokens at each position."""
 
     top: Top
 
@@ -55,18 +55,18 @@ class TaughtRows(HostRows):
 
 @dataclass(frozen=True)
 class TeacherStore:
-    """Likeliest tokens by step, in a folder of their own for each set of teachers, text, order and `k`."""
+    """The teachers' `k` likeliest tokens, one file for each step; teachers, text, order and `k` determine the folder."""
 
     folder: Path
     k: int
 
     @classmethod
     def of(cls, root: Path, k: int, said: object) -> "TeacherStore":
-        """The store in `root` of all that the rows and the teachers depend on, as JSON values."""
+        """The store in `root` for `k` and `said`: all that the rows and the teachers depend on, as JSON values."""
         return cls(root / hashlib.sha256(json.dumps([k, said], sort_keys=True).encode()).hexdigest()[:16], k)
 
     def rows(self, step: int, rows: slice, batch: TokenRows, teachers: Callable[[], Sequence[Llama]]) -> TaughtRows:
-        """The rows of a step, read where they are there, else asked of the teachers. A file that is damaged is made again."""
+        """The rows of a step, from their file; where that is missing or damaged, from the teachers, and the file is written."""
         file = self.folder / f"step-{step:07d}-{rows.start or 0}-{len(batch.tokens)}.safetensors"
         try:
             stored = load_file(file)

@@ -1,4 +1,4 @@
-"""What people did as interactions to learn from: the store's events, and an earlier table, without those who had theirs deleted."""
+"""Interactions to train on: the events of the store and an earlier table, without users who had their data deleted."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -12,16 +12,16 @@ from tenfold.data.interactions.read import item_attributes, read_interactions
 from tenfold.rank.events.store import Events, events
 from tenfold.spec.errors import TenfoldError
 
-PER_USER_DAY = 1000  # events of a user in a day, above which they are left out: nobody takes so much
+PER_USER_DAY = 1000  # events of a user in a day; further ones are left out, since no person takes so many items
 _DAY = 86400
 SCHEMA = pa.schema([(name, pa.string()) for name in ("user", "item", "action")] + [("value", pa.float64()), ("time", pa.int64())])
 
 
 @dataclass
 class Gathered:
-    """Interactions by time, users as the store's hashes; how many rows are the store's; and rows left out by reason.
+    """Interactions sorted by time, with the store's hashes as users; how many rows are from the store; left-out rows by reason.
 
-    Further columns of the earlier table are empty in the store's rows; what it says of an item holds in all rows of the item.
+    Other columns of the earlier table are empty in rows of the store, except for attributes of items, which are in all rows.
     """
 
     table: pa.Table
@@ -30,7 +30,7 @@ class Gathered:
 
 
 def gather(store: Events, base: str | None) -> Gathered:
-    """Everything that may be learned from. Raises TenfoldError where that is nothing."""
+    """All interactions to train on: the events of `store`, and the table `base`. Raises TenfoldError where there are none."""
     left_out: Counter[str] = Counter()
     taken = _of_store(store, left_out)
     table = taken
@@ -60,7 +60,7 @@ def _of_store(store: Events, left_out: Counter[str]) -> pa.Table:
 
 
 def _of_base(store: Events, table: pa.Table, left_out: Counter[str]) -> pa.Table:
-    """An earlier table, its users hashed as the store's are: one person is one user, and one who left is in neither."""
+    """An earlier table with its users hashed like the store's, so that they match, and without deleted users."""
     gone = store.deleted_users()
     users = table["user"].combine_chunks().dictionary_encode()
     hashes = [store.user_hash(user) for user in users.dictionary.to_pylist()]
@@ -77,7 +77,7 @@ def _of_base(store: Events, table: pa.Table, left_out: Counter[str]) -> pa.Table
 
 
 def _with_attributes(table: pa.Table, attributes: pa.Table) -> pa.Table:
-    """The table with a column item_... for each attribute, by item."""
+    """The table with a column item_... for each attribute of the items."""
     of_rows = attributes_of(table["item"].to_pylist(), attributes).drop_columns(["item"])
     names = [name if name.startswith("item_") else f"item_{name}" for name in of_rows.column_names]
     others = table.drop_columns([name for name in names if name in table.column_names])

@@ -1,4 +1,4 @@
-"""Rows written by one thread: what came while a transaction was under way goes to the disk together in the next one."""
+"""A thread that writes rows: requests that arrive during a transaction go to the disk together in the next one."""
 
 import threading
 from concurrent.futures import Future
@@ -10,7 +10,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from tenfold.spec.errors import TenfoldError
 
-TOGETHER = 256  # requests of one transaction
+TOGETHER = 256  # requests in one transaction, at most
 Rows = list[dict[str, Any]]
 
 
@@ -21,7 +21,7 @@ class _Asked(NamedTuple):
 
 
 class Writer:
-    """Adds rows to tables whose primary keys the clients name: a row that is there already is not added again."""
+    """Adds rows to tables. A row whose primary key is there already is not added again, so clients may repeat requests."""
 
     def __init__(self, engine: Engine):
         self._engine = engine
@@ -35,18 +35,18 @@ class Writer:
 
     @property
     def waiting(self) -> int:
-        """Requests whose rows are not written yet."""
+        """The number of requests whose rows are not written yet."""
         return self._asked.qsize()
 
     def add(self, table: Table, rows: Rows) -> "Future[int]":
-        """How many of the rows were new, once all of them are on the disk."""
+        """Add rows. The future gives how many were new, once all are on the disk, or raises TenfoldError."""
         asked = _Asked(table, rows, Future())
-        asked.done.set_running_or_notify_cancel()  # the rows are written whether somebody waits for them or not
+        asked.done.set_running_or_notify_cancel()  # so that a client who leaves cannot cancel the write
         self._asked.put(asked)
         return asked.done
 
     def close(self) -> None:
-        """Write what waits, and end."""
+        """Write the rows that wait, and end the thread."""
         self._asked.put(None)
         self._thread.join()
 
@@ -60,12 +60,12 @@ class Writer:
             self._write([asked for asked in batch if asked is not None])
 
     def _write(self, batch: list[_Asked]) -> None:
-        """One transaction; where it fails, nothing of it is kept, and whoever asked is told."""
+        """Write one transaction. Where it fails, none of its rows are kept, and all its futures raise TenfoldError."""
         try:
             with self._engine.begin() as connection:
                 counting = connection.execution_options(preserve_rowcount=True)
                 new = [sum(counting.execute(self._once(asked.table, row)).rowcount for row in asked.rows) for asked in batch]
-        except Exception as error:  # a driver has its own for values that it cannot write; the thread must not end
+        except Exception as error:  # drivers raise errors of their own; the thread must go on
             said = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
             for asked in batch:
                 asked.done.set_exception(TenfoldError(f"The events cannot be kept: {said}."))

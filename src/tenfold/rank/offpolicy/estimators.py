@@ -1,7 +1,8 @@
-"""What a policy would have earned, from the log of another: IPS, SNIPS and the doubly robust estimate, with 95 % intervals.
+"""Off-policy estimates of what a policy would have earned, from the log of another: IPS, SNIPS and doubly robust (DR).
 
-A row is a place of a shown list: what it earned, and the weight of the two policies' probabilities of showing just that there. The
-value is the mean reward of a place. Intervals are by the delta method over groups of rows that depend on each other (a user's).
+A row is a place of a shown list, with its reward and its weight: the ratio of the two policies' probabilities of showing that item
+there. The value of a policy is the mean reward of a place. The 95 % intervals are by the delta method over groups of rows that
+depend on each other (those of a user).
 Sources: Swaminathan and Joachims 2015 (SNIPS); Dudik, Langford and Li 2011 (DR).
 """
 
@@ -14,7 +15,7 @@ from scipy import stats
 
 from tenfold.spec.errors import TenfoldError
 
-FEWEST = 30  # groups that an interval needs
+FEWEST = 30  # groups that an interval needs at least
 
 
 class Estimate(NamedTuple):
@@ -27,8 +28,11 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True)
 class Rows:
-    """Arrays of one length: what was earned, the weight, and the group; and for DR the model's rewards [n] of what was shown and
-    of what the policy would show (the mean over its choices)."""
+    """Arrays [n]: the reward, the weight and the group of each row.
+
+    For DR also the rewards that a model predicts: `modelled` for the item that was shown, and `expected` for the policy (the mean
+    over its choices).
+    """
 
     reward: np.ndarray
     weight: np.ndarray
@@ -38,16 +42,20 @@ class Rows:
 
 
 def estimates(rows: Rows) -> dict[str, Estimate]:
-    """`logged` is what the log's own policy earned; `dr` needs modelled rewards.
+    """The estimates by name: `logged` (what the log's own policy earned), `ips`, `snips`, and `dr` where rewards are modelled.
 
-    Raises TenfoldError for rows that allow no estimate: too few groups, or values that are no numbers.
+    Raises TenfoldError for rows that allow no estimate: too few groups, non-finite values, or weights that are all zero.
     """
     w, r = rows.weight, rows.reward
     group = groups(rows.group)
     if not (np.isfinite(w).all() and np.isfinite(r).all() and (w >= 0).all()):
-        raise TenfoldError("The log has rewards or propensities that are no numbers: propensities lie above 0 and up to 1.")
+        raise TenfoldError(
+            "The log has rewards or propensities that are no numbers: give finite rewards, and propensities above 0 and up to 1."
+        )
     if not w.any():
-        raise TenfoldError("Nothing that the policy would show was ever shown: log with --explore above 0.")
+        raise TenfoldError(
+            "The log has no item at a place where the policy would show it: serve with --explore above 0 to get such a log."
+        )
     ones = np.ones(len(r))
     found = {"logged": _ratio(r, ones, group), "ips": _ratio(w * r, ones, group), "snips": _ratio(w * r, w, group)}
     if rows.modelled is not None and rows.expected is not None:
@@ -56,7 +64,7 @@ def estimates(rows: Rows) -> dict[str, Estimate]:
 
 
 def groups(given: np.ndarray) -> np.ndarray:
-    """Groups by number. Raises TenfoldError where there are too few for an interval."""
+    """The number of each row's group, from 0. Raises TenfoldError where there are too few groups for an interval."""
     names, number = np.unique(given, return_inverse=True)
     if len(names) < FEWEST:
         raise TenfoldError(f"The log has {len(names)} users or lists: an interval needs at least {FEWEST}.")
@@ -64,12 +72,12 @@ def groups(given: np.ndarray) -> np.ndarray:
 
 
 def effective_rows(weight: np.ndarray) -> float:
-    """How many rows of equal weights would say as much (Kish)."""
+    """Kish's effective sample size: the number of rows with equal weights that would give the same variance."""
     return float(weight.sum() ** 2 / (weight**2).sum()) if weight.any() else 0.0
 
 
 def _ratio(above: np.ndarray, below: np.ndarray, group: np.ndarray) -> Estimate:
-    """The ratio of two sums, with Student's t over groups."""
+    """The ratio of two sums over rows, with Student's t interval over groups."""
     a, b = (np.bincount(group, values) for values in (above, below))
     value, n = a.sum() / b.sum(), len(a)
     error = math.sqrt(n / (n - 1) * ((a - value * b) ** 2).sum()) / b.sum()

@@ -1,4 +1,4 @@
-"""Logs of policies, from the event store or from tables, as rows for the estimators."""
+"""Logs of shown items and policies to judge on them, as rows for the estimators; and both read from tables."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +15,15 @@ NAMES = {
     "item": ("item", "item_id"), "place": ("place", "position"), "reward": ("reward", "click"),
     "propensity": ("propensity", "propensity_score"),
 }  # fmt: skip
-GROUPS = ("user", "user_id", "list", "round")  # columns of which the first there is says which rows depend on each other
+GROUPS = ("user", "user_id", "list", "round")  # the first of these columns says which rows depend on each other
 
 
 @dataclass(frozen=True)
 class Log:
-    """What was shown: items by number, places from 0, what each earned, and the probability that it was shown there."""
+    """The places that were shown, arrays [n]: item number, place from 0, reward, propensity (probability of being shown), group.
+
+    `items` has the names of the items by number.
+    """
 
     items: list[str]
     item: np.ndarray
@@ -31,13 +34,16 @@ class Log:
 
     @property
     def places(self) -> int:
+        """The number of places of the longest list."""
         return int(self.place.max()) + 1
 
 
 @dataclass(frozen=True)
 class Policy:
-    """What another policy shows in each row of a log: a choice [n, m] of items with the chances of each, and the score of what
-    was shown [n]."""
+    """What another policy would show in each row of a log: the `choice` [n, m] of items, and the `chances` [n, m] of each.
+
+    `shown_score` [n] is the policy's score of the item that was shown.
+    """
 
     choice: Choice
     chances: np.ndarray
@@ -45,7 +51,7 @@ class Policy:
 
 
 def rows_of(log: Log, policy: Policy) -> Rows:
-    """The rows for `estimates`, with rewards modelled across folds of groups."""
+    """The rows for `estimates`, with rewards from a `RewardModel` that is fitted on the other folds of groups."""
     chance = (policy.chances * (policy.choice.item == log.item[:, None])).sum(1)
     modelled, expected, folds = np.zeros(len(chance)), np.zeros(len(chance)), folds_of(groups(log.group))
     shown = Choice(log.item, log.place, policy.shown_score)
@@ -61,7 +67,7 @@ def rows_of(log: Log, policy: Policy) -> Rows:
 def read_log(file: Path) -> Log:
     """A Parquet or CSV table in the form of the Open Bandit Dataset: item, position, click, propensity_score.
 
-    Raises TenfoldError for what is no such table, or has propensities that are none.
+    Raises TenfoldError for a table without these columns, with empty fields, or with propensities that are no probabilities.
     """
     table = read_table(file)
     found = {name: next((known for known in of if known in table.column_names), "") for name, of in NAMES.items()}
@@ -73,7 +79,7 @@ def read_log(file: Path) -> Log:
     items = columns["item"].cast(pa.string()).combine_chunks().dictionary_encode()
     place, reward, propensity = (_numbers(columns[name], name, file) for name in ("place", "reward", "propensity"))
     if not ((propensity > 0) & (propensity <= 1)).all():
-        raise TenfoldError(f"{file} has propensities that are no probabilities of what was shown: above 0, at most 1.")
+        raise TenfoldError(f"{file} has propensities that are no probabilities: give values above 0 and up to 1.")
     whose = next((table[name] for name in GROUPS if name in table.column_names), None)
     group = (
         np.arange(len(table)) if whose is None else whose.cast(pa.string()).combine_chunks().dictionary_encode().indices.to_numpy()
@@ -83,7 +89,7 @@ def read_log(file: Path) -> Log:
 
 
 def uniform(log: Log) -> Policy:
-    """Every item of the log alike, everywhere."""
+    """The policy that shows every item of the log with the same probability at each place."""
     n = len(log.items)
     return _everywhere(log, np.full((log.places, n), 1 / n))
 
@@ -91,7 +97,8 @@ def uniform(log: Log) -> Policy:
 def table_policy(log: Log, file: Path) -> Policy:
     """A policy that depends on the place alone: a table of item, position and probability.
 
-    Raises TenfoldError where it shows items that the log does not know, or its probabilities at a place do not add up to 1.
+    Positions are numbered from the smallest, in both tables. Raises TenfoldError for items and places that are not in the log, and
+    where the probabilities at a place do not add up to 1.
     """
     table = read_table(file)
     if missing := {"item", "position", "probability"} - set(table.column_names):
@@ -103,11 +110,15 @@ def table_policy(log: Log, file: Path) -> Policy:
         table["item"].cast(pa.string()).to_pylist(), positions, table["probability"].to_pylist(), strict=True
     ):
         if p and (name not in number or place >= log.places):
-            raise TenfoldError(f"{file} shows {name!r} at place {place + 1}, which the log never did: nothing can be said of it.")
+            raise TenfoldError(
+                f"{file} shows {name!r} at place {place + 1}, which the log never did: take items and places of the log."
+            )
         if p:
             chances[place, number[name]] = p
-    if not np.allclose(chances.sum(1), 1, atol=1e-3):
-        raise TenfoldError(f"{file}: the probabilities of the items at a place must add up to 1, not {chances.sum(1)[0]:.4g}.")
+    sums = chances.sum(1)
+    if not np.allclose(sums, 1, atol=1e-3):
+        worst = sums[np.abs(sums - 1).argmax()]
+        raise TenfoldError(f"{file}: the probabilities of the items at a place must add up to 1, not {worst:.4g}.")
     return _everywhere(log, chances)
 
 
@@ -120,7 +131,7 @@ def _everywhere(log: Log, chances: np.ndarray) -> Policy:
 def _numbers(column: pa.ChunkedArray, name: str, file: Path) -> np.ndarray:
     try:
         found = column.cast(pa.float64()).to_numpy()
-    except pa.ArrowInvalid:
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         found = np.array([np.nan])
     if not np.isfinite(found).all():
         raise TenfoldError(f"The column {name} of {file} has values that are no numbers.")

@@ -1,7 +1,7 @@
-"""A model of rewards for the doubly robust estimate: least squares on an item's rate, a place's rate, and scores.
+"""A model of rewards for the doubly robust estimate: least squares on the item's rate, the place's rate, and the score.
 
-It need not be right: the estimate stays unbiased, and is the more certain the better the model. Each row is modelled by what other
-folds of users say, so that no reward explains itself.
+The estimate is unbiased even where the model is wrong; the better the model, the narrower the interval. The reward of a row is
+predicted by a model fitted on the other folds of users, so that no reward predicts itself.
 """
 
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 FOLDS = 5
-PRIOR = 20.0  # rows at the mean rate, which an item's or a place's own rows are added to
-RIDGE = 1.0
+PRIOR = 20.0  # pseudo-rows with the mean reward, added to those of each item and place
+RIDGE = 1.0  # penalty of the weights, in units of the variance of the rewards
 
 
 class Choice(NamedTuple):
@@ -24,7 +24,7 @@ class Choice(NamedTuple):
 
 @dataclass(frozen=True)
 class RewardModel:
-    """Rates by number, and weights of [1, item's rate, place's rate, score]."""
+    """Mean rewards (rates) by item number and by place, and the weights of [1, item's rate, place's rate, score]."""
 
     items: np.ndarray
     places: np.ndarray
@@ -32,7 +32,7 @@ class RewardModel:
 
     @classmethod
     def fit(cls, shown: Choice, reward: np.ndarray, sizes: tuple[int, int]) -> "RewardModel":
-        """Of rows [n] among `sizes` items and places."""
+        """Fit the model on shown items and rewards [n]; `sizes` are the numbers of items and of places."""
         items, places = (_rates(of, reward, size) for of, size in zip(shown[:2], sizes, strict=True))
         of_item, of_place = (_rates_without_own(of, reward, size) for of, size in zip(shown[:2], sizes, strict=True))
         x = _features(of_item, of_place, shown.score)
@@ -59,11 +59,11 @@ def _rates(of: np.ndarray, reward: np.ndarray, size: int) -> np.ndarray:
 
 
 def _rates_without_own(of: np.ndarray, reward: np.ndarray, size: int) -> np.ndarray:
-    """For each row the rate of its number among the other rows, lest the fit trust rates of few rows too much."""
+    """For each row the rate over the other rows of its number, so that the fit does not trust rates of few rows too much."""
     sums, counts = _sums(of, reward, size)
     return (sums[of] - reward) / (counts[of] - 1)
 
 
 def folds_of(group: np.ndarray) -> np.ndarray:
-    """The fold of each row; a group, by number, is in one."""
+    """The fold of each row [n]; all rows of a group are in the same one."""
     return np.random.default_rng(0).permutation(group.max() + 1)[group] % FOLDS

@@ -1,4 +1,4 @@
-"""The lists of an event store as a log, and what another ranker would have shown in their place."""
+"""The lists of an event store as a log, and the policy of another ranker for the same requests."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,11 +14,11 @@ from tenfold.rank.serving.protocol import LONGEST, as_asked
 from tenfold.rank.serving.recommender import Query, Recommender
 from tenfold.spec.errors import TenfoldError
 
-TOGETHER = 64  # lists
+TOGETHER = 64  # lists that are ranked again at once
 
 
 class Row(NamedTuple):
-    """A place of a shown list, and the ranker's pool there."""
+    """A place of a shown list, and the other ranker's pool of items, with chances and scores, at that place."""
 
     item: str
     place: int
@@ -34,14 +34,15 @@ class Row(NamedTuple):
 def served_log(
     events: Events, recommender: Recommender, most: int, actions: Sequence[str] = ()
 ) -> tuple[Log, Policy, Counter[str]]:
-    """The newest `most` lists; a place earned 1 where its item was taken from this list, by one of the actions.
+    """The newest `most` lists as a log, the policy of `recommender` for them, and how many lists were left out, by reason.
 
-    Also how many lists were left out, by reason. Raises TenfoldError where none is left.
+    The reward of a place is 1 where its item was taken from this list, by one of the actions, else 0. Raises TenfoldError where no
+    list is left.
     """
     left_out: Counter[str] = Counter()
     rows = list(_rows(events, recommender, most, actions, left_out))
     if not rows:
-        raise TenfoldError("The store has no list with propensities: let people be shown some first.")
+        raise TenfoldError("The store has no list with propensities: serve a ranker without --experiment interleave first.")
     names = recommender.ranker.names
     number = {name: i for i, name in enumerate(dict.fromkeys([*names, *(row.item for row in rows)]))}
     size = max(len(row.pool) for row in rows)
@@ -71,7 +72,7 @@ def _rows(events: Events, recommender: Recommender, most: int, actions: Sequence
 
 
 def _query(events: Events, recommender: Recommender, one: Any) -> Query:
-    """What was asked then, in the ranker's tokens."""
+    """The request for a stored list, in the other ranker's tokens."""
     shown, ranker = one.shown, recommender.ranker
     if shown["history"] is None:
         known = events.history_of(one.user_hash, LONGEST, recommender.settings.history_actions, before=one.created)

@@ -1,4 +1,4 @@
-"""One request for a list: its history, the ranker or the two of an experiment, the answer, and what is kept of it."""
+"""How a request for a list is answered: the history, the ranker or the two of an experiment, and the record in the store."""
 
 import asyncio
 import time
@@ -21,8 +21,8 @@ from tenfold.serve.api.served_model import ServedModel
 from tenfold.serve.backends.backend import backend_of
 from tenfold.spec.plugins import load
 
-UNKNOWN = 100  # items of a request that the answer names at most
-WAITING = 10_000  # lists that wait for the disk, above which an answer waits for its own
+UNKNOWN = 100  # unknown items that an answer names, at most
+WAITING = 10_000  # requests to the store that may wait for the disk; with more, an answer waits until its list is written
 
 
 def rankers(models: Models) -> list[str]:
@@ -31,7 +31,7 @@ def rankers(models: Models) -> list[str]:
 
 
 class Past(NamedTuple):
-    """What a user took before, the oldest first; when, where that is known; and the time then."""
+    """The items that a user took before, the oldest first, their times in seconds where they are known, and the time `now`."""
 
     items: list[str]
     times: list[float]
@@ -47,15 +47,19 @@ class Asking:
 
     @property
     def _of_store(self) -> bool:
-        """Whether the history is the store's: nobody in particular has none."""
+        """Whether the history comes from the store; a user who is not named has none there."""
         return self.body.history is None and self.events is not None and self.user != ANYBODY.name
 
     async def answer(self, place: Place) -> dict[str, Any]:
-        """The answer's fields, once the list is on its way to the store. Raises ApiError or TenfoldError."""
+        """The fields of the answer (`Ranked`). The list is handed to the store first. Raises ApiError or TenfoldError."""
         found = rankers(self.models)
         name = self.models.resolve(self.body.model) if self.body.model or not found else found[0]
         if name not in found:
-            raise ApiError(400, f"The model {name!r} recommends nothing: it ranks no items.", param="model")
+            raise ApiError(
+                400,
+                f"The model {name!r} is no ranker; the rankers of this server are: {', '.join(found) or 'none'}.",
+                param="model",
+            )
         first = await self.models.get(name)
         experiment = worker_of(first).settings.experiment
         store = None if experiment == "none" or self.body.model or len(found) < 2 else self.events
@@ -72,11 +76,13 @@ class Asking:
         return {"id": list_id, **{key: shown[key] for key in ("model", "items", "scores", "propensities", "unknown")}}
 
     async def _taken(self, model: ServedModel) -> Past:
-        """The history of the request or of the store; the model is kept meanwhile."""
+        """The history, from the request or the store; the model is not unloaded while the store is read."""
         body = self.body
         if body.history is not None:
             if body.times is not None and len(body.times) != len(body.history):
-                raise ApiError(400, f"times has {len(body.times)} of {len(body.history)} items: give one for each.", param="times")
+                raise ApiError(
+                    400, f"times has {len(body.times)} entries for {len(body.history)} items: give one for each.", param="times"
+                )
             return _past(body.history, body.times or [])
         if self.events is None or not self._of_store:
             return _past([], [])
@@ -89,7 +95,7 @@ class Asking:
         return _past([one.item for one in found], [one.time for one in found])
 
     async def _listed(self, name: str, place: Place, taken: Past) -> dict[str, Any]:
-        """What one ranker shows, as it is kept."""
+        """The list of one ranker, as it is stored."""
         model = await self.models.admit(name, place, 1)
         began, worker = time.monotonic(), worker_of(model)
         query, unknown = self._query(worker.recommender.ranker, taken)
@@ -107,14 +113,13 @@ class Asking:
         }  # fmt: skip
 
     def _query(self, ranker: Ranker, taken: Past) -> tuple[Query, list[str]]:
-        """The request in a ranker's tokens, and the items that it does not know."""
+        """The request in a ranker's tokens, and the names of items that the ranker does not know."""
         named = list(dict.fromkeys([*taken.items, *self.body.exclude, *(self.body.among or ())]))
         unknown = [name for name, token in zip(named, ranker.tokens(named), strict=True) if not token]
         return self.body.query(ranker, ranker.history(*taken)), unknown[:UNKNOWN]
 
     async def _interleaved(self, pair: list[str], place: Place, taken: Past) -> dict[str, Any]:
-        """One list of both. Its propensities depend on which picks are whose, and are not kept."""
-
+        """One list of both rankers. Its propensities, which would depend on the teams, are not computed."""
         a, b = await asyncio.gather(*(self._listed(name, place, taken) for name in pair))
         items, teams = interleave(a["items"], b["items"], self.body.k, self.rng)
         scores = [dict(zip(one["items"], one["scores"], strict=True)) for one in (a, b)]
@@ -125,7 +130,7 @@ class Asking:
         }  # fmt: skip
 
     async def _keep(self, list_id: str, shown: dict[str, Any]) -> None:
-        """Hand a list to the store. A history that the store has itself is not kept again."""
+        """Hand a list to the store, without the history where that came from the store."""
         if self.events is None:
             return
         history = None if self._of_store else self.body.history or []
@@ -135,7 +140,7 @@ class Asking:
 
 
 def _past(items: list[str], times: list[float]) -> Past:
-    """The time is to the minute, so that a history is remembered; None where the history has no times."""
+    """`now` is rounded down to the minute, so that the vector of the history can be cached; None for a history without times."""
     return Past(items, times, max(times[-1], time.time() // 60 * 60) if times else None)
 
 

@@ -1,4 +1,4 @@
-"""What is known of the items beside their names: attributes by which lists are filtered, boosted and kept varied."""
+"""Attributes of the items, by which lists are filtered and boosted, and the number of similar items is limited."""
 
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from tenfold.data.interactions.content import first_rows
 from tenfold.data.interactions.read import read_table
 from tenfold.spec.errors import TenfoldError, nearest
 
-MASKS = 64  # filters whose items are remembered
+MASKS = 64  # filters whose masks are cached
 
 
 @dataclass
@@ -31,21 +31,21 @@ Wanted = str | float | list[str | float] | Range
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Attributes by token, numbers or text; NaN and "" where an item has none."""
+    """Attributes of `size` tokens: arrays of numbers or text by name; NaN and "" where an item has no value."""
 
     size: int
     attributes: dict[str, np.ndarray] = field(default_factory=dict)
     _masks: "OrderedDict[str, Tensor]" = field(default_factory=OrderedDict)
 
     def values(self, attribute: str) -> np.ndarray:
-        """Raises TenfoldError for an attribute that the items do not have."""
+        """The values of an attribute by token. Raises TenfoldError for an unknown attribute."""
         if attribute not in self.attributes:
             known = ", ".join(self.attributes) or "none: give --items"
             raise TenfoldError(f"Items have no attribute {attribute!r}{nearest(attribute, self.attributes)}; they have {known}.")
         return self.attributes[attribute]
 
     def allowed(self, where: Mapping[str, Wanted]) -> Tensor | None:
-        """Which tokens are items that have what is wanted, bool [size]; None where nothing is."""
+        """Which tokens have the wanted attributes, bool [size]; None where `where` is empty."""
         if not where:
             return None
         key = repr(sorted(where.items(), key=lambda item: item[0]))
@@ -57,7 +57,10 @@ class Catalogue:
         return self._masks[key]
 
     def extended(self, items: pa.Table, names: list[str]) -> "Catalogue":
-        """With more items, named in the order of their tokens, and what a table says of them."""
+        """The catalogue with more items; `names` are in the order of their tokens, `items` is the table of their attributes.
+
+        Raises TenfoldError where an attribute that is a number has other values.
+        """
         row = first_rows(items)
         rows, known = np.array([row[name] for name in names], int), _columns(items)
         more = {}
@@ -69,7 +72,7 @@ class Catalogue:
                     (values, _by_token(items[name], rows).astype(float if number else str) if name in known else none)
                 )
             except ValueError:
-                raise TenfoldError(f"The attribute {name!r} is a number: new items have other values.") from None
+                raise TenfoldError(f"The attribute {name!r} is a number, and the new items have other values of it.") from None
         return Catalogue(self.size + len(names), more)
 
 
@@ -77,12 +80,12 @@ def _has(values: np.ndarray, wanted: Wanted, name: str) -> np.ndarray:
     numbers = values.dtype.kind == "f"
     if isinstance(wanted, Range):
         if not numbers:
-            raise TenfoldError(f"The attribute {name!r} is text, which has no range: give the values that are wanted.")
+            raise TenfoldError(f"The attribute {name!r} is text, which has no range: give the wanted values instead.")
         low, high = (-np.inf if wanted.min is None else wanted.min), (np.inf if wanted.max is None else wanted.max)
         return (low <= values) & (values <= high)
     given = wanted if isinstance(wanted, list) else [wanted]
     if numbers and any(isinstance(one, str) for one in given):
-        raise TenfoldError(f"The attribute {name!r} is a number: it is none of {given}.")
+        raise TenfoldError(f"The attribute {name!r} is a number, and {given} has texts: give numbers or a range.")
     return np.isin(values, np.asarray(given, float) if numbers else np.asarray([str(one) for one in given]))
 
 
@@ -102,7 +105,7 @@ def read_catalogue(file: Path | None, names: list[str]) -> Catalogue:
 
 
 def read_items(file: Path) -> pa.Table:
-    """A table of items, with their names as text. Raises TenfoldError for what is none."""
+    """A table of items, with their names as text. Raises TenfoldError for a file that is no table, or has no column `item`."""
     table = read_table(file)
     if "item" not in table.column_names:
         raise TenfoldError(f"{file} has no column 'item': it has {', '.join(table.column_names)}.")
@@ -110,7 +113,7 @@ def read_items(file: Path) -> pa.Table:
 
 
 def _columns(table: pa.Table) -> list[str]:
-    """Attributes that are one value an item: a list of words or numbers is for the model alone."""
+    """The columns with one value for each item; lists of words or numbers are content for the model and no attributes."""
     return [name for name in table.column_names if name != "item" and not pa.types.is_nested(table[name].type)]
 
 

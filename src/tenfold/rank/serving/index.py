@@ -1,7 +1,7 @@
-"""Retrieval: the items whose vectors have the largest products with a user's.
+"""Retrieval: the items whose vectors have the largest products with the vector of a user.
 
-The exact product reads every vector. Beyond a million items an approximate index (usearch) reads few of them; where few items may
-be shown, their exact product is less work than a search that leaves most of what it finds out.
+The exact index reads every vector. The approximate index (usearch) reads few of them, which pays beyond a million items. Where a
+filter allows few items, their exact products are less work than a search whose results are mostly filtered out.
 """
 
 from collections.abc import Sequence
@@ -15,34 +15,39 @@ from torch import Tensor
 from tenfold.rank.serving.settings import IndexName
 from tenfold.spec.errors import NotInstalled
 
-EXACT_ITEMS = 1_000_000  # up to which `auto` takes the exact product
+EXACT_ITEMS = 1_000_000  # up to which `auto` takes the exact index
 SCORES = 2**24  # computed at once: 64 MiB
-FEW = 100_000  # items that may be shown, up to which these alone are multiplied
-EXPANSION = 256  # candidates that a search of the approximate index keeps
+FEW = 100_000  # allowed items up to which only their products are computed
+EXPANSION = 256  # candidates that a search of the approximate index keeps (`expansion_search` of usearch)
 
 
 class Found(NamedTuple):
-    """The best items of one user: tokens and scores, the best first; fewer than asked for where there are no more."""
+    """The best items of one user: tokens and scores, the best first; fewer than asked for where not enough may be shown."""
 
     tokens: np.ndarray
     scores: np.ndarray
 
 
 class Index(Protocol):
+    """An index of item vectors; token 0 is no item and is never found."""
+
     def search(self, users: Tensor, k: int, left_out: Sequence[Sequence[int]], allowed: Tensor | None = None) -> list[Found]:
-        """The `k` best items of each of `users` [n, dim], without those of its `left_out`; of `allowed` [vocab] where given."""
+        """The `k` best items for each of `users` [n, dim], without the tokens in its `left_out`.
+
+        `allowed` bool [vocab] are the tokens that may be found; None allows all.
+        """
         ...
 
     def grow(self, items: Tensor) -> None:
-        """Take the vectors [vocab, dim] of more items; those that are known come first, as they are."""
+        """Replace the vectors by `items` [vocab, dim]: the old ones, unchanged, and new ones after them."""
         ...
 
 
 class Exact:
-    """Every product."""
+    """The exact index: computes the products of all items."""
 
     def __init__(self, items: Tensor):
-        """Of the vectors [vocab, dim]; token 0 is no item."""
+        """An index of the vectors [vocab, dim]."""
         self.items = items
 
     def grow(self, items: Tensor) -> None:
@@ -75,10 +80,10 @@ def _finite(scores: Tensor, tokens: Tensor) -> Found:
 
 
 class Approximate:
-    """usearch's graph, by the inner product; the scores of what it finds are exact."""
+    """The approximate index: usearch's graph by inner products. The scores of the items that it finds are exact."""
 
     def __init__(self, items: Tensor):
-        """Raises NotInstalled where usearch is missing."""
+        """An index of the vectors [vocab, dim]. Raises NotInstalled where usearch is missing."""
         if find_spec("usearch") is None:
             raise NotInstalled("The approximate index needs usearch: pip install 'tenfold[rank]'.")
         from usearch.index import Index as Graph
@@ -92,7 +97,7 @@ class Approximate:
         self.graph.add(np.arange(known, len(items)), items[known:].numpy())
 
     def search(self, users: Tensor, k: int, left_out: Sequence[Sequence[int]], allowed: Tensor | None = None) -> list[Found]:
-        if allowed is not None:  # a graph is slow and loses items where most of its nodes may not be shown
+        if allowed is not None:  # a search of the graph is slow and misses items where most nodes are not allowed
             return self._exact.search(users, k, left_out, allowed)
         return [self._one(user, k, out) for user, out in zip(users, left_out, strict=True)]
 
@@ -105,6 +110,6 @@ class Approximate:
 
 
 def make_index(name: IndexName, items: Tensor) -> Index:
-    """The index of a name; `auto` is exact up to a million items, and beyond where usearch is missing."""
+    """The index of a name. `auto` is exact up to a million items, and beyond that approximate where usearch is installed."""
     approximate = len(items) > EXACT_ITEMS + 1 and find_spec("usearch") is not None if name == "auto" else name == "usearch"
     return Approximate(items) if approximate else Exact(items)

@@ -1,4 +1,4 @@
-"""What clients of the ranking routes send, and what they are answered."""
+"""The bodies of requests to the ranking routes, and of their answers."""
 
 from typing import Annotated, Any
 
@@ -9,8 +9,9 @@ from tenfold.rank.serving.places import Rules
 from tenfold.rank.serving.recommender import Query
 from tenfold.serve.api.protocol import Body, Finite, RequestBody
 
+# Largest numbers of: items of a history, excluded items, items of a recommended list, candidates, events of a request.
 LONGEST, LEFT_OUT, MOST, CANDIDATES, EVENTS = 2000, 10_000, 100, 10_000, 1000
-MILLISECONDS = 1e11  # a time above is none in seconds before the year 5000
+MILLISECONDS = 1e11  # larger times are taken for milliseconds: in seconds they would be after the year 5000
 Item = Annotated[str, Field(min_length=1, max_length=1000)]
 User = Annotated[str, Field(min_length=1, max_length=256)]
 Name = Annotated[str, Field(min_length=1, max_length=40)]
@@ -18,7 +19,7 @@ Name = Annotated[str, Field(min_length=1, max_length=40)]
 
 def _seconds(value: object) -> object:
     if isinstance(value, int | float) and not isinstance(value, bool) and not 0 <= value < MILLISECONDS:
-        raise ValueError(f"times are seconds since 1970, and {value} is none (milliseconds? divide by 1000)")
+        raise ValueError(f"times are seconds since 1970, and {value} is out of range (if it is in milliseconds, divide by 1000)")
     return value
 
 
@@ -26,10 +27,10 @@ Time = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_seconds)]
 
 
 class RecommendRequest(RequestBody):
-    """For a user of the event store, or for a history, the oldest item first; either may be empty.
+    """A request for recommendations, by a `history` (the oldest item first) or by a `user` whose history is in the event store.
 
-    What the history holds is not shown again unless `repeat` says so. `objectives` weigh what the model predicts of an item, as
-    {"like": 1, "next": 0.1}; `next` is the logit of the next item, by which alone items are ranked where none is given.
+    Items of the history are shown again only with `repeat`. `objectives` are weights of the model's predictions for an item, as in
+    {"like": 1, "next": 0.1}; `next` is the logit of the next item, by which items are ranked where no objectives are given.
     """
 
     model: str = ""
@@ -44,29 +45,29 @@ class RecommendRequest(RequestBody):
 
     @property
     def among(self) -> list[str] | None:
-        """The items that are ranked; None of the whole catalogue."""
+        """The candidates; None for the whole catalogue."""
         return None
 
     def query(self, ranker: Ranker, history: History) -> Query:
-        """What is asked of a ranker for a user with this history."""
+        """The request in the ranker's tokens, for a user with this history."""
         out = frozenset(filter(None, ranker.tokens(self.exclude))) | frozenset(() if self.repeat else history.items)
         candidates = None if self.among is None else ranker.tokens(self.among)
         return Query(history, self.k, candidates, out, self.rules, self.objectives)
 
     def kept(self) -> dict[str, Any]:
-        """What a list is stored with, of which `as_asked` makes the request again; its history is stored beside."""
+        """The fields that are stored with a list, from which `as_asked` makes the request again; the history is stored apart."""
         names = {"k", "rules", "objectives", "exclude", "repeat", "times"}
         return {**self.model_dump(include=names), "candidates": self.among}
 
 
 def as_asked(kept: dict[str, Any]) -> RecommendRequest:
-    """The request of a stored list."""
+    """The request of a stored list, from its fields `kept`."""
     asked = {name: kept[name] for name in ("k", "rules", "objectives", "exclude", "repeat")}
     return RecommendRequest(**asked) if kept["candidates"] is None else RankRequest(**asked, candidates=kept["candidates"])
 
 
 class RankRequest(RecommendRequest):
-    """The same among `candidates`; all of them are ranked where `k` says nothing else."""
+    """A request to rank `candidates`, by default all of them."""
 
     candidates: Annotated[list[Item], Field(min_length=1, max_length=CANDIDATES)]
     k: Annotated[int, Field(ge=1, le=CANDIDATES)] = CANDIDATES
@@ -78,9 +79,9 @@ class RankRequest(RecommendRequest):
 
 
 class Ranked(Body):
-    """Items, the best first, and their scores: logits of the next item, with what the rules added.
+    """Items, the best first, and their scores: logits of the next item or weighted objectives, plus boosts.
 
-    `propensities` are the probabilities of what stands at each place, given the places before. `id` names the list in events.
+    `propensities` are the probabilities of each item at its place, given the places before. `id` names the list in events.
     `unknown` are items of the request that the model does not know.
     """
 
@@ -93,7 +94,7 @@ class Ranked(Body):
 
 
 class Event(Body):
-    """What a user did with an item: `list` and `place` (from 1) say where they saw it. An `id` makes sending it again harmless."""
+    """What a user did with an item. `list` and `place` (from 1) say where they saw it; an `id` lets clients repeat the request."""
 
     item: Item
     action: Name = "click"
@@ -105,24 +106,26 @@ class Event(Body):
 
 
 class EventsRequest(RequestBody):
+    """Events of one user."""
+
     user: User | None = None
     events: Annotated[list[Event], Field(min_length=1, max_length=EVENTS)]
 
 
 class ItemsRequest(RequestBody):
-    """Items that the training never saw, each with its name in `item` and what is known of it, in the columns of the training."""
+    """New items, each with its name in `item`, and its content in the columns that the model was trained with."""
 
     items: Annotated[list[dict[str, str | Finite | list[str] | list[Finite] | None]], Field(min_length=1, max_length=EVENTS)]
 
 
 class AddedItems(Body):
-    """How many items there are now."""
+    """The number of items that the first ranker has now."""
 
     items: int
 
 
 class KeptEvents(Body):
-    """How many events are on the disk, and how many of them were there already."""
+    """How many events of the request are on the disk, and how many of them were there already."""
 
     kept: int
     known: int

@@ -1,7 +1,8 @@
-"""Two stages in one process: the best of the catalogue by their products, or the candidates of a request; then rules and variety.
+"""Recommendation in two stages in one process: retrieve the best items of the catalogue, or score the candidates of a request; then
+fill the list by rules and diversity.
 
-A history is computed once: its vector is kept, and any number of candidates is scored against it. A candidate's score depends on
-the history and not on the other candidates.
+The vector of a history is computed once and cached; any number of candidates is scored against it. A candidate's score depends on
+the history, not on the other candidates.
 """
 
 from collections import OrderedDict
@@ -24,13 +25,13 @@ from tenfold.spec.errors import TenfoldError, nearest
 
 T = TypeVar("T")
 TOGETHER = 64  # histories computed at once
-BESIDE = 512  # candidates that read a history at once
-NEXT = "next"  # the objective of the training itself: the logit of the next item
+BESIDE = 512  # candidates whose objectives are predicted at once
+NEXT = "next"  # the name of the logit of the next item among the objectives
 
 
 @dataclass(frozen=True)
 class Query:
-    """What is asked for one user. Without `candidates` the whole catalogue is; those of `left_out` are not shown."""
+    """A request for one user, in tokens: `k` items of `candidates`, or of the whole catalogue, without those of `left_out`."""
 
     history: History
     k: int
@@ -41,7 +42,7 @@ class Query:
 
 
 class Hits(NamedTuple):
-    """How often a history was looked for in the cache, and found."""
+    """How often a history was looked up in the cache, and found there."""
 
     asked: int
     found: int
@@ -51,7 +52,7 @@ class Recommender:
     """A ranker, its catalogue and its index."""
 
     def __init__(self, ranker: Ranker, settings: RankSettings = RankSettings(), catalogue: Catalogue | None = None):
-        ranker.model.requires_grad_(False)  # its items may be the weights themselves
+        ranker.model.requires_grad_(False)  # its item vectors may be the parameter itself
         self.ranker, self.settings = ranker, settings
         self.catalogue = catalogue or Catalogue(len(ranker.names))
         self.index = make_index(settings.index, ranker.items)
@@ -60,32 +61,32 @@ class Recommender:
 
     @classmethod
     def load(cls, path: Path, settings: RankSettings = RankSettings()) -> "Recommender":
-        """The recommender of a finished run, or of its folder `model`. Raises TenfoldError where there is none."""
+        """The recommender of a finished run, or of its folder `model`. Raises TenfoldError where there is no ranker.
+
+        New items of the table `settings.items` are added where the model can rank them by their content.
+        """
         ranker = Ranker.load(path)
         if settings.items is not None and ranker.extras.content is not None:
             ranker.add_items(read_items(settings.items))
         return cls(ranker, settings, read_catalogue(settings.items, ranker.names))
 
     def add_items(self, items: pa.Table) -> int:
-        """Let items that the training never saw be shown, by what is known of them; how many items there are then.
-
-        Raises TenfoldError where the ranker knows no content.
-        """
-        before = len(self.ranker.names)
+        """Add new items, which are ranked by their content; returns the number of all items. See `Ranker.add_items`."""
+        catalogue = self.catalogue.extended(items, list(self.ranker.new_rows(items)))  # may raise, so before any change
         self.ranker.add_items(items)
-        self.catalogue = self.catalogue.extended(items, self.ranker.names[before:])
+        self.catalogue = catalogue
         self.index.grow(self.ranker.items)
         return len(self.ranker.names) - 1
 
     def answer(self, queries: Sequence[Query], rng: np.random.Generator) -> list[List | TenfoldError]:
-        """A list for each query, or why there is none."""
+        """A list for each query, or the error that says why there is none."""
         answers: list[List | TenfoldError] = []
         for query, places in zip(queries, self.places(queries), strict=True):
             answers.append(places if isinstance(places, TenfoldError) else fill(places, query.k, rng))
         return answers
 
     def places(self, queries: Sequence[Query]) -> list[Places | TenfoldError]:
-        """The places of each query, none of them filled."""
+        """The places of each query, not filled yet, or the error."""
         if not queries:
             return []
         found = self._found(queries, self._users([query.history for query in queries]))
@@ -93,7 +94,7 @@ class Recommender:
         return [one if isinstance(one, TenfoldError) else _or_error(self._places, query, one) for query, one in pairs]
 
     def _found(self, queries: Sequence[Query], users: Tensor) -> list[Found | TenfoldError]:
-        """The pool of each query; those of the whole catalogue that have the same filter are searched for together."""
+        """The pool of each query; queries of the whole catalogue with the same filter are searched together."""
         made: dict[int, Found | TenfoldError] = {}
         together: dict[str, list[int]] = {}
         for i, query in enumerate(queries):
@@ -107,7 +108,7 @@ class Recommender:
         return [made[i] for i in range(len(queries))]
 
     def _searched(self, queries: list[Query], users: Tensor) -> list[Found]:
-        """The pools of queries with the same filter."""
+        """The pools of queries of the whole catalogue with the same filter."""
         most = max(self.settings.pool, *(query.k for query in queries))
         allowed = self.catalogue.allowed(queries[0].rules.where)
         return self.index.search(users, most, [sorted(query.left_out) for query in queries], allowed)
@@ -129,10 +130,12 @@ class Recommender:
         return Places(Pool(found.tokens, found.scores, vectors), query.rules, self.catalogue, self.settings.explore)
 
     def _weighed(self, query: Query, found: Found) -> Found:
-        """The same items by a weighted sum of what the model predicts of each; candidates see the history, not each other."""
+        """The same items, ranked by the weighted sum of the objectives of the query."""
         known = [NEXT, *self.ranker.objectives]
         if wrong := [name for name in query.objectives if name not in known]:
-            raise TenfoldError(f"The model predicts no {wrong[0]!r}{nearest(wrong[0], known)}: it has {', '.join(known)}.")
+            raise TenfoldError(
+                f"The model predicts no {wrong[0]!r}{nearest(wrong[0], known)}: its objectives are {', '.join(known)}."
+            )
         scores = query.objectives.get(NEXT, 0.0) * found.scores.astype(float)
         if set(query.objectives) != {NEXT}:
             for first in range(0, len(found.tokens), BESIDE):
@@ -143,7 +146,7 @@ class Recommender:
         return Found(found.tokens[best], scores[best])
 
     def _users(self, histories: Sequence[History]) -> Tensor:
-        """The vector of each history: remembered, or computed together with others of about its length."""
+        """The vector of each history, from the cache, or computed in batches of histories of about the same length."""
         missing = sorted({h for h in histories if h not in self._vectors}, key=lambda h: len(h.items))
         self.hits = Hits(self.hits.asked + len(histories), self.hits.found + len(histories) - len(missing))
         made: dict[History, Tensor] = {}
@@ -159,7 +162,7 @@ class Recommender:
 
 
 def _or_error(work: Callable[..., T], *given: Any) -> T | TenfoldError:
-    """What is made of a request, or why nothing is: a wrong one stops no other that is answered with it."""
+    """The result of `work`, or the TenfoldError that it raises, so that a wrong request does not stop the others of its batch."""
     try:
         return work(*given)
     except TenfoldError as error:

@@ -1,6 +1,6 @@
-"""`/v1/recommend`, `/v1/rank` and `/v1/events`, beside the other routes of a server that has a ranker.
+"""The routes `/v1/recommend`, `/v1/rank`, `/v1/events` and `/v1/items` of a server that has a ranker.
 
-The history comes in the request or from the event store: no user is known to the model, so a new one is served at once.
+The history comes with the request or from the event store. The model has no parameters of users, so new users are served at once.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from tenfold.serve.api.streaming import until_disconnect
 
 
 def add_routes(app: FastAPI) -> None:
-    """Add the routes where a ranker is served."""
+    """Add the routes to the app, if a ranker is among its models."""
     if not rankers(app.state.models):
         return
     url = app.state.options.events
@@ -58,7 +58,7 @@ KeptEventStore = Annotated[Events, Depends(_events)]
 
 
 def user_of(caller: Caller, named: str | None) -> str:
-    """Whose data a request gives: an operator's key is that of a service, which speaks for its users."""
+    """The user whose request this is. An operator's key belongs to a service, which may name any of its users."""
     return named if named and caller.is_operator else caller.user(named)
 
 
@@ -72,12 +72,12 @@ async def rank(body: RankRequest, request: HttpRequest, place: Placed, models: S
 
 
 async def add_items(body: ItemsRequest, models: ServedModels) -> Response:
-    """Every ranker takes them, until the server ends or the ranker is swapped: `--items` is where they are kept."""
+    """Add new items to every ranker, until the server stops or the ranker is swapped; `--items` adds them for good."""
     if not all(isinstance(row.get("item"), str) and row["item"] for row in body.items):
-        raise ApiError(400, "items: each needs its name in `item`.", param="items")
+        raise ApiError(400, "items: give each row a name in `item`.", param="items")
     try:
         table = pa.Table.from_pylist(body.items)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise ApiError(400, f"items: a column has values of several kinds: {str(error).splitlines()[0].rstrip('.')}.") from None
     counts = [await worker_of(await models.get(name)).add_items(table) for name in rankers(models)]
     return JSONResponse({"items": counts[0]})
@@ -85,7 +85,7 @@ async def add_items(body: ItemsRequest, models: ServedModels) -> Response:
 
 async def keep(body: EventsRequest, caller: CurrentCaller, events: KeptEventStore) -> Response:
     user, now = user_of(caller, body.user), time.time()
-    whose = events.user_hash(user)[:16]  # so that nobody's ids stand in another's way
+    whose = events.user_hash(user)[:16]  # so that equal ids of two users do not collide
     rows = [
         {
             "id": f"{whose}-{event.id or uuid4().hex}",
@@ -100,7 +100,7 @@ async def keep(body: EventsRequest, caller: CurrentCaller, events: KeptEventStor
 
 
 async def forget(caller: CurrentCaller, events: KeptEventStore, user: str | None = None) -> Response:
-    """Delete what the caller gave; where the server has no keys, what `user` gave."""
+    """Delete the data of the caller, or of `user` where the server has no keys."""
     return JSONResponse({"deleted_rows": await asyncio.to_thread(events.delete_user, caller.user(user))})
 
 

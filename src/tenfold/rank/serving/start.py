@@ -1,4 +1,4 @@
-"""Loads the models of a server of which some are rankers."""
+"""Loading of the models of a server, some of which are rankers."""
 
 from functools import partial
 
@@ -12,11 +12,11 @@ from tenfold.spec.plugins import load
 
 
 def make_with(ranking: WorkerSettings, options: EngineOptions) -> Backend:
-    """A ranker's worker with these settings; the backend of any other model."""
+    """A `RankWorker` with these settings for a ranker, and the usual backend for any other model."""
     ranks = load("backends", backend_of(options.path)) is RankWorker
     return RankWorker(options, ranking) if ranks else make_backend(options)
 
 
 async def load_with(ranking: WorkerSettings, options: EngineOptions) -> tuple[TextSide, Backend]:
-    """`load_model`, where rankers have these settings."""
+    """As `load_model`, with these settings for rankers."""
     return await load_model(options, partial(make_with, ranking))

@@ -1,7 +1,7 @@
-"""A ranker as a backend of the server: requests of many users are answered together, by a thread beside the event loop.
+"""A ranker as a backend of the server: a thread beside the event loop answers the requests of many users in batches.
 
-The server's own queue, keys, budgets, metrics, drain and swap stand before it, as before any backend. A request that has waited
-longer than `max_wait_ms` is refused, so that those which are answered are answered in time.
+Queue, keys, budgets, metrics, drain and swap are the server's, as for any backend. A request that has waited longer than
+`max_wait_ms` is refused, so that the others are answered in time.
 """
 
 import asyncio
@@ -34,10 +34,10 @@ class _Asked(NamedTuple):
 
 
 class RankWorker:
-    """A `Backend` that ranks items and writes no text."""
+    """A `Backend` that ranks items and generates no text."""
 
     def __init__(self, options: EngineOptions, settings: WorkerSettings = WorkerSettings()):
-        """Of the model at `options.path`; it is loaded by `start`."""
+        """A worker for the model at `options.path`, which `start` loads."""
         self.options, self.settings = options, settings
         self.max_model_len = 0
         self._waiting: deque[_Asked] = deque()
@@ -75,7 +75,7 @@ class RankWorker:
         self._task = asyncio.create_task(self._work())
 
     def _load(self) -> tuple[Recommender, str]:
-        """The recommender, warm, and the hash of its weights: after a swap the first request waits for neither."""
+        """The recommender after a first request, and the hash of its weights, so that no user waits for either after a swap."""
         if self.options.threads:
             torch.set_num_threads(self.options.threads)
         recommender = Recommender.load(self.options.path, self.settings)
@@ -83,7 +83,7 @@ class RankWorker:
         return recommender, weights_hash(self.options.path)
 
     async def recommend(self, query: Query) -> List:
-        """The list for a query. Raises TenfoldError where there is none, ApiError where it waited too long, or BackendStopped."""
+        """The list for a query. Raises TenfoldError for a wrong query, ApiError where it waited too long, or BackendStopped."""
         if not self.is_alive:
             raise BackendStopped
         asked = _Asked(query, time.monotonic(), asyncio.get_running_loop().create_future())
@@ -92,11 +92,11 @@ class RankWorker:
         return await asked.answer
 
     async def add_items(self, items: pa.Table) -> int:
-        """`Recommender.add_items`, between two batches."""
+        """As `Recommender.add_items`, between two batches."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self.recommender.add_items, items)
 
     async def generate(self, request: Request) -> AsyncGenerator[Output, None]:
-        yield failed(request, "This model ranks items and writes no text: ask /v1/recommend or /v1/rank.")
+        yield failed(request, "This model ranks items and generates no text: ask /v1/recommend or /v1/rank.")
 
     async def score(self, request: Request) -> list[TokenLogprob]:
         raise TenfoldError("This model ranks items and scores no text: ask /v1/rank.")
@@ -124,7 +124,7 @@ class RankWorker:
                     asked.answer.set_exception(BackendStopped())
 
     def _next(self) -> list[_Asked]:
-        """What is answered next, without those whose clients have left or who have waited too long."""
+        """The next batch, without requests whose clients have left or that have waited too long."""
         batch: list[_Asked] = []
         while self._waiting and len(batch) < self.options.max_num_seqs:
             asked = self._waiting.popleft()
