@@ -102,7 +102,7 @@ def test_a_tokenizer_that_scores_do_not_say_is_refused(tmp_path):
     source = sentencepiece_model(tmp_path / "model")
     stored = json.loads((source / "tokenizer.json").read_text())
     for change, said in (
-        ({"merges": stored["model"]["merges"][:-1]}, "merges that scores of pieces do not lead to"),
+        ({"merges": stored["model"]["merges"][:-1]}, "merges that cannot be expressed as scores"),
         ({"vocab": {k: v for k, v in stored["model"]["vocab"].items() if k != "<0x00>"}}, "no tokens for some bytes"),
     ):
         other = Tokenizer.from_str(json.dumps(stored | {"model": stored["model"] | change}))
