@@ -61,7 +61,7 @@ def test_experts_answer_in_llamacpp_as_here_and_are_read_again(tmp_path, stretch
         ({"attention_chunk": 64}, "attention in chunks of 64 tokens"),
         ({"nope_every": 2}, "other global layers"),
         ({"qk_norm": False}, "qk_norm = False with 4 experts"),
-        ({"temperature_floor": 100}, "do not grow by 0.1"),
+        ({"temperature_floor": 100}, "differs from temperature_floor = 8192"),
     ],
 )
 def test_a_model_that_llamacpp_would_compute_otherwise_is_refused(tmp_path, changes, said):
