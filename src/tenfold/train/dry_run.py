@@ -126,7 +126,7 @@ def _next_token_loss(model: Any, batch: Batch) -> LossSums:
 
 
 def _use_gpu_loss() -> None:
-    """Give the loss a GPU's chunk size and memory use: like the compiled kernel, it allocates the logits and their gradient only."""
+    """Give the loss a GPU's chunk size and memory use: like the compiled kernel, it allocates only logits and gradient."""
     loss.CHUNK_BYTES["cpu"] = 2 * loss.CHUNK_BYTES["cuda"]  # chunk_rows assumes float32 logits on a CPU, but here they are bfloat16
     loss._ChunkedCrossEntropy = loss._FusedCrossEntropy  # type: ignore[misc, assignment]
     loss.fused_gradient = lambda logits, *_: (logits.new_zeros(()), logits.new_zeros(()), torch.empty_like(logits))
@@ -262,7 +262,7 @@ class Tracker(FSDPMemTracker):
 
 
 def _share_sent(collective: str, ranks: int) -> float:
-    """The share of a collective's data that each process sends in a ring algorithm; 1 for a send to one process, 0 for a receive."""
+    """The share of a collective's data that each process sends in a ring algorithm; 1 for a plain send, 0 for a receive."""
     if "send" in collective or "recv" in collective:
         return float("send" in collective)
     return (2 if "allreduce" in collective else 1) * (ranks - 1) / ranks
