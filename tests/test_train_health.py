@@ -107,7 +107,7 @@ def test_a_loss_that_leaves_its_course_goes_back_and_around(corpus, tmp_path):
 def test_a_loss_that_stays_high_or_has_no_way_back_stops_in_one_sentence(corpus, tmp_path):
     with pytest.raises(TenfoldError, match="no checkpoint of step 50 or earlier"):
         pretrain_with([], run_config(**SPIKING, save_every_s=1e9), corpus, tmp_path / "a", poisoned(60))
-    with pytest.raises(TenfoldError, match="after 5 returns: lower learning_rate"):
+    with pytest.raises(TenfoldError, match="after 5 rollbacks: lower learning_rate"):
         pretrain_with([], run_config(**SPIKING, save_every_s=0.0, keep_last=100), corpus, tmp_path / "b", poisoned(120))
 
 
