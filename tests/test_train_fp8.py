@@ -16,7 +16,7 @@ from tenfold.train.tasks.pretrain import pretrain
 
 def test_where_the_hardware_lacks_it_a_run_says_so_and_is_the_run_without_it(corpus, tmp_path):
     small = {"model": {"width": 16}, "tokens": 4000, "seq_len": 64, "batch_size": 4, "evaluate_tokens": 2048}
-    with pytest.warns(UserWarning, match="fp8 was asked for and does nothing: this run is not on a GPU; the run trains in float32"):
+    with pytest.warns(UserWarning, match="fp8 was requested but does nothing: this run is not on a GPU; the run trains in float32"):
         asked = pretrain(run_config(fp8=True, device="cpu", dtype="float32", **small), corpus, tmp_path / "asked", quiet=True)
     plain = pretrain(run_config(device="cpu", dtype="float32", **small), corpus, tmp_path / "plain", quiet=True)
     assert asked.loss == plain.loss

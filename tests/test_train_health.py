@@ -123,6 +123,14 @@ def test_patience_is_counted_in_steps_however_seldom_losses_come(every):
     assert 0 <= spike.value.step - rises <= max(health.PATIENCE, 2 * every)
 
 
+@pytest.mark.parametrize("every", [60, 100, 500])
+def test_steady_losses_are_no_spike_however_seldom_they_come(every):
+    detector = LossSpikeDetector(2.0)
+    for step in range(every, 20 * every, every):
+        detector.look(4.0, step)
+    assert detector.usual == pytest.approx(4.0)
+
+
 def test_one_high_loss_among_others_is_no_spike():
     detector = LossSpikeDetector(2.0)
     for step in range(10, 1000, 10):
