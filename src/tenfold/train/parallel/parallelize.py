@@ -184,7 +184,7 @@ def _divide_context(attention: Any, mesh: DeviceMesh) -> None:
 
 
 def _across(ranks: int, p: nn.Parameter) -> Shard:
-    """The dimension that FSDP shards a weight by, over `ranks` processes: the first, unless tensor or expert parallelism divides that.
+    """The dimension that FSDP shards a weight by: the first, or the second if tensor or expert parallelism divides the first.
 
     A stack of matrices whose number is not a multiple of `ranks` is sharded by the rows or columns of the matrices, because FSDP
     would pad it to a multiple.
