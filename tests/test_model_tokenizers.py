@@ -144,8 +144,12 @@ def test_tekken_has_its_split_and_special_tokens_first(tmp_path):
         assert vocabulary.pad == (None if special else 11) and vocabulary.special["<SPECIAL_29>"] == 29
         expected = [[token + 30 for token in theirs.encode_ordinary(text)] for text in LINES]
         assert TextEncoder(read_tokenizer(tmp_path))(LINES) == expected
-    (tmp_path / "tekken.json").write_text("{}")
-    with pytest.raises(TenfoldError, match=r"tekken.json cannot be read as a Mistral tokenizer"):
+    for damaged in ({}, {"config": config | {"pattern": "("}, "vocab": vocab}):
+        (tmp_path / "tekken.json").write_text(json.dumps(damaged))
+        with pytest.raises(TenfoldError, match=r"tekken.json cannot be read as a Mistral tokenizer"):
+            read_tokenizer(tmp_path)
+    (tmp_path / "generation_config.json").write_text("[]")
+    with pytest.raises(TenfoldError, match=r"generation_config.json is not a JSON object"):
         read_tokenizer(tmp_path)
 
 

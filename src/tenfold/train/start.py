@@ -129,6 +129,8 @@ def _make_model(task: Task, config: RunConfig, resolved: Resolved) -> tuple[Llam
     in_shares = dist.is_initialized() and dist.get_world_size() > 1 and spec.vision is None and not task.adds_modules
     model = build(spec, config.init_from, torch.device("meta") if in_shares else device)
     task.prepare(model)
+    # Before the model is distributed: fp8 replaces modules, and FSDP and tensor parallelism are applied to module objects.
+    facts = {"fp8": use_fp8(model, device, resolved.dtype)} if config.fp8 else {}
     checkpoint_activations(model, layout.activation_checkpointing)
     dims = parallelize(model, task, layout, device, resolved.dtype)
     if in_shares:
@@ -137,7 +139,6 @@ def _make_model(task: Task, config: RunConfig, resolved: Resolved) -> tuple[Llam
         raise TenfoldError(f"The model in {config.init_from} has weights that are not finite numbers: give another init_from.")
     if device.type == "cuda" and dims.alone:
         use_document_blocks(model, config.data.seq_len)
-    facts = {"fp8": use_fp8(model, device, resolved.dtype)} if config.fp8 else {}
     return model, dims, facts
 
 

@@ -74,7 +74,7 @@ def read_tekken(file: Path) -> tuple[Tokenizer, dict[str, Any]]:
         named = {token["rank"]: token["token_str"] for token in listed}
         special = {named.get(i, f"<SPECIAL_{i}>"): i for i in range(count)}
         tokenizer = _byte_level(ranks, config["pattern"], special)
-    except (ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # the package `tokenizers` raises nothing narrower for a wrong pattern
         raise TenfoldError(f"{file} cannot be read as a Mistral tokenizer (tekken.json): {error!r}.") from None
     ends = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
     return tokenizer, {key: name for key, name in ends.items() if name in special} | {"add_bos_token": True}

@@ -209,6 +209,9 @@ def _chat_template(stored: Any) -> str | None:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text()) if file.exists() else {}
-    except ValueError:
+        found = json.loads(file.read_text()) if file.exists() else {}
+    except (ValueError, RecursionError):
         raise TenfoldError(f"{file} is not valid JSON.") from None
+    if not isinstance(found, dict):
+        raise TenfoldError(f"{file} is not a JSON object: copy the model's own file there.")
+    return found

@@ -32,8 +32,8 @@ def use_fp8(model: Llama, device: torch.device, dtype: torch.dtype) -> str:
     """Make linear and expert layers of `model` compute in fp8 if the device supports it; returns in a sentence what was done.
 
     Routers, the image encoder, embeddings, the head and multi-token prediction stay in `dtype`, because they are small or lose
-    accuracy. If the device does not support fp8, the model is unchanged and the sentence is also issued as a warning. Raises
-    TenfoldError if the device does and torchao is missing.
+    accuracy; so do layers with adapters. If the device does not support fp8, the model is unchanged and the sentence is also issued
+    as a warning. Raises TenfoldError if the device supports it and torchao is missing. To be called before `parallelize`.
     """
     reason = why_not(device, dtype)
     if reason:
@@ -65,6 +65,8 @@ def convert(model: Llama, *, emulate: bool, recipe: str = "rowwise") -> tuple[in
 
     def fits(module: nn.Module, name: str) -> bool:
         assert isinstance(module, nn.Linear)
+        if type(module) is not nn.Linear:  # torchao would drop an adapter, or the bits of a quantised matrix
+            return False
         hidden = role(f"{name}.weight") in (Role.MATRIX, Role.RESIDUAL) and not name.startswith("mtp.")
         taken = hidden and not any(size % MULTIPLE for size in module.weight.shape)
         swapped.extend([name] if taken else [])
