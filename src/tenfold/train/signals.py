@@ -38,7 +38,7 @@ def stop_on_signals() -> Iterator[Stop]:
         stop.requested, stop.by = True, stop.by or signal.Signals(number).name
 
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    if before.get(signal.SIGHUP) == signal.SIG_IGN:  # by nohup
+    if before.get(signal.SIGHUP) == signal.SIG_IGN:  # set by nohup: respect it
         del before[signal.SIGHUP]
     try:
         for number in before:

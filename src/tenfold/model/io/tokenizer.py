@@ -202,7 +202,7 @@ def _vocabulary(tokenizer: Tokenizer, facts: dict[str, Any]) -> Vocabulary:
 
 
 def _chat_template(stored: Any) -> str | None:
-    if isinstance(stored, list):  # several, by name
+    if isinstance(stored, list):  # several templates, each with a name
         return next((t["template"] for t in stored if t["name"] == "default"), stored[0]["template"]) if stored else None
     return stored
 

@@ -29,7 +29,7 @@ def make_optimizers(model: nn.Module, spec: ModelSpec, h: Hyperparameters, kind:
         if kind == "muon" and role.is_hidden:
             muon.append(p)
         else:
-            adam.setdefault((scale, role.is_matrix, getattr(p, "device_mesh", None)), []).append(p)  # one kernel takes one mesh
+            adam.setdefault((scale, role.is_matrix, getattr(p, "device_mesh", None)), []).append(p)  # a fused kernel takes tensors of one mesh only
     groups = []
     for (scale, matrix, _), params in adam.items():
         lr = h.learning_rate * scale
