@@ -29,7 +29,8 @@ def make_optimizers(model: nn.Module, spec: ModelSpec, h: Hyperparameters, kind:
         if kind == "muon" and role.is_hidden:
             muon.append(p)
         else:
-            adam.setdefault((scale, role.is_matrix, getattr(p, "device_mesh", None)), []).append(p)  # a fused kernel takes tensors of one mesh only
+            # By mesh too: a fused kernel takes tensors of one mesh only.
+            adam.setdefault((scale, role.is_matrix, getattr(p, "device_mesh", None)), []).append(p)
     groups = []
     for (scale, matrix, _), params in adam.items():
         lr = h.learning_rate * scale
